@@ -1,0 +1,93 @@
+"""CUDA memory: allocation history, snapshots and peaks; every function is a safe no-op where there is no CUDA device.
+
+A snapshot opens in the viewer at https://pytorch.org/memory_viz, which runs in the browser and uploads nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def start_history(*, max_entries: int = 100_000) -> bool:
+    """Begin to record every allocation with its stack trace; return whether anything is recorded.
+
+    The newest `max_entries` events are kept. Recording slows every allocation, so begin it for the steps of interest
+    and not for a whole run.
+    """
+    if not _has_cuda():
+        return False
+    import torch
+
+    torch.cuda.memory._record_memory_history(max_entries=max_entries)
+    return True
+
+
+def dump_snapshot(path: str | os.PathLike[str]) -> bool:
+    """Write the recorded history and the state of the allocator to `path`; return whether a file was written.
+
+    Raises OSError when the file cannot be written.
+    """
+    if not _has_cuda():
+        return False
+    import torch
+
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Beside and renamed: a job killed half-way through a large snapshot leaves none that the viewer would choke on.
+    unfinished = target.with_name(target.name + ".tmp")
+    torch.cuda.memory._dump_snapshot(str(unfinished))  # type: ignore[no-untyped-call]
+    unfinished.replace(target)
+    return True
+
+
+def summary() -> str:
+    """Return the allocator's table for the current CUDA device, or one sentence where there is none."""
+    if not _has_cuda():
+        return "no CUDA device: no device memory to report"
+    import torch
+
+    return str(torch.cuda.memory_summary())
+
+
+def peaks() -> dict[str, int]:
+    """Return the highest memory use so far, in bytes.
+
+    `cpu_peak_rss_bytes` is the resident memory of this process over its whole life (absent on Windows);
+    `cuda_peak_allocated_bytes` and `cuda_peak_reserved_bytes` are the current device's since `reset_peaks`.
+    """
+    found: dict[str, int] = {}
+    resident = _peak_rss_bytes()
+    if resident is not None:
+        found["cpu_peak_rss_bytes"] = resident
+    if _has_cuda():
+        import torch
+
+        found["cuda_peak_allocated_bytes"] = torch.cuda.max_memory_allocated()
+        found["cuda_peak_reserved_bytes"] = torch.cuda.max_memory_reserved()
+    return found
+
+
+def reset_peaks() -> None:
+    """Begin the CUDA peaks anew; the process's own peak cannot be reset."""
+    if _has_cuda():
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _has_cuda() -> bool:
+    # The helpers below raise different types on different CPU builds, so they are not even called there.
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _peak_rss_bytes() -> int | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere but on macOS
