@@ -1,0 +1,58 @@
+"""Where records go: JSON lines on stdout, Weights & Biases or nowhere, and a `metrics.jsonl` beside any of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TextIO
+
+from logger.base import Logger
+from logger.console_logger import ConsoleLogger
+from logger.file_logger import JsonlLogger, truncate_after_step
+from logger.multi import MultiLogger
+from logger.noop import NoopLogger
+from logger.wandb_logger import WandbLogger
+
+__all__ = [
+    "ConsoleLogger",
+    "JsonlLogger",
+    "Logger",
+    "MultiLogger",
+    "NoopLogger",
+    "WandbLogger",
+    "create_logger",
+    "truncate_after_step",
+]
+
+
+def create_logger(
+    backend: Literal["console", "wandb", "noop"],
+    *,
+    run_name: str,
+    jsonl_path: str | os.PathLike[str] | None = None,
+    run_id: str | None = None,
+    wandb_entity: str | None = None,
+    wandb_project: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    tags: Sequence[str] = (),
+    stream: TextIO | None = None,
+) -> MultiLogger:
+    """Return the logger of a run: the chosen backend, and the file `jsonl_path` whatever the backend, when it is given.
+
+    `stream` is the console's (stdout when None); `run_id`, `config`, `tags` and the `wandb_` names go to W&B only. A
+    logger that fails later never stops the run. Raises ValueError for an unknown backend or a missing `wandb` package,
+    OSError when the file cannot be opened.
+    """
+    # The file first: it is cheap to open, and its errors should not leave a W&B run behind.
+    loggers: list[Logger] = [] if jsonl_path is None else [JsonlLogger(jsonl_path)]
+    if backend == "console":
+        loggers.append(ConsoleLogger(stream))
+    elif backend == "wandb":
+        loggers.append(
+            WandbLogger(
+                run_name=run_name, project=wandb_project, entity=wandb_entity, run_id=run_id, config=config, tags=tags
+            )
+        )
+    elif backend != "noop":
+        raise ValueError(f"logging.backend: expected console, wandb or noop, got {backend!r}")
+    return MultiLogger(loggers)

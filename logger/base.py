@@ -1,0 +1,105 @@
+"""What every logger can do, and how a record becomes one flat JSON line.
+
+The room knows no model and no config: keys and values come from the caller. Keys are dotted and carry their units
+(`metrics.latency_ms`); values are JSON scalars, or lists of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+
+class Logger(ABC):
+    """A place that records go to; a subclass says where by `write`.
+
+    All methods are called from one thread. `close` is called once, and a logger is a context manager that calls it.
+    """
+
+    @abstractmethod
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Take one flat record, as `flatten` gives it."""
+
+    def log_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Log the measurements of a step; `{"loss": 2.5}` is written as `metrics.loss`."""
+        self.write({"step": step, **flatten(metrics, prefix="metrics.")})
+
+    def log_event(self, event: str, **fields: Any) -> None:
+        """Log that something happened, as `{"event": "checkpoint_saved", "step": 1000}`."""
+        self.write({"event": event, **flatten(fields)})
+
+    def log_record(self, record: Mapping[str, Any]) -> None:
+        """Log a record whose keys are kept as given (`params.temperature`, `text.output`)."""
+        self.write(flatten(record))
+
+    def log_artifact(  # noqa: B027  # most backends keep no files
+        self, path: str | os.PathLike[str], *, name: str, type: str
+    ) -> None:
+        """Keep a file or directory under `name` where the backend can store files; the others do nothing."""
+
+    @property
+    def run_id(self) -> str | None:
+        """The id under which the backend continues this run after a resume, where it has one."""
+        return None
+
+    def close(self) -> None:  # noqa: B027  # most backends hold nothing back
+        """Write what is still held back and release the backend."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def flatten(values: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
+    """Join the keys of nested mappings with dots and turn numpy and torch scalars into Python's own."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, prefix=f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = _plain(value)
+    return flat
+
+
+def to_json_line(record: Mapping[str, Any], *, encoding: str = "utf-8") -> str:
+    """Return the record as one line of JSON, newline included, that `encoding` can express.
+
+    JSON has no number for them, so floats that are not finite are written as the strings "nan", "inf" and "-inf".
+    """
+    finite = {key: _finite(value) for key, value in record.items()}
+    line = json.dumps(finite, ensure_ascii=False, allow_nan=False)
+    try:
+        line.encode(encoding)
+    except UnicodeEncodeError:  # a terminal without UTF-8, or half of a surrogate pair in a text
+        line = json.dumps(finite, allow_nan=False)
+    return line + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "item"):
+        try:
+            return value.item()
+        except (ValueError, RuntimeError):  # more than one element
+            return value.tolist()
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(element) for element in value]
+    return str(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(element) for element in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

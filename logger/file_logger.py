@@ -1,0 +1,106 @@
+"""One JSON object a line appended to a file: the `metrics.jsonl` that every run keeps, whatever its backend."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from logger.base import Logger, to_json_line
+
+
+class JsonlLogger(Logger):
+    """Appends each record to `path` as one whole line, in the hands of the operating system when the call returns.
+
+    A line that a killed run left unfinished is cut off when the file is opened. Raises OSError when the file cannot be
+    opened or written; a line that did not fit on a full disk is taken back.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._open()
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one line, in one call, so that no reader and no other writer sees a part of it."""
+        # The file was replaced (`truncate_after_step`) or deleted under us: go on in the one that has the name now.
+        if os.fstat(self._file.fileno()).st_nlink == 0:
+            self._file.close()
+            self._file = self._open()
+        line = to_json_line(record).encode()
+        size = os.fstat(self._file.fileno()).st_size
+        written = 0
+        try:
+            while written < len(line):
+                written += self._file.write(line[written:])
+        except OSError:
+            if written:
+                self._file.truncate(size)
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _open(self) -> FileIO:
+        _cut_torn_line(self.path)
+        return open(self.path, "ab", buffering=0)
+
+
+def truncate_after_step(path: str | os.PathLike[str], step: int) -> int:
+    """Remove every line of a later step than `step`, so that a resumed run writes each step once; return how many.
+
+    Lines without a step are kept. Lines that are not JSON objects (torn by a kill or a power cut) are removed too. The
+    new file is written beside the old one and renamed; a missing file has nothing to remove. Raises OSError.
+    """
+    target = Path(path).resolve()
+    if not target.exists():
+        return 0
+    removed = 0
+    unfinished = target.with_name(target.name + ".tmp")
+    with open(target, "rb") as old, open(unfinished, "wb") as new:
+        for line in old:
+            if _stands(line, step):
+                new.write(line)
+            else:
+                removed += 1
+        new.flush()
+        os.fsync(new.fileno())
+    if removed:
+        unfinished.replace(target)
+    else:
+        unfinished.unlink()
+    return removed
+
+
+def _stands(line: bytes, step: int) -> bool:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return False
+    if not isinstance(record, dict) or not line.endswith(b"\n"):
+        return False
+    at = record.get("step")
+    return not isinstance(at, int) or at <= step
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Cut what stands after the last newline, or the next line would be glued to it."""
+    if not path.exists():
+        return
+    with open(path, "r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        keep = end
+        while keep > 0:
+            begin = max(0, keep - 65536)
+            file.seek(begin)
+            newline = file.read(keep - begin).rfind(b"\n")
+            if newline >= 0:
+                keep = begin + newline + 1
+                break
+            keep = begin
+        if keep < end:
+            file.truncate(keep)

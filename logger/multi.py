@@ -1,0 +1,51 @@
+"""Several loggers as one, where the failure of one never reaches the others or the run."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from logger.base import Logger
+
+_log = logging.getLogger(__name__)
+
+
+class MultiLogger(Logger):
+    """Hands every record to each logger in turn.
+
+    A logger that raises is named once on stderr (by `logging`) and is still tried with the next record: a full disk
+    may be emptied while the run goes on.
+    """
+
+    def __init__(self, loggers: Sequence[Logger]) -> None:
+        self.loggers = tuple(loggers)
+        self._reported: set[int] = set()
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Write the record to each logger."""
+        self._each(lambda logger: logger.write(record))
+
+    def log_artifact(self, path: str | os.PathLike[str], *, name: str, type: str) -> None:
+        """Offer the artifact to each logger."""
+        self._each(lambda logger: logger.log_artifact(path, name=name, type=type))
+
+    @property
+    def run_id(self) -> str | None:
+        """The first id that one of the loggers has."""
+        return next((logger.run_id for logger in self.loggers if logger.run_id is not None), None)
+
+    def close(self) -> None:
+        """Close each logger."""
+        self._each(lambda logger: logger.close())
+
+    def _each(self, call: Callable[[Logger], None]) -> None:
+        for position, logger in enumerate(self.loggers):
+            try:
+                call(logger)
+            except Exception as error:
+                if position not in self._reported:
+                    self._reported.add(position)
+                    name = type(logger).__name__
+                    _log.warning("%s failed, the run goes on: %s: %s", name, type(error).__name__, error)
