@@ -1,37 +1,39 @@
-"""Weights & Biases, kept at arm's length: everything that may wait for a network happens in one daemon thread.
+"""Weights & Biases, kept at arm's length: `wandb` lives in a process of its own that can be left behind.
 
-The run hands over plain records and never waits for W&B but twice, both times bounded: briefly at the start, so that a
-wrong key is reported while somebody still looks, and at the end, so that the last lines are uploaded. `wandb` itself is
-imported only when this logger is built.
+In our own process a W&B without network would hold up the interpreter's exit for as long as it pleases (measured:
+90 s), replace `sys.stdout` and `sys.excepthook`, and share the interpreter lock. Here the run hands over plain records
+and waits twice, both times bounded: at the start, so that a wrong key is reported while somebody still looks, and at
+the end.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import logging
 import os
 import secrets
+import signal
+import subprocess
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from logger.base import Logger
 
 _log = logging.getLogger(__name__)
 
-# One thing to do with the live run, in the order in which the caller asked for it.
-_Task = Callable[[ModuleType, Any], None]
-
 
 class WandbLogger(Logger):
     """Sends records and artifacts to one W&B run.
 
     While W&B is slow or still starting, up to `queue_size` records wait; then the oldest are dropped and counted. The
-    first exception from W&B is reported once on stderr (by `logging`) and ends its part in the run. `run_id` is chosen
-    here unless given, so that a checkpoint can hold it before the network has answered; giving it again continues the
-    W&B run. Raises ValueError when the package is missing.
+    first failure of W&B is reported once on stderr (by `logging`) and ends its part in the run. `run_id` is chosen here
+    unless given, so that a checkpoint can hold it before the network has answered; giving it again continues the W&B
+    run. Raises ValueError when the package is missing.
     """
 
     def __init__(
@@ -47,17 +49,16 @@ class WandbLogger(Logger):
         close_timeout: float = 10.0,
         queue_size: int = 10_000,
     ) -> None:
-        wandb = _import_wandb()
+        _require_wandb()
         self._run_id = run_id or secrets.token_hex(4)
         self._close_timeout = close_timeout
         self._queue_size = queue_size
-        self._tasks: deque[_Task] = deque()
-        self._changed = threading.Condition()
-        self._closing = False
         self._dropped = 0
-        self._started = threading.Event()
+        self._closing = False
+        self._changed = threading.Condition()
+        self._answered = threading.Event()
         self._ended = threading.Event()
-        options: dict[str, Any] = {
+        options = {
             "id": self._run_id,
             "resume": "allow",
             "name": run_name,
@@ -65,10 +66,13 @@ class WandbLogger(Logger):
             "entity": entity,
             "config": dict(config or {}),
             "tags": list(tags),
-            "settings": _settings(wandb, init_timeout=init_timeout, close_timeout=close_timeout),
         }
-        threading.Thread(target=self._work, args=(wandb, options), name="wandb-logger", daemon=True).start()
-        if not self._started.wait(init_timeout):
+        self._lines: deque[bytes] = deque()
+        self._process = _start_process()
+        first = {"init": options, "settings": _settings(init_timeout), "finish_limit": 6 * close_timeout}
+        threading.Thread(target=self._send, args=(_encode(first),), name="wandb-send", daemon=True).start()
+        threading.Thread(target=self._listen, name="wandb-listen", daemon=True).start()
+        if not self._answered.wait(init_timeout):
             _log.warning("W&B has not answered within %g s: the run goes on and its lines wait", init_timeout)
 
     @property
@@ -78,86 +82,107 @@ class WandbLogger(Logger):
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Hand one record over and return at once."""
-        kept = dict(record)
-        self._add(lambda wandb, run: run.log(kept))
+        self._add({"log": dict(record)})
 
     def log_artifact(self, path: str | os.PathLike[str], *, name: str, type: str) -> None:
         """Hand a file or directory over and return at once; one that is gone by then is reported and left out."""
-        self._add(lambda wandb, run: _upload(wandb, run, Path(path), name=name, type=type))
+        self._add({"artifact": {"path": str(Path(path).resolve()), "name": name, "type": type}})
 
     def close(self) -> None:
-        """Let W&B finish within `close_timeout` seconds, then leave it behind."""
+        """Let W&B finish within `close_timeout` seconds, then end its process."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         if not self._ended.wait(self._close_timeout):
-            _log.warning("W&B has not finished within %g s: its last lines may be missing there", self._close_timeout)
+            _log.warning("W&B has not finished within %g s: its last lines are missing there", self._close_timeout)
+            _kill(self._process)
+        self._process.wait()
         if self._dropped:
             _log.warning("W&B was too slow: %d records were dropped", self._dropped)
 
-    def _add(self, task: _Task) -> None:
+    def _add(self, request: Mapping[str, Any]) -> None:
         with self._changed:
             if self._closing or self._ended.is_set():
                 return
-            if len(self._tasks) >= self._queue_size:
-                self._tasks.popleft()
+            if len(self._lines) >= self._queue_size:
+                self._lines.popleft()
                 self._dropped += 1
-            self._tasks.append(task)
+            self._lines.append(_encode(request))
             self._changed.notify()
 
-    def _work(self, wandb: ModuleType, options: Mapping[str, Any]) -> None:
-        """Start the W&B run, do what is asked of it, finish it; the body of the thread."""
+    def _send(self, first: bytes) -> None:
+        """Write what is queued to the process, which may take its time; the body of a thread."""
+        assert self._process.stdin is not None
+        line: bytes | None = first
         try:
-            run = wandb.init(**options)
-            run.define_metric("*", step_metric="step")
-            self._started.set()
-            while (task := self._next()) is not None:
-                task(wandb, run)
-            run.finish()
-        except BaseException as error:  # wandb.init turns some failures into SystemExit or KeyboardInterrupt
-            _log.warning("W&B failed, the run goes on without it: %s: %s", type(error).__name__, error)
-        finally:
-            self._ended.set()
-            self._started.set()
-            with self._changed:
-                self._tasks.clear()
+            while line is not None:
+                self._process.stdin.write(line)
+                self._process.stdin.flush()
+                line = self._next()
+            self._process.stdin.close()
+        except OSError:  # the process has ended: `_listen` says why
+            return
 
-    def _next(self) -> _Task | None:
+    def _next(self) -> bytes | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._tasks or self._closing)
-            return self._tasks.popleft() if self._tasks else None
+            self._changed.wait_for(lambda: self._lines or self._closing)
+            return self._lines.popleft() if self._lines else None
+
+    def _listen(self) -> None:
+        """Report what the process answers until it ends; the body of a thread."""
+        assert self._process.stdout is not None
+        failed = False
+        for line in self._process.stdout:
+            answer = json.loads(line)
+            if "failed" in answer:
+                failed = True
+                _log.warning("W&B failed, the run goes on without it: %s", answer["failed"])
+            elif "note" in answer:
+                _log.warning("W&B: %s", answer["note"])
+            self._answered.set()
+        if not failed and not self._closing:
+            _log.warning("W&B failed, the run goes on without it: its process ended unexpectedly")
+        self._ended.set()
+        self._answered.set()
 
 
-def _import_wandb() -> ModuleType:
-    missing = 'wandb is not installed: pip install "transformerlm[wandb]"'
-    try:
-        import wandb
-    except ImportError as error:
-        raise ValueError(missing) from error
-    # The folder `wandb/` that offline runs leave behind can be imported too, as an empty namespace package.
-    if not hasattr(wandb, "init"):
-        raise ValueError(missing)
-    return wandb
+def _require_wandb() -> None:
+    spec = importlib.util.find_spec("wandb")
+    # The folder `wandb/` that offline runs leave behind is importable too, as a namespace package without an origin.
+    if spec is None or spec.origin is None:
+        raise ValueError('wandb is not installed: pip install "transformerlm[wandb]"')
 
 
-def _settings(wandb: ModuleType, *, init_timeout: float, close_timeout: float) -> dict[str, Any]:
-    """Return the settings that bound W&B's own waiting, as far as the installed version knows them."""
-    known = getattr(getattr(wandb, "Settings", None), "model_fields", {})
-    wanted = {
-        "console": "off",  # it would replace sys.stdout from another thread
+def _start_process() -> subprocess.Popen[bytes]:
+    script = Path(__file__).with_name("wandb_process.py")
+    return subprocess.Popen(
+        [sys.executable, "-P", str(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # Ctrl-C is for the run, which then finishes W&B in order.
+        start_new_session=True,
+    )
+
+
+def _settings(init_timeout: float) -> dict[str, Any]:
+    """Return W&B settings; the process leaves out those that its version does not know."""
+    return {
+        "console": "off",
         "login_timeout": init_timeout,  # the question for a key on a terminal
-        "finish_timeout": close_timeout,  # also bounds what wandb does when the interpreter exits
+        "x_stats_pid": os.getpid(),  # measure the run, not the process that reports it
+        "program": sys.argv[0],
     }
-    return {key: value for key, value in wanted.items() if key in known}
 
 
-def _upload(wandb: ModuleType, run: Any, path: Path, *, name: str, type: str) -> None:
-    if not path.exists():
-        _log.warning("W&B: %s is gone before it could be uploaded as %s", path, name)
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    if sys.platform == "win32":
+        process.kill()
         return
-    artifact = wandb.Artifact(name=name, type=type)
-    if path.is_dir():
-        artifact.add_dir(str(path))
-    else:
-        artifact.add_file(str(path))
-    run.log_artifact(artifact)
+    try:
+        os.killpg(process.pid, signal.SIGKILL)  # the session it leads, W&B's own helper included
+    except ProcessLookupError:
+        return
+
+
+def _encode(request: Mapping[str, Any]) -> bytes:
+    return json.dumps(request, default=str).encode() + b"\n"
