@@ -1,0 +1,274 @@
+"""Learning BPE merges from text (Sennrich, Haddow & Birch, 2016, arXiv:1508.07909), on bytes as in GPT-2.
+
+Two steps. *Counting*: the text is cut into pre-tokens, and equal ones are counted once; this is a map over pieces of
+text, done by worker processes for large inputs. *Merging*: over and over, the pair of neighbouring tokens that occurs
+most often becomes one token. Ties go to the greater pair of byte strings, which makes the result a function of the
+text alone.
+
+The merging never looks at a word again that the merge does not touch: each pair's count and places are kept up to
+date, and a heap gives the next best. Knows nothing of files but how to ask for their text; the vocabulary's files are
+`io.py`'s.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+
+from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, resolve_num_workers
+from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, pre_tokenize, safe_pieces
+from transformerlm.utils.text_files import ReadStats, expand_inputs, read_text, total_bytes
+
+Pair = tuple[int, int]
+
+CHUNK_CHARS = 1 << 20
+_BETWEEN_WORDS = -1
+_INSIDE_TOKEN = -2
+_MERGES_PER_REPORT = 64
+
+
+def train_bpe(
+    input_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    vocab_size: int,
+    special_tokens: Sequence[str],
+    *,
+    num_workers: int | None = None,
+    text_field: str = "text",
+    progress: ProgressCallback | None = None,
+    stats: ReadStats | None = None,
+) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:
+    """Train a byte-level BPE tokenizer on text files and return its vocabulary and its merges in order.
+
+    Args:
+        input_path: file, glob, or several of them (see `transformerlm.utils.text_files`).
+        vocab_size: tokens in all: the 256 bytes, the merges, the special tokens. A small text may run out of pairs
+            first; the vocabulary is then smaller.
+        special_tokens: kept whole, never merged with their neighbours and not counted.
+        num_workers: processes that count; by default one for each CPU, and none besides this one below 8 MB. The
+            result does not depend on it.
+        text_field: where the text stands in a line of a `.jsonl` file.
+        progress: called with ("count", bytes read, bytes in all), then with ("merge", merges done, merges wanted).
+        stats: filled with what the reading met, such as bytes that are not UTF-8.
+
+    Returns:
+        `vocab`: id -> bytes, ids 0..255 the bytes by value, then the merges in order, then the special tokens.
+        `merges`: pairs of byte strings.
+
+    Raises:
+        ValueError: `vocab_size` below 256 + the special tokens, special tokens that cannot be, or inputs without any
+            text.
+    """
+    specials = list(special_tokens)
+    _check_request(vocab_size, specials)
+    paths = expand_inputs(input_path)
+    counts = count_pre_tokens(
+        paths, specials, num_workers=num_workers, text_field=text_field, progress=progress, stats=stats
+    )
+    if not counts:
+        raise ValueError(f"inputs: expected text to train on, found none in {', '.join(map(str, paths))}")
+    words = {word.encode(): count for word, count in counts.items()}
+    merges = learn_merges(words, vocab_size - 256 - len(specials), progress=progress)
+    tokens = [bytes([value]) for value in range(256)] + [left + right for left, right in merges]
+    tokens += [special.encode() for special in specials]
+    return dict(enumerate(tokens)), merges
+
+
+def count_pre_tokens(
+    paths: Sequence[Path],
+    special_tokens: Sequence[str],
+    *,
+    num_workers: int | None = None,
+    text_field: str = "text",
+    progress: ProgressCallback | None = None,
+    stats: ReadStats | None = None,
+    chunk_chars: int = CHUNK_CHARS,
+) -> Counter[str]:
+    """Count the pre-tokens of the files' text, special tokens left out.
+
+    This process reads and cuts (at safe places only), the workers split and count. Memory: about four chunks a worker,
+    one run of text without a safe cut where that is longer, and the distinct pre-tokens.
+    """
+    splitter = SpecialTokenSplitter(special_tokens)
+    stats = stats if stats is not None else ReadStats()
+    num_bytes = total_bytes(paths)
+    batches = _batches(paths, splitter, text_field=text_field, stats=stats, chunk_chars=chunk_chars)
+    counts: Counter[str] = Counter()
+    workers = resolve_num_workers(num_workers, num_bytes)
+    with closing(map_in_order(_PreTokenCounter(splitter), batches, num_workers=workers)) as results:
+        for chunk_counts in results:
+            counts.update(chunk_counts)
+            if progress is not None:
+                progress("count", stats.disk_bytes, num_bytes)
+    return counts
+
+
+def learn_merges(
+    word_counts: Mapping[bytes, int], num_merges: int, *, progress: ProgressCallback | None = None
+) -> list[tuple[bytes, bytes]]:
+    """Return the first `num_merges` merges for words that occur so often, fewer when no pair is left."""
+    pairs = _PairTable(word_counts)
+    merges: list[tuple[bytes, bytes]] = []
+    while len(merges) < num_merges and (pair := pairs.pop_best()) is not None:
+        merges.append((pairs.tokens[pair[0]], pairs.tokens[pair[1]]))
+        pairs.merge(pair)
+        if progress is not None and len(merges) % _MERGES_PER_REPORT == 0:
+            progress("merge", len(merges), num_merges)
+    if progress is not None:
+        progress("merge", len(merges), num_merges)
+    return merges
+
+
+class _PreTokenCounter:
+    """The work on one chunk, as an object that can be sent to a worker process."""
+
+    def __init__(self, splitter: SpecialTokenSplitter) -> None:
+        self.splitter = splitter
+
+    def __call__(self, texts: list[str]) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        for text in texts:
+            for segment, is_special in self.splitter.split(text):
+                if not is_special:
+                    counts.update(pre_tokenize(segment))
+        return dict(counts)
+
+
+class _PairTable:
+    """All words as one row of slots, a slot a byte, and each pair of neighbouring tokens with its count and places.
+
+    A token of n bytes fills n slots; its id stands in the first and in the last of them, so that both neighbours can
+    read it. Slots in between hold `_INSIDE_TOKEN`, slots between words `_BETWEEN_WORDS`. A place is where the pair's
+    left token begins. Places are never taken out of a pair's list: ids only grow, so a place is out of date exactly
+    when its two ids are no longer there.
+    """
+
+    def __init__(self, word_counts: Mapping[bytes, int]) -> None:
+        self.tokens = [bytes([value]) for value in range(256)]
+        self._known = set(self.tokens)
+        self._order = [_descending(token) for token in self.tokens]
+        self._slots = [_BETWEEN_WORDS]
+        self._weights = [0]  # of each slot: how often its word occurs
+        for word, count in word_counts.items():
+            self._slots.extend(word)
+            self._slots.append(_BETWEEN_WORDS)
+            self._weights.extend([count] * (len(word) + 1))
+        self._counts: defaultdict[Pair, int] = defaultdict(int)
+        self._places: defaultdict[Pair, list[int]] = defaultdict(list)
+        for place, pair in enumerate(pairwise(self._slots)):
+            if _BETWEEN_WORDS not in pair:
+                self._counts[pair] += self._weights[place]
+                self._places[pair].append(place)
+        self._heap = [self._entry(pair) for pair in self._counts]
+        heapq.heapify(self._heap)
+
+    def pop_best(self) -> Pair | None:
+        """Return the pair with the highest count, of equals the one with the greater byte strings; None at the end.
+
+        Counts of pairs in the heap only fall (a merge makes new pairs of the new token, and takes from the others): an
+        entry that is out of date is put back with its present count when it comes up. A pair that would spell a token
+        which exists already is passed over, so that no two ids mean the same.
+        """
+        while self._heap:
+            negative_count, _, _, left, right = heapq.heappop(self._heap)
+            pair = (left, right)
+            if self._counts[pair] == -negative_count and self.tokens[left] + self.tokens[right] not in self._known:
+                return pair
+            if 0 < self._counts[pair] < -negative_count:
+                heapq.heappush(self._heap, self._entry(pair))
+            else:
+                self._forget(pair)
+        return None
+
+    def merge(self, pair: Pair) -> None:
+        """Make the pair one new token wherever it stands, from left to right, and update the counts around it."""
+        slots, counts, places, tokens = self._slots, self._counts, self._places, self.tokens
+        left, right = pair
+        new = len(tokens)
+        tokens.append(tokens[left] + tokens[right])
+        self._known.add(tokens[new])
+        self._order.append(_descending(tokens[new]))
+        new_pairs: set[Pair] = set()
+        for start in places[pair]:
+            middle = start + len(tokens[left])
+            if slots[start] != left or slots[middle] != right:
+                continue  # out of date: in "aaa" the first merge takes the second pair's left token
+            end = start + len(tokens[new])
+            weight = self._weights[start]
+            before, after = slots[start - 1], slots[end]
+            if before >= 0:
+                counts[before, left] -= weight
+                counts[before, new] += weight
+                places[before, new].append(start - len(tokens[before]))
+                new_pairs.add((before, new))
+            if after >= 0:
+                counts[right, after] -= weight
+                counts[new, after] += weight
+                places[new, after].append(start)
+                new_pairs.add((new, after))
+            slots[middle - 1] = slots[middle] = _INSIDE_TOKEN
+            slots[start] = slots[end - 1] = new
+        self._forget(pair)
+        for new_pair in new_pairs:
+            if counts[new_pair] > 0:
+                heapq.heappush(self._heap, self._entry(new_pair))
+            else:
+                self._forget(new_pair)
+
+    def _entry(self, pair: Pair) -> tuple[int, str, str, int, int]:
+        left, right = pair
+        return -self._counts[pair], self._order[left], self._order[right], left, right
+
+    def _forget(self, pair: Pair) -> None:
+        self._counts.pop(pair, None)
+        self._places.pop(pair, None)
+
+
+def _descending(token: bytes) -> str:
+    """Return a key that sorts byte strings from the greatest down, as Python's heap gives the smallest first.
+
+    Each byte is turned round, and an end mark above all of them puts a string behind those that go on from it.
+    """
+    return bytes(255 - value for value in token).decode("latin-1") + "\u0100"
+
+
+def _batches(
+    paths: Sequence[Path], splitter: SpecialTokenSplitter, *, text_field: str, stats: ReadStats, chunk_chars: int
+) -> Iterator[list[str]]:
+    """Gather safe pieces of text into lists of at least `chunk_chars` characters; no piece crosses a document."""
+    batch: list[str] = []
+    gathered = 0
+    for text in _texts(paths, splitter, text_field=text_field, stats=stats, chunk_chars=chunk_chars):
+        batch.append(text)
+        gathered += len(text)
+        if gathered >= chunk_chars:
+            yield batch
+            batch, gathered = [], 0
+    if batch:
+        yield batch
+
+
+def _texts(
+    paths: Sequence[Path], splitter: SpecialTokenSplitter, *, text_field: str, stats: ReadStats, chunk_chars: int
+) -> Iterable[str]:
+    for path in paths:
+        blocks = read_text(path, text_field=text_field, stats=stats)
+        for piece in safe_pieces(blocks, splitter, size=chunk_chars):
+            yield piece.text
+
+
+def _check_request(vocab_size: int, special_tokens: Sequence[str]) -> None:
+    if len(set(special_tokens)) < len(special_tokens):
+        raise ValueError(f"special_tokens: expected each once, found {list(special_tokens)}")
+    for token in special_tokens:
+        if len(token.encode("utf-8", "replace")) == 1:
+            raise ValueError(f"special_tokens: expected two bytes or more, found {token!r}, which is a token as it is")
+    if vocab_size < 256 + len(special_tokens):
+        raise ValueError(
+            f"vocab_size: expected at least {256 + len(special_tokens)} (256 bytes and {len(special_tokens)} "
+            f"special tokens), found {vocab_size}"
+        )

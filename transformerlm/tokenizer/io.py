@@ -1,0 +1,221 @@
+"""A tokenizer's files in GPT-2's format, checked when they are read.
+
+`vocab.json` is an object of token -> id, `merges.txt` a line per merge with its two parts and a space between, after a
+line `#version: 0.2` that may be missing. Both write a token's bytes in GPT-2's alphabet: printable Latin-1 characters
+stand for themselves, the other 68 bytes for U+0100 and up (a space is `Ġ`). Special tokens are written as they are,
+which is the same thing where they are plain ASCII without spaces.
+
+Every error is a ValueError of one line: the file (and line), what was expected, what was found.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+VOCAB_FILE = "vocab.json"
+MERGES_FILE = "merges.txt"
+SPECIALS_FILE = "special_tokens.json"
+PATTERN_NAME = "gpt2"
+
+_VERSION_LINE = "#version: 0.2"
+_MAX_FILE_BYTES = 1 << 27
+
+
+@cache
+def byte_alphabet() -> dict[int, str]:
+    """Return GPT-2's character for each byte."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [value for value in range(256) if value not in printable]
+    return {value: chr(value) for value in printable} | {value: chr(256 + n) for n, value in enumerate(others)}
+
+
+@cache
+def _bytes_of_alphabet() -> dict[str, int]:
+    return {character: value for value, character in byte_alphabet().items()}
+
+
+def token_to_text(token: bytes) -> str:
+    """Write a token's bytes in GPT-2's alphabet."""
+    alphabet = byte_alphabet()
+    return "".join(alphabet[value] for value in token)
+
+
+def text_to_token(text: str) -> bytes:
+    """Read a token from GPT-2's alphabet.
+
+    Raises:
+        ValueError: a character that is not of the alphabet.
+    """
+    try:
+        return bytes(map(_bytes_of_alphabet().__getitem__, text))
+    except KeyError as error:
+        character = error.args[0]
+        raise ValueError(
+            f"expected characters of GPT-2's byte alphabet, found {character!r} (U+{ord(character):04X}) in {text!r}"
+        ) from None
+
+
+def save_vocab(vocab: Mapping[int, bytes], path: Path, special_tokens: Iterable[str] = ()) -> None:
+    """Write `vocab.json`, a token a line in the order of the ids; the file appears whole or not at all."""
+    specials = {special.encode(): special for special in special_tokens}
+    names = {token_id: specials.get(token) or token_to_text(token) for token_id, token in sorted(vocab.items())}
+    if len(set(names.values())) < len(names):
+        raise ValueError(
+            f"{path}: expected each token to be written differently, found a special token that reads as another token"
+        )
+    ids = {name: token_id for token_id, name in names.items()}
+    write_atomically(path, json.dumps(ids, ensure_ascii=False, indent=0) + "\n")
+
+
+def save_merges(merges: Sequence[tuple[bytes, bytes]], path: Path) -> None:
+    """Write `merges.txt`, the merges in order; the file appears whole or not at all."""
+    lines = [_VERSION_LINE, *(f"{token_to_text(left)} {token_to_text(right)}" for left, right in merges)]
+    write_atomically(path, "\n".join(lines) + "\n")
+
+
+def load_vocab(path: Path, special_tokens: Iterable[str] = ()) -> dict[int, bytes]:
+    """Read and check `vocab.json`; keys equal to a special token are taken as they are.
+
+    Raises:
+        ValueError: anything but an object of token -> id with ids 0..n-1, each once, and all 256 bytes.
+    """
+    specials = set(special_tokens)
+    vocab: dict[int, bytes] = {}
+    for name, token_id in read_json_object(path).items():
+        if isinstance(token_id, bool) or not isinstance(token_id, int):
+            raise ValueError(f"{path}: expected a whole number as the id of {name!r}, found {token_id!r}")
+        if token_id in vocab:
+            raise ValueError(f"{path}: expected each id once, found {token_id} for {vocab[token_id]!r} and {name!r}")
+        try:
+            vocab[token_id] = name.encode() if name in specials else text_to_token(name)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    check_vocab(vocab, where=str(path))
+    return vocab
+
+
+def load_merges(path: Path, vocab: Mapping[int, bytes]) -> list[tuple[bytes, bytes]]:
+    """Read `merges.txt` and check it against the vocabulary.
+
+    Raises:
+        ValueError: a line that is no pair of known tokens, or a merge that comes twice or before its parts.
+    """
+    lines = _read(path).split("\n")
+    first_line = 2 if lines[0].startswith("#version") else 1
+    lines = lines[first_line - 1 :]
+    while lines and not lines[-1].strip():
+        lines.pop()
+    merges: list[tuple[bytes, bytes]] = []
+    for number, line in enumerate(lines, first_line):
+        parts = line.removesuffix("\r").split(" ")
+        if len(parts) != 2 or not all(parts):
+            raise ValueError(f"{path}:{number}: expected two tokens with one space between, found {line[:80]!r}")
+        try:
+            merges.append((text_to_token(parts[0]), text_to_token(parts[1])))
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from None
+    check_merges(merges, vocab, where=f"{path}:", first=first_line)
+    return merges
+
+
+def check_vocab(vocab: Mapping[int, bytes], *, where: str = "vocab") -> None:
+    """Refuse a vocabulary whose ids are not 0..n-1, whose tokens are not distinct, or that lacks a byte."""
+    if set(vocab) != set(range(len(vocab))):
+        missing = next(token_id for token_id in range(len(vocab)) if token_id not in vocab)
+        raise ValueError(
+            f"{where}: expected the ids 0 to {len(vocab) - 1} for {len(vocab)} tokens, found none with id {missing}"
+        )
+    tokens: dict[bytes, int] = {}
+    for token_id, token in vocab.items():
+        if not token:
+            raise ValueError(f"{where}: expected tokens of at least one byte, found an empty one with id {token_id}")
+        if token in tokens:
+            raise ValueError(
+                f"{where}: expected each token once, found {token!r} with the ids {tokens[token]} and {token_id}"
+            )
+        tokens[token] = token_id
+    for value in range(256):
+        if bytes([value]) not in tokens:
+            name = byte_alphabet()[value]
+            raise ValueError(f"{where}: expected all 256 single bytes, found none for byte {value} (written {name!r})")
+
+
+def check_merges(
+    merges: Iterable[tuple[bytes, bytes]], vocab: Mapping[int, bytes], *, where: str = "merge ", first: int = 0
+) -> None:
+    """Refuse merges that come twice, use or make unknown tokens, or come before the merges of their parts."""
+    tokens = set(vocab.values())
+    seen: set[tuple[bytes, bytes]] = set()
+    made, used = {bytes([value]) for value in range(256)}, set()
+    for number, (left, right) in enumerate(merges, first):
+        new = left + right
+        if unknown := [token_to_text(token) for token in (left, right, new) if token not in tokens]:
+            raise ValueError(f"{where}{number}: expected tokens of the vocabulary, found {unknown[0]!r}, not in it")
+        if unmade := [token_to_text(part) for part in (left, right) if part not in made]:
+            raise ValueError(f"{where}{number}: expected parts that earlier merges make, found {unmade[0]!r}")
+        if (left, right) in seen:
+            again = f"{token_to_text(left)} {token_to_text(right)}"
+            raise ValueError(f"{where}{number}: expected each merge once, found {again!r} again")
+        if new in used:
+            raise ValueError(f"{where}{number}: expected {token_to_text(new)!r} to be made before it is used")
+        seen.add((left, right))
+        made.add(new)
+        used.update((left, right))
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object, refusing a key that comes twice (Python's reader would keep the last in silence)."""
+
+    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in result:
+                raise ValueError(f"expected each key once, found {key!r} twice")
+            result[key] = value
+        return result
+
+    try:
+        value = json.loads(_read(path).removeprefix("\ufeff"), object_pairs_hook=checked)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}: expected JSON, found {error.msg} at column {error.colno}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file beside its place, make it durable, and move it there."""
+    unfinished = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with unfinished.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        with suppress(FileNotFoundError):
+            unfinished.unlink()
+
+
+def _read(path: Path) -> str:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: expected a tokenizer file, found nothing there")
+    size = path.stat().st_size
+    if size > _MAX_FILE_BYTES:
+        raise ValueError(
+            f"{path}: expected at most {_MAX_FILE_BYTES:,} bytes, found {size:,}: this is no tokenizer file"
+        )
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: expected UTF-8, found byte 0x{error.object[error.start]:02x} at offset {error.start}"
+        ) from None

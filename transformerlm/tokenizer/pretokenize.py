@@ -1,0 +1,160 @@
+r"""Cutting text before BPE: special tokens out first, then GPT-2's pre-tokens, and where a stream may be cut.
+
+BPE never merges across a pre-token, and pre-tokens never cross a special token. GPT-2's pattern (Radford et al., 2019)
+takes, in this order: an English contraction ('s, 'll, ...); letters, digits or other marks, each with at most one
+space in front; white space. Its `\s+(?!\S)` leaves the last character of a run of white space to what follows, so `"a
+b"` is `"a", "  ", " b"`.
+
+**Where a stream may be cut.** Between two characters a|b such that, whatever comes before and after, the pre-tokens of
+the whole are those of the two sides put together. That holds when a is not white space (no look-ahead and no leading
+space reaches over the cut), a is not an apostrophe (a contraction might), a and b are of different kinds (letter,
+number, white space, other), and no special token, finished or still arriving, has the cut inside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Any
+
+import regex  # type: ignore[import-untyped]
+
+from transformerlm.utils.text_files import TextBlock
+
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+# (?r) searches from the end: the last cut is wanted, and it is nearly always close by.
+_CUT_PATTERN = r"(?r)\p{L}(?=\P{L})|\p{N}(?=\P{N})|[^\s\p{L}\p{N}'](?=[\s\p{L}\p{N}])"
+
+
+@cache
+def _compiled(pattern: str) -> Any:
+    return regex.compile(pattern)
+
+
+def pre_tokenize(text: str) -> list[str]:
+    """Split text that holds no special token into GPT-2's pre-tokens; joined they are the text again."""
+    pieces: list[str] = _compiled(GPT2_PATTERN).findall(text)
+    return pieces
+
+
+class SpecialTokenSplitter:
+    """Finds special tokens in text: from the left, the longest first where several begin at one place."""
+
+    def __init__(self, special_tokens: Iterable[str]) -> None:
+        """Prepare for these tokens.
+
+        Raises:
+            ValueError: an empty token, or one that UTF-8 cannot spell.
+        """
+        self.special_tokens = list(dict.fromkeys(special_tokens))
+        for token in self.special_tokens:
+            _check_special_token(token)
+        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        self._longest = len(longest_first[0]) if longest_first else 0
+        self._pattern = regex.compile("|".join(map(regex.escape, longest_first))) if longest_first else None
+
+    def __reduce__(self) -> tuple[type[SpecialTokenSplitter], tuple[list[str]]]:
+        """Pickle as the tokens alone: compiled patterns need not travel to worker processes."""
+        return SpecialTokenSplitter, (self.special_tokens,)
+
+    def split(self, text: str) -> Iterator[tuple[str, bool]]:
+        """Yield the non-empty segments of `text` in order, each with whether it is a special token."""
+        end = 0
+        for start, stop in self.find(text):
+            if start > end:
+                yield text[end:start], False
+            yield text[start:stop], True
+            end = stop
+        if end < len(text):
+            yield text[end:], False
+
+    def find(self, text: str) -> Iterator[tuple[int, int]]:
+        """Yield start and end of each special token in `text`."""
+        if self._pattern is not None:
+            for match in self._pattern.finditer(text):
+                yield match.span()
+
+    def safe_cut(self, text: str) -> int:
+        """Return the last place where `text`, the beginning of a stream, may be cut; 0 when there is none."""
+        limit = self._start_of_unfinished(text)
+        for match in _compiled(_CUT_PATTERN).finditer(text, 0, min(limit + 1, len(text))):
+            if not self._is_inside(text, match.end()):
+                return int(match.end())
+        # Nothing but special tokens, or one long pre-token and special tokens: a special token's start is a cut as
+        # well.
+        for start, _ in reversed(list(self.find(text))):
+            if start <= limit and not self._is_inside(text, start):
+                return start
+        return 0
+
+    def _start_of_unfinished(self, text: str) -> int:
+        """Return where a special token may have begun whose end is still to come; the text's length if none has."""
+        for start in range(max(0, len(text) - self._longest + 1), len(text)):
+            tail = text[start:]
+            if any(len(token) > len(tail) and token.startswith(tail) for token in self.special_tokens):
+                return start
+        return len(text)
+
+    def _is_inside(self, text: str, cut: int) -> bool:
+        """Tell whether any occurrence of a special token, overlapping ones too, begins before `cut` and ends after."""
+        return any(
+            text.find(token, max(0, cut - len(token) + 1), cut + len(token) - 1) >= 0 for token in self.special_tokens
+        )
+
+
+class StreamCutter:
+    """Takes text in any parts and gives it back in stretches that may be split and encoded one by one.
+
+    Holds back only what the next part could still change. The first stretches are short, so that a slow stream is not
+    waited for; later ones have about `size` characters. Memory: `size`, or the longest run without a cut (one
+    pre-token), whichever is more.
+    """
+
+    def __init__(self, splitter: SpecialTokenSplitter, *, size: int = 1 << 15, first_size: int = 64) -> None:
+        self._splitter = splitter
+        self._size = size
+        self._parts: list[str] = []
+        self._length = 0
+        self._wanted = min(first_size, size)
+
+    def feed(self, part: str) -> str:
+        """Take the next part; return the text that is now settled, often none."""
+        self._parts.append(part)
+        self._length += len(part)
+        if self._length < self._wanted:
+            return ""
+        buffer = "".join(self._parts)
+        cut = self._splitter.safe_cut(buffer)
+        self._parts = [buffer[cut:]]
+        self._length = len(buffer) - cut
+        # Twice as much as is held back: a run without a cut is then looked through O(log n) times, not once a part.
+        self._wanted = max(min(2 * self._wanted, self._size), 2 * self._length)
+        return buffer[:cut]
+
+    def flush(self) -> str:
+        """Return what was held back; the stream, or the document, has ended."""
+        rest = "".join(self._parts)
+        self._parts, self._length = [], 0
+        self._wanted = min(self._wanted, self._size)
+        return rest
+
+
+def safe_pieces(blocks: Iterable[TextBlock], splitter: SpecialTokenSplitter, *, size: int) -> Iterator[TextBlock]:
+    """Cut blocks of text anew, at safe places only, into pieces of about `size` characters or to a document's end."""
+    cutter = StreamCutter(splitter, size=size, first_size=size)
+    for block in blocks:
+        text = cutter.feed(block.text)
+        if block.ends_document:
+            text += cutter.flush()
+        if text or block.ends_document:
+            yield TextBlock(text, block.ends_document)
+
+
+def _check_special_token(token: str) -> None:
+    if not token:
+        raise ValueError("special_tokens: expected non-empty strings, found an empty one")
+    try:
+        token.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"special_tokens: expected text that UTF-8 can spell, found {token!r}") from error

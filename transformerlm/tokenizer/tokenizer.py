@@ -1,0 +1,236 @@
+"""The tokenizer: text to ids and back.
+
+`encode` cuts the text at special tokens, cuts what lies between into pre-tokens (`pretokenize.py`), and merges each
+pre-token's bytes (`bpe_merge.py`). Texts repeat their words, so the ids of pre-tokens are kept in a cache of bounded
+size. Any `str` can be encoded: nothing is normalised and no token is unknown, as all 256 bytes are tokens. Knows no
+files (`io.py` does), no torch, no config; numpy only where an array is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformerlm.tokenizer import io
+from transformerlm.tokenizer.bpe_merge import merge_by_heap
+from transformerlm.tokenizer.parallel import map_in_order
+from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, StreamCutter, pre_tokenize
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_CACHE_PIECES = 1 << 15
+_CACHED_PIECE_CHARS = 32
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Tokenizer:
+    """A byte-level BPE tokenizer: a vocabulary, merges in order, and special tokens."""
+
+    def __init__(
+        self,
+        vocab: Mapping[int, bytes],
+        merges: Sequence[tuple[bytes, bytes]],
+        special_tokens: Sequence[str] | None = None,
+    ) -> None:
+        """Build from parts as `train_bpe` returns them; a special token that is not in `vocab` gets the next id.
+
+        Raises:
+            ValueError: ids that are not 0..n-1, a missing byte, merges of unknown tokens (see `io.check_vocab`,
+                `io.check_merges`).
+        """
+        io.check_vocab(vocab)
+        io.check_merges(merges, vocab)
+        self.vocab = dict(vocab)
+        self.merges = list(merges)
+        self._splitter = SpecialTokenSplitter(special_tokens or ())
+        ids = {token: token_id for token_id, token in self.vocab.items()}
+        self.special_token_ids: dict[str, int] = {}
+        for special in self._splitter.special_tokens:
+            token_id = ids.setdefault(special.encode(), len(ids))
+            self.vocab[token_id] = special.encode()
+            self.special_token_ids[special] = token_id
+        self._byte_ids = [ids[bytes([value])] for value in range(256)]
+        self._ranks = {(ids[left], ids[right]): rank for rank, (left, right) in enumerate(self.merges)}
+        self._merged = [ids[left + right] for left, right in self.merges]
+        self._cache = _PieceCache(self)
+
+    @classmethod
+    def from_files(
+        cls,
+        vocab_filepath: str | os.PathLike[str],
+        merges_filepath: str | os.PathLike[str],
+        special_tokens: Sequence[str] | None = None,
+    ) -> Tokenizer:
+        """Load a `vocab.json` and a `merges.txt`, such as GPT-2's own.
+
+        Raises:
+            FileNotFoundError: a file that is not there.
+            ValueError: a file that is not in order; the message says where and what.
+        """
+        vocab = io.load_vocab(Path(vocab_filepath), special_tokens or ())
+        return cls(vocab, io.load_merges(Path(merges_filepath), vocab), special_tokens)
+
+    @classmethod
+    def from_directory(cls, directory: str | os.PathLike[str]) -> Tokenizer:
+        """Load what `save` has written.
+
+        Raises:
+            FileNotFoundError: a file that is not there.
+            ValueError: a file that is not in order; the message says where and what.
+        """
+        directory = Path(directory)
+        special_tokens = _load_special_tokens(directory / io.SPECIALS_FILE)
+        return cls.from_files(directory / io.VOCAB_FILE, directory / io.MERGES_FILE, special_tokens)
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write vocab.json, merges.txt and special_tokens.json, each whole; the same tokenizer gives the same bytes."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        io.save_vocab(self.vocab, directory / io.VOCAB_FILE, self.special_tokens)
+        io.save_merges(self.merges, directory / io.MERGES_FILE)
+        record = {"format": 1, "pattern": io.PATTERN_NAME, "special_tokens": self.special_tokens}
+        io.write_atomically(directory / io.SPECIALS_FILE, json.dumps(record, ensure_ascii=False, indent=2) + "\n")
+
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[object, ...]]:
+        """Pickle as the three parts; the cache stays here."""
+        return Tokenizer, (self.vocab, self.merges, self.special_tokens)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special tokens included."""
+        return len(self.vocab)
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """The special tokens in the order they were given."""
+        return list(self.special_token_ids)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`, special tokens recognised; half a character (a lone surrogate) counts as U+FFFD."""
+        ids: list[int] = []
+        for segment, is_special in self._splitter.split(text):
+            if is_special:
+                ids.append(self.special_token_ids[segment])
+            else:
+                ids += self.encode_ordinary(segment)
+        return ids
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """Return the ids of `text` taken as plain text, special tokens spelled out: for text of unknown origin."""
+        return list(chain.from_iterable(map(self._cache.__getitem__, pre_tokenize(text))))
+
+    def encode_iterable(self, parts: Iterable[str]) -> Iterator[int]:
+        """Yield the ids of the parts' joined text, however it is cut, while holding only a little of it.
+
+        Memory: some tens of thousands of characters, or the longest pre-token where that is longer.
+        """
+        cutter = StreamCutter(self._splitter)
+        for part in parts:
+            yield from self.encode(cutter.feed(part))
+        yield from self.encode(cutter.flush())
+
+    def encode_batch(self, texts: Sequence[str], num_workers: int = 1) -> list[list[int]]:
+        """Return the ids of each text, encoded by `num_workers` processes; worth it from some megabytes on."""
+        size = max(1, min(256, len(texts) // (4 * num_workers) or 1))
+        groups = [texts[start : start + size] for start in range(0, len(texts), size)]
+        with closing(map_in_order(self._encode_all, groups, num_workers=num_workers)) as results:
+            return list(chain.from_iterable(results))
+
+    def encode_to_array(self, text: str) -> np.ndarray:
+        """Return the ids of `text` as a numpy array, uint16 where all ids fit and uint32 otherwise; shape (tokens,)."""
+        import numpy as np
+
+        return np.array(self.encode(text), dtype=np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of the ids; bytes that are no UTF-8 become U+FFFD.
+
+        Raises:
+            ValueError: an id that is not in the vocabulary.
+        """
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Return the bytes of the ids as they are, for streams that may end within a character.
+
+        Raises:
+            ValueError: an id that is not in the vocabulary.
+        """
+        try:
+            return b"".join(map(self.vocab.__getitem__, ids.tolist() if hasattr(ids, "tolist") else ids))
+        except KeyError as error:
+            raise ValueError(
+                f"ids: expected 0 to {self.vocab_size - 1} (vocab_size {self.vocab_size}), found {error.args[0]}"
+            ) from None
+
+    def token_byte_lengths(self) -> list[int]:
+        """Return how many bytes of text each id stands for, by id; special tokens stand for none."""
+        specials = set(self.special_token_ids.values())
+        return [0 if token_id in specials else len(self.vocab[token_id]) for token_id in range(self.vocab_size)]
+
+    def bytes_per_token(self, text: str) -> float:
+        """Return how many UTF-8 bytes of `text` one token holds on average.
+
+        Raises:
+            ValueError: an empty text.
+        """
+        if not text:
+            raise ValueError("bytes_per_token: expected some text, found an empty one")
+        return len(_to_bytes(text)) / len(self.encode(text))
+
+    def fingerprint(self) -> str:
+        """Return a sha256 in hex over vocabulary, merges, special tokens and pattern, not over the files' layout."""
+        tokens = [self.vocab[token_id].hex() for token_id in range(self.vocab_size)]
+        merges = [[left.hex(), right.hex()] for left, right in self.merges]
+        specials = sorted(self.special_token_ids.items(), key=lambda item: item[1])
+        record = {"pattern": io.PATTERN_NAME, "vocab": tokens, "merges": merges, "special_tokens": specials}
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+    def encode_piece(self, piece: str) -> list[int]:
+        """Return the ids of one pre-token, without the cache."""
+        return merge_by_heap([self._byte_ids[value] for value in _to_bytes(piece)], self._ranks, self._merged)
+
+    def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+
+class _PieceCache(dict[str, tuple[int, ...]]):
+    """Pre-token -> ids, computed on the first asking; emptied when full, so that it follows the text it meets."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __missing__(self, piece: str) -> tuple[int, ...]:
+        ids = tuple(self._tokenizer.encode_piece(piece))
+        if len(piece) <= _CACHED_PIECE_CHARS:
+            if len(self) >= _CACHE_PIECES:
+                self.clear()
+            self[piece] = ids
+        return ids
+
+
+def _to_bytes(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return _SURROGATE.sub("\ufffd", text).encode()
+
+
+def _load_special_tokens(path: Path) -> list[str]:
+    record = io.read_json_object(path)
+    if record.get("format") != 1:
+        raise ValueError(f"{path}: expected format 1, found {record.get('format')!r}")
+    if record.get("pattern") != io.PATTERN_NAME:
+        raise ValueError(f"{path}: expected the pattern {io.PATTERN_NAME!r}, found {record.get('pattern')!r}")
+    tokens = record.get("special_tokens")
+    if not isinstance(tokens, list) or not all(isinstance(token, str) and token for token in tokens):
+        raise ValueError(f"{path}: expected special_tokens to be a list of non-empty strings, found {tokens!r}")
+    return tokens

@@ -1,0 +1,189 @@
+"""Text inputs: from file names and globs to a stream of decoded text in bounded memory.
+
+Plain text (any suffix), `.gz` of plain text, and `.jsonl` / `.jsonl.gz` (one JSON object a line, the text under one
+key) are read alike: as `TextBlock`s that say where a document surely ends (the end of a file, or of a JSON line). The
+text is the file's, character for character: line ends are not translated (CRLF stays), a byte order mark stays,
+nothing is normalised. Bytes that are not UTF-8 become U+FFFD and are counted in `ReadStats`.
+
+Memory: one block (1 MiB) for text; for JSON lines, the longest line (at most `MAX_LINE_BYTES`).
+"""
+
+from __future__ import annotations
+
+import codecs
+import glob
+import gzip
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+BLOCK_BYTES = 1 << 20
+MAX_LINE_BYTES = 1 << 28
+
+_JSON_SUFFIXES = (".jsonl", ".ndjson")
+_NOT_TEXT = (".zst", ".xz", ".bz2", ".zip", ".tar", ".tgz", ".parquet", ".arrow", ".npy", ".npz", ".safetensors", ".pt")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_UTF8_BOM = b"\xef\xbb\xbf"
+
+
+class TextBlock(NamedTuple):
+    """A stretch of text, and whether the document it belongs to ends with it."""
+
+    text: str
+    ends_document: bool
+
+
+@dataclass
+class ReadStats:
+    """What reading has met so far; handed in by the caller and filled while the stream is consumed."""
+
+    disk_bytes: int = 0  # of the files as they lie on disk (compressed ones compressed)
+    invalid_utf8: int = 0  # replacement characters put in place of bytes (or lone surrogates) that are no text
+
+
+def expand_inputs(patterns: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """Turn file names and globs into files, in the order given (a glob's own matches sorted).
+
+    A name that exists is taken literally even where it holds glob characters; `**` searches folders within folders.
+
+    Raises:
+        FileNotFoundError: a name or glob without a match.
+        ValueError: no input at all, a folder, a file that is named twice, or a format that is no text.
+        PermissionError: a file that cannot be read.
+    """
+    names = [patterns] if isinstance(patterns, str | os.PathLike) else list(patterns)
+    if not names:
+        raise ValueError("inputs: expected at least one text file or glob, found none")
+    paths: list[Path] = []
+    named_by: dict[Path, str] = {}
+    for name in names:
+        for path in _matches(os.path.expanduser(os.fspath(name))):
+            _check_readable(path)
+            if (real := path.resolve()) in named_by:
+                raise ValueError(f"inputs: {path} is named twice (by {named_by[real]!r} and {os.fspath(name)!r})")
+            named_by[real] = os.fspath(name)
+            paths.append(path)
+    return paths
+
+
+def total_bytes(paths: Sequence[Path]) -> int:
+    """Return how many bytes the files take on disk."""
+    return sum(path.stat().st_size for path in paths)
+
+
+def read_text(path: Path, *, text_field: str = "text", stats: ReadStats | None = None) -> Iterator[TextBlock]:
+    """Yield the text of one file block by block; a JSON line is one block and one document.
+
+    Raises:
+        ValueError: a damaged `.gz`, or a JSON line that is no object with a string under `text_field`, named as
+            `file:line`.
+    """
+    stats = stats if stats is not None else ReadStats()
+    before = stats.disk_bytes
+    with path.open("rb") as raw:
+        stream = _opened(path, raw)
+        blocks = _json_lines(path, stream, text_field, stats) if _is_json_lines(path) else _plain_text(stream, stats)
+        try:
+            for block in blocks:
+                stats.disk_bytes = before + (raw.tell() if raw.seekable() else 0)
+                yield block
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"{path}: expected a whole gzip file, found a damaged one ({error})") from error
+        stats.disk_bytes = before + (raw.tell() if raw.seekable() else 0)
+
+
+def _matches(name: str) -> list[Path]:
+    if os.path.isdir(name):
+        raise ValueError(
+            f"inputs: expected a text file, found the folder {name} (name its files, such as {name}/*.txt)"
+        )
+    if os.path.lexists(name):
+        return [Path(name)]
+    if not glob.has_magic(name):
+        raise FileNotFoundError(f"inputs: expected a text file, found nothing at {name}")
+    matches = [Path(match) for match in sorted(glob.glob(name, recursive=True)) if not os.path.isdir(match)]
+    if not matches:
+        raise FileNotFoundError(f"inputs: expected text files, found none that match {name}")
+    return matches
+
+
+def _check_readable(path: Path) -> None:
+    if path.name.lower().endswith(_NOT_TEXT):
+        raise ValueError(f"inputs: expected plain text, .gz or .jsonl, found {path} (unpack or convert it first)")
+    if not path.exists():
+        raise FileNotFoundError(f"inputs: expected a text file, found a broken link at {path}")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(f"inputs: expected a file that can be read, found {path} without read permission")
+
+
+def _is_json_lines(path: Path) -> bool:
+    return path.name.lower().removesuffix(".gz").endswith(_JSON_SUFFIXES)
+
+
+def _opened(path: Path, raw: BinaryIO) -> BinaryIO:
+    return gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw  # type: ignore[return-value]
+
+
+def _plain_text(stream: BinaryIO, stats: ReadStats) -> Iterator[TextBlock]:
+    """Decode block by block, one block late so that the last one is known to be the last."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    pending, text, more = b"", "", True
+    while more:
+        block = stream.read(BLOCK_BYTES)
+        more = bool(block)
+        if text and more:
+            yield TextBlock(text, ends_document=False)
+            text = ""
+        new = decoder.decode(block, final=not more)
+        kept = decoder.getstate()[0]  # the first bytes of a character that the block cut in two
+        if "\ufffd" in new:
+            seen = (pending + block)[: len(pending) + len(block) - len(kept)]
+            stats.invalid_utf8 += _num_replaced(seen, new)
+        pending = kept
+        text += new
+    if text:
+        yield TextBlock(text, ends_document=True)
+
+
+def _num_replaced(data: bytes, text: str) -> int:
+    """Count the replacement characters in `text` that did not stand in `data` already."""
+    return text.count("\ufffd") - data.count("\ufffd".encode())
+
+
+def _json_lines(path: Path, stream: BinaryIO, text_field: str, stats: ReadStats) -> Iterator[TextBlock]:
+    number = 0
+    while line := stream.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(line) > MAX_LINE_BYTES:
+            raise ValueError(
+                f"{path}:{number}: expected a line of at most {MAX_LINE_BYTES:,} bytes, found a longer one"
+            )
+        if number == 1:
+            line = line.removeprefix(_UTF8_BOM)
+        if line.strip():
+            yield TextBlock(_text_of_line(line, f"{path}:{number}", text_field, stats), ends_document=True)
+
+
+def _text_of_line(line: bytes, where: str, text_field: str, stats: ReadStats) -> str:
+    decoded = line.decode("utf-8", "replace")
+    if "\ufffd" in decoded:
+        stats.invalid_utf8 += _num_replaced(line, decoded)
+    try:
+        record = json.loads(decoded)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: expected a JSON object, found a line that is no JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: expected a JSON object, found {type(record).__name__}")
+    if text_field not in record:
+        raise ValueError(f"{where}: expected the field {text_field!r}, found {sorted(record)[:8]} (set text_field)")
+    text = record[text_field]
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: expected text under {text_field!r}, found {type(text).__name__}")
+    text, num_surrogates = _SURROGATE.subn("\ufffd", text)  # JSON can spell half a character: "\\ud83d"
+    stats.invalid_utf8 += num_surrogates
+    return text
