@@ -1,1 +1,1 @@
-"""NVTX ranges (`profiling.nvtx`) and CUDA memory (`profiling.memory`): both do nothing where there is no CUDA device."""
+"""NVTX ranges (`profiling.nvtx`) and CUDA memory (`profiling.memory`); both do nothing on a machine without CUDA."""

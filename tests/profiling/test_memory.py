@@ -1,0 +1,70 @@
+"""Memory helpers: no-ops on a CPU, true numbers in bytes."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from profiling import memory
+
+
+@pytest.fixture
+def no_cuda(monkeypatch):
+    """A machine without a CUDA device."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_everything_is_a_no_op_without_cuda(no_cuda, tmp_path):
+    """Without a device no call raises, no file appears, and the answers say that nothing was recorded."""
+    assert memory.start_history() is False
+    assert memory.dump_snapshot(tmp_path / "deep" / "snapshot.pickle") is False
+    assert list(tmp_path.iterdir()) == []
+    memory.reset_peaks()
+    assert "no CUDA device" in memory.summary()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no resource module")
+def test_process_peak_is_in_bytes_and_never_falls(no_cuda):
+    """The process's peak covers an allocation that was touched, and stays after it is freed."""
+    block = np.ones(64 * 1024 * 1024, dtype=np.uint8)
+    during = memory.peaks()
+    assert during.keys() == {"cpu_peak_rss_bytes"}
+    assert block.nbytes < during["cpu_peak_rss_bytes"] < 1 << 42
+    del block
+    assert memory.peaks()["cpu_peak_rss_bytes"] >= during["cpu_peak_rss_bytes"]
+
+
+def test_snapshot_appears_whole(monkeypatch, tmp_path):
+    """A snapshot is written beside and renamed, folders included."""
+    seen = []
+
+    def pretend(path):
+        seen.append(path)
+        with open(path, "wb") as file:
+            file.write(b"x")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda.memory, "_dump_snapshot", pretend)
+    target = tmp_path / "deep" / "snapshot.pickle"
+    assert memory.dump_snapshot(target) is True
+    assert seen == [f"{target}.tmp"]
+    assert [path.name for path in target.parent.iterdir()] == ["snapshot.pickle"]
+
+
+@pytest.mark.gpu
+def test_peaks_and_snapshot_on_a_device(tmp_path):
+    """On a device the peak covers an allocation and falls after a reset; the snapshot can be opened."""
+    assert memory.start_history() is True
+    block = torch.ones(1 << 20, device="cuda")
+    assert memory.peaks()["cuda_peak_allocated_bytes"] >= block.nbytes
+    assert memory.dump_snapshot(tmp_path / "snapshot.pickle") is True
+    assert "segments" in pickle.loads((tmp_path / "snapshot.pickle").read_bytes())
+    before = memory.peaks()["cuda_peak_allocated_bytes"]
+    del block
+    memory.reset_peaks()
+    assert memory.peaks()["cuda_peak_allocated_bytes"] < before
+    assert "allocated" in memory.summary().lower()

@@ -1,0 +1,25 @@
+"""Data parallelism applied from outside: the model, the loss and the optimizer know nothing of it."""
+
+from __future__ import annotations
+
+from transformerlm.distributed.parallel import (
+    World,
+    all_reduce_sum,
+    average_gradients,
+    barrier,
+    broadcast_parameters,
+    init_from_env,
+    is_main,
+    shutdown,
+)
+
+__all__ = [
+    "World",
+    "all_reduce_sum",
+    "average_gradients",
+    "barrier",
+    "broadcast_parameters",
+    "init_from_env",
+    "is_main",
+    "shutdown",
+]

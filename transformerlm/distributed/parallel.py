@@ -1,0 +1,145 @@
+"""Data parallelism over the ranks that `torchrun` starts, as a handful of calls around a training step.
+
+Each rank holds the whole model and its own rows of the batch. After backward the gradients are averaged, weighted by
+tokens, so that every rank takes the step a single process would take with the whole batch. Nothing here knows a model:
+it sees tensors. In a world of one, every call is free and touches nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+# Large enough that a transfer is bandwidth-bound, small enough not to show in the memory of a step.
+_BUCKET_BYTES = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks of a run and our place among them; `device_backend` is "nccl", "gloo", or "none" in a world of one."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    device_backend: str = "none"
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether there is anybody else."""
+        return self.world_size > 1
+
+
+def init_from_env() -> World:
+    """Join the ranks that `torchrun` describes in the environment; a world of one where RANK is not set.
+
+    On CUDA machines each rank takes the device of its LOCAL_RANK and nccl, elsewhere gloo. Raises ValueError when the
+    environment describes the ranks only in part.
+    """
+    if "RANK" not in os.environ:
+        return World()
+    rank, local_rank, world_size = (_integer(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    if world_size == 1:
+        return World()
+    cuda = torch.cuda.is_available()
+    if cuda:
+        found = torch.cuda.device_count()
+        if local_rank >= found:
+            raise ValueError(
+                f"LOCAL_RANK: expected one of the {found} CUDA devices of this machine, got {local_rank}; "
+                f"start torchrun with --nproc-per-node={found}"
+            )
+        torch.cuda.set_device(local_rank)
+    backend = "nccl" if cuda else "gloo"
+    if not dist.is_initialized():
+        dist.init_process_group(backend, device_id=torch.device("cuda", local_rank) if cuda else None)
+    return World(rank=rank, local_rank=local_rank, world_size=world_size, device_backend=backend)
+
+
+def is_main(world: World) -> bool:
+    """Whether this rank is the one that logs and saves."""
+    return world.rank == 0
+
+
+def broadcast_parameters(model: nn.Module, world: World) -> None:
+    """Give every rank the parameters and buffers of rank 0, in place."""
+    if world.is_distributed:
+        with torch.no_grad():
+            for tensor in (*model.parameters(), *model.buffers()):
+                dist.broadcast(tensor.data, src=0)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter], world: World, *, weight: float = 1.0) -> None:
+    """Replace each rank's gradients, in place, by their mean over the ranks, weighted by `weight`.
+
+    With gradients of a mean loss and the number of its tokens as `weight`, the result is the gradient of the mean over
+    all ranks' tokens. A parameter that has no gradient on this rank takes part with zeros, so every rank must pass the
+    same parameters in the same order. Raises ValueError when the weights of all ranks sum to zero.
+    """
+    if not world.is_distributed:
+        return
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if not trained:
+        return
+    total = all_reduce_sum(torch.tensor(weight, dtype=torch.float64, device=trained[0].device), world).item()
+    if total <= 0:
+        raise ValueError(f"weight: expected a positive sum over the ranks, got {total}")
+    for parameter in trained:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+    for bucket in _buckets(gradients):
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket]).mul_(weight / total)
+        dist.all_reduce(flat)
+        parts = torch.split(flat, [gradient.numel() for gradient in bucket])
+        for gradient, part in zip(bucket, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def all_reduce_sum(tensor: Tensor, world: World) -> Tensor:
+    """Return the sum of the tensor over the ranks; the argument is left as it is."""
+    if not world.is_distributed:
+        return tensor
+    summed = tensor.detach().clone()
+    dist.all_reduce(summed)
+    return summed
+
+
+def barrier(world: World) -> None:
+    """Wait until every rank is here."""
+    if world.is_distributed:
+        dist.barrier()
+
+
+def shutdown(world: World) -> None:
+    """Leave the group; call it last, and on every rank."""
+    if world.is_distributed and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Group neighbouring gradients of one dtype and device up to the size of a bucket."""
+    bucket: list[Tensor] = []
+    size = 0
+    for gradient in gradients:
+        grown = size + gradient.numel() * gradient.element_size()
+        alike = not bucket or (gradient.dtype, gradient.device) == (bucket[0].dtype, bucket[0].device)
+        if bucket and (grown > _BUCKET_BYTES or not alike):
+            yield bucket
+            bucket, grown = [], gradient.numel() * gradient.element_size()
+        bucket.append(gradient)
+        size = grown
+    if bucket:
+        yield bucket
+
+
+def _integer(name: str) -> int:
+    value = os.environ.get(name)
+    if value is None or not value.isdecimal():
+        found = "nothing" if value is None else repr(value)
+        raise ValueError(f"{name}: expected a whole number beside RANK, found {found}; start the run with torchrun")
+    return int(value)
