@@ -1,0 +1,32 @@
+"""Schema of `transformerlm-infer`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from config.schemas import Device, FilePath, LoggingConfig, Precision, SamplingConfig, Section, WandbConfig
+
+
+class OutputConfig(Section):
+    """The form of the answer on stdout."""
+
+    format: Literal["json", "text"] = Field("json", description="one JSON line a sample, or the text itself, streamed")
+
+
+class InferConfig(Section):
+    """Generate text from a trained model."""
+
+    checkpoint: FilePath = Field(description="a run directory (its newest checkpoint), or one checkpoint's directory")
+    prompt: list[str] = Field([], description='prompts; "" starts a new document; none: one prompt a line from stdin')
+    num_samples: int = Field(1, ge=1, le=10**6, description="samples of each prompt")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of the sampling")
+    device: Device = Field("auto", description="auto (cuda, mps, cpu, the first there is), cpu, cuda, cuda:N or mps")
+    precision: Precision = Field(
+        "fp32", description="of the weights while generating: fp32 or bf16; auto: bf16 where the hardware has it"
+    )
+    sampling: SamplingConfig = SamplingConfig()
+    output: OutputConfig = OutputConfig()
+    logging: LoggingConfig = LoggingConfig()
+    wandb: WandbConfig = WandbConfig()

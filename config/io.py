@@ -1,0 +1,310 @@
+"""From a TOML file and command-line overrides to a checked configuration object, and back.
+
+Every problem of a file is reported in one go, a line each:
+
+    train.toml: model.n_heads is not a known key (did you mean num_heads?)
+    train.toml: model.d_model: expected an integer >= 1, found "512" (a string)
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+MAX_FILE_BYTES = 1_000_000
+SHIPPED = Path(__file__).parent / "resources"
+
+# What other projects call our keys: a newcomer's first typo.
+SYNONYMS = {
+    "lr": "learning_rate",
+    "max_lr": "learning_rate",
+    "min_lr": "min_learning_rate",
+    "n_layer": "num_layers",
+    "n_head": "num_heads",
+    "n_embd": "d_model",
+    "block_size": "context_length",
+    "seq_len": "context_length",
+    "max_seq_len": "context_length",
+    "max_iters": "max_steps",
+    "warmup_iters": "warmup_steps",
+    "grad_clip": "max_grad_norm",
+    "wandb_project": "wandb.project",
+    "dtype": "precision",
+    "eval_iters": "eval_batches",
+}
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; `lines` holds one line for each problem."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a schema: its dotted name, what it takes, its default as TOML (None: required) and its description."""
+
+    name: str
+    expected: str
+    default: str | None
+    description: str
+    is_list: bool
+    is_bool: bool
+    is_text: bool
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+def load_config(
+    schema: type[Schema], path: Path | None, overrides: Mapping[str, str | list[str]] | None = None
+) -> Schema:
+    """Build a `schema` object from its defaults, then the file, then the overrides.
+
+    Args:
+        schema: the command's schema.
+        path: a TOML file; None uses defaults and overrides only.
+        overrides: dotted key -> value as written on the command line (a list of words for a list key).
+
+    Raises:
+        ConfigError: the file cannot be read, or anything in it or in the overrides is wrong.
+    """
+    tree = read_toml(path) if path else {}
+    overrides = overrides or {}
+    keys = {key.name: key for key in iter_keys(schema)}
+    for name, value in overrides.items():
+        _set(tree, name, _parse_override(value, keys[name]))
+    try:
+        return schema.model_validate(tree)
+    except ValidationError as error:
+        lines = [_describe_error(schema, item, path, set(overrides)) for item in error.errors(include_url=False)]
+        raise ConfigError(list(dict.fromkeys(lines))) from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Parse a TOML file.
+
+    Raises:
+        ConfigError: no such file, not a file, too large, not UTF-8, or not TOML.
+    """
+    try:
+        if path.is_dir():
+            raise ConfigError([f"{path}: expected a TOML file, found a directory"])
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        raise ConfigError([f"{path}: no such file (shipped examples: {SHIPPED})"]) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError([f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError([f"{path}: larger than {MAX_FILE_BYTES:,} bytes; is this a TOML file?"])
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path}: not UTF-8 text: byte {data[error.start]:#04x} at offset {error.start}"]) from None
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
+        reason = "tables or arrays nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ConfigError([f"{path}: not valid TOML: {reason}"]) from None
+
+
+def _set(tree: dict[str, Any], name: str, value: object) -> None:
+    *sections, leaf = name.split(".")
+    for section in sections:
+        child = tree.setdefault(section, {})
+        if not isinstance(child, dict):
+            return  # the file is wrong here; validation reports it
+        tree = child
+    tree[leaf] = value
+
+
+def _parse_override(value: str | list[str], key: Key) -> object:
+    if isinstance(value, list):
+        whole = _toml_value(value[0]) if len(value) == 1 and value[0].startswith("[") else None
+        return whole if isinstance(whole, list) else value
+    return value if key.is_text else _toml_value(value)
+
+
+def _toml_value(text: str) -> object:
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError):
+        return text
+    return parsed["value"] if len(parsed) == 1 else text
+
+
+# --- writing ---------------------------------------------------------------------------------------------
+
+
+def dump_toml(config: BaseModel) -> str:
+    """Return the configuration as TOML that parses back to an equal object; keys without a value are left out."""
+    import tomli_w
+
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def dump_json_schema(schema: type[BaseModel]) -> str:
+    """Return the JSON schema that editors use to complete and check a command's TOML file."""
+    return json.dumps(schema.model_json_schema(), indent=2)
+
+
+# --- describing ------------------------------------------------------------------------------------------
+
+
+def iter_keys(schema: type[BaseModel]) -> Iterator[Key]:
+    """Yield every key of a schema, sections walked in order, with its dotted name."""
+    definition = schema.model_json_schema()
+    yield from _walk(schema, definition["properties"], definition.get("$defs", {}), "", {})
+
+
+def _walk(
+    schema: type[BaseModel],
+    properties: dict[str, Any],
+    definitions: dict[str, Any],
+    prefix: str,
+    defaults: dict[str, Any],
+) -> Iterator[Key]:
+    for name, field in schema.model_fields.items():
+        default = defaults.get(name, ...) if defaults else (... if field.is_required() else field.get_default())
+        section = _section_of(field.annotation)
+        if section:
+            inner = vars(default) if isinstance(default, BaseModel) else {}
+            yield from _walk(
+                section, definitions[section.__name__]["properties"], definitions, f"{prefix}{name}.", inner
+            )
+            continue
+        kind = _kinds(properties[name])
+        yield Key(
+            name=prefix + name,
+            expected=_expected(properties[name]),
+            default=None if default is ... else _as_toml(default),
+            description=field.description or "",
+            is_list="array" in kind,
+            is_bool="boolean" in kind,
+            is_text=kind == {"string"},
+        )
+
+
+def _section_of(annotation: object) -> type[BaseModel] | None:
+    if get_origin(annotation) in (Union, UnionType):
+        return next((found for found in map(_section_of, get_args(annotation)) if found), None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _variants(definition: dict[str, Any]) -> list[dict[str, Any]]:
+    return [variant for variant in definition.get("anyOf", [definition]) if variant.get("type") != "null"]
+
+
+def _kinds(definition: dict[str, Any]) -> set[str]:
+    return {variant.get("type", "string") for variant in _variants(definition)}
+
+
+def _expected(definition: dict[str, Any]) -> str:
+    """Say in words what a JSON-schema property takes: `an integer >= 1`, `one of "pre", "post"`, ..."""
+    return " or ".join(_expected_variant(variant) for variant in _variants(definition))
+
+
+_NOUNS = {
+    "integer": "an integer",
+    "number": "a number",
+    "boolean": "true or false",
+    "string": "a string",
+    "object": "a table",
+}
+
+
+def _expected_variant(variant: dict[str, Any]) -> str:
+    if "enum" in variant or "const" in variant:
+        choices = ", ".join(json.dumps(choice) for choice in variant.get("enum", [variant.get("const")]))
+        return f"one of {choices}"
+    if variant.get("type") == "array":
+        return "a list of " + _expected(variant["items"]).removeprefix("a ").removeprefix("an ") + "s"
+    special = {"path": "a path", "duration": 'a duration such as "90s" or "2m"'}.get(variant.get("format", ""))
+    noun = special or _NOUNS[variant.get("type", "string")]
+    bounds = (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
+    limits = [f"{sign} {variant[key]}" for key, sign in bounds if key in variant]
+    if "pattern" in variant:
+        limits.append(f"matching {variant['pattern']}")
+    return " ".join([noun, " and ".join(limits)]).strip()
+
+
+def _as_toml(value: object) -> str:
+    if value is None:
+        return "none"
+    return json.dumps(value, default=str) if not isinstance(value, float) else repr(value)
+
+
+# --- errors ----------------------------------------------------------------------------------------------
+
+
+def _describe_error(schema: type[BaseModel], error: ErrorDetails, path: Path | None, overridden: set[str]) -> str:
+    parts = [str(part) for part in error["loc"]]
+    dotted = ".".join(parts)
+    origin = f"--{dotted}" if dotted in overridden else str(path.name if path else "command line")
+    where = "" if dotted in overridden or not dotted else f" {dotted}"
+    if error["type"] == "extra_forbidden":
+        return f"{origin}:{where} is not a known key{_did_you_mean(schema, parts)}"
+    if error["type"] == "missing":
+        described = next((key.description for key in iter_keys(schema) if key.name == dotted), "")
+        return f"{origin}:{where} is required: {_expected_at(schema, parts)}{described and f' ({described})'}"
+    if error["type"] == "value_error":
+        message = str(error["ctx"]["error"])
+        return f"{origin}:{where and where + ':'} {message}"
+    expected, found = _expected_at(schema, parts), describe_value(error["input"])
+    return f"{origin}:{where and where + ':'} expected {expected}, found {found}"
+
+
+def _expected_at(schema: type[BaseModel], parts: list[str]) -> str:
+    names = [part for part in parts if not part.isdigit()]
+    for key in iter_keys(schema):
+        if key.name == ".".join(names):
+            expected = key.expected
+            if len(names) < len(parts):  # an element of a list
+                return "a " + expected.removeprefix("a list of ").removesuffix("s")
+            return expected
+    return f"a [{'.'.join(names)}] table"
+
+
+def describe_value(value: object) -> str:
+    """Return a value as a user wrote it, with its TOML type where that is not plain: `"10" (a string)`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
+    text = text if len(text) <= 60 else text[:57] + "..."
+    nouns = {str: " (a string)", float: " (a float)", int: " (an integer)"}
+    return text + nouns.get(type(value), "")
+
+
+def _did_you_mean(schema: type[BaseModel], parts: list[str]) -> str:
+    names = [key.name for key in iter_keys(schema)]
+    return suggest(".".join(parts), names)
+
+
+def suggest(dotted: str, names: list[str]) -> str:
+    """Return ` (did you mean X?)` for the known key nearest to an unknown one, or an empty string."""
+    prefix, _, leaf = dotted.rpartition(".")
+    wanted = SYNONYMS.get(leaf, leaf)
+    siblings = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == prefix}
+    siblings |= {name.split(".")[0]: name for name in names if not prefix and "." in name}
+    near = [wanted] if wanted in siblings else difflib.get_close_matches(wanted, siblings, n=1, cutoff=0.6)
+    if near:
+        return f" (did you mean {near[0]}?)"
+    elsewhere = [name for name in names if name == wanted or name.rpartition(".")[2] == wanted]
+    elsewhere = elsewhere or difflib.get_close_matches(dotted, names, n=1, cutoff=0.75)
+    return f" (did you mean {elsewhere[0]}?)" if elsewhere else ""

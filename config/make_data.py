@@ -1,0 +1,45 @@
+"""Schema of `transformerlm-make-data`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from config.schemas import Count, FilePath, LoggingConfig, Section, SpecialToken, WandbConfig
+
+
+class MakeDataConfig(Section):
+    """Encode text files into a token file for training, and optionally one for validation."""
+
+    input: list[str] = Field(
+        min_length=1, description="text files or globs: .txt, .gz, .jsonl (any other name is read as text)"
+    )
+    text_field: str = Field("text", min_length=1, description=".jsonl: the field that holds a document's text")
+    tokenizer: FilePath = Field(description="directory written by transformerlm-train-tokenizer")
+    separator: SpecialToken = Field(
+        "<|endoftext|>", description="special token between documents in text files, and after each in the output"
+    )
+    train: FilePath = Field(description="token file to write (.npy); its facts go into the .json beside it")
+    valid: FilePath | None = Field(None, description="token file for validation; none: no validation split")
+    valid_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of the documents that go to valid"
+    )
+    overwrite: bool = Field(False, description="replace outputs that are there already")
+    workers: Count = Field(0, description="worker processes; 0: one for each core")
+    logging: LoggingConfig = LoggingConfig()
+    wandb: WandbConfig = WandbConfig()
+
+    @model_validator(mode="after")
+    def _check_outputs(self) -> Self:
+        for key, path in (("train", self.train), ("valid", self.valid)):
+            if path is not None and path.suffix != ".npy":
+                raise ValueError(f'{key} must end in .npy, found "{path}"')
+        if self.valid == self.train:
+            raise ValueError(f'train and valid are the same file: "{self.train}"')
+        if (self.valid is None) != (self.valid_fraction == 0):
+            raise ValueError(
+                "valid and valid_fraction go together, "
+                f"found valid = {self.valid}, valid_fraction = {self.valid_fraction}"
+            )
+        return self

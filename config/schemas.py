@@ -1,0 +1,184 @@
+"""The sections that several commands share, and the strict base that every section is built on.
+
+This room knows pydantic and the standard library only, so that `--help`, `--print-config` and every error answer at
+once. Types and ranges stand in the fields; relations between fields stand in a validator of the smallest section that
+holds them; facts of the world (files, devices, sizes) are checked by the commands.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+
+
+class Section(BaseModel):
+    """A table of a TOML file: unknown keys, wrong types and non-finite numbers are refused; it never changes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _to_path(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if not value or "\0" in value:
+        raise ValueError("expected a path, found an empty string" if not value else "a path cannot hold a NUL byte")
+    return Path(value)
+
+
+FilePath = Annotated[
+    Path, BeforeValidator(_to_path), PlainSerializer(str, return_type=str), Field(json_schema_extra={"format": "path"})
+]
+"""A path, written as a string in TOML; relative paths are relative to the working directory."""
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def duration_seconds(text: str) -> float:
+    """Return the seconds in a duration such as `90s`, `2m`, `1.5h` or `3d`.
+
+    Raises:
+        ValueError: the text is not a positive number followed by s, m, h or d.
+    """
+    match = _DURATION.fullmatch(text)
+    if match is None or float(match[1]) == 0 or len(text) > 12:
+        raise ValueError(f'expected a duration such as "90s", "2m" or "1.5h", found "{text}"')
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def _check_duration(text: str) -> str:
+    duration_seconds(text)
+    return text
+
+
+Duration = Annotated[str, AfterValidator(_check_duration), Field(json_schema_extra={"format": "duration"})]
+"""A length of time with its unit: 90s, 2m, 1.5h, 3d."""
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+PositiveInt = Annotated[int, Field(ge=1, le=2**53)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+Precision = Literal["auto", "fp32", "bf16"]
+SpecialToken = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class ModelConfig(Section):
+    """The decoder-only Transformer; each key is a keyword of `transformerlm.models.transformer.TransformerLM`."""
+
+    vocab_size: int = Field(ge=1, le=2**31 - 1, description="number of token ids; at least the tokenizer's")
+    context_length: int = Field(ge=1, le=2**24, description="longest sequence, in tokens")
+    d_model: int = Field(ge=1, le=2**20, description="width of the residual stream")
+    num_layers: int = Field(ge=1, le=4096, description="number of Transformer blocks")
+    num_heads: int = Field(ge=1, le=2**16, description="number of query heads; divides d_model")
+    num_kv_heads: int | None = Field(
+        None, ge=1, le=2**16, description="number of key-value heads (grouped queries); none: num_heads"
+    )
+    d_ff: int | None = Field(
+        None,
+        ge=1,
+        le=2**22,
+        description="width of the feed-forward layer; none: 8/3 d_model (swiglu) or 4 d_model (silu)",
+    )
+    rope_theta: float = Field(10000.0, gt=0, le=1e12, description="base of the rotary embedding's wavelengths")
+    norm_position: Literal["pre", "post", "none"] = Field("pre", description="where RMSNorm stands in a block")
+    position: Literal["rope", "none"] = Field("rope", description="position encoding; none is NoPE")
+    ffn: Literal["swiglu", "silu"] = Field("swiglu", description="feed-forward layer: gated (swiglu) or plain (silu)")
+    tie_embeddings: bool = Field(False, description="share the token embedding with the output head")
+    qk_norm: bool = Field(False, description="RMSNorm on queries and keys, before the rotary embedding")
+    attention: Literal["fused", "reference"] = Field(
+        "fused", description="PyTorch's fused attention, or the written-out one"
+    )
+    norm_eps: float = Field(1e-5, gt=0, le=1, description="epsilon of RMSNorm")
+    activation_checkpointing: bool = Field(
+        False, description="recompute each block's activations in the backward pass to save memory"
+    )
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.d_model % self.num_heads:
+            raise ValueError(f"d_model ({self.d_model}) is not divisible by num_heads ({self.num_heads})")
+        if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads ({self.num_heads}) is not divisible by num_kv_heads ({self.num_kv_heads})")
+        d_head = self.d_model // self.num_heads
+        if self.position == "rope" and d_head % 2:
+            raise ValueError(f'position = "rope" needs an even head size, found d_model / num_heads = {d_head}')
+        return self
+
+
+class OptimizerConfig(Section):
+    """The optimizer; its learning rate is scaled by the schedule."""
+
+    name: Literal["adamw", "sgd"] = Field("adamw", description="AdamW (Loshchilov & Hutter), or SGD with momentum")
+    learning_rate: float = Field(1e-3, gt=0, le=1e3, description="peak learning rate")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the first moment")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW: decay of the second moment")
+    eps: float = Field(1e-8, gt=0, le=1, description="AdamW: added to the denominator")
+    momentum: float = Field(0.0, ge=0, lt=1, description="SGD: momentum")
+    weight_decay: float = Field(0.1, ge=0, le=1e3, description="decay of the matrices; vectors are never decayed")
+    max_grad_norm: float = Field(1.0, ge=0, le=1e9, description="clip the gradient's L2 norm to this; 0: never clip")
+
+    @model_validator(mode="after")
+    def _check_momentum(self) -> Self:
+        if self.name != "sgd" and self.momentum:
+            raise ValueError(f'momentum = {self.momentum} is for name = "sgd", found name = "{self.name}" (use beta1)')
+        return self
+
+
+class ScheduleConfig(Section):
+    """The learning rate over the steps: a linear warm-up, then one of three shapes."""
+
+    name: Literal["cosine", "wsd", "constant"] = Field(
+        "cosine", description="cosine decay, warmup-stable-decay, or constant"
+    )
+    warmup_steps: int = Field(0, ge=0, le=2**53, description="steps of linear warm-up; at most training.max_steps")
+    min_learning_rate: float = Field(0.0, ge=0, le=1e3, description="learning rate at the end (cosine, wsd)")
+    decay_steps: int = Field(0, ge=0, le=2**53, description="wsd: steps of linear decay at the end")
+
+    @model_validator(mode="after")
+    def _check_shape(self) -> Self:
+        if self.name == "wsd" and not self.decay_steps:
+            raise ValueError('name = "wsd" needs decay_steps >= 1, found 0')
+        if self.name != "wsd" and self.decay_steps:
+            raise ValueError(f'decay_steps = {self.decay_steps} is for name = "wsd", found name = "{self.name}"')
+        if self.name == "constant" and self.min_learning_rate:
+            raise ValueError(f'min_learning_rate = {self.min_learning_rate} does nothing with name = "constant"')
+        return self
+
+
+class SamplingConfig(Section):
+    """How the next token is chosen from the model's logits."""
+
+    max_new_tokens: int = Field(256, ge=1, le=2**31 - 1, description="tokens to generate at most")
+    temperature: float = Field(0.8, ge=0, le=100, description="divides the logits; 0 takes the likeliest token")
+    top_p: Probability = Field(
+        0.95, description="keep the likeliest tokens that hold this probability; 1: all, 0: the likeliest one"
+    )
+    top_k: int | None = Field(None, ge=1, le=2**31 - 1, description="keep this many likeliest tokens; none: all")
+    min_p: Probability = Field(0.0, description="drop tokens below this fraction of the likeliest token's probability")
+    stop_at_eos: bool = Field(True, description="stop at <|endoftext|>")
+
+
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+=@ -]{0,127}$")]
+
+
+class LoggingConfig(Section):
+    """Where numbers go. Files are written in any case by the commands that have a run directory."""
+
+    backend: Literal["console", "wandb", "noop"] = Field(
+        "console", description="JSON lines on stdout, Weights & Biases, or nothing"
+    )
+    run_name: RunName | None = Field(None, description="name of the run; none: the time of its start")
+    architecture: str = Field("TransformerLM", max_length=200, description="free text, stored with the run")
+    dataset: str = Field("", max_length=200, description="free text, stored with the run")
+
+
+class WandbConfig(Section):
+    """Weights & Biases; read only when logging.backend is "wandb"."""
+
+    entity: str | None = Field(None, min_length=1, max_length=200, description="account or team; none: your default")
+    project: str = Field("transformerlm", min_length=1, max_length=128, description="project")
+    log_artifacts: bool = Field(True, description="upload checkpoints and tokenizer files as artifacts")
+    log_outputs: bool = Field(False, description="upload inference outputs as an artifact")

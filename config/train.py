@@ -1,0 +1,114 @@
+"""Schema of `transformerlm-train`."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from config.schemas import (
+    Count,
+    Device,
+    Duration,
+    FilePath,
+    LoggingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PositiveInt,
+    Precision,
+    SamplingConfig,
+    ScheduleConfig,
+    Section,
+    WandbConfig,
+)
+
+
+class DataConfig(Section):
+    """Files made by transformerlm-make-data, and the tokenizer they were made with."""
+
+    train: FilePath = Field(description="token file to train on (.npy)")
+    valid: FilePath | None = Field(None, description="token file for the validation loss; none: no validation")
+    tokenizer: FilePath = Field(description="directory of the tokenizer; copied into every checkpoint")
+
+
+class TrainingConfig(Section):
+    """The loop: how many steps, how large, where, and how precise."""
+
+    max_steps: PositiveInt = Field(description="optimizer steps")
+    batch_size: PositiveInt = Field(description="sequences per step, over all micro-batches and processes")
+    micro_batch_size: PositiveInt | None = Field(
+        None, description="sequences per forward pass and process; none: no accumulation"
+    )
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of the initial weights and of the data order")
+    device: Device = Field("auto", description="auto (cuda, mps, cpu, the first there is), cpu, cuda, cuda:N or mps")
+    precision: Precision = Field(
+        "auto", description="fp32, or bf16 autocast over fp32 weights; auto: bf16 where the hardware has it"
+    )
+    compile: bool = Field(False, description="torch.compile the model: slower to start, faster to run")
+    max_time: Duration | None = Field(
+        None, description='save and stop after this long, e.g. "2m"; none: run to max_steps'
+    )
+    log_interval: PositiveInt = Field(1, description="steps between step lines")
+    log_norms: bool = Field(False, description="also log the L2 norms of each block's weights and activations")
+    eval_interval: Count = Field(100, description="steps between validations; 0: only after the last step")
+    eval_batches: PositiveInt = Field(
+        20, description="batches of micro_batch_size windows in a validation, from the file's start"
+    )
+
+    @model_validator(mode="after")
+    def _check_accumulation(self) -> Self:
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) is not divisible by micro_batch_size ({self.micro_batch_size})"
+            )
+        return self
+
+
+class CheckpointConfig(Section):
+    """When to save and what to keep; a checkpoint is also saved at the end and on SIGINT or SIGTERM."""
+
+    interval: Count = Field(500, description="steps between checkpoints; 0: only at the end")
+    keep: int = Field(2, ge=1, le=10**6, description="newest checkpoints to keep, besides the best")
+    resume: Literal["auto", "never", "required"] = Field(
+        "auto",
+        description="auto: go on if the run has a checkpoint; never: refuse if it has; required: refuse if it has none",
+    )
+
+
+class SamplesConfig(Section):
+    """Text to generate while training, to see how it comes along."""
+
+    interval: Count = Field(0, description="steps between samples; 0: none")
+    prompts: list[str] = Field([""], min_length=1, max_length=100, description='prompts; "" starts a new document')
+    sampling: SamplingConfig = SamplingConfig(max_new_tokens=64)
+
+
+class TrainConfig(Section):
+    """Train a Transformer language model. The same command starts and resumes."""
+
+    runs_dir: FilePath = Field("runs", validate_default=True, description="the run's files go to runs_dir/run_name")
+    model: ModelConfig
+    data: DataConfig
+    training: TrainingConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    samples: SamplesConfig = SamplesConfig()
+    logging: LoggingConfig = LoggingConfig()
+    wandb: WandbConfig = WandbConfig()
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        steps, schedule, peak = self.training.max_steps, self.schedule, self.optimizer.learning_rate
+        planned = schedule.warmup_steps + schedule.decay_steps
+        problems = []
+        if planned > steps:
+            parts = "schedule.warmup_steps" + (" + schedule.decay_steps" if schedule.decay_steps else "")
+            problems.append(f"{parts} ({planned}) exceeds training.max_steps ({steps})")
+        if schedule.min_learning_rate > peak:
+            problems.append(
+                f"schedule.min_learning_rate ({schedule.min_learning_rate}) exceeds optimizer.learning_rate ({peak})"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self

@@ -1,0 +1,48 @@
+"""Schema of `transformerlm-train-tokenizer`."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from config.schemas import Count, FilePath, LoggingConfig, Section, SpecialToken, WandbConfig
+
+NUM_BYTES = 256
+
+
+class TokenizerConfig(Section):
+    """The vocabulary to train."""
+
+    vocab_size: int = Field(ge=NUM_BYTES, le=2**24, description="256 bytes + merges + special tokens")
+    special_tokens: list[SpecialToken] = Field(
+        ["<|endoftext|>"],
+        max_length=1000,
+        description="never split and never merged across; the first one separates documents",
+    )
+
+    @model_validator(mode="after")
+    def _check_special_tokens(self) -> Self:
+        if len(set(self.special_tokens)) != len(self.special_tokens):
+            raise ValueError(f"special_tokens holds a token twice: {self.special_tokens}")
+        smallest = NUM_BYTES + len(self.special_tokens)
+        if self.vocab_size < smallest:
+            raise ValueError(
+                f"vocab_size ({self.vocab_size}) is below 256 bytes + {len(self.special_tokens)} special tokens"
+            )
+        return self
+
+
+class TrainTokenizerConfig(Section):
+    """Train a byte-level BPE tokenizer on text files."""
+
+    input: list[str] = Field(
+        min_length=1, description="text files or globs: .txt, .gz, .jsonl (any other name is read as text)"
+    )
+    text_field: str = Field("text", min_length=1, description=".jsonl: the field that holds a document's text")
+    output_dir: FilePath = Field(description="directory for vocab.json, merges.txt and special_tokens.json")
+    overwrite: bool = Field(False, description="replace a tokenizer that is there already")
+    workers: Count = Field(0, description="worker processes; 0: one for each core")
+    tokenizer: TokenizerConfig
+    logging: LoggingConfig = LoggingConfig()
+    wandb: WandbConfig = WandbConfig()

@@ -1,0 +1,223 @@
+"""Configuration errors: all at once, each with its key, what was expected and what was found."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from config.infer import InferConfig
+from config.io import SHIPPED, ConfigError, dump_toml, iter_keys, load_config
+from config.make_data import MakeDataConfig
+from config.quickstart import QuickstartConfig
+from config.schemas import duration_seconds
+from config.train import TrainConfig
+from config.train_tokenizer import TrainTokenizerConfig
+
+SCHEMAS = {
+    "train_tokenizer": TrainTokenizerConfig,
+    "make_data": MakeDataConfig,
+    "train": TrainConfig,
+    "infer": InferConfig,
+    "quickstart": QuickstartConfig,
+}
+TRAIN = SHIPPED / "train.toml"
+
+
+def errors_of(text: str, tmp_path: Path, schema=TrainConfig, overrides=None) -> list[str]:
+    """Return the error lines that a TOML text gives."""
+    path = tmp_path / "train.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(schema, path, overrides)
+    return caught.value.lines
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_shipped_toml_loads_and_round_trips(name, tmp_path):
+    """Every shipped TOML is valid, and `--print-config` output parses back to an equal object."""
+    config = load_config(SCHEMAS[name], SHIPPED / f"{name}.toml")
+    path = tmp_path / "again.toml"
+    path.write_text(dump_toml(config))
+    assert load_config(SCHEMAS[name], path) == config
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_shipped_toml_names_its_schema(name):
+    """Every shipped TOML carries the `#:schema` line by which editors check it, and that schema is the current one."""
+    from config.io import dump_json_schema
+
+    first = (SHIPPED / f"{name}.toml").read_text().splitlines()[0]
+    assert first == f"#:schema {name}.schema.json"
+    expected = dump_json_schema(SCHEMAS[name]) + "\n"
+    assert (SHIPPED / f"{name}.schema.json").read_text() == expected, "run the command with --print-schema again"
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_every_key_is_described(name):
+    """Every key has a description, a type in words, and a default that is valid TOML or `none`."""
+    for key in iter_keys(SCHEMAS[name]):
+        assert key.description, key.name
+        assert key.expected, key.name
+        if key.default not in (None, "none"):
+            tomllib.loads(f"value = {key.default}")
+
+
+def test_all_errors_at_once(tmp_path):
+    """A file with many mistakes is answered by one line for each, naming the key and the repair."""
+    text = (
+        TRAIN.read_text()
+        .replace("num_heads = 4", 'n_heads = 4\nnum_heads = "4"')
+        .replace("d_model = 256", "d_model = true")
+    )
+    lines = errors_of(text.replace("max_steps = 1000", "max_steps = 1e4").replace("3e-3", "nan"), tmp_path)
+    assert lines == [
+        "train.toml: model.d_model: expected an integer >= 1 and <= 1048576, found true",
+        'train.toml: model.num_heads: expected an integer >= 1 and <= 65536, found "4" (a string)',
+        "train.toml: model.n_heads is not a known key (did you mean num_heads?)",
+        "train.toml: training.max_steps: expected an integer >= 1 and <= 9007199254740992, found 10000.0 (a float)",
+        "train.toml: optimizer.learning_rate: expected a number > 0 and <= 1000.0, found nan (a float)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("d_model = 256", "d_model = 250", "train.toml: model: d_model (250) is not divisible by num_heads (4)"),
+        (
+            "num_heads = 4",
+            "num_heads = 4\nnum_kv_heads = 3",
+            "train.toml: model: num_heads (4) is not divisible by num_kv_heads (3)",
+        ),
+        (
+            "warmup_steps = 50",
+            "warmup_steps = 5000",
+            "train.toml: schedule.warmup_steps (5000) exceeds training.max_steps (1000)",
+        ),
+        ("1e-4", "1e-2", "train.toml: schedule.min_learning_rate (0.01) exceeds optimizer.learning_rate (0.003)"),
+        ('"cosine"', '"wsd"', 'train.toml: schedule: name = "wsd" needs decay_steps >= 1, found 0'),
+        (
+            "batch_size = 32",
+            "batch_size = 32\nmicro_batch_size = 5",
+            "train.toml: training: batch_size (32) is not divisible by micro_batch_size (5)",
+        ),
+        ('"first"', '"../x"', None),
+        ('"first"', '""', None),
+        ('"data/train.npy"', '""', "train.toml: data.train: expected a path, found an empty string"),
+        ("[optimizer]", "[optimizer]\nmomentum = 0.9", None),
+        ('"adamw"', '"adam"', 'train.toml: optimizer.name: expected one of "adamw", "sgd", found "adam" (a string)'),
+        ("[schedule]", "[shedule]", "train.toml: shedule is not a known key (did you mean schedule?)"),
+        (
+            "eval_batches = 8",
+            'max_time = "2 minutes"',
+            'train.toml: training.max_time: expected a duration such as "90s", "2m" or "1.5h", found "2 minutes"',
+        ),
+    ],
+)
+def test_relations_and_ranges(old, new, line, tmp_path):
+    """Relations between keys are refused with both numbers, each in the section that holds them."""
+    text = TRAIN.read_text()
+    assert old in text
+    lines = errors_of(text.replace(old, new, 1), tmp_path)
+    if line is not None:
+        assert line in lines
+
+
+@pytest.mark.parametrize("key", ["lr", "n_embd", "max_iters", "block_size"])
+def test_words_of_other_projects_are_translated(key, tmp_path):
+    """A key as nanoGPT spells it is answered with our word for it."""
+    lines = errors_of(TRAIN.read_text().replace("[training]", f"[training]\n{key} = 1"), tmp_path)
+    assert len(lines) == 1
+    assert "did you mean" in lines[0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe",
+        b"a = ",
+        b"[a]\n[a]",
+        b"x = 1\nx = 2",
+        b"v = " + b"[" * 5000,
+        b"n = " + b"9" * 5000,
+        b"#" * 1_000_001,
+    ],
+    ids=["not UTF-8", "cut", "duplicate table", "duplicate key", "deep", "huge integer", "huge file"],
+)
+def test_files_that_are_not_toml(content, tmp_path):
+    """A file that is not TOML is refused in one line that names it."""
+    path = tmp_path / "bad.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(TrainConfig, path)
+    assert len(caught.value.lines) == 1
+    assert str(path) in caught.value.lines[0]
+
+
+def test_missing_file_and_directory(tmp_path):
+    """A wrong path is one line."""
+    for path in (tmp_path / "none.toml", tmp_path):
+        with pytest.raises(ConfigError, match=r"no such file|found a directory"):
+            load_config(TrainConfig, path)
+
+
+def test_overrides_win_and_name_themselves(tmp_path):
+    """The command line beats the file, and an error in it names the option."""
+    config = load_config(
+        TrainConfig, TRAIN, {"model.d_model": "512", "training.device": "cpu", "samples.prompts": ["a", "1"]}
+    )
+    assert (config.model.d_model, config.training.device, config.samples.prompts) == (512, "cpu", ["a", "1"])
+    lines = errors_of(TRAIN.read_text(), tmp_path, overrides={"model.d_model": "abc", "training.compile": "yes"})
+    assert lines == [
+        '--model.d_model: expected an integer >= 1 and <= 1048576, found "abc" (a string)',
+        '--training.compile: expected true or false, found "yes" (a string)',
+    ]
+
+
+def test_override_of_text_is_taken_as_written():
+    """A text key takes the words as they are, also when they look like a number."""
+    assert load_config(TrainConfig, TRAIN, {"logging.run_name": "2024"}).logging.run_name == "2024"
+
+
+def test_override_list_as_toml():
+    """A list can be given as words or as one TOML array."""
+    assert load_config(TrainConfig, TRAIN, {"samples.prompts": ['["a", "b"]']}).samples.prompts == ["a", "b"]
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("2m", 120), ("1.5h", 5400), ("1d", 86400)])
+def test_duration(text, seconds):
+    """A duration is a number and a unit."""
+    assert duration_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "2", "0s", "-1s", "1e3s", "2 m", "nan s", "9" * 20 + "s"])
+def test_bad_duration(text):
+    """A duration without a unit, or not positive, is refused."""
+    with pytest.raises(ValueError, match="expected a duration"):
+        duration_seconds(text)
+
+
+def test_tokenizer_vocab_size_holds_bytes_and_specials():
+    """A vocabulary smaller than the bytes and special tokens is refused with both numbers."""
+    with pytest.raises(ConfigError, match=r"vocab_size \(256\) is below 256 bytes \+ 1 special tokens"):
+        load_config(TrainTokenizerConfig, SHIPPED / "train_tokenizer.toml", {"tokenizer.vocab_size": "256"})
+
+
+def test_valid_goes_with_valid_fraction():
+    """A validation file without a fraction, and outputs that collide, are refused."""
+    with pytest.raises(ConfigError, match="valid and valid_fraction go together"):
+        load_config(MakeDataConfig, SHIPPED / "make_data.toml", {"valid_fraction": "0"})
+    with pytest.raises(ConfigError, match="same file"):
+        load_config(MakeDataConfig, SHIPPED / "make_data.toml", {"valid": "data/train.npy"})
+
+
+def test_config_room_is_light():
+    """The config room imports neither torch nor numpy nor wandb."""
+    import subprocess
+    import sys
+
+    code = "import sys, config.train, config.infer, cli.utils; print({'torch', 'numpy', 'wandb'} & set(sys.modules))"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+    )
