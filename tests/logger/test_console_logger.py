@@ -1,0 +1,76 @@
+"""The console logger: JSON lines on a stream, and a quiet end when the reader leaves."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from logger import ConsoleLogger
+
+ROOT = Path(__file__).parents[2]
+
+
+class CountingStream(io.StringIO):
+    """Counts flushes."""
+
+    flushes = 0
+
+    def flush(self):
+        self.flushes += 1
+        super().flush()
+
+
+def test_one_flushed_line_a_record():
+    """Every record is a JSON line on the given stream, flushed as it is written."""
+    stream = CountingStream()
+    with ConsoleLogger(stream) as logger:
+        logger.log_metrics(1, {"loss": 2.5})
+        assert stream.flushes == 1
+        logger.log_event("resumed", step=1)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert lines == [{"step": 1, "metrics.loss": 2.5}, {"event": "resumed", "step": 1}]
+    assert not stream.closed
+
+
+def test_stdout_is_the_default(capsys):
+    """Without a stream the lines go to stdout and nothing to stderr."""
+    ConsoleLogger().log_event("started")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ('{"event": "started"}\n', "")
+
+
+def test_broken_pipe_silences_the_logger_once():
+    """After a closed pipe nothing is raised and nothing more is written."""
+    calls = []
+
+    class Broken(io.StringIO):
+        def write(self, text):
+            calls.append(text)
+            raise BrokenPipeError
+
+    logger = ConsoleLogger(Broken())
+    logger.log_event("a")
+    logger.log_event("b")
+    assert len(calls) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+def test_run_goes_on_when_head_has_seen_enough(tmp_path):
+    """`| head -1` gets its line, and the run ends well, with its last step in the log file and a clean stderr."""
+    program = tmp_path / "run.py"
+    program.write_text(
+        "import sys\nfrom logger import create_logger\n"
+        "with create_logger('console', run_name='x', jsonl_path=sys.argv[1]) as logger:\n"
+        "    for step in range(20000): logger.log_metrics(step, {'loss': 1.0})\n"
+        "sys.stderr.write('ended')\n"
+    )
+    command = f"set -o pipefail; PYTHONPATH={ROOT} {sys.executable} {program} {tmp_path}/metrics.jsonl | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.stdout == '{"step": 0, "metrics.loss": 1.0}\n'
+    assert (done.returncode, done.stderr) == (0, "ended")
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 20000

@@ -1,0 +1,43 @@
+"""Choosing a backend by name."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from logger import create_logger
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_console_writes_stream_and_file_alike(tmp_path):
+    """The console backend's lines and the file's are the same."""
+    stream = io.StringIO()
+    with create_logger("console", run_name="a", jsonl_path=tmp_path / "m.jsonl", stream=stream) as logger:
+        logger.log_metrics(1, {"loss": 0.5})
+    assert stream.getvalue() == (tmp_path / "m.jsonl").read_text() == '{"step": 1, "metrics.loss": 0.5}\n'
+
+
+def test_noop_still_keeps_the_file(tmp_path, capsys):
+    """Without a backend the file is written and stdout is not."""
+    with create_logger("noop", run_name="a", jsonl_path=tmp_path / "m.jsonl") as logger:
+        logger.log_event("started")
+    assert (tmp_path / "m.jsonl").read_text() == '{"event": "started"}\n'
+    assert capsys.readouterr().out == ""
+
+
+def test_unknown_backend_is_refused():
+    """The error names the key and the choices."""
+    with pytest.raises(ValueError, match=r"logging\.backend: expected console, wandb or noop, got 'tensorboard'"):
+        create_logger("tensorboard", run_name="a")
+
+
+def test_importing_the_room_is_light():
+    """The room imports neither torch nor numpy nor wandb."""
+    program = "import sys, logger; print([name for name in ('torch', 'numpy', 'wandb') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
