@@ -152,7 +152,8 @@ def check_merges(
     """Refuse merges that come twice, use or make unknown tokens, or come before the merges of their parts."""
     tokens = set(vocab.values())
     seen: set[tuple[bytes, bytes]] = set()
-    made, used = {bytes([value]) for value in range(256)}, set()
+    made = {bytes([value]) for value in range(256)}
+    used: set[bytes] = set()
     for number, (left, right) in enumerate(merges, first):
         new = left + right
         if unknown := [token_to_text(token) for token in (left, right, new) if token not in tokens]:

@@ -1,0 +1,195 @@
+"""Behaviour of BPE training: the published example, the tie rule, and that nothing but the text decides."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.tokenizer.oracle import slow_merges
+from transformerlm.tokenizer import bpe_trainer
+from transformerlm.tokenizer.bpe_trainer import count_pre_tokens, learn_merges, train_bpe
+from transformerlm.utils.text_files import ReadStats
+
+EOT = "<|endoftext|>"
+
+
+def _merges_of(text: str, tmp_path: Path, *, num_merges: int = 50, specials: tuple[str, ...] = (EOT,)) -> list:
+    (tmp_path / "corpus.txt").write_bytes(text.encode())
+    return train_bpe(tmp_path / "corpus.txt", 256 + len(specials) + num_merges, specials)[1]
+
+
+def _sample_text(num_words: int, seed: int = 0) -> str:
+    """Return text with repeated words, blanks of all kinds, marks, non-ASCII letters and separators."""
+    rng = random.Random(seed)
+    words = ["".join(rng.choices("abcdeé漢", k=rng.randint(1, 9))) for _ in range(300)] + [
+        "it's",
+        "42",
+        "--",
+        "\n\n",
+        "  ",
+    ]
+    return "".join(rng.choices(words, k=1)[0] + rng.choice([" ", " ", "\n", "", EOT]) for _ in range(num_words))
+
+
+def test_the_published_example() -> None:
+    """Sennrich et al., 2016: low x5, lower x2, newest x6, widest x3; of "es" and "st", both x9, "st" is greater."""
+    words = {b"low": 5, b"lower": 2, b"newest": 6, b"widest": 3}
+    expected = [
+        b"s t",
+        b"e st",
+        b"o w",
+        b"l ow",
+        b"w est",
+        b"n e",
+        b"ne west",
+        b"w i",
+        b"wi d",
+        b"wid est",
+        b"low e",
+        b"lowe r",
+    ]
+    assert [b" ".join(pair) for pair in learn_merges(words, 100)] == expected
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_merges_are_those_of_the_slow_oracle(seed: int) -> None:
+    """On tiny alphabets, where ties and overlaps abound, each merge is the one the definition gives."""
+    rng = random.Random(seed)
+    for _ in range(8):
+        alphabet = rng.choice([b"a", b"ab", b"abc", b"a\xff\x00"])
+        words = Counter(bytes(rng.choices(alphabet, k=rng.randint(1, 20))) for _ in range(rng.randint(1, 12)))
+        assert learn_merges(words, 60) == slow_merges(words, 60)
+
+
+def test_ties_go_to_the_greater_pair_of_byte_strings() -> None:
+    """Bytes are compared by value, and a longer string is greater than its own beginning."""
+    assert learn_merges({b"ab": 1, b"\xc3\xa9": 1, b"zz": 1}, 3) == [(b"\xc3", b"\xa9"), (b"z", b"z"), (b"a", b"b")]
+    words = {b"ba": 9, b"baz": 5, b"bz": 5}
+    assert learn_merges(words, 2) == [(b"b", b"a"), (b"ba", b"z")] == slow_merges(words, 2)
+
+
+def test_overlapping_pairs_merge_from_the_left() -> None:
+    """In a run of one letter the pairs are taken from the left, and counted as the definition counts them."""
+    assert (
+        learn_merges({b"aaaaa": 1}, 9)
+        == slow_merges({b"aaaaa": 1}, 9)
+        == [(b"a", b"a"), (b"aa", b"aa"), (b"aaaa", b"a")]
+    )
+
+
+def test_a_very_long_word_costs_no_more_than_its_length() -> None:
+    """A run of 200,000 random letters is merged without looking through it once a merge."""
+    word = bytes(random.Random(0).choices(b"abcdefgh", k=200_000))
+    start = time.perf_counter()
+    assert len(learn_merges({word: 1}, 500)) == 500
+    assert time.perf_counter() - start < 10
+
+
+def test_ids_are_bytes_then_merges_then_special_tokens(tmp_path: Path) -> None:
+    """The order of the vocabulary is fixed, and `vocab_size` counts all three."""
+    (tmp_path / "a.txt").write_text("low lower newest widest low low" + EOT)
+    vocab, merges = train_bpe(tmp_path / "a.txt", 262, [EOT, "<|pad|>"])
+    assert list(vocab) == list(range(262))
+    assert [vocab[value] for value in range(256)] == [bytes([value]) for value in range(256)]
+    assert [vocab[256 + rank] for rank in range(4)] == [left + right for left, right in merges]
+    assert (vocab[260], vocab[261]) == (EOT.encode(), b"<|pad|>")
+
+
+def test_a_small_text_gives_a_smaller_vocabulary(tmp_path: Path) -> None:
+    """When no pair is left the training ends."""
+    assert _merges_of("ab", tmp_path, num_merges=1000) == [(b"a", b"b")]
+
+
+def test_special_tokens_are_neither_counted_nor_merged_across(tmp_path: Path) -> None:
+    """What is left and right of a special token are two words, and its own letters count for nothing."""
+    assert _merges_of(f"ab{EOT}cd{EOT}" * 50, tmp_path) == [(b"c", b"d"), (b"a", b"b")]
+    assert (b"|", b">") in _merges_of(f"ab{EOT}cd{EOT}" * 50, tmp_path, specials=())
+
+
+def test_pre_tokens_keep_words_apart(tmp_path: Path) -> None:
+    """No merge crosses a space, a line end or the edge between letters and digits."""
+    tokens = {left + right for left, right in _merges_of("to be 42be\r\nto be\n" * 30, tmp_path)}
+    assert tokens == {b"to", b" be", b" b", b"be", b"42", b" 42", b"\r\n"} & tokens
+    assert b" be" in tokens
+
+
+@pytest.mark.parametrize(("num_workers", "chunk_chars"), [(1, 1 << 20), (2, 1 << 20), (1, 1), (1, 37), (2, 500)])
+def test_counts_do_not_depend_on_workers_or_chunks(tmp_path: Path, num_workers: int, chunk_chars: int) -> None:
+    """However the text is cut and shared out, the counts are those of the whole."""
+    text = _sample_text(3000)
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    counter = bpe_trainer._PreTokenCounter(bpe_trainer.SpecialTokenSplitter([EOT]))
+    counts = count_pre_tokens([tmp_path / "a.txt"], [EOT], num_workers=num_workers, chunk_chars=chunk_chars)
+    assert counts == counter([text])
+
+
+def test_several_inputs_of_all_kinds(tmp_path: Path) -> None:
+    """Globs and JSON lines count like the same text in one file with separators between."""
+    (tmp_path / "a.txt").write_text("one two")
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"body": body}) + "\n" for body in ("two three", "three")))
+    (tmp_path / "c.txt").write_text(EOT.join(["one two", "two three", "three"]))
+    together = train_bpe([f"{tmp_path}/a.*", tmp_path / "b.jsonl"], 300, [EOT], text_field="body")
+    assert together == train_bpe(tmp_path / "c.txt", 300, [EOT])
+
+
+def test_no_word_crosses_from_file_to_file(tmp_path: Path) -> None:
+    """The end of a file is the end of a word."""
+    (tmp_path / "a.txt").write_text("xa")
+    (tmp_path / "b.txt").write_text("bx")
+    assert (b"a", b"b") not in train_bpe([tmp_path / "a.txt", tmp_path / "b.txt"], 300, [])[1]
+
+
+def test_line_ends_are_not_translated(tmp_path: Path) -> None:
+    """CRLF is two bytes of the text and can become a token."""
+    assert (b"\r", b"\n") in _merges_of("a\r\nb\r\n" * 20, tmp_path)
+
+
+def test_progress_and_invalid_bytes_are_reported(tmp_path: Path) -> None:
+    """The callback sees both stages to their end; bytes that are no text are counted."""
+    (tmp_path / "a.txt").write_bytes(_sample_text(2000).encode() + b"\xff\xfe")
+    reports: list[tuple[str, int, int]] = []
+    stats = ReadStats()
+    train_bpe(tmp_path / "a.txt", 400, [EOT], progress=lambda *report: reports.append(report), stats=stats)
+    size = (tmp_path / "a.txt").stat().st_size
+    assert stats.invalid_utf8 == 2
+    assert ("count", size, size) in reports
+    assert reports[-1] == ("merge", 143, 143)
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "specials", "message"),
+    [
+        (256, [EOT], r"vocab_size: expected at least 257 \(256 bytes and 1 special tokens\), found 256"),
+        (300, [EOT, EOT], "special_tokens: expected each once"),
+        (300, ["a"], "expected two bytes or more, found 'a'"),
+        (300, [""], "expected non-empty"),
+    ],
+)
+def test_requests_that_cannot_be_met_are_refused(
+    tmp_path: Path, vocab_size: int, specials: list[str], message: str
+) -> None:
+    """Each error says what was expected and what was found."""
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(ValueError, match=message):
+        train_bpe(tmp_path / "a.txt", vocab_size, specials)
+
+
+@pytest.mark.parametrize("text", ["", EOT * 3])
+def test_inputs_without_text_are_refused(tmp_path: Path, text: str) -> None:
+    """A tokenizer trained on nothing would be a mistake in silence."""
+    (tmp_path / "a.txt").write_text(text)
+    with pytest.raises(ValueError, match=r"expected text to train on, found none in .*a\.txt"):
+        train_bpe(tmp_path / "a.txt", 300, [EOT])
+
+
+def test_a_small_corpus_trains_at_once(tmp_path: Path) -> None:
+    """133 kB at 500 tokens stay far below the course's limit of 1.5 s."""
+    (tmp_path / "a.txt").write_text(_sample_text(22_000)[:133_000])
+    start = time.perf_counter()
+    train_bpe(tmp_path / "a.txt", 500, [EOT])
+    assert time.perf_counter() - start < 1.5

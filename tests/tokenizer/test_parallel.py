@@ -1,0 +1,101 @@
+"""Behaviour of the parallel map: order, laziness, and errors that surface instead of hanging."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from transformerlm.tokenizer.parallel import default_num_workers, map_in_order, resolve_num_workers
+
+
+def _square(number: int) -> int:
+    time.sleep(0.02 * (number % 3))
+    return number * number
+
+
+def _fail_at_three(number: int) -> int:
+    if number == 3:
+        raise ValueError("three is refused")
+    return number
+
+
+def _die_at_three(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_results_come_in_order(num_workers: int) -> None:
+    """Later items that finish first wait for their turn."""
+    assert list(map_in_order(_square, range(8), num_workers=num_workers)) == [number**2 for number in range(8)]
+
+
+def test_only_a_few_items_are_under_way() -> None:
+    """The source is not read ahead of the workers without bound."""
+    taken = []
+    results = map_in_order(_square, (taken.append(n) or n for n in range(1000)), num_workers=2)
+    assert next(results) == 0
+    assert len(taken) <= 4
+    results.close()
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_an_exception_in_the_function_comes_through(num_workers: int) -> None:
+    """The caller sees the function's own error."""
+    with pytest.raises(ValueError, match="three is refused"):
+        list(map_in_order(_fail_at_three, range(8), num_workers=num_workers))
+
+
+def test_a_killed_worker_is_an_error() -> None:
+    """A worker that the system kills ends the map with a message, not in a hang."""
+    with pytest.raises(RuntimeError, match="a worker process died"):
+        list(map_in_order(_die_at_three, range(8), num_workers=2))
+
+
+_SLEEPERS = """
+import os, sys, time
+from transformerlm.tokenizer.parallel import map_in_order
+if __name__ == "__main__":
+    tasks = ["__import__('os').getpid()"] * 2 + ["__import__('time').sleep(0.5)"] * 9
+    for pid in map_in_order(eval, tasks, num_workers=2):
+        print(pid, flush=True)
+"""
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks processes up in /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_workers_leave_with_their_parent(how: signal.Signals) -> None:
+    """After the parent was killed, or stopped with Ctrl-C, its workers are gone in a moment."""
+    process = subprocess.Popen([sys.executable, "-c", _SLEEPERS], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    workers = {int(process.stdout.readline()) for _ in range(2)}
+    process.send_signal(how)
+    process.wait(timeout=10)
+    deadline = time.monotonic() + 10
+    while any(map(_is_alive, workers)):
+        assert time.monotonic() < deadline, "workers outlived their parent"
+        time.sleep(0.05)
+
+
+def test_small_inputs_start_no_process() -> None:
+    """Below some megabytes one process does the work; a number asked for is kept."""
+    assert default_num_workers(100_000) == 1
+    assert default_num_workers(1 << 30) >= 1
+    assert resolve_num_workers(3, 10) == 3
+    with pytest.raises(ValueError, match="num_workers: expected at least 1, found 0"):
+        resolve_num_workers(0, 10)

@@ -1,0 +1,147 @@
+"""Behaviour of the cuts made before BPE: special tokens, pre-tokens, and safe places in a stream."""
+
+from __future__ import annotations
+
+import pickle
+import re
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, StreamCutter, pre_tokenize, safe_pieces
+from transformerlm.utils.text_files import TextBlock
+
+# Characters near which the pattern and the special tokens decide, drawn far more often than others would be.
+TRICKY = st.text(alphabet=list("aZsvlretd'19.  \n\r\t\u3000\u00a0é漢²\x1c<|>e"), max_size=40)
+ANY_TEXT = st.one_of(TRICKY, st.text(max_size=30))
+SPECIALS = st.lists(
+    st.sampled_from(["<|e|>", "<|e|><|e|>", "<|", "|>", "a b", "  ", "'s", "\n\n", "el", "le", "a", "<|e|> "]),
+    max_size=4,
+    unique=True,
+)
+
+
+def _units(splitter: SpecialTokenSplitter, text: str) -> list[str]:
+    """Return special tokens and pre-tokens of the text in order."""
+    units: list[str] = []
+    for segment, is_special in splitter.split(text):
+        units += [segment] if is_special else pre_tokenize(segment)
+    return units
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Hello world", ["Hello", " world"]),
+        ("it's we'll I'VE", ["it", "'s", " we", "'ll", " I", "'", "VE"]),
+        ("a   b", ["a", "  ", " b"]),
+        ("a\n\nb", ["a", "\n", "\n", "b"]),
+        ("end  ", ["end", "  "]),
+        ("x=42, y", ["x", "=", "42", ",", " y"]),
+        ("漢字 é2²", ["漢字", " é", "2²"]),
+        ("", []),
+    ],
+)
+def test_pre_tokens_are_those_of_gpt2(text: str, expected: list[str]) -> None:
+    """Contractions, one leading space, numbers, marks, and the last blank before a word."""
+    assert pre_tokenize(text) == expected
+
+
+@given(text=ANY_TEXT)
+def test_pre_tokens_join_to_the_text(text: str) -> None:
+    """No character is lost or changed."""
+    assert "".join(pre_tokenize(text)) == text
+
+
+def test_special_tokens_come_first_and_the_longest_wins() -> None:
+    """Of special tokens that begin at one place the longest is taken; what looks like one but is not stays text."""
+    splitter = SpecialTokenSplitter(["<|e|>", "<|e|><|e|>", "<|e|>"])
+    found = list(splitter.split("a<|e|><|e|><|e|>b<|e"))
+    assert found == [("a", False), ("<|e|><|e|>", True), ("<|e|>", True), ("b<|e", False)]
+    assert splitter.special_tokens == ["<|e|>", "<|e|><|e|>"]
+
+
+@given(text=ANY_TEXT, specials=SPECIALS)
+def test_splitting_agrees_with_the_standard_library(text: str, specials: list[str]) -> None:
+    """Special tokens are found as `re` finds them, the longest alternative first."""
+    longest_first = sorted(specials, key=len, reverse=True)
+    pattern = "|".join(map(re.escape, longest_first)) or r"(?!)"
+    parts = re.split(f"({pattern})", text)
+    expected = [(part, number % 2 == 1) for number, part in enumerate(parts) if part]
+    assert list(SpecialTokenSplitter(specials).split(text)) == expected
+
+
+@pytest.mark.parametrize("token", ["", "\ud800"])
+def test_special_tokens_that_cannot_be_are_refused(token: str) -> None:
+    """An empty token would match everywhere, half a character nowhere."""
+    with pytest.raises(ValueError, match="special_tokens: expected"):
+        SpecialTokenSplitter([token])
+
+
+@settings(max_examples=500, deadline=None)
+@given(text=ANY_TEXT, rest=ANY_TEXT, specials=SPECIALS)
+@example(text="a\n", rest="\nb", specials=[])
+@example(text="it'", rest="ll", specials=[])
+@example(text="xa", rest=" b", specials=["a b"])
+def test_a_safe_cut_is_safe_whatever_follows(text: str, rest: str, specials: list[str]) -> None:
+    """The units of the whole are those of the two sides of the cut, for any continuation."""
+    splitter = SpecialTokenSplitter(specials)
+    cut = splitter.safe_cut(text)
+    assert 0 <= cut < max(1, len(text))
+    whole = text + rest
+    assert _units(splitter, whole) == _units(splitter, whole[:cut]) + _units(splitter, whole[cut:])
+
+
+@settings(max_examples=300, deadline=None)
+@given(parts=st.lists(ANY_TEXT, max_size=8), specials=SPECIALS, size=st.integers(1, 20))
+def test_a_stream_in_any_parts_has_the_units_of_the_whole(parts: list[str], specials: list[str], size: int) -> None:
+    """Cutting anew loses nothing and splits nothing that belongs together."""
+    splitter = SpecialTokenSplitter(specials)
+    cutter = StreamCutter(splitter, size=size, first_size=1)
+    pieces = [cutter.feed(part) for part in parts] + [cutter.flush()]
+    assert "".join(pieces) == "".join(parts)
+    assert [unit for piece in pieces for unit in _units(splitter, piece)] == _units(splitter, "".join(parts))
+
+
+def test_little_is_held_back() -> None:
+    """Prose is released but for its last word, text without blanks but for its last run, a special token."""
+    splitter = SpecialTokenSplitter(["<|e|>"])
+    assert splitter.safe_cut("one two three") == len("one two")
+    assert splitter.safe_cut("漢字。漢字") == len("漢字。")
+    assert splitter.safe_cut("<|e|><|e|><|") == len("<|e|>")
+    assert splitter.safe_cut("aaaa") == splitter.safe_cut("") == 0
+
+
+def test_a_run_without_any_cut_is_not_searched_again_and_again() -> None:
+    """A long run fed in small parts costs a number of searches that grows with its logarithm."""
+
+    class Counting(SpecialTokenSplitter):
+        searches = 0
+
+        def safe_cut(self, text: str) -> int:
+            Counting.searches += 1
+            return super().safe_cut(text)
+
+    cutter = StreamCutter(Counting([]), size=100)
+    assert not any(cutter.feed("aaaaaaaaaa") for _ in range(10_000))
+    assert Counting.searches < 20
+    assert cutter.flush() == "a" * 100_000
+
+
+def test_pieces_never_cross_a_document() -> None:
+    """What is held back comes out with the end of its document."""
+    blocks = [TextBlock("one two", False), TextBlock("three", True), TextBlock("", True), TextBlock("four five", True)]
+    pieces = list(safe_pieces(blocks, SpecialTokenSplitter([]), size=4))
+    assert pieces == [
+        TextBlock("one", False),
+        TextBlock(" twothree", True),
+        TextBlock("", True),
+        TextBlock("four five", True),
+    ]
+
+
+def test_a_splitter_can_be_sent_to_a_worker() -> None:
+    """Pickling keeps the special tokens."""
+    splitter = pickle.loads(pickle.dumps(SpecialTokenSplitter(["<|e|>"])))
+    assert list(splitter.split("a<|e|>")) == [("a", False), ("<|e|>", True)]

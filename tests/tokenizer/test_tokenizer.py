@@ -1,0 +1,286 @@
+"""Behaviour of encoding and decoding: exact round trips, any cut of a stream, and the ids other libraries give."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import time
+import tracemalloc
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tests.tokenizer.test_pretokenize import ANY_TEXT
+from transformerlm.tokenizer import Tokenizer, train_bpe
+from transformerlm.tokenizer import tokenizer as tokenizer_module
+from transformerlm.tokenizer.bpe_trainer import learn_merges
+from transformerlm.tokenizer.pretokenize import GPT2_PATTERN, pre_tokenize
+
+EOT = "<|endoftext|>"
+HARD_TEXT = (
+    "The quick brown fox isn't here; it's there, they'll say. I'VE 42 apples, 3.14 pies & ½ a ²nd.\r\n\r\n"
+    "\tTabs\t\tand    spaces   \n\n\n  漢字かな交じり文。全角　空白  Ünïcödé naïve façade Straße ΑΒΓ абв עברית "
+    "العربية हिन्दी ไทย 한국어 e\u0301 👩‍👩‍👧 🇩🇪 \u200b\u00a0\u2028\x1c\x85 ''s 'll 're' don''t   x=y+z!?!... "
+    "--- ===== a_b_c CamelCase \ufeffBOM\n"
+) * 3
+
+
+def _train(text: str, num_merges: int = 200) -> list[tuple[bytes, bytes]]:
+    words: dict[bytes, int] = {}
+    for piece in pre_tokenize(text):
+        words[piece.encode()] = words.get(piece.encode(), 0) + 1
+    return learn_merges(words, num_merges)
+
+
+def _build(merges: list[tuple[bytes, bytes]], specials: tuple[str, ...] = (EOT,)) -> Tokenizer:
+    tokens = [bytes([value]) for value in range(256)] + [left + right for left, right in merges]
+    return Tokenizer(dict(enumerate(tokens)), merges, specials)
+
+
+MERGES = _train(HARD_TEXT)
+TOKENIZER = _build(MERGES, (EOT, EOT + EOT, "<|e|>", "a b", "\n\n", "'s"))
+
+
+@settings(deadline=None)
+@given(text=ANY_TEXT)
+def test_decoding_gives_the_text_back(text: str) -> None:
+    """Nothing is normalised or lost, with special tokens and without."""
+    assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
+    assert TOKENIZER.decode(TOKENIZER.encode_ordinary(text)) == text
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    text=st.lists(st.sampled_from([EOT, "<|e|>", "<|", "a", " b", "'", "s", "ll", "\n", "  ", "漢", "x" * 90])),
+    data=st.data(),
+)
+@example(text=[EOT, EOT], data=None)
+def test_a_stream_in_any_parts_has_the_ids_of_the_whole(text: list[str], data: st.DataObject | None) -> None:
+    """Special tokens, runs of blanks, contractions and long words may be cut anywhere."""
+    whole = "".join(text)
+    cuts = data.draw(st.lists(st.integers(0, len(whole)), max_size=12)) if data else list(range(len(whole)))
+    parts = [whole[start:stop] for start, stop in pairwise([0, *sorted(cuts), len(whole)])]
+    assert list(TOKENIZER.encode_iterable(parts)) == TOKENIZER.encode(whole)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000])
+def test_hard_text_in_parts_of_one_size(size: int) -> None:
+    """Every cut between two characters of a hard text is harmless, down to single characters."""
+    whole = f"{HARD_TEXT}{EOT}{EOT}<|endoftext|{HARD_TEXT}{' ' * 300}x{'y' * 5000}"
+    parts = [whole[start : start + size] for start in range(0, len(whole), size)]
+    assert list(TOKENIZER.encode_iterable(parts)) == TOKENIZER.encode(whole)
+
+
+def test_encode_iterable_is_lazy() -> None:
+    """The first ids come before the source is read to its end, even from one that has none."""
+
+    def endless() -> object:
+        while True:
+            yield "one two three\n"
+
+    ids = TOKENIZER.encode_iterable(endless())
+    first = [next(ids) for _ in range(1000)]
+    assert TOKENIZER.decode(first).startswith("one two three\none two")
+
+
+def test_encode_iterable_holds_little_memory() -> None:
+    """Five megabytes pass through within two."""
+    line = "Once upon a time there was a little tokenizer.\n"
+    list(TOKENIZER.encode_iterable([line]))
+    tracemalloc.start()
+    num_ids = sum(1 for _ in TOKENIZER.encode_iterable(line for _ in range(5_000_000 // len(line))))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert num_ids > 100_000
+    assert peak < 2_000_000
+
+
+def test_special_tokens_are_ids_of_their_own() -> None:
+    """The longest special token wins, a missing one gets the next id, and plain encoding spells them out."""
+    tokenizer = _build([], ("<|a|>", "<|a|><|a|>", "b"))
+    assert tokenizer.special_token_ids == {"<|a|>": 256, "<|a|><|a|>": 257, "b": 98}
+    assert tokenizer.encode("x<|a|><|a|><|a|>b") == [120, 257, 256, 98]
+    assert tokenizer.encode_ordinary("<|a|>") == list(b"<|a|>")
+    assert tokenizer.vocab_size == 258
+    assert tokenizer.special_tokens == ["<|a|>", "<|a|><|a|>", "b"]
+    assert tokenizer.decode([257, 98]) == "<|a|><|a|>b"
+
+
+@settings(deadline=None)
+@given(ids=st.lists(st.integers(0, TOKENIZER.vocab_size - 1)))
+def test_any_ids_decode(ids: list[int]) -> None:
+    """Bytes that are no text become U+FFFD, as Python's decoder has it; the bytes themselves come back exactly."""
+    data = b"".join(TOKENIZER.vocab[token_id] for token_id in ids)
+    assert TOKENIZER.decode_bytes(iter(ids)) == data
+    assert TOKENIZER.decode(np.array(ids, dtype=np.uint16)) == data.decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("bad", [-1, TOKENIZER.vocab_size, 10**9])
+def test_ids_outside_the_vocabulary_are_named(bad: int) -> None:
+    """The error says the id and the size of the vocabulary."""
+    with pytest.raises(ValueError, match=rf"expected 0 to \d+ \(vocab_size {TOKENIZER.vocab_size}\), found {bad}"):
+        TOKENIZER.decode([0, bad])
+
+
+def test_half_a_character_is_replaced() -> None:
+    """A lone surrogate, which UTF-8 cannot spell, counts as U+FFFD."""
+    assert TOKENIZER.decode(TOKENIZER.encode("a\ud800b")) == "a\ufffdb"
+    assert TOKENIZER.bytes_per_token("\ud800") > 0
+
+
+def test_ids_are_those_of_tiktoken() -> None:
+    """Given the same merges, OpenAI's library gives the same ids on hard text and on long runs."""
+    tiktoken = pytest.importorskip("tiktoken")
+    ranks = {token: token_id for token_id, token in _build(MERGES, ()).vocab.items()}
+    other = tiktoken.Encoding(
+        "ours", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={EOT: len(ranks), EOT + EOT: len(ranks) + 1}
+    )
+    ours = _build(MERGES, (EOT, EOT + EOT))
+    rng = random.Random(0)
+    for length in [0, 10, 100, 1000, len(HARD_TEXT)]:
+        text = "".join(rng.choices(HARD_TEXT, k=length)) + EOT + HARD_TEXT[:length]
+        assert ours.encode(text) == other.encode(text, allowed_special="all")
+        assert ours.encode_ordinary(text) == other.encode_ordinary(text)
+
+
+def test_ids_are_those_of_hugging_face(tmp_path: Path) -> None:
+    """Built from our saved files, Hugging Face's byte-level BPE gives the same ids."""
+    tokenizers = pytest.importorskip("tokenizers")
+    ours = _build(MERGES)
+    ours.save(tmp_path)
+    other = tokenizers.ByteLevelBPETokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    other.add_special_tokens([EOT])
+    assert other.get_vocab_size() == ours.vocab_size
+    text = HARD_TEXT + EOT + HARD_TEXT[::-1]
+    assert other.encode(text).ids == ours.encode(text)
+
+
+@pytest.mark.skipif("TRANSFORMERLM_GPT2_DIR" not in os.environ, reason="TRANSFORMERLM_GPT2_DIR names no folder")
+def test_gpt2s_own_files_give_tiktokens_ids() -> None:
+    """With GPT-2's published vocabulary the ids are OpenAI's, although its ids of bytes are not the bytes' values."""
+    tiktoken = pytest.importorskip("tiktoken")
+    folder = Path(os.environ["TRANSFORMERLM_GPT2_DIR"])
+    ours = Tokenizer.from_files(folder / "vocab.json", folder / "merges.txt", [EOT])
+    assert (ours.vocab_size, ours.special_token_ids) == (50257, {EOT: 50256})
+    ranks = {token: token_id for token_id, token in ours.vocab.items() if token != EOT.encode()}
+    other = tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={EOT: 50256})
+    for text in (HARD_TEXT, HARD_TEXT[::-1] + EOT, "a" * 3000, "Hello, world!"):
+        assert ours.encode(text) == other.encode(text, allowed_special="all")
+    assert ours.encode("Hello, world!") == [15496, 11, 995, 0]
+
+
+def test_ids_need_not_be_byte_values() -> None:
+    """A vocabulary in any order of ids works, as GPT-2's does."""
+    plain = _build(MERGES, ())
+    order = list(range(plain.vocab_size))
+    random.Random(0).shuffle(order)
+    shuffled = Tokenizer({order[token_id]: token for token_id, token in plain.vocab.items()}, MERGES)
+    assert shuffled.encode(HARD_TEXT) == [order[token_id] for token_id in plain.encode(HARD_TEXT)]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_batch_is_its_texts_one_by_one(num_workers: int) -> None:
+    """Order is kept, empty texts too, with any number of processes."""
+    texts = ["one", "", HARD_TEXT, EOT] * 5
+    assert TOKENIZER.encode_batch(texts, num_workers) == [TOKENIZER.encode(text) for text in texts]
+    assert TOKENIZER.encode_batch([]) == []
+
+
+def test_the_cache_is_bounded_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long pieces are not kept, a full cache is emptied, and the ids stay the same."""
+    monkeypatch.setattr(tokenizer_module, "_CACHE_PIECES", 5)
+    tokenizer = _build(MERGES)
+    assert tokenizer.decode(tokenizer.encode(HARD_TEXT + "x" * 99)) == HARD_TEXT + "x" * 99
+    assert len(tokenizer._cache) <= 5
+    assert all(len(piece) <= 32 for piece in tokenizer._cache)
+    assert tokenizer.encode(HARD_TEXT) == _build(MERGES).encode(HARD_TEXT)
+
+
+def test_pickling_keeps_the_tokenizer_and_drops_the_cache() -> None:
+    """A worker process gets the parts, not what the parent has cached."""
+    TOKENIZER.encode(HARD_TEXT)
+    copy = pickle.loads(pickle.dumps(TOKENIZER))
+    assert len(copy._cache) == 0
+    assert copy.fingerprint() == TOKENIZER.fingerprint()
+    assert copy.encode(HARD_TEXT) == TOKENIZER.encode(HARD_TEXT)
+
+
+def test_arrays_have_the_smallest_type() -> None:
+    """uint16 while all ids fit, uint32 beyond; the ids are those of `encode`."""
+    small = TOKENIZER.encode_to_array(HARD_TEXT)
+    assert small.dtype == np.uint16
+    assert small.tolist() == TOKENIZER.encode(HARD_TEXT)
+    tokens = [bytes([value]) for value in range(256)] + [f"<{number}>".encode() for number in range(65_281)]
+    assert Tokenizer(dict(enumerate(tokens)), []).encode_to_array("a").dtype == np.uint32
+    assert Tokenizer(dict(enumerate(tokens[:-1])), []).encode_to_array("a").dtype == np.uint16
+
+
+def test_byte_lengths_and_bytes_per_token() -> None:
+    """Lengths by id give the text's bytes, special tokens give none."""
+    tokenizer = _build(MERGES)
+    lengths = tokenizer.token_byte_lengths()
+    ids = tokenizer.encode(HARD_TEXT + EOT)
+    assert sum(lengths[token_id] for token_id in ids) == len(HARD_TEXT.encode())
+    assert lengths[tokenizer.special_token_ids[EOT]] == 0
+    assert _build([(b"a", b"b")]).bytes_per_token("abab漢") == 7 / 5
+    with pytest.raises(ValueError, match="bytes_per_token: expected some text"):
+        TOKENIZER.bytes_per_token("")
+
+
+def test_the_fingerprint_tells_tokenizers_apart() -> None:
+    """Merges, their order and special tokens count; the order in which the dictionary was built does not."""
+    base = _build(MERGES)
+    swapped = [MERGES[1], MERGES[0], *MERGES[2:]]
+    others = [
+        _build(MERGES[:-1]),
+        _build(MERGES, ()),
+        _build(MERGES, ("<|other|>",)),
+        Tokenizer(base.vocab, swapped, [EOT]),
+    ]
+    assert len({tokenizer.fingerprint() for tokenizer in [base, *others]}) == 5
+    backwards = dict(reversed(base.vocab.items()))
+    assert Tokenizer(backwards, MERGES, [EOT]).fingerprint() == base.fingerprint()
+
+
+_BYTES = [bytes([value]) for value in range(256)]
+
+
+@pytest.mark.parametrize(
+    ("vocab", "merges", "message"),
+    [
+        ({0: b"a"}, [], "expected all 256 single bytes, found none for byte 0"),
+        ({**dict(enumerate(_BYTES)), 300: b"ab"}, [], "found none with id 256"),
+        ({**dict(enumerate(_BYTES)), 256: b"a"}, [], "each token once, found b'a'"),
+        (dict(enumerate(_BYTES)), [(b"a", b"b")], "merge 0: expected tokens"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(vocab: dict[int, bytes], merges: list, message: str) -> None:
+    """The constructor checks like the reader of files does."""
+    with pytest.raises(ValueError, match=message):
+        Tokenizer(vocab, merges)
+
+
+def test_a_long_run_of_one_character_is_quick() -> None:
+    """200,000 equal letters in one word are encoded within seconds, streamed in small parts too."""
+    tokenizer = _build(learn_merges({b"a" * 1000: 1}, 12))
+    start = time.perf_counter()
+    ids = tokenizer.encode("a" * 200_000)
+    assert list(tokenizer.encode_iterable("a" * 100 for _ in range(2000))) == ids
+    assert time.perf_counter() - start < 15
+
+
+def test_trained_tokenizers_round_trip_through_files(tmp_path: Path) -> None:
+    """From text to merges to files to ids to text."""
+    (tmp_path / "a.txt").write_bytes(f"{HARD_TEXT}{EOT}{HARD_TEXT}".encode())
+    vocab, merges = train_bpe(tmp_path / "a.txt", 400, [EOT])
+    Tokenizer(vocab, merges, [EOT]).save(tmp_path / "tokenizer")
+    loaded = Tokenizer.from_directory(tmp_path / "tokenizer")
+    assert json.loads((tmp_path / "tokenizer/vocab.json").read_text(encoding="utf-8"))[EOT] == 399
+    assert loaded.decode(loaded.encode(HARD_TEXT)) == HARD_TEXT
+    assert loaded.bytes_per_token(HARD_TEXT) > 1.5

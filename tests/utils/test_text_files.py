@@ -1,0 +1,154 @@
+"""Behaviour of the text reader: which files it takes, and that it changes no character of them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transformerlm.utils import text_files
+from transformerlm.utils.text_files import ReadStats, TextBlock, expand_inputs, read_text, total_bytes
+
+
+def _read_all(path: Path, **options: object) -> str:
+    return "".join(block.text for block in read_text(path, **options))
+
+
+def test_names_and_globs_become_files_in_order(tmp_path: Path) -> None:
+    """Names keep the order given, a glob's matches are sorted, `**` goes into folders, folders are no matches."""
+    for name in ("b.txt", "a.txt", "sub/c.txt", "[x].txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text")
+    assert expand_inputs([tmp_path / "b.txt", f"{tmp_path}/a*"]) == [tmp_path / "b.txt", tmp_path / "a.txt"]
+    assert expand_inputs(f"{tmp_path}/**/c.txt") == [tmp_path / "sub/c.txt"]
+    assert expand_inputs(tmp_path / "[x].txt") == [tmp_path / "[x].txt"]
+    assert tmp_path / "sub" not in expand_inputs(f"{tmp_path}/*")
+    assert total_bytes([tmp_path / "a.txt", tmp_path / "b.txt"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "message"),
+    [
+        ([], ValueError, "at least one text file"),
+        (["missing.txt"], FileNotFoundError, "found nothing at .*missing.txt"),
+        (["*.missing"], FileNotFoundError, "none that match"),
+        (["sub"], ValueError, r"the folder .*sub \(name its files"),
+        (["a.txt", "a.*"], ValueError, "named twice"),
+        (["a.txt", "sub/../a.txt"], ValueError, "named twice"),
+        (["data.parquet"], ValueError, "expected plain text.*data.parquet"),
+        (["link.txt"], FileNotFoundError, "broken link"),
+    ],
+)
+def test_inputs_that_cannot_be_are_refused(tmp_path: Path, names: list[str], error: type, message: str) -> None:
+    """Each bad input gives one line that names it."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "data.parquet").write_text("PAR1")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "gone")
+    with pytest.raises(error, match=message) as caught:
+        expand_inputs([f"{tmp_path}/{name}" for name in names])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_without_read_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that cannot be read is refused before any work."""
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match=r"a\.txt without read permission"):
+        expand_inputs(tmp_path / "a.txt")
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.binary(max_size=60), block=st.integers(1, 9))
+def test_any_bytes_read_as_one_decode_would_for_any_block_size(
+    data: bytes, block: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Blocks that cut a character in two change neither the text nor the count of invalid bytes."""
+    path = tmp_path_factory.mktemp("bytes") / "a.txt"
+    path.write_bytes(data)
+    stats = ReadStats()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_files, "BLOCK_BYTES", block)
+        blocks = list(read_text(path, stats=stats))
+    expected = data.decode("utf-8", "replace")
+    assert "".join(block.text for block in blocks) == expected
+    assert stats.invalid_utf8 == expected.count("\ufffd") - data.count("\ufffd".encode())
+    assert [block.ends_document for block in blocks] == [False] * (len(blocks) - 1) + [True] * bool(blocks)
+    assert stats.disk_bytes == len(data)
+
+
+def test_text_is_not_touched(tmp_path: Path) -> None:
+    """CRLF, a lone CR, a byte order mark and U+FFFD itself come through as they are."""
+    text = "\ufeffone\r\ntwo\rthree\n\ufffd"
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    stats = ReadStats()
+    assert _read_all(tmp_path / "a.txt", stats=stats) == text
+    assert stats.invalid_utf8 == 0
+
+
+def test_gzip_reads_like_plain_text(tmp_path: Path) -> None:
+    """A compressed file gives the same text; its progress is counted in bytes on disk."""
+    text = "some text\n" * 1000
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text.encode()))
+    stats = ReadStats()
+    assert _read_all(tmp_path / "a.txt.gz", stats=stats) == text
+    assert stats.disk_bytes == (tmp_path / "a.txt.gz").stat().st_size
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "not gzip"])
+def test_a_damaged_gzip_is_named(tmp_path: Path, damage: str) -> None:
+    """A gzip file that is cut off, altered or none at all is an error, not the end of the text."""
+    data = bytearray(gzip.compress(os.urandom(5000)))
+    if damage == "flipped":
+        data[2000] ^= 255
+    (tmp_path / "a.gz").write_bytes({"cut": data[:3000], "flipped": data, "not gzip": b"plain text"}[damage])
+    with pytest.raises(ValueError, match=r"a\.gz: expected a whole gzip file"):
+        _read_all(tmp_path / "a.gz")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".JSONL"])
+def test_each_json_line_is_a_document(tmp_path: Path, suffix: str) -> None:
+    """The named field of each line is one document; blank lines and a byte order mark are passed over."""
+    lines = b'\xef\xbb\xbf{"body": "one\\r\\n", "n": 1}\n\n{"body": "two"}\r\n{"body": ""}'
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(gzip.compress(lines) if suffix.endswith(".gz") else lines)
+    expected = [TextBlock("one\r\n", True), TextBlock("two", True), TextBlock("", True)]
+    assert list(read_text(path, text_field="body")) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "expected a JSON object, found a line that is no JSON"),
+        ("[1]", "expected a JSON object, found list"),
+        ('{"txt": "a"}', r"expected the field 'text', found \['txt'\] \(set text_field\)"),
+        ('{"text": 3}', "expected text under 'text', found int"),
+        ("[" * 100_000, "no JSON"),
+    ],
+)
+def test_a_bad_json_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+    """Each error says file and line."""
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "fine"}) + "\n" + line + "\n")
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: .*" + message):
+        _read_all(tmp_path / "a.jsonl")
+
+
+def test_json_half_characters_and_bad_bytes_are_replaced_and_counted(tmp_path: Path) -> None:
+    """What JSON lets through but UTF-8 cannot spell becomes U+FFFD."""
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a\\ud800b\xffc"}\n')
+    stats = ReadStats()
+    assert _read_all(tmp_path / "a.jsonl", stats=stats) == "a\ufffdb\ufffdc"
+    assert stats.invalid_utf8 == 2
+
+
+def test_an_endless_json_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line beyond the cap is an error instead of the memory's end."""
+    monkeypatch.setattr(text_files, "MAX_LINE_BYTES", 20)
+    (tmp_path / "a.jsonl").write_text('{"text": "much longer than twenty bytes"}\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: expected a line of at most 20 bytes"):
+        _read_all(tmp_path / "a.jsonl")
