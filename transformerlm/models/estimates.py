@@ -1,0 +1,111 @@
+"""Parameters, FLOPs and memory of a model by arithmetic, without building it.
+
+The functions take the keywords of `TransformerLM` as a mapping; keys that are missing have its defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_OPTIMIZER_STATES = {"adamw": 2, "sgd": 1}
+
+
+def default_d_ff(d_model: int, ffn: str = "swiglu") -> int:
+    """Return the default feed-forward width: 8/3 d_model, at the nearest multiple of 64, for "swiglu"; else 4 d_model.
+
+    The gated layer has three matrices instead of two, so 8/3 gives both the same number of parameters.
+    """
+    return max(64, round(d_model * 8 / 3 / 64) * 64) if ffn == "swiglu" else 4 * d_model
+
+
+def count_parameters(model: Mapping[str, Any]) -> int:
+    """Return the number of trainable numbers of `TransformerLM(**model)`; a tied embedding counts once."""
+    d_model, vocab_size = model["d_model"], model["vocab_size"]
+    norm_position = model.get("norm_position", "pre")
+    embeddings = vocab_size * d_model * (1 if model.get("tie_embeddings", False) else 2)
+    qk_norms = 2 * _d_head(model) if model.get("qk_norm", False) else 0
+    norms = 2 * d_model if norm_position != "none" else 0
+    per_layer = _layer_matrices(model) + qk_norms + norms
+    final_norm = d_model if norm_position == "pre" else 0
+    return int(embeddings + model["num_layers"] * per_layer + final_norm)
+
+
+def flops_per_token(model: Mapping[str, Any], seq_len: int) -> int:
+    """Return the FLOPs of one forward and backward pass per token, `6 N + 12 num_layers d_model seq_len`.
+
+    N counts the matrices a token is multiplied with: those of the layers, and the head (tied or not), but not the
+    embedding, which is looked up, nor the norms. The second term is attention's two products; the half that a causal
+    mask leaves out is counted, as usual (Chowdhery et al. 2022, appendix B). Recomputation is not counted.
+    """
+    matrices = model["num_layers"] * _layer_matrices(model) + model["vocab_size"] * model["d_model"]
+    return int(6 * matrices + 12 * model["num_layers"] * model["d_model"] * seq_len)
+
+
+def estimate_training_memory(
+    model: Mapping[str, Any], *, micro_batch_size: int, precision: str = "fp32", optimizer: str = "adamw"
+) -> dict[str, int]:
+    """Return the bytes training needs, by part: weights, gradients, optimizer, activations, logits, and their total.
+
+    Weights, gradients and optimizer states are fp32. With "bf16" `weights` includes the bfloat16 copies that autocast
+    keeps during a step. Activations are what the forward pass saves for the backward pass, and logits the head's output
+    with its gradient. Allocator overhead and library workspaces are not included.
+    """
+    num_parameters = count_parameters(model)
+    tokens = micro_batch_size * model["context_length"]
+    compute_bytes = 2 if precision == "bf16" else 4
+    copies = (num_parameters - model["vocab_size"] * model["d_model"]) * 2 if precision == "bf16" else 0
+    parts = {
+        "weights": 4 * num_parameters + copies,
+        "gradients": 4 * num_parameters,
+        "optimizer": 4 * num_parameters * _OPTIMIZER_STATES[optimizer],
+        "activations": tokens * _activation_bytes_per_token(model, compute_bytes),
+        "logits": 2 * tokens * model["vocab_size"] * compute_bytes,
+    }
+    return {**parts, "total": sum(parts.values())}
+
+
+def _activation_bytes_per_token(model: Mapping[str, Any], compute_bytes: int) -> int:
+    num_layers: int = model["num_layers"]
+    d_model: int = model["d_model"]
+    layer = _layer_activation_bytes_per_token(model, compute_bytes)
+    if model.get("activation_checkpointing", False):
+        # One layer is alive at a time; of the others only the input.
+        return layer + num_layers * d_model * 4
+    return num_layers * layer + 3 * d_model * 4
+
+
+def _layer_activation_bytes_per_token(model: Mapping[str, Any], compute_bytes: int) -> int:
+    """Count what one layer saves, tensor by tensor, as the code of `layers` and `attention` computes it."""
+    d_model, d_ff, d_kv = model["d_model"], _d_ff(model), _d_kv(model)
+    cast = compute_bytes if compute_bytes == 2 else 0
+    norms = 0 if model.get("norm_position", "pre") == "none" else 2 * 2 * d_model * 4  # input and scaled input
+    inputs = 2 * d_model * (compute_bytes if cast else 4)  # of attention and of the feed-forward layer
+    heads = (2 * d_model + 2 * d_kv) * compute_bytes  # query, key, value, and the attention's result
+    qk_norms = 2 * (d_model + d_kv) * 4 if model.get("qk_norm", False) else 0
+    gated = model.get("ffn", "swiglu") == "swiglu"
+    hidden = (5 if gated else 3) * d_ff * compute_bytes  # w1 x, its sigmoid, silu, and when gated w3 x and the product
+    scores = 0
+    if model.get("attention", "fused") == "reference":
+        # The exponentials, the probabilities in fp32, and in the compute dtype when that is another; plus the mask.
+        scores = model["num_heads"] * model["context_length"] * (8 + cast)
+    return int(norms + inputs + heads + qk_norms + hidden + scores)
+
+
+def _d_head(model: Mapping[str, Any]) -> int:
+    d_head: int = model["d_model"] // model["num_heads"]
+    return d_head
+
+
+def _d_kv(model: Mapping[str, Any]) -> int:
+    return int(model.get("num_kv_heads") or model["num_heads"]) * _d_head(model)
+
+
+def _d_ff(model: Mapping[str, Any]) -> int:
+    return int(model.get("d_ff") or default_d_ff(model["d_model"], model.get("ffn", "swiglu")))
+
+
+def _layer_matrices(model: Mapping[str, Any]) -> int:
+    attention = 2 * model["d_model"] * (model["d_model"] + _d_kv(model))
+    feed_forward = (3 if model.get("ffn", "swiglu") == "swiglu" else 2) * model["d_model"] * _d_ff(model)
+    return int(attention + feed_forward)

@@ -1,0 +1,192 @@
+"""The parts of a Transformer block, written from scratch: linear, embedding, norm, feed-forward and rotary embedding.
+
+They know tensors and plain numbers only. No layer has a bias. References: RMSNorm (Zhang & Sennrich 2019), SwiGLU
+(Shazeer 2020), RoPE (Su et al. 2021).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from transformerlm.utils.dtypes import cast_for_matmul, upcast
+
+
+def silu(x: Tensor) -> Tensor:
+    """Return `x * sigmoid(x)`, elementwise (Hendrycks & Gimpel 2016)."""
+    return x * torch.sigmoid(x)
+
+
+class Linear(nn.Module):
+    """A linear map without bias, `(..., in_features)` to `(..., out_features)`.
+
+    The weight is `(out_features, in_features)`, drawn from N(0, 2 / (in_features + out_features)) cut at 3 sigma.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+        std = math.sqrt(2.0 / (in_features + out_features))
+        nn.init.trunc_normal_(self.weight, std=std, a=-3 * std, b=3 * std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T
+
+
+class Embedding(nn.Module):
+    """A table of vectors: ids `(...)` to `(..., embedding_dim)`, drawn from N(0, std^2) cut at 3 sigma."""
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        std: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_embeddings, embedding_dim, device=device, dtype=dtype))
+        nn.init.trunc_normal_(self.weight, std=std, a=-3 * std, b=3 * std)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        # The backward pass of index_select is many times faster on a CPU than that of weight[token_ids].
+        return self.weight.index_select(0, token_ids.reshape(-1)).view(*token_ids.shape, self.weight.shape[1])
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root mean square over the last dimension, then scale; `(..., d_model)` in and out.
+
+    Computes in fp32 and returns the input's dtype.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        eps: float = 1e-5,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(d_model, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = upcast(x)
+        scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
+        return (wide * scale * self.weight).to(x.dtype)
+
+
+class SwiGLU(nn.Module):
+    """The gated feed-forward layer `w2(silu(w1 x) * w3 x)`, `(..., d_model)` in and out."""
+
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.w1 = Linear(d_model, d_ff, device=device, dtype=dtype)
+        self.w2 = Linear(d_ff, d_model, device=device, dtype=dtype)
+        self.w3 = Linear(d_model, d_ff, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = cast_for_matmul(x)
+        return self.w2(silu(self.w1(x)) * self.w3(x))  # type: ignore[no-any-return]
+
+
+class SiLUFFN(nn.Module):
+    """The plain feed-forward layer `w2(silu(w1 x))`, `(..., d_model)` in and out."""
+
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.w1 = Linear(d_model, d_ff, device=device, dtype=dtype)
+        self.w2 = Linear(d_ff, d_model, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(silu(self.w1(x)))  # type: ignore[no-any-return]
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotate each pair of features (2i, 2i+1) by the angle `position * theta^(-2i / d_k)`.
+
+    The tables of cosines and sines are fp32 whatever the model's dtype, and are not part of the state dict. Raises
+    ValueError when `d_k` is odd.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, theta: float, d_k: int, max_seq_len: int, *, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        if d_k % 2:
+            raise ValueError(f"rotary embedding: d_k must be even to rotate pairs of features, got {d_k}")
+        self.theta, self.d_k, self.max_seq_len = theta, d_k, max_seq_len
+        cos, sin = self._tables(device)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(self, x: Tensor, token_positions: Tensor | None = None, *, offset: int = 0) -> Tensor:
+        """Rotate `x` `(..., seq, d_k)`; row j stands at `token_positions[..., j]`, or else at `offset + j`.
+
+        Raises ValueError when `offset + seq` exceeds max_seq_len. `token_positions` are not checked: looking at them
+        would make the host wait for the device.
+        """
+        if token_positions is not None:
+            return rotate_pairs(x, self.cos[token_positions], self.sin[token_positions])
+        end = offset + x.shape[-2]
+        if end > self.max_seq_len:
+            raise ValueError(f"rotary embedding: {end} positions asked for, but max_seq_len is {self.max_seq_len}")
+        return rotate_pairs(x, self.cos[offset:end], self.sin[offset:end])
+
+    def _tables(self, device: torch.device | str | None) -> tuple[Tensor, Tensor]:
+        # float64, on the CPU because MPS has none: an fp32 angle is already off by 1e-4 at position 1000.
+        exponents = torch.arange(0, self.d_k, 2, dtype=torch.float64, device="cpu") / self.d_k
+        positions = torch.arange(self.max_seq_len, dtype=torch.float64, device="cpu")
+        angles = torch.outer(positions, self.theta**-exponents)  # (max_seq_len, d_k / 2)
+        return angles.cos().to(device, torch.float32), angles.sin().to(device, torch.float32)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # model.to(bfloat16) must not round the tables, and to_empty() must not leave them unset.
+        self.cos, self.sin = self._tables(self.cos.device)
+        return self
+
+
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate pairs (2i, 2i+1) of `x` `(..., seq, d)` by angles given as `cos`, `sin` `(..., seq, d / 2)`, in fp32."""
+    pairs = upcast(x).reshape(*x.shape[:-1], -1, 2)  # (..., seq, d / 2, 2)
+    if pairs.device.type in ("cpu", "cuda") and not torch.compiler.is_compiling():
+        # One pass over memory instead of five strided ones; the compiler fuses the other form but not this one.
+        rotated = torch.view_as_real(_as_complex(pairs) * torch.complex(cos, sin))
+    else:
+        even, odd = pairs.unbind(-1)
+        rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    return rotated.flatten(-2).to(x.dtype)
+
+
+def _as_complex(pairs: Tensor) -> Tensor:
+    aligned = pairs.stride(-1) == 1 and not any(stride % 2 for stride in (*pairs.stride()[:-1], pairs.storage_offset()))
+    return torch.view_as_complex(pairs if aligned else pairs.contiguous())

@@ -1,0 +1,225 @@
+"""Token files and the batches cut from them.
+
+A training batch is a pure function of (seed, step): which windows it holds depends neither on the number of ranks and
+micro-batches it is dealt out to, nor on what was drawn before, so a resumed run sees what an uninterrupted one does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Tokens = npt.NDArray[Any]
+Batch = tuple[Tensor, Tensor]
+
+SIDECAR_FORMAT = 1
+_SCAN_ELEMENTS = 2**22
+
+
+def sample_starts(
+    num_tokens: int, *, batch_size: int, context_length: int, seed: int, step: int
+) -> npt.NDArray[np.int64]:
+    """Return the first positions of the `batch_size` windows of batch (seed, step), each equally likely.
+
+    The numbers are the raw 64-bit words of numpy's Philox generator keyed with (seed, step), modulo the number of
+    starts. numpy promises that this stream never changes, which it does not for `Generator.integers`; the modulo
+    favours small starts by less than num_tokens / 2^64. Raises ValueError when there are fewer than context_length + 1
+    tokens.
+    """
+    num_starts = _num_starts(num_tokens, context_length)
+    if seed < 0 or step < 0:
+        raise ValueError(f"data: seed and step must be at least 0, got seed {seed} and step {step}")
+    words = np.random.Philox(key=np.array([seed, step], dtype=np.uint64)).random_raw(batch_size)
+    return (words % np.uint64(num_starts)).astype(np.int64)
+
+
+def get_batch(
+    tokens: Tokens,
+    *,
+    batch_size: int,
+    context_length: int,
+    seed: int,
+    step: int,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
+    micro_batch: int = 0,
+    num_micro_batches: int = 1,
+) -> Batch:
+    """Return one part of batch (seed, step): inputs and targets, int64, `(windows, context_length)`.
+
+    `batch_size` counts the windows of the whole batch. It is cut into `num_micro_batches * world_size` contiguous parts
+    whose sizes differ by one at most; part `micro_batch * world_size + rank` is returned. Raises ValueError when a part
+    would be empty, or the data is shorter than a window.
+    """
+    num_parts, part = num_micro_batches * world_size, micro_batch * world_size + rank
+    if not (0 <= rank < world_size and 0 <= micro_batch < num_micro_batches):
+        raise ValueError(
+            f"data: rank {rank} of {world_size}, micro_batch {micro_batch} of {num_micro_batches}: counted from 0"
+        )
+    if batch_size < num_parts:
+        parts = f"{num_micro_batches} micro-batches x {world_size} ranks"
+        raise ValueError(f"data: a batch of {batch_size} windows cannot be cut into {parts}; use a larger batch_size")
+    starts = sample_starts(len(tokens), batch_size=batch_size, context_length=context_length, seed=seed, step=step)
+    own = starts[part * batch_size // num_parts : (part + 1) * batch_size // num_parts]
+    return _windows(tokens, own, context_length, device)
+
+
+def random_batch(
+    dataset: Tokens,
+    batch_size: int,
+    context_length: int,
+    device: torch.device | str,
+    *,
+    rng: np.random.Generator | None = None,
+) -> Batch:
+    """Return a batch of random windows, inputs and targets int64 `(batch_size, context_length)`.
+
+    `rng` defaults to a fresh generator seeded by the operating system. Training uses `get_batch` instead.
+    """
+    rng = np.random.default_rng() if rng is None else rng
+    starts = rng.integers(0, _num_starts(len(dataset), context_length), size=batch_size)
+    return _windows(dataset, starts, context_length, device)
+
+
+def sequential_batches(
+    tokens: Tokens,
+    *,
+    batch_size: int,
+    context_length: int,
+    max_batches: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Iterator[Batch]:
+    """Yield the data in order as windows that do not overlap, for evaluation; the last batch may be smaller.
+
+    Every token but the first is a target once, except for an end shorter than a window. Raises ValueError when the data
+    is shorter than context_length + 1 tokens.
+    """
+    _num_starts(len(tokens), context_length)
+    starts = np.arange((len(tokens) - 1) // context_length, dtype=np.int64) * context_length
+    num_batches = -(-len(starts) // batch_size)
+    num_batches = num_batches if max_batches is None else min(num_batches, max_batches)
+    for index in range(num_batches):
+        yield _windows(tokens, starts[index * batch_size : (index + 1) * batch_size], context_length, device)
+
+
+def _num_starts(num_tokens: int, context_length: int) -> int:
+    if num_tokens < context_length + 1:
+        raise ValueError(
+            f"data: {num_tokens} tokens are too few for a window of context_length + 1 = {context_length + 1}; "
+            "use more text or a smaller context_length"
+        )
+    return num_tokens - context_length
+
+
+def _windows(tokens: Tokens, starts: npt.NDArray[np.int64], context_length: int, device: torch.device | str) -> Batch:
+    device = torch.device(device)
+    positions = starts[:, None] + np.arange(context_length + 1)  # (windows, context_length + 1)
+    windows = torch.from_numpy(np.asarray(tokens[positions]).astype(np.int64))
+    # Pinned memory lets the copy run while the device computes.
+    windows = windows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else windows.to(device)
+    return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+
+
+class TokenDataset:
+    """A token file written by transformerlm-make-data, memory-mapped, with the facts of its sidecar.
+
+    `tokens` is the read-only array; `num_tokens`, `num_bytes`, `num_documents`, `vocab_size`, `tokenizer_sha256` and
+    `sha256` come from the JSON file beside it. Raises FileNotFoundError when one of the two is absent, and ValueError
+    when one is malformed or they contradict each other.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.metadata = _read_sidecar(self.path)
+        self.tokens = _open_tokens(self.path)
+        self.num_tokens: int = self.metadata["tokens"]
+        self.num_bytes: int = self.metadata["bytes"]
+        self.num_documents: int = self.metadata["documents"]
+        self.vocab_size: int = self.metadata["vocab_size"]
+        self.tokenizer_sha256: str = self.metadata["tokenizer_sha256"]
+        self.sha256: str = self.metadata["sha256"]
+        if len(self.tokens) != self.num_tokens:
+            raise _contradiction(self.path, "tokens", self.num_tokens, len(self.tokens))
+        if self.tokens.dtype.name != self.metadata["dtype"]:
+            raise _contradiction(self.path, "dtype", self.metadata["dtype"], self.tokens.dtype.name)
+
+    def __len__(self) -> int:
+        return self.num_tokens
+
+    def bytes_per_token(self) -> float:
+        """Return how many bytes of text one token stands for on average; loss in bits per byte divides by it."""
+        return self.num_bytes / self.num_tokens
+
+    def max_id(self) -> int:
+        """Return the largest id in the file, reading it once in blocks; -1 when it is empty."""
+        starts = range(0, self.num_tokens, _SCAN_ELEMENTS)
+        return max((int(self.tokens[start : start + _SCAN_ELEMENTS].max()) for start in starts), default=-1)
+
+    def verify(self) -> None:
+        """Read the whole file and raise ValueError when its sha256 is not the sidecar's."""
+        with self.path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != self.sha256:
+            raise _contradiction(self.path, "sha256", self.sha256, found)
+
+
+_SIDECAR_TYPES: dict[str, type] = {
+    "tokens": int,
+    "bytes": int,
+    "documents": int,
+    "dtype": str,
+    "vocab_size": int,
+    "tokenizer_sha256": str,
+    "sha256": str,
+}
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    sidecar = path.with_suffix(".json")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such token file; run transformerlm-make-data to write it")
+    if not sidecar.is_file():
+        raise FileNotFoundError(f"{sidecar}: missing beside {path.name}; run transformerlm-make-data to write both")
+    try:
+        metadata = json.loads(sidecar.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{sidecar}: not valid JSON ({error}); run transformerlm-make-data again") from error
+    if not isinstance(metadata, dict) or metadata.get("format") != SIDECAR_FORMAT:
+        found = metadata.get("format") if isinstance(metadata, dict) else metadata
+        raise ValueError(
+            f"{sidecar}: expected format {SIDECAR_FORMAT}, found {found!r}; run transformerlm-make-data again"
+        )
+    for key, kind in _SIDECAR_TYPES.items():
+        if type(metadata.get(key)) is not kind:
+            expected = f"expected {key} of type {kind.__name__}, found {metadata.get(key)!r}"
+            raise ValueError(f"{sidecar}: {expected}; run transformerlm-make-data again")
+    return metadata
+
+
+def _open_tokens(path: Path) -> Tokens:
+    try:
+        tokens: Tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: not a readable .npy file ({error}); run transformerlm-make-data again") from error
+    if tokens.ndim != 1 or tokens.dtype.name not in ("uint16", "uint32"):
+        raise ValueError(
+            f"{path}: expected a 1-D array of uint16 or uint32, found {tokens.ndim}-D {tokens.dtype.name}; "
+            "run transformerlm-make-data again"
+        )
+    return tokens
+
+
+def _contradiction(path: Path, key: str, promised: object, found: object) -> ValueError:
+    return ValueError(
+        f"{path}: {key} is {promised} in {path.with_suffix('.json').name}, found {found} in the file; "
+        "run transformerlm-make-data again"
+    )

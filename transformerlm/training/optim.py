@@ -1,0 +1,176 @@
+"""SGD and AdamW from scratch, gradient clipping by norm, and the choice of which parameters decay.
+
+The states are fp32 whatever the parameters' dtype. On a GPU one update covers all parameters in a few kernels; on a CPU
+it goes one parameter at a time, which stays in the cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Group = dict[str, Any]
+
+
+class _Fp32StateOptimizer(Optimizer):
+    """What SGD and AdamW share: the walk over the parameters, and states that stay fp32 when loaded."""
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter that has a gradient; `closure`, if given, recomputes the loss and is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for bucket in _buckets([p for p in group["params"] if p.grad is not None]):
+                weights = [p.float() for p in bucket]  # the parameters themselves when they are fp32
+                self._update(bucket, weights, [_dense_grad(p).float() for p in bucket], group)
+                for p, weight in zip(bucket, weights, strict=True):
+                    if weight is not p:
+                        p.copy_(weight)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict; unlike torch's own, moments are not rounded to the parameters' dtype."""
+        super().load_state_dict(state_dict)
+        params = [p for group in self.param_groups for p in group["params"]]
+        indices = [index for group in state_dict["param_groups"] for index in group["params"]]
+        for p, index in zip(params, indices, strict=True):
+            for name, value in state_dict["state"].get(index, {}).items():
+                if isinstance(value, Tensor):
+                    self.state[p][name] = value.detach().to(p.device, torch.float32, copy=True)
+
+    def _update(self, params: list[Tensor], weights: list[Tensor], grads: list[Tensor], group: Group) -> None:
+        """Change `weights` in place; `params` are the keys of the state."""
+        raise NotImplementedError
+
+    def _moments(self, params: list[Tensor], name: str) -> list[Tensor]:
+        for p in params:
+            if name not in self.state[p]:
+                self.state[p][name] = torch.zeros_like(p, dtype=torch.float32, memory_format=torch.preserve_format)
+        return [self.state[p][name] for p in params]
+
+
+class SGD(_Fp32StateOptimizer):
+    """Stochastic gradient descent with optional momentum, `v = momentum v + g; w -= lr (v + weight_decay w)`.
+
+    The decay is added to the gradient before the momentum, as in torch.optim.SGD. Raises ValueError for values out of
+    range.
+    """
+
+    def __init__(self, params: Any, lr: float = 1e-3, *, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
+        _check(lr=lr, momentum=momentum, weight_decay=weight_decay)
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    def _update(self, params: list[Tensor], weights: list[Tensor], grads: list[Tensor], group: Group) -> None:
+        if group["weight_decay"]:
+            grads = list(torch._foreach_add(grads, weights, alpha=group["weight_decay"]))
+        if group["momentum"]:
+            velocities = self._moments(params, "momentum_buffer")
+            torch._foreach_mul_(velocities, group["momentum"])
+            torch._foreach_add_(velocities, grads)
+            grads = velocities
+        torch._foreach_add_(weights, grads, alpha=-group["lr"])
+
+
+class AdamW(_Fp32StateOptimizer):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2; decay scaled by the learning rate).
+
+    Raises ValueError for values out of range.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        _check(lr=lr, eps=eps, weight_decay=weight_decay)
+        for beta in betas:
+            if not 0.0 <= beta < 1.0:
+                raise ValueError(f"AdamW: betas must lie in [0, 1), got {tuple(betas)}")
+        super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
+
+    def _update(self, params: list[Tensor], weights: list[Tensor], grads: list[Tensor], group: Group) -> None:
+        lr, (beta1, beta2) = group["lr"], group["betas"]
+        means, squares = self._moments(params, "exp_avg"), self._moments(params, "exp_avg_sq")
+        if group["weight_decay"]:
+            torch._foreach_mul_(weights, 1.0 - lr * group["weight_decay"])
+        torch._foreach_lerp_(means, grads, 1.0 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, grads, grads, 1.0 - beta2)
+
+        steps = self._count_steps(params)
+        denominators = torch._foreach_sqrt(squares)
+        torch._foreach_div_(denominators, [math.sqrt(1.0 - beta2**step) for step in steps])
+        torch._foreach_add_(denominators, group["eps"])
+        torch._foreach_addcdiv_(weights, means, denominators, [-lr / (1.0 - beta1**step) for step in steps])
+
+    def _count_steps(self, params: list[Tensor]) -> list[int]:
+        for p in params:
+            self.state[p]["step"] = self.state[p].get("step", 0) + 1
+        return [self.state[p]["step"] for p in params]
+
+
+def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, *, eps: float = 1e-6) -> Tensor:
+    """Scale all gradients by one factor so that their joint L2 norm is at most `max_norm`; never scale up.
+
+    Returns the norm before clipping, a scalar fp32 tensor (Pascanu et al. 2013). Parameters without a gradient are
+    skipped. Nothing waits for the device. A norm that is not finite makes the gradients so: test what is returned.
+    """
+    grads = [_dense_grad(p) for p in parameters if p.grad is not None]
+    if not grads:
+        return torch.zeros(())
+    norms = torch._foreach_norm(grads, 2, dtype=torch.float32)
+    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    factor = (max_norm / (total + eps)).clamp(max=1.0)
+    for grad in grads if grads[0].device.type == "cpu" else ():
+        grad.mul_(factor)
+    if grads[0].device.type != "cpu":
+        torch._foreach_mul_(grads, factor)
+    return total
+
+
+def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[Group]:
+    """Split the trainable parameters: matrices (the embedding too) decay, vectors such as norm weights do not.
+
+    A weight that is tied to another stands in one group once.
+    """
+    params = [p for p in model.parameters() if p.requires_grad]
+    matrices, vectors = [p for p in params if p.ndim >= 2], [p for p in params if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _buckets(params: list[Tensor]) -> list[list[Tensor]]:
+    on_host = [[p] for p in params if p.device.type == "cpu"]
+    elsewhere = [p for p in params if p.device.type != "cpu"]
+    return [*on_host, elsewhere] if elsewhere else on_host
+
+
+def _dense_grad(p: Tensor) -> Tensor:
+    grad = p.grad
+    assert grad is not None
+    if grad.is_sparse:
+        raise ValueError(
+            f"optimizer: a parameter of shape {tuple(p.shape)} has a sparse gradient, expected a dense one"
+        )
+    return grad
+
+
+def _check(**values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0.0:
+            raise ValueError(f"optimizer: {name} must be at least 0, got {value}")

@@ -1,0 +1,140 @@
+"""Model and optimizer states as tensors and JSON, without pickle: reading such a file never executes code from it.
+
+`save_training_state` and `load_training_state` keep a whole training state in one safetensors file. The two
+`optimizer_state_*` functions are the part that checkpoints of another layout share. Any torch optimizer whose state is
+tensors and plain values works.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+FILE_FORMAT = "transformerlm-training-state-1"
+_TUPLE = "__tuple__"
+_TENSOR = "__tensor__"
+
+
+def save_training_state(
+    model: nn.Module, optimizer: Optimizer, iteration: int, out: str | os.PathLike[str] | IO[bytes]
+) -> None:
+    """Write model, optimizer and iteration to a path or a binary file; a path is written beside and renamed."""
+    optimizer_tensors, optimizer_json = optimizer_state_to_tensors(optimizer)
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors.items()}
+    metadata = {"format": FILE_FORMAT, "iteration": str(iteration), "optimizer": json.dumps(optimizer_json)}
+    data = save(_separate(tensors), metadata)
+    if not isinstance(out, str | os.PathLike):
+        out.write(data)
+        return
+    path = Path(out)
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_bytes(data)
+    os.replace(unfinished, path)
+
+
+def load_training_state(src: str | os.PathLike[str] | IO[bytes], model: nn.Module, optimizer: Optimizer) -> int:
+    """Load what `save_training_state` wrote into `model` and `optimizer`, and return the iteration.
+
+    Raises ValueError when the file is not of that format, and RuntimeError when it does not fit the model.
+    """
+    data = Path(src).read_bytes() if isinstance(src, str | os.PathLike) else src.read()
+    name = str(src) if isinstance(src, str | os.PathLike) else "training state"
+    try:
+        metadata, tensors = _read_metadata(data), load(data)
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{name}: not a readable safetensors file ({error}); save it again") from error
+    if metadata.get("format") != FILE_FORMAT:
+        raise ValueError(f"{name}: expected format {FILE_FORMAT!r}, found {metadata.get('format')!r}")
+    model.load_state_dict(_select(tensors, "model."))
+    optimizer.load_state_dict(
+        optimizer_state_from_tensors(_select(tensors, "optimizer."), json.loads(metadata["optimizer"]))
+    )
+    return int(metadata["iteration"])
+
+
+def optimizer_state_to_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split `optimizer.state_dict()` into named tensors and a JSON-able dict that refers to them.
+
+    Tensors are named `state.{parameter}.{key}` and `param_groups.{group}.{key}`. Raises ValueError for a value that is
+    neither a tensor nor plain.
+    """
+    state_dict = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    state = {
+        str(index): {key: _encode(value, f"state.{index}.{key}", tensors) for key, value in values.items()}
+        for index, values in state_dict["state"].items()
+    }
+    groups = [
+        {key: _encode(value, f"param_groups.{index}.{key}", tensors) for key, value in group.items()}
+        for index, group in enumerate(state_dict["param_groups"])
+    ]
+    return tensors, {"state": state, "param_groups": groups}
+
+
+def optimizer_state_from_tensors(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state dict that `optimizer_state_to_tensors` split, for `optimizer.load_state_dict`.
+
+    Raises ValueError when a tensor is missing.
+    """
+    state = {
+        int(index): {key: _decode(value, tensors) for key, value in values.items()}
+        for index, values in plain["state"].items()
+    }
+    groups = [{key: _decode(value, tensors) for key, value in group.items()} for group in plain["param_groups"]]
+    return {"state": state, "param_groups": groups}
+
+
+def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach()
+        return {_TENSOR: name}
+    if isinstance(value, tuple | list):
+        items = [_encode(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]
+        return {_TUPLE: items} if isinstance(value, tuple) else items
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(f"optimizer state: {name} is a {type(value).__name__}; expected a tensor, number, string or list")
+
+
+def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, tensors) for item in value]
+    if isinstance(value, dict) and _TUPLE in value:
+        return tuple(_decode(item, tensors) for item in value[_TUPLE])
+    if isinstance(value, dict):
+        if value[_TENSOR] not in tensors:
+            raise ValueError(f"optimizer state: tensor {value[_TENSOR]} is missing from the file")
+        return tensors[value[_TENSOR]]
+    return value
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous CPU tensors of which no two share memory, as the file format demands."""
+    seen: set[int] = set()
+    separate = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().to("cpu").contiguous()
+        address = tensor.untyped_storage().data_ptr()
+        separate[name] = tensor.clone() if address in seen else tensor
+        seen.add(address)
+    return separate
+
+
+def _read_metadata(data: bytes) -> dict[str, str]:
+    # The layout: the header's length in 8 bytes, then the header as JSON.
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    metadata: dict[str, str] = header.get("__metadata__", {})
+    return metadata
+
+
+def _select(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

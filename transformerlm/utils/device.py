@@ -1,0 +1,99 @@
+"""Which device to compute on, how to wait for it, and how much memory it has."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device called `name`: "cpu", "cuda", "cuda:N", "mps", or "auto" for the best that is there.
+
+    Raises ValueError when the name is malformed or this machine has no such device.
+    """
+    if name == "auto":
+        return _best_device()
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device: expected auto, cpu, cuda, cuda:N or mps, got {name!r}")
+    if device.type == "cuda":
+        _check_cuda(name, device)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device: {name!r} is not available on this machine; use auto or cpu")
+    return device
+
+
+def _best_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _check_cuda(name: str, device: torch.device) -> None:
+    if not torch.cuda.is_available():
+        build = "this build of torch has no CUDA" if torch.version.cuda is None else "torch finds no CUDA device"
+        raise ValueError(f"device: {name!r} is not available, {build}; use auto or cpu")
+    count = torch.cuda.device_count()
+    if device.index is not None and device.index >= count:
+        raise ValueError(f"device: {name!r} is not available, found {count} CUDA device(s), numbered from 0")
+
+
+def synchronize(device: torch.device | str) -> None:
+    """Wait until everything queued on `device` is done, so that a clock read next tells the truth."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def device_memory_bytes(device: torch.device | str) -> int:
+    """Return the memory of `device` in bytes: the card's total, or the RAM this process may use.
+
+    For the CPU, and for MPS, which shares it, this is the smaller of the machine's RAM and the control group's limit.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return min([_ram_bytes(), *_cgroup_limits()])
+
+
+def _ram_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not a POSIX system
+        return _windows_ram_bytes()
+
+
+def _windows_ram_bytes() -> int:
+    import ctypes
+
+    class MemoryStatus(ctypes.Structure):
+        _fields_ = (
+            ("length", ctypes.c_ulong),
+            ("load", ctypes.c_ulong),
+            *((f"field_{i}", ctypes.c_ulonglong) for i in range(7)),
+        )
+
+    status = MemoryStatus(length=ctypes.sizeof(MemoryStatus))
+    ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined, unused-ignore]
+    return int(status.field_0)
+
+
+def _cgroup_limits() -> list[int]:
+    limits = []
+    for path in map(Path, _CGROUP_LIMITS):
+        try:
+            text = path.read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():  # "max" means no limit
+            limits.append(int(text))
+    return limits
