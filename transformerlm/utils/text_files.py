@@ -130,24 +130,18 @@ def _opened(path: Path, raw: BinaryIO) -> BinaryIO:
 
 
 def _plain_text(stream: BinaryIO, stats: ReadStats) -> Iterator[TextBlock]:
-    """Decode block by block, one block late so that the last one is known to be the last."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    pending, text, more = b"", "", True
+    pending, more = b"", True
     while more:
         block = stream.read(BLOCK_BYTES)
         more = bool(block)
-        if text and more:
-            yield TextBlock(text, ends_document=False)
-            text = ""
-        new = decoder.decode(block, final=not more)
+        text = decoder.decode(block, final=not more)
         kept = decoder.getstate()[0]  # the first bytes of a character that the block cut in two
-        if "\ufffd" in new:
-            seen = (pending + block)[: len(pending) + len(block) - len(kept)]
-            stats.invalid_utf8 += _num_replaced(seen, new)
+        if "\ufffd" in text:
+            data = pending + block
+            stats.invalid_utf8 += _num_replaced(data[: len(data) - len(kept)], text)
         pending = kept
-        text += new
-    if text:
-        yield TextBlock(text, ends_document=True)
+        yield TextBlock(text, ends_document=not more)
 
 
 def _num_replaced(data: bytes, text: str) -> int:

@@ -1,0 +1,150 @@
+"""Writing a token file: an `.npy` of ids and its sidecar, which appear whole or not at all.
+
+Ids are appended with plain writes to `.NAME.tmp` and the header's length is put in at the end. (A memory map would
+need the length before the first id, and on a full disk it dies by a signal instead of an error.) A file is whole when
+its sidecar lies beside it: the sidecar comes last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+
+from transformerlm.tokenizer.io import write_atomically
+
+FORMAT = 1
+
+
+def sidecar_path(path: Path) -> Path:
+    """Return where the sidecar of a token file lies: `train.json` beside `train.npy`."""
+    return path.with_suffix(".json")
+
+
+class TokenFileWriter:
+    """An unfinished token file, removed on leaving the `with` block unless it was published."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+        self.path = path
+        self.dtype = dtype
+        self.tokens = 0
+        self._unfinished = path.with_name(f".{path.name}.tmp")
+
+    def __enter__(self) -> Self:
+        """Create the unfinished file.
+
+        Raises:
+            FileExistsError: another build is writing the same file now.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.fdopen(os.open(self._unfinished, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        try:
+            _lock(self._file, self._unfinished)
+        except BaseException:
+            self._file.close()
+            raise
+        self._file.truncate()
+        self._header_bytes = self._write_header()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close, and remove what was not published."""
+        with suppress(OSError):
+            self._file.close()
+        with suppress(FileNotFoundError):
+            self._unfinished.unlink()
+
+    def append(self, ids: bytes) -> None:
+        """Write ids, given as the bytes of an array of this file's dtype.
+
+        Raises:
+            OSError: the disk is full, or another failure to write.
+        """
+        try:
+            self._file.write(ids)
+            self._file.flush()
+        except OSError as error:
+            done = self.tokens * self.dtype.itemsize
+            reason = f"{error.strerror} after {done:,} bytes (the unfinished file is removed)"
+            raise OSError(error.errno, reason, str(self.path)) from error
+        self.tokens += len(ids) // self.dtype.itemsize
+
+    def finish(self) -> str:
+        """Put the length into the header, make the file durable, and return its sha256."""
+        self._file.seek(0)
+        header_bytes = self._write_header()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        expected = header_bytes + self.tokens * self.dtype.itemsize
+        size = os.fstat(self._file.fileno()).st_size
+        assert (header_bytes, size) == (self._header_bytes, expected), (
+            header_bytes,
+            self._header_bytes,
+            size,
+            expected,
+        )
+        self._file.seek(0)
+        return hashlib.file_digest(self._file, "sha256").hexdigest()
+
+    def rename(self) -> None:
+        """Move the finished file to its place."""
+        self._unfinished.replace(self.path)
+
+    def _write_header(self) -> int:
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.tokens,)}
+        np.lib.format.write_array_header_1_0(self._file, header)  # numpy leaves room for the length to grow
+        return self._file.tell()
+
+
+def publish(writers: Sequence[TokenFileWriter], facts: Sequence[Mapping[str, Any]]) -> None:
+    """Finish the files and put them in place with their sidecars, which hold `facts` and what the file itself says.
+
+    Old sidecars go first and new ones come last, so that at no moment a file stands beside a sidecar that is not its
+    own.
+    """
+    sidecars = [_sidecar(writer, fact) for writer, fact in zip(writers, facts, strict=True)]
+    for writer in writers:
+        sidecar_path(writer.path).unlink(missing_ok=True)
+    for writer in writers:
+        writer.rename()
+    for writer, sidecar in zip(writers, sidecars, strict=True):
+        write_atomically(sidecar_path(writer.path), json.dumps(sidecar, ensure_ascii=False, indent=2) + "\n")
+        _sync_folder(writer.path.parent)
+
+
+def _sidecar(writer: TokenFileWriter, facts: Mapping[str, Any]) -> dict[str, Any]:
+    digest = writer.finish()
+    return {"format": FORMAT, "tokens": writer.tokens, "dtype": writer.dtype.name, "sha256": digest, **facts}
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Keep a second build away from the same unfinished file; one that a killed build left behind is taken over."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: two builds of one file at a time are then the user's to avoid
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_ours = path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino
+    except BlockingIOError:
+        is_ours = False
+    if not is_ours:
+        raise FileExistsError(f"{path}: expected to be the only build of this file, found another one writing it")
+
+
+def _sync_folder(folder: Path) -> None:
+    with suppress(OSError):  # not every system lets a folder be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

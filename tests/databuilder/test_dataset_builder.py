@@ -1,0 +1,351 @@
+"""Behaviour of building token files: every document whole and in order, and no output that only looks whole."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from databuilder import build_dataset, dataset_builder
+from databuilder.dataset_builder import is_validation_document
+from transformerlm.tokenizer import Tokenizer
+from transformerlm.tokenizer.bpe_trainer import learn_merges
+
+EOT = "<|endoftext|>"
+MERGES = learn_merges({b" one": 5, b" two": 4, b"three": 3, b"\n\n": 2}, 12)
+
+
+def _tokenizer(specials: Sequence[str] = (EOT,)) -> Tokenizer:
+    tokens = [bytes([value]) for value in range(256)] + [left + right for left, right in MERGES]
+    return Tokenizer(dict(enumerate(tokens)), MERGES, specials)
+
+
+TOKENIZER = _tokenizer()
+SEPARATOR_ID = TOKENIZER.special_token_ids[EOT]
+
+
+def _documents(number: int, seed: int = 0) -> list[str]:
+    rng = random.Random(seed)
+    words = [" one", " two", "three", "\n\n", " ", "é漢", "'s", "  x", "42"]
+    return ["doc" + "".join(rng.choices(words, k=rng.randint(0, 60))) for _ in range(number)]
+
+
+def _ids(documents: Sequence[str]) -> list[int]:
+    return [token_id for document in documents for token_id in [*TOKENIZER.encode(document), SEPARATOR_ID]]
+
+
+def _build(tmp_path: Path, inputs: object = None, **options: object) -> dataset_builder.BuildReport:
+    options = {"tokenizer": TOKENIZER, "train_path": tmp_path / "train.npy", **options}
+    return build_dataset(inputs or tmp_path / "in.txt", **options)
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(params=[1, 100, 1 << 20])
+def _batch_chars(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(dataset_builder, "BATCH_CHARS", request.param)
+    return request.param
+
+
+@pytest.mark.usefixtures("_batch_chars")
+@pytest.mark.parametrize("joint", [EOT, f"\n{EOT}\n"])
+def test_each_document_is_followed_by_the_separator(tmp_path: Path, joint: str) -> None:
+    """The token file holds each document's ids and the separator's id, whatever the size of the batches."""
+    documents = _documents(60)
+    (tmp_path / "in.txt").write_bytes(joint.join(documents).encode())
+    report = _build(tmp_path)
+    expected = joint.join(documents).split(EOT)
+    tokens = np.load(tmp_path / "train.npy", mmap_mode="r")
+    assert (tokens.dtype, tokens.ndim) == (np.uint16, 1)
+    assert tokens.tolist() == _ids(expected)
+    assert report.train.documents == 60
+    assert report.train.bytes == sum(len(text.encode()) for text in expected)
+    assert (report.valid, report.invalid_utf8, report.empty_documents) == (None, 0, 0)
+
+
+def test_all_kinds_of_inputs_are_read_in_order(tmp_path: Path) -> None:
+    """Plain text, gzip and JSON lines; a file's end ends a document, a JSON line is one."""
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(f"two{EOT}three".encode()))
+    (tmp_path / "c.jsonl").write_text('{"body": "four"}\n{"body": "five"}\n')
+    report = _build(tmp_path, [f"{tmp_path}/a.*", tmp_path / "b.txt.gz", tmp_path / "c.jsonl"], text_field="body")
+    assert np.load(tmp_path / "train.npy").tolist() == _ids(["one", "two", "three", "four", "five"])
+    assert report.train.documents == 5
+
+
+def test_the_sidecar_says_what_the_file_is(tmp_path: Path) -> None:
+    """Counts, type, both fingerprints and the sources, so that training can check what it is given."""
+    (tmp_path / "in.txt").write_text(f"one{EOT}two é")
+    report = _build(tmp_path)
+    sidecar = json.loads((tmp_path / "train.json").read_text())
+    assert sidecar == {
+        "format": 1,
+        "tokens": report.train.tokens,
+        "bytes": 9,
+        "documents": 2,
+        "dtype": "uint16",
+        "vocab_size": TOKENIZER.vocab_size,
+        "tokenizer_sha256": TOKENIZER.fingerprint(),
+        "sha256": hashlib.sha256((tmp_path / "train.npy").read_bytes()).hexdigest(),
+        "sources": [{"path": str(tmp_path / "in.txt"), "bytes": 22}],
+        "separator": EOT,
+    }
+    assert np.load(tmp_path / "train.npy").shape == (report.train.tokens,)
+    assert _names(tmp_path) == ["in.txt", "train.json", "train.npy"]
+
+
+def test_large_vocabularies_get_wider_ids(tmp_path: Path) -> None:
+    """Beyond 65,536 ids the file is uint32."""
+    tokens = [bytes([value]) for value in range(256)] + [f"<{number}>".encode() for number in range(65_300)]
+    (tmp_path / "in.txt").write_text("one")
+    _build(tmp_path, tokenizer=Tokenizer(dict(enumerate(tokens)), [], [EOT]))
+    assert np.load(tmp_path / "train.npy").tolist() == [*b"one", 65_556]
+    assert json.loads((tmp_path / "train.json").read_text())["dtype"] == "uint32"
+
+
+@pytest.mark.usefixtures("_batch_chars")
+def test_documents_without_text_are_dropped(tmp_path: Path) -> None:
+    """White space between separators is no document; white space before text belongs to it."""
+    (tmp_path / "in.txt").write_text(f"{EOT}\n{EOT}  {EOT}\n\n  one{EOT}\n\n{EOT}\n")
+    report = _build(tmp_path)
+    assert np.load(tmp_path / "train.npy").tolist() == _ids(["\n\n  one"])
+    assert (report.train.documents, report.empty_documents) == (1, 4)
+
+
+@pytest.mark.usefixtures("_batch_chars")
+def test_longer_and_other_special_tokens_stay_in_their_document(tmp_path: Path) -> None:
+    """Only the separator itself ends a document, not a special token that begins with it."""
+    tokenizer = _tokenizer([EOT, EOT + EOT, "<|pad|>"])
+    text = f"one{EOT}{EOT}two<|pad|>\n\n<|pad|>three{EOT}four"
+    (tmp_path / "in.txt").write_text(text)
+    report = _build(tmp_path, tokenizer=tokenizer)
+    assert np.load(tmp_path / "train.npy").tolist() == tokenizer.encode(text + EOT)
+    assert report.train.documents == 2
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    text=st.lists(st.sampled_from([EOT, "<|", "|>", " ", "\n", "one", "'", "s", "漢", "x" * 30, "\u3000"])).map(
+        "".join
+    ),
+    batch_chars=st.integers(1, 40),
+)
+def test_any_text_gives_the_ids_of_its_documents(
+    text: str, batch_chars: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """For any text and any batch size the file is the documents' ids, and the counts are theirs."""
+    folder = tmp_path_factory.mktemp("build")
+    (folder / "in.txt").write_bytes(text.encode())
+    documents = [document for document in text.split(EOT) if document.strip()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset_builder, "BATCH_CHARS", batch_chars)
+        if not documents:
+            with pytest.raises(ValueError, match="inputs: expected text, found none"):
+                _build(folder)
+            return
+        report = _build(folder)
+    assert np.load(folder / "train.npy").tolist() == _ids(documents)
+    assert report.train.documents == len(documents)
+    assert report.train.bytes == sum(len(document.encode()) for document in documents)
+
+
+def test_the_split_takes_whole_documents(tmp_path: Path) -> None:
+    """Both files together hold each document once, in order, close to the fraction; the sidecars count their own."""
+    documents = _documents(200)
+    (tmp_path / "in.txt").write_bytes(EOT.join(documents).encode())
+    report = _build(tmp_path, valid_path=tmp_path / "valid.npy", valid_fraction=0.1)
+    held_out = [document for index, document in enumerate(documents) if is_validation_document(index, 0.1)]
+    kept = [document for index, document in enumerate(documents) if not is_validation_document(index, 0.1)]
+    assert np.load(tmp_path / "train.npy").tolist() == _ids(kept)
+    assert np.load(tmp_path / "valid.npy").tolist() == _ids(held_out)
+    assert report.valid is not None
+    assert (report.train.documents, report.valid.documents) == (180, 20)
+    assert json.loads((tmp_path / "valid.json").read_text())["documents"] == 20
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.05, 0.1, 0.3, 0.5, 0.9])
+def test_the_split_is_even_everywhere(fraction: float) -> None:
+    """In any stretch of 200 documents the held-out ones are as many as the fraction says, give or take two."""
+    chosen = [is_validation_document(index, fraction) for index in range(5000)]
+    assert chosen[0]
+    for start in range(0, 4800, 37):
+        assert abs(sum(chosen[start : start + 200]) - 200 * fraction) <= 2
+    assert not any(is_validation_document(index, 0.0) for index in range(100))
+
+
+def test_a_split_with_an_empty_side_is_refused(tmp_path: Path) -> None:
+    """One document cannot be on both sides; the message says how documents end."""
+    (tmp_path / "in.txt").write_text("just one document")
+    with pytest.raises(ValueError, match=r"at least one document on each side, found 1 in all at 0\.1 \(documents end"):
+        _build(tmp_path, valid_path=tmp_path / "valid.npy", valid_fraction=0.1)
+    assert _names(tmp_path) == ["in.txt"]
+
+
+def test_workers_do_not_change_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process or two: the same bytes, sidecars included."""
+    monkeypatch.setattr(dataset_builder, "BATCH_CHARS", 500)
+    (tmp_path / "in.txt").write_bytes(EOT.join(_documents(300)).encode())
+    reports: list[tuple[str, int, int]] = []
+    contents = []
+    for workers in (1, 2):
+        files = {"train_path": tmp_path / "t.npy", "valid_path": tmp_path / "v.npy", "valid_fraction": 0.1}
+        _build(tmp_path, **files, num_workers=workers, overwrite=True, progress=lambda *now: reports.append(now))
+        contents.append([(tmp_path / name).read_bytes() for name in ("t.npy", "t.json", "v.npy", "v.json")])
+    assert contents[0] == contents[1]
+    size = (tmp_path / "in.txt").stat().st_size
+    assert reports[-1] == ("encode", size, size)
+    assert [done for _, done, _ in reports[: len(reports) // 2]] == sorted(
+        done for _, done, _ in reports[: len(reports) // 2]
+    )
+
+
+def test_invalid_bytes_are_replaced_and_reported(tmp_path: Path) -> None:
+    """Bytes that are no UTF-8 do not stop a build, but they are counted."""
+    (tmp_path / "in.txt").write_bytes(b"one\xff two")
+    report = _build(tmp_path)
+    assert report.invalid_utf8 == 1
+    assert TOKENIZER.decode(np.load(tmp_path / "train.npy")) == f"one\ufffd two{EOT}"
+
+
+@pytest.mark.parametrize("existing", ["train.npy", "train.json", "valid.npy", "valid.json"])
+def test_existing_outputs_are_refused_before_any_work(tmp_path: Path, existing: str) -> None:
+    """Without `overwrite` nothing is read, written or changed."""
+    (tmp_path / "in.txt").write_text(f"one{EOT}two")
+    (tmp_path / existing).write_text("precious")
+    with pytest.raises(FileExistsError, match=f"{existing}: expected no such file yet"):
+        _build(tmp_path, valid_path=tmp_path / "valid.npy", valid_fraction=0.5)
+    assert (tmp_path / existing).read_text() == "precious"
+    assert _names(tmp_path) == sorted(["in.txt", existing])
+
+
+def test_a_failed_overwrite_keeps_the_old_files(tmp_path: Path) -> None:
+    """Old files are replaced at the very end only; a build that fails before leaves them as they were."""
+    (tmp_path / "in.txt").write_text("one")
+    _build(tmp_path)
+    old = (tmp_path / "train.npy").read_bytes(), (tmp_path / "train.json").read_bytes()
+    (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"txt": "no"}\n')
+    with pytest.raises(ValueError, match=r"bad\.jsonl:2: expected the field 'text'"):
+        _build(tmp_path, tmp_path / "bad.jsonl", overwrite=True)
+    assert ((tmp_path / "train.npy").read_bytes(), (tmp_path / "train.json").read_bytes()) == old
+    assert not any("tmp" in name for name in _names(tmp_path))
+    (tmp_path / "in.txt").write_text("two")
+    _build(tmp_path, overwrite=True)
+    assert np.load(tmp_path / "train.npy").tolist() == _ids(["two"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"valid_fraction": 0.1}, "valid_path: expected exactly when valid_fraction is above 0, found None with 0.1"),
+        ({"valid_path": "v.npy"}, "valid_path: expected exactly when"),
+        (
+            {"valid_path": "v.npy", "valid_fraction": 1.0},
+            "valid_fraction: expected 0 or more and less than 1, found 1.0",
+        ),
+        ({"valid_path": "v.npy", "valid_fraction": float("nan")}, "valid_fraction: expected"),
+        ({"valid_path": "train.npy", "valid_fraction": 0.1}, "expected another file than train_path"),
+        ({"train_path": "train.bin"}, r"expected token files that end in \.npy, found"),
+        ({"train_path": "folder.npy"}, "expected a file to write, found a folder"),
+        ({"separator": "<|sep|>"}, r"\('<\|endoftext\|>'\), found '<\|sep\|>'"),
+        ({"tokenizer": _tokenizer(())}, r"special token of the tokenizer \(none at all\)"),
+        ({"inputs": "gone.txt"}, "found nothing at"),
+        ({"inputs": "out.npy.txt", "train_path": "in.npy"}, "found nothing"),
+        ({"num_workers": 0}, "num_workers: expected at least 1"),
+    ],
+)
+def test_requests_that_cannot_be_are_refused(tmp_path: Path, options: dict[str, object], message: str) -> None:
+    """Each mistake is one line, and nothing is left behind."""
+    (tmp_path / "in.txt").write_text("one")
+    (tmp_path / "folder.npy").mkdir()
+    paths = {key: tmp_path / str(options[key]) for key in ("train_path", "valid_path", "inputs") if key in options}
+    before = _names(tmp_path)
+    with pytest.raises((ValueError, OSError), match=message) as caught:
+        _build(tmp_path, **{**options, **paths})
+    assert "\n" not in str(caught.value)
+    assert _names(tmp_path) == before
+
+
+def test_an_output_among_the_inputs_is_refused(tmp_path: Path) -> None:
+    """Even with `overwrite` an input is never written over."""
+    (tmp_path / "train.json").write_text("one")
+    with pytest.raises(ValueError, match="expected an output that is not an input"):
+        _build(tmp_path, tmp_path / "train.json", overwrite=True)
+    assert (tmp_path / "train.json").read_text() == "one"
+
+
+def test_too_small_a_disk_is_refused_with_both_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first batch shows how much the whole will take."""
+    monkeypatch.setattr(dataset_builder, "BATCH_CHARS", 1000)
+    monkeypatch.setattr(dataset_builder.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000_000))
+    (tmp_path / "in.txt").write_text("漢字 one two\n" * 100_000)
+    with pytest.raises(OSError, match=r"expected about 2 MB for the token files, found 1 MB free"):
+        _build(tmp_path)
+    assert _names(tmp_path) == ["in.txt"]
+
+
+_SCRIPT = """
+import resource, sys
+from databuilder import build_dataset, dataset_builder
+from transformerlm.tokenizer import Tokenizer
+if __name__ == "__main__":
+    folder, workers, file_limit = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    if file_limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    dataset_builder.BATCH_CHARS = 50_000
+    tokenizer = Tokenizer({value: bytes([value]) for value in range(256)}, [], ["<|endoftext|>"])
+    try:
+        build_dataset(folder + "/in.txt", tokenizer=tokenizer, train_path=folder + "/train.npy", num_workers=workers,
+                      overwrite=True, progress=lambda *now: print(*now, flush=True))
+    except OSError as error:
+        sys.exit(str(error))
+"""
+
+
+def _start_build(folder: Path, *, workers: int = 1, file_limit: int = 0) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", _SCRIPT, str(folder), str(workers), str(file_limit)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_build_leaves_nothing_that_looks_whole(tmp_path: Path, workers: int) -> None:
+    """After SIGKILL in the middle there is neither token file nor sidecar, and the next build takes over."""
+    (tmp_path / "in.txt").write_text("one two three\n" * 400_000)
+    process = _start_build(tmp_path, workers=workers)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("encode ")
+    process.kill()
+    process.communicate(timeout=20)
+    assert [name for name in _names(tmp_path) if "tmp" not in name] == ["in.txt"]
+    (tmp_path / "in.txt").write_text("one")
+    _build(tmp_path)
+    assert _names(tmp_path) == ["in.txt", "train.json", "train.npy"]
+    assert np.load(tmp_path / "train.npy").tolist() == _ids(["one"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sets a limit on file sizes")
+def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
+    """When the system refuses to write more, the build ends with one line that names the file, old files untouched."""
+    (tmp_path / "in.txt").write_text("one two three\n" * 40_000)
+    (tmp_path / "train.npy").write_text("old")
+    process = _start_build(tmp_path, file_limit=300_000)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "File too large after" in error
+    assert "train.npy" in error
+    assert "Traceback" not in error
+    assert _names(tmp_path) == ["in.txt", "train.npy"]
+    assert (tmp_path / "train.npy").read_text() == "old"
