@@ -141,9 +141,10 @@ class TransformerLM(nn.Module):
         self.ln_final = RMSNorm(d_model, norm_eps, **place) if norm_position == "pre" else None
         self.lm_head = None if tie_embeddings else Linear(d_model, vocab_size, **place)
 
-    def forward(self, token_ids: Tensor, *, cache: KVCache | None = None) -> Tensor:
+    def forward(self, token_ids: Tensor, *, cache: KVCache | None = None, last_only: bool = False) -> Tensor:
         """Return the logits after each of `token_ids`; with a cache, they stand behind what it holds and are appended.
 
+        `last_only` gives the logits after the last id alone, `(batch, 1, vocab_size)`, which is enough to generate.
         Raises ValueError when the sequence is longer than `context_length`, or than the room left in the cache.
         """
         self._check_length(token_ids, cache)
@@ -155,6 +156,7 @@ class TransformerLM(nn.Module):
                 x = checkpoint(layer, x, use_reentrant=False)
             else:
                 x = layer(x)
+        x = x[:, -1:] if last_only else x
         if self.ln_final is not None:
             x = self.ln_final(x)
         if self.lm_head is not None:

@@ -18,7 +18,7 @@ from transformerlm.utils.dtypes import upcast
 Reduction = Literal["mean", "sum", "none"]
 
 # Logits in a block: a few MB on a CPU; on other devices only a bound on the temporary memory.
-_BLOCK_ELEMENTS = {"cpu": 2**20}
+_BLOCK_ELEMENTS = {"cpu": 2**19}
 _DEFAULT_BLOCK_ELEMENTS = 2**27
 
 
@@ -49,7 +49,7 @@ def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> tuple[Tensor, T
     """Return `log(sum(exp(logits))) - logits[target]` and the first term, each `(rows)`."""
     wide = upcast(logits)
     maximum = wide.amax(dim=-1, keepdim=True).detach()
-    log_total = (wide - maximum).exp().sum(dim=-1).log() + maximum.squeeze(-1)
+    log_total = (wide - maximum).exp_().sum(dim=-1).log() + maximum.squeeze(-1)
     return log_total - wide.gather(-1, targets.unsqueeze(-1)).squeeze(-1), log_total
 
 
@@ -72,7 +72,8 @@ class _BlockedCrossEntropy(torch.autograd.Function):
         grad_logits = torch.empty_like(logits)
         for block in _blocks(logits):
             scale = grad_losses[block].unsqueeze(-1)
-            grad = (upcast(logits[block]) - log_totals[block].unsqueeze(-1)).exp_().mul_(scale)
+            grad = logits[block].to(log_totals.dtype, copy=True)
+            grad.sub_(log_totals[block].unsqueeze(-1)).exp_().mul_(scale)
             grad_logits[block] = grad.scatter_add_(-1, targets[block].unsqueeze(-1), -scale)
         return grad_logits, None
 

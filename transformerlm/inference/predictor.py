@@ -1,0 +1,140 @@
+"""Text in, text out: a model and its tokenizer together."""
+
+from __future__ import annotations
+
+import codecs
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from transformerlm.inference.generate import generate_batch, stream
+from transformerlm.models.transformer import TransformerLM
+from transformerlm.tokenizer.tokenizer import Tokenizer
+from transformerlm.training.checkpoint import load_model, load_tokenizer, resolve
+from transformerlm.utils.device import resolve_device
+from transformerlm.utils.dtypes import resolve_precision
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Predictor:
+    """Continues texts with a model and the tokenizer it was trained with.
+
+    Special tokens spelled out in a prompt are plain text unless `allow_special` is given. An empty prompt starts a new
+    document at `<|endoftext|>`, and with `stop_at_eos` a sample ends there. Raises ValueError when the tokenizer has
+    more ids than the model.
+    """
+
+    def __init__(self, model: TransformerLM, tokenizer: Tokenizer) -> None:
+        if tokenizer.vocab_size > model.vocab_size:
+            raise ValueError(
+                f"predictor: the tokenizer has {tokenizer.vocab_size} ids, more than the model's vocab_size of "
+                f"{model.vocab_size}; use the tokenizer the model was trained with"
+            )
+        self.model, self.tokenizer = model, tokenizer
+        self.eos_token_id = tokenizer.special_token_ids.get(END_OF_TEXT)
+
+    @classmethod
+    def from_checkpoint(cls, directory: str | Path, *, device: str = "auto", precision: str = "fp32") -> Self:
+        """Load a checkpoint, or a run directory's newest one, onto `device` in `precision` ("fp32", "bf16", "auto").
+
+        "bf16" stores the weights in bfloat16: half the memory, and up to twice the speed where memory is the limit.
+        """
+        place = resolve_device(device)
+        dtype = torch.bfloat16 if resolve_precision(precision, place) == "bf16" else torch.float32
+        path = resolve(Path(directory))
+        return cls(load_model(path, device=place, dtype=dtype), load_tokenizer(path))
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int | None = None,
+        stop_at_eos: bool = True,
+        allow_special: bool = False,
+    ) -> Iterator[str]:
+        """Yield the text that follows `prompt`, in pieces of whole characters, without the prompt.
+
+        The same `seed` gives the same text; None draws from torch's global generator. A prompt longer than the model's
+        context keeps its end, with a warning. Raises ValueError for parameters out of range.
+        """
+        ids = stream(
+            self.model,
+            self._encode(prompt, allow_special),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            eos_token_id=self.eos_token_id if stop_at_eos else None,
+            vocab_size=self.tokenizer.vocab_size,
+            generator=self._generator(seed),
+        )
+        return self._decode_stream(ids)
+
+    def generate(self, prompt: str, **settings: Any) -> str:
+        """Return `prompt` and its continuation; `settings` are the keywords of `stream`."""
+        return prompt + "".join(self.stream(prompt, **settings))
+
+    def generate_batch(
+        self,
+        prompt: str,
+        *,
+        num_samples: int,
+        seed: int | None = None,
+        stop_at_eos: bool = True,
+        allow_special: bool = False,
+        **settings: Any,
+    ) -> list[str]:
+        """Return `num_samples` texts, each `prompt` and its own continuation, decoded together.
+
+        `settings` are the keywords of `stream`. The texts differ from those of single calls with the same seed.
+        """
+        samples = generate_batch(
+            self.model,
+            self._encode(prompt, allow_special),
+            num_samples=num_samples,
+            eos_token_id=self.eos_token_id if stop_at_eos else None,
+            vocab_size=self.tokenizer.vocab_size,
+            generator=self._generator(seed),
+            **{"max_new_tokens": 256, **settings},
+        )
+        return [prompt + "".join(self._decode_stream(ids)) for ids in samples]
+
+    def _encode(self, prompt: str, allow_special: bool) -> list[int]:
+        ids = self.tokenizer.encode(prompt) if allow_special else self.tokenizer.encode_ordinary(prompt)
+        if not ids:
+            if self.eos_token_id is None:
+                raise ValueError(f"predictor: the prompt is empty and the tokenizer has no {END_OF_TEXT} to start from")
+            return [self.eos_token_id]
+        context_length = self.model.context_length
+        if len(ids) > context_length:
+            warnings.warn(
+                f"the prompt has {len(ids)} tokens, more than context_length {context_length}; the model reads its end",
+                stacklevel=3,
+            )
+        return ids
+
+    def _generator(self, seed: int | None) -> torch.Generator | None:
+        if seed is None:
+            return None
+        return torch.Generator(self.model.token_embeddings.weight.device).manual_seed(seed)
+
+    def _decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        # A token may end within a character; its bytes wait for the rest, and become U+FFFD when none comes.
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for token_id in ids:
+            text = decoder.decode(self.tokenizer.decode_bytes([token_id]))
+            if text:
+                yield text
+        text = decoder.decode(b"", final=True)
+        if text:
+            yield text
