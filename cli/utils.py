@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -60,7 +61,7 @@ def main(command: Command[Schema], argv: Sequence[str] | None = None) -> NoRetur
         PermissionError,
     ) as error:
         _fail_with(error, EXIT_BAD_INPUT)
-    except (OSError, ImportError, RuntimeError, MemoryError) as error:
+    except (OSError, ImportError, RuntimeError, MemoryError, FloatingPointError) as error:
         _fail_with(error, EXIT_FAILED)
     sys.exit(code or 0)
 
@@ -157,6 +158,79 @@ def _fail_with(error: BaseException, code: int) -> NoReturn:
     if os.environ.get("TRANSFORMERLM_TRACEBACK") == "1":
         raise error
     fail([_one_line(error)], code)
+
+
+def note(line: str) -> None:
+    """Say something to the person at the terminal, on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Progress for people on stderr: one line that is rewritten on a terminal, a line now and then elsewhere.
+
+    Args:
+        total: the units of the whole job.
+        start: units that were done before this process began.
+        unit: the word for them; "B" shows megabytes.
+    """
+
+    def __init__(self, total: int, *, start: int = 0, unit: str = "step") -> None:
+        self._total, self._start, self._unit = total, start, unit
+        self._began = time.monotonic()
+        self._shown = self._began  # not at once: the first rate would mean nothing
+        self._finished = False
+        self._live = sys.stderr.isatty()
+
+    def __call__(self, done: int, facts: Mapping[str, float] | None = None) -> None:
+        """Show that `done` units are done, with some numbers beside; a validation is always shown on its own line."""
+        now = time.monotonic()
+        if self._finished:
+            return
+        self._finished = done >= self._total
+        important = self._finished or "val_loss" in (facts or {})
+        if not important and now - self._shown < (0.2 if self._live else 10.0):
+            return
+        self._shown = now
+        line = self._line(done, facts or {}, now - self._began)
+        end = "\n" if important or not self._live else ""
+        print(f"\r\x1b[K{line}" if self._live else line, end=end, file=sys.stderr, flush=True)
+
+    def _line(self, done: int, facts: Mapping[str, float], seconds: float) -> str:
+        rate = (done - self._start) / seconds if seconds > 0 else 0.0
+        left = f"ETA {clock((self._total - done) / rate)}" if rate > 0 and done < self._total else clock(seconds)
+        if self._unit == "B":
+            return f"{done / 1e6:,.1f}/{self._total / 1e6:,.1f} MB  {rate / 1e6:.1f} MB/s  {left}"
+        numbers = [text.format(facts[name]) for name, text in _SHOWN.items() if name in facts]
+        return "  ".join([f"{self._unit} {done:,}/{self._total:,}", *numbers, left])
+
+
+_SHOWN = {
+    "loss": "loss {:.3f}",
+    "val_loss": "val loss {:.3f}",
+    "val_bits_per_byte": "{:.3f} bits/byte",
+    "tokens_per_second": "{:,.0f} tokens/s",
+}
+
+
+class StageProgress:
+    """Progress of a job that has several stages, each with its unit; called with (stage, done, total)."""
+
+    def __init__(self, units: Mapping[str, str]) -> None:
+        self._units = units
+        self._stages: dict[str, Progress] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show that `done` of `total` units of a stage are done."""
+        if stage not in self._stages:
+            self._stages[stage] = Progress(total, unit=self._units[stage])
+        self._stages[stage](done)
+
+
+def clock(seconds: float) -> str:
+    """Return a length of time as people read it: 0:42, 12:05, 3:07:00."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
 def fail(lines: Sequence[str], code: int) -> NoReturn:

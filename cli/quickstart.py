@@ -1,0 +1,185 @@
+"""`transformerlm-quickstart`: the four commands in order, with their shipped TOMLs, on text that every install has.
+
+Nothing here trains or generates: each stage is the command a user would type, which is shown before it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cli.utils import EXIT_FAILED, Command, clock, note
+from cli.utils import main as run_command
+from config.io import SHIPPED
+from config.quickstart import QuickstartConfig
+from config.schemas import duration_seconds
+
+CORPUS_BYTES = 6_000_000
+CALIBRATION_STEPS = 12
+MIN_STEPS = 20
+# The part of the budget that goes into steps; the rest is for validation, checkpoints and a machine that gets busy.
+STEPS_SHARE = 0.85
+RUN_NAME = "run"
+DOCSTRING_PROMPTS = ["Return the", "Create a new", ""]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the console script."""
+    command = Command("transformerlm-quickstart", QuickstartConfig, quickstart, default_config="quickstart.toml")
+    run_command(command, argv)
+
+
+def quickstart(config: QuickstartConfig) -> int:
+    """Run the pipeline in a fresh directory, and return the exit code of the first command that fails, or 0."""
+    home = _free_directory(config.dir)
+    home.mkdir(parents=True)
+    try:
+        text = config.text or [str(_write_corpus(home / "corpus.txt"))]
+        _run("train-tokenizer", input=text, output_dir=home / "tokenizer")
+        _run(
+            "make-data",
+            input=text,
+            tokenizer=home / "tokenizer",
+            train=home / "train.npy",
+            valid=home / "valid.npy",
+        )
+        _train(config, home)
+        _show_picture(home / RUN_NAME)
+        _sample(config, home)
+    except subprocess.CalledProcessError as error:
+        note(f"{error.cmd} ended with exit code {error.returncode}; everything so far is in {home}")
+        return int(error.returncode) if error.returncode > 0 else EXIT_FAILED
+    _say_what_next(home)
+    return 0
+
+
+def _free_directory(wanted: Path) -> Path:
+    """Return `wanted`, or the first of wanted-2, wanted-3, ... that is not there yet."""
+    number, free = 1, wanted
+    while free.exists():
+        number += 1
+        free = wanted.with_name(f"{wanted.name}-{number}")
+    return free
+
+
+def _write_corpus(path: Path) -> Path:
+    from databuilder.docstring_corpus import write_corpus
+
+    note("collecting the docstrings of the installed Python, torch and numpy ...")
+    report = write_corpus(path, max_bytes=CORPUS_BYTES)
+    note(f"{path}: {report.bytes / 1e6:.1f} MB of text, {report.documents:,} documents, {report.seconds:.1f} s")
+    return path
+
+
+def _run(verb: str, **options: object) -> None:
+    """Run `transformerlm-<verb>` with its shipped TOML and these overrides; its data on stdout goes to nobody.
+
+    Raises:
+        subprocess.CalledProcessError: it ended with another exit code than 0.
+    """
+    arguments = ["--config", _shipped(verb)]
+    for key, value in options.items():
+        values = [str(item) for item in value] if isinstance(value, list) else [str(value)]
+        name = f"--{key.replace('__', '.')}"
+        # A value that looks like an option must be joined to its key.
+        arguments += [f"{name}={values[0]}"] if len(values) == 1 else [name, *values]
+    note(f"\n$ transformerlm-{verb} {shlex.join(arguments)}")
+    command = [sys.executable, "-m", f"cli.{verb.replace('-', '_')}", *arguments]
+    quiet = verb != "infer"
+    done = subprocess.run(command, stdout=subprocess.DEVNULL if quiet else None, check=False)
+    if done.returncode:
+        raise subprocess.CalledProcessError(done.returncode, f"transformerlm-{verb}")
+
+
+def _shipped(verb: str) -> str:
+    """Return the path of a command's shipped TOML, relative to the working directory where that is shorter."""
+    path = SHIPPED / f"{verb.replace('-', '_')}.toml"
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _train(config: QuickstartConfig, home: Path) -> None:
+    """Time a few steps, then train for as many as fit into the budget."""
+    budget = duration_seconds(config.time)
+    shared = {
+        "data__train": home / "train.npy",
+        "data__valid": home / "valid.npy",
+        "data__tokenizer": home / "tokenizer",
+        "model__vocab_size": _vocab_size(home / "tokenizer"),
+        "training__device": config.device,
+    }
+    note(f"\ntiming {CALIBRATION_STEPS} steps, to fill {clock(budget)} ...")
+    _run(
+        "train",
+        **shared,
+        runs_dir=home / "calibration",
+        logging__run_name=RUN_NAME,
+        training__max_steps=CALIBRATION_STEPS,
+        training__log_interval=1,
+        training__eval_batches=1,
+        schedule__warmup_steps=0,
+        samples__interval=0,
+    )
+    steps = max(MIN_STEPS, int(budget * STEPS_SHARE / _seconds_per_step(home / "calibration" / RUN_NAME)))
+    _run(
+        "train",
+        **shared,
+        runs_dir=home,
+        logging__run_name=RUN_NAME,
+        training__max_steps=steps,
+        training__max_time=config.time,
+        training__eval_interval=max(1, steps // 12),
+        schedule__warmup_steps=steps // 20,
+        checkpoint__interval=max(1, steps // 3),
+        samples__interval=max(1, steps // 3),
+    )
+
+
+def _vocab_size(tokenizer: Path) -> int:
+    return len(json.loads((tokenizer / "vocab.json").read_text(encoding="utf-8")))
+
+
+def _seconds_per_step(run_dir: Path) -> float:
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rates = [record["metrics.tokens_per_second"] for record in records if "metrics.tokens_per_second" in record]
+    steps = [record["metrics.tokens"] for record in records if "metrics.tokens" in record]
+    tokens_per_step = steps[0]
+    return float(tokens_per_step / statistics.median(rates))
+
+
+def _show_picture(run_dir: Path) -> None:
+    from cli.loss_curve import save_loss_curve
+
+    picture = save_loss_curve(run_dir / "metrics.jsonl", run_dir / "loss.png")
+    note(f"loss curve: {picture}")
+
+
+def _sample(config: QuickstartConfig, home: Path) -> None:
+    prompts = config.prompt or (["", "", ""] if config.text else DOCSTRING_PROMPTS)
+    _run(
+        "infer",
+        checkpoint=home / RUN_NAME,
+        prompt=prompts,
+        output__format="text",
+        sampling__max_new_tokens=160,
+        device=config.device,
+    )
+
+
+def _say_what_next(home: Path) -> None:
+    run = shlex.quote(str(home / RUN_NAME))
+    note(
+        f"\nEverything is in {home}. Next:\n"
+        f'  transformerlm-infer --config {_shipped("infer")} --checkpoint={run} --output.format=text --prompt "..."\n'
+        "  transformerlm-quickstart --text FILE... --time 10m     train on your own text, for longer\n"
+        f"  transformerlm-train --config {run}/config.toml --training.max_steps=... trains further (more steps)\n"
+        "  transformerlm-train --help                             every setting, with its default"
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,213 @@
+"""`transformerlm-train`: parse, check, build, train."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.utils import EXIT_SIGINT, Command, Progress, clock, note
+from cli.utils import main as run_command
+from config.io import dump_toml
+from config.train import TrainConfig
+
+if TYPE_CHECKING:
+    from logger import Logger
+    from transformerlm.distributed import World
+    from transformerlm.models.transformer import TransformerLM
+    from transformerlm.tokenizer.tokenizer import Tokenizer
+    from transformerlm.training.trainer import Hook, Trainer
+
+EXIT_SIGTERM = 143
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the console script."""
+    run_command(Command("transformerlm-train", TrainConfig, train), argv)
+
+
+def train(config: TrainConfig) -> int:
+    """Train as the configuration says, and return the exit code."""
+    with ExitStack() as stack:
+        signals = stack.enter_context(StopSignals())
+        from transformerlm.distributed import init_from_env, is_main, shutdown
+
+        world = init_from_env()
+        stack.callback(shutdown, world)
+        run_dir = _make_run_dir(config)
+        trainer = _prepare(config, run_dir, world=world, stop=lambda: signals.received is not None)
+        logger = trainer.runtime.logger
+        stack.callback(logger.close)
+        if is_main(world):
+            (run_dir / "config.toml").write_text(dump_toml(config), encoding="utf-8")
+        logger.log_artifact(config.data.tokenizer, name="tokenizer", type="tokenizer")
+        trainer.train()
+    return signals.exit_code
+
+
+class StopSignals:
+    """Turns the first SIGINT or SIGTERM into a request to save and stop; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0, 130 after SIGINT or 143 after SIGTERM."""
+        return {None: 0, signal.SIGINT: EXIT_SIGINT, signal.SIGTERM: EXIT_SIGTERM}[self.received]
+
+    def __enter__(self) -> StopSignals:
+        self._previous = {name: signal.signal(name, self._receive) for name in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for name, handler in self._previous.items():
+            signal.signal(name, handler)
+
+    def _receive(self, number: int, frame: object) -> None:
+        self.received = signal.Signals(number)
+        note(f"{self.received.name}: saving after this step; once more to stop at once without saving")
+        for name in self._previous:
+            signal.signal(name, signal.SIG_DFL)
+
+
+def _make_run_dir(config: TrainConfig) -> Path:
+    run_name = config.logging.run_name or time.strftime("%Y%m%d-%H%M%S")
+    run_dir = config.runs_dir / run_name
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return run_dir
+
+
+def _prepare(config: TrainConfig, run_dir: Path, *, world: World, stop: object) -> Trainer:
+    """Check the facts of the world, find what there is to resume, and build the trainer."""
+    from transformerlm.tokenizer.tokenizer import Tokenizer
+    from transformerlm.training import checkpoint, preflight
+    from transformerlm.training.data import TokenDataset
+    from transformerlm.training.trainer import Runtime, Trainer
+    from transformerlm.utils.device import resolve_device
+    from transformerlm.utils.dtypes import resolve_precision
+
+    tokenizer = Tokenizer.from_directory(config.data.tokenizer)
+    preflight.check_vocab_size(tokenizer, config.model.vocab_size)
+    train_data = TokenDataset(config.data.train)
+    preflight.check_dataset(train_data, config=config, tokenizer=tokenizer, key="data.train")
+    valid_data = TokenDataset(config.data.valid) if config.data.valid else None
+    if valid_data:
+        preflight.check_dataset(valid_data, config=config, tokenizer=tokenizer, key="data.valid")
+    device = resolve_device(config.training.device)
+    precision = resolve_precision(config.training.precision, device)
+    memory = preflight.check_memory(config, device=device, precision=precision, world_size=world.world_size)
+    preflight.check_disk(run_dir, config.model.model_dump())
+    newest = _find_checkpoint(config, run_dir / "checkpoints", remove_leftovers=world.rank == 0)
+    run_id = checkpoint.read_state(newest)["wandb_id"] if newest else None
+    step = checkpoint.step_of(newest) if newest else 0
+
+    logger = _make_logger(config, run_dir, world=world, step=step, run_id=run_id)
+    runtime = Runtime(device=device, precision=precision, logger=logger, world=world, stop=stop)  # type: ignore[arg-type]
+    trainer = Trainer(
+        config,
+        run_dir=run_dir,
+        tokenizer=tokenizer,
+        train_data=train_data,
+        valid_data=valid_data,
+        runtime=runtime,
+    )
+    if newest:
+        trainer.resume_from(newest)
+    if world.rank == 0:
+        _announce(trainer, run_dir, memory=memory["total"])
+        runtime.progress = Progress(config.training.max_steps, start=trainer.state.step)
+        runtime.hooks = _sample_hooks(config, tokenizer, logger)
+    if newest:
+        logger.log_event("resumed", step=trainer.state.step)
+    return trainer
+
+
+def _find_checkpoint(config: TrainConfig, root: Path, *, remove_leftovers: bool) -> Path | None:
+    from transformerlm.training import checkpoint
+
+    if remove_leftovers:
+        checkpoint.remove_leftovers(root)
+    newest = checkpoint.newest_whole(root, warn=note)
+    if newest and config.checkpoint.resume == "never":
+        raise FileExistsError(
+            f'{newest}: this run has a checkpoint already, but checkpoint.resume = "never"; '
+            'choose another logging.run_name, or set checkpoint.resume = "auto" to go on'
+        )
+    if newest is None and config.checkpoint.resume == "required":
+        raise FileNotFoundError(f'{root}: no checkpoint to resume, but checkpoint.resume = "required"')
+    return newest
+
+
+def _make_logger(config: TrainConfig, run_dir: Path, *, world: World, step: int, run_id: str | None) -> Logger:
+    """Return the run's logger; `metrics.jsonl` forgets the steps that a stopped run logged but did not save."""
+    from logger import NoopLogger, create_logger, truncate_after_step
+
+    if world.rank != 0:
+        return NoopLogger()
+    metrics = run_dir / "metrics.jsonl"
+    if metrics.exists():
+        truncate_after_step(metrics, step)
+    return create_logger(
+        config.logging.backend,
+        run_name=run_dir.name,
+        jsonl_path=metrics,
+        run_id=run_id,
+        wandb_entity=config.wandb.entity,
+        wandb_project=config.wandb.project,
+        config=config.model_dump(mode="json"),
+    )
+
+
+def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
+    from transformerlm.training.preflight import gigabytes
+
+    model, training, runtime = trainer.raw_model, trainer.config.training, trainer.runtime
+    parameters, flops = model.num_parameters(), model.num_flops_per_token()
+    tokens_per_step = training.batch_size * model.context_length
+    steps = training.max_steps - trainer.state.step
+    eta = steps * trainer.measure_step_seconds()
+    runtime.logger.log_event(
+        "started",
+        step=trainer.state.step,
+        parameters=parameters,
+        tokens_per_step=tokens_per_step,
+        flops_per_token=flops,
+        memory_estimate_bytes=memory,
+        max_steps=training.max_steps,
+        eta_seconds=eta,
+        device=str(runtime.device),
+        precision=runtime.precision,
+    )
+    note(
+        f"{run_dir}: {parameters:,} parameters, {tokens_per_step:,} tokens per step, {flops / 1e6:,.1f} MFLOPs per token, "
+        f"about {gigabytes(memory)}, {steps:,} steps on {runtime.device} in {runtime.precision}, ETA {clock(eta)}"
+    )
+
+
+def _sample_hooks(config: TrainConfig, tokenizer: Tokenizer, logger: Logger) -> list[Hook]:
+    """Return a hook that generates text from each prompt, when samples are asked for."""
+    from transformerlm.training.trainer import Hook
+
+    if not config.samples.interval:
+        return []
+    from transformerlm.inference.predictor import Predictor
+
+    settings = config.samples.sampling.model_dump()
+
+    def sample(step: int, model: TransformerLM) -> None:
+        predictor = Predictor(model, tokenizer)
+        for prompt in config.samples.prompts:
+            text = predictor.generate(prompt, seed=step, **settings)
+            logger.log_record({"event": "sample", "step": step, "text.prompt": prompt, "text.output": text})
+            note(f"step {step} sample: {text!r}")
+
+    return [Hook(config.samples.interval, sample)]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

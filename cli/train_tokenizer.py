@@ -1,0 +1,91 @@
+"""`transformerlm-train-tokenizer`: text files in, vocab.json and merges.txt out."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from cli.utils import Command, StageProgress, note
+from cli.utils import main as run_command
+from config.train_tokenizer import TrainTokenizerConfig
+
+SAMPLE_CHARACTERS = 1_000_000
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the console script."""
+    run_command(Command("transformerlm-train-tokenizer", TrainTokenizerConfig, train_tokenizer), argv)
+
+
+def train_tokenizer(config: TrainTokenizerConfig) -> None:
+    """Train a tokenizer as the configuration says, save it and log what came out."""
+    from logger import create_logger
+    from transformerlm.tokenizer.bpe_trainer import train_bpe
+    from transformerlm.tokenizer.tokenizer import Tokenizer
+    from transformerlm.utils.text_files import ReadStats, expand_inputs
+
+    if (config.output_dir / "vocab.json").exists() and not config.overwrite:
+        raise FileExistsError(
+            f"{config.output_dir}: holds a tokenizer already; choose another output_dir or pass --overwrite"
+        )
+    paths, stats, start = expand_inputs(config.input), ReadStats(), time.perf_counter()
+    vocab, merges = train_bpe(
+        paths,
+        config.tokenizer.vocab_size,
+        config.tokenizer.special_tokens,
+        num_workers=config.workers or None,
+        text_field=config.text_field,
+        progress=StageProgress({"count": "B", "merge": "merge"}),
+        stats=stats,
+    )
+    seconds = time.perf_counter() - start
+    tokenizer = Tokenizer(vocab, merges, config.tokenizer.special_tokens)
+    tokenizer.save(config.output_dir)
+    bytes_per_token = tokenizer.bytes_per_token(_sample(paths, config.text_field))
+    if tokenizer.vocab_size < config.tokenizer.vocab_size:
+        wanted = config.tokenizer.vocab_size
+        note(f"the text has no more pairs to merge: {tokenizer.vocab_size} tokens, not {wanted}")
+    if stats.invalid_utf8:
+        note(f"{stats.invalid_utf8:,} bytes were not UTF-8 and were read as U+FFFD")
+    note(
+        f"{config.output_dir}: {tokenizer.vocab_size:,} tokens, {bytes_per_token:.2f} bytes per token, {seconds:.1f} s"
+    )
+    run_name = config.logging.run_name or config.output_dir.name
+    with create_logger(
+        config.logging.backend,
+        run_name=run_name,
+        wandb_entity=config.wandb.entity,
+        wandb_project=config.wandb.project,
+        config=config.model_dump(mode="json"),
+    ) as logger:
+        logger.log_event(
+            "tokenizer_trained",
+            output_dir=str(config.output_dir),
+            vocab_size=tokenizer.vocab_size,
+            merges=len(merges),
+            bytes_per_token=bytes_per_token,
+            sha256=tokenizer.fingerprint(),
+            seconds=seconds,
+        )
+        if config.wandb.log_artifacts:
+            logger.log_artifact(config.output_dir, name=f"{run_name}-tokenizer", type="tokenizer")
+
+
+def _sample(paths: Sequence[Path], text_field: str) -> str:
+    """Return the first megabyte or so of the text."""
+    from transformerlm.utils.text_files import read_text
+
+    parts, size = [], 0
+    for path in paths:
+        for block in read_text(path, text_field=text_field):
+            parts.append(block.text[: SAMPLE_CHARACTERS - size])
+            size += len(parts[-1])
+            if size >= SAMPLE_CHARACTERS:
+                return "".join(parts)
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

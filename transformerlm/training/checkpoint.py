@@ -1,0 +1,335 @@
+"""Checkpoints: directories that are whole or not there, hold no pickle, and need nothing but themselves to be loaded.
+
+    checkpoints/step-00001000/  model.safetensors  optimizer.safetensors  state.json  config.toml  tokenizer/
+    checkpoints/latest, best    links to one of them, for people; the code goes by the step in the name
+
+A checkpoint is written beside its place under a name that contains `.tmp`; its files are flushed to disk, then the
+directory is renamed, then its parent is flushed. Only then is it announced, and only then are older ones removed.
+`state.json` holds the sha256 of every other file; a directory that fails the check is set aside as `.bad`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from config.io import load_config
+from config.train import TrainConfig
+from transformerlm.models.transformer import TransformerLM
+from transformerlm.tokenizer.tokenizer import Tokenizer
+from transformerlm.training.state_file import optimizer_state_from_tensors, optimizer_state_to_tensors
+
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{8,})")
+_MAX_STATE_BYTES = 64 * 2**20
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or of another format."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a training run puts into a checkpoint, besides the step."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    tokenizer: Tokenizer
+    config_toml: str
+    state: dict[str, Any]
+
+
+# --- writing ---------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(root: Path, step: int, snapshot: Snapshot) -> Path:
+    """Write the checkpoint of `step` below `root` and return its directory, durable and complete.
+
+    Raises:
+        OSError: the disk is full or not writable; nothing that looks whole is left behind.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    final = root / step_name(step)
+    temporary = root / f"{final.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        _write_files(temporary, step, snapshot)
+        sync_tree(temporary)
+        if final.exists():
+            set_aside(final)
+        temporary.rename(final)
+        _sync(root)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    point(root / "latest", final)
+    return final
+
+
+def _write_files(directory: Path, step: int, snapshot: Snapshot) -> None:
+    save_file(_weights(snapshot.model), directory / "model.safetensors")
+    tensors, optimizer = optimizer_state_to_tensors(snapshot.optimizer)
+    save_file(
+        {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, directory / "optimizer.safetensors"
+    )
+    (directory / "config.toml").write_text(snapshot.config_toml, encoding="utf-8")
+    snapshot.tokenizer.save(directory / "tokenizer")
+    state = {
+        "format": FORMAT,
+        "step": step,
+        **snapshot.state,
+        "optimizer": optimizer,
+        "sha256": {name: _sha256(directory / name) for name in _file_names(directory)},
+    }
+    (directory / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False), encoding="utf-8")
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return each parameter once: a tied output head is rebuilt from the embedding on loading."""
+    return {name: parameter.detach().contiguous().cpu() for name, parameter in model.named_parameters()}
+
+
+def checkpoint_bytes(model: nn.Module) -> int:
+    """Return about how large a checkpoint of `model` is on disk: the weights and two moments, and a megabyte."""
+    return 3 * sum(p.numel() * p.element_size() for p in model.parameters()) + 2**20
+
+
+def prune(root: Path, keep: int) -> None:
+    """Remove all but the `keep` newest checkpoints; the one that `best` points to stays."""
+    best = _target(root / "best")
+    for directory in list_checkpoints(root)[keep:]:
+        if directory.name != best:
+            # Renamed first: a directory that is half removed must not look like a checkpoint.
+            doomed = directory.rename(directory.with_name(f"{directory.name}.tmp-removed"))
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def point(link: Path, target: Path) -> None:
+    """Make `link` point to `target`, a directory beside it: by a symbolic link, or else a file that holds its name."""
+    temporary = link.with_name(f"{link.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.symlink_to(target.name, target_is_directory=True)
+    except OSError:  # Windows without the right to make links, some network drives
+        temporary.write_text(target.name, encoding="utf-8")
+    temporary.replace(link)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what a killed save or clean-up has left below `root`."""
+    for path in root.glob("*.tmp*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def set_aside(directory: Path) -> Path:
+    """Rename a damaged checkpoint to a free name that ends in `.bad`, so that it is neither used nor written over."""
+    for number in range(1, 10_000):
+        target = directory.with_name(f"{directory.name}.bad{'' if number == 1 else number}")
+        if not target.exists():
+            return directory.rename(target)
+    raise CheckpointError(f"{directory}: cannot be set aside: too many .bad directories beside it; remove some")
+
+
+def sync_tree(directory: Path) -> None:
+    """Flush every file and directory below `directory`, and itself, to disk."""
+    for path in sorted(directory.rglob("*"), reverse=True):
+        _sync(path)
+    _sync(directory)
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # Windows has no handle on a directory to flush
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- finding ---------------------------------------------------------------------------------------------------
+
+
+def step_name(step: int) -> str:
+    """Return the directory name of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def step_of(directory: Path) -> int:
+    """Return the step in a checkpoint's directory name."""
+    match = _NAME.fullmatch(directory.name)
+    assert match is not None, directory
+    return int(match[1])
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """Return the checkpoints below `root`, newest step first."""
+    if not root.is_dir():
+        return []
+    return sorted((path for path in root.iterdir() if _NAME.fullmatch(path.name)), key=step_of, reverse=True)
+
+
+def newest_whole(root: Path, *, warn: Callable[[str], None] = warnings.warn) -> Path | None:
+    """Return the newest checkpoint that passes `verify`, setting aside damaged newer ones; None: there is none."""
+    for directory in list_checkpoints(root):
+        try:
+            verify(directory)
+        except CheckpointError as error:
+            aside = set_aside(directory)
+            warn(f"{error}; set aside as {aside.name}, looking for an older checkpoint")
+        else:
+            return directory
+    return None
+
+
+def resolve(path: Path) -> Path:
+    """Return the checkpoint directory that `path` names: itself, or the newest of a run or `checkpoints` directory.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if path.is_file() and path.name in ("latest", "best"):  # the file that stands for a link
+        path = path.with_name(path.read_text(encoding="utf-8").strip())
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such checkpoint or run directory; train one with transformerlm-train")
+    if (path / "state.json").is_file():
+        return path
+    root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    found = list_checkpoints(root)
+    if not found:
+        raise CheckpointError(f"{path}: expected a checkpoint (with state.json) or a run directory, found neither")
+    return found[0]
+
+
+def _target(link: Path) -> str | None:
+    if link.is_symlink():
+        return os.readlink(link)
+    return link.read_text(encoding="utf-8").strip() if link.is_file() else None
+
+
+# --- reading ---------------------------------------------------------------------------------------------------
+
+
+def read_state(directory: Path) -> dict[str, Any]:
+    """Return the contents of a checkpoint's `state.json`.
+
+    Raises:
+        CheckpointError: it is missing, not JSON, or of another format.
+    """
+    path = directory / "state.json"
+    try:
+        if path.stat().st_size > _MAX_STATE_BYTES:
+            raise CheckpointError(f"{path}: larger than {_MAX_STATE_BYTES:,} bytes; damaged")
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not JSON"
+        raise CheckpointError(f"{path}: cannot be read: {reason}") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else "no object"
+        raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}, found {found}")
+    if not isinstance(state.get("step"), int) or not isinstance(state.get("sha256"), dict):
+        raise CheckpointError(f"{path}: expected the keys step and sha256; damaged")
+    return state
+
+
+def verify(directory: Path) -> dict[str, Any]:
+    """Return the checkpoint's state after checking that every file is there and has its recorded sha256.
+
+    Raises:
+        CheckpointError: a file is missing, cannot be read, or has changed.
+    """
+    state = read_state(directory)
+    found = set(_file_names(directory)) - {"state.json"}
+    for name, expected in state["sha256"].items():
+        if name not in found:
+            raise CheckpointError(f"{directory}: {name} is missing")
+        actual = _sha256(directory / name)
+        if actual != expected:
+            raise CheckpointError(
+                f"{directory}: {name} is damaged: sha256 {actual[:12]}..., recorded {expected[:12]}..."
+            )
+    missing = {"model.safetensors", "optimizer.safetensors", "config.toml"} - set(state["sha256"])
+    if missing:
+        raise CheckpointError(f"{directory}: state.json does not list {', '.join(sorted(missing))}")
+    return state
+
+
+def load_config_of(directory: Path) -> TrainConfig:
+    """Return the configuration that the checkpoint was trained with."""
+    return load_config(TrainConfig, directory / "config.toml")
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """Return the checkpoint's own tokenizer."""
+    return Tokenizer.from_directory(directory / "tokenizer")
+
+
+def load_model(
+    directory: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> TransformerLM:
+    """Return the checkpoint's model, verified, in evaluation mode, on `device` and in `dtype` (None: fp32 as saved).
+
+    Raises:
+        CheckpointError: anything in the directory is missing or damaged.
+    """
+    verify(directory)
+    model = TransformerLM(**load_config_of(directory).model.model_dump(), device="meta")
+    model = model.to_empty(device="cpu")
+    load_weights(model, directory)
+    return model.to(device=device, dtype=dtype).eval()
+
+
+def load_weights(model: nn.Module, directory: Path) -> None:
+    """Copy the checkpoint's weights into `model`; names and shapes must be the same."""
+    weights = _load_tensors(directory / "model.safetensors")
+    parameters = dict(model.named_parameters())
+    if weights.keys() != parameters.keys():
+        different = ", ".join(sorted(weights.keys() ^ parameters.keys())[:4])
+        raise CheckpointError(f"{directory}: weights do not fit the model of config.toml: {different}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if parameter.shape != weights[name].shape:
+                raise CheckpointError(
+                    f"{directory}: {name}: expected shape {tuple(parameter.shape)}, found {tuple(weights[name].shape)}"
+                )
+            parameter.copy_(weights[name])
+
+
+def load_optimizer(optimizer: Optimizer, directory: Path, state: dict[str, Any]) -> None:
+    """Put the checkpoint's optimizer state into `optimizer`."""
+    tensors = _load_tensors(directory / "optimizer.safetensors")
+    optimizer.load_state_dict(optimizer_state_from_tensors(tensors, state["optimizer"]))
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from None
+
+
+def _file_names(directory: Path) -> Iterator[str]:
+    return (path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*")) if path.is_file())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,103 @@
+"""One optimizer step and one evaluation: functions of a model and its batches, which know no configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from profiling import nvtx
+from transformerlm.distributed import World, all_reduce_sum, average_gradients
+from transformerlm.training.loss import cross_entropy
+from transformerlm.training.optim import clip_grad_norm
+
+Batch = tuple[Tensor, Tensor]
+Autocast = Callable[[], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step gives to log: mean loss in nats, gradient norm before clipping, and target tokens (all ranks)."""
+
+    loss: float
+    grad_norm: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Mean loss in nats per token, and bits per UTF-8 byte of the text that the targets stand for."""
+
+    loss: float
+    bits_per_byte: float
+
+    @property
+    def perplexity(self) -> float:
+        """Return e to the loss, infinite where that overflows."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: Optimizer,
+    micro_batches: Sequence[Batch],
+    *,
+    learning_rate: float,
+    max_grad_norm: float,
+    autocast: Autocast,
+    world: World,
+) -> StepResult:
+    """Make one optimizer step on the mean loss over all tokens of all micro-batches and ranks.
+
+    Each micro-batch `(batch, seq)` adds the gradient of its share of the loss, so that k micro-batches of b sequences
+    give the gradient of one batch of k b. `max_grad_norm` 0 does not clip.
+
+    Raises:
+        FloatingPointError: the loss or the gradient is not finite; the weights are as they were.
+    """
+    tokens = sum(targets.numel() for _, targets in micro_batches)
+    loss = torch.zeros((), dtype=torch.float32, device=micro_batches[0][0].device)
+    optimizer.zero_grad(set_to_none=True)
+    for inputs, targets in micro_batches:
+        with nvtx.range("forward"), autocast():
+            share = cross_entropy(model(inputs), targets) * (targets.numel() / tokens)
+        with nvtx.range("backward"):
+            share.backward()  # type: ignore[no-untyped-call]
+        loss += share.detach()
+    with nvtx.range("optimizer"):
+        average_gradients(model.parameters(), world, weight=tokens)
+        norm = clip_grad_norm(model.parameters(), max_grad_norm or math.inf)
+        totals = all_reduce_sum(torch.stack((loss * tokens, loss.new_tensor(float(tokens)))), world).tolist()
+        result = StepResult(loss=totals[0] / totals[1], grad_norm=norm.item(), tokens=int(totals[1]))
+        if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
+            raise FloatingPointError(f"loss {result.loss}, gradient norm {result.grad_norm}")
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.step()
+    return result
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[Batch], *, token_bytes: Tensor, autocast: Autocast) -> EvalResult:
+    """Return the mean loss over the batches, and bits per byte.
+
+    Bits per byte compares models with different tokenizers: the summed loss in bits over the number of bytes that the
+    targets decode to. `token_bytes` `(vocab_size,)` holds each id's length in bytes, 0 for special tokens.
+    """
+    training = model.training
+    model.eval()
+    nats, tokens, num_bytes = 0.0, 0, 0
+    try:
+        for inputs, targets in batches:
+            with nvtx.range("evaluate"), autocast():
+                nats += cross_entropy(model(inputs), targets, reduction="sum").item()
+            tokens += targets.numel()
+            num_bytes += int(token_bytes[targets].sum())
+    finally:
+        model.train(training)
+    return EvalResult(loss=nats / tokens, bits_per_byte=nats / math.log(2) / max(1, num_bytes))
