@@ -19,9 +19,11 @@ from config.io import SHIPPED
 from config.quickstart import QuickstartConfig
 from config.schemas import duration_seconds
 
+SEPARATOR = "<|endoftext|>"
 CORPUS_BYTES = 6_000_000
 CALIBRATION_STEPS = 12
 MIN_STEPS = 20
+MIN_DOCUMENTS = 20
 # The part of the budget that goes into steps; the rest is for validation, checkpoints and a machine that gets busy.
 STEPS_SHARE = 0.85
 RUN_NAME = "run"
@@ -39,7 +41,8 @@ def quickstart(config: QuickstartConfig) -> int:
     home = _free_directory(config.dir)
     home.mkdir(parents=True)
     try:
-        text = config.text or [str(_write_corpus(home / "corpus.txt"))]
+        corpus = home / "corpus.txt"
+        text = _documents(config.text, corpus) if config.text else [str(_write_corpus(corpus))]
         _run("train-tokenizer", input=text, output_dir=home / "tokenizer")
         _run(
             "make-data",
@@ -74,6 +77,20 @@ def _write_corpus(path: Path) -> Path:
     report = write_corpus(path, max_bytes=CORPUS_BYTES)
     note(f"{path}: {report.bytes / 1e6:.1f} MB of text, {report.documents:,} documents, {report.seconds:.1f} s")
     return path
+
+
+def _documents(patterns: list[str], corpus: Path) -> list[str]:
+    """Return the user's files, or `corpus` with their text cut into documents: a validation split needs some."""
+    from databuilder.plain_text import write_documents
+    from transformerlm.utils.text_files import expand_inputs, read_text
+
+    paths = expand_inputs(patterns)
+    blocks = (block for path in paths for block in read_text(path))
+    if sum(block.text.count(SEPARATOR) + block.ends_document for block in blocks) >= MIN_DOCUMENTS:
+        return patterns
+    number = write_documents(paths, corpus, separator=SEPARATOR)
+    note(f"{corpus}: the text names no documents with {SEPARATOR}, so it is cut at blank lines into {number:,}")
+    return [str(corpus)]
 
 
 def _run(verb: str, **options: object) -> None:
@@ -135,7 +152,7 @@ def _train(config: QuickstartConfig, home: Path) -> None:
         training__eval_interval=max(1, steps // 12),
         schedule__warmup_steps=steps // 20,
         checkpoint__interval=max(1, steps // 3),
-        samples__interval=max(1, steps // 3),
+        samples__interval=steps // 3 + 1,
     )
 
 

@@ -184,8 +184,8 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
         precision=runtime.precision,
     )
     note(
-        f"{run_dir}: {parameters:,} parameters, {tokens_per_step:,} tokens per step, {flops / 1e6:,.1f} MFLOPs per token, "
-        f"about {gigabytes(memory)}, {steps:,} steps on {runtime.device} in {runtime.precision}, ETA {clock(eta)}"
+        f"{run_dir}: {parameters:,} parameters, {tokens_per_step:,} tokens per step, "
+        f"{flops / 1e6:,.1f} MFLOPs per token, about {gigabytes(memory)}; {steps:,} steps on {runtime.device} in {runtime.precision}, ETA {clock(eta)}"
     )
 
 

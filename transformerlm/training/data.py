@@ -124,8 +124,9 @@ def _windows(tokens: Tokens, starts: npt.NDArray[np.int64], context_length: int,
     device = torch.device(device)
     positions = starts[:, None] + np.arange(context_length + 1)  # (windows, context_length + 1)
     windows = torch.from_numpy(np.asarray(tokens[positions]).astype(np.int64))
-    # Pinned memory lets the copy run while the device computes.
-    windows = windows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else windows.to(device)
+    if device.type == "cuda" and torch.cuda.is_available():
+        windows = windows.pin_memory()  # lets the copy run while the device computes
+    windows = windows.to(device, non_blocking=True)
     return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
 

@@ -115,12 +115,13 @@ class Trainer:
         reason = self._reason_to_stop(timer)
         while reason is None:
             result, rate = self._step()
-            metrics = self._metrics(result, rate) if self._due(self.config.training.log_interval) else {}
-            if metrics:
-                metrics |= timer.rates(self.state.tokens)
             reason = self._reason_to_stop(timer)
             saving = reason is not None or self._due(self.config.checkpoint.interval)
-            if (saving and reason != "signal") or self._due(self.config.training.eval_interval):
+            validating = (saving and reason != "signal") or self._due(self.config.training.eval_interval)
+            metrics = {}
+            if validating or self._due(self.config.training.log_interval):
+                metrics = self._metrics(result, rate) | timer.rates(self.state.tokens)
+            if validating:
                 metrics |= self._evaluate(timer)
             self._log(metrics)
             self._run_hooks(timer)

@@ -1,0 +1,60 @@
+"""Text that names no documents: cut it at blank lines, so that it can be shuffled and split like any other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from transformerlm.utils.text_files import read_text
+
+DOCUMENT_CHARACTERS = 4_000
+# A text without blank lines is cut at a line's end, later.
+PATIENCE = 4
+
+
+def cut_into_documents(lines: Iterable[str], *, characters: int = DOCUMENT_CHARACTERS) -> Iterator[str]:
+    """Yield documents of at least `characters` where the text allows it, each ending at a blank line.
+
+    Where no blank line comes within four times as many characters, a document ends at a line's end. The last one may be
+    shorter. The lines are those of `str.splitlines(keepends=True)`; joined, the documents are the text.
+    """
+    document: list[str] = []
+    size = 0
+    for line in lines:
+        document.append(line)
+        size += len(line)
+        if size >= PATIENCE * characters or (size >= characters and not line.strip()):
+            yield "".join(document)
+            document, size = [], 0
+    if document:
+        yield "".join(document)
+
+
+def write_documents(inputs: Sequence[Path], path: str | os.PathLike[str], *, separator: str) -> int:
+    """Write the text of `inputs`, cut into documents with the separator's line after each; return their number.
+
+    Raises:
+        ValueError: the inputs hold no text.
+    """
+    number = 0
+    with Path(path).open("w", encoding="utf-8", newline="") as file:
+        for source in inputs:
+            for document in cut_into_documents(_lines(source)):
+                if document.strip():
+                    file.write(f"{document.rstrip()}\n{separator}\n")
+                    number += 1
+    if not number:
+        raise ValueError(f"{', '.join(map(str, inputs))}: expected text, found none")
+    return number
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a text file with their ends, also where a block of it ends inside a line."""
+    rest = ""
+    for block in read_text(path):
+        lines = (rest + block.text).splitlines(keepends=True)
+        rest = lines.pop() if lines else ""
+        yield from lines
+    if rest:
+        yield rest
