@@ -36,8 +36,8 @@ def stream(
     """Yield the ids that follow `prompt_ids`, at most `max_new_tokens`, as they are drawn.
 
     Ends before `eos_token_id`, which is not yielded. Only ids below `vocab_size` are drawn, by default the model's (a
-    model may have more ids than its tokenizer). The other parameters are those of `sampling.sample`; `generator` must be
-    on the model's device. Raises ValueError, at once, for an empty prompt or an id the model does not have.
+    model may have more ids than its tokenizer). The other parameters are those of `sampling.sample`; `generator` must
+    be on the model's device. Raises ValueError, at once, for an empty prompt or an id the model does not have.
     """
     prompt = _prompt_tensor(model, prompt_ids, max_new_tokens, num_samples=1)
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "generator": generator}

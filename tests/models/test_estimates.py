@@ -1,0 +1,97 @@
+"""Arithmetic about a model against the model itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from transformerlm.models.estimates import count_parameters, default_d_ff, estimate_training_memory
+from transformerlm.models.transformer import TransformerLM
+
+MODEL = {"vocab_size": 300, "context_length": 64, "d_model": 128, "num_layers": 3, "num_heads": 4}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_embeddings": True},
+        {"num_kv_heads": 2, "qk_norm": True},
+        {"norm_position": "post", "ffn": "silu"},
+        {"norm_position": "none", "d_ff": 100, "num_kv_heads": 1},
+    ],
+)
+def test_parameters_are_counted_as_the_model_has_them(changes: dict[str, Any]) -> None:
+    """The count needs no model, and is that of the model."""
+    model = TransformerLM(**MODEL, **changes, device="meta")
+    expected = sum(p.numel() for p in model.parameters())
+    assert count_parameters({**MODEL, **changes}) == expected == model.num_parameters()
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_kv_heads": 2, "tie_embeddings": True}, {"ffn": "silu"}])
+def test_flops_equal_those_torch_counts(changes: dict[str, Any]) -> None:
+    """6 N + 12 num_layers d_model seq_len is what torch's own counter sees, to the last operation.
+
+    The counter is given the written-out attention, which multiplies masked scores too, as the formula counts them.
+    """
+    model = TransformerLM(**MODEL, **changes, attention="reference")
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randint(0, 300, (2, 64))).sum().backward()
+    assert counter.get_total_flops() == model.num_flops_per_token() * 2 * 64
+
+
+def saved_bytes(model: TransformerLM, ids: torch.Tensor, precision: str) -> int:
+    """The bytes autograd keeps between the forward and the backward pass, weights left out."""
+    kept = {}
+    weights = {p.shape for p in model.parameters()} | {p.T.shape for p in model.parameters() if p.ndim == 2}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    enabled = precision == "bf16"
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled),
+    ):
+        logits = model(ids)
+    assert logits.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"attention": "reference"}, {"num_kv_heads": 1, "qk_norm": True}, {"ffn": "silu"}]
+)
+def test_activation_memory_is_near_what_autograd_saves(precision: str, changes: dict[str, Any]) -> None:
+    """The estimate of activations is within 15 % of the tensors the forward pass keeps."""
+    settings = {**MODEL, **changes}
+    measured = saved_bytes(TransformerLM(**settings).train(), torch.randint(0, 300, (4, 64)), precision)
+    estimate = estimate_training_memory(settings, micro_batch_size=4, precision=precision)
+    assert estimate["activations"] == pytest.approx(measured, rel=0.15)
+
+
+def test_memory_parts_are_bytes_and_sum_to_the_total() -> None:
+    """Weights and gradients take 4 bytes a parameter, AdamW 8, SGD 4; checkpointing saves most of the activations."""
+    num_parameters = count_parameters(MODEL)
+    parts = estimate_training_memory(MODEL, micro_batch_size=8)
+    assert (parts["weights"], parts["gradients"]) == (4 * num_parameters, 4 * num_parameters)
+    assert parts["optimizer"] == 8 * num_parameters
+    assert estimate_training_memory(MODEL, micro_batch_size=8, optimizer="sgd")["optimizer"] == 4 * num_parameters
+    assert parts["logits"] == 2 * 8 * 64 * 300 * 4
+    assert parts["total"] == sum(value for name, value in parts.items() if name != "total")
+    saving = estimate_training_memory({**MODEL, "activation_checkpointing": True}, micro_batch_size=8)
+    assert saving["activations"] < parts["activations"] / 2
+
+
+@pytest.mark.parametrize(
+    ("d_model", "ffn", "expected"),
+    [(512, "swiglu", 1344), (768, "swiglu", 2048), (8, "swiglu", 64), (512, "silu", 2048)],
+)
+def test_default_width_of_the_feed_forward_layer(d_model: int, ffn: str, expected: int) -> None:
+    """Gated: 8/3 d_model at the nearest multiple of 64, never 0; plain: 4 d_model."""
+    assert default_d_ff(d_model, ffn) == expected
