@@ -183,10 +183,8 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
         device=str(runtime.device),
         precision=runtime.precision,
     )
-    note(
-        f"{run_dir}: {parameters:,} parameters, {tokens_per_step:,} tokens per step, "
-        f"{flops / 1e6:,.1f} MFLOPs per token, about {gigabytes(memory)}; {steps:,} steps on {runtime.device} in {runtime.precision}, ETA {clock(eta)}"
-    )
+    note(f"{run_dir}: {parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs per token, about {gigabytes(memory)}")
+    note(f"{steps:,} steps of {tokens_per_step:,} tokens on {runtime.device} in {runtime.precision}, ETA {clock(eta)}")
 
 
 def _sample_hooks(config: TrainConfig, tokenizer: Tokenizer, logger: Logger) -> list[Hook]:
