@@ -3,20 +3,24 @@
 Files are read and parsed with `ast`, never imported or run. A document is a docstring under its name, such as
 `json.dumps(obj, skipkeys, ...)`. The same installation gives the same documents in the same order: files are taken in
 the order of a hash of their name, so that a smaller corpus is a fair sample of the larger one, and documents are then
-mixed by a hash of their text.
+mixed by a hash of their text. To make the file by hand:
+
+    python -m databuilder.docstring_corpus data/corpus.txt --max-bytes 6000000
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import hashlib
 import importlib.util
 import inspect
 import os
+import sys
 import sysconfig
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,3 +166,23 @@ def _is_worth_keeping(text: str) -> bool:
 
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "replace")).digest()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the corpus to the file named on the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m databuilder.docstring_corpus",
+        description="Write the docstrings of the installed Python, torch and numpy to a text file.",
+    )
+    parser.add_argument("path", type=Path, metavar="FILE.txt", help="the text file to write")
+    parser.add_argument("--max-bytes", type=int, metavar="N", help="stop at this size (default: all there is)")
+    arguments = parser.parse_args(argv)
+    try:
+        report = write_corpus(arguments.path, max_bytes=arguments.max_bytes)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    sys.stderr.write(f"{report.path}: {report.bytes / 1e6:.1f} MB of text, {report.documents:,} documents\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

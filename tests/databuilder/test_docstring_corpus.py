@@ -95,3 +95,13 @@ def test_the_real_corpus_is_text_within_its_bound(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "corpus.txt").read_text(encoding="utf-8") == "".join(f"{text}\n{EOT}\n" for text in documents)
     assert len(set(documents)) == len(documents) == report.documents
     assert not {name for name in set(sys.modules) - before if name.startswith(("tkinter", "idlelib", "distutils"))}
+
+
+@pytest.mark.usefixtures("_small_library")
+def test_the_module_is_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`python -m databuilder.docstring_corpus FILE` writes the corpus and says on stderr what it wrote."""
+    docstring_corpus.main([str(tmp_path / "corpus.txt")])
+    assert (tmp_path / "corpus.txt").stat().st_size > 0
+    captured = capsys.readouterr()
+    assert "4 documents" in captured.err
+    assert captured.out == ""
