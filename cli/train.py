@@ -44,7 +44,8 @@ def train(config: TrainConfig) -> int:
         stack.callback(logger.close)
         if is_main(world):
             (run_dir / "config.toml").write_text(dump_toml(config), encoding="utf-8")
-        logger.log_artifact(config.data.tokenizer, name="tokenizer", type="tokenizer")
+        if config.wandb.log_artifacts:
+            logger.log_artifact(config.data.tokenizer, name=f"{run_dir.name}-tokenizer", type="tokenizer")
         trainer.train()
     return signals.exit_code
 

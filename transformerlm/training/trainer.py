@@ -235,8 +235,10 @@ class Trainer:
         if self.state.step >= self.config.training.max_steps:
             return "max_steps"
         # The ranks' clocks and signals differ; they must leave the loop at the same step.
-        flags = torch.tensor([timer.is_over(), self.runtime.stop()], device=self.runtime.device).int()
-        over, signalled = all_reduce_sum(flags, self.runtime.world).tolist()
+        world = self.runtime.world
+        device = self.runtime.device if world.is_distributed else "cpu"
+        flags = torch.tensor([timer.is_over(), self.runtime.stop()], dtype=torch.int32, device=device)
+        over, signalled = all_reduce_sum(flags, world).tolist()
         if signalled:
             return "signal"
         return "max_time" if over else None
@@ -256,7 +258,9 @@ class Trainer:
             if is_best:
                 checkpoint.point(self.checkpoints / "best", directory)
             self.runtime.logger.log_event("checkpoint_saved", step=self.state.step)
-            self.runtime.logger.log_artifact(directory, name="checkpoint", type="model")
+            if self.config.wandb.log_artifacts:
+                name = f"{self.checkpoints.parent.name}-checkpoint"
+                self.runtime.logger.log_artifact(directory, name=name, type="model")
             checkpoint.prune(self.checkpoints, self.config.checkpoint.keep)
         self._saved_step = self.state.step
         barrier(self.runtime.world)
