@@ -43,7 +43,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
         np.random.set_state((name, np.asarray(keys, dtype=np.uint32), position, has_gauss, cached))
         torch.set_rng_state(_to_tensor(state["torch"]))
         cuda = [_to_tensor(text) for text in state["cuda"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"rng state: expected the dict that rng_state() returns, found a malformed one ({error})"
         ) from error

@@ -1,0 +1,244 @@
+"""Batches as pure functions of (seed, step), and token files that must be what their sidecars say."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from transformerlm.training import data
+from transformerlm.training.data import TokenDataset, get_batch, random_batch, sample_starts, sequential_batches
+
+TOKENS = np.arange(1000, dtype=np.uint16)
+BATCH = {"batch_size": 12, "context_length": 8, "seed": 3, "step": 7}
+
+
+def test_targets_are_inputs_shifted_by_one() -> None:
+    """Inputs and targets are int64, contiguous, `(batch, seq)`, and each target is the token after its input."""
+    inputs, targets = get_batch(TOKENS, **BATCH)
+    assert inputs.shape == targets.shape == (12, 8)
+    assert inputs.dtype == targets.dtype == torch.int64
+    assert torch.equal(targets, inputs + 1)
+    assert inputs.is_contiguous()
+    assert targets.is_contiguous()
+
+
+def test_batch_is_a_pure_function_of_seed_and_step() -> None:
+    """The same (seed, step) gives the same batch whatever the global generators; another seed or step another."""
+    first = get_batch(TOKENS, **BATCH)[0]
+    np.random.seed(0)
+    torch.manual_seed(123)
+    assert torch.equal(get_batch(TOKENS, **BATCH)[0], first)
+    assert not torch.equal(get_batch(TOKENS, **{**BATCH, "step": 8})[0], first)
+    assert not torch.equal(get_batch(TOKENS, **{**BATCH, "seed": 4})[0], first)
+
+
+def test_starts_are_pinned_numbers() -> None:
+    """The stream never changes: a checkpoint resumed with another numpy must see the same data."""
+    starts = sample_starts(10_000, batch_size=5, context_length=16, seed=42, step=1)
+    assert starts.dtype == np.int64
+    assert starts.tolist() == [7814, 8608, 5587, 1130, 9530]
+
+
+@pytest.mark.parametrize(("world_size", "num_micro_batches"), [(1, 1), (1, 3), (4, 1), (2, 3), (5, 1), (1, 12)])
+def test_parts_put_together_are_the_batch(world_size: int, num_micro_batches: int) -> None:
+    """Ranks and micro-batches deal out the windows of (seed, step): none is lost, doubled or another."""
+    whole = torch.cat(get_batch(TOKENS, **BATCH), dim=1)
+    parts = [
+        torch.cat(
+            get_batch(
+                TOKENS,
+                **BATCH,
+                rank=rank,
+                world_size=world_size,
+                micro_batch=micro_batch,
+                num_micro_batches=num_micro_batches,
+            ),
+            dim=1,
+        )
+        for micro_batch in range(num_micro_batches)
+        for rank in range(world_size)
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_every_window_is_reachable_and_none_passes_the_end() -> None:
+    """Over many steps each start from 0 to len - context_length - 1 occurs, about equally often."""
+    starts = np.concatenate(
+        [sample_starts(20, batch_size=64, context_length=8, seed=0, step=step) for step in range(200)]
+    )
+    counts = np.bincount(starts, minlength=12)
+    assert len(counts) == 12
+    assert counts.min() > 0.85 * 12_800 / 12
+    assert counts.max() < 1.15 * 12_800 / 12
+
+
+def test_data_of_one_window_always_gives_it() -> None:
+    """context_length + 1 tokens are just enough."""
+    inputs, targets = get_batch(TOKENS[:9], **BATCH)
+    assert torch.equal(inputs, torch.arange(8).expand(12, 8))
+    assert torch.equal(targets, torch.arange(1, 9).expand(12, 8))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"context_length": 1000}, r"1000 tokens are too few for a window of context_length \+ 1 = 1001"),
+        ({"world_size": 13}, "a batch of 12 windows cannot be cut into 1 micro-batches x 13 ranks"),
+        ({"rank": 2, "world_size": 2}, "rank 2 of 2"),
+        ({"micro_batch": 3, "num_micro_batches": 3}, "micro_batch 3 of 3"),
+        ({"step": -1}, "seed 3 and step -1"),
+    ],
+)
+def test_impossible_batches_are_refused(changes: dict[str, Any], message: str) -> None:
+    """Each error shows the numbers that clash."""
+    with pytest.raises(ValueError, match=message):
+        get_batch(TOKENS, **{**BATCH, **changes})
+
+
+def test_large_ids_survive() -> None:
+    """uint32 ids above 2^31 become the same int64."""
+    tokens = np.full(20, 2**32 - 1, dtype=np.uint32)
+    assert int(get_batch(tokens, **BATCH)[0].max()) == 2**32 - 1
+
+
+def test_random_batch_follows_its_generator() -> None:
+    """The same numpy generator gives the same batch; without one, batches differ."""
+    first = random_batch(TOKENS, 4, 8, "cpu", rng=np.random.default_rng(5))
+    again = random_batch(TOKENS, 4, 8, "cpu", rng=np.random.default_rng(5))
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], first[0] + 1)
+    assert not torch.equal(random_batch(TOKENS, 64, 8, "cpu")[0], random_batch(TOKENS, 64, 8, "cpu")[0])
+
+
+def test_sequential_batches_visit_each_target_once_in_order() -> None:
+    """The windows do not overlap, the last batch is smaller, and only the end shorter than a window is left out."""
+    batches = list(sequential_batches(TOKENS[:100], batch_size=4, context_length=7))
+    assert [len(inputs) for inputs, _ in batches] == [4, 4, 4, 2]
+    targets = torch.cat([targets for _, targets in batches])
+    assert targets.flatten().tolist() == list(range(1, 99))
+    inputs = torch.cat([inputs for inputs, _ in batches])
+    assert inputs.flatten().tolist() == list(range(98))
+
+
+def test_sequential_batches_stop_at_the_limit() -> None:
+    """max_batches bounds the number of batches; too little data is an error before the first."""
+    assert len(list(sequential_batches(TOKENS, batch_size=4, context_length=7, max_batches=2))) == 2
+    with pytest.raises(ValueError, match="7 tokens are too few"):
+        next(sequential_batches(TOKENS[:7], batch_size=4, context_length=7))
+
+
+def write_dataset(directory: Path, array: Any = TOKENS, **changes: Any) -> Path:
+    """Write a token file with its sidecar; `changes` replace entries of the sidecar, None removes one."""
+    path = directory / "train.npy"
+    np.save(path, array)
+    metadata = {
+        "format": 1,
+        "tokens": len(array),
+        "bytes": 4000,
+        "documents": 3,
+        "dtype": array.dtype.name,
+        "vocab_size": 1000,
+        "tokenizer_sha256": "ab" * 32,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sources": [],
+        "separator": "<|endoftext|>",
+        **changes,
+    }
+    kept = {key: value for key, value in metadata.items() if value is not None}
+    path.with_suffix(".json").write_text(json.dumps(kept))
+    return path
+
+
+def test_dataset_is_mapped_and_knows_its_sidecar(tmp_path: Path) -> None:
+    """The tokens are a read-only memory map, the facts are attributes, and a batch is cut from it."""
+    dataset = TokenDataset(write_dataset(tmp_path))
+    assert isinstance(dataset.tokens, np.memmap)
+    assert not dataset.tokens.flags.writeable
+    assert (len(dataset), dataset.num_documents, dataset.vocab_size) == (1000, 3, 1000)
+    assert dataset.tokenizer_sha256 == "ab" * 32
+    assert dataset.bytes_per_token() == 4.0
+    dataset.verify()
+    assert torch.equal(get_batch(dataset.tokens, **BATCH)[0], get_batch(TOKENS, **BATCH)[0])
+
+
+def test_max_id_is_found_in_any_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scan goes block by block and finds a maximum in the last, smaller one."""
+    monkeypatch.setattr(data, "_SCAN_ELEMENTS", 300)
+    assert TokenDataset(write_dataset(tmp_path)).max_id() == 999
+    assert TokenDataset(write_dataset(tmp_path, TOKENS[:0])).max_id() == -1
+
+
+def test_verify_notices_a_changed_byte(tmp_path: Path) -> None:
+    """One token changed behind the sidecar's back is found by its sha256."""
+    path = write_dataset(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"sha256 is .* in train.json, found .*run transformerlm-make-data again"):
+        TokenDataset(path).verify()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, "expected format 1, found 2"),
+        ({"tokens": 999}, "tokens is 999 in train.json, found 1000 in the file"),
+        ({"dtype": "uint32"}, "dtype is uint32 in train.json, found uint16 in the file"),
+        ({"vocab_size": "1000"}, "expected vocab_size of type int, found '1000'"),
+        ({"sha256": None}, "expected sha256 of type str, found None"),
+    ],
+)
+def test_sidecar_that_is_wrong_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """The error names the key, what it should be, what it is, and the command that mends it."""
+    with pytest.raises(ValueError, match=f"{message}.*run transformerlm-make-data again"):
+        TokenDataset(write_dataset(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (TOKENS.reshape(10, 100), "found 2-D uint16"),
+        (TOKENS.astype(np.int64), "found 1-D int64"),
+        (TOKENS.astype(np.float32), "found 1-D float32"),
+    ],
+)
+def test_arrays_of_another_kind_are_refused(tmp_path: Path, tokens: Any, message: str) -> None:
+    """Only a 1-D array of uint16 or uint32 is a token file."""
+    with pytest.raises(ValueError, match=message):
+        TokenDataset(write_dataset(tmp_path, tokens))
+
+
+def test_files_that_are_missing_or_broken_are_refused(tmp_path: Path) -> None:
+    """No token file, no sidecar, a sidecar that is no JSON, a file cut short, and a pickle: one line each."""
+    with pytest.raises(FileNotFoundError, match="no such token file; run transformerlm-make-data"):
+        TokenDataset(tmp_path / "absent.npy")
+    path = write_dataset(tmp_path)
+    path.with_suffix(".json").write_text("{")
+    with pytest.raises(ValueError, match=r"train.json: not valid JSON"):
+        TokenDataset(path)
+    path.with_suffix(".json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"train.json: missing beside train.npy"):
+        TokenDataset(path)
+    path = write_dataset(tmp_path)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"not a readable .npy file"):
+        TokenDataset(path)
+    np.save(path, np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"not a readable .npy file"):
+        TokenDataset(path)
+
+
+@pytest.mark.gpu
+def test_batch_arrives_on_the_gpu() -> None:
+    """Pinned and copied, the batch on a CUDA device equals the one on the CPU."""
+    found = get_batch(TOKENS, **BATCH, device="cuda")
+    assert found[0].device.type == "cuda"
+    assert torch.equal(found[1].cpu(), get_batch(TOKENS, **BATCH)[1])

@@ -1,0 +1,212 @@
+"""The optimizers against torch's, element by element over 100 steps; clipping; the choice of what decays."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from transformerlm.models.transformer import TransformerLM
+from transformerlm.training.optim import SGD, AdamW, clip_grad_norm, parameter_groups
+
+ADAMW = {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-7, "weight_decay": 0.2}
+SGD_OPTIONS = {"lr": 3e-2, "momentum": 0.9, "weight_decay": 0.01}
+
+
+def make_parameters(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
+    shapes = [(4, 3), (5,), (2, 2, 2), ()]
+    generator = torch.Generator().manual_seed(1)
+    return [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
+
+
+def set_gradients(parameters: list[nn.Parameter], step: int) -> None:
+    """Gradients that depend on the weights, so that an error would grow; the last is missing now and then."""
+    generator = torch.Generator().manual_seed(step)
+    for p in parameters:
+        p.grad = p.detach() * 0.3 + torch.randn(p.shape, generator=generator).to(p.dtype)
+    if step % 3 == 0:
+        parameters[-1].grad = None
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "options"),
+    [
+        (AdamW, torch.optim.AdamW, ADAMW),
+        (AdamW, torch.optim.AdamW, {**ADAMW, "weight_decay": 0.0}),
+        (SGD, torch.optim.SGD, SGD_OPTIONS),
+        (SGD, torch.optim.SGD, {"lr": 1e-2}),
+    ],
+)
+def test_equals_torch_over_100_steps(ours: Any, theirs: Any, options: dict[str, Any]) -> None:
+    """Every element, after every step, with a learning rate that changes and gradients that are missing at times."""
+    mine, reference = make_parameters(), make_parameters()
+    optimizers = ours(mine, **options), theirs(reference, **options)
+    for step in range(100):
+        for parameters, optimizer in zip((mine, reference), optimizers, strict=True):
+            set_gradients(parameters, step)
+            optimizer.param_groups[0]["lr"] = options["lr"] * (1 + step) / 100
+            optimizer.step()
+        torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-7)
+
+
+def test_adamw_decay_is_decoupled_from_the_gradient() -> None:
+    """With a zero gradient a weight shrinks by exactly lr * weight_decay a step, whatever the moments."""
+    weight = nn.Parameter(torch.tensor([2.0, -4.0]))
+    optimizer = AdamW([weight], lr=0.1, weight_decay=0.5)
+    weight.grad = torch.zeros(2)
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.tensor([1.9, -3.8]))
+
+
+def test_adamw_first_step_has_the_size_of_the_learning_rate() -> None:
+    """Bias correction makes the first step lr times the gradient's sign, for gradients of any size."""
+    weight = nn.Parameter(torch.zeros(3))
+    weight.grad = torch.tensor([1e-4, -1.0, 1e4])
+    AdamW([weight], lr=0.01, weight_decay=0.0).step()
+    torch.testing.assert_close(weight.detach(), torch.tensor([-0.01, 0.01, -0.01]), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("make", [lambda p: AdamW(p, **ADAMW), lambda p: SGD(p, **SGD_OPTIONS)])
+def test_saved_and_loaded_equals_uninterrupted(make: Callable[..., torch.optim.Optimizer]) -> None:
+    """Loading the state after 5 of 10 steps into a fresh optimizer ends bit for bit where ten steps in a row do."""
+    straight, resumed = make_parameters(), make_parameters()
+    first, second = make(straight), make(resumed)
+    for step in range(5):
+        for parameters, optimizer in ((straight, first), (resumed, second)):
+            set_gradients(parameters, step)
+            optimizer.step()
+    third = make(resumed)
+    third.load_state_dict(copy.deepcopy(second.state_dict()))
+    for step in range(5, 10):
+        for parameters, optimizer in ((straight, first), (resumed, third)):
+            set_gradients(parameters, step)
+            optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(straight, resumed, strict=True))
+
+
+def test_states_of_bf16_weights_are_fp32_and_stay_so_when_loaded() -> None:
+    """Moments are not rounded to the weights' bfloat16, neither in use nor by load_state_dict."""
+    parameters = make_parameters(torch.bfloat16)
+    optimizer = AdamW(parameters, **ADAMW)
+    set_gradients(parameters, 1)
+    optimizer.step()
+    other = AdamW(parameters, **ADAMW)
+    other.load_state_dict(optimizer.state_dict())
+    for p in parameters:
+        assert p.dtype == torch.bfloat16
+        assert other.state[p]["exp_avg_sq"].dtype == torch.float32
+        assert torch.equal(other.state[p]["exp_avg_sq"], optimizer.state[p]["exp_avg_sq"])
+
+
+def test_loaded_state_is_a_copy() -> None:
+    """A step after loading does not change the state dict that was loaded."""
+    parameters = make_parameters()
+    optimizer = AdamW(parameters)
+    set_gradients(parameters, 1)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    before = saved["state"][0]["exp_avg"].clone()
+    other = AdamW(make_parameters())
+    other.load_state_dict(saved)
+    set_gradients(other.param_groups[0]["params"], 2)
+    other.step()
+    assert torch.equal(saved["state"][0]["exp_avg"], before)
+
+
+def test_closure_is_called_with_gradients_on_and_its_loss_returned() -> None:
+    """step(closure) is torch's protocol: compute, differentiate, update."""
+    weight = nn.Parameter(torch.tensor(3.0))
+    optimizer = SGD([weight], lr=0.1)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = weight.square()
+        loss.backward()
+        return loss.item()
+
+    assert optimizer.step(closure) == 9.0
+    assert weight.item() == pytest.approx(2.4)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: AdamW(p, lr=-1.0),
+        lambda p: AdamW(p, betas=(0.9, 1.0)),
+        lambda p: AdamW(p, eps=float("nan")),
+        lambda p: SGD(p, momentum=-0.1),
+    ],
+)
+def test_values_out_of_range_are_refused(make: Callable[..., torch.optim.Optimizer]) -> None:
+    """Negative rates, betas of 1 and NaN are errors at construction."""
+    with pytest.raises(ValueError, match="must"):
+        make(make_parameters())
+
+
+def with_gradients(*gradients: list[float] | None) -> list[nn.Parameter]:
+    parameters = [nn.Parameter(torch.zeros(len(g) if g else 1)) for g in gradients]
+    for p, g in zip(parameters, gradients, strict=True):
+        p.grad = None if g is None else torch.tensor(g)
+    return parameters
+
+
+def test_clipping_scales_all_gradients_to_the_norm() -> None:
+    """(3, 4) and (12) have norm 13; clipped to 1 each is divided by 13, and 13 is returned."""
+    parameters = with_gradients([3.0, 4.0], None, [12.0])
+    norm = clip_grad_norm((p for p in parameters), 1.0)
+    assert norm.item() == pytest.approx(13.0)
+    torch.testing.assert_close(parameters[0].grad, torch.tensor([3 / 13, 4 / 13]))
+    torch.testing.assert_close(parameters[2].grad, torch.tensor([12 / 13]))
+    assert parameters[1].grad is None
+
+
+def test_clipping_equals_torch() -> None:
+    """The same factor as torch.nn.utils.clip_grad_norm_, element by element."""
+    ours, theirs = make_parameters(), make_parameters()
+    set_gradients(ours, 1)
+    set_gradients(theirs, 1)
+    norms = clip_grad_norm(ours, 0.5), torch.nn.utils.clip_grad_norm_(theirs, 0.5)
+    torch.testing.assert_close(*norms)
+    torch.testing.assert_close([p.grad for p in ours], [p.grad for p in theirs])
+
+
+@pytest.mark.parametrize("max_norm", [13.5, 1e9, float("inf")])
+def test_clipping_never_scales_up(max_norm: float) -> None:
+    """Gradients below the limit are left exactly as they are."""
+    parameters = with_gradients([3.0, 4.0], [12.0])
+    clip_grad_norm(parameters, max_norm)
+    assert parameters[0].grad.tolist() == [3.0, 4.0]
+
+
+def test_clipping_nothing_returns_zero() -> None:
+    """No parameters, or none with a gradient: norm 0."""
+    assert clip_grad_norm([], 1.0).item() == 0.0
+    assert clip_grad_norm(with_gradients(None), 1.0).item() == 0.0
+
+
+def test_clipping_reports_a_norm_that_is_not_finite() -> None:
+    """A NaN in one gradient shows in the norm that is returned, so that the caller can skip the step."""
+    assert torch.isnan(clip_grad_norm(with_gradients([1.0], [float("nan")]), 1.0))
+
+
+def test_only_matrices_decay() -> None:
+    """Norm weights stand in a group without decay; every weight, tied or not, stands in one group once."""
+    sizes = {"vocab_size": 20, "context_length": 4, "d_model": 8, "num_layers": 2, "num_heads": 2}
+    model = TransformerLM(**sizes, tie_embeddings=True)
+    decayed, kept = parameter_groups(model, weight_decay=0.1)
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+    assert all(p.ndim == 2 for p in decayed["params"])
+    assert len(kept["params"]) == 5
+    assert len(decayed["params"] + kept["params"]) == len({id(p) for p in model.parameters()})
+
+
+def test_frozen_parameters_and_empty_groups_are_left_out() -> None:
+    """A parameter that needs no gradient is in no group, and a group without parameters is not returned."""
+    model = TransformerLM(vocab_size=9, context_length=4, d_model=8, num_layers=1, num_heads=1, norm_position="none")
+    model.token_embeddings.weight.requires_grad_(False)
+    (group,) = parameter_groups(model, weight_decay=0.1)
+    assert not any(p is model.token_embeddings.weight for p in group["params"])

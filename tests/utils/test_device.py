@@ -1,0 +1,85 @@
+"""Devices by name, and how much memory they have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from transformerlm.utils import device as device_module
+from transformerlm.utils.device import device_memory_bytes, resolve_device, synchronize
+
+
+@pytest.fixture
+def no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("no_accelerator")
+def test_auto_without_an_accelerator_is_the_cpu() -> None:
+    """The CPU is always there."""
+    assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
+
+
+def test_auto_prefers_cuda_then_mps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuda before mps before cpu."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto").type == "mps"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device("auto").type == "cuda"
+
+
+@pytest.mark.usefixtures("no_accelerator")
+@pytest.mark.parametrize("name", ["cuda", "cuda:1", "mps"])
+def test_device_that_is_not_there_is_refused(name: str) -> None:
+    """The error names the device and says what to use instead."""
+    with pytest.raises(ValueError, match=f"'{name}' is not available.*use auto or cpu"):
+        resolve_device(name)
+
+
+def test_cuda_number_past_the_last_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuda:2 on a machine with two devices is an error that tells how many there are."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match=r"'cuda:2' is not available, found 2 CUDA device\(s\)"):
+        resolve_device("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "cuda:x", "meta", "xpu"])
+def test_malformed_or_foreign_names_are_refused(name: str) -> None:
+    """Only the documented names are devices."""
+    with pytest.raises(ValueError, match=f"expected auto, cpu, cuda, cuda:N or mps, got '{name}'"):
+        resolve_device(name)
+
+
+def test_synchronize_on_the_cpu_does_nothing() -> None:
+    """There is nothing to wait for."""
+    synchronize("cpu")
+
+
+@pytest.mark.parametrize(("content", "expected"), [("1000\n", 1000), ("max\n", 5000), ("9000\n", 5000)])
+def test_memory_is_bounded_by_the_control_group(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str, expected: int
+) -> None:
+    """In a container the limit counts when it is below the machine's RAM; "max" is no limit."""
+    limit = tmp_path / "memory.max"
+    limit.write_text(content)
+    monkeypatch.setattr(device_module, "_CGROUP_LIMITS", (str(limit), str(tmp_path / "absent")))
+    monkeypatch.setattr(device_module, "_ram_bytes", lambda: 5000)
+    assert device_memory_bytes("cpu") == expected
+
+
+def test_memory_of_this_machine_is_plausible() -> None:
+    """More than 64 MB and less than a petabyte."""
+    assert 2**26 < device_memory_bytes(torch.device("cpu")) < 2**50
+
+
+def test_memory_of_a_cuda_device_is_the_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card's total, not the machine's."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=77))
+    assert device_memory_bytes("cuda:0") == 77
