@@ -1,0 +1,77 @@
+"""The tables of every key that docs/configuration.md holds, made from the schemas.
+
+    python -m config.reference
+
+prints them as Markdown; a test compares them with the document.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+
+from config.infer import InferConfig
+from config.io import Key, iter_keys
+from config.make_data import MakeDataConfig
+from config.quickstart import QuickstartConfig
+from config.schemas import LoggingConfig, WandbConfig
+from config.train import TrainConfig
+from config.train_tokenizer import TrainTokenizerConfig
+
+COMMANDS: dict[str, type[BaseModel]] = {
+    "transformerlm-quickstart": QuickstartConfig,
+    "transformerlm-train-tokenizer": TrainTokenizerConfig,
+    "transformerlm-make-data": MakeDataConfig,
+    "transformerlm-train": TrainConfig,
+    "transformerlm-infer": InferConfig,
+}
+# The same in every command that has them, so described once.
+SHARED: dict[str, type[BaseModel]] = {"logging": LoggingConfig, "wandb": WandbConfig}
+_LARGE_LIMIT = re.compile(r" and <= \d{7,}(\.0)?$")
+
+
+def reference() -> str:
+    """Return the keys of all commands as Markdown: a heading a command, a table a section."""
+    parts = []
+    for name, schema in COMMANDS.items():
+        parts.append(f"### {name}\n\n{_summary(schema)}")
+        parts += _tables(key for key in iter_keys(schema) if key.name.split(".")[0] not in SHARED)
+    owners = [name for name, schema in COMMANDS.items() if set(SHARED) <= set(schema.model_fields)]
+    parts.append("### Shared sections\n\nThe same in " + ", ".join(owners) + ".")
+    for section, schema in SHARED.items():
+        parts += _tables(iter_keys(schema), prefix=f"{section}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _summary(schema: type[BaseModel]) -> str:
+    return (schema.__doc__ or "").split("\n\n")[0]
+
+
+def _tables(keys: Iterator[Key], *, prefix: str = "") -> Iterator[str]:
+    """Yield one table for each section, in the order of the schema."""
+    sections: dict[str, list[str]] = {}
+    for key in keys:
+        name = prefix + key.name
+        cells = (f"`{name}`", _cell(key.expected), _default(key), _cell(key.description))
+        sections.setdefault(name.rpartition(".")[0], []).append("| " + " | ".join(cells) + " |")
+    for section, rows in sections.items():
+        title = f"**[{section}]**\n\n" if section else ""
+        yield title + "\n".join(["| key | takes | default | meaning |", "|---|---|---|---|", *rows])
+
+
+def _default(key: Key) -> str:
+    if key.default is None:
+        return "required"
+    return "none" if key.default == "none" else f"`{_cell(key.default)}`"
+
+
+def _cell(text: str) -> str:
+    """Keep a text from ending its cell, and leave out limits so large that nobody meets them."""
+    return _LARGE_LIMIT.sub("", text).replace("|", r"\|")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())
