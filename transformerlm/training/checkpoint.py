@@ -5,7 +5,8 @@
 
 A checkpoint is written beside its place under a name that contains `.tmp`; its files are flushed to disk, then the
 directory is renamed, then its parent is flushed. Only then is it announced, and only then are older ones removed.
-`state.json` holds the sha256 of every other file; a directory that fails the check is set aside as `.bad`.
+`state.json` holds the sha256 of every other file and of its own values; a directory that fails the check is set aside
+as `.bad`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ _MAX_STATE_BYTES = 64 * 2**20
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, or of another format."""
+
+
+class CheckpointFormatError(CheckpointError):
+    """A checkpoint that another version has written; it may well be whole."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,7 @@ def _write_files(directory: Path, step: int, snapshot: Snapshot) -> None:
         "optimizer": optimizer,
         "sha256": {name: _sha256(directory / name) for name in _file_names(directory)},
     }
+    state["state_sha256"] = _state_sha256(state)
     (directory / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False), encoding="utf-8")
 
 
@@ -158,7 +164,7 @@ def sync_tree(directory: Path) -> None:
 def _sync(path: Path) -> None:
     if os.name == "nt" and path.is_dir():
         return  # Windows has no handle on a directory to flush
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows flushes writable files only
     try:
         os.fsync(descriptor)
     finally:
@@ -188,10 +194,16 @@ def list_checkpoints(root: Path) -> list[Path]:
 
 
 def newest_whole(root: Path, *, warn: Callable[[str], None] = warnings.warn) -> Path | None:
-    """Return the newest checkpoint that passes `verify`, setting aside damaged newer ones; None: there is none."""
+    """Return the newest checkpoint that passes `verify`, setting aside damaged newer ones; None: there is none.
+
+    Raises:
+        CheckpointFormatError: one is of another format, which is no damage.
+    """
     for directory in list_checkpoints(root):
         try:
             verify(directory)
+        except CheckpointFormatError:
+            raise
         except CheckpointError as error:
             aside = set_aside(directory)
             warn(f"{error}; set aside as {aside.name}, looking for an older checkpoint")
@@ -242,11 +254,14 @@ def read_state(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not JSON"
         raise CheckpointError(f"{path}: cannot be read: {reason}") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else "no object"
-        raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}, found {found}")
-    if not isinstance(state.get("step"), int) or not isinstance(state.get("sha256"), dict):
+    if not isinstance(state, dict) or type(state.get("format")) is not int:
+        raise CheckpointError(f"{path}: expected an object with a format number; damaged")
+    if state["format"] != FORMAT:
+        raise CheckpointFormatError(f"{path}: expected checkpoint format {FORMAT}, found {state['format']}")
+    if type(state.get("step")) is not int or not isinstance(state.get("sha256"), dict):
         raise CheckpointError(f"{path}: expected the keys step and sha256; damaged")
+    if state.get("state_sha256") != _state_sha256(state):
+        raise CheckpointError(f"{path}: its values do not have the sha256 recorded with them; damaged")
     return state
 
 
@@ -328,6 +343,12 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
 
 def _file_names(directory: Path) -> Iterator[str]:
     return (path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*")) if path.is_file())
+
+
+def _state_sha256(state: dict[str, Any]) -> str:
+    """Return the sha256 of a state's values, whatever the layout of the file they stand in."""
+    values = {key: value for key, value in state.items() if key != "state_sha256"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -89,10 +89,11 @@ def check_disk(run_dir: Path, model: dict[str, Any]) -> None:
     """Refuse a disk without room for two checkpoints of the model.
 
     Raises:
-        OSError: there is too little free space where `run_dir` stands.
+        OSError: there is too little free space where `run_dir` stands, or will stand.
     """
     needed = int(_CHECKPOINTS_ON_DISK * 3 * 4 * count_parameters(model))
-    free = shutil.disk_usage(run_dir).free
+    place = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
     if free < needed:
         raise OSError(
             f"{run_dir}: {gigabytes(free)} free, but two checkpoints need {gigabytes(needed)}; "

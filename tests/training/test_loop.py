@@ -1,0 +1,179 @@
+"""One step and one evaluation: micro-batches add up, clipping clips, and a step that went wrong changes nothing."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from transformerlm.distributed import World
+from transformerlm.models.transformer import TransformerLM
+from transformerlm.training.loop import EvalResult, evaluate, train_step
+from transformerlm.training.loss import cross_entropy
+from transformerlm.training.optim import SGD, AdamW
+from transformerlm.utils.dtypes import autocast
+
+VOCAB_SIZE = 50
+
+
+def make_model(seed: int = 0) -> TransformerLM:
+    """Return a small model with weights of the seed."""
+    torch.manual_seed(seed)
+    return TransformerLM(vocab_size=VOCAB_SIZE, context_length=12, d_model=16, num_layers=2, num_heads=2, d_ff=32)
+
+
+def make_batch(batch_size: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return random inputs and targets, `(batch_size, 12)`."""
+    ids = torch.randint(VOCAB_SIZE, (batch_size, 13), generator=torch.Generator().manual_seed(seed))
+    return ids[:, :-1], ids[:, 1:]
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, batches: list, **settings):
+    """Make a step in fp32, alone in the world, without clipping unless the settings say so."""
+    usual = {"learning_rate": 0.1, "max_grad_norm": 0.0, "autocast": nullcontext, "world": World()}
+    return train_step(model, optimizer, batches, **{**usual, **settings})
+
+
+@pytest.mark.parametrize("sizes", [[8], [4, 4], [2, 2, 2, 2], [1] * 8, [5, 2, 1]], ids=str)
+def test_micro_batches_give_the_step_of_one_batch(sizes):
+    """k micro-batches, equal or not, give the loss, the gradient and the weights of the whole batch, in fp32."""
+    inputs, targets = make_batch(8)
+    reference, model = make_model(), make_model()
+    expected = step(reference, SGD(reference.parameters(), 0.1), [(inputs, targets)])
+    micro_batches = list(zip(inputs.split(sizes), targets.split(sizes), strict=True))
+    found = step(model, SGD(model.parameters(), 0.1), micro_batches)
+    assert found.tokens == expected.tokens == 8 * 12
+    assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert found.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_step_equals_pytorch_written_out():
+    """Loss, gradient norm and new weights are those of PyTorch's own loss, clipping and SGD."""
+    inputs, targets = make_batch(4)
+    model, reference = make_model(), make_model()
+    result = step(model, SGD(model.parameters(), 0.1), [(inputs, targets)], max_grad_norm=0.5, learning_rate=0.3)
+    loss = nn.functional.cross_entropy(reference(inputs).flatten(0, 1), targets.flatten())
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
+    torch.optim.SGD(reference.parameters(), 0.3).step()
+    assert result.loss == pytest.approx(loss.item(), rel=1e-6)
+    assert result.grad_norm == pytest.approx(norm.item(), rel=1e-5)
+    torch.testing.assert_close(model.state_dict(), reference.state_dict(), rtol=1e-5, atol=1e-7)
+
+
+def test_the_reported_norm_is_before_clipping_and_the_gradient_after():
+    """With `max_grad_norm` the gradient left behind has that norm, and the result tells what it was; 0 clips nothing."""
+    for limit, expected in ((0.01, 0.01), (0.0, None), (1e6, None)):
+        model = make_model()
+        result = step(model, SGD(model.parameters(), 0.1), [make_batch(4)], max_grad_norm=limit)
+        left = math.sqrt(sum(float(p.grad.pow(2).sum()) for p in model.parameters()))
+        assert result.grad_norm > 0.1
+        assert left == pytest.approx(expected or result.grad_norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("optimizer", [SGD, AdamW])
+def test_a_step_that_is_not_finite_changes_nothing(value, optimizer):
+    """A loss or gradient that is nan or inf raises, with weights, moments and learning rate as they were."""
+    model = make_model()
+    made = optimizer(model.parameters(), 0.1)
+    step(model, made, [make_batch(4)], learning_rate=0.05)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    state = repr(made.state_dict())
+    hook = model.layers[1].register_forward_hook(lambda module, args, output: output * value)
+    with pytest.raises(FloatingPointError, match="loss (nan|inf)"):
+        step(model, made, [make_batch(4), make_batch(4, seed=1)])
+    hook.remove()
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+    assert repr(made.state_dict()) == state
+
+
+def test_a_gradient_that_is_not_finite_is_caught_though_the_loss_is():
+    """A backward pass that overflows raises before the weights change, whatever the loss says."""
+    model = make_model()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    model.ln_final.weight.register_hook(lambda grad: grad * math.inf)
+    with pytest.raises(FloatingPointError, match="gradient norm"):
+        step(model, AdamW(model.parameters(), 0.1), [make_batch(4)], max_grad_norm=1.0)
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+
+
+def test_a_bf16_step_keeps_fp32_weights_and_loss():
+    """Under autocast the weights and gradients stay fp32, and the loss is close to the fp32 one."""
+    model, reference = make_model(), make_model()
+    expected = step(reference, SGD(reference.parameters(), 0.1), [make_batch(4)])
+    result = step(
+        model, SGD(model.parameters(), 0.1), [make_batch(4)], autocast=partial(autocast, torch.device("cpu"), "bf16")
+    )
+    assert {p.dtype for p in model.parameters()} == {p.grad.dtype for p in model.parameters()} == {torch.float32}
+    assert result.loss == pytest.approx(expected.loss, rel=0.02)
+
+
+# --- evaluation --------------------------------------------------------------------------------------------------
+
+
+class Table(nn.Module):
+    """A model whose logits depend on the last id only: those of a fixed table."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.logits[ids]
+
+
+def test_loss_and_bits_per_byte_are_those_worked_out_by_hand():
+    """Two tokens predicted with 1/4 and 1/2 stand for three bytes: 3 bits over 3 bytes, and 1.5 bits per token."""
+    probabilities = torch.tensor([[0.25, 0.25, 0.5], [0.5, 0.25, 0.25], [1 / 3, 1 / 3, 1 / 3]])
+    batch = torch.tensor([[0, 1]]), torch.tensor([[1, 0]])  # p(1 | 0) = 1/4 and p(0 | 1) = 1/2
+    result = evaluate(
+        Table(probabilities.log()), [batch], token_bytes=torch.tensor([2, 1, 0]), autocast=nullcontext
+    )
+    assert result.loss == pytest.approx(1.5 * math.log(2))
+    assert result.bits_per_byte == pytest.approx(1.0)
+    assert result.perplexity == pytest.approx(2**1.5)
+
+
+def test_special_tokens_cost_bits_but_stand_for_no_bytes():
+    """A separator's loss counts, its length does not: what the model must say to end a document is not free."""
+    table = Table(torch.zeros(4, 4))  # 2 bits a token
+    batch = torch.tensor([[0, 0]]), torch.tensor([[1, 3]])
+    result = evaluate(table, [batch], token_bytes=torch.tensor([1, 2, 3, 0]), autocast=nullcontext)
+    assert result.bits_per_byte == pytest.approx(4 / 2)
+
+
+def test_batches_of_different_sizes_are_weighted_by_tokens():
+    """The mean over a large and a small batch is that over all their tokens, not that of two means."""
+    model = make_model()
+    inputs, targets = make_batch(7)
+    batches = list(zip(inputs.split([5, 2]), targets.split([5, 2]), strict=True))
+    result = evaluate(model, batches, token_bytes=torch.ones(VOCAB_SIZE, dtype=torch.long), autocast=nullcontext)
+    expected = cross_entropy(model(inputs), targets).item()
+    assert result.loss == pytest.approx(expected, rel=1e-5)
+    assert result.bits_per_byte == pytest.approx(expected / math.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_leaves_the_model_as_it_was(training):
+    """Mode, weights and gradients are untouched, also when a batch raises."""
+    model = make_model().train(training)
+    settings = {"token_bytes": torch.ones(VOCAB_SIZE), "autocast": nullcontext}
+    evaluate(model, [make_batch(2)], **settings)
+    assert model.training == training
+    with pytest.raises(ValueError, match="context_length"):
+        evaluate(model, [(torch.zeros(1, 13, dtype=torch.long),) * 2], **settings)
+    assert model.training == training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_perplexity_of_a_hopeless_model_is_infinite():
+    """A loss whose exponential overflows gives inf, not an error."""
+    assert EvalResult(loss=1e4, bits_per_byte=1.0).perplexity == math.inf
