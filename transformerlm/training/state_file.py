@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 FILE_FORMAT = "transformerlm-training-state-1"
+_FACTS = "training_state"
 _TUPLE = "__tuple__"
 _TENSOR = "__tensor__"
 
@@ -30,8 +31,9 @@ def save_training_state(
     optimizer_tensors, optimizer_json = optimizer_state_to_tensors(optimizer)
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors.items()}
-    metadata = {"format": FILE_FORMAT, "iteration": str(iteration), "optimizer": json.dumps(optimizer_json)}
-    data = save(_separate(tensors), metadata)
+    facts = {"format": FILE_FORMAT, "iteration": iteration, "optimizer": optimizer_json}
+    # One entry, because the library writes several in random order, and equal states should make equal files.
+    data = save(_separate(tensors), {_FACTS: json.dumps(facts)})
     if not isinstance(out, str | os.PathLike):
         out.write(data)
         return
@@ -49,16 +51,14 @@ def load_training_state(src: str | os.PathLike[str] | IO[bytes], model: nn.Modul
     data = Path(src).read_bytes() if isinstance(src, str | os.PathLike) else src.read()
     name = str(src) if isinstance(src, str | os.PathLike) else "training state"
     try:
-        metadata, tensors = _read_metadata(data), load(data)
+        facts, tensors = _read_facts(data), load(data)
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{name}: not a readable safetensors file ({error}); save it again") from error
-    if metadata.get("format") != FILE_FORMAT:
-        raise ValueError(f"{name}: expected format {FILE_FORMAT!r}, found {metadata.get('format')!r}")
+    if facts.get("format") != FILE_FORMAT:
+        raise ValueError(f"{name}: expected format {FILE_FORMAT!r}, found {facts.get('format')!r}")
     model.load_state_dict(_select(tensors, "model."))
-    optimizer.load_state_dict(
-        optimizer_state_from_tensors(_select(tensors, "optimizer."), json.loads(metadata["optimizer"]))
-    )
-    return int(metadata["iteration"])
+    optimizer.load_state_dict(optimizer_state_from_tensors(_select(tensors, "optimizer."), facts["optimizer"]))
+    return int(facts["iteration"])
 
 
 def optimizer_state_to_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -129,11 +129,11 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def _read_metadata(data: bytes) -> dict[str, str]:
+def _read_facts(data: bytes) -> dict[str, Any]:
     # The layout: the header's length in 8 bytes, then the header as JSON.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    metadata: dict[str, str] = header.get("__metadata__", {})
-    return metadata
+    facts: dict[str, Any] = json.loads(header.get("__metadata__", {}).get(_FACTS, "{}"))
+    return facts
 
 
 def _select(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

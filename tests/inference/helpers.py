@@ -1,0 +1,43 @@
+"""Hand-made models and a tokenizer whose behaviour is known without training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from transformerlm.models.transformer import TransformerLM
+from transformerlm.tokenizer.tokenizer import Tokenizer
+
+EOS = "<|endoftext|>"
+
+
+def make_model(**changes: Any) -> TransformerLM:
+    sizes = {"vocab_size": 257, "context_length": 16, "d_model": 32, "num_layers": 2, "num_heads": 4, **changes}
+    return TransformerLM(**sizes).eval()
+
+
+def make_tokenizer(special_tokens: list[str] | None = None) -> Tokenizer:
+    """A tokenizer of the 256 bytes, ids by value, and `<|endoftext|>` with id 256."""
+    special_tokens = [EOS] if special_tokens is None else special_tokens
+    return Tokenizer({i: bytes([i]) for i in range(256)}, [], special_tokens)
+
+
+class Script(torch.nn.Module):
+    """A model that says a fixed sequence: after the n-th id read, counted from the prompt's end, comes `ids[n]`."""
+
+    def __init__(self, ids: list[int], vocab_size: int = 257) -> None:
+        super().__init__()
+        self.ids, self.vocab_size, self.context_length = ids, vocab_size, 1000
+        self.token_embeddings = torch.nn.Embedding(1, 1)
+        self.calls = 0
+
+    def make_cache(self, batch_size: int, max_length: int) -> Any:
+        self.calls = 0
+        return type("Cache", (), {"length": 0})()
+
+    def forward(self, token_ids: torch.Tensor, *, cache: Any, last_only: bool) -> torch.Tensor:
+        logits = torch.full((len(token_ids), 1, self.vocab_size), -20.0)
+        logits[:, :, self.ids[self.calls]] = 20.0
+        self.calls += 1
+        return logits

@@ -1,0 +1,130 @@
+"""The decoding loop against one that has no cache, at the end of the context, and at its other edges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.inference.helpers import Script, make_model
+from transformerlm.inference.generate import generate, generate_batch, stream
+from transformerlm.models.transformer import TransformerLM
+
+PROMPT = [5, 200, 17, 3]
+
+
+def greedy_without_cache(model: TransformerLM, prompt: list[int], max_new_tokens: int) -> list[int]:
+    """The documented window, written as plainly as it goes: a full forward pass for each token."""
+    context, half = model.context_length, max(1, model.context_length // 2)
+    ids, window = list(prompt), list(prompt)[-context:]
+    for _ in range(max_new_tokens):
+        ids.append(int(model(torch.tensor([window]))[0, -1].argmax()))
+        window = ids[-half:] if len(window) == context else [*window, ids[-1]]
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("prompt_length", [1, 4, 15, 16, 17, 40])
+@pytest.mark.parametrize("changes", [{}, {"position": "none", "num_kv_heads": 2}, {"context_length": 5}])
+def test_greedy_decoding_equals_one_without_cache(prompt_length: int, changes: dict[str, Any]) -> None:
+    """Within the context, across its end several times, and with prompts longer than it."""
+    model = make_model(**changes)
+    prompt = torch.randint(0, 257, (prompt_length,)).tolist()
+    assert generate(model, prompt, max_new_tokens=40, temperature=0.0) == greedy_without_cache(model, prompt, 40)
+
+
+def test_context_of_one_token_still_generates() -> None:
+    """The smallest window there is: each token follows from the one before alone."""
+    model = make_model(context_length=1)
+    found = generate(model, PROMPT, max_new_tokens=6, temperature=0.0)
+    assert found == greedy_without_cache(model, PROMPT, 6)
+
+
+def test_same_seed_same_ids() -> None:
+    """Sampling is a function of the generator's state."""
+    model = make_model()
+    draws = [
+        generate(model, PROMPT, max_new_tokens=30, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    ]
+    assert draws[0] == draws[1] != draws[2]
+    assert all(len(ids) == 30 for ids in draws)
+
+
+def test_stream_yields_as_it_goes() -> None:
+    """A token is there before the next is computed, and a stream that is dropped computes no more."""
+    model = Script([10, 20, 30, 40])
+    ids = stream(model, PROMPT, max_new_tokens=4, temperature=0.0)
+    assert next(ids) == 10
+    assert model.calls == 1
+    assert next(ids) == 20
+    assert model.calls == 2
+
+
+def test_stops_before_the_end_token() -> None:
+    """The end token is not among the ids, and nothing is computed after it."""
+    model = Script([10, 20, 256, 30])
+    assert generate(model, PROMPT, max_new_tokens=4, temperature=0.0, eos_token_id=256) == [10, 20]
+    assert model.calls == 3
+    assert generate(model, PROMPT, max_new_tokens=4, temperature=0.0) == [10, 20, 256, 30]
+
+
+def test_ids_past_the_tokenizers_are_never_drawn() -> None:
+    """A model with more ids than its tokenizer draws only those the tokenizer has."""
+    model = make_model()
+    ids = generate(model, PROMPT, max_new_tokens=200, temperature=5.0, vocab_size=3)
+    assert set(ids) == {0, 1, 2}
+
+
+def test_nothing_asked_for_is_nothing() -> None:
+    """max_new_tokens = 0 gives no ids, and runs no model."""
+    model = Script([])
+    assert generate(model, PROMPT, max_new_tokens=0) == []
+    assert model.calls == 0
+
+
+def test_batch_rows_are_independent_samples_of_the_prompt() -> None:
+    """Greedy rows all equal the single sample; drawn ones differ, and the same seed repeats them."""
+    model = make_model()
+    single = generate(model, PROMPT, max_new_tokens=25, temperature=0.0)
+    assert generate_batch(model, PROMPT, num_samples=3, max_new_tokens=25, temperature=0.0) == [single] * 3
+    drawn = [
+        generate_batch(model, PROMPT, num_samples=3, max_new_tokens=25, generator=torch.Generator().manual_seed(4))
+        for _ in range(2)
+    ]
+    assert drawn[0] == drawn[1]
+    assert drawn[0][0] != drawn[0][1]
+
+
+def test_batch_rows_end_at_their_own_end_token() -> None:
+    """Each row is cut before its first end token; decoding goes on until all have one."""
+    model = make_model()
+    options = {"num_samples": 8, "max_new_tokens": 60, "vocab_size": 20}
+    whole = generate_batch(model, PROMPT, **options, generator=torch.Generator().manual_seed(0))
+    cut = generate_batch(model, PROMPT, **options, generator=torch.Generator().manual_seed(0), eos_token_id=7)
+    assert cut == [row[: row.index(7)] if 7 in row else row for row in whole]
+    assert len({len(row) for row in cut}) > 1
+
+
+def test_generation_keeps_no_gradients_and_leaves_the_model_trainable() -> None:
+    """Sampling in the middle of training does not disturb it."""
+    model = make_model().train()
+    generate(model, PROMPT, max_new_tokens=3)
+    assert torch.is_grad_enabled()
+    model(torch.tensor([PROMPT])).sum().backward()
+    assert model.token_embeddings.weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ([], {}, "the prompt is empty; to start a new document pass the end-of-text token's id"),
+        ([3, 257], {}, "prompt id 257 is outside the model's vocab_size of 257"),
+        ([-1], {}, "prompt id -1 is outside"),
+        (PROMPT, {"max_new_tokens": -1}, "max_new_tokens must be at least 0, got -1"),
+        (PROMPT, {"top_p": 2.0}, "top_p must lie between 0 and 1, got 2.0"),
+    ],
+)
+def test_bad_requests_are_refused_at_once(prompt: list[int], options: dict[str, Any], message: str) -> None:
+    """The error comes from the call, not from the first token."""
+    with pytest.raises(ValueError, match=message):
+        stream(make_model(), prompt, **{"max_new_tokens": 3, **options})

@@ -1,0 +1,116 @@
+"""Text in, text out: whole characters, special tokens, prompts that are empty or too long."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from tests.inference.helpers import EOS, Script, make_model, make_tokenizer
+from transformerlm.inference.predictor import Predictor
+
+
+def scripted(output: bytes | list[int], special_tokens: list[str] | None = None) -> Predictor:
+    return Predictor(Script(list(output)), make_tokenizer(special_tokens))
+
+
+def test_generate_keeps_the_prompt_and_stream_yields_only_what_is_new() -> None:
+    """`generate` is prompt + "".join(stream)."""
+    predictor = scripted(b" world")
+    assert predictor.generate("Hello", max_new_tokens=6) == "Hello world"
+    assert "".join(predictor.stream("Hello", max_new_tokens=6)) == " world"
+
+
+def test_characters_are_streamed_whole() -> None:
+    """Half a UTF-8 character is held back until the rest comes."""
+    text = "aé€😀z"
+    predictor = scripted(text.encode())
+    assert list(predictor.stream("x", max_new_tokens=len(text.encode()))) == ["a", "é", "€", "😀", "z"]
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [("€".encode()[:2], ["\ufffd"]), (b"a\xff b", ["a", "\ufffd", " ", "b"]), (b"\xe2\x82A", ["\ufffdA"])],
+)
+def test_broken_characters_become_replacements(output: bytes, expected: list[str]) -> None:
+    """Bytes that never become a character show as U+FFFD, at the end too, and nothing is lost."""
+    pieces = list(scripted(output).stream("x", max_new_tokens=len(output)))
+    assert pieces == expected
+    assert "".join(pieces) == output.decode("utf-8", "replace")
+
+
+def test_stops_at_the_end_of_text_unless_told_not_to() -> None:
+    """The end token is not part of the text; without stop_at_eos it is spelled out."""
+    output = [*b"end", 256, *b"more"]
+    assert scripted(output).generate("The ", max_new_tokens=8) == "The end"
+    assert scripted(output).generate("The ", max_new_tokens=8, stop_at_eos=False) == f"The end{EOS}more"
+
+
+def read_ids(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, prompt: str, **options: bool) -> list[int]:
+    """The ids the model is given for a prompt."""
+    seen: list[int] = []
+    monkeypatch.setattr(
+        "transformerlm.inference.predictor.stream", lambda model, ids, **_: seen.extend(ids) or iter([])
+    )
+    list(predictor.stream(prompt, **options))
+    return seen
+
+
+def test_special_tokens_in_a_prompt_are_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's text cannot smuggle in an end of text; allow_special lets it."""
+    predictor = scripted(b"")
+    assert read_ids(predictor, monkeypatch, f"a{EOS}") == list(f"a{EOS}".encode())
+    assert read_ids(predictor, monkeypatch, f"a{EOS}", allow_special=True) == [ord("a"), 256]
+
+
+def test_empty_prompt_starts_a_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stands for <|endoftext|>; a tokenizer without one is an error."""
+    assert read_ids(scripted(b""), monkeypatch, "") == [256]
+    with pytest.raises(ValueError, match=r"the prompt is empty and the tokenizer has no <\|endoftext\|>"):
+        scripted(b"", special_tokens=[]).stream("")
+
+
+def test_long_prompt_warns_and_reads_its_end() -> None:
+    """The continuation is that of the last context_length tokens; the whole prompt is in the result."""
+    predictor = Predictor(make_model(), make_tokenizer())
+    prompt = "The quick brown fox jumps over the lazy dog"
+    with pytest.warns(UserWarning, match="has 43 tokens, more than context_length 16"):
+        found = predictor.generate(prompt, max_new_tokens=5, temperature=0.0)
+    assert found == prompt + "".join(predictor.stream(prompt[-16:], max_new_tokens=5, temperature=0.0))
+
+
+def test_seed_decides_the_text() -> None:
+    """The same seed gives the same text; no warning for a prompt that fits."""
+    predictor = Predictor(make_model(), make_tokenizer())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        texts = [predictor.generate("a", max_new_tokens=12, seed=seed) for seed in (3, 3, 4)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_batch_of_samples() -> None:
+    """Several texts of one prompt, each with the prompt, the same for the same seed."""
+    predictor = Predictor(make_model(), make_tokenizer())
+    texts = [predictor.generate_batch("ab", num_samples=3, max_new_tokens=9, seed=1, top_k=50) for _ in range(2)]
+    assert texts[0] == texts[1]
+    assert len(set(texts[0])) == 3
+    assert all(text.startswith("ab") for text in texts[0])
+
+
+def test_model_with_more_ids_than_the_tokenizer_writes_only_known_ones() -> None:
+    """Padding ids of the model are never drawn."""
+    predictor = Predictor(make_model(vocab_size=4000), make_tokenizer())
+    assert predictor.generate("a", max_new_tokens=40, temperature=3.0, seed=0)
+
+
+def test_tokenizer_larger_than_the_model_is_refused() -> None:
+    """Both sizes are in the error."""
+    with pytest.raises(ValueError, match="the tokenizer has 257 ids, more than the model's vocab_size of 256"):
+        Predictor(make_model(vocab_size=256), make_tokenizer())
+
+
+def test_bf16_model_generates() -> None:
+    """Weights in bfloat16 work from prompt to text."""
+    predictor = Predictor(make_model().to(torch.bfloat16), make_tokenizer())
+    assert len(predictor.generate("a", max_new_tokens=20, seed=0, top_k=26)) > 1
