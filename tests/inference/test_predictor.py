@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
+from config.io import dump_toml
+from config.train import TrainConfig
 from tests.inference.helpers import EOS, Script, make_model, make_tokenizer
 from transformerlm.inference.predictor import Predictor
+from transformerlm.models.transformer import TransformerLM
+from transformerlm.training.checkpoint import Snapshot, save_checkpoint
+from transformerlm.training.optim import AdamW
 
 
 def scripted(output: bytes | list[int], special_tokens: list[str] | None = None) -> Predictor:
@@ -114,3 +120,37 @@ def test_bf16_model_generates() -> None:
     """Weights in bfloat16 work from prompt to text."""
     predictor = Predictor(make_model().to(torch.bfloat16), make_tokenizer())
     assert len(predictor.generate("a", max_new_tokens=20, seed=0, top_k=26)) > 1
+
+
+def save_run(directory: Path, model: TransformerLM) -> None:
+    """Write a run directory with one checkpoint of `model`."""
+    config = TrainConfig.model_validate(
+        {
+            "model": model.hparams(),
+            "data": {"train": "train.npy", "tokenizer": "tokenizer"},
+            "training": {"max_steps": 1, "batch_size": 1},
+        }
+    )
+    snapshot = Snapshot(model, AdamW(model.parameters()), make_tokenizer(), dump_toml(config), {"tokens": 0})
+    save_checkpoint(directory / "checkpoints", 1, snapshot)
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": True, "num_kv_heads": 2, "norm_position": "post"}])
+def test_predictor_from_a_checkpoint_writes_what_the_model_wrote(tmp_path: Path, changes: dict[str, object]) -> None:
+    """Loaded from a run directory or its checkpoint, model and tokenizer give the same text; bf16 casts the weights."""
+    model = make_model(**changes)
+    save_run(tmp_path, model)
+    expected = Predictor(model, make_tokenizer()).generate("abc", max_new_tokens=20, seed=5)
+    for path in (tmp_path, str(tmp_path / "checkpoints" / "step-00000001")):
+        assert Predictor.from_checkpoint(path, device="cpu").generate("abc", max_new_tokens=20, seed=5) == expected
+    half = Predictor.from_checkpoint(tmp_path, device="cpu", precision="bf16")
+    assert half.model.token_embeddings.weight.dtype == torch.bfloat16
+    assert half.generate("abc", max_new_tokens=4, seed=5).startswith("abc")
+
+
+def test_from_checkpoint_refuses_what_is_not_there(tmp_path: Path) -> None:
+    """A directory without a checkpoint, and an unknown device, are ValueErrors of one line."""
+    with pytest.raises(ValueError, match="expected a checkpoint"):
+        Predictor.from_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="device: expected auto"):
+        Predictor.from_checkpoint(tmp_path, device="gpu")
