@@ -1,8 +1,8 @@
 """The tables of every key that docs/configuration.md holds, made from the schemas.
 
-    python -m config.reference
+    python -m config.reference docs/configuration.md
 
-prints them as Markdown; a test compares them with the document.
+writes them anew below the line that says so; without a file it prints them. A test compares them with the document.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from pydantic import BaseModel
 
@@ -30,6 +31,7 @@ COMMANDS: dict[str, type[BaseModel]] = {
 }
 # The same in every command that has them, so described once.
 SHARED: dict[str, type[BaseModel]] = {"logging": LoggingConfig, "wandb": WandbConfig}
+MARKER = "<!-- everything below is written by: python -m config.reference docs/configuration.md -->\n\n"
 _LARGE_LIMIT = re.compile(r" and <= \d{7,}(\.0)?$")
 
 
@@ -73,5 +75,20 @@ def _cell(text: str) -> str:
     return _LARGE_LIMIT.sub("", text).replace("|", r"\|")
 
 
+def write_below_marker(path: Path) -> None:
+    """Replace what stands below the marker in a document by the tables.
+
+    Raises:
+        ValueError: the document has no marker.
+    """
+    kept, marker, _ = path.read_text(encoding="utf-8").partition(MARKER)
+    if not marker:
+        raise ValueError(f"{path}: expected the line {MARKER.strip()!r}, found none")
+    path.write_text(kept + marker + reference(), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    sys.stdout.write(reference())
+    if len(sys.argv) > 1:
+        write_below_marker(Path(sys.argv[1]))
+    else:
+        sys.stdout.write(reference())

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from config.io import iter_keys
-from config.reference import COMMANDS, reference
+from config.reference import COMMANDS, MARKER, reference, write_below_marker
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 def test_the_document_holds_the_generated_tables() -> None:
-    """docs/configuration.md ends with what `python -m config.reference` prints."""
+    """docs/configuration.md is up to date; if not, run `python -m config.reference docs/configuration.md`."""
     document = (REPOSITORY / "docs/configuration.md").read_text(encoding="utf-8")
-    assert document.endswith("<!-- made by: python -m config.reference -->\n\n" + reference())
+    assert document.endswith(MARKER + reference())
 
 
 def test_every_key_of_every_command_is_described() -> None:
@@ -36,3 +38,15 @@ def test_a_bar_does_not_end_a_cell() -> None:
     """Every row has four cells, those with `|` in a pattern or a default too."""
     rows = [line for line in reference().splitlines() if line.startswith("| `")]
     assert {row.replace(r"\|", "").count("|") for row in rows} == {5}
+
+
+def test_writing_replaces_what_is_below_the_marker(tmp_path: Path) -> None:
+    """What a person wrote above stays; old tables go; a document without the marker is left alone."""
+    document = tmp_path / "configuration.md"
+    document.write_text(f"# Mine\n{MARKER}old tables\n", encoding="utf-8")
+    write_below_marker(document)
+    assert document.read_text(encoding="utf-8") == f"# Mine\n{MARKER}{reference()}"
+    document.write_text("# Mine\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="expected the line"):
+        write_below_marker(document)
+    assert document.read_text(encoding="utf-8") == "# Mine\n"
