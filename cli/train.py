@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,21 +31,29 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def train(config: TrainConfig) -> int:
-    """Train as the configuration says, and return the exit code."""
+    """Train as the configuration says, and return the exit code.
+
+    Nothing is written before everything that can be checked is checked.
+    """
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
         from transformerlm.distributed import init_from_env, is_main, shutdown
 
         world = init_from_env()
         stack.callback(shutdown, world)
-        run_dir = _make_run_dir(config)
-        trainer = _prepare(config, run_dir, world=world, stop=lambda: signals.received is not None)
-        logger = trainer.runtime.logger
+        run_dir = config.runs_dir / (config.logging.run_name or time.strftime("%Y%m%d-%H%M%S"))
+        trainer, memory = _prepare(config, run_dir, world=world, stop=lambda: signals.received is not None)
+        logger = trainer.runtime.logger = _make_logger(config, run_dir, trainer=trainer)
         stack.callback(logger.close)
         if is_main(world):
+            _announce(trainer, run_dir, memory=memory)
+            trainer.runtime.progress = Progress(config.training.max_steps, start=trainer.state.step)
+            trainer.runtime.hooks = _sample_hooks(config, trainer.tokenizer, logger)
             (run_dir / "config.toml").write_text(dump_toml(config), encoding="utf-8")
         if config.wandb.log_artifacts:
             logger.log_artifact(config.data.tokenizer, name=f"{run_dir.name}-tokenizer", type="tokenizer")
+        if trainer.state.step:
+            logger.log_event("resumed", step=trainer.state.step)
         trainer.train()
     return signals.exit_code
 
@@ -76,17 +84,14 @@ class StopSignals:
             signal.signal(name, signal.SIG_DFL)
 
 
-def _make_run_dir(config: TrainConfig) -> Path:
-    run_name = config.logging.run_name or time.strftime("%Y%m%d-%H%M%S")
-    run_dir = config.runs_dir / run_name
-    run_dir.mkdir(parents=True, exist_ok=True)
-    return run_dir
+def _prepare(config: TrainConfig, run_dir: Path, *, world: World, stop: Callable[[], bool]) -> tuple[Trainer, int]:
+    """Check the facts of the world, build the trainer, and resume it where the run has a checkpoint.
 
-
-def _prepare(config: TrainConfig, run_dir: Path, *, world: World, stop: object) -> Trainer:
-    """Check the facts of the world, find what there is to resume, and build the trainer."""
+    Returns the trainer, which has no logger yet, and the estimated bytes of a step.
+    """
+    from logger import NoopLogger
     from transformerlm.tokenizer.tokenizer import Tokenizer
-    from transformerlm.training import checkpoint, preflight
+    from transformerlm.training import preflight
     from transformerlm.training.data import TokenDataset
     from transformerlm.training.trainer import Runtime, Trainer
     from transformerlm.utils.device import resolve_device
@@ -103,12 +108,8 @@ def _prepare(config: TrainConfig, run_dir: Path, *, world: World, stop: object) 
     precision = resolve_precision(config.training.precision, device)
     memory = preflight.check_memory(config, device=device, precision=precision, world_size=world.world_size)
     preflight.check_disk(run_dir, config.model.model_dump())
-    newest = _find_checkpoint(config, run_dir / "checkpoints", remove_leftovers=world.rank == 0)
-    run_id = checkpoint.read_state(newest)["wandb_id"] if newest else None
-    step = checkpoint.step_of(newest) if newest else 0
-
-    logger = _make_logger(config, run_dir, world=world, step=step, run_id=run_id)
-    runtime = Runtime(device=device, precision=precision, logger=logger, world=world, stop=stop)  # type: ignore[arg-type]
+    newest = _find_checkpoint(config, run_dir / "checkpoints", world=world)
+    runtime = Runtime(device=device, precision=precision, logger=NoopLogger(), world=world, stop=stop)
     trainer = Trainer(
         config,
         run_dir=run_dir,
@@ -119,21 +120,18 @@ def _prepare(config: TrainConfig, run_dir: Path, *, world: World, stop: object) 
     )
     if newest:
         trainer.resume_from(newest)
-    if world.rank == 0:
-        _announce(trainer, run_dir, memory=memory["total"])
-        runtime.progress = Progress(config.training.max_steps, start=trainer.state.step)
-        runtime.hooks = _sample_hooks(config, tokenizer, logger)
-    if newest:
-        logger.log_event("resumed", step=trainer.state.step)
-    return trainer
+    return trainer, memory["total"]
 
 
-def _find_checkpoint(config: TrainConfig, root: Path, *, remove_leftovers: bool) -> Path | None:
+def _find_checkpoint(config: TrainConfig, root: Path, *, world: World) -> Path | None:
+    from transformerlm.distributed import barrier, is_main
     from transformerlm.training import checkpoint
 
-    if remove_leftovers:
+    if is_main(world):
         checkpoint.remove_leftovers(root)
-    newest = checkpoint.newest_whole(root, warn=note)
+        checkpoint.newest_whole(root, warn=note)
+    barrier(world)  # one rank sets damaged checkpoints aside, so that the others do not meet them
+    newest = checkpoint.newest_whole(root)
     if newest and config.checkpoint.resume == "never":
         raise FileExistsError(
             f'{newest}: this run has a checkpoint already, but checkpoint.resume = "never"; '
@@ -144,20 +142,19 @@ def _find_checkpoint(config: TrainConfig, root: Path, *, remove_leftovers: bool)
     return newest
 
 
-def _make_logger(config: TrainConfig, run_dir: Path, *, world: World, step: int, run_id: str | None) -> Logger:
+def _make_logger(config: TrainConfig, run_dir: Path, *, trainer: Trainer) -> Logger:
     """Return the run's logger; `metrics.jsonl` forgets the steps that a stopped run logged but did not save."""
     from logger import NoopLogger, create_logger, truncate_after_step
 
-    if world.rank != 0:
+    if trainer.runtime.world.rank != 0:
         return NoopLogger()
     metrics = run_dir / "metrics.jsonl"
-    if metrics.exists():
-        truncate_after_step(metrics, step)
+    truncate_after_step(metrics, trainer.state.step)
     return create_logger(
         config.logging.backend,
         run_name=run_dir.name,
         jsonl_path=metrics,
-        run_id=run_id,
+        run_id=trainer.wandb_id,
         wandb_entity=config.wandb.entity,
         wandb_project=config.wandb.project,
         config=config.model_dump(mode="json"),

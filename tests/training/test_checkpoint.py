@@ -104,7 +104,7 @@ def test_state_config_and_tokenizer_come_back(files, tmp_path):
 
 
 def test_directory_is_self_contained_and_holds_no_pickle(files, tmp_path):
-    """A checkpoint holds exactly the documented files, stands alone when moved, and no file of it is a pickle or zip."""
+    """A checkpoint holds exactly the documented files, stands alone when moved, and has no pickle or zip."""
     directory = save_checkpoint(tmp_path / "here", 2, make_snapshot(files)).rename(tmp_path / "elsewhere")
     names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
     assert names == sorted(FILES)
@@ -135,7 +135,8 @@ def test_weights_of_another_model_are_refused(files, tmp_path):
 def flip_bit(path: Path) -> None:
     """Flip the lowest bit of a digit or letter in the middle of a file: a damage that text formats survive."""
     data = bytearray(path.read_bytes())
-    place = next(i for i in range(len(data) // 2, len(data)) if path.suffix == ".safetensors" or data[i : i + 1].isalnum())
+    binary = path.suffix == ".safetensors"
+    place = next(i for i in range(len(data) // 2, len(data)) if binary or data[i : i + 1].isalnum())
     data[place] ^= 1
     path.write_bytes(data)
 
@@ -194,7 +195,7 @@ def test_hostile_state_is_a_checkpoint_error(name, files, tmp_path):
     """Whatever stands in `state.json`, reading it raises CheckpointError in one line and nothing else."""
     directory = save_checkpoint(tmp_path, 2, make_snapshot(files))
     text = HOSTILE[name]
-    if isinstance(text, str) and text.startswith("{") and name != "huge-number":  # made by somebody who knows the format
+    if isinstance(text, str) and text.startswith("{") and name != "huge-number":  # by somebody who knows the format
         state = json.loads(text)
         text = json.dumps({**state, "state_sha256": checkpoint._state_sha256(state)})
     (directory / "state.json").write_bytes(text if isinstance(text, bytes) else text.encode())

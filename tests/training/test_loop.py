@@ -69,7 +69,7 @@ def test_step_equals_pytorch_written_out():
 
 
 def test_the_reported_norm_is_before_clipping_and_the_gradient_after():
-    """With `max_grad_norm` the gradient left behind has that norm, and the result tells what it was; 0 clips nothing."""
+    """With `max_grad_norm` the gradient left behind has that norm, the result tells what it was; 0 clips nothing."""
     for limit, expected in ((0.01, 0.01), (0.0, None), (1e6, None)):
         model = make_model()
         result = step(model, SGD(model.parameters(), 0.1), [make_batch(4)], max_grad_norm=limit)
@@ -88,7 +88,7 @@ def test_a_step_that_is_not_finite_changes_nothing(value, optimizer):
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     state = repr(made.state_dict())
     hook = model.layers[1].register_forward_hook(lambda module, args, output: output * value)
-    with pytest.raises(FloatingPointError, match="loss (nan|inf)"):
+    with pytest.raises(FloatingPointError, match=r"loss (nan|inf)"):
         step(model, made, [make_batch(4), make_batch(4, seed=1)])
     hook.remove()
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
@@ -134,9 +134,7 @@ def test_loss_and_bits_per_byte_are_those_worked_out_by_hand():
     """Two tokens predicted with 1/4 and 1/2 stand for three bytes: 3 bits over 3 bytes, and 1.5 bits per token."""
     probabilities = torch.tensor([[0.25, 0.25, 0.5], [0.5, 0.25, 0.25], [1 / 3, 1 / 3, 1 / 3]])
     batch = torch.tensor([[0, 1]]), torch.tensor([[1, 0]])  # p(1 | 0) = 1/4 and p(0 | 1) = 1/2
-    result = evaluate(
-        Table(probabilities.log()), [batch], token_bytes=torch.tensor([2, 1, 0]), autocast=nullcontext
-    )
+    result = evaluate(Table(probabilities.log()), [batch], token_bytes=torch.tensor([2, 1, 0]), autocast=nullcontext)
     assert result.loss == pytest.approx(1.5 * math.log(2))
     assert result.bits_per_byte == pytest.approx(1.0)
     assert result.perplexity == pytest.approx(2**1.5)

@@ -35,7 +35,7 @@ def test_data_that_fits_passes(files):
 def test_too_little_data_is_refused(files):
     """A file with no room for one window is refused with its length and the length it needs."""
     num_tokens = TokenDataset(files.train).num_tokens
-    with pytest.raises(ValueError, match=rf"data\.train: .* {num_tokens} tokens, fewer than .* = {num_tokens + 1}; use"):
+    with pytest.raises(ValueError, match=rf"data\.train: .* {num_tokens} tokens, fewer than .* = {num_tokens + 1};"):
         check(files, {"model.context_length": num_tokens})
 
 

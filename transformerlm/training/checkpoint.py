@@ -307,7 +307,8 @@ def load_model(
     """
     verify(directory)
     model = TransformerLM(**load_config_of(directory).model.model_dump(), device="meta")
-    model = model.to_empty(device="cpu")
+    # As `to_empty`, which imports a second's worth of modules first.
+    model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
     load_weights(model, directory)
     return model.to(device=device, dtype=dtype).eval()
 
@@ -329,9 +330,12 @@ def load_weights(model: nn.Module, directory: Path) -> None:
 
 
 def load_optimizer(optimizer: Optimizer, directory: Path, state: dict[str, Any]) -> None:
-    """Put the checkpoint's optimizer state into `optimizer`."""
+    """Put the checkpoint's optimizer state into `optimizer`, which keeps its own settings (learning rate, decay, ...)."""
     tensors = _load_tensors(directory / "optimizer.safetensors")
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(optimizer_state_from_tensors(tensors, state["optimizer"]))
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

@@ -94,6 +94,7 @@ class Trainer:
         self.train_data, self.valid_data = train_data, valid_data
         self.checkpoints = run_dir / "checkpoints"
         self.state = TrainState()
+        self.wandb_id: str | None = None
         self._saved_step: int | None = None
         seed_everything(config.training.seed)
         self.raw_model = TransformerLM(**config.model.model_dump()).to(runtime.device)
@@ -285,6 +286,9 @@ class Trainer:
             ValueError: its model, data or tokenizer is not this run's.
         """
         state = checkpoint.read_state(directory)
+        missing = {*asdict(self.state), "data", "optimizer", "rng", "wandb_id"} - state.keys()
+        if missing:
+            raise checkpoint.CheckpointError(f"{directory}: state.json does not hold {', '.join(sorted(missing))}")
         self._check_same_model(directory)
         for name, ours in self._fingerprints().items():
             theirs = state["data"][name]
@@ -297,20 +301,24 @@ class Trainer:
         checkpoint.load_weights(self.raw_model, directory)
         checkpoint.load_optimizer(self.optimizer, directory, state)
         self.state = TrainState(**{name: state[name] for name in asdict(self.state)})
+        self.wandb_id = state["wandb_id"]
         set_rng_state(state["rng"])
         self._saved_step = self.state.step
 
     def _check_same_model(self, directory: Path) -> None:
-        ours, theirs = self.config.model.model_dump(), checkpoint.load_config_of(directory).model.model_dump()
+        saved = checkpoint.load_config_of(directory)
+        theirs, ours = TransformerLM(**saved.model.model_dump(), device="meta").hparams(), self.raw_model.hparams()
         runtime_only = ("attention", "activation_checkpointing")  # these change how it computes, not what
         changed = [
             f"model.{name} was {theirs[name]}, now {value}"
             for name, value in ours.items()
             if value != theirs[name] and name not in runtime_only
         ]
+        if saved.optimizer.name != self.config.optimizer.name:
+            changed.append(f"optimizer.name was {saved.optimizer.name}, now {self.config.optimizer.name}")
         if changed:
             raise ValueError(
-                f"{directory}: this run was started with another model ({'; '.join(changed)}); "
+                f"{directory}: this run was started with another model or optimizer ({'; '.join(changed)}); "
                 "use its settings, or start a new run with another logging.run_name"
             )
 

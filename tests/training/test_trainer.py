@@ -1,0 +1,509 @@
+"""Training runs: they learn, and a run that was stopped anywhere goes on as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cli.train import train
+from config.io import dump_toml
+from tests.training.tiny_run import read_records, step_lines, tiny_config, write_tiny_files
+from transformerlm.tokenizer import Tokenizer
+from transformerlm.training import checkpoint, trainer
+from transformerlm.training.trainer import Trainer, num_accumulation_steps, token_bytes
+
+ROOT = Path(__file__).parents[2]
+
+
+class Killed(BaseException):
+    """Stands for a process that ends without warning."""
+
+
+def stop_before(monkeypatch: pytest.MonkeyPatch, step: int, act) -> None:
+    """Call `act` when the trainer is about to make `step`."""
+    original = Trainer._step
+
+    def watched(self):
+        if self.state.step + 1 == step:
+            act()
+        return original(self)
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+
+
+def kill() -> None:
+    """End the run on the spot."""
+    raise Killed
+
+
+def run_in_pieces(config, stops: list[int], monkeypatch) -> None:
+    """Train, being killed before each of these steps and started again by the same command."""
+    for step in stops:
+        with monkeypatch.context() as patch:
+            stop_before(patch, step, kill)
+            with pytest.raises(Killed):
+                train(config)
+    assert train(config) == 0
+
+
+def final_files(run_dir: Path) -> dict:
+    """Return the tensors of a run's newest checkpoint."""
+    directory = checkpoint.resolve(run_dir)
+    return {**load_file(directory / "model.safetensors"), **load_file(directory / "optimizer.safetensors")}
+
+
+def events(run_dir: Path, name: str) -> list[int]:
+    """Return the steps of a run's events of this name."""
+    return [record["step"] for record in read_records(run_dir) if record.get("event") == name]
+
+
+# --- learning ----------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_falls(files, tmp_path):
+    """Forty steps on simple sentences bring training and validation loss far below that of guessing."""
+    config = tiny_config(files, tmp_path, {"training.max_steps": 40, "optimizer.learning_rate": 1e-2})
+    assert train(config) == 0
+    lines = step_lines(tmp_path / "run")
+    validations = [line["metrics.val_loss"] for line in lines if "metrics.val_loss" in line]
+    assert lines[0]["metrics.loss"] > 5.0
+    assert lines[-1]["metrics.loss"] < 3.0
+    assert validations[-1] < min(3.2, validations[0])
+
+
+def test_step_lines_say_what_was_done(files, tmp_path):
+    """Tokens are counted, the learning rate is the schedule's, and bits per byte and perplexity fit the loss."""
+    config = tiny_config(files, tmp_path, {"training.log_norms": True})
+    train(config)
+    lines = step_lines(tmp_path / "run")
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert [line["metrics.tokens"] for line in lines] == [8 * 16 * step for step in range(1, 13)]
+    assert [line["metrics.lr"] for line in lines[:3]] == pytest.approx([1e-3, 2e-3, 3e-3])
+    assert lines[-1]["metrics.lr"] == 0.0
+    assert [line["step"] for line in lines if "metrics.val_loss" in line] == [4, 5, 8, 10, 12]
+    last = lines[-1]
+    assert last["metrics.val_perplexity"] == pytest.approx(2.718281828 ** last["metrics.val_loss"], rel=1e-4)
+    assert {f"metrics.{kind}_l2_norm.layers.{i}" for kind in ("weight", "activation") for i in (0, 1)} <= set(last)
+    finished = [record for record in read_records(tmp_path / "run") if record.get("event") == "finished"]
+    assert finished == [{"event": "finished", "step": 12, "reason": "max_steps"}]
+
+
+def test_log_interval_thins_the_lines_out(files, tmp_path):
+    """With an interval only its multiples, validations, checkpoints and the last step are logged."""
+    train(tiny_config(files, tmp_path, {"training.log_interval": 6, "training.eval_interval": 0}))
+    assert [line["step"] for line in step_lines(tmp_path / "run")] == [5, 6, 10, 12]
+
+
+def test_weights_do_not_depend_on_what_is_logged_or_validated(files, tmp_path):
+    """Validation, norms and samples look at the model and change nothing."""
+    quiet = {"training.eval_interval": 0, "training.log_interval": 12, "checkpoint.interval": 0}
+    noisy = {
+        "training.eval_interval": 1,
+        "training.log_norms": True,
+        "samples.interval": 3,
+        "samples.sampling": {"max_new_tokens": 4},
+    }
+    for name, changes in (("quiet", quiet), ("noisy", noisy)):
+        train(tiny_config(files, tmp_path / name, changes))
+    torch.testing.assert_close(final_files(tmp_path / "quiet/run"), final_files(tmp_path / "noisy/run"), rtol=0, atol=0)
+    samples = [record for record in read_records(tmp_path / "noisy/run") if record.get("event") == "sample"]
+    assert [record["step"] for record in samples] == [3, 6, 9, 12]
+    assert all(isinstance(record["text.output"], str) for record in samples)
+
+
+# --- resuming ----------------------------------------------------------------------------------------------------
+
+VARIANTS = {
+    "plain": {},
+    "accumulation": {"training.micro_batch_size": 2},
+    "bf16": {"training.precision": "bf16"},
+    "recompute": {"model.activation_checkpointing": True, "training.log_norms": True},
+    "wsd": {"schedule.name": "wsd", "schedule.decay_steps": 5, "schedule.min_learning_rate": 1e-4},
+    "sgd": {"optimizer.name": "sgd", "optimizer.momentum": 0.9},
+    "tied": {"model.tie_embeddings": True, "model.num_kv_heads": 1, "model.qk_norm": True},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resumed_equals_uninterrupted_bit_for_bit(variant, files, tmp_path, monkeypatch):
+    """Killed twice and started again, a run logs the same numbers, each step once, and ends with the same weights."""
+    whole, pieces = (tiny_config(files, tmp_path / name, VARIANTS[variant]) for name in ("whole", "pieces"))
+    train(whole)
+    run_in_pieces(pieces, [8, 12], monkeypatch)
+    assert step_lines(tmp_path / "pieces/run") == step_lines(tmp_path / "whole/run")
+    torch.testing.assert_close(
+        final_files(tmp_path / "pieces/run"), final_files(tmp_path / "whole/run"), rtol=0, atol=0
+    )
+    assert events(tmp_path / "pieces/run", "resumed") == [5, 10]
+    assert events(tmp_path / "pieces/run", "checkpoint_saved") == [5, 10, 12]
+
+
+def test_a_kill_before_the_first_checkpoint_starts_over(files, tmp_path, monkeypatch):
+    """Without a checkpoint the same command starts at step 1, and each step still stands in the file once."""
+    config = tiny_config(files, tmp_path)
+    run_in_pieces(config, [4], monkeypatch)
+    assert [line["step"] for line in step_lines(tmp_path / "run")] == list(range(1, 13))
+    assert events(tmp_path / "run", "resumed") == []
+
+
+def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(files, tmp_path, monkeypatch, capsys):
+    """The damaged one is set aside with a line on stderr, and the run ends as if nothing had happened."""
+    whole, config = (tiny_config(files, tmp_path / name, {"checkpoint.interval": 3}) for name in ("whole", "damaged"))
+    train(whole)
+    with monkeypatch.context() as patch:
+        stop_before(patch, 8, kill)
+        with pytest.raises(Killed):
+            train(config)
+    run_dir = tmp_path / "damaged/run"
+    weights = run_dir / "checkpoints/step-00000006/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
+    assert train(config) == 0
+    assert "model.safetensors is damaged" in capsys.readouterr().err
+    assert (run_dir / "checkpoints/step-00000006.bad").is_dir()
+    assert events(run_dir, "resumed") == [3]
+    assert step_lines(run_dir) == step_lines(tmp_path / "whole/run")
+
+
+def test_a_finished_run_has_nothing_left_to_do(files, tmp_path):
+    """The command given once more ends at once: no step, no line, no checkpoint is made twice."""
+    config = tiny_config(files, tmp_path)
+    train(config)
+    before = final_files(tmp_path / "run")
+    assert train(config) == 0
+    assert [line["step"] for line in step_lines(tmp_path / "run")] == list(range(1, 13))
+    assert events(tmp_path / "run", "checkpoint_saved") == [5, 10, 12]
+    torch.testing.assert_close(final_files(tmp_path / "run"), before, rtol=0, atol=0)
+
+
+def test_more_steps_extend_a_finished_run(files, tmp_path):
+    """A larger max_steps goes on from the last checkpoint."""
+    train(tiny_config(files, tmp_path))
+    assert train(tiny_config(files, tmp_path, {"training.max_steps": 15})) == 0
+    assert [line["step"] for line in step_lines(tmp_path / "run")] == list(range(1, 16))
+    assert events(tmp_path / "run", "resumed") == [12]
+
+
+def test_new_optimizer_settings_hold_after_a_resume(files, tmp_path, monkeypatch):
+    """A changed weight decay or beta is used from the resume on, not silently replaced by the checkpoint's."""
+    train(tiny_config(files, tmp_path))
+    seen = []
+    monkeypatch.setattr(
+        trainer, "train_step", lambda model, optimizer, *args, **kwargs: seen.append(optimizer) or kill()
+    )
+    with pytest.raises(Killed):
+        train(
+            tiny_config(
+                files,
+                tmp_path,
+                {"training.max_steps": 15, "optimizer.weight_decay": 0.5, "optimizer.beta2": 0.9},
+            )
+        )
+    assert [group["weight_decay"] for group in seen[0].param_groups] == [0.5, 0.0]
+    assert seen[0].param_groups[0]["betas"] == (0.9, 0.9)
+
+
+CHANGES = {
+    "width": ({"model.d_model": 48}, r"model\.d_model was 32, now 48"),
+    "tying": ({"model.tie_embeddings": True}, r"model\.tie_embeddings was False, now True"),
+    "optimizer": ({"optimizer.name": "sgd"}, r"optimizer\.name was adamw, now sgd"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_another_model_or_optimizer_is_refused(name, files, tmp_path):
+    """Resuming with other shapes or another optimizer says what changed, and leaves the run as it was."""
+    train(tiny_config(files, tmp_path))
+    metrics = (tmp_path / "run/metrics.jsonl").read_bytes()
+    changes, message = CHANGES[name]
+    with pytest.raises(ValueError, match=message):
+        train(tiny_config(files, tmp_path, {**changes, "training.max_steps": 20}))
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == metrics
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.attention": "reference"},
+        {"model.activation_checkpointing": True},
+        {"model.num_kv_heads": 2},  # the default, spelled out
+        {"training.micro_batch_size": 4},
+    ],
+    ids=str,
+)
+def test_another_way_to_compute_the_same_may_resume(changes, files, tmp_path):
+    """Settings that change how and not what is computed may change between two starts."""
+    train(tiny_config(files, tmp_path))
+    assert train(tiny_config(files, tmp_path, {**changes, "training.max_steps": 14})) == 0
+
+
+def test_changed_data_is_refused_by_fingerprint(files, tmp_path):
+    """Another token file of the same tokenizer is refused with both fingerprints."""
+    train(tiny_config(files, tmp_path))
+    saved = checkpoint.read_state(checkpoint.resolve(tmp_path / "run"))["data"]["train_sha256"]
+    config = tiny_config(files, tmp_path, {"data.train": str(files.valid), "training.max_steps": 20})
+    with pytest.raises(ValueError, match="train has changed since this checkpoint") as caught:
+        train(config)
+    now = json.loads(files.valid.with_suffix(".json").read_text())["sha256"]
+    assert saved[:12] in str(caught.value)
+    assert now[:12] in str(caught.value)
+
+
+def test_a_changed_tokenizer_is_refused_by_fingerprint(files, tmp_path):
+    """Data and tokenizer replaced together fit each other but not the checkpoint: refused."""
+    train(tiny_config(files, tmp_path))
+    (tmp_path / "other").mkdir()
+    other = write_tiny_files(tmp_path / "other", seed=1)
+    config = tiny_config(other, tmp_path, {"training.max_steps": 20})
+    with pytest.raises(ValueError, match="has changed since this checkpoint"):
+        train(config)
+    fingerprints = [Tokenizer.from_directory(place.tokenizer).fingerprint() for place in (files, other)]
+    same_data = checkpoint.resolve(tmp_path / "run") / "state.json"
+    state = json.loads(same_data.read_text())
+    state["data"]["train_sha256"] = json.loads(other.train.with_suffix(".json").read_text())["sha256"]
+    state["state_sha256"] = checkpoint._state_sha256(state)
+    same_data.write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="tokenizer has changed since this checkpoint") as caught:
+        train(config)
+    assert all(fingerprint[:12] in str(caught.value) for fingerprint in fingerprints)
+
+
+def test_a_state_without_what_a_resume_needs_is_refused(files, tmp_path):
+    """A checkpoint that another tool wrote without our keys is refused by naming them."""
+    train(tiny_config(files, tmp_path))
+    path = checkpoint.resolve(tmp_path / "run") / "state.json"
+    state = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("rng", "data")}
+    path.write_text(json.dumps({**state, "state_sha256": checkpoint._state_sha256(state)}))
+    with pytest.raises(checkpoint.CheckpointError, match="does not hold data, rng"):
+        train(tiny_config(files, tmp_path))
+
+
+@pytest.mark.parametrize(("resume", "done_before"), [("never", True), ("required", False)])
+def test_resume_can_be_forbidden_or_demanded(resume, done_before, files, tmp_path):
+    """`never` refuses a run that has a checkpoint, `required` one that has none; neither touches any file."""
+    if done_before:
+        train(tiny_config(files, tmp_path))
+    before = sorted(path for path in tmp_path.rglob("*"))
+    with pytest.raises(OSError, match=f'checkpoint.resume = "{resume}"'):
+        train(tiny_config(files, tmp_path, {"checkpoint.resume": resume}))
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+# --- ending early ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_the_step_and_ends_with_its_code(number, code, files, tmp_path, monkeypatch, capsys):
+    """The step that runs is finished and saved; the code says which signal; the run then goes on bit for bit."""
+    whole, config = tiny_config(files, tmp_path / "whole"), tiny_config(files, tmp_path / "stopped")
+    train(whole)
+    handler = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        stop_before(patch, 7, lambda: os.kill(os.getpid(), number))
+        assert train(config) == code
+    assert signal.getsignal(number) == handler
+    run_dir = tmp_path / "stopped/run"
+    assert events(run_dir, "checkpoint_saved") == [5, 7]
+    assert f"{signal.Signals(number).name}: saving after this step" in capsys.readouterr().err
+    assert train(config) == 0
+    assert events(run_dir, "resumed") == [7]
+    numbers = [{k: v for k, v in line.items() if "val" not in k} for line in step_lines(run_dir)]
+    assert numbers == [{k: v for k, v in line.items() if "val" not in k} for line in step_lines(tmp_path / "whole/run")]
+    torch.testing.assert_close(final_files(run_dir), final_files(tmp_path / "whole/run"), rtol=0, atol=0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_a_real_process_obeys_a_signal(files, tmp_path):
+    """The command as users start it: its lines come while it runs, SIGTERM ends it with 143 and a whole checkpoint."""
+    config = tiny_config(files, tmp_path, {"training.max_steps": 10**6, "checkpoint.interval": 0})
+    config = config.model_copy(update={"logging": config.logging.model_copy(update={"backend": "console"})})
+    (tmp_path / "train.toml").write_text(dump_toml(config))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli.train", "--config", tmp_path / "train.toml"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if json.loads(line).get("step") == 3:
+            break
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "Traceback" not in stderr
+    records = [json.loads(line) for line in stdout.splitlines()]
+    assert [record["event"] for record in records[-2:]] == ["checkpoint_saved", "finished"]
+    assert records[-1]["reason"] == "signal"
+    directory = checkpoint.newest_whole(tmp_path / "run/checkpoints")
+    assert directory is not None
+    assert checkpoint.step_of(directory) == records[-1]["step"]
+
+
+def test_max_time_saves_and_ends(files, tmp_path):
+    """A run out of time ends after a step, validated and saved, and says why; the same command goes on."""
+    config = tiny_config(files, tmp_path, {"training.max_steps": 10**6, "training.max_time": "0.3s"})
+    start = time.perf_counter()
+    assert train(config) == 0
+    assert time.perf_counter() - start < 20
+    last = read_records(tmp_path / "run")[-1]
+    assert (last["event"], last["reason"]) == ("finished", "max_time")
+    assert events(tmp_path / "run", "checkpoint_saved")[-1] == last["step"]
+    assert "metrics.val_loss" in step_lines(tmp_path / "run")[-1]
+
+
+def test_a_diverging_run_stops_and_says_what_to_do(files, tmp_path):
+    """When numbers are no longer finite the run ends, naming the step, the last checkpoint and a remedy."""
+    config = tiny_config(
+        files,
+        tmp_path,
+        {
+            "optimizer.name": "sgd",
+            "optimizer.learning_rate": 1e3,
+            "optimizer.max_grad_norm": 0.0,
+            "checkpoint.interval": 1,
+            "training.max_steps": 100,
+        },
+    )
+    with pytest.raises(FloatingPointError, match=r"step \d+: .*not finite, .*lower optimizer\.learning_rate"):
+        train(config)
+    assert checkpoint.newest_whole(tmp_path / "run/checkpoints") is not None
+
+
+# --- checkpoints -------------------------------------------------------------------------------------------------
+
+
+def test_latest_and_best_point_where_they_should(files, tmp_path):
+    """`latest` is the last step; `best` the saved step of the lowest validation loss, and it is never pruned."""
+    changes = {"training.max_steps": 30, "optimizer.learning_rate": 0.3, "checkpoint.interval": 2, "checkpoint.keep": 2}
+    train(tiny_config(files, tmp_path, {**changes, "schedule.name": "constant"}))
+    root, lines = tmp_path / "run/checkpoints", step_lines(tmp_path / "run")
+    saved = {line["step"]: line["metrics.val_loss"] for line in lines if line["step"] % 2 == 0}
+    best = min(saved, key=saved.__getitem__)
+    assert best < 28, "this run must get worse in the end, or the test shows nothing"
+    assert (root / "best").resolve().name == checkpoint.step_name(best)
+    assert (root / "latest").resolve().name == checkpoint.step_name(30)
+    assert [checkpoint.step_of(path) for path in checkpoint.list_checkpoints(root)] == [30, 28, best]
+    assert checkpoint.read_state(root / "latest")["best_val_loss"] == saved[best]
+
+
+def test_lines_are_written_before_the_checkpoint_is_announced(files, tmp_path, monkeypatch):
+    """When `checkpoint_saved` is printed the checkpoint is whole and every step line up to it is in the file."""
+    seen = []
+    original = checkpoint.prune
+
+    def prune(root, keep):
+        lines = read_records(tmp_path / "run")
+        assert lines[-1] == {"event": "checkpoint_saved", "step": checkpoint.step_of(checkpoint.resolve(root))}
+        seen.append([line["step"] for line in lines if "metrics.loss" in line])
+        checkpoint.verify(checkpoint.resolve(root))
+        original(root, keep)
+
+    monkeypatch.setattr(checkpoint, "prune", prune)
+    train(tiny_config(files, tmp_path))
+    assert seen == [list(range(1, step + 1)) for step in (5, 10, 12)]
+
+
+def test_the_run_directory_holds_the_resolved_configuration(files, tmp_path):
+    """`config.toml` of the run and of its checkpoints are the configuration of the run."""
+    config = tiny_config(files, tmp_path)
+    train(config)
+    run_dir = tmp_path / "run"
+    assert (run_dir / "config.toml").read_text() == dump_toml(config)
+    assert checkpoint.load_config_of(checkpoint.resolve(run_dir)) == config
+
+
+def test_a_run_without_validation_has_no_best(files, tmp_path):
+    """`data.valid` is optional: nothing is validated, `latest` alone is kept up to date."""
+    config = tiny_config(files, tmp_path).model_dump(mode="json", exclude_none=True)
+    del config["data"]["valid"]
+    train(trainer.TrainConfig.model_validate(config))
+    assert not any("metrics.val_loss" in line for line in step_lines(tmp_path / "run"))
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == [
+        "latest",
+        "step-00000010",
+        "step-00000012",
+    ]
+
+
+# --- refusals and pieces -----------------------------------------------------------------------------------------
+
+
+def test_a_refused_run_leaves_no_directory(files, tmp_path):
+    """Data that cannot be trained on is refused before anything is written."""
+    with pytest.raises(ValueError, match="fewer than"):
+        train(tiny_config(files, tmp_path / "runs", {"model.context_length": 10**6}))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "micro_batch_size", "world_size", "expected"),
+    [(8, None, 1, 1), (8, 2, 1, 4), (8, 2, 2, 2), (8, None, 4, 1), (1, None, 1, 1)],
+)
+def test_accumulation_steps(batch_size, micro_batch_size, world_size, expected):
+    """A batch is cut into equal micro-batches for every rank."""
+    assert num_accumulation_steps(batch_size, micro_batch_size, world_size) == expected
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "micro_batch_size", "world_size"), [(8, 3, 1), (8, 4, 4), (2, None, 4), (9, None, 2)]
+)
+def test_a_batch_that_cannot_be_divided_is_refused(batch_size, micro_batch_size, world_size):
+    """What does not divide is refused with the three numbers, before any batch is made."""
+    with pytest.raises(ValueError, match=rf"\({batch_size}\) is not divisible by .* x {world_size}\)"):
+        num_accumulation_steps(batch_size, micro_batch_size, world_size)
+
+
+def test_token_bytes_cover_the_model_vocabulary(files):
+    """Ids that the tokenizer lacks, and special tokens, stand for no bytes; the others for those of their text."""
+    tokenizer = Tokenizer.from_directory(files.tokenizer)
+    lengths = token_bytes(tokenizer, tokenizer.vocab_size + 10, torch.device("cpu"))
+    assert len(lengths) == tokenizer.vocab_size + 10
+    assert lengths[-10:].sum() == 0
+    text = "Émile finds two 🍎.\n"
+    assert lengths[tokenizer.encode(text)].sum() == len(text.encode())
+
+
+# --- several processes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo on loopback is tested on POSIX")
+def test_two_ranks_give_the_losses_of_one_process(files, tmp_path):
+    """torchrun with two gloo ranks: the same batches, losses to 1e-5, one log and one set of checkpoints; resumable."""
+    changes = {"schedule.name": "constant"}
+    train(tiny_config(files, tmp_path / "one", changes))
+    config = tiny_config(files, tmp_path / "two", changes)
+    (tmp_path / "two.toml").write_text(dump_toml(config))
+    for steps in (8, 12):
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+        command += [f"--master-port={port}", "-m", "cli.train", "--config", str(tmp_path / "two.toml")]
+        done = subprocess.run(
+            [*command, f"--training.max_steps={steps}"],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    alone, together = step_lines(tmp_path / "one/run"), step_lines(tmp_path / "two/run")
+    assert [line["step"] for line in together] == list(range(1, 13))
+    for key in ("metrics.loss", "metrics.grad_l2_norm"):
+        assert [line[key] for line in together] == pytest.approx([line[key] for line in alone], rel=1e-5)
+    assert [line["metrics.tokens"] for line in together] == [line["metrics.tokens"] for line in alone]
+    assert events(tmp_path / "two/run", "resumed") == [8]
