@@ -6,10 +6,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cli.utils import Command, StageProgress, note
 from cli.utils import main as run_command
 from config.train_tokenizer import TrainTokenizerConfig
+
+if TYPE_CHECKING:
+    from transformerlm.tokenizer.tokenizer import Tokenizer
 
 SAMPLE_CHARACTERS = 1_000_000
 
@@ -21,7 +25,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train_tokenizer(config: TrainTokenizerConfig) -> None:
     """Train a tokenizer as the configuration says, save it and log what came out."""
-    from logger import create_logger
     from transformerlm.tokenizer.bpe_trainer import train_bpe
     from transformerlm.tokenizer.tokenizer import Tokenizer
     from transformerlm.utils.text_files import ReadStats, expand_inputs
@@ -43,12 +46,20 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
     seconds = time.perf_counter() - start
     tokenizer = Tokenizer(vocab, merges, config.tokenizer.special_tokens)
     tokenizer.save(config.output_dir)
-    bytes_per_token = tokenizer.bytes_per_token(_sample(paths, config.text_field))
     if tokenizer.vocab_size < config.tokenizer.vocab_size:
         wanted = config.tokenizer.vocab_size
         note(f"the text has no more pairs to merge: {tokenizer.vocab_size} tokens, not {wanted}")
     if stats.invalid_utf8:
         note(f"{stats.invalid_utf8:,} bytes were not UTF-8 and were read as U+FFFD")
+    _log(
+        config, tokenizer, bytes_per_token=tokenizer.bytes_per_token(_sample(paths, config.text_field)), seconds=seconds
+    )
+
+
+def _log(config: TrainTokenizerConfig, tokenizer: Tokenizer, *, bytes_per_token: float, seconds: float) -> None:
+    """Tell the person at the terminal and the log what came out."""
+    from logger import create_logger
+
     note(
         f"{config.output_dir}: {tokenizer.vocab_size:,} tokens, {bytes_per_token:.2f} bytes per token, {seconds:.1f} s"
     )
@@ -64,7 +75,7 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
             "tokenizer_trained",
             output_dir=str(config.output_dir),
             vocab_size=tokenizer.vocab_size,
-            merges=len(merges),
+            merges=len(tokenizer.merges),
             bytes_per_token=bytes_per_token,
             sha256=tokenizer.fingerprint(),
             seconds=seconds,

@@ -330,7 +330,7 @@ def load_weights(model: nn.Module, directory: Path) -> None:
 
 
 def load_optimizer(optimizer: Optimizer, directory: Path, state: dict[str, Any]) -> None:
-    """Put the checkpoint's optimizer state into `optimizer`, which keeps its own settings (learning rate, decay, ...)."""
+    """Put the checkpoint's optimizer state into `optimizer`, which keeps its own settings (decay and so on)."""
     tensors = _load_tensors(directory / "optimizer.safetensors")
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(optimizer_state_from_tensors(tensors, state["optimizer"]))
