@@ -1,0 +1,191 @@
+"""Generation against peers: time to the first token, tokens per second, and what memory bandwidth would allow.
+
+    python -m benchmarking.bench_infer_latency --config config/resources/bench_infer.toml
+
+Greedy, with a fixed number of new tokens and no end-of-text, so that all candidates do the same work. Each step of
+decoding reads every weight once, hence the bound: bytes of weights over the speed at which memory is read.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from benchmarking.harness import OURS, Quantity, Report, Sample, run_rounds, timed
+from benchmarking.machine import describe, is_installed
+from cli.utils import Command, note
+from cli.utils import main as run_command
+from config.bench_infer import BenchInferConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from transformerlm.models.transformer import TransformerLM
+
+FIRST_TOKEN = Quantity("time_to_first_token_ms", higher_is_better=False)
+TOKENS = Quantity("tokens_per_second")
+DECODE = Quantity("decode_step_ms", higher_is_better=False)
+_LIMIT = "limit"
+
+Generate = Callable[[int], list[list[int]]]
+"""Generates that many new ids in each row, and returns them."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    name = "python -m benchmarking.bench_infer_latency"
+    run_command(Command(name, BenchInferConfig, bench_infer, default_config="bench_infer.toml"), argv)
+
+
+def bench_infer(config: BenchInferConfig) -> None:
+    """Measure as the configuration says; JSON lines on stdout, a table on stderr."""
+    import torch
+
+    from transformerlm.utils.device import resolve_device
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = resolve_device(config.device)
+    model = _load(config, device)
+    peers = [peer for peer in config.peers if _is_usable(model)]
+    environment = describe(threads=torch.get_num_threads(), device=str(device), packages=["transformers"])
+    report = Report("infer_latency", environment)
+    for precision in config.precision:
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        models: dict[str, Any] = {OURS: model.to(dtype)}
+        models |= {peer: _llama_of(model) for peer in peers}
+        for batch_size, prompt_length in product(config.batch_size, config.prompt_length):
+            note(f"{precision}, batch {batch_size}, prompt of {prompt_length} on {device}")
+            _bench_case(config, models, precision=precision, shape=(batch_size, prompt_length), report=report)
+    note(report.table())
+
+
+def _load(config: BenchInferConfig, device: torch.device) -> TransformerLM:
+    """Return the model to measure; raise ValueError when a generation would not fit its context."""
+    import torch
+
+    from transformerlm.models.transformer import TransformerLM
+
+    if config.checkpoint is not None:
+        from transformerlm.training import checkpoint
+
+        model = checkpoint.load_model(checkpoint.resolve(config.checkpoint), device=device)
+    else:
+        assert config.model is not None, "the schema asks for one of both"
+        torch.manual_seed(0)
+        model = TransformerLM(**config.model.model_dump()).to(device).eval()
+    longest = max(config.prompt_length) + config.max_new_tokens
+    if longest > model.context_length:
+        raise ValueError(
+            f"prompt_length + max_new_tokens: expected at most the context_length of {config.checkpoint}, "
+            f"{model.context_length}, found {longest}"
+        )
+    return model
+
+
+def _is_usable(model: TransformerLM) -> bool:
+    from benchmarking.llama_peer import why_not
+
+    reason = why_not(model.hparams())
+    if reason:
+        note(f"huggingface is skipped: its Llama has no {reason}")
+    elif not is_installed("transformers"):
+        note("huggingface is not installed: skipped (pip install transformers)")
+    return reason is None and is_installed("transformers")
+
+
+def _llama_of(model: TransformerLM) -> Any:
+    from benchmarking.llama_peer import build_llama, copy_weights
+
+    weights = model.state_dict()
+    embeddings = weights["token_embeddings.weight"]
+    llama = build_llama(model.hparams()).to(device=embeddings.device, dtype=embeddings.dtype).eval()
+    copy_weights(llama, weights, model.hparams())
+    return llama
+
+
+def _bench_case(
+    config: BenchInferConfig, models: dict[str, Any], *, precision: str, shape: tuple[int, int], report: Report
+) -> None:
+    import torch
+
+    from benchmarking.limits import CopyBandwidth
+    from transformerlm.utils.device import synchronize
+
+    (batch_size, prompt_length), ours = shape, models[OURS]
+    device = ours.token_embeddings.weight.device
+    prompt = torch.randint(ours.vocab_size, (prompt_length,), generator=torch.Generator().manual_seed(0)).tolist()
+    calls: dict[str, Generate] = {
+        name: partial(_generate_ours if name == OURS else _generate_llama, model, prompt, batch_size)
+        for name, model in models.items()
+    }
+    wait = partial(synchronize, device)
+    series = run_rounds(
+        {name: partial(_measure, call, batch_size, config.max_new_tokens, wait) for name, call in calls.items()}
+        | {_LIMIT: CopyBandwidth(device)},
+        warmup=config.measure.warmup,
+        repeats=config.measure.repeats,
+    )
+    bandwidth = series.pop(_LIMIT)["bytes_per_second"]
+    expected = calls[OURS](config.max_new_tokens)
+    facts: dict[str, dict[str, Any]] = {
+        name: _bound(series[name][DECODE.name], bandwidth, weight_bytes(ours))
+        | ({} if name == OURS else {"ids_equal": call(config.max_new_tokens) == expected})
+        for name, call in calls.items()
+    }
+    params = {"precision": precision, "batch_size": batch_size, "prompt_length": prompt_length}
+    params |= {"max_new_tokens": config.max_new_tokens, "parameters": ours.num_parameters()}
+    for quantity in (FIRST_TOKEN, TOKENS, DECODE):
+        report.add(quantity, series, params=params, warmup=config.measure.warmup, facts=facts)
+
+
+def weight_bytes(model: TransformerLM) -> int:
+    """Return the bytes that one step of decoding reads: all weights, but of an untied embedding only a row."""
+    embedding = model.token_embeddings.weight
+    looked_up = 0 if model.hparams()["tie_embeddings"] else embedding.numel()
+    return (model.num_parameters() - looked_up) * embedding.element_size()
+
+
+def _measure(generate: Generate, batch_size: int, max_new_tokens: int, wait: Callable[[], None]) -> Sample:
+    """Time the generation of one token, which is the prompt's work, and of all."""
+    first = timed(partial(generate, 1), synchronize=wait)
+    whole = timed(partial(generate, max_new_tokens), synchronize=wait)
+    # On a busy machine the longer run can be the shorter one; such a pair says nothing about a step, but must not be 0.
+    step = max(whole - first, 1e-9) / (max_new_tokens - 1)
+    return {FIRST_TOKEN.name: first * 1e3, TOKENS.name: batch_size * max_new_tokens / whole, DECODE.name: step * 1e3}
+
+
+def _bound(step_ms: list[float], bandwidth: list[float], num_bytes: int) -> dict[str, float]:
+    bounds = [1e3 * num_bytes / rate for rate in bandwidth]
+    shares = [bound / step for bound, step in zip(bounds, step_ms, strict=True)]
+    return {
+        "bandwidth_bound_step_ms": statistics.median(bounds),
+        "bandwidth_utilisation": statistics.median(shares),
+        "copy_gb_per_second": statistics.median(bandwidth) / 1e9,
+        "weight_bytes_per_step": num_bytes,
+    }
+
+
+def _generate_ours(model: TransformerLM, prompt: list[int], batch_size: int, count: int) -> list[list[int]]:
+    from transformerlm.inference.generate import generate_batch
+
+    return generate_batch(model, prompt, num_samples=batch_size, max_new_tokens=count, temperature=0.0)
+
+
+def _generate_llama(llama: Any, prompt: list[int], batch_size: int, count: int) -> list[list[int]]:
+    import torch
+
+    ids = torch.tensor([prompt] * batch_size, device=llama.device)
+    output = llama.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=0, use_cache=True
+    )
+    new_ids: list[list[int]] = output[:, len(prompt) :].tolist()
+    return new_ids
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

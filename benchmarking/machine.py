@@ -1,0 +1,112 @@
+"""What a result was measured on: processor, memory, GPU, versions. Knows no torch until it is asked about a device."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+_CPU_FEATURES = ("amx_tile", "amx_bf16", "avx512_bf16", "avx512f", "avx2")
+
+
+def describe(*, threads: int, device: str = "cpu", packages: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the entries that every result line carries: date, hardware and versions.
+
+    Args:
+        threads: CPU threads or processes that the benchmark computes with.
+        device: the torch device; a GPU is named only when it is the one measured.
+        packages: distributions whose versions matter besides Python, torch, numpy and ours.
+    """
+    names = dict.fromkeys(["transformerlm", "torch", "numpy", *packages])
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "hardware.cpu": cpu_model(),
+        "hardware.cpu_features": cpu_features(),
+        "hardware.cores": os.cpu_count(),
+        "hardware.threads": threads,
+        "hardware.ram_gb": round(_ram_bytes() / 1e9, 1),
+        "hardware.gpu": _gpu_name(device),
+        "hardware.load_average": _load_average(),
+        "versions.python": platform.python_version(),
+        **{f"versions.{name}": installed_version(name) for name in names},
+    }
+
+
+def is_installed(module: str) -> bool:
+    """Return whether a module can be imported, without importing it."""
+    return find_spec(module) is not None
+
+
+def installed_version(distribution: str) -> str | None:
+    """Return the version of a distribution, or None when it is not installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def cpu_model() -> str:
+    """Return the processor's name as the operating system gives it."""
+    for line in _cpuinfo():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def cpu_features() -> list[str]:
+    """Return those of the instruction sets that matter for matrix products which the processor has (Linux only)."""
+    flags = next((line.partition(":")[2].split() for line in _cpuinfo() if line.startswith("flags")), [])
+    return [name for name in _CPU_FEATURES if name in flags]
+
+
+def peak_rss_bytes() -> int | None:
+    """Return the most memory this process has held so far, or None where the system does not say.
+
+    `VmHWM` counts from the program's start; `ru_maxrss` also counts the parent it was forked from, so it comes second.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _ram_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
+
+
+def _load_average() -> float | None:
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (AttributeError, OSError):
+        return None
+
+
+def _gpu_name(device: str) -> str | None:
+    if not device.startswith("cuda"):
+        return "mps" if device == "mps" else None
+    import torch
+
+    return torch.cuda.get_device_name(device)

@@ -1,0 +1,63 @@
+"""The baseline `nanogpt_style`: a GPT as one would write it from torch.nn alone, in the style of nanoGPT.
+
+One matrix for query, key and value, learnt positions, LayerNorm, GELU. Its matrices have as many numbers as those of
+the LLaMA-like model of the same sizes, so that both do the same products; what is between them is other, and cheaper.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PlainBlock(nn.Module):
+    """Attention and a feed-forward layer, each behind a LayerNorm; `(batch, seq, d_model)` in and out."""
+
+    def __init__(self, d_model: int, num_heads: int, d_hidden: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.ln1, self.ln2 = nn.LayerNorm(d_model, bias=False), nn.LayerNorm(d_model, bias=False)
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.output = nn.Linear(d_model, d_model, bias=False)
+        self.up = nn.Linear(d_model, d_hidden, bias=False)
+        self.down = nn.Linear(d_hidden, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, seq, d_model = x.shape
+        heads = self.qkv(self.ln1(x)).view(batch, seq, 3 * self.num_heads, -1).transpose(1, 2)  # (batch, 3 h, seq, d)
+        query, key, value = heads.chunk(3, dim=1)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + self.output(mixed.transpose(1, 2).reshape(batch, seq, d_model))
+        return x + self.down(F.gelu(self.up(self.ln2(x))))  # type: ignore[no-any-return]
+
+
+class PlainGPT(nn.Module):
+    """Ids `(batch, seq)` to logits `(batch, seq, vocab_size)`; `d_ff` is that of the gated model it stands beside."""
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        context_length: int,
+        d_model: int,
+        num_layers: int,
+        num_heads: int,
+        d_ff: int,
+    ) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocab_size, d_model)
+        self.positions = nn.Embedding(context_length, d_model)
+        # Two matrices instead of three.
+        self.blocks = nn.ModuleList(PlainBlock(d_model, num_heads, 3 * d_ff // 2) for _ in range(num_layers))
+        self.ln = nn.LayerNorm(d_model, bias=False)
+        self.head = nn.Linear(d_model, vocab_size, bias=False)
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.02)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        x = self.tokens(token_ids) + self.positions(torch.arange(token_ids.shape[1], device=token_ids.device))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.ln(x))  # type: ignore[no-any-return]

@@ -1,0 +1,101 @@
+"""One training step of each candidate, behind the same call: ours, transformers' Llama, and a plain torch.nn GPT.
+
+The peers use what torch offers: `F.cross_entropy`, `clip_grad_norm_`, and the fused `torch.optim.AdamW`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarking.harness import OURS
+from benchmarking.llama_peer import build_llama
+from benchmarking.machine import is_installed
+from benchmarking.plain_gpt import PlainGPT
+from config.bench_train import BenchTrainConfig
+from transformerlm.distributed import World
+from transformerlm.models.transformer import TransformerLM
+from transformerlm.training.loop import train_step
+from transformerlm.training.optim import AdamW, parameter_groups
+from transformerlm.utils.device import resolve_device, synchronize
+from transformerlm.utils.dtypes import Precision, autocast
+
+LEARNING_RATE, BETAS, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-3, (0.9, 0.95), 0.1, 1.0
+
+Step = Callable[[], float]
+"""Makes one training step and returns its loss."""
+
+
+def is_available(peer: str) -> bool:
+    """Return whether a peer's library is installed."""
+    return peer != "huggingface" or is_installed("transformers")
+
+
+def make_step(config: BenchTrainConfig, candidate: str, *, precision: Precision, compiled: bool) -> Step:
+    """Build a candidate's model and optimizer, and return its training step on one batch of random ids."""
+    device = resolve_device(config.device)
+    torch.manual_seed(0)
+    hparams = TransformerLM(**config.model.model_dump(), device="meta").hparams()
+    shape = (config.batch_size, config.model.context_length)
+    inputs, targets = (torch.randint(config.model.vocab_size, shape, device=device) for _ in range(2))
+    model = _build(candidate, hparams).to(device)
+    groups = parameter_groups(model, weight_decay=WEIGHT_DECAY)
+    forward: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
+    context = partial(autocast, device, precision)
+    if candidate == OURS:
+        optimizer = AdamW(groups, lr=LEARNING_RATE, betas=BETAS)
+        settings: dict[str, Any] = {"learning_rate": LEARNING_RATE, "max_grad_norm": MAX_GRAD_NORM}
+        batches = [(inputs, targets)]
+        return lambda: train_step(forward, optimizer, batches, autocast=context, world=World(), **settings).loss
+    fused = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, fused=device.type != "mps")
+    arguments = {"use_cache": False} if candidate == "huggingface" else {}
+    return partial(_torch_step, partial(forward, **arguments), model, fused, (inputs, targets), context)
+
+
+def first_step(config: BenchTrainConfig, candidate: str, precision: Precision, compiled: bool) -> dict[str, float]:
+    """Return the seconds from nothing built to the first step's loss, and the GPU's peak memory where there is one."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = resolve_device(config.device)
+    start = time.perf_counter()
+    step = make_step(config, candidate, precision=precision, compiled=compiled)
+    step()
+    synchronize(device)
+    seconds = time.perf_counter() - start
+    step()  # the optimizer's states exist now, so this one has the peak
+    found = {"seconds": seconds}
+    return found | ({"peak_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {})
+
+
+def _build(candidate: str, hparams: dict[str, Any]) -> nn.Module:
+    if candidate == OURS:
+        return TransformerLM(**hparams)
+    if candidate == "huggingface":
+        return build_llama(hparams).train()
+    sizes = ("vocab_size", "context_length", "d_model", "num_layers", "num_heads", "d_ff")
+    return PlainGPT(**{name: hparams[name] for name in sizes})
+
+
+def _torch_step(
+    forward: Callable[[Tensor], Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: tuple[Tensor, Tensor],
+    context: Callable[[], Any],
+) -> float:
+    inputs, targets = batch
+    optimizer.zero_grad(set_to_none=True)
+    with context():
+        output = forward(inputs)
+        logits = output if isinstance(output, Tensor) else output.logits
+        loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+    optimizer.step()
+    return loss.item()

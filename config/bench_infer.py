@@ -1,0 +1,40 @@
+"""Schema of `python -m benchmarking.bench_infer_latency`."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from config.bench_tokenizer import MeasureConfig
+from config.schemas import Device, FilePath, ModelConfig, PositiveInt, Section
+
+
+class BenchInferConfig(Section):
+    """Measure generation: time to the first token, tokens per second, and how far memory bandwidth would allow."""
+
+    checkpoint: FilePath | None = Field(
+        None, description="a run or checkpoint directory to measure; none: random weights of [model]"
+    )
+    model: ModelConfig | None = None
+    batch_size: list[PositiveInt] = Field([1, 8], min_length=1, description="sequences generated together")
+    prompt_length: list[PositiveInt] = Field([16, 128], min_length=1, description="tokens in the prompt")
+    max_new_tokens: int = Field(64, ge=2, le=2**31 - 1, description="tokens to generate, greedily")
+    precision: list[Literal["fp32", "bf16"]] = Field(["fp32"], min_length=1, description="precisions of the weights")
+    device: Device = Field("auto", description="auto (cuda, mps, cpu, the first there is), cpu, cuda, cuda:N or mps")
+    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads of torch; none: torch's choice")
+    peers: list[Literal["huggingface"]] = Field(
+        ["huggingface"], description="transformers' Llama with the same weights; skipped when it is not installed"
+    )
+    measure: MeasureConfig = MeasureConfig()
+
+    @model_validator(mode="after")
+    def _check_model(self) -> Self:
+        if self.checkpoint is None and self.model is None:
+            raise ValueError("expected a [model] table or a checkpoint, found neither")
+        longest = max(self.prompt_length) + self.max_new_tokens
+        if self.checkpoint is None and self.model is not None and longest > self.model.context_length:
+            raise ValueError(
+                f"prompt_length + max_new_tokens ({longest}) exceeds model.context_length ({self.model.context_length})"
+            )
+        return self

@@ -1,0 +1,29 @@
+"""Schema of `python -m benchmarking.bench_train`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from config.bench_tokenizer import MeasureConfig
+from config.schemas import Device, ModelConfig, PositiveInt, Section
+
+
+class BenchTrainConfig(Section):
+    """Measure the training step: tokens per second, FLOPs utilisation, time to the first step, memory."""
+
+    model: ModelConfig
+    batch_size: PositiveInt = Field(16, description="sequences of context_length tokens in a step")
+    steps_per_round: PositiveInt = Field(1, description="steps that one measurement times")
+    precision: list[Literal["fp32", "bf16"]] = Field(
+        ["fp32", "bf16"], min_length=1, description="precisions to measure; bf16 is autocast over fp32 weights"
+    )
+    compile: list[bool] = Field([False], min_length=1, description="measure without, with, or with and without compile")
+    device: Device = Field("auto", description="auto (cuda, mps, cpu, the first there is), cpu, cuda, cuda:N or mps")
+    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads of torch; none: torch's choice")
+    peers: list[Literal["huggingface", "nanogpt_style"]] = Field(
+        ["huggingface", "nanogpt_style"],
+        description="transformers' Llama, and a plain torch.nn GPT; one that is not installed is skipped",
+    )
+    measure: MeasureConfig = MeasureConfig()

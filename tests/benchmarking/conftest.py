@@ -1,0 +1,18 @@
+"""What makes the benchmarks quick to test: small limits, and no new processes where one test of them is enough."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure the machine's limits on small tensors."""
+    monkeypatch.setattr("benchmarking.limits._MATMUL_SIZE", {"cpu": 64})
+    monkeypatch.setattr("benchmarking.limits._COPY_BYTES", {"cpu": 2**16})
+
+
+@pytest.fixture
+def no_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in this process what would run in a fresh one, and say it held a megabyte."""
+    monkeypatch.setattr("benchmarking.fresh_process.in_fresh_process", lambda function, *args: (function(*args), 10**6))

@@ -1,0 +1,109 @@
+"""The generation benchmark on a tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarking import bench_infer_latency as bench
+from benchmarking.llama_peer import build_llama, copy_weights, why_not
+from config.bench_infer import BenchInferConfig
+from config.io import SHIPPED, ConfigError, dump_json_schema, dump_toml, load_config
+from tests.benchmarking.commands import by_quantity, check_line, run_command
+from transformerlm.models.transformer import TransformerLM
+
+MODEL = {"vocab_size": 64, "context_length": 32, "d_model": 32, "num_layers": 2, "num_heads": 4}
+TINY = [f"--model.{name}={value}" for name, value in MODEL.items()]
+TINY += ["--threads=1", "--max_new_tokens=8", "--prompt_length=[4, 9]", "--measure.warmup=1", "--measure.repeats=2"]
+
+
+def test_shipped_toml_loads_and_names_its_schema(tmp_path: Path) -> None:
+    """The shipped TOML is valid, its printed form parses back to an equal object, and its schema is the current one."""
+    config = load_config(BenchInferConfig, SHIPPED / "bench_infer.toml")
+    (tmp_path / "again.toml").write_text(dump_toml(config))
+    assert load_config(BenchInferConfig, tmp_path / "again.toml") == config
+    assert (SHIPPED / "bench_infer.toml").read_text().startswith("#:schema bench_infer.schema.json\n")
+    assert (SHIPPED / "bench_infer.schema.json").read_text() == dump_json_schema(BenchInferConfig) + "\n"
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_lines_of_a_small_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each candidate has a line for each quantity, batch size and prompt length, and generates the same ids."""
+    pytest.importorskip("transformers")
+    lines, stderr = run_command(bench.main, [*TINY, "--batch_size=[1, 3]"], capsys)
+    for batch_size in (1, 3):
+        for prompt_length in (4, 9):
+            wanted = {"params.batch_size": batch_size, "params.prompt_length": prompt_length}
+            found = by_quantity([line for line in lines if wanted.items() <= line.items()])
+            quantities = ("time_to_first_token_ms", "tokens_per_second", "decode_step_ms")
+            assert set(found) == {(name, who) for name in quantities for who in ("transformerlm", "huggingface")}
+            assert all(line["repeats"] == 2 for line in found.values())
+            assert found["tokens_per_second", "huggingface"]["ids_equal"]
+    for line in lines:
+        check_line(line)
+        assert line["bandwidth_bound_step_ms"] > 0
+        assert line["bandwidth_utilisation"] > 0
+    assert "fp32, batch 3, prompt of 9 on cpu" in stderr
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_a_missing_peer_is_skipped_with_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without transformers our own numbers come all the same."""
+    monkeypatch.setattr(bench, "is_installed", lambda module: False)
+    lines, stderr = run_command(bench.main, [*TINY, "--batch_size=[1]"], capsys)
+    assert {line["candidate"] for line in lines} == {"transformerlm"}
+    assert "huggingface is not installed: skipped (pip install transformers)\n" in stderr
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_a_model_that_llama_cannot_be_is_measured_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """An ablation has no peer; stderr says which choice is the reason."""
+    lines, stderr = run_command(bench.main, [*TINY, "--batch_size=[1]", "--model.norm_position=post"], capsys)
+    assert {line["candidate"] for line in lines} == {"transformerlm"}
+    assert "huggingface is skipped: its Llama has no norm_position = 'post'\n" in stderr
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"num_kv_heads": 2, "rope_theta": 500.0}, {"tie_embeddings": True, "d_ff": 48, "norm_eps": 1e-3}],
+)
+def test_llama_with_our_weights_is_the_same_function(changes: dict) -> None:
+    """transformers' Llama gives our logits: heads are reordered, bases, epsilons and ties carried over."""
+    pytest.importorskip("transformers")
+    model = TransformerLM(**MODEL, **changes).eval()
+    llama = build_llama(model.hparams()).eval()
+    copy_weights(llama, model.state_dict(), model.hparams())
+    ids = torch.randint(64, (2, 32))
+    with torch.no_grad():
+        # Sums of d_model terms in another order: a few ulps of the largest logit.
+        torch.testing.assert_close(llama(input_ids=ids).logits, model(ids), rtol=1e-4, atol=1e-4)
+
+
+def test_llama_has_not_all_our_choices() -> None:
+    """The first choice that LLaMA lacks is named."""
+    assert why_not(TransformerLM(**MODEL).hparams()) is None
+    assert why_not(TransformerLM(**MODEL, position="none").hparams()) == "position = 'none'"
+    assert why_not(TransformerLM(**MODEL, qk_norm=True).hparams()) == "qk_norm = True"
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_step_reads_all_weights_but_an_untied_embedding(tied: bool) -> None:
+    """The table that is only looked up does not count; as a head it does. bfloat16 halves the bytes."""
+    model = TransformerLM(**MODEL, tie_embeddings=tied)
+    numbers = sum(p.numel() for name, p in model.named_parameters() if tied or name != "token_embeddings.weight")
+    assert bench.weight_bytes(model) == 4 * numbers
+    assert bench.weight_bytes(model.to(torch.bfloat16)) == 2 * numbers
+
+
+def test_config_needs_a_model_that_is_long_enough(tmp_path: Path) -> None:
+    """Neither model nor checkpoint, or a generation longer than the context, is refused with the numbers."""
+    path = tmp_path / "bench_infer.toml"
+    path.write_text("max_new_tokens = 4\n")
+    with pytest.raises(ConfigError, match=r"expected a \[model\] table or a checkpoint, found neither"):
+        load_config(BenchInferConfig, path)
+    with pytest.raises(ConfigError, match=r"prompt_length \+ max_new_tokens \(257\) exceeds .* \(256\)"):
+        load_config(BenchInferConfig, SHIPPED / "bench_infer.toml", {"max_new_tokens": "129"})

@@ -1,0 +1,115 @@
+"""The training benchmark on a tiny model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarking import bench_train as bench
+from benchmarking import train_peers
+from benchmarking.plain_gpt import PlainGPT
+from config.bench_train import BenchTrainConfig
+from config.io import SHIPPED, dump_json_schema, dump_toml, load_config
+from config.schemas import ModelConfig
+from tests.benchmarking.commands import by_quantity, check_line, run_command
+from transformerlm.models.estimates import default_d_ff
+from transformerlm.models.transformer import TransformerLM
+
+MODEL = {"vocab_size": 64, "context_length": 8, "d_model": 16, "num_layers": 1, "num_heads": 2}
+TINY = [f"--model.{name}={value}" for name, value in MODEL.items()] + ["--batch_size=2", "--threads=1"]
+
+
+def tiny_config(**changes) -> BenchTrainConfig:
+    return BenchTrainConfig(model=ModelConfig(**MODEL), batch_size=2, threads=1, **changes)
+
+
+def test_shipped_toml_loads_and_names_its_schema(tmp_path: Path) -> None:
+    """The shipped TOML is valid, its printed form parses back to an equal object, and its schema is the current one."""
+    config = load_config(BenchTrainConfig, SHIPPED / "bench_train.toml")
+    (tmp_path / "again.toml").write_text(dump_toml(config))
+    assert load_config(BenchTrainConfig, tmp_path / "again.toml") == config
+    assert (SHIPPED / "bench_train.toml").read_text().startswith("#:schema bench_train.schema.json\n")
+    assert (SHIPPED / "bench_train.schema.json").read_text() == dump_json_schema(BenchTrainConfig) + "\n"
+
+
+@pytest.mark.usefixtures("small_limits", "no_new_process")
+def test_lines_of_a_small_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each candidate and precision has a line for each quantity, with the asked-for rounds and a FLOPs utilisation."""
+    argv = [*TINY, '--peers=["nanogpt_style"]', "--measure.warmup=1", "--measure.repeats=3", "--steps_per_round=2"]
+    lines, stderr = run_command(bench.main, argv, capsys)
+    names = ("transformerlm", "nanogpt_style")
+    for precision in ("fp32", "bf16"):
+        found = by_quantity([line for line in lines if line["params.precision"] == precision])
+        expected = {("tokens_per_second", name): 3 for name in names}
+        expected |= {(what, who): 1 for what in ("time_to_first_step_s", "peak_memory_mb") for who in names}
+        assert {key: line["repeats"] for key, line in found.items()} == expected
+        for name in names:
+            assert found["tokens_per_second", name]["flops_utilisation"] > 0
+    for line in lines:
+        check_line(line)
+        assert line["params.parameters"] == TransformerLM(**MODEL).num_parameters()
+    assert "fp32 on cpu: transformerlm, nanogpt_style" in stderr
+
+
+@pytest.mark.usefixtures("small_limits", "no_new_process")
+def test_a_missing_peer_is_skipped_with_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without transformers our own numbers come all the same."""
+    monkeypatch.setattr(train_peers, "is_installed", lambda module: False)
+    argv = [*TINY, '--peers=["huggingface"]', '--precision=["fp32"]', "--measure.repeats=1", "--measure.warmup=0"]
+    lines, stderr = run_command(bench.main, argv, capsys)
+    assert {line["candidate"] for line in lines} == {"transformerlm"}
+    assert "huggingface is not installed: skipped (pip install transformers)\n" in stderr
+
+
+def test_first_step_runs_in_a_process_of_its_own() -> None:
+    """The time to the first step and the peak memory of a fresh process are positive."""
+    from benchmarking.fresh_process import in_fresh_process
+
+    found, peak = in_fresh_process(train_peers.first_step, tiny_config(), "transformerlm", "fp32", False)
+    assert found["seconds"] > 0
+    assert peak is None or peak > 10**7
+
+
+@pytest.mark.parametrize("candidate", ["transformerlm", "huggingface", "nanogpt_style"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_candidate_learns_its_batch(candidate: str, precision: str) -> None:
+    """The steps that are timed are training steps: the loss on their one batch falls."""
+    if candidate == "huggingface":
+        pytest.importorskip("transformers")
+    step = train_peers.make_step(tiny_config(), candidate, precision=precision, compiled=False)
+    losses = [step() for _ in range(30)]
+    assert losses[-1] < losses[0]
+
+
+def test_the_plain_model_has_as_many_numbers_in_its_matrices() -> None:
+    """The plain GPT does the same products as ours: only positions and norms differ in size."""
+    d_ff = default_d_ff(MODEL["d_model"])
+    plain, ours = PlainGPT(**MODEL, d_ff=d_ff), TransformerLM(**MODEL)
+    matrices = [sum(p.numel() for p in model.parameters() if p.ndim > 1) for model in (plain, ours)]
+    assert matrices[0] - plain.positions.weight.numel() == matrices[1]
+
+
+def test_the_plain_model_is_causal() -> None:
+    """A later token does not change what came before it."""
+    model = PlainGPT(**MODEL, d_ff=64).eval()
+    ids = torch.randint(64, (1, 8))
+    changed = ids.clone()
+    changed[0, 5] = (changed[0, 5] + 1) % 64
+    difference = (model(ids) - model(changed)).abs().amax(dim=-1)[0]
+    assert torch.all(difference[:5] < 1e-6)
+    assert torch.all(difference[5:] > 1e-6)
+
+
+def test_compiler_cache_is_empty_and_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that compiles does so in an empty directory, and the user's cache comes back after it."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/somewhere")
+    with bench._empty_compiler_cache(True):
+        assert os.listdir(os.environ["TORCHINDUCTOR_CACHE_DIR"]) == []
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/somewhere"
+    with bench._empty_compiler_cache(False):
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/somewhere"
