@@ -308,7 +308,7 @@ def load_model(
     verify(directory)
     model = TransformerLM(**load_config_of(directory).model.model_dump(), device="meta")
     # As `to_empty`, which imports a second's worth of modules first.
-    model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+    model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))  # type: ignore[no-untyped-call]
     load_weights(model, directory)
     return model.to(device=device, dtype=dtype).eval()
 
