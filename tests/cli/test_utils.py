@@ -1,0 +1,296 @@
+"""Every command answers alike: options from its schema, one way to fail, nothing heavy before the work begins."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from cli.utils import Command, Progress, StageProgress, clock, main
+from config.io import ConfigError, dump_json_schema, dump_toml, iter_keys, load_config
+from config.quickstart import QuickstartConfig
+from tests.cli.commands import ROOT, SCHEMAS, call, shipped
+
+each_command = pytest.mark.parametrize("name", SCHEMAS)
+
+PROBE = """
+import importlib, io, json, sys
+from contextlib import redirect_stdout, redirect_stderr
+heavy = ("torch", "numpy", "wandb", "matplotlib", "safetensors", "regex")
+found = {}
+for name in sys.argv[1:]:
+    module = importlib.import_module(f"cli.{name}")
+    toml = f"config/resources/{name}.toml"
+    for arguments in (["--help"], ["--version"], ["--config", toml, "--print-config"], ["--print-schema"],
+                      ["--config", toml, "--no-such-key=1"], ["--config", "nowhere.toml"], ["--config", toml, "--x"]):
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            try:
+                module.main(arguments)
+            except SystemExit as done:
+                found[f"{name} {' '.join(arguments)}"] = [done.code, [one for one in heavy if one in sys.modules]]
+print(json.dumps(found))
+"""
+
+
+def test_answers_without_work_import_nothing_heavy():
+    """`--help`, `--version`, `--print-config`, `--print-schema` and every error answer without torch or numpy."""
+    done = subprocess.run([sys.executable, "-c", PROBE, *SCHEMAS], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert len(found) == 7 * len(SCHEMAS)
+    for call_, (code, modules) in found.items():
+        assert modules == [], call_
+        assert code == (2 if "nowhere" in call_ or "--no-such" in call_ or call_.endswith("--x") else 0), call_
+
+
+@each_command
+def test_help_lists_every_key(name):
+    """`--help` names each key with its description and its default, and the options that all commands have."""
+    done = call(name, "--help")
+    text = " ".join(done.stdout.split())
+    assert (done.code, done.stderr) == (0, "")
+    for key in iter_keys(SCHEMAS[name]):
+        assert f"--{key.name} " in text, key.name
+        default = "required" if key.default is None else f"default: {' '.join(key.default.split())}"
+        squeezed = text.replace(" ", "")
+        assert key.description.replace(" ", "") in squeezed, key.name
+        assert default.replace(" ", "") in squeezed, key.name
+    for option in ("--config FILE.toml", "--print-config", "--print-schema", "--version"):
+        assert option in text
+
+
+@each_command
+def test_print_config_round_trips(name, tmp_path):
+    """`--print-config` prints the shipped TOML's configuration as TOML that gives the same object, and runs nothing."""
+    done = call(name, "--config", shipped(name), "--print-config")
+    assert (done.code, done.stderr) == (0, "")
+    again = tmp_path / "again.toml"
+    again.write_text(done.stdout)
+    assert load_config(SCHEMAS[name], again) == load_config(SCHEMAS[name], shipped(name))
+    assert call(name, "--config", again, "--print-config").stdout == done.stdout
+
+
+@each_command
+def test_print_schema_and_version(name):
+    """`--print-schema` is the schema that editors use; `--version` names the package; neither needs a TOML."""
+    done = call(name, "--print-schema")
+    assert done.stdout.rstrip("\n") == dump_json_schema(SCHEMAS[name])
+    assert re.fullmatch(r"transformerlm \d+\.\d+\.\d+\n", call(name, "--version").stdout)
+
+
+@each_command
+def test_every_key_can_be_set_on_the_command_line(name):
+    """`--key=value` and `--key value` set every key of the schema, with the value that the file has already."""
+    config = load_config(SCHEMAS[name], shipped(name))
+    printed = call(name, "--config", shipped(name), "--print-config").stdout
+    for key in iter_keys(SCHEMAS[name]):
+        value = config.model_dump(mode="json")
+        for part in key.name.split("."):
+            value = value[part]
+        if value is None or value == []:
+            continue
+        words = [
+            word if isinstance(word, str) else json.dumps(word) for word in ([value] if not key.is_list else value)
+        ]
+        separate = call(name, "--config", shipped(name), f"--{key.name}", *words, "--print-config")
+        joined = call(name, "--config", shipped(name), f"--{key.name}={words[0]}", "--print-config")
+        assert separate.stdout == printed, (key.name, separate.stderr)
+        assert len(words) > 1 or joined.stdout == printed, (key.name, joined.stderr)
+
+
+@each_command
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "nowhere.toml"], r"nowhere\.toml: no such file"),
+        (["--config"], r"expected one argument"),
+        (["stray"], r"stray"),
+        (["--no-such-key", "3"], r"--no-such-key is not a known option"),
+        (["--confg=x"], r"--confg is not a known option \(did you mean config\?\)"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_errors_are_lines_on_stderr_and_exit_2(name, arguments, message):
+    """A wrong command line gives exit 2, its reason on stderr without traceback, and nothing on stdout."""
+    done = call(name, *arguments)
+    assert (done.code, done.stdout) == (2, "")
+    assert re.search(message, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+
+
+def test_all_errors_of_a_file_are_shown_at_once(tmp_path):
+    """Each mistake of a TOML is one line that names file and key, with a suggestion; the exit code is 2."""
+    bad = tmp_path / "train.toml"
+    text = (
+        shipped("train").read_text().replace("num_heads = 4", "n_head = 4").replace("d_model = 256", 'd_model = "256"')
+    )
+    bad.write_text(text)
+    done = call("train", "--config", bad)
+    assert done.code == 2
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3  # num_heads is missing, too
+    assert all(line.startswith("train.toml: model.") for line in lines)
+    assert "n_head is not a known key (did you mean num_heads?)" in done.stderr
+
+
+def test_unknown_options_suggest_the_full_name():
+    """A key that other projects call otherwise, or without its section, is found."""
+    for option, suggestion in {
+        "--model.n_heads=3": "model.num_heads",
+        "--optimizer.lr=1": "optimizer.learning_rate",
+        "--max_steps=3": "training.max_steps",
+    }.items():
+        done = call("train", "--config", shipped("train"), option)
+        assert (
+            f"(did you mean {suggestion}?)" in done.stderr
+            or f"(did you mean {suggestion.split('.')[1]}?)" in done.stderr
+        )
+
+
+def test_required_keys_are_asked_for_by_name():
+    """Without a TOML every required key is named in a line of its own."""
+    done = call("make_data")
+    assert done.code == 2
+    assert [re.search(r"(\w+) is required", line)[1] for line in done.stderr.splitlines()] == [
+        "input",
+        "tokenizer",
+        "train",
+    ]
+
+
+FAILURES = [
+    (ConfigError(["a.toml: x is wrong", "a.toml: y is wrong"]), 2, "a.toml: x is wrong\na.toml: y is wrong\n"),
+    (ValueError("bad\n  value"), 2, "error: bad value\n"),
+    (FileNotFoundError(2, "No such file or directory", "x.npy"), 2, "error: x.npy: No such file or directory\n"),
+    (FileExistsError("x: is there"), 2, "error: x: is there\n"),
+    (PermissionError(13, "Permission denied", "/x"), 2, "error: /x: Permission denied\n"),
+    (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device\n"),
+    (ImportError("no wandb"), 1, "error: no wandb\n"),
+    (RuntimeError("out of memory"), 1, "error: out of memory\n"),
+    (MemoryError(), 1, "error: MemoryError\n"),
+    (FloatingPointError("nan"), 1, "error: nan\n"),
+    (KeyboardInterrupt(), 130, "interrupted\n"),
+]
+
+
+@pytest.mark.parametrize(("error", "code", "text"), FAILURES, ids=lambda value: type(value).__name__)
+def test_failures_have_their_codes_and_one_line(error, code, text, capsys):
+    """2 for what the user can mend, 1 for what failed, 130 for Ctrl-C; one line each, no traceback."""
+
+    def run(config):
+        raise error
+
+    with pytest.raises(SystemExit) as done:
+        main(Command("test", QuickstartConfig, run), [])
+    captured = capsys.readouterr()
+    assert (done.value.code, captured.out, captured.err) == (code, "", text)
+
+
+def test_a_traceback_can_be_asked_for(monkeypatch):
+    """TRANSFORMERLM_TRACEBACK=1 lets the error through, for those who want to see where it came from."""
+    monkeypatch.setenv("TRANSFORMERLM_TRACEBACK", "1")
+
+    def run(config):
+        raise ValueError("here")
+
+    with pytest.raises(ValueError, match="here"):
+        main(Command("test", QuickstartConfig, run), [])
+
+
+def test_our_own_mistakes_are_not_hidden():
+    """An error that no user can mend (KeyError, AssertionError) keeps its traceback."""
+
+    def run(config):
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError):
+        main(Command("test", QuickstartConfig, run), [])
+
+
+def test_the_result_of_the_command_is_the_exit_code():
+    """None and 0 end with 0, any other number with itself."""
+    for result, code in ((None, 0), (0, 0), (143, 143)):
+        with pytest.raises(SystemExit) as done:
+            main(Command("test", QuickstartConfig, lambda config, result=result: result), [])
+        assert done.value.code == code
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
+def test_a_reader_that_goes_away_does_no_harm():
+    """`--help | head -1` ends without a traceback, also when the pipe is closed before the first line."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "cli.train", "--help"],
+        cwd=ROOT,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode in (0, 1)
+
+
+# --- progress ----------------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        """Say so."""
+        return True
+
+
+def test_progress_rewrites_one_line_on_a_terminal_only(monkeypatch):
+    """On a terminal the line is rewritten; elsewhere no control characters are written, and the end is always told."""
+    for stream, rewrites in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        progress = Progress(10)
+        now = [0.0]
+        monkeypatch.setattr("cli.utils.time.monotonic", lambda now=now: now[0])
+        progress._began = progress._shown = 0.0
+        for step in range(1, 11):
+            now[0] += 1.0
+            progress(step, {"loss": 2.5, "tokens_per_second": 1234.0} | ({"val_loss": 3.0} if step == 5 else {}))
+        text = stream.getvalue()
+        assert ("\r\x1b[K" in text) == rewrites
+        assert "step 5/10  loss 2.500  val loss 3.000  1,234 tokens/s  ETA 0:05" in text
+        assert text.endswith("step 10/10  loss 2.500  1,234 tokens/s  0:10\n")
+        assert text.count("\n") == 2
+        progress(10)
+        assert stream.getvalue() == text
+
+
+def test_stages_have_their_units(capsys):
+    """Bytes are shown as megabytes with a rate; other units by their word."""
+    progress = StageProgress({"count": "B", "merge": "merge"})
+    progress("count", 2_000_000, 2_000_000)
+    progress("merge", 7, 7)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("2.0/2.0 MB  ")
+    assert lines[1].startswith("merge 7/7  ")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (41.6, "0:42"), (725, "12:05"), (11220, "3:07:00")])
+def test_clock(seconds, text):
+    """Times are minutes and seconds, with hours where there are any."""
+    assert clock(seconds) == text
+
+
+def test_defaults_file_and_command_line_win_in_that_order(tmp_path):
+    """The command line overrides the file, the file the defaults."""
+    toml = tmp_path / "quick.toml"
+    toml.write_text('time = "5m"\n')
+    printed = call("quickstart", "--config", toml, "--print-config").stdout
+    assert printed == dump_toml(QuickstartConfig(time="5m"))
+    printed = call("quickstart", "--config", toml, "--time=7m", "--print-config").stdout
+    assert printed == dump_toml(QuickstartConfig(time="7m"))
