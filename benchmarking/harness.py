@@ -57,7 +57,8 @@ def timed(
 def run_rounds(candidates: Mapping[str, Callable[[], Sample]], *, warmup: int, repeats: int) -> Series:
     """Run all candidates in turn, `warmup + repeats` times, and return the values of the counted rounds.
 
-    Garbage is collected before each run, so that no candidate pays for another one's.
+    Garbage is collected before each run, so that no candidate pays for another one's; what was there before the first
+    round is set aside for that long, or each collection would walk over all imported modules.
 
     Raises:
         ValueError: there is nothing to run, or no round to count.
@@ -65,13 +66,18 @@ def run_rounds(candidates: Mapping[str, Callable[[], Sample]], *, warmup: int, r
     if not candidates or repeats < 1 or warmup < 0:
         raise ValueError(f"rounds: expected candidates, repeats >= 1 and warmup >= 0, got {repeats=} and {warmup=}")
     series: Series = {name: {} for name in candidates}
-    for index in range(warmup + repeats):
-        for name, run in candidates.items():
-            gc.collect()
-            sample = run()
-            if index >= warmup:
-                for quantity, value in sample.items():
-                    series[name].setdefault(quantity, []).append(value)
+    gc.collect()
+    gc.freeze()
+    try:
+        for index in range(warmup + repeats):
+            for name, run in candidates.items():
+                gc.collect()
+                sample = run()
+                if index >= warmup:
+                    for quantity, value in sample.items():
+                        series[name].setdefault(quantity, []).append(value)
+    finally:
+        gc.unfreeze()
     return series
 
 
