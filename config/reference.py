@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pydantic import BaseModel
 
+from config.bench_infer import BenchInferConfig
+from config.bench_tokenizer import BenchTokenizerConfig
+from config.bench_train import BenchTrainConfig
 from config.infer import InferConfig
 from config.io import Key, iter_keys
 from config.make_data import MakeDataConfig
@@ -28,6 +31,9 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "transformerlm-make-data": MakeDataConfig,
     "transformerlm-train": TrainConfig,
     "transformerlm-infer": InferConfig,
+    "python -m benchmarking.bench_tokenizer": BenchTokenizerConfig,
+    "python -m benchmarking.bench_train": BenchTrainConfig,
+    "python -m benchmarking.bench_infer_latency": BenchInferConfig,
 }
 # The same in every command that has them, so described once.
 SHARED: dict[str, type[BaseModel]] = {"logging": LoggingConfig, "wandb": WandbConfig}
@@ -36,32 +42,37 @@ _LARGE_LIMIT = re.compile(r" and <= \d{7,}(\.0)?$")
 
 
 def reference() -> str:
-    """Return the keys of all commands as Markdown: a heading a command, a table a section."""
-    parts = []
-    for name, schema in COMMANDS.items():
-        parts.append(f"### {name}\n\n{_summary(schema)}")
-        parts += _tables(key for key in iter_keys(schema) if key.name.split(".")[0] not in SHARED)
+    """Return the keys of all commands as Markdown: a heading a command, a table a section, the same table once."""
+    parts: list[str] = []
+    seen: dict[str, str] = {}
+    for command, schema in COMMANDS.items():
+        parts.append(f"### {command}\n\n{_summary(schema)}")
+        for section, table in _tables(key for key in iter_keys(schema) if key.name.split(".")[0] not in SHARED):
+            first = seen.setdefault(table, command)
+            title = f"**[{section}]**" if section else ""
+            parts += [f"{title}: as in {first}."] if first != command else [title, table]
     owners = [name for name, schema in COMMANDS.items() if set(SHARED) <= set(schema.model_fields)]
     parts.append("### Shared sections\n\nThe same in " + ", ".join(owners) + ".")
-    for section, schema in SHARED.items():
-        parts += _tables(iter_keys(schema), prefix=f"{section}.")
-    return "\n\n".join(parts) + "\n"
+    for name, schema in SHARED.items():
+        for section, table in _tables(iter_keys(schema), prefix=f"{name}."):
+            parts += [f"**[{section}]**", table]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _summary(schema: type[BaseModel]) -> str:
     return (schema.__doc__ or "").split("\n\n")[0]
 
 
-def _tables(keys: Iterator[Key], *, prefix: str = "") -> Iterator[str]:
-    """Yield one table for each section, in the order of the schema."""
-    sections: dict[str, list[str]] = {}
+def _tables(keys: Iterable[Key], *, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the name and the table of each section, keys without a section first."""
+    sections: dict[str, list[str]] = {"": []}
     for key in keys:
         name = prefix + key.name
         cells = (f"`{name}`", _cell(key.expected), _default(key), _cell(key.description))
         sections.setdefault(name.rpartition(".")[0], []).append("| " + " | ".join(cells) + " |")
     for section, rows in sections.items():
-        title = f"**[{section}]**\n\n" if section else ""
-        yield title + "\n".join(["| key | takes | default | meaning |", "|---|---|---|---|", *rows])
+        if rows:
+            yield section, "\n".join(["| key | takes | default | meaning |", "|---|---|---|---|", *rows])
 
 
 def _default(key: Key) -> str:
