@@ -1,0 +1,178 @@
+"""`transformerlm-infer`: prompts from three places, JSON lines or streamed text, the same for the same seed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.cli.commands import ROOT, call, shipped
+from tests.training.tiny_run import VOCAB_SIZE
+
+KEYS = {
+    "event",
+    "params.max_new_tokens",
+    "params.temperature",
+    "params.p",
+    "params.top_k",
+    "params.min_p",
+    "params.stop_at_eos",
+    "params.eos_token_id",
+    "params.seed",
+    "text.prompt",
+    "text.output",
+    "metrics.latency_ms",
+}
+
+
+@pytest.fixture
+def infer(pipeline):
+    """Return a function that calls the command on the pipeline's run, on the CPU, with few tokens."""
+
+    def run(*arguments, stdin="", checkpoint=pipeline.run):
+        usual = ["--checkpoint", checkpoint, "--device=cpu", "--sampling.max_new_tokens=8"]
+        return call("infer", *usual, *arguments, stdin=stdin)
+
+    return run
+
+
+def outputs(outcome) -> list[str]:
+    """Return the generated texts of JSON lines."""
+    assert outcome.code == 0, outcome.stderr
+    return [record["text.output"] for record in outcome.records]
+
+
+def test_a_json_line_a_sample(infer):
+    """A line holds prompt, output, every sampling parameter and the latency; nothing else is on stdout."""
+    done = infer("--prompt", "Ada", "Bob")
+    assert done.code == 0
+    assert [record["text.prompt"] for record in done.records] == ["Ada", "Bob"]
+    for record in done.records:
+        assert set(record) == KEYS
+        assert record["metrics.latency_ms"] > 0
+        assert record["params.eos_token_id"] == VOCAB_SIZE - 1
+
+
+@pytest.mark.parametrize("stdin", ["Ada\nBob sees\n", "Ada\r\nBob sees"], ids=["lines", "windows, no end"])
+def test_prompts_come_from_stdin_when_there_are_none(infer, stdin):
+    """Each line of stdin is a prompt, without its line end; an unfinished last line counts."""
+    done = infer(stdin=stdin)
+    assert [record["text.prompt"] for record in done.records] == ["Ada", "Bob sees"]
+    assert outputs(done) == outputs(infer("--prompt", "Ada", "Bob sees"))
+
+
+def test_no_prompt_at_all_gives_no_output(infer):
+    """An empty stdin is no prompt: nothing on stdout, exit 0."""
+    done = infer(stdin="")
+    assert (done.code, done.stdout) == (0, "")
+
+
+def test_the_empty_prompt_starts_a_new_document(infer):
+    """`--prompt ""` generates from <|endoftext|>, which is not part of the text."""
+    for done in (infer("--prompt", ""), infer("--prompt="), infer(stdin="\n")):
+        (record,) = done.records
+        assert record["text.prompt"] == ""
+        assert record["text.output"]
+        assert "<|endoftext|>" not in record["text.output"]
+
+
+def test_the_seed_decides(infer):
+    """The same seed gives the same samples, another one others; several samples of a prompt differ."""
+    several = ["--prompt=Ada", "--num_samples=3", "--sampling.temperature=2.0"]
+    first, again, other = (outputs(infer(*several, f"--seed={seed}")) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+    assert len(set(first)) > 1
+    seeds = [record["params.seed"] for record in infer(*several, "--seed=5").records]
+    assert seeds == [5, 6, 7]
+    assert outputs(infer("--prompt=Ada", "--sampling.temperature=2.0", "--seed=2"))[0] == first[1]
+
+
+def test_temperature_zero_needs_no_seed(infer):
+    """The likeliest token is the same for every seed."""
+    greedy = ["--prompt=Ada", "--sampling.temperature=0.0"]
+    assert outputs(infer(*greedy, "--seed=1")) == outputs(infer(*greedy, "--seed=2"))
+
+
+def test_text_format_is_prompt_and_output(infer):
+    """`--output.format=text` prints the prompt and what follows it, samples parted by a line."""
+    expected = [record["text.prompt"] + record["text.output"] for record in infer("--prompt", "Ada", "Émile").records]
+    done = infer("--prompt", "Ada", "Émile", "--output.format=text")
+    assert done.code == 0
+    assert done.stdout == f"{expected[0]}\n\n{'-' * 72}\n{expected[1]}\n"
+
+
+def test_every_name_of_a_checkpoint_works(infer, pipeline, tmp_path):
+    """A run, its newest checkpoint, `latest`, and a copy that stands alone give the same text."""
+    copy = tmp_path / "copy"
+    shutil.copytree(pipeline.run / "checkpoints/step-00000012", copy)
+    places = [pipeline.run, pipeline.run / "checkpoints", pipeline.run / "checkpoints/latest", copy]
+    texts = [outputs(infer("--prompt=Ada", checkpoint=place)) for place in places]
+    assert all(text == texts[0] for text in texts)
+
+
+def test_a_long_prompt_keeps_its_end(infer):
+    """A prompt beyond the context is continued from its end, with a warning and whole in the record."""
+    prompt = "Ada sees a tree.\n" * 20
+    with pytest.warns(UserWarning, match="more than context_length 16"):
+        done = infer("--prompt", prompt)
+    assert done.records[0]["text.prompt"] == prompt
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--checkpoint=nowhere"], "nowhere: no such checkpoint or run directory"),
+        (["--checkpoint=."], "found neither"),
+        (["--device=cuda:99"], "cuda:99"),
+        (["--sampling.temperature=-1.0"], "--sampling.temperature: expected a number >= 0"),
+        (["--sampling.top_p=1.5"], "--sampling.top_p"),
+        (["--sampling.top_k=0"], "--sampling.top_k"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_one_line_and_exit_2(arguments, message, infer, tmp_path, monkeypatch):
+    """A missing checkpoint, device or value is named in one line; nothing is on stdout."""
+    monkeypatch.chdir(tmp_path)
+    done = infer("--prompt=x", *arguments)
+    assert (done.code, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_damaged_checkpoint_is_refused(infer, pipeline, tmp_path):
+    """A checkpoint whose file has changed is not used: exit 2, and the file is named."""
+    copy = tmp_path / "copy"
+    shutil.copytree(pipeline.run / "checkpoints/step-00000012", copy)
+    (copy / "tokenizer/merges.txt").write_text("#version: 0.2\n")
+    done = infer("--prompt=x", checkpoint=copy)
+    assert (done.code, done.stdout) == (2, "")
+    assert "tokenizer/merges.txt is damaged" in done.stderr
+
+
+def test_the_shipped_toml_runs(infer, pipeline):
+    """The shipped file generates from a run that is named on the command line."""
+    done = call("infer", "--config", shipped("infer"), "--checkpoint", pipeline.run, "--sampling.max_new_tokens=3")
+    assert done.code == 0
+    assert len(done.records) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
+def test_a_real_process_streams_and_survives_a_closed_pipe(pipeline):
+    """`transformerlm-infer ... | head -1`: the first line comes, the rest is dropped without a traceback."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli.infer", "--checkpoint", pipeline.run, "--prompt", "Ada", "--num_samples=1000000"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert '"text.prompt": "Ada"' in process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=60) in (0, 1)
+    assert process.stderr.read() == ""
+    process.stderr.close()

@@ -1,0 +1,77 @@
+"""`transformerlm-train-tokenizer`: a tokenizer that loads, one JSON line about it, and refusals before any work."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.cli.commands import call
+from transformerlm.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def arguments(pipeline, tmp_path):
+    """Return a command line for the pipeline's text."""
+    return ["--input", pipeline.files.text, "--output_dir", tmp_path / "tokenizer", "--tokenizer.vocab_size=280"]
+
+
+def test_it_writes_a_tokenizer_and_one_json_line(arguments, pipeline, tmp_path):
+    """The directory loads as the tokenizer that the line describes; stderr holds what is for people."""
+    done = call("train_tokenizer", *arguments)
+    assert done.code == 0
+    (record,) = done.records
+    tokenizer = Tokenizer.from_directory(tmp_path / "tokenizer")
+    assert record["event"] == "tokenizer_trained"
+    assert record["vocab_size"] == tokenizer.vocab_size == 280
+    assert record["merges"] == 280 - 256 - 1
+    assert record["sha256"] == tokenizer.fingerprint()
+    text = pipeline.files.text.read_text()
+    assert record["bytes_per_token"] == pytest.approx(tokenizer.bytes_per_token(text))
+    assert "280 tokens" in done.stderr
+
+
+def test_a_tokenizer_is_not_written_over_by_accident(arguments, tmp_path):
+    """A directory with a tokenizer is refused, and replaced with `--overwrite`."""
+    call("train_tokenizer", *arguments)
+    before = (tmp_path / "tokenizer/vocab.json").read_bytes()
+    again = call("train_tokenizer", *arguments, "--tokenizer.vocab_size=290")
+    assert again.code == 2
+    assert again.stdout == ""
+    assert "--overwrite" in again.stderr
+    assert (tmp_path / "tokenizer/vocab.json").read_bytes() == before
+    assert call("train_tokenizer", *arguments, "--tokenizer.vocab_size=290", "--overwrite").code == 0
+    assert len(json.loads((tmp_path / "tokenizer/vocab.json").read_text())) == 290
+
+
+def test_a_text_with_too_few_pairs_gives_a_smaller_vocabulary(tmp_path):
+    """When there is nothing left to merge the person is told, and the vocabulary is as large as it can be."""
+    (tmp_path / "short.txt").write_text("ab ab")
+    done = call(
+        "train_tokenizer",
+        f"--input={tmp_path / 'short.txt'}",
+        f"--output_dir={tmp_path / 'out'}",
+        "--tokenizer.vocab_size=1000",
+    )
+    assert done.code == 0
+    assert "no more pairs to merge" in done.stderr
+    assert done.records[0]["vocab_size"] < 270
+
+
+@pytest.mark.parametrize("content", [None, b""], ids=["missing", "empty"])
+def test_no_text_is_an_error_and_writes_nothing(content, tmp_path):
+    """A file that is missing or empty gives exit 2, a line that names it, and no directory."""
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    done = call("train_tokenizer", f"--input={path}", f"--output_dir={tmp_path / 'out'}", "--tokenizer.vocab_size=300")
+    assert (done.code, done.stdout) == (2, "")
+    assert "text.txt" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_noop_logging_leaves_stdout_empty(arguments):
+    """`logging.backend = "noop"` writes no record; the tokenizer is made all the same."""
+    done = call("train_tokenizer", *arguments, "--logging.backend=noop")
+    assert (done.code, done.stdout) == (0, "")
