@@ -15,7 +15,7 @@ from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from benchmarking.harness import OURS, Quantity, Report, Sample, run_rounds, timed
+from benchmarking.harness import OURS, Clock, Quantity, Report, Sample, clock_of, run_rounds, timed
 from benchmarking.machine import describe, is_installed
 from cli.utils import Command, note
 from cli.utils import main as run_command
@@ -50,17 +50,20 @@ def bench_infer(config: BenchInferConfig) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = resolve_device(config.device)
+    clock = clock_of(config.measure.clock, threads=torch.get_num_threads(), device=device.type)
     model = _load(config, device)
     peers = [peer for peer in config.peers if _is_usable(model)]
     environment = describe(threads=torch.get_num_threads(), device=str(device), packages=["transformers"])
-    report = Report("infer_latency", environment)
+    report = Report("infer_latency", environment | {"clock": config.measure.clock})
     for precision in config.precision:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         models: dict[str, Any] = {OURS: model.to(dtype)}
         models |= {peer: _llama_of(model) for peer in peers}
         for batch_size, prompt_length in product(config.batch_size, config.prompt_length):
             note(f"{precision}, batch {batch_size}, prompt of {prompt_length} on {device}")
-            _bench_case(config, models, precision=precision, shape=(batch_size, prompt_length), report=report)
+            _bench_case(
+                config, models, precision=precision, shape=(batch_size, prompt_length), report=report, clock=clock
+            )
     note(report.table())
 
 
@@ -109,7 +112,13 @@ def _llama_of(model: TransformerLM) -> Any:
 
 
 def _bench_case(
-    config: BenchInferConfig, models: dict[str, Any], *, precision: str, shape: tuple[int, int], report: Report
+    config: BenchInferConfig,
+    models: dict[str, Any],
+    *,
+    precision: str,
+    shape: tuple[int, int],
+    report: Report,
+    clock: Clock,
 ) -> None:
     import torch
 
@@ -123,10 +132,10 @@ def _bench_case(
         name: partial(_generate_ours if name == OURS else _generate_llama, model, prompt, batch_size)
         for name, model in models.items()
     }
-    wait = partial(synchronize, device)
+    measure = partial(timed, synchronize=partial(synchronize, device), clock=clock)
     series = run_rounds(
-        {name: partial(_measure, call, batch_size, config.max_new_tokens, wait) for name, call in calls.items()}
-        | {_LIMIT: CopyBandwidth(device)},
+        {name: partial(_measure, call, batch_size, config.max_new_tokens, measure) for name, call in calls.items()}
+        | {_LIMIT: CopyBandwidth(device, clock=clock)},
         warmup=config.measure.warmup,
         repeats=config.measure.repeats,
     )
@@ -150,10 +159,10 @@ def weight_bytes(model: TransformerLM) -> int:
     return (model.num_parameters() - looked_up) * embedding.element_size()
 
 
-def _measure(generate: Generate, batch_size: int, max_new_tokens: int, wait: Callable[[], None]) -> Sample:
+def _measure(generate: Generate, batch_size: int, max_new_tokens: int, measure: Callable[..., float]) -> Sample:
     """Time the generation of one token, which is the prompt's work, and of all."""
-    first = timed(partial(generate, 1), synchronize=wait)
-    whole = timed(partial(generate, max_new_tokens), synchronize=wait)
+    first = measure(partial(generate, 1))
+    whole = measure(partial(generate, max_new_tokens))
     # On a busy machine the longer run can be the shorter one; such a pair says nothing about a step, but must not be 0.
     step = max(whole - first, 1e-9) / (max_new_tokens - 1)
     return {FIRST_TOKEN.name: first * 1e3, TOKENS.name: batch_size * max_new_tokens / whole, DECODE.name: step * 1e3}

@@ -16,13 +16,16 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarking.harness import OURS, Quantity, Report, Sample, Series, run_rounds, timed
+from benchmarking.harness import OURS, Clock, Quantity, Report, Sample, Series, clock_of, run_rounds, timed
 from benchmarking.machine import describe, is_installed
 from cli.utils import Command, note
 from cli.utils import main as run_command
 from config.bench_tokenizer import BenchTokenizerConfig
+
+if TYPE_CHECKING:
+    from benchmarking.tokenizer_peers import Encoder
 
 TRAIN = Quantity("train_mb_per_second")
 TRAIN_MEMORY = Quantity("train_peak_memory_mb", higher_is_better=False)
@@ -40,13 +43,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def bench_tokenizer(config: BenchTokenizerConfig) -> None:
     """Measure as the configuration says; JSON lines on stdout, a table on stderr."""
+    clock = clock_of(config.measure.clock, threads=config.workers)
     peers: list[str] = [peer for peer in config.peers if _is_there(peer)]
     with tempfile.TemporaryDirectory() as folder, _peer_threads(config.workers):
         path = Path(folder) / "text.txt"
         documents = write_text(config, path)
-        report = Report("tokenizer", describe(threads=config.workers, packages=list(config.peers)))
-        tokenizer = _bench_training(config, peers, path, documents, report)
-        _bench_encoding(config, peers, tokenizer, documents, report)
+        environment = describe(threads=config.workers, packages=config.peers) | {"clock": config.measure.clock}
+        report = Report("tokenizer", environment)
+        tokenizer = _bench_training(config, peers, path, documents, report, clock)
+        _bench_encoding(config, peers, tokenizer, documents, report, clock)
     note(report.table())
 
 
@@ -74,7 +79,7 @@ def write_text(config: BenchTokenizerConfig, path: Path) -> list[str]:
 
 
 def _bench_training(
-    config: BenchTokenizerConfig, peers: list[str], path: Path, documents: list[str], report: Report
+    config: BenchTokenizerConfig, peers: list[str], path: Path, documents: list[str], report: Report, clock: Clock
 ) -> Any:
     """Measure training, and return our tokenizer."""
     from benchmarking.fresh_process import in_fresh_process
@@ -85,7 +90,9 @@ def _bench_training(
     note(f"training on {path.stat().st_size / 1e6:.1f} MB: {', '.join(names)}")
     arguments = (path, config.vocab_size, config.separator, config.workers)
     trained: dict[str, Any] = {}
-    candidates = {name: partial(_train, TRAINERS[name], arguments, name, trained) for name in names}
+    candidates = {
+        name: partial(_train, partial(TRAINERS[name], *arguments), path, trained, name, clock) for name in names
+    }
     series = run_rounds(candidates, warmup=config.measure.warmup, repeats=config.measure.repeats)
     report.add(TRAIN, series, params=params, warmup=config.measure.warmup)
 
@@ -103,13 +110,13 @@ def _bench_training(
     return trained[OURS]
 
 
-def _train(
-    trainer: Callable[..., Any], arguments: tuple[Any, ...], name: str, trained: dict[str, Any]
-) -> dict[str, float]:
-    def train() -> None:
-        trained[name] = trainer(*arguments)
+def _train(trainer: Callable[[], Any], path: Path, trained: dict[str, Any], name: str, clock: Clock) -> Sample:
+    """Train once; `trained[name]` keeps what came out."""
 
-    return {TRAIN.name: arguments[0].stat().st_size / 1e6 / timed(train)}
+    def train() -> None:
+        trained[name] = trainer()
+
+    return {TRAIN.name: path.stat().st_size / 1e6 / timed(train, clock=clock)}
 
 
 def _train_only(name: str, arguments: tuple[Any, ...]) -> None:
@@ -119,14 +126,24 @@ def _train_only(name: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _bench_encoding(
-    config: BenchTokenizerConfig, peers: list[str], tokenizer: Any, documents: list[str], report: Report
+    config: BenchTokenizerConfig, peers: list[str], tokenizer: Any, documents: list[str], report: Report, clock: Clock
 ) -> None:
     from benchmarking.tokenizer_peers import ENCODERS
 
     names = [OURS, *peers]
     note(f"encoding {len(documents):,} documents: {', '.join(names)}")
     ids: dict[str, list[int]] = {}
-    candidates = {name: partial(_encode, ENCODERS[name], tokenizer, documents, config, ids, name) for name in names}
+    candidates = {
+        name: partial(
+            _encode,
+            partial(ENCODERS[name], tokenizer),
+            documents,
+            config.workers,
+            partial(ids.__setitem__, name),
+            clock,
+        )
+        for name in names
+    }
     series = run_rounds(candidates, warmup=config.measure.warmup, repeats=config.measure.repeats)
     facts = {name: {"ids_equal": ids[name] == ids[OURS]} for name in peers}
     for name in peers:
@@ -137,26 +154,25 @@ def _bench_encoding(
 
 
 def _encode(
-    make: Callable[[Any], Any],
-    tokenizer: Any,
+    make: Callable[[], Encoder],
     documents: list[str],
-    config: BenchTokenizerConfig,
-    ids: dict[str, list[int]],
-    name: str,
+    workers: int,
+    keep: Callable[[list[int]], None],
+    clock: Clock,
 ) -> Sample:
-    """Encode all documents one by one, twice, and with several workers in batches; `ids[name]` keeps what came out."""
-    encoder = make(tokenizer)
+    """Encode all documents one by one, twice, and with several workers in batches; `keep` is given the ids."""
+    encoder = make()
     megabytes = sum(len(document.encode()) for document in documents) / 1e6
     encoded: list[list[int]] = []
 
     def encode_all() -> None:
         encoded[:] = [encoder.encode(document) for document in documents]
 
-    sample = {FIRST_PASS.name: megabytes / timed(encode_all), SECOND_PASS.name: megabytes / timed(encode_all)}
-    ids[name] = list(chain.from_iterable(encoded))
-    if config.workers > 1:
-        fresh = make(tokenizer)
-        sample[BATCH.name] = megabytes / timed(partial(fresh.encode_batch, documents, config.workers))
+    passes = [megabytes / timed(encode_all, clock=clock) for _ in range(2)]
+    keep(list(chain.from_iterable(encoded)))
+    sample = dict(zip((FIRST_PASS.name, SECOND_PASS.name), passes, strict=True))
+    if workers > 1:
+        sample[BATCH.name] = megabytes / timed(partial(make().encode_batch, documents, workers), clock=clock)
     return sample
 
 

@@ -18,7 +18,18 @@ from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from benchmarking.harness import OURS, Quantity, Report, Sample, Series, paired_ratios, run_rounds, timed
+from benchmarking.harness import (
+    OURS,
+    Clock,
+    Quantity,
+    Report,
+    Sample,
+    Series,
+    clock_of,
+    paired_ratios,
+    run_rounds,
+    timed,
+)
 from benchmarking.machine import describe
 from cli.utils import Command, note
 from cli.utils import main as run_command
@@ -50,20 +61,21 @@ def bench_train(config: BenchTrainConfig) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
         device = resolve_device(config.device)
+        clock = clock_of(config.measure.clock, threads=torch.get_num_threads(), device=device.type)
         for peer in config.peers:
             if not is_available(peer):
                 note(f"{peer} is not installed: skipped (pip install transformers)")
         names = [OURS, *filter(is_available, config.peers)]
         environment = describe(threads=torch.get_num_threads(), device=str(device), packages=["transformers"])
-        report = Report("train", environment)
+        report = Report("train", environment | {"clock": config.measure.clock})
         for precision, compiled in product(config.precision, config.compile):
             note(f"{precision}{', compiled' if compiled else ''} on {device}: {', '.join(names)}")
-            _bench_case(config, names, precision, compiled, report)
+            _bench_case(config, names, precision, compiled, report, clock)
     note(report.table())
 
 
 def _bench_case(
-    config: BenchTrainConfig, names: list[str], precision: Precision, compiled: bool, report: Report
+    config: BenchTrainConfig, names: list[str], precision: Precision, compiled: bool, report: Report, clock: Clock
 ) -> None:
     import torch
 
@@ -81,12 +93,13 @@ def _bench_case(
 
     torch.compiler.reset()
     tokens = config.batch_size * config.model.context_length * config.steps_per_round
+    measure = partial(timed, synchronize=partial(synchronize, device), clock=clock)
     candidates: dict[str, Callable[[], Sample]] = {}
     for name in names:
         step = make_step(config, name, precision=precision, compiled=compiled)
         step()  # the compiler's time is counted above
-        candidates[name] = partial(_run_steps, step, config.steps_per_round, tokens, partial(synchronize, device))
-    candidates[_LIMIT] = MatmulPeak(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+        candidates[name] = partial(_run_steps, step, config.steps_per_round, tokens, measure)
+    candidates[_LIMIT] = MatmulPeak(device, torch.bfloat16 if precision == "bf16" else torch.float32, clock=clock)
     series = run_rounds(candidates, warmup=config.measure.warmup, repeats=config.measure.repeats)
     peak = series.pop(_LIMIT)["flops_per_second"]
     flops = flops_per_token(hparams, hparams["context_length"])
@@ -116,12 +129,14 @@ def _bench_first_steps(
     report.add(MEMORY, series, params=params, warmup=0)
 
 
-def _run_steps(step: Callable[[], float], count: int, tokens: int, synchronize: Callable[[], None]) -> Sample:
+def _run_steps(
+    step: Callable[[], float], count: int, tokens: int, measure: Callable[[Callable[[], None]], float]
+) -> Sample:
     def run() -> None:
         for _ in range(count):
             step()
 
-    return {TOKENS.name: tokens / timed(run, synchronize=synchronize)}
+    return {TOKENS.name: tokens / measure(run)}
 
 
 def _utilisation(tokens_per_second: list[float], peak: list[float], flops: int) -> dict[str, float]:

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 OURS = "transformerlm"
 
 Clock = Callable[[], float]
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 Sample = Mapping[str, float]
 """What one run of a candidate measured: quantity -> value."""
 
@@ -52,6 +53,17 @@ def timed(
     function()
     synchronize()
     return clock() - start
+
+
+def clock_of(name: str, *, threads: int, device: str = "cpu") -> Clock:
+    """Return the clock "wall" or "cpu".
+
+    Raises:
+        ValueError: the CPU clock with several threads, whose seconds it would add up, or for a device it does not see.
+    """
+    if name == "cpu" and (threads != 1 or device != "cpu"):
+        raise ValueError(f'measure.clock = "cpu": expected one thread on the cpu, found {threads} on {device}')
+    return CLOCKS[name]
 
 
 def run_rounds(candidates: Mapping[str, Callable[[], Sample]], *, warmup: int, repeats: int) -> Series:

@@ -14,6 +14,9 @@ class MeasureConfig(Section):
 
     warmup: int = Field(1, ge=0, le=10**6, description="rounds that are run and not counted")
     repeats: int = Field(5, ge=1, le=10**6, description="rounds that are counted")
+    clock: Literal["wall", "cpu"] = Field(
+        "wall", description="wall: real seconds; cpu: this process's, for one thread on the CPU of a busy machine"
+    )
 
 
 class BenchTokenizerConfig(Section):

@@ -25,7 +25,16 @@ def check_line(line: dict) -> None:
     assert all(value > 0 for value in line["values"])
     assert 0 < line["min"] <= line["median"] <= line["max"]
     assert line["warmup"] >= 0
-    for key in ("date", "benchmark", "candidate", "quantity", "hardware.cpu", "hardware.cores", "hardware.threads"):
+    for key in (
+        "date",
+        "clock",
+        "benchmark",
+        "candidate",
+        "quantity",
+        "hardware.cpu",
+        "hardware.cores",
+        "hardware.threads",
+    ):
         assert line[key], key
     for key in ("hardware.ram_gb", "hardware.gpu", "versions.python", "versions.torch", "versions.transformerlm"):
         assert key in line

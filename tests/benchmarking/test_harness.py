@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from benchmarking.harness import OURS, Quantity, Report, paired_ratios, run_rounds, speedups, summarise, timed
+from benchmarking.harness import OURS, Quantity, Report, clock_of, paired_ratios, run_rounds, speedups, summarise, timed
 
 RATE = Quantity("tokens_per_second")
 DELAY = Quantity("latency_ms", higher_is_better=False)
@@ -41,6 +41,15 @@ def test_timed_counts_the_call_and_the_wait_for_the_device_behind_it() -> None:
         queued.append(2.0)
 
     assert timed(launch, synchronize=synchronize, clock=clock) == 2.5
+
+
+def test_the_cpu_clock_is_for_one_thread_on_the_cpu() -> None:
+    """It would add up several threads' seconds, and does not see a GPU's: both are refused."""
+    assert clock_of("wall", threads=8, device="cuda")() > 0
+    assert clock_of("cpu", threads=1)() > 0
+    for threads, device in ((2, "cpu"), (1, "cuda")):
+        with pytest.raises(ValueError, match=f"expected one thread on the cpu, found {threads} on {device}"):
+            clock_of("cpu", threads=threads, device=device)
 
 
 def test_rounds_run_the_candidates_in_turn() -> None:
