@@ -41,6 +41,9 @@ def main(command: Command[Schema], argv: Sequence[str] | None = None) -> NoRetur
 
     Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 interrupted.
     """
+    # torch's threads spin while they wait for each other; beside a busy neighbour that made a step five times slower
+    # (docs/LOG.md). Read by OpenMP when torch is imported, which no command has done yet.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         config = configure(command, argv)
         code = command.run(config) if config is not None else 0
