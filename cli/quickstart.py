@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -108,7 +109,12 @@ def _run(verb: str, **options: object) -> None:
     note(f"\n$ transformerlm-{verb} {shlex.join(arguments)}")
     command = [sys.executable, "-m", f"cli.{verb.replace('-', '_')}", *arguments]
     quiet = verb != "infer"
-    done = subprocess.run(command, stdout=subprocess.DEVNULL if quiet else None, check=False)
+    # Ctrl-C reaches the command as well, which may want to save what it has; how it ended says the rest.
+    previous = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        done = subprocess.run(command, stdout=subprocess.DEVNULL if quiet else None, check=False)
+    finally:
+        signal.signal(signal.SIGINT, previous)
     if done.returncode:
         raise subprocess.CalledProcessError(done.returncode, f"transformerlm-{verb}")
 

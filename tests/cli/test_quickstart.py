@@ -1,0 +1,197 @@
+"""`transformerlm-quickstart` is the other commands in order: what it shows is what it runs, and all of it is valid."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cli import quickstart
+from tests.cli.commands import ROOT, call
+from tests.training.tiny_run import END
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Let the commands not run but leave behind the files that the next stage reads; return what was started."""
+    started: list[list[str]] = []
+
+    def run(command, **settings):
+        started.append(command)
+        values = dict(word[2:].split("=", 1) for word in command[3:] if word.startswith("--") and "=" in word)
+        if command[2] == "cli.train_tokenizer":
+            folder = Path(values["output_dir"])
+            folder.mkdir(parents=True)
+            (folder / "vocab.json").write_text(json.dumps({str(number): number for number in range(300)}))
+        if command[2] == "cli.train":
+            folder = Path(values["runs_dir"]) / values["logging.run_name"]
+            folder.mkdir(parents=True)
+            lines = [{"step": 1, "metrics.loss": 5.0, "metrics.tokens": 4096}]
+            lines += [
+                {"step": step, "metrics.loss": 4.0, "metrics.tokens": 4096 * step, "metrics.tokens_per_second": 2048.0}
+                for step in (2, 3)
+            ]
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(quickstart.subprocess, "run", run)
+    return started
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    """Return a text file with documents."""
+    path = tmp_path / "my text.txt"
+    path.write_text(END.join(["Some words.\n"] * 50))
+    return path
+
+
+def test_the_commands_that_are_shown_are_run_in_order_and_valid(pretend, text, tmp_path):
+    """Each `$ transformerlm-...` line stands for the process started after it, and that command accepts it."""
+    done = call("quickstart", "--text", text, "--dir", tmp_path / "home", "--time=100s", "--device=cpu")
+    assert (done.code, done.stdout) == (0, "")
+    shown = [shlex.split(line[2:]) for line in done.stderr.splitlines() if line.startswith("$ ")]
+    names = [words[0].removeprefix("transformerlm-").replace("-", "_") for words in shown]
+    assert names == ["train_tokenizer", "make_data", "train", "train", "infer"]
+    for name, words, command in zip(names, shown, pretend, strict=True):
+        assert command == [sys.executable, "-m", f"cli.{name}", *words[1:]]
+        checked = call(name, *words[1:], "--print-config")
+        assert checked.code == 0, checked.stderr
+
+
+def test_the_steps_fill_the_time(pretend, text, tmp_path):
+    """From the measured seconds per step (here 2) follow the steps, and with them the intervals."""
+    call("quickstart", "--text", text, "--dir", tmp_path / "home", "--time=1000s")
+    values = dict(word[2:].split("=", 1) for word in pretend[3] if word.startswith("--") and "=" in word)
+    steps = int(values["training.max_steps"])
+    assert steps == int(1000 * quickstart.STEPS_SHARE / 2)
+    assert values["training.max_time"] == "1000s"
+    assert values["model.vocab_size"] == "300"
+    assert int(values["schedule.warmup_steps"]) < steps
+
+
+def test_a_short_time_still_makes_some_steps(pretend, text, tmp_path):
+    """However short the time, there are enough steps for a curve, and every interval is at least 1."""
+    assert call("quickstart", "--text", text, "--dir", tmp_path / "home", "--time=1s").code == 0
+    assert f"--training.max_steps={quickstart.MIN_STEPS}" in pretend[3]
+    assert (tmp_path / "home/run/loss.png").is_file()
+
+
+def test_nothing_is_written_over(pretend, text, tmp_path):
+    """A directory that is taken gets a number, so that a second run keeps the first."""
+    for _ in range(3):
+        assert call("quickstart", "--text", text, "--dir", tmp_path / "home").code == 0
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"home", "home-2", "home-3"}
+    assert call("quickstart", "--text", text, "--dir", text).code == 0  # the name of a file is taken, too
+
+
+def test_a_text_without_documents_is_cut_into_some(pretend, tmp_path):
+    """A plain book has no separators: it is cut at blank lines, the person is told, and the pieces are used."""
+    book = tmp_path / "book.txt"
+    book.write_text("A line of a book that goes on for a while.\n\n" * 3000)
+    done = call("quickstart", "--text", book, "--dir", tmp_path / "home")
+    corpus = tmp_path / "home/corpus.txt"
+    assert f"--input={corpus}" in pretend[0]
+    assert corpus.read_text().count(END) > 10
+    assert str(corpus) in done.stderr
+
+
+def test_a_text_with_documents_is_used_as_it_is(pretend, text, tmp_path):
+    """The user's own files go to the commands, untouched."""
+    call("quickstart", "--text", text, "--dir", tmp_path / "home")
+    assert f"--input={text}" in pretend[0]
+    assert not (tmp_path / "home/corpus.txt").exists()
+
+
+@pytest.mark.parametrize(("code", "expected"), [(2, 2), (130, 130), (-9, 1)])
+def test_a_stage_that_fails_ends_it_with_its_code(code, expected, text, tmp_path, monkeypatch):
+    """The first command that fails is named, nothing more is started, and its exit code is passed on."""
+    started = []
+
+    def run(command, **settings):
+        started.append(command)
+        return subprocess.CompletedProcess(command, code)
+
+    monkeypatch.setattr(quickstart.subprocess, "run", run)
+    done = call("quickstart", "--text", text, "--dir", tmp_path / "home")
+    assert done.code == expected
+    assert len(started) == 1
+    assert f"transformerlm-train-tokenizer ended with exit code {code}" in done.stderr
+
+
+def test_a_missing_text_is_one_line(tmp_path):
+    """A file that is not there is named; no stage is started."""
+    done = call("quickstart", "--text", tmp_path / "nowhere.txt", "--dir", tmp_path / "home")
+    assert done.code == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "nowhere.txt" in done.stderr
+
+
+def test_prompts_that_look_like_options_reach_the_command(pretend, text, tmp_path):
+    """The prompts are handed over as they are."""
+    call("quickstart", "--text", text, "--dir", tmp_path / "home", "--prompt=-x", "--device=cpu")
+    checked = call("infer", *pretend[-1][3:], "--print-config")
+    assert checked.code == 0, checked.stderr
+    assert 'prompt = [\n    "-x",\n]' in checked.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_leaves_the_last_word_to_the_running_command(monkeypatch, tmp_path):
+    """SIGINT reaches the command that runs; quickstart waits for it to save instead of killing it."""
+    marker = tmp_path / "saved"
+    child = (
+        "import signal, sys, time, os, pathlib\n"
+        "def save(*_):\n    time.sleep(0.6); pathlib.Path(sys.argv[1]).touch(); sys.exit(130)\n"
+        "signal.signal(signal.SIGINT, save)\n"
+        "os.kill(os.getppid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(10)\n"
+    )
+    real = subprocess.run
+    monkeypatch.setattr(
+        quickstart.subprocess, "run", lambda command, **_: real([sys.executable, "-c", child, marker], check=False)
+    )
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        quickstart._run("train")
+    assert caught.value.returncode == 130
+    assert marker.exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.slow
+def test_the_whole_of_it_on_a_small_text(tmp_path):
+    """The real commands on a small text in a few seconds: picture, samples on stdout, and next steps that work."""
+    text = tmp_path / "text.txt"
+    text.write_text(
+        "".join(f"The {word} sat on the mat, and the {word} was glad.\n\n" for word in ("cat", "dog") * 4000)
+    )
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "cli.quickstart", "--text", text, "--time=5s", "--dir", tmp_path / "home"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert time.perf_counter() - start < 180
+    run = tmp_path / "home/run"
+    assert (run / "loss.png").is_file()
+    assert (run / "checkpoints/latest/model.safetensors").is_file()
+    assert done.stdout.count("-" * 72) == 2
+    assert " the " in done.stdout
+    assert "Traceback" not in done.stderr
+    assert "val loss" in done.stderr
+    assert "bits/byte" in done.stderr
+    for line in done.stderr.split("Next:\n")[1].splitlines():
+        words = shlex.split(re.split(r"   |trains further", line.strip())[0].replace("...", "7"))
+        if "--help" not in words and "FILE7" not in words:
+            checked = call(words[0].removeprefix("transformerlm-").replace("-", "_"), *words[1:], "--print-config")
+            assert checked.code == 0, (line, checked.stderr)
