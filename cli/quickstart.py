@@ -39,6 +39,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def quickstart(config: QuickstartConfig) -> int:
     """Run the pipeline in a fresh directory, and return the exit code of the first command that fails, or 0."""
+    from transformerlm.utils.text_files import expand_inputs
+
+    if config.text:
+        expand_inputs(config.text)  # a name without a file is an error before there is a directory
     home = _free_directory(config.dir)
     home.mkdir(parents=True)
     try:

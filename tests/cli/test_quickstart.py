@@ -128,11 +128,12 @@ def test_a_stage_that_fails_ends_it_with_its_code(code, expected, text, tmp_path
 
 
 def test_a_missing_text_is_one_line(tmp_path):
-    """A file that is not there is named; no stage is started."""
+    """A file that is not there is named; no stage is started and no directory made."""
     done = call("quickstart", "--text", tmp_path / "nowhere.txt", "--dir", tmp_path / "home")
     assert done.code == 2
     assert len(done.stderr.splitlines()) == 1
     assert "nowhere.txt" in done.stderr
+    assert not (tmp_path / "home").exists()
 
 
 def test_prompts_that_look_like_options_reach_the_command(pretend, text, tmp_path):

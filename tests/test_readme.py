@@ -1,0 +1,150 @@
+"""What README and docs tell people to type is accepted; the commands by hand and the library example run."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BY_HAND = ("train-tokenizer", "make-data", "train", "infer")
+# Commands whose lines are checked by appending --print-config.
+COMMAND = re.compile(r"transformerlm-([\w-]+)|(?:cli|benchmarking)\.(\w+)")
+
+
+def blocks_of(page: Path, *languages: str) -> list[str]:
+    """Return the fenced blocks of a page in these languages."""
+    pattern = rf"^ *```(?:{'|'.join(languages)})[ \t]*\n(.*?)^ *```"
+    return re.findall(pattern, page.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def commands_of(page: Path) -> list[str]:
+    """Return the lines of a page's shell blocks, continued lines joined."""
+    lines = [line for block in blocks_of(page, "bash", "sh") for line in block.replace("\\\n", " ").splitlines()]
+    return [" ".join(line.split()) for line in lines if line.strip() and not line.strip().startswith("#")]
+
+
+def our_part(line: str) -> tuple[str, list[str]] | None:
+    """Return the module of a command line of ours and its arguments, up to a pipe or redirection."""
+    words = shlex.split(line, comments=True)
+    for index, word in enumerate(words):
+        found = COMMAND.fullmatch(word)
+        if found and (found[1] or words[index - 1] == "-m"):
+            module = f"cli.{found[1].replace('-', '_')}" if found[1] else word
+            arguments = words[index + 1 :]
+            ends = [place for place, one in enumerate(arguments) if one in ("|", ">", ">>", "2>", "<", "&&", ";", "&")]
+            return module, arguments[: min(ends, default=len(arguments))]
+    return None
+
+
+LINES = [
+    pytest.param(line, id=f"{page.relative_to(ROOT)}: {line}")
+    for page in PAGES
+    for line in dict.fromkeys(commands_of(page))
+    if our_part(line)
+]
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch) -> Path:
+    """Go to a directory that looks like a fresh clone, with the shipped TOMLs under short names, too."""
+    for name in ("config", "docs", "databuilder", "benchmarking"):
+        (tmp_path / name).symlink_to(ROOT / name, target_is_directory=True)
+    for toml in (ROOT / "config/resources").glob("*.toml"):
+        (tmp_path / toml.name).write_bytes(toml.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_the_command_is_accepted(line, checkout):
+    """The line's options and values are valid: the command prints its configuration instead of running."""
+    module, arguments = our_part(line)
+    for place, word in enumerate(arguments):
+        if word.endswith("/config.toml") and not Path(word).exists():  # that of a run
+            arguments[place] = "train.toml"
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with redirect_stdout(stdout), redirect_stderr(stderr), pytest.raises(SystemExit) as done:
+        importlib.import_module(module).main([*arguments, "--print-config"])
+    assert (done.value.code or 0) == 0, stderr.getvalue()
+    assert stdout.getvalue()
+
+
+def test_readme_starts_with_the_two_commands():
+    """README's first shell lines hold the main job and the tests, as a newcomer needs them."""
+    commands = commands_of(ROOT / "README.md")
+    assert any(line.endswith("uv run transformerlm-quickstart") for line in commands[:4])
+    assert any("uv run pytest" in line for line in commands[:6])
+
+
+def test_readme_shows_every_command():
+    """Each console script stands in README."""
+    import tomllib
+
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    text = (ROOT / "README.md").read_text()
+    assert [script for script in scripts if script not in text] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    """Every relative link and picture of a page is a file of the repository."""
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if "://" not in target and not target.startswith("mailto:"):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_examples_import_what_exists(page):
+    """Python blocks compile, and every name they import is there."""
+    for block in blocks_of(page, "python"):
+        compile(block, page.name, "exec")
+        for line in re.findall(r"^(?:from|import) .*$", block, flags=re.M):
+            exec(line, {})
+
+
+@pytest.mark.slow
+def test_the_commands_by_hand_and_the_library_example_run(checkout):
+    """README's block of the four commands runs from top to bottom, then README's Python, in a fresh directory.
+
+    Only the number of training steps is cut down.
+    """
+    block = next(
+        block
+        for block in blocks_of(ROOT / "README.md", "bash")
+        if all(re.search(rf"transformerlm-{verb}\b(?!-)", block) for verb in BY_HAND)
+    )
+    if "data/corpus.txt" not in block.split("transformerlm-train-tokenizer")[0]:
+        from databuilder.docstring_corpus import write_corpus
+
+        (checkout / "data").mkdir()
+        write_corpus(checkout / "data/corpus.txt", max_bytes=1_000_000)
+    short = r"\1 --training.max_steps=20 --schedule.warmup_steps=5 --training.eval_batches=1"
+    script = re.sub(r"^(.*transformerlm-train (?:[^\n\\]|\\\n)*?)(?=\s*(?:#.*)?$)", short, block, count=1, flags=re.M)
+    script = script.replace("uv run ", "")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
+    for command in (
+        ["bash", "-euc", script],
+        [sys.executable, "-c", "\n".join(blocks_of(ROOT / "README.md", "python"))],
+    ):
+        done = subprocess.run(
+            command,
+            cwd=checkout,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
