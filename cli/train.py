@@ -127,11 +127,13 @@ def _find_checkpoint(config: TrainConfig, root: Path, *, world: World) -> Path |
     from transformerlm.distributed import barrier, is_main
     from transformerlm.training import checkpoint
 
+    newest = None
     if is_main(world):
         checkpoint.remove_leftovers(root)
-        checkpoint.newest_whole(root, warn=note)
+        newest = checkpoint.newest_whole(root, warn=note)
     barrier(world)  # one rank sets damaged checkpoints aside, so that the others do not meet them
-    newest = checkpoint.newest_whole(root)
+    if not is_main(world):
+        newest = checkpoint.newest_whole(root)
     if newest and config.checkpoint.resume == "never":
         raise FileExistsError(
             f'{newest}: this run has a checkpoint already, but checkpoint.resume = "never"; '

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -46,7 +47,9 @@ def main(command: Command[Schema], argv: Sequence[str] | None = None) -> NoRetur
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         config = configure(command, argv)
-        code = command.run(config) if config is not None else 0
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: note(f"warning: {message}")
+            code = command.run(config) if config is not None else 0
     except ConfigError as error:
         fail(error.lines, EXIT_BAD_INPUT)
     except KeyboardInterrupt:

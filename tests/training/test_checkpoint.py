@@ -400,6 +400,7 @@ def test_resolve_takes_every_way_to_name_a_checkpoint(by_link, tmp_path, monkeyp
     """A run, its `checkpoints`, one checkpoint, `latest` and `best` all lead to a checkpoint's directory."""
     root = tmp_path / "run" / "checkpoints"
     older, newer = empty_checkpoints(root, [1, 2])
+    monkeypatch.setattr(checkpoint, "verify", lambda directory: {})
     if not by_link:
         monkeypatch.setattr(Path, "symlink_to", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("no right")))
     checkpoint.point(root / "latest", newer)
@@ -408,6 +409,18 @@ def test_resolve_takes_every_way_to_name_a_checkpoint(by_link, tmp_path, monkeyp
         assert checkpoint.resolve(tmp_path / name) == expected
     assert checkpoint.resolve(root / "latest").resolve() == newer.resolve()
     assert checkpoint.resolve(root / "best").resolve() == older.resolve()
+
+
+def test_resolve_passes_over_damage_with_a_warning(files, tmp_path):
+    """A reader of a run gets its newest whole checkpoint and a warning that names the damaged one, which stays."""
+    older, newer = two_checkpoints(tmp_path, files)
+    DAMAGES["missing"](newer / "model.safetensors")
+    with pytest.warns(UserWarning, match=r"step-00000002: model\.safetensors is missing"):
+        assert checkpoint.resolve(tmp_path) == older
+    assert newer.is_dir()
+    DAMAGES["missing"](older / "config.toml")
+    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match="none of its 2 checkpoints is whole"):
+        checkpoint.resolve(tmp_path)
 
 
 def test_resolve_says_what_it_found_instead(tmp_path):

@@ -213,7 +213,9 @@ def newest_whole(root: Path, *, warn: Callable[[str], None] = warnings.warn) -> 
 
 
 def resolve(path: Path) -> Path:
-    """Return the checkpoint directory that `path` names: itself, or the newest of a run or `checkpoints` directory.
+    """Return the checkpoint directory that `path` names: itself, or the newest whole one of a run directory.
+
+    Damaged checkpoints of a run are passed over with a warning; they stay where they are.
 
     Raises:
         CheckpointError: there is none.
@@ -228,7 +230,16 @@ def resolve(path: Path) -> Path:
     found = list_checkpoints(root)
     if not found:
         raise CheckpointError(f"{path}: expected a checkpoint (with state.json) or a run directory, found neither")
-    return found[0]
+    for directory in found:
+        try:
+            verify(directory)
+        except CheckpointFormatError:
+            raise
+        except CheckpointError as error:
+            warnings.warn(f"{error}; looking for an older checkpoint", stacklevel=2)
+        else:
+            return directory
+    raise CheckpointError(f"{path}: none of its {len(found)} checkpoints is whole")
 
 
 def _target(link: Path) -> str | None:
