@@ -25,6 +25,7 @@ CORPUS_BYTES = 6_000_000
 CALIBRATION_STEPS = 12
 MIN_STEPS = 20
 MIN_DOCUMENTS = 20
+MIN_TEXT_BYTES = 20_000
 # The part of the budget that goes into steps; the rest is for validation, checkpoints and a machine that gets busy.
 STEPS_SHARE = 0.85
 RUN_NAME = "run"
@@ -39,10 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def quickstart(config: QuickstartConfig) -> int:
     """Run the pipeline in a fresh directory, and return the exit code of the first command that fails, or 0."""
-    from transformerlm.utils.text_files import expand_inputs
-
-    if config.text:
-        expand_inputs(config.text)  # a name without a file is an error before there is a directory
+    _check_text(config.text)
     home = _free_directory(config.dir)
     home.mkdir(parents=True)
     try:
@@ -64,6 +62,20 @@ def quickstart(config: QuickstartConfig) -> int:
         return int(error.returncode) if error.returncode > 0 else EXIT_FAILED
     _say_what_next(home)
     return 0
+
+
+def _check_text(patterns: list[str]) -> None:
+    """Refuse the user's files before anything is written.
+
+    Raises:
+        FileNotFoundError: a name without a file.
+        ValueError: too little text to train on.
+    """
+    from transformerlm.utils.text_files import expand_inputs, total_bytes
+
+    size = total_bytes(expand_inputs(patterns)) if patterns else MIN_TEXT_BYTES
+    if size < MIN_TEXT_BYTES:
+        raise ValueError(f"text: expected at least {MIN_TEXT_BYTES:,} bytes to train on, found {size:,}")
 
 
 def _free_directory(wanted: Path) -> Path:
@@ -160,7 +172,7 @@ def _train(config: QuickstartConfig, home: Path) -> None:
         training__max_steps=steps,
         training__max_time=config.time,
         training__eval_interval=max(1, steps // 12),
-        schedule__warmup_steps=steps // 20,
+        schedule__warmup_steps=steps // 10,
         checkpoint__interval=max(1, steps // 3),
         samples__interval=steps // 3 + 1,
     )
@@ -175,7 +187,7 @@ def _seconds_per_step(run_dir: Path) -> float:
     rates = [record["metrics.tokens_per_second"] for record in records if "metrics.tokens_per_second" in record]
     steps = [record["metrics.tokens"] for record in records if "metrics.tokens" in record]
     tokens_per_step = steps[0]
-    return float(tokens_per_step / statistics.median(rates))
+    return float(tokens_per_step / statistics.median(rates[len(rates) // 2 :]))  # the first steps are slower
 
 
 def _show_picture(run_dir: Path) -> None:
@@ -203,7 +215,8 @@ def _say_what_next(home: Path) -> None:
         f"\nEverything is in {home}. Next:\n"
         f'  transformerlm-infer --config {_shipped("infer")} --checkpoint={run} --output.format=text --prompt "..."\n'
         "  transformerlm-quickstart --text FILE... --time 10m     train on your own text, for longer\n"
-        f"  transformerlm-train --config {run}/config.toml --training.max_steps=... trains further (more steps)\n"
+        f"  transformerlm-train --config {run}/config.toml --training.max_time=none --training.max_steps=...\n"
+        "                                                         train it further\n"
         "  transformerlm-train --help                             every setting, with its default"
     )
 

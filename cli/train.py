@@ -54,7 +54,10 @@ def train(config: TrainConfig) -> int:
             logger.log_artifact(config.data.tokenizer, name=f"{run_dir.name}-tokenizer", type="tokenizer")
         if trainer.state.step:
             logger.log_event("resumed", step=trainer.state.step)
-        trainer.train()
+        state = trainer.train()
+        if state.step < config.training.max_steps and signals.received is None:
+            limit = config.training.max_time
+            note(f"stopped by training.max_time = {limit} at step {state.step}; the same command goes on")
     return signals.exit_code
 
 
@@ -183,6 +186,8 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
         device=str(runtime.device),
         precision=runtime.precision,
     )
+    if trainer.state.step:
+        note(f"resumed at step {trainer.state.step:,}")
     note(f"{run_dir}: {parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs per token, about {gigabytes(memory)}")
     note(f"{steps:,} steps of {tokens_per_step:,} tokens on {runtime.device} in {runtime.precision}, ETA {clock(eta)}")
 

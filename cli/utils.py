@@ -15,7 +15,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from pydantic import BaseModel
 
-from config.io import SHIPPED, ConfigError, Key, dump_json_schema, dump_toml, iter_keys, load_config, suggest
+from config.io import SHIPPED, ConfigError, Key, dump_json_schema, dump_toml, iter_keys, load_config, nearest
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -85,6 +85,9 @@ def configure(command: Command[Schema], argv: Sequence[str] | None = None) -> Sc
         print(dump_json_schema(command.schema))
         return None
     print_config = options.pop("print_config")
+    if path is None and not options and any(key.default is None for key in keys):
+        shipped = SHIPPED / f"{command.name.removeprefix('transformerlm-').replace('-', '_')}.toml"
+        raise ConfigError([f"{command.name}: expected --config FILE.toml, for example {shipped}"])
     config = load_config(command.schema, path, options)
     if print_config:
         print(dump_toml(config), end="")
@@ -101,7 +104,8 @@ class _Parser(argparse.ArgumentParser):
             options = [
                 option[2:] for action in self._actions for option in action.option_strings if option.startswith("--")
             ]
-            message = f"{word} is not a known option{suggest(word[2:], options)}"
+            found = nearest(word[2:], options)
+            message = f"{word} is not a known option{f' (did you mean --{found}?)' if found else ''}"
         raise ConfigError([f"{self.prog}: {message}", f"{self.prog}: see {self.prog} --help"])
 
 
@@ -205,7 +209,8 @@ class Progress:
         rate = (done - self._start) / seconds if seconds > 0 else 0.0
         left = f"ETA {clock((self._total - done) / rate)}" if rate > 0 and done < self._total else clock(seconds)
         if self._unit == "B":
-            return f"{done / 1e6:,.1f}/{self._total / 1e6:,.1f} MB  {rate / 1e6:.1f} MB/s  {left}"
+            scale, name = (1e6, "MB") if self._total >= 1e6 else (1e3, "kB")
+            return f"{done / scale:,.1f}/{self._total / scale:,.1f} {name}  {rate / 1e6:.1f} MB/s  {left}"
         numbers = [text.format(facts[name]) for name, text in _SHOWN.items() if name in facts]
         return "  ".join([f"{self._unit} {done:,}/{self._total:,}", *numbers, left])
 

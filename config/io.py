@@ -64,6 +64,8 @@ class Key:
     is_list: bool
     is_bool: bool
     is_text: bool
+    is_optional: bool
+    item: str  # what an element of a list takes
 
 
 # --- reading ---------------------------------------------------------------------------------------------
@@ -131,6 +133,8 @@ def _set(tree: dict[str, Any], name: str, value: object) -> None:
 
 
 def _parse_override(value: str | list[str], key: Key) -> object:
+    if value == "none" and key.is_optional:
+        return None
     if isinstance(value, list):
         whole = _toml_value(value[0]) if len(value) == 1 and value[0].startswith("[") else None
         return whole if isinstance(whole, list) else value
@@ -194,6 +198,8 @@ def _walk(
             is_list="array" in kind,
             is_bool="boolean" in kind,
             is_text=kind == {"string"},
+            is_optional=any(variant.get("type") == "null" for variant in properties[name].get("anyOf", [])),
+            item=_expected(properties[name]["items"]) if "items" in properties[name] else "",
         )
 
 
@@ -225,16 +231,22 @@ _NOUNS = {
 }
 
 
+_PLURALS = {"an integer": "integers", "a number": "numbers", "a string": "strings", "a path": "paths"}
+_NO_LIMIT = 2**53  # a bound that only keeps numbers exact is no news to anybody
+
+
 def _expected_variant(variant: dict[str, Any]) -> str:
     if "enum" in variant or "const" in variant:
         choices = ", ".join(json.dumps(choice) for choice in variant.get("enum", [variant.get("const")]))
         return f"one of {choices}"
     if variant.get("type") == "array":
-        return "a list of " + _expected(variant["items"]).removeprefix("a ").removeprefix("an ") + "s"
+        item = _expected(variant["items"])
+        nouns = [noun for noun in _PLURALS if item.startswith(noun)]
+        return f"a list of {_PLURALS[nouns[0]]}{item.removeprefix(nouns[0])}" if nouns else f"a list, each {item}"
     special = {"path": "a path", "duration": 'a duration such as "90s" or "2m"'}.get(variant.get("format", ""))
     noun = special or _NOUNS[variant.get("type", "string")]
     bounds = (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
-    limits = [f"{sign} {variant[key]}" for key, sign in bounds if key in variant]
+    limits = [f"{sign} {variant[key]}" for key, sign in bounds if key in variant and variant[key] < _NO_LIMIT]
     if "pattern" in variant:
         limits.append(f"matching {variant['pattern']}")
     return " ".join([noun, " and ".join(limits)]).strip()
@@ -261,6 +273,9 @@ def _describe_error(schema: type[BaseModel], error: ErrorDetails, path: Path | N
         return f"{origin}:{where} is required: {_expected_at(schema, parts)}{described and f' ({described})'}"
     if error["type"] == "value_error":
         message = str(error["ctx"]["error"])
+        given = [f"--{name}" for name in sorted(overridden) if name.startswith(f"{dotted}." if dotted else "")]
+        if given and dotted not in overridden:  # a relation that the command line may have broken
+            origin = f"{origin} with {', '.join(given[:3])}{', ...' if len(given) > 3 else ''}"
         return f"{origin}:{where and where + ':'} {message}"
     expected, found = _expected_at(schema, parts), describe_value(error["input"])
     return f"{origin}:{where and where + ':'} expected {expected}, found {found}"
@@ -270,10 +285,7 @@ def _expected_at(schema: type[BaseModel], parts: list[str]) -> str:
     names = [part for part in parts if not part.isdigit()]
     for key in iter_keys(schema):
         if key.name == ".".join(names):
-            expected = key.expected
-            if len(names) < len(parts):  # an element of a list
-                return "a " + expected.removeprefix("a list of ").removesuffix("s")
-            return expected
+            return key.item if len(names) < len(parts) else key.expected
     return f"a [{'.'.join(names)}] table"
 
 
@@ -292,19 +304,22 @@ def describe_value(value: object) -> str:
 
 
 def _did_you_mean(schema: type[BaseModel], parts: list[str]) -> str:
-    names = [key.name for key in iter_keys(schema)]
-    return suggest(".".join(parts), names)
+    found = nearest(".".join(parts), [key.name for key in iter_keys(schema)])
+    if found is None:
+        return ""
+    section = ".".join(parts[:-1])
+    return f" (did you mean {found.removeprefix(f'{section}.')}?)"
 
 
-def suggest(dotted: str, names: list[str]) -> str:
-    """Return ` (did you mean X?)` for the known key nearest to an unknown one, or an empty string."""
-    prefix, _, leaf = dotted.rpartition(".")
+def nearest(dotted: str, names: list[str]) -> str | None:
+    """Return the known key, or section, that somebody who wrote `dotted` most likely meant; None: nothing is near."""
+    section, _, leaf = dotted.rpartition(".")
     wanted = SYNONYMS.get(leaf, leaf)
-    siblings = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == prefix}
-    siblings |= {name.split(".")[0]: name for name in names if not prefix and "." in name}
+    siblings = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == section}
+    siblings |= {name.split(".")[0]: name.split(".")[0] for name in names if not section and "." in name}
     near = [wanted] if wanted in siblings else difflib.get_close_matches(wanted, siblings, n=1, cutoff=0.6)
     if near:
-        return f" (did you mean {near[0]}?)"
-    elsewhere = [name for name in names if name == wanted or name.rpartition(".")[2] == wanted]
+        return siblings[near[0]]
+    elsewhere = [name for name in names if wanted in (name, name.rpartition(".")[2])]
     elsewhere = elsewhere or difflib.get_close_matches(dotted, names, n=1, cutoff=0.75)
-    return f" (did you mean {elsewhere[0]}?)" if elsewhere else ""
+    return elsewhere[0] if elsewhere else None

@@ -50,7 +50,7 @@ def pretend(monkeypatch):
 def text(tmp_path) -> Path:
     """Return a text file with documents."""
     path = tmp_path / "my text.txt"
-    path.write_text(END.join(["Some words.\n"] * 50))
+    path.write_text(END.join(["Some words.\n" * 40] * 50))
     return path
 
 
@@ -125,6 +125,14 @@ def test_a_stage_that_fails_ends_it_with_its_code(code, expected, text, tmp_path
     assert done.code == expected
     assert len(started) == 1
     assert f"transformerlm-train-tokenizer ended with exit code {code}" in done.stderr
+
+
+def test_too_little_text_is_refused_before_anything_is_written(tmp_path):
+    """A text of a few lines is answered with both numbers; no directory is made."""
+    (tmp_path / "note.txt").write_text("A few words.\n")
+    done = call("quickstart", "--text", tmp_path / "note.txt", "--dir", tmp_path / "home")
+    assert (done.code, done.stderr) == (2, "error: text: expected at least 20,000 bytes to train on, found 13\n")
+    assert not (tmp_path / "home").exists()
 
 
 def test_a_missing_text_is_one_line(tmp_path):

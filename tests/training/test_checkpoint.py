@@ -419,7 +419,10 @@ def test_resolve_passes_over_damage_with_a_warning(files, tmp_path):
         assert checkpoint.resolve(tmp_path) == older
     assert newer.is_dir()
     DAMAGES["missing"](older / "config.toml")
-    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match="none of its 2 checkpoints is whole"):
+    with (
+        pytest.warns(UserWarning, match="looking for an older"),
+        pytest.raises(CheckpointError, match="none of its 2 checkpoints is whole"),
+    ):
         checkpoint.resolve(tmp_path)
 
 

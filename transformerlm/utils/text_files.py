@@ -105,7 +105,7 @@ def _matches(name: str) -> list[Path]:
     if os.path.lexists(name):
         return [Path(name)]
     if not glob.has_magic(name):
-        raise FileNotFoundError(f"inputs: expected a text file, found nothing at {name}")
+        raise FileNotFoundError(f"input: expected a text file, found nothing at {name}")
     matches = [Path(match) for match in sorted(glob.glob(name, recursive=True)) if not os.path.isdir(match)]
     if not matches:
         raise FileNotFoundError(f"inputs: expected text files, found none that match {name}")
