@@ -137,7 +137,10 @@ def _parse_override(value: str | list[str], key: Key) -> object:
         return None
     if isinstance(value, list):
         whole = _toml_value(value[0]) if len(value) == 1 and value[0].startswith("[") else None
-        return whole if isinstance(whole, list) else value
+        words = (
+            value if key.item.startswith(("a string", "a path", "one of")) else [_toml_value(word) for word in value]
+        )
+        return whole if isinstance(whole, list) else words
     return value if key.is_text else _toml_value(value)
 
 

@@ -205,6 +205,8 @@ def test_a_relation_broken_by_the_command_line_names_it(tmp_path):
 def test_override_list_as_toml():
     """A list can be given as words or as one TOML array."""
     assert load_config(TrainConfig, TRAIN, {"samples.prompts": ['["a", "b"]']}).samples.prompts == ["a", "b"]
+    bench = SHIPPED / "bench_infer.toml"
+    assert load_config(BenchInferConfig, bench, {"batch_size": ["1", "2"]}).batch_size == [1, 2]
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("2m", 120), ("1.5h", 5400), ("1d", 86400)])
