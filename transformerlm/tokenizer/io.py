@@ -208,7 +208,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 def _read(path: Path) -> str:
     if not path.exists():
-        raise FileNotFoundError(f"{path}: expected a tokenizer file, found nothing there; run transformerlm-train-tokenizer")
+        raise FileNotFoundError(f"{path}: expected a tokenizer file, found none; run transformerlm-train-tokenizer")
     size = path.stat().st_size
     if size > _MAX_FILE_BYTES:
         raise ValueError(
