@@ -172,7 +172,7 @@ def _train(config: QuickstartConfig, home: Path) -> None:
         training__max_steps=steps,
         training__max_time=config.time,
         training__eval_interval=max(1, steps // 12),
-        schedule__warmup_steps=steps // 10,
+        schedule__warmup_steps=steps // 4,
         checkpoint__interval=max(1, steps // 3),
         samples__interval=steps // 3 + 1,
     )
