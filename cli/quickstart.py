@@ -123,7 +123,8 @@ def _run(verb: str, **options: object) -> None:
         # A value that looks like an option must be joined to its key.
         arguments += [f"{name}={values[0]}"] if len(values) == 1 else [name, *values]
     note(f"\n$ transformerlm-{verb} {shlex.join(arguments)}")
-    command = [sys.executable, "-m", f"cli.{verb.replace('-', '_')}", *arguments]
+    # -P: a folder called `config` in the working directory is not ours.
+    command = [sys.executable, "-P", "-m", f"cli.{verb.replace('-', '_')}", *arguments]
     quiet = verb != "infer"
     # Ctrl-C reaches the command as well, which may want to save what it has; how it ended says the rest.
     previous = signal.signal(signal.SIGINT, lambda *_: None)

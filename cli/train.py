@@ -35,13 +35,16 @@ def train(config: TrainConfig) -> int:
 
     Nothing is written before everything that can be checked is checked.
     """
-    with ExitStack() as stack:
-        signals = stack.enter_context(StopSignals())
-        from transformerlm.distributed import init_from_env, is_main, shutdown
+    from transformerlm.distributed import init_from_env, is_main, shutdown
+    from transformerlm.utils.lock import DirectoryLock
 
+    signals = StopSignals()
+    with ExitStack() as stack:
         world = init_from_env()
         stack.callback(shutdown, world)
         run_dir = config.runs_dir / (config.logging.run_name or time.strftime("%Y%m%d-%H%M%S"))
+        if is_main(world):
+            stack.enter_context(DirectoryLock(run_dir))
         trainer, memory = _prepare(config, run_dir, world=world, stop=lambda: signals.received is not None)
         logger = trainer.runtime.logger = _make_logger(config, run_dir, trainer=trainer)
         stack.callback(logger.close)
@@ -54,6 +57,7 @@ def train(config: TrainConfig) -> int:
             logger.log_artifact(config.data.tokenizer, name=f"{run_dir.name}-tokenizer", type="tokenizer")
         if trainer.state.step:
             logger.log_event("resumed", step=trainer.state.step)
+        stack.enter_context(signals)  # before this there is nothing to save: an interrupt ends at once
         state = trainer.train()
         if state.step < config.training.max_steps and signals.received is None:
             limit = config.training.max_time
@@ -123,7 +127,32 @@ def _prepare(config: TrainConfig, run_dir: Path, *, world: World, stop: Callable
     )
     if newest:
         trainer.resume_from(newest)
+        _compare_settings(config, newest, trainer.state.step)
     return trainer, memory["total"]
+
+
+def _compare_settings(config: TrainConfig, directory: Path, step: int) -> None:
+    """Say which settings differ from the checkpoint's, and refuse a run that should have ended before it.
+
+    Raises:
+        ValueError: training.max_steps is below the checkpoint's step.
+    """
+    from transformerlm.training.checkpoint import load_config_of
+
+    if config.training.max_steps < step:
+        raise ValueError(
+            f"training.max_steps ({config.training.max_steps}) is below the step of {directory} ({step}); "
+            "raise it, or choose another logging.run_name"
+        )
+    before, now = (settings.model_dump(mode="json") for settings in (load_config_of(directory), config))
+    changed = [
+        f"{section}.{key} was {before[section][key]}, now {value}"
+        for section in ("data", "training", "optimizer", "schedule")
+        for key, value in now[section].items()
+        if value != before[section][key]
+    ]
+    if changed:
+        note(f"resuming with other settings: {'; '.join(changed)}")
 
 
 def _find_checkpoint(config: TrainConfig, root: Path, *, world: World) -> Path | None:
@@ -173,7 +202,7 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
     parameters, flops = model.num_parameters(), model.num_flops_per_token()
     tokens_per_step = training.batch_size * model.context_length
     steps = training.max_steps - trainer.state.step
-    eta = steps * trainer.measure_step_seconds()
+    eta = steps * trainer.measure_step_seconds() if steps else 0.0
     runtime.logger.log_event(
         "started",
         step=trainer.state.step,
@@ -205,9 +234,9 @@ def _sample_hooks(config: TrainConfig, tokenizer: Tokenizer, logger: Logger) -> 
     def sample(step: int, model: TransformerLM) -> None:
         predictor = Predictor(model, tokenizer)
         for prompt in config.samples.prompts:
-            text = predictor.generate(prompt, seed=step, **settings)
+            text = "".join(predictor.stream(prompt, seed=step, **settings))
             logger.log_record({"event": "sample", "step": step, "text.prompt": prompt, "text.output": text})
-            note(f"step {step} sample: {text!r}")
+            note(f"step {step} sample: {prompt + text!r}")
 
     return [Hook(config.samples.interval, sample)]
 

@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -142,7 +143,7 @@ def _add_key(group: argparse._ArgumentGroup, key: Key) -> None:
     default = "required" if key.default is None else f"default: {key.default}"
     text = f"{key.description} ({key.expected}; {default})".replace("%", "%%")
     if key.is_list:
-        group.add_argument(f"--{key.name}", nargs="+", metavar="VALUE", help=text)
+        group.add_argument(f"--{key.name}", nargs="+", action="extend", metavar="VALUE", help=text)
     elif key.is_bool:
         group.add_argument(f"--{key.name}", nargs="?", const="true", metavar="true|false", help=text)
     else:
@@ -170,9 +171,10 @@ def _fail_with(error: BaseException, code: int) -> NoReturn:
     fail([_one_line(error)], code)
 
 
-def note(line: str) -> None:
-    """Say something to the person at the terminal, on stderr."""
-    print(line, file=sys.stderr, flush=True)
+def note(line: str, *, end: str = "\n") -> None:
+    """Say something to the person at the terminal, on stderr; a terminal that has gone does not stop the work."""
+    with suppress(OSError):
+        print(line, end=end, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -182,11 +184,12 @@ class Progress:
         total: the units of the whole job.
         start: units that were done before this process began.
         unit: the word for them; "B" shows megabytes.
+        began: the monotonic time at which the job began; now, by default.
     """
 
-    def __init__(self, total: int, *, start: int = 0, unit: str = "step") -> None:
+    def __init__(self, total: int, *, start: int = 0, unit: str = "step", began: float | None = None) -> None:
         self._total, self._start, self._unit = total, start, unit
-        self._began = time.monotonic()
+        self._began = time.monotonic() if began is None else began
         self._shown = self._began  # not at once: the first rate would mean nothing
         self._finished = False
         self._live = sys.stderr.isatty()
@@ -203,7 +206,7 @@ class Progress:
         self._shown = now
         line = self._line(done, facts or {}, now - self._began)
         end = "\n" if important or not self._live else ""
-        print(f"\r\x1b[K{line}" if self._live else line, end=end, file=sys.stderr, flush=True)
+        note(f"\r\x1b[K{line}" if self._live else line, end=end)
 
     def _line(self, done: int, facts: Mapping[str, float], seconds: float) -> str:
         rate = (done - self._start) / seconds if seconds > 0 else 0.0
@@ -229,12 +232,15 @@ class StageProgress:
     def __init__(self, units: Mapping[str, str]) -> None:
         self._units = units
         self._stages: dict[str, Progress] = {}
+        self._last = time.monotonic()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Show that `done` of `total` units of a stage are done."""
         if stage not in self._stages:
-            self._stages[stage] = Progress(total, unit=self._units[stage])
+            # A stage is first heard of when its first part is done; it began when the one before was last heard of.
+            self._stages[stage] = Progress(total, unit=self._units[stage], began=self._last)
         self._stages[stage](done)
+        self._last = time.monotonic()
 
 
 def clock(seconds: float) -> str:
@@ -247,5 +253,5 @@ def clock(seconds: float) -> str:
 def fail(lines: Sequence[str], code: int) -> NoReturn:
     """Print the lines on stderr and exit with `code`."""
     for line in lines:
-        print(line, file=sys.stderr)
+        note(line)
     sys.exit(code)

@@ -102,9 +102,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, not a file, too large, not UTF-8, or not TOML.
     """
+    if path.is_dir():
+        raise ConfigError([f"{path}: expected a TOML file, found a directory"])
     try:
-        if path.is_dir():
-            raise ConfigError([f"{path}: expected a TOML file, found a directory"])
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:

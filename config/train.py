@@ -50,7 +50,9 @@ class TrainingConfig(Section):
     )
     log_interval: PositiveInt = Field(1, description="steps between step lines")
     log_norms: bool = Field(False, description="also log the L2 norms of each block's weights and activations")
-    eval_interval: Count = Field(100, description="steps between validations; 0: only after the last step")
+    eval_interval: Count = Field(
+        100, description="steps between validations, besides those before a checkpoint; 0: those only"
+    )
     eval_batches: PositiveInt = Field(
         20, description="batches of micro_batch_size windows in a validation, from the file's start"
     )

@@ -57,10 +57,14 @@ def _upload(wandb: Any, run: Any, answers: TextIO, *, path: str, name: str, type
         _answer(answers, "note", f"{path} was gone before it could be uploaded as {name}")
         return
     artifact = wandb.Artifact(name=name, type=type)
-    if Path(path).is_dir():
-        artifact.add_dir(path)
-    else:
-        artifact.add_file(path)
+    try:
+        if Path(path).is_dir():
+            artifact.add_dir(path)
+        else:
+            artifact.add_file(path)
+    except OSError as error:  # an old checkpoint may be removed while it is read
+        _answer(answers, "note", f"{path} could not be uploaded as {name}: {error}")
+        return
     run.log_artifact(artifact)
 
 

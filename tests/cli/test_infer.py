@@ -155,10 +155,11 @@ def test_a_damaged_checkpoint_is_refused(infer, pipeline, tmp_path):
 
 
 def test_the_shipped_toml_runs(infer, pipeline):
-    """The shipped file generates from a run that is named on the command line."""
-    done = call("infer", "--config", shipped("infer"), "--checkpoint", pipeline.run, "--sampling.max_new_tokens=3")
+    """The shipped file generates from a run that is named on the command line, and reads its prompts from stdin."""
+    arguments = ["--config", shipped("infer"), "--checkpoint", pipeline.run, "--sampling.max_new_tokens=3"]
+    done = call("infer", *arguments, stdin="Ada\n\n")
     assert done.code == 0
-    assert len(done.records) == 1
+    assert [record["text.prompt"] for record in done.records] == ["Ada", ""]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")

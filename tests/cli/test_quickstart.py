@@ -26,12 +26,12 @@ def pretend(monkeypatch):
 
     def run(command, **settings):
         started.append(command)
-        values = dict(word[2:].split("=", 1) for word in command[3:] if word.startswith("--") and "=" in word)
-        if command[2] == "cli.train_tokenizer":
+        values = dict(word[2:].split("=", 1) for word in command[4:] if word.startswith("--") and "=" in word)
+        if command[3] == "cli.train_tokenizer":
             folder = Path(values["output_dir"])
             folder.mkdir(parents=True)
             (folder / "vocab.json").write_text(json.dumps({str(number): number for number in range(300)}))
-        if command[2] == "cli.train":
+        if command[3] == "cli.train":
             folder = Path(values["runs_dir"]) / values["logging.run_name"]
             folder.mkdir(parents=True)
             lines = [{"step": 1, "metrics.loss": 5.0, "metrics.tokens": 4096}]
@@ -62,7 +62,7 @@ def test_the_commands_that_are_shown_are_run_in_order_and_valid(pretend, text, t
     names = [words[0].removeprefix("transformerlm-").replace("-", "_") for words in shown]
     assert names == ["train_tokenizer", "make_data", "train", "train", "infer"]
     for name, words, command in zip(names, shown, pretend, strict=True):
-        assert command == [sys.executable, "-m", f"cli.{name}", *words[1:]]
+        assert command == [sys.executable, "-P", "-m", f"cli.{name}", *words[1:]]
         checked = call(name, *words[1:], "--print-config")
         assert checked.code == 0, checked.stderr
 
@@ -147,7 +147,7 @@ def test_a_missing_text_is_one_line(tmp_path):
 def test_prompts_that_look_like_options_reach_the_command(pretend, text, tmp_path):
     """The prompts are handed over as they are."""
     call("quickstart", "--text", text, "--dir", tmp_path / "home", "--prompt=-x", "--device=cpu")
-    checked = call("infer", *pretend[-1][3:], "--print-config")
+    checked = call("infer", *pretend[-1][4:], "--print-config")
     assert checked.code == 0, checked.stderr
     assert 'prompt = [\n    "-x",\n]' in checked.stdout
 

@@ -35,7 +35,10 @@ class Predictor:
                 f"{model.vocab_size}; use the tokenizer the model was trained with"
             )
         self.model, self.tokenizer = model, tokenizer
-        self.eos_token_id = tokenizer.special_token_ids.get(END_OF_TEXT)
+        separator = (
+            END_OF_TEXT if END_OF_TEXT in tokenizer.special_token_ids else next(iter(tokenizer.special_tokens), "")
+        )
+        self.eos_token_id = tokenizer.special_token_ids.get(separator)
 
     @classmethod
     def from_checkpoint(cls, directory: str | Path, *, device: str = "auto", precision: str = "fp32") -> Self:

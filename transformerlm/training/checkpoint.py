@@ -73,7 +73,10 @@ def save_checkpoint(root: Path, step: int, snapshot: Snapshot) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
-        _write_files(temporary, step, snapshot)
+        try:
+            _write_files(temporary, step, snapshot)
+        except SafetensorError as error:
+            raise OSError(f"{final}: cannot be written: {error}; older checkpoints are whole") from None
         sync_tree(temporary)
         if final.exists():
             set_aside(final)
@@ -108,11 +111,6 @@ def _write_files(directory: Path, step: int, snapshot: Snapshot) -> None:
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     """Return each parameter once: a tied output head is rebuilt from the embedding on loading."""
     return {name: parameter.detach().contiguous().cpu() for name, parameter in model.named_parameters()}
-
-
-def checkpoint_bytes(model: nn.Module) -> int:
-    """Return about how large a checkpoint of `model` is on disk: the weights and two moments, and a megabyte."""
-    return 3 * sum(p.numel() * p.element_size() for p in model.parameters()) + 2**20
 
 
 def prune(root: Path, keep: int) -> None:

@@ -7,6 +7,7 @@ uninterrupted one would have seen.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -45,6 +46,7 @@ class TrainState:
     step: int = 0
     tokens: int = 0
     best_val_loss: float | None = None
+    best_step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,10 +127,10 @@ class Trainer:
             if validating:
                 metrics |= self._evaluate(timer)
             self._log(metrics)
-            self._run_hooks(timer)
             if saving:
                 with timer.paused():
                     self.save(metrics.get("val_loss"))
+            self._run_hooks(timer)
         self.runtime.logger.log_event("finished", step=self.state.step, reason=reason)
         return self.state
 
@@ -153,10 +155,8 @@ class Trainer:
                 world=self.runtime.world,
             )
         except FloatingPointError as error:
-            raise FloatingPointError(
-                f"step {step}: {error}: not finite, stopped before the weights changed; the last checkpoint is step "
-                f"{self._saved_step or 'none'}; lower optimizer.learning_rate or raise schedule.warmup_steps"
-            ) from None
+            problem = f"step {step}: {error}: not finite, stopped before the weights changed"
+            raise FloatingPointError(self._advice(problem)) from None
         self.state.step, self.state.tokens = step, self.state.tokens + result.tokens
         return result, rate
 
@@ -202,6 +202,8 @@ class Trainer:
             return {}
         with timer.paused():
             result = self.validate()
+        if not math.isfinite(result.loss):
+            raise FloatingPointError(self._advice(f"step {self.state.step}: validation loss {result.loss}: not finite"))
         return {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte, "val_perplexity": result.perplexity}
 
     def validate(self) -> EvalResult:
@@ -251,9 +253,10 @@ class Trainer:
 
         `best` points to the checkpoint with the lowest validation loss among those that were saved.
         """
+        self._check_weights()
         is_best = val_loss is not None and (self.state.best_val_loss is None or val_loss < self.state.best_val_loss)
         if is_best:
-            self.state.best_val_loss = val_loss
+            self.state.best_val_loss, self.state.best_step = val_loss, self.state.step
         if is_main(self.runtime.world):
             directory = checkpoint.save_checkpoint(self.checkpoints, self.state.step, self._snapshot())
             if is_best:
@@ -265,6 +268,18 @@ class Trainer:
             checkpoint.prune(self.checkpoints, self.config.checkpoint.keep)
         self._saved_step = self.state.step
         barrier(self.runtime.world)
+
+    def _check_weights(self) -> None:
+        """Refuse to save what no run could go on from."""
+        for name, parameter in self.raw_model.named_parameters():
+            if not parameter.isfinite().all():
+                raise FloatingPointError(self._advice(f"step {self.state.step}: {name} is not finite, not saved"))
+
+    def _advice(self, problem: str) -> str:
+        return (
+            f"{problem}; the last checkpoint is step {self._saved_step or 'none'}; "
+            "lower optimizer.learning_rate or raise schedule.warmup_steps"
+        )
 
     def _snapshot(self) -> checkpoint.Snapshot:
         state = {
@@ -304,6 +319,8 @@ class Trainer:
         self.wandb_id = state["wandb_id"]
         set_rng_state(state["rng"])
         self._saved_step = self.state.step
+        if self.state.best_step == self.state.step and is_main(self.runtime.world):
+            checkpoint.point(self.checkpoints / "best", directory)  # a kill may have come before this
 
     def _check_same_model(self, directory: Path) -> None:
         saved = checkpoint.load_config_of(directory)
