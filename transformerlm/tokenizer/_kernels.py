@@ -39,6 +39,7 @@ CACHED_BYTES = 255  # longer pieces hardly ever come again
 _U0, _U1, _U2, _U3, _U4 = (np.uint64(number) for number in range(5))
 _U29, _U31, _U40, _U56, _U62 = (np.uint64(number) for number in (29, 31, 40, 56, 62))
 _ID_MASK, _COUNT_MASK, _PLACE_MASK = np.uint64((1 << 31) - 1), np.uint64(0xFFFF), np.uint64((1 << 40) - 1)
+_BYTE_MASK = np.uint64(0xFF)
 _TWO_IDS = np.uint64(1 << 62)
 _LONG = np.uint64(0xFF << 56)
 _MIX_A, _MIX_B = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
@@ -196,6 +197,49 @@ def count_pieces(
             start = stop
         cursor[SEGMENT] += 1
         cursor[POSITION] = 0
+    return DONE
+
+
+@kernel
+def list_pieces(slots: Array, long_bytes: Array, data: Array, ends: Array, values: Array) -> int:
+    """Write the bytes of all pieces of a table one after the other, where each ends, and its value; return how many."""
+    number, stop = 0, 0
+    for place in range(0, slots.size, SLOT_WORDS):
+        second = slots[place + 1]
+        if second == _U0:
+            continue
+        length = np.int64(slots[place + 3])
+        for offset in range(length):
+            if second >= _LONG:
+                data[stop + offset] = long_bytes[np.int64(second & _PLACE_MASK) + offset]
+            else:
+                word = slots[place] if offset < 8 else second
+                data[stop + offset] = word >> np.uint64(8 * (offset & 7)) & _BYTE_MASK
+        stop += length
+        ends[number], values[number] = stop, slots[place + 2]
+        number += 1
+    return number
+
+
+@kernel
+def add_counts(
+    data: Array, ends: Array, values: Array, cursor: Array, slots: Array, shift: Any, used: Array, long_bytes: Array
+) -> int:
+    """Add listed pieces with their counts to a table; return `DONE` or a need."""
+    while cursor[POSITION] < ends.size:
+        number = cursor[POSITION]
+        start = ends[number - 1] if number > 0 else 0
+        length = ends[number] - start
+        place = find_slot(data, start, length, slots, shift, long_bytes)
+        if slots[place + _U1] == _U0:
+            need = room_for(length, slots, used, long_bytes)
+            if need != DONE:
+                cursor[NEEDED] = length
+                return need
+            fill_slot(data, start, length, slots, place, used, long_bytes)
+            slots[place + _U2] = _U0
+        slots[place + _U2] += values[number]
+        cursor[POSITION] = number + 1
     return DONE
 
 

@@ -100,7 +100,7 @@ class SpecialTokens:
         self.ids = np.array([*(ids[token] for token in longest_first), -1], dtype=np.int64)  # [-1] is "no token"
 
     def segments(self, data: Array, texts: Array, *, longest: int = SEGMENT_BYTES) -> tuple[Array, Array]:
-        """Cut texts, rows of (start, end), into rows of (start, end, id behind it or -1); say how many rows end each."""
+        """Cut texts, rows of (start, end), into rows of (start, end, id behind it or -1); tell each one's last row."""
         segments = np.empty((2 * len(texts) + len(data) // 500 + 16, 3), dtype=np.int64)
         last = np.empty(len(texts), dtype=np.int64)
         while True:
