@@ -13,7 +13,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import chain
@@ -224,20 +224,17 @@ class Tokenizer:
         workers = resolve_num_workers(num_workers, size)
         pieces = safe_pieces(read_text(paths[0]), self._splitter, size=_FILE_PIECE_CHARS)
         texts = ([piece.text] for piece in pieces)
-        with closing(self.map_batches(texts, num_bytes=size, num_workers=workers)) as results:
+        threads = self.runs_in_threads(size)
+        with closing(map_in_order(self.encode_batch_to_array, texts, num_workers=workers, threads=threads)) as results:
             parts = [ids for ids, _ in results]
         return np.concatenate([np.empty(0, dtype=self._id_type()), *parts])
 
-    def map_batches(
-        self, batches: Iterable[Sequence[str]], *, num_bytes: int, num_workers: int
-    ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
-        """Yield `encode_batch_to_array` of each batch of texts, in order, done by `num_workers` processes or threads.
+    def runs_in_threads(self, num_bytes: int) -> bool:
+        """Tell whether a work of so many bytes is done by the compiled engine, which threads may share, and load it.
 
-        `num_bytes` is about how much text is to come; it decides which engine "auto" is.
+        The reference engine holds the GIL: to share its work takes processes.
         """
-        if self._encoder_for(num_bytes) is not None:
-            return map_in_order(self._encode_compiled, batches, num_workers=num_workers, threads=True)
-        return map_in_order(self.encode_batch_to_array, batches, num_workers=num_workers)
+        return self._encoder_for(num_bytes) is not None
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of the ids; bytes that are no UTF-8 become U+FFFD.
@@ -291,10 +288,6 @@ class Tokenizer:
 
     def _encode_segment(self, text: str) -> list[int]:
         return list(chain.from_iterable(map(self._cache.__getitem__, pre_tokenize(text, pattern=self.pattern))))
-
-    def _encode_compiled(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        assert self._encoder is not None, "the encoder is built before the work is shared out"
-        return self._encoder.encode_texts([_to_bytes(text) for text in texts])
 
     def _shared_numbers(self) -> np.ndarray:
         import numpy as np
