@@ -43,7 +43,7 @@ HASH_FACTOR, HASH_MASK = 0x100000001B3, (1 << 40) - 1
 @helper
 def find_key(index: Array, pairs: Array, shift: Any, left: int, right: int) -> int:
     """Return where in the index a pair's number stands, or the free place where it belongs."""
-    place = np.int64(np.uint64(left << 31 | right) * _MIX >> shift)
+    place = np.int64(np.uint64(np.int64(left) << 31 | right) * _MIX >> shift)
     while index[place] != NONE and (pairs[index[place], LEFT] != left or pairs[index[place], RIGHT] != right):
         place += 1
         if place == index.size:

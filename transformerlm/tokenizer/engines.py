@@ -19,7 +19,7 @@ from typing import Literal, get_args
 Engine = Literal["auto", "reference", "compiled"]
 
 # From how many bytes on the kernels pay: when they are loaded already, when they lie compiled on disk, and when not.
-LOADED_BYTES = 20_000
+LOADED_BYTES = 100_000
 WARM_BYTES = 2_000_000
 COLD_BYTES = 5_000_000
 
