@@ -1,8 +1,8 @@
 """From text files to token files: documents encoded in parallel, in order, in bounded memory.
 
 One pass: this process reads the text, cuts it into documents (at the separator, at a file's end, one per JSON line)
-and those into pieces at safe places; workers encode batches of pieces (threads with the tokenizer's compiled engine, which
-large inputs get, processes otherwise); this process appends what they return.
+and those into pieces at safe places; workers encode batches of pieces (threads with the tokenizer's compiled engine,
+which large inputs get, processes otherwise); this process appends what they return.
 Each document is followed by the separator's id, and no token crosses from one document into the next. The result is
 the same for any number of workers.
 
@@ -83,7 +83,7 @@ def build_dataset(
         separator: ends a document in the text, and follows each document in the token file.
         text_field: where the text stands in a line of a `.jsonl` file.
         overwrite: replace existing outputs, at the very end; otherwise they are refused before any work.
-        num_workers: processes or threads that encode; by default one for each CPU, and none besides this one below 8 MB.
+        num_workers: processes or threads that encode; by default one for each CPU, one below 8 MB.
         progress: called with ("encode", bytes read, bytes in all), in bytes on disk.
 
     Raises:

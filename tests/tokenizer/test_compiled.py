@@ -26,7 +26,8 @@ from transformerlm.tokenizer import compiled
 
 PLAIN = plain_kernels.load()
 SPECIALS = (EOT, EOT + EOT, "<|e|>", "a b", "\n\n", "'s")
-PARTS = [*"aZsvle'19.  \n\r\t\u3000é漢²|<>’", EOT, "<|e|>", "the ", "and", "漢字" * 10, "x" * 90, "word" * 6, HARD_TEXT]
+PARTS = [*"aZsvle'19.  \n\r\t\u3000é漢²|<>\u2019"]
+PARTS += [EOT, "<|e|>", "the ", "and", "漢字" * 10, "x" * 90, "word" * 6, HARD_TEXT]
 EACH_PATTERN = pytest.mark.parametrize("pattern", PATTERNS)
 
 

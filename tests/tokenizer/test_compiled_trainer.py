@@ -66,7 +66,7 @@ def test_counts_beyond_32_bits_stay_right() -> None:
 
 def test_room_is_made_for_pairs_and_long_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """From arrays that are far too small, learning goes on where it stopped."""
-    monkeypatch.setattr(compiled_trainer, "_FIRST_PAIRS", 1 << 12)
+    monkeypatch.setattr(compiled_trainer, "_FIRST_PAIRS", 1 << 16)
     rng = random.Random(3)
     words = Counter(bytes(rng.choices(range(256), k=30)) for _ in range(3000))
     words[b"ab" * 40_000] = 7

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -31,7 +31,8 @@ def kernel(function: Function) -> Function:
     except RuntimeError:  # numba finds no folder that can be written, neither beside the file nor at home
         return njit(function, nogil=True)  # type: ignore[no-any-return]
     # numba throws its kept code away when the function's own file changes; a kernel holds code of the others as well.
-    if hasattr(cache_file := getattr(compiled._cache, "_cache_file", None), "_source_stamp"):
+    cache_file: Any = getattr(compiled._cache, "_cache_file", None)
+    if hasattr(cache_file, "_source_stamp"):
         cache_file._source_stamp = _source_stamp()
     return compiled  # type: ignore[no-any-return]
 
@@ -59,7 +60,7 @@ def byte_at(typing: Any, data: Any, position: Any) -> Any:
     """Return the byte as a signed 64-bit number, so that sums with positions stay whole numbers."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        byte = builder.load(_address(context, builder, signature.args[0], *args, ir.IntType(8)), align=1)
+        byte = builder.load(_address(context, builder, signature.args[0], args[0], args[1], ir.IntType(8)), align=1)
         return builder.zext(byte, ir.IntType(64))
 
     return types.int64(data, types.int64), generate
@@ -70,7 +71,7 @@ def word_at(typing: Any, data: Any, position: Any) -> Any:
     """Return eight bytes as one unsigned number, the first the least."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(_address(context, builder, signature.args[0], *args, ir.IntType(64)), align=1)
+        return builder.load(_address(context, builder, signature.args[0], args[0], args[1], ir.IntType(64)), align=1)
 
     return types.uint64(data, types.int64), generate
 
@@ -81,7 +82,7 @@ def num_letters_at(typing: Any, data: Any, position: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vector = ir.VectorType(ir.IntType(8), 16)
-        block = builder.load(_address(context, builder, signature.args[0], *args, vector), align=1)
+        block = builder.load(_address(context, builder, signature.args[0], args[0], args[1], vector), align=1)
         lower = builder.or_(block, ir.Constant(vector, [0x20] * 16))
         offset = builder.sub(lower, ir.Constant(vector, [ord("a")] * 16))
         is_letter = builder.icmp_unsigned("<", offset, ir.Constant(vector, [26] * 16))

@@ -67,7 +67,11 @@ class PieceTable:
         if need == kernels.NEED_WORK:
             self.work = np.zeros(merge_kernels.WORK_PER_BYTE * length, dtype=np.int64)
             return
-        grown = {kernels.NEED_SLOTS: self.slots, kernels.NEED_LONG_BYTES: self.long_bytes, kernels.NEED_IDS: self.ids}
+        grown: dict[int, Array] = {
+            kernels.NEED_SLOTS: self.slots,
+            kernels.NEED_LONG_BYTES: self.long_bytes,
+            kernels.NEED_IDS: self.ids,
+        }
         size = self.slots.nbytes + self.long_bytes.nbytes + self.ids.nbytes
         if self.max_bytes is not None and size + 3 * grown[need].nbytes > self.max_bytes:
             self.slots[:] = 0

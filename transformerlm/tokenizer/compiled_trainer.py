@@ -22,7 +22,7 @@ from transformerlm.tokenizer.unicode_tables import unicode_table
 
 Array = np.ndarray[Any, Any]
 
-_FIRST_PAIRS = 1 << 18
+_FIRST_PAIRS = 1 << 18  # never less than the 2^16 pairs of bytes
 _MERGES_AT_ONCE = 256
 _HASH_START = 0x4F29CE4842
 
@@ -121,6 +121,8 @@ def learn_merges(
 class _Learner:
     """The arrays of `_train_kernels.learn`, and room for more pairs when it asks."""
 
+    spelled: Array
+
     def __init__(self, words: Words, num_merges: int) -> None:
         num_slots = int(words.ends[-1]) + len(words.ends) + 1 if len(words.ends) else 1
         if num_slots >= 1 << 31:
@@ -173,24 +175,24 @@ class _Learner:
         return [(tokens[left], tokens[right]) for left, right in self.made_of[256 : len(tokens)].tolist()]
 
     def _make_tokens(self, num_tokens: int) -> None:
-        self.tokens = np.zeros((num_tokens, train_kernels.TOKEN_COLUMNS), dtype=np.int64)
+        self.tokens: Array = np.zeros((num_tokens, train_kernels.TOKEN_COLUMNS), dtype=np.int64)
         self.spelled = np.zeros(16 * num_tokens, dtype=np.uint8)
         self.spelled[:256] = np.arange(256)
-        self.known = np.full(4 * num_tokens + 1, train_kernels.NONE, dtype=np.int64)
+        self.known: Array = np.full(4 * num_tokens + 1, train_kernels.NONE, dtype=np.int64)
         for value in range(256):
             digest = ((_HASH_START ^ value) * train_kernels.HASH_FACTOR) & train_kernels.HASH_MASK
             self.tokens[value] = value, 1, digest, value << 48
         self.facts[train_kernels.NUM_TOKENS] = self.facts[train_kernels.NUM_BYTES] = 256
-        self.sides = np.zeros((num_tokens, train_kernels.SIDE_COLUMNS), dtype=np.int64)
-        self.touched = np.zeros(num_tokens, dtype=np.int64)
-        self.made_of = np.zeros((num_tokens, 2), dtype=np.int64)
+        self.sides: Array = np.zeros((num_tokens, train_kernels.SIDE_COLUMNS), dtype=np.int64)
+        self.touched: Array = np.zeros(num_tokens, dtype=np.int64)
+        self.made_of: Array = np.zeros((num_tokens, 2), dtype=np.int64)
 
     def _make_index(self) -> None:
         room = len(self.pairs)
-        self.index = np.full(2 * room, train_kernels.NONE, dtype=np.int32)
+        self.index: Array = np.full(2 * room, train_kernels.NONE, dtype=np.int32)
         self.shift = hash_shift(2 * room)
-        self.counts = np.empty(room, dtype=np.int64)
-        self.heap = np.empty(room, dtype=np.int64)
+        self.counts: Array = np.empty(room, dtype=np.int64)
+        self.heap: Array = np.empty(room, dtype=np.int64)
 
     def _more_pairs(self) -> None:
         number = int(self.facts[train_kernels.NUM_PAIRS])
