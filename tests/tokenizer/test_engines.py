@@ -38,11 +38,11 @@ def test_an_unknown_engine_is_refused(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_no_numba")
 def test_without_numba_the_reference_takes_over_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     """Large inputs are worth one line, small ones none; to ask for the compiled engine is an error."""
-    assert not engines.use_compiled("auto", 1000)
+    assert not engines.use_compiled("auto", 1000, "encode")
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
-        assert not engines.use_compiled("auto", 10**9)
-        assert not engines.use_compiled("auto", 10**9)
+        assert not engines.use_compiled("auto", 10**9, "encode")
+        assert not engines.use_compiled("auto", 10**9, "encode")
     assert [record.message for record in caplog.records] == [
         "the compiled tokenizer is not used (numba is not installed); "
         "install the extra 'fast' for some ten times the speed"

@@ -73,7 +73,7 @@ def train_bpe(
     _check_request(vocab_size, specials)
     paths = expand_inputs(input_path)
     check_engine(engine)
-    compiled = use_compiled(engine, total_bytes(paths))
+    compiled = use_compiled(engine, total_bytes(paths), "train")
     learn = _learn_compiled if compiled else _learn_by_reference
     merges = learn(
         paths, specials, vocab_size - 256 - len(specials), num_workers=num_workers, text_field=text_field,

@@ -143,7 +143,7 @@ class CompiledEncoder:
         num_slots = 1 << max(4, (4 * len(merges)).bit_length())
         self._pairs = np.full(2 * num_slots, -1, dtype=np.int64)
         self._pair_shift = hash_shift(num_slots)
-        with compiling():
+        with compiling("encode"):
             rows = np.array(merges, dtype=np.int64).reshape(-1, 3)
             merge_kernels.fill_pairs(rows, self._pairs, self._pair_shift)
             self.encode_texts([b"a"])
@@ -204,6 +204,8 @@ class CompiledDecoder:
         """Make the tables; `tokens` are the bytes of each id."""
         self._spelled = padded(b"".join(tokens))
         self._offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int64)
+        with compiling("decode"):
+            self.decode(np.zeros(1, dtype=np.uint16))
 
     def decode(self, ids: Array) -> bytes:
         """Return the bytes of the ids, an array of whole numbers of one dimension.
@@ -214,12 +216,11 @@ class CompiledDecoder:
         ids = np.ascontiguousarray(ids, dtype=np.uint16 if ids.dtype == np.uint16 else np.int64)
         if not ids.flags.writeable:
             ids = ids.copy()
-        with compiling():
-            length = text_kernels.decoded_length(ids, self._offsets)
-            if length < 0:
-                raise KeyError(int(ids[-1 - length]))
-            out = np.empty(length + PADDING, dtype=np.uint8)
-            text_kernels.decode_ids(ids, self._offsets, self._spelled, out)
+        length = text_kernels.decoded_length(ids, self._offsets)
+        if length < 0:
+            raise KeyError(int(ids[-1 - length]))
+        out = np.empty(length + PADDING, dtype=np.uint8)
+        text_kernels.decode_ids(ids, self._offsets, self._spelled, out)
         return out[:length].tobytes()
 
 

@@ -42,7 +42,7 @@ class PieceCounter:
         self._specials = SpecialTokens(dict.fromkeys(special_tokens, 0))
         self._pattern = PATTERNS[pattern]
         self._tables: LifoQueue[PieceTable] = LifoQueue()
-        with compiling():
+        with compiling("train"):
             self._count(["a"])
             self._tables.get_nowait()
 
@@ -105,7 +105,7 @@ def learn_merges(
     words: Words, num_merges: int, *, progress: ProgressCallback | None = None
 ) -> list[tuple[bytes, bytes]]:
     """Return the first `num_merges` merges for these words, fewer when no pair is left."""
-    with compiling():
+    with compiling("train"):
         learner = _Learner(words, num_merges)
         learner.learn(0)
     done = 0

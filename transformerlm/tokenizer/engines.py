@@ -23,7 +23,15 @@ LOADED_BYTES = 100_000
 WARM_BYTES = 2_000_000
 COLD_BYTES = 5_000_000
 
+Work = Literal["encode", "decode", "train"]
+
 _KERNELS = "transformerlm.tokenizer._kernels"
+_LAST_COMPILED: dict[Work, str] = {
+    "encode": "_kernels.encode_segments",
+    "decode": "_text_kernels.decode_ids",
+    "train": "_train_kernels.learn",
+}
+_ready: set[Work] = set()
 _logger = logging.getLogger(__name__)
 
 
@@ -33,8 +41,8 @@ def check_engine(engine: str) -> None:
         raise ValueError(f"engine: expected one of {', '.join(get_args(Engine))}, found {engine!r}")
 
 
-def use_compiled(engine: str, num_bytes: int) -> bool:
-    """Tell whether the kernels should do a work of so many bytes.
+def use_compiled(engine: str, num_bytes: int, work: Work) -> bool:
+    """Tell whether the kernels should do a work on so many bytes.
 
     Raises:
         ImportError: the engine is "compiled", and numba is not there or refuses.
@@ -45,7 +53,7 @@ def use_compiled(engine: str, num_bytes: int) -> bool:
         if reason := _refusal():
             raise ImportError(f"engine: expected numba for the compiled one (install the extra 'fast'), found {reason}")
         return True
-    if num_bytes < _smallest_input():
+    if num_bytes < _smallest_input(work):
         return False
     if reason := _refusal():
         _say_once(
@@ -56,8 +64,8 @@ def use_compiled(engine: str, num_bytes: int) -> bool:
 
 
 @contextmanager
-def compiling() -> Iterator[None]:
-    """Say that kernels are being compiled if what is done here takes more than two seconds."""
+def compiling(work: Work) -> Iterator[None]:
+    """Surround the first calls of the kernels for this work; say so if compiling them takes more than two seconds."""
     timer = threading.Timer(2.0, _say_once, ["compiling the tokenizer's kernels, this once: it takes some ten seconds"])
     timer.daemon = True
     timer.start()
@@ -65,12 +73,13 @@ def compiling() -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+    _ready.add(work)
 
 
-def _smallest_input() -> int:
-    if _KERNELS in sys.modules:
+def _smallest_input(work: Work) -> int:
+    if work in _ready:
         return LOADED_BYTES
-    kept = any((Path(__file__).parent / "__pycache__").glob("_kernels.encode_segments*.nbi"))
+    kept = any((Path(__file__).parent / "__pycache__").glob(_LAST_COMPILED[work] + "*.nbi"))
     return WARM_BYTES if kept else COLD_BYTES
 
 

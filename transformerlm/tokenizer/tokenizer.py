@@ -303,7 +303,7 @@ class Tokenizer:
 
     def _encoder_for(self, num_bytes: int) -> CompiledEncoder | None:
         """Return the compiled encoder if it should do a work of so many bytes."""
-        if not use_compiled(self.engine, num_bytes):
+        if not use_compiled(self.engine, num_bytes, "encode"):
             return None
         from transformerlm.tokenizer.compiled import CompiledEncoder
 
@@ -320,7 +320,7 @@ class Tokenizer:
 
     def _decoder_for(self, num_ids: int) -> CompiledDecoder | None:
         """Return the compiled decoder if it should decode so many ids."""
-        if not use_compiled(self.engine, 4 * num_ids):
+        if not use_compiled(self.engine, 4 * num_ids, "decode"):
             return None
         from transformerlm.tokenizer.compiled import CompiledDecoder
 
