@@ -53,7 +53,7 @@ def use_compiled(engine: str, num_bytes: int, work: Work) -> bool:
         if reason := _refusal():
             raise ImportError(f"engine: expected numba for the compiled one (install the extra 'fast'), found {reason}")
         return True
-    if num_bytes < _smallest_input(work):
+    if num_bytes < LOADED_BYTES or num_bytes < _smallest_input(work):
         return False
     if reason := _refusal():
         _say_once(
@@ -79,8 +79,13 @@ def compiling(work: Work) -> Iterator[None]:
 def _smallest_input(work: Work) -> int:
     if work in _ready:
         return LOADED_BYTES
-    kept = any((Path(__file__).parent / "__pycache__").glob(_LAST_COMPILED[work] + "*.nbi"))
-    return WARM_BYTES if kept else COLD_BYTES
+    return WARM_BYTES if _is_kept(work) else COLD_BYTES
+
+
+@cache
+def _is_kept(work: Work) -> bool:
+    """Tell whether the kernels for this work lie compiled beside their source."""
+    return any((Path(__file__).parent / "__pycache__").glob(_LAST_COMPILED[work] + "*.nbi"))
 
 
 @cache
