@@ -150,10 +150,12 @@ def test_a_file_has_the_ids_of_its_text(tmp_path: Path, engine: str) -> None:
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text.encode()))
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": part}) + "\n" for part in ("one ", " two")))
     (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "valid.txt").write_bytes(text.encode())
     for workers in (1, 2):
         assert tokenizer.encode_file(tmp_path / "a.txt", num_workers=workers).tolist() == tokenizer.encode(
             text + "\ufffd\ufffd x"
         )
+        assert tokenizer.encode_file(tmp_path / "valid.txt", num_workers=workers).tolist() == tokenizer.encode(text)
     assert tokenizer.encode_file(tmp_path / "a.txt.gz").tolist() == tokenizer.encode(text)
     assert tokenizer.encode_file(tmp_path / "a.jsonl").tolist() == tokenizer.encode("one ") + tokenizer.encode(" two")
     assert tokenizer.encode_file(tmp_path / "empty.txt").dtype == np.uint16
@@ -172,3 +174,31 @@ def test_wide_ids_and_wrong_ids() -> None:
         with pytest.raises(ValueError, match=f"expected 0 to 65556 .*found {bad}"):
             tokenizer.decode(np.array([0, bad]))
     assert tokenizer.decode(np.array([], dtype=np.int64)) == ""
+
+
+@settings(max_examples=500, deadline=None)
+@given(data=st.one_of(st.binary(max_size=30), st.text(max_size=9).map(str.encode), ANY_TEXT.map(str.encode)))
+def test_valid_utf8_is_what_python_says(data: bytes) -> None:
+    """The first invalid byte is where Python's decoder finds it, in the plain twin too."""
+    try:
+        data.decode()
+        expected = len(data)
+    except UnicodeDecodeError as error:
+        expected = error.start
+    assert compiled.text_kernels.first_invalid(compiled.padded(data), len(data)) == expected
+    assert PLAIN["_text_kernels"].first_invalid(compiled.padded(data), len(data)) == expected
+
+
+def test_every_two_and_three_bytes_are_judged_as_python_judges_them() -> None:
+    """All beginnings of characters, surrogates, overlong forms and numbers beyond Unicode among them."""
+    tails = [b"", b"\x80", b"\xbf\x80", b"\xc0"]
+    for first in range(0x80, 0x100):
+        for second in range(0x100):
+            for tail in tails:
+                data = bytes([first, second]) + tail
+                try:
+                    data.decode()
+                    expected = len(data)
+                except UnicodeDecodeError as error:
+                    expected = error.start
+                assert compiled.text_kernels.first_invalid(compiled.padded(data), len(data)) == expected, data

@@ -14,7 +14,8 @@ from transformerlm.tokenizer.unicode_tables import ASCII_KINDS, LETTER, NUMBER, 
 
 Array = np.ndarray[Any, Any]
 
-_HIGH_BITS = np.uint64(0x8080808080808080)
+_HIGH_BITS, _EACH_BYTE = np.uint64(0x8080808080808080), np.uint64(0x0101010101010101)
+_SEVERAL = np.uint64(1)  # no byte repeated
 
 
 @helper
@@ -113,7 +114,12 @@ def next_special_token(
     """Return where the next special token begins and which it is; the end and -1 if there is none."""
     if places.size < 2:
         return end, -1
+    only = np.uint64(byte_at(spelled, 0)) * _EACH_BYTE
+    if first_bytes.sum() > 1:
+        only = _SEVERAL
     while start < end:
+        if only != _SEVERAL:  # eight bytes at a time, past all that have no byte equal to the only one
+            start = skip_other_bytes(data, start, end, only)
         while start < end and not first_bytes[byte_at(data, start)]:
             start += 1
         if start < end:
@@ -122,6 +128,17 @@ def next_special_token(
                 return start, token
             start += 1
     return end, -1
+
+
+@helper
+def skip_other_bytes(data: Array, start: int, end: int, only: Any) -> int:
+    """Go on from `start` to the eight bytes in which a byte stands (in each byte of `only`), or to the end."""
+    while start < end:
+        difference = word_at(data, start) ^ only  # has a zero byte where they are equal
+        if (difference - _EACH_BYTE) & ~difference & _HIGH_BITS != np.uint64(0):
+            break
+        start += 8
+    return start
 
 
 @kernel

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 from queue import Empty, LifoQueue
 from typing import Any
 
@@ -155,9 +156,23 @@ class CompiledEncoder:
 
         With `ordinary`, special tokens are spelled out.
         """
-        data = padded(b"".join(texts))
         ends = np.cumsum(np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)))
-        rows = np.stack([np.r_[0, ends[:-1]], ends], axis=1) if len(texts) else np.empty((0, 2), dtype=np.int64)
+        return self._encode(padded(b"".join(texts)), ends, num_threads=num_threads, ordinary=ordinary)
+
+    def encode_file(self, path: Path, *, num_threads: int) -> Array | None:
+        """Return the ids of a file of plain text, read at once; `None` where it is not valid UTF-8."""
+        size = path.stat().st_size
+        data = np.zeros(size + PADDING, dtype=np.uint8)
+        with path.open("rb", buffering=0) as file:
+            read = 0
+            while number := file.readinto(data[read:size].data):
+                read += number
+        if text_kernels.first_invalid(data, read) < read:
+            return None
+        return self._encode(data, np.array([read], dtype=np.int64), num_threads=num_threads)[0]
+
+    def _encode(self, data: Array, ends: Array, *, num_threads: int, ordinary: bool = False) -> tuple[Array, Array]:
+        rows = np.stack([np.r_[0, ends[:-1]], ends], axis=1) if len(ends) else np.empty((0, 2), dtype=np.int64)
         segments, last = (self._no_specials if ordinary else self._specials).segments(data, rows)
         parts, part_ends = [], []
         total = 0

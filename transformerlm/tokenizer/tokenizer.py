@@ -32,7 +32,7 @@ from transformerlm.tokenizer.pretokenize import (
     pre_tokenize,
     safe_pieces,
 )
-from transformerlm.utils.text_files import expand_inputs, read_text, total_bytes
+from transformerlm.utils.text_files import expand_inputs, is_plain_text, read_text, total_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 _CACHE_PIECES = 1 << 15
 _CACHED_PIECE_CHARS = 32
 _FILE_PIECE_CHARS = 1 << 22
+_WHOLE_FILE_BYTES = 1 << 28
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -211,7 +212,7 @@ class Tokenizer:
     def encode_file(self, path: str | os.PathLike[str], *, num_workers: int | None = None) -> np.ndarray:
         """Return the ids of a file's text as an array, as `encode` gives them; a JSON line's text counts by itself.
 
-        Reads block by block. Memory: the ids, and some 8 MB of text a worker (or the longest pre-token).
+        Memory: the ids, and the text of files up to 256 MB, beyond some 8 MB of it a worker (or the longest pre-token).
 
         Raises:
             FileNotFoundError: no such file.
@@ -222,6 +223,10 @@ class Tokenizer:
         paths = expand_inputs(path)
         size = total_bytes(paths)
         workers = resolve_num_workers(num_workers, size)
+        if size <= _WHOLE_FILE_BYTES and is_plain_text(paths[0]) and (encoder := self._encoder_for(size)) is not None:
+            ids = encoder.encode_file(paths[0], num_threads=workers)
+            if ids is not None:
+                return ids
         pieces = safe_pieces(read_text(paths[0]), self._splitter, size=_FILE_PIECE_CHARS)
         texts = ([piece.text] for piece in pieces)
         threads = self.runs_in_threads(size)
