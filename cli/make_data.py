@@ -23,7 +23,7 @@ def make_data(config: MakeDataConfig) -> None:
 
     report = build_dataset(
         config.input,
-        tokenizer=Tokenizer.from_directory(config.tokenizer),
+        tokenizer=Tokenizer.from_directory(config.tokenizer, engine=config.engine),
         train_path=config.train,
         valid_path=config.valid,
         valid_fraction=config.valid_fraction,

@@ -40,11 +40,13 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
         config.tokenizer.special_tokens,
         num_workers=config.workers or None,
         text_field=config.text_field,
+        pattern=config.tokenizer.pattern,
+        engine=config.tokenizer.engine,
         progress=StageProgress({"count": "B", "merge": "merge"}),
         stats=stats,
     )
     seconds = time.perf_counter() - start
-    tokenizer = Tokenizer(vocab, merges, config.tokenizer.special_tokens)
+    tokenizer = Tokenizer(vocab, merges, config.tokenizer.special_tokens, pattern=config.tokenizer.pattern)
     tokenizer.save(config.output_dir)
     if tokenizer.vocab_size < config.tokenizer.vocab_size:
         wanted = config.tokenizer.vocab_size

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from config.schemas import Count, FilePath, LoggingConfig, Section, SpecialToken, WandbConfig
+from config.schemas import Count, Engine, FilePath, LoggingConfig, Section, SpecialToken, WandbConfig
 
 
 class MakeDataConfig(Section):
@@ -26,7 +26,8 @@ class MakeDataConfig(Section):
         0.0, description="share of the documents that go to valid"
     )
     overwrite: bool = Field(False, description="replace outputs that are there already")
-    workers: Count = Field(0, description="worker processes; 0: one for each core")
+    workers: Count = Field(0, description="worker processes or threads; 0: one for each core")
+    engine: Engine = Field("auto", description="auto: compiled (numba) for large inputs; the result is the same")
     logging: LoggingConfig = LoggingConfig()
     wandb: WandbConfig = WandbConfig()
 

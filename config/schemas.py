@@ -62,6 +62,7 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 PositiveInt = Annotated[int, Field(ge=1, le=2**53)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 Precision = Literal["auto", "fp32", "bf16"]
+Engine = Literal["auto", "reference", "compiled"]
 SpecialToken = Annotated[str, Field(min_length=1, max_length=256)]
 
 

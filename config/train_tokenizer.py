@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from config.schemas import Count, FilePath, LoggingConfig, Section, SpecialToken, WandbConfig
+from config.schemas import Count, Engine, FilePath, LoggingConfig, Section, SpecialToken, WandbConfig
 
 NUM_BYTES = 256
+
+Pattern = Literal["gpt2", "cl100k"]
 
 
 class TokenizerConfig(Section):
@@ -20,6 +22,9 @@ class TokenizerConfig(Section):
         max_length=1000,
         description="never split and never merged across; the first one separates documents",
     )
+
+    pattern: Pattern = Field("gpt2", description="how text is cut before merging: GPT-2's rules or GPT-4's")
+    engine: Engine = Field("auto", description="auto: compiled (numba) for large inputs; the result is the same")
 
     @model_validator(mode="after")
     def _check_special_tokens(self) -> Self:
@@ -42,7 +47,7 @@ class TrainTokenizerConfig(Section):
     text_field: str = Field("text", min_length=1, description=".jsonl: the field that holds a document's text")
     output_dir: FilePath = Field(description="directory for vocab.json, merges.txt and special_tokens.json")
     overwrite: bool = Field(False, description="replace a tokenizer that is there already")
-    workers: Count = Field(0, description="worker processes; 0: one for each core")
+    workers: Count = Field(0, description="worker processes or threads; 0: one for each core")
     tokenizer: TokenizerConfig
     logging: LoggingConfig = LoggingConfig()
     wandb: WandbConfig = WandbConfig()

@@ -1,7 +1,8 @@
 """From text files to token files: documents encoded in parallel, in order, in bounded memory.
 
 One pass: this process reads the text, cuts it into documents (at the separator, at a file's end, one per JSON line)
-and those into pieces at safe places; worker processes encode batches of pieces; this process appends what they return.
+and those into pieces at safe places; workers encode batches of pieces (threads with the tokenizer's compiled engine,
+which large inputs get, processes otherwise); this process appends what they return.
 Each document is followed by the separator's id, and no token crosses from one document into the next. The result is
 the same for any number of workers.
 
@@ -82,7 +83,7 @@ def build_dataset(
         separator: ends a document in the text, and follows each document in the token file.
         text_field: where the text stands in a line of a `.jsonl` file.
         overwrite: replace existing outputs, at the very end; otherwise they are refused before any work.
-        num_workers: processes that encode; by default one for each CPU, and none besides this one below 8 MB.
+        num_workers: processes or threads that encode; by default one for each CPU, one below 8 MB.
         progress: called with ("encode", bytes read, bytes in all), in bytes on disk.
 
     Raises:
@@ -216,7 +217,7 @@ class _DocumentSource:
 
 
 class _BatchEncoder:
-    """The work on one batch, as an object that can be sent to a worker process."""
+    """The work on one batch, as an object that can be sent to a worker process or shared by threads."""
 
     def __init__(self, tokenizer: Tokenizer, separator: str, num_splits: int) -> None:
         self._tokenizer = tokenizer
@@ -224,15 +225,15 @@ class _BatchEncoder:
         self._num_splits = num_splits
 
     def __call__(self, batch: _Batch) -> _Encoded:
-        dtype = np.uint16 if self._tokenizer.vocab_size <= 1 << 16 else np.uint32
-        ids: list[list[int]] = [[] for _ in range(self._num_splits)]
-        text_bytes = [0] * self._num_splits
-        for piece in batch.pieces:
-            ids[piece.split] += self._tokenizer.encode(piece.text)
-            text_bytes[piece.split] += len(piece.text.encode())
-            if piece.ends_document:
-                ids[piece.split].append(self._separator_id)
-        return _Encoded([np.array(part, dtype=dtype).tobytes() for part in ids], text_bytes, batch.disk_bytes)
+        ids: list[bytes] = []
+        text_bytes: list[int] = []
+        for split in range(self._num_splits):
+            pieces = [piece for piece in batch.pieces if piece.split == split]
+            part, ends = self._tokenizer.encode_batch_to_array([piece.text for piece in pieces])
+            document_ends = ends[[piece.ends_document for piece in pieces]]
+            ids.append(np.insert(part, document_ends, self._separator_id).tobytes())
+            text_bytes.append(sum(len(piece.text.encode()) for piece in pieces))
+        return _Encoded(ids, text_bytes, batch.disk_bytes)
 
 
 def _encode_all(
@@ -242,7 +243,9 @@ def _encode_all(
     encoder = _BatchEncoder(source.tokenizer, source.separator, len(writers))
     num_bytes = total_bytes(source.paths)
     text_bytes = [0] * len(writers)
-    with closing(map_in_order(encoder, source.batches(), num_workers=num_workers)) as results:
+    threads = source.tokenizer.runs_in_threads(num_bytes)
+    results = map_in_order(encoder, source.batches(), num_workers=num_workers, threads=threads)
+    with closing(results):
         for number, encoded in enumerate(results):
             if number == 0 and encoded.disk_bytes > 0:
                 expected = sum(map(len, encoded.ids)) * num_bytes // encoded.disk_bytes

@@ -37,7 +37,7 @@ ALLOWED = {
     "logger": {"wandb"},
     "profiling": {"torch"},
     "transformerlm.distributed": {"torch"},
-    "transformerlm.tokenizer": {"regex", "numpy"},
+    "transformerlm.tokenizer": {"regex", "numpy", "numba", "llvmlite"},
     "transformerlm.models": {"torch"},
     "transformerlm.training": {"torch", "numpy", "safetensors"},
     "transformerlm.inference": {"torch"},

@@ -19,9 +19,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+from transformerlm.tokenizer.engines import Engine, check_engine, use_compiled
 from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, resolve_num_workers
-from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, pre_tokenize, safe_pieces
+from transformerlm.tokenizer.pretokenize import DEFAULT_PATTERN, SpecialTokenSplitter, pre_tokenize, safe_pieces
 from transformerlm.utils.text_files import ReadStats, expand_inputs, read_text, total_bytes
 
 Pair = tuple[int, int]
@@ -39,6 +41,8 @@ def train_bpe(
     *,
     num_workers: int | None = None,
     text_field: str = "text",
+    pattern: str = DEFAULT_PATTERN,
+    engine: Engine = "auto",
     progress: ProgressCallback | None = None,
     stats: ReadStats | None = None,
 ) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:
@@ -49,9 +53,11 @@ def train_bpe(
         vocab_size: tokens in all: the 256 bytes, the merges, the special tokens. A small text may run out of pairs
             first; the vocabulary is then smaller.
         special_tokens: kept whole, never merged with their neighbours and not counted.
-        num_workers: processes that count; by default one for each CPU, and none besides this one below 8 MB. The
-            result does not depend on it.
+        num_workers: processes (threads of the compiled engine) that count; by default one for each CPU, and none
+            besides this one below 8 MB. The result does not depend on it.
         text_field: where the text stands in a line of a `.jsonl` file.
+        pattern: how text is cut into pre-tokens, a name in `pretokenize.PATTERNS`.
+        engine: "reference", "compiled" (same result, needs numba), or "auto": the compiled one for large inputs.
         progress: called with ("count", bytes read, bytes in all), then with ("merge", merges done, merges wanted).
         stats: filled with what the reading met, such as bytes that are not UTF-8.
 
@@ -66,16 +72,59 @@ def train_bpe(
     specials = list(special_tokens)
     _check_request(vocab_size, specials)
     paths = expand_inputs(input_path)
-    counts = count_pre_tokens(
-        paths, specials, num_workers=num_workers, text_field=text_field, progress=progress, stats=stats
-    )
-    if not counts:
+    check_engine(engine)
+    compiled = use_compiled(engine, total_bytes(paths), "train")
+    learn = _learn_compiled if compiled else _learn_by_reference
+    merges = learn(
+        paths, specials, vocab_size - 256 - len(specials), num_workers=num_workers, text_field=text_field,
+        pattern=pattern, progress=progress, stats=stats,
+    )  # fmt: skip
+    if merges is None:
         raise ValueError(f"inputs: expected text to train on, found none in {', '.join(map(str, paths))}")
-    words = {word.encode(): count for word, count in counts.items()}
-    merges = learn_merges(words, vocab_size - 256 - len(specials), progress=progress)
     tokens = [bytes([value]) for value in range(256)] + [left + right for left, right in merges]
     tokens += [special.encode() for special in specials]
     return dict(enumerate(tokens)), merges
+
+
+def _learn_by_reference(
+    paths: Sequence[Path],
+    specials: Sequence[str],
+    num_merges: int,
+    *,
+    progress: ProgressCallback | None,
+    **options: Any,
+) -> list[tuple[bytes, bytes]] | None:
+    """Count and merge in Python; `None` where there is no text."""
+    counts = count_pre_tokens(paths, specials, progress=progress, **options)
+    if not counts:
+        return None
+    return learn_merges({word.encode(): count for word, count in counts.items()}, num_merges, progress=progress)
+
+
+def _learn_compiled(
+    paths: Sequence[Path],
+    specials: Sequence[str],
+    num_merges: int,
+    *,
+    num_workers: int | None,
+    text_field: str,
+    pattern: str,
+    progress: ProgressCallback | None,
+    stats: ReadStats | None,
+) -> list[tuple[bytes, bytes]] | None:
+    """Count and merge with kernels; `None` where there is no text."""
+    from transformerlm.tokenizer import compiled_trainer
+
+    splitter = SpecialTokenSplitter(specials, pattern=pattern)
+    stats = stats if stats is not None else ReadStats()
+    num_bytes = total_bytes(paths)
+    batches = _batches(paths, splitter, text_field=text_field, stats=stats, chunk_chars=CHUNK_CHARS)
+    counter = compiled_trainer.PieceCounter(specials, pattern=pattern)
+    for _ in counter.count(batches, num_threads=resolve_num_workers(num_workers, num_bytes)):
+        if progress is not None:
+            progress("count", stats.disk_bytes, num_bytes)
+    words = counter.words()
+    return compiled_trainer.learn_merges(words, num_merges, progress=progress) if len(words.ends) else None
 
 
 def count_pre_tokens(
@@ -84,6 +133,7 @@ def count_pre_tokens(
     *,
     num_workers: int | None = None,
     text_field: str = "text",
+    pattern: str = DEFAULT_PATTERN,
     progress: ProgressCallback | None = None,
     stats: ReadStats | None = None,
     chunk_chars: int = CHUNK_CHARS,
@@ -93,7 +143,7 @@ def count_pre_tokens(
     This process reads and cuts (at safe places only), the workers split and count. Memory: about four chunks a worker,
     one run of text without a safe cut where that is longer, and the distinct pre-tokens.
     """
-    splitter = SpecialTokenSplitter(special_tokens)
+    splitter = SpecialTokenSplitter(special_tokens, pattern=pattern)
     stats = stats if stats is not None else ReadStats()
     num_bytes = total_bytes(paths)
     batches = _batches(paths, splitter, text_field=text_field, stats=stats, chunk_chars=chunk_chars)
@@ -134,7 +184,7 @@ class _PreTokenCounter:
         for text in texts:
             for segment, is_special in self.splitter.split(text):
                 if not is_special:
-                    counts.update(pre_tokenize(segment))
+                    counts.update(pre_tokenize(segment, pattern=self.splitter.pattern))
         return dict(counts)
 
 

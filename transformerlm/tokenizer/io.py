@@ -21,7 +21,6 @@ from typing import Any
 VOCAB_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
 SPECIALS_FILE = "special_tokens.json"
-PATTERN_NAME = "gpt2"
 
 _VERSION_LINE = "#version: 0.2"
 _MAX_FILE_BYTES = 1 << 27

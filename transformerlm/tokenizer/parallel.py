@@ -13,7 +13,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
@@ -51,11 +51,12 @@ def resolve_num_workers(num_workers: int | None, input_bytes: int) -> int:
 
 
 def map_in_order(
-    function: Callable[[Item], Result], items: Iterable[Item], *, num_workers: int
+    function: Callable[[Item], Result], items: Iterable[Item], *, num_workers: int, threads: bool = False
 ) -> Generator[Result, None, None]:
     """Yield `function(item)` for each item, in order; at most two items a worker are under way.
 
-    `function` is pickled once for each worker, so it may be a bound method of something large.
+    `function` is pickled once for each worker, so it may be a bound method of something large. With `threads` the
+    workers are threads and nothing is pickled: for functions that give up the GIL.
 
     Raises:
         RuntimeError: a worker process died. What the function itself raises comes through unchanged.
@@ -63,13 +64,17 @@ def map_in_order(
     if num_workers == 1:
         yield from map(function, items)
         return
-    pool = ProcessPoolExecutor(
-        num_workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(function,)
-    )
+    pool: Executor
+    if threads:
+        pool, call = ThreadPoolExecutor(num_workers), function
+    else:
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(function,))
+        call = _call
     pending: deque[Future[Result]] = deque()
     try:
         for item in items:
-            pending.append(pool.submit(_call, item))
+            pending.append(pool.submit(call, item))
             if len(pending) >= 2 * num_workers:
                 yield pending.popleft().result()
         while pending:

@@ -3,18 +3,19 @@ r"""Cutting text before BPE: special tokens out first, then GPT-2's pre-tokens, 
 BPE never merges across a pre-token, and pre-tokens never cross a special token. GPT-2's pattern (Radford et al., 2019)
 takes, in this order: an English contraction ('s, 'll, ...); letters, digits or other marks, each with at most one
 space in front; white space. Its `\s+(?!\S)` leaves the last character of a run of white space to what follows, so `"a
-b"` is `"a", "  ", " b"`.
+b"` is `"a", "  ", " b"`. GPT-4's pattern ("cl100k") does the same with other rules for marks, digits and line ends.
 
 **Where a stream may be cut.** Between two characters a|b such that, whatever comes before and after, the pre-tokens of
 the whole are those of the two sides put together. That holds when a is not white space (no look-ahead and no leading
 space reaches over the cut), a is not an apostrophe (a contraction might), a and b are of different kinds (letter,
-number, white space, other), and no special token, finished or still arriving, has the cut inside it.
+number, white space, other), and no special token, finished or still arriving, has the cut inside it. GPT-4's pattern
+joins a mark with letters or line ends behind it, so with it marks may be cut off before blanks and numbers only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
 from typing import Any
 
 import regex  # type: ignore[import-untyped]
@@ -23,8 +24,19 @@ from transformerlm.utils.text_files import TextBlock
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
+# GPT-4's (tiktoken's cl100k_base): contractions in any case, at most three digits, a mark with the word behind it.
+CL100K_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+)
+PATTERNS = {"gpt2": GPT2_PATTERN, "cl100k": CL100K_PATTERN}
+DEFAULT_PATTERN = "gpt2"
+
 # (?r) searches from the end: the last cut is wanted, and it is nearly always close by.
-_CUT_PATTERN = r"(?r)\p{L}(?=\P{L})|\p{N}(?=\P{N})|[^\s\p{L}\p{N}'](?=[\s\p{L}\p{N}])"
+_CUT_PATTERNS = {
+    "gpt2": r"(?r)\p{L}(?=\P{L})|\p{N}(?=\P{N})|[^\s\p{L}\p{N}'](?=[\s\p{L}\p{N}])",
+    "cl100k": r"(?r)\p{L}(?=\P{L})|\p{N}(?=\P{N})|[^\s\p{L}\p{N}'](?=[^\S\r\n]|\p{N})",
+}
 
 
 @cache
@@ -32,21 +44,29 @@ def _compiled(pattern: str) -> Any:
     return regex.compile(pattern)
 
 
-def pre_tokenize(text: str) -> list[str]:
-    """Split text that holds no special token into GPT-2's pre-tokens; joined they are the text again."""
-    pieces: list[str] = _compiled(GPT2_PATTERN).findall(text)
+def pre_tokenize(text: str, *, pattern: str = DEFAULT_PATTERN) -> list[str]:
+    """Split text that holds no special token into the pre-tokens of a named pattern; joined they are the text again."""
+    pieces: list[str] = _compiled(PATTERNS[pattern]).findall(text)
     return pieces
+
+
+def check_pattern(pattern: str) -> None:
+    """Refuse a name that is no pattern's."""
+    if pattern not in PATTERNS:
+        raise ValueError(f"pattern: expected one of {', '.join(PATTERNS)}, found {pattern!r}")
 
 
 class SpecialTokenSplitter:
     """Finds special tokens in text: from the left, the longest first where several begin at one place."""
 
-    def __init__(self, special_tokens: Iterable[str]) -> None:
-        """Prepare for these tokens.
+    def __init__(self, special_tokens: Iterable[str], *, pattern: str = DEFAULT_PATTERN) -> None:
+        """Prepare for these tokens; `pattern` is the pre-tokens' and decides where a stream may be cut.
 
         Raises:
             ValueError: an empty token, or one that UTF-8 cannot spell.
         """
+        check_pattern(pattern)
+        self.pattern = pattern
         self.special_tokens = list(dict.fromkeys(special_tokens))
         for token in self.special_tokens:
             _check_special_token(token)
@@ -54,9 +74,9 @@ class SpecialTokenSplitter:
         self._longest = len(longest_first[0]) if longest_first else 0
         self._pattern = regex.compile("|".join(map(regex.escape, longest_first))) if longest_first else None
 
-    def __reduce__(self) -> tuple[type[SpecialTokenSplitter], tuple[list[str]]]:
-        """Pickle as the tokens alone: compiled patterns need not travel to worker processes."""
-        return SpecialTokenSplitter, (self.special_tokens,)
+    def __reduce__(self) -> tuple[Callable[..., SpecialTokenSplitter], tuple[list[str]]]:
+        """Pickle as the tokens and a name: compiled patterns need not travel to worker processes."""
+        return partial(SpecialTokenSplitter, pattern=self.pattern), (self.special_tokens,)
 
     def split(self, text: str) -> Iterator[tuple[str, bool]]:
         """Yield the non-empty segments of `text` in order, each with whether it is a special token."""
@@ -78,7 +98,7 @@ class SpecialTokenSplitter:
     def safe_cut(self, text: str) -> int:
         """Return the last place where `text`, the beginning of a stream, may be cut; 0 when there is none."""
         limit = self._start_of_unfinished(text)
-        for match in _compiled(_CUT_PATTERN).finditer(text, 0, min(limit + 1, len(text))):
+        for match in _compiled(_CUT_PATTERNS[self.pattern]).finditer(text, 0, min(limit + 1, len(text))):
             if not self._is_inside(text, match.end()):
                 return int(match.end())
         # Nothing but special tokens, or one long pre-token and special tokens: a special token's start is a cut as

@@ -12,22 +12,37 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformerlm.tokenizer import io
 from transformerlm.tokenizer.bpe_merge import merge_by_heap
-from transformerlm.tokenizer.parallel import map_in_order
-from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, StreamCutter, pre_tokenize
+from transformerlm.tokenizer.engines import Engine, check_engine, use_compiled
+from transformerlm.tokenizer.parallel import map_in_order, resolve_num_workers
+from transformerlm.tokenizer.pretokenize import (
+    DEFAULT_PATTERN,
+    PATTERNS,
+    SpecialTokenSplitter,
+    StreamCutter,
+    pre_tokenize,
+    safe_pieces,
+)
+from transformerlm.utils.text_files import expand_inputs, is_plain_text, read_text, total_bytes
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from transformerlm.tokenizer.compiled import CompiledDecoder, CompiledEncoder
+
 _CACHE_PIECES = 1 << 15
 _CACHED_PIECE_CHARS = 32
+_FILE_PIECE_CHARS = 1 << 22
+_WHOLE_FILE_BYTES = 1 << 28
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -39,8 +54,18 @@ class Tokenizer:
         vocab: Mapping[int, bytes],
         merges: Sequence[tuple[bytes, bytes]],
         special_tokens: Sequence[str] | None = None,
+        *,
+        pattern: str = DEFAULT_PATTERN,
+        engine: Engine = "auto",
     ) -> None:
         """Build from parts as `train_bpe` returns them; a special token that is not in `vocab` gets the next id.
+
+        Args:
+            vocab: id -> bytes.
+            merges: pairs of byte strings in the order they were learned.
+            special_tokens: kept whole by `encode`.
+            pattern: how text is cut into pre-tokens, a name in `pretokenize.PATTERNS`.
+            engine: "reference", "compiled" (same ids, needs numba), or "auto": the compiled one for large inputs.
 
         Raises:
             ValueError: ids that are not 0..n-1, a missing byte, merges of unknown tokens (see `io.check_vocab`,
@@ -50,7 +75,10 @@ class Tokenizer:
         io.check_merges(merges, vocab)
         self.vocab = dict(vocab)
         self.merges = list(merges)
-        self._splitter = SpecialTokenSplitter(special_tokens or ())
+        check_engine(engine)
+        self.pattern = pattern
+        self.engine = engine
+        self._splitter = SpecialTokenSplitter(special_tokens or (), pattern=pattern)
         ids = {token: token_id for token_id, token in self.vocab.items()}
         self.special_token_ids: dict[str, int] = {}
         for special in self._splitter.special_tokens:
@@ -61,6 +89,10 @@ class Tokenizer:
         self._ranks = {(ids[left], ids[right]): rank for rank, (left, right) in enumerate(self.merges)}
         self._merged = [ids[left + right] for left, right in self.merges]
         self._cache = _PieceCache(self)
+        self._lock = threading.Lock()
+        self._encoder: CompiledEncoder | None = None
+        self._decoder: CompiledDecoder | None = None
+        self._numbers: np.ndarray | None = None
 
     @classmethod
     def from_files(
@@ -68,6 +100,9 @@ class Tokenizer:
         vocab_filepath: str | os.PathLike[str],
         merges_filepath: str | os.PathLike[str],
         special_tokens: Sequence[str] | None = None,
+        *,
+        pattern: str = DEFAULT_PATTERN,
+        engine: Engine = "auto",
     ) -> Tokenizer:
         """Load a `vocab.json` and a `merges.txt`, such as GPT-2's own.
 
@@ -76,10 +111,11 @@ class Tokenizer:
             ValueError: a file that is not in order; the message says where and what.
         """
         vocab = io.load_vocab(Path(vocab_filepath), special_tokens or ())
-        return cls(vocab, io.load_merges(Path(merges_filepath), vocab), special_tokens)
+        merges = io.load_merges(Path(merges_filepath), vocab)
+        return cls(vocab, merges, special_tokens, pattern=pattern, engine=engine)
 
     @classmethod
-    def from_directory(cls, directory: str | os.PathLike[str]) -> Tokenizer:
+    def from_directory(cls, directory: str | os.PathLike[str], *, engine: Engine = "auto") -> Tokenizer:
         """Load what `save` has written.
 
         Raises:
@@ -87,8 +123,9 @@ class Tokenizer:
             ValueError: a file that is not in order; the message says where and what.
         """
         directory = Path(directory)
-        special_tokens = _load_special_tokens(directory / io.SPECIALS_FILE)
-        return cls.from_files(directory / io.VOCAB_FILE, directory / io.MERGES_FILE, special_tokens)
+        special_tokens, pattern = _load_special_tokens(directory / io.SPECIALS_FILE)
+        files = directory / io.VOCAB_FILE, directory / io.MERGES_FILE
+        return cls.from_files(*files, special_tokens, pattern=pattern, engine=engine)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write vocab.json, merges.txt and special_tokens.json, each whole; the same tokenizer gives the same bytes."""
@@ -96,12 +133,13 @@ class Tokenizer:
         directory.mkdir(parents=True, exist_ok=True)
         io.save_vocab(self.vocab, directory / io.VOCAB_FILE, self.special_tokens)
         io.save_merges(self.merges, directory / io.MERGES_FILE)
-        record = {"format": 1, "pattern": io.PATTERN_NAME, "special_tokens": self.special_tokens}
+        record = {"format": 1, "pattern": self.pattern, "special_tokens": self.special_tokens}
         io.write_atomically(directory / io.SPECIALS_FILE, json.dumps(record, ensure_ascii=False, indent=2) + "\n")
 
-    def __reduce__(self) -> tuple[type[Tokenizer], tuple[object, ...]]:
-        """Pickle as the three parts; the cache stays here."""
-        return Tokenizer, (self.vocab, self.merges, self.special_tokens)
+    def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[object, ...]]:
+        """Pickle as the parts; caches stay here."""
+        build = partial(Tokenizer, pattern=self.pattern, engine=self.engine)
+        return build, (self.vocab, self.merges, self.special_tokens)
 
     @property
     def vocab_size(self) -> int:
@@ -115,17 +153,21 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, special tokens recognised; half a character (a lone surrogate) counts as U+FFFD."""
+        if (encoder := self._encoder_for(len(text))) is not None:
+            return list(encoder.encode_texts([_to_bytes(text)])[0].tolist())
         ids: list[int] = []
         for segment, is_special in self._splitter.split(text):
             if is_special:
                 ids.append(self.special_token_ids[segment])
             else:
-                ids += self.encode_ordinary(segment)
+                ids += self._encode_segment(segment)
         return ids
 
     def encode_ordinary(self, text: str) -> list[int]:
         """Return the ids of `text` taken as plain text, special tokens spelled out: for text of unknown origin."""
-        return list(chain.from_iterable(map(self._cache.__getitem__, pre_tokenize(text))))
+        if (encoder := self._encoder_for(len(text))) is not None:
+            return list(encoder.encode_texts([_to_bytes(text)], ordinary=True)[0].tolist())
+        return self._encode_segment(text)
 
     def encode_iterable(self, parts: Iterable[str]) -> Iterator[int]:
         """Yield the ids of the parts' joined text, however it is cut, while holding only a little of it.
@@ -138,17 +180,66 @@ class Tokenizer:
         yield from self.encode(cutter.flush())
 
     def encode_batch(self, texts: Sequence[str], num_workers: int = 1) -> list[list[int]]:
-        """Return the ids of each text, encoded by `num_workers` processes; worth it from some megabytes on."""
+        """Return the ids of each text, encoded by `num_workers` processes or threads, as the engine has them."""
+        if self._encoder_for(sum(map(len, texts))) is not None:
+            ids, ends = self.encode_batch_to_array(texts, num_workers=num_workers)
+            # Numbers that are made once and then shared: a list of new ones takes far longer to build.
+            numbers = self._shared_numbers()[ids]
+            starts = [0, *ends[:-1].tolist()]
+            return [numbers[start:stop].tolist() for start, stop in zip(starts, ends.tolist(), strict=False)]
         size = max(1, min(256, len(texts) // (4 * num_workers) or 1))
         groups = [texts[start : start + size] for start in range(0, len(texts), size)]
         with closing(map_in_order(self._encode_all, groups, num_workers=num_workers)) as results:
             return list(chain.from_iterable(results))
 
-    def encode_to_array(self, text: str) -> np.ndarray:
-        """Return the ids of `text` as a numpy array, uint16 where all ids fit and uint32 otherwise; shape (tokens,)."""
+    def encode_batch_to_array(self, texts: Sequence[str], *, num_workers: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids of all texts in one array, and where those of each text end.
+
+        Ids are uint16 where all fit and uint32 otherwise, shape (tokens,); ends are int64, shape (texts,).
+        """
         import numpy as np
 
-        return np.array(self.encode(text), dtype=np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+        if (encoder := self._encoder_for(sum(map(len, texts)))) is not None:
+            return encoder.encode_texts([_to_bytes(text) for text in texts], num_threads=num_workers)
+        lists = self.encode_batch(texts, num_workers)
+        ends = np.cumsum([len(ids) for ids in lists], dtype=np.int64)
+        return np.array(list(chain.from_iterable(lists)), dtype=self._id_type()), ends
+
+    def encode_to_array(self, text: str, *, num_workers: int = 1) -> np.ndarray:
+        """Return the ids of `text` as a numpy array, uint16 where all ids fit and uint32 otherwise; shape (tokens,)."""
+        return self.encode_batch_to_array([text], num_workers=num_workers)[0]
+
+    def encode_file(self, path: str | os.PathLike[str], *, num_workers: int | None = None) -> np.ndarray:
+        """Return the ids of a file's text as an array, as `encode` gives them; a JSON line's text counts by itself.
+
+        Memory: the ids, and the text of files up to 256 MB, beyond some 8 MB of it a worker (or the longest pre-token).
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a file that is no text (see `transformerlm.utils.text_files`).
+        """
+        import numpy as np
+
+        paths = expand_inputs(path)
+        size = total_bytes(paths)
+        workers = resolve_num_workers(num_workers, size)
+        if size <= _WHOLE_FILE_BYTES and is_plain_text(paths[0]) and (encoder := self._encoder_for(size)) is not None:
+            ids = encoder.encode_file(paths[0], num_threads=workers)
+            if ids is not None:
+                return ids
+        pieces = safe_pieces(read_text(paths[0]), self._splitter, size=_FILE_PIECE_CHARS)
+        texts = ([piece.text] for piece in pieces)
+        threads = self.runs_in_threads(size)
+        with closing(map_in_order(self.encode_batch_to_array, texts, num_workers=workers, threads=threads)) as results:
+            parts = [ids for ids, _ in results]
+        return np.concatenate([np.empty(0, dtype=self._id_type()), *parts])
+
+    def runs_in_threads(self, num_bytes: int) -> bool:
+        """Tell whether a work of so many bytes is done by the compiled engine, which threads may share, and load it.
+
+        The reference engine holds the GIL: to share its work takes processes.
+        """
+        return self._encoder_for(num_bytes) is not None
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of the ids; bytes that are no UTF-8 become U+FFFD.
@@ -165,6 +256,8 @@ class Tokenizer:
             ValueError: an id that is not in the vocabulary.
         """
         try:
+            if hasattr(ids, "dtype") and (decoder := self._decoder_for(len(ids))) is not None:  # type: ignore[arg-type]
+                return decoder.decode(ids)  # type: ignore[arg-type]
             return b"".join(map(self.vocab.__getitem__, ids.tolist() if hasattr(ids, "tolist") else ids))
         except KeyError as error:
             raise ValueError(
@@ -191,12 +284,55 @@ class Tokenizer:
         tokens = [self.vocab[token_id].hex() for token_id in range(self.vocab_size)]
         merges = [[left.hex(), right.hex()] for left, right in self.merges]
         specials = sorted(self.special_token_ids.items(), key=lambda item: item[1])
-        record = {"pattern": io.PATTERN_NAME, "vocab": tokens, "merges": merges, "special_tokens": specials}
+        record = {"pattern": self.pattern, "vocab": tokens, "merges": merges, "special_tokens": specials}
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
     def encode_piece(self, piece: str) -> list[int]:
         """Return the ids of one pre-token, without the cache."""
         return merge_by_heap([self._byte_ids[value] for value in _to_bytes(piece)], self._ranks, self._merged)
+
+    def _encode_segment(self, text: str) -> list[int]:
+        return list(chain.from_iterable(map(self._cache.__getitem__, pre_tokenize(text, pattern=self.pattern))))
+
+    def _shared_numbers(self) -> np.ndarray:
+        import numpy as np
+
+        if self._numbers is None:
+            self._numbers = np.array(range(self.vocab_size), dtype=object)
+        return self._numbers
+
+    def _id_type(self) -> type[np.uint16] | type[np.uint32]:
+        import numpy as np
+
+        return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+
+    def _encoder_for(self, num_bytes: int) -> CompiledEncoder | None:
+        """Return the compiled encoder if it should do a work of so many bytes."""
+        if not use_compiled(self.engine, num_bytes, "encode"):
+            return None
+        from transformerlm.tokenizer.compiled import CompiledEncoder
+
+        with self._lock:
+            if self._encoder is None:
+                self._encoder = CompiledEncoder(
+                    byte_ids=self._byte_ids,
+                    merges=[(*pair, new) for pair, new in zip(self._ranks, self._merged, strict=True)],
+                    special_token_ids=self.special_token_ids,
+                    pattern=self.pattern,
+                    dtype=self._id_type(),
+                )
+        return self._encoder
+
+    def _decoder_for(self, num_ids: int) -> CompiledDecoder | None:
+        """Return the compiled decoder if it should decode so many ids."""
+        if not use_compiled(self.engine, 4 * num_ids, "decode"):
+            return None
+        from transformerlm.tokenizer.compiled import CompiledDecoder
+
+        with self._lock:
+            if self._decoder is None:
+                self._decoder = CompiledDecoder([self.vocab[token_id] for token_id in range(self.vocab_size)])
+        return self._decoder
 
     def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]
@@ -224,13 +360,16 @@ def _to_bytes(text: str) -> bytes:
         return _SURROGATE.sub("\ufffd", text).encode()
 
 
-def _load_special_tokens(path: Path) -> list[str]:
+def _load_special_tokens(path: Path) -> tuple[list[str], str]:
+    """Return the special tokens and the name of the pattern."""
     record = io.read_json_object(path)
     if record.get("format") != 1:
         raise ValueError(f"{path}: expected format 1, found {record.get('format')!r}")
-    if record.get("pattern") != io.PATTERN_NAME:
-        raise ValueError(f"{path}: expected the pattern {io.PATTERN_NAME!r}, found {record.get('pattern')!r}")
+    pattern = record.get("pattern")
+    if not isinstance(pattern, str) or pattern not in PATTERNS:
+        names = " or ".join(map(repr, PATTERNS))
+        raise ValueError(f"{path}: expected the pattern {names}, found {pattern!r}")
     tokens = record.get("special_tokens")
     if not isinstance(tokens, list) or not all(isinstance(token, str) and token for token in tokens):
         raise ValueError(f"{path}: expected special_tokens to be a list of non-empty strings, found {tokens!r}")
-    return tokens
+    return tokens, pattern

@@ -97,6 +97,11 @@ def read_text(path: Path, *, text_field: str = "text", stats: ReadStats | None =
         stats.disk_bytes = before + (raw.tell() if raw.seekable() else 0)
 
 
+def is_plain_text(path: Path) -> bool:
+    """Tell whether a file's bytes are its text: neither compressed nor JSON lines."""
+    return not _is_json_lines(path) and not path.name.lower().endswith(".gz")
+
+
 def _matches(name: str) -> list[Path]:
     if os.path.isdir(name):
         raise ValueError(

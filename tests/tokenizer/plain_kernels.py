@@ -1,0 +1,73 @@
+"""The kernels as plain Python: the same source without numba, where each read and write is checked.
+
+`load` imports the compiled engine's modules anew with this module in the place of `_jit`. What stands here is what the
+three reads of raw memory mean.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+import transformerlm.tokenizer as package
+
+PADDING = 32
+
+_NAMES = [
+    "_jit",
+    "_merge_kernels",
+    "_piece_kernels",
+    "_text_kernels",
+    "_kernels",
+    "_train_kernels",
+    "compiled",
+    "compiled_trainer",
+]
+
+
+def kernel(function: Any) -> Any:
+    """Leave the function as it is."""
+    return function
+
+
+helper = kernel
+
+
+def byte_at(data: np.ndarray, position: int) -> int:
+    """Return one byte."""
+    assert 0 <= position < len(data), (position, len(data))
+    return int(data[position])
+
+
+def word_at(data: np.ndarray, position: int) -> np.uint64:
+    """Return eight bytes as a number, the first the least."""
+    assert 0 <= position <= len(data) - 8, (position, len(data))
+    return np.uint64(int.from_bytes(data[position : position + 8].tobytes(), "little"))
+
+
+def num_letters_at(data: np.ndarray, position: int) -> int:
+    """Count ASCII letters, sixteen at most."""
+    assert 0 <= position <= len(data) - 16, (position, len(data))
+    block = data[position : position + 16].tobytes()
+    return next((number for number, byte in enumerate(block) if not chr(byte).isascii() or not chr(byte).isalpha()), 16)
+
+
+def load() -> dict[str, ModuleType]:
+    """Return the engine's modules by name, uncompiled; the compiled ones stay what `import` gives."""
+    names = {name: f"{package.__name__}.{name}" for name in _NAMES}
+    kept = {full: sys.modules.pop(full, None) for full in names.values()}
+    attributes = {name: vars(package).pop(name) for name in _NAMES if name in vars(package)}
+    sys.modules[names["_jit"]] = sys.modules[__name__]
+    try:
+        return {name: importlib.import_module(full) for name, full in names.items()}
+    finally:
+        for name, full in names.items():
+            sys.modules.pop(full, None)
+            vars(package).pop(name, None)
+            if (module := kept[full]) is not None:
+                sys.modules[full] = module
+        vars(package).update(attributes)

@@ -1,0 +1,87 @@
+"""Behaviour of choosing an engine: nothing is compiled for small work, and without numba the reference takes over."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from transformerlm.tokenizer import Tokenizer, engines, train_bpe
+
+BYTES = {value: bytes([value]) for value in range(256)}
+
+
+@pytest.fixture
+def _no_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    for cached in (engines._refusal, engines._say_once):
+        cached.cache_clear()
+    yield
+    for cached in (engines._refusal, engines._say_once):
+        cached.cache_clear()
+
+
+def test_an_unknown_engine_is_refused(tmp_path: Path) -> None:
+    """The message lists those there are, in both places where an engine is named."""
+    (tmp_path / "a.txt").write_text("a b")
+    with pytest.raises(ValueError, match="engine: expected one of auto, reference, compiled, found 'rust'"):
+        Tokenizer(BYTES, [], engine="rust")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="engine: expected one of"):
+        train_bpe(tmp_path / "a.txt", 300, [], engine="rust")  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("_no_numba")
+def test_without_numba_the_reference_takes_over_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Large inputs are worth one line, small ones none; to ask for the compiled engine is an error."""
+    assert not engines.use_compiled("auto", 1000, "encode")
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        assert not engines.use_compiled("auto", 10**9, "encode")
+        assert not engines.use_compiled("auto", 10**9, "encode")
+    assert [record.message for record in caplog.records] == [
+        "the compiled tokenizer is not used (numba is not installed); "
+        "install the extra 'fast' for some ten times the speed"
+    ]
+    with pytest.raises(ImportError, match=r"install the extra 'fast'\), found numba is not installed"):
+        Tokenizer(BYTES, [], engine="compiled").encode("a")
+
+
+def test_small_work_does_not_import_numba(tmp_path: Path) -> None:
+    """A corpus of 100 kB is trained on, encoded and decoded without numba."""
+    script = (
+        "import sys; from transformerlm.tokenizer import Tokenizer, train_bpe;"
+        "text = 'one two three ' * 7000; open('a.txt', 'w').write(text);"
+        "vocab, merges = train_bpe('a.txt', 300, []); tokenizer = Tokenizer(vocab, merges);"
+        "assert tokenizer.decode(tokenizer.encode_to_array(text)) == text; print('numba' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False"]
+
+
+@pytest.mark.slow
+def test_an_install_that_cannot_be_written_works(tmp_path: Path) -> None:
+    """Where no folder takes the machine code, kernels are compiled for the process; nothing fails."""
+    pytest.importorskip("numba")
+    package = tmp_path / "transformerlm"
+    package.mkdir()
+    source = Path(engines.__file__).parents[1]
+    for room in ("tokenizer", "utils"):
+        (package / room).mkdir()
+        for path in (source / room).glob("*.py"):
+            (package / room / path.name).write_bytes(path.read_bytes())
+    (package / "__init__.py").touch()
+    (package / "tokenizer" / "__pycache__").touch()  # a file where numba wants a folder
+    script = (
+        "from transformerlm.tokenizer import Tokenizer, tokenizer; print(tokenizer.__file__);"
+        "print(Tokenizer({v: bytes([v]) for v in range(256)}, [], engine='compiled').encode('ab'))"
+    )
+    environment = {**os.environ, "HOME": "/dev/null", "PYTHONPATH": str(tmp_path), "XDG_CACHE_HOME": "/dev/null"}
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines() == [str(package / "tokenizer" / "tokenizer.py"), "[97, 98]"]
