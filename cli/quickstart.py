@@ -27,7 +27,7 @@ MIN_STEPS = 20
 MIN_DOCUMENTS = 20
 MIN_TEXT_BYTES = 20_000
 # The part of the budget that goes into steps; the rest is for validation, checkpoints and a machine that gets busy.
-STEPS_SHARE = 0.8
+STEPS_SHARE = 0.75
 RUN_NAME = "run"
 DOCSTRING_PROMPTS = ["Return the", "Create a new", ""]
 
