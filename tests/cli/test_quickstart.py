@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -180,7 +178,6 @@ def test_the_whole_of_it_on_a_small_text(tmp_path):
     text.write_text(
         "".join(f"The {word} sat on the mat, and the {word} was glad.\n\n" for word in ("cat", "dog") * 4000)
     )
-    start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "cli.quickstart", "--text", text, "--time=5s", "--dir", tmp_path / "home"],
         cwd=ROOT,
@@ -190,7 +187,6 @@ def test_the_whole_of_it_on_a_small_text(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert time.perf_counter() - start < 180
     run = tmp_path / "home/run"
     assert (run / "loss.png").is_file()
     assert (run / "checkpoints/latest/model.safetensors").is_file()
@@ -200,7 +196,7 @@ def test_the_whole_of_it_on_a_small_text(tmp_path):
     assert "val loss" in done.stderr
     assert "bits/byte" in done.stderr
     for line in done.stderr.split("Next:\n")[1].splitlines():
-        words = shlex.split(re.split(r"   |trains further", line.strip())[0].replace("...", "7"))
-        if "--help" not in words and "FILE7" not in words:
+        words = shlex.split(line.strip().split("   ")[0].replace("...", "70000"))
+        if line.strip().startswith("transformerlm-") and not {"--help", "FILE70000"} & set(words):
             checked = call(words[0].removeprefix("transformerlm-").replace("-", "_"), *words[1:], "--print-config")
             assert checked.code == 0, (line, checked.stderr)
