@@ -99,13 +99,16 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
+        problems = []
         if self.d_model % self.num_heads:
-            raise ValueError(f"d_model ({self.d_model}) is not divisible by num_heads ({self.num_heads})")
+            problems.append(f"d_model ({self.d_model}) is not divisible by num_heads ({self.num_heads})")
+        elif self.position == "rope" and self.d_model // self.num_heads % 2:
+            d_head = self.d_model // self.num_heads
+            problems.append(f'position = "rope" needs an even head size, found d_model / num_heads = {d_head}')
         if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_heads ({self.num_heads}) is not divisible by num_kv_heads ({self.num_kv_heads})")
-        d_head = self.d_model // self.num_heads
-        if self.position == "rope" and d_head % 2:
-            raise ValueError(f'position = "rope" needs an even head size, found d_model / num_heads = {d_head}')
+            problems.append(f"num_heads ({self.num_heads}) is not divisible by num_kv_heads ({self.num_kv_heads})")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
 

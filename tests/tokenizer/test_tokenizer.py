@@ -284,3 +284,16 @@ def test_trained_tokenizers_round_trip_through_files(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "tokenizer/vocab.json").read_text(encoding="utf-8"))[EOT] == 399
     assert loaded.decode(loaded.encode(HARD_TEXT)) == HARD_TEXT
     assert loaded.bytes_per_token(HARD_TEXT) > 1.5
+
+
+def test_a_merges_file_that_was_cut_is_refused(tmp_path):
+    """Merges that are missing at the end would give other ids without a word; both numbers are named instead."""
+    _build(MERGES).save(tmp_path)
+    merges = tmp_path / "merges.txt"
+    lines = merges.read_text(encoding="utf-8").splitlines(keepends=True)
+    merges.write_text("".join(lines[:-1]), encoding="utf-8")
+    number = len(MERGES)
+    with pytest.raises(
+        ValueError, match=rf"merges\.txt: expected a merge for each of the {number} .* found {number - 1}"
+    ):
+        Tokenizer.from_directory(tmp_path)

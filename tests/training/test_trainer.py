@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -353,9 +352,7 @@ def test_a_real_process_obeys_a_signal(files, tmp_path):
 def test_max_time_saves_and_ends(files, tmp_path):
     """A run out of time ends after a step, validated and saved, and says why; the same command goes on."""
     config = tiny_config(files, tmp_path, {"training.max_steps": 10**6, "training.max_time": "0.3s"})
-    start = time.perf_counter()
     assert train(config) == 0
-    assert time.perf_counter() - start < 20
     last = read_records(tmp_path / "run")[-1]
     assert (last["event"], last["reason"]) == ("finished", "max_time")
     assert events(tmp_path / "run", "checkpoint_saved")[-1] == last["step"]

@@ -125,7 +125,14 @@ class Tokenizer:
         directory = Path(directory)
         special_tokens, pattern = _load_special_tokens(directory / io.SPECIALS_FILE)
         files = directory / io.VOCAB_FILE, directory / io.MERGES_FILE
-        return cls.from_files(*files, special_tokens, pattern=pattern, engine=engine)
+        tokenizer = cls.from_files(*files, special_tokens, pattern=pattern, engine=engine)
+        expected = tokenizer.vocab_size - 256 - len(special_tokens)  # the bytes are 256 tokens
+        if len(tokenizer.merges) < expected:
+            raise ValueError(
+                f"{files[1]}: expected a merge for each of the {expected} merged tokens of {io.VOCAB_FILE}, "
+                f"found {len(tokenizer.merges)}; the file was cut, train or copy the tokenizer again"
+            )
+        return tokenizer
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write vocab.json, merges.txt and special_tokens.json, each whole; the same tokenizer gives the same bytes."""
