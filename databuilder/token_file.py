@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from transformerlm.tokenizer.io import write_atomically
+from transformerlm.utils.lock import try_lock
 
 FORMAT = 1
 
@@ -128,16 +129,7 @@ def _sidecar(writer: TokenFileWriter, facts: Mapping[str, Any]) -> dict[str, Any
 
 def _lock(file: BinaryIO, path: Path) -> None:
     """Keep a second build away from the same unfinished file; one that a killed build left behind is taken over."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: two builds of one file at a time are then the user's to avoid
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_ours = path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino
-    except BlockingIOError:
-        is_ours = False
-    if not is_ours:
+    if not try_lock(file, path):
         raise FileExistsError(f"{path}: expected to be the only build of this file, found another one writing it")
 
 

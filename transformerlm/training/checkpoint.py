@@ -197,14 +197,23 @@ def newest_whole(root: Path, *, warn: Callable[[str], None] = warnings.warn) -> 
     Raises:
         CheckpointFormatError: one is of another format, which is no damage.
     """
-    for directory in list_checkpoints(root):
+
+    def move(directory: Path, error: CheckpointError) -> None:
+        aside = set_aside(directory)
+        warn(f"{error}; set aside as {aside.name}, looking for an older checkpoint")
+
+    return _first_whole(list_checkpoints(root), damaged=move)
+
+
+def _first_whole(directories: list[Path], *, damaged: Callable[[Path, CheckpointError], None]) -> Path | None:
+    """Return the first that passes `verify`, handing those before it to `damaged`; another format is no damage."""
+    for directory in directories:
         try:
             verify(directory)
         except CheckpointFormatError:
             raise
         except CheckpointError as error:
-            aside = set_aside(directory)
-            warn(f"{error}; set aside as {aside.name}, looking for an older checkpoint")
+            damaged(directory, error)
         else:
             return directory
     return None
@@ -228,15 +237,13 @@ def resolve(path: Path) -> Path:
     found = list_checkpoints(root)
     if not found:
         raise CheckpointError(f"{path}: expected a checkpoint (with state.json) or a run directory, found neither")
-    for directory in found:
-        try:
-            verify(directory)
-        except CheckpointFormatError:
-            raise
-        except CheckpointError as error:
-            warnings.warn(f"{error}; looking for an older checkpoint", stacklevel=2)
-        else:
-            return directory
+
+    def pass_over(directory: Path, error: CheckpointError) -> None:
+        warnings.warn(f"{error}; looking for an older checkpoint", stacklevel=2)
+
+    newest = _first_whole(found, damaged=pass_over)
+    if newest is not None:
+        return newest
     raise CheckpointError(f"{path}: none of its {len(found)} checkpoints is whole")
 
 

@@ -1,4 +1,4 @@
-"""One process at a time in a directory, by a lock that dies with its process."""
+"""One process at a time on a file or in a directory, by a lock that dies with its process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,24 @@ import os
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Any, Self
+
+
+def try_lock(file: IO[Any], path: Path) -> bool:
+    """Take the system's lock (`flock`) on `file`, which was opened at `path`; False: another process has it.
+
+    Windows has no such lock: there it is always given.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The holder before may have removed the file that we opened: then the lock is on nothing.
+        return path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino
+    except BlockingIOError:
+        return False
 
 
 class DirectoryLock:
@@ -27,16 +44,14 @@ class DirectoryLock:
         self._made = [path for path in (self._directory, *self._directory.parents) if not path.exists()]
         self._directory.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("a+", encoding="utf-8")
-        try:
-            self._take()
-        except BlockingIOError:
+        if not try_lock(self._file, self._path):
             self._file.seek(0)
             holder = self._file.read().strip() or "another process"
             self._file.close()
             raise FileExistsError(
                 f"{self._directory}: expected to be the only run here, found {holder} training in it; "
                 "wait for it, or choose another logging.run_name"
-            ) from None
+            )
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()}")
         self._file.flush()
@@ -51,13 +66,3 @@ class DirectoryLock:
         with suppress(OSError):
             for path in self._made:
                 path.rmdir()  # only where it is empty
-
-    def _take(self) -> None:
-        try:
-            import fcntl
-        except ImportError:
-            return
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The holder before may have removed the file that we opened: then the lock is on nothing.
-        if not self._path.exists() or self._path.stat().st_ino != os.fstat(self._file.fileno()).st_ino:
-            raise BlockingIOError
