@@ -32,8 +32,9 @@ def infer(config: InferConfig) -> None:
 
     predictor = Predictor.from_checkpoint(config.checkpoint, device=config.device, precision=config.precision)
     with ExitStack() as stack:
-        logger = stack.enter_context(_make_logger(config))
+        # The directory is left after the logger, which may still be reading the file.
         outputs = _Outputs(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "outputs.jsonl")
+        logger = stack.enter_context(_make_logger(config))
         for number, prompt in enumerate(_prompts(config)):
             for sample in range(config.num_samples):
                 seed = config.seed + number * config.num_samples + sample
@@ -42,7 +43,6 @@ def infer(config: InferConfig) -> None:
                 outputs.write(record)
         if config.wandb.log_outputs and outputs.path.exists():
             logger.log_artifact(outputs.path, name="outputs", type="outputs")
-            logger.close()  # before the file goes
 
 
 def _make_logger(config: InferConfig) -> Logger:
