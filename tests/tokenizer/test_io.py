@@ -180,8 +180,8 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
 def test_a_file_far_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pointing at a corpus by mistake gives an error, not a full memory."""
     _tokenizer().save(tmp_path)
-    monkeypatch.setattr(io, "_MAX_FILE_BYTES", 100)
-    with pytest.raises(ValueError, match=r"expected at most 100 bytes, found .*no tokenizer file"):
+    monkeypatch.setattr(io, "MAX_FILE_BYTES", 100)
+    with pytest.raises(ValueError, match=r"expected at most 100 bytes, found"):
         Tokenizer.from_directory(tmp_path)
 
 

@@ -222,7 +222,7 @@ def test_files_that_are_missing_or_broken_are_refused(tmp_path: Path) -> None:
         TokenDataset(tmp_path / "absent.npy")
     path = write_dataset(tmp_path)
     path.with_suffix(".json").write_text("{")
-    with pytest.raises(ValueError, match=r"train.json: not valid JSON"):
+    with pytest.raises(ValueError, match=r"train.json:1: expected JSON, found .*run transformerlm-make-data again"):
         TokenDataset(path)
     path.with_suffix(".json").unlink()
     with pytest.raises(FileNotFoundError, match=r"train.json: missing beside train.npy"):

@@ -18,12 +18,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from transformerlm.utils.json_files import read_json_object, read_limited
+
 VOCAB_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
 SPECIALS_FILE = "special_tokens.json"
 
 _VERSION_LINE = "#version: 0.2"
-_MAX_FILE_BYTES = 1 << 27
+MAX_FILE_BYTES = 1 << 27
+MAX_SPECIALS_BYTES = 1 << 20
+MAX_SPECIALS = 10_000  # finding them in a text takes time for each
 
 
 @cache
@@ -86,7 +90,7 @@ def load_vocab(path: Path, special_tokens: Iterable[str] = ()) -> dict[int, byte
     """
     specials = set(special_tokens)
     vocab: dict[int, bytes] = {}
-    for name, token_id in read_json_object(path).items():
+    for name, token_id in read_json_file(path, max_bytes=MAX_FILE_BYTES).items():
         if isinstance(token_id, bool) or not isinstance(token_id, int):
             raise ValueError(f"{path}: expected a whole number as the id of {name!r}, found {token_id!r}")
         if token_id in vocab:
@@ -105,7 +109,7 @@ def load_merges(path: Path, vocab: Mapping[int, bytes]) -> list[tuple[bytes, byt
     Raises:
         ValueError: a line that is no pair of known tokens, or a merge that comes twice or before its parts.
     """
-    lines = _read(path).split("\n")
+    lines = _read_text(path).split("\n")
     first_line = 2 if lines[0].startswith("#version") else 1
     lines = lines[first_line - 1 :]
     while lines and not lines[-1].strip():
@@ -169,28 +173,6 @@ def check_merges(
         used.update((left, right))
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object, refusing a key that comes twice (Python's reader would keep the last in silence)."""
-
-    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in result:
-                raise ValueError(f"expected each key once, found {key!r} twice")
-            result[key] = value
-        return result
-
-    try:
-        value = json.loads(_read(path).removeprefix("\ufeff"), object_pairs_hook=checked)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: expected JSON, found {error.msg} at column {error.colno}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
 def write_atomically(path: Path, text: str) -> None:
     """Write a file beside its place, make it durable, and move it there."""
     unfinished = path.with_name(f".{path.name}.tmp-{os.getpid()}")
@@ -205,16 +187,21 @@ def write_atomically(path: Path, text: str) -> None:
             unfinished.unlink()
 
 
-def _read(path: Path) -> str:
+def read_json_file(path: Path, *, max_bytes: int) -> dict[str, Any]:
+    """Read one of a tokenizer's JSON files, each key once (Python's reader would keep the last in silence)."""
+    _check_there(path)
+    return read_json_object(path, max_bytes=max_bytes)
+
+
+def _check_there(path: Path) -> None:
     if not path.exists():
         raise FileNotFoundError(f"{path}: expected a tokenizer file, found none; run transformerlm-train-tokenizer")
-    size = path.stat().st_size
-    if size > _MAX_FILE_BYTES:
-        raise ValueError(
-            f"{path}: expected at most {_MAX_FILE_BYTES:,} bytes, found {size:,}: this is no tokenizer file"
-        )
+
+
+def _read_text(path: Path) -> str:
+    _check_there(path)
     try:
-        return path.read_bytes().decode("utf-8")
+        return read_limited(path, max_bytes=MAX_FILE_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}: expected UTF-8, found byte 0x{error.object[error.start]:02x} at offset {error.start}"

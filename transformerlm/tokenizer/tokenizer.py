@@ -123,7 +123,7 @@ class Tokenizer:
             ValueError: a file that is not in order; the message says where and what.
         """
         directory = Path(directory)
-        special_tokens, pattern = _load_special_tokens(directory / io.SPECIALS_FILE)
+        special_tokens, pattern, sha256 = _load_special_tokens(directory / io.SPECIALS_FILE)
         files = directory / io.VOCAB_FILE, directory / io.MERGES_FILE
         tokenizer = cls.from_files(*files, special_tokens, pattern=pattern, engine=engine)
         expected = tokenizer.vocab_size - 256 - len(special_tokens)  # the bytes are 256 tokens
@@ -131,6 +131,11 @@ class Tokenizer:
             raise ValueError(
                 f"{files[1]}: expected a merge for each of the {expected} merged tokens of {io.VOCAB_FILE}, "
                 f"found {len(tokenizer.merges)}; the file was cut, train or copy the tokenizer again"
+            )
+        if sha256 is not None and (found := tokenizer.fingerprint()) != sha256:
+            raise ValueError(
+                f"{directory}: expected the tokenizer {sha256[:12]}... that {io.SPECIALS_FILE} names, found "
+                f"{found[:12]}...: a file has changed, train or copy the tokenizer again"
             )
         return tokenizer
 
@@ -140,7 +145,12 @@ class Tokenizer:
         directory.mkdir(parents=True, exist_ok=True)
         io.save_vocab(self.vocab, directory / io.VOCAB_FILE, self.special_tokens)
         io.save_merges(self.merges, directory / io.MERGES_FILE)
-        record = {"format": 1, "pattern": self.pattern, "special_tokens": self.special_tokens}
+        record = {
+            "format": 1,
+            "pattern": self.pattern,
+            "special_tokens": self.special_tokens,
+            "sha256": self.fingerprint(),
+        }
         io.write_atomically(directory / io.SPECIALS_FILE, json.dumps(record, ensure_ascii=False, indent=2) + "\n")
 
     def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[object, ...]]:
@@ -367,9 +377,11 @@ def _to_bytes(text: str) -> bytes:
         return _SURROGATE.sub("\ufffd", text).encode()
 
 
-def _load_special_tokens(path: Path) -> tuple[list[str], str]:
-    """Return the special tokens and the name of the pattern."""
-    record = io.read_json_object(path)
+def _load_special_tokens(path: Path) -> tuple[list[str], str, str | None]:
+    """Return the special tokens, the name of the pattern, and the tokenizer's fingerprint where the file names one."""
+    record = io.read_json_file(path, max_bytes=io.MAX_SPECIALS_BYTES)
+    if unknown := sorted(record.keys() - {"format", "pattern", "special_tokens", "sha256"}):
+        raise ValueError(f"{path}: expected format, pattern, special_tokens and sha256, found {unknown[0]!r}")
     if record.get("format") != 1:
         raise ValueError(f"{path}: expected format 1, found {record.get('format')!r}")
     pattern = record.get("pattern")
@@ -379,4 +391,12 @@ def _load_special_tokens(path: Path) -> tuple[list[str], str]:
     tokens = record.get("special_tokens")
     if not isinstance(tokens, list) or not all(isinstance(token, str) and token for token in tokens):
         raise ValueError(f"{path}: expected special_tokens to be a list of non-empty strings, found {tokens!r}")
-    return tokens, pattern
+    if len(set(tokens)) < len(tokens) or len(tokens) > io.MAX_SPECIALS:
+        raise ValueError(
+            f"{path}: expected each special token once and {io.MAX_SPECIALS:,} at most, found {len(tokens):,}, "
+            f"of which {len(set(tokens)):,} differ"
+        )
+    sha256 = record.get("sha256")
+    if sha256 is not None and not isinstance(sha256, str):
+        raise ValueError(f"{path}: expected sha256 to be a string, found {sha256!r}")
+    return tokens, pattern, sha256

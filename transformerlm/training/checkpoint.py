@@ -18,6 +18,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,25 @@ from torch.optim import Optimizer
 
 from config.io import load_config
 from config.train import TrainConfig
+from transformerlm.models.estimates import count_parameters
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.state_file import optimizer_state_from_tensors, optimizer_state_to_tensors
+from transformerlm.training.untrusted import (
+    check_contained,
+    check_finite,
+    check_optimizer_state,
+    check_size,
+    check_state_types,
+    check_weights,
+    read_header,
+)
+from transformerlm.utils.json_files import read_json_object
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")
 _MAX_STATE_BYTES = 64 * 2**20
+_MAX_LINK_BYTES = 256
 
 
 class CheckpointError(ValueError):
@@ -227,8 +240,8 @@ def resolve(path: Path) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    if path.is_file() and path.name in ("latest", "best"):  # the file that stands for a link
-        path = path.with_name(path.read_text(encoding="utf-8").strip())
+    if path.name in ("latest", "best") and (path.is_symlink() or path.is_file()):
+        path = _pointed_at(path)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such checkpoint or run directory; train one with transformerlm-train")
     if (path / "state.json").is_file():
@@ -247,10 +260,18 @@ def resolve(path: Path) -> Path:
     raise CheckpointError(f"{path}: none of its {len(found)} checkpoints is whole")
 
 
+def _pointed_at(link: Path) -> Path:
+    name = _target(link) or ""
+    if not _NAME.fullmatch(name):
+        raise CheckpointError(f"{link}: expected it to name a checkpoint beside it (step-...), found {name[:80]!r}")
+    return link.with_name(name)
+
+
 def _target(link: Path) -> str | None:
+    """Return the name that `latest` or `best` holds, a symbolic link or a file that stands for one."""
     if link.is_symlink():
         return os.readlink(link)
-    return link.read_text(encoding="utf-8").strip() if link.is_file() else None
+    return link.open("rb").read(_MAX_LINK_BYTES).decode("utf-8", "replace").strip() if link.is_file() else None
 
 
 # --- reading ---------------------------------------------------------------------------------------------------
@@ -264,13 +285,12 @@ def read_state(directory: Path) -> dict[str, Any]:
     """
     path = directory / "state.json"
     try:
-        if path.stat().st_size > _MAX_STATE_BYTES:
-            raise CheckpointError(f"{path}: larger than {_MAX_STATE_BYTES:,} bytes; damaged")
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not JSON"
-        raise CheckpointError(f"{path}: cannot be read: {reason}") from None
-    if not isinstance(state, dict) or type(state.get("format")) is not int:
+        state = read_json_object(path, max_bytes=_MAX_STATE_BYTES)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{error}; damaged") from None
+    if type(state.get("format")) is not int:
         raise CheckpointError(f"{path}: expected an object with a format number; damaged")
     if state["format"] != FORMAT:
         raise CheckpointFormatError(f"{path}: expected checkpoint format {FORMAT}, found {state['format']}")
@@ -278,6 +298,8 @@ def read_state(directory: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: expected the keys step and sha256; damaged")
     if state.get("state_sha256") != _state_sha256(state):
         raise CheckpointError(f"{path}: its values do not have the sha256 recorded with them; damaged")
+    with _as_checkpoint_error(f"{path}: "):
+        check_state_types(state)
     return state
 
 
@@ -287,6 +309,8 @@ def verify(directory: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: a file is missing, cannot be read, or has changed.
     """
+    with _as_checkpoint_error():
+        check_contained(directory)
     state = read_state(directory)
     found = set(_file_names(directory)) - {"state.json"}
     for name, expected in state["sha256"].items():
@@ -322,7 +346,10 @@ def load_model(
         CheckpointError: anything in the directory is missing or damaged.
     """
     verify(directory)
-    model = TransformerLM(**load_config_of(directory).model.model_dump(), device="meta")
+    hparams = load_config_of(directory).model.model_dump()
+    with _as_checkpoint_error():
+        check_size(directory / "model.safetensors", count_parameters(hparams))
+    model = TransformerLM(**hparams, device="meta")
     # As `to_empty`, which imports a second's worth of modules first.
     model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))  # type: ignore[no-untyped-call]
     load_weights(model, directory)
@@ -331,27 +358,46 @@ def load_model(
 
 def load_weights(model: nn.Module, directory: Path) -> None:
     """Copy the checkpoint's weights into `model`; names and shapes must be the same."""
-    weights = _load_tensors(directory / "model.safetensors")
+    path = directory / "model.safetensors"
     parameters = dict(model.named_parameters())
-    if weights.keys() != parameters.keys():
-        different = ", ".join(sorted(weights.keys() ^ parameters.keys())[:4])
-        raise CheckpointError(f"{directory}: weights do not fit the model of config.toml: {different}")
+    with _as_checkpoint_error():
+        check_weights(path, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
+        weights = _load_tensors(path)
+        check_finite(weights, directory)
     with torch.no_grad():
         for name, parameter in parameters.items():
-            if parameter.shape != weights[name].shape:
-                raise CheckpointError(
-                    f"{directory}: {name}: expected shape {tuple(parameter.shape)}, found {tuple(weights[name].shape)}"
-                )
             parameter.copy_(weights[name])
 
 
 def load_optimizer(optimizer: Optimizer, directory: Path, state: dict[str, Any]) -> None:
     """Put the checkpoint's optimizer state into `optimizer`, which keeps its own settings (decay and so on)."""
-    tensors = _load_tensors(directory / "optimizer.safetensors")
+    path = directory / "optimizer.safetensors"
+    with _as_checkpoint_error():
+        read_header(path)
+        tensors = _load_tensors(path)
+    with _as_checkpoint_error(f"{directory}: optimizer: "):
+        loaded = optimizer_state_from_tensors(tensors, state["optimizer"])
+        check_optimizer_state(loaded, optimizer)
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(optimizer_state_from_tensors(tensors, state["optimizer"]))
+    with _as_checkpoint_error(f"{directory}: optimizer: "):
+        optimizer.load_state_dict(loaded)
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)
+
+
+@contextmanager
+def _as_checkpoint_error(prefix: str = "") -> Iterator[None]:
+    """Say of whatever a stranger's file makes go wrong that the checkpoint is at fault."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{prefix}{error.filename}: cannot be read: {error.strerror}") from None
+    except KeyError as error:
+        raise CheckpointError(f"{prefix}expected the key {error}, found none") from None
+    except (ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise CheckpointError(f"{prefix}{error}") from None
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

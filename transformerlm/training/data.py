@@ -7,7 +7,6 @@ micro-batches it is dealt out to, nor on what was drawn before, so a resumed run
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from transformerlm.training.token_array import open_token_array
+from transformerlm.utils.json_files import read_json_object
+
 Tokens = npt.NDArray[Any]
 Batch = tuple[Tensor, Tensor]
 
 SIDECAR_FORMAT = 1
+_MAX_SIDECAR_BYTES = 1 << 24
 _SCAN_ELEMENTS = 2**22
 
 
@@ -141,7 +144,7 @@ class TokenDataset:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.metadata = _read_sidecar(self.path)
-        self.tokens = _open_tokens(self.path)
+        self.tokens = open_token_array(self.path)
         self.num_tokens: int = self.metadata["tokens"]
         self.num_bytes: int = self.metadata["bytes"]
         self.num_documents: int = self.metadata["documents"]
@@ -191,32 +194,23 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
     if not sidecar.is_file():
         raise FileNotFoundError(f"{sidecar}: missing beside {path.name}; run transformerlm-make-data to write both")
     try:
-        metadata = json.loads(sidecar.read_text(encoding="utf-8"))
+        metadata = read_json_object(sidecar, max_bytes=_MAX_SIDECAR_BYTES)
     except ValueError as error:
-        raise ValueError(f"{sidecar}: not valid JSON ({error}); run transformerlm-make-data again") from error
-    if not isinstance(metadata, dict) or metadata.get("format") != SIDECAR_FORMAT:
-        found = metadata.get("format") if isinstance(metadata, dict) else metadata
+        raise ValueError(f"{error}; run transformerlm-make-data again") from None
+    if metadata.get("format") != SIDECAR_FORMAT:
         raise ValueError(
-            f"{sidecar}: expected format {SIDECAR_FORMAT}, found {found!r}; run transformerlm-make-data again"
+            f"{sidecar}: expected format {SIDECAR_FORMAT}, found {metadata.get('format')!r}; "
+            "run transformerlm-make-data again"
         )
     for key, kind in _SIDECAR_TYPES.items():
         if type(metadata.get(key)) is not kind:
             expected = f"expected {key} of type {kind.__name__}, found {metadata.get(key)!r}"
             raise ValueError(f"{sidecar}: {expected}; run transformerlm-make-data again")
+        if isinstance(metadata[key], int) and metadata[key] < 0:
+            raise ValueError(
+                f"{sidecar}: expected {key} >= 0, found {metadata[key]}; run transformerlm-make-data again"
+            )
     return metadata
-
-
-def _open_tokens(path: Path) -> Tokens:
-    try:
-        tokens: Tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not a readable .npy file ({error}); run transformerlm-make-data again") from error
-    if tokens.ndim != 1 or tokens.dtype.name not in ("uint16", "uint32"):
-        raise ValueError(
-            f"{path}: expected a 1-D array of uint16 or uint32, found {tokens.ndim}-D {tokens.dtype.name}; "
-            "run transformerlm-make-data again"
-        )
-    return tokens
 
 
 def _contradiction(path: Path, key: str, promised: object, found: object) -> ValueError:

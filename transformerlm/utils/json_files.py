@@ -1,0 +1,105 @@
+"""JSON and other small files that a stranger may have written: read with a limit, refused in one line.
+
+Python's own reader takes the last of two equal keys in silence, knows NaN, and follows nesting until its stack ends.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+MAX_DEPTH = 64
+MAX_INTEGER = 1 << 128  # some random generators have states of 128 bits
+
+
+def read_limited(path: Path, *, max_bytes: int) -> bytes:
+    """Return a file's bytes, and never hold more than `max_bytes` of them.
+
+    Raises:
+        ValueError: a larger file, or no regular file (a pipe would be waited for, a device never ends).
+        OSError: it cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: expected a file, found a {'folder' if path.is_dir() else 'pipe or device'}")
+    with path.open("rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ValueError(f"{path}: expected at most {max_bytes:,} bytes, found {path.stat().st_size:,}")
+    return data
+
+
+def read_json_object(path: Path, *, max_bytes: int) -> dict[str, Any]:
+    """Read a JSON object from a file.
+
+    Raises:
+        ValueError: a file that is too large or not UTF-8, or what `parse_json_object` refuses; it names the file.
+        OSError: it cannot be read.
+    """
+    data = read_limited(path, max_bytes=max_bytes)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: expected UTF-8, found byte {data[error.start]:#04x} at offset {error.start}"
+        ) from None
+    return parse_json_object(text.removeprefix("\ufeff"), where=str(path))
+
+
+def parse_json_object(text: str, *, where: str) -> dict[str, Any]:
+    """Read a JSON object; `where` begins the error.
+
+    Raises:
+        ValueError: no JSON, no object, a key that comes twice, a number that is not finite or beyond 128 bits, or
+            nesting beyond `MAX_DEPTH`.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_each_key_once, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}:{error.lineno}: expected JSON, found {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise ValueError(f"{where}: expected JSON of at most {MAX_DEPTH} levels, found more") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: {_reason(error)}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    _check_values(value, where)
+    return value
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for number, key in enumerate(keys) if key in keys[:number])
+        raise ValueError(f"expected each key once, found {twice[:80]!r} twice")
+    return result
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"expected finite numbers, found {name}")
+
+
+def _reason(error: ValueError) -> str:
+    too_long = "integer string conversion" in str(error)  # Python's own limit, which says nothing to a user
+    return "expected whole numbers of at most 128 bits, found a longer one" if too_long else str(error)
+
+
+def _check_values(value: Any, where: str) -> None:
+    """Refuse depth and size of numbers; a loop, as recursion is what deep nesting breaks."""
+    level, depth = [value], 1
+    while level:
+        if depth > MAX_DEPTH:
+            raise ValueError(f"{where}: expected JSON of at most {MAX_DEPTH} levels, found more")
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below.extend(item.values())
+            elif isinstance(item, list):
+                below.extend(item)
+            elif isinstance(item, float) and not math.isfinite(item):
+                raise ValueError(f"{where}: expected finite numbers, found {item}")
+            elif isinstance(item, int) and abs(item) >= MAX_INTEGER:
+                raise ValueError(f"{where}: expected whole numbers of at most 128 bits, found a longer one")
+        level, depth = below, depth + 1
