@@ -207,9 +207,7 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
             expected = f"expected {key} of type {kind.__name__}, found {metadata.get(key)!r}"
             raise ValueError(f"{sidecar}: {expected}; run transformerlm-make-data again")
         if isinstance(metadata[key], int) and metadata[key] < 0:
-            raise ValueError(
-                f"{sidecar}: expected {key} >= 0, found {metadata[key]}; run transformerlm-make-data again"
-            )
+            raise ValueError(f"{sidecar}: expected {key} >= 0, found {metadata[key]}; make the file again")
     return metadata
 
 
