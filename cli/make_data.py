@@ -29,12 +29,13 @@ def make_data(config: MakeDataConfig) -> None:
         valid_fraction=config.valid_fraction,
         separator=config.separator,
         text_field=config.text_field,
+        invalid_utf8=config.invalid_utf8,
         overwrite=config.overwrite,
         num_workers=config.workers or None,
         progress=StageProgress({"encode": "B"}),
     )
     if report.invalid_utf8:
-        note(f"{report.invalid_utf8:,} bytes were not UTF-8 and were read as U+FFFD")
+        note(f"the text is not all UTF-8: U+FFFD was read {report.invalid_utf8:,} times in place of other bytes")
     with create_logger(
         config.logging.backend,
         run_name=config.logging.run_name or config.train.stem,
@@ -53,6 +54,7 @@ def make_data(config: MakeDataConfig) -> None:
                 tokens=split.tokens,
                 bytes=split.bytes,
                 documents=split.documents,
+                invalid_utf8=report.invalid_utf8,
                 seconds=report.seconds,
             )
 

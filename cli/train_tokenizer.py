@@ -14,6 +14,7 @@ from config.train_tokenizer import TrainTokenizerConfig
 
 if TYPE_CHECKING:
     from transformerlm.tokenizer.tokenizer import Tokenizer
+    from transformerlm.utils.text_files import ReadStats
 
 SAMPLE_CHARACTERS = 1_000_000
 
@@ -33,7 +34,7 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
         raise FileExistsError(
             f"{config.output_dir}: holds a tokenizer already; choose another output_dir or pass --overwrite"
         )
-    paths, stats, start = expand_inputs(config.input), ReadStats(), time.perf_counter()
+    paths, stats, start = expand_inputs(config.input), ReadStats(config.invalid_utf8 == "refuse"), time.perf_counter()
     vocab, merges = train_bpe(
         paths,
         config.tokenizer.vocab_size,
@@ -52,13 +53,14 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
         wanted = config.tokenizer.vocab_size
         note(f"the text has no more pairs to merge: {tokenizer.vocab_size} tokens, not {wanted}")
     if stats.invalid_utf8:
-        note(f"{stats.invalid_utf8:,} bytes were not UTF-8 and were read as U+FFFD")
-    _log(
-        config, tokenizer, bytes_per_token=tokenizer.bytes_per_token(_sample(paths, config.text_field)), seconds=seconds
-    )
+        note(f"the text is not all UTF-8: U+FFFD was read {stats.invalid_utf8:,} times in place of other bytes")
+    bytes_per_token = tokenizer.bytes_per_token(_sample(paths, config.text_field))
+    _log(config, tokenizer, stats, bytes_per_token=bytes_per_token, seconds=seconds)
 
 
-def _log(config: TrainTokenizerConfig, tokenizer: Tokenizer, *, bytes_per_token: float, seconds: float) -> None:
+def _log(
+    config: TrainTokenizerConfig, tokenizer: Tokenizer, stats: ReadStats, *, bytes_per_token: float, seconds: float
+) -> None:
     """Tell the person at the terminal and the log what came out."""
     from logger import create_logger
 
@@ -80,6 +82,7 @@ def _log(config: TrainTokenizerConfig, tokenizer: Tokenizer, *, bytes_per_token:
             merges=len(tokenizer.merges),
             bytes_per_token=bytes_per_token,
             sha256=tokenizer.fingerprint(),
+            invalid_utf8=stats.invalid_utf8,
             seconds=seconds,
         )
         if config.wandb.log_artifacts:

@@ -21,6 +21,7 @@ from config.io import SHIPPED, ConfigError, Key, dump_json_schema, dump_toml, it
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_SIGINT = 130
+_MAX_LINE_CHARS = 2_000
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -49,7 +50,7 @@ def main(command: Command[Schema], argv: Sequence[str] | None = None) -> NoRetur
     try:
         config = configure(command, argv)
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: note(f"warning: {message}")
+            warnings.showwarning = lambda message, *_, **__: note(plain(f"warning: {message}"))
             code = command.run(config) if config is not None else 0
     except ConfigError as error:
         fail(error.lines, EXIT_BAD_INPUT)
@@ -250,8 +251,14 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
+def plain(text: str) -> str:
+    """Return a message as one line of printable characters, cut where it is very long: it may quote a hostile file."""
+    shown = text if len(text) <= _MAX_LINE_CHARS else f"{text[:_MAX_LINE_CHARS]}..."
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
+
+
 def fail(lines: Sequence[str], code: int) -> NoReturn:
     """Print the lines on stderr and exit with `code`."""
     for line in lines:
-        note(line)
+        note(plain(line))
     sys.exit(code)

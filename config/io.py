@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 MAX_FILE_BYTES = 1_000_000
+MAX_ERRORS = 50
+# tomllib needs time with the square of a dotted key's parts: one of 500,000, which fits a file, would take days.
+_LONG_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){32}""")
 SHIPPED = Path(__file__).parent / "resources"
 
 # What other projects call our keys: a newcomer's first typo.
@@ -92,7 +96,10 @@ def load_config(
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        lines = [_describe_error(schema, item, path, set(overrides)) for item in error.errors(include_url=False)]
+        errors = error.errors(include_url=False)
+        lines = [_describe_error(schema, item, path, set(overrides)) for item in errors[:MAX_ERRORS]]
+        if len(errors) > MAX_ERRORS:
+            lines.append(f"{path}: {len(errors) - MAX_ERRORS:,} more errors")
         raise ConfigError(list(dict.fromkeys(lines))) from None
 
 
@@ -114,10 +121,15 @@ def read_toml(path: Path) -> dict[str, Any]:
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError([f"{path}: larger than {MAX_FILE_BYTES:,} bytes; is this a TOML file?"])
     try:
-        return tomllib.loads(data.decode("utf-8"))
+        text = data.decode("utf-8")
+        if text.startswith("\ufeff"):
+            raise ValueError("it begins with a byte order mark; save it as UTF-8 without one")
+        if _LONG_KEY.search(text):
+            raise ValueError("expected keys of at most 32 parts, found a longer one")
+        return tomllib.loads(text)
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: not UTF-8 text: byte {data[error.start]:#04x} at offset {error.start}"]) from None
-    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
+    except (RecursionError, ValueError) as error:
         reason = "tables or arrays nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ConfigError([f"{path}: not valid TOML: {reason}"]) from None
 

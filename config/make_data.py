@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from config.schemas import Count, Engine, FilePath, LoggingConfig, Section, SpecialToken, WandbConfig
+from config.schemas import Count, Engine, FilePath, InvalidUtf8, LoggingConfig, Section, SpecialToken, WandbConfig
 
 
 class MakeDataConfig(Section):
@@ -16,6 +16,9 @@ class MakeDataConfig(Section):
         min_length=1, description="text files or globs: .txt, .gz, .jsonl (any other name is read as text)"
     )
     text_field: str = Field("text", min_length=1, description=".jsonl: the field that holds a document's text")
+    invalid_utf8: InvalidUtf8 = Field(
+        "replace", description="bytes that are no UTF-8: replace (read as U+FFFD, counted) or refuse"
+    )
     tokenizer: FilePath = Field(description="directory written by transformerlm-train-tokenizer")
     separator: SpecialToken = Field(
         "<|endoftext|>", description="special token between documents in text files, and after each in the output"

@@ -63,6 +63,8 @@ PositiveInt = Annotated[int, Field(ge=1, le=2**53)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 Precision = Literal["auto", "fp32", "bf16"]
 Engine = Literal["auto", "reference", "compiled"]
+MAX_ANGLES = 2**27  # a million positions of 128 features; as a table of fp64, half a gigabyte
+InvalidUtf8 = Literal["replace", "refuse"]
 SpecialToken = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -105,6 +107,11 @@ class ModelConfig(Section):
         elif self.position == "rope" and self.d_model // self.num_heads % 2:
             d_head = self.d_model // self.num_heads
             problems.append(f'position = "rope" needs an even head size, found d_model / num_heads = {d_head}')
+        if self.position == "rope" and self.context_length * self.d_model // self.num_heads > MAX_ANGLES:
+            angles = f"context_length * d_model / num_heads = {self.context_length * self.d_model // self.num_heads:,}"
+            problems.append(
+                f'position = "rope" keeps a table of angles: expected at most {MAX_ANGLES:,}, found {angles}'
+            )
         if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
             problems.append(f"num_heads ({self.num_heads}) is not divisible by num_kv_heads ({self.num_kv_heads})")
         if problems:

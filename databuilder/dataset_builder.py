@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -68,6 +68,7 @@ def build_dataset(
     valid_fraction: float = 0.0,
     separator: str = DEFAULT_SEPARATOR,
     text_field: str = "text",
+    invalid_utf8: Literal["replace", "refuse"] = "replace",
     overwrite: bool = False,
     num_workers: int | None = None,
     progress: ProgressCallback | None = None,
@@ -82,6 +83,7 @@ def build_dataset(
         valid_fraction: which part of the documents to hold out, from 0 to below 1.
         separator: ends a document in the text, and follows each document in the token file.
         text_field: where the text stands in a line of a `.jsonl` file.
+        invalid_utf8: read bytes that are no UTF-8 as U+FFFD and count them, or refuse the file.
         overwrite: replace existing outputs, at the very end; otherwise they are refused before any work.
         num_workers: processes or threads that encode; by default one for each CPU, one below 8 MB.
         progress: called with ("encode", bytes read, bytes in all), in bytes on disk.
@@ -97,7 +99,7 @@ def build_dataset(
     paths = expand_inputs(inputs)
     _check_outputs(outputs, paths, overwrite=overwrite)
     _check_separator(tokenizer, separator)
-    stats = ReadStats()
+    stats = ReadStats(refuse_invalid=invalid_utf8 == "refuse")
     source = _DocumentSource(paths, tokenizer, separator, text_field, valid_fraction, stats)
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     with ExitStack() as stack:
@@ -109,7 +111,7 @@ def build_dataset(
             SplitReport(writer.path, writer.tokens, size, documents)
             for writer, size, documents in zip(writers, text_bytes, source.documents, strict=False)
         ]
-        shared = _shared_facts(tokenizer, paths, separator)
+        shared = {**_shared_facts(tokenizer, paths, separator), "invalid_utf8": stats.invalid_utf8}
         publish(writers, [{"bytes": split.bytes, "documents": split.documents, **shared} for split in splits])
     return BuildReport(
         train=splits[_TRAIN],
@@ -207,7 +209,7 @@ class _DocumentSource:
         """Cut the text at safe places and at the separator."""
         for path in self.paths:
             blocks = read_text(path, text_field=self._text_field, stats=self.stats)
-            for text, ends_document in safe_pieces(blocks, self._splitter, size=BATCH_CHARS):
+            for text, ends_document in safe_pieces(blocks, self._splitter, size=BATCH_CHARS, where=str(path)):
                 end = 0
                 for start, stop in self._splitter.find(text):
                     if text[start:stop] == self.separator:

@@ -307,7 +307,7 @@ def _texts(
 ) -> Iterable[str]:
     for path in paths:
         blocks = read_text(path, text_field=text_field, stats=stats)
-        for piece in safe_pieces(blocks, splitter, size=chunk_chars):
+        for piece in safe_pieces(blocks, splitter, size=chunk_chars, where=str(path)):
             yield piece.text
 
 

@@ -32,6 +32,9 @@ CL100K_PATTERN = (
 PATTERNS = {"gpt2": GPT2_PATTERN, "cl100k": CL100K_PATTERN}
 DEFAULT_PATTERN = "gpt2"
 
+# A run without a cut is held in memory, and a few kB of .gz can hold gigabytes of one letter.
+MAX_UNCUT_CHARS = 1 << 24
+
 # (?r) searches from the end: the last cut is wanted, and it is nearly always close by.
 _CUT_PATTERNS = {
     "gpt2": r"(?r)\p{L}(?=\P{L})|\p{N}(?=\P{N})|[^\s\p{L}\p{N}'](?=[\s\p{L}\p{N}])",
@@ -128,18 +131,25 @@ class StreamCutter:
 
     Holds back only what the next part could still change. The first stretches are short, so that a slow stream is not
     waited for; later ones have about `size` characters. Memory: `size`, or the longest run without a cut (one
-    pre-token), whichever is more.
+    pre-token), whichever is more. `where` begins the error of a run that is longer than `MAX_UNCUT_CHARS`.
     """
 
-    def __init__(self, splitter: SpecialTokenSplitter, *, size: int = 1 << 15, first_size: int = 64) -> None:
+    def __init__(
+        self, splitter: SpecialTokenSplitter, *, size: int = 1 << 15, first_size: int = 64, where: str = "text"
+    ) -> None:
         self._splitter = splitter
+        self._where = where
         self._size = size
         self._parts: list[str] = []
         self._length = 0
         self._wanted = min(first_size, size)
 
     def feed(self, part: str) -> str:
-        """Take the next part; return the text that is now settled, often none."""
+        """Take the next part; return the text that is now settled, often none.
+
+        Raises:
+            ValueError: a run without a cut that is too long to be text.
+        """
         self._parts.append(part)
         self._length += len(part)
         if self._length < self._wanted:
@@ -148,8 +158,14 @@ class StreamCutter:
         cut = self._splitter.safe_cut(buffer)
         self._parts = [buffer[cut:]]
         self._length = len(buffer) - cut
+        if self._length > MAX_UNCUT_CHARS:
+            raise ValueError(
+                f"{self._where}: expected words of at most {MAX_UNCUT_CHARS:,} characters, found a longer run without "
+                f"a blank that begins with {buffer[cut : cut + 20]!r} (split it into lines)"
+            )
         # Twice as much as is held back: a run without a cut is then looked through O(log n) times, not once a part.
-        self._wanted = max(min(2 * self._wanted, self._size), 2 * self._length)
+        wanted = max(min(2 * self._wanted, self._size), 2 * self._length)
+        self._wanted = min(wanted, MAX_UNCUT_CHARS + 1)
         return buffer[:cut]
 
     def flush(self) -> str:
@@ -160,9 +176,15 @@ class StreamCutter:
         return rest
 
 
-def safe_pieces(blocks: Iterable[TextBlock], splitter: SpecialTokenSplitter, *, size: int) -> Iterator[TextBlock]:
-    """Cut blocks of text anew, at safe places only, into pieces of about `size` characters or to a document's end."""
-    cutter = StreamCutter(splitter, size=size, first_size=size)
+def safe_pieces(
+    blocks: Iterable[TextBlock], splitter: SpecialTokenSplitter, *, size: int, where: str = "text"
+) -> Iterator[TextBlock]:
+    """Cut blocks of text anew, at safe places only, into pieces of about `size` characters or to a document's end.
+
+    Raises:
+        ValueError: a run without a cut that is too long to be text (see `MAX_UNCUT_CHARS`); `where` begins the error.
+    """
+    cutter = StreamCutter(splitter, size=size, first_size=size, where=where)
     for block in blocks:
         text = cutter.feed(block.text)
         if block.ends_document:

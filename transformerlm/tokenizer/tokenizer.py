@@ -244,7 +244,7 @@ class Tokenizer:
             ids = encoder.encode_file(paths[0], num_threads=workers)
             if ids is not None:
                 return ids
-        pieces = safe_pieces(read_text(paths[0]), self._splitter, size=_FILE_PIECE_CHARS)
+        pieces = safe_pieces(read_text(paths[0]), self._splitter, size=_FILE_PIECE_CHARS, where=str(paths[0]))
         texts = ([piece.text] for piece in pieces)
         threads = self.runs_in_threads(size)
         with closing(map_in_order(self.encode_batch_to_array, texts, num_workers=workers, threads=threads)) as results:

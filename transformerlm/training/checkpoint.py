@@ -242,6 +242,11 @@ def resolve(path: Path) -> Path:
     """
     if path.name in ("latest", "best") and (path.is_symlink() or path.is_file()):
         path = _pointed_at(path)
+    if path.is_file():
+        raise CheckpointError(
+            f"{path}: expected a checkpoint's directory, found a file (a .pt or .bin holds a pickle, which can run "
+            "code when it is loaded, and is not read)"
+        )
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such checkpoint or run directory; train one with transformerlm-train")
     if (path / "state.json").is_file():

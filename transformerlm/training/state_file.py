@@ -52,13 +52,20 @@ def load_training_state(src: str | os.PathLike[str] | IO[bytes], model: nn.Modul
     name = str(src) if isinstance(src, str | os.PathLike) else "training state"
     try:
         facts, tensors = _read_facts(data), load(data)
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{name}: not a readable safetensors file ({error}); save it again") from error
     if facts.get("format") != FILE_FORMAT:
         raise ValueError(f"{name}: expected format {FILE_FORMAT!r}, found {facts.get('format')!r}")
+    try:
+        optimizer_state = optimizer_state_from_tensors(_select(tensors, "optimizer."), facts["optimizer"])
+        iteration = int(facts["iteration"])
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{name}: expected an optimizer's state and an iteration, found neither whole ({error})"
+        ) from None
     model.load_state_dict(_select(tensors, "model."))
-    optimizer.load_state_dict(optimizer_state_from_tensors(_select(tensors, "optimizer."), facts["optimizer"]))
-    return int(facts["iteration"])
+    optimizer.load_state_dict(optimizer_state)
+    return iteration
 
 
 def optimizer_state_to_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -19,7 +19,7 @@ _HEADER = re.compile(
     rb"\{'descr': '(?P<type>[^']{1,16})', 'fortran_order': (?P<fortran>False|True), "
     rb"'shape': \((?P<shape>[0-9, ]{0,100})\),? ?\}\s*"
 )
-_TYPES = {b"<u2": np.dtype("<u2"), b"<u4": np.dtype("<u4")}
+_TYPES: dict[bytes, np.dtype[Any]] = {b"<u2": np.dtype("<u2"), b"<u4": np.dtype("<u4")}
 
 
 def open_token_array(path: Path) -> npt.NDArray[Any]:
@@ -44,7 +44,8 @@ def open_token_array(path: Path) -> npt.NDArray[Any]:
     expected, size = offset + shape[0] * dtype.itemsize, path.stat().st_size
     if size != expected:
         raise _error(path, f"expected {expected:,} bytes for the {shape[0]:,} ids of its header", f"{size:,}")
-    return np.memmap(path, dtype, mode="r", offset=offset, shape=(shape[0],))
+    tokens: npt.NDArray[Any] = np.memmap(path, dtype, mode="r", offset=offset, shape=(shape[0],))
+    return tokens
 
 
 def _name(descr: str) -> str:

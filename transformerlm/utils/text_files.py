@@ -3,9 +3,10 @@
 Plain text (any suffix), `.gz` of plain text, and `.jsonl` / `.jsonl.gz` (one JSON object a line, the text under one
 key) are read alike: as `TextBlock`s that say where a document surely ends (the end of a file, or of a JSON line). The
 text is the file's, character for character: line ends are not translated (CRLF stays), a byte order mark stays,
-nothing is normalised. Bytes that are not UTF-8 become U+FFFD and are counted in `ReadStats`.
+nothing is normalised. Bytes that are not UTF-8 become U+FFFD and are counted in `ReadStats`, or are refused.
 
-Memory: one block (1 MiB) for text; for JSON lines, the longest line (at most `MAX_LINE_BYTES`).
+Memory: one block (1 MiB) for text, also of a `.gz` that unpacks to far more; for JSON lines, the longest line (at most
+`MAX_LINE_BYTES`) and what it spells.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 BLOCK_BYTES = 1 << 20
-MAX_LINE_BYTES = 1 << 28
+MAX_LINE_BYTES = 1 << 26
 
 _JSON_SUFFIXES = (".jsonl", ".ndjson")
 _NOT_TEXT = (".zst", ".xz", ".bz2", ".zip", ".tar", ".tgz", ".parquet", ".arrow", ".npy", ".npz", ".safetensors", ".pt")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_REPLACE_HINT = 'invalid_utf8 = "replace" reads it as U+FFFD'
 _UTF8_BOM = b"\xef\xbb\xbf"
 
 
@@ -40,8 +42,12 @@ class TextBlock(NamedTuple):
 
 @dataclass
 class ReadStats:
-    """What reading has met so far; handed in by the caller and filled while the stream is consumed."""
+    """What reading has met so far; handed in by the caller and filled while the stream is consumed.
 
+    With `refuse_invalid` the first byte that is no UTF-8 is an error instead of being counted.
+    """
+
+    refuse_invalid: bool = False
     disk_bytes: int = 0  # of the files as they lie on disk (compressed ones compressed)
     invalid_utf8: int = 0  # replacement characters put in place of bytes (or lone surrogates) that are no text
 
@@ -87,7 +93,8 @@ def read_text(path: Path, *, text_field: str = "text", stats: ReadStats | None =
     before = stats.disk_bytes
     with path.open("rb") as raw:
         stream = _opened(path, raw)
-        blocks = _json_lines(path, stream, text_field, stats) if _is_json_lines(path) else _plain_text(stream, stats)
+        is_json = _is_json_lines(path)
+        blocks = _json_lines(path, stream, text_field, stats) if is_json else _plain_text(path, stream, stats)
         try:
             for block in blocks:
                 stats.disk_bytes = before + (raw.tell() if raw.seekable() else 0)
@@ -134,24 +141,32 @@ def _opened(path: Path, raw: BinaryIO) -> BinaryIO:
     return gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw  # type: ignore[return-value]
 
 
-def _plain_text(stream: BinaryIO, stats: ReadStats) -> Iterator[TextBlock]:
+def _plain_text(path: Path, stream: BinaryIO, stats: ReadStats) -> Iterator[TextBlock]:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    pending, more = b"", True
+    pending, more, position = b"", True, 0
     while more:
         block = stream.read(BLOCK_BYTES)
         more = bool(block)
         text = decoder.decode(block, final=not more)
         kept = decoder.getstate()[0]  # the first bytes of a character that the block cut in two
         if "\ufffd" in text:
-            data = pending + block
-            stats.invalid_utf8 += _num_replaced(data[: len(data) - len(kept)], text)
+            data = (pending + block)[: len(pending + block) - len(kept)]
+            _count_replaced(data, text, stats, where=str(path), position=position - len(pending))
         pending = kept
+        position += len(block)
         yield TextBlock(text, ends_document=not more)
 
 
-def _num_replaced(data: bytes, text: str) -> int:
-    """Count the replacement characters in `text` that did not stand in `data` already."""
-    return text.count("\ufffd") - data.count("\ufffd".encode())
+def _count_replaced(data: bytes, text: str, stats: ReadStats, *, where: str, position: int = 0) -> None:
+    """Count the replacement characters in `text` that did not stand in `data` already, or refuse the first."""
+    number = text.count("\ufffd") - data.count("\ufffd".encode())
+    stats.invalid_utf8 += number
+    if number and stats.refuse_invalid:
+        try:
+            data.decode()
+        except UnicodeDecodeError as error:
+            found = f"byte {data[error.start]:#04x} at offset {position + error.start:,}"
+            raise ValueError(f"{where}: expected UTF-8, found {found} ({_REPLACE_HINT})") from None
 
 
 def _json_lines(path: Path, stream: BinaryIO, text_field: str, stats: ReadStats) -> Iterator[TextBlock]:
@@ -171,9 +186,15 @@ def _json_lines(path: Path, stream: BinaryIO, text_field: str, stats: ReadStats)
 def _text_of_line(line: bytes, where: str, text_field: str, stats: ReadStats) -> str:
     decoded = line.decode("utf-8", "replace")
     if "\ufffd" in decoded:
-        stats.invalid_utf8 += _num_replaced(line, decoded)
+        _count_replaced(line, decoded, stats, where=where)
+
+    def text_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if sum(key == text_field for key, _ in pairs) > 1:
+            raise ValueError(f"{text_field!r} twice")
+        return dict(pairs)
+
     try:
-        record = json.loads(decoded)
+        record = json.loads(decoded, object_pairs_hook=text_once)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: expected a JSON object, found a line that is no JSON ({error})") from error
     if not isinstance(record, dict):
@@ -185,4 +206,6 @@ def _text_of_line(line: bytes, where: str, text_field: str, stats: ReadStats) ->
         raise ValueError(f"{where}: expected text under {text_field!r}, found {type(text).__name__}")
     text, num_surrogates = _SURROGATE.subn("\ufffd", text)  # JSON can spell half a character: "\\ud83d"
     stats.invalid_utf8 += num_surrogates
+    if num_surrogates and stats.refuse_invalid:
+        raise ValueError(f"{where}: expected whole characters, found half of one spelled with \\u ({_REPLACE_HINT})")
     return text

@@ -1,0 +1,1 @@
+"""Files from strangers: what is promised about them in SECURITY.md."""
