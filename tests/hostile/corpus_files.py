@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import pickle
 import shutil
 import zipfile
@@ -225,12 +226,22 @@ text_case("JSON lines with NUL", "a.jsonl", b'{"text": "a\0b"}')
 text_case("a gzip file cut", "a.gz", lambda: gzip.compress(b"some text " * 1000)[:-9])
 text_case("a gzip file that is none", "a.txt.gz", b"plain text")
 text_case("a gzip file with a flipped bit", "a.gz", lambda: _flipped(gzip.compress(b"some text " * 1000)))
-text_case("20 kB of gzip with 20 MB of one letter", "a.gz", lambda: gzip.compress(b"a" * 20_000_000))
-text_case("20 kB of gzip with 20 MB of NUL", "a.gz", lambda: gzip.compress(bytes(20_000_000)))
 text_case("70 kB of gzip with a line of 70 MB", "a.jsonl.gz", lambda: gzip.compress(bytes(70_000_000), 1))
 text_case("a text that is no UTF-8", "a.txt", b"ab\xffcd", "--invalid_utf8=refuse")
 text_case("a text with half a character", "a.jsonl", b'{"text": "\\ud83d"}', "--invalid_utf8=refuse")
 text_case("an empty text", "a.txt", b"")
+
+
+@case("20 kB of gzip with 20 MB of one letter, to make-data", "make_data", "a.gz")
+def _(home: Path, good: Good) -> list[str]:
+    (home / "a.gz").write_bytes(gzip.compress(b"a" * 20_000_000))
+    return make_data(home, good, text=home / "a.gz")
+
+
+@case("20 kB of gzip with 20 MB of NUL, to train-tokenizer", "train_tokenizer", "a.gz")
+def _(home: Path, good: Good) -> list[str]:
+    (home / "a.gz").write_bytes(gzip.compress(bytes(20_000_000)))
+    return train_tokenizer(home, home / "a.gz")
 
 
 @case("a zip archive", "make_data", "a.zip")
@@ -242,8 +253,6 @@ def _(home: Path, good: Good) -> list[str]:
 
 @case("a pipe in the place of a token file's sidecar", "train", "data.json")
 def _(home: Path, good: Good) -> list[str]:
-    import os
-
     arguments = train_on(home, good, IDS)
     (home / "data.json").unlink()
     os.mkfifo(home / "data.json")

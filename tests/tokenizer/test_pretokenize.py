@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from transformerlm.tokenizer import pretokenize
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, StreamCutter, pre_tokenize, safe_pieces
 from transformerlm.utils.text_files import TextBlock
 
@@ -93,6 +94,28 @@ def test_a_safe_cut_is_safe_whatever_follows(text: str, rest: str, specials: lis
     assert _units(splitter, whole) == _units(splitter, whole[:cut]) + _units(splitter, whole[cut:])
 
 
+@settings(max_examples=500, deadline=None)
+@given(text=ANY_TEXT, rest=ANY_TEXT, specials=SPECIALS)
+def test_what_had_no_cut_is_not_looked_through_again(text: str, rest: str, specials: list[str]) -> None:
+    """The cut of a longer text is found in what has come since the last search, where that found none."""
+    splitter = SpecialTokenSplitter(specials)
+    held = text[splitter.safe_cut(text) :]
+    whole = held + rest
+    assert splitter.safe_cut(whole, looked_through=len(held)) == splitter.safe_cut(whole)
+
+
+def test_a_run_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run longer than the limit ends the stream with an error that quotes it; one just as long passes."""
+    monkeypatch.setattr(pretokenize, "MAX_UNCUT_CHARS", 1000)
+    blocks = [TextBlock("some words and " + "x" * 1000, False), TextBlock("", True)]
+    assert sum(len(piece.text) for piece in safe_pieces(blocks, SpecialTokenSplitter([]), size=4)) == 1015
+    blocks = [TextBlock("x" * 600, False), TextBlock("y" * 600, False), TextBlock("", True)]
+    with pytest.raises(
+        ValueError, match=r"^a\.txt: expected words of at most 1,000 characters, .* 'xxxxxxxxxxxxxxxxxxxx'"
+    ):
+        list(safe_pieces(blocks, SpecialTokenSplitter([]), size=4, where="a.txt"))
+
+
 @settings(max_examples=300, deadline=None)
 @given(parts=st.lists(ANY_TEXT, max_size=8), specials=SPECIALS, size=st.integers(1, 20))
 def test_a_stream_in_any_parts_has_the_units_of_the_whole(parts: list[str], specials: list[str], size: int) -> None:
@@ -119,9 +142,9 @@ def test_a_run_without_any_cut_is_not_searched_again_and_again() -> None:
     class Counting(SpecialTokenSplitter):
         searches = 0
 
-        def safe_cut(self, text: str) -> int:
+        def safe_cut(self, text: str, *, looked_through: int = 0) -> int:
             Counting.searches += 1
-            return super().safe_cut(text)
+            return super().safe_cut(text, looked_through=looked_through)
 
     cutter = StreamCutter(Counting([]), size=100)
     assert not any(cutter.feed("aaaaaaaaaa") for _ in range(10_000))

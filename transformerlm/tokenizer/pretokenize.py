@@ -98,10 +98,14 @@ class SpecialTokenSplitter:
             for match in self._pattern.finditer(text):
                 yield match.span()
 
-    def safe_cut(self, text: str) -> int:
-        """Return the last place where `text`, the beginning of a stream, may be cut; 0 when there is none."""
+    def safe_cut(self, text: str, *, looked_through: int = 0) -> int:
+        """Return the last place where `text`, the beginning of a stream, may be cut; 0 when there is none.
+
+        The first `looked_through` characters were the whole text once, and had no cut.
+        """
         limit = self._start_of_unfinished(text)
-        for match in _compiled(_CUT_PATTERNS[self.pattern]).finditer(text, 0, min(limit + 1, len(text))):
+        first = max(0, looked_through - self._longest - 1)  # only a special token that was unfinished can have changed
+        for match in _compiled(_CUT_PATTERNS[self.pattern]).finditer(text, first, min(limit + 1, len(text))):
             if not self._is_inside(text, match.end()):
                 return int(match.end())
         # Nothing but special tokens, or one long pre-token and special tokens: a special token's start is a cut as
@@ -141,7 +145,7 @@ class StreamCutter:
         self._where = where
         self._size = size
         self._parts: list[str] = []
-        self._length = 0
+        self._length = self._looked_through = 0
         self._wanted = min(first_size, size)
 
     def feed(self, part: str) -> str:
@@ -155,9 +159,9 @@ class StreamCutter:
         if self._length < self._wanted:
             return ""
         buffer = "".join(self._parts)
-        cut = self._splitter.safe_cut(buffer)
+        cut = self._splitter.safe_cut(buffer, looked_through=self._looked_through)
         self._parts = [buffer[cut:]]
-        self._length = len(buffer) - cut
+        self._length = self._looked_through = len(buffer) - cut
         if self._length > MAX_UNCUT_CHARS:
             raise ValueError(
                 f"{self._where}: expected words of at most {MAX_UNCUT_CHARS:,} characters, found a longer run without "
@@ -171,7 +175,7 @@ class StreamCutter:
     def flush(self) -> str:
         """Return what was held back; the stream, or the document, has ended."""
         rest = "".join(self._parts)
-        self._parts, self._length = [], 0
+        self._parts, self._length, self._looked_through = [], 0, 0
         self._wanted = min(self._wanted, self._size)
         return rest
 
