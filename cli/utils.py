@@ -107,7 +107,8 @@ class _Parser(argparse.ArgumentParser):
                 option[2:] for action in self._actions for option in action.option_strings if option.startswith("--")
             ]
             found = nearest(word[2:], options)
-            message = f"{word} is not a known option{f' (did you mean --{found}?)' if found else ''}"
+            hint = f" (did you mean {' or '.join(f'--{name}' for name in found)}?)" if found else ""
+            message = f"{word} is not a known option{hint}"
         raise ConfigError([f"{self.prog}: {message}", f"{self.prog}: see {self.prog} --help"])
 
 

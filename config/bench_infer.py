@@ -17,8 +17,12 @@ class BenchInferConfig(Section):
         None, description="a run or checkpoint directory to measure; none: random weights of [model]"
     )
     model: ModelConfig | None = None
-    batch_size: list[PositiveInt] = Field([1, 8], min_length=1, description="sequences generated together")
-    prompt_length: list[PositiveInt] = Field([16, 128], min_length=1, description="tokens in the prompt")
+    batch_size: list[PositiveInt] = Field(
+        [1, 8], min_length=1, max_length=100, description="sequences generated together"
+    )
+    prompt_length: list[PositiveInt] = Field(
+        [16, 128], min_length=1, max_length=100, description="tokens in the prompt"
+    )
     max_new_tokens: int = Field(64, ge=2, le=2**31 - 1, description="tokens to generate, greedily")
     precision: list[Literal["fp32", "bf16"]] = Field(["fp32"], min_length=1, description="precisions of the weights")
     device: Device = Field("auto", description="auto (cuda, mps, cpu, the first there is), cpu, cuda, cuda:N or mps")

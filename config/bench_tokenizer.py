@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from config.schemas import PositiveInt, Section, SpecialToken
+from config.schemas import InputName, PositiveInt, Section, SpecialToken
 
 
 class MeasureConfig(Section):
@@ -22,7 +22,7 @@ class MeasureConfig(Section):
 class BenchTokenizerConfig(Section):
     """Measure training and encoding speed of the tokenizer against other libraries."""
 
-    text: list[str] = Field(
+    text: list[InputName] = Field(
         [], description="text files or globs; none: the docstrings of the installed Python, torch and numpy"
     )
     max_bytes: PositiveInt = Field(2_000_000, description="bytes of text to use at most")

@@ -12,8 +12,10 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -184,8 +186,13 @@ def dump_json_schema(schema: type[BaseModel]) -> str:
 
 def iter_keys(schema: type[BaseModel]) -> Iterator[Key]:
     """Yield every key of a schema, sections walked in order, with its dotted name."""
+    yield from _keys(schema)
+
+
+@cache
+def _keys(schema: type[BaseModel]) -> tuple[Key, ...]:
     definition = schema.model_json_schema()
-    yield from _walk(schema, definition["properties"], definition.get("$defs", {}), "", {})
+    return tuple(_walk(schema, definition["properties"], definition.get("$defs", {}), "", {}))
 
 
 def _walk(
@@ -319,22 +326,33 @@ def describe_value(value: object) -> str:
 
 
 def _did_you_mean(schema: type[BaseModel], parts: list[str]) -> str:
-    found = nearest(".".join(parts), [key.name for key in iter_keys(schema)])
-    if found is None:
-        return ""
     section = ".".join(parts[:-1])
-    return f" (did you mean {found.removeprefix(f'{section}.')}?)"
+    found = nearest(".".join(parts), [key.name for key in iter_keys(schema)])
+    names = " or ".join(name.removeprefix(f"{section}.") for name in found)
+    return f" (did you mean {names}?)" if names else ""
 
 
-def nearest(dotted: str, names: list[str]) -> str | None:
-    """Return the known key, or section, that somebody who wrote `dotted` most likely meant; None: nothing is near."""
+def nearest(dotted: str, names: list[str]) -> list[str]:
+    """Return the known key, or section, that somebody who wrote `dotted` most likely meant; several are as likely."""
     section, _, leaf = dotted.rpartition(".")
     wanted = SYNONYMS.get(leaf, leaf)
     siblings = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == section}
     siblings |= {name.split(".")[0]: name.split(".")[0] for name in names if not section and "." in name}
-    near = [wanted] if wanted in siblings else difflib.get_close_matches(wanted, siblings, n=1, cutoff=0.6)
-    if near:
-        return siblings[near[0]]
+    if near := [wanted] if wanted in siblings else _closest(wanted, siblings, cutoff=0.6):
+        return [siblings[name] for name in near]
     elsewhere = [name for name in names if wanted in (name, name.rpartition(".")[2])]
-    elsewhere = elsewhere or difflib.get_close_matches(dotted, names, n=1, cutoff=0.75)
-    return elsewhere[0] if elsewhere else None
+    return elsewhere[:1] or _closest(dotted, names, cutoff=0.75)
+
+
+def _letters_apart(first: str, second: str) -> int:
+    ours, theirs = Counter(first), Counter(second)
+    return ((ours - theirs) + (theirs - ours)).total()
+
+
+def _closest(word: str, names: Iterable[str], *, cutoff: float) -> list[str]:
+    """Return the names most like a word, of equally like ones those with the same letters (to_pk: top_k, not top_p)."""
+    likeness = {
+        name: (difflib.SequenceMatcher(None, name, word).ratio(), -_letters_apart(name, word))
+        for name in difflib.get_close_matches(word, names, n=3, cutoff=cutoff)
+    }
+    return sorted(name for name in likeness if likeness[name] == max(likeness.values()))

@@ -6,16 +6,27 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from config.schemas import Count, Engine, FilePath, InvalidUtf8, LoggingConfig, Section, SpecialToken, WandbConfig
+from config.schemas import (
+    Engine,
+    FilePath,
+    InputName,
+    InvalidUtf8,
+    LoggingConfig,
+    Section,
+    SpecialToken,
+    TextField,
+    WandbConfig,
+    Workers,
+)
 
 
 class MakeDataConfig(Section):
     """Encode text files into a token file for training, and optionally one for validation."""
 
-    input: list[str] = Field(
+    input: list[InputName] = Field(
         min_length=1, description="text files or globs: .txt, .gz, .jsonl (any other name is read as text)"
     )
-    text_field: str = Field("text", min_length=1, description=".jsonl: the field that holds a document's text")
+    text_field: TextField = Field("text", description=".jsonl: the field that holds a document's text")
     invalid_utf8: InvalidUtf8 = Field(
         "replace", description="bytes that are no UTF-8: replace (read as U+FFFD, counted) or refuse"
     )
@@ -29,7 +40,7 @@ class MakeDataConfig(Section):
         0.0, description="share of the documents that go to valid"
     )
     overwrite: bool = Field(False, description="replace outputs that are there already")
-    workers: Count = Field(0, description="worker processes or threads; 0: one for each core")
+    workers: Workers = Field(0, description="worker processes or threads; 0: one for each core")
     engine: Engine = Field("auto", description="auto: compiled (numba) for large inputs; the result is the same")
     logging: LoggingConfig = LoggingConfig()
     wandb: WandbConfig = WandbConfig()

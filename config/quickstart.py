@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from config.schemas import Device, Duration, FilePath, Section
+from config.schemas import Device, Duration, FilePath, InputName, Section
 
 
 class QuickstartConfig(Section):
     """From raw text to generated text: runs train-tokenizer, make-data, train and infer with their shipped TOMLs."""
 
-    text: list[str] = Field(
+    text: list[InputName] = Field(
         [], description="text files to train on; none: the docstrings of the installed Python, torch and numpy"
     )
     time: Duration = Field("90s", description='training budget, e.g. "90s" or "10m"')

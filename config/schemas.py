@@ -13,6 +13,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
+MAX_PATH_CHARS = 4096  # of Linux; other systems allow fewer
+
 
 class Section(BaseModel):
     """A table of a TOML file: unknown keys, wrong types and non-finite numbers are refused; it never changes."""
@@ -25,13 +27,25 @@ def _to_path(value: object) -> object:
         return value
     if not value or "\0" in value:
         raise ValueError("expected a path, found an empty string" if not value else "a path cannot hold a NUL byte")
+    if len(value) > MAX_PATH_CHARS:
+        raise ValueError(f"expected a path of at most {MAX_PATH_CHARS:,} characters, found {len(value):,}")
     return Path(value)
+
+
+def _check_text(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("expected text without NUL bytes")
+    return text
 
 
 FilePath = Annotated[
     Path, BeforeValidator(_to_path), PlainSerializer(str, return_type=str), Field(json_schema_extra={"format": "path"})
 ]
 """A path, written as a string in TOML; relative paths are relative to the working directory."""
+
+Text = Annotated[str, AfterValidator(_check_text)]
+InputName = Annotated[str, Field(min_length=1, max_length=MAX_PATH_CHARS), AfterValidator(_check_text)]
+TextField = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_check_text)]
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -59,8 +73,9 @@ Duration = Annotated[str, AfterValidator(_check_duration), Field(json_schema_ext
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
+Workers = Annotated[int, Field(ge=0, le=1024)]
 PositiveInt = Annotated[int, Field(ge=1, le=2**53)]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,4})?)$")]
 Precision = Literal["auto", "fp32", "bf16"]
 Engine = Literal["auto", "reference", "compiled"]
 MAX_ANGLES = 2**27  # a million positions of 128 features; as a table of fp64, half a gigabyte
@@ -182,14 +197,14 @@ class LoggingConfig(Section):
         "console", description="JSON lines on stdout, Weights & Biases, or nothing"
     )
     run_name: RunName | None = Field(None, description="name of the run; none: the time of its start")
-    architecture: str = Field("TransformerLM", max_length=200, description="free text, stored with the run")
-    dataset: str = Field("", max_length=200, description="free text, stored with the run")
+    architecture: Text = Field("TransformerLM", max_length=200, description="free text, stored with the run")
+    dataset: Text = Field("", max_length=200, description="free text, stored with the run")
 
 
 class WandbConfig(Section):
     """Weights & Biases; read only when logging.backend is "wandb"."""
 
-    entity: str | None = Field(None, min_length=1, max_length=200, description="account or team; none: your default")
-    project: str = Field("transformerlm", min_length=1, max_length=128, description="project")
+    entity: Text | None = Field(None, min_length=1, max_length=200, description="account or team; none: your default")
+    project: Text = Field("transformerlm", min_length=1, max_length=128, description="project")
     log_artifacts: bool = Field(True, description="upload checkpoints and tokenizer files as artifacts")
     log_outputs: bool = Field(False, description="upload inference outputs as an artifact")

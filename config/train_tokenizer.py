@@ -6,7 +6,18 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from config.schemas import Count, Engine, FilePath, InvalidUtf8, LoggingConfig, Section, SpecialToken, WandbConfig
+from config.schemas import (
+    Engine,
+    FilePath,
+    InputName,
+    InvalidUtf8,
+    LoggingConfig,
+    Section,
+    SpecialToken,
+    TextField,
+    WandbConfig,
+    Workers,
+)
 
 NUM_BYTES = 256
 
@@ -41,16 +52,16 @@ class TokenizerConfig(Section):
 class TrainTokenizerConfig(Section):
     """Train a byte-level BPE tokenizer on text files."""
 
-    input: list[str] = Field(
+    input: list[InputName] = Field(
         min_length=1, description="text files or globs: .txt, .gz, .jsonl (any other name is read as text)"
     )
-    text_field: str = Field("text", min_length=1, description=".jsonl: the field that holds a document's text")
+    text_field: TextField = Field("text", description=".jsonl: the field that holds a document's text")
     invalid_utf8: InvalidUtf8 = Field(
         "replace", description="bytes that are no UTF-8: replace (read as U+FFFD, counted) or refuse"
     )
     output_dir: FilePath = Field(description="directory for vocab.json, merges.txt and special_tokens.json")
     overwrite: bool = Field(False, description="replace a tokenizer that is there already")
-    workers: Count = Field(0, description="worker processes or threads; 0: one for each core")
+    workers: Workers = Field(0, description="worker processes or threads; 0: one for each core")
     tokenizer: TokenizerConfig
     logging: LoggingConfig = LoggingConfig()
     wandb: WandbConfig = WandbConfig()

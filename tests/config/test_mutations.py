@@ -1,0 +1,204 @@
+"""Every key of every command, mutated one at a time: what makes no sense is refused, and the error names the key.
+
+The mutations are made from the schemas, so a new key is tested the day it is added. Values that look odd and are
+valid stand in one table, which must not hold an entry more than is needed.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from config.bench_infer import BenchInferConfig
+from config.bench_tokenizer import BenchTokenizerConfig
+from config.bench_train import BenchTrainConfig
+from config.infer import InferConfig
+from config.io import SHIPPED, ConfigError, Key, iter_keys, load_config
+from config.make_data import MakeDataConfig
+from config.quickstart import QuickstartConfig
+from config.train import TrainConfig
+from config.train_tokenizer import TrainTokenizerConfig
+
+SCHEMAS = {
+    "bench_infer": BenchInferConfig,
+    "bench_tokenizer": BenchTokenizerConfig,
+    "bench_train": BenchTrainConfig,
+    "infer": InferConfig,
+    "make_data": MakeDataConfig,
+    "quickstart": QuickstartConfig,
+    "train": TrainConfig,
+    "train_tokenizer": TrainTokenizerConfig,
+}
+KEYS = [(name, key) for name, schema in SCHEMAS.items() for key in iter_keys(schema)]
+each_key = pytest.mark.parametrize(("name", "key"), KEYS, ids=[f"{name}-{key.name}" for name, key in KEYS])
+each_schema = pytest.mark.parametrize("name", SCHEMAS)
+
+NUMBERS: dict[str, Any] = {"zero": 0, "negative": -1, "huge": 10**18}
+LETTERS: dict[str, Any] = {"empty": "", "NUL": "a\0b", "long": "x" * 100_000}
+LISTS = {"no items": 0, "many items": 2_000}
+# Odd and valid: the mutation, and the keys for which it is (in every command that has them).
+VALID: dict[str, set[str]] = {
+    "zero": {
+        "checkpoint.interval",  # only at the end
+        "measure.warmup",
+        "optimizer.beta1",  # no memory
+        "optimizer.beta2",
+        "optimizer.max_grad_norm",  # no clipping
+        "optimizer.momentum",
+        "optimizer.weight_decay",
+        "samples.interval",  # no samples
+        "samples.sampling.min_p",
+        "samples.sampling.temperature",  # the likeliest token
+        "samples.sampling.top_p",
+        "sampling.min_p",
+        "sampling.temperature",
+        "sampling.top_p",
+        "schedule.decay_steps",
+        "schedule.min_learning_rate",
+        "schedule.warmup_steps",
+        "seed",
+        "training.eval_interval",  # only before a checkpoint
+        "training.seed",
+        "workers",  # one for each core
+    },
+    "huge": {"seed", "training.seed"},
+    "empty": {"logging.architecture", "logging.dataset"},
+    "NUL": {"separator"},  # a special token is any text
+    "no items": {"peers", "prompt", "text", "tokenizer.special_tokens"},
+    "many items": {"input", "prompt", "text"},
+    "an item: empty": {"prompt", "samples.prompts"},  # a prompt is any text
+    "an item: NUL": {"prompt", "samples.prompts", "tokenizer.special_tokens"},
+    "an item: long": {"prompt", "samples.prompts"},
+}
+
+
+def good_tree(name: str) -> dict[str, Any]:
+    """Return a valid configuration of a command as nested tables."""
+    tree = tomllib.loads((SHIPPED / f"{name}.toml").read_text(encoding="utf-8"))
+    SCHEMAS[name].model_validate(tree)
+    return tree
+
+
+def changed(name: str, key: str, value: Any, *, leaf: str | None = None) -> dict[str, Any]:
+    """Return a valid configuration with one key set, or with the value under another name in its place."""
+    tree = good_tree(name)
+    *sections, last = key.split(".")
+    table = tree
+    for section in sections:
+        table = table.setdefault(section, {})
+    if leaf is not None:
+        table.pop(last, None)
+    table[leaf or last] = value
+    return tree
+
+
+def errors_of(name: str, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the error lines that a command's reader gives for a tree as if it had come from a file."""
+    monkeypatch.setattr("config.io.read_toml", lambda path: tree)
+    try:
+        load_config(SCHEMAS[name], SHIPPED / f"{name}.toml")
+    except ConfigError as error:
+        return error.lines
+    return []
+
+
+def is_number(key: Key) -> bool:
+    """Tell whether a key takes numbers."""
+    return key.expected.startswith(("an integer", "a number"))
+
+
+def misspelt(word: str) -> Iterator[str]:
+    """Yield the word with one letter left out, doubled, or exchanged for its neighbour."""
+    for place in range(len(word)):
+        yield word[:place] + word[place + 1 :]
+        yield word[:place] + word[place] + word[place:]
+        yield word[:place] + word[place : place + 2][::-1] + word[place + 2 :]
+
+
+@each_key
+def test_a_key_with_one_letter_wrong_is_answered_with_the_right_one(name, key, monkeypatch):
+    """The misspelt key is refused, and what it should be is the hint."""
+    section, _, leaf = key.name.rpartition(".")
+    siblings = {other.name.rpartition(".")[2] for other in iter_keys(SCHEMAS[name])}
+    for wrong in sorted(set(misspelt(leaf)) - siblings - {""}):
+        lines = errors_of(name, changed(name, key.name, 1, leaf=wrong), monkeypatch)
+        mine = [line for line in lines if "is not a known key" in line]
+        assert len(mine) == 1, (wrong, lines)
+        hint = mine[0].partition("did you mean ")[2].rstrip("?)").split(" or ")
+        assert leaf in hint, (wrong, mine)
+        assert f"{section}.{wrong}".lstrip(".") in mine[0]
+
+
+@each_key
+def test_a_value_of_another_type_is_refused(name, key, monkeypatch):
+    """Text for a number, a number for text, a list for one value, a table: each is an error that names the key."""
+    number = 1.5 if key.expected.startswith("an integer") else 1
+    wrong: list[Any] = [{"a": 1}, {}, number if not is_number(key) or number == 1.5 else "1"]
+    wrong += [[]] if not key.is_list else [1, "x", [{}], [[]]]
+    wrong += [True, "1"] if is_number(key) else []
+    wrong += ["true", 0] if key.is_bool else []
+    for value in wrong:
+        lines = errors_of(name, changed(name, key.name, value), monkeypatch)
+        assert any(key.name in line for line in lines), (value, lines)
+
+
+@each_schema
+def test_a_section_that_is_no_table_is_refused(name, monkeypatch):
+    """A value or a list in the place of a table is an error that names it."""
+    sections = {key.name.rpartition(".")[0] for key in iter_keys(SCHEMAS[name])} - {""}
+    for section in sections:
+        for value in (1, "x", [], [{}]):
+            lines = errors_of(name, changed(name, section, value), monkeypatch)
+            assert any(section in line for line in lines), (section, value, lines)
+
+
+@each_key
+def test_a_number_that_is_none_is_refused(name, key, monkeypatch):
+    """NaN and the infinities are no value of any key."""
+    for value in (math.nan, math.inf, -math.inf):
+        lines = errors_of(name, changed(name, key.name, [value] if key.is_list else value), monkeypatch)
+        assert any(key.name in line for line in lines), (value, lines)
+
+
+def odd_values(key: Key) -> Iterator[tuple[str, Any]]:
+    """Yield the mutations of a key's value, by name."""
+    if is_number(key):
+        kind = int if key.expected.startswith("an integer") else float
+        yield from ((mutation, kind(value)) for mutation, value in NUMBERS.items())
+    elif key.is_list:
+        item = 1 if key.item.startswith("an integer") else "x"
+        yield from ((mutation, [item] * length) for mutation, length in LISTS.items())
+        if not key.item.startswith("an integer"):
+            yield from ((f"an item: {mutation}", [value]) for mutation, value in LETTERS.items())
+        else:
+            yield from ((f"an item: {mutation}", [value]) for mutation, value in NUMBERS.items())
+    elif not key.is_bool:
+        yield from LETTERS.items()
+
+
+@pytest.fixture(scope="module")
+def accepted() -> dict[str, set[str]]:
+    """Return the mutations that a schema accepts, each with the keys for which it does."""
+    found: dict[str, set[str]] = {}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, key in KEYS:
+            for mutation, value in odd_values(key):
+                if not errors_of(name, changed(name, key.name, value), monkeypatch):
+                    found.setdefault(mutation, set()).add(key.name)
+    return found
+
+
+def test_values_without_sense_are_refused_or_documented(accepted):
+    """Zero, negative, huge, empty, NUL and endless values are refused, but for those that the table says are valid."""
+    surprising = {mutation: keys - VALID.get(mutation, set()) for mutation, keys in accepted.items()}
+    assert not {mutation: keys for mutation, keys in surprising.items() if keys}
+
+
+def test_the_table_of_valid_values_is_tight(accepted):
+    """Each entry of the table is of a key that there is, and is accepted."""
+    unneeded = {mutation: keys - accepted.get(mutation, set()) for mutation, keys in VALID.items()}
+    assert not {mutation: keys for mutation, keys in unneeded.items() if keys}
