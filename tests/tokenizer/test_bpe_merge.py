@@ -1,15 +1,15 @@
-"""Behaviour of applying merges: the fast algorithm gives what the definition gives, in time n log n."""
+"""Behaviour of applying merges: the fast ways give what the definition gives, and look at each byte about once."""
 
 from __future__ import annotations
 
 import random
-import time
 from collections import Counter
 
 import pytest
 
 from tests.tokenizer.oracle import merge_everywhere
-from transformerlm.tokenizer.bpe_merge import merge_by_heap, merge_by_scan
+from transformerlm.tokenizer import bpe_merge
+from transformerlm.tokenizer.bpe_merge import merge_by_heap, merge_by_scan, merge_by_windows
 from transformerlm.tokenizer.bpe_trainer import learn_merges
 
 
@@ -48,9 +48,49 @@ def test_the_input_list_is_left_alone() -> None:
     assert ids == [97, 98]
 
 
-def test_a_long_run_of_one_letter_is_merged_in_time() -> None:
-    """200,000 equal letters take a second or so, not hours: no step looks at the whole run."""
-    ranks = {(97, 97): 0, (256, 256): 1, (257, 257): 2}
-    start = time.perf_counter()
-    assert merge_by_heap([97] * 200_000, ranks, [256, 257, 258]) == [258] * 25_000
-    assert time.perf_counter() - start < 10
+@pytest.mark.parametrize("alphabet", [b"a", b"ab", b"abc", b"aabbbbc", bytes(range(256))])
+@pytest.mark.parametrize("seed", range(4))
+def test_windows_of_any_size_give_what_the_definition_gives(alphabet: bytes, seed: int) -> None:
+    """Windows far too small for the tokens are joined, tried again and grown until the tokens are right."""
+    merges = _learned(alphabet, seed)
+    ranks, merged, tokens = _tables(merges)
+    sizes = [len(token) for token in tokens]
+    rng = random.Random(seed)
+    for length in [0, 1, 2, 5, 33, 130, 400]:
+        word = list(rng.choices(alphabet, k=length))
+        expected = merge_by_heap(word, ranks, merged)
+        for window in (2, 3, 4, 7, 16, 100):
+            assert merge_by_windows(word, ranks, merged, sizes, window=window) == expected, (word, window)
+
+
+@pytest.fixture
+def merged_lengths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the lengths of the windows that are merged."""
+    lengths: list[int] = []
+
+    def counting(ids: list[int], ranks: dict[tuple[int, int], int], merged: list[int]) -> list[int]:
+        lengths.append(len(ids))
+        return merge_by_heap(ids, ranks, merged)
+
+    monkeypatch.setattr(bpe_merge, "merge_by_heap", counting)
+    return lengths
+
+
+@pytest.mark.parametrize("unit", [b"a", b"ab", "\u6f22".encode(), b"=" * 16], ids=["a", "ab", "CJK", "marks"])
+def test_a_long_run_of_one_character_is_merged_once(unit: bytes, merged_lengths: list[int]) -> None:
+    """Of 1,000,000 bytes of one character, a few windows are merged; the others repeat them."""
+    merges = learn_merges({unit * 30: 1}, 12)
+    ranks, merged, tokens = _tables(merges)
+    ids = merge_by_windows(list(unit * (1_000_000 // len(unit))), ranks, merged, [len(token) for token in tokens])
+    assert b"".join(tokens[token_id] for token_id in ids) == unit * (1_000_000 // len(unit))
+    assert sum(merged_lengths) < 10_000
+
+
+def test_random_letters_are_merged_about_once(merged_lengths: list[int]) -> None:
+    """Where nothing repeats, each byte is in 1.3 windows on average, and no window has to grow."""
+    alphabet = b"abcdefghijklmnopqrstuvwxyz"
+    ranks, merged, tokens = _tables(_learned(alphabet, 0, num_merges=500))
+    word = random.Random(0).choices(alphabet, k=100_000)
+    merge_by_windows(word, ranks, merged, [len(token) for token in tokens])
+    assert sum(merged_lengths) < 130_000
+    assert max(merged_lengths) == bpe_merge.WINDOW

@@ -15,7 +15,10 @@ from transformerlm.tokenizer._jit import byte_at, helper, kernel
 Array = np.ndarray[Any, Any]
 
 SCANNED_BYTES = 64  # up to here a scan for the best pair beats a heap
-WORK_PER_BYTE = 6
+WINDOW_BYTES = 32  # a long piece is scanned in windows of so many
+WORK_PER_BYTE = 9
+ID_BITS = (1 << 32) - 1
+ONE_BYTE = 1 << 32
 NO_PAIR = (1 << 63) - 1
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -48,27 +51,34 @@ def fill_pairs(ids: Array, pairs: Array, shift: Any) -> None:
 
 
 @kernel
-def merge_by_scan(length: int, pairs: Array, shift: Any, work: Array) -> int:
-    """Merge the ids in `work[:length]` by looking for the best pair over and over; return how many remain."""
-    best_of = length  # what each id makes with the next one stands behind the ids
+def merge_by_scan(base: int, length: int, pairs: Array, shift: Any, work: Array) -> int:
+    """Merge the byte ids in `work[base : base + length]` by looking for the best pair over and over.
+
+    Returns how many tokens remain; each is left there as its id, and its number of bytes in the bits above 32.
+    """
+    best_of = base + length  # what each token makes with the next one stands behind the tokens
     for place in range(length - 1):
-        work[best_of + place] = find_pair(pairs, shift, work[place], work[place + 1])
+        work[best_of + place] = find_pair(pairs, shift, work[base + place], work[base + place + 1])
+    for place in range(base, base + length):
+        work[place] |= ONE_BYTE
     while length > 1:
         best, at = work[best_of], 0
         for place in range(1, length - 1):
-            if work[best_of + place] < best:
-                best, at = work[best_of + place], place
+            best = min(best, work[best_of + place])
         if best == NO_PAIR:
             break
-        work[at] = best & 0xFFFFFFFF
+        while work[best_of + at] != best:
+            at += 1
+        num_bytes = (work[base + at] >> 32) + (work[base + at + 1] >> 32)
+        work[base + at] = best & ID_BITS | num_bytes << 32
         length -= 1
         for place in range(at + 1, length):
-            work[place] = work[place + 1]
+            work[base + place] = work[base + place + 1]
             work[best_of + place - 1] = work[best_of + place]
         if at > 0:
-            work[best_of + at - 1] = find_pair(pairs, shift, work[at - 1], work[at])
+            work[best_of + at - 1] = find_pair(pairs, shift, work[base + at - 1] & ID_BITS, work[base + at] & ID_BITS)
         if at < length - 1:
-            work[best_of + at] = find_pair(pairs, shift, work[at], work[at + 1])
+            work[best_of + at] = find_pair(pairs, shift, work[base + at] & ID_BITS, work[base + at + 1] & ID_BITS)
     return length
 
 
@@ -99,49 +109,46 @@ def pop(heap: Array, base: int, size: int) -> int:
 
 
 @kernel
-def merge_by_heap(length: int, pairs: Array, shift: Any, work: Array) -> int:
-    """Merge the ids in `work[:length]` with a heap of (rank, place) over a linked list; return how many remain.
+def merge_by_heap(base: int, length: int, pairs: Array, shift: Any, work: Array) -> int:
+    """Merge like `merge_by_scan`, with a heap of (rank, place) over a linked list.
 
-    `work` holds the ids, then for each place the next one, the one before, and the heap, at most three entries a place.
+    `work` holds from `base` the ids, then for each place the next one, the one before, and the heap, at most three
+    entries a place.
     """
-    after, before, heap, size = length, 2 * length, 3 * length, 0
+    after, before, heap, size = base + length, base + 2 * length, base + 3 * length, 0
     for place in range(length):
         work[after + place], work[before + place] = place + 1, place - 1
         if place + 1 < length:
-            value = find_pair(pairs, shift, work[place], work[place + 1])
-            if value != NO_PAIR:
-                push(work, heap, size, value >> 32 << 32 | place)
-                size += 1
+            size = push_pair(base, place, place + 1, pairs, shift, work, heap, size)
     while size > 0:
         item = pop(work, heap, size)
         size -= 1
-        left = item & 0xFFFFFFFF
+        left = item & ID_BITS
         right = work[after + left]
         if right >= length:
             continue
-        value = find_pair(pairs, shift, work[left], work[right])
+        value = find_pair(pairs, shift, work[base + left], work[base + right])
         if value == NO_PAIR or value >> 32 != item >> 32:
             continue  # out of date
         follower, leader = work[after + right], work[before + left]
-        work[left], work[right] = value & 0xFFFFFFFF, -1
+        work[base + left], work[base + right] = value & ID_BITS, -1
         work[after + left], work[after + right] = follower, length
         if follower < length:
             work[before + follower] = left
-            size = push_pair(work, heap, size, left, follower, pairs, shift)
+            size = push_pair(base, left, follower, pairs, shift, work, heap, size)
         if leader >= 0:
-            size = push_pair(work, heap, size, leader, left, pairs, shift)
-    number = 0
-    for place in range(length):
-        if work[place] >= 0:
-            work[number] = work[place]
-            number += 1
+            size = push_pair(base, leader, left, pairs, shift, work, heap, size)
+    number = place = 0
+    while place < length:
+        work[base + number] = work[base + place] | (work[after + place] - place) << 32
+        number, place = number + 1, work[after + place]
     return number
 
 
 @kernel
-def push_pair(work: Array, heap: int, size: int, left: int, right: int, pairs: Array, shift: Any) -> int:
+def push_pair(base: int, left: int, right: int, pairs: Array, shift: Any, work: Array, heap: int, size: int) -> int:
     """Put two neighbours into the heap if something merges them; return the heap's new size."""
-    value = find_pair(pairs, shift, work[left], work[right])
+    value = find_pair(pairs, shift, work[base + left], work[base + right])
     if value == NO_PAIR:
         return size
     push(work, heap, size, value >> 32 << 32 | left)
@@ -149,10 +156,83 @@ def push_pair(work: Array, heap: int, size: int, left: int, right: int, pairs: A
 
 
 @kernel
+def merge_window(start: int, length: int, base: int, pairs: Array, shift: Any, work: Array) -> int:
+    """Put the tokens of the byte ids in `work[start : start + length]` to `base`; return how many they are."""
+    for place in range(length):
+        work[base + place] = work[start + place]
+    if length <= SCANNED_BYTES:
+        return merge_by_scan(base, length, pairs, shift, work)
+    return merge_by_heap(base, length, pairs, shift, work)
+
+
+@kernel
+def is_repeated(start: int, other: int, room: int, length: int, work: Array) -> bool:
+    """Tell whether two stretches of `length` ids are the same, as they are in a run of one character, and whole."""
+    if room < length:
+        return False
+    for place in range(length):
+        if work[start + place] != work[other + place]:
+            return False
+    return True
+
+
+@kernel
+def merge_by_windows(length: int, pairs: Array, shift: Any, work: Array) -> int:
+    """Merge the byte ids in `work[:length]` window by window, as `bpe_merge.merge_by_windows` explains.
+
+    Returns how many ids remain. Behind the byte ids stand the result, the tokens of the window, and those of the next
+    one with what merging it needs.
+    """
+    result, start, written = length, 0, 0
+    window, tokens = min(WINDOW_BYTES, length), 2 * length
+    number = merge_window(start, window, tokens, pairs, shift, work)
+    settled = window * 7 // 8
+    while start + window < length:
+        kept = num_bytes = 0
+        while kept < number - 1 and (kept == 0 or num_bytes + (work[tokens + kept] >> 32) <= settled):
+            num_bytes += work[tokens + kept] >> 32
+            kept += 1
+        begin, others, num_others = start + num_bytes, tokens, number
+        if kept and not is_repeated(start, begin, min(window, length - begin), window, work):
+            others += window
+            num_others = merge_window(begin, min(window, length - begin), others, pairs, shift, work)
+        if kept and work[others] == work[tokens + kept]:
+            copy_tokens(tokens, result + written, kept, work)
+            copy_tokens(others, tokens, num_others, work)
+            start, written, number = begin, written + kept, num_others
+        elif kept > 1:
+            settled = num_bytes // 2
+            continue
+        else:
+            first, window = work[tokens], min(2 * window, length - start)
+            number = merge_window(start, window, tokens, pairs, shift, work)
+            while written and work[tokens] != first:
+                written -= 1
+                first = work[result + written]
+                start -= first >> 32
+                number = merge_window(start, window, tokens, pairs, shift, work)
+        settled = window * 7 // 8
+    copy_tokens(tokens, result + written, number, work)
+    for place in range(written + number):
+        work[place] = work[result + place] & ID_BITS
+    return written + number
+
+
+@kernel
+def copy_tokens(source: int, target: int, number: int, work: Array) -> None:
+    """Copy tokens within `work`, from the first on."""
+    for place in range(number):
+        work[target + place] = work[source + place]
+
+
+@kernel
 def merge_piece(data: Array, start: int, length: int, byte_ids: Array, pairs: Array, shift: Any, work: Array) -> int:
     """Put the ids of one piece into `work` and return how many they are."""
     for offset in range(length):
         work[offset] = byte_ids[byte_at(data, start + offset)]
-    if length <= SCANNED_BYTES:
-        return merge_by_scan(length, pairs, shift, work)
-    return merge_by_heap(length, pairs, shift, work)
+    if length > SCANNED_BYTES:
+        return merge_by_windows(length, pairs, shift, work)
+    number = merge_by_scan(0, length, pairs, shift, work)
+    for place in range(number):
+        work[place] &= ID_BITS
+    return number

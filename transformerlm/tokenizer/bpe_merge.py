@@ -1,12 +1,18 @@
-"""Applying learned merges to one pre-token: two algorithms with one result.
+"""Applying learned merges to one pre-token: three algorithms with one result.
 
-Both replace, as long as there is one, the pair of neighbours whose merge was learned first, from left to right.
+All replace, as long as there is one, the pair of neighbours whose merge was learned first, from left to right.
 `merge_by_scan` says so in six lines; it is O(n^2) for a pre-token of n bytes and is here to be read and to be tested
-against. `merge_by_heap` is O(n log n), so that a megabyte of one letter takes seconds, and measured faster from four
-bytes on; the tokenizer uses it.
+against. `merge_by_heap` is O(n log n), and measured faster from four bytes on. `merge_by_windows` takes a long
+pre-token a window at a time; the tokenizer uses it.
 
 They agree because every merge uses parts that earlier merges made (`io.check_merges` sees to it): a merge never brings
 up a pair that should have come before.
+
+**Why windows are exact.** A row of tokens is what the merges make of its bytes if, and only if, that is true of every
+two neighbours in it. For look at the first merge that would cross a border between two tokens: until then nothing has
+crossed a border, so both tokens have come to be as they come to be alone, and the same merge would cross the border of
+the two alone. Hence two rows that are right and share a token may be joined at it: every two neighbours of the joined
+row are neighbours in one of them.
 """
 
 from __future__ import annotations
@@ -16,6 +22,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 Pair = tuple[int, int]
+
+WINDOW = 128
 
 
 def merge_by_scan(ids: list[int], ranks: Mapping[Pair, int], merged: Sequence[int]) -> list[int]:
@@ -59,6 +67,48 @@ def merge_by_heap(ids: list[int], ranks: Mapping[Pair, int], merged: Sequence[in
         if before >= 0 and (new_rank := ranks.get((ids[before], ids[left]))) is not None:
             heapq.heappush(heap, (new_rank, before))
     return [token_id for token_id in ids if token_id >= 0]
+
+
+def merge_by_windows(
+    ids: list[int], ranks: Mapping[Pair, int], merged: Sequence[int], sizes: Sequence[int], *, window: int = WINDOW
+) -> list[int]:
+    """Merge like `merge_by_scan`, in windows that overlap and are joined where both have the same token.
+
+    `sizes` is the number of bytes of each id. A window that repeats the one before it, as in a run of one character,
+    costs nothing. Where two windows share no token, the window grows.
+    """
+    result: list[int] = []
+    start, tokens = 0, merge_by_heap(ids[:window], ranks, merged)
+    settled = window * 7 // 8
+    while start + window < len(ids):
+        kept, end = _settled(tokens, sizes, settled)
+        begin = start + end
+        repeated = ids[begin : begin + window] == ids[start : start + window]
+        others = tokens if repeated else merge_by_heap(ids[begin : begin + window], ranks, merged)
+        if kept and others[0] == tokens[kept]:
+            result += tokens[:kept]
+            start, tokens = begin, others
+        elif kept > 1:
+            settled = end // 2
+            continue
+        else:
+            first, window = tokens[0], 2 * window
+            tokens = merge_by_heap(ids[start : start + window], ranks, merged)
+            while result and tokens[0] != first:  # the tokens before were joined to `first`: go back to one that stays
+                first = result.pop()
+                start -= sizes[first]
+                tokens = merge_by_heap(ids[start : start + window], ranks, merged)
+        settled = window * 7 // 8
+    return result + tokens
+
+
+def _settled(tokens: list[int], sizes: Sequence[int], limit: int) -> tuple[int, int]:
+    """Return how many of a window's tokens end within `limit` bytes, at least one, never all, and where they end."""
+    kept = end = 0
+    while kept < len(tokens) - 1 and (kept == 0 or end + sizes[tokens[kept]] <= limit):
+        end += sizes[tokens[kept]]
+        kept += 1
+    return kept, end
 
 
 def _replace(ids: list[int], pair: Pair, new_id: int) -> list[int]:

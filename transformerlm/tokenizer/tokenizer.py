@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformerlm.tokenizer import io
-from transformerlm.tokenizer.bpe_merge import merge_by_heap
+from transformerlm.tokenizer.bpe_merge import merge_by_windows
 from transformerlm.tokenizer.engines import Engine, check_engine, use_compiled
 from transformerlm.tokenizer.parallel import map_in_order, resolve_num_workers
 from transformerlm.tokenizer.pretokenize import (
@@ -88,6 +88,7 @@ class Tokenizer:
         self._byte_ids = [ids[bytes([value])] for value in range(256)]
         self._ranks = {(ids[left], ids[right]): rank for rank, (left, right) in enumerate(self.merges)}
         self._merged = [ids[left + right] for left, right in self.merges]
+        self._sizes = [len(self.vocab[token_id]) for token_id in range(len(self.vocab))]
         self._cache = _PieceCache(self)
         self._lock = threading.Lock()
         self._encoder: CompiledEncoder | None = None
@@ -306,7 +307,8 @@ class Tokenizer:
 
     def encode_piece(self, piece: str) -> list[int]:
         """Return the ids of one pre-token, without the cache."""
-        return merge_by_heap([self._byte_ids[value] for value in _to_bytes(piece)], self._ranks, self._merged)
+        ids = [self._byte_ids[value] for value in _to_bytes(piece)]
+        return merge_by_windows(ids, self._ranks, self._merged, self._sizes)
 
     def _encode_segment(self, text: str) -> list[int]:
         return list(chain.from_iterable(map(self._cache.__getitem__, pre_tokenize(text, pattern=self.pattern))))
