@@ -17,6 +17,7 @@ pytest.importorskip("numba")
 from transformerlm.tokenizer import _merge_kernels as compiled_kernels
 from transformerlm.tokenizer.compiled import hash_shift
 
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered")  # hashes wrap round
 PLAIN = plain_kernels.load()["_merge_kernels"]
 BYTE_IDS = np.arange(256, dtype=np.int64)
 
