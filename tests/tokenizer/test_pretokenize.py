@@ -105,7 +105,7 @@ def test_what_had_no_cut_is_not_looked_through_again(text: str, rest: str, speci
 
 
 def test_a_run_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run longer than the limit ends the stream with an error that quotes it; one as long, its blank included, passes."""
+    """A run longer than the limit ends the stream with an error that quotes it; one just as long passes."""
     monkeypatch.setattr(pretokenize, "MAX_UNCUT_CHARS", 1000)
     blocks = [TextBlock("some words and " + "x" * 999, False), TextBlock("", True)]
     assert sum(len(piece.text) for piece in safe_pieces(blocks, SpecialTokenSplitter([]), size=4)) == 1014
