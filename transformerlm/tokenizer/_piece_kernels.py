@@ -185,7 +185,7 @@ def number_end(data: Array, start: int, end: int, table: Array) -> int:
 
 @helper
 def ends_from(data: Array, start: int, end: int, pattern: int) -> Any:
-    """Return where pre-tokens end from that at `start` on, bit n for `start + n`: as many as one look shows, or none."""
+    """Return where pre-tokens end behind `start`, bit n for `start + n`: as many as one look shows, or none."""
     if pattern == GPT2:
         return gpt2_ends(data, start, end)
     return _NONE
