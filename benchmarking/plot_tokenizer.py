@@ -1,4 +1,4 @@
-"""A picture of the tokenizer benchmark: bars by candidate, a row for each quantity, a column for each number of threads.
+"""A picture of the tokenizer benchmark: bars by candidate, a row for each quantity, a column for each thread count.
 
     python -m benchmarking.plot_tokenizer results.jsonl docs/images/tokenizer-speed.png
 

@@ -31,7 +31,7 @@ class BenchTokenizerConfig(Section):
         [], description="text files or globs; none: the docstrings of the installed Python, torch and numpy"
     )
     sizes_mb: list[Annotated[float, Field(gt=0, le=10**6)]] = Field(
-        [5], description="megabytes of that text to measure on; a size that is not there is left out; none: all of it"
+        [3], description="megabytes of that text to measure on; a size that is not there is left out; none: all of it"
     )
     vocab_sizes: list[Annotated[int, Field(ge=257, le=2**24)]] = Field(
         [8192], min_length=1, description="numbers of ids to train; the largest is used to encode and decode"
