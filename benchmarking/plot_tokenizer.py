@@ -2,7 +2,7 @@
 
     python -m benchmarking.plot_tokenizer results.jsonl docs/images/tokenizer-speed.png
 
-Of each quantity the largest case is shown: most text, then most ids. Needs the extra `plot`.
+Each candidate is shown with its largest case: most text, then most ids. Needs the extra `plot`.
 """
 
 from __future__ import annotations
@@ -48,25 +48,26 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read_panels(results: Path) -> dict[tuple[str, int], Panel]:
-    """Return the lines of the largest case of each quantity and number of threads, by candidate; the last one counts.
+    """Return each candidate's line of its largest case, by quantity and number of threads; of equal ones the last.
 
     Raises:
         ValueError: a line that is no JSON, or no line of this benchmark.
     """
-    cases: dict[tuple[str, int], dict[tuple[float, int], Panel]] = {}
+    panels: dict[tuple[str, int], Panel] = {}
     for number, text in enumerate(results.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             line = json.loads(text)
         except ValueError as error:
             raise ValueError(f"{results}:{number}: expected a JSON line, found none ({error})") from error
         if isinstance(line, dict) and line.get("benchmark") == "tokenizer" and line["quantity"] in TITLES:
-            panel = cases.setdefault((line["quantity"], line["params.threads"]), {})
-            panel.setdefault((line["params.size_mb"], line["params.vocab_size"]), {})[line["candidate"]] = line
-    if not cases:
+            panel = panels.setdefault((line["quantity"], line["params.threads"]), {})
+            before = panel.get(line["candidate"], line)
+            panel[line["candidate"]] = line if _case(line) >= _case(before) else before
+    if not panels:
         raise ValueError(
             f"{results}: expected lines of bench_tokenizer, found none (python -m benchmarking.bench_tokenizer > FILE)"
         )
-    return {key: sizes[max(sizes)] for key, sizes in cases.items()}
+    return panels
 
 
 def save_bars(panels: Mapping[tuple[str, int], Panel], picture: Path) -> None:
@@ -92,7 +93,7 @@ def _draw(axes: Any, quantity: str, panel: Panel) -> None:
     values = [line["median"] for line in lines]
     colors = [OUR_COLOR if line["candidate"] == OURS else PEER_COLOR for line in lines]
     bars = axes.barh([line["candidate"] for line in lines], values, color=colors)
-    axes.bar_label(bars, labels=[_label(line) for line in lines], padding=3, fontsize=8)
+    axes.bar_label(bars, labels=[_label(line, lines[0]) for line in lines], padding=3, fontsize=8)
     axes.set_xlim(0, max(values) * 1.3)  # room for the labels
     axes.invert_yaxis()
     threads = "1 thread" if lines[0]["params.threads"] == 1 else f"{lines[0]['params.threads']} threads"
@@ -102,9 +103,17 @@ def _draw(axes: Any, quantity: str, panel: Panel) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _label(line: Line) -> str:
-    value = f"{line['median']:,.0f}" if line["median"] >= 10 else f"{line['median']:.1f}"
-    return f"{value} (ours {line['speedup.median']:.2g}x)" if "speedup.median" in line else value
+def _label(line: Line, first: Line) -> str:
+    """Return a bar's median, our speedup, and its size and ids where they are not those of the title."""
+    text = f"{line['median']:,.0f}" if line["median"] >= 10 else f"{line['median']:.1f}"
+    if "speedup.median" in line:
+        text += f" (ours {line['speedup.median']:.2g}x)"
+    size, num_ids = _case(line)
+    return text if _case(line) == _case(first) else f"{text} at {size:g} MB, {num_ids:,}"
+
+
+def _case(line: Line) -> tuple[float, int]:
+    return line["params.size_mb"], line["params.vocab_size"]
 
 
 if __name__ == "__main__":
