@@ -104,12 +104,14 @@ def _draw(axes: Any, quantity: str, panel: Panel) -> None:
 
 
 def _label(line: Line, first: Line) -> str:
-    """Return a bar's median, our speedup, and its size and ids where they are not those of the title."""
+    """Return a bar's median, our speedup, and its case where that is not the title's."""
     text = f"{line['median']:,.0f}" if line["median"] >= 10 else f"{line['median']:.1f}"
     if "speedup.median" in line:
         text += f" (ours {line['speedup.median']:.2g}x)"
     size, num_ids = _case(line)
-    return text if _case(line) == _case(first) else f"{text} at {size:g} MB, {num_ids:,}"
+    if size != first["params.size_mb"]:
+        text += f" at {size:g} MB"
+    return text if num_ids == first["params.vocab_size"] else f"{text} with {num_ids:,} ids"
 
 
 def _case(line: Line) -> tuple[float, int]:
