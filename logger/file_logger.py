@@ -41,6 +41,10 @@ class JsonlLogger(Logger):
                 self._file.truncate(size)
             raise
 
+    def sync(self) -> None:
+        """Flush the file to the disk."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()

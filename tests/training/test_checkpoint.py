@@ -21,6 +21,7 @@ from transformerlm.training import checkpoint
 from transformerlm.training.checkpoint import CheckpointError, Snapshot, save_checkpoint
 from transformerlm.training.loss import cross_entropy
 from transformerlm.training.optim import AdamW, parameter_groups
+from transformerlm.utils import files as disk
 
 ABLATIONS = {
     "default": {},
@@ -324,18 +325,21 @@ def test_sigkill_at_any_moment_leaves_whole_checkpoints(files, tmp_path):
 
 
 def test_everything_is_durable_before_the_name_appears(files, tmp_path, monkeypatch):
-    """Each file and directory is flushed before the rename, the parent directory after it, and then `latest` moves."""
+    """Files and directories are flushed before the rename, parents after it; then all is read back, then announced."""
     events: list[tuple[str, str]] = []
-    sync, rename, point = checkpoint._sync, Path.rename, checkpoint.point
-    monkeypatch.setattr(checkpoint, "_sync", lambda path: (events.append(("sync", path.name)), sync(path)))
+    sync, rename, point = disk.sync, Path.rename, checkpoint.point
+    monkeypatch.setattr(disk, "sync", lambda path: (events.append(("sync", path.name)), sync(path)))
     monkeypatch.setattr(Path, "rename", lambda path, to: (events.append(("rename", path.name)), rename(path, to))[1])
+    verify = checkpoint.verify
+    monkeypatch.setattr(checkpoint, "verify", lambda path: (events.append(("verify", path.name)), verify(path))[1])
     monkeypatch.setattr(checkpoint, "point", lambda link, to: (events.append(("point", link.name)), point(link, to)))
     root = tmp_path / "checkpoints"
     save_checkpoint(root, 2, make_snapshot(files))
     renamed = events.index(("rename", "step-00000002.tmp"))
     before = {name for kind, name in events[:renamed] if kind == "sync"}
     assert before >= {Path(name).name for name in FILES} | {"tokenizer", "step-00000002.tmp"}
-    assert events[renamed + 1 :] == [("sync", "checkpoints"), ("point", "latest")]
+    after = [("sync", name) for name in ("checkpoints", tmp_path.name, tmp_path.parent.name)]
+    assert events[renamed + 1 :] == [*after, ("verify", "step-00000002"), ("point", "latest")]
 
 
 def test_a_full_disk_raises_and_leaves_nothing_behind(files, tmp_path, monkeypatch):

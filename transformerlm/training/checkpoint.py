@@ -4,9 +4,9 @@
     checkpoints/latest, best    links to one of them, for people; the code goes by the step in the name
 
 A checkpoint is written beside its place under a name that contains `.tmp`; its files are flushed to disk, then the
-directory is renamed, then its parent is flushed. Only then is it announced, and only then are older ones removed.
-`state.json` holds the sha256 of every other file and of its own values; a directory that fails the check is set aside
-as `.bad`.
+directory is renamed, then its parent is flushed, then every file is read back. Only then is it announced, and only then
+are older ones removed. `state.json` holds the sha256 of every other file and of its own values; a directory that fails
+the check is set aside as `.bad`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from config.train import TrainConfig
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.state_file import optimizer_state_from_tensors, optimizer_state_to_tensors
+from transformerlm.utils import files
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")
@@ -62,10 +63,11 @@ class Snapshot:
 
 
 def save_checkpoint(root: Path, step: int, snapshot: Snapshot) -> Path:
-    """Write the checkpoint of `step` below `root` and return its directory, durable and complete.
+    """Write the checkpoint of `step` below `root` and return its directory, durable and read back.
 
     Raises:
-        OSError: the disk is full or not writable; nothing that looks whole is left behind.
+        OSError: the disk is full, not writable, or does not give back what was written; nothing that looks whole is
+            left behind.
     """
     root.mkdir(parents=True, exist_ok=True)
     final = root / step_name(step)
@@ -73,20 +75,37 @@ def save_checkpoint(root: Path, step: int, snapshot: Snapshot) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
-        try:
-            _write_files(temporary, step, snapshot)
-        except SafetensorError as error:
-            raise OSError(f"{final}: cannot be written: {error}; older checkpoints are whole") from None
-        sync_tree(temporary)
+        _write_files(temporary, step, snapshot)
+        files.sync_tree(temporary)
         if final.exists():
             set_aside(final)
         temporary.rename(final)
-        _sync(root)
+        for directory in (root, *root.parents[:2]):  # the run's directory may be new, too
+            files.sync(directory)
+    except (SafetensorError, OSError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"{final}: cannot be written: {reason}; older checkpoints are whole") from None
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    _read_back(final)
     point(root / "latest", final)
     return final
+
+
+def _read_back(directory: Path) -> None:
+    """Compare what the disk holds with the sha256 of what was written, and set the checkpoint aside if it differs."""
+    for name in _file_names(directory):
+        files.forget_cached(directory / name)
+    try:
+        verify(directory)
+    except CheckpointError as error:
+        aside = set_aside(directory)
+        raise OSError(
+            f"{error}; the disk does not give back what was written: set aside as {aside.name}, "
+            "older checkpoints are whole"
+        ) from None
 
 
 def _write_files(directory: Path, step: int, snapshot: Snapshot) -> None:
@@ -150,23 +169,6 @@ def set_aside(directory: Path) -> Path:
         if not target.exists():
             return directory.rename(target)
     raise CheckpointError(f"{directory}: cannot be set aside: too many .bad directories beside it; remove some")
-
-
-def sync_tree(directory: Path) -> None:
-    """Flush every file and directory below `directory`, and itself, to disk."""
-    for path in sorted(directory.rglob("*"), reverse=True):
-        _sync(path)
-    _sync(directory)
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():
-        return  # Windows has no handle on a directory to flush
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows flushes writable files only
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # --- finding ---------------------------------------------------------------------------------------------------
