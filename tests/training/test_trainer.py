@@ -16,33 +16,13 @@ from safetensors.torch import load_file
 
 from cli.train import train
 from config.io import dump_toml
+from tests.training.faults import Killed, kill, stop_before
 from tests.training.tiny_run import read_records, step_lines, tiny_config, write_tiny_files
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.training import checkpoint, trainer
-from transformerlm.training.trainer import Trainer, num_accumulation_steps, token_bytes
+from transformerlm.training.trainer import num_accumulation_steps, token_bytes
 
 ROOT = Path(__file__).parents[2]
-
-
-class Killed(BaseException):
-    """Stands for a process that ends without warning."""
-
-
-def stop_before(monkeypatch: pytest.MonkeyPatch, step: int, act) -> None:
-    """Call `act` when the trainer is about to make `step`."""
-    original = Trainer._step
-
-    def watched(self):
-        if self.state.step + 1 == step:
-            act()
-        return original(self)
-
-    monkeypatch.setattr(Trainer, "_step", watched)
-
-
-def kill() -> None:
-    """End the run on the spot."""
-    raise Killed
 
 
 def run_in_pieces(config, stops: list[int], monkeypatch) -> None:

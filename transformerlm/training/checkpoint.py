@@ -348,10 +348,18 @@ def load_weights(model: nn.Module, directory: Path) -> None:
 
 
 def load_optimizer(optimizer: Optimizer, directory: Path, state: dict[str, Any]) -> None:
-    """Put the checkpoint's optimizer state into `optimizer`, which keeps its own settings (decay and so on)."""
+    """Put the checkpoint's optimizer state into `optimizer`, which keeps its own settings (decay and so on).
+
+    Raises:
+        CheckpointError: the state is not that of such an optimizer.
+    """
     tensors = _load_tensors(directory / "optimizer.safetensors")
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(optimizer_state_from_tensors(tensors, state["optimizer"]))
+    try:
+        optimizer.load_state_dict(optimizer_state_from_tensors(tensors, state["optimizer"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{directory}: the optimizer's state does not fit: {reason}") from None
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)
 
