@@ -32,7 +32,7 @@ def events(run_dir, name):
 @pytest.mark.parametrize(("loss", "norm"), [(NAN, 1.0), (INF, 1.0), (-INF, 1.0), (2.0, NAN), (2.0, INF)])
 @pytest.mark.parametrize("factor", [None, 2.0])
 def test_what_is_not_finite_is_trouble(loss, norm, factor):
-    """A loss or a norm that is not finite is refused, with or without a guard against spikes, from the first step on."""
+    """A loss or a norm that is not finite is refused from the first step on, with or without a spike guard."""
     assert GuardState().trouble_with(loss, norm, spike_factor=factor) == "not_finite"
 
 

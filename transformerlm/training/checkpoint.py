@@ -85,7 +85,10 @@ def save_checkpoint(root: Path, step: int, snapshot: Snapshot) -> Path:
     except (SafetensorError, OSError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
-        raise OSError(f"{final}: cannot be written: {reason}; older checkpoints are whole") from None
+        raise OSError(
+            f"{final}: cannot be written: {reason}; older checkpoints are whole; free some space and start the same "
+            "command again"
+        ) from None
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
