@@ -356,6 +356,21 @@ def test_a_full_disk_raises_and_leaves_nothing_behind(files, tmp_path, monkeypat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", older.name]
 
 
+def test_what_the_disk_does_not_give_back_is_not_announced(files, tmp_path, monkeypatch):
+    """A save that reads back otherwise than it was written is set aside, and the one before stays the newest."""
+    snapshot = make_snapshot(files)
+    older = save_checkpoint(tmp_path, 1, snapshot)
+    rotten = "model.safetensors"
+    monkeypatch.setattr(disk, "forget_cached", lambda path: flip_bit(path) if path.name == rotten else None)
+    with pytest.raises(
+        OSError, match=r"model\.safetensors is damaged.*does not give back.*older checkpoints are whole"
+    ):
+        save_checkpoint(tmp_path, 2, snapshot)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", older.name, "step-00000002.bad"]
+    assert (tmp_path / "latest").resolve() == older.resolve()
+    assert checkpoint.newest_whole(tmp_path) == older
+
+
 def test_saving_a_step_again_sets_the_old_one_aside(files, tmp_path):
     """A directory that has the name already is never written over."""
     first = save_checkpoint(tmp_path, 2, make_snapshot(files))

@@ -363,6 +363,23 @@ def test_a_diverging_run_stops_and_says_what_to_do(files, tmp_path):
     assert checkpoint.newest_whole(tmp_path / "run/checkpoints") is not None
 
 
+def test_weights_that_are_not_finite_are_not_saved(files, tmp_path, monkeypatch):
+    """A weight that no loss has seen yet, the embedding of a byte that never comes, still ends the run unsaved."""
+    make = trainer.Trainer._step
+
+    def spoil(self):
+        result = make(self)
+        if self.state.step == 7:
+            with torch.no_grad():
+                self.raw_model.token_embeddings.weight[0] = torch.inf
+        return result
+
+    monkeypatch.setattr(trainer.Trainer, "_step", spoil)
+    with pytest.raises(FloatingPointError, match=r"step 10: token_embeddings\.weight is not finite, not saved"):
+        train(tiny_config(files, tmp_path))
+    assert checkpoint.step_of(checkpoint.newest_whole(tmp_path / "run/checkpoints")) == 5
+
+
 # --- checkpoints -------------------------------------------------------------------------------------------------
 
 
