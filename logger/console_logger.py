@@ -31,7 +31,8 @@ class ConsoleLogger(Logger):
         """Write one line; raises OSError when the stream cannot take it for another reason than a closed pipe."""
         if self._stream is None:
             return
-        line = to_json_line(record, encoding=self._stream.encoding or "utf-8")
+        encoding = self._stream.encoding or "utf-8"
+        line = to_json_line(record, encoding=encoding)
         try:
             descriptor = None if self._patience is None else _pipe_of(self._stream)
             if descriptor is None:
@@ -39,7 +40,7 @@ class ConsoleLogger(Logger):
                 self._stream.flush()
             else:
                 self._stream.flush()
-                _write_patiently(descriptor, line.encode(self._stream.encoding), self._patience or 0.0)
+                _write_patiently(descriptor, line.encode(encoding), self._patience or 0.0)
         except (BrokenPipeError, TimeoutError) as error:
             if isinstance(error, TimeoutError):
                 _log.warning("stdout has taken nothing for %g s: no more lines there, the run goes on", self._patience)

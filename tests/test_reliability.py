@@ -14,10 +14,3 @@ def test_every_test_that_the_promises_name_is_there():
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     assert len(named) > 30
     assert named <= set(re.findall(r"def (test_\w+)\(", tests))
-
-
-def test_the_files_that_the_promises_link_are_there():
-    """Links to other files of the documentation lead somewhere."""
-    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "docs/reliability.md").read_text(encoding="utf-8"))
-    missing = [link for link in links if not (ROOT / "docs" / link).is_file()]
-    assert set(missing) <= {"../SECURITY.md"}

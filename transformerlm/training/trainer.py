@@ -398,7 +398,8 @@ class Trainer:
             raise checkpoint.CheckpointError(f"{directory}: state.json does not hold {', '.join(sorted(missing))}")
         same_run.check_same_model(directory, self.config, self.raw_model)
         same_run.check_same_data(directory, state["data"], self._fingerprints())
-        if changes := same_run.changed_bits(state.get("computed_with"), self._computed_with()):
+        changes = same_run.changed_bits(state.get("computed_with"), self._computed_with())
+        if changes and is_main(self.runtime.world):
             warnings.warn(changes, stacklevel=2)
         checkpoint.load_weights(self.raw_model, directory)
         checkpoint.load_optimizer(self.optimizer, directory, state)
