@@ -219,7 +219,6 @@ def test_the_count_of_skips_in_a_row_is_taken_over(files, tmp_path, monkeypatch)
 SCHEDULES = {
     "wsd": {"schedule.name": "wsd", "schedule.decay_steps": 5, "schedule.min_learning_rate": 1e-4},
     "cosine": {"schedule.min_learning_rate": 1e-4},
-    "constant": {"schedule.name": "constant"},
 }
 HARD = {"training.precision": "bf16", "training.micro_batch_size": 2, "model.activation_checkpointing": True}
 
@@ -230,7 +229,13 @@ def test_resumed_equals_uninterrupted_in_every_phase(schedule, files, tmp_path):
 
     Hard: bf16 autocast, four micro-batches a step, recomputed activations.
     """
-    changes = {**HARD, **SCHEDULES[schedule], "checkpoint.interval": 1, "training.eval_interval": 1}
+    changes = {
+        **HARD,
+        **SCHEDULES[schedule],
+        "checkpoint.interval": 1,
+        "training.eval_interval": 1,
+        "training.eval_batches": 1,
+    }
     whole, pieces = (tiny_config(files, tmp_path / name, changes) for name in ("whole", "pieces"))
     train(whole)
     for step, place in ((2, "micro-batch"), (6, "evaluation"), (9, "micro-batch"), (12, "evaluation")):
