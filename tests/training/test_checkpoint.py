@@ -113,6 +113,18 @@ def test_directory_is_self_contained_and_holds_no_pickle(files, tmp_path):
     checkpoint.load_model(directory)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_permissions_are_those_that_the_umask_gives(mask, files, tmp_path):
+    """Every file of a checkpoint can be read by those whom the user's umask allows, the tensors too."""
+    old = os.umask(mask)
+    try:
+        directory = save_checkpoint(tmp_path, 2, make_snapshot(files))
+    finally:
+        os.umask(old)
+    assert {(directory / name).stat().st_mode & 0o777 for name in FILES} == {0o666 & ~mask}
+
+
 def test_dtype_and_tying_survive_loading(files, tmp_path):
     """`dtype` casts the weights, and a tied head is stored once."""
     directory = save_checkpoint(tmp_path, 2, make_snapshot(files, ABLATIONS["tied"]))

@@ -118,6 +118,8 @@ def _write_files(directory: Path, step: int, snapshot: Snapshot) -> None:
         {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, directory / "optimizer.safetensors"
     )
     (directory / "config.toml").write_text(snapshot.config_toml, encoding="utf-8")
+    for name in ("model.safetensors", "optimizer.safetensors"):  # the library leaves them to their owner alone
+        shutil.copymode(directory / "config.toml", directory / name)
     snapshot.tokenizer.save(directory / "tokenizer")
     state = {
         "format": FORMAT,
