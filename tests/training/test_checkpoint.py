@@ -175,6 +175,7 @@ def test_damage_is_found_and_the_older_checkpoint_used(name, damage, files, tmp_
     assert (tmp_path / "step-00000002.bad").is_dir()
     assert len(warnings) == 1
     assert "step-00000002" in warnings[0]
+    assert warnings[0].endswith("set aside as step-00000002.bad, step-00000001 is used instead")
     assert "\n" not in warnings[0]
 
 
@@ -446,12 +447,12 @@ def test_resolve_passes_over_damage_with_a_warning(files, tmp_path):
     """A reader of a run gets its newest whole checkpoint and a warning that names the damaged one, which stays."""
     older, newer = two_checkpoints(tmp_path, files)
     DAMAGES["missing"](newer / "model.safetensors")
-    with pytest.warns(UserWarning, match=r"step-00000002: model\.safetensors is missing"):
+    with pytest.warns(UserWarning, match=r"2: model\.safetensors is missing; step-00000001 is used instead"):
         assert checkpoint.resolve(tmp_path) == older
     assert newer.is_dir()
     DAMAGES["missing"](older / "config.toml")
     with (
-        pytest.warns(UserWarning, match="looking for an older"),
+        pytest.warns(UserWarning, match="there is no older one"),
         pytest.raises(CheckpointError, match="none of its 2 checkpoints is whole"),
     ):
         checkpoint.resolve(tmp_path)

@@ -201,29 +201,34 @@ def list_checkpoints(root: Path) -> list[Path]:
 def newest_whole(root: Path, *, warn: Callable[[str], None] = warnings.warn) -> Path | None:
     """Return the newest checkpoint that passes `verify`, setting aside damaged newer ones; None: there is none.
 
+    Each damaged one is named with the one that is used instead.
+
     Raises:
         CheckpointFormatError: one is of another format, which is no damage.
     """
-
-    def move(directory: Path, error: CheckpointError) -> None:
-        aside = set_aside(directory)
-        warn(f"{error}; set aside as {aside.name}, looking for an older checkpoint")
-
-    return _first_whole(list_checkpoints(root), damaged=move)
+    newest, damaged = _first_whole(list_checkpoints(root))
+    for directory, error in damaged:
+        warn(f"{error}; set aside as {set_aside(directory).name}, {_instead(newest)}")
+    return newest
 
 
-def _first_whole(directories: list[Path], *, damaged: Callable[[Path, CheckpointError], None]) -> Path | None:
-    """Return the first that passes `verify`, handing those before it to `damaged`; another format is no damage."""
+def _first_whole(directories: list[Path]) -> tuple[Path | None, list[tuple[Path, CheckpointError]]]:
+    """Return the first that passes `verify`, and those before it with their errors; another format is no damage."""
+    damaged: list[tuple[Path, CheckpointError]] = []
     for directory in directories:
         try:
             verify(directory)
         except CheckpointFormatError:
             raise
         except CheckpointError as error:
-            damaged(directory, error)
+            damaged.append((directory, error))
         else:
-            return directory
-    return None
+            return directory, damaged
+    return None, damaged
+
+
+def _instead(newest: Path | None) -> str:
+    return f"{newest.name} is used instead" if newest else "there is no older one"
 
 
 def resolve(path: Path) -> Path:
@@ -244,11 +249,9 @@ def resolve(path: Path) -> Path:
     found = list_checkpoints(root)
     if not found:
         raise CheckpointError(f"{path}: expected a checkpoint (with state.json) or a run directory, found neither")
-
-    def pass_over(directory: Path, error: CheckpointError) -> None:
-        warnings.warn(f"{error}; looking for an older checkpoint", stacklevel=2)
-
-    newest = _first_whole(found, damaged=pass_over)
+    newest, damaged = _first_whole(found)
+    for _, error in damaged:
+        warnings.warn(f"{error}; {_instead(newest)}", stacklevel=2)
     if newest is not None:
         return newest
     raise CheckpointError(f"{path}: none of its {len(found)} checkpoints is whole")
