@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from transformerlm.tokenizer.io import write_atomically
+from transformerlm.utils import files
 from transformerlm.utils.lock import try_lock
 
 FORMAT = 1
@@ -118,8 +118,8 @@ def publish(writers: Sequence[TokenFileWriter], facts: Sequence[Mapping[str, Any
     for writer in writers:
         writer.rename()
     for writer, sidecar in zip(writers, sidecars, strict=True):
-        write_atomically(sidecar_path(writer.path), json.dumps(sidecar, ensure_ascii=False, indent=2) + "\n")
-        _sync_folder(writer.path.parent)
+        files.sync(writer.path.parent)  # the token file's name before its sidecar's
+        files.write_whole(sidecar_path(writer.path), json.dumps(sidecar, ensure_ascii=False, indent=2) + "\n")
 
 
 def _sidecar(writer: TokenFileWriter, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,12 +131,3 @@ def _lock(file: BinaryIO, path: Path) -> None:
     """Keep a second build away from the same unfinished file; one that a killed build left behind is taken over."""
     if not try_lock(file, path):
         raise FileExistsError(f"{path}: expected to be the only build of this file, found another one writing it")
-
-
-def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):  # not every system lets a folder be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
