@@ -1,9 +1,8 @@
-"""Training and encoding speed of the tokenizer, and bytes per token, against `tokenizers` and `tiktoken`.
+"""The tokenizer against other libraries: training, encoding, decoding, and what our commands add to it.
 
     python -m benchmarking.bench_tokenizer --config config/resources/bench_tokenizer.toml
 
-One document is one call. The first pass of an encoder starts cold; the second encodes the same text again, so that what
-it remembers of pre-tokens counts.
+What is measured stands in `tokenizer_tasks.py`, who is compared in `tokenizer_trainers.py` and `tokenizer_encoders.py`.
 """
 
 from __future__ import annotations
@@ -11,28 +10,25 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from itertools import chain
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarking.harness import OURS, Clock, Quantity, Report, Sample, Series, clock_of, run_rounds, timed
+from benchmarking.harness import OURS, Report, Series, clock_of
 from benchmarking.machine import describe, is_installed
 from cli.utils import Command, note
 from cli.utils import main as run_command
 from config.bench_tokenizer import BenchTokenizerConfig
 
 if TYPE_CHECKING:
-    from benchmarking.tokenizer_peers import Encoder
+    from benchmarking.tokenizer_tasks import Case, Facts
+    from transformerlm.tokenizer.engines import Engine
 
-TRAIN = Quantity("train_mb_per_second")
-TRAIN_MEMORY = Quantity("train_peak_memory_mb", higher_is_better=False)
-BYTES_PER_TOKEN = Quantity("bytes_per_token", higher_is_better=None)
-FIRST_PASS = Quantity("encode_first_pass_mb_per_second")
-SECOND_PASS = Quantity("encode_second_pass_mb_per_second")
-BATCH = Quantity("encode_batch_mb_per_second")
+REFERENCE = "reference"
+SAMPLE_BYTES = 50_000
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,166 +39,153 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def bench_tokenizer(config: BenchTokenizerConfig) -> None:
     """Measure as the configuration says; JSON lines on stdout, a table on stderr."""
-    clock = clock_of(config.measure.clock, threads=config.workers)
-    peers: list[str] = [peer for peer in config.peers if _is_there(peer)]
-    with tempfile.TemporaryDirectory() as folder, _peer_threads(config.workers):
-        path = Path(folder) / "text.txt"
-        documents = write_text(config, path)
-        environment = describe(threads=config.workers, packages=config.peers) | {"clock": config.measure.clock}
-        report = Report("tokenizer", environment)
-        tokenizer = _bench_training(config, peers, path, documents, report, clock)
-        _bench_encoding(config, peers, tokenizer, documents, report, clock)
+    from benchmarking.tokenizer_tasks import TASKS, Case
+
+    for threads in config.threads:
+        clock_of(config.measure.clock, threads=threads)
+    engine = _engine(config)
+    candidates = (OURS, *(peer for peer in config.peers if _takes_part(peer, engine)))
+    environment = describe(threads=max(config.threads), packages=["numba", *config.peers])
+    report = Report("tokenizer", environment | {"clock": config.measure.clock})
+    with tempfile.TemporaryDirectory() as folder:
+        for size, path in write_texts(config, Path(folder)):
+            case = Case(
+                path, path.with_name("sample.txt"), path.with_suffix(".tokenizer"), candidates,
+                max(config.vocab_sizes), 1, config.separator, engine, config.measure,
+            )  # fmt: skip
+            write_sample(path, case.sample)
+            if any(not TASKS[task].trains for task in config.tasks):
+                _train_for_encoding(case)
+            for task in config.tasks:
+                spec = TASKS[task]
+                vocab_sizes = config.vocab_sizes if spec.trains else [case.vocab_size]
+                for vocab_size, threads in product(vocab_sizes, [1] if spec.one_thread else config.threads):
+                    _measure(task, replace(case, vocab_size=vocab_size, threads=threads), size, report)
     note(report.table())
 
 
-def write_text(config: BenchTokenizerConfig, path: Path) -> list[str]:
-    """Write the text to measure on to one file, at most `max_bytes` of it, and return its documents.
+def write_texts(config: BenchTokenizerConfig, folder: Path) -> list[tuple[float, Path]]:
+    """Write each size of the text to a file of its own; return megabytes and file, the smallest first.
 
     Raises:
-        ValueError: there is no text, or the docstrings cannot be found.
+        ValueError: there is no text, or less than the smallest size.
         FileNotFoundError: a text file that is not there.
     """
+    largest = int(max(config.sizes_mb, default=0) * 1e6)
+    whole = folder / "text.txt"
+    with whole.open("wb") as file:
+        for data in _blocks(config, largest or None):
+            file.write(data)
+            if largest and file.tell() >= largest:
+                break
+    found = whole.stat().st_size
+    if not found:
+        raise ValueError(f"text: expected some text to measure on, found none in {', '.join(config.text)}")
+    if not config.sizes_mb:
+        return [(round(found / 1e6, 1), whole)]
+    sizes = [size for size in sorted(config.sizes_mb) if size * 1e6 <= found]
+    for size in sorted(set(config.sizes_mb) - set(sizes)):
+        note(f"sizes_mb: {size:g} is left out, the text has {found / 1e6:.1f} MB")
+    if not sizes:
+        raise ValueError(
+            f"sizes_mb: expected a size of at most {found / 1e6:.1f}, which is all the text there is, found "
+            f"{min(config.sizes_mb):g} (name more text, or take sizes_mb = [] for all of it)"
+        )
+    return [(size, _first_bytes(whole, folder / f"text-{size:g}.txt", int(size * 1e6))) for size in sizes]
+
+
+def write_sample(path: Path, sample: Path) -> None:
+    """Write the text's beginning, on which everything runs once before it is measured."""
+    _first_bytes(path, sample, SAMPLE_BYTES)
+
+
+def _blocks(config: BenchTokenizerConfig, max_bytes: int | None) -> Iterator[bytes]:
+    """Yield the text, the separator between documents; of docstrings a little more than `max_bytes`."""
+    separator = f"\n{config.separator}\n".encode()
     if config.text:
         from transformerlm.utils.text_files import expand_inputs, read_text
 
-        blocks = (block.text for file in expand_inputs(config.text) for block in read_text(file))
-        text = _first_bytes(blocks, config.max_bytes)
+        ended = False
+        for path in expand_inputs(config.text):
+            for block in read_text(path):
+                yield (separator if ended else b"") + block.text.encode("utf-8", "replace")
+                ended = block.ends_document
     else:
         from databuilder.docstring_corpus import collect_docstrings
 
-        text = f"\n{config.separator}\n".join(collect_docstrings(max_bytes=config.max_bytes))
-    path.write_bytes(text.encode("utf-8", "replace"))
-    documents = [document for document in text.split(config.separator) if document]
-    if not documents:
-        raise ValueError(f"text: expected some text to measure on, found none in {', '.join(config.text)}")
-    return documents
+        for document in collect_docstrings(max_bytes=max_bytes and max_bytes + 10**5):
+            yield document.encode() + separator
 
 
-def _bench_training(
-    config: BenchTokenizerConfig, peers: list[str], path: Path, documents: list[str], report: Report, clock: Clock
-) -> Any:
-    """Measure training, and return our tokenizer."""
+def _first_bytes(source: Path, target: Path, size: int) -> Path:
+    """Copy the beginning of a text; a character that would be cut in two is left out."""
+    with source.open("rb") as file:
+        data = file.read(size + 1)
+    while size < len(data) and data[size] & 0xC0 == 0x80:  # not the first byte of a character
+        size -= 1
+    target.write_bytes(data[:size])
+    return target
+
+
+def _train_for_encoding(case: Case) -> None:
     from benchmarking.fresh_process import in_fresh_process
-    from benchmarking.tokenizer_peers import TRAINERS, num_tokens
+    from benchmarking.tokenizer_tasks import train_for_encoding
 
-    names = [OURS, *(peer for peer in peers if peer in TRAINERS)]
-    params = _params(config, documents)
-    note(f"training on {path.stat().st_size / 1e6:.1f} MB: {', '.join(names)}")
-    arguments = (path, config.vocab_size, config.separator, config.workers)
-    trained: dict[str, Any] = {}
-    candidates = {
-        name: partial(_train, partial(TRAINERS[name], *arguments), path, trained, name, clock) for name in names
-    }
-    series = run_rounds(candidates, warmup=config.measure.warmup, repeats=config.measure.repeats)
-    report.add(TRAIN, series, params=params, warmup=config.measure.warmup)
-
-    memory: Series = {}
-    for name in names:
-        _, peak = in_fresh_process(_train_only, name, arguments)
-        memory[name] = {TRAIN_MEMORY.name: [peak / 1e6]} if peak else {}
-    report.add(TRAIN_MEMORY, memory, params=params, warmup=0)
-
-    size = sum(len(document.encode()) for document in documents)
-    ratios: Series = {
-        name: {BYTES_PER_TOKEN.name: [size / num_tokens(found, documents)]} for name, found in trained.items()
-    }
-    report.add(BYTES_PER_TOKEN, ratios, params=params, warmup=0)
-    return trained[OURS]
+    note(f"training {case.vocab_size:,} ids to encode with")
+    in_fresh_process(train_for_encoding, case)
 
 
-def _train(trainer: Callable[[], Any], path: Path, trained: dict[str, Any], name: str, clock: Clock) -> Sample:
-    """Train once; `trained[name]` keeps what came out."""
+def _measure(task: str, case: Case, size: float, report: Report) -> None:
+    """Run a task in processes of its own and report it."""
+    from benchmarking.fresh_process import in_fresh_process
+    from benchmarking.tokenizer_tasks import TASKS, run_task
 
-    def train() -> None:
-        trained[name] = trainer()
-
-    return {TRAIN.name: path.stat().st_size / 1e6 / timed(train, clock=clock)}
-
-
-def _train_only(name: str, arguments: tuple[Any, ...]) -> None:
-    from benchmarking.tokenizer_peers import TRAINERS
-
-    TRAINERS[name](*arguments)
-
-
-def _bench_encoding(
-    config: BenchTokenizerConfig, peers: list[str], tokenizer: Any, documents: list[str], report: Report, clock: Clock
-) -> None:
-    from benchmarking.tokenizer_peers import ENCODERS
-
-    names = [OURS, *peers]
-    note(f"encoding {len(documents):,} documents: {', '.join(names)}")
-    ids: dict[str, list[int]] = {}
-    candidates = {
-        name: partial(
-            _encode,
-            partial(ENCODERS[name], tokenizer),
-            documents,
-            config.workers,
-            partial(ids.__setitem__, name),
-            clock,
-        )
-        for name in names
-    }
-    series = run_rounds(candidates, warmup=config.measure.warmup, repeats=config.measure.repeats)
-    facts = {name: {"ids_equal": ids[name] == ids[OURS]} for name in peers}
-    for name in peers:
-        if not facts[name]["ids_equal"]:
-            note(f"{name} gives other ids than ours: its speed is that of another result")
-    for quantity in (FIRST_PASS, SECOND_PASS, BATCH):
-        report.add(quantity, series, params=_params(config, documents), warmup=config.measure.warmup, facts=facts)
+    spec = TASKS[task]
+    case = replace(case, candidates=tuple(name for name in case.candidates if name in spec.candidates))
+    params: dict[str, Any] = {"size_mb": size, "bytes": case.path.stat().st_size}
+    params |= {"vocab_size": case.vocab_size, "threads": case.threads, "engine": case.engine}
+    note(f"{task}: {size:g} MB, {case.vocab_size:,} ids, threads {case.threads}: {', '.join(case.candidates)}")
+    series: Series = {}
+    facts: Facts = {}
+    with _peer_threads(case.threads):
+        for names in [(name,) for name in case.candidates] if spec.alone else [case.candidates]:
+            (found, more), _ = in_fresh_process(run_task, task, replace(case, candidates=names))
+            series |= found
+            facts |= more
+    for name, entries in facts.items():
+        _warn_of_differences(name, entries)
+    warmup = 0 if spec.alone else case.measure.warmup
+    for quantity in spec.quantities:
+        report.add(quantity, series, params=params, warmup=warmup, facts=facts)
 
 
-def _encode(
-    make: Callable[[], Encoder],
-    documents: list[str],
-    workers: int,
-    keep: Callable[[list[int]], None],
-    clock: Clock,
-) -> Sample:
-    """Encode all documents one by one, twice, and with several workers in batches; `keep` is given the ids."""
-    encoder = make()
-    megabytes = sum(len(document.encode()) for document in documents) / 1e6
-    encoded: list[list[int]] = []
-
-    def encode_all() -> None:
-        encoded[:] = [encoder.encode(document) for document in documents]
-
-    passes = [megabytes / timed(encode_all, clock=clock) for _ in range(2)]
-    keep(list(chain.from_iterable(encoded)))
-    sample = dict(zip((FIRST_PASS.name, SECOND_PASS.name), passes, strict=True))
-    if workers > 1:
-        sample[BATCH.name] = megabytes / timed(partial(make().encode_batch, documents, workers), clock=clock)
-    return sample
+def _warn_of_differences(name: str, facts: dict[str, Any]) -> None:
+    """Say what must not be: other ids or text, or other merges than the reference engine's."""
+    for fact, same in facts.items():
+        if same is False and (fact != "merges_equal" or name == REFERENCE):
+            note(f"{name}: {fact} = false: its speed is that of another result")
 
 
-def _params(config: BenchTokenizerConfig, documents: list[str]) -> dict[str, Any]:
-    size = sum(len(document.encode()) for document in documents)
-    return {"bytes": size, "documents": len(documents), "vocab_size": config.vocab_size, "workers": config.workers}
+def _engine(config: BenchTokenizerConfig) -> Engine:
+    """Return the engine that is measured, so that it does not change with the size of the text."""
+    if config.engine == "auto":
+        return "compiled" if is_installed("numba") else "reference"
+    return config.engine
 
 
-def _is_there(peer: str) -> bool:
+def _takes_part(peer: str, engine: str) -> bool:
+    if peer == REFERENCE:
+        return engine != REFERENCE
     if not is_installed(peer):
         note(f"{peer} is not installed: skipped (pip install {peer})")
         return False
     return True
 
 
-def _first_bytes(blocks: Iterator[str], max_bytes: int) -> str:
-    parts, size = [], 0
-    for block in blocks:
-        data = block.encode("utf-8", "replace")[: max_bytes - size]
-        parts.append(data.decode("utf-8", "ignore"))  # a character cut in two is left out
-        size += len(data)
-        if size >= max_bytes:
-            break
-    return "".join(parts)
-
-
 @contextmanager
-def _peer_threads(workers: int) -> Iterator[None]:
-    """Give the peers as many threads as we have processes; they read this before their first batch."""
-    wanted = {"RAYON_NUM_THREADS": str(workers), "TOKENIZERS_PARALLELISM": "true" if workers > 1 else "false"}
+def _peer_threads(threads: int) -> Iterator[None]:
+    """Tell the peers how many threads to use; they read this before their first work in a process."""
+    wanted = {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false"}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:

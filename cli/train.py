@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     from transformerlm.training.trainer import Hook, Trainer
 
 EXIT_SIGTERM = 143
+# torchrun passes a signal on to processes that may have had it from the terminal or from SLURM already.
+ECHO_SECONDS = 5.0
+# A reader of stdout that takes nothing for so long is given up; `metrics.jsonl` has every line.
+STDOUT_PATIENCE = 5.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,63 +41,79 @@ def train(config: TrainConfig) -> int:
 
     Nothing is written before everything that can be checked is checked.
     """
-    from transformerlm.distributed import init_from_env, is_main, shutdown
-    from transformerlm.utils.lock import DirectoryLock
+    with StopSignals() as signals, ExitStack() as stack:
+        from transformerlm.distributed import init_from_env, is_main, shutdown
+        from transformerlm.utils.files import write_whole
+        from transformerlm.utils.lock import DirectoryLock
 
-    signals = StopSignals()
-    with ExitStack() as stack:
         world = init_from_env()
         stack.callback(shutdown, world)
         run_dir = config.runs_dir / (config.logging.run_name or time.strftime("%Y%m%d-%H%M%S"))
         if is_main(world):
             stack.enter_context(DirectoryLock(run_dir))
-        trainer, memory = _prepare(config, run_dir, world=world, stop=lambda: signals.received is not None)
+        signals.deferred = world.is_distributed  # the ranks leave together
+        trainer, memory = _prepare(config, run_dir, world=world)
         logger = trainer.runtime.logger = _make_logger(config, run_dir, trainer=trainer)
         stack.callback(logger.close)
         if is_main(world):
             _announce(trainer, run_dir, memory=memory)
             trainer.runtime.progress = Progress(config.training.max_steps, start=trainer.state.step)
             trainer.runtime.hooks = _sample_hooks(config, trainer.tokenizer, logger)
-            (run_dir / "config.toml").write_text(dump_toml(config), encoding="utf-8")
+            write_whole(run_dir / "config.toml", dump_toml(config))
         if config.wandb.log_artifacts:
             logger.log_artifact(config.data.tokenizer, name=f"{run_dir.name}-tokenizer", type="tokenizer")
         if trainer.state.step:
             logger.log_event("resumed", step=trainer.state.step)
-        stack.enter_context(signals)  # before this there is nothing to save: an interrupt ends at once
+        trainer.runtime.stop = lambda: signals.received
+        signals.deferred = True
         state = trainer.train()
-        if state.step < config.training.max_steps and signals.received is None:
+        if trainer.stopped_by == "max_time":
             limit = config.training.max_time
             note(f"stopped by training.max_time = {limit} at step {state.step}; the same command goes on")
-    return signals.exit_code
+    return EXIT_CODES.get(trainer.stopped_by or "", 0)
+
+
+# SIGUSR1 is how a batch system says that time is nearly over: nothing has failed, the job is to be queued again.
+EXIT_CODES = {"SIGINT": EXIT_SIGINT, "SIGTERM": EXIT_SIGTERM, "SIGUSR1": 0}
 
 
 class StopSignals:
-    """Turns the first SIGINT or SIGTERM into a request to save and stop; a second one ends the process at once."""
+    """Turns the first SIGINT, SIGTERM or SIGUSR1 into a request to stop; a second one ends the process at once.
+
+    While `deferred` is False there is nothing to save yet, and the first one ends the process, too, by SystemExit.
+    """
 
     def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-
-    @property
-    def exit_code(self) -> int:
-        """Return 0, 130 after SIGINT or 143 after SIGTERM."""
-        return {None: 0, signal.SIGINT: EXIT_SIGINT, signal.SIGTERM: EXIT_SIGTERM}[self.received]
+        self.received: str | None = None
+        self.deferred = False
+        self._since = 0.0
 
     def __enter__(self) -> StopSignals:
-        self._previous = {name: signal.signal(name, self._receive) for name in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [getattr(signal, name) for name in EXIT_CODES if hasattr(signal, name)]  # Windows has no SIGUSR1
+        self._previous = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
     def __exit__(self, *error: object) -> None:
-        for name, handler in self._previous.items():
-            signal.signal(name, handler)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _receive(self, number: int, frame: object) -> None:
-        self.received = signal.Signals(number)
-        note(f"{self.received.name}: saving after this step; once more to stop at once without saving")
-        for name in self._previous:
-            signal.signal(name, signal.SIG_DFL)
+        if self.received is not None:  # under torchrun only: elsewhere nothing is caught any more
+            if time.monotonic() - self._since > ECHO_SECONDS:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        self.received, self._since = signal.Signals(number).name, time.monotonic()
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            for each in self._previous:
+                signal.signal(each, signal.SIG_DFL)
+        if not self.deferred:
+            note(f"{self.received}: stopped before the first step")
+            sys.exit(EXIT_CODES[self.received])
+        note(f"{self.received}: saving after this step; once more to stop at once without saving")
 
 
-def _prepare(config: TrainConfig, run_dir: Path, *, world: World, stop: Callable[[], bool]) -> tuple[Trainer, int]:
+def _prepare(config: TrainConfig, run_dir: Path, *, world: World) -> tuple[Trainer, int]:
     """Check the facts of the world, build the trainer, and resume it where the run has a checkpoint.
 
     Returns the trainer, which has no logger yet, and the estimated bytes of a step.
@@ -116,7 +138,7 @@ def _prepare(config: TrainConfig, run_dir: Path, *, world: World, stop: Callable
     memory = preflight.check_memory(config, device=device, precision=precision, world_size=world.world_size)
     preflight.check_disk(run_dir, config.model.model_dump())
     newest = _find_checkpoint(config, run_dir / "checkpoints", world=world)
-    runtime = Runtime(device=device, precision=precision, logger=NoopLogger(), world=world, stop=stop)
+    runtime = Runtime(device=device, precision=precision, logger=NoopLogger(), world=world)
     trainer = Trainer(
         config,
         run_dir=run_dir,
@@ -183,7 +205,8 @@ def _make_logger(config: TrainConfig, run_dir: Path, *, trainer: Trainer) -> Log
     if trainer.runtime.world.rank != 0:
         return NoopLogger()
     metrics = run_dir / "metrics.jsonl"
-    truncate_after_step(metrics, trainer.state.step)
+    trainer.runtime.rewind = partial(truncate_after_step, metrics)
+    trainer.runtime.rewind(trainer.state.step)
     return create_logger(
         config.logging.backend,
         run_name=run_dir.name,
@@ -192,6 +215,7 @@ def _make_logger(config: TrainConfig, run_dir: Path, *, trainer: Trainer) -> Log
         wandb_entity=config.wandb.entity,
         wandb_project=config.wandb.project,
         config=config.model_dump(mode="json"),
+        patience=STDOUT_PATIENCE,
     )
 
 

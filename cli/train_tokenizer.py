@@ -48,7 +48,10 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
     )
     seconds = time.perf_counter() - start
     tokenizer = Tokenizer(vocab, merges, config.tokenizer.special_tokens, pattern=config.tokenizer.pattern)
-    tokenizer.save(config.output_dir)
+    try:
+        tokenizer.save(config.output_dir)
+    except OSError as error:  # a write that fails does not say to which file
+        raise OSError(error.errno, error.strerror, str(config.output_dir)) from None
     if tokenizer.vocab_size < config.tokenizer.vocab_size:
         wanted = config.tokenizer.vocab_size
         note(f"the text has no more pairs to merge: {tokenizer.vocab_size} tokens, not {wanted}")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from config.schemas import InputName, PositiveInt, Section, SpecialToken
+from config.schemas import Engine, InputName, Section, SpecialToken
+
+Peer = Literal["reference", "tokenizers", "tiktoken", "rustbpe", "gigabpe", "gigatoken"]
+Task = Literal[
+    "train", "train_memory", "train_tokenizer", "encode_file", "encode_documents", "decode", "make_data"
+]  # fmt: skip
 
 
 class MeasureConfig(Section):
@@ -20,21 +25,37 @@ class MeasureConfig(Section):
 
 
 class BenchTokenizerConfig(Section):
-    """Measure training and encoding speed of the tokenizer against other libraries."""
+    """Measure training, encoding and decoding of the tokenizer against other libraries."""
 
     text: list[InputName] = Field(
         [], description="text files or globs; none: the docstrings of the installed Python, torch and numpy"
     )
-    max_bytes: PositiveInt = Field(2_000_000, description="bytes of text to use at most")
-    vocab_size: int = Field(4096, ge=257, le=2**31 - 1, description="number of token ids to train")
-    separator: SpecialToken = Field("<|endoftext|>", description="special token that stands between documents")
-    workers: int = Field(
-        1,
-        ge=1,
-        le=1024,
-        description="our processes, the peers' threads; above 1, batches are encoded in parallel too",
+    sizes_mb: list[Annotated[float, Field(gt=0, le=10**6)]] = Field(
+        [3], description="megabytes of that text to measure on; a size that is not there is left out; none: all of it"
     )
-    peers: list[Literal["tokenizers", "tiktoken"]] = Field(
-        ["tokenizers", "tiktoken"], description="libraries to compare with; one that is not installed is skipped"
+    vocab_sizes: list[Annotated[int, Field(ge=257, le=2**24)]] = Field(
+        [8192], min_length=1, description="numbers of ids to train; the largest is used to encode and decode"
+    )
+    threads: list[Annotated[int, Field(ge=1, le=1024)]] = Field(
+        [1, 2], min_length=1, description="numbers of threads, ours and the peers'; decoding takes one"
+    )
+    separator: SpecialToken = Field("<|endoftext|>", description="special token that stands between documents")
+    engine: Engine = Field("auto", description="our engine; auto: compiled where numba is installed")
+    tasks: list[Task] = Field(
+        ["train", "train_memory", "train_tokenizer", "encode_file", "encode_documents", "decode", "make_data"],
+        min_length=1,
+        description="what to measure",
+    )
+    peers: list[Peer] = Field(
+        ["reference", "tokenizers", "tiktoken", "rustbpe", "gigabpe", "gigatoken"],
+        description="what to compare with: our reference engine and libraries; one that is not installed is skipped",
     )
     measure: MeasureConfig = MeasureConfig()
+
+    @model_validator(mode="after")
+    def _check_lists(self) -> Self:
+        for name in ("sizes_mb", "vocab_sizes", "threads", "tasks", "peers"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name}: expected each value once, found {values}")
+        return self

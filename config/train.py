@@ -56,6 +56,17 @@ class TrainingConfig(Section):
     eval_batches: PositiveInt = Field(
         20, description="batches of micro_batch_size windows in a validation, from the file's start"
     )
+    max_skipped_steps: Count = Field(
+        10, description="steps in a row to skip because of their loss or gradient; one more stops the run"
+    )
+    spike_guard: Literal["off", "skip", "rollback"] = Field(
+        "off",
+        description="what to do with a step whose loss jumps: nothing, skip it, or go back to the last checkpoint and "
+        "on from there with later data",
+    )
+    spike_factor: float = Field(
+        2.0, gt=1, le=1e6, description="a loss above this many times the average of the last 50 or so has jumped"
+    )
 
     @model_validator(mode="after")
     def _check_accumulation(self) -> Self:
@@ -67,10 +78,10 @@ class TrainingConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When to save and what to keep; a checkpoint is also saved at the end and on SIGINT or SIGTERM."""
+    """When to save and what to keep; a checkpoint is also saved at the end and on SIGINT, SIGTERM or SIGUSR1."""
 
     interval: Count = Field(500, description="steps between checkpoints; 0: only at the end")
-    keep: int = Field(2, ge=1, le=10**6, description="newest checkpoints to keep, besides the best")
+    keep: int = Field(2, ge=2, le=10**6, description="newest checkpoints to keep, besides the best")
     resume: Literal["auto", "never", "required"] = Field(
         "auto",
         description="auto: go on if the run has a checkpoint; never: refuse if it has; required: refuse if it has none",

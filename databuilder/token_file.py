@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from transformerlm.tokenizer.io import write_atomically
+from transformerlm.utils import files
 from transformerlm.utils.lock import try_lock
 
 FORMAT = 1
@@ -64,20 +64,20 @@ class TokenFileWriter:
         with suppress(FileNotFoundError):
             self._unfinished.unlink()
 
-    def append(self, ids: bytes) -> None:
-        """Write ids, given as the bytes of an array of this file's dtype.
+    def append(self, ids: np.ndarray[Any, Any]) -> None:
+        """Write ids, an array of this file's dtype.
 
         Raises:
             OSError: the disk is full, or another failure to write.
         """
         try:
-            self._file.write(ids)
+            self._file.write(ids.data)
             self._file.flush()
         except OSError as error:
             done = self.tokens * self.dtype.itemsize
             reason = f"{error.strerror} after {done:,} bytes (the unfinished file is removed)"
             raise OSError(error.errno, reason, str(self.path)) from error
-        self.tokens += len(ids) // self.dtype.itemsize
+        self.tokens += len(ids)
 
     def finish(self) -> str:
         """Put the length into the header, make the file durable, and return its sha256."""
@@ -118,8 +118,8 @@ def publish(writers: Sequence[TokenFileWriter], facts: Sequence[Mapping[str, Any
     for writer in writers:
         writer.rename()
     for writer, sidecar in zip(writers, sidecars, strict=True):
-        write_atomically(sidecar_path(writer.path), json.dumps(sidecar, ensure_ascii=False, indent=2) + "\n")
-        _sync_folder(writer.path.parent)
+        files.sync(writer.path.parent)  # the token file's name before its sidecar's
+        files.write_whole(sidecar_path(writer.path), json.dumps(sidecar, ensure_ascii=False, indent=2) + "\n")
 
 
 def _sidecar(writer: TokenFileWriter, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,12 +131,3 @@ def _lock(file: BinaryIO, path: Path) -> None:
     """Keep a second build away from the same unfinished file; one that a killed build left behind is taken over."""
     if not try_lock(file, path):
         raise FileExistsError(f"{path}: expected to be the only build of this file, found another one writing it")
-
-
-def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):  # not every system lets a folder be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

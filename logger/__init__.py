@@ -36,17 +36,18 @@ def create_logger(
     config: Mapping[str, Any] | None = None,
     tags: Sequence[str] = (),
     stream: TextIO | None = None,
+    patience: float | None = None,
 ) -> MultiLogger:
     """Return the logger of a run: the chosen backend, and the file `jsonl_path` whatever the backend, when it is given.
 
-    `stream` is the console's (stdout when None); `run_id`, `config`, `tags` and the `wandb_` names go to W&B only. A
-    logger that fails later never stops the run. Raises ValueError for an unknown backend or a missing `wandb` package,
-    OSError when the file cannot be opened.
+    `stream` is the console's (stdout when None), and `patience` the seconds it waits for a reader (None: for ever);
+    `run_id`, `config`, `tags` and the `wandb_` names go to W&B only. A logger that fails later never stops the run.
+    Raises ValueError for an unknown backend or a missing `wandb` package, OSError when the file cannot be opened.
     """
     # The file first: it is cheap to open, and its errors should not leave a W&B run behind.
     loggers: list[Logger] = [] if jsonl_path is None else [JsonlLogger(jsonl_path)]
     if backend == "console":
-        loggers.append(ConsoleLogger(stream))
+        loggers.append(ConsoleLogger(stream, patience=patience))
     elif backend == "wandb":
         loggers.append(
             WandbLogger(

@@ -42,6 +42,9 @@ class Logger(ABC):
     ) -> None:
         """Keep a file or directory under `name` where the backend can store files; the others do nothing."""
 
+    def sync(self) -> None:  # noqa: B027  # most backends have no disk
+        """Make what was logged survive a power cut, where the backend has a disk; before a checkpoint is saved."""
+
     @property
     def run_id(self) -> str | None:
         """The id under which the backend continues this run after a resume, where it has one."""

@@ -11,16 +11,19 @@ from typing import Any
 
 from logger.base import Logger, to_json_line
 
+MAX_WAITING_BYTES = 1 << 22  # of lines that a full disk did not take
+
 
 class JsonlLogger(Logger):
     """Appends each record to `path` as one whole line, in the hands of the operating system when the call returns.
 
     A line that a killed run left unfinished is cut off when the file is opened. Raises OSError when the file cannot be
-    opened or written; a line that did not fit on a full disk is taken back.
+    opened or written; a line that did not fit on a full disk is taken back, and written with the next one that fits.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._waiting = b""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._open()
 
@@ -30,16 +33,24 @@ class JsonlLogger(Logger):
         if os.fstat(self._file.fileno()).st_nlink == 0:
             self._file.close()
             self._file = self._open()
-        line = to_json_line(record).encode()
+        lines = self._waiting + to_json_line(record).encode()
+        if len(lines) > MAX_WAITING_BYTES:
+            lines = lines[lines.index(b"\n", len(lines) - MAX_WAITING_BYTES) + 1 :]
+        self._waiting = lines
         size = os.fstat(self._file.fileno()).st_size
         written = 0
         try:
-            while written < len(line):
-                written += self._file.write(line[written:])
+            while written < len(lines):
+                written += self._file.write(lines[written:])
         except OSError:
             if written:
                 self._file.truncate(size)
             raise
+        self._waiting = b""
+
+    def sync(self) -> None:
+        """Flush the file to the disk."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""

@@ -31,6 +31,10 @@ class MultiLogger(Logger):
         """Offer the artifact to each logger."""
         self._each(lambda logger: logger.log_artifact(path, name=name, type=type))
 
+    def sync(self) -> None:
+        """Make each logger's records durable."""
+        self._each(lambda logger: logger.sync())
+
     @property
     def run_id(self) -> str | None:
         """The first id that one of the loggers has."""

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from benchmarking import bench_tokenizer as bench
-from benchmarking.tokenizer_peers import ENCODERS, train_ours
 from config.bench_tokenizer import BenchTokenizerConfig
 from config.io import SHIPPED, dump_json_schema, dump_toml, load_config
 from tests.benchmarking.commands import by_quantity, check_line, run_command
@@ -16,6 +15,10 @@ from tests.benchmarking.commands import by_quantity, check_line, run_command
 EOT = "<|endoftext|>"
 DOCUMENTS = ["The cat sat on the mat, the cat's mat.\n\n\tIt's 42 cats — früh, 漢字! ", "Once upon a time…\r\n" * 4]
 TEXT = EOT.join(DOCUMENTS * 20)
+SMALL = ["--sizes_mb=[]", "--vocab_sizes=[300]", "--measure.warmup=0"]
+PASSES = [
+    f"encode_{what}_{number}_pass_mb_per_second" for what in ("file", "documents") for number in ("first", "second")
+]
 
 
 @pytest.fixture
@@ -36,75 +39,121 @@ def test_shipped_toml_loads_and_names_its_schema(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_new_process")
-@pytest.mark.parametrize("workers", [1, 2])
-def test_lines_of_a_small_run(workers: int, text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each candidate has a line for each quantity it can do, with the asked-for rounds, and gives the same ids."""
+def test_lines_of_a_small_run(text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each candidate has a line for each quantity it can do, with the asked-for rounds, ids and text equal to ours."""
     pytest.importorskip("tokenizers")
     pytest.importorskip("tiktoken")
-    argv = [f"--text={text_file}", "--vocab_size=300", f"--workers={workers}"]
-    lines, stderr = run_command(bench.main, [*argv, "--measure.warmup=1", "--measure.repeats=2"], capsys)
+    argv = [f"--text={text_file}", *SMALL, "--threads=[1]", '--peers=["reference", "tokenizers", "tiktoken"]']
+    lines, stderr = run_command(bench.main, [*argv, "--measure.repeats=2"], capsys)
     for line in lines:
         check_line(line)
-        assert line["params.bytes"] == sum(len(document.encode()) for document in DOCUMENTS * 20)
-        assert line["params.documents"] == 40
+        assert line["params.bytes"] == len(TEXT.encode())
+        assert (line["params.vocab_size"], line["params.threads"]) == (300, 1)
     found = by_quantity(lines)
-    everyone, trainable = ("transformerlm", "tokenizers", "tiktoken"), ("transformerlm", "tokenizers")
-    expected = {("train_mb_per_second", name): 2 for name in trainable}
-    expected |= {(name, who): 1 for name in ("train_peak_memory_mb", "bytes_per_token") for who in trainable}
-    passes = ["encode_first_pass_mb_per_second", "encode_second_pass_mb_per_second"]
-    passes += ["encode_batch_mb_per_second"] if workers > 1 else []
-    expected |= {(name, who): 2 for name in passes for who in everyone}
+    trainable = ("transformerlm", "reference", "tokenizers")
+    everyone = (*trainable, "tiktoken")
+    expected = {("train_mb_per_second", who): 2 for who in trainable}
+    expected |= {("train_extra_memory_mb", who): 1 for who in trainable}
+    decoding = ["decode_array_mb_per_second", "decode_list_mb_per_second"]
+    expected |= {(name, who): 2 for name in [*PASSES, *decoding] for who in everyone}
+    expected |= {("train_tokenizer_peak_memory_mb", "transformerlm"): 1}
+    made = ("make_data_mb_per_second", "make_data_over_encode_file_time")
+    expected |= {(name, "transformerlm"): 2 for name in made}
     assert {key: line["repeats"] for key, line in found.items()} == expected
-    assert all(line["ids_equal"] for (name, who), line in found.items() if name in passes and who != "transformerlm")
-    assert all("speedup.median" in found[passes[0], who] for who in everyone[1:])
-    assert "encode_first_pass_mb_per_second" in stderr
+    assert all(found[name, who]["ids_equal"] for name in PASSES for who in everyone[1:])
+    assert all(found[name, who]["text_equal"] for name in decoding for who in everyone[1:])
+    assert all("speedup.median" in found[name, who] for name in PASSES for who in everyone[1:])
+    assert found["train_mb_per_second", "reference"]["merges_equal"]
+    assert found["encode_documents_first_pass_mb_per_second", "transformerlm"]["documents"] == 40
+    assert "encode_file_first_pass_mb_per_second" in stderr
 
 
 @pytest.mark.usefixtures("no_new_process")
 def test_a_missing_peer_is_skipped_with_one_line(
     text_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the peers our own numbers come all the same, and stderr says what is missing."""
+    """Without peers and numba our reference engine's numbers come all the same, and stderr says what is missing."""
     monkeypatch.setattr(bench, "is_installed", lambda module: False)
-    argv = [f"--text={text_file}", "--vocab_size=300", "--measure.warmup=0", "--measure.repeats=1"]
+    argv = [f"--text={text_file}", *SMALL, "--threads=[1]", '--tasks=["encode_file"]', "--measure.repeats=1"]
     lines, stderr = run_command(bench.main, argv, capsys)
-    assert {line["candidate"] for line in lines} == {"transformerlm"}
-    assert "tiktoken is not installed: skipped (pip install tiktoken)\n" in stderr
+    assert {(line["candidate"], line["params.engine"]) for line in lines} == {("transformerlm", "reference")}
+    assert "gigatoken is not installed: skipped (pip install gigatoken)\n" in stderr
 
 
-def test_the_embedded_corpus_is_used_without_files(tmp_path: Path) -> None:
-    """With no text named, documents are docstrings, up to `max_bytes` of them."""
-    documents = bench.write_text(BenchTokenizerConfig(max_bytes=20_000), tmp_path / "text.txt")
-    assert len(documents) > 10
-    assert 10_000 < (tmp_path / "text.txt").stat().st_size <= 20_000
+def test_a_case_runs_in_a_process_of_its_own(text_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Two threads in a new process: stdout holds nothing but our lines, whatever libraries print there."""
+    pytest.importorskip("tiktoken")
+    argv = [f"--text={text_file}", *SMALL, "--threads=[2]", '--tasks=["encode_file"]', '--peers=["tiktoken"]']
+    lines, _ = run_command(bench.main, [*argv, "--engine=reference", "--measure.repeats=1"], capfd)
+    assert [line["candidate"] for line in lines] == ["transformerlm", "tiktoken"] * 2
+    assert all(line["ids_equal"] for line in lines[1::2])
+
+
+def test_the_cpu_clock_is_refused_with_threads(text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The CPU's seconds of several threads would add up: exit code 2 before anything is measured."""
+    with pytest.raises(SystemExit) as ended:
+        bench.main([f"--text={text_file}", "--threads=[1, 2]", "--measure.clock=cpu"])
+    assert ended.value.code == 2
+    assert "expected one thread" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["sizes_mb", "vocab_sizes", "threads", "tasks", "peers"])
+def test_a_value_that_is_named_twice_is_refused(key: str) -> None:
+    """Lists hold each value once: a second one would overwrite the first one's files and lines."""
+    value = {"vocab_sizes": 300, "tasks": "train", "peers": "tiktoken"}.get(key, 1)
+    with pytest.raises(ValueError, match=f"{key}: expected each value once"):
+        BenchTokenizerConfig.model_validate({key: [value, value]})
+
+
+def test_sizes_are_beginnings_of_the_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each size is a file with as much of the text, the smallest first; one that is not there is left out and named."""
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"0123456789")
+    config = BenchTokenizerConfig(text=[str(path)], sizes_mb=[5e-6, 1, 2e-6])
+    written = bench.write_texts(config, tmp_path / "..")
+    assert [(size, file.read_bytes()) for size, file in written] == [(2e-6, b"01"), (5e-6, b"01234")]
+    assert "sizes_mb: 1 is left out" in capsys.readouterr().err
 
 
 def test_text_is_cut_at_a_character(tmp_path: Path) -> None:
     """A limit that falls into a character leaves the character out."""
-    path = tmp_path / "text.txt"
-    path.write_text("aé漢" * 10, encoding="utf-8")
-    documents = bench.write_text(BenchTokenizerConfig(text=[str(path)], max_bytes=11), tmp_path / "cut.txt")
-    assert documents == ["aé漢aé"]
+    text, cut = tmp_path / "text.txt", tmp_path / "cut.txt"
+    text.write_text("aé漢" * 10, encoding="utf-8")
+    found = [bench._first_bytes(text, cut, size).read_text(encoding="utf-8") for size in (6, 7, 8, 9, 11, 60, 100)]
+    assert found == ["aé漢", "aé漢a", "aé漢a", "aé漢aé", "aé漢aé", "aé漢" * 10, "aé漢" * 10]
 
 
-def test_no_text_is_an_error(tmp_path: Path) -> None:
+def test_documents_of_several_files_are_kept_apart(tmp_path: Path) -> None:
+    """The separator stands between files and between JSON lines, and not within a file of plain text."""
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.jsonl").write_text('{"text": "two"}\n{"text": "three"}\n')
+    config = BenchTokenizerConfig(text=[str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl")], sizes_mb=[])
+    (tmp_path / "out").mkdir()
+    [(_, path)] = bench.write_texts(config, tmp_path / "out")
+    assert path.read_text().split(f"\n{EOT}\n") == ["one", "two", "three"]
+
+
+def test_the_embedded_corpus_is_used_without_files(tmp_path: Path) -> None:
+    """With no text named, the text is docstrings, as many as asked for."""
+    [(size, path)] = bench.write_texts(BenchTokenizerConfig(sizes_mb=[0.02]), tmp_path)
+    assert (size, path.stat().st_size) == (0.02, 20_000)
+    assert path.read_text().count(f"\n{EOT}\n") > 10
+
+
+@pytest.mark.parametrize(("sizes", "message"), [([], "expected some text"), ([1], r"expected.*found none.*empty")])
+def test_no_text_is_an_error(sizes: list[float], message: str, tmp_path: Path) -> None:
     """A file without text says so and names the file."""
     path = tmp_path / "empty.txt"
-    path.write_text(EOT)
-    with pytest.raises(ValueError, match=r"expected some text.*empty\.txt"):
-        bench.write_text(BenchTokenizerConfig(text=[str(path)]), tmp_path / "text.txt")
+    path.write_text("")
+    with pytest.raises(ValueError, match=message):
+        bench.write_texts(BenchTokenizerConfig(text=[str(path)], sizes_mb=sizes), tmp_path)
 
 
-@pytest.mark.parametrize("name", sorted(ENCODERS))
-def test_encoders_give_the_same_ids(name: str, text_file: Path) -> None:
-    """With our merges every library gives our ids, special tokens included, one by one and in batches."""
-    pytest.importorskip("tokenizers")
-    pytest.importorskip("tiktoken")
-    tokenizer = train_ours(text_file, 320, EOT, 1)
-    encoder = ENCODERS[name](tokenizer)
-    texts = [*DOCUMENTS, TEXT]
-    assert [encoder.encode(text) for text in texts] == [tokenizer.encode(text) for text in texts]
-    assert encoder.encode_batch(texts, 1) == [tokenizer.encode(text) for text in texts]
+def test_too_little_text_for_every_size_is_an_error(text_file: Path, tmp_path: Path) -> None:
+    """No text is repeated to reach a size: the error says how much there is and how to take it."""
+    config = BenchTokenizerConfig(text=[str(text_file)], sizes_mb=[10])
+    with pytest.raises(ValueError, match=r"expected a size of at most 0\.0.*found 10 .*sizes_mb = \[\]"):
+        bench.write_texts(config, tmp_path)
 
 
 def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
+from pathlib import Path
 
 import pytest
 
 from benchmarking.fresh_process import in_fresh_process
-from benchmarking.machine import describe, installed_version, is_installed, peak_rss_bytes
+from benchmarking.machine import describe, installed_version, is_installed, peak_rss_bytes, reset_peak_rss
 
 
 def test_environment_names_hardware_and_versions() -> None:
@@ -60,3 +61,20 @@ def test_errors_in_a_fresh_process_come_back() -> None:
     """An error there is the same error here."""
     with pytest.raises(ValueError, match="expected some text"):
         in_fresh_process(fail)
+
+
+def drop_and_hold(dropped: int, held: int) -> int | None:
+    """Hold some bytes, drop them, count anew, and hold others; return the peak above what was held in between."""
+    hold(dropped)
+    reset_peak_rss()
+    before = peak_rss_bytes()
+    hold(held)
+    after = peak_rss_bytes()
+    return None if before is None or after is None else after - before
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can be counted anew on Linux only")
+def test_the_peak_can_be_counted_anew() -> None:
+    """After a reset, what was held and dropped before no longer counts."""
+    extra, _ = in_fresh_process(drop_and_hold, 200_000_000, 50_000_000)
+    assert extra == pytest.approx(50_000_000, rel=0.2)

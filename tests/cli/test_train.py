@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
-import pytest
+import contextlib
+import functools
+import inspect
+import os
+import signal
+import subprocess
+import sys
 
-from tests.cli.commands import call
-from tests.training.tiny_run import read_records
+import pytest
+import torch
+
+import logger
+from cli import train as command
+from config.io import dump_toml
+from tests.cli.commands import ROOT, call
+from tests.training.faults import stop_before
+from tests.training.test_same_run import what_tells_them_apart
+from tests.training.tiny_run import read_records, step_lines, tiny_config
+from transformerlm.inference.predictor import Predictor
+from transformerlm.training import checkpoint
+from transformerlm.training.trainer import Trainer
 
 
 def test_stdout_is_the_log_file_line_by_line(pipeline):
@@ -74,9 +91,244 @@ def test_a_run_without_a_name_is_called_after_its_start(pipeline, tmp_path):
 
 
 def test_training_that_diverges_exits_1(pipeline, tmp_path):
-    """A loss that is not finite is a failure, not a wrong input: exit 1, and one line at the end of stderr."""
+    """A loss that stays not finite is a failure, not a wrong input: exit 1, and one line at the end of stderr."""
     changes = ["--optimizer.name=sgd", "--optimizer.learning_rate=1000.0", "--optimizer.max_grad_norm=0.0"]
     done = call("train", "--config", pipeline.train_toml, "--runs_dir", tmp_path, *changes, "--training.max_steps=100")
     assert done.code == 1
     assert "lower optimizer.learning_rate" in done.stderr.splitlines()[-1]
     assert done.records
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_a_single_checkpoint_is_not_enough(keep, pipeline):
+    """`checkpoint.keep` below 2 is refused in one line: a newest that rots would leave nothing to go back to."""
+    done = call("train", "--config", pipeline.train_toml, f"--checkpoint.keep={keep}")
+    assert done.code == 2
+    (line,) = done.stderr.splitlines()
+    assert f"checkpoint.keep: expected an integer >= 2 and <= 1000000, found {keep}" in line
+
+
+# --- outputs that fail --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sets a limit on file sizes")
+def test_a_disk_that_fills_up_is_one_line_and_the_next_start_goes_on(pipeline, tmp_path, monkeypatch):
+    """A save that does not fit ends with exit 1 and one line; older checkpoints are whole; later all is as it was."""
+    import resource
+
+    whole = tiny_config(pipeline.files, tmp_path / "whole", {"checkpoint.interval": 3})
+    assert command.train(whole) == 0
+    config = tiny_config(pipeline.files, tmp_path / "full", {"checkpoint.interval": 3})
+    (tmp_path / "full.toml").write_text(dump_toml(config))
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with monkeypatch.context() as patch:
+        stop_before(patch, 8, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, old[1])))
+        try:
+            done = call("train", "--config", tmp_path / "full.toml")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    run = tmp_path / "full/run"
+    assert done.code == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"error: {run}/checkpoints/step-00000009: cannot be written: ")
+    assert last.endswith("older checkpoints are whole; free some space and start the same command again")
+    left = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert left == ["best", "latest", "step-00000003", "step-00000006"]
+    assert call("train", "--config", tmp_path / "full.toml").code == 0
+    assert what_tells_them_apart(run, tmp_path / "whole/run", [6]) is None
+
+
+@pytest.fixture
+def pipe(monkeypatch):
+    """Return a full pipe that is stdout: its two ends."""
+    if sys.platform == "win32":
+        pytest.skip("waits for a pipe")
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"x" * 4096)
+    os.set_blocking(writing, True)
+    stream = os.fdopen(writing, "w")
+    monkeypatch.setattr(sys, "stdout", stream)
+    yield reading, writing
+    stream.close()
+    os.close(reading)
+
+
+@pytest.mark.parametrize("reader", ["stuck", "gone"])
+def test_a_reader_of_stdout_cannot_stop_the_run(reader, pipeline, tmp_path, monkeypatch, pipe):
+    """A reader that takes nothing, or has gone, costs the lines on stdout and nothing else."""
+    monkeypatch.setattr(command, "STDOUT_PATIENCE", 0.05)
+    quiet = tiny_config(pipeline.files, tmp_path / "quiet")
+    assert command.train(quiet) == 0
+    if reader == "gone":
+        os.dup2(os.open(os.devnull, os.O_RDONLY), pipe[0])
+    assert command.train(tiny_config(pipeline.files, tmp_path / "piped", {"logging.backend": "console"})) == 0
+    assert step_lines(tmp_path / "piped/run") == step_lines(tmp_path / "quiet/run")
+    assert checkpoint.step_of(checkpoint.newest_whole(tmp_path / "piped/run/checkpoints")) == 12
+
+
+FAKE_WANDB = """
+import time
+class Run:
+    def define_metric(self, name, step_metric): pass
+    def log(self, record):
+        {log}
+    def log_artifact(self, artifact): pass
+    def finish(self): pass
+class Artifact:
+    def __init__(self, name, type): pass
+    def add_dir(self, path): pass
+def init(**options):
+    {init}
+    return Run()
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "fault"), [("init", "time.sleep(600)"), ("log", "time.sleep(600)"), ("log", "raise OSError('down')")]
+)
+def test_losses_do_not_depend_on_wandb(where, fault, pipeline, tmp_path, monkeypatch):
+    """W&B that hangs or raises, at the start or with a line, leaves every number and weight as without it."""
+    pytest.importorskip("wandb")
+    package = tmp_path / "fake/wandb"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(FAKE_WANDB.format(**{"init": "pass", "log": "pass", where: fault}))
+    monkeypatch.setenv("PYTHONPATH", str(package.parent), prepend=os.pathsep)
+    impatient = functools.partial(logger.WandbLogger, init_timeout=0.2, close_timeout=0.2)
+    monkeypatch.setattr(logger, "WandbLogger", impatient)
+    runs = {}
+    for backend in ("noop", "wandb"):
+        config = tiny_config(pipeline.files, tmp_path / backend, {"logging.backend": backend})
+        assert command.train(config) == 0
+        runs[backend] = tmp_path / backend / "run"
+    assert step_lines(runs["wandb"]) == step_lines(runs["noop"])
+    ours, theirs = (checkpoint.load_model(checkpoint.resolve(run)).state_dict() for run in runs.values())
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_wandb_may_delay_a_start_by_five_seconds():
+    """Five seconds is how long a run waits for W&B at its start, unless somebody says otherwise."""
+    assert inspect.signature(logger.WandbLogger).parameters["init_timeout"].default == 5.0
+
+
+# --- signals -----------------------------------------------------------------------------------------------------
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+
+
+def signal_in(monkeypatch, place: str, number: int) -> None:
+    """Let the signal come at the first start-up, data wait, validation, sample or save."""
+    owner, name = {
+        "start-up": (command, "_find_checkpoint"),
+        "data": (Trainer, "_micro_batches"),
+        "evaluation": (Trainer, "validate"),
+        "sampling": (Predictor, "stream"),
+        "saving": (checkpoint, "_write_files"),
+    }[place]
+    original, calls = getattr(owner, name), [0]
+
+    def interrupted(*args, **settings):
+        calls[0] += 1
+        if calls[0] == (2 if place == "data" else 1):  # the first batch is drawn to time a step
+            os.kill(os.getpid(), number)
+        return original(*args, **settings)
+
+    monkeypatch.setattr(owner, name, interrupted)
+
+
+@posix
+@pytest.mark.parametrize(("place", "step"), [("data", 1), ("evaluation", 5), ("sampling", 6), ("saving", 8)])
+def test_a_signal_at_any_moment_saves_the_last_finished_step(place, step, pipeline, tmp_path, monkeypatch):
+    """SIGUSR1 while data are awaited, in a validation, a sample or a save: one step more at most, saved, exit 0."""
+    intervals = {
+        "checkpoint.interval": 7 if place == "saving" else 0,
+        "training.eval_interval": 4,
+        "samples.interval": 5,
+    }
+    if place != "evaluation":
+        intervals["training.eval_interval"] = 0
+    config = tiny_config(pipeline.files, tmp_path, intervals)
+    with monkeypatch.context() as patch:
+        signal_in(patch, place, signal.SIGUSR1)
+        assert command.train(config) == 0
+    newest = checkpoint.newest_whole(tmp_path / "run/checkpoints")
+    assert checkpoint.step_of(newest) == step
+    told = [record for record in read_records(tmp_path / "run") if "event" in record][-2:]
+    assert told == [
+        {"event": "requeue", "step": step},
+        {"event": "finished", "step": step, "reason": "signal", "signal": "SIGUSR1"},
+    ]
+    assert command.train(config) == 0
+    assert [line["step"] for line in step_lines(tmp_path / "run")] == list(range(1, 13))
+
+
+@posix
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 0)])
+def test_a_signal_at_start_up_ends_the_run_there(number, code, pipeline, tmp_path, monkeypatch, capsys):
+    """Before the first step there is nothing to save: the run ends with the signal's code and leaves no lock behind."""
+    config = tiny_config(pipeline.files, tmp_path)
+    with monkeypatch.context() as patch:
+        signal_in(patch, "start-up", number)
+        with pytest.raises(SystemExit) as ended:
+            command.train(config)
+    assert ended.value.code == code
+    assert f"{signal.Signals(number).name}: stopped before the first step" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@posix
+@pytest.mark.parametrize(("environment", "ends_at_once"), [({}, True), ({"TORCHELASTIC_RUN_ID": "none"}, False)])
+def test_a_second_signal_ends_at_once(environment, ends_at_once):
+    """The second one ends the process by the signal; under torchrun, which repeats signals, only some seconds later."""
+    program = """
+import os, signal, sys
+from cli import train
+with train.StopSignals() as signals:
+    signals.deferred = True
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("an echo was ignored", flush=True)
+    train.ECHO_SECONDS = 0.0
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("never")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGTERM
+    assert done.stdout == ("" if ends_at_once else "an echo was ignored\n")
+
+
+@posix
+def test_the_slurm_script_saves_requeues_and_goes_on(pipeline, tmp_path):
+    """The documented script, told that time is nearly over, ends with a whole checkpoint and requeues its job once."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "transformerlm-train").write_text(f'#!/bin/sh\nexec {sys.executable} -m cli.train "$@"\n')
+    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/requeued\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    config = tiny_config(pipeline.files, tmp_path, {"training.max_steps": 10**6, "logging.backend": "console"})
+    (tmp_path / "train.toml").write_text(dump_toml(config))
+    environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "OMP_NUM_THREADS": "1"}
+    command_line = ["bash", "docs/examples/train.sbatch", tmp_path / "train.toml"]
+    job = subprocess.Popen(
+        command_line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in job.stdout:
+        if '"step": 3' in line:
+            break
+    job.send_signal(signal.SIGUSR1)
+    stdout, stderr = job.communicate(timeout=60)
+    assert (job.returncode, (tmp_path / "requeued").read_text()) == (0, "requeue 7\n"), stderr
+    assert '"event": "requeue"' in stdout
+    run = tmp_path / "slurm-7"
+    newest = checkpoint.newest_whole(run / "checkpoints")
+    assert checkpoint.step_of(newest) == read_records(run)[-1]["step"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -42,6 +43,22 @@ def test_a_tokenizer_is_not_written_over_by_accident(arguments, tmp_path):
     assert (tmp_path / "tokenizer/vocab.json").read_bytes() == before
     assert call("train_tokenizer", *arguments, "--tokenizer.vocab_size=290", "--overwrite").code == 0
     assert len(json.loads((tmp_path / "tokenizer/vocab.json").read_text())) == 290
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sets a limit on file sizes")
+def test_a_full_disk_is_one_line_and_leaves_nothing_unfinished(arguments, tmp_path):
+    """When the system refuses to write more: exit 1, one line that names the directory, and no file in it."""
+    import resource
+
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, old[1]))
+    try:
+        done = call("train_tokenizer", *arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert done.code == 1
+    assert done.stderr.splitlines()[-1] == f"error: {tmp_path / 'tokenizer'}: File too large"
+    assert list((tmp_path / "tokenizer").iterdir()) == []
 
 
 def test_a_text_with_too_few_pairs_gives_a_smaller_vocabulary(tmp_path):

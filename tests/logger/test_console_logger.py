@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,38 @@ def test_run_goes_on_when_head_has_seen_enough(tmp_path):
     assert done.stdout == '{"step": 0, "metrics.loss": 1.0}\n'
     assert (done.returncode, done.stderr) == (0, "ended")
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 20000
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="waits for a pipe")
+def test_a_stuck_reader_is_given_up(caplog):
+    """With patience, a reader that takes nothing costs that long once; then the logger is silent and says so."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream:
+        logger = ConsoleLogger(stream, patience=0.05)
+        for step in range(3000):
+            logger.log_metrics(step, {"loss": 1.0})
+    taken = b""
+    while part := os.read(reading, 1 << 16):
+        taken += part
+    os.close(reading)
+    steps = [json.loads(line)["step"] for line in taken.decode().splitlines()]
+    assert steps == list(range(len(steps)))
+    assert 0 < len(steps) < 3000
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "stdout has taken nothing for 0.05 s" in message
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="waits for a pipe")
+def test_a_slow_reader_misses_nothing():
+    """With patience, a reader that keeps reading gets every line, long ones too."""
+    reading, writing = os.pipe()
+    taken: list[bytes] = []
+    reader = threading.Thread(target=lambda: taken.extend(iter(lambda: os.read(reading, 1000), b"")))
+    reader.start()
+    with os.fdopen(writing, "w") as stream:
+        logger = ConsoleLogger(stream, patience=30.0)
+        for step in range(50):
+            logger.log_record({"step": step, "text": "é" * 10_000})
+    reader.join()
+    os.close(reading)
+    assert [json.loads(line)["step"] for line in b"".join(taken).decode().splitlines()] == list(range(50))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logger import JsonlLogger, truncate_after_step
+from logger import JsonlLogger, create_logger, file_logger, truncate_after_step
 
 
 def _steps(path):
@@ -56,7 +57,7 @@ def test_a_file_of_one_torn_line_starts_anew(tmp_path):
 
 
 def test_short_write_is_finished_and_a_failed_one_taken_back(tmp_path):
-    """A partial write is continued; when the disk is full the part that was written is removed and OSError raised."""
+    """A partial write is continued; one that a full disk refuses is taken back, raised, and made up for later."""
     path = tmp_path / "metrics.jsonl"
     logger = JsonlLogger(path)
     real = logger._file
@@ -80,7 +81,33 @@ def test_short_write_is_finished_and_a_failed_one_taken_back(tmp_path):
     slow.full = False
     logger.log_metrics(3, {"loss": 1.0})
     logger.close()
-    assert _steps(path) == [1, 3]
+    assert _steps(path) == [1, 2, 3]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is always full")
+def test_what_waits_for_a_full_disk_is_bounded(tmp_path, monkeypatch):
+    """Of the lines that a full disk refuses the oldest are dropped, whole lines only."""
+    monkeypatch.setattr(file_logger, "MAX_WAITING_BYTES", 100)
+    logger = JsonlLogger(tmp_path / "metrics.jsonl")
+    with open("/dev/full", "ab", buffering=0) as full:
+        file, logger._file = logger._file, full
+        for step in range(9):
+            with pytest.raises(OSError, match="No space left"):
+                logger.log_metrics(step, {"loss": 1.0})
+    logger._file = file
+    logger.log_metrics(9, {"loss": 1.0})
+    logger.close()
+    assert _steps(tmp_path / "metrics.jsonl") == [7, 8, 9]
+
+
+def test_sync_flushes_the_file_to_the_disk(tmp_path, monkeypatch):
+    """`sync` reaches the file through the logger of several, so that a checkpoint never knows more than the log."""
+    flushed = []
+    monkeypatch.setattr(os, "fsync", flushed.append)
+    with create_logger("noop", run_name="a", jsonl_path=tmp_path / "metrics.jsonl") as logger:
+        logger.log_metrics(1, {"loss": 1.0})
+        logger.sync()
+        assert flushed == [logger.loggers[0]._file.fileno()]
 
 
 def test_truncate_keeps_what_was_reached(tmp_path):

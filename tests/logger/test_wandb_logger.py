@@ -263,9 +263,9 @@ def test_process_finishes_when_the_run_is_killed(fake, tmp_path):
         import os, sys
         sys.path.insert(0, sys.argv[1])
         from logger import WandbLogger
-        logger = WandbLogger(run_name="a")
+        logger = WandbLogger(run_name="a", init_timeout=30.0)
         logger.log_event("a")
-        while logger._lines: pass
+        while '"log"' not in open(os.environ["FAKE_WANDB_CALLS"]).read(): pass
         os._exit(9)
         """
     )

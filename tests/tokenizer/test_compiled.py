@@ -6,8 +6,9 @@ import gzip
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +87,23 @@ def test_the_plain_twins_encode_and_decode_alike(texts: list[str]) -> None:
         assert [part.tolist() for part in np.split(ids, ends)[: len(texts)]] == expected
         tokens = [REFERENCE["gpt2"].vocab[token_id] for token_id in range(REFERENCE["gpt2"].vocab_size)]
         assert PLAIN["compiled"].CompiledDecoder(tokens).decode(ids) == "".join(texts).encode()
+
+
+@pytest.mark.parametrize("kind", [list, tuple, iter, dict.fromkeys, np.array])
+def test_ids_of_any_kind_are_decoded_alike(kind: Callable[[list[int]], Any]) -> None:
+    """Lists, tuples, iterators, keys and arrays give the reference's bytes, and the same error for an unknown id."""
+    ids = [104, 256, 105, 200]
+    assert COMPILED["gpt2"].decode_bytes(kind(ids)) == REFERENCE["gpt2"].decode_bytes(ids)
+    for unknown in (-1, 10**6):
+        with pytest.raises(ValueError, match=f"expected 0 to .*, found {unknown}$"):
+            COMPILED["gpt2"].decode_bytes(kind([*ids, unknown]))
+
+
+def test_numbers_that_are_no_ids_are_not_rounded_to_some() -> None:
+    """3.5 is no id for either engine."""
+    for tokenizer in (COMPILED["gpt2"], REFERENCE["gpt2"]):
+        with pytest.raises(ValueError, match=r"found 3\.5"):
+            tokenizer.decode_bytes([1, 3.5])  # type: ignore[list-item]
 
 
 def test_ids_are_those_of_tiktoken() -> None:

@@ -21,6 +21,7 @@ from transformerlm.training import checkpoint
 from transformerlm.training.checkpoint import CheckpointError, Snapshot, save_checkpoint
 from transformerlm.training.loss import cross_entropy
 from transformerlm.training.optim import AdamW, parameter_groups
+from transformerlm.utils import files as disk
 
 ABLATIONS = {
     "default": {},
@@ -112,6 +113,18 @@ def test_directory_is_self_contained_and_holds_no_pickle(files, tmp_path):
     checkpoint.load_model(directory)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_permissions_are_those_that_the_umask_gives(mask, files, tmp_path):
+    """Every file of a checkpoint can be read by those whom the user's umask allows, the tensors too."""
+    old = os.umask(mask)
+    try:
+        directory = save_checkpoint(tmp_path, 2, make_snapshot(files))
+    finally:
+        os.umask(old)
+    assert {(directory / name).stat().st_mode & 0o777 for name in FILES} == {0o666 & ~mask}
+
+
 def test_dtype_and_tying_survive_loading(files, tmp_path):
     """`dtype` casts the weights, and a tied head is stored once."""
     directory = save_checkpoint(tmp_path, 2, make_snapshot(files, ABLATIONS["tied"]))
@@ -162,6 +175,7 @@ def test_damage_is_found_and_the_older_checkpoint_used(name, damage, files, tmp_
     assert (tmp_path / "step-00000002.bad").is_dir()
     assert len(warnings) == 1
     assert "step-00000002" in warnings[0]
+    assert warnings[0].endswith("set aside as step-00000002.bad, step-00000001 is used instead")
     assert "\n" not in warnings[0]
 
 
@@ -324,18 +338,21 @@ def test_sigkill_at_any_moment_leaves_whole_checkpoints(files, tmp_path):
 
 
 def test_everything_is_durable_before_the_name_appears(files, tmp_path, monkeypatch):
-    """Each file and directory is flushed before the rename, the parent directory after it, and then `latest` moves."""
+    """Files and directories are flushed before the rename, parents after it; then all is read back, then announced."""
     events: list[tuple[str, str]] = []
-    sync, rename, point = checkpoint._sync, Path.rename, checkpoint.point
-    monkeypatch.setattr(checkpoint, "_sync", lambda path: (events.append(("sync", path.name)), sync(path)))
+    sync, rename, point = disk.sync, Path.rename, checkpoint.point
+    monkeypatch.setattr(disk, "sync", lambda path: (events.append(("sync", path.name)), sync(path)))
     monkeypatch.setattr(Path, "rename", lambda path, to: (events.append(("rename", path.name)), rename(path, to))[1])
+    verify = checkpoint.verify
+    monkeypatch.setattr(checkpoint, "verify", lambda path: (events.append(("verify", path.name)), verify(path))[1])
     monkeypatch.setattr(checkpoint, "point", lambda link, to: (events.append(("point", link.name)), point(link, to)))
     root = tmp_path / "checkpoints"
     save_checkpoint(root, 2, make_snapshot(files))
     renamed = events.index(("rename", "step-00000002.tmp"))
     before = {name for kind, name in events[:renamed] if kind == "sync"}
     assert before >= {Path(name).name for name in FILES} | {"tokenizer", "step-00000002.tmp"}
-    assert events[renamed + 1 :] == [("sync", "checkpoints"), ("point", "latest")]
+    after = [("sync", name) for name in ("checkpoints", tmp_path.name, tmp_path.parent.name)]
+    assert events[renamed + 1 :] == [*after, ("verify", "step-00000002"), ("point", "latest")]
 
 
 def test_a_full_disk_raises_and_leaves_nothing_behind(files, tmp_path, monkeypatch):
@@ -350,6 +367,21 @@ def test_a_full_disk_raises_and_leaves_nothing_behind(files, tmp_path, monkeypat
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(tmp_path, 2, snapshot)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", older.name]
+
+
+def test_what_the_disk_does_not_give_back_is_not_announced(files, tmp_path, monkeypatch):
+    """A save that reads back otherwise than it was written is set aside, and the one before stays the newest."""
+    snapshot = make_snapshot(files)
+    older = save_checkpoint(tmp_path, 1, snapshot)
+    rotten = "model.safetensors"
+    monkeypatch.setattr(disk, "forget_cached", lambda path: flip_bit(path) if path.name == rotten else None)
+    with pytest.raises(
+        OSError, match=r"model\.safetensors is damaged.*does not give back.*older checkpoints are whole"
+    ):
+        save_checkpoint(tmp_path, 2, snapshot)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", older.name, "step-00000002.bad"]
+    assert (tmp_path / "latest").resolve() == older.resolve()
+    assert checkpoint.newest_whole(tmp_path) == older
 
 
 def test_saving_a_step_again_sets_the_old_one_aside(files, tmp_path):
@@ -415,12 +447,12 @@ def test_resolve_passes_over_damage_with_a_warning(files, tmp_path):
     """A reader of a run gets its newest whole checkpoint and a warning that names the damaged one, which stays."""
     older, newer = two_checkpoints(tmp_path, files)
     DAMAGES["missing"](newer / "model.safetensors")
-    with pytest.warns(UserWarning, match=r"step-00000002: model\.safetensors is missing"):
+    with pytest.warns(UserWarning, match=r"2: model\.safetensors is missing; step-00000001 is used instead"):
         assert checkpoint.resolve(tmp_path) == older
     assert newer.is_dir()
     DAMAGES["missing"](older / "config.toml")
     with (
-        pytest.warns(UserWarning, match="looking for an older"),
+        pytest.warns(UserWarning, match="there is no older one"),
         pytest.raises(CheckpointError, match="none of its 2 checkpoints is whole"),
     ):
         checkpoint.resolve(tmp_path)

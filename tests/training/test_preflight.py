@@ -50,6 +50,24 @@ def test_another_tokenizer_is_refused(files, tmp_path):
     assert tokenizer.fingerprint()[:12] in str(caught.value)
 
 
+def test_rotten_data_are_refused_before_they_are_used(tmp_path):
+    """A flipped bit, a page of zeros and a cut in a token file are each refused in one line that says what to do."""
+    damages = {
+        "flipped": lambda data: data[:3000] + bytes([data[3000] ^ 1]) + data[3001:],
+        "zeroed": lambda data: data[:1024] + bytes(2048) + data[3072:],
+        "cut": lambda data: data[:4000],
+    }
+    files = write_tiny_files(tmp_path)
+    whole = files.train.read_bytes()
+    for damage in damages.values():
+        files.train.write_bytes(damage(whole))
+        with pytest.raises(ValueError, match=r"train\.npy: .*run transformerlm-make-data again") as caught:
+            check(files)
+        assert "\n" not in str(caught.value)
+    files.train.write_bytes(whole)
+    check(files)
+
+
 def test_ids_beyond_the_vocabulary_are_refused(files):
     """An id that the model has no embedding for is refused with the id and the model's vocab_size."""
     largest = TokenDataset(files.train).max_id()

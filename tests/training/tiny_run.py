@@ -10,6 +10,7 @@ from typing import Any
 
 from config.train import TrainConfig
 from databuilder.dataset_builder import build_dataset
+from databuilder.docstring_corpus import write_corpus
 from transformerlm.tokenizer import Tokenizer, train_bpe
 
 END = "<|endoftext|>"
@@ -28,13 +29,23 @@ class TinyFiles:
 
 def write_tiny_files(folder: Path, *, seed: int = 0) -> TinyFiles:
     """Write a text of simple sentences, a tokenizer trained on it and its token files."""
-    files = TinyFiles(folder / "text.txt", folder / "tokenizer", folder / "train.npy", folder / "valid.npy")
     rng = random.Random(seed)
     names, verbs, things = ["Ada", "Bob", "Émile", "Zoë"], ["sees", "likes", "finds"], ["a tree", "the sea", "two 🍎"]
     sentences = [f"{rng.choice(names)} {rng.choice(verbs)} {rng.choice(things)}.\n" for _ in range(400)]
     documents = ["".join(sentences[start : start + 10]) for start in range(0, len(sentences), 10)]
-    files.text.write_text(END.join(documents), encoding="utf-8")
-    Tokenizer(*train_bpe(files.text, VOCAB_SIZE, [END]), [END]).save(files.tokenizer)
+    (folder / "text.txt").write_text(END.join(documents), encoding="utf-8")
+    return _tokenize(folder, vocab_size=VOCAB_SIZE)
+
+
+def write_docstring_files(folder: Path) -> TinyFiles:
+    """Write a megabyte of real text, the docstrings of this Python, a tokenizer of 512 tokens and its token files."""
+    write_corpus(folder / "text.txt", max_bytes=1_000_000)
+    return _tokenize(folder, vocab_size=512)
+
+
+def _tokenize(folder: Path, *, vocab_size: int) -> TinyFiles:
+    files = TinyFiles(folder / "text.txt", folder / "tokenizer", folder / "train.npy", folder / "valid.npy")
+    Tokenizer(*train_bpe(files.text, vocab_size, [END]), [END]).save(files.tokenizer)
     build_dataset(
         files.text,
         tokenizer=Tokenizer.from_directory(files.tokenizer),

@@ -48,7 +48,7 @@ class PieceCounter:
 
     def count(self, batches: Iterable[Sequence[str]], *, num_threads: int) -> Iterator[None]:
         """Count batch by batch, as many at a time as there are threads; yield after each."""
-        with closing(map_in_order(self._count, batches, num_workers=num_threads, threads=True)) as results:
+        with closing(map_in_order(self._count, batches, num_workers=num_threads, threads=num_threads > 1)) as results:
             yield from results
 
     def words(self) -> Words:

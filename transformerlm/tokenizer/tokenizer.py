@@ -13,7 +13,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
 from functools import partial
 from itertools import chain
@@ -274,8 +274,12 @@ class Tokenizer:
             ValueError: an id that is not in the vocabulary.
         """
         try:
-            if hasattr(ids, "dtype") and (decoder := self._decoder_for(len(ids))) is not None:  # type: ignore[arg-type]
-                return decoder.decode(ids)  # type: ignore[arg-type]
+            if isinstance(ids, Sized) and (decoder := self._decoder_for(len(ids))) is not None:
+                import numpy as np
+
+                array = np.asarray(ids)
+                if array.ndim == 1 and array.dtype.kind in "iu":
+                    return decoder.decode(array)
             return b"".join(map(self.vocab.__getitem__, ids.tolist() if hasattr(ids, "tolist") else ids))
         except KeyError as error:
             raise ValueError(

@@ -4,9 +4,9 @@
     checkpoints/latest, best    links to one of them, for people; the code goes by the step in the name
 
 A checkpoint is written beside its place under a name that contains `.tmp`; its files are flushed to disk, then the
-directory is renamed, then its parent is flushed. Only then is it announced, and only then are older ones removed.
-`state.json` holds the sha256 of every other file and of its own values; a directory that fails the check is set aside
-as `.bad`.
+directory is renamed, then its parent is flushed, then every file is read back. Only then is it announced, and only then
+are older ones removed. `state.json` holds the sha256 of every other file and of its own values; a directory that fails
+the check is set aside as `.bad`.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from transformerlm.training.untrusted import (
     check_weights,
     read_header,
 )
+from transformerlm.utils import files
 from transformerlm.utils.json_files import read_json_object
 
 FORMAT = 1
@@ -75,10 +76,11 @@ class Snapshot:
 
 
 def save_checkpoint(root: Path, step: int, snapshot: Snapshot) -> Path:
-    """Write the checkpoint of `step` below `root` and return its directory, durable and complete.
+    """Write the checkpoint of `step` below `root` and return its directory, durable and read back.
 
     Raises:
-        OSError: the disk is full or not writable; nothing that looks whole is left behind.
+        OSError: the disk is full, not writable, or does not give back what was written; nothing that looks whole is
+            left behind.
     """
     root.mkdir(parents=True, exist_ok=True)
     final = root / step_name(step)
@@ -86,20 +88,40 @@ def save_checkpoint(root: Path, step: int, snapshot: Snapshot) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
-        try:
-            _write_files(temporary, step, snapshot)
-        except SafetensorError as error:
-            raise OSError(f"{final}: cannot be written: {error}; older checkpoints are whole") from None
-        sync_tree(temporary)
+        _write_files(temporary, step, snapshot)
+        files.sync_tree(temporary)
         if final.exists():
             set_aside(final)
         temporary.rename(final)
-        _sync(root)
+        for directory in (root, *root.parents[:2]):  # the run's directory may be new, too
+            files.sync(directory)
+    except (SafetensorError, OSError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(
+            f"{final}: cannot be written: {reason}; older checkpoints are whole; free some space and start the same "
+            "command again"
+        ) from None
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    _read_back(final)
     point(root / "latest", final)
     return final
+
+
+def _read_back(directory: Path) -> None:
+    """Compare what the disk holds with the sha256 of what was written, and set the checkpoint aside if it differs."""
+    for name in _file_names(directory):
+        files.forget_cached(directory / name)
+    try:
+        verify(directory)
+    except CheckpointError as error:
+        aside = set_aside(directory)
+        raise OSError(
+            f"{error}; the disk does not give back what was written: set aside as {aside.name}, "
+            "older checkpoints are whole"
+        ) from None
 
 
 def _write_files(directory: Path, step: int, snapshot: Snapshot) -> None:
@@ -109,6 +131,8 @@ def _write_files(directory: Path, step: int, snapshot: Snapshot) -> None:
         {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, directory / "optimizer.safetensors"
     )
     (directory / "config.toml").write_text(snapshot.config_toml, encoding="utf-8")
+    for name in ("model.safetensors", "optimizer.safetensors"):  # the library leaves them to their owner alone
+        shutil.copymode(directory / "config.toml", directory / name)
     snapshot.tokenizer.save(directory / "tokenizer")
     state = {
         "format": FORMAT,
@@ -165,23 +189,6 @@ def set_aside(directory: Path) -> Path:
     raise CheckpointError(f"{directory}: cannot be set aside: too many .bad directories beside it; remove some")
 
 
-def sync_tree(directory: Path) -> None:
-    """Flush every file and directory below `directory`, and itself, to disk."""
-    for path in sorted(directory.rglob("*"), reverse=True):
-        _sync(path)
-    _sync(directory)
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():
-        return  # Windows has no handle on a directory to flush
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows flushes writable files only
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 # --- finding ---------------------------------------------------------------------------------------------------
 
 
@@ -207,29 +214,34 @@ def list_checkpoints(root: Path) -> list[Path]:
 def newest_whole(root: Path, *, warn: Callable[[str], None] = warnings.warn) -> Path | None:
     """Return the newest checkpoint that passes `verify`, setting aside damaged newer ones; None: there is none.
 
+    Each damaged one is named with the one that is used instead.
+
     Raises:
         CheckpointFormatError: one is of another format, which is no damage.
     """
-
-    def move(directory: Path, error: CheckpointError) -> None:
-        aside = set_aside(directory)
-        warn(f"{error}; set aside as {aside.name}, looking for an older checkpoint")
-
-    return _first_whole(list_checkpoints(root), damaged=move)
+    newest, damaged = _first_whole(list_checkpoints(root))
+    for directory, error in damaged:
+        warn(f"{error}; set aside as {set_aside(directory).name}, {_instead(newest)}")
+    return newest
 
 
-def _first_whole(directories: list[Path], *, damaged: Callable[[Path, CheckpointError], None]) -> Path | None:
-    """Return the first that passes `verify`, handing those before it to `damaged`; another format is no damage."""
+def _first_whole(directories: list[Path]) -> tuple[Path | None, list[tuple[Path, CheckpointError]]]:
+    """Return the first that passes `verify`, and those before it with their errors; another format is no damage."""
+    damaged: list[tuple[Path, CheckpointError]] = []
     for directory in directories:
         try:
             verify(directory)
         except CheckpointFormatError:
             raise
         except CheckpointError as error:
-            damaged(directory, error)
+            damaged.append((directory, error))
         else:
-            return directory
-    return None
+            return directory, damaged
+    return None, damaged
+
+
+def _instead(newest: Path | None) -> str:
+    return f"{newest.name} is used instead" if newest else "there is no older one"
 
 
 def resolve(path: Path) -> Path:
@@ -255,11 +267,9 @@ def resolve(path: Path) -> Path:
     found = list_checkpoints(root)
     if not found:
         raise CheckpointError(f"{path}: expected a checkpoint (with state.json) or a run directory, found neither")
-
-    def pass_over(directory: Path, error: CheckpointError) -> None:
-        warnings.warn(f"{error}; looking for an older checkpoint", stacklevel=2)
-
-    newest = _first_whole(found, damaged=pass_over)
+    newest, damaged = _first_whole(found)
+    for _, error in damaged:
+        warnings.warn(f"{error}; {_instead(newest)}", stacklevel=2)
     if newest is not None:
         return newest
     raise CheckpointError(f"{path}: none of its {len(found)} checkpoints is whole")
@@ -375,16 +385,19 @@ def load_weights(model: nn.Module, directory: Path) -> None:
 
 
 def load_optimizer(optimizer: Optimizer, directory: Path, state: dict[str, Any]) -> None:
-    """Put the checkpoint's optimizer state into `optimizer`, which keeps its own settings (decay and so on)."""
+    """Put the checkpoint's optimizer state into `optimizer`, which keeps its own settings (decay and so on).
+
+    Raises:
+        CheckpointError: the state is not that of such an optimizer.
+    """
     path = directory / "optimizer.safetensors"
     with _as_checkpoint_error():
         read_header(path)
-        tensors = _load_tensors(path)
-    with _as_checkpoint_error(f"{directory}: optimizer: "):
+    tensors = _load_tensors(path)
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    with _as_checkpoint_error(f"{directory}: the optimizer's state does not fit: "):
         loaded = optimizer_state_from_tensors(tensors, state["optimizer"])
         check_optimizer_state(loaded, optimizer)
-    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    with _as_checkpoint_error(f"{directory}: optimizer: "):
         optimizer.load_state_dict(loaded)
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,20 @@ Autocast = Callable[[], AbstractContextManager[object]]
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step gives to log: mean loss in nats, gradient norm before clipping, and target tokens (all ranks)."""
+    """What a step gives to log: mean loss in nats, gradient norm before clipping, and target tokens (all ranks).
+
+    `made` is False where the step was not accepted, and the weights are as they were.
+    """
 
     loss: float
     grad_norm: float
     tokens: int
+    made: bool = True
+
+
+def is_finite(result: StepResult) -> bool:
+    """Tell whether a step's loss and gradient norm are finite: the least that is asked of a step."""
+    return math.isfinite(result.loss) and math.isfinite(result.grad_norm)
 
 
 @dataclass(frozen=True)
@@ -51,14 +60,13 @@ def train_step(
     max_grad_norm: float,
     autocast: Autocast,
     world: World,
+    accept: Callable[[StepResult], bool] = is_finite,
 ) -> StepResult:
     """Make one optimizer step on the mean loss over all tokens of all micro-batches and ranks.
 
     Each micro-batch `(batch, seq)` adds the gradient of its share of the loss, so that k micro-batches of b sequences
-    give the gradient of one batch of k b. `max_grad_norm` 0 does not clip.
-
-    Raises:
-        FloatingPointError: the loss or the gradient is not finite; the weights are as they were.
+    give the gradient of one batch of k b. `max_grad_norm` 0 does not clip. A step that `accept` refuses is not made:
+    weights, optimizer and learning rate stay as they were. The numbers that it is shown are the same on all ranks.
     """
     tokens = sum(targets.numel() for _, targets in micro_batches)
     loss = torch.zeros((), dtype=torch.float32, device=micro_batches[0][0].device)
@@ -74,8 +82,9 @@ def train_step(
         norm = clip_grad_norm(model.parameters(), max_grad_norm or math.inf)
         totals = all_reduce_sum(torch.stack((loss * tokens, loss.new_tensor(float(tokens)))), world).tolist()
         result = StepResult(loss=totals[0] / totals[1], grad_norm=norm.item(), tokens=int(totals[1]))
-        if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
-            raise FloatingPointError(f"loss {result.loss}, gradient norm {result.grad_norm}")
+        if not accept(result):
+            optimizer.zero_grad(set_to_none=True)
+            return replace(result, made=False)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         optimizer.step()

@@ -18,6 +18,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from transformerlm.utils.files import write_whole
+
 FILE_FORMAT = "transformerlm-training-state-1"
 _FACTS = "training_state"
 _TUPLE = "__tuple__"
@@ -37,10 +39,7 @@ def save_training_state(
     if not isinstance(out, str | os.PathLike):
         out.write(data)
         return
-    path = Path(out)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_bytes(data)
-    os.replace(unfinished, path)
+    write_whole(Path(out), data)
 
 
 def load_training_state(src: str | os.PathLike[str] | IO[bytes], model: nn.Module, optimizer: Optimizer) -> int:

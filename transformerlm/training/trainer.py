@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -27,16 +28,20 @@ from profiling import nvtx
 from transformerlm.distributed import World, all_reduce_sum, barrier, broadcast_parameters, is_main
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.training import checkpoint
-from transformerlm.training.data import TokenDataset, get_batch, sequential_batches
+from transformerlm.training import checkpoint, same_run
+from transformerlm.training.data import TokenDataset, get_batch, sample_starts, sequential_batches
+from transformerlm.training.guard import GuardState, Trouble, write_batch
 from transformerlm.training.loop import EvalResult, StepResult, evaluate, train_step
 from transformerlm.training.loss import cross_entropy
 from transformerlm.training.norms import NormRecorder
 from transformerlm.training.optim import SGD, AdamW, parameter_groups
 from transformerlm.training.schedule import learning_rate
+from transformerlm.training.timer import Timer
 from transformerlm.utils.device import synchronize
 from transformerlm.utils.dtypes import Precision, autocast
 from transformerlm.utils.seed import rng_state, seed_everything, set_rng_state
+
+STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
 
 
 @dataclass
@@ -47,6 +52,7 @@ class TrainState:
     tokens: int = 0
     best_val_loss: float | None = None
     best_step: int | None = None
+    guard: GuardState = field(default_factory=GuardState)
 
 
 @dataclass(frozen=True)
@@ -59,14 +65,19 @@ class Hook:
 
 @dataclass
 class Runtime:
-    """Where and how a run computes, and whom it tells; `stop` says whether to save and end early."""
+    """Where and how a run computes, and whom it tells.
+
+    `stop` names the signal that asks to save and end, if there was one; `rewind` forgets what was told of the steps
+    after the one given, which will be made again.
+    """
 
     device: torch.device
     precision: Precision
     logger: Logger
     world: World = field(default_factory=World)
     hooks: Sequence[Hook] = ()
-    stop: Callable[[], bool] = lambda: False
+    stop: Callable[[], str | None] = lambda: None
+    rewind: Callable[[int], object] = lambda step: None
     progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None
 
 
@@ -97,7 +108,9 @@ class Trainer:
         self.checkpoints = run_dir / "checkpoints"
         self.state = TrainState()
         self.wandb_id: str | None = None
+        self.stopped_by: str | None = None
         self._saved_step: int | None = None
+        self._rollbacks = 0  # to this checkpoint
         seed_everything(config.training.seed)
         self.raw_model = TransformerLM(**config.model.model_dump()).to(runtime.device)
         broadcast_parameters(self.raw_model, runtime.world)
@@ -108,19 +121,27 @@ class Trainer:
         self._token_bytes = token_bytes(tokenizer, config.model.vocab_size, runtime.device)
 
     def train(self) -> TrainState:
-        """Train to `max_steps`, `max_time` or a reason to stop; the state that is returned is saved.
+        """Train to `max_steps`, `max_time` or a signal, which `stopped_by` names; the state that is returned is saved.
 
         Raises:
-            FloatingPointError: a step's loss or gradient was not finite; the newest checkpoint is whole.
+            FloatingPointError: too many steps in a row had to be skipped, or the validation loss or a weight is not
+                finite; the newest checkpoint is whole.
             OSError: a checkpoint could not be written; older ones are whole.
         """
-        timer = _Timer(self.config, self.runtime.device)
+        max_time = self.config.training.max_time
+        timer = Timer(duration_seconds(max_time) if max_time else None, self.runtime.device)
         reason = self._reason_to_stop(timer)
         while reason is None:
-            result, rate = self._step()
+            result, rate, trouble = self._step()
+            if trouble and self._must_roll_back(trouble):
+                self._roll_back(result)
+                timer.restart()
+                reason = self._reason_to_stop(timer)
+                continue
             reason = self._reason_to_stop(timer)
+            signalled = reason in STOP_SIGNALS
             saving = reason is not None or self._due(self.config.checkpoint.interval)
-            validating = (saving and reason != "signal") or self._due(self.config.training.eval_interval)
+            validating = (saving and not signalled) or self._due(self.config.training.eval_interval)
             metrics = {}
             if validating or self._due(self.config.training.log_interval):
                 metrics = self._metrics(result, rate) | timer.rates(self.state.tokens)
@@ -130,12 +151,21 @@ class Trainer:
             if saving:
                 with timer.paused():
                     self.save(metrics.get("val_loss"))
-            self._run_hooks(timer)
-        self.runtime.logger.log_event("finished", step=self.state.step, reason=reason)
+            if not signalled:
+                self._run_hooks(timer)
+        self._finish(reason)
         return self.state
 
-    def _step(self) -> tuple[StepResult, float]:
-        training, step = self.config.training, self.state.step + 1
+    def _finish(self, reason: str) -> None:
+        self.stopped_by = reason
+        signal = {"signal": reason} if reason in STOP_SIGNALS else {}
+        if reason == "SIGUSR1":
+            self.runtime.logger.log_event("requeue", step=self.state.step)
+        self.runtime.logger.log_event("finished", step=self.state.step, reason="signal" if signal else reason, **signal)
+
+    def _step(self) -> tuple[StepResult, float, Trouble | None]:
+        training, step, guard = self.config.training, self.state.step + 1, self.state.guard
+        spike_factor = training.spike_factor if training.spike_guard != "off" else None
         rate = learning_rate(
             step,
             max_steps=training.max_steps,
@@ -144,21 +174,77 @@ class Trainer:
         )
         with nvtx.range("data"):
             micro_batches = self._micro_batches(step)
+
+        def trouble_with(result: StepResult) -> Trouble | None:
+            return guard.trouble_with(result.loss, result.grad_norm, spike_factor=spike_factor)
+
+        result = train_step(
+            self.model,
+            self.optimizer,
+            micro_batches,
+            learning_rate=rate,
+            max_grad_norm=self.config.optimizer.max_grad_norm,
+            autocast=self.autocast,
+            world=self.runtime.world,
+            accept=lambda result: trouble_with(result) is None,
+        )
+        trouble = trouble_with(result)
+        self.state.step = step
+        if trouble is None:
+            self.state.tokens += result.tokens
+            guard.made(result.loss)
+        else:
+            self._skip(result, trouble)
+        return result, rate, trouble
+
+    def _skip(self, result: StepResult, trouble: Trouble) -> None:
+        """Count a step that was not made, tell of it, keep its batch, and stop where there are too many of them."""
+        step, guard, limit = self.state.step, self.state.guard, self.config.training.max_skipped_steps
+        numbers = {"loss": result.loss, "grad_l2_norm": result.grad_norm}
+        guard.skipped()
+        if is_main(self.runtime.world):
+            self._write_batch({"reason": trouble, **numbers})
+        self.runtime.logger.log_event("step_skipped", step=step, reason=trouble, **numbers)
+        if guard.skipped_in_a_row > limit or (self._must_roll_back(trouble) and self._rollbacks >= limit):
+            what = {"not_finite": "not finite", "spike": f"far above the average {guard.loss_average:.3g}"}[trouble]
+            found = f"loss {result.loss:.6g}, gradient norm {result.grad_norm:.6g}: {what}"
+            raise FloatingPointError(self._advice(f"step {step}: {found}; training.max_skipped_steps is {limit}"))
+
+    def _write_batch(self, facts: dict[str, Any]) -> None:
+        training, context_length = self.config.training, self.config.model.context_length
+        starts = sample_starts(
+            len(self.train_data),
+            batch_size=training.batch_size,
+            context_length=context_length,
+            seed=training.seed,
+            step=self.state.step + self.state.guard.data_offset,
+        )
         try:
-            result = train_step(
-                self.model,
-                self.optimizer,
-                micro_batches,
-                learning_rate=rate,
-                max_grad_norm=self.config.optimizer.max_grad_norm,
-                autocast=self.autocast,
-                world=self.runtime.world,
+            write_batch(
+                self.checkpoints.parent / "skipped",
+                self.state.step,
+                data=self.train_data,
+                starts=starts.tolist(),
+                context_length=context_length,
+                facts=facts,
             )
-        except FloatingPointError as error:
-            problem = f"step {step}: {error}: not finite, stopped before the weights changed"
-            raise FloatingPointError(self._advice(problem)) from None
-        self.state.step, self.state.tokens = step, self.state.tokens + result.tokens
-        return result, rate
+        except OSError as error:
+            warnings.warn(f"step {self.state.step}: its batch could not be written: {error}", stacklevel=2)
+
+    def _must_roll_back(self, trouble: Trouble) -> bool:
+        return trouble == "spike" and self.config.training.spike_guard == "rollback" and self._saved_step is not None
+
+    def _roll_back(self, result: StepResult) -> None:
+        """Take up the last checkpoint again, with the data after that of the step which was not made."""
+        assert self._saved_step is not None
+        step, guard = self.state.step, self.state.guard
+        directory = self.checkpoints / checkpoint.step_name(self._saved_step)
+        checkpoint.verify(directory)
+        self.resume_from(directory)
+        self.state.guard.data_offset = guard.data_offset + step - self.state.step
+        self._rollbacks += 1
+        self.runtime.rewind(self.state.step)
+        self.runtime.logger.log_event("rolled_back", step=self.state.step, from_step=step, loss=result.loss)
 
     def _micro_batches(self, step: int) -> list[tuple[Tensor, Tensor]]:
         training, world = self.config.training, self.runtime.world
@@ -169,7 +255,7 @@ class Trainer:
             batch_size=training.batch_size,
             context_length=self.config.model.context_length,
             seed=training.seed,
-            step=step,
+            step=step + self.state.guard.data_offset,
             device=self.runtime.device,
             rank=world.rank,
             world_size=world.world_size,
@@ -195,9 +281,11 @@ class Trainer:
 
     def _metrics(self, result: StepResult, rate: float) -> dict[str, float]:
         metrics = {"loss": result.loss, "lr": rate, "grad_l2_norm": result.grad_norm, "tokens": self.state.tokens}
+        if self.state.guard.skipped_steps:
+            metrics["skipped_steps"] = self.state.guard.skipped_steps
         return metrics | (self.norms.norms() if self.norms else {})
 
-    def _evaluate(self, timer: _Timer) -> dict[str, float]:
+    def _evaluate(self, timer: Timer) -> dict[str, float]:
         if self.valid_data is None:
             return {}
         with timer.paused():
@@ -224,7 +312,7 @@ class Trainer:
             self.runtime.logger.log_metrics(self.state.step, metrics)
             self.runtime.progress(self.state.step, metrics)
 
-    def _run_hooks(self, timer: _Timer) -> None:
+    def _run_hooks(self, timer: Timer) -> None:
         for hook in self.runtime.hooks:
             if self._due(hook.interval):
                 with timer.paused():
@@ -234,17 +322,16 @@ class Trainer:
         step = self.state.step
         return step == self.config.training.max_steps or (interval > 0 and step % interval == 0)
 
-    def _reason_to_stop(self, timer: _Timer) -> str | None:
+    def _reason_to_stop(self, timer: Timer) -> str | None:
         if self.state.step >= self.config.training.max_steps:
             return "max_steps"
-        # The ranks' clocks and signals differ; they must leave the loop at the same step.
-        world = self.runtime.world
+        # The ranks' clocks and signals differ; they must leave the loop at the same step, for the same reason.
+        world, signal = self.runtime.world, self.runtime.stop()
+        reasons = {**{name: signal == name for name in STOP_SIGNALS}, "max_time": timer.is_over()}
         device = self.runtime.device if world.is_distributed else "cpu"
-        flags = torch.tensor([timer.is_over(), self.runtime.stop()], dtype=torch.int32, device=device)
-        over, signalled = all_reduce_sum(flags, world).tolist()
-        if signalled:
-            return "signal"
-        return "max_time" if over else None
+        flags = torch.tensor(list(reasons.values()), dtype=torch.int32, device=device)
+        totals = all_reduce_sum(flags, world).tolist()
+        return next((reason for reason, total in zip(reasons, totals, strict=True) if total), None)
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 
@@ -258,6 +345,7 @@ class Trainer:
         if is_best:
             self.state.best_val_loss, self.state.best_step = val_loss, self.state.step
         if is_main(self.runtime.world):
+            self.runtime.logger.sync()
             directory = checkpoint.save_checkpoint(self.checkpoints, self.state.step, self._snapshot())
             if is_best:
                 checkpoint.point(self.checkpoints / "best", directory)
@@ -266,7 +354,7 @@ class Trainer:
                 name = f"{self.checkpoints.parent.name}-checkpoint"
                 self.runtime.logger.log_artifact(directory, name=name, type="model")
             checkpoint.prune(self.checkpoints, self.config.checkpoint.keep)
-        self._saved_step = self.state.step
+        self._saved_step, self._rollbacks = self.state.step, 0
         barrier(self.runtime.world)
 
     def _check_weights(self) -> None:
@@ -287,95 +375,41 @@ class Trainer:
             "rng": rng_state(),
             "data": self._fingerprints(),
             "wandb_id": self.runtime.logger.run_id,
-            "torch": torch.__version__,
+            "computed_with": self._computed_with(),
         }
         return checkpoint.Snapshot(self.raw_model, self.optimizer, self.tokenizer, dump_toml(self.config), state)
 
     def _fingerprints(self) -> dict[str, str]:
         return {"train_sha256": self.train_data.sha256, "tokenizer_sha256": self.tokenizer.fingerprint()}
 
+    def _computed_with(self) -> dict[str, Any]:
+        runtime = self.runtime
+        return same_run.computed_with(runtime.device, runtime.precision, world_size=runtime.world.world_size)
+
     def resume_from(self, directory: Path) -> None:
-        """Take over a checkpoint's weights, optimizer and state.
+        """Take over a checkpoint's weights, optimizer and state; warn where its last bits were made by other means.
 
         Raises:
             ValueError: its model, data or tokenizer is not this run's.
         """
-        state = checkpoint.read_state(directory)
+        state = {"guard": {}, **checkpoint.read_state(directory)}  # the first checkpoints had no guard
         missing = {*asdict(self.state), "data", "optimizer", "rng", "wandb_id"} - state.keys()
         if missing:
             raise checkpoint.CheckpointError(f"{directory}: state.json does not hold {', '.join(sorted(missing))}")
-        self._check_same_model(directory)
-        for name, ours in self._fingerprints().items():
-            theirs = state["data"][name]
-            if theirs != ours:
-                raise ValueError(
-                    f"{directory}: {name.removesuffix('_sha256')} has changed since this checkpoint: it was "
-                    f"{theirs[:12]}..., now it is {ours[:12]}...; restore it, or start a new run with another "
-                    "logging.run_name"
-                )
+        same_run.check_same_model(directory, self.config, self.raw_model)
+        same_run.check_same_data(directory, state["data"], self._fingerprints())
+        changes = same_run.changed_bits(state.get("computed_with"), self._computed_with())
+        if changes and is_main(self.runtime.world):
+            warnings.warn(changes, stacklevel=2)
         checkpoint.load_weights(self.raw_model, directory)
         checkpoint.load_optimizer(self.optimizer, directory, state)
         self.state = TrainState(**{name: state[name] for name in asdict(self.state)})
+        self.state.guard = GuardState(**state["guard"])
         self.wandb_id = state["wandb_id"]
         set_rng_state(state["rng"])
         self._saved_step = self.state.step
         if self.state.best_step == self.state.step and is_main(self.runtime.world):
             checkpoint.point(self.checkpoints / "best", directory)  # a kill may have come before this
-
-    def _check_same_model(self, directory: Path) -> None:
-        saved = checkpoint.load_config_of(directory)
-        theirs, ours = TransformerLM(**saved.model.model_dump(), device="meta").hparams(), self.raw_model.hparams()
-        runtime_only = ("attention", "activation_checkpointing")  # these change how it computes, not what
-        changed = [
-            f"model.{name} was {theirs[name]}, now {value}"
-            for name, value in ours.items()
-            if value != theirs[name] and name not in runtime_only
-        ]
-        if saved.optimizer.name != self.config.optimizer.name:
-            changed.append(f"optimizer.name was {saved.optimizer.name}, now {self.config.optimizer.name}")
-        if changed:
-            raise ValueError(
-                f"{directory}: this run was started with another model or optimizer ({'; '.join(changed)}); "
-                "use its settings, or start a new run with another logging.run_name"
-            )
-
-
-class _Timer:
-    """Tokens per second over the window since the last reading, and the end of `max_time`; pauses do not count."""
-
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        self._max_seconds = duration_seconds(config.training.max_time) if config.training.max_time else None
-        self._device = device
-        self._start = self._mark = time.perf_counter()
-        self._tokens: int | None = None
-
-    def rates(self, tokens: int) -> dict[str, float]:
-        """Return tokens per second since the last call, and start a new window; nothing for the first window."""
-        synchronize(self._device)
-        now = time.perf_counter()
-        seconds, before = now - self._mark, self._tokens
-        self._mark, self._tokens = now, tokens
-        return {} if before is None or seconds <= 0 else {"tokens_per_second": (tokens - before) / seconds}
-
-    def is_over(self) -> bool:
-        """Tell whether `max_time` has passed."""
-        return self._max_seconds is not None and time.perf_counter() - self._start >= self._max_seconds
-
-    def paused(self) -> _Pause:
-        """Return a context whose time does not count into the rates."""
-        return _Pause(self)
-
-
-class _Pause:
-    def __init__(self, timer: _Timer) -> None:
-        self._timer = timer
-
-    def __enter__(self) -> None:
-        synchronize(self._timer._device)
-        self._began = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self._timer._mark += time.perf_counter() - self._began
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:

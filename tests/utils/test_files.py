@@ -1,0 +1,55 @@
+"""Files appear whole, after they are on the disk, or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from transformerlm.utils import files
+
+
+def test_a_file_is_flushed_before_it_gets_its_name(tmp_path, monkeypatch):
+    """The order is: write beside, flush, rename, flush the folder."""
+    told = []
+    sync, replace = files.sync, Path.replace
+    monkeypatch.setattr(files, "sync", lambda path: (told.append(("sync", path.name)), sync(path)))
+    monkeypatch.setattr(Path, "replace", lambda path, to: (told.append(("replace", path.name)), replace(path, to))[1])
+    files.write_whole(tmp_path / "a.json", "é")
+    assert told == [("sync", "a.json.tmp"), ("replace", "a.json.tmp"), ("sync", tmp_path.name)]
+    assert (tmp_path / "a.json").read_bytes() == "é".encode()
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+    """When the disk is full the old file stands untouched and nothing unfinished beside it."""
+    (tmp_path / "a").write_text("old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_whole(tmp_path / "a", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_a_tree_is_flushed_from_its_leaves(tmp_path, monkeypatch):
+    """Every file and folder is flushed, what is inside before what it is in."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/file").write_text("1")
+    told = []
+    monkeypatch.setattr(files, "sync", lambda path: told.append(path.name))
+    files.sync_tree(tmp_path)
+    assert told == ["file", "folder", tmp_path.name]
+
+
+def test_forgetting_changes_nothing(tmp_path, monkeypatch):
+    """A file dropped from memory reads as before; where the system cannot drop it, nothing happens."""
+    (tmp_path / "a").write_bytes(b"x" * 10_000)
+    files.sync(tmp_path / "a")
+    files.forget_cached(tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == b"x" * 10_000
+    monkeypatch.delattr(os, "posix_fadvise", raising=False)
+    files.forget_cached(tmp_path / "missing")
