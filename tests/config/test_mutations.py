@@ -62,13 +62,14 @@ VALID: dict[str, set[str]] = {
         "schedule.warmup_steps",
         "seed",
         "training.eval_interval",  # only before a checkpoint
+        "training.max_skipped_steps",  # stop at the first
         "training.seed",
         "workers",  # one for each core
     },
     "huge": {"seed", "training.seed"},
     "empty": {"logging.architecture", "logging.dataset"},
     "NUL": {"separator"},  # a special token is any text
-    "no items": {"peers", "prompt", "text", "tokenizer.special_tokens"},
+    "no items": {"peers", "prompt", "sizes_mb", "text", "tokenizer.special_tokens"},
     "many items": {"input", "prompt", "text"},
     "an item: empty": {"prompt", "samples.prompts"},  # a prompt is any text
     "an item: NUL": {"prompt", "samples.prompts", "tokenizer.special_tokens"},
@@ -170,9 +171,10 @@ def odd_values(key: Key) -> Iterator[tuple[str, Any]]:
         kind = int if key.expected.startswith("an integer") else float
         yield from ((mutation, kind(value)) for mutation, value in NUMBERS.items())
     elif key.is_list:
-        item = 1 if key.item.startswith("an integer") else "x"
+        takes_numbers = key.item.startswith(("an integer", "a number"))
+        item = 1 if takes_numbers else "x"
         yield from ((mutation, [item] * length) for mutation, length in LISTS.items())
-        if not key.item.startswith("an integer"):
+        if not takes_numbers:
             yield from ((f"an item: {mutation}", [value]) for mutation, value in LETTERS.items())
         else:
             yield from ((f"an item: {mutation}", [value]) for mutation, value in NUMBERS.items())
