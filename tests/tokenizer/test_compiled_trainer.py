@@ -16,16 +16,16 @@ from transformerlm.tokenizer import bpe_trainer, train_bpe
 from transformerlm.tokenizer.bpe_trainer import count_pre_tokens
 
 pytest.importorskip("numba")
-from transformerlm.tokenizer import compiled, compiled_trainer
+from transformerlm.tokenizer import compiled, compiled_counter, compiled_trainer
 
 EOT = "<|endoftext|>"
 ALPHABETS = [b"a", b"ab", b"abc", b"a\xff\x00", bytes(range(256))]
 PLAIN = plain_kernels.load()["compiled_trainer"]
 
 
-def _words(counts: Counter[bytes]) -> compiled_trainer.Words:
+def _words(counts: Counter[bytes]) -> compiled_counter.Words:
     ends = np.cumsum([len(word) for word in counts], dtype=np.int64)
-    return compiled_trainer.Words(compiled.padded(b"".join(counts)), ends, np.array([*counts.values()], np.uint64))
+    return compiled_counter.Words(compiled.padded(b"".join(counts)), ends, np.array([*counts.values()], np.uint64))
 
 
 def _random_words(rng: random.Random) -> Counter[bytes]:
@@ -57,10 +57,10 @@ def test_counts_beyond_32_bits_stay_right() -> None:
     """A pair that occurs 2^33 times beats one that occurs 2^33 - 1 times."""
     words = Counter({b"ab": 2**33 - 1, b"cd": 2**33, b"zz": 2**32 + 1})
     assert compiled_trainer.learn_merges(_words(words), 3) == [(b"c", b"d"), (b"a", b"b"), (b"z", b"z")]
-    table = compiled.PieceTable()
+    table = compiled_counter.PieceCounts()
     for _ in range(3):
-        compiled_trainer.add_words(table, _words(words))
-    listed = compiled_trainer.list_words(table)
+        compiled_counter.add_words(table, _words(words))
+    listed = compiled_counter.list_words(table)
     assert sorted(listed.counts.tolist()) == sorted(3 * count for count in words.values())
 
 
@@ -99,8 +99,8 @@ def test_counts_are_those_of_the_reference(tmp_path: Path) -> None:
     """Short pieces and long ones, of which some begin alike, from batches on three threads."""
     text = (_sample_text(3000) + " " + "漢字" * 30 + " " + "漢字" * 29 + "x" + EOT) * 4
     (tmp_path / "a.txt").write_bytes(text.encode())
-    counter = compiled_trainer.PieceCounter([EOT], pattern="gpt2")
-    list(counter.count([[part] for part in text.split(EOT)], num_threads=3))
+    counter = compiled_counter.PieceCounter([EOT], pattern="gpt2", num_threads=3)
+    list(counter.count(compiled_counter.chunk_of([part]) for part in text.split(EOT)))
     words = counter.words()
     data, bounds = words.data.tobytes(), [0, *words.ends.tolist()]
     found = {data[a:b].decode(): n for a, b, n in zip(bounds, bounds[1:], words.counts.tolist(), strict=False)}
