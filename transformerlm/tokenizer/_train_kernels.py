@@ -384,6 +384,16 @@ def write_places(pair: int, new: int, slots: Array, places: Array, pairs: Array,
             add_place(pairs, sides[after, RIGHT_COUNT], places, start)
 
 
+@helper
+def room_to_merge(pair: int, left: int, right: int, pairs: Array, tokens: Array, spelled: Array, facts: Array) -> int:
+    """Return what a merge may lack: nothing (`DONE`), room for new pairs, two a place or a token at most, or bytes."""
+    if facts[NUM_PAIRS] + 2 * min(pairs[pair, PAIR_PLACES], facts[NUM_TOKENS] + 1) > pairs.shape[0]:
+        return NEED_PAIRS
+    if facts[NUM_BYTES] + tokens[left, LENGTH] + tokens[right, LENGTH] > spelled.size:
+        return NEED_BYTES
+    return DONE
+
+
 @kernel
 def learn(
     num_tokens: int, slots: Array, weights: Array, word_counts: Array, places: Array, pairs: Array, index: Array,
@@ -395,15 +405,14 @@ def learn(
     Returns `DONE`, `NO_PAIR_LEFT`, or what is needed to go on.
     """
     while facts[NUM_TOKENS] < num_tokens:
-        if facts[NUM_PAIRS] + 2 * facts[NUM_TOKENS] + 2 > pairs.shape[0]:
-            return NEED_PAIRS
         pair = next_pair(counts, heap, heads, following, pairs, tokens, spelled, known, facts)
         if pair == NONE:
             return NO_PAIR_LEFT
         left, right = pairs[pair, KEY] >> 32, pairs[pair, KEY] & _KEY_MASK
-        if facts[NUM_BYTES] + tokens[left, LENGTH] + tokens[right, LENGTH] > spelled.size:
+        need = room_to_merge(pair, left, right, pairs, tokens, spelled, facts)
+        if need != DONE:
             wait(pair, counts, heap, heads, following, pairs, tokens, spelled, facts)
-            return NEED_BYTES
+            return need
         new = add_token(left, right, tokens, spelled, known, facts)
         merges[new, 0], merges[new, 1] = left, right
         number = merge_places(pair, new, slots, weights, word_counts, places, pairs, tokens, sides, touched)

@@ -8,6 +8,7 @@ are 64-bit.
 from __future__ import annotations
 
 import codecs
+import mmap
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -31,7 +32,7 @@ from transformerlm.utils.text_files import ReadStats
 
 Array = np.ndarray[Any, Any]
 
-CHUNK_BYTES = 1 << 19  # a few of them fit the processor's cache
+CHUNK_BYTES = 1 << 18  # a few of them fit the processor's cache
 TABLE_BYTES = 1 << 26  # a thread's share where no limit is given
 
 _FIRST_SLOTS = 1 << 12
@@ -191,7 +192,7 @@ class PieceCounts:
     """A table of pieces and their counts that grows as its kernels ask; see `_kernels.py` for what is in it."""
 
     def __init__(self) -> None:
-        self.slots = np.zeros(_FIRST_SLOTS * kernels.SLOT_WORDS, dtype=np.uint64)
+        self.slots = _zeros(_FIRST_SLOTS * kernels.SLOT_WORDS)
         self.long_bytes = np.zeros(1 << 12, dtype=np.uint8)
         self.used = np.zeros(3, dtype=np.int64)
 
@@ -218,7 +219,7 @@ class PieceCounts:
     def make_room(self, need: int, length: int) -> None:
         """Give a kernel what it lacks for a piece of `length` bytes."""
         if need == kernels.NEED_SLOTS:
-            old, self.slots = self.slots, np.zeros(2 * len(self.slots), dtype=np.uint64)
+            old, self.slots = self.slots, _zeros(2 * len(self.slots))
             kernels.rehash(old, self.slots, self.shift)
         else:
             short, self.long_bytes = self.long_bytes, np.zeros(2 * len(self.long_bytes) + length + 8, dtype=np.uint8)
@@ -256,6 +257,11 @@ def made_valid(chunk: Chunk) -> tuple[Chunk, int]:
     data = chunk.data[:end].tobytes()
     text = data.decode("utf-8", "replace")
     return chunk_of([text]), text.count("\ufffd") - data.count("\ufffd".encode())
+
+
+def _zeros(number: int) -> Array:
+    """Return 64-bit zeros in pages of their own: what a thread frees otherwise, the allocator keeps for that thread."""
+    return np.frombuffer(mmap.mmap(-1, 8 * number), dtype=np.uint64)
 
 
 def _fill(file: FileIO, data: Array, start: int) -> int:

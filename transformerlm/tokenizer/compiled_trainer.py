@@ -141,7 +141,7 @@ class _Learner:
 
     def _more_pairs(self) -> None:
         number = int(self.facts[train_kernels.NUM_PAIRS])
-        wanted = number + 2 * int(self.facts[train_kernels.NUM_TOKENS]) + 2
+        wanted = number + 2 * int(self.facts[train_kernels.NUM_TOKENS]) + 2  # by one merge, at most
         room = len(self.pairs) * 2
         while room < wanted:
             room *= 2
