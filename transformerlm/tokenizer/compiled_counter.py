@@ -36,6 +36,7 @@ CHUNK_BYTES = 1 << 18  # a few of them fit the processor's cache
 TABLE_BYTES = 1 << 26  # a thread's share where no limit is given
 
 _FIRST_SLOTS = 1 << 12
+_BYTES_PER_PIECE = 165  # a growing table's, 32 / (3/4) and twice that, and an eighth and a tenth for the threads'
 _TAIL_BYTES = 1 << 12
 _CONTINUATION = bytes(range(0x80, 0xC0))  # what goes on in UTF-8, and begins nothing
 
@@ -113,12 +114,19 @@ class PieceCounter:
         num_threads: int = 1,
         memory_limit_mb: float | None = None,
     ) -> None:
-        """Prepare; of a limit the threads' tables get a quarter, since what they hold may be there twice."""
+        """Prepare; of a limit the threads' tables get an eighth, since the words that they hold may be in all of them.
+
+        Args:
+            special_tokens: cut the text and are not counted.
+            pattern: a name in `PATTERNS`.
+            num_threads: how many count at a time.
+            memory_limit_mb: what the distinct words may need to be counted, and to be learned from.
+        """
         self._specials = SpecialTokens(dict.fromkeys(special_tokens, 0))
         self._pattern = PATTERNS[pattern]
         self._num_threads = num_threads
         self._limit_mb = memory_limit_mb
-        self._share = TABLE_BYTES if memory_limit_mb is None else int(memory_limit_mb * 1e6) // (4 * num_threads)
+        self._share = TABLE_BYTES if memory_limit_mb is None else int(memory_limit_mb * 1e6) // (8 * num_threads)
         self._tables: LifoQueue[PieceCounts] = LifoQueue()
         self._total = PieceCounts()
         self._lock = threading.Lock()
@@ -175,7 +183,8 @@ class PieceCounter:
         with self._lock:
             add_words(self._total, words)
             number, num_bytes = self._total.num_pieces, self._total.num_bytes
-        check_memory_limit(self._limit_mb, COMPILED_BYTES_PER_SLOT * (number + num_bytes), num_words=number)
+        needed = max(_BYTES_PER_PIECE * number, COMPILED_BYTES_PER_SLOT * (number + num_bytes))
+        check_memory_limit(self._limit_mb, needed, num_words=number)
 
     @contextmanager
     def _table(self) -> Iterator[PieceCounts]:
