@@ -1,10 +1,10 @@
 """From text files to token files: documents encoded in parallel, in order, in bounded memory.
 
-One pass: this process reads the text, cuts it into documents (at the separator, at a file's end, one per JSON line)
-and those into pieces at safe places; workers encode batches of pieces (threads with the tokenizer's compiled engine,
-which large inputs get, processes otherwise); this process appends what they return.
-Each document is followed by the separator's id, and no token crosses from one document into the next. The result is
-the same for any number of workers.
+One pass: this process reads the text and cuts it at safe places; workers encode batches of such pieces (threads with
+the tokenizer's compiled engine, which large inputs get, processes otherwise); this process appends what they return.
+Each document is followed by the separator's id: where the text has the separator, at a file's end, and after each JSON
+line. So the ids themselves say where documents end, and nothing here is done document by document. The result is the
+same for any number of workers.
 
 The validation split takes whole documents, spread evenly over the inputs: document i goes there when the fractional
 part of i times the golden ratio is below the fraction. That is the same for each run, close to the fraction at every
@@ -29,13 +29,15 @@ from databuilder.token_file import TokenFileWriter, publish, sidecar_path
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, resolve_num_workers
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, safe_pieces
-from transformerlm.utils.text_files import ReadStats, TextBlock, expand_inputs, read_text, total_bytes
+from transformerlm.utils.text_files import ReadStats, expand_inputs, read_text, total_bytes
 
 DEFAULT_SEPARATOR = "<|endoftext|>"
 BATCH_CHARS = 1 << 20
 
-_TRAIN, _VALID = 0, 1
-_GOLDEN_RATIO = 0x9E3779B97F4A7C15  # its fractional part, in units of 2^-64
+Array = np.ndarray[Any, Any]
+
+_TRAIN, _VALID, _DROPPED = 0, 1, -1
+_GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)  # its fractional part, in units of 2^-64
 
 
 @dataclass(frozen=True)
@@ -98,17 +100,24 @@ def build_dataset(
     _check_outputs(outputs, paths, overwrite=overwrite)
     _check_separator(tokenizer, separator)
     stats = ReadStats()
-    source = _DocumentSource(paths, tokenizer, separator, text_field, valid_fraction, stats)
+    sorter = _DocumentSorter(tokenizer, separator, valid_fraction)
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    num_bytes = total_bytes(paths)
     with ExitStack() as stack:
         writers = [stack.enter_context(TokenFileWriter(path, dtype)) for path in outputs]
-        workers = resolve_num_workers(num_workers, total_bytes(paths))
-        text_bytes = _encode_all(source, writers, num_workers=workers, progress=progress)
-        source.check_documents()
-        splits = [
-            SplitReport(writer.path, writer.tokens, size, documents)
-            for writer, size, documents in zip(writers, text_bytes, source.documents, strict=False)
-        ]
+        _encode_all(
+            _batches(paths, tokenizer, text_field, stats),
+            _BatchEncoder(tokenizer, separator),
+            sorter,
+            writers,
+            num_bytes=num_bytes,
+            num_workers=resolve_num_workers(num_workers, num_bytes),
+            threads=tokenizer.runs_in_threads(num_bytes),
+            progress=progress,
+        )
+        _check_documents(sorter, paths, separator, valid_fraction)
+        counts = zip(writers, sorter.num_bytes.tolist(), sorter.num_documents.tolist(), strict=False)
+        splits = [SplitReport(writer.path, writer.tokens, size, documents) for writer, size, documents in counts]
         shared = _shared_facts(tokenizer, paths, separator)
         publish(writers, [{"bytes": split.bytes, "documents": split.documents, **shared} for split in splits])
     return BuildReport(
@@ -116,146 +125,149 @@ def build_dataset(
         valid=splits[_VALID] if len(splits) > 1 else None,
         seconds=time.perf_counter() - start,
         invalid_utf8=stats.invalid_utf8,
-        empty_documents=source.empty_documents,
+        empty_documents=sorter.num_empty,
     )
 
 
-def is_validation_document(index: int, fraction: float) -> bool:
-    """Tell whether document `index` (from 0, empty ones not counted) is held out."""
-    return (index * _GOLDEN_RATIO) % (1 << 64) < fraction * (1 << 64)
-
-
-class _Piece(NamedTuple):
-    text: str
-    split: int
-    ends_document: bool
+def are_validation_documents(indexes: Array, fraction: float) -> Array:
+    """Tell which documents are held out, bool `(documents,)`; indexes count from 0, without those that have no text."""
+    chosen: Array = indexes.astype(np.uint64) * _GOLDEN_RATIO < np.uint64(math.ceil(fraction * (1 << 64)))
+    return chosen
 
 
 class _Batch(NamedTuple):
-    pieces: list[_Piece]
+    texts: list[str]
+    ends_document: list[bool]
     disk_bytes: int  # read up to and with this batch
 
 
 class _Encoded(NamedTuple):
-    ids: list[bytes]  # per split, as the bytes of an array
-    text_bytes: list[int]  # per split
+    ids: Array  # the separator's behind each document
     disk_bytes: int
-
-
-class _DocumentSource:
-    """Reads the inputs as batches of pieces of documents, each piece with its split, and counts the documents."""
-
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        tokenizer: Tokenizer,
-        separator: str,
-        text_field: str,
-        valid_fraction: float,
-        stats: ReadStats,
-    ) -> None:
-        self.paths = paths
-        self.tokenizer = tokenizer
-        self.separator = separator
-        self.documents = [0, 0]
-        self.empty_documents = 0
-        self.stats = stats
-        self._splitter = SpecialTokenSplitter(tokenizer.special_tokens)
-        self._text_field = text_field
-        self._valid_fraction = valid_fraction
-
-    def batches(self) -> Iterator[_Batch]:
-        """Yield batches of at least `BATCH_CHARS` characters."""
-        pieces: list[_Piece] = []
-        gathered = 0
-        for piece in self._pieces():
-            pieces.append(piece)
-            gathered += len(piece.text)
-            if gathered >= BATCH_CHARS:
-                yield _Batch(pieces, self.stats.disk_bytes)
-                pieces, gathered = [], 0
-        yield _Batch(pieces, self.stats.disk_bytes)
-
-    def check_documents(self) -> None:
-        """Refuse inputs that gave no document, or none to one side of the split."""
-        train, valid = self.documents
-        if train + valid == 0:
-            raise ValueError(f"inputs: expected text, found none in {', '.join(map(str, self.paths))}")
-        if self._valid_fraction > 0 and 0 in (train, valid):
-            raise ValueError(
-                f"valid_fraction: expected at least one document on each side, found {train + valid} in all at "
-                f"{self._valid_fraction} (documents end at {self.separator!r})"
-            )
-
-    def _pieces(self) -> Iterator[_Piece]:
-        """Give each document with any text its split; a document of white space alone is dropped."""
-        blank, split = "", None
-        for block in self._blocks():
-            if split is None and not block.text.strip():
-                self.empty_documents += bool(block.ends_document and blank + block.text)
-                blank = "" if block.ends_document else blank + block.text
-                continue
-            if split is None:
-                split = _VALID if is_validation_document(sum(self.documents), self._valid_fraction) else _TRAIN
-                self.documents[split] += 1
-            yield _Piece(blank + block.text, split, block.ends_document)
-            blank = ""
-            if block.ends_document:
-                split = None
-
-    def _blocks(self) -> Iterator[TextBlock]:
-        """Cut the text at safe places and at the separator."""
-        for path in self.paths:
-            blocks = read_text(path, text_field=self._text_field, stats=self.stats)
-            for text, ends_document in safe_pieces(blocks, self._splitter, size=BATCH_CHARS):
-                end = 0
-                for start, stop in self._splitter.find(text):
-                    if text[start:stop] == self.separator:
-                        yield TextBlock(text[end:start], ends_document=True)
-                        end = stop
-                yield TextBlock(text[end:], ends_document)
 
 
 class _BatchEncoder:
     """The work on one batch, as an object that can be sent to a worker process or shared by threads."""
 
-    def __init__(self, tokenizer: Tokenizer, separator: str, num_splits: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, separator: str) -> None:
         self._tokenizer = tokenizer
         self._separator_id = tokenizer.special_token_ids[separator]
-        self._num_splits = num_splits
 
     def __call__(self, batch: _Batch) -> _Encoded:
-        ids: list[bytes] = []
-        text_bytes: list[int] = []
-        for split in range(self._num_splits):
-            pieces = [piece for piece in batch.pieces if piece.split == split]
-            part, ends = self._tokenizer.encode_batch_to_array([piece.text for piece in pieces])
-            document_ends = ends[[piece.ends_document for piece in pieces]]
-            ids.append(np.insert(part, document_ends, self._separator_id).tobytes())
-            text_bytes.append(sum(len(piece.text.encode()) for piece in pieces))
-        return _Encoded(ids, text_bytes, batch.disk_bytes)
+        ids, ends = self._tokenizer.encode_batch_to_array(batch.texts)
+        if any(batch.ends_document):
+            ids = np.insert(ids, ends[batch.ends_document], self._separator_id)
+        return _Encoded(ids, batch.disk_bytes)
+
+
+class _DocumentSorter:
+    """Tells documents apart in a stream of ids, drops those without text, and gives each of the others its split.
+
+    A document without text holds nothing but white space. One that has only white space so far waits in `_held`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, separator: str, valid_fraction: float) -> None:
+        self.num_documents = np.zeros(2, dtype=np.int64)
+        self.num_bytes = np.zeros(2, dtype=np.int64)
+        self.num_empty = 0
+        self._tokenizer = tokenizer
+        self._separator_id = tokenizer.special_token_ids[separator]
+        self._valid_fraction = valid_fraction
+        tokens = [tokenizer.vocab[token_id] for token_id in range(tokenizer.vocab_size)]
+        tokens[self._separator_id] = b""
+        self._token_bytes = np.array([len(token) for token in tokens], dtype=np.uint32)
+        self._may_be_blank = np.array([not token.decode("utf-8", "ignore").strip() for token in tokens])
+        self._held = np.empty(0, dtype=np.uint16)
+        self._open = _DROPPED  # the split of the document that the next ids go on with
+
+    def sort(self, ids: Array) -> list[Array]:
+        """Return the ids that go to each split."""
+        ids = np.concatenate([self._held, ids]).astype(ids.dtype, copy=False)
+        ends = np.flatnonzero(ids == self._separator_id) + 1
+        starts, ends = np.r_[0, ends], np.r_[ends, len(ids)]  # the last document is still without its end
+        splits = np.full(len(starts), _DROPPED)
+        has_text = ~self._are_blank(ids, starts, ends)
+        if self._open != _DROPPED:
+            splits[0], has_text[0] = self._open, False
+        indexes = self.num_documents.sum() + np.arange(np.count_nonzero(has_text))
+        splits[has_text] = are_validation_documents(indexes, self._valid_fraction)
+        self.num_documents += np.bincount(splits[has_text], minlength=2)
+        self.num_empty += int(np.count_nonzero((splits[:-1] == _DROPPED) & (ends - starts > 1)[:-1]))
+        self._open = int(splits[-1])
+        self._held = ids[starts[-1] :] if self._open == _DROPPED else ids[:0]
+        if not splits[ends > starts].any():  # nothing but training documents
+            parts = [ids, ids[:0]]
+        else:
+            split_of = np.repeat(splits, ends - starts)
+            parts = [ids[split_of == split] for split in (_TRAIN, _VALID)]
+        self.num_bytes += [self._token_bytes[part].sum(dtype=np.int64) for part in parts]
+        return parts
+
+    def _are_blank(self, ids: Array, starts: Array, ends: Array) -> Array:
+        """Tell which stretches of ids have no text; the first two ids of nearly all that have some show it."""
+        if len(ids) == 0:
+            return np.ones(1, dtype=np.bool_)
+        firsts, seconds = (np.minimum(places, ends - 1) for places in (starts, starts + 1))  # the last may be empty
+        blank: Array = self._may_be_blank[ids[firsts]] & self._may_be_blank[ids[seconds]]
+        for number in np.flatnonzero(blank):
+            document = ids[starts[number] : ends[number]]
+            if not self._may_be_blank[document].all():
+                blank[number] = False
+            else:
+                text = self._tokenizer.decode(document[document != self._separator_id])
+                blank[number] = not text.strip()
+        return blank
+
+
+def _batches(paths: Sequence[Path], tokenizer: Tokenizer, text_field: str, stats: ReadStats) -> Iterator[_Batch]:
+    """Read the inputs as batches of at least `BATCH_CHARS` characters, cut at safe places."""
+    splitter = SpecialTokenSplitter(tokenizer.special_tokens, pattern=tokenizer.pattern)
+    texts: list[str] = []
+    ends_document: list[bool] = []
+    gathered = 0
+    for path in paths:
+        for piece in safe_pieces(read_text(path, text_field=text_field, stats=stats), splitter, size=BATCH_CHARS):
+            texts.append(piece.text)
+            ends_document.append(piece.ends_document)
+            gathered += len(piece.text)
+            if gathered >= BATCH_CHARS:
+                yield _Batch(texts, ends_document, stats.disk_bytes)
+                texts, ends_document, gathered = [], [], 0
+    yield _Batch(texts, ends_document, stats.disk_bytes)
 
 
 def _encode_all(
-    source: _DocumentSource, writers: Sequence[TokenFileWriter], *, num_workers: int, progress: ProgressCallback | None
-) -> list[int]:
-    """Append all documents to their files; return the bytes of text of each split."""
-    encoder = _BatchEncoder(source.tokenizer, source.separator, len(writers))
-    num_bytes = total_bytes(source.paths)
-    text_bytes = [0] * len(writers)
-    threads = source.tokenizer.runs_in_threads(num_bytes)
-    results = map_in_order(encoder, source.batches(), num_workers=num_workers, threads=threads)
-    with closing(results):
+    batches: Iterator[_Batch],
+    encoder: _BatchEncoder,
+    sorter: _DocumentSorter,
+    writers: Sequence[TokenFileWriter],
+    *,
+    num_bytes: int,
+    num_workers: int,
+    threads: bool,
+    progress: ProgressCallback | None,
+) -> None:
+    """Append all documents to their files."""
+    with closing(map_in_order(encoder, batches, num_workers=num_workers, threads=threads)) as results:
         for number, encoded in enumerate(results):
             if number == 0 and encoded.disk_bytes > 0:
-                expected = sum(map(len, encoded.ids)) * num_bytes // encoded.disk_bytes
-                _check_room(writers[0].path.parent, expected)
-            for split, writer in enumerate(writers):
-                writer.append(encoded.ids[split])
-                text_bytes[split] += encoded.text_bytes[split]
+                _check_room(writers[0].path.parent, encoded.ids.nbytes * num_bytes // encoded.disk_bytes)
+            for writer, ids in zip(writers, sorter.sort(encoded.ids), strict=False):
+                writer.append(ids)
             if progress is not None:
                 progress("encode", encoded.disk_bytes, num_bytes)
-    return text_bytes
+
+
+def _check_documents(sorter: _DocumentSorter, paths: Sequence[Path], separator: str, valid_fraction: float) -> None:
+    """Refuse inputs that gave no document, or none to one side of the split."""
+    total = sorter.num_documents.sum()
+    if total == 0:
+        raise ValueError(f"inputs: expected text, found none in {', '.join(map(str, paths))}")
+    if valid_fraction > 0 and 0 in sorter.num_documents:
+        raise ValueError(
+            f"valid_fraction: expected at least one document on each side, found {total} in all at "
+            f"{valid_fraction} (documents end at {separator!r})"
+        )
 
 
 def _check_room(folder: Path, expected: int) -> None:

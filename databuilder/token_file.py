@@ -64,20 +64,20 @@ class TokenFileWriter:
         with suppress(FileNotFoundError):
             self._unfinished.unlink()
 
-    def append(self, ids: bytes) -> None:
-        """Write ids, given as the bytes of an array of this file's dtype.
+    def append(self, ids: np.ndarray[Any, Any]) -> None:
+        """Write ids, an array of this file's dtype.
 
         Raises:
             OSError: the disk is full, or another failure to write.
         """
         try:
-            self._file.write(ids)
+            self._file.write(ids.data)
             self._file.flush()
         except OSError as error:
             done = self.tokens * self.dtype.itemsize
             reason = f"{error.strerror} after {done:,} bytes (the unfinished file is removed)"
             raise OSError(error.errno, reason, str(self.path)) from error
-        self.tokens += len(ids) // self.dtype.itemsize
+        self.tokens += len(ids)
 
     def finish(self) -> str:
         """Put the length into the header, make the file durable, and return its sha256."""

@@ -20,7 +20,7 @@ def test_appended_parts_are_one_array(tmp_path: Path, num_tokens: int) -> None:
     ids = np.arange(num_tokens, dtype=np.uint16)
     with TokenFileWriter(tmp_path / "deep/train.npy", UINT16) as writer:
         for start in range(0, num_tokens, 100):
-            writer.append(ids[start : start + 100].tobytes())
+            writer.append(ids[start : start + 100])
         publish([writer], [{"bytes": 7}])
     assert np.array_equal(np.load(tmp_path / "deep/train.npy", mmap_mode="r" if num_tokens else None), ids)
     assert json.loads(sidecar_path(tmp_path / "deep/train.npy").read_text())["tokens"] == num_tokens
@@ -30,7 +30,7 @@ def test_nothing_stays_of_what_was_not_published(tmp_path: Path) -> None:
     """Leaving the block without publishing, as any exception does, removes the unfinished file."""
     writer = TokenFileWriter(tmp_path / "train.npy", UINT16)
     with writer:
-        writer.append(b"\0\0")
+        writer.append(np.array([0], dtype=np.uint16))
         assert os.listdir(tmp_path) == [".train.npy.tmp"]
     assert os.listdir(tmp_path) == []
 
@@ -39,7 +39,7 @@ def test_what_a_killed_build_left_is_taken_over(tmp_path: Path) -> None:
     """An unfinished file from before neither stops a build nor gets into it."""
     (tmp_path / ".train.npy.tmp").write_bytes(b"x" * 1000)
     with TokenFileWriter(tmp_path / "train.npy", UINT16) as writer:
-        writer.append(np.array([5], dtype=np.uint16).tobytes())
+        writer.append(np.array([5], dtype=np.uint16))
         publish([writer], [{}])
     assert np.load(tmp_path / "train.npy").tolist() == [5]
 
@@ -48,7 +48,7 @@ def test_two_builds_of_one_file_are_refused(tmp_path: Path) -> None:
     """The second writer is told of the first, whose file it leaves alone."""
     pytest.importorskip("fcntl")
     with TokenFileWriter(tmp_path / "train.npy", UINT16) as first:
-        first.append(b"\x05\0")
+        first.append(np.array([5], dtype=np.uint16))
         with (
             pytest.raises(FileExistsError, match="found another one writing it"),
             TokenFileWriter(tmp_path / "train.npy", UINT16),

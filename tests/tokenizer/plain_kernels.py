@@ -1,7 +1,7 @@
 """The kernels as plain Python: the same source without numba, where each read and write is checked.
 
 `load` imports the compiled engine's modules anew with this module in the place of `_jit`. What stands here is what the
-three reads of raw memory mean.
+machine instructions mean.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 import transformerlm.tokenizer as package
 
-PADDING = 32
+PADDING = 64
 
 _NAMES = [
     "_jit",
@@ -50,11 +50,16 @@ def word_at(data: np.ndarray, position: int) -> np.uint64:
     return np.uint64(int.from_bytes(data[position : position + 8].tobytes(), "little"))
 
 
-def num_letters_at(data: np.ndarray, position: int) -> int:
-    """Count ASCII letters, sixteen at most."""
-    assert 0 <= position <= len(data) - 16, (position, len(data))
-    block = data[position : position + 16].tobytes()
-    return next((number for number, byte in enumerate(block) if not chr(byte).isascii() or not chr(byte).isalpha()), 16)
+def bytes_between(data: np.ndarray, position: int, set_bits: int, least: int, number: int) -> np.uint64:
+    """Tell which of 64 bytes are in a range, bit by bit."""
+    assert 0 <= position <= len(data) - 64, (position, len(data))
+    found = (byte | set_bits in range(least, least + number) for byte in data[position : position + 64].tolist())
+    return np.uint64(sum(is_in << place for place, is_in in enumerate(found)))
+
+
+def lowest_bit(bits: np.uint64) -> int:
+    """Return the place of the lowest bit."""
+    return (int(bits) & -int(bits)).bit_length() - 1 if bits else 64
 
 
 def load() -> dict[str, ModuleType]:

@@ -63,6 +63,17 @@ def test_small_work_does_not_import_numba(tmp_path: Path) -> None:
     assert result.stdout.split() == ["False"]
 
 
+def test_kernels_that_numba_keeps_elsewhere_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels compiled into NUMBA_CACHE_DIR count as compiled, so that 2 MB of work take them."""
+    monkeypatch.setattr(engines, "__file__", str(tmp_path / "tokenizer" / "engines.py"))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kept"))
+    assert not engines._is_kept.__wrapped__("encode")
+    (tmp_path / "kept" / "tokenizer_0123").mkdir(parents=True)
+    (tmp_path / "kept" / "tokenizer_0123" / "_kernels.encode_segments-1.py311.nbi").touch()
+    assert engines._is_kept.__wrapped__("encode")
+    assert not engines._is_kept.__wrapped__("train")
+
+
 @pytest.mark.slow
 def test_an_install_that_cannot_be_written_works(tmp_path: Path) -> None:
     """Where no folder takes the machine code, kernels are compiled for the process; nothing fails."""

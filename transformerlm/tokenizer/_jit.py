@@ -1,6 +1,6 @@
-"""What the kernels need of numba: the decorator, and three reads of memory that Python cannot spell.
+"""What the kernels need of numba: the decorator, and a few machine instructions that Python cannot spell.
 
-`byte_at`, `word_at` and `num_letters_at` look at raw memory: no bounds are checked and no negative index wraps round,
+`byte_at`, `word_at` and `bytes_between` look at raw memory: no bounds are checked and no negative index wraps round,
 which is why the kernels are given texts with `PADDING` zero bytes behind them. Each is a function of a uint8 array and
 a position; tests/tokenizer/plain_kernels.py spells them in plain Python, where the kernels run uncompiled.
 
@@ -21,15 +21,19 @@ from numba.extending import intrinsic
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-PADDING = 32
+PADDING = 64
+
+# Kernels never allocate, so no references are counted (`_nrt`): numba would count those of the arrays in each inlined
+# helper, four atomic calls a piece of text, ten times the scanner's own work.
+_OPTIONS: dict[str, Any] = {"nogil": True, "_nrt": False}
 
 
 def kernel(function: Function) -> Function:
     """Compile on the first call, without the GIL, and keep the machine code on disk where there is a place for it."""
     try:
-        compiled = njit(function, nogil=True, cache=True)
+        compiled = njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # numba finds no folder that can be written, neither beside the file nor at home
-        return njit(function, nogil=True)  # type: ignore[no-any-return]
+        return njit(**_OPTIONS)(function)  # type: ignore[no-any-return]
     # numba throws its kept code away when the function's own file changes; a kernel holds code of the others as well.
     cache_file: Any = getattr(compiled._cache, "_cache_file", None)
     if hasattr(cache_file, "_source_stamp"):
@@ -46,7 +50,7 @@ def _source_stamp() -> tuple[tuple[str, int, int], ...]:
 
 def helper(function: Function) -> Function:
     """Compile as a part of the kernels that call it."""
-    return njit(function, nogil=True, inline="always")  # type: ignore[no-any-return]
+    return njit(inline="always", **_OPTIONS)(function)  # type: ignore[no-any-return]
 
 
 def _address(context: Any, builder: Any, array_type: Any, array: Any, position: Any, pointee: Any) -> Any:
@@ -77,17 +81,33 @@ def word_at(typing: Any, data: Any, position: Any) -> Any:
 
 
 @intrinsic
-def num_letters_at(typing: Any, data: Any, position: Any) -> Any:
-    """Return how many of the sixteen bytes from here on are ASCII letters, up to the first that is not."""
+def bytes_between(typing: Any, data: Any, position: Any, set_bits: Any, least: Any, number: Any) -> Any:
+    """Return which of the 64 bytes from here on are `least` or one of the `number - 1` values behind it, bit by bit.
+
+    `set_bits` are set in each byte before that: with 0x20 a capital is its small letter.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vector = ir.VectorType(ir.IntType(8), 16)
-        block = builder.load(_address(context, builder, signature.args[0], args[0], args[1], vector), align=1)
-        lower = builder.or_(block, ir.Constant(vector, [0x20] * 16))
-        offset = builder.sub(lower, ir.Constant(vector, [ord("a")] * 16))
-        is_letter = builder.icmp_unsigned("<", offset, ir.Constant(vector, [26] * 16))
-        bits = builder.zext(builder.bitcast(is_letter, ir.IntType(16)), ir.IntType(64))
-        ends = builder.not_(bits)  # bit 16 is always set: at most sixteen
-        return builder.cttz(ends, ir.Constant(ir.IntType(1), 1))
+        vector = ir.VectorType(ir.IntType(8), 64)
 
-    return types.int64(data, types.int64), generate
+        def everywhere(value: Any) -> Any:
+            byte = builder.trunc(value, ir.IntType(8))
+            one = builder.insert_element(ir.Constant(vector, ir.Undefined), byte, ir.Constant(ir.IntType(32), 0))
+            lanes = ir.Constant(ir.VectorType(ir.IntType(32), 64), [0] * 64)
+            return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), lanes)
+
+        block = builder.load(_address(context, builder, signature.args[0], args[0], args[1], vector), align=1)
+        offset = builder.sub(builder.or_(block, everywhere(args[2])), everywhere(args[3]))
+        return builder.bitcast(builder.icmp_unsigned("<", offset, everywhere(args[4])), ir.IntType(64))
+
+    return types.uint64(data, *[types.int64] * 4), generate
+
+
+@intrinsic
+def lowest_bit(typing: Any, bits: Any) -> Any:
+    """Return the place of the lowest bit that is set, 64 if none is."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.int64(types.uint64), generate

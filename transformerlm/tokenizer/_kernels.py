@@ -23,7 +23,7 @@ import numpy as np
 
 from transformerlm.tokenizer._jit import byte_at, helper, kernel, word_at
 from transformerlm.tokenizer._merge_kernels import WORK_PER_BYTE, merge_piece
-from transformerlm.tokenizer._piece_kernels import piece_end
+from transformerlm.tokenizer._piece_kernels import next_end
 
 Array = np.ndarray[Any, Any]
 
@@ -160,8 +160,9 @@ def skip_known(
 ) -> tuple[int, int]:
     """Count short pieces that are in the table, up to the first other one; return where that begins and ends."""
     mask = np.uint64(slots.size - 1)
+    seen_from, seen = start, _U0
     while start < end:
-        stop = piece_end(data, start, end, pattern, table)
+        stop, seen_from, seen = next_end(data, start, end, pattern, table, seen_from, seen)
         if stop - start > SHORT_BYTES:
             return start, stop
         first, second = short_key(data, start, stop - start)
@@ -272,8 +273,9 @@ def write_known(
     its ids are kept: 0 one id, 1 two ids, both in the value itself; 2 more of them, at a place in `ids`.
     """
     mask = np.uint64(slots.size - 1)
+    seen_from, seen = start, _U0
     while start < end:
-        stop = piece_end(data, start, end, pattern, table)
+        stop, seen_from, seen = next_end(data, start, end, pattern, table, seen_from, seen)
         if stop - start > SHORT_BYTES:
             return start, stop, written
         first, second = short_key(data, start, stop - start)

@@ -177,7 +177,9 @@ class CompiledEncoder:
         parts, part_ends = [], []
         total = 0
         tasks = ((data, run) for run in _runs(segments))
-        with closing(map_in_order(self._encode_run, tasks, num_workers=num_threads, threads=True)) as results:
+        with closing(
+            map_in_order(self._encode_run, tasks, num_workers=num_threads, threads=num_threads > 1)
+        ) as results:
             for ids, id_ends in results:
                 parts.append(ids)
                 part_ends.append(id_ends + total)

@@ -141,7 +141,8 @@ class PieceCounter:
         Raises:
             ValueError: the distinct words need more memory than the limit.
         """
-        with closing(map_in_order(self._count, chunks, num_workers=self._num_threads, threads=True)) as results:
+        several = self._num_threads > 1
+        with closing(map_in_order(self._count, chunks, num_workers=self._num_threads, threads=several)) as results:
             yield from results
 
     def add_up(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -85,8 +86,12 @@ def _smallest_input(work: Work) -> int:
 
 @cache
 def _is_kept(work: Work) -> bool:
-    """Tell whether the kernels for this work lie compiled beside their source."""
-    return any((Path(__file__).parent / "__pycache__").glob(_LAST_COMPILED[work] + "*.nbi"))
+    """Tell whether the kernels for this work lie compiled where numba keeps them: beside their source, or elsewhere."""
+    here = Path(__file__).parent
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    elsewhere = Path(os.environ.get("NUMBA_CACHE_DIR") or os.path.join(caches, "numba"))
+    folders = [here / "__pycache__", *elsewhere.glob(f"{here.name}_*")]
+    return any(path for folder in folders for path in folder.glob(_LAST_COMPILED[work] + "*.nbi"))
 
 
 @cache

@@ -1,8 +1,8 @@
 """A map over a stream with worker processes: in order, in bounded memory, and never hanging.
 
 Workers are started with `spawn`: forking a process in which torch or W&B have started threads can deadlock. They
-ignore Ctrl-C (the parent stops them) and leave when the parent is gone, even when it was killed. With one worker
-nothing is started and the function is called right here.
+ignore Ctrl-C (the parent stops them) and leave when the parent is gone, even when it was killed. In place of one
+process nothing is started and the function is called right here.
 """
 
 from __future__ import annotations
@@ -56,12 +56,13 @@ def map_in_order(
     """Yield `function(item)` for each item, in order; at most two items a worker are under way.
 
     `function` is pickled once for each worker, so it may be a bound method of something large. With `threads` the
-    workers are threads and nothing is pickled: for functions that give up the GIL.
+    workers are threads and nothing is pickled: for functions that give up the GIL. Then even a single worker works
+    while the caller reads the items and uses the results.
 
     Raises:
         RuntimeError: a worker process died. What the function itself raises comes through unchanged.
     """
-    if num_workers == 1:
+    if num_workers == 1 and not threads:
         yield from map(function, items)
         return
     pool: Executor
