@@ -43,6 +43,7 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
         text_field=config.text_field,
         pattern=config.tokenizer.pattern,
         engine=config.tokenizer.engine,
+        memory_limit_mb=config.memory_limit_mb,
         progress=StageProgress({"count": "B", "merge": "merge"}),
         stats=stats,
     )

@@ -62,6 +62,12 @@ class TrainTokenizerConfig(Section):
     output_dir: FilePath = Field(description="directory for vocab.json, merges.txt and special_tokens.json")
     overwrite: bool = Field(False, description="replace a tokenizer that is there already")
     workers: Workers = Field(0, description="worker processes or threads; 0: one for each core")
+    memory_limit_mb: int | None = Field(
+        None,
+        ge=1,
+        le=2**30,
+        description="refuse text whose distinct words take more MB to count and merge; none: no limit",
+    )
     tokenizer: TokenizerConfig
     logging: LoggingConfig = LoggingConfig()
     wandb: WandbConfig = WandbConfig()

@@ -92,3 +92,17 @@ def test_noop_logging_leaves_stdout_empty(arguments):
     """`logging.backend = "noop"` writes no record; the tokenizer is made all the same."""
     done = call("train_tokenizer", *arguments, "--logging.backend=noop")
     assert (done.code, done.stdout) == (0, "")
+
+
+def test_a_memory_limit_that_is_too_small_is_refused(arguments, tmp_path):
+    """The line names the key, what would do and what was found, and nothing is written; a limit that does is kept."""
+    pytest.importorskip("numba")
+    done = call("train_tokenizer", *arguments, "--memory_limit_mb=1", "--tokenizer.engine=compiled")
+    assert (done.code, done.stdout) == (2, "")
+    assert "memory_limit_mb: expected at least " in done.stderr.splitlines()[-1]
+    assert "found 1 " in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "tokenizer").exists()
+    limited = call("train_tokenizer", *arguments, "--memory_limit_mb=64")
+    assert limited.code == 0
+    unlimited = call("train_tokenizer", *arguments, "--overwrite")
+    assert limited.records[0]["sha256"] == unlimited.records[0]["sha256"]

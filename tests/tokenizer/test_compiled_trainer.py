@@ -16,16 +16,17 @@ from transformerlm.tokenizer import bpe_trainer, train_bpe
 from transformerlm.tokenizer.bpe_trainer import count_pre_tokens
 
 pytest.importorskip("numba")
-from transformerlm.tokenizer import compiled, compiled_trainer
+from transformerlm.tokenizer import _train_kernels as train_kernels
+from transformerlm.tokenizer import compiled, compiled_counter, compiled_trainer
 
 EOT = "<|endoftext|>"
 ALPHABETS = [b"a", b"ab", b"abc", b"a\xff\x00", bytes(range(256))]
 PLAIN = plain_kernels.load()["compiled_trainer"]
 
 
-def _words(counts: Counter[bytes]) -> compiled_trainer.Words:
+def _words(counts: Counter[bytes]) -> compiled_counter.Words:
     ends = np.cumsum([len(word) for word in counts], dtype=np.int64)
-    return compiled_trainer.Words(compiled.padded(b"".join(counts)), ends, np.array([*counts.values()], np.uint64))
+    return compiled_counter.Words(compiled.padded(b"".join(counts)), ends, np.array([*counts.values()], np.uint64))
 
 
 def _random_words(rng: random.Random) -> Counter[bytes]:
@@ -57,20 +58,26 @@ def test_counts_beyond_32_bits_stay_right() -> None:
     """A pair that occurs 2^33 times beats one that occurs 2^33 - 1 times."""
     words = Counter({b"ab": 2**33 - 1, b"cd": 2**33, b"zz": 2**32 + 1})
     assert compiled_trainer.learn_merges(_words(words), 3) == [(b"c", b"d"), (b"a", b"b"), (b"z", b"z")]
-    table = compiled.PieceTable()
+    table = compiled_counter.PieceCounts()
     for _ in range(3):
-        compiled_trainer.add_words(table, _words(words))
-    listed = compiled_trainer.list_words(table)
+        compiled_counter.add_words(table, _words(words))
+    listed = compiled_counter.list_words(table)
     assert sorted(listed.counts.tolist()) == sorted(3 * count for count in words.values())
 
 
 def test_room_is_made_for_pairs_and_long_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """From arrays that are far too small, learning goes on where it stopped."""
     monkeypatch.setattr(compiled_trainer, "_FIRST_PAIRS", 1 << 16)
+    grown: list[int] = []
+    index = train_kernels.index_pairs
+    monkeypatch.setattr(
+        train_kernels, "index_pairs", lambda pairs, *rest: (grown.append(len(pairs)), index(pairs, *rest))
+    )
     rng = random.Random(3)
-    words = Counter(bytes(rng.choices(range(256), k=30)) for _ in range(3000))
+    words = Counter(bytes(rng.choices(range(256), k=30)) for _ in range(6000))
     words[b"ab" * 40_000] = 7
     assert compiled_trainer.learn_merges(_words(words), 700) == bpe_trainer.learn_merges(words, 700)
+    assert grown == [1 << 17]
 
 
 @pytest.mark.parametrize("pattern", ["gpt2", "cl100k"])
@@ -80,6 +87,7 @@ def test_files_give_the_references_merges(
 ) -> None:
     """From text to merges, in chunks, by threads, with separators in between."""
     monkeypatch.setattr(bpe_trainer, "CHUNK_CHARS", 3000)
+    monkeypatch.setattr(compiled_counter, "CHUNK_BYTES", 3000)
     (tmp_path / "a.txt").write_bytes(_sample_text(20_000).encode() + b"\xff" + b"x" * 300)
     (tmp_path / "b.txt").write_bytes(_sample_text(2000, seed=1).encode())
     paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
@@ -99,8 +107,8 @@ def test_counts_are_those_of_the_reference(tmp_path: Path) -> None:
     """Short pieces and long ones, of which some begin alike, from batches on three threads."""
     text = (_sample_text(3000) + " " + "漢字" * 30 + " " + "漢字" * 29 + "x" + EOT) * 4
     (tmp_path / "a.txt").write_bytes(text.encode())
-    counter = compiled_trainer.PieceCounter([EOT], pattern="gpt2")
-    list(counter.count([[part] for part in text.split(EOT)], num_threads=3))
+    counter = compiled_counter.PieceCounter([EOT], pattern="gpt2", num_threads=3)
+    list(counter.count(compiled_counter.chunk_of([part]) for part in text.split(EOT)))
     words = counter.words()
     data, bounds = words.data.tobytes(), [0, *words.ends.tolist()]
     found = {data[a:b].decode(): n for a, b, n in zip(bounds, bounds[1:], words.counts.tolist(), strict=False)}
@@ -114,3 +122,22 @@ def test_text_without_a_pair_and_no_text(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_bytes(b"")
     with pytest.raises(ValueError, match="expected text to train on"):
         train_bpe(tmp_path / "b.txt", 300, [], engine="compiled")
+
+
+def test_more_words_than_places_can_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line says how much there may be and how much there is; here the bound is lowered for the test."""
+    monkeypatch.setattr(compiled_trainer, "MAX_SLOTS", 1 << 27)
+    words = compiled_counter.Words(np.zeros(0, np.uint8), np.array([1 << 28]), np.array([1], np.uint64))
+    with pytest.raises(ValueError, match=r"expected distinct words of less than 0.1 GB in all, found 0.3 GB"):
+        compiled_trainer.learn_merges(words, 3)
+
+
+def test_tables_for_more_pairs_need_room_under_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is looked at again where learning asks for more; room below it is given."""
+    monkeypatch.setattr(compiled_trainer, "_FIRST_PAIRS", 1 << 16)
+    rng = random.Random(3)
+    words = Counter(bytes(rng.choices(range(256), k=30)) for _ in range(6000))
+    expected = compiled_trainer.learn_merges(_words(words), 700)
+    assert compiled_trainer.learn_merges(_words(words), 700, memory_limit_mb=30) == expected
+    with pytest.raises(ValueError, match=r"memory_limit_mb: expected at least 12 .* found 8"):
+        compiled_trainer.learn_merges(_words(words), 700, memory_limit_mb=8)

@@ -145,6 +145,16 @@ def room_for(length: int, slots: Array, used: Array, long_bytes: Array) -> int:
 
 
 @helper
+def room_to_count(length: int, slots: Array, used: Array, long_bytes: Array) -> int:
+    """Return what a new piece lacks to be counted: as `room_for`, but only a quarter of the slots stays empty."""
+    if (used[USED_SLOTS] + 1) * 4 * SLOT_WORDS > 3 * slots.size:
+        return NEED_SLOTS
+    if length > SHORT_BYTES and used[USED_BYTES] + length + 8 > long_bytes.size:
+        return NEED_LONG_BYTES
+    return DONE
+
+
+@helper
 def skip_known(
     data: Array, start: int, end: int, pattern: int, table: Array, slots: Array, shift: Any
 ) -> tuple[int, int]:
@@ -189,7 +199,7 @@ def count_pieces(
                 break
             place = find_slot(data, start, stop - start, slots, shift, long_bytes)
             if slots[place + _U1] == _U0:
-                need = room_for(stop - start, slots, used, long_bytes)
+                need = room_to_count(stop - start, slots, used, long_bytes)
                 if need != DONE:
                     cursor[NEEDED] = stop - start
                     return need
@@ -233,7 +243,7 @@ def add_counts(
         length = ends[number] - start
         place = find_slot(data, start, length, slots, shift, long_bytes)
         if slots[place + _U1] == _U0:
-            need = room_for(length, slots, used, long_bytes)
+            need = room_to_count(length, slots, used, long_bytes)
             if need != DONE:
                 cursor[NEEDED] = length
                 return need

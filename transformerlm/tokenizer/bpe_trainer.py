@@ -19,12 +19,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformerlm.tokenizer.engines import Engine, check_engine, use_compiled
+from transformerlm.tokenizer.memory_limit import REFERENCE_BYTES_PER_SLOT, check_memory_limit
 from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, resolve_num_workers
 from transformerlm.tokenizer.pretokenize import DEFAULT_PATTERN, SpecialTokenSplitter, pre_tokenize, safe_pieces
-from transformerlm.utils.text_files import ReadStats, expand_inputs, read_text, total_bytes
+from transformerlm.utils.text_files import ReadStats, expand_inputs, is_plain_text, read_text, total_bytes
+
+if TYPE_CHECKING:
+    from transformerlm.tokenizer.compiled_counter import Chunk
 
 Pair = tuple[int, int]
 
@@ -43,6 +47,7 @@ def train_bpe(
     text_field: str = "text",
     pattern: str = DEFAULT_PATTERN,
     engine: Engine = "auto",
+    memory_limit_mb: float | None = None,
     progress: ProgressCallback | None = None,
     stats: ReadStats | None = None,
 ) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:
@@ -58,6 +63,7 @@ def train_bpe(
         text_field: where the text stands in a line of a `.jsonl` file.
         pattern: how text is cut into pre-tokens, a name in `pretokenize.PATTERNS`.
         engine: "reference", "compiled" (same result, needs numba), or "auto": the compiled one for large inputs.
+        memory_limit_mb: what counting and merging may take, in megabytes, besides the libraries and the text in hand.
         progress: called with ("count", bytes read, bytes in all), then with ("merge", merges done, merges wanted).
         stats: filled with what the reading met, such as bytes that are not UTF-8.
 
@@ -66,8 +72,8 @@ def train_bpe(
         `merges`: pairs of byte strings.
 
     Raises:
-        ValueError: `vocab_size` below 256 + the special tokens, special tokens that cannot be, or inputs without any
-            text.
+        ValueError: `vocab_size` below 256 + the special tokens, special tokens that cannot be, inputs without any
+            text, or with distinct words that need more memory than the limit.
     """
     specials = list(special_tokens)
     _check_request(vocab_size, specials)
@@ -77,7 +83,7 @@ def train_bpe(
     learn = _learn_compiled if compiled else _learn_by_reference
     merges = learn(
         paths, specials, vocab_size - 256 - len(specials), num_workers=num_workers, text_field=text_field,
-        pattern=pattern, progress=progress, stats=stats,
+        pattern=pattern, progress=progress, stats=stats, memory_limit_mb=memory_limit_mb,
     )  # fmt: skip
     if merges is None:
         raise ValueError(f"inputs: expected text to train on, found none in {', '.join(map(str, paths))}")
@@ -111,20 +117,42 @@ def _learn_compiled(
     pattern: str,
     progress: ProgressCallback | None,
     stats: ReadStats | None,
+    memory_limit_mb: float | None,
 ) -> list[tuple[bytes, bytes]] | None:
     """Count and merge with kernels; `None` where there is no text."""
-    from transformerlm.tokenizer import compiled_trainer
+    from transformerlm.tokenizer import compiled_counter, compiled_trainer
 
     splitter = SpecialTokenSplitter(specials, pattern=pattern)
     stats = stats if stats is not None else ReadStats()
     num_bytes = total_bytes(paths)
-    batches = _batches(paths, splitter, text_field=text_field, stats=stats, chunk_chars=CHUNK_CHARS)
-    counter = compiled_trainer.PieceCounter(specials, pattern=pattern)
-    for _ in counter.count(batches, num_threads=resolve_num_workers(num_workers, num_bytes)):
+    counter = compiled_counter.PieceCounter(
+        specials, pattern=pattern, num_threads=resolve_num_workers(num_workers, num_bytes),
+        memory_limit_mb=memory_limit_mb,
+    )  # fmt: skip
+    for replaced in counter.count(_chunks(paths, splitter, text_field=text_field, stats=stats)):
+        stats.invalid_utf8 += replaced
         if progress is not None:
             progress("count", stats.disk_bytes, num_bytes)
-    words = counter.words()
-    return compiled_trainer.learn_merges(words, num_merges, progress=progress) if len(words.ends) else None
+    if counter.add_up() == 0:
+        return None
+    return compiled_trainer.learn_merges(
+        counter.words(), num_merges, progress=progress, memory_limit_mb=memory_limit_mb
+    )
+
+
+def _chunks(
+    paths: Sequence[Path], splitter: SpecialTokenSplitter, *, text_field: str, stats: ReadStats
+) -> Iterator[Chunk]:
+    """Yield large files of plain text as the bytes they are, and the text of all other files gathered."""
+    from transformerlm.tokenizer.compiled_counter import CHUNK_BYTES, chunk_of, read_chunks
+
+    others = []
+    for path in paths:
+        if is_plain_text(path) and path.stat().st_size >= CHUNK_BYTES:
+            yield from read_chunks(path, splitter, stats=stats)
+        else:
+            others.append(path)
+    yield from map(chunk_of, _batches(others, splitter, text_field=text_field, stats=stats, chunk_chars=CHUNK_BYTES))
 
 
 def count_pre_tokens(
@@ -137,6 +165,7 @@ def count_pre_tokens(
     progress: ProgressCallback | None = None,
     stats: ReadStats | None = None,
     chunk_chars: int = CHUNK_CHARS,
+    memory_limit_mb: float | None = None,
 ) -> Counter[str]:
     """Count the pre-tokens of the files' text, special tokens left out.
 
@@ -152,6 +181,9 @@ def count_pre_tokens(
     with closing(map_in_order(_PreTokenCounter(splitter), batches, num_workers=workers)) as results:
         for chunk_counts in results:
             counts.update(chunk_counts)
+            if memory_limit_mb is not None:
+                num_bytes_to_learn = REFERENCE_BYTES_PER_SLOT * sum(len(word.encode()) + 1 for word in counts)
+                check_memory_limit(memory_limit_mb, num_bytes_to_learn, num_words=len(counts))
             if progress is not None:
                 progress("count", stats.disk_bytes, num_bytes)
     return counts

@@ -25,7 +25,7 @@ ASCII_KINDS = _NUM_CODE_POINTS // 256  # where the kinds of the first block begi
 def unicode_table() -> np.ndarray:
     """Return the table, uint16 `(entries,)`: the kind of code point c is `table[table[c >> 8] + (c & 255)]`."""
     kind_of = np.zeros(_NUM_CODE_POINTS, dtype=np.uint16)
-    everything = "".join(map(chr, range(_UNICODE_END)))
+    everything = np.arange(_UNICODE_END, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
     for kind, pattern in ((LETTER, r"\p{L}+"), (NUMBER, r"\p{N}+"), (SPACE, r"\s+")):
         for match in regex.finditer(pattern, everything):
             kind_of[match.start() : match.end()] = kind

@@ -1,0 +1,282 @@
+"""The compiled engine's counting: text as bytes, cut into chunks, whose pre-tokens threads count, exactly.
+
+Files of plain text are never made Python strings. Each thread counts into a table of its own, so that none waits for
+another; a table that has grown to its share of the memory is added to one table of all threads, and emptied. Counts
+are 64-bit.
+"""
+
+from __future__ import annotations
+
+import codecs
+import mmap
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from io import FileIO
+from pathlib import Path
+from queue import Empty, LifoQueue
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from transformerlm.tokenizer import _kernels as kernels
+from transformerlm.tokenizer import _text_kernels as text_kernels
+from transformerlm.tokenizer._jit import PADDING
+from transformerlm.tokenizer.compiled import PATTERNS, SpecialTokens, hash_shift, padded
+from transformerlm.tokenizer.engines import compiling
+from transformerlm.tokenizer.memory_limit import COMPILED_BYTES_PER_SLOT, check_memory_limit
+from transformerlm.tokenizer.parallel import map_in_order
+from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter
+from transformerlm.tokenizer.unicode_tables import unicode_table
+from transformerlm.utils.text_files import ReadStats
+
+Array = np.ndarray[Any, Any]
+
+CHUNK_BYTES = 1 << 18  # a few of them fit the processor's cache
+TABLE_BYTES = 1 << 26  # a thread's share where no limit is given
+
+_FIRST_SLOTS = 1 << 12
+_BYTES_PER_PIECE = 165  # a growing table's, 32 / (3/4) and twice that, and an eighth and a tenth for the threads'
+_TAIL_BYTES = 1 << 12
+_CONTINUATION = bytes(range(0x80, 0xC0))  # what goes on in UTF-8, and begins nothing
+
+
+class Chunk(NamedTuple):
+    """Texts as UTF-8, one after the other, with `PADDING` zeros behind them; and where each ends."""
+
+    data: Array
+    ends: Array
+
+
+class Words(NamedTuple):
+    """Distinct pre-tokens: their bytes one after the other, where each ends, and how often it occurs."""
+
+    data: Array
+    ends: Array
+    counts: Array
+
+
+def chunk_of(texts: Sequence[str]) -> Chunk:
+    """Return texts as a chunk."""
+    encoded = [text.encode("utf-8", "replace") for text in texts]
+    return Chunk(padded(b"".join(encoded)), np.cumsum([len(text) for text in encoded], dtype=np.int64))
+
+
+def read_chunks(path: Path, splitter: SpecialTokenSplitter, *, stats: ReadStats) -> Iterator[Chunk]:
+    """Yield a file of plain text in chunks, cut where the pre-tokens of the whole are those of both sides.
+
+    Bytes that are no UTF-8 are left as they are. Memory: a chunk, or the longest run without a place to cut.
+    """
+    kept = np.empty(0, dtype=np.uint8)
+    more = True
+    with path.open("rb", buffering=0) as file:
+        while more:
+            data = np.empty(max(CHUNK_BYTES, 2 * len(kept)) + PADDING, dtype=np.uint8)
+            data[: len(kept)] = kept
+            size = _fill(file, data, len(kept))
+            stats.disk_bytes += size - len(kept)
+            more = size == len(data) - PADDING
+            cut = last_cut(data[:size], splitter) if more else size
+            kept = data[cut:size].copy()
+            data[cut : cut + PADDING] = 0
+            if cut:
+                yield Chunk(data[: cut + PADDING], np.array([cut]))
+
+
+def last_cut(data: Array, splitter: SpecialTokenSplitter) -> int:
+    """Return the last place where bytes of text, the beginning of more, may be cut; 0 if there is none.
+
+    `SpecialTokenSplitter.safe_cut` decides, on as much of the end as it needs: two characters, and before them the
+    longest special token. What is no UTF-8 it takes for characters that are neither letter, number nor white space.
+    """
+    longest = max(map(len, splitter.special_tokens), default=0)
+    size = _TAIL_BYTES
+    while True:
+        start = max(0, len(data) - size)
+        whole = data[start:].tobytes()
+        tail = whole.lstrip(_CONTINUATION)
+        text = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(tail)  # leaves out half a character
+        cut = splitter.safe_cut(text)
+        if start == 0 or cut > longest:
+            before = start + len(whole) - len(tail)
+            return before + len(text[:cut].encode("utf-8", "surrogateescape")) if cut else 0
+        size *= 16
+
+
+class PieceCounter:
+    """Counts the pre-tokens of chunks of text; `words` says what came together."""
+
+    def __init__(
+        self,
+        special_tokens: Sequence[str],
+        *,
+        pattern: str,
+        num_threads: int = 1,
+        memory_limit_mb: float | None = None,
+    ) -> None:
+        """Prepare; of a limit the threads' tables get an eighth, since the words that they hold may be in all of them.
+
+        Args:
+            special_tokens: cut the text and are not counted.
+            pattern: a name in `PATTERNS`.
+            num_threads: how many count at a time.
+            memory_limit_mb: what the distinct words may need to be counted, and to be learned from.
+        """
+        self._specials = SpecialTokens(dict.fromkeys(special_tokens, 0))
+        self._pattern = PATTERNS[pattern]
+        self._num_threads = num_threads
+        self._limit_mb = memory_limit_mb
+        self._share = TABLE_BYTES if memory_limit_mb is None else int(memory_limit_mb * 1e6) // (8 * num_threads)
+        self._tables: LifoQueue[PieceCounts] = LifoQueue()
+        self._total = PieceCounts()
+        self._lock = threading.Lock()
+        with compiling("train"):
+            self._count(chunk_of(["a"]))
+            self._add_to_total(self._tables.get_nowait())
+        self._total = PieceCounts()
+
+    def count(self, chunks: Iterable[Chunk]) -> Iterator[int]:
+        """Count chunk by chunk, as many at a time as there are threads; yield how many U+FFFD each was given.
+
+        Raises:
+            ValueError: the distinct words need more memory than the limit.
+        """
+        several = self._num_threads > 1
+        with closing(map_in_order(self._count, chunks, num_workers=self._num_threads, threads=several)) as results:
+            yield from results
+
+    def add_up(self) -> int:
+        """Add up what the threads have counted; return the number of distinct pre-tokens."""
+        while not self._tables.empty():
+            table = self._tables.get_nowait()
+            if self._total.num_pieces == 0:
+                self._total = table
+            else:
+                self._add_to_total(table)
+        return self._total.num_pieces
+
+    def words(self) -> Words:
+        """Return what came together, and forget it."""
+        self.add_up()
+        words, self._total = list_words(self._total), PieceCounts()
+        return words
+
+    def _count(self, chunk: Chunk) -> int:
+        chunk, replaced = made_valid(chunk)
+        data, ends = chunk
+        segments, _ = self._specials.segments(data, np.stack([np.r_[0, ends[:-1]], ends], axis=1))
+        cursor = np.zeros(4, dtype=np.int64)
+        with self._table() as table:
+            while need := kernels.count_pieces(
+                data, segments, cursor, self._pattern, unicode_table(), table.slots, table.shift, table.used,
+                table.long_bytes,
+            ):  # fmt: skip
+                length = int(cursor[kernels.NEEDED])
+                if table.num_pieces > 0 and table.bytes_to_grow(need, length) > self._share:
+                    self._add_to_total(table)
+                    table.clear()
+                else:
+                    table.make_room(need, length)
+        return replaced
+
+    def _add_to_total(self, table: PieceCounts) -> None:
+        words = list_words(table)
+        with self._lock:
+            add_words(self._total, words)
+            number, num_bytes = self._total.num_pieces, self._total.num_bytes
+        needed = max(_BYTES_PER_PIECE * number, COMPILED_BYTES_PER_SLOT * (number + num_bytes))
+        check_memory_limit(self._limit_mb, needed, num_words=number)
+
+    @contextmanager
+    def _table(self) -> Iterator[PieceCounts]:
+        """Lend a table that no other thread has."""
+        try:
+            table = self._tables.get_nowait()
+        except Empty:
+            table = PieceCounts()
+        yield table
+        self._tables.put(table)
+
+
+class PieceCounts:
+    """A table of pieces and their counts that grows as its kernels ask; see `_kernels.py` for what is in it."""
+
+    def __init__(self) -> None:
+        self.slots = _zeros(_FIRST_SLOTS * kernels.SLOT_WORDS)
+        self.long_bytes = np.zeros(1 << 12, dtype=np.uint8)
+        self.used = np.zeros(3, dtype=np.int64)
+
+    @property
+    def shift(self) -> np.uint64:
+        """By how much hashes are shifted for this table."""
+        return hash_shift(len(self.slots) // kernels.SLOT_WORDS)
+
+    @property
+    def num_pieces(self) -> int:
+        """How many pieces are in the table."""
+        return int(self.used[kernels.USED_SLOTS])
+
+    @property
+    def num_bytes(self) -> int:
+        """How many bytes all its pieces have."""
+        return int(self.slots[3 :: kernels.SLOT_WORDS].sum())
+
+    def bytes_to_grow(self, need: int, length: int) -> int:
+        """Return how many bytes the table takes while room is made for a piece of `length` bytes."""
+        more = 2 * self.slots.nbytes if need == kernels.NEED_SLOTS else 2 * len(self.long_bytes) + length
+        return self.slots.nbytes + len(self.long_bytes) + more
+
+    def make_room(self, need: int, length: int) -> None:
+        """Give a kernel what it lacks for a piece of `length` bytes."""
+        if need == kernels.NEED_SLOTS:
+            old, self.slots = self.slots, _zeros(2 * len(self.slots))
+            kernels.rehash(old, self.slots, self.shift)
+        else:
+            short, self.long_bytes = self.long_bytes, np.zeros(2 * len(self.long_bytes) + length + 8, dtype=np.uint8)
+            self.long_bytes[: len(short)] = short
+
+    def clear(self) -> None:
+        """Forget all pieces."""
+        self.slots[:] = 0
+        self.used[:] = 0
+
+
+def list_words(table: PieceCounts) -> Words:
+    """Return the pieces of a table and their counts."""
+    number = table.num_pieces
+    data = np.zeros(table.num_bytes + PADDING, dtype=np.uint8)
+    ends, counts = np.empty(number, dtype=np.int64), np.empty(number, dtype=np.uint64)
+    kernels.list_pieces(table.slots, table.long_bytes, data, ends, counts)
+    return Words(data, ends, counts)
+
+
+def add_words(table: PieceCounts, words: Words) -> None:
+    """Add words and their counts to a table."""
+    cursor = np.zeros(4, dtype=np.int64)
+    while need := kernels.add_counts(
+        words.data, words.ends, words.counts, cursor, table.slots, table.shift, table.used, table.long_bytes
+    ):
+        table.make_room(need, int(cursor[kernels.NEEDED]))
+
+
+def made_valid(chunk: Chunk) -> tuple[Chunk, int]:
+    """Put U+FFFD in place of bytes that are no UTF-8; return how many there are of them now."""
+    end = int(chunk.ends[-1])
+    if text_kernels.first_invalid(chunk.data, end) == end:
+        return chunk, 0
+    data = chunk.data[:end].tobytes()
+    text = data.decode("utf-8", "replace")
+    return chunk_of([text]), text.count("\ufffd") - data.count("\ufffd".encode())
+
+
+def _zeros(number: int) -> Array:
+    """Return 64-bit zeros in pages of their own: what a thread frees otherwise, the allocator keeps for that thread."""
+    return np.frombuffer(mmap.mmap(-1, 8 * number), dtype=np.uint64)
+
+
+def _fill(file: FileIO, data: Array, start: int) -> int:
+    """Read from `start` until only the padding is left, or the file has ended; return where that is."""
+    end = len(data) - PADDING
+    while start < end and (number := file.readinto(data[start:end].data)):
+        start += number
+    return start
