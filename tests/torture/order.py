@@ -79,9 +79,10 @@ class Disk:
             self._expect(bool(newer), "deleted_before_durable", f"{path.name} with {sorted(self.announced)} announced")
 
     def _say(self, line: str) -> None:
-        if '"checkpoint_saved"' not in line or not line.startswith("{"):
+        step = _announced(line)
+        if step is None:
             return
-        name = f"step-{json.loads(line)['step']:08d}"
+        name = f"step-{step:08d}"
         self._expect(name in self.renamed, "not_atomic", f"{name} was announced, but not renamed from another name")
         self._expect(not self.not_durable(name), "not_durable", f"{name}: {self.not_durable(name)}")
         self.announced.add(name)
@@ -89,6 +90,12 @@ class Disk:
     def _expect(self, condition: bool, kind: str, seen: str) -> None:
         if not condition:
             self.findings.append(Finding(kind, seen))
+
+
+def _announced(line: str) -> int | None:
+    """Return the step whose checkpoint a line announces."""
+    record = json.loads(line) if line.startswith("{") else {}
+    return record["step"] if record.get("event") == "checkpoint_saved" else None
 
 
 def _within(path: Path, directory: Path) -> bool:
@@ -116,7 +123,7 @@ def shim_events(stdout: str) -> Iterator[Event]:
 
 def strace_prefix(log: Path) -> list[str]:
     """Return the command that runs another one under strace."""
-    return ["strace", "-f", "-y", "-s", "300", "--seccomp-bpf", "-e", f"trace={CALLS}", "-o", str(log)]
+    return ["strace", "-f", "-y", "-s", "4000", "--seccomp-bpf", "-e", f"trace={CALLS}", "-o", str(log)]
 
 
 def strace_events(log: str, root: Path, cwd: Path) -> Iterator[Event]:
@@ -207,15 +214,9 @@ def cut_the_power(trainer: Trainer, home: Path, *, announcements: int = 3) -> li
     child.signal(signal.SIGKILL)
     child.wait()
     newest = saved_steps(child)[announcements - 1]
-    lines = child.stdout.splitlines(keepends=True)
-    end = next(
-        i
-        for i, line in enumerate(lines)
-        if ('"checkpoint_saved"' in line
-        and f'"step": {newest}' in line)
-        or ('"checkpoint_saved"' in line and f'"step":{newest}' in line)
-    )
-    disk = play(shim_events("".join(lines[: end + 1])), run.checkpoints)
+    lines = child.stdout.splitlines()
+    end = next(number for number, line in enumerate(lines) if _announced(line) == newest)
+    disk = play(shim_events("\n".join(lines[: end + 1])), run.checkpoints)
     for path in disk.unsynced_files:
         if path.is_file():
             path.write_bytes(b"")

@@ -242,7 +242,9 @@ class Toy:
         if self.metrics.exists() and not bug("metrics_twice"):
             last = self.step - bug("metrics_cut_too_far")
             lines = [line for line in self.metrics.read_text().splitlines() if json.loads(line)["step"] <= last]
-            self.metrics.write_text("".join(f"{line}\n" for line in lines))
+            beside = self.metrics.with_suffix(".tmp")
+            beside.write_text("".join(f"{line}\n" for line in lines))
+            beside.replace(self.metrics)
         if self.resumed:
             say({"event": "resumed", "step": self.step}, self.metrics)
 

@@ -50,6 +50,10 @@ def become(request: dict[str, Any]) -> None:
         os.setuid(request["user"])
     sys.path[0] = request["cwd"]
     sys.argv[1:] = request["arguments"]
+    if request["environment"].keys() & {"TORTURE_WATCH", "TORTURE_CLOCK"}:  # what a start of Python would import
+        sys.modules.pop("sitecustomize", None)
+        sys.path.insert(1, request["environment"]["PYTHONPATH"].split(":")[0])
+        importlib.import_module("sitecustomize")
 
 
 if __name__ == "__main__":
