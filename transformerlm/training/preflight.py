@@ -26,7 +26,8 @@ def check_dataset(dataset: TokenDataset, *, config: TrainConfig, tokenizer: Toke
     """Refuse a token file that this model and tokenizer cannot be trained on; `key` is its name in the TOML.
 
     Raises:
-        ValueError: too short for one window, made by another tokenizer, or with ids beyond the model's vocabulary.
+        ValueError: too short for one window, made by another tokenizer, changed since it was made, or with ids beyond
+            the model's vocabulary.
     """
     context_length, vocab_size = config.model.context_length, config.model.vocab_size
     if dataset.num_tokens < context_length + 1:
@@ -40,6 +41,7 @@ def check_dataset(dataset: TokenDataset, *, config: TrainConfig, tokenizer: Toke
             f"{key}: {dataset.path} was made with the tokenizer {dataset.tokenizer_sha256[:12]}..., but data.tokenizer "
             f"({config.data.tokenizer}) is {fingerprint[:12]}...; run transformerlm-make-data again with this tokenizer"
         )
+    dataset.verify()
     largest = dataset.max_id()
     if largest >= vocab_size:
         raise ValueError(
