@@ -77,6 +77,7 @@ def damage_and_resume(
     run, before = Run(prepared.trainer, home), (home / path).read_bytes()
     DAMAGES[damage](home / path, random.Random(f"{path} {damage} {seed}"))
     if (home / path).exists() and (home / path).read_bytes() == before:
+        shutil.rmtree(home)
         return []  # a page that was zero already
     child = run.start(f"--training.max_steps={STEPS}", f"--schedule.warmup_steps={SAVED}")
     code = child.wait()

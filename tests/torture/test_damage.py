@@ -27,4 +27,4 @@ def test_damage_is_noticed(every, real, undisturbed, tmp_path):
         for path, damage in cases(prepared, every=every)
         for finding in damage_and_resume(prepared, tmp_path / "case", path, damage, seed=seed, reference=undisturbed)
     ]
-    assert findings == []
+    assert not findings, "\n".join(map(str, findings))

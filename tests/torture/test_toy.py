@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tests.torture.conftest import TOY
-from tests.torture.harness import Run
+from tests.torture.damage import STEPS, cases, damage_and_resume, prepare
+from tests.torture.faults import explode, meet_a_size_limit, start_twice, stop_by_signal, stop_by_two_signals
+from tests.torture.harness import Run, compare
 from tests.torture.kills import kill_again_and_again
-from tests.torture.order import audit_with_shim, audit_with_strace, cut_the_power
+from tests.torture.order import SHIM, audit_with_shim, audit_with_strace, cut_the_power
+from tests.torture.process import Surroundings
 
 KILL_BUGS = {
     "rng_not_restored": "numbers_differ",
@@ -89,3 +95,98 @@ def test_a_power_cut_loses_what_was_not_flushed(bug, toy, tmp_path):
     """After a simulated power cut the correct toy has what it announced, and each kind of missing flush loses it."""
     findings = cut_the_power(with_bugs(toy, bug), tmp_path)
     assert kinds(findings) == ({"lost_by_power_cut"} if bug else set())
+
+
+# --- damage ------------------------------------------------------------------------------------------------------
+
+
+DAMAGE_BUGS = {
+    "not_checked": "damage_unnoticed",
+    "data_not_checked": "damage_unnoticed",
+    "silent": "unnamed",
+    "traceback": "traceback",
+}
+
+
+def damage_all(trainer, reference, folder, *, every):
+    """Return the findings of every damage to every file, or of two to each."""
+    prepared = prepare(trainer, folder / "prepared")
+    return [
+        finding
+        for path, damage in cases(prepared, every=every)
+        for finding in damage_and_resume(prepared, folder / "case", path, damage, seed=0, reference=reference)
+    ]
+
+
+@pytest.fixture(scope="session")
+def short_reference(toy, tmp_path_factory):
+    """The toy's run to the step that a damaged one is resumed to."""
+    run = Run(toy, tmp_path_factory.mktemp("short"))
+    assert run.finish(f"--training.max_steps={STEPS}") == []
+    return run
+
+
+def test_damage_passes_the_correct_toy(toy, short_reference, tmp_path):
+    """Every damage to every file is noticed by the toy, named, and answered by the checkpoint before."""
+    assert damage_all(toy, short_reference, tmp_path, every=True) == []
+
+
+@pytest.mark.parametrize(("bug", "expected"), DAMAGE_BUGS.items())
+def test_damage_catches(bug, expected, toy, short_reference, tmp_path):
+    """A check that is missing, silent, or ends in a traceback is found."""
+    assert expected in kinds(damage_all(with_bugs(toy, bug), short_reference, tmp_path, every=False))
+
+
+# --- other faults ------------------------------------------------------------------------------------------------
+
+
+def signal_faults(trainer, reference, folder):
+    """Return the findings of one signal and of two."""
+    findings = stop_by_signal(Run(trainer, folder / "one"), signal.SIGTERM, 143, lines=7, reference=reference)
+    return findings + stop_by_two_signals(Run(trainer, folder / "two"), "--training.step_seconds=0.4")
+
+
+def disk_faults(trainer, reference, folder):
+    """Return the findings of a save that meets a size limit."""
+    return meet_a_size_limit(Run(trainer, folder), max_file_bytes=6000, reference=reference)
+
+
+def other_faults(trainer, reference, folder):
+    """Return the findings of two runs, of exploding numbers, and of another hash seed and clock."""
+    run, around = Run(trainer, folder / "odd"), {"PYTHONHASHSEED": "5", "TORTURE_CLOCK": "1", "PYTHONPATH": str(SHIM)}
+    findings = start_twice(Run(trainer, folder / "twice"))
+    findings += explode(Run(trainer, folder / "explode"), "--training.explode_at=12")
+    return findings + run.finish(around=Surroundings(around)) + compare(run, reference)
+
+
+FAULT_BUGS = [
+    (signal_faults, "signals_ignored", "wrong_exit_code"),
+    (signal_faults, "signal_exits_0", "wrong_exit_code"),
+    (signal_faults, "signal_without_save", "not_saved"),
+    (signal_faults, "second_signal_ignored", "second_signal_ignored"),
+    (disk_faults, "failed_save_exits_0", "wrong_exit_code"),
+    (disk_faults, "delete_first", "announced_lost"),
+    (other_faults, "no_lock", "two_runs"),
+    (other_faults, "pid_lock", "stale_lock"),
+    (other_faults, "saves_nan", "non_finite_saved"),
+    (other_faults, "hash_seed", "numbers_differ"),
+    (other_faults, "clock_seed", "numbers_differ"),
+]
+
+
+@pytest.mark.parametrize("faults", [signal_faults, disk_faults, other_faults])
+def test_faults_pass_the_correct_toy(faults, toy, toy_reference, tmp_path):
+    """Signals, a size limit, two runs, exploding numbers and odd surroundings find nothing wrong with the toy."""
+    assert faults(toy, toy_reference, tmp_path) == []
+
+
+@pytest.mark.parametrize(("faults", "bug", "expected"), FAULT_BUGS)
+def test_faults_catch(faults, bug, expected, toy, toy_reference, tmp_path):
+    """Each bug in the answer to a fault is found by its name."""
+    assert expected in kinds(faults(with_bugs(toy, bug), toy_reference, tmp_path))
+
+
+def test_every_bug_of_the_toy_is_caught():
+    """No switch of the toy is left out of these tests."""
+    switches = set(re.findall(r'bug\("(\w+)"\)', Path(TOY).read_text()))
+    assert switches == {*KILL_BUGS, *ORDER_BUGS, *DAMAGE_BUGS, *(bug for _, bug, _ in FAULT_BUGS)}

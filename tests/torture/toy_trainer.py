@@ -52,11 +52,15 @@ def of_values(values: dict[str, Any]) -> str:
 
 def write(path: Path, data: bytes) -> None:
     """Write a file and flush it to disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        if not bug("no_fsync"):
-            os.fsync(file.fileno())
+    try:
+        with path.open("wb") as file:
+            file.write(data)
+            file.flush()
+            if not bug("no_fsync"):
+                os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def sync_directory(path: Path) -> None:
