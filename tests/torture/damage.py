@@ -50,7 +50,7 @@ DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
 def prepare(trainer: Trainer, home: Path) -> Run:
     """Return a run that has stopped at a checkpoint, with one before it."""
     run = Run(trainer, home)
-    assert run.finish(f"--training.max_steps={SAVED}", f"--schedule.warmup_steps={SAVED}") == []
+    assert run.finish(f"--training.max_steps={SAVED}", "--schedule.name=constant") == []
     return run
 
 
@@ -79,10 +79,10 @@ def damage_and_resume(
     if (home / path).exists() and (home / path).read_bytes() == before:
         shutil.rmtree(home)
         return []  # a page that was zero already
-    child = run.start(f"--training.max_steps={STEPS}", f"--schedule.warmup_steps={SAVED}")
+    child = run.start(f"--training.max_steps={STEPS}", "--schedule.name=constant")
     code = child.wait()
     if path.parts[0] == "data":
-        judged = one_line_refusal(child, naming=path.name) if code else _judge_harmless(run, path, reference=reference)
+        judged = one_line_refusal(child, naming=path.stem) if code else _judge_harmless(run, path, reference=reference)
     else:
         judged = _judge_fallback(run, child.stderr, path, code=code, start=resumed_step(child), reference=reference)
     shutil.rmtree(home)
