@@ -32,11 +32,13 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     kills: Counter[str] = field(default_factory=Counter)
     redone: list[int] = field(default_factory=list)
+    cut_saves: int = 0
     laps: int = 0
 
     def __str__(self) -> str:
         return (
-            f"{self.kills.total()} kills in {self.laps} runs ({dict(self.kills)}), steps redone after a kill: "
+            f"{self.kills.total()} kills in {self.laps} runs ({dict(self.kills)}), {self.cut_saves} left a save unfinished, "
+            "steps redone after a kill: "
             f"{max(self.redone, default=0)} at most, {sum(self.redone) / max(1, len(self.redone)):.1f} on average"
         )
 
@@ -59,6 +61,7 @@ def kill_again_and_again(trainer: Trainer, folder: Path, *, kills: int, seed: in
             if not killed or report.findings:
                 break
             report.kills[moment] += 1
+            report.cut_saves += bool(run.temporaries())
         report.laps += 1
         if not report.findings:
             report.findings += run.finish() or compare(run, reference)
