@@ -62,10 +62,10 @@ def files_of(run: Run) -> list[Path]:
 
 
 def cases(run: Run, *, every: bool) -> Iterator[tuple[Path, str]]:
-    """Yield files and damages: every pair, or a flip and one other damage for each file."""
-    others = list(DAMAGES)[1:]
+    """Yield files and damages: every pair, or one damage for each file, by turns."""
+    names = list(DAMAGES)
     for number, path in enumerate(files_of(run)):
-        for name in DAMAGES if every else ("flip", others[number % len(others)]):
+        for name in names if every else [names[number % len(names)]]:
             yield path, name
 
 

@@ -37,9 +37,9 @@ class Report:
 
     def __str__(self) -> str:
         return (
-            f"{self.kills.total()} kills in {self.laps} runs ({dict(self.kills)}), {self.cut_saves} left a save unfinished, "
-            "steps redone after a kill: "
-            f"{max(self.redone, default=0)} at most, {sum(self.redone) / max(1, len(self.redone)):.1f} on average"
+            f"{self.kills.total()} kills in {self.laps} runs ({dict(self.kills)}), of which {self.cut_saves} cut a save; "
+            f"steps redone: {max(self.redone, default=0)} at most, {sum(self.redone) / max(1, len(self.redone)):.1f} on "
+            "average"
         )
 
 

@@ -109,7 +109,7 @@ DAMAGE_BUGS = {
 
 
 def damage_all(trainer, reference, folder, *, every):
-    """Return the findings of every damage to every file, or of two to each."""
+    """Return the findings of every damage to every file, or of one to each."""
     prepared = prepare(trainer, folder / "prepared")
     return [
         finding
