@@ -36,10 +36,10 @@ class Report:
     laps: int = 0
 
     def __str__(self) -> str:
+        average = sum(self.redone) / max(1, len(self.redone))
         return (
-            f"{self.kills.total()} kills in {self.laps} runs ({dict(self.kills)}), of which {self.cut_saves} cut a save; "
-            f"steps redone: {max(self.redone, default=0)} at most, {sum(self.redone) / max(1, len(self.redone)):.1f} on "
-            "average"
+            f"{self.kills.total()} kills in {self.laps} runs ({dict(self.kills)}), {self.cut_saves} of them cut a save; "
+            f"steps redone: {max(self.redone, default=0)} at most, {average:.1f} on average"
         )
 
 

@@ -217,6 +217,9 @@ def cut_the_power(trainer: Trainer, home: Path, *, announcements: int = 3) -> li
     lines = child.stdout.splitlines()
     end = next(number for number, line in enumerate(lines) if _announced(line) == newest)
     disk = play(shim_events("\n".join(lines[: end + 1])), run.checkpoints)
+    for path in run.saved().values():
+        if path.name not in disk.renamed:  # it came after the announcement
+            shutil.rmtree(path)
     for path in disk.unsynced_files:
         if path.is_file():
             path.write_bytes(b"")
