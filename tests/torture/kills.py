@@ -38,7 +38,7 @@ class Report:
     def __str__(self) -> str:
         average = sum(self.redone) / max(1, len(self.redone))
         return (
-            f"{self.kills.total()} kills in {self.laps} runs ({dict(self.kills)}), {self.cut_saves} of them cut a save; "
+            f"{self.kills.total()} kills in {self.laps} runs ({dict(self.kills)}), {self.cut_saves} of them in a save; "
             f"steps redone: {max(self.redone, default=0)} at most, {average:.1f} on average"
         )
 
