@@ -36,10 +36,9 @@ class JsonlLogger(Logger):
         try:
             while written < len(line):
                 written += self._file.write(line[written:])
-        except OSError as error:
+        except OSError:
             if written:
                 self._file.truncate(size)
-            error.filename = str(self.path)  # a write does not say where
             raise
 
     def close(self) -> None:

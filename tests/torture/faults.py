@@ -74,7 +74,7 @@ def start_twice(run: Run) -> list[Finding]:
     holder.wait_until(begun(holder))
     second = run.start(FOREVER)
     second.wait_until(begun(second))
-    if second.poll() is None:
+    if begun(second)():
         findings = [Finding("two_runs", "a second run trains in the same directory")]
         second.kill()
     else:

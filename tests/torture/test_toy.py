@@ -166,7 +166,7 @@ FAULT_BUGS = [
     (signal_faults, "second_signal_ignored", "second_signal_ignored"),
     (disk_faults, "failed_save_exits_0", "wrong_exit_code"),
     (disk_faults, "delete_first", "announced_lost"),
-    (other_faults, "no_lock", "two_runs"),
+    (other_faults, "no_lock", "two_runs unnamed"),  # or they fall over each other
     (other_faults, "pid_lock", "stale_lock"),
     (other_faults, "saves_nan", "non_finite_saved"),
     (other_faults, "hash_seed", "numbers_differ"),
@@ -183,7 +183,7 @@ def test_faults_pass_the_correct_toy(faults, toy, toy_reference, tmp_path):
 @pytest.mark.parametrize(("faults", "bug", "expected"), FAULT_BUGS)
 def test_faults_catch(faults, bug, expected, toy, toy_reference, tmp_path):
     """Each bug in the answer to a fault is found by its name."""
-    assert expected in kinds(faults(with_bugs(toy, bug), toy_reference, tmp_path))
+    assert set(expected.split()) & kinds(faults(with_bugs(toy, bug), toy_reference, tmp_path))
 
 
 def test_every_bug_of_the_toy_is_caught():
