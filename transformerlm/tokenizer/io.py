@@ -182,6 +182,9 @@ def write_atomically(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # a write on a full disk does not say where
+        raise
     finally:
         with suppress(FileNotFoundError):
             unfinished.unlink()

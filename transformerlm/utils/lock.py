@@ -52,9 +52,13 @@ class DirectoryLock:
                 f"{self._directory}: expected to be the only run here, found {holder} training in it; "
                 "wait for it, or choose another logging.run_name"
             )
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()}")
-        self._file.flush()
+        try:
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()}")
+            self._file.flush()
+        except OSError as error:
+            error.filename = str(self._path)  # a write on a full disk does not say where
+            raise
         return self
 
     def __exit__(
