@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from transformerlm.utils import files
+from transformerlm.utils.json_files import values_sha256
 from transformerlm.utils.lock import try_lock
 
 FORMAT = 1
@@ -124,7 +125,8 @@ def publish(writers: Sequence[TokenFileWriter], facts: Sequence[Mapping[str, Any
 
 def _sidecar(writer: TokenFileWriter, facts: Mapping[str, Any]) -> dict[str, Any]:
     digest = writer.finish()
-    return {"format": FORMAT, "tokens": writer.tokens, "dtype": writer.dtype.name, "sha256": digest, **facts}
+    sidecar = {"format": FORMAT, "tokens": writer.tokens, "dtype": writer.dtype.name, "sha256": digest, **facts}
+    return {**sidecar, "sidecar_sha256": values_sha256(sidecar, kept_in="sidecar_sha256")}
 
 
 def _lock(file: BinaryIO, path: Path) -> None:

@@ -22,6 +22,7 @@ from databuilder import build_dataset, dataset_builder
 from databuilder.dataset_builder import are_validation_documents
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.bpe_trainer import learn_merges
+from transformerlm.utils.json_files import values_sha256
 
 EOT = "<|endoftext|>"
 MERGES = learn_merges({b" one": 5, b" two": 4, b"three": 3, b"\n\n": 2}, 12)
@@ -92,6 +93,7 @@ def test_the_sidecar_says_what_the_file_is(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text(f"one{EOT}two é")
     report = _build(tmp_path)
     sidecar = json.loads((tmp_path / "train.json").read_text())
+    assert sidecar.pop("sidecar_sha256") == values_sha256(sidecar, kept_in="sidecar_sha256")
     assert sidecar == {
         "format": 1,
         "tokens": report.train.tokens,
@@ -303,6 +305,7 @@ _SCRIPT = """
 import resource, sys
 from databuilder import build_dataset, dataset_builder
 from transformerlm.tokenizer import Tokenizer
+from transformerlm.utils.json_files import values_sha256
 if __name__ == "__main__":
     folder, workers, file_limit = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     if file_limit:

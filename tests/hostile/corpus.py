@@ -23,8 +23,9 @@ from config.io import dump_toml
 from tests.training.tiny_run import TinyFiles, tiny_config, write_tiny_files
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer import Tokenizer
-from transformerlm.training.checkpoint import Snapshot, _state_sha256, save_checkpoint
+from transformerlm.training.checkpoint import Snapshot, save_checkpoint
 from transformerlm.training.optim import AdamW, parameter_groups
+from transformerlm.utils.json_files import values_sha256
 from transformerlm.utils.seed import rng_state
 
 DEEP = "[" * 1_000_000
@@ -115,7 +116,9 @@ def sign(directory: Path, changes: dict[str, Any] | None = None) -> None:
 
 def write_state(directory: Path, state: dict[str, Any]) -> None:
     """Write a `state.json` that has its own checksum right."""
-    (directory / "state.json").write_text(json.dumps({**state, "state_sha256": _state_sha256(state)}))
+    (directory / "state.json").write_text(
+        json.dumps({**state, "state_sha256": values_sha256(state, kept_in="state_sha256")})
+    )
 
 
 def infer(directory: Path) -> list[str]:

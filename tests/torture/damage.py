@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -90,9 +91,11 @@ def damage_and_resume(
 
 
 def _judge_harmless(run: Run, path: Path, *, reference: Run) -> list[Finding]:
-    """A sidecar has no checksum of its own: a fact that training does not use may change; nothing else may."""
-    if path.suffix == ".json" and path.parent.name == "data" and not compare(run, reference):
-        return []
+    """A sidecar's values have a checksum; what else stands in the file, such as that checksum's name, may change."""
+    if path.suffix == ".json" and path.parent.name == "data":
+        values, before = (json.loads((home / path).read_text()) for home in (run.home, reference.home))
+        if all(values.get(key) == value for key, value in before.items() if key != "sidecar_sha256"):
+            return compare(run, reference)
     return [Finding("damage_unnoticed", "it trained on")]
 
 

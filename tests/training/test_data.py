@@ -194,6 +194,7 @@ def test_verify_notices_a_changed_byte(tmp_path: Path) -> None:
         ({"dtype": "uint32"}, "dtype is uint32 in train.json, found uint16 in the file"),
         ({"vocab_size": "1000"}, "expected vocab_size of type int, found '1000'"),
         ({"sha256": None}, "expected sha256 of type str, found None"),
+        ({"sidecar_sha256": "00" * 32}, "its values have changed since it was written"),
     ],
 )
 def test_sidecar_that_is_wrong_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -25,6 +25,7 @@ from transformerlm.training import checkpoint, guard, same_run
 from transformerlm.training.data import sample_starts
 from transformerlm.training.loop import EvalResult
 from transformerlm.training.trainer import Trainer, TrainState
+from transformerlm.utils.json_files import values_sha256
 from transformerlm.utils.seed import rng_state, seed_everything
 
 # --- a run in which every field of the state matters -------------------------------------------------------------
@@ -126,7 +127,7 @@ def rewrite(directory: Path, change: Any) -> None:
     if isinstance(state.get("sha256"), dict):
         state["sha256"] = {name: checkpoint._sha256(directory / name) for name in state["sha256"]}
     if "state_sha256" in state:
-        state["state_sha256"] = checkpoint._state_sha256(state)
+        state["state_sha256"] = values_sha256(state, kept_in="state_sha256")
     (directory / "state.json").write_text(json.dumps(state))
 
 

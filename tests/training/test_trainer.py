@@ -27,6 +27,7 @@ from tests.training.tiny_run import (
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.training import checkpoint, trainer
 from transformerlm.training.trainer import num_accumulation_steps, token_bytes
+from transformerlm.utils.json_files import values_sha256
 
 ROOT = Path(__file__).parents[2]
 
@@ -255,7 +256,7 @@ def test_a_changed_tokenizer_is_refused_by_fingerprint(files, tmp_path):
     same_data = checkpoint.resolve(tmp_path / "run") / "state.json"
     state = json.loads(same_data.read_text())
     state["data"]["train_sha256"] = json.loads(other.train.with_suffix(".json").read_text())["sha256"]
-    state["state_sha256"] = checkpoint._state_sha256(state)
+    state["state_sha256"] = values_sha256(state, kept_in="state_sha256")
     same_data.write_text(json.dumps(state))
     with pytest.raises(ValueError, match="tokenizer has changed since this checkpoint") as caught:
         train(config)
@@ -267,7 +268,7 @@ def test_a_state_without_what_a_resume_needs_is_refused(files, tmp_path):
     train(tiny_config(files, tmp_path))
     path = checkpoint.resolve(tmp_path / "run") / "state.json"
     state = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("rng", "data")}
-    path.write_text(json.dumps({**state, "state_sha256": checkpoint._state_sha256(state)}))
+    path.write_text(json.dumps({**state, "state_sha256": values_sha256(state, kept_in="state_sha256")}))
     with pytest.raises(checkpoint.CheckpointError, match="does not hold data, rng"):
         train(tiny_config(files, tmp_path))
 

@@ -45,7 +45,7 @@ from transformerlm.training.untrusted import (
     read_header,
 )
 from transformerlm.utils import files
-from transformerlm.utils.json_files import read_json_object
+from transformerlm.utils.json_files import read_json_object, values_sha256
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")
@@ -141,7 +141,7 @@ def _write_files(directory: Path, step: int, snapshot: Snapshot) -> None:
         "optimizer": optimizer,
         "sha256": {name: _sha256(directory / name) for name in _file_names(directory)},
     }
-    state["state_sha256"] = _state_sha256(state)
+    state["state_sha256"] = values_sha256(state, kept_in="state_sha256")
     (directory / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False), encoding="utf-8")
 
 
@@ -311,7 +311,7 @@ def read_state(directory: Path) -> dict[str, Any]:
         raise CheckpointFormatError(f"{path}: expected checkpoint format {FORMAT}, found {state['format']}")
     if type(state.get("step")) is not int or not isinstance(state.get("sha256"), dict):
         raise CheckpointError(f"{path}: expected the keys step and sha256; damaged")
-    if state.get("state_sha256") != _state_sha256(state):
+    if state.get("state_sha256") != values_sha256(state, kept_in="state_sha256"):
         raise CheckpointError(f"{path}: its values do not have the sha256 recorded with them; damaged")
     with _as_checkpoint_error(f"{path}: "):
         check_state_types(state)
@@ -427,12 +427,6 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
 
 def _file_names(directory: Path) -> Iterator[str]:
     return (path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*")) if path.is_file())
-
-
-def _state_sha256(state: dict[str, Any]) -> str:
-    """Return the sha256 of a state's values, whatever the layout of the file they stand in."""
-    values = {key: value for key, value in state.items() if key != "state_sha256"}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from transformerlm.training.token_array import open_token_array
-from transformerlm.utils.json_files import read_json_object
+from transformerlm.utils.json_files import read_json_object, values_sha256
 
 Tokens = npt.NDArray[Any]
 Batch = tuple[Tensor, Tensor]
@@ -208,6 +208,12 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
             raise ValueError(f"{sidecar}: {expected}; run transformerlm-make-data again")
         if isinstance(metadata[key], int) and metadata[key] < 0:
             raise ValueError(f"{sidecar}: expected {key} >= 0, found {metadata[key]}; make the file again")
+    promised = metadata.get("sidecar_sha256")  # the first sidecars had none
+    if promised is not None and promised != (found := values_sha256(metadata, kept_in="sidecar_sha256")):
+        raise ValueError(
+            f"{sidecar}: its values have changed since it was written (their sha256 is {found}, sidecar_sha256 "
+            f"{promised}); run transformerlm-make-data again"
+        )
     return metadata
 
 

@@ -38,8 +38,8 @@ def check_dataset(dataset: TokenDataset, *, config: TrainConfig, tokenizer: Toke
     fingerprint = tokenizer.fingerprint()
     if dataset.tokenizer_sha256 != fingerprint:
         raise ValueError(
-            f"{key}: {dataset.path} was made with the tokenizer {dataset.tokenizer_sha256[:12]}..., but data.tokenizer "
-            f"({config.data.tokenizer}) is {fingerprint[:12]}...; run transformerlm-make-data again with this tokenizer"
+            f"{key}: {dataset.path} was made with the tokenizer {dataset.tokenizer_sha256}, but data.tokenizer "
+            f"({config.data.tokenizer}) is {fingerprint}; run transformerlm-make-data again with this tokenizer"
         )
     dataset.verify()
     largest = dataset.max_id()

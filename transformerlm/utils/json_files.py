@@ -5,8 +5,10 @@ Python's own reader takes the last of two equal keys in silence, knows NaN, and 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,12 @@ def parse_json_object(text: str, *, where: str) -> dict[str, Any]:
         raise ValueError(f"{where}: expected a JSON object, found {type(value).__name__}")
     _check_values(value, where)
     return value
+
+
+def values_sha256(record: Mapping[str, Any], *, kept_in: str) -> str:
+    """Return the sha256 of an object's values, whatever the layout of its file; that under `kept_in` is left out."""
+    values = {key: value for key, value in record.items() if key != kept_in}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
