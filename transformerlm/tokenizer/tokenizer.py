@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
@@ -37,6 +38,7 @@ from transformerlm.utils.text_files import expand_inputs, is_plain_text, read_te
 if TYPE_CHECKING:
     import numpy as np
 
+    from transformerlm.tokenizer.byte_chunks import Chunk
     from transformerlm.tokenizer.compiled import CompiledDecoder, CompiledEncoder
 
 _CACHE_PIECES = 1 << 15
@@ -222,6 +224,18 @@ class Tokenizer:
         lists = self.encode_batch(texts, num_workers)
         ends = np.cumsum([len(ids) for ids in lists], dtype=np.int64)
         return np.array(list(chain.from_iterable(lists)), dtype=self._id_type()), ends
+
+    def encode_chunk(self, chunk: Chunk) -> tuple[np.ndarray, int]:
+        """Return the ids of UTF-8 text that is no Python string, and how many U+FFFD stand for bytes that are none.
+
+        For the compiled engine (see `runs_in_threads`), which loads `byte_chunks.Chunk`.
+        """
+        from transformerlm.tokenizer.byte_chunks import made_valid
+
+        encoder = self._encoder_for(sys.maxsize)
+        assert encoder is not None, "chunks are for the compiled engine"
+        chunk, replaced = made_valid(chunk)
+        return encoder.encode_array(chunk.data, chunk.ends), replaced
 
     def encode_to_array(self, text: str, *, num_workers: int = 1) -> np.ndarray:
         """Return the ids of `text` as a numpy array, uint16 where all ids fit and uint32 otherwise; shape (tokens,)."""

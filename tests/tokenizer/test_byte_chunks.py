@@ -1,0 +1,39 @@
+"""Behaviour of reading text as bytes: cut only where it may be, and nothing refused or changed by the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from transformerlm.tokenizer import train_bpe
+from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter
+from transformerlm.utils.text_files import ReadStats
+
+pytest.importorskip("numba")
+from transformerlm.tokenizer import byte_chunks
+
+
+def test_a_run_without_a_cut_is_one_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk grows until the text can be cut."""
+    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 64)
+    (tmp_path / "a.txt").write_bytes(b"x" * 5000 + b" " + b"y" * 20_000)
+    chunks = list(byte_chunks.read_chunks(tmp_path / "a.txt", SpecialTokenSplitter([]), stats=ReadStats()))
+    assert [int(chunk.ends[-1]) for chunk in chunks] == [5000, 20_001]
+
+
+@pytest.mark.parametrize("damaged", [0, 700, 1500, 2999])
+def test_refused_bytes_are_refused_by_both_engines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: int
+) -> None:
+    """Where bytes that are no UTF-8 are refused, a file that is read in chunks is refused with the same words."""
+    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 1000)
+    data = bytearray("wör ".encode() * 600)
+    data[damaged] = 0xFF
+    (tmp_path / "a.txt").write_bytes(data)
+    found = []
+    for engine in ("reference", "compiled"):
+        with pytest.raises(ValueError, match=r"expected UTF-8, found byte 0x.. at offset") as error:
+            train_bpe(tmp_path / "a.txt", 300, [], engine=engine, stats=ReadStats(refuse_invalid=True))
+        found.append(str(error.value))
+    assert found[0] == found[1]
