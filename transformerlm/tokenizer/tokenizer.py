@@ -14,7 +14,8 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import chain
@@ -288,12 +289,10 @@ class Tokenizer:
             ValueError: an id that is not in the vocabulary.
         """
         try:
-            if isinstance(ids, Sized) and (decoder := self._decoder_for(len(ids))) is not None:
-                import numpy as np
-
-                array = np.asarray(ids)
-                if array.ndim == 1 and array.dtype.kind in "iu":
-                    return decoder.decode(array)
+            if isinstance(ids, Collection) and (decoder := self._decoder_for(len(ids))) is not None:
+                numbers = _as_array(ids)
+                if numbers is not None and numbers.ndim == 1 and numbers.dtype.kind in "iu":
+                    return decoder.decode(numbers)
             return b"".join(map(self.vocab.__getitem__, ids.tolist() if hasattr(ids, "tolist") else ids))
         except KeyError as error:
             raise ValueError(
@@ -373,6 +372,18 @@ class Tokenizer:
 
     def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]
+
+
+def _as_array(ids: Collection[int]) -> np.ndarray | None:
+    """Return ids as an array; `None` for numbers that are not whole or too large, which numpy would cut or round."""
+    import numpy as np
+
+    if hasattr(ids, "dtype"):
+        return np.asarray(ids)
+    try:
+        return np.frombuffer(array("q", ids), dtype=np.int64) if len(ids) else np.empty(0, dtype=np.int64)
+    except (TypeError, OverflowError):
+        return None
 
 
 class _PieceCache(dict[str, tuple[int, ...]]):
