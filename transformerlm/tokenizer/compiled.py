@@ -142,7 +142,7 @@ class CompiledEncoder:
         self._cache_bytes = cache_bytes
         self._tables: LifoQueue[PieceTable] = LifoQueue()
         num_slots = 1 << max(4, (4 * len(merges)).bit_length())
-        self._pairs = np.full(2 * num_slots, -1, dtype=np.int64)
+        self._pairs = np.full(merge_kernels.HASHED + 2 * num_slots, -1, dtype=np.int64)
         self._pair_shift = hash_shift(num_slots)
         with compiling("encode"):
             rows = np.array(merges, dtype=np.int64).reshape(-1, 3)
