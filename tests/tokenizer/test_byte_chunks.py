@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from transformerlm.tokenizer import train_bpe
+from transformerlm.tokenizer import pretokenize, train_bpe
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter
 from transformerlm.utils.text_files import ReadStats
 
@@ -37,3 +37,20 @@ def test_refused_bytes_are_refused_by_both_engines(
             train_bpe(tmp_path / "a.txt", 300, [], engine=engine, stats=ReadStats(refuse_invalid=True))
         found.append(str(error.value))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("run", "is_refused"), [("x" * 1000, True), ("x" * 999, False), ("é" * 999, False)])
+@pytest.mark.parametrize("after", ["", " and more" * 200])
+def test_a_run_that_is_no_text_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: str, is_refused: bool, after: str
+) -> None:
+    """As in a stream of text, the limit counts characters with the blank before them, at the end of a file too."""
+    monkeypatch.setattr(pretokenize, "MAX_UNCUT_CHARS", 1000)
+    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 300)
+    (tmp_path / "a.txt").write_text(f"some words and {run}{after}")
+    chunks = byte_chunks.read_chunks(tmp_path / "a.txt", SpecialTokenSplitter([]), stats=ReadStats())
+    if is_refused:
+        with pytest.raises(ValueError, match=r"a\.txt: expected words of at most 1,000 characters, .* ' xxxxxxxxxx"):
+            list(chunks)
+    else:
+        assert sum(int(chunk.ends[-1]) for chunk in chunks) == (tmp_path / "a.txt").stat().st_size

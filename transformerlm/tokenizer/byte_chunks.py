@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from transformerlm.tokenizer import _text_kernels as text_kernels
+from transformerlm.tokenizer import pretokenize
 from transformerlm.tokenizer._jit import PADDING
 from transformerlm.tokenizer.compiled import padded
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter
@@ -54,7 +55,7 @@ def read_chunks(
     place to cut.
 
     Raises:
-        ValueError: a byte that is no UTF-8, where `stats` refuses them.
+        ValueError: a byte that is no UTF-8, where `stats` refuses them, or a run that is too long to be text.
     """
     kept = np.empty(0, dtype=np.uint8)
     more, position = True, 0
@@ -65,7 +66,9 @@ def read_chunks(
             end = _fill(file, data, len(kept))
             stats.disk_bytes += end - len(kept)
             more = end == len(data) - PADDING
-            cut = last_cut(data[:end], splitter) if more else end
+            cut = last_cut(data[:end], splitter) if more or end > pretokenize.MAX_UNCUT_CHARS else end
+            _check_run(data[cut:end], str(path))
+            cut = cut if more else end
             kept = data[cut:end].copy()
             data[cut : cut + PADDING] = 0
             if stats.refuse_invalid and (place := text_kernels.first_invalid(data, cut)) < cut:
@@ -73,6 +76,11 @@ def read_chunks(
             position += cut
             if cut:
                 yield Chunk(data[: cut + PADDING], np.array([cut]))
+
+
+def _check_run(run: Array, where: str) -> None:
+    if len(run) > pretokenize.MAX_UNCUT_CHARS < np.count_nonzero(run & 0xC0 != 0x80):  # so many characters begin
+        raise pretokenize.too_long_run(where, run[:80].tobytes().decode("utf-8", "replace")[:20])
 
 
 def last_cut(data: Array, splitter: SpecialTokenSplitter) -> int:
