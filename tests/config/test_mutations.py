@@ -64,6 +64,7 @@ VALID: dict[str, set[str]] = {
         "schedule.min_learning_rate",
         "schedule.warmup_steps",
         "seed",
+        "training.early_stop_patience",  # never
         "training.eval_interval",  # only before a checkpoint
         "training.max_skipped_steps",  # stop at the first
         "training.seed",

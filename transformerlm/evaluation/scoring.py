@@ -93,9 +93,12 @@ def cut_windows(lengths: Array, *, context_length: int, stride: int) -> Windows:
 
 
 @torch.no_grad()
-def score_windows(model: TransformerLM, ids: Array, windows: Windows, windowing: Windowing) -> Array:
+def score_windows(
+    model: TransformerLM, ids: Array, windows: Windows, windowing: Windowing, *, greedy: Array | None = None
+) -> Array:
     """Return the nats of each of `ids` `(tokens,)`, fp64; 0 where no window predicts it.
 
+    `greedy` `(tokens,)`, where it is given, is set to True for ids that were the likeliest, and False for others.
     Windows of like length share a batch. A shorter one is filled up with the ids that happen to stand behind it, which
     a causal model does not see before they are past what counts.
     """
@@ -110,10 +113,13 @@ def score_windows(model: TransformerLM, ids: Array, windows: Windows, windowing:
         read = ids[np.minimum(positions, len(ids) - 1)].astype(np.int64)
         rows = torch.from_numpy(read).to(device)
         with windowing.autocast():
-            losses = cross_entropy(model(rows[:, :-1]), rows[:, 1:], reduction="none")
+            logits = model(rows[:, :-1])
+            losses = cross_entropy(logits, rows[:, 1:], reduction="none")
         before = positions[:, :-1]
         scored = (before >= windows.scored_from[batch, None]) & (before < windows.ends[batch, None])
         nats[before[scored] + 1] = losses.cpu().numpy()[scored]
+        if greedy is not None:
+            greedy[before[scored] + 1] = (logits.argmax(dim=-1) == rows[:, 1:]).cpu().numpy()[scored]
         done += int(scored.sum())
         windowing.progress(done, total)
     return nats
