@@ -28,7 +28,7 @@ output_type: {kind}
 doc_to_text: "{{{{question}}}}"
 """
 KINDS = {
-    "multiple_choice": 'doc_to_choice: ["{{good}}", "{{bad}}"]\ndoc_to_target: 0\nmetric_list: [{metric: acc}]\n',
+    "multiple_choice": 'doc_to_choice: "{{[good, bad]}}"\ndoc_to_target: 0\nmetric_list: [{metric: acc}]\n',
     "loglikelihood_rolling": 'doc_to_target: "{{question}} {{good}}"\nmetric_list: [{metric: bits_per_byte}]\n',
     "generate_until": 'doc_to_target: "{{good}}"\ngeneration_kwargs: {until: ["\\n"], max_gen_toks: 12}\n'
     "metric_list: [{metric: exact_match}]\n",
