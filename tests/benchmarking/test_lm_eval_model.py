@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -109,3 +110,38 @@ def test_the_harness_knows_it_by_name(model):
     from lm_eval.api.registry import get_model
 
     assert get_model("transformerlm") is type(model)
+
+
+@pytest.fixture(scope="module")
+def peer(model):
+    """Return the harness's own model of transformers with the same weights and tokenizer."""
+    pytest.importorskip("accelerate", reason="needs lm-eval[hf]")
+    from lm_eval.models.huggingface import HFLM
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from benchmarking.llama_peer import build_llama, copy_weights
+
+    hparams = model._model.hparams()
+    llama = build_llama(hparams)
+    copy_weights(llama, model._model.state_dict(), hparams)
+    with tempfile.TemporaryDirectory() as folder:
+        model._tokenizer.save(folder)
+        tokenizer = Tokenizer(models.BPE.from_file(f"{folder}/vocab.json", f"{folder}/merges.txt"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken("<|endoftext|>", special=True)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+    return HFLM(pretrained=llama.eval(), tokenizer=fast, max_length=CONTEXT, batch_size=2)
+
+
+def test_answers_are_those_of_the_harness_for_transformers(model, peer):
+    """With the same weights every likelihood is that of the harness's own model, long texts and contexts included."""
+    pairs = [("Ada sees", " the sea."), ("", "Bob likes"), ("Zoë finds ", "two 🍎."), ("Ada sees the sea. " * 9, "Bob")]
+    texts = [("Ada sees the sea.",), ("Bob likes a tree.\n" * 8,), ("漢字 " * 30,)]
+    theirs = peer.loglikelihood(requests(*pairs), disable_tqdm=True)
+    their_rolling = peer.loglikelihood_rolling(requests(*texts), disable_tqdm=True)
+    ours = model.loglikelihood(requests(*pairs), disable_tqdm=True)
+    assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
+    assert [nats for nats, _ in ours] == pytest.approx([nats for nats, _ in theirs], rel=1e-4)
+    assert model.loglikelihood_rolling(requests(*texts)) == pytest.approx(their_rolling, rel=1e-4)
