@@ -65,6 +65,13 @@ def test_bytes_are_those_of_the_text(tokenizer):
     assert any("\ufffd" in tokenizer.decode([token_id]) for token_id in documents.ids)
 
 
+def test_half_a_character_has_the_bytes_of_what_is_read_in_its_place(tokenizer):
+    """A lone surrogate is encoded as U+FFFD and counted as that."""
+    documents = encode_documents(["a\ud83d"], tokenizer)
+    assert documents.num_bytes.tolist() == [len("a\ufffd".encode())]
+    assert tokenizer.decode(documents.ids) == "a\ufffd"
+
+
 def test_a_token_file_gives_what_its_text_gives(tmp_path, tokenizer):
     """Ids, ends and bytes of a token file are those of the text it was made from, and its sidecar's sum."""
     paths = write_cut(tmp_path, "one file")

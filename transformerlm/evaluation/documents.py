@@ -81,7 +81,8 @@ def _documents_of(path: Path, separator: str, text_field: str, stats: ReadStats 
 def encode_documents(texts: Sequence[str], tokenizer: Tokenizer, *, separator: str = DEFAULT_SEPARATOR) -> Documents:
     """Return the ids of each text, special tokens recognised as make-data does; its bytes are counted from the text."""
     ids, ends = tokenizer.encode_batch_to_array(texts)
-    num_bytes = np.array([len(text.encode("utf-8", "replace")) for text in texts], dtype=np.int64)
+    # Half a character, a lone surrogate, is encoded as U+FFFD, which has three bytes, too.
+    num_bytes = np.array([len(text.encode("utf-8", "surrogatepass")) for text in texts], dtype=np.int64)
     return Documents(ids, ends, num_bytes, tokenizer.special_token_ids.get(separator))
 
 
