@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from config.eval import EvalConfig
 from config.infer import InferConfig
 from config.make_data import MakeDataConfig
 from config.quickstart import QuickstartConfig
@@ -25,6 +26,7 @@ SCHEMAS = {
     "make_data": MakeDataConfig,
     "train": TrainConfig,
     "infer": InferConfig,
+    "eval": EvalConfig,
     "quickstart": QuickstartConfig,
 }
 
