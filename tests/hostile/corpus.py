@@ -157,7 +157,7 @@ def npy(header: str | bytes, data: bytes = b"", *, version: bytes = b"\x01\x00",
 
 
 def train_on(home: Path, good: Good, data: bytes | np.ndarray, facts: dict[str, Any] | str | None = None) -> list[str]:
-    """Write a token file with a sidecar whose checksums are right, and return the arguments of `train` that read them."""
+    """Write a token file with a sidecar and right checksums, and return the arguments of `train`."""
     path = home / "data.npy"
     if isinstance(data, np.ndarray):
         np.save(path, data)
