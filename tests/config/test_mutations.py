@@ -16,6 +16,7 @@ import pytest
 from config.bench_infer import BenchInferConfig
 from config.bench_tokenizer import BenchTokenizerConfig
 from config.bench_train import BenchTrainConfig
+from config.download import DownloadConfig
 from config.infer import InferConfig
 from config.io import SHIPPED, ConfigError, Key, iter_keys, load_config
 from config.make_data import MakeDataConfig
@@ -27,6 +28,7 @@ SCHEMAS = {
     "bench_infer": BenchInferConfig,
     "bench_tokenizer": BenchTokenizerConfig,
     "bench_train": BenchTrainConfig,
+    "download": DownloadConfig,
     "infer": InferConfig,
     "make_data": MakeDataConfig,
     "quickstart": QuickstartConfig,
@@ -50,6 +52,7 @@ VALID: dict[str, set[str]] = {
         "optimizer.max_grad_norm",  # no clipping
         "optimizer.momentum",
         "optimizer.weight_decay",
+        "retries",  # the first failure ends it
         "samples.interval",  # no samples
         "samples.sampling.min_p",
         "samples.sampling.temperature",  # the likeliest token
@@ -69,7 +72,7 @@ VALID: dict[str, set[str]] = {
     "huge": {"seed", "training.seed"},
     "empty": {"logging.architecture", "logging.dataset"},
     "NUL": {"separator"},  # a special token is any text
-    "no items": {"peers", "prompt", "sizes_mb", "text", "tokenizer.special_tokens"},
+    "no items": {"files", "peers", "prompt", "sha256", "sizes_mb", "text", "tokenizer.special_tokens"},
     "many items": {"input", "prompt", "text"},
     "an item: empty": {"prompt", "samples.prompts"},  # a prompt is any text
     "an item: NUL": {"prompt", "samples.prompts", "tokenizer.special_tokens"},
