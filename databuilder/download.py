@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
@@ -88,7 +89,9 @@ class Download:
                     raise OSError(f"{error} ({failures} failures in a row{hint})") from None
                 if error.retry_after > MAX_WAIT:
                     raise OSError(f"{error} (asks to come back in {error.retry_after:,.0f} s)") from None
-                self.wait(max(error.retry_after, min(2.0 ** (failures - 1), 30.0)))
+                seconds = max(error.retry_after, min(2.0 ** (failures - 1), 30.0))
+                warnings.warn(f"{error}; trying again in {seconds:.0f} s", stacklevel=2)
+                self.wait(seconds)
 
     @property
     def _part(self) -> Path:

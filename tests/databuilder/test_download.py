@@ -28,6 +28,7 @@ from tests.databuilder.hub_server import (
 )
 from transformerlm.utils.lock import try_lock
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*; trying again in")
 DATA = random.Random(0).randbytes(300_000)
 FILE = HubFile("me/texts", "data/a.txt")
 
@@ -99,6 +100,13 @@ def test_cut_connections_go_on_where_they_were(server: HubServer, task: Download
     ranges = [(headers.get("Range"), headers.get("If-Range")) for headers in server.seen("GET")]
     assert ranges == [(None, None), ("bytes=100000-", etag), ("bytes=150000-", etag), ("bytes=150000-", etag)]
     assert _waits(task) == [1.0, 2.0, 4.0]
+
+
+def test_each_retry_is_told(server: HubServer, task: Download) -> None:
+    """A warning says what went wrong, and for how long the download waits."""
+    server.faults = [cut_after(100_000)]
+    with pytest.warns(UserWarning, match=r"connection cut after 100,000; trying again in 1 s"):
+        _run(task)
 
 
 def test_the_next_process_goes_on(server: HubServer, task: Download) -> None:
