@@ -146,6 +146,8 @@ class Download:
 
     def _complete(self, hub: Hub, part: IO[bytes], facts: RemoteFacts) -> None:
         """Bring the part to the file's size, from where it ends or from the beginning."""
+        if self._part_bytes() and not self._record.exists():
+            raise FileExistsError(f"{self._part}: expected the part of a download, found another file; move it away")
         start, etag = self._resume_point(facts)
         part.truncate(start)
         _check_room(self.path.parent, facts.size - start)
@@ -156,10 +158,10 @@ class Download:
         with hub.open(self.file, start=start, etag=etag) as response:
             if start and not _continues(response, start, facts.size):
                 part.truncate(0)
-                if response.status != 200:
-                    raise TransientError(f"{self.file.url(hub.endpoint)}: expected bytes from {start:,}, found others")
                 start = 0
             if start == 0:
+                if response.status != 200:
+                    raise TransientError(f"{self.file.url(hub.endpoint)}: expected the bytes asked for, found others")
                 record = {"version": facts.version, "etag": strong_etag(response.headers.get("ETag"))}
                 write_whole(self._record, json.dumps(record))
             self._receive(response, part, start, facts.size)

@@ -245,6 +245,25 @@ def test_a_range_that_was_not_asked_for_is_not_appended(server: HubServer, task:
     assert task.path.read_bytes() == DATA
 
 
+@pytest.mark.parametrize("code", [206, 416])
+def test_a_part_that_was_not_asked_for_is_not_taken_for_the_file(server: HubServer, task: Download, code: int) -> None:
+    """Without a range in the request only status 200 is the file, also where no checksum would tell."""
+    server.names_checksum = False
+    server.faults = [lambda handler: handler.reply(code, b"x" * len(DATA))]
+    _run(task)
+    assert task.path.read_bytes() == DATA
+
+
+def test_a_file_that_only_looks_like_a_part_is_not_touched(server: HubServer, task: Download) -> None:
+    """A file called NAME.part without its record is somebody else's."""
+    part = task.path.with_name("a.txt.part")
+    part.parent.mkdir()
+    part.write_text("precious")
+    with pytest.raises(FileExistsError, match="found another file; move it away"):
+        _run(task)
+    assert part.read_text() == "precious"
+
+
 def test_a_range_beyond_the_end_begins_anew(server: HubServer, task: Download) -> None:
     """Status 416 throws the part away."""
     server.faults = [cut_after(100_000), status(416)]
