@@ -12,7 +12,7 @@ import pytest
 
 from tests.tokenizer.oracle import slow_merges
 from tests.utils.packed import write_parquet, zstd
-from transformerlm.tokenizer import bpe_trainer, compiled_counter
+from transformerlm.tokenizer import bpe_trainer
 from transformerlm.tokenizer.bpe_trainer import count_pre_tokens, learn_merges, train_bpe
 from transformerlm.utils.text_files import ReadStats
 
@@ -140,7 +140,8 @@ def test_several_inputs_of_all_kinds(tmp_path: Path) -> None:
 
 def test_packed_files_never_count_as_the_bytes_that_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled engine reads large plain files by themselves; one that is packed is unpacked, however large."""
-    monkeypatch.setattr(compiled_counter, "CHUNK_BYTES", 1)
+    byte_chunks = pytest.importorskip("transformerlm.tokenizer.byte_chunks", reason="needs numba")
+    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 1)
     text = "one two three four\n" * 50
     (tmp_path / "a.txt").write_text(text)
     (tmp_path / "a.txt.zst").write_bytes(zstd(text.encode()))
