@@ -64,16 +64,16 @@ def damage_named(path: Path) -> Iterator[None]:
     Raises:
         ValueError: the file is cut off, altered, or in another format than its name says.
     """
-    kinds = {".gz": "gzip", ".zst": "Zstandard", PARQUET: "Parquet"}
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _damaged(path, "gzip", error) from error
     except OSError as error:
+        kind = {".zst": "Zstandard", PARQUET: "Parquet"}.get(path.suffix.lower())
         # pyarrow's own errors have no number; a disk that cannot be read gives one.
-        if error.errno is not None or path.suffix.lower() not in _NEEDS_PYARROW:
+        if error.errno is not None or kind is None:
             raise
-        raise _damaged(path, kinds[path.suffix.lower()], error) from error
+        raise _damaged(path, kind, error) from error
 
 
 def parquet_rows(path: Path, raw: BinaryIO, text_field: str) -> Iterator[tuple[str, bytes]]:
