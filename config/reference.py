@@ -18,6 +18,7 @@ from config.bench_infer import BenchInferConfig
 from config.bench_tokenizer import BenchTokenizerConfig
 from config.bench_train import BenchTrainConfig
 from config.download import DownloadConfig
+from config.eval import EvalConfig
 from config.infer import InferConfig
 from config.io import Key, iter_keys
 from config.make_data import MakeDataConfig
@@ -33,6 +34,7 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "transformerlm-make-data": MakeDataConfig,
     "transformerlm-train": TrainConfig,
     "transformerlm-infer": InferConfig,
+    "transformerlm-eval": EvalConfig,
     "python -m benchmarking.bench_tokenizer": BenchTokenizerConfig,
     "python -m benchmarking.bench_train": BenchTrainConfig,
     "python -m benchmarking.bench_infer_latency": BenchInferConfig,

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from config.download import DownloadConfig
+from config.eval import EvalConfig
 from config.infer import InferConfig
 from config.make_data import MakeDataConfig
 from config.quickstart import QuickstartConfig
@@ -27,6 +28,7 @@ SCHEMAS = {
     "make_data": MakeDataConfig,
     "train": TrainConfig,
     "infer": InferConfig,
+    "eval": EvalConfig,
     "quickstart": QuickstartConfig,
 }
 

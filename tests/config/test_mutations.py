@@ -17,6 +17,7 @@ from config.bench_infer import BenchInferConfig
 from config.bench_tokenizer import BenchTokenizerConfig
 from config.bench_train import BenchTrainConfig
 from config.download import DownloadConfig
+from config.eval import EvalConfig
 from config.infer import InferConfig
 from config.io import SHIPPED, ConfigError, Key, iter_keys, load_config
 from config.make_data import MakeDataConfig
@@ -29,6 +30,7 @@ SCHEMAS = {
     "bench_tokenizer": BenchTokenizerConfig,
     "bench_train": BenchTrainConfig,
     "download": DownloadConfig,
+    "eval": EvalConfig,
     "infer": InferConfig,
     "make_data": MakeDataConfig,
     "quickstart": QuickstartConfig,
@@ -53,6 +55,7 @@ VALID: dict[str, set[str]] = {
         "optimizer.momentum",
         "optimizer.weight_decay",
         "retries",  # the first failure ends it
+        "resamples",  # no intervals
         "samples.interval",  # no samples
         "samples.sampling.min_p",
         "samples.sampling.temperature",  # the likeliest token
@@ -64,6 +67,7 @@ VALID: dict[str, set[str]] = {
         "schedule.min_learning_rate",
         "schedule.warmup_steps",
         "seed",
+        "training.early_stop_patience",  # never
         "training.eval_interval",  # only before a checkpoint
         "training.max_skipped_steps",  # stop at the first
         "training.seed",
@@ -72,7 +76,7 @@ VALID: dict[str, set[str]] = {
     "huge": {"seed", "training.seed"},
     "empty": {"logging.architecture", "logging.dataset"},
     "NUL": {"separator"},  # a special token is any text
-    "no items": {"files", "peers", "prompt", "sha256", "sizes_mb", "text", "tokenizer.special_tokens"},
+    "no items": {"compare", "files", "peers", "prompt", "sha256", "sizes_mb", "text", "tokenizer.special_tokens"},
     "many items": {"input", "prompt", "text"},
     "an item: empty": {"prompt", "samples.prompts"},  # a prompt is any text
     "an item: NUL": {"prompt", "samples.prompts", "tokenizer.special_tokens"},
