@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from config.bench_infer import BenchInferConfig
 from config.bench_tokenizer import BenchTokenizerConfig
 from config.bench_train import BenchTrainConfig
+from config.download import DownloadConfig
 from config.eval import EvalConfig
 from config.infer import InferConfig
 from config.io import Key, iter_keys
@@ -28,6 +29,7 @@ from config.train_tokenizer import TrainTokenizerConfig
 
 COMMANDS: dict[str, type[BaseModel]] = {
     "transformerlm-quickstart": QuickstartConfig,
+    "transformerlm-download": DownloadConfig,
     "transformerlm-train-tokenizer": TrainTokenizerConfig,
     "transformerlm-make-data": MakeDataConfig,
     "transformerlm-train": TrainConfig,

@@ -53,9 +53,10 @@ class TrainTokenizerConfig(Section):
     """Train a byte-level BPE tokenizer on text files."""
 
     input: list[InputName] = Field(
-        min_length=1, description="text files or globs: .txt, .gz, .jsonl (any other name is read as text)"
+        min_length=1,
+        description="text files or globs: .txt, .jsonl, .parquet, .gz, .zst (any other name is read as text)",
     )
-    text_field: TextField = Field("text", description=".jsonl: the field that holds a document's text")
+    text_field: TextField = Field("text", description=".jsonl, .parquet: the field that holds a document's text")
     invalid_utf8: InvalidUtf8 = Field(
         "replace", description="bytes that are no UTF-8: replace (read as U+FFFD, counted) or refuse"
     )

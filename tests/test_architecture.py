@@ -42,6 +42,7 @@ ALLOWED = {
     "transformerlm.training": {"torch", "numpy", "safetensors"},
     "transformerlm.inference": {"torch"},
     "databuilder": {"numpy"},
+    "transformerlm.utils": {"torch", "numpy", "pyarrow"},
     "cli": {"pydantic", "matplotlib"},
 }
 MAX_FILE_LINES = 500
@@ -125,7 +126,9 @@ def test_optional_and_heavy_libraries_are_imported_where_they_are_used(path):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
         for name in names:
-            assert name.split(".")[0] not in ("wandb", "matplotlib", "transformers"), f"{path}:{node.lineno}: {name}"
+            assert name.split(".")[0] not in ("wandb", "matplotlib", "transformers", "pyarrow"), (
+                f"{path}:{node.lineno}: {name}"
+            )
             if room_of(module_of(path)) == "cli":
                 assert room_of(name) in ("cli", "config", None), f"{path}:{node.lineno}: {name} at the top"
                 assert name.split(".")[0] not in ("torch", "numpy"), f"{path}:{node.lineno}: {name} at the top"

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from config.download import DownloadConfig
 from config.eval import EvalConfig
 from config.infer import InferConfig
 from config.make_data import MakeDataConfig
@@ -22,6 +23,7 @@ from config.train_tokenizer import TrainTokenizerConfig
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = {
+    "download": DownloadConfig,
     "train_tokenizer": TrainTokenizerConfig,
     "make_data": MakeDataConfig,
     "train": TrainConfig,

@@ -16,6 +16,7 @@ import pytest
 from config.bench_infer import BenchInferConfig
 from config.bench_tokenizer import BenchTokenizerConfig
 from config.bench_train import BenchTrainConfig
+from config.download import DownloadConfig
 from config.eval import EvalConfig
 from config.infer import InferConfig
 from config.io import SHIPPED, ConfigError, Key, iter_keys, load_config
@@ -28,6 +29,7 @@ SCHEMAS = {
     "bench_infer": BenchInferConfig,
     "bench_tokenizer": BenchTokenizerConfig,
     "bench_train": BenchTrainConfig,
+    "download": DownloadConfig,
     "eval": EvalConfig,
     "infer": InferConfig,
     "make_data": MakeDataConfig,
@@ -52,6 +54,7 @@ VALID: dict[str, set[str]] = {
         "optimizer.max_grad_norm",  # no clipping
         "optimizer.momentum",
         "optimizer.weight_decay",
+        "retries",  # the first failure ends it
         "resamples",  # no intervals
         "samples.interval",  # no samples
         "samples.sampling.min_p",
@@ -73,7 +76,7 @@ VALID: dict[str, set[str]] = {
     "huge": {"seed", "training.seed"},
     "empty": {"logging.architecture", "logging.dataset"},
     "NUL": {"separator"},  # a special token is any text
-    "no items": {"compare", "peers", "prompt", "sizes_mb", "text", "tokenizer.special_tokens"},
+    "no items": {"compare", "files", "peers", "prompt", "sha256", "sizes_mb", "text", "tokenizer.special_tokens"},
     "many items": {"input", "prompt", "text"},
     "an item: empty": {"prompt", "samples.prompts"},  # a prompt is any text
     "an item: NUL": {"prompt", "samples.prompts", "tokenizer.special_tokens"},

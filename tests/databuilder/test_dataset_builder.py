@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from databuilder import build_dataset, dataset_builder
 from databuilder.dataset_builder import are_validation_documents
+from tests.utils.packed import write_parquet, zstd
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.bpe_trainer import learn_merges
 from transformerlm.utils.json_files import values_sha256
@@ -182,11 +183,13 @@ def test_files_read_as_bytes_give_the_same_token_files(
         (tmp_path / name).write_bytes(text[:400] + b"\xff\xe2\x82 " + text[400:] + b" \xf0\x9f")
     (tmp_path / "a.txt").write_text(f"small{EOT}file")
     (tmp_path / "c2.jsonl").write_text('{"text": "a line"}\n' * 20)
+    (tmp_path / "c3.zst").write_bytes(zstd(f"packed{EOT}text".encode() + os.urandom(300)))
+    write_parquet(tmp_path / "c4.parquet", {"text": ["a row", "漢字"] * 50})
     built = []
     for engine in ("reference", "compiled"):
         tokenizer = Tokenizer(TOKENIZER.vocab, MERGES, TOKENIZER.special_tokens, engine=engine)  # type: ignore[arg-type]
         options = {"valid_path": tmp_path / "v.npy", "valid_fraction": 0.3, "overwrite": True}
-        report = _build(tmp_path, [f"{tmp_path}/*.txt", f"{tmp_path}/c2.jsonl"], tokenizer=tokenizer, **options)
+        report = _build(tmp_path, [f"{tmp_path}/*.txt", f"{tmp_path}/c[234].*"], tokenizer=tokenizer, **options)
         files = [(tmp_path / file).read_bytes() for file in ("train.npy", "train.json", "v.npy", "v.json")]
         built.append((files, report.invalid_utf8, report.empty_documents))
     assert built[0] == built[1]

@@ -27,6 +27,7 @@ from tests.hostile.corpus import (
     train_tokenizer,
 )
 from tests.training.tiny_run import tiny_config
+from tests.utils.packed import parquet_bytes, zstd
 
 # --- tokenizers ----------------------------------------------------------------------------------------------------
 
@@ -227,6 +228,15 @@ text_case("a gzip file cut", "a.gz", lambda: gzip.compress(b"some text " * 1000)
 text_case("a gzip file that is none", "a.txt.gz", b"plain text")
 text_case("a gzip file with a flipped bit", "a.gz", lambda: _flipped(gzip.compress(b"some text " * 1000)))
 text_case("70 kB of gzip with a line of 70 MB", "a.jsonl.gz", lambda: gzip.compress(bytes(70_000_000), 1))
+text_case("a zstd file cut", "a.zst", lambda: zstd(b"some text " * 1000)[:-3])
+text_case("a zstd file that is none", "a.txt.zst", b"plain text")
+text_case("a few kB of zstd with a line of 70 MB", "a.jsonl.zst", lambda: zstd(bytes(70_000_000)))
+text_case("a zstd file that wants a window of 2 GB", "a.zst", bytes.fromhex("28b52ffd00a800010000"))
+text_case("a Parquet file that is none", "a.parquet", b"PAR1 and more PAR1")
+text_case("a Parquet file cut", "a.parquet", lambda: parquet_bytes({"text": ["some text"] * 100})[:-9])
+text_case("a Parquet file with flipped bits", "a.parquet", lambda: _flipped(parquet_bytes({"text": ["text"] * 100})))
+text_case("a Parquet file whose texts are numbers", "a.parquet", lambda: parquet_bytes({"text": [1, 2]}))
+text_case("a Parquet file with a row of nothing", "a.parquet", lambda: parquet_bytes({"text": ["a", None]}))
 text_case("a text that is no UTF-8", "a.txt", b"ab\xffcd", "--invalid_utf8=refuse")
 text_case("a text with half a character", "a.jsonl", b'{"text": "\\ud83d"}', "--invalid_utf8=refuse")
 text_case("an empty text", "a.txt", b"")

@@ -16,6 +16,7 @@ import pytest
 from databuilder import dataset_builder
 from databuilder.dataset_builder import build_dataset
 from tests.cli.commands import Outcome, call
+from tests.utils.packed import write_parquet, zstd
 from transformerlm.tokenizer import Tokenizer, bpe_trainer, train_bpe
 from transformerlm.tokenizer.bpe_trainer import learn_merges
 from transformerlm.utils import text_files
@@ -65,7 +66,7 @@ def test_any_bytes_come_back(engine):
 
 
 @each_engine
-@pytest.mark.parametrize("suffix", [".txt", ".txt.gz", ".jsonl"])
+@pytest.mark.parametrize("suffix", [".txt", ".txt.gz", ".jsonl", ".jsonl.zst", ".parquet"])
 def test_a_blocks_edge_anywhere_changes_no_token_file(engine, suffix, tmp_path, monkeypatch):
     """Special tokens, line ends and characters of several bytes may lie across any edge of what is read at once."""
     tokenizer, source = make_tokenizer(engine), write_text(tmp_path / f"in{suffix}", EDGES)
@@ -97,11 +98,10 @@ def test_a_blocks_edge_anywhere_changes_no_merge(engine, suffix, tmp_path, monke
 
 def write_text(path: Path, text: str) -> Path:
     """Write a text as its name says: plain, compressed, or as a JSON line."""
-    if path.suffix == ".gz":
-        path.write_bytes(gzip.compress(text.encode()))
-    else:
-        line = json.dumps({"text": text}) if path.suffix == ".jsonl" else text
-        path.write_bytes(line.encode())
+    if path.suffix == ".parquet":
+        return write_parquet(path, {"text": [text]})
+    line = json.dumps({"text": text}) if ".jsonl" in path.name else text
+    path.write_bytes({".gz": gzip.compress, ".zst": zstd}.get(path.suffix, bytes)(line.encode()))
     return path
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.tokenizer.oracle import slow_merges
+from tests.utils.packed import write_parquet, zstd
 from transformerlm.tokenizer import bpe_trainer
 from transformerlm.tokenizer.bpe_trainer import count_pre_tokens, learn_merges, train_bpe
 from transformerlm.utils.text_files import ReadStats
@@ -135,6 +136,19 @@ def test_several_inputs_of_all_kinds(tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_text(EOT.join(["one two", "two three", "three"]))
     together = train_bpe([f"{tmp_path}/a.*", tmp_path / "b.jsonl"], 300, [EOT], text_field="body")
     assert together == train_bpe(tmp_path / "c.txt", 300, [EOT])
+
+
+def test_packed_files_never_count_as_the_bytes_that_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled engine reads large plain files by themselves; one that is packed is unpacked, however large."""
+    byte_chunks = pytest.importorskip("transformerlm.tokenizer.byte_chunks", reason="needs numba")
+    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 1)
+    text = "one two three four\n" * 50
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "a.txt.zst").write_bytes(zstd(text.encode()))
+    write_parquet(tmp_path / "a.parquet", {"text": [text]})
+    expected = train_bpe(tmp_path / "a.txt", 280, [EOT], engine="compiled", num_workers=1)
+    for name in ("a.txt.zst", "a.parquet"):
+        assert train_bpe(tmp_path / name, 280, [EOT], engine="compiled", num_workers=1) == expected
 
 
 def test_no_word_crosses_from_file_to_file(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tests.tokenizer import plain_kernels
 from tests.tokenizer.test_pretokenize import ANY_TEXT
 from tests.tokenizer.test_tokenizer import EOT, HARD_TEXT, MERGES
+from tests.utils.packed import write_parquet, zstd
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.bpe_trainer import learn_merges
 from transformerlm.tokenizer.pretokenize import PATTERNS
@@ -175,6 +176,10 @@ def test_a_file_has_the_ids_of_its_text(tmp_path: Path, engine: str) -> None:
         )
         assert tokenizer.encode_file(tmp_path / "valid.txt", num_workers=workers).tolist() == tokenizer.encode(text)
     assert tokenizer.encode_file(tmp_path / "a.txt.gz").tolist() == tokenizer.encode(text)
+    (tmp_path / "a.txt.zst").write_bytes(zstd(text.encode()))
+    write_parquet(tmp_path / "a.parquet", {"text": [text]})
+    for packed in ("a.txt.zst", "a.parquet"):
+        assert tokenizer.encode_file(tmp_path / packed).tolist() == tokenizer.encode(text)
     assert tokenizer.encode_file(tmp_path / "a.jsonl").tolist() == tokenizer.encode("one ") + tokenizer.encode(" two")
     assert tokenizer.encode_file(tmp_path / "empty.txt").dtype == np.uint16
 

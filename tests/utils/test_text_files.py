@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.utils.packed import write_parquet, zstd
 from transformerlm.utils import text_files
 from transformerlm.utils.text_files import ReadStats, TextBlock, expand_inputs, read_text, total_bytes
 
@@ -40,7 +42,8 @@ def test_names_and_globs_become_files_in_order(tmp_path: Path) -> None:
         (["sub"], ValueError, r"the folder .*sub \(name its files"),
         (["a.txt", "a.*"], ValueError, "named twice"),
         (["a.txt", "sub/../a.txt"], ValueError, "named twice"),
-        (["data.parquet"], ValueError, "expected plain text.*data.parquet"),
+        (["data.arrow"], ValueError, r"expected plain text.*data\.arrow"),
+        (["data.tar.gz"], ValueError, r"expected plain text.*data\.tar\.gz"),
         (["link.txt"], FileNotFoundError, "broken link"),
     ],
 )
@@ -48,7 +51,8 @@ def test_inputs_that_cannot_be_are_refused(tmp_path: Path, names: list[str], err
     """Each bad input gives one line that names it."""
     (tmp_path / "sub").mkdir()
     (tmp_path / "a.txt").write_text("text")
-    (tmp_path / "data.parquet").write_text("PAR1")
+    for name in ("data.arrow", "data.tar.gz"):
+        (tmp_path / name).write_text("no text")
     (tmp_path / "link.txt").symlink_to(tmp_path / "gone")
     with pytest.raises(error, match=message) as caught:
         expand_inputs([f"{tmp_path}/{name}" for name in names])
@@ -91,13 +95,41 @@ def test_text_is_not_touched(tmp_path: Path) -> None:
     assert stats.invalid_utf8 == 0
 
 
-def test_gzip_reads_like_plain_text(tmp_path: Path) -> None:
-    """A compressed file gives the same text; its progress is counted in bytes on disk."""
-    text = "some text\n" * 1000
-    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text.encode()))
+@pytest.mark.parametrize(("suffix", "compress"), [(".gz", gzip.compress), (".txt.zst", zstd), (".TXT.ZST", zstd)])
+def test_compressed_text_reads_like_plain_text(tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]) -> None:
+    """A compressed file gives the same text, also in several frames; its progress is counted in bytes on disk."""
+    text = "some téxt\r\n" * 1000
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(compress(text.encode()) + compress(b"more"))
     stats = ReadStats()
-    assert _read_all(tmp_path / "a.txt.gz", stats=stats) == text
-    assert stats.disk_bytes == (tmp_path / "a.txt.gz").stat().st_size
+    assert _read_all(path, stats=stats) == text + "more"
+    assert stats.disk_bytes == path.stat().st_size
+    assert not text_files.is_plain_text(path)
+
+
+def test_each_row_of_a_parquet_file_is_a_document(tmp_path: Path) -> None:
+    """The named column's rows are documents, whatever row groups they lie in; progress ends at the file's size."""
+    rows = ["one\r\n", "", "zwei ü", *map(str, range(100))]
+    path = write_parquet(tmp_path / "a.parquet", {"n": list(range(103)), "body": rows}, row_group_size=7)
+    stats = ReadStats()
+    seen = []
+    for block in read_text(path, text_field="body", stats=stats):
+        assert block.ends_document
+        seen.append((block.text, stats.disk_bytes))
+    assert [text for text, _ in seen] == rows
+    assert [done for _, done in seen] == sorted(done for _, done in seen)
+    assert stats.disk_bytes == path.stat().st_size
+    assert not text_files.is_plain_text(path)
+
+
+def test_rows_that_are_no_utf8_are_replaced_and_counted_or_refused(tmp_path: Path) -> None:
+    """A column's bytes are held to the same rule as a file's."""
+    path = write_parquet(tmp_path / "a.parquet", {"text": [b"fine", b"a\xffb"]}, as_text=True)
+    stats = ReadStats()
+    assert _read_all(path, stats=stats) == "finea\ufffdb"
+    assert stats.invalid_utf8 == 1
+    with pytest.raises(ValueError, match=r"a\.parquet: row 2: expected UTF-8, found byte 0xff at offset 1"):
+        _read_all(path, stats=ReadStats(refuse_invalid=True))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "not gzip"])
@@ -111,12 +143,13 @@ def test_a_damaged_gzip_is_named(tmp_path: Path, damage: str) -> None:
         _read_all(tmp_path / "a.gz")
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".JSONL"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".JSONL", ".jsonl.zst"])
 def test_each_json_line_is_a_document(tmp_path: Path, suffix: str) -> None:
     """The named field of each line is one document; blank lines and a byte order mark are passed over."""
     lines = b'\xef\xbb\xbf{"body": "one\\r\\n", "n": 1}\n\n{"body": "two"}\r\n{"body": ""}'
     path = tmp_path / f"a{suffix}"
-    path.write_bytes(gzip.compress(lines) if suffix.endswith(".gz") else lines)
+    compress = {".gz": gzip.compress, ".zst": zstd}.get(path.suffix, bytes)
+    path.write_bytes(compress(lines))
     expected = [TextBlock("one\r\n", True), TextBlock("two", True), TextBlock("", True)]
     assert list(read_text(path, text_field="body")) == expected
 

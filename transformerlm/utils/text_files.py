@@ -1,33 +1,42 @@
 """Text inputs: from file names and globs to a stream of decoded text in bounded memory.
 
-Plain text (any suffix), `.gz` of plain text, and `.jsonl` / `.jsonl.gz` (one JSON object a line, the text under one
-key) are read alike: as `TextBlock`s that say where a document surely ends (the end of a file, or of a JSON line). The
-text is the file's, character for character: line ends are not translated (CRLF stays), a byte order mark stays,
-nothing is normalised. Bytes that are not UTF-8 become U+FFFD and are counted in `ReadStats`, or are refused.
+Plain text (any suffix), `.jsonl` (one JSON object a line, the text under one key), either of them as `.gz` or `.zst`,
+and `.parquet` (the text in one column) are read alike: as `TextBlock`s that say where a document surely ends (the end
+of a file, of a JSON line, or of a row). The text is the file's, character for character: line ends are not translated
+(CRLF stays), a byte order mark stays, nothing is normalised. Bytes that are not UTF-8 become U+FFFD and are counted in
+`ReadStats`, or are refused.
 
 Memory: one block (1 MiB) for text, also of a `.gz` that unpacks to far more; for JSON lines, the longest line (at most
-`MAX_LINE_BYTES`) and what it spells.
+`MAX_LINE_BYTES`) and what it spells; for `.parquet` see `parquet_rows`.
 """
 
 from __future__ import annotations
 
 import codecs
 import glob
-import gzip
 import json
 import os
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from transformerlm.utils.text_formats import (
+    PARQUET,
+    check_can_unpack,
+    damage_named,
+    is_packed,
+    opened,
+    parquet_rows,
+    unpacked_name,
+)
+
 BLOCK_BYTES = 1 << 20
 MAX_LINE_BYTES = 1 << 26
 
 _JSON_SUFFIXES = (".jsonl", ".ndjson")
-_NOT_TEXT = (".zst", ".xz", ".bz2", ".zip", ".tar", ".tgz", ".parquet", ".arrow", ".npy", ".npz", ".safetensors", ".pt")
+_NOT_TEXT = (".xz", ".bz2", ".zip", ".tar", ".tgz", ".arrow", ".npy", ".npz", ".safetensors", ".pt")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _REPLACE_HINT = 'invalid_utf8 = "replace" reads it as U+FFFD'
 _UTF8_BOM = b"\xef\xbb\xbf"
@@ -83,30 +92,30 @@ def total_bytes(paths: Sequence[Path]) -> int:
 
 
 def read_text(path: Path, *, text_field: str = "text", stats: ReadStats | None = None) -> Iterator[TextBlock]:
-    """Yield the text of one file block by block; a JSON line is one block and one document.
+    """Yield the text of one file block by block; a JSON line, or a row of `.parquet`, is one block and one document.
 
     Raises:
-        ValueError: a damaged `.gz`, or a JSON line that is no object with a string under `text_field`, named as
+        ValueError: a damaged file, or a JSON line that is no object with a string under `text_field`, named as
             `file:line`.
     """
     stats = stats if stats is not None else ReadStats()
     before = stats.disk_bytes
-    with path.open("rb") as raw:
-        stream = _opened(path, raw)
-        is_json = _is_json_lines(path)
-        blocks = _json_lines(path, stream, text_field, stats) if is_json else _plain_text(path, stream, stats)
-        try:
-            for block in blocks:
-                stats.disk_bytes = before + (raw.tell() if raw.seekable() else 0)
-                yield block
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"{path}: expected a whole gzip file, found a damaged one ({error})") from error
-        stats.disk_bytes = before + (raw.tell() if raw.seekable() else 0)
+    with path.open("rb") as raw, damage_named(path):
+        if path.name.lower().endswith(PARQUET):
+            blocks = _rows(path, raw, text_field, stats)
+        elif _is_json_lines(path):
+            blocks = _json_lines(path, opened(path, raw), text_field, stats)
+        else:
+            blocks = _plain_text(path, opened(path, raw), stats)
+        for block in blocks:
+            stats.disk_bytes = before + (raw.tell() if raw.seekable() else 0)
+            yield block
+    stats.disk_bytes = before + (path.stat().st_size if path.is_file() else 0)
 
 
 def is_plain_text(path: Path) -> bool:
-    """Tell whether a file's bytes are its text: neither compressed nor JSON lines."""
-    return not _is_json_lines(path) and not path.name.lower().endswith(".gz")
+    """Tell whether a file's bytes are its text: neither packed nor JSON lines."""
+    return not is_packed(path) and not _is_json_lines(path)
 
 
 def _matches(name: str) -> list[Path]:
@@ -125,8 +134,10 @@ def _matches(name: str) -> list[Path]:
 
 
 def _check_readable(path: Path) -> None:
-    if path.name.lower().endswith(_NOT_TEXT):
-        raise ValueError(f"inputs: expected plain text, .gz or .jsonl, found {path} (unpack or convert it first)")
+    if unpacked_name(path).endswith(_NOT_TEXT):
+        kinds = "plain text, .jsonl, either as .gz or .zst, or .parquet"
+        raise ValueError(f"inputs: expected {kinds}, found {path} (unpack or convert it first)")
+    check_can_unpack(path)
     if not path.exists():
         raise FileNotFoundError(f"inputs: expected a text file, found a broken link at {path}")
     if not os.access(path, os.R_OK):
@@ -134,11 +145,7 @@ def _check_readable(path: Path) -> None:
 
 
 def _is_json_lines(path: Path) -> bool:
-    return path.name.lower().removesuffix(".gz").endswith(_JSON_SUFFIXES)
-
-
-def _opened(path: Path, raw: BinaryIO) -> BinaryIO:
-    return gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw  # type: ignore[return-value]
+    return unpacked_name(path).endswith(_JSON_SUFFIXES)
 
 
 def _plain_text(path: Path, stream: BinaryIO, stats: ReadStats) -> Iterator[TextBlock]:
@@ -185,6 +192,14 @@ def _json_lines(path: Path, stream: BinaryIO, text_field: str, stats: ReadStats)
             line = line.removeprefix(_UTF8_BOM)
         if line.strip():
             yield TextBlock(_text_of_line(line, f"{path}:{number}", text_field, stats), ends_document=True)
+
+
+def _rows(path: Path, raw: BinaryIO, text_field: str, stats: ReadStats) -> Iterator[TextBlock]:
+    for where, data in parquet_rows(path, raw, text_field):
+        text = data.decode("utf-8", "replace")
+        if "\ufffd" in text:
+            _count_replaced(data, text, stats, where=where)
+        yield TextBlock(text, ends_document=True)
 
 
 def _text_of_line(line: bytes, where: str, text_field: str, stats: ReadStats) -> str:

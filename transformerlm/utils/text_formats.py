@@ -1,0 +1,128 @@
+"""Formats that text comes packed in: gzip, Zstandard and Parquet, all unpacked a piece at a time.
+
+Zstandard and Parquet are read by pyarrow, the extra `data`; a file's name says which format it has.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+MAX_ROW_BYTES = 1 << 26
+PARQUET = ".parquet"
+_COMPRESSED = (".gz", ".zst")
+_NEEDS_PYARROW = (".zst", PARQUET)
+_READ_BYTES = 1 << 20
+_BATCH_ROWS = 4  # together in memory, and each may be as long as its writer liked
+
+
+def unpacked_name(path: Path) -> str:
+    """Return a file's name in small letters without the suffix of its compression."""
+    name = path.name.lower()
+    return name[: name.rindex(".")] if name.endswith(_COMPRESSED) else name
+
+
+def is_packed(path: Path) -> bool:
+    """Tell whether a file's bytes are other than those of its text, or of its JSON lines."""
+    return path.name.lower().endswith((*_COMPRESSED, PARQUET))
+
+
+def check_can_unpack(path: Path) -> None:
+    """Refuse a file whose format needs a library that is not installed.
+
+    Raises:
+        ValueError: pyarrow is missing.
+    """
+    if path.name.lower().endswith(_NEEDS_PYARROW) and importlib.util.find_spec("pyarrow") is None:
+        raise ValueError(f'{path}: {path.suffix} files need pyarrow: pip install "transformerlm[data]"')
+
+
+def opened(path: Path, raw: BinaryIO) -> BinaryIO:
+    """Return the stream of a file's unpacked bytes."""
+    name = path.name.lower()
+    if name.endswith(".gz"):
+        return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
+    if name.endswith(".zst"):
+        import pyarrow
+
+        # Windows of more than 128 MiB are refused by the decompressor.
+        stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
+        return io.BufferedReader(stream, _READ_BYTES)
+    return raw
+
+
+@contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Turn what the unpackers raise into one line that names the file.
+
+    Raises:
+        ValueError: the file is cut off, altered, or in another format than its name says.
+    """
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _damaged(path, "gzip", error) from error
+    except OSError as error:
+        kind = {".zst": "Zstandard", PARQUET: "Parquet"}.get(path.suffix.lower())
+        # pyarrow's own errors have no number; a disk that cannot be read gives one.
+        if error.errno is not None or kind is None:
+            raise
+        raise _damaged(path, kind, error) from error
+
+
+def parquet_rows(path: Path, raw: BinaryIO, text_field: str) -> Iterator[tuple[str, bytes]]:
+    """Yield where each row stands, as `file: row N`, and the bytes of its text.
+
+    Memory: a page of the column as its writer has cut it, and a few rows.
+
+    Raises:
+        ValueError: no such column, one that is not text, a row without text or with too much, or a damaged file.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(pyarrow.PythonFile(raw, mode="r"), buffer_size=_READ_BYTES, pre_buffer=False)
+        _check_column(path, file.schema_arrow, text_field)
+        number = 0
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=[text_field], use_threads=False):
+            column = batch.column(0)
+            if pyarrow.types.is_dictionary(column.type):
+                column = column.dictionary_decode()
+            for value in column.cast(pyarrow.large_binary()):
+                number += 1
+                yield (where := f"{path}: row {number:,}"), _row_bytes(value, where, text_field)
+    except pyarrow.ArrowException as error:
+        raise _damaged(path, "Parquet", error) from error
+
+
+def _row_bytes(value: Any, where: str, text_field: str) -> bytes:
+    data = value.as_buffer()
+    if data is None:
+        raise ValueError(f"{where}: expected text under {text_field!r}, found null")
+    if data.size > MAX_ROW_BYTES:
+        raise ValueError(f"{where}: expected text of at most {MAX_ROW_BYTES:,} bytes, found {data.size:,}")
+    return bytes(data)
+
+
+def _check_column(path: Path, schema: Any, text_field: str) -> None:
+    from pyarrow import types
+
+    names = list(schema.names)
+    if names.count(text_field) != 1:
+        found = [name[:80] for name in names[:8]]
+        raise ValueError(f"{path}: expected the column {text_field!r} once, found {found} (set text_field)")
+    kind = schema.field(text_field).type
+    plain = kind.value_type if types.is_dictionary(kind) else kind
+    if not (types.is_string(plain) or types.is_large_string(plain) or types.is_string_view(plain)):
+        raise ValueError(f"{path}: expected text in the column {text_field!r}, found {str(kind)[:80]}")
+
+
+def _damaged(path: Path, kind: str, error: BaseException) -> ValueError:
+    return ValueError(f"{path}: expected a whole {kind} file, found a damaged one ({str(error)[:200]})")
