@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from config.bench_infer import BenchInferConfig
 from config.bench_tokenizer import BenchTokenizerConfig
 from config.bench_train import BenchTrainConfig
+from config.export import ExportConfig
 from config.infer import InferConfig
 from config.io import Key, iter_keys
 from config.make_data import MakeDataConfig
@@ -31,6 +32,7 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "transformerlm-make-data": MakeDataConfig,
     "transformerlm-train": TrainConfig,
     "transformerlm-infer": InferConfig,
+    "transformerlm-export": ExportConfig,
     "python -m benchmarking.bench_tokenizer": BenchTokenizerConfig,
     "python -m benchmarking.bench_train": BenchTrainConfig,
     "python -m benchmarking.bench_infer_latency": BenchInferConfig,

@@ -41,6 +41,7 @@ ALLOWED = {
     "transformerlm.models": {"torch"},
     "transformerlm.training": {"torch", "numpy", "safetensors"},
     "transformerlm.inference": {"torch"},
+    "transformerlm.interop": {"torch", "safetensors", "transformers", "tokenizers", "tiktoken"},
     "databuilder": {"numpy"},
     "cli": {"pydantic", "matplotlib"},
 }

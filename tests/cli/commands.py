@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from config.export import ExportConfig
 from config.infer import InferConfig
 from config.make_data import MakeDataConfig
 from config.quickstart import QuickstartConfig
@@ -24,6 +25,7 @@ SCHEMAS = {
     "train_tokenizer": TrainTokenizerConfig,
     "make_data": MakeDataConfig,
     "train": TrainConfig,
+    "export": ExportConfig,
     "infer": InferConfig,
     "quickstart": QuickstartConfig,
 }

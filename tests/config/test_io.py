@@ -10,6 +10,7 @@ import pytest
 from config.bench_infer import BenchInferConfig
 from config.bench_tokenizer import BenchTokenizerConfig
 from config.bench_train import BenchTrainConfig
+from config.export import ExportConfig
 from config.infer import InferConfig
 from config.io import SHIPPED, ConfigError, dump_toml, iter_keys, load_config
 from config.make_data import MakeDataConfig
@@ -25,6 +26,7 @@ SCHEMAS = {
     "train_tokenizer": TrainTokenizerConfig,
     "make_data": MakeDataConfig,
     "train": TrainConfig,
+    "export": ExportConfig,
     "infer": InferConfig,
     "quickstart": QuickstartConfig,
 }

@@ -16,6 +16,7 @@ import pytest
 from config.bench_infer import BenchInferConfig
 from config.bench_tokenizer import BenchTokenizerConfig
 from config.bench_train import BenchTrainConfig
+from config.export import ExportConfig
 from config.infer import InferConfig
 from config.io import SHIPPED, ConfigError, Key, iter_keys, load_config
 from config.make_data import MakeDataConfig
@@ -27,6 +28,7 @@ SCHEMAS = {
     "bench_infer": BenchInferConfig,
     "bench_tokenizer": BenchTokenizerConfig,
     "bench_train": BenchTrainConfig,
+    "export": ExportConfig,
     "infer": InferConfig,
     "make_data": MakeDataConfig,
     "quickstart": QuickstartConfig,
