@@ -35,16 +35,16 @@ def _export_hf(config: ExportConfig) -> str:
 
 
 def _export_tokenizer_json(config: ExportConfig) -> str:
+    from transformerlm.interop.sources import open_tokenizer
     from transformerlm.interop.tokenizer_json import write_tokenizer_json
-    from transformerlm.interop.tokenizers import open_tokenizer
 
     tokenizer = open_tokenizer(config.checkpoint)
     return write_tokenizer_json(tokenizer, config.output, verify=config.verify, overwrite=config.overwrite)
 
 
 def _export_tiktoken(config: ExportConfig) -> str:
+    from transformerlm.interop.sources import open_tokenizer
     from transformerlm.interop.tiktoken_ranks import write_ranks
-    from transformerlm.interop.tokenizers import open_tokenizer
 
     tokenizer = open_tokenizer(config.checkpoint)
     return write_ranks(tokenizer, config.output, verify=config.verify, overwrite=config.overwrite)

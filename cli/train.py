@@ -121,6 +121,7 @@ def _prepare(config: TrainConfig, run_dir: Path, *, world: World) -> tuple[Train
     from logger import NoopLogger
     from transformerlm.tokenizer.tokenizer import Tokenizer
     from transformerlm.training import preflight
+    from transformerlm.training.checkpoint import resolve
     from transformerlm.training.data import TokenDataset
     from transformerlm.training.trainer import Runtime, Trainer
     from transformerlm.utils.device import resolve_device
@@ -150,6 +151,8 @@ def _prepare(config: TrainConfig, run_dir: Path, *, world: World) -> tuple[Train
     if newest:
         trainer.resume_from(newest)
         _compare_settings(config, newest, trainer.state.step)
+    elif config.checkpoint.init_from:
+        trainer.init_from(resolve(config.checkpoint.init_from))
     return trainer, memory["total"]
 
 

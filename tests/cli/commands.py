@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from config.export import ExportConfig
+from config.import_ import ImportConfig
 from config.infer import InferConfig
 from config.make_data import MakeDataConfig
 from config.quickstart import QuickstartConfig
@@ -26,6 +27,7 @@ SCHEMAS = {
     "make_data": MakeDataConfig,
     "train": TrainConfig,
     "export": ExportConfig,
+    "import_": ImportConfig,
     "infer": InferConfig,
     "quickstart": QuickstartConfig,
 }

@@ -17,6 +17,7 @@ from config.bench_infer import BenchInferConfig
 from config.bench_tokenizer import BenchTokenizerConfig
 from config.bench_train import BenchTrainConfig
 from config.export import ExportConfig
+from config.import_ import ImportConfig
 from config.infer import InferConfig
 from config.io import SHIPPED, ConfigError, Key, iter_keys, load_config
 from config.make_data import MakeDataConfig
@@ -29,6 +30,7 @@ SCHEMAS = {
     "bench_tokenizer": BenchTokenizerConfig,
     "bench_train": BenchTrainConfig,
     "export": ExportConfig,
+    "import_": ImportConfig,
     "infer": InferConfig,
     "make_data": MakeDataConfig,
     "quickstart": QuickstartConfig,
