@@ -42,7 +42,7 @@ ALLOWED = {
     "transformerlm.models": {"torch"},
     "transformerlm.training": {"torch", "numpy", "safetensors"},
     "transformerlm.inference": {"torch"},
-    "transformerlm.interop": {"torch", "safetensors", "transformers", "tokenizers", "tiktoken"},
+    "transformerlm.interop": {"torch", "safetensors", "pydantic", "transformers", "tokenizers", "tiktoken"},
     "databuilder": {"numpy"},
     "cli": {"pydantic", "matplotlib"},
 }
