@@ -124,6 +124,7 @@ def _prepare(config: TrainConfig, run_dir: Path, *, world: World) -> tuple[Train
     from logger import NoopLogger
     from transformerlm.tokenizer.tokenizer import Tokenizer
     from transformerlm.training import preflight
+    from transformerlm.training.checkpoint import resolve
     from transformerlm.training.data import TokenDataset
     from transformerlm.training.trainer import Runtime, Trainer
     from transformerlm.utils.device import resolve_device
@@ -153,6 +154,8 @@ def _prepare(config: TrainConfig, run_dir: Path, *, world: World) -> tuple[Train
     if newest:
         trainer.resume_from(newest)
         _compare_settings(config, newest, trainer.state.step)
+    elif config.checkpoint.init_from:
+        trainer.init_from(resolve(config.checkpoint.init_from))
     return trainer, memory["total"]
 
 
@@ -244,6 +247,8 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
     )
     if trainer.state.step:
         note(f"resumed at step {trainer.state.step:,}")
+    elif trainer.config.checkpoint.init_from:
+        note(f"begins with the weights of {trainer.config.checkpoint.init_from}")
     note(f"{run_dir}: {parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs per token, about {gigabytes(memory)}")
     note(f"{steps:,} steps of {tokens_per_step:,} tokens on {runtime.device} in {runtime.precision}, ETA {clock(eta)}")
 

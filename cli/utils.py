@@ -88,7 +88,7 @@ def configure(command: Command[Schema], argv: Sequence[str] | None = None) -> Sc
         return None
     print_config = options.pop("print_config")
     if path is None and not options and any(key.default is None for key in keys):
-        shipped = SHIPPED / f"{command.name.removeprefix('transformerlm-').replace('-', '_')}.toml"
+        shipped = SHIPPED / f"{command.schema.__module__.rpartition('.')[2]}.toml"
         raise ConfigError([f"{command.name}: expected --config FILE.toml, for example {shipped}"])
     config = load_config(command.schema, path, options)
     if print_config:

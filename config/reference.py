@@ -19,6 +19,8 @@ from config.bench_tokenizer import BenchTokenizerConfig
 from config.bench_train import BenchTrainConfig
 from config.download import DownloadConfig
 from config.eval import EvalConfig
+from config.export import ExportConfig
+from config.import_ import ImportConfig
 from config.infer import InferConfig
 from config.io import Key, iter_keys
 from config.make_data import MakeDataConfig
@@ -35,6 +37,8 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "transformerlm-train": TrainConfig,
     "transformerlm-infer": InferConfig,
     "transformerlm-eval": EvalConfig,
+    "transformerlm-export": ExportConfig,
+    "transformerlm-import": ImportConfig,
     "python -m benchmarking.bench_tokenizer": BenchTokenizerConfig,
     "python -m benchmarking.bench_train": BenchTrainConfig,
     "python -m benchmarking.bench_infer_latency": BenchInferConfig,

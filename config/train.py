@@ -92,6 +92,11 @@ class CheckpointConfig(Section):
         "auto",
         description="auto: go on if the run has a checkpoint; never: refuse if it has; required: refuse if it has none",
     )
+    init_from: FilePath | None = Field(
+        None,
+        description="a run or checkpoint, of the same architecture and tokenizer, whose weights a new run begins with; "
+        "none: random weights",
+    )
 
 
 class SamplesConfig(Section):

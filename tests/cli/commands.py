@@ -15,6 +15,8 @@ from typing import Any
 
 from config.download import DownloadConfig
 from config.eval import EvalConfig
+from config.export import ExportConfig
+from config.import_ import ImportConfig
 from config.infer import InferConfig
 from config.make_data import MakeDataConfig
 from config.quickstart import QuickstartConfig
@@ -27,6 +29,8 @@ SCHEMAS = {
     "train_tokenizer": TrainTokenizerConfig,
     "make_data": MakeDataConfig,
     "train": TrainConfig,
+    "export": ExportConfig,
+    "import_": ImportConfig,
     "infer": InferConfig,
     "eval": EvalConfig,
     "quickstart": QuickstartConfig,

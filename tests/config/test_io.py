@@ -11,6 +11,8 @@ from config.bench_infer import BenchInferConfig
 from config.bench_tokenizer import BenchTokenizerConfig
 from config.bench_train import BenchTrainConfig
 from config.eval import EvalConfig
+from config.export import ExportConfig
+from config.import_ import ImportConfig
 from config.infer import InferConfig
 from config.io import SHIPPED, ConfigError, dump_toml, iter_keys, load_config
 from config.make_data import MakeDataConfig
@@ -27,6 +29,8 @@ SCHEMAS = {
     "make_data": MakeDataConfig,
     "train": TrainConfig,
     "eval": EvalConfig,
+    "export": ExportConfig,
+    "import_": ImportConfig,
     "infer": InferConfig,
     "quickstart": QuickstartConfig,
 }

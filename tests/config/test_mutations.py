@@ -18,6 +18,8 @@ from config.bench_tokenizer import BenchTokenizerConfig
 from config.bench_train import BenchTrainConfig
 from config.download import DownloadConfig
 from config.eval import EvalConfig
+from config.export import ExportConfig
+from config.import_ import ImportConfig
 from config.infer import InferConfig
 from config.io import SHIPPED, ConfigError, Key, iter_keys, load_config
 from config.make_data import MakeDataConfig
@@ -31,6 +33,8 @@ SCHEMAS = {
     "bench_train": BenchTrainConfig,
     "download": DownloadConfig,
     "eval": EvalConfig,
+    "export": ExportConfig,
+    "import_": ImportConfig,
     "infer": InferConfig,
     "make_data": MakeDataConfig,
     "quickstart": QuickstartConfig,
@@ -76,10 +80,20 @@ VALID: dict[str, set[str]] = {
     "huge": {"seed", "training.seed"},
     "empty": {"logging.architecture", "logging.dataset"},
     "NUL": {"separator"},  # a special token is any text
-    "no items": {"compare", "files", "peers", "prompt", "sha256", "sizes_mb", "text", "tokenizer.special_tokens"},
-    "many items": {"input", "prompt", "text"},
+    "no items": {
+        "compare",
+        "files",
+        "peers",
+        "prompt",
+        "sha256",
+        "sizes_mb",
+        "special_tokens",
+        "text",
+        "tokenizer.special_tokens",
+    },
+    "many items": {"input", "prompt", "special_tokens", "text"},
     "an item: empty": {"prompt", "samples.prompts"},  # a prompt is any text
-    "an item: NUL": {"prompt", "samples.prompts", "tokenizer.special_tokens"},
+    "an item: NUL": {"prompt", "samples.prompts", "special_tokens", "tokenizer.special_tokens"},
     "an item: long": {"prompt", "samples.prompts"},
 }
 

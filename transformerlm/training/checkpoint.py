@@ -67,7 +67,7 @@ class Snapshot:
 
     model: nn.Module
     optimizer: Optimizer
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None  # none: of a model that was imported without one
     config_toml: str
     state: dict[str, Any]
 
@@ -133,7 +133,8 @@ def _write_files(directory: Path, step: int, snapshot: Snapshot) -> None:
     (directory / "config.toml").write_text(snapshot.config_toml, encoding="utf-8")
     for name in ("model.safetensors", "optimizer.safetensors"):  # the library leaves them to their owner alone
         shutil.copymode(directory / "config.toml", directory / name)
-    snapshot.tokenizer.save(directory / "tokenizer")
+    if snapshot.tokenizer is not None:
+        snapshot.tokenizer.save(directory / "tokenizer")
     state = {
         "format": FORMAT,
         "step": step,

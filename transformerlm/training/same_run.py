@@ -9,7 +9,8 @@ import torch
 
 from config.train import TrainConfig
 from transformerlm.models.transformer import TransformerLM
-from transformerlm.training.checkpoint import load_config_of
+from transformerlm.tokenizer.tokenizer import Tokenizer
+from transformerlm.training.checkpoint import load_config_of, load_tokenizer
 from transformerlm.utils.dtypes import Precision
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -24,12 +25,7 @@ def check_same_model(directory: Path, config: TrainConfig, model: TransformerLM)
         ValueError: it is one; each key that differs is named with both values.
     """
     saved = load_config_of(directory)
-    theirs, ours = TransformerLM(**saved.model.model_dump(), device="meta").hparams(), model.hparams()
-    changed = [
-        f"model.{name} was {theirs[name]}, now {value}"
-        for name, value in ours.items()
-        if value != theirs[name] and name not in _RUNTIME_ONLY
-    ]
+    changed = [f"{name} was {theirs}, now {ours}" for name, theirs, ours in _other_hparams(saved, model)]
     if saved.optimizer.name != config.optimizer.name:
         changed.append(f"optimizer.name was {saved.optimizer.name}, now {config.optimizer.name}")
     if changed:
@@ -37,6 +33,49 @@ def check_same_model(directory: Path, config: TrainConfig, model: TransformerLM)
             f"{directory}: this run was started with another model or optimizer ({'; '.join(changed)}); "
             "use its settings, or start a new run with another logging.run_name"
         )
+
+
+def check_same_architecture(directory: Path, model: TransformerLM) -> None:
+    """Refuse a checkpoint whose weights are not those of such a model; the context may be longer or shorter.
+
+    Raises:
+        ValueError: it is one; each key that differs is named with both values.
+    """
+    different = [
+        f"{name} is {theirs} there, {ours} here"
+        for name, theirs, ours in _other_hparams(load_config_of(directory), model)
+        if name != "model.context_length"
+    ]
+    if different:
+        raise ValueError(
+            f"checkpoint.init_from: {directory} is of another architecture ({'; '.join(different)}); use its settings"
+        )
+
+
+def check_same_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
+    """Refuse a checkpoint of another tokenizer: its weights know other tokens by the same ids; one without may do.
+
+    Raises:
+        ValueError: it is one; both are named.
+    """
+    if not (directory / "tokenizer").exists():
+        return
+    theirs, ours = load_tokenizer(directory).fingerprint(), tokenizer.fingerprint()
+    if theirs != ours:
+        raise ValueError(
+            f"checkpoint.init_from: {directory} was trained with the tokenizer {theirs[:12]}..., but data.tokenizer is "
+            f"{ours[:12]}...; set data.tokenizer to {directory / 'tokenizer'} and make the data with it"
+        )
+
+
+def _other_hparams(saved: TrainConfig, model: TransformerLM) -> list[tuple[str, Any, Any]]:
+    """Return name, value there and value here of each setting by which another model would be computed."""
+    theirs = TransformerLM(**saved.model.model_dump(), device="meta").hparams()
+    return [
+        (f"model.{name}", theirs[name], value)
+        for name, value in model.hparams().items()
+        if value != theirs[name] and name not in _RUNTIME_ONLY
+    ]
 
 
 def check_same_data(directory: Path, theirs: dict[str, str], ours: dict[str, str]) -> None:

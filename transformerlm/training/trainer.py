@@ -406,6 +406,17 @@ class Trainer:
         runtime = self.runtime
         return same_run.computed_with(runtime.device, runtime.precision, world_size=runtime.world.world_size)
 
+    def init_from(self, directory: Path) -> None:
+        """Begin with a checkpoint's weights; optimizer, step, data order and random numbers are a new run's.
+
+        Raises:
+            ValueError: it is damaged, or of another architecture or tokenizer.
+        """
+        checkpoint.verify(directory)
+        same_run.check_same_architecture(directory, self.raw_model)
+        same_run.check_same_tokenizer(directory, self.tokenizer)
+        checkpoint.load_weights(self.raw_model, directory)
+
     def resume_from(self, directory: Path) -> None:
         """Take over a checkpoint's weights, optimizer and state; warn where its last bits were made by other means.
 
@@ -416,7 +427,11 @@ class Trainer:
         state = not_in_the_first | checkpoint.read_state(directory)
         missing = {*asdict(self.state), "data", "optimizer", "rng", "wandb_id"} - state.keys()
         if missing:
-            raise checkpoint.CheckpointError(f"{directory}: state.json does not hold {', '.join(sorted(missing))}")
+            hint = "; an imported model: choose another logging.run_name, and name it in checkpoint.init_from"
+            raise checkpoint.CheckpointError(
+                f"{directory}: state.json does not hold {', '.join(sorted(missing))}"
+                f"{hint if 'imported_from' in state else ''}"
+            )
         same_run.check_same_model(directory, self.config, self.raw_model)
         same_run.check_same_data(directory, state["data"], self._fingerprints())
         changes = same_run.changed_bits(state.get("computed_with"), self._computed_with())

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -50,3 +53,50 @@ def forget_cached(path: Path) -> None:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
+
+
+def check_free(path: Path, *, overwrite: bool, holds: str | None = None) -> None:
+    """Refuse an output that is there already, or that may be overwritten but is not what it would be replaced by.
+
+    Args:
+        path: the output.
+        overwrite: whether one that is there may be replaced.
+        holds: for a directory, a name that only an output of the same kind has in it.
+
+    Raises:
+        FileExistsError: it is there.
+        ValueError: it is something else, which must not be lost.
+    """
+    if not path.exists() and not path.is_symlink():
+        return
+    if not overwrite:
+        raise FileExistsError(f"{path}: is there already; choose another output, or set overwrite = true")
+    if holds is None and not path.is_file():
+        raise ValueError(f"{path}: expected a file to overwrite, found a directory; choose another output")
+    if holds is not None and not (path.is_dir() and not path.is_symlink() and (path / holds).exists()):
+        raise ValueError(f"{path}: expected a directory with {holds} to overwrite, found none; choose another output")
+
+
+@contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """Give a directory beside `path` to fill; it takes that place, flushed, when the block ends without an error.
+
+    A directory that stands there is replaced. After an error nothing is left of the new one.
+    """
+    unfinished, old = path.with_name(f"{path.name}.tmp"), path.with_name(f"{path.name}.tmp-old")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        sync_tree(unfinished)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)  # of a process that was killed
+            path.rename(old)
+        unfinished.rename(path)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    sync(path.absolute().parent)

@@ -1,0 +1,58 @@
+"""`transformerlm-export`: a checkpoint or a tokenizer in, files for other tools out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cli.utils import Command, note
+from cli.utils import main as run_command
+from config.export import ExportConfig
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the console script."""
+    run_command(Command("transformerlm-export", ExportConfig, export), argv)
+
+
+def export(config: ExportConfig) -> None:
+    """Write the output in the format that the configuration names, and say what was checked of it."""
+    note(f"{config.output}: written; {_WRITERS[config.format](config)}")
+
+
+def _export_hf(config: ExportConfig) -> str:
+    from transformerlm.interop.hf_export import write_hf
+    from transformerlm.training.checkpoint import resolve
+
+    return write_hf(
+        resolve(config.checkpoint),
+        config.output,
+        dtype=config.dtype,
+        max_shard_mb=config.max_shard_mb,
+        verify=config.verify,
+        overwrite=config.overwrite,
+    )
+
+
+def _export_tokenizer_json(config: ExportConfig) -> str:
+    from transformerlm.interop.sources import open_tokenizer
+    from transformerlm.interop.tokenizer_json import write_tokenizer_json
+
+    tokenizer = open_tokenizer(config.checkpoint)
+    return write_tokenizer_json(tokenizer, config.output, verify=config.verify, overwrite=config.overwrite)
+
+
+def _export_tiktoken(config: ExportConfig) -> str:
+    from transformerlm.interop.sources import open_tokenizer
+    from transformerlm.interop.tiktoken_ranks import write_ranks
+
+    tokenizer = open_tokenizer(config.checkpoint)
+    return write_ranks(tokenizer, config.output, verify=config.verify, overwrite=config.overwrite)
+
+
+# Each writes the output, or nothing, and returns one line about how it was verified.
+_WRITERS = {"hf": _export_hf, "tokenizer_json": _export_tokenizer_json, "tiktoken": _export_tiktoken}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,50 @@
+"""`transformerlm-import`: files of other tools in, a checkpoint or a tokenizer out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cli.utils import Command, note
+from cli.utils import main as run_command
+from config.import_ import ImportConfig
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the console script."""
+    run_command(Command("transformerlm-import", ImportConfig, import_), argv)
+
+
+def import_(config: ImportConfig) -> None:
+    """Write the output, and say what was checked of it."""
+    note(f"{config.output}: written; {_read(config)}")
+    if config.format == "hf" and not config.tokenizer:
+        note("warning: imported without its tokenizer: enough for checkpoint.init_from, not for generating text")
+
+
+def _read(config: ImportConfig) -> str:
+    if config.format == "hf":
+        from transformerlm.interop.hf_import import read_hf
+
+        return read_hf(
+            config.source,
+            config.output,
+            with_tokenizer=config.tokenizer,
+            verify=config.verify,
+            overwrite=config.overwrite,
+        )
+    from transformerlm.interop.tokenizer_import import import_tokenizer
+
+    return import_tokenizer(
+        config.source,
+        config.output,
+        form=config.format,
+        pattern=config.pattern,
+        special_tokens=config.special_tokens,
+        verify=config.verify,
+        overwrite=config.overwrite,
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

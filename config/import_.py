@@ -1,0 +1,34 @@
+"""Schema of `transformerlm-import`; `import` itself is a word of Python's and no module can be called so."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from config.schemas import FilePath, Section, SpecialToken
+
+
+class ImportConfig(Section):
+    """Make a checkpoint, or a tokenizer alone, from the files of other tools."""
+
+    source: FilePath = Field(
+        description="what to import: a directory (hf, gpt2) or a file (tokenizer_json, tiktoken) on this machine"
+    )
+    format: Literal["hf", "tokenizer_json", "gpt2", "tiktoken"] = Field(
+        "hf",
+        description="hf: a directory of the Llama architecture in safetensors; a tokenizer alone from tokenizer_json "
+        "(a tokenizer.json), gpt2 (vocab.json and merges.txt) or tiktoken (a file of ranks)",
+    )
+    output: FilePath = Field(description="directory to write: a run with one checkpoint (hf), or a tokenizer's")
+    tokenizer: bool = Field(True, description="hf: import the tokenizer too; false: the model alone")
+    pattern: Literal["gpt2", "cl100k"] = Field(
+        "gpt2", description="gpt2 and tiktoken: how text is cut, which their files do not say"
+    )
+    special_tokens: list[SpecialToken] = Field(
+        ["<|endoftext|>"],
+        max_length=10_000,
+        description="gpt2 and tiktoken: special tokens; one that has no id yet gets the next",
+    )
+    verify: bool = Field(True, description="compare with the tool whose files these are, if it is installed")
+    overwrite: bool = Field(False, description="replace an output that is there already")

@@ -1,0 +1,114 @@
+"""A checkpoint as a directory that Hugging Face's `transformers`, and what builds on it, opens as it is.
+
+config.json  generation_config.json  model.safetensors (or shards and their index)
+tokenizer.json  tokenizer_config.json  README.md
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from transformerlm.interop import llama, tokenizer_json
+from transformerlm.interop.model_card import model_card
+from transformerlm.interop.sources import end_of_text
+from transformerlm.interop.verify import NOT_ASKED, verify_hf
+from transformerlm.models.transformer import TransformerLM
+from transformerlm.tokenizer.tokenizer import Tokenizer
+from transformerlm.training.checkpoint import load_config_of, load_model, load_tokenizer
+from transformerlm.utils.files import check_free, whole_directory
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def write_hf(
+    checkpoint: Path,
+    out: Path,
+    *,
+    dtype: str = "fp32",
+    max_shard_mb: int = 5000,
+    verify: bool = True,
+    overwrite: bool = False,
+) -> str:
+    """Write the directory, and return one line about how it was verified.
+
+    With another `dtype` than fp32 the rounded weights are what is verified.
+
+    Raises:
+        FileExistsError: it is there already, and `overwrite` is not set.
+        ValueError: the model is no Llama, or `transformers` computes something else.
+        CheckpointError: the checkpoint is missing or damaged.
+    """
+    check_free(out, overwrite=overwrite, holds=CONFIG_FILE)
+    llama.check_is_llama(load_config_of(checkpoint).model.model_dump())
+    tokenizer, model = load_tokenizer(checkpoint), load_model(checkpoint).to(_DTYPES[dtype])
+    with whole_directory(out) as directory:
+        _write_facts(model, tokenizer, directory, dtype=dtype)
+        _write_weights(model, directory, max_shard_bytes=max_shard_mb * 10**6)
+        (directory / "README.md").write_text(model_card(checkpoint, name=out.name), encoding="utf-8")
+        return verify_hf(model.float(), tokenizer, directory) if verify else NOT_ASKED
+
+
+def _write_facts(model: TransformerLM, tokenizer: Tokenizer, directory: Path, *, dtype: str) -> None:
+    end = end_of_text(tokenizer)
+    end_id = None if end is None else tokenizer.special_token_ids[end]
+    ids = {"bos_token_id": end_id, "eos_token_id": end_id, "pad_token_id": end_id}
+    facts: dict[str, Mapping[str, Any]] = {
+        CONFIG_FILE: llama.to_config(model.hparams(), dtype=dtype, eos_token_id=end_id),
+        "generation_config.json": ids,
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": model.context_length,
+            "bos_token": end,
+            "eos_token": end,
+            "pad_token": end,
+            "clean_up_tokenization_spaces": False,
+        },
+    }
+    for name, record in facts.items():
+        (directory / name).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (directory / tokenizer_json.FILE).write_text(tokenizer_json.to_json(tokenizer), encoding="utf-8")
+
+
+def _write_weights(model: TransformerLM, directory: Path, *, max_shard_bytes: int) -> None:
+    hparams = model.hparams()
+    d_head = hparams["d_model"] // hparams["num_heads"]
+    names = llama.weight_names(hparams["num_layers"], tie_embeddings=hparams["tie_embeddings"])
+    weights = dict(model.named_parameters())
+    shards = list(_shards({ours: weights[ours] for ours in names}, max_shard_bytes))
+    places: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file = WEIGHTS_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {
+            names[ours]: llama.halves_from_pairs(ours, weights[ours].detach(), d_head).contiguous() for ours in shard
+        }
+        save_file(tensors, directory / file, metadata={"format": "pt"})
+        shutil.copymode(directory / CONFIG_FILE, directory / file)  # the library leaves it to its owner alone
+        places |= dict.fromkeys(tensors, file)
+    if len(shards) > 1:
+        total = sum(weight.nbytes for weight in weights.values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _shards(weights: Mapping[str, Tensor], max_bytes: int) -> Iterator[list[str]]:
+    """Yield the names of each file's weights: as many as `max_bytes` hold, and at least one."""
+    names: list[str] = []
+    size = 0
+    for name, weight in weights.items():
+        if names and size + weight.nbytes > max_bytes:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += weight.nbytes
+    yield names

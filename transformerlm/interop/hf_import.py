@@ -1,0 +1,186 @@
+"""A Hugging Face directory of the Llama architecture as a run with one checkpoint of ours.
+
+The files may be a stranger's: nothing but JSON and safetensors is read, headers are held against the files and against
+the model before a tensor is loaded, and no name may lead out of the directory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from config.io import dump_toml
+from config.schemas import ModelConfig
+from config.train import TrainConfig
+from transformerlm.interop import llama, tokenizer_json
+from transformerlm.interop.hf_export import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
+from transformerlm.interop.verify import NOT_ASKED, verify_llama, verify_tokenizer_json
+from transformerlm.models.estimates import count_parameters
+from transformerlm.models.transformer import TransformerLM
+from transformerlm.tokenizer.tokenizer import Tokenizer
+from transformerlm.training.checkpoint import Snapshot, load_model, save_checkpoint
+from transformerlm.training.optim import AdamW, parameter_groups
+from transformerlm.training.untrusted import TensorFacts, check_contained, check_finite, read_header
+from transformerlm.utils.files import check_free, whole_directory
+from transformerlm.utils.json_files import read_json_object, read_limited
+
+_MAX_CONFIG_BYTES = 1 << 20
+_MAX_INDEX_BYTES = 1 << 25
+_SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
+_DTYPES = ("F32", "F16", "BF16")
+_IGNORED = ".rotary_emb.inv_freq"  # old files keep the angles, which follow from rope_theta
+
+
+def read_hf(
+    source: Path, out: Path, *, with_tokenizer: bool = True, verify: bool = True, overwrite: bool = False
+) -> str:
+    """Write the run directory `out` and return one line about how it was verified; weights become fp32.
+
+    Raises:
+        FileExistsError: `out` is there already, and `overwrite` is not set.
+        ValueError: the model or the tokenizer is not one of ours, a file is damaged, or `transformers` computes
+            something else.
+    """
+    check_free(out, overwrite=overwrite, holds="checkpoints")
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source}: expected the directory of a model, found none")
+    check_contained(source)
+    hparams = _read_hparams(source / CONFIG_FILE)
+    tokenizer = _read_tokenizer(source, hparams["vocab_size"]) if with_tokenizer else None
+    model = _build(source, hparams)
+    snapshot = Snapshot(
+        model,
+        AdamW(parameter_groups(model, weight_decay=0.0), 1e-3),
+        tokenizer,
+        _config_toml(hparams, source.name),
+        {"tokens": 0, "imported_from": source.name},
+    )
+    with whole_directory(out) as directory:
+        checkpoint = save_checkpoint(directory / "checkpoints", 0, snapshot)
+        return _verify(source, checkpoint, tokenizer) if verify else NOT_ASKED
+
+
+def _read_hparams(path: Path) -> dict[str, Any]:
+    """Return the keywords of the model, within the limits of our own configuration."""
+    config = read_json_object(path, max_bytes=_MAX_CONFIG_BYTES)
+    try:
+        return ModelConfig.model_validate(llama.from_config(config)).model_dump()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "model"
+        raise ValueError(f"{path}: {where}: {first['msg']}, found {str(first['input'])[:80]}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _read_tokenizer(source: Path, vocab_size: int) -> Tokenizer:
+    path = source / tokenizer_json.FILE
+    try:
+        if not path.exists():
+            raise ValueError(f"{path}: expected the tokenizer, found none")
+        tokenizer = tokenizer_json.from_file(path)
+        if tokenizer.vocab_size > vocab_size:
+            raise ValueError(f"{path}: expected at most {vocab_size:,} tokens, found {tokenizer.vocab_size:,}")
+    except ValueError as error:
+        raise ValueError(f"{error}; set tokenizer = false to import the model without it") from None
+    return tokenizer
+
+
+def _build(source: Path, hparams: dict[str, Any]) -> TransformerLM:
+    """Return the model with its weights in fp32, after the headers of all files were held against it."""
+    names = llama.weight_names(hparams["num_layers"], tie_embeddings=hparams["tie_embeddings"])
+    ours = {theirs: name for name, theirs in names.items()}
+    tied = {"lm_head.weight"} if hparams["tie_embeddings"] else set()
+    places: dict[str, Path] = {}
+    facts: dict[str, TensorFacts] = {}
+    for path in _weight_files(source):
+        used = {
+            name: one for name, one in read_header(path).items() if not name.endswith(_IGNORED) and name not in tied
+        }
+        if twice := sorted(used.keys() & facts.keys()):
+            raise ValueError(f"{path}: expected each weight in one file, found {twice[0][:80]!r} in two")
+        facts |= used
+        places |= dict.fromkeys(used, path)
+    _check_names(source, facts.keys(), ours.keys())
+    found = sum(math.prod(one.shape) for one in facts.values())
+    if found != count_parameters(hparams):
+        raise ValueError(f"{source}: expected {count_parameters(hparams):,} numbers in weights, found {found:,}")
+    model = TransformerLM(**hparams, device="meta")
+    _check_shapes(source, facts, {theirs: tuple(model.get_parameter(name).shape) for theirs, name in ours.items()})
+    model.load_state_dict(_load(places, ours, hparams["d_model"] // hparams["num_heads"]), assign=True)
+    check_finite(dict(model.named_parameters()), source)
+    return model
+
+
+def _weight_files(source: Path) -> list[Path]:
+    """Return the one file of weights, or the shards that its index names."""
+    if (source / WEIGHTS_FILE).exists():
+        return [source / WEIGHTS_FILE]
+    index = source / INDEX_FILE
+    if not index.exists():
+        raise ValueError(
+            f"{source}: expected {WEIGHTS_FILE} or {INDEX_FILE}, found neither (a .bin or .pt holds a pickle, which "
+            "can run code when it is loaded, and is not read; save the model as safetensors)"
+        )
+    places = read_json_object(index, max_bytes=_MAX_INDEX_BYTES).get("weight_map")
+    names = sorted(set(map(str, places.values())) if isinstance(places, dict) else {str(places)})
+    for name in names:
+        if not _SHARD.fullmatch(name):
+            raise ValueError(f"{index}: expected weight_map to name .safetensors files, found {name[:80]!r}")
+    return [source / name for name in names]
+
+
+def _check_names(source: Path, found: AbstractSet[str], expected: AbstractSet[str]) -> None:
+    if found != expected:
+        different = ", ".join(sorted(found ^ expected)[:4])
+        raise ValueError(f"{source}: weights do not fit the model of {CONFIG_FILE}: {different[:200]}")
+
+
+def _check_shapes(source: Path, facts: Mapping[str, TensorFacts], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for name, shape in shapes.items():
+        if facts[name].shape != shape:
+            raise ValueError(f"{source}: {name}: expected shape {shape}, found {facts[name].shape}")
+        if facts[name].dtype not in _DTYPES:
+            raise ValueError(f"{source}: {name}: expected dtype F32, F16 or BF16, found {facts[name].dtype}")
+
+
+def _load(places: Mapping[str, Path], ours: Mapping[str, str], d_head: int) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {}
+    for path in set(places.values()):
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                for name in (name for name, place in places.items() if place == path):
+                    weight = llama.pairs_from_halves(ours[name], tensors.get_tensor(name).float(), d_head)
+                    weights[ours[name]] = weight.contiguous()
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path}: not a whole safetensors file: {error}") from None
+    return weights
+
+
+def _config_toml(hparams: dict[str, Any], name: str) -> str:
+    """Return the configuration that a checkpoint needs; of an imported one only [model] is known."""
+    tree = {
+        "model": hparams,
+        "data": {"train": "unknown.npy", "tokenizer": "tokenizer"},
+        "training": {"max_steps": 1, "batch_size": 1},
+    }
+    toml = dump_toml(TrainConfig.model_validate(tree))
+    return f"# imported from {json.dumps(name)}: only [model] says anything\n{toml}"
+
+
+def _verify(source: Path, checkpoint: Path, tokenizer: Tokenizer | None) -> str:
+    """Compare the checkpoint with what the libraries make of the source."""
+    outcome = verify_llama(load_model(checkpoint), tokenizer, source)
+    if tokenizer is None:
+        return outcome
+    text = read_limited(source / tokenizer_json.FILE, max_bytes=tokenizer_json.MAX_FILE_BYTES).decode()
+    return f"{outcome}; {verify_tokenizer_json(tokenizer, text)}"

@@ -1,0 +1,59 @@
+"""A tokenizer alone, from the files of others, as a tokenizer directory of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformerlm.interop import tokenizer_json
+from transformerlm.interop.tiktoken_ranks import read_ranks, to_ranks
+from transformerlm.interop.verify import NOT_ASKED, verify_ranks, verify_tokenizer_json
+from transformerlm.tokenizer.io import MERGES_FILE, VOCAB_FILE
+from transformerlm.tokenizer.tokenizer import Tokenizer
+from transformerlm.utils.files import check_free, whole_directory
+
+
+def import_tokenizer(
+    source: Path,
+    out: Path,
+    *,
+    form: str,
+    pattern: str,
+    special_tokens: Sequence[str],
+    verify: bool = True,
+    overwrite: bool = False,
+) -> str:
+    """Write the tokenizer directory `out`, and return one line about how it was verified.
+
+    Args:
+        source: a `tokenizer.json`, a file of ranks, or a directory with `vocab.json` and `merges.txt`.
+        out: the directory to write.
+        form: "tokenizer_json", "gpt2" or "tiktoken".
+        pattern: for "gpt2" and "tiktoken": how the text is cut, which their files do not say.
+        special_tokens: for "gpt2" and "tiktoken": those that their files do not name.
+        verify: compare with the library whose files these are.
+        overwrite: replace an `out` that is there already.
+
+    Raises:
+        FileExistsError: `out` is there already, and `overwrite` is not set.
+        ValueError: a file is not in order, or the library gives other ids.
+    """
+    check_free(out, overwrite=overwrite, holds=VOCAB_FILE)
+    if form == "tokenizer_json":
+        tokenizer = tokenizer_json.from_file(source)
+    elif form == "gpt2":
+        files = source / VOCAB_FILE, source / MERGES_FILE
+        tokenizer = Tokenizer.from_files(*files, special_tokens, pattern=pattern)
+        tokenizer_json.check_reachable(tokenizer)
+    else:
+        tokenizer = read_ranks(source, pattern=pattern, special_tokens=special_tokens)
+    with whole_directory(out) as directory:
+        tokenizer.save(directory)
+        return _verify(tokenizer, source, form) if verify else NOT_ASKED
+
+
+def _verify(tokenizer: Tokenizer, source: Path, form: str) -> str:
+    if form == "tiktoken":
+        return verify_ranks(tokenizer, to_ranks(tokenizer))
+    text = source.read_text(encoding="utf-8") if form == "tokenizer_json" else tokenizer_json.to_json(tokenizer)
+    return verify_tokenizer_json(tokenizer, text)

@@ -1,0 +1,205 @@
+"""Hugging Face's `tokenizer.json`, to and from: byte-level BPE whose split pattern is GPT-2's or GPT-4's (cl100k).
+
+Written by hand, without the `tokenizers` library. Tokens are spelled in GPT-2's byte alphabet, as in `vocab.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from transformerlm.interop.verify import NOT_ASKED, verify_tokenizer_json
+from transformerlm.tokenizer.io import MAX_SPECIALS, text_to_token, token_to_text
+from transformerlm.tokenizer.pretokenize import CL100K_PATTERN, GPT2_PATTERN
+from transformerlm.tokenizer.tokenizer import Tokenizer
+from transformerlm.utils.files import check_free, write_whole
+from transformerlm.utils.json_files import read_json_object
+
+FILE = "tokenizer.json"
+MAX_FILE_BYTES = 1 << 28
+# GPT-4's pattern as Hugging Face's tokenizers write it; the possessive `++` of tiktoken is for speed alone.
+HF_CL100K_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SPELLINGS = {
+    GPT2_PATTERN: "gpt2",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": "gpt2",
+    CL100K_PATTERN: "cl100k",
+    HF_CL100K_PATTERN: "cl100k",
+}
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+
+def write_tokenizer_json(tokenizer: Tokenizer, out: Path, *, verify: bool = True, overwrite: bool = False) -> str:
+    """Write a `tokenizer.json`, and return one line about how it was verified.
+
+    Raises:
+        FileExistsError: it is there already, and `overwrite` is not set.
+        ValueError: the tokenizer cannot be expressed, or the `tokenizers` library gives other ids.
+    """
+    check_free(out, overwrite=overwrite)
+    text = to_json(tokenizer)
+    outcome = verify_tokenizer_json(tokenizer, text) if verify else NOT_ASKED
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, text)
+    return outcome
+
+
+def to_json(tokenizer: Tokenizer) -> str:
+    """Return the tokenizer as the text of a `tokenizer.json`.
+
+    Raises:
+        ValueError: a special token is spelled as another token is.
+    """
+    specials = {token_id: text for text, token_id in tokenizer.special_token_ids.items()}
+    tokens = sorted(tokenizer.vocab.items())
+    names = {index: specials.get(index) or token_to_text(token) for index, token in tokens}
+    if len(set(names.values())) < len(names):
+        raise ValueError("tokenizer: a special token reads as another token does, which tokenizer.json cannot express")
+    split = {"type": "Split", "pattern": {"Regex": HF_CL100K_PATTERN}, "behavior": "Isolated", "invert": False}
+    by_pattern = {
+        "gpt2": {**_BYTES, "use_regex": True},
+        "cl100k": {"type": "Sequence", "pretokenizers": [split, _BYTES]},
+    }
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    record = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": index, "content": specials[index], **flags} for index in sorted(specials)],
+        "normalizer": None,
+        "pre_tokenizer": by_pattern[tokenizer.pattern],
+        "post_processor": {**_BYTES, "trim_offsets": False},
+        "decoder": {**_BYTES, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {name: index for index, name in names.items()},
+            "merges": [[token_to_text(left), token_to_text(right)] for left, right in tokenizer.merges],
+        },
+    }
+    return json.dumps(record, ensure_ascii=False, indent=1) + "\n"
+
+
+def from_file(path: Path) -> Tokenizer:
+    """Return the tokenizer of a `tokenizer.json`.
+
+    Raises:
+        ValueError: it does something that ours do not; names what.
+        OSError: it cannot be read.
+    """
+    record = read_json_object(path, max_bytes=MAX_FILE_BYTES)
+    try:
+        return _from_record(record)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: expected the form of a tokenizer.json, found none ({error})") from None
+
+
+def _from_record(record: dict[str, Any]) -> Tokenizer:
+    model = record["model"]
+    _refuse("model.type", model.get("type", "BPE"), ["BPE"])
+    _refuse("normalizer", record.get("normalizer"), [None])
+    for key in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+        _refuse(f"model.{key}", model.get(key), [None, False, "", 0.0])
+    pattern = _pattern(record.get("pre_tokenizer"))
+    processor = (record.get("post_processor") or {}).get("type", "ByteLevel")
+    if processor != "ByteLevel":
+        warnings.warn(f"its post_processor ({processor}) adds tokens to each text; ours adds none", stacklevel=3)
+    specials = _added_tokens(record.get("added_tokens") or [])
+    vocab = _ids(model["vocab"])
+    for name, index in specials.items():
+        if vocab.setdefault(name, index) != index:
+            raise ValueError(f"expected one id of {name!r}, found {index} and {vocab[name]}")
+    by_id = {index: name.encode() if name in specials else text_to_token(name) for name, index in vocab.items()}
+    if len(by_id) < len(vocab):
+        raise ValueError("expected each id once, found one for two tokens")
+    merges = [_merge(merge) for merge in model["merges"]]
+    tokenizer = Tokenizer(by_id, merges, list(specials), pattern=pattern)
+    check_reachable(tokenizer, by_itself=model.get("ignore_merges") is True)
+    return tokenizer
+
+
+def _pattern(pre_tokenizer: Any) -> str:
+    """Return the name of the pattern that a `pre_tokenizer` splits by."""
+    parts = pre_tokenizer["pretokenizers"] if (pre_tokenizer or {}).get("type") == "Sequence" else [pre_tokenizer or {}]
+    *splits, last = parts
+    _refuse("pre_tokenizer.type", last.get("type"), ["ByteLevel"])
+    _refuse("pre_tokenizer.add_prefix_space", last.get("add_prefix_space", True), [False])
+    if last.get("use_regex", True):
+        _refuse("number of splits before the pre_tokenizer ByteLevel", len(splits), [0])
+        return "gpt2"
+    _refuse("number of splits before the pre_tokenizer ByteLevel", len(splits), [1])
+    split = splits[0]
+    _refuse("pre_tokenizer.type", split.get("type"), ["Split"])
+    _refuse("pre_tokenizer.behavior", split.get("behavior"), ["Isolated"])
+    _refuse("pre_tokenizer.invert", split.get("invert", False), [False])
+    found = split["pattern"].get("Regex")
+    if found not in _SPELLINGS:
+        raise ValueError(f"expected the split pattern of gpt2 or cl100k, found {str(found)[:200]!r}")
+    return _SPELLINGS[found]
+
+
+def _refuse(key: str, found: Any, expected: list[Any]) -> None:
+    if found not in expected:
+        raise ValueError(f"{key}: expected {json.dumps(expected[0])}, found {json.dumps(found)[:80]}")
+
+
+def _added_tokens(tokens: list[Any]) -> dict[str, int]:
+    """Return content and id of each added token; all are whole wherever they stand, as our special tokens are."""
+    found = {}
+    for token in tokens:
+        for key in ("single_word", "lstrip", "rstrip"):
+            _refuse(f"added token {str(token.get('content'))[:40]!r}: {key}", token.get(key, False), [False])
+        found[token["content"]] = token["id"]
+    if len(tokens) > MAX_SPECIALS:
+        raise ValueError(f"expected at most {MAX_SPECIALS:,} added tokens, found {len(tokens):,}")
+    return _ids(found)
+
+
+def _ids(vocab: Any) -> dict[str, int]:
+    for name, index in vocab.items():
+        if type(index) is not int or not isinstance(name, str) or not name:
+            raise ValueError(f"expected a whole number as the id of {str(name)[:40]!r}, found {str(index)[:40]!r}")
+    return dict(vocab)
+
+
+def _merge(merge: Any) -> tuple[bytes, bytes]:
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    if len(parts) != 2:
+        raise ValueError(f"expected merges of two tokens, found {str(merge)[:80]!r}")
+    return text_to_token(parts[0]), text_to_token(parts[1])
+
+
+def check_reachable(tokenizer: Tokenizer, *, by_itself: bool = False) -> None:
+    """Refuse a vocabulary with tokens that no merge makes, or, `by_itself`, that are not what their text encodes to.
+
+    Raises:
+        ValueError: names the first.
+    """
+    specials = set(tokenizer.special_token_ids.values())
+    made = {left + right for left, right in tokenizer.merges}
+    for index, token in tokenizer.vocab.items():
+        if index in specials or len(token) == 1:
+            continue
+        if token not in made:
+            raise ValueError(f"expected a merge for each token, found none for {token_to_text(token)!r} (id {index})")
+        if by_itself and not _is_itself(tokenizer, token, index):
+            raise ValueError(f"model.ignore_merges: expected false, as merges do not make {token_to_text(token)!r}")
+
+
+def _is_itself(tokenizer: Tokenizer, token: bytes, index: int) -> bool:
+    try:
+        return tokenizer.encode_piece(token.decode()) == [index]
+    except UnicodeDecodeError:  # a part of a character is never a pre-token
+        return True
