@@ -42,7 +42,7 @@ ALLOWED = {
     "transformerlm.models": {"torch"},
     "transformerlm.training": {"torch", "numpy", "safetensors"},
     "transformerlm.inference": {"torch"},
-    "transformerlm.interop": {"torch", "safetensors", "transformers", "tokenizers", "tiktoken"},
+    "transformerlm.interop": {"torch", "numpy", "safetensors", "transformers", "tokenizers", "tiktoken", "gguf"},
     "databuilder": {"numpy"},
     "cli": {"pydantic", "matplotlib"},
 }
@@ -127,7 +127,9 @@ def test_optional_and_heavy_libraries_are_imported_where_they_are_used(path):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
         for name in names:
-            assert name.split(".")[0] not in ("wandb", "matplotlib", "transformers"), f"{path}:{node.lineno}: {name}"
+            assert name.split(".")[0] not in ("wandb", "matplotlib", "transformers", "gguf"), (
+                f"{path}:{node.lineno}: {name}"
+            )
             if room_of(module_of(path)) == "cli":
                 assert room_of(name) in ("cli", "config", None), f"{path}:{node.lineno}: {name} at the top"
                 assert name.split(".")[0] not in ("torch", "numpy"), f"{path}:{node.lineno}: {name} at the top"
