@@ -244,6 +244,8 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
     )
     if trainer.state.step:
         note(f"resumed at step {trainer.state.step:,}")
+    elif trainer.config.checkpoint.init_from:
+        note(f"begins with the weights of {trainer.config.checkpoint.init_from}")
     note(f"{run_dir}: {parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs per token, about {gigabytes(memory)}")
     note(f"{steps:,} steps of {tokens_per_step:,} tokens on {runtime.device} in {runtime.precision}, ETA {clock(eta)}")
 

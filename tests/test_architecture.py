@@ -42,7 +42,16 @@ ALLOWED = {
     "transformerlm.models": {"torch"},
     "transformerlm.training": {"torch", "numpy", "safetensors"},
     "transformerlm.inference": {"torch"},
-    "transformerlm.interop": {"torch", "numpy", "safetensors", "transformers", "tokenizers", "tiktoken", "gguf"},
+    "transformerlm.interop": {
+        "torch",
+        "numpy",
+        "safetensors",
+        "pydantic",
+        "transformers",
+        "tokenizers",
+        "tiktoken",
+        "gguf",
+    },
     "databuilder": {"numpy"},
     "cli": {"pydantic", "matplotlib"},
 }

@@ -73,10 +73,10 @@ VALID: dict[str, set[str]] = {
     "huge": {"seed", "training.seed"},
     "empty": {"logging.architecture", "logging.dataset"},
     "NUL": {"separator"},  # a special token is any text
-    "no items": {"peers", "prompt", "sizes_mb", "text", "tokenizer.special_tokens"},
-    "many items": {"input", "prompt", "text"},
+    "no items": {"peers", "prompt", "sizes_mb", "special_tokens", "text", "tokenizer.special_tokens"},
+    "many items": {"input", "prompt", "special_tokens", "text"},
     "an item: empty": {"prompt", "samples.prompts"},  # a prompt is any text
-    "an item: NUL": {"prompt", "samples.prompts", "tokenizer.special_tokens"},
+    "an item: NUL": {"prompt", "samples.prompts", "special_tokens", "tokenizer.special_tokens"},
     "an item: long": {"prompt", "samples.prompts"},
 }
 

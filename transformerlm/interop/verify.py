@@ -37,7 +37,7 @@ Mr. Bennet replied that he had not.
 
 "But it is," returned she; "for Mrs. Long has just been here, and she told me all about it."
 """
-_HARD_TEXTS = (
+HARD_TEXTS = (
     "",
     REAL_TEXT,
     "I'll we've IT'S they'RE he'd 'tis can't\u2019ve '\u017f rock'n'roll ''s",
@@ -59,7 +59,7 @@ def hard_texts(tokenizer: Tokenizer) -> list[str]:
     mixed = ["".join(rng.choices(_ALPHABET, k=rng.randrange(1, 40))) for _ in range(300)]
     specials = tokenizer.special_tokens[:_MAX_SPECIALS]
     around = [f"a{special}b {special}{special}\n {special[:-1]}{special}'s" for special in specials]
-    return [*_HARD_TEXTS, *mixed, *around, "".join(specials)]
+    return [*HARD_TEXTS, *mixed, *around, "".join(specials)]
 
 
 def compare_ids(

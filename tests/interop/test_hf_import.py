@@ -1,0 +1,202 @@
+"""A Llama directory becomes a checkpoint of ours that computes the same, or is refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
+from tests.interop.models import make_llama, make_tokenizer
+from transformerlm.interop.hf_export import write_hf
+from transformerlm.interop.hf_import import read_hf
+from transformerlm.tokenizer import Tokenizer
+from transformerlm.training.checkpoint import load_model, load_tokenizer, resolve
+
+VARIANTS = {
+    "untied, grouped": {},
+    "tied": {"tie_word_embeddings": True, "num_key_value_heads": 4},
+    "other theta and eps": {"rope_theta": 500_000.0, "rms_norm_eps": 1e-3, "num_key_value_heads": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory, files):
+    """Return a directory with model and tokenizer, which tests copy before they change it."""
+    torch.set_num_threads(1)
+    return make_llama(tmp_path_factory.mktemp("llama"), tokenizer=make_tokenizer(files.text))
+
+
+@pytest.fixture
+def copy(llama, tmp_path):
+    """Return a copy of the directory to change."""
+    return shutil.copytree(llama, tmp_path / "llama")
+
+
+def change_config(directory, **changes):
+    """Set keys of a config.json."""
+    path = directory / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def change_weights(directory, change):
+    """Change the tensors of a model.safetensors."""
+    tensors = load_file(directory / "model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_logits_are_those_of_transformers(changes, tmp_path):
+    """Within 1e-4 in fp32, for each choice that both sides have; and the command's own check says so."""
+    from transformers import LlamaForCausalLM
+
+    source = make_llama(tmp_path, **changes)
+    outcome = read_hf(source, tmp_path / "run", with_tokenizer=False)
+    assert outcome.startswith("verified with transformers: logits differ by ")
+    ids = torch.randint(512, (2, 64), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        theirs = LlamaForCausalLM.from_pretrained(source).float().eval()(ids).logits
+        ours = load_model(resolve(tmp_path / "run"))(ids)
+    assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_shards_of_half_precision_are_read(dtype, tmp_path):
+    """Several files with an index, in bf16 or fp16, become one file in fp32 with the same numbers."""
+    source = make_llama(tmp_path, shard="30KB", dtype=dtype)
+    assert len(list(source.glob("*.safetensors"))) > 1
+    assert "verified" in read_hf(source, tmp_path / "run", with_tokenizer=False)
+    weights = load_file(resolve(tmp_path / "run") / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
+def test_the_tokenizer_comes_with_the_model(llama, files, tmp_path):
+    """The checkpoint has the tokenizer of the tokenizer.json."""
+    outcome = read_hf(llama, tmp_path / "run")
+    assert "the ids of" in outcome
+    assert load_tokenizer(resolve(tmp_path / "run")).fingerprint() == make_tokenizer(files.text).fingerprint()
+
+
+def test_an_import_can_be_exported_again(llama, tmp_path):
+    """Import and export give the weights of the source, number for number."""
+    read_hf(llama, tmp_path / "run", verify=False)
+    write_hf(resolve(tmp_path / "run"), tmp_path / "out", verify=False)
+    first, again = (load_file(directory / "model.safetensors") for directory in (llama, tmp_path / "out"))
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert "| imported from | llama |" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, r"config\.json: rope_scaling: expected null"),
+        ({"num_attention_heads": 3}, r"config\.json: head_dim: expected"),
+        ({"hidden_size": "32"}, r"config\.json: d_model: .*found 32"),
+        ({"vocab_size": 10**12}, r"config\.json: vocab_size: "),
+        ({"num_hidden_layers": 3}, r"weights do not fit the model of config\.json: model\.layers\.2\."),
+        ({"intermediate_size": 2**21}, r"expected [\d,]+ numbers in weights, found "),
+        ({"num_key_value_heads": 4}, r"expected [\d,]+ numbers in weights, found "),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(changes, message, copy, tmp_path):
+    """Keys of another architecture, wrong types and sizes that the weights do not bear out are named."""
+    change_config(copy, **changes)
+    with pytest.raises(ValueError, match=message):
+        read_hf(copy, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("model.norm.weight"), r"do not fit .*: model\.norm\.weight"),
+        (lambda tensors: tensors.update({"bias": torch.zeros(1)}), r"do not fit .*: bias"),
+        (lambda tensors: tensors.update({"model.norm.weight": torch.zeros(4, 8)}), r"expected shape \(32,\), found"),
+        (lambda tensors: tensors["model.norm.weight"].fill_(float("nan")), r"ln_final\.weight: expected finite"),
+        (
+            lambda tensors: tensors.update({"model.norm.weight": torch.zeros(32, dtype=torch.int8)}),
+            r"model\.norm\.weight: expected dtype F32, F16 or BF16, found I8",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(change, message, copy, tmp_path):
+    """A tensor that is missing, unknown, of another shape or dtype, or not finite is named."""
+    change_weights(copy, change)
+    with pytest.raises(ValueError, match=message):
+        read_hf(copy, tmp_path / "run")
+
+
+def test_what_follows_from_other_weights_is_passed_over(copy, tmp_path):
+    """The angles that old files keep, and a head that is tied to the embedding, are not needed."""
+    change_config(copy, tie_word_embeddings=True)
+    angles = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    change_weights(copy, lambda tensors: tensors.update(angles))
+    read_hf(copy, tmp_path / "run", verify=False)
+    assert load_model(resolve(tmp_path / "run")).hparams()["tie_embeddings"]
+
+
+def test_pickles_are_not_read(copy, tmp_path):
+    """A directory with a .bin in place of safetensors is refused, with the reason."""
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"found neither \(a \.bin or \.pt holds a pickle"):
+        read_hf(copy, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["../llama/model.safetensors", "/etc/passwd", "a\\b.safetensors", 7, None])
+def test_an_index_cannot_lead_out(name, copy, tmp_path):
+    """A weight_map that names anything but a .safetensors file beside it is refused."""
+    (copy / "model.safetensors").unlink()
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
+    with pytest.raises(ValueError, match=r"index\.json: expected weight_map to name \.safetensors files"):
+        read_hf(copy, tmp_path / "run")
+
+
+def test_a_weight_in_two_shards_is_refused(copy, tmp_path):
+    """Which of the two is meant nobody can tell."""
+    shutil.copy(copy / "model.safetensors", copy / "b.safetensors")
+    (copy / "model.safetensors").rename(copy / "a.safetensors")
+    index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="expected each weight in one file"):
+        read_hf(copy, tmp_path / "run")
+
+
+def test_a_link_out_of_the_directory_is_refused(copy, tmp_path):
+    """No file of the directory may stand elsewhere."""
+    (copy / "model.safetensors").rename(tmp_path / "elsewhere")
+    (copy / "model.safetensors").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="found a link out of it"):
+        read_hf(copy, tmp_path / "run")
+
+
+def test_a_tokenizer_of_another_kind_can_be_left_out(copy, tmp_path):
+    """The refusal names what was found and the key that leaves it out; without it the model is imported alone."""
+    record = json.loads((copy / "tokenizer.json").read_text())
+    record["normalizer"] = {"type": "NFC"}
+    (copy / "tokenizer.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"normalizer: expected null, found .*NFC.*set tokenizer = false"):
+        read_hf(copy, tmp_path / "run")
+    read_hf(copy, tmp_path / "run", with_tokenizer=False, verify=False)
+    with pytest.raises(FileNotFoundError):
+        load_tokenizer(resolve(tmp_path / "run"))
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(copy, tmp_path):
+    """An id that the model has no embedding for cannot be used."""
+    tokenizer = Tokenizer({index: bytes([index]) for index in range(256)}, [], [f"<{n}>" for n in range(500)])
+    from transformerlm.interop.tokenizer_json import to_json
+
+    (copy / "tokenizer.json").write_text(to_json(tokenizer))
+    with pytest.raises(ValueError, match="expected at most 520 tokens, found 756"):
+        read_hf(copy, tmp_path / "run")
+
+
+def test_no_directory_is_no_model(tmp_path):
+    """A source that is missing, or a file, is refused in one line."""
+    with pytest.raises(FileNotFoundError, match="expected the directory of a model"):
+        read_hf(tmp_path / "nowhere", tmp_path / "run")

@@ -1,0 +1,94 @@
+"""The two names of one architecture: settings, weights, and the rows of q and k."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from transformerlm.interop import llama
+from transformerlm.models.layers import rotate_pairs
+from transformerlm.models.transformer import TransformerLM
+
+HPARAMS = TransformerLM(
+    vocab_size=300, context_length=64, d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, device="meta"
+).hparams()
+CONFIG = llama.to_config(HPARAMS, dtype="fp32", eos_token_id=None)
+
+
+def test_a_config_describes_the_model_that_it_was_made_from():
+    """There and back, the settings of the model are the same."""
+    again = TransformerLM(**llama.from_config(CONFIG), device="meta").hparams()
+    assert again == HPARAMS
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("norm_position", "post"), ("norm_position", "none"), ("position", "none"), ("ffn", "silu"), ("qk_norm", True)],
+)
+def test_what_is_no_llama_is_refused_by_name(key, value):
+    """The setting that makes it another architecture is named with what it is."""
+    with pytest.raises(ValueError, match=rf"no Llama.*model\.{key}: expected .*, found \"?{str(value).lower()}"):
+        llama.check_is_llama({**HPARAMS, key: value})
+
+
+def test_a_llama_with_tied_embeddings_is_one():
+    """What both sides have is no reason to refuse."""
+    llama.check_is_llama({**HPARAMS, "tie_embeddings": True, "num_kv_heads": 1})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling: expected null"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, 'rope_parameters.rope_type: expected "default"'),
+        ({"rope_parameters": {"rope_type": "default", "factor": 8.0}}, "rope_parameters.factor: expected none"),
+        ({"rope_parameters": [1]}, "rope_parameters: expected {}"),
+        ({"attention_bias": True}, "attention_bias: expected false, found true"),
+        ({"mlp_bias": True}, "mlp_bias: expected false"),
+        ({"hidden_act": "gelu"}, 'hidden_act: expected "silu", found "gelu"'),
+        ({"sliding_window": 4096}, "sliding_window: expected null"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: expected 1"),
+        ({"head_dim": 16}, "head_dim: expected hidden_size / num_attention_heads = 8, found 16"),
+        ({"model_type": "mistral"}, 'model_type: expected "llama", found "mistral"'),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "architectures: expected"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config: expected null"),
+        ({"hidden_size": None}, "hidden_size: expected a number, found none"),
+    ],
+)
+def test_another_architecture_is_refused_by_name(change, message):
+    """The key of the config.json is named with what was expected of it."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        llama.from_config({**CONFIG, **change})
+
+
+def test_an_old_config_has_the_defaults_of_llama():
+    """Keys that the first files did not have get the values that transformers gives them."""
+    sizes = {key: CONFIG[key] for key in llama._SIZES}
+    found = llama.from_config({"model_type": "llama", **sizes})
+    model = {"num_kv_heads": None, "context_length": 2048, "norm_eps": 1e-6, "rope_theta": 1e4, "tie_embeddings": False}
+    assert {key: found[key] for key in model} == model
+
+
+def test_rows_are_put_in_order_and_back():
+    """Only q and k change, and undoing it gives the same weights."""
+    weight = torch.randn(24, 5)
+    for name in ("layers.0.attn.q_proj.weight", "layers.0.attn.k_proj.weight"):
+        theirs = llama.halves_from_pairs(name, weight, 8)
+        assert not torch.equal(theirs, weight)
+        assert torch.equal(llama.pairs_from_halves(name, theirs, 8), weight)
+    assert llama.halves_from_pairs("layers.0.attn.v_proj.weight", weight, 8) is weight
+    assert llama.pairs_from_halves("lm_head.weight", weight, 8) is weight
+
+
+def test_turning_halves_of_the_new_order_is_turning_pairs_of_the_old():
+    """Queries of the permuted weight, turned as Llama does, are ours turned our way, in the new order."""
+    d_head = 8
+    weight, x = torch.randn(d_head, 5), torch.randn(3, 5)
+    cos, sin = torch.rand(3, d_head // 2), torch.rand(3, d_head // 2)
+    ours = rotate_pairs(x @ weight.T, cos, sin)
+    first, second = (x @ llama.halves_from_pairs("q_proj.weight", weight, d_head).T).chunk(2, dim=-1)
+    theirs = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    assert_close(theirs, torch.cat((ours[:, 0::2], ours[:, 1::2]), dim=-1))

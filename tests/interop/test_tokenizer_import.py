@@ -1,0 +1,71 @@
+"""A tokenizer from others' files: the same ids, in a directory that every command of ours opens."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from transformerlm.interop.tiktoken_ranks import write_ranks
+from transformerlm.interop.tokenizer_import import import_tokenizer
+from transformerlm.interop.tokenizer_json import write_tokenizer_json
+from transformerlm.tokenizer import Tokenizer
+from transformerlm.tokenizer.io import save_merges, save_vocab
+
+
+def write(tokenizer, form, home):
+    """Write a tokenizer in another tool's form."""
+    if form == "tokenizer_json":
+        write_tokenizer_json(tokenizer, home / "source", verify=False)
+    elif form == "tiktoken":
+        write_ranks(tokenizer, home / "source", verify=False)
+    else:
+        (home / "source").mkdir()
+        save_vocab(tokenizer.vocab, home / "source" / "vocab.json", tokenizer.special_tokens)
+        save_merges(tokenizer.merges, home / "source" / "merges.txt")
+    return home / "source"
+
+
+@pytest.mark.parametrize("form", ["tokenizer_json", "tiktoken", "gpt2"])
+def test_each_form_gives_the_same_tokenizer(form, tokenizer, tmp_path):
+    """The directory holds the tokenizer that was written, verified by the library of the form."""
+    outcome = import_tokenizer(
+        write(tokenizer, form, tmp_path),
+        tmp_path / "out",
+        form=form,
+        pattern=tokenizer.pattern,
+        special_tokens=tokenizer.special_tokens,
+    )
+    assert outcome.startswith(f"verified with {'tiktoken' if form == 'tiktoken' else 'tokenizers'}: ")
+    assert Tokenizer.from_directory(tmp_path / "out").fingerprint() == tokenizer.fingerprint()
+
+
+def test_a_refusal_leaves_nothing(tokenizer, tmp_path):
+    """A vocabulary with a token that no merge makes is refused, and there is no directory."""
+    source = write(tokenizer, "gpt2", tmp_path)
+    vocab = json.loads((source / "vocab.json").read_text())
+    (source / "vocab.json").write_text(json.dumps({**vocab, "zzzzz": len(vocab)}))
+    with pytest.raises(ValueError, match="expected a merge for each token"):
+        import_tokenizer(source, tmp_path / "out", form="gpt2", pattern="gpt2", special_tokens=tokenizer.special_tokens)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_other_ids_in_the_library_are_an_error(tokenizer, tmp_path):
+    """A tiktoken file that is read with the wrong pattern is still what tiktoken makes of it with that pattern."""
+    source = write(tokenizer, "tiktoken", tmp_path)
+    other = {"gpt2": "cl100k", "cl100k": "gpt2"}[tokenizer.pattern]
+    import_tokenizer(source, tmp_path / "out", form="tiktoken", pattern=other, special_tokens=["<s>"])
+    assert Tokenizer.from_directory(tmp_path / "out").pattern == other
+
+
+def test_a_tokenizer_is_replaced_only_when_asked(tokenizer, tmp_path):
+    """An output that is there is refused; with overwrite it is replaced if it is a tokenizer."""
+    source = write(tokenizer, "tokenizer_json", tmp_path)
+    settings = {"form": "tokenizer_json", "pattern": "gpt2", "special_tokens": [], "verify": False}
+    import_tokenizer(source, tmp_path / "out", **settings)
+    with pytest.raises(FileExistsError):
+        import_tokenizer(source, tmp_path / "out", **settings)
+    import_tokenizer(source, tmp_path / "out", **settings, overwrite=True)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match=r"expected a directory with vocab\.json to overwrite"):
+        import_tokenizer(source, tmp_path / "other", **settings, overwrite=True)

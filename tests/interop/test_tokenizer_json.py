@@ -1,0 +1,164 @@
+"""`tokenizer.json`: what we write gives the same ids in `tokenizers`, and what we read is ours or refused by name."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import pytest
+import regex
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transformerlm.interop.tokenizer_json import from_file, to_json, write_tokenizer_json
+from transformerlm.tokenizer import Tokenizer
+
+BYTES = {index: bytes([index]) for index in range(256)}
+
+
+def read(record, tmp_path):
+    """Read a record as if it had come from a file."""
+    path = tmp_path / "tokenizer.json"
+    path.write_text(record if isinstance(record, str) else json.dumps(record), encoding="utf-8")
+    return from_file(path)
+
+
+@pytest.fixture
+def record(tokenizer):
+    """Return a tokenizer.json of ours to change."""
+    return json.loads(to_json(tokenizer))
+
+
+def test_the_tokenizer_comes_back(tokenizer, tmp_path):
+    """Written and read it is the same tokenizer, and the check by `tokenizers` says so."""
+    outcome = write_tokenizer_json(tokenizer, tmp_path / "new" / "tokenizer.json")
+    assert outcome.startswith("verified with tokenizers: the ids of ")
+    assert from_file(tmp_path / "new" / "tokenizer.json").fingerprint() == tokenizer.fingerprint()
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(max_size=60) | st.text(alphabet=" \n\r\t'sStT1a.我<|user>", max_size=60))
+def test_any_text_has_the_same_ids(tokenizer, text):
+    """`tokenizers` agrees on every text but for letters that its tables of Unicode do not know yet."""
+    theirs = tokenizers.Tokenizer.from_str(to_json(tokenizer))
+    if all(map(_same_kind, text)):
+        assert theirs.encode(text, add_special_tokens=False).ids == tokenizer.encode(text)
+
+
+@cache
+def _same_kind(char: str) -> bool:
+    """Tell whether the two libraries take a character for a letter, a number, or neither of them alike."""
+    for kind in (r"\p{L}", r"\p{N}"):
+        removed = tokenizers.pre_tokenizers.Split(tokenizers.Regex(kind), "removed").pre_tokenize_str(f'"{char}"')
+        if (len(removed) == 2) != bool(regex.fullmatch(kind, char)):
+            return False
+    return True
+
+
+def test_older_merges_and_added_tokens_outside_the_vocabulary_are_read(record, tokenizer, tmp_path):
+    """A merge may be one string, and special tokens may stand in added_tokens alone."""
+    record["model"]["merges"] = [" ".join(merge) for merge in record["model"]["merges"]]
+    for token in record["added_tokens"]:
+        del record["model"]["vocab"][token["content"]]
+    assert read(record, tmp_path).fingerprint() == tokenizer.fingerprint()
+
+
+def change(record, dotted, value):
+    """Set a key at a dotted place."""
+    *tables, last = dotted.split(".")
+    for table in tables:
+        record = record[int(table) if table.isdigit() else table]
+    record[int(last) if last.isdigit() else last] = value
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("model.type", "Unigram", r'model\.type: expected "BPE", found "Unigram"'),
+        ("model.byte_fallback", True, r"model\.byte_fallback: expected null, found true"),
+        ("model.unk_token", "<unk>", r"model\.unk_token: expected null"),
+        ("model.dropout", 0.1, r"model\.dropout: expected null"),
+        ("model.end_of_word_suffix", "</w>", r"model\.end_of_word_suffix: expected null"),
+        ("normalizer", {"type": "NFC"}, r"normalizer: expected null"),
+        ("pre_tokenizer", None, r'pre_tokenizer\.type: expected "ByteLevel", found null'),
+        ("pre_tokenizer", {"type": "Metaspace"}, r'pre_tokenizer\.type: expected "ByteLevel", found "Metaspace"'),
+        ("pre_tokenizer", {"type": "ByteLevel"}, r"add_prefix_space: expected false, found true"),
+        ("added_tokens.0.lstrip", True, r"added token '<\|endoftext\|>': lstrip: expected false, found true"),
+        ("added_tokens.0.id", 3, r"expected one id of '<\|endoftext\|>', found 3 and"),
+        ("added_tokens.0.id", "3", r"expected a whole number as the id"),
+        ("model.vocab.!", 7, r"expected each id once"),
+        ("model.vocab.zzzzz", 512, r"expected a merge for each token, found none for 'zzzzz'"),
+        ("model.vocab.zzzzz", 10**9, r"expected the ids 0 to "),
+        ("model.vocab.Ġ好", 512, r"GPT-2's byte alphabet"),
+        ("model.merges.0", ["a", "b", "c"], r"expected merges of two tokens"),
+        ("model.merges.0", ["a", 7], r"expected the form of a tokenizer\.json"),
+        ("model.vocab", [1, 2], r"expected the form of a tokenizer\.json"),
+        ("model", 3, r"expected the form of a tokenizer\.json"),
+    ],
+)
+def test_what_ours_do_not_do_is_refused_by_name(place, value, message, record, tmp_path):
+    """The key is named with what was expected and found."""
+    change(record, place, value)
+    with pytest.raises(ValueError, match=message):
+        read(record, tmp_path)
+
+
+def test_another_split_pattern_is_refused_with_what_was_found(record, tmp_path):
+    """Only the spellings of gpt2's and cl100k's patterns are taken; a digit at a time is another pattern."""
+    found = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|\s+"
+    split = {"type": "Split", "pattern": {"Regex": found}, "behavior": "Isolated", "invert": False}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    record["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, level]}
+    with pytest.raises(ValueError, match=r"expected the split pattern of gpt2 or cl100k, found .*N\}"):
+        read(record, tmp_path)
+    record["pre_tokenizer"]["pretokenizers"] = [split, split, level]
+    with pytest.raises(ValueError, match="number of splits before the pre_tokenizer ByteLevel: expected 1, found 2"):
+        read(record, tmp_path)
+
+
+def test_merges_that_are_passed_over_must_not_matter(record, tmp_path):
+    """With ignore_merges a token that merges do not make whole is refused; where all are, it says the same."""
+    record["model"]["ignore_merges"] = True
+    read(record, tmp_path)
+    bytes_alone = json.loads(to_json(Tokenizer(BYTES, [])))
+    names = [*bytes_alone["model"]["vocab"], "bc", "ab", "abc"]
+    merges = [["b", "c"], ["a", "b"], ["ab", "c"]]
+    bytes_alone["model"] |= {"vocab": {name: index for index, name in enumerate(names)}, "merges": merges}
+    read(bytes_alone, tmp_path)
+    bytes_alone["model"]["ignore_merges"] = True
+    with pytest.raises(ValueError, match="ignore_merges: expected false, as merges do not make 'abc'"):
+        read(bytes_alone, tmp_path)
+
+
+def test_tokens_that_are_put_around_a_text_are_warned_of(record, tmp_path):
+    """Ours puts none, and says so."""
+    record["post_processor"] = {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}}
+    with pytest.warns(UserWarning, match="TemplateProcessing"):
+        read(record, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 1_000_000, '{"model": {}, "model": {}}', '{"model": NaN}'])
+def test_a_file_that_is_no_tokenizer_is_refused(text, tmp_path):
+    """One line that names the file, whatever is in it."""
+    with pytest.raises(ValueError, match=r"tokenizer\.json.*: expected "):
+        read(text, tmp_path)
+
+
+def test_a_special_token_that_reads_as_another_token_is_refused():
+    """In tokenizer.json a blank is written `Ġ`, so a special token of that name cannot be told from it."""
+    with pytest.raises(ValueError, match="a special token reads as another token does"):
+        to_json(Tokenizer(BYTES, [], ["Ġ"]))
+
+
+def test_a_file_is_replaced_only_when_asked(tokenizer, tmp_path):
+    """One that is there is refused, and with overwrite replaced; a directory never is."""
+    path = tmp_path / "tokenizer.json"
+    path.write_text("mine")
+    with pytest.raises(FileExistsError, match="is there already"):
+        write_tokenizer_json(tokenizer, path)
+    assert path.read_text() == "mine"
+    write_tokenizer_json(tokenizer, path, overwrite=True)
+    assert from_file(path).fingerprint() == tokenizer.fingerprint()
+    with pytest.raises(ValueError, match="expected a file to overwrite, found a directory"):
+        write_tokenizer_json(tokenizer, tmp_path, overwrite=True)
