@@ -53,3 +53,22 @@ def test_forgetting_changes_nothing(tmp_path, monkeypatch):
     assert (tmp_path / "a").read_bytes() == b"x" * 10_000
     monkeypatch.delattr(os, "posix_fadvise", raising=False)
     files.forget_cached(tmp_path / "missing")
+
+
+def test_a_directory_appears_whole(tmp_path):
+    """While it is filled it has another name; at the end it takes the place of the one that was there."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("")
+    with files.whole_directory(tmp_path / "out") as directory:
+        (directory / "new").write_text("")
+        assert (tmp_path / "out" / "old").exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "new"]
+
+
+def test_a_directory_that_fails_leaves_what_was_there(tmp_path):
+    """After an error nothing of the new one is left, and a leftover of a killed one does not matter."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out.tmp").mkdir()
+    with pytest.raises(FileNotFoundError), files.whole_directory(tmp_path / "out") as directory:
+        (directory / "nowhere" / "new").write_text("")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out"]

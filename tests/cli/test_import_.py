@@ -1,0 +1,159 @@
+"""`transformerlm-import`: another tool's model generates text and goes on training here."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+from config.io import dump_toml
+from tests.cli.commands import call
+from tests.training.tiny_run import read_records, tiny_config, write_tiny_files
+from transformerlm.training.checkpoint import resolve
+
+
+@pytest.fixture(scope="module")
+def exported(pipeline, tmp_path_factory):
+    """Return the pipeline's model as a Hugging Face directory."""
+    out = tmp_path_factory.mktemp("exported") / "model"
+    assert call("export", "--checkpoint", pipeline.run, "--output", out, "--verify=false").code == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def imported(exported, tmp_path_factory):
+    """Return that directory imported again, with what the command said."""
+    out = tmp_path_factory.mktemp("imported") / "run"
+    done = call("import_", "--source", exported, "--output", out)
+    return out, done
+
+
+def test_a_model_is_imported_and_verified(imported):
+    """One line on stderr says what was compared."""
+    out, done = imported
+    assert (done.code, done.stdout) == (0, "")
+    assert f"{out}: written; verified with transformers: logits differ by" in done.stderr
+    assert "verified with tokenizers: the ids of" in done.stderr
+
+
+def test_an_imported_model_generates_what_the_first_one_does(imported, pipeline):
+    """The same prompt and seed give the same text."""
+    arguments = ["--prompt", "Ada", "--sampling.max_new_tokens=8", "--device=cpu"]
+    first, again = (call("infer", "--checkpoint", path, *arguments) for path in (pipeline.run, imported[0]))
+    assert first.records[0]["text.output"] == again.records[0]["text.output"]
+
+
+def train(pipeline, home, **changes):
+    """Train a tiny run with dotted keys changed, and return how it ended."""
+    config = home / "train.toml"
+    config.write_text(dump_toml(tiny_config(pipeline.files, home, {"training.max_steps": 4, **changes})))
+    return call("train", "--config", config)
+
+
+def test_training_goes_on_from_an_imported_model(imported, pipeline, tmp_path):
+    """A new run begins with its weights, at step 1 with a fresh optimizer, and its first loss shows what it knows."""
+    done = train(pipeline, tmp_path, **{"checkpoint.init_from": str(imported[0])})
+    assert done.code == 0
+    assert f"begins with the weights of {imported[0]}" in done.stderr
+    (tmp_path / "other").mkdir()
+    train(pipeline, tmp_path / "other")
+    with_weights, without = (
+        next(record["metrics.loss"] for record in read_records(home / "run") if "metrics.loss" in record)
+        for home in (tmp_path, tmp_path / "other")
+    )
+    assert with_weights < without - 0.5
+    assert json.loads((resolve(tmp_path / "run") / "state.json").read_text())["step"] == 4
+
+
+def test_a_rate_of_nearly_zero_leaves_the_weights_that_it_began_with(imported, pipeline, tmp_path):
+    """What a run begins with are the weights of the checkpoint, each of them."""
+    changes = {"optimizer.learning_rate": 1e-30, "checkpoint.init_from": str(imported[0])}
+    assert train(pipeline, tmp_path, **changes).code == 0
+    first, last = (load_file(resolve(run) / "model.safetensors") for run in (imported[0], tmp_path / "run"))
+    assert first.keys() == last.keys()
+    assert all(first[name].equal(last[name]) for name in first)
+
+
+def test_a_run_that_has_a_checkpoint_goes_on_from_its_own(imported, pipeline, tmp_path):
+    """`init_from` is for the first start; the same command resumes."""
+    changes = {"checkpoint.init_from": str(imported[0])}
+    train(pipeline, tmp_path, **changes)
+    done = train(pipeline, tmp_path, **changes, **{"training.max_steps": 6})
+    assert "resumed at step 4" in done.stderr
+    assert "begins with" not in done.stderr
+
+
+def test_another_context_length_is_no_other_architecture(imported, pipeline, tmp_path):
+    """Weights do not depend on it."""
+    changes = {"checkpoint.init_from": str(imported[0]), "model.context_length": 8}
+    assert train(pipeline, tmp_path, **changes).code == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.num_layers", 3, "of another architecture (model.num_layers is 2 there, 3 here)"),
+        ("model.rope_theta", 5e5, "of another architecture (model.rope_theta is 10000.0 there, 500000.0 here)"),
+        ("checkpoint.init_from", "nowhere", "nowhere: no such checkpoint or run directory"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(key, value, message, imported, pipeline, tmp_path):
+    """Each setting that differs is named with both values; nothing is trained."""
+    done = train(pipeline, tmp_path, **{"checkpoint.init_from": str(imported[0]), key: value})
+    assert done.code == 2
+    assert message in done.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_weights_of_another_tokenizer_are_refused(imported, pipeline, tmp_path):
+    """Their ids mean other tokens; the line names the tokenizer to use."""
+    other = write_tiny_files(tmp_path, seed=1)
+    config = tmp_path / "train.toml"
+    config.write_text(dump_toml(tiny_config(other, tmp_path, {"checkpoint.init_from": str(imported[0])})))
+    done = call("train", "--config", config)
+    assert done.code == 2
+    assert "was trained with the tokenizer" in done.stderr
+    assert "set data.tokenizer to" in done.stderr
+
+
+def test_an_imported_run_is_not_resumed(imported, pipeline):
+    """It has no optimizer to go on with, and the line names the key that is meant."""
+    done = train(pipeline, imported[0].parent)
+    assert done.code == 2
+    assert "an imported model: choose another logging.run_name, and name it in checkpoint.init_from" in done.stderr
+
+
+def test_without_its_tokenizer_there_is_a_warning(exported, tmp_path):
+    """The model alone is imported, and what cannot be done with it is said."""
+    done = call("import_", "--source", exported, "--output", tmp_path / "run", "--tokenizer=false", "--verify=false")
+    assert done.code == 0
+    assert "warning: imported without its tokenizer" in done.stderr
+    assert not (resolve(tmp_path / "run") / "tokenizer").exists()
+
+
+def test_a_tokenizer_is_imported_alone(exported, pipeline, tmp_path):
+    """From a tokenizer.json comes a directory that other commands open."""
+    arguments = ["--source", exported / "tokenizer.json", "--format", "tokenizer_json", "--output", tmp_path / "out"]
+    assert call("import_", *arguments).code == 0
+    again = ["--input", pipeline.files.text, "--tokenizer", tmp_path / "out", "--train", tmp_path / "train.npy"]
+    assert call("make_data", *again).code == 0
+    assert (tmp_path / "train.npy").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--source", "nowhere"], "nowhere: expected the directory of a model, found none"),
+        (["--source", ".", "--format", "gpt2"], "vocab.json: expected a tokenizer file, found none"),
+        (["--source", "nowhere", "--format", "tiktoken"], "nowhere: No such file or directory"),
+        (["--source", "."], "config.json: No such file or directory"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch):
+    """Exit code 2, the reason, and nothing written."""
+    monkeypatch.chdir(tmp_path)
+    done = call("import_", "--output", "out", *arguments)
+    assert (done.code, len(done.stderr.splitlines())) == (2, 1)
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []
