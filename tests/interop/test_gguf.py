@@ -14,7 +14,6 @@ from gguf.quants import dequantize
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from cli import export
 from cli.train import train
 from tests.interop.models import make_checkpoint, make_tokenizer
 from tests.training.tiny_run import tiny_config
@@ -200,17 +199,6 @@ def test_without_the_package_the_error_says_what_to_install(tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ValueError, match=r'gguf is not installed: pip install "transformerlm\[gguf\]"'):
         write_gguf(tmp_path, tmp_path / "m.gguf")
-
-
-def test_the_command_writes_the_file(files, tmp_path, capsys):
-    """`--format=gguf` takes each type of weights; q8_0 is for no other format."""
-    arguments = [f"--checkpoint={make_checkpoint(tmp_path, files)}", f"--output={tmp_path / 'm.gguf'}", "--dtype=q8_0"]
-    with pytest.raises(SystemExit, match="0"):
-        export.main([*arguments, "--format=gguf"])
-    assert "m.gguf: written; verified with gguf" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="2"):
-        export.main([*arguments, "--format=hf"])
-    assert "dtype: expected fp32, bf16 or fp16" in capsys.readouterr().err
 
 
 # --- llama.cpp, where it is installed ------------------------------------------------------------------------------
