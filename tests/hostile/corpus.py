@@ -165,8 +165,9 @@ def train_on(home: Path, good: Good, data: bytes | np.ndarray, facts: dict[str, 
         path.write_bytes(data)
     honest = json.loads(good.files.train.with_suffix(".json").read_text())
     honest["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    sidecar = facts if isinstance(facts, str) else json.dumps({**honest, **(facts or {})})
-    path.with_suffix(".json").write_text(sidecar)
+    changed = {**honest, **(facts if isinstance(facts, dict) else {})}
+    changed["sidecar_sha256"] = values_sha256(changed, kept_in="sidecar_sha256")
+    path.with_suffix(".json").write_text(facts if isinstance(facts, str) else json.dumps(changed))
     config = home / "train.toml"
     config.write_text(dump_toml(tiny_config(good.files, home, {"data.train": str(path), "data.valid": None})))
     return [f"--config={config}"]

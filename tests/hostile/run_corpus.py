@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from tests.cli.commands import call
-from tests.hostile import corpus_checkpoints, corpus_files  # noqa: F401 (they fill the corpus)
+from tests.hostile import corpus_checkpoints, corpus_files, corpus_imports  # noqa: F401 (they fill the corpus)
 from tests.hostile.corpus import CASES, make_good
 
 MORE_BYTES = 1 << 29
@@ -56,9 +56,18 @@ def warm_up(home, good) -> None:
         ("make_data", make_data(home, good)),
         ("train_tokenizer", train_tokenizer(home, good.files.text)),
         ("train", resume(home, good)),
+        ("import_", good_import(home, good)),
     ):
         outcome = call(command, *arguments)
         assert outcome.code == 0, (command, outcome.stderr)
+
+
+def good_import(home, good) -> list[str]:
+    """Return the arguments of an import that is in order."""
+    from transformerlm.interop.hf_export import write_hf
+
+    write_hf(good.checkpoint, home / "hf", verify=False)
+    return [f"--source={home / 'hf'}", f"--output={home / 'imported'}", "--verify=false"]
 
 
 def limit_memory() -> None:

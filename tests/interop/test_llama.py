@@ -45,6 +45,7 @@ def test_a_llama_with_tied_embeddings_is_one():
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling: expected null"),
         ({"rope_parameters": {"rope_type": "llama3"}}, 'rope_parameters.rope_type: expected "default"'),
         ({"rope_parameters": {"rope_type": "default", "factor": 8.0}}, "rope_parameters.factor: expected none"),
+        ({"rope_theta": 5e5}, "rope_theta: expected 10000.0, found 500000.0"),  # beside that of rope_parameters
         ({"rope_parameters": [1]}, "rope_parameters: expected {}"),
         ({"attention_bias": True}, "attention_bias: expected false, found true"),
         ({"mlp_bias": True}, "mlp_bias: expected false"),

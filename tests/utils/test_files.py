@@ -65,6 +65,23 @@ def test_a_directory_appears_whole(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "new"]
 
 
+def test_a_directory_that_cannot_take_its_place_leaves_what_was_there(tmp_path, monkeypatch):
+    """When the last step fails, the directory that stood there stands there again."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("")
+    rename = Path.rename
+
+    def fails(path, target):
+        if path.name == "out.tmp":
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="Input/output error"), files.whole_directory(tmp_path / "out"):
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]
+
+
 def test_a_directory_that_fails_leaves_what_was_there(tmp_path):
     """After an error nothing of the new one is left, and a leftover of a killed one does not matter."""
     (tmp_path / "out").mkdir()

@@ -110,6 +110,8 @@ def from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(rope, dict):
         problems += [_found(f"rope_parameters.{key}", rope.get(key), values) for key, values in _ROPE.items()]
         problems += [f"rope_parameters.{key}: expected none" for key in rope.keys() - {*_ROPE, "rope_theta"}]
+        if "rope_theta" in rope and "rope_theta" in config:
+            problems.append(_found("rope_theta", config["rope_theta"], (rope["rope_theta"],)))
     else:
         problems.append(_found("rope_parameters", rope, ({},)))
     problems += [f"{key}: expected a number, found none" for key in _SIZES if config.get(key) is None]

@@ -90,10 +90,13 @@ def whole_directory(path: Path) -> Iterator[Path]:
         yield unfinished
         sync_tree(unfinished)
         if path.exists():
+            shutil.rmtree(old, ignore_errors=True)  # of a process that was killed
             path.rename(old)
         unfinished.rename(path)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
+        if old.exists() and not path.exists():
+            old.rename(path)
         raise
     shutil.rmtree(old, ignore_errors=True)
     sync(path.absolute().parent)
