@@ -70,6 +70,9 @@ def train(config: TrainConfig) -> int:
         if trainer.stopped_by == "max_time":
             limit = config.training.max_time
             note(f"stopped by training.max_time = {limit} at step {state.step}; the same command goes on")
+        if trainer.stopped_by == "early_stop":
+            patience = config.training.early_stop_patience
+            note(f"stopped by training.early_stop_patience = {patience} at step {state.step}; more goes on")
     return EXIT_CODES.get(trainer.stopped_by or "", 0)
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from config.bench_infer import BenchInferConfig
 from config.bench_tokenizer import BenchTokenizerConfig
 from config.bench_train import BenchTrainConfig
+from config.eval import EvalConfig
 from config.export import ExportConfig
 from config.import_ import ImportConfig
 from config.infer import InferConfig
@@ -33,6 +34,7 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "transformerlm-make-data": MakeDataConfig,
     "transformerlm-train": TrainConfig,
     "transformerlm-infer": InferConfig,
+    "transformerlm-eval": EvalConfig,
     "transformerlm-export": ExportConfig,
     "transformerlm-import": ImportConfig,
     "python -m benchmarking.bench_tokenizer": BenchTokenizerConfig,

@@ -56,6 +56,10 @@ class TrainingConfig(Section):
     eval_batches: PositiveInt = Field(
         20, description="batches of micro_batch_size windows in a validation, from the file's start"
     )
+    early_stop_patience: Count = Field(
+        0,
+        description="stop after so many validations at eval_interval in a row without a new lowest loss; 0: never",
+    )
     max_skipped_steps: Count = Field(
         10, description="steps in a row to skip because of their loss or gradient; one more stops the run"
     )
@@ -74,6 +78,8 @@ class TrainingConfig(Section):
             raise ValueError(
                 f"batch_size ({self.batch_size}) is not divisible by micro_batch_size ({self.micro_batch_size})"
             )
+        if self.early_stop_patience and not self.eval_interval:
+            raise ValueError(f"early_stop_patience = {self.early_stop_patience} needs eval_interval >= 1, found 0")
         return self
 
 
@@ -114,6 +120,13 @@ class TrainConfig(Section):
     samples: SamplesConfig = SamplesConfig()
     logging: LoggingConfig = LoggingConfig()
     wandb: WandbConfig = WandbConfig()
+
+    @model_validator(mode="after")
+    def _check_early_stop(self) -> Self:
+        if self.training.early_stop_patience and self.data.valid is None:
+            patience = self.training.early_stop_patience
+            raise ValueError(f"training.early_stop_patience = {patience} needs a token file in data.valid, found none")
+        return self
 
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:

@@ -1,7 +1,8 @@
 """From text files to token files: documents encoded in parallel, in order, in bounded memory.
 
 One pass: this process reads the text and cuts it at safe places; workers encode batches of such pieces (threads with
-the tokenizer's compiled engine, which large inputs get, processes otherwise); this process appends what they return.
+the tokenizer's compiled engine, which large inputs get and which takes plain text as bytes, processes otherwise); this
+process appends what they return.
 Each document is followed by the separator's id: where the text has the separator, at a file's end, and after each JSON
 line. So the ids themselves say where documents end, and nothing here is done document by document. The result is the
 same for any number of workers.
@@ -17,11 +18,12 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -30,6 +32,9 @@ from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, resolve_num_workers
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, safe_pieces
 from transformerlm.utils.text_files import ReadStats, expand_inputs, read_text, total_bytes
+
+if TYPE_CHECKING:
+    from transformerlm.tokenizer.byte_chunks import Chunk
 
 DEFAULT_SEPARATOR = "<|endoftext|>"
 BATCH_CHARS = 1 << 20
@@ -105,16 +110,18 @@ def build_dataset(
     sorter = _DocumentSorter(tokenizer, separator, valid_fraction)
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     num_bytes = total_bytes(paths)
+    threads = tokenizer.runs_in_threads(num_bytes)
     with ExitStack() as stack:
         writers = [stack.enter_context(TokenFileWriter(path, dtype)) for path in outputs]
         _encode_all(
-            _batches(paths, tokenizer, text_field, stats),
+            _batches(paths, tokenizer, text_field=text_field, stats=stats, as_bytes=threads),
             _BatchEncoder(tokenizer, separator),
             sorter,
             writers,
+            stats=stats,
             num_bytes=num_bytes,
             num_workers=resolve_num_workers(num_workers, num_bytes),
-            threads=tokenizer.runs_in_threads(num_bytes),
+            threads=threads,
             progress=progress,
         )
         _check_documents(sorter, paths, separator, valid_fraction)
@@ -138,7 +145,7 @@ def are_validation_documents(indexes: Array, fraction: float) -> Array:
 
 
 class _Batch(NamedTuple):
-    texts: list[str]
+    texts: list[str] | Chunk
     ends_document: list[bool]
     disk_bytes: int  # read up to and with this batch
 
@@ -146,6 +153,7 @@ class _Batch(NamedTuple):
 class _Encoded(NamedTuple):
     ids: Array  # the separator's behind each document
     disk_bytes: int
+    invalid_utf8: int = 0  # what was replaced in a chunk
 
 
 class _BatchEncoder:
@@ -156,6 +164,9 @@ class _BatchEncoder:
         self._separator_id = tokenizer.special_token_ids[separator]
 
     def __call__(self, batch: _Batch) -> _Encoded:
+        if not isinstance(batch.texts, list):
+            ids, replaced = self._tokenizer.encode_chunk(batch.texts)
+            return _Encoded(ids, batch.disk_bytes, replaced)
         ids, ends = self._tokenizer.encode_batch_to_array(batch.texts)
         if any(batch.ends_document):
             ids = np.insert(ids, ends[batch.ends_document], self._separator_id)
@@ -221,9 +232,27 @@ class _DocumentSorter:
         return blank
 
 
-def _batches(paths: Sequence[Path], tokenizer: Tokenizer, text_field: str, stats: ReadStats) -> Iterator[_Batch]:
-    """Read the inputs as batches of at least `BATCH_CHARS` characters, cut at safe places."""
+def _batches(
+    paths: Sequence[Path], tokenizer: Tokenizer, *, text_field: str, stats: ReadStats, as_bytes: bool
+) -> Iterator[_Batch]:
+    """Read the inputs as batches, cut at safe places; with `as_bytes`, large plain files as the bytes they are."""
     splitter = SpecialTokenSplitter(tokenizer.special_tokens, pattern=tokenizer.pattern)
+    if as_bytes:
+        from transformerlm.tokenizer.byte_chunks import comes_in_chunks, read_chunks
+    for in_chunks, files in groupby(paths, key=lambda path: as_bytes and comes_in_chunks(path)):
+        if not in_chunks:
+            yield from _text_batches(files, splitter, text_field=text_field, stats=stats)
+            continue
+        for path in files:
+            for chunk in read_chunks(path, splitter, stats=stats, size=BATCH_CHARS):
+                yield _Batch(chunk, [], stats.disk_bytes)
+            yield _Batch([""], [True], stats.disk_bytes)
+
+
+def _text_batches(
+    paths: Iterable[Path], splitter: SpecialTokenSplitter, *, text_field: str, stats: ReadStats
+) -> Iterator[_Batch]:
+    """Read the inputs as batches of at least `BATCH_CHARS` characters."""
     texts: list[str] = []
     ends_document: list[bool] = []
     gathered = 0
@@ -245,6 +274,7 @@ def _encode_all(
     sorter: _DocumentSorter,
     writers: Sequence[TokenFileWriter],
     *,
+    stats: ReadStats,
     num_bytes: int,
     num_workers: int,
     threads: bool,
@@ -257,6 +287,7 @@ def _encode_all(
                 _check_room(writers[0].path.parent, encoded.ids.nbytes * num_bytes // encoded.disk_bytes)
             for writer, ids in zip(writers, sorter.sort(encoded.ids), strict=False):
                 writer.append(ids)
+            stats.invalid_utf8 += encoded.invalid_utf8
             if progress is not None:
                 progress("encode", encoded.disk_bytes, num_bytes)
 

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from keyword import iskeyword
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def our_part(line: str) -> tuple[str, list[str]] | None:
     for index, word in enumerate(words):
         found = COMMAND.fullmatch(word)
         if found and (found[1] or words[index - 1] == "-m"):
-            module = f"cli.{found[1].replace('-', '_')}" if found[1] else word
+            module = f"cli.{found[1].replace('-', '_')}{'_' * iskeyword(found[1])}" if found[1] else word
             arguments = words[index + 1 :]
             ends = [place for place, one in enumerate(arguments) if one in ("|", ">", ">>", "2>", "<", "&&", ";", "&")]
             return module, arguments[: min(ends, default=len(arguments))]

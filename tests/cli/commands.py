@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from config.eval import EvalConfig
 from config.export import ExportConfig
 from config.import_ import ImportConfig
 from config.infer import InferConfig
@@ -29,6 +30,7 @@ SCHEMAS = {
     "export": ExportConfig,
     "import_": ImportConfig,
     "infer": InferConfig,
+    "eval": EvalConfig,
     "quickstart": QuickstartConfig,
 }
 

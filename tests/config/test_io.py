@@ -10,6 +10,7 @@ import pytest
 from config.bench_infer import BenchInferConfig
 from config.bench_tokenizer import BenchTokenizerConfig
 from config.bench_train import BenchTrainConfig
+from config.eval import EvalConfig
 from config.export import ExportConfig
 from config.import_ import ImportConfig
 from config.infer import InferConfig
@@ -27,6 +28,7 @@ SCHEMAS = {
     "train_tokenizer": TrainTokenizerConfig,
     "make_data": MakeDataConfig,
     "train": TrainConfig,
+    "eval": EvalConfig,
     "export": ExportConfig,
     "import_": ImportConfig,
     "infer": InferConfig,

@@ -16,6 +16,7 @@ import pytest
 from config.bench_infer import BenchInferConfig
 from config.bench_tokenizer import BenchTokenizerConfig
 from config.bench_train import BenchTrainConfig
+from config.eval import EvalConfig
 from config.export import ExportConfig
 from config.import_ import ImportConfig
 from config.infer import InferConfig
@@ -29,6 +30,7 @@ SCHEMAS = {
     "bench_infer": BenchInferConfig,
     "bench_tokenizer": BenchTokenizerConfig,
     "bench_train": BenchTrainConfig,
+    "eval": EvalConfig,
     "export": ExportConfig,
     "import_": ImportConfig,
     "infer": InferConfig,
@@ -54,6 +56,7 @@ VALID: dict[str, set[str]] = {
         "optimizer.max_grad_norm",  # no clipping
         "optimizer.momentum",
         "optimizer.weight_decay",
+        "resamples",  # no intervals
         "samples.interval",  # no samples
         "samples.sampling.min_p",
         "samples.sampling.temperature",  # the likeliest token
@@ -65,6 +68,7 @@ VALID: dict[str, set[str]] = {
         "schedule.min_learning_rate",
         "schedule.warmup_steps",
         "seed",
+        "training.early_stop_patience",  # never
         "training.eval_interval",  # only before a checkpoint
         "training.max_skipped_steps",  # stop at the first
         "training.seed",
@@ -73,7 +77,7 @@ VALID: dict[str, set[str]] = {
     "huge": {"seed", "training.seed"},
     "empty": {"logging.architecture", "logging.dataset"},
     "NUL": {"separator"},  # a special token is any text
-    "no items": {"peers", "prompt", "sizes_mb", "special_tokens", "text", "tokenizer.special_tokens"},
+    "no items": {"compare", "peers", "prompt", "sizes_mb", "special_tokens", "text", "tokenizer.special_tokens"},
     "many items": {"input", "prompt", "special_tokens", "text"},
     "an item: empty": {"prompt", "samples.prompts"},  # a prompt is any text
     "an item: NUL": {"prompt", "samples.prompts", "special_tokens", "tokenizer.special_tokens"},

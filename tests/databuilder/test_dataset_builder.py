@@ -166,6 +166,33 @@ def test_any_text_gives_the_ids_of_its_documents(
     assert report.train.bytes == sum(len(document.encode()) for document in documents)
 
 
+@pytest.mark.parametrize("batch", [1, 30, 5000])
+def test_files_read_as_bytes_give_the_same_token_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    """The compiled engine reads plain text in chunks of bytes: ids, split, counts and sidecars are the reference's."""
+    byte_chunks = pytest.importorskip("transformerlm.tokenizer.byte_chunks", reason="needs numba")
+    monkeypatch.setattr(dataset_builder, "BATCH_CHARS", batch)
+    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 100)
+    rng = random.Random(batch)
+    for name in ("b.txt", "c.txt", "d.txt"):
+        text = "".join(
+            rng.choices([EOT, "<|end", "one", " ", "\n", "é", "漢字", "'s", "\u3000", "\ufffd"], k=150)
+        ).encode()
+        (tmp_path / name).write_bytes(text[:400] + b"\xff\xe2\x82 " + text[400:] + b" \xf0\x9f")
+    (tmp_path / "a.txt").write_text(f"small{EOT}file")
+    (tmp_path / "c2.jsonl").write_text('{"text": "a line"}\n' * 20)
+    built = []
+    for engine in ("reference", "compiled"):
+        tokenizer = Tokenizer(TOKENIZER.vocab, MERGES, TOKENIZER.special_tokens, engine=engine)  # type: ignore[arg-type]
+        options = {"valid_path": tmp_path / "v.npy", "valid_fraction": 0.3, "overwrite": True}
+        report = _build(tmp_path, [f"{tmp_path}/*.txt", f"{tmp_path}/c2.jsonl"], tokenizer=tokenizer, **options)
+        files = [(tmp_path / file).read_bytes() for file in ("train.npy", "train.json", "v.npy", "v.json")]
+        built.append((files, report.invalid_utf8, report.empty_documents))
+    assert built[0] == built[1]
+    assert built[0][1] >= 9
+
+
 def test_the_split_takes_whole_documents(tmp_path: Path) -> None:
     """Both files together hold each document once, in order, close to the fraction; the sidecars count their own."""
     documents = _documents(200)

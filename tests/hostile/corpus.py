@@ -157,7 +157,7 @@ def npy(header: str | bytes, data: bytes = b"", *, version: bytes = b"\x01\x00",
 
 
 def train_on(home: Path, good: Good, data: bytes | np.ndarray, facts: dict[str, Any] | str | None = None) -> list[str]:
-    """Write a token file with a sidecar that has its sha256, and return the arguments of `train` that read them."""
+    """Write a token file with a sidecar and right checksums, and return the arguments of `train`."""
     path = home / "data.npy"
     if isinstance(data, np.ndarray):
         np.save(path, data)
@@ -165,9 +165,10 @@ def train_on(home: Path, good: Good, data: bytes | np.ndarray, facts: dict[str, 
         path.write_bytes(data)
     honest = json.loads(good.files.train.with_suffix(".json").read_text())
     honest["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    changed = {**honest, **(facts if isinstance(facts, dict) else {})}
-    changed["sidecar_sha256"] = values_sha256(changed, kept_in="sidecar_sha256")
-    path.with_suffix(".json").write_text(facts if isinstance(facts, str) else json.dumps(changed))
+    if not isinstance(facts, str):
+        values = {**honest, **(facts or {})}
+        facts = json.dumps({**values, "sidecar_sha256": values_sha256(values, kept_in="sidecar_sha256")})
+    path.with_suffix(".json").write_text(facts)
     config = home / "train.toml"
     config.write_text(dump_toml(tiny_config(good.files, home, {"data.train": str(path), "data.valid": None})))
     return [f"--config={config}"]

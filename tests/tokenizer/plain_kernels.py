@@ -25,6 +25,7 @@ _NAMES = [
     "_kernels",
     "_train_kernels",
     "compiled",
+    "byte_chunks",
     "compiled_counter",
     "compiled_trainer",
 ]

@@ -33,7 +33,7 @@ class Merger:
         ids = {token: token_id for token_id, token in enumerate(tokens)}
         self.ranks = {(ids[left], ids[right]): rank for rank, (left, right) in enumerate(merges)}
         rows = [(*pair, 256 + rank) for pair, rank in self.ranks.items()]
-        self.pairs = np.full(2 * 512, -1, dtype=np.int64)
+        self.pairs = np.full(PLAIN.HASHED + 2 * 512, -1, dtype=np.int64)
         self.shift = hash_shift(512)
         PLAIN.fill_pairs(np.array(rows, dtype=np.int64).reshape(-1, 3), self.pairs, self.shift)
 

@@ -18,15 +18,15 @@ from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter
 from transformerlm.utils.text_files import ReadStats
 
 pytest.importorskip("numba")
-from transformerlm.tokenizer import compiled_counter
+from transformerlm.tokenizer import byte_chunks, compiled_counter
 
 EOT = "<|endoftext|>"
 SPECIALS = [EOT, "<|end of text|>", "aab", "aba", "\n\n!", " \t", "é x"]
 PARTS = [*"ab'.1 \n\t\r", "é", "漢字", "²", "\u3000", "'ll", "  ", "ab ", "\U0001f600", "\ufffd", *SPECIALS]
-PLAIN = plain_kernels.load()["compiled_counter"]
+PLAIN = plain_kernels.load()
 
 
-def _counts(counter: compiled_counter.PieceCounter, chunks: Iterable[compiled_counter.Chunk]) -> dict[bytes, int]:
+def _counts(counter: compiled_counter.PieceCounter, chunks: Iterable[byte_chunks.Chunk]) -> dict[bytes, int]:
     list(counter.count(chunks))
     words = counter.words()
     data, bounds = words.data.tobytes(), [0, *words.ends.tolist()]
@@ -39,19 +39,25 @@ def _expected(text: str, specials: list[str], pattern: str = "gpt2") -> dict[byt
 
 
 def _check_cuts(
-    module: ModuleType, monkeypatch: pytest.MonkeyPatch, path: Path, rng: random.Random, *, length: int
+    modules: tuple[ModuleType, ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    path: Path,
+    rng: random.Random,
+    *,
+    length: int,
 ) -> None:
     """Count one random file, in tiny chunks; damage some of its bytes."""
+    reading, counting = modules
     data = bytearray("".join(rng.choices(PARTS, k=length)).encode())
     for _ in range(rng.choice([0, 0, 3])):
         data[rng.randrange(len(data))] = rng.choice([0xFF, 0xE2, 0x80, 0xF0])
     path.write_bytes(data)
     text = data.decode("utf-8", "replace")
     specials, pattern = rng.sample(SPECIALS, rng.randint(0, 4)), rng.choice(["gpt2", "cl100k"])
-    monkeypatch.setattr(module, "CHUNK_BYTES", rng.choice([1, 7, 40, 10_000]))
-    monkeypatch.setattr(module, "_TAIL_BYTES", rng.choice([1, 5, 16]))
-    counter = module.PieceCounter(specials, pattern=pattern)
-    chunks = list(module.read_chunks(path, SpecialTokenSplitter(specials, pattern=pattern), stats=ReadStats()))
+    monkeypatch.setattr(reading, "CHUNK_BYTES", rng.choice([1, 7, 40, 10_000]))
+    monkeypatch.setattr(reading, "_TAIL_BYTES", rng.choice([1, 5, 16]))
+    counter = counting.PieceCounter(specials, pattern=pattern)
+    chunks = list(reading.read_chunks(path, SpecialTokenSplitter(specials, pattern=pattern), stats=ReadStats()))
     assert b"".join(chunk.data[: chunk.ends[-1]].tobytes() for chunk in chunks) == data
     assert _counts(counter, chunks) == _expected(text, specials, pattern)
 
@@ -63,30 +69,23 @@ def test_counts_do_not_depend_on_where_bytes_are_cut(
     """Files of blanks, marks, scripts, damaged bytes, and special tokens that overlap and hold blanks."""
     rng = random.Random(seed)
     for _ in range(40):
-        _check_cuts(compiled_counter, monkeypatch, tmp_path / "a.txt", rng, length=rng.randint(1, 300))
+        _check_cuts((byte_chunks, compiled_counter), monkeypatch, tmp_path / "a.txt", rng, length=rng.randint(1, 300))
 
 
 def test_the_plain_twin_counts_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same source without numba, each array access checked, from tables that have to grow at once."""
-    monkeypatch.setattr(PLAIN, "_FIRST_SLOTS", 16)
-    monkeypatch.setattr(PLAIN, "TABLE_BYTES", 3000)
+    modules = PLAIN["byte_chunks"], PLAIN["compiled_counter"]
+    monkeypatch.setattr(modules[1], "_FIRST_SLOTS", 16)
+    monkeypatch.setattr(modules[1], "TABLE_BYTES", 3000)
     rng = random.Random(0)
     with np.errstate(over="ignore"):
         for _ in range(4):
-            _check_cuts(PLAIN, monkeypatch, tmp_path / "a.txt", rng, length=150)
-
-
-def test_a_run_without_a_cut_is_one_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chunk grows until the text can be cut."""
-    monkeypatch.setattr(compiled_counter, "CHUNK_BYTES", 64)
-    (tmp_path / "a.txt").write_bytes(b"x" * 5000 + b" " + b"y" * 20_000)
-    chunks = list(compiled_counter.read_chunks(tmp_path / "a.txt", SpecialTokenSplitter([]), stats=ReadStats()))
-    assert [int(chunk.ends[-1]) for chunk in chunks] == [5000, 20_001]
+            _check_cuts(modules, monkeypatch, tmp_path / "a.txt", rng, length=150)
 
 
 def test_reading_is_reported_as_the_reference_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes read and bytes that are no UTF-8 are the same numbers, from large files, small ones and JSON lines."""
-    monkeypatch.setattr(compiled_counter, "CHUNK_BYTES", 500)
+    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 500)
     (tmp_path / "a.txt").write_bytes(_sample_text(500).encode() + b"\xff\xe2\x82 \xef\xbf\xbd" * 90)
     (tmp_path / "b.txt").write_bytes(b"one \xf0\x9f")
     (tmp_path / "c.jsonl").write_bytes(b'{"text": "two \\ud800"}\n')
@@ -114,7 +113,7 @@ def test_full_tables_are_added_up(monkeypatch: pytest.MonkeyPatch, num_threads: 
         " ".join(f"w{int(rng.expovariate(1e-3))}{'x' * rng.choice([0, 20])}" for _ in range(300)) for _ in "ab" * 40
     ]
     counter = compiled_counter.PieceCounter([], pattern="gpt2", num_threads=num_threads)
-    found = _counts(counter, [compiled_counter.chunk_of([text]) for text in texts])
+    found = _counts(counter, [byte_chunks.chunk_of([text]) for text in texts])
     assert found == sum((Counter(_expected(text, [])) for text in texts), Counter())
     assert len(added) > 10
 
@@ -124,6 +123,6 @@ def test_a_piece_longer_than_a_threads_share_is_counted(monkeypatch: pytest.Monk
     monkeypatch.setattr(compiled_counter, "TABLE_BYTES", 100)
     counter = compiled_counter.PieceCounter([], pattern="gpt2")
     text = "a" * 40_000 + " b " + "c" * 50_000
-    assert _counts(counter, [compiled_counter.chunk_of([text] * 3)]) == {
+    assert _counts(counter, [byte_chunks.chunk_of([text] * 3)]) == {
         word: 3 * count for word, count in _expected(text, []).items()
     }

@@ -17,7 +17,7 @@ from transformerlm.tokenizer.bpe_trainer import count_pre_tokens
 
 pytest.importorskip("numba")
 from transformerlm.tokenizer import _train_kernels as train_kernels
-from transformerlm.tokenizer import compiled, compiled_counter, compiled_trainer
+from transformerlm.tokenizer import byte_chunks, compiled, compiled_counter, compiled_trainer
 
 EOT = "<|endoftext|>"
 ALPHABETS = [b"a", b"ab", b"abc", b"a\xff\x00", bytes(range(256))]
@@ -87,7 +87,7 @@ def test_files_give_the_references_merges(
 ) -> None:
     """From text to merges, in chunks, by threads, with separators in between."""
     monkeypatch.setattr(bpe_trainer, "CHUNK_CHARS", 3000)
-    monkeypatch.setattr(compiled_counter, "CHUNK_BYTES", 3000)
+    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 3000)
     (tmp_path / "a.txt").write_bytes(_sample_text(20_000).encode() + b"\xff" + b"x" * 300)
     (tmp_path / "b.txt").write_bytes(_sample_text(2000, seed=1).encode())
     paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
@@ -108,7 +108,7 @@ def test_counts_are_those_of_the_reference(tmp_path: Path) -> None:
     text = (_sample_text(3000) + " " + "漢字" * 30 + " " + "漢字" * 29 + "x" + EOT) * 4
     (tmp_path / "a.txt").write_bytes(text.encode())
     counter = compiled_counter.PieceCounter([EOT], pattern="gpt2", num_threads=3)
-    list(counter.count(compiled_counter.chunk_of([part]) for part in text.split(EOT)))
+    list(counter.count(byte_chunks.chunk_of([part]) for part in text.split(EOT)))
     words = counter.words()
     data, bounds = words.data.tobytes(), [0, *words.ends.tolist()]
     found = {data[a:b].decode(): n for a, b, n in zip(bounds, bounds[1:], words.counts.tolist(), strict=False)}

@@ -35,9 +35,9 @@ def test_compiled_training_gives_the_same_merges_under_a_limit(
 ) -> None:
     """Under a limit just above what the distinct words need, full tables are emptied, and nothing changes."""
     pytest.importorskip("numba")
-    from transformerlm.tokenizer import compiled_counter
+    from transformerlm.tokenizer import byte_chunks, compiled_counter
 
-    monkeypatch.setattr(compiled_counter, "CHUNK_BYTES", 20_000)
+    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 20_000)
     added: list[int] = []
     add_words = compiled_counter.add_words
     monkeypatch.setattr(compiled_counter, "add_words", lambda table, words: (added.append(1), add_words(table, words)))

@@ -346,6 +346,45 @@ def test_max_time_saves_and_ends(files, tmp_path):
     assert "metrics.val_loss" in step_lines(tmp_path / "run")[-1]
 
 
+def test_a_run_that_gets_no_better_stops_early(files, tmp_path, monkeypatch, capsys):
+    """It stops at the validation that patience names, killed and resumed or not, saved; more patience goes on."""
+    changes = {
+        "training.max_steps": 60,
+        "training.eval_interval": 2,
+        "training.early_stop_patience": 3,
+        "optimizer.learning_rate": 0.3,
+        "schedule.name": "constant",
+    }
+    whole, pieces = (tiny_config(files, tmp_path / name, changes) for name in ("whole", "pieces"))
+    assert train(whole) == 0
+    assert "stopped by training.early_stop_patience = 3 at step" in capsys.readouterr().err
+    lines, last = step_lines(tmp_path / "whole/run"), read_records(tmp_path / "whole/run")[-1]
+    losses = {line["step"]: line["metrics.val_loss"] for line in lines if line["step"] % 2 == 0}
+    assert (last["event"], last["reason"]) == ("finished", "early_stop")
+    assert last["step"] == min(losses, key=losses.__getitem__) + 2 * 3 < 60
+    assert events(tmp_path / "whole/run", "checkpoint_saved")[-1] == last["step"]
+    run_in_pieces(pieces, [last["step"] - 3, last["step"]], monkeypatch)
+    assert step_lines(tmp_path / "pieces/run") == lines
+    assert train(pieces) == 0
+    assert step_lines(tmp_path / "pieces/run") == lines
+    assert train(tiny_config(files, tmp_path / "pieces", {**changes, "training.early_stop_patience": 4})) == 0
+    assert step_lines(tmp_path / "pieces/run")[-1]["step"] > last["step"]
+
+
+@pytest.mark.parametrize(
+    ("without", "message"),
+    [("data.valid", "needs a token file in data.valid"), ("training.eval_interval", "needs eval_interval >= 1")],
+)
+def test_stopping_early_needs_validations(without, message, files, tmp_path):
+    """Patience without a validation file or an interval is refused by the configuration."""
+    tree = tiny_config(files, tmp_path).model_dump(mode="json", exclude_none=True)
+    tree["training"]["early_stop_patience"] = 1
+    section, name = without.split(".")
+    tree[section][name] = 0 if section == "training" else None
+    with pytest.raises(ValueError, match=message):
+        trainer.TrainConfig.model_validate(tree)
+
+
 def test_a_diverging_run_stops_and_says_what_to_do(files, tmp_path):
     """When numbers stay not finite the run ends, naming the step, the last checkpoint and a remedy."""
     config = tiny_config(

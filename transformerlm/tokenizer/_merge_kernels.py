@@ -1,7 +1,8 @@
 """Applying merges to one pre-token, compiled: `bpe_merge.py` over arrays, with the same names.
 
 The rules of `_kernels.py` hold here too. A piece's ids stand in `work`, which has `WORK_PER_BYTE` places for each of
-them. The table of pairs is open addressing over (key, value), the key -1 where a place is empty.
+them. The table of pairs begins with the values of all pairs of ids below `DIRECT_IDS`, which are those of bytes in most
+vocabularies; behind them stand the others, open addressing over (key, value), the key -1 where a place is empty.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ Array = np.ndarray[Any, Any]
 SCANNED_BYTES = 64  # up to here a scan for the best pair beats a heap
 WINDOW_BYTES = 32  # a long piece is scanned in windows of so many
 WORK_PER_BYTE = 9
+DIRECT_IDS = 256
+HASHED = DIRECT_IDS * DIRECT_IDS  # where the hashed pairs begin
 ID_BITS = (1 << 32) - 1
-ONE_BYTE = 1 << 32
+PLACE_MASK, PLACED_RANK = SCANNED_BYTES - 1, 38  # a place takes the six bits between a pair's rank and its id
 NO_PAIR = (1 << 63) - 1
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -27,59 +30,87 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 @helper
 def find_pair(pairs: Array, shift: Any, left: int, right: int) -> int:
     """Return a pair's rank and, in the low 32 bits, the id that merging it makes; `NO_PAIR` if nothing merges it."""
+    if left | right < DIRECT_IDS:
+        return pairs[left * DIRECT_IDS + right]
     key = left << 31 | right
-    place = np.int64(np.uint64(key) * _MIX >> shift) * 2
+    place = HASHED + np.int64(np.uint64(key) * _MIX >> shift) * 2
     while pairs[place] != key:
         if pairs[place] < 0:
             return NO_PAIR
         place += 2
         if place == pairs.size:
-            place = 0
+            place = HASHED
     return pairs[place + 1]
 
 
 @kernel
 def fill_pairs(ids: Array, pairs: Array, shift: Any) -> None:
     """Fill the table of pairs, all -1 before, from merges in order: rows of (left id, right id, merged id)."""
+    for place in range(HASHED):
+        pairs[place] = NO_PAIR
     for rank in range(ids.shape[0]):
-        key = ids[rank, 0] << 31 | ids[rank, 1]
-        place = np.int64(np.uint64(key) * _MIX >> shift) * 2
+        left, right, value = ids[rank, 0], ids[rank, 1], rank << 32 | ids[rank, 2]
+        if left | right < DIRECT_IDS:
+            pairs[left * DIRECT_IDS + right] = value
+            continue
+        key = left << 31 | right
+        place = HASHED + np.int64(np.uint64(key) * _MIX >> shift) * 2
         while pairs[place] >= 0:
-            place = (place + 2) % pairs.size
+            place += 2
+            if place == pairs.size:
+                place = HASHED
         pairs[place] = key
-        pairs[place + 1] = rank << 32 | ids[rank, 2]
+        pairs[place + 1] = value
 
 
 @kernel
 def merge_by_scan(base: int, length: int, pairs: Array, shift: Any, work: Array) -> int:
     """Merge the byte ids in `work[base : base + length]` by looking for the best pair over and over.
 
-    Returns how many tokens remain; each is left there as its id, and its number of bytes in the bits above 32.
+    Nothing is moved: behind the ids stand what each makes with the next one, the place of that next one, and that of
+    the one before. Returns how many tokens remain; each is left as its id, its number of bytes in the bits above 32.
     """
-    best_of = base + length  # what each token makes with the next one stands behind the tokens
+    best_of, after, before = base + length, base + 2 * length, base + 3 * length
+    for place in range(length):
+        work[after + place], work[before + place], work[best_of + place] = place + 1, place - 1, NO_PAIR
     for place in range(length - 1):
-        work[best_of + place] = find_pair(pairs, shift, work[base + place], work[base + place + 1])
-    for place in range(base, base + length):
-        work[place] |= ONE_BYTE
-    while length > 1:
-        best, at = work[best_of], 0
-        for place in range(1, length - 1):
-            best = min(best, work[best_of + place])
+        work[best_of + place] = placed_pair(base, place, place + 1, pairs, shift, work)
+    while True:
+        best = NO_PAIR
+        for place in range(best_of, best_of + length):
+            best = min(best, work[place])
         if best == NO_PAIR:
             break
-        while work[best_of + at] != best:
-            at += 1
-        num_bytes = (work[base + at] >> 32) + (work[base + at + 1] >> 32)
-        work[base + at] = best & ID_BITS | num_bytes << 32
-        length -= 1
-        for place in range(at + 1, length):
-            work[base + place] = work[base + place + 1]
-            work[best_of + place - 1] = work[best_of + place]
-        if at > 0:
-            work[best_of + at - 1] = find_pair(pairs, shift, work[base + at - 1] & ID_BITS, work[base + at] & ID_BITS)
-        if at < length - 1:
-            work[best_of + at] = find_pair(pairs, shift, work[base + at] & ID_BITS, work[base + at + 1] & ID_BITS)
-    return length
+        left = best >> 32 & PLACE_MASK
+        right, leader = work[after + left], work[before + left]
+        follower = work[after + right]
+        work[base + left], work[after + left] = best & ID_BITS, follower
+        work[best_of + left], work[best_of + right] = NO_PAIR, NO_PAIR
+        if follower < length:
+            work[before + follower] = left
+            work[best_of + left] = placed_pair(base, left, follower, pairs, shift, work)
+        if leader >= 0:
+            work[best_of + leader] = placed_pair(base, leader, left, pairs, shift, work)
+    return gather_tokens(base, length, after, work)
+
+
+@helper
+def placed_pair(base: int, left: int, right: int, pairs: Array, shift: Any, work: Array) -> int:
+    """Return a pair's rank, its place below that, and in the low 32 bits what it makes: the least first."""
+    value = find_pair(pairs, shift, work[base + left], work[base + right])
+    if value == NO_PAIR:
+        return NO_PAIR
+    return value >> 32 << PLACED_RANK | left << 32 | value & ID_BITS
+
+
+@kernel
+def gather_tokens(base: int, length: int, after: int, work: Array) -> int:
+    """Put the tokens of a linked list together at `base`, each with its number of bytes; return how many they are."""
+    number = place = 0
+    while place < length:
+        work[base + number] = work[base + place] | (work[after + place] - place) << 32
+        number, place = number + 1, work[after + place]
+    return number
 
 
 @kernel
@@ -138,11 +169,7 @@ def merge_by_heap(base: int, length: int, pairs: Array, shift: Any, work: Array)
             size = push_pair(base, left, follower, pairs, shift, work, heap, size)
         if leader >= 0:
             size = push_pair(base, leader, left, pairs, shift, work, heap, size)
-    number = place = 0
-    while place < length:
-        work[base + number] = work[base + place] | (work[after + place] - place) << 32
-        number, place = number + 1, work[after + place]
-    return number
+    return gather_tokens(base, length, after, work)
 
 
 @kernel

@@ -25,10 +25,10 @@ from transformerlm.tokenizer.engines import Engine, check_engine, use_compiled
 from transformerlm.tokenizer.memory_limit import REFERENCE_BYTES_PER_SLOT, check_memory_limit
 from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, resolve_num_workers
 from transformerlm.tokenizer.pretokenize import DEFAULT_PATTERN, SpecialTokenSplitter, pre_tokenize, safe_pieces
-from transformerlm.utils.text_files import ReadStats, expand_inputs, is_plain_text, read_text, total_bytes
+from transformerlm.utils.text_files import ReadStats, expand_inputs, read_text, total_bytes
 
 if TYPE_CHECKING:
-    from transformerlm.tokenizer.compiled_counter import Chunk
+    from transformerlm.tokenizer.byte_chunks import Chunk
 
 Pair = tuple[int, int]
 
@@ -144,11 +144,11 @@ def _chunks(
     paths: Sequence[Path], splitter: SpecialTokenSplitter, *, text_field: str, stats: ReadStats
 ) -> Iterator[Chunk]:
     """Yield large files of plain text as the bytes they are, and the text of all other files gathered."""
-    from transformerlm.tokenizer.compiled_counter import CHUNK_BYTES, chunk_of, read_chunks
+    from transformerlm.tokenizer.byte_chunks import CHUNK_BYTES, chunk_of, comes_in_chunks, read_chunks
 
     others = []
     for path in paths:
-        if is_plain_text(path) and path.stat().st_size >= CHUNK_BYTES:
+        if comes_in_chunks(path):
             yield from read_chunks(path, splitter, stats=stats)
         else:
             others.append(path)

@@ -142,7 +142,7 @@ class CompiledEncoder:
         self._cache_bytes = cache_bytes
         self._tables: LifoQueue[PieceTable] = LifoQueue()
         num_slots = 1 << max(4, (4 * len(merges)).bit_length())
-        self._pairs = np.full(2 * num_slots, -1, dtype=np.int64)
+        self._pairs = np.full(merge_kernels.HASHED + 2 * num_slots, -1, dtype=np.int64)
         self._pair_shift = hash_shift(num_slots)
         with compiling("encode"):
             rows = np.array(merges, dtype=np.int64).reshape(-1, 3)
@@ -158,6 +158,10 @@ class CompiledEncoder:
         """
         ends = np.cumsum(np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)))
         return self._encode(padded(b"".join(texts)), ends, num_threads=num_threads, ordinary=ordinary)
+
+    def encode_array(self, data: Array, ends: Array) -> Array:
+        """Return the ids of texts, valid UTF-8 with `PADDING` zeros behind it, which end at `ends`."""
+        return self._encode(data, ends, num_threads=1)[0]
 
     def encode_file(self, path: Path, *, num_threads: int) -> Array | None:
         """Return the ids of a file of plain text, read at once; `None` where it is not valid UTF-8."""

@@ -1,51 +1,36 @@
-"""The compiled engine's counting: text as bytes, cut into chunks, whose pre-tokens threads count, exactly.
+"""The compiled engine's counting: chunks of text, whose pre-tokens threads count, exactly.
 
-Files of plain text are never made Python strings. Each thread counts into a table of its own, so that none waits for
+Each thread counts into a table of its own, so that none waits for
 another; a table that has grown to its share of the memory is added to one table of all threads, and emptied. Counts
 are 64-bit.
 """
 
 from __future__ import annotations
 
-import codecs
 import mmap
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from io import FileIO
-from pathlib import Path
 from queue import Empty, LifoQueue
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from transformerlm.tokenizer import _kernels as kernels
-from transformerlm.tokenizer import _text_kernels as text_kernels
 from transformerlm.tokenizer._jit import PADDING
-from transformerlm.tokenizer.compiled import PATTERNS, SpecialTokens, hash_shift, padded
+from transformerlm.tokenizer.byte_chunks import Chunk, chunk_of, made_valid
+from transformerlm.tokenizer.compiled import PATTERNS, SpecialTokens, hash_shift
 from transformerlm.tokenizer.engines import compiling
 from transformerlm.tokenizer.memory_limit import COMPILED_BYTES_PER_SLOT, check_memory_limit
 from transformerlm.tokenizer.parallel import map_in_order
-from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter
 from transformerlm.tokenizer.unicode_tables import unicode_table
-from transformerlm.utils.text_files import ReadStats
 
 Array = np.ndarray[Any, Any]
 
-CHUNK_BYTES = 1 << 18  # a few of them fit the processor's cache
 TABLE_BYTES = 1 << 26  # a thread's share where no limit is given
 
 _FIRST_SLOTS = 1 << 12
 _BYTES_PER_PIECE = 165  # a growing table's, 32 / (3/4) and twice that, and an eighth and a tenth for the threads'
-_TAIL_BYTES = 1 << 12
-_CONTINUATION = bytes(range(0x80, 0xC0))  # what goes on in UTF-8, and begins nothing
-
-
-class Chunk(NamedTuple):
-    """Texts as UTF-8, one after the other, with `PADDING` zeros behind them; and where each ends."""
-
-    data: Array
-    ends: Array
 
 
 class Words(NamedTuple):
@@ -54,53 +39,6 @@ class Words(NamedTuple):
     data: Array
     ends: Array
     counts: Array
-
-
-def chunk_of(texts: Sequence[str]) -> Chunk:
-    """Return texts as a chunk."""
-    encoded = [text.encode("utf-8", "replace") for text in texts]
-    return Chunk(padded(b"".join(encoded)), np.cumsum([len(text) for text in encoded], dtype=np.int64))
-
-
-def read_chunks(path: Path, splitter: SpecialTokenSplitter, *, stats: ReadStats) -> Iterator[Chunk]:
-    """Yield a file of plain text in chunks, cut where the pre-tokens of the whole are those of both sides.
-
-    Bytes that are no UTF-8 are left as they are. Memory: a chunk, or the longest run without a place to cut.
-    """
-    kept = np.empty(0, dtype=np.uint8)
-    more = True
-    with path.open("rb", buffering=0) as file:
-        while more:
-            data = np.empty(max(CHUNK_BYTES, 2 * len(kept)) + PADDING, dtype=np.uint8)
-            data[: len(kept)] = kept
-            size = _fill(file, data, len(kept))
-            stats.disk_bytes += size - len(kept)
-            more = size == len(data) - PADDING
-            cut = last_cut(data[:size], splitter) if more else size
-            kept = data[cut:size].copy()
-            data[cut : cut + PADDING] = 0
-            if cut:
-                yield Chunk(data[: cut + PADDING], np.array([cut]))
-
-
-def last_cut(data: Array, splitter: SpecialTokenSplitter) -> int:
-    """Return the last place where bytes of text, the beginning of more, may be cut; 0 if there is none.
-
-    `SpecialTokenSplitter.safe_cut` decides, on as much of the end as it needs: two characters, and before them the
-    longest special token. What is no UTF-8 it takes for characters that are neither letter, number nor white space.
-    """
-    longest = max(map(len, splitter.special_tokens), default=0)
-    size = _TAIL_BYTES
-    while True:
-        start = max(0, len(data) - size)
-        whole = data[start:].tobytes()
-        tail = whole.lstrip(_CONTINUATION)
-        text = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(tail)  # leaves out half a character
-        cut = splitter.safe_cut(text)
-        if start == 0 or cut > longest:
-            before = start + len(whole) - len(tail)
-            return before + len(text[:cut].encode("utf-8", "surrogateescape")) if cut else 0
-        size *= 16
 
 
 class PieceCounter:
@@ -259,24 +197,6 @@ def add_words(table: PieceCounts, words: Words) -> None:
         table.make_room(need, int(cursor[kernels.NEEDED]))
 
 
-def made_valid(chunk: Chunk) -> tuple[Chunk, int]:
-    """Put U+FFFD in place of bytes that are no UTF-8; return how many there are of them now."""
-    end = int(chunk.ends[-1])
-    if text_kernels.first_invalid(chunk.data, end) == end:
-        return chunk, 0
-    data = chunk.data[:end].tobytes()
-    text = data.decode("utf-8", "replace")
-    return chunk_of([text]), text.count("\ufffd") - data.count("\ufffd".encode())
-
-
 def _zeros(number: int) -> Array:
     """Return 64-bit zeros in pages of their own: what a thread frees otherwise, the allocator keeps for that thread."""
     return np.frombuffer(mmap.mmap(-1, 8 * number), dtype=np.uint64)
-
-
-def _fill(file: FileIO, data: Array, start: int) -> int:
-    """Read from `start` until only the padding is left, or the file has ended; return where that is."""
-    end = len(data) - PADDING
-    while start < end and (number := file.readinto(data[start:end].data)):
-        start += number
-    return start

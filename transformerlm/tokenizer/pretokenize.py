@@ -163,10 +163,7 @@ class StreamCutter:
         self._parts = [buffer[cut:]]
         self._length = self._looked_through = len(buffer) - cut
         if self._length > MAX_UNCUT_CHARS:
-            raise ValueError(
-                f"{self._where}: expected words of at most {MAX_UNCUT_CHARS:,} characters, found a longer run without "
-                f"a blank that begins with {buffer[cut : cut + 20]!r} (split it into lines)"
-            )
+            raise too_long_run(self._where, buffer[cut : cut + 20])
         # Twice as much as is held back: a run without a cut is then looked through O(log n) times, not once a part.
         wanted = max(min(2 * self._wanted, self._size), 2 * self._length)
         self._wanted = min(wanted, MAX_UNCUT_CHARS + 1)
@@ -178,6 +175,14 @@ class StreamCutter:
         self._parts, self._length, self._looked_through = [], 0, 0
         self._wanted = min(self._wanted, self._size)
         return rest
+
+
+def too_long_run(where: str, beginning: str) -> ValueError:
+    """Return the error for a run without a cut that is longer than `MAX_UNCUT_CHARS`."""
+    return ValueError(
+        f"{where}: expected words of at most {MAX_UNCUT_CHARS:,} characters, found a longer run without "
+        f"a blank that begins with {beginning!r} (split it into lines)"
+    )
 
 
 def safe_pieces(

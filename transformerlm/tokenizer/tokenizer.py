@@ -12,8 +12,10 @@ import hashlib
 import json
 import os
 import re
+import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import chain
@@ -37,6 +39,7 @@ from transformerlm.utils.text_files import expand_inputs, is_plain_text, read_te
 if TYPE_CHECKING:
     import numpy as np
 
+    from transformerlm.tokenizer.byte_chunks import Chunk
     from transformerlm.tokenizer.compiled import CompiledDecoder, CompiledEncoder
 
 _CACHE_PIECES = 1 << 15
@@ -223,6 +226,18 @@ class Tokenizer:
         ends = np.cumsum([len(ids) for ids in lists], dtype=np.int64)
         return np.array(list(chain.from_iterable(lists)), dtype=self._id_type()), ends
 
+    def encode_chunk(self, chunk: Chunk) -> tuple[np.ndarray, int]:
+        """Return the ids of UTF-8 text that is no Python string, and how many U+FFFD stand for bytes that are none.
+
+        For the compiled engine (see `runs_in_threads`), which loads `byte_chunks.Chunk`.
+        """
+        from transformerlm.tokenizer.byte_chunks import made_valid
+
+        encoder = self._encoder_for(sys.maxsize)
+        assert encoder is not None, "chunks are for the compiled engine"
+        chunk, replaced = made_valid(chunk)
+        return encoder.encode_array(chunk.data, chunk.ends), replaced
+
     def encode_to_array(self, text: str, *, num_workers: int = 1) -> np.ndarray:
         """Return the ids of `text` as a numpy array, uint16 where all ids fit and uint32 otherwise; shape (tokens,)."""
         return self.encode_batch_to_array([text], num_workers=num_workers)[0]
@@ -274,12 +289,10 @@ class Tokenizer:
             ValueError: an id that is not in the vocabulary.
         """
         try:
-            if isinstance(ids, Sized) and (decoder := self._decoder_for(len(ids))) is not None:
-                import numpy as np
-
-                array = np.asarray(ids)
-                if array.ndim == 1 and array.dtype.kind in "iu":
-                    return decoder.decode(array)
+            if isinstance(ids, Collection) and (decoder := self._decoder_for(len(ids))) is not None:
+                numbers = _as_array(ids)
+                if numbers is not None and numbers.ndim == 1 and numbers.dtype.kind in "iu":
+                    return decoder.decode(numbers)
             return b"".join(map(self.vocab.__getitem__, ids.tolist() if hasattr(ids, "tolist") else ids))
         except KeyError as error:
             raise ValueError(
@@ -359,6 +372,18 @@ class Tokenizer:
 
     def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]
+
+
+def _as_array(ids: Collection[int]) -> np.ndarray | None:
+    """Return ids as an array; `None` for numbers that are not whole or too large, which numpy would cut or round."""
+    import numpy as np
+
+    if hasattr(ids, "dtype"):
+        return np.asarray(ids)
+    try:
+        return np.frombuffer(array("q", ids), dtype=np.int64) if len(ids) else np.empty(0, dtype=np.int64)
+    except (TypeError, OverflowError):
+        return None
 
 
 class _PieceCache(dict[str, tuple[int, ...]]):

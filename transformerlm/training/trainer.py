@@ -52,6 +52,8 @@ class TrainState:
     tokens: int = 0
     best_val_loss: float | None = None
     best_step: int | None = None
+    lowest_val_loss: float | None = None  # of all validations at eval_interval, saved or not
+    validations_since_lowest: int = 0
     guard: GuardState = field(default_factory=GuardState)
 
 
@@ -147,6 +149,8 @@ class Trainer:
                 metrics = self._metrics(result, rate) | timer.rates(self.state.tokens)
             if validating:
                 metrics |= self._evaluate(timer)
+                reason = reason or self._count_validation(metrics)
+                saving = saving or reason is not None
             self._log(metrics)
             if saving:
                 with timer.paused():
@@ -294,6 +298,20 @@ class Trainer:
             raise FloatingPointError(self._advice(f"step {self.state.step}: validation loss {result.loss}: not finite"))
         return {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte, "val_perplexity": result.perplexity}
 
+    def _count_validation(self, metrics: dict[str, float]) -> str | None:
+        """Count a validation at `eval_interval`, and no other: a resumed run counts what an uninterrupted one does."""
+        if "val_loss" in metrics and self._due(self.config.training.eval_interval):
+            lowest = self.state.lowest_val_loss
+            if lowest is None or metrics["val_loss"] < lowest:
+                self.state.lowest_val_loss, self.state.validations_since_lowest = metrics["val_loss"], 0
+            else:
+                self.state.validations_since_lowest += 1
+        return self._early_stop()
+
+    def _early_stop(self) -> str | None:
+        patience = self.config.training.early_stop_patience
+        return "early_stop" if 0 < patience <= self.state.validations_since_lowest else None
+
     def validate(self) -> EvalResult:
         """Evaluate on the first `eval_batches` batches of the validation file; every rank computes the same."""
         assert self.valid_data is not None
@@ -325,6 +343,8 @@ class Trainer:
     def _reason_to_stop(self, timer: Timer) -> str | None:
         if self.state.step >= self.config.training.max_steps:
             return "max_steps"
+        if reason := self._early_stop():  # of a run that is resumed after it
+            return reason
         # The ranks' clocks and signals differ; they must leave the loop at the same step, for the same reason.
         world, signal = self.runtime.world, self.runtime.stop()
         reasons = {**{name: signal == name for name in STOP_SIGNALS}, "max_time": timer.is_over()}
@@ -403,7 +423,8 @@ class Trainer:
         Raises:
             ValueError: its model, data or tokenizer is not this run's.
         """
-        state = {"guard": {}, **checkpoint.read_state(directory)}  # the first checkpoints had no guard
+        not_in_the_first: dict[str, Any] = {"guard": {}, "lowest_val_loss": None, "validations_since_lowest": 0}
+        state = not_in_the_first | checkpoint.read_state(directory)
         missing = {*asdict(self.state), "data", "optimizer", "rng", "wandb_id"} - state.keys()
         if missing:
             hint = "; an imported model: choose another logging.run_name, and name it in checkpoint.init_from"

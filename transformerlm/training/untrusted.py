@@ -29,6 +29,8 @@ _STATE_TYPES: dict[str, tuple[type, ...]] = {
     "tokens": (int,),
     "best_val_loss": (float, int, type(None)),
     "best_step": (int, type(None)),
+    "lowest_val_loss": (float, int, type(None)),
+    "validations_since_lowest": (int,),
     "wandb_id": (str, type(None)),
     "data": (dict,),
     "rng": (dict,),

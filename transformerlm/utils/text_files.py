@@ -165,8 +165,12 @@ def _count_replaced(data: bytes, text: str, stats: ReadStats, *, where: str, pos
         try:
             data.decode()
         except UnicodeDecodeError as error:
-            found = f"byte {data[error.start]:#04x} at offset {position + error.start:,}"
-            raise ValueError(f"{where}: expected UTF-8, found {found} ({_REPLACE_HINT})") from None
+            raise no_utf8(where, data[error.start], position + error.start) from None
+
+
+def no_utf8(where: str, byte: int, offset: int) -> ValueError:
+    """Return the error for a byte that is refused."""
+    return ValueError(f"{where}: expected UTF-8, found byte {byte:#04x} at offset {offset:,} ({_REPLACE_HINT})")
 
 
 def _json_lines(path: Path, stream: BinaryIO, text_field: str, stats: ReadStats) -> Iterator[TextBlock]:

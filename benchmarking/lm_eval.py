@@ -1,0 +1,26 @@
+"""EleutherAI's lm-evaluation-harness with our models in it.
+
+    python -m benchmarking.lm_eval run --model transformerlm --model_args checkpoint=runs/first --tasks NAME ...
+
+The harness finds models in its own registry and has no entry points for others, so this registers ours and then hands
+over to the harness's command, which reads the arguments.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+
+
+def main() -> None:
+    """Run the harness's command; exit with 2 and one line where it is not installed."""
+    if importlib.util.find_spec("lm_eval") is None:
+        print('lm-eval is not installed: pip install "transformerlm[eval]"', file=sys.stderr)
+        sys.exit(2)
+    importlib.import_module("benchmarking.lm_eval_model")
+    importlib.import_module("lm_eval.__main__").cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""A checkpoint as a model of the lm-evaluation-harness; importing this registers it as `transformerlm`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from transformerlm.evaluation.scoring import Windowing, cut_windows, score_windows
+from transformerlm.inference.predictor import Predictor
+from transformerlm.utils.dtypes import autocast, resolve_precision
+
+DEFAULT_BATCH_SIZE = 8
+DEFAULT_MAX_GEN_TOKS = 256
+
+# A request of the harness: the texts, the ids of the context, and those of the continuation.
+Request = tuple[tuple[str, str], list[int], list[int]]
+
+
+@register_model("transformerlm")
+class HarnessModel(TemplateLM):  # type: ignore[misc]
+    """Answers the harness's requests with a model and the tokenizer of its checkpoint.
+
+    Args:
+        checkpoint: a run directory (its newest checkpoint), or one checkpoint's directory.
+        device: auto, cpu, cuda, cuda:N or mps.
+        precision: fp32, or bf16 autocast over fp32 weights, or auto.
+        batch_size: sequences scored at once; the harness's "auto" is 8.
+
+    Raises:
+        ValueError: there is no such checkpoint or device, or its tokenizer has no special token to start from.
+    """
+
+    backend = "causal"
+
+    def __init__(
+        self,
+        checkpoint: str,
+        device: str | None = None,
+        precision: str = "fp32",
+        batch_size: int | str = DEFAULT_BATCH_SIZE,
+        **_: Any,  # the harness adds settings of its own, such as max_batch_size
+    ) -> None:
+        super().__init__()
+        self._predictor = Predictor.from_checkpoint(checkpoint, device=device or "auto")
+        self._model, self._tokenizer = self._predictor.model, self._predictor.tokenizer
+        if self._predictor.eos_token_id is None:
+            raise ValueError(f"{checkpoint}: expected a tokenizer with <|endoftext|>, found one without special tokens")
+        self._device = self._model.token_embeddings.weight.device
+        precision = resolve_precision(precision, self._device)
+        self._windowing = Windowing(
+            batch_size=int(batch_size) if str(batch_size).isdigit() else DEFAULT_BATCH_SIZE,
+            autocast=partial(autocast, self._device, precision),
+        )
+
+    @property
+    def eot_token_id(self) -> int:
+        """The id that stands in front of a text, and ends one."""
+        assert self._predictor.eos_token_id is not None
+        return self._predictor.eos_token_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        """A name for the harness's cache of requests."""
+        return self._tokenizer.fingerprint()
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **settings: Any) -> list[int]:
+        """Return the ids of a text, special tokens recognised; none are added."""
+        return self._tokenizer.encode(string)
+
+    def _loglikelihood_tokens(self, requests: list[Request], **settings: Any) -> list[tuple[float, bool]]:
+        """Return for each continuation its log-likelihood in nats, and whether greedy decoding would give it.
+
+        Of a context that is too long the end is read. A continuation longer than the model's context is scored through
+        windows, each half a context further.
+        """
+        if not requests:
+            return []
+        longest = self._model.context_length
+        parts = [
+            (context + continuation)[-1 - max(longest, len(continuation)) :] for _, context, continuation in requests
+        ]
+        lengths = np.array([len(part) for part in parts])
+        windows = cut_windows(lengths, context_length=longest, stride=max(1, longest // 2))
+        ids = np.concatenate([np.array(part, dtype=np.int64) for part in parts])
+        greedy = np.ones(len(ids), dtype=np.bool_)
+        nats = score_windows(self._model, ids, windows, self._windowing, greedy=greedy)
+        ends = np.cumsum(lengths)
+        answers = []
+        for (_, _, continuation), end in zip(requests, ends.tolist(), strict=True):
+            scored = slice(end - len(continuation), end)
+            answers.append((-float(nats[scored].sum()), bool(greedy[scored].all())))
+        return answers
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Return each text's log-likelihood in nats, read through the windows that the harness prescribes."""
+        parts: list[Request] = []
+        owners: list[int] = []
+        for number, request in enumerate(requests):
+            windows = get_rolling_token_windows(
+                self.tok_encode(request.args[0]), self.eot_token_id, self._model.context_length, context_len=1
+            )
+            parts += [(("", ""), *make_disjoint_window(window)) for window in windows]
+            owners += [number] * (len(parts) - len(owners))
+        answers = [0.0] * len(requests)
+        for number, (likelihood, _) in zip(owners, self._loglikelihood_tokens(parts), strict=True):
+            answers[number] += likelihood
+        return answers
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Return each context's continuation up to one of its stop texts, the likeliest one unless it is to sample."""
+        return [self._generate(context, dict(settings)) for context, settings in (one.args for one in requests)]
+
+    def _generate(self, context: str, settings: dict[str, Any]) -> str:
+        until = settings.get("until") or []
+        stops = [until] if isinstance(until, str) else list(until)
+        temperature = float(settings.get("temperature") or 0.0) if settings.get("do_sample", True) else 0.0
+        pieces = self._predictor.stream(
+            context,
+            max_new_tokens=int(settings.get("max_gen_toks", DEFAULT_MAX_GEN_TOKS)),
+            temperature=temperature,
+            top_k=settings.get("top_k"),
+            top_p=float(settings.get("top_p", 1.0)),
+            allow_special=True,
+        )
+        text = ""
+        for piece in pieces:
+            text += piece
+            ends = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
+            if ends:
+                return text[: min(ends)]
+        return text

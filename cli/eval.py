@@ -1,0 +1,125 @@
+"""`transformerlm-eval`: one checkpoint or two and a text in, loss, perplexity and bits per byte out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli.utils import Command, StageProgress, note
+from cli.utils import main as run_command
+from config.eval import EvalConfig
+
+if TYPE_CHECKING:
+    from transformerlm.evaluation.scoring import Scores
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the console script."""
+    run_command(Command("transformerlm-eval", EvalConfig, evaluate), argv)
+
+
+def evaluate(config: EvalConfig) -> None:
+    """Evaluate as the configuration says: a JSON line on stdout, a table on stderr."""
+    from transformerlm.evaluation.statistics import compare, summarize
+    from transformerlm.training.checkpoint import resolve
+
+    paths = [resolve(path) for path in config.checkpoints]
+    texts = None if _is_token_file(config) else _read(config)
+    scores, records = [], []
+    for path in paths:
+        score, params = _score(config, path, texts)
+        metrics = summarize(score, resamples=config.resamples, seed=config.seed)
+        scores.append(score)
+        records.append({**params, **{f"metrics.{name}": value for name, value in metrics.items()}})
+    record: dict[str, Any] = {"event": "evaluated", "input": config.input, "params.mode": config.mode}
+    record |= {"params.resamples": config.resamples, "params.seed": config.seed}
+    if len(records) == 1:
+        record |= records[0]
+    else:
+        for letter, part in zip("ab", records, strict=True):
+            record |= {f"{letter}.{name}": value for name, value in part.items()}
+        difference = compare(*scores, resamples=config.resamples, seed=config.seed)
+        record |= {f"metrics.{name}": value for name, value in difference.items()}
+    _show(record, records)
+    print(json.dumps(record, allow_nan=False), flush=True)
+
+
+def _is_token_file(config: EvalConfig) -> bool:
+    return config.input[0].endswith(".npy")
+
+
+def _read(config: EvalConfig) -> list[str]:
+    from transformerlm.evaluation.documents import read_documents
+    from transformerlm.utils.text_files import ReadStats
+
+    stats = ReadStats(refuse_invalid=config.invalid_utf8 == "refuse")
+    texts = read_documents(config.input, separator=config.separator, text_field=config.text_field, stats=stats)
+    if stats.invalid_utf8:
+        note(f"the text is not all UTF-8: U+FFFD was read {stats.invalid_utf8:,} times in place of other bytes")
+    return texts
+
+
+def _score(config: EvalConfig, path: Path, texts: list[str] | None) -> tuple[Scores, dict[str, Any]]:
+    """Return what each document costs one checkpoint, and with which settings."""
+    from transformerlm.evaluation.documents import encode_documents, open_token_file
+    from transformerlm.evaluation.scoring import Windowing, score_documents
+    from transformerlm.training.checkpoint import load_model, load_tokenizer
+    from transformerlm.utils.device import resolve_device
+    from transformerlm.utils.dtypes import autocast, resolve_precision
+
+    device = resolve_device(config.device)
+    precision = resolve_precision(config.precision, device)
+    progress = StageProgress({"score": "token"})
+    tokenizer, model = load_tokenizer(path), load_model(path, device=device)
+    windowing = Windowing(
+        config.context_length,
+        config.stride,
+        batch_size=config.batch_size,
+        autocast=partial(autocast, device, precision),
+        progress=partial(progress, "score"),
+    )
+    context_length, stride = windowing.resolve(model)
+    if texts is None:
+        documents = open_token_file(config.input[0], tokenizer)
+    else:
+        documents = encode_documents(texts, tokenizer, separator=config.separator)
+    params = {"context_length": context_length, "stride": stride, "precision": precision}
+    scores = score_documents(model, documents, mode=config.mode, windowing=windowing)
+    return scores, {"checkpoint": str(path), **{f"params.{name}": value for name, value in params.items()}}
+
+
+_TITLES = {"loss": "loss (nats/token)", "perplexity": "perplexity", "bits_per_byte": "bits/byte"}
+
+
+def _show(record: dict[str, Any], records: list[dict[str, Any]]) -> None:
+    """Write the table for people."""
+    for part in records:
+        note(part["checkpoint"])
+        note("  {documents:,} documents, {tokens:,} tokens, {bytes:,} bytes".format(**_metrics(part)))
+        for name, title in (
+            ("loss", "loss (nats/token)"),
+            ("perplexity", "perplexity"),
+            ("bits_per_byte", "bits/byte"),
+        ):
+            note(f"  {title:<18} {_with_interval(_metrics(part), name)}")
+    if len(records) > 1:
+        difference = _with_interval(_metrics(record), "bits_per_byte_difference")
+        note(f"second - first, bits/byte  {difference}")
+
+
+def _metrics(record: dict[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix("metrics."): value for name, value in record.items() if name.startswith("metrics.")}
+
+
+def _with_interval(metrics: dict[str, Any], name: str) -> str:
+    value, low, high = (metrics[f"{name}{end}"] for end in ("", "_low", "_high"))
+    text = "too large to show" if value is None else f"{value:10.4f}"
+    return text if low is None or high is None else f"{text}  [{low:.4f}, {high:.4f}]"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

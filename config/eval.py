@@ -1,0 +1,78 @@
+"""Schema of `transformerlm-eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from config.schemas import (
+    Device,
+    FilePath,
+    InputName,
+    InvalidUtf8,
+    PositiveInt,
+    Precision,
+    Section,
+    SpecialToken,
+    TextField,
+)
+
+
+class EvalConfig(Section):
+    """Measure loss, perplexity and bits per byte of one checkpoint, or of two on the same text."""
+
+    checkpoint: FilePath | None = Field(
+        None, description="a run directory (its newest checkpoint), or one checkpoint's directory"
+    )
+    compare: list[FilePath] = Field(
+        [], max_length=2, description="two checkpoints to evaluate and compare, instead of checkpoint"
+    )
+    input: list[InputName] = Field(
+        min_length=1, description="text files or globs (.txt, .gz, .jsonl), or one token file (.npy)"
+    )
+    text_field: TextField = Field("text", description=".jsonl: the field that holds a document's text")
+    invalid_utf8: InvalidUtf8 = Field(
+        "replace", description="bytes that are no UTF-8: replace (read as U+FFFD, counted) or refuse"
+    )
+    separator: SpecialToken = Field(
+        "<|endoftext|>", description="stands between documents in text files; a token file names its own"
+    )
+    mode: Literal["documents", "sliding"] = Field(
+        "documents", description="each document by itself, or one stream of all of them"
+    )
+    context_length: PositiveInt | None = Field(None, description="tokens in a window; none: the model's")
+    stride: PositiveInt | None = Field(
+        None, description="tokens between the starts of two windows; none: half the context"
+    )
+    batch_size: int = Field(8, ge=1, le=2**20, description="windows computed at once; the result is the same")
+    device: Device = Field("auto", description="auto (cuda, mps, cpu, the first there is), cpu, cuda, cuda:N or mps")
+    precision: Precision = Field(
+        "fp32", description="fp32, or bf16 autocast over fp32 weights; auto: bf16 where the hardware has it"
+    )
+    resamples: int = Field(
+        1000, ge=0, le=10**6, description="resamples of the documents for the 95 % intervals; 0: no intervals"
+    )
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of the resampling")
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The checkpoint to evaluate, or the two to compare."""
+        return self.compare or [path for path in (self.checkpoint,) if path]
+
+    @model_validator(mode="after")
+    def _check_checkpoints(self) -> Self:
+        if len(self.compare) == 1:
+            raise ValueError(f"compare: expected two checkpoints, found one ({self.compare[0]})")
+        if not self.checkpoints:
+            raise ValueError("expected checkpoint, or compare with two checkpoints, found neither")
+        if self.stride is not None and self.context_length is not None and self.stride > self.context_length:
+            raise ValueError(f"stride ({self.stride}) exceeds context_length ({self.context_length})")
+        return self
+
+    @model_validator(mode="after")
+    def _check_token_file(self) -> Self:
+        if len(self.input) > 1 and any(name.endswith(".npy") for name in self.input):
+            raise ValueError(f"input: expected text files or one token file, found {len(self.input)} with a .npy")
+        return self

@@ -1,0 +1,120 @@
+"""Tests of documents: cut alike from any files, with the bytes that the text really has."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from databuilder.dataset_builder import build_dataset
+from tests.evaluation.helpers import tiny_model
+from transformerlm.evaluation.documents import encode_documents, open_token_file, read_documents
+from transformerlm.evaluation.scoring import score_documents
+from transformerlm.evaluation.statistics import summarize
+from transformerlm.tokenizer import Tokenizer, train_bpe
+from transformerlm.utils.text_files import ReadStats
+
+END = "<|endoftext|>"
+TEXTS = ["The sea.\nA tree.", "Zoë finds 🍎🍎!", " 漢字 and e\u0301\r\n", "'s"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Tokenizer:
+    """Return a tokenizer that has split characters into bytes: it has seen none but ASCII."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("the sea and the tree and the sea " * 20)
+    return Tokenizer(*train_bpe(path, 270, [END]), [END])
+
+
+def write_cut(folder, form: str) -> list[str]:
+    """Write TEXTS in one of several forms, with documents without text between them, and return the files' names."""
+    if form == "one file":
+        (folder / "a.txt").write_text(END.join(["", *TEXTS, " \n", ""]), newline="")
+    elif form == "many files":
+        for number, text in enumerate([*TEXTS, "\n"]):
+            (folder / f"{number}.txt").write_text(text, newline="")
+    elif form == "gz":
+        for number in (0, 2):
+            (folder / f"{number}.txt.gz").write_bytes(gzip.compress(END.join(TEXTS[number : number + 2]).encode()))
+    else:
+        (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*TEXTS, ""]))
+    return [str(path) for path in sorted(folder.iterdir())]
+
+
+@pytest.mark.parametrize("form", ["one file", "many files", "gz", "jsonl"])
+def test_it_does_not_matter_how_a_text_is_dealt_out_to_files(tmp_path, tokenizer, form):
+    """The documents are the same, and so is every number that comes of them."""
+    texts = read_documents(write_cut(tmp_path, form))
+    assert texts == TEXTS
+    model = tiny_model(vocab_size=tokenizer.vocab_size)
+    for mode in ("documents", "sliding"):
+        metrics, expected = (
+            summarize(score_documents(model, encode_documents(them, tokenizer), mode=mode)) for them in (texts, TEXTS)
+        )
+        assert metrics == expected
+
+
+def test_bytes_are_those_of_the_text(tokenizer):
+    """A document has its UTF-8 bytes, also where single tokens are no UTF-8, and whatever the tokenizer."""
+    documents = encode_documents(TEXTS, tokenizer)
+    assert documents.num_bytes.tolist() == [len(text.encode()) for text in TEXTS]
+    parts = np.split(documents.ids, documents.ends[:-1])
+    assert [tokenizer.decode(part) for part in parts] == TEXTS
+    assert any("\ufffd" in tokenizer.decode([token_id]) for token_id in documents.ids)
+
+
+def test_half_a_character_has_the_bytes_of_what_is_read_in_its_place(tokenizer):
+    """A lone surrogate is encoded as U+FFFD and counted as that."""
+    documents = encode_documents(["a\ud83d"], tokenizer)
+    assert documents.num_bytes.tolist() == [len("a\ufffd".encode())]
+    assert tokenizer.decode(documents.ids) == "a\ufffd"
+
+
+def test_a_token_file_gives_what_its_text_gives(tmp_path, tokenizer):
+    """Ids, ends and bytes of a token file are those of the text it was made from, and its sidecar's sum."""
+    paths = write_cut(tmp_path, "one file")
+    build_dataset(paths, tokenizer=tokenizer, train_path=tmp_path / "data.npy")
+    found, expected = open_token_file(tmp_path / "data.npy", tokenizer), encode_documents(TEXTS, tokenizer)
+    for name in ("ids", "ends", "num_bytes"):
+        assert getattr(found, name).tolist() == getattr(expected, name).tolist(), name
+    assert found.separator_id == expected.separator_id == tokenizer.special_token_ids[END]
+    assert found.num_bytes.sum() == json.loads((tmp_path / "data.json").read_text())["bytes"]
+
+
+def test_a_token_file_of_another_tokenizer_is_refused(tmp_path, tokenizer):
+    """The error names the file and says what to do."""
+    build_dataset(write_cut(tmp_path, "one file"), tokenizer=tokenizer, train_path=tmp_path / "data.npy")
+    other = Tokenizer(tokenizer.vocab, tokenizer.merges, [END, "<|other|>"])
+    with pytest.raises(ValueError, match=r"data\.npy: expected a token file of the checkpoint's tokenizer.*evaluate"):
+        open_token_file(tmp_path / "data.npy", other)
+
+
+def test_a_tokenizer_without_the_separator_has_no_separator_id(tokenizer):
+    """Documents are cut at the separator all the same."""
+    assert encode_documents(TEXTS, Tokenizer(tokenizer.vocab, tokenizer.merges)).separator_id is None
+
+
+def test_files_without_text_are_refused(tmp_path):
+    """Nothing but blanks and separators is an error that names the files."""
+    (tmp_path / "a.txt").write_text(f" {END}\n")
+    with pytest.raises(ValueError, match=r"input: expected text, found none in .*a\.txt"):
+        read_documents(tmp_path / "a.txt")
+
+
+def test_a_long_document_is_put_together_again(tmp_path):
+    """A document of several blocks, with separators anywhere in between, is one."""
+    texts = ["word " * 500_000 + "end", "b" * 3, "é " * 600_000 + "."]
+    (tmp_path / "a.txt").write_text(END.join(texts))
+    assert read_documents(tmp_path / "a.txt") == texts
+
+
+def test_bytes_that_are_no_utf8_are_counted_or_refused(tmp_path):
+    """They are read as U+FFFD, which has three bytes, or are an error."""
+    (tmp_path / "a.txt").write_bytes(b"a\xffb")
+    stats = ReadStats()
+    assert read_documents(tmp_path / "a.txt", stats=stats) == ["a\ufffdb"]
+    assert stats.invalid_utf8 == 1
+    with pytest.raises(ValueError, match="expected UTF-8"):
+        read_documents(tmp_path / "a.txt", stats=ReadStats(refuse_invalid=True))

@@ -1,0 +1,124 @@
+"""What is evaluated: documents as ids, with the true UTF-8 bytes of each, from text files or from a token file.
+
+Documents are those of make-data: cut at the separator, at the end of a file and after each JSON line; those without
+text are left out. So it does not matter how a text is dealt out to files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, safe_pieces
+from transformerlm.tokenizer.tokenizer import Tokenizer
+from transformerlm.training.data import TokenDataset
+from transformerlm.utils.text_files import ReadStats, expand_inputs, read_text
+
+DEFAULT_SEPARATOR = "<|endoftext|>"
+_PIECE_CHARS = 1 << 20
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents one behind the other.
+
+    `ids` `(tokens,)` leaves separators out; document i ends at `ends[i]` and has `num_bytes[i]` bytes, both
+    `(documents,)`. `separator_id` is None where the tokenizer has no such token.
+    """
+
+    ids: Array
+    ends: Array
+    num_bytes: Array
+    separator_id: int | None
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+
+def read_documents(
+    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    separator: str = DEFAULT_SEPARATOR,
+    text_field: str = "text",
+    stats: ReadStats | None = None,
+) -> list[str]:
+    """Return the documents of text files and globs (see `transformerlm.utils.text_files`).
+
+    Raises:
+        ValueError: a file that is no text, or no document with text at all.
+        FileNotFoundError: a name or glob without a match.
+    """
+    paths = expand_inputs(inputs)
+    documents = [text for path in paths for text in _documents_of(path, separator, text_field, stats) if text.strip()]
+    if not documents:
+        raise ValueError(f"input: expected text, found none in {', '.join(map(str, paths))}")
+    return documents
+
+
+def _documents_of(path: Path, separator: str, text_field: str, stats: ReadStats | None) -> Iterator[str]:
+    blocks = read_text(path, text_field=text_field, stats=stats)
+    unfinished: list[str] = []
+    # A piece does not end inside of a separator.
+    for piece in safe_pieces(blocks, SpecialTokenSplitter([separator]), size=_PIECE_CHARS, where=str(path)):
+        *ended, rest = piece.text.split(separator)
+        for text in ended:
+            yield "".join([*unfinished, text])
+            unfinished = []
+        unfinished.append(rest)
+        if piece.ends_document:
+            yield "".join(unfinished)
+            unfinished = []
+
+
+def encode_documents(texts: Sequence[str], tokenizer: Tokenizer, *, separator: str = DEFAULT_SEPARATOR) -> Documents:
+    """Return the ids of each text, special tokens recognised as make-data does; its bytes are counted from the text."""
+    ids, ends = tokenizer.encode_batch_to_array(texts)
+    # Half a character, a lone surrogate, is encoded as U+FFFD, which has three bytes, too.
+    num_bytes = np.array([len(text.encode("utf-8", "surrogatepass")) for text in texts], dtype=np.int64)
+    return Documents(ids, ends, num_bytes, tokenizer.special_token_ids.get(separator))
+
+
+def open_token_file(path: str | Path, tokenizer: Tokenizer) -> Documents:
+    """Return the documents of a token file; a document's bytes are those of its tokens.
+
+    Raises:
+        FileNotFoundError: the file or its sidecar is not there.
+        ValueError: it was made with another tokenizer, has changed since it was made, or holds no document.
+    """
+    dataset = TokenDataset(path)
+    if dataset.tokenizer_sha256 != tokenizer.fingerprint():
+        raise ValueError(
+            f"{path}: expected a token file of the checkpoint's tokenizer, {tokenizer.fingerprint()[:12]}..., found "
+            f"one of {dataset.tokenizer_sha256[:12]}...; evaluate the text itself instead"
+        )
+    dataset.verify()
+    if dataset.max_id() >= tokenizer.vocab_size:
+        raise ValueError(
+            f"{path}: expected ids below {tokenizer.vocab_size}, found {dataset.max_id()}; run transformerlm-make-data"
+        )
+    separator = dataset.metadata.get("separator", DEFAULT_SEPARATOR)
+    separator_id = tokenizer.special_token_ids.get(separator) if isinstance(separator, str) else None
+    if separator_id is None:
+        raise ValueError(f"{path}: expected a special token as the sidecar's separator, found {str(separator)[:60]!r}")
+    return _split(np.asarray(dataset.tokens), separator_id, tokenizer, path)
+
+
+def _split(tokens: Array, separator_id: int, tokenizer: Tokenizer, path: str | Path) -> Documents:
+    is_separator = tokens == separator_id
+    ids = tokens[~is_separator]
+    places = np.flatnonzero(is_separator)
+    ends = np.unique(np.r_[places - np.arange(len(places)), len(ids)])  # once where separators follow each other
+    ends = ends[ends > 0]
+    if not len(ends):
+        raise ValueError(f"{path}: expected documents, found none")
+    sizes = np.array([len(tokenizer.vocab[token_id]) for token_id in range(tokenizer.vocab_size)], dtype=np.int64)
+    totals = np.cumsum(sizes[ids])[ends - 1]
+    return Documents(ids, ends, np.diff(totals, prepend=0), separator_id)

@@ -1,0 +1,168 @@
+"""How many nats a model needs for each document: windows over streams of ids, in batches.
+
+A stream is read through windows of at most `context_length` ids that begin `stride` ids apart. Each window predicts
+the ids behind its own; those that an earlier window has predicted are not scored again. So each id is scored once,
+after all that stands before it or at least `context_length - stride` ids of that. `stride = 1` gives every id the
+fullest context, `stride = context_length` reads each id once, as validation in training does.
+
+In mode "documents" each document is a stream, with the separator in front. In mode "sliding" there is one stream of all
+documents, with a separator before the first and after each, as in a token file: context reaches into the documents
+before, and separators are scored with the document that they end. Where the tokenizer has no separator, nothing stands
+in front of a stream; its first id then costs log(vocab_size) nats, that is, every id is as likely as another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from transformerlm.evaluation.documents import Array, Documents
+from transformerlm.models.transformer import TransformerLM
+from transformerlm.training.loss import cross_entropy
+
+Mode = Literal["documents", "sliding"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What each document cost: nats, the tokens that were scored, and its UTF-8 bytes; each `(documents,)`."""
+
+    nats: Array
+    tokens: Array
+    num_bytes: Array
+
+
+@dataclass(frozen=True)
+class Windowing:
+    """How streams are read and computed.
+
+    `context_length` None is the model's; `stride` None is half of that. `progress` is told the ids scored and to score.
+    """
+
+    context_length: int | None = None
+    stride: int | None = None
+    batch_size: int = 8
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+    progress: Callable[[int, int], object] = lambda done, total: None
+
+    def resolve(self, model: TransformerLM) -> tuple[int, int]:
+        """Return context length and stride for a model.
+
+        Raises:
+            ValueError: the context is longer than the model's, or the stride than the context.
+        """
+        context_length = self.context_length or model.context_length
+        if context_length > model.context_length:
+            raise ValueError(
+                f"context_length: expected at most the model's {model.context_length}, found {context_length}"
+            )
+        stride = self.stride or max(1, context_length // 2)
+        if stride > context_length:
+            raise ValueError(f"stride: expected at most the context of {context_length} tokens, found {stride}")
+        return context_length, stride
+
+
+class Windows(NamedTuple):
+    """Windows over streams that lie one behind the other, each array `(windows,)`.
+
+    A window reads the ids from `starts` to before `ends` and predicts the one behind each of them; the predictions from
+    `scored_from` on count.
+    """
+
+    starts: Array
+    ends: Array
+    scored_from: Array
+
+
+def cut_windows(lengths: Array, *, context_length: int, stride: int) -> Windows:
+    """Return the windows over streams of these `lengths` `(streams,)`; a stream's first id is never predicted."""
+    targets = lengths - 1
+    counts = np.where(targets > 0, 1 + -(-np.maximum(targets - context_length, 0) // stride), 0)
+    stream = np.repeat(np.arange(len(lengths)), counts)
+    index = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    offsets = np.cumsum(lengths) - lengths
+    starts = offsets[stream] + index * stride
+    ends = np.minimum(starts + context_length, (offsets + targets)[stream])
+    return Windows(starts, ends, np.where(index == 0, starts, starts + context_length - stride))
+
+
+@torch.no_grad()
+def score_windows(
+    model: TransformerLM, ids: Array, windows: Windows, windowing: Windowing, *, greedy: Array | None = None
+) -> Array:
+    """Return the nats of each of `ids` `(tokens,)`, fp64; 0 where no window predicts it.
+
+    `greedy` `(tokens,)`, where it is given, is set to True for ids that were the likeliest, and False for others.
+    Windows of like length share a batch. A shorter one is filled up with the ids that happen to stand behind it, which
+    a causal model does not see before they are past what counts.
+    """
+    nats = np.zeros(len(ids))
+    lengths = windows.ends - windows.starts
+    order = np.argsort(-lengths, kind="stable")  # the longest first: too little memory shows at once
+    done, total = 0, int((windows.ends - windows.scored_from).sum())
+    device = model.token_embeddings.weight.device
+    for first in range(0, len(order), windowing.batch_size):
+        batch = order[first : first + windowing.batch_size]
+        positions = windows.starts[batch, None] + np.arange(lengths[batch[0]] + 1)  # (batch, length + 1)
+        read = ids[np.minimum(positions, len(ids) - 1)].astype(np.int64)
+        rows = torch.from_numpy(read).to(device)
+        with windowing.autocast():
+            logits = model(rows[:, :-1])
+            losses = cross_entropy(logits, rows[:, 1:], reduction="none")
+        before = positions[:, :-1]
+        scored = (before >= windows.scored_from[batch, None]) & (before < windows.ends[batch, None])
+        nats[before[scored] + 1] = losses.cpu().numpy()[scored]
+        if greedy is not None:
+            greedy[before[scored] + 1] = (logits.argmax(dim=-1) == rows[:, 1:]).cpu().numpy()[scored]
+        done += int(scored.sum())
+        windowing.progress(done, total)
+    return nats
+
+
+def score_documents(
+    model: TransformerLM, documents: Documents, *, mode: Mode, windowing: Windowing | None = None
+) -> Scores:
+    """Return what each document costs a model, which is put into evaluation mode.
+
+    Raises:
+        ValueError: the windows do not fit the model, an id is beyond its vocabulary, or a loss is not finite.
+    """
+    windowing = windowing or Windowing()
+    context_length, stride = windowing.resolve(model)
+    if documents.ids.max(initial=0) >= model.vocab_size:
+        raise ValueError(f"expected ids below the model's vocab_size {model.vocab_size}, found {documents.ids.max()}")
+    ids, lengths, owners = _streams(documents, mode)
+    windows = cut_windows(lengths, context_length=context_length, stride=stride)
+    nats = score_windows(model.eval(), ids, windows, windowing)
+    firsts = np.cumsum(lengths) - lengths
+    counted = np.ones(len(ids), dtype=np.int64)
+    if documents.separator_id is None:
+        nats[firsts] = math.log(model.vocab_size)
+    else:
+        counted[firsts] = 0
+    if not np.isfinite(nats).all():
+        raise ValueError(f"expected a finite loss, found {nats[~np.isfinite(nats)][0]}; try precision = fp32")
+    num = len(documents)
+    tokens = np.bincount(owners, weights=counted, minlength=num).astype(np.int64)
+    return Scores(np.bincount(owners, weights=nats, minlength=num), tokens, documents.num_bytes)
+
+
+def _streams(documents: Documents, mode: Mode) -> tuple[Array, Array, Array]:
+    """Return the streams' ids `(ids,)`, their lengths `(streams,)`, and the document of each id `(ids,)`."""
+    sizes = np.diff(documents.ends, prepend=0)
+    owners = np.repeat(np.arange(len(sizes)), sizes)
+    ids, separator_id = documents.ids, documents.separator_id
+    if separator_id is not None:
+        starts = documents.ends - sizes
+        places = starts if mode == "documents" else np.r_[0, documents.ends]
+        numbers = np.arange(len(sizes))
+        ids = np.insert(ids, places, separator_id)
+        owners = np.insert(owners, places, numbers if mode == "documents" else np.r_[0, numbers])
+        sizes = sizes + 1
+    return ids, sizes if mode == "documents" else np.array([len(ids)]), owners
