@@ -34,6 +34,14 @@ def _export_hf(config: ExportConfig) -> str:
     )
 
 
+def _export_gguf(config: ExportConfig) -> str:
+    from transformerlm.interop.gguf import write_gguf
+    from transformerlm.training.checkpoint import resolve
+
+    checkpoint = resolve(config.checkpoint)
+    return write_gguf(checkpoint, config.output, dtype=config.dtype, verify=config.verify, overwrite=config.overwrite)
+
+
 def _export_tokenizer_json(config: ExportConfig) -> str:
     from transformerlm.interop.sources import open_tokenizer
     from transformerlm.interop.tokenizer_json import write_tokenizer_json
@@ -51,7 +59,12 @@ def _export_tiktoken(config: ExportConfig) -> str:
 
 
 # Each writes the output, or nothing, and returns one line about how it was verified.
-_WRITERS = {"hf": _export_hf, "tokenizer_json": _export_tokenizer_json, "tiktoken": _export_tiktoken}
+_WRITERS = {
+    "hf": _export_hf,
+    "gguf": _export_gguf,
+    "tokenizer_json": _export_tokenizer_json,
+    "tiktoken": _export_tiktoken,
+}
 
 
 if __name__ == "__main__":

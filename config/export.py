@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from config.schemas import FilePath, Section
 
@@ -15,13 +15,21 @@ class ExportConfig(Section):
     checkpoint: FilePath = Field(
         description="a run directory (its newest checkpoint), or one checkpoint; for a tokenizer also its directory"
     )
-    format: Literal["hf", "tokenizer_json", "tiktoken"] = Field(
+    format: Literal["hf", "gguf", "tokenizer_json", "tiktoken"] = Field(
         "hf",
-        description="hf: a directory for transformers, vLLM and others; tokenizer_json: Hugging Face's tokenizer.json; "
-        "tiktoken: a file of ranks",
+        description="hf: a directory for transformers, vLLM and others; gguf: a file for llama.cpp and others; "
+        "tokenizer_json: Hugging Face's tokenizer.json; tiktoken: a file of ranks",
     )
     output: FilePath = Field(description="the directory (hf) or the file to write")
-    dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="hf: of the weights")
+    dtype: Literal["fp32", "bf16", "fp16", "q8_0"] = Field(
+        "fp32", description="hf, gguf: of the weights; q8_0 (gguf only): 8 bits each, and a scale for every 32"
+    )
     max_shard_mb: int = Field(5000, ge=1, le=10**6, description="hf: weights are split into files of this size at most")
     verify: bool = Field(True, description="open what was written with the tool it is for, if installed, and compare")
     overwrite: bool = Field(False, description="replace an output that is there already")
+
+    @model_validator(mode="after")
+    def _check_dtype(self) -> Self:
+        if self.dtype == "q8_0" and self.format != "gguf":
+            raise ValueError(f'dtype: expected fp32, bf16 or fp16 for format "{self.format}", found q8_0')
+        return self

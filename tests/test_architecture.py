@@ -42,7 +42,16 @@ ALLOWED = {
     "transformerlm.models": {"torch"},
     "transformerlm.training": {"torch", "numpy", "safetensors"},
     "transformerlm.inference": {"torch"},
-    "transformerlm.interop": {"torch", "safetensors", "pydantic", "transformers", "tokenizers", "tiktoken"},
+    "transformerlm.interop": {
+        "torch",
+        "numpy",
+        "safetensors",
+        "pydantic",
+        "transformers",
+        "tokenizers",
+        "tiktoken",
+        "gguf",
+    },
     "databuilder": {"numpy"},
     "transformerlm.utils": {"torch", "numpy", "pyarrow"},
     "cli": {"pydantic", "matplotlib"},
@@ -128,7 +137,7 @@ def test_optional_and_heavy_libraries_are_imported_where_they_are_used(path):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
         for name in names:
-            assert name.split(".")[0] not in ("wandb", "matplotlib", "transformers", "pyarrow"), (
+            assert name.split(".")[0] not in ("wandb", "matplotlib", "transformers", "pyarrow", "gguf"), (
                 f"{path}:{node.lineno}: {name}"
             )
             if room_of(module_of(path)) == "cli":

@@ -18,6 +18,16 @@ def test_a_run_is_exported_and_verified(pipeline, tmp_path):
     assert "logits differ by" in line
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "q8_0"])
+def test_a_run_is_exported_for_llama_cpp(dtype, pipeline, tmp_path):
+    """One file, with the type of weights that was asked for, also one that only this format has."""
+    output = tmp_path / "out.gguf"
+    done = call("export", "--checkpoint", pipeline.run, "--output", output, "--format", "gguf", "--dtype", dtype)
+    assert (done.code, done.stdout) == (0, "")
+    assert done.stderr.startswith(f"{output}: written; verified with gguf: ")
+    assert output.read_bytes()[:4] == b"GGUF"
+
+
 @pytest.mark.parametrize("source", ["run", "tokenizer"])
 @pytest.mark.parametrize(("form", "tool"), [("tokenizer_json", "tokenizers"), ("tiktoken", "tiktoken")])
 def test_a_tokenizer_is_exported_alone(form, tool, source, pipeline, tmp_path):
@@ -38,6 +48,7 @@ def test_a_tokenizer_is_exported_alone(form, tool, source, pipeline, tmp_path):
         (["--format", "tokenizer_json", "--checkpoint", "nowhere"], "nowhere: no such checkpoint or run directory"),
         (["--output", "there"], "there: is there already; choose another output, or set overwrite = true"),
         (["--format", "tiktoken", "--output", "there", "--overwrite"], "there: expected a file to overwrite"),
+        (["--dtype", "q8_0"], 'dtype: expected fp32, bf16 or fp16 for format "hf", found q8_0'),
         (["--format", "onnx"], '--format: expected one of "hf"'),
     ],
 )

@@ -46,6 +46,14 @@ def test_any_text_has_the_same_ids(tokenizer, text):
         assert theirs.encode(text, add_special_tokens=False).ids == tokenizer.encode(text)
 
 
+@pytest.mark.parametrize("text", ["a\n ", "a\n  ", "\n \n ", "a \n", "\n a", " \n  x\n "])
+def test_white_space_at_the_end_is_one_piece(text):
+    """A merge of a line end and a blank, which cl100k allows at the end of a text only, is made there by both."""
+    tokenizer = Tokenizer({**BYTES, 256: b"\n "}, [(b"\n", b" ")], pattern="cl100k")
+    theirs = tokenizers.Tokenizer.from_str(to_json(tokenizer))
+    assert theirs.encode(text, add_special_tokens=False).ids == tokenizer.encode(text)
+
+
 @cache
 def _same_kind(char: str) -> bool:
     """Tell whether the two libraries take a character for a letter, a number, or neither of them alike."""

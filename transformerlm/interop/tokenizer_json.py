@@ -19,16 +19,20 @@ from transformerlm.utils.json_files import read_json_object
 
 FILE = "tokenizer.json"
 MAX_FILE_BYTES = 1 << 28
-# GPT-4's pattern as Hugging Face's tokenizers write it; the possessive `++` of tiktoken is for speed alone.
+# GPT-4's pattern as Hugging Face's tokenizers can write it; the possessive `++` of tiktoken is for speed alone. Others
+# leave out the end of a text in white space (`\s++$`), and differ from OpenAI's there.
+_WHITE_SPACE_TO_THE_END = r"|\s+(?![\s\S])"
 HF_CL100K_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    + _WHITE_SPACE_TO_THE_END
+    + r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _SPELLINGS = {
     GPT2_PATTERN: "gpt2",
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": "gpt2",
     CL100K_PATTERN: "cl100k",
     HF_CL100K_PATTERN: "cl100k",
+    HF_CL100K_PATTERN.replace(_WHITE_SPACE_TO_THE_END, ""): "cl100k",
 }
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 

@@ -1,0 +1,197 @@
+"""GGUF: one file with weights and tokenizer, for llama.cpp and what builds on it.
+
+The tensors get llama.cpp's names, of its architecture "llama", and stay as they are: there llama.cpp rotates pairs
+(2i, 2i+1) of a head's features, as we do. (Hugging Face's Llama rotates (i, i + d/2), so that converters from it must
+reorder the rows of q and k.) Vectors are always fp32. Matrices whose rows the blocks of 32 of q8_0 do not divide are
+fp16, as in llama.cpp's own converter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from transformerlm.interop.llama import check_is_llama
+from transformerlm.interop.sources import end_of_text
+from transformerlm.interop.verify import NOT_ASKED
+from transformerlm.tokenizer.io import token_to_text
+from transformerlm.tokenizer.tokenizer import Tokenizer
+from transformerlm.training.checkpoint import load_config_of, load_model, load_tokenizer
+from transformerlm.utils.files import check_free, sync
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+Dtype = Literal["fp32", "fp16", "bf16", "q8_0"]
+
+# The names of the weights' type and of the whole file's in the `gguf` package.
+_TYPES: dict[Dtype, tuple[str, str]] = {
+    "fp32": ("F32", "ALL_F32"),
+    "fp16": ("F16", "MOSTLY_F16"),
+    "bf16": ("BF16", "MOSTLY_BF16"),
+    "q8_0": ("Q8_0", "MOSTLY_Q8_0"),
+}
+_PRE_TOKENIZERS = {"gpt2": "gpt-2"}
+_NAMES = {"token_embeddings": "token_embd", "ln_final": "output_norm", "lm_head": "output"}
+_LAYER_NAMES = {
+    "ln1": "attn_norm",
+    "attn.q_proj": "attn_q",
+    "attn.k_proj": "attn_k",
+    "attn.v_proj": "attn_v",
+    "attn.output_proj": "attn_output",
+    "ln2": "ffn_norm",
+    "ffn.w1": "ffn_gate",
+    "ffn.w2": "ffn_down",
+    "ffn.w3": "ffn_up",
+}
+
+
+def write_gguf(
+    checkpoint: Path, out: Path, *, dtype: Dtype = "fp32", verify: bool = True, overwrite: bool = False
+) -> str:
+    """Write a checkpoint as one file, which appears whole or not at all, and return a line about how it was verified.
+
+    Ids that the tokenizer does not have are left out: `transformerlm-infer` never draws them either.
+
+    Raises:
+        FileExistsError: it is there already, and `overwrite` is not set.
+        ValueError: the model is no Llama, llama.cpp has no such tokenizer, a weight is too large for `dtype`, or the
+            `gguf` package is missing.
+        OSError: it cannot be written, or does not read back as it was written.
+    """
+    gguf = _import_gguf()
+    check_free(out, overwrite=overwrite)
+    check_is_llama(load_config_of(checkpoint).model.model_dump())
+    tokenizer, model = load_tokenizer(checkpoint), load_model(checkpoint)
+    if tokenizer.vocab_size > model.vocab_size:
+        found = f"{tokenizer.vocab_size} in its tokenizer, {model.vocab_size} in its model"
+        raise ValueError(f"{checkpoint}: expected ids for the model's vocab_size at most, found {found}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f"{out.name}.tmp")
+    writer = gguf.GGUFWriter(unfinished, "llama")
+    _add_tokenizer(gguf, writer, tokenizer)
+    _add_sizes(writer, model.hparams() | {"vocab_size": tokenizer.vocab_size}, name=out.stem)
+    writer.add_file_type(gguf.LlamaFileType[_TYPES[dtype][1]])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    tensors = _add_tensors(gguf, writer, _tensors(dict(model.named_parameters()), tokenizer.vocab_size), dtype)
+    try:
+        _write(writer, unfinished)
+        if verify:
+            _read_back(gguf, unfinished, tensors)
+        unfinished.replace(out)
+    except OSError as error:
+        raise OSError(f"{out}: cannot be written: {error.strerror or error}") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+    sync(out.absolute().parent)
+    return f"verified with gguf: {len(tensors)} tensors read back equal" if verify else NOT_ASKED
+
+
+def _import_gguf() -> ModuleType:
+    try:
+        import gguf
+    except ImportError:
+        raise ValueError('gguf is not installed: pip install "transformerlm[gguf]"') from None
+    return gguf
+
+
+def _tensors(weights: Mapping[str, Tensor], vocab_size: int) -> dict[str, np.ndarray]:
+    """Return the weights as arrays under llama.cpp's names, a tied head left out."""
+    tensors = {}
+    for name, weight in weights.items():
+        module = name.removesuffix(".weight")
+        if module.startswith("layers."):
+            _, layer, module = module.split(".", 2)
+            tensors[f"blk.{layer}.{_LAYER_NAMES[module]}.weight"] = weight.detach().numpy()
+        else:
+            has_ids = module in ("token_embeddings", "lm_head")
+            tensors[f"{_NAMES[module]}.weight"] = (
+                weight.detach()[:vocab_size].numpy() if has_ids else weight.detach().numpy()
+            )
+    return tensors
+
+
+def _add_tensors(
+    gguf: ModuleType, writer: GGUFWriter, weights: Mapping[str, np.ndarray], dtype: Dtype
+) -> dict[str, np.ndarray]:
+    """Add the weights, and return what the file will hold of each: numbers, or the bytes of bf16 and q8_0."""
+    tensors = {}
+    for name, weight in weights.items():
+        kind = gguf.GGMLQuantizationType[_type_name(weight, dtype)]
+        with np.errstate(over="ignore"):
+            tensors[name] = gguf.quants.quantize(weight, kind)
+        if not np.isfinite(gguf.quants.dequantize(tensors[name], kind)).all():
+            largest = np.abs(weight).max()
+            raise ValueError(
+                f"{name}: expected numbers that {kind.name} can hold, found {largest:g}; choose dtype = fp32"
+            )
+        writer.add_tensor(name, tensors[name], raw_dtype=kind)
+    return tensors
+
+
+def _type_name(weight: np.ndarray, dtype: Dtype) -> str:
+    if weight.ndim == 1:
+        return "F32"
+    return "F16" if dtype == "q8_0" and weight.shape[1] % 32 else _TYPES[dtype][0]
+
+
+def _add_sizes(writer: GGUFWriter, hparams: Mapping[str, Any], *, name: str) -> None:
+    writer.add_name(name)
+    writer.add_vocab_size(hparams["vocab_size"])
+    writer.add_context_length(hparams["context_length"])
+    writer.add_embedding_length(hparams["d_model"])
+    writer.add_block_count(hparams["num_layers"])
+    writer.add_feed_forward_length(hparams["d_ff"])
+    writer.add_head_count(hparams["num_heads"])
+    writer.add_head_count_kv(hparams["num_kv_heads"])
+    writer.add_rope_dimension_count(hparams["d_model"] // hparams["num_heads"])
+    writer.add_rope_freq_base(hparams["rope_theta"])
+    writer.add_layer_norm_rms_eps(hparams["norm_eps"])
+
+
+def _add_tokenizer(gguf: ModuleType, writer: GGUFWriter, tokenizer: Tokenizer) -> None:
+    """Add vocabulary and merges; raise ValueError where llama.cpp would give other ids, or end texts elsewhere."""
+    if tokenizer.pattern not in _PRE_TOKENIZERS:
+        raise ValueError(
+            f"tokenizer: expected the pattern gpt2, found {tokenizer.pattern!r}: llama.cpp has no pre-tokenizer that "
+            "cuts every text in the same places"
+        )
+    end = end_of_text(tokenizer)
+    if end is None or not tokenizer.merges:
+        # Without the one, llama.cpp ends texts at id 11; without the other, it does not load the file.
+        found = f"{len(tokenizer.special_tokens)} special tokens and {len(tokenizer.merges)} merges"
+        raise ValueError(f"tokenizer: expected a special token at which texts end, and merges, found {found}")
+    ids, specials = range(tokenizer.vocab_size), {index: text for text, index in tokenizer.special_token_ids.items()}
+    tokens = [specials.get(index) or token_to_text(tokenizer.vocab[index]) for index in ids]
+    merges = [(token_to_text(left), token_to_text(right)) for left, right in tokenizer.merges]
+    if len(set(tokens)) < len(tokens) or not {left + right for left, right in merges} <= set(tokens):
+        raise ValueError("tokenizer: a special token reads as another token does, or merges make it: GGUF has no such")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(_PRE_TOKENIZERS[tokenizer.pattern])
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.CONTROL if index in specials else gguf.TokenType.NORMAL for index in ids])
+    writer.add_token_merges([" ".join(parts) for parts in merges])
+    writer.add_bos_token_id(tokenizer.special_token_ids[end])
+    writer.add_eos_token_id(tokenizer.special_token_ids[end])
+    writer.add_add_bos_token(False)
+
+
+def _write(writer: GGUFWriter, path: Path) -> None:
+    with contextlib.closing(writer):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    sync(path)
+
+
+def _read_back(gguf: ModuleType, path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    found = {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
+    for name, data in tensors.items():
+        if name not in found or not np.array_equal(found[name], data):
+            raise OSError(f"{name} does not read back as it was written")
