@@ -107,7 +107,8 @@ def _label(line: Line, first: Line) -> str:
     """Return a bar's median, our speedup, and its case where that is not the title's."""
     text = f"{line['median']:,.0f}" if line["median"] >= 10 else f"{line['median']:.1f}"
     if "speedup.median" in line:
-        text += f" (ours {line['speedup.median']:.2g}x)"
+        speedup = line["speedup.median"]
+        text += f" (ours {speedup:.0f}x)" if speedup >= 10 else f" (ours {speedup:.2g}x)"
     size, num_ids = _case(line)
     if size != first["params.size_mb"]:
         text += f" at {size:g} MB"

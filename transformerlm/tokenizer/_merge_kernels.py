@@ -213,7 +213,7 @@ def merge_by_windows(length: int, pairs: Array, shift: Any, work: Array) -> int:
     result, start, written = length, 0, 0
     window, tokens = min(WINDOW_BYTES, length), 2 * length
     number = merge_window(start, window, tokens, pairs, shift, work)
-    settled = window * 7 // 8
+    settled = window * 29 // 32
     while start + window < length:
         kept = num_bytes = 0
         while kept < number - 1 and (kept == 0 or num_bytes + (work[tokens + kept] >> 32) <= settled):
@@ -238,7 +238,7 @@ def merge_by_windows(length: int, pairs: Array, shift: Any, work: Array) -> int:
                 first = work[result + written]
                 start -= first >> 32
                 number = merge_window(start, window, tokens, pairs, shift, work)
-        settled = window * 7 // 8
+        settled = window * 29 // 32
     copy_tokens(tokens, result + written, number, work)
     for place in range(written + number):
         work[place] = work[result + place] & ID_BITS
