@@ -228,7 +228,7 @@ class CompiledDecoder:
         with compiling("decode"):
             self.decode(np.zeros(1, dtype=np.uint16))
 
-    def decode(self, ids: Array) -> bytes:
+    def decode(self, ids: Array) -> memoryview:
         """Return the bytes of the ids, an array of whole numbers of one dimension.
 
         Raises:
@@ -242,7 +242,7 @@ class CompiledDecoder:
             raise KeyError(int(ids[-1 - length]))
         out = np.empty(length + PADDING, dtype=np.uint8)
         text_kernels.decode_ids(ids, self._offsets, self._spelled, out)
-        return out[:length].tobytes()
+        return out[:length].data
 
 
 def _runs(segments: Array) -> Iterator[Array]:

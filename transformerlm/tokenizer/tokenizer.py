@@ -280,7 +280,7 @@ class Tokenizer:
         Raises:
             ValueError: an id that is not in the vocabulary.
         """
-        return self.decode_bytes(ids).decode("utf-8", "replace")
+        return str(self._decoded(ids), "utf-8", "replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Return the bytes of the ids as they are, for streams that may end within a character.
@@ -288,6 +288,9 @@ class Tokenizer:
         Raises:
             ValueError: an id that is not in the vocabulary.
         """
+        return bytes(self._decoded(ids))
+
+    def _decoded(self, ids: Iterable[int]) -> bytes | memoryview:
         try:
             if isinstance(ids, Collection) and (decoder := self._decoder_for(len(ids))) is not None:
                 numbers = _as_array(ids)
