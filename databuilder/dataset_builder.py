@@ -213,7 +213,7 @@ class _DocumentSorter:
         else:
             split_of = np.repeat(splits, ends - starts)
             parts = [ids[split_of == split] for split in (_TRAIN, _VALID)]
-        self.num_bytes += [self._token_bytes[part].sum(dtype=np.int64) for part in parts]
+        self.num_bytes += [self._token_bytes.take(part).sum(dtype=np.int64) for part in parts]
         return parts
 
     def _are_blank(self, ids: Array, starts: Array, ends: Array) -> Array:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -85,7 +86,6 @@ class TokenFileWriter:
         self._file.seek(0)
         header_bytes = self._write_header()
         self._file.flush()
-        os.fsync(self._file.fileno())
         expected = header_bytes + self.tokens * self.dtype.itemsize
         size = os.fstat(self._file.fileno()).st_size
         assert (header_bytes, size) == (self._header_bytes, expected), (
@@ -94,8 +94,12 @@ class TokenFileWriter:
             size,
             expected,
         )
-        self._file.seek(0)
-        return hashlib.file_digest(self._file, "sha256").hexdigest()
+        with ThreadPoolExecutor(1) as pool:  # one waits for the disk, the other for the processor
+            synced = pool.submit(os.fsync, self._file.fileno())
+            self._file.seek(0)
+            digest = hashlib.file_digest(self._file, "sha256").hexdigest()
+            synced.result()
+        return digest
 
     def rename(self) -> None:
         """Move the finished file to its place."""

@@ -97,6 +97,7 @@ class Tokenizer:
         self._encoder: CompiledEncoder | None = None
         self._decoder: CompiledDecoder | None = None
         self._numbers: np.ndarray | None = None
+        self._fingerprint: str | None = None
 
     @classmethod
     def from_files(
@@ -319,11 +320,13 @@ class Tokenizer:
 
     def fingerprint(self) -> str:
         """Return a sha256 in hex over vocabulary, merges, special tokens and pattern, not over the files' layout."""
-        tokens = [self.vocab[token_id].hex() for token_id in range(self.vocab_size)]
-        merges = [[left.hex(), right.hex()] for left, right in self.merges]
-        specials = sorted(self.special_token_ids.items(), key=lambda item: item[1])
-        record = {"pattern": self.pattern, "vocab": tokens, "merges": merges, "special_tokens": specials}
-        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+        if self._fingerprint is None:
+            tokens = [self.vocab[token_id].hex() for token_id in range(self.vocab_size)]
+            merges = [[left.hex(), right.hex()] for left, right in self.merges]
+            specials = sorted(self.special_token_ids.items(), key=lambda item: item[1])
+            record = {"pattern": self.pattern, "vocab": tokens, "merges": merges, "special_tokens": specials}
+            self._fingerprint = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+        return self._fingerprint
 
     def encode_piece(self, piece: str) -> list[int]:
         """Return the ids of one pre-token, without the cache."""
