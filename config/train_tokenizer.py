@@ -67,7 +67,8 @@ class TrainTokenizerConfig(Section):
         None,
         ge=1,
         le=2**30,
-        description="refuse text whose distinct words take more MB to count and merge; none: no limit",
+        description="MB that the distinct words may take in memory; beyond, the compiled engine goes on in temporary "
+        "files (in TMPDIR) and the reference refuses; none: no limit",
     )
     tokenizer: TokenizerConfig
     logging: LoggingConfig = LoggingConfig()
