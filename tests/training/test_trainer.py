@@ -546,9 +546,10 @@ several = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="gloo 
 
 @pytest.mark.slow
 @several
-def test_two_ranks_give_the_losses_of_one_process(files, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_ranks_give_the_losses_of_one_process(optimizer, files, tmp_path):
     """torchrun with two gloo ranks: the same batches, losses to 1e-5, one log and one set of checkpoints; resumable."""
-    changes = {"schedule.name": "constant"}
+    changes = {"schedule.name": "constant", "optimizer.name": optimizer}
     train(tiny_config(files, tmp_path / "one", changes))
     config = tiny_config(files, tmp_path / "two", changes)
     (tmp_path / "two.toml").write_text(dump_toml(config))
