@@ -82,7 +82,7 @@ class TransformerLM(nn.Module):
     drawn from N(0, 1 / d_model) instead of N(0, 1): a normed vector then has logits of standard deviation 1, not
     sqrt(d_model). With `logit_soft_cap` the logits are `soft_cap(logits, logit_soft_cap)`. With `zero_init_outputs` the
     last matrix of each sub-layer, `output_proj` and `w2`, begins as zero, so that every block begins as `f(x) = 0`
-    beside its residual connection (Zhang et al. 2019, "Fixup", section 3). Raises ValueError when sizes do not divide
+    beside its residual connection (as in Fixup, Zhang et al. 2019). Raises ValueError when sizes do not divide
     or a choice is unknown.
     """
 

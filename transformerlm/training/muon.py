@@ -7,7 +7,7 @@
 `orthogonal(U)` keeps the singular vectors of U and sets its singular values to about 1, so that every direction of a
 matrix learns at the same pace (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"). The
 factor gives an update the root mean square of AdamW's, so that learning rate and weight decay are those of AdamW (Liu
-et al. 2025, "Muon is scalable for LLM training", eq. 4).
+et al. 2025, "Muon is scalable for LLM training", section 2.2).
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Muon(AdamW):
 def muon_groups(model: TransformerLM, *, weight_decay: float) -> list[Group]:
     """Return the groups of `parameter_groups` with the hidden matrices, those of the blocks, in a group of their own.
 
-    Embeddings, the output head and vectors are AdamW's: their rows are looked up one by one, and no linear maps.
+    Embedding, output head and vectors are left to AdamW, as Jordan et al. found best.
     """
     hidden = {id(p) for p in model.layers.parameters() if p.ndim == 2}
     groups = []
