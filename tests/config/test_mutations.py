@@ -75,6 +75,7 @@ VALID: dict[str, set[str]] = {
         "training.eval_interval",  # only before a checkpoint
         "training.max_skipped_steps",  # stop at the first
         "training.seed",
+        "training.z_loss",  # no such term
         "workers",  # one for each core
     },
     "huge": {"seed", "training.seed"},

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_OPTIMIZER_STATES = {"adamw": 2, "sgd": 1}
-
 
 def default_d_ff(d_model: int, ffn: str = "swiglu") -> int:
     """Return the default feed-forward width: 8/3 d_model, at the nearest multiple of 64, for "swiglu"; else 4 d_model.
@@ -49,7 +47,7 @@ def estimate_training_memory(
 
     Weights, gradients and optimizer states are fp32. With "bf16" `weights` includes the bfloat16 copies that autocast
     keeps during a step. Activations are what the forward pass saves for the backward pass, and logits the head's output
-    with its gradient. Allocator overhead and library workspaces are not included.
+    with its gradient, and the tanh of a soft cap. Allocator overhead and library workspaces are not included.
     """
     num_parameters = count_parameters(model)
     tokens = micro_batch_size * model["context_length"]
@@ -58,11 +56,17 @@ def estimate_training_memory(
     parts = {
         "weights": 4 * num_parameters + copies,
         "gradients": 4 * num_parameters,
-        "optimizer": 4 * num_parameters * _OPTIMIZER_STATES[optimizer],
+        "optimizer": 4 * _num_optimizer_states(model, optimizer),
         "activations": tokens * _activation_bytes_per_token(model, compute_bytes),
-        "logits": 2 * tokens * model["vocab_size"] * compute_bytes,
+        "logits": tokens * model["vocab_size"] * (2 * compute_bytes + (4 if model.get("logit_soft_cap") else 0)),
     }
     return {**parts, "total": sum(parts.values())}
+
+
+def _num_optimizer_states(model: Mapping[str, Any], optimizer: str) -> int:
+    """Count AdamW's two numbers a parameter, and SGD's momentum; Muon has one number for the blocks' matrices."""
+    with_one = {"adamw": 0, "muon": model["num_layers"] * _layer_matrices(model), "sgd": count_parameters(model)}
+    return 2 * count_parameters(model) - int(with_one[optimizer])
 
 
 def _activation_bytes_per_token(model: Mapping[str, Any], compute_bytes: int) -> int:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from profiling import nvtx
 from transformerlm.distributed import World, all_reduce_sum, average_gradients
-from transformerlm.training.loss import cross_entropy
+from transformerlm.training.loss import cross_entropy, training_loss
 from transformerlm.training.optim import clip_grad_norm
 
 Batch = tuple[Tensor, Tensor]
@@ -60,12 +60,14 @@ def train_step(
     max_grad_norm: float,
     autocast: Autocast,
     world: World,
+    z_loss: float = 0.0,
     accept: Callable[[StepResult], bool] = is_finite,
 ) -> StepResult:
     """Make one optimizer step on the mean loss over all tokens of all micro-batches and ranks.
 
     Each micro-batch `(batch, seq)` adds the gradient of its share of the loss, so that k micro-batches of b sequences
-    give the gradient of one batch of k b. `max_grad_norm` 0 does not clip. A step that `accept` refuses is not made:
+    give the gradient of one batch of k b. `z_loss` is `training_loss`'s, and is not in the loss that is returned.
+    `max_grad_norm` 0 does not clip. A step that `accept` refuses is not made:
     weights, optimizer and learning rate stay as they were. The numbers that it is shown are the same on all ranks.
     """
     tokens = sum(targets.numel() for _, targets in micro_batches)
@@ -73,10 +75,11 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     for inputs, targets in micro_batches:
         with nvtx.range("forward"), autocast():
-            share = cross_entropy(model(inputs), targets) * (targets.numel() / tokens)
+            entropy, minimised = training_loss(model(inputs), targets, z_loss=z_loss)
+        share = targets.numel() / tokens
         with nvtx.range("backward"):
-            share.backward()  # type: ignore[no-untyped-call]
-        loss += share.detach()
+            (minimised * share).backward()  # type: ignore[no-untyped-call]
+        loss += entropy.detach() * share
     with nvtx.range("optimizer"):
         average_gradients(model.parameters(), world, weight=tokens)
         norm = clip_grad_norm(model.parameters(), max_grad_norm or math.inf)

@@ -33,6 +33,7 @@ from transformerlm.training.data import TokenDataset, get_batch, sample_starts, 
 from transformerlm.training.guard import GuardState, Trouble, write_batch
 from transformerlm.training.loop import EvalResult, StepResult, evaluate, train_step
 from transformerlm.training.loss import cross_entropy
+from transformerlm.training.muon import Muon, muon_groups
 from transformerlm.training.norms import NormRecorder
 from transformerlm.training.optim import SGD, AdamW, parameter_groups
 from transformerlm.training.schedule import learning_rate
@@ -116,7 +117,7 @@ class Trainer:
         seed_everything(config.training.seed)
         self.raw_model = TransformerLM(**config.model.model_dump()).to(runtime.device)
         broadcast_parameters(self.raw_model, runtime.world)
-        self.optimizer = build_optimizer(self.raw_model, config)
+        self.optimizer = build_optimizer(self.raw_model, config, precision=runtime.precision)
         self.norms = NormRecorder(self.raw_model) if config.training.log_norms else None
         self.model: nn.Module = torch.compile(self.raw_model) if config.training.compile else self.raw_model  # type: ignore[assignment]
         self.autocast = partial(autocast, runtime.device, runtime.precision)
@@ -190,6 +191,7 @@ class Trainer:
             max_grad_norm=self.config.optimizer.max_grad_norm,
             autocast=self.autocast,
             world=self.runtime.world,
+            z_loss=training.z_loss,
             accept=lambda result: trouble_with(result) is None,
         )
         trouble = trouble_with(result)
@@ -448,13 +450,20 @@ class Trainer:
             checkpoint.point(self.checkpoints / "best", directory)  # a kill may have come before this
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
+def build_optimizer(model: TransformerLM, config: TrainConfig, *, precision: Precision = "fp32") -> Optimizer:
     """Return the optimizer that the configuration names, over the model's parameters."""
     settings = config.optimizer
-    groups: Any = parameter_groups(model, weight_decay=settings.weight_decay)
+    decay, betas = settings.weight_decay, (settings.beta1, settings.beta2)
+    if settings.name == "muon":
+        momentum = 0.95 if settings.momentum is None else settings.momentum
+        groups: Any = muon_groups(model, weight_decay=decay)
+        return Muon(
+            groups, settings.learning_rate, momentum=momentum, betas=betas, eps=settings.eps, precision=precision
+        )
+    groups = parameter_groups(model, weight_decay=decay)
     if settings.name == "sgd":
-        return SGD(groups, settings.learning_rate, momentum=settings.momentum)
-    return AdamW(groups, settings.learning_rate, betas=(settings.beta1, settings.beta2), eps=settings.eps)
+        return SGD(groups, settings.learning_rate, momentum=settings.momentum or 0.0)
+    return AdamW(groups, settings.learning_rate, betas=betas, eps=settings.eps)
 
 
 def num_accumulation_steps(batch_size: int, micro_batch_size: int | None, world_size: int) -> int:
