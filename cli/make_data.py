@@ -17,12 +17,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def make_data(config: MakeDataConfig) -> None:
     """Encode the text as the configuration says, and log what came out."""
-    from databuilder.dataset_builder import build_dataset
+    from databuilder import Source, build_dataset
     from logger import create_logger
     from transformerlm.tokenizer.tokenizer import Tokenizer
 
     report = build_dataset(
-        config.input,
+        config.input or [Source(**vars(source)) for source in config.sources],
         tokenizer=Tokenizer.from_directory(config.tokenizer, engine=config.engine),
         train_path=config.train,
         valid_path=config.valid,
@@ -48,6 +48,9 @@ def make_data(config: MakeDataConfig) -> None:
                 continue
             size = f"{split.bytes / 1e6:,.1f} MB of text"
             note(f"{split.path}: {split.tokens:,} tokens, {split.documents:,} documents, {size}")
+            for source in split.sources if config.sources else []:
+                share = f"{source.tokens / split.tokens:.1%} of the tokens, {source.documents:,} documents"
+                note(f"  {', '.join(source.paths[:3])}{', ...' if len(source.paths) > 3 else ''}: {share}")
             logger.log_event(
                 "data_made",
                 path=str(split.path),

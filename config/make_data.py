@@ -9,28 +9,32 @@ from pydantic import Field, model_validator
 from config.schemas import (
     Engine,
     FilePath,
-    InputName,
-    InvalidUtf8,
     LoggingConfig,
     Section,
     SpecialToken,
     TextField,
+    TextFiles,
+    TextInput,
     WandbConfig,
     Workers,
 )
 
 
-class MakeDataConfig(Section):
+class SourceConfig(Section):
+    """One of several texts, and how much of it the training file holds."""
+
+    input: TextFiles = Field(min_length=1)
+    text_field: TextField | None = Field(None, description="as text_field above, for these files; none: the one above")
+    weight: float = Field(
+        1.0, gt=0, le=1000, description="how many times each document comes in train: 2 is twice, 0.5 every other one"
+    )
+
+
+class MakeDataConfig(TextInput):
     """Encode text files into a token file for training, and optionally one for validation."""
 
-    input: list[InputName] = Field(
-        min_length=1,
-        description="text files or globs: .txt, .jsonl, .parquet, .gz, .zst (any other name is read as text)",
-    )
-    text_field: TextField = Field("text", description=".jsonl, .parquet: the field that holds a document's text")
-    invalid_utf8: InvalidUtf8 = Field(
-        "replace", description="bytes that are no UTF-8: replace (read as U+FFFD, counted) or refuse"
-    )
+    input: TextFiles = Field([])  # the base requires some; here [[sources]] may replace it
+    sources: list[SourceConfig] = Field([], description="text in several parts with weights, in place of input")
     tokenizer: FilePath = Field(description="directory written by transformerlm-train-tokenizer")
     separator: SpecialToken = Field(
         "<|endoftext|>", description="special token between documents in text files, and after each in the output"
@@ -45,6 +49,13 @@ class MakeDataConfig(Section):
     engine: Engine = Field("auto", description="auto: compiled (numba) for large inputs; the result is the same")
     logging: LoggingConfig = LoggingConfig()
     wandb: WandbConfig = WandbConfig()
+
+    @model_validator(mode="after")
+    def _check_inputs(self) -> Self:
+        if bool(self.input) == bool(self.sources):
+            found = "both (input = [] or sources = [] takes one away)" if self.input else "neither"
+            raise ValueError(f"expected exactly one of input and [[sources]], found {found}")
+        return self
 
     @model_validator(mode="after")
     def _check_outputs(self) -> Self:
