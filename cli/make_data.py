@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from cli.utils import Command, StageProgress, note
 from cli.utils import main as run_command
 from config.make_data import MakeDataConfig
+
+if TYPE_CHECKING:
+    from databuilder.sources import SourceReport
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,14 +47,10 @@ def make_data(config: MakeDataConfig) -> None:
         wandb_project=config.wandb.project,
         config=config.model_dump(mode="json"),
     ) as logger:
-        for split in (report.train, report.valid):
-            if split is None:
-                continue
+        for split in filter(None, (report.train, report.valid)):
             size = f"{split.bytes / 1e6:,.1f} MB of text"
             note(f"{split.path}: {split.tokens:,} tokens, {split.documents:,} documents, {size}")
-            for source in split.sources if config.sources else []:
-                share = f"{source.tokens / split.tokens:.1%} of the tokens, {source.documents:,} documents"
-                note(f"  {', '.join(source.paths[:3])}{', ...' if len(source.paths) > 3 else ''}: {share}")
+            _note_shares(split.sources if config.sources else [], split.tokens)
             logger.log_event(
                 "data_made",
                 path=str(split.path),
@@ -60,6 +60,12 @@ def make_data(config: MakeDataConfig) -> None:
                 invalid_utf8=report.invalid_utf8,
                 seconds=report.seconds,
             )
+
+
+def _note_shares(sources: Sequence[SourceReport], num_tokens: int) -> None:
+    for source in sources:
+        names = ", ".join(source.input[:3]) + (", ..." if len(source.input) > 3 else "")
+        note(f"  {names}: {source.tokens / num_tokens:.1%} of the tokens, {source.documents:,} documents")
 
 
 if __name__ == "__main__":

@@ -186,7 +186,7 @@ def dump_json_schema(schema: type[BaseModel]) -> str:
 
 
 def iter_keys(schema: type[BaseModel]) -> Iterator[Key]:
-    """Yield every key of a schema, sections walked in order, with its dotted name, and those of the tables of a list."""
+    """Yield every key of a schema, sections walked in order, with its dotted name; those of a list of tables too."""
     yield from _keys(schema)
 
 

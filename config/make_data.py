@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from config.schemas import (
     Engine,
@@ -34,7 +34,9 @@ class MakeDataConfig(TextInput):
     """Encode text files into a token file for training, and optionally one for validation."""
 
     input: TextFiles = Field([])  # the base requires some; here [[sources]] may replace it
-    sources: list[SourceConfig] = Field([], description="text in several parts with weights, in place of input")
+    sources: list[SourceConfig] = Field(
+        [], validate_default=True, description="text in several parts with weights, in place of input"
+    )
     tokenizer: FilePath = Field(description="directory written by transformerlm-train-tokenizer")
     separator: SpecialToken = Field(
         "<|endoftext|>", description="special token between documents in text files, and after each in the output"
@@ -50,12 +52,16 @@ class MakeDataConfig(TextInput):
     logging: LoggingConfig = LoggingConfig()
     wandb: WandbConfig = WandbConfig()
 
-    @model_validator(mode="after")
-    def _check_inputs(self) -> Self:
-        if bool(self.input) == bool(self.sources):
-            found = "both (input = [] or sources = [] takes one away)" if self.input else "neither"
-            raise ValueError(f"expected exactly one of input and [[sources]], found {found}")
-        return self
+    @field_validator("sources")
+    @classmethod
+    def _check_inputs(cls, sources: list[SourceConfig], info: ValidationInfo) -> list[SourceConfig]:
+        if "input" in info.data and bool(info.data["input"]) == bool(sources):
+            raise ValueError(
+                "expected either input or sources, found both (input = [] or sources = [] takes one away)"
+                if sources
+                else "input is required where there are no sources"
+            )
+        return sources
 
     @model_validator(mode="after")
     def _check_outputs(self) -> Self:

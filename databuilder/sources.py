@@ -42,7 +42,7 @@ class Source:
 class SourceReport:
     """What one token file holds of one source; `bytes` counts as in `SplitReport`."""
 
-    paths: list[str]
+    input: list[str]
     weight: float
     documents: int
     tokens: int
@@ -59,7 +59,9 @@ class SourceFiles:
         self.weighted = weighted
         self.weight = source.weight
         self.text_field = source.text_field or text_field
-        self.paths = expand_inputs(source.input)
+        names = [source.input] if isinstance(source.input, str | os.PathLike) else source.input
+        self.input = [os.fspath(name) for name in names]
+        self.paths = expand_inputs(self.input)
         self.disk_bytes = total_bytes(self.paths)
 
 
@@ -158,8 +160,9 @@ class SourceWriter:
         passes = np.array([self._whole_passes, 1])
         documents = (num_documents * passes + [self._thinner.num_documents, 0]).tolist()
         sizes = (num_bytes * passes + [self._thinner.num_bytes, 0]).tolist()
-        paths = list(map(str, source.paths))
         return [
-            SourceReport(paths, source.weight, documents[split], writer.tokens - self._starts[split], sizes[split])
+            SourceReport(
+                source.input, source.weight, documents[split], writer.tokens - self._starts[split], sizes[split]
+            )
             for split, writer in enumerate(self._writers)
         ]
