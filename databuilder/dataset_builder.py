@@ -217,7 +217,7 @@ class _DocumentSorter:
 
     def num_bytes_of(self, ids: Array) -> int:
         """Return how many bytes of text the ids stand for."""
-        return int(self._token_bytes[ids].sum(dtype=np.int64))
+        return int(self._token_bytes.take(ids).sum(dtype=np.int64))
 
     def _are_blank(self, ids: Array, starts: Array, ends: Array) -> Array:
         """Tell which stretches of ids have no text; the first two ids of nearly all that have some show it."""
