@@ -80,7 +80,22 @@ Precision = Literal["auto", "fp32", "bf16"]
 Engine = Literal["auto", "reference", "compiled"]
 MAX_ANGLES = 2**27  # a million positions of 128 features; as a table of fp64, half a gigabyte
 InvalidUtf8 = Literal["replace", "refuse"]
+Pattern = Literal["gpt2", "cl100k"]
 SpecialToken = Annotated[str, Field(min_length=1, max_length=256)]
+TextFiles = Annotated[
+    list[InputName],
+    Field(description="text files or globs: .txt, .jsonl, .parquet, .gz, .zst (any other name is read as text)"),
+]
+
+
+class TextInput(Section):
+    """The text that a command reads; sections built on it begin with these keys."""
+
+    input: TextFiles = Field(min_length=1)
+    text_field: TextField = Field("text", description=".jsonl, .parquet: the field that holds a document's text")
+    invalid_utf8: InvalidUtf8 = Field(
+        "replace", description="bytes that are no UTF-8: replace (read as U+FFFD, counted) or refuse"
+    )
 
 
 class ModelConfig(Section):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +24,7 @@ from transformerlm.utils.json_files import values_sha256
 from transformerlm.utils.lock import try_lock
 
 FORMAT = 1
+BLOCK_TOKENS = 1 << 20
 
 
 def sidecar_path(path: Path) -> Path:
@@ -80,6 +81,14 @@ class TokenFileWriter:
             reason = f"{error.strerror} after {done:,} bytes (the unfinished file is removed)"
             raise OSError(error.errno, reason, str(self.path)) from error
         self.tokens += len(ids)
+
+    def blocks(self, start: int, end: int) -> Iterator[np.ndarray[Any, Any]]:
+        """Yield the ids from `start` to before `end` in blocks, while others may be appended."""
+        for first in range(start, end, BLOCK_TOKENS):
+            self._file.seek(self._header_bytes + first * self.dtype.itemsize)
+            data = self._file.read(min(BLOCK_TOKENS, end - first) * self.dtype.itemsize)
+            self._file.seek(0, os.SEEK_END)
+            yield np.frombuffer(data, dtype=self.dtype)
 
     def finish(self) -> str:
         """Put the length into the header, make the file durable, and return its sha256."""
