@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from transformerlm.training import loss
-from transformerlm.training.loss import cross_entropy, training_loss
+from transformerlm.training.loss import cross_entropy
 
 RTOL = {"rtol": 1e-5, "atol": 1e-6}
 
@@ -87,36 +87,6 @@ def test_form_for_compiled_code_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = cross_entropy(logits, targets)
     torch.testing.assert_close(eager, compiled, **RTOL)
     torch.testing.assert_close(eager_grad, torch.autograd.grad(compiled, logits)[0], **RTOL)
-
-
-@pytest.mark.parametrize("compiling", [False, True])
-def test_z_loss_adds_the_square_of_log_z(monkeypatch: pytest.MonkeyPatch, compiling: bool) -> None:
-    """What is minimised equals torch's cross-entropy plus weight * logsumexp^2, in value and gradient, in any block."""
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
-    monkeypatch.setitem(loss._BLOCK_ELEMENTS, "cpu", 27)
-    logits, targets = (3 * torch.randn(2, 5, 9)).requires_grad_(), torch.randint(0, 9, (2, 5))
-    entropy, minimised = training_loss(logits, targets, z_loss=0.1)
-    plain = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-    expected = plain + 0.1 * logits.logsumexp(-1).square().mean()
-    torch.testing.assert_close((entropy, minimised), (plain, expected), **RTOL)
-    torch.testing.assert_close(
-        torch.autograd.grad(3.0 * minimised, logits), torch.autograd.grad(3.0 * expected, logits), **RTOL
-    )
-
-
-def test_without_z_loss_the_cross_entropy_is_minimised() -> None:
-    """Weight 0 gives one number twice, that of `cross_entropy` to the last bit."""
-    logits, targets = torch.randn(6, 9, requires_grad=True), torch.randint(0, 9, (6,))
-    entropy, minimised = training_loss(logits, targets)
-    assert entropy is minimised
-    assert torch.equal(entropy, cross_entropy(logits, targets))
-
-
-def test_gradient_of_the_z_loss_is_exact() -> None:
-    """gradcheck in float64, of both numbers at once."""
-    logits = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    targets = torch.tensor([0, 3, 1])
-    assert torch.autograd.gradcheck(lambda x: training_loss(x, targets, z_loss=0.3), (logits,))
 
 
 def test_uniform_logits_cost_the_logarithm_of_the_vocabulary() -> None:

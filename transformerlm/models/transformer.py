@@ -149,10 +149,13 @@ class TransformerLM(nn.Module):
         self.ln_final = RMSNorm(d_model, norm_eps, **place) if norm_position == "pre" else None
         self.lm_head = None if tie_embeddings else Linear(d_model, vocab_size, **place)
 
-    def forward(self, token_ids: Tensor, *, cache: KVCache | None = None, last_only: bool = False) -> Tensor:
+    def forward(
+        self, token_ids: Tensor, *, cache: KVCache | None = None, last_only: bool = False, head: bool = True
+    ) -> Tensor:
         """Return the logits after each of `token_ids`; with a cache, they stand behind what it holds and are appended.
 
         `last_only` gives the logits after the last id alone, `(batch, 1, vocab_size)`, which is enough to generate.
+        Without `head` the vectors before the output head are returned, `(batch, seq, d_model)`; see `head_weight`.
         Raises ValueError when the sequence is longer than `context_length`, or than the room left in the cache.
         """
         self._check_length(token_ids, cache)
@@ -167,8 +170,16 @@ class TransformerLM(nn.Module):
         x = x[:, -1:] if last_only else x
         if self.ln_final is not None:
             x = self.ln_final(x)
-        logits: Tensor = x @ self.token_embeddings.weight.T if self.lm_head is None else self.lm_head(x)
+        if not head:
+            return x  # type: ignore[no-any-return]
+        logits: Tensor = x @ self.head_weight.T
         return logits if self.logit_soft_cap is None else soft_cap(logits, self.logit_soft_cap)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix `(vocab_size, d_model)` that makes logits of vectors; with tied embeddings, theirs."""
+        head: Linear | Embedding = self.token_embeddings if self.lm_head is None else self.lm_head
+        return head.weight
 
     def make_cache(
         self, batch_size: int, max_length: int | None = None, *, dtype: torch.dtype | None = None

@@ -28,7 +28,14 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, reduction: Reduction = "me
     "mean" and "sum" give a scalar, "none" the shape of `targets`. Raises ValueError when the shapes do not match or the
     reduction is unknown.
     """
-    losses, _ = _losses_and_log_totals(logits, targets)
+    if logits.shape[:-1] != targets.shape:
+        expected, found = tuple(logits.shape[:-1]), tuple(targets.shape)
+        raise ValueError(f"cross_entropy: logits {tuple(logits.shape)} need targets {expected}, got {found}")
+    rows, flat_targets = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
+    if torch.compiler.is_compiling():  # the compiler fuses the plain formula itself
+        losses = _negative_log_likelihood(rows, flat_targets)[0]
+    else:
+        losses = _BlockedCrossEntropy.apply(rows, flat_targets)  # type: ignore[no-untyped-call]
     if reduction == "mean":
         return losses.mean()
     if reduction == "sum":
@@ -36,29 +43,6 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, reduction: Reduction = "me
     if reduction != "none":
         raise ValueError(f"cross_entropy: reduction must be mean, sum or none, got {reduction!r}")
     return losses.view(targets.shape)
-
-
-def training_loss(logits: Tensor, targets: Tensor, *, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Return the mean cross-entropy, and what to minimise: the mean of `cross-entropy + z_loss * log(Z)^2`, in fp32.
-
-    Z is the sum of a row's `exp(logits)`; the second term keeps it near 1, so that logits do not drift (Chowdhery et
-    al. 2022, "PaLM", section 5, with the weight 1e-4). With weight 0 both are the same. Raises ValueError as
-    `cross_entropy` does.
-    """
-    losses, log_totals = _losses_and_log_totals(logits, targets)
-    mean = losses.mean()
-    return mean, mean + z_loss * log_totals.square().mean() if z_loss else mean
-
-
-def _losses_and_log_totals(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each row's negative log-likelihood and `log(Z)`, both flat."""
-    if logits.shape[:-1] != targets.shape:
-        expected, found = tuple(logits.shape[:-1]), tuple(targets.shape)
-        raise ValueError(f"cross_entropy: logits {tuple(logits.shape)} need targets {expected}, got {found}")
-    rows, flat_targets = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
-    if torch.compiler.is_compiling():  # the compiler fuses the plain formula itself
-        return _negative_log_likelihood(rows, flat_targets)
-    return _BlockedCrossEntropy.apply(rows, flat_targets)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,31 +54,32 @@ def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> tuple[Tensor, T
 
 
 class _BlockedCrossEntropy(torch.autograd.Function):
-    """The loss and log(Z) of each row, with the gradients `softmax(logits) - one_hot(target)` and `softmax(logits)`."""
+    """The loss of each row; its gradient is `softmax(logits) - one_hot(target)`."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         losses = torch.empty(len(logits), device=logits.device, dtype=upcast(logits[:0]).dtype)
         log_totals = torch.empty_like(losses)
-        for block in _blocks(logits):
+        for block in blocks(logits):
             losses[block], log_totals[block] = _negative_log_likelihood(logits[block], targets[block])
         ctx.save_for_backward(logits, targets, log_totals)
-        return losses, log_totals
+        return losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_losses: Tensor, grad_log_totals: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor, None]:
         logits, targets, log_totals = ctx.saved_tensors
         grad_logits = torch.empty_like(logits)
-        scales = grad_losses + grad_log_totals  # the latter are zeros where log(Z) is not used
-        for block in _blocks(logits):
+        for block in blocks(logits):
+            scale = grad_losses[block].unsqueeze(-1)
             grad = logits[block].to(log_totals.dtype, copy=True)
-            grad.sub_(log_totals[block].unsqueeze(-1)).exp_().mul_(scales[block].unsqueeze(-1))
-            grad_logits[block] = grad.scatter_add_(-1, targets[block].unsqueeze(-1), -grad_losses[block].unsqueeze(-1))
+            grad.sub_(log_totals[block].unsqueeze(-1)).exp_().mul_(scale)
+            grad_logits[block] = grad.scatter_add_(-1, targets[block].unsqueeze(-1), -scale)
         return grad_logits, None
 
 
-def _blocks(logits: Tensor) -> Iterator[slice]:
+def blocks(logits: Tensor) -> Iterator[slice]:
+    """Yield slices of the rows of `logits` `(rows, vocab)` that fit the processor's cache."""
     elements = _BLOCK_ELEMENTS.get(logits.device.type, _DEFAULT_BLOCK_ELEMENTS)
     num_rows = max(1, elements // logits.shape[-1])
     return (slice(start, start + num_rows) for start in range(0, len(logits), num_rows))

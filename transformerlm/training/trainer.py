@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from config.io import dump_toml
@@ -31,8 +31,7 @@ from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training import checkpoint, same_run
 from transformerlm.training.data import TokenDataset, get_batch, sample_starts, sequential_batches
 from transformerlm.training.guard import GuardState, Trouble, write_batch
-from transformerlm.training.loop import EvalResult, StepResult, evaluate, train_step
-from transformerlm.training.loss import cross_entropy
+from transformerlm.training.loop import EvalResult, StepResult, batch_loss, evaluate, train_step
 from transformerlm.training.muon import Muon, muon_groups
 from transformerlm.training.norms import NormRecorder
 from transformerlm.training.optim import SGD, AdamW, parameter_groups
@@ -119,7 +118,7 @@ class Trainer:
         broadcast_parameters(self.raw_model, runtime.world)
         self.optimizer = build_optimizer(self.raw_model, config, precision=runtime.precision)
         self.norms = NormRecorder(self.raw_model) if config.training.log_norms else None
-        self.model: nn.Module = torch.compile(self.raw_model) if config.training.compile else self.raw_model  # type: ignore[assignment]
+        self.model: TransformerLM = torch.compile(self.raw_model) if config.training.compile else self.raw_model  # type: ignore[assignment]
         self.autocast = partial(autocast, runtime.device, runtime.precision)
         self._token_bytes = token_bytes(tokenizer, config.model.vocab_size, runtime.device)
 
@@ -279,7 +278,7 @@ class Trainer:
             start = time.perf_counter()
             inputs, targets = micro_batches[0]
             with self.autocast():
-                loss = cross_entropy(self.model(inputs), targets)
+                _, loss = batch_loss(self.model, inputs, targets)
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.zero_grad(set_to_none=True)
             synchronize(self.runtime.device)
