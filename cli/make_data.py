@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+if __name__ == "__main__":  # before the imports that take time
+    from cli.entry import run
+
+    run("cli.make_data")
+
 from collections.abc import Sequence
 
 from cli.utils import Command, StageProgress, note
@@ -57,7 +61,3 @@ def make_data(config: MakeDataConfig) -> None:
                 invalid_utf8=report.invalid_utf8,
                 seconds=report.seconds,
             )
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
