@@ -41,9 +41,8 @@ def start(folder: Path, name: str, *arguments: object, how: str = "script", **fi
     script = f"from cli.entry import {name}; {name}()"
     command = [sys.executable, *(["-c", script] if how == "script" else ["-m", f"cli.{name}"]), *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, process_group=0, **pipes)
 
 
 def ending(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -144,12 +143,13 @@ def test_a_signal_at_a_random_moment_is_no_traceback(seed, pipeline, tmp_path):
         "eval": ["--checkpoint", pipeline.run, "--input", pipeline.files.text],
         "export": ["--checkpoint", pipeline.run, "--output", tmp_path / "out"],
         "import_": ["--help"],
+        "train_tokenizer": ["--input", pipeline.files.text, "--output_dir", tmp_path / "out", "--workers=2"],
     }
     name = rng.choice(list(commands))
     number, code = rng.choice(STOPS) if name == "train" else STOPS[0]
     process = start(tmp_path, name, *commands[name])
     time.sleep(rng.uniform(BOOT_SECONDS, 2.0))
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as a terminal does
     found, _, stderr = ending(process)
     assert "Traceback" not in stderr
     assert found in ((code,) if name == "train" else (code, 0, -number)), stderr
