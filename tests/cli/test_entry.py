@@ -16,6 +16,7 @@ from tests.cli.commands import ROOT, SCHEMAS, shipped
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 
+TOKENIZER = ["--tokenizer.vocab_size=290", "--workers=2"]
 BOOT_SECONDS = 0.2  # of Python on a busy machine
 STOPS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 0)]
 # A library that gets the signal while it is imported: as most do; where it takes any exception for a missing option, as
@@ -143,7 +144,7 @@ def test_a_signal_at_a_random_moment_is_no_traceback(seed, pipeline, tmp_path):
         "eval": ["--checkpoint", pipeline.run, "--input", pipeline.files.text],
         "export": ["--checkpoint", pipeline.run, "--output", tmp_path / "out"],
         "import_": ["--help"],
-        "train_tokenizer": ["--input", pipeline.files.text, "--output_dir", tmp_path / "out", "--workers=2"],
+        "train_tokenizer": ["--input", pipeline.files.text, "--output_dir", tmp_path / "out", *TOKENIZER],
     }
     name = rng.choice(list(commands))
     number, code = rng.choice(STOPS) if name == "train" else STOPS[0]
