@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+if __name__ == "__main__":  # before the imports that take time
+    from cli.entry import run
+
+    run("cli.make_data")
+
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -66,7 +70,3 @@ def _note_shares(sources: Sequence[SourceReport], num_tokens: int) -> None:
     for source in sources:
         names = ", ".join(source.input[:3]) + (", ..." if len(source.input) > 3 else "")
         note(f"  {names}: {source.tokens / num_tokens:.1%} of the tokens, {source.documents:,} documents")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -16,11 +16,11 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from pydantic import BaseModel
 
+from cli.entry import STOP_CODES
 from config.io import SHIPPED, ConfigError, Key, dump_json_schema, dump_toml, iter_keys, load_config, nearest
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
-EXIT_SIGINT = 130
 _MAX_LINE_CHARS = 2_000
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -55,7 +55,7 @@ def main(command: Command[Schema], argv: Sequence[str] | None = None) -> NoRetur
     except ConfigError as error:
         fail(error.lines, EXIT_BAD_INPUT)
     except KeyboardInterrupt:
-        fail(["interrupted"], EXIT_SIGINT)
+        fail(["interrupted"], STOP_CODES["SIGINT"])
     except BrokenPipeError:
         # The reader of stdout has gone (`| head`): nothing more to say, and nothing to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -523,14 +523,14 @@ def test_token_bytes_cover_the_model_vocabulary(files):
 # --- several processes -------------------------------------------------------------------------------------------
 
 
-def torchrun(config: Path, *changes: str) -> subprocess.Popen[str]:
-    """Start the command on two gloo ranks."""
+def torchrun(config: Path, *changes: str, program: tuple[str, ...] = ("-m", "cli.train")) -> subprocess.Popen[str]:
+    """Start the command, or a program that calls it, on two gloo ranks."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-    command += [f"--master-port={port}", "-m", "cli.train", "--config", str(config), *changes]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command += [f"--master-port={port}", *program, "--config", str(config), *changes]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
     )

@@ -34,6 +34,7 @@ from transformerlm.tokenizer.pretokenize import (
     pre_tokenize,
     safe_pieces,
 )
+from transformerlm.utils.files import write_whole
 from transformerlm.utils.text_files import expand_inputs, is_plain_text, read_text, total_bytes
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class Tokenizer:
             "special_tokens": self.special_tokens,
             "sha256": self.fingerprint(),
         }
-        io.write_atomically(directory / io.SPECIALS_FILE, json.dumps(record, ensure_ascii=False, indent=2) + "\n")
+        write_whole(directory / io.SPECIALS_FILE, json.dumps(record, ensure_ascii=False, indent=2) + "\n")
 
     def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[object, ...]]:
         """Pickle as the parts; caches stay here."""
