@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from transformerlm.models.layers import soft_cap
-from transformerlm.training import head_loss, loss
+from transformerlm.training import head_loss
 from transformerlm.training.head_loss import training_loss
+from transformerlm.utils import blocks
 
 
 def _inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
@@ -33,7 +34,7 @@ def test_it_equals_torch_in_value_and_gradient(
 ) -> None:
     """Whatever the chunks and blocks, both numbers and both gradients are those of the plain formula."""
     monkeypatch.setitem(head_loss._CHUNK_ELEMENTS, "cpu", sizes[0])
-    monkeypatch.setitem(loss._BLOCK_ELEMENTS, "cpu", sizes[1])
+    monkeypatch.setattr(blocks, "CPU_ELEMENTS", sizes[1])
     hidden, weight, targets = _inputs()
     found = training_loss(hidden, weight, targets, soft_cap=cap, z_loss=z_loss)
     expected = _plain(hidden, weight, targets, cap, z_loss)

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from transformerlm.training import loss
 from transformerlm.training.loss import cross_entropy
+from transformerlm.utils import blocks
 
 RTOL = {"rtol": 1e-5, "atol": 1e-6}
 
@@ -44,7 +44,7 @@ def test_blocks_leave_no_trace(monkeypatch: pytest.MonkeyPatch, block_elements: 
     """One row a block, a last block that is smaller, or everything in one: the same numbers."""
     logits, targets = torch.randn(7, 5, requires_grad=True), torch.randint(0, 5, (7,))
     expected = F.cross_entropy(logits, targets)
-    monkeypatch.setitem(loss._BLOCK_ELEMENTS, "cpu", block_elements)
+    monkeypatch.setattr(blocks, "CPU_ELEMENTS", block_elements)
     found = cross_entropy(logits, targets)
     torch.testing.assert_close(found, expected, **RTOL)
     torch.testing.assert_close(torch.autograd.grad(found, logits), torch.autograd.grad(expected, logits), **RTOL)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from transformerlm.models.elementwise import gated_silu, rms_norm
 from transformerlm.utils.dtypes import cast_for_matmul, upcast
 
 
@@ -92,9 +93,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(d_model, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = upcast(x)
-        scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
-        return (wide * scale * self.weight).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class SwiGLU(nn.Module):
@@ -115,7 +114,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = cast_for_matmul(x)
-        return self.w2(silu(self.w1(x)) * self.w3(x))  # type: ignore[no-any-return]
+        return self.w2(gated_silu(self.w1(x), self.w3(x)))  # type: ignore[no-any-return]
 
 
 class SiLUFFN(nn.Module):

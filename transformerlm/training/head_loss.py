@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from transformerlm.training.loss import blocks
+from transformerlm.utils.blocks import row_blocks
 from transformerlm.utils.dtypes import cast_for_matmul, upcast
 
 # Logits that exist at a time. Fewer would make more passes over the gradient of the head's matrix.
@@ -55,7 +55,7 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, len(hidden), num_rows):
             chunk = slice(start, start + num_rows)
             logits = hidden[chunk] @ cast_weight.T
-            for block in blocks(logits):
+            for block in row_blocks(logits):
                 sums += _replace_by_gradient(logits[block], targets[chunk][block], len(hidden), soft_cap, z_loss)
             torch.mm(logits, cast_weight, out=grad_hidden[chunk])
             grad_weight += logits.T @ hidden[chunk]

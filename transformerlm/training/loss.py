@@ -6,20 +6,16 @@ formula over the whole tensor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from transformerlm.utils.blocks import row_blocks
 from transformerlm.utils.dtypes import upcast
 
 Reduction = Literal["mean", "sum", "none"]
-
-# Logits in a block: a few MB on a CPU; on other devices only a bound on the temporary memory.
-_BLOCK_ELEMENTS = {"cpu": 2**19}
-_DEFAULT_BLOCK_ELEMENTS = 2**27
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, *, reduction: Reduction = "mean") -> Tensor:
@@ -60,7 +56,7 @@ class _BlockedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         losses = torch.empty(len(logits), device=logits.device, dtype=upcast(logits[:0]).dtype)
         log_totals = torch.empty_like(losses)
-        for block in blocks(logits):
+        for block in row_blocks(logits):
             losses[block], log_totals[block] = _negative_log_likelihood(logits[block], targets[block])
         ctx.save_for_backward(logits, targets, log_totals)
         return losses
@@ -70,16 +66,9 @@ class _BlockedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor, None]:
         logits, targets, log_totals = ctx.saved_tensors
         grad_logits = torch.empty_like(logits)
-        for block in blocks(logits):
+        for block in row_blocks(logits):
             scale = grad_losses[block].unsqueeze(-1)
             grad = logits[block].to(log_totals.dtype, copy=True)
             grad.sub_(log_totals[block].unsqueeze(-1)).exp_().mul_(scale)
             grad_logits[block] = grad.scatter_add_(-1, targets[block].unsqueeze(-1), -scale)
         return grad_logits, None
-
-
-def blocks(logits: Tensor) -> Iterator[slice]:
-    """Yield slices of the rows of `logits` `(rows, vocab)` that fit the processor's cache."""
-    elements = _BLOCK_ELEMENTS.get(logits.device.type, _DEFAULT_BLOCK_ELEMENTS)
-    num_rows = max(1, elements // logits.shape[-1])
-    return (slice(start, start + num_rows) for start in range(0, len(logits), num_rows))
