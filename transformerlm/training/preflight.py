@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from config.train import TrainConfig
-from transformerlm.models.estimates import count_parameters, estimate_training_memory
+from transformerlm.models.estimates import count_parameters
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.data import TokenDataset
+from transformerlm.training.micro_batch import memory_by_part, sequences_per_pass
 from transformerlm.utils.device import device_memory_bytes
 from transformerlm.utils.dtypes import Precision
 
@@ -69,13 +70,8 @@ def check_memory(config: TrainConfig, *, device: torch.device, precision: Precis
     Raises:
         ValueError: they exceed the device's memory.
     """
-    micro_batch_size = config.training.micro_batch_size or max(1, config.training.batch_size // world_size)
-    parts = estimate_training_memory(
-        config.model.model_dump(),
-        micro_batch_size=micro_batch_size,
-        precision=precision,
-        optimizer=config.optimizer.name,
-    )
+    micro_batch_size = sequences_per_pass(config.training, world_size)
+    parts = memory_by_part(config, micro_batch_size=micro_batch_size, precision=precision, device=device)
     available = device_memory_bytes(device)
     if parts["total"] > available:
         largest = max((name for name in parts if name != "total"), key=lambda name: parts[name])
