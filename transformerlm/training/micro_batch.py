@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -21,8 +22,10 @@ from transformerlm.training.loss import cross_entropy
 from transformerlm.utils.device import available_memory_bytes, device_memory_bytes, synchronize
 from transformerlm.utils.dtypes import Precision, autocast
 
-# Of the memory: the rest is for what the estimate, or a single pass, does not see.
-_USABLE = 0.9
+# Of the memory that is free: the estimate was up to a third too low (docs/usage.md), and a computer must not swap.
+_BY_ESTIMATE = 0.6
+# Of a device's memory: a single pass does not see how the free memory is broken up later.
+_BY_TRIAL = 0.9
 
 
 def sequences_per_pass(training: TrainingConfig, world_size: int) -> int:
@@ -51,9 +54,12 @@ def memory_by_part(
     )
 
 
+Config = TypeVar("Config", bound=TrainConfig)
+
+
 def resolve(
-    config: TrainConfig, *, device: torch.device, precision: Precision, world: World, resumed: Path | None = None
-) -> TrainConfig:
+    config: Config, *, device: torch.device, precision: Precision, world: World, resumed: Path | None = None
+) -> Config:
     """Return the configuration with a number in the place of `micro_batch_size = "auto"`, the same on every rank.
 
     `resumed` is the checkpoint that the run goes on from: its number is taken again where it divides the batch. Else on
@@ -73,13 +79,13 @@ def resolve(
     before = load_config_of(resumed).training.micro_batch_size if resumed else None
     if not isinstance(before, int) or share % before:
         pick = _largest_that_runs if device.type == "cuda" else _largest_by_estimate
-        before = all_reduce_min(pick(config, _divisors(share), device, precision, world), world)
+        before = all_reduce_min(pick(config, divisors(share), device, precision, world), world)
     training = config.training.model_copy(update={"micro_batch_size": before})
     return config.model_copy(update={"training": training})
 
 
-def _divisors(number: int) -> list[int]:
-    """Return them all, the largest first."""
+def divisors(number: int) -> list[int]:
+    """Return all divisors of a number, the largest first."""
     low = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
     return sorted({*low, *(number // divisor for divisor in low)}, reverse=True)
 
@@ -87,7 +93,7 @@ def _divisors(number: int) -> list[int]:
 def _largest_by_estimate(
     config: TrainConfig, sizes: list[int], device: torch.device, precision: Precision, world: World
 ) -> int:
-    room = _USABLE * available_memory_bytes(device) / world.world_size  # the ranks of a machine share its memory
+    room = _BY_ESTIMATE * available_memory_bytes(device) / world.world_size  # the ranks of a machine share its memory
     totals = {
         size: memory_by_part(config, micro_batch_size=size, precision=precision, device=device)["total"]
         for size in sizes
@@ -104,7 +110,7 @@ def _largest_that_runs(
     """
     model = TransformerLM(**config.model.model_dump(), device=device)
     states = memory_by_part(config, micro_batch_size=1, precision=precision, device=device)["optimizer"]
-    held = states + int((1 - _USABLE) * device_memory_bytes(device))
+    held = states + int((1 - _BY_TRIAL) * device_memory_bytes(device))
     return next((size for size in sizes if _runs(model, size, held, device, precision)), 1)
 
 

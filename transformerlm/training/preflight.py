@@ -90,13 +90,17 @@ def check_disk(run_dir: Path, model: dict[str, Any]) -> None:
         OSError: there is too little free space where `run_dir` stands, or will stand.
     """
     needed = int(_CHECKPOINTS_ON_DISK * 3 * 4 * count_parameters(model))
-    place = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(existing_parent(run_dir)).free
     if free < needed:
         raise OSError(
             f"{run_dir}: {gigabytes(free)} free, but two checkpoints need {gigabytes(needed)}; "
             "free some space or set runs_dir to another disk"
         )
+
+
+def existing_parent(path: Path) -> Path:
+    """Return the path itself, or the nearest directory above it that there is."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
 def gigabytes(num_bytes: float) -> str:
