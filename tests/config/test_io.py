@@ -114,6 +114,11 @@ def test_all_errors_at_once(tmp_path):
             "batch_size = 16\nmicro_batch_size = 5",
             "train.toml: training: batch_size (16) is not divisible by micro_batch_size (5)",
         ),
+        (
+            "batch_size = 16",
+            'batch_size = 16\nmicro_batch_size = "all"',
+            'train.toml: training.micro_batch_size: expected an integer >= 1 or "auto", found "all" (a string)',
+        ),
         ('"first"', '"../x"', None),
         ('"first"', '""', None),
         ('"data/train.npy"', '""', "train.toml: data.train: expected a path, found an empty string"),
