@@ -104,12 +104,18 @@ class CheckpointConfig(Section):
     )
 
 
+class SamplesSamplingConfig(SamplingConfig):
+    """How the text of a sample is drawn."""
+
+    max_new_tokens: int = Field(64, ge=1, le=2**31 - 1, description="tokens to generate at most")
+
+
 class SamplesConfig(Section):
     """Text to generate while training, to see how it comes along."""
 
     interval: Count = Field(0, description="steps between samples; 0: none")
     prompts: list[str] = Field([""], min_length=1, max_length=100, description='prompts; "" starts a new document')
-    sampling: SamplingConfig = SamplingConfig(max_new_tokens=64)
+    sampling: SamplesSamplingConfig = SamplesSamplingConfig()
 
 
 class TrainConfig(Section):
