@@ -8,8 +8,12 @@ decoding reads every weight once, hence the bound: bytes of weights over the spe
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take time
+    from cli.entry import run
+
+    run("benchmarking.bench_infer_latency")
+
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
@@ -194,7 +198,3 @@ def _generate_llama(llama: Any, prompt: list[int], batch_size: int, count: int) 
     )
     new_ids: list[list[int]] = output[:, len(prompt) :].tolist()
     return new_ids
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

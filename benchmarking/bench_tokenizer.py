@@ -7,8 +7,12 @@ What is measured stands in `tokenizer_tasks.py`, who is compared in `tokenizer_t
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take time
+    from cli.entry import run
+
+    run("benchmarking.bench_tokenizer")
+
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -196,7 +200,3 @@ def _peer_threads(threads: int) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

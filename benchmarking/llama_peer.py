@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_NEEDED = {"norm_position": "pre", "position": "rope", "ffn": "swiglu", "qk_norm": False}
+_NEEDED = {"norm_position": "pre", "position": "rope", "ffn": "swiglu", "qk_norm": False, "logit_soft_cap": None}
 
 _LAYER_NAMES = {
     "attn.q_proj": "self_attn.q_proj",

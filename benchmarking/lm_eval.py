@@ -8,6 +8,11 @@ over to the harness's command, which reads the arguments.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take time
+    from cli.entry import run
+
+    run("benchmarking.lm_eval")
+
 import importlib
 import importlib.util
 import sys
@@ -20,7 +25,3 @@ def main() -> None:
         sys.exit(2)
     importlib.import_module("benchmarking.lm_eval_model")
     importlib.import_module("lm_eval.__main__").cli_evaluate()
-
-
-if __name__ == "__main__":
-    main()

@@ -7,9 +7,13 @@ Each candidate is shown with its largest case: most text, then most ids. Needs t
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take time
+    from cli.entry import run
+
+    run("benchmarking.plot_tokenizer")
+
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,7 +121,3 @@ def _label(line: Line, first: Line) -> str:
 
 def _case(line: Line) -> tuple[float, int]:
     return line["params.size_mb"], line["params.vocab_size"]
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +57,11 @@ def make_step(config: BenchTrainConfig, candidate: str, *, precision: Precision,
         optimizer = AdamW(groups, lr=LEARNING_RATE, betas=BETAS)
         settings: dict[str, Any] = {"learning_rate": LEARNING_RATE, "max_grad_norm": MAX_GRAD_NORM}
         batches = [(inputs, targets)]
-        return lambda: train_step(forward, optimizer, batches, autocast=context, world=World(), **settings).loss
+        return lambda: (
+            train_step(
+                cast(TransformerLM, forward), optimizer, batches, autocast=context, world=World(), **settings
+            ).loss
+        )
     fused = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, fused=device.type != "mps")
     arguments = {"use_cache": False} if candidate == "huggingface" else {}
     return partial(_torch_step, partial(forward, **arguments), model, fused, (inputs, targets), context)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+if __name__ == "__main__":  # before the imports that take time
+    from cli.entry import run
+
+    run("cli.download")
+
 from collections.abc import Callable, Sequence
 
 from cli.utils import Command, Progress, note
@@ -60,7 +64,3 @@ def _progress() -> Callable[[int, int], None]:
         shown[0](done)
 
     return show
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

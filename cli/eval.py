@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take time
+    from cli.entry import run
+
+    run("cli.eval")
+
 import json
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -119,7 +123,3 @@ def _with_interval(metrics: dict[str, Any], name: str) -> str:
     value, low, high = (metrics[f"{name}{end}"] for end in ("", "_low", "_high"))
     text = "too large to show" if value is None else f"{value:10.4f}"
     return text if low is None or high is None else f"{text}  [{low:.4f}, {high:.4f}]"
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

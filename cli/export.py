@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+if __name__ == "__main__":  # before the imports that take time
+    from cli.entry import run
+
+    run("cli.export")
+
 from collections.abc import Sequence
 
 from cli.utils import Command, note
@@ -65,7 +69,3 @@ _WRITERS = {
     "tokenizer_json": _export_tokenizer_json,
     "tiktoken": _export_tiktoken,
 }
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

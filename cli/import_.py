@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+if __name__ == "__main__":  # before the imports that take time
+    from cli.entry import run
+
+    run("cli.import_")
+
 from collections.abc import Sequence
 
 from cli.utils import Command, note
@@ -44,7 +48,3 @@ def _read(config: ImportConfig) -> str:
         verify=config.verify,
         overwrite=config.overwrite,
     )
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

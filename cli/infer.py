@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take time
+    from cli.entry import run
+
+    run("cli.infer")
+
 import itertools
 import json
 import sys
@@ -114,7 +119,3 @@ class _Outputs:
     def write(self, record: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import sys
+if __name__ == "__main__":  # before the imports that take time
+    from cli.entry import run
+
+    run("cli.make_data")
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from cli.utils import Command, StageProgress, note
 from cli.utils import main as run_command
 from config.make_data import MakeDataConfig
+
+if TYPE_CHECKING:
+    from databuilder.sources import SourceReport
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -17,12 +25,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def make_data(config: MakeDataConfig) -> None:
     """Encode the text as the configuration says, and log what came out."""
-    from databuilder.dataset_builder import build_dataset
+    from databuilder import Source, build_dataset
     from logger import create_logger
     from transformerlm.tokenizer.tokenizer import Tokenizer
 
     report = build_dataset(
-        config.input,
+        config.input or [Source(**vars(source)) for source in config.sources],
         tokenizer=Tokenizer.from_directory(config.tokenizer, engine=config.engine),
         train_path=config.train,
         valid_path=config.valid,
@@ -43,11 +51,10 @@ def make_data(config: MakeDataConfig) -> None:
         wandb_project=config.wandb.project,
         config=config.model_dump(mode="json"),
     ) as logger:
-        for split in (report.train, report.valid):
-            if split is None:
-                continue
+        for split in filter(None, (report.train, report.valid)):
             size = f"{split.bytes / 1e6:,.1f} MB of text"
             note(f"{split.path}: {split.tokens:,} tokens, {split.documents:,} documents, {size}")
+            _note_shares(split.sources if config.sources else [], split.tokens)
             logger.log_event(
                 "data_made",
                 path=str(split.path),
@@ -59,5 +66,7 @@ def make_data(config: MakeDataConfig) -> None:
             )
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+def _note_shares(sources: Sequence[SourceReport], num_tokens: int) -> None:
+    for source in sources:
+        names = ", ".join(source.input[:3]) + (", ..." if len(source.input) > 3 else "")
+        note(f"  {names}: {source.tokens / num_tokens:.1%} of the tokens, {source.documents:,} documents")

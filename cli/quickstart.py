@@ -5,6 +5,11 @@ Nothing here trains or generates: each stage is the command a user would type, w
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take time
+    from cli.entry import run
+
+    run("cli.quickstart")
+
 import json
 import shlex
 import signal
@@ -220,7 +225,3 @@ def _say_what_next(home: Path) -> None:
         "                                                         train it further\n"
         "  transformerlm-train --help                             every setting, with its default"
     )
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take time
+    from cli.entry import run
+
+    run("cli.train")
+
 import os
 import signal
 import sys
@@ -10,9 +15,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
-from cli.utils import EXIT_SIGINT, Command, Progress, clock, note
+from cli.entry import STOP_CODES, is_importing, leave
+from cli.utils import Command, Progress, clock, note
 from cli.utils import main as run_command
 from config.io import dump_toml
 from config.train import TrainConfig
@@ -24,7 +31,6 @@ if TYPE_CHECKING:
     from transformerlm.tokenizer.tokenizer import Tokenizer
     from transformerlm.training.trainer import Hook, Trainer
 
-EXIT_SIGTERM = 143
 # torchrun passes a signal on to processes that may have had it from the terminal or from SLURM already.
 ECHO_SECONDS = 5.0
 # A reader of stdout that takes nothing for so long is given up; `metrics.jsonl` has every line.
@@ -74,11 +80,7 @@ def train(config: TrainConfig) -> int:
         if trainer.stopped_by == "early_stop":
             patience = config.training.early_stop_patience
             note(f"stopped by training.early_stop_patience = {patience} at step {state.step}; more goes on")
-    return EXIT_CODES.get(trainer.stopped_by or "", 0)
-
-
-# SIGUSR1 is how a batch system says that time is nearly over: nothing has failed, the job is to be queued again.
-EXIT_CODES = {"SIGINT": EXIT_SIGINT, "SIGTERM": EXIT_SIGTERM, "SIGUSR1": 0}
+    return STOP_CODES.get(trainer.stopped_by or "", 0)
 
 
 class StopSignals:
@@ -93,7 +95,7 @@ class StopSignals:
         self._since = 0.0
 
     def __enter__(self) -> StopSignals:
-        numbers = [getattr(signal, name) for name in EXIT_CODES if hasattr(signal, name)]  # Windows has no SIGUSR1
+        numbers = [getattr(signal, name) for name in STOP_CODES if hasattr(signal, name)]  # Windows has no SIGUSR1
         self._previous = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
@@ -101,7 +103,7 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _receive(self, number: int, frame: object) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:  # under torchrun only: elsewhere nothing is caught any more
             if time.monotonic() - self._since > ECHO_SECONDS:
                 signal.signal(number, signal.SIG_DFL)
@@ -112,8 +114,11 @@ class StopSignals:
             for each in self._previous:
                 signal.signal(each, signal.SIG_DFL)
         if not self.deferred:
-            note(f"{self.received}: stopped before the first step")
-            sys.exit(EXIT_CODES[self.received])
+            line, code = f"{self.received}: stopped before the first step", STOP_CODES[self.received]
+            if is_importing(frame):
+                leave(line, code)
+            note(line)
+            sys.exit(code)
         note(f"{self.received}: saving after this step; once more to stop at once without saving")
 
 
@@ -278,7 +283,3 @@ def _sample_hooks(config: TrainConfig, tokenizer: Tokenizer, logger: Logger) -> 
             note(f"step {step} sample: {prompt + text!r}")
 
     return [Hook(config.samples.interval, sample)]
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

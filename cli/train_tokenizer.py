@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+if __name__ == "__main__":  # before the imports that take time
+    from cli.entry import run
+
+    run("cli.train_tokenizer")
+
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,7 +109,3 @@ def _sample(paths: Sequence[Path], text_field: str) -> str:
             if size >= SAMPLE_CHARACTERS:
                 return "".join(parts)
     return "".join(parts)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -16,11 +16,11 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from pydantic import BaseModel
 
+from cli.entry import STOP_CODES
 from config.io import SHIPPED, ConfigError, Key, dump_json_schema, dump_toml, iter_keys, load_config, nearest
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
-EXIT_SIGINT = 130
 _MAX_LINE_CHARS = 2_000
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -55,7 +55,7 @@ def main(command: Command[Schema], argv: Sequence[str] | None = None) -> NoRetur
     except ConfigError as error:
         fail(error.lines, EXIT_BAD_INPUT)
     except KeyboardInterrupt:
-        fail(["interrupted"], EXIT_SIGINT)
+        fail(["interrupted"], STOP_CODES["SIGINT"])
     except BrokenPipeError:
         # The reader of stdout has gone (`| head`): nothing more to say, and nothing to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -87,7 +87,7 @@ def configure(command: Command[Schema], argv: Sequence[str] | None = None) -> Sc
         print(dump_json_schema(command.schema))
         return None
     print_config = options.pop("print_config")
-    if path is None and not options and any(key.default is None for key in keys):
+    if path is None and not options and any(key.default is None and not key.in_list for key in keys):
         shipped = SHIPPED / f"{command.schema.__module__.rpartition('.')[2]}.toml"
         raise ConfigError([f"{command.name}: expected --config FILE.toml, for example {shipped}"])
     config = load_config(command.schema, path, options)
@@ -136,7 +136,8 @@ def _build_parser(command: Command[Any], keys: list[Key]) -> argparse.ArgumentPa
     for key in keys:
         section = key.name.rpartition(".")[0]
         if section not in groups:
-            groups[section] = parser.add_argument_group(f"[{section}]" if section else "keys")
+            title = f"[[{section}]]" if key.in_list else f"[{section}]" if section else "keys"
+            groups[section] = parser.add_argument_group(title)
         _add_key(groups[section], key)
     return parser
 
@@ -144,7 +145,9 @@ def _build_parser(command: Command[Any], keys: list[Key]) -> argparse.ArgumentPa
 def _add_key(group: argparse._ArgumentGroup, key: Key) -> None:
     default = "required" if key.default is None else f"default: {key.default}"
     text = f"{key.description} ({key.expected}; {default})".replace("%", "%%")
-    if key.is_list:
+    if key.in_list:  # no option, but something to read
+        group.description = f"{group.description or ''} {key.name.rpartition('.')[2]}: {text}."
+    elif key.is_list:
         group.add_argument(f"--{key.name}", nargs="+", action="extend", metavar="VALUE", help=text)
     elif key.is_bool:
         group.add_argument(f"--{key.name}", nargs="?", const="true", metavar="true|false", help=text)

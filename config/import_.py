@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from config.schemas import FilePath, Section, SpecialToken
+from config.schemas import FilePath, Pattern, Section, SpecialToken
 
 
 class ImportConfig(Section):
@@ -22,9 +22,7 @@ class ImportConfig(Section):
     )
     output: FilePath = Field(description="directory to write: a run with one checkpoint (hf), or a tokenizer's")
     tokenizer: bool = Field(True, description="hf: import the tokenizer too; false: the model alone")
-    pattern: Literal["gpt2", "cl100k"] = Field(
-        "gpt2", description="gpt2 and tiktoken: how text is cut, which their files do not say"
-    )
+    pattern: Pattern = Field("gpt2", description="gpt2 and tiktoken: how text is cut, which their files do not say")
     special_tokens: list[SpecialToken] = Field(
         ["<|endoftext|>"],
         max_length=10_000,

@@ -14,7 +14,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -72,6 +72,7 @@ class Key:
     is_text: bool
     is_optional: bool
     item: str  # what an element of a list takes
+    in_list: bool  # it stands in each table of a list, [[section]], and cannot be set on the command line
 
 
 # --- reading ---------------------------------------------------------------------------------------------
@@ -185,7 +186,7 @@ def dump_json_schema(schema: type[BaseModel]) -> str:
 
 
 def iter_keys(schema: type[BaseModel]) -> Iterator[Key]:
-    """Yield every key of a schema, sections walked in order, with its dotted name."""
+    """Yield every key of a schema, sections walked in order, with its dotted name; those of a list of tables too."""
     yield from _keys(schema)
 
 
@@ -222,7 +223,12 @@ def _walk(
             is_text=kind == {"string"},
             is_optional=any(variant.get("type") == "null" for variant in properties[name].get("anyOf", [])),
             item=_expected(properties[name]["items"]) if "items" in properties[name] else "",
+            in_list=False,
         )
+        if table := _section_of(*get_args(field.annotation)) if "array" in kind else None:
+            inner_properties = definitions[table.__name__]["properties"]
+            for key in _walk(table, inner_properties, definitions, f"{prefix}{name}.", {}):
+                yield replace(key, in_list=True)
 
 
 def _section_of(annotation: object) -> type[BaseModel] | None:
@@ -253,7 +259,13 @@ _NOUNS = {
 }
 
 
-_PLURALS = {"an integer": "integers", "a number": "numbers", "a string": "strings", "a path": "paths"}
+_PLURALS = {
+    "an integer": "integers",
+    "a number": "numbers",
+    "a string": "strings",
+    "a path": "paths",
+    "a table": "tables",
+}
 _NO_LIMIT = 2**53  # a bound that only keeps numbers exact is no news to anybody
 
 
@@ -266,7 +278,7 @@ def _expected_variant(variant: dict[str, Any]) -> str:
         nouns = [noun for noun in _PLURALS if item.startswith(noun)]
         return f"a list of {_PLURALS[nouns[0]]}{item.removeprefix(nouns[0])}" if nouns else f"a list, each {item}"
     special = {"path": "a path", "duration": 'a duration such as "90s" or "2m"'}.get(variant.get("format", ""))
-    noun = special or _NOUNS[variant.get("type", "string")]
+    noun = special or _NOUNS["object" if "$ref" in variant else variant.get("type", "string")]
     bounds = (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
     limits = [f"{sign} {variant[key]}" for key, sign in bounds if key in variant and variant[key] < _NO_LIMIT]
     if "pattern" in variant:
@@ -291,7 +303,7 @@ def _describe_error(schema: type[BaseModel], error: ErrorDetails, path: Path | N
     if error["type"] == "extra_forbidden":
         return f"{origin}:{where} is not a known key{_did_you_mean(schema, parts)}"
     if error["type"] == "missing":
-        described = next((key.description for key in iter_keys(schema) if key.name == dotted), "")
+        described = next((key.description for key in iter_keys(schema) if key.name == ".".join(_names(parts))), "")
         return f"{origin}:{where} is required: {_expected_at(schema, parts)}{described and f' ({described})'}"
     if error["type"] == "value_error":
         message = str(error["ctx"]["error"])
@@ -311,11 +323,16 @@ def _place_of(schema: type[BaseModel], error: ErrorDetails) -> list[str]:
 
 
 def _expected_at(schema: type[BaseModel], parts: list[str]) -> str:
-    names = [part for part in parts if not part.isdigit()]
+    name = ".".join(_names(parts))
     for key in iter_keys(schema):
-        if key.name == ".".join(names):
-            return key.item if len(names) < len(parts) else key.expected
-    return f"a [{'.'.join(names)}] table"
+        if key.name == name:
+            return key.item if parts[-1].isdigit() else key.expected
+    return f"a [{name}] table"
+
+
+def _names(parts: list[str]) -> list[str]:
+    """Leave out of an error's place the numbers of a list's items."""
+    return [part for part in parts if not part.isdigit()]
 
 
 def describe_value(value: object) -> str:
@@ -333,8 +350,8 @@ def describe_value(value: object) -> str:
 
 
 def _did_you_mean(schema: type[BaseModel], parts: list[str]) -> str:
-    section = ".".join(parts[:-1])
-    found = nearest(".".join(parts), [key.name for key in iter_keys(schema)])
+    section = ".".join(_names(parts[:-1]))
+    found = nearest(f"{section}.{parts[-1]}".lstrip("."), [key.name for key in iter_keys(schema)])
     names = " or ".join(name.removeprefix(f"{section}.") for name in found)
     return f" (did you mean {names}?)" if names else ""
 

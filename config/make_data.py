@@ -4,32 +4,38 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from config.schemas import (
     Engine,
     FilePath,
-    InputName,
-    InvalidUtf8,
     LoggingConfig,
     Section,
     SpecialToken,
     TextField,
+    TextFiles,
+    TextInput,
     WandbConfig,
     Workers,
 )
 
 
-class MakeDataConfig(Section):
+class SourceConfig(Section):
+    """One of several texts, and how much of it the training file holds."""
+
+    input: TextFiles = Field(min_length=1)
+    text_field: TextField | None = Field(None, description="as text_field above, for these files; none: the one above")
+    weight: float = Field(
+        1.0, gt=0, le=1000, description="how many times each document comes in train: 2 is twice, 0.5 every other one"
+    )
+
+
+class MakeDataConfig(TextInput):
     """Encode text files into a token file for training, and optionally one for validation."""
 
-    input: list[InputName] = Field(
-        min_length=1,
-        description="text files or globs: .txt, .jsonl, .parquet, .gz, .zst (any other name is read as text)",
-    )
-    text_field: TextField = Field("text", description=".jsonl, .parquet: the field that holds a document's text")
-    invalid_utf8: InvalidUtf8 = Field(
-        "replace", description="bytes that are no UTF-8: replace (read as U+FFFD, counted) or refuse"
+    input: TextFiles = Field([])  # the base requires some; here [[sources]] may replace it
+    sources: list[SourceConfig] = Field(
+        [], validate_default=True, description="text in several parts with weights, in place of input"
     )
     tokenizer: FilePath = Field(description="directory written by transformerlm-train-tokenizer")
     separator: SpecialToken = Field(
@@ -45,6 +51,17 @@ class MakeDataConfig(Section):
     engine: Engine = Field("auto", description="auto: compiled (numba) for large inputs; the result is the same")
     logging: LoggingConfig = LoggingConfig()
     wandb: WandbConfig = WandbConfig()
+
+    @field_validator("sources")
+    @classmethod
+    def _check_inputs(cls, sources: list[SourceConfig], info: ValidationInfo) -> list[SourceConfig]:
+        if "input" in info.data and bool(info.data["input"]) == bool(sources):
+            raise ValueError(
+                "expected either input or sources, found both (input = [] or sources = [] takes one away)"
+                if sources
+                else "input is required where there are no sources"
+            )
+        return sources
 
     @model_validator(mode="after")
     def _check_outputs(self) -> Self:

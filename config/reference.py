@@ -79,7 +79,8 @@ def _tables(keys: Iterable[Key], *, prefix: str = "") -> Iterator[tuple[str, str
     for key in keys:
         name = prefix + key.name
         cells = (f"`{name}`", _cell(key.expected), _default(key), _cell(key.description))
-        sections.setdefault(name.rpartition(".")[0], []).append("| " + " | ".join(cells) + " |")
+        section = name.rpartition(".")[0]
+        sections.setdefault(f"[{section}]" if key.in_list else section, []).append("| " + " | ".join(cells) + " |")
     for section, rows in sections.items():
         if rows:
             yield section, "\n".join(["| key | takes | default | meaning |", "|---|---|---|---|", *rows])

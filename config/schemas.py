@@ -80,7 +80,22 @@ Precision = Literal["auto", "fp32", "bf16"]
 Engine = Literal["auto", "reference", "compiled"]
 MAX_ANGLES = 2**27  # a million positions of 128 features; as a table of fp64, half a gigabyte
 InvalidUtf8 = Literal["replace", "refuse"]
+Pattern = Literal["gpt2", "cl100k"]
 SpecialToken = Annotated[str, Field(min_length=1, max_length=256)]
+TextFiles = Annotated[
+    list[InputName],
+    Field(description="text files or globs: .txt, .jsonl, .parquet, .gz, .zst (any other name is read as text)"),
+]
+
+
+class TextInput(Section):
+    """The text that a command reads; sections built on it begin with these keys."""
+
+    input: TextFiles = Field(min_length=1)
+    text_field: TextField = Field("text", description=".jsonl, .parquet: the field that holds a document's text")
+    invalid_utf8: InvalidUtf8 = Field(
+        "replace", description="bytes that are no UTF-8: replace (read as U+FFFD, counted) or refuse"
+    )
 
 
 class ModelConfig(Section):
@@ -113,6 +128,12 @@ class ModelConfig(Section):
     activation_checkpointing: bool = Field(
         False, description="recompute each block's activations in the backward pass to save memory"
     )
+    logit_soft_cap: float | None = Field(
+        None, gt=0, le=1e6, description="bound the logits, cap * tanh(logits / cap) as in Gemma 2; none: unbounded"
+    )
+    zero_init_outputs: bool = Field(
+        False, description="begin with zero in each sub-layer's last matrix (output_proj, w2)"
+    )
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
@@ -137,19 +158,28 @@ class ModelConfig(Section):
 class OptimizerConfig(Section):
     """The optimizer; its learning rate is scaled by the schedule."""
 
-    name: Literal["adamw", "sgd"] = Field("adamw", description="AdamW (Loshchilov & Hutter), or SGD with momentum")
+    name: Literal["adamw", "muon", "sgd"] = Field(
+        "adamw", description="AdamW; Muon for the blocks' matrices with AdamW for the rest; or SGD with momentum"
+    )
     learning_rate: float = Field(1e-3, gt=0, le=1e3, description="peak learning rate")
-    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the first moment")
-    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW: decay of the second moment")
-    eps: float = Field(1e-8, gt=0, le=1, description="AdamW: added to the denominator")
-    momentum: float = Field(0.0, ge=0, lt=1, description="SGD: momentum")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW, also Muon's: decay of the first moment")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW, also Muon's: decay of the second moment")
+    eps: float = Field(1e-8, gt=0, le=1, description="AdamW, also Muon's: added to the denominator")
+    momentum: float | None = Field(None, ge=0, lt=1, description="Muon (none: 0.95) and SGD (none: 0): momentum")
     weight_decay: float = Field(0.1, ge=0, le=1e3, description="decay of the matrices; vectors are never decayed")
     max_grad_norm: float = Field(1.0, ge=0, le=1e9, description="clip the gradient's L2 norm to this; 0: never clip")
 
     @model_validator(mode="after")
-    def _check_momentum(self) -> Self:
-        if self.name != "sgd" and self.momentum:
-            raise ValueError(f'momentum = {self.momentum} is for name = "sgd", found name = "{self.name}" (use beta1)')
+    def _check_idle_keys(self) -> Self:
+        """Refuse keys of another optimizer; `momentum = 0.0` stands in all checkpoints of versions before Muon."""
+        idle = {"adamw": ("momentum",), "muon": (), "sgd": ("beta1", "beta2", "eps")}[self.name]
+        problems = [
+            f'{key} = {value} does nothing with name = "{self.name}"'
+            for key in idle
+            if (value := getattr(self, key)) != type(self).model_fields[key].default and (key, value) != ("momentum", 0)
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
 

@@ -65,6 +65,12 @@ class TrainingConfig(Section):
         0,
         description="stop after so many validations at eval_interval in a row without a new lowest loss; 0: never",
     )
+    z_loss: float = Field(
+        0.0,
+        ge=0,
+        le=1e3,
+        description="weight of log(Z)^2 in what is minimised, as in PaLM (there 1e-4); logged losses are without it",
+    )
     max_skipped_steps: Count = Field(
         10, description="steps in a row to skip because of their loss or gradient; one more stops the run"
     )

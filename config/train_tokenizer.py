@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from config.schemas import (
     Engine,
     FilePath,
-    InputName,
-    InvalidUtf8,
     LoggingConfig,
+    Pattern,
     Section,
     SpecialToken,
-    TextField,
+    TextInput,
     WandbConfig,
     Workers,
 )
 
 NUM_BYTES = 256
-
-Pattern = Literal["gpt2", "cl100k"]
 
 
 class TokenizerConfig(Section):
@@ -49,17 +46,9 @@ class TokenizerConfig(Section):
         return self
 
 
-class TrainTokenizerConfig(Section):
+class TrainTokenizerConfig(TextInput):
     """Train a byte-level BPE tokenizer on text files."""
 
-    input: list[InputName] = Field(
-        min_length=1,
-        description="text files or globs: .txt, .jsonl, .parquet, .gz, .zst (any other name is read as text)",
-    )
-    text_field: TextField = Field("text", description=".jsonl, .parquet: the field that holds a document's text")
-    invalid_utf8: InvalidUtf8 = Field(
-        "replace", description="bytes that are no UTF-8: replace (read as U+FFFD, counted) or refuse"
-    )
     output_dir: FilePath = Field(description="directory for vocab.json, merges.txt and special_tokens.json")
     overwrite: bool = Field(False, description="replace a tokenizer that is there already")
     workers: Workers = Field(0, description="worker processes or threads; 0: one for each core")
@@ -67,7 +56,8 @@ class TrainTokenizerConfig(Section):
         None,
         ge=1,
         le=2**30,
-        description="refuse text whose distinct words take more MB to count and merge; none: no limit",
+        description="MB that the distinct words may take in memory; beyond, the compiled engine goes on in temporary "
+        "files (in TMPDIR) and the reference refuses; none: no limit",
     )
     tokenizer: TokenizerConfig
     logging: LoggingConfig = LoggingConfig()

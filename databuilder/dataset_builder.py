@@ -7,9 +7,8 @@ Each document is followed by the separator's id: where the text has the separato
 line. So the ids themselves say where documents end, and nothing here is done document by document. The result is the
 same for any number of workers.
 
-The validation split takes whole documents, spread evenly over the inputs: document i goes there when the fractional
-part of i times the golden ratio is below the fraction. That is the same for each run, close to the fraction at every
-stretch of the text, and always takes the first document.
+The validation split takes whole documents, spread evenly over the inputs (see `sources.are_chosen`). That is the same
+for each run, close to the fraction at every stretch of the text, and always takes the first document.
 """
 
 from __future__ import annotations
@@ -20,18 +19,28 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from databuilder.sources import (
+    PathName,
+    Source,
+    SourceFiles,
+    SourceReport,
+    SourceWriter,
+    Thinner,
+    are_chosen,
+    find_sources,
+)
 from databuilder.token_file import TokenFileWriter, publish, sidecar_path
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, resolve_num_workers
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, safe_pieces
-from transformerlm.utils.text_files import ReadStats, expand_inputs, read_text, total_bytes
+from transformerlm.utils.text_files import ReadStats, read_text
 
 if TYPE_CHECKING:
     from transformerlm.tokenizer.byte_chunks import Chunk
@@ -42,7 +51,6 @@ BATCH_CHARS = 1 << 20
 Array = np.ndarray[Any, Any]
 
 _TRAIN, _VALID, _DROPPED = 0, 1, -1
-_GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)  # its fractional part, in units of 2^-64
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class SplitReport:
     tokens: int
     bytes: int
     documents: int
+    sources: list[SourceReport]
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class BuildReport:
 
 
 def build_dataset(
-    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    inputs: PathName | Sequence[PathName] | Sequence[Source],
     *,
     tokenizer: Tokenizer,
     train_path: str | os.PathLike[str],
@@ -83,7 +92,8 @@ def build_dataset(
     """Encode text files into `train_path` and, where a fraction is given, `valid_path`, each an `.npy` with a sidecar.
 
     Args:
-        inputs: files and globs of plain text, `.gz` or `.jsonl` (see `transformerlm.utils.text_files`).
+        inputs: files and globs of plain text, `.gz` or `.jsonl` (see `transformerlm.utils.text_files`); or a list of
+            `Source`, each with a weight.
         tokenizer: must know `separator` as a special token.
         train_path: the token file to write; ids are uint16 where all fit and uint32 otherwise, shape (tokens,).
         valid_path: the token file for the validation documents; given exactly when `valid_fraction` is above 0.
@@ -103,32 +113,25 @@ def build_dataset(
     start = time.perf_counter()
     _check_split(train_path, valid_path, valid_fraction)
     outputs = [Path(path) for path in (train_path, valid_path) if path is not None]
-    paths = expand_inputs(inputs)
-    _check_outputs(outputs, paths, overwrite=overwrite)
+    sources = find_sources(inputs, text_field)
+    _check_outputs(outputs, [path for source in sources for path in source.paths], overwrite=overwrite)
     _check_separator(tokenizer, separator)
     stats = ReadStats(refuse_invalid=invalid_utf8 == "refuse")
     sorter = _DocumentSorter(tokenizer, separator, valid_fraction)
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-    num_bytes = total_bytes(paths)
+    num_bytes = sum(source.disk_bytes for source in sources)
     threads = tokenizer.runs_in_threads(num_bytes)
+    workers = resolve_num_workers(num_workers, num_bytes)
+    batches = _batches(sources, tokenizer, stats=stats, as_bytes=threads)
     with ExitStack() as stack:
         writers = [stack.enter_context(TokenFileWriter(path, dtype)) for path in outputs]
-        _encode_all(
-            _batches(paths, tokenizer, text_field=text_field, stats=stats, as_bytes=threads),
-            _BatchEncoder(tokenizer, separator),
-            sorter,
-            writers,
-            stats=stats,
-            num_bytes=num_bytes,
-            num_workers=resolve_num_workers(num_workers, num_bytes),
-            threads=threads,
-            progress=progress,
-        )
-        _check_documents(sorter, paths, separator, valid_fraction)
-        counts = zip(writers, sorter.num_bytes.tolist(), sorter.num_documents.tolist(), strict=False)
-        splits = [SplitReport(writer.path, writer.tokens, size, documents) for writer, size, documents in counts]
-        shared = {**_shared_facts(tokenizer, paths, separator), "invalid_utf8": stats.invalid_utf8}
-        publish(writers, [{"bytes": split.bytes, "documents": split.documents, **shared} for split in splits])
+        encoder = _BatchEncoder(tokenizer, separator)
+        encoded = stack.enter_context(closing(map_in_order(encoder, batches, num_workers=workers, threads=threads)))
+        held = _write_all(encoded, sources, sorter, writers, stats=stats, progress=progress)
+        _check_split_documents(sorter, separator, valid_fraction)
+        splits = [_split_report(writer, reports) for writer, reports in zip(writers, held, strict=True)]
+        shared = {**_shared_facts(tokenizer, sources, separator), "invalid_utf8": stats.invalid_utf8}
+        publish(writers, [{**_facts(split, with_mixture=sources[0].weighted), **shared} for split in splits])
     return BuildReport(
         train=splits[_TRAIN],
         valid=splits[_VALID] if len(splits) > 1 else None,
@@ -138,21 +141,17 @@ def build_dataset(
     )
 
 
-def are_validation_documents(indexes: Array, fraction: float) -> Array:
-    """Tell which documents are held out, bool `(documents,)`; indexes count from 0, without those that have no text."""
-    chosen: Array = indexes.astype(np.uint64) * _GOLDEN_RATIO < np.uint64(math.ceil(fraction * (1 << 64)))
-    return chosen
-
-
 class _Batch(NamedTuple):
     texts: list[str] | Chunk
     ends_document: list[bool]
     disk_bytes: int  # read up to and with this batch
+    source: int = 0
 
 
 class _Encoded(NamedTuple):
     ids: Array  # the separator's behind each document
     disk_bytes: int
+    source: int
     invalid_utf8: int = 0  # what was replaced in a chunk
 
 
@@ -166,11 +165,11 @@ class _BatchEncoder:
     def __call__(self, batch: _Batch) -> _Encoded:
         if not isinstance(batch.texts, list):
             ids, replaced = self._tokenizer.encode_chunk(batch.texts)
-            return _Encoded(ids, batch.disk_bytes, replaced)
+            return _Encoded(ids, batch.disk_bytes, batch.source, replaced)
         ids, ends = self._tokenizer.encode_batch_to_array(batch.texts)
         if any(batch.ends_document):
             ids = np.insert(ids, ends[batch.ends_document], self._separator_id)
-        return _Encoded(ids, batch.disk_bytes)
+        return _Encoded(ids, batch.disk_bytes, batch.source)
 
 
 class _DocumentSorter:
@@ -203,7 +202,7 @@ class _DocumentSorter:
         if self._open != _DROPPED:
             splits[0], has_text[0] = self._open, False
         indexes = self.num_documents.sum() + np.arange(np.count_nonzero(has_text))
-        splits[has_text] = are_validation_documents(indexes, self._valid_fraction)
+        splits[has_text] = are_chosen(indexes, self._valid_fraction)
         self.num_documents += np.bincount(splits[has_text], minlength=2)
         self.num_empty += int(np.count_nonzero((splits[:-1] == _DROPPED) & (ends - starts > 1)[:-1]))
         self._open = int(splits[-1])
@@ -213,8 +212,12 @@ class _DocumentSorter:
         else:
             split_of = np.repeat(splits, ends - starts)
             parts = [ids[split_of == split] for split in (_TRAIN, _VALID)]
-        self.num_bytes += [self._token_bytes[part].sum(dtype=np.int64) for part in parts]
+        self.num_bytes += [self._token_bytes.take(part).sum(dtype=np.int64) for part in parts]
         return parts
+
+    def num_bytes_of(self, ids: Array) -> int:
+        """Return how many bytes of text the ids stand for."""
+        return int(self._token_bytes.take(ids).sum(dtype=np.int64))
 
     def _are_blank(self, ids: Array, starts: Array, ends: Array) -> Array:
         """Tell which stretches of ids have no text; the first two ids of nearly all that have some show it."""
@@ -233,15 +236,24 @@ class _DocumentSorter:
 
 
 def _batches(
-    paths: Sequence[Path], tokenizer: Tokenizer, *, text_field: str, stats: ReadStats, as_bytes: bool
+    sources: Sequence[SourceFiles], tokenizer: Tokenizer, *, stats: ReadStats, as_bytes: bool
 ) -> Iterator[_Batch]:
-    """Read the inputs as batches, cut at safe places; with `as_bytes`, large plain files as the bytes they are."""
+    """Read the sources as batches, at least one of each, cut at safe places."""
     splitter = SpecialTokenSplitter(tokenizer.special_tokens, pattern=tokenizer.pattern)
+    for number, source in enumerate(sources):
+        for batch in _source_batches(source, splitter, stats=stats, as_bytes=as_bytes):
+            yield batch._replace(source=number)
+
+
+def _source_batches(
+    source: SourceFiles, splitter: SpecialTokenSplitter, *, stats: ReadStats, as_bytes: bool
+) -> Iterator[_Batch]:
+    """Read files as batches; with `as_bytes`, large plain files as the bytes they are."""
     if as_bytes:
         from transformerlm.tokenizer.byte_chunks import comes_in_chunks, read_chunks
-    for in_chunks, files in groupby(paths, key=lambda path: as_bytes and comes_in_chunks(path)):
+    for in_chunks, files in groupby(source.paths, key=lambda path: as_bytes and comes_in_chunks(path)):
         if not in_chunks:
-            yield from _text_batches(files, splitter, text_field=text_field, stats=stats)
+            yield from _text_batches(files, splitter, text_field=source.text_field, stats=stats)
             continue
         for path in files:
             for chunk in read_chunks(path, splitter, stats=stats, size=BATCH_CHARS):
@@ -268,39 +280,51 @@ def _text_batches(
     yield _Batch(texts, ends_document, stats.disk_bytes)
 
 
-def _encode_all(
-    batches: Iterator[_Batch],
-    encoder: _BatchEncoder,
+def _write_all(
+    encoded: Iterable[_Encoded],
+    sources: Sequence[SourceFiles],
     sorter: _DocumentSorter,
     writers: Sequence[TokenFileWriter],
     *,
     stats: ReadStats,
-    num_bytes: int,
-    num_workers: int,
-    threads: bool,
     progress: ProgressCallback | None,
-) -> None:
-    """Append all documents to their files."""
-    with closing(map_in_order(encoder, batches, num_workers=num_workers, threads=threads)) as results:
-        for number, encoded in enumerate(results):
-            if number == 0 and encoded.disk_bytes > 0:
-                _check_room(writers[0].path.parent, encoded.ids.nbytes * num_bytes // encoded.disk_bytes)
-            for writer, ids in zip(writers, sorter.sort(encoded.ids), strict=False):
-                writer.append(ids)
-            stats.invalid_utf8 += encoded.invalid_utf8
+) -> list[tuple[SourceReport, ...]]:
+    """Append all documents to their files; return what each file holds of each source."""
+    disk_bytes = sum(source.disk_bytes for source in sources)
+    room = sum(source.disk_bytes * source.weight for source in sources)
+    reports: list[list[SourceReport]] = []
+    for number, batches in groupby(encoded, key=lambda batch: batch.source):
+        documents, num_bytes = sorter.num_documents.copy(), sorter.num_bytes.copy()
+        thinner = Thinner(sources[number].weight % 1, sorter._separator_id, sorter.num_bytes_of)
+        writer = SourceWriter(sources[number], writers, thinner)
+        for batch in batches:
+            if room and batch.disk_bytes > 0:  # the first batch shows how much the whole will take
+                _check_room(writers[0].path.parent, int(batch.ids.nbytes * room / batch.disk_bytes))
+            room = 0
+            writer.append(sorter.sort(batch.ids))
+            stats.invalid_utf8 += batch.invalid_utf8
             if progress is not None:
-                progress("encode", encoded.disk_bytes, num_bytes)
+                progress("encode", batch.disk_bytes, disk_bytes)
+        reports.append(writer.finish(sorter.num_documents - documents, sorter.num_bytes - num_bytes))
+    return list(zip(*reports, strict=True))
 
 
-def _check_documents(sorter: _DocumentSorter, paths: Sequence[Path], separator: str, valid_fraction: float) -> None:
-    """Refuse inputs that gave no document, or none to one side of the split."""
-    total = sorter.num_documents.sum()
-    if total == 0:
-        raise ValueError(f"inputs: expected text, found none in {', '.join(map(str, paths))}")
+def _split_report(writer: TokenFileWriter, sources: Sequence[SourceReport]) -> SplitReport:
+    return SplitReport(
+        path=writer.path,
+        tokens=writer.tokens,
+        bytes=sum(source.bytes for source in sources),
+        documents=sum(source.documents for source in sources),
+        sources=list(sources),
+    )
+
+
+def _check_split_documents(sorter: _DocumentSorter, separator: str, valid_fraction: float) -> None:
+    """Refuse inputs that gave no document to one side of the split."""
     if valid_fraction > 0 and 0 in sorter.num_documents:
         raise ValueError(
-            f"valid_fraction: expected at least one document on each side, found {total} in all at "
-            f"{valid_fraction} (documents end at {separator!r})"
+            f"valid_fraction: expected at least one document on each side, found {sorter.num_documents.sum()} in all "
+            f"at {valid_fraction} (documents end at {separator!r})"
         )
 
 
@@ -312,12 +336,17 @@ def _check_room(folder: Path, expected: int) -> None:
         raise OSError(f"{folder}: expected {needed}, found {free / 1e6:,.0f} MB free")
 
 
-def _shared_facts(tokenizer: Tokenizer, paths: Sequence[Path], separator: str) -> dict[str, Any]:
+def _facts(split: SplitReport, *, with_mixture: bool) -> dict[str, Any]:
+    mixture = {"mixture": [asdict(source) for source in split.sources]} if with_mixture else {}
+    return {"bytes": split.bytes, "documents": split.documents, **mixture}
+
+
+def _shared_facts(tokenizer: Tokenizer, sources: Sequence[SourceFiles], separator: str) -> dict[str, Any]:
     return {
         "vocab_size": tokenizer.vocab_size,
         "tokenizer_sha256": tokenizer.fingerprint(),
         "separator": separator,
-        "sources": [{"path": str(path), "bytes": path.stat().st_size} for path in paths],
+        "sources": [{"path": str(path), "bytes": path.stat().st_size} for source in sources for path in source.paths],
     }
 
 

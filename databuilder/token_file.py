@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,7 @@ from transformerlm.utils.json_files import values_sha256
 from transformerlm.utils.lock import try_lock
 
 FORMAT = 1
+BLOCK_TOKENS = 1 << 20
 
 
 def sidecar_path(path: Path) -> Path:
@@ -80,12 +82,19 @@ class TokenFileWriter:
             raise OSError(error.errno, reason, str(self.path)) from error
         self.tokens += len(ids)
 
+    def blocks(self, start: int, end: int) -> Iterator[np.ndarray[Any, Any]]:
+        """Yield the ids from `start` to before `end` in blocks, while others may be appended."""
+        for first in range(start, end, BLOCK_TOKENS):
+            self._file.seek(self._header_bytes + first * self.dtype.itemsize)
+            data = self._file.read(min(BLOCK_TOKENS, end - first) * self.dtype.itemsize)
+            self._file.seek(0, os.SEEK_END)
+            yield np.frombuffer(data, dtype=self.dtype)
+
     def finish(self) -> str:
         """Put the length into the header, make the file durable, and return its sha256."""
         self._file.seek(0)
         header_bytes = self._write_header()
         self._file.flush()
-        os.fsync(self._file.fileno())
         expected = header_bytes + self.tokens * self.dtype.itemsize
         size = os.fstat(self._file.fileno()).st_size
         assert (header_bytes, size) == (self._header_bytes, expected), (
@@ -94,8 +103,12 @@ class TokenFileWriter:
             size,
             expected,
         )
-        self._file.seek(0)
-        return hashlib.file_digest(self._file, "sha256").hexdigest()
+        with ThreadPoolExecutor(1) as pool:  # one waits for the disk, the other for the processor
+            synced = pool.submit(os.fsync, self._file.fileno())
+            self._file.seek(0)
+            digest = hashlib.file_digest(self._file, "sha256").hexdigest()
+            synced.result()
+        return digest
 
     def rename(self) -> None:
         """Move the finished file to its place."""

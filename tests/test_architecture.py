@@ -329,7 +329,8 @@ def test_every_command_is_four_things():
     for script, target in scripts.items():
         verb = script.removeprefix("transformerlm-").replace("-", "_")
         verb += "_" * keyword.iskeyword(verb)  # no module can be called `import`
-        assert target == f"cli.{verb}:main", script
+        assert target == f"cli.entry:{verb}", script
+        assert f'\n{verb} = partial(run, "cli.{verb}")\n' in (ROOT / "cli/entry.py").read_text(), script
         for path in (f"cli/{verb}.py", f"config/{verb}.py", f"config/resources/{verb}.toml"):
             assert (ROOT / path).is_file(), f"{script}: {path} is missing"
 

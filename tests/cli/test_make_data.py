@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import re
+
 import pytest
 
-from tests.cli.commands import call
+from tests.cli.commands import ROOT, call
 from transformerlm.training.data import TokenDataset
 
 
@@ -39,6 +43,32 @@ def test_outputs_are_not_written_over_by_accident(arguments, tmp_path):
     assert call("make_data", *arguments, "--overwrite").code == 0
 
 
+def test_the_sources_of_the_documentation_run(pipeline, tmp_path, monkeypatch):
+    """The TOML of docs/usage.md makes a token file of three sources; stderr and the sidecar tell their shares."""
+    section = (ROOT / "docs/usage.md").read_text(encoding="utf-8").partition("### Several sources with weights")[2]
+    (tmp_path / "mixed.toml").write_text(re.search(r"```toml\n(.*?)```", section, re.DOTALL)[1])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/books").mkdir(parents=True)
+    (tmp_path / "data/stories.txt").write_text("<|endoftext|>".join(f"story {number}" for number in range(40)))
+    for name in ("first", "second"):
+        (tmp_path / f"data/books/{name}.txt.gz").write_bytes(gzip.compress(f"the {name} book".encode()))
+    articles = [json.dumps({"body": f"article {number}"}) for number in range(40)]
+    (tmp_path / "data/articles.jsonl").write_text("\n".join(articles))
+    done = call("make_data", "--config", "mixed.toml", "--tokenizer", pipeline.files.tokenizer)
+    assert done.code == 0, done.stderr
+    dataset = TokenDataset("data/mixed.npy")
+    assert [(source["weight"], source["documents"]) for source in dataset.metadata["mixture"]] == [
+        (2.5, 2 * 37 + 19),  # 3 of 40 are held out
+        (1.0, 2),
+        (0.5, 19),
+    ]
+    assert re.search(r"  data/stories\.txt: \d\d\.\d% of the tokens, 93 documents\n", done.stderr)
+    plain = call("make_data", "--config", "mixed.toml", "--sources=[]", "--input=data/stories.txt", "--overwrite",
+                 "--tokenizer", pipeline.files.tokenizer)  # fmt: skip
+    assert plain.code == 0, plain.stderr
+    assert "mixture" not in TokenDataset("data/mixed.npy").metadata
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -57,4 +87,28 @@ def test_what_cannot_work_is_one_line_and_exit_2(changes, message, arguments, tm
     assert (done.code, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1
     assert message.replace("\\", "") in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--input=a.txt", '--sources=[{input=["a.txt"]}]'], "--sources: expected either input or sources, found both"),
+        ([], "input is required where there are no sources"),
+        (["--sources=[]"], "--sources: input is required where there are no sources"),
+        (['--sources=[{input=["no.txt"]}]'], "sources.0: input: expected a text file, found nothing at no.txt"),
+        (['--sources=[{input=["a.txt"], weight=0}]'], "sources.0.weight: expected a number > 0"),
+        (['--sources=[{input=["a.txt"], weight=nan}]'], "sources.0.weight: expected a number > 0"),
+        (['--sources=[{input=["a.txt"], weigth=2}]'], "sources.0.weigth is not a known key (did you mean weight?)"),
+        (["--sources=a.txt"], "sources.0: expected a table, found"),
+    ],
+    ids=str,
+)
+def test_sources_that_cannot_work_are_one_line_and_exit_2(changes, message, arguments, tmp_path, monkeypatch):
+    """Sources and input together, neither of them, and mistakes in a source, each named by its place."""
+    monkeypatch.chdir(tmp_path)
+    done = call("make_data", *arguments[2:], *changes)
+    assert (done.code, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert message in done.stderr
     assert list(tmp_path.iterdir()) == []

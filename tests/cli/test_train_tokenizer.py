@@ -94,15 +94,11 @@ def test_noop_logging_leaves_stdout_empty(arguments):
     assert (done.code, done.stdout) == (0, "")
 
 
-def test_a_memory_limit_that_is_too_small_is_refused(arguments, tmp_path):
-    """The line names the key, what would do and what was found, and nothing is written; a limit that does is kept."""
+def test_training_goes_on_beyond_a_memory_limit(arguments):
+    """One line on stderr says that files are used; the tokenizer is the same as without a limit."""
     pytest.importorskip("numba")
-    done = call("train_tokenizer", *arguments, "--memory_limit_mb=1", "--tokenizer.engine=compiled")
-    assert (done.code, done.stdout) == (2, "")
-    assert "memory_limit_mb: expected at least " in done.stderr.splitlines()[-1]
-    assert "found 1 " in done.stderr.splitlines()[-1]
-    assert not (tmp_path / "tokenizer").exists()
-    limited = call("train_tokenizer", *arguments, "--memory_limit_mb=64")
+    limited = call("train_tokenizer", *arguments, "--memory_limit_mb=1", "--tokenizer.engine=compiled")
+    assert "warning: memory_limit_mb: the distinct words need" in limited.stderr
     assert limited.code == 0
     unlimited = call("train_tokenizer", *arguments, "--overwrite")
     assert limited.records[0]["sha256"] == unlimited.records[0]["sha256"]

@@ -124,8 +124,21 @@ def test_all_errors_at_once(tmp_path):
         ('"first"', '"../x"', None),
         ('"first"', '""', None),
         ('"data/train.npy"', '""', "train.toml: data.train: expected a path, found an empty string"),
-        ("[optimizer]", "[optimizer]\nmomentum = 0.9", None),
-        ('"adamw"', '"adam"', 'train.toml: optimizer.name: expected one of "adamw", "sgd", found "adam" (a string)'),
+        (
+            "[optimizer]",
+            "[optimizer]\nmomentum = 0.9",
+            'train.toml: optimizer: momentum = 0.9 does nothing with name = "adamw"',
+        ),
+        (
+            'name = "adamw"\nlearning_rate = 3e-3\nbeta1 = 0.9',
+            'name = "sgd"\nlearning_rate = 3e-3\nbeta1 = 0.8',
+            'train.toml: optimizer: beta1 = 0.8 does nothing with name = "sgd"',
+        ),
+        (
+            '"adamw"',
+            '"adam"',
+            'train.toml: optimizer.name: expected one of "adamw", "muon", "sgd", found "adam" (a string)',
+        ),
         ("[schedule]", "[shedule]", "train.toml: shedule is not a known key (did you mean schedule?)"),
         (
             "eval_batches = 16",

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from databuilder import build_dataset, dataset_builder
-from databuilder.dataset_builder import are_validation_documents
+from databuilder.sources import are_chosen
 from tests.utils.packed import write_parquet, zstd
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.bpe_trainer import learn_merges
@@ -201,7 +201,7 @@ def test_the_split_takes_whole_documents(tmp_path: Path) -> None:
     documents = _documents(200)
     (tmp_path / "in.txt").write_bytes(EOT.join(documents).encode())
     report = _build(tmp_path, valid_path=tmp_path / "valid.npy", valid_fraction=0.1)
-    is_held_out = are_validation_documents(np.arange(200), 0.1)
+    is_held_out = are_chosen(np.arange(200), 0.1)
     held_out = [document for document, chosen in zip(documents, is_held_out, strict=True) if chosen]
     kept = [document for document, chosen in zip(documents, is_held_out, strict=True) if not chosen]
     assert np.load(tmp_path / "train.npy").tolist() == _ids(kept)
@@ -214,11 +214,11 @@ def test_the_split_takes_whole_documents(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fraction", [0.01, 0.05, 0.1, 0.3, 0.5, 0.9])
 def test_the_split_is_even_everywhere(fraction: float) -> None:
     """In any stretch of 200 documents the held-out ones are as many as the fraction says, give or take two."""
-    chosen = are_validation_documents(np.arange(5000), fraction)
+    chosen = are_chosen(np.arange(5000), fraction)
     assert chosen[0]
     for start in range(0, 4800, 37):
         assert abs(sum(chosen[start : start + 200]) - 200 * fraction) <= 2
-    assert not are_validation_documents(np.arange(100), 0.0).any()
+    assert not are_chosen(np.arange(100), 0.0).any()
 
 
 def test_a_split_with_an_empty_side_is_refused(tmp_path: Path) -> None:

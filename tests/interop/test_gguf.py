@@ -120,7 +120,8 @@ def test_the_tokenizer_is_the_checkpoint_s(files, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("norm_position", "post"), ("position", "none"), ("ffn", "silu"), ("qk_norm", True)]
+    ("setting", "value"),
+    [("norm_position", "post"), ("position", "none"), ("ffn", "silu"), ("qk_norm", True), ("logit_soft_cap", 30.0)],
 )
 def test_a_model_that_is_no_llama_is_refused(setting, value, files, tmp_path):
     """The error names the setting, and there is no file."""

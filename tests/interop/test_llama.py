@@ -26,7 +26,14 @@ def test_a_config_describes_the_model_that_it_was_made_from():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("norm_position", "post"), ("norm_position", "none"), ("position", "none"), ("ffn", "silu"), ("qk_norm", True)],
+    [
+        ("norm_position", "post"),
+        ("norm_position", "none"),
+        ("position", "none"),
+        ("ffn", "silu"),
+        ("qk_norm", True),
+        ("logit_soft_cap", 30.0),
+    ],
 )
 def test_what_is_no_llama_is_refused_by_name(key, value):
     """The setting that makes it another architecture is named with what it is."""

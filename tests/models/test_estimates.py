@@ -89,13 +89,18 @@ def test_activation_memory_is_near_what_autograd_saves(precision: str, changes: 
 
 
 def test_memory_parts_are_bytes_and_sum_to_the_total() -> None:
-    """Weights and gradients take 4 bytes a parameter, AdamW 8, SGD 4; checkpointing saves most of the activations."""
+    """Weights and gradients take 4 bytes a parameter, AdamW 8, SGD 4, Muon 4 or 8; checkpointing saves activations."""
     num_parameters = count_parameters(MODEL)
     parts = estimate_training_memory(MODEL, micro_batch_size=8)
     assert (parts["weights"], parts["gradients"]) == (4 * num_parameters, 4 * num_parameters)
     assert parts["optimizer"] == 8 * num_parameters
     assert estimate_training_memory(MODEL, micro_batch_size=8, optimizer="sgd")["optimizer"] == 4 * num_parameters
+    muon = estimate_training_memory(MODEL, micro_batch_size=8, optimizer="muon")["optimizer"]
+    hidden = sum(p.numel() for p in TransformerLM(**MODEL, device="meta").layers.parameters() if p.ndim == 2)
+    assert muon == 8 * num_parameters - 4 * hidden
     assert parts["logits"] == 2 * 8 * 64 * 300 * 4
+    capped = estimate_training_memory({**MODEL, "logit_soft_cap": 30.0}, micro_batch_size=8)
+    assert capped["logits"] == 3 * 8 * 64 * 300 * 4
     assert parts["total"] == sum(value for name, value in parts.items() if name != "total")
     assert parts["overhead"] == 100_000_000 + int(0.15 * parts["activations"])
     assert estimate_training_memory(MODEL, micro_batch_size=8, device_type="cuda")["overhead"] == 0

@@ -64,6 +64,33 @@ def test_later_tokens_change_no_earlier_logits(variant: dict[str, Any]) -> None:
     assert not torch.allclose(after[:, 7:], before[:, 7:], atol=1e-3)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_soft_cap_bounds_the_logits(tied: bool) -> None:
+    """The logits are cap * tanh(logits / cap) of those without it, with a cache as well, and keep their dtype."""
+    free, capped = make_model(tie_embeddings=tied), make_model(tie_embeddings=tied, logit_soft_cap=1.5)
+    capped.load_state_dict(free.state_dict())
+    ids = random_ids(2, 6)
+    expected = 1.5 * torch.tanh(free(ids) / 1.5)
+    torch.testing.assert_close(capped(ids), expected)
+    torch.testing.assert_close(capped(ids, cache=capped.make_cache(2)), expected, rtol=1e-4, atol=1e-4)
+    assert free(ids).abs().max() > 1.5 > capped(ids).abs().max()
+    assert capped.to(torch.bfloat16)(ids).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("ffn", ["swiglu", "silu"])
+def test_zero_init_makes_every_block_begin_as_the_identity(ffn: str) -> None:
+    """output_proj and w2 are zero, every other weight is what it is without, and a block gives back its input."""
+    torch.manual_seed(0)
+    usual = make_model(ffn=ffn)
+    torch.manual_seed(0)
+    zeroed = make_model(ffn=ffn, zero_init_outputs=True)
+    x = torch.randn(2, 5, SMALL["d_model"])
+    assert torch.equal(zeroed.layers[0](x), x)
+    for (name, theirs), ours in zip(usual.named_parameters(), zeroed.parameters(), strict=True):
+        is_output = name.endswith(("output_proj.weight", "w2.weight"))
+        assert torch.equal(ours, torch.zeros_like(theirs) if is_output else theirs), name
+
+
 def test_sequences_of_a_batch_do_not_see_each_other() -> None:
     """A sequence has the same logits alone and beside others."""
     model, ids = make_model(), random_ids(3, 10)

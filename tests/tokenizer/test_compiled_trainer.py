@@ -14,6 +14,7 @@ from tests.tokenizer.oracle import slow_merges
 from tests.tokenizer.test_bpe_trainer import _sample_text
 from transformerlm.tokenizer import bpe_trainer, train_bpe
 from transformerlm.tokenizer.bpe_trainer import count_pre_tokens
+from transformerlm.tokenizer.memory_limit import Memory
 
 pytest.importorskip("numba")
 from transformerlm.tokenizer import _train_kernels as train_kernels
@@ -132,12 +133,12 @@ def test_more_words_than_places_can_name_are_refused(monkeypatch: pytest.MonkeyP
         compiled_trainer.learn_merges(words, 3)
 
 
-def test_tables_for_more_pairs_need_room_under_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit is looked at again where learning asks for more; room below it is given."""
+def test_tables_for_more_pairs_go_to_files_under_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is looked at again where learning asks for more: what fits at first goes on in files later."""
     monkeypatch.setattr(compiled_trainer, "_FIRST_PAIRS", 1 << 16)
     rng = random.Random(3)
     words = Counter(bytes(rng.choices(range(256), k=30)) for _ in range(6000))
     expected = compiled_trainer.learn_merges(_words(words), 700)
-    assert compiled_trainer.learn_merges(_words(words), 700, memory_limit_mb=30) == expected
-    with pytest.raises(ValueError, match=r"memory_limit_mb: expected at least 12 .* found 8"):
-        compiled_trainer.learn_merges(_words(words), 700, memory_limit_mb=8)
+    assert compiled_trainer.learn_merges(_words(words), 700, memory=Memory(30)) == expected
+    with pytest.warns(UserWarning, match="the distinct words need 11 MB or more, the limit is 8; training goes on in"):
+        assert compiled_trainer.learn_merges(_words(words), 700, memory=Memory(8)) == expected

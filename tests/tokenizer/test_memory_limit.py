@@ -1,13 +1,17 @@
-"""Behaviour of the cap on training's memory: the same merges under it, or one plain line."""
+"""Behaviour of the cap on training's memory: the same merges under it and beyond it, or one plain line."""
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from transformerlm.tokenizer import train_bpe
+from transformerlm.tokenizer import memory_limit, train_bpe
 from transformerlm.tokenizer.memory_limit import check_memory_limit
 
 EOT = "<|endoftext|>"
@@ -46,13 +50,63 @@ def test_compiled_training_gives_the_same_merges_under_a_limit(
     assert len(added) > 3 * (num_workers - 1)
 
 
-@pytest.mark.parametrize("engine", ["reference", "compiled"])
-def test_words_that_need_more_are_refused_in_one_line(corpus: Path, engine: str) -> None:
-    """The key, what would do, and what was found; the compiled engine needs less."""
-    if engine == "compiled":
-        pytest.importorskip("numba")
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_compiled_training_goes_on_in_files_beyond_the_limit(
+    corpus: Path, merges: list[tuple[bytes, bytes]], monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    """Far below what the distinct words need, counting and learning take files, say so once, and nothing changes."""
+    pytest.importorskip("numba")
+    from transformerlm.tokenizer import byte_chunks
+
+    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 20_000)
+    made: list[int] = []
+    pages_in_file = memory_limit._pages_in_file
+    monkeypatch.setattr(memory_limit, "_pages_in_file", lambda size: (made.append(size), pages_in_file(size))[1])
+    with pytest.warns(UserWarning, match="memory_limit_mb: .* training goes on in files in ") as told:
+        found = train_bpe(corpus, 500, [EOT], engine="compiled", num_workers=num_workers, memory_limit_mb=1)[1]
+    assert found == merges
+    assert len([warning for warning in told if "memory_limit_mb" in str(warning.message)]) == 1
+    assert sum(made) > 8e6
+
+
+@pytest.mark.parametrize("fallocate", [True, False])
+def test_a_disk_without_room_for_the_files_is_an_error(monkeypatch: pytest.MonkeyPatch, fallocate: bool) -> None:
+    """The blocks are asked for before the pages are used: a full disk gives a line, not a signal."""
+    if not fallocate:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with (
+            pytest.warns(match="goes on in files"),
+            pytest.raises(OSError, match="training needs a file of 4 MB beyond"),
+        ):
+            memory_limit.Memory(1).zeros(1_000_000, np.uint32, in_all=4e6)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+
+
+@pytest.mark.parametrize("in_all", [0, 4e6])
+def test_pages_are_zeros_that_can_be_written(in_all: float) -> None:
+    """In memory and in a file alike, also no number at all, and more than a huge page."""
+    memory = memory_limit.Memory(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for number in (0, 3, 1 << 21):
+            numbers = memory.zeros(number, np.int32, in_all=in_all)
+            assert len(numbers) == number
+            assert not numbers.any()
+            numbers[:] = 7
+            assert numbers.sum() == 7 * number
+
+
+def test_words_that_need_more_are_refused_by_the_reference(corpus: Path) -> None:
+    """The key, what would do, and what was found."""
     with pytest.raises(ValueError, match=r"memory_limit_mb: expected at least \d+ for the [\d,]+ distinct words .*2"):
-        train_bpe(corpus, 500, [EOT], engine=engine, memory_limit_mb=2)
+        train_bpe(corpus, 500, [EOT], engine="reference", memory_limit_mb=2)
 
 
 def test_the_reference_learns_under_a_limit(tmp_path: Path) -> None:

@@ -77,6 +77,18 @@ def _is_alive(pid: int) -> bool:
         return file.read().rsplit(")", 1)[1].split()[0] != "Z"
 
 
+def _signals_held_back(_: object) -> set[int]:
+    return signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_workers_never_hear_ctrl_c() -> None:
+    """SIGINT is held back in workers from their first moment on, before they could ignore it, and in the parent not."""
+    results = map_in_order(_signals_held_back, range(3), num_workers=2)
+    assert all(signal.SIGINT in held for held in results)
+    assert signal.SIGINT not in _signals_held_back(None)
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks processes up in /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_workers_leave_with_their_parent(how: signal.Signals) -> None:

@@ -39,7 +39,7 @@ def stop_by_signal(run: Run, number: int, code: int, *, lines: int, reference: R
 def stop_while_starting(run: Run, number: int, code: int, *, seed: int) -> list[Finding]:
     """Send a signal at a random moment of the start: the process ends by it, without a traceback.
 
-    Python's own traceback is let pass while it imports the command, before `main` can do anything about it.
+    Python's own traceback is let pass before the command's first line, which cannot do anything about it.
     """
     rng, child = random.Random(seed), run.start(FOREVER)
     child.wait_until(lambda: False, rng.uniform(0.0, run.trainer.seconds / 2))

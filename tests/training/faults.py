@@ -39,29 +39,28 @@ def kill_at(
     if place == "step":
         stop_before(patch, step, kill)
         return
-    losses, loss = [0], loop.cross_entropy
+    name, fatal_call = ("cross_entropy", 1) if place == "evaluation" else ("training_loss", 2)
+    calls, loss = [0], getattr(loop, name)
 
     def deadly(*args: Any, **settings: Any) -> Any:
-        evaluating = "reduction" in settings
-        losses[0] += not evaluating
-        if losses[0] and (evaluating if place == "evaluation" else losses[0] == 2):
+        calls[0] += 1
+        if calls[0] == fatal_call:
             raise Killed
         return loss(*args, **settings)
 
-    stop_before(patch, step, lambda: patch.setattr(loop, "cross_entropy", deadly))
+    stop_before(patch, step, lambda: patch.setattr(loop, name, deadly))
 
 
 def poison(patch: pytest.MonkeyPatch, factors: Mapping[int, float]) -> None:
     """Multiply the training loss of some batches, each by its factor."""
-    batch, cut, loss = [0], Trainer._micro_batches, loop.cross_entropy
+    batch, cut, loss = [0], Trainer._micro_batches, loop.training_loss
 
     def watched(self: Trainer, step: int) -> Any:
         batch[0] = step + self.state.guard.data_offset
         return cut(self, step)
 
     def poisoned(*args: Any, **settings: Any) -> Any:
-        training = "reduction" not in settings
-        return loss(*args, **settings) * (factors.get(batch[0], 1.0) if training else 1.0)
+        return tuple(number * factors.get(batch[0], 1.0) for number in loss(*args, **settings))
 
     patch.setattr(Trainer, "_micro_batches", watched)
-    patch.setattr(loop, "cross_entropy", poisoned)
+    patch.setattr(loop, "training_loss", poisoned)

@@ -33,6 +33,7 @@ ABLATIONS = {
     "silu": {"model.ffn": "silu"},
     "grouped": {"model.num_kv_heads": 1},
     "qk-norm": {"model.qk_norm": True},
+    "soft-cap": {"model.logit_soft_cap": 20.0},
     "reference": {"model.attention": "reference"},
     "recompute": {"model.activation_checkpointing": True},
     "all": {"model.tie_embeddings": True, "model.num_kv_heads": 1, "model.qk_norm": True, "model.ffn": "silu"},

@@ -7,10 +7,13 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cli.train import train
+from config.io import dump_toml
 from tests.training.faults import poison
 from tests.training.test_same_run import train_until_killed, what_tells_them_apart
+from tests.training.test_trainer import several, torchrun
 from tests.training.tiny_run import read_records, step_lines, tiny_config
 from transformerlm.training import checkpoint, guard
 from transformerlm.training.data import TokenDataset, sample_starts
@@ -210,3 +213,57 @@ def test_before_the_first_checkpoint_a_rollback_is_a_skip(files, tmp_path, monke
     assert train(tiny_config(files, tmp_path, {"training.spike_guard": "rollback"})) == 0
     assert [told["step"] for told in events(tmp_path / "run", "step_skipped")] == [4]
     assert events(tmp_path / "run", "rolled_back") == []
+
+
+# One rank's loss jumps, once; each rank leaves the weights that it ends with.
+SPIKE_ON_ONE_RANK = """
+import os
+import pytest
+from safetensors.torch import save_file
+from cli.train import main
+from tests.training.faults import poison
+from transformerlm.training import guard
+from transformerlm.training.trainer import Trainer
+
+guard.NUM_LOSSES_BEFORE_SPIKES = 3
+if os.environ["RANK"] == "1":
+    poison(pytest.MonkeyPatch(), {8: 20.0})
+finish = Trainer._finish
+def finish_and_show(self, reason):
+    finish(self, reason)
+    save_file(self.raw_model.state_dict(), self.checkpoints.parent / f"rank{os.environ['RANK']}.safetensors")
+Trainer._finish = finish_and_show
+main()
+"""
+
+
+@pytest.mark.slow
+@several
+def test_two_ranks_roll_back_together(files, tmp_path, monkeypatch, early_spikes):
+    """A spike on one rank takes both back to the same step; both end with one process's steps, and the same weights."""
+    runs = {}
+    for name in ("one", "two"):
+        config = tiny_config(files, tmp_path / name, {"training.spike_guard": "rollback"})
+        runs[name] = tmp_path / name / "run"
+        if name == "one":
+            poison(monkeypatch, {8: 10.0})
+            assert train(config) == 0
+            continue
+        (tmp_path / "two.toml").write_text(dump_toml(config))
+        (tmp_path / "spike.py").write_text(SPIKE_ON_ONE_RANK)
+        process = torchrun(tmp_path / "two.toml", program=(str(tmp_path / "spike.py"),))
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode == 0, stderr[-3000:]
+    alone, together = step_lines(runs["one"]), step_lines(runs["two"])
+    assert [line["step"] for line in together] == list(range(1, 13))
+    for key in ("metrics.loss", "metrics.grad_l2_norm", "metrics.val_loss"):
+        expected = [line[key] for line in alone if key in line]
+        assert [line[key] for line in together if key in line] == pytest.approx(expected, rel=1e-5)
+    for run in runs.values():
+        ((told,), state) = events(run, "rolled_back"), checkpoint.read_state(checkpoint.resolve(run))
+        assert (told["step"], told["from_step"], state["guard"]["data_offset"]) == (5, 8, 3)
+    weights = checkpoint.load_model(checkpoint.resolve(runs["one"])).state_dict()
+    first, second = (load_file(runs["two"] / f"rank{rank}.safetensors") for rank in (0, 1))
+    for name, expected in weights.items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], expected, rtol=1e-4, atol=1e-5)

@@ -68,6 +68,21 @@ def test_step_equals_pytorch_written_out():
     torch.testing.assert_close(model.state_dict(), reference.state_dict(), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("sizes", [[4], [2, 1, 1]], ids=str)
+def test_z_loss_is_minimised_and_not_reported(sizes):
+    """The gradient is that of cross-entropy plus the term, over any micro-batches; the loss is without it."""
+    inputs, targets = make_batch(4)
+    model, reference = make_model(), make_model()
+    micro_batches = list(zip(inputs.split(sizes), targets.split(sizes), strict=True))
+    result = step(model, SGD(model.parameters(), 0.1), micro_batches, z_loss=0.2)
+    logits = reference(inputs)
+    loss = cross_entropy(logits, targets)
+    (loss + 0.2 * logits.logsumexp(-1).square().mean()).backward()
+    assert result.loss == pytest.approx(loss.item(), rel=1e-6)
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_the_reported_norm_is_before_clipping_and_the_gradient_after():
     """With `max_grad_norm` the gradient left behind has that norm, the result tells what it was; 0 clips nothing."""
     for limit, expected in ((0.01, 0.01), (0.0, None), (1e6, None)):

@@ -111,7 +111,7 @@ def test_running_out_of_memory_is_an_answer(auto, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(micro_batch, "cross_entropy", full)
+    monkeypatch.setattr(micro_batch, "batch_loss", full)
     assert not micro_batch._runs(model, 2, 10, CPU, "fp32")
 
 

@@ -116,6 +116,8 @@ VARIANTS = {
     "recompute": {"model.activation_checkpointing": True, "training.log_norms": True},
     "wsd": {"schedule.name": "wsd", "schedule.decay_steps": 5, "schedule.min_learning_rate": 1e-4},
     "sgd": {"optimizer.name": "sgd", "optimizer.momentum": 0.9},
+    "muon": {"optimizer.name": "muon", "training.z_loss": 1e-3, "model.logit_soft_cap": 15.0},
+    "muon in bf16": {"optimizer.name": "muon", "training.precision": "bf16", "model.zero_init_outputs": True},
     "tied": {"model.tie_embeddings": True, "model.num_kv_heads": 1, "model.qk_norm": True},
 }
 
@@ -202,6 +204,8 @@ CHANGES = {
     "width": ({"model.d_model": 48}, r"model\.d_model was 32, now 48"),
     "tying": ({"model.tie_embeddings": True}, r"model\.tie_embeddings was False, now True"),
     "optimizer": ({"optimizer.name": "sgd"}, r"optimizer\.name was adamw, now sgd"),
+    "Muon": ({"optimizer.name": "muon"}, r"optimizer\.name was adamw, now muon"),
+    "soft cap": ({"model.logit_soft_cap": 30.0}, r"model\.logit_soft_cap was None, now 30.0"),
 }
 
 
@@ -223,6 +227,8 @@ def test_another_model_or_optimizer_is_refused(name, files, tmp_path):
         {"model.activation_checkpointing": True},
         {"model.num_kv_heads": 2},  # the default, spelled out
         {"training.micro_batch_size": 4},
+        {"training.z_loss": 1e-4},
+        {"model.zero_init_outputs": True},  # says how weights begin
     ],
     ids=str,
 )
@@ -517,14 +523,14 @@ def test_token_bytes_cover_the_model_vocabulary(files):
 # --- several processes -------------------------------------------------------------------------------------------
 
 
-def torchrun(config: Path, *changes: str) -> subprocess.Popen[str]:
-    """Start the command on two gloo ranks."""
+def torchrun(config: Path, *changes: str, program: tuple[str, ...] = ("-m", "cli.train")) -> subprocess.Popen[str]:
+    """Start the command, or a program that calls it, on two gloo ranks."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-    command += [f"--master-port={port}", "-m", "cli.train", "--config", str(config), *changes]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command += [f"--master-port={port}", *program, "--config", str(config), *changes]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
     )
@@ -540,9 +546,10 @@ several = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="gloo 
 
 @pytest.mark.slow
 @several
-def test_two_ranks_give_the_losses_of_one_process(files, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_ranks_give_the_losses_of_one_process(optimizer, files, tmp_path):
     """torchrun with two gloo ranks: the same batches, losses to 1e-5, one log and one set of checkpoints; resumable."""
-    changes = {"schedule.name": "constant"}
+    changes = {"schedule.name": "constant", "optimizer.name": optimizer}
     train(tiny_config(files, tmp_path / "one", changes))
     config = tiny_config(files, tmp_path / "two", changes)
     (tmp_path / "two.toml").write_text(dump_toml(config))

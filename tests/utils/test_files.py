@@ -22,15 +22,16 @@ def test_a_file_is_flushed_before_it_gets_its_name(tmp_path, monkeypatch):
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
-    """When the disk is full the old file stands untouched and nothing unfinished beside it."""
+    """When the disk is full the error names the file, the old one stands untouched and nothing unfinished beside it."""
     (tmp_path / "a").write_text("old")
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         files.write_whole(tmp_path / "a", b"new")
+    assert caught.value.filename == str(tmp_path / "a")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_text() == "old"
 

@@ -18,6 +18,7 @@ _LLAMA = {
     "position": ("rope", "Llama has rotary positions"),
     "ffn": ("swiglu", "Llama has a gated feed-forward layer"),
     "qk_norm": (False, "Llama has no norms of queries and keys"),
+    "logit_soft_cap": (None, "Llama does not bound its logits"),
 }
 # Keys of a config.json that change what a model computes, and the values with which it is ours.
 _PLAIN: dict[str, tuple[Any, ...]] = {

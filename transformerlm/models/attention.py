@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from transformerlm.models.blocked_attention import blocked_causal_attention
 from transformerlm.models.kv_cache import LayerCache
 from transformerlm.models.layers import Linear, RMSNorm, RotaryEmbedding
 from transformerlm.utils.dtypes import cast_for_matmul, upcast
@@ -84,6 +85,8 @@ def _fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     if is_causal and num_queries not in (1, num_keys):
         # The kernel's own causal mask puts the first query at position 0; with a cache the queries are the last ones.
         mask, is_causal = causal_mask(num_queries, num_keys, query.device), False
+    if is_causal and num_queries > 1 and _pays_in_blocks(query):
+        return blocked_causal_attention(query, _share_heads(key, query), _share_heads(value, query))
     return F.scaled_dot_product_attention(
         query,
         key,
@@ -92,6 +95,10 @@ def _fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
         is_causal=is_causal and num_queries > 1,
         enable_gqa=_num_heads(key) != _num_heads(query),
     )
+
+
+def _pays_in_blocks(query: Tensor) -> bool:
+    return query.dtype == torch.bfloat16 and query.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _num_heads(x: Tensor) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_OPTIMIZER_STATES = {"adamw": 2, "sgd": 1}
 # Measured on Linux (docs/usage.md): the libraries' code and tables, and the holes in the C library's heap.
 _CPU_LIBRARIES = 100_000_000
 _CPU_HOLES = 0.15
@@ -67,7 +66,8 @@ def estimate_training_memory(
 
     Weights, gradients and optimizer states are fp32. With "bf16" `weights` includes the bfloat16 copies that autocast
     keeps during a step. Activations are what the forward pass saves for the backward pass, and logits the head's output
-    with its gradient. Overhead is what libraries and allocator take besides, counted on a CPU only.
+    with its gradient, and the tanh of a soft cap. Overhead is what libraries and allocator take besides, on
+    a CPU only.
     """
     num_parameters = count_parameters(model)
     tokens = micro_batch_size * model["context_length"]
@@ -76,13 +76,20 @@ def estimate_training_memory(
     parts = {
         "weights": 4 * num_parameters + copies,
         "gradients": 4 * num_parameters,
-        "optimizer": 4 * num_parameters * _OPTIMIZER_STATES[optimizer],
+        "optimizer": 4 * _num_optimizer_states(model, optimizer),
         "activations": tokens * _activation_bytes_per_token(model, compute_bytes),
-        "logits": 2 * tokens * model["vocab_size"] * compute_bytes,
+        "logits": tokens * model["vocab_size"] * (2 * compute_bytes + (4 if model.get("logit_soft_cap") else 0)),
     }
     on_cpu = device_type == "cpu"
     parts["overhead"] = _CPU_LIBRARIES + int(_CPU_HOLES * parts["activations"]) if on_cpu else 0
     return {**parts, "total": sum(parts.values())}
+
+
+def _num_optimizer_states(model: Mapping[str, Any], optimizer: str) -> int:
+    """Count AdamW's two numbers a parameter, and SGD's momentum; Muon has one number for the blocks' matrices."""
+    blocks = model["num_layers"] * (_attention_matrices(model) + _feed_forward_matrices(model))
+    with_one = {"adamw": 0, "muon": blocks, "sgd": count_parameters(model)}
+    return 2 * count_parameters(model) - int(with_one[optimizer])
 
 
 def _activation_bytes_per_token(model: Mapping[str, Any], compute_bytes: int) -> int:

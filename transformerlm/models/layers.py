@@ -21,6 +21,14 @@ def silu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(x)
 
 
+def soft_cap(logits: Tensor, cap: float) -> Tensor:
+    """Return `cap * tanh(logits / cap)`, elementwise: about the same near 0, and never beyond +-cap.
+
+    Gemma 2 (Riviere et al. 2024), section 2. Computes in fp32 and returns the input's dtype.
+    """
+    return (cap * torch.tanh(upcast(logits) / cap)).to(logits.dtype)
+
+
 class Linear(nn.Module):
     """A linear map without bias, `(..., in_features)` to `(..., out_features)`.
 

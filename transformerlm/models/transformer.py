@@ -7,6 +7,7 @@ ablations.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from profiling import nvtx
 from transformerlm.models.attention import ATTENTION_IMPLEMENTATIONS, AttentionImplementation, MultiHeadSelfAttention
 from transformerlm.models.estimates import count_parameters, default_d_ff, flops_per_token
 from transformerlm.models.kv_cache import KVCache, LayerCache
-from transformerlm.models.layers import Embedding, Linear, RMSNorm, RotaryEmbedding, SiLUFFN, SwiGLU
+from transformerlm.models.layers import Embedding, Linear, RMSNorm, RotaryEmbedding, SiLUFFN, SwiGLU, soft_cap
 
 NormPosition = Literal["pre", "post", "none"]
 Position = Literal["rope", "none"]
@@ -79,7 +80,10 @@ class TransformerLM(nn.Module):
     only: a "post" block already ends in one, as in the original Transformer, and "none" has none at all. With
     `tie_embeddings` the head is the token embedding (Press & Wolf 2017), there is no `lm_head`, and the embedding is
     drawn from N(0, 1 / d_model) instead of N(0, 1): a normed vector then has logits of standard deviation 1, not
-    sqrt(d_model). Raises ValueError when sizes do not divide or a choice is unknown.
+    sqrt(d_model). With `logit_soft_cap` the logits are `soft_cap(logits, logit_soft_cap)`. With `zero_init_outputs` the
+    last matrix of each sub-layer, `output_proj` and `w2`, begins as zero, so that every block begins as `f(x) = 0`
+    beside its residual connection (as in Fixup, Zhang et al. 2019). Raises ValueError when sizes do not divide
+    or a choice is unknown.
     """
 
     def __init__(
@@ -101,6 +105,8 @@ class TransformerLM(nn.Module):
         attention: AttentionImplementation = "fused",
         norm_eps: float = 1e-5,
         activation_checkpointing: bool = False,
+        logit_soft_cap: float | None = None,
+        zero_init_outputs: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -111,7 +117,7 @@ class TransformerLM(nn.Module):
         check_hparams(hparams)
         self._hparams = hparams
         self.vocab_size, self.context_length, self.d_model = vocab_size, context_length, d_model
-        self.activation_checkpointing = activation_checkpointing
+        self.activation_checkpointing, self.logit_soft_cap = activation_checkpointing, logit_soft_cap
 
         place: dict[str, Any] = {"device": device, "dtype": dtype}
         std = d_model**-0.5 if tie_embeddings else 1.0
@@ -138,13 +144,18 @@ class TransformerLM(nn.Module):
             )
             for _ in range(num_layers)
         )
+        if zero_init_outputs:
+            self._zero_outputs()
         self.ln_final = RMSNorm(d_model, norm_eps, **place) if norm_position == "pre" else None
         self.lm_head = None if tie_embeddings else Linear(d_model, vocab_size, **place)
 
-    def forward(self, token_ids: Tensor, *, cache: KVCache | None = None, last_only: bool = False) -> Tensor:
+    def forward(
+        self, token_ids: Tensor, *, cache: KVCache | None = None, last_only: bool = False, head: bool = True
+    ) -> Tensor:
         """Return the logits after each of `token_ids`; with a cache, they stand behind what it holds and are appended.
 
         `last_only` gives the logits after the last id alone, `(batch, 1, vocab_size)`, which is enough to generate.
+        Without `head` the vectors before the output head are returned, `(batch, seq, d_model)`; see `head_weight`.
         Raises ValueError when the sequence is longer than `context_length`, or than the room left in the cache.
         """
         self._check_length(token_ids, cache)
@@ -159,10 +170,16 @@ class TransformerLM(nn.Module):
         x = x[:, -1:] if last_only else x
         if self.ln_final is not None:
             x = self.ln_final(x)
-        if self.lm_head is not None:
-            return self.lm_head(x)  # type: ignore[no-any-return]
-        logits: Tensor = x @ self.token_embeddings.weight.T
-        return logits
+        if not head:
+            return x  # type: ignore[no-any-return]
+        logits: Tensor = x @ self.head_weight.T
+        return logits if self.logit_soft_cap is None else soft_cap(logits, self.logit_soft_cap)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix `(vocab_size, d_model)` that makes logits of vectors; with tied embeddings, theirs."""
+        head: Linear | Embedding = self.token_embeddings if self.lm_head is None else self.lm_head
+        return head.weight
 
     def make_cache(
         self, batch_size: int, max_length: int | None = None, *, dtype: torch.dtype | None = None
@@ -199,6 +216,11 @@ class TransformerLM(nn.Module):
         """Return the FLOPs of a forward and backward pass per token, at `seq_len` (default: context_length) tokens."""
         return flops_per_token(self._hparams, self.context_length if seq_len is None else seq_len)
 
+    def _zero_outputs(self) -> None:
+        for name, parameter in self.layers.named_parameters():
+            if name.endswith(("output_proj.weight", "w2.weight")):
+                nn.init.zeros_(parameter)
+
     def _check_length(self, token_ids: Tensor, cache: KVCache | None) -> None:
         batch_size, seq_len = token_ids.shape
         if cache is not None:
@@ -224,6 +246,8 @@ HPARAMS = (
     "attention",
     "norm_eps",
     "activation_checkpointing",
+    "logit_soft_cap",
+    "zero_init_outputs",
 )
 _SIZES = ("vocab_size", "context_length", "d_model", "num_layers", "num_heads", "d_ff", "num_kv_heads")
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -242,6 +266,9 @@ def check_hparams(hparams: dict[str, Any]) -> None:
     for name, choices in _CHOICES.items():
         if hparams[name] not in choices:
             raise ValueError(f"model.{name}: expected one of {', '.join(choices)}, got {hparams[name]!r}")
+    cap = hparams["logit_soft_cap"]
+    if cap is not None and not 0.0 < cap < math.inf:
+        raise ValueError(f"model.logit_soft_cap: expected a positive number or none, got {cap}")
     d_model, num_heads, num_kv_heads = hparams["d_model"], hparams["num_heads"], hparams["num_kv_heads"]
     if d_model % num_heads:
         raise ValueError(f"model: d_model ({d_model}) is not divisible by num_heads ({num_heads})")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformerlm.tokenizer.engines import Engine, check_engine, use_compiled
-from transformerlm.tokenizer.memory_limit import REFERENCE_BYTES_PER_SLOT, check_memory_limit
+from transformerlm.tokenizer.memory_limit import REFERENCE_BYTES_PER_SLOT, Memory, check_memory_limit
 from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, resolve_num_workers
 from transformerlm.tokenizer.pretokenize import DEFAULT_PATTERN, SpecialTokenSplitter, pre_tokenize, safe_pieces
 from transformerlm.utils.text_files import ReadStats, expand_inputs, read_text, total_bytes
@@ -63,7 +63,9 @@ def train_bpe(
         text_field: where the text stands in a line of a `.jsonl` file.
         pattern: how text is cut into pre-tokens, a name in `pretokenize.PATTERNS`.
         engine: "reference", "compiled" (same result, needs numba), or "auto": the compiled one for large inputs.
-        memory_limit_mb: what counting and merging may take, in megabytes, besides the libraries and the text in hand.
+        memory_limit_mb: what counting and merging may hold in memory, in megabytes, besides the libraries and the text
+            in hand. Beyond it the compiled engine goes on in temporary files (see `memory_limit.Memory`), with a
+            warning, and the reference refuses.
         progress: called with ("count", bytes read, bytes in all), then with ("merge", merges done, merges wanted).
         stats: filled with what the reading met, such as bytes that are not UTF-8.
 
@@ -73,7 +75,8 @@ def train_bpe(
 
     Raises:
         ValueError: `vocab_size` below 256 + the special tokens, special tokens that cannot be, inputs without any
-            text, or with distinct words that need more memory than the limit.
+            text, or with distinct words that need more memory than the limit (the reference only).
+        OSError: a file that cannot be read, or no room for the temporary files.
     """
     specials = list(special_tokens)
     _check_request(vocab_size, specials)
@@ -124,10 +127,10 @@ def _learn_compiled(
 
     splitter = SpecialTokenSplitter(specials, pattern=pattern)
     stats = stats if stats is not None else ReadStats()
-    num_bytes = total_bytes(paths)
+    num_bytes, memory = total_bytes(paths), Memory(memory_limit_mb)
     counter = compiled_counter.PieceCounter(
         specials, pattern=pattern, num_threads=resolve_num_workers(num_workers, num_bytes),
-        memory_limit_mb=memory_limit_mb,
+        memory=memory,
     )  # fmt: skip
     for replaced in counter.count(_chunks(paths, splitter, text_field=text_field, stats=stats)):
         stats.invalid_utf8 += replaced
@@ -135,9 +138,7 @@ def _learn_compiled(
             progress("count", stats.disk_bytes, num_bytes)
     if counter.add_up() == 0:
         return None
-    return compiled_trainer.learn_merges(
-        counter.words(), num_merges, progress=progress, memory_limit_mb=memory_limit_mb
-    )
+    return compiled_trainer.learn_merges(counter.words(), num_merges, progress=progress, memory=memory)
 
 
 def _chunks(

@@ -7,7 +7,6 @@ are 64-bit.
 
 from __future__ import annotations
 
-import mmap
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -21,7 +20,7 @@ from transformerlm.tokenizer._jit import PADDING
 from transformerlm.tokenizer.byte_chunks import Chunk, chunk_of, made_valid
 from transformerlm.tokenizer.compiled import PATTERNS, SpecialTokens, hash_shift
 from transformerlm.tokenizer.engines import compiling
-from transformerlm.tokenizer.memory_limit import COMPILED_BYTES_PER_SLOT, check_memory_limit
+from transformerlm.tokenizer.memory_limit import Memory
 from transformerlm.tokenizer.parallel import map_in_order
 from transformerlm.tokenizer.unicode_tables import unicode_table
 
@@ -30,7 +29,7 @@ Array = np.ndarray[Any, Any]
 TABLE_BYTES = 1 << 26  # a thread's share where no limit is given
 
 _FIRST_SLOTS = 1 << 12
-_BYTES_PER_PIECE = 165  # a growing table's, 32 / (3/4) and twice that, and an eighth and a tenth for the threads'
+_OF_THE_WHOLE = 1.25  # beside the table of all: an eighth of the limit for the threads', and their words
 
 
 class Words(NamedTuple):
@@ -50,7 +49,7 @@ class PieceCounter:
         *,
         pattern: str,
         num_threads: int = 1,
-        memory_limit_mb: float | None = None,
+        memory: Memory | None = None,
     ) -> None:
         """Prepare; of a limit the threads' tables get an eighth, since the words that they hold may be in all of them.
 
@@ -58,20 +57,20 @@ class PieceCounter:
             special_tokens: cut the text and are not counted.
             pattern: a name in `PATTERNS`.
             num_threads: how many count at a time.
-            memory_limit_mb: what the distinct words may need to be counted, and to be learned from.
+            memory: where the distinct words go; by default without a limit.
         """
         self._specials = SpecialTokens(dict.fromkeys(special_tokens, 0))
         self._pattern = PATTERNS[pattern]
         self._num_threads = num_threads
-        self._limit_mb = memory_limit_mb
-        self._share = TABLE_BYTES if memory_limit_mb is None else int(memory_limit_mb * 1e6) // (8 * num_threads)
+        self._memory = Memory() if memory is None else memory
+        self._share = min(TABLE_BYTES, self._memory.limit_bytes / (8 * num_threads))
         self._tables: LifoQueue[PieceCounts] = LifoQueue()
-        self._total = PieceCounts()
+        self._total = PieceCounts(self._memory)
         self._lock = threading.Lock()
         with compiling("train"):
             self._count(chunk_of(["a"]))
             self._add_to_total(self._tables.get_nowait())
-        self._total = PieceCounts()
+        self._total = PieceCounts(self._memory)
 
     def count(self, chunks: Iterable[Chunk]) -> Iterator[int]:
         """Count chunk by chunk, as many at a time as there are threads; yield how many U+FFFD each was given.
@@ -88,7 +87,7 @@ class PieceCounter:
         while not self._tables.empty():
             table = self._tables.get_nowait()
             if self._total.num_pieces == 0:
-                self._total = table
+                self._total, table.memory = table, self._memory
             else:
                 self._add_to_total(table)
         return self._total.num_pieces
@@ -96,7 +95,7 @@ class PieceCounter:
     def words(self) -> Words:
         """Return what came together, and forget it."""
         self.add_up()
-        words, self._total = list_words(self._total), PieceCounts()
+        words, self._total = list_words(self._total), PieceCounts(self._memory)
         return words
 
     def _count(self, chunk: Chunk) -> int:
@@ -121,9 +120,6 @@ class PieceCounter:
         words = list_words(table)
         with self._lock:
             add_words(self._total, words)
-            number, num_bytes = self._total.num_pieces, self._total.num_bytes
-        needed = max(_BYTES_PER_PIECE * number, COMPILED_BYTES_PER_SLOT * (number + num_bytes))
-        check_memory_limit(self._limit_mb, needed, num_words=number)
 
     @contextmanager
     def _table(self) -> Iterator[PieceCounts]:
@@ -139,8 +135,9 @@ class PieceCounter:
 class PieceCounts:
     """A table of pieces and their counts that grows as its kernels ask; see `_kernels.py` for what is in it."""
 
-    def __init__(self) -> None:
-        self.slots = _zeros(_FIRST_SLOTS * kernels.SLOT_WORDS)
+    def __init__(self, memory: Memory | None = None) -> None:
+        self.memory = Memory() if memory is None else memory
+        self.slots = self.memory.zeros(_FIRST_SLOTS * kernels.SLOT_WORDS, np.uint64, in_all=0)
         self.long_bytes = np.zeros(1 << 12, dtype=np.uint8)
         self.used = np.zeros(3, dtype=np.int64)
 
@@ -166,11 +163,13 @@ class PieceCounts:
 
     def make_room(self, need: int, length: int) -> None:
         """Give a kernel what it lacks for a piece of `length` bytes."""
+        in_all = _OF_THE_WHOLE * self.bytes_to_grow(need, length)
         if need == kernels.NEED_SLOTS:
-            old, self.slots = self.slots, _zeros(2 * len(self.slots))
+            old, self.slots = self.slots, self.memory.zeros(2 * len(self.slots), np.uint64, in_all=in_all)
             kernels.rehash(old, self.slots, self.shift)
         else:
-            short, self.long_bytes = self.long_bytes, np.zeros(2 * len(self.long_bytes) + length + 8, dtype=np.uint8)
+            size = 2 * len(self.long_bytes) + length + 8
+            short, self.long_bytes = self.long_bytes, self.memory.zeros(size, np.uint8, in_all=in_all)
             self.long_bytes[: len(short)] = short
 
     def clear(self) -> None:
@@ -181,9 +180,11 @@ class PieceCounts:
 
 def list_words(table: PieceCounts) -> Words:
     """Return the pieces of a table and their counts."""
-    number = table.num_pieces
-    data = np.zeros(table.num_bytes + PADDING, dtype=np.uint8)
-    ends, counts = np.empty(number, dtype=np.int64), np.empty(number, dtype=np.uint64)
+    number, num_bytes = table.num_pieces, table.num_bytes + PADDING
+    in_all = table.slots.nbytes + len(table.long_bytes) + num_bytes + 16 * number
+    data = table.memory.zeros(num_bytes, np.uint8, in_all=in_all)
+    ends = table.memory.zeros(number, np.int64, in_all=in_all)
+    counts = table.memory.zeros(number, np.uint64, in_all=in_all)
     kernels.list_pieces(table.slots, table.long_bytes, data, ends, counts)
     return Words(data, ends, counts)
 
@@ -195,8 +196,3 @@ def add_words(table: PieceCounts, words: Words) -> None:
         words.data, words.ends, words.counts, cursor, table.slots, table.shift, table.used, table.long_bytes
     ):
         table.make_room(need, int(cursor[kernels.NEEDED]))
-
-
-def _zeros(number: int) -> Array:
-    """Return 64-bit zeros in pages of their own: what a thread frees otherwise, the allocator keeps for that thread."""
-    return np.frombuffer(mmap.mmap(-1, 8 * number), dtype=np.uint64)

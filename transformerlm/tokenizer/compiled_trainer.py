@@ -10,7 +10,7 @@ from transformerlm.tokenizer import _train_kernels as train_kernels
 from transformerlm.tokenizer.compiled import hash_shift
 from transformerlm.tokenizer.compiled_counter import Words
 from transformerlm.tokenizer.engines import compiling
-from transformerlm.tokenizer.memory_limit import COMPILED_BYTES_PER_SLOT, check_memory_limit
+from transformerlm.tokenizer.memory_limit import COMPILED_BYTES_PER_SLOT, Memory
 from transformerlm.tokenizer.parallel import ProgressCallback
 
 Array = np.ndarray[Any, Any]
@@ -27,15 +27,16 @@ def learn_merges(
     num_merges: int,
     *,
     progress: ProgressCallback | None = None,
-    memory_limit_mb: float | None = None,
+    memory: Memory | None = None,
 ) -> list[tuple[bytes, bytes]]:
     """Return the first `num_merges` merges for these words, fewer when no pair is left.
 
     Raises:
-        ValueError: more than 2 GB of distinct words, or more than the limit allows.
+        ValueError: more than 2 GB of distinct words.
+        OSError: what is beyond the memory's limit does not fit on the disk.
     """
     with compiling("train"):
-        learner = _Learner(words, num_merges, memory_limit_mb)
+        learner = _Learner(words, num_merges, Memory() if memory is None else memory)
         del words  # laid out, they are there twice
         learner.start()
         learner.learn(0)
@@ -66,20 +67,20 @@ class _Learner:
 
     spelled: Array
 
-    def __init__(self, words: Words, num_merges: int, memory_limit_mb: float | None) -> None:
+    def __init__(self, words: Words, num_merges: int, memory: Memory) -> None:
         num_slots = int(words.ends[-1]) + len(words.ends) + 1 if len(words.ends) else 1
         if num_slots >= MAX_SLOTS:
             raise ValueError(
                 f"inputs: expected distinct words of less than {MAX_SLOTS / 1e9:.1f} GB in all, found "
                 f"{num_slots / 1e9:.1f} GB (train on less text, or on text with shorter words)"
             )
-        self._limit_mb = memory_limit_mb
+        self._memory = memory
         self.facts = np.zeros(6, dtype=np.int64)
         self.word_counts: Array = words.counts.view(np.int64)
-        self._check(_FIRST_PAIRS, num_slots)
-        self.slots = np.empty(num_slots, dtype=np.int32)
-        self.weights = np.empty(num_slots, dtype=np.int32)
-        self.places = np.empty(3 * num_slots, dtype=np.int32)
+        in_all = self._bytes_in_all(_FIRST_PAIRS, num_slots)
+        self.slots = memory.zeros(num_slots, np.int32, in_all=in_all)
+        self.weights = memory.zeros(num_slots, np.int32, in_all=in_all)
+        self.places = memory.zeros(3 * num_slots, np.int32, in_all=in_all)
         train_kernels.lay_out(words.data, words.ends, self.word_counts, self.slots, self.weights)
         self._make_tokens(256 + num_merges)
         self._make_pairs(_FIRST_PAIRS)
@@ -132,11 +133,14 @@ class _Learner:
 
     def _make_pairs(self, room: int) -> None:
         """Make the arrays with a row for each pair; only the index is written to before there are pairs."""
-        self.pairs: Array = np.empty((room, train_kernels.PAIR_COLUMNS), dtype=np.int64)
-        self.following: Array = np.empty(room, dtype=np.int32)
-        self.counts: Array = np.empty(room, dtype=np.int64)
-        self.heap: Array = np.empty(room, dtype=np.int32)
-        self.index: Array = np.full(2 * room, train_kernels.NONE, dtype=np.int32)
+        in_all = self._bytes_in_all(room, len(self.slots))
+        columns = train_kernels.PAIR_COLUMNS
+        self.pairs: Array = self._memory.zeros(room * columns, np.int64, in_all=in_all).reshape(room, columns)
+        self.following: Array = self._memory.zeros(room, np.int32, in_all=in_all)
+        self.counts: Array = self._memory.zeros(room, np.int64, in_all=in_all)
+        self.heap: Array = self._memory.zeros(room, np.int32, in_all=in_all)
+        self.index: Array = self._memory.zeros(2 * room, np.int32, in_all=in_all)
+        self.index[:] = train_kernels.NONE
         self.shift = hash_shift(2 * room)
 
     def _more_pairs(self) -> None:
@@ -145,7 +149,6 @@ class _Learner:
         room = len(self.pairs) * 2
         while room < wanted:
             room *= 2
-        self._check(room, len(self.slots))
         pairs, following, counts, heap = self.pairs, self.following, self.counts, self.heap
         self._make_pairs(room)
         self.pairs[:number], self.following[:number] = pairs[:number], following[:number]
@@ -153,6 +156,5 @@ class _Learner:
         self.counts[:size], self.heap[:size] = counts[:size], heap[:size]
         train_kernels.index_pairs(self.pairs, number, self.index, self.shift)
 
-    def _check(self, num_pairs: int, num_slots: int) -> None:
-        needed = COMPILED_BYTES_PER_SLOT * num_slots + self.word_counts.nbytes + _PAIR_BYTES * num_pairs
-        check_memory_limit(self._limit_mb, needed, num_words=len(self.word_counts))
+    def _bytes_in_all(self, num_pairs: int, num_slots: int) -> int:
+        return COMPILED_BYTES_PER_SLOT * num_slots + self.word_counts.nbytes + _PAIR_BYTES * num_pairs

@@ -11,13 +11,12 @@ Every error is a ValueError of one line: the file (and line), what was expected,
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from transformerlm.utils.files import write_whole
 from transformerlm.utils.json_files import read_json_object, read_limited
 
 VOCAB_FILE = "vocab.json"
@@ -73,13 +72,13 @@ def save_vocab(vocab: Mapping[int, bytes], path: Path, special_tokens: Iterable[
             f"{path}: expected each token to be written differently, found a special token that reads as another token"
         )
     ids = {name: token_id for token_id, name in names.items()}
-    write_atomically(path, json.dumps(ids, ensure_ascii=False, indent=0) + "\n")
+    write_whole(path, json.dumps(ids, ensure_ascii=False, indent=0) + "\n")
 
 
 def save_merges(merges: Sequence[tuple[bytes, bytes]], path: Path) -> None:
     """Write `merges.txt`, the merges in order; the file appears whole or not at all."""
     lines = [_VERSION_LINE, *(f"{token_to_text(left)} {token_to_text(right)}" for left, right in merges)]
-    write_atomically(path, "\n".join(lines) + "\n")
+    write_whole(path, "\n".join(lines) + "\n")
 
 
 def load_vocab(path: Path, special_tokens: Iterable[str] = ()) -> dict[int, bytes]:
@@ -171,23 +170,6 @@ def check_merges(
         seen.add((left, right))
         made.add(new)
         used.update((left, right))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file beside its place, make it durable, and move it there."""
-    unfinished = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with unfinished.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except OSError as error:
-        error.filename = str(path)  # a write on a full disk does not say where
-        raise
-    finally:
-        with suppress(FileNotFoundError):
-            unfinished.unlink()
 
 
 def read_json_file(path: Path, *, max_bytes: int) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from transformerlm.tokenizer.pretokenize import (
     pre_tokenize,
     safe_pieces,
 )
+from transformerlm.utils.files import write_whole
 from transformerlm.utils.text_files import expand_inputs, is_plain_text, read_text, total_bytes
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class Tokenizer:
         self._encoder: CompiledEncoder | None = None
         self._decoder: CompiledDecoder | None = None
         self._numbers: np.ndarray | None = None
+        self._fingerprint: str | None = None
 
     @classmethod
     def from_files(
@@ -155,7 +157,7 @@ class Tokenizer:
             "special_tokens": self.special_tokens,
             "sha256": self.fingerprint(),
         }
-        io.write_atomically(directory / io.SPECIALS_FILE, json.dumps(record, ensure_ascii=False, indent=2) + "\n")
+        write_whole(directory / io.SPECIALS_FILE, json.dumps(record, ensure_ascii=False, indent=2) + "\n")
 
     def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[object, ...]]:
         """Pickle as the parts; caches stay here."""
@@ -319,11 +321,13 @@ class Tokenizer:
 
     def fingerprint(self) -> str:
         """Return a sha256 in hex over vocabulary, merges, special tokens and pattern, not over the files' layout."""
-        tokens = [self.vocab[token_id].hex() for token_id in range(self.vocab_size)]
-        merges = [[left.hex(), right.hex()] for left, right in self.merges]
-        specials = sorted(self.special_token_ids.items(), key=lambda item: item[1])
-        record = {"pattern": self.pattern, "vocab": tokens, "merges": merges, "special_tokens": specials}
-        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+        if self._fingerprint is None:
+            tokens = [self.vocab[token_id].hex() for token_id in range(self.vocab_size)]
+            merges = [[left.hex(), right.hex()] for left, right in self.merges]
+            specials = sorted(self.special_token_ids.items(), key=lambda item: item[1])
+            record = {"pattern": self.pattern, "vocab": tokens, "merges": merges, "special_tokens": specials}
+            self._fingerprint = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+        return self._fingerprint
 
     def encode_piece(self, piece: str) -> list[int]:
         """Return the ids of one pre-token, without the cache."""

@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 
 from profiling import nvtx
 from transformerlm.distributed import World, all_reduce_sum, average_gradients
+from transformerlm.models.transformer import TransformerLM
+from transformerlm.training.head_loss import training_loss
 from transformerlm.training.loss import cross_entropy
 from transformerlm.training.optim import clip_grad_norm
 
@@ -52,7 +54,7 @@ class EvalResult:
 
 
 def train_step(
-    model: nn.Module,
+    model: TransformerLM,
     optimizer: Optimizer,
     micro_batches: Sequence[Batch],
     *,
@@ -60,23 +62,26 @@ def train_step(
     max_grad_norm: float,
     autocast: Autocast,
     world: World,
+    z_loss: float = 0.0,
     accept: Callable[[StepResult], bool] = is_finite,
 ) -> StepResult:
     """Make one optimizer step on the mean loss over all tokens of all micro-batches and ranks.
 
     Each micro-batch `(batch, seq)` adds the gradient of its share of the loss, so that k micro-batches of b sequences
-    give the gradient of one batch of k b. `max_grad_norm` 0 does not clip. A step that `accept` refuses is not made:
-    weights, optimizer and learning rate stay as they were. The numbers that it is shown are the same on all ranks.
+    give the gradient of one batch of k b. `z_loss` is `training_loss`'s, and is not in the loss that is returned.
+    `max_grad_norm` 0 does not clip. A step that `accept` refuses is not made: weights, optimizer and learning rate stay
+    as they were. The numbers that it is shown are the same on all ranks. `model` may be compiled.
     """
     tokens = sum(targets.numel() for _, targets in micro_batches)
     loss = torch.zeros((), dtype=torch.float32, device=micro_batches[0][0].device)
     optimizer.zero_grad(set_to_none=True)
     for inputs, targets in micro_batches:
         with nvtx.range("forward"), autocast():
-            share = cross_entropy(model(inputs), targets) * (targets.numel() / tokens)
+            entropy, minimised = batch_loss(model, inputs, targets, z_loss=z_loss)
+        share = targets.numel() / tokens
         with nvtx.range("backward"):
-            share.backward()  # type: ignore[no-untyped-call]
-        loss += share.detach()
+            (minimised * share).backward()  # type: ignore[no-untyped-call]
+        loss += entropy.detach() * share
     with nvtx.range("optimizer"):
         average_gradients(model.parameters(), world, weight=tokens)
         norm = clip_grad_norm(model.parameters(), max_grad_norm or math.inf)
@@ -89,6 +94,12 @@ def train_step(
             group["lr"] = learning_rate
         optimizer.step()
     return result
+
+
+def batch_loss(model: TransformerLM, inputs: Tensor, targets: Tensor, *, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Return `training_loss` of ids and targets `(batch, seq)`: the cross-entropy, and what to minimise."""
+    hidden = model(inputs, head=False)
+    return training_loss(hidden, model.head_weight, targets, soft_cap=model.logit_soft_cap, z_loss=z_loss)
 
 
 @torch.no_grad()

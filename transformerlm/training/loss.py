@@ -60,7 +60,7 @@ class _BlockedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         losses = torch.empty(len(logits), device=logits.device, dtype=upcast(logits[:0]).dtype)
         log_totals = torch.empty_like(losses)
-        for block in _blocks(logits):
+        for block in blocks(logits):
             losses[block], log_totals[block] = _negative_log_likelihood(logits[block], targets[block])
         ctx.save_for_backward(logits, targets, log_totals)
         return losses
@@ -70,7 +70,7 @@ class _BlockedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor, None]:
         logits, targets, log_totals = ctx.saved_tensors
         grad_logits = torch.empty_like(logits)
-        for block in _blocks(logits):
+        for block in blocks(logits):
             scale = grad_losses[block].unsqueeze(-1)
             grad = logits[block].to(log_totals.dtype, copy=True)
             grad.sub_(log_totals[block].unsqueeze(-1)).exp_().mul_(scale)
@@ -78,7 +78,8 @@ class _BlockedCrossEntropy(torch.autograd.Function):
         return grad_logits, None
 
 
-def _blocks(logits: Tensor) -> Iterator[slice]:
+def blocks(logits: Tensor) -> Iterator[slice]:
+    """Yield slices of the rows of `logits` `(rows, vocab)` that fit the processor's cache."""
     elements = _BLOCK_ELEMENTS.get(logits.device.type, _DEFAULT_BLOCK_ELEMENTS)
     num_rows = max(1, elements // logits.shape[-1])
     return (slice(start, start + num_rows) for start in range(0, len(logits), num_rows))

@@ -18,7 +18,7 @@ from transformerlm.distributed import World, all_reduce_min
 from transformerlm.models.estimates import estimate_training_memory
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.checkpoint import load_config_of
-from transformerlm.training.loss import cross_entropy
+from transformerlm.training.loop import batch_loss
 from transformerlm.utils.device import available_memory_bytes, device_memory_bytes, synchronize
 from transformerlm.utils.dtypes import Precision, autocast
 
@@ -119,7 +119,7 @@ def _runs(model: TransformerLM, size: int, held: int, device: torch.device, prec
         block = torch.empty(held, dtype=torch.uint8, device=device)
         ids = torch.arange(size * model.context_length, device=device).view(size, -1) % model.vocab_size
         with autocast(device, precision):
-            loss = cross_entropy(model(ids), ids)
+            _, loss = batch_loss(model, ids, ids)
         loss.backward()  # type: ignore[no-untyped-call]
         synchronize(device)
         del block

@@ -15,7 +15,8 @@ from transformerlm.utils.dtypes import Precision
 
 _CPUINFO = Path("/proc/cpuinfo")
 _VECTOR_FLAGS = ("amx", "avx", "fma", "f16c", "sse4", "sve", "asimd", "bf16", "i8mm")
-_RUNTIME_ONLY = ("attention", "activation_checkpointing")  # these change how a model computes, not what
+# These change how a model computes, or the weights it begins with, and not what it computes.
+_SAME_FUNCTION = ("attention", "activation_checkpointing", "zero_init_outputs")
 
 
 def check_same_model(directory: Path, config: TrainConfig, model: TransformerLM) -> None:
@@ -74,7 +75,7 @@ def _other_hparams(saved: TrainConfig, model: TransformerLM) -> list[tuple[str, 
     return [
         (f"model.{name}", theirs[name], value)
         for name, value in model.hparams().items()
-        if value != theirs[name] and name not in _RUNTIME_ONLY
+        if value != theirs[name] and name not in _SAME_FUNCTION
     ]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from config.io import dump_toml
@@ -31,9 +31,9 @@ from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training import checkpoint, same_run
 from transformerlm.training.data import Prefetcher, TokenDataset, get_batch, sample_starts, sequential_batches
 from transformerlm.training.guard import GuardState, Trouble, write_batch
-from transformerlm.training.loop import EvalResult, StepResult, evaluate, train_step
-from transformerlm.training.loss import cross_entropy
+from transformerlm.training.loop import EvalResult, StepResult, batch_loss, evaluate, train_step
 from transformerlm.training.micro_batch import sequences_per_pass
+from transformerlm.training.muon import Muon, muon_groups
 from transformerlm.training.norms import NormRecorder
 from transformerlm.training.optim import SGD, AdamW, parameter_groups
 from transformerlm.training.schedule import learning_rate
@@ -119,9 +119,9 @@ class Trainer:
         seed_everything(config.training.seed)
         self.raw_model = TransformerLM(**config.model.model_dump()).to(runtime.device)
         broadcast_parameters(self.raw_model, runtime.world)
-        self.optimizer = build_optimizer(self.raw_model, config)
+        self.optimizer = build_optimizer(self.raw_model, config, precision=runtime.precision)
         self.norms = NormRecorder(self.raw_model) if config.training.log_norms else None
-        self.model: nn.Module = torch.compile(self.raw_model) if config.training.compile else self.raw_model  # type: ignore[assignment]
+        self.model: TransformerLM = torch.compile(self.raw_model) if config.training.compile else self.raw_model  # type: ignore[assignment]
         self.autocast = partial(autocast, runtime.device, runtime.precision)
         self._token_bytes = token_bytes(tokenizer, config.model.vocab_size, runtime.device)
 
@@ -193,6 +193,7 @@ class Trainer:
             max_grad_norm=self.config.optimizer.max_grad_norm,
             autocast=self.autocast,
             world=self.runtime.world,
+            z_loss=training.z_loss,
             accept=lambda result: trouble_with(result) is None,
         )
         trouble = trouble_with(result)
@@ -284,7 +285,7 @@ class Trainer:
             start = time.perf_counter()
             inputs, targets = micro_batches[0]
             with self.autocast():
-                loss = cross_entropy(self.model(inputs), targets)
+                _, loss = batch_loss(self.model, inputs, targets)
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.zero_grad(set_to_none=True)
             synchronize(self.runtime.device)
@@ -455,13 +456,20 @@ class Trainer:
             checkpoint.point(self.checkpoints / "best", directory)  # a kill may have come before this
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
+def build_optimizer(model: TransformerLM, config: TrainConfig, *, precision: Precision = "fp32") -> Optimizer:
     """Return the optimizer that the configuration names, over the model's parameters."""
     settings = config.optimizer
-    groups: Any = parameter_groups(model, weight_decay=settings.weight_decay)
+    decay, betas = settings.weight_decay, (settings.beta1, settings.beta2)
+    if settings.name == "muon":
+        momentum = 0.95 if settings.momentum is None else settings.momentum
+        groups: Any = muon_groups(model, weight_decay=decay)
+        return Muon(
+            groups, settings.learning_rate, momentum=momentum, betas=betas, eps=settings.eps, precision=precision
+        )
+    groups = parameter_groups(model, weight_decay=decay)
     if settings.name == "sgd":
-        return SGD(groups, settings.learning_rate, momentum=settings.momentum)
-    return AdamW(groups, settings.learning_rate, betas=(settings.beta1, settings.beta2), eps=settings.eps)
+        return SGD(groups, settings.learning_rate, momentum=settings.momentum or 0.0)
+    return AdamW(groups, settings.learning_rate, betas=betas, eps=settings.eps)
 
 
 def num_accumulation_steps(batch_size: int, micro_batch_size: int | None, world_size: int) -> int:

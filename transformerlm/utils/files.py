@@ -38,9 +38,11 @@ def write_whole(path: Path, data: str | bytes) -> None:
         unfinished.write_bytes(data.encode() if isinstance(data, str) else data)
         sync(unfinished)
         unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        error.filename = str(path)  # a write on a full disk does not say where
         raise
+    finally:
+        unfinished.unlink(missing_ok=True)
     sync(path.parent)
 
 

@@ -1,0 +1,78 @@
+"""Where every command begins: signals are taken care of first, and only then is anything imported that takes time."""
+
+from __future__ import annotations
+
+import os
+import signal
+from functools import partial
+from importlib import import_module
+from types import FrameType
+
+# What stops a training run, and its exit code. SIGUSR1 is how a batch system says that time is nearly over: nothing has
+# failed, the job is to be queued again.
+STOP_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 0}
+
+
+def run(module: str) -> None:
+    """Import a command's module and call its `main`, which ends by SystemExit; at any time a signal is one line.
+
+    Training takes care of all of `STOP_CODES` (Windows has no SIGUSR1), the others of Ctrl-C, unless it is ignored: so
+    a shell starts what is to run in the background.
+    """
+    if module == "cli.train":
+        handlers = {getattr(signal, name): _stop_training for name in STOP_CODES if hasattr(signal, name)}
+    else:
+        can_interrupt = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        handlers = {signal.SIGINT: _interrupt} if can_interrupt else {}
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    try:
+        import_module(module).main()
+    except KeyboardInterrupt:  # a second one, while the command cleaned up after the first
+        leave("interrupted", STOP_CODES["SIGINT"])
+    finally:  # Python takes itself apart now: what a handler raised there would be shown as a traceback
+        for number in handlers:
+            over = number in (signal.SIGINT, signal.SIGTERM)
+            signal.signal(number, signal.SIG_DFL if over else signal.SIG_IGN)
+
+
+def leave(line: str, code: int) -> None:
+    """End the process at once, with a line on stderr.
+
+    During an import nothing else is sure to: an exception may come up in a callback that drops it, or in a library that
+    takes it for a sign that something optional is missing.
+    """
+    try:
+        os.write(2, f"{line}\n".encode())
+    finally:
+        os._exit(code)
+
+
+def is_importing(frame: FrameType | None) -> bool:
+    """Whether an `import` has led to this frame."""
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
+
+
+def _stop_training(number: int, frame: FrameType | None) -> None:
+    name = signal.Signals(number).name
+    leave(f"{name}: stopped before the first step", STOP_CODES[name])
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if is_importing(frame):
+        leave("interrupted", STOP_CODES["SIGINT"])
+    raise KeyboardInterrupt
+
+
+quickstart = partial(run, "cli.quickstart")
+download = partial(run, "cli.download")
+train_tokenizer = partial(run, "cli.train_tokenizer")
+make_data = partial(run, "cli.make_data")
+plan = partial(run, "cli.plan")
+train = partial(run, "cli.train")
+infer = partial(run, "cli.infer")
+export = partial(run, "cli.export")
+import_ = partial(run, "cli.import_")
+eval = partial(run, "cli.eval")

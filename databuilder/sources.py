@@ -1,0 +1,168 @@
+"""Several texts in one training file, each as often as its weight says.
+
+A weight is the number of times that each training document of a source comes in the training file: 2 is twice, 0.5 is
+every other document, 2.5 is twice and every other one a third time. Validation documents are chosen first, come once,
+and are never in training.
+
+The copies of a document are far apart, as in epochs: a source is written whole, then whole again, and last the part
+that the fraction asks for. Side by side, a model would learn to copy from one to the next. Text is read and encoded
+once; the other passes read ids from the token file itself, block by block.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from databuilder.token_file import TokenFileWriter
+from transformerlm.utils.text_files import expand_inputs, total_bytes
+
+Array = np.ndarray[Any, Any]
+PathName = str | os.PathLike[str]
+
+_GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)  # its fractional part, in units of 2^-64
+
+
+@dataclass(frozen=True)
+class Source:
+    """Text files and globs, and the number of times that each of their documents comes in the training file."""
+
+    input: PathName | Sequence[PathName]
+    weight: float = 1.0
+    text_field: str | None = None
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """What one token file holds of one source; `bytes` counts as in `SplitReport`."""
+
+    input: list[str]
+    weight: float
+    documents: int
+    tokens: int
+    bytes: int
+
+
+class SourceFiles:
+    """A source whose files were found; `name` is for errors, `weighted` tells whether it was given as a `Source`."""
+
+    def __init__(self, name: str, source: Source, *, text_field: str, weighted: bool = True) -> None:
+        if not (math.isfinite(source.weight) and source.weight > 0):
+            raise ValueError(f"expected a weight above 0, found {source.weight}")
+        self.name = name
+        self.weighted = weighted
+        self.weight = source.weight
+        self.text_field = source.text_field or text_field
+        names = [source.input] if isinstance(source.input, str | os.PathLike) else source.input
+        self.input = [os.fspath(name) for name in names]
+        self.paths = expand_inputs(self.input)
+        self.disk_bytes = total_bytes(self.paths)
+
+
+def find_sources(inputs: PathName | Sequence[PathName] | Sequence[Source], text_field: str) -> list[SourceFiles]:
+    """Find the files of each source; inputs without weights are one source of weight 1.
+
+    Raises:
+        ValueError: a weight that is no number above 0, a file in two sources, or as `expand_inputs`.
+        OSError: as `expand_inputs`; the message names the source.
+    """
+    if isinstance(inputs, str | os.PathLike) or not any(isinstance(item, Source) for item in inputs):
+        source = Source(cast("PathName | Sequence[PathName]", inputs))
+        return [SourceFiles("inputs", source, text_field=text_field, weighted=False)]
+    sources: list[SourceFiles] = []
+    owners: dict[Path, str] = {}
+    for number, source in enumerate(cast("Sequence[Source]", inputs)):
+        name = f"sources.{number}"
+        try:
+            sources.append(SourceFiles(name, source, text_field=text_field))
+        except (ValueError, OSError) as error:
+            raise type(error)(f"{name}: {error}") from None
+        for path in sources[-1].paths:
+            owner = owners.setdefault(path.resolve(), name)
+            if owner != name:  # a document held out of one would be trained on from the other
+                raise ValueError(f"{name}: expected files of its own, found {path}, which is in {owner} too")
+    return sources
+
+
+def are_chosen(indexes: Array, fraction: float) -> Array:
+    """Tell which documents an evenly spread `fraction` of all holds, bool `(documents,)`, by their numbers from 0 on.
+
+    Document i is chosen when the fractional part of i times the golden ratio is below the fraction.
+    """
+    chosen: Array = indexes.astype(np.uint64) * _GOLDEN_RATIO < np.uint64(math.ceil(fraction * (1 << 64)))
+    return chosen
+
+
+class Thinner:
+    """Takes an evenly spread fraction of the documents from a stream of ids, and counts what it takes."""
+
+    def __init__(self, fraction: float, separator_id: int, num_bytes_of: Callable[[Array], int]) -> None:
+        self.num_documents = 0
+        self.num_bytes = 0
+        self._fraction = fraction
+        self._separator_id = separator_id
+        self._num_bytes_of = num_bytes_of
+        self._num_seen = 0
+
+    def __call__(self, ids: Array) -> Array:
+        """Return the ids of the chosen documents, with their separators."""
+        ends = ids == self._separator_id
+        documents = np.cumsum(ends) - ends + self._num_seen  # the number of the document that each id is in
+        chosen = are_chosen(documents, self._fraction)
+        self._num_seen += int(np.count_nonzero(ends))
+        self.num_documents += int(np.count_nonzero(ends & chosen))
+        taken: Array = ids[chosen]
+        self.num_bytes += self._num_bytes_of(taken)
+        return taken
+
+
+class SourceWriter:
+    """Appends one source's documents to the token files, those for training as often as its weight says."""
+
+    def __init__(self, source: SourceFiles, writers: Sequence[TokenFileWriter], thinner: Thinner) -> None:
+        self._source = source
+        self._writers = writers
+        self._starts = [writer.tokens for writer in writers]
+        self._whole_passes = int(source.weight)
+        self._thinner = thinner
+
+    def append(self, parts: Sequence[Array]) -> None:
+        """Write the ids of documents for training and of those for validation."""
+        train, valid = parts
+        if not self._whole_passes:
+            train = self._thinner(train)
+        for writer, ids in zip(self._writers, (train, valid), strict=False):
+            writer.append(ids)
+
+    def finish(self, num_documents: Array, num_bytes: Array) -> list[SourceReport]:
+        """Write the passes that are left, and return what each file holds of the source.
+
+        Args:
+            num_documents: how many the source has for training and for validation, each counted once, int `(2,)`.
+            num_bytes: how many bytes they have, int `(2,)`.
+
+        Raises:
+            ValueError: the source has no document.
+        """
+        source, train = self._source, self._writers[0]
+        if not num_documents.any():
+            raise ValueError(f"{source.name}: expected text, found none in {', '.join(map(str, source.paths))}")
+        end = train.tokens
+        for number in range(1, math.ceil(source.weight)):
+            for ids in train.blocks(self._starts[0], end):
+                train.append(ids if number < self._whole_passes else self._thinner(ids))
+        passes = np.array([self._whole_passes, 1])
+        documents = (num_documents * passes + [self._thinner.num_documents, 0]).tolist()
+        sizes = (num_bytes * passes + [self._thinner.num_bytes, 0]).tolist()
+        return [
+            SourceReport(
+                source.input, source.weight, documents[split], writer.tokens - self._starts[split], sizes[split]
+            )
+            for split, writer in enumerate(self._writers)
+        ]

@@ -1,0 +1,125 @@
+"""Muon: momentum whose matrices are made orthogonal, and AdamW for all that is no hidden matrix.
+
+    M <- momentum M + G                              momentum of the gradient G
+    U  = G + momentum M                              Nesterov's look ahead
+    W <- (1 - lr weight_decay) W - lr 0.2 sqrt(max(rows, columns)) orthogonal(U)
+
+`orthogonal(U)` keeps the singular vectors of U and sets its singular values to about 1, so that every direction of a
+matrix learns at the same pace (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"). The
+factor gives an update the root mean square of AdamW's, so that learning rate and weight decay are those of AdamW (Liu
+et al. 2025, "Muon is scalable for LLM training", section 2.2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transformerlm.models.transformer import TransformerLM
+from transformerlm.training.optim import AdamW, Group, parameter_groups
+from transformerlm.utils.dtypes import Precision
+
+# The root mean square of a usual AdamW update (Liu et al. 2025).
+_UPDATE_RMS = 0.2
+# Five steps of the Polar Express (Amsel et al. 2025), each the best of its kind after those before it, with 2 % to
+# spare for rounding: singular values in [0.001, 1] come to lie in [0.84, 1.15].
+_MARGIN = 1.02
+_COEFFICIENTS = (
+    (8.156554, -22.483293, 15.878770),
+    (4.042930, -2.808917, 0.500018),
+    (3.891668, -2.772484, 0.506065),
+    (3.285754, -2.368129, 0.464490),
+    (2.346541, -1.709783, 0.423236),
+)
+
+
+class Muon(AdamW):
+    """Muon for the groups with `"orthogonal": True`, whose parameters are matrices, and AdamW for the others.
+
+    `muon_groups` makes such groups. `precision` is that of the products inside `orthogonalize`; the momentum is fp32.
+    Raises ValueError for values out of range, and for a parameter that is no matrix in an orthogonal group.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        *,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        precision: Precision = "fp32",
+    ) -> None:
+        if not 0.0 <= momentum < 1.0:
+            raise ValueError(f"Muon: momentum must lie in [0, 1), got {momentum}")
+        self._compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        super().__init__(params, lr, betas, eps, weight_decay)
+        for group in self.param_groups:
+            group.setdefault("orthogonal", False)
+            group.setdefault("momentum", momentum)
+            for p in group["params"] if group["orthogonal"] else ():
+                if p.ndim != 2:
+                    raise ValueError(f"Muon: what is made orthogonal must be a matrix, got shape {tuple(p.shape)}")
+
+    def _update(self, params: list[Tensor], weights: list[Tensor], grads: list[Tensor], group: Group) -> None:
+        if not group["orthogonal"]:
+            super()._update(params, weights, grads, group)
+            return
+        lr, momentum = group["lr"], group["momentum"]
+        buffers = self._moments(params, "momentum_buffer")
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, grads)
+        updates = _orthogonalize_all(list(torch._foreach_add(grads, buffers, alpha=momentum)), self._compute_dtype)
+        if group["weight_decay"]:
+            torch._foreach_mul_(weights, 1.0 - lr * group["weight_decay"])
+        torch._foreach_mul_(updates, [-lr * _UPDATE_RMS * math.sqrt(max(update.shape)) for update in updates])
+        torch._foreach_add_(weights, updates)
+
+
+def muon_groups(model: TransformerLM, *, weight_decay: float) -> list[Group]:
+    """Return the groups of `parameter_groups` with the hidden matrices, those of the blocks, in a group of their own.
+
+    Embedding, output head and vectors are left to AdamW, as Jordan et al. found best.
+    """
+    hidden = {id(p) for p in model.layers.parameters() if p.ndim == 2}
+    groups = []
+    for group in parameter_groups(model, weight_decay=weight_decay):
+        for orthogonal in (True, False):
+            params = [p for p in group["params"] if (id(p) in hidden) == orthogonal]
+            groups.append({**group, "params": params, "orthogonal": orthogonal})
+    return [group for group in groups if group["params"]]
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Return matrices `(batch, rows, columns)` with their singular vectors and singular values of about 1.
+
+    The iteration of Newton and Schulz, `X <- a X + (b S + c S S) X` with `S = X X^T`, acts on the singular values alone
+    and needs no more than products. They must not exceed 1: X begins as U over its Frobenius norm. All is computed in
+    the dtype of `matrices`; a zero matrix stays zero.
+    """
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if is_tall else matrices  # the smaller of the two products with itself
+    norms = torch.linalg.matrix_norm(x, dtype=torch.float32, keepdim=True)
+    x = x / (norms * _MARGIN).clamp(min=1e-30).to(x.dtype)
+    for a, b, c in _COEFFICIENTS:
+        square = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x.mT if is_tall else x
+
+
+def _orthogonalize_all(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Return each matrix orthogonalized, in fp32; those of one shape go through the products together."""
+    places = defaultdict(list)
+    for index, matrix in enumerate(matrices):
+        places[matrix.shape].append(index)
+    results = list(matrices)
+    for indices in places.values():
+        batch = orthogonalize(torch.stack([matrices[index] for index in indices]).to(dtype)).float()
+        for index, result in zip(indices, batch.unbind(), strict=True):
+            results[index] = result
+    return results
