@@ -59,7 +59,7 @@ def bench_train(config: BenchTrainConfig) -> None:
     with _empty_compiler_cache(any(config.compile)):
         import torch
 
-        from benchmarking.train_peers import is_available
+        from benchmarking.train_peers import LIBRARIES, is_available
         from transformerlm.utils.device import resolve_device
 
         if config.threads:
@@ -68,9 +68,9 @@ def bench_train(config: BenchTrainConfig) -> None:
         clock = clock_of(config.measure.clock, threads=torch.get_num_threads(), device=device.type)
         for peer in config.peers:
             if not is_available(peer):
-                note(f"{peer} is not installed: skipped (pip install transformers)")
+                note(f"{peer} is not installed: skipped (pip install {LIBRARIES[peer]})")
         names = [OURS, *filter(is_available, config.peers)]
-        environment = describe(threads=torch.get_num_threads(), device=str(device), packages=["transformers"])
+        environment = describe(threads=torch.get_num_threads(), device=str(device), packages=[*LIBRARIES.values()])
         report = Report("train", environment | {"clock": config.measure.clock})
         for precision, compiled in product(config.precision, config.compile):
             note(f"{precision}{', compiled' if compiled else ''} on {device}: {', '.join(names)}")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
 
-from benchmarking.machine import peak_rss_bytes
+from profiling.memory import peak_rss_bytes
 
 T = TypeVar("T")
 

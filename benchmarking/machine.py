@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,30 +62,6 @@ def cpu_features() -> list[str]:
     """Return those of the instruction sets that matter for matrix products which the processor has (Linux only)."""
     flags = next((line.partition(":")[2].split() for line in _cpuinfo() if line.startswith("flags")), [])
     return [name for name in _CPU_FEATURES if name in flags]
-
-
-def peak_rss_bytes() -> int | None:
-    """Return the most memory this process has held so far, or None where the system does not say.
-
-    `VmHWM` counts from the program's start; `ru_maxrss` also counts the parent it was forked from, so it comes second.
-    """
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def reset_peak_rss() -> None:
-    """Let `peak_rss_bytes` count from what this process holds now, where the system can (Linux)."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _cpuinfo() -> list[str]:

@@ -20,10 +20,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from benchmarking.harness import CLOCKS, OURS, Quantity, Sample, Series, run_rounds, timed
-from benchmarking.machine import peak_rss_bytes, reset_peak_rss
 from benchmarking.tokenizer_encoders import ENCODERS, Encoder
 from benchmarking.tokenizer_trainers import TRAINERS, Trainer, Training, same_merges
 from config.bench_tokenizer import MeasureConfig
+from profiling.memory import peak_rss_bytes, reset_peak_rss
 from transformerlm.tokenizer.engines import Engine
 from transformerlm.tokenizer.tokenizer import Tokenizer
 

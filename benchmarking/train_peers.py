@@ -1,4 +1,4 @@
-"""One training step of each candidate, behind the same call: ours, transformers' Llama, and a plain torch.nn GPT.
+"""One training step of each candidate, behind the same call: ours, transformers' Llama, litgpt, a plain torch.nn GPT.
 
 The peers use what torch offers: `F.cross_entropy`, `clip_grad_norm_`, and the fused `torch.optim.AdamW`.
 """
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarking.harness import OURS
+from benchmarking.litgpt_peer import build_litgpt
 from benchmarking.llama_peer import build_llama
 from benchmarking.machine import is_installed
 from benchmarking.plain_gpt import PlainGPT
@@ -32,9 +33,13 @@ Step = Callable[[], float]
 """Makes one training step and returns its loss."""
 
 
+# Peer -> the library it needs, which is also what pip calls it.
+LIBRARIES = {"huggingface": "transformers", "litgpt": "litgpt"}
+
+
 def is_available(peer: str) -> bool:
     """Return whether a peer's library is installed."""
-    return peer != "huggingface" or is_installed("transformers")
+    return peer not in LIBRARIES or is_installed(LIBRARIES[peer])
 
 
 def make_step(config: BenchTrainConfig, candidate: str, *, precision: Precision, compiled: bool) -> Step:
@@ -82,6 +87,8 @@ def _build(candidate: str, hparams: dict[str, Any]) -> nn.Module:
         return TransformerLM(**hparams)
     if candidate == "huggingface":
         return build_llama(hparams).train()
+    if candidate == "litgpt":
+        return build_litgpt(hparams)
     sizes = ("vocab_size", "context_length", "d_model", "num_layers", "num_heads", "d_ff")
     return PlainGPT(**{name: hparams[name] for name in sizes})
 

@@ -59,6 +59,7 @@ def train(config: TrainConfig) -> int:
             stack.enter_context(DirectoryLock(run_dir))
         signals.deferred = world.is_distributed  # the ranks leave together
         trainer, memory = _prepare(config, run_dir, world=world)
+        config = trainer.config
         logger = trainer.runtime.logger = _make_logger(config, run_dir, trainer=trainer)
         stack.callback(logger.close)
         if is_main(world):
@@ -128,7 +129,7 @@ def _prepare(config: TrainConfig, run_dir: Path, *, world: World) -> tuple[Train
     """
     from logger import NoopLogger
     from transformerlm.tokenizer.tokenizer import Tokenizer
-    from transformerlm.training import preflight
+    from transformerlm.training import micro_batch, preflight
     from transformerlm.training.checkpoint import resolve
     from transformerlm.training.data import TokenDataset
     from transformerlm.training.trainer import Runtime, Trainer
@@ -144,9 +145,10 @@ def _prepare(config: TrainConfig, run_dir: Path, *, world: World) -> tuple[Train
         preflight.check_dataset(valid_data, config=config, tokenizer=tokenizer, key="data.valid")
     device = resolve_device(config.training.device)
     precision = resolve_precision(config.training.precision, device)
+    newest = _find_checkpoint(config, run_dir / "checkpoints", world=world)
+    config = micro_batch.resolve(config, device=device, precision=precision, world=world, resumed=newest)
     memory = preflight.check_memory(config, device=device, precision=precision, world_size=world.world_size)
     preflight.check_disk(run_dir, config.model.model_dump())
-    newest = _find_checkpoint(config, run_dir / "checkpoints", world=world)
     runtime = Runtime(device=device, precision=precision, logger=NoopLogger(), world=world)
     trainer = Trainer(
         config,
@@ -231,11 +233,13 @@ def _make_logger(config: TrainConfig, run_dir: Path, *, trainer: Trainer) -> Log
 
 
 def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
+    from transformerlm.training.micro_batch import sequences_per_pass
     from transformerlm.training.preflight import gigabytes
 
     model, training, runtime = trainer.raw_model, trainer.config.training, trainer.runtime
     parameters, flops = model.num_parameters(), model.num_flops_per_token()
     tokens_per_step = training.batch_size * model.context_length
+    per_pass = sequences_per_pass(training, runtime.world.world_size)
     steps = training.max_steps - trainer.state.step
     eta = steps * trainer.measure_step_seconds() if steps else 0.0
     runtime.logger.log_event(
@@ -243,6 +247,7 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
         step=trainer.state.step,
         parameters=parameters,
         tokens_per_step=tokens_per_step,
+        micro_batch_size=per_pass,
         flops_per_token=flops,
         memory_estimate_bytes=memory,
         max_steps=training.max_steps,
@@ -255,7 +260,9 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
     elif trainer.config.checkpoint.init_from:
         note(f"begins with the weights of {trainer.config.checkpoint.init_from}")
     note(f"{run_dir}: {parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs per token, about {gigabytes(memory)}")
-    note(f"{steps:,} steps of {tokens_per_step:,} tokens on {runtime.device} in {runtime.precision}, ETA {clock(eta)}")
+    passes = f", {per_pass} of {training.batch_size} sequences at a time" if per_pass < training.batch_size else ""
+    where = f"on {runtime.device} in {runtime.precision}"
+    note(f"{steps:,} steps of {tokens_per_step:,} tokens{passes} {where}, ETA {clock(eta)}")
 
 
 def _sample_hooks(config: TrainConfig, tokenizer: Tokenizer, logger: Logger) -> list[Hook]:

@@ -22,8 +22,8 @@ class BenchTrainConfig(Section):
     compile: list[bool] = Field([False], min_length=1, description="measure without, with, or with and without compile")
     device: Device = Field("auto", description="auto (cuda, mps, cpu, the first there is), cpu, cuda, cuda:N or mps")
     threads: int | None = Field(None, ge=1, le=4096, description="CPU threads of torch; none: torch's choice")
-    peers: list[Literal["huggingface", "nanogpt_style"]] = Field(
-        ["huggingface", "nanogpt_style"],
-        description="transformers' Llama, and a plain torch.nn GPT; one that is not installed is skipped",
+    peers: list[Literal["huggingface", "litgpt", "nanogpt_style"]] = Field(
+        ["huggingface", "litgpt", "nanogpt_style"],
+        description="transformers' Llama, litgpt, and a plain torch.nn GPT; one that is not installed is skipped",
     )
     measure: MeasureConfig = MeasureConfig()

@@ -272,7 +272,7 @@ _NO_LIMIT = 2**53  # a bound that only keeps numbers exact is no news to anybody
 def _expected_variant(variant: dict[str, Any]) -> str:
     if "enum" in variant or "const" in variant:
         choices = ", ".join(json.dumps(choice) for choice in variant.get("enum", [variant.get("const")]))
-        return f"one of {choices}"
+        return f"one of {choices}" if "enum" in variant else choices
     if variant.get("type") == "array":
         item = _expected(variant["items"])
         nouns = [noun for noun in _PLURALS if item.startswith(noun)]
@@ -296,7 +296,7 @@ def _as_toml(value: object) -> str:
 
 
 def _describe_error(schema: type[BaseModel], error: ErrorDetails, path: Path | None, overridden: set[str]) -> str:
-    parts = [str(part) for part in error["loc"]]
+    parts = _place_of(schema, error)
     dotted = ".".join(parts)
     origin = f"--{dotted}" if dotted in overridden else str(path.name if path else "command line")
     where = "" if dotted in overridden or not dotted else f" {dotted}"
@@ -313,6 +313,13 @@ def _describe_error(schema: type[BaseModel], error: ErrorDetails, path: Path | N
         return f"{origin}:{where and where + ':'} {message}"
     expected, found = _expected_at(schema, parts), describe_value(error["input"])
     return f"{origin}:{where and where + ':'} expected {expected}, found {found}"
+
+
+def _place_of(schema: type[BaseModel], error: ErrorDetails) -> list[str]:
+    """Return the parts of the key's name, without the name of the type that pydantic adds where a key takes several."""
+    parts = [str(part) for part in error["loc"]]
+    names = {key.name for key in iter_keys(schema)}
+    return parts[:-1] if parts and ".".join(parts[:-1]) in names and not parts[-1].isdigit() else parts
 
 
 def _expected_at(schema: type[BaseModel], parts: list[str]) -> str:

@@ -24,6 +24,7 @@ from config.import_ import ImportConfig
 from config.infer import InferConfig
 from config.io import Key, iter_keys
 from config.make_data import MakeDataConfig
+from config.plan import PlanConfig
 from config.quickstart import QuickstartConfig
 from config.schemas import LoggingConfig, WandbConfig
 from config.train import TrainConfig
@@ -35,6 +36,7 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "transformerlm-train-tokenizer": TrainTokenizerConfig,
     "transformerlm-make-data": MakeDataConfig,
     "transformerlm-train": TrainConfig,
+    "transformerlm-plan": PlanConfig,
     "transformerlm-infer": InferConfig,
     "transformerlm-eval": EvalConfig,
     "transformerlm-export": ExportConfig,

@@ -36,13 +36,18 @@ class TrainingConfig(Section):
 
     max_steps: PositiveInt = Field(description="optimizer steps")
     batch_size: PositiveInt = Field(description="sequences per step, over all micro-batches and processes")
-    micro_batch_size: PositiveInt | None = Field(
-        None, description="sequences per forward pass and process; none: no accumulation"
+    micro_batch_size: PositiveInt | Literal["auto"] | None = Field(
+        None,
+        description="sequences per forward pass and process; auto: the most that fit into memory, chosen at the first "
+        "start and kept; none: no accumulation",
     )
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of the initial weights and of the data order")
     device: Device = Field("auto", description="auto (cuda, mps, cpu, the first there is), cpu, cuda, cuda:N or mps")
     precision: Precision = Field(
         "auto", description="fp32, or bf16 autocast over fp32 weights; auto: bf16 where the hardware has it"
+    )
+    tf32: bool = Field(
+        False, description="CUDA: let products of fp32 matrices be rounded to TF32; elsewhere it does nothing"
     )
     compile: bool = Field(False, description="torch.compile the model: slower to start, faster to run")
     max_time: Duration | None = Field(
@@ -80,7 +85,7 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _check_accumulation(self) -> Self:
-        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+        if isinstance(self.micro_batch_size, int) and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size ({self.batch_size}) is not divisible by micro_batch_size ({self.micro_batch_size})"
             )
@@ -105,12 +110,18 @@ class CheckpointConfig(Section):
     )
 
 
+class SamplesSamplingConfig(SamplingConfig):
+    """How the text of a sample is drawn."""
+
+    max_new_tokens: int = Field(64, ge=1, le=2**31 - 1, description="tokens to generate at most")
+
+
 class SamplesConfig(Section):
     """Text to generate while training, to see how it comes along."""
 
     interval: Count = Field(0, description="steps between samples; 0: none")
     prompts: list[str] = Field([""], min_length=1, max_length=100, description='prompts; "" starts a new document')
-    sampling: SamplingConfig = SamplingConfig(max_new_tokens=64)
+    sampling: SamplesSamplingConfig = SamplesSamplingConfig()
 
 
 class TrainConfig(Section):

@@ -1,4 +1,4 @@
-"""CUDA memory: allocation history, snapshots and peaks; every function is a safe no-op where there is no CUDA device.
+"""CUDA memory: allocation history, snapshots and peaks; every function is safe where there is no CUDA device.
 
 A snapshot opens in the viewer at https://pytorch.org/memory_viz, which runs in the browser and uploads nothing.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -54,11 +55,12 @@ def summary() -> str:
 def peaks() -> dict[str, int]:
     """Return the highest memory use so far, in bytes.
 
-    `cpu_peak_rss_bytes` is the resident memory of this process over its whole life (absent on Windows);
-    `cuda_peak_allocated_bytes` and `cuda_peak_reserved_bytes` are the current device's since `reset_peaks`.
+    `cpu_peak_rss_bytes` is the resident memory of this process (absent on Windows), `cuda_peak_allocated_bytes` and
+    `cuda_peak_reserved_bytes` are the current device's; all of them since `reset_peaks`, but for the first on systems
+    other than Linux, which count it over the whole life of the process.
     """
     found: dict[str, int] = {}
-    resident = _peak_rss_bytes()
+    resident = peak_rss_bytes()
     if resident is not None:
         found["cpu_peak_rss_bytes"] = resident
     if _has_cuda():
@@ -70,11 +72,36 @@ def peaks() -> dict[str, int]:
 
 
 def reset_peaks() -> None:
-    """Begin the CUDA peaks anew; the process's own peak cannot be reset."""
+    """Begin the peaks anew; that of the process where the system can (Linux)."""
+    reset_peak_rss()
     if _has_cuda():
         import torch
 
         torch.cuda.reset_peak_memory_stats()
+
+
+def peak_rss_bytes() -> int | None:
+    """Return the most memory this process has held so far, or None where the system does not say.
+
+    `VmHWM` counts from the program's start; `ru_maxrss` also counts the parent it was forked from, so it comes second.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def reset_peak_rss() -> None:
+    """Let `peak_rss_bytes` count from what this process holds now, where the system can (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _has_cuda() -> bool:
@@ -82,12 +109,3 @@ def _has_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def _peak_rss_bytes() -> int | None:
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere but on macOS

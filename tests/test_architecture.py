@@ -137,7 +137,7 @@ def test_optional_and_heavy_libraries_are_imported_where_they_are_used(path):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
         for name in names:
-            assert name.split(".")[0] not in ("wandb", "matplotlib", "transformers", "pyarrow", "gguf"), (
+            assert name.split(".")[0] not in ("wandb", "matplotlib", "transformers", "pyarrow", "gguf", "litgpt"), (
                 f"{path}:{node.lineno}: {name}"
             )
             if room_of(module_of(path)) == "cli":

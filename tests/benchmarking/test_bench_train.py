@@ -60,10 +60,17 @@ def test_a_missing_peer_is_skipped_with_one_line(
 ) -> None:
     """Without transformers our own numbers come all the same."""
     monkeypatch.setattr(train_peers, "is_installed", lambda module: False)
-    argv = [*TINY, '--peers=["huggingface"]', '--precision=["fp32"]', "--measure.repeats=1", "--measure.warmup=0"]
+    argv = [
+        *TINY,
+        '--peers=["huggingface", "litgpt"]',
+        '--precision=["fp32"]',
+        "--measure.repeats=1",
+        "--measure.warmup=0",
+    ]
     lines, stderr = run_command(bench.main, argv, capsys)
     assert {line["candidate"] for line in lines} == {"transformerlm"}
     assert "huggingface is not installed: skipped (pip install transformers)\n" in stderr
+    assert "litgpt is not installed: skipped (pip install litgpt)\n" in stderr
 
 
 def test_first_step_runs_in_a_process_of_its_own() -> None:
@@ -75,12 +82,12 @@ def test_first_step_runs_in_a_process_of_its_own() -> None:
     assert peak is None or peak > 10**7
 
 
-@pytest.mark.parametrize("candidate", ["transformerlm", "huggingface", "nanogpt_style"])
+@pytest.mark.parametrize("candidate", ["transformerlm", "huggingface", "litgpt", "nanogpt_style"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_candidate_learns_its_batch(candidate: str, precision: str) -> None:
     """The steps that are timed are training steps: the loss on their one batch falls."""
-    if candidate == "huggingface":
-        pytest.importorskip("transformers")
+    if not train_peers.is_available(candidate):
+        pytest.skip(f"needs {train_peers.LIBRARIES[candidate]}")
     step = train_peers.make_step(tiny_config(), candidate, precision=precision, compiled=False)
     losses = [step() for _ in range(30)]
     assert losses[-1] < losses[0]

@@ -19,6 +19,7 @@ from config.export import ExportConfig
 from config.import_ import ImportConfig
 from config.infer import InferConfig
 from config.make_data import MakeDataConfig
+from config.plan import PlanConfig
 from config.quickstart import QuickstartConfig
 from config.train import TrainConfig
 from config.train_tokenizer import TrainTokenizerConfig
@@ -29,6 +30,7 @@ SCHEMAS = {
     "train_tokenizer": TrainTokenizerConfig,
     "make_data": MakeDataConfig,
     "train": TrainConfig,
+    "plan": PlanConfig,
     "export": ExportConfig,
     "import_": ImportConfig,
     "infer": InferConfig,

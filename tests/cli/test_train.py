@@ -15,9 +15,10 @@ import torch
 
 import logger
 from cli import train as command
-from config.io import dump_toml
+from config.io import dump_toml, load_config
+from config.train import TrainConfig
 from tests.cli.commands import ROOT, call
-from tests.training.faults import stop_before
+from tests.training.faults import Killed, kill_at, stop_before
 from tests.training.test_same_run import what_tells_them_apart
 from tests.training.tiny_run import read_records, step_lines, tiny_config
 from transformerlm.inference.predictor import Predictor
@@ -106,6 +107,29 @@ def test_a_single_checkpoint_is_not_enough(keep, pipeline):
     assert done.code == 2
     (line,) = done.stderr.splitlines()
     assert f"checkpoint.keep: expected an integer >= 2 and <= 1000000, found {keep}" in line
+
+
+def test_the_micro_batch_that_was_chosen_is_kept(pipeline, tmp_path, monkeypatch):
+    """With "auto" a resumed run takes the number of its checkpoint, though another fits now: all stays bit for bit."""
+    from transformerlm.training import micro_batch
+
+    def choose(size):
+        monkeypatch.setattr(micro_batch, "_largest_by_estimate", lambda *_: size)
+
+    auto = {"training.micro_batch_size": "auto", "logging.backend": "console", "checkpoint.interval": 3}
+    whole, cut = (tiny_config(pipeline.files, tmp_path / name, auto) for name in ("whole", "cut"))
+    choose(4)
+    assert command.train(whole) == 0
+    with monkeypatch.context() as patch:
+        kill_at(patch, step=8)
+        with pytest.raises(Killed):
+            command.train(cut)
+    choose(1)
+    assert command.train(cut) == 0
+    records = read_records(tmp_path / "cut/run")
+    assert [record["micro_batch_size"] for record in records if record.get("event") == "started"] == [4, 4]
+    assert what_tells_them_apart(tmp_path / "cut/run", tmp_path / "whole/run", [6]) is None
+    assert load_config(TrainConfig, tmp_path / "cut/run/config.toml").training.micro_batch_size == 4
 
 
 # --- outputs that fail --------------------------------------------------------------------------------------------

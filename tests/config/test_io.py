@@ -16,6 +16,7 @@ from config.import_ import ImportConfig
 from config.infer import InferConfig
 from config.io import SHIPPED, ConfigError, dump_toml, iter_keys, load_config
 from config.make_data import MakeDataConfig
+from config.plan import PlanConfig
 from config.quickstart import QuickstartConfig
 from config.schemas import duration_seconds
 from config.train import TrainConfig
@@ -32,6 +33,7 @@ SCHEMAS = {
     "export": ExportConfig,
     "import_": ImportConfig,
     "infer": InferConfig,
+    "plan": PlanConfig,
     "quickstart": QuickstartConfig,
 }
 TRAIN = SHIPPED / "train.toml"
@@ -113,6 +115,11 @@ def test_all_errors_at_once(tmp_path):
             "batch_size = 16",
             "batch_size = 16\nmicro_batch_size = 5",
             "train.toml: training: batch_size (16) is not divisible by micro_batch_size (5)",
+        ),
+        (
+            "batch_size = 16",
+            'batch_size = 16\nmicro_batch_size = "all"',
+            'train.toml: training.micro_batch_size: expected an integer >= 1 or "auto", found "all" (a string)',
         ),
         ('"first"', '"../x"', None),
         ('"first"', '""', None),
@@ -263,3 +270,9 @@ def test_config_room_is_light():
     code = "import sys, config.train, config.infer, cli.utils; print({'torch', 'numpy', 'wandb'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_default_holds_beside_other_keys_of_its_table(tmp_path):
+    """`samples.sampling.max_new_tokens` is 64 where the file sets another key of that table, as the reference says."""
+    config = load_config(PlanConfig, SHIPPED / "plan.toml", {"samples.sampling.temperature": "0.5"})
+    assert config.samples.sampling.max_new_tokens == 64

@@ -24,6 +24,7 @@ from config.import_ import ImportConfig
 from config.infer import InferConfig
 from config.io import SHIPPED, ConfigError, Key, iter_keys, load_config
 from config.make_data import MakeDataConfig
+from config.plan import PlanConfig
 from config.quickstart import QuickstartConfig
 from config.train import TrainConfig
 from config.train_tokenizer import TrainTokenizerConfig
@@ -38,6 +39,7 @@ SCHEMAS = {
     "import_": ImportConfig,
     "infer": InferConfig,
     "make_data": MakeDataConfig,
+    "plan": PlanConfig,
     "quickstart": QuickstartConfig,
     "train": TrainConfig,
     "train_tokenizer": TrainTokenizerConfig,
@@ -52,6 +54,7 @@ LISTS = {"no items": 0, "many items": 2_000}
 # Odd and valid: the mutation, and the keys for which it is (in every command that has them).
 VALID: dict[str, set[str]] = {
     "zero": {
+        "calibration_steps",  # arithmetic only
         "checkpoint.interval",  # only at the end
         "measure.warmup",
         "optimizer.beta1",  # no memory

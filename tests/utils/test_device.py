@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from transformerlm.utils import device as device_module
-from transformerlm.utils.device import device_memory_bytes, resolve_device, synchronize
+from transformerlm.utils.device import available_memory_bytes, device_memory_bytes, resolve_device, synchronize
 
 
 @pytest.fixture
@@ -72,6 +72,30 @@ def test_memory_is_bounded_by_the_control_group(
     monkeypatch.setattr(device_module, "_CGROUP_LIMITS", (str(limit), str(tmp_path / "absent")))
     monkeypatch.setattr(device_module, "_ram_bytes", lambda: 5000)
     assert device_memory_bytes("cpu") == expected
+
+
+@pytest.mark.parametrize(("used", "expected"), [("400\n", 600), ("950\n", 50), ("1200\n", 0)])
+def test_what_a_control_group_uses_is_not_free(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, used: str, expected: int
+) -> None:
+    """The free memory is the least of the machine's and the control group's."""
+    for name, text in (("limit", "1000\n"), ("usage", used)):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(device_module, "_CGROUP_LIMITS", (str(tmp_path / "limit"),))
+    monkeypatch.setattr(device_module, "_CGROUP_USAGES", (str(tmp_path / "usage"),))
+    assert available_memory_bytes("cpu") == expected
+    monkeypatch.setattr(device_module, "_meminfo_available", lambda: 7)
+    assert available_memory_bytes("cpu") == min(7, expected)
+
+
+def test_free_memory_is_at_most_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system does not say what is free, all of it counts as free."""
+    assert 0 < available_memory_bytes("cpu") <= device_memory_bytes("cpu")
+    monkeypatch.setattr(device_module, "_meminfo_available", lambda: None)
+    monkeypatch.setattr(device_module, "_CGROUP_USAGES", ("/nowhere", "/nowhere"))
+    assert available_memory_bytes("cpu") == device_memory_bytes("cpu")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 77))
+    assert available_memory_bytes("cuda") == 5
 
 
 def test_memory_of_this_machine_is_plausible() -> None:

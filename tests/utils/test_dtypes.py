@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from transformerlm.utils import dtypes
-from transformerlm.utils.dtypes import autocast, cast_for_matmul, parse_precision, resolve_precision, upcast
+from transformerlm.utils.dtypes import autocast, cast_for_matmul, parse_precision, resolve_precision, set_tf32, upcast
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16"])
@@ -76,3 +76,28 @@ def test_cast_for_matmul_does_what_autocast_would() -> None:
     with autocast("cpu", "bf16"):
         assert cast_for_matmul(x).dtype == torch.bfloat16
         assert cast_for_matmul(ids) is ids
+
+
+def test_tf32_is_for_cuda_and_follows_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA the products of fp32 matrices are rounded where asked and else not; other devices are left alone."""
+    asked: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    set_tf32(True, "cpu")
+    assert asked == []
+    set_tf32(True, "cuda")
+    set_tf32(False, torch.device("cuda:0"))
+    assert asked == ["high", "highest"]
+
+
+@pytest.mark.gpu
+def test_tf32_rounds_products_on_cuda() -> None:
+    """With TF32 a product of fp32 matrices keeps about 10 bits, without it all of them; compiled functions run too."""
+    a = torch.rand(512, 512, device="cuda")
+    exact = (a.double() @ a.double()).float()
+    errors = []
+    for allowed in (True, False):
+        set_tf32(allowed, "cuda")
+        torch.compiler.reset()
+        assert torch.compile(lambda x: x @ x)(a).shape == a.shape
+        errors.append(float((a @ a - exact).abs().max() / exact.abs().max()))
+    assert errors[0] > 10 * errors[1]

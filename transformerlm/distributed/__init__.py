@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformerlm.distributed.parallel import (
     World,
+    all_reduce_min,
     all_reduce_sum,
     average_gradients,
     barrier,
@@ -15,6 +16,7 @@ from transformerlm.distributed.parallel import (
 
 __all__ = [
     "World",
+    "all_reduce_min",
     "all_reduce_sum",
     "average_gradients",
     "barrier",

@@ -109,6 +109,15 @@ def all_reduce_sum(tensor: Tensor, world: World) -> Tensor:
     return summed
 
 
+def all_reduce_min(number: int, world: World) -> int:
+    """Return the least of the ranks' numbers."""
+    if not world.is_distributed:
+        return number
+    least = torch.tensor(number, device="cuda" if world.device_backend == "nccl" else "cpu")
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    return int(least)
+
+
 def barrier(world: World) -> None:
     """Wait until every rank is here."""
     if world.is_distributed:

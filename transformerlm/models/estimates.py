@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+# Measured on Linux (docs/usage.md): the libraries' code and tables, and the holes in the C library's heap.
+_CPU_LIBRARIES = 100_000_000
+_CPU_HOLES = 0.15
+
 
 def default_d_ff(d_model: int, ffn: str = "swiglu") -> int:
     """Return the default feed-forward width: 8/3 d_model, at the nearest multiple of 64, for "swiglu"; else 4 d_model.
@@ -19,14 +23,23 @@ def default_d_ff(d_model: int, ffn: str = "swiglu") -> int:
 
 def count_parameters(model: Mapping[str, Any]) -> int:
     """Return the number of trainable numbers of `TransformerLM(**model)`; a tied embedding counts once."""
-    d_model, vocab_size = model["d_model"], model["vocab_size"]
+    return sum(parameters_by_part(model).values())
+
+
+def parameters_by_part(model: Mapping[str, Any]) -> dict[str, int]:
+    """Return the numbers in the embeddings, attention, feed_forward, norms and head; a tied head has none."""
+    d_model, num_layers = model["d_model"], model["num_layers"]
     norm_position = model.get("norm_position", "pre")
-    embeddings = vocab_size * d_model * (1 if model.get("tie_embeddings", False) else 2)
     qk_norms = 2 * _d_head(model) if model.get("qk_norm", False) else 0
     norms = 2 * d_model if norm_position != "none" else 0
-    per_layer = _layer_matrices(model) + qk_norms + norms
     final_norm = d_model if norm_position == "pre" else 0
-    return int(embeddings + model["num_layers"] * per_layer + final_norm)
+    return {
+        "embeddings": model["vocab_size"] * d_model,
+        "attention": num_layers * _attention_matrices(model),
+        "feed_forward": num_layers * _feed_forward_matrices(model),
+        "norms": num_layers * (qk_norms + norms) + final_norm,
+        "head": 0 if model.get("tie_embeddings", False) else model["vocab_size"] * d_model,
+    }
 
 
 def flops_per_token(model: Mapping[str, Any], seq_len: int) -> int:
@@ -36,18 +49,25 @@ def flops_per_token(model: Mapping[str, Any], seq_len: int) -> int:
     embedding, which is looked up, nor the norms. The second term is attention's two products; the half that a causal
     mask leaves out is counted, as usual (Chowdhery et al. 2022, appendix B). Recomputation is not counted.
     """
-    matrices = model["num_layers"] * _layer_matrices(model) + model["vocab_size"] * model["d_model"]
+    matrices = model["num_layers"] * (_attention_matrices(model) + _feed_forward_matrices(model))
+    matrices += model["vocab_size"] * model["d_model"]
     return int(6 * matrices + 12 * model["num_layers"] * model["d_model"] * seq_len)
 
 
 def estimate_training_memory(
-    model: Mapping[str, Any], *, micro_batch_size: int, precision: str = "fp32", optimizer: str = "adamw"
+    model: Mapping[str, Any],
+    *,
+    micro_batch_size: int,
+    precision: str = "fp32",
+    optimizer: str = "adamw",
+    device_type: str = "cpu",
 ) -> dict[str, int]:
-    """Return the bytes training needs, by part: weights, gradients, optimizer, activations, logits, and their total.
+    """Return the bytes training needs: weights, gradients, optimizer, activations, logits, overhead, and their total.
 
     Weights, gradients and optimizer states are fp32. With "bf16" `weights` includes the bfloat16 copies that autocast
     keeps during a step. Activations are what the forward pass saves for the backward pass, and logits the head's output
-    with its gradient, and the tanh of a soft cap. Allocator overhead and library workspaces are not included.
+    with its gradient, and the tanh of a soft cap. Overhead is what libraries and allocator take besides, on
+    a CPU only.
     """
     num_parameters = count_parameters(model)
     tokens = micro_batch_size * model["context_length"]
@@ -60,12 +80,15 @@ def estimate_training_memory(
         "activations": tokens * _activation_bytes_per_token(model, compute_bytes),
         "logits": tokens * model["vocab_size"] * (2 * compute_bytes + (4 if model.get("logit_soft_cap") else 0)),
     }
+    on_cpu = device_type == "cpu"
+    parts["overhead"] = _CPU_LIBRARIES + int(_CPU_HOLES * parts["activations"]) if on_cpu else 0
     return {**parts, "total": sum(parts.values())}
 
 
 def _num_optimizer_states(model: Mapping[str, Any], optimizer: str) -> int:
     """Count AdamW's two numbers a parameter, and SGD's momentum; Muon has one number for the blocks' matrices."""
-    with_one = {"adamw": 0, "muon": model["num_layers"] * _layer_matrices(model), "sgd": count_parameters(model)}
+    blocks = model["num_layers"] * (_attention_matrices(model) + _feed_forward_matrices(model))
+    with_one = {"adamw": 0, "muon": blocks, "sgd": count_parameters(model)}
     return 2 * count_parameters(model) - int(with_one[optimizer])
 
 
@@ -109,7 +132,9 @@ def _d_ff(model: Mapping[str, Any]) -> int:
     return int(model.get("d_ff") or default_d_ff(model["d_model"], model.get("ffn", "swiglu")))
 
 
-def _layer_matrices(model: Mapping[str, Any]) -> int:
-    attention = 2 * model["d_model"] * (model["d_model"] + _d_kv(model))
-    feed_forward = (3 if model.get("ffn", "swiglu") == "swiglu" else 2) * model["d_model"] * _d_ff(model)
-    return int(attention + feed_forward)
+def _attention_matrices(model: Mapping[str, Any]) -> int:
+    return int(2 * model["d_model"] * (model["d_model"] + _d_kv(model)))
+
+
+def _feed_forward_matrices(model: Mapping[str, Any]) -> int:
+    return int((3 if model.get("ffn", "swiglu") == "swiglu" else 2) * model["d_model"] * _d_ff(model))

@@ -7,7 +7,8 @@ micro-batches it is dealt out to, nor on what was drawn before, so a resumed run
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,35 @@ def get_batch(
     starts = sample_starts(len(tokens), batch_size=batch_size, context_length=context_length, seed=seed, step=step)
     own = starts[part * batch_size // num_parts : (part + 1) * batch_size // num_parts]
     return _windows(tokens, own, context_length, device)
+
+
+class Prefetcher:
+    """Makes the batches of the next step in a thread, while the device computes those of this one.
+
+    `make` is a pure function of the step, so what is made ahead is what would be made later. A step that was not
+    foreseen, as after a rollback, is made when it is asked for.
+    """
+
+    def __init__(self, make: Callable[[int], list[Batch]]) -> None:
+        self._make = make
+        self._thread = ThreadPoolExecutor(1, "prefetch", initializer=_take_device, initargs=(_current_device(),))
+        self._ahead: tuple[int, Future[list[Batch]]] | None = None
+
+    def __call__(self, step: int) -> list[Batch]:
+        """Return the batches of `step`, and begin to make those of the step after it."""
+        ahead, self._ahead = self._ahead, None
+        batches = ahead[1].result() if ahead and ahead[0] == step else self._make(step)
+        self._ahead = (step + 1, self._thread.submit(self._make, step + 1))
+        return batches
+
+
+def _current_device() -> int | None:
+    return torch.cuda.current_device() if torch.cuda.is_available() else None
+
+
+def _take_device(index: int | None) -> None:
+    if index is not None:  # each thread has a CUDA device of its own, at first the machine's first
+        torch.cuda.set_device(index)
 
 
 def random_batch(

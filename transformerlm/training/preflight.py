@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from config.train import TrainConfig
-from transformerlm.models.estimates import count_parameters, estimate_training_memory
+from transformerlm.models.estimates import count_parameters
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.data import TokenDataset
+from transformerlm.training.micro_batch import memory_by_part, sequences_per_pass
 from transformerlm.utils.device import device_memory_bytes
 from transformerlm.utils.dtypes import Precision
 
@@ -69,13 +70,8 @@ def check_memory(config: TrainConfig, *, device: torch.device, precision: Precis
     Raises:
         ValueError: they exceed the device's memory.
     """
-    micro_batch_size = config.training.micro_batch_size or max(1, config.training.batch_size // world_size)
-    parts = estimate_training_memory(
-        config.model.model_dump(),
-        micro_batch_size=micro_batch_size,
-        precision=precision,
-        optimizer=config.optimizer.name,
-    )
+    micro_batch_size = sequences_per_pass(config.training, world_size)
+    parts = memory_by_part(config, micro_batch_size=micro_batch_size, precision=precision, device=device)
     available = device_memory_bytes(device)
     if parts["total"] > available:
         largest = max((name for name in parts if name != "total"), key=lambda name: parts[name])
@@ -94,13 +90,17 @@ def check_disk(run_dir: Path, model: dict[str, Any]) -> None:
         OSError: there is too little free space where `run_dir` stands, or will stand.
     """
     needed = int(_CHECKPOINTS_ON_DISK * 3 * 4 * count_parameters(model))
-    place = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(existing_parent(run_dir)).free
     if free < needed:
         raise OSError(
             f"{run_dir}: {gigabytes(free)} free, but two checkpoints need {gigabytes(needed)}; "
             "free some space or set runs_dir to another disk"
         )
+
+
+def existing_parent(path: Path) -> Path:
+    """Return the path itself, or the nearest directory above it that there is."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
 def gigabytes(num_bytes: float) -> str:

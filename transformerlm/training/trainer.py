@@ -29,16 +29,17 @@ from transformerlm.distributed import World, all_reduce_sum, barrier, broadcast_
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training import checkpoint, same_run
-from transformerlm.training.data import TokenDataset, get_batch, sample_starts, sequential_batches
+from transformerlm.training.data import Prefetcher, TokenDataset, get_batch, sample_starts, sequential_batches
 from transformerlm.training.guard import GuardState, Trouble, write_batch
 from transformerlm.training.loop import EvalResult, StepResult, batch_loss, evaluate, train_step
+from transformerlm.training.micro_batch import sequences_per_pass
 from transformerlm.training.muon import Muon, muon_groups
 from transformerlm.training.norms import NormRecorder
 from transformerlm.training.optim import SGD, AdamW, parameter_groups
 from transformerlm.training.schedule import learning_rate
 from transformerlm.training.timer import Timer
 from transformerlm.utils.device import synchronize
-from transformerlm.utils.dtypes import Precision, autocast
+from transformerlm.utils.dtypes import Precision, autocast, set_tf32
 from transformerlm.utils.seed import rng_state, seed_everything, set_rng_state
 
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
@@ -113,6 +114,8 @@ class Trainer:
         self.stopped_by: str | None = None
         self._saved_step: int | None = None
         self._rollbacks = 0  # to this checkpoint
+        set_tf32(config.training.tf32, runtime.device)
+        self._batches = Prefetcher(self._make_batches) if runtime.device.type == "cuda" else self._make_batches
         seed_everything(config.training.seed)
         self.raw_model = TransformerLM(**config.model.model_dump()).to(runtime.device)
         broadcast_parameters(self.raw_model, runtime.world)
@@ -252,15 +255,19 @@ class Trainer:
         self.runtime.logger.log_event("rolled_back", step=self.state.step, from_step=step, loss=result.loss)
 
     def _micro_batches(self, step: int) -> list[tuple[Tensor, Tensor]]:
+        return self._batches(step + self.state.guard.data_offset)
+
+    def _make_batches(self, data_step: int) -> list[tuple[Tensor, Tensor]]:
         training, world = self.config.training, self.runtime.world
-        num_micro_batches = num_accumulation_steps(training.batch_size, training.micro_batch_size, world.world_size)
+        per_pass = sequences_per_pass(training, world.world_size)
+        num_micro_batches = num_accumulation_steps(training.batch_size, per_pass, world.world_size)
         batch = partial(
             get_batch,
             self.train_data.tokens,
             batch_size=training.batch_size,
             context_length=self.config.model.context_length,
             seed=training.seed,
-            step=step + self.state.guard.data_offset,
+            step=data_step,
             device=self.runtime.device,
             rank=world.rank,
             world_size=world.world_size,
@@ -319,7 +326,7 @@ class Trainer:
         training = self.config.training
         batches = sequential_batches(
             self.valid_data.tokens,
-            batch_size=training.micro_batch_size or training.batch_size,
+            batch_size=sequences_per_pass(training, 1),
             context_length=self.config.model.context_length,
             max_batches=training.eval_batches,
             device=self.runtime.device,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_CGROUP_USAGES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -65,6 +67,26 @@ def device_memory_bytes(device: torch.device | str) -> int:
     return min([_ram_bytes(), *_cgroup_limits()])
 
 
+def available_memory_bytes(device: torch.device | str) -> int:
+    """Return how many bytes of `device_memory_bytes` nobody uses now; where the system does not say, all of them."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = [_meminfo_available()]
+    for limit, usage in zip(_CGROUP_LIMITS, _CGROUP_USAGES, strict=True):
+        if (most := _number_in(limit)) is not None and (used := _number_in(usage)) is not None:
+            free.append(max(0, most - used))
+    return min([device_memory_bytes(device), *(each for each in free if each is not None)])
+
+
+def _meminfo_available() -> int | None:
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
 def _ram_bytes() -> int:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -88,12 +110,11 @@ def _windows_ram_bytes() -> int:
 
 
 def _cgroup_limits() -> list[int]:
-    limits = []
-    for path in map(Path, _CGROUP_LIMITS):
-        try:
-            text = path.read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit():  # "max" means no limit
-            limits.append(int(text))
-    return limits
+    return [limit for limit in map(_number_in, _CGROUP_LIMITS) if limit is not None]
+
+
+def _number_in(path: str) -> int | None:
+    with suppress(OSError):
+        text = Path(path).read_text().strip()
+        return int(text) if text.isdigit() else None  # "max" means no limit
+    return None

@@ -52,6 +52,16 @@ def autocast(device: torch.device | str, precision: Precision) -> AbstractContex
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
 
 
+def set_tf32(allowed: bool, device: torch.device | str) -> None:
+    """Let CUDA multiply fp32 matrices in TF32, or not, for the whole process; other devices are left as they are.
+
+    This is torch's older switch: with the newer one, `fp32_precision`, torch.compile fails in some of its versions
+    (pytorch issue 166387).
+    """
+    if torch.device(device).type == "cuda":
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+
+
 def upcast(x: Tensor) -> Tensor:
     """Return `x` in at least fp32: half precisions are widened, fp32 and fp64 are returned as they are."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()

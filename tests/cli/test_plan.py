@@ -1,0 +1,94 @@
+"""`transformerlm-plan`: train's own file in, one JSON line out, and no trace of it in the run."""
+
+from __future__ import annotations
+
+import pytest
+
+from cli import plan as command
+from tests.cli.commands import call, shipped
+
+
+def plan(pipeline, *arguments):
+    """Plan the tiny run, and return how that ended and its facts."""
+    done = call("plan", "--config", pipeline.train_toml, *arguments)
+    assert done.code == 0, done.stderr
+    (facts,) = done.records
+    return done, facts
+
+
+def test_the_file_of_train_is_planned_as_it_is(pipeline):
+    """The same TOML gives the parameters, memory and FLOPs that the run itself announced, and a measured speed."""
+    done, facts = plan(pipeline, "--calibration_steps", "2")
+    started = pipeline.outcome.records[0]
+    assert facts["parameters.total"] == started["parameters"]
+    assert facts["flops.per_token"] == started["flops_per_token"]
+    assert facts["memory.total_bytes"] == started["memory_estimate_bytes"]
+    assert facts["micro_batch_size"] == started["micro_batch_size"]
+    assert facts["calibration.steps"] == 2
+    assert facts["tokens_per_second"] * facts["calibration.seconds_per_step"] == pytest.approx(8 * 16)
+    assert facts["eta_seconds"] == pytest.approx(12 * facts["calibration.seconds_per_step"])
+    assert 0 < facts["flops_utilisation"] < 1
+    assert "measured at the peak" in done.stderr
+    assert f"times the {facts['data.tokens']:,} of the data" in done.stderr
+
+
+def test_the_run_is_not_touched(pipeline):
+    """A plan of a run that is there changes no file of it."""
+
+    def state():
+        return {path: path.stat().st_mtime_ns for path in pipeline.run.parent.rglob("*")}
+
+    before = state()
+    plan(pipeline, "--calibration_steps=1")
+    assert state() == before
+
+
+def test_no_data_and_no_steps_are_needed(pipeline):
+    """Without token files and with calibration_steps = 0 the arithmetic is all there is."""
+    done, facts = plan(pipeline, "--calibration_steps=0", "--data.train=nowhere.npy", "--data.tokenizer=nowhere")
+    assert not {"data.tokens", "tokens_per_second", "eta_seconds"} & facts.keys()
+    assert "measured" not in done.stderr
+    assert "tokens/s" not in done.stderr
+
+
+def test_the_shipped_file_needs_no_training_of_that_size():
+    """The shipped plan, of a model too large for a test, answers by arithmetic and chooses its micro-batch."""
+    done = call("plan", "--config", shipped("plan"))
+    (facts,) = done.records
+    assert done.code == 0
+    assert facts["parameters.total"] == 123_587_328
+    assert 'chosen by micro_batch_size = "auto"' in done.stderr
+
+
+def test_a_model_too_large_is_told_what_to_change(pipeline):
+    """What does not fit is not measured; the changes that save memory stand with their totals."""
+    done, facts = plan(pipeline, "--model.d_model=262144", "--model.d_ff=1048576")
+    assert facts["memory.fits"] is False
+    assert "tokens_per_second" not in facts
+    assert "not measured: the estimate exceeds the memory that is free" in done.stderr
+    assert "does not fit: cpu has " in done.stderr
+    assert "with training.micro_batch_size = 1: " in done.stderr
+    assert "with model.activation_checkpointing = true: " in done.stderr
+
+
+def test_a_device_that_runs_out_of_memory_does_not_fit(pipeline, monkeypatch):
+    """The measurement has the last word."""
+    import torch
+
+    from transformerlm.training import calibration
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(calibration, "calibrate", full)
+    done, facts = plan(pipeline)
+    assert facts["memory.fits"] is False
+    assert "does not fit" in done.stderr
+
+
+def test_a_wrong_key_is_one_line(pipeline):
+    """Errors are those of every command."""
+    done = call("plan", "--config", pipeline.train_toml, "--calibration_steps=-1")
+    assert (done.code, done.stdout) == (2, "")
+    assert done.stderr == "--calibration_steps: expected an integer >= 0, found -1 (an integer)\n"
+    assert command.PlanConfig.model_fields["calibration_steps"].default == 10
