@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from transformerlm.models.layers import soft_cap
-from transformerlm.training import head_loss
 from transformerlm.training.head_loss import training_loss
 from transformerlm.utils import blocks
 
@@ -33,7 +32,7 @@ def test_it_equals_torch_in_value_and_gradient(
     sizes: tuple[int, int], cap: float | None, z_loss: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the chunks and blocks, both numbers and both gradients are those of the plain formula."""
-    monkeypatch.setitem(head_loss._CHUNK_ELEMENTS, "cpu", sizes[0])
+    monkeypatch.setattr(blocks, "_CPU_LOGITS", sizes[0])
     monkeypatch.setattr(blocks, "CPU_ELEMENTS", sizes[1])
     hidden, weight, targets = _inputs()
     found = training_loss(hidden, weight, targets, soft_cap=cap, z_loss=z_loss)

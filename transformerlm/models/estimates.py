@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from transformerlm.utils.blocks import logits_at_once
+
 # Measured on Linux (docs/usage.md): the libraries' code and tables, and the holes in the C library's heap.
 _CPU_LIBRARIES = 100_000_000
 _CPU_HOLES = 0.15
@@ -65,9 +67,8 @@ def estimate_training_memory(
     """Return the bytes training needs: weights, gradients, optimizer, activations, logits, overhead, and their total.
 
     Weights, gradients and optimizer states are fp32. With "bf16" `weights` includes the bfloat16 copies that autocast
-    keeps during a step. Activations are what the forward pass saves for the backward pass, and logits the head's output
-    with its gradient, and the tanh of a soft cap. Overhead is what libraries and allocator take besides, on
-    a CPU only.
+    keeps during a step. Activations are what the forward pass saves for the backward pass, and logits as many as the
+    loss holds at a time. Overhead is what libraries and allocator take besides, on a CPU only.
     """
     num_parameters = count_parameters(model)
     tokens = micro_batch_size * model["context_length"]
@@ -78,7 +79,7 @@ def estimate_training_memory(
         "gradients": 4 * num_parameters,
         "optimizer": 4 * _num_optimizer_states(model, optimizer),
         "activations": tokens * _activation_bytes_per_token(model, compute_bytes),
-        "logits": tokens * model["vocab_size"] * (2 * compute_bytes + (4 if model.get("logit_soft_cap") else 0)),
+        "logits": compute_bytes * min(tokens * model["vocab_size"], logits_at_once(device_type)),
     }
     on_cpu = device_type == "cpu"
     parts["overhead"] = _CPU_LIBRARIES + int(_CPU_HOLES * parts["activations"]) if on_cpu else 0
@@ -99,19 +100,18 @@ def _activation_bytes_per_token(model: Mapping[str, Any], compute_bytes: int) ->
     if model.get("activation_checkpointing", False):
         # One layer is alive at a time; of the others only the input.
         return layer + num_layers * d_model * 4
-    return num_layers * layer + 3 * d_model * 4
+    return num_layers * layer + 2 * d_model * 4
 
 
 def _layer_activation_bytes_per_token(model: Mapping[str, Any], compute_bytes: int) -> int:
     """Count what one layer saves, tensor by tensor, as the code of `layers` and `attention` computes it."""
     d_model, d_ff, d_kv = model["d_model"], _d_ff(model), _d_kv(model)
     cast = compute_bytes if compute_bytes == 2 else 0
-    norms = 0 if model.get("norm_position", "pre") == "none" else 2 * 2 * d_model * 4  # input and scaled input
+    norms = 0 if model.get("norm_position", "pre") == "none" else 2 * d_model * 4  # what is normed
     inputs = 2 * d_model * (compute_bytes if cast else 4)  # of attention and of the feed-forward layer
     heads = (2 * d_model + 2 * d_kv) * compute_bytes  # query, key, value, and the attention's result
-    qk_norms = 2 * (d_model + d_kv) * 4 if model.get("qk_norm", False) else 0
-    gated = model.get("ffn", "swiglu") == "swiglu"
-    hidden = (5 if gated else 3) * d_ff * compute_bytes  # w1 x, its sigmoid, silu, and when gated w3 x and the product
+    qk_norms = (d_model + d_kv) * compute_bytes if model.get("qk_norm", False) else 0
+    hidden = 3 * d_ff * compute_bytes  # gated: w1 x, w3 x and the product; else w1 x, its sigmoid and silu
     scores = 0
     if model.get("attention", "fused") == "reference":
         # The exponentials, the probabilities in fp32, and in the compute dtype when that is another; plus the mask.

@@ -14,12 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from transformerlm.utils.blocks import row_blocks
+from transformerlm.utils.blocks import logits_at_once, row_blocks
 from transformerlm.utils.dtypes import cast_for_matmul, upcast
-
-# Logits that exist at a time. Fewer would make more passes over the gradient of the head's matrix.
-_CHUNK_ELEMENTS = {"cpu": 2**24}
-_DEFAULT_CHUNK_ELEMENTS = 2**28
 
 
 def training_loss(
@@ -50,8 +46,7 @@ class _HeadLoss(torch.autograd.Function):
         cast_weight = weight.to(hidden.dtype)
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         sums = hidden.new_zeros(2, dtype=upcast(hidden[:0]).dtype)
-        limit = _CHUNK_ELEMENTS.get(hidden.device.type, _DEFAULT_CHUNK_ELEMENTS)
-        num_rows = max(1, limit // len(weight))
+        num_rows = max(1, logits_at_once(hidden.device.type) // len(weight))
         for start in range(0, len(hidden), num_rows):
             chunk = slice(start, start + num_rows)
             logits = hidden[chunk] @ cast_weight.T

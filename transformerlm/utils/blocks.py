@@ -17,6 +17,13 @@ CPU_ELEMENTS = 2**17
 
 _DEVICE_ELEMENTS = 2**27
 
+_CPU_LOGITS, _DEVICE_LOGITS = 2**24, 2**28
+
+
+def logits_at_once(device_type: str) -> int:
+    """Return how many logits the training loss holds at a time: fewer mean more passes over the head's gradient."""
+    return _CPU_LOGITS if device_type == "cpu" else _DEVICE_LOGITS
+
 
 def row_blocks(x: Tensor) -> Iterator[slice]:
     """Yield slices of the rows of `x` `(rows, columns)`, in order."""
