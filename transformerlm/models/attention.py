@@ -98,7 +98,7 @@ def _fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
 
 
 def _pays_in_blocks(query: Tensor) -> bool:
-    return query.dtype == torch.bfloat16 and query.device.type == "cpu" and not torch.compiler.is_compiling()
+    return query.dtype == torch.bfloat16 and query.device.type == "cpu"
 
 
 def _num_heads(x: Tensor) -> int:

@@ -27,7 +27,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def gated_silu(gate: Tensor, x: Tensor) -> Tensor:
     """Return `silu(gate) * x`, where `silu(z) = z sigmoid(z)` (Shazeer 2020, eq. 6), elementwise."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        return gate * torch.sigmoid(gate) * x
+    if torch.is_grad_enabled():
         columns = gate.shape[-1]
         rows: Tensor = _GatedSiLU.apply(gate.reshape(-1, columns), x.reshape(-1, columns))  # type: ignore[no-untyped-call]
         return rows.view(x.shape)
