@@ -24,7 +24,6 @@ from transformerlm.models.layers import RotaryEmbedding
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.utils.dtypes import upcast
 
-
 Weights = Mapping[str, Tensor]
 
 
@@ -37,6 +36,7 @@ class DecoderCache:
     def __init__(self, layers: list[Tensor]) -> None:
         self.layers, self.max_length = layers, layers[0].shape[3]
         self.lengths = [0] * layers[0].shape[1]
+        self.step: GraphedStep | None = None
 
     @property
     def length(self) -> int:
@@ -116,22 +116,78 @@ class Decoder:
         """
         batch_size, seq_len = token_ids.shape
         counts = [seq_len] * batch_size if counts is None else counts
-        step = _place(cache, batch_size, seq_len, self.device, self.dtype)
-        rotation = None if self._rope is None else step.rotation(self._rope)
+        check_room(cache, batch_size, seq_len)
+        if seq_len == 1 and self.device.type == "cuda":
+            cache.step = cache.step or GraphedStep(self, cache)
+            logits = cache.step(token_ids)
+        else:
+            x = self._blocks(token_ids, self._place(cache, seq_len), cache)
+            if last_only and seq_len > 1:
+                last = torch.tensor([count - 1 + row * seq_len for row, count in enumerate(counts)], device=self.device)
+                x = x.index_select(0, last)
+            logits = self._logits(x)
+        cache.lengths = [length + count for length, count in zip(cache.lengths, counts, strict=True)]
+        return logits.view(batch_size, -1, self.vocab_size)
+
+    def step_at(self, token_ids: Tensor, positions: Tensor, cache: DecoderCache) -> Tensor:
+        """Return the logits `(batch, vocab_size)` after one id a row, which stands at `positions` `(batch)`.
+
+        All shapes depend on the cache's memory alone, and nothing is read back to the host.
+        """
+        return self._logits(self._blocks(token_ids, _RaggedPlace(positions, cache.max_length, self.dtype), cache))
+
+    def _place(self, cache: DecoderCache, seq_len: int) -> _Place:
+        if cache.is_even:
+            return _Place(cache.length, seq_len, self.device, self.dtype)
+        if seq_len > 1:
+            raise ValueError(f"KV cache: rows of different lengths take one id at a time, got {seq_len}")
+        return _RaggedPlace(torch.tensor(cache.lengths, device=self.device), cache.length + 1, self.dtype)
+
+    def _blocks(self, token_ids: Tensor, place: _Place, cache: DecoderCache) -> Tensor:
+        rotation = None if self._rope is None else place.rotation(self._rope)
         x = self._embedding.index_select(0, token_ids.reshape(-1)).to(self.dtype)  # (batch * seq, d_model)
         for layer, stored in zip(self._layers, cache.layers, strict=True):
-            x = layer(x, rotation, step, stored)
-        cache.lengths = [length + count for length, count in zip(cache.lengths, counts, strict=True)]
-        if last_only and seq_len > 1:
-            last = torch.tensor([count - 1 + row * seq_len for row, count in enumerate(counts)], device=self.device)
-            x = x.index_select(0, last)
-        return self._logits(x).view(batch_size, -1, self.vocab_size)
+            x = layer(x, rotation, place, stored)
+        return x
 
     def _logits(self, x: Tensor) -> Tensor:
         logits = self._head(x if self._norm is None else self._norm(x))
         if self._soft_cap:
             logits = torch.tanh(logits / self._soft_cap) * self._soft_cap
         return logits
+
+
+class GraphedStep:
+    """One decoding step captured as a CUDA graph: a single launch instead of hundreds of small ones.
+
+    The positions live on the device and count themselves; they are copied there only after the cache was changed
+    otherwise, by a longer piece of text or a cut.
+    """
+
+    def __init__(self, decoder: Decoder, cache: DecoderCache) -> None:
+        self._cache, self._lengths = cache, list(cache.lengths)
+        self._positions = torch.tensor(cache.lengths, device=decoder.device)
+        self._ids = torch.zeros(len(cache.lengths), 1, dtype=torch.int64, device=decoder.device)
+        # What warms up writes to the positions that the first step writes again.
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call, unused-ignore]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                decoder.step_at(self._ids, self._positions, cache)
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._logits = decoder.step_at(self._ids, self._positions, cache)
+            self._positions.add_(1)
+
+    def __call__(self, token_ids: Tensor) -> Tensor:
+        """Return the logits `(batch, vocab_size)` after one more id a row, `(batch, 1)`."""
+        if self._lengths != self._cache.lengths:
+            self._positions.copy_(torch.tensor(self._cache.lengths))
+        self._ids.copy_(token_ids)
+        self._graph.replay()
+        self._lengths = [length + 1 for length in self._cache.lengths]
+        return self._logits.clone()  # The next step writes over its own.
 
 
 class _Norm:
@@ -196,7 +252,8 @@ class _RaggedPlace(_Place):
         stored[:, self._rows, :, self._positions] = new.squeeze(2).transpose(0, 1)  # (batch, 2, kv_heads, d_head)
 
 
-def _place(cache: DecoderCache, batch_size: int, seq_len: int, device: torch.device, dtype: torch.dtype) -> _Place:
+def check_room(cache: DecoderCache, batch_size: int, seq_len: int) -> None:
+    """Raise ValueError unless `seq_len` more ids in each of `batch_size` rows fit."""
     if batch_size != len(cache.lengths):
         raise ValueError(f"KV cache: made for a batch of {len(cache.lengths)}, got a batch of {batch_size}")
     if cache.length + seq_len > cache.max_length:
@@ -204,11 +261,6 @@ def _place(cache: DecoderCache, batch_size: int, seq_len: int, device: torch.dev
             f"KV cache: {cache.length} + {seq_len} positions exceed its max_length of {cache.max_length}; "
             "make a longer cache, or keep only the last part of the sequence"
         )
-    if cache.is_even:
-        return _Place(cache.length, seq_len, device, dtype)
-    if seq_len > 1:
-        raise ValueError(f"KV cache: rows of different lengths take one id at a time, got {seq_len}")
-    return _RaggedPlace(torch.tensor(cache.lengths, device=device), cache.length + 1, dtype)
 
 
 class _Layer:
@@ -236,13 +288,13 @@ class _Layer:
             rows = [weights["attn.q_norm"]] * self._num_heads + [weights["attn.k_norm"]] * self._kv_heads
             self._qk_norm = torch.stack(rows).float(), eps
 
-    def __call__(self, x: Tensor, rotation: Tensor | None, step: _Place, stored: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, rotation: Tensor | None, place: _Place, stored: Tensor) -> Tensor:
         ln1, ln2 = self._norms
         if self._is_post and ln1 is not None and ln2 is not None:
-            x = ln1(self._output.add(self._attend(self._qkv(x), rotation, step, stored), x))
+            x = ln1(self._output.add(self._attend(self._qkv(x), rotation, place, stored), x))
             return ln2(self._down.add(self._activate(self._up(x)), x))
         qkv = self._qkv(x if ln1 is None else ln1(x))
-        x = self._output.add(self._attend(qkv, rotation, step, stored), x)
+        x = self._output.add(self._attend(qkv, rotation, place, stored), x)
         return self._down.add(self._activate(self._up(x if ln2 is None else ln2(x))), x)
 
     def _activate(self, x: Tensor) -> Tensor:
@@ -251,15 +303,15 @@ class _Layer:
         half = x.shape[1] // 2
         return torch.nn.functional.silu(x[:, :half]).mul_(x[:, half:])
 
-    def _attend(self, qkv: Tensor, rotation: Tensor | None, step: _Place, stored: Tensor) -> Tensor:
+    def _attend(self, qkv: Tensor, rotation: Tensor | None, place: _Place, stored: Tensor) -> Tensor:
         """Rotate, store and attend: `(batch * seq, q + k + v)` to `(batch * seq, d_model)`."""
-        seq, num_heads, kv_heads, d_head = step.seq_len, self._num_heads, self._kv_heads, self._d_head
+        seq, num_heads, kv_heads, d_head = place.seq_len, self._num_heads, self._kv_heads, self._d_head
         batch = qkv.shape[0] // seq
         heads = qkv.view(batch, seq, -1, d_head)  # (batch, seq, q + k + v heads, d_head)
         self._turn(heads[:, :, : num_heads + kv_heads], rotation)
         query, new = heads[:, :, :num_heads], heads[:, :, num_heads:].view(batch, seq, 2, kv_heads, d_head)
-        step.write(stored, new.permute(2, 0, 1, 3, 4))  # (2, batch, seq, kv_heads, d_head)
-        if seq > 1 and step.bias is None:
+        place.write(stored, new.permute(2, 0, 1, 3, 4))  # (2, batch, seq, kv_heads, d_head)
+        if seq > 1 and place.bias is None:
             key, value = new.unbind(2)
             parts = (each.transpose(1, 2) for each in (query, key, value))
             return attend(*parts, is_causal=True, implementation="fused").transpose(1, 2).reshape(batch * seq, -1)
@@ -267,8 +319,8 @@ class _Layer:
             query = query.view(batch, seq, kv_heads, -1, d_head).permute(
                 0, 2, 3, 1, 4
             )  # (batch, kv, group, seq, d_head)
-        keys, values = stored.view(2, batch * kv_heads, -1, d_head)[:, :, : step.end].unbind(0)
-        scores = self._scores(query.reshape(batch * kv_heads, -1, d_head), keys, step.bias, batch)
+        keys, values = stored.view(2, batch * kv_heads, -1, d_head)[:, :, : place.end].unbind(0)
+        scores = self._scores(query.reshape(batch * kv_heads, -1, d_head), keys, place.bias, batch)
         mixed = torch.bmm(torch.softmax(scores, -1), values)
         if seq > 1:
             mixed = mixed.view(batch, kv_heads, -1, seq, d_head).permute(0, 3, 1, 2, 4)  # (batch, seq, kv, group, d)
