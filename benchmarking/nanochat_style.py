@@ -52,9 +52,8 @@ class NanochatStyle:
         return F.linear(self._norm(x[:, -1:], "ln_final"), self._head)
 
     def _attention(self, x: Tensor, layer: int, cache: Tensor, start: int) -> Tensor:
-        query, key, value = (
-            self._split(F.linear(x, self._weights[f"layers.{layer}.attn.{n}_proj.weight"])) for n in "qkv"
-        )
+        names = (f"layers.{layer}.attn.{name}_proj.weight" for name in "qkv")
+        query, key, value = (self._split(F.linear(x, self._weights[name])) for name in names)
         end = start + x.shape[1]
         cache[0, :, :, start:end] = self._rope(key, offset=start)
         cache[1, :, :, start:end] = value

@@ -190,7 +190,7 @@ def test_samples_generated_together_are_those_generated_alone(infer):
 
 def test_drafted_tokens_leave_the_likeliest_text_as_it_is(infer):
     """`speculative` gives the same text at temperature 0, and some text at others, as JSON and as text."""
-    greedy = ["--prompt=Ada", "Ada sees Ada sees", "--sampling.temperature=0.0"]
+    greedy = ["--prompt", "Ada", "Ada sees Ada sees", "--sampling.temperature=0.0"]
     assert outputs(infer(*greedy, "--speculative=4")) == outputs(infer(*greedy))
     for form in ("json", "text"):
         assert infer("--prompt=Ada", "--speculative=2", f"--output.format={form}").code == 0

@@ -34,9 +34,9 @@ class Settings:
 
 
 def distribution(logits: Tensor, settings: Settings) -> tuple[Tensor, Tensor | None]:
-    """Return the probabilities `(batch, kept)` that the settings leave, and the ids they belong to.
+    """Return the probabilities `(batch, kept)` that the settings leave, and the ids they belong to, likeliest first.
 
-    None stands for all ids in order. A temperature of 0 gives the likeliest id the probability 1. `logits` are
+    With neither top-k nor top-p it is None: all ids in order. A temperature of 0 gives the likeliest id the probability 1. `logits` are
     `(batch, vocab)`.
     """
     logits = upcast(logits)
@@ -48,7 +48,11 @@ def distribution(logits: Tensor, settings: Settings) -> tuple[Tensor, Tensor | N
     if few is not None:
         return few
     kept = sampling.top_p_filter(sampling.top_k_filter(scaled, settings.top_k), settings.top_p)
-    return softmax(sampling.min_p_filter(kept, settings.min_p), dim=-1), None
+    probabilities = softmax(sampling.min_p_filter(kept, settings.min_p), dim=-1)
+    if settings.top_k is None and settings.top_p == 1.0:
+        return probabilities, None
+    # In the order in which `_few` gives them: a row's draw must not depend on what its neighbours needed.
+    return probabilities.sort(dim=-1, descending=True, stable=True)
 
 
 def choose(logits: Tensor, settings: Settings, generators: Sequence[torch.Generator | None]) -> Tensor:
