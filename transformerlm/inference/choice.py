@@ -17,7 +17,8 @@ from transformerlm.inference import sampling
 from transformerlm.models.attention import softmax
 from transformerlm.utils.dtypes import upcast
 
-_FEW = 256
+_FEW = (256, 2048)
+_ROUNDING = 2e-6
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Settings:
 def distribution(logits: Tensor, settings: Settings) -> tuple[Tensor, Tensor | None]:
     """Return the probabilities `(batch, kept)` that the settings leave, and the ids they belong to, likeliest first.
 
-    With neither top-k nor top-p it is None: all ids in order. A temperature of 0 gives the likeliest id the probability 1. `logits` are
-    `(batch, vocab)`.
+    With neither top-k nor top-p that is None: all ids in order. A temperature of 0 gives the likeliest id the
+    probability 1. `logits` are `(batch, vocab)`.
     """
     logits = upcast(logits)
     if settings.temperature == 0.0:
@@ -89,21 +90,24 @@ def _few(scaled: Tensor, settings: Settings) -> tuple[Tensor, Tensor | None] | N
 
     It takes all where few of them are not enough, and where equal logits or rounding could decide which are kept.
     """
-    vocab_size, top_k = scaled.shape[-1], settings.top_k
-    num_few = _FEW if top_k is None else top_k
-    if scaled.device.type != "cpu" or num_few >= vocab_size or (top_k is None and settings.top_p == 1.0):
+    top_k = settings.top_k
+    if scaled.device.type != "cpu" or (top_k is None and settings.top_p == 1.0):
         return None  # Elsewhere a sort is quick, but to look at its result would wait for the device.
-    values, ids = scaled.topk(num_few, dim=-1)  # descending
-    if settings.top_p < 1.0:
-        total = (scaled if top_k is None else values).logsumexp(dim=-1, keepdim=True)
-        probabilities = torch.exp(values - total)
-        before = probabilities.cumsum(dim=-1) - probabilities
-        dropped = before >= settings.top_p
-        dropped[:, 0] = False
-        equal = (dropped[:, 1:] != dropped[:, :-1]) & (values[:, 1:] == values[:, :-1])
-        close = (before - settings.top_p).abs() < 2e-6
-        reaches = dropped[:, -1].all() if top_k is None else True
-        if not reaches or bool((equal.any() | close.any()).item()):
+    for num_few in _FEW if top_k is None else (top_k,):
+        if num_few >= scaled.shape[-1]:
             return None
-        values = values.masked_fill(dropped, -math.inf)
-    return softmax(sampling.min_p_filter(values, settings.min_p), dim=-1), ids
+        values, ids = scaled.topk(num_few, dim=-1)  # descending
+        if settings.top_p < 1.0:
+            total = (scaled if top_k is None else values).logsumexp(dim=-1, keepdim=True)
+            probabilities = torch.exp(values - total)
+            before = probabilities.cumsum(dim=-1) - probabilities
+            dropped = before >= settings.top_p
+            dropped[:, 0] = False
+            if top_k is None and not dropped[:, -1].all():
+                continue
+            equal = (dropped[:, 1:] != dropped[:, :-1]) & (values[:, 1:] == values[:, :-1])
+            if bool((equal.any() | ((before - settings.top_p).abs() < _ROUNDING).any()).item()):
+                return None
+            values = values.masked_fill(dropped, -math.inf)
+        return softmax(sampling.min_p_filter(values, settings.min_p), dim=-1), ids
+    return None
