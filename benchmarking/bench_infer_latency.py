@@ -13,6 +13,7 @@ if __name__ == "__main__":  # before the imports that take time
 
     run("benchmarking.bench_infer_latency")
 
+import copy
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,12 +29,15 @@ from config.bench_infer import BenchInferConfig
 if TYPE_CHECKING:
     import torch
 
+    from benchmarking.nanochat_style import NanochatStyle
+    from transformerlm.inference.decoder import Decoder
     from transformerlm.models.transformer import TransformerLM
 
 FIRST_TOKEN = Quantity("time_to_first_token_ms", higher_is_better=False)
 TOKENS = Quantity("tokens_per_second")
 DECODE = Quantity("decode_step_ms", higher_is_better=False)
 _LIMIT = "limit"
+_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
 Generate = Callable[[int], list[list[int]]]
 """Generates that many new ids in each row, and returns them."""
@@ -56,19 +60,38 @@ def bench_infer(config: BenchInferConfig) -> None:
     device = resolve_device(config.device)
     clock = clock_of(config.measure.clock, threads=torch.get_num_threads(), device=device.type)
     model = _load(config, device)
-    peers = [peer for peer in config.peers if _is_usable(model)]
+    peers = [peer for peer in config.peers if _is_usable(peer, model)]
     environment = describe(threads=torch.get_num_threads(), device=str(device), packages=["transformers"])
     report = Report("infer_latency", environment | {"clock": config.measure.clock})
     for precision in config.precision:
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        models: dict[str, Any] = {OURS: model.to(dtype)}
-        models |= {peer: _llama_of(model) for peer in peers}
+        candidates, seconds = _candidates(model, peers, precision, clock)
+        facts = {"parameters": model.num_parameters(), "prepare_seconds": seconds}
+        facts["weight_bytes_per_step"] = weight_bytes(model, precision)
         for batch_size, prompt_length in product(config.batch_size, config.prompt_length):
             note(f"{precision}, batch {batch_size}, prompt of {prompt_length} on {device}")
-            _bench_case(
-                config, models, precision=precision, shape=(batch_size, prompt_length), report=report, clock=clock
-            )
+            params = {"precision": precision, "batch_size": batch_size, "prompt_length": prompt_length}
+            _bench_case(config, candidates, params=params, facts=facts, report=report, clock=clock)
     note(report.table())
+
+
+def _candidates(
+    model: TransformerLM, peers: Sequence[str], precision: str, clock: Clock
+) -> tuple[dict[str, Any], float]:
+    """Return whom to measure, and the seconds it took to make our model ready."""
+    import torch
+
+    from benchmarking.nanochat_style import NanochatStyle
+    from transformerlm.inference.decoder import Decoder
+
+    # Peers have no 8 bits here: they stay in bfloat16.
+    cast = copy.deepcopy(model).to(torch.float32 if precision == "fp32" else torch.bfloat16)
+    start = clock()
+    candidates: dict[str, Any] = {OURS: Decoder(model if precision == "int8" else cast, int8=precision == "int8")}
+    seconds = clock() - start
+    for peer in peers:
+        is_llama = peer == "huggingface"
+        candidates[peer] = _llama_of(cast) if is_llama else NanochatStyle(cast.state_dict(), cast.hparams())
+    return candidates, seconds
 
 
 def _load(config: BenchInferConfig, device: torch.device) -> TransformerLM:
@@ -94,15 +117,16 @@ def _load(config: BenchInferConfig, device: torch.device) -> TransformerLM:
     return model
 
 
-def _is_usable(model: TransformerLM) -> bool:
+def _is_usable(peer: str, model: TransformerLM) -> bool:
     from benchmarking.llama_peer import why_not
 
     reason = why_not(model.hparams())
+    needs_library = peer == "huggingface" and not is_installed("transformers")
     if reason:
-        note(f"huggingface is skipped: its Llama has no {reason}")
-    elif not is_installed("transformers"):
+        note(f"{peer} is skipped: its Llama has no {reason}")
+    elif needs_library:
         note("huggingface is not installed: skipped (pip install transformers)")
-    return reason is None and is_installed("transformers")
+    return reason is None and not needs_library
 
 
 def _llama_of(model: TransformerLM) -> Any:
@@ -119,8 +143,8 @@ def _bench_case(
     config: BenchInferConfig,
     models: dict[str, Any],
     *,
-    precision: str,
-    shape: tuple[int, int],
+    params: dict[str, Any],
+    facts: dict[str, Any],
     report: Report,
     clock: Clock,
 ) -> None:
@@ -129,12 +153,11 @@ def _bench_case(
     from benchmarking.limits import CopyBandwidth
     from transformerlm.utils.device import synchronize
 
-    (batch_size, prompt_length), ours = shape, models[OURS]
-    device = ours.token_embeddings.weight.device
+    ours, batch_size, prompt_length = models[OURS], params["batch_size"], params["prompt_length"]
+    device = ours.device
     prompt = torch.randint(ours.vocab_size, (prompt_length,), generator=torch.Generator().manual_seed(0)).tolist()
     calls: dict[str, Generate] = {
-        name: partial(_generate_ours if name == OURS else _generate_llama, model, prompt, batch_size)
-        for name, model in models.items()
+        name: partial(_GENERATE[name], model, prompt, batch_size) for name, model in models.items()
     }
     measure = partial(timed, synchronize=partial(synchronize, device), clock=clock)
     series = run_rounds(
@@ -145,22 +168,22 @@ def _bench_case(
     )
     bandwidth = series.pop(_LIMIT)["bytes_per_second"]
     expected = calls[OURS](config.max_new_tokens)
-    facts: dict[str, dict[str, Any]] = {
-        name: _bound(series[name][DECODE.name], bandwidth, weight_bytes(ours))
+    bound = partial(_bound, bandwidth=bandwidth, num_bytes=facts["weight_bytes_per_step"])
+    of_candidates: dict[str, dict[str, Any]] = {
+        name: bound(series[name][DECODE.name])
+        | facts
         | ({} if name == OURS else {"ids_equal": call(config.max_new_tokens) == expected})
         for name, call in calls.items()
     }
-    params = {"precision": precision, "batch_size": batch_size, "prompt_length": prompt_length}
-    params |= {"max_new_tokens": config.max_new_tokens, "parameters": ours.num_parameters()}
+    params = params | {"max_new_tokens": config.max_new_tokens}
     for quantity in (FIRST_TOKEN, TOKENS, DECODE):
-        report.add(quantity, series, params=params, warmup=config.measure.warmup, facts=facts)
+        report.add(quantity, series, params=params, warmup=config.measure.warmup, facts=of_candidates)
 
 
-def weight_bytes(model: TransformerLM) -> int:
+def weight_bytes(model: TransformerLM, precision: str) -> int:
     """Return the bytes that one step of decoding reads: all weights, but of an untied embedding only a row."""
-    embedding = model.token_embeddings.weight
-    looked_up = 0 if model.hparams()["tie_embeddings"] else embedding.numel()
-    return (model.num_parameters() - looked_up) * embedding.element_size()
+    looked_up = 0 if model.hparams()["tie_embeddings"] else model.token_embeddings.weight.numel()
+    return (model.num_parameters() - looked_up) * _BYTES[precision]
 
 
 def _measure(generate: Generate, batch_size: int, max_new_tokens: int, measure: Callable[..., float]) -> Sample:
@@ -179,14 +202,13 @@ def _bound(step_ms: list[float], bandwidth: list[float], num_bytes: int) -> dict
         "bandwidth_bound_step_ms": statistics.median(bounds),
         "bandwidth_utilisation": statistics.median(shares),
         "copy_gb_per_second": statistics.median(bandwidth) / 1e9,
-        "weight_bytes_per_step": num_bytes,
     }
 
 
-def _generate_ours(model: TransformerLM, prompt: list[int], batch_size: int, count: int) -> list[list[int]]:
+def _generate_ours(decoder: Decoder, prompt: list[int], batch_size: int, count: int) -> list[list[int]]:
     from transformerlm.inference.generate import generate_batch
 
-    return generate_batch(model, prompt, num_samples=batch_size, max_new_tokens=count, temperature=0.0)
+    return generate_batch(decoder, prompt, num_samples=batch_size, max_new_tokens=count, temperature=0.0)
 
 
 def _generate_llama(llama: Any, prompt: list[int], batch_size: int, count: int) -> list[list[int]]:
@@ -198,3 +220,14 @@ def _generate_llama(llama: Any, prompt: list[int], batch_size: int, count: int) 
     )
     new_ids: list[list[int]] = output[:, len(prompt) :].tolist()
     return new_ids
+
+
+def _generate_nanochat_style(peer: NanochatStyle, prompt: list[int], batch_size: int, count: int) -> list[list[int]]:
+    return peer.generate(prompt, batch_size, count)
+
+
+_GENERATE: dict[str, Callable[..., list[list[int]]]] = {
+    OURS: _generate_ours,
+    "huggingface": _generate_llama,
+    "nanochat_style": _generate_nanochat_style,
+}

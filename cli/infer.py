@@ -12,8 +12,9 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +41,8 @@ def infer(config: InferConfig) -> None:
         # The directory is left after the logger, which may still be reading the file.
         outputs = _Outputs(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "outputs.jsonl")
         logger = stack.enter_context(_make_logger(config))
-        for number, prompt in enumerate(_prompts(config)):
-            for sample in range(config.num_samples):
-                seed = config.seed + number * config.num_samples + sample
-                record = _answer(predictor, config, prompt, seed=seed, first=number == sample == 0)
+        for samples in _groups(config):
+            for record in _answers(predictor, config, samples):
                 logger.log_record(record)
                 outputs.write(record)
         if config.wandb.log_outputs and outputs.path.exists():
@@ -65,40 +64,78 @@ def _make_logger(config: InferConfig) -> Logger:
     )
 
 
-def _prompts(config: InferConfig) -> Iterator[str]:
-    if config.prompt:
-        return iter(config.prompt)
+def _prompts_of_stdin() -> Iterator[str]:
     if sys.stdin.isatty():
         note("type a prompt and Enter; Ctrl-D ends")
     return (line.rstrip("\r\n") for line in sys.stdin)
 
 
-def _answer(predictor: Predictor, config: InferConfig, prompt: str, *, seed: int, first: bool) -> dict[str, Any]:
-    """Generate one sample, show it on stdout, and return its record."""
-    pieces: list[str] = []
+@dataclass(frozen=True)
+class _Sample:
+    """One text to generate; `number` counts all of them."""
+
+    number: int
+    prompt: str
+    seed: int
+
+
+def _groups(config: InferConfig) -> Iterator[list[_Sample]]:
+    """Yield the samples that are generated together."""
+    size = 1 if config.output.format == "text" or config.speculative else config.batch_size
+    if config.prompt:
+        return _cut(_samples(config, enumerate(config.prompt)), size)
+    # Who writes the next line may be waiting for the answer to this one.
+    return (group for pair in enumerate(_prompts_of_stdin()) for group in _cut(_samples(config, [pair]), size))
+
+
+def _samples(config: InferConfig, prompts: Iterable[tuple[int, str]]) -> Iterator[_Sample]:
+    for index, prompt in prompts:
+        for number in range(index * config.num_samples, (index + 1) * config.num_samples):
+            yield _Sample(number, prompt, config.seed + number)
+
+
+def _cut(samples: Iterator[_Sample], size: int) -> Iterator[list[_Sample]]:
+    while group := list(itertools.islice(samples, size)):
+        yield group
+
+
+def _answers(predictor: Predictor, config: InferConfig, samples: list[_Sample]) -> Iterator[dict[str, Any]]:
+    """Generate the samples, show them on stdout, and yield their records."""
     start = time.perf_counter()
-    stream = predictor.stream(prompt, seed=seed, **config.sampling.model_dump())
-    if config.output.format == "text":
-        if not first:
-            print("\n" + "-" * 72)
-        shown = itertools.chain([prompt], _kept(stream, pieces))
-        for piece in shown:
-            print(piece, end="", flush=True)
-        print(flush=True)
+    settings = config.sampling.model_dump()
+    if len(samples) > 1:
+        prompts = [sample.prompt for sample in samples]
+        whole = predictor.generate_prompts(prompts, seeds=[sample.seed for sample in samples], **settings)
+        texts = [text.removeprefix(prompt) for text, prompt in zip(whole, prompts, strict=True)]
     else:
-        pieces.extend(stream)
-    record = {
-        "event": "sample",
-        **{f"params.{_LOG_NAMES.get(name, name)}": value for name, value in config.sampling.model_dump().items()},
-        "params.eos_token_id": predictor.eos_token_id,
-        "params.seed": seed,
-        "text.prompt": prompt,
-        "text.output": "".join(pieces),
-        "metrics.latency_ms": 1000 * (time.perf_counter() - start),
-    }
+        texts = [_stream_one(predictor, config, samples[0], settings)]
+    for sample, text in zip(samples, texts, strict=True):
+        record = {
+            "event": "sample",
+            **{f"params.{_LOG_NAMES.get(name, name)}": value for name, value in settings.items()},
+            "params.eos_token_id": predictor.eos_token_id,
+            "params.seed": sample.seed,
+            "text.prompt": sample.prompt,
+            "text.output": text,
+            "metrics.latency_ms": 1000 * (time.perf_counter() - start),
+        }
+        if config.output.format == "json":
+            print(json.dumps(record), flush=True)
+        yield record
+
+
+def _stream_one(predictor: Predictor, config: InferConfig, sample: _Sample, settings: dict[str, Any]) -> str:
+    """Return one text; where text is asked for it is shown as it comes."""
+    pieces: list[str] = []
+    stream = predictor.stream(sample.prompt, seed=sample.seed, speculative=config.speculative, **settings)
     if config.output.format == "json":
-        print(json.dumps(record), flush=True)
-    return record
+        return "".join(stream)
+    if sample.number:
+        print("\n" + "-" * 72)
+    for piece in itertools.chain([sample.prompt], _kept(stream, pieces)):
+        print(piece, end="", flush=True)
+    print(flush=True)
+    return "".join(pieces)
 
 
 _LOG_NAMES = {"top_p": "p"}

@@ -18,17 +18,18 @@ class BenchInferConfig(Section):
     )
     model: ModelConfig | None = None
     batch_size: list[PositiveInt] = Field(
-        [1, 8], min_length=1, max_length=100, description="sequences generated together"
+        [1, 8, 64], min_length=1, max_length=100, description="sequences generated together"
     )
-    prompt_length: list[PositiveInt] = Field(
-        [16, 128], min_length=1, max_length=100, description="tokens in the prompt"
-    )
+    prompt_length: list[PositiveInt] = Field([64], min_length=1, max_length=100, description="tokens in the prompt")
     max_new_tokens: int = Field(64, ge=2, le=2**31 - 1, description="tokens to generate, greedily")
-    precision: list[Literal["fp32", "bf16"]] = Field(["fp32"], min_length=1, description="precisions of the weights")
+    precision: list[Literal["fp32", "bf16", "int8"]] = Field(
+        ["fp32"], min_length=1, description="precisions of the weights; peers stay in bf16 where ours are int8"
+    )
     device: Device = Field("auto", description="auto (cuda, mps, cpu, the first there is), cpu, cuda, cuda:N or mps")
     threads: int | None = Field(None, ge=1, le=4096, description="CPU threads of torch; none: torch's choice")
-    peers: list[Literal["huggingface"]] = Field(
-        ["huggingface"], description="transformers' Llama with the same weights; skipped when it is not installed"
+    peers: list[Literal["huggingface", "nanochat_style"]] = Field(
+        ["huggingface", "nanochat_style"],
+        description="with the same weights: transformers' generate (skipped when it is not installed), a plain cache",
     )
     measure: MeasureConfig = MeasureConfig()
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from config.schemas import Device, FilePath, LoggingConfig, Precision, SamplingConfig, Section, WandbConfig
+from config.schemas import Device, FilePath, LoggingConfig, SamplingConfig, Section, WandbConfig
 
 
 class OutputConfig(Section):
@@ -23,8 +23,14 @@ class InferConfig(Section):
     num_samples: int = Field(1, ge=1, le=10**6, description="samples of each prompt")
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of the sampling")
     device: Device = Field("auto", description="auto (cuda, mps, cpu, the first there is), cpu, cuda, cuda:N or mps")
-    precision: Precision = Field(
-        "fp32", description="of the weights while generating: fp32 or bf16; auto: bf16 where the hardware has it"
+    precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
+        "fp32", description="of the weights while generating; auto: bf16 where the hardware has it, else fp32"
+    )
+    batch_size: int = Field(
+        8, ge=1, le=4096, description="samples generated together; format text and lines of stdin: one prompt at a time"
+    )
+    speculative: int = Field(
+        0, ge=0, le=64, description="tokens drafted a step from the text so far, then checked together; batch_size = 1"
     )
     sampling: SamplingConfig = SamplingConfig()
     output: OutputConfig = OutputConfig()

@@ -289,7 +289,7 @@ def test_sampling_keys_are_the_predictor_keywords():
     from transformerlm.inference.sampling import sample
 
     keys = set(SamplingConfig.model_fields)
-    assert keys == keywords_of(Predictor.stream) - {"prompt", "seed", "allow_special"}
+    assert keys == keywords_of(Predictor.stream) - {"prompt", "seed", "allow_special", "speculative"}
     assert keys - {"stop_at_eos"} <= keywords_of(stream)
     assert keys - {"stop_at_eos", "max_new_tokens"} == keywords_of(sample) - {"logits", "generator"}
 

@@ -15,6 +15,7 @@ from tests.benchmarking.commands import by_quantity, check_line, run_command
 from transformerlm.models.transformer import TransformerLM
 
 MODEL = {"vocab_size": 64, "context_length": 32, "d_model": 32, "num_layers": 2, "num_heads": 4}
+CANDIDATES = ("transformerlm", "huggingface", "nanochat_style")
 TINY = [f"--model.{name}={value}" for name, value in MODEL.items()]
 TINY += ["--threads=1", "--max_new_tokens=8", "--prompt_length=[4, 9]", "--measure.warmup=1", "--measure.repeats=2"]
 
@@ -38,9 +39,9 @@ def test_lines_of_a_small_run(capsys: pytest.CaptureFixture[str]) -> None:
             wanted = {"params.batch_size": batch_size, "params.prompt_length": prompt_length}
             found = by_quantity([line for line in lines if wanted.items() <= line.items()])
             quantities = ("time_to_first_token_ms", "tokens_per_second", "decode_step_ms")
-            assert set(found) == {(name, who) for name in quantities for who in ("transformerlm", "huggingface")}
+            assert set(found) == {(name, who) for name in quantities for who in CANDIDATES}
             assert all(line["repeats"] == 2 for line in found.values())
-            assert found["tokens_per_second", "huggingface"]["ids_equal"]
+            assert all(found["tokens_per_second", who]["ids_equal"] for who in CANDIDATES[1:])
     for line in lines:
         check_line(line)
         assert line["bandwidth_bound_step_ms"] > 0
@@ -49,13 +50,25 @@ def test_lines_of_a_small_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("small_limits")
+@pytest.mark.parametrize("changes", [[], ["--model.num_kv_heads=2", "--model.tie_embeddings=true"]])
+def test_the_plain_cache_computes_our_model(changes: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """`nanochat_style` chooses our ids, grouped queries and a tied head too; 8 bits have their own lines."""
+    arguments = ["--batch_size=[2]", '--peers=["nanochat_style"]', '--precision=["fp32", "int8"]']
+    lines, _ = run_command(bench.main, [*TINY, *changes, *arguments], capsys)
+    equal = [line["ids_equal"] for line in lines if "ids_equal" in line and line["params.precision"] == "fp32"]
+    assert equal
+    assert all(equal)
+    assert {line["params.precision"] for line in lines} == {"fp32", "int8"}
+
+
+@pytest.mark.usefixtures("small_limits")
 def test_a_missing_peer_is_skipped_with_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without transformers our own numbers come all the same."""
+    """Without transformers the other numbers come all the same."""
     monkeypatch.setattr(bench, "is_installed", lambda module: False)
     lines, stderr = run_command(bench.main, [*TINY, "--batch_size=[1]"], capsys)
-    assert {line["candidate"] for line in lines} == {"transformerlm"}
+    assert {line["candidate"] for line in lines} == {"transformerlm", "nanochat_style"}
     assert "huggingface is not installed: skipped (pip install transformers)\n" in stderr
 
 
@@ -92,11 +105,14 @@ def test_llama_has_not_all_our_choices() -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_step_reads_all_weights_but_an_untied_embedding(tied: bool) -> None:
-    """The table that is only looked up does not count; as a head it does. bfloat16 halves the bytes."""
+    """The table that is only looked up does not count; as a head it does. A number has 4, 2 or 1 bytes."""
     model = TransformerLM(**MODEL, tie_embeddings=tied)
     numbers = sum(p.numel() for name, p in model.named_parameters() if tied or name != "token_embeddings.weight")
-    assert bench.weight_bytes(model) == 4 * numbers
-    assert bench.weight_bytes(model.to(torch.bfloat16)) == 2 * numbers
+    assert [bench.weight_bytes(model, precision) for precision in ("fp32", "bf16", "int8")] == [
+        4 * numbers,
+        2 * numbers,
+        numbers,
+    ]
 
 
 def test_config_needs_a_model_that_is_long_enough(tmp_path: Path) -> None:
@@ -106,4 +122,4 @@ def test_config_needs_a_model_that_is_long_enough(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"expected a \[model\] table or a checkpoint, found neither"):
         load_config(BenchInferConfig, path)
     with pytest.raises(ConfigError, match=r"prompt_length \+ max_new_tokens \(257\) exceeds .* \(256\)"):
-        load_config(BenchInferConfig, SHIPPED / "bench_infer.toml", {"max_new_tokens": "129"})
+        load_config(BenchInferConfig, SHIPPED / "bench_infer.toml", {"max_new_tokens": "193"})

@@ -178,3 +178,25 @@ def test_a_real_process_streams_and_survives_a_closed_pipe(pipeline):
     assert process.wait(timeout=60) in (0, 1)
     assert process.stderr.read() == ""
     process.stderr.close()
+
+
+def test_samples_generated_together_are_those_generated_alone(infer):
+    """`batch_size` changes neither texts nor their order, for prompts of different lengths and several samples."""
+    prompts = ["--prompt", "Ada", "", "Bob sees the tree and", "--num_samples=2", "--seed=3"]
+    together, alone = (outputs(infer(*prompts, f"--batch_size={size}")) for size in (4, 1))
+    assert together == alone
+    assert len(together) == 6
+
+
+def test_drafted_tokens_leave_the_likeliest_text_as_it_is(infer):
+    """`speculative` gives the same text at temperature 0, and some text at others, as JSON and as text."""
+    greedy = ["--prompt", "Ada", "Ada sees Ada sees", "--sampling.temperature=0.0"]
+    assert outputs(infer(*greedy, "--speculative=4")) == outputs(infer(*greedy))
+    for form in ("json", "text"):
+        assert infer("--prompt=Ada", "--speculative=2", f"--output.format={form}").code == 0
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8", "auto"])
+def test_weights_of_fewer_bits_generate(infer, precision):
+    """Each precision answers each prompt."""
+    assert len(outputs(infer("--prompt", "Ada", "Bob", f"--precision={precision}"))) == 2

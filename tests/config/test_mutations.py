@@ -75,6 +75,7 @@ VALID: dict[str, set[str]] = {
         "schedule.min_learning_rate",
         "schedule.warmup_steps",
         "seed",
+        "speculative",  # nothing is drafted
         "training.early_stop_patience",  # never
         "training.eval_interval",  # only before a checkpoint
         "training.max_skipped_steps",  # stop at the first

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.inference.helpers import Script, make_model
-from transformerlm.inference.generate import generate, generate_batch, stream
+from transformerlm.inference.decoder import Decoder
+from transformerlm.inference.generate import generate, generate_batch, generate_prompts, stream
 from transformerlm.models.transformer import TransformerLM
 
 PROMPT = [5, 200, 17, 3]
@@ -128,3 +129,45 @@ def test_bad_requests_are_refused_at_once(prompt: list[int], options: dict[str, 
     """The error comes from the call, not from the first token."""
     with pytest.raises(ValueError, match=message):
         stream(make_model(), prompt, **{"max_new_tokens": 3, **options})
+
+
+@pytest.mark.parametrize("changes", [{}, {"position": "none", "num_kv_heads": 2}, {"context_length": 5}])
+def test_a_decoder_generates_what_its_model_does(changes: dict[str, Any]) -> None:
+    """Greedy, across the end of the context several times."""
+    model = make_model(**changes)
+    expected = greedy_without_cache(model, PROMPT, 40)
+    assert generate(Decoder(model), PROMPT, max_new_tokens=40, temperature=0.0) == expected
+
+
+@pytest.mark.parametrize("context_length", [16, 6, 2, 1])
+def test_prompts_of_different_lengths_are_as_alone(context_length: int) -> None:
+    """Each row of a batch slides over the end of its context when it alone would; model and decoder agree."""
+    model = make_model(context_length=context_length)
+    prompts = [torch.randint(0, 257, (length,)).tolist() for length in (1, 4, 9, 15, 16, 30)]
+    expected = [greedy_without_cache(model, prompt, 30) for prompt in prompts]
+    for each in (model, Decoder(model)):
+        assert generate_prompts(each, prompts, max_new_tokens=30, temperature=0.0) == expected
+
+
+def test_a_seeded_row_is_the_single_draw() -> None:
+    """With a generator for each prompt, the batch draws what single calls draw."""
+    decoder, prompts = Decoder(make_model()), [PROMPT, [7], PROMPT[:2]]
+    options: dict[str, Any] = {"max_new_tokens": 12, "top_p": 0.9}
+    seeds = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    together = generate_prompts(decoder, prompts, generator=seeds, **options)
+    alone = [
+        generate(decoder, prompt, generator=torch.Generator().manual_seed(seed), **options)
+        for seed, prompt in enumerate(prompts)
+    ]
+    assert together == alone
+
+
+def test_a_batch_needs_prompts_and_their_generators() -> None:
+    """No prompt at all, and two generators for three prompts, are refused."""
+    model = make_model()
+    with pytest.raises(ValueError, match="expected at least one prompt, got none"):
+        generate_prompts(model, [], max_new_tokens=3)
+    with pytest.raises(ValueError, match="a generator for each of 3 prompts, got 2"):
+        generate_prompts(model, [PROMPT] * 3, max_new_tokens=3, generator=[torch.Generator()] * 2)
+    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+        generate_batch(model, PROMPT, num_samples=0, max_new_tokens=3)

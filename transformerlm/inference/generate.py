@@ -3,6 +3,9 @@
 The model sees at most `context_length` ids. A longer prompt is cut to its last `context_length` ids. When the window is
 full during generation, its older half is dropped: the last `context_length // 2` ids are read again, from position 0,
 and decoding goes on from there. Each such re-reading pays for half a window of further tokens.
+
+Everything here takes a `TransformerLM` or a `Decoder`, which is the same function made ready to generate: several times
+as fast, but a copy of the weights as they were.
 """
 
 from __future__ import annotations
@@ -14,14 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transformerlm.inference.sampling import check_settings, sample
+from transformerlm.inference.choice import Settings, choose
+from transformerlm.inference.decoder import Decoder, DecoderCache
+from transformerlm.inference.speculative import decode_speculatively
 from transformerlm.models.transformer import TransformerLM
 
+Model = TransformerLM | Decoder
 Choose = Callable[[Tensor], Tensor]
+
+# To see whether all rows have ended, the host waits for the device; on a GPU it asks this seldom.
+_STEPS_BETWEEN_LOOKS = {"cpu": 1}
+_FEW_LOOKS = 16
 
 
 def stream(
-    model: TransformerLM,
+    model: Model,
     prompt_ids: Sequence[int],
     *,
     max_new_tokens: int,
@@ -32,66 +42,135 @@ def stream(
     eos_token_id: int | None = None,
     vocab_size: int | None = None,
     generator: torch.Generator | None = None,
+    speculative: int = 0,
 ) -> Iterator[int]:
     """Yield the ids that follow `prompt_ids`, at most `max_new_tokens`, as they are drawn.
 
     Ends before `eos_token_id`, which is not yielded. Only ids below `vocab_size` are drawn, by default the model's (a
     model may have more ids than its tokenizer). The other parameters are those of `sampling.sample`; `generator` must
-    be on the model's device. Raises ValueError, at once, for an empty prompt or an id the model does not have.
+    be on the model's device. `speculative` drafts that many ids a step from the text so far and needs a `Decoder`; the
+    ids have the same distribution, with temperature 0 they are the same. Raises ValueError, at once, for an empty
+    prompt or an id the model does not have.
     """
-    prompt = _prompt_tensor(model, prompt_ids, max_new_tokens, num_samples=1)
-    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "generator": generator}
-    check_settings(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    steps = _decode(model, prompt, max_new_tokens, partial(_choose, vocab_size=vocab_size, settings=settings))
+    _check(model, [prompt_ids], max_new_tokens)
+    settings = Settings(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    if speculative:
+        if not isinstance(model, Decoder):
+            raise ValueError("generate: speculative decoding needs a Decoder, not the model itself: Decoder(model)")
+        ids = decode_speculatively(
+            model, list(prompt_ids), max_new_tokens, speculative, settings, generator, vocab_size=vocab_size
+        )
+        return _until(eos_token_id, ids)
+    pick = partial(_choose, vocab_size=vocab_size, settings=settings, generators=[generator])
+    steps = _decode(model, [list(prompt_ids)], max_new_tokens, pick)
     return _until(eos_token_id, (int(ids.item()) for ids in steps))
 
 
-def generate(model: TransformerLM, prompt_ids: Sequence[int], *, max_new_tokens: int, **settings: Any) -> list[int]:
+def generate(model: Model, prompt_ids: Sequence[int], *, max_new_tokens: int, **settings: Any) -> list[int]:
     """Return the new ids, without the prompt; `settings` are the keywords of `stream`."""
     return list(stream(model, prompt_ids, max_new_tokens=max_new_tokens, **settings))
 
 
 def generate_batch(
-    model: TransformerLM,
-    prompt_ids: Sequence[int],
-    *,
-    num_samples: int,
-    max_new_tokens: int,
-    eos_token_id: int | None = None,
-    vocab_size: int | None = None,
-    **settings: Any,
+    model: Model, prompt_ids: Sequence[int], *, num_samples: int, max_new_tokens: int, **settings: Any
 ) -> list[list[int]]:
     """Return `num_samples` independent continuations of one prompt, decoded together; each ends before its own EOS.
 
-    `settings` are the keywords of `sampling.sample`. Raises ValueError as `stream` does.
+    `settings` are the keywords of `generate_prompts`.
     """
-    prompt = _prompt_tensor(model, prompt_ids, max_new_tokens, num_samples=num_samples)
-    columns: list[list[int]] = []
-    running = set(range(num_samples))
-    for ids in _decode(model, prompt, max_new_tokens, partial(_choose, vocab_size=vocab_size, settings=settings)):
-        columns.append(ids.tolist())
-        running -= {row for row in running if columns[-1][row] == eos_token_id}
-        if not running:
+    if num_samples < 1:
+        raise ValueError(f"generate: num_samples must be at least 1, got {num_samples}")
+    return generate_prompts(model, [prompt_ids] * num_samples, max_new_tokens=max_new_tokens, **settings)
+
+
+def generate_prompts(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    eos_token_id: int | None = None,
+    vocab_size: int | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    **settings: Any,
+) -> list[list[int]]:
+    """Return a continuation of each prompt, decoded together; each ends before its own EOS.
+
+    Prompts may have different lengths; each continuation is the one its prompt has alone. A generator for each prompt
+    makes the draws of a row independent of the others too. `settings` are the fields of `choice.Settings`. Raises
+    ValueError as `stream` does.
+    """
+    _check(model, prompts, max_new_tokens)
+    generators = list(generator) if isinstance(generator, Sequence) else [generator]
+    if len(generators) not in (1, len(prompts)):
+        raise ValueError(f"generate: expected a generator for each of {len(prompts)} prompts, got {len(generators)}")
+    if isinstance(model, TransformerLM) and len({len(prompt) for prompt in prompts}) > 1:
+        model = Decoder(model)
+    pick = partial(_choose, vocab_size=vocab_size, settings=Settings(**settings), generators=generators)
+    columns: list[Tensor] = []
+    ended = torch.zeros(len(prompts), dtype=torch.bool, device=_device_of(model))
+    every = _STEPS_BETWEEN_LOOKS.get(ended.device.type, _FEW_LOOKS)
+    for ids in _decode(model, [list(prompt) for prompt in prompts], max_new_tokens, pick):
+        columns.append(ids)
+        if eos_token_id is None:
+            continue
+        ended |= ids == eos_token_id
+        if len(columns) % every == 0 and ended.all():
             break
-    return [list(_until(eos_token_id, (column[row] for column in columns))) for row in range(num_samples)]
+    rows = torch.stack(columns, dim=1).tolist() if columns else [[] for _ in prompts]
+    return [list(_until(eos_token_id, iter(row))) for row in rows]
 
 
 @torch.inference_mode()
-def _decode(model: TransformerLM, prompt: Tensor, max_new_tokens: int, choose: Choose) -> Iterator[Tensor]:
-    """Yield the next ids `(batch)` of each row of `prompt` `(batch, seq)`, `max_new_tokens` times."""
+def _decode(model: Model, prompts: list[list[int]], max_new_tokens: int, choose: Choose) -> Iterator[Tensor]:
+    """Yield the next ids `(batch)` of the prompts, `max_new_tokens` times."""
+    if not max_new_tokens:
+        return
     context_length = model.context_length
-    batch_size, prompt_length = prompt.shape
+    longest = max(len(prompt) for prompt in prompts)
     # The last token drawn is never read, so it needs no room.
-    cache = model.make_cache(batch_size, min(context_length, max(1, prompt_length + max_new_tokens - 1)))
-    ids, unread = prompt, prompt[:, -context_length:]
-    for index in range(max_new_tokens):
-        logits = model(unread, cache=cache, last_only=True)[:, -1]
-        unread = choose(logits).unsqueeze(-1)  # (batch, 1)
-        yield unread.squeeze(-1)
-        ids = torch.cat((ids, unread), dim=1)[:, -context_length:]
-        if cache.length == context_length and index + 1 < max_new_tokens:
-            cache.reset()
-            unread = ids[:, -max(1, context_length // 2) :]
+    cache: Any = model.make_cache(len(prompts), min(context_length, longest + max_new_tokens - 1))
+    logits = _read(model, [prompt[-context_length:] for prompt in prompts], cache)
+    columns: list[Tensor] = []
+    for _ in range(max_new_tokens - 1):
+        columns.append(choose(logits))
+        yield columns[-1]
+        if cache.length < context_length:
+            logits = model(columns[-1].unsqueeze(-1), cache=cache, last_only=True)[:, -1]
+        else:
+            logits = _slide(model, prompts, columns, cache)
+    yield choose(logits)
+
+
+def _read(model: Model, windows: list[list[int]], cache: Any) -> Tensor:
+    """Return the logits `(batch, vocab_size)` after each window, read into an empty cache."""
+    counts = [len(window) for window in windows]
+    longest = max(counts)
+    padded = [window + [0] * (longest - len(window)) for window in windows]
+    ids = torch.tensor(padded, dtype=torch.int64, device=_device_of(model))
+    if min(counts) == longest:
+        logits: Tensor = model(ids, cache=cache, last_only=True)
+    else:
+        assert isinstance(model, Decoder), "the caller made one for prompts of different lengths"
+        logits = model(ids, cache=cache, last_only=True, counts=counts)
+    return logits[:, -1]
+
+
+def _slide(model: Model, prompts: list[list[int]], columns: list[Tensor], cache: Any) -> Tensor:
+    """Read the last half window of the rows that are full again; return the logits `(batch, vocab_size)`."""
+    half = max(1, model.context_length // 2)
+    new = torch.stack(columns[-half:], dim=1).tolist()
+    windows = [(prompt + row)[-half:] for prompt, row in zip(prompts, new, strict=True)]
+    if not isinstance(cache, DecoderCache) or cache.is_even:
+        cache.reset()
+        return _read(model, windows, cache)
+    assert isinstance(model, Decoder), "only its cache has rows of different lengths"
+    for row, length in enumerate(cache.lengths):
+        if length == model.context_length:
+            # All but the last id, which this row reads together with the others.
+            if half > 1:
+                _read(model, [windows[row][:-1]], cache.row(row))
+            cache.lengths[row] = half - 1
+    return model(columns[-1].unsqueeze(-1), cache=cache, last_only=True)[:, -1]
 
 
 def _until(eos_token_id: int | None, ids: Iterator[int]) -> Iterator[int]:
@@ -101,20 +180,24 @@ def _until(eos_token_id: int | None, ids: Iterator[int]) -> Iterator[int]:
         yield token_id
 
 
-def _choose(logits: Tensor, *, vocab_size: int | None, settings: dict[str, Any]) -> Tensor:
-    return sample(logits[:, :vocab_size], **settings)
+def _choose(logits: Tensor, *, vocab_size: int | None, settings: Settings, generators: list[Any]) -> Tensor:
+    return choose(logits[:, :vocab_size], settings, generators)
 
 
-def _prompt_tensor(model: TransformerLM, prompt_ids: Sequence[int], max_new_tokens: int, *, num_samples: int) -> Tensor:
-    """Check the request and return the prompt, `(num_samples, seq)`."""
-    for name, value, least in (("max_new_tokens", max_new_tokens, 0), ("num_samples", num_samples, 1)):
-        if value < least:
-            raise ValueError(f"generate: {name} must be at least {least}, got {value}")
-    if not len(prompt_ids):
-        raise ValueError("generate: the prompt is empty; to start a new document pass the end-of-text token's id")
-    low, high = min(prompt_ids), max(prompt_ids)
-    if low < 0 or high >= model.vocab_size:
-        found = low if low < 0 else high
-        raise ValueError(f"generate: prompt id {found} is outside the model's vocab_size of {model.vocab_size}")
-    device = model.token_embeddings.weight.device
-    return torch.tensor([list(prompt_ids)], dtype=torch.int64, device=device).repeat(num_samples, 1)
+def _device_of(model: Model) -> torch.device:
+    return model.device if isinstance(model, Decoder) else model.token_embeddings.weight.device
+
+
+def _check(model: Model, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Refuse a request that cannot be answered."""
+    if max_new_tokens < 0:
+        raise ValueError(f"generate: max_new_tokens must be at least 0, got {max_new_tokens}")
+    if not prompts:
+        raise ValueError("generate: expected at least one prompt, got none")
+    for prompt in prompts:
+        if not len(prompt):
+            raise ValueError("generate: the prompt is empty; to start a new document pass the end-of-text token's id")
+        low, high = min(prompt), max(prompt)
+        if low < 0 or high >= model.vocab_size:
+            found = low if low < 0 else high
+            raise ValueError(f"generate: prompt id {found} is outside the model's vocab_size of {model.vocab_size}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import codecs
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
-from transformerlm.inference.generate import generate_batch, stream
+from transformerlm.inference.decoder import Decoder
+from transformerlm.inference.generate import Model, generate_prompts, stream
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.checkpoint import load_model, load_tokenizer, resolve
@@ -26,6 +27,9 @@ class Predictor:
     Special tokens spelled out in a prompt are plain text unless `allow_special` is given. An empty prompt starts a new
     document at `<|endoftext|>`, and with `stop_at_eos` a sample ends there. Raises ValueError when the tokenizer has
     more ids than the model.
+
+    A model that was loaded is generated with through a `Decoder`, made at the first text. One that was given to the
+    constructor may still change, as in training, and is used as it is; call `prepare` when it does not.
     """
 
     def __init__(self, model: TransformerLM, tokenizer: Tokenizer) -> None:
@@ -35,6 +39,8 @@ class Predictor:
                 f"{model.vocab_size}; use the tokenizer the model was trained with"
             )
         self.model, self.tokenizer = model, tokenizer
+        self._decoder: Decoder | None = None
+        self._is_fixed, self._int8 = False, False
         separator = (
             END_OF_TEXT if END_OF_TEXT in tokenizer.special_token_ids else next(iter(tokenizer.special_tokens), "")
         )
@@ -42,14 +48,26 @@ class Predictor:
 
     @classmethod
     def from_checkpoint(cls, directory: str | Path, *, device: str = "auto", precision: str = "fp32") -> Self:
-        """Load a checkpoint, or a run directory's newest one, onto `device` in `precision` ("fp32", "bf16", "auto").
+        """Load a checkpoint, or a run directory's newest one, onto `device` in `precision`.
 
-        "bf16" stores the weights in bfloat16: half the memory, and up to twice the speed where memory is the limit.
+        That is "fp32", "bf16", "auto" or "int8". "bf16" stores the weights in bfloat16: half the memory, and up to
+        twice the speed where memory is the limit. "int8" generates with matrices of 8 bits; `model` stays fp32.
         """
-        place = resolve_device(device)
-        dtype = torch.bfloat16 if resolve_precision(precision, place) == "bf16" else torch.float32
+        place, int8 = resolve_device(device), precision == "int8"
+        dtype = torch.bfloat16 if not int8 and resolve_precision(precision, place) == "bf16" else torch.float32
         path = resolve(Path(directory))
-        return cls(load_model(path, device=place, dtype=dtype), load_tokenizer(path))
+        predictor = cls(load_model(path, device=place, dtype=dtype), load_tokenizer(path))
+        predictor._is_fixed, predictor._int8 = True, int8
+        return predictor
+
+    def prepare(self) -> None:
+        """Make the model's weights, as they are now, ready to generate fast; they take their memory once more."""
+        self._decoder = Decoder(self.model, int8=self._int8)
+
+    def _generating(self) -> Model:
+        if self._decoder is None and self._is_fixed:
+            self.prepare()
+        return self._decoder or self.model
 
     def stream(
         self,
@@ -63,14 +81,18 @@ class Predictor:
         seed: int | None = None,
         stop_at_eos: bool = True,
         allow_special: bool = False,
+        speculative: int = 0,
     ) -> Iterator[str]:
         """Yield the text that follows `prompt`, in pieces of whole characters, without the prompt.
 
         The same `seed` gives the same text; None draws from torch's global generator. A prompt longer than the model's
-        context keeps its end, with a warning. Raises ValueError for parameters out of range.
+        context keeps its end, with a warning. `speculative` drafts that many tokens a step from the text so far. Raises
+        ValueError for parameters out of range.
         """
+        if speculative and self._decoder is None:
+            self.prepare()
         ids = stream(
-            self.model,
+            self._generating(),
             self._encode(prompt, allow_special),
             max_new_tokens=max_new_tokens,
             temperature=temperature,
@@ -80,6 +102,7 @@ class Predictor:
             eos_token_id=self.eos_token_id if stop_at_eos else None,
             vocab_size=self.tokenizer.vocab_size,
             generator=self._generator(seed),
+            speculative=speculative,
         )
         return self._decode_stream(ids)
 
@@ -93,24 +116,37 @@ class Predictor:
         *,
         num_samples: int,
         seed: int | None = None,
-        stop_at_eos: bool = True,
-        allow_special: bool = False,
         **settings: Any,
     ) -> list[str]:
         """Return `num_samples` texts, each `prompt` and its own continuation, decoded together.
 
         `settings` are the keywords of `stream`. The texts differ from those of single calls with the same seed.
         """
-        samples = generate_batch(
-            self.model,
-            self._encode(prompt, allow_special),
-            num_samples=num_samples,
+        return self.generate_prompts([prompt] * num_samples, seeds=seed, **settings)
+
+    def generate_prompts(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: int | Sequence[int] | None = None,
+        stop_at_eos: bool = True,
+        allow_special: bool = False,
+        **settings: Any,
+    ) -> list[str]:
+        """Return each prompt and its continuation, decoded together.
+
+        With a seed for each prompt, the text is the one that `generate` gives for prompt and seed; one seed serves all
+        in turn. `settings` are the keywords of `stream`, without `speculative`.
+        """
+        rows = generate_prompts(
+            self._generating(),
+            [self._encode(prompt, allow_special) for prompt in prompts],
             eos_token_id=self.eos_token_id if stop_at_eos else None,
             vocab_size=self.tokenizer.vocab_size,
-            generator=self._generator(seed),
+            generator=[self._seeded(seed) for seed in seeds] if isinstance(seeds, Sequence) else self._generator(seeds),
             **{"max_new_tokens": 256, **settings},
         )
-        return [prompt + "".join(self._decode_stream(ids)) for ids in samples]
+        return [prompt + "".join(self._decode_stream(ids)) for prompt, ids in zip(prompts, rows, strict=True)]
 
     def _encode(self, prompt: str, allow_special: bool) -> list[int]:
         ids = self.tokenizer.encode(prompt) if allow_special else self.tokenizer.encode_ordinary(prompt)
@@ -127,8 +163,9 @@ class Predictor:
         return ids
 
     def _generator(self, seed: int | None) -> torch.Generator | None:
-        if seed is None:
-            return None
+        return None if seed is None else self._seeded(seed)
+
+    def _seeded(self, seed: int) -> torch.Generator:
         return torch.Generator(self.model.token_embeddings.weight.device).manual_seed(seed)
 
     def _decode_stream(self, ids: Iterable[int]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 # What a model must be to be a Llama, and why another choice is none.
-_LLAMA = {
+REQUIRED = {
     "norm_position": ("pre", "Llama has its norms before each layer"),
     "position": ("rope", "Llama has rotary positions"),
     "ffn": ("swiglu", "Llama has a gated feed-forward layer"),
@@ -65,7 +65,7 @@ def check_is_llama(hparams: Mapping[str, Any]) -> None:
     """
     reasons = [
         f"model.{name}: expected {json.dumps(expected)}, found {json.dumps(hparams[name])} ({reason})"
-        for name, (expected, reason) in _LLAMA.items()
+        for name, (expected, reason) in REQUIRED.items()
         if hparams[name] != expected
     ]
     if reasons:
