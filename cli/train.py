@@ -241,7 +241,9 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
     tokens_per_step = training.batch_size * model.context_length
     per_pass = sequences_per_pass(training, runtime.world.world_size)
     steps = training.max_steps - trainer.state.step
-    eta = steps * trainer.measure_step_seconds() if steps else 0.0
+    step_seconds, compile_seconds = trainer.measure_step_seconds() if steps else (0.0, 0.0)
+    eta = steps * step_seconds
+    compiled = {"compile_seconds": compile_seconds} if trainer.is_compiled else {}
     runtime.logger.log_event(
         "started",
         step=trainer.state.step,
@@ -252,6 +254,7 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
         memory_estimate_bytes=memory,
         max_steps=training.max_steps,
         eta_seconds=eta,
+        **compiled,
         device=str(runtime.device),
         precision=runtime.precision,
     )
@@ -262,6 +265,8 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
     note(f"{run_dir}: {parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs per token, about {gigabytes(memory)}")
     passes = f", {per_pass} of {training.batch_size} sequences at a time" if per_pass < training.batch_size else ""
     where = f"on {runtime.device} in {runtime.precision}"
+    if compiled:
+        note(f"compiled in {compile_seconds:.0f} s")
     note(f"{steps:,} steps of {tokens_per_step:,} tokens{passes} {where}, ETA {clock(eta)}")
 
 

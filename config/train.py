@@ -49,7 +49,10 @@ class TrainingConfig(Section):
     tf32: bool = Field(
         False, description="CUDA: let products of fp32 matrices be rounded to TF32; elsewhere it does nothing"
     )
-    compile: bool = Field(False, description="torch.compile the model: slower to start, faster to run")
+    compile: bool | Literal["auto"] = Field(
+        "auto",
+        description="torch.compile the model: slower to start, faster to run; auto: for 1,000 steps and more on CUDA",
+    )
     max_time: Duration | None = Field(
         None, description='save and stop after this long, e.g. "2m"; none: run to max_steps'
     )

@@ -203,7 +203,7 @@ def test_overrides_win_and_name_themselves(tmp_path):
     lines = errors_of(TRAIN.read_text(), tmp_path, overrides={"model.d_model": "abc", "training.compile": "yes"})
     assert lines == [
         '--model.d_model: expected an integer >= 1 and <= 1048576, found "abc" (a string)',
-        '--training.compile: expected true or false, found "yes" (a string)',
+        '--training.compile: expected true or false or "auto", found "yes" (a string)',
     ]
 
 

@@ -294,3 +294,17 @@ def test_compiled_model_equals_the_eager_one() -> None:
     found = torch.autograd.grad(compiled(ids).square().mean(), list(model.parameters()))
     torch.testing.assert_close(compiled(ids), model(ids), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS[::4], ids=name_of)
+def test_what_a_compiler_traces_has_the_same_gradients(variant: dict[str, Any], precision: torch.dtype) -> None:
+    """Traced as torch.compile traces it (without making machine code), loss and gradients are those of eager code."""
+    ids, grads = random_ids(2, 16), []
+    model = make_model(**variant).train()
+    for forward in (model, torch.compile(model, backend="aot_eager")):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+            loss = forward(ids, head=False).float().square().mean()
+        grads.append(torch.autograd.grad(loss, list(model.layers.parameters())))
+    tolerance = 1e-5 if precision == torch.float32 else 0.05
+    torch.testing.assert_close(grads[1], grads[0], rtol=tolerance, atol=tolerance)

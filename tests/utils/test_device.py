@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from transformerlm.utils import device as device_module
-from transformerlm.utils.device import available_memory_bytes, device_memory_bytes, resolve_device, synchronize
+from transformerlm.utils.device import (
+    available_memory_bytes,
+    device_memory_bytes,
+    resolve_device,
+    should_compile,
+    synchronize,
+)
 
 
 @pytest.fixture
@@ -107,3 +113,18 @@ def test_memory_of_a_cuda_device_is_the_cards(monkeypatch: pytest.MonkeyPatch) -
     """The card's total, not the machine's."""
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=77))
     assert device_memory_bytes("cuda:0") == 77
+
+
+@pytest.mark.parametrize(
+    ("choice", "device", "steps", "expected"),
+    [
+        (True, "cpu", 1, True),
+        (False, "cuda", 10**6, False),
+        ("auto", "cuda", 1000, True),
+        ("auto", "cuda", 999, False),
+        ("auto", "cpu", 10**6, False),
+    ],
+)
+def test_compiling_is_a_choice_or_pays(choice: bool | str, device: str, steps: int, expected: bool) -> None:
+    """A choice is kept; "auto" compiles long runs on CUDA."""
+    assert should_compile(choice, torch.device(device), steps) is expected

@@ -38,7 +38,7 @@ from transformerlm.training.norms import NormRecorder
 from transformerlm.training.optim import SGD, AdamW, parameter_groups
 from transformerlm.training.schedule import learning_rate
 from transformerlm.training.timer import Timer
-from transformerlm.utils.device import synchronize
+from transformerlm.utils.device import should_compile, synchronize
 from transformerlm.utils.dtypes import Precision, autocast, set_tf32
 from transformerlm.utils.seed import rng_state, seed_everything, set_rng_state
 
@@ -121,7 +121,8 @@ class Trainer:
         broadcast_parameters(self.raw_model, runtime.world)
         self.optimizer = build_optimizer(self.raw_model, config, precision=runtime.precision)
         self.norms = NormRecorder(self.raw_model) if config.training.log_norms else None
-        self.model: TransformerLM = torch.compile(self.raw_model) if config.training.compile else self.raw_model  # type: ignore[assignment]
+        self.is_compiled = should_compile(config.training.compile, runtime.device, config.training.max_steps)
+        self.model: TransformerLM = torch.compile(self.raw_model) if self.is_compiled else self.raw_model  # type: ignore[assignment]
         self.autocast = partial(autocast, runtime.device, runtime.precision)
         self._token_bytes = token_bytes(tokenizer, config.model.vocab_size, runtime.device)
 
@@ -275,12 +276,12 @@ class Trainer:
         )
         return [batch(micro_batch=index) for index in range(num_micro_batches)]
 
-    def measure_step_seconds(self) -> float:
-        """Return about how long a step takes, from one forward and backward pass after another to warm up.
+    def measure_step_seconds(self) -> tuple[float, float]:
+        """Return about how long a step takes, and how much longer the first one: what compiling takes, if anything.
 
-        Weights, optimizer and data order are untouched.
+        Measured on two forward and backward passes. Weights, optimizer and data order are untouched.
         """
-        micro_batches = self._micro_batches(self.state.step + 1)
+        micro_batches, times = self._micro_batches(self.state.step + 1), []
         for _ in range(2):
             start = time.perf_counter()
             inputs, targets = micro_batches[0]
@@ -289,7 +290,8 @@ class Trainer:
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.zero_grad(set_to_none=True)
             synchronize(self.runtime.device)
-        return (time.perf_counter() - start) * len(micro_batches)
+            times.append(time.perf_counter() - start)
+        return times[1] * len(micro_batches), max(0.0, times[0] - times[1])
 
     def _metrics(self, result: StepResult, rate: float) -> dict[str, float]:
         metrics = {"loss": result.loss, "lr": rate, "grad_l2_norm": result.grad_norm, "tokens": self.state.tokens}

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import torch
+
+COMPILED_STEPS = 1000
 
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _CGROUP_USAGES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
@@ -118,3 +121,12 @@ def _number_in(path: str) -> int | None:
         text = Path(path).read_text().strip()
         return int(text) if text.isdigit() else None  # "max" means no limit
     return None
+
+
+def should_compile(choice: bool | Literal["auto"], device: torch.device, num_steps: int) -> bool:
+    """Return whether to compile a model that makes so many training steps; "auto": where that is likely to pay.
+
+    On CUDA compiled steps are far quicker, and a thousand of them make up for the minute that compiling takes. On a CPU
+    the kernels of `models` leave little to gain (docs/benchmarks.md), and a C++ compiler may be missing.
+    """
+    return device.type == "cuda" and num_steps >= COMPILED_STEPS if choice == "auto" else choice
