@@ -70,7 +70,8 @@ def bench_infer(config: BenchInferConfig) -> None:
         for batch_size, prompt_length in product(config.batch_size, config.prompt_length):
             note(f"{precision}, batch {batch_size}, prompt of {prompt_length} on {device}")
             params = {"precision": precision, "batch_size": batch_size, "prompt_length": prompt_length}
-            _bench_case(config, candidates, params=params, facts=facts, report=report, clock=clock)
+            chosen = {name: model for name, model in candidates.items() if batch_size == 1 or name != "llama_cpp"}
+            _bench_case(config, chosen, params=params, facts=facts, report=report, clock=clock)
     note(report.table())
 
 
@@ -80,17 +81,22 @@ def _candidates(
     """Return whom to measure, and the seconds it took to make our model ready."""
     import torch
 
+    from benchmarking.llama_cpp_peer import LlamaCpp
     from benchmarking.nanochat_style import NanochatStyle
     from transformerlm.inference.decoder import Decoder
 
-    # Peers have no 8 bits here: they stay in bfloat16.
+    # Peers of torch have no 8 bits here: they stay in bfloat16.
     cast = copy.deepcopy(model).to(torch.float32 if precision == "fp32" else torch.bfloat16)
     start = clock()
     candidates: dict[str, Any] = {OURS: Decoder(model if precision == "int8" else cast, int8=precision == "int8")}
     seconds = clock() - start
     for peer in peers:
-        is_llama = peer == "huggingface"
-        candidates[peer] = _llama_of(cast) if is_llama else NanochatStyle(cast.state_dict(), cast.hparams())
+        if peer == "huggingface":
+            candidates[peer] = _llama_of(cast)
+        elif peer == "nanochat_style":
+            candidates[peer] = NanochatStyle(cast.state_dict(), cast.hparams())
+        else:
+            candidates[peer] = LlamaCpp(model, precision=precision, num_threads=torch.get_num_threads())
     return candidates, seconds
 
 
@@ -118,15 +124,19 @@ def _load(config: BenchInferConfig, device: torch.device) -> TransformerLM:
 
 
 def _is_usable(peer: str, model: TransformerLM) -> bool:
+    from benchmarking import llama_cpp_peer
     from benchmarking.llama_peer import why_not
 
-    reason = why_not(model.hparams())
-    needs_library = peer == "huggingface" and not is_installed("transformers")
-    if reason:
-        note(f"{peer} is skipped: its Llama has no {reason}")
-    elif needs_library:
-        note("huggingface is not installed: skipped (pip install transformers)")
-    return reason is None and not needs_library
+    choice = why_not(model.hparams())
+    reason = f"its Llama has no {choice}" if choice else None
+    if peer == "llama_cpp" and reason is None:
+        reason = llama_cpp_peer.why_not(model)
+    missing = [package for module, package in _NEEDS.get(peer, {}).items() if not is_installed(module)]
+    if reason is None and missing:
+        reason = f"not installed (pip install {' '.join(missing)})"
+    if reason is not None:
+        note(f"{peer} is skipped: {reason}")
+    return reason is None
 
 
 def _llama_of(model: TransformerLM) -> Any:
@@ -222,12 +232,15 @@ def _generate_llama(llama: Any, prompt: list[int], batch_size: int, count: int) 
     return new_ids
 
 
-def _generate_nanochat_style(peer: NanochatStyle, prompt: list[int], batch_size: int, count: int) -> list[list[int]]:
+def _generate_by_itself(
+    peer: NanochatStyle | LlamaCpp, prompt: list[int], batch_size: int, count: int
+) -> list[list[int]]:
     return peer.generate(prompt, batch_size, count)
 
 
 _GENERATE: dict[str, Callable[..., list[list[int]]]] = {
     OURS: _generate_ours,
     "huggingface": _generate_llama,
-    "nanochat_style": _generate_nanochat_style,
+    "nanochat_style": _generate_by_itself,
+    "llama_cpp": _generate_by_itself,
 }

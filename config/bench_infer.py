@@ -23,13 +23,14 @@ class BenchInferConfig(Section):
     prompt_length: list[PositiveInt] = Field([64], min_length=1, max_length=100, description="tokens in the prompt")
     max_new_tokens: int = Field(64, ge=2, le=2**31 - 1, description="tokens to generate, greedily")
     precision: list[Literal["fp32", "bf16", "int8"]] = Field(
-        ["fp32"], min_length=1, description="precisions of the weights; peers stay in bf16 where ours are int8"
+        ["fp32"], min_length=1, description="precisions of the weights; with int8 llama.cpp has q8_0, other peers bf16"
     )
     device: Device = Field("auto", description="auto (cuda, mps, cpu, the first there is), cpu, cuda, cuda:N or mps")
     threads: int | None = Field(None, ge=1, le=4096, description="CPU threads of torch; none: torch's choice")
-    peers: list[Literal["huggingface", "nanochat_style"]] = Field(
+    peers: list[Literal["huggingface", "nanochat_style", "llama_cpp"]] = Field(
         ["huggingface", "nanochat_style"],
-        description="with the same weights: transformers' generate (skipped when it is not installed), a plain cache",
+        description="with the same weights: transformers' generate, a plain cache, llama.cpp (batch 1); those that are "
+        "not installed are skipped",
     )
     measure: MeasureConfig = MeasureConfig()
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformerlm.interop.llama import check_is_llama
 from transformerlm.interop.sources import end_of_text
 from transformerlm.interop.verify import NOT_ASKED
+from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.io import token_to_text
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.checkpoint import load_config_of, load_model, load_tokenizer
@@ -65,13 +66,21 @@ def write_gguf(
             `gguf` package is missing.
         OSError: it cannot be written, or does not read back as it was written.
     """
-    gguf = _import_gguf()
+    _import_gguf()
     check_free(out, overwrite=overwrite)
     check_is_llama(load_config_of(checkpoint).model.model_dump())
     tokenizer, model = load_tokenizer(checkpoint), load_model(checkpoint)
     if tokenizer.vocab_size > model.vocab_size:
         found = f"{tokenizer.vocab_size} in its tokenizer, {model.vocab_size} in its model"
         raise ValueError(f"{checkpoint}: expected ids for the model's vocab_size at most, found {found}")
+    return write_model(model, tokenizer, out, dtype=dtype, verify=verify)
+
+
+def write_model(
+    model: TransformerLM, tokenizer: Tokenizer, out: Path, *, dtype: Dtype = "fp32", verify: bool = True
+) -> str:
+    """Write a model and its tokenizer as `write_gguf` does."""
+    gguf = _import_gguf()
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f"{out.name}.tmp")
     writer = gguf.GGUFWriter(unfinished, "llama")
