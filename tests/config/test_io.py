@@ -263,3 +263,9 @@ def test_config_room_is_light():
     code = "import sys, config.train, config.infer, cli.utils; print({'torch', 'numpy', 'wandb'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_list_that_is_too_long_is_told_its_limit():
+    """The message says how many items there may be, and how many there are."""
+    with pytest.raises(ConfigError, match="expected a list of at most 2 paths, found a list of 3"):
+        load_config(EvalConfig, None, {"input": ["a"], "compare": ["a", "b", "c"]})
