@@ -29,6 +29,7 @@ from config.bench_infer import BenchInferConfig
 if TYPE_CHECKING:
     import torch
 
+    from benchmarking.llama_cpp_peer import LlamaCpp
     from benchmarking.nanochat_style import NanochatStyle
     from transformerlm.inference.decoder import Decoder
     from transformerlm.models.transformer import TransformerLM
@@ -38,6 +39,11 @@ TOKENS = Quantity("tokens_per_second")
 DECODE = Quantity("decode_step_ms", higher_is_better=False)
 _LIMIT = "limit"
 _BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+# What a peer imports, and what installs it.
+_NEEDS = {
+    "huggingface": {"transformers": "transformers"},
+    "llama_cpp": {"llama_cpp": "llama-cpp-python", "gguf": "gguf"},
+}
 
 Generate = Callable[[int], list[list[int]]]
 """Generates that many new ids in each row, and returns them."""

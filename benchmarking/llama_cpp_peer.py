@@ -22,13 +22,13 @@ class LlamaCpp:
     def __init__(self, model: TransformerLM, *, precision: str, num_threads: int) -> None:
         import llama_cpp
 
-        fp32 = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
+        fp32 = llama_cpp.GGML_TYPE_F32
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.gguf"
             write_model(model, _any_tokenizer(model.vocab_size), path, dtype=_DTYPES[precision], verify=False)
             self._llama = llama_cpp.Llama(
                 str(path), n_ctx=model.context_length, n_threads=num_threads, n_threads_batch=num_threads,
-                use_mmap=False, verbose=False, **fp32,
+                type_k=fp32, type_v=fp32, use_mmap=False, verbose=False,
             )  # fmt: skip
 
     def generate(self, prompt: list[int], batch_size: int, count: int) -> list[list[int]]:

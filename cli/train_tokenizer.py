@@ -32,12 +32,14 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
     """Train a tokenizer as the configuration says, save it and log what came out."""
     from transformerlm.tokenizer.bpe_trainer import train_bpe
     from transformerlm.tokenizer.tokenizer import Tokenizer
+    from transformerlm.utils.files import check_writable
     from transformerlm.utils.text_files import ReadStats, expand_inputs
 
     if (config.output_dir / "vocab.json").exists() and not config.overwrite:
         raise FileExistsError(
             f"{config.output_dir}: holds a tokenizer already; choose another output_dir or pass --overwrite"
         )
+    check_writable(config.output_dir)
     paths, stats, start = expand_inputs(config.input), ReadStats(config.invalid_utf8 == "refuse"), time.perf_counter()
     vocab, merges = train_bpe(
         paths,

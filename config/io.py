@@ -276,7 +276,10 @@ def _expected_variant(variant: dict[str, Any]) -> str:
     if variant.get("type") == "array":
         item = _expected(variant["items"])
         nouns = [noun for noun in _PLURALS if item.startswith(noun)]
-        return f"a list of {_PLURALS[nouns[0]]}{item.removeprefix(nouns[0])}" if nouns else f"a list, each {item}"
+        limit = f"at most {variant['maxItems']} " if "maxItems" in variant else ""
+        if not nouns:
+            return f"a list, each {item}"
+        return f"a list of {limit}{_PLURALS[nouns[0]]}{item.removeprefix(nouns[0])}"
     special = {"path": "a path", "duration": 'a duration such as "90s" or "2m"'}.get(variant.get("format", ""))
     noun = special or _NOUNS["object" if "$ref" in variant else variant.get("type", "string")]
     bounds = (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))

@@ -69,7 +69,29 @@ def test_a_missing_peer_is_skipped_with_one_line(
     monkeypatch.setattr(bench, "is_installed", lambda module: False)
     lines, stderr = run_command(bench.main, [*TINY, "--batch_size=[1]"], capsys)
     assert {line["candidate"] for line in lines} == {"transformerlm", "nanochat_style"}
-    assert "huggingface is not installed: skipped (pip install transformers)\n" in stderr
+    assert "huggingface is skipped: not installed (pip install transformers)\n" in stderr
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_llama_cpp_generates_our_ids_one_sequence_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    """It reads our GGUF, with a vocabulary that has room for a tokenizer; 8 bits may choose others."""
+    pytest.importorskip("llama_cpp")
+    pytest.importorskip("gguf")
+    arguments = ["--model.vocab_size=300", "--batch_size=[1, 2]", '--peers=["llama_cpp"]']
+    lines, _ = run_command(bench.main, [*TINY, *arguments, '--precision=["fp32", "int8"]'], capsys)
+    theirs = [line for line in lines if line["candidate"] == "llama_cpp"]
+    assert {(line["params.precision"], line["params.batch_size"]) for line in theirs} == {("fp32", 1), ("int8", 1)}
+    assert all(line["ids_equal"] for line in theirs if line["params.precision"] == "fp32")
+
+
+def test_llama_cpp_wants_room_for_a_tokenizer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A vocabulary smaller than the bytes has no GGUF; stderr says what it takes."""
+    monkeypatch.setattr(bench, "is_installed", lambda module: True)
+    assert not bench._is_usable("llama_cpp", TransformerLM(**MODEL))
+    assert "llama_cpp is skipped: its vocabulary here has 258 to 65793 ids\n" in capsys.readouterr().err
+    assert bench._is_usable("llama_cpp", TransformerLM(**(MODEL | {"vocab_size": 258})))
 
 
 @pytest.mark.usefixtures("small_limits")

@@ -28,7 +28,8 @@ def test_the_file_of_train_is_planned_as_it_is(pipeline):
     assert facts["tokens_per_second"] * facts["calibration.seconds_per_step"] == pytest.approx(8 * 16)
     assert facts["eta_seconds"] == pytest.approx(12 * facts["calibration.seconds_per_step"])
     assert 0 < facts["flops_utilisation"] < 1
-    assert "measured at the peak" in done.stderr
+    # Nothing where earlier tests of this process have already held more.
+    assert ("measured at the peak" in done.stderr) == bool(facts["calibration.peak_memory_bytes"])
     assert f"times the {facts['data.tokens']:,} of the data" in done.stderr
 
 

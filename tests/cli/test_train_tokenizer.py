@@ -102,3 +102,11 @@ def test_training_goes_on_beyond_a_memory_limit(arguments):
     assert limited.code == 0
     unlimited = call("train_tokenizer", *arguments, "--overwrite")
     assert limited.records[0]["sha256"] == unlimited.records[0]["sha256"]
+
+
+def test_an_output_that_cannot_be_made_is_refused_before_the_text_is_read(arguments, tmp_path):
+    """A file in the directory's place: exit 2 and one line, without a word about progress."""
+    (tmp_path / "tokenizer").write_text("")
+    done = call("train_tokenizer", *arguments)
+    assert done.code == 2
+    assert done.stderr.startswith(f"error: {tmp_path / 'tokenizer'}: expected a directory, found the file")

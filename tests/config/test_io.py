@@ -276,3 +276,9 @@ def test_a_default_holds_beside_other_keys_of_its_table(tmp_path):
     """`samples.sampling.max_new_tokens` is 64 where the file sets another key of that table, as the reference says."""
     config = load_config(PlanConfig, SHIPPED / "plan.toml", {"samples.sampling.temperature": "0.5"})
     assert config.samples.sampling.max_new_tokens == 64
+
+
+def test_a_list_that_is_too_long_is_told_its_limit():
+    """The message says how many items there may be, and how many there are."""
+    with pytest.raises(ConfigError, match="expected a list of at most 2 paths, found a list of 3"):
+        load_config(EvalConfig, None, {"input": ["a"], "compare": ["a", "b", "c"]})

@@ -134,3 +134,18 @@ def test_without_transformers_it_says_what_was_not_checked(files, tmp_path, monk
     outcome = write_hf(make_checkpoint(tmp_path, files), tmp_path / "out")
     assert outcome == 'not verified, as transformers is not installed: pip install "transformerlm[interop]"'
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sets a limit on file sizes")
+def test_a_full_disk_is_one_error_that_names_the_file(files, tmp_path):
+    """When the system refuses to write the weights: an OSError with their path, and nothing is left of the output."""
+    import resource
+
+    checkpoint, old = make_checkpoint(tmp_path, files), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, old[1]))
+    try:
+        with pytest.raises(OSError, match=r"model\.safetensors: cannot be written: "):
+            write_hf(checkpoint, tmp_path / "out", verify=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -200,3 +200,20 @@ def test_no_directory_is_no_model(tmp_path):
     """A source that is missing, or a file, is refused in one line."""
     with pytest.raises(FileNotFoundError, match="expected the directory of a model"):
         read_hf(tmp_path / "nowhere", tmp_path / "run")
+
+
+def test_a_training_run_is_never_overwritten(llama, tmp_path):
+    """An imported model is replaced when asked; one that has been trained since, or any other run, is not."""
+    run = tmp_path / "run"
+    read_hf(llama, run, verify=False)
+    read_hf(llama, run, verify=False, overwrite=True)
+    (run / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="expected an imported model to overwrite, found a training run"):
+        read_hf(llama, run, verify=False, overwrite=True)
+    assert (run / "checkpoints/step-00000000").is_dir()
+
+
+def test_a_file_in_place_of_a_model_is_told_apart_from_nothing(llama, tmp_path):
+    """The message says that a file is there, and which key a tokenizer's file needs."""
+    with pytest.raises(FileNotFoundError, match=r"found a file \(for a tokenizer's file set format\)"):
+        read_hf(llama / "tokenizer.json", tmp_path / "run")

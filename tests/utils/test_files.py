@@ -90,3 +90,16 @@ def test_a_directory_that_fails_leaves_what_was_there(tmp_path):
     with pytest.raises(FileNotFoundError), files.whole_directory(tmp_path / "out") as directory:
         (directory / "nowhere" / "new").write_text("")
     assert [path.name for path in tmp_path.rglob("*")] == ["out"]
+
+
+def test_a_directory_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    """One that is there, or can be made, passes; a file in its way and a folder without the right to write do not."""
+    files.check_writable(tmp_path)
+    files.check_writable(tmp_path / "new/deep")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="expected a directory, found the file"):
+        files.check_writable(tmp_path / "file/out")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match="expected a directory that can be written to"):
+        files.check_writable(tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

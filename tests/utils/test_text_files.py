@@ -185,3 +185,11 @@ def test_an_endless_json_line_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "a.jsonl").write_text('{"text": "much longer than twenty bytes"}\n')
     with pytest.raises(ValueError, match=r"a\.jsonl:1: expected a line of at most 20 bytes"):
         _read_all(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "model.safetensors"])
+def test_weights_are_not_read_as_text(tmp_path: Path, name: str) -> None:
+    """They are refused by their name: read as text they would be millions of U+FFFD."""
+    (tmp_path / name).write_bytes(b"\xff" * 100)
+    with pytest.raises(ValueError, match=f"expected plain text, .* found .*{name}"):
+        expand_inputs([str(tmp_path / name)])

@@ -192,10 +192,13 @@ def _add_tokenizer(gguf: ModuleType, writer: GGUFWriter, tokenizer: Tokenizer) -
 
 
 def _write(writer: GGUFWriter, path: Path) -> None:
-    with contextlib.closing(writer):
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
+    try:
+        with contextlib.closing(writer):
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+    except OSError as error:  # of a full disk numpy says only how many items it has written
+        raise OSError(error.strerror or f"{error}; is the disk full?") from None
     sync(path)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -48,6 +49,7 @@ def write_hf(
         FileExistsError: it is there already, and `overwrite` is not set.
         ValueError: the model is no Llama, or `transformers` computes something else.
         CheckpointError: the checkpoint is missing or damaged.
+        OSError: it cannot be written.
     """
     check_free(out, overwrite=overwrite, holds=CONFIG_FILE)
     llama.check_is_llama(load_config_of(checkpoint).model.model_dump())
@@ -92,7 +94,10 @@ def _write_weights(model: TransformerLM, directory: Path, *, max_shard_bytes: in
         tensors = {
             names[ours]: llama.halves_from_pairs(ours, weights[ours].detach(), d_head).contiguous() for ours in shard
         }
-        save_file(tensors, directory / file, metadata={"format": "pt"})
+        try:
+            save_file(tensors, directory / file, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, too
+            raise OSError(f"{directory / file}: cannot be written: {error}") from None
         shutil.copymode(directory / CONFIG_FILE, directory / file)  # the library leaves it to its owner alone
         places |= dict.fromkeys(tensors, file)
     if len(shards) > 1:

@@ -51,8 +51,11 @@ def read_hf(
             something else.
     """
     check_free(out, overwrite=overwrite, holds="checkpoints")
+    if (out / "metrics.jsonl").exists():
+        raise ValueError(f"{out}: expected an imported model to overwrite, found a training run; choose another output")
     if not source.is_dir():
-        raise FileNotFoundError(f"{source}: expected the directory of a model, found none")
+        found = "a file (for a tokenizer's file set format)" if source.exists() else "none"
+        raise FileNotFoundError(f"{source}: expected the directory of a model, found {found}")
     check_contained(source)
     hparams = _read_hparams(source / CONFIG_FILE)
     tokenizer = _read_tokenizer(source, hparams["vocab_size"]) if with_tokenizer else None

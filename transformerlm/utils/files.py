@@ -79,6 +79,20 @@ def check_free(path: Path, *, overwrite: bool, holds: str | None = None) -> None
         raise ValueError(f"{path}: expected a directory with {holds} to overwrite, found none; choose another output")
 
 
+def check_writable(directory: Path) -> None:
+    """Refuse a directory that cannot be made or written to, before the work whose result goes there.
+
+    Raises:
+        NotADirectoryError: a file stands in its way.
+        PermissionError: it, or what it would be made in, cannot be written to.
+    """
+    there = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"{directory}: expected a directory, found the file {there}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{directory}: expected a directory that can be written to, found that {there} cannot")
+
+
 @contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
     """Give a directory beside `path` to fill; it takes that place, flushed, when the block ends without an error.

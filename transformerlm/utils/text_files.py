@@ -36,7 +36,7 @@ BLOCK_BYTES = 1 << 20
 MAX_LINE_BYTES = 1 << 26
 
 _JSON_SUFFIXES = (".jsonl", ".ndjson")
-_NOT_TEXT = (".xz", ".bz2", ".zip", ".tar", ".tgz", ".arrow", ".npy", ".npz", ".safetensors", ".pt")
+_NOT_TEXT = (".xz", ".bz2", ".zip", ".tar", ".tgz", ".arrow", ".npy", ".npz", ".safetensors", ".gguf", ".pt")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _REPLACE_HINT = 'invalid_utf8 = "replace" reads it as U+FFFD'
 _UTF8_BOM = b"\xef\xbb\xbf"
