@@ -96,9 +96,6 @@ def _score(config: EvalConfig, path: Path, texts: list[str] | None) -> tuple[Sco
     return scores, {"checkpoint": str(path), **{f"params.{name}": value for name, value in params.items()}}
 
 
-_TITLES = {"loss": "loss (nats/token)", "perplexity": "perplexity", "bits_per_byte": "bits/byte"}
-
-
 def _show(record: dict[str, Any], records: list[dict[str, Any]]) -> None:
     """Write the table for people."""
     for part in records:

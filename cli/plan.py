@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take time
+    from cli.entry import run
+
+    run("cli.plan")
+
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -109,7 +113,3 @@ def _bytes(number: float) -> str:
     from transformerlm.training.preflight import gigabytes
 
     return gigabytes(number)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -77,6 +77,19 @@ def test_a_row_is_drawn_the_same_in_any_batch() -> None:
     assert together.tolist() == [int(ids) for ids in alone]
 
 
+@pytest.mark.parametrize("settings", [{"top_p": 0.9}, {"top_p": 0.9, "top_k": 300}], ids=str)
+def test_equals_are_drawn_the_same_in_any_batch(settings: dict[str, Any]) -> None:
+    """bfloat16 makes many logits equal: however many tokens the neighbours need, equals are drawn by the same order."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(5, 5000, generator=generator) * torch.tensor([[4.0], [4.0], [2.0], [1.0], [0.1]])).bfloat16()
+    chosen = Settings(**settings)
+    for seed in range(0, 200, 5):
+        seeds = range(seed, seed + 5)
+        together = choose(logits, chosen, [torch.Generator().manual_seed(each) for each in seeds])
+        alone = [choose(logits[i : i + 1], chosen, [torch.Generator().manual_seed(seed + i)]) for i in range(5)]
+        assert together.tolist() == [int(ids) for ids in alone]
+
+
 def test_ids_of_probability_zero_are_never_picked() -> None:
     """Not at the lowest number, not at the highest below 1, not at the end."""
     probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]])

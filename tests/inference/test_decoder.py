@@ -47,6 +47,18 @@ def test_logits_are_the_models(changes: dict[str, Any]) -> None:
     assert cache.length == 16
 
 
+@pytest.mark.parametrize("changes", [{}, {"norm_position": "post", "qk_norm": True, "tie_embeddings": True}], ids=str)
+def test_a_decoder_keeps_the_weights_it_was_made_with(changes: dict[str, Any]) -> None:
+    """The model may be trained on: embedding, matrices and gains of the decoder stay."""
+    model, ids = make_varied(**changes), torch.randint(257, (1, 8))
+    decoder = Decoder(model)
+    before = decoder(ids, cache=decoder.make_cache(1))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    assert torch.equal(decoder(ids, cache=decoder.make_cache(1)), before)
+
+
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_rows_of_different_lengths_are_as_alone(changes: dict[str, Any]) -> None:
     """Prompts of 3, 7 and 5 ids in one batch, then steps: each row has the logits it would have by itself."""

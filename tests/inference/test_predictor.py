@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -154,3 +155,15 @@ def test_from_checkpoint_refuses_what_is_not_there(tmp_path: Path) -> None:
         Predictor.from_checkpoint(tmp_path)
     with pytest.raises(ValueError, match="device: expected auto"):
         Predictor.from_checkpoint(tmp_path, device="gpu")
+
+
+def test_drafts_do_not_freeze_a_model_that_may_change() -> None:
+    """A model given to the constructor is used as it is now, also after a text with `speculative`."""
+    predictor = Predictor(make_model(), make_tokenizer())
+    settings: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0.0, "stop_at_eos": False}
+    predictor.generate("abab", speculative=3, **settings)
+    with torch.no_grad():
+        predictor.model.token_embeddings.weight.neg_()
+    fresh = Predictor(predictor.model, predictor.tokenizer).generate("abab", **settings)
+    assert predictor.generate("abab", **settings) == fresh
+    assert predictor.generate("abab", speculative=3, **settings) == fresh

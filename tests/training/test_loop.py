@@ -15,6 +15,7 @@ from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.loop import EvalResult, evaluate, train_step
 from transformerlm.training.loss import cross_entropy
 from transformerlm.training.optim import SGD, AdamW
+from transformerlm.utils import blocks
 from transformerlm.utils.dtypes import autocast
 
 VOCAB_SIZE = 50
@@ -187,6 +188,18 @@ def test_batches_of_different_sizes_are_weighted_by_tokens():
     expected = cross_entropy(model(inputs), targets).item()
     assert result.loss == pytest.approx(expected, rel=1e-5)
     assert result.bits_per_byte == pytest.approx(expected / math.log(2), rel=1e-5)
+
+
+def test_evaluation_holds_no_more_logits_than_training(monkeypatch):
+    """A batch whose logits would be too many passes in parts, and its loss is the same."""
+    monkeypatch.setattr(blocks, "_CPU_LOGITS", 3 * 12 * VOCAB_SIZE)
+    model, (inputs, targets) = make_model(), make_batch(7)
+    sizes: list[int] = []
+    model.register_forward_hook(lambda _model, args, _result: sizes.append(len(args[0])))
+    token_bytes = torch.ones(VOCAB_SIZE, dtype=torch.long)
+    result = evaluate(model, [(inputs, targets)], token_bytes=token_bytes, autocast=nullcontext)
+    assert sizes == [3, 3, 1]
+    assert result.loss == pytest.approx(cross_entropy(model(inputs), targets).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])

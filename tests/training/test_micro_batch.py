@@ -101,6 +101,14 @@ def test_a_trial_ends_at_the_first_size_that_runs(limit, auto, monkeypatch):
     assert (chosen, tried) == ((3, [6, 3]) if limit == 3 else (1, [6, 3, 2, 1]))
 
 
+def test_a_trial_leaves_out_what_the_preflight_would_refuse(auto, monkeypatch):
+    """Else the run would end with the advice to lower a number that nobody has set."""
+    room = memory_by_part(auto, micro_batch_size=2, **SETTINGS)["total"]
+    monkeypatch.setattr(micro_batch, "device_memory_bytes", lambda device: room)
+    monkeypatch.setattr(micro_batch, "_runs", lambda *_: True)
+    assert micro_batch._largest_that_runs(auto, divisors(8), CPU, "fp32", World()) == 2
+
+
 def test_running_out_of_memory_is_an_answer(auto, monkeypatch):
     """A pass that the device has no memory for does not run; another error is an error."""
     model = micro_batch.TransformerLM(**auto.model.model_dump())

@@ -65,19 +65,19 @@ def choose(logits: Tensor, settings: Settings, generators: Sequence[torch.Genera
     if settings.temperature == 0.0:
         return logits.argmax(dim=-1)
     probabilities, ids = distribution(logits, settings)
-    uniform = _uniform(len(logits), generators, logits.device)
-    drawn = pick(probabilities, uniform)
+    drawn = pick(probabilities, uniform(len(logits), generators, logits.device))
     return drawn if ids is None else ids.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
 
 
-def pick(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """Return the index at which each row's sum of `probabilities` `(batch, n)` passes the share `uniform` `(batch)`."""
-    sums = probabilities.cumsum(dim=-1, dtype=uniform.dtype)
+def pick(probabilities: Tensor, shares: Tensor) -> Tensor:
+    """Return the index at which each row's sum of `probabilities` `(batch, n)` passes `shares` `(batch)`, in [0, 1)."""
+    sums = probabilities.cumsum(dim=-1, dtype=shares.dtype)
     # right: the first index whose sum is greater, so never one whose probability is 0.
-    return torch.searchsorted(sums, (uniform * sums[:, -1]).unsqueeze(-1), right=True).squeeze(-1)
+    return torch.searchsorted(sums, (shares * sums[:, -1]).unsqueeze(-1), right=True).squeeze(-1)
 
 
-def _uniform(count: int, generators: Sequence[torch.Generator | None], device: torch.device) -> Tensor:
+def uniform(count: int, generators: Sequence[torch.Generator | None], device: torch.device) -> Tensor:
+    """Return `count` numbers in [0, 1): all from the one generator, or each from its own."""
     # fp64, as a number in [0, 1) of 53 bits stays below the whole sum when multiplied by it.
     place = {"device": device, "dtype": torch.float64 if device.type != "mps" else torch.float32}
     if len(generators) == 1:
@@ -96,7 +96,10 @@ def _few(scaled: Tensor, settings: Settings) -> tuple[Tensor, Tensor | None] | N
     for num_few in _FEW if top_k is None else (top_k,):
         if num_few >= scaled.shape[-1]:
             return None
-        values, ids = scaled.topk(num_few, dim=-1)  # descending
+        ids = scaled.topk(num_few, dim=-1).indices.sort(dim=-1).values
+        # Equals in the order of their ids, as a stable sort of all has them.
+        values, order = scaled.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
+        ids = ids.gather(-1, order)
         if settings.top_p < 1.0:
             total = (scaled if top_k is None else values).logsumexp(dim=-1, keepdim=True)
             probabilities = torch.exp(values - total)

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformerlm.inference.products import Product, prepare
 from transformerlm.models.attention import causal_mask
 from transformerlm.models.attention import scaled_dot_product_attention as attend
-from transformerlm.models.layers import RotaryEmbedding
+from transformerlm.models.layers import RotaryEmbedding, soft_cap
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.utils.dtypes import upcast
 
@@ -74,7 +74,7 @@ class Decoder:
     def __init__(self, model: TransformerLM, *, int8: bool = False) -> None:
         hparams, weights = model.hparams(), _group(model.state_dict())
         self.vocab_size, self.context_length = model.vocab_size, model.context_length
-        self._embedding = weights[""]["token_embeddings"]
+        self._embedding = weights[""]["token_embeddings"].clone()
         self.device, self.dtype = self._embedding.device, self._embedding.dtype
         if self.device.type == "cpu" and self.dtype == torch.bfloat16:
             self.dtype = torch.float32
@@ -119,7 +119,7 @@ class Decoder:
         check_room(cache, batch_size, seq_len)
         if seq_len == 1 and self.device.type == "cuda":
             cache.step = cache.step or GraphedStep(self, cache)
-            logits = cache.step(token_ids)
+            logits = cache.step(token_ids, cache.lengths)
         else:
             x = self._blocks(token_ids, self._place(cache, seq_len), cache)
             if last_only and seq_len > 1:
@@ -152,20 +152,19 @@ class Decoder:
 
     def _logits(self, x: Tensor) -> Tensor:
         logits = self._head(x if self._norm is None else self._norm(x))
-        if self._soft_cap:
-            logits = torch.tanh(logits / self._soft_cap) * self._soft_cap
-        return logits
+        return logits if self._soft_cap is None else soft_cap(logits, self._soft_cap)
 
 
 class GraphedStep:
     """One decoding step captured as a CUDA graph: a single launch instead of hundreds of small ones.
 
     The positions live on the device and count themselves; they are copied there only after the cache was changed
-    otherwise, by a longer piece of text or a cut.
+    otherwise, by a longer piece of text or a cut. It must not hold the cache, which holds it: such a circle would keep
+    the device's memory until Python looks for circles.
     """
 
     def __init__(self, decoder: Decoder, cache: DecoderCache) -> None:
-        self._cache, self._lengths = cache, list(cache.lengths)
+        self._lengths = list(cache.lengths)
         self._positions = torch.tensor(cache.lengths, device=decoder.device)
         self._ids = torch.zeros(len(cache.lengths), 1, dtype=torch.int64, device=decoder.device)
         # What warms up writes to the positions that the first step writes again.
@@ -180,13 +179,13 @@ class GraphedStep:
             self._logits = decoder.step_at(self._ids, self._positions, cache)
             self._positions.add_(1)
 
-    def __call__(self, token_ids: Tensor) -> Tensor:
-        """Return the logits `(batch, vocab_size)` after one more id a row, `(batch, 1)`."""
-        if self._lengths != self._cache.lengths:
-            self._positions.copy_(torch.tensor(self._cache.lengths))
+    def __call__(self, token_ids: Tensor, lengths: list[int]) -> Tensor:
+        """Return the logits `(batch, vocab_size)` after one more id a row, `(batch, 1)`, behind `lengths`."""
+        if self._lengths != lengths:
+            self._positions.copy_(torch.tensor(lengths))
         self._ids.copy_(token_ids)
         self._graph.replay()
-        self._lengths = [length + 1 for length in self._cache.lengths]
+        self._lengths = [length + 1 for length in lengths]
         return self._logits.clone()  # The next step writes over its own.
 
 
@@ -194,7 +193,7 @@ class _Norm:
     """RMSNorm; its gain may be taken away, into the matrix behind it."""
 
     def __init__(self, gain: Tensor, eps: float) -> None:
-        self._gain: Tensor | None = gain
+        self._gain: Tensor | None = gain.clone()
         self._root = float(gain.numel() ** 0.5)
         # sqrt(mean(x^2) + eps) = hypot(|x|, sqrt(n eps)) / sqrt(n): two small kernels instead of five.
         self._floor = torch.tensor(self._root * eps**0.5, device=gain.device)

@@ -64,9 +64,11 @@ class Predictor:
         """Make the model's weights, as they are now, ready to generate fast; they take their memory once more."""
         self._decoder = Decoder(self.model, int8=self._int8)
 
-    def _generating(self) -> Model:
+    def _generating(self, *, speculative: bool = False) -> Model:
         if self._decoder is None and self._is_fixed:
             self.prepare()
+        if self._decoder is None and speculative:
+            return Decoder(self.model)  # for this text alone: the model may change
         return self._decoder or self.model
 
     def stream(
@@ -89,10 +91,8 @@ class Predictor:
         context keeps its end, with a warning. `speculative` drafts that many tokens a step from the text so far. Raises
         ValueError for parameters out of range.
         """
-        if speculative and self._decoder is None:
-            self.prepare()
         ids = stream(
-            self._generating(),
+            self._generating(speculative=speculative > 0),
             self._encode(prompt, allow_special),
             max_new_tokens=max_new_tokens,
             temperature=temperature,

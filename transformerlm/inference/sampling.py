@@ -25,8 +25,8 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
         return logits
     if temperature == 0.0:
         return _keep(logits, logits.argmax(dim=-1, keepdim=True))
-    # Differences to the maximum cannot overflow towards +inf, however small the temperature.
-    return (logits - logits.amax(dim=-1, keepdim=True)) / temperature
+    # Differences to the maximum cannot overflow towards +inf, however small the temperature; 0 / 0 is kept away.
+    return (logits - logits.amax(dim=-1, keepdim=True)) / max(temperature, torch.finfo(torch.float32).tiny)
 
 
 def top_k_filter(logits: Tensor, top_k: int | None) -> Tensor:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from transformerlm.inference.choice import Settings, distribution, pick
+from transformerlm.inference.choice import Settings, distribution, pick, uniform
 from transformerlm.inference.decoder import Decoder, DecoderCache
 
 _LONGEST, _SHORTEST = 4, 2
@@ -97,7 +97,7 @@ def _check_draft(logits: Tensor, draft: list[int], settings: Settings, generator
         )
         return likeliest[: agreed + 1]
     probabilities, ids = distribution(logits, settings)
-    uniform = torch.rand(len(draft) + 1, 2, dtype=torch.float64, device=logits.device, generator=generator)
+    shares = uniform(2 * len(draft) + 2, [generator], logits.device).view(-1, 2)
     for index, token_id in enumerate(draft):
         row, row_ids = probabilities[index], None if ids is None else ids[index]
         place = (
@@ -106,12 +106,12 @@ def _check_draft(logits: Tensor, draft: list[int], settings: Settings, generator
         chance = float(row[place].sum())
         row[place] = 0.0
         # With no other id left, only rounding keeps the chance below 1.
-        if float(uniform[index, 0]) >= chance and bool(row.any()):
-            return [*draft[:index], _pick_id(row, row_ids, uniform[index, 1])]
+        if float(shares[index, 0]) >= chance and bool(row.any()):
+            return [*draft[:index], _pick_id(row, row_ids, shares[index, 1])]
     last = len(draft)
-    return [*draft, _pick_id(probabilities[last], None if ids is None else ids[last], uniform[last, 1])]
+    return [*draft, _pick_id(probabilities[last], None if ids is None else ids[last], shares[last, 1])]
 
 
-def _pick_id(probabilities: Tensor, ids: Tensor | None, uniform: Tensor) -> int:
-    drawn = pick(probabilities.unsqueeze(0), uniform.unsqueeze(0))
+def _pick_id(probabilities: Tensor, ids: Tensor | None, share: Tensor) -> int:
+    drawn = pick(probabilities.unsqueeze(0), share.unsqueeze(0))
     return int(drawn) if ids is None else int(ids[drawn])

@@ -28,7 +28,6 @@ Array = np.ndarray[Any, Any]
 PATTERNS = {"gpt2": 0, "cl100k": 1}
 CACHE_BYTES = 64_000_000
 SEGMENT_BYTES = 1 << 20
-MAX_IDS = 1 << 31
 
 _FIRST_SLOTS = 1 << 14
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -119,6 +120,7 @@ def calibrate(
         progress(len(seconds))
     after, key = memory.peaks(), "cuda_peak_allocated_bytes" if device.type == "cuda" else "cpu_peak_rss_bytes"
     del trainer
+    gc.collect()  # it and its prefetcher hold each other, and the product below needs memory
     return Calibration(
         steps=len(seconds),
         first_step_seconds=first,

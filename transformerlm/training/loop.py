@@ -17,6 +17,7 @@ from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.head_loss import training_loss
 from transformerlm.training.loss import cross_entropy
 from transformerlm.training.optim import clip_grad_norm
+from transformerlm.utils.blocks import logits_at_once
 
 Batch = tuple[Tensor, Tensor]
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -107,15 +108,18 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], *, token_bytes: Tensor,
     """Return the mean loss over the batches, and bits per byte.
 
     Bits per byte compares models with different tokenizers: the summed loss in bits over the number of bytes that the
-    targets decode to. `token_bytes` `(vocab_size,)` holds each id's length in bytes, 0 for special tokens.
+    targets decode to. `token_bytes` `(vocab_size,)` holds each id's length in bytes, 0 for special tokens. So many
+    sequences pass at a time as make no more logits than training holds, so that what can be trained can be evaluated.
     """
     training = model.training
     model.eval()
     nats, tokens, num_bytes = 0.0, 0, 0
     try:
         for inputs, targets in batches:
-            with nvtx.range("evaluate"), autocast():
-                nats += cross_entropy(model(inputs), targets, reduction="sum").item()
+            num_rows = max(1, logits_at_once(inputs.device.type) // (len(token_bytes) * inputs.shape[1]))
+            for some, theirs in zip(inputs.split(num_rows), targets.split(num_rows), strict=True):
+                with nvtx.range("evaluate"), autocast():
+                    nats += cross_entropy(model(some), theirs, reduction="sum").item()
             tokens += targets.numel()
             num_bytes += int(token_bytes[targets].sum())
     finally:

@@ -106,12 +106,15 @@ def _largest_that_runs(
 ) -> int:
     """Try one size after another; what is not there yet is held by a block of its size.
 
-    The model runs as it is, uncompiled: compiled it needs less, and would be compiled once for each size.
+    The model runs as it is, uncompiled: compiled it needs less, and would be compiled once for each size. A size that
+    the preflight would refuse is not tried.
     """
+    room = device_memory_bytes(device)
+    parts = {size: memory_by_part(config, micro_batch_size=size, precision=precision, device=device) for size in sizes}
     model = TransformerLM(**config.model.model_dump(), device=device)
-    states = memory_by_part(config, micro_batch_size=1, precision=precision, device=device)["optimizer"]
-    held = states + int((1 - _BY_TRIAL) * device_memory_bytes(device))
-    return next((size for size in sizes if _runs(model, size, held, device, precision)), 1)
+    held = parts[1]["optimizer"] + int((1 - _BY_TRIAL) * room)
+    likely = (size for size in sizes if parts[size]["total"] <= room)
+    return next((size for size in likely if _runs(model, size, held, device, precision)), 1)
 
 
 def _runs(model: TransformerLM, size: int, held: int, device: torch.device, precision: Precision) -> bool:

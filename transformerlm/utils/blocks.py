@@ -21,7 +21,7 @@ _CPU_LOGITS, _DEVICE_LOGITS = 2**24, 2**28
 
 
 def logits_at_once(device_type: str) -> int:
-    """Return how many logits the training loss holds at a time: fewer mean more passes over the head's gradient."""
+    """Return how many logits are held at a time: in training, fewer mean more passes over the head's gradient."""
     return _CPU_LOGITS if device_type == "cpu" else _DEVICE_LOGITS
 
 
