@@ -117,7 +117,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], *, token_bytes: Tensor,
     try:
         for inputs, targets in batches:
             num_rows = max(1, logits_at_once(inputs.device.type) // (len(token_bytes) * inputs.shape[1]))
-            for some, theirs in zip(inputs.split(num_rows), targets.split(num_rows), strict=True):
+            for some, theirs in zip(torch.split(inputs, num_rows), torch.split(targets, num_rows), strict=True):
                 with nvtx.range("evaluate"), autocast():
                     nats += cross_entropy(model(some), theirs, reduction="sum").item()
             tokens += targets.numel()
