@@ -74,6 +74,7 @@ def _read_lines(path: Path) -> list[Mapping[str, Any]]:
 
 def table(groups: Mapping[str, Sequence[Curve]]) -> str:
     """Return a row for each group: tokens, each seed's last validation loss, their mean, and that against the first."""
+    limit = _limit(groups)
     num_seeds = max(map(len, groups.values()))
     seeds = [f"run {number + 1}" for number in range(num_seeds)]
     lines = ["| " + " | ".join(["", "tokens", *seeds, "mean", "against the first"]) + " |"]
@@ -83,10 +84,16 @@ def table(groups: Mapping[str, Sequence[Curve]]) -> str:
         losses = [curve[-1][1] for curve in curves]
         mean = statistics.mean(losses)
         baseline = mean if baseline is None else baseline
-        cells = [f"{loss:.3f}" for loss in losses] + [""] * (num_seeds - len(losses))
+        cells = ["diverged" if loss > limit else f"{loss:.3f}" for loss in losses] + [""] * (num_seeds - len(losses))
+        cells += ["", ""] if max(losses) > limit else [f"{mean:.3f}", f"{mean - baseline:+.3f}"]
         tokens = f"{max(curve[-1][0] for curve in curves):,.0f}"
-        lines.append("| " + " | ".join([name, tokens, *cells, f"{mean:.3f}", f"{mean - baseline:+.3f}"]) + " |")
+        lines.append("| " + " | ".join([name, tokens, *cells]) + " |")
     return "\n".join(lines)
+
+
+def _limit(groups: Mapping[str, Sequence[Curve]]) -> float:
+    """Return the last loss from which a run counts as diverged: twice the first run's."""
+    return 2 * next(iter(groups.values()))[0][-1][1]
 
 
 def save_curves(groups: Mapping[str, Sequence[Curve]], picture: Path) -> None:
@@ -98,8 +105,8 @@ def save_curves(groups: Mapping[str, Sequence[Curve]], picture: Path) -> None:
     for number, (name, curves) in enumerate(groups.items()):
         for index, curve in enumerate(curves):
             axes.plot(*zip(*curve, strict=True), color=f"C{number}", label="" if index else name, linewidth=1.4)
-    # The first losses are far above the others and would leave these no room.
-    last = [curve[-1][1] for curves in groups.values() for curve in curves]
+    # The first losses, and those of runs that diverged, are far above the others and would leave these no room.
+    last = [curve[-1][1] for curves in groups.values() for curve in curves if curve[-1][1] <= _limit(groups)]
     axes.set(xlabel="tokens", ylabel="validation loss (nats per token)", ylim=(min(last) - 0.05, max(last) + 0.8))
     axes.grid(alpha=0.3)
     axes.legend()

@@ -31,6 +31,16 @@ def test_runs_that_differ_in_the_seed_share_a_row(tmp_path: Path, capsys: pytest
     ]
 
 
+def test_a_run_that_diverged_has_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its loss, more than twice the first run's, says nothing; nor does a mean with it."""
+    runs = [make_run(tmp_path, "a-0", 5.0, 4.0), make_run(tmp_path, "b-0", 3.0), make_run(tmp_path, "b-1", 5.0, 8.1)]
+    main(runs)
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| a | 200 | 4.000 |  | 4.000 | +0.000 |",
+        "| b | 200 | 3.000 | diverged |  |  |",
+    ]
+
+
 def test_a_picture_is_written(tmp_path: Path) -> None:
     """A PNG, where asked for."""
     pytest.importorskip("matplotlib")
