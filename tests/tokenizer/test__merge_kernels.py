@@ -35,14 +35,17 @@ class Merger:
         rows = [(*pair, 256 + rank) for pair, rank in self.ranks.items()]
         self.pairs = np.full(PLAIN.HASHED + 2 * 512, -1, dtype=np.int64)
         self.shift = hash_shift(512)
-        PLAIN.fill_pairs(np.array(rows, dtype=np.int64).reshape(-1, 3), self.pairs, self.shift)
+        self.lengths = np.ones(256 + len(rows), dtype=np.int64)
+        PLAIN.fill_pairs(np.array(rows, dtype=np.int64).reshape(-1, 3), self.pairs, self.shift, self.lengths)
+        assert self.lengths.tolist() == list(map(len, tokens))
 
     def by_kernel(self, kernels: ModuleType, word: bytes) -> list[int]:
-        """Return the ids that a kernel puts into its work space."""
+        """Return the ids that a kernel writes behind one that is there."""
         data = np.frombuffer(word + bytes(plain_kernels.PADDING), dtype=np.uint8)
         work = np.full(kernels.WORK_PER_BYTE * max(1, len(word)), -7, dtype=np.int64)
-        number = kernels.merge_piece(data, 0, len(word), BYTE_IDS, self.pairs, self.shift, work)
-        return work[:number].tolist()
+        out = np.full(1 + len(word), 97, dtype=np.uint32)
+        end = kernels.merge_piece(data, 0, len(word), BYTE_IDS, self.pairs, self.shift, self.lengths, work, out, 1)
+        return out[1:end].tolist()
 
     def by_reference(self, word: bytes) -> list[int]:
         """Return the ids of the reference."""
@@ -81,9 +84,9 @@ def test_a_run_of_one_character_is_merged_a_few_times_only(monkeypatch: pytest.M
     calls: list[int] = []
     merge_window = PLAIN.merge_window
 
-    def counting(start: int, length: int, *rest: object) -> int:
+    def counting(data: object, start: int, length: int, *rest: object) -> int:
         calls.append(length)
-        return int(merge_window(start, length, *rest))
+        return int(merge_window(data, start, length, *rest))
 
     monkeypatch.setattr(PLAIN, "merge_window", counting)
     merger = Merger(b"a", 0)

@@ -304,16 +304,17 @@ def write_value(value: Any, ids: Array, out: Array, written: int) -> int:
 
 
 @kernel
-def keep_ids(number: int, work: Array, slots: Array, place: Any, used: Array, ids: Array) -> None:
-    """Write the ids in `work[:number]` into the value of a piece's slot, three and more behind the others in `ids`."""
+def keep_ids(out: Array, start: int, end: int, slots: Array, place: Any, used: Array, ids: Array) -> None:
+    """Write the ids in `out[start:end]` into the value of a piece's slot, three and more behind the others in `ids`."""
+    number = end - start
     if number == 1:
-        slots[place + _U2] = np.uint64(work[0])
+        slots[place + _U2] = np.uint64(out[start])
     elif number == 2:
-        slots[place + _U2] = _TWO_IDS | np.uint64(work[1]) << _U31 | np.uint64(work[0])
+        slots[place + _U2] = _TWO_IDS | np.uint64(out[start + 1]) << _U31 | np.uint64(out[start])
     else:
         stored = used[USED_IDS]
         for offset in range(number):
-            ids[stored + offset] = work[offset]
+            ids[stored + offset] = out[start + offset]
         used[USED_IDS] = stored + number
         slots[place + _U2] = _TWO_IDS << _U1 | np.uint64(number) << _U40 | np.uint64(stored)
 
@@ -328,6 +329,7 @@ def encode_segments(
     byte_ids: Array,
     pairs: Array,
     pair_shift: Any,
+    lengths: Array,
     slots: Array,
     shift: Any,
     used: Array,
@@ -360,13 +362,11 @@ def encode_segments(
                 if need != DONE:
                     cursor[NEEDED] = length
                     return need
-                number = merge_piece(data, start, length, byte_ids, pairs, pair_shift, work)
-                for offset in range(number):
-                    out[written + offset] = work[offset]
-                written += number
+                first = written
+                written = merge_piece(data, start, length, byte_ids, pairs, pair_shift, lengths, work, out, first)
                 if length <= CACHED_BYTES:
                     fill_slot(data, start, length, slots, place, used, long_bytes)
-                    keep_ids(number, work, slots, place, used, ids)
+                    keep_ids(out, first, written, slots, place, used, ids)
             start = stop
         if segments[row, 2] >= 0:
             out[written] = segments[row, 2]

@@ -1,8 +1,9 @@
 """Applying merges to one pre-token, compiled: `bpe_merge.py` over arrays, with the same names.
 
-The rules of `_kernels.py` hold here too. A piece's ids stand in `work`, which has `WORK_PER_BYTE` places for each of
-them. The table of pairs begins with the values of all pairs of ids below `DIRECT_IDS`, which are those of bytes in most
-vocabularies; behind them stand the others, open addressing over (key, value), the key -1 where a place is empty.
+The rules of `_kernels.py` hold here too. A piece is merged in `work`, which has `WORK_PER_BYTE` places for each of its
+bytes; its ids go to `out`. The table of pairs begins with the values of all pairs of ids below `DIRECT_IDS`, which are
+those of bytes in most vocabularies; behind them stand the others, open addressing over (key, value), the key -1 where a
+place is empty.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ Array = np.ndarray[Any, Any]
 
 SCANNED_BYTES = 64  # up to here a scan for the best pair beats a heap
 WINDOW_BYTES = 32  # a long piece is scanned in windows of so many
-WORK_PER_BYTE = 9
+WORK_PER_BYTE = 7
 DIRECT_IDS = 256
 HASHED = DIRECT_IDS * DIRECT_IDS  # where the hashed pairs begin
 ID_BITS = (1 << 32) - 1
@@ -44,12 +45,16 @@ def find_pair(pairs: Array, shift: Any, left: int, right: int) -> int:
 
 
 @kernel
-def fill_pairs(ids: Array, pairs: Array, shift: Any) -> None:
-    """Fill the table of pairs, all -1 before, from merges in order: rows of (left id, right id, merged id)."""
+def fill_pairs(ids: Array, pairs: Array, shift: Any, lengths: Array) -> None:
+    """Fill the table of pairs, all -1 before, from merges in order: rows of (left id, right id, merged id).
+
+    `lengths` has the number of bytes of each byte's id, and is given that of each merged one.
+    """
     for place in range(HASHED):
         pairs[place] = NO_PAIR
     for rank in range(ids.shape[0]):
         left, right, value = ids[rank, 0], ids[rank, 1], rank << 32 | ids[rank, 2]
+        lengths[ids[rank, 2]] = lengths[left] + lengths[right]
         if left | right < DIRECT_IDS:
             pairs[left * DIRECT_IDS + right] = value
             continue
@@ -183,83 +188,99 @@ def push_pair(base: int, left: int, right: int, pairs: Array, shift: Any, work: 
 
 
 @kernel
-def merge_window(start: int, length: int, base: int, pairs: Array, shift: Any, work: Array) -> int:
-    """Put the tokens of the byte ids in `work[start : start + length]` to `base`; return how many they are."""
-    for place in range(length):
-        work[base + place] = work[start + place]
+def merge_window(
+    data: Array, start: int, length: int, base: int, byte_ids: Array, pairs: Array, shift: Any, work: Array
+) -> int:
+    """Put the tokens of the bytes `data[start : start + length]` to `base`; return how many they are."""
+    for offset in range(length):
+        work[base + offset] = byte_ids[byte_at(data, start + offset)]
     if length <= SCANNED_BYTES:
         return merge_by_scan(base, length, pairs, shift, work)
     return merge_by_heap(base, length, pairs, shift, work)
 
 
 @kernel
-def is_repeated(start: int, other: int, room: int, length: int, work: Array) -> bool:
-    """Tell whether two stretches of `length` ids are the same, as they are in a run of one character, and whole."""
-    if room < length:
-        return False
-    for place in range(length):
-        if work[start + place] != work[other + place]:
+def is_repeated(data: Array, start: int, other: int, length: int) -> bool:
+    """Tell whether two stretches of bytes are the same, as they are in a run of one character."""
+    for offset in range(length):
+        if byte_at(data, start + offset) != byte_at(data, other + offset):
             return False
     return True
 
 
 @kernel
-def merge_by_windows(length: int, pairs: Array, shift: Any, work: Array) -> int:
-    """Merge the byte ids in `work[:length]` window by window, as `bpe_merge.merge_by_windows` explains.
+def merge_by_windows(
+    data: Array,
+    start: int,
+    end: int,
+    byte_ids: Array,
+    pairs: Array,
+    shift: Any,
+    lengths: Array,
+    work: Array,
+    out: Array,
+    first: int,
+) -> int:
+    """Write the ids of the bytes `data[start:end]` to `out[first:]`, as `bpe_merge.merge_by_windows` explains.
 
-    Returns how many ids remain. Behind the byte ids stand the result, the tokens of the window, and those of the next
-    one with what merging it needs.
+    Returns where they end. In `work` stand the tokens of the window, then those of the next one with what merging it
+    needs.
     """
-    result, start, written = length, 0, 0
-    window, tokens = min(WINDOW_BYTES, length), 2 * length
-    number = merge_window(start, window, tokens, pairs, shift, work)
+    written, window = first, min(WINDOW_BYTES, end - start)
+    number = merge_window(data, start, window, 0, byte_ids, pairs, shift, work)
     settled = window * 29 // 32
-    while start + window < length:
+    while start + window < end:
         kept = num_bytes = 0
-        while kept < number - 1 and (kept == 0 or num_bytes + (work[tokens + kept] >> 32) <= settled):
-            num_bytes += work[tokens + kept] >> 32
+        while kept < number - 1 and (kept == 0 or num_bytes + (work[kept] >> 32) <= settled):
+            num_bytes += work[kept] >> 32
             kept += 1
-        begin, others, num_others = start + num_bytes, tokens, number
-        if kept and not is_repeated(start, begin, min(window, length - begin), window, work):
-            others += window
-            num_others = merge_window(begin, min(window, length - begin), others, pairs, shift, work)
-        if kept and work[others] == work[tokens + kept]:
-            copy_tokens(tokens, result + written, kept, work)
-            copy_tokens(others, tokens, num_others, work)
-            start, written, number = begin, written + kept, num_others
+        begin, others, num_others = start + num_bytes, 0, number
+        if kept and not (begin + window <= end and is_repeated(data, start, begin, window)):
+            others = window
+            num_others = merge_window(data, begin, min(window, end - begin), others, byte_ids, pairs, shift, work)
+        if kept and work[others] == work[kept]:
+            written = write_tokens(kept, work, out, written)
+            for place in range(num_others):
+                work[place] = work[others + place]
+            start, number = begin, num_others
         elif kept > 1:
             settled = num_bytes // 2
             continue
         else:
-            first, window = work[tokens], min(2 * window, length - start)
-            number = merge_window(start, window, tokens, pairs, shift, work)
-            while written and work[tokens] != first:
+            token, window = work[0] & ID_BITS, min(2 * window, end - start)
+            number = merge_window(data, start, window, 0, byte_ids, pairs, shift, work)
+            while written > first and work[0] & ID_BITS != token:
                 written -= 1
-                first = work[result + written]
-                start -= first >> 32
-                number = merge_window(start, window, tokens, pairs, shift, work)
+                token = np.int64(out[written])
+                start -= lengths[token]
+                number = merge_window(data, start, window, 0, byte_ids, pairs, shift, work)
         settled = window * 29 // 32
-    copy_tokens(tokens, result + written, number, work)
-    for place in range(written + number):
-        work[place] = work[result + place] & ID_BITS
+    return write_tokens(number, work, out, written)
+
+
+@kernel
+def write_tokens(number: int, work: Array, out: Array, written: int) -> int:
+    """Write the ids of the first tokens in `work` behind those that are written; return where they end."""
+    for place in range(number):
+        out[written + place] = work[place] & ID_BITS
     return written + number
 
 
 @kernel
-def copy_tokens(source: int, target: int, number: int, work: Array) -> None:
-    """Copy tokens within `work`, from the first on."""
-    for place in range(number):
-        work[target + place] = work[source + place]
-
-
-@kernel
-def merge_piece(data: Array, start: int, length: int, byte_ids: Array, pairs: Array, shift: Any, work: Array) -> int:
-    """Put the ids of one piece into `work` and return how many they are."""
-    for offset in range(length):
-        work[offset] = byte_ids[byte_at(data, start + offset)]
+def merge_piece(
+    data: Array,
+    start: int,
+    length: int,
+    byte_ids: Array,
+    pairs: Array,
+    shift: Any,
+    lengths: Array,
+    work: Array,
+    out: Array,
+    written: int,
+) -> int:
+    """Write the ids of one piece behind those that are written; return where they end."""
     if length > SCANNED_BYTES:
-        return merge_by_windows(length, pairs, shift, work)
-    number = merge_by_scan(0, length, pairs, shift, work)
-    for place in range(number):
-        work[place] &= ID_BITS
-    return number
+        return merge_by_windows(data, start, start + length, byte_ids, pairs, shift, lengths, work, out, written)
+    number = merge_window(data, start, length, 0, byte_ids, pairs, shift, work)
+    return write_tokens(number, work, out, written)

@@ -143,9 +143,11 @@ class CompiledEncoder:
         num_slots = 1 << max(4, (4 * len(merges)).bit_length())
         self._pairs = np.full(merge_kernels.HASHED + 2 * num_slots, -1, dtype=np.int64)
         self._pair_shift = hash_shift(num_slots)
+        self._lengths = np.zeros(1 + max(*byte_ids, *(merged for _, _, merged in merges)), dtype=np.int64)
+        self._lengths[self._byte_ids] = 1
         with compiling("encode"):
             rows = np.array(merges, dtype=np.int64).reshape(-1, 3)
-            merge_kernels.fill_pairs(rows, self._pairs, self._pair_shift)
+            merge_kernels.fill_pairs(rows, self._pairs, self._pair_shift, self._lengths)
             self.encode_texts([b"a"])
 
     def encode_texts(
@@ -199,7 +201,7 @@ class CompiledEncoder:
             out = table.room_to_write(int((segments[:, 1] - segments[:, 0]).sum()) + len(segments) + 2)
             while need := kernels.encode_segments(
                 data, segments, cursor, self._pattern, unicode_table(), self._byte_ids, self._pairs, self._pair_shift,
-                table.slots, table.shift, table.used, table.long_bytes, table.ids, table.work, out, ends,
+                self._lengths, table.slots, table.shift, table.used, table.long_bytes, table.ids, table.work, out, ends,
             ):  # fmt: skip
                 table.make_room(need, int(cursor[kernels.NEEDED]))
             return out[: cursor[kernels.WRITTEN]].astype(self._dtype), ends
