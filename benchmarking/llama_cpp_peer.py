@@ -34,6 +34,7 @@ class LlamaCpp:
     def generate(self, prompt: list[int], batch_size: int, count: int) -> list[list[int]]:
         """Return the `count` likeliest ids after `prompt`; `batch_size` is 1."""
         assert batch_size == 1
+        self._llama.reset()  # else it keeps what it knows of the prompt
         return [list(islice(self._llama.generate(prompt, temp=0.0, repeat_penalty=1.0), count))]
 
 
