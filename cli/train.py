@@ -181,13 +181,17 @@ def _compare_settings(config: TrainConfig, directory: Path, step: int) -> None:
         )
     before, now = (settings.model_dump(mode="json") for settings in (load_config_of(directory), config))
     changed = [
-        f"{section}.{key} was {before[section][key]}, now {value}"
+        f"{section}.{key} was {_shown(before[section][key])}, now {_shown(value)}"
         for section in ("data", "training", "optimizer", "schedule")
         for key, value in now[section].items()
         if value != before[section][key]
     ]
     if changed:
         note(f"resuming with other settings: {'; '.join(changed)}")
+
+
+def _shown(value: object) -> object:
+    return "not set" if value is None else value
 
 
 def _find_checkpoint(config: TrainConfig, root: Path, *, world: World) -> Path | None:

@@ -32,4 +32,8 @@ class ExportConfig(Section):
     def _check_dtype(self) -> Self:
         if self.dtype == "q8_0" and self.format != "gguf":
             raise ValueError(f'dtype: expected fp32, bf16 or fp16 for format "{self.format}", found q8_0')
+        if self.format in ("tokenizer_json", "tiktoken") and self.dtype != "fp32":
+            raise ValueError(
+                f'dtype: expected none for format "{self.format}", which has no weights, found {self.dtype}'
+            )
         return self

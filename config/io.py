@@ -279,11 +279,13 @@ def _expected_variant(variant: dict[str, Any]) -> str:
         limit = f"at most {variant['maxItems']} " if "maxItems" in variant else ""
         if not nouns:
             return f"a list, each {item}"
-        return f"a list of {limit}{_PLURALS[nouns[0]]}{item.removeprefix(nouns[0])}"
+        return f"a list of {limit}{_PLURALS[nouns[0]]}{item.removeprefix(nouns[0])}".replace("that is", "that are")
     special = {"path": "a path", "duration": 'a duration such as "90s" or "2m"'}.get(variant.get("format", ""))
     noun = special or _NOUNS["object" if "$ref" in variant else variant.get("type", "string")]
     bounds = (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
     limits = [f"{sign} {variant[key]}" for key, sign in bounds if key in variant and variant[key] < _NO_LIMIT]
+    if variant.get("minLength") == 1:
+        limits.append("that is not empty")
     if "pattern" in variant:
         limits.append(f"matching {variant['pattern']}")
     return " ".join([noun, " and ".join(limits)]).strip()

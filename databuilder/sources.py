@@ -74,7 +74,7 @@ def find_sources(inputs: PathName | Sequence[PathName] | Sequence[Source], text_
     """
     if isinstance(inputs, str | os.PathLike) or not any(isinstance(item, Source) for item in inputs):
         source = Source(cast("PathName | Sequence[PathName]", inputs))
-        return [SourceFiles("inputs", source, text_field=text_field, weighted=False)]
+        return [SourceFiles("input", source, text_field=text_field, weighted=False)]
     sources: list[SourceFiles] = []
     owners: dict[Path, str] = {}
     for number, source in enumerate(cast("Sequence[Source]", inputs)):

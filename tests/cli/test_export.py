@@ -49,6 +49,7 @@ def test_a_tokenizer_is_exported_alone(form, tool, source, pipeline, tmp_path):
         (["--output", "there"], "there: is there already; choose another output, or set overwrite = true"),
         (["--format", "tiktoken", "--output", "there", "--overwrite"], "there: expected a file to overwrite"),
         (["--dtype", "q8_0"], 'dtype: expected fp32, bf16 or fp16 for format "hf", found q8_0'),
+        (["--format", "tiktoken", "--dtype", "bf16"], 'expected none for format "tiktoken", which has no weights'),
         (["--format", "onnx"], '--format: expected one of "hf"'),
     ],
 )

@@ -141,13 +141,20 @@ def test_a_tokenizer_is_imported_alone(exported, pipeline, tmp_path):
     assert (tmp_path / "train.npy").read_bytes()
 
 
+def test_a_run_of_ours_needs_no_import(pipeline, tmp_path):
+    """Somebody who names one is told so."""
+    done = call("import_", "--source", pipeline.run, "--output", tmp_path / "out")
+    assert done.code == 2
+    assert "found a run of transformerlm, which needs no import" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--source", "nowhere"], "nowhere: expected the directory of a model, found none"),
-        (["--source", ".", "--format", "gpt2"], "vocab.json: expected a tokenizer file, found none"),
+        (["--source", ".", "--format", "gpt2"], "vocab.json: expected GPT-2's vocab.json and merges.txt"),
         (["--source", "nowhere", "--format", "tiktoken"], "nowhere: No such file or directory"),
-        (["--source", "."], "config.json: No such file or directory"),
+        (["--source", "."], ".: expected config.json and model.safetensors in it, found none"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch):

@@ -158,7 +158,7 @@ def test_any_text_gives_the_ids_of_its_documents(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dataset_builder, "BATCH_CHARS", batch_chars)
         if not documents:
-            with pytest.raises(ValueError, match="inputs: expected text, found none"):
+            with pytest.raises(ValueError, match="input: expected text, found none"):
                 _build(folder)
             return
         report = _build(folder)

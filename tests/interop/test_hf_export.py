@@ -120,9 +120,13 @@ def test_an_output_is_replaced_only_when_asked(files, tmp_path):
     write_hf(checkpoint, out, verify=False)
     with pytest.raises(FileExistsError, match="is there already"):
         write_hf(checkpoint, out, verify=False)
-    (out / "extra").write_text("")
+    (out / "model-00001-of-00002.safetensors").write_text("")
     write_hf(checkpoint, out, verify=False, overwrite=True)
-    assert not (out / "extra").exists()
+    assert not (out / "model-00001-of-00002.safetensors").exists()
+    (out / "thesis.tex").write_text("")
+    with pytest.raises(ValueError, match=r"expected nothing to overwrite but such an output, found thesis\.tex in it"):
+        write_hf(checkpoint, out, verify=False, overwrite=True)
+    assert (out / "thesis.tex").exists()
     with pytest.raises(ValueError, match=r"expected a directory with config\.json to overwrite, found none"):
         write_hf(checkpoint, tmp_path / "run", verify=False, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]

@@ -208,7 +208,7 @@ def test_a_training_run_is_never_overwritten(llama, tmp_path):
     read_hf(llama, run, verify=False)
     read_hf(llama, run, verify=False, overwrite=True)
     (run / "metrics.jsonl").write_text("{}\n")
-    with pytest.raises(ValueError, match="expected an imported model to overwrite, found a training run"):
+    with pytest.raises(ValueError, match=r"expected nothing to overwrite but such an output, found metrics\.jsonl"):
         read_hf(llama, run, verify=False, overwrite=True)
     assert (run / "checkpoints/step-00000000").is_dir()
 

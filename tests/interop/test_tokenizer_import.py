@@ -69,3 +69,6 @@ def test_a_tokenizer_is_replaced_only_when_asked(tokenizer, tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(ValueError, match=r"expected a directory with vocab\.json to overwrite"):
         import_tokenizer(source, tmp_path / "other", **settings, overwrite=True)
+    (tmp_path / "out" / "model.safetensors").write_text("")  # a model's directory has these files, too
+    with pytest.raises(ValueError, match=r"found model\.safetensors in it"):
+        import_tokenizer(source, tmp_path / "out", **settings, overwrite=True)

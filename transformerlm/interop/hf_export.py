@@ -51,7 +51,7 @@ def write_hf(
         CheckpointError: the checkpoint is missing or damaged.
         OSError: it cannot be written.
     """
-    check_free(out, overwrite=overwrite, holds=CONFIG_FILE)
+    check_free(out, overwrite=overwrite, holds=CONFIG_FILE, beside=("*.json", "*.safetensors", "README.md"))
     llama.check_is_llama(load_config_of(checkpoint).model.model_dump())
     tokenizer, model = load_tokenizer(checkpoint), load_model(checkpoint).to(_DTYPES[dtype])
     with whole_directory(out) as directory:

@@ -51,11 +51,12 @@ def read_hf(
             something else.
     """
     check_free(out, overwrite=overwrite, holds="checkpoints")
-    if (out / "metrics.jsonl").exists():
-        raise ValueError(f"{out}: expected an imported model to overwrite, found a training run; choose another output")
     if not source.is_dir():
         found = "a file (for a tokenizer's file set format)" if source.exists() else "none"
         raise FileNotFoundError(f"{source}: expected the directory of a model, found {found}")
+    if not (source / CONFIG_FILE).exists():
+        found = "a run of transformerlm, which needs no import" if (source / "checkpoints").is_dir() else "none"
+        raise FileNotFoundError(f"{source}: expected {CONFIG_FILE} and {WEIGHTS_FILE} in it, found {found}")
     check_contained(source)
     hparams = _read_hparams(source / CONFIG_FILE)
     tokenizer = _read_tokenizer(source, hparams["vocab_size"]) if with_tokenizer else None

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformerlm.interop import tokenizer_json
 from transformerlm.interop.tiktoken_ranks import read_ranks, to_ranks
 from transformerlm.interop.verify import NOT_ASKED, verify_ranks, verify_tokenizer_json
-from transformerlm.tokenizer.io import MERGES_FILE, VOCAB_FILE
+from transformerlm.tokenizer.io import MERGES_FILE, SPECIALS_FILE, VOCAB_FILE
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.files import check_free, whole_directory
 
@@ -38,11 +38,16 @@ def import_tokenizer(
         FileExistsError: `out` is there already, and `overwrite` is not set.
         ValueError: a file is not in order, or the library gives other ids.
     """
-    check_free(out, overwrite=overwrite, holds=VOCAB_FILE)
+    check_free(out, overwrite=overwrite, holds=VOCAB_FILE, beside=(MERGES_FILE, SPECIALS_FILE))
     if form == "tokenizer_json":
         tokenizer = tokenizer_json.from_file(source)
     elif form == "gpt2":
         files = source / VOCAB_FILE, source / MERGES_FILE
+        if missing := [path for path in files if not path.exists()]:
+            raise FileNotFoundError(
+                f"{missing[0]}: expected GPT-2's {VOCAB_FILE} and {MERGES_FILE} in a directory, found none "
+                "(elsewhere they are called encoder.json and vocab.bpe)"
+            )
         tokenizer = Tokenizer.from_files(*files, special_tokens, pattern=pattern)
         tokenizer_json.check_reachable(tokenizer)
     else:

@@ -89,7 +89,7 @@ def train_bpe(
         pattern=pattern, progress=progress, stats=stats, memory_limit_mb=memory_limit_mb,
     )  # fmt: skip
     if merges is None:
-        raise ValueError(f"inputs: expected text to train on, found none in {', '.join(map(str, paths))}")
+        raise ValueError(f"input: expected text to train on, found none in {', '.join(map(str, paths))}")
     tokens = [bytes([value]) for value in range(256)] + [left + right for left, right in merges]
     tokens += [special.encode() for special in specials]
     return dict(enumerate(tokens)), merges

@@ -71,7 +71,7 @@ class _Learner:
         num_slots = int(words.ends[-1]) + len(words.ends) + 1 if len(words.ends) else 1
         if num_slots >= MAX_SLOTS:
             raise ValueError(
-                f"inputs: expected distinct words of less than {MAX_SLOTS / 1e9:.1f} GB in all, found "
+                f"input: expected distinct words of less than {MAX_SLOTS / 1e9:.1f} GB in all, found "
                 f"{num_slots / 1e9:.1f} GB (train on less text, or on text with shorter words)"
             )
         self._memory = memory

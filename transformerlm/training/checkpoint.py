@@ -99,8 +99,8 @@ def save_checkpoint(root: Path, step: int, snapshot: Snapshot) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
         raise OSError(
-            f"{final}: cannot be written: {reason}; older checkpoints are whole; free some space and start the same "
-            "command again"
+            f"{final}: cannot be written: {reason}; {'older checkpoints are whole; ' if any(root.iterdir()) else ''}"
+            "free some space and start the same command again"
         ) from None
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 
@@ -57,13 +58,14 @@ def forget_cached(path: Path) -> None:
         os.close(descriptor)
 
 
-def check_free(path: Path, *, overwrite: bool, holds: str | None = None) -> None:
+def check_free(path: Path, *, overwrite: bool, holds: str | None = None, beside: Sequence[str] = ()) -> None:
     """Refuse an output that is there already, or that may be overwritten but is not what it would be replaced by.
 
     Args:
         path: the output.
         overwrite: whether one that is there may be replaced.
         holds: for a directory, a name that only an output of the same kind has in it.
+        beside: patterns of the other names that it may hold, all of which are lost when it is replaced.
 
     Raises:
         FileExistsError: it is there.
@@ -77,6 +79,12 @@ def check_free(path: Path, *, overwrite: bool, holds: str | None = None) -> None
         raise ValueError(f"{path}: expected a file to overwrite, found a directory; choose another output")
     if holds is not None and not (path.is_dir() and not path.is_symlink() and (path / holds).exists()):
         raise ValueError(f"{path}: expected a directory with {holds} to overwrite, found none; choose another output")
+    names = sorted(entry.name for entry in path.iterdir()) if holds is not None else []
+    if strange := [name for name in names if not any(fnmatch(name, known) for known in (holds or "", *beside))]:
+        raise ValueError(
+            f"{path}: expected nothing to overwrite but such an output, found {strange[0]} in it, too; "
+            "choose another output"
+        )
 
 
 def check_writable(directory: Path) -> None:

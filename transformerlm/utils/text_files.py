@@ -73,7 +73,7 @@ def expand_inputs(patterns: str | os.PathLike[str] | Sequence[str | os.PathLike[
     """
     names = [patterns] if isinstance(patterns, str | os.PathLike) else list(patterns)
     if not names:
-        raise ValueError("inputs: expected at least one text file or glob, found none")
+        raise ValueError("input: expected at least one text file or glob, found none")
     paths: list[Path] = []
     named_by: dict[Path, str] = {}
     for name in names:
@@ -120,28 +120,26 @@ def is_plain_text(path: Path) -> bool:
 
 def _matches(name: str) -> list[Path]:
     if os.path.isdir(name):
-        raise ValueError(
-            f"inputs: expected a text file, found the folder {name} (name its files, such as {name}/*.txt)"
-        )
+        raise ValueError(f"input: expected a text file, found the folder {name} (name its files, such as {name}/*.txt)")
     if os.path.lexists(name):
         return [Path(name)]
     if not glob.has_magic(name):
         raise FileNotFoundError(f"input: expected a text file, found nothing at {name}")
     matches = [Path(match) for match in sorted(glob.glob(name, recursive=True)) if not os.path.isdir(match)]
     if not matches:
-        raise FileNotFoundError(f"inputs: expected text files, found none that match {name}")
+        raise FileNotFoundError(f"input: expected text files, found none that match {name}")
     return matches
 
 
 def _check_readable(path: Path) -> None:
     if unpacked_name(path).endswith(_NOT_TEXT):
         kinds = "plain text, .jsonl, either as .gz or .zst, or .parquet"
-        raise ValueError(f"inputs: expected {kinds}, found {path} (unpack or convert it first)")
+        raise ValueError(f"input: expected {kinds}, found {path} (unpack or convert it first)")
     check_can_unpack(path)
     if not path.exists():
-        raise FileNotFoundError(f"inputs: expected a text file, found a broken link at {path}")
+        raise FileNotFoundError(f"input: expected a text file, found a broken link at {path}")
     if not os.access(path, os.R_OK):
-        raise PermissionError(f"inputs: expected a file that can be read, found {path} without read permission")
+        raise PermissionError(f"input: expected a file that can be read, found {path} without read permission")
 
 
 def _is_json_lines(path: Path) -> bool:
