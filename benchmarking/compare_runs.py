@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 WIDTH, HEIGHT = 9, 5
+_NUM_COLOURS = 10  # matplotlib begins again after so many
 _SEED = re.compile(r"-\d+$")
 
 Curve = list[tuple[float, float]]
@@ -97,17 +98,21 @@ def _limit(groups: Mapping[str, Sequence[Curve]]) -> float:
 
 
 def save_curves(groups: Mapping[str, Sequence[Curve]], picture: Path) -> None:
-    """Draw each group in a colour of its own, each of its runs as a line."""
+    """Draw each group in a colour of its own, each of its runs as a line; from the eleventh group on dashed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     for number, (name, curves) in enumerate(groups.items()):
+        colour, dashes = f"C{number}", "-" if number < _NUM_COLOURS else "--"
         for index, curve in enumerate(curves):
-            axes.plot(*zip(*curve, strict=True), color=f"C{number}", label="" if index else name, linewidth=1.4)
+            millions, losses = [tokens / 1e6 for tokens, _ in curve], [loss for _, loss in curve]
+            axes.plot(millions, losses, dashes, color=colour, label="" if index else name, linewidth=1.4)
     # The first losses, and those of runs that diverged, are far above the others and would leave these no room.
     last = [curve[-1][1] for curves in groups.values() for curve in curves if curve[-1][1] <= _limit(groups)]
-    axes.set(xlabel="tokens", ylabel="validation loss (nats per token)", ylim=(min(last) - 0.05, max(last) + 0.8))
+    axes.set(
+        xlabel="tokens (millions)", ylabel="validation loss (nats per token)", ylim=(min(last) - 0.05, max(last) + 0.8)
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(picture)
