@@ -595,7 +595,9 @@ def test_a_signal_to_any_rank_stops_all_at_the_same_step(told, files, tmp_path):
 def test_two_ranks_skip_the_same_steps(files, tmp_path):
     """Where the loss is no longer finite all ranks skip, and stop together with the line that says so."""
     changes = {"optimizer.name": "sgd", "optimizer.learning_rate": 1e3, "optimizer.max_grad_norm": 0.0}
-    config = tiny_config(files, tmp_path, {**changes, "training.max_steps": 100, "training.max_skipped_steps": 3})
+    changes |= {"training.eval_interval": 0, "checkpoint.interval": 0}  # whose validation would end the run
+    changes |= {"training.max_steps": 100, "training.max_skipped_steps": 3}
+    config = tiny_config(files, tmp_path, changes)
     (tmp_path / "two.toml").write_text(dump_toml(config))
     process = torchrun(tmp_path / "two.toml")
     _, stderr = process.communicate(timeout=120)
