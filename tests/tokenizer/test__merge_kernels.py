@@ -35,9 +35,8 @@ class Merger:
         rows = [(*pair, 256 + rank) for pair, rank in self.ranks.items()]
         self.pairs = np.full(PLAIN.HASHED + 2 * 512, -1, dtype=np.int64)
         self.shift = hash_shift(512)
-        self.lengths = np.ones(256 + len(rows), dtype=np.int64)
-        PLAIN.fill_pairs(np.array(rows, dtype=np.int64).reshape(-1, 3), self.pairs, self.shift, self.lengths)
-        assert self.lengths.tolist() == list(map(len, tokens))
+        self.lengths = np.array(list(map(len, tokens)), dtype=np.int64)
+        PLAIN.fill_pairs(np.array(rows, dtype=np.int64).reshape(-1, 3), self.pairs, self.shift)
 
     def by_kernel(self, kernels: ModuleType, word: bytes) -> list[int]:
         """Return the ids that a kernel writes behind one that is there."""

@@ -47,6 +47,7 @@ def _encoder(modules: object = compiled, **options: int) -> compiled.CompiledEnc
     return modules.CompiledEncoder(  # type: ignore[attr-defined, no-any-return]
         byte_ids=tokenizer._byte_ids,
         merges=[(*pair, new) for pair, new in zip(tokenizer._ranks, tokenizer._merged, strict=True)],
+        sizes=tokenizer._sizes,
         special_token_ids=tokenizer.special_token_ids,
         pattern="gpt2",
         dtype=np.uint16,

@@ -45,16 +45,12 @@ def find_pair(pairs: Array, shift: Any, left: int, right: int) -> int:
 
 
 @kernel
-def fill_pairs(ids: Array, pairs: Array, shift: Any, lengths: Array) -> None:
-    """Fill the table of pairs, all -1 before, from merges in order: rows of (left id, right id, merged id).
-
-    `lengths` has the number of bytes of each byte's id, and is given that of each merged one.
-    """
+def fill_pairs(ids: Array, pairs: Array, shift: Any) -> None:
+    """Fill the table of pairs, all -1 before, from merges in order: rows of (left id, right id, merged id)."""
     for place in range(HASHED):
         pairs[place] = NO_PAIR
     for rank in range(ids.shape[0]):
         left, right, value = ids[rank, 0], ids[rank, 1], rank << 32 | ids[rank, 2]
-        lengths[ids[rank, 2]] = lengths[left] + lengths[right]
         if left | right < DIRECT_IDS:
             pairs[left * DIRECT_IDS + right] = value
             continue
@@ -223,8 +219,8 @@ def merge_by_windows(
 ) -> int:
     """Write the ids of the bytes `data[start:end]` to `out[first:]`, as `bpe_merge.merge_by_windows` explains.
 
-    Returns where they end. In `work` stand the tokens of the window, then those of the next one with what merging it
-    needs.
+    Returns where they end. `lengths` has the number of bytes of each id. In `work` stand the tokens of the window, then
+    those of the next one with what merging it needs.
     """
     written, window = first, min(WINDOW_BYTES, end - start)
     number = merge_window(data, start, window, 0, byte_ids, pairs, shift, work)

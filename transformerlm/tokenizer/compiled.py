@@ -127,12 +127,13 @@ class CompiledEncoder:
         *,
         byte_ids: Sequence[int],
         merges: Sequence[tuple[int, int, int]],
+        sizes: Sequence[int],
         special_token_ids: Mapping[str, int],
         pattern: str,
         dtype: type[np.uint16] | type[np.uint32],
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        """Make the tables; `merges` are (left id, right id, merged id) in order."""
+        """Make the tables; `merges` are (left id, right id, merged id) in order, `sizes` the bytes of each id."""
         self._dtype = dtype
         self._pattern = PATTERNS[pattern]
         self._specials = SpecialTokens(special_token_ids)
@@ -143,11 +144,10 @@ class CompiledEncoder:
         num_slots = 1 << max(4, (4 * len(merges)).bit_length())
         self._pairs = np.full(merge_kernels.HASHED + 2 * num_slots, -1, dtype=np.int64)
         self._pair_shift = hash_shift(num_slots)
-        self._lengths = np.zeros(1 + max(*byte_ids, *(merged for _, _, merged in merges)), dtype=np.int64)
-        self._lengths[self._byte_ids] = 1
+        self._lengths = np.array(sizes, dtype=np.int64)
         with compiling("encode"):
             rows = np.array(merges, dtype=np.int64).reshape(-1, 3)
-            merge_kernels.fill_pairs(rows, self._pairs, self._pair_shift, self._lengths)
+            merge_kernels.fill_pairs(rows, self._pairs, self._pair_shift)
             self.encode_texts([b"a"])
 
     def encode_texts(

@@ -360,6 +360,7 @@ class Tokenizer:
                 self._encoder = CompiledEncoder(
                     byte_ids=self._byte_ids,
                     merges=[(*pair, new) for pair, new in zip(self._ranks, self._merged, strict=True)],
+                    sizes=self._sizes,
                     special_token_ids=self.special_token_ids,
                     pattern=self.pattern,
                     dtype=self._id_type(),
