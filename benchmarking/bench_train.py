@@ -2,8 +2,8 @@
 
     python -m benchmarking.bench_train --config config/resources/bench_train.toml
 
-Each candidate takes whole steps: forward, loss, backward, clipping, optimizer. Time to the first step and peak memory
-are measured in processes of their own, with an empty compiler cache.
+Each candidate takes whole steps: forward, loss, backward, clipping, optimizer. It has a process of its own, so that
+its memory is its own and the allocator is set as its users have it; the compiler's cache is empty at first.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarking.harness import (
     OURS,
@@ -28,11 +28,9 @@ from benchmarking.harness import (
     Quantity,
     Report,
     Sample,
-    Series,
     clock_of,
     paired_ratios,
     run_rounds,
-    timed,
 )
 from benchmarking.machine import describe
 from cli.utils import Command, note
@@ -40,6 +38,7 @@ from cli.utils import main as run_command
 from config.bench_train import BenchTrainConfig
 
 if TYPE_CHECKING:
+    from benchmarking.fresh_process import Remote
     from transformerlm.utils.dtypes import Precision
 
 TOKENS = Quantity("tokens_per_second")
@@ -83,64 +82,39 @@ def _bench_case(
 ) -> None:
     import torch
 
+    from benchmarking.fresh_process import Remote
     from benchmarking.limits import MatmulPeak
-    from benchmarking.train_peers import make_step
+    from benchmarking.train_peers import TrainingSteps
     from transformerlm.models.estimates import count_parameters, flops_per_token
     from transformerlm.models.transformer import TransformerLM
-    from transformerlm.utils.device import resolve_device, synchronize
+    from transformerlm.utils.device import resolve_device
 
-    device = resolve_device(config.device)
     hparams = TransformerLM(**config.model.model_dump(), device="meta").hparams()
     params = {"precision": precision, "compile": compiled, "batch_size": config.batch_size}
     params |= {"context_length": hparams["context_length"], "parameters": count_parameters(hparams)}
-    _bench_first_steps(config, names, precision, compiled, report, params)
+    with ExitStack() as stack:
+        remotes = {
+            name: stack.enter_context(Remote(TrainingSteps, config, name, precision, compiled)) for name in names
+        }
+        first = {name: remote.call("first") for name, remote in remotes.items()}
+        for quantity in (FIRST_STEP, MEMORY):
+            report.add(quantity, first, params=params, warmup=0)
 
-    torch.compiler.reset()
-    tokens = config.batch_size * config.model.context_length * config.steps_per_round
-    measure = partial(timed, synchronize=partial(synchronize, device), clock=clock)
-    candidates: dict[str, Callable[[], Sample]] = {}
-    for name in names:
-        step = make_step(config, name, precision=precision, compiled=compiled)
-        step()  # the compiler's time is counted above
-        candidates[name] = partial(_run_steps, step, config.steps_per_round, tokens, measure)
-    candidates[_LIMIT] = MatmulPeak(device, torch.bfloat16 if precision == "bf16" else torch.float32, clock=clock)
-    series = run_rounds(candidates, warmup=config.measure.warmup, repeats=config.measure.repeats)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        candidates: dict[str, Callable[[], Sample]] = {
+            name: partial(_run_steps, remote, config) for name, remote in remotes.items()
+        }
+        candidates[_LIMIT] = MatmulPeak(resolve_device(config.device), dtype, clock=clock)
+        series = run_rounds(candidates, warmup=config.measure.warmup, repeats=config.measure.repeats)
     peak = series.pop(_LIMIT)["flops_per_second"]
     flops = flops_per_token(hparams, hparams["context_length"])
     facts = {name: _utilisation(measured[TOKENS.name], peak, flops) for name, measured in series.items()}
     report.add(TOKENS, series, params=params, warmup=config.measure.warmup, facts=facts)
 
 
-def _bench_first_steps(
-    config: BenchTrainConfig,
-    names: list[str],
-    precision: Precision,
-    compiled: bool,
-    report: Report,
-    params: dict[str, Any],
-) -> None:
-    from benchmarking.fresh_process import in_fresh_process
-    from benchmarking.train_peers import first_step
-
-    series: Series = {}
-    for name in names:
-        found, peak = in_fresh_process(first_step, config, name, precision, compiled)
-        series[name] = {FIRST_STEP.name: [found["seconds"]]}
-        peak_bytes = found.get("peak_bytes", peak)
-        if peak_bytes:
-            series[name][MEMORY.name] = [peak_bytes / 1e6]
-    report.add(FIRST_STEP, series, params=params, warmup=0)
-    report.add(MEMORY, series, params=params, warmup=0)
-
-
-def _run_steps(
-    step: Callable[[], float], count: int, tokens: int, measure: Callable[[Callable[[], None]], float]
-) -> Sample:
-    def run() -> None:
-        for _ in range(count):
-            step()
-
-    return {TOKENS.name: tokens / measure(run)}
+def _run_steps(remote: Remote, config: BenchTrainConfig) -> Sample:
+    tokens = config.batch_size * config.model.context_length * config.steps_per_round
+    return {TOKENS.name: tokens / remote.call("seconds", config.steps_per_round)}
 
 
 def _utilisation(tokens_per_second: list[float], peak: list[float], flops: int) -> dict[str, float]:

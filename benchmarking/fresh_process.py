@@ -1,4 +1,4 @@
-"""Run a function in a new process, where its peak memory is its own and nothing is warm."""
+"""Run code in a new process, where its peak memory is its own, nothing is warm, and no setting is somebody else's."""
 
 from __future__ import annotations
 
@@ -18,9 +18,42 @@ def in_fresh_process(function: Callable[..., T], *args: Any) -> tuple[T, int | N
     The peak includes the interpreter and what the function's module imports. `function` and its arguments must pickle.
     An exception is raised here too; BrokenProcessPool when the process died, for want of memory perhaps.
     """
-    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_with_peak, function, args).result()
+    with _new_process() as process:
+        return process.submit(_with_peak, function, args).result()
+
+
+class Remote:
+    """An object that lives in a new process until the `with` block ends; errors come as from `in_fresh_process`."""
+
+    def __init__(self, build: Callable[..., object], *args: Any) -> None:
+        self._process = _new_process()
+        self._process.submit(_keep, build, args).result()
+
+    def __enter__(self) -> Remote:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.shutdown()
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Return what the object's method returns; it and the arguments must pickle."""
+        return self._process.submit(_call_kept, method, args).result()
+
+
+def _new_process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
 
 
 def _with_peak(function: Callable[..., T], args: tuple[Any, ...]) -> tuple[T, int | None]:
     return function(*args), peak_rss_bytes()
+
+
+_kept: list[object] = []  # in the new process: the one object that `Remote` calls
+
+
+def _keep(build: Callable[..., object], args: tuple[Any, ...]) -> None:
+    _kept.append(build(*args))
+
+
+def _call_kept(method: str, args: tuple[Any, ...]) -> Any:
+    return getattr(_kept[0], method)(*args)

@@ -5,7 +5,7 @@ The peers use what torch offers: `F.cross_entropy`, `clip_grad_norm_`, and the f
 
 from __future__ import annotations
 
-import time
+import gc
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -14,16 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarking.harness import OURS
+from benchmarking.harness import OURS, clock_of, timed
 from benchmarking.litgpt_peer import build_litgpt
 from benchmarking.llama_peer import build_llama
 from benchmarking.machine import is_installed
 from benchmarking.plain_gpt import PlainGPT
 from config.bench_train import BenchTrainConfig
+from profiling.memory import peak_rss_bytes
 from transformerlm.distributed import World
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.loop import train_step
 from transformerlm.training.optim import AdamW, parameter_groups
+from transformerlm.utils.allocator import keep_freed_memory
 from transformerlm.utils.device import resolve_device, synchronize
 from transformerlm.utils.dtypes import Precision, autocast
 
@@ -67,19 +69,40 @@ def make_step(config: BenchTrainConfig, candidate: str, *, precision: Precision,
     return partial(_torch_step, partial(forward, **arguments), model, fused, (inputs, targets), context)
 
 
-def first_step(config: BenchTrainConfig, candidate: str, precision: Precision, compiled: bool) -> dict[str, float]:
-    """Return the seconds from nothing built to the first step's loss, and the GPU's peak memory where there is one."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    device = resolve_device(config.device)
-    start = time.perf_counter()
-    step = make_step(config, candidate, precision=precision, compiled=compiled)
-    step()
-    synchronize(device)
-    seconds = time.perf_counter() - start
-    step()  # the optimizer's states exist now, so this one has the peak
-    found = {"seconds": seconds}
-    return found | ({"peak_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {})
+class TrainingSteps:
+    """A candidate's steps in a process of its own, which is set up as its users have it."""
+
+    def __init__(self, config: BenchTrainConfig, candidate: str, precision: Precision, compiled: bool) -> None:
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self._device = resolve_device(config.device)
+        self._make = partial(make_step, config, candidate, precision=precision, compiled=compiled)
+        clock = clock_of(config.measure.clock, threads=torch.get_num_threads(), device=self._device.type)
+        self._timed = partial(timed, synchronize=partial(synchronize, self._device), clock=clock)
+        if candidate == OURS:
+            keep_freed_memory(self._device)
+
+    def first(self) -> dict[str, list[float]]:
+        """Make everything and a step; return the seconds that took, and the peak memory where it is known."""
+
+        def start() -> None:
+            self._step = self._make()
+            self._step()
+
+        found = {"time_to_first_step_s": [timed(start, synchronize=partial(synchronize, self._device))]}
+        self._step()  # the optimizer's states exist now, so this one has the peak
+        on_gpu = self._device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(self._device) if on_gpu else peak_rss_bytes()
+        return found | ({"peak_memory_mb": [peak / 1e6]} if peak else {})
+
+    def seconds(self, count: int) -> float:
+        """Return the seconds that so many more steps take; garbage is collected before, and modules are set aside."""
+        gc.collect()
+        gc.freeze()
+        try:
+            return self._timed(lambda: [self._step() for _ in range(count)])
+        finally:
+            gc.unfreeze()
 
 
 def _build(candidate: str, hparams: dict[str, Any]) -> nn.Module:

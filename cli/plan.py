@@ -31,10 +31,12 @@ def plan(config: PlanConfig) -> None:
     from transformerlm.training import micro_batch
     from transformerlm.training.calibration import measured_facts
     from transformerlm.training.plan import arithmetic, remedies
+    from transformerlm.utils.allocator import keep_freed_memory
     from transformerlm.utils.device import resolve_device
     from transformerlm.utils.dtypes import resolve_precision
 
     device = resolve_device(config.training.device)
+    keep_freed_memory(device)
     precision = resolve_precision(config.training.precision, device)
     chosen = config.training.micro_batch_size == "auto"
     resolved = micro_batch.resolve(config, device=device, precision=precision, world=World())

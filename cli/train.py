@@ -133,6 +133,7 @@ def _prepare(config: TrainConfig, run_dir: Path, *, world: World) -> tuple[Train
     from transformerlm.training.checkpoint import resolve
     from transformerlm.training.data import TokenDataset
     from transformerlm.training.trainer import Runtime, Trainer
+    from transformerlm.utils.allocator import keep_freed_memory
     from transformerlm.utils.device import resolve_device
     from transformerlm.utils.dtypes import resolve_precision
 
@@ -144,6 +145,7 @@ def _prepare(config: TrainConfig, run_dir: Path, *, world: World) -> tuple[Train
     if valid_data:
         preflight.check_dataset(valid_data, config=config, tokenizer=tokenizer, key="data.valid")
     device = resolve_device(config.training.device)
+    keep_freed_memory(device)
     precision = resolve_precision(config.training.precision, device)
     newest = _find_checkpoint(config, run_dir / "checkpoints", world=world)
     config = micro_batch.resolve(config, device=device, precision=precision, world=world, resumed=newest)

@@ -10,6 +10,7 @@ import torch
 
 from benchmarking import bench_train as bench
 from benchmarking import train_peers
+from benchmarking.fresh_process import Remote
 from benchmarking.plain_gpt import PlainGPT
 from config.bench_train import BenchTrainConfig
 from config.io import SHIPPED, dump_json_schema, dump_toml, load_config
@@ -73,13 +74,13 @@ def test_a_missing_peer_is_skipped_with_one_line(
     assert "litgpt is not installed: skipped (pip install litgpt)\n" in stderr
 
 
-def test_first_step_runs_in_a_process_of_its_own() -> None:
-    """The time to the first step and the peak memory of a fresh process are positive."""
-    from benchmarking.fresh_process import in_fresh_process
-
-    found, peak = in_fresh_process(train_peers.first_step, tiny_config(), "transformerlm", "fp32", False)
-    assert found["seconds"] > 0
-    assert peak is None or peak > 10**7
+def test_a_candidate_runs_in_a_process_of_its_own() -> None:
+    """There its first step takes time and memory, and more steps take more time."""
+    with Remote(train_peers.TrainingSteps, tiny_config(), "transformerlm", "fp32", False) as remote:
+        first = remote.call("first")
+        assert first["time_to_first_step_s"][0] > 0
+        assert first.get("peak_memory_mb", [100.0])[0] > 10
+        assert remote.call("seconds", 2) > 0
 
 
 @pytest.mark.parametrize("candidate", ["transformerlm", "huggingface", "litgpt", "nanogpt_style"])

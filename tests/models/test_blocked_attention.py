@@ -8,7 +8,7 @@ from torch import Tensor
 
 from transformerlm.models import attention, blocked_attention
 from transformerlm.models.attention import scaled_dot_product_attention
-from transformerlm.models.blocked_attention import blocked_causal_attention
+from transformerlm.models.blocked_attention import blocked_causal_attention, num_kept_probabilities
 
 
 def _inputs(*shape: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -16,9 +16,12 @@ def _inputs(*shape: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     return [torch.randn(*shape, dtype=dtype, requires_grad=True) for _ in range(3)]
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 300, 8), (1, 1, 1, 4), (5, 128, 6), (2, 129, 2), (7, 16)])
+@pytest.mark.parametrize("shape", [(2, 3, 300, 8), (2, 3, 300, 40), (1, 1, 1, 4), (5, 128, 16), (2, 129, 2), (7, 16)])
 def test_it_is_the_written_out_attention(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """In fp64 the result and all gradients agree, with heads and queries cut into blocks that do not come out even."""
+    """In fp64 the result and all gradients agree, with heads and queries cut into blocks that do not come out even.
+
+    Of 300 positions with 8 numbers each nothing is kept for the backward pass, with 40 numbers the probabilities are.
+    """
     monkeypatch.setattr(blocked_attention, "_BLOCK_SCORES", 2 * 128 * 128)
     inputs = _inputs(*shape)
     expected = scaled_dot_product_attention(*inputs, is_causal=True)
@@ -28,9 +31,11 @@ def test_it_is_the_written_out_attention(shape: tuple[int, ...], monkeypatch: py
     torch.testing.assert_close(torch.autograd.grad(found, inputs, grad), torch.autograd.grad(expected, inputs, grad))
 
 
-def test_its_gradient_is_that_of_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of two queries over five positions."""
+@pytest.mark.parametrize("kept", [0, 8])
+def test_its_gradient_is_that_of_finite_differences(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of two queries over five positions, with probabilities kept or made again."""
     monkeypatch.setattr(blocked_attention, "_QUERY_ROWS", 2)
+    monkeypatch.setattr(blocked_attention, "_KEPT_SEQ_LEN_PER_DIM", kept)
     assert torch.autograd.gradcheck(blocked_causal_attention, _inputs(2, 5, 3))
 
 
@@ -71,7 +76,20 @@ def test_bf16_on_a_cpu_takes_it_and_is_as_near_as_bf16_gets(num_kv_heads: int, m
         torch.testing.assert_close(grad_found.double(), grad_expected, rtol=0.03, atol=0.06)
 
 
-def test_scores_are_never_held_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_sequences_keep_their_probabilities() -> None:
+    """As many as the memory estimate counts, and only where a backward pass will come."""
+    inputs = _inputs(3, 200, 25)
+    saved: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.append(x.numel()), x)[1], lambda x: x):
+        blocked_causal_attention(*inputs)
+        with torch.no_grad():
+            blocked_causal_attention(*inputs)
+    assert sum(saved) == 3 * (4 * 200 * 25 + num_kept_probabilities(200, 25))
+    assert num_kept_probabilities(200, 25) == 128 * 128 + 72 * 200
+    assert num_kept_probabilities(200, 24) == 0
+
+
+def test_scores_of_long_sequences_are_never_held_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither kept for the backward pass nor made at once: the largest block has as many scores as it may."""
     monkeypatch.setattr(blocked_attention, "_BLOCK_SCORES", 2**14)
     made: list[int] = []

@@ -2,9 +2,9 @@
 
 PyTorch's fused kernel computes bfloat16 on a CPU row by row, many times slower than the processor multiplies. Here a
 block of queries meets all keys that it may look at as one batched product, over a few heads at a time, so that the
-scores (the only large thing) are written and read in the cache; keys after the block's last query are left out. The
-backward pass makes the probabilities again instead of keeping them (Chen et al. 2016; Dao et al. 2022), so that memory
-grows with the sequence, not with its square.
+scores (the only large thing) are written and read in the cache; keys after the block's last query are left out. Short
+sequences keep the probabilities for the backward pass. Long ones make them again (Chen et al. 2016; Dao et al. 2022),
+so that memory grows with the sequence, not with its square.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _QUERY_ROWS = 128
-_BLOCK_SCORES = 2**18  # for each thread: half a megabyte
+_BLOCK_SCORES = 2**20  # for each thread: two megabytes
+_KEPT_SEQ_LEN_PER_DIM = 8
 
 
 def blocked_causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -27,60 +28,83 @@ def blocked_causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tenso
     The scores are rounded to the inputs' dtype, as in attention that is written out under autocast; the softmax over
     them is computed in fp32 and rounded again.
     """
-    shape = query.shape
-    flat = (x.reshape(-1, *x.shape[-2:]) for x in (query * (1.0 / math.sqrt(shape[-1])), key, value))
+    flat = (x.reshape(-1, *x.shape[-2:]) for x in (query, key, value))
     with torch.autocast(query.device.type, enabled=False):  # it would widen the softmax
         result: Tensor = _BlockedCausalAttention.apply(*flat)  # type: ignore[no-untyped-call]
-    return result.view(*shape[:-1], value.shape[-1])
+    return result.view(*query.shape[:-1], value.shape[-1])
+
+
+def num_kept_probabilities(seq_len: int, d_k: int) -> int:
+    """Return how many probabilities of one head are kept for the backward pass: none of a sequence long for its d_k."""
+    if seq_len > _KEPT_SEQ_LEN_PER_DIM * d_k:
+        return 0
+    return sum((rows.stop - rows.start) * rows.stop for rows in _row_blocks(seq_len))
 
 
 class _BlockedCausalAttention(torch.autograd.Function):
-    """`softmax(query key^T + mask) value`, each `(heads, seq, d)`; the query is scaled already."""
+    """`softmax(query key^T / sqrt(d_k) + mask) value`, each `(heads, seq, d)`.
+
+    With P the probabilities and g the result's gradient: `dV = P^T g`, `dP = g V^T`, the scores' is
+    `dS = P (dP - sum_j P dP)`, `dQ = dS K / sqrt(d_k)`, `dK = dS^T Q / sqrt(d_k)`.
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-        output = torch.empty_like(value)
-        for heads, rows, keys in _blocks(query):
-            weights = _probabilities(query[heads, rows], key[heads, keys])
+        output, kept = torch.empty_like(value), []
+        keep = any(ctx.needs_input_grad) and num_kept_probabilities(*query.shape[1:]) > 0
+        for heads, rows, keys, mask in _blocks(query):
+            weights = _probabilities(query[heads, rows], key[heads, keys], mask)
             torch.bmm(weights, value[heads, keys], out=output[heads, rows])
-        ctx.save_for_backward(query, key, value, output)
+            if keep:
+                kept.append(weights)
+        ctx.save_for_backward(query, key, value, output, *kept)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value, output = ctx.saved_tensors
+        query, key, value, output, *kept = ctx.saved_tensors
         grad_output = grad_output.contiguous()
         grad_query = torch.empty_like(query)
         # Several blocks of queries add to a key's gradient.
-        grad_key, grad_value = (torch.zeros_like(x, dtype=torch.float32) for x in (key, value))
-        # The softmax's gradient needs sum_j p_j dp_j, which is the product of output and its gradient.
+        wide = torch.promote_types(query.dtype, torch.float32)
+        grad_key, grad_value = (torch.zeros_like(x, dtype=wide) for x in (key, value))
+        # sum_j P dP, which is the product of the result and its gradient.
         inner = (output * grad_output).sum(dim=-1, keepdim=True)
-        for heads, rows, keys in _blocks(query):
-            weights = _probabilities(query[heads, rows], key[heads, keys])
+        for index, (heads, rows, keys, mask) in enumerate(_blocks(query)):
+            weights = kept[index] if kept else _probabilities(query[heads, rows], key[heads, keys], mask)
             grads = grad_output[heads, rows]
             grad_value[heads, keys] += weights.transpose(1, 2) @ grads
             scores = grads @ value[heads, keys].transpose(1, 2)
             scores.sub_(inner[heads, rows]).mul_(weights)
             torch.bmm(scores, key[heads, keys], out=grad_query[heads, rows])
             grad_key[heads, keys] += scores.transpose(1, 2) @ query[heads, rows]
-        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype)
+        scale = _scale(query)
+        return grad_query.mul_(scale), grad_key.mul_(scale).to(key.dtype), grad_value.to(value.dtype)
 
 
-def _blocks(query: Tensor) -> Iterator[tuple[slice, slice, slice]]:
-    """Yield heads, rows of queries, and the keys that these may look at."""
+def _blocks(query: Tensor) -> Iterator[tuple[slice, slice, slice, Tensor]]:
+    """Yield heads, rows of queries, the keys that these may look at, and 0 or -inf for each `(rows, keys)`."""
     num_heads, seq_len, _ = query.shape
-    for start in range(0, seq_len, _QUERY_ROWS):
-        end = min(start + _QUERY_ROWS, seq_len)
-        count = max(1, _BLOCK_SCORES * torch.get_num_threads() // ((end - start) * end))
+    for rows in _row_blocks(seq_len):
+        num_rows, num_keys = rows.stop - rows.start, rows.stop
+        mask = torch.full((num_rows, num_keys), -math.inf, dtype=query.dtype).triu_(rows.start + 1)
+        count = max(1, _BLOCK_SCORES * torch.get_num_threads() // (num_rows * num_keys))
         for head in range(0, num_heads, count):
-            yield slice(head, head + count), slice(start, end), slice(0, end)
+            yield slice(head, head + count), rows, slice(0, num_keys), mask
 
 
-def _probabilities(query: Tensor, key: Tensor) -> Tensor:
-    """Return the softmax of the scores of the last keys' queries, `(heads, rows, keys)`."""
-    num_rows, num_keys = query.shape[1], key.shape[1]
-    mask = torch.full((num_rows, num_keys), -math.inf, dtype=query.dtype).triu_(num_keys - num_rows + 1)
-    scores = torch.baddbmm(mask.expand(len(query), -1, -1), query, key.transpose(1, 2))
+def _row_blocks(seq_len: int) -> Iterator[slice]:
+    return (slice(start, min(start + _QUERY_ROWS, seq_len)) for start in range(0, seq_len, _QUERY_ROWS))
+
+
+def _probabilities(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    """Return the softmax of the scores, `(heads, rows, keys)`."""
+    every_head = mask.expand(len(query), -1, -1)
+    scores = torch.baddbmm(every_head, query, key.transpose(1, 2), alpha=_scale(query))
     return torch.softmax(scores, dim=-1)
+
+
+def _scale(query: Tensor) -> float:
+    return float(query.shape[-1] ** -0.5)

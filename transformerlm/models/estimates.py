@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from transformerlm.models.blocked_attention import num_kept_probabilities
 from transformerlm.utils.blocks import logits_at_once
 
 # Measured on Linux (docs/usage.md): the libraries' code and tables, and the holes in the C library's heap.
@@ -78,7 +79,7 @@ def estimate_training_memory(
         "weights": 4 * num_parameters + copies,
         "gradients": 4 * num_parameters,
         "optimizer": 4 * _num_optimizer_states(model, optimizer),
-        "activations": tokens * _activation_bytes_per_token(model, compute_bytes),
+        "activations": tokens * _activation_bytes_per_token(model, compute_bytes, device_type),
         "logits": compute_bytes * min(tokens * model["vocab_size"], logits_at_once(device_type)),
     }
     on_cpu = device_type == "cpu"
@@ -93,17 +94,17 @@ def _num_optimizer_states(model: Mapping[str, Any], optimizer: str) -> int:
     return 2 * count_parameters(model) - int(with_one[optimizer])
 
 
-def _activation_bytes_per_token(model: Mapping[str, Any], compute_bytes: int) -> int:
+def _activation_bytes_per_token(model: Mapping[str, Any], compute_bytes: int, device_type: str) -> int:
     num_layers: int = model["num_layers"]
     d_model: int = model["d_model"]
-    layer = _layer_activation_bytes_per_token(model, compute_bytes)
+    layer = _layer_activation_bytes_per_token(model, compute_bytes, device_type)
     if model.get("activation_checkpointing", False):
         # One layer is alive at a time; of the others only the input.
         return layer + num_layers * d_model * 4
     return num_layers * layer + 2 * d_model * 4
 
 
-def _layer_activation_bytes_per_token(model: Mapping[str, Any], compute_bytes: int) -> int:
+def _layer_activation_bytes_per_token(model: Mapping[str, Any], compute_bytes: int, device_type: str) -> int:
     """Count what one layer saves, tensor by tensor, as the code of `layers` and `attention` computes it."""
     d_model, d_ff, d_kv = model["d_model"], _d_ff(model), _d_kv(model)
     cast = compute_bytes if compute_bytes == 2 else 0
@@ -116,6 +117,9 @@ def _layer_activation_bytes_per_token(model: Mapping[str, Any], compute_bytes: i
     if model.get("attention", "fused") == "reference":
         # The exponentials, the probabilities in fp32, and in the compute dtype when that is another; plus the mask.
         scores = model["num_heads"] * model["context_length"] * (8 + cast)
+    elif device_type == "cpu" and cast:
+        kept = num_kept_probabilities(model["context_length"], _d_head(model))
+        scores = model["num_heads"] * kept * compute_bytes // model["context_length"]
     return int(norms + inputs + heads + qk_norms + hidden + scores)
 
 

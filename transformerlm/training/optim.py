@@ -112,11 +112,13 @@ class AdamW(_Fp32StateOptimizer):
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, grads, grads, 1.0 - beta2)
 
+        # Both corrections for the bias towards 0 are numbers (Kingma & Ba 2015, end of section 2): one pass less.
         steps = self._count_steps(params)
+        corrections = [math.sqrt(1.0 - beta2**step) for step in steps]
+        rates = [-lr * correction / (1.0 - beta1**step) for step, correction in zip(steps, corrections, strict=True)]
         denominators = torch._foreach_sqrt(squares)
-        torch._foreach_div_(denominators, [math.sqrt(1.0 - beta2**step) for step in steps])
-        torch._foreach_add_(denominators, group["eps"])
-        torch._foreach_addcdiv_(weights, means, denominators, [-lr / (1.0 - beta1**step) for step in steps])
+        torch._foreach_add_(denominators, [group["eps"] * correction for correction in corrections])
+        torch._foreach_addcdiv_(weights, means, denominators, rates)
 
     def _count_steps(self, params: list[Tensor]) -> list[int]:
         for p in params:
