@@ -44,9 +44,7 @@ def main(command: Command[Schema], argv: Sequence[str] | None = None) -> NoRetur
 
     Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 interrupted.
     """
-    # torch's threads spin while they wait for each other; beside a busy neighbour that made a step five times slower
-    # (docs/LOG.md). Read by OpenMP when torch is imported, which no command has done yet.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _wait_politely()
     try:
         config = configure(command, argv)
         with warnings.catch_warnings():
@@ -72,6 +70,18 @@ def main(command: Command[Schema], argv: Sequence[str] | None = None) -> NoRetur
     except (OSError, ImportError, RuntimeError, MemoryError, FloatingPointError) as error:
         _fail_with(error, EXIT_FAILED)
     sys.exit(code or 0)
+
+
+def _wait_politely() -> None:
+    """Let torch's threads spin only for a moment while they wait for each other, unless the environment says how.
+
+    By default they spin for so long that two runs side by side hardly move; threads that sleep at once cost a run that
+    is alone a quarter of its speed (docs/LOG.md). OpenMP reads this when torch is imported, which no command has done
+    yet. `GOMP_SPINCOUNT`, for GNU's OpenMP, goes before the policy, which is for the others.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def configure(command: Command[Schema], argv: Sequence[str] | None = None) -> Schema | None:

@@ -226,6 +226,27 @@ def test_the_result_of_the_command_is_the_exit_code():
         assert done.value.code == code
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("PASSIVE", "1000")),
+        ({"GOMP_SPINCOUNT": "7"}, ("PASSIVE", "7")),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, ("ACTIVE", None)),
+    ],
+)
+def test_how_threads_wait_is_for_the_environment_to_say(given, expected, monkeypatch):
+    """Where it says nothing, they spin for a moment and then sleep."""
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that it is taken back after the test
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        main(Command("test", QuickstartConfig, lambda config: None), [])
+    assert tuple(map(os.environ.get, names)) == expected
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
 def test_a_reader_that_goes_away_does_no_harm():
     """`--help | head -1` ends without a traceback, also when the pipe is closed before the first line."""
