@@ -101,8 +101,10 @@ def test_memory_parts_are_bytes_and_sum_to_the_total() -> None:
     assert parts["logits"] == 8 * 64 * 300 * 4
     assert estimate_training_memory(MODEL, micro_batch_size=8000)["logits"] == 2**24 * 4  # no more at a time
     assert parts["total"] == sum(value for name, value in parts.items() if name != "total")
-    assert parts["overhead"] == 100_000_000 + int(0.15 * parts["activations"])
+    assert parts["overhead"] == 200_000_000 + int(0.15 * parts["activations"]) + 2 * parts["logits"]
     assert estimate_training_memory(MODEL, micro_batch_size=8, device_type="cuda")["overhead"] == 0
+    bf16 = estimate_training_memory(MODEL, micro_batch_size=8, precision="bf16")
+    assert bf16["overhead"] == 200_000_000 + int(0.15 * bf16["activations"]) + bf16["logits"]
     saving = estimate_training_memory({**MODEL, "activation_checkpointing": True}, micro_batch_size=8)
     assert saving["activations"] < parts["activations"] / 2
 

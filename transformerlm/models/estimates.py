@@ -11,9 +11,11 @@ from typing import Any
 from transformerlm.models.blocked_attention import num_kept_probabilities
 from transformerlm.utils.blocks import logits_at_once
 
-# Measured on Linux (docs/usage.md): the libraries' code and tables, and the holes in the C library's heap.
-_CPU_LIBRARIES = 100_000_000
+# Measured on Linux (docs/usage.md): the libraries' code and tables, the holes that activations leave in the C library's
+# heap, and how many times the logits come again.
+_CPU_LIBRARIES = 200_000_000
 _CPU_HOLES = 0.15
+_CPU_LOGITS_AGAIN = {2: 1, 4: 2}  # by the bytes of a number
 
 
 def default_d_ff(d_model: int, ffn: str = "swiglu") -> int:
@@ -82,8 +84,10 @@ def estimate_training_memory(
         "activations": tokens * _activation_bytes_per_token(model, compute_bytes, device_type),
         "logits": compute_bytes * min(tokens * model["vocab_size"], logits_at_once(device_type)),
     }
-    on_cpu = device_type == "cpu"
-    parts["overhead"] = _CPU_LIBRARIES + int(_CPU_HOLES * parts["activations"]) if on_cpu else 0
+    parts["overhead"] = 0
+    if device_type == "cpu":
+        again = _CPU_LOGITS_AGAIN[compute_bytes] * parts["logits"]
+        parts["overhead"] = _CPU_LIBRARIES + int(_CPU_HOLES * parts["activations"]) + again
     return {**parts, "total": sum(parts.values())}
 
 
