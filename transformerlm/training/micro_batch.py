@@ -22,7 +22,7 @@ from transformerlm.training.loop import batch_loss
 from transformerlm.utils.device import available_memory_bytes, device_memory_bytes, synchronize
 from transformerlm.utils.dtypes import Precision, autocast
 
-# Of the memory that is free: the estimate may be too low (docs/usage.md), others need some, and nothing must be swapped.
+# Of the memory that is free: the estimate may be too low (docs/usage.md), others need some, and none must be swapped.
 _BY_ESTIMATE = 0.6
 # Of a device's memory: a single pass does not see how the free memory is broken up later.
 _BY_TRIAL = 0.9
