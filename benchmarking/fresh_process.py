@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from profiling.memory import peak_rss_bytes
@@ -27,9 +28,13 @@ class Remote:
 
     def __init__(self, build: Callable[..., object], *args: Any) -> None:
         self._process = _new_process()
-        self._process.submit(_keep, build, args).result()
+        self._build = (build, args)
 
     def __enter__(self) -> Remote:
+        with ExitStack() as stack:
+            stack.enter_context(self._process)
+            self._process.submit(_keep, *self._build).result()
+            stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:

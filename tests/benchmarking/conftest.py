@@ -35,3 +35,4 @@ def no_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run in this process what would run in a fresh one, and say it held a megabyte."""
     monkeypatch.setattr("benchmarking.fresh_process.in_fresh_process", lambda function, *args: (function(*args), 10**6))
     monkeypatch.setattr("benchmarking.fresh_process.Remote", Local)
+    monkeypatch.setattr("benchmarking.train_peers.keep_freed_memory", lambda device: False)

@@ -39,6 +39,16 @@ def test_its_gradient_is_that_of_finite_differences(kept: int, monkeypatch: pyte
     assert torch.autograd.gradcheck(blocked_causal_attention, _inputs(2, 5, 3))
 
 
+def test_the_backward_pass_may_have_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was kept comes in the blocks that it was made in, however many threads there are by then."""
+    monkeypatch.setattr(blocked_attention, "_BLOCK_SCORES", 2**15)
+    inputs = _inputs(8, 200, 32)
+    expected = torch.autograd.grad(blocked_causal_attention(*inputs).sum(), inputs)
+    result = blocked_causal_attention(*inputs).sum()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    torch.testing.assert_close(torch.autograd.grad(result, inputs), expected)
+
+
 def test_no_query_sees_a_later_key() -> None:
     """Changing a position changes nothing before it."""
     inputs = _inputs(2, 200, 4)
@@ -77,13 +87,11 @@ def test_bf16_on_a_cpu_takes_it_and_is_as_near_as_bf16_gets(num_kv_heads: int, m
 
 
 def test_short_sequences_keep_their_probabilities() -> None:
-    """As many as the memory estimate counts, and only where a backward pass will come."""
+    """As many as the memory estimate counts."""
     inputs = _inputs(3, 200, 25)
     saved: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.append(x.numel()), x)[1], lambda x: x):
         blocked_causal_attention(*inputs)
-        with torch.no_grad():
-            blocked_causal_attention(*inputs)
     assert sum(saved) == 3 * (4 * 200 * 25 + num_kept_probabilities(200, 25))
     assert num_kept_probabilities(200, 25) == 128 * 128 + 72 * 200
     assert num_kept_probabilities(200, 24) == 0

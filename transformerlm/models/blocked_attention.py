@@ -29,8 +29,9 @@ def blocked_causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tenso
     them is computed in fp32 and rounded again.
     """
     flat = (x.reshape(-1, *x.shape[-2:]) for x in (query, key, value))
+    keep = torch.is_grad_enabled() and num_kept_probabilities(*query.shape[-2:]) > 0
     with torch.autocast(query.device.type, enabled=False):  # it would widen the softmax
-        result: Tensor = _BlockedCausalAttention.apply(*flat)  # type: ignore[no-untyped-call]
+        result: Tensor = _BlockedCausalAttention.apply(*flat, keep)  # type: ignore[no-untyped-call]
     return result.view(*query.shape[:-1], value.shape[-1])
 
 
@@ -49,11 +50,11 @@ class _BlockedCausalAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, keep: bool) -> Tensor:
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         output, kept = torch.empty_like(value), []
-        keep = any(ctx.needs_input_grad) and num_kept_probabilities(*query.shape[1:]) > 0
-        for heads, rows, keys, mask in _blocks(query):
+        ctx.num_threads = torch.get_num_threads()  # the backward pass needs the same blocks
+        for heads, rows, keys, mask in _blocks(query, ctx.num_threads):
             weights = _probabilities(query[heads, rows], key[heads, keys], mask)
             torch.bmm(weights, value[heads, keys], out=output[heads, rows])
             if keep:
@@ -63,7 +64,7 @@ class _BlockedCausalAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, *kept = ctx.saved_tensors
         grad_output = grad_output.contiguous()
         grad_query = torch.empty_like(query)
@@ -72,7 +73,7 @@ class _BlockedCausalAttention(torch.autograd.Function):
         grad_key, grad_value = (torch.zeros_like(x, dtype=wide) for x in (key, value))
         # sum_j P dP, which is the product of the result and its gradient.
         inner = (output * grad_output).sum(dim=-1, keepdim=True)
-        for index, (heads, rows, keys, mask) in enumerate(_blocks(query)):
+        for index, (heads, rows, keys, mask) in enumerate(_blocks(query, ctx.num_threads)):
             weights = kept[index] if kept else _probabilities(query[heads, rows], key[heads, keys], mask)
             grads = grad_output[heads, rows]
             grad_value[heads, keys] += weights.transpose(1, 2) @ grads
@@ -81,16 +82,16 @@ class _BlockedCausalAttention(torch.autograd.Function):
             torch.bmm(scores, key[heads, keys], out=grad_query[heads, rows])
             grad_key[heads, keys] += scores.transpose(1, 2) @ query[heads, rows]
         scale = _scale(query)
-        return grad_query.mul_(scale), grad_key.mul_(scale).to(key.dtype), grad_value.to(value.dtype)
+        return grad_query.mul_(scale), grad_key.mul_(scale).to(key.dtype), grad_value.to(value.dtype), None
 
 
-def _blocks(query: Tensor) -> Iterator[tuple[slice, slice, slice, Tensor]]:
+def _blocks(query: Tensor, num_threads: int) -> Iterator[tuple[slice, slice, slice, Tensor]]:
     """Yield heads, rows of queries, the keys that these may look at, and 0 or -inf for each `(rows, keys)`."""
     num_heads, seq_len, _ = query.shape
     for rows in _row_blocks(seq_len):
         num_rows, num_keys = rows.stop - rows.start, rows.stop
         mask = torch.full((num_rows, num_keys), -math.inf, dtype=query.dtype).triu_(rows.start + 1)
-        count = max(1, _BLOCK_SCORES * torch.get_num_threads() // (num_rows * num_keys))
+        count = max(1, _BLOCK_SCORES * num_threads // (num_rows * num_keys))
         for head in range(0, num_heads, count):
             yield slice(head, head + count), rows, slice(0, num_keys), mask
 

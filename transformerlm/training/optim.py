@@ -112,7 +112,7 @@ class AdamW(_Fp32StateOptimizer):
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, grads, grads, 1.0 - beta2)
 
-        # Both corrections for the bias towards 0 are numbers (Kingma & Ba 2015, end of section 2): one pass less.
+        # Both corrections for the bias towards 0 are numbers (Kingma & Ba 2015, section 2, before 2.1): one pass less.
         steps = self._count_steps(params)
         corrections = [math.sqrt(1.0 - beta2**step) for step in steps]
         rates = [-lr * correction / (1.0 - beta1**step) for step, correction in zip(steps, corrections, strict=True)]
