@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarking.harness import (
     OURS,
@@ -38,7 +38,6 @@ from cli.utils import main as run_command
 from config.bench_train import BenchTrainConfig
 
 if TYPE_CHECKING:
-    from benchmarking.fresh_process import Remote
     from transformerlm.utils.dtypes import Precision
 
 TOKENS = Quantity("tokens_per_second")
@@ -82,7 +81,7 @@ def _bench_case(
 ) -> None:
     import torch
 
-    from benchmarking.fresh_process import Remote
+    from benchmarking.fresh_process import object_in_fresh_process
     from benchmarking.limits import MatmulPeak
     from benchmarking.train_peers import TrainingSteps
     from transformerlm.models.estimates import count_parameters, flops_per_token
@@ -93,16 +92,17 @@ def _bench_case(
     params = {"precision": precision, "compile": compiled, "batch_size": config.batch_size}
     params |= {"context_length": hparams["context_length"], "parameters": count_parameters(hparams)}
     with ExitStack() as stack:
-        remotes = {
-            name: stack.enter_context(Remote(TrainingSteps, config, name, precision, compiled)) for name in names
+        calls = {
+            name: stack.enter_context(object_in_fresh_process(TrainingSteps, config, name, precision, compiled))
+            for name in names
         }
-        first = {name: remote.call("first") for name, remote in remotes.items()}
+        first = {name: _first_step(call) for name, call in calls.items()}
         for quantity in (FIRST_STEP, MEMORY):
             report.add(quantity, first, params=params, warmup=0)
 
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         candidates: dict[str, Callable[[], Sample]] = {
-            name: partial(_run_steps, remote, config) for name, remote in remotes.items()
+            name: partial(_run_steps, call, config) for name, call in calls.items()
         }
         candidates[_LIMIT] = MatmulPeak(resolve_device(config.device), dtype, clock=clock)
         series = run_rounds(candidates, warmup=config.measure.warmup, repeats=config.measure.repeats)
@@ -112,9 +112,14 @@ def _bench_case(
     report.add(TOKENS, series, params=params, warmup=config.measure.warmup, facts=facts)
 
 
-def _run_steps(remote: Remote, config: BenchTrainConfig) -> Sample:
+def _first_step(call: Callable[..., Any]) -> dict[str, list[float]]:
+    seconds, peak = call("first")
+    return {FIRST_STEP.name: [seconds]} | ({MEMORY.name: [peak / 1e6]} if peak else {})
+
+
+def _run_steps(call: Callable[..., Any], config: BenchTrainConfig) -> Sample:
     tokens = config.batch_size * config.model.context_length * config.steps_per_round
-    return {TOKENS.name: tokens / remote.call("seconds", config.steps_per_round)}
+    return {TOKENS.name: tokens / call("seconds", config.steps_per_round)}
 
 
 def _utilisation(tokens_per_second: list[float], peak: list[float], flops: int) -> dict[str, float]:

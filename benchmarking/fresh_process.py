@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from profiling.memory import peak_rss_bytes
@@ -23,26 +23,16 @@ def in_fresh_process(function: Callable[..., T], *args: Any) -> tuple[T, int | N
         return process.submit(_with_peak, function, args).result()
 
 
-class Remote:
-    """An object that lives in a new process until the `with` block ends; errors come as from `in_fresh_process`."""
+@contextmanager
+def object_in_fresh_process(build: Callable[..., object], *args: Any) -> Iterator[Callable[..., Any]]:
+    """Build an object in a new process, where it lives until the `with` block ends.
 
-    def __init__(self, build: Callable[..., object], *args: Any) -> None:
-        self._process = _new_process()
-        self._build = (build, args)
-
-    def __enter__(self) -> Remote:
-        with ExitStack() as stack:
-            stack.enter_context(self._process)
-            self._process.submit(_keep, *self._build).result()
-            stack.pop_all()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._process.shutdown()
-
-    def call(self, method: str, *args: Any) -> Any:
-        """Return what the object's method returns; it and the arguments must pickle."""
-        return self._process.submit(_call_kept, method, args).result()
+    Yields a function that takes a method's name and arguments and returns what that method does. What pickles, and
+    which errors come, is as for `in_fresh_process`.
+    """
+    with _new_process() as process:
+        process.submit(_keep, build, args).result()
+        yield lambda method, *arguments: process.submit(_call_kept, method, arguments).result()
 
 
 def _new_process() -> ProcessPoolExecutor:
@@ -53,7 +43,7 @@ def _with_peak(function: Callable[..., T], args: tuple[Any, ...]) -> tuple[T, in
     return function(*args), peak_rss_bytes()
 
 
-_kept: list[object] = []  # in the new process: the one object that `Remote` calls
+_kept: list[object] = []  # in the new process: the object of `object_in_fresh_process`
 
 
 def _keep(build: Callable[..., object], args: tuple[Any, ...]) -> None:

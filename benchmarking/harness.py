@@ -12,7 +12,8 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -70,7 +71,7 @@ def run_rounds(candidates: Mapping[str, Callable[[], Sample]], *, warmup: int, r
     """Run all candidates in turn, `warmup + repeats` times, and return the values of the counted rounds.
 
     Garbage is collected before each run, so that no candidate pays for another one's; what was there before the first
-    round is set aside for that long, or each collection would walk over all imported modules.
+    round is set aside for that long.
 
     Raises:
         ValueError: there is nothing to run, or no round to count.
@@ -78,9 +79,7 @@ def run_rounds(candidates: Mapping[str, Callable[[], Sample]], *, warmup: int, r
     if not candidates or repeats < 1 or warmup < 0:
         raise ValueError(f"rounds: expected candidates, repeats >= 1 and warmup >= 0, got {repeats=} and {warmup=}")
     series: Series = {name: {} for name in candidates}
-    gc.collect()
-    gc.freeze()
-    try:
+    with old_objects_set_aside():
         for index in range(warmup + repeats):
             for name, run in candidates.items():
                 gc.collect()
@@ -88,9 +87,18 @@ def run_rounds(candidates: Mapping[str, Callable[[], Sample]], *, warmup: int, r
                 if index >= warmup:
                     for quantity, value in sample.items():
                         series[name].setdefault(quantity, []).append(value)
+    return series
+
+
+@contextmanager
+def old_objects_set_aside() -> Iterator[None]:
+    """Collect garbage, and keep later collections from walking over what is left, such as all imported modules."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
     finally:
         gc.unfreeze()
-    return series
 
 
 def summarise(values: list[float]) -> Summary:

@@ -5,7 +5,6 @@ The peers use what torch offers: `F.cross_entropy`, `clip_grad_norm_`, and the f
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarking.harness import OURS, clock_of, timed
+from benchmarking.harness import OURS, clock_of, old_objects_set_aside, timed
 from benchmarking.litgpt_peer import build_litgpt
 from benchmarking.llama_peer import build_llama
 from benchmarking.machine import is_installed
@@ -82,27 +81,22 @@ class TrainingSteps:
         if candidate == OURS:
             keep_freed_memory(self._device)
 
-    def first(self) -> dict[str, list[float]]:
-        """Make everything and a step; return the seconds that took, and the peak memory where it is known."""
+    def first(self) -> tuple[float, int | None]:
+        """Make everything and a step; return the seconds that took, and the peak memory in bytes where it is known."""
 
         def start() -> None:
             self._step = self._make()
             self._step()
 
-        found = {"time_to_first_step_s": [timed(start, synchronize=partial(synchronize, self._device))]}
+        seconds = timed(start, synchronize=partial(synchronize, self._device))
         self._step()  # the optimizer's states exist now, so this one has the peak
         on_gpu = self._device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated(self._device) if on_gpu else peak_rss_bytes()
-        return found | ({"peak_memory_mb": [peak / 1e6]} if peak else {})
+        return seconds, torch.cuda.max_memory_allocated(self._device) if on_gpu else peak_rss_bytes()
 
     def seconds(self, count: int) -> float:
-        """Return the seconds that so many more steps take; garbage is collected before, and modules are set aside."""
-        gc.collect()
-        gc.freeze()
-        try:
+        """Return the seconds that so many more steps take."""
+        with old_objects_set_aside():
             return self._timed(lambda: [self._step() for _ in range(count)])
-        finally:
-            gc.unfreeze()
 
 
 def _build(candidate: str, hparams: dict[str, Any]) -> nn.Module:

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 
-class Local:
-    """Stands for `fresh_process.Remote`: the object lives in this process."""
-
-    def __init__(self, build: Any, *args: Any) -> None:
-        self._object = build(*args)
-
-    def __enter__(self) -> Local:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def call(self, method: str, *args: Any) -> Any:
-        return getattr(self._object, method)(*args)
+@contextmanager
+def object_in_this_process(build: Any, *args: Any) -> Iterator[Any]:
+    """Stand for `fresh_process.object_in_fresh_process`."""
+    built = build(*args)
+    yield lambda method, *arguments: getattr(built, method)(*arguments)
 
 
 @pytest.fixture
@@ -34,5 +27,5 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run in this process what would run in a fresh one, and say it held a megabyte."""
     monkeypatch.setattr("benchmarking.fresh_process.in_fresh_process", lambda function, *args: (function(*args), 10**6))
-    monkeypatch.setattr("benchmarking.fresh_process.Remote", Local)
+    monkeypatch.setattr("benchmarking.fresh_process.object_in_fresh_process", object_in_this_process)
     monkeypatch.setattr("benchmarking.train_peers.keep_freed_memory", lambda device: False)
