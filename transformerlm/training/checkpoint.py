@@ -98,9 +98,9 @@ def save_checkpoint(root: Path, step: int, snapshot: Snapshot) -> Path:
     except (SafetensorError, OSError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
+        older = "older checkpoints are whole; " if list_checkpoints(root) else ""
         raise OSError(
-            f"{final}: cannot be written: {reason}; {'older checkpoints are whole; ' if any(root.iterdir()) else ''}"
-            "free some space and start the same command again"
+            f"{final}: cannot be written: {reason}; {older}free some space and start the same command again"
         ) from None
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
