@@ -22,11 +22,12 @@ def test_a_product_is_the_plain_one(kind: type, rows: int) -> None:
     torch.testing.assert_close(product.add(x, residual), residual + x @ weight.T)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("kind", [PlainProduct, prepare])
-def test_bf16_weights_take_and_give_fp32(kind: type) -> None:
+def test_bf16_weights_take_and_give_fp32(kind: type, rows: int) -> None:
     """Only the product itself is in bfloat16; what goes in and comes out keeps its dtype."""
-    weight, x = torch.randn(24, 16).to(torch.bfloat16), torch.randn(3, 16)
-    found = kind(weight).add(x, torch.ones(3, 24))
+    weight, x = torch.randn(24, 16).to(torch.bfloat16), torch.randn(rows, 16)
+    found = kind(weight).add(x, torch.ones(rows, 24))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, 1 + x @ weight.float().T, rtol=0.02, atol=0.05)
 

@@ -3,65 +3,29 @@
 At one row a step, the model spends a third of its time between the matrix products and reads the weights in a layout
 that is slow for one row. Here
 
-- query, key and value are one matrix, and so are the two of SwiGLU, each in the layout of `products.prepare`;
-- the gain of a norm is multiplied into the matrix behind it, residuals are added inside the products;
-- keys are stored transposed, as the scores read them, in memory allocated once;
+- query, key and value are one matrix, and so are the two of SwiGLU, each in the layouts of `products.prepare`;
+- the gain of a norm is multiplied into the matrix behind it, residuals are added inside products of several rows;
+- keys are stored transposed, as the scores read them, in memory allocated once; on a CPU a query reads them by `bags`;
 - each row of the cache has its own length, so that sequences of different lengths are decoded together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from transformerlm.inference.decoder_cache import DecoderCache, Place, RaggedPlace, Stored, check_room
 from transformerlm.inference.products import Product, prepare
-from transformerlm.models.attention import causal_mask
 from transformerlm.models.attention import scaled_dot_product_attention as attend
 from transformerlm.models.layers import RotaryEmbedding, soft_cap
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.utils.dtypes import upcast
 
 Weights = Mapping[str, Tensor]
-
-
-class DecoderCache:
-    """Keys and values of each layer, `(2, batch, num_kv_heads, max_length, d_head)`.
-
-    Row i is filled up to `lengths[i]`; what lies behind is never looked at.
-    """
-
-    def __init__(self, layers: list[Tensor]) -> None:
-        self.layers, self.max_length = layers, layers[0].shape[3]
-        self.lengths = [0] * layers[0].shape[1]
-        self.step: GraphedStep | None = None
-
-    @property
-    def length(self) -> int:
-        """The number of positions filled in the longest row."""
-        return max(self.lengths)
-
-    @property
-    def is_even(self) -> bool:
-        """Whether all rows are equally long."""
-        return min(self.lengths) == max(self.lengths)
-
-    def row(self, index: int) -> DecoderCache:
-        """Return the memory of one row as an empty cache of its own."""
-        part = slice(index, index + 1)
-        return DecoderCache([layer[:, part] for layer in self.layers])
-
-    def truncate(self, length: int) -> None:
-        """Forget all but the first `length` positions; raise ValueError when a row has fewer."""
-        if not 0 <= length <= min(self.lengths):
-            raise ValueError(f"KV cache: cannot keep {length} positions, it holds {min(self.lengths)}")
-        self.lengths = [length] * len(self.lengths)
-
-    def reset(self) -> None:
-        """Forget everything; the memory is kept."""
-        self.truncate(0)
 
 
 class Decoder:
@@ -78,7 +42,8 @@ class Decoder:
         self.device, self.dtype = self._embedding.device, self._embedding.dtype
         if self.device.type == "cpu" and self.dtype == torch.bfloat16:
             self.dtype = torch.float32
-        self._kv_shape = (hparams["num_kv_heads"], hparams["d_model"] // hparams["num_heads"])
+        self._num_heads, self._kv_heads = hparams["num_heads"], hparams["num_kv_heads"]
+        self._d_head = hparams["d_model"] // self._num_heads
         self._rope = _rotations(hparams, self.device)
         self._layers = [_Layer(weights[str(i)], hparams, int8=int8) for i in range(hparams["num_layers"])]
         final = weights[""].get("ln_final")
@@ -95,10 +60,10 @@ class Decoder:
         length = self.context_length if max_length is None else max_length
         if length > self.context_length:
             raise ValueError(f"KV cache: max_length {length} exceeds the model's context_length {self.context_length}")
-        heads, d_head = self._kv_shape
-        shape = (2, batch_size, heads, length, d_head)
         # Zeros: what is masked is multiplied by 0, and 0 times the NaN of unset memory would be NaN.
-        return DecoderCache([torch.zeros(shape, device=self.device, dtype=self.dtype) for _ in self._layers])
+        zeros = partial(torch.zeros, batch_size, self._kv_heads, device=self.device, dtype=self.dtype)
+        layers = [Stored(zeros(self._d_head, length), zeros(length, self._d_head)) for _ in self._layers]
+        return DecoderCache(layers, self._num_heads)
 
     def __call__(
         self,
@@ -134,16 +99,17 @@ class Decoder:
 
         All shapes depend on the cache's memory alone, and nothing is read back to the host.
         """
-        return self._logits(self._blocks(token_ids, _RaggedPlace(positions, cache.max_length, self.dtype), cache))
+        return self._logits(self._blocks(token_ids, RaggedPlace(positions, cache.max_length, self.dtype), cache))
 
-    def _place(self, cache: DecoderCache, seq_len: int) -> _Place:
+    def _place(self, cache: DecoderCache, seq_len: int) -> Place:
+        bags = cache.bags if seq_len == 1 and self.device.type == "cpu" else None
         if cache.is_even:
-            return _Place(cache.length, seq_len, self.device, self.dtype)
+            return Place(cache.length, seq_len, self.device, self.dtype, bags)
         if seq_len > 1:
             raise ValueError(f"KV cache: rows of different lengths take one id at a time, got {seq_len}")
-        return _RaggedPlace(torch.tensor(cache.lengths, device=self.device), cache.length + 1, self.dtype)
+        return RaggedPlace(torch.tensor(cache.lengths, device=self.device), cache.length + 1, self.dtype, bags)
 
-    def _blocks(self, token_ids: Tensor, place: _Place, cache: DecoderCache) -> Tensor:
+    def _blocks(self, token_ids: Tensor, place: Place, cache: DecoderCache) -> Tensor:
         rotation = None if self._rope is None else place.rotation(self._rope)
         x = self._embedding.index_select(0, token_ids.reshape(-1)).to(self.dtype)  # (batch * seq, d_model)
         for layer, stored in zip(self._layers, cache.layers, strict=True):
@@ -212,56 +178,6 @@ class _Norm:
         return normed.to(x.dtype)
 
 
-class _Place:
-    """Where the new ids of a forward pass stand in the cache; this one: all rows from `start` on."""
-
-    def __init__(self, start: int, seq_len: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.seq_len, self.start, self.end = seq_len, start, start + seq_len
-        self.bias: Tensor | None = None
-        if seq_len > 1 and start:
-            hidden = causal_mask(seq_len, self.end, device).logical_not_()
-            self.bias = torch.zeros(seq_len, self.end, device=device, dtype=dtype).masked_fill_(hidden, -torch.inf)
-
-    def rotation(self, table: Tensor) -> Tensor:
-        """Return the rotations of the new ids, to be broadcast to `(batch, seq, heads, d_head / 2)`."""
-        return table[self.start : self.end]
-
-    def write(self, stored: Tensor, new: Tensor) -> None:
-        """Store keys and values `(2, batch, seq, kv_heads, d_head)`."""
-        if self.seq_len == 1:
-            stored.select(3, self.start).copy_(new.squeeze(2))
-        else:
-            stored[:, :, :, self.start : self.end] = new.transpose(2, 3)
-
-
-class _RaggedPlace(_Place):
-    """One new id for each row, behind rows of different lengths; the shapes depend on the cache's memory alone."""
-
-    def __init__(self, positions: Tensor, end: int, dtype: torch.dtype) -> None:
-        self.seq_len, self.end, self._positions = 1, end, positions
-        self._rows = torch.arange(len(positions), device=positions.device)
-        hidden = torch.arange(end, device=positions.device) > positions.unsqueeze(1)
-        bias = torch.zeros(hidden.shape, device=positions.device, dtype=dtype).masked_fill_(hidden, -torch.inf)
-        self.bias = bias.view(len(positions), 1, 1, end)
-
-    def rotation(self, table: Tensor) -> Tensor:
-        return table.index_select(0, self._positions).unsqueeze(1)  # (batch, 1, 1, d_head / 2)
-
-    def write(self, stored: Tensor, new: Tensor) -> None:
-        stored[:, self._rows, :, self._positions] = new.squeeze(2).transpose(0, 1)  # (batch, 2, kv_heads, d_head)
-
-
-def check_room(cache: DecoderCache, batch_size: int, seq_len: int) -> None:
-    """Raise ValueError unless `seq_len` more ids in each of `batch_size` rows fit."""
-    if batch_size != len(cache.lengths):
-        raise ValueError(f"KV cache: made for a batch of {len(cache.lengths)}, got a batch of {batch_size}")
-    if cache.length + seq_len > cache.max_length:
-        raise ValueError(
-            f"KV cache: {cache.length} + {seq_len} positions exceed its max_length of {cache.max_length}; "
-            "make a longer cache, or keep only the last part of the sequence"
-        )
-
-
 class _Layer:
     """One block: attention and feed-forward with their norms and residuals, on rows `(batch * seq, d_model)`."""
 
@@ -287,7 +203,7 @@ class _Layer:
             rows = [weights["attn.q_norm"]] * self._num_heads + [weights["attn.k_norm"]] * self._kv_heads
             self._qk_norm = torch.stack(rows).float(), eps
 
-    def __call__(self, x: Tensor, rotation: Tensor | None, place: _Place, stored: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, rotation: Tensor | None, place: Place, stored: Stored) -> Tensor:
         ln1, ln2 = self._norms
         if self._is_post and ln1 is not None and ln2 is not None:
             x = ln1(self._output.add(self._attend(self._qkv(x), rotation, place, stored), x))
@@ -302,34 +218,31 @@ class _Layer:
         half = x.shape[1] // 2
         return torch.nn.functional.silu(x[:, :half]).mul_(x[:, half:])
 
-    def _attend(self, qkv: Tensor, rotation: Tensor | None, place: _Place, stored: Tensor) -> Tensor:
+    def _attend(self, qkv: Tensor, rotation: Tensor | None, place: Place, stored: Stored) -> Tensor:
         """Rotate, store and attend: `(batch * seq, q + k + v)` to `(batch * seq, d_model)`."""
         seq, num_heads, kv_heads, d_head = place.seq_len, self._num_heads, self._kv_heads, self._d_head
         batch = qkv.shape[0] // seq
         heads = qkv.view(batch, seq, -1, d_head)  # (batch, seq, q + k + v heads, d_head)
         self._turn(heads[:, :, : num_heads + kv_heads], rotation)
         query, new = heads[:, :, :num_heads], heads[:, :, num_heads:].view(batch, seq, 2, kv_heads, d_head)
-        place.write(stored, new.permute(2, 0, 1, 3, 4))  # (2, batch, seq, kv_heads, d_head)
+        place.write(stored, new)
+        if place.bags is not None:
+            scores = _hide(place.bags.scores(query * self._scale, stored.keys, place.end), place.bias, batch)
+            return place.bags.mix(torch.softmax(scores, -1), stored.values).view(batch, -1)
         if seq > 1 and place.bias is None:
             key, value = new.unbind(2)
             parts = (each.transpose(1, 2) for each in (query, key, value))
             return attend(*parts, is_causal=True, implementation="fused").transpose(1, 2).reshape(batch * seq, -1)
         if seq > 1:  # Queries that share keys are rows of one product.
-            query = query.view(batch, seq, kv_heads, -1, d_head).permute(
-                0, 2, 3, 1, 4
-            )  # (batch, kv, group, seq, d_head)
-        keys, values = stored.view(2, batch * kv_heads, -1, d_head)[:, :, : place.end].unbind(0)
-        scores = self._scores(query.reshape(batch * kv_heads, -1, d_head), keys, place.bias, batch)
-        mixed = torch.bmm(torch.softmax(scores, -1), values)
+            query = query.view(batch, seq, kv_heads, -1, d_head).permute(0, 2, 3, 1, 4)  # (batch, kv, group, seq, d)
+        rows = query.reshape(batch * kv_heads, -1, d_head)
+        keys, values = (each.flatten(0, 1) for each in stored)
+        keys, values = keys[:, :, : place.end], values[:, : place.end]
+        scores = torch.baddbmm(rows.new_empty(()), rows, keys, beta=0, alpha=self._scale)
+        mixed = torch.bmm(torch.softmax(_hide(scores, place.bias, batch), -1), values)
         if seq > 1:
             mixed = mixed.view(batch, kv_heads, -1, seq, d_head).permute(0, 3, 1, 2, 4)  # (batch, seq, kv, group, d)
         return mixed.reshape(batch * seq, -1)
-
-    def _scores(self, rows: Tensor, keys: Tensor, bias: Tensor | None, batch: int) -> Tensor:
-        scores = torch.baddbmm(rows.new_empty(()), rows, keys.transpose(1, 2), beta=0, alpha=self._scale)
-        if bias is not None:
-            scores.view(batch, -1, bias.shape[-2], scores.shape[-1]).add_(bias)  # (batch, heads, seq, keys)
-        return scores
 
     def _turn(self, heads: Tensor, rotation: Tensor | None) -> None:
         """Norm and rotate queries and keys `(batch, seq, heads, d_head)`, in place."""
@@ -341,6 +254,13 @@ class _Layer:
             torch.view_as_complex(wide.view(*wide.shape[:-1], -1, 2)).mul_(rotation)
         if wide is not heads:
             heads.copy_(wide)
+
+
+def _hide(scores: Tensor, bias: Tensor | None, batch: int) -> Tensor:
+    """Add the bias to scores `(..., keys)`, in place, as `(batch, heads, seq, keys)`."""
+    if bias is not None:
+        scores.view(batch, -1, bias.shape[-2], scores.shape[-1]).add_(bias)
+    return scores
 
 
 def _product(weights: list[Tensor], gain: Tensor | None, *, int8: bool) -> Product:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from transformerlm.inference.choice import Settings, choose
-from transformerlm.inference.decoder import Decoder, DecoderCache
+from transformerlm.inference.decoder import Decoder
+from transformerlm.inference.decoder_cache import DecoderCache
 from transformerlm.inference.speculative import decode_speculatively
 from transformerlm.models.transformer import TransformerLM
 

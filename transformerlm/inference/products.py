@@ -1,8 +1,8 @@
 """Weight matrices, stored as the product with a few rows reads them fastest.
 
 A decoding step multiplies one row per sequence, so its time is that of reading the weights once. On a CPU the layout
-decides whether they come at the speed of the memory: oneDNN's blocked layout does, for one row as for many, while the
-plain product of PyTorch (MKL) reaches a third to two thirds of it.
+decides how near to the speed of memory they come: for one row the strips of `bags` do best, for more oneDNN's blocked
+layout; the plain product of PyTorch (MKL) reaches a third to two thirds of either. So a CPU keeps both.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from transformerlm.inference.bags import Int8RowProduct, RowProduct
 
 # The layout chosen for 8 rows is at the speed of memory for 1 row too; the one chosen for 1 row is not.
 _ROWS_HINT = 8
@@ -50,9 +52,10 @@ class PlainProduct:
 
 
 class BlockedProduct:
-    """The product in oneDNN's own layout; in fp32 with the addition inside."""
+    """One row by the sums of `bags`, more in oneDNN's own layout, in fp32 with the addition inside."""
 
     def __init__(self, weight: Tensor) -> None:
+        self._multiply_row = RowProduct(weight)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS_HINT)
         # Looked up once: finding the overload takes as long as a small kernel.
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
@@ -60,11 +63,13 @@ class BlockedProduct:
         self._dtype = weight.dtype
 
     def __call__(self, x: Tensor) -> Tensor:
+        if len(x) == 1:
+            return self._multiply_row(x.to(self._dtype)).to(x.dtype)
         product: Tensor = self._multiply(x.to(self._dtype), self._weight, None, "none", [], "")
         return product.to(x.dtype)
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
-        if x.dtype == self._dtype == residual.dtype:
+        if len(x) > 1 and x.dtype == self._dtype == residual.dtype:
             return self._multiply_add(x, residual, self._weight, None, "add")  # type: ignore[no-any-return]
         return residual + self(x)
 
@@ -81,8 +86,12 @@ class Int8Product:
         self._scales = scales.to(torch.bfloat16)
         levels = (wide / self._scales.float().unsqueeze(1)).round_().clamp_(-127, 127)
         self._weight = levels.to(torch.int8)
+        is_on_cpu = weight.device.type == "cpu"
+        self._multiply_row = Int8RowProduct(self._weight, self._scales.float()) if is_on_cpu else None
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self._multiply_row is not None and len(x) == 1:
+            return self._multiply_row(x.float()).to(x.dtype)
         narrow = x.to(torch.bfloat16)
         if len(x) <= _INT8_MAX_ROWS and x.device.type == "cpu":
             return torch._weight_int8pack_mm(narrow, self._weight, self._scales).to(x.dtype)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from transformerlm.inference.choice import Settings, distribution, pick, uniform
-from transformerlm.inference.decoder import Decoder, DecoderCache
+from transformerlm.inference.decoder import Decoder
+from transformerlm.inference.decoder_cache import DecoderCache
 
 _LONGEST, _SHORTEST = 4, 2
 
