@@ -2,7 +2,7 @@
 
 The product of a matrix with one row is such a sum, `x W^T = sum_j x_j W[:, j]`, and so are both products of attention.
 Embedding bags are made for it: PyTorch's kernel, which is FBGEMM's on x86, is compiled for the width of the rows, sums
-up in registers and fetches ahead, and so comes nearer to the speed of memory than a matrix product with one row does.
+up in registers and fetches ahead, and so comes nearer to the speed of memory than its matrix product with one row.
 Bags are shared out among the threads; here a bag is a strip of a matrix, or a head.
 """
 
@@ -36,7 +36,7 @@ class RowProduct:
         self._num_strips, width = _strips(self._out_features)
         padded = weight.new_zeros(self._num_strips * width, in_features)
         padded[: self._out_features] = weight
-        self._table = padded.view(self._num_strips, width, in_features).transpose(1, 2).reshape(-1, width)
+        self._table = padded.view(self._num_strips, width, in_features).transpose(1, 2).contiguous().view(-1, width)
         self._rows = torch.arange(len(self._table), dtype=torch.int32)
         self._starts = torch.arange(0, len(self._table), in_features, dtype=torch.int32)
 

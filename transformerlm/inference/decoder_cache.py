@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from transformerlm.inference.bags import HeadBags
 from transformerlm.models.attention import causal_mask
-
-if TYPE_CHECKING:
-    from transformerlm.inference.decoder import GraphedStep
 
 
 class Stored(NamedTuple):
@@ -30,7 +28,8 @@ class DecoderCache:
         self.layers, self._num_heads = layers, num_heads
         self.max_length = layers[0].values.shape[2]
         self.lengths = [0] * len(layers[0].values)
-        self.step: GraphedStep | None = None
+        # On CUDA: the step captured for this memory, of ids `(batch, 1)` behind rows of those lengths.
+        self.step: Callable[[Tensor, list[int]], Tensor] | None = None
         self._bags: HeadBags | None = None
 
     @property
