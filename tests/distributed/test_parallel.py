@@ -47,7 +47,7 @@ mine = slice(0, 7) if is_main(world) else slice(7, 10)
 nn.functional.cross_entropy(model(inputs[mine]), targets[mine]).backward()
 if is_main(world):
     model.unused.grad = torch.full((2,), 10.0)
-average_gradients(model.parameters(), world, weight=inputs[mine].shape[0])
+average_gradients(model.parameters(), world, share=inputs[mine].shape[0] / 10)
 count = torch.tensor(inputs[mine].shape[0])
 total = all_reduce_sum(count, world)
 assert count == inputs[mine].shape[0], "the argument was changed"
@@ -88,7 +88,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], lis
 
 
 def test_averaged_gradients_equal_the_whole_batch(two_ranks):
-    """Ranks with unequal shares, weighted by their rows, get the gradients of one process with all rows."""
+    """Ranks with unequal shares, each times its rows over all, get the gradients of one process with all rows."""
     results, _, inputs, targets = two_ranks
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
     model.load_state_dict({key: value for key, value in results[0]["state"].items() if key not in ("scale", "unused")})
@@ -110,13 +110,13 @@ def test_ranks_begin_and_stay_equal(two_ranks):
     assert all(torch.equal(a, b) for a, b in zip(first["grads"], second["grads"], strict=True))
 
 
-def test_sum_over_ranks_and_backend(two_ranks):
-    """A sum, and the least number, reach every rank, and without CUDA the ranks meet over gloo."""
+def test_sum_over_ranks(two_ranks):
+    """A sum, and the least number, reach every rank, and each rank knows its place."""
     results, printed, _, _ = two_ranks
     assert [result["total"].item() for result in results] == [10, 10]
     assert [result["least"].item() for result in results] == [7, 7]
-    if not torch.cuda.is_available():
-        assert all("device_backend='gloo'" in line for line in printed)
+    places = [f"World(rank={rank}, local_rank={rank}, world_size=2)" for rank in range(2)]
+    assert [line.strip() for line in printed] == places
 
 
 def test_world_of_one_is_free(monkeypatch):
@@ -129,7 +129,7 @@ def test_world_of_one_is_free(monkeypatch):
     model = nn.Linear(2, 2)
     model.weight.grad = torch.ones(2, 2)
     broadcast_parameters(model, world)
-    average_gradients(model.parameters(), world, weight=0.0)
+    average_gradients(model.parameters(), world, share=0.0)
     barrier(world)
     shutdown(world)
     tensor = torch.ones(1)

@@ -21,12 +21,11 @@ _BUCKET_BYTES = 32 * 1024 * 1024
 
 @dataclass(frozen=True)
 class World:
-    """The ranks of a run and our place among them; `device_backend` is "nccl", "gloo", or "none" in a world of one."""
+    """The ranks of a run and our place among them."""
 
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
-    device_backend: str = "none"
 
     @property
     def is_distributed(self) -> bool:
@@ -37,8 +36,8 @@ class World:
 def init_from_env() -> World:
     """Join the ranks that `torchrun` describes in the environment; a world of one where RANK is not set.
 
-    On CUDA machines each rank takes the device of its LOCAL_RANK and nccl, elsewhere gloo. Raises ValueError when the
-    environment describes the ranks only in part.
+    On CUDA machines each rank takes the device of its LOCAL_RANK, and nccl for what is on it; else gloo. Raises
+    ValueError when the environment describes the ranks only in part, or there is no such device.
     """
     if "RANK" not in os.environ:
         return World()
@@ -54,10 +53,11 @@ def init_from_env() -> World:
                 f"start torchrun with --nproc-per-node={found}"
             )
         torch.cuda.set_device(local_rank)
-    backend = "nccl" if cuda else "gloo"
     if not dist.is_initialized():
-        dist.init_process_group(backend, device_id=torch.device("cuda", local_rank) if cuda else None)
-    return World(rank=rank, local_rank=local_rank, world_size=world_size, device_backend=backend)
+        # The host's own numbers go by gloo even then, so that they wait for no device.
+        backend, device = ("cpu:gloo,cuda:nccl", torch.device("cuda", local_rank)) if cuda else ("gloo", None)
+        dist.init_process_group(backend, device_id=device)
+    return World(rank, local_rank, world_size)
 
 
 def is_main(world: World) -> bool:
@@ -73,27 +73,22 @@ def broadcast_parameters(model: nn.Module, world: World) -> None:
                 dist.broadcast(tensor.data, src=0)
 
 
-def average_gradients(parameters: Iterable[nn.Parameter], world: World, *, weight: float = 1.0) -> None:
-    """Replace each rank's gradients, in place, by their mean over the ranks, weighted by `weight`.
+def average_gradients(parameters: Iterable[nn.Parameter], world: World, *, share: float | Tensor) -> None:
+    """Replace each rank's gradients, in place, by the sum over the ranks of gradients times `share`.
 
-    With gradients of a mean loss and the number of its tokens as `weight`, the result is the gradient of the mean over
-    all ranks' tokens. A parameter that has no gradient on this rank takes part with zeros, so every rank must pass the
-    same parameters in the same order. Raises ValueError when the weights of all ranks sum to zero.
+    With gradients of a mean loss, and this rank's share of all ranks' tokens, the result is the gradient of the mean
+    over all of them. A parameter that has no gradient on this rank takes part with zeros, so every rank must pass the
+    same parameters in the same order. Nothing waits for the device.
     """
     if not world.is_distributed:
         return
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if not trained:
-        return
-    total = all_reduce_sum(torch.tensor(weight, dtype=torch.float64, device=trained[0].device), world).item()
-    if total <= 0:
-        raise ValueError(f"weight: expected a positive sum over the ranks, got {total}")
     for parameter in trained:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
     for bucket in _buckets(gradients):
-        flat = torch.cat([gradient.reshape(-1) for gradient in bucket]).mul_(weight / total)
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket]).mul_(share)
         dist.all_reduce(flat)
         parts = torch.split(flat, [gradient.numel() for gradient in bucket])
         for gradient, part in zip(bucket, parts, strict=True):
@@ -113,7 +108,7 @@ def all_reduce_min(number: int, world: World) -> int:
     """Return the least of the ranks' numbers."""
     if not world.is_distributed:
         return number
-    least = torch.tensor(number, device="cuda" if world.device_backend == "nccl" else "cpu")
+    least = torch.tensor(number)
     dist.all_reduce(least, op=dist.ReduceOp.MIN)
     return int(least)
 

@@ -84,10 +84,12 @@ def train_step(
             (minimised * share).backward()  # type: ignore[no-untyped-call]
         loss += entropy.detach() * share
     with nvtx.range("optimizer"):
-        average_gradients(model.parameters(), world, weight=tokens)
+        totals = all_reduce_sum(torch.stack((loss * tokens, loss.new_full((), tokens))), world)
+        average_gradients(model.parameters(), world, share=tokens / totals[1])
         norm = clip_grad_norm(model.parameters(), max_grad_norm or math.inf)
-        totals = all_reduce_sum(torch.stack((loss * tokens, loss.new_tensor(float(tokens)))), world).tolist()
-        result = StepResult(loss=totals[0] / totals[1], grad_norm=norm.item(), tokens=int(totals[1]))
+        # The one time that a step waits for the device: a step that is not finite must not be made.
+        total_loss, num_tokens, grad_norm = torch.cat((totals, norm.to(totals).view(1))).tolist()
+        result = StepResult(loss=total_loss / num_tokens, grad_norm=grad_norm, tokens=int(num_tokens))
         if not accept(result):
             optimizer.zero_grad(set_to_none=True)
             return replace(result, made=False)

@@ -358,8 +358,7 @@ class Trainer:
         # The ranks' clocks and signals differ; they must leave the loop at the same step, for the same reason.
         world, signal = self.runtime.world, self.runtime.stop()
         reasons = {**{name: signal == name for name in STOP_SIGNALS}, "max_time": timer.is_over()}
-        device = self.runtime.device if world.is_distributed else "cpu"
-        flags = torch.tensor(list(reasons.values()), dtype=torch.int32, device=device)
+        flags = torch.tensor(list(reasons.values()), dtype=torch.int32)
         totals = all_reduce_sum(flags, world).tolist()
         return next((reason for reason, total in zip(reasons, totals, strict=True) if total), None)
 
