@@ -119,6 +119,14 @@ def test_fewer_bits_stay_near(int8: bool, tolerance: float, piece: int) -> None:
     assert abs(loss[0] - loss[1]) < tolerance
 
 
+def test_a_decoder_keeps_float64() -> None:
+    """A model of more than 32 bits, as one compares others with, stays one."""
+    model = make_varied().double()
+    decoder, ids = Decoder(model), torch.randint(257, (1, 8))
+    with torch.no_grad():
+        torch.testing.assert_close(decoder(ids, cache=decoder.make_cache(1)), model(ids))
+
+
 def test_what_does_not_fit_is_refused() -> None:
     """Too many ids, another batch, several ids behind uneven rows: one line with the numbers."""
     decoder = Decoder(make_model())

@@ -139,7 +139,7 @@ def test_a_decoder_generates_what_its_model_does(changes: dict[str, Any]) -> Non
     assert generate(Decoder(model), PROMPT, max_new_tokens=40, temperature=0.0) == expected
 
 
-@pytest.mark.parametrize("context_length", [16, 6, 2, 1])
+@pytest.mark.parametrize("context_length", [16, 6, 5, 4, 2, 1])
 def test_prompts_of_different_lengths_are_as_alone(context_length: int) -> None:
     """Each row of a batch slides over the end of its context when it alone would; model and decoder agree."""
     model = make_model(context_length=context_length)

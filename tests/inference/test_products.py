@@ -55,9 +55,10 @@ def test_int8_row_of_zeros_stays_zero() -> None:
     assert torch.equal(Int8Product(torch.zeros(4, 8)).dequantised(), torch.zeros(4, 8))
 
 
-@pytest.mark.parametrize("rows", [1, 16, 17])
-def test_int8_product_is_that_of_its_weights(rows: int) -> None:
+@pytest.mark.parametrize("in_features", [64, 40, 7])
+@pytest.mark.parametrize("rows", [1, 2, 16, 17])
+def test_int8_product_is_that_of_its_weights(rows: int, in_features: int) -> None:
     """Few rows and many take different ways to the same sum, up to bfloat16's rounding of the input."""
-    product = Int8Product(torch.randn(32, 64))
-    x = torch.randn(rows, 64)
+    product = Int8Product(torch.randn(32, in_features))
+    x = torch.randn(rows, in_features)
     torch.testing.assert_close(product(x), x @ product.dequantised().T, rtol=0.02, atol=0.15)

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from transformerlm.distributed import World
 from transformerlm.models.transformer import TransformerLM
@@ -134,6 +135,25 @@ def test_a_step_that_is_not_accepted_changes_nothing():
     assert [(seen[0].loss, seen[0].grad_norm)] == [(result.loss, result.grad_norm)]
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
     assert made.state_dict()["state"] == {}
+
+
+@pytest.mark.parametrize("optimizer", [partial(SGD, momentum=0.9), AdamW])
+def test_a_step_reads_from_its_device_once(optimizer, monkeypatch):
+    """Each number that the host reads is a wait on a GPU: loss and norm come in one list, and nothing else does."""
+    reads: list[str] = []
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+                reads.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    to_list = Tensor.tolist
+    monkeypatch.setattr(Tensor, "tolist", lambda tensor: reads.append("tolist") or to_list(tensor))
+    model = make_model()
+    with Reads():
+        step(model, optimizer(model.parameters()), [make_batch(2), make_batch(3)])
+    assert reads == ["tolist"]
 
 
 def test_a_bf16_step_keeps_fp32_weights_and_loss():

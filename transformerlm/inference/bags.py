@@ -13,15 +13,27 @@ from torch import Tensor
 
 # The kernel sums up 28 vectors of 16 numbers in registers; wider rows it reads in several passes.
 _WIDEST, _NARROWEST = 448, 64
+KEY_BLOCK = 128
+"""Positions of keys that are read at once: the memory of keys is a multiple of it long."""
+
+
+def are_fast() -> bool:
+    """Tell whether this PyTorch has FBGEMM's kernel; another one has a plain loop."""
+    return "fbgemm" in torch.backends.quantized.supported_engines
 
 
 def weighted_sums(table: Tensor, rows: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
     """Return `sum_k weights[k] * table[rows[k]]` over each bag, `(bags, width)`.
 
     `rows` and `weights` `(n)` are those of all bags in turn, of which bag i begins at `starts[i]`. The table `(any,
-    width)` may be the first columns of a wider one.
+    width)` should be in one piece: else it is copied.
     """
     return torch.embedding_bag(table, rows, starts, False, 0, False, weights)[0]
+
+
+def _in_turn(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows of equally large bags, `(bags, size)`, and where the bags begin, for `weighted_sums`."""
+    return rows.reshape(-1), torch.arange(0, rows.numel(), rows.shape[1], dtype=torch.int32)
 
 
 class RowProduct:
@@ -37,16 +49,16 @@ class RowProduct:
         padded = weight.new_zeros(self._num_strips * width, in_features)
         padded[: self._out_features] = weight
         self._table = padded.view(self._num_strips, width, in_features).transpose(1, 2).contiguous().view(-1, width)
-        self._rows = torch.arange(len(self._table), dtype=torch.int32)
-        self._starts = torch.arange(0, len(self._table), in_features, dtype=torch.int32)
+        rows = torch.arange(len(self._table), dtype=torch.int32)
+        self._rows, self._starts = _in_turn(rows.view(self._num_strips, in_features))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply `(1, in_features)` of the matrix's dtype; return `(1, out_features)`, summed up in fp32."""
-        sums = weighted_sums(self._table, self._rows, self._starts, self._weights(x))
+        sums = weighted_sums(self._table, self._rows, self._starts, self._once_a_strip(x))
         return sums.view(1, -1)[:, : self._out_features]
 
-    def _weights(self, x: Tensor) -> Tensor:
-        return x.expand(self._num_strips, -1).reshape(-1)
+    def _once_a_strip(self, x: Tensor) -> Tensor:
+        return torch.cat([x] * self._num_strips, dim=1).view(-1)  # half of the time of `repeat`
 
 
 class Int8RowProduct(RowProduct):
@@ -55,58 +67,61 @@ class Int8RowProduct(RowProduct):
     def __init__(self, weight: Tensor, scales: Tensor) -> None:
         super().__init__(weight)
         self._scales = scales
-        # The kernel's bytes are unsigned; behind each row stand the factor and the bias that make them numbers again.
-        levels = (self._table.to(torch.int16) + 128).to(torch.uint8)
-        numbers = torch.tensor([1.0, -128.0]).view(torch.uint8).expand(len(levels), -1)
-        self._table = torch.cat((levels, numbers), dim=1)
+        # The kernel's bytes are unsigned, here 128 more; behind each row stand the factor and the bias that undo it.
+        undo = torch.tensor([1.0, -128.0]).view(torch.uint8).expand(len(self._table), -1)
+        self._table = torch.cat((self._table.view(torch.uint8) ^ 128, undo), dim=1)
         # Looked up once: finding the overload takes as long as a small kernel.
         self._sum = torch.ops.quantized.embedding_bag_byte_rowwise_offsets.default
 
     def __call__(self, x: Tensor) -> Tensor:
-        sums: Tensor = self._sum(self._table, self._rows, self._starts, per_sample_weights=self._weights(x))
+        sums: Tensor = self._sum(self._table, self._rows, self._starts, per_sample_weights=self._once_a_strip(x))
         return sums.view(1, -1)[:, : self._out_features] * self._scales
 
 
 class HeadBags:
-    """Attention of one query a sequence over its cached keys and values: a bag for each query head.
+    """Attention of one query a sequence over cached keys and values: which rows of both each query head reads.
 
-    Keys are `(batch, kv_heads, d_head, max_length)`, values `(batch, kv_heads, max_length, d_head)`; several query
-    heads may share a key-value head.
+    For keys `(batch, kv_heads, d_head, blocks * KEY_BLOCK)` and values `(batch, kv_heads, max_length, d_head)`. Heads
+    are counted over the batch; consecutive query heads may share a key-value head.
     """
 
-    def __init__(self, keys: Tensor, num_heads: int) -> None:
-        batch_size, kv_heads, d_head, self._max_length = keys.shape
-        served = torch.arange(batch_size * kv_heads, dtype=torch.int32).repeat_interleave(num_heads // kv_heads)
-        self._bags = torch.arange(len(served), dtype=torch.int32)
-        self._key_rows = (served.unsqueeze(1) * d_head + torch.arange(d_head, dtype=torch.int32)).view(-1)
-        self._key_starts = self._bags * d_head
-        self._value_rows = served.unsqueeze(1) * self._max_length + torch.arange(self._max_length, dtype=torch.int32)
-        self._end, self._rows, self._starts = 0, self._value_rows, self._bags
+    def __init__(self, keys: Tensor, values: Tensor, num_heads: int) -> None:
+        batch_size, kv_heads, max_length, self._d_head = values.shape
+        num_blocks = keys.shape[3] // KEY_BLOCK
+        served = torch.arange(batch_size * kv_heads).repeat_interleave(num_heads // kv_heads)
+        dims = served.view(-1, 1, 1) * self._d_head + torch.arange(self._d_head)
+        key_rows = dims * num_blocks + torch.arange(num_blocks).view(-1, 1)
+        value_rows = served.view(-1, 1) * max_length + torch.arange(max_length)
+        self._key_rows = key_rows.to(torch.int32)  # (batch * num_heads, blocks, d_head)
+        self._value_rows = value_rows.to(torch.int32)  # (batch * num_heads, max_length)
+        self._look_at(max_length)
 
     def scores(self, query: Tensor, keys: Tensor, end: int) -> Tensor:
         """Return the products of queries `(batch * num_heads, d_head)` with the first `end` keys."""
-        table = keys.view(-1, self._max_length)[:, : self._width(end)]
-        return weighted_sums(table, self._key_rows, self._key_starts, query.reshape(-1))[:, :end]
+        if end != self._end:  # The layers of a step have the same.
+            self._look_at(end)
+        repeated = query.reshape(-1, 1, self._d_head).expand(-1, -(-end // KEY_BLOCK), -1).reshape(-1)
+        blocks = weighted_sums(keys.view(-1, KEY_BLOCK), *self._keys, repeated)
+        return blocks.view(len(self._key_rows), -1)[:, :end]
 
     def mix(self, shares: Tensor, values: Tensor) -> Tensor:
-        """Return the sums `(batch * num_heads, d_head)` of the first values by their `shares` `(..., end)`."""
-        if self._end != shares.shape[-1]:  # The layers of a step have the same.
-            self._end = shares.shape[-1]
-            self._rows, self._starts = self._value_rows[:, : self._end].reshape(-1), self._bags * self._end
-        return weighted_sums(values.view(-1, values.shape[-1]), self._rows, self._starts, shares.reshape(-1))
+        """Return the sums of values by their `shares` `(batch * num_heads, end)`: `(batch * num_heads, d_head)`.
 
-    def _width(self, end: int) -> int:
-        """Return `end` rounded up: the kernel is compiled for each width, which takes up to some milliseconds."""
-        step = max(64, 1 << max(0, end.bit_length() - 4))
-        return min(-(-end // step) * step, self._max_length)
+        `end` is that of the last scores.
+        """
+        return weighted_sums(values.view(-1, self._d_head), *self._values, shares.reshape(-1))
+
+    def _look_at(self, end: int) -> None:
+        self._end = end
+        self._keys = _in_turn(self._key_rows[:, : -(-end // KEY_BLOCK)].flatten(0, 1))
+        self._values = _in_turn(self._value_rows[:, :end])
 
 
 def _strips(out_features: int) -> tuple[int, int]:
-    """Return into how many strips to cut, and their width: whole vectors, and not too many for the registers."""
-    least = max(1, -(-out_features // _WIDEST), min(torch.get_num_threads(), out_features // _NARROWEST))
-
-    def width(count: int) -> int:
-        return -(-out_features // (16 * count)) * 16
-
-    count = min(range(least, 2 * least), key=lambda count: count * width(count))
-    return count, width(count)
+    """Return how many strips to cut and their width, 448 at most in whole vectors: little for the busiest thread."""
+    threads = torch.get_num_threads()
+    least, most = -(-out_features // _WIDEST), out_features // _NARROWEST
+    most = max(least, min(most, 2 * max(least, threads)))
+    widths = {count: -(-out_features // (16 * count)) * 16 for count in range(least, most + 1)}
+    count = min(widths, key=lambda each: -(-each // threads) * widths[each])
+    return count, widths[count]

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from transformerlm.inference.bags import KEY_BLOCK, are_fast
 from transformerlm.inference.decoder_cache import DecoderCache, Place, RaggedPlace, Stored, check_room
 from transformerlm.inference.products import Product, prepare
 from transformerlm.models.attention import scaled_dot_product_attention as attend
@@ -62,7 +63,8 @@ class Decoder:
             raise ValueError(f"KV cache: max_length {length} exceeds the model's context_length {self.context_length}")
         # Zeros: what is masked is multiplied by 0, and 0 times the NaN of unset memory would be NaN.
         zeros = partial(torch.zeros, batch_size, self._kv_heads, device=self.device, dtype=self.dtype)
-        layers = [Stored(zeros(self._d_head, length), zeros(length, self._d_head)) for _ in self._layers]
+        whole_blocks = -(-length // KEY_BLOCK) * KEY_BLOCK
+        layers = [Stored(zeros(self._d_head, whole_blocks), zeros(length, self._d_head)) for _ in self._layers]
         return DecoderCache(layers, self._num_heads)
 
     def __call__(
@@ -102,7 +104,7 @@ class Decoder:
         return self._logits(self._blocks(token_ids, RaggedPlace(positions, cache.max_length, self.dtype), cache))
 
     def _place(self, cache: DecoderCache, seq_len: int) -> Place:
-        bags = cache.bags if seq_len == 1 and self.device.type == "cpu" else None
+        bags = cache.bags if seq_len == 1 and self.device.type == "cpu" and are_fast() else None
         if cache.is_even:
             return Place(cache.length, seq_len, self.device, self.dtype, bags)
         if seq_len > 1:
@@ -163,6 +165,7 @@ class _Norm:
         self._root = float(gain.numel() ** 0.5)
         # sqrt(mean(x^2) + eps) = hypot(|x|, sqrt(n eps)) / sqrt(n): two small kernels instead of five.
         self._floor = torch.tensor(self._root * eps**0.5, device=gain.device)
+        self._dtype = torch.promote_types(gain.dtype, torch.float32)
 
     def take_gain(self) -> Tensor:
         """Return gain and factor as `(d_model)`, fp32, and apply them no more."""
@@ -171,7 +174,7 @@ class _Norm:
         return gain
 
     def __call__(self, x: Tensor) -> Tensor:
-        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=self._dtype)
         normed = x / torch.hypot(size, self._floor)
         if self._gain is not None:
             normed = normed * (self._gain * self._root)

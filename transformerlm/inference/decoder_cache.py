@@ -13,16 +13,19 @@ from transformerlm.models.attention import causal_mask
 
 
 class Stored(NamedTuple):
-    """One layer's memory; keys are transposed, as the scores read them."""
+    """One layer's memory; keys are transposed, as the scores read them, and end at a whole block of `bags`."""
 
     keys: Tensor
-    """`(batch, num_kv_heads, d_head, max_length)`"""
+    """`(batch, num_kv_heads, d_head, at least max_length)`"""
     values: Tensor
     """`(batch, num_kv_heads, max_length, d_head)`"""
 
 
 class DecoderCache:
-    """Keys and values of all layers. Row i is filled up to `lengths[i]`; what lies behind changes nothing."""
+    """Keys and values of all layers.
+
+    Row i is filled up to `lengths[i]`. What lies behind changes nothing as long as it is finite.
+    """
 
     def __init__(self, layers: list[Stored], num_heads: int) -> None:
         self.layers, self._num_heads = layers, num_heads
@@ -46,7 +49,7 @@ class DecoderCache:
     def bags(self) -> HeadBags:
         """The bags by which single queries attend, on a CPU."""
         if self._bags is None:
-            self._bags = HeadBags(self.layers[0].keys, self._num_heads)
+            self._bags = HeadBags(*self.layers[0], self._num_heads)
         return self._bags
 
     def row(self, index: int) -> DecoderCache:

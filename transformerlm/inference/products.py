@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transformerlm.inference.bags import Int8RowProduct, RowProduct
+from transformerlm.inference.bags import Int8RowProduct, RowProduct, are_fast
 
 # The layout chosen for 8 rows is at the speed of memory for 1 row too; the one chosen for 1 row is not.
 _ROWS_HINT = 8
 # Above this many rows it is quicker to widen the int8 weights than to multiply with them as they are.
 _INT8_MAX_ROWS = 16
+# Its kernel takes blocks of input features, and reads on behind the weights where the last one is not whole.
+_INT8_BLOCK = 32
 
 
 class Product(Protocol):
@@ -55,7 +57,7 @@ class BlockedProduct:
     """One row by the sums of `bags`, more in oneDNN's own layout, in fp32 with the addition inside."""
 
     def __init__(self, weight: Tensor) -> None:
-        self._multiply_row = RowProduct(weight)
+        self._multiply_row = RowProduct(weight) if are_fast() else None
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS_HINT)
         # Looked up once: finding the overload takes as long as a small kernel.
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
@@ -63,7 +65,7 @@ class BlockedProduct:
         self._dtype = weight.dtype
 
     def __call__(self, x: Tensor) -> Tensor:
-        if len(x) == 1:
+        if len(x) == 1 and self._multiply_row is not None:
             return self._multiply_row(x.to(self._dtype)).to(x.dtype)
         product: Tensor = self._multiply(x.to(self._dtype), self._weight, None, "none", [], "")
         return product.to(x.dtype)
@@ -86,14 +88,14 @@ class Int8Product:
         self._scales = scales.to(torch.bfloat16)
         levels = (wide / self._scales.float().unsqueeze(1)).round_().clamp_(-127, 127)
         self._weight = levels.to(torch.int8)
-        is_on_cpu = weight.device.type == "cpu"
-        self._multiply_row = Int8RowProduct(self._weight, self._scales.float()) if is_on_cpu else None
+        pays = weight.device.type == "cpu" and are_fast()
+        self._multiply_row = Int8RowProduct(self._weight, self._scales.float()) if pays else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self._multiply_row is not None and len(x) == 1:
+        if len(x) == 1 and self._multiply_row is not None:
             return self._multiply_row(x.float()).to(x.dtype)
         narrow = x.to(torch.bfloat16)
-        if len(x) <= _INT8_MAX_ROWS and x.device.type == "cpu":
+        if len(x) <= _INT8_MAX_ROWS and x.device.type == "cpu" and x.shape[1] % _INT8_BLOCK == 0:
             return torch._weight_int8pack_mm(narrow, self._weight, self._scales).to(x.dtype)
         return (F.linear(narrow, self._weight.to(torch.bfloat16)) * self._scales).to(x.dtype)
 
