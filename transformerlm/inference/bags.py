@@ -58,7 +58,7 @@ class RowProduct:
         return sums.view(1, -1)[:, : self._out_features]
 
     def _once_a_strip(self, x: Tensor) -> Tensor:
-        return torch.cat([x] * self._num_strips, dim=1).view(-1)  # half of the time of `repeat`
+        return torch.cat([x] * self._num_strips, dim=1).view(-1)  # quicker than `repeat`
 
 
 class Int8RowProduct(RowProduct):
@@ -118,7 +118,7 @@ class HeadBags:
 
 
 def _strips(out_features: int) -> tuple[int, int]:
-    """Return how many strips to cut and their width, 448 at most in whole vectors: little for the busiest thread."""
+    """Return how many strips to cut and their width: whole vectors, 448 at most, and little for the busiest thread."""
     threads = torch.get_num_threads()
     least, most = -(-out_features // _WIDEST), out_features // _NARROWEST
     most = max(least, min(most, 2 * max(least, threads)))
