@@ -17,9 +17,9 @@ KEY_BLOCK = 128
 """Positions of keys that are read at once: the memory of keys is a multiple of it long."""
 
 
-def are_fast() -> bool:
-    """Tell whether this PyTorch has FBGEMM's kernel; another one has a plain loop."""
-    return "fbgemm" in torch.backends.quantized.supported_engines
+def are_fast(device: torch.device) -> bool:
+    """Tell whether PyTorch has FBGEMM's kernel there: on a CPU, where it was built with it; else it is a plain loop."""
+    return device.type == "cpu" and "fbgemm" in torch.backends.quantized.supported_engines
 
 
 def weighted_sums(table: Tensor, rows: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
@@ -78,43 +78,50 @@ class Int8RowProduct(RowProduct):
         return sums.view(1, -1)[:, : self._out_features] * self._scales
 
 
-class HeadBags:
-    """Attention of one query a sequence over cached keys and values: which rows of both each query head reads.
+class CacheRows:
+    """Which rows of cached keys and values each query head reads, when it attends to one query a sequence.
 
     For keys `(batch, kv_heads, d_head, blocks * KEY_BLOCK)` and values `(batch, kv_heads, max_length, d_head)`. Heads
     are counted over the batch; consecutive query heads may share a key-value head.
     """
 
     def __init__(self, keys: Tensor, values: Tensor, num_heads: int) -> None:
-        batch_size, kv_heads, max_length, self._d_head = values.shape
+        batch_size, kv_heads, max_length, d_head = values.shape
         num_blocks = keys.shape[3] // KEY_BLOCK
         served = torch.arange(batch_size * kv_heads).repeat_interleave(num_heads // kv_heads)
-        dims = served.view(-1, 1, 1) * self._d_head + torch.arange(self._d_head)
+        dims = served.view(-1, 1, 1) * d_head + torch.arange(d_head)
         key_rows = dims * num_blocks + torch.arange(num_blocks).view(-1, 1)
         value_rows = served.view(-1, 1) * max_length + torch.arange(max_length)
         self._key_rows = key_rows.to(torch.int32)  # (batch * num_heads, blocks, d_head)
         self._value_rows = value_rows.to(torch.int32)  # (batch * num_heads, max_length)
-        self._look_at(max_length)
 
-    def scores(self, query: Tensor, keys: Tensor, end: int) -> Tensor:
-        """Return the products of queries `(batch * num_heads, d_head)` with the first `end` keys."""
-        if end != self._end:  # The layers of a step have the same.
-            self._look_at(end)
-        repeated = query.reshape(-1, 1, self._d_head).expand(-1, -(-end // KEY_BLOCK), -1).reshape(-1)
+    def up_to(self, end: int) -> HeadBags:
+        """Return the bags of the first `end` positions, which all layers of a step share."""
+        return HeadBags(self._key_rows[:, : -(-end // KEY_BLOCK)], self._value_rows[:, :end])
+
+
+class HeadBags:
+    """Attention of one query a sequence: a bag of values for each query head, one of keys for each of its blocks.
+
+    Args:
+        key_rows: the rows of each block of keys, `(batch * num_heads, blocks, d_head)`.
+        value_rows: the rows of values, `(batch * num_heads, end)`.
+    """
+
+    def __init__(self, key_rows: Tensor, value_rows: Tensor) -> None:
+        self._num_heads, self._num_blocks, self._d_head = key_rows.shape
+        self._end = value_rows.shape[1]
+        self._keys, self._values = _in_turn(key_rows.flatten(0, 1)), _in_turn(value_rows)
+
+    def scores(self, query: Tensor, keys: Tensor) -> Tensor:
+        """Return the products of queries `(batch * num_heads, d_head)` with the keys, `(batch * num_heads, end)`."""
+        repeated = query.reshape(-1, 1, self._d_head).expand(-1, self._num_blocks, -1).reshape(-1)
         blocks = weighted_sums(keys.view(-1, KEY_BLOCK), *self._keys, repeated)
-        return blocks.view(len(self._key_rows), -1)[:, :end]
+        return blocks.view(self._num_heads, -1)[:, : self._end]
 
     def mix(self, shares: Tensor, values: Tensor) -> Tensor:
-        """Return the sums of values by their `shares` `(batch * num_heads, end)`: `(batch * num_heads, d_head)`.
-
-        `end` is that of the last scores.
-        """
+        """Return the sums of values by their `shares` `(batch * num_heads, end)`: `(batch * num_heads, d_head)`."""
         return weighted_sums(values.view(-1, self._d_head), *self._values, shares.reshape(-1))
-
-    def _look_at(self, end: int) -> None:
-        self._end = end
-        self._keys = _in_turn(self._key_rows[:, : -(-end // KEY_BLOCK)].flatten(0, 1))
-        self._values = _in_turn(self._value_rows[:, :end])
 
 
 def _strips(out_features: int) -> tuple[int, int]:

@@ -43,6 +43,7 @@ class Decoder:
         self.device, self.dtype = self._embedding.device, self._embedding.dtype
         if self.device.type == "cpu" and self.dtype == torch.bfloat16:
             self.dtype = torch.float32
+        self._uses_bags = are_fast(self.device)
         self._num_heads, self._kv_heads = hparams["num_heads"], hparams["num_kv_heads"]
         self._d_head = hparams["d_model"] // self._num_heads
         self._rope = _rotations(hparams, self.device)
@@ -104,7 +105,7 @@ class Decoder:
         return self._logits(self._blocks(token_ids, RaggedPlace(positions, cache.max_length, self.dtype), cache))
 
     def _place(self, cache: DecoderCache, seq_len: int) -> Place:
-        bags = cache.bags if seq_len == 1 and self.device.type == "cpu" and are_fast() else None
+        bags = cache.rows.up_to(cache.length + 1) if seq_len == 1 and self._uses_bags else None
         if cache.is_even:
             return Place(cache.length, seq_len, self.device, self.dtype, bags)
         if seq_len > 1:
@@ -230,7 +231,7 @@ class _Layer:
         query, new = heads[:, :, :num_heads], heads[:, :, num_heads:].view(batch, seq, 2, kv_heads, d_head)
         place.write(stored, new)
         if place.bags is not None:
-            scores = _hide(place.bags.scores(query * self._scale, stored.keys, place.end), place.bias, batch)
+            scores = _hide(place.bags.scores(query * self._scale, stored.keys), place.bias, batch)
             return place.bags.mix(torch.softmax(scores, -1), stored.values).view(batch, -1)
         if seq > 1 and place.bias is None:
             key, value = new.unbind(2)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from transformerlm.inference.bags import HeadBags
+from transformerlm.inference.bags import CacheRows, HeadBags
 from transformerlm.models.attention import causal_mask
 
 
@@ -33,7 +34,6 @@ class DecoderCache:
         self.lengths = [0] * len(layers[0].values)
         # On CUDA: the step captured for this memory, of ids `(batch, 1)` behind rows of those lengths.
         self.step: Callable[[Tensor, list[int]], Tensor] | None = None
-        self._bags: HeadBags | None = None
 
     @property
     def length(self) -> int:
@@ -45,12 +45,10 @@ class DecoderCache:
         """Whether all rows are equally long."""
         return min(self.lengths) == max(self.lengths)
 
-    @property
-    def bags(self) -> HeadBags:
-        """The bags by which single queries attend, on a CPU."""
-        if self._bags is None:
-            self._bags = HeadBags(*self.layers[0], self._num_heads)
-        return self._bags
+    @cached_property
+    def rows(self) -> CacheRows:
+        """The rows that single queries read by `bags`, on a CPU."""
+        return CacheRows(*self.layers[0], self._num_heads)
 
     def row(self, index: int) -> DecoderCache:
         """Return the memory of one row as an empty cache of its own."""
@@ -77,8 +75,7 @@ class Place:
         self.seq_len, self.start, self.end, self.bags = seq_len, start, start + seq_len, bags
         self.bias: Tensor | None = None
         if seq_len > 1 and start:
-            hidden = causal_mask(seq_len, self.end, device).logical_not_()
-            self.bias = torch.zeros(seq_len, self.end, device=device, dtype=dtype).masked_fill_(hidden, -torch.inf)
+            self.bias = _bias(causal_mask(seq_len, self.end, device).logical_not_(), dtype)
 
     def rotation(self, table: Tensor) -> Tensor:
         """Return the rotations of the new ids, to be broadcast to `(batch, seq, heads, d_head / 2)`."""
@@ -102,8 +99,7 @@ class RaggedPlace(Place):
         self.seq_len, self.end, self.bags, self._positions = 1, end, bags, positions
         self._rows = torch.arange(len(positions), device=positions.device)
         hidden = torch.arange(end, device=positions.device) > positions.unsqueeze(1)
-        bias = torch.zeros(hidden.shape, device=positions.device, dtype=dtype).masked_fill_(hidden, -torch.inf)
-        self.bias = bias.view(len(positions), 1, 1, end)
+        self.bias = _bias(hidden, dtype).view(len(positions), 1, 1, end)
 
     def rotation(self, table: Tensor) -> Tensor:
         return table.index_select(0, self._positions).unsqueeze(1)  # (batch, 1, 1, d_head / 2)
@@ -112,6 +108,11 @@ class RaggedPlace(Place):
         keys, values = new.squeeze(1).unbind(1)  # (batch, kv_heads, d_head)
         stored.keys[self._rows, :, :, self._positions] = keys
         stored.values[self._rows, :, self._positions] = values
+
+
+def _bias(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what hides scores when it is added: -inf where `hidden`, else 0."""
+    return torch.zeros(hidden.shape, device=hidden.device, dtype=dtype).masked_fill_(hidden, -torch.inf)
 
 
 def check_room(cache: DecoderCache, batch_size: int, seq_len: int) -> None:

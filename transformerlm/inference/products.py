@@ -57,7 +57,7 @@ class BlockedProduct:
     """One row by the sums of `bags`, more in oneDNN's own layout, in fp32 with the addition inside."""
 
     def __init__(self, weight: Tensor) -> None:
-        self._multiply_row = RowProduct(weight) if are_fast() else None
+        self._multiply_row = RowProduct(weight) if are_fast(weight.device) else None
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS_HINT)
         # Looked up once: finding the overload takes as long as a small kernel.
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
@@ -88,8 +88,8 @@ class Int8Product:
         self._scales = scales.to(torch.bfloat16)
         levels = (wide / self._scales.float().unsqueeze(1)).round_().clamp_(-127, 127)
         self._weight = levels.to(torch.int8)
-        pays = weight.device.type == "cpu" and are_fast()
-        self._multiply_row = Int8RowProduct(self._weight, self._scales.float()) if pays else None
+        by_row = are_fast(weight.device)
+        self._multiply_row = Int8RowProduct(self._weight, self._scales.float()) if by_row else None
 
     def __call__(self, x: Tensor) -> Tensor:
         if len(x) == 1 and self._multiply_row is not None:
