@@ -15,12 +15,12 @@ if __name__ == "__main__":  # before the imports that take time
 
 import copy
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from benchmarking.harness import OURS, Clock, Quantity, Report, Sample, clock_of, run_rounds, timed
+from benchmarking.harness import OURS, Clock, Report, clock_of, run_rounds, timed
 from benchmarking.machine import describe, is_installed
 from cli.utils import Command, note
 from cli.utils import main as run_command
@@ -29,24 +29,14 @@ from config.bench_infer import BenchInferConfig
 if TYPE_CHECKING:
     import torch
 
-    from benchmarking.llama_cpp_peer import LlamaCpp
-    from benchmarking.nanochat_style import NanochatStyle
-    from transformerlm.inference.decoder import Decoder
     from transformerlm.models.transformer import TransformerLM
 
-FIRST_TOKEN = Quantity("time_to_first_token_ms", higher_is_better=False)
-TOKENS = Quantity("tokens_per_second")
-DECODE = Quantity("decode_step_ms", higher_is_better=False)
 _LIMIT = "limit"
-_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 # What a peer imports, and what installs it.
 _NEEDS = {
     "huggingface": {"transformers": "transformers"},
     "llama_cpp": {"llama_cpp": "llama-cpp-python", "gguf": "gguf"},
 }
-
-Generate = Callable[[int], list[list[int]]]
-"""Generates that many new ids in each row, and returns them."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -59,6 +49,7 @@ def bench_infer(config: BenchInferConfig) -> None:
     """Measure as the configuration says; JSON lines on stdout, a table on stderr."""
     import torch
 
+    from benchmarking.infer_peers import weight_bytes
     from transformerlm.utils.device import resolve_device
 
     if config.threads:
@@ -87,6 +78,7 @@ def _candidates(
     """Return whom to measure, and the seconds it took to make our model ready."""
     import torch
 
+    from benchmarking.infer_peers import llama_of
     from benchmarking.llama_cpp_peer import LlamaCpp
     from benchmarking.nanochat_style import NanochatStyle
     from transformerlm.inference.decoder import Decoder
@@ -98,7 +90,7 @@ def _candidates(
     seconds = clock() - start
     for peer in peers:
         if peer == "huggingface":
-            candidates[peer] = _llama_of(cast)
+            candidates[peer] = llama_of(cast)
         elif peer == "nanochat_style":
             candidates[peer] = NanochatStyle(cast.state_dict(), cast.hparams())
         else:
@@ -145,16 +137,6 @@ def _is_usable(peer: str, model: TransformerLM) -> bool:
     return reason is None
 
 
-def _llama_of(model: TransformerLM) -> Any:
-    from benchmarking.llama_peer import build_llama, copy_weights
-
-    weights = model.state_dict()
-    embeddings = weights["token_embeddings.weight"]
-    llama = build_llama(model.hparams()).to(device=embeddings.device, dtype=embeddings.dtype).eval()
-    copy_weights(llama, weights, model.hparams())
-    return llama
-
-
 def _bench_case(
     config: BenchInferConfig,
     models: dict[str, Any],
@@ -166,6 +148,7 @@ def _bench_case(
 ) -> None:
     import torch
 
+    from benchmarking.infer_peers import DECODE, FIRST_TOKEN, GENERATE, TOKENS, Generate, measure_generation
     from benchmarking.limits import CopyBandwidth
     from transformerlm.utils.device import synchronize
 
@@ -173,12 +156,15 @@ def _bench_case(
     device = ours.device
     prompt = torch.randint(ours.vocab_size, (prompt_length,), generator=torch.Generator().manual_seed(0)).tolist()
     calls: dict[str, Generate] = {
-        name: partial(_GENERATE[name], model, prompt, batch_size) for name, model in models.items()
+        name: partial(GENERATE[name], model, prompt, batch_size) for name, model in models.items()
     }
-    measure = partial(timed, synchronize=partial(synchronize, device), clock=clock)
+    timer = partial(timed, synchronize=partial(synchronize, device), clock=clock)
+    runs = {
+        name: partial(measure_generation, call, batch_size, config.max_new_tokens, timer)
+        for name, call in calls.items()
+    }
     series = run_rounds(
-        {name: partial(_measure, call, batch_size, config.max_new_tokens, measure) for name, call in calls.items()}
-        | {_LIMIT: CopyBandwidth(device, clock=clock)},
+        {**runs, _LIMIT: CopyBandwidth(device, clock=clock)},
         warmup=config.measure.warmup,
         repeats=config.measure.repeats,
     )
@@ -196,21 +182,6 @@ def _bench_case(
         report.add(quantity, series, params=params, warmup=config.measure.warmup, facts=of_candidates)
 
 
-def weight_bytes(model: TransformerLM, precision: str) -> int:
-    """Return the bytes that one step of decoding reads: all weights, but of an untied embedding only a row."""
-    looked_up = 0 if model.hparams()["tie_embeddings"] else model.token_embeddings.weight.numel()
-    return (model.num_parameters() - looked_up) * _BYTES[precision]
-
-
-def _measure(generate: Generate, batch_size: int, max_new_tokens: int, measure: Callable[..., float]) -> Sample:
-    """Time the generation of one token, which is the prompt's work, and of all."""
-    first = measure(partial(generate, 1))
-    whole = measure(partial(generate, max_new_tokens))
-    # On a busy machine the longer run can be the shorter one; such a pair says nothing about a step, but must not be 0.
-    step = max(whole - first, 1e-9) / (max_new_tokens - 1)
-    return {FIRST_TOKEN.name: first * 1e3, TOKENS.name: batch_size * max_new_tokens / whole, DECODE.name: step * 1e3}
-
-
 def _bound(step_ms: list[float], bandwidth: list[float], num_bytes: int) -> dict[str, float]:
     bounds = [1e3 * num_bytes / rate for rate in bandwidth]
     shares = [bound / step for bound, step in zip(bounds, step_ms, strict=True)]
@@ -219,34 +190,3 @@ def _bound(step_ms: list[float], bandwidth: list[float], num_bytes: int) -> dict
         "bandwidth_utilisation": statistics.median(shares),
         "copy_gb_per_second": statistics.median(bandwidth) / 1e9,
     }
-
-
-def _generate_ours(decoder: Decoder, prompt: list[int], batch_size: int, count: int) -> list[list[int]]:
-    from transformerlm.inference.generate import generate_batch
-
-    return generate_batch(decoder, prompt, num_samples=batch_size, max_new_tokens=count, temperature=0.0)
-
-
-def _generate_llama(llama: Any, prompt: list[int], batch_size: int, count: int) -> list[list[int]]:
-    import torch
-
-    ids = torch.tensor([prompt] * batch_size, device=llama.device)
-    output = llama.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=0, use_cache=True
-    )
-    new_ids: list[list[int]] = output[:, len(prompt) :].tolist()
-    return new_ids
-
-
-def _generate_by_itself(
-    peer: NanochatStyle | LlamaCpp, prompt: list[int], batch_size: int, count: int
-) -> list[list[int]]:
-    return peer.generate(prompt, batch_size, count)
-
-
-_GENERATE: dict[str, Callable[..., list[list[int]]]] = {
-    OURS: _generate_ours,
-    "huggingface": _generate_llama,
-    "nanochat_style": _generate_by_itself,
-    "llama_cpp": _generate_by_itself,
-}

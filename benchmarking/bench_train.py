@@ -83,17 +83,18 @@ def _bench_case(
 
     from benchmarking.fresh_process import object_in_fresh_process
     from benchmarking.limits import MatmulPeak
-    from benchmarking.train_peers import TrainingSteps
+    from benchmarking.train_peers import TrainCase, TrainingSteps
     from transformerlm.models.estimates import count_parameters, flops_per_token
     from transformerlm.models.transformer import TransformerLM
     from transformerlm.utils.device import resolve_device
 
     hparams = TransformerLM(**config.model.model_dump(), device="meta").hparams()
+    case = TrainCase(hparams, config.batch_size, config.device, config.threads, config.measure.clock)
     params = {"precision": precision, "compile": compiled, "batch_size": config.batch_size}
     params |= {"context_length": hparams["context_length"], "parameters": count_parameters(hparams)}
     with ExitStack() as stack:
         calls = {
-            name: stack.enter_context(object_in_fresh_process(TrainingSteps, config, name, precision, compiled))
+            name: stack.enter_context(object_in_fresh_process(TrainingSteps, case, name, precision, compiled))
             for name in names
         }
         first = {name: _first_step(call) for name, call in calls.items()}

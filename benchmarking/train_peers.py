@@ -6,6 +6,7 @@ The peers use what torch offers: `F.cross_entropy`, `clip_grad_norm_`, and the f
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -18,7 +19,6 @@ from benchmarking.litgpt_peer import build_litgpt
 from benchmarking.llama_peer import build_llama
 from benchmarking.machine import is_installed
 from benchmarking.plain_gpt import PlainGPT
-from config.bench_train import BenchTrainConfig
 from profiling.memory import peak_rss_bytes
 from transformerlm.distributed import World
 from transformerlm.models.transformer import TransformerLM
@@ -34,6 +34,21 @@ Step = Callable[[], float]
 """Makes one training step and returns its loss."""
 
 
+@dataclass(frozen=True)
+class TrainCase:
+    """What all candidates train: the sizes of `TransformerLM.hparams()`, one batch, and where.
+
+    `threads` None leaves them to torch; `backend` is that of `torch.compile`.
+    """
+
+    hparams: dict[str, Any]
+    batch_size: int
+    device: str = "cpu"
+    threads: int | None = None
+    clock: str = "wall"
+    backend: str = "inductor"
+
+
 # Peer -> the library it needs, which is also what pip calls it.
 LIBRARIES = {"huggingface": "transformers", "litgpt": "litgpt"}
 
@@ -43,16 +58,15 @@ def is_available(peer: str) -> bool:
     return peer not in LIBRARIES or is_installed(LIBRARIES[peer])
 
 
-def make_step(config: BenchTrainConfig, candidate: str, *, precision: Precision, compiled: bool) -> Step:
+def make_step(case: TrainCase, candidate: str, *, precision: Precision, compiled: bool) -> Step:
     """Build a candidate's model and optimizer, and return its training step on one batch of random ids."""
-    device = resolve_device(config.device)
+    device = resolve_device(case.device)
     torch.manual_seed(0)
-    hparams = TransformerLM(**config.model.model_dump(), device="meta").hparams()
-    shape = (config.batch_size, config.model.context_length)
-    inputs, targets = (torch.randint(config.model.vocab_size, shape, device=device) for _ in range(2))
-    model = _build(candidate, hparams).to(device)
+    shape = (case.batch_size, case.hparams["context_length"])
+    inputs, targets = (torch.randint(case.hparams["vocab_size"], shape, device=device) for _ in range(2))
+    model = _build(candidate, case.hparams).to(device)
     groups = parameter_groups(model, weight_decay=WEIGHT_DECAY)
-    forward: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
+    forward: nn.Module = torch.compile(model, backend=case.backend) if compiled else model  # type: ignore[assignment]
     context = partial(autocast, device, precision)
     if candidate == OURS:
         optimizer = AdamW(groups, lr=LEARNING_RATE, betas=BETAS)
@@ -71,12 +85,12 @@ def make_step(config: BenchTrainConfig, candidate: str, *, precision: Precision,
 class TrainingSteps:
     """A candidate's steps in a process of its own, which is set up as its users have it."""
 
-    def __init__(self, config: BenchTrainConfig, candidate: str, precision: Precision, compiled: bool) -> None:
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        self._device = resolve_device(config.device)
-        self._make = partial(make_step, config, candidate, precision=precision, compiled=compiled)
-        clock = clock_of(config.measure.clock, threads=torch.get_num_threads(), device=self._device.type)
+    def __init__(self, case: TrainCase, candidate: str, precision: Precision, compiled: bool) -> None:
+        if case.threads:
+            torch.set_num_threads(case.threads)
+        self._device = resolve_device(case.device)
+        self._make = partial(make_step, case, candidate, precision=precision, compiled=compiled)
+        clock = clock_of(case.clock, threads=torch.get_num_threads(), device=self._device.type)
         self._timed = partial(timed, synchronize=partial(synchronize, self._device), clock=clock)
         if candidate == OURS:
             keep_freed_memory(self._device)
@@ -94,7 +108,7 @@ class TrainingSteps:
         return seconds, torch.cuda.max_memory_allocated(self._device) if on_gpu else peak_rss_bytes()
 
     def seconds(self, count: int) -> float:
-        """Return the seconds that so many more steps take."""
+        """Return the seconds that `count` more steps take."""
         with old_objects_set_aside():
             return self._timed(lambda: [self._step() for _ in range(count)])
 

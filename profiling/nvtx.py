@@ -15,6 +15,9 @@ from typing import Literal
 Level = Literal["coarse", "fine", "verbose"]
 
 LEVELS: dict[str, int] = {"coarse": 1, "fine": 2, "verbose": 3}
+ALL_ON: dict[str, str] = {"TRANSFORMERLM_NVTX": "1", "TRANSFORMERLM_NVTX_LEVEL": "verbose"}
+"""The environment in which a process records every range."""
+
 _NULL: AbstractContextManager[None] = nullcontext()
 
 # None until the first range has read the environment; 0 is off, otherwise the highest level that is recorded.

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarking import bench_infer_latency as bench
+from benchmarking.infer_peers import weight_bytes
 from benchmarking.llama_peer import build_llama, copy_weights, why_not
 from config.bench_infer import BenchInferConfig
 from config.io import SHIPPED, ConfigError, dump_json_schema, dump_toml, load_config
@@ -130,7 +131,7 @@ def test_a_step_reads_all_weights_but_an_untied_embedding(tied: bool) -> None:
     """The table that is only looked up does not count; as a head it does. A number has 4, 2 or 1 bytes."""
     model = TransformerLM(**MODEL, tie_embeddings=tied)
     numbers = sum(p.numel() for name, p in model.named_parameters() if tied or name != "token_embeddings.weight")
-    assert [bench.weight_bytes(model, precision) for precision in ("fp32", "bf16", "int8")] == [
+    assert [weight_bytes(model, precision) for precision in ("fp32", "bf16", "int8")] == [
         4 * numbers,
         2 * numbers,
         numbers,

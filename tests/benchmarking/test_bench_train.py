@@ -14,7 +14,6 @@ from benchmarking.fresh_process import object_in_fresh_process
 from benchmarking.plain_gpt import PlainGPT
 from config.bench_train import BenchTrainConfig
 from config.io import SHIPPED, dump_json_schema, dump_toml, load_config
-from config.schemas import ModelConfig
 from tests.benchmarking.commands import by_quantity, check_line, run_command
 from transformerlm.models.estimates import default_d_ff
 from transformerlm.models.transformer import TransformerLM
@@ -23,8 +22,8 @@ MODEL = {"vocab_size": 64, "context_length": 8, "d_model": 16, "num_layers": 1, 
 TINY = [f"--model.{name}={value}" for name, value in MODEL.items()] + ["--batch_size=2", "--threads=1"]
 
 
-def tiny_config(**changes) -> BenchTrainConfig:
-    return BenchTrainConfig(model=ModelConfig(**MODEL), batch_size=2, threads=1, **changes)
+def tiny_case() -> train_peers.TrainCase:
+    return train_peers.TrainCase(TransformerLM(**MODEL).hparams(), batch_size=2, threads=1)
 
 
 def test_shipped_toml_loads_and_names_its_schema(tmp_path: Path) -> None:
@@ -76,7 +75,7 @@ def test_a_missing_peer_is_skipped_with_one_line(
 
 def test_a_candidate_runs_in_a_process_of_its_own() -> None:
     """There its first step takes time and memory, and more steps take more time."""
-    with object_in_fresh_process(train_peers.TrainingSteps, tiny_config(), "transformerlm", "fp32", False) as call:
+    with object_in_fresh_process(train_peers.TrainingSteps, tiny_case(), "transformerlm", "fp32", False) as call:
         seconds, peak = call("first")
         assert seconds > 0
         assert peak is None or peak > 10**7
@@ -89,7 +88,7 @@ def test_every_candidate_learns_its_batch(candidate: str, precision: str) -> Non
     """The steps that are timed are training steps: the loss on their one batch falls."""
     if not train_peers.is_available(candidate):
         pytest.skip(f"needs {train_peers.LIBRARIES[candidate]}")
-    step = train_peers.make_step(tiny_config(), candidate, precision=precision, compiled=False)
+    step = train_peers.make_step(tiny_case(), candidate, precision=precision, compiled=False)
     losses = [step() for _ in range(30)]
     assert losses[-1] < losses[0]
 

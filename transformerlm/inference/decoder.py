@@ -33,10 +33,11 @@ class Decoder:
     """A `TransformerLM` for generation alone; it has its own copy of the weights, as they were when it was made.
 
     The matrices keep the model's dtype, or with `int8` are kept in 8 bits (`products.Int8Product`). On a CPU all but
-    their products is computed in fp32, which is quicker there than bfloat16; elsewhere in the model's dtype.
+    their products is computed in fp32, which is quicker there than bfloat16; elsewhere in the model's dtype. On CUDA
+    single steps are captured as a CUDA graph, unless `cuda_graph` is False.
     """
 
-    def __init__(self, model: TransformerLM, *, int8: bool = False) -> None:
+    def __init__(self, model: TransformerLM, *, int8: bool = False, cuda_graph: bool = True) -> None:
         hparams, weights = model.hparams(), _group(model.state_dict())
         self.vocab_size, self.context_length = model.vocab_size, model.context_length
         self._embedding = weights[""]["token_embeddings"].clone()
@@ -44,6 +45,7 @@ class Decoder:
         if self.device.type == "cpu" and self.dtype == torch.bfloat16:
             self.dtype = torch.float32
         self._uses_bags = are_fast(self.device)
+        self._captures = cuda_graph and self.device.type == "cuda"
         self._num_heads, self._kv_heads = hparams["num_heads"], hparams["num_kv_heads"]
         self._d_head = hparams["d_model"] // self._num_heads
         self._rope = _rotations(hparams, self.device)
@@ -85,7 +87,7 @@ class Decoder:
         batch_size, seq_len = token_ids.shape
         counts = [seq_len] * batch_size if counts is None else counts
         check_room(cache, batch_size, seq_len)
-        if seq_len == 1 and self.device.type == "cuda":
+        if seq_len == 1 and self._captures:
             cache.step = cache.step or GraphedStep(self, cache)
             logits = cache.step(token_ids, cache.lengths)
         else:

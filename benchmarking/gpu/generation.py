@@ -1,0 +1,96 @@
+"""Generation by a model of 124 M parameters: one launch a step or many, beside transformers and a plain cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarking.gpu.gpt2 import GPT2
+from benchmarking.gpu.task import Task
+from benchmarking.harness import OURS, Sample, paired_ratios, run_rounds, summarise, timed
+from benchmarking.infer_peers import (
+    DECODE,
+    FIRST_TOKEN,
+    GENERATE,
+    TOKENS,
+    Generate,
+    llama_of,
+    measure_generation,
+    weight_bytes,
+)
+from benchmarking.limits import CopyBandwidth
+from benchmarking.machine import is_installed
+from benchmarking.nanochat_style import NanochatStyle
+from transformerlm.inference.decoder import Decoder
+from transformerlm.models.transformer import TransformerLM
+from transformerlm.utils.device import synchronize
+
+GRAPH, EAGER = f"{OURS}, CUDA graph", f"{OURS}, eager"
+_TINY = {"vocab_size": 64, "context_length": 32, "d_model": 32, "num_layers": 1, "num_heads": 2, "d_ff": 64}
+_PROMPT_LENGTH, _NEW_TOKENS = 64, 64
+_REPEATS = 3
+_LIMIT = "limit"
+
+
+def run(task: Task) -> None:
+    """Measure each batch size."""
+    torch.manual_seed(0)
+    model = TransformerLM(**(_TINY if task.tiny else GPT2)).to(task.device, torch.bfloat16).eval()
+    models: dict[str, tuple[str, Any]] = {
+        GRAPH: (OURS, Decoder(model)),
+        EAGER: (OURS, Decoder(model, cuda_graph=False)),
+    }
+    models["nanochat_style, eager"] = "nanochat_style", NanochatStyle(model.state_dict(), model.hparams())
+    if is_installed("transformers"):
+        models["huggingface, eager"] = "huggingface", llama_of(model)
+    _check_ids(task, model, models)
+    for batch_size in (1, 2) if task.tiny else (1, 8, 64):
+        _measure(task, models, batch_size, weight_bytes(model, "bf16"))
+
+
+def _prompt(task: Task, vocab_size: int) -> list[int]:
+    length = 4 if task.tiny else _PROMPT_LENGTH
+    ids: list[int] = torch.randint(vocab_size, (length,), generator=torch.Generator().manual_seed(0)).tolist()
+    return ids
+
+
+def _check_ids(task: Task, model: TransformerLM, models: dict[str, tuple[str, Any]]) -> None:
+    """Whether the graph chooses the ids of the eager steps, and fp32 those of the model itself."""
+    prompt, count = _prompt(task, model.vocab_size), 8 if task.tiny else _NEW_TOKENS
+    graph, eager = (GENERATE[OURS](models[name][1], prompt, 2, count) for name in (GRAPH, EAGER))
+    task.check("a CUDA graph's steps give the ids of eager steps", graph == eager)
+    wide = model.float()
+    ours, plain = (GENERATE[OURS](each, prompt, 1, count) for each in (Decoder(wide), wide))
+    task.check("in fp32 the decoder gives the ids of the model", ours == plain)
+    model.bfloat16()
+
+
+def _measure(task: Task, models: dict[str, tuple[str, Any]], batch_size: int, num_bytes: int) -> None:
+    device, count = torch.device(task.device), 4 if task.tiny else _NEW_TOKENS
+    prompt, timer = _prompt(task, models[GRAPH][1].vocab_size), partial(timed, synchronize=partial(synchronize, device))
+    calls: dict[str, Generate] = {
+        name: partial(GENERATE[kind], model, prompt, batch_size) for name, (kind, model) in models.items()
+    }
+    runs: dict[str, Callable[[], Sample]] = {
+        name: partial(measure_generation, call, batch_size, count, timer) for name, call in calls.items()
+    }
+    repeats = 1 if task.tiny else _REPEATS
+    series = run_rounds({**runs, _LIMIT: CopyBandwidth(device)}, warmup=1, repeats=repeats)
+    bandwidth = series.pop(_LIMIT)["bytes_per_second"]
+    ours = series[GRAPH][TOKENS.name]
+    for name, found in series.items():
+        ratio = summarise(paired_ratios(ours, found[TOKENS.name]))
+        step = summarise(found[DECODE.name]).median
+        task.row(
+            f"Generation, 124 M parameters, bf16, prompt of {_PROMPT_LENGTH}, {_NEW_TOKENS} new tokens",
+            batch=batch_size,
+            candidate=name,
+            tokens_per_second=summarise(found[TOKENS.name]).median,
+            first_token_ms=summarise(found[FIRST_TOKEN.name]).median,
+            step_ms=step,
+            share_of_bandwidth=1e3 * num_bytes / summarise(bandwidth).median / step,
+            ours_over_it="" if name == GRAPH else f"{ratio.median:.2f}x ({ratio.min:.2f} .. {ratio.max:.2f})",
+        )

@@ -1,0 +1,89 @@
+"""Where a training step's time on the device goes, by kernel and by purpose, as torch.profiler saw it."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+TRACE_STEPS = 3
+# What encloses a kernel's launch decides first, then the kernel's own name.
+_BY_CALLER = (
+    ("loss", re.compile(r"_HeadLoss|CrossEntropy|cross_entropy|nll_loss")),
+    ("optimizer", re.compile(r"Optimizer\.step|_foreach_|_fused_adamw|linalg_vector_norm")),
+)
+_BY_NAME = (
+    ("attention", re.compile(r"flash|fmha|attention|sdpa|softmax_(?:warp|forward|backward)", re.IGNORECASE)),
+    (
+        "products",
+        re.compile(r"gemm|gemv|cutlass|cublas|nvjet|xmma|matmul|splitk|aten::(?:mm|bmm|addmm|baddbmm)$", re.IGNORECASE),
+    ),
+    ("copies", re.compile(r"memcpy|memset|aten::(?:copy_|_to_copy)", re.IGNORECASE)),
+)
+OTHERS = "norm, gate, rotation and the rest"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel's launches in a step: its name, what it is for, how often it ran and for how many microseconds."""
+
+    name: str
+    purpose: str
+    calls: float
+    microseconds: float
+
+
+def trace(step: Callable[[], object], device: str) -> list[Kernel]:
+    """Return the kernels of a step, those that took longest first; on a CPU its operators stand for them."""
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
+    with profile(activities=activities) as profiler:
+        for _ in range(TRACE_STEPS):
+            step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+    totals: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for name, callers, microseconds in _launches(profiler.events(), on_device=device == "cuda"):
+        entry = totals[name, purpose_of(name, callers)]
+        entry[0] += 1
+        entry[1] += microseconds
+    kernels = [
+        Kernel(name, purpose, calls / TRACE_STEPS, microseconds / TRACE_STEPS)
+        for (name, purpose), (calls, microseconds) in totals.items()
+    ]
+    return sorted(kernels, key=lambda kernel: -kernel.microseconds)
+
+
+def purpose_of(name: str, callers: list[str]) -> str:
+    """Return what a kernel is for, by the calls that it was launched in, the nearest first, and by its name."""
+    for purpose, pattern in _BY_CALLER:
+        if any(pattern.search(caller) for caller in callers):
+            return purpose
+    return next((purpose for purpose, pattern in _BY_NAME if pattern.search(name)), OTHERS)
+
+
+def shares(kernels: list[Kernel]) -> dict[str, float]:
+    """Return each purpose's microseconds a step."""
+    found: dict[str, float] = defaultdict(float)
+    for kernel in kernels:
+        found[kernel.purpose] += kernel.microseconds
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _launches(events: Any, *, on_device: bool) -> Iterator[tuple[str, list[str], float]]:
+    """Yield each kernel's name, the calls that it was launched in, and its microseconds."""
+    for event in events:
+        if on_device:
+            for kernel in event.kernels:
+                yield kernel.name, [event.name, *_callers(event)], float(kernel.duration)
+        elif event.self_cpu_time_total > 0:
+            yield event.name, [event.name, *_callers(event)], float(event.self_cpu_time_total)
+
+
+def _callers(event: Any) -> Iterator[str]:
+    while (event := event.cpu_parent) is not None:
+        yield event.name

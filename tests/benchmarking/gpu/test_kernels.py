@@ -1,0 +1,44 @@
+"""What a step's kernels are for, by what launched them and by their names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarking.gpu.kernels import OTHERS, purpose_of, shares, trace
+
+
+@pytest.mark.parametrize(
+    ("name", "callers", "purpose"),
+    [
+        ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64", ["aten::mm"], "products"),
+        ("nvjet_hsh_128x256_64x4_2x1_v_bz_coopA_NNT", ["aten::mm"], "products"),
+        ("nvjet_hsh_128x256_64x4_2x1_v_bz_coopA_NNT", ["aten::mm", "_HeadLoss"], "loss"),
+        (
+            "void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64>>",
+            ["aten::_flash_attention_forward"],
+            "attention",
+        ),
+        (
+            "void at::native::multi_tensor_apply_kernel<...>",
+            ["aten::_foreach_lerp_", "Optimizer.step#AdamW.step"],
+            "optimizer",
+        ),
+        ("triton_red_fused__to_copy_add_mean_mul_pow_rsqrt_0", ["CompiledFunction"], OTHERS),
+        ("Memcpy HtoD (Pinned -> Device)", ["aten::copy_"], "copies"),
+    ],
+)
+def test_purpose_of_a_kernel(name: str, callers: list[str], purpose: str) -> None:
+    """Names of CUDA kernels as PyTorch 2.11 launches them on Hopper."""
+    assert purpose_of(name, callers) == purpose
+
+
+def test_a_trace_has_the_products_of_a_step() -> None:
+    """On a CPU operators stand for kernels: times are per step, the longest first, and add up to the shares."""
+    weight = torch.randn(64, 64)
+    kernels = trace(lambda: torch.mm(weight, weight).exp(), "cpu")
+    product = next(kernel for kernel in kernels if kernel.name == "aten::mm")
+    assert (product.purpose, product.calls) == ("products", 1.0)
+    times = [kernel.microseconds for kernel in kernels]
+    assert times == sorted(times, reverse=True)
+    assert sum(shares(kernels).values()) == pytest.approx(sum(times))

@@ -1,0 +1,117 @@
+"""Generation on a CUDA device: captured steps, filters and drafts give what a CPU gives."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+
+from tests.inference.helpers import make_model, make_tokenizer
+from transformerlm.inference.choice import Settings, choose, distribution
+from transformerlm.inference.decoder import Decoder
+from transformerlm.inference.generate import generate, generate_prompts
+from transformerlm.inference.predictor import Predictor
+
+pytestmark = pytest.mark.gpu
+DEVICE = "cuda"
+PROMPTS = [[5, 200, 17, 3], [7], [1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 12]]
+
+
+def test_texts_of_different_lengths_are_the_cpus() -> None:
+    """Greedy, past the end of the context, each row ending at its own EOS."""
+    expected = generate_prompts(Decoder(make_model()), PROMPTS, max_new_tokens=60, temperature=0.0, eos_token_id=42)
+    torch.manual_seed(0)
+    decoder = Decoder(make_model().to(DEVICE))
+    assert generate_prompts(decoder, PROMPTS, max_new_tokens=60, temperature=0.0, eos_token_id=42) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_graph_gives_the_ids_of_eager_steps(dtype: torch.dtype) -> None:
+    """The same operators in one launch: equal ids, past the end of the context too."""
+    model = make_model(context_length=64).to(DEVICE, dtype)
+    texts = [
+        generate_prompts(Decoder(model, cuda_graph=captured), PROMPTS, max_new_tokens=150, temperature=0.0)
+        for captured in (True, False)
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_two_caches_of_one_decoder_do_not_meet() -> None:
+    """Steps of two texts in turn, each with a graph of its own."""
+    model = make_model().to(DEVICE)
+    decoder, ids = Decoder(model), torch.randint(257, (2, 1, 12), device=DEVICE)
+    caches = [decoder.make_cache(1), decoder.make_cache(1)]
+    logits: list[list[torch.Tensor]] = [[], []]
+    for position in range(12):
+        for text in (0, 1):
+            logits[text].append(decoder(ids[text][:, position : position + 1], cache=caches[text]))
+    for text in (0, 1):
+        with torch.no_grad():
+            torch.testing.assert_close(torch.cat(logits[text], dim=1), model(ids[text]), rtol=1e-3, atol=1e-3)
+
+
+def test_the_memory_of_a_graph_is_given_back() -> None:
+    """After ten caches have come and gone, no more is held than after one."""
+    decoder = Decoder(make_model(context_length=512).to(DEVICE))
+    held = []
+    gc.disable()  # the cache and its graph must not wait for Python to look for cycles
+    try:
+        for _ in range(10):
+            generate(decoder, [1, 2, 3], max_new_tokens=20, temperature=0.0)
+            torch.cuda.synchronize()
+            held.append(torch.cuda.memory_allocated())
+    finally:
+        gc.enable()
+    assert held[-1] <= held[0]
+
+
+def test_int8_weights_are_near_the_plain_ones() -> None:
+    """The logits of a decoder with 8-bit weights, captured and not."""
+    model = make_model(d_model=64).to(DEVICE)
+    ids = torch.randint(257, (2, 9), device=DEVICE)
+    found = []
+    for captured in (True, False):
+        decoder = Decoder(model, int8=True, cuda_graph=captured)
+        cache = decoder.make_cache(2)
+        found.append(torch.cat([decoder(part, cache=cache) for part in ids.split([5, 1, 1, 1, 1], dim=1)], dim=1))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-3)
+    with torch.no_grad():
+        assert (found[0] - model(ids)).abs().mean() < 0.05
+
+
+def test_drafts_change_nothing_in_greedy_text() -> None:
+    """Speculative decoding at temperature 0."""
+    decoder = Decoder(make_model(context_length=128).to(DEVICE))
+    prompt = [1, 2, 3, 4] * 8
+    plain = generate(decoder, prompt, max_new_tokens=60, temperature=0.0)
+    assert generate(decoder, prompt, max_new_tokens=60, temperature=0.0, speculative=4) == plain
+
+
+@pytest.mark.parametrize(
+    "settings", [{"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.2}, {"top_k": 20, "top_p": 0.9, "min_p": 0.01}], ids=str
+)
+def test_the_filters_leave_what_they_leave_on_a_cpu(settings: dict[str, Any]) -> None:
+    """The same tokens with the same probabilities; a draw is one of them."""
+    logits = torch.randn(4, 500) * 3
+    asked = Settings(temperature=0.8, **settings)
+    tables = []
+    for device in ("cpu", DEVICE):
+        probabilities, ids = distribution(logits.to(device), asked)
+        whole = torch.zeros(4, 500)
+        tables.append(whole.scatter_(1, ids.cpu(), probabilities.cpu()) if ids is not None else probabilities.cpu())
+    torch.testing.assert_close(tables[1], tables[0], rtol=1e-4, atol=1e-6)
+    generators = [torch.Generator(DEVICE).manual_seed(row) for row in range(4)]
+    for _ in range(20):
+        drawn = choose(logits.to(DEVICE), asked, generators).cpu()
+        assert (tables[0].gather(1, drawn.unsqueeze(1)) > 0).all()
+
+
+def test_a_seed_gives_the_same_text_again() -> None:
+    """Text in, text out on the device, alone and beside others."""
+    predictor = Predictor(make_model(context_length=64).to(DEVICE), make_tokenizer())
+    settings: dict[str, Any] = {"max_new_tokens": 30, "temperature": 0.9, "top_p": 0.9, "seed": 5}
+    first = predictor.generate("Hello", **settings)
+    assert predictor.generate("Hello", **settings) == first
+    assert len(first) > len("Hello")
