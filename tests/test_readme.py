@@ -69,7 +69,7 @@ def checkout(tmp_path, monkeypatch) -> Path:
 
 @pytest.mark.parametrize("line", LINES)
 def test_the_command_is_accepted(line, checkout):
-    """The line's options and values are valid: the command prints its configuration, or its plan, instead of running."""
+    """The line's options and values are valid: the command prints its configuration or plan instead of running."""
     module, arguments = our_part(line)
     for place, word in enumerate(arguments):
         if word.endswith("/config.toml") and not Path(word).exists():  # that of a run

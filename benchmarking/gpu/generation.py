@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from benchmarking.gpu.gpt2 import GPT2
+from benchmarking.gpu.losses import TINY
 from benchmarking.gpu.task import Task
 from benchmarking.harness import OURS, Sample, paired_ratios, run_rounds, summarise, timed
 from benchmarking.infer_peers import (
@@ -29,7 +30,7 @@ from transformerlm.models.transformer import TransformerLM
 from transformerlm.utils.device import synchronize
 
 GRAPH, EAGER = f"{OURS}, CUDA graph", f"{OURS}, eager"
-_TINY = {"vocab_size": 64, "context_length": 32, "d_model": 32, "num_layers": 1, "num_heads": 2, "d_ff": 64}
+_TINY = {**TINY.model(), "context_length": 32}
 _PROMPT_LENGTH, _NEW_TOKENS = 64, 64
 _REPEATS = 3
 _LIMIT = "limit"

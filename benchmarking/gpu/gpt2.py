@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarking.gpu import kernels, training
+from benchmarking.gpu import kernels, losses, training
 from benchmarking.gpu.task import Task
 from benchmarking.harness import OURS, Sample, run_rounds, timed
 from benchmarking.limits import MatmulPeak
@@ -21,8 +22,14 @@ from transformerlm.models.estimates import count_parameters, estimate_training_m
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.utils.device import device_memory_bytes, synchronize
 
-GPT2 = {"vocab_size": 50304, "context_length": 1024, "d_model": 768, "num_layers": 12, "num_heads": 12, "d_ff": 2048}
-_TINY = {"vocab_size": 64, "context_length": 16, "d_model": 32, "num_layers": 1, "num_heads": 2, "d_ff": 64}
+GPT2: dict[str, Any] = {
+    "vocab_size": 50304,
+    "context_length": 1024,
+    "d_model": 768,
+    "num_layers": 12,
+    "num_heads": 12,
+    "d_ff": 2048,
+}
 _SIZES = (512, 384, 256, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 2, 1)
 _REPEATS, _SECONDS_PER_ROUND = 5, 2.0
 _TOP = 15
@@ -30,7 +37,7 @@ _TOP = 15
 
 def run(task: Task) -> None:
     """Measure the step, then look into it."""
-    hparams = TransformerLM(**(_TINY if task.tiny else GPT2), device="meta").hparams()
+    hparams = TransformerLM(**(losses.TINY.model() if task.tiny else GPT2), device="meta").hparams()
     size = largest_micro_batch(task, hparams)
     case = TrainCase(hparams, size, task.device, backend=task.backend)
     task.row(
@@ -65,6 +72,7 @@ def largest_micro_batch(task: Task, hparams: dict[str, Any]) -> int:
             continue
         finally:
             step = None  # type: ignore[assignment]
+            gc.collect()
             if task.device == "cuda":
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()

@@ -47,7 +47,7 @@ class Shape:
     batch_size: int
     micro_batch_size: int
 
-    def model(self) -> dict[str, int]:
+    def model(self) -> dict[str, Any]:
         """Return the keywords of `TransformerLM`."""
         return {name: value for name, value in asdict(self).items() if "batch" not in name}
 
@@ -65,7 +65,7 @@ def losses(
     optimizer = AdamW(parameter_groups(model, weight_decay=0.1), lr=LEARNING_RATE, betas=(0.9, 0.95))
     for step in range(1, steps + 1):
         windows = torch.from_numpy(text(shape, step)).to(device)
-        batches = [(part[:, :-1], part[:, 1:]) for part in windows.split(shape.micro_batch_size)]
+        batches = [(part[:, :-1], part[:, 1:]) for part in torch.split(windows, shape.micro_batch_size)]
         yield train_step(
             forward,
             optimizer,
@@ -106,7 +106,7 @@ def text(shape: Shape, step: int) -> npt.NDArray[np.int64]:
 
 def _uniform(count: int, purpose: int, index: int) -> npt.NDArray[np.float64]:
     words = np.random.Philox(key=np.array([purpose, index], dtype=np.uint64)).random_raw(count)
-    return (words >> np.uint64(11)) * 2.0**-53
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _skewed(uniform: npt.NDArray[np.float64], vocab_size: int) -> npt.NDArray[np.int64]:
