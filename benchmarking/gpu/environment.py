@@ -23,7 +23,9 @@ def run(task: Task) -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
     facts = {key.removeprefix("versions."): value for key, value in found.items() if key.startswith("versions.")}
     facts |= {"cores": found["hardware.cores"], "ram_gb": found["hardware.ram_gb"]} | _card(device)
-    Results(task.out).write("environment", device_name=name, **{key: value for key, value in facts.items() if value})
+    Results(task.out).write(
+        "environment", part=task.part, device_name=name, **{key: value for key, value in facts.items() if value}
+    )
     for dtype in (torch.bfloat16, torch.float32):
         peaks = [MatmulPeak(device, dtype)()["flops_per_second"] for _ in range(_ROUNDS)]
         task.row("Limits", what=f"product of two square matrices, {dtype}", best=max(peaks) / 1e12, unit="TFLOP/s")

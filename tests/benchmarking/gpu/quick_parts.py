@@ -23,7 +23,7 @@ NUM_ROWS = 100
 def environment(task: Task) -> None:
     from benchmarking.gpu.results import Results
 
-    Results(task.out).write("environment", device_name="Quick 1", torch="0")
+    Results(task.out).write("environment", part=task.part, device_name="Quick 1", torch="0")
 
 
 def rows(task: Task) -> None:
