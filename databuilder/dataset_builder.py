@@ -346,6 +346,7 @@ def _shared_facts(tokenizer: Tokenizer, sources: Sequence[SourceFiles], separato
         "vocab_size": tokenizer.vocab_size,
         "tokenizer_sha256": tokenizer.fingerprint(),
         "separator": separator,
+        "separator_id": tokenizer.special_token_ids[separator],
         "sources": [{"path": str(path), "bytes": path.stat().st_size} for source in sources for path in source.paths],
     }
 

@@ -106,6 +106,7 @@ def test_the_sidecar_says_what_the_file_is(tmp_path: Path) -> None:
         "sha256": hashlib.sha256((tmp_path / "train.npy").read_bytes()).hexdigest(),
         "sources": [{"path": str(tmp_path / "in.txt"), "bytes": 22}],
         "separator": EOT,
+        "separator_id": SEPARATOR_ID,
         "invalid_utf8": 0,
     }
     assert np.load(tmp_path / "train.npy").shape == (report.train.tokens,)
