@@ -184,7 +184,7 @@ def test_files_read_as_bytes_give_the_same_token_files(
         (tmp_path / name).write_bytes(text[:400] + b"\xff\xe2\x82 " + text[400:] + b" \xf0\x9f")
     (tmp_path / "a.txt").write_text(f"small{EOT}file")
     (tmp_path / "c2.jsonl").write_text('{"text": "a line"}\n' * 20)
-    (tmp_path / "c3.zst").write_bytes(zstd(f"packed{EOT}text".encode() + os.urandom(300)))
+    (tmp_path / "c3.zst").write_bytes(zstd(f"packed{EOT}text".encode() * 20 + b"\xff\xe2\x82 \xf0\x9f"))
     write_parquet(tmp_path / "c4.parquet", {"text": ["a row", "漢字"] * 50})
     built = []
     for engine in ("reference", "compiled"):

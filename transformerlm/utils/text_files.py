@@ -1,10 +1,11 @@
 """Text inputs: from file names and globs to a stream of decoded text in bounded memory.
 
-Plain text (any suffix), `.jsonl` (one JSON object a line, the text under one key), either of them as `.gz` or `.zst`,
-and `.parquet` (the text in one column) are read alike: as `TextBlock`s that say where a document surely ends (the end
-of a file, of a JSON line, or of a row). The text is the file's, character for character: line ends are not translated
-(CRLF stays), a byte order mark stays, nothing is normalised. Bytes that are not UTF-8 become U+FFFD and are counted in
-`ReadStats`, or are refused.
+Plain text (any suffix), JSON lines (`.jsonl`, `.ndjson`, `.json`: an object a line, the text under one key), either of
+them as `.gz` or `.zst`, and `.parquet` (the text in one column) are read alike: as `TextBlock`s that say where a
+document surely ends (the end of a file, of a JSON line, or of a row). The text is the file's, character for character:
+line ends are not translated (CRLF stays), a byte order mark stays, nothing is normalised. Bytes that are not UTF-8
+become U+FFFD and are counted in `ReadStats`, or are refused. A file that is no text is refused by its first bytes, see
+`file_kinds`.
 
 Memory: one block (1 MiB) for text, also of a `.gz` that unpacks to far more; for JSON lines, the longest line (at most
 `MAX_LINE_BYTES`) and what it spells; for `.parquet` see `parquet_rows`.
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from transformerlm.utils.file_kinds import HEAD_BYTES, check_is_json_lines, check_is_text
 from transformerlm.utils.text_formats import (
     PARQUET,
     check_can_unpack,
@@ -35,7 +37,8 @@ from transformerlm.utils.text_formats import (
 BLOCK_BYTES = 1 << 20
 MAX_LINE_BYTES = 1 << 26
 
-_JSON_SUFFIXES = (".jsonl", ".ndjson")
+_JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+_TABLES = (".csv", ".tsv")
 _NOT_TEXT = (".xz", ".bz2", ".zip", ".tar", ".tgz", ".arrow", ".npy", ".npz", ".safetensors", ".gguf", ".pt")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _REPLACE_HINT = 'invalid_utf8 = "replace" reads it as U+FFFD'
@@ -68,7 +71,7 @@ def expand_inputs(patterns: str | os.PathLike[str] | Sequence[str | os.PathLike[
 
     Raises:
         FileNotFoundError: a name or glob without a match.
-        ValueError: no input at all, a folder, a file that is named twice, or a format that is no text.
+        ValueError: no input at all, a folder, a file that is named twice, or one that is no text, by name or content.
         PermissionError: a file that cannot be read.
     """
     names = [patterns] if isinstance(patterns, str | os.PathLike) else list(patterns)
@@ -79,6 +82,7 @@ def expand_inputs(patterns: str | os.PathLike[str] | Sequence[str | os.PathLike[
     for name in names:
         for path in _matches(os.path.expanduser(os.fspath(name))):
             _check_readable(path)
+            _check_content(path)
             if (real := path.resolve()) in named_by:
                 raise ValueError(f"inputs: {path} is named twice (by {named_by[real]!r} and {os.fspath(name)!r})")
             named_by[real] = os.fspath(name)
@@ -114,8 +118,8 @@ def read_text(path: Path, *, text_field: str = "text", stats: ReadStats | None =
 
 
 def is_plain_text(path: Path) -> bool:
-    """Tell whether a file's bytes are its text: neither packed nor JSON lines."""
-    return not is_packed(path) and not _is_json_lines(path)
+    """Tell whether a file's bytes are its text: neither packed, nor JSON lines, nor a pipe."""
+    return path.is_file() and not is_packed(path) and not _is_json_lines(path)
 
 
 def _matches(name: str) -> list[Path]:
@@ -135,11 +139,26 @@ def _check_readable(path: Path) -> None:
     if unpacked_name(path).endswith(_NOT_TEXT):
         kinds = "plain text, .jsonl, either as .gz or .zst, or .parquet"
         raise ValueError(f"input: expected {kinds}, found {path} (unpack or convert it first)")
+    if unpacked_name(path).endswith(_TABLES):
+        raise ValueError(f"input: expected text, found the table {path} (convert it to JSON lines or Parquet)")
     check_can_unpack(path)
     if not path.exists():
         raise FileNotFoundError(f"input: expected a text file, found a broken link at {path}")
     if not os.access(path, os.R_OK):
         raise PermissionError(f"input: expected a file that can be read, found {path} without read permission")
+
+
+def _check_content(path: Path) -> None:
+    """Refuse a file that is not what its name says; a pipe can be read once, so `read_text` looks at its beginning."""
+    if path.is_file() and not path.name.lower().endswith(PARQUET):
+        with path.open("rb") as raw, damage_named(path):
+            _check_head(path, opened(path, raw).read(HEAD_BYTES))
+
+
+def _check_head(path: Path, head: bytes) -> None:
+    check_is_text(head, str(path))
+    if _is_json_lines(path):
+        check_is_json_lines(head, str(path))
 
 
 def _is_json_lines(path: Path) -> bool:
@@ -152,6 +171,8 @@ def _plain_text(path: Path, stream: BinaryIO, stats: ReadStats) -> Iterator[Text
     while more:
         block = stream.read(BLOCK_BYTES)
         more = bool(block)
+        if position == 0 and not path.is_file():
+            _check_head(path, block[:HEAD_BYTES])
         text = decoder.decode(block, final=not more)
         kept = decoder.getstate()[0]  # the first bytes of a character that the block cut in two
         if "\ufffd" in text:
