@@ -18,6 +18,7 @@ from databuilder.dataset_builder import build_dataset
 from tests.cli.commands import Outcome, call
 from tests.utils.packed import write_parquet, zstd
 from transformerlm.tokenizer import Tokenizer, bpe_trainer, train_bpe
+from transformerlm.tokenizer import tokenizer as tokenizer_module
 from transformerlm.tokenizer.bpe_trainer import learn_merges
 from transformerlm.utils import text_files
 
@@ -29,9 +30,11 @@ each_engine = pytest.mark.parametrize("engine", ENGINES)
 
 
 @pytest.fixture(autouse=True)
-def _numba(request: pytest.FixtureRequest) -> None:
+def _numba(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "engine" in request.fixturenames and request.getfixturevalue("engine") == "compiled":
         pytest.importorskip("numba")
+        monkeypatch.setattr(tokenizer_module, "_CALL_CHARS", 0)  # short texts, too, are for the kernels
+        monkeypatch.setattr(tokenizer_module, "_CALL_IDS", 0)
 
 
 def make_tokenizer(engine: str, pattern: str = "gpt2") -> Tokenizer:

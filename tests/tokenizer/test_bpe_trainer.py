@@ -180,6 +180,14 @@ def test_progress_and_invalid_bytes_are_reported(tmp_path: Path) -> None:
     [
         (256, [EOT], r"vocab_size: expected at least 257 \(256 bytes and 1 special tokens\), found 256"),
         (300, [EOT, EOT], "special_tokens: expected each once"),
+        (
+            300,
+            [EOT, "§"],
+            r"special_tokens: expected tokens that vocab.json can tell .* found '§', .* the bytes b'\\xa7'",
+        ),
+        (300, ["Ġthe"], r"found 'Ġthe', which is how it writes the bytes b' the' \(choose ASCII characters\)"),
+        (300, ["Ã©"], "found 'Ã©'"),
+        (300, ["ñ"], "found 'ñ'"),
         (300, ["a"], "expected two bytes or more, found 'a'"),
         (300, [""], "expected non-empty"),
     ],

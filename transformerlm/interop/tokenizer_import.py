@@ -11,6 +11,7 @@ from transformerlm.interop.verify import NOT_ASKED, verify_ranks, verify_tokeniz
 from transformerlm.tokenizer.io import MERGES_FILE, SPECIALS_FILE, VOCAB_FILE
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.files import check_free, whole_directory
+from transformerlm.utils.strings import check_is_no_string
 
 
 def import_tokenizer(
@@ -35,9 +36,11 @@ def import_tokenizer(
         overwrite: replace an `out` that is there already.
 
     Raises:
+        TypeError: `special_tokens` is one string.
         FileExistsError: `out` is there already, and `overwrite` is not set.
         ValueError: a file is not in order, or the library gives other ids.
     """
+    check_is_no_string(special_tokens, "special_tokens")
     check_free(out, overwrite=overwrite, holds=VOCAB_FILE, beside=(MERGES_FILE, SPECIALS_FILE))
     if form == "tokenizer_json":
         tokenizer = tokenizer_json.from_file(source)

@@ -21,10 +21,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformerlm.tokenizer import io
 from transformerlm.tokenizer.engines import Engine, check_engine, use_compiled
 from transformerlm.tokenizer.memory_limit import REFERENCE_BYTES_PER_SLOT, Memory, check_memory_limit
 from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, resolve_num_workers
 from transformerlm.tokenizer.pretokenize import DEFAULT_PATTERN, SpecialTokenSplitter, pre_tokenize, safe_pieces
+from transformerlm.utils.strings import check_is_no_string
 from transformerlm.utils.text_files import ReadStats, expand_inputs, read_text, total_bytes
 
 if TYPE_CHECKING:
@@ -74,10 +76,12 @@ def train_bpe(
         `merges`: pairs of byte strings.
 
     Raises:
-        ValueError: `vocab_size` below 256 + the special tokens, special tokens that cannot be, inputs without any
-            text, or with distinct words that need more memory than the limit (the reference only).
+        TypeError: `special_tokens` is one string.
+        ValueError: `vocab_size` below 256 + the special tokens, special tokens that cannot be or be saved, inputs
+            without any text, or with distinct words that need more memory than the limit (the reference only).
         OSError: a file that cannot be read, or no room for the temporary files.
     """
+    check_is_no_string(special_tokens, "special_tokens")
     specials = list(special_tokens)
     _check_request(vocab_size, specials)
     paths = expand_inputs(input_path)
@@ -347,9 +351,8 @@ def _texts(
 def _check_request(vocab_size: int, special_tokens: Sequence[str]) -> None:
     if len(set(special_tokens)) < len(special_tokens):
         raise ValueError(f"special_tokens: expected each once, found {list(special_tokens)}")
-    for token in special_tokens:
-        if len(token.encode("utf-8", "replace")) == 1:
-            raise ValueError(f"special_tokens: expected two bytes or more, found {token!r}, which is a token as it is")
+    io.check_special_tokens(special_tokens)
+    io.check_special_tokens_to_save(special_tokens)
     if vocab_size < 256 + len(special_tokens):
         raise ValueError(
             f"vocab_size: expected at least {256 + len(special_tokens)} (256 bytes and {len(special_tokens)} "

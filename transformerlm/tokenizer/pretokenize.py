@@ -20,6 +20,7 @@ from typing import Any
 
 import regex  # type: ignore[import-untyped]
 
+from transformerlm.utils.strings import check_is_no_string
 from transformerlm.utils.text_files import TextBlock
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -66,8 +67,10 @@ class SpecialTokenSplitter:
         """Prepare for these tokens; `pattern` is the pre-tokens' and decides where a stream may be cut.
 
         Raises:
+            TypeError: one string in the place of a list.
             ValueError: an empty token, or one that UTF-8 cannot spell.
         """
+        check_is_no_string(special_tokens, "special_tokens")
         check_pattern(pattern)
         self.pattern = pattern
         self.special_tokens = list(dict.fromkeys(special_tokens))

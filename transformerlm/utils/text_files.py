@@ -122,6 +122,11 @@ def is_plain_text(path: Path) -> bool:
     return path.is_file() and not is_packed(path) and not _is_json_lines(path)
 
 
+def holds_rows(path: Path) -> bool:
+    """Return whether a file holds documents one by one, as JSON lines or in Parquet, rather than a running text."""
+    return _is_json_lines(path) or path.name.lower().endswith(PARQUET)
+
+
 def _matches(name: str) -> list[Path]:
     if os.path.isdir(name):
         raise ValueError(f"input: expected a text file, found the folder {name} (name its files, such as {name}/*.txt)")
