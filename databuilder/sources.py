@@ -69,10 +69,19 @@ def find_sources(inputs: PathName | Sequence[PathName] | Sequence[Source], text_
     """Find the files of each source; inputs without weights are one source of weight 1.
 
     Raises:
+        TypeError: names and sources in one list.
         ValueError: a weight that is no number above 0, a file in two sources, or as `expand_inputs`.
         OSError: as `expand_inputs`; the message names the source.
     """
-    if isinstance(inputs, str | os.PathLike) or not any(isinstance(item, Source) for item in inputs):
+    if isinstance(inputs, Source):
+        inputs = [inputs]
+    are_sources = [] if isinstance(inputs, str | os.PathLike) else [isinstance(item, Source) for item in inputs]
+    if any(are_sources) and not all(are_sources):
+        name = next(item for item in inputs if not isinstance(item, Source))
+        raise TypeError(
+            f"inputs: expected names alone or sources alone, found both (Source({str(name)!r}) makes it one)"
+        )
+    if not any(are_sources):
         source = Source(cast("PathName | Sequence[PathName]", inputs))
         return [SourceFiles("input", source, text_field=text_field, weighted=False)]
     sources: list[SourceFiles] = []

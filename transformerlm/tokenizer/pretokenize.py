@@ -84,6 +84,10 @@ class SpecialTokenSplitter:
         """Pickle as the tokens and a name: compiled patterns need not travel to worker processes."""
         return partial(SpecialTokenSplitter, pattern=self.pattern), (self.special_tokens,)
 
+    def without_tokens(self) -> SpecialTokenSplitter:
+        """Return a splitter of the same pattern that knows no special tokens, for plain text."""
+        return SpecialTokenSplitter((), pattern=self.pattern)
+
     def split(self, text: str) -> Iterator[tuple[str, bool]]:
         """Yield the non-empty segments of `text` in order, each with whether it is a special token."""
         end = 0

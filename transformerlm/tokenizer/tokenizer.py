@@ -268,7 +268,7 @@ class Tokenizer:
         encoder = self._encoder_for(sys.maxsize)
         assert encoder is not None, "chunks are for the compiled engine"
         chunk, replaced = made_valid(chunk)
-        return encoder.encode_array(chunk.data, chunk.ends), replaced
+        return encoder.encode_array(chunk.data, chunk.ends, ordinary=chunk.ordinary), replaced
 
     def encode_to_array(self, text: str, *, num_workers: int = 1) -> np.ndarray:
         """Return the ids of `text` as a numpy array, uint16 where all ids fit and uint32 otherwise; shape (tokens,)."""
@@ -296,7 +296,7 @@ class Tokenizer:
             if ids is not None:
                 return ids
         allow_special = allow_special or not holds_rows(paths[0])
-        splitter = self._splitter if allow_special else SpecialTokenSplitter((), pattern=self.pattern)
+        splitter = self._splitter if allow_special else self._splitter.without_tokens()
         pieces = safe_pieces(read_text(paths[0]), splitter, size=_FILE_PIECE_CHARS, where=str(paths[0]))
         texts = ([piece.text] for piece in pieces)
         threads = self.runs_in_threads(size)

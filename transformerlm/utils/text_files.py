@@ -19,7 +19,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -56,12 +56,20 @@ class TextBlock(NamedTuple):
 class ReadStats:
     """What reading has met so far; handed in by the caller and filled while the stream is consumed.
 
-    With `refuse_invalid` the first byte that is no UTF-8 is an error instead of being counted.
+    With `refuse_invalid` the first byte that is no UTF-8 is an error instead of being counted. The first `sample_chars`
+    characters are kept, since an input may be a pipe, which cannot be read again.
     """
 
     refuse_invalid: bool = False
     disk_bytes: int = 0  # of the files as they lie on disk (compressed ones compressed)
     invalid_utf8: int = 0  # replacement characters put in place of bytes (or lone surrogates) that are no text
+    sample_chars: int = 0
+    sample: list[str] = field(default_factory=list)
+
+    def keep(self, text: str) -> None:
+        """Add text to the sample, as far as it still wants some."""
+        self.sample.append(text[: self.sample_chars])
+        self.sample_chars -= len(self.sample[-1])
 
 
 def expand_inputs(patterns: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -113,6 +121,8 @@ def read_text(path: Path, *, text_field: str = "text", stats: ReadStats | None =
             blocks = _plain_text(path, opened(path, raw), stats)
         for block in blocks:
             stats.disk_bytes = before + (raw.tell() if raw.seekable() else 0)
+            if stats.sample_chars:
+                stats.keep(block.text)
             yield block
     stats.disk_bytes = before + (path.stat().st_size if path.is_file() else 0)
 
@@ -123,7 +133,11 @@ def is_plain_text(path: Path) -> bool:
 
 
 def holds_rows(path: Path) -> bool:
-    """Return whether a file holds documents one by one, as JSON lines or in Parquet, rather than a running text."""
+    """Return whether a file holds documents one by one, as JSON lines or in Parquet, rather than a running text.
+
+    A row ends its document by itself, so what it spells is its text: a special token in it is plain text, unless the
+    caller asks otherwise. A running text has nothing but special tokens to say where documents end.
+    """
     return _is_json_lines(path) or path.name.lower().endswith(PARQUET)
 
 
