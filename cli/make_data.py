@@ -34,11 +34,10 @@ def make_data(config: MakeDataConfig) -> None:
     from logger import create_logger
     from transformerlm.tokenizer.tokenizer import Tokenizer
 
-    builds = (
-        _one_for_each_input(config)
-        if config.outputs == "per-input"
-        else [(config.input or [Source(**vars(source)) for source in config.sources], config.train, config.valid)]
-    )
+    sources = [Source(**vars(source)) for source in config.sources]
+    builds: list[Build] = [(config.input or sources, config.train, config.valid)]
+    if config.outputs == "per-input":
+        builds = _one_for_each_input(config)
     tokenizer = Tokenizer.from_directory(config.tokenizer, engine=config.engine)
     with create_logger(
         config.logging.backend,

@@ -38,7 +38,9 @@ class MakeDataConfig(TextInput):
     sources: list[SourceConfig] = Field(
         [], validate_default=True, description="text in several parts with weights, in place of input"
     )
-    tokenizer: FilePath = Field(description="directory written by transformerlm-train-tokenizer")
+    tokenizer: FilePath = Field(
+        description="directory written by transformerlm-train-tokenizer; or data/gpt2 for data/gpt2-vocab.json"
+    )
     separator: SpecialToken = Field(
         "<|endoftext|>", description="special token between documents in text files, and after each in the output"
     )

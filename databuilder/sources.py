@@ -75,9 +75,10 @@ def find_sources(inputs: PathName | Sequence[PathName] | Sequence[Source], text_
     """
     if isinstance(inputs, Source):
         inputs = [inputs]
-    are_sources = [] if isinstance(inputs, str | os.PathLike) else [isinstance(item, Source) for item in inputs]
+    items: Sequence[object] = [] if isinstance(inputs, str | os.PathLike) else inputs
+    are_sources = [isinstance(item, Source) for item in items]
     if any(are_sources) and not all(are_sources):
-        name = next(item for item in inputs if not isinstance(item, Source))
+        name = items[are_sources.index(False)]
         raise TypeError(
             f"inputs: expected names alone or sources alone, found both (Source({str(name)!r}) makes it one)"
         )

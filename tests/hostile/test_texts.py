@@ -137,9 +137,9 @@ ODD = {
     "one document": b"one document without any separator. " * 50,
     "one long word": b"ab" * 50_000,
     "one character": b"a",
-    "NUL": bytes(1000),
+    "NUL": b"a text with NUL\0 here and there. " * 30,
     "blanks and a letter": b" \n" * 500 + b"x",
-    "no UTF-8": b"\xff\xfea\xc3\xc3\xa9 \xf0\x9f\x8d " * 20,
+    "no UTF-8": b"\xff and \xfea\xc3\xc3\xa9 \xf0\x9f\x8d in a text. " * 20,
 }
 
 

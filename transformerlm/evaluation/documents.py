@@ -71,6 +71,7 @@ def read_documents(
     paths = expand_inputs(inputs)
     documents: list[str] = []
     for path in paths:
+        texts: Iterator[str]
         if holds_rows(path) and not allow_special:
             texts = (PlainText(block.text) for block in read_text(path, text_field=text_field, stats=stats))
         else:

@@ -72,14 +72,14 @@ def compiling(work: Work) -> Iterator[None]:
 
     Kernels that are read from the disk are not compiled, however slowly a busy machine reads them.
     """
-    from numba.core import event  # type: ignore[import-untyped]
+    from numba.core import event
 
     timer = threading.Timer(
         COMPILING_SECONDS, _say_once, ["compiling the tokenizer's kernels, this once: it takes some ten seconds"]
     )
     timer.daemon = True
 
-    class Compilation(event.Listener):  # type: ignore[misc]
+    class Compilation(event.Listener):
         def on_start(self, event: object) -> None:
             if timer.ident is None:
                 timer.start()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ VOCAB_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
 SPECIALS_FILE = "special_tokens.json"
 
+_LOOKS_SPECIAL = re.compile(r"<\|[A-Za-z0-9_]+\|>")
 _VERSION_LINE = "#version: 0.2"
 MAX_FILE_BYTES = 1 << 27
 MAX_SPECIALS_BYTES = 1 << 20
@@ -132,6 +134,24 @@ def load_merges(path: Path, vocab: Mapping[int, bytes]) -> list[tuple[bytes, byt
             raise ValueError(f"{path}:{number}: {error}") from None
     check_merges(merges, vocab, where=f"{path}:", first=first_line)
     return merges
+
+
+def tokenizer_files(path: Path) -> tuple[Path, Path, Path]:
+    """Return the paths of a tokenizer's vocabulary, merges and special tokens.
+
+    They are in the directory `path`, or their names begin with it and a dash: `gpt2-vocab.json`, `gpt2-merges.txt`.
+    """
+    names = (VOCAB_FILE, MERGES_FILE, SPECIALS_FILE)
+    if not path.is_dir() and path.with_name(f"{path.name}-{VOCAB_FILE}").exists():
+        vocab, merges, specials = (path.with_name(f"{path.name}-{name}") for name in names)
+    else:
+        vocab, merges, specials = (path / name for name in names)
+    return vocab, merges, specials
+
+
+def special_names(path: Path) -> list[str]:
+    """Return the tokens of a `vocab.json` that look special, as `<|endoftext|>` does; GPT-2's files do not say it."""
+    return [name for name in read_json_file(path, max_bytes=MAX_FILE_BYTES) if _LOOKS_SPECIAL.fullmatch(name)]
 
 
 def load_special_tokens(path: Path) -> tuple[list[str], str, str | None]:

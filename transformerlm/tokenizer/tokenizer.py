@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import threading
+import warnings
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -124,15 +125,26 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, directory: str | os.PathLike[str], *, engine: Engine = "auto") -> Tokenizer:
-        """Load what `save` has written.
+        """Load what `save` has written, or GPT-2's files whose names begin with `directory` and a dash.
+
+        Those are such as `gpt2-vocab.json` and `gpt2-merges.txt`, for "gpt2". Where no `gpt2-special_tokens.json` is
+        beside them, tokens like `<|endoftext|>` are taken for special, and the pattern for GPT-2's, with a warning.
 
         Raises:
             FileNotFoundError: a file that is not there.
             ValueError: a file that is not in order; the message says where and what.
         """
-        directory = Path(directory)
-        special_tokens, pattern, sha256 = io.load_special_tokens(directory / io.SPECIALS_FILE)
-        files = directory / io.VOCAB_FILE, directory / io.MERGES_FILE
+        *files, specials = io.tokenizer_files(Path(directory))
+        if specials.exists() or specials.name == io.SPECIALS_FILE:
+            special_tokens, pattern, sha256 = io.load_special_tokens(specials)
+        else:
+            special_tokens, pattern, sha256 = io.special_names(files[0]), DEFAULT_PATTERN, None
+            names = ", ".join(special_tokens) or "none"
+            warnings.warn(
+                f"{specials}: no such file, so the special tokens are taken to be {names}, and the pattern "
+                f"{DEFAULT_PATTERN} (transformerlm-import --format gpt2 writes a tokenizer that says it)",
+                stacklevel=2,
+            )
         tokenizer = cls.from_files(*files, special_tokens, pattern=pattern, engine=engine)
         expected = tokenizer.vocab_size - 256 - len(special_tokens)  # the bytes are 256 tokens
         if len(tokenizer.merges) < expected:
