@@ -17,6 +17,7 @@ import math
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
@@ -307,13 +308,26 @@ def _source_batches(
     for (in_chunks, ordinary), files in groupby(source.paths, key=kind):
         if not in_chunks:
             cutter = splitter.without_tokens() if ordinary else splitter
-            for batch in _text_batches(files, cutter, text_field=source.text_field, stats=stats):
+            for number, batch in enumerate(_text_batches(files, cutter, text_field=source.text_field, stats=stats)):
+                if ordinary and number == 0:
+                    _warn_of_special_tokens(batch.texts, splitter.special_tokens)
                 yield batch._replace(ordinary=ordinary)
             continue
         for path in files:
             for chunk in read_chunks(path, splitter, stats=stats, size=BATCH_CHARS):
                 yield _Batch(chunk, [], stats.disk_bytes)
             yield _Batch([""], [True], stats.disk_bytes)
+
+
+def _warn_of_special_tokens(texts: Iterable[str], special_tokens: Sequence[str]) -> None:
+    """Say so where the first rows spell special tokens: they may be meant as such, as in conversations."""
+    for token in special_tokens:
+        if any(token in text for text in texts):
+            warnings.warn(
+                f"rows spell {token}, which is plain text there; allow_special makes special tokens in rows tokens",
+                stacklevel=2,
+            )
+            return
 
 
 def _text_batches(

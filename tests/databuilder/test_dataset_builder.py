@@ -327,6 +327,7 @@ def test_names_and_sources_in_one_list_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_batch_chars")
+@pytest.mark.filterwarnings("ignore:rows spell")
 @pytest.mark.parametrize("engine", ["reference", "compiled"])
 def test_rows_are_plain_text_unless_special_tokens_are_allowed(tmp_path: Path, engine: str) -> None:
     """A separator that a row spells ends no document; in a text file beside it, it does."""
@@ -335,6 +336,8 @@ def test_rows_are_plain_text_unless_special_tokens_are_allowed(tmp_path: Path, e
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     write_parquet(tmp_path / "b.parquet", {"text": rows})
     (tmp_path / "c.txt").write_text(rows[0])
+    with pytest.warns(UserWarning, match=r"rows spell <\|endoftext\|>, which is plain text there; allow_special makes"):
+        _build(tmp_path, tmp_path / "a.jsonl", tokenizer=tokenizer)
     for allow_special, encode, num_rows in ((False, tokenizer.encode_ordinary, 3), (True, tokenizer.encode, 4)):
         report = _build(
             tmp_path, f"{tmp_path}/[abc].*", tokenizer=tokenizer, allow_special=allow_special, overwrite=True

@@ -120,6 +120,7 @@ def test_bytes_that_are_no_utf8_are_counted_or_refused(tmp_path):
         read_documents(tmp_path / "a.txt", stats=ReadStats(refuse_invalid=True))
 
 
+@pytest.mark.filterwarnings("ignore:rows spell")
 def test_rows_are_plain_text_unless_special_tokens_are_allowed(tmp_path, tokenizer):
     """What a row spells is its text, as in make-data: no document ends in it and no id is a special token's."""
     row = f"GPT-2's {END} ends a text."

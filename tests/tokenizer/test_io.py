@@ -106,7 +106,7 @@ def _without(key: str) -> Damage:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda vocab, merges: "[1, 2]", r"vocab\.json: expected a JSON object, found list"),
+        (lambda vocab, merges: "[1, 2]", r"vocab\.json: expected a JSON object, found an array"),
         (lambda vocab, merges: '{"a": 1,', r"vocab\.json:1: expected JSON, found"),
         (lambda vocab, merges: '{"a": 0, "a": 1}', r"vocab\.json: expected each key once, found 'a' twice"),
         (lambda vocab, merges: b'{"\xff": 0}', r"vocab\.json: expected UTF-8, found byte 0xff at offset 2"),

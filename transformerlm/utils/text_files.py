@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from transformerlm.utils.file_kinds import HEAD_BYTES, check_is_json_lines, check_is_text
+from transformerlm.utils.json_files import json_kind
 from transformerlm.utils.text_formats import (
     PARQUET,
     check_can_unpack,
@@ -255,12 +256,12 @@ def _text_of_line(line: bytes, where: str, text_field: str, stats: ReadStats) ->
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: expected a JSON object, found a line that is no JSON ({error})") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{where}: expected a JSON object, found {type(record).__name__}")
+        raise ValueError(f"{where}: expected a JSON object, found {json_kind(record)}")
     if text_field not in record:
         raise ValueError(f"{where}: expected the field {text_field!r}, found {sorted(record)[:8]} (set text_field)")
     text = record[text_field]
     if not isinstance(text, str):
-        raise ValueError(f"{where}: expected text under {text_field!r}, found {type(text).__name__}")
+        raise ValueError(f"{where}: expected text under {text_field!r}, found {json_kind(text)}")
     text, num_surrogates = _SURROGATE.subn("\ufffd", text)  # JSON can spell half a character: "\\ud83d"
     stats.invalid_utf8 += num_surrogates
     if num_surrogates and stats.refuse_invalid:
