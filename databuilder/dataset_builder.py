@@ -310,7 +310,7 @@ def _source_batches(
             cutter = splitter.without_tokens() if ordinary else splitter
             for number, batch in enumerate(_text_batches(files, cutter, text_field=source.text_field, stats=stats)):
                 if ordinary and number == 0:
-                    _warn_of_special_tokens(batch.texts, splitter.special_tokens)
+                    _warn_of_special_tokens(batch, splitter.special_tokens)
                 yield batch._replace(ordinary=ordinary)
             continue
         for path in files:
@@ -319,8 +319,9 @@ def _source_batches(
             yield _Batch([""], [True], stats.disk_bytes)
 
 
-def _warn_of_special_tokens(texts: Iterable[str], special_tokens: Sequence[str]) -> None:
+def _warn_of_special_tokens(batch: _Batch, special_tokens: Sequence[str]) -> None:
     """Say so where the first rows spell special tokens: they may be meant as such, as in conversations."""
+    texts = batch.texts if isinstance(batch.texts, list) else []
     for token in special_tokens:
         if any(token in text for text in texts):
             warnings.warn(

@@ -134,22 +134,22 @@ class Tokenizer:
             FileNotFoundError: a file that is not there.
             ValueError: a file that is not in order; the message says where and what.
         """
-        *files, specials = io.tokenizer_files(Path(directory))
+        vocab, merges, specials = io.tokenizer_files(Path(directory))
         if specials.exists() or specials.name == io.SPECIALS_FILE:
             special_tokens, pattern, sha256 = io.load_special_tokens(specials)
         else:
-            special_tokens, pattern, sha256 = io.special_names(files[0]), DEFAULT_PATTERN, None
+            special_tokens, pattern, sha256 = io.special_names(vocab), DEFAULT_PATTERN, None
             names = ", ".join(special_tokens) or "none"
             warnings.warn(
                 f"{specials}: no such file, so the special tokens are taken to be {names}, and the pattern "
                 f"{DEFAULT_PATTERN} (transformerlm-import --format gpt2 writes a tokenizer that says it)",
                 stacklevel=2,
             )
-        tokenizer = cls.from_files(*files, special_tokens, pattern=pattern, engine=engine)
+        tokenizer = cls.from_files(vocab, merges, special_tokens, pattern=pattern, engine=engine)
         expected = tokenizer.vocab_size - 256 - len(special_tokens)  # the bytes are 256 tokens
         if len(tokenizer.merges) < expected:
             raise ValueError(
-                f"{files[1]}: expected a merge for each of the {expected} merged tokens of {io.VOCAB_FILE}, "
+                f"{merges}: expected a merge for each of the {expected} merged tokens of {io.VOCAB_FILE}, "
                 f"found {len(tokenizer.merges)}; the file was cut, train or copy the tokenizer again"
             )
         if sha256 is not None and (found := tokenizer.fingerprint()) != sha256:
