@@ -61,7 +61,13 @@ def _read(config: EvalConfig) -> list[str]:
     from transformerlm.utils.text_files import ReadStats
 
     stats = ReadStats(refuse_invalid=config.invalid_utf8 == "refuse")
-    texts = read_documents(config.input, separator=config.separator, text_field=config.text_field, stats=stats)
+    texts = read_documents(
+        config.input,
+        separator=config.separator,
+        text_field=config.text_field,
+        allow_special=config.allow_special,
+        stats=stats,
+    )
     if stats.invalid_utf8:
         note(f"the text is not all UTF-8: U+FFFD was read {stats.invalid_utf8:,} times in place of other bytes")
     return texts

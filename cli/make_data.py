@@ -8,6 +8,7 @@ if __name__ == "__main__":  # before the imports that take time
     run("cli.make_data")
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.utils import Command, StageProgress, note
@@ -15,7 +16,11 @@ from cli.utils import main as run_command
 from config.make_data import MakeDataConfig
 
 if TYPE_CHECKING:
-    from databuilder.sources import SourceReport
+    from databuilder.dataset_builder import BuildReport
+    from databuilder.sources import Source, SourceReport
+    from logger.base import Logger
+
+    Build = tuple[Sequence[Path] | Sequence[str] | Sequence[Source], Path, Path | None]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,21 +34,11 @@ def make_data(config: MakeDataConfig) -> None:
     from logger import create_logger
     from transformerlm.tokenizer.tokenizer import Tokenizer
 
-    report = build_dataset(
-        config.input or [Source(**vars(source)) for source in config.sources],
-        tokenizer=Tokenizer.from_directory(config.tokenizer, engine=config.engine),
-        train_path=config.train,
-        valid_path=config.valid,
-        valid_fraction=config.valid_fraction,
-        separator=config.separator,
-        text_field=config.text_field,
-        invalid_utf8=config.invalid_utf8,
-        overwrite=config.overwrite,
-        num_workers=config.workers or None,
-        progress=StageProgress({"encode": "B"}),
-    )
-    if report.invalid_utf8:
-        note(f"the text is not all UTF-8: U+FFFD was read {report.invalid_utf8:,} times in place of other bytes")
+    sources = [Source(**vars(source)) for source in config.sources]
+    builds: list[Build] = [(config.input or sources, config.train, config.valid)]
+    if config.outputs == "per-input":
+        builds = _one_for_each_input(config)
+    tokenizer = Tokenizer.from_directory(config.tokenizer, engine=config.engine)
     with create_logger(
         config.logging.backend,
         run_name=config.logging.run_name or config.train.stem,
@@ -51,19 +46,68 @@ def make_data(config: MakeDataConfig) -> None:
         wandb_project=config.wandb.project,
         config=config.model_dump(mode="json"),
     ) as logger:
-        for split in filter(None, (report.train, report.valid)):
-            size = f"{split.bytes / 1e6:,.1f} MB of text"
-            note(f"{split.path}: {split.tokens:,} tokens, {split.documents:,} documents, {size}")
-            _note_shares(split.sources if config.sources else [], split.tokens)
-            logger.log_event(
-                "data_made",
-                path=str(split.path),
-                tokens=split.tokens,
-                bytes=split.bytes,
-                documents=split.documents,
-                invalid_utf8=report.invalid_utf8,
-                seconds=report.seconds,
+        for inputs, train, valid in builds:
+            report = build_dataset(
+                inputs,
+                tokenizer=tokenizer,
+                train_path=train,
+                valid_path=valid,
+                valid_fraction=config.valid_fraction,
+                separator=config.separator,
+                text_field=config.text_field,
+                allow_special=config.allow_special,
+                invalid_utf8=config.invalid_utf8,
+                max_tokens=config.max_tokens,
+                overwrite=config.overwrite,
+                num_workers=config.workers or None,
+                progress=StageProgress({"encode": "B"}),
             )
+            _tell(report, logger, with_sources=bool(config.sources))
+
+
+def _one_for_each_input(config: MakeDataConfig) -> list[Build]:
+    """Return each input with token files of its name, all of them checked before any is written.
+
+    Raises:
+        ValueError: two inputs would have the same token file, or `build_dataset` would refuse an output.
+        FileExistsError: an output is there already.
+    """
+    from databuilder.dataset_builder import check_outputs
+    from transformerlm.utils.text_files import expand_inputs
+
+    builds: list[Build] = []
+    owners: dict[str, Path] = {}
+    paths = expand_inputs(config.input)
+    for path in paths:
+        name = path.name.lstrip(".").split(".")[0] + ".npy"
+        if (other := owners.setdefault(name, path)) != path:
+            raise ValueError(f"input: expected names that differ, found {other} and {path}, which would both be {name}")
+        train, valid = config.train / name, config.valid / name if config.valid is not None else None
+        check_outputs([file for file in (train, valid) if file is not None], paths, overwrite=config.overwrite)
+        builds.append(([path], train, valid))
+    return builds
+
+
+def _tell(report: BuildReport, logger: Logger, *, with_sources: bool) -> None:
+    """Tell the person at the terminal and the log what came out."""
+    if report.invalid_utf8:
+        note(f"the text is not all UTF-8: U+FFFD was read {report.invalid_utf8:,} times in place of other bytes")
+    if report.empty_documents:
+        note(f"documents of white space alone, left out: {report.empty_documents:,}")
+    for split in filter(None, (report.train, report.valid)):
+        size = f"{split.bytes / 1e6:,.1f} MB of text"
+        note(f"{split.path}: {split.tokens:,} tokens, {split.documents:,} documents, {size}")
+        _note_shares(split.sources if with_sources else [], split.tokens)
+        logger.log_event(
+            "data_made",
+            path=str(split.path),
+            tokens=split.tokens,
+            bytes=split.bytes,
+            documents=split.documents,
+            invalid_utf8=report.invalid_utf8,
+            empty_documents=report.empty_documents,
+            seconds=report.seconds,
+        )
 
 
 def _note_shares(sources: Sequence[SourceReport], num_tokens: int) -> None:

@@ -74,11 +74,16 @@ def _check_text(patterns: list[str]) -> None:
 
     Raises:
         FileNotFoundError: a name without a file.
-        ValueError: too little text to train on.
+        ValueError: too little text to train on, a file that is no text, or a pipe, which can be read once.
     """
     from transformerlm.utils.text_files import expand_inputs, total_bytes
 
-    size = total_bytes(expand_inputs(patterns)) if patterns else MIN_TEXT_BYTES
+    paths = expand_inputs(patterns) if patterns else []
+    if pipes := [path for path in paths if not path.is_file()]:
+        raise ValueError(
+            f"text: expected files, as several commands read them, found the pipe {pipes[0]} (save it first)"
+        )
+    size = total_bytes(paths) if patterns else MIN_TEXT_BYTES
     if size < MIN_TEXT_BYTES:
         raise ValueError(f"text: expected at least {MIN_TEXT_BYTES:,} bytes to train on, found {size:,}")
 

@@ -9,7 +9,6 @@ if __name__ == "__main__":  # before the imports that take time
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.utils import Command, StageProgress, note
@@ -33,20 +32,21 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
     from transformerlm.tokenizer.bpe_trainer import train_bpe
     from transformerlm.tokenizer.tokenizer import Tokenizer
     from transformerlm.utils.files import check_writable
-    from transformerlm.utils.text_files import ReadStats, expand_inputs
+    from transformerlm.utils.text_files import ReadStats
 
     if (config.output_dir / "vocab.json").exists() and not config.overwrite:
         raise FileExistsError(
             f"{config.output_dir}: holds a tokenizer already; choose another output_dir or pass --overwrite"
         )
     check_writable(config.output_dir)
-    paths, stats, start = expand_inputs(config.input), ReadStats(config.invalid_utf8 == "refuse"), time.perf_counter()
+    stats, start = ReadStats(config.invalid_utf8 == "refuse", sample_chars=SAMPLE_CHARACTERS), time.perf_counter()
     vocab, merges = train_bpe(
-        paths,
+        config.input,
         config.tokenizer.vocab_size,
         config.tokenizer.special_tokens,
         num_workers=config.workers or None,
         text_field=config.text_field,
+        allow_special=config.allow_special,
         pattern=config.tokenizer.pattern,
         engine=config.tokenizer.engine,
         memory_limit_mb=config.memory_limit_mb,
@@ -64,7 +64,7 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
         note(f"the text has no more pairs to merge: {tokenizer.vocab_size} tokens, not {wanted}")
     if stats.invalid_utf8:
         note(f"the text is not all UTF-8: U+FFFD was read {stats.invalid_utf8:,} times in place of other bytes")
-    bytes_per_token = tokenizer.bytes_per_token(_sample(paths, config.text_field))
+    bytes_per_token = tokenizer.bytes_per_token("".join(stats.sample))
     _log(config, tokenizer, stats, bytes_per_token=bytes_per_token, seconds=seconds)
 
 
@@ -97,17 +97,3 @@ def _log(
         )
         if config.wandb.log_artifacts:
             logger.log_artifact(config.output_dir, name=f"{run_name}-tokenizer", type="tokenizer")
-
-
-def _sample(paths: Sequence[Path], text_field: str) -> str:
-    """Return the first megabyte or so of the text."""
-    from transformerlm.utils.text_files import read_text
-
-    parts, size = [], 0
-    for path in paths:
-        for block in read_text(path, text_field=text_field):
-            parts.append(block.text[: SAMPLE_CHARACTERS - size])
-            size += len(parts[-1])
-            if size >= SAMPLE_CHARACTERS:
-                return "".join(parts)
-    return "".join(parts)

@@ -32,7 +32,10 @@ class EvalConfig(Section):
     input: list[InputName] = Field(
         min_length=1, description="text files or globs (.txt, .jsonl, .parquet, .gz, .zst), or one token file (.npy)"
     )
-    text_field: TextField = Field("text", description=".jsonl: the field that holds a document's text")
+    text_field: TextField = Field("text", description=".jsonl, .parquet: the field that holds a document's text")
+    allow_special: bool = Field(
+        False, description=".jsonl, .parquet: take special tokens in a document's text as such, not as plain text"
+    )
     invalid_utf8: InvalidUtf8 = Field(
         "replace", description="bytes that are no UTF-8: replace (read as U+FFFD, counted) or refuse"
     )

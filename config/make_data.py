@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -10,6 +10,7 @@ from config.schemas import (
     Engine,
     FilePath,
     LoggingConfig,
+    PositiveInt,
     Section,
     SpecialToken,
     TextField,
@@ -37,14 +38,27 @@ class MakeDataConfig(TextInput):
     sources: list[SourceConfig] = Field(
         [], validate_default=True, description="text in several parts with weights, in place of input"
     )
-    tokenizer: FilePath = Field(description="directory written by transformerlm-train-tokenizer")
+    tokenizer: FilePath = Field(
+        description="directory written by transformerlm-train-tokenizer; or data/gpt2 for data/gpt2-vocab.json"
+    )
     separator: SpecialToken = Field(
         "<|endoftext|>", description="special token between documents in text files, and after each in the output"
     )
-    train: FilePath = Field(description="token file to write (.npy); its facts go into the .json beside it")
-    valid: FilePath | None = Field(None, description="token file for validation; none: no validation split")
+    train: FilePath = Field(
+        description="token file to write (.npy); its facts go into the .json beside it; a folder if outputs = per-input"
+    )
+    valid: FilePath | None = Field(
+        None, description="token file for validation, or a folder, as train; none: no validation split"
+    )
     valid_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of the documents that go to valid"
+    )
+    outputs: Literal["one", "per-input"] = Field(
+        "one", description="all inputs in one token file, or one for each input, of its name, in the folder train"
+    )
+    max_tokens: PositiveInt | None = Field(
+        None,
+        description="take whole documents until one would pass so many tokens, train and valid together; none: all",
     )
     overwrite: bool = Field(False, description="replace outputs that are there already")
     workers: Workers = Field(0, description="worker processes or threads; 0: one for each core")
@@ -66,8 +80,11 @@ class MakeDataConfig(TextInput):
     @model_validator(mode="after")
     def _check_outputs(self) -> Self:
         for key, path in (("train", self.train), ("valid", self.valid)):
-            if path is not None and path.suffix != ".npy":
-                raise ValueError(f'{key} must end in .npy, found "{path}"')
+            if path is not None and (path.suffix == ".npy") != (self.outputs == "one"):
+                expected = "must end in .npy" if self.outputs == "one" else 'is a folder with outputs = "per-input"'
+                raise ValueError(f'{key} {expected}, found "{path}"')
+        if self.sources and (self.max_tokens is not None or self.outputs != "one"):
+            raise ValueError('max_tokens and outputs = "per-input" are for input, found sources')
         if self.valid == self.train:
             raise ValueError(f'train and valid are the same file: "{self.train}"')
         if (self.valid is None) != (self.valid_fraction == 0):

@@ -84,7 +84,7 @@ Pattern = Literal["gpt2", "cl100k"]
 SpecialToken = Annotated[str, Field(min_length=1, max_length=256)]
 TextFiles = Annotated[
     list[InputName],
-    Field(description="text files or globs: .txt, .jsonl, .parquet, .gz, .zst (any other name is read as text)"),
+    Field(description="text files or globs: .txt, .jsonl, .json, .parquet, .gz, .zst (any other name is read as text)"),
 ]
 
 
@@ -93,6 +93,9 @@ class TextInput(Section):
 
     input: TextFiles = Field(min_length=1)
     text_field: TextField = Field("text", description=".jsonl, .parquet: the field that holds a document's text")
+    allow_special: bool = Field(
+        False, description=".jsonl, .parquet: take special tokens in a document's text as such, not as plain text"
+    )
     invalid_utf8: InvalidUtf8 = Field(
         "replace", description="bytes that are no UTF-8: replace (read as U+FFFD, counted) or refuse"
     )

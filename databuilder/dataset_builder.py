@@ -3,9 +3,9 @@
 One pass: this process reads the text and cuts it at safe places; workers encode batches of such pieces (threads with
 the tokenizer's compiled engine, which large inputs get and which takes plain text as bytes, processes otherwise); this
 process appends what they return.
-Each document is followed by the separator's id: where the text has the separator, at a file's end, and after each JSON
-line. So the ids themselves say where documents end, and nothing here is done document by document. The result is the
-same for any number of workers.
+Each document is followed by the separator's id: where a plain text has the separator, at a file's end, and after each
+row of JSON lines or Parquet. So the ids themselves say where documents end, and nothing here is done document by
+document. The result is the same for any number of workers.
 
 The validation split takes whole documents, spread evenly over the inputs (see `sources.are_chosen`). That is the same
 for each run, close to the fraction at every stretch of the text, and always takes the first document.
@@ -17,6 +17,7 @@ import math
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
@@ -40,7 +41,7 @@ from databuilder.token_file import TokenFileWriter, publish, sidecar_path
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, resolve_num_workers
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, safe_pieces
-from transformerlm.utils.text_files import ReadStats, read_text
+from transformerlm.utils.text_files import ReadStats, holds_rows, read_text
 
 if TYPE_CHECKING:
     from transformerlm.tokenizer.byte_chunks import Chunk
@@ -84,7 +85,9 @@ def build_dataset(
     valid_fraction: float = 0.0,
     separator: str = DEFAULT_SEPARATOR,
     text_field: str = "text",
+    allow_special: bool = False,
     invalid_utf8: Literal["replace", "refuse"] = "replace",
+    max_tokens: int | None = None,
     overwrite: bool = False,
     num_workers: int | None = None,
     progress: ProgressCallback | None = None,
@@ -92,7 +95,7 @@ def build_dataset(
     """Encode text files into `train_path` and, where a fraction is given, `valid_path`, each an `.npy` with a sidecar.
 
     Args:
-        inputs: files and globs of plain text, `.gz` or `.jsonl` (see `transformerlm.utils.text_files`); or a list of
+        inputs: files and globs of text, JSON lines or Parquet (see `transformerlm.utils.text_files`); or a list of
             `Source`, each with a weight.
         tokenizer: must know `separator` as a special token.
         train_path: the token file to write; ids are uint16 where all fit and uint32 otherwise, shape (tokens,).
@@ -100,12 +103,17 @@ def build_dataset(
         valid_fraction: which part of the documents to hold out, from 0 to below 1.
         separator: ends a document in the text, and follows each document in the token file.
         text_field: where the text stands in a line of a `.jsonl` file.
+        allow_special: recognise special tokens, the separator too, in the rows of JSON lines and Parquet, which are
+            plain text otherwise. In plain text files they always are.
         invalid_utf8: read bytes that are no UTF-8 as U+FFFD and count them, or refuse the file.
+        max_tokens: write as many whole documents, from the first on, as have so many tokens together, separators and
+            the validation split counted in; the rest is not read. Not for weighted sources.
         overwrite: replace existing outputs, at the very end; otherwise they are refused before any work.
         num_workers: processes or threads that encode; by default one for each CPU, one below 8 MB.
         progress: called with ("encode", bytes read, bytes in all), in bytes on disk.
 
     Raises:
+        TypeError: names and sources in one list.
         ValueError: arguments that do not fit together, inputs without text, or a split that would leave one side empty.
         FileExistsError: an output exists already.
         OSError: the disk has too little room or cannot be written.
@@ -114,23 +122,29 @@ def build_dataset(
     _check_split(train_path, valid_path, valid_fraction)
     outputs = [Path(path) for path in (train_path, valid_path) if path is not None]
     sources = find_sources(inputs, text_field)
-    _check_outputs(outputs, [path for source in sources for path in source.paths], overwrite=overwrite)
+    _check_limit(max_tokens, sources)
+    check_outputs(outputs, [path for source in sources for path in source.paths], overwrite=overwrite)
     _check_separator(tokenizer, separator)
     stats = ReadStats(refuse_invalid=invalid_utf8 == "refuse")
+    limited = iter if max_tokens is None else _Limit(max_tokens, tokenizer.special_token_ids[separator])
     sorter = _DocumentSorter(tokenizer, separator, valid_fraction)
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     num_bytes = sum(source.disk_bytes for source in sources)
+    max_bytes = math.inf if max_tokens is None else max_tokens * dtype.itemsize
     threads = tokenizer.runs_in_threads(num_bytes)
     workers = resolve_num_workers(num_workers, num_bytes)
-    batches = _batches(sources, tokenizer, stats=stats, as_bytes=threads)
+    batches = _batches(sources, tokenizer, stats=stats, as_bytes=threads, allow_special=allow_special)
     with ExitStack() as stack:
         writers = [stack.enter_context(TokenFileWriter(path, dtype)) for path in outputs]
         encoder = _BatchEncoder(tokenizer, separator)
         encoded = stack.enter_context(closing(map_in_order(encoder, batches, num_workers=workers, threads=threads)))
-        held = _write_all(encoded, sources, sorter, writers, stats=stats, progress=progress)
+        held = _write_all(
+            limited(encoded), sources, sorter, writers, max_bytes=max_bytes, stats=stats, progress=progress
+        )
         _check_split_documents(sorter, separator, valid_fraction)
         splits = [_split_report(writer, reports) for writer, reports in zip(writers, held, strict=True)]
         shared = {**_shared_facts(tokenizer, sources, separator), "invalid_utf8": stats.invalid_utf8}
+        shared |= {} if max_tokens is None else {"max_tokens": max_tokens}
         publish(writers, [{**_facts(split, with_mixture=sources[0].weighted), **shared} for split in splits])
     return BuildReport(
         train=splits[_TRAIN],
@@ -146,6 +160,7 @@ class _Batch(NamedTuple):
     ends_document: list[bool]
     disk_bytes: int  # read up to and with this batch
     source: int = 0
+    ordinary: bool = False  # special tokens in it are plain text
 
 
 class _Encoded(NamedTuple):
@@ -166,7 +181,7 @@ class _BatchEncoder:
         if not isinstance(batch.texts, list):
             ids, replaced = self._tokenizer.encode_chunk(batch.texts)
             return _Encoded(ids, batch.disk_bytes, batch.source, replaced)
-        ids, ends = self._tokenizer.encode_batch_to_array(batch.texts)
+        ids, ends = self._tokenizer.encode_batch_to_array(batch.texts, allow_special=not batch.ordinary)
         if any(batch.ends_document):
             ids = np.insert(ids, ends[batch.ends_document], self._separator_id)
         return _Encoded(ids, batch.disk_bytes, batch.source)
@@ -235,30 +250,85 @@ class _DocumentSorter:
         return blank
 
 
+class _Limit:
+    """Lets whole documents through until the next one would be too many tokens; a document waits for its end."""
+
+    def __init__(self, max_tokens: int, separator_id: int) -> None:
+        self.max_tokens = max_tokens
+        self._separator_id = separator_id
+
+    def __call__(self, encoded: Iterable[_Encoded]) -> Iterator[_Encoded]:
+        """Yield the batches with the ids of documents that have ended and fit, and stop at the first that does not.
+
+        Raises:
+            ValueError: the first document does not fit.
+        """
+        left = self.max_tokens
+        held: list[Array] = []
+        num_held = 0
+        for batch in encoded:
+            held.append(batch.ids)
+            num_held += len(batch.ids)
+            ids = batch.ids[:0]
+            if num_held > left or self._separator_id in batch.ids:
+                waiting = np.concatenate(held)
+                ends = np.flatnonzero(waiting == self._separator_id) + 1
+                end = int(max(ends[ends <= left], default=0))
+                if num_held > left == self.max_tokens and end == 0:
+                    raise ValueError(
+                        f"max_tokens: expected the first document within {left:,} tokens, found a longer one"
+                    )
+                ids, held = waiting[:end], [waiting[end:]]
+            yield batch._replace(ids=ids)
+            if num_held > left:
+                return
+            left, num_held = left - len(ids), num_held - len(ids)
+
+
 def _batches(
-    sources: Sequence[SourceFiles], tokenizer: Tokenizer, *, stats: ReadStats, as_bytes: bool
+    sources: Sequence[SourceFiles], tokenizer: Tokenizer, *, stats: ReadStats, as_bytes: bool, allow_special: bool
 ) -> Iterator[_Batch]:
     """Read the sources as batches, at least one of each, cut at safe places."""
     splitter = SpecialTokenSplitter(tokenizer.special_tokens, pattern=tokenizer.pattern)
     for number, source in enumerate(sources):
-        for batch in _source_batches(source, splitter, stats=stats, as_bytes=as_bytes):
+        for batch in _source_batches(source, splitter, stats=stats, as_bytes=as_bytes, allow_special=allow_special):
             yield batch._replace(source=number)
 
 
 def _source_batches(
-    source: SourceFiles, splitter: SpecialTokenSplitter, *, stats: ReadStats, as_bytes: bool
+    source: SourceFiles, splitter: SpecialTokenSplitter, *, stats: ReadStats, as_bytes: bool, allow_special: bool
 ) -> Iterator[_Batch]:
     """Read files as batches; with `as_bytes`, large plain files as the bytes they are."""
     if as_bytes:
         from transformerlm.tokenizer.byte_chunks import comes_in_chunks, read_chunks
-    for in_chunks, files in groupby(source.paths, key=lambda path: as_bytes and comes_in_chunks(path)):
+
+    def kind(path: Path) -> tuple[bool, bool]:
+        return as_bytes and comes_in_chunks(path), holds_rows(path) and not allow_special
+
+    for (in_chunks, ordinary), files in groupby(source.paths, key=kind):
         if not in_chunks:
-            yield from _text_batches(files, splitter, text_field=source.text_field, stats=stats)
+            cutter = splitter.without_tokens() if ordinary else splitter
+            for number, batch in enumerate(_text_batches(files, cutter, text_field=source.text_field, stats=stats)):
+                if ordinary and number == 0:
+                    _warn_of_special_tokens(batch, splitter.special_tokens)
+                yield batch._replace(ordinary=ordinary)
             continue
         for path in files:
             for chunk in read_chunks(path, splitter, stats=stats, size=BATCH_CHARS):
                 yield _Batch(chunk, [], stats.disk_bytes)
             yield _Batch([""], [True], stats.disk_bytes)
+
+
+def _warn_of_special_tokens(batch: _Batch, special_tokens: Sequence[str]) -> None:
+    """Say so where the first rows spell special tokens: they may be meant as such, as in conversations."""
+    texts = batch.texts if isinstance(batch.texts, list) else []
+    for token in special_tokens:
+        if any(token in text for text in texts):
+            warnings.warn(
+                f"rows spell {token}, which is plain text there; allow_special makes special tokens in rows tokens",
+                stacklevel=2,
+            )
+            return
 
 
 def _text_batches(
@@ -286,6 +356,7 @@ def _write_all(
     sorter: _DocumentSorter,
     writers: Sequence[TokenFileWriter],
     *,
+    max_bytes: float,
     stats: ReadStats,
     progress: ProgressCallback | None,
 ) -> list[tuple[SourceReport, ...]]:
@@ -299,7 +370,8 @@ def _write_all(
         writer = SourceWriter(sources[number], writers, thinner)
         for batch in batches:
             if room and batch.disk_bytes > 0:  # the first batch shows how much the whole will take
-                _check_room(writers[0].path.parent, int(batch.ids.nbytes * room / batch.disk_bytes))
+                expected = batch.ids.nbytes * room / batch.disk_bytes
+                _check_room(writers[0].path.parent, int(min(expected, max_bytes)))
             room = 0
             writer.append(sorter.sort(batch.ids))
             stats.invalid_utf8 += batch.invalid_utf8
@@ -328,6 +400,15 @@ def _check_split_documents(sorter: _DocumentSorter, separator: str, valid_fracti
         )
 
 
+def _check_limit(max_tokens: int | None, sources: Sequence[SourceFiles]) -> None:
+    if max_tokens is None:
+        return
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens: expected at least 1, found {max_tokens}")
+    if sources[0].weighted:
+        raise ValueError("max_tokens: expected input, found weighted sources, of which it would take the first alone")
+
+
 def _check_room(folder: Path, expected: int) -> None:
     """Refuse early what the first batch shows to be too much for the disk."""
     free = shutil.disk_usage(folder).free
@@ -346,6 +427,7 @@ def _shared_facts(tokenizer: Tokenizer, sources: Sequence[SourceFiles], separato
         "vocab_size": tokenizer.vocab_size,
         "tokenizer_sha256": tokenizer.fingerprint(),
         "separator": separator,
+        "separator_id": tokenizer.special_token_ids[separator],
         "sources": [{"path": str(path), "bytes": path.stat().st_size} for source in sources for path in source.paths],
     }
 
@@ -366,7 +448,13 @@ def _check_split(
         raise ValueError(f"valid_path: expected another file than train_path, found {valid_path} twice")
 
 
-def _check_outputs(outputs: Sequence[Path], inputs: Sequence[Path], *, overwrite: bool) -> None:
+def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path], *, overwrite: bool) -> None:
+    """Refuse token files that are inputs, or that are there already without `overwrite`.
+
+    Raises:
+        ValueError: an output among the inputs, or a folder in its place.
+        FileExistsError: it is there already.
+    """
     sources = {path.resolve() for path in inputs}
     for output in outputs:
         for path in (output, sidecar_path(output)):

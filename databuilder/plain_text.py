@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from transformerlm.utils.strings import check_is_no_string
 from transformerlm.utils.text_files import read_text
 
 DOCUMENT_CHARACTERS = 4_000
@@ -19,6 +20,7 @@ def cut_into_documents(lines: Iterable[str], *, characters: int = DOCUMENT_CHARA
     Where no blank line comes within four times as many characters, a document ends at a line's end. The last one may be
     shorter. The lines are those of `str.splitlines(keepends=True)`; joined, the documents are the text.
     """
+    check_is_no_string(lines, "lines")
     document: list[str] = []
     size = 0
     for line in lines:
@@ -37,6 +39,7 @@ def write_documents(inputs: Sequence[Path], path: str | os.PathLike[str], *, sep
     Raises:
         ValueError: the inputs hold no text.
     """
+    check_is_no_string(inputs, "inputs")
     number = 0
     with Path(path).open("w", encoding="utf-8", newline="") as file:
         for source in inputs:

@@ -69,10 +69,20 @@ def find_sources(inputs: PathName | Sequence[PathName] | Sequence[Source], text_
     """Find the files of each source; inputs without weights are one source of weight 1.
 
     Raises:
+        TypeError: names and sources in one list.
         ValueError: a weight that is no number above 0, a file in two sources, or as `expand_inputs`.
         OSError: as `expand_inputs`; the message names the source.
     """
-    if isinstance(inputs, str | os.PathLike) or not any(isinstance(item, Source) for item in inputs):
+    if isinstance(inputs, Source):
+        inputs = [inputs]
+    items: Sequence[object] = [] if isinstance(inputs, str | os.PathLike) else inputs
+    are_sources = [isinstance(item, Source) for item in items]
+    if any(are_sources) and not all(are_sources):
+        name = items[are_sources.index(False)]
+        raise TypeError(
+            f"inputs: expected names alone or sources alone, found both (Source({str(name)!r}) makes it one)"
+        )
+    if not any(are_sources):
         source = Source(cast("PathName | Sequence[PathName]", inputs))
         return [SourceFiles("input", source, text_field=text_field, weighted=False)]
     sources: list[SourceFiles] = []

@@ -112,3 +112,57 @@ def test_sources_that_cannot_work_are_one_line_and_exit_2(changes, message, argu
     assert len(done.stderr.splitlines()) == 1
     assert message in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_each_input_may_have_a_token_file_of_its_own(pipeline, tmp_path):
+    """`outputs = "per-input"`: files of the inputs' names in one folder, the same as those of single commands."""
+    text = pipeline.files.text.read_text()
+    for name in ("one.txt", "two.md"):
+        (tmp_path / name).write_text(text + name)
+    shared = ["--tokenizer", pipeline.files.tokenizer]
+    done = call("make_data", "--input", tmp_path / "one.txt", tmp_path / "two.md", *shared, "--outputs=per-input",
+                "--train", tmp_path / "tokens", "--valid", tmp_path / "held", "--valid_fraction=0.2")  # fmt: skip
+    assert done.code == 0, done.stderr
+    names = ["one.json", "one.npy", "two.json", "two.npy"]
+    assert sorted(path.name for path in (tmp_path / "tokens").iterdir()) == names
+    assert sorted(path.name for path in (tmp_path / "held").iterdir()) == names
+    assert len(done.records) == 4
+    call("make_data", "--input", tmp_path / "two.md", *shared, "--train", tmp_path / "a.npy", "--valid",
+         tmp_path / "b.npy", "--valid_fraction=0.2")  # fmt: skip
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "tokens/two.npy").read_bytes()
+    assert (tmp_path / "b.npy").read_bytes() == (tmp_path / "held/two.npy").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--input=a.txt", "--train=tokens.npy"], 'train is a folder with outputs = "per-input", found "tokens.npy"'),
+        (["--input", "a.txt", "a.md"], "expected names that differ, found a.txt and a.md, which would both be a.npy"),
+        (["--input", "a.txt", "b.txt"], "tokens/b.npy: expected no such file yet"),
+        (['--sources=[{input=["a.txt"]}]'], 'max_tokens and outputs = "per-input" are for input'),
+    ],
+    ids=str,
+)
+def test_outputs_for_each_input_are_checked_before_any_is_written(changes, message, pipeline, tmp_path, monkeypatch):
+    """Two inputs of one name, a file that is there already, and a train that is no folder: exit 2, nothing written."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "a.md", "b.txt", "tokens/b.npy"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("some text")
+    before = sorted(tmp_path.rglob("*"))
+    arguments = ["--train=tokens", "--outputs=per-input", "--tokenizer", pipeline.files.tokenizer]
+    done = call("make_data", *arguments, *changes)
+    assert (done.code, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_sample_of_so_many_tokens_is_taken_and_blank_documents_are_told(arguments, pipeline, tmp_path):
+    """`max_tokens` bounds the file; how many documents had no text is said on stderr and in the line."""
+    done = call("make_data", *arguments, "--max_tokens=2000")
+    assert done.code == 0, done.stderr
+    assert 1000 < done.records[0]["tokens"] <= 2000
+    (tmp_path / "blank.txt").write_text("one<|endoftext|> \n<|endoftext|>\t<|endoftext|>two")
+    done = call("make_data", *arguments, "--input", tmp_path / "blank.txt", "--overwrite")
+    assert done.records[0]["empty_documents"] == 2
+    assert "documents of white space alone, left out: 2" in done.stderr

@@ -133,6 +133,16 @@ def test_too_little_text_is_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_refused_before_anything_is_written(tmp_path):
+    """Three commands read the text, and a pipe can be read once: it would hang at the second."""
+    os.mkfifo(tmp_path / "pipe")
+    done = call("quickstart", f"--dir={tmp_path / 'out'}", "--text", tmp_path / "pipe")
+    assert (done.code, done.stdout) == (2, "")
+    assert "found the pipe" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_missing_text_is_one_line(tmp_path):
     """A file that is not there is named; no stage is started and no directory made."""
     done = call("quickstart", "--text", tmp_path / "nowhere.txt", "--dir", tmp_path / "home")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 
 import pytest
 
@@ -110,3 +112,45 @@ def test_an_output_that_cannot_be_made_is_refused_before_the_text_is_read(argume
     done = call("train_tokenizer", *arguments)
     assert done.code == 2
     assert done.stderr.startswith(f"error: {tmp_path / 'tokenizer'}: expected a directory, found the file")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_read_once(pipeline, tmp_path):
+    """The text may come through a pipe; what is said about it is what a file would give."""
+    text = pipeline.files.text.read_bytes()
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(text,), daemon=True)
+    writer.start()
+    rest = ["--tokenizer.vocab_size=280", "--output_dir"]
+    piped = call("train_tokenizer", "--input", tmp_path / "pipe", *rest, tmp_path / "a")
+    assert piped.code == 0, piped.stderr
+    read = call("train_tokenizer", "--input", pipeline.files.text, *rest, tmp_path / "b")
+    for key in ("sha256", "bytes_per_token"):
+        assert piped.records[0][key] == read.records[0][key]
+    writer.join(10)
+
+
+def test_a_special_token_that_cannot_be_saved_is_named_before_the_work(arguments, tmp_path):
+    """`§` is how vocab.json writes a byte: exit 2, one line that names it, no directory."""
+    done = call("train_tokenizer", *arguments, "--tokenizer.special_tokens", "<|endoftext|>", "§")
+    assert (done.code, done.stdout) == (2, "")
+    assert "found '§'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "tokenizer").exists()
+
+
+@pytest.mark.parametrize("command", ["train_tokenizer", "make_data", "quickstart", "eval"])
+def test_a_file_that_is_no_text_is_refused_before_any_work(command, pipeline, tmp_path):
+    """By every command that reads text: exit 2, one line with the way out, and nothing is left behind."""
+    (tmp_path / "a.txt").write_bytes(("some text " * 5000).encode("utf-16"))
+    arguments = {
+        "train_tokenizer": ["--output_dir", tmp_path / "out", "--tokenizer.vocab_size=300"],
+        "make_data": ["--tokenizer", pipeline.files.tokenizer, "--train", tmp_path / "out.npy"],
+        "quickstart": ["--dir", tmp_path / "out"],
+        "eval": ["--checkpoint", pipeline.run],
+    }[command]
+    done = call(command, "--text" if command == "quickstart" else "--input", tmp_path / "a.txt", *arguments)
+    assert (done.code, done.stdout) == (2, "")
+    assert "found UTF-16 (iconv -f utf-16 -t utf-8" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

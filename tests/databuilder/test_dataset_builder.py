@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from databuilder import build_dataset, dataset_builder
+from databuilder import Source, build_dataset, dataset_builder
 from databuilder.sources import are_chosen
 from tests.utils.packed import write_parquet, zstd
 from transformerlm.tokenizer import Tokenizer
@@ -106,6 +106,7 @@ def test_the_sidecar_says_what_the_file_is(tmp_path: Path) -> None:
         "sha256": hashlib.sha256((tmp_path / "train.npy").read_bytes()).hexdigest(),
         "sources": [{"path": str(tmp_path / "in.txt"), "bytes": 22}],
         "separator": EOT,
+        "separator_id": SEPARATOR_ID,
         "invalid_utf8": 0,
     }
     assert np.load(tmp_path / "train.npy").shape == (report.train.tokens,)
@@ -183,7 +184,7 @@ def test_files_read_as_bytes_give_the_same_token_files(
         (tmp_path / name).write_bytes(text[:400] + b"\xff\xe2\x82 " + text[400:] + b" \xf0\x9f")
     (tmp_path / "a.txt").write_text(f"small{EOT}file")
     (tmp_path / "c2.jsonl").write_text('{"text": "a line"}\n' * 20)
-    (tmp_path / "c3.zst").write_bytes(zstd(f"packed{EOT}text".encode() + os.urandom(300)))
+    (tmp_path / "c3.zst").write_bytes(zstd(f"packed{EOT}text".encode() * 20 + b"\xff\xe2\x82 \xf0\x9f"))
     write_parquet(tmp_path / "c4.parquet", {"text": ["a row", "漢字"] * 50})
     built = []
     for engine in ("reference", "compiled"):
@@ -299,6 +300,8 @@ def test_a_failed_overwrite_keeps_the_old_files(tmp_path: Path) -> None:
         ({"inputs": "gone.txt"}, "found nothing at"),
         ({"inputs": "out.npy.txt", "train_path": "in.npy"}, "found nothing"),
         ({"num_workers": 0}, "num_workers: expected at least 1"),
+        ({"max_tokens": 0}, "max_tokens: expected at least 1, found 0"),
+        ({"max_tokens": 1}, "max_tokens: expected the first document within 1 tokens, found a longer one"),
     ],
 )
 def test_requests_that_cannot_be_are_refused(tmp_path: Path, options: dict[str, object], message: str) -> None:
@@ -311,6 +314,69 @@ def test_requests_that_cannot_be_are_refused(tmp_path: Path, options: dict[str, 
         _build(tmp_path, **{**options, **paths})
     assert "\n" not in str(caught.value)
     assert _names(tmp_path) == before
+
+
+def test_names_and_sources_in_one_list_are_refused(tmp_path: Path) -> None:
+    """The message says how to make a name a source."""
+    (tmp_path / "in.txt").write_text("one")
+    for mixed in ([str(tmp_path / "in.txt"), Source("b.txt")], [Source("b.txt"), "in.txt"]):
+        with pytest.raises(TypeError, match=r"inputs: expected names alone or sources alone, found both \(Source\('"):
+            _build(tmp_path, mixed)
+    with pytest.raises(ValueError, match="max_tokens: expected input, found weighted sources"):
+        _build(tmp_path, [Source(tmp_path / "in.txt")], max_tokens=10)
+
+
+@pytest.mark.usefixtures("_batch_chars")
+@pytest.mark.filterwarnings("ignore:rows spell")
+@pytest.mark.parametrize("engine", ["reference", "compiled"])
+def test_rows_are_plain_text_unless_special_tokens_are_allowed(tmp_path: Path, engine: str) -> None:
+    """A separator that a row spells ends no document; in a text file beside it, it does."""
+    tokenizer = Tokenizer(TOKENIZER.vocab, MERGES, (EOT, "<|user|>", "one"), engine=engine)  # type: ignore[arg-type]
+    rows = [f"GPT-2's {EOT} ends a text.", f"<|user|> one{EOT}", "bone" * 50]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    write_parquet(tmp_path / "b.parquet", {"text": rows})
+    (tmp_path / "c.txt").write_text(rows[0])
+    with pytest.warns(UserWarning, match=r"rows spell <\|endoftext\|>, which is plain text there; allow_special makes"):
+        _build(tmp_path, tmp_path / "a.jsonl", tokenizer=tokenizer)
+    for allow_special, encode, num_rows in ((False, tokenizer.encode_ordinary, 3), (True, tokenizer.encode, 4)):
+        report = _build(
+            tmp_path, f"{tmp_path}/[abc].*", tokenizer=tokenizer, allow_special=allow_special, overwrite=True
+        )
+        expected = [token_id for row in 2 * rows for token_id in [*encode(row), SEPARATOR_ID]]
+        expected += [*tokenizer.encode(rows[0]), SEPARATOR_ID]
+        if allow_special:  # nothing is between the separator at the second row's end and the row's own end
+            assert expected.count(SEPARATOR_ID) == report.train.documents + 2
+        else:
+            assert np.load(tmp_path / "train.npy").tolist() == expected
+        assert report.train.documents == 2 * num_rows + 2
+
+
+@pytest.mark.usefixtures("_batch_chars")
+@pytest.mark.parametrize("max_tokens", [400, 900, 10**6])
+def test_max_tokens_stops_at_the_last_document_that_fits(tmp_path: Path, max_tokens: int) -> None:
+    """Whole documents from the first on, in all outputs together; what comes after is not read."""
+    documents = _documents(60)
+    (tmp_path / "in.txt").write_text(EOT.join(documents), newline="")
+    ends = np.cumsum([len(_ids([document])) for document in documents])
+    number = int(np.count_nonzero(ends <= max_tokens))
+    report = _build(tmp_path, max_tokens=max_tokens)
+    assert np.load(tmp_path / "train.npy").tolist() == _ids(documents[:number])
+    assert report.train.documents == number
+    assert report.train.bytes == sum(len(document.encode()) for document in documents[:number])
+    assert json.loads((tmp_path / "train.json").read_text())["max_tokens"] == max_tokens
+    options = {"valid_path": tmp_path / "v.npy", "valid_fraction": 0.3, "overwrite": True}
+    both = _build(tmp_path, max_tokens=max_tokens, **options)
+    assert both.valid is not None
+    assert both.train.documents + both.valid.documents == number
+    assert both.train.tokens + both.valid.tokens == report.train.tokens
+
+
+def test_beyond_max_tokens_nothing_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad line after the sample is not met."""
+    monkeypatch.setattr(dataset_builder, "BATCH_CHARS", 10)
+    lines = [json.dumps({"text": f"document {number}"}) for number in range(20)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, "no JSON"]))
+    assert _build(tmp_path, tmp_path / "a.jsonl", max_tokens=60).train.documents >= 3
 
 
 def test_an_output_among_the_inputs_is_refused(tmp_path: Path) -> None:
@@ -333,7 +399,7 @@ def test_too_small_a_disk_is_refused_with_both_numbers(tmp_path: Path, monkeypat
 
 _SCRIPT = """
 import resource, sys
-from databuilder import build_dataset, dataset_builder
+from databuilder import Source, build_dataset, dataset_builder
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.utils.json_files import values_sha256
 if __name__ == "__main__":

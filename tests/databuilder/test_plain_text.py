@@ -38,3 +38,9 @@ def test_empty_files_are_refused(tmp_path):
     (tmp_path / "a.txt").write_text(" \n")
     with pytest.raises(ValueError, match=r"a\.txt: expected text"):
         write_documents([tmp_path / "a.txt"], tmp_path / "out.txt", separator="<sep>")
+
+
+def test_one_string_is_no_list_of_lines():
+    """Taken letter by letter, a text would be cut in its words."""
+    with pytest.raises(TypeError, match="lines: expected a list of strings"):
+        list(cut_into_documents("one\ntwo\n"))

@@ -118,3 +118,25 @@ def test_bytes_that_are_no_utf8_are_counted_or_refused(tmp_path):
     assert stats.invalid_utf8 == 1
     with pytest.raises(ValueError, match="expected UTF-8"):
         read_documents(tmp_path / "a.txt", stats=ReadStats(refuse_invalid=True))
+
+
+@pytest.mark.filterwarnings("ignore:rows spell")
+def test_rows_are_plain_text_unless_special_tokens_are_allowed(tmp_path, tokenizer):
+    """What a row spells is its text, as in make-data: no document ends in it and no id is a special token's."""
+    row = f"GPT-2's {END} ends a text."
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": row}) + "\n" + json.dumps({"text": "two"}) + "\n")
+    (tmp_path / "b.txt").write_text(row)
+    texts = read_documents([tmp_path / "a.jsonl", tmp_path / "b.txt"])
+    assert texts == [row, "two", "GPT-2's ", " ends a text."]
+    documents = encode_documents(texts, tokenizer)
+    parts = np.split(documents.ids, documents.ends[:-1])
+    assert [part.tolist() for part in parts] == [tokenizer.encode_ordinary(text) for text in texts]
+    assert documents.num_bytes.tolist() == [len(text.encode()) for text in texts]
+    build_dataset([tmp_path / "a.jsonl", tmp_path / "b.txt"], tokenizer=tokenizer, train_path=tmp_path / "data.npy")
+    assert open_token_file(tmp_path / "data.npy", tokenizer).ids.tolist() == documents.ids.tolist()
+    assert read_documents(tmp_path / "a.jsonl", allow_special=True) == ["GPT-2's ", " ends a text.", "two"]
+
+
+def test_a_character_in_two_halves_has_the_bytes_of_the_character(tokenizer):
+    """A surrogate pair is one character of four bytes, for ids and bytes alike."""
+    assert encode_documents(["a\ud83d\udc4d"], tokenizer).num_bytes.tolist() == [5]

@@ -18,6 +18,7 @@ from databuilder.dataset_builder import build_dataset
 from tests.cli.commands import Outcome, call
 from tests.utils.packed import write_parquet, zstd
 from transformerlm.tokenizer import Tokenizer, bpe_trainer, train_bpe
+from transformerlm.tokenizer import tokenizer as tokenizer_module
 from transformerlm.tokenizer.bpe_trainer import learn_merges
 from transformerlm.utils import text_files
 
@@ -29,9 +30,11 @@ each_engine = pytest.mark.parametrize("engine", ENGINES)
 
 
 @pytest.fixture(autouse=True)
-def _numba(request: pytest.FixtureRequest) -> None:
+def _numba(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "engine" in request.fixturenames and request.getfixturevalue("engine") == "compiled":
         pytest.importorskip("numba")
+        monkeypatch.setattr(tokenizer_module, "_CALL_CHARS", 0)  # short texts, too, are for the kernels
+        monkeypatch.setattr(tokenizer_module, "_CALL_IDS", 0)
 
 
 def make_tokenizer(engine: str, pattern: str = "gpt2") -> Tokenizer:
@@ -134,9 +137,9 @@ ODD = {
     "one document": b"one document without any separator. " * 50,
     "one long word": b"ab" * 50_000,
     "one character": b"a",
-    "NUL": bytes(1000),
+    "NUL": b"a text with NUL\0 here and there. " * 30,
     "blanks and a letter": b" \n" * 500 + b"x",
-    "no UTF-8": b"\xff\xfea\xc3\xc3\xa9 \xf0\x9f\x8d " * 20,
+    "no UTF-8": b"\xff and \xfea\xc3\xc3\xa9 \xf0\x9f\x8d in a text. " * 20,
 }
 
 

@@ -171,3 +171,9 @@ def test_a_batch_needs_prompts_and_their_generators() -> None:
         generate_prompts(model, [PROMPT] * 3, max_new_tokens=3, generator=[torch.Generator()] * 2)
     with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
         generate_batch(model, PROMPT, num_samples=0, max_new_tokens=3)
+
+
+def test_a_prompt_of_two_dimensions_is_refused() -> None:
+    """The message says the shape and what to do."""
+    with pytest.raises(ValueError, match=r"expected a prompt in one row, got an array of shape \(1, 2\)"):
+        generate(make_model(), torch.tensor([[1, 2]]), max_new_tokens=1)

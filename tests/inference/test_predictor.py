@@ -117,6 +117,12 @@ def test_tokenizer_larger_than_the_model_is_refused() -> None:
         Predictor(make_model(vocab_size=256), make_tokenizer())
 
 
+def test_one_string_is_no_list_of_prompts() -> None:
+    """`generate_prompts("the")` would be three texts."""
+    with pytest.raises(TypeError, match="prompts: expected a list of strings, found the string 'the'"):
+        scripted(b"x").generate_prompts("the")
+
+
 def test_bf16_model_generates() -> None:
     """Weights in bfloat16 work from prompt to text."""
     predictor = Predictor(make_model().to(torch.bfloat16), make_tokenizer())

@@ -14,6 +14,7 @@ from tests.tokenizer.oracle import slow_merges
 from tests.utils.packed import write_parquet, zstd
 from transformerlm.tokenizer import bpe_trainer
 from transformerlm.tokenizer.bpe_trainer import count_pre_tokens, learn_merges, train_bpe
+from transformerlm.tokenizer.engines import Engine
 from transformerlm.utils.text_files import ReadStats
 
 EOT = "<|endoftext|>"
@@ -126,7 +127,7 @@ def test_counts_do_not_depend_on_workers_or_chunks(tmp_path: Path, num_workers: 
     (tmp_path / "a.txt").write_bytes(text.encode())
     counter = bpe_trainer._PreTokenCounter(bpe_trainer.SpecialTokenSplitter([EOT]))
     counts = count_pre_tokens([tmp_path / "a.txt"], [EOT], num_workers=num_workers, chunk_chars=chunk_chars)
-    assert counts == counter([text])
+    assert counts == counter(bpe_trainer._Texts([text], ordinary=False))
 
 
 def test_several_inputs_of_all_kinds(tmp_path: Path) -> None:
@@ -180,6 +181,14 @@ def test_progress_and_invalid_bytes_are_reported(tmp_path: Path) -> None:
     [
         (256, [EOT], r"vocab_size: expected at least 257 \(256 bytes and 1 special tokens\), found 256"),
         (300, [EOT, EOT], "special_tokens: expected each once"),
+        (
+            300,
+            [EOT, "§"],
+            r"special_tokens: expected tokens that vocab.json can tell .* found '§', .* the bytes b'\\xa7'",
+        ),
+        (300, ["Ġthe"], r"found 'Ġthe', which is how it writes the bytes b' the' \(choose ASCII characters\)"),
+        (300, ["Ã©"], "found 'Ã©'"),
+        (300, ["ñ"], "found 'ñ'"),
         (300, ["a"], "expected two bytes or more, found 'a'"),
         (300, [""], "expected non-empty"),
     ],
@@ -207,3 +216,27 @@ def test_a_small_corpus_trains_at_once(tmp_path: Path) -> None:
     start = time.perf_counter()
     train_bpe(tmp_path / "a.txt", 500, [EOT])
     assert time.perf_counter() - start < 1.5
+
+
+@pytest.mark.parametrize("engine", ["reference", "compiled"])
+def test_rows_are_plain_text_in_training_unless_special_tokens_are_allowed(tmp_path: Path, engine: Engine) -> None:
+    """A special token that a row spells is counted like any text; in a text file it cuts."""
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": f"ab{EOT}cd " * 50}) + "\n")
+    (tmp_path / "a.txt").write_text(f"ab{EOT}cd " * 50)
+    merges = {
+        (name, allow): train_bpe(tmp_path / name, 290, [EOT], engine=engine, allow_special=allow)[1]
+        for name in ("a.jsonl", "a.txt")
+        for allow in (False, True)
+    }
+    assert (b"|", b">") in merges["a.jsonl", False]
+    assert merges["a.jsonl", True] == merges["a.txt", True] == merges["a.txt", False]
+    assert (b"|", b">") not in merges["a.txt", True]
+
+
+def test_a_sample_of_the_text_is_kept_while_it_is_read(tmp_path: Path) -> None:
+    """So that nobody needs to open a pipe a second time; both engines keep the text's beginning."""
+    (tmp_path / "a.txt").write_text("one two three " * 30_000)
+    for engine in ("reference", "compiled"):
+        stats = ReadStats(sample_chars=1000)
+        train_bpe(tmp_path / "a.txt", 260, [], engine=engine, stats=stats)
+        assert "".join(stats.sample) == ("one two three " * 100)[:1000]

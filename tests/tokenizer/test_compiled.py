@@ -6,7 +6,7 @@ import gzip
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tests.tokenizer.test_pretokenize import ANY_TEXT
 from tests.tokenizer.test_tokenizer import EOT, HARD_TEXT, MERGES
 from tests.utils.packed import write_parquet, zstd
 from transformerlm.tokenizer import Tokenizer
+from transformerlm.tokenizer import tokenizer as tokenizer_module
 from transformerlm.tokenizer.bpe_trainer import learn_merges
 from transformerlm.tokenizer.pretokenize import PATTERNS
 
@@ -31,6 +32,15 @@ SPECIALS = (EOT, EOT + EOT, "<|e|>", "a b", "\n\n", "'s")
 PARTS = [*"aZsvle'19.  \n\r\t\u3000é漢²|<>\u2019"]
 PARTS += [EOT, "<|e|>", "the ", "and", "漢字" * 10, "x" * 90, "word" * 6, HARD_TEXT]
 EACH_PATTERN = pytest.mark.parametrize("pattern", PATTERNS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _short_texts_too() -> Iterator[None]:
+    """Have the kernels encode and decode short texts, which the reference does as fast."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_module, "_CALL_CHARS", 0)
+        patch.setattr(tokenizer_module, "_CALL_IDS", 0)
+        yield
 
 
 def _build(engine: str, *, pattern: str = "gpt2", specials: Sequence[str] = SPECIALS) -> Tokenizer:
@@ -66,6 +76,7 @@ def test_random_batches_have_the_references_ids(pattern: str) -> None:
         assert tokenizer.encode_batch(texts, num_workers=rng.choice([1, 2])) == expected
         for text, ids in zip(texts, expected, strict=True):
             assert tokenizer.encode(text) == ids
+            assert tokenizer.encode_batch([text], allow_special=False) == [reference.encode_ordinary(text)]
             assert tokenizer.encode_ordinary(text) == reference.encode_ordinary(text)
             assert tokenizer.decode_bytes(np.array(ids, dtype=np.uint16)) == text.encode()
 
@@ -122,8 +133,34 @@ def test_ids_are_those_of_tiktoken() -> None:
             assert ours.encode(text) == other.encode(text, allowed_special="all")
 
 
+def test_a_stream_of_characters_enters_no_kernel_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts that settle no text cost no call, and the ids are the reference's."""
+    text = HARD_TEXT * 3
+    calls = []
+    encode_texts = compiled.CompiledEncoder.encode_texts
+    monkeypatch.setattr(
+        compiled.CompiledEncoder, "encode_texts", lambda *args, **kw: calls.append(args) or encode_texts(*args, **kw)
+    )
+    assert list(COMPILED["gpt2"].encode_iterable(text)) == REFERENCE["gpt2"].encode(text)
+    assert 1 <= len(calls) < 20 < len(text)
+
+
+def test_short_texts_are_left_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where entering a kernel costs more than the work, no kernel is entered; long texts are for them."""
+    monkeypatch.setattr(tokenizer_module, "_CALL_CHARS", 50)
+    monkeypatch.setattr(tokenizer_module, "_CALL_IDS", 50)
+    tokenizer = _build("compiled")
+    assert tokenizer.decode(tokenizer.encode("short")) == "short"
+    assert tokenizer._encoder is None
+    assert tokenizer._decoder is None
+    assert tokenizer.decode(tokenizer.encode(HARD_TEXT)) == HARD_TEXT
+    assert tokenizer._encoder is not None
+    assert tokenizer._decoder is not None
+
+
 def test_half_a_character_is_replaced() -> None:
-    """A lone surrogate counts as U+FFFD, as in the reference."""
+    """A lone surrogate counts as U+FFFD, and two halves as their character, as in the reference."""
+    assert COMPILED["gpt2"].encode("\ud83d\udc4d") == REFERENCE["gpt2"].encode("👍")
     assert COMPILED["gpt2"].encode("a\ud800b") == REFERENCE["gpt2"].encode("a\ufffdb")
 
 
@@ -179,8 +216,9 @@ def test_a_file_has_the_ids_of_its_text(tmp_path: Path, engine: str) -> None:
     assert tokenizer.encode_file(tmp_path / "a.txt.gz").tolist() == tokenizer.encode(text)
     (tmp_path / "a.txt.zst").write_bytes(zstd(text.encode()))
     write_parquet(tmp_path / "a.parquet", {"text": [text]})
-    for packed in ("a.txt.zst", "a.parquet"):
-        assert tokenizer.encode_file(tmp_path / packed).tolist() == tokenizer.encode(text)
+    assert tokenizer.encode_file(tmp_path / "a.txt.zst").tolist() == tokenizer.encode(text)
+    assert tokenizer.encode_file(tmp_path / "a.parquet").tolist() == tokenizer.encode_ordinary(text)
+    assert tokenizer.encode_file(tmp_path / "a.parquet", allow_special=True).tolist() == tokenizer.encode(text)
     assert tokenizer.encode_file(tmp_path / "a.jsonl").tolist() == tokenizer.encode("one ") + tokenizer.encode(" two")
     assert tokenizer.encode_file(tmp_path / "empty.txt").dtype == np.uint16
 

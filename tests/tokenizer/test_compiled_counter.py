@@ -34,7 +34,9 @@ def _counts(counter: compiled_counter.PieceCounter, chunks: Iterable[byte_chunks
 
 
 def _expected(text: str, specials: list[str], pattern: str = "gpt2") -> dict[bytes, int]:
-    counts = bpe_trainer._PreTokenCounter(SpecialTokenSplitter(specials, pattern=pattern))([text])
+    counts = bpe_trainer._PreTokenCounter(SpecialTokenSplitter(specials, pattern=pattern))(
+        bpe_trainer._Texts([text], ordinary=False)
+    )
     return {word.encode(): count for word, count in counts.items()}
 
 

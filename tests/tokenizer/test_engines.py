@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +73,27 @@ def test_kernels_that_numba_keeps_elsewhere_are_seen(tmp_path: Path, monkeypatch
     (tmp_path / "kept" / "tokenizer_0123" / "_kernels.encode_segments-1.py311.nbi").touch()
     assert engines._is_kept.__wrapped__("encode")
     assert not engines._is_kept.__wrapped__("train")
+
+
+@pytest.mark.parametrize(("compiles", "said"), [(True, 1), (False, 0)])
+def test_compiling_is_said_only_where_something_is_compiled(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, compiles: bool, said: int
+) -> None:
+    """Kernels that are ready, or slow to read, are no reason for a line that promises ten seconds."""
+    numba = pytest.importorskip("numba")
+    monkeypatch.setattr(engines, "COMPILING_SECONDS", 0)
+    engines._say_once.cache_clear()
+    double = numba.njit(lambda number: 2 * number)
+    if not compiles:
+        double(1)
+    spoken = threading.Event()
+    monkeypatch.setattr(engines._logger, "warning", lambda message: (caplog.records.append(message), spoken.set()))
+    with engines.compiling("encode"):
+        assert double(1) == 2
+        if compiles:
+            assert spoken.wait(60)
+    assert len(caplog.records) == said
+    engines._say_once.cache_clear()
 
 
 @pytest.mark.slow

@@ -106,7 +106,7 @@ def _without(key: str) -> Damage:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda vocab, merges: "[1, 2]", r"vocab\.json: expected a JSON object, found list"),
+        (lambda vocab, merges: "[1, 2]", r"vocab\.json: expected a JSON object, found an array"),
         (lambda vocab, merges: '{"a": 1,', r"vocab\.json:1: expected JSON, found"),
         (lambda vocab, merges: '{"a": 0, "a": 1}', r"vocab\.json: expected each key once, found 'a' twice"),
         (lambda vocab, merges: b'{"\xff": 0}', r"vocab\.json: expected UTF-8, found byte 0xff at offset 2"),
@@ -192,3 +192,23 @@ def test_merges_that_remake_a_token_after_its_use_are_refused() -> None:
     merges = [(b"a", b"b"), (b"b", b"c"), (b"ab", b"c"), (b"abc", b"d"), (b"a", b"bc")]
     with pytest.raises(ValueError, match="merge 4: expected 'abc' to be made before it is used"):
         Tokenizer(dict(enumerate(tokens)), merges)
+
+
+def test_files_with_a_prefix_are_a_tokenizer_too(tmp_path: Path) -> None:
+    """`gpt2` stands for `gpt2-vocab.json` and `gpt2-merges.txt`; what they do not say is guessed with a warning."""
+    tokenizer = _tokenizer((EOT, "<|pad|>"))
+    tokenizer.save(tmp_path)
+    for name in ("vocab.json", "merges.txt", "special_tokens.json"):
+        (tmp_path / name).rename(tmp_path / f"gpt2-{name}")
+    assert Tokenizer.from_directory(tmp_path / "gpt2").fingerprint() == tokenizer.fingerprint()
+    (tmp_path / "gpt2-special_tokens.json").unlink()
+    with pytest.warns(UserWarning, match=r"special tokens are taken to be <\|endoftext\|>, <\|pad\|>, and the pattern"):
+        assert Tokenizer.from_directory(tmp_path / "gpt2").fingerprint() == tokenizer.fingerprint()
+    (tmp_path / "gpt2-merges.txt").unlink()
+    with (
+        pytest.warns(UserWarning, match="no such file"),
+        pytest.raises(FileNotFoundError, match=r"gpt2-merges\.txt: expected a tokenizer file"),
+    ):
+        Tokenizer.from_directory(tmp_path / "gpt2")
+    with pytest.raises(FileNotFoundError, match=r"other.*special_tokens\.json: expected a tokenizer file, found none"):
+        Tokenizer.from_directory(tmp_path / "other")

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from transformerlm.tokenizer import pretokenize
-from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, StreamCutter, pre_tokenize, safe_pieces
+from transformerlm.tokenizer.pretokenize import PATTERNS, SpecialTokenSplitter, StreamCutter, pre_tokenize, safe_pieces
 from transformerlm.utils.text_files import TextBlock
 
 # Characters near which the pattern and the special tokens decide, drawn far more often than others would be.
@@ -168,3 +168,16 @@ def test_a_splitter_can_be_sent_to_a_worker() -> None:
     """Pickling keeps the special tokens."""
     splitter = pickle.loads(pickle.dumps(SpecialTokenSplitter(["<|e|>"])))
     assert list(splitter.split("a<|e|>")) == [("a", False), ("<|e|>", True)]
+
+
+@pytest.mark.parametrize("ending", ["s", "d", "m", "t", "ll", "ve", "re"])
+def test_a_text_is_never_cut_behind_an_apostrophe(ending: str) -> None:
+    """What follows may make a contraction of it: `it'l` is cut before the apostrophe, as `'ll` may come."""
+    for pattern in PATTERNS:
+        splitter = SpecialTokenSplitter((), pattern=pattern)
+        assert splitter.safe_cut(f"it'{ending[0]}") == len("it")
+        assert splitter.safe_cut("it' ") == splitter.safe_cut("it'1") == len("it")
+    beginning = f"it'{ending[0]}"
+    cut = SpecialTokenSplitter(()).safe_cut(beginning)
+    whole = f"it'{ending} is"
+    assert pre_tokenize(whole[:cut]) + pre_tokenize(whole[cut:]) == pre_tokenize(whole)

@@ -8,6 +8,8 @@ import pickle
 import random
 import time
 import tracemalloc
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -103,13 +105,13 @@ def test_encode_iterable_holds_little_memory() -> None:
 
 def test_special_tokens_are_ids_of_their_own() -> None:
     """The longest special token wins, a missing one gets the next id, and plain encoding spells them out."""
-    tokenizer = _build([], ("<|a|>", "<|a|><|a|>", "b"))
-    assert tokenizer.special_token_ids == {"<|a|>": 256, "<|a|><|a|>": 257, "b": 98}
-    assert tokenizer.encode("x<|a|><|a|><|a|>b") == [120, 257, 256, 98]
+    tokenizer = _build([(b"b", b"c")], ("<|a|>", "<|a|><|a|>", "bc"))
+    assert tokenizer.special_token_ids == {"<|a|>": 257, "<|a|><|a|>": 258, "bc": 256}
+    assert tokenizer.encode("x<|a|><|a|><|a|>bc") == [120, 258, 257, 256]
     assert tokenizer.encode_ordinary("<|a|>") == list(b"<|a|>")
-    assert tokenizer.vocab_size == 258
-    assert tokenizer.special_tokens == ["<|a|>", "<|a|><|a|>", "b"]
-    assert tokenizer.decode([257, 98]) == "<|a|><|a|>b"
+    assert tokenizer.vocab_size == 259
+    assert tokenizer.special_tokens == ["<|a|>", "<|a|><|a|>", "bc"]
+    assert tokenizer.decode([258, 256]) == "<|a|><|a|>bc"
 
 
 @settings(deadline=None)
@@ -132,6 +134,68 @@ def test_half_a_character_is_replaced() -> None:
     """A lone surrogate, which UTF-8 cannot spell, counts as U+FFFD."""
     assert TOKENIZER.decode(TOKENIZER.encode("a\ud800b")) == "a\ufffdb"
     assert TOKENIZER.bytes_per_token("\ud800") > 0
+
+
+@settings(deadline=None)
+@given(text=st.text(st.characters(exclude_categories=())), size=st.integers(1, 3))
+@example(text="👍\U0001d49cb", size=1)
+@example(text="a\ud83d", size=1)
+def test_two_halves_of_a_character_are_that_character(text: str, size: int) -> None:
+    """As JavaScript or JSON read in pieces spell it, in one text, in a batch, or cut in two between parts."""
+    halves = text.encode("utf-16-le", "surrogatepass")
+    split = "".join(chr(int.from_bytes(halves[place : place + 2], "little")) for place in range(0, len(halves), 2))
+    whole = halves.decode("utf-16-le", "replace")
+    expected = TOKENIZER.encode(whole)
+    assert TOKENIZER.decode(expected) == whole
+    assert TOKENIZER.encode(split) == TOKENIZER.encode_batch([split])[0] == expected
+    assert TOKENIZER.encode_ordinary(split) == TOKENIZER.encode_ordinary(whole)
+    parts = [split[place : place + size] for place in range(0, len(split), size)]
+    assert list(TOKENIZER.encode_iterable(parts)) == expected
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: TOKENIZER.encode_batch("the"),
+        lambda: TOKENIZER.encode_batch_to_array("the"),
+        lambda: Tokenizer(TOKENIZER.vocab, MERGES, EOT),
+        lambda: train_bpe("a.txt", 300, EOT),
+    ],
+)
+def test_one_string_is_no_list_of_strings(call: Callable[[], object]) -> None:
+    """Taken letter by letter it would give a wrong result in silence."""
+    with pytest.raises(TypeError, match=r"expected a list of strings, found the string '(the|<.endoftext.>)'"):
+        call()
+
+
+def test_special_tokens_of_one_byte_are_refused() -> None:
+    """As in training: such a byte is a token as it is."""
+    with pytest.raises(ValueError, match=r"special_tokens: expected two bytes or more, found '\\n'"):
+        _build(MERGES, ("\n",))
+
+
+@pytest.mark.parametrize("ids", [np.array([[1, 2]]), np.array(3)])
+def test_ids_in_other_than_one_row_are_refused(ids: np.ndarray) -> None:
+    """The message says the shape."""
+    with pytest.raises(ValueError, match=r"ids: expected one row of ids, found an array of shape \("):
+        TOKENIZER.decode(ids)
+    with pytest.raises(TypeError, match="ids: expected whole numbers in one row"):
+        TOKENIZER.decode([[1, 2]])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("num_workers", [0, -1])
+def test_fewer_workers_than_one_are_refused(num_workers: int) -> None:
+    """By the name of the argument, whichever engine there is."""
+    for call in (TOKENIZER.encode_batch, partial(TOKENIZER.encode_batch_to_array)):
+        with pytest.raises(ValueError, match=f"num_workers: expected at least 1, found {num_workers}"):
+            call(["a"], num_workers=num_workers)
+
+
+def test_the_repr_shows_sizes() -> None:
+    """What a person wants to see of a tokenizer, and not its whole vocabulary."""
+    assert repr(TOKENIZER) == (
+        f"Tokenizer(vocab_size={TOKENIZER.vocab_size}, merges=200, special_tokens=6, pattern='gpt2', engine='auto')"
+    )
 
 
 def test_ids_are_those_of_tiktoken() -> None:
@@ -190,6 +254,8 @@ def test_a_batch_is_its_texts_one_by_one(num_workers: int) -> None:
     texts = ["one", "", HARD_TEXT, EOT] * 5
     assert TOKENIZER.encode_batch(texts, num_workers) == [TOKENIZER.encode(text) for text in texts]
     assert TOKENIZER.encode_batch([]) == []
+    ordinary = [TOKENIZER.encode_ordinary(text) for text in texts]
+    assert TOKENIZER.encode_batch(texts, num_workers, allow_special=False) == ordinary
 
 
 def test_the_cache_is_bounded_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

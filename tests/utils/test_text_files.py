@@ -158,9 +158,12 @@ def test_each_json_line_is_a_document(tmp_path: Path, suffix: str) -> None:
     ("line", "message"),
     [
         ("{", "expected a JSON object, found a line that is no JSON"),
-        ("[1]", "expected a JSON object, found list"),
+        ("[1]", "expected a JSON object, found an array"),
         ('{"txt": "a"}', r"expected the field 'text', found \['txt'\] \(set text_field\)"),
-        ('{"text": 3}', "expected text under 'text', found int"),
+        ('{"text": 3}', "expected text under 'text', found a number"),
+        ('{"text": null}', "expected text under 'text', found null"),
+        ("null", "expected a JSON object, found null"),
+        ('{"text": {"a": true}}', "found an object"),
         ("[" * 100_000, "no JSON"),
     ],
 )

@@ -1,7 +1,8 @@
 """What is evaluated: documents as ids, with the true UTF-8 bytes of each, from text files or from a token file.
 
-Documents are those of make-data: cut at the separator, at the end of a file and after each JSON line; those without
-text are left out. So it does not matter how a text is dealt out to files.
+Documents are those of make-data: plain text is cut at the separator and at the end of a file; a row of JSON lines or
+Parquet is one, in which special tokens are plain text unless asked for; those without text are left out. So it does not
+matter how a text is dealt out to files.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,19 @@ import numpy.typing as npt
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, safe_pieces
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.data import TokenDataset
-from transformerlm.utils.text_files import ReadStats, expand_inputs, read_text
+from transformerlm.utils.strings import check_is_no_string, whole_characters
+from transformerlm.utils.text_files import ReadStats, expand_inputs, holds_rows, read_text
 
 DEFAULT_SEPARATOR = "<|endoftext|>"
 _PIECE_CHARS = 1 << 20
 
 Array = npt.NDArray[Any]
+
+
+class PlainText(str):
+    """A text in which nothing is a special token, whatever it spells."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -48,16 +57,26 @@ def read_documents(
     *,
     separator: str = DEFAULT_SEPARATOR,
     text_field: str = "text",
+    allow_special: bool = False,
     stats: ReadStats | None = None,
 ) -> list[str]:
     """Return the documents of text files and globs (see `transformerlm.utils.text_files`).
+
+    The rows of JSON lines and Parquet are `PlainText` unless `allow_special` is given.
 
     Raises:
         ValueError: a file that is no text, or no document with text at all.
         FileNotFoundError: a name or glob without a match.
     """
     paths = expand_inputs(inputs)
-    documents = [text for path in paths for text in _documents_of(path, separator, text_field, stats) if text.strip()]
+    documents: list[str] = []
+    for path in paths:
+        texts: Iterator[str]
+        if holds_rows(path) and not allow_special:
+            texts = (PlainText(block.text) for block in read_text(path, text_field=text_field, stats=stats))
+        else:
+            texts = _documents_of(path, separator, text_field, stats)
+        documents += [text for text in texts if text.strip()]
     if not documents:
         raise ValueError(f"input: expected text, found none in {', '.join(map(str, paths))}")
     return documents
@@ -79,10 +98,15 @@ def _documents_of(path: Path, separator: str, text_field: str, stats: ReadStats 
 
 
 def encode_documents(texts: Sequence[str], tokenizer: Tokenizer, *, separator: str = DEFAULT_SEPARATOR) -> Documents:
-    """Return the ids of each text, special tokens recognised as make-data does; its bytes are counted from the text."""
-    ids, ends = tokenizer.encode_batch_to_array(texts)
-    # Half a character, a lone surrogate, is encoded as U+FFFD, which has three bytes, too.
-    num_bytes = np.array([len(text.encode("utf-8", "surrogatepass")) for text in texts], dtype=np.int64)
+    """Return the ids of each text, special tokens recognised except in `PlainText`; bytes are counted from the text."""
+    check_is_no_string(texts, "texts")
+    parts, part_ends = [np.empty(0, dtype=np.uint16)], [np.zeros(1, dtype=np.int64)]
+    for is_plain, group in groupby(texts, key=lambda text: isinstance(text, PlainText)):
+        ids, ends = tokenizer.encode_batch_to_array(list(group), allow_special=not is_plain)
+        parts.append(ids)
+        part_ends.append(ends + part_ends[-1][-1])
+    num_bytes = np.array([len(whole_characters(text).encode()) for text in texts], dtype=np.int64)
+    ids, ends = np.concatenate(parts), np.concatenate(part_ends)[1:]
     return Documents(ids, ends, num_bytes, tokenizer.special_token_ids.get(separator))
 
 

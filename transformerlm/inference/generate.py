@@ -196,6 +196,10 @@ def _check(model: Model, prompts: Sequence[Sequence[int]], max_new_tokens: int) 
     if not prompts:
         raise ValueError("generate: expected at least one prompt, got none")
     for prompt in prompts:
+        if len(shape := getattr(prompt, "shape", (0,))) != 1:
+            raise ValueError(
+                f"generate: expected a prompt in one row, got an array of shape {tuple(shape)}; pass a row at a time"
+            )
         if not len(prompt):
             raise ValueError("generate: the prompt is empty; to start a new document pass the end-of-text token's id")
         low, high = min(prompt), max(prompt)

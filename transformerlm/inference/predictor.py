@@ -17,6 +17,7 @@ from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.checkpoint import load_model, load_tokenizer, resolve
 from transformerlm.utils.device import resolve_device
 from transformerlm.utils.dtypes import resolve_precision
+from transformerlm.utils.strings import check_is_no_string
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -138,6 +139,7 @@ class Predictor:
         With a seed for each prompt, the text is the one that `generate` gives for prompt and seed; one seed serves all
         in turn. `settings` are the keywords of `stream`, without `speculative`.
         """
+        check_is_no_string(prompts, "prompts")
         rows = generate_prompts(
             self._generating(),
             [self._encode(prompt, allow_special) for prompt in prompts],

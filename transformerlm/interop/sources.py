@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformerlm.tokenizer.io import VOCAB_FILE
+from transformerlm.tokenizer.io import tokenizer_files
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.checkpoint import load_tokenizer, resolve
 
@@ -13,7 +13,7 @@ _END_OF_TEXT = "<|endoftext|>"
 
 def open_tokenizer(path: Path) -> Tokenizer:
     """Return the tokenizer of a tokenizer's directory, of a checkpoint, or of a run's newest checkpoint."""
-    return Tokenizer.from_directory(path) if (path / VOCAB_FILE).exists() else load_tokenizer(resolve(path))
+    return Tokenizer.from_directory(path) if tokenizer_files(path)[0].exists() else load_tokenizer(resolve(path))
 
 
 def end_of_text(tokenizer: Tokenizer) -> str | None:

@@ -8,9 +8,10 @@ from pathlib import Path
 from transformerlm.interop import tokenizer_json
 from transformerlm.interop.tiktoken_ranks import read_ranks, to_ranks
 from transformerlm.interop.verify import NOT_ASKED, verify_ranks, verify_tokenizer_json
-from transformerlm.tokenizer.io import MERGES_FILE, SPECIALS_FILE, VOCAB_FILE
+from transformerlm.tokenizer.io import MERGES_FILE, SPECIALS_FILE, VOCAB_FILE, tokenizer_files
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.files import check_free, whole_directory
+from transformerlm.utils.strings import check_is_no_string
 
 
 def import_tokenizer(
@@ -26,7 +27,8 @@ def import_tokenizer(
     """Write the tokenizer directory `out`, and return one line about how it was verified.
 
     Args:
-        source: a `tokenizer.json`, a file of ranks, or a directory with `vocab.json` and `merges.txt`.
+        source: a `tokenizer.json`, a file of ranks, or a directory with `vocab.json` and `merges.txt`,
+            or the beginning of such names (`gpt2` of `gpt2-vocab.json`).
         out: the directory to write.
         form: "tokenizer_json", "gpt2" or "tiktoken".
         pattern: for "gpt2" and "tiktoken": how the text is cut, which their files do not say.
@@ -35,14 +37,16 @@ def import_tokenizer(
         overwrite: replace an `out` that is there already.
 
     Raises:
+        TypeError: `special_tokens` is one string.
         FileExistsError: `out` is there already, and `overwrite` is not set.
         ValueError: a file is not in order, or the library gives other ids.
     """
+    check_is_no_string(special_tokens, "special_tokens")
     check_free(out, overwrite=overwrite, holds=VOCAB_FILE, beside=(MERGES_FILE, SPECIALS_FILE))
     if form == "tokenizer_json":
         tokenizer = tokenizer_json.from_file(source)
     elif form == "gpt2":
-        files = source / VOCAB_FILE, source / MERGES_FILE
+        files = tokenizer_files(source)[:2]
         if missing := [path for path in files if not path.exists()]:
             raise FileNotFoundError(
                 f"{missing[0]}: expected GPT-2's {VOCAB_FILE} and {MERGES_FILE} in a directory, found none "

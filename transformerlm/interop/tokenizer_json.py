@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transformerlm.interop.verify import NOT_ASKED, verify_tokenizer_json
-from transformerlm.tokenizer.io import MAX_SPECIALS, text_to_token, token_to_text
+from transformerlm.tokenizer.io import MAX_SPECIALS, reads_as, text_to_token, token_to_text
 from transformerlm.tokenizer.pretokenize import CL100K_PATTERN, GPT2_PATTERN
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.files import check_free, write_whole
@@ -56,13 +56,17 @@ def to_json(tokenizer: Tokenizer) -> str:
     """Return the tokenizer as the text of a `tokenizer.json`.
 
     Raises:
-        ValueError: a special token is spelled as another token is.
+        ValueError: a special token that tokenizer.json would decode to other bytes.
     """
+    for special in tokenizer.special_tokens:
+        if (other := reads_as(special)) is not None:
+            raise ValueError(
+                f"tokenizer: expected special tokens that tokenizer.json can express, found {special!r}, which it "
+                f"decodes to the bytes {other!r} (train one of ASCII characters)"
+            )
     specials = {token_id: text for text, token_id in tokenizer.special_token_ids.items()}
     tokens = sorted(tokenizer.vocab.items())
     names = {index: specials.get(index) or token_to_text(token) for index, token in tokens}
-    if len(set(names.values())) < len(names):
-        raise ValueError("tokenizer: a special token reads as another token does, which tokenizer.json cannot express")
     split = {"type": "Split", "pattern": {"Regex": HF_CL100K_PATTERN}, "behavior": "Isolated", "invert": False}
     by_pattern = {
         "gpt2": {**_BYTES, "use_regex": True},

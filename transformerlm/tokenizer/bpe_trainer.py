@@ -17,15 +17,17 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from transformerlm.tokenizer import io
 from transformerlm.tokenizer.engines import Engine, check_engine, use_compiled
 from transformerlm.tokenizer.memory_limit import REFERENCE_BYTES_PER_SLOT, Memory, check_memory_limit
 from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, resolve_num_workers
 from transformerlm.tokenizer.pretokenize import DEFAULT_PATTERN, SpecialTokenSplitter, pre_tokenize, safe_pieces
-from transformerlm.utils.text_files import ReadStats, expand_inputs, read_text, total_bytes
+from transformerlm.utils.strings import check_is_no_string
+from transformerlm.utils.text_files import ReadStats, expand_inputs, holds_rows, read_text, total_bytes
 
 if TYPE_CHECKING:
     from transformerlm.tokenizer.byte_chunks import Chunk
@@ -45,6 +47,7 @@ def train_bpe(
     *,
     num_workers: int | None = None,
     text_field: str = "text",
+    allow_special: bool = False,
     pattern: str = DEFAULT_PATTERN,
     engine: Engine = "auto",
     memory_limit_mb: float | None = None,
@@ -61,6 +64,8 @@ def train_bpe(
         num_workers: processes (threads of the compiled engine) that count; by default one for each CPU, and none
             besides this one below 8 MB. The result does not depend on it.
         text_field: where the text stands in a line of a `.jsonl` file.
+        allow_special: recognise special tokens in the rows of JSON lines and Parquet, too, which are plain text
+            otherwise. In plain text files they always are.
         pattern: how text is cut into pre-tokens, a name in `pretokenize.PATTERNS`.
         engine: "reference", "compiled" (same result, needs numba), or "auto": the compiled one for large inputs.
         memory_limit_mb: what counting and merging may hold in memory, in megabytes, besides the libraries and the text
@@ -74,10 +79,12 @@ def train_bpe(
         `merges`: pairs of byte strings.
 
     Raises:
-        ValueError: `vocab_size` below 256 + the special tokens, special tokens that cannot be, inputs without any
-            text, or with distinct words that need more memory than the limit (the reference only).
+        TypeError: `special_tokens` is one string.
+        ValueError: `vocab_size` below 256 + the special tokens, special tokens that cannot be or be saved, inputs
+            without any text, or with distinct words that need more memory than the limit (the reference only).
         OSError: a file that cannot be read, or no room for the temporary files.
     """
+    check_is_no_string(special_tokens, "special_tokens")
     specials = list(special_tokens)
     _check_request(vocab_size, specials)
     paths = expand_inputs(input_path)
@@ -86,7 +93,7 @@ def train_bpe(
     learn = _learn_compiled if compiled else _learn_by_reference
     merges = learn(
         paths, specials, vocab_size - 256 - len(specials), num_workers=num_workers, text_field=text_field,
-        pattern=pattern, progress=progress, stats=stats, memory_limit_mb=memory_limit_mb,
+        allow_special=allow_special, pattern=pattern, progress=progress, stats=stats, memory_limit_mb=memory_limit_mb,
     )  # fmt: skip
     if merges is None:
         raise ValueError(f"input: expected text to train on, found none in {', '.join(map(str, paths))}")
@@ -117,6 +124,7 @@ def _learn_compiled(
     *,
     num_workers: int | None,
     text_field: str,
+    allow_special: bool,
     pattern: str,
     progress: ProgressCallback | None,
     stats: ReadStats | None,
@@ -132,7 +140,8 @@ def _learn_compiled(
         specials, pattern=pattern, num_threads=resolve_num_workers(num_workers, num_bytes),
         memory=memory,
     )  # fmt: skip
-    for replaced in counter.count(_chunks(paths, splitter, text_field=text_field, stats=stats)):
+    reading = _Reading(splitter, text_field=text_field, allow_special=allow_special, stats=stats)
+    for replaced in counter.count(_chunks(paths, reading)):
         stats.invalid_utf8 += replaced
         if progress is not None:
             progress("count", stats.disk_bytes, num_bytes)
@@ -141,19 +150,18 @@ def _learn_compiled(
     return compiled_trainer.learn_merges(counter.words(), num_merges, progress=progress, memory=memory)
 
 
-def _chunks(
-    paths: Sequence[Path], splitter: SpecialTokenSplitter, *, text_field: str, stats: ReadStats
-) -> Iterator[Chunk]:
+def _chunks(paths: Sequence[Path], reading: _Reading) -> Iterator[Chunk]:
     """Yield large files of plain text as the bytes they are, and the text of all other files gathered."""
     from transformerlm.tokenizer.byte_chunks import CHUNK_BYTES, chunk_of, comes_in_chunks, read_chunks
 
     others = []
     for path in paths:
         if comes_in_chunks(path):
-            yield from read_chunks(path, splitter, stats=stats)
+            yield from read_chunks(path, reading.splitter, stats=reading.stats)
         else:
             others.append(path)
-    yield from map(chunk_of, _batches(others, splitter, text_field=text_field, stats=stats, chunk_chars=CHUNK_BYTES))
+    for batch in reading.batches(others, chunk_chars=CHUNK_BYTES):
+        yield chunk_of(batch.texts, ordinary=batch.ordinary)
 
 
 def count_pre_tokens(
@@ -162,6 +170,7 @@ def count_pre_tokens(
     *,
     num_workers: int | None = None,
     text_field: str = "text",
+    allow_special: bool = False,
     pattern: str = DEFAULT_PATTERN,
     progress: ProgressCallback | None = None,
     stats: ReadStats | None = None,
@@ -176,7 +185,8 @@ def count_pre_tokens(
     splitter = SpecialTokenSplitter(special_tokens, pattern=pattern)
     stats = stats if stats is not None else ReadStats()
     num_bytes = total_bytes(paths)
-    batches = _batches(paths, splitter, text_field=text_field, stats=stats, chunk_chars=chunk_chars)
+    reading = _Reading(splitter, text_field=text_field, allow_special=allow_special, stats=stats)
+    batches = reading.batches(paths, chunk_chars=chunk_chars)
     counts: Counter[str] = Counter()
     workers = resolve_num_workers(num_workers, num_bytes)
     with closing(map_in_order(_PreTokenCounter(splitter), batches, num_workers=workers)) as results:
@@ -206,19 +216,58 @@ def learn_merges(
     return merges
 
 
+class _Texts(NamedTuple):
+    """Safe pieces of text; with `ordinary`, special tokens in them are plain text."""
+
+    texts: list[str]
+    ordinary: bool
+
+
 class _PreTokenCounter:
     """The work on one chunk, as an object that can be sent to a worker process."""
 
     def __init__(self, splitter: SpecialTokenSplitter) -> None:
         self.splitter = splitter
 
-    def __call__(self, texts: list[str]) -> dict[str, int]:
+    def __call__(self, batch: _Texts) -> dict[str, int]:
         counts: Counter[str] = Counter()
-        for text in texts:
-            for segment, is_special in self.splitter.split(text):
+        splitter = self.splitter.without_tokens() if batch.ordinary else self.splitter
+        for text in batch.texts:
+            for segment, is_special in splitter.split(text):
                 if not is_special:
-                    counts.update(pre_tokenize(segment, pattern=self.splitter.pattern))
+                    counts.update(pre_tokenize(segment, pattern=splitter.pattern))
         return dict(counts)
+
+
+class _Reading:
+    """How the files are read: where they may be cut, and what has been met."""
+
+    def __init__(
+        self, splitter: SpecialTokenSplitter, *, text_field: str, allow_special: bool, stats: ReadStats
+    ) -> None:
+        self.splitter, self.stats = splitter, stats
+        self._text_field, self._allow_special = text_field, allow_special
+
+    def batches(self, paths: Sequence[Path], *, chunk_chars: int) -> Iterator[_Texts]:
+        """Gather safe pieces of text into lists of at least `chunk_chars` characters; none crosses a document."""
+        for ordinary, files in groupby(paths, key=lambda path: not self._allow_special and holds_rows(path)):
+            batch: list[str] = []
+            gathered = 0
+            for text in self._texts(files, ordinary=ordinary, chunk_chars=chunk_chars):
+                batch.append(text)
+                gathered += len(text)
+                if gathered >= chunk_chars:
+                    yield _Texts(batch, ordinary)
+                    batch, gathered = [], 0
+            if batch:
+                yield _Texts(batch, ordinary)
+
+    def _texts(self, paths: Iterable[Path], *, ordinary: bool, chunk_chars: int) -> Iterator[str]:
+        splitter = self.splitter.without_tokens() if ordinary else self.splitter
+        for path in paths:
+            blocks = read_text(path, text_field=self._text_field, stats=self.stats)
+            for piece in safe_pieces(blocks, splitter, size=chunk_chars, where=str(path)):
+                yield piece.text
 
 
 class _PairTable:
@@ -319,37 +368,11 @@ def _descending(token: bytes) -> str:
     return bytes(255 - value for value in token).decode("latin-1") + "\u0100"
 
 
-def _batches(
-    paths: Sequence[Path], splitter: SpecialTokenSplitter, *, text_field: str, stats: ReadStats, chunk_chars: int
-) -> Iterator[list[str]]:
-    """Gather safe pieces of text into lists of at least `chunk_chars` characters; no piece crosses a document."""
-    batch: list[str] = []
-    gathered = 0
-    for text in _texts(paths, splitter, text_field=text_field, stats=stats, chunk_chars=chunk_chars):
-        batch.append(text)
-        gathered += len(text)
-        if gathered >= chunk_chars:
-            yield batch
-            batch, gathered = [], 0
-    if batch:
-        yield batch
-
-
-def _texts(
-    paths: Sequence[Path], splitter: SpecialTokenSplitter, *, text_field: str, stats: ReadStats, chunk_chars: int
-) -> Iterable[str]:
-    for path in paths:
-        blocks = read_text(path, text_field=text_field, stats=stats)
-        for piece in safe_pieces(blocks, splitter, size=chunk_chars, where=str(path)):
-            yield piece.text
-
-
 def _check_request(vocab_size: int, special_tokens: Sequence[str]) -> None:
     if len(set(special_tokens)) < len(special_tokens):
         raise ValueError(f"special_tokens: expected each once, found {list(special_tokens)}")
-    for token in special_tokens:
-        if len(token.encode("utf-8", "replace")) == 1:
-            raise ValueError(f"special_tokens: expected two bytes or more, found {token!r}, which is a token as it is")
+    io.check_special_tokens(special_tokens)
+    io.check_special_tokens_to_save(special_tokens)
     if vocab_size < 256 + len(special_tokens):
         raise ValueError(
             f"vocab_size: expected at least {256 + len(special_tokens)} (256 bytes and {len(special_tokens)} "

@@ -29,16 +29,20 @@ _CONTINUATION = bytes(range(0x80, 0xC0))  # what goes on in UTF-8, and begins no
 
 
 class Chunk(NamedTuple):
-    """Texts as UTF-8, one after the other, with `PADDING` zeros behind them; and where each ends."""
+    """Texts as UTF-8, one after the other, with `PADDING` zeros behind them, and where each ends.
+
+    With `ordinary`, special tokens in them are plain text.
+    """
 
     data: Array
     ends: Array
+    ordinary: bool = False
 
 
-def chunk_of(texts: Sequence[str]) -> Chunk:
+def chunk_of(texts: Sequence[str], *, ordinary: bool = False) -> Chunk:
     """Return texts as a chunk."""
     encoded = [text.encode("utf-8", "replace") for text in texts]
-    return Chunk(padded(b"".join(encoded)), np.cumsum([len(text) for text in encoded], dtype=np.int64))
+    return Chunk(padded(b"".join(encoded)), np.cumsum([len(text) for text in encoded], dtype=np.int64), ordinary)
 
 
 def comes_in_chunks(path: Path) -> bool:
@@ -74,6 +78,8 @@ def read_chunks(
             if stats.refuse_invalid and (place := text_kernels.first_invalid(data, cut)) < cut:
                 raise no_utf8(str(path), int(data[place]), position + place)
             position += cut
+            if stats.sample_chars:
+                stats.keep(data[:cut].tobytes().decode("utf-8", "replace"))
             if cut:
                 yield Chunk(data[: cut + PADDING], np.array([cut]))
 
@@ -110,7 +116,7 @@ def made_valid(chunk: Chunk) -> tuple[Chunk, int]:
         return chunk, 0
     data = chunk.data[:end].tobytes()
     text = data.decode("utf-8", "replace")
-    return chunk_of([text]), text.count("\ufffd") - data.count("\ufffd".encode())
+    return chunk_of([text], ordinary=chunk.ordinary), text.count("\ufffd") - data.count("\ufffd".encode())
 
 
 def _fill(file: FileIO, data: Array, start: int) -> int:

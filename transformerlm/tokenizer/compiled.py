@@ -160,9 +160,9 @@ class CompiledEncoder:
         ends = np.cumsum(np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)))
         return self._encode(padded(b"".join(texts)), ends, num_threads=num_threads, ordinary=ordinary)
 
-    def encode_array(self, data: Array, ends: Array) -> Array:
+    def encode_array(self, data: Array, ends: Array, *, ordinary: bool = False) -> Array:
         """Return the ids of texts, valid UTF-8 with `PADDING` zeros behind it, which end at `ends`."""
-        return self._encode(data, ends, num_threads=1)[0]
+        return self._encode(data, ends, num_threads=1, ordinary=ordinary)[0]
 
     def encode_file(self, path: Path, *, num_threads: int) -> Array | None:
         """Return the ids of a file of plain text, read at once; `None` where it is not valid UTF-8."""

@@ -60,6 +60,7 @@ class PieceCounter:
             memory: where the distinct words go; by default without a limit.
         """
         self._specials = SpecialTokens(dict.fromkeys(special_tokens, 0))
+        self._no_specials = SpecialTokens({})
         self._pattern = PATTERNS[pattern]
         self._num_threads = num_threads
         self._memory = Memory() if memory is None else memory
@@ -100,8 +101,9 @@ class PieceCounter:
 
     def _count(self, chunk: Chunk) -> int:
         chunk, replaced = made_valid(chunk)
-        data, ends = chunk
-        segments, _ = self._specials.segments(data, np.stack([np.r_[0, ends[:-1]], ends], axis=1))
+        data, ends, ordinary = chunk
+        specials = self._no_specials if ordinary else self._specials
+        segments, _ = specials.segments(data, np.stack([np.r_[0, ends[:-1]], ends], axis=1))
         cursor = np.zeros(4, dtype=np.int64)
         with self._table() as table:
             while need := kernels.count_pieces(

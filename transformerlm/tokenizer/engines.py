@@ -24,6 +24,7 @@ Engine = Literal["auto", "reference", "compiled"]
 LOADED_BYTES = 100_000
 WARM_BYTES = 2_000_000
 COLD_BYTES = 30_000_000
+COMPILING_SECONDS = 2.0  # from then on a word is due
 
 Work = Literal["encode", "decode", "train"]
 
@@ -67,12 +68,28 @@ def use_compiled(engine: str, num_bytes: int, work: Work) -> bool:
 
 @contextmanager
 def compiling(work: Work) -> Iterator[None]:
-    """Surround the first calls of the kernels for this work; say so if compiling them takes more than two seconds."""
-    timer = threading.Timer(2.0, _say_once, ["compiling the tokenizer's kernels, this once: it takes some ten seconds"])
+    """Surround the first calls of the kernels for this work; say so if compiling them takes more than two seconds.
+
+    Kernels that are read from the disk are not compiled, however slowly a busy machine reads them.
+    """
+    from numba.core import event
+
+    timer = threading.Timer(
+        COMPILING_SECONDS, _say_once, ["compiling the tokenizer's kernels, this once: it takes some ten seconds"]
+    )
     timer.daemon = True
-    timer.start()
+
+    class Compilation(event.Listener):
+        def on_start(self, event: object) -> None:
+            if timer.ident is None:
+                timer.start()
+
+        def on_end(self, event: object) -> None:
+            pass
+
     try:
-        yield
+        with event.install_listener("numba:compile", Compilation()):
+            yield
     finally:
         timer.cancel()
     _ready.add(work)

@@ -10,19 +10,24 @@ Every error is a ValueError of one line: the file (and line), what was expected,
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from transformerlm.tokenizer.pretokenize import PATTERNS
 from transformerlm.utils.files import write_whole
 from transformerlm.utils.json_files import read_json_object, read_limited
+from transformerlm.utils.strings import check_is_no_string
 
 VOCAB_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
 SPECIALS_FILE = "special_tokens.json"
 
+_LOOKS_SPECIAL = re.compile(r"<\|[A-Za-z0-9_]+\|>")
 _VERSION_LINE = "#version: 0.2"
 MAX_FILE_BYTES = 1 << 27
 MAX_SPECIALS_BYTES = 1 << 20
@@ -65,13 +70,17 @@ def text_to_token(text: str) -> bytes:
 
 def save_vocab(vocab: Mapping[int, bytes], path: Path, special_tokens: Iterable[str] = ()) -> None:
     """Write `vocab.json`, a token a line in the order of the ids; the file appears whole or not at all."""
+    check_is_no_string(special_tokens, "special_tokens")
     specials = {special.encode(): special for special in special_tokens}
-    names = {token_id: specials.get(token) or token_to_text(token) for token_id, token in sorted(vocab.items())}
-    if len(set(names.values())) < len(names):
-        raise ValueError(
-            f"{path}: expected each token to be written differently, found a special token that reads as another token"
-        )
-    ids = {name: token_id for token_id, name in names.items()}
+    ids: dict[str, int] = {}
+    for token_id, token in sorted(vocab.items()):
+        name = specials.get(token) or token_to_text(token)
+        if name in ids:
+            raise ValueError(
+                f"{path}: expected each token to be written differently, found the special token {name!r}, which reads "
+                "as another token"
+            )
+        ids[name] = token_id
     write_whole(path, json.dumps(ids, ensure_ascii=False, indent=0) + "\n")
 
 
@@ -87,6 +96,7 @@ def load_vocab(path: Path, special_tokens: Iterable[str] = ()) -> dict[int, byte
     Raises:
         ValueError: anything but an object of token -> id with ids 0..n-1, each once, and all 256 bytes.
     """
+    check_is_no_string(special_tokens, "special_tokens")
     specials = set(special_tokens)
     vocab: dict[int, bytes] = {}
     for name, token_id in read_json_file(path, max_bytes=MAX_FILE_BYTES).items():
@@ -124,6 +134,101 @@ def load_merges(path: Path, vocab: Mapping[int, bytes]) -> list[tuple[bytes, byt
             raise ValueError(f"{path}:{number}: {error}") from None
     check_merges(merges, vocab, where=f"{path}:", first=first_line)
     return merges
+
+
+def tokenizer_files(path: Path) -> tuple[Path, Path, Path]:
+    """Return the paths of a tokenizer's vocabulary, merges and special tokens.
+
+    They are in the directory `path`, or their names begin with it and a dash: `gpt2-vocab.json`, `gpt2-merges.txt`.
+    """
+    names = (VOCAB_FILE, MERGES_FILE, SPECIALS_FILE)
+    if not path.is_dir() and path.with_name(f"{path.name}-{VOCAB_FILE}").exists():
+        vocab, merges, specials = (path.with_name(f"{path.name}-{name}") for name in names)
+    else:
+        vocab, merges, specials = (path / name for name in names)
+    return vocab, merges, specials
+
+
+def special_names(path: Path) -> list[str]:
+    """Return the tokens of a `vocab.json` that look special, as `<|endoftext|>` does; GPT-2's files do not say it."""
+    return [name for name in read_json_file(path, max_bytes=MAX_FILE_BYTES) if _LOOKS_SPECIAL.fullmatch(name)]
+
+
+def load_special_tokens(path: Path) -> tuple[list[str], str, str | None]:
+    """Return the special tokens, the name of the pattern, and the tokenizer's fingerprint where the file names one.
+
+    Raises:
+        ValueError: the file is not in order; the message says what was expected and found.
+    """
+    record = read_json_file(path, max_bytes=MAX_SPECIALS_BYTES)
+    if unknown := sorted(record.keys() - {"format", "pattern", "special_tokens", "sha256"}):
+        raise ValueError(f"{path}: expected format, pattern, special_tokens and sha256, found {unknown[0]!r}")
+    if record.get("format") != 1:
+        raise ValueError(f"{path}: expected format 1, found {record.get('format')!r}")
+    pattern = record.get("pattern")
+    if not isinstance(pattern, str) or pattern not in PATTERNS:
+        names = " or ".join(map(repr, PATTERNS))
+        raise ValueError(f"{path}: expected the pattern {names}, found {pattern!r}")
+    tokens = record.get("special_tokens")
+    if not isinstance(tokens, list) or not all(isinstance(token, str) and token for token in tokens):
+        raise ValueError(f"{path}: expected special_tokens to be a list of non-empty strings, found {tokens!r}")
+    if len(set(tokens)) < len(tokens) or len(tokens) > MAX_SPECIALS:
+        raise ValueError(
+            f"{path}: expected each special token once and {MAX_SPECIALS:,} at most, found {len(tokens):,}, "
+            f"of which {len(set(tokens)):,} differ"
+        )
+    sha256 = record.get("sha256")
+    if sha256 is not None and not isinstance(sha256, str):
+        raise ValueError(f"{path}: expected sha256 to be a string, found {sha256!r}")
+    return tokens, pattern, sha256
+
+
+def check_special_tokens(special_tokens: Iterable[str]) -> None:
+    """Refuse one string in the place of a list, and tokens of one byte, which are tokens as it is.
+
+    Raises:
+        TypeError: one string.
+        ValueError: a token of one byte.
+    """
+    check_is_no_string(special_tokens, "special_tokens")
+    for token in special_tokens:
+        if len(token.encode("utf-8", "replace")) == 1:
+            raise ValueError(f"special_tokens: expected two bytes or more, found {token!r}, which is a token as it is")
+
+
+def check_special_tokens_to_save(special_tokens: Iterable[str]) -> None:
+    """Refuse special tokens that `vocab.json` may not tell from the tokens that a training learns.
+
+    Special tokens are written as they are, all others in GPT-2's alphabet, in which `§` is a byte and `Ġthe` a word.
+
+    Raises:
+        ValueError: a token that reads as another token, named.
+    """
+    for token in special_tokens:
+        other = reads_as(token)
+        if other is not None and (len(other) == 1 or _is_in_some_text(other)):
+            raise ValueError(
+                f"special_tokens: expected tokens that {VOCAB_FILE} can tell from all others, found {token!r}, which "
+                f"is how it writes the bytes {other!r} (choose ASCII characters)"
+            )
+
+
+def reads_as(special_token: str) -> bytes | None:
+    """Return the bytes that GPT-2's alphabet reads in a special token, where these are not its own."""
+    try:
+        data = text_to_token(special_token)
+    except ValueError:
+        return None
+    return data if data != special_token.encode() else None
+
+
+def _is_in_some_text(data: bytes) -> bool:
+    """Return whether bytes, which may begin and end within a character, can be a part of UTF-8."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(data.lstrip(bytes(range(0x80, 0xC0))))
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def check_vocab(vocab: Mapping[int, bytes], *, where: str = "vocab") -> None:

@@ -46,8 +46,7 @@ def resolve_num_workers(num_workers: int | None, input_bytes: int) -> int:
     """
     if num_workers is None:
         return default_num_workers(input_bytes)
-    if num_workers < 1:
-        raise ValueError(f"num_workers: expected at least 1, found {num_workers}")
+    _check_num_workers(num_workers)
     return num_workers
 
 
@@ -61,8 +60,10 @@ def map_in_order(
     while the caller reads the items and uses the results.
 
     Raises:
+        ValueError: fewer workers than one.
         RuntimeError: a worker process died. What the function itself raises comes through unchanged.
     """
+    _check_num_workers(num_workers)
     if num_workers == 1 and not threads:
         yield from map(function, items)
         return
@@ -89,6 +90,11 @@ def map_in_order(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _check_num_workers(num_workers: int) -> None:
+    if num_workers < 1:
+        raise ValueError(f"num_workers: expected at least 1, found {num_workers}")
 
 
 @contextmanager

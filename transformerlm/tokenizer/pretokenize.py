@@ -20,6 +20,7 @@ from typing import Any
 
 import regex  # type: ignore[import-untyped]
 
+from transformerlm.utils.strings import check_is_no_string
 from transformerlm.utils.text_files import TextBlock
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -66,8 +67,10 @@ class SpecialTokenSplitter:
         """Prepare for these tokens; `pattern` is the pre-tokens' and decides where a stream may be cut.
 
         Raises:
+            TypeError: one string in the place of a list.
             ValueError: an empty token, or one that UTF-8 cannot spell.
         """
+        check_is_no_string(special_tokens, "special_tokens")
         check_pattern(pattern)
         self.pattern = pattern
         self.special_tokens = list(dict.fromkeys(special_tokens))
@@ -80,6 +83,10 @@ class SpecialTokenSplitter:
     def __reduce__(self) -> tuple[Callable[..., SpecialTokenSplitter], tuple[list[str]]]:
         """Pickle as the tokens and a name: compiled patterns need not travel to worker processes."""
         return partial(SpecialTokenSplitter, pattern=self.pattern), (self.special_tokens,)
+
+    def without_tokens(self) -> SpecialTokenSplitter:
+        """Return a splitter of the same pattern that knows no special tokens, for plain text."""
+        return SpecialTokenSplitter((), pattern=self.pattern)
 
     def split(self, text: str) -> Iterator[tuple[str, bool]]:
         """Yield the non-empty segments of `text` in order, each with whether it is a special token."""

@@ -11,9 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import sys
 import threading
+import warnings
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -28,14 +28,14 @@ from transformerlm.tokenizer.engines import Engine, check_engine, use_compiled
 from transformerlm.tokenizer.parallel import map_in_order, resolve_num_workers
 from transformerlm.tokenizer.pretokenize import (
     DEFAULT_PATTERN,
-    PATTERNS,
     SpecialTokenSplitter,
     StreamCutter,
     pre_tokenize,
     safe_pieces,
 )
 from transformerlm.utils.files import write_whole
-from transformerlm.utils.text_files import expand_inputs, is_plain_text, read_text, total_bytes
+from transformerlm.utils.strings import check_is_no_string, ends_in_half, whole_characters
+from transformerlm.utils.text_files import expand_inputs, holds_rows, is_plain_text, read_text, total_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +47,8 @@ _CACHE_PIECES = 1 << 15
 _CACHED_PIECE_CHARS = 32
 _FILE_PIECE_CHARS = 1 << 22
 _WHOLE_FILE_BYTES = 1 << 28
-_SURROGATE = re.compile("[\ud800-\udfff]")
+# What the reference encodes, or decodes to ids, in the time that entering a kernel takes.
+_CALL_CHARS, _CALL_IDS = 1000, 100
 
 
 class Tokenizer:
@@ -72,9 +73,11 @@ class Tokenizer:
             engine: "reference", "compiled" (same ids, needs numba), or "auto": the compiled one for large inputs.
 
         Raises:
+            TypeError: `special_tokens` is one string.
             ValueError: ids that are not 0..n-1, a missing byte, merges of unknown tokens (see `io.check_vocab`,
-                `io.check_merges`).
+                `io.check_merges`), or a special token of one byte.
         """
+        io.check_special_tokens(special_tokens or ())
         io.check_vocab(vocab)
         io.check_merges(merges, vocab)
         self.vocab = dict(vocab)
@@ -122,20 +125,31 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, directory: str | os.PathLike[str], *, engine: Engine = "auto") -> Tokenizer:
-        """Load what `save` has written.
+        """Load what `save` has written, or GPT-2's files whose names begin with `directory` and a dash.
+
+        Those are such as `gpt2-vocab.json` and `gpt2-merges.txt`, for "gpt2". Where no `gpt2-special_tokens.json` is
+        beside them, tokens like `<|endoftext|>` are taken for special, and the pattern for GPT-2's, with a warning.
 
         Raises:
             FileNotFoundError: a file that is not there.
             ValueError: a file that is not in order; the message says where and what.
         """
-        directory = Path(directory)
-        special_tokens, pattern, sha256 = _load_special_tokens(directory / io.SPECIALS_FILE)
-        files = directory / io.VOCAB_FILE, directory / io.MERGES_FILE
-        tokenizer = cls.from_files(*files, special_tokens, pattern=pattern, engine=engine)
+        vocab, merges, specials = io.tokenizer_files(Path(directory))
+        if specials.exists() or specials.name == io.SPECIALS_FILE:
+            special_tokens, pattern, sha256 = io.load_special_tokens(specials)
+        else:
+            special_tokens, pattern, sha256 = io.special_names(vocab), DEFAULT_PATTERN, None
+            names = ", ".join(special_tokens) or "none"
+            warnings.warn(
+                f"{specials}: no such file, so the special tokens are taken to be {names}, and the pattern "
+                f"{DEFAULT_PATTERN} (transformerlm-import --format gpt2 writes a tokenizer that says it)",
+                stacklevel=2,
+            )
+        tokenizer = cls.from_files(vocab, merges, special_tokens, pattern=pattern, engine=engine)
         expected = tokenizer.vocab_size - 256 - len(special_tokens)  # the bytes are 256 tokens
         if len(tokenizer.merges) < expected:
             raise ValueError(
-                f"{files[1]}: expected a merge for each of the {expected} merged tokens of {io.VOCAB_FILE}, "
+                f"{merges}: expected a merge for each of the {expected} merged tokens of {io.VOCAB_FILE}, "
                 f"found {len(tokenizer.merges)}; the file was cut, train or copy the tokenizer again"
             )
         if sha256 is not None and (found := tokenizer.fingerprint()) != sha256:
@@ -159,6 +173,13 @@ class Tokenizer:
         }
         write_whole(directory / io.SPECIALS_FILE, json.dumps(record, ensure_ascii=False, indent=2) + "\n")
 
+    def __repr__(self) -> str:
+        """Return the tokenizer's sizes."""
+        return (
+            f"Tokenizer(vocab_size={self.vocab_size}, merges={len(self.merges)}, "
+            f"special_tokens={len(self.special_token_ids)}, pattern={self.pattern!r}, engine={self.engine!r})"
+        )
+
     def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[object, ...]]:
         """Pickle as the parts; caches stay here."""
         build = partial(Tokenizer, pattern=self.pattern, engine=self.engine)
@@ -176,8 +197,9 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, special tokens recognised; half a character (a lone surrogate) counts as U+FFFD."""
-        if (encoder := self._encoder_for(len(text))) is not None:
-            return list(encoder.encode_texts([_to_bytes(text)])[0].tolist())
+        text = whole_characters(text)
+        if (encoder := self._encoder_for(len(text), least=_CALL_CHARS)) is not None:
+            return list(encoder.encode_texts([text.encode()])[0].tolist())
         ids: list[int] = []
         for segment, is_special in self._splitter.split(text):
             if is_special:
@@ -188,8 +210,9 @@ class Tokenizer:
 
     def encode_ordinary(self, text: str) -> list[int]:
         """Return the ids of `text` taken as plain text, special tokens spelled out: for text of unknown origin."""
-        if (encoder := self._encoder_for(len(text))) is not None:
-            return list(encoder.encode_texts([_to_bytes(text)], ordinary=True)[0].tolist())
+        text = whole_characters(text)
+        if (encoder := self._encoder_for(len(text), least=_CALL_CHARS)) is not None:
+            return list(encoder.encode_texts([text.encode()], ordinary=True)[0].tolist())
         return self._encode_segment(text)
 
     def encode_iterable(self, parts: Iterable[str]) -> Iterator[int]:
@@ -198,33 +221,52 @@ class Tokenizer:
         Memory: some tens of thousands of characters, or the longest pre-token where that is longer.
         """
         cutter = StreamCutter(self._splitter)
+        half = ""
         for part in parts:
-            yield from self.encode(cutter.feed(part))
-        yield from self.encode(cutter.flush())
+            text, half = half + part, ""
+            if ends_in_half(text):
+                text, half = text[:-1], text[-1]
+            if settled := cutter.feed(whole_characters(text)):
+                yield from self.encode(settled)
+        yield from self.encode(cutter.flush() + whole_characters(half))
 
-    def encode_batch(self, texts: Sequence[str], num_workers: int = 1) -> list[list[int]]:
-        """Return the ids of each text, encoded by `num_workers` processes or threads, as the engine has them."""
-        if self._encoder_for(sum(map(len, texts))) is not None:
-            ids, ends = self.encode_batch_to_array(texts, num_workers=num_workers)
+    def encode_batch(
+        self, texts: Sequence[str], num_workers: int = 1, *, allow_special: bool = True
+    ) -> list[list[int]]:
+        """Return the ids of each text, encoded by `num_workers` processes or threads, as the engine has them.
+
+        Without `allow_special`, special tokens are spelled out, as by `encode_ordinary`.
+        """
+        check_is_no_string(texts, "texts")
+        size = sum(map(len, texts))
+        num_workers = resolve_num_workers(num_workers, size)
+        if self._encoder_for(size) is not None:
+            ids, ends = self.encode_batch_to_array(texts, num_workers=num_workers, allow_special=allow_special)
             # Numbers that are made once and then shared: a list of new ones takes far longer to build.
             numbers = self._shared_numbers()[ids]
             starts = [0, *ends[:-1].tolist()]
             return [numbers[start:stop].tolist() for start, stop in zip(starts, ends.tolist(), strict=False)]
         size = max(1, min(256, len(texts) // (4 * num_workers) or 1))
         groups = [texts[start : start + size] for start in range(0, len(texts), size)]
-        with closing(map_in_order(self._encode_all, groups, num_workers=num_workers)) as results:
+        encode = partial(self._encode_all, allow_special=allow_special)
+        with closing(map_in_order(encode, groups, num_workers=num_workers)) as results:
             return list(chain.from_iterable(results))
 
-    def encode_batch_to_array(self, texts: Sequence[str], *, num_workers: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    def encode_batch_to_array(
+        self, texts: Sequence[str], *, num_workers: int = 1, allow_special: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of all texts in one array, and where those of each text end.
 
         Ids are uint16 where all fit and uint32 otherwise, shape (tokens,); ends are int64, shape (texts,).
         """
         import numpy as np
 
+        check_is_no_string(texts, "texts")
+        num_workers = resolve_num_workers(num_workers, 0)
         if (encoder := self._encoder_for(sum(map(len, texts)))) is not None:
-            return encoder.encode_texts([_to_bytes(text) for text in texts], num_threads=num_workers)
-        lists = self.encode_batch(texts, num_workers)
+            spelled = [whole_characters(text).encode() for text in texts]
+            return encoder.encode_texts(spelled, num_threads=num_workers, ordinary=not allow_special)
+        lists = self.encode_batch(texts, num_workers, allow_special=allow_special)
         ends = np.cumsum([len(ids) for ids in lists], dtype=np.int64)
         return np.array(list(chain.from_iterable(lists)), dtype=self._id_type()), ends
 
@@ -238,16 +280,19 @@ class Tokenizer:
         encoder = self._encoder_for(sys.maxsize)
         assert encoder is not None, "chunks are for the compiled engine"
         chunk, replaced = made_valid(chunk)
-        return encoder.encode_array(chunk.data, chunk.ends), replaced
+        return encoder.encode_array(chunk.data, chunk.ends, ordinary=chunk.ordinary), replaced
 
     def encode_to_array(self, text: str, *, num_workers: int = 1) -> np.ndarray:
         """Return the ids of `text` as a numpy array, uint16 where all ids fit and uint32 otherwise; shape (tokens,)."""
         return self.encode_batch_to_array([text], num_workers=num_workers)[0]
 
-    def encode_file(self, path: str | os.PathLike[str], *, num_workers: int | None = None) -> np.ndarray:
-        """Return the ids of a file's text as an array, as `encode` gives them; a JSON line's text counts by itself.
+    def encode_file(
+        self, path: str | os.PathLike[str], *, num_workers: int | None = None, allow_special: bool = False
+    ) -> np.ndarray:
+        """Return the ids of a file's text as an array, as `encode` gives them.
 
-        Memory: the ids, and the text of files up to 256 MB, beyond some 8 MB of it a worker (or the longest pre-token).
+        A row of JSON lines or Parquet counts by itself, and is plain text unless `allow_special` is given. Memory: the
+        ids, and the text of files up to 256 MB, beyond some 8 MB of it a worker (or the longest pre-token).
 
         Raises:
             FileNotFoundError: no such file.
@@ -262,10 +307,13 @@ class Tokenizer:
             ids = encoder.encode_file(paths[0], num_threads=workers)
             if ids is not None:
                 return ids
-        pieces = safe_pieces(read_text(paths[0]), self._splitter, size=_FILE_PIECE_CHARS, where=str(paths[0]))
+        allow_special = allow_special or not holds_rows(paths[0])
+        splitter = self._splitter if allow_special else self._splitter.without_tokens()
+        pieces = safe_pieces(read_text(paths[0]), splitter, size=_FILE_PIECE_CHARS, where=str(paths[0]))
         texts = ([piece.text] for piece in pieces)
         threads = self.runs_in_threads(size)
-        with closing(map_in_order(self.encode_batch_to_array, texts, num_workers=workers, threads=threads)) as results:
+        encode = partial(self.encode_batch_to_array, allow_special=allow_special)
+        with closing(map_in_order(encode, texts, num_workers=workers, threads=threads)) as results:
             parts = [ids for ids, _ in results]
         return np.concatenate([np.empty(0, dtype=self._id_type()), *parts])
 
@@ -293,6 +341,10 @@ class Tokenizer:
         return bytes(self._decoded(ids))
 
     def _decoded(self, ids: Iterable[int]) -> bytes | memoryview:
+        if len(shape := getattr(ids, "shape", (0,))) != 1:
+            raise ValueError(
+                f"ids: expected one row of ids, found an array of shape {tuple(shape)} (decode row by row)"
+            )
         try:
             if isinstance(ids, Collection) and (decoder := self._decoder_for(len(ids))) is not None:
                 numbers = _as_array(ids)
@@ -303,6 +355,8 @@ class Tokenizer:
             raise ValueError(
                 f"ids: expected 0 to {self.vocab_size - 1} (vocab_size {self.vocab_size}), found {error.args[0]}"
             ) from None
+        except TypeError as error:  # a list of lists
+            raise TypeError(f"ids: expected whole numbers in one row, found other things ({error})") from None
 
     def token_byte_lengths(self) -> list[int]:
         """Return how many bytes of text each id stands for, by id; special tokens stand for none."""
@@ -317,7 +371,7 @@ class Tokenizer:
         """
         if not text:
             raise ValueError("bytes_per_token: expected some text, found an empty one")
-        return len(_to_bytes(text)) / len(self.encode(text))
+        return len(whole_characters(text).encode()) / len(self.encode(text))
 
     def fingerprint(self) -> str:
         """Return a sha256 in hex over vocabulary, merges, special tokens and pattern, not over the files' layout."""
@@ -331,7 +385,7 @@ class Tokenizer:
 
     def encode_piece(self, piece: str) -> list[int]:
         """Return the ids of one pre-token, without the cache."""
-        ids = [self._byte_ids[value] for value in _to_bytes(piece)]
+        ids = [self._byte_ids[value] for value in whole_characters(piece).encode()]
         return merge_by_windows(ids, self._ranks, self._merged, self._sizes)
 
     def _encode_segment(self, text: str) -> list[int]:
@@ -349,9 +403,9 @@ class Tokenizer:
 
         return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
-    def _encoder_for(self, num_bytes: int) -> CompiledEncoder | None:
-        """Return the compiled encoder if it should do a work of so many bytes."""
-        if not use_compiled(self.engine, num_bytes, "encode"):
+    def _encoder_for(self, num_bytes: int, *, least: int = 0) -> CompiledEncoder | None:
+        """Return the compiled encoder if it should do a work of so many bytes, `least` at least."""
+        if not use_compiled(self.engine, num_bytes, "encode") or num_bytes < least:
             return None
         from transformerlm.tokenizer.compiled import CompiledEncoder
 
@@ -369,7 +423,7 @@ class Tokenizer:
 
     def _decoder_for(self, num_ids: int) -> CompiledDecoder | None:
         """Return the compiled decoder if it should decode so many ids."""
-        if not use_compiled(self.engine, 4 * num_ids, "decode"):
+        if not use_compiled(self.engine, 4 * num_ids, "decode") or num_ids < _CALL_IDS:
             return None
         from transformerlm.tokenizer.compiled import CompiledDecoder
 
@@ -378,8 +432,8 @@ class Tokenizer:
                 self._decoder = CompiledDecoder([self.vocab[token_id] for token_id in range(self.vocab_size)])
         return self._decoder
 
-    def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
+    def _encode_all(self, texts: Sequence[str], *, allow_special: bool) -> list[list[int]]:
+        return [*map(self.encode if allow_special else self.encode_ordinary, texts)]
 
 
 def _as_array(ids: Collection[int]) -> np.ndarray | None:
@@ -407,35 +461,3 @@ class _PieceCache(dict[str, tuple[int, ...]]):
                 self.clear()
             self[piece] = ids
         return ids
-
-
-def _to_bytes(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return _SURROGATE.sub("\ufffd", text).encode()
-
-
-def _load_special_tokens(path: Path) -> tuple[list[str], str, str | None]:
-    """Return the special tokens, the name of the pattern, and the tokenizer's fingerprint where the file names one."""
-    record = io.read_json_file(path, max_bytes=io.MAX_SPECIALS_BYTES)
-    if unknown := sorted(record.keys() - {"format", "pattern", "special_tokens", "sha256"}):
-        raise ValueError(f"{path}: expected format, pattern, special_tokens and sha256, found {unknown[0]!r}")
-    if record.get("format") != 1:
-        raise ValueError(f"{path}: expected format 1, found {record.get('format')!r}")
-    pattern = record.get("pattern")
-    if not isinstance(pattern, str) or pattern not in PATTERNS:
-        names = " or ".join(map(repr, PATTERNS))
-        raise ValueError(f"{path}: expected the pattern {names}, found {pattern!r}")
-    tokens = record.get("special_tokens")
-    if not isinstance(tokens, list) or not all(isinstance(token, str) and token for token in tokens):
-        raise ValueError(f"{path}: expected special_tokens to be a list of non-empty strings, found {tokens!r}")
-    if len(set(tokens)) < len(tokens) or len(tokens) > io.MAX_SPECIALS:
-        raise ValueError(
-            f"{path}: expected each special token once and {io.MAX_SPECIALS:,} at most, found {len(tokens):,}, "
-            f"of which {len(set(tokens)):,} differ"
-        )
-    sha256 = record.get("sha256")
-    if sha256 is not None and not isinstance(sha256, str):
-        raise ValueError(f"{path}: expected sha256 to be a string, found {sha256!r}")
-    return tokens, pattern, sha256

@@ -65,9 +65,22 @@ def parse_json_object(text: str, *, where: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{where}: {_reason(error)}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected a JSON object, found {type(value).__name__}")
+        raise ValueError(f"{where}: expected a JSON object, found {json_kind(value)}")
     _check_values(value, where)
     return value
+
+
+def json_kind(value: object) -> str:
+    """Return what JSON calls a value that was read from it: Python's `NoneType` is `null` there."""
+    kinds = {
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        str: "a string",
+        list: "an array",
+        dict: "an object",
+    }
+    return "null" if value is None else kinds[type(value)]
 
 
 def values_sha256(record: Mapping[str, Any], *, kept_in: str) -> str:

@@ -1,10 +1,11 @@
 """Text inputs: from file names and globs to a stream of decoded text in bounded memory.
 
-Plain text (any suffix), `.jsonl` (one JSON object a line, the text under one key), either of them as `.gz` or `.zst`,
-and `.parquet` (the text in one column) are read alike: as `TextBlock`s that say where a document surely ends (the end
-of a file, of a JSON line, or of a row). The text is the file's, character for character: line ends are not translated
-(CRLF stays), a byte order mark stays, nothing is normalised. Bytes that are not UTF-8 become U+FFFD and are counted in
-`ReadStats`, or are refused.
+Plain text (any suffix), JSON lines (`.jsonl`, `.ndjson`, `.json`: an object a line, the text under one key), either of
+them as `.gz` or `.zst`, and `.parquet` (the text in one column) are read alike: as `TextBlock`s that say where a
+document surely ends (the end of a file, of a JSON line, or of a row). The text is the file's, character for character:
+line ends are not translated (CRLF stays), a byte order mark stays, nothing is normalised. Bytes that are not UTF-8
+become U+FFFD and are counted in `ReadStats`, or are refused. A file that is no text is refused by its first bytes, see
+`file_kinds`.
 
 Memory: one block (1 MiB) for text, also of a `.gz` that unpacks to far more; for JSON lines, the longest line (at most
 `MAX_LINE_BYTES`) and what it spells; for `.parquet` see `parquet_rows`.
@@ -18,10 +19,12 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from transformerlm.utils.file_kinds import HEAD_BYTES, check_is_json_lines, check_is_text
+from transformerlm.utils.json_files import json_kind
 from transformerlm.utils.text_formats import (
     PARQUET,
     check_can_unpack,
@@ -35,7 +38,8 @@ from transformerlm.utils.text_formats import (
 BLOCK_BYTES = 1 << 20
 MAX_LINE_BYTES = 1 << 26
 
-_JSON_SUFFIXES = (".jsonl", ".ndjson")
+_JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+_TABLES = (".csv", ".tsv")
 _NOT_TEXT = (".xz", ".bz2", ".zip", ".tar", ".tgz", ".arrow", ".npy", ".npz", ".safetensors", ".gguf", ".pt")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _REPLACE_HINT = 'invalid_utf8 = "replace" reads it as U+FFFD'
@@ -53,12 +57,20 @@ class TextBlock(NamedTuple):
 class ReadStats:
     """What reading has met so far; handed in by the caller and filled while the stream is consumed.
 
-    With `refuse_invalid` the first byte that is no UTF-8 is an error instead of being counted.
+    With `refuse_invalid` the first byte that is no UTF-8 is an error instead of being counted. The first `sample_chars`
+    characters are kept, since an input may be a pipe, which cannot be read again.
     """
 
     refuse_invalid: bool = False
     disk_bytes: int = 0  # of the files as they lie on disk (compressed ones compressed)
     invalid_utf8: int = 0  # replacement characters put in place of bytes (or lone surrogates) that are no text
+    sample_chars: int = 0
+    sample: list[str] = field(default_factory=list)
+
+    def keep(self, text: str) -> None:
+        """Add text to the sample, as far as it still wants some."""
+        self.sample.append(text[: self.sample_chars])
+        self.sample_chars -= len(self.sample[-1])
 
 
 def expand_inputs(patterns: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -68,7 +80,7 @@ def expand_inputs(patterns: str | os.PathLike[str] | Sequence[str | os.PathLike[
 
     Raises:
         FileNotFoundError: a name or glob without a match.
-        ValueError: no input at all, a folder, a file that is named twice, or a format that is no text.
+        ValueError: no input at all, a folder, a file that is named twice, or one that is no text, by name or content.
         PermissionError: a file that cannot be read.
     """
     names = [patterns] if isinstance(patterns, str | os.PathLike) else list(patterns)
@@ -79,6 +91,7 @@ def expand_inputs(patterns: str | os.PathLike[str] | Sequence[str | os.PathLike[
     for name in names:
         for path in _matches(os.path.expanduser(os.fspath(name))):
             _check_readable(path)
+            _check_content(path)
             if (real := path.resolve()) in named_by:
                 raise ValueError(f"inputs: {path} is named twice (by {named_by[real]!r} and {os.fspath(name)!r})")
             named_by[real] = os.fspath(name)
@@ -109,13 +122,24 @@ def read_text(path: Path, *, text_field: str = "text", stats: ReadStats | None =
             blocks = _plain_text(path, opened(path, raw), stats)
         for block in blocks:
             stats.disk_bytes = before + (raw.tell() if raw.seekable() else 0)
+            if stats.sample_chars:
+                stats.keep(block.text)
             yield block
     stats.disk_bytes = before + (path.stat().st_size if path.is_file() else 0)
 
 
 def is_plain_text(path: Path) -> bool:
-    """Tell whether a file's bytes are its text: neither packed nor JSON lines."""
-    return not is_packed(path) and not _is_json_lines(path)
+    """Tell whether a file's bytes are its text: neither packed, nor JSON lines, nor a pipe."""
+    return path.is_file() and not is_packed(path) and not _is_json_lines(path)
+
+
+def holds_rows(path: Path) -> bool:
+    """Return whether a file holds documents one by one, as JSON lines or in Parquet, rather than a running text.
+
+    A row ends its document by itself, so what it spells is its text: a special token in it is plain text, unless the
+    caller asks otherwise. A running text has nothing but special tokens to say where documents end.
+    """
+    return _is_json_lines(path) or path.name.lower().endswith(PARQUET)
 
 
 def _matches(name: str) -> list[Path]:
@@ -135,11 +159,26 @@ def _check_readable(path: Path) -> None:
     if unpacked_name(path).endswith(_NOT_TEXT):
         kinds = "plain text, .jsonl, either as .gz or .zst, or .parquet"
         raise ValueError(f"input: expected {kinds}, found {path} (unpack or convert it first)")
+    if unpacked_name(path).endswith(_TABLES):
+        raise ValueError(f"input: expected text, found the table {path} (convert it to JSON lines or Parquet)")
     check_can_unpack(path)
     if not path.exists():
         raise FileNotFoundError(f"input: expected a text file, found a broken link at {path}")
     if not os.access(path, os.R_OK):
         raise PermissionError(f"input: expected a file that can be read, found {path} without read permission")
+
+
+def _check_content(path: Path) -> None:
+    """Refuse a file that is not what its name says; a pipe can be read once, so `read_text` looks at its beginning."""
+    if path.is_file() and not path.name.lower().endswith(PARQUET):
+        with path.open("rb") as raw, damage_named(path):
+            _check_head(path, opened(path, raw).read(HEAD_BYTES))
+
+
+def _check_head(path: Path, head: bytes) -> None:
+    check_is_text(head, str(path))
+    if _is_json_lines(path):
+        check_is_json_lines(head, str(path))
 
 
 def _is_json_lines(path: Path) -> bool:
@@ -152,6 +191,8 @@ def _plain_text(path: Path, stream: BinaryIO, stats: ReadStats) -> Iterator[Text
     while more:
         block = stream.read(BLOCK_BYTES)
         more = bool(block)
+        if position == 0 and not path.is_file():
+            _check_head(path, block[:HEAD_BYTES])
         text = decoder.decode(block, final=not more)
         kept = decoder.getstate()[0]  # the first bytes of a character that the block cut in two
         if "\ufffd" in text:
@@ -215,12 +256,12 @@ def _text_of_line(line: bytes, where: str, text_field: str, stats: ReadStats) ->
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: expected a JSON object, found a line that is no JSON ({error})") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{where}: expected a JSON object, found {type(record).__name__}")
+        raise ValueError(f"{where}: expected a JSON object, found {json_kind(record)}")
     if text_field not in record:
         raise ValueError(f"{where}: expected the field {text_field!r}, found {sorted(record)[:8]} (set text_field)")
     text = record[text_field]
     if not isinstance(text, str):
-        raise ValueError(f"{where}: expected text under {text_field!r}, found {type(text).__name__}")
+        raise ValueError(f"{where}: expected text under {text_field!r}, found {json_kind(text)}")
     text, num_surrogates = _SURROGATE.subn("\ufffd", text)  # JSON can spell half a character: "\\ud83d"
     stats.invalid_utf8 += num_surrogates
     if num_surrogates and stats.refuse_invalid:

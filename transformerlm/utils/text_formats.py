@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 MAX_ROW_BYTES = 1 << 26
 PARQUET = ".parquet"
+MAX_WINDOW_MIB = 128  # of the decompressor
 _COMPRESSED = (".gz", ".zst")
 _NEEDS_PYARROW = (".zst", PARQUET)
 _READ_BYTES = 1 << 20
@@ -51,7 +52,6 @@ def opened(path: Path, raw: BinaryIO) -> BinaryIO:
     if name.endswith(".zst"):
         import pyarrow
 
-        # Windows of more than 128 MiB are refused by the decompressor.
         stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
         return io.BufferedReader(stream, _READ_BYTES)
     return raw
@@ -62,7 +62,8 @@ def damage_named(path: Path) -> Iterator[None]:
     """Turn what the unpackers raise into one line that names the file.
 
     Raises:
-        ValueError: the file is cut off, altered, or in another format than its name says.
+        ValueError: the file is cut off, altered, in another format than its name says, or packed with a window of
+            Zstandard that the decompressor refuses.
     """
     try:
         yield
@@ -73,6 +74,8 @@ def damage_named(path: Path) -> Iterator[None]:
         # pyarrow's own errors have no number; a disk that cannot be read gives one.
         if error.errno is not None or kind is None:
             raise
+        if "too much memory" in str(error):
+            raise _too_wide_window(path) from error
         raise _damaged(path, kind, error) from error
 
 
@@ -122,6 +125,22 @@ def _check_column(path: Path, schema: Any, text_field: str) -> None:
     plain = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(plain) or types.is_large_string(plain) or types.is_string_view(plain)):
         raise ValueError(f"{path}: expected text in the column {text_field!r}, found {str(kind)[:80]}")
+
+
+def _too_wide_window(path: Path) -> ValueError:
+    """Return the error for `zstd --long=28` and more, whose window is in the frame's header (RFC 8878, 3.1.1.1)."""
+    window = ""
+    if path.is_file():
+        with path.open("rb") as file:
+            header = file.read(6)
+        is_single_segment = len(header) < 6 or header[4] & 0x20
+        if not is_single_segment:
+            base = 1 << (10 + (header[5] >> 3))
+            window = f", here {(base + base // 8 * (header[5] & 7)) >> 20:,} MiB"
+    return ValueError(
+        f"{path}: expected a Zstandard window of at most {MAX_WINDOW_MIB} MiB, found a wider one{window} (the file is "
+        "whole; zstd --long=31 -dc FILE | zstd -o NEW.zst packs it anew)"
+    )
 
 
 def _damaged(path: Path, kind: str, error: BaseException) -> ValueError:
