@@ -132,17 +132,17 @@ def verify_hf(model: TransformerLM, tokenizer: Tokenizer, directory: Path) -> st
     return f"verified with transformers: the ids of {count} hard texts are equal, {logits}"
 
 
-def verify_llama(model: TransformerLM, tokenizer: Tokenizer | None, directory: Path) -> str:
+def verify_model(model: TransformerLM, tokenizer: Tokenizer | None, directory: Path) -> str:
     """Compare logits with those that `transformers` gives for the weights of a stranger's directory."""
     try:
-        from transformers import LlamaForCausalLM
+        from transformers import AutoModelForCausalLM
     except ImportError:
         return _skipped("transformers")
     _be_quiet()
-    return f"verified with transformers: {compare_logits(model, _open(LlamaForCausalLM, directory), tokenizer)}"
+    return f"verified with transformers: {compare_logits(model, _open(AutoModelForCausalLM, directory), tokenizer)}"
 
 
-def compare_logits(model: TransformerLM, llama: Any, tokenizer: Tokenizer | None) -> str:
+def compare_logits(model: TransformerLM, other: Any, tokenizer: Tokenizer | None) -> str:
     """Compare logits in fp32 on a real text, or on random ids where there is no tokenizer, and say how near they are.
 
     Raises:
@@ -154,7 +154,7 @@ def compare_logits(model: TransformerLM, llama: Any, tokenizer: Tokenizer | None
     else:
         ids = torch.randint(model.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        ours, theirs = model(ids), llama.float().eval()(ids).logits
+        ours, theirs = model(ids), other.float().eval()(ids).logits
     difference = float((ours - theirs).abs().max())
     if not torch.allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE):
         raise ValueError(f"verify: logits differ by up to {difference:.2g}, expected at most {TOLERANCE:g}")
