@@ -202,7 +202,7 @@ def test_a_prompt_may_be_a_tensor_of_one_dimension() -> None:
 @pytest.mark.parametrize("prompt", [torch.tensor([PROMPT]), torch.tensor(5), [PROMPT], [torch.tensor(PROMPT)]], ids=str)
 def test_several_rows_are_no_prompt(prompt: Any) -> None:
     """The error says what was given and which function takes it."""
-    with pytest.raises(ValueError, match=r"expected one row of ids as the prompt, got (shape|lists).*generate_prompts"):
+    with pytest.raises(ValueError, match=r"expected a prompt in one row, got (an array of shape|lists).*prompts"):
         generate(make_model(), prompt, max_new_tokens=5)
 
 

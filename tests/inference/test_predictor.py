@@ -184,7 +184,7 @@ def test_documents_begin_and_end_where_the_predictor_is_told(monkeypatch: pytest
 
 def test_one_text_is_not_taken_for_several() -> None:
     """Its letters would be prompts."""
-    with pytest.raises(TypeError, match="expected a list of prompts, got a str; generate takes a single prompt"):
+    with pytest.raises(TypeError, match="prompts: expected a list of strings, found the string 'the'"):
         Predictor(make_model(), make_tokenizer()).generate_prompts("the")
 
 

@@ -231,7 +231,5 @@ def _plain(prompt: Any) -> list[int]:
         ids = prompt.tolist() if hasattr(prompt, "tolist") else list(prompt)
         if not any(hasattr(one, "__len__") for one in ids):
             return [operator.index(one) for one in ids]
-    shape = f"shape {tuple(prompt.shape)}" if hasattr(prompt, "shape") else "lists in a list"
-    raise ValueError(
-        f"generate: expected one row of ids as the prompt, got {shape}; pass one row, or all to generate_prompts"
-    )
+    found = f"an array of shape {tuple(prompt.shape)}" if hasattr(prompt, "shape") else "lists in a list"
+    raise ValueError(f"generate: expected a prompt in one row, got {found}; pass one row, or all to generate_prompts")

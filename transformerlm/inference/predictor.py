@@ -194,7 +194,9 @@ class Predictor:
         in turn. Raises TypeError for a single str, which `generate` takes.
         """
         if isinstance(prompts, str):
-            raise TypeError("predictor: expected a list of prompts, got a str; generate takes a single prompt")
+            raise TypeError(
+                f"prompts: expected a list of strings, found the string {prompts[:60]!r} (generate takes a single one)"
+            )
         rows = generate_prompts(
             self._generating(),
             [self._encode(prompt, allow_special) for prompt in prompts],
