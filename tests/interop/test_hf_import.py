@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 
 import gguf
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from tests.interop.models import make_llama, make_tokenizer
+from tests.cli.commands import call
+from tests.interop.models import SPECIALS, make_llama, make_tokenizer
 from transformerlm.inference.predictor import Predictor
 from transformerlm.interop.gguf import write_gguf
 from transformerlm.interop.hf_export import write_hf
 from transformerlm.interop.hf_import import read_hf
+from transformerlm.interop.tokenizer_json import leading_token, to_json
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.training.checkpoint import load_model, load_tokenizer, resolve
 from transformerlm.training.document_ids import DocumentIds, recorded_ids
@@ -243,6 +247,31 @@ def test_where_documents_end_comes_with_the_model(files, tmp_path):
     fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
     written = [fields[f"tokenizer.ggml.{key}_token_id"].contents() for key in ("bos", "eos", "eot", "padding")]
     assert written == [510, 511, 509, 509]
+
+
+def test_a_token_before_each_text_comes_with_the_model(files, tmp_path):
+    """As of Llama 3: inference and both exports put it there, and transformers gives the same ids."""
+    tokenizer = make_tokenizer(files.text)
+    source = make_llama(tmp_path, tokenizer=tokenizer)
+    (source / "tokenizer.json").write_text(to_json(tokenizer, leading=SPECIALS[1]))
+    change_config(source, bos_token_id=510, eos_token_id=509)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        read_hf(source, tmp_path / "run", verify=False)
+    predictor = Predictor.from_checkpoint(tmp_path / "run", device="cpu")
+    assert predictor.document_ids == DocumentIds(510, (509,), starts_texts=True)
+    prompt = predictor._encode("Ada", allow_special=False)
+    assert prompt == [510, *tokenizer.encode("Ada")]
+    assert predictor._encode(f"{SPECIALS[1]}Ada", allow_special=True) == prompt
+    assert predictor._encode("", allow_special=False) == [510]
+    write_hf(resolve(tmp_path / "run"), tmp_path / "out")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", local_files_only=True)
+    assert theirs("Ada")["input_ids"] == prompt
+    alone = ["--format=tokenizer_json", "--checkpoint", tmp_path / "run", "--output", tmp_path / "alone.json"]
+    assert call("export", *alone).code == 0
+    assert leading_token(tmp_path / "alone.json") == SPECIALS[1]
+    write_gguf(resolve(tmp_path / "run"), tmp_path / "m.gguf")
+    assert gguf.GGUFReader(tmp_path / "m.gguf").fields["tokenizer.ggml.add_bos_token"].contents() is True
 
 
 def test_an_end_that_is_no_special_token_is_left_out_with_a_word(files, tmp_path):

@@ -174,9 +174,17 @@ def test_a_guess_that_is_hardly_wrong_is_made_without_a_word():
 
 @pytest.mark.parametrize(
     "found",
-    [7, [], {"bos_token_id": 1}, {"bos_token_id": "1", "eos_token_ids": [1], "pad_token_id": None},
-     {"bos_token_id": None, "eos_token_ids": [-1], "pad_token_id": None}],
-)  # fmt: skip
+    [
+        7,
+        [],
+        {"bos_token_id": 1},
+        {**DocumentIds().to_state(), "bos_token_id": "1"},
+        {**DocumentIds().to_state(), "eos_token_ids": [-1]},
+        {**DocumentIds().to_state(), "eos_token_ids": 7},
+        {**DocumentIds().to_state(), "pad_token_id": 0.5},
+        {**DocumentIds().to_state(), "starts_texts": 1},
+    ],
+)
 def test_ids_that_are_none_are_refused(found, files, tmp_path, monkeypatch):
     """A stranger's checkpoint may hold anything there: one line names the key."""
     monkeypatch.setattr("transformerlm.training.document_ids.read_state", lambda directory: {"document_ids": found})

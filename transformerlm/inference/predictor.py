@@ -213,10 +213,13 @@ class Predictor:
 
     def _encode(self, prompt: str, allow_special: bool) -> list[int]:
         ids = self.tokenizer.encode(prompt) if allow_special else self.tokenizer.encode_ordinary(prompt)
+        start_id = self.document_ids.start_id
+        if self.document_ids.starts_texts and start_id is not None and ids[:1] != [start_id]:
+            ids = [start_id, *ids]
         if not ids:
-            if self.document_ids.start_id is None:
+            if start_id is None:
                 raise ValueError("predictor: the prompt is empty, and no token is known at which a document starts")
-            return [self.document_ids.start_id]
+            return [start_id]
         context_length = self.model.context_length
         if len(ids) > context_length:
             warnings.warn(

@@ -212,7 +212,7 @@ def _add_tokenizer(gguf: ModuleType, writer: GGUFWriter, tokenizer: Tokenizer, d
         writer.add_eot_token_id(ends[1])
     if pad is not None:
         writer.add_pad_token_id(pad)
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(document_ids.starts_texts)
 
 
 def _write(writer: GGUFWriter, path: Path) -> None:

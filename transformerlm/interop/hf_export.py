@@ -56,10 +56,12 @@ def write_hf(
     llama.architecture_of(load_config_of(checkpoint).model.model_dump())
     tokenizer, model = load_tokenizer(checkpoint), load_model(checkpoint).to(_DTYPES[dtype])
     with whole_directory(out) as directory:
-        _write_facts(model, tokenizer, ids_of_checkpoint(checkpoint, tokenizer), directory, dtype=dtype)
+        ids = ids_of_checkpoint(checkpoint, tokenizer)
+        _write_facts(model, tokenizer, ids, directory, dtype=dtype)
         _write_weights(model, directory, max_shard_bytes=max_shard_mb * 10**6)
         (directory / "README.md").write_text(model_card(checkpoint, name=out.name), encoding="utf-8")
-        return verify_hf(model.float(), tokenizer, directory) if verify else NOT_ASKED
+        leading = [ids.start_id] if ids.starts_texts else []
+        return verify_hf(model.float(), tokenizer, directory, leading=leading) if verify else NOT_ASKED
 
 
 def _write_facts(model: TransformerLM, tokenizer: Tokenizer, ids: DocumentIds, directory: Path, *, dtype: str) -> None:
@@ -79,7 +81,8 @@ def _write_facts(model: TransformerLM, tokenizer: Tokenizer, ids: DocumentIds, d
     }
     for name, record in facts.items():
         (directory / name).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (directory / tokenizer_json.FILE).write_text(tokenizer_json.to_json(tokenizer), encoding="utf-8")
+    text = tokenizer_json.to_json(tokenizer, leading=bos if ids.starts_texts else None)
+    (directory / tokenizer_json.FILE).write_text(text, encoding="utf-8")
 
 
 def _write_weights(model: TransformerLM, directory: Path, *, max_shard_bytes: int) -> None:

@@ -93,7 +93,7 @@ def _read_tokenizer(source: Path, vocab_size: int) -> Tokenizer:
     try:
         if not path.exists():
             raise ValueError(f"{path}: expected the tokenizer, found none")
-        tokenizer = tokenizer_json.from_file(path)
+        tokenizer = tokenizer_json.from_file(path, keeps_leading=True)
         if tokenizer.vocab_size > vocab_size:
             raise ValueError(f"{path}: expected at most {vocab_size:,} tokens, found {tokenizer.vocab_size:,}")
     except ValueError as error:
@@ -120,10 +120,15 @@ def _read_ids(source: Path, vocab_size: int, tokenizer: Tokenizer | None) -> dic
         if len(found[key]) < len(values):
             expected = "ids of the model" if tokenizer is None else "special tokens of the tokenizer"
             warnings.warn(f"{source}: {key}: expected {expected}, found {str(value)[:60]}: left out", stacklevel=2)
-    if not found["eos_token_id"]:
-        return None
     bos, pad = (next(iter(found[key]), None) for key in ("bos_token_id", "pad_token_id"))
-    return DocumentIds(bos, tuple(found["eos_token_id"]), pad).to_state()
+    leading = None
+    if tokenizer is not None:
+        text = tokenizer_json.leading_token(source / tokenizer_json.FILE)
+        leading = tokenizer.special_token_ids.get(text or "")
+    if not found["eos_token_id"] and leading is None:
+        return None
+    bos = bos if leading is None else leading
+    return DocumentIds(bos, tuple(found["eos_token_id"]), pad, starts_texts=leading is not None).to_state()
 
 
 def _build(source: Path, hparams: dict[str, Any]) -> TransformerLM:

@@ -1,4 +1,4 @@
-"""What an export reads: the tokenizer of a checkpoint or a directory."""
+"""What an export reads: the tokenizer of a checkpoint or a directory, and what stands before each text."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ from pathlib import Path
 from transformerlm.tokenizer.io import VOCAB_FILE
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.checkpoint import load_tokenizer, resolve
+from transformerlm.training.document_ids import recorded_ids
 
 
 def open_tokenizer(path: Path) -> Tokenizer:
     """Return the tokenizer of a tokenizer's directory, of a checkpoint, or of a run's newest checkpoint."""
     return Tokenizer.from_directory(path) if (path / VOCAB_FILE).exists() else load_tokenizer(resolve(path))
+
+
+def leading_token_of(path: Path, tokenizer: Tokenizer) -> str | None:
+    """Return the special token before each text, which a checkpoint may know and a tokenizer's directory does not."""
+    known = None if (path / VOCAB_FILE).exists() else recorded_ids(resolve(path))
+    if known is None or not known.starts_texts:
+        return None
+    return next((text for text, index in tokenizer.special_token_ids.items() if index == known.start_id), None)

@@ -114,17 +114,24 @@ def verify_ranks(tokenizer: Tokenizer, ranks: dict[bytes, int]) -> str:
     return f"verified with tiktoken: the ids of {count} hard texts are equal"
 
 
-def verify_hf(model: TransformerLM, tokenizer: Tokenizer, directory: Path) -> str:
-    """Open a directory as users of `transformers` do, and compare ids and logits with those of ours, in fp32."""
+def verify_hf(
+    model: TransformerLM, tokenizer: Tokenizer, directory: Path, *, leading: Sequence[int | None] = ()
+) -> str:
+    """Open a directory as users of `transformers` do, and compare ids and logits with those of ours, in fp32.
+
+    Its tokenizer puts the ids `leading` before each text.
+    """
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError:
         return _skipped("transformers")
     _be_quiet()
     theirs = _open(AutoTokenizer, directory)
+    if (found := list(theirs("")["input_ids"])) != list(leading):
+        raise ValueError(f"verify: transformers puts {found} before each text, expected {list(leading)}")
     count = compare_ids(
         tokenizer,
-        lambda text: theirs(text)["input_ids"],
+        lambda text: theirs(text)["input_ids"][len(leading) :],
         lambda ids: str(theirs.decode(ids, clean_up_tokenization_spaces=False)),
         library="transformers",
     )

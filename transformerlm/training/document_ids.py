@@ -25,12 +25,14 @@ END_OF_TEXT = "<|endoftext|>"
 class DocumentIds:
     """The id before a document, those of which each ends one, and the one that fills up a batch; None: there is none.
 
-    Data made by transformerlm-make-data has one id for the first two: the separator stands between documents.
+    Data made by transformerlm-make-data has one id for the first two: the separator stands between documents. With
+    `starts_texts` the model has seen no text, not even a part of one, without `bos_token_id` before it.
     """
 
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+    starts_texts: bool = False
 
     @classmethod
     def of_separator(cls, separator_id: int | None) -> DocumentIds:
@@ -57,6 +59,7 @@ class DocumentIds:
             "bos_token_id": self.bos_token_id,
             "eos_token_ids": list(self.eos_token_ids),
             "pad_token_id": self.pad_token_id,
+            "starts_texts": self.starts_texts,
         }
 
 
@@ -76,13 +79,13 @@ def recorded_ids(directory: Path) -> DocumentIds | None:
         return None
     try:
         bos, ends, pad = found["bos_token_id"], found["eos_token_ids"], found["pad_token_id"]
-        if not all(
-            type(one) is int and one >= 0 for one in [*ends, *(each for each in (bos, pad) if each is not None)]
-        ):
+        said = [*ends, *(one for one in (bos, pad) if one is not None)]
+        starts_texts = found["starts_texts"]
+        if not all(type(one) is int and one >= 0 for one in said) or type(starts_texts) is not bool:
             raise ValueError
     except (TypeError, KeyError, ValueError):
         raise CheckpointError(f"{directory}: expected ids in {KEY} of state.json, found {str(found)[:80]}") from None
-    return DocumentIds(bos, tuple(ends), pad)
+    return DocumentIds(bos, tuple(ends), pad, starts_texts)
 
 
 def ids_of_data(dataset: TokenDataset, tokenizer: Tokenizer) -> DocumentIds | None:
