@@ -40,12 +40,13 @@ def infer(config: InferConfig) -> None:
     """
     from transformerlm.inference.predictor import Predictor
 
+    prompts = [*config.prompt, *map(_prompt_of_file, config.prompt_file)]
     predictor = Predictor.from_checkpoint(config.checkpoint, device=config.device, precision=config.precision)
     with ExitStack() as stack:
         # The directory is left after the logger, which may still be reading the file.
         outputs = _Outputs(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "outputs.jsonl")
         logger = stack.enter_context(_make_logger(config))
-        for samples in _groups(config):
+        for samples in _groups(config, prompts):
             for record in _answers(predictor, config, samples):
                 logger.log_record({key: _cut_short(value) for key, value in record.items()})
                 outputs.write(record)
@@ -73,6 +74,24 @@ def _cut_short(value: Any) -> Any:
     return f"{value[:_MAX_LOGGED_CHARS]}..." if is_long else value
 
 
+def _prompt_of_file(path: Path) -> str:
+    """Return the text of a file without its last line end.
+
+    Raises:
+        ValueError: it is not UTF-8.
+        OSError: it cannot be read.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected a prompt in UTF-8, found {_odd_byte(error)}") from None
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _odd_byte(error: UnicodeDecodeError) -> str:
+    return f"the byte 0x{error.object[error.start]:02x} after {error.start} others"
+
+
 def _prompts_of_stdin() -> Iterator[str]:
     """Yield the lines of stdin, which are UTF-8 whatever the terminal's encoding is.
 
@@ -87,8 +106,7 @@ def _prompts_of_stdin() -> Iterator[str]:
         try:
             text = line.decode("utf-8") if isinstance(line, bytes) else line
         except UnicodeDecodeError as error:
-            found = f"the byte 0x{line[error.start]:02x} after {error.start} others"
-            raise ValueError(f"stdin: line {number}: expected a prompt in UTF-8, found {found}") from None
+            raise ValueError(f"stdin: line {number}: expected a prompt in UTF-8, found {_odd_byte(error)}") from None
         yield text.rstrip("\r\n")
 
 
@@ -101,11 +119,11 @@ class _Sample:
     seed: int
 
 
-def _groups(config: InferConfig) -> Iterator[list[_Sample]]:
+def _groups(config: InferConfig, prompts: list[str]) -> Iterator[list[_Sample]]:
     """Yield the samples that are generated together."""
     size = 1 if config.output.format == "text" or config.speculative else config.batch_size
-    if config.prompt:
-        return _cut(_samples(config, enumerate(config.prompt)), size)
+    if prompts:
+        return _cut(_samples(config, enumerate(prompts)), size)
     # Who writes the next line may be waiting for the answer to this one.
     return (group for pair in enumerate(_prompts_of_stdin()) for group in _cut(_samples(config, [pair]), size))
 

@@ -242,6 +242,26 @@ def test_a_line_that_is_no_utf8_is_named_after_those_before_it_are_answered(infe
     assert "stdin: line 3: expected a prompt in UTF-8, found the byte 0xe9 after 7 others" in done.stderr
 
 
+def test_a_file_is_one_prompt(infer, tmp_path):
+    """Lines and all, but for the end of its last line; prompts of the command line come first."""
+    (tmp_path / "a.txt").write_bytes("Émile\n\nsees\n".encode())
+    (tmp_path / "b.txt").write_bytes(b"Bob\r\n")
+    done = infer("--prompt_file", tmp_path / "a.txt", tmp_path / "b.txt", "--prompt=Ada")
+    assert [record["text.prompt"] for record in done.records] == ["Ada", "Émile\n\nsees", "Bob"]
+
+
+def test_a_prompt_file_that_cannot_be_read_is_named_before_the_model_is_loaded(infer, tmp_path):
+    """Missing, or not UTF-8: exit 2, whatever the checkpoint."""
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    for name, message in (
+        ("a.txt", "expected a prompt in UTF-8, found the byte 0xe9 after 3"),
+        ("b.txt", "No such file"),
+    ):
+        done = infer("--prompt_file", tmp_path / name, checkpoint=tmp_path / "nowhere")
+        assert (done.code, done.stdout) == (2, "")
+        assert f"{name}: {message}" in done.stderr
+
+
 def test_without_stdin_a_prompt_is_asked_for(infer, monkeypatch):
     """A service may have none: one line says what is missing."""
     done = infer(stdin=None)
