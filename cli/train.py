@@ -283,9 +283,9 @@ def _sample_hooks(trainer: Trainer, logger: Logger) -> list[Hook]:
     if not samples.interval:
         return []
     from transformerlm.inference.predictor import Predictor
-    from transformerlm.training.document_ids import guess_ids
+    from transformerlm.training.document_ids import guess_ids, ids_of_data
 
-    document_ids = trainer.document_ids or guess_ids(trainer.tokenizer)
+    document_ids = ids_of_data(trainer.train_data, trainer.tokenizer) or guess_ids(trainer.tokenizer)
     settings = {**samples.sampling.model_dump(), "allow_special": samples.allow_special}
 
     def sample(step: int, model: TransformerLM) -> None:

@@ -148,6 +148,9 @@ def test_older_sidecars_are_read(files, tmp_path, end_id):
     change_sidecar(copy.train, separator="<|nobody|>", separator_id=...)
     with pytest.raises(ValueError, match=r"expected a special token as the sidecar's separator, found '<\|nobody\|>'"):
         ids_of_data(TokenDataset(copy.train), tokenizer)
+    with pytest.raises(ValueError, match=r"train\.npy: expected a special token as the sidecar's separator"):
+        train(tiny_config(copy, tmp_path, ONE_STEP))
+    assert not (tmp_path / "run" / "checkpoints").exists()
     change_sidecar(copy.train, separator=...)
     assert ids_of_data(TokenDataset(copy.train), tokenizer) is None
 

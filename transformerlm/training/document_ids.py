@@ -106,6 +106,12 @@ def ids_of_data(dataset: TokenDataset, tokenizer: Tokenizer) -> DocumentIds | No
     return DocumentIds.of_separator(separator_id)
 
 
+def state_of_data(dataset: TokenDataset, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what the `state.json` of a run on this data holds."""
+    known = ids_of_data(dataset, tokenizer)
+    return {KEY: known.to_state() if known else None}
+
+
 def guess_ids(tokenizer: Tokenizer, *, where: str = "") -> DocumentIds:
     """Return the ids of `<|endoftext|>`, or else of the first special token, with a warning where there are several."""
     specials = tokenizer.special_token_ids

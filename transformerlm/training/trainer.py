@@ -28,9 +28,8 @@ from profiling import nvtx
 from transformerlm.distributed import World, all_reduce_sum, barrier, broadcast_parameters, is_main
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.training import checkpoint, same_run
+from transformerlm.training import checkpoint, document_ids, same_run
 from transformerlm.training.data import Prefetcher, TokenDataset, get_batch, sample_starts, sequential_batches
-from transformerlm.training.document_ids import KEY, ids_of_data
 from transformerlm.training.guard import GuardState, Trouble, write_batch
 from transformerlm.training.loop import EvalResult, StepResult, batch_loss, evaluate, train_step
 from transformerlm.training.micro_batch import sequences_per_pass
@@ -109,7 +108,6 @@ class Trainer:
     ) -> None:
         self.config, self.runtime, self.tokenizer = config, runtime, tokenizer
         self.train_data, self.valid_data = train_data, valid_data
-        self.document_ids = ids_of_data(train_data, tokenizer)
         self.checkpoints = run_dir / "checkpoints"
         self.state = TrainState()
         self.wandb_id: str | None = None
@@ -405,10 +403,9 @@ class Trainer:
             **asdict(self.state),
             "rng": rng_state(),
             "data": self._fingerprints(),
-            KEY: self.document_ids.to_state() if self.document_ids else None,
             "wandb_id": self.runtime.logger.run_id,
             "computed_with": self._computed_with(),
-        }
+        } | document_ids.state_of_data(self.train_data, self.tokenizer)
         return checkpoint.Snapshot(self.raw_model, self.optimizer, self.tokenizer, dump_toml(self.config), state)
 
     def _fingerprints(self) -> dict[str, str]:
