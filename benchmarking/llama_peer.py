@@ -1,4 +1,7 @@
-"""The peer `huggingface`: transformers' LlamaForCausalLM with the sizes, and where asked the weights, of our model."""
+"""The peer `huggingface`: a model of transformers' with the sizes, and where asked the weights, of our model.
+
+It is their Llama, or their Qwen3 for a model with norms of queries and keys.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +11,29 @@ from typing import Any
 from torch import Tensor, nn
 
 from transformerlm.interop import llama as names
+from transformerlm.training.document_ids import DocumentIds
 
 
 def why_not(hparams: Mapping[str, Any]) -> str | None:
-    """Return the choice of our model that LLaMA does not have, such as `norm_position = "post"`, or None."""
+    """Return the choice of our model that neither LLaMA nor Qwen3 has, such as `norm_position = "post"`, or None."""
     required = names.REQUIRED.items()
     return next((f"{name} = {hparams[name]!r}" for name, (value, _) in required if hparams[name] != value), None)
 
 
 def build_llama(hparams: Mapping[str, Any]) -> nn.Module:
-    """Return a LlamaForCausalLM with random weights; `hparams` are those of `TransformerLM.hparams()`."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """Return a model of transformers' with random weights; `hparams` are those of `TransformerLM.hparams()`."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = names.to_config(hparams, dtype="fp32", eos_token_id=None)
-    model: nn.Module = LlamaForCausalLM(LlamaConfig.from_dict(config | {"bos_token_id": None}))  # type: ignore[no-untyped-call, unused-ignore]
+    config = names.to_config(hparams, dtype="fp32", document_ids=DocumentIds())
+    model: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))  # type: ignore[no-untyped-call, unused-ignore]
     return model
 
 
 def copy_weights(llama: nn.Module, weights: Mapping[str, Tensor], hparams: Mapping[str, Any]) -> None:
-    """Copy our weights into a LlamaForCausalLM; raise RuntimeError when names or shapes do not fit."""
+    """Copy our weights into a model of `build_llama`; raise RuntimeError when names or shapes do not fit."""
     d_head = hparams["d_model"] // hparams["num_heads"]
     converted = {
         theirs: names.halves_from_pairs(ours, weights.get(ours, weights["token_embeddings.weight"]), d_head)
-        for ours, theirs in names.weight_names(hparams["num_layers"], tie_embeddings=False).items()
+        for ours, theirs in names.weight_names({**hparams, "tie_embeddings": False}).items()
     }
     llama.load_state_dict(converted)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from transformerlm.evaluation.scoring import Windowing, cut_windows, score_windows
+from transformerlm.evaluation.scoring import Windowing, score_continuations
 from transformerlm.inference.predictor import Predictor
 from transformerlm.utils.dtypes import autocast, resolve_precision
 
@@ -32,7 +31,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         batch_size: sequences scored at once; the harness's "auto" is 8.
 
     Raises:
-        ValueError: there is no such checkpoint or device, or its tokenizer has no special token to start from.
+        ValueError: there is no such checkpoint or device, or no token is known at which its documents end.
     """
 
     backend = "causal"
@@ -49,7 +48,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self._predictor = Predictor.from_checkpoint(checkpoint, device=device or "auto")
         self._model, self._tokenizer = self._predictor.model, self._predictor.tokenizer
         if self._predictor.eos_token_id is None:
-            raise ValueError(f"{checkpoint}: expected a tokenizer with <|endoftext|>, found one without special tokens")
+            raise ValueError(f"{checkpoint}: expected a model with a token that ends a document, found one without")
         self._device = self._model.token_embeddings.weight.device
         precision = resolve_precision(precision, self._device)
         self._windowing = Windowing(
@@ -59,9 +58,15 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int:
-        """The id that stands in front of a text, and ends one."""
+        """The id that ends a text."""
         assert self._predictor.eos_token_id is not None
         return self._predictor.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The id that stands in front of a text."""
+        assert self._predictor.document_ids.start_id is not None
+        return self._predictor.document_ids.start_id
 
     @property
     def tokenizer_name(self) -> str:
@@ -73,28 +78,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return self._tokenizer.encode(string)
 
     def _loglikelihood_tokens(self, requests: list[Request], **settings: Any) -> list[tuple[float, bool]]:
-        """Return for each continuation its log-likelihood in nats, and whether greedy decoding would give it.
-
-        Of a context that is too long the end is read. A continuation longer than the model's context is scored through
-        windows, each half a context further.
-        """
-        if not requests:
-            return []
-        longest = self._model.context_length
-        parts = [
-            (context + continuation)[-1 - max(longest, len(continuation)) :] for _, context, continuation in requests
-        ]
-        lengths = np.array([len(part) for part in parts])
-        windows = cut_windows(lengths, context_length=longest, stride=max(1, longest // 2))
-        ids = np.concatenate([np.array(part, dtype=np.int64) for part in parts])
-        greedy = np.ones(len(ids), dtype=np.bool_)
-        nats = score_windows(self._model, ids, windows, self._windowing, greedy=greedy)
-        ends = np.cumsum(lengths)
-        answers = []
-        for (_, _, continuation), end in zip(requests, ends.tolist(), strict=True):
-            scored = slice(end - len(continuation), end)
-            answers.append((-float(nats[scored].sum()), bool(greedy[scored].all())))
-        return answers
+        """Return for each continuation its log-likelihood in nats, and whether greedy decoding would give it."""
+        parts = [(context, continuation) for _, context, continuation in requests]
+        return score_continuations(self._model, parts, self._windowing)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Return each text's log-likelihood in nats, read through the windows that the harness prescribes."""
@@ -102,7 +88,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         owners: list[int] = []
         for number, request in enumerate(requests):
             windows = get_rolling_token_windows(
-                self.tok_encode(request.args[0]), self.eot_token_id, self._model.context_length, context_len=1
+                self.tok_encode(request.args[0]), self.prefix_token_id, self._model.context_length, context_len=1
             )
             parts += [(("", ""), *make_disjoint_window(window)) for window in windows]
             owners += [number] * (len(parts) - len(owners))

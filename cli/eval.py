@@ -9,6 +9,7 @@ if __name__ == "__main__":  # before the imports that take time
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from config.eval import EvalConfig
 
 if TYPE_CHECKING:
     from transformerlm.evaluation.scoring import Scores
+    from transformerlm.tokenizer.tokenizer import Tokenizer
+    from transformerlm.training.document_ids import DocumentIds
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,11 +34,11 @@ def evaluate(config: EvalConfig) -> None:
     from transformerlm.evaluation.statistics import compare, summarize
     from transformerlm.training.checkpoint import resolve
 
-    paths = [resolve(path) for path in config.checkpoints]
-    texts = None if _is_token_file(config) else _read(config)
+    subjects = [_open(config, resolve(path)) for path in config.checkpoints]
+    texts = None if _is_token_file(config) else _read(config, config.separator or _separator_of(subjects))
     scores, records = [], []
-    for path in paths:
-        score, params = _score(config, path, texts)
+    for subject in subjects:
+        score, params = _score(config, subject, texts)
         metrics = summarize(score, resamples=config.resamples, seed=config.seed)
         scores.append(score)
         records.append({**params, **{f"metrics.{name}": value for name, value in metrics.items()}})
@@ -56,14 +59,51 @@ def _is_token_file(config: EvalConfig) -> bool:
     return config.input[0].endswith(".npy")
 
 
-def _read(config: EvalConfig) -> list[str]:
+@dataclass(frozen=True)
+class _Subject:
+    """A checkpoint to evaluate; `ids` are those at which its documents begin and end, as far as a text needs them."""
+
+    path: Path
+    tokenizer: Tokenizer
+    ids: DocumentIds
+
+
+def _open(config: EvalConfig, path: Path) -> _Subject:
+    from transformerlm.training.checkpoint import load_tokenizer
+    from transformerlm.training.document_ids import DocumentIds, ids_of_checkpoint, recorded_ids
+
+    tokenizer = load_tokenizer(path)
+    if config.separator is None and not _is_token_file(config):
+        return _Subject(path, tokenizer, ids_of_checkpoint(path, tokenizer))
+    given = DocumentIds.of_separator(tokenizer.special_token_ids.get(config.separator or ""))
+    return _Subject(path, tokenizer, recorded_ids(path) or given)
+
+
+def _separator_of(subjects: list[_Subject]) -> str:
+    """Return the text that ends a document for all checkpoints.
+
+    Raises:
+        ValueError: they do not agree.
+    """
+    from transformerlm.evaluation.documents import DEFAULT_SEPARATOR
+
+    found = [subject.ids.separator(subject.tokenizer) or DEFAULT_SEPARATOR for subject in subjects]
+    if len(set(found)) > 1:
+        raise ValueError(
+            f"separator: expected one for both checkpoints, found {found[0]!r} and {found[1]!r}; set separator to what "
+            "is between the documents of this text"
+        )
+    return found[0]
+
+
+def _read(config: EvalConfig, separator: str) -> list[str]:
     from transformerlm.evaluation.documents import read_documents
     from transformerlm.utils.text_files import ReadStats
 
     stats = ReadStats(refuse_invalid=config.invalid_utf8 == "refuse")
     texts = read_documents(
         config.input,
-        separator=config.separator,
+        separator=separator,
         text_field=config.text_field,
         allow_special=config.allow_special,
         stats=stats,
@@ -73,18 +113,18 @@ def _read(config: EvalConfig) -> list[str]:
     return texts
 
 
-def _score(config: EvalConfig, path: Path, texts: list[str] | None) -> tuple[Scores, dict[str, Any]]:
+def _score(config: EvalConfig, subject: _Subject, texts: list[str] | None) -> tuple[Scores, dict[str, Any]]:
     """Return what each document costs one checkpoint, and with which settings."""
     from transformerlm.evaluation.documents import encode_documents, open_token_file
     from transformerlm.evaluation.scoring import Windowing, score_documents
-    from transformerlm.training.checkpoint import load_model, load_tokenizer
+    from transformerlm.training.checkpoint import load_model
     from transformerlm.utils.device import resolve_device
     from transformerlm.utils.dtypes import autocast, resolve_precision
 
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
     progress = StageProgress({"score": "token"})
-    tokenizer, model = load_tokenizer(path), load_model(path, device=device)
+    model = load_model(subject.path, device=device)
     windowing = Windowing(
         config.context_length,
         config.stride,
@@ -94,12 +134,12 @@ def _score(config: EvalConfig, path: Path, texts: list[str] | None) -> tuple[Sco
     )
     context_length, stride = windowing.resolve(model)
     if texts is None:
-        documents = open_token_file(config.input[0], tokenizer)
+        documents = open_token_file(config.input[0], subject.tokenizer)
     else:
-        documents = encode_documents(texts, tokenizer, separator=config.separator)
+        documents = encode_documents(texts, subject.tokenizer, document_ids=subject.ids)
     params = {"context_length": context_length, "stride": stride, "precision": precision}
     scores = score_documents(model, documents, mode=config.mode, windowing=windowing)
-    return scores, {"checkpoint": str(path), **{f"params.{name}": value for name, value in params.items()}}
+    return scores, {"checkpoint": str(subject.path), **{f"params.{name}": value for name, value in params.items()}}
 
 
 def _show(record: dict[str, Any], records: list[dict[str, Any]]) -> None:

@@ -47,11 +47,14 @@ def _export_gguf(config: ExportConfig) -> str:
 
 
 def _export_tokenizer_json(config: ExportConfig) -> str:
-    from transformerlm.interop.sources import open_tokenizer
+    from transformerlm.interop.sources import leading_token_of, open_tokenizer
     from transformerlm.interop.tokenizer_json import write_tokenizer_json
 
     tokenizer = open_tokenizer(config.checkpoint)
-    return write_tokenizer_json(tokenizer, config.output, verify=config.verify, overwrite=config.overwrite)
+    leading = leading_token_of(config.checkpoint, tokenizer)
+    return write_tokenizer_json(
+        tokenizer, config.output, leading=leading, verify=config.verify, overwrite=config.overwrite
+    )
 
 
 def _export_tiktoken(config: ExportConfig) -> str:

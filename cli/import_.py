@@ -43,7 +43,7 @@ def _read(config: ImportConfig) -> str:
         config.source,
         config.output,
         form=config.format,
-        pattern=config.pattern,
+        pattern=config.pattern or "gpt2",
         special_tokens=config.special_tokens,
         verify=config.verify,
         overwrite=config.overwrite,

@@ -33,17 +33,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def infer(config: InferConfig) -> None:
-    """Generate from each prompt as the configuration says; the answers go to stdout, and to W&B if it is chosen."""
+    """Generate from each prompt as the configuration says; the answers go to stdout, and to W&B if it is chosen.
+
+    W&B's lines hold the beginnings of long texts; the artifact of `wandb.log_outputs` has them whole. With
+    `logging.backend = "noop"` no line is written at all, and only `output.format = "text"` shows the answers.
+    """
     from transformerlm.inference.predictor import Predictor
 
+    prompts = [*config.prompt, *map(_prompt_of_file, config.prompt_file)]
     predictor = Predictor.from_checkpoint(config.checkpoint, device=config.device, precision=config.precision)
     with ExitStack() as stack:
         # The directory is left after the logger, which may still be reading the file.
         outputs = _Outputs(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "outputs.jsonl")
         logger = stack.enter_context(_make_logger(config))
-        for samples in _groups(config):
+        for samples in _groups(config, prompts):
             for record in _answers(predictor, config, samples):
-                logger.log_record(record)
+                logger.log_record({key: _cut_short(value) for key, value in record.items()})
                 outputs.write(record)
         if config.wandb.log_outputs and outputs.path.exists():
             logger.log_artifact(outputs.path, name="outputs", type="outputs")
@@ -64,10 +69,45 @@ def _make_logger(config: InferConfig) -> Logger:
     )
 
 
+def _cut_short(value: Any) -> Any:
+    is_long = isinstance(value, str) and len(value) > _MAX_LOGGED_CHARS
+    return f"{value[:_MAX_LOGGED_CHARS]}..." if is_long else value
+
+
+def _prompt_of_file(path: Path) -> str:
+    """Return the text of a file without its last line end.
+
+    Raises:
+        ValueError: it is not UTF-8.
+        OSError: it cannot be read.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected a prompt in UTF-8, found {_odd_byte(error)}") from None
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _odd_byte(error: UnicodeDecodeError) -> str:
+    return f"the byte 0x{error.object[error.start]:02x} after {error.start} others"
+
+
 def _prompts_of_stdin() -> Iterator[str]:
+    """Yield the lines of stdin, which are UTF-8 whatever the terminal's encoding is.
+
+    Raises:
+        ValueError: there is no stdin, or a line is not UTF-8; those before it have been answered by then.
+    """
+    if sys.stdin is None:
+        raise ValueError("prompt: expected at least one, found none, and there is no stdin to read them from")
     if sys.stdin.isatty():
         note("type a prompt and Enter; Ctrl-D ends")
-    return (line.rstrip("\r\n") for line in sys.stdin)
+    for number, line in enumerate(getattr(sys.stdin, "buffer", sys.stdin), 1):
+        try:
+            text = line.decode("utf-8") if isinstance(line, bytes) else line
+        except UnicodeDecodeError as error:
+            raise ValueError(f"stdin: line {number}: expected a prompt in UTF-8, found {_odd_byte(error)}") from None
+        yield text.rstrip("\r\n")
 
 
 @dataclass(frozen=True)
@@ -79,11 +119,11 @@ class _Sample:
     seed: int
 
 
-def _groups(config: InferConfig) -> Iterator[list[_Sample]]:
+def _groups(config: InferConfig, prompts: list[str]) -> Iterator[list[_Sample]]:
     """Yield the samples that are generated together."""
     size = 1 if config.output.format == "text" or config.speculative else config.batch_size
-    if config.prompt:
-        return _cut(_samples(config, enumerate(config.prompt)), size)
+    if prompts:
+        return _cut(_samples(config, enumerate(prompts)), size)
     # Who writes the next line may be waiting for the answer to this one.
     return (group for pair in enumerate(_prompts_of_stdin()) for group in _cut(_samples(config, [pair]), size))
 
@@ -102,7 +142,8 @@ def _cut(samples: Iterator[_Sample], size: int) -> Iterator[list[_Sample]]:
 def _answers(predictor: Predictor, config: InferConfig, samples: list[_Sample]) -> Iterator[dict[str, Any]]:
     """Generate the samples, show them on stdout, and yield their records."""
     start = time.perf_counter()
-    settings = config.sampling.model_dump()
+    settings = {**config.sampling.model_dump(), "allow_special": config.allow_special}
+    ends = predictor.document_ids.eos_token_ids
     if len(samples) > 1:
         prompts = [sample.prompt for sample in samples]
         whole = predictor.generate_prompts(prompts, seeds=[sample.seed for sample in samples], **settings)
@@ -113,13 +154,13 @@ def _answers(predictor: Predictor, config: InferConfig, samples: list[_Sample]) 
         record = {
             "event": "sample",
             **{f"params.{_LOG_NAMES.get(name, name)}": value for name, value in settings.items()},
-            "params.eos_token_id": predictor.eos_token_id,
+            "params.eos_token_id": list(ends) if len(ends) > 1 else predictor.eos_token_id,
             "params.seed": sample.seed,
             "text.prompt": sample.prompt,
             "text.output": text,
             "metrics.latency_ms": 1000 * (time.perf_counter() - start),
         }
-        if config.output.format == "json":
+        if config.output.format == "json" and config.logging.backend != "noop":
             print(json.dumps(record), flush=True)
         yield record
 
@@ -139,6 +180,7 @@ def _stream_one(predictor: Predictor, config: InferConfig, sample: _Sample, sett
 
 
 _LOG_NAMES = {"top_p": "p"}
+_MAX_LOGGED_CHARS = 1000
 
 
 def _kept(stream: Iterator[str], pieces: list[str]) -> Iterator[str]:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from logger import Logger
     from transformerlm.distributed import World
     from transformerlm.models.transformer import TransformerLM
-    from transformerlm.tokenizer.tokenizer import Tokenizer
     from transformerlm.training.trainer import Hook, Trainer
 
 # torchrun passes a signal on to processes that may have had it from the terminal or from SLURM already.
@@ -65,7 +64,7 @@ def train(config: TrainConfig) -> int:
         if is_main(world):
             _announce(trainer, run_dir, memory=memory)
             trainer.runtime.progress = Progress(config.training.max_steps, start=trainer.state.step)
-            trainer.runtime.hooks = _sample_hooks(config, trainer.tokenizer, logger)
+            trainer.runtime.hooks = _sample_hooks(trainer, logger)
             write_whole(run_dir / "config.toml", dump_toml(config))
         if config.wandb.log_artifacts:
             logger.log_artifact(config.data.tokenizer, name=f"{run_dir.name}-tokenizer", type="tokenizer")
@@ -276,21 +275,24 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
     note(f"{steps:,} steps of {tokens_per_step:,} tokens{passes} {where}, ETA {clock(eta)}")
 
 
-def _sample_hooks(config: TrainConfig, tokenizer: Tokenizer, logger: Logger) -> list[Hook]:
+def _sample_hooks(trainer: Trainer, logger: Logger) -> list[Hook]:
     """Return a hook that generates text from each prompt, when samples are asked for."""
     from transformerlm.training.trainer import Hook
 
-    if not config.samples.interval:
+    samples = trainer.config.samples
+    if not samples.interval:
         return []
     from transformerlm.inference.predictor import Predictor
+    from transformerlm.training.document_ids import guess_ids, ids_of_data
 
-    settings = config.samples.sampling.model_dump()
+    document_ids = ids_of_data(trainer.train_data, trainer.tokenizer) or guess_ids(trainer.tokenizer)
+    settings = {**samples.sampling.model_dump(), "allow_special": samples.allow_special}
 
     def sample(step: int, model: TransformerLM) -> None:
-        predictor = Predictor(model, tokenizer)
-        for prompt in config.samples.prompts:
+        predictor = Predictor(model, trainer.tokenizer, document_ids)
+        for prompt in samples.prompts:
             text = "".join(predictor.stream(prompt, seed=step, **settings))
             logger.log_record({"event": "sample", "step": step, "text.prompt": prompt, "text.output": text})
             note(f"step {step} sample: {prompt + text!r}")
 
-    return [Hook(config.samples.interval, sample)]
+    return [Hook(samples.interval, sample)]

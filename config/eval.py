@@ -39,8 +39,10 @@ class EvalConfig(Section):
     invalid_utf8: InvalidUtf8 = Field(
         "replace", description="bytes that are no UTF-8: replace (read as U+FFFD, counted) or refuse"
     )
-    separator: SpecialToken = Field(
-        "<|endoftext|>", description="stands between documents in text files; a token file names its own"
+    separator: SpecialToken | None = Field(
+        None,
+        description="what is between documents in text files; none: the token that ends the model's documents; a token "
+        "file names its own",
     )
     mode: Literal["documents", "sliding"] = Field(
         "documents", description="each document by itself, or one stream of all of them"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from config.schemas import FilePath, Pattern, Section, SpecialToken
 
@@ -17,12 +17,14 @@ class ImportConfig(Section):
     )
     format: Literal["hf", "tokenizer_json", "gpt2", "tiktoken"] = Field(
         "hf",
-        description="hf: a directory of the Llama architecture in safetensors; a tokenizer alone from tokenizer_json "
-        "(a tokenizer.json), gpt2 (vocab.json and merges.txt) or tiktoken (a file of ranks)",
+        description="hf: a directory of the Llama or Qwen3 architecture in safetensors; a tokenizer alone from "
+        "tokenizer_json (a tokenizer.json), gpt2 (vocab.json and merges.txt) or tiktoken (a file of ranks)",
     )
     output: FilePath = Field(description="directory to write: a run with one checkpoint (hf), or a tokenizer's")
     tokenizer: bool = Field(True, description="hf: import the tokenizer too; false: the model alone")
-    pattern: Pattern = Field("gpt2", description="gpt2 and tiktoken: how text is cut, which their files do not say")
+    pattern: Pattern | None = Field(
+        None, description="tiktoken (required) and gpt2 (none: gpt2): how text is cut, which their files do not say"
+    )
     special_tokens: list[SpecialToken] = Field(
         ["<|endoftext|>"],
         max_length=10_000,
@@ -30,3 +32,12 @@ class ImportConfig(Section):
     )
     verify: bool = Field(True, description="compare with the tool whose files these are, if it is installed")
     overwrite: bool = Field(False, description="replace an output that is there already")
+
+    @model_validator(mode="after")
+    def _check_pattern(self) -> Self:
+        if self.format == "tiktoken" and self.pattern is None:
+            raise ValueError(
+                "pattern: expected gpt2 or cl100k, found none: a file of ranks does not say how text is cut, and the "
+                "wrong one gives other ids (gpt2: r50k_base, p50k_base; cl100k: cl100k_base)"
+            )
+        return self

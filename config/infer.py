@@ -20,6 +20,10 @@ class InferConfig(Section):
 
     checkpoint: FilePath = Field(description="a run directory (its newest checkpoint), or one checkpoint's directory")
     prompt: list[str] = Field([], description='prompts; "" starts a new document; none: one prompt a line from stdin')
+    prompt_file: list[FilePath] = Field(
+        [], description="text files, each of which is one prompt, its last line end left out; after those of prompt"
+    )
+    allow_special: bool = Field(False, description="special tokens spelled out in a prompt are those tokens, not text")
     num_samples: int = Field(1, ge=1, le=10**6, description="samples of each prompt")
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of the sampling")
     device: Device = Field("auto", description="auto (cuda, mps, cpu, the first there is), cpu, cuda, cuda:N or mps")

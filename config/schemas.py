@@ -217,7 +217,16 @@ class SamplingConfig(Section):
     )
     top_k: int | None = Field(None, ge=1, le=2**31 - 1, description="keep this many likeliest tokens; none: all")
     min_p: Probability = Field(0.0, description="drop tokens below this fraction of the likeliest token's probability")
-    stop_at_eos: bool = Field(True, description="stop at <|endoftext|>")
+    stop_at_eos: bool = Field(True, description="stop at the token that ends the model's documents")
+
+    @model_validator(mode="after")
+    def _check_top_p(self) -> Self:
+        if self.top_p == 0 and self.top_k is not None:
+            raise ValueError(
+                f"top_p = 0 keeps the likeliest token alone, so top_k = {self.top_k} would do nothing: top_p = 1 keeps "
+                "all, temperature = 0 takes the likeliest token"
+            )
+        return self
 
 
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+=@ -]{0,127}$")]

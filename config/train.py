@@ -124,6 +124,7 @@ class SamplesConfig(Section):
 
     interval: Count = Field(0, description="steps between samples; 0: none")
     prompts: list[str] = Field([""], min_length=1, max_length=100, description='prompts; "" starts a new document')
+    allow_special: bool = Field(False, description="special tokens spelled out in a prompt are those tokens, not text")
     sampling: SamplesSamplingConfig = SamplesSamplingConfig()
 
 

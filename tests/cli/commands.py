@@ -11,7 +11,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 from config.download import DownloadConfig
 from config.eval import EvalConfig
@@ -58,10 +58,10 @@ def module_of(name: str) -> ModuleType:
     return importlib.import_module(f"cli.{name}")
 
 
-def call(name: str, *arguments: object, stdin: str = "") -> Outcome:
-    """Call a command's `main` as its console script does."""
+def call(name: str, *arguments: object, stdin: str | TextIO | None = "") -> Outcome:
+    """Call a command's `main` as its console script does; a `stdin` of None is that of a process without one."""
     stdout, stderr, old_stdin = io.StringIO(), io.StringIO(), sys.stdin
-    sys.stdin = io.StringIO(stdin)
+    sys.stdin = io.StringIO(stdin) if isinstance(stdin, str) else stdin
     try:
         with redirect_stdout(stdout), redirect_stderr(stderr):
             code = exit_code_of(name, [str(argument) for argument in arguments])

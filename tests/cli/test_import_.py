@@ -153,7 +153,11 @@ def test_a_run_of_ours_needs_no_import(pipeline, tmp_path):
     [
         (["--source", "nowhere"], "nowhere: expected the directory of a model, found none"),
         (["--source", ".", "--format", "gpt2"], "vocab.json: expected GPT-2's vocab.json and merges.txt"),
-        (["--source", "nowhere", "--format", "tiktoken"], "nowhere: No such file or directory"),
+        (["--source", "nowhere", "--format", "tiktoken", "--pattern=gpt2"], "nowhere: No such file or directory"),
+        (
+            ["--source", "nowhere", "--format", "tiktoken"],
+            "pattern: expected gpt2 or cl100k, found none: a file of ranks",
+        ),
         (["--source", "."], ".: expected config.json and model.safetensors in it, found none"),
     ],
 )

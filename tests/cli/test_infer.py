@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import sys
 
 import pytest
 
+from logger import NoopLogger
 from tests.cli.commands import ROOT, call, shipped
 from tests.training.tiny_run import VOCAB_SIZE
 
@@ -21,6 +23,7 @@ KEYS = {
     "params.top_k",
     "params.min_p",
     "params.stop_at_eos",
+    "params.allow_special",
     "params.eos_token_id",
     "params.seed",
     "text.prompt",
@@ -132,6 +135,7 @@ def test_a_long_prompt_keeps_its_end(infer):
         (["--sampling.temperature=-1.0"], "--sampling.temperature: expected a number >= 0"),
         (["--sampling.top_p=1.5"], "--sampling.top_p"),
         (["--sampling.top_k=0"], "--sampling.top_k"),
+        (["--sampling.top_k=5", "--sampling.top_p=0"], "top_p = 0 keeps the likeliest token alone, so top_k = 5"),
     ],
     ids=str,
 )
@@ -200,3 +204,66 @@ def test_drafted_tokens_leave_the_likeliest_text_as_it_is(infer):
 def test_weights_of_fewer_bits_generate(infer, precision):
     """Each precision answers each prompt."""
     assert len(outputs(infer("--prompt", "Ada", "Bob", f"--precision={precision}"))) == 2
+
+
+def test_special_tokens_in_a_prompt_are_tokens_where_that_is_asked_for(infer):
+    """`allow_special` makes the token of its text: as a prompt by itself it is the start of a document."""
+    prompt = ["--prompt=<|endoftext|>", "--sampling.temperature=0.0"]
+    assert outputs(infer(*prompt, "--allow_special")) == outputs(infer("--prompt=", *prompt[1:]))
+    assert outputs(infer(*prompt)) != outputs(infer(*prompt, "--allow_special"))
+
+
+def test_noop_writes_no_line(infer):
+    """JSON lines are log lines and are left out; text that was asked for is shown."""
+    assert infer("--prompt=Ada", "--logging.backend=noop").stdout == ""
+    assert infer("--prompt=Ada", "--logging.backend=noop", "--output.format=text").stdout.startswith("Ada")
+
+
+def test_lines_of_a_backend_hold_the_beginnings_of_long_texts(infer, pipeline, monkeypatch):
+    """Prompt and output are cut there, and whole on stdout."""
+    import cli.infer
+
+    logged = []
+    logger = type("Log", (NoopLogger,), {"write": lambda self, record: logged.append(record)})()
+    monkeypatch.setattr(cli.infer, "_make_logger", lambda config: logger)
+    prompt = "Ada sees. " * 200
+    (shown,) = infer("--prompt", prompt).records
+    assert shown["text.prompt"] == prompt
+    assert logged[0]["text.prompt"] == prompt[:1000] + "..."
+    assert logged[0]["text.output"] == shown["text.output"]
+
+
+def test_a_line_that_is_no_utf8_is_named_after_those_before_it_are_answered(infer):
+    """Its number and the byte are in the error, exit 2; the terminal's encoding does not matter."""
+    lines = b"Ada\n\xc3\x89mile\nBob caf\xe9\nnever\n"
+    done = infer(stdin=io.TextIOWrapper(io.BytesIO(lines), encoding="ascii"))
+    assert [record["text.prompt"] for record in done.records] == ["Ada", "Émile"]
+    assert done.code == 2
+    assert "stdin: line 3: expected a prompt in UTF-8, found the byte 0xe9 after 7 others" in done.stderr
+
+
+def test_a_file_is_one_prompt(infer, tmp_path):
+    """Lines and all, but for the end of its last line; prompts of the command line come first."""
+    (tmp_path / "a.txt").write_bytes("Émile\n\nsees\n".encode())
+    (tmp_path / "b.txt").write_bytes(b"Bob\r\n")
+    done = infer("--prompt_file", tmp_path / "a.txt", tmp_path / "b.txt", "--prompt=Ada")
+    assert [record["text.prompt"] for record in done.records] == ["Ada", "Émile\n\nsees", "Bob"]
+
+
+def test_a_prompt_file_that_cannot_be_read_is_named_before_the_model_is_loaded(infer, tmp_path):
+    """Missing, or not UTF-8: exit 2, whatever the checkpoint."""
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    for name, message in (
+        ("a.txt", "expected a prompt in UTF-8, found the byte 0xe9 after 3"),
+        ("b.txt", "No such file"),
+    ):
+        done = infer("--prompt_file", tmp_path / name, checkpoint=tmp_path / "nowhere")
+        assert (done.code, done.stdout) == (2, "")
+        assert f"{name}: {message}" in done.stderr
+
+
+def test_without_stdin_a_prompt_is_asked_for(infer, monkeypatch):
+    """A service may have none: one line says what is missing."""
+    done = infer(stdin=None)
+    assert (done.code, done.stdout) == (2, "")
+    assert "prompt: expected at least one, found none, and there is no stdin to read them from" in done.stderr

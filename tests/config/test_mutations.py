@@ -91,6 +91,7 @@ VALID: dict[str, set[str]] = {
         "files",
         "peers",
         "prompt",
+        "prompt_file",
         "sha256",
         "sizes_mb",
         "sources",
@@ -98,7 +99,7 @@ VALID: dict[str, set[str]] = {
         "text",
         "tokenizer.special_tokens",
     },
-    "many items": {"input", "prompt", "sources.input", "special_tokens", "text"},
+    "many items": {"input", "prompt", "prompt_file", "sources.input", "special_tokens", "text"},
     "an item: empty": {"prompt", "samples.prompts"},  # a prompt is any text
     "an item: NUL": {"prompt", "samples.prompts", "special_tokens", "tokenizer.special_tokens"},
     "an item: long": {"prompt", "samples.prompts"},

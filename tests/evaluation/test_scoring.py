@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.evaluation.helpers import CONTEXT, VOCAB_SIZE, random_documents, tiny_model
 from transformerlm.evaluation.documents import Documents
-from transformerlm.evaluation.scoring import Windowing, cut_windows, score_documents
+from transformerlm.evaluation.scoring import Windowing, cut_windows, score_continuations, score_documents
 from transformerlm.training.data import sequential_batches
 from transformerlm.training.loop import evaluate
 from transformerlm.utils.dtypes import autocast
@@ -174,3 +174,57 @@ def test_a_loss_that_is_not_finite_is_refused():
         model.lm_head.weight[0, 0] = math.nan
     with pytest.raises(ValueError, match="expected a finite loss, found nan"):
         score_documents(model, random_documents(5), mode="documents")
+
+
+def test_greedy_means_every_token_of_the_continuation():
+    """A continuation is greedy if each of its ids is the likeliest after those before, not one excepted."""
+    model, ids = tiny_model(), [3, 5]
+    for _ in range(4):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    likeliest = ids[2:]
+    others = [[*likeliest[:place], (likeliest[place] + 1) % VOCAB_SIZE] for place in range(4)]
+    changed = [[*other, *likeliest[len(other) :]] for other in others]
+    found = score_continuations(model, [([3, 5], each) for each in (likeliest, *others, *changed)], Windowing())
+    assert [greedy for _, greedy in found] == [True] + [False] * 8
+
+
+def test_a_continuation_costs_what_a_loop_says():
+    """In a batch of several the likelihood is that of a forward pass for each id, the context itself not counted."""
+    model, requests = tiny_model(), [([1, 2], [3]), ([4], [5, 6, 7]), ([8, 9, 10, 11], [12, 13])]
+    found = score_continuations(model, requests, Windowing(batch_size=2))
+    for (context, continuation), (likelihood, _) in zip(requests, found, strict=True):
+        nats = naive_nats(model, np.array([*context, *continuation]))
+        assert likelihood == pytest.approx(-sum(nats[len(context) - 1 :]), rel=1e-12)
+
+
+def test_of_a_context_that_is_too_long_the_end_is_read():
+    """As many ids as fit stand before the continuation's last: not one less, and nothing of what lies before counts."""
+    model, continuation = tiny_model(), [4, 9]
+    long = np.random.default_rng(0).integers(1, VOCAB_SIZE, size=3 * CONTEXT).tolist()
+    whole = [*long[-(CONTEXT + 1 - len(continuation)) :], *continuation]
+    with torch.no_grad():
+        logs = torch.log_softmax(model(torch.tensor([whole[:-1]]))[0], dim=-1)
+    expected = sum(logs[place, token_id].item() for place, token_id in ((-2, 4), (-1, 9)))
+    ((likelihood, _),) = score_continuations(model, [(long, continuation)], Windowing())
+    assert likelihood == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_continuation_longer_than_the_context_is_scored_whole():
+    """Each of its ids costs something, and no request gives no answer."""
+    model = tiny_model()
+    continuation = np.random.default_rng(1).integers(1, VOCAB_SIZE, size=2 * CONTEXT + 3).tolist()
+    ((likelihood, _),) = score_continuations(model, [([1], continuation)], Windowing())
+    assert likelihood == pytest.approx(-sum(naive_nats(model, np.array([1, *continuation]))), rel=0.1)
+    assert score_continuations(model, [], Windowing()) == []
+
+
+def test_a_document_may_start_with_another_id_than_the_one_that_ends_it():
+    """By itself it stands behind `start_id`; in a stream of all, behind what ended the one before."""
+    model, plain = tiny_model(), random_documents(4, 6)
+    documents = Documents(plain.ids, plain.ends, plain.num_bytes, separator_id=0, start_id=22)
+    alone = score_documents(model, documents, mode="documents", windowing=Windowing(stride=1))
+    naive = [sum(naive_nats(model, np.insert(text.astype(int), 0, 22))) for text in texts_of(documents)]
+    assert alone.nats == pytest.approx(naive, rel=1e-12)
+    streams = [score_documents(model, each, mode="sliding").nats.tolist() for each in (documents, plain)]
+    assert streams[0] == streams[1]

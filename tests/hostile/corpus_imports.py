@@ -110,10 +110,22 @@ for text in ("", DEEP, "{}", '{"model": {"vocab": 1, "merges": []}}', '{"model":
 @case("import: a token of 100 kB in ranks", "import_", "ranks")
 def _(home: Path, good: Good) -> list[str]:
     (home / "ranks").write_bytes(b"QUFB" * 33_000 + b" 0\n")
-    return [f"--source={home / 'ranks'}", "--format=tiktoken", f"--output={home / 'out'}", "--verify=false"]
+    return [
+        f"--source={home / 'ranks'}",
+        "--format=tiktoken",
+        "--pattern=gpt2",
+        f"--output={home / 'out'}",
+        "--verify=false",
+    ]
 
 
 @case("import: ranks that are no text", "import_", "ranks")
 def _(home: Path, good: Good) -> list[str]:
     (home / "ranks").write_bytes(bytes(range(256)) * 100)
-    return [f"--source={home / 'ranks'}", "--format=tiktoken", f"--output={home / 'out'}", "--verify=false"]
+    return [
+        f"--source={home / 'ranks'}",
+        "--format=tiktoken",
+        "--pattern=gpt2",
+        f"--output={home / 'out'}",
+        "--verify=false",
+    ]

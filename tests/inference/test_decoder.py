@@ -48,6 +48,17 @@ def test_logits_are_the_models(changes: dict[str, Any], batch_size: int) -> None
     assert cache.length == 16
 
 
+@pytest.mark.parametrize("first", [1, 2, 15])
+def test_several_ids_behind_any_number_see_none_that_come_later(first: int) -> None:
+    """The causal mask holds behind a single id as behind many."""
+    model = make_varied(num_kv_heads=2)
+    decoder, ids = Decoder(model), torch.randint(257, (2, 16))
+    cache = decoder.make_cache(2)
+    pieces = [decoder(part, cache=cache) for part in (ids[:, :first], ids[:, first:])]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.cat(pieces, dim=1), model(ids), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("changes", [{}, {"norm_position": "post", "qk_norm": True, "tie_embeddings": True}], ids=str)
 def test_a_decoder_keeps_the_weights_it_was_made_with(changes: dict[str, Any]) -> None:
     """The model may be trained on: embedding, matrices and gains of the decoder stay."""

@@ -177,3 +177,42 @@ def test_a_prompt_of_two_dimensions_is_refused() -> None:
     """The message says the shape and what to do."""
     with pytest.raises(ValueError, match=r"expected a prompt in one row, got an array of shape \(1, 2\)"):
         generate(make_model(), torch.tensor([[1, 2]]), max_new_tokens=1)
+
+
+def test_any_of_several_ends_ends_a_text() -> None:
+    """The first that comes, in a single text and in each row of a batch."""
+    assert generate(Script([10, 30, 20]), PROMPT, max_new_tokens=3, eos_token_id=(20, 30)) == [10]
+    model, options = make_model(), {"max_new_tokens": 20, "temperature": 0.0}
+    whole = generate(model, PROMPT, **options)
+    ends = [whole[4], whole[7]]
+    expected = whole[: min(map(whole.index, ends))]
+    assert generate_prompts(model, [PROMPT, PROMPT], eos_token_id=ends, **options) == [expected, expected]
+
+
+def test_new_ids_are_a_list_and_give_one() -> None:
+    """As of a tensor or an array, `tolist` gives plain numbers."""
+    found = generate(Script([10, 20]), PROMPT, max_new_tokens=2)
+    assert found == found.tolist() == [10, 20]
+    assert type(found.tolist()) is list
+
+
+def test_a_prompt_may_be_a_tensor_of_one_dimension() -> None:
+    """It gives what its numbers give, through the model and through its decoder."""
+    model = make_model()
+    expected = generate(model, PROMPT, max_new_tokens=5, temperature=0.0)
+    for each in (model, Decoder(model)):
+        assert generate(each, torch.tensor(PROMPT), max_new_tokens=5, temperature=0.0) == expected
+    assert generate_prompts(model, torch.tensor([PROMPT] * 2), max_new_tokens=5, temperature=0.0) == [expected] * 2
+
+
+@pytest.mark.parametrize("prompt", [torch.tensor([PROMPT]), torch.tensor(5), [PROMPT], [torch.tensor(PROMPT)]], ids=str)
+def test_several_rows_are_no_prompt(prompt: Any) -> None:
+    """The error says what was given and which function takes it."""
+    with pytest.raises(ValueError, match=r"expected a prompt in one row, got (an array of shape|lists).*prompts"):
+        generate(make_model(), prompt, max_new_tokens=5)
+
+
+def test_a_text_is_no_prompt() -> None:
+    """Its letters are not ids."""
+    with pytest.raises(TypeError, match="expected ids, got a str; encode it first"):
+        generate(make_model(), "text", max_new_tokens=5)  # type: ignore[arg-type]

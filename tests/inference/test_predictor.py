@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from tests.inference.helpers import EOS, Script, make_model, make_tokenizer
 from transformerlm.inference.predictor import Predictor
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.checkpoint import Snapshot, save_checkpoint
+from transformerlm.training.document_ids import DocumentIds
 from transformerlm.training.optim import AdamW
 
 
@@ -74,7 +77,7 @@ def test_special_tokens_in_a_prompt_are_plain_text(monkeypatch: pytest.MonkeyPat
 def test_empty_prompt_starts_a_document(monkeypatch: pytest.MonkeyPatch) -> None:
     """It stands for <|endoftext|>; a tokenizer without one is an error."""
     assert read_ids(scripted(b""), monkeypatch, "") == [256]
-    with pytest.raises(ValueError, match=r"the prompt is empty and the tokenizer has no <\|endoftext\|>"):
+    with pytest.raises(ValueError, match="the prompt is empty, and no token is known at which a document starts"):
         scripted(b"", special_tokens=[]).stream("")
 
 
@@ -173,3 +176,37 @@ def test_drafts_do_not_freeze_a_model_that_may_change() -> None:
     fresh = Predictor(predictor.model, predictor.tokenizer).generate("abab", **settings)
     assert predictor.generate("abab", **settings) == fresh
     assert predictor.generate("abab", speculative=3, **settings) == fresh
+
+
+def test_documents_begin_and_end_where_the_predictor_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another id before a document than the one that ends it, and several that do."""
+    tokenizer = make_tokenizer([EOS, "<s>", "</s>"])
+    ids = DocumentIds(bos_token_id=257, eos_token_ids=(258, 256))
+    predictor = Predictor(Script([*b"ab", 256, *b"cd"], vocab_size=259), tokenizer, ids)
+    assert predictor.generate("x", max_new_tokens=5) == "xab"
+    assert read_ids(predictor, monkeypatch, "") == [257]
+    assert predictor.eos_token_id == 258
+
+
+def test_one_text_is_not_taken_for_several() -> None:
+    """Its letters would be prompts."""
+    with pytest.raises(TypeError, match="prompts: expected a list of strings, found the string 'the'"):
+        Predictor(make_model(), make_tokenizer()).generate_prompts("the")
+
+
+def test_a_predictor_shows_its_sizes() -> None:
+    """Parameters, context, vocabulary, precision and device are in its repr."""
+    text = repr(Predictor(make_model(), make_tokenizer()))
+    assert re.fullmatch(
+        r"Predictor\([\d,]+ parameters, context_length=16, vocab_size=257, 257 tokens, float32, cpu\)", text
+    )
+
+
+@pytest.mark.parametrize("name", ["stream", "generate", "generate_batch", "generate_prompts"])
+def test_every_way_to_generate_names_its_settings(name: str) -> None:
+    """Editors and `help` show them: none hides in `**settings`, and they mean the same everywhere."""
+    parameters = inspect.signature(getattr(Predictor, name)).parameters
+    expected = inspect.signature(Predictor.stream).parameters
+    for setting in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "stop_at_eos", "allow_special"):
+        assert parameters[setting] == expected[setting]
+    assert all(one.kind is not inspect.Parameter.VAR_KEYWORD for one in parameters.values())

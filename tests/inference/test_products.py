@@ -50,6 +50,13 @@ def test_int8_rounds_to_half_a_step_of_each_row() -> None:
     assert (error.mean(dim=1, keepdim=True) <= 0.3 * scale).all()
 
 
+def test_int8_has_127_levels_on_each_side() -> None:
+    """A row whose largest number is 127 times a power of two has that as its scale, and whole levels are exact."""
+    levels = torch.cat((torch.arange(-127, 128), torch.zeros(1))).expand(3, -1)
+    weight = levels * torch.tensor([[1.0], [2.0**-9], [4.0]])
+    assert torch.equal(Int8Product(weight).dequantised(), weight)
+
+
 def test_int8_row_of_zeros_stays_zero() -> None:
     """A row without numbers has no scale to divide by."""
     assert torch.equal(Int8Product(torch.zeros(4, 8)).dequantised(), torch.zeros(4, 8))

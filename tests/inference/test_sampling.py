@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from transformerlm.inference.choice import Settings, distribution
 from transformerlm.inference.sampling import apply_temperature, min_p_filter, sample, top_k_filter, top_p_filter
 
 # Probabilities 0.5, 0.25, 0.15, 0.1, out of order.
@@ -75,6 +76,16 @@ def test_top_k_keeps_exactly_k_of_equals() -> None:
 def test_top_p_keeps_the_fewest_that_reach_p(top_p: float, expected: list[list[int]]) -> None:
     """The token that crosses p is kept; p = 0 keeps the single best."""
     assert kept(top_p_filter(LOGITS, top_p)) == expected
+
+
+@pytest.mark.parametrize(("top_p", "expected"), [(0.25, 1), (0.5, 2), (0.75, 3)])
+def test_a_sum_that_is_exactly_p_is_enough(top_p: float, expected: int) -> None:
+    """Of four equals, each of probability 1/4, the first `4 p` are kept, by the plain filter and by the quick one."""
+    logits = torch.zeros(1, 4)
+    assert kept(top_p_filter(logits, top_p)) == [list(range(expected))]
+    probabilities, ids = distribution(logits, Settings(top_p=top_p))
+    assert ids is not None
+    assert ids[probabilities > 0].tolist() == list(range(expected))
 
 
 def test_top_p_one_is_the_identity() -> None:
@@ -146,6 +157,7 @@ def test_half_precision_logits_are_sampled_in_fp32() -> None:
         ({"temperature": math.nan}, "temperature must be at least 0 and finite, got nan"),
         ({"top_k": 0}, "top_k must be at least 1, got 0"),
         ({"top_p": 1.1}, "top_p must lie between 0 and 1, got 1.1"),
+        ({"top_p": 0.0, "top_k": 50}, "top_p = 0 keeps the likeliest token alone, so top_k = 50 would do nothing"),
         ({"min_p": -0.5}, "min_p must lie between 0 and 1, got -0.5"),
     ],
 )

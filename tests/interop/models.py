@@ -33,8 +33,8 @@ def make_checkpoint(home: Path, files: TinyFiles, *, tokenizer: Tokenizer | None
     torch.manual_seed(0)
     network = TransformerLM(**config.model.model_dump())
     with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if "ln" in name:
+        for parameter in network.parameters():
+            if parameter.ndim == 1:
                 parameter.uniform_(0.5, 1.5)
     optimizer = AdamW(parameter_groups(network, weight_decay=0.1), 1e-3)
     state = {"tokens": 1280, "best_val_loss": 1.5, "best_step": 7}
@@ -42,9 +42,11 @@ def make_checkpoint(home: Path, files: TinyFiles, *, tokenizer: Tokenizer | None
     return save_checkpoint(home / "run" / "checkpoints", 7, snapshot)
 
 
-def make_llama(home: Path, *, shard: str = "5GB", tokenizer: Tokenizer | None = None, **changes: Any) -> Path:
-    """Save a random LlamaForCausalLM by `transformers`, with a tokenizer.json if there is a tokenizer."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def make_llama(
+    home: Path, *, kind: str = "llama", shard: str = "5GB", tokenizer: Tokenizer | None = None, **changes: Any
+) -> Path:
+    """Save a random model of the `kind` by `transformers`, with a tokenizer.json if there is a tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from transformerlm.interop.tokenizer_json import to_json
 
@@ -60,7 +62,15 @@ def make_llama(home: Path, *, shard: str = "5GB", tokenizer: Tokenizer | None = 
     }
     torch.manual_seed(0)
     directory = home / "llama"
-    LlamaForCausalLM(LlamaConfig(**{**sizes, **changes})).save_pretrained(directory, max_shard_size=shard)
+    none = {"bos_token_id": None, "eos_token_id": None}  # else the defaults of Meta's first Llama
+    settings = {**sizes, **none, **({"head_dim": 8} if kind == "qwen3" else {}), **changes}
+    dtype = settings.pop("dtype", torch.float32)
+    network = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings), dtype=dtype)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.ndim == 1:
+                parameter.uniform_(0.5, 1.5)
+    network.save_pretrained(directory, max_shard_size=shard)
     if tokenizer is not None:
         (directory / "tokenizer.json").write_text(to_json(tokenizer), encoding="utf-8")
     return directory

@@ -20,6 +20,7 @@ from tests.training.tiny_run import tiny_config
 from transformerlm.inference.predictor import Predictor
 from transformerlm.interop import gguf as interop
 from transformerlm.interop.gguf import write_gguf
+from transformerlm.interop.hf_export import write_hf
 from transformerlm.interop.verify import hard_texts
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.io import text_to_token
@@ -102,6 +103,34 @@ def test_the_metadata_is_the_model_s(files, tmp_path):
     }
 
 
+@pytest.mark.parametrize("model", [{"qk_norm": True}, {"qk_norm": True, "tie_embeddings": True, "num_kv_heads": 2}])
+def test_a_qwen3_computes_the_same_logits(model, files, tmp_path):
+    """The tensors, by the names that llama.cpp's converter gives to Hugging Face's, are a Qwen3 with our logits."""
+    transformers = pytest.importorskip("transformers")
+    checkpoint = make_checkpoint(tmp_path, files, vocab_size=290, **model)
+    write_gguf(checkpoint, tmp_path / "m.gguf")
+    write_hf(checkpoint, tmp_path / "hf", verify=False)
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "hf", local_files_only=True)
+    theirs = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    assert type(theirs).__name__ == "Qwen3ForCausalLM"
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, 2)
+    tensors = {name: torch.tensor(numbers) for name, (_, numbers) in read_tensors(tmp_path / "m.gguf").items()}
+    weights = {name: names.get_name(name, (".weight",)) for name, _ in theirs.named_parameters()}
+    theirs.load_state_dict({name: tensors.pop(place) for name, place in weights.items()}, strict=False)
+    assert not tensors
+    ids = torch.randint(290, (1, 64), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert_close(theirs(ids).logits, load_model(checkpoint)(ids), rtol=1e-4, atol=1e-4)
+
+
+def test_the_sizes_of_a_qwen3_stand_under_its_name(files, tmp_path):
+    """Its heads need not be as wide as the model over their number, so their size is said."""
+    write_gguf(make_checkpoint(tmp_path, files, qk_norm=True), tmp_path / "m.gguf")
+    found = read_metadata(tmp_path / "m.gguf")
+    sizes = [found[f"qwen3.{key}"] for key in ("attention.key_length", "attention.value_length", "embedding_length")]
+    assert (found["general.architecture"], sizes) == ("qwen3", [8, 8, 32])
+
+
 def test_the_tokenizer_is_the_checkpoint_s(files, tmp_path):
     """Tokens, merges and special tokens read back as they were, and texts end where ours do."""
     tokenizer = make_tokenizer(files.text)
@@ -121,7 +150,7 @@ def test_the_tokenizer_is_the_checkpoint_s(files, tmp_path):
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("norm_position", "post"), ("position", "none"), ("ffn", "silu"), ("qk_norm", True), ("logit_soft_cap", 30.0)],
+    [("norm_position", "post"), ("position", "none"), ("ffn", "silu"), ("logit_soft_cap", 30.0)],
 )
 def test_a_model_that_is_no_llama_is_refused(setting, value, files, tmp_path):
     """The error names the setting, and there is no file."""

@@ -17,6 +17,7 @@ from transformerlm.training.checkpoint import CheckpointError, load_model
 VARIANTS = {
     "plain": {},
     "tied, grouped": {"tie_embeddings": True, "num_kv_heads": 2},
+    "norms of queries and keys": {"qk_norm": True, "num_kv_heads": 2},
     "one kv head, other theta and eps": {"num_kv_heads": 1, "rope_theta": 500_000.0, "norm_eps": 1e-3},
 }
 

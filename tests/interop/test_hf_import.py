@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 
+import gguf
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from tests.interop.models import make_llama, make_tokenizer
+from tests.cli.commands import call
+from tests.interop.models import SPECIALS, make_llama, make_tokenizer
+from transformerlm.inference.predictor import Predictor
+from transformerlm.interop.gguf import write_gguf
 from transformerlm.interop.hf_export import write_hf
 from transformerlm.interop.hf_import import read_hf
+from transformerlm.interop.tokenizer_json import leading_token, to_json
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.training.checkpoint import load_model, load_tokenizer, resolve
+from transformerlm.training.document_ids import DocumentIds, recorded_ids
 
 VARIANTS = {
     "untied, grouped": {},
     "tied": {"tie_word_embeddings": True, "num_key_value_heads": 4},
+    "qwen3": {"kind": "qwen3", "tie_word_embeddings": True},
     "other theta and eps": {"rope_theta": 500_000.0, "rms_norm_eps": 1e-3, "num_key_value_heads": 1},
 }
 
@@ -52,14 +61,14 @@ def change_weights(directory, change):
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_logits_are_those_of_transformers(changes, tmp_path):
     """Within 1e-4 in fp32, for each choice that both sides have; and the command's own check says so."""
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
     source = make_llama(tmp_path, **changes)
     outcome = read_hf(source, tmp_path / "run", with_tokenizer=False)
     assert outcome.startswith("verified with transformers: logits differ by ")
     ids = torch.randint(512, (2, 64), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        theirs = LlamaForCausalLM.from_pretrained(source).float().eval()(ids).logits
+        theirs = AutoModelForCausalLM.from_pretrained(source).float().eval()(ids).logits
         ours = load_model(resolve(tmp_path / "run"))(ids)
     assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -217,3 +226,58 @@ def test_a_file_in_place_of_a_model_is_told_apart_from_nothing(llama, tmp_path):
     """The message says that a file is there, and which key a tokenizer's file needs."""
     with pytest.raises(FileNotFoundError, match=r"found a file \(for a tokenizer's file set format\)"):
         read_hf(llama / "tokenizer.json", tmp_path / "run")
+
+
+def test_where_documents_end_comes_with_the_model(files, tmp_path):
+    """Begin, several ends and padding of the source are in the checkpoint, and in what is exported of it."""
+    tokenizer = make_tokenizer(files.text)
+    ids = {"bos_token_id": 510, "eos_token_id": [511, 509], "pad_token_id": 509}
+    source = make_llama(tmp_path, tokenizer=tokenizer)
+    change_config(source, bos_token_id=510, eos_token_id=509, pad_token_id=509)
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [511, 509]}))
+    read_hf(source, tmp_path / "run", verify=False)
+    checkpoint = resolve(tmp_path / "run")
+    found = Predictor.from_checkpoint(checkpoint, device="cpu").document_ids
+    assert found == DocumentIds(510, (511, 509), 509)
+    write_hf(checkpoint, tmp_path / "out")
+    for name in ("config.json", "generation_config.json"):
+        record = json.loads((tmp_path / "out" / name).read_text())
+        assert {key: record[key] for key in ids} == ids
+    write_gguf(checkpoint, tmp_path / "m.gguf")
+    fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
+    written = [fields[f"tokenizer.ggml.{key}_token_id"].contents() for key in ("bos", "eos", "eot", "padding")]
+    assert written == [510, 511, 509, 509]
+
+
+def test_a_token_before_each_text_comes_with_the_model(files, tmp_path):
+    """As of Llama 3: inference and both exports put it there, and transformers gives the same ids."""
+    tokenizer = make_tokenizer(files.text)
+    source = make_llama(tmp_path, tokenizer=tokenizer)
+    (source / "tokenizer.json").write_text(to_json(tokenizer, leading=SPECIALS[1]))
+    change_config(source, bos_token_id=510, eos_token_id=509)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        read_hf(source, tmp_path / "run", verify=False)
+    predictor = Predictor.from_checkpoint(tmp_path / "run", device="cpu")
+    assert predictor.document_ids == DocumentIds(510, (509,), starts_texts=True)
+    prompt = predictor._encode("Ada", allow_special=False)
+    assert prompt == [510, *tokenizer.encode("Ada")]
+    assert predictor._encode(f"{SPECIALS[1]}Ada", allow_special=True) == prompt
+    assert predictor._encode("", allow_special=False) == [510]
+    write_hf(resolve(tmp_path / "run"), tmp_path / "out")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", local_files_only=True)
+    assert theirs("Ada")["input_ids"] == prompt
+    alone = ["--format=tokenizer_json", "--checkpoint", tmp_path / "run", "--output", tmp_path / "alone.json"]
+    assert call("export", *alone).code == 0
+    assert leading_token(tmp_path / "alone.json") == SPECIALS[1]
+    write_gguf(resolve(tmp_path / "run"), tmp_path / "m.gguf")
+    assert gguf.GGUFReader(tmp_path / "m.gguf").fields["tokenizer.ggml.add_bos_token"].contents() is True
+
+
+def test_an_end_that_is_no_special_token_is_left_out_with_a_word(files, tmp_path):
+    """Files that never said it have the ids of another model's tokenizer."""
+    source = make_llama(tmp_path, tokenizer=make_tokenizer(files.text))
+    change_config(source, eos_token_id=2)
+    with pytest.warns(UserWarning, match=r"eos_token_id: expected special tokens of the tokenizer, found 2: left out"):
+        read_hf(source, tmp_path / "run", verify=False)
+    assert recorded_ids(resolve(tmp_path / "run")) is None

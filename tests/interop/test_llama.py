@@ -11,17 +11,19 @@ from torch.testing import assert_close
 from transformerlm.interop import llama
 from transformerlm.models.layers import rotate_pairs
 from transformerlm.models.transformer import TransformerLM
+from transformerlm.training.document_ids import DocumentIds
 
 HPARAMS = TransformerLM(
     vocab_size=300, context_length=64, d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, device="meta"
 ).hparams()
-CONFIG = llama.to_config(HPARAMS, dtype="fp32", eos_token_id=None)
+CONFIG = llama.to_config(HPARAMS, dtype="fp32", document_ids=DocumentIds())
 
 
 def test_a_config_describes_the_model_that_it_was_made_from():
     """There and back, the settings of the model are the same."""
-    again = TransformerLM(**llama.from_config(CONFIG), device="meta").hparams()
-    assert again == HPARAMS
+    for hparams in (HPARAMS, {**HPARAMS, "qk_norm": True}):
+        config = llama.to_config(hparams, dtype="fp32", document_ids=DocumentIds())
+        assert TransformerLM(**llama.from_config(config), device="meta").hparams() == hparams
 
 
 @pytest.mark.parametrize(
@@ -31,19 +33,29 @@ def test_a_config_describes_the_model_that_it_was_made_from():
         ("norm_position", "none"),
         ("position", "none"),
         ("ffn", "silu"),
-        ("qk_norm", True),
         ("logit_soft_cap", 30.0),
     ],
 )
 def test_what_is_no_llama_is_refused_by_name(key, value):
     """The setting that makes it another architecture is named with what it is."""
     with pytest.raises(ValueError, match=rf"no Llama.*model\.{key}: expected .*, found \"?{str(value).lower()}"):
-        llama.check_is_llama({**HPARAMS, key: value})
+        llama.architecture_of({**HPARAMS, key: value})
 
 
 def test_a_llama_with_tied_embeddings_is_one():
     """What both sides have is no reason to refuse."""
-    llama.check_is_llama({**HPARAMS, "tie_embeddings": True, "num_kv_heads": 1})
+    assert llama.architecture_of({**HPARAMS, "tie_embeddings": True, "num_kv_heads": 1}) == "llama"
+
+
+def test_a_model_with_norms_of_queries_and_keys_is_a_qwen3():
+    """The setting decides which of the two architectures is written."""
+    assert llama.architecture_of({**HPARAMS, "qk_norm": True}) == "qwen3"
+
+
+def test_a_setting_that_nobody_has_thought_of_is_refused():
+    """A new keyword of the model is not left out of a file in silence."""
+    with pytest.raises(ValueError, match=r"model\.window: expected none, as no file has a place for it"):
+        llama.architecture_of({**HPARAMS, "window": 128})
 
 
 @pytest.mark.parametrize(
@@ -58,10 +70,13 @@ def test_a_llama_with_tied_embeddings_is_one():
         ({"mlp_bias": True}, "mlp_bias: expected false"),
         ({"hidden_act": "gelu"}, 'hidden_act: expected "silu", found "gelu"'),
         ({"sliding_window": 4096}, "sliding_window: expected null"),
+        ({"use_sliding_window": True}, "use_sliding_window: expected false"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, 'layer_types: expected "full_attention" for each'),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: expected 1"),
         ({"head_dim": 16}, "head_dim: expected hidden_size / num_attention_heads = 8, found 16"),
         ({"model_type": "mistral"}, 'model_type: expected "llama", found "mistral"'),
         ({"architectures": ["LlamaForSequenceClassification"]}, "architectures: expected"),
+        ({"model_type": "qwen3"}, 'architectures: expected ["Qwen3ForCausalLM"], found ["LlamaForCausalLM"]'),
         ({"quantization_config": {"bits": 4}}, "quantization_config: expected null"),
         ({"hidden_size": None}, "hidden_size: expected a number, found none"),
     ],
@@ -100,3 +115,12 @@ def test_turning_halves_of_the_new_order_is_turning_pairs_of_the_old():
     first, second = (x @ llama.halves_from_pairs("q_proj.weight", weight, d_head).T).chunk(2, dim=-1)
     theirs = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     assert_close(theirs, torch.cat((ours[:, 0::2], ours[:, 1::2]), dim=-1))
+
+
+def test_a_qwen3_that_names_no_head_size_has_the_default_of_transformers():
+    """There it is 128, whatever the width; a window that is named and not used changes nothing."""
+    sizes = {key: CONFIG[key] for key in llama._SIZES}
+    with pytest.raises(ValueError, match=r"head_dim: expected hidden_size / num_attention_heads = 8, found 128"):
+        llama.from_config({"model_type": "qwen3", **sizes})
+    found = llama.from_config({"model_type": "qwen3", **sizes, "head_dim": 8, "sliding_window": 4096})
+    assert (found["qk_norm"], found["num_kv_heads"], found["context_length"]) == (True, 32, 32768)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, safe_pieces
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.data import TokenDataset
+from transformerlm.training.document_ids import DocumentIds, ids_of_data
 from transformerlm.utils.strings import check_is_no_string, whole_characters
 from transformerlm.utils.text_files import ReadStats, expand_inputs, holds_rows, read_text
 
@@ -40,13 +41,19 @@ class Documents:
     """Documents one behind the other.
 
     `ids` `(tokens,)` leaves separators out; document i ends at `ends[i]` and has `num_bytes[i]` bytes, both
-    `(documents,)`. `separator_id` is None where the tokenizer has no such token.
+    `(documents,)`. `separator_id` ends a document in a stream of several, and is None where there is no such token;
+    `start_id` stands before a document that is read by itself: the separator, unless the model knows another.
     """
 
     ids: Array
     ends: Array
     num_bytes: Array
     separator_id: int | None
+    start_id: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.start_id is None:
+            object.__setattr__(self, "start_id", self.separator_id)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -97,8 +104,17 @@ def _documents_of(path: Path, separator: str, text_field: str, stats: ReadStats 
             unfinished = []
 
 
-def encode_documents(texts: Sequence[str], tokenizer: Tokenizer, *, separator: str = DEFAULT_SEPARATOR) -> Documents:
-    """Return the ids of each text, special tokens recognised except in `PlainText`; bytes are counted from the text."""
+def encode_documents(
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    separator: str = DEFAULT_SEPARATOR,
+    document_ids: DocumentIds | None = None,
+) -> Documents:
+    """Return the ids of each text, special tokens recognised except in `PlainText`; bytes are counted from the text.
+
+    The documents begin and end with the model's `document_ids`, or, without them, with the separator's.
+    """
     check_is_no_string(texts, "texts")
     parts, part_ends = [np.empty(0, dtype=np.uint16)], [np.zeros(1, dtype=np.int64)]
     for is_plain, group in groupby(texts, key=lambda text: isinstance(text, PlainText)):
@@ -107,7 +123,8 @@ def encode_documents(texts: Sequence[str], tokenizer: Tokenizer, *, separator: s
         part_ends.append(ends + part_ends[-1][-1])
     num_bytes = np.array([len(whole_characters(text).encode()) for text in texts], dtype=np.int64)
     ids, ends = np.concatenate(parts), np.concatenate(part_ends)[1:]
-    return Documents(ids, ends, num_bytes, tokenizer.special_token_ids.get(separator))
+    known = document_ids or DocumentIds.of_separator(tokenizer.special_token_ids.get(separator))
+    return Documents(ids, ends, num_bytes, known.eos_token_id, known.start_id)
 
 
 def open_token_file(path: str | Path, tokenizer: Tokenizer) -> Documents:
@@ -128,15 +145,13 @@ def open_token_file(path: str | Path, tokenizer: Tokenizer) -> Documents:
         raise ValueError(
             f"{path}: expected ids below {tokenizer.vocab_size}, found {dataset.max_id()}; run transformerlm-make-data"
         )
-    separator = dataset.metadata.get("separator", DEFAULT_SEPARATOR)
-    separator_id = tokenizer.special_token_ids.get(separator) if isinstance(separator, str) else None
-    if separator_id is None:
-        raise ValueError(f"{path}: expected a special token as the sidecar's separator, found {str(separator)[:60]!r}")
+    known = ids_of_data(dataset, tokenizer)
+    separator_id = tokenizer.special_token_ids.get(DEFAULT_SEPARATOR) if known is None else known.eos_token_id
     return _split(np.asarray(dataset.tokens), separator_id, tokenizer, path)
 
 
-def _split(tokens: Array, separator_id: int, tokenizer: Tokenizer, path: str | Path) -> Documents:
-    is_separator = tokens == separator_id
+def _split(tokens: Array, separator_id: int | None, tokenizer: Tokenizer, path: str | Path) -> Documents:
+    is_separator = tokens == (-1 if separator_id is None else separator_id)
     ids = tokens[~is_separator]
     places = np.flatnonzero(is_separator)
     ends = np.unique(np.r_[places - np.arange(len(places)), len(ids)])  # once where separators follow each other

@@ -5,16 +5,16 @@ the ids behind its own; those that an earlier window has predicted are not score
 after all that stands before it or at least `context_length - stride` ids of that. `stride = 1` gives every id the
 fullest context, `stride = context_length` reads each id once, as validation in training does.
 
-In mode "documents" each document is a stream, with the separator in front. In mode "sliding" there is one stream of all
-documents, with a separator before the first and after each, as in a token file: context reaches into the documents
-before, and separators are scored with the document that they end. Where the tokenizer has no separator, nothing stands
-in front of a stream; its first id then costs log(vocab_size) nats, that is, every id is as likely as another.
+In mode "documents" each document is a stream, with the id in front at which documents start. In mode "sliding" there is
+one stream of all documents, with a separator before the first and after each, as in a token file: context reaches into
+the documents before, and separators are scored with the document that they end. Where there is no such id, nothing
+stands in front of a stream; its first id then costs log(vocab_size) nats, that is, every id is as likely as another.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -125,6 +125,30 @@ def score_windows(
     return nats
 
 
+def score_continuations(
+    model: TransformerLM, requests: Sequence[tuple[Sequence[int], Sequence[int]]], windowing: Windowing
+) -> list[tuple[float, bool]]:
+    """Return for each (context, continuation) its log-likelihood in nats, and whether greedy decoding would give it.
+
+    Of a context that is too long the end is read. A continuation longer than the model's context is scored through
+    windows, each half a context further.
+    """
+    if not requests:
+        return []
+    longest = model.context_length
+    parts = [[*context, *continuation][-1 - max(longest, len(continuation)) :] for context, continuation in requests]
+    lengths = np.array([len(part) for part in parts])
+    windows = cut_windows(lengths, context_length=longest, stride=max(1, longest // 2))
+    ids = np.concatenate([np.array(part, dtype=np.int64) for part in parts])
+    greedy = np.ones(len(ids), dtype=np.bool_)
+    nats = score_windows(model, ids, windows, windowing, greedy=greedy)
+    answers = []
+    for (_, continuation), end in zip(requests, np.cumsum(lengths).tolist(), strict=True):
+        scored = slice(end - len(continuation), end)
+        answers.append((-float(nats[scored].sum()), bool(greedy[scored].all())))
+    return answers
+
+
 def score_documents(
     model: TransformerLM, documents: Documents, *, mode: Mode, windowing: Windowing | None = None
 ) -> Scores:
@@ -142,7 +166,7 @@ def score_documents(
     nats = score_windows(model.eval(), ids, windows, windowing)
     firsts = np.cumsum(lengths) - lengths
     counted = np.ones(len(ids), dtype=np.int64)
-    if documents.separator_id is None:
+    if (documents.start_id if mode == "documents" else documents.separator_id) is None:
         nats[firsts] = math.log(model.vocab_size)
     else:
         counted[firsts] = 0
@@ -157,12 +181,12 @@ def _streams(documents: Documents, mode: Mode) -> tuple[Array, Array, Array]:
     """Return the streams' ids `(ids,)`, their lengths `(streams,)`, and the document of each id `(ids,)`."""
     sizes = np.diff(documents.ends, prepend=0)
     owners = np.repeat(np.arange(len(sizes)), sizes)
-    ids, separator_id = documents.ids, documents.separator_id
-    if separator_id is not None:
-        starts = documents.ends - sizes
-        places = starts if mode == "documents" else np.r_[0, documents.ends]
+    ids, by_itself = documents.ids, mode == "documents"
+    inserted = documents.start_id if by_itself else documents.separator_id
+    if inserted is not None:
+        places = documents.ends - sizes if by_itself else np.r_[0, documents.ends]
         numbers = np.arange(len(sizes))
-        ids = np.insert(ids, places, separator_id)
-        owners = np.insert(owners, places, numbers if mode == "documents" else np.r_[0, numbers])
+        ids = np.insert(ids, places, inserted)
+        owners = np.insert(owners, places, numbers if by_itself else np.r_[0, numbers])
         sizes = sizes + 1
-    return ids, sizes if mode == "documents" else np.array([len(ids)]), owners
+    return ids, sizes if by_itself else np.array([len(ids)]), owners

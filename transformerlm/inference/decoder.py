@@ -22,11 +22,18 @@ from transformerlm.inference.bags import KEY_BLOCK, are_fast
 from transformerlm.inference.decoder_cache import DecoderCache, Place, RaggedPlace, Stored, check_room
 from transformerlm.inference.products import Product, prepare
 from transformerlm.models.attention import scaled_dot_product_attention as attend
-from transformerlm.models.layers import RotaryEmbedding, soft_cap
+from transformerlm.models.layers import RotaryEmbedding, feed_forward, soft_cap
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.utils.dtypes import upcast
 
 Weights = Mapping[str, Tensor]
+# The settings that are computed here too, those with a few values with these; `check_known` refuses all others.
+_CHOICES = {"norm_position": ("pre", "post", "none"), "position": ("rope", "none")}
+_SETTINGS = {
+    "context_length", "d_ff", "d_model", "ffn", "logit_soft_cap", "norm_eps", "num_heads", "num_kv_heads",
+    "num_layers", "qk_norm", "rope_theta", "tie_embeddings", "vocab_size",
+}  # fmt: skip
+_SAME_FUNCTION = {"activation_checkpointing", "attention", "zero_init_outputs"}
 
 
 class Decoder:
@@ -39,6 +46,7 @@ class Decoder:
 
     def __init__(self, model: TransformerLM, *, int8: bool = False, cuda_graph: bool = True) -> None:
         hparams, weights = model.hparams(), _group(model.state_dict())
+        check_known(hparams)
         self.vocab_size, self.context_length = model.vocab_size, model.context_length
         self._embedding = weights[""]["token_embeddings"].clone()
         self.device, self.dtype = self._embedding.device, self._embedding.dtype
@@ -191,18 +199,14 @@ class _Layer:
         self._num_heads, self._kv_heads = hparams["num_heads"], hparams["num_kv_heads"]
         self._d_head = hparams["d_model"] // self._num_heads
         self._scale = self._d_head**-0.5
-        eps, self._is_post, self._is_gated = (
-            hparams["norm_eps"],
-            hparams["norm_position"] == "post",
-            "ffn.w3" in weights,
-        )
+        eps, self._is_post = hparams["norm_eps"], hparams["norm_position"] == "post"
+        self._ffn = feed_forward(hparams["ffn"])
         self._norms = [_Norm(weights[name], eps) if name in weights else None for name in ("ln1", "ln2")]
         gains = [None if self._is_post or norm is None else norm.take_gain() for norm in self._norms]
         projections = [weights[f"attn.{name}_proj"] for name in ("q", "k", "v")]
         self._qkv = _product(projections, gains[0], int8=int8)
         self._output = _product([weights["attn.output_proj"]], None, int8=int8)
-        up = [weights["ffn.w1"], weights["ffn.w3"]] if self._is_gated else [weights["ffn.w1"]]
-        self._up = _product(up, gains[1], int8=int8)
+        self._up = _product([weights[f"ffn.{name}"] for name in self._ffn.UP], gains[1], int8=int8)
         self._down = _product([weights["ffn.w2"]], None, int8=int8)
         self._qk_norm: tuple[Tensor, float] | None = None
         if hparams["qk_norm"]:
@@ -219,10 +223,7 @@ class _Layer:
         return self._down.add(self._activate(self._up(x if ln2 is None else ln2(x))), x)
 
     def _activate(self, x: Tensor) -> Tensor:
-        if not self._is_gated:
-            return torch.nn.functional.silu(x, inplace=True)
-        half = x.shape[1] // 2
-        return torch.nn.functional.silu(x[:, :half]).mul_(x[:, half:])
+        return self._ffn.activate(*x.chunk(len(self._ffn.UP), dim=1))
 
     def _attend(self, qkv: Tensor, rotation: Tensor | None, place: Place, stored: Stored) -> Tensor:
         """Rotate, store and attend: `(batch * seq, q + k + v)` to `(batch * seq, d_model)`."""
@@ -260,6 +261,20 @@ class _Layer:
             torch.view_as_complex(wide.view(*wide.shape[:-1], -1, 2)).mul_(rotation)
         if wide is not heads:
             heads.copy_(wide)
+
+
+def check_known(hparams: Mapping[str, Any]) -> None:
+    """Refuse a model whose settings this module has not been taught: it would generate another text in silence.
+
+    Raises:
+        ValueError: names each setting.
+    """
+    problems = [f"model.{name}" for name in sorted(hparams.keys() - _SETTINGS - _CHOICES.keys() - _SAME_FUNCTION)]
+    problems += [
+        f"model.{name} = {hparams[name]!r}" for name, values in _CHOICES.items() if hparams[name] not in values
+    ]
+    if problems:
+        raise ValueError(f"decoder: {', '.join(problems)} is not computed here yet; generate with the model itself")
 
 
 def _hide(scores: Tensor, bias: Tensor | None, batch: int) -> Tensor:

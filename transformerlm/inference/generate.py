@@ -10,7 +10,8 @@ as fast, but a copy of the weights as they were.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,8 @@ from transformerlm.models.transformer import TransformerLM
 
 Model = TransformerLM | Decoder
 Choose = Callable[[Tensor], Tensor]
+Ends = int | Collection[int] | None
+"""The ids of which each ends a text; None: none does."""
 
 # To see whether all rows have ended, the host waits for the device; on a GPU it asks this seldom.
 _STEPS_BETWEEN_LOOKS = {"cpu": 1}
@@ -40,36 +43,45 @@ def stream(
     top_k: int | None = None,
     top_p: float = 1.0,
     min_p: float = 0.0,
-    eos_token_id: int | None = None,
+    eos_token_id: Ends = None,
     vocab_size: int | None = None,
     generator: torch.Generator | None = None,
     speculative: int = 0,
 ) -> Iterator[int]:
     """Yield the ids that follow `prompt_ids`, at most `max_new_tokens`, as they are drawn.
 
-    Ends before `eos_token_id`, which is not yielded. Only ids below `vocab_size` are drawn, by default the model's (a
-    model may have more ids than its tokenizer). The other parameters are those of `sampling.sample`; `generator` must
-    be on the model's device. `speculative` drafts that many ids a step from the text so far and needs a `Decoder`; the
-    ids have the same distribution, with temperature 0 they are the same. Raises ValueError, at once, for an empty
-    prompt or an id the model does not have.
+    Ends before `eos_token_id`, or the first of several, which is not yielded. Only ids below `vocab_size` are drawn, by
+    default the model's (a model may have more ids than its tokenizer). The other parameters are those of
+    `sampling.sample`; `generator` must be on the model's device. `speculative` drafts that many ids a step from the
+    text so far and needs a `Decoder`; the ids have the same distribution, with temperature 0 they are the same. Raises
+    ValueError, at once, for an empty prompt, several rows of ids, or an id the model does not have.
     """
-    _check(model, [prompt_ids], max_new_tokens)
+    (prompt,) = _checked(model, [prompt_ids], max_new_tokens)
+    ends = _ends(eos_token_id)
     settings = Settings(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     if speculative:
         if not isinstance(model, Decoder):
             raise ValueError("generate: speculative decoding needs a Decoder, not the model itself: Decoder(model)")
         ids = decode_speculatively(
-            model, list(prompt_ids), max_new_tokens, speculative, settings, generator, vocab_size=vocab_size
+            model, prompt, max_new_tokens, speculative, settings, generator, vocab_size=vocab_size
         )
-        return _until(eos_token_id, ids)
+        return _until(ends, ids)
     pick = partial(_choose, vocab_size=vocab_size, settings=settings, generators=[generator])
-    steps = _decode(model, [list(prompt_ids)], max_new_tokens, pick)
-    return _until(eos_token_id, (int(ids.item()) for ids in steps))
+    steps = _decode(model, [prompt], max_new_tokens, pick)
+    return _until(ends, (int(ids.item()) for ids in steps))
 
 
-def generate(model: Model, prompt_ids: Sequence[int], *, max_new_tokens: int, **settings: Any) -> list[int]:
+class TokenIds(list[int]):
+    """Ids as a list that is asked for its numbers as a tensor or an array is."""
+
+    def tolist(self) -> list[int]:
+        """Return the ids as a plain list."""
+        return list(self)
+
+
+def generate(model: Model, prompt_ids: Sequence[int], *, max_new_tokens: int, **settings: Any) -> TokenIds:
     """Return the new ids, without the prompt; `settings` are the keywords of `stream`."""
-    return list(stream(model, prompt_ids, max_new_tokens=max_new_tokens, **settings))
+    return TokenIds(stream(model, prompt_ids, max_new_tokens=max_new_tokens, **settings))
 
 
 def generate_batch(
@@ -89,7 +101,7 @@ def generate_prompts(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    eos_token_id: int | None = None,
+    eos_token_id: Ends = None,
     vocab_size: int | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     **settings: Any,
@@ -100,25 +112,24 @@ def generate_prompts(
     makes the draws of a row independent of the others too. `settings` are the fields of `choice.Settings`. Raises
     ValueError as `stream` does.
     """
-    _check(model, prompts, max_new_tokens)
+    checked, ends = _checked(model, prompts, max_new_tokens), _ends(eos_token_id)
     generators = list(generator) if isinstance(generator, Sequence) else [generator]
-    if len(generators) not in (1, len(prompts)):
-        raise ValueError(f"generate: expected a generator for each of {len(prompts)} prompts, got {len(generators)}")
-    if isinstance(model, TransformerLM) and len({len(prompt) for prompt in prompts}) > 1:
+    if len(generators) not in (1, len(checked)):
+        raise ValueError(f"generate: expected a generator for each of {len(checked)} prompts, got {len(generators)}")
+    if isinstance(model, TransformerLM) and len({len(prompt) for prompt in checked}) > 1:
         model = Decoder(model)
     pick = partial(_choose, vocab_size=vocab_size, settings=Settings(**settings), generators=generators)
     columns: list[Tensor] = []
-    ended = torch.zeros(len(prompts), dtype=torch.bool, device=_device_of(model))
+    ended = torch.zeros(len(checked), dtype=torch.bool, device=_device_of(model))
     every = _STEPS_BETWEEN_LOOKS.get(ended.device.type, _FEW_LOOKS)
-    for ids in _decode(model, [list(prompt) for prompt in prompts], max_new_tokens, pick):
+    for ids in _decode(model, checked, max_new_tokens, pick):
         columns.append(ids)
-        if eos_token_id is None:
-            continue
-        ended |= ids == eos_token_id
-        if len(columns) % every == 0 and ended.all():
+        for end in ends:
+            ended |= ids == end
+        if ends and len(columns) % every == 0 and ended.all():
             break
-    rows = torch.stack(columns, dim=1).tolist() if columns else [[] for _ in prompts]
-    return [list(_until(eos_token_id, iter(row))) for row in rows]
+    rows = torch.stack(columns, dim=1).tolist() if columns else [[] for _ in checked]
+    return [list(_until(ends, iter(row))) for row in rows]
 
 
 @torch.inference_mode()
@@ -174,9 +185,15 @@ def _slide(model: Model, prompts: list[list[int]], columns: list[Tensor], cache:
     return model(columns[-1].unsqueeze(-1), cache=cache, last_only=True)[:, -1]
 
 
-def _until(eos_token_id: int | None, ids: Iterator[int]) -> Iterator[int]:
+def _ends(eos_token_id: Ends) -> frozenset[int]:
+    if eos_token_id is None:
+        return frozenset()
+    return frozenset([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id)
+
+
+def _until(ends: frozenset[int], ids: Iterator[int]) -> Iterator[int]:
     for token_id in ids:
-        if token_id == eos_token_id:
+        if token_id in ends:
             return
         yield token_id
 
@@ -189,20 +206,30 @@ def _device_of(model: Model) -> torch.device:
     return model.device if isinstance(model, Decoder) else model.token_embeddings.weight.device
 
 
-def _check(model: Model, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Refuse a request that cannot be answered."""
+def _checked(model: Model, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+    """Return the prompts as plain lists; refuse a request that cannot be answered."""
     if max_new_tokens < 0:
         raise ValueError(f"generate: max_new_tokens must be at least 0, got {max_new_tokens}")
-    if not prompts:
+    if not len(prompts):
         raise ValueError("generate: expected at least one prompt, got none")
-    for prompt in prompts:
-        if len(shape := getattr(prompt, "shape", (0,))) != 1:
-            raise ValueError(
-                f"generate: expected a prompt in one row, got an array of shape {tuple(shape)}; pass a row at a time"
-            )
-        if not len(prompt):
+    checked = [_plain(prompt) for prompt in prompts]
+    for prompt in checked:
+        if not prompt:
             raise ValueError("generate: the prompt is empty; to start a new document pass the end-of-text token's id")
         low, high = min(prompt), max(prompt)
         if low < 0 or high >= model.vocab_size:
             found = low if low < 0 else high
             raise ValueError(f"generate: prompt id {found} is outside the model's vocab_size of {model.vocab_size}")
+    return checked
+
+
+def _plain(prompt: Any) -> list[int]:
+    """Return one prompt's ids, from a list, an array or a tensor, as a list of numbers."""
+    if isinstance(prompt, str):
+        raise TypeError("generate: expected ids, got a str; encode it first, or use a Predictor, which takes text")
+    if getattr(prompt, "ndim", 1) == 1:
+        ids = prompt.tolist() if hasattr(prompt, "tolist") else list(prompt)
+        if not any(hasattr(one, "__len__") for one in ids):
+            return [operator.index(one) for one in ids]
+    found = f"an array of shape {tuple(prompt.shape)}" if hasattr(prompt, "shape") else "lists in a list"
+    raise ValueError(f"generate: expected a prompt in one row, got {found}; pass one row, or all to generate_prompts")

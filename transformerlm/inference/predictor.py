@@ -6,7 +6,7 @@ import codecs
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 
@@ -15,37 +15,46 @@ from transformerlm.inference.generate import Model, generate_prompts, stream
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.checkpoint import load_model, load_tokenizer, resolve
+from transformerlm.training.document_ids import DocumentIds, guess_ids, ids_of_checkpoint
 from transformerlm.utils.device import resolve_device
 from transformerlm.utils.dtypes import resolve_precision
 from transformerlm.utils.strings import check_is_no_string
-
-END_OF_TEXT = "<|endoftext|>"
 
 
 class Predictor:
     """Continues texts with a model and the tokenizer it was trained with.
 
     Special tokens spelled out in a prompt are plain text unless `allow_special` is given. An empty prompt starts a new
-    document at `<|endoftext|>`, and with `stop_at_eos` a sample ends there. Raises ValueError when the tokenizer has
-    more ids than the model.
+    document, at the first of `document_ids`, and with `stop_at_eos` a sample ends where they say; without them
+    `guess_ids` tells. Raises ValueError when the tokenizer has more ids than the model.
 
     A model that was loaded is generated with through a `Decoder`, made at the first text. One that was given to the
     constructor may still change, as in training, and is used as it is; call `prepare` when it does not.
     """
 
-    def __init__(self, model: TransformerLM, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: TransformerLM, tokenizer: Tokenizer, document_ids: DocumentIds | None = None) -> None:
         if tokenizer.vocab_size > model.vocab_size:
             raise ValueError(
                 f"predictor: the tokenizer has {tokenizer.vocab_size} ids, more than the model's vocab_size of "
                 f"{model.vocab_size}; use the tokenizer the model was trained with"
             )
         self.model, self.tokenizer = model, tokenizer
+        self.document_ids = guess_ids(tokenizer) if document_ids is None else document_ids
         self._decoder: Decoder | None = None
         self._is_fixed, self._int8 = False, False
-        separator = (
-            END_OF_TEXT if END_OF_TEXT in tokenizer.special_token_ids else next(iter(tokenizer.special_tokens), "")
+
+    def __repr__(self) -> str:
+        weight = self.model.token_embeddings.weight
+        precision = "int8" if self._int8 else str(weight.dtype).removeprefix("torch.")
+        return (
+            f"Predictor({self.model.num_parameters():,} parameters, context_length={self.model.context_length}, "
+            f"vocab_size={self.model.vocab_size}, {self.tokenizer.vocab_size} tokens, {precision}, {weight.device})"
         )
-        self.eos_token_id = tokenizer.special_token_ids.get(separator)
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id at which a document ends, the first where there are several."""
+        return self.document_ids.eos_token_id
 
     @classmethod
     def from_checkpoint(cls, directory: str | Path, *, device: str = "auto", precision: str = "fp32") -> Self:
@@ -57,7 +66,8 @@ class Predictor:
         place, int8 = resolve_device(device), precision == "int8"
         dtype = torch.bfloat16 if not int8 and resolve_precision(precision, place) == "bf16" else torch.float32
         path = resolve(Path(directory))
-        predictor = cls(load_model(path, device=place, dtype=dtype), load_tokenizer(path))
+        model, tokenizer = load_model(path, device=place, dtype=dtype), load_tokenizer(path)
+        predictor = cls(model, tokenizer, ids_of_checkpoint(path, tokenizer))
         predictor._is_fixed, predictor._int8 = True, int8
         return predictor
 
@@ -100,62 +110,114 @@ class Predictor:
             top_k=top_k,
             top_p=top_p,
             min_p=min_p,
-            eos_token_id=self.eos_token_id if stop_at_eos else None,
+            eos_token_id=self.document_ids.eos_token_ids if stop_at_eos else None,
             vocab_size=self.tokenizer.vocab_size,
             generator=self._generator(seed),
             speculative=speculative,
         )
         return self._decode_stream(ids)
 
-    def generate(self, prompt: str, **settings: Any) -> str:
-        """Return `prompt` and its continuation; `settings` are the keywords of `stream`."""
-        return prompt + "".join(self.stream(prompt, **settings))
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int | None = None,
+        stop_at_eos: bool = True,
+        allow_special: bool = False,
+        speculative: int = 0,
+    ) -> str:
+        """Return `prompt` and its continuation, as `stream` gives it."""
+        pieces = self.stream(
+            prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            stop_at_eos=stop_at_eos,
+            allow_special=allow_special,
+            speculative=speculative,
+        )
+        return prompt + "".join(pieces)
 
     def generate_batch(
         self,
         prompt: str,
         *,
         num_samples: int,
+        max_new_tokens: int = 256,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
         seed: int | None = None,
-        **settings: Any,
+        stop_at_eos: bool = True,
+        allow_special: bool = False,
     ) -> list[str]:
         """Return `num_samples` texts, each `prompt` and its own continuation, decoded together.
 
-        `settings` are the keywords of `stream`. The texts differ from those of single calls with the same seed.
+        The texts differ from those of single calls with the same seed.
         """
-        return self.generate_prompts([prompt] * num_samples, seeds=seed, **settings)
+        return self.generate_prompts(
+            [prompt] * num_samples,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seeds=seed,
+            stop_at_eos=stop_at_eos,
+            allow_special=allow_special,
+        )
 
     def generate_prompts(
         self,
         prompts: Sequence[str],
         *,
+        max_new_tokens: int = 256,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
         seeds: int | Sequence[int] | None = None,
         stop_at_eos: bool = True,
         allow_special: bool = False,
-        **settings: Any,
     ) -> list[str]:
         """Return each prompt and its continuation, decoded together.
 
         With a seed for each prompt, the text is the one that `generate` gives for prompt and seed; one seed serves all
-        in turn. `settings` are the keywords of `stream`, without `speculative`.
+        in turn. Raises TypeError for a single str, which `generate` takes.
         """
         check_is_no_string(prompts, "prompts")
         rows = generate_prompts(
             self._generating(),
             [self._encode(prompt, allow_special) for prompt in prompts],
-            eos_token_id=self.eos_token_id if stop_at_eos else None,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            eos_token_id=self.document_ids.eos_token_ids if stop_at_eos else None,
             vocab_size=self.tokenizer.vocab_size,
             generator=[self._seeded(seed) for seed in seeds] if isinstance(seeds, Sequence) else self._generator(seeds),
-            **{"max_new_tokens": 256, **settings},
         )
         return [prompt + "".join(self._decode_stream(ids)) for prompt, ids in zip(prompts, rows, strict=True)]
 
     def _encode(self, prompt: str, allow_special: bool) -> list[int]:
         ids = self.tokenizer.encode(prompt) if allow_special else self.tokenizer.encode_ordinary(prompt)
+        start_id = self.document_ids.start_id
+        if self.document_ids.starts_texts and start_id is not None and ids[:1] != [start_id]:
+            ids = [start_id, *ids]
         if not ids:
-            if self.eos_token_id is None:
-                raise ValueError(f"predictor: the prompt is empty and the tokenizer has no {END_OF_TEXT} to start from")
-            return [self.eos_token_id]
+            if start_id is None:
+                raise ValueError("predictor: the prompt is empty, and no token is known at which a document starts")
+            return [start_id]
         context_length = self.model.context_length
         if len(ids) > context_length:
             warnings.warn(

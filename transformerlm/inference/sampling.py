@@ -79,8 +79,9 @@ def sample(
     """Draw one id a row from logits `(batch, vocab)`; returns int64 `(batch)`.
 
     `generator` must be on the logits' device; None uses torch's global one, and temperature 0 draws nothing. Raises
-    ValueError for a parameter out of range.
+    ValueError as `check_settings` does.
     """
+    check_settings(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     logits = apply_temperature(upcast(logits), temperature)
     logits = min_p_filter(top_p_filter(top_k_filter(logits, top_k), top_p), min_p)
     if temperature == 0.0:
@@ -91,7 +92,7 @@ def sample(
 def check_settings(
     *, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, min_p: float = 0.0
 ) -> None:
-    """Raise ValueError when a parameter is out of range."""
+    """Raise ValueError when a parameter is out of range, or `top_p` leaves nothing for `top_k` to choose."""
     if not 0.0 <= temperature < math.inf:
         raise ValueError(f"sampling: temperature must be at least 0 and finite, got {temperature}")
     if top_k is not None and top_k < 1:
@@ -99,6 +100,11 @@ def check_settings(
     for name, value in (("top_p", top_p), ("min_p", min_p)):
         if not 0.0 <= value <= 1.0:
             raise ValueError(f"sampling: {name} must lie between 0 and 1, got {value}")
+    if top_p == 0.0 and top_k is not None:
+        raise ValueError(
+            f"sampling: top_p = 0 keeps the likeliest token alone, so top_k = {top_k} would do nothing; top_p = 1 "
+            "keeps all, temperature = 0 takes the likeliest token"
+        )
 
 
 def _keep(logits: Tensor, indices: Tensor) -> Tensor:

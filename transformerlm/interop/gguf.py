@@ -1,9 +1,10 @@
 """GGUF: one file with weights and tokenizer, for llama.cpp and what builds on it.
 
-The tensors get llama.cpp's names, of its architecture "llama", and stay as they are: there llama.cpp rotates pairs
+The tensors get llama.cpp's names. Of its architecture "llama" they stay as they are: there llama.cpp rotates pairs
 (2i, 2i+1) of a head's features, as we do. (Hugging Face's Llama rotates (i, i + d/2), so that converters from it must
-reorder the rows of q and k.) Vectors are always fp32. Matrices whose rows the blocks of 32 of q8_0 do not divide are
-fp16, as in llama.cpp's own converter.
+reorder the rows of q and k.) A model with norms of queries and keys is of its architecture "qwen3", where it rotates as
+Hugging Face does. Vectors are always fp32. Matrices whose rows the blocks of 32 of q8_0 do not divide are fp16, as in
+llama.cpp's own converter.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from torch import Tensor
 
-from transformerlm.interop.llama import check_is_llama
-from transformerlm.interop.sources import end_of_text
+from transformerlm.interop.llama import architecture_of, halves_from_pairs
 from transformerlm.interop.verify import NOT_ASKED
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.io import token_to_text
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.checkpoint import load_config_of, load_model, load_tokenizer
+from transformerlm.training.document_ids import DocumentIds, guess_ids, ids_of_checkpoint
 from transformerlm.utils.files import check_free, sync
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ _LAYER_NAMES = {
     "attn.k_proj": "attn_k",
     "attn.v_proj": "attn_v",
     "attn.output_proj": "attn_output",
+    "attn.q_norm": "attn_q_norm",
+    "attn.k_norm": "attn_k_norm",
     "ln2": "ffn_norm",
     "ffn.w1": "ffn_gate",
     "ffn.w2": "ffn_down",
@@ -62,33 +65,43 @@ def write_gguf(
 
     Raises:
         FileExistsError: it is there already, and `overwrite` is not set.
-        ValueError: the model is no Llama, llama.cpp has no such tokenizer, a weight is too large for `dtype`, or the
-            `gguf` package is missing.
+        ValueError: the model is no Llama or Qwen3, llama.cpp has no such tokenizer, a weight is too large for
+            `dtype`, or the `gguf` package is missing.
         OSError: it cannot be written, or does not read back as it was written.
     """
     _import_gguf()
     check_free(out, overwrite=overwrite)
-    check_is_llama(load_config_of(checkpoint).model.model_dump())
+    architecture_of(load_config_of(checkpoint).model.model_dump())
     tokenizer, model = load_tokenizer(checkpoint), load_model(checkpoint)
     if tokenizer.vocab_size > model.vocab_size:
         found = f"{tokenizer.vocab_size} in its tokenizer, {model.vocab_size} in its model"
         raise ValueError(f"{checkpoint}: expected ids for the model's vocab_size at most, found {found}")
-    return write_model(model, tokenizer, out, dtype=dtype, verify=verify)
+    ids = ids_of_checkpoint(checkpoint, tokenizer)
+    return write_model(model, tokenizer, out, dtype=dtype, verify=verify, document_ids=ids)
 
 
 def write_model(
-    model: TransformerLM, tokenizer: Tokenizer, out: Path, *, dtype: Dtype = "fp32", verify: bool = True
+    model: TransformerLM,
+    tokenizer: Tokenizer,
+    out: Path,
+    *,
+    dtype: Dtype = "fp32",
+    verify: bool = True,
+    document_ids: DocumentIds | None = None,
 ) -> str:
     """Write a model and its tokenizer as `write_gguf` does."""
-    gguf = _import_gguf()
+    gguf, hparams = _import_gguf(), model.hparams()
+    architecture = architecture_of(hparams)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f"{out.name}.tmp")
-    writer = gguf.GGUFWriter(unfinished, "llama")
-    _add_tokenizer(gguf, writer, tokenizer)
-    _add_sizes(writer, model.hparams() | {"vocab_size": tokenizer.vocab_size}, name=out.stem)
+    writer = gguf.GGUFWriter(unfinished, architecture)
+    _add_tokenizer(gguf, writer, tokenizer, document_ids or guess_ids(tokenizer))
+    _add_sizes(writer, hparams | {"vocab_size": tokenizer.vocab_size}, name=out.stem)
     writer.add_file_type(gguf.LlamaFileType[_TYPES[dtype][1]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    tensors = _add_tensors(gguf, writer, _tensors(dict(model.named_parameters()), tokenizer.vocab_size), dtype)
+    d_head = hparams["d_model"] // hparams["num_heads"] if architecture == "qwen3" else None
+    weights = _tensors(dict(model.named_parameters()), tokenizer.vocab_size, turned_d_head=d_head)
+    tensors = _add_tensors(gguf, writer, weights, dtype)
     try:
         _write(writer, unfinished)
         if verify:
@@ -110,19 +123,22 @@ def _import_gguf() -> ModuleType:
     return gguf
 
 
-def _tensors(weights: Mapping[str, Tensor], vocab_size: int) -> dict[str, np.ndarray]:
-    """Return the weights as arrays under llama.cpp's names, a tied head left out."""
+def _tensors(weights: Mapping[str, Tensor], vocab_size: int, *, turned_d_head: int | None) -> dict[str, np.ndarray]:
+    """Return the weights as arrays under llama.cpp's names, a tied head left out.
+
+    With `turned_d_head` the rows of q and k are put in Hugging Face's order, for heads of that size.
+    """
     tensors = {}
-    for name, weight in weights.items():
-        module = name.removesuffix(".weight")
+    for name, parameter in weights.items():
+        module, weight = name.removesuffix(".weight"), parameter.detach()
+        if turned_d_head is not None:
+            weight = halves_from_pairs(name, weight, turned_d_head)
         if module.startswith("layers."):
             _, layer, module = module.split(".", 2)
-            tensors[f"blk.{layer}.{_LAYER_NAMES[module]}.weight"] = weight.detach().numpy()
+            tensors[f"blk.{layer}.{_LAYER_NAMES[module]}.weight"] = weight.numpy()
         else:
             has_ids = module in ("token_embeddings", "lm_head")
-            tensors[f"{_NAMES[module]}.weight"] = (
-                weight.detach()[:vocab_size].numpy() if has_ids else weight.detach().numpy()
-            )
+            tensors[f"{_NAMES[module]}.weight"] = (weight[:vocab_size] if has_ids else weight).numpy()
     return tensors
 
 
@@ -159,20 +175,24 @@ def _add_sizes(writer: GGUFWriter, hparams: Mapping[str, Any], *, name: str) -> 
     writer.add_feed_forward_length(hparams["d_ff"])
     writer.add_head_count(hparams["num_heads"])
     writer.add_head_count_kv(hparams["num_kv_heads"])
-    writer.add_rope_dimension_count(hparams["d_model"] // hparams["num_heads"])
+    d_head = hparams["d_model"] // hparams["num_heads"]
+    writer.add_rope_dimension_count(d_head)
+    if hparams["qk_norm"]:  # a Qwen3 may have heads of another size than these
+        writer.add_key_length(d_head)
+        writer.add_value_length(d_head)
     writer.add_rope_freq_base(hparams["rope_theta"])
     writer.add_layer_norm_rms_eps(hparams["norm_eps"])
 
 
-def _add_tokenizer(gguf: ModuleType, writer: GGUFWriter, tokenizer: Tokenizer) -> None:
+def _add_tokenizer(gguf: ModuleType, writer: GGUFWriter, tokenizer: Tokenizer, document_ids: DocumentIds) -> None:
     """Add vocabulary and merges; raise ValueError where llama.cpp would give other ids, or end texts elsewhere."""
     if tokenizer.pattern not in _PRE_TOKENIZERS:
         raise ValueError(
             f"tokenizer: expected the pattern gpt2, found {tokenizer.pattern!r}: llama.cpp has no pre-tokenizer that "
             "cuts every text in the same places"
         )
-    end = end_of_text(tokenizer)
-    if end is None or not tokenizer.merges:
+    bos, ends, pad = document_ids.start_id, document_ids.eos_token_ids, document_ids.pad_token_id
+    if bos is None or not ends or not tokenizer.merges:
         # Without the one, llama.cpp ends texts at id 11; without the other, it does not load the file.
         found = f"{len(tokenizer.special_tokens)} special tokens and {len(tokenizer.merges)} merges"
         raise ValueError(f"tokenizer: expected a special token at which texts end, and merges, found {found}")
@@ -186,9 +206,13 @@ def _add_tokenizer(gguf: ModuleType, writer: GGUFWriter, tokenizer: Tokenizer) -
     writer.add_token_list(tokens)
     writer.add_token_types([gguf.TokenType.CONTROL if index in specials else gguf.TokenType.NORMAL for index in ids])
     writer.add_token_merges([" ".join(parts) for parts in merges])
-    writer.add_bos_token_id(tokenizer.special_token_ids[end])
-    writer.add_eos_token_id(tokenizer.special_token_ids[end])
-    writer.add_add_bos_token(False)
+    writer.add_bos_token_id(bos)
+    writer.add_eos_token_id(ends[0])
+    if len(ends) > 1:  # llama.cpp stops there, too
+        writer.add_eot_token_id(ends[1])
+    if pad is not None:
+        writer.add_pad_token_id(pad)
+    writer.add_add_bos_token(document_ids.starts_texts)
 
 
 def _write(writer: GGUFWriter, path: Path) -> None:

@@ -19,14 +19,15 @@ from torch import Tensor
 
 from transformerlm.interop import llama, tokenizer_json
 from transformerlm.interop.model_card import model_card
-from transformerlm.interop.sources import end_of_text
 from transformerlm.interop.verify import NOT_ASKED, verify_hf
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.checkpoint import load_config_of, load_model, load_tokenizer
+from transformerlm.training.document_ids import DocumentIds, ids_of_checkpoint
 from transformerlm.utils.files import check_free, whole_directory
 
 CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -47,45 +48,47 @@ def write_hf(
 
     Raises:
         FileExistsError: it is there already, and `overwrite` is not set.
-        ValueError: the model is no Llama, or `transformers` computes something else.
+        ValueError: the model is no Llama or Qwen3, or `transformers` computes something else.
         CheckpointError: the checkpoint is missing or damaged.
         OSError: it cannot be written.
     """
     check_free(out, overwrite=overwrite, holds=CONFIG_FILE, beside=("*.json", "*.safetensors", "README.md"))
-    llama.check_is_llama(load_config_of(checkpoint).model.model_dump())
+    llama.architecture_of(load_config_of(checkpoint).model.model_dump())
     tokenizer, model = load_tokenizer(checkpoint), load_model(checkpoint).to(_DTYPES[dtype])
     with whole_directory(out) as directory:
-        _write_facts(model, tokenizer, directory, dtype=dtype)
+        ids = ids_of_checkpoint(checkpoint, tokenizer)
+        _write_facts(model, tokenizer, ids, directory, dtype=dtype)
         _write_weights(model, directory, max_shard_bytes=max_shard_mb * 10**6)
         (directory / "README.md").write_text(model_card(checkpoint, name=out.name), encoding="utf-8")
-        return verify_hf(model.float(), tokenizer, directory) if verify else NOT_ASKED
+        leading = [ids.start_id] if ids.starts_texts else []
+        return verify_hf(model.float(), tokenizer, directory, leading=leading) if verify else NOT_ASKED
 
 
-def _write_facts(model: TransformerLM, tokenizer: Tokenizer, directory: Path, *, dtype: str) -> None:
-    end = end_of_text(tokenizer)
-    end_id = None if end is None else tokenizer.special_token_ids[end]
-    ids = {"bos_token_id": end_id, "eos_token_id": end_id, "pad_token_id": end_id}
+def _write_facts(model: TransformerLM, tokenizer: Tokenizer, ids: DocumentIds, directory: Path, *, dtype: str) -> None:
+    texts: dict[int | None, str] = {index: text for text, index in tokenizer.special_token_ids.items()}
+    bos, eos, pad = (texts.get(index) for index in (ids.bos_token_id, ids.eos_token_id, ids.pad_token_id))
     facts: dict[str, Mapping[str, Any]] = {
-        CONFIG_FILE: llama.to_config(model.hparams(), dtype=dtype, eos_token_id=end_id),
-        "generation_config.json": ids,
+        CONFIG_FILE: llama.to_config(model.hparams(), dtype=dtype, document_ids=ids),
+        GENERATION_FILE: llama.to_ids(ids),
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": model.context_length,
-            "bos_token": end,
-            "eos_token": end,
-            "pad_token": end,
+            "bos_token": bos,
+            "eos_token": eos,
+            "pad_token": pad or eos,
             "clean_up_tokenization_spaces": False,
         },
     }
     for name, record in facts.items():
         (directory / name).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (directory / tokenizer_json.FILE).write_text(tokenizer_json.to_json(tokenizer), encoding="utf-8")
+    text = tokenizer_json.to_json(tokenizer, leading=bos if ids.starts_texts else None)
+    (directory / tokenizer_json.FILE).write_text(text, encoding="utf-8")
 
 
 def _write_weights(model: TransformerLM, directory: Path, *, max_shard_bytes: int) -> None:
     hparams = model.hparams()
     d_head = hparams["d_model"] // hparams["num_heads"]
-    names = llama.weight_names(hparams["num_layers"], tie_embeddings=hparams["tie_embeddings"])
+    names = llama.weight_names(hparams)
     weights = dict(model.named_parameters())
     shards = list(_shards({ours: weights[ours] for ours in names}, max_shard_bytes))
     places: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""A Hugging Face directory of the Llama architecture as a run with one checkpoint of ours.
+"""A Hugging Face directory of the Llama or Qwen3 architecture as a run with one checkpoint of ours.
 
 The files may be a stranger's: nothing but JSON and safetensors is read, headers are held against the files and against
 the model before a tensor is loaded, and no name may lead out of the directory.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -22,12 +23,13 @@ from config.io import dump_toml
 from config.schemas import ModelConfig
 from config.train import TrainConfig
 from transformerlm.interop import llama, tokenizer_json
-from transformerlm.interop.hf_export import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
-from transformerlm.interop.verify import NOT_ASKED, verify_llama, verify_tokenizer_json
+from transformerlm.interop.hf_export import CONFIG_FILE, GENERATION_FILE, INDEX_FILE, WEIGHTS_FILE
+from transformerlm.interop.verify import NOT_ASKED, verify_model, verify_tokenizer_json
 from transformerlm.models.estimates import count_parameters
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.checkpoint import Snapshot, load_model, save_checkpoint
+from transformerlm.training.document_ids import KEY, DocumentIds
 from transformerlm.training.optim import AdamW, parameter_groups
 from transformerlm.training.untrusted import TensorFacts, check_contained, check_finite, read_header
 from transformerlm.utils.files import check_free, whole_directory
@@ -66,7 +68,7 @@ def read_hf(
         AdamW(parameter_groups(model, weight_decay=0.0), 1e-3),
         tokenizer,
         _config_toml(hparams, source.name),
-        {"tokens": 0, "imported_from": source.name},
+        {"tokens": 0, "imported_from": source.name, KEY: _read_ids(source, hparams["vocab_size"], tokenizer)},
     )
     with whole_directory(out) as directory:
         checkpoint = save_checkpoint(directory / "checkpoints", 0, snapshot)
@@ -91,7 +93,7 @@ def _read_tokenizer(source: Path, vocab_size: int) -> Tokenizer:
     try:
         if not path.exists():
             raise ValueError(f"{path}: expected the tokenizer, found none")
-        tokenizer = tokenizer_json.from_file(path)
+        tokenizer = tokenizer_json.from_file(path, keeps_leading=True)
         if tokenizer.vocab_size > vocab_size:
             raise ValueError(f"{path}: expected at most {vocab_size:,} tokens, found {tokenizer.vocab_size:,}")
     except ValueError as error:
@@ -99,9 +101,39 @@ def _read_tokenizer(source: Path, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
+def _read_ids(source: Path, vocab_size: int, tokenizer: Tokenizer | None) -> dict[str, Any] | None:
+    """Return where the model's documents begin and end, for `state.json`; None: the files do not say it.
+
+    As for transformers, `generation_config.json` goes before `config.json`. An id that is no special token is left out:
+    files that never said it have the defaults of some other model.
+    """
+    facts = read_json_object(source / CONFIG_FILE, max_bytes=_MAX_CONFIG_BYTES)
+    if (source / GENERATION_FILE).exists():
+        said = read_json_object(source / GENERATION_FILE, max_bytes=_MAX_CONFIG_BYTES)
+        facts |= {key: value for key, value in said.items() if value is not None}
+    allowed = range(vocab_size) if tokenizer is None else set(tokenizer.special_token_ids.values())
+    found: dict[str, list[int]] = {}
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = facts.get(key)
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        found[key] = [one for one in values if type(one) is int and one in allowed]
+        if len(found[key]) < len(values):
+            expected = "ids of the model" if tokenizer is None else "special tokens of the tokenizer"
+            warnings.warn(f"{source}: {key}: expected {expected}, found {str(value)[:60]}: left out", stacklevel=2)
+    bos, pad = (next(iter(found[key]), None) for key in ("bos_token_id", "pad_token_id"))
+    leading = None
+    if tokenizer is not None:
+        text = tokenizer_json.leading_token(source / tokenizer_json.FILE)
+        leading = tokenizer.special_token_ids.get(text or "")
+    if not found["eos_token_id"] and leading is None:
+        return None
+    bos = bos if leading is None else leading
+    return DocumentIds(bos, tuple(found["eos_token_id"]), pad, starts_texts=leading is not None).to_state()
+
+
 def _build(source: Path, hparams: dict[str, Any]) -> TransformerLM:
     """Return the model with its weights in fp32, after the headers of all files were held against it."""
-    names = llama.weight_names(hparams["num_layers"], tie_embeddings=hparams["tie_embeddings"])
+    names = llama.weight_names(hparams)
     ours = {theirs: name for name, theirs in names.items()}
     tied = {"lm_head.weight"} if hparams["tie_embeddings"] else set()
     places: dict[str, Path] = {}
@@ -183,7 +215,7 @@ def _config_toml(hparams: dict[str, Any], name: str) -> str:
 
 def _verify(source: Path, checkpoint: Path, tokenizer: Tokenizer | None) -> str:
     """Compare the checkpoint with what the libraries make of the source."""
-    outcome = verify_llama(load_model(checkpoint), tokenizer, source)
+    outcome = verify_model(load_model(checkpoint), tokenizer, source)
     if tokenizer is None:
         return outcome
     text = read_limited(source / tokenizer_json.FILE, max_bytes=tokenizer_json.MAX_FILE_BYTES).decode()

@@ -1,39 +1,52 @@
 """Our model and Hugging Face's Llama: the same architecture under other names, and with other rows of q and k.
 
-Our rotary embedding turns neighbours, the features (2i, 2i+1) of a head; theirs turns (i, i + d/2). So the rows of each
-head's q and k are put in another order; attention's products are the same sums.
+With norms of queries and keys it is their Qwen3, which is a Llama otherwise. Our rotary embedding turns neighbours, the
+features (2i, 2i+1) of a head; theirs turns (i, i + d/2). So the rows of each head's q and k, and the gains of their
+norms, are put in another order; attention's products are the same sums.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-# What a model must be to be a Llama, and why another choice is none.
+from transformerlm.training.document_ids import DocumentIds
+
+Architecture = Literal["llama", "qwen3"]
+CLASSES: dict[Architecture, str] = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+# What a model must be to be a Llama or a Qwen3, and why another choice is none.
 REQUIRED = {
-    "norm_position": ("pre", "Llama has its norms before each layer"),
-    "position": ("rope", "Llama has rotary positions"),
-    "ffn": ("swiglu", "Llama has a gated feed-forward layer"),
-    "qk_norm": (False, "Llama has no norms of queries and keys"),
-    "logit_soft_cap": (None, "Llama does not bound its logits"),
+    "norm_position": ("pre", "they have their norms before each layer"),
+    "position": ("rope", "they have rotary positions"),
+    "ffn": ("swiglu", "they have a gated feed-forward layer"),
+    "logit_soft_cap": (None, "they do not bound their logits"),
 }
+# The other settings that are written, and those that change only how the same is computed or where it began.
+_WRITTEN = {
+    "context_length", "d_ff", "d_model", "norm_eps", "num_heads", "num_kv_heads", "num_layers", "qk_norm",
+    "rope_theta", "tie_embeddings", "vocab_size",
+}  # fmt: skip
+_SAME_FUNCTION = {"activation_checkpointing", "attention", "zero_init_outputs"}
 # Keys of a config.json that change what a model computes, and the values with which it is ours.
 _PLAIN: dict[str, tuple[Any, ...]] = {
-    "model_type": ("llama",),
-    "architectures": (["LlamaForCausalLM"], None),
+    "model_type": tuple(CLASSES),
     "hidden_act": ("silu", None),
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
     "rope_scaling": (None,),
     "partial_rotary_factor": (1, None),
-    "sliding_window": (None,),
     "use_sliding_window": (False, None),
     "quantization_config": (None,),
     "is_encoder_decoder": (False, None),
     "add_cross_attention": (False, None),
+}
+# What transformers takes where a file leaves a key out.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {"max_position_embeddings": 2048},
+    "qwen3": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
 }
 _ROPE: dict[str, tuple[Any, ...]] = {"rope_type": ("default", None), "type": ("default", None)}
 _SIZES = {
@@ -54,29 +67,35 @@ _LAYER = {
     "ln1": "input_layernorm",
     "ln2": "post_attention_layernorm",
 }
+_NORMS = {"attn.q_norm": "self_attn.q_norm", "attn.k_norm": "self_attn.k_norm"}
+_TURNED = ("q_proj.weight", "k_proj.weight", "q_norm.weight", "k_norm.weight")
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def check_is_llama(hparams: Mapping[str, Any]) -> None:
-    """Refuse a model that no Llama computes the same as.
+def architecture_of(hparams: Mapping[str, Any]) -> Architecture:
+    """Return the name of the architecture that computes the same as a model with these settings.
 
     Raises:
-        ValueError: names each setting that makes it another architecture.
+        ValueError: there is none; names each setting that makes it another one.
     """
     reasons = [
         f"model.{name}: expected {json.dumps(expected)}, found {json.dumps(hparams[name])} ({reason})"
         for name, (expected, reason) in REQUIRED.items()
         if hparams[name] != expected
     ]
+    unknown = hparams.keys() - REQUIRED.keys() - _WRITTEN - _SAME_FUNCTION
+    reasons += [f"model.{name}: expected none, as no file has a place for it" for name in sorted(unknown)]
     if reasons:
-        raise ValueError(f"this model is no Llama, so that no tool would compute the same: {'; '.join(reasons)}")
+        raise ValueError(f"this model is no Llama or Qwen3, and no tool would compute the same: {'; '.join(reasons)}")
+    return "qwen3" if hparams["qk_norm"] else "llama"
 
 
-def to_config(hparams: Mapping[str, Any], *, dtype: str, eos_token_id: int | None) -> dict[str, Any]:
+def to_config(hparams: Mapping[str, Any], *, dtype: str, document_ids: DocumentIds) -> dict[str, Any]:
     """Return the `config.json` of a model; the rotary base stands twice, as tools read the one or the other."""
+    architecture = architecture_of(hparams)
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [CLASSES[architecture]],
+        "model_type": architecture,
         "vocab_size": hparams["vocab_size"],
         "hidden_size": hparams["d_model"],
         "intermediate_size": hparams["d_ff"],
@@ -92,11 +111,23 @@ def to_config(hparams: Mapping[str, Any], *, dtype: str, eos_token_id: int | Non
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": hparams["tie_embeddings"],
-        "bos_token_id": eos_token_id,
-        "eos_token_id": eos_token_id,
-        "pad_token_id": None,
+        **to_ids(document_ids),
         "torch_dtype": _DTYPES[dtype],
         "use_cache": True,
+    }
+
+
+def to_ids(document_ids: DocumentIds) -> dict[str, Any]:
+    """Return the keys of `config.json` and `generation_config.json` that say where documents begin and end.
+
+    Without a padding token of its own a model gets none: transformers would never train the embedding of the one it
+    is given, and fills up with the end token all the same.
+    """
+    ends = document_ids.eos_token_ids
+    return {
+        "bos_token_id": document_ids.bos_token_id,
+        "eos_token_id": list(ends) if len(ends) > 1 else document_ids.eos_token_id,
+        "pad_token_id": document_ids.pad_token_id,
     }
 
 
@@ -106,8 +137,11 @@ def from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: it describes another model; names each key.
     """
-    rope = config.get("rope_parameters") or {}
     problems = [_found(key, config.get(key), values) for key, values in _PLAIN.items()]
+    if not problems[0]:
+        config = {**_DEFAULTS[config["model_type"]], **config}
+        problems += _other_layers(config)
+    rope = config.get("rope_parameters") or {}
     if isinstance(rope, dict):
         problems += [_found(f"rope_parameters.{key}", rope.get(key), values) for key, values in _ROPE.items()]
         problems += [f"rope_parameters.{key}: expected none" for key in rope.keys() - {*_ROPE, "rope_theta"}]
@@ -123,11 +157,24 @@ def from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{ours: config[theirs] for theirs, ours in _SIZES.items()},
         "num_kv_heads": config.get("num_key_value_heads"),
-        "context_length": config.get("max_position_embeddings", 2048),
+        "context_length": config["max_position_embeddings"],
         "norm_eps": config.get("rms_norm_eps", 1e-6),
         "rope_theta": rope.get("rope_theta", config.get("rope_theta", 10_000.0)),
         "tie_embeddings": config.get("tie_word_embeddings", False),
+        "qk_norm": config["model_type"] == "qwen3",
     }
+
+
+def _other_layers(config: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the keys that Llama and Qwen3 do not share; Qwen3 may name a window and not use it."""
+    architecture = config["model_type"]
+    layers = config.get("layer_types") or []
+    problems = [_found("architectures", config.get("architectures"), ([CLASSES[architecture]], None))]
+    if architecture == "llama":
+        problems.append(_found("sliding_window", config.get("sliding_window"), (None,)))
+    if layers and set(map(str, layers if isinstance(layers, list) else [layers])) != {"full_attention"}:
+        problems.append(f'layer_types: expected "full_attention" for each, found {json.dumps(layers)[:80]}')
+    return problems
 
 
 def _found(key: str, value: Any, expected: tuple[Any, ...]) -> str:
@@ -144,25 +191,26 @@ def _check_head_dim(config: Mapping[str, Any]) -> str:
     return f"head_dim: expected hidden_size / num_attention_heads = {width / heads:g}, found {json.dumps(found)[:80]}"
 
 
-def weight_names(num_layers: int, *, tie_embeddings: bool) -> dict[str, str]:
+def weight_names(hparams: Mapping[str, Any]) -> dict[str, str]:
     """Return their name of each of our weights."""
     names = {"token_embeddings.weight": "model.embed_tokens.weight"}
-    for layer in range(num_layers):
-        for ours, theirs in _LAYER.items():
+    parts = {**_LAYER, **(_NORMS if hparams["qk_norm"] else {})}
+    for layer in range(hparams["num_layers"]):
+        for ours, theirs in parts.items():
             names[f"layers.{layer}.{ours}.weight"] = f"model.layers.{layer}.{theirs}.weight"
     names["ln_final.weight"] = "model.norm.weight"
-    return names if tie_embeddings else {**names, "lm_head.weight": "lm_head.weight"}
+    return names if hparams["tie_embeddings"] else {**names, "lm_head.weight": "lm_head.weight"}
 
 
 def halves_from_pairs(name: str, weight: Tensor, d_head: int) -> Tensor:
-    """Return their order of the rows of our weight `name`; only q and k `(heads * d_head, d_model)` change."""
-    if not name.endswith(("q_proj.weight", "k_proj.weight")):
+    """Return their order of the rows of our weight `name`; only those of q and k `(heads * d_head, ...)` change."""
+    if not name.endswith(_TURNED):
         return weight
-    return weight.reshape(-1, d_head // 2, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+    return weight.reshape(-1, d_head // 2, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
 
 
 def pairs_from_halves(name: str, weight: Tensor, d_head: int) -> Tensor:
     """Undo `halves_from_pairs`."""
-    if not name.endswith(("q_proj.weight", "k_proj.weight")):
+    if not name.endswith(_TURNED):
         return weight
-    return weight.reshape(-1, 2, d_head // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+    return weight.reshape(-1, 2, d_head // 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)

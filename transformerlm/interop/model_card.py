@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transformerlm.interop.llama import architecture_of
 from transformerlm.models.estimates import count_parameters
 from transformerlm.training.checkpoint import load_config_of, load_tokenizer, read_state
 
@@ -12,12 +13,12 @@ library_name: transformers
 pipeline_tag: text-generation
 tags:
 - transformerlm
-- llama
+- {architecture}
 ---
 
 # {name}
 
-A decoder-only Transformer of the Llama architecture, trained with transformerlm.
+A decoder-only Transformer of the {title} architecture, trained with transformerlm.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -61,4 +62,5 @@ def model_card(checkpoint: Path, *, name: str) -> str:
     if state.get("best_val_loss") is not None:
         facts["best validation loss"] = f"{state['best_val_loss']:.4f} nats per token, at step {state['best_step']:,}"
     rows = (f"| {key} | {' '.join(value.split()).replace('|', chr(92) + '|')} |" for key, value in facts.items())
-    return _CARD.format(name=name, facts="\n".join(rows))
+    architecture = architecture_of(model.model_dump())
+    return _CARD.format(name=name, architecture=architecture, title=architecture.title(), facts="\n".join(rows))

@@ -1,4 +1,4 @@
-"""What an export reads: the tokenizer of a checkpoint or a directory, and the token at which documents end."""
+"""What an export reads: the tokenizer of a checkpoint or a directory, and what stands before each text."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from pathlib import Path
 from transformerlm.tokenizer.io import tokenizer_files
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.checkpoint import load_tokenizer, resolve
-
-_END_OF_TEXT = "<|endoftext|>"
+from transformerlm.training.document_ids import recorded_ids
 
 
 def open_tokenizer(path: Path) -> Tokenizer:
@@ -16,7 +15,9 @@ def open_tokenizer(path: Path) -> Tokenizer:
     return Tokenizer.from_directory(path) if tokenizer_files(path)[0].exists() else load_tokenizer(resolve(path))
 
 
-def end_of_text(tokenizer: Tokenizer) -> str | None:
-    """Return the special token at which documents end, by the rule of `transformerlm-infer`: the first, if another."""
-    specials = tokenizer.special_tokens
-    return _END_OF_TEXT if _END_OF_TEXT in specials else next(iter(specials), None)
+def leading_token_of(path: Path, tokenizer: Tokenizer) -> str | None:
+    """Return the special token before each text, which a checkpoint may know and a tokenizer's directory does not."""
+    known = None if tokenizer_files(path)[0].exists() else recorded_ids(resolve(path))
+    if known is None or not known.starts_texts:
+        return None
+    return next((text for text, index in tokenizer.special_token_ids.items() if index == known.start_id), None)

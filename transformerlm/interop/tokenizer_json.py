@@ -37,23 +37,25 @@ _SPELLINGS = {
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 
 
-def write_tokenizer_json(tokenizer: Tokenizer, out: Path, *, verify: bool = True, overwrite: bool = False) -> str:
-    """Write a `tokenizer.json`, and return one line about how it was verified.
+def write_tokenizer_json(
+    tokenizer: Tokenizer, out: Path, *, leading: str | None = None, verify: bool = True, overwrite: bool = False
+) -> str:
+    """Write a `tokenizer.json` as `to_json` gives it, and return one line about how it was verified.
 
     Raises:
         FileExistsError: it is there already, and `overwrite` is not set.
         ValueError: the tokenizer cannot be expressed, or the `tokenizers` library gives other ids.
     """
     check_free(out, overwrite=overwrite)
-    text = to_json(tokenizer)
+    text = to_json(tokenizer, leading=leading)
     outcome = verify_tokenizer_json(tokenizer, text) if verify else NOT_ASKED
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, text)
     return outcome
 
 
-def to_json(tokenizer: Tokenizer) -> str:
-    """Return the tokenizer as the text of a `tokenizer.json`.
+def to_json(tokenizer: Tokenizer, *, leading: str | None = None) -> str:
+    """Return the tokenizer as the text of a `tokenizer.json`, which puts the special token `leading` before each text.
 
     Raises:
         ValueError: a special token that tokenizer.json would decode to other bytes.
@@ -80,7 +82,7 @@ def to_json(tokenizer: Tokenizer) -> str:
         "added_tokens": [{"id": index, "content": specials[index], **flags} for index in sorted(specials)],
         "normalizer": None,
         "pre_tokenizer": by_pattern[tokenizer.pattern],
-        "post_processor": {**_BYTES, "trim_offsets": False},
+        "post_processor": _processor(leading, tokenizer),
         "decoder": {**_BYTES, "use_regex": True},
         "model": {
             "type": "BPE",
@@ -98,8 +100,41 @@ def to_json(tokenizer: Tokenizer) -> str:
     return json.dumps(record, ensure_ascii=False, indent=1) + "\n"
 
 
-def from_file(path: Path) -> Tokenizer:
-    """Return the tokenizer of a `tokenizer.json`.
+def _processor(leading: str | None, tokenizer: Tokenizer) -> dict[str, Any]:
+    spans = {**_BYTES, "trim_offsets": False}
+    if leading is None:
+        return spans
+    texts = [{"Sequence": {"id": name, "type_id": index}} for index, name in enumerate("AB")]
+    first, second = ({"SpecialToken": {"id": leading, "type_id": index}} for index in range(2))
+    token = {"id": leading, "ids": [tokenizer.special_token_ids[leading]], "tokens": [leading]}
+    pair = [first, texts[0], second, texts[1]]
+    template = {"type": "TemplateProcessing", "single": pair[:2], "pair": pair, "special_tokens": {leading: token}}
+    return {"type": "Sequence", "processors": [spans, template]}
+
+
+def leading_token(path: Path) -> str | None:
+    """Return the special token that a `tokenizer.json` puts before each text; None: it puts none, or others too."""
+    return _leading(read_json_object(path, max_bytes=MAX_FILE_BYTES).get("post_processor"))
+
+
+def _templates(processor: Any) -> list[dict[str, Any]]:
+    """Return the parts of a post-processor that may add tokens."""
+    parts = processor.get("processors") if (processor or {}).get("type") == "Sequence" else [processor or _BYTES]
+    return [part for part in parts if part.get("type") != "ByteLevel"]
+
+
+def _leading(processor: Any) -> str | None:
+    templates = _templates(processor)
+    if len(templates) != 1 or templates[0].get("type") != "TemplateProcessing":
+        return None
+    single = templates[0]["single"]
+    if len(single) != 2 or "SpecialToken" not in single[0] or "Sequence" not in single[1]:
+        return None
+    return str(single[0]["SpecialToken"]["id"])
+
+
+def from_file(path: Path, *, keeps_leading: bool = False) -> Tokenizer:
+    """Return the tokenizer of a `tokenizer.json`; with `keeps_leading` the caller asks for its `leading_token`.
 
     Raises:
         ValueError: it does something that ours do not; names what.
@@ -107,23 +142,24 @@ def from_file(path: Path) -> Tokenizer:
     """
     record = read_json_object(path, max_bytes=MAX_FILE_BYTES)
     try:
-        return _from_record(record)
+        return _from_record(record, keeps_leading=keeps_leading)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: expected the form of a tokenizer.json, found none ({error})") from None
 
 
-def _from_record(record: dict[str, Any]) -> Tokenizer:
+def _from_record(record: dict[str, Any], *, keeps_leading: bool) -> Tokenizer:
     model = record["model"]
     _refuse("model.type", model.get("type", "BPE"), ["BPE"])
     _refuse("normalizer", record.get("normalizer"), [None])
     for key in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         _refuse(f"model.{key}", model.get(key), [None, False, "", 0.0])
     pattern = _pattern(record.get("pre_tokenizer"))
-    processor = (record.get("post_processor") or {}).get("type", "ByteLevel")
-    if processor != "ByteLevel":
-        warnings.warn(f"its post_processor ({processor}) adds tokens to each text; ours adds none", stacklevel=3)
+    templates = _templates(record.get("post_processor"))
+    if templates and not (keeps_leading and _leading(record["post_processor"])):
+        found = templates[0].get("type")
+        warnings.warn(f"its post_processor ({found}) adds tokens to each text; ours adds none", stacklevel=3)
     specials = _added_tokens(record.get("added_tokens") or [])
     vocab = _ids(model["vocab"])
     for name, index in specials.items():

@@ -114,17 +114,24 @@ def verify_ranks(tokenizer: Tokenizer, ranks: dict[bytes, int]) -> str:
     return f"verified with tiktoken: the ids of {count} hard texts are equal"
 
 
-def verify_hf(model: TransformerLM, tokenizer: Tokenizer, directory: Path) -> str:
-    """Open a directory as users of `transformers` do, and compare ids and logits with those of ours, in fp32."""
+def verify_hf(
+    model: TransformerLM, tokenizer: Tokenizer, directory: Path, *, leading: Sequence[int | None] = ()
+) -> str:
+    """Open a directory as users of `transformers` do, and compare ids and logits with those of ours, in fp32.
+
+    Its tokenizer puts the ids `leading` before each text.
+    """
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError:
         return _skipped("transformers")
     _be_quiet()
     theirs = _open(AutoTokenizer, directory)
+    if (found := list(theirs("")["input_ids"])) != list(leading):
+        raise ValueError(f"verify: transformers puts {found} before each text, expected {list(leading)}")
     count = compare_ids(
         tokenizer,
-        lambda text: theirs(text)["input_ids"],
+        lambda text: theirs(text)["input_ids"][len(leading) :],
         lambda ids: str(theirs.decode(ids, clean_up_tokenization_spaces=False)),
         library="transformers",
     )
@@ -132,17 +139,17 @@ def verify_hf(model: TransformerLM, tokenizer: Tokenizer, directory: Path) -> st
     return f"verified with transformers: the ids of {count} hard texts are equal, {logits}"
 
 
-def verify_llama(model: TransformerLM, tokenizer: Tokenizer | None, directory: Path) -> str:
+def verify_model(model: TransformerLM, tokenizer: Tokenizer | None, directory: Path) -> str:
     """Compare logits with those that `transformers` gives for the weights of a stranger's directory."""
     try:
-        from transformers import LlamaForCausalLM
+        from transformers import AutoModelForCausalLM
     except ImportError:
         return _skipped("transformers")
     _be_quiet()
-    return f"verified with transformers: {compare_logits(model, _open(LlamaForCausalLM, directory), tokenizer)}"
+    return f"verified with transformers: {compare_logits(model, _open(AutoModelForCausalLM, directory), tokenizer)}"
 
 
-def compare_logits(model: TransformerLM, llama: Any, tokenizer: Tokenizer | None) -> str:
+def compare_logits(model: TransformerLM, other: Any, tokenizer: Tokenizer | None) -> str:
     """Compare logits in fp32 on a real text, or on random ids where there is no tokenizer, and say how near they are.
 
     Raises:
@@ -154,7 +161,7 @@ def compare_logits(model: TransformerLM, llama: Any, tokenizer: Tokenizer | None
     else:
         ids = torch.randint(model.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        ours, theirs = model(ids), llama.float().eval()(ids).logits
+        ours, theirs = model(ids), other.float().eval()(ids).logits
     difference = float((ours - theirs).abs().max())
     if not torch.allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE):
         raise ValueError(f"verify: logits differ by up to {difference:.2g}, expected at most {TOLERANCE:g}")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformerlm.models.blocked_attention import num_kept_probabilities
+from transformerlm.models.layers import feed_forward
 from transformerlm.utils.blocks import logits_at_once
 
 # Measured on Linux (docs/usage.md): the libraries' code and tables, the holes that activations leave in the C library's
@@ -19,11 +20,11 @@ _CPU_LOGITS_AGAIN = {2: 1, 4: 2}  # by the bytes of a number
 
 
 def default_d_ff(d_model: int, ffn: str = "swiglu") -> int:
-    """Return the default feed-forward width: 8/3 d_model, at the nearest multiple of 64, for "swiglu"; else 4 d_model.
+    """Return the default feed-forward width: 8/3 d_model, at the nearest multiple of 64, if gated; else 4 d_model.
 
     The gated layer has three matrices instead of two, so 8/3 gives both the same number of parameters.
     """
-    return max(64, round(d_model * 8 / 3 / 64) * 64) if ffn == "swiglu" else 4 * d_model
+    return max(64, round(d_model * 8 / 3 / 64) * 64) if len(feed_forward(ffn).UP) > 1 else 4 * d_model
 
 
 def count_parameters(model: Mapping[str, Any]) -> int:
@@ -116,7 +117,7 @@ def _layer_activation_bytes_per_token(model: Mapping[str, Any], compute_bytes: i
     inputs = 2 * d_model * (compute_bytes if cast else 4)  # of attention and of the feed-forward layer
     heads = (2 * d_model + 2 * d_kv) * compute_bytes  # query, key, value, and the attention's result
     qk_norms = (d_model + d_kv) * compute_bytes if model.get("qk_norm", False) else 0
-    hidden = 3 * d_ff * compute_bytes  # gated: w1 x, w3 x and the product; else w1 x, its sigmoid and silu
+    hidden = feed_forward(model.get("ffn", "swiglu")).NUM_KEPT * d_ff * compute_bytes
     scores = 0
     if model.get("attention", "fused") == "reference":
         # The exponentials, the probabilities in fp32, and in the compute dtype when that is another; plus the mask.
@@ -145,4 +146,5 @@ def _attention_matrices(model: Mapping[str, Any]) -> int:
 
 
 def _feed_forward_matrices(model: Mapping[str, Any]) -> int:
-    return int((3 if model.get("ffn", "swiglu") == "swiglu" else 2) * model["d_model"] * _d_ff(model))
+    num_matrices = len(feed_forward(model.get("ffn", "swiglu")).UP) + 1
+    return int(num_matrices * model["d_model"] * _d_ff(model))

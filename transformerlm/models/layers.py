@@ -99,6 +99,11 @@ class RMSNorm(nn.Module):
 class SwiGLU(nn.Module):
     """The gated feed-forward layer `w2(silu(w1 x) * w3 x)`, `(..., d_model)` in and out."""
 
+    UP = ("w1", "w3")
+    """The matrices that read the input; `activate` makes of their products what w2 reads."""
+    NUM_KEPT = 3
+    """Tensors `(..., d_ff)` that the forward pass keeps for the backward pass: w1 x, w3 x and their product."""
+
     def __init__(
         self,
         d_model: int,
@@ -114,11 +119,19 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = cast_for_matmul(x)
-        return self.w2(gated_silu(self.w1(x), self.w3(x)))  # type: ignore[no-any-return]
+        return self.w2(self.activate(self.w1(x), self.w3(x)))  # type: ignore[no-any-return]
+
+    @staticmethod
+    def activate(gate: Tensor, x: Tensor) -> Tensor:
+        """Return `silu(gate) * x`."""
+        return gated_silu(gate, x)
 
 
 class SiLUFFN(nn.Module):
     """The plain feed-forward layer `w2(silu(w1 x))`, `(..., d_model)` in and out."""
+
+    UP = ("w1",)
+    NUM_KEPT = 3  # w1 x, its sigmoid and silu
 
     def __init__(
         self,
@@ -133,7 +146,24 @@ class SiLUFFN(nn.Module):
         self.w2 = Linear(d_ff, d_model, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(silu(self.w1(x)))  # type: ignore[no-any-return]
+        return self.w2(self.activate(self.w1(x)))  # type: ignore[no-any-return]
+
+    @staticmethod
+    def activate(x: Tensor) -> Tensor:
+        """Return `silu(x)`."""
+        return silu(x)
+
+
+FeedForward = type[SwiGLU] | type[SiLUFFN]
+FEED_FORWARDS: dict[str, FeedForward] = {"swiglu": SwiGLU, "silu": SiLUFFN}
+"""The feed-forward layers by the names of `model.ffn`: training, generation and estimates all ask here."""
+
+
+def feed_forward(ffn: str) -> FeedForward:
+    """Return the layer of this name; raise ValueError when there is none."""
+    if ffn not in FEED_FORWARDS:
+        raise ValueError(f"model.ffn: expected one of {', '.join(FEED_FORWARDS)}, got {ffn!r}")
+    return FEED_FORWARDS[ffn]
 
 
 class RotaryEmbedding(nn.Module):

@@ -19,18 +19,25 @@ from profiling import nvtx
 from transformerlm.models.attention import ATTENTION_IMPLEMENTATIONS, AttentionImplementation, MultiHeadSelfAttention
 from transformerlm.models.estimates import count_parameters, default_d_ff, flops_per_token
 from transformerlm.models.kv_cache import KVCache, LayerCache
-from transformerlm.models.layers import Embedding, Linear, RMSNorm, RotaryEmbedding, SiLUFFN, SwiGLU, soft_cap
+from transformerlm.models.layers import (
+    FEED_FORWARDS,
+    Embedding,
+    Linear,
+    RMSNorm,
+    RotaryEmbedding,
+    feed_forward,
+    soft_cap,
+)
 
 NormPosition = Literal["pre", "post", "none"]
 Position = Literal["rope", "none"]
-FFN = Literal["swiglu", "silu"]
 
 
 class TransformerBlock(nn.Module):
     """Self-attention and a feed-forward layer, each with a residual connection; `(batch, seq, d_model)` in and out.
 
-    `norm_position` is "pre" for `x + f(norm(x))`, "post" for `norm(x + f(x))`, "none" for `x + f(x)`. `ffn` is "swiglu"
-    or "silu". Further keywords go to `MultiHeadSelfAttention`.
+    `norm_position` is "pre" for `x + f(norm(x))`, "post" for `norm(x + f(x))`, "none" for `x + f(x)`. `ffn` names
+    one of `FEED_FORWARDS`. Further keywords go to `MultiHeadSelfAttention`.
     """
 
     def __init__(
@@ -40,7 +47,7 @@ class TransformerBlock(nn.Module):
         d_ff: int,
         *,
         norm_position: NormPosition = "pre",
-        ffn: FFN = "swiglu",
+        ffn: str = "swiglu",
         norm_eps: float = 1e-5,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -50,7 +57,7 @@ class TransformerBlock(nn.Module):
         place: dict[str, Any] = {"device": device, "dtype": dtype}
         self.norm_position = norm_position
         self.attn = MultiHeadSelfAttention(d_model, num_heads, norm_eps=norm_eps, **attention, **place)
-        self.ffn = (SwiGLU if ffn == "swiglu" else SiLUFFN)(d_model, d_ff, **place)
+        self.ffn = feed_forward(ffn)(d_model, d_ff, **place)
         has_norms = norm_position != "none"
         self.ln1: nn.Module = RMSNorm(d_model, norm_eps, **place) if has_norms else nn.Identity()
         self.ln2: nn.Module = RMSNorm(d_model, norm_eps, **place) if has_norms else nn.Identity()
@@ -99,7 +106,7 @@ class TransformerLM(nn.Module):
         num_kv_heads: int | None = None,
         norm_position: NormPosition = "pre",
         position: Position = "rope",
-        ffn: FFN = "swiglu",
+        ffn: str = "swiglu",
         tie_embeddings: bool = False,
         qk_norm: bool = False,
         attention: AttentionImplementation = "fused",
@@ -253,7 +260,7 @@ _SIZES = ("vocab_size", "context_length", "d_model", "num_layers", "num_heads", 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "norm_position": ("pre", "post", "none"),
     "position": ("rope", "none"),
-    "ffn": ("swiglu", "silu"),
+    "ffn": tuple(FEED_FORWARDS),
     "attention": ATTENTION_IMPLEMENTATIONS,
 }
 

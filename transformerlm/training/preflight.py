@@ -15,6 +15,7 @@ from config.train import TrainConfig
 from transformerlm.models.estimates import count_parameters
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.data import TokenDataset
+from transformerlm.training.document_ids import ids_of_data
 from transformerlm.training.micro_batch import memory_by_part, sequences_per_pass
 from transformerlm.utils.device import device_memory_bytes
 from transformerlm.utils.dtypes import Precision
@@ -27,8 +28,8 @@ def check_dataset(dataset: TokenDataset, *, config: TrainConfig, tokenizer: Toke
     """Refuse a token file that this model and tokenizer cannot be trained on; `key` is its name in the TOML.
 
     Raises:
-        ValueError: too short for one window, made by another tokenizer, changed since it was made, or with ids beyond
-            the model's vocabulary.
+        ValueError: too short for one window, made by another tokenizer, with a separator that is none of its special
+            tokens, changed since it was made, or with ids beyond the model's vocabulary.
     """
     context_length, vocab_size = config.model.context_length, config.model.vocab_size
     if dataset.num_tokens < context_length + 1:
@@ -42,6 +43,7 @@ def check_dataset(dataset: TokenDataset, *, config: TrainConfig, tokenizer: Toke
             f"{key}: {dataset.path} was made with the tokenizer {dataset.tokenizer_sha256}, but data.tokenizer "
             f"({config.data.tokenizer}) is {fingerprint}; run transformerlm-make-data again with this tokenizer"
         )
+    ids_of_data(dataset, tokenizer)
     dataset.verify()
     largest = dataset.max_id()
     if largest >= vocab_size:

@@ -28,7 +28,7 @@ from profiling import nvtx
 from transformerlm.distributed import World, all_reduce_sum, barrier, broadcast_parameters, is_main
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.training import checkpoint, same_run
+from transformerlm.training import checkpoint, document_ids, same_run
 from transformerlm.training.data import Prefetcher, TokenDataset, get_batch, sample_starts, sequential_batches
 from transformerlm.training.guard import GuardState, Trouble, write_batch
 from transformerlm.training.loop import EvalResult, StepResult, batch_loss, evaluate, train_step
@@ -405,7 +405,7 @@ class Trainer:
             "data": self._fingerprints(),
             "wandb_id": self.runtime.logger.run_id,
             "computed_with": self._computed_with(),
-        }
+        } | document_ids.state_of_data(self.train_data, self.tokenizer)
         return checkpoint.Snapshot(self.raw_model, self.optimizer, self.tokenizer, dump_toml(self.config), state)
 
     def _fingerprints(self) -> dict[str, str]:
