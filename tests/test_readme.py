@@ -144,7 +144,7 @@ def test_the_commands_by_hand_and_the_library_example_run(checkout):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=3600,
             check=False,
             stdin=subprocess.DEVNULL,
         )

@@ -48,7 +48,7 @@ def start(folder: Path, name: str, *arguments: object, how: str = "script", **fi
 
 def ending(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Return a process's exit code, and what it wrote on stdout and stderr."""
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=600)
     return process.returncode, stdout, stderr
 
 

@@ -175,7 +175,7 @@ def test_a_real_process_streams_and_survives_a_closed_pipe(pipeline):
     )
     assert '"text.prompt": "Ada"' in process.stdout.readline()
     process.stdout.close()
-    assert process.wait(timeout=60) in (0, 1)
+    assert process.wait(timeout=600) in (0, 1)
     assert process.stderr.read() == ""
     process.stderr.close()
 
