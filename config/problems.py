@@ -143,7 +143,9 @@ def _owner_of(schema: type[BaseModel], tree: dict[str, Any]) -> str | None:
 
     mine = next((name for name, other in COMMANDS.items() if other is schema), "this command")
     for name, other in COMMANDS.items():
-        if other is not schema and not _unfit(other, tree, ("extra_forbidden", "missing")):
+        known = _names_of(other)
+        has_all = all(any(f"{key}.".startswith(f"{one}.") for key in known) for one in unknown)
+        if has_all and not _unfit(other, tree, ("extra_forbidden", "missing")):
             keys = ", ".join(unknown[:4]) + (", ..." if len(unknown) > 4 else "")
             return f"expected a file for {mine}, found one for {name} ({mine} has no {keys})"
     return None
