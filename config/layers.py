@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 MISSING = object()
@@ -36,7 +37,7 @@ class Layer:
     def place(self, parts: Sequence[str]) -> str:
         """Return where the key is, as an error begins: `train.toml:7`, `--model.d_model`."""
         if self.is_options:
-            return "--" + ".".join(part for part in parts if not part.isdigit())
+            return "--" + ".".join(takewhile(lambda part: not part.isdigit(), parts))
         known = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
         line = next((self.lines[name] for name in known if name in self.lines), None)
         return f"{self.name}:{line}" if line else self.name

@@ -47,7 +47,7 @@ def _line(schema: type[BaseModel], error: ErrorDetails, layers: Sequence[Layer])
     source = holders[-1] if holders else layers[0]
     is_option = source.is_options and bool(holders)
     origin = source.name if source.is_options and not is_option else source.place(parts)
-    where = "" if is_option or not dotted else f" {dotted}"
+    where = "" if origin == f"--{dotted}" or not dotted else f" {dotted}"
     if error["type"] == "extra_forbidden":
         unknown = ".".join(_names(parts))
         return f"{origin}:{where} is not a known key{hint(unknown, _names_of(schema), sections=True)}"
