@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from functools import partial
 from importlib import import_module
 from types import FrameType
@@ -16,9 +17,14 @@ STOP_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 0}
 def run(module: str) -> None:
     """Import a command's module and call its `main`, which ends by SystemExit; at any time a signal is one line.
 
+    A Python that is too old or too new is told first, and so is a file of the user's that hides a package of ours.
+
     Training takes care of all of `STOP_CODES` (Windows has no SIGUSR1), the others of Ctrl-C, unless it is ignored: so
     a shell starts what is to run in the background.
     """
+    if not (3, 11) <= sys.version_info[:2] <= (3, 14):
+        found = ".".join(map(str, sys.version_info[:2]))
+        leave(f"transformerlm needs Python 3.11 to 3.14, found {found} ({sys.executable})", 1)
     if module == "cli.train":
         handlers = {getattr(signal, name): _stop_training for name in STOP_CODES if hasattr(signal, name)}
     else:
@@ -27,6 +33,10 @@ def run(module: str) -> None:
     for number, handler in handlers.items():
         signal.signal(number, handler)
     try:
+        try:
+            import_module("transformerlm")
+        except ImportError as error:
+            leave(f"error: {error}", 1)
         import_module(module).main()
     except KeyboardInterrupt:  # a second one, while the command cleaned up after the first
         leave("interrupted", STOP_CODES["SIGINT"])

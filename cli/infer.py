@@ -96,11 +96,10 @@ def _prompts_of_stdin() -> Iterator[str]:
     """Yield the lines of stdin, which are UTF-8 whatever the terminal's encoding is.
 
     Raises:
-        ValueError: there is no stdin, or a line is not UTF-8; those before it have been answered by then.
+        ValueError: a line is not UTF-8; those before it have been answered by then.
     """
-    if sys.stdin is None:
-        raise ValueError("prompt: expected at least one, found none, and there is no stdin to read them from")
-    if sys.stdin.isatty():
+    number, asks = 0, sys.stdin.isatty()
+    if asks:
         note("type a prompt and Enter; Ctrl-D ends")
     for number, line in enumerate(getattr(sys.stdin, "buffer", sys.stdin), 1):
         try:
@@ -108,6 +107,8 @@ def _prompts_of_stdin() -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise ValueError(f"stdin: line {number}: expected a prompt in UTF-8, found {_odd_byte(error)}") from None
         yield text.rstrip("\r\n")
+    if not (number or asks):
+        note("no prompt: stdin has no line, and neither --prompt nor --prompt_file is given")
 
 
 @dataclass(frozen=True)

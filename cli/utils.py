@@ -1,8 +1,8 @@
-"""What every command shares: options made from its schema, one way to fail, and progress for people on stderr."""
+"""What every command shares: its configuration, one way to fail, and progress for people on stderr."""
 
 from __future__ import annotations
 
-import argparse
+import io
 import os
 import sys
 import time
@@ -10,14 +10,14 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 from pydantic import BaseModel
 
 from cli.entry import STOP_CODES
-from config.io import SHIPPED, ConfigError, Key, dump_json_schema, dump_toml, iter_keys, load_config, nearest
+from cli.options import build_parser
+from config.io import SHIPPED, ConfigError, dump_json_schema, dump_origins, dump_toml, read_layers, validate
+from config.keys import iter_keys
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -44,6 +44,7 @@ def main(command: Command[Schema], argv: Sequence[str] | None = None) -> NoRetur
 
     Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 interrupted.
     """
+    _open_streams()
     _wait_politely()
     try:
         config = configure(command, argv)
@@ -72,6 +73,25 @@ def main(command: Command[Schema], argv: Sequence[str] | None = None) -> NoRetur
     sys.exit(code or 0)
 
 
+def _open_streams() -> None:
+    """Give the process the standard streams that it lacks, and let no character that one cannot spell end the command.
+
+    A service or `2>&-` starts a process without some of them: Python has None there, `print` would go to stdout, and
+    the next file to be opened would get the number 2, on which libraries write their warnings.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or stream.closed:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+
+
 def _wait_politely() -> None:
     """Let torch's threads spin only for a moment while they wait for each other, unless the environment says how.
 
@@ -88,88 +108,40 @@ def configure(command: Command[Schema], argv: Sequence[str] | None = None) -> Sc
     """Return the command's configuration, or None when an option such as `--print-config` has answered already.
 
     Raises:
-        ConfigError: anything in the file or on the command line is wrong.
+        ConfigError: anything in a file or on the command line is wrong.
     """
     keys = list(iter_keys(command.schema))
-    options = vars(_build_parser(command, keys).parse_args(argv))
-    path = options.pop("config") or (SHIPPED / command.default_config if command.default_config else None)
+    parser = build_parser(
+        keys,
+        prog=command.name,
+        description=(command.schema.__doc__ or "").split("\n\n")[0],
+        default_config=command.default_config,
+    )
+    options = vars(parser.parse_args(argv))
+    paths = options.pop("config") or ([SHIPPED / command.default_config] if command.default_config else [])
     if options.pop("print_schema"):
         print(dump_json_schema(command.schema))
         return None
-    print_config = options.pop("print_config")
-    if path is None and not options and any(key.default is None and not key.in_list for key in keys):
+    print_config, snippets = options.pop("print_config"), options.pop("toml")
+    if not paths and not options and not snippets and any(key.default is None and not key.in_list for key in keys):
         shipped = SHIPPED / f"{command.schema.__module__.rpartition('.')[2]}.toml"
         raise ConfigError([f"{command.name}: expected --config FILE.toml, for example {shipped}"])
-    config = load_config(command.schema, path, options)
+    layers = read_layers(command.schema, paths, options, snippets=snippets)
+    config = validate(command.schema, layers)
     if print_config:
-        print(dump_toml(config), end="")
+        text = dump_origins(config, layers) if print_config == "origin" else dump_toml(config)
+        print(_in_encoding(text, getattr(sys.stdout, "encoding", None) or "utf-8"), end="")
         return None
     return config
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line and suggest the nearest option."""
-
-    def error(self, message: str) -> NoReturn:
-        word = message.removeprefix("unrecognized arguments: ").split(" ")[0].split("=")[0]
-        if message.startswith("unrecognized arguments") and word.startswith("--"):
-            options = [
-                option[2:] for action in self._actions for option in action.option_strings if option.startswith("--")
-            ]
-            found = nearest(word[2:], options)
-            hint = f" (did you mean {' or '.join(f'--{name}' for name in found)}?)" if found else ""
-            message = f"{word} is not a known option{hint}"
-        raise ConfigError([f"{self.prog}: {message}", f"{self.prog}: see {self.prog} --help"])
-
-
-def _build_parser(command: Command[Any], keys: list[Key]) -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=command.name,
-        usage=f"{command.name} --config FILE.toml [--section.key=value ...]",
-        description=(command.schema.__doc__ or "").split("\n\n")[0],
-        epilog="Values come from the defaults, then the file, then the command line. none: not set.",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    usual = f" (default: the shipped {command.default_config})" if command.default_config else ""
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE.toml", default=None, help=f"the command's TOML file{usual}"
-    )
-    parser.add_argument(
-        "--print-config", action="store_true", default=False, help="print the resolved configuration as TOML, and stop"
-    )
-    parser.add_argument(
-        "--print-schema", action="store_true", default=False, help="print the JSON schema of the TOML file, and stop"
-    )
-    parser.add_argument("--version", action="version", version=f"transformerlm {_version()}")
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for key in keys:
-        section = key.name.rpartition(".")[0]
-        if section not in groups:
-            title = f"[[{section}]]" if key.in_list else f"[{section}]" if section else "keys"
-            groups[section] = parser.add_argument_group(title)
-        _add_key(groups[section], key)
-    return parser
-
-
-def _add_key(group: argparse._ArgumentGroup, key: Key) -> None:
-    default = "required" if key.default is None else f"default: {key.default}"
-    text = f"{key.description} ({key.expected}; {default})".replace("%", "%%")
-    if key.in_list:  # no option, but something to read
-        group.description = f"{group.description or ''} {key.name.rpartition('.')[2]}: {text}."
-    elif key.is_list:
-        group.add_argument(f"--{key.name}", nargs="+", action="extend", metavar="VALUE", help=text)
-    elif key.is_bool:
-        group.add_argument(f"--{key.name}", nargs="?", const="true", metavar="true|false", help=text)
-    else:
-        group.add_argument(f"--{key.name}", metavar="VALUE", help=text)
-
-
-def _version() -> str:
+def _in_encoding(text: str, encoding: str) -> str:
+    """Return TOML in which a character that an encoding lacks is written by its number, as TOML's strings may."""
     try:
-        return version("transformerlm")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "(not installed)"
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return "".join(char if char.isascii() else f"\\U{ord(char):08x}" for char in text)
+    return text
 
 
 def _one_line(error: BaseException) -> str:

@@ -10,6 +10,10 @@ from config.schemas import Duration, FilePath, Section
 
 Recipe = Literal["tinystories", "openwebtext_sample"]
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+Repo = Annotated[
+    str, Field(pattern=rf"^({_NAME}/)?{_NAME}$", json_schema_extra={"takes": "a repository such as owner/name"})
+]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", json_schema_extra={"takes": "64 hexadecimal digits, 0-9 a-f"})]
 
 
 def _check_path(path: str) -> str:
@@ -22,17 +26,18 @@ class DownloadConfig(Section):
     """Download text from the Hugging Face Hub: resumable, checked, and not again where it is there already."""
 
     recipe: Recipe | None = Field(None, description="the files of a recipe of docs/recipes.md; or repo and files")
-    repo: Annotated[str, Field(pattern=rf"^({_NAME}/)?{_NAME}$")] | None = Field(
-        None, description="repository on the hub, such as roneneldan/TinyStories"
-    )
+    repo: Repo | None = Field(None, description="repository on the hub, such as roneneldan/TinyStories")
     repo_type: Literal["dataset", "model"] = Field("dataset", description="kind of the repository")
     revision: str = Field(
-        "main", pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$", description="branch, tag or commit of the repository"
+        "main",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$",
+        description="branch, tag or commit of the repository",
+        json_schema_extra={"takes": "a name of letters, digits and . _ / -"},
     )
     files: list[Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_check_path)]] = Field(
         [], max_length=1000, description="files of repo, by their paths in it"
     )
-    sha256: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
+    sha256: list[Sha256] = Field(
         [], max_length=1000, description="checksums, one for each file; none: those that the hub names"
     )
     output_dir: FilePath = Field(description="directory for the files; each keeps its path in the repository below it")

@@ -71,7 +71,8 @@ class MakeDataConfig(TextInput):
     def _check_inputs(cls, sources: list[SourceConfig], info: ValidationInfo) -> list[SourceConfig]:
         if "input" in info.data and bool(info.data["input"]) == bool(sources):
             raise ValueError(
-                "expected either input or sources, found both (input = [] or sources = [] takes one away)"
+                "expected either input or sources, found both (input = [] or sources = [] takes one away; "
+                "on the command line --toml 'input = []')"
                 if sources
                 else "input is required where there are no sources"
             )

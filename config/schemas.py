@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
-MAX_PATH_CHARS = 4096  # of Linux; other systems allow fewer
+from config.paths import MAX_PATH_CHARS, checked_path
 
 
 class Section(BaseModel):
@@ -23,13 +23,7 @@ class Section(BaseModel):
 
 
 def _to_path(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    if not value or "\0" in value:
-        raise ValueError("expected a path, found an empty string" if not value else "a path cannot hold a NUL byte")
-    if len(value) > MAX_PATH_CHARS:
-        raise ValueError(f"expected a path of at most {MAX_PATH_CHARS:,} characters, found {len(value):,}")
-    return Path(value)
+    return Path(checked_path(value)) if isinstance(value, str) else value
 
 
 def _check_text(text: str) -> str:
@@ -41,10 +35,10 @@ def _check_text(text: str) -> str:
 FilePath = Annotated[
     Path, BeforeValidator(_to_path), PlainSerializer(str, return_type=str), Field(json_schema_extra={"format": "path"})
 ]
-"""A path, written as a string in TOML; relative paths are relative to the working directory."""
+"""A path, written as a string in TOML; ~ and $NAME are replaced, and relative ones begin at the working directory."""
 
 Text = Annotated[str, AfterValidator(_check_text)]
-InputName = Annotated[str, Field(min_length=1, max_length=MAX_PATH_CHARS), AfterValidator(_check_text)]
+InputName = Annotated[str, Field(min_length=1, max_length=MAX_PATH_CHARS), AfterValidator(checked_path)]
 TextField = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_check_text)]
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
@@ -75,7 +69,11 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Workers = Annotated[int, Field(ge=0, le=1024)]
 PositiveInt = Annotated[int, Field(ge=1, le=2**53)]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,4})?)$")]
+# "takes" says a pattern in words, in --help, errors and the reference.
+Device = Annotated[
+    str,
+    Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,4})?)$", json_schema_extra={"takes": "auto, cpu, mps, cuda or cuda:N"}),
+]
 Precision = Literal["auto", "fp32", "bf16"]
 Engine = Literal["auto", "reference", "compiled"]
 MAX_ANGLES = 2**27  # a million positions of 128 features; as a table of fp64, half a gigabyte
@@ -229,7 +227,10 @@ class SamplingConfig(Section):
         return self
 
 
-RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+=@ -]{0,127}$")]
+_RUN_NAME = "a name of at most 128 letters, digits, spaces and . _ + = @ -, beginning with a letter or digit"
+RunName = Annotated[
+    str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._+=@ -]{0,127})?$", json_schema_extra={"takes": _RUN_NAME})
+]
 
 
 class LoggingConfig(Section):
@@ -238,7 +239,9 @@ class LoggingConfig(Section):
     backend: Literal["console", "wandb", "noop"] = Field(
         "console", description="JSON lines on stdout, Weights & Biases, or nothing"
     )
-    run_name: RunName | None = Field(None, description="name of the run; none: the time of its start")
+    run_name: Annotated[RunName | None, BeforeValidator(lambda name: None if name == "" else name)] = Field(
+        None, description="name of the run; none or empty: the time of its start"
+    )
     architecture: Text = Field("TransformerLM", max_length=200, description="free text, stored with the run")
     dataset: Text = Field("", max_length=200, description="free text, stored with the run")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import keyword
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -171,6 +172,20 @@ def test_nvtx_variables_are_read_in_one_file():
         if isinstance(node, ast.Constant) and node.value in ("TRANSFORMERLM_NVTX", "TRANSFORMERLM_NVTX_LEVEL")
     }
     assert readers == {"profiling/nvtx.py"}
+
+
+def test_the_diagram_of_the_rooms_is_true():
+    """docs/architecture.md has every room on its floor, and each arrow is an import that there is."""
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    diagram = page.partition("```mermaid\n")[2].partition("```")[0]
+    drawn = {}
+    for floor, body in re.findall(r"subgraph floor(\d) .*?\n(.*?)    end\n", diagram, flags=re.DOTALL):
+        drawn |= dict.fromkeys(body.split(), int(floor))
+    assert drawn == {room: floor for room, floor in FLOORS.items() if (ROOT / room.replace(".", "/")).is_dir()}
+    imports = {(room_of(module_of(path)), room_of(module)) for path in FILES for _, module in imports_of(path)}
+    arrows = re.findall(r"^    (\S+) --> (\S+)$", diagram, flags=re.MULTILINE)
+    assert len(arrows) > len(drawn)
+    assert [arrow for arrow in arrows if arrow not in imports] == []
 
 
 # --- size and form -----------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def our_part(line: str) -> tuple[str, list[str]] | None:
     """Return the module of a command line of ours and its arguments, up to a pipe or redirection."""
     words = shlex.split(line, comments=True)
     for index, word in enumerate(words):
-        found = COMMAND.fullmatch(word)
+        found = COMMAND.fullmatch(word.removeprefix("$(which ").removesuffix(")"))
         if found and (found[1] or words[index - 1] == "-m"):
             module = f"cli.{found[1].replace('-', '_')}{'_' * iskeyword(found[1])}" if found[1] else word
             arguments = words[index + 1 :]
@@ -145,7 +145,7 @@ def test_the_commands_by_hand_and_the_library_example_run(checkout):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=3600,
             check=False,
             stdin=subprocess.DEVNULL,
         )

@@ -350,7 +350,7 @@ def test_the_slurm_script_saves_requeues_and_goes_on(pipeline, tmp_path):
         if '"step": 3' in line:
             break
     job.send_signal(signal.SIGUSR1)
-    stdout, stderr = job.communicate(timeout=60)
+    stdout, stderr = job.communicate(timeout=600)
     assert (job.returncode, (tmp_path / "requeued").read_text()) == (0, "requeue 7\n"), stderr
     assert '"event": "requeue"' in stdout
     run = tmp_path / "slurm-7"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from config.eval import EvalConfig
 from config.export import ExportConfig
 from config.import_ import ImportConfig
 from config.infer import InferConfig
-from config.io import SHIPPED, ConfigError, dump_toml, iter_keys, load_config
+from config.io import SHIPPED, ConfigError, dump_origins, dump_toml, load_config, read_layers, validate
+from config.keys import iter_keys
 from config.make_data import MakeDataConfig
 from config.plan import PlanConfig
 from config.quickstart import QuickstartConfig
@@ -40,12 +42,12 @@ TRAIN = SHIPPED / "train.toml"
 
 
 def errors_of(text: str, tmp_path: Path, schema=TrainConfig, overrides=None) -> list[str]:
-    """Return the error lines that a TOML text gives."""
+    """Return the error lines that a TOML text gives, without the numbers of the lines."""
     path = tmp_path / "train.toml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
         load_config(schema, path, overrides)
-    return caught.value.lines
+    return [re.sub(r"^train\.toml:\d+", "train.toml", line) for line in caught.value.lines]
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
@@ -122,7 +124,6 @@ def test_all_errors_at_once(tmp_path):
             'train.toml: training.micro_batch_size: expected an integer >= 1 or "auto", found "all" (a string)',
         ),
         ('"first"', '"../x"', None),
-        ('"first"', '""', None),
         ('"data/train.npy"', '""', "train.toml: data.train: expected a path, found an empty string"),
         (
             "[optimizer]",
@@ -229,10 +230,159 @@ def test_a_relation_broken_by_the_command_line_names_it(tmp_path):
 
 
 def test_override_list_as_toml():
-    """A list can be given as words or as one TOML array."""
-    assert load_config(TrainConfig, TRAIN, {"samples.prompts": ['["a", "b"]']}).samples.prompts == ["a", "b"]
+    """A list of numbers can be given as words or as one TOML list."""
     bench = SHIPPED / "bench_infer.toml"
     assert load_config(BenchInferConfig, bench, {"batch_size": ["1", "2"]}).batch_size == [1, 2]
+    assert load_config(BenchInferConfig, bench, {"batch_size": ["[1, 2]"]}).batch_size == [1, 2]
+
+
+@pytest.mark.parametrize("prompt", ['["a"]', "[]", "[1, 2, 3]", "none", "true", '{"a": 1}', "-x"])
+def test_a_prompt_that_looks_like_toml_is_a_text(prompt):
+    """The words of a list of texts are the texts; a list in TOML has an option of its own."""
+    assert load_config(TrainConfig, TRAIN, {"samples.prompts": [prompt]}).samples.prompts == [prompt]
+    snippets = ['samples.prompts = ["a", "b"]', "[model]\nd_model = 512"]
+    config = load_config(TrainConfig, TRAIN, {"model.num_heads": "8"}, snippets=snippets)
+    assert (config.samples.prompts, config.model.d_model, config.model.num_heads) == (["a", "b"], 512, 8)
+
+
+def test_a_mistake_in_a_text_of_toml_names_the_option():
+    """What `--toml` gives is refused as a file is."""
+    for snippet, line in {
+        "a = ": "--toml: not valid TOML: Invalid value (at end of document)",
+        "model.d_model = true": "--toml: model.d_model: expected an integer >= 1 and <= 1048576, found true",
+    }.items():
+        with pytest.raises(ConfigError) as caught:
+            load_config(TrainConfig, TRAIN, snippets=[snippet])
+        assert caught.value.lines == [line]
+
+
+def test_an_empty_run_name_is_none(tmp_path):
+    """`run_name = ""` is the default, the time of the start."""
+    path = tmp_path / "train.toml"
+    path.write_text(TRAIN.read_text().replace('run_name = "first"', 'run_name = ""'))
+    assert load_config(TrainConfig, path).logging.run_name is None
+
+
+# --- several sources ---------------------------------------------------------------------------------------------
+
+SMALL = """\
+[model]  # "d_model" and lines such as [data] in a comment or in a text are none
+vocab_size = 300
+context_length = 16
+d_model = 30
+num_layers = 1
+num_heads = 4
+[data]
+train = "a.npy"
+tokenizer = "t"
+[training]
+max_steps = 10
+batch_size = 4
+[schedule]
+warmup_steps = 20
+[samples]
+prompts = [
+    "[model]",
+    \'\'\'
+d_model = 3
+[training]\'\'\', "a",
+]
+[logging]
+run_name = "?"
+dataset.x = 1
+"""
+
+
+def raw_errors(*texts: str, tmp_path: Path, schema=TrainConfig, overrides=None) -> list[str]:
+    """Return the error lines of files called a.toml, b.toml, ..., just as a user sees them."""
+    paths = [tmp_path / f"{letter}.toml" for letter, _ in zip("abc", texts, strict=False)]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(schema, paths, overrides)
+    return caught.value.lines
+
+
+def test_an_error_names_its_line(tmp_path):
+    """Each error has the line of its key, a missing key that of its table, whatever texts look like."""
+    text = SMALL.replace('tokenizer = "t"\n', "")
+    lines = [line.split(" ")[0] + line.split(" ")[1].rstrip(":") for line in raw_errors(text, tmp_path=tmp_path)]
+    assert lines == [
+        "a.toml:4:model",
+        "a.toml:7:data.tokenizer",
+        "a.toml:22:logging.run_name",
+        "a.toml:23:logging.dataset",
+    ]
+
+
+def test_relations_of_two_sections_are_told_together(tmp_path):
+    """A section that is wrong in itself does not hide that two others do not fit together."""
+    text = SMALL.partition("[logging]")[0]
+    assert raw_errors(text, tmp_path=tmp_path) == [
+        "a.toml:4: model: d_model (30) is not divisible by num_heads (4)",
+        "a.toml:14: schedule.warmup_steps (20) exceeds training.max_steps (10)",
+    ]
+
+
+def test_of_two_files_the_later_one_counts(tmp_path):
+    """Tables are merged, keys replaced, and an error names the file that has the key."""
+    text = SMALL.partition("[schedule]")[0].replace("d_model = 30", "d_model = 32")
+    (tmp_path / "a.toml").write_text(text)
+    (tmp_path / "b.toml").write_text("training.max_steps = 50\n")
+    config = load_config(TrainConfig, [tmp_path / "a.toml", tmp_path / "b.toml"])
+    assert (config.training.max_steps, config.training.batch_size) == (50, 4)
+    assert raw_errors(text, "\ntraining.max_steps = 0", tmp_path=tmp_path) == [
+        "b.toml:2: training.max_steps: expected an integer >= 1, found 0 (an integer)"
+    ]
+
+
+def test_origins_say_where_each_value_is_from(tmp_path, monkeypatch):
+    """`dump_origins` is the same configuration, with a source beside each value."""
+    monkeypatch.setenv("DATA", "/data")
+    (tmp_path / "a.toml").write_text(
+        SMALL.partition("[schedule]")[0].replace("d_model = 30", "d_model = 32").replace("a.npy", "$DATA/a.npy")
+    )
+    snippets = ["samples.prompts = ['a # b', 'c']"]
+    layers = read_layers(TrainConfig, tmp_path / "a.toml", {"model.num_heads": "8"}, snippets=snippets)
+    config = validate(TrainConfig, layers)
+    text = dump_origins(config, layers)
+    (tmp_path / "b.toml").write_text(text)
+    assert load_config(TrainConfig, tmp_path / "b.toml") == config
+    lines = text.splitlines()
+    for line in (
+        "model.d_model = 32  # a.toml:4",
+        "model.num_heads = 8  # command line",
+        "# model.d_ff: none  # default",
+        'data.train = "/data/a.npy"  # a.toml:8; environment: DATA',
+        'samples.prompts = [ "a # b", "c", ]  # --toml',
+    ):
+        assert line in lines
+
+
+def test_origins_hold_a_list_of_tables():
+    """A table of a list is written inline, so that each key is one line."""
+    layers = read_layers(MakeDataConfig, SHIPPED / "make_data.toml", {"input": [], "sources": ["[{input = ['a']}]"]})
+    text = dump_origins(validate(MakeDataConfig, layers), layers)
+    assert [table["input"] for table in tomllib.loads(text)["sources"]] == [["a"]]
+
+
+def test_a_file_for_another_command_is_named(tmp_path):
+    """One line says whose file it is, and what this command does not know of it."""
+    lines = raw_errors((SHIPPED / "plan.toml").read_text(), tmp_path=tmp_path)
+    whose = "a.toml: expected a file for transformerlm-train, found one for transformerlm-plan"
+    assert lines == [f"{whose} (transformerlm-train has no calibration_steps)"]
+    lines = raw_errors(TRAIN.read_text(), tmp_path=tmp_path, schema=InferConfig)
+    assert len(lines) == 1
+    assert lines[0].startswith("a.toml: expected a file for transformerlm-infer, found one for transformerlm-train (")
+
+
+@pytest.mark.parametrize("text", ["C:\\\\temp", "C:\\\\new", "D:\\Data", "C:\\users"])
+def test_a_windows_path_in_double_quotes_is_recognised(text, tmp_path):
+    """Whether TOML takes the backslash for an escape or not, the refusal says how such a path is written."""
+    text = SMALL.replace("a.npy", text.replace("\\\\", "\\")).partition("[schedule]")[0].replace("30", "32")
+    lines = raw_errors(text, tmp_path=tmp_path)
+    assert len(lines) == 1
+    assert r"a Windows path is written 'C:\data' (single quotes) or C:/data" in lines[0]
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("2m", 120), ("1.5h", 5400), ("1d", 86400)])

@@ -22,7 +22,8 @@ from config.eval import EvalConfig
 from config.export import ExportConfig
 from config.import_ import ImportConfig
 from config.infer import InferConfig
-from config.io import SHIPPED, ConfigError, Key, iter_keys, load_config
+from config.io import SHIPPED, ConfigError, load_config
+from config.keys import Key, iter_keys
 from config.make_data import MakeDataConfig
 from config.plan import PlanConfig
 from config.quickstart import QuickstartConfig
@@ -84,7 +85,7 @@ VALID: dict[str, set[str]] = {
         "workers",  # one for each core
     },
     "huge": {"seed", "training.seed"},
-    "empty": {"logging.architecture", "logging.dataset"},
+    "empty": {"logging.architecture", "logging.dataset", "logging.run_name"},
     "NUL": {"separator"},  # a special token is any text
     "no items": {
         "compare",

@@ -135,12 +135,12 @@ def slowly(handler: Any) -> bool:
 
 
 def silent(handler: Any) -> bool:
-    """A fault: nothing comes after the headers."""
+    """A fault: nothing comes after the headers, until the client has given up."""
     handler.send_response(200)
     handler.send_header("Content-Length", str(len(handler.content())))
     handler.end_headers()
     handler.wfile.flush()
-    time.sleep(0.6)
+    handler.rfile.read(1)
     return True
 
 

@@ -429,7 +429,7 @@ def test_a_killed_build_leaves_nothing_that_looks_whole(tmp_path: Path, workers:
     assert process.stdout is not None
     assert process.stdout.readline().startswith("encode ")
     process.kill()
-    process.communicate(timeout=20)
+    process.communicate(timeout=600)
     assert [name for name in _names(tmp_path) if "tmp" not in name] == ["in.txt"]
     (tmp_path / "in.txt").write_text("one")
     _build(tmp_path)
@@ -443,7 +443,7 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("one two three\n" * 40_000)
     (tmp_path / "train.npy").write_text("old")
     process = _start_build(tmp_path, file_limit=300_000)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=600)
     assert process.returncode == 1
     assert "File too large after" in error
     assert "train.npy" in error

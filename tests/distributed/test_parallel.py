@@ -74,7 +74,7 @@ def _run_two_ranks(folder: Path) -> tuple[list[dict], list[str]]:
         )
         for rank in range(2)
     ]
-    printed = [rank.communicate(timeout=60)[0] for rank in ranks]
+    printed = [rank.communicate(timeout=600)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)], printed
 

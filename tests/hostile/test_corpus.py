@@ -15,7 +15,7 @@ from tests.hostile import corpus_checkpoints, corpus_files, corpus_imports  # no
 from tests.hostile.corpus import CASES
 
 ROOT = Path(__file__).parents[2]
-MAX_SECONDS = 300
+MAX_SECONDS = 3000
 PROGRESS = re.compile(r"warning: |resum|[\d.]+/[\d.]+ kB  ")
 
 

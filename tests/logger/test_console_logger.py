@@ -72,7 +72,7 @@ def test_run_goes_on_when_head_has_seen_enough(tmp_path):
         "sys.stderr.write('ended')\n"
     )
     command = f"set -o pipefail; PYTHONPATH={ROOT} {sys.executable} {program} {tmp_path}/metrics.jsonl | head -1"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=600)
     assert done.stdout == '{"step": 0, "metrics.loss": 1.0}\n'
     assert (done.returncode, done.stderr) == (0, "ended")
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 20000

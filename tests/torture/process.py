@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-TIMEOUT = 120.0
+TIMEOUT = 1200.0
 ROOT = Path(__file__).parents[2]
 
 
@@ -43,20 +43,20 @@ class Child:
 
     def wait(self, seconds: float = TIMEOUT) -> int:
         """Return the exit code; a process that does not end in time is killed."""
-        if not self.wait_until(lambda: False, seconds):
+        if not self.wait_until(lambda: False, seconds, pause=0.005):
             self.signal(signal.SIGKILL)
             raise AssertionError(f"process {self.pid} did not end within {seconds} s: {self.stderr}")
         code = self.poll()
         assert code is not None
         return code
 
-    def wait_until(self, happened: Callable[[], bool], seconds: float = TIMEOUT) -> bool:
-        """Wait for something to happen or the process to end; False: neither did in time."""
+    def wait_until(self, happened: Callable[[], bool], seconds: float = TIMEOUT, *, pause: float = 0.0005) -> bool:
+        """Wait for something to happen or the process to end, looking after each `pause`; False: neither did."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if happened() or self.poll() is not None:
                 return True
-            time.sleep(0.0005)
+            time.sleep(pause)
         return False
 
     def signal(self, number: int) -> None:

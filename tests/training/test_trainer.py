@@ -332,7 +332,7 @@ def test_a_real_process_obeys_a_signal(files, tmp_path):
         if json.loads(line).get("step") == 3:
             break
     process.send_signal(signal.SIGTERM)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=600)
     assert process.returncode == 143
     assert "Traceback" not in stderr
     records = [json.loads(line) for line in stdout.splitlines()]
@@ -555,7 +555,7 @@ def test_two_ranks_give_the_losses_of_one_process(optimizer, files, tmp_path):
     (tmp_path / "two.toml").write_text(dump_toml(config))
     for steps in (8, 12):
         process = torchrun(tmp_path / "two.toml", f"--training.max_steps={steps}")
-        _, stderr = process.communicate(timeout=300)
+        _, stderr = process.communicate(timeout=600)
         assert process.returncode == 0, stderr[-3000:]
     alone, together = step_lines(tmp_path / "one/run"), step_lines(tmp_path / "two/run")
     assert [line["step"] for line in together] == list(range(1, 13))
@@ -582,7 +582,7 @@ def test_a_signal_to_any_rank_stops_all_at_the_same_step(told, files, tmp_path):
         process.terminate()
     else:
         os.kill(sorted(ranks_of(process))[int(told[-1])], signal.SIGUSR1)
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=600)
     records = [json.loads(line) for line in stdout.splitlines() if line.startswith("{")]
     name = {"all at once": "SIGINT", "torchrun": "SIGTERM"}.get(told, "SIGUSR1")
     assert {"reason": "signal", "signal": name}.items() <= records[-1].items(), stderr[-3000:]
@@ -600,7 +600,7 @@ def test_two_ranks_skip_the_same_steps(files, tmp_path):
     config = tiny_config(files, tmp_path, changes)
     (tmp_path / "two.toml").write_text(dump_toml(config))
     process = torchrun(tmp_path / "two.toml")
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=600)
     assert process.returncode == 1
     skipped = events(tmp_path / "run", "step_skipped")
     assert skipped == list(range(skipped[0], skipped[0] + 4))

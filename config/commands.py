@@ -1,0 +1,35 @@
+"""The commands and the schema of each one's TOML file."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from config.bench_infer import BenchInferConfig
+from config.bench_tokenizer import BenchTokenizerConfig
+from config.bench_train import BenchTrainConfig
+from config.download import DownloadConfig
+from config.eval import EvalConfig
+from config.export import ExportConfig
+from config.import_ import ImportConfig
+from config.infer import InferConfig
+from config.make_data import MakeDataConfig
+from config.plan import PlanConfig
+from config.quickstart import QuickstartConfig
+from config.train import TrainConfig
+from config.train_tokenizer import TrainTokenizerConfig
+
+COMMANDS: dict[str, type[BaseModel]] = {
+    "transformerlm-quickstart": QuickstartConfig,
+    "transformerlm-download": DownloadConfig,
+    "transformerlm-train-tokenizer": TrainTokenizerConfig,
+    "transformerlm-make-data": MakeDataConfig,
+    "transformerlm-train": TrainConfig,
+    "transformerlm-plan": PlanConfig,
+    "transformerlm-infer": InferConfig,
+    "transformerlm-eval": EvalConfig,
+    "transformerlm-export": ExportConfig,
+    "transformerlm-import": ImportConfig,
+    "python -m benchmarking.bench_tokenizer": BenchTokenizerConfig,
+    "python -m benchmarking.bench_train": BenchTrainConfig,
+    "python -m benchmarking.bench_infer_latency": BenchInferConfig,
+}

@@ -1,0 +1,51 @@
+"""Paths as people write them in a file or on the command line: what a shell would have replaced, and what it would not.
+
+A shell replaces ~ and $HOME before a program sees them, but neither in a TOML file nor after `--key=`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+MAX_PATH_CHARS = 4096  # of Linux; other systems allow fewer
+_VARIABLE = re.compile(r"(?:(?<=/)|(?<=\\)|^)\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
+_NOTHING = ("none", "null", "nil")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def checked_path(text: str) -> str:
+    """Return a path with `~`, and `$NAME` or `${NAME}` at the start of a part, replaced.
+
+    Raises:
+        ValueError: it is empty, too long, the word none, holds a control character, or names a variable that is not
+            set.
+    """
+    if not text or "\0" in text:
+        raise ValueError("a path cannot hold a NUL byte" if text else "expected a path, found an empty string")
+    if len(text) > MAX_PATH_CHARS:
+        raise ValueError(f"expected a path of at most {MAX_PATH_CHARS:,} characters, found {len(text):,}")
+    if text.lower() in _NOTHING:
+        raise ValueError(
+            f'expected a path, found the word "{text}"; leave the key out for no path, or write "./{text}" for a file'
+        )
+    if found := _CONTROL.search(text):
+        raise ValueError(
+            f"expected a path, found one with the character {found[0]!a}; "
+            r"in TOML a Windows path is written 'C:\data' (single quotes) or C:/data"
+        )
+    return os.path.expanduser(_VARIABLE.sub(_value, text))
+
+
+def _value(match: re.Match[str]) -> str:
+    name = match[1] or match[2]
+    if name not in os.environ:
+        raise ValueError(f"expected a path, found the variable {match[0]}, which is not set")
+    return os.environ[name]
+
+
+def names_in_paths(value: object) -> list[str]:
+    """Return the variables that a path, or a list of them, names; `~` is HOME."""
+    texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+    found = [match[1] or match[2] for text in texts for match in _VARIABLE.finditer(text)]
+    return sorted({*found, *(["HOME"] if any(text.startswith("~") for text in texts) else [])})

@@ -1,0 +1,153 @@
+"""What somebody meant who wrote a key that there is not: the word of another project first, then the likest name."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+# What other projects call our keys, a newcomer's first typo; of several the first that a command has. A dotted name is
+# that key alone, another one any key of that name.
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    # nanoGPT and its kin
+    "lr": ("learning_rate",),
+    "max_lr": ("learning_rate",),
+    "min_lr": ("min_learning_rate",),
+    "n_layer": ("num_layers",),
+    "n_layers": ("num_layers",),
+    "n_head": ("num_heads",),
+    "n_heads": ("num_heads",),
+    "n_kv_head": ("num_kv_heads",),
+    "n_kv_heads": ("num_kv_heads",),
+    "n_embd": ("d_model",),
+    "dim": ("d_model",),
+    "block_size": ("context_length",),
+    "seq_len": ("context_length",),
+    "sequence_length": ("context_length",),
+    "max_seq_len": ("context_length",),
+    "max_iters": ("training.max_steps",),
+    "steps": ("training.max_steps",),
+    "warmup_iters": ("warmup_steps", "schedule.warmup"),
+    "grad_clip": ("max_grad_norm",),
+    "gradient_clip_val": ("max_grad_norm",),
+    "weight_tying": ("tie_embeddings",),
+    "eval_iters": ("eval_batches", "eval_windows", "eval_tokens"),
+    "dtype": ("precision",),
+    "out_dir": ("runs_dir", "output_dir", "output"),
+    "wandb_log": ("logging.backend",),
+    "wandb_project": ("wandb.project",),
+    "wandb_run_name": ("logging.run_name",),
+    "patience": ("early_stop_patience",),
+    "start": ("prompt",),
+    # Hugging Face
+    "hidden_size": ("d_model",),
+    "num_hidden_layers": ("num_layers",),
+    "num_attention_heads": ("num_heads",),
+    "num_key_value_heads": ("num_kv_heads",),
+    "intermediate_size": ("d_ff",),
+    "hidden_act": ("ffn",),
+    "activation": ("ffn",),
+    "max_position_embeddings": ("context_length",),
+    "n_positions": ("context_length",),
+    "n_ctx": ("context_length",),
+    "rms_norm_eps": ("norm_eps",),
+    "tie_word_embeddings": ("tie_embeddings",),
+    "gradient_checkpointing": ("activation_checkpointing",),
+    "output_dir": ("runs_dir", "output"),
+    "per_device_train_batch_size": ("training.micro_batch_size",),
+    "train_batch_size": ("training.batch_size",),
+    "save_steps": ("checkpoint.interval",),
+    "save_interval": ("checkpoint.interval",),
+    "save_total_limit": ("checkpoint.keep",),
+    "eval_steps": ("training.eval_interval",),
+    "logging_steps": ("training.log_interval",),
+    "warmup_ratio": ("schedule.warmup", "warmup_steps"),
+    "lr_scheduler_type": ("schedule.name",),
+    "optim": ("optimizer.name",),
+    "adam_beta1": ("beta1",),
+    "adam_beta2": ("beta2",),
+    "adam_epsilon": ("optimizer.eps",),
+    "fp16": ("precision",),
+    "bf16": ("precision",),
+    "torch_compile": ("training.compile",),
+    "report_to": ("logging.backend",),
+    "resume_from_checkpoint": ("checkpoint.resume",),
+    "max_length": ("max_new_tokens",),
+    "num_return_sequences": ("num_samples",),
+    "model_name_or_path": ("checkpoint.init_from", "checkpoint"),
+    "tokenizer_name": ("data.tokenizer", "tokenizer"),
+}
+# Words that no key answers: the key beside which it is said, and what to say.
+EXPLAINED: dict[str, tuple[str, str]] = {
+    "epochs": ("training.max_steps", "the length of a run is training.max_steps"),
+    "gradient_accumulation_steps": (
+        "training.micro_batch_size",
+        "accumulation is training.batch_size / training.micro_batch_size",
+    ),
+    "dropout": ("model.d_model", "the model has no dropout"),
+    "bias": ("model.d_model", "no layer of the model has a bias"),
+    "do_sample": ("sampling.temperature", "sampling.temperature = 0 takes the likeliest token"),
+}
+_SAME = {
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
+    "max_epochs": "epochs",
+    "grad_accum_steps": "gradient_accumulation_steps",
+    "accumulate_grad_batches": "gradient_accumulation_steps",
+}
+
+
+def hint(dotted: str, names: Sequence[str], *, sections: bool, prefix: str = "") -> str:
+    """Return what to add to the refusal of an unknown key, in brackets: what was meant most likely, or a plain word.
+
+    Args:
+        dotted: the unknown key.
+        names: all keys that there are.
+        sections: in a file a section is a name, too; on the command line it is none.
+        prefix: stands before a suggested name.
+    """
+    leaf = _plain(dotted.rpartition(".")[2])
+    key, text = EXPLAINED.get(_SAME.get(leaf, leaf), ("", ""))
+    if key in names:
+        return f" ({text})"
+    section = dotted.rpartition(".")[0]
+    found = nearest(dotted, names, sections=sections)
+    if not prefix:
+        found = [name.removeprefix(f"{section}.") for name in found]
+    return f" (did you mean {' or '.join(prefix + name for name in found)}?)" if found else ""
+
+
+def nearest(dotted: str, names: Sequence[str], *, sections: bool) -> list[str]:
+    """Return the names that somebody who wrote `dotted` most likely meant; several are as likely."""
+    section, _, leaf = dotted.rpartition(".")
+    siblings = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == section}
+    if sections and not section:
+        siblings |= {name.split(".")[0]: name.split(".")[0] for name in names if "." in name}
+    for wanted in (_plain(leaf), *SYNONYMS.get(_plain(leaf), ())):
+        exact = [name for name in names if wanted in (name, name.rpartition(".")[2])]
+        if wanted in siblings or exact:
+            return [siblings[wanted]] if wanted in siblings else exact[:3]
+    elsewhere: dict[str, str] = {}
+    for name in names:
+        elsewhere.setdefault(name.rpartition(".")[2], name)
+    near, far = _closest(leaf, siblings, cutoff=0.6), _closest(leaf, elsewhere, cutoff=0.75)
+    if far and (not near or _likeness(far[0], leaf) > _likeness(near[0], leaf)):
+        return [elsewhere[name] for name in far]
+    return [siblings[name] for name in near] or _closest(dotted, names, cutoff=0.75)
+
+
+def _plain(word: str) -> str:
+    return word.lower().replace("-", "_")
+
+
+def _likeness(name: str, word: str) -> tuple[float, int]:
+    """Return how like two words are; of equally like names those with the same letters first: to_pk is top_k."""
+    ours, theirs = Counter(name), Counter(word)
+    apart = ((ours - theirs) + (theirs - ours)).total()
+    return difflib.SequenceMatcher(None, name, word).ratio(), -apart
+
+
+def _closest(word: str, names: Iterable[str], *, cutoff: float) -> list[str]:
+    """Return the names most like a word."""
+    likeness = {name: _likeness(name, word) for name in difflib.get_close_matches(word, names, n=3, cutoff=cutoff)}
+    return sorted(name for name in likeness if likeness[name] == max(likeness.values()))

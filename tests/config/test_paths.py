@@ -1,0 +1,69 @@
+"""Paths in a file or after `--key=`, where no shell has seen them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from pydantic import ValidationError
+
+from config.infer import InferConfig
+from config.make_data import MakeDataConfig
+from config.paths import checked_path
+
+
+@pytest.fixture(autouse=True)
+def _home(monkeypatch):
+    monkeypatch.setenv("HOME", os.sep + "home")
+    monkeypatch.setenv("WHERE", "there")
+    monkeypatch.delenv("NOWHERE", raising=False)
+
+
+@pytest.mark.skipif(os.sep != "/", reason="HOME is of POSIX")
+@pytest.mark.parametrize(
+    ("text", "path"),
+    {
+        "~/runs": "/home/runs",
+        "$HOME/runs": "/home/runs",
+        "${HOME}": "/home",
+        "a/$WHERE/b": "a/there/b",
+        "a~b/~": "a~b/~",
+        "./~": "./~",
+        "cost$HOME": "cost$HOME",
+        "a/$": "a/$",
+        "./none": "./none",
+    }.items(),
+)
+def test_a_path_is_read_as_a_shell_reads_it(text, path):
+    """`~` at the start, and a variable at the start of a part, are replaced; nothing else is."""
+    assert checked_path(text) == path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    {
+        "None": 'found the word "None"; leave the key out',
+        "null": 'found the word "null"',
+        "$NOWHERE/x": r"found the variable \$NOWHERE, which is not set",
+        "a/${NOWHERE}": r"found the variable \$\{NOWHERE\}",
+        "C:\temp": r"the character '\\t'; in TOML a Windows path",
+        "a\nb": r"the character '\\n'",
+        "": "found an empty string",
+        "a\0": "NUL",
+        "x" * 4097: "at most 4,096 characters",
+    }.items(),
+    ids=repr,
+)
+def test_what_is_no_path_is_refused(text, message):
+    """The refusal says what was found and what to write."""
+    with pytest.raises(ValueError, match=message):
+        checked_path(text)
+
+
+def test_all_names_of_files_are_read_so():
+    """A path, and each of a list of files, of any command."""
+    assert str(InferConfig(checkpoint="$WHERE/a").checkpoint) == os.path.join("there", "a")
+    files = {"tokenizer": "t", "train": "a.npy"}
+    assert MakeDataConfig(input=["$WHERE/*.txt"], **files).input == ["there/*.txt"]
+    with pytest.raises(ValidationError, match="NOWHERE"):
+        MakeDataConfig(input=["a", "$NOWHERE/*.txt"], **files)
