@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from cli.entry import STOP_CODES, is_importing, leave
 from cli.utils import Command, Progress, clock, note
 from cli.utils import main as run_command
-from config.io import dump_toml
+from config.io import dump_toml, read_toml
 from config.train import TrainConfig
 
 if TYPE_CHECKING:
@@ -39,7 +39,20 @@ STDOUT_PATIENCE = 5.0
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the console script."""
-    run_command(Command("transformerlm-train", TrainConfig, train), argv)
+    run_command(Command("transformerlm-train", TrainConfig, train, place_of=place_of_run), argv)
+
+
+def place_of_run(path: Path) -> dict[str, str]:
+    """Return where the run is whose own `config.toml` this is, if not where the file says: it may have been moved."""
+    run_dir = path.parent if path.parent.name not in ("", "..") else path.parent.resolve()
+    if path.name != "config.toml" or not (run_dir / "checkpoints").is_dir():
+        return {}
+    tree = read_toml(path)
+    said = Path(str(tree.get("runs_dir")), str(dict(tree.get("logging") or {}).get("run_name")))
+    if said.resolve() == run_dir.resolve():
+        return {}
+    note(f"{path} names {said}; this run goes on where its file is, in {run_dir}")
+    return {"runs_dir": str(run_dir.parent), "logging.run_name": run_dir.name}
 
 
 def train(config: TrainConfig) -> int:
@@ -200,11 +213,17 @@ def _find_checkpoint(config: TrainConfig, root: Path, *, world: World) -> Path |
     from transformerlm.distributed import barrier, is_main
     from transformerlm.training import checkpoint
 
-    newest = None
+    newest, problem = None, None
     if is_main(world):
-        checkpoint.remove_leftovers(root)
-        newest = checkpoint.newest_whole(root, warn=note)
+        try:
+            checkpoint.remove_leftovers(root)
+            checkpoint.restore_links(root)
+            newest = checkpoint.newest_whole(root, warn=note)
+        except checkpoint.CheckpointError as error:  # the others will meet it, too
+            problem = error
     barrier(world)  # one rank sets damaged checkpoints aside, so that the others do not meet them
+    if problem:
+        raise problem
     if not is_main(world):
         newest = checkpoint.newest_whole(root)
     if newest and config.checkpoint.resume == "never":

@@ -30,13 +30,15 @@ Schema = TypeVar("Schema", bound=BaseModel)
 class Command(Generic[Schema]):
     """A console script: its name, its schema, what it does with a checked configuration, and its default TOML, if any.
 
-    `run` imports the heavy libraries itself, so that `--help`, `--print-config` and errors answer at once.
+    `run` imports the heavy libraries itself, so that `--help`, `--print-config` and errors answer at once. `place_of`
+    returns what the place of the TOML file says better than the file, as options; those of the command line go before.
     """
 
     name: str
     schema: type[Schema]
     run: Callable[[Schema], int | None]
     default_config: str | None = None
+    place_of: Callable[[Path], dict[str, str]] = lambda path: {}
 
 
 def main(command: Command[Schema], argv: Sequence[str] | None = None) -> NoReturn:
@@ -100,7 +102,7 @@ def configure(command: Command[Schema], argv: Sequence[str] | None = None) -> Sc
     if path is None and not options and any(key.default is None and not key.in_list for key in keys):
         shipped = SHIPPED / f"{command.schema.__module__.rpartition('.')[2]}.toml"
         raise ConfigError([f"{command.name}: expected --config FILE.toml, for example {shipped}"])
-    config = load_config(command.schema, path, options)
+    config = load_config(command.schema, path, (command.place_of(path) if path else {}) | options)
     if print_config:
         print(dump_toml(config), end="")
         return None

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,6 +131,22 @@ def test_the_micro_batch_that_was_chosen_is_kept(pipeline, tmp_path, monkeypatch
     assert [record["micro_batch_size"] for record in records if record.get("event") == "started"] == [4, 4]
     assert what_tells_them_apart(tmp_path / "cut/run", tmp_path / "whole/run", [6]) is None
     assert load_config(TrainConfig, tmp_path / "cut/run/config.toml").training.micro_batch_size == 4
+
+
+def test_a_moved_run_goes_on_where_its_config_is(pipeline, tmp_path, monkeypatch):
+    """Its own config.toml, given by any path, finds the run beside it; the place that the file names is left alone."""
+    moved = tmp_path / "archive/renamed"
+    shutil.copytree(pipeline.run, moved, symlinks=True)
+    before = sorted(pipeline.run.rglob("*"))
+    done = call("train", "--config", moved / "config.toml", "--training.max_steps=13")
+    assert (done.code, done.records[0]["step"]) == (0, 12)
+    assert f"goes on where its file is, in {moved}" in done.stderr
+    assert sorted(pipeline.run.rglob("*")) == before
+    monkeypatch.chdir(moved)
+    done = call("train", "--config", "config.toml", "--training.max_steps=14")
+    assert (done.code, done.records[0]["step"]) == (0, 13)
+    assert "goes on where its file is" not in done.stderr  # by now the file names this place
+    assert read_records(moved)[-1]["step"] == 14
 
 
 # --- outputs that fail --------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -161,6 +162,33 @@ def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(f
     assert (run_dir / "checkpoints/step-00000006.bad").is_dir()
     assert events(run_dir, "resumed") == [3]
     assert step_lines(run_dir) == step_lines(tmp_path / "whole/run")
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_left_as_it_is(files, tmp_path):
+    """It does not begin anew in silence: every start is refused, names each checkpoint, and keeps the metrics."""
+    config = tiny_config(files, tmp_path)
+    train(config)
+    for weights in (tmp_path / "run/checkpoints").glob("step-*/model.safetensors"):
+        weights.write_bytes(weights.read_bytes()[:100])
+    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    for resume in ("auto", "required", "never"):
+        with pytest.raises(checkpoint.CheckpointError, match=r"step-00000012.*step-00000010.*begin anew"):
+            train(tiny_config(files, tmp_path, {"checkpoint.resume": resume, "training.max_steps": 20}))
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before
+
+
+def test_a_run_copied_with_links_followed_goes_on(files, tmp_path):
+    """Where `latest` and `best` have become directories they are links again, and the run ends as the original does."""
+    train(tiny_config(files, tmp_path / "whole"))
+    shutil.copytree(tmp_path / "whole", tmp_path / "copied", symlinks=False)
+    for name in ("whole", "copied"):
+        assert train(tiny_config(files, tmp_path / name, {"training.max_steps": 20})) == 0
+    assert step_lines(tmp_path / "copied/run") == step_lines(tmp_path / "whole/run")
+    names = [
+        sorted(path.name for path in (tmp_path / name / "run/checkpoints").iterdir()) for name in ("whole", "copied")
+    ]
+    assert names[0] == names[1]
+    assert (tmp_path / "copied/run/checkpoints/best").is_symlink()
 
 
 def test_a_finished_run_has_nothing_left_to_do(files, tmp_path):
