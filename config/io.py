@@ -45,7 +45,8 @@ SYNONYMS = {
     "grad_clip": "max_grad_norm",
     "wandb_project": "wandb.project",
     "dtype": "precision",
-    "eval_iters": "eval_batches",
+    "eval_iters": "eval_tokens",
+    "eval_batches": "eval_tokens",
 }
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -280,13 +281,17 @@ def _expected_variant(variant: dict[str, Any]) -> str:
         if not nouns:
             return f"a list, each {item}"
         return f"a list of {limit}{_PLURALS[nouns[0]]}{item.removeprefix(nouns[0])}".replace("that is", "that are")
-    special = {"path": "a path", "duration": 'a duration such as "90s" or "2m"'}.get(variant.get("format", ""))
+    special = {
+        "path": "a path",
+        "duration": 'a duration such as "90s" or "2m"',
+        "share": 'a share such as "5%"',
+    }.get(variant.get("format", ""))
     noun = special or _NOUNS["object" if "$ref" in variant else variant.get("type", "string")]
     bounds = (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
     limits = [f"{sign} {variant[key]}" for key, sign in bounds if key in variant and variant[key] < _NO_LIMIT]
     if variant.get("minLength") == 1:
         limits.append("that is not empty")
-    if "pattern" in variant:
+    if "pattern" in variant and not special:
         limits.append(f"matching {variant['pattern']}")
     return " ".join([noun, " and ".join(limits)]).strip()
 

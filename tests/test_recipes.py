@@ -16,8 +16,8 @@ from tests.training.tiny_run import END
 LINES = [part for part in map(our_part, commands_of(ROOT / "docs/recipes.md")) if part]
 # What makes the model and its training so small that they take a second.
 SMALL = """--model.d_model=32 --model.num_layers=1 --model.num_heads=2 --model.d_ff=64 --model.context_length=16
-    --training.max_steps=3 --training.batch_size=4 --training.log_interval=1 --training.eval_batches=1
-    --schedule.warmup_steps=1 --samples.sampling.max_new_tokens=4 --training.device=cpu""".split()  # noqa: SIM905 (it reads as one types it)
+    --training.max_steps=3 --training.batch_size=4 --training.log_interval=1 --training.eval_tokens=64
+    --samples.sampling.max_new_tokens=4 --training.device=cpu""".split()  # noqa: SIM905 (it reads as one types it)
 
 
 def stories(number: int, seed: int) -> bytes:
