@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from cli.entry import STOP_CODES, is_importing, leave
 from cli.utils import Command, Progress, clock, note
 from cli.utils import main as run_command
-from config.io import dump_toml, read_toml
+from config.io import dump_toml, iter_keys, read_toml
 from config.train import TrainConfig
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformerlm.distributed import World
     from transformerlm.models.transformer import TransformerLM
     from transformerlm.tokenizer.tokenizer import Tokenizer
+    from transformerlm.training.data import TokenDataset
     from transformerlm.training.trainer import Hook, Trainer
 
 # torchrun passes a signal on to processes that may have had it from the terminal or from SLURM already.
@@ -60,6 +61,7 @@ def train(config: TrainConfig) -> int:
 
     Nothing is written before everything that can be checked is checked.
     """
+    _check_writable(config)
     with StopSignals() as signals, ExitStack() as stack:
         from transformerlm.distributed import init_from_env, is_main, shutdown
         from transformerlm.utils.files import write_whole
@@ -72,28 +74,55 @@ def train(config: TrainConfig) -> int:
             stack.enter_context(DirectoryLock(run_dir))
         signals.deferred = world.is_distributed  # the ranks leave together
         trainer, memory = _prepare(config, run_dir, world=world)
-        config = trainer.config
+        config, began_at = trainer.config, trainer.state.step
+        hooks = _sample_hooks(trainer) if is_main(world) else []
         logger = trainer.runtime.logger = _make_logger(config, run_dir, trainer=trainer)
         stack.callback(logger.close)
         if is_main(world):
             _announce(trainer, run_dir, memory=memory)
-            trainer.runtime.progress = Progress(config.training.max_steps, start=trainer.state.step)
-            trainer.runtime.hooks = _sample_hooks(config, trainer.tokenizer, logger)
+            trainer.runtime.progress = Progress(config.training.max_steps, start=began_at, limit=trainer.seconds_left())
+            trainer.runtime.hooks = hooks
             write_whole(run_dir / "config.toml", dump_toml(config))
         if config.wandb.log_artifacts:
             logger.log_artifact(config.data.tokenizer, name=f"{run_dir.name}-tokenizer", type="tokenizer")
-        if trainer.state.step:
-            logger.log_event("resumed", step=trainer.state.step)
+        if began_at:
+            logger.log_event("resumed", step=began_at)
         trainer.runtime.stop = lambda: signals.received
         signals.deferred = True
-        state = trainer.train()
-        if trainer.stopped_by == "max_time":
-            limit = config.training.max_time
-            note(f"stopped by training.max_time = {limit} at step {state.step}; the same command goes on")
-        if trainer.stopped_by == "early_stop":
-            patience = config.training.early_stop_patience
-            note(f"stopped by training.early_stop_patience = {patience} at step {state.step}; more goes on")
+        trainer.train()
+        if is_main(world):
+            _say_what_ended_it(trainer, began_at=began_at)
     return STOP_CODES.get(trainer.stopped_by or "", 0)
+
+
+def _check_writable(config: TrainConfig) -> None:
+    """Refuse text that the run's own `config.toml` could not hold: a name of a file may be any bytes, TOML is UTF-8.
+
+    Raises:
+        ValueError: names the first such key.
+    """
+    for key in iter_keys(TrainConfig):
+        value = reduce(getattr, key.name.split("."), config)
+        for text in value if isinstance(value, list) else [value]:
+            try:
+                str(text).encode()
+            except UnicodeEncodeError:
+                raise ValueError(
+                    f"{key.name}: expected UTF-8, which the run's config.toml is written in, found {str(text)!r}; "
+                    "rename the file, or give a link to it with another name"
+                ) from None
+
+
+def _say_what_ended_it(trainer: Trainer, *, began_at: int) -> None:
+    keys = {"max_steps": "max_steps", "max_time": "max_time", "early_stop": "early_stop_patience"}
+    if trainer.stopped_by not in keys:
+        return
+    name, step = keys[trainer.stopped_by], trainer.state.step
+    limit = f"training.{name} = {getattr(trainer.config.training, name)}"
+    if step == began_at:
+        note(f"nothing left to do: the run has ended at step {step:,} by {limit}; raise it to go on")
+    elif name != "max_steps":
+        note(f"stopped by {limit} at step {step:,}; raise it to go on")
 
 
 class StopSignals:
@@ -140,11 +169,11 @@ def _prepare(config: TrainConfig, run_dir: Path, *, world: World) -> tuple[Train
 
     Returns the trainer, which has no logger yet, and the estimated bytes of a step.
     """
-    from logger import NoopLogger
+    from logger import NoopLogger, require_wandb
     from transformerlm.tokenizer.tokenizer import Tokenizer
     from transformerlm.training import micro_batch, preflight
+    from transformerlm.training.build import num_accumulation_steps
     from transformerlm.training.checkpoint import resolve
-    from transformerlm.training.data import TokenDataset
     from transformerlm.training.trainer import Runtime, Trainer
     from transformerlm.utils.allocator import keep_freed_memory
     from transformerlm.utils.device import resolve_device
@@ -152,16 +181,16 @@ def _prepare(config: TrainConfig, run_dir: Path, *, world: World) -> tuple[Train
 
     tokenizer = Tokenizer.from_directory(config.data.tokenizer)
     preflight.check_vocab_size(tokenizer, config.model.vocab_size)
-    train_data = TokenDataset(config.data.train)
-    preflight.check_dataset(train_data, config=config, tokenizer=tokenizer, key="data.train")
-    valid_data = TokenDataset(config.data.valid) if config.data.valid else None
-    if valid_data:
-        preflight.check_dataset(valid_data, config=config, tokenizer=tokenizer, key="data.valid")
+    if config.logging.backend == "wandb":
+        require_wandb()
+    train_data, valid_data = _open_data(config, tokenizer, world=world)
     device = resolve_device(config.training.device)
     keep_freed_memory(device)
     precision = resolve_precision(config.training.precision, device)
     newest = _find_checkpoint(config, run_dir / "checkpoints", world=world)
     config = micro_batch.resolve(config, device=device, precision=precision, world=world, resumed=newest)
+    per_pass = micro_batch.sequences_per_pass(config.training, world.world_size)
+    num_accumulation_steps(config.training.batch_size, per_pass, world.world_size)
     memory = preflight.check_memory(config, device=device, precision=precision, world_size=world.world_size)
     preflight.check_disk(run_dir, config.model.model_dump())
     runtime = Runtime(device=device, precision=precision, logger=NoopLogger(), world=world)
@@ -179,6 +208,21 @@ def _prepare(config: TrainConfig, run_dir: Path, *, world: World) -> tuple[Train
     elif config.checkpoint.init_from:
         trainer.init_from(resolve(config.checkpoint.init_from))
     return trainer, memory["total"]
+
+
+def _open_data(config: TrainConfig, tokenizer: Tokenizer, *, world: World) -> tuple[TokenDataset, TokenDataset | None]:
+    from transformerlm.distributed import is_main
+    from transformerlm.training import preflight
+    from transformerlm.training.data import TokenDataset
+
+    train_data = TokenDataset(config.data.train)
+    preflight.check_dataset(train_data, config=config, tokenizer=tokenizer, key="data.train")
+    valid_data = TokenDataset(config.data.valid) if config.data.valid else None
+    if valid_data:
+        preflight.check_dataset(valid_data, config=config, tokenizer=tokenizer, key="data.valid")
+    if valid_data and valid_data.sha256 == train_data.sha256 and is_main(world):
+        note("warning: data.valid holds the same tokens as data.train: val_loss will be that of text it trains on")
+    return train_data, valid_data
 
 
 def _compare_settings(config: TrainConfig, directory: Path, step: int) -> None:
@@ -265,9 +309,8 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
     parameters, flops = model.num_parameters(), model.num_flops_per_token()
     tokens_per_step = training.batch_size * model.context_length
     per_pass = sequences_per_pass(training, runtime.world.world_size)
-    steps = training.max_steps - trainer.state.step
-    step_seconds, compile_seconds = trainer.measure_step_seconds() if steps else (0.0, 0.0)
-    eta = steps * step_seconds
+    steps = 0 if trainer.nothing_left() else training.max_steps - trainer.state.step
+    eta, compile_seconds = trainer.estimate_seconds() if steps else (0.0, 0.0)
     compiled = {"compile_seconds": compile_seconds} if trainer.is_compiled else {}
     runtime.logger.log_event(
         "started",
@@ -282,6 +325,7 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
         **compiled,
         device=str(runtime.device),
         precision=runtime.precision,
+        **trainer.measured_on(),
     )
     if trainer.state.step:
         note(f"resumed at step {trainer.state.step:,}")
@@ -290,26 +334,36 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
     note(f"{run_dir}: {parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs per token, about {gigabytes(memory)}")
     passes = f", {per_pass} of {training.batch_size} sequences at a time" if per_pass < training.batch_size else ""
     where = f"on {runtime.device} in {runtime.precision}"
-    if compiled:
+    if compiled and steps:
         note(f"compiled in {compile_seconds:.0f} s")
-    note(f"{steps:,} steps of {tokens_per_step:,} tokens{passes} {where}, ETA {clock(eta)}")
+    if steps:
+        until = f", or training.max_time = {training.max_time}" if training.max_time else ""
+        note(f"{steps:,} steps of {tokens_per_step:,} tokens{passes}{until} {where}, ETA {clock(eta)}")
 
 
-def _sample_hooks(config: TrainConfig, tokenizer: Tokenizer, logger: Logger) -> list[Hook]:
-    """Return a hook that generates text from each prompt, when samples are asked for."""
+def _sample_hooks(trainer: Trainer) -> list[Hook]:
+    """Return a hook that generates text from each prompt, when samples are asked for.
+
+    Raises:
+        ValueError: a prompt from which nothing can be generated.
+    """
     from transformerlm.training.trainer import Hook
 
-    if not config.samples.interval:
+    config = trainer.config.samples
+    if not config.interval:
         return []
     from transformerlm.inference.predictor import Predictor
 
-    settings = config.samples.sampling.model_dump()
+    settings = config.sampling.model_dump()
+    for prompt in config.prompts:  # nothing is generated before the first token is asked for
+        Predictor(trainer.raw_model, trainer.tokenizer).stream(prompt, seed=0, **settings)
 
     def sample(step: int, model: TransformerLM) -> None:
-        predictor = Predictor(model, tokenizer)
-        for prompt in config.samples.prompts:
+        predictor = Predictor(model, trainer.tokenizer)
+        for prompt in config.prompts:
             text = "".join(predictor.stream(prompt, seed=step, **settings))
-            logger.log_record({"event": "sample", "step": step, "text.prompt": prompt, "text.output": text})
+            record = {"event": "sample", "step": step, "text.prompt": prompt, "text.output": text}
+            trainer.runtime.logger.log_record(record)
             note(f"step {step} sample: {prompt + text!r}")
 
-    return [Hook(config.samples.interval, sample)]
+    return [Hook(config.interval, sample)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -202,10 +203,20 @@ class Progress:
         start: units that were done before this process began.
         unit: the word for them; "B" shows megabytes.
         began: the monotonic time at which the job began; now, by default.
+        limit: the seconds after which it ends in any case.
     """
 
-    def __init__(self, total: int, *, start: int = 0, unit: str = "step", began: float | None = None) -> None:
+    def __init__(
+        self,
+        total: int,
+        *,
+        start: int = 0,
+        unit: str = "step",
+        began: float | None = None,
+        limit: float | None = None,
+    ) -> None:
         self._total, self._start, self._unit = total, start, unit
+        self._limit = math.inf if limit is None else limit
         self._began = time.monotonic() if began is None else began
         self._shown = self._began  # not at once: the first rate would mean nothing
         self._finished = False
@@ -227,7 +238,8 @@ class Progress:
 
     def _line(self, done: int, facts: Mapping[str, float], seconds: float) -> str:
         rate = (done - self._start) / seconds if seconds > 0 else 0.0
-        left = f"ETA {clock((self._total - done) / rate)}" if rate > 0 and done < self._total else clock(seconds)
+        eta = min((self._total - done) / rate, max(0.0, self._limit - seconds)) if rate > 0 else 0.0
+        left = f"ETA {clock(eta)}" if rate > 0 and done < self._total else clock(seconds)
         if self._unit == "B":
             scale, name = (1e6, "MB") if self._total >= 1e6 else (1e3, "kB")
             return f"{done / scale:,.1f}/{self._total / scale:,.1f} {name}  {rate / 1e6:.1f} MB/s  {left}"

@@ -47,9 +47,10 @@ def num_accumulation_steps(batch_size: int, micro_batch_size: int | None, world_
     return batch_size // per_round
 
 
-def num_validation_windows(config: TrainConfig) -> int:
-    """Return how many windows of the context a validation looks at: those of `eval_tokens`, and one at least."""
-    return max(1, config.training.eval_tokens // config.model.context_length)
+def num_validation_windows(config: TrainConfig, num_tokens: int) -> int:
+    """Return how many windows of the context a validation looks at in a file: those of `eval_tokens`, one at least."""
+    context_length = config.model.context_length
+    return min(max(1, config.training.eval_tokens // context_length), (num_tokens - 1) // context_length)
 
 
 def token_bytes(tokenizer: Tokenizer, vocab_size: int, device: torch.device) -> Tensor:

@@ -283,10 +283,11 @@ class Trainer:
         )
         return [batch(micro_batch=index) for index in range(num_micro_batches)]
 
-    def measure_step_seconds(self) -> tuple[float, float]:
-        """Return about how long a step takes, and how much longer the first one: what compiling takes, if anything.
+    def estimate_seconds(self) -> tuple[float, float]:
+        """Return about how long the rest of the run takes, and how long compiling has taken, if anything was.
 
-        Measured on two forward and backward passes. Weights, optimizer and data order are untouched.
+        Measured on two forward and backward passes; weights, optimizer and data order are untouched. A token of a
+        validation takes a third of one of a step. Samples and saves are not counted, `max_time` is.
         """
         micro_batches, times = self._micro_batches(self.state.step + 1), []
         for _ in range(2):
@@ -298,7 +299,32 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             synchronize(self.runtime.device)
             times.append(time.perf_counter() - start)
-        return times[1] * len(micro_batches), max(0.0, times[0] - times[1])
+        steps = self.config.training.max_steps - self.state.step
+        num_windows: float = steps * len(micro_batches) * len(micro_batches[0][0])
+        if self.valid_data is not None:
+            num_windows += self._validations_left() * num_validation_windows(self.config, len(self.valid_data)) / 3
+        seconds = times[1] * num_windows / len(micro_batches[0][0])
+        left = self.seconds_left()
+        return seconds if left is None else min(seconds, left), max(0.0, times[0] - times[1])
+
+    def _validations_left(self) -> int:
+        config, done, last = self.config, self.state.step, self.config.training.max_steps
+        intervals = [interval for interval in (config.training.eval_interval, config.checkpoint.interval) if interval]
+        # Those at the more frequent interval, which the others mostly coincide with, and the last step's.
+        return max(((last - 1) // interval - done // interval for interval in intervals), default=0) + 1
+
+    def seconds_left(self) -> float | None:
+        """Return what is left of `max_time`; None: there is no such limit."""
+        return None if self._max_seconds is None else max(0.0, self._max_seconds - self.state.seconds)
+
+    def measured_on(self) -> dict[str, Any]:
+        """Return what the losses depend on that a comparison of runs must know: tokenizer, text and how much of it."""
+        facts: dict[str, Any] = {"tokenizer_sha256": self.tokenizer.fingerprint()}
+        if self.valid_data is not None:
+            num_windows = num_validation_windows(self.config, len(self.valid_data))
+            tokens = num_windows * self.config.model.context_length
+            facts |= {"valid_sha256": self.valid_data.sha256, "valid_tokens": tokens}
+        return facts
 
     def _metrics(self, result: StepResult, rate: float) -> dict[str, float]:
         metrics = {"loss": result.loss, "lr": rate, "grad_l2_norm": result.grad_norm, "tokens": self.state.tokens}
@@ -337,7 +363,7 @@ class Trainer:
             self.valid_data.tokens,
             batch_size=sequences_per_pass(training, 1),
             context_length=self.config.model.context_length,
-            max_windows=num_validation_windows(self.config),
+            max_windows=num_validation_windows(self.config, len(self.valid_data)),
             device=self.runtime.device,
         )
         return evaluate(self.raw_model, batches, token_bytes=self._token_bytes, autocast=self.autocast)
