@@ -308,3 +308,19 @@ def test_what_a_compiler_traces_has_the_same_gradients(variant: dict[str, Any], 
         grads.append(torch.autograd.grad(loss, list(model.layers.parameters())))
     tolerance = 1e-5 if precision == torch.float32 else 0.05
     torch.testing.assert_close(grads[1], grads[0], rtol=tolerance, atol=tolerance)
+
+
+def test_its_repr_shows_sizes() -> None:
+    """`print(model)` says what it is made of and how large each part is."""
+    sizes = {"vocab_size": 50, "context_length": 8, "d_model": 12, "num_layers": 1, "num_heads": 2, "d_ff": 20}
+    model = TransformerLM(**sizes)
+    shown = repr(model)
+    assert shown.startswith(f"TransformerLM(\n  {model.num_parameters():,} parameters, vocab_size=50, context_length=8")
+    for part in (
+        "Embedding(50, 12)",
+        "(w2): Linear(20, 12)",
+        "(ln1): RMSNorm(12, eps=1e-05)",
+        "RotaryEmbedding(theta=10000.0, d_k=6, max_seq_len=8)",
+        "(lm_head): Linear(12, 50)",
+    ):
+        assert part in shown, part

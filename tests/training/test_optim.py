@@ -244,3 +244,13 @@ def test_frozen_parameters_and_empty_groups_are_left_out() -> None:
     model.token_embeddings.weight.requires_grad_(False)
     (group,) = parameter_groups(model, weight_decay=0.1)
     assert not any(p is model.token_embeddings.weight for p in group["params"])
+
+
+def test_its_repr_shows_what_it_updates() -> None:
+    """The kind, and of each group how much it holds and how it is updated."""
+    matrices, vector = nn.Parameter(torch.zeros(30, 50)), nn.Parameter(torch.zeros(4))
+    optimizer = SGD([{"params": [matrices], "weight_decay": 0.1}, {"params": [vector]}], 0.5)
+    assert repr(optimizer) == (
+        "SGD(1 tensors of 1,500 numbers, weight_decay=0.1, lr=0.5, momentum=0.0; "
+        "1 tensors of 4 numbers, lr=0.5, momentum=0.0, weight_decay=0.0)"
+    )

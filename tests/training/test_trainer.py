@@ -535,6 +535,22 @@ def test_latest_and_best_point_where_they_should(files, tmp_path, monkeypatch):
     assert checkpoint.read_state(root / "latest")["best_val_loss"] == 3.0
 
 
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [([3.0, 3.0, 3.0, 3.0], 2), ([3.0, 3.0 + 1e-6, 3.0 + 2e-6, 3.0], 2), ([3.0, 2.999999, 2.999999, 3.0], 4)],
+    ids=str,
+)
+def test_best_is_the_first_of_equally_good_checkpoints(losses, best, files, tmp_path, monkeypatch):
+    """Only a lower loss moves it: not an equal one, nor one that is worse by however little."""
+    told = iter(losses)
+    monkeypatch.setattr(trainer, "evaluate", lambda *_, **__: EvalResult(loss=next(told), bits_per_byte=1.0))
+    changes = {"training.max_steps": 8, "training.eval_interval": 2, "checkpoint.interval": 2}
+    train(tiny_config(files, tmp_path, changes))
+    state = checkpoint.read_state(tmp_path / "run/checkpoints/latest")
+    assert (state["best_step"], state["best_val_loss"]) == (best, min(losses))
+    assert (tmp_path / "run/checkpoints/best").resolve().name == checkpoint.step_name(best)
+
+
 def test_lines_are_written_before_the_checkpoint_is_announced(files, tmp_path, monkeypatch):
     """When `checkpoint_saved` is printed the checkpoint is whole and every step line up to it is in the file."""
     seen = []

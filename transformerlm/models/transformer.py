@@ -208,6 +208,10 @@ class TransformerLM(nn.Module):
         """Return the keywords that build this model again, `TransformerLM(**hparams)`, defaults filled in."""
         return dict(self._hparams)
 
+    def extra_repr(self) -> str:
+        """Return the number of parameters and the hyper-parameters, for `print(model)`."""
+        return f"{self.num_parameters():,} parameters, " + ", ".join(f"{k}={v!r}" for k, v in self._hparams.items())
+
     def num_parameters(self) -> int:
         """Return the number of trainable numbers; a tied embedding counts once."""
         return count_parameters(self._hparams)

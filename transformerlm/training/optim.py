@@ -43,6 +43,15 @@ class _WideStateOptimizer(Optimizer):
                         p.copy_(weight)
         return loss
 
+    def __repr__(self) -> str:
+        """Return the kind, and each group's number of tensors and numbers with its settings."""
+        groups = [
+            f"{len(group['params'])} tensors of {sum(p.numel() for p in group['params']):,} numbers, "
+            + ", ".join(f"{name}={value}" for name, value in group.items() if name != "params")
+            for group in self.param_groups
+        ]
+        return f"{type(self).__name__}({'; '.join(groups)})"
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict; unlike torch's own, moments are not rounded to the parameters' dtype."""
         super().load_state_dict(state_dict)
