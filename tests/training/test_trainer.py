@@ -727,7 +727,7 @@ def test_bf16_ends_where_fp32_ends(tmp_path):
         "training.max_steps": 2000,
         "training.log_interval": 100,
         "training.eval_interval": 0,
-        "training.eval_batches": 50,
+        "training.eval_tokens": 50 * 8 * 64,
         "schedule": {"warmup_steps": 100, "min_learning_rate": 3e-4},
         "checkpoint.interval": 0,
     }
