@@ -2,8 +2,8 @@
 
     python -m benchmarking.compare_runs runs/adamw-* runs/muon-* --picture docs/images/ablations.png
 
-Reads `metrics.jsonl` of each run. Runs whose names differ only in a last `-` and digits, the seed, make one row. The
-picture needs the extra `plot`.
+Reads `metrics.jsonl` of each run. Runs whose names differ only in a last `-` and digits, the seed, make one row. Runs
+of different tokenizers or texts are compared in bits per byte. The picture needs the extra `plot`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,26 @@ import argparse
 import json
 import re
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cli.utils import note
+
 WIDTH, HEIGHT = 9, 5
 _NUM_COLOURS = 10  # matplotlib begins again after so many
 _SEED = re.compile(r"-\d+$")
+NATS, BITS = "metrics.val_loss", "metrics.val_bits_per_byte"
+_UNITS = {NATS: "nats per token", BITS: "bits per byte"}
+# What a run's losses are measured on: the keys of its line `started`, and what they are.
+_MEASURED_ON = {
+    "tokenizer_sha256": "tokenizer",
+    "valid_sha256": "validation file",
+    "valid_tokens": "number of validation tokens",
+}
 
+Records = list[Mapping[str, Any]]
 Curve = list[tuple[float, float]]
 """(tokens, validation loss) of each validation."""
 
@@ -38,33 +50,63 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the losses over the tokens")
     arguments = parser.parse_args(argv)
     try:
-        groups = read_groups(arguments.runs)
+        records = {run: _read_lines(run / "metrics.jsonl") for run in arguments.runs}
+        measure = choose_measure(records)
+        groups = read_groups(records, measure)
         print(table(groups))
+        sys.stdout.flush()
         if arguments.picture is not None:
-            save_curves(groups, arguments.picture)
-    except (ValueError, OSError, ImportError) as error:
+            save_curves(groups, arguments.picture, unit=_UNITS[measure])
+    except ImportError as error:
+        note(f'no picture: {error}; pip install "transformerlm[plot]"')
+    except (ValueError, OSError) as error:
         parser.error(str(error))
 
 
-def read_groups(runs: Sequence[Path]) -> dict[str, list[Curve]]:
+def choose_measure(records: Mapping[Path, Records]) -> str:
+    """Return the key of the losses that can be compared: nats per token, or bits per byte where runs differ in those.
+
+    Nats per token depend on the tokenizer. Of different texts, or different parts of one, neither says which model is
+    better; the line that is printed names what differs.
+    """
+    facts = {run: _measured_on(lines) for run, lines in records.items()}
+    known = {run: found for run, found in facts.items() if found}
+    if len(known) < len(facts):
+        unknown = next(run for run in facts if run not in known)
+        note(f"{unknown}: does not say what it was measured on; comparing it supposes the same tokenizer and text")
+    different = [
+        name for key, name in _MEASURED_ON.items() if len({str(found.get(key)) for found in known.values()}) > 1
+    ]
+    if not different:
+        return NATS
+    texts = "" if different == ["tokenizer"] else "; of different texts a difference says nothing of the models"
+    note(f"the runs differ in {', '.join(different)}: comparing bits per byte, not nats per token{texts}")
+    return BITS
+
+
+def _measured_on(lines: Records) -> Mapping[str, Any]:
+    """Return the last line `started` where it says what is measured on; those of earlier versions do not."""
+    started = [line for line in lines if line.get("event") == "started" and "tokenizer_sha256" in line]
+    return started[-1] if started else {}
+
+
+def read_groups(records: Mapping[Path, Records], measure: str) -> dict[str, list[Curve]]:
     """Return the curves of the runs, by name without the seed, in the order given.
 
     Raises:
-        ValueError: a run without a validation.
-        OSError: a directory without a metrics.jsonl.
+        ValueError: a run without a validation, or without the measure that is compared.
     """
     groups: dict[str, list[Curve]] = {}
-    for directory in runs:
+    for directory, lines in records.items():
         path = directory / "metrics.jsonl"
-        records = _read_lines(path)
-        curve = [(line["metrics.tokens"], line["metrics.val_loss"]) for line in records if "metrics.val_loss" in line]
+        curve = [(line["metrics.tokens"], line[measure]) for line in lines if measure in line]
         if not curve:
-            raise ValueError(f"{path}: expected validation losses, found none (set data.valid)")
+            raise ValueError(f"{path}: expected validations with {measure}, found none (set data.valid)")
         groups.setdefault(_SEED.sub("", directory.name), []).append(curve)
     return groups
 
 
-def _read_lines(path: Path) -> list[Mapping[str, Any]]:
+def _read_lines(path: Path) -> Records:
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except ValueError as error:
@@ -97,7 +139,7 @@ def _limit(groups: Mapping[str, Sequence[Curve]]) -> float:
     return 2 * next(iter(groups.values()))[0][-1][1]
 
 
-def save_curves(groups: Mapping[str, Sequence[Curve]], picture: Path) -> None:
+def save_curves(groups: Mapping[str, Sequence[Curve]], picture: Path, *, unit: str) -> None:
     """Draw each group in a colour of its own, each of its runs as a line; from the eleventh group on dashed."""
     from matplotlib.figure import Figure
 
@@ -110,9 +152,7 @@ def save_curves(groups: Mapping[str, Sequence[Curve]], picture: Path) -> None:
             axes.plot(millions, losses, dashes, color=colour, label="" if index else name, linewidth=1.4)
     # The first losses, and those of runs that diverged, are far above the others and would leave these no room.
     last = [curve[-1][1] for curves in groups.values() for curve in curves if curve[-1][1] <= _limit(groups)]
-    axes.set(
-        xlabel="tokens (millions)", ylabel="validation loss (nats per token)", ylim=(min(last) - 0.05, max(last) + 0.8)
-    )
+    axes.set(xlabel="tokens (millions)", ylabel=f"validation loss ({unit})", ylim=(min(last) - 0.05, max(last) + 0.8))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(picture)

@@ -170,7 +170,7 @@ def _train(config: QuickstartConfig, home: Path) -> None:
         logging__run_name=RUN_NAME,
         training__max_steps=CALIBRATION_STEPS,
         training__log_interval=1,
-        training__eval_batches=1,
+        training__eval_tokens=1,
         schedule__warmup_steps=0,
         samples__interval=0,
     )

@@ -13,21 +13,24 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cli.entry import STOP_CODES, is_importing, leave
 from cli.utils import Command, Progress, clock, note
 from cli.utils import main as run_command
-from config.io import dump_toml
+from config.io import dump_toml, read_toml
+from config.keys import iter_keys
 from config.train import TrainConfig
 
 if TYPE_CHECKING:
     from logger import Logger
     from transformerlm.distributed import World
     from transformerlm.models.transformer import TransformerLM
+    from transformerlm.tokenizer.tokenizer import Tokenizer
+    from transformerlm.training.data import TokenDataset
     from transformerlm.training.trainer import Hook, Trainer
 
 # torchrun passes a signal on to processes that may have had it from the terminal or from SLURM already.
@@ -38,7 +41,20 @@ STDOUT_PATIENCE = 5.0
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the console script."""
-    run_command(Command("transformerlm-train", TrainConfig, train), argv)
+    run_command(Command("transformerlm-train", TrainConfig, train, place_of=place_of_run), argv)
+
+
+def place_of_run(path: Path) -> dict[str, Any]:
+    """Return where the run is whose own `config.toml` this is, if not where the file says: it may have been moved."""
+    run_dir = path.parent if path.parent.name not in ("", "..") else path.parent.resolve()
+    if path.name != "config.toml" or not (run_dir / "checkpoints").is_dir():
+        return {}
+    tree = read_toml(path)
+    said = Path(str(tree.get("runs_dir")), str(dict(tree.get("logging") or {}).get("run_name")))
+    if said.resolve() == run_dir.resolve():
+        return {}
+    note(f"{path} names {said}; this run goes on where its file is, in {run_dir}")
+    return {"runs_dir": str(run_dir.parent), "logging": {"run_name": run_dir.name}}
 
 
 def train(config: TrainConfig) -> int:
@@ -46,6 +62,7 @@ def train(config: TrainConfig) -> int:
 
     Nothing is written before everything that can be checked is checked.
     """
+    _check_writable(config)
     with StopSignals() as signals, ExitStack() as stack:
         from transformerlm.distributed import init_from_env, is_main, shutdown
         from transformerlm.utils.files import write_whole
@@ -58,28 +75,55 @@ def train(config: TrainConfig) -> int:
             stack.enter_context(DirectoryLock(run_dir))
         signals.deferred = world.is_distributed  # the ranks leave together
         trainer, memory = _prepare(config, run_dir, world=world)
-        config = trainer.config
+        config, began_at = trainer.config, trainer.state.step
+        hooks = _sample_hooks(trainer) if is_main(world) else []
         logger = trainer.runtime.logger = _make_logger(config, run_dir, trainer=trainer)
         stack.callback(logger.close)
         if is_main(world):
             _announce(trainer, run_dir, memory=memory)
-            trainer.runtime.progress = Progress(config.training.max_steps, start=trainer.state.step)
-            trainer.runtime.hooks = _sample_hooks(trainer, logger)
+            trainer.runtime.progress = Progress(config.training.max_steps, start=began_at, limit=trainer.seconds_left())
+            trainer.runtime.hooks = hooks
             write_whole(run_dir / "config.toml", dump_toml(config))
         if config.wandb.log_artifacts:
             logger.log_artifact(config.data.tokenizer, name=f"{run_dir.name}-tokenizer", type="tokenizer")
-        if trainer.state.step:
-            logger.log_event("resumed", step=trainer.state.step)
+        if began_at:
+            logger.log_event("resumed", step=began_at)
         trainer.runtime.stop = lambda: signals.received
         signals.deferred = True
-        state = trainer.train()
-        if trainer.stopped_by == "max_time":
-            limit = config.training.max_time
-            note(f"stopped by training.max_time = {limit} at step {state.step}; the same command goes on")
-        if trainer.stopped_by == "early_stop":
-            patience = config.training.early_stop_patience
-            note(f"stopped by training.early_stop_patience = {patience} at step {state.step}; more goes on")
+        trainer.train()
+        if is_main(world):
+            _say_what_ended_it(trainer, began_at=began_at)
     return STOP_CODES.get(trainer.stopped_by or "", 0)
+
+
+def _check_writable(config: TrainConfig) -> None:
+    """Refuse text that the run's own `config.toml` could not hold: a name of a file may be any bytes, TOML is UTF-8.
+
+    Raises:
+        ValueError: names the first such key.
+    """
+    for key in iter_keys(TrainConfig):
+        value = reduce(getattr, key.name.split("."), config)
+        for text in value if isinstance(value, list) else [value]:
+            try:
+                str(text).encode()
+            except UnicodeEncodeError:
+                raise ValueError(
+                    f"{key.name}: expected UTF-8, which the run's config.toml is written in, found {str(text)!r}; "
+                    "rename the file, or give a link to it with another name"
+                ) from None
+
+
+def _say_what_ended_it(trainer: Trainer, *, began_at: int) -> None:
+    keys = {"max_steps": "max_steps", "max_time": "max_time", "early_stop": "early_stop_patience"}
+    if trainer.stopped_by not in keys:
+        return
+    name, step = keys[trainer.stopped_by], trainer.state.step
+    limit = f"training.{name} = {getattr(trainer.config.training, name)}"
+    if step == began_at:
+        note(f"nothing left to do: the run has ended at step {step:,} by {limit}; raise it to go on")
+    elif name != "max_steps":
+        note(f"stopped by {limit} at step {step:,}; raise it to go on")
 
 
 class StopSignals:
@@ -126,11 +170,11 @@ def _prepare(config: TrainConfig, run_dir: Path, *, world: World) -> tuple[Train
 
     Returns the trainer, which has no logger yet, and the estimated bytes of a step.
     """
-    from logger import NoopLogger
+    from logger import NoopLogger, require_wandb
     from transformerlm.tokenizer.tokenizer import Tokenizer
     from transformerlm.training import micro_batch, preflight
+    from transformerlm.training.build import num_accumulation_steps
     from transformerlm.training.checkpoint import resolve
-    from transformerlm.training.data import TokenDataset
     from transformerlm.training.trainer import Runtime, Trainer
     from transformerlm.utils.allocator import keep_freed_memory
     from transformerlm.utils.device import resolve_device
@@ -138,16 +182,16 @@ def _prepare(config: TrainConfig, run_dir: Path, *, world: World) -> tuple[Train
 
     tokenizer = Tokenizer.from_directory(config.data.tokenizer)
     preflight.check_vocab_size(tokenizer, config.model.vocab_size)
-    train_data = TokenDataset(config.data.train)
-    preflight.check_dataset(train_data, config=config, tokenizer=tokenizer, key="data.train")
-    valid_data = TokenDataset(config.data.valid) if config.data.valid else None
-    if valid_data:
-        preflight.check_dataset(valid_data, config=config, tokenizer=tokenizer, key="data.valid")
+    if config.logging.backend == "wandb":
+        require_wandb()
+    train_data, valid_data = _open_data(config, tokenizer, world=world)
     device = resolve_device(config.training.device)
     keep_freed_memory(device)
     precision = resolve_precision(config.training.precision, device)
     newest = _find_checkpoint(config, run_dir / "checkpoints", world=world)
     config = micro_batch.resolve(config, device=device, precision=precision, world=world, resumed=newest)
+    per_pass = micro_batch.sequences_per_pass(config.training, world.world_size)
+    num_accumulation_steps(config.training.batch_size, per_pass, world.world_size)
     memory = preflight.check_memory(config, device=device, precision=precision, world_size=world.world_size)
     preflight.check_disk(run_dir, config.model.model_dump())
     runtime = Runtime(device=device, precision=precision, logger=NoopLogger(), world=world)
@@ -165,6 +209,21 @@ def _prepare(config: TrainConfig, run_dir: Path, *, world: World) -> tuple[Train
     elif config.checkpoint.init_from:
         trainer.init_from(resolve(config.checkpoint.init_from))
     return trainer, memory["total"]
+
+
+def _open_data(config: TrainConfig, tokenizer: Tokenizer, *, world: World) -> tuple[TokenDataset, TokenDataset | None]:
+    from transformerlm.distributed import is_main
+    from transformerlm.training import preflight
+    from transformerlm.training.data import TokenDataset
+
+    train_data = TokenDataset(config.data.train)
+    preflight.check_dataset(train_data, config=config, tokenizer=tokenizer, key="data.train")
+    valid_data = TokenDataset(config.data.valid) if config.data.valid else None
+    if valid_data:
+        preflight.check_dataset(valid_data, config=config, tokenizer=tokenizer, key="data.valid")
+    if valid_data and valid_data.sha256 == train_data.sha256 and is_main(world):
+        note("warning: data.valid holds the same tokens as data.train: val_loss will be that of text it trains on")
+    return train_data, valid_data
 
 
 def _compare_settings(config: TrainConfig, directory: Path, step: int) -> None:
@@ -199,11 +258,17 @@ def _find_checkpoint(config: TrainConfig, root: Path, *, world: World) -> Path |
     from transformerlm.distributed import barrier, is_main
     from transformerlm.training import checkpoint
 
-    newest = None
+    newest, problem = None, None
     if is_main(world):
-        checkpoint.remove_leftovers(root)
-        newest = checkpoint.newest_whole(root, warn=note)
+        try:
+            checkpoint.remove_leftovers(root)
+            checkpoint.restore_links(root)
+            newest = checkpoint.newest_whole(root, warn=note)
+        except checkpoint.CheckpointError as error:  # the others will meet it, too
+            problem = error
     barrier(world)  # one rank sets damaged checkpoints aside, so that the others do not meet them
+    if problem:
+        raise problem
     if not is_main(world):
         newest = checkpoint.newest_whole(root)
     if newest and config.checkpoint.resume == "never":
@@ -245,9 +310,8 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
     parameters, flops = model.num_parameters(), model.num_flops_per_token()
     tokens_per_step = training.batch_size * model.context_length
     per_pass = sequences_per_pass(training, runtime.world.world_size)
-    steps = training.max_steps - trainer.state.step
-    step_seconds, compile_seconds = trainer.measure_step_seconds() if steps else (0.0, 0.0)
-    eta = steps * step_seconds
+    steps = 0 if trainer.nothing_left() else training.max_steps - trainer.state.step
+    eta, compile_seconds = trainer.estimate_seconds() if steps else (0.0, 0.0)
     compiled = {"compile_seconds": compile_seconds} if trainer.is_compiled else {}
     runtime.logger.log_event(
         "started",
@@ -262,6 +326,7 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
         **compiled,
         device=str(runtime.device),
         precision=runtime.precision,
+        **trainer.measured_on(),
     )
     if trainer.state.step:
         note(f"resumed at step {trainer.state.step:,}")
@@ -270,13 +335,19 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
     note(f"{run_dir}: {parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs per token, about {gigabytes(memory)}")
     passes = f", {per_pass} of {training.batch_size} sequences at a time" if per_pass < training.batch_size else ""
     where = f"on {runtime.device} in {runtime.precision}"
-    if compiled:
+    if compiled and steps:
         note(f"compiled in {compile_seconds:.0f} s")
-    note(f"{steps:,} steps of {tokens_per_step:,} tokens{passes} {where}, ETA {clock(eta)}")
+    if steps:
+        until = f", or training.max_time = {training.max_time}" if training.max_time else ""
+        note(f"{steps:,} steps of {tokens_per_step:,} tokens{passes}{until} {where}, ETA {clock(eta)}")
 
 
-def _sample_hooks(trainer: Trainer, logger: Logger) -> list[Hook]:
-    """Return a hook that generates text from each prompt, when samples are asked for."""
+def _sample_hooks(trainer: Trainer) -> list[Hook]:
+    """Return a hook that generates text from each prompt, when samples are asked for.
+
+    Raises:
+        ValueError: a prompt from which nothing can be generated.
+    """
     from transformerlm.training.trainer import Hook
 
     samples = trainer.config.samples
@@ -287,12 +358,15 @@ def _sample_hooks(trainer: Trainer, logger: Logger) -> list[Hook]:
 
     document_ids = ids_of_data(trainer.train_data, trainer.tokenizer) or guess_ids(trainer.tokenizer)
     settings = {**samples.sampling.model_dump(), "allow_special": samples.allow_special}
+    for prompt in samples.prompts:  # nothing is generated before the first token is asked for
+        Predictor(trainer.raw_model, trainer.tokenizer, document_ids).stream(prompt, seed=0, **settings)
 
     def sample(step: int, model: TransformerLM) -> None:
         predictor = Predictor(model, trainer.tokenizer, document_ids)
         for prompt in samples.prompts:
             text = "".join(predictor.stream(prompt, seed=step, **settings))
-            logger.log_record({"event": "sample", "step": step, "text.prompt": prompt, "text.output": text})
+            record = {"event": "sample", "step": step, "text.prompt": prompt, "text.output": text}
+            trainer.runtime.logger.log_record(record)
             note(f"step {step} sample: {prompt + text!r}")
 
     return [Hook(samples.interval, sample)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import sys
 import time
@@ -10,7 +11,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Generic, NoReturn, TypeVar
+from pathlib import Path
+from typing import Any, Generic, NoReturn, TypeVar
 
 from pydantic import BaseModel
 
@@ -18,6 +20,7 @@ from cli.entry import STOP_CODES
 from cli.options import build_parser
 from config.io import SHIPPED, ConfigError, dump_json_schema, dump_origins, dump_toml, read_layers, validate
 from config.keys import iter_keys
+from config.layers import Layer
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -30,13 +33,15 @@ Schema = TypeVar("Schema", bound=BaseModel)
 class Command(Generic[Schema]):
     """A console script: its name, its schema, what it does with a checked configuration, and its default TOML, if any.
 
-    `run` imports the heavy libraries itself, so that `--help`, `--print-config` and errors answer at once.
+    `run` imports the heavy libraries itself, so that `--help`, `--print-config` and errors answer at once. `place_of`
+    returns what the place of the last TOML file says better than the file; the command line goes before it.
     """
 
     name: str
     schema: type[Schema]
     run: Callable[[Schema], int | None]
     default_config: str | None = None
+    place_of: Callable[[Path], dict[str, Any]] = lambda path: {}
 
 
 def main(command: Command[Schema], argv: Sequence[str] | None = None) -> NoReturn:
@@ -127,6 +132,8 @@ def configure(command: Command[Schema], argv: Sequence[str] | None = None) -> Sc
         shipped = SHIPPED / f"{command.schema.__module__.rpartition('.')[2]}.toml"
         raise ConfigError([f"{command.name}: expected --config FILE.toml, for example {shipped}"])
     layers = read_layers(command.schema, paths, options, snippets=snippets)
+    if paths and (place := command.place_of(paths[-1])):
+        layers.insert(len(paths), Layer(f"the place of {paths[-1].name}", place))
     config = validate(command.schema, layers)
     if print_config:
         text = dump_origins(config, layers) if print_config == "origin" else dump_toml(config)
@@ -172,10 +179,20 @@ class Progress:
         start: units that were done before this process began.
         unit: the word for them; "B" shows megabytes.
         began: the monotonic time at which the job began; now, by default.
+        limit: the seconds after which it ends in any case.
     """
 
-    def __init__(self, total: int, *, start: int = 0, unit: str = "step", began: float | None = None) -> None:
+    def __init__(
+        self,
+        total: int,
+        *,
+        start: int = 0,
+        unit: str = "step",
+        began: float | None = None,
+        limit: float | None = None,
+    ) -> None:
         self._total, self._start, self._unit = total, start, unit
+        self._limit = math.inf if limit is None else limit
         self._began = time.monotonic() if began is None else began
         self._shown = self._began  # not at once: the first rate would mean nothing
         self._finished = False
@@ -197,7 +214,8 @@ class Progress:
 
     def _line(self, done: int, facts: Mapping[str, float], seconds: float) -> str:
         rate = (done - self._start) / seconds if seconds > 0 else 0.0
-        left = f"ETA {clock((self._total - done) / rate)}" if rate > 0 and done < self._total else clock(seconds)
+        eta = min((self._total - done) / rate, max(0.0, self._limit - seconds)) if rate > 0 else 0.0
+        left = f"ETA {clock(eta)}" if rate > 0 and done < self._total else clock(seconds)
         if self._unit == "B":
             scale, name = (1e6, "MB") if self._total >= 1e6 else (1e3, "kB")
             return f"{done / scale:,.1f}/{self._total / scale:,.1f} {name}  {rate / 1e6:.1f} MB/s  {left}"

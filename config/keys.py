@@ -132,7 +132,11 @@ def _expected_variant(variant: dict[str, Any]) -> str:
         return f"a list of {limit}{_PLURALS[nouns[0]]}{item.removeprefix(nouns[0])}".replace("that is", "that are")
     if "takes" in variant:  # a pattern, in words
         return str(variant["takes"])
-    special = {"path": "a path", "duration": 'a duration such as "90s" or "2m"'}.get(variant.get("format", ""))
+    special = {
+        "path": "a path",
+        "duration": 'a duration such as "90s" or "2m"',
+        "share": 'a share such as "5%"',
+    }.get(variant.get("format", ""))
     noun = special or _NOUNS["object" if "$ref" in variant else variant.get("type", "string")]
     bounds = (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
     limits = [f"{sign} {variant[key]}" for key, sign in bounds if key in variant and variant[key] < _NO_LIMIT]

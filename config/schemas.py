@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
@@ -64,6 +64,17 @@ def _check_duration(text: str) -> str:
 
 Duration = Annotated[str, AfterValidator(_check_duration), Field(json_schema_extra={"format": "duration"})]
 """A length of time with its unit: 90s, 2m, 1.5h, 3d."""
+
+Share = Annotated[
+    str, Field(pattern=r"^(100|\d{1,2})(\.\d{1,9})?%$", max_length=13, json_schema_extra={"format": "share"})
+]
+"""A part of the whole run, in percent: 5%, 2.5%."""
+
+
+def steps_of(length: int | str, max_steps: int) -> int:
+    """Return a number of steps as it is, and a share such as "5%" as the nearest number of `max_steps`."""
+    return length if isinstance(length, int) else round(float(length.removesuffix("%")) / 100 * max_steps)
+
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
@@ -190,9 +201,26 @@ class ScheduleConfig(Section):
     name: Literal["cosine", "wsd", "constant"] = Field(
         "cosine", description="cosine decay, warmup-stable-decay, or constant"
     )
-    warmup_steps: int = Field(0, ge=0, le=2**53, description="steps of linear warm-up; at most training.max_steps")
-    min_learning_rate: float = Field(0.0, ge=0, le=1e3, description="learning rate at the end (cosine, wsd)")
-    decay_steps: int = Field(0, ge=0, le=2**53, description="wsd: steps of linear decay at the end")
+    warmup_steps: Count | Share = Field(
+        0, description="linear warm-up: steps, or a share of training.max_steps; at most all of it"
+    )
+    min_learning_rate: float = Field(
+        0.0, ge=0, le=1e3, description="learning rate that the decay would reach one step after the last (cosine, wsd)"
+    )
+    decay_steps: Count | Share = Field(
+        0, description="wsd: linear decay at the end: steps, or a share of training.max_steps"
+    )
+
+    def in_steps(self, max_steps: int) -> dict[str, Any]:
+        """Return the section with shares as numbers of steps of a run of `max_steps`.
+
+        A decay of a share has a step at least. Two shares never exceed the run for being rounded.
+        """
+        warmup, decay = (steps_of(length, max_steps) for length in (self.warmup_steps, self.decay_steps))
+        if isinstance(self.decay_steps, str):
+            room = max_steps - warmup if isinstance(self.warmup_steps, str) else max_steps
+            decay = min(max(1, decay), max(0, room))
+        return {**self.model_dump(), "warmup_steps": warmup, "decay_steps": decay}
 
     @model_validator(mode="after")
     def _check_shape(self) -> Self:
@@ -202,6 +230,11 @@ class ScheduleConfig(Section):
             raise ValueError(f'decay_steps = {self.decay_steps} is for name = "wsd", found name = "{self.name}"')
         if self.name == "constant" and self.min_learning_rate:
             raise ValueError(f'min_learning_rate = {self.min_learning_rate} does nothing with name = "constant"')
+        shares = [length for length in (self.warmup_steps, self.decay_steps) if isinstance(length, str)]
+        if sum(float(share.removesuffix("%")) for share in shares) > 100:
+            raise ValueError(
+                f"warmup_steps + decay_steps: expected at most 100% of the run, found {' + '.join(shares)}"
+            )
         return self
 
 

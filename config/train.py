@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+import math
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -54,15 +55,19 @@ class TrainingConfig(Section):
         description="torch.compile the model: slower to start, faster to run; auto: for 1,000 steps and more on CUDA",
     )
     max_time: Duration | None = Field(
-        None, description='save and stop after this long, e.g. "2m"; none: run to max_steps'
+        None,
+        description='time for the whole run, over all its starts, e.g. "2m"; the schedule follows it where it is ahead '
+        "of the steps, and the run saves and stops after it; none: run to max_steps",
     )
     log_interval: PositiveInt = Field(1, description="steps between step lines")
     log_norms: bool = Field(False, description="also log the L2 norms of each block's weights and activations")
     eval_interval: Count = Field(
         100, description="steps between validations, besides those before a checkpoint; 0: those only"
     )
-    eval_batches: PositiveInt = Field(
-        20, description="batches of micro_batch_size windows in a validation, from the file's start"
+    eval_tokens: PositiveInt = Field(
+        2**16,
+        description="tokens of a validation, from the file's start, in windows of context_length (the eval_batches of "
+        "earlier versions is read as so many batches of micro_batch_size windows)",
     )
     early_stop_patience: Count = Field(
         0,
@@ -128,6 +133,11 @@ class SamplesConfig(Section):
     sampling: SamplesSamplingConfig = SamplesSamplingConfig()
 
 
+def _table(tree: Any, name: str) -> dict[str, Any]:
+    section = tree.get(name) if isinstance(tree, dict) else None
+    return section if isinstance(section, dict) else {}
+
+
 class TrainConfig(Section):
     """Train a Transformer language model. The same command starts and resumes."""
 
@@ -142,6 +152,25 @@ class TrainConfig(Section):
     logging: LoggingConfig = LoggingConfig()
     wandb: WandbConfig = WandbConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_eval_batches(cls, tree: Any) -> Any:
+        """Read the `eval_batches` of earlier versions as the `eval_tokens` that they were.
+
+        It counted batches of `micro_batch_size` windows; with "auto" nobody knows how many, and the default holds.
+        """
+        training, model = (dict(_table(tree, name)) for name in ("training", "model"))
+        if "eval_batches" not in training or "eval_tokens" in training:
+            return tree
+        sizes = [training.get("micro_batch_size") or training.get("batch_size"), model.get("context_length")]
+        factors = [training["eval_batches"], *sizes]
+        if sizes[0] == "auto" and type(factors[0]) is int:
+            del training["eval_batches"]
+        elif all(type(factor) is int and factor > 0 for factor in factors):
+            del training["eval_batches"]
+            training["eval_tokens"] = math.prod(factors)
+        return {**tree, "training": training}
+
     @model_validator(mode="after")
     def _check_early_stop(self) -> Self:
         if self.training.early_stop_patience and self.data.valid is None:
@@ -152,11 +181,15 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:
         steps, schedule, peak = self.training.max_steps, self.schedule, self.optimizer.learning_rate
-        planned = schedule.warmup_steps + schedule.decay_steps
+        in_steps = schedule.in_steps(steps)
+        planned = in_steps["warmup_steps"] + in_steps["decay_steps"]
         problems = []
         if planned > steps:
             parts = "schedule.warmup_steps" + (" + schedule.decay_steps" if schedule.decay_steps else "")
-            problems.append(f"{parts} ({planned}) exceeds training.max_steps ({steps})")
+            problems.append(
+                f"{parts} ({planned}) exceeds training.max_steps ({steps}); lower it, or give a share of the run, "
+                'such as schedule.warmup_steps = "5%"'
+            )
         if schedule.min_learning_rate > peak:
             problems.append(
                 f"schedule.min_learning_rate ({schedule.min_learning_rate}) exceeds optimizer.learning_rate ({peak})"

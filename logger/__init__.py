@@ -11,7 +11,7 @@ from logger.console_logger import ConsoleLogger
 from logger.file_logger import JsonlLogger, truncate_after_step
 from logger.multi import MultiLogger
 from logger.noop import NoopLogger
-from logger.wandb_logger import WandbLogger
+from logger.wandb_logger import WandbLogger, require_wandb
 
 __all__ = [
     "ConsoleLogger",
@@ -21,6 +21,7 @@ __all__ = [
     "NoopLogger",
     "WandbLogger",
     "create_logger",
+    "require_wandb",
     "truncate_after_step",
 ]
 

@@ -49,7 +49,7 @@ class WandbLogger(Logger):
         close_timeout: float = 10.0,
         queue_size: int = 10_000,
     ) -> None:
-        _require_wandb()
+        require_wandb()
         self._run_id = run_id or secrets.token_hex(4)
         self._close_timeout = close_timeout
         self._queue_size = queue_size
@@ -146,7 +146,8 @@ class WandbLogger(Logger):
         self._answered.set()
 
 
-def _require_wandb() -> None:
+def require_wandb() -> None:
+    """Raise ValueError where the package wandb is not installed."""
     spec = importlib.util.find_spec("wandb")
     # The folder `wandb/` that offline runs leave behind is importable too, as a namespace package without an origin.
     if spec is None or spec.origin is None:

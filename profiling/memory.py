@@ -11,13 +11,14 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def start_history(*, max_entries: int = 100_000) -> bool:
+def start_history(enabled: bool = True, *, max_entries: int = 100_000) -> bool:
     """Begin to record every allocation with its stack trace; return whether anything is recorded.
 
+    With `enabled` False nothing is begun, so that a setting can be passed on as it is.
     The newest `max_entries` events are kept. Recording slows every allocation, so begin it for the steps of interest
     and not for a whole run.
     """
-    if not _has_cuda():
+    if not enabled or not _has_cuda():
         return False
     import torch
 

@@ -130,7 +130,7 @@ def test_the_commands_by_hand_and_the_library_example_run(checkout):
 
         (checkout / "data").mkdir()
         write_corpus(checkout / "data/corpus.txt", max_bytes=1_000_000)
-    short = r"\1 --training.max_steps=20 --schedule.warmup_steps=5 --training.eval_batches=1"
+    short = r"\1 --training.max_steps=20 --training.eval_tokens=1000"
     script = re.sub(r"^(.*transformerlm-train (?:[^\n\\]|\\\n)*?)(?=\s*(?:#.*)?$)", short, block, count=1, flags=re.M)
     script = script.replace("uv run ", "")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

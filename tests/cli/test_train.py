@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import inspect
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,8 +23,10 @@ from tests.cli.commands import ROOT, call
 from tests.training.faults import Killed, kill_at, stop_before
 from tests.training.test_same_run import what_tells_them_apart
 from tests.training.tiny_run import read_records, step_lines, tiny_config
+from transformerlm.distributed import World
 from transformerlm.inference.predictor import Predictor
 from transformerlm.training import checkpoint
+from transformerlm.training.loop import EvalResult
 from transformerlm.training.trainer import Trainer
 
 
@@ -69,6 +73,8 @@ def test_the_order_of_a_step_is_kept(pipeline):
         ("--training.device=cuda:99", "cuda:99"),
         ("--checkpoint.resume=required", "no checkpoint to resume"),
         ("--model.d_model=1000000", "training needs about"),
+        ("--samples.prompts=caf\udce9", "samples.prompts: expected UTF-8, which the run's config.toml is written in"),
+        ("--data.train=caf\udce9.npy", "data.train: expected UTF-8, which the run's config.toml is written in"),
     ],
 )
 def test_what_cannot_run_is_refused_in_one_line(change, message, pipeline, tmp_path):
@@ -78,6 +84,74 @@ def test_what_cannot_run_is_refused_in_one_line(change, message, pipeline, tmp_p
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_backend_that_is_not_installed_is_refused_before_the_run_is_there(pipeline, tmp_path, monkeypatch):
+    """Without the package wandb nothing is written, not even a directory."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    done = call("train", "--config", pipeline.train_toml, "--runs_dir", tmp_path / "runs", "--logging.backend=wandb")
+    assert (done.code, len(done.stderr.splitlines())) == (2, 1)
+    assert "wandb is not installed" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_prompt_that_is_refused_is_refused_before_the_run_is_there(pipeline, tmp_path, monkeypatch):
+    """What the first sample would say of a prompt is known before the first step: nothing is written."""
+
+    def refuse(self, prompt, *_):
+        raise ValueError(f"predictor: {prompt} cannot be read")
+
+    monkeypatch.setattr(Predictor, "_encode", refuse)
+    done = call("train", "--config", pipeline.train_toml, f"--runs_dir={tmp_path / 'runs'}", "--samples.prompts=One")
+    assert done.code == 2
+    assert done.stderr.splitlines()[-1] == "error: predictor: One cannot be read"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_validating_on_the_training_data_is_said(pipeline, tmp_path):
+    """The same tokens under another name, too: one line says that the validation loss means less than it looks."""
+    for suffix in (".npy", ".json"):
+        shutil.copy(pipeline.files.train.with_suffix(suffix), tmp_path / f"other{suffix}")
+    done = call("train", "--config", pipeline.train_toml, "--runs_dir", tmp_path, f"--data.valid={tmp_path}/other.npy")
+    assert done.code == 0
+    assert done.stderr.splitlines()[0].startswith("warning: data.valid holds the same tokens as data.train")
+    assert "same tokens" not in pipeline.outcome.stderr
+
+
+@pytest.mark.parametrize("limit", ["max_steps", "early_stop_patience", "max_time"])
+def test_a_finished_run_says_so(limit, pipeline, tmp_path, monkeypatch):
+    """The command given again names what ended the run and what to raise, instead of an ETA for no step."""
+    monkeypatch.setattr(Trainer, "validate", lambda self: EvalResult(loss=1.0 + self.state.step, bits_per_byte=1.0))
+    setting = {"max_steps": "12", "early_stop_patience": "1", "max_time": "0.01s"}[limit]
+    arguments = ("--config", pipeline.train_toml, "--runs_dir", tmp_path, f"--training.{limit}={setting}")
+    first, second = (call("train", *arguments) for _ in range(2))
+    assert (first.code, second.code) == (0, 0)
+    assert "ETA" in first.stderr
+    step = first.records[-1]["step"]
+    assert second.stderr.splitlines()[-1] == (
+        f"nothing left to do: the run has ended at step {step} by training.{limit} = {setting}; raise it to go on"
+    )
+    assert "ETA" not in second.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "number"),
+    [
+        ({"training.eval_interval": 1, "checkpoint.interval": 0}, 12),
+        ({"training.eval_interval": 4, "checkpoint.interval": 0}, 3),
+        ({"training.eval_interval": 0, "checkpoint.interval": 5}, 3),
+        ({"training.eval_interval": 0, "checkpoint.interval": 0}, 1),
+    ],
+    ids=str,
+)
+def test_the_eta_knows_validations_and_the_limit_of_time(changes, number, pipeline, tmp_path):
+    """Those to come are counted; what is left of max_time is the most that it can be."""
+    built, _ = command._prepare(tiny_config(pipeline.files, tmp_path, changes), tmp_path, world=World())
+    assert built._validations_left() == number
+    limited = tiny_config(pipeline.files, tmp_path, {"training.max_steps": 10**9, "training.max_time": "20s"})
+    built, _ = command._prepare(limited, tmp_path, world=World())
+    built.state.seconds = 15.0
+    assert built.estimate_seconds()[0] == 5.0
 
 
 def test_a_run_without_a_name_is_called_after_its_start(pipeline, tmp_path):
@@ -130,6 +204,22 @@ def test_the_micro_batch_that_was_chosen_is_kept(pipeline, tmp_path, monkeypatch
     assert [record["micro_batch_size"] for record in records if record.get("event") == "started"] == [4, 4]
     assert what_tells_them_apart(tmp_path / "cut/run", tmp_path / "whole/run", [6]) is None
     assert load_config(TrainConfig, tmp_path / "cut/run/config.toml").training.micro_batch_size == 4
+
+
+def test_a_moved_run_goes_on_where_its_config_is(pipeline, tmp_path, monkeypatch):
+    """Its own config.toml, given by any path, finds the run beside it; the place that the file names is left alone."""
+    moved = tmp_path / "archive/renamed"
+    shutil.copytree(pipeline.run, moved, symlinks=True)
+    before = sorted(pipeline.run.rglob("*"))
+    done = call("train", "--config", moved / "config.toml", "--training.max_steps=13")
+    assert (done.code, done.records[0]["step"]) == (0, 12)
+    assert f"goes on where its file is, in {moved}" in done.stderr
+    assert sorted(pipeline.run.rglob("*")) == before
+    monkeypatch.chdir(moved)
+    done = call("train", "--config", "config.toml", "--training.max_steps=14")
+    assert (done.code, done.records[0]["step"]) == (0, 13)
+    assert "goes on where its file is" not in done.stderr  # by now the file names this place
+    assert read_records(moved)[-1]["step"] == 14
 
 
 # --- outputs that fail --------------------------------------------------------------------------------------------
@@ -255,7 +345,8 @@ def signal_in(monkeypatch, place: str, number: int) -> None:
 
     def interrupted(*args, **settings):
         calls[0] += 1
-        if calls[0] == (2 if place == "data" else 1):  # the first batch is drawn to time a step
+        # The first batch is drawn to time a step, and the first sample is not drawn but checked.
+        if calls[0] == (2 if place in ("data", "sampling") else 1):
             os.kill(os.getpid(), number)
         return original(*args, **settings)
 

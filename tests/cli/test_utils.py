@@ -317,6 +317,17 @@ class Terminal(io.StringIO):
         return True
 
 
+def test_the_eta_is_never_beyond_the_limit(monkeypatch):
+    """A job that a limit of time ends has no more left than the limit leaves."""
+    now, stream = [0.0], io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr("cli.utils.time.monotonic", lambda: now[0])
+    progress = Progress(1_000_000, limit=60.0)
+    for now[0] in (20.0, 50.0, 70.0):
+        progress(10, {})
+    assert [line.rpartition("  ")[2] for line in stream.getvalue().splitlines()] == ["ETA 0:40", "ETA 0:10", "ETA 0:00"]
+
+
 def test_progress_rewrites_one_line_on_a_terminal_only(monkeypatch):
     """On a terminal the line is rewritten; elsewhere no control characters are written, and the end is always told."""
     for stream, rewrites in ((Terminal(), True), (io.StringIO(), False)):

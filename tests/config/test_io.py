@@ -107,11 +107,22 @@ def test_all_errors_at_once(tmp_path):
             "train.toml: model: num_heads (4) is not divisible by num_kv_heads (3)",
         ),
         (
-            "warmup_steps = 100",
+            'warmup_steps = "10%"',
             "warmup_steps = 5000",
-            "train.toml: schedule.warmup_steps (5000) exceeds training.max_steps (1000)",
+            "train.toml: schedule.warmup_steps (5000) exceeds training.max_steps (1000); lower it, or give a share of "
+            'the run, such as schedule.warmup_steps = "5%"',
         ),
         ("1e-4", "1e-2", "train.toml: schedule.min_learning_rate (0.01) exceeds optimizer.learning_rate (0.003)"),
+        (
+            'warmup_steps = "10%"',
+            'warmup_steps = "a"',
+            'train.toml: schedule.warmup_steps: expected an integer >= 0 or a share such as "5%", found "a" (a string)',
+        ),
+        (
+            'name = "cosine"\nwarmup_steps = "10%"',
+            'name = "wsd"\ndecay_steps = "95%"\nwarmup_steps = "5.5%"',
+            "train.toml: schedule: warmup_steps + decay_steps: expected at most 100% of the run, found 5.5% + 95%",
+        ),
         ('"cosine"', '"wsd"', 'train.toml: schedule: name = "wsd" needs decay_steps >= 1, found 0'),
         (
             "batch_size = 16",
@@ -142,7 +153,7 @@ def test_all_errors_at_once(tmp_path):
         ),
         ("[schedule]", "[shedule]", "train.toml: shedule is not a known key (did you mean schedule?)"),
         (
-            "eval_batches = 16",
+            "eval_tokens = 32768",
             'max_time = "2 minutes"',
             'train.toml: training.max_time: expected a duration such as "90s", "2m" or "1.5h", found "2 minutes"',
         ),
@@ -320,7 +331,8 @@ def test_relations_of_two_sections_are_told_together(tmp_path):
     text = SMALL.partition("[logging]")[0]
     assert raw_errors(text, tmp_path=tmp_path) == [
         "a.toml:4: model: d_model (30) is not divisible by num_heads (4)",
-        "a.toml:14: schedule.warmup_steps (20) exceeds training.max_steps (10)",
+        "a.toml:14: schedule.warmup_steps (20) exceeds training.max_steps (10); lower it, or give a share of the run, "
+        'such as schedule.warmup_steps = "5%"',
     ]
 
 

@@ -12,7 +12,12 @@ from cli.train import train
 from tests.training.tiny_run import step_lines, tiny_config, write_tiny_files
 
 GOLDEN = Path(__file__).parent / "cpu_fp32.json"
-CHANGES = {"training.max_steps": 20, "training.micro_batch_size": 4, "optimizer.learning_rate": 1e-2}
+CHANGES = {
+    "training.max_steps": 20,
+    "training.micro_batch_size": 4,
+    "training.eval_tokens": 128,
+    "optimizer.learning_rate": 1e-2,
+}
 
 
 def test_losses_of_twenty_steps_are_the_recorded_ones(tmp_path):

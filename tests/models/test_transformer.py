@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -308,3 +309,42 @@ def test_what_a_compiler_traces_has_the_same_gradients(variant: dict[str, Any], 
         grads.append(torch.autograd.grad(loss, list(model.layers.parameters())))
     tolerance = 1e-5 if precision == torch.float32 else 0.05
     torch.testing.assert_close(grads[1], grads[0], rtol=tolerance, atol=tolerance)
+
+
+def test_its_repr_shows_sizes() -> None:
+    """`print(model)` says what it is made of and how large each part is."""
+    sizes = {"vocab_size": 50, "context_length": 8, "d_model": 12, "num_layers": 1, "num_heads": 2, "d_ff": 20}
+    model = TransformerLM(**sizes)
+    shown = repr(model)
+    assert shown.startswith(f"TransformerLM(\n  {model.num_parameters():,} parameters, vocab_size=50, context_length=8")
+    for part in (
+        "Embedding(50, 12)",
+        "(w2): Linear(20, 12)",
+        "(ln1): RMSNorm(12, eps=1e-05)",
+        "RotaryEmbedding(theta=10000.0, d_k=6, max_seq_len=8)",
+        "(lm_head): Linear(12, 50)",
+    ):
+        assert part in shown, part
+
+
+@pytest.mark.parametrize("d_model", [64, 512])
+@pytest.mark.parametrize("norm_position", ["pre", "post", "none"])
+@pytest.mark.parametrize("zero_init_outputs", [True, False])
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+def test_training_begins_with_about_the_loss_of_guessing(d_model, norm_position, zero_init_outputs, tie_embeddings):
+    """ln(vocab_size), whichever choices go together: no logit stands out at random, not even a token's for itself."""
+    torch.manual_seed(0)
+    model = TransformerLM(
+        vocab_size=1000,
+        context_length=32,
+        d_model=d_model,
+        num_layers=2,
+        num_heads=4,
+        norm_position=norm_position,
+        zero_init_outputs=zero_init_outputs,
+        tie_embeddings=tie_embeddings,
+    )
+    ids = torch.randint(1000, (4, 33))
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+    assert abs(loss.item() - math.log(1000)) < 1.0

@@ -21,6 +21,7 @@ def no_cuda(monkeypatch):
 def test_everything_is_a_no_op_without_cuda(no_cuda, tmp_path):
     """Without a device no call raises, no file appears, and the answers say that nothing was recorded."""
     assert memory.start_history() is False
+    assert memory.start_history(True) is False
     assert memory.dump_snapshot(tmp_path / "deep" / "snapshot.pickle") is False
     assert list(tmp_path.iterdir()) == []
     memory.reset_peaks()
@@ -59,7 +60,8 @@ def test_snapshot_appears_whole(monkeypatch, tmp_path):
 @pytest.mark.gpu
 def test_peaks_and_snapshot_on_a_device(tmp_path):
     """On a device the peak covers an allocation and falls after a reset; the snapshot can be opened."""
-    assert memory.start_history() is True
+    assert memory.start_history(False) is False
+    assert memory.start_history(True) is True
     block = torch.ones(1 << 20, device="cuda")
     assert memory.peaks()["cuda_peak_allocated_bytes"] >= block.nbytes
     assert memory.dump_snapshot(tmp_path / "snapshot.pickle") is True

@@ -41,7 +41,7 @@ seed = 1
 device = "cpu"
 precision = "fp32"
 eval_interval = 4
-eval_batches = 2
+eval_tokens = 128
 [optimizer]
 learning_rate = 3e-3
 [schedule]

@@ -7,7 +7,7 @@ import torch
 
 from tests.training.tiny_run import tiny_config, write_tiny_files
 from transformerlm.training import calibration
-from transformerlm.training.calibration import RandomTokens, calibrate
+from transformerlm.training.calibration import RandomTokens, calibrate, measured_facts
 
 CPU = torch.device("cpu")
 
@@ -48,6 +48,13 @@ def test_a_run_shorter_than_the_calibration_is_measured(files, tmp_path):
     """The schedule is not asked for steps beyond its end."""
     config = tiny_config(files, tmp_path, {"training.max_steps": 3})
     assert measure(config, 8).steps == 8
+
+
+def test_the_time_of_a_run_is_never_beyond_its_limit(files, tmp_path):
+    """A run that max_time ends takes that long."""
+    config = tiny_config(files, tmp_path, {"training.max_steps": 10**9, "training.max_time": "90s"})
+    plan = {"steps": 10**9, "tokens.per_step": 128, "flops.per_token": 1}
+    assert measured_facts(config, 1, plan=plan, device=CPU, precision="fp32")["eta_seconds"] == 90.0
 
 
 def test_slow_steps_are_fewer(files, tmp_path, monkeypatch):

@@ -184,10 +184,25 @@ def test_damage_is_found_and_the_older_checkpoint_used(name, damage, files, tmp_
 def test_many_damaged_checkpoints_are_kept_apart(files, tmp_path):
     """A second damaged checkpoint of the same step gets its own `.bad` name; none is overwritten."""
     snapshot = make_snapshot(files)
+    older = save_checkpoint(tmp_path, 1, snapshot)
     for _ in range(3):
         (save_checkpoint(tmp_path, 2, snapshot) / "state.json").unlink()
-        assert checkpoint.newest_whole(tmp_path, warn=lambda line: None) is None
+        assert checkpoint.newest_whole(tmp_path, warn=lambda line: None) == older
     assert sorted(path.name for path in tmp_path.glob("*.bad*")) == [f"step-00000002.bad{n}" for n in ("", 2, 3)]
+
+
+def test_damage_to_all_checkpoints_is_refused_each_time(files, tmp_path):
+    """Each is named and stays where it is, so that the next start refuses, too; so do those set aside before."""
+    for directory in two_checkpoints(tmp_path, files):
+        DAMAGES["missing"](directory / "model.safetensors")
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"found damaged ones only: .*step-00000002.*step-00000001") as caught:
+            checkpoint.newest_whole(tmp_path)
+        assert "to begin anew, remove that directory or choose another logging.run_name" in str(caught.value)
+    for directory in checkpoint.list_checkpoints(tmp_path):
+        checkpoint.set_aside(directory)
+    with pytest.raises(CheckpointError, match=r"step-00000002\.bad: set aside as damaged before"):
+        checkpoint.newest_whole(tmp_path)
 
 
 HOSTILE = {
@@ -476,3 +491,34 @@ def test_moving_a_link_is_one_rename(tmp_path):
     checkpoint.point(tmp_path / "latest", second)
     assert (tmp_path / "latest").resolve() == second.resolve()
     assert not list(tmp_path.glob("*.tmp*"))
+
+
+def test_a_directory_in_the_place_of_a_link_gives_way(tmp_path):
+    """`point` sets aside what a copy has put where the link belongs, and leaves nothing temporary."""
+    (target,) = empty_checkpoints(tmp_path, [1])
+    (tmp_path / "best").mkdir()
+    checkpoint.point(tmp_path / "best", target)
+    assert (tmp_path / "best").resolve() == target.resolve()
+    assert (tmp_path / "best.bad").is_dir()
+    assert not list(tmp_path.glob("*.tmp*"))
+
+
+@pytest.mark.parametrize("own", ["whole", "damaged", "missing"])
+def test_copied_links_become_links_again(own, files, tmp_path):
+    """A copy that followed links has directories for links: one copy of each step stays, a whole one."""
+    for directory in two_checkpoints(tmp_path, files):
+        link = tmp_path / ("best" if directory.name.endswith("1") else "latest")
+        link.unlink(missing_ok=True)
+        shutil.copytree(directory, link)
+    if own == "damaged":
+        DAMAGES["missing"](tmp_path / "step-00000001/model.safetensors")
+    elif own == "missing":
+        shutil.rmtree(tmp_path / "step-00000001")
+    checkpoint.restore_links(tmp_path)
+    assert (tmp_path / "best").is_symlink()
+    assert (tmp_path / "latest").is_symlink()
+    assert checkpoint.verify((tmp_path / "best").resolve())["step"] == 1
+    names = ["best", "latest", "step-00000001", "step-00000001.bad", "step-00000002"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        name for name in names if own == "damaged" or name[-1] != "d"
+    ]

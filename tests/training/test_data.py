@@ -136,8 +136,11 @@ def test_sequential_batches_visit_each_target_once_in_order() -> None:
 
 
 def test_sequential_batches_stop_at_the_limit() -> None:
-    """max_batches bounds the number of batches; too little data is an error before the first."""
-    assert len(list(sequential_batches(TOKENS, batch_size=4, context_length=7, max_batches=2))) == 2
+    """max_windows bounds the windows, however they are cut into batches; too little data is an error at once."""
+    first = next(sequential_batches(TOKENS, batch_size=5, context_length=7))[0]
+    for batch_size in (1, 2, 4, 100):
+        batches = list(sequential_batches(TOKENS, batch_size=batch_size, context_length=7, max_windows=5))
+        assert torch.equal(torch.cat([inputs for inputs, _ in batches]), first)
     with pytest.raises(ValueError, match="7 tokens are too few"):
         next(sequential_batches(TOKENS[:7], batch_size=4, context_length=7))
 

@@ -74,6 +74,22 @@ def test_equals_the_plain_formulas_and_adamw_over_20_steps() -> None:
             assert torch.equal(p, other.get_parameter(name)), name
 
 
+def test_fp64_matrices_are_updated_in_fp64() -> None:
+    """They follow the formulas to 12 digits, beside one in fp32 of the same shape."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [nn.Parameter(torch.randn(4, 6, dtype=torch.float64, generator=generator)) for _ in range(2)]
+    weights.append(nn.Parameter(weights[0].detach().float()))
+    expected, momenta = [p.detach().clone() for p in weights], [torch.zeros_like(p) for p in weights]
+    optimizer = Muon([{"params": weights, "orthogonal": True, "weight_decay": DECAY}], **SETTINGS)
+    for _ in range(5):
+        for index, p in enumerate(weights):
+            p.grad = torch.randn(4, 6, dtype=torch.float64, generator=generator).to(p.dtype)
+            expected[index], momenta[index] = plain_muon(expected[index], p.grad, momenta[index], SETTINGS["lr"])
+        optimizer.step()
+    torch.testing.assert_close([p.detach() for p in weights[:2]], expected[:2], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(weights[2].detach(), expected[2], rtol=1e-4, atol=1e-5)
+
+
 def test_a_group_updated_at_once_equals_one_parameter_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, where the matrices of one shape go through the products as one batch."""
     one_by_one, at_once = make_model(), make_model()

@@ -8,7 +8,7 @@ import torch
 from tests.training.tiny_run import tiny_config, write_tiny_files
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training import checkpoint, plan
-from transformerlm.training.trainer import build_optimizer
+from transformerlm.training.build import build_optimizer
 
 CPU = torch.device("cpu")
 

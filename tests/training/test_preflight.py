@@ -96,6 +96,25 @@ def test_a_model_larger_than_the_memory_is_refused(files, monkeypatch):
         preflight.check_memory(config, device=CPU, precision="fp32", world_size=1)
 
 
+@pytest.mark.parametrize(
+    ("room", "changes", "advice", "none_of"),
+    [
+        ("weights", {}, "use a smaller model or vocabulary; weights, gradients and optimizer alone", "lower"),
+        ("total", {}, r"lower training\.micro_batch_size \(8\), set model\.activation_checkpointing", "alone"),
+        ("total", {"training.micro_batch_size": 1}, r"set model\.activation_checkpointing = true, or use", "lower"),
+        ("total", {"model.activation_checkpointing": True}, r"lower training\.micro_batch_size \(8\), or use", "set"),
+    ],
+)
+def test_advice_on_memory_is_what_helps(room, changes, advice, none_of, files, monkeypatch):
+    """Smaller passes are advised where they help, and nothing that is in use already."""
+    config = tiny_config(files, files.text.parent, changes)
+    parts = preflight.check_memory(config, device=CPU, precision="fp32", world_size=1)
+    monkeypatch.setattr(preflight, "device_memory_bytes", lambda device: parts[room] - 1)
+    with pytest.raises(ValueError, match=advice) as caught:
+        preflight.check_memory(config, device=CPU, precision="fp32", world_size=1)
+    assert f"{none_of} " not in str(caught.value).partition("): ")[2]
+
+
 def test_a_smaller_micro_batch_or_more_processes_need_less_memory(files):
     """What the refusal advises does help."""
     whole, part = (tiny_config(files, files.text.parent, {"training.micro_batch_size": size}) for size in (None, 2))

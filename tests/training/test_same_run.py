@@ -24,6 +24,7 @@ from transformerlm.distributed import World
 from transformerlm.training import checkpoint, guard, same_run
 from transformerlm.training.data import sample_starts
 from transformerlm.training.loop import EvalResult
+from transformerlm.training.timer import Timer
 from transformerlm.training.trainer import Trainer, TrainState
 from transformerlm.utils.json_files import values_sha256
 from transformerlm.utils.seed import rng_state, seed_everything
@@ -37,6 +38,7 @@ EVENTFUL = {
     "training.max_skipped_steps": 1,
     "training.eval_interval": 3,
     "schedule.min_learning_rate": 1e-4,
+    "training.max_time": "110s",
 }
 
 
@@ -45,8 +47,15 @@ def eventful(patch: pytest.MonkeyPatch) -> None:
 
     Batch 2 is not finite, so a step was skipped before the first checkpoint, and batch 5 is a spike, so the data are
     shifted from the second on. The validation loss rises, so the best step lies before. Each step's line shows numbers
-    of all generators. Logging begins with another id where it is not told the old one.
+    of all generators. Logging begins with another id where it is not told the old one. By the clock each step takes 7
+    seconds, so that the time is ahead of the steps and says how far the schedule is.
     """
+
+    def seconds(self: Timer) -> float:
+        self.looks = getattr(self, "looks", -1) + 1
+        return self._before + 7.0 * self.looks
+
+    patch.setattr(Timer, "seconds", seconds)
     poison(patch, {2: float("nan"), 5: 10.0})
     patch.setattr(guard, "NUM_LOSSES_BEFORE_SPIKES", 3)
     patch.setattr(Trainer, "validate", lambda self: EvalResult(loss=1 + self.state.step, bits_per_byte=1.0))
@@ -235,7 +244,7 @@ def test_resumed_equals_uninterrupted_in_every_phase(schedule, files, tmp_path):
         **SCHEDULES[schedule],
         "checkpoint.interval": 1,
         "training.eval_interval": 1,
-        "training.eval_batches": 1,
+        "training.eval_tokens": 128,
     }
     whole, pieces = (tiny_config(files, tmp_path / name, changes) for name in ("whole", "pieces"))
     train(whole)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from transformerlm.training.schedule import constant, cosine, learning_rate, wsd
+from config.schemas import ScheduleConfig
+from transformerlm.training.schedule import constant, cosine, learning_rate, timed_learning_rate, wsd
 
 OPTIONS: dict[str, Any] = {"learning_rate": 1.0, "min_learning_rate": 0.1, "warmup_steps": 10, "max_steps": 110}
 
@@ -67,10 +68,77 @@ def test_without_warm_up_the_first_update_is_full(name: str) -> None:
     assert learning_rate(1, name=name, **options) == pytest.approx(0.1)
 
 
-def test_warm_up_that_fills_the_training_ends_at_the_minimum() -> None:
-    """warmup_steps == max_steps is defined: up to the last step, which has the minimum."""
-    options = {**OPTIONS, "warmup_steps": 10, "max_steps": 10}
-    assert [cosine(step, **options) for step in (9, 10)] == pytest.approx([0.9, 0.1])
+SHAPES: dict[str, dict[str, Any]] = {
+    "cosine": {"name": "cosine"},
+    "wsd": {"name": "wsd", "decay_steps": 5},
+    "constant": {"name": "constant"},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("max_steps", [5, 7, 100])
+def test_every_update_changes_something(shape: str, max_steps: int) -> None:
+    """With a decay to 0 the last update has a rate above 0 too; the end of the curve is one step after it."""
+    options = {"learning_rate": 1.0, "max_steps": max_steps, **SHAPES[shape]}
+    *rates, after = [learning_rate(step, **options) for step in range(1, max_steps + 2)]
+    assert min(rates) > 0.0
+    assert after == (1.0 if shape == "constant" else 0.0)
+
+
+@pytest.mark.parametrize("name", ["cosine", "wsd", "constant"])
+def test_a_run_of_one_step_trains(name: str) -> None:
+    """Half the way down, or at the peak."""
+    rate = learning_rate(1, name=name, learning_rate=1.0, max_steps=1, decay_steps=1 * (name == "wsd"))
+    assert rate == pytest.approx({"cosine": 0.5, "wsd": 0.5, "constant": 1.0}[name])
+
+
+@pytest.mark.parametrize("name", ["cosine", "wsd", "constant"])
+def test_a_warm_up_of_the_whole_run_reaches_the_peak(name: str) -> None:
+    """The last of all updates has the full rate."""
+    rates = [learning_rate(step, name=name, learning_rate=1.0, max_steps=10, warmup_steps=10) for step in range(1, 11)]
+    assert rates == pytest.approx([step / 10 for step in range(1, 11)])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_time_that_is_behind_changes_nothing(shape: str) -> None:
+    """Up to the share of the steps that are made, the time is not looked at."""
+    options = {"learning_rate": 1.0, "max_steps": 100, "warmup_steps": 10, **SHAPES[shape]}
+    for step in (1, 10, 50, 96, 100):
+        for share in (0.0, step / 200, step / 100):
+            for is_share in (False, True):
+                timed = timed_learning_rate(step, time_share=share, warmup_is_share=is_share, **options)
+                assert timed == learning_rate(step, **options)
+
+
+@pytest.mark.parametrize("shape", ["cosine", "wsd"])
+def test_time_that_is_ahead_brings_the_rate_down(shape: str) -> None:
+    """At the end of its time a run of a million steps is at the end of its schedule, however few it has made."""
+    options = {"learning_rate": 1.0, "max_steps": 1_000_000, **SHAPES[shape]}
+    options |= {"decay_steps": 200_000} if shape == "wsd" else {}
+    rates = [timed_learning_rate(step, time_share=step / 50, **options) for step in range(51)]
+    assert all(a >= b for a, b in pairwise(rates))
+    assert rates[25] == pytest.approx(0.5 if shape == "cosine" else 1.0, abs=1e-3)
+    assert rates[-1] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_a_warm_up_in_steps_is_not_jumped_over() -> None:
+    """With the time far ahead, ten steps of warm-up are ten; as a share of the run they follow the time."""
+    options = {"name": "cosine", "learning_rate": 1.0, "max_steps": 1000, "warmup_steps": 10}
+    in_steps = [timed_learning_rate(step, time_share=step / 50, **options) for step in range(1, 11)]
+    assert in_steps[:5] == pytest.approx([step / 10 for step in range(1, 6)], rel=1e-6)
+    share = timed_learning_rate(1, time_share=0.02, warmup_is_share=True, **options)
+    assert share == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "expected"), [(1, (0, 1)), (2, (1, 1)), (3, (2, 1)), (100, (50, 50)), (1001, (500, 500))]
+)
+def test_shares_become_steps(max_steps: int, expected: tuple[int, int]) -> None:
+    """Of any number of steps, two halves are the whole run, and a decay has at least one."""
+    schedule = ScheduleConfig(name="wsd", warmup_steps="50%", decay_steps="50%")
+    in_steps = schedule.in_steps(max_steps)
+    assert (in_steps["warmup_steps"], in_steps["decay_steps"]) == expected
+    assert ScheduleConfig(warmup_steps=7).in_steps(max_steps)["warmup_steps"] == 7
 
 
 def test_unknown_name_is_refused() -> None:

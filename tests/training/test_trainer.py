@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cli.train import train
+from cli.train import _prepare, train
 from config.io import dump_toml
 from tests.training.faults import Killed, kill, stop_before
 from tests.training.tiny_run import (
@@ -24,10 +25,12 @@ from tests.training.tiny_run import (
     write_docstring_files,
     write_tiny_files,
 )
+from transformerlm.distributed import World
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.training import checkpoint, trainer
+from transformerlm.training.build import num_accumulation_steps, token_bytes
 from transformerlm.training.loop import EvalResult
-from transformerlm.training.trainer import num_accumulation_steps, token_bytes
+from transformerlm.training.timer import Timer
 from transformerlm.utils.json_files import values_sha256
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +79,7 @@ def test_step_lines_say_what_was_done(files, tmp_path):
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert [line["metrics.tokens"] for line in lines] == [8 * 16 * step for step in range(1, 13)]
     assert [line["metrics.lr"] for line in lines[:3]] == pytest.approx([1e-3, 2e-3, 3e-3])
-    assert lines[-1]["metrics.lr"] == 0.0
+    assert 0.0 < lines[-1]["metrics.lr"] < 1e-4  # the last step trains, too
     assert [line["step"] for line in lines if "metrics.val_loss" in line] == [4, 5, 8, 10, 12]
     last = lines[-1]
     assert last["metrics.val_perplexity"] == pytest.approx(2.718281828 ** last["metrics.val_loss"], rel=1e-4)
@@ -161,6 +164,33 @@ def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(f
     assert (run_dir / "checkpoints/step-00000006.bad").is_dir()
     assert events(run_dir, "resumed") == [3]
     assert step_lines(run_dir) == step_lines(tmp_path / "whole/run")
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_left_as_it_is(files, tmp_path):
+    """It does not begin anew in silence: every start is refused, names each checkpoint, and keeps the metrics."""
+    config = tiny_config(files, tmp_path)
+    train(config)
+    for weights in (tmp_path / "run/checkpoints").glob("step-*/model.safetensors"):
+        weights.write_bytes(weights.read_bytes()[:100])
+    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    for resume in ("auto", "required", "never"):
+        with pytest.raises(checkpoint.CheckpointError, match=r"step-00000012.*step-00000010.*begin anew"):
+            train(tiny_config(files, tmp_path, {"checkpoint.resume": resume, "training.max_steps": 20}))
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before
+
+
+def test_a_run_copied_with_links_followed_goes_on(files, tmp_path):
+    """Where `latest` and `best` have become directories they are links again, and the run ends as the original does."""
+    train(tiny_config(files, tmp_path / "whole"))
+    shutil.copytree(tmp_path / "whole", tmp_path / "copied", symlinks=False)
+    for name in ("whole", "copied"):
+        assert train(tiny_config(files, tmp_path / name, {"training.max_steps": 20})) == 0
+    assert step_lines(tmp_path / "copied/run") == step_lines(tmp_path / "whole/run")
+    names = [
+        sorted(path.name for path in (tmp_path / name / "run/checkpoints").iterdir()) for name in ("whole", "copied")
+    ]
+    assert names[0] == names[1]
+    assert (tmp_path / "copied/run/checkpoints/best").is_symlink()
 
 
 def test_a_finished_run_has_nothing_left_to_do(files, tmp_path):
@@ -343,14 +373,76 @@ def test_a_real_process_obeys_a_signal(files, tmp_path):
     assert checkpoint.step_of(directory) == records[-1]["step"]
 
 
-def test_max_time_saves_and_ends(files, tmp_path):
-    """A run out of time ends after a step, validated and saved, and says why; the same command goes on."""
-    config = tiny_config(files, tmp_path, {"training.max_steps": 10**6, "training.max_time": "0.3s"})
-    assert train(config) == 0
+def a_clock(monkeypatch, seconds_per_look: float) -> None:
+    """Let a run that looks at its clock find that so much time is over since it looked last: once each step."""
+
+    def seconds(self):
+        self.looks = getattr(self, "looks", -1) + 1
+        return self._before + seconds_per_look * self.looks
+
+    monkeypatch.setattr(Timer, "seconds", seconds)
+
+
+def test_max_time_saves_and_ends(files, tmp_path, monkeypatch):
+    """A run out of time ends after a step, annealed, validated and saved, and says why; more time goes on."""
+    a_clock(monkeypatch, 1.0)
+    changes = {"training.max_steps": 10**6, "schedule.warmup_steps": 2, "training.max_time": "20s"}
+    assert train(tiny_config(files, tmp_path, changes)) == 0
     last = read_records(tmp_path / "run")[-1]
-    assert (last["event"], last["reason"]) == ("finished", "max_time")
-    assert events(tmp_path / "run", "checkpoint_saved")[-1] == last["step"]
-    assert "metrics.val_loss" in step_lines(tmp_path / "run")[-1]
+    assert (last["event"], last["step"], last["reason"]) == ("finished", 20, "max_time")
+    assert events(tmp_path / "run", "checkpoint_saved")[-1] == 20
+    lines = step_lines(tmp_path / "run")
+    rates = [line["metrics.lr"] for line in lines]
+    assert rates[:2] == pytest.approx([1.5e-3, 3e-3], rel=0.02)
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+    assert rates[-1] < 0.01 * max(rates)
+    assert "metrics.val_loss" in lines[-1]
+    assert train(tiny_config(files, tmp_path, changes)) == 0
+    assert step_lines(tmp_path / "run") == lines  # its time is over, whoever starts it
+    assert train(tiny_config(files, tmp_path, {**changes, "training.max_time": "30s"})) == 0
+    assert read_records(tmp_path / "run")[-1]["step"] == 30
+
+
+def test_a_run_with_a_time_limit_goes_on_with_the_time_that_is_left(files, tmp_path, monkeypatch):
+    """Killed and started again, it makes the same steps with the same rates as when nobody disturbs it."""
+    a_clock(monkeypatch, 1.0)
+    changes = {"training.max_steps": 10**6, "schedule.warmup_steps": "10%", "training.max_time": "20s"}
+    whole, pieces = (tiny_config(files, tmp_path / name, changes) for name in ("whole", "pieces"))
+    train(whole)
+    run_in_pieces(pieces, [8, 18], monkeypatch)
+    assert step_lines(tmp_path / "pieces/run") == step_lines(tmp_path / "whole/run")
+    states = [checkpoint.read_state(checkpoint.resolve(tmp_path / name / "run")) for name in ("whole", "pieces")]
+    assert states[0]["seconds"] == states[1]["seconds"] == 20.0
+
+
+@pytest.mark.parametrize("stopped_by", ["max_steps", "max_time", "SIGTERM"])
+def test_a_run_in_slices_stops_early_where_an_uninterrupted_one_does(stopped_by, files, tmp_path, monkeypatch):
+    """The validation of the step at which a slice ends counts as any other; the counts that are saved are the same."""
+    changes = {
+        "training.max_steps": 100,
+        "training.eval_interval": 2,
+        "training.early_stop_patience": 3,
+        "schedule.name": "constant",
+        "schedule.warmup_steps": 0,
+        "checkpoint.interval": 1,
+    }
+    losses = [9.0, 5.0, 3.9, 4.0, 3.8, 4.5, 3.7, 4.25, 3.6, 4.0, 3.5, 3.0]  # the odd steps' are not counted
+    monkeypatch.setattr(
+        trainer.Trainer, "validate", lambda self: EvalResult(loss=losses[self.state.step - 1], bits_per_byte=1.0)
+    )
+    train(tiny_config(files, tmp_path / "whole", changes))
+    a_clock(monkeypatch, 1.0)
+    for end in (1, 2, 3, 4, 6, 8, 9, 10, 12):
+        limits = {"max_steps": {"training.max_steps": end}, "max_time": {"training.max_time": f"{end}s"}}
+        slices = {**changes, **limits.get(stopped_by, {})}
+        with monkeypatch.context() as patch:
+            if stopped_by == "SIGTERM":
+                stop_before(patch, end, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            train(tiny_config(files, tmp_path / "slices", slices))
+    whole, slices = (checkpoint.read_state(checkpoint.resolve(tmp_path / name / "run")) for name in ("whole", "slices"))
+    counted = ("step", "tokens", "best_val_loss", "best_step", "lowest_val_loss", "validations_since_lowest")
+    assert {name: slices[name] for name in counted} == {name: whole[name] for name in counted}
+    assert (whole["step"], whole["lowest_val_loss"], whole["validations_since_lowest"]) == (10, 4.0, 3)
 
 
 def test_a_run_that_gets_no_better_stops_early(files, tmp_path, monkeypatch, capsys):
@@ -441,6 +533,22 @@ def test_latest_and_best_point_where_they_should(files, tmp_path, monkeypatch):
     assert (root / "latest").resolve().name == checkpoint.step_name(12)
     assert [checkpoint.step_of(path) for path in checkpoint.list_checkpoints(root)] == [12, 10, 6]
     assert checkpoint.read_state(root / "latest")["best_val_loss"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [([3.0, 3.0, 3.0, 3.0], 2), ([3.0, 3.0 + 1e-6, 3.0 + 2e-6, 3.0], 2), ([3.0, 2.999999, 2.999999, 3.0], 4)],
+    ids=str,
+)
+def test_best_is_the_first_of_equally_good_checkpoints(losses, best, files, tmp_path, monkeypatch):
+    """Only a lower loss moves it: not an equal one, nor one that is worse by however little."""
+    told = iter(losses)
+    monkeypatch.setattr(trainer, "evaluate", lambda *_, **__: EvalResult(loss=next(told), bits_per_byte=1.0))
+    changes = {"training.max_steps": 8, "training.eval_interval": 2, "checkpoint.interval": 2}
+    train(tiny_config(files, tmp_path, changes))
+    state = checkpoint.read_state(tmp_path / "run/checkpoints/latest")
+    assert (state["best_step"], state["best_val_loss"]) == (best, min(losses))
+    assert (tmp_path / "run/checkpoints/best").resolve().name == checkpoint.step_name(best)
 
 
 def test_lines_are_written_before_the_checkpoint_is_announced(files, tmp_path, monkeypatch):
@@ -619,7 +727,7 @@ def test_bf16_ends_where_fp32_ends(tmp_path):
         "training.max_steps": 2000,
         "training.log_interval": 100,
         "training.eval_interval": 0,
-        "training.eval_batches": 50,
+        "training.eval_tokens": 50 * 8 * 64,
         "schedule": {"warmup_steps": 100, "min_learning_rate": 3e-4},
         "checkpoint.interval": 0,
     }
@@ -631,3 +739,40 @@ def test_bf16_ends_where_fp32_ends(tmp_path):
     print(f"validation loss after 2,000 steps: {losses}")
     assert losses["fp32"] < 3.5, "neither learned anything: the comparison would say nothing"
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"training.micro_batch_size": 1}, {"training.micro_batch_size": 4}, {"training.batch_size": 3}], ids=str
+)
+def test_a_validation_does_not_depend_on_the_batch(changes, files, tmp_path):
+    """Micro-batch and batch say how fast it goes, not what is measured: `eval_tokens` of the file, whole windows."""
+    results = []
+    for name, settings in (("whole", {}), ("cut", changes)):
+        settings = {**settings, "training.eval_tokens": 16 * 5 + 3}
+        built, _ = _prepare(tiny_config(files, tmp_path / name, settings), tmp_path / name, world=World())
+        results.append(built.validate())
+    assert results[1].loss == pytest.approx(results[0].loss, rel=1e-6)
+    assert results[1].bits_per_byte == pytest.approx(results[0].bits_per_byte, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("training", "expected"),
+    [
+        ({"micro_batch_size": 4}, 3 * 4 * 16),
+        ({}, 3 * 8 * 16),
+        ({"micro_batch_size": "auto"}, 2**16),
+        ({"eval_tokens": 100, "eval_batches": None}, 100),
+    ],
+    ids=str,
+)
+def test_the_eval_batches_of_earlier_versions_are_read(training, expected, files, tmp_path):
+    """They are the tokens that they were; with "auto" nobody knows how many, and the default holds."""
+    tree = tiny_config(files, tmp_path).model_dump(mode="json", exclude_none=True)
+    del tree["training"]["eval_tokens"]
+    tree["training"] |= {"eval_batches": 3} | training
+    tree["training"] = {key: value for key, value in tree["training"].items() if value is not None}
+    config = trainer.TrainConfig.model_validate(tree)
+    assert config.training.eval_tokens == expected
+    assert "eval_batches =" not in dump_toml(config)
+    with pytest.raises(ValueError, match="eval_batches"):
+        trainer.TrainConfig.model_validate(tree | {"training": tree["training"] | {"eval_batches": "3"}})

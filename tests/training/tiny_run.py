@@ -76,7 +76,7 @@ def tiny_config(files: TinyFiles, runs_dir: Path, changes: dict[str, Any] | None
             "device": "cpu",
             "precision": "fp32",
             "eval_interval": 4,
-            "eval_batches": 2,
+            "eval_tokens": 256,
         },
         "optimizer": {"learning_rate": 3e-3},
         "schedule": {"warmup_steps": 3},

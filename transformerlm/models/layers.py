@@ -52,6 +52,10 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.weight.T
 
+    def extra_repr(self) -> str:
+        """Return the sizes, for `print(model)`."""
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}"
+
 
 class Embedding(nn.Module):
     """A table of vectors: ids `(...)` to `(..., embedding_dim)`, drawn from N(0, std^2) cut at 3 sigma."""
@@ -72,6 +76,10 @@ class Embedding(nn.Module):
     def forward(self, token_ids: Tensor) -> Tensor:
         # The backward pass of index_select is many times faster on a CPU than that of weight[token_ids].
         return self.weight.index_select(0, token_ids.reshape(-1)).view(*token_ids.shape, self.weight.shape[1])
+
+    def extra_repr(self) -> str:
+        """Return the sizes, for `print(model)`."""
+        return f"{self.weight.shape[0]}, {self.weight.shape[1]}"
 
 
 class RMSNorm(nn.Module):
@@ -94,6 +102,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
+
+    def extra_repr(self) -> str:
+        """Return the size and epsilon, for `print(model)`."""
+        return f"{len(self.weight)}, eps={self.eps}"
 
 
 class SwiGLU(nn.Module):
@@ -197,6 +209,10 @@ class RotaryEmbedding(nn.Module):
         if end > self.max_seq_len:
             raise ValueError(f"rotary embedding: {end} positions asked for, but max_seq_len is {self.max_seq_len}")
         return rotate_pairs(x, self.cos[offset:end], self.sin[offset:end])
+
+    def extra_repr(self) -> str:
+        """Return the sizes, for `print(model)`."""
+        return f"theta={self.theta}, d_k={self.d_k}, max_seq_len={self.max_seq_len}"
 
     def _tables(self, device: torch.device | str | None) -> tuple[Tensor, Tensor]:
         # float64, on the CPU because MPS has none: an fp32 angle is already off by 1e-4 at position 1000.

@@ -89,8 +89,9 @@ class TransformerLM(nn.Module):
     drawn from N(0, 1 / d_model) instead of N(0, 1): a normed vector then has logits of standard deviation 1, not
     sqrt(d_model). With `logit_soft_cap` the logits are `soft_cap(logits, logit_soft_cap)`. With `zero_init_outputs` the
     last matrix of each sub-layer, `output_proj` and `w2`, begins as zero, so that every block begins as `f(x) = 0`
-    beside its residual connection (as in Fixup, Zhang et al. 2019). Raises ValueError when sizes do not divide
-    or a choice is unknown.
+    beside its residual connection (as in Fixup, Zhang et al. 2019). A tied head then sees each token itself, as it does
+    after a "post" norm, and would expect it again: the last norm begins with less weight. Raises ValueError when sizes
+    do not divide or a choice is unknown.
     """
 
     def __init__(
@@ -155,6 +156,8 @@ class TransformerLM(nn.Module):
             self._zero_outputs()
         self.ln_final = RMSNorm(d_model, norm_eps, **place) if norm_position == "pre" else None
         self.lm_head = None if tie_embeddings else Linear(d_model, vocab_size, **place)
+        if tie_embeddings and (zero_init_outputs or norm_position == "post"):
+            self._soften_last_norm()
 
     def forward(
         self, token_ids: Tensor, *, cache: KVCache | None = None, last_only: bool = False, head: bool = True
@@ -215,6 +218,10 @@ class TransformerLM(nn.Module):
         """Return the keywords that build this model again, `TransformerLM(**hparams)`, defaults filled in."""
         return dict(self._hparams)
 
+    def extra_repr(self) -> str:
+        """Return the number of parameters and the hyper-parameters, for `print(model)`."""
+        return f"{self.num_parameters():,} parameters, " + ", ".join(f"{k}={v!r}" for k, v in self._hparams.items())
+
     def num_parameters(self) -> int:
         """Return the number of trainable numbers; a tied embedding counts once."""
         return count_parameters(self._hparams)
@@ -227,6 +234,12 @@ class TransformerLM(nn.Module):
         for name, parameter in self.layers.named_parameters():
             if name.endswith(("output_proj.weight", "w2.weight")):
                 nn.init.zeros_(parameter)
+
+    def _soften_last_norm(self) -> None:
+        """Let the last norm, if any, begin so small that a token's logit for itself is log(vocab_size) / 2."""
+        last_norm = self.layers[-1].ln2 if self.ln_final is None else self.ln_final
+        if isinstance(last_norm, RMSNorm):
+            nn.init.constant_(last_norm.weight, min(1.0, math.log(self.vocab_size) / 2 / math.sqrt(self.d_model)))
 
     def _check_length(self, token_ids: Tensor, cache: KVCache | None) -> None:
         batch_size, seq_len = token_ids.shape

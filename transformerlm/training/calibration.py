@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from config.schemas import duration_seconds
 from config.train import TrainConfig
 from logger import NoopLogger
 from profiling import memory
@@ -49,6 +51,8 @@ def measured_facts(config: TrainConfig, steps: int, *, plan: dict[str, Any], **s
     except torch.OutOfMemoryError:
         return {"memory.fits": False}
     rate = plan["tokens.per_step"] / found.seconds_per_step
+    max_time = config.training.max_time
+    limit = duration_seconds(max_time) if max_time else math.inf
     return {
         "calibration.steps": found.steps,
         "calibration.first_step_seconds": found.first_step_seconds,
@@ -57,7 +61,7 @@ def measured_facts(config: TrainConfig, steps: int, *, plan: dict[str, Any], **s
         "calibration.matmul_flops_per_second": found.matmul_flops_per_second,
         "tokens_per_second": rate,
         "flops_utilisation": rate * plan["flops.per_token"] / found.matmul_flops_per_second,
-        "eta_seconds": plan["steps"] * found.seconds_per_step,
+        "eta_seconds": min(plan["steps"] * found.seconds_per_step, limit),
     }
 
 

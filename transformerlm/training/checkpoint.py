@@ -163,6 +163,8 @@ def prune(root: Path, keep: int) -> None:
 
 def point(link: Path, target: Path) -> None:
     """Make `link` point to `target`, a directory beside it: by a symbolic link, or else a file that holds its name."""
+    if link.is_dir() and not link.is_symlink():
+        set_aside(link)
     temporary = link.with_name(f"{link.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
@@ -179,6 +181,31 @@ def remove_leftovers(root: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def restore_links(root: Path) -> None:
+    """Make `latest` and `best` links again where a copy that followed links has left directories in their place.
+
+    Such a directory is a checkpoint like any other: it takes the place of its step's where that is missing or damaged,
+    and is removed where that is whole.
+    """
+    for link in (root / "latest", root / "best"):
+        if link.is_symlink() or not link.is_dir():
+            continue
+        try:
+            own = root / step_name(read_state(link)["step"])
+        except CheckpointFormatError:
+            raise
+        except CheckpointError:
+            set_aside(link)
+            continue
+        if own.exists() and _first_whole([own])[0]:
+            shutil.rmtree(link)
+        else:
+            if own.exists():
+                set_aside(own)
+            link.rename(own)
+        point(link, own)
 
 
 def set_aside(directory: Path) -> Path:
@@ -219,10 +246,20 @@ def newest_whole(root: Path, *, warn: Callable[[str], None] = warnings.warn) -> 
 
     Raises:
         CheckpointFormatError: one is of another format, which is no damage.
+        CheckpointError: there are some, and all are damaged; they stay where they are.
     """
     newest, damaged = _first_whole(list_checkpoints(root))
+    if newest is None:
+        found = [str(error) for _, error in damaged]
+        found += [f"{path}: set aside as damaged before" for path in sorted(root.glob("step-*.bad*"))]
+        if not found:
+            return None
+        raise CheckpointError(
+            f"{root}: expected a whole checkpoint to go on from, found damaged ones only: {'; '.join(found)}; "
+            "put back a copy of one, or, to begin anew, remove that directory or choose another logging.run_name"
+        )
     for directory, error in damaged:
-        warn(f"{error}; set aside as {set_aside(directory).name}, {_instead(newest)}")
+        warn(f"{error}; set aside as {set_aside(directory).name}, {newest.name} is used instead")
     return newest
 
 
@@ -239,10 +276,6 @@ def _first_whole(directories: list[Path]) -> tuple[Path | None, list[tuple[Path,
         else:
             return directory, damaged
     return None, damaged
-
-
-def _instead(newest: Path | None) -> str:
-    return f"{newest.name} is used instead" if newest else "there is no older one"
 
 
 def resolve(path: Path) -> Path:
@@ -270,7 +303,8 @@ def resolve(path: Path) -> Path:
         raise CheckpointError(f"{path}: expected a checkpoint (with state.json) or a run directory, found neither")
     newest, damaged = _first_whole(found)
     for _, error in damaged:
-        warnings.warn(f"{error}; {_instead(newest)}", stacklevel=2)
+        instead = f"{newest.name} is used instead" if newest else "there is no older one"
+        warnings.warn(f"{error}; {instead}", stacklevel=2)
     if newest is not None:
         return newest
     raise CheckpointError(f"{path}: none of its {len(found)} checkpoints is whole")

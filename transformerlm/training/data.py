@@ -128,7 +128,7 @@ def sequential_batches(
     *,
     batch_size: int,
     context_length: int,
-    max_batches: int | None = None,
+    max_windows: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
     """Yield the data in order as windows that do not overlap, for evaluation; the last batch may be smaller.
@@ -138,10 +138,8 @@ def sequential_batches(
     """
     _num_starts(len(tokens), context_length)
     starts = np.arange((len(tokens) - 1) // context_length, dtype=np.int64) * context_length
-    num_batches = -(-len(starts) // batch_size)
-    num_batches = num_batches if max_batches is None else min(num_batches, max_batches)
-    for index in range(num_batches):
-        yield _windows(tokens, starts[index * batch_size : (index + 1) * batch_size], context_length, device)
+    for index in range(0, len(starts[:max_windows]), batch_size):
+        yield _windows(tokens, starts[:max_windows][index : index + batch_size], context_length, device)
 
 
 def _num_starts(num_tokens: int, context_length: int) -> int:

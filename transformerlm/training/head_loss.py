@@ -26,7 +26,8 @@ def training_loss(
     The logits of `hidden` `(..., d_model)` are `hidden weight^T` with `weight` `(vocab, d_model)`, bounded by
     `layers.soft_cap` where a cap is given; Z is the sum of a token's `exp(logits)`. The second term keeps Z near 1, so
     that logits do not drift (Chowdhery et al. 2022, "PaLM", section 5, with the weight 1e-4). Both results are fp32
-    scalars, and gradients flow from the second alone. Raises ValueError when the shapes do not match.
+    scalars, and gradients flow from the second alone, once: the backward pass uses up what it needs, so a second one,
+    with `retain_graph` too, raises RuntimeError. Raises ValueError when the shapes do not match.
     """
     if hidden.shape[:-1] != targets.shape:
         expected, found = tuple(hidden.shape[:-1]), tuple(targets.shape)
@@ -62,7 +63,10 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, _: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if getattr(ctx, "is_spent", False):
+            raise RuntimeError("training_loss: expected one backward pass, found a second; compute the loss again")
         grad_hidden, grad_weight = ctx.saved_tensors
+        ctx.is_spent = True
         return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None, None
 
 

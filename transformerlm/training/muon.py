@@ -40,8 +40,9 @@ _COEFFICIENTS = (
 class Muon(AdamW):
     """Muon for the groups with `"orthogonal": True`, whose parameters are matrices, and AdamW for the others.
 
-    `muon_groups` makes such groups. `precision` is that of the products inside `orthogonalize`; the momentum is fp32.
-    Raises ValueError for values out of range, and for a parameter that is no matrix in an orthogonal group.
+    `muon_groups` makes such groups. `precision` is that of the products inside `orthogonalize`; with "fp32" they are in
+    the dtype of the momentum, at least fp32. Raises ValueError for values out of range, and for a parameter that is no
+    matrix in an orthogonal group.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Muon(AdamW):
     ) -> None:
         if not 0.0 <= momentum < 1.0:
             raise ValueError(f"Muon: momentum must lie in [0, 1), got {momentum}")
-        self._compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._precision = precision
         super().__init__(params, lr, betas, eps, weight_decay)
         for group in self.param_groups:
             group.setdefault("orthogonal", False)
@@ -74,7 +75,7 @@ class Muon(AdamW):
         buffers = self._moments(params, "momentum_buffer")
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, grads)
-        updates = _orthogonalize_all(list(torch._foreach_add(grads, buffers, alpha=momentum)), self._compute_dtype)
+        updates = _orthogonalize_all(list(torch._foreach_add(grads, buffers, alpha=momentum)), self._precision)
         if group["weight_decay"]:
             torch._foreach_mul_(weights, 1.0 - lr * group["weight_decay"])
         torch._foreach_mul_(updates, [-lr * _UPDATE_RMS * math.sqrt(max(update.shape)) for update in updates])
@@ -104,7 +105,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     """
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if is_tall else matrices  # the smaller of the two products with itself
-    norms = torch.linalg.matrix_norm(x, dtype=torch.float32, keepdim=True)
+    norms = torch.linalg.matrix_norm(x, dtype=torch.promote_types(x.dtype, torch.float32), keepdim=True)
     x = x / (norms * _MARGIN).clamp(min=1e-30).to(x.dtype)
     for a, b, c in _COEFFICIENTS:
         square = torch.bmm(x, x.mT)
@@ -112,14 +113,15 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     return x.mT if is_tall else x
 
 
-def _orthogonalize_all(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Return each matrix orthogonalized, in fp32; those of one shape go through the products together."""
+def _orthogonalize_all(matrices: list[Tensor], precision: Precision) -> list[Tensor]:
+    """Return each matrix orthogonalized, in its dtype; those of one shape go through the products together."""
     places = defaultdict(list)
     for index, matrix in enumerate(matrices):
-        places[matrix.shape].append(index)
+        places[matrix.shape, matrix.dtype].append(index)
     results = list(matrices)
     for indices in places.values():
-        batch = orthogonalize(torch.stack([matrices[index] for index in indices]).to(dtype)).float()
+        batch = torch.stack([matrices[index] for index in indices])
+        batch = orthogonalize(batch.bfloat16() if precision == "bf16" else batch).to(batch.dtype)
         for index, result in zip(indices, batch.unbind(), strict=True):
             results[index] = result
     return results

@@ -1,24 +1,27 @@
 """SGD and AdamW from scratch, gradient clipping by norm, and the choice of which parameters decay.
 
-The states are fp32 whatever the parameters' dtype. On a GPU one update covers all parameters in a few kernels; on a CPU
-it goes one parameter at a time, which stays in the cache.
+Updates and states are fp32, or fp64 for parameters in fp64. On a GPU one update covers all parameters in a few kernels;
+on a CPU it goes one parameter at a time, which stays in the cache.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import reduce
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from transformerlm.utils.dtypes import upcast
+
 Group = dict[str, Any]
 
 
-class _Fp32StateOptimizer(Optimizer):
-    """What SGD and AdamW share: the walk over the parameters, and states that stay fp32 when loaded."""
+class _WideStateOptimizer(Optimizer):
+    """What SGD and AdamW share: the walk over the parameters, and states in at least fp32, when loaded, too."""
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -33,12 +36,21 @@ class _Fp32StateOptimizer(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             for bucket in _buckets([p for p in group["params"] if p.grad is not None]):
-                weights = [p.float() for p in bucket]  # the parameters themselves when they are fp32
-                self._update(bucket, weights, [_dense_grad(p).float() for p in bucket], group)
+                weights = [upcast(p) for p in bucket]  # the parameters themselves unless they are halves
+                self._update(bucket, weights, [upcast(_dense_grad(p)) for p in bucket], group)
                 for p, weight in zip(bucket, weights, strict=True):
                     if weight is not p:
                         p.copy_(weight)
         return loss
+
+    def __repr__(self) -> str:
+        """Return the kind, and each group's number of tensors and numbers with its settings."""
+        groups = [
+            f"{len(group['params'])} tensors of {sum(p.numel() for p in group['params']):,} numbers, "
+            + ", ".join(f"{name}={value}" for name, value in group.items() if name != "params")
+            for group in self.param_groups
+        ]
+        return f"{type(self).__name__}({'; '.join(groups)})"
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict; unlike torch's own, moments are not rounded to the parameters' dtype."""
@@ -48,7 +60,7 @@ class _Fp32StateOptimizer(Optimizer):
         for p, index in zip(params, indices, strict=True):
             for name, value in state_dict["state"].get(index, {}).items():
                 if isinstance(value, Tensor):
-                    self.state[p][name] = value.detach().to(p.device, torch.float32, copy=True)
+                    self.state[p][name] = value.detach().to(p.device, _wide(p), copy=True)
 
     def _update(self, params: list[Tensor], weights: list[Tensor], grads: list[Tensor], group: Group) -> None:
         """Change `weights` in place; `params` are the keys of the state."""
@@ -57,11 +69,11 @@ class _Fp32StateOptimizer(Optimizer):
     def _moments(self, params: list[Tensor], name: str) -> list[Tensor]:
         for p in params:
             if name not in self.state[p]:
-                self.state[p][name] = torch.zeros_like(p, dtype=torch.float32, memory_format=torch.preserve_format)
+                self.state[p][name] = torch.zeros_like(p, dtype=_wide(p), memory_format=torch.preserve_format)
         return [self.state[p][name] for p in params]
 
 
-class SGD(_Fp32StateOptimizer):
+class SGD(_WideStateOptimizer):
     """Stochastic gradient descent with optional momentum, `v = momentum v + g; w -= lr (v + weight_decay w)`.
 
     The decay is added to the gradient before the momentum, as in torch.optim.SGD. Raises ValueError for values out of
@@ -83,7 +95,7 @@ class SGD(_Fp32StateOptimizer):
         torch._foreach_add_(weights, grads, alpha=-group["lr"])
 
 
-class AdamW(_Fp32StateOptimizer):
+class AdamW(_WideStateOptimizer):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2; decay scaled by the learning rate).
 
     Raises ValueError for values out of range.
@@ -129,13 +141,13 @@ class AdamW(_Fp32StateOptimizer):
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, *, eps: float = 1e-6) -> Tensor:
     """Scale all gradients by one factor so that their joint L2 norm is at most `max_norm`; never scale up.
 
-    Returns the norm before clipping, a scalar fp32 tensor (Pascanu et al. 2013). Parameters without a gradient are
+    Returns the norm before clipping, a scalar in at least fp32 (Pascanu et al. 2013). Parameters without a gradient are
     skipped. Nothing waits for the device. A norm that is not finite makes the gradients so: test what is returned.
     """
     grads = [_dense_grad(p) for p in parameters if p.grad is not None]
     if not grads:
         return torch.zeros(())
-    norms = torch._foreach_norm(grads, 2, dtype=torch.float32)
+    norms = torch._foreach_norm(grads, 2, dtype=reduce(torch.promote_types, map(_wide, grads)))
     total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
     factor = (max_norm / (total + eps)).clamp(max=1.0)
     for grad in grads if grads[0].device.type == "cpu" else ():
@@ -154,6 +166,10 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[Group]:
     matrices, vectors = [p for p in params if p.ndim >= 2], [p for p in params if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _buckets(params: list[Tensor]) -> list[list[Tensor]]:

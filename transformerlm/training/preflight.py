@@ -73,16 +73,34 @@ def check_memory(config: TrainConfig, *, device: torch.device, precision: Precis
         ValueError: they exceed the device's memory.
     """
     micro_batch_size = sequences_per_pass(config.training, world_size)
-    parts = memory_by_part(config, micro_batch_size=micro_batch_size, precision=precision, device=device)
+    place: Any = {"device": device, "precision": precision}
+    parts = memory_by_part(config, micro_batch_size=micro_batch_size, **place)
     available = device_memory_bytes(device)
     if parts["total"] > available:
         largest = max((name for name in parts if name != "total"), key=lambda name: parts[name])
+        advice = _memory_advice(config, micro_batch_size, available, **place)
         raise ValueError(
             f"training needs about {gigabytes(parts['total'])}, but {device} has {gigabytes(available)}; most of it "
-            f"is {largest} ({gigabytes(parts[largest])}): lower training.micro_batch_size ({micro_batch_size}), "
-            "set model.activation_checkpointing = true, or use a smaller model"
+            f"is {largest} ({gigabytes(parts[largest])}): {advice}"
         )
     return parts
+
+
+def _memory_advice(config: TrainConfig, micro_batch_size: int, available: int, **place: Any) -> str:
+    """Say what would help: nothing that is in use already, and no smaller passes where the weights are too many."""
+    checkpointed = config.model.model_copy(update={"activation_checkpointing": True})
+    thrifty = config.model_copy(update={"model": checkpointed})
+    least = memory_by_part(thrifty, micro_batch_size=1, **place)["total"]
+    smaller = "use a smaller model"
+    if least > available:
+        return (
+            f"{smaller} or vocabulary; weights, gradients and optimizer alone are too much, and with one sequence at a "
+            f"time and model.activation_checkpointing it is still {gigabytes(least)}"
+        )
+    remedies = [f"lower training.micro_batch_size ({micro_batch_size})"] if micro_batch_size > 1 else []
+    if not config.model.activation_checkpointing:
+        remedies.append("set model.activation_checkpointing = true")
+    return ", ".join([*remedies, f"or {smaller}"])
 
 
 def check_disk(run_dir: Path, model: dict[str, Any]) -> None:

@@ -1,15 +1,17 @@
 """Learning rates as pure functions of the step: cosine, constant, warmup-stable-decay, each after a linear warm-up.
 
-Step 0 of a warm-up has learning rate 0 and would change nothing, so training numbers its updates from 1:
-`learning_rate` is called with step 1 for the first update and `max_steps` for the last, which has `min_learning_rate`.
+Step 0 of a warm-up has learning rate 0 and would change nothing, so training numbers its updates from 1. The end of a
+decay may have learning rate 0 as well, so it is one step after the last update: `learning_rate` is called with step 1
+for the first update and `max_steps` for the last, and both change something.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 
-def cosine(step: int, *, learning_rate: float, min_learning_rate: float, warmup_steps: int, max_steps: int) -> float:
+def cosine(step: float, *, learning_rate: float, min_learning_rate: float, warmup_steps: int, max_steps: int) -> float:
     """Return the rate that rises linearly to `learning_rate` at `warmup_steps`, then falls to `min_learning_rate`.
 
     The fall is half a cosine and ends at `max_steps`; later steps keep the minimum (Loshchilov & Hutter 2017).
@@ -22,13 +24,13 @@ def cosine(step: int, *, learning_rate: float, min_learning_rate: float, warmup_
     return min_learning_rate + 0.5 * (1.0 + math.cos(math.pi * progress)) * (learning_rate - min_learning_rate)
 
 
-def constant(step: int, *, learning_rate: float, warmup_steps: int) -> float:
+def constant(step: float, *, learning_rate: float, warmup_steps: int) -> float:
     """Return the rate that rises linearly to `learning_rate` at `warmup_steps` and stays there."""
     return learning_rate * step / warmup_steps if step < warmup_steps else learning_rate
 
 
 def wsd(
-    step: int,
+    step: float,
     *,
     learning_rate: float,
     min_learning_rate: float,
@@ -53,7 +55,7 @@ def wsd(
 
 
 def learning_rate(
-    step: int,
+    step: float,
     *,
     name: str,
     learning_rate: float,
@@ -65,7 +67,8 @@ def learning_rate(
     """Return the learning rate of update number `step`, counted from 1, by the schedule called `name`.
 
     `name` is "cosine", "constant" or "wsd"; "constant" does not look at `min_learning_rate` and `max_steps`, and only
-    "wsd" looks at `decay_steps`. Raises ValueError for another name.
+    "wsd" looks at `decay_steps`. A decay would come to `min_learning_rate` at `max_steps + 1`. Raises ValueError for
+    another name.
     """
     if name == "constant":
         return constant(step, learning_rate=learning_rate, warmup_steps=warmup_steps)
@@ -75,7 +78,7 @@ def learning_rate(
             learning_rate=learning_rate,
             min_learning_rate=min_learning_rate,
             warmup_steps=warmup_steps,
-            max_steps=max_steps,
+            max_steps=max_steps + 1,
         )
     if name == "wsd":
         return wsd(
@@ -83,7 +86,21 @@ def learning_rate(
             learning_rate=learning_rate,
             min_learning_rate=min_learning_rate,
             warmup_steps=warmup_steps,
-            max_steps=max_steps,
-            decay_steps=decay_steps,
+            max_steps=max_steps + 1,
+            decay_steps=decay_steps + 1,
         )
     raise ValueError(f"schedule.name: expected cosine, constant or wsd, got {name!r}")
+
+
+def timed_learning_rate(step: int, *, time_share: float, warmup_is_share: bool = False, **schedule: Any) -> float:
+    """Return the learning rate of update number `step` in a run of which `time_share`, 0 to 1, of its time is over.
+
+    Whichever is further, the steps or the time, says how far the schedule is, so that a run which its time ends has
+    come down with it. A warm-up of n steps takes n steps however the time goes; one that is a share of the run follows
+    the schedule. `schedule` are the keywords of `learning_rate`. With `time_share` 0 it is `learning_rate`.
+    """
+    rate = learning_rate(max(step, time_share * schedule["max_steps"]), **schedule)
+    if warmup_is_share:
+        return rate
+    peak, warmup_steps = schedule["learning_rate"], schedule.get("warmup_steps", 0)
+    return min(rate, constant(step, learning_rate=peak, warmup_steps=warmup_steps))

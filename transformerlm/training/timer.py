@@ -1,4 +1,4 @@
-"""The clock of a run: tokens per second over a measured window, and the end of its time."""
+"""The clock of a run: tokens per second over a measured window, and how long it has trained."""
 
 from __future__ import annotations
 
@@ -12,13 +12,20 @@ from transformerlm.utils.device import synchronize
 
 
 class Timer:
-    """Tokens per second over the window since the last reading, and the end of `max_seconds`; pauses do not count."""
+    """Tokens per second over the window since the last reading, in which pauses do not count; and seconds in all.
 
-    def __init__(self, max_seconds: float | None, device: torch.device) -> None:
-        self._max_seconds = max_seconds
+    `before` are the seconds that the run took until it was stopped and started again.
+    """
+
+    def __init__(self, device: torch.device, *, before: float = 0.0) -> None:
         self._device = device
+        self._before = before
         self._start = self._mark = time.perf_counter()
         self._tokens: int | None = None
+
+    def seconds(self) -> float:
+        """Return how long the run has taken, over all its starts."""
+        return self._before + time.perf_counter() - self._start
 
     def rates(self, tokens: int) -> dict[str, float]:
         """Return tokens per second since the last call, and start a new window; nothing for the first window."""
@@ -31,10 +38,6 @@ class Timer:
     def restart(self) -> None:
         """Begin with a first window again: the tokens have gone back."""
         self._tokens = None
-
-    def is_over(self) -> bool:
-        """Tell whether `max_seconds` have passed."""
-        return self._max_seconds is not None and time.perf_counter() - self._start >= self._max_seconds
 
     @contextmanager
     def paused(self) -> Iterator[None]:

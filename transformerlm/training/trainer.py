@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from config.io import dump_toml
 from config.schemas import duration_seconds
@@ -29,14 +28,13 @@ from transformerlm.distributed import World, all_reduce_sum, barrier, broadcast_
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training import checkpoint, document_ids, same_run
+from transformerlm.training.build import build_optimizer, num_accumulation_steps, num_validation_windows, token_bytes
 from transformerlm.training.data import Prefetcher, TokenDataset, get_batch, sample_starts, sequential_batches
 from transformerlm.training.guard import GuardState, Trouble, write_batch
 from transformerlm.training.loop import EvalResult, StepResult, batch_loss, evaluate, train_step
 from transformerlm.training.micro_batch import sequences_per_pass
-from transformerlm.training.muon import Muon, muon_groups
 from transformerlm.training.norms import NormRecorder
-from transformerlm.training.optim import SGD, AdamW, parameter_groups
-from transformerlm.training.schedule import learning_rate
+from transformerlm.training.schedule import timed_learning_rate
 from transformerlm.training.timer import Timer
 from transformerlm.utils.device import should_compile, synchronize
 from transformerlm.utils.dtypes import Precision, autocast, set_tf32
@@ -55,6 +53,7 @@ class TrainState:
     best_step: int | None = None
     lowest_val_loss: float | None = None  # of all validations at eval_interval, saved or not
     validations_since_lowest: int = 0
+    seconds: float = 0.0  # of training.max_time, over all starts, the same on every rank
     guard: GuardState = field(default_factory=GuardState)
 
 
@@ -124,6 +123,7 @@ class Trainer:
         self.is_compiled = should_compile(config.training.compile, runtime.device, config.training.max_steps)
         self.model: TransformerLM = torch.compile(self.raw_model) if self.is_compiled else self.raw_model  # type: ignore[assignment]
         self.autocast = partial(autocast, runtime.device, runtime.precision)
+        self._max_seconds = duration_seconds(config.training.max_time) if config.training.max_time else None
         self._token_bytes = token_bytes(tokenizer, config.model.vocab_size, runtime.device)
 
     def train(self) -> TrainState:
@@ -134,8 +134,7 @@ class Trainer:
                 finite; the newest checkpoint is whole.
             OSError: a checkpoint could not be written; older ones are whole.
         """
-        max_time = self.config.training.max_time
-        timer = Timer(duration_seconds(max_time) if max_time else None, self.runtime.device)
+        timer = Timer(self.runtime.device, before=self.state.seconds)
         reason = self._reason_to_stop(timer)
         while reason is None:
             result, rate, trouble = self._step()
@@ -147,13 +146,15 @@ class Trainer:
             reason = self._reason_to_stop(timer)
             signalled = reason in STOP_SIGNALS
             saving = reason is not None or self._due(self.config.checkpoint.interval)
-            validating = (saving and not signalled) or self._due(self.config.training.eval_interval)
+            due = self._due(self.config.checkpoint.interval) or self._due(self.config.training.eval_interval)
+            validating = due or (saving and not signalled)  # what a stop adds to it changes nothing that is counted
             metrics = {}
             if validating or self._due(self.config.training.log_interval):
                 metrics = self._metrics(result, rate) | timer.rates(self.state.tokens)
             if validating:
                 metrics |= self._evaluate(timer)
-                reason = reason or self._count_validation(metrics)
+                self._count_validation(metrics)
+                reason = reason or self.nothing_left()
                 saving = saving or reason is not None
             self._log(metrics)
             if saving:
@@ -174,12 +175,7 @@ class Trainer:
     def _step(self) -> tuple[StepResult, float, Trouble | None]:
         training, step, guard = self.config.training, self.state.step + 1, self.state.guard
         spike_factor = training.spike_factor if training.spike_guard != "off" else None
-        rate = learning_rate(
-            step,
-            max_steps=training.max_steps,
-            learning_rate=self.config.optimizer.learning_rate,
-            **self.config.schedule.model_dump(),
-        )
+        rate = self._learning_rate(step)
         with nvtx.range("data"):
             micro_batches = self._micro_batches(step)
 
@@ -205,6 +201,17 @@ class Trainer:
         else:
             self._skip(result, trouble)
         return result, rate, trouble
+
+    def _learning_rate(self, step: int) -> float:
+        schedule, max_steps, max_seconds = self.config.schedule, self.config.training.max_steps, self._max_seconds
+        return timed_learning_rate(
+            step,
+            time_share=min(1.0, self.state.seconds / max_seconds) if max_seconds else 0.0,
+            warmup_is_share=isinstance(schedule.warmup_steps, str),
+            max_steps=max_steps,
+            learning_rate=self.config.optimizer.learning_rate,
+            **schedule.in_steps(max_steps),
+        )
 
     def _skip(self, result: StepResult, trouble: Trouble) -> None:
         """Count a step that was not made, tell of it, keep its batch, and stop where there are too many of them."""
@@ -276,10 +283,11 @@ class Trainer:
         )
         return [batch(micro_batch=index) for index in range(num_micro_batches)]
 
-    def measure_step_seconds(self) -> tuple[float, float]:
-        """Return about how long a step takes, and how much longer the first one: what compiling takes, if anything.
+    def estimate_seconds(self) -> tuple[float, float]:
+        """Return about how long the rest of the run takes, and how long compiling has taken, if anything was.
 
-        Measured on two forward and backward passes. Weights, optimizer and data order are untouched.
+        Measured on two forward and backward passes; weights, optimizer and data order are untouched. A token of a
+        validation takes a third of one of a step. Samples and saves are not counted, `max_time` is.
         """
         micro_batches, times = self._micro_batches(self.state.step + 1), []
         for _ in range(2):
@@ -291,7 +299,32 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             synchronize(self.runtime.device)
             times.append(time.perf_counter() - start)
-        return times[1] * len(micro_batches), max(0.0, times[0] - times[1])
+        steps = self.config.training.max_steps - self.state.step
+        num_windows: float = steps * len(micro_batches) * len(micro_batches[0][0])
+        if self.valid_data is not None:
+            num_windows += self._validations_left() * num_validation_windows(self.config, len(self.valid_data)) / 3
+        seconds = times[1] * num_windows / len(micro_batches[0][0])
+        left = self.seconds_left()
+        return seconds if left is None else min(seconds, left), max(0.0, times[0] - times[1])
+
+    def _validations_left(self) -> int:
+        config, done, last = self.config, self.state.step, self.config.training.max_steps
+        intervals = [interval for interval in (config.training.eval_interval, config.checkpoint.interval) if interval]
+        # Those at the more frequent interval, which the others mostly coincide with, and the last step's.
+        return max(((last - 1) // interval - done // interval for interval in intervals), default=0) + 1
+
+    def seconds_left(self) -> float | None:
+        """Return what is left of `max_time`; None: there is no such limit."""
+        return None if self._max_seconds is None else max(0.0, self._max_seconds - self.state.seconds)
+
+    def measured_on(self) -> dict[str, Any]:
+        """Return what the losses depend on that a comparison of runs must know: tokenizer, text and how much of it."""
+        facts: dict[str, Any] = {"tokenizer_sha256": self.tokenizer.fingerprint()}
+        if self.valid_data is not None:
+            num_windows = num_validation_windows(self.config, len(self.valid_data))
+            tokens = num_windows * self.config.model.context_length
+            facts |= {"valid_sha256": self.valid_data.sha256, "valid_tokens": tokens}
+        return facts
 
     def _metrics(self, result: StepResult, rate: float) -> dict[str, float]:
         metrics = {"loss": result.loss, "lr": rate, "grad_l2_norm": result.grad_norm, "tokens": self.state.tokens}
@@ -308,29 +341,29 @@ class Trainer:
             raise FloatingPointError(self._advice(f"step {self.state.step}: validation loss {result.loss}: not finite"))
         return {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte, "val_perplexity": result.perplexity}
 
-    def _count_validation(self, metrics: dict[str, float]) -> str | None:
-        """Count a validation at `eval_interval`, and no other: a resumed run counts what an uninterrupted one does."""
-        if "val_loss" in metrics and self._due(self.config.training.eval_interval):
-            lowest = self.state.lowest_val_loss
-            if lowest is None or metrics["val_loss"] < lowest:
-                self.state.lowest_val_loss, self.state.validations_since_lowest = metrics["val_loss"], 0
-            else:
-                self.state.validations_since_lowest += 1
-        return self._early_stop()
+    def _count_validation(self, metrics: dict[str, float]) -> None:
+        """Count a validation at `eval_interval`, and no other: a resumed run counts what an uninterrupted one does.
 
-    def _early_stop(self) -> str | None:
-        patience = self.config.training.early_stop_patience
-        return "early_stop" if 0 < patience <= self.state.validations_since_lowest else None
+        The last step's is not counted for being the last: with more steps it would be one like any other.
+        """
+        interval = self.config.training.eval_interval
+        if "val_loss" not in metrics or not interval or self.state.step % interval:
+            return
+        lowest = self.state.lowest_val_loss
+        if lowest is None or metrics["val_loss"] < lowest:
+            self.state.lowest_val_loss, self.state.validations_since_lowest = metrics["val_loss"], 0
+        else:
+            self.state.validations_since_lowest += 1
 
     def validate(self) -> EvalResult:
-        """Evaluate on the first `eval_batches` batches of the validation file; every rank computes the same."""
+        """Evaluate on the first `eval_tokens` of the validation file; every rank computes the same."""
         assert self.valid_data is not None
         training = self.config.training
         batches = sequential_batches(
             self.valid_data.tokens,
             batch_size=sequences_per_pass(training, 1),
             context_length=self.config.model.context_length,
-            max_batches=training.eval_batches,
+            max_windows=num_validation_windows(self.config, len(self.valid_data)),
             device=self.runtime.device,
         )
         return evaluate(self.raw_model, batches, token_bytes=self._token_bytes, autocast=self.autocast)
@@ -350,17 +383,26 @@ class Trainer:
         step = self.state.step
         return step == self.config.training.max_steps or (interval > 0 and step % interval == 0)
 
-    def _reason_to_stop(self, timer: Timer) -> str | None:
-        if self.state.step >= self.config.training.max_steps:
+    def nothing_left(self) -> str | None:
+        """Return why no step is left to make, by what the run remembers, or None: there is one."""
+        training, state = self.config.training, self.state
+        if state.step >= training.max_steps:
             return "max_steps"
-        if reason := self._early_stop():  # of a run that is resumed after it
-            return reason
-        # The ranks' clocks and signals differ; they must leave the loop at the same step, for the same reason.
+        if 0 < training.early_stop_patience <= state.validations_since_lowest:
+            return "early_stop"
+        return "max_time" if self._max_seconds and state.seconds >= self._max_seconds else None
+
+    def _reason_to_stop(self, timer: Timer) -> str | None:
+        # The ranks' clocks and signals differ; they must leave the loop at the same step, for the same reason, and have
+        # the same learning rate until then.
         world, signal = self.runtime.world, self.runtime.stop()
-        reasons = {**{name: signal == name for name in STOP_SIGNALS}, "max_time": timer.is_over()}
-        flags = torch.tensor(list(reasons.values()), dtype=torch.int32)
-        totals = all_reduce_sum(flags, world).tolist()
-        return next((reason for reason, total in zip(reasons, totals, strict=True) if total), None)
+        seconds = timer.seconds() if self._max_seconds else 0.0
+        flags = torch.tensor([seconds, *(float(signal == name) for name in STOP_SIGNALS)], dtype=torch.float64)
+        seconds, *received = all_reduce_sum(flags, world).tolist()
+        if self._max_seconds:
+            self.state.seconds = seconds / world.world_size
+        signals = (name for name, total in zip(STOP_SIGNALS, received, strict=True) if total)
+        return self.nothing_left() or next(signals, None)
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 
@@ -432,8 +474,9 @@ class Trainer:
         Raises:
             ValueError: its model, data or tokenizer is not this run's.
         """
-        not_in_the_first: dict[str, Any] = {"guard": {}, "lowest_val_loss": None, "validations_since_lowest": 0}
-        state = not_in_the_first | checkpoint.read_state(directory)
+        # What the first version's checkpoints did not have.
+        later = ("guard", "lowest_val_loss", "validations_since_lowest", "seconds")
+        state = {name: asdict(TrainState())[name] for name in later} | checkpoint.read_state(directory)
         missing = {*asdict(self.state), "data", "optimizer", "rng", "wandb_id"} - state.keys()
         if missing:
             hint = "; an imported model: choose another logging.run_name, and name it in checkpoint.init_from"
@@ -455,40 +498,3 @@ class Trainer:
         self._saved_step = self.state.step
         if self.state.best_step == self.state.step and is_main(self.runtime.world):
             checkpoint.point(self.checkpoints / "best", directory)  # a kill may have come before this
-
-
-def build_optimizer(model: TransformerLM, config: TrainConfig, *, precision: Precision = "fp32") -> Optimizer:
-    """Return the optimizer that the configuration names, over the model's parameters."""
-    settings = config.optimizer
-    decay, betas = settings.weight_decay, (settings.beta1, settings.beta2)
-    if settings.name == "muon":
-        momentum = 0.95 if settings.momentum is None else settings.momentum
-        groups: Any = muon_groups(model, weight_decay=decay)
-        return Muon(
-            groups, settings.learning_rate, momentum=momentum, betas=betas, eps=settings.eps, precision=precision
-        )
-    groups = parameter_groups(model, weight_decay=decay)
-    if settings.name == "sgd":
-        return SGD(groups, settings.learning_rate, momentum=settings.momentum or 0.0)
-    return AdamW(groups, settings.learning_rate, betas=betas, eps=settings.eps)
-
-
-def num_accumulation_steps(batch_size: int, micro_batch_size: int | None, world_size: int) -> int:
-    """Return how many micro-batches each rank runs through for one step.
-
-    Raises:
-        ValueError: the batch cannot be divided evenly.
-    """
-    per_round = (micro_batch_size or batch_size // world_size) * world_size
-    if per_round == 0 or batch_size % per_round:
-        raise ValueError(
-            f"training.batch_size ({batch_size}) is not divisible by micro_batch_size x processes "
-            f"({micro_batch_size or 'any'} x {world_size})"
-        )
-    return batch_size // per_round
-
-
-def token_bytes(tokenizer: Tokenizer, vocab_size: int, device: torch.device) -> Tensor:
-    """Return the UTF-8 bytes behind each id `(vocab_size,)`: 0 for special tokens and for ids that no token has."""
-    lengths = tokenizer.token_byte_lengths()
-    return torch.tensor(lengths + [0] * (vocab_size - len(lengths)), device=device)

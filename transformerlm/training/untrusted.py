@@ -31,6 +31,7 @@ _STATE_TYPES: dict[str, tuple[type, ...]] = {
     "best_step": (int, type(None)),
     "lowest_val_loss": (float, int, type(None)),
     "validations_since_lowest": (int,),
+    "seconds": (float, int),
     "wandb_id": (str, type(None)),
     "data": (dict,),
     "rng": (dict,),
