@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 TRACE_STEPS = 3
@@ -47,7 +48,9 @@ def trace(step: Callable[[], object], device: str) -> list[Kernel]:
         if device == "cuda":
             torch.cuda.synchronize()
     totals: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for name, callers, microseconds in _launches(profiler.events(), on_device=device == "cuda"):
+    events = profiler.events()
+    assert events is not None, "the profiler has ended"
+    for name, callers, microseconds in _launches(events, on_device=device == "cuda"):
         entry = totals[name, purpose_of(name, callers)]
         entry[0] += 1
         entry[1] += microseconds
@@ -76,12 +79,28 @@ def shares(kernels: list[Kernel]) -> dict[str, float]:
 
 def _launches(events: Any, *, on_device: bool) -> Iterator[tuple[str, list[str], float]]:
     """Yield each kernel's name, the calls that it was launched in, and its microseconds."""
+    linked: Counter[str] = Counter()
     for event in events:
         if on_device:
             for kernel in event.kernels:
+                linked[kernel.name] += 1
                 yield kernel.name, [event.name, *_callers(event)], float(kernel.duration)
         elif event.self_cpu_time_total > 0:
             yield event.name, [event.name, *_callers(event)], float(event.self_cpu_time_total)
+    if on_device:
+        yield from _launched_by_nobody(events, linked)
+
+
+def _launched_by_nobody(events: Any, linked: Counter[str]) -> Iterator[tuple[str, list[str], float]]:
+    """Yield the kernels that the profiler found on the device, but in no call: compiled code may launch some so."""
+    for event in events:
+        is_kernel = event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
+        if not is_kernel:
+            continue
+        if linked[event.name]:
+            linked[event.name] -= 1
+        else:
+            yield event.name, [], float(event.time_range.elapsed_us())
 
 
 def _callers(event: Any) -> Iterator[str]:

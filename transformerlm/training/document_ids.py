@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.training.checkpoint import CheckpointError, read_state
 from transformerlm.training.data import TokenDataset
 
 KEY = "document_ids"
@@ -74,6 +73,9 @@ def ids_of_checkpoint(directory: Path, tokenizer: Tokenizer) -> DocumentIds:
 
 def recorded_ids(directory: Path) -> DocumentIds | None:
     """Return what the checkpoint says; None: nothing, as those of older versions. Raises as `ids_of_checkpoint`."""
+    # Here, because a checkpoint has a configuration, and ids by themselves need none of its libraries.
+    from transformerlm.training.checkpoint import CheckpointError, read_state
+
     found = read_state(directory).get(KEY)
     if found is None:
         return None

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch.autograd import DeviceType
 
+from benchmarking.gpu import kernels
 from benchmarking.gpu.kernels import OTHERS, purpose_of, shares, trace
 
 
@@ -33,12 +37,31 @@ def test_purpose_of_a_kernel(name: str, callers: list[str], purpose: str) -> Non
     assert purpose_of(name, callers) == purpose
 
 
+def device_event(name: str, microseconds: float, *, is_user_annotation: bool = False) -> SimpleNamespace:
+    span = SimpleNamespace(elapsed_us=lambda: microseconds)
+    facts = {"device_type": DeviceType.CUDA, "kernels": [], "time_range": span}
+    return SimpleNamespace(name=name, is_user_annotation=is_user_annotation, **facts)
+
+
+def test_each_kernel_of_the_device_counts_once() -> None:
+    """One that a call launched has its callers; one that no call did counts by its name; annotations are no kernels."""
+    outer = SimpleNamespace(name="Optimizer.step#AdamW.step", cpu_parent=None)
+    launched = [SimpleNamespace(name="k", duration=5.0)]
+    call = SimpleNamespace(name="aten::mul", device_type=DeviceType.CPU, kernels=launched, cpu_parent=outer)
+    annotation = device_event("Optimizer.step#AdamW.step", 99.0, is_user_annotation=True)
+    events = [call, device_event("k", 5.0), device_event("k", 7.0), annotation]
+    assert list(kernels._launches(events, on_device=True)) == [
+        ("k", ["aten::mul", "Optimizer.step#AdamW.step"], 5.0),
+        ("k", [], 7.0),
+    ]
+
+
 def test_a_trace_has_the_products_of_a_step() -> None:
     """On a CPU operators stand for kernels: times are per step, the longest first, and add up to the shares."""
     weight = torch.randn(64, 64)
-    kernels = trace(lambda: torch.mm(weight, weight).exp(), "cpu")
-    product = next(kernel for kernel in kernels if kernel.name == "aten::mm")
+    found = trace(lambda: torch.mm(weight, weight).exp(), "cpu")
+    product = next(kernel for kernel in found if kernel.name == "aten::mm")
     assert (product.purpose, product.calls) == ("products", 1.0)
-    times = [kernel.microseconds for kernel in kernels]
+    times = [kernel.microseconds for kernel in found]
     assert times == sorted(times, reverse=True)
-    assert sum(shares(kernels).values()) == pytest.approx(sum(times))
+    assert sum(shares(found).values()) == pytest.approx(sum(times))
