@@ -104,6 +104,7 @@ def _measure(task: Task, case: TrainCase, step: Callable[[], float], first: floa
 
 def _look_into(task: Task, step: Callable[[], float], seconds: float) -> None:
     found = kernels.trace(step, task.device)
+    task.check("torch.profiler sees the step's kernels", bool(found), f"{len(found)} kinds")
     whole, busy = 1e6 * seconds, sum(kernel.microseconds for kernel in found)
     for purpose, microseconds in kernels.shares(found).items():
         task.row(

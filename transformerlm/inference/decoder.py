@@ -12,7 +12,7 @@ that is slow for one row. Here
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -147,7 +147,7 @@ class GraphedStep:
         self._positions = torch.tensor(cache.lengths, device=decoder.device)
         self._ids = torch.zeros(len(cache.lengths), 1, dtype=torch.int64, device=decoder.device)
         # What warms up writes to the positions that the first step writes again.
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call, unused-ignore]
+        side = _side_stream(decoder.device)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
@@ -166,6 +166,12 @@ class GraphedStep:
         self._graph.replay()
         self._lengths = [length + 1 for length in lengths]
         return self._logits.clone()  # The next step writes over its own.
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    # One for all graphs: the libraries keep some 30 MB for every stream that a product ever ran on.
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call, unused-ignore]
 
 
 class _Norm:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.autograd import DeviceType
+from torch._C._autograd import DeviceType
 
 from benchmarking.gpu import kernels
 from benchmarking.gpu.kernels import OTHERS, purpose_of, shares, trace
