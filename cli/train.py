@@ -84,7 +84,7 @@ def train(config: TrainConfig) -> int:
             trainer.runtime.progress = Progress(config.training.max_steps, start=began_at, limit=trainer.seconds_left())
             trainer.runtime.hooks = hooks
             write_whole(run_dir / "config.toml", dump_toml(config))
-        if config.wandb.log_artifacts:
+        if config.wandb.log_artifacts and config.data.tokenizer.is_dir():  # not for files with a prefix
             logger.log_artifact(config.data.tokenizer, name=f"{run_dir.name}-tokenizer", type="tokenizer")
         if began_at:
             logger.log_event("resumed", step=began_at)
@@ -221,6 +221,7 @@ def _open_data(config: TrainConfig, tokenizer: Tokenizer, *, world: World) -> tu
     valid_data = TokenDataset(config.data.valid) if config.data.valid else None
     if valid_data:
         preflight.check_dataset(valid_data, config=config, tokenizer=tokenizer, key="data.valid")
+        preflight.check_separators(train_data, valid_data, tokenizer)
     if valid_data and valid_data.sha256 == train_data.sha256 and is_main(world):
         note("warning: data.valid holds the same tokens as data.train: val_loss will be that of text it trains on")
     return train_data, valid_data

@@ -50,6 +50,19 @@ def run(files, tmp_path_factory):
     return home / "run"
 
 
+def test_validation_documents_that_end_otherwise_are_refused(files, tmp_path):
+    """Their losses would be of other texts; the message names both ends, and nothing is left behind."""
+    other = make_files(tmp_path / "other")
+    tokenizer = Tokenizer.from_directory(other.tokenizer)
+    valid = tmp_path / "valid.npy"
+    build_dataset(other.text, tokenizer=tokenizer, train_path=valid, separator=BOT)
+    with pytest.raises(
+        ValueError, match=r"data.valid: expected documents that end with '<\|end\|>'.*found '<\|bot\|>'"
+    ):
+        train(tiny_config(files, tmp_path / "runs", {**ONE_STEP, "data.valid": str(valid)}))
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.fixture
 def end_id(files):
     """Return the id that ends a document."""
@@ -191,6 +204,6 @@ def test_a_guess_that_is_hardly_wrong_is_made_without_a_word():
 )
 def test_ids_that_are_none_are_refused(found, files, tmp_path, monkeypatch):
     """A stranger's checkpoint may hold anything there: one line names the key."""
-    monkeypatch.setattr("transformerlm.training.document_ids.read_state", lambda directory: {"document_ids": found})
+    monkeypatch.setattr("transformerlm.training.checkpoint.read_state", lambda directory: {"document_ids": found})
     with pytest.raises(CheckpointError, match=r"expected ids in document_ids of state\.json, found"):
         ids_of_checkpoint(tmp_path, Tokenizer.from_directory(files.tokenizer))

@@ -53,6 +53,21 @@ def check_dataset(dataset: TokenDataset, *, config: TrainConfig, tokenizer: Toke
         )
 
 
+def check_separators(train: TokenDataset, valid: TokenDataset, tokenizer: Tokenizer) -> None:
+    """Refuse a validation file whose documents end otherwise than those to train on; old files do not say it.
+
+    Raises:
+        ValueError: they do.
+    """
+    ends = [ids_of_data(dataset, tokenizer) for dataset in (train, valid)]
+    if None not in ends and ends[0] != ends[1]:
+        found = [dataset.metadata["separator"] for dataset in (train, valid)]
+        raise ValueError(
+            f"data.valid: expected documents that end with {found[0]!r}, as in data.train, found {found[1]!r}; "
+            "run transformerlm-make-data with one separator for both"
+        )
+
+
 def check_vocab_size(tokenizer: Tokenizer, vocab_size: int) -> None:
     """Refuse a model whose vocabulary is smaller than its tokenizer's.
 
