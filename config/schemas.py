@@ -89,7 +89,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 Engine = Literal["auto", "reference", "compiled"]
 MAX_ANGLES = 2**27  # a million positions of 128 features; as a table of fp64, half a gigabyte
 InvalidUtf8 = Literal["replace", "refuse"]
-Pattern = Literal["gpt2", "cl100k"]
+Pattern = Literal["gpt2", "cl100k", "smollm"]
 SpecialToken = Annotated[str, Field(min_length=1, max_length=256)]
 TextFiles = Annotated[
     list[InputName],

@@ -161,7 +161,7 @@ def test_a_run_of_ours_needs_no_import(pipeline, tmp_path):
         (["--source", "nowhere", "--format", "tiktoken", "--pattern=gpt2"], "nowhere: No such file or directory"),
         (
             ["--source", "nowhere", "--format", "tiktoken"],
-            "pattern: expected gpt2 or cl100k, found none: a file of ranks",
+            "pattern: expected gpt2, cl100k or smollm, found none: a file of ranks",
         ),
         (["--source", "."], ".: expected config.json and model.safetensors in it, found none"),
     ],

@@ -182,12 +182,20 @@ def test_a_model_that_is_no_llama_is_refused(setting, value, files, tmp_path):
     assert not list(tmp_path.glob("m.gguf*"))
 
 
+def test_a_tokenizer_that_cuts_as_smollm_does_has_its_name(files, tmp_path):
+    """llama.cpp cuts out each number, then splits as GPT-2 does, under this name."""
+    tokenizer = make_tokenizer(files.text, pattern="smollm")
+    write_gguf(make_checkpoint(tmp_path, files, tokenizer=tokenizer), tmp_path / "m.gguf")
+    found = read_metadata(tmp_path / "m.gguf")
+    assert (found["tokenizer.ggml.model"], found["tokenizer.ggml.pre"]) == ("gpt2", "smollm")
+
+
 def test_a_tokenizer_that_llama_cpp_does_not_have_is_refused(files, tmp_path):
     """Another pattern, no token at which texts end, no merges, a special token that merges make: each is named."""
     vocab = {**{value: bytes([value]) for value in range(256)}, 256: "Ж".encode()}
     merges = [(b"\xd0", b"\x96")]
     cases = {
-        "expected the pattern gpt2, found 'cl100k'": Tokenizer(vocab, merges, ["<s>"], pattern="cl100k"),
+        "expected the pattern gpt2 or smollm, found 'cl100k'": Tokenizer(vocab, merges, ["<s>"], pattern="cl100k"),
         "found 0 special tokens": Tokenizer(vocab, merges, []),
         "and 0 merges": Tokenizer({index: vocab[index] for index in range(256)}, [], ["<s>"]),
         "or merges make it": Tokenizer(vocab, merges, ["Ж"]),

@@ -42,7 +42,7 @@ def test_transformers_computes_the_same_logits(model, files, tmp_path):
     assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("pattern", ["gpt2", "cl100k"])
+@pytest.mark.parametrize("pattern", ["gpt2", "cl100k", "smollm"])
 def test_transformers_gives_the_same_ids(pattern, files, tmp_path):
     """AutoTokenizer encodes and decodes as ours, also special tokens of which one begins another."""
     from transformers import AutoTokenizer

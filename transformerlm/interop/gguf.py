@@ -41,7 +41,7 @@ _TYPES: dict[Dtype, tuple[str, str]] = {
     "bf16": ("BF16", "MOSTLY_BF16"),
     "q8_0": ("Q8_0", "MOSTLY_Q8_0"),
 }
-_PRE_TOKENIZERS = {"gpt2": "gpt-2"}
+_PRE_TOKENIZERS = {"gpt2": "gpt-2", "smollm": "smollm"}
 _NAMES = {"token_embeddings": "token_embd", "ln_final": "output_norm", "lm_head": "output"}
 _LAYER_NAMES = {
     "ln1": "attn_norm",
@@ -201,8 +201,8 @@ def _add_tokenizer(gguf: ModuleType, writer: GGUFWriter, tokenizer: Tokenizer, d
     """Add vocabulary and merges; raise ValueError where llama.cpp would give other ids, or end texts elsewhere."""
     if tokenizer.pattern not in _PRE_TOKENIZERS:
         raise ValueError(
-            f"tokenizer: expected the pattern gpt2, found {tokenizer.pattern!r}: llama.cpp has no pre-tokenizer that "
-            "cuts every text in the same places"
+            f"tokenizer: expected the pattern gpt2 or smollm, found {tokenizer.pattern!r}: llama.cpp has no "
+            "pre-tokenizer that cuts every text in the same places"
         )
     bos, ends, pad = document_ids.start_id, document_ids.eos_token_ids, document_ids.pad_token_id
     if bos is None or not ends or not tokenizer.merges:
