@@ -26,7 +26,11 @@ class NanochatStyle:
         self._head = weights.get("lm_head.weight", embedding)
         self._place: dict[str, Any] = {"device": embedding.device, "dtype": embedding.dtype}
         self._rope = RotaryEmbedding(
-            hparams["rope_theta"], self._d_head, hparams["context_length"], device=embedding.device
+            hparams["rope_theta"],
+            self._d_head,
+            hparams["context_length"],
+            scaling=hparams["rope_scaling"],
+            device=embedding.device,
         )
 
     @torch.inference_mode()

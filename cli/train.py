@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -103,7 +103,9 @@ def _check_writable(config: TrainConfig) -> None:
         ValueError: names the first such key.
     """
     for key in iter_keys(TrainConfig):
-        value = reduce(getattr, key.name.split("."), config)
+        value: Any = config
+        for part in key.name.split("."):
+            value = getattr(value, part, None)  # a table that may be missing has no keys
         for text in value if isinstance(value, list) else [value]:
             try:
                 str(text).encode()

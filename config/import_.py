@@ -37,7 +37,7 @@ class ImportConfig(Section):
     def _check_pattern(self) -> Self:
         if self.format == "tiktoken" and self.pattern is None:
             raise ValueError(
-                "pattern: expected gpt2 or cl100k, found none: a file of ranks does not say how text is cut, and the "
-                "wrong one gives other ids (gpt2: r50k_base, p50k_base; cl100k: cl100k_base)"
+                "pattern: expected gpt2, cl100k or smollm, found none: a file of ranks does not say how text is cut, "
+                "and the wrong one gives other ids (gpt2: r50k_base, p50k_base; cl100k: cl100k_base)"
             )
         return self

@@ -89,7 +89,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 Engine = Literal["auto", "reference", "compiled"]
 MAX_ANGLES = 2**27  # a million positions of 128 features; as a table of fp64, half a gigabyte
 InvalidUtf8 = Literal["replace", "refuse"]
-Pattern = Literal["gpt2", "cl100k"]
+Pattern = Literal["gpt2", "cl100k", "smollm"]
 SpecialToken = Annotated[str, Field(min_length=1, max_length=256)]
 TextFiles = Annotated[
     list[InputName],
@@ -110,6 +110,30 @@ class TextInput(Section):
     )
 
 
+class RopeScaling(Section):
+    """Llama 3.1's scaling of the rotary embedding, for a context longer than the one first trained with."""
+
+    factor: float = Field(
+        8.0, ge=1, le=1e6, description="by what the frequencies of slow pairs are divided; no table: none are"
+    )
+    low_freq_factor: float = Field(
+        1.0, gt=0, le=1e6, description="pairs with fewer turns than this within original_context_length are slow"
+    )
+    high_freq_factor: float = Field(
+        4.0, gt=0, le=1e6, description="pairs with more turns than this stay as they are; between, a weighted mean"
+    )
+    original_context_length: int = Field(
+        8192, ge=1, le=2**24, description="context_length of the first training, in tokens"
+    )
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.low_freq_factor >= self.high_freq_factor:
+            found = f"{self.low_freq_factor:g} and {self.high_freq_factor:g}"
+            raise ValueError(f"low_freq_factor: expected less than high_freq_factor, found {found}")
+        return self
+
+
 class ModelConfig(Section):
     """The decoder-only Transformer; each key is a keyword of `transformerlm.models.transformer.TransformerLM`."""
 
@@ -128,6 +152,7 @@ class ModelConfig(Section):
         description="width of the feed-forward layer; none: 8/3 d_model (swiglu) or 4 d_model (silu)",
     )
     rope_theta: float = Field(10000.0, gt=0, le=1e12, description="base of the rotary embedding's wavelengths")
+    rope_scaling: RopeScaling | None = None
     norm_position: Literal["pre", "post", "none"] = Field("pre", description="where RMSNorm stands in a block")
     position: Literal["rope", "none"] = Field("rope", description="position encoding; none is NoPE")
     ffn: Literal["swiglu", "silu"] = Field("swiglu", description="feed-forward layer: gated (swiglu) or plain (silu)")
@@ -160,6 +185,8 @@ class ModelConfig(Section):
             problems.append(
                 f'position = "rope" keeps a table of angles: expected at most {MAX_ANGLES:,}, found {angles}'
             )
+        if self.position != "rope" and self.rope_scaling is not None:
+            problems.append(f'rope_scaling does nothing with position = "{self.position}"')
         if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
             problems.append(f"num_heads ({self.num_heads}) is not divisible by num_kv_heads ({self.num_kv_heads})")
         if problems:

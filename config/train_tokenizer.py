@@ -31,8 +31,19 @@ class TokenizerConfig(Section):
         description="never split and never merged across; the first one separates documents",
     )
 
-    pattern: Pattern = Field("gpt2", description="how text is cut before merging: GPT-2's rules or GPT-4's")
-    engine: Engine = Field("auto", description="auto: compiled (numba) for large inputs; the result is the same")
+    pattern: Pattern = Field(
+        "gpt2", description="how text is cut before merging: by the rules of GPT-2, GPT-4 (cl100k) or SmolLM"
+    )
+    engine: Engine = Field(
+        "auto",
+        description="auto: compiled (numba) for large inputs; the result is the same; smollm: reference alone",
+    )
+
+    @model_validator(mode="after")
+    def _check_engine(self) -> Self:
+        if self.engine == "compiled" and self.pattern == "smollm":
+            raise ValueError('engine: expected auto or reference with pattern = "smollm", found "compiled"')
+        return self
 
     @model_validator(mode="after")
     def _check_special_tokens(self) -> Self:

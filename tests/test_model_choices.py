@@ -37,6 +37,7 @@ NUMBERS: dict[str, list[Any]] = {
     "num_kv_heads": [None, 1, 2],
     "d_ff": [None, 40],
     "rope_theta": [500.0],
+    "rope_scaling": [{"factor": 4.0, "low_freq_factor": 0.5, "high_freq_factor": 3.0, "original_context_length": 16}],
     "norm_eps": [1e-2],
     "logit_soft_cap": [None, 0.5],
 }

@@ -95,6 +95,11 @@ def test_another_context_length_is_no_other_architecture(imported, pipeline, tmp
     [
         ("model.num_layers", 3, "of another architecture (model.num_layers is 2 there, 3 here)"),
         ("model.rope_theta", 5e5, "of another architecture (model.rope_theta is 10000.0 there, 500000.0 here)"),
+        (
+            "model.rope_scaling",
+            {"factor": 2.0},
+            "architecture (model.rope_scaling is None there, {'factor': 2.0, 'low_",
+        ),
         ("checkpoint.init_from", "nowhere", "nowhere: no such checkpoint or run directory"),
     ],
 )
@@ -156,7 +161,7 @@ def test_a_run_of_ours_needs_no_import(pipeline, tmp_path):
         (["--source", "nowhere", "--format", "tiktoken", "--pattern=gpt2"], "nowhere: No such file or directory"),
         (
             ["--source", "nowhere", "--format", "tiktoken"],
-            "pattern: expected gpt2 or cl100k, found none: a file of ranks",
+            "pattern: expected gpt2, cl100k or smollm, found none: a file of ranks",
         ),
         (["--source", "."], ".: expected config.json and model.safetensors in it, found none"),
     ],

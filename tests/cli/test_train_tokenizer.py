@@ -34,6 +34,21 @@ def test_it_writes_a_tokenizer_and_one_json_line(arguments, pipeline, tmp_path):
     assert "280 tokens" in done.stderr
 
 
+def test_smollm_s_pattern_is_trained_and_used_by_the_reference(arguments, pipeline, tmp_path):
+    """Data is made with it; asking for the compiled engine is refused by both commands before any work."""
+    arguments += ["--tokenizer.pattern=smollm"]
+    refused = call("train_tokenizer", *arguments, "--tokenizer.engine=compiled")
+    assert (refused.code, (tmp_path / "tokenizer").exists()) == (2, False)
+    assert 'engine: expected auto or reference with pattern = "smollm", found "compiled"' in refused.stderr
+    assert call("train_tokenizer", *arguments).code == 0
+    assert Tokenizer.from_directory(tmp_path / "tokenizer").pattern == "smollm"
+    make = ["--input", pipeline.files.text, "--tokenizer", tmp_path / "tokenizer", "--train", tmp_path / "train.npy"]
+    refused = call("make_data", *make, "--engine=compiled")
+    assert (refused.code, (tmp_path / "train.npy").exists()) == (2, False)
+    assert "engine: expected auto or reference with the pattern 'smollm'" in refused.stderr
+    assert call("make_data", *make).code == 0
+
+
 def test_a_tokenizer_is_not_written_over_by_accident(arguments, tmp_path):
     """A directory with a tokenizer is refused, and replaced with `--overwrite`."""
     call("train_tokenizer", *arguments)

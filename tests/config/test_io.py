@@ -107,6 +107,26 @@ def test_all_errors_at_once(tmp_path):
             "train.toml: model: num_heads (4) is not divisible by num_kv_heads (3)",
         ),
         (
+            "num_heads = 4",
+            "num_heads = 4\nrope_scaling = { low_freq_factor = 4.0 }",
+            "train.toml: model.rope_scaling: low_freq_factor: expected less than high_freq_factor, found 4 and 4",
+        ),
+        (
+            "num_heads = 4",
+            "num_heads = 4\nrope_scaling = { factor = 0.5 }",
+            "train.toml: model.rope_scaling.factor: expected a number >= 1 and <= 1000000.0, found 0.5 (a float)",
+        ),
+        (
+            "num_heads = 4",
+            "num_heads = 4\nrope_scaling = { factors = 8.0 }",
+            "train.toml: model.rope_scaling.factors is not a known key (did you mean factor?)",
+        ),
+        (
+            "num_heads = 4",
+            "num_heads = 4\nposition = 'none'\nrope_scaling = {}",
+            'train.toml: model: rope_scaling does nothing with position = "none"',
+        ),
+        (
             'warmup_steps = "10%"',
             "warmup_steps = 5000",
             "train.toml: schedule.warmup_steps (5000) exceeds training.max_steps (1000); lower it, or give a share of "

@@ -15,7 +15,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
     return write_tiny_files(tmp_path_factory.mktemp("interop"))
 
 
-@pytest.fixture(scope="session", params=["gpt2", "cl100k"])
+@pytest.fixture(scope="session", params=["gpt2", "cl100k", "smollm"])
 def tokenizer(files: TinyFiles, request: pytest.FixtureRequest) -> Tokenizer:
     """Return a tokenizer of each pattern, with three special tokens."""
     return make_tokenizer(files.text, pattern=request.param)

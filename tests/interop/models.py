@@ -15,6 +15,15 @@ from transformerlm.tokenizer import Tokenizer, train_bpe
 from transformerlm.training.checkpoint import Snapshot, save_checkpoint
 from transformerlm.training.optim import AdamW, parameter_groups
 
+# One scaling of the rotary embedding by Hugging Face's names and by ours.
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+SCALING = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context_length": 32}
 SPECIALS = [END, "<|user|>", "<|user|>\n"]
 
 

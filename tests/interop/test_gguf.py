@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from cli.train import train
-from tests.interop.models import make_checkpoint, make_tokenizer
+from tests.interop.models import SCALING, make_checkpoint, make_tokenizer
 from tests.training.tiny_run import tiny_config
 from transformerlm.inference.predictor import Predictor
 from transformerlm.interop import gguf as interop
@@ -123,6 +123,29 @@ def test_a_qwen3_computes_the_same_logits(model, files, tmp_path):
         assert_close(theirs(ids).logits, load_model(checkpoint)(ids), rtol=1e-4, atol=1e-4)
 
 
+def test_a_scaled_rotary_embedding_comes_as_factors(files, tmp_path):
+    """Divided by them, the frequencies are those with which transformers computes the same model."""
+    modeling = pytest.importorskip("transformers.models.llama.modeling_llama")
+    from transformers import AutoConfig
+
+    checkpoint = make_checkpoint(tmp_path, files, rope_scaling=SCALING, rope_theta=500.0)
+    write_gguf(checkpoint, tmp_path / "m.gguf", dtype="q8_0")
+    write_hf(checkpoint, tmp_path / "hf", verify=False)
+    theirs = modeling.LlamaRotaryEmbedding(AutoConfig.from_pretrained(tmp_path / "hf")).inv_freq
+    kind, factors = read_tensors(tmp_path / "m.gguf")["rope_freqs.weight"]
+    assert kind == "F32"
+    assert_close(500.0 ** -(torch.arange(4) / 4) / torch.tensor(factors), theirs, rtol=1e-5, atol=0)
+    assert not any("scaling" in key for key in read_metadata(tmp_path / "m.gguf"))
+
+
+def test_a_scaled_qwen3_is_refused(files, tmp_path):
+    """Under that architecture llama.cpp reads no factors."""
+    checkpoint = make_checkpoint(tmp_path, files, rope_scaling=SCALING, qk_norm=True)
+    with pytest.raises(ValueError, match=r"model\.rope_scaling: expected none, found .*qk_norm"):
+        write_gguf(checkpoint, tmp_path / "m.gguf")
+    assert not (tmp_path / "m.gguf").exists()
+
+
 def test_the_sizes_of_a_qwen3_stand_under_its_name(files, tmp_path):
     """Its heads need not be as wide as the model over their number, so their size is said."""
     write_gguf(make_checkpoint(tmp_path, files, qk_norm=True), tmp_path / "m.gguf")
@@ -159,12 +182,20 @@ def test_a_model_that_is_no_llama_is_refused(setting, value, files, tmp_path):
     assert not list(tmp_path.glob("m.gguf*"))
 
 
+def test_a_tokenizer_that_cuts_as_smollm_does_has_its_name(files, tmp_path):
+    """llama.cpp cuts out each number, then splits as GPT-2 does, under this name."""
+    tokenizer = make_tokenizer(files.text, pattern="smollm")
+    write_gguf(make_checkpoint(tmp_path, files, tokenizer=tokenizer), tmp_path / "m.gguf")
+    found = read_metadata(tmp_path / "m.gguf")
+    assert (found["tokenizer.ggml.model"], found["tokenizer.ggml.pre"]) == ("gpt2", "smollm")
+
+
 def test_a_tokenizer_that_llama_cpp_does_not_have_is_refused(files, tmp_path):
     """Another pattern, no token at which texts end, no merges, a special token that merges make: each is named."""
     vocab = {**{value: bytes([value]) for value in range(256)}, 256: "Ж".encode()}
     merges = [(b"\xd0", b"\x96")]
     cases = {
-        "expected the pattern gpt2, found 'cl100k'": Tokenizer(vocab, merges, ["<s>"], pattern="cl100k"),
+        "expected the pattern gpt2 or smollm, found 'cl100k'": Tokenizer(vocab, merges, ["<s>"], pattern="cl100k"),
         "found 0 special tokens": Tokenizer(vocab, merges, []),
         "and 0 merges": Tokenizer({index: vocab[index] for index in range(256)}, [], ["<s>"]),
         "or merges make it": Tokenizer(vocab, merges, ["Ж"]),
@@ -264,9 +295,11 @@ def test_llama_cpp_gives_the_same_ids(files, tmp_path):
 @pytest.mark.parametrize(
     ("dtype", "tied"), [("fp32", True), ("fp32", False), ("fp16", True), ("bf16", False), ("q8_0", True)]
 )
-def test_llama_cpp_computes_the_same_logits(dtype, tied, files, tmp_path):
-    """Grouped queries, another rotary base, a tied head or its own: as near as the weights' type allows."""
-    checkpoint = make_checkpoint(tmp_path, files, tie_embeddings=tied, num_kv_heads=2, rope_theta=5e5)
+@pytest.mark.parametrize("scaling", [None, SCALING], ids=["plain", "scaled"])
+def test_llama_cpp_computes_the_same_logits(dtype, tied, scaling, files, tmp_path):
+    """Grouped queries, another rotary base, its scaling, a tied head or its own: as near as the type allows."""
+    model = {"tie_embeddings": tied, "num_kv_heads": 2, "rope_theta": 5e5, "rope_scaling": scaling}
+    checkpoint = make_checkpoint(tmp_path, files, **model)
     write_gguf(checkpoint, tmp_path / "m.gguf", dtype=dtype)
     llama, ids = open_llama(tmp_path / "m.gguf"), list(range(100, 164))
     llama.eval(ids)

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch.testing import assert_close
 
-from tests.interop.models import make_checkpoint, make_tokenizer
+from tests.interop.models import SCALING, make_checkpoint, make_tokenizer
 from transformerlm.interop.hf_export import write_hf
 from transformerlm.training.checkpoint import CheckpointError, load_model
 
@@ -18,6 +18,7 @@ VARIANTS = {
     "plain": {},
     "tied, grouped": {"tie_embeddings": True, "num_kv_heads": 2},
     "norms of queries and keys": {"qk_norm": True, "num_kv_heads": 2},
+    "scaled as Llama 3.1": {"rope_scaling": SCALING, "rope_theta": 500.0},
     "one kv head, other theta and eps": {"num_kv_heads": 1, "rope_theta": 500_000.0, "norm_eps": 1e-3},
 }
 
@@ -41,7 +42,7 @@ def test_transformers_computes_the_same_logits(model, files, tmp_path):
     assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("pattern", ["gpt2", "cl100k"])
+@pytest.mark.parametrize("pattern", ["gpt2", "cl100k", "smollm"])
 def test_transformers_gives_the_same_ids(pattern, files, tmp_path):
     """AutoTokenizer encodes and decodes as ours, also special tokens of which one begins another."""
     from transformers import AutoTokenizer

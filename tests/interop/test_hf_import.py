@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from tests.cli.commands import call
-from tests.interop.models import SPECIALS, make_llama, make_tokenizer
+from tests.interop.models import LLAMA3, SPECIALS, make_llama, make_tokenizer
 from transformerlm.inference.predictor import Predictor
 from transformerlm.interop.gguf import write_gguf
 from transformerlm.interop.hf_export import write_hf
@@ -28,6 +28,8 @@ VARIANTS = {
     "untied, grouped": {},
     "tied": {"tie_word_embeddings": True, "num_key_value_heads": 4},
     "qwen3": {"kind": "qwen3", "tie_word_embeddings": True},
+    "scaled as Llama 3.1": {"rope_parameters": {**LLAMA3, "rope_theta": 500.0}, "max_position_embeddings": 256},
+    "scaled Qwen3": {"kind": "qwen3", "rope_parameters": {**LLAMA3, "rope_theta": 1e4}},
     "other theta and eps": {"rope_theta": 500_000.0, "rms_norm_eps": 1e-3, "num_key_value_heads": 1},
 }
 
@@ -66,7 +68,8 @@ def test_logits_are_those_of_transformers(changes, tmp_path):
     source = make_llama(tmp_path, **changes)
     outcome = read_hf(source, tmp_path / "run", with_tokenizer=False)
     assert outcome.startswith("verified with transformers: logits differ by ")
-    ids = torch.randint(512, (2, 64), generator=torch.Generator().manual_seed(1))
+    length = changes.get("max_position_embeddings", 64)
+    ids = torch.randint(512, (2, length), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         theirs = AutoModelForCausalLM.from_pretrained(source).float().eval()(ids).logits
         ours = load_model(resolve(tmp_path / "run"))(ids)
@@ -103,7 +106,9 @@ def test_an_import_can_be_exported_again(llama, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, r"config\.json: rope_scaling: expected null"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 8.0}}, r'config\.json: rope_scaling\.rope_type: .*"yarn"'),
+        ({"rope_parameters": {**LLAMA3, "factor": 0.5}}, r"config\.json: rope_scaling\.factor: .*found 0\.5"),
+        ({"rope_parameters": {**LLAMA3, "low_freq_factor": 5}}, r"rope_scaling: .*low_freq_factor: expected less than"),
         ({"num_attention_heads": 3}, r"config\.json: head_dim: expected"),
         ({"hidden_size": "32"}, r"config\.json: d_model: .*found 32"),
         ({"vocab_size": 10**12}, r"config\.json: vocab_size: "),

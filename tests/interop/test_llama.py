@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from tests.interop.models import LLAMA3, SCALING
 from transformerlm.interop import llama
 from transformerlm.models.layers import rotate_pairs
 from transformerlm.models.transformer import TransformerLM
@@ -21,7 +22,7 @@ CONFIG = llama.to_config(HPARAMS, dtype="fp32", document_ids=DocumentIds())
 
 def test_a_config_describes_the_model_that_it_was_made_from():
     """There and back, the settings of the model are the same."""
-    for hparams in (HPARAMS, {**HPARAMS, "qk_norm": True}):
+    for hparams in (HPARAMS, {**HPARAMS, "qk_norm": True}, {**HPARAMS, "rope_scaling": SCALING}):
         config = llama.to_config(hparams, dtype="fp32", document_ids=DocumentIds())
         assert TransformerLM(**llama.from_config(config), device="meta").hparams() == hparams
 
@@ -61,8 +62,14 @@ def test_a_setting_that_nobody_has_thought_of_is_refused():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling: expected null"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, 'rope_parameters.rope_type: expected "default"'),
+        ({"rope_scaling": {"type": "linear"}}, 'rope_scaling.rope_type: expected "default", found "linear"'),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.factor: expected none"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, 'rope_parameters.rope_type: expected "default", found "yarn"'),
+        ({"rope_scaling": {"rope_type": "llama3", "type": "dynamic"}}, 'expected "llama3", found "dynamic"'),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters.factor: expected a number, found none"),
+        ({"rope_scaling": {**LLAMA3, "attention_factor": 2.0}}, "rope_scaling.attention_factor: expected none"),
+        ({"rope_scaling": LLAMA3}, "rope_scaling: expected null, found {"),  # beside that of rope_parameters
+        ({"rope_parameters": LLAMA3, "original_max_position_embeddings": 16}, "embeddings: expected 32, found 16"),
         ({"rope_parameters": {"rope_type": "default", "factor": 8.0}}, "rope_parameters.factor: expected none"),
         ({"rope_theta": 5e5}, "rope_theta: expected 10000.0, found 500000.0"),  # beside that of rope_parameters
         ({"rope_parameters": [1]}, "rope_parameters: expected {}"),
@@ -93,6 +100,31 @@ def test_an_old_config_has_the_defaults_of_llama():
     found = llama.from_config({"model_type": "llama", **sizes})
     model = {"num_kv_heads": None, "context_length": 2048, "norm_eps": 1e-6, "rope_theta": 1e4, "tie_embeddings": False}
     assert {key: found[key] for key in model} == model
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_scaling": LLAMA3, "rope_parameters": None},
+        {"rope_scaling": {**LLAMA3, "rope_theta": 1e4}, "rope_parameters": None, "rope_theta": None},
+        {"rope_parameters": {**LLAMA3, "rope_theta": 1e4}},
+        {"rope_parameters": {**LLAMA3, "rope_theta": 1e4}, "rope_scaling": LLAMA3},
+        {"rope_parameters": {**LLAMA3, "rope_theta": 1e4}, "original_max_position_embeddings": 32},
+    ],
+    ids=str,
+)
+def test_a_scaling_is_read_wherever_it_stands(change):
+    """Files of transformers 4 hold it in rope_scaling, those of 5 in rope_parameters, some in both."""
+    config = {key: value for key, value in {**CONFIG, **change}.items() if value is not None}
+    found = llama.from_config(config)
+    assert (found["rope_theta"], found["rope_scaling"]) == (1e4, SCALING)
+
+
+def test_a_scaling_is_written_for_both_versions():
+    """A model without one has no such key, as before."""
+    config = llama.to_config({**HPARAMS, "rope_scaling": SCALING}, dtype="fp32", document_ids=DocumentIds())
+    assert (config["rope_scaling"], config["rope_parameters"]) == (LLAMA3, {**LLAMA3, "rope_theta": 1e4})
+    assert "rope_scaling" not in CONFIG
 
 
 def test_rows_are_put_in_order_and_back():

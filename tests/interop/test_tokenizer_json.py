@@ -113,15 +113,28 @@ def test_what_ours_do_not_do_is_refused_by_name(place, value, message, record, t
 
 
 def test_another_split_pattern_is_refused_with_what_was_found(record, tmp_path):
-    """Only the spellings of gpt2's and cl100k's patterns are taken; a digit at a time is another pattern."""
+    """Only the spellings of the patterns that are here are taken; cl100k's with a digit at a time is another."""
     found = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|\s+"
     split = {"type": "Split", "pattern": {"Regex": found}, "behavior": "Isolated", "invert": False}
     level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
     record["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, level]}
-    with pytest.raises(ValueError, match=r"expected the split pattern of gpt2 or cl100k, found .*N\}"):
+    with pytest.raises(ValueError, match=r"expected the split pattern of gpt2, cl100k or smollm, found .*N\}"):
         read(record, tmp_path)
     record["pre_tokenizer"]["pretokenizers"] = [split, split, level]
     with pytest.raises(ValueError, match="number of splits before the pre_tokenizer ByteLevel: expected 1, found 2"):
+        read(record, tmp_path)
+
+
+def test_digits_must_be_cut_one_by_one(record, tmp_path):
+    """SmolLM's files are read, with the defaults that they leave out; runs of digits are another pattern."""
+    level = {"type": "ByteLevel", "add_prefix_space": False}
+    record["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [{"type": "Digits", "individual_digits": True}, level],
+    }
+    assert read(record, tmp_path).pattern == "smollm"
+    record["pre_tokenizer"]["pretokenizers"][0]["individual_digits"] = False
+    with pytest.raises(ValueError, match=r"pre_tokenizer\.individual_digits: expected true, found false"):
         read(record, tmp_path)
 
 

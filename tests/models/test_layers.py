@@ -7,7 +7,17 @@ import math
 import pytest
 import torch
 
-from transformerlm.models.layers import Embedding, Linear, RMSNorm, RotaryEmbedding, SiLUFFN, SwiGLU, rotate_pairs, silu
+from transformerlm.models.layers import (
+    Embedding,
+    Linear,
+    RMSNorm,
+    RotaryEmbedding,
+    SiLUFFN,
+    SwiGLU,
+    rope_factors,
+    rotate_pairs,
+    silu,
+)
 
 RTOL = {"rtol": 1e-5, "atol": 1e-6}
 
@@ -144,6 +154,50 @@ def test_rope_tables_stay_fp32_and_true_when_the_model_moves() -> None:
         assert torch.equal(rope.sin, expected.sin)
     assert expected.state_dict() == {}
     assert cast(torch.randn(3, 8).to(torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context_length": 8192},
+        {"factor": 32.0, "low_freq_factor": 0.5, "high_freq_factor": 6.0, "original_context_length": 64},
+        {"factor": 1.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context_length": 8192},
+    ],
+    ids=str,
+)
+def test_rope_scaling_is_that_of_transformers(scaling: dict[str, float]) -> None:
+    """The frequencies of every pair are those that transformers computes for a Llama 3.1 with these settings."""
+    rope_utils = pytest.importorskip("transformers.modeling_rope_utils")
+    from transformers import LlamaConfig
+
+    theirs = {key: value for key, value in scaling.items() if key != "original_context_length"}
+    original = int(scaling["original_context_length"])
+    rope = {"rope_type": "llama3", "rope_theta": 5e5, "original_max_position_embeddings": original, **theirs}
+    config = LlamaConfig(hidden_size=512, num_attention_heads=4, rope_parameters=rope)
+    expected, _ = rope_utils.ROPE_INIT_FUNCTIONS["llama3"](config, device="cpu")
+    turned = RotaryEmbedding(5e5, 128, 2, scaling=scaling)
+    torch.testing.assert_close(torch.atan2(turned.sin[1], turned.cos[1]), expected, **RTOL)
+
+
+def test_rope_scaling_keeps_fast_pairs_and_slows_slow_ones() -> None:
+    """Bounds of the factors are 1 and `factor`, they rise from pair to pair, and the ends meet without a jump."""
+    settings = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context_length": 8192}
+    factors = rope_factors(5e5, 128, **settings)
+    assert (factors[0], factors[-1]) == (1, 8)
+    assert bool((factors.diff() >= 0).all())
+    assert 0 < int(((factors > 1) & (factors < 8)).sum()) < 64
+    assert torch.equal(rope_factors(5e5, 128, **{**settings, "factor": 1.0}), torch.ones(64, dtype=torch.float64))
+
+
+def test_rope_scaling_stays_when_the_model_moves() -> None:
+    """The tables are computed anew with it."""
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context_length": 32}
+    expected, plain = RotaryEmbedding(100.0, 8, 64, scaling=scaling), RotaryEmbedding(100.0, 8, 64)
+    moved = RotaryEmbedding(100.0, 8, 64, scaling=scaling, device="meta").to_empty(device="cpu")
+    assert torch.equal(moved.cos, expected.cos)
+    assert not torch.equal(moved.cos, plain.cos)
+    assert "factor" in repr(moved)
+    assert "scaling" not in repr(plain)
 
 
 def test_rope_refuses_odd_sizes_and_positions_past_its_tables() -> None:

@@ -23,6 +23,8 @@ VARIANTS = [
     )
 ]
 
+SCALING = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context_length": 8192}
+
 
 def name_of(variant: dict[str, Any]) -> str:
     return "-".join(str(value) for value in variant.values())
@@ -264,6 +266,9 @@ def test_model_from_the_meta_device_computes_the_same() -> None:
         ({"norm_position": "both"}, "model.norm_position: expected one of pre, post, none, got 'both'"),
         ({"num_layers": 0}, "model.num_layers: expected at least 1, got 0"),
         ({"d_ff": -4}, "model.d_ff: expected at least 1, got -4"),
+        ({"rope_scaling": {"factor": 8.0}}, "rope_scaling: expected factor, low_freq_factor, .*, got factor"),
+        ({"rope_scaling": {**SCALING, "low_freq_factor": 4.0}}, "0 < low_freq_factor < high_freq_factor .*, got"),
+        ({"rope_scaling": SCALING, "position": "none"}, "rope_scaling: expected none with position = none, got"),
     ],
 )
 def test_impossible_sizes_and_choices_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -22,7 +22,7 @@ from transformerlm.tokenizer import _piece_kernels, compiled
 ALPHABET = list("aZsvlretdmSVLRETDM\u017f'1926.  \n\r\t\u3000\u00a0é漢²\x1c<|>e\u2019—\u0301🇩")
 PLAIN = plain_kernels.load()
 BROKEN = st.lists(st.sampled_from([b"\xf0", b"\xe3\x80", b" ", b"a"])).map(b"".join)
-EACH_PATTERN = pytest.mark.parametrize("pattern", PATTERNS)
+EACH_PATTERN = pytest.mark.parametrize("pattern", compiled.PATTERNS)
 
 
 def _pieces(data: bytes, pattern: str, kernels: object = _piece_kernels) -> list[bytes]:

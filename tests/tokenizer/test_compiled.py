@@ -22,6 +22,7 @@ from tests.utils.packed import write_parquet, zstd
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer import tokenizer as tokenizer_module
 from transformerlm.tokenizer.bpe_trainer import learn_merges
+from transformerlm.tokenizer.engines import COMPILED_PATTERNS
 from transformerlm.tokenizer.pretokenize import PATTERNS
 
 pytest.importorskip("numba")
@@ -31,7 +32,7 @@ PLAIN = plain_kernels.load()
 SPECIALS = (EOT, EOT + EOT, "<|e|>", "a b", "\n\n", "'s")
 PARTS = [*"aZsvle'19.  \n\r\t\u3000é漢²|<>\u2019"]
 PARTS += [EOT, "<|e|>", "the ", "and", "漢字" * 10, "x" * 90, "word" * 6, HARD_TEXT]
-EACH_PATTERN = pytest.mark.parametrize("pattern", PATTERNS)
+EACH_PATTERN = pytest.mark.parametrize("pattern", COMPILED_PATTERNS)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -48,8 +49,8 @@ def _build(engine: str, *, pattern: str = "gpt2", specials: Sequence[str] = SPEC
     return Tokenizer(dict(enumerate(tokens)), MERGES, specials, pattern=pattern, engine=engine)  # type: ignore[arg-type]
 
 
-REFERENCE = {pattern: _build("reference", pattern=pattern) for pattern in PATTERNS}
-COMPILED = {pattern: _build("compiled", pattern=pattern) for pattern in PATTERNS}
+REFERENCE = {pattern: _build("reference", pattern=pattern) for pattern in COMPILED_PATTERNS}
+COMPILED = {pattern: _build("compiled", pattern=pattern) for pattern in COMPILED_PATTERNS}
 
 
 def _encoder(modules: object = compiled, **options: int) -> compiled.CompiledEncoder:
@@ -119,15 +120,27 @@ def test_numbers_that_are_no_ids_are_not_rounded_to_some() -> None:
             tokenizer.decode_bytes([1, 3.5])  # type: ignore[list-item]
 
 
+def test_a_pattern_that_the_kernels_do_not_know_is_left_to_the_reference() -> None:
+    """Of auto nobody notices; who asks for the compiled engine is told."""
+    assert set(compiled.PATTERNS) == set(COMPILED_PATTERNS)
+    tokenizer = _build("auto", pattern="smollm")
+    assert not tokenizer.runs_in_threads(1 << 40)
+    text = HARD_TEXT * 20 + "a  12" * 200_000
+    assert tokenizer.encode_to_array(text, num_workers=1).tolist() == _build("reference", pattern="smollm").encode(text)
+    with pytest.raises(ValueError, match="engine: expected auto or reference with the pattern 'smollm', found 'compi"):
+        _build("compiled", pattern="smollm")
+
+
 def test_ids_are_those_of_tiktoken() -> None:
-    """Given the same merges, OpenAI's library gives the same ids with both patterns."""
+    """Given the same merges, OpenAI's library gives the same ids with each pattern."""
     tiktoken = pytest.importorskip("tiktoken")
     ranks = {token: token_id for token_id, token in _build("reference", specials=()).vocab.items()}
     rng = random.Random(0)
     for pattern, spelled in PATTERNS.items():
         special = {EOT: len(ranks)}
         other = tiktoken.Encoding("ours", pat_str=spelled, mergeable_ranks=ranks, special_tokens=special)
-        ours = _build("compiled", pattern=pattern, specials=(EOT,))
+        engine = "compiled" if pattern in COMPILED_PATTERNS else "reference"
+        ours = _build(engine, pattern=pattern, specials=(EOT,))
         for length in [0, 10, 1000, 5000]:
             text = "".join(rng.choices(HARD_TEXT, k=length)) + EOT + HARD_TEXT[:length]
             assert ours.encode(text) == other.encode(text, allowed_special="all")
@@ -182,7 +195,7 @@ def test_long_texts_are_cut_for_the_threads_at_safe_places(monkeypatch: pytest.M
     for size in (1, 2, 5, 64, 300):
         monkeypatch.setattr(compiled, "SEGMENT_BYTES", size)
         monkeypatch.setattr(compiled.SpecialTokens.segments, "__kwdefaults__", {"longest": size})
-        for pattern in PATTERNS:
+        for pattern in COMPILED_PATTERNS:
             assert COMPILED[pattern].encode_to_array(text, num_workers=2).tolist() == REFERENCE[pattern].encode(text)
 
 

@@ -155,7 +155,7 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path, damage: Damage, m
         ({"format": 2, "pattern": "gpt2", "special_tokens": []}, "expected format 1, found 2"),
         (
             {"format": 1, "pattern": "gpt4", "special_tokens": []},
-            "expected the pattern 'gpt2' or 'cl100k', found 'gpt4'",
+            "expected the pattern 'gpt2' or 'cl100k' or 'smollm', found 'gpt4'",
         ),
         ({"format": 1, "pattern": "gpt2"}, "expected special_tokens to be a list of non-empty strings, found None"),
         ({"format": 1, "pattern": "gpt2", "special_tokens": [1]}, "expected special_tokens to be a list"),

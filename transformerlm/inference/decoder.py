@@ -31,7 +31,7 @@ Weights = Mapping[str, Tensor]
 _CHOICES = {"norm_position": ("pre", "post", "none"), "position": ("rope", "none")}
 _SETTINGS = {
     "context_length", "d_ff", "d_model", "ffn", "logit_soft_cap", "norm_eps", "num_heads", "num_kv_heads",
-    "num_layers", "qk_norm", "rope_theta", "tie_embeddings", "vocab_size",
+    "num_layers", "qk_norm", "rope_scaling", "rope_theta", "tie_embeddings", "vocab_size",
 }  # fmt: skip
 _SAME_FUNCTION = {"activation_checkpointing", "attention", "zero_init_outputs"}
 
@@ -311,5 +311,6 @@ def _rotations(hparams: Mapping[str, Any], device: torch.device) -> Tensor | Non
     if hparams["position"] == "none":
         return None
     d_head = hparams["d_model"] // hparams["num_heads"]
-    rope = RotaryEmbedding(hparams["rope_theta"], d_head, hparams["context_length"], device=device)
+    length, scaling = hparams["context_length"], hparams["rope_scaling"]
+    rope = RotaryEmbedding(hparams["rope_theta"], d_head, length, scaling=scaling, device=device)
     return torch.complex(rope.cos, rope.sin).unsqueeze(1)

@@ -3,7 +3,8 @@
 The tensors get llama.cpp's names. Of its architecture "llama" they stay as they are: there llama.cpp rotates pairs
 (2i, 2i+1) of a head's features, as we do. (Hugging Face's Llama rotates (i, i + d/2), so that converters from it must
 reorder the rows of q and k.) A model with norms of queries and keys is of its architecture "qwen3", where it rotates as
-Hugging Face does. Vectors are always fp32. Matrices whose rows the blocks of 32 of q8_0 do not divide are fp16, as in
+Hugging Face does. Llama 3.1's scaling is the tensor `rope_freqs`, by which llama.cpp divides the frequencies. Vectors
+are always fp32. Matrices whose rows the blocks of 32 of q8_0 do not divide are fp16, as in
 llama.cpp's own converter.
 """
 
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from torch import Tensor
 
-from transformerlm.interop.llama import architecture_of, halves_from_pairs
+from transformerlm.interop.llama import Architecture, architecture_of, halves_from_pairs
 from transformerlm.interop.verify import NOT_ASKED
+from transformerlm.models.layers import rope_factors
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.io import token_to_text
 from transformerlm.tokenizer.tokenizer import Tokenizer
@@ -39,7 +41,7 @@ _TYPES: dict[Dtype, tuple[str, str]] = {
     "bf16": ("BF16", "MOSTLY_BF16"),
     "q8_0": ("Q8_0", "MOSTLY_Q8_0"),
 }
-_PRE_TOKENIZERS = {"gpt2": "gpt-2"}
+_PRE_TOKENIZERS = {"gpt2": "gpt-2", "smollm": "smollm"}
 _NAMES = {"token_embeddings": "token_embd", "ln_final": "output_norm", "lm_head": "output"}
 _LAYER_NAMES = {
     "ln1": "attn_norm",
@@ -71,7 +73,7 @@ def write_gguf(
     """
     _import_gguf()
     check_free(out, overwrite=overwrite)
-    architecture_of(load_config_of(checkpoint).model.model_dump())
+    _architecture_of(load_config_of(checkpoint).model.model_dump())
     tokenizer, model = load_tokenizer(checkpoint), load_model(checkpoint)
     if tokenizer.vocab_size > model.vocab_size:
         found = f"{tokenizer.vocab_size} in its tokenizer, {model.vocab_size} in its model"
@@ -91,7 +93,7 @@ def write_model(
 ) -> str:
     """Write a model and its tokenizer as `write_gguf` does."""
     gguf, hparams = _import_gguf(), model.hparams()
-    architecture = architecture_of(hparams)
+    architecture = _architecture_of(hparams)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f"{out.name}.tmp")
     writer = gguf.GGUFWriter(unfinished, architecture)
@@ -99,8 +101,11 @@ def write_model(
     _add_sizes(writer, hparams | {"vocab_size": tokenizer.vocab_size}, name=out.stem)
     writer.add_file_type(gguf.LlamaFileType[_TYPES[dtype][1]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    d_head = hparams["d_model"] // hparams["num_heads"] if architecture == "qwen3" else None
-    weights = _tensors(dict(model.named_parameters()), tokenizer.vocab_size, turned_d_head=d_head)
+    d_head = hparams["d_model"] // hparams["num_heads"]
+    turned = d_head if architecture == "qwen3" else None
+    weights = _tensors(dict(model.named_parameters()), tokenizer.vocab_size, turned_d_head=turned)
+    if (scaling := hparams["rope_scaling"]) is not None:
+        weights["rope_freqs.weight"] = rope_factors(hparams["rope_theta"], d_head, **scaling).float().numpy()
     tensors = _add_tensors(gguf, writer, weights, dtype)
     try:
         _write(writer, unfinished)
@@ -113,6 +118,14 @@ def write_model(
         unfinished.unlink(missing_ok=True)
     sync(out.absolute().parent)
     return f"verified with gguf: {len(tensors)} tensors read back equal" if verify else NOT_ASKED
+
+
+def _architecture_of(hparams: Mapping[str, Any]) -> Architecture:
+    architecture = architecture_of(hparams)
+    if architecture == "qwen3" and hparams["rope_scaling"] is not None:
+        found = dict(hparams["rope_scaling"])
+        raise ValueError(f"model.rope_scaling: expected none, found {found} (with qk_norm, llama.cpp does not scale)")
+    return architecture
 
 
 def _import_gguf() -> ModuleType:
@@ -188,8 +201,8 @@ def _add_tokenizer(gguf: ModuleType, writer: GGUFWriter, tokenizer: Tokenizer, d
     """Add vocabulary and merges; raise ValueError where llama.cpp would give other ids, or end texts elsewhere."""
     if tokenizer.pattern not in _PRE_TOKENIZERS:
         raise ValueError(
-            f"tokenizer: expected the pattern gpt2, found {tokenizer.pattern!r}: llama.cpp has no pre-tokenizer that "
-            "cuts every text in the same places"
+            f"tokenizer: expected the pattern gpt2 or smollm, found {tokenizer.pattern!r}: llama.cpp has no "
+            "pre-tokenizer that cuts every text in the same places"
         )
     bos, ends, pad = document_ids.start_id, document_ids.eos_token_ids, document_ids.pad_token_id
     if bos is None or not ends or not tokenizer.merges:

@@ -27,7 +27,7 @@ REQUIRED = {
 # The other settings that are written, and those that change only how the same is computed or where it began.
 _WRITTEN = {
     "context_length", "d_ff", "d_model", "norm_eps", "num_heads", "num_kv_heads", "num_layers", "qk_norm",
-    "rope_theta", "tie_embeddings", "vocab_size",
+    "rope_scaling", "rope_theta", "tie_embeddings", "vocab_size",
 }  # fmt: skip
 _SAME_FUNCTION = {"activation_checkpointing", "attention", "zero_init_outputs"}
 # Keys of a config.json that change what a model computes, and the values with which it is ours.
@@ -36,7 +36,6 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", None),
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
-    "rope_scaling": (None,),
     "partial_rotary_factor": (1, None),
     "use_sliding_window": (False, None),
     "quantization_config": (None,),
@@ -48,7 +47,15 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"max_position_embeddings": 2048},
     "qwen3": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
 }
-_ROPE: dict[str, tuple[Any, ...]] = {"rope_type": ("default", None), "type": ("default", None)}
+_ORIGINAL = "original_max_position_embeddings"
+# The keys of Llama 3.1's scaling; transformers 4 reads it from rope_scaling, transformers 5 from rope_parameters too.
+_SCALING = {
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_context_length": _ORIGINAL,
+}
+_TYPE_KEYS = ("rope_type", "type")
 _SIZES = {
     "vocab_size": "vocab_size",
     "hidden_size": "d_model",
@@ -91,8 +98,11 @@ def architecture_of(hparams: Mapping[str, Any]) -> Architecture:
 
 
 def to_config(hparams: Mapping[str, Any], *, dtype: str, document_ids: DocumentIds) -> dict[str, Any]:
-    """Return the `config.json` of a model; the rotary base stands twice, as tools read the one or the other."""
+    """Return the `config.json` of a model; the rotary base and its scaling stand twice: tools read one or the other."""
     architecture = architecture_of(hparams)
+    rope: dict[str, Any] = {"rope_type": "default"}
+    if (scaling := hparams["rope_scaling"]) is not None:
+        rope = {"rope_type": "llama3", **{theirs: scaling[ours] for ours, theirs in _SCALING.items()}}
     return {
         "architectures": [CLASSES[architecture]],
         "model_type": architecture,
@@ -106,7 +116,8 @@ def to_config(hparams: Mapping[str, Any], *, dtype: str, document_ids: DocumentI
         "max_position_embeddings": hparams["context_length"],
         "rms_norm_eps": hparams["norm_eps"],
         "rope_theta": hparams["rope_theta"],
-        "rope_parameters": {"rope_type": "default", "rope_theta": hparams["rope_theta"]},
+        "rope_parameters": {**rope, "rope_theta": hparams["rope_theta"]},
+        **({} if scaling is None else {"rope_scaling": rope}),
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
@@ -141,14 +152,8 @@ def from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if not problems[0]:
         config = {**_DEFAULTS[config["model_type"]], **config}
         problems += _other_layers(config)
-    rope = config.get("rope_parameters") or {}
-    if isinstance(rope, dict):
-        problems += [_found(f"rope_parameters.{key}", rope.get(key), values) for key, values in _ROPE.items()]
-        problems += [f"rope_parameters.{key}: expected none" for key in rope.keys() - {*_ROPE, "rope_theta"}]
-        if "rope_theta" in rope and "rope_theta" in config:
-            problems.append(_found("rope_theta", config["rope_theta"], (rope["rope_theta"],)))
-    else:
-        problems.append(_found("rope_parameters", rope, ({},)))
+    rope, rope_problems = _read_rope(config)
+    problems += rope_problems
     problems += [f"{key}: expected a number, found none" for key in _SIZES if config.get(key) is None]
     if not any(problems):
         problems.append(_check_head_dim(config))
@@ -159,10 +164,47 @@ def from_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_kv_heads": config.get("num_key_value_heads"),
         "context_length": config["max_position_embeddings"],
         "norm_eps": config.get("rms_norm_eps", 1e-6),
-        "rope_theta": rope.get("rope_theta", config.get("rope_theta", 10_000.0)),
+        **rope,
         "tie_embeddings": config.get("tie_word_embeddings", False),
         "qk_norm": config["model_type"] == "qwen3",
     }
+
+
+def _read_rope(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return base and scaling of the rotary embedding, which a file may hold in two places, and what is wrong there."""
+    bases, scalings = [config["rope_theta"]] if "rope_theta" in config else [], []
+    problems: list[str] = []
+    for place in ("rope_parameters", "rope_scaling"):
+        rope = config.get(place) or {}
+        if not isinstance(rope, dict):
+            problems.append(_found(place, rope, ({},)))
+        elif rope:
+            problems += _rope_problems(place, rope)
+            bases += [rope["rope_theta"]] if "rope_theta" in rope else []
+            scalings.append({theirs: rope.get(theirs) for theirs in _SCALING.values()} if _is_scaled(rope) else None)
+    problems += [_found("rope_theta", base, (bases[-1],)) for base in bases]
+    problems += [_found("rope_scaling", scaling, (scalings[0],)) for scaling in scalings]
+    base, found = bases[-1] if bases else 10_000.0, scalings[0] if scalings else None
+    if found is None:
+        return {"rope_theta": base, "rope_scaling": None}, problems
+    if (original := config.get(_ORIGINAL)) is not None:  # for transformers it goes first
+        problems.append(_found(_ORIGINAL, original, (found[_ORIGINAL],)))
+    scaling = {ours: found[theirs] for ours, theirs in _SCALING.items()}
+    return {"rope_theta": base, "rope_scaling": scaling}, problems
+
+
+def _is_scaled(rope: Mapping[str, Any]) -> bool:
+    return bool(rope.get("rope_type", rope.get("type")) == "llama3")
+
+
+def _rope_problems(place: str, rope: Mapping[str, Any]) -> list[str]:
+    types = ("llama3",) if _is_scaled(rope) else ("default", None)
+    problems = [_found(f"{place}.rope_type", rope.get(key, types[0]), types) for key in _TYPE_KEYS]
+    names = set(_SCALING.values()) if _is_scaled(rope) else set()
+    problems += [f"{place}.{key}: expected none" for key in sorted(rope.keys() - names - {*_TYPE_KEYS, "rope_theta"})]
+    return problems + [
+        f"{place}.{key}: expected a number, found none" for key in sorted(names) if rope.get(key) is None
+    ]
 
 
 def _other_layers(config: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Hugging Face's `tokenizer.json`, to and from: byte-level BPE whose split pattern is GPT-2's or GPT-4's (cl100k).
+"""Hugging Face's `tokenizer.json`, to and from: byte-level BPE that splits as GPT-2, GPT-4 (cl100k) or SmolLM does.
 
 Written by hand, without the `tokenizers` library. Tokens are spelled in GPT-2's byte alphabet, as in `vocab.json`.
 """
@@ -34,6 +34,7 @@ _SPELLINGS = {
     HF_CL100K_PATTERN: "cl100k",
     HF_CL100K_PATTERN.replace(_WHITE_SPACE_TO_THE_END, ""): "cl100k",
 }
+_DIGITS = {"type": "Digits", "individual_digits": True}
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 
 
@@ -73,6 +74,7 @@ def to_json(tokenizer: Tokenizer, *, leading: str | None = None) -> str:
     by_pattern = {
         "gpt2": {**_BYTES, "use_regex": True},
         "cl100k": {"type": "Sequence", "pretokenizers": [split, _BYTES]},
+        "smollm": {"type": "Sequence", "pretokenizers": [_DIGITS, {**_BYTES, "use_regex": True}]},
     }
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     record = {
@@ -181,6 +183,9 @@ def _pattern(pre_tokenizer: Any) -> str:
     _refuse("pre_tokenizer.type", last.get("type"), ["ByteLevel"])
     _refuse("pre_tokenizer.add_prefix_space", last.get("add_prefix_space", True), [False])
     if last.get("use_regex", True):
+        if [split.get("type") for split in splits] == ["Digits"]:
+            _refuse("pre_tokenizer.individual_digits", splits[0].get("individual_digits", False), [True])
+            return "smollm"
         _refuse("number of splits before the pre_tokenizer ByteLevel", len(splits), [0])
         return "gpt2"
     _refuse("number of splits before the pre_tokenizer ByteLevel", len(splits), [1])
@@ -190,7 +195,7 @@ def _pattern(pre_tokenizer: Any) -> str:
     _refuse("pre_tokenizer.invert", split.get("invert", False), [False])
     found = split["pattern"].get("Regex")
     if found not in _SPELLINGS:
-        raise ValueError(f"expected the split pattern of gpt2 or cl100k, found {str(found)[:200]!r}")
+        raise ValueError(f"expected the split pattern of gpt2, cl100k or smollm, found {str(found)[:200]!r}")
     return _SPELLINGS[found]
 
 

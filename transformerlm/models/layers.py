@@ -1,13 +1,13 @@
 """The parts of a Transformer block, written from scratch: linear, embedding, norm, feed-forward and rotary embedding.
 
 They know tensors and plain numbers only. No layer has a bias. References: RMSNorm (Zhang & Sennrich 2019), SwiGLU
-(Shazeer 2020), RoPE (Su et al. 2021).
+(Shazeer 2020), RoPE (Su et al. 2021), its scaling for longer contexts (Llama 3.1, Grattafiori et al. 2024).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -181,18 +181,27 @@ def feed_forward(ffn: str) -> FeedForward:
 class RotaryEmbedding(nn.Module):
     """Rotate each pair of features (2i, 2i+1) by the angle `position * theta^(-2i / d_k)`.
 
-    The tables of cosines and sines are fp32 whatever the model's dtype, and are not part of the state dict. Raises
-    ValueError when `d_k` is odd.
+    With `scaling` the angles of slow pairs are divided by the `rope_factors` of these settings. The tables of cosines
+    and sines are fp32 whatever the model's dtype, and are not part of the state dict. Raises ValueError when `d_k` is
+    odd.
     """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, theta: float, d_k: int, max_seq_len: int, *, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        theta: float,
+        d_k: int,
+        max_seq_len: int,
+        *,
+        scaling: Mapping[str, float] | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
         super().__init__()
         if d_k % 2:
             raise ValueError(f"rotary embedding: d_k must be even to rotate pairs of features, got {d_k}")
-        self.theta, self.d_k, self.max_seq_len = theta, d_k, max_seq_len
+        self.theta, self.d_k, self.max_seq_len, self.scaling = theta, d_k, max_seq_len, scaling
         cos, sin = self._tables(device)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -212,13 +221,16 @@ class RotaryEmbedding(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the sizes, for `print(model)`."""
-        return f"theta={self.theta}, d_k={self.d_k}, max_seq_len={self.max_seq_len}"
+        sizes = f"theta={self.theta}, d_k={self.d_k}, max_seq_len={self.max_seq_len}"
+        return sizes if self.scaling is None else f"{sizes}, scaling={dict(self.scaling)}"
 
     def _tables(self, device: torch.device | str | None) -> tuple[Tensor, Tensor]:
         # float64, on the CPU because MPS has none: an fp32 angle is already off by 1e-4 at position 1000.
-        exponents = torch.arange(0, self.d_k, 2, dtype=torch.float64, device="cpu") / self.d_k
+        frequencies = _rope_frequencies(self.theta, self.d_k)
+        if self.scaling is not None:
+            frequencies = frequencies / rope_factors(self.theta, self.d_k, **self.scaling)
         positions = torch.arange(self.max_seq_len, dtype=torch.float64, device="cpu")
-        angles = torch.outer(positions, self.theta**-exponents)  # (max_seq_len, d_k / 2)
+        angles = torch.outer(positions, frequencies)  # (max_seq_len, d_k / 2)
         return angles.cos().to(device, torch.float32), angles.sin().to(device, torch.float32)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -226,6 +238,32 @@ class RotaryEmbedding(nn.Module):
         # model.to(bfloat16) must not round the tables, and to_empty() must not leave them unset.
         self.cos, self.sin = self._tables(self.cos.device)
         return self
+
+
+def _rope_frequencies(theta: float, d_k: int) -> Tensor:
+    """Return the radians by which each pair turns from one position to the next, `(d_k / 2)` in fp64."""
+    return theta ** -(torch.arange(0, d_k, 2, dtype=torch.float64, device="cpu") / d_k)
+
+
+def rope_factors(
+    theta: float,
+    d_k: int,
+    *,
+    factor: float,
+    low_freq_factor: float,
+    high_freq_factor: float,
+    original_context_length: float,
+) -> Tensor:
+    """Return by what Llama 3.1 divides each pair's frequency, `(d_k / 2)` in fp64: 1 for fast pairs, `factor` for slow.
+
+    A pair that makes more than `high_freq_factor` turns within `original_context_length` tells near positions apart,
+    and stays. One that makes fewer than `low_freq_factor` turns would meet angles in a longer context that it has never
+    seen, and is slowed down by `factor`. Between the two the frequency is their mean, weighted by where its number of
+    turns stands. Grattafiori et al. 2024 (The Llama 3 Herd of Models), and `apply_scaling` in the code for Llama 3.1.
+    """
+    turns = original_context_length * _rope_frequencies(theta, d_k) / (2 * math.pi)
+    kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
+    return 1 / (kept + (1 - kept) / factor)
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

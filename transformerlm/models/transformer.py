@@ -8,7 +8,7 @@ ablations.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -83,8 +83,10 @@ class TransformerBlock(nn.Module):
 class TransformerLM(nn.Module):
     """A causal language model: ids `(batch, seq)` to logits `(batch, seq, vocab_size)`.
 
-    `d_ff` defaults to `default_d_ff`, `num_kv_heads` to `num_heads`. There is a final norm with `norm_position="pre"`
-    only: a "post" block already ends in one, as in the original Transformer, and "none" has none at all. With
+    `d_ff` defaults to `default_d_ff`, `num_kv_heads` to `num_heads`. `rope_scaling` holds the keywords of
+    `rope_factors`, which slow the rotary embedding down for a longer context than that of an earlier training. There is
+    a final norm with `norm_position="pre"` only: a "post" block already ends in one, as in the original Transformer,
+    and "none" has none at all. With
     `tie_embeddings` the head is the token embedding (Press & Wolf 2017), there is no `lm_head`, and the embedding is
     drawn from N(0, 1 / d_model) instead of N(0, 1): a normed vector then has logits of standard deviation 1, not
     sqrt(d_model). With `logit_soft_cap` the logits are `soft_cap(logits, logit_soft_cap)`. With `zero_init_outputs` the
@@ -104,6 +106,7 @@ class TransformerLM(nn.Module):
         num_heads: int,
         d_ff: int | None = None,
         rope_theta: float = 10000.0,
+        rope_scaling: Mapping[str, float] | None = None,
         num_kv_heads: int | None = None,
         norm_position: NormPosition = "pre",
         position: Position = "rope",
@@ -132,7 +135,7 @@ class TransformerLM(nn.Module):
         self.token_embeddings = Embedding(vocab_size, d_model, std=std, **place)
         # Assigned to each layer too: one module, one pair of tables.
         rope = (
-            RotaryEmbedding(rope_theta, d_model // num_heads, context_length, device=device)
+            RotaryEmbedding(rope_theta, d_model // num_heads, context_length, scaling=rope_scaling, device=device)
             if position == "rope"
             else None
         )
@@ -257,6 +260,7 @@ HPARAMS = (
     "num_heads",
     "d_ff",
     "rope_theta",
+    "rope_scaling",
     "num_kv_heads",
     "norm_position",
     "position",
@@ -269,6 +273,7 @@ HPARAMS = (
     "logit_soft_cap",
     "zero_init_outputs",
 )
+ROPE_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_context_length")
 _SIZES = ("vocab_size", "context_length", "d_model", "num_layers", "num_heads", "d_ff", "num_kv_heads")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "norm_position": ("pre", "post", "none"),
@@ -297,3 +302,18 @@ def check_hparams(hparams: dict[str, Any]) -> None:
     if hparams["position"] == "rope" and (d_model // num_heads) % 2:
         sizes = f"d_model ({d_model}) / num_heads ({num_heads}) = {d_model // num_heads}"
         raise ValueError(f"model: position = rope needs an even head size, got {sizes}")
+    if hparams["rope_scaling"] is not None:
+        _check_rope_scaling(hparams["rope_scaling"], hparams["position"])
+
+
+def _check_rope_scaling(scaling: Mapping[str, float], position: str) -> None:
+    if position != "rope":
+        raise ValueError(f"model.rope_scaling: expected none with position = {position}, got {dict(scaling)}")
+    if set(scaling) != set(ROPE_SCALING):
+        raise ValueError(f"model.rope_scaling: expected {', '.join(ROPE_SCALING)}, got {', '.join(scaling) or 'none'}")
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    if not (
+        1 <= scaling["factor"] < math.inf and 0 < low < high < math.inf and scaling["original_context_length"] >= 1
+    ):
+        expected = "factor >= 1, 0 < low_freq_factor < high_freq_factor and original_context_length >= 1"
+        raise ValueError(f"model.rope_scaling: expected {expected}, got {dict(scaling)}")

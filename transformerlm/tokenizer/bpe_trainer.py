@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformerlm.tokenizer import io
-from transformerlm.tokenizer.engines import Engine, check_engine, use_compiled
+from transformerlm.tokenizer.engines import COMPILED_PATTERNS, Engine, check_engine, use_compiled
 from transformerlm.tokenizer.memory_limit import REFERENCE_BYTES_PER_SLOT, Memory, check_memory_limit
 from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, resolve_num_workers
 from transformerlm.tokenizer.pretokenize import DEFAULT_PATTERN, SpecialTokenSplitter, pre_tokenize, safe_pieces
@@ -88,8 +88,8 @@ def train_bpe(
     specials = list(special_tokens)
     _check_request(vocab_size, specials)
     paths = expand_inputs(input_path)
-    check_engine(engine)
-    compiled = use_compiled(engine, total_bytes(paths), "train")
+    check_engine(engine, pattern=pattern)
+    compiled = pattern in COMPILED_PATTERNS and use_compiled(engine, total_bytes(paths), "train")
     learn = _learn_compiled if compiled else _learn_by_reference
     merges = learn(
         paths, specials, vocab_size - 256 - len(specials), num_workers=num_workers, text_field=text_field,

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 Engine = Literal["auto", "reference", "compiled"]
+COMPILED_PATTERNS = ("gpt2", "cl100k")
+"""The patterns that the kernels know (`compiled.PATTERNS`); text is cut by any other in the reference engine."""
 
 # From how many bytes on the kernels pay: when they are loaded already, when they lie compiled on disk, and when not.
 # Compiling takes some 8 s, in which the reference reads some 30 MB on two cores, but the next run finds them compiled.
@@ -38,10 +40,12 @@ _ready: set[Work] = set()
 _logger = logging.getLogger(__name__)
 
 
-def check_engine(engine: str) -> None:
-    """Refuse a name that is no engine."""
+def check_engine(engine: str, *, pattern: str) -> None:
+    """Refuse a name that is no engine, and the compiled one for a pattern that it does not know."""
     if engine not in get_args(Engine):
         raise ValueError(f"engine: expected one of {', '.join(get_args(Engine))}, found {engine!r}")
+    if engine == "compiled" and pattern not in COMPILED_PATTERNS:
+        raise ValueError(f"engine: expected auto or reference with the pattern {pattern!r}, found {engine!r}")
 
 
 def use_compiled(engine: str, num_bytes: int, work: Work) -> bool:

@@ -10,6 +10,7 @@ the whole are those of the two sides put together. That holds when a is not whit
 space reaches over the cut), a is not an apostrophe (a contraction might), a and b are of different kinds (letter,
 number, white space, other), and no special token, finished or still arriving, has the cut inside it. GPT-4's pattern
 joins a mark with letters or line ends behind it, so with it marks may be cut off before blanks and numbers only.
+SmolLM's cuts at both sides of each number, whatever is there.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ CL100K_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
     r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 )
-PATTERNS = {"gpt2": GPT2_PATTERN, "cl100k": CL100K_PATTERN}
+# SmolLM's (Hugging Face's Digits, then ByteLevel): each number is cut out, then GPT-2's pattern goes over what is
+# between. So a number takes no blank, and white space before one is whole, as it is at the end of a text.
+SMOLLM_PATTERN = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+PATTERNS = {"gpt2": GPT2_PATTERN, "cl100k": CL100K_PATTERN, "smollm": SMOLLM_PATTERN}
 DEFAULT_PATTERN = "gpt2"
 
 # A run without a cut is held in memory, and a few kB of .gz can hold gigabytes of one letter.
@@ -40,6 +44,7 @@ MAX_UNCUT_CHARS = 1 << 24
 _CUT_PATTERNS = {
     "gpt2": r"(?r)\p{L}(?=\P{L})|\p{N}(?=\P{N})|[^\s\p{L}\p{N}'](?=[\s\p{L}\p{N}])",
     "cl100k": r"(?r)\p{L}(?=\P{L})|\p{N}(?=\P{N})|[^\s\p{L}\p{N}'](?=[^\S\r\n]|\p{N})",
+    "smollm": r"(?r)\p{L}(?=\P{L})|\p{N}(?=[\s\S])|[^\p{N}](?=\p{N})|[^\s\p{L}\p{N}'](?=[\s\p{L}])",
 }
 
 

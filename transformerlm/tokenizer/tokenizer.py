@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from transformerlm.tokenizer import io
 from transformerlm.tokenizer.bpe_merge import merge_by_windows
-from transformerlm.tokenizer.engines import Engine, check_engine, use_compiled
+from transformerlm.tokenizer.engines import COMPILED_PATTERNS, Engine, check_engine, use_compiled
 from transformerlm.tokenizer.parallel import map_in_order, resolve_num_workers
 from transformerlm.tokenizer.pretokenize import (
     DEFAULT_PATTERN,
@@ -70,7 +70,8 @@ class Tokenizer:
             merges: pairs of byte strings in the order they were learned.
             special_tokens: kept whole by `encode`.
             pattern: how text is cut into pre-tokens, a name in `pretokenize.PATTERNS`.
-            engine: "reference", "compiled" (same ids, needs numba), or "auto": the compiled one for large inputs.
+            engine: "reference", "compiled" (same ids, needs numba), or "auto": the compiled one for large inputs,
+                where it knows the pattern.
 
         Raises:
             TypeError: `special_tokens` is one string.
@@ -82,7 +83,7 @@ class Tokenizer:
         io.check_merges(merges, vocab)
         self.vocab = dict(vocab)
         self.merges = list(merges)
-        check_engine(engine)
+        check_engine(engine, pattern=pattern)
         self.pattern = pattern
         self.engine = engine
         self._splitter = SpecialTokenSplitter(special_tokens or (), pattern=pattern)
@@ -405,7 +406,8 @@ class Tokenizer:
 
     def _encoder_for(self, num_bytes: int, *, least: int = 0) -> CompiledEncoder | None:
         """Return the compiled encoder if it should do a work of so many bytes, `least` at least."""
-        if not use_compiled(self.engine, num_bytes, "encode") or num_bytes < least:
+        known = self.pattern in COMPILED_PATTERNS
+        if not known or not use_compiled(self.engine, num_bytes, "encode") or num_bytes < least:
             return None
         from transformerlm.tokenizer.compiled import CompiledEncoder
 
