@@ -22,7 +22,6 @@ from cli.entry import STOP_CODES, is_importing, leave
 from cli.utils import Command, Progress, clock, note
 from cli.utils import main as run_command
 from config.io import dump_toml, read_toml
-from config.keys import iter_keys
 from config.train import TrainConfig
 
 if TYPE_CHECKING:
@@ -62,7 +61,6 @@ def train(config: TrainConfig) -> int:
 
     Nothing is written before everything that can be checked is checked.
     """
-    _check_writable(config)
     with StopSignals() as signals, ExitStack() as stack:
         from transformerlm.distributed import init_from_env, is_main, shutdown
         from transformerlm.utils.files import write_whole
@@ -94,26 +92,6 @@ def train(config: TrainConfig) -> int:
         if is_main(world):
             _say_what_ended_it(trainer, began_at=began_at)
     return STOP_CODES.get(trainer.stopped_by or "", 0)
-
-
-def _check_writable(config: TrainConfig) -> None:
-    """Refuse text that the run's own `config.toml` could not hold: a name of a file may be any bytes, TOML is UTF-8.
-
-    Raises:
-        ValueError: names the first such key.
-    """
-    for key in iter_keys(TrainConfig):
-        value: Any = config
-        for part in key.name.split("."):
-            value = getattr(value, part, None)  # a table that may be missing has no keys
-        for text in value if isinstance(value, list) else [value]:
-            try:
-                str(text).encode()
-            except UnicodeEncodeError:
-                raise ValueError(
-                    f"{key.name}: expected UTF-8, which the run's config.toml is written in, found {str(text)!r}; "
-                    "rename the file, or give a link to it with another name"
-                ) from None
 
 
 def _say_what_ended_it(trainer: Trainer, *, began_at: int) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from config.schemas import Device, FilePath, LoggingConfig, SamplingConfig, Section, WandbConfig
+from config.schemas import Device, FilePath, LoggingConfig, Prompt, SamplingConfig, Section, WandbConfig
 
 
 class OutputConfig(Section):
@@ -19,7 +19,9 @@ class InferConfig(Section):
     """Generate text from a trained model."""
 
     checkpoint: FilePath = Field(description="a run directory (its newest checkpoint), or one checkpoint's directory")
-    prompt: list[str] = Field([], description='prompts; "" starts a new document; none: one prompt a line from stdin')
+    prompt: list[Prompt] = Field(
+        [], description='prompts; "" starts a new document; none: one prompt a line from stdin'
+    )
     prompt_file: list[FilePath] = Field(
         [], description="text files, each of which is one prompt, its last line end left out; after those of prompt"
     )

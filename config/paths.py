@@ -11,6 +11,7 @@ import re
 MAX_PATH_CHARS = 4096  # of Linux; other systems allow fewer
 _VARIABLE = re.compile(r"(?:(?<=/)|(?<=\\)|^)\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
 _NOTHING = ("none", "null", "nil")
+_HALF = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -25,6 +26,8 @@ def checked_path(text: str) -> str:
         raise ValueError("a path cannot hold a NUL byte" if text else "expected a path, found an empty string")
     if len(text) > MAX_PATH_CHARS:
         raise ValueError(f"expected a path of at most {MAX_PATH_CHARS:,} characters, found {len(text):,}")
+    if not is_utf8(text):
+        raise ValueError(not_utf8(text))
     if text.lower() in _NOTHING:
         raise ValueError(
             f'expected a path, found the word "{text}"; leave the key out for no path, or write "./{text}" for a file'
@@ -35,6 +38,19 @@ def checked_path(text: str) -> str:
             r"in TOML a Windows path is written 'C:\data' (single quotes) or C:/data"
         )
     return os.path.expanduser(_VARIABLE.sub(_value, text))
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text of the command line is UTF-8: Python keeps other bytes as halves of characters."""
+    return text.isascii() or not _HALF.search(text)
+
+
+def not_utf8(text: str) -> str:
+    """Return what to say of a text that is not: nothing that is written as JSON or TOML can hold it."""
+    return (
+        f"expected text in UTF-8, found {text[:60]!r}; a file can be renamed, or linked to by another name; where the "
+        "locale is not UTF-8, set PYTHONUTF8=1"
+    )
 
 
 def _value(match: re.Match[str]) -> str:

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from config.keys import describe_value, iter_keys, section_of
 from config.layers import Layer
+from config.paths import not_utf8
 from config.suggest import hint
 
 MAX_ERRORS = 50
@@ -54,6 +55,8 @@ def _line(schema: type[BaseModel], error: ErrorDetails, layers: Sequence[Layer])
     if error["type"] == "missing":
         described = next((key.description for key in iter_keys(schema) if key.name == ".".join(_names(parts))), "")
         return f"{origin}:{where} is required: {_expected_at(schema, parts)}{described and f' ({described})'}"
+    if error["type"] == "string_unicode":
+        return f"{origin}:{where and where + ':'} {not_utf8(str(error['input']))}"
     if error["type"] == "value_error":
         message = str(error["ctx"]["error"])
         origin = _relation_origin(layers, parts, message) if is_section else origin

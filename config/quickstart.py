@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from config.schemas import Device, Duration, FilePath, InputName, Section
+from config.schemas import Device, Duration, FilePath, InputName, Prompt, Section
 
 
 class QuickstartConfig(Section):
@@ -19,7 +19,7 @@ class QuickstartConfig(Section):
         validate_default=True,
         description="directory for everything; a number is added if it is taken",
     )
-    prompt: list[str] = Field(
+    prompt: list[Prompt] = Field(
         [], max_length=3, description="prompts of the samples at the end; none: chosen to suit the text"
     )
     device: Device = Field("auto", description="auto (cuda, mps, cpu, the first there is), cpu, cuda, cuda:N or mps")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
-from config.paths import MAX_PATH_CHARS, checked_path
+from config.paths import MAX_PATH_CHARS, checked_path, is_utf8, not_utf8
 
 
 class Section(BaseModel):
@@ -29,6 +29,12 @@ def _to_path(value: object) -> object:
 def _check_text(text: str) -> str:
     if "\0" in text:
         raise ValueError("expected text without NUL bytes")
+    return _check_prompt(text)
+
+
+def _check_prompt(text: str) -> str:
+    if not is_utf8(text):
+        raise ValueError(not_utf8(text))
     return text
 
 
@@ -38,6 +44,7 @@ FilePath = Annotated[
 """A path, written as a string in TOML; ~ and $NAME are replaced, and relative ones begin at the working directory."""
 
 Text = Annotated[str, AfterValidator(_check_text)]
+Prompt = Annotated[str, AfterValidator(_check_prompt)]
 InputName = Annotated[str, Field(min_length=1, max_length=MAX_PATH_CHARS), AfterValidator(checked_path)]
 TextField = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_check_text)]
 

@@ -17,6 +17,7 @@ from config.schemas import (
     OptimizerConfig,
     PositiveInt,
     Precision,
+    Prompt,
     SamplingConfig,
     ScheduleConfig,
     Section,
@@ -128,7 +129,7 @@ class SamplesConfig(Section):
     """Text to generate while training, to see how it comes along."""
 
     interval: Count = Field(0, description="steps between samples; 0: none")
-    prompts: list[str] = Field([""], min_length=1, max_length=100, description='prompts; "" starts a new document')
+    prompts: list[Prompt] = Field([""], min_length=1, max_length=100, description='prompts; "" starts a new document')
     allow_special: bool = Field(False, description="special tokens spelled out in a prompt are those tokens, not text")
     sampling: SamplesSamplingConfig = SamplesSamplingConfig()
 

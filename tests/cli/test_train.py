@@ -73,8 +73,8 @@ def test_the_order_of_a_step_is_kept(pipeline):
         ("--training.device=cuda:99", "cuda:99"),
         ("--checkpoint.resume=required", "no checkpoint to resume"),
         ("--model.d_model=1000000", "training needs about"),
-        ("--samples.prompts=caf\udce9", "samples.prompts: expected UTF-8, which the run's config.toml is written in"),
-        ("--data.train=caf\udce9.npy", "data.train: expected UTF-8, which the run's config.toml is written in"),
+        ("--samples.prompts=caf\udce9", "samples.prompts.0: expected text in UTF-8"),
+        ("--data.train=caf\udce9.npy", "data.train: expected text in UTF-8"),
     ],
 )
 def test_what_cannot_run_is_refused_in_one_line(change, message, pipeline, tmp_path):
