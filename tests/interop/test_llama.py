@@ -16,13 +16,13 @@ from transformerlm.training.document_ids import DocumentIds
 HPARAMS = TransformerLM(
     vocab_size=300, context_length=64, d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, device="meta"
 ).hparams()
-CONFIG = llama.to_config(HPARAMS, dtype="fp32", document_ids=DocumentIds())
+CONFIG = llama.to_config(HPARAMS, dtype="fp32", ids=llama.to_ids(DocumentIds()))
 
 
 def test_a_config_describes_the_model_that_it_was_made_from():
     """There and back, the settings of the model are the same."""
     for hparams in (HPARAMS, {**HPARAMS, "qk_norm": True}):
-        config = llama.to_config(hparams, dtype="fp32", document_ids=DocumentIds())
+        config = llama.to_config(hparams, dtype="fp32", ids=llama.to_ids(DocumentIds()))
         assert TransformerLM(**llama.from_config(config), device="meta").hparams() == hparams
 
 
