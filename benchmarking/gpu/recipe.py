@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from benchmarking.gpu.losses import TINY
+from benchmarking.gpu.shapes import TINY
 from benchmarking.gpu.task import Task
 from benchmarking.machine import is_installed
 
@@ -30,12 +30,12 @@ def run(task: Task) -> None:
     folder = task.scratch / "recipe"
     folder.mkdir(parents=True)
     files = [*task.text] or [_corpus(task, folder)]
-    inputs = json.dumps([str(path) for path in files])
+    inputs = ["--input", *map(str, files)]
     vocab_size = _TINY_VOCAB_SIZE if task.tiny else _VOCAB_SIZE
     engine = "compiled" if is_installed("numba") and not task.tiny else "reference"
-    tokenizer = [f"--input={inputs}", f"--output_dir={folder / 'tokenizer'}", f"--tokenizer.vocab_size={vocab_size}"]
+    tokenizer = [*inputs, f"--output_dir={folder / 'tokenizer'}", f"--tokenizer.vocab_size={vocab_size}"]
     _run("train_tokenizer", RECIPE / "train_tokenizer.toml", *tokenizer, f"--tokenizer.engine={engine}")
-    data = [f"--input={inputs}", f"--tokenizer={folder / 'tokenizer'}", f"--train={folder / 'train.npy'}"]
+    data = [*inputs, f"--tokenizer={folder / 'tokenizer'}", f"--train={folder / 'train.npy'}"]
     data += [f"--valid={folder / 'valid.npy'}", "--valid_fraction=0.02", f"--engine={engine}"]
     _run("make_data", RECIPE / "make_data.toml", *data)
     _train(task, folder, vocab_size)
