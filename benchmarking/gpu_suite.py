@@ -30,7 +30,7 @@ from benchmarking.gpu_report import markdown
 
 REPORT, LOG = "report.md", "log.txt"
 ROOT = Path(__file__).parents[1]
-_TINY_FACTOR = 4  # a slow machine's CPU may take that much longer for a toy than a GPU for the real thing
+_TINY_FACTOR = 12  # a slow and busy CPU may take that much longer for a toy than a GPU for the real thing
 _RESERVE = 3.0  # seconds for the report
 _LAST_WORDS = 2000
 

@@ -11,7 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from transformerlm.interop import llama as names
-from transformerlm.training.document_ids import DocumentIds
+
+# By default a text of theirs would end at id 2.
+_NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
 
 def why_not(hparams: Mapping[str, Any]) -> str | None:
@@ -24,7 +26,7 @@ def build_llama(hparams: Mapping[str, Any]) -> nn.Module:
     """Return a model of transformers' with random weights; `hparams` are those of `TransformerLM.hparams()`."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = names.to_config(hparams, dtype="fp32", document_ids=DocumentIds())
+    config = names.to_config(hparams, dtype="fp32", ids=_NO_IDS)
     model: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))  # type: ignore[no-untyped-call, unused-ignore]
     return model
 

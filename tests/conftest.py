@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 
+# Where Python may keep no bytecode, as in many containers, each process that a test starts would compile all of torch
+# again, which takes longer than most tests do; it is kept beside pytest's own files, then.
+if sys.dont_write_bytecode and sys.pycache_prefix is None:
+    sys.dont_write_bytecode, sys.pycache_prefix = False, str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 os.environ.setdefault("WANDB_MODE", "offline")
 # Started in the background, the tests would ignore Ctrl-C, and so would each command that they send it to.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarking.gpu.gpt2 import GPT2
-from benchmarking.gpu.losses import TINY
+from benchmarking.gpu.shapes import TINY
 from benchmarking.gpu.task import Task
 from benchmarking.harness import OURS, Sample, paired_ratios, run_rounds, summarise, timed
 from benchmarking.infer_peers import (

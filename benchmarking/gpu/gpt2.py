@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarking.gpu import kernels, losses, training
+from benchmarking.gpu import kernels, training
+from benchmarking.gpu.shapes import TINY
 from benchmarking.gpu.task import Task
 from benchmarking.harness import OURS, Sample, run_rounds, timed
 from benchmarking.limits import MatmulPeak
@@ -37,7 +38,7 @@ _TOP = 15
 
 def run(task: Task) -> None:
     """Measure the step, then look into it."""
-    hparams = TransformerLM(**(losses.TINY.model() if task.tiny else GPT2), device="meta").hparams()
+    hparams = TransformerLM(**(TINY.model() if task.tiny else GPT2), device="meta").hparams()
     size = largest_micro_batch(task, hparams)
     case = TrainCase(hparams, size, task.device, backend=task.backend)
     task.row(

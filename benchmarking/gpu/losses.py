@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from benchmarking.gpu.shapes import SMALL, Shape
 from transformerlm.distributed import World
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.loop import train_step
@@ -32,28 +33,6 @@ STEPS = 40
 KEPT = Path(__file__).with_name("cpu_losses.json")
 WARMUP_STEPS, LEARNING_RATE = 10, 1e-3
 _NUM_SUCCESSORS, _FOLLOWS = 4, 0.75
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A model, and how many sequences it sees in a step and at a time."""
-
-    vocab_size: int
-    context_length: int
-    d_model: int
-    num_layers: int
-    num_heads: int
-    d_ff: int
-    batch_size: int
-    micro_batch_size: int
-
-    def model(self) -> dict[str, Any]:
-        """Return the keywords of `TransformerLM`."""
-        return {name: value for name, value in asdict(self).items() if "batch" not in name}
-
-
-SMALL = Shape(10000, 256, 512, 4, 16, 1344, batch_size=128, micro_batch_size=128)
-TINY = Shape(64, 16, 32, 1, 2, 64, batch_size=4, micro_batch_size=4)
 
 
 def losses(

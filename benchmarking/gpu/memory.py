@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarking.gpu.gpt2 import GPT2
-from benchmarking.gpu.losses import SMALL, TINY
+from benchmarking.gpu.shapes import SMALL, TINY
 from benchmarking.gpu.task import Task
 from config.train import TrainConfig
 from logger import NoopLogger

@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from benchmarking.gpu.losses import TINY
+from benchmarking.gpu.shapes import TINY
 from benchmarking.gpu.task import Task
 from benchmarking.machine import is_installed
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarking.gpu import losses
+from benchmarking.gpu.shapes import SMALL, TINY
 from benchmarking.gpu.task import Task
 from benchmarking.harness import OURS
 from benchmarking.train_peers import TrainCase, make_step
@@ -70,7 +70,7 @@ def _write_data(folder: Path) -> None:
 
 
 def _start(task: Task, folder: Path, name: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    shape = losses.TINY if task.tiny else losses.SMALL
+    shape = TINY if task.tiny else SMALL
     settings: dict[str, Any] = {f"model.{key}": value for key, value in shape.model().items()}
     settings |= {"model.vocab_size": _VOCAB_SIZE, "runs_dir": folder, "logging.run_name": name}
     settings |= {"data.train": folder / "train.npy", "data.tokenizer": folder / "tokenizer"}
@@ -96,7 +96,7 @@ def _wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[bytes]) -
 
 def _memory_history(task: Task) -> None:
     recording = memory.start_history()
-    shape = losses.TINY
+    shape = TINY
     case = TrainCase(TransformerLM(**shape.model(), device="meta").hparams(), shape.batch_size, task.device)
     step = make_step(case, OURS, precision="bf16", compiled=False)
     step()

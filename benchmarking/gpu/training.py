@@ -16,6 +16,7 @@ import torch
 
 from benchmarking.fresh_process import object_in_fresh_process
 from benchmarking.gpu import losses
+from benchmarking.gpu.shapes import SMALL, TINY, Shape
 from benchmarking.gpu.task import Task
 from benchmarking.harness import OURS, Sample, Series, paired_ratios, run_rounds, summarise
 from benchmarking.limits import MatmulPeak
@@ -45,7 +46,7 @@ Call = Callable[..., Any]
 
 def run(task: Task) -> None:
     """Measure all candidates, and compare the losses."""
-    shape = losses.TINY if task.tiny else losses.SMALL
+    shape = TINY if task.tiny else SMALL
     hparams = TransformerLM(**shape.model(), device="meta").hparams()
     case = TrainCase(hparams, shape.batch_size, task.device, backend=task.backend)
     with ExitStack() as stack, ThreadPoolExecutor(len(CANDIDATES)) as threads:
@@ -64,7 +65,7 @@ def _name(candidate: str, compiled: bool) -> str:
     return f"{candidate}, {'compiled' if compiled else 'eager'}"
 
 
-def _compare_losses(task: Task, shape: losses.Shape) -> None:
+def _compare_losses(task: Task, shape: Shape) -> None:
     steps = 3 if task.tiny else losses.STEPS
     if task.tiny:
         expected = list(losses.losses(shape, device="cpu", precision="fp32", steps=steps))

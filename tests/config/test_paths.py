@@ -72,5 +72,5 @@ def test_all_names_of_files_are_read_so():
 @pytest.mark.parametrize("text", ["caf\udce9.txt", "caf\udcc3\udca9.txt"])
 def test_a_path_of_other_bytes_is_refused(text: str) -> None:
     """Python keeps bytes that are not UTF-8 as halves of characters, which no TOML and no JSON line can hold."""
-    with pytest.raises(ValueError, match="expected text in UTF-8.*can be renamed.*PYTHONUTF8=1"):
+    with pytest.raises(ValueError, match=r"expected text in UTF-8.*can be renamed.*PYTHONUTF8=1"):
         checked_path(text)

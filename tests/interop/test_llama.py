@@ -17,13 +17,13 @@ from transformerlm.training.document_ids import DocumentIds
 HPARAMS = TransformerLM(
     vocab_size=300, context_length=64, d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, device="meta"
 ).hparams()
-CONFIG = llama.to_config(HPARAMS, dtype="fp32", document_ids=DocumentIds())
+CONFIG = llama.to_config(HPARAMS, dtype="fp32", ids=llama.to_ids(DocumentIds()))
 
 
 def test_a_config_describes_the_model_that_it_was_made_from():
     """There and back, the settings of the model are the same."""
     for hparams in (HPARAMS, {**HPARAMS, "qk_norm": True}, {**HPARAMS, "rope_scaling": SCALING}):
-        config = llama.to_config(hparams, dtype="fp32", document_ids=DocumentIds())
+        config = llama.to_config(hparams, dtype="fp32", ids=llama.to_ids(DocumentIds()))
         assert TransformerLM(**llama.from_config(config), device="meta").hparams() == hparams
 
 
@@ -122,7 +122,7 @@ def test_a_scaling_is_read_wherever_it_stands(change):
 
 def test_a_scaling_is_written_for_both_versions():
     """A model without one has no such key, as before."""
-    config = llama.to_config({**HPARAMS, "rope_scaling": SCALING}, dtype="fp32", document_ids=DocumentIds())
+    config = llama.to_config({**HPARAMS, "rope_scaling": SCALING}, dtype="fp32", ids=llama.to_ids(DocumentIds()))
     assert (config["rope_scaling"], config["rope_parameters"]) == (LLAMA3, {**LLAMA3, "rope_theta": 1e4})
     assert "rope_scaling" not in CONFIG
 

@@ -165,6 +165,4 @@ class Zygote:
 def _environment(around: Surroundings) -> dict[str, str]:
     own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("TRANSFORMERLM_", "COV_"))}
-    if kept.pop("PYTHONDONTWRITEBYTECODE", None):  # to compile the libraries again in each process would take long
-        own["PYTHONPYCACHEPREFIX"] = str(ROOT / ".pytest_cache" / "bytecode")
     return {**kept, **own, **around.environment}

@@ -143,7 +143,7 @@ def test_damage_catches(bug, expected, toy, short_reference, tmp_path):
 def signal_faults(trainer, reference, folder):
     """Return the findings of one signal and of two."""
     findings = stop_by_signal(Run(trainer, folder / "one"), signal.SIGTERM, 143, lines=7, reference=reference)
-    return findings + stop_by_two_signals(Run(trainer, folder / "two"), "--training.step_seconds=0.4")
+    return findings + stop_by_two_signals(Run(trainer, folder / "two"), "--training.step_seconds=2")
 
 
 def disk_faults(trainer, reference, folder):

@@ -148,6 +148,19 @@ def test_a_kill_before_the_first_checkpoint_starts_over(files, tmp_path, monkeyp
     assert events(tmp_path / "run", "resumed") == []
 
 
+@pytest.mark.parametrize("gone", ["step-*", "*"])
+def test_a_run_whose_checkpoints_are_gone_is_refused(gone, files, tmp_path):
+    """Removed by hand or by a clean-up: it does not begin anew, and its log stays as it is."""
+    config = tiny_config(files, tmp_path)
+    assert train(config) == 0
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    for path in list((tmp_path / "run" / "checkpoints").glob(gone)):
+        path.unlink() if path.is_symlink() else shutil.rmtree(path)
+    with pytest.raises(checkpoint.CheckpointError, match=r"expected a whole checkpoint.*to begin anew, remove"):
+        train(config)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
+
+
 def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(files, tmp_path, monkeypatch, capsys):
     """The damaged one is set aside with a line on stderr, and the run ends as if nothing had happened."""
     whole, config = (tiny_config(files, tmp_path / name, {"checkpoint.interval": 3}) for name in ("whole", "damaged"))

@@ -68,7 +68,7 @@ def _write_facts(model: TransformerLM, tokenizer: Tokenizer, ids: DocumentIds, d
     texts: dict[int | None, str] = {index: text for text, index in tokenizer.special_token_ids.items()}
     bos, eos, pad = (texts.get(index) for index in (ids.bos_token_id, ids.eos_token_id, ids.pad_token_id))
     facts: dict[str, Mapping[str, Any]] = {
-        CONFIG_FILE: llama.to_config(model.hparams(), dtype=dtype, document_ids=ids),
+        CONFIG_FILE: llama.to_config(model.hparams(), dtype=dtype, ids=llama.to_ids(ids)),
         GENERATION_FILE: llama.to_ids(ids),
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from transformerlm.training.document_ids import DocumentIds
+if TYPE_CHECKING:  # it needs pydantic, and the peers of benchmarks are built where there is none
+    from transformerlm.training.document_ids import DocumentIds
 
 Architecture = Literal["llama", "qwen3"]
 CLASSES: dict[Architecture, str] = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -97,8 +98,11 @@ def architecture_of(hparams: Mapping[str, Any]) -> Architecture:
     return "qwen3" if hparams["qk_norm"] else "llama"
 
 
-def to_config(hparams: Mapping[str, Any], *, dtype: str, document_ids: DocumentIds) -> dict[str, Any]:
-    """Return the `config.json` of a model; the rotary base and its scaling stand twice: tools read one or the other."""
+def to_config(hparams: Mapping[str, Any], *, dtype: str, ids: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `config.json` of a model with the `ids` of `to_ids`.
+
+    The rotary base and its scaling stand twice, as tools read the one or the other.
+    """
     architecture = architecture_of(hparams)
     rope: dict[str, Any] = {"rope_type": "default"}
     if (scaling := hparams["rope_scaling"]) is not None:
@@ -122,7 +126,7 @@ def to_config(hparams: Mapping[str, Any], *, dtype: str, document_ids: DocumentI
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": hparams["tie_embeddings"],
-        **to_ids(document_ids),
+        **ids,
         "torch_dtype": _DTYPES[dtype],
         "use_cache": True,
     }

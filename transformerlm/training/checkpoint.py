@@ -246,21 +246,30 @@ def newest_whole(root: Path, *, warn: Callable[[str], None] = warnings.warn) -> 
 
     Raises:
         CheckpointFormatError: one is of another format, which is no damage.
-        CheckpointError: there are some, and all are damaged; they stay where they are.
+        CheckpointError: there are some, and all are damaged, or there were some; what is left stays where it is.
     """
     newest, damaged = _first_whole(list_checkpoints(root))
     if newest is None:
         found = [str(error) for _, error in damaged]
         found += [f"{path}: set aside as damaged before" for path in sorted(root.glob("step-*.bad*"))]
-        if not found:
+        found += [f"{link}: its checkpoint is gone" for link in (root / "latest", root / "best") if link.is_symlink()]
+        if not found and not _tells_of_checkpoints(root.parent / "metrics.jsonl"):
             return None
         raise CheckpointError(
-            f"{root}: expected a whole checkpoint to go on from, found damaged ones only: {'; '.join(found)}; "
-            "put back a copy of one, or, to begin anew, remove that directory or choose another logging.run_name"
+            f"{root}: expected a whole checkpoint to go on from, found {'; '.join(found) or 'none of those it saved'}; "
+            f"put back a copy of one, or, to begin anew, remove {root.parent} or choose another logging.run_name"
         )
     for directory, error in damaged:
         warn(f"{error}; set aside as {set_aside(directory).name}, {newest.name} is used instead")
     return newest
+
+
+def _tells_of_checkpoints(metrics: Path) -> bool:
+    """Whether a run's log says that it has saved some."""
+    if not metrics.is_file():
+        return False
+    with metrics.open("rb") as lines:
+        return any(b'"checkpoint_saved"' in line for line in lines)
 
 
 def _first_whole(directories: list[Path]) -> tuple[Path | None, list[tuple[Path, CheckpointError]]]:
