@@ -99,7 +99,7 @@ def _measure(task: Task, case: TrainCase, step: Callable[[], float], first: floa
     if device.type == "cuda":
         facts["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
     table = "Training, 124 M parameters, context 1,024, bf16"
-    training.write_rates(task, table, series, case.hparams, {name: (lambda: None, facts)})
+    training.write_rates(task, table, series, case.hparams, {name: facts})
     return min(seconds_per_step)
 
 

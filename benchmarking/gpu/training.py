@@ -6,7 +6,7 @@ are computed meanwhile. Then they take turns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -117,7 +117,8 @@ def _take_turns(task: Task, case: TrainCase, calls: dict[str, tuple[Call, dict[s
         warmup=0 if task.tiny else 1,
         repeats=repeats,
     )
-    write_rates(task, "Training, 22.7 M parameters, 128 x 256 tokens, bf16", series, case.hparams, calls)
+    facts = {name: first for name, (_, first) in calls.items()}
+    write_rates(task, "Training, 22.7 M parameters, 128 x 256 tokens, bf16", series, case.hparams, facts)
 
 
 def _peak(task: Task) -> MatmulPeak:
@@ -129,14 +130,14 @@ def write_rates(
     table: str,
     series: Series,
     hparams: dict[str, Any],
-    calls: dict[str, tuple[Call, dict[str, float]]],
+    facts: Mapping[str, Mapping[str, float]],
 ) -> None:
-    """Write a row for each candidate: tokens/s, the share of a matrix product's speed, and ours over it by rounds.
+    """Write a row for each candidate: tokens/s, the share of a matrix product's speed, ours over it, and its `facts`.
 
     Compiled is compared with compiled, eager with eager. The share counts FLOPs as ours would need them, for all.
     """
     peak, flops = series[_LIMIT]["flops_per_second"], flops_per_token(hparams, hparams["context_length"])
-    for name, (_, first) in calls.items():
+    for name, more in facts.items():
         values = series[name]["tokens_per_second"]
         ours = series.get(f"{OURS}, {name.split(', ')[1]}")
         cells: dict[str, Any] = {"candidate": name, "tokens_per_second": summarise(values).median}
@@ -144,4 +145,4 @@ def write_rates(
         if ours is not None and not name.startswith(OURS):
             ratio = summarise(paired_ratios(ours["tokens_per_second"], values))
             cells["ours_over_it"] = f"{ratio.median:.2f}x ({ratio.min:.2f} .. {ratio.max:.2f})"
-        task.row(table, **cells, **first)
+        task.row(table, **cells, **more)
