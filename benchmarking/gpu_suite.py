@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[1]
 _TINY_FACTOR = 12  # a slow and busy CPU may take that much longer for a toy than a GPU for the real thing
 _RESERVE = 3.0  # seconds for the report
 _LAST_WORDS = 2000
+_INTERRUPTED = "interrupted"
 
 
 def main(argv: Sequence[str] | None = None, *, parts: Sequence[Part] = PARTS, environment: Part = ENVIRONMENT) -> None:
@@ -51,7 +52,11 @@ def main(argv: Sequence[str] | None = None, *, parts: Sequence[Part] = PARTS, en
     except OSError as error:
         sys.exit(_refusal(f"--out {out}: expected a folder that can be written to ({error.strerror})"))
     _say(_plan(plan, arguments.minutes))
-    sys.exit(_Suite(arguments).run([(environment, _missing(environment)), *plan]))
+    try:
+        sys.exit(_Suite(arguments).run([(environment, _missing(environment)), *plan]))
+    except OSError as error:  # a full disk, for one: what has been written stays
+        _say(f"--out {out}: {error}")
+        sys.exit(1)
 
 
 class _Suite:
@@ -63,16 +68,22 @@ class _Suite:
         self._results = Results(arguments.out)
 
     def run(self, plan: list[tuple[Part, list[str]]]) -> int:
-        """Run the plan, the environment first; return the exit code."""
+        """Run the plan, the environment first, or up to a Ctrl-C; return the exit code."""
         with tempfile.TemporaryDirectory(prefix="gpu-suite-", ignore_cleanup_errors=True) as scratch:
             for number, (part, missing) in enumerate(plan):
-                _say(f"[{number}/{len(plan) - 1}] {part.name}: {part.what}")
+                step = f"[{number}/{len(plan) - 1}] {part.name}"
+                _say(f"{step}: {part.what}")
                 began = time.monotonic()
-                status, why = self._run_part(part, missing, scratch)
+                try:
+                    status, why = self._run_part(part, missing, scratch)
+                except KeyboardInterrupt:
+                    status, why = "stopped", _INTERRUPTED
                 seconds = round(time.monotonic() - began, 1)
                 self._results.write("part", part=part.name, status=status, seconds=seconds, why=why)
-                _say(f"[{number}/{len(plan) - 1}] {part.name}: {status}, {seconds:.0f} s" + (f": {why}" if why else ""))
+                _say(f"{step}: {status}, {seconds:.0f} s" + (f": {why.splitlines()[-1]}" if why else ""))
                 self._report()
+                if why == _INTERRUPTED:
+                    return 130
         lines = read(self._out)
         bad = any(line["kind"] == "part" and line["status"] in ("failed", "stopped") for line in lines)
         bad = bad or any(line["kind"] == "check" and not line["held"] for line in lines)

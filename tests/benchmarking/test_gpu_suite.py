@@ -149,6 +149,20 @@ def test_a_killed_suite_leaves_no_process(tmp_path: Path) -> None:
         time.sleep(0.01)
 
 
+def test_ctrl_c_ends_the_suite_with_a_report(tmp_path: Path) -> None:
+    """The part that runs is stopped with all that it started, the report says so, and the exit code is 130."""
+    out = tmp_path / "out"
+    process = quick(out, "--only", "endless", "last")
+    wait_for_lines(out, "row", 1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    ends = {line["part"]: (line["status"], line["why"]) for line in read(out) if line["kind"] == "part"}
+    assert ends == {"environment": ("done", ""), "endless": ("stopped", "interrupted")}
+    assert "| endless | stopped |" in (out / "report.md").read_text()
+
+
 def children_of(pid: int) -> list[int]:
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
