@@ -81,10 +81,15 @@ def _prompt_of_file(path: Path) -> str:
         ValueError: it is not UTF-8.
         OSError: it cannot be read.
     """
+    from transformerlm.utils.file_kinds import HEAD_BYTES, TO_UTF8, check_is_text
+
+    data = path.read_bytes()
+    check_is_text(data[:HEAD_BYTES], str(path))
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected a prompt in UTF-8, found {_odd_byte(error)}") from None
+        way_out = TO_UTF8.format("ENCODING")
+        raise ValueError(f"{path}: expected a prompt in UTF-8, found {_odd_byte(error)} ({way_out})") from None
     return text.removesuffix("\n").removesuffix("\r")
 
 

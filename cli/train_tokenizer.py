@@ -39,6 +39,7 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
             f"{config.output_dir}: holds a tokenizer already; choose another output_dir or pass --overwrite"
         )
     check_writable(config.output_dir)
+    _note_odd_tokens(config.tokenizer.special_tokens)
     stats, start = ReadStats(config.invalid_utf8 == "refuse", sample_chars=SAMPLE_CHARACTERS), time.perf_counter()
     vocab, merges = train_bpe(
         config.input,
@@ -66,6 +67,15 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
         note(f"the text is not all UTF-8: U+FFFD was read {stats.invalid_utf8:,} times in place of other bytes")
     bytes_per_token = tokenizer.bytes_per_token("".join(stats.sample))
     _log(config, tokenizer, stats, bytes_per_token=bytes_per_token, seconds=seconds)
+
+
+def _note_odd_tokens(special_tokens: Sequence[str]) -> None:
+    """Say before the work which special tokens a `tokenizer.json` cannot express, in one line."""
+    from transformerlm.tokenizer.io import reads_as
+
+    if odd := [token for token in special_tokens if reads_as(token) is not None]:
+        names = ", ".join(map(repr, odd))
+        note(f"special_tokens: tokenizer.json cannot express {names}, so no export to it (take ASCII characters)")
 
 
 def _log(

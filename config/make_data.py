@@ -58,7 +58,8 @@ class MakeDataConfig(TextInput):
     )
     max_tokens: PositiveInt | None = Field(
         None,
-        description="take whole documents until one would pass so many tokens, train and valid together; none: all",
+        description="take whole documents until one would pass so many tokens, train and valid together "
+        "(per-input: of each input); none: all",
     )
     overwrite: bool = Field(False, description="replace outputs that are there already")
     workers: Workers = Field(0, description="worker processes or threads; 0: one for each core")

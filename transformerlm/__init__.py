@@ -49,7 +49,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    rooms = {name for name, value in globals().items() if getattr(value, "__package__", "").startswith(f"{__name__}.")}
+    return sorted({*__all__, *rooms, *(name for name in globals() if name.startswith("__"))})
 
 
 def _hidden_package() -> str:

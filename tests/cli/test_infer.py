@@ -251,11 +251,19 @@ def test_a_file_is_one_prompt(infer, tmp_path):
 
 
 def test_a_prompt_file_that_cannot_be_read_is_named_before_the_model_is_loaded(infer, tmp_path):
-    """Missing, or not UTF-8: exit 2, whatever the checkpoint."""
+    """Missing, or not UTF-8: exit 2 with the way out, whatever the checkpoint."""
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "bare.txt").write_bytes("Ada".encode("utf-16le"))
+    (tmp_path / "mark.txt").write_bytes("Ada".encode("utf-16"))
+    (tmp_path / "packed.txt").write_bytes(b"\x1f\x8b\x08\0")
+    (tmp_path / "picture.txt").write_bytes(b"\x89PNG\r\n\x1a\n")
     for name, message in (
-        ("a.txt", "expected a prompt in UTF-8, found the byte 0xe9 after 3"),
+        ("a.txt", "expected a prompt in UTF-8, found the byte 0xe9 after 3 others (iconv -f ENCODING -t utf-8"),
         ("b.txt", "No such file"),
+        ("bare.txt", "expected UTF-8 text, found what may be UTF-16 (if so, iconv -f utf-16le -t utf-8"),
+        ("mark.txt", "expected UTF-8 text, found UTF-16 (iconv -f utf-16 -t utf-8"),
+        ("packed.txt", "expected UTF-8 text, found gzip data"),
+        ("picture.txt", "expected UTF-8 text, found a picture"),
     ):
         done = infer("--prompt_file", tmp_path / name, checkpoint=tmp_path / "nowhere")
         assert (done.code, done.stdout) == (2, "")

@@ -62,6 +62,18 @@ def test_a_tokenizer_is_not_written_over_by_accident(arguments, tmp_path):
     assert len(json.loads((tmp_path / "tokenizer/vocab.json").read_text())) == 290
 
 
+def test_special_tokens_that_no_export_can_express_are_named_before_the_work(arguments):
+    """One line on stderr names them and what will not be possible; others are not named."""
+    done = call("train_tokenizer", *arguments, '--toml=tokenizer.special_tokens = ["é<x>", "<|endoftext|>", "«q»"]')
+    assert done.code == 0
+    line = done.stderr.splitlines()[0]
+    assert line.endswith(
+        "special_tokens: tokenizer.json cannot express 'é<x>', '«q»', so no export to it (take ASCII characters)"
+    )
+    assert done.stderr.count("cannot express") == 1
+    assert "cannot express" not in call("train_tokenizer", *arguments, "--overwrite").stderr
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="sets a limit on file sizes")
 def test_a_full_disk_is_one_line_and_leaves_nothing_unfinished(arguments, tmp_path):
     """When the system refuses to write more: exit 1, one line that names the directory, and no file in it."""

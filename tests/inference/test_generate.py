@@ -173,6 +173,13 @@ def test_a_batch_needs_prompts_and_their_generators() -> None:
         generate_batch(model, PROMPT, num_samples=0, max_new_tokens=3)
 
 
+@pytest.mark.parametrize("prompt", [torch.tensor([1.5]), [True], [None], torch.tensor([False])])
+def test_ids_that_are_no_whole_numbers_are_refused(prompt: Any) -> None:
+    """Their type and value are named."""
+    with pytest.raises(TypeError, match=r"generate: expected ids, which are whole numbers, got (float|bool|NoneType) "):
+        generate(make_model(), prompt, max_new_tokens=1)
+
+
 def test_a_prompt_of_two_dimensions_is_refused() -> None:
     """The message says the shape and what to do."""
     with pytest.raises(ValueError, match=r"expected a prompt in one row, got an array of shape \(1, 2\)"):

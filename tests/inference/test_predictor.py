@@ -120,6 +120,17 @@ def test_tokenizer_larger_than_the_model_is_refused() -> None:
         Predictor(make_model(vocab_size=256), make_tokenizer())
 
 
+@pytest.mark.parametrize("prompt", [["a", "b"], b"abc", None])
+def test_a_prompt_is_one_string(prompt: object) -> None:
+    """Several prompts, bytes and nothing are refused in words, in each way to generate."""
+    predictor = scripted(b"x")
+    for call in (predictor.generate, predictor.stream, lambda bad: predictor.generate_batch(bad, num_samples=2)):
+        with pytest.raises(TypeError, match=f"prompt: expected one string, found {type(prompt).__name__}"):
+            call(prompt)
+    with pytest.raises(TypeError, match=r"prompts\[1\]: expected one string"):
+        predictor.generate_prompts(["a", prompt])
+
+
 def test_one_string_is_no_list_of_prompts() -> None:
     """`generate_prompts("the")` would be three texts."""
     with pytest.raises(TypeError, match="prompts: expected a list of strings, found the string 'the'"):

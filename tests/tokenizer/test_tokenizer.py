@@ -168,6 +168,29 @@ def test_one_string_is_no_list_of_strings(call: Callable[[], object]) -> None:
         call()
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: TOKENIZER.encode(None), "text: expected one string, found NoneType None"),
+        (lambda: TOKENIZER.encode(b"abc"), r"text: expected one string, found bytes b'abc' \(decode it first\)"),
+        (lambda: TOKENIZER.encode_ordinary(["a"]), "text: expected one string, found list"),
+        (lambda: list(TOKENIZER.encode_iterable(["a", None])), "parts: expected one string, found NoneType"),
+        (lambda: TOKENIZER.encode_batch(None), "texts: expected a list of strings, found NoneType"),
+        (lambda: TOKENIZER.encode_batch(["a", None]), r"texts\[1\]: expected one string, found NoneType"),
+        (lambda: TOKENIZER.encode_batch_to_array(["a", b"b"]), r"texts\[1\]: expected one string, found bytes"),
+        (lambda: TOKENIZER.encode_batch(["a"], num_workers=1.5), "num_workers: expected a whole number, found float"),
+        (lambda: TOKENIZER.decode([True]), r"ids: expected whole numbers in one row, .*bool True"),
+        (lambda: TOKENIZER.decode([True] * 1000), r"ids: expected whole numbers in one row, .*bool True"),
+        (lambda: TOKENIZER.decode(np.array([False])), r"ids: expected whole numbers in one row, .*bool False"),
+        (lambda: TOKENIZER.decode([1.0]), r"ids: expected whole numbers in one row, .*float 1\.0"),
+    ],
+)
+def test_other_types_are_refused_in_words(call: Callable[[], object], message: str) -> None:
+    """What is no text, no list of texts and no id is named, with what was expected."""
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
 def test_special_tokens_of_one_byte_are_refused() -> None:
     """As in training: such a byte is a token as it is."""
     with pytest.raises(ValueError, match=r"special_tokens: expected two bytes or more, found '\\n'"):

@@ -126,6 +126,40 @@ def test_a_first_line_longer_than_the_head_is_left_to_the_reader(tmp_path: Path)
     assert [block.text for block in read_text(path)] == [long, "two"]
 
 
+_ROW = json.dumps({"text": "one"}) + "\n"
+_LONG_ROW = json.dumps({"text": "word " * 8000}) + "\n"
+
+
+@pytest.mark.parametrize("name", ["jl.txt", "part-00000", "a.txt.gz", "a.txt.zst"])
+@pytest.mark.parametrize("text", [_ROW, _ROW.strip(), _ROW * 3, "\ufeff\n" + _ROW + "\r\n" + _ROW, _LONG_ROW * 2])
+def test_json_lines_under_another_name_are_refused(tmp_path: Path, name: str, text: str) -> None:
+    """Read as plain text, a model would learn their syntax; the one line says to rename the file."""
+    pack = {".gz": gzip.compress, ".zst": zstd}.get(Path(name).suffix, bytes)
+    (tmp_path / name).write_bytes(pack(text.encode()))
+    with pytest.raises(ValueError, match=rf"{name}: .*looks like JSON lines: rename it to \.jsonl"):
+        expand_inputs(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        _ROW + "A line of JSON, and what it means.\n" + _ROW,
+        "What it means:\n" + _ROW * 2,
+        "[1]\n[2]\n",
+        "1\n2\n",
+        '"a"\n"b"\n',
+        "{}\n{}\n",
+        "{a: 1}\n{b: 2}\n",
+        '{\n  "text": 1\n}\n',
+        _LONG_ROW + "word " * 8000,
+    ],
+)
+def test_text_with_some_json_in_it_is_still_text(tmp_path: Path, text: str) -> None:
+    """A line of JSON beside others, other values than objects, braces of a program: they are read as they stand."""
+    (tmp_path / "a.txt").write_text(text)
+    assert expand_inputs(tmp_path / "a.txt") == [tmp_path / "a.txt"]
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.csv.gz"])
 def test_tables_are_refused_by_name(tmp_path: Path, name: str) -> None:
     """Commas and quotes of a table are not text."""
@@ -135,17 +169,24 @@ def test_tables_are_refused_by_name(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-@pytest.mark.parametrize(("data", "is_text"), [(TEXT.encode(), True), (TEXT.encode("utf-16"), False)])
-def test_a_pipe_is_told_by_its_first_block(tmp_path: Path, data: bytes, is_text: bool) -> None:
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (TEXT.encode(), ""),
+        (TEXT.encode("utf-16"), "expected UTF-8 text, found UTF-16"),
+        (_ROW.encode() * 2, "looks like JSON lines"),
+    ],
+)
+def test_a_pipe_is_told_by_its_first_block(tmp_path: Path, data: bytes, message: str) -> None:
     """A pipe can be read once, so what comes out of it is looked at while it is read."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     writer = threading.Thread(target=pipe.write_bytes, args=(data,), daemon=True)
     writer.start()
     (path,) = expand_inputs(pipe)
-    if is_text:
+    if not message:
         assert "".join(block.text for block in read_text(path)) == TEXT
     else:
-        with pytest.raises(ValueError, match="pipe: expected UTF-8 text, found UTF-16"):
+        with pytest.raises(ValueError, match=f"pipe: .*{message}"):
             list(read_text(path))
     writer.join(10)

@@ -223,13 +223,20 @@ def _checked(model: Model, prompts: Sequence[Sequence[int]], max_new_tokens: int
     return checked
 
 
+def _whole(token_id: Any) -> int:
+    if isinstance(token_id, bool) or not hasattr(token_id, "__index__"):
+        raise TypeError(f"generate: expected ids, which are whole numbers, got {type(token_id).__name__} {token_id!r}")
+    return operator.index(token_id)
+
+
 def _plain(prompt: Any) -> list[int]:
     """Return one prompt's ids, from a list, an array or a tensor, as a list of numbers."""
-    if isinstance(prompt, str):
-        raise TypeError("generate: expected ids, got a str; encode it first, or use a Predictor, which takes text")
+    if isinstance(prompt, str | bytes):
+        found = f"a {type(prompt).__name__}"
+        raise TypeError(f"generate: expected ids, got {found}; encode it first, or use a Predictor, which takes text")
     if getattr(prompt, "ndim", 1) == 1:
         ids = prompt.tolist() if hasattr(prompt, "tolist") else list(prompt)
         if not any(hasattr(one, "__len__") for one in ids):
-            return [operator.index(one) for one in ids]
+            return [_whole(one) for one in ids]
     found = f"an array of shape {tuple(prompt.shape)}" if hasattr(prompt, "shape") else "lists in a list"
     raise ValueError(f"generate: expected a prompt in one row, got {found}; pass one row, or all to generate_prompts")

@@ -18,7 +18,7 @@ from transformerlm.training.checkpoint import load_model, load_tokenizer, resolv
 from transformerlm.training.document_ids import DocumentIds, guess_ids, ids_of_checkpoint
 from transformerlm.utils.device import resolve_device
 from transformerlm.utils.dtypes import resolve_precision
-from transformerlm.utils.strings import check_is_no_string
+from transformerlm.utils.strings import check_are_strings, check_is_string
 
 
 class Predictor:
@@ -102,6 +102,7 @@ class Predictor:
         context keeps its end, with a warning. `speculative` drafts that many tokens a step from the text so far. Raises
         ValueError for parameters out of range.
         """
+        check_is_string(prompt, "prompt")
         ids = stream(
             self._generating(speculative=speculative > 0),
             self._encode(prompt, allow_special),
@@ -164,6 +165,7 @@ class Predictor:
 
         The texts differ from those of single calls with the same seed.
         """
+        check_is_string(prompt, "prompt")
         return self.generate_prompts(
             [prompt] * num_samples,
             max_new_tokens=max_new_tokens,
@@ -194,7 +196,7 @@ class Predictor:
         With a seed for each prompt, the text is the one that `generate` gives for prompt and seed; one seed serves all
         in turn. Raises TypeError for a single str, which `generate` takes.
         """
-        check_is_no_string(prompts, "prompts")
+        check_are_strings(prompts, "prompts")
         rows = generate_prompts(
             self._generating(),
             [self._encode(prompt, allow_special) for prompt in prompts],

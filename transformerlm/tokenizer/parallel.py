@@ -42,6 +42,7 @@ def resolve_num_workers(num_workers: int | None, input_bytes: int) -> int:
     """Return the number of workers asked for, or the default where none was.
 
     Raises:
+        TypeError: no whole number.
         ValueError: fewer than one.
     """
     if num_workers is None:
@@ -93,6 +94,9 @@ def map_in_order(
 
 
 def _check_num_workers(num_workers: int) -> None:
+    if not hasattr(num_workers, "__index__"):
+        found = f"{type(num_workers).__name__} {num_workers!r}"
+        raise TypeError(f"num_workers: expected a whole number, found {found}")
     if num_workers < 1:
         raise ValueError(f"num_workers: expected at least 1, found {num_workers}")
 

@@ -34,7 +34,7 @@ from transformerlm.tokenizer.pretokenize import (
     safe_pieces,
 )
 from transformerlm.utils.files import write_whole
-from transformerlm.utils.strings import check_is_no_string, ends_in_half, whole_characters
+from transformerlm.utils.strings import check_are_strings, check_is_string, ends_in_half, whole_characters
 from transformerlm.utils.text_files import expand_inputs, holds_rows, is_plain_text, read_text, total_bytes
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ _FILE_PIECE_CHARS = 1 << 22
 _WHOLE_FILE_BYTES = 1 << 28
 # What the reference encodes, or decodes to ids, in the time that entering a kernel takes.
 _CALL_CHARS, _CALL_IDS = 1000, 100
+_NO_IDS = (bool, float)  # a dict finds them equal to ids; a mask is one from its first value on, so one look will do
 
 
 class Tokenizer:
@@ -224,6 +225,7 @@ class Tokenizer:
         cutter = StreamCutter(self._splitter)
         half = ""
         for part in parts:
+            check_is_string(part, "parts")
             text, half = half + part, ""
             if ends_in_half(text):
                 text, half = text[:-1], text[-1]
@@ -238,7 +240,7 @@ class Tokenizer:
 
         Without `allow_special`, special tokens are spelled out, as by `encode_ordinary`.
         """
-        check_is_no_string(texts, "texts")
+        check_are_strings(texts, "texts")
         size = sum(map(len, texts))
         num_workers = resolve_num_workers(num_workers, size)
         if self._encoder_for(size) is not None:
@@ -262,7 +264,7 @@ class Tokenizer:
         """
         import numpy as np
 
-        check_is_no_string(texts, "texts")
+        check_are_strings(texts, "texts")
         num_workers = resolve_num_workers(num_workers, 0)
         if (encoder := self._encoder_for(sum(map(len, texts)))) is not None:
             spelled = [whole_characters(text).encode() for text in texts]
@@ -351,7 +353,10 @@ class Tokenizer:
                 numbers = _as_array(ids)
                 if numbers is not None and numbers.ndim == 1 and numbers.dtype.kind in "iu":
                     return decoder.decode(numbers)
-            return b"".join(map(self.vocab.__getitem__, ids.tolist() if hasattr(ids, "tolist") else ids))
+            plain = ids.tolist() if hasattr(ids, "tolist") else ids
+            if type(plain) is list and plain and type(plain[0]) in _NO_IDS:
+                raise TypeError(f"{type(plain[0]).__name__} {plain[0]}")
+            return b"".join(map(self.vocab.__getitem__, plain))
         except KeyError as error:
             raise ValueError(
                 f"ids: expected 0 to {self.vocab_size - 1} (vocab_size {self.vocab_size}), found {error.args[0]}"
@@ -444,6 +449,8 @@ def _as_array(ids: Collection[int]) -> np.ndarray | None:
 
     if hasattr(ids, "dtype"):
         return np.asarray(ids)
+    if type(next(iter(ids), 0)) in _NO_IDS:
+        return None
     try:
         return np.frombuffer(array("q", ids), dtype=np.int64) if len(ids) else np.empty(0, dtype=np.int64)
     except (TypeError, OverflowError):

@@ -11,13 +11,13 @@ import json
 
 HEAD_BYTES = 1 << 16
 
-_ICONV = "iconv -f {} -t utf-8 FILE > NEW turns it into UTF-8"
+TO_UTF8 = "iconv -f {} -t utf-8 FILE > NEW turns it into UTF-8"
 # Longer beginnings first: UTF-32's mark begins with that of UTF-16.
 _BEGINNINGS = {
-    b"\xff\xfe\0\0": ("UTF-32", _ICONV.format("utf-32")),
-    b"\0\0\xfe\xff": ("UTF-32", _ICONV.format("utf-32")),
-    b"\xff\xfe": ("UTF-16", _ICONV.format("utf-16")),
-    b"\xfe\xff": ("UTF-16", _ICONV.format("utf-16")),
+    b"\xff\xfe\0\0": ("UTF-32", TO_UTF8.format("utf-32")),
+    b"\0\0\xfe\xff": ("UTF-32", TO_UTF8.format("utf-32")),
+    b"\xff\xfe": ("UTF-16", TO_UTF8.format("utf-16")),
+    b"\xfe\xff": ("UTF-16", TO_UTF8.format("utf-16")),
     b"\x1f\x8b": ("gzip data", "give it a name that ends in .gz, or unpack it"),
     b"\x28\xb5\x2f\xfd": ("Zstandard data", "give it a name that ends in .zst, or unpack it"),
     b"\xfd7zXZ\0": ("xz data", "unpack it"),
@@ -52,20 +52,22 @@ def check_is_text(head: bytes, where: str) -> None:
         ValueError: data of another kind, named with the way out.
     """
     num_controls = len(head) - len(head.translate(None, _CONTROLS))
-    is_binary = num_controls >= _MIN_CONTROLS and num_controls > _CONTROL_SHARE * len(head)
+    # A short text in UTF-16 has few of them, but every second byte is one.
+    least = _MIN_CONTROLS if len(head) < 4 else min(_MIN_CONTROLS, len(head) / 2)
+    is_binary = num_controls >= least and num_controls > _CONTROL_SHARE * len(head)
     for beginning, (kind, way_out) in _BEGINNINGS.items():
         if head.startswith(beginning) and (is_binary or beginning not in _SPELLED):
             raise _no_text(where, kind, way_out)
     if is_binary:
         if name := _as_utf16(head):
-            raise _no_text(where, "what may be UTF-16", f"if so, {_ICONV.format(name)}")
+            raise _no_text(where, "what may be UTF-16", f"if so, {TO_UTF8.format(name)}")
         raise _no_text(
             where, "binary data, such as another program's token file", "give the text that it was made from"
         )
     text = codecs.getincrementaldecoder("utf-8")("replace").decode(head)
     num_invalid = text.count("\ufffd") - head.count("\ufffd".encode())
     if num_invalid >= _MIN_INVALID and num_invalid > _INVALID_SHARE * len(text):
-        raise _no_text(where, f"{num_invalid / len(text):.0%} of its characters invalid", _ICONV.format("ENCODING"))
+        raise _no_text(where, f"{num_invalid / len(text):.0%} of its characters invalid", TO_UTF8.format("ENCODING"))
 
 
 def _as_utf16(head: bytes) -> str:
@@ -98,6 +100,30 @@ def check_is_json_lines(head: bytes, where: str) -> None:
             raise ValueError(
                 f"{expected} an object over several lines (jq -c . FILE > NEW.jsonl writes each as one line)"
             ) from None
+
+
+def check_is_no_json_lines(head: bytes, where: str) -> None:
+    """Refuse JSON lines that would be read as a running text, by its first bytes: a model would learn their syntax.
+
+    Raises:
+        ValueError: the first two lines that are not empty are JSON objects, or the only one is.
+    """
+    text = head.decode("utf-8", "replace").removeprefix("\ufeff")
+    if not text.lstrip().startswith("{"):
+        return
+    whole, _, cut = text.rpartition("\n") if len(head) >= HEAD_BYTES else (text, "", "")
+    lines = [line for line in whole.split("\n") if line.strip()][:2]
+    # A second line longer than the head cannot be parsed; how it begins has to do.
+    if lines and all(map(_is_json_object, lines)) and (len(lines) == 2 or not cut or cut.startswith('{"')):
+        raise ValueError(f"{where}: expected plain text, found what looks like JSON lines: rename it to .jsonl")
+
+
+def _is_json_object(line: str) -> bool:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and bool(record)
 
 
 def _no_text(where: str, kind: str, way_out: str) -> ValueError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sized
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -17,11 +18,41 @@ def check_is_no_string(value: object, name: str) -> None:
         raise TypeError(f"{name}: expected a list of strings, found the string {value[:60]!r} (put it into brackets)")
 
 
+def check_is_string(value: object, name: str) -> None:
+    """Refuse what is no string, where one text belongs.
+
+    Raises:
+        TypeError: the value is another thing; `name` begins the message.
+    """
+    if not isinstance(value, str):
+        way_out = " (decode it first)" if isinstance(value, bytes) else ""
+        raise TypeError(f"{name}: expected one string, found {type(value).__name__} {repr(value)[:60]}{way_out}")
+
+
+def check_are_strings(values: object, name: str) -> None:
+    """Refuse what is no list of strings.
+
+    Raises:
+        TypeError: the value is one string or no list, or something in it is no string; `name` begins the message.
+    """
+    check_is_no_string(values, name)
+    if not (isinstance(values, Sized) and isinstance(values, Iterable)):
+        raise TypeError(f"{name}: expected a list of strings, found {type(values).__name__}")
+    if not all(issubclass(kind, str) for kind in set(map(type, values))):  # far faster than to ask each value
+        for index, value in enumerate(values):
+            check_is_string(value, f"{name}[{index}]")
+
+
 def whole_characters(text: str) -> str:
     """Return text in which the two halves of a character (a surrogate pair) are one, and half a character is U+FFFD.
 
     JavaScript, Java and JSON read in pieces give such halves; UTF-8 cannot spell them.
+
+    Raises:
+        TypeError: it is no string.
     """
+    if not isinstance(text, str):
+        check_is_string(text, "text")
     if text.isascii() or _SURROGATE.search(text) is None:
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from transformerlm.utils.file_kinds import HEAD_BYTES, check_is_json_lines, check_is_text
+from transformerlm.utils.file_kinds import HEAD_BYTES, check_is_json_lines, check_is_no_json_lines, check_is_text
 from transformerlm.utils.json_files import json_kind
 from transformerlm.utils.text_formats import (
     PARQUET,
@@ -179,6 +179,8 @@ def _check_head(path: Path, head: bytes) -> None:
     check_is_text(head, str(path))
     if _is_json_lines(path):
         check_is_json_lines(head, str(path))
+    else:
+        check_is_no_json_lines(head, str(path))
 
 
 def _is_json_lines(path: Path) -> bool:
