@@ -70,9 +70,14 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
 
 
 def _note_odd_tokens(special_tokens: Sequence[str]) -> None:
-    """Say before the work which special tokens a `tokenizer.json` cannot express, in one line."""
-    from transformerlm.tokenizer.io import reads_as
+    """Say before the work which special tokens a `tokenizer.json` cannot express, in one line.
 
+    Raises:
+        ValueError: one cannot even be saved.
+    """
+    from transformerlm.tokenizer.io import check_special_tokens_to_save, reads_as
+
+    check_special_tokens_to_save(special_tokens)
     if odd := [token for token in special_tokens if reads_as(token) is not None]:
         names = ", ".join(map(repr, odd))
         note(f"special_tokens: tokenizer.json cannot express {names}, so no export to it (take ASCII characters)")
