@@ -82,9 +82,9 @@ def _one_for_each_input(config: MakeDataConfig) -> list[Build]:
         name = path.name.lstrip(".").split(".")[0] + ".npy"
         if (other := owners.setdefault(name, path)) != path:
             raise ValueError(f"input: expected names that differ, found {other} and {path}, which would both be {name}")
-        train, valid = config.train / name, config.valid / name if config.valid is not None else None
-        check_outputs([file for file in (train, valid) if file is not None], paths, overwrite=config.overwrite)
-        builds.append(([path], train, valid))
+        builds.append(([path], config.train / name, config.valid / name if config.valid is not None else None))
+    outputs = [file for _, *files in builds for file in files if file is not None]
+    check_outputs(outputs, paths, overwrite=config.overwrite)
     return builds
 
 
