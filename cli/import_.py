@@ -13,10 +13,17 @@ from cli.utils import Command, note
 from cli.utils import main as run_command
 from config.import_ import ImportConfig
 
+# What --help shows.
+SHORT = ("source", "format", "output", "tokenizer", "pattern", "special_tokens", "overwrite")
+EXAMPLES = (
+    ("a model in Hugging Face's format", "--source models/llama --output runs/imported"),
+    ("a tokenizer alone", "--source models/llama/tokenizer.json --format=tokenizer_json --output data/tokenizer"),
+)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the console script."""
-    run_command(Command("transformerlm-import", ImportConfig, import_), argv)
+    run_command(Command("transformerlm-import", ImportConfig, import_, short=SHORT, examples=EXAMPLES), argv)
 
 
 def import_(config: ImportConfig) -> None:

@@ -26,10 +26,29 @@ if TYPE_CHECKING:
     from logger import Logger
     from transformerlm.inference.predictor import Predictor
 
+# What --help shows.
+SHORT = (
+    "checkpoint",
+    "prompt",
+    "prompt_file",
+    "num_samples",
+    "seed",
+    "device",
+    "sampling.max_new_tokens",
+    "sampling.temperature",
+    "sampling.top_p",
+    "output.format",
+)
+EXAMPLES = (
+    ("go on with a text", '--checkpoint runs/first --prompt "Once upon a time" --output.format=text'),
+    ("type prompts, a line each", "--checkpoint runs/first --output.format=text"),
+    ("four samples as JSON lines", '--config infer --prompt "Once upon a time" --num_samples=4'),
+)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the console script."""
-    run_command(Command("transformerlm-infer", InferConfig, infer), argv)
+    run_command(Command("transformerlm-infer", InferConfig, infer, short=SHORT, examples=EXAMPLES), argv)
 
 
 def infer(config: InferConfig) -> None:

@@ -22,10 +22,28 @@ if TYPE_CHECKING:
 
     Build = tuple[Sequence[Path] | Sequence[str] | Sequence[Source], Path, Path | None]
 
+# What --help shows.
+SHORT = (
+    "input",
+    "tokenizer",
+    "train",
+    "valid",
+    "valid_fraction",
+    "separator",
+    "text_field",
+    "max_tokens",
+    "workers",
+    "overwrite",
+)
+EXAMPLES = (
+    ("by the shipped settings, from data/corpus.txt", "--config make-data"),
+    ("a sample of a large text", "--config make-data --max_tokens=50000000"),
+)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the console script."""
-    run_command(Command("transformerlm-make-data", MakeDataConfig, make_data), argv)
+    run_command(Command("transformerlm-make-data", MakeDataConfig, make_data, short=SHORT, examples=EXAMPLES), argv)
 
 
 def make_data(config: MakeDataConfig) -> None:

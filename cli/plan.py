@@ -18,11 +18,29 @@ from config.plan import PlanConfig
 Facts = dict[str, Any]
 _PARTS = ("embeddings", "attention", "feed_forward", "norms", "head", "total")
 _MEMORY = ("weights", "gradients", "optimizer", "activations", "logits", "overhead", "total")
+# What --help shows.
+SHORT = (
+    "training.max_steps",
+    "training.batch_size",
+    "training.micro_batch_size",
+    "training.device",
+    "training.precision",
+    "model.num_layers",
+    "model.d_model",
+    "model.context_length",
+    "model.vocab_size",
+    "calibration_steps",
+)
+EXAMPLES = (
+    ("the shipped small model", "--config train"),
+    ("one of GPT-2's smallest size, by arithmetic alone", "--config plan"),
+    ("whether a deeper one still fits", "--config train --model.num_layers=12"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the console script."""
-    run_command(Command("transformerlm-plan", PlanConfig, plan), argv)
+    run_command(Command("transformerlm-plan", PlanConfig, plan, short=SHORT, examples=EXAMPLES), argv)
 
 
 def plan(config: PlanConfig) -> None:

@@ -36,11 +36,33 @@ if TYPE_CHECKING:
 ECHO_SECONDS = 5.0
 # A reader of stdout that takes nothing for so long is given up; `metrics.jsonl` has every line.
 STDOUT_PATIENCE = 5.0
+# What --help shows.
+SHORT = (
+    "logging.run_name",
+    "training.max_steps",
+    "training.max_time",
+    "training.batch_size",
+    "training.device",
+    "optimizer.learning_rate",
+    "model.num_layers",
+    "model.d_model",
+    "model.context_length",
+    "data.train",
+)
+EXAMPLES = (
+    ("a small model, by the shipped settings", "--config train"),
+    (
+        "a tenth of its steps, as a run of another name",
+        "--config train --training.max_steps=100 --logging.run_name=short",
+    ),
+    ("a run goes on for longer, by its own file", "--config runs/first/config.toml --training.max_steps=2000"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the console script."""
-    run_command(Command("transformerlm-train", TrainConfig, train, place_of=place_of_run), argv)
+    command = Command("transformerlm-train", TrainConfig, train, place_of=place_of_run, short=SHORT, examples=EXAMPLES)
+    run_command(command, argv)
 
 
 def place_of_run(path: Path) -> dict[str, Any]:

@@ -20,11 +20,30 @@ if TYPE_CHECKING:
     from transformerlm.utils.text_files import ReadStats
 
 SAMPLE_CHARACTERS = 1_000_000
+# What --help shows.
+SHORT = (
+    "input",
+    "output_dir",
+    "tokenizer.vocab_size",
+    "tokenizer.special_tokens",
+    "tokenizer.pattern",
+    "text_field",
+    "workers",
+    "memory_limit_mb",
+    "overwrite",
+)
+EXAMPLES = (
+    ("by the shipped settings, from data/corpus.txt", "--config train-tokenizer"),
+    ("from other files, with more tokens", '--config train-tokenizer --input "data/*.txt" --tokenizer.vocab_size=8192'),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the console script."""
-    run_command(Command("transformerlm-train-tokenizer", TrainTokenizerConfig, train_tokenizer), argv)
+    run_command(
+        Command("transformerlm-train-tokenizer", TrainTokenizerConfig, train_tokenizer, short=SHORT, examples=EXAMPLES),
+        argv,
+    )
 
 
 def train_tokenizer(config: TrainTokenizerConfig) -> None:

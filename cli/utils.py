@@ -16,11 +16,13 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from pydantic import BaseModel
 
+from cli.completion import Completed, completion_script
 from cli.entry import STOP_CODES
-from cli.options import build_parser
+from cli.options import Guide, build_parser
 from config.io import SHIPPED, ConfigError, dump_json_schema, dump_origins, dump_toml, read_layers, validate
 from config.keys import iter_keys
 from config.layers import Layer
+from config.shipped import find_config
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -34,7 +36,8 @@ class Command(Generic[Schema]):
     """A console script: its name, its schema, what it does with a checked configuration, and its default TOML, if any.
 
     `run` imports the heavy libraries itself, so that `--help`, `--print-config` and errors answer at once. `place_of`
-    returns what the place of the last TOML file says better than the file; the command line goes before it.
+    returns what the place of the last TOML file says better than the file; the command line goes before it. `short`,
+    `examples` and `first_word` are those of `Guide`.
     """
 
     name: str
@@ -42,6 +45,14 @@ class Command(Generic[Schema]):
     run: Callable[[Schema], int | None]
     default_config: str | None = None
     place_of: Callable[[Path], dict[str, Any]] = lambda path: {}
+    first_word: str | None = None
+    short: tuple[str, ...] = ()
+    examples: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def shipped(self) -> Path:
+        """The TOML file that the package brings for it."""
+        return SHIPPED / f"{self.schema.__module__.rpartition('.')[2]}.toml"
 
 
 def main(command: Command[Schema], argv: Sequence[str] | None = None) -> NoReturn:
@@ -116,21 +127,19 @@ def configure(command: Command[Schema], argv: Sequence[str] | None = None) -> Sc
         ConfigError: anything in a file or on the command line is wrong.
     """
     keys = list(iter_keys(command.schema))
-    parser = build_parser(
-        keys,
-        prog=command.name,
-        description=(command.schema.__doc__ or "").split("\n\n")[0],
-        default_config=command.default_config,
-    )
-    options = vars(parser.parse_args(argv))
-    paths = options.pop("config") or ([SHIPPED / command.default_config] if command.default_config else [])
-    if options.pop("print_schema"):
-        print(dump_json_schema(command.schema))
+    options = vars(build_parser(keys, _guide(command)).parse_args(argv))
+    shell, print_schema = options.pop("print_completion"), options.pop("print_schema")
+    if shell or print_schema:
+        completed = [Completed(command.name, keys)]
+        print(completion_script(shell, completed) if shell else dump_json_schema(command.schema))
         return None
+    paths = [_found(path) for path in options.pop("config")]
+    paths = paths or ([SHIPPED / command.default_config] if command.default_config else [])
     print_config, snippets = options.pop("print_config"), options.pop("toml")
     if not paths and not options and not snippets and any(key.default is None and not key.in_list for key in keys):
-        shipped = SHIPPED / f"{command.schema.__module__.rpartition('.')[2]}.toml"
-        raise ConfigError([f"{command.name}: expected --config FILE.toml, for example {shipped}"])
+        name = command.shipped.stem.replace("_", "-").rstrip("-")
+        wanted = f"{command.first_word.upper()}, or " if command.first_word else ""
+        raise ConfigError([f"{command.name}: expected {wanted}--config FILE.toml; --config {name} is the shipped one"])
     layers = read_layers(command.schema, paths, options, snippets=snippets)
     if paths and (place := command.place_of(paths[-1])):
         layers.insert(len(paths), Layer(f"the place of {paths[-1].name}", place))
@@ -140,6 +149,27 @@ def configure(command: Command[Schema], argv: Sequence[str] | None = None) -> Sc
         print(_in_encoding(text, getattr(sys.stdout, "encoding", None) or "utf-8"), end="")
         return None
     return config
+
+
+def _guide(command: Command[Schema]) -> Guide:
+    return Guide(
+        command.name,
+        (command.schema.__doc__ or "").split("\n\n")[0],
+        command.default_config,
+        shipped=command.shipped,
+        first_word=command.first_word,
+        short=command.short,
+        examples=command.examples,
+    )
+
+
+def _found(path: Path) -> Path:
+    """Return the file that `--config` means, and say which it is where that is a shipped one."""
+    found = find_config(path)
+    if found != path:
+        shown = found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
+        note(f"--config {path}: {shown}")
+    return found
 
 
 def _in_encoding(text: str, encoding: str) -> str:

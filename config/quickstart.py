@@ -22,4 +22,4 @@ class QuickstartConfig(Section):
     prompt: list[Prompt] = Field(
         [], max_length=3, description="prompts of the samples at the end; none: chosen to suit the text"
     )
-    device: Device = Field("auto", description="auto (cuda, mps, cpu, the first there is), cpu, cuda, cuda:N or mps")
+    device: Device = "auto"

@@ -67,5 +67,6 @@ def _hidden_package() -> str:
     return ""
 
 
-if _problem := _hidden_package():
+# A command sees to it itself: `python -m transformerlm` imports this while the first word is still "-m".
+if sys.argv[:1] != ["-m"] and (_problem := _hidden_package()):
     raise ImportError(_problem)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from tests.cli.commands import call, shipped
+from tests.cli.commands import SCHEMAS, call, shipped
 
 
 def refusals(name: str, *arguments: object) -> list[str]:
@@ -62,8 +64,9 @@ def test_several_files_and_texts_of_toml_are_laid_on_each_other(tmp_path):
 
 def test_help_shows_devices_in_words():
     """No regular expression is shown to anybody."""
-    for name in ("train", "infer", "download"):
-        assert "matching" not in call(name, "--help").stdout
+    for name in SCHEMAS:
+        text = call(name, "--help-all").stdout
+        assert not re.search(r"matching|\\d|\^[(\[]|\[A-Z", text), name
     done = call("train", "--config", shipped("train"), "--training.device=gpu")
     expected = "expected auto, cpu, mps, cuda or cuda:N"
     assert done.stderr == f'--training.device: {expected}, found "gpu" (a string)\n'

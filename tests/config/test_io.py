@@ -15,6 +15,7 @@ from config.eval import EvalConfig
 from config.export import ExportConfig
 from config.import_ import ImportConfig
 from config.infer import InferConfig
+from config.init import InitConfig
 from config.io import SHIPPED, ConfigError, dump_origins, dump_toml, load_config, read_layers, validate
 from config.keys import iter_keys
 from config.make_data import MakeDataConfig
@@ -35,6 +36,7 @@ SCHEMAS = {
     "export": ExportConfig,
     "import_": ImportConfig,
     "infer": InferConfig,
+    "init": InitConfig,
     "plan": PlanConfig,
     "quickstart": QuickstartConfig,
 }

@@ -1,0 +1,56 @@
+"""`transformerlm` without a command: which there are, in the order in which one needs them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+
+from cli.completion import SHELLS, Completed, completion_script
+from cli.options import package_version
+from cli.utils import EXIT_BAD_INPUT, fail
+from config.commands import COMMANDS
+from config.keys import iter_keys
+from config.suggest import closest
+
+PREFIX = "transformerlm-"
+VERBS = {name.removeprefix(PREFIX): schema for name, schema in COMMANDS.items() if name.startswith(PREFIX)}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Answer a command line of `transformerlm` that begins with no command, and exit."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    word, _, value = " ".join(words[:2]).replace("=", " ").partition(" ")
+    if word in ("", "-h", "--help", "--help-all", "help"):
+        print("\n".join(_overview()))
+    elif word == "--version":
+        print(f"transformerlm {package_version()}")
+    elif word == "--print-completion":
+        if value not in SHELLS:
+            fail([f"--print-completion: expected one of {', '.join(SHELLS)}, found {value!r}"], EXIT_BAD_INPUT)
+        print(completion_script(value, [Completed(PREFIX + verb, iter_keys(VERBS[verb])) for verb in VERBS]))
+    else:
+        fail([_unknown(word), "transformerlm: see transformerlm --help"], EXIT_BAD_INPUT)
+    sys.exit(0)
+
+
+def _overview() -> Iterator[str]:
+    yield "usage: transformerlm COMMAND [--config FILE.toml] [--key=value ...]\n"
+    yield "From raw text to a language model of your own. The commands, in the order in which one needs them:\n"
+    for verb, schema in VERBS.items():
+        yield f"  {verb:<17}{summary(schema.__doc__ or '')}"
+    yield "\ntransformerlm COMMAND --help says more of one. Each is a program of its own, too: transformerlm-train."
+    yield 'Completion, for .bashrc: eval "$(transformerlm --print-completion bash)"; also zsh and fish.'
+
+
+def summary(text: str) -> str:
+    """Return the beginning of a docstring, up to its first full stop or colon."""
+    return re.split(r"[.:]\s", f"{text} ")[0]
+
+
+def _unknown(word: str) -> str:
+    if word.startswith("-"):
+        return f"transformerlm: {word}: expected a command first, such as transformerlm train --help"
+    meant = closest(word.replace("_", "-"), VERBS, cutoff=0.5)
+    suggestion = f" (did you mean {' or '.join(meant)}?)" if meant else f"; there are {', '.join(VERBS)}"
+    return f"transformerlm: {word} is not a command{suggestion}"

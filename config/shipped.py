@@ -1,0 +1,38 @@
+"""The TOML files that the package brings, by their names: `--config train` is the shipped `train.toml`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from config.io import SHIPPED, ConfigError
+from config.suggest import closest
+
+
+def shipped_files() -> dict[str, Path]:
+    """Return the shipped TOML files by name: the path below `config/resources`, without the suffix, `-` for `_`."""
+    files = {path.relative_to(SHIPPED).with_suffix("").as_posix(): path for path in sorted(SHIPPED.rglob("*.toml"))}
+    return {name.rstrip("_").replace("_", "-"): path for name, path in files.items()}
+
+
+def find_config(path: Path) -> Path:
+    """Return the file that `--config` means: a file of that name, or else the shipped one.
+
+    Only a name without a suffix is looked up among the shipped ones. One that has a suffix is returned as it is, there
+    or not.
+
+    Raises:
+        ConfigError: a name without a suffix that is neither.
+    """
+    if path.suffix or path.is_absolute() or (path.exists() and not path.is_dir()):
+        return path
+    files = shipped_files()
+    name = path.as_posix().replace("_", "-").rstrip("-")
+    if name in files:
+        return files[name]
+    if path.exists():
+        return path
+    meant = closest(name, files, cutoff=0.6)
+    suggestion = f" (did you mean {' or '.join(meant)}?)" if meant else ""
+    raise ConfigError(
+        [f"--config {path}: no such file, and no shipped one of that name{suggestion}; shipped: {', '.join(files)}"]
+    )
