@@ -104,7 +104,7 @@ def _speed_rows(facts: Facts) -> Iterator[str]:
     yield _row("", f"{share:.0%} of the {peak:,.0f} GFLOP/s that a matrix product reaches here")
     first, steps = facts["calibration.first_step_seconds"], facts["calibration.steps"]
     yield _row("", f"the median of {steps} steps; {first:.1f} s to the end of the first")
-    yield _row("time", f"{clock(facts['eta_seconds'])}, validations, samples and checkpoints not counted")
+    yield _row("time", f"{clock(facts['eta_seconds'])}, samples and checkpoints not counted")
 
 
 def _row(name: str, text: str) -> str:

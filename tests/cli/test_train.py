@@ -134,20 +134,8 @@ def test_a_finished_run_says_so(limit, pipeline, tmp_path, monkeypatch):
     assert "ETA" not in second.stderr
 
 
-@pytest.mark.parametrize(
-    ("changes", "number"),
-    [
-        ({"training.eval_interval": 1, "checkpoint.interval": 0}, 12),
-        ({"training.eval_interval": 4, "checkpoint.interval": 0}, 3),
-        ({"training.eval_interval": 0, "checkpoint.interval": 5}, 3),
-        ({"training.eval_interval": 0, "checkpoint.interval": 0}, 1),
-    ],
-    ids=str,
-)
-def test_the_eta_knows_validations_and_the_limit_of_time(changes, number, pipeline, tmp_path):
-    """Those to come are counted; what is left of max_time is the most that it can be."""
-    built, _ = command._prepare(tiny_config(pipeline.files, tmp_path, changes), tmp_path, world=World())
-    assert built._validations_left() == number
+def test_the_eta_knows_the_limit_of_time(pipeline, tmp_path):
+    """What is left of max_time is the most that it can be."""
     limited = tiny_config(pipeline.files, tmp_path, {"training.max_steps": 10**9, "training.max_time": "20s"})
     built, _ = command._prepare(limited, tmp_path, world=World())
     built.state.seconds = 15.0
