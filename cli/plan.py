@@ -11,7 +11,9 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cli.utils import Command, Progress, clock, note
+from cli.progress import Progress
+from cli.terminal import clock, note
+from cli.utils import Command
 from cli.utils import main as run_command
 from config.plan import PlanConfig
 

@@ -17,6 +17,7 @@ import torch
 
 import logger
 from cli import train as command
+from cli.terminal import framed
 from config.io import dump_toml, load_config
 from config.train import TrainConfig
 from tests.cli.commands import ROOT, call
@@ -51,7 +52,8 @@ def test_samples_come_while_training(pipeline):
     """Samples stand among the lines at their interval, and are shown to the person."""
     samples = [record for record in pipeline.outcome.records if record.get("event") == "sample"]
     assert [sample["step"] for sample in samples] == [6, 12]
-    assert "step 6 sample: " in pipeline.outcome.stderr
+    for sample in samples:
+        assert framed(f"step {sample['step']}", sample["text.output"]) in pipeline.outcome.stderr
 
 
 def test_the_order_of_a_step_is_kept(pipeline):
