@@ -23,7 +23,7 @@ from typing import Any
 
 from cli.budget import MAX_EVAL_TOKENS, Budget, Size, Speed, plan_budget
 from cli.hints import command_line, hint_lines
-from cli.terminal import clock, framed, note, working
+from cli.terminal import clock, note, working
 from cli.utils import EXIT_BAD_INPUT, EXIT_FAILED, Command
 from cli.utils import main as run_command
 from config.io import SHIPPED
@@ -173,9 +173,8 @@ def _plan(config: QuickstartConfig, home: Path) -> Budget:
     with working(f"timing a few steps, to fill {clock(seconds)}"):
         out = _run(
             "plan",
-            "--config",
-            _shipped("recipes/fast"),
-            returns_output=True,
+            config="recipes/fast",
+            quiet=True,
             **shared,
             **_size_options(*SIZES[TIMED]),
             calibration_steps=CALIBRATION_STEPS,
@@ -220,10 +219,10 @@ def _size_options(d_model: int, num_layers: int, num_heads: int) -> dict[str, in
 def _costs(d_model: int, num_layers: int, num_heads: int, *, shared: dict[str, Any]) -> Size:
     from transformerlm.models.estimates import count_parameters, flops_per_token
 
-    context_length = shared["model__context_length"]
-    model = {"d_model": d_model, "num_layers": num_layers, "num_heads": num_heads}
-    model |= {"vocab_size": shared["model__vocab_size"], "qk_norm": True}
-    return Size(**model, parameters=count_parameters(model), flops_per_token=flops_per_token(model, context_length))
+    size = {"d_model": d_model, "num_layers": num_layers, "num_heads": num_heads}
+    model = {**size, "vocab_size": shared["model__vocab_size"], "qk_norm": True}
+    flops = flops_per_token(model, shared["model__context_length"])
+    return Size(**size, parameters=count_parameters(model), flops_per_token=flops)
 
 
 def _train(config: QuickstartConfig, home: Path, budget: Budget) -> None:
@@ -231,8 +230,7 @@ def _train(config: QuickstartConfig, home: Path, budget: Budget) -> None:
     size = budget.size
     _run(
         "train",
-        "--config",
-        _shipped("recipes/fast"),
+        config="recipes/fast",
         **_shared(config, home),
         **_size_options(size.d_model, size.num_layers, size.num_heads),
         runs_dir=home,
@@ -274,7 +272,7 @@ def _generate(config: QuickstartConfig, home: Path) -> list[dict[str, Any]]:
     with working("writing"):
         out = _run(
             "infer",
-            returns_output=True,
+            quiet=True,
             checkpoint=home / RUN_NAME,
             prompt=prompts,
             num_samples=number,
@@ -328,15 +326,15 @@ def _export(run: Path, output: Path) -> str:
 # --- commands ------------------------------------------------------------------------------------------------------
 
 
-def _run(verb: str, *arguments: str, returns_output: bool = False, **options: object) -> str:
-    """Run `transformerlm-<verb>` with its shipped TOML, or the one in `arguments`, and these options.
+def _run(verb: str, *, config: str = "", quiet: bool = False, **options: object) -> str:
+    """Run `transformerlm-<verb>` with its shipped TOML, or another one, and these options; return its stdout.
 
-    Its data on stdout is returned where it is asked for, and goes to nobody elsewhere.
+    What a `quiet` one says on stderr is shown only where it fails.
 
     Raises:
         subprocess.CalledProcessError: it ended with another exit code than 0.
     """
-    words = [*(arguments or ("--config", _shipped(verb)))]
+    words = ["--config", _shipped(config or verb)]
     for key, value in options.items():
         values = [str(item) for item in value] if isinstance(value, list) else [str(value)]
         name = f"--{key.replace('__', '.')}"
@@ -348,13 +346,14 @@ def _run(verb: str, *arguments: str, returns_output: bool = False, **options: ob
     # Ctrl-C reaches the command as well, which may want to save what it has; how it ended says the rest.
     previous = signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        output = subprocess.PIPE if returns_output else subprocess.DEVNULL
-        done = subprocess.run(command, stdout=output, check=False, encoding="utf-8")
+        pipe = subprocess.PIPE
+        done = subprocess.run(command, stdout=pipe, stderr=pipe if quiet else None, check=False, encoding="utf-8")
     finally:
         signal.signal(signal.SIGINT, previous)
     if done.returncode:
+        note((done.stderr or "").rstrip())
         raise subprocess.CalledProcessError(done.returncode, f"transformerlm-{verb}")
-    return done.stdout or ""
+    return done.stdout
 
 
 def _shipped(name: str) -> str:
