@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cli.utils import note
+from cli.terminal import note
 
 WIDTH, HEIGHT = 9, 5
 _NUM_COLOURS = 10  # matplotlib begins again after so many

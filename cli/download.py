@@ -9,7 +9,9 @@ if __name__ == "__main__":  # before the imports that take time
 
 from collections.abc import Callable, Sequence
 
-from cli.utils import Command, Progress, note
+from cli.progress import Progress
+from cli.terminal import note
+from cli.utils import Command
 from cli.utils import main as run_command
 from config.download import DownloadConfig
 from config.schemas import duration_seconds

@@ -14,7 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.utils import Command, StageProgress, note
+from cli.progress import StageProgress
+from cli.terminal import note
+from cli.utils import Command
 from cli.utils import main as run_command
 from config.eval import EvalConfig
 

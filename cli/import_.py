@@ -9,7 +9,8 @@ if __name__ == "__main__":  # before the imports that take time
 
 from collections.abc import Sequence
 
-from cli.utils import Command, note
+from cli.terminal import note
+from cli.utils import Command
 from cli.utils import main as run_command
 from config.import_ import ImportConfig
 

@@ -11,7 +11,9 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cli.utils import Command, Progress, clock, note
+from cli.progress import Progress
+from cli.terminal import clock, note
+from cli.utils import Command
 from cli.utils import main as run_command
 from config.plan import PlanConfig
 
@@ -122,7 +124,7 @@ def _speed_rows(facts: Facts) -> Iterator[str]:
     yield _row("", f"{share:.0%} of the {peak:,.0f} GFLOP/s that a matrix product reaches here")
     first, steps = facts["calibration.first_step_seconds"], facts["calibration.steps"]
     yield _row("", f"the median of {steps} steps; {first:.1f} s to the end of the first")
-    yield _row("time", f"{clock(facts['eta_seconds'])}, validations, samples and checkpoints not counted")
+    yield _row("time", f"{clock(facts['eta_seconds'])}, samples and checkpoints not counted")
 
 
 def _row(name: str, text: str) -> str:

@@ -19,7 +19,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from cli.entry import STOP_CODES, is_importing, leave
-from cli.utils import Command, Progress, clock, note
+from cli.progress import Progress
+from cli.terminal import clock, framed, note
+from cli.utils import Command
 from cli.utils import main as run_command
 from config.io import dump_toml, read_toml
 from config.train import TrainConfig
@@ -370,6 +372,6 @@ def _sample_hooks(trainer: Trainer) -> list[Hook]:
             text = "".join(predictor.stream(prompt, seed=step, **settings))
             record = {"event": "sample", "step": step, "text.prompt": prompt, "text.output": text}
             trainer.runtime.logger.log_record(record)
-            note(f"step {step} sample: {prompt + text!r}")
+            note(framed(f"step {step:,}", prompt + text))
 
     return [Hook(samples.interval, sample)]

@@ -11,7 +11,9 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cli.utils import Command, StageProgress, note
+from cli.progress import StageProgress
+from cli.terminal import note
+from cli.utils import Command
 from cli.utils import main as run_command
 from config.train_tokenizer import TrainTokenizerConfig
 

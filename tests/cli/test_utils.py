@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -14,7 +13,7 @@ import tomllib
 import pytest
 
 from cli.completion import COMMON
-from cli.utils import Command, Progress, StageProgress, clock, main
+from cli.utils import Command, main
 from config.io import ConfigError, dump_json_schema, dump_toml, load_config
 from config.keys import iter_keys
 from config.quickstart import QuickstartConfig
@@ -329,8 +328,8 @@ def test_a_reader_that_goes_away_does_no_harm():
 
 STREAMS = """
 import sys
-from cli.completion import COMMON
-from cli.utils import Command, main, note
+from cli.terminal import note
+from cli.utils import Command, main
 from config.quickstart import QuickstartConfig
 def run(config):
     note("to people")
@@ -374,64 +373,6 @@ def test_a_configuration_is_printed_whole_in_any_encoding():
         check=True,
     )
     assert tomllib.loads(done.stdout.decode("ascii"))["prompt"] == [prompt]
-
-
-# --- progress ----------------------------------------------------------------------------------------------------
-
-
-class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        """Say so."""
-        return True
-
-
-def test_the_eta_is_never_beyond_the_limit(monkeypatch):
-    """A job that a limit of time ends has no more left than the limit leaves."""
-    now, stream = [0.0], io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr("cli.utils.time.monotonic", lambda: now[0])
-    progress = Progress(1_000_000, limit=60.0)
-    for now[0] in (20.0, 50.0, 70.0):
-        progress(10, {})
-    assert [line.rpartition("  ")[2] for line in stream.getvalue().splitlines()] == ["ETA 0:40", "ETA 0:10", "ETA 0:00"]
-
-
-def test_progress_rewrites_one_line_on_a_terminal_only(monkeypatch):
-    """On a terminal the line is rewritten; elsewhere no control characters are written, and the end is always told."""
-    for stream, rewrites in ((Terminal(), True), (io.StringIO(), False)):
-        monkeypatch.setattr(sys, "stderr", stream)
-        progress = Progress(10)
-        now = [0.0]
-        monkeypatch.setattr("cli.utils.time.monotonic", lambda now=now: now[0])
-        progress._began = progress._shown = 0.0
-        for step in range(1, 11):
-            now[0] += 1.0
-            progress(step, {"loss": 2.5, "tokens_per_second": 1234.0} | ({"val_loss": 3.0} if step == 5 else {}))
-        text = stream.getvalue()
-        assert ("\r\x1b[K" in text) == rewrites
-        assert "step 5/10  loss 2.500  val loss 3.000  1,234 tokens/s  ETA 0:05" in text
-        assert text.endswith("step 10/10  loss 2.500  1,234 tokens/s  0:10\n")
-        assert text.count("\n") == 2
-        progress(10)
-        assert stream.getvalue() == text
-
-
-def test_stages_have_their_units(capsys):
-    """Bytes are shown as megabytes with a rate; other units by their word."""
-    progress = StageProgress({"count": "B", "merge": "merge"})
-    progress("count", 2_000_000, 2_000_000)
-    progress("merge", 7, 7)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("2.0/2.0 MB  ")
-    assert lines[1].startswith("merge 7/7  ")
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (41.6, "0:42"), (725, "12:05"), (11220, "3:07:00")])
-def test_clock(seconds, text):
-    """Times are minutes and seconds, with hours where there are any."""
-    assert clock(seconds) == text
 
 
 def test_defaults_file_and_command_line_win_in_that_order(tmp_path):
