@@ -9,8 +9,10 @@ if __name__ == "__main__":  # before the imports that take time
 
 import shlex
 from collections.abc import Sequence
+from contextlib import chdir
 from pathlib import Path
 
+from cli.hints import command_line
 from cli.utils import Command, note
 from cli.utils import main as run_command
 from config.init import InitConfig
@@ -51,7 +53,8 @@ def init(config: InitConfig) -> None:
     corpus = Path("data/corpus.txt")
     taken = [str(path) for path in (*files, *([corpus] if config.text else [])) if (config.dir / path).exists()]
     if taken:
-        raise FileExistsError(f"{config.dir}: holds {', '.join(taken)} already; choose another directory")
+        names = ", ".join(taken[:3]) + (", ..." if len(taken) > 3 else "")
+        raise FileExistsError(f"{config.dir}: holds {names} already; choose another directory")
     if config.dir.exists() and not config.dir.is_dir():
         raise NotADirectoryError(f"{config.dir}: expected a directory for the project, found a file")
     texts = _texts(config.text)
@@ -64,11 +67,13 @@ def init(config: InitConfig) -> None:
 
         number = write_documents(texts, config.dir / corpus, separator=SEPARATOR)
         note(f"{config.dir / corpus}: the text, cut into {number:,} documents")
-    note(f"{config.dir}: a project; its README.md has the commands in order. Next:")
-    note(f"  cd {shlex.quote(str(config.dir))}")
+    with chdir(config.dir):
+        command = command_line("train-tokenizer", "--config", "train_tokenizer.toml")
+    note(f"{config.dir}: a project; its README.md has the commands in order. Next:\n")
+    note(f"cd {shlex.quote(str(config.dir))}")
     if not texts:
-        note(f"  # put your text into {corpus}; README.md says how to get some")
-    note("  transformerlm-train-tokenizer --config train_tokenizer.toml")
+        note(f"# first put your text into {corpus}; README.md says how to get some")
+    note(command)
 
 
 def _texts(patterns: Sequence[str]) -> list[Path]:

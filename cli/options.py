@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cli.completion import COMMON, SHELLS
+from cli.hints import command_line, hint_lines
 from config.io import SHIPPED, ConfigError
 from config.keys import Key
 from config.suggest import hint, nearest
@@ -79,8 +80,9 @@ def short_help(keys: Sequence[Key], guide: Guide) -> str:
 
 def _ending(guide: Guide, *, number: int) -> Iterator[str]:
     yield "examples:"
-    for what, arguments in guide.examples:
-        yield f"  # {what}\n  {guide.prog} {arguments}"
+    command = command_line(guide.prog.removeprefix("transformerlm-"))
+    for line in hint_lines((what, f"{command} {arguments}") for what, arguments in guide.examples):
+        yield f"  {line}"
     if number > len(guide.short):
         yield f"\n--help-all lists all {number} settings."
     yield f"The shipped file, with comments: {guide.shipped}"

@@ -106,7 +106,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
-        raise ConfigError([f"{path}: no such file (shipped examples: {SHIPPED})"]) from None
+        raise ConfigError([f"{path}: no such file (the shipped ones are in {SHIPPED})"]) from None
     except (OSError, ValueError) as error:
         raise ConfigError([f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
     if len(data) > MAX_FILE_BYTES:

@@ -11,25 +11,33 @@ from config.suggest import closest
 def shipped_files() -> dict[str, Path]:
     """Return the shipped TOML files by name: the path below `config/resources`, without the suffix, `-` for `_`."""
     files = {path.relative_to(SHIPPED).with_suffix("").as_posix(): path for path in sorted(SHIPPED.rglob("*.toml"))}
-    return {name.rstrip("_").replace("_", "-"): path for name, path in files.items()}
+    return {_name(Path(name)): path for name, path in files.items()}
+
+
+def _name(path: Path) -> str:
+    return path.as_posix().replace("_", "-").rstrip("-")
 
 
 def find_config(path: Path) -> Path:
     """Return the file that `--config` means: a file of that name, or else the shipped one.
 
-    Only a name without a suffix is looked up among the shipped ones. One that has a suffix is returned as it is, there
-    or not.
+    Only a name without a suffix is looked up among the shipped ones.
 
     Raises:
-        ConfigError: a name without a suffix that is neither.
+        ConfigError: neither is there.
     """
-    if path.suffix or path.is_absolute() or (path.exists() and not path.is_dir()):
+    if path.exists() and not path.is_dir():
         return path
     files = shipped_files()
-    name = path.as_posix().replace("_", "-").rstrip("-")
+    if path.suffix:
+        name = _name(Path(path.stem))
+        if name in files and not path.exists():
+            raise ConfigError([f"{path}: no such file; --config {name} is the shipped one"])
+        return path
+    name = _name(path)
     if name in files:
         return files[name]
-    if path.exists():
+    if path.exists() or path.is_absolute():
         return path
     meant = closest(name, files, cutoff=0.6)
     suggestion = f" (did you mean {' or '.join(meant)}?)" if meant else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from cli.init import STEPS
@@ -33,7 +35,9 @@ def test_the_commands_of_the_projects_readme_run_in_their_order(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     done = call("init", "my model", "--text", ROOT / "docs/*.md")
     assert (done.code, done.stdout) == (0, ""), done.stderr
-    assert "  cd 'my model'\n  transformerlm-train-tokenizer --config train_tokenizer.toml\n" in done.stderr
+    assert re.search(
+        r"\n\ncd 'my model'\n(.*/|uv run )?transformerlm-train-tokenizer --config train_tokenizer.toml\n$", done.stderr
+    )
     monkeypatch.chdir(tmp_path / "my model")
     lines = [part for part in map(our_part, commands_of(tmp_path / "my model/README.md")) if part]
     verbs = [module.partition(".")[2] for module, _ in lines]
@@ -65,12 +69,14 @@ def test_the_files_are_the_shipped_ones_with_their_paths_right(tmp_path):
 def test_without_a_text_the_project_says_where_it_goes(tmp_path, monkeypatch):
     """The next lines can be pasted, and the one that is no command is a comment."""
     monkeypatch.chdir(tmp_path)
-    assert call("init", "--dir=a").stderr == (
-        "a: a project; its README.md has the commands in order. Next:\n"
-        "  cd a\n"
-        "  # put your text into data/corpus.txt; README.md says how to get some\n"
-        "  transformerlm-train-tokenizer --config train_tokenizer.toml\n"
-    )
+    *lines, last = call("init", "--dir=a").stderr.splitlines()
+    assert lines == [
+        "a: a project; its README.md has the commands in order. Next:",
+        "",
+        "cd a",
+        "# first put your text into data/corpus.txt; README.md says how to get some",
+    ]
+    assert last.endswith("transformerlm-train-tokenizer --config train_tokenizer.toml")
 
 
 @pytest.mark.parametrize("taken", ["README.md", "train.toml", "data/corpus.txt"])

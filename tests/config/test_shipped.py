@@ -35,13 +35,22 @@ def test_both_spellings_are_found(name, tmp_path, monkeypatch):
     assert find_config(Path(name)) == SHIPPED / "make_data.toml"
 
 
-@pytest.mark.parametrize("name", ["train", "train.toml", "nowhere.toml", "folder"])
+@pytest.mark.parametrize("name", ["train", "infer.toml", "nowhere.toml", "folder"])
 def test_what_is_there_or_has_a_suffix_is_itself(name, tmp_path, monkeypatch):
     """A real file of that name wins, and a name with a suffix is never looked up."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train").touch()
+    (tmp_path / "infer.toml").touch()
     (tmp_path / "folder").mkdir()
     assert find_config(Path(name)) == Path(name)
+
+
+def test_the_path_of_a_clone_is_answered_with_the_name():
+    """Documents say `config/resources/train.toml`, which is there in a clone only."""
+    for path, name in {"resources/train.toml": "train", "make-data.toml": "make-data", "import.toml": "import"}.items():
+        with pytest.raises(ConfigError) as caught:
+            find_config(Path(path))
+        assert caught.value.lines == [f"{path}: no such file; --config {name} is the shipped one"]
 
 
 def test_an_unknown_name_is_answered_with_those_that_there_are():
