@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from cli.completion import SHELLS, Completed, completion_script
 from cli.options import package_version
-from cli.utils import EXIT_BAD_INPUT, fail
+from cli.utils import exit_after
 from config.commands import COMMANDS
+from config.io import ConfigError
 from config.keys import iter_keys
 from config.suggest import closest
 
@@ -18,8 +20,16 @@ VERBS = {name.removeprefix(PREFIX): schema for name, schema in COMMANDS.items() 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Answer a command line of `transformerlm` that begins with no command, and exit."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    """Run the console script, where its first word is no command."""
+    exit_after(partial(answer, sys.argv[1:] if argv is None else argv))
+
+
+def answer(words: Sequence[str]) -> None:
+    """Print what a command line asks for that begins with no command.
+
+    Raises:
+        ConfigError: it asks for nothing that there is.
+    """
     word, _, value = " ".join(words[:2]).replace("=", " ").partition(" ")
     if word in ("", "-h", "--help", "--help-all", "help"):
         print("\n".join(_overview()))
@@ -27,11 +37,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"transformerlm {package_version()}")
     elif word == "--print-completion":
         if value not in SHELLS:
-            fail([f"--print-completion: expected one of {', '.join(SHELLS)}, found {value!r}"], EXIT_BAD_INPUT)
+            raise ConfigError([f"--print-completion: expected one of {', '.join(SHELLS)}, found {value!r}"])
         print(completion_script(value, [Completed(PREFIX + verb, iter_keys(VERBS[verb])) for verb in VERBS]))
     else:
-        fail([_unknown(word), "transformerlm: see transformerlm --help"], EXIT_BAD_INPUT)
-    sys.exit(0)
+        raise ConfigError([_unknown(word), "transformerlm: see transformerlm --help"])
 
 
 def _overview() -> Iterator[str]:

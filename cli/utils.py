@@ -55,17 +55,26 @@ class Command(Generic[Schema]):
 
 
 def main(command: Command[Schema], argv: Sequence[str] | None = None) -> NoReturn:
-    """Parse the command line, build the configuration, run the command, and exit with the code that DESIGN names.
+    """Parse the command line, build the configuration, run the command, and exit with the code that DESIGN names."""
+
+    def work() -> int | None:
+        config = configure(command, argv)
+        return command.run(config) if config is not None else 0
+
+    exit_after(work)
+
+
+def exit_after(work: Callable[[], int | None]) -> NoReturn:
+    """Do what a command has to do, say in a line what went wrong, and exit with its code.
 
     Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 interrupted.
     """
     _open_streams()
     _wait_politely()
     try:
-        config = configure(command, argv)
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: note(plain(f"warning: {message}"))
-            code = command.run(config) if config is not None else 0
+            code = work()
     except ConfigError as error:
         fail(error.lines, EXIT_BAD_INPUT)
     except KeyboardInterrupt:
@@ -128,6 +137,8 @@ def configure(command: Command[Schema], argv: Sequence[str] | None = None) -> Sc
     keys = list(iter_keys(command.schema))
     options = vars(build_parser(keys, _guide(command)).parse_args(argv))
     shell, print_schema = options.pop("print_completion"), options.pop("print_schema")
+    if shell and command.name.startswith("python "):
+        raise ConfigError([f"{command.name}: only the programs transformerlm-... have completions"])
     if shell or print_schema:
         completed = [Completed(command.name, keys)]
         print(completion_script(shell, completed) if shell else dump_json_schema(command.schema))

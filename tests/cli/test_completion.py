@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -11,7 +12,7 @@ from cli.completion import SHELLS, Completed, completion_script
 from cli.options import Guide, build_parser
 from config.commands import COMMANDS
 from config.keys import iter_keys
-from tests.cli.commands import SCHEMAS, call
+from tests.cli.commands import ROOT, SCHEMAS, call
 
 PREFIX = "transformerlm-"
 COMPLETED = [Completed(name, iter_keys(schema)) for name, schema in COMMANDS.items() if name.startswith(PREFIX)]
@@ -96,3 +97,13 @@ def test_every_command_prints_its_own(name, shell):
         assert (f"-l {option[2:]} " if shell == "fish" else option) in done.stdout
     others = [one.name for one in COMPLETED if one.name != PREFIX + name.rstrip("_").replace("_", "-")]
     assert [other for other in others if f" {other}\n" in done.stdout] == []
+
+
+def test_what_is_no_program_has_none():
+    """The script of a `python -m` command would complete `python`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarking.bench_train", "--print-completion=bash"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    line = "python -m benchmarking.bench_train: only the programs transformerlm-... have completions\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)

@@ -82,3 +82,10 @@ def test_the_version():
 def test_a_summary_ends_at_the_first_stop(text):
     """One line is enough in a list."""
     assert summary(text) == "Do this"
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    """`transformerlm --help | true` says nothing on stderr."""
+    command = f"{sys.executable} -c 'from cli.entry import transformerlm; transformerlm()' --help | true"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
