@@ -18,6 +18,7 @@ from cli.completion import COMMON, SHELLS
 from cli.hints import command_line, hint_lines
 from config.io import SHIPPED, ConfigError
 from config.keys import Key
+from config.shipped import shipped_files
 from config.suggest import hint, nearest
 
 
@@ -213,7 +214,7 @@ class _Parser(argparse.ArgumentParser):
         if joined and re.fullmatch(r"[A-Za-z_][\w.-]*", name):
             found = [name] if name in names else nearest(name, names, sections=False)
             return f"{word} needs -- before it: {' or '.join(f'--{one}={value}' for one in found or [name])}"
-        if word.endswith(".toml"):
+        if word.endswith(".toml") or word in shipped_files():
             return f"{word}: a file of settings is given as --config {word}"
         return f"{word} is not a known word; a setting is given as --section.key=value, a file as --config FILE.toml"
 

@@ -21,13 +21,14 @@ def refusals(name: str, *arguments: object) -> list[str]:
 
 def test_all_unknown_words_are_told_at_once():
     """Options, settings without dashes and files without an option; the value of an unknown option is no word."""
-    words = ["--no_such=1", "--lr", "3", "max_steps=10", "model.d_model=8", "x.toml", "foo", "-q", "--dtype=x"]
+    words = ["--no_such=1", "--lr", "3", "max_steps=10", "model.d_model=8", "x.toml", "infer", "foo", "-q", "--dtype=x"]
     assert refusals("train", "--config", shipped("train"), *words) == [
         "--no_such is not a known option",
         "--lr is not a known option (did you mean --optimizer.learning_rate?)",
         "max_steps=10 needs -- before it: --training.max_steps=10",
         "model.d_model=8 needs -- before it: --model.d_model=8",
         "x.toml: a file of settings is given as --config x.toml",
+        "infer: a file of settings is given as --config infer",
         "foo is not a known word; a setting is given as --section.key=value, a file as --config FILE.toml",
         "-q is not a known option; a value that begins with - is joined to its option: --key=-q",
         "--dtype is not a known option (did you mean --training.precision?)",
