@@ -43,6 +43,7 @@ RUN_NAME = "run"
 DOCSTRING_PROMPTS = ["Return the", "Create a new", "Raise"]
 STORY_PROMPT = "Once upon a time, there was a"
 CONTEXT_LENGTH = 256
+STORY_TEMPERATURE = 0.6  # a grammar leaves less to choose than people's text
 NUM_STORIES = 20  # generated at the end, to be checked by the grammar
 NUM_SHOWN = 3
 SAMPLE_TOKENS = 100  # of those during training
@@ -285,6 +286,7 @@ def _generate(config: QuickstartConfig, home: Path) -> list[dict[str, Any]]:
             batch_size=number,
             output__format="json",
             sampling__max_new_tokens=CONTEXT_LENGTH,
+            sampling__temperature=STORY_TEMPERATURE if config.corpus == "stories" and not config.text else 0.8,
             device=config.device,
         )
     return [record for record in map(json.loads, out.splitlines()) if record.get("event") == "sample"]
