@@ -112,7 +112,7 @@ def _tell(report: BuildReport, logger: Logger, *, with_sources: bool) -> None:
     """Tell the person at the terminal and the log what came out."""
     if report.invalid_utf8:
         note(f"the text is not all UTF-8: U+FFFD was read {report.invalid_utf8:,} times in place of other bytes")
-    if report.empty_documents:
+    if report.empty_documents > len(report.train.sources):  # the line end behind a file's last separator is none
         note(f"documents of white space alone, left out: {report.empty_documents:,}")
     for split in filter(None, (report.train, report.valid)):
         size = f"{split.bytes / 1e6:,.1f} MB of text"

@@ -43,9 +43,11 @@ RUN_NAME = "run"
 DOCSTRING_PROMPTS = ["Return the", "Create a new", "Raise"]
 STORY_PROMPT = "Once upon a time, there was a"
 CONTEXT_LENGTH = 256
+STORY_TEMPERATURE = 0.6  # a grammar leaves less to choose than people's text
 NUM_STORIES = 20  # generated at the end, to be checked by the grammar
 NUM_SHOWN = 3
 SAMPLE_TOKENS = 100  # of those during training
+MANY_PASSES = 5
 CHECKPOINT_VALIDATIONS = 3  # validations between two checkpoints
 
 
@@ -192,24 +194,29 @@ def _plan(config: QuickstartConfig, home: Path) -> Budget:
         f"{facts['tokens_per_second']:,.0f} tokens/s with {sizes[TIMED].parameters / 1e6:.1f} million parameters; "
         f"what fills {clock(seconds)} best: {budget.size.parameters / 1e6:.1f} million, about {budget.steps:,} steps"
     )
+    passes = budget.steps * facts["tokens.per_step"] / facts["data.tokens"]
+    if passes > MANY_PASSES:
+        note(f"that is {passes:.0f} times through the text: more text would help more than more time")
     return budget
 
 
 def _shared(config: QuickstartConfig, home: Path) -> dict[str, Any]:
-    """Return the options of all commands that build the model."""
-    from transformerlm.training.data import TokenDataset
-
-    train, valid = home / "train.npy", home / "valid.npy"
-    short = min(len(TokenDataset(path)) // windows for path, windows in ((train, 400), (valid, 4)))
+    """Return the options of all commands that build the model; a short text gets a shorter context."""
+    num_train, num_valid = (_read_json(home / f"{split}.json")["tokens"] for split in ("train", "valid"))
+    longest = min(num_train // 50, num_valid // 2)
     return {
-        "data__train": train,
-        "data__valid": valid,
+        "data__train": home / "train.npy",
+        "data__valid": home / "valid.npy",
         "data__tokenizer": home / "tokenizer",
-        "model__vocab_size": len(json.loads((home / "tokenizer/vocab.json").read_text(encoding="utf-8"))),
-        "model__context_length": max(16, min(CONTEXT_LENGTH, 2 ** (short.bit_length() - 1))) if short else 16,
+        "model__vocab_size": len(_read_json(home / "tokenizer/vocab.json")),
+        "model__context_length": min(CONTEXT_LENGTH, max(16, 2 ** max(0, longest.bit_length() - 1))),
         "training__batch_size": BATCH_SIZE,
         "training__device": config.device,
     }
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _size_options(d_model: int, num_layers: int, num_heads: int) -> dict[str, int]:
@@ -279,6 +286,7 @@ def _generate(config: QuickstartConfig, home: Path) -> list[dict[str, Any]]:
             batch_size=number,
             output__format="json",
             sampling__max_new_tokens=CONTEXT_LENGTH,
+            sampling__temperature=STORY_TEMPERATURE if config.corpus == "stories" and not config.text else 0.8,
             device=config.device,
         )
     return [record for record in map(json.loads, out.splitlines()) if record.get("event") == "sample"]
