@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -45,11 +47,13 @@ def answer(words: Sequence[str]) -> None:
 
 def _overview() -> Iterator[str]:
     yield "usage: transformerlm COMMAND [--config FILE.toml] [--key=value ...]\n"
-    yield "From raw text to a language model of your own. The commands, in the order in which one needs them:\n"
+    yield "From raw text to a language model of your own, in the order of the work:\n"
+    width = shutil.get_terminal_size().columns - 1
     for verb, schema in VERBS.items():
-        yield f"  {verb:<17}{summary(schema.__doc__ or '')}"
-    yield "\ntransformerlm COMMAND --help says more of one. Each is a program of its own, too: transformerlm-train."
-    yield 'Completion, for .bashrc: eval "$(transformerlm --print-completion bash)"; also zsh and fish.'
+        yield textwrap.fill(f"  {verb:<17}{summary(schema.__doc__ or '')}", width, subsequent_indent=" " * 19)
+    yield "\ntransformerlm COMMAND --help says more of one."
+    yield "Each is a program of its own, too, such as transformerlm-train."
+    yield 'Completion: eval "$(transformerlm --print-completion bash)"; also zsh, fish.'
 
 
 def summary(text: str) -> str:
