@@ -17,7 +17,6 @@ from databuilder.stories import tell_stories
 from tests.cli.commands import ROOT, call
 from tests.training.tiny_run import END
 
-
 PLAN = {
     "flops.per_token": 14_000_000,
     "tokens.per_step": 2048,
