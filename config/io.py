@@ -9,6 +9,7 @@ Every problem of a file is reported in one go, a line each:
 from __future__ import annotations
 
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -100,7 +101,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, not a file, too large, not UTF-8, or not TOML.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # False for what can be no name, too
         raise ConfigError([f"{path}: expected a TOML file, found a directory"])
     try:
         with path.open("rb") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from config.io import SHIPPED, ConfigError
@@ -26,18 +27,19 @@ def find_config(path: Path) -> Path:
     Raises:
         ConfigError: neither is there.
     """
-    if path.exists() and not path.is_dir():
+    is_there = os.path.exists(path)  # False for what can be no name, too
+    if is_there and not path.is_dir():
         return path
     files = shipped_files()
     if path.suffix:
         name = _name(Path(path.stem))
-        if name in files and not path.exists():
+        if name in files and not is_there:
             raise ConfigError([f"{path}: no such file; --config {name} is the shipped one"])
         return path
     name = _name(path)
     if name in files:
         return files[name]
-    if path.exists() or path.is_absolute():
+    if is_there or path.is_absolute():
         return path
     meant = closest(name, files, cutoff=0.6)
     suggestion = f" (did you mean {' or '.join(meant)}?)" if meant else ""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from config.io import SHIPPED, ConfigError
+from config.io import SHIPPED, ConfigError, read_toml
 from config.shipped import find_config, shipped_files
 
 
@@ -51,6 +51,13 @@ def test_the_path_of_a_clone_is_answered_with_the_name():
         with pytest.raises(ConfigError) as caught:
             find_config(Path(path))
         assert caught.value.lines == [f"{path}: no such file; --config {name} is the shipped one"]
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "x" * 5000 + ".toml", "/" + "x" * 5000])
+def test_what_can_be_no_name_is_refused_as_any_other(name):
+    """Too long for the system, or with a NUL: an error of configuration, not of the system."""
+    with pytest.raises(ConfigError, match=r"no such file|cannot be read"):
+        read_toml(find_config(Path(name)))
 
 
 def test_an_unknown_name_is_answered_with_those_that_there_are():
