@@ -82,7 +82,7 @@ def short_help(keys: Sequence[Key], guide: Guide) -> str:
 def _ending(guide: Guide, *, number: int) -> Iterator[str]:
     yield "examples:"
     command = command_line(guide.prog.removeprefix("transformerlm-"))
-    for line in hint_lines((what, f"{command} {arguments}") for what, arguments in guide.examples):
+    for line in hint_lines((what, f"{command} {arguments}".rstrip()) for what, arguments in guide.examples):
         yield f"  {line}"
     if number > len(guide.short):
         yield f"\n--help-all lists all {number} settings."

@@ -30,6 +30,12 @@ from config.io import SHIPPED
 from config.quickstart import QuickstartConfig
 from config.schemas import duration_seconds
 
+# What --help shows.
+SHORT = ("text", "corpus", "time", "dir", "prompt", "device")
+EXAMPLES = (
+    ("stories, in three minutes", ""),
+    ("your own text, files or folders, for longer", "--text README.md docs --time 10m"),
+)
 SEPARATOR = "<|endoftext|>"
 CORPUS_BYTES = 6_000_000
 MIN_DOCUMENTS = 20
@@ -53,7 +59,14 @@ CHECKPOINT_VALIDATIONS = 3  # validations between two checkpoints
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the console script."""
-    command = Command("transformerlm-quickstart", QuickstartConfig, quickstart, default_config="quickstart.toml")
+    command = Command(
+        "transformerlm-quickstart",
+        QuickstartConfig,
+        quickstart,
+        default_config="quickstart.toml",
+        short=SHORT,
+        examples=EXAMPLES,
+    )
     run_command(command, argv)
 
 
@@ -131,12 +144,11 @@ def _prepare_text(config: QuickstartConfig, home: Path) -> list[str]:
     if config.text:
         return _documents(config.text, corpus)
     size = round(CORPUS_BYTES * max(1.0, min(10.0, duration_seconds(config.time) / 90)))
-    if config.corpus == "stories":
-        from databuilder.stories import write_corpus as write
-    else:
-        from databuilder.docstring_corpus import write_corpus as write
+    from databuilder import docstring_corpus, stories
+
     with working(f"writing {config.corpus}"):
-        report = write(corpus, max_bytes=size)
+        module = stories if config.corpus == "stories" else docstring_corpus
+        report = module.write_corpus(corpus, max_bytes=size)
     what = "stories" if config.corpus == "stories" else "docstrings of the installed Python, torch and numpy"
     note(f"{corpus}: {report.documents:,} {what}, {report.bytes / 1e6:.1f} MB, {report.seconds:.1f} s")
     return [str(corpus)]
@@ -219,7 +231,7 @@ def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _size_options(d_model: int, num_layers: int, num_heads: int) -> dict[str, int]:
+def _size_options(d_model: int, num_layers: int, num_heads: int) -> dict[str, Any]:
     return {"model__d_model": d_model, "model__num_layers": num_layers, "model__num_heads": num_heads}
 
 
@@ -322,7 +334,7 @@ def _say_what_next(config: QuickstartConfig, home: Path, budget: Budget) -> None
             "a model of other text: --text takes your files and folders",
             command_line("quickstart", "--corpus=docstrings", "--time=5m"),
         ),
-        ("every setting of the training, with its default", command_line("train", "--help")),
+        ("every setting of the training, with its default", command_line("train", "--help-all")),
     ]
     note("\n".join(["", f"Everything is in {home}. Next:", "", *hint_lines(hints)]))
 
