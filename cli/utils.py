@@ -52,9 +52,9 @@ def main(command: Command[Schema], argv: Sequence[str] | None = None) -> NoRetur
     _open_streams()
     _wait_politely()
     try:
-        config = configure(command, argv)
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: note(plain(f"warning: {message}"))
+            config = configure(command, argv)
             code = command.run(config) if config is not None else 0
     except ConfigError as error:
         fail(error.lines, EXIT_BAD_INPUT)
