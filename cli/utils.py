@@ -21,7 +21,6 @@ from cli.options import build_parser
 from config.io import SHIPPED, ConfigError, dump_json_schema, dump_origins, dump_toml, read_layers, validate
 from config.keys import iter_keys
 from config.layers import Layer
-from transformerlm.utils.threads import wait_politely
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -52,6 +51,8 @@ def main(command: Command[Schema], argv: Sequence[str] | None = None) -> NoRetur
     """
     _open_streams()
     if "torch" not in sys.modules:  # a program that calls a command has it, and its threads are its own
+        from transformerlm.utils.threads import wait_politely
+
         wait_politely()
     try:
         with warnings.catch_warnings():
