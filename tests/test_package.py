@@ -60,8 +60,11 @@ def test_the_version_needs_no_library():
 
 
 def test_the_types_are_shipped():
-    """`py.typed` says to a user's mypy that our annotations count, and the names have their types."""
-    assert (ROOT / "transformerlm/py.typed").is_file()
+    """`py.typed` says to a user's mypy that our annotations count, in each package that is installed."""
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"][
+        "packages"
+    ]
+    assert [package for package in packages if not (ROOT / package / "py.typed").is_file()] == []
 
 
 @pytest.mark.slow
