@@ -8,20 +8,24 @@ if __name__ == "__main__":  # before the imports that take time
     run("cli.eval")
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.progress import StageProgress
-from cli.terminal import note
+from cli.entry import STOP_CODES
+from cli.progress import Progress
+from cli.terminal import LIVE, note
 from cli.utils import Command
 from cli.utils import main as run_command
 from config.eval import EvalConfig
+from config.schemas import duration_seconds
 
 if TYPE_CHECKING:
-    from transformerlm.evaluation.scoring import Scores
+    from transformerlm.evaluation.documents import Array
+    from transformerlm.evaluation.scoring import Scoring
     from transformerlm.tokenizer.tokenizer import Tokenizer
     from transformerlm.training.document_ids import DocumentIds
 
@@ -32,8 +36,8 @@ SHORT = (
     "input",
     "text_field",
     "mode",
-    "stride",
-    "batch_size",
+    "time",
+    "max_documents",
     "device",
     "precision",
     "resamples",
@@ -43,6 +47,7 @@ EXAMPLES = (
     ("on a text", "--checkpoint runs/first --input data/corpus.txt"),
     ("two models on the same text", "--compare runs/first runs/second --input data/corpus.txt"),
 )
+SECONDS_BETWEEN_ESTIMATES = 0.5
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,30 +55,39 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_command(Command("transformerlm-eval", EvalConfig, evaluate, short=SHORT, examples=EXAMPLES), argv)
 
 
-def evaluate(config: EvalConfig) -> None:
-    """Evaluate as the configuration says: a JSON line on stdout, a table on stderr."""
+def evaluate(config: EvalConfig) -> int:
+    """Evaluate as the configuration says: a JSON line on stdout, a table on stderr; return the exit code.
+
+    A text that Ctrl-C or `time` cuts short gives what there is by then.
+    """
+    from transformerlm.evaluation.scoring import scores_in_common
     from transformerlm.evaluation.statistics import compare, summarize
     from transformerlm.training.checkpoint import resolve
 
     subjects = [_open(config, resolve(path)) for path in config.checkpoints]
     texts = None if _is_token_file(config) else _read(config, config.separator or _separator_of(subjects))
-    scores, records = [], []
-    for subject in subjects:
-        score, params = _score(config, subject, texts)
-        metrics = summarize(score, resamples=config.resamples, seed=config.seed)
-        scores.append(score)
-        records.append({**params, **{f"metrics.{name}": value for name, value in metrics.items()}})
+    tasks = [_task(config, subject, texts) for subject in subjects]
+    stopped_by = _score(config, [task.scoring for task in tasks])
+    scores = scores_in_common([task.scoring for task in tasks])
+    is_partial = bool(stopped_by) or len(scores[0].nats) < tasks[0].num_documents
+    settings: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
     record: dict[str, Any] = {"event": "evaluated", "input": config.input, "params.mode": config.mode}
-    record |= {"params.resamples": config.resamples, "params.seed": config.seed}
-    if len(records) == 1:
-        record |= records[0]
+    record |= {f"params.{name}": value for name, value in settings.items()}
+    record |= {"params.time": config.time, "params.max_documents": config.max_documents}
+    record |= {"partial": is_partial, "stopped_by": stopped_by, "documents": tasks[0].num_documents}
+    parts = [
+        task.facts | {f"metrics.{name}": value for name, value in summarize(each, **settings).items()}
+        for task, each in zip(tasks, scores, strict=True)
+    ]
+    if len(parts) == 1:
+        record |= parts[0]
     else:
-        for letter, part in zip("ab", records, strict=True):
+        for letter, part in zip("ab", parts, strict=True):
             record |= {f"{letter}.{name}": value for name, value in part.items()}
-        difference = compare(*scores, resamples=config.resamples, seed=config.seed)
-        record |= {f"metrics.{name}": value for name, value in difference.items()}
-    _show(record, records)
+        record |= {f"metrics.{name}": value for name, value in compare(*scores, **settings).items()}
+    _show(record, parts)
     print(json.dumps(record, allow_nan=False), flush=True)
+    return STOP_CODES["SIGINT"] if stopped_by == "SIGINT" else 0
 
 
 def _is_token_file(config: EvalConfig) -> bool:
@@ -134,49 +148,107 @@ def _read(config: EvalConfig, separator: str) -> list[str]:
     return texts
 
 
-def _score(config: EvalConfig, subject: _Subject, texts: list[str] | None) -> tuple[Scores, dict[str, Any]]:
-    """Return what each document costs one checkpoint, and with which settings."""
+@dataclass(frozen=True)
+class _Task:
+    """One checkpoint's scoring, the number of documents of the whole text, and what the record says of both."""
+
+    scoring: Scoring
+    num_documents: int
+    facts: dict[str, Any]
+
+
+def _task(config: EvalConfig, subject: _Subject, texts: list[str] | None) -> _Task:
     from transformerlm.evaluation.documents import encode_documents, open_token_file
-    from transformerlm.evaluation.scoring import Windowing, score_documents
+    from transformerlm.evaluation.scoring import Scoring, Windowing
     from transformerlm.training.checkpoint import load_model
     from transformerlm.utils.device import resolve_device
     from transformerlm.utils.dtypes import autocast, resolve_precision
 
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
-    progress = StageProgress({"score": "token"})
     model = load_model(subject.path, device=device)
-    windowing = Windowing(
-        config.context_length,
-        config.stride,
-        batch_size=config.batch_size,
-        autocast=partial(autocast, device, precision),
-        progress=partial(progress, "score"),
-    )
+    compute = partial(autocast, device, precision)
+    windowing = Windowing(config.context_length, config.stride, batch_size=config.batch_size, autocast=compute)
     context_length, stride = windowing.resolve(model)
     if texts is None:
-        documents = open_token_file(config.input[0], subject.tokenizer)
+        whole = open_token_file(config.input[0], subject.tokenizer)
+        documents, num_documents = whole.take(_drawn(config, len(whole))), len(whole)
     else:
-        documents = encode_documents(texts, subject.tokenizer, document_ids=subject.ids)
+        some, num_documents = [texts[number] for number in _drawn(config, len(texts))], len(texts)
+        documents = encode_documents(some, subject.tokenizer, document_ids=subject.ids)
     params = {"context_length": context_length, "stride": stride, "precision": precision}
-    scores = score_documents(model, documents, mode=config.mode, windowing=windowing)
-    return scores, {"checkpoint": str(subject.path), **{f"params.{name}": value for name, value in params.items()}}
+    scoring = Scoring(model, documents, mode=config.mode, windowing=windowing, seed=config.seed)
+    facts = {"checkpoint": str(subject.path), **{f"params.{name}": value for name, value in params.items()}}
+    return _Task(scoring, num_documents, facts)
 
 
-def _show(record: dict[str, Any], records: list[dict[str, Any]]) -> None:
+def _drawn(config: EvalConfig, num_documents: int) -> Array:
+    from transformerlm.evaluation.documents import draw
+
+    return draw(config.max_documents or num_documents, num_documents, seed=config.seed)
+
+
+def _score(config: EvalConfig, scorings: list[Scoring]) -> str | None:
+    """Go through the text with each checkpoint, side by side, and return what ended it early, if anything did."""
+    limit = duration_seconds(config.time) if config.time else None
+    progress = Progress(sum(scoring.num_tokens[1] for scoring in scorings), unit="token", limit=limit)
+    began = shown = time.monotonic()
+    facts = _so_far(scorings)
+    try:
+        while unfinished := [scoring for scoring in scorings if not scoring.is_done]:
+            behind = min(unfinished, key=lambda scoring: scoring.num_tokens[0] / scoring.num_tokens[1])
+            if limit is not None and behind.num_tokens[0] and time.monotonic() - began >= limit:
+                return "time"
+            behind.advance()
+            if time.monotonic() - shown > SECONDS_BETWEEN_ESTIMATES:
+                facts, shown = _so_far(scorings), time.monotonic()
+            progress(sum(scoring.num_tokens[0] for scoring in scorings), facts)
+    except KeyboardInterrupt:
+        if not _so_far(scorings):
+            raise
+        return "SIGINT"
+    finally:
+        LIVE.show(None)
+    return None
+
+
+def _so_far(scorings: list[Scoring]) -> dict[str, float]:
+    from transformerlm.evaluation.scoring import scores_in_common
+    from transformerlm.evaluation.statistics import estimate
+
+    scores = scores_in_common(scorings)
+    if not len(scores[0].nats):
+        return {}
+    value, margin = estimate(*scores)
+    name = "bits_per_byte" if len(scores) == 1 else "bits_per_byte_difference"
+    return {name: value} | ({} if margin is None else {"margin": margin})
+
+
+def _show(record: dict[str, Any], parts: list[dict[str, Any]]) -> None:
     """Write the table for people."""
-    for part in records:
+    from transformerlm.evaluation.statistics import FEW_DOCUMENTS
+
+    whole = f" of {record['documents']:,}" if record["partial"] else ""
+    for part in parts:
         note(part["checkpoint"])
-        note("  {documents:,} documents, {tokens:,} tokens, {bytes:,} bytes".format(**_metrics(part)))
+        note(
+            "  {documents:,}{whole} documents, {tokens:,} tokens, {bytes:,} bytes".format(whole=whole, **_metrics(part))
+        )
         for name, title in (
             ("loss", "loss (nats/token)"),
             ("perplexity", "perplexity"),
             ("bits_per_byte", "bits/byte"),
         ):
             note(f"  {title:<18} {_with_interval(_metrics(part), name)}")
-    if len(records) > 1:
+    if len(parts) > 1:
         difference = _with_interval(_metrics(record), "bits_per_byte_difference")
         note(f"second - first, bits/byte  {difference}")
+    if record["partial"]:
+        ends = {"SIGINT": "Ctrl-C", "time": f"time = {record['params.time']}"}
+        ended = f"stopped by {ends[record['stopped_by']]}" if record["stopped_by"] else "max_documents"
+        note(f"partial ({ended}): an estimate of the whole text")
+    if _metrics(parts[0])["documents"] < FEW_DOCUMENTS and _metrics(parts[0])["loss_low"] is not None:
+        note(f"fewer than {FEW_DOCUMENTS} documents: do not trust the intervals")
 
 
 def _metrics(record: dict[str, Any]) -> dict[str, Any]:

@@ -9,13 +9,17 @@ if __name__ == "__main__":  # before the imports that take time
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cli.progress import Progress
 from cli.terminal import clock, note
 from cli.utils import Command
 from cli.utils import main as run_command
 from config.plan import PlanConfig
+
+if TYPE_CHECKING:
+    from transformerlm.training.machine import Machine
+    from transformerlm.utils.dtypes import Precision
 
 Facts = dict[str, Any]
 _PARTS = ("embeddings", "attention", "feed_forward", "norms", "head", "total")
@@ -47,31 +51,57 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def plan(config: PlanConfig) -> None:
     """Print one JSON line on stdout and a table on stderr; nothing is written, and no run is touched."""
-    from transformerlm.distributed import World
-    from transformerlm.training import micro_batch
-    from transformerlm.training.calibration import measured_facts
-    from transformerlm.training.plan import arithmetic, remedies
-    from transformerlm.utils.allocator import keep_freed_memory
-    from transformerlm.utils.device import resolve_device
-    from transformerlm.utils.dtypes import resolve_precision
+    from transformerlm.training.machine import Machine
+    from transformerlm.training.plan import arithmetic, expected, remedies
 
-    device = resolve_device(config.training.device)
-    keep_freed_memory(device)
-    precision = resolve_precision(config.training.precision, device)
     chosen = config.training.micro_batch_size == "auto"
-    resolved = micro_batch.resolve(config, device=device, precision=precision, world=World())
+    machine = Machine.of(config.machine) if config.machine else _here(config)
+    resolved, precision = _resolve(config, machine)
     run_dir = config.runs_dir / (config.logging.run_name or "")
-    facts = arithmetic(resolved, run_dir=run_dir, device=device, precision=precision) | _data(config)
-    if facts["memory.total_bytes"] > facts["memory.available_bytes"] and config.calibration_steps:
-        note("not measured: the estimate exceeds the memory that is free")
-    elif config.calibration_steps:
-        steps = config.calibration_steps
-        settings = {"device": device, "precision": precision, "progress": Progress(steps, unit="calibration step")}
-        facts |= measured_facts(resolved, steps, plan=facts, **settings)
-    changes = [] if facts["memory.fits"] else remedies(resolved, device=device, precision=precision)
+    facts = arithmetic(resolved, run_dir=run_dir, machine=machine, precision=precision) | _data(config)
+    facts |= expected(config, machine, plan=facts) if config.machine else _measured(resolved, machine, facts)
+    changes = [] if facts["memory.fits"] else remedies(resolved, machine=machine, precision=precision)
     for line in _table(facts, chosen=chosen, changes=changes):
         note(line)
     print(json.dumps(facts), flush=True)
+
+
+def _here(config: PlanConfig) -> Machine:
+    from transformerlm.training.machine import Machine
+    from transformerlm.utils.device import resolve_device
+
+    try:
+        return Machine.here(resolve_device(config.training.device))
+    except ValueError as error:
+        raise ValueError(f"{error}; to plan for GPUs that are not here, give them: --machine.gpu=H100") from None
+
+
+def _resolve(config: PlanConfig, machine: Machine) -> tuple[PlanConfig, Precision]:
+    """Return the configuration with a number for its micro-batch, and the precision on the machine."""
+    from transformerlm.distributed import World
+    from transformerlm.training import micro_batch
+    from transformerlm.utils.allocator import keep_freed_memory
+    from transformerlm.utils.dtypes import resolve_precision
+
+    if config.machine:
+        precision: Precision = "fp32" if config.training.precision == "fp32" else "bf16"
+        return micro_batch.resolve_elsewhere(config, machine, precision=precision), precision
+    keep_freed_memory(machine.device)
+    precision = resolve_precision(config.training.precision, machine.device)
+    return micro_batch.resolve(config, device=machine.device, precision=precision, world=World()), precision
+
+
+def _measured(config: PlanConfig, machine: Machine, facts: Facts) -> Facts:
+    from transformerlm.training.calibration import measured_facts
+
+    steps = config.calibration_steps
+    if not steps:
+        return {}
+    if facts["memory.total_bytes"] > facts["memory.available_bytes"]:
+        note("not measured: the estimate exceeds the memory that is free")
+        return {}
+    settings = {"device": machine.device, "precision": facts["precision"]}
+    return measured_facts(config, steps, plan=facts, progress=Progress(steps, unit="calibration step"), **settings)
 
 
 def _data(config: PlanConfig) -> Facts:
@@ -97,9 +127,14 @@ def _table(facts: Facts, *, chosen: bool, changes: list[tuple[str, int]]) -> Ite
     yield _row("per parameter", f"{ratio:.3g} tokens; about {CHINCHILLA} make the best of a given number of FLOPs")
     how = ', chosen by micro_batch_size = "auto"' if chosen else ""
     yield _row("micro-batch", f"{facts['micro_batch_size']} of {facts['batch_size']} sequences{how}")
+    if facts["num_processes"] > 1:
+        gpus, passes = facts["num_processes"], facts["accumulation_steps"]
+        product = f"{facts['batch_size']} = {facts['micro_batch_size']} x {gpus} GPUs x {passes}"
+        yield _row("batch", f"{product} forward pass{'es' if passes > 1 else ''} a step on each")
     yield from _memory_rows(facts, changes)
-    needed, free = _bytes(facts["disk.needed_bytes"]), _bytes(facts["disk.free_bytes"])
-    yield _row("checkpoint", f"{_bytes(facts['checkpoint.bytes'])}; the run needs {needed} of disk, {free} are free")
+    free = f", {_bytes(facts['disk.free_bytes'])} are free" if "disk.free_bytes" in facts else ""
+    needed = f"the run needs {_bytes(facts['disk.needed_bytes'])} of disk{free}"
+    yield _row("checkpoint", f"{_bytes(facts['checkpoint.bytes'])}; {needed}")
     yield from _speed_rows(facts)
 
 
@@ -110,12 +145,24 @@ def _memory_rows(facts: Facts, changes: list[tuple[str, int]]) -> Iterator[str]:
         yield _row("", f"{_bytes(facts['calibration.peak_memory_bytes'])} measured at the peak")
     room, available = facts["memory.device_bytes"], facts["memory.available_bytes"]
     fits = "fits" if facts["memory.fits"] else "does not fit"
-    yield _row("", f"{fits}: {facts['device']} has {_bytes(room)}, of which {_bytes(available)} are free now")
+    has = f"has {_bytes(room)}, of which {_bytes(available)} are free now"
+    yield _row("", f"{fits}: {facts['device']} {has if 'disk.free_bytes' in facts else f'with {_bytes(room)} each'}")
     for change, total in changes:
         yield _row("", f"with {change}: {_bytes(total)}, {'fits' if total <= room else 'does not fit'}")
 
 
+def _assumed_rows(facts: Facts) -> Iterator[str]:
+    rate, seconds = facts["assumed.tokens_per_second"], facts["assumed.eta_seconds"]
+    yield _row("speed", f"{rate:,.0f} tokens/s on {facts['device']} in {facts['precision']}: assumed, not measured")
+    if "assumed.flops_utilisation" in facts:
+        peak = facts["assumed.peak_flops_per_second"] / 1e12
+        yield _row("", f"{facts['assumed.flops_utilisation']:.0%} of the {peak:,.0f} TFLOP/s that each has on paper")
+    yield _row("time", f"{clock(seconds)}, validations, samples and checkpoints not counted")
+
+
 def _speed_rows(facts: Facts) -> Iterator[str]:
+    if "assumed.tokens_per_second" in facts:
+        yield from _assumed_rows(facts)
     if "tokens_per_second" not in facts:
         return
     rate, share = facts["tokens_per_second"], facts["flops_utilisation"]

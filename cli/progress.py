@@ -13,6 +13,9 @@ _SHOWN = {
     "loss": "loss {:.3f}",
     "val_loss": "val loss {:.3f}",
     "val_bits_per_byte": "{:.3f} bits/byte",
+    "bits_per_byte": "{:.3f} bits/byte",
+    "bits_per_byte_difference": "second - first {:+.3f} bits/byte",
+    "margin": "+- {:.3f}",
     "tokens_per_second": "{:,.0f} tokens/s",
 }
 

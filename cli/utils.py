@@ -70,7 +70,10 @@ def exit_after(work: Callable[[], int | None]) -> NoReturn:
     Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 interrupted.
     """
     _open_streams()
-    _wait_politely()
+    if "torch" not in sys.modules:  # a program that calls a command has it, and its threads are its own
+        from transformerlm.utils.threads import wait_politely
+
+        wait_politely()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: note(plain(f"warning: {message}"))
@@ -114,18 +117,6 @@ def _open_streams() -> None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="replace")
-
-
-def _wait_politely() -> None:
-    """Let torch's threads spin only for a moment while they wait for each other, unless the environment says how.
-
-    By default they spin for so long that two runs side by side hardly move; threads that sleep at once cost a run that
-    is alone a quarter of its speed (docs/LOG.md). OpenMP reads this when torch is imported, which no command has done
-    yet. `GOMP_SPINCOUNT`, for GNU's OpenMP, goes before the policy, which is for the others.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def configure(command: Command[Schema], argv: Sequence[str] | None = None) -> Schema | None:

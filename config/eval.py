@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from config.schemas import (
     Device,
+    Duration,
     FilePath,
     InputName,
     InvalidUtf8,
@@ -59,7 +60,15 @@ class EvalConfig(Section):
     resamples: int = Field(
         1000, ge=0, le=10**6, description="resamples of the documents for the 95 % intervals; 0: no intervals"
     )
-    seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of the resampling")
+    seed: int = Field(
+        0, ge=0, le=2**63 - 1, description="seed of the resampling, of the documents drawn, and of their order"
+    )
+    max_documents: PositiveInt | None = Field(
+        None, description="evaluate so many documents, drawn by seed, the same for both checkpoints; none: all"
+    )
+    time: Duration | None = Field(
+        None, description='stop scoring after this time, e.g. "60s", with what there is by then; none: go to the end'
+    )
 
     @property
     def checkpoints(self) -> list[Path]:

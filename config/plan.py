@@ -2,10 +2,42 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal, Self
 
-from config.schemas import Count
+from pydantic import Field, model_validator
+
+from config.schemas import Count, PositiveInt, Section
 from config.train import TrainConfig
+
+
+class MachineConfig(Section):
+    """GPUs that are not here, to plan for: memory is estimated and time follows from their speed; nothing is measured.
+
+    Of one of them say gpu, or flops_per_second and memory_gb.
+    """
+
+    gpu: Literal["A100-40GB", "A100-80GB", "H100", "H100-PCIe", "H200", "L4", "L40S", "RTX4090"] | None = Field(
+        None, description="its name, whose memory and published peak of bf16 products are known"
+    )
+    num_gpus: int = Field(1, ge=1, le=2**20, description="how many there are, over all machines")
+    flops_per_second: float | None = Field(
+        None, gt=0, le=1e18, description="peak of one GPU in the run's precision, without sparsity; none: gpu's"
+    )
+    memory_gb: float | None = Field(None, gt=0, le=1e6, description="memory of one GPU, in 1e9 bytes; none: gpu's")
+    mfu: float = Field(
+        0.3, gt=0, le=1, description="share of the peak that the model's FLOPs are assumed to reach, all GPUs together"
+    )
+    tokens_per_second: PositiveInt | None = Field(
+        None, description="tokens a second of all GPUs together, where you know it, in place of mfu x peak"
+    )
+
+    @model_validator(mode="after")
+    def _check_gpu(self) -> Self:
+        if self.gpu is None and self.memory_gb is None:
+            raise ValueError("expected gpu, or memory_gb with flops_per_second or tokens_per_second, found neither")
+        if self.gpu is None and self.flops_per_second is None and self.tokens_per_second is None:
+            raise ValueError(f"memory_gb = {self.memory_gb} needs flops_per_second or tokens_per_second beside it")
+        return self
 
 
 class PlanConfig(TrainConfig):
@@ -15,5 +47,18 @@ class PlanConfig(TrainConfig):
     """
 
     calibration_steps: Count = Field(
-        10, description="steps to measure with the model on random tokens; 0: arithmetic only"
+        10, description="steps to measure with the model on random tokens; 0, or a machine: none"
     )
+    machine: MachineConfig | None = None
+
+    @model_validator(mode="after")
+    def _check_peak(self) -> Self:
+        machine = self.machine
+        if machine is None or machine.flops_per_second or machine.tokens_per_second:
+            return self
+        if self.training.precision == "fp32":
+            raise ValueError(
+                'training.precision = "fp32": the peak of machine.gpu is that of bf16; give '
+                "machine.flops_per_second or machine.tokens_per_second"
+            )
+        return self

@@ -160,7 +160,7 @@ class ModelConfig(Section):
         None,
         ge=1,
         le=2**22,
-        description="width of the feed-forward layer; none: 8/3 d_model (swiglu) or 4 d_model (silu)",
+        description="width of the feed-forward layer; none: 8/3 d_model (gated) or 4 d_model (plain)",
     )
     rope_theta: float = Field(10000.0, gt=0, le=1e12, description="base of the rotary embedding's wavelengths")
     rope_scaling: RopeScaling | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -23,6 +24,8 @@ from config.schemas import (
     Section,
     WandbConfig,
 )
+
+PLAN_KEYS = {"calibration_steps", "machine"}
 
 
 class DataConfig(Section):
@@ -171,6 +174,15 @@ class TrainConfig(Section):
             del training["eval_batches"]
             training["eval_tokens"] = math.prod(factors)
         return {**tree, "training": training}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_plan(cls, tree: Any) -> Any:
+        """Take a file of transformerlm-plan, whose schema has two keys more, as the one for training that it is."""
+        if cls is not TrainConfig or not isinstance(tree, dict) or not (keys := PLAN_KEYS & tree.keys()):
+            return tree
+        warnings.warn(f"training leaves {', '.join(sorted(keys))} to transformerlm-plan", stacklevel=2)
+        return {name: value for name, value in tree.items() if name not in keys}
 
     @model_validator(mode="after")
     def _check_early_stop(self) -> Self:

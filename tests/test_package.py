@@ -31,6 +31,7 @@ def test_the_names_are_the_objects_of_the_rooms():
     from transformerlm.models.transformer import TransformerLM
     from transformerlm.tokenizer.bpe_trainer import train_bpe
     from transformerlm.tokenizer.tokenizer import Tokenizer
+    from transformerlm.utils.threads import wait_politely
 
     found = {name: getattr(transformerlm, name) for name in transformerlm.__all__ if name != "__version__"}
     assert found == {
@@ -40,6 +41,7 @@ def test_the_names_are_the_objects_of_the_rooms():
         "TransformerLM": TransformerLM,
         "generate": generate,
         "train_bpe": train_bpe,
+        "wait_politely": wait_politely,
     }
     rooms = {path.name for path in Path(transformerlm.__file__).parent.iterdir() if path.is_dir()}
     public = {name for name in dir(transformerlm) if not name.startswith("__")}
@@ -58,8 +60,11 @@ def test_the_version_needs_no_library():
 
 
 def test_the_types_are_shipped():
-    """`py.typed` says to a user's mypy that our annotations count, and the names have their types."""
-    assert (ROOT / "transformerlm/py.typed").is_file()
+    """`py.typed` says to a user's mypy that our annotations count, in each package that is installed."""
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"][
+        "packages"
+    ]
+    assert [package for package in packages if not (ROOT / package / "py.typed").is_file()] == []
 
 
 @pytest.mark.slow

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gzip
 import random
+import re
 from functools import reduce
+from pathlib import Path
 
 import pytest
 
 from config.io import iter_keys, load_config
+from config.plan import PlanConfig
 from config.train import TrainConfig
 from databuilder.download import RECIPES
 from tests.cli.commands import call
@@ -16,6 +19,9 @@ from tests.databuilder.hub_server import as_the_hub
 from tests.test_readme import ROOT, commands_of, our_part
 from tests.training.tiny_run import END, VOCAB_SIZE, write_tiny_files
 from transformerlm.models.estimates import count_parameters
+from transformerlm.training.machine import Machine
+from transformerlm.training.micro_batch import resolve_elsewhere
+from transformerlm.training.plan import arithmetic, expected
 
 LINES = [part for part in map(our_part, commands_of(ROOT / "docs/recipes.md")) if part]
 # What makes the model and its training so small that they take a second.
@@ -122,3 +128,24 @@ def test_the_whole_recipe_runs(recipe, tmp_path, monkeypatch):
             assert done.code == 0, done.stderr
     assert done.stdout.strip()
     assert (tmp_path / "data" / folder / "valid.npy").is_file()
+
+
+ROWS = re.findall(
+    r"^\| (\d+) x ([\w-]+) \| (\d+) x \d+ GPUs? x (\d+) pass(?:es)? \| ([\d.]+) million \|",
+    (ROOT / "docs/recipes.md").read_text(encoding="utf-8"),
+    flags=re.M,
+)
+
+
+@pytest.mark.parametrize(("num_gpus", "gpu", "size", "passes", "millions"), ROWS)
+def test_the_table_of_gpus_is_what_plan_says(num_gpus, gpu, size, passes, millions):
+    """How the batch of the 124 M recipe is dealt out, and the speed that is assumed."""
+    recipe = ROOT / "docs/recipes/openwebtext/train-125m.toml"
+    config = load_config(PlanConfig, recipe, {"machine.gpu": gpu, "machine.num_gpus": num_gpus})
+    machine = Machine.of(config.machine)
+    resolved = resolve_elsewhere(config, machine, precision="bf16")
+    facts = arithmetic(resolved, run_dir=Path(), machine=machine, precision="bf16")
+    assert (facts["micro_batch_size"], facts["accumulation_steps"]) == (int(size), int(passes))
+    rate = expected(config, machine, plan=facts)["assumed.tokens_per_second"]
+    assert f"{rate / 1e6:.2f}".startswith(millions) or f"{rate / 1e6:.1f}" == millions
+    assert len(ROWS) == 5

@@ -2,7 +2,7 @@
 
     from transformerlm import Tokenizer, TransformerLM, generate
 
-`__version__` needs neither torch nor numpy.
+`__version__` and `wait_politely` need neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -21,10 +21,20 @@ if TYPE_CHECKING:
     from transformerlm.tokenizer.bpe_trainer import train_bpe
     from transformerlm.tokenizer.tokenizer import Tokenizer
     from transformerlm.tokenizer.tokenizer import Tokenizer as BPETokenizer
+    from transformerlm.utils.threads import wait_politely
 
     __version__: str
 
-__all__ = ["BPETokenizer", "Predictor", "Tokenizer", "TransformerLM", "__version__", "generate", "train_bpe"]
+__all__ = [
+    "BPETokenizer",
+    "Predictor",
+    "Tokenizer",
+    "TransformerLM",
+    "__version__",
+    "generate",
+    "train_bpe",
+    "wait_politely",
+]
 
 _HOMES = {
     "BPETokenizer": ("transformerlm.tokenizer.tokenizer", "Tokenizer"),
@@ -33,6 +43,7 @@ _HOMES = {
     "TransformerLM": ("transformerlm.models.transformer", "TransformerLM"),
     "generate": ("transformerlm.inference.generate", "generate"),
     "train_bpe": ("transformerlm.tokenizer.bpe_trainer", "train_bpe"),
+    "wait_politely": ("transformerlm.utils.threads", "wait_politely"),
 }
 
 

@@ -74,3 +74,93 @@ def test_bytes_that_are_no_utf8_are_told_of(pipeline, tmp_path):
     assert done.records[0]["metrics.loss_low"] is None  # a single document
     assert "U+FFFD was read 1 times" in done.stderr
     assert call("eval", *arguments, "--invalid_utf8=refuse").code == 2
+
+
+def test_a_part_of_the_documents_is_drawn(pipeline):
+    """Of a text and of a token file, by seed, the same for both checkpoints; the record and the table say so."""
+    newest, older = list_checkpoints(pipeline.run / "checkpoints")[:2]
+    for name in (pipeline.files.text, pipeline.files.valid):
+        done = call("eval", *USUAL, "--compare", older, newest, "--input", name, "--max_documents=7")
+        (record,) = done.records
+        assert (record["partial"], record["stopped_by"], record["params.max_documents"]) == (True, None, 7)
+        for size in ("documents", "tokens", "bytes"):
+            assert record[f"a.metrics.{size}"] == record[f"b.metrics.{size}"] > 0
+        assert (record["a.metrics.documents"], record["documents"] > 7) == (7, True)
+        assert f"7 of {record['documents']} documents" in done.stderr
+        assert "partial (max_documents): an estimate of the whole text" in done.stderr
+        assert "fewer than 20 documents: do not trust the intervals" in done.stderr
+    sizes = [
+        call("eval", *USUAL, "--checkpoint", newest, "--input", name, "--max_documents=7", seed).records[0][
+            "metrics.bytes"
+        ]
+        for seed in ("--seed=1", "--seed=1", "--seed=2")
+    ]
+    assert sizes[0] == sizes[1] != sizes[2]
+
+
+def test_all_documents_are_no_part(pipeline):
+    """A limit above what there is leaves nothing out, and many documents are trusted."""
+    done = call("eval", *USUAL, "--checkpoint", pipeline.run, "--input", pipeline.files.text, "--max_documents=99")
+    (record,) = done.records
+    assert (record["partial"], record["stopped_by"], record["documents"]) == (False, None, 40)
+    assert "partial" not in done.stderr
+    assert "do not trust" not in done.stderr
+
+
+@pytest.mark.parametrize("mode", ["documents", "sliding"])
+def test_the_time_ends_it_with_what_there_is(mode, pipeline):
+    """At least one batch of each checkpoint is scored, and both count the same bytes of the same documents."""
+    newest, older = list_checkpoints(pipeline.run / "checkpoints")[:2]
+    arguments = ("--compare", older, newest, "--input", pipeline.files.text, f"--mode={mode}", "--time=0.0001s")
+    done = call("eval", *USUAL, *arguments)
+    (record,) = done.records
+    assert (done.code, record["partial"], record["stopped_by"]) == (0, True, "time")
+    assert 0 < record["a.metrics.documents"] == record["b.metrics.documents"] < record["documents"]
+    assert record["a.metrics.bytes"] == record["b.metrics.bytes"] > 0
+    assert "partial (stopped by time = 0.0001s): an estimate of the whole text" in done.stderr
+
+
+def interrupt_at(batch, monkeypatch):
+    """Let Ctrl-C come in the given batch."""
+    from transformerlm.evaluation import scoring
+
+    batches, advance = [], scoring.Scoring.advance
+
+    def interrupted(self):
+        batches.append(self)
+        if len(batches) == batch:
+            raise KeyboardInterrupt
+        advance(self)
+
+    monkeypatch.setattr(scoring.Scoring, "advance", interrupted)
+
+
+def test_ctrl_c_shows_what_there_is(pipeline, monkeypatch):
+    """Table and record of the batches before it, marked as partial, and the exit code of an interrupt."""
+    interrupt_at(4, monkeypatch)
+    done = call("eval", *USUAL, "--checkpoint", pipeline.run, "--input", pipeline.files.text)
+    (record,) = done.records
+    assert (done.code, record["partial"], record["stopped_by"]) == (130, True, "SIGINT")
+    assert 0 < record["metrics.documents"] < 40
+    assert "partial (stopped by Ctrl-C): an estimate of the whole text" in done.stderr
+
+
+def test_ctrl_c_before_the_first_number_is_an_interrupt_like_any_other(pipeline, monkeypatch):
+    """There is nothing to show, and stdout stays empty."""
+    interrupt_at(1, monkeypatch)
+    done = call("eval", *USUAL, "--checkpoint", pipeline.run, "--input", pipeline.files.text)
+    assert (done.code, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_the_estimate_so_far_stands_in_the_line(pipeline, monkeypatch):
+    """The progress shows bits per byte, or the difference of two, with the half width of its interval."""
+    shown = []
+    monkeypatch.setattr("cli.eval.SECONDS_BETWEEN_ESTIMATES", -1.0)
+    monkeypatch.setattr("cli.eval.Progress", lambda *_, **__: lambda done, facts: shown.append(facts))
+    newest, older = list_checkpoints(pipeline.run / "checkpoints")[:2]
+    (record,) = call("eval", *USUAL, "--checkpoint", newest, "--input", pipeline.files.text).records
+    assert shown[-1]["bits_per_byte"] == pytest.approx(record["metrics.bits_per_byte"])
+    half = (record["metrics.bits_per_byte_high"] - record["metrics.bits_per_byte_low"]) / 2
+    assert shown[-1]["margin"] == pytest.approx(half, rel=0.5)  # of 50 resamples
+    (record,) = call("eval", *USUAL, "--compare", older, newest, "--input", pipeline.files.text).records
+    assert shown[-1]["bits_per_byte_difference"] == pytest.approx(record["metrics.bits_per_byte_difference"])

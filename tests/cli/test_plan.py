@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tomllib
+
 import pytest
 
 from cli import plan as command
-from tests.cli.commands import call, shipped
+from tests.cli.commands import ROOT, call, shipped
 
 
 def plan(pipeline, *arguments):
@@ -86,6 +88,50 @@ def test_a_device_that_runs_out_of_memory_does_not_fit(pipeline, monkeypatch):
     done, facts = plan(pipeline)
     assert facts["memory.fits"] is False
     assert "does not fit" in done.stderr
+
+
+def test_gpus_that_are_not_here_are_planned_for():
+    """The recipe of 124 M parameters on 8 of them, on a CPU: how the batch is cut, and a time that is named assumed."""
+    recipe = ROOT / "docs/recipes/openwebtext/train-125m.toml"
+    done = call("plan", "--config", recipe, "--machine.gpu=H100", "--machine.num_gpus=8", "--machine.mfu=0.4")
+    (facts,) = done.records
+    assert (done.code, facts["device"], facts["precision"]) == (0, "8 x H100", "bf16")
+    assert "480 = 60 x 8 GPUs x 1 forward pass a step on each" in done.stderr
+    assert "fits: 8 x H100 with 80.0 GB each" in done.stderr
+    assert "tokens/s on 8 x H100 in bf16: assumed, not measured" in done.stderr
+    assert "40% of the 989 TFLOP/s that each has on paper" in done.stderr
+    assert not {"tokens_per_second", "disk.free_bytes"} & facts.keys()
+    done = call("plan", "--config", recipe, "--machine.gpu=L4", "--machine.num_gpus=7")
+    assert (done.code, done.stdout) == (2, "")
+    assert "batch_size (480) is not divisible by the number of processes (7)" in done.stderr
+
+
+def test_without_cuda_the_way_to_plan_for_it_is_named(pipeline):
+    """Who asks for a device that is not here is told how to ask for it."""
+    done = call("plan", "--config", pipeline.train_toml, "--training.device=cuda:99")
+    assert done.code == 2
+    assert "to plan for GPUs that are not here, give them: --machine.gpu=H100" in done.stderr
+
+
+def test_speeds_on_paper_are_those_of_bf16(pipeline):
+    """A run in fp32 is not planned by them."""
+    arguments = ("--config", pipeline.train_toml, "--training.precision=fp32", "--machine.gpu=L4")
+    done = call("plan", *arguments)
+    assert done.code == 2
+    assert 'training.precision = "fp32": the peak of machine.gpu is that of bf16' in done.stderr
+    assert call("plan", *arguments, "--machine.tokens_per_second=9000").records[0]["precision"] == "fp32"
+
+
+def test_training_takes_the_file_of_a_plan(tmp_path):
+    """What only a plan needs is left out, with a word; a typo in it is told by plan."""
+    (tmp_path / "plan.toml").write_text(shipped("plan").read_text() + '\n[machine]\ngpu = "H100"\n')
+    done = call("train", "--config", tmp_path / "plan.toml", "--print-config")
+    assert (done.code, done.stderr) == (
+        0,
+        "warning: training leaves calibration_steps, machine to transformerlm-plan\n",
+    )
+    assert not {"calibration_steps", "machine"} & tomllib.loads(done.stdout).keys()
+    assert call("plan", "--config", tmp_path / "plan.toml").records[0]["device"] == "1 x H100"
 
 
 def test_a_wrong_key_is_one_line(pipeline):

@@ -22,4 +22,5 @@ def tiny_model(*, seed: int = 0, vocab_size: int = VOCAB_SIZE) -> TransformerLM:
 def random_documents(*lengths: int, separator_id: int | None = 0, seed: int = 0) -> Documents:
     """Return documents of these lengths without the separator; each token has three bytes."""
     ids = np.random.default_rng(seed).integers(1, VOCAB_SIZE, size=sum(lengths)).astype(np.uint16)
-    return Documents(ids, np.cumsum(lengths), 3 * np.array(lengths), separator_id)
+    id_bytes = np.full(VOCAB_SIZE, 3)
+    return Documents(ids, np.cumsum(lengths), 3 * np.array(lengths), separator_id, id_bytes=id_bytes)

@@ -10,7 +10,7 @@ import pytest
 
 from databuilder.dataset_builder import build_dataset
 from tests.evaluation.helpers import tiny_model
-from transformerlm.evaluation.documents import encode_documents, open_token_file, read_documents
+from transformerlm.evaluation.documents import draw, encode_documents, open_token_file, read_documents
 from transformerlm.evaluation.scoring import score_documents
 from transformerlm.evaluation.statistics import summarize
 from transformerlm.tokenizer import Tokenizer, train_bpe
@@ -140,3 +140,24 @@ def test_rows_are_plain_text_unless_special_tokens_are_allowed(tmp_path, tokeniz
 def test_a_character_in_two_halves_has_the_bytes_of_the_character(tokenizer):
     """A surrogate pair is one character of four bytes, for ids and bytes alike."""
     assert encode_documents(["a\ud83d\udc4d"], tokenizer).num_bytes.tolist() == [5]
+
+
+def test_drawn_documents_are_those_of_the_text(tokenizer):
+    """As many as asked for, once each, in their order; the same for a seed; their ids and bytes are as before."""
+    drawn = draw(5, 100, seed=3)
+    assert (
+        drawn.tolist() == sorted(set(drawn.tolist())) == draw(5, 100, seed=3).tolist() != draw(5, 100, seed=4).tolist()
+    )
+    assert draw(9, 4, seed=0).tolist() == [0, 1, 2, 3]
+    documents = encode_documents(TEXTS, tokenizer)
+    some, expected = documents.take(np.array([1, 3])), encode_documents([TEXTS[1], TEXTS[3]], tokenizer)
+    for name in ("ids", "ends", "num_bytes", "id_bytes"):
+        assert getattr(some, name).tolist() == getattr(expected, name).tolist(), name
+    assert (some.separator_id, some.start_id) == (documents.separator_id, documents.start_id)
+
+
+def test_the_bytes_of_ids_add_up_to_those_of_a_document(tokenizer):
+    """What stands behind the ids of a text is the text."""
+    documents = encode_documents(TEXTS, tokenizer)
+    totals = np.cumsum(documents.id_bytes[documents.ids])[documents.ends - 1]
+    assert np.diff(totals, prepend=0).tolist() == documents.num_bytes.tolist()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.evaluation.helpers import CONTEXT, VOCAB_SIZE, random_documents, tiny_model
 from transformerlm.evaluation.documents import Documents
-from transformerlm.evaluation.scoring import Windowing, cut_windows, score_continuations, score_documents
+from transformerlm.evaluation.scoring import Scoring, Windowing, cut_windows, score_continuations, score_documents
 from transformerlm.training.data import sequential_batches
 from transformerlm.training.loop import evaluate
 from transformerlm.utils.dtypes import autocast
@@ -228,3 +228,69 @@ def test_a_document_may_start_with_another_id_than_the_one_that_ends_it():
     assert alone.nats == pytest.approx(naive, rel=1e-12)
     streams = [score_documents(model, each, mode="sliding").nats.tolist() for each in (documents, plain)]
     assert streams[0] == streams[1]
+
+
+@MODES
+@pytest.mark.parametrize("separator_id", [0, None])
+def test_a_text_that_is_read_in_part_costs_what_has_been_read(mode, separator_id):
+    """After each batch a document counts up to where it was read, token by token; at the end all of it does."""
+    model, documents = tiny_model(), random_documents(*LENGTHS, separator_id=separator_id)
+    windowing = Windowing(stride=1, batch_size=5)
+    scoring, read = Scoring(model, documents, mode=mode, windowing=windowing), []
+    stream = np.concatenate([[0], *[np.append(text, 0) for text in texts_of(documents)]])
+    while not scoring.is_done:
+        scoring.advance()
+        scores, reached = scoring.scores(), scoring.reached()
+        assert len(scores.nats) == np.count_nonzero(reached)
+        assert scores.num_bytes.tolist() == reached[reached > 0].tolist()
+        assert scoring.num_tokens[0] == scores.tokens.sum() == pytest.approx(scores.num_bytes.sum() / 3, abs=7)
+        read.append(scores.nats.sum())
+        if mode == "sliding" and separator_id == 0:
+            naive = naive_nats(model, stream[: 1 + scoring.num_tokens[0]])
+            assert scores.nats.sum() == pytest.approx(sum(naive), rel=1e-12)
+    assert sorted(read) == read
+    assert scoring.scores().nats == pytest.approx(score_documents(model, documents, mode=mode).nats, rel=0.2)
+    assert scoring.reached().tolist() == documents.num_bytes.tolist()
+    assert scoring.num_tokens[0] == scoring.num_tokens[1]
+
+
+def test_a_part_of_a_document_costs_what_it_does_alone():
+    """Of a text of one document the start has been read, and a cut of it is that of a shorter one."""
+    model, documents = tiny_model(), random_documents(100)
+    scoring = Scoring(model, documents, mode="documents", windowing=Windowing(batch_size=2))
+    for _ in range(4):
+        scoring.advance()
+    (read,) = scoring.reached() // 3
+    assert 0 < read < 100
+    for length in (read, read - 5):
+        alone = random_documents(100).take(np.array([0]))
+        alone = Documents(alone.ids[:length], np.array([length]), np.array([3 * length]), 0)
+        scores = scoring.scores(np.array([3 * length]))
+        assert scores.nats == pytest.approx(score_documents(model, alone, mode="documents").nats, rel=1e-9)
+        assert (scores.tokens.tolist(), scores.num_bytes.tolist()) == ([length], [3 * length])
+
+
+def test_documents_are_read_in_an_order_of_chance():
+    """One seed is one order, whatever the model; windows are sorted by length, but within some batches only."""
+    documents = random_documents(*[9] * 400)
+
+    def begun(seed, model_seed=0):
+        scoring = Scoring(tiny_model(seed=model_seed), documents, mode="documents", seed=seed)
+        for _ in range(3):
+            scoring.advance()
+        return np.flatnonzero(scoring.reached()).tolist()
+
+    assert begun(0) == begun(0, model_seed=1) != begun(1)
+    assert np.mean(begun(0)) > 60  # the first come no sooner than the last
+
+
+def test_where_the_bytes_of_ids_are_not_known_whole_documents_count():
+    """Documents that a program has made by hand may lack them."""
+    plain = random_documents(*LENGTHS)
+    documents = Documents(plain.ids, plain.ends, plain.num_bytes, 0)
+    scoring = Scoring(tiny_model(), documents, mode="sliding", windowing=Windowing(batch_size=1))
+    reached = []
+    while not scoring.is_done:
+        scoring.advance()
+        reached.append(scoring.scores().num_bytes.tolist())
+    assert {tuple(each) for each in reached} == {tuple(3 * n for n in LENGTHS[:k]) for k in range(2, 8)}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from transformerlm.evaluation.scoring import Scores
-from transformerlm.evaluation.statistics import compare, summarize
+from transformerlm.evaluation.statistics import compare, estimate, summarize
 
 
 def scores_of(nats, tokens, num_bytes) -> Scores:
@@ -92,3 +92,22 @@ def test_tokenizers_may_differ_but_texts_may_not():
 def test_a_perplexity_beyond_the_numbers_is_none():
     """JSON has no infinity."""
     assert summarize(scores_of([2000.0], [1], [1]))["perplexity"] is None
+
+
+def test_a_running_estimate_is_near_the_bootstrap():
+    """Value and width, of one model and of a difference, without resampling; one document has no width."""
+    first, second = random_scores(0), random_scores(1)
+    metrics, difference = summarize(first, resamples=4000), compare(first, second, resamples=4000)
+    for found, given, name in (
+        (estimate(first), metrics, "bits_per_byte"),
+        (estimate(first, second), difference, "bits_per_byte_difference"),
+    ):
+        assert found[0] == pytest.approx(given[name])
+        assert found[1] == pytest.approx((given[f"{name}_high"] - given[f"{name}_low"]) / 2, rel=0.1)
+    assert estimate(random_scores(0, documents=1))[1] is None
+
+
+def test_a_running_estimate_weighs_documents_by_their_length():
+    """Where each byte costs the same, long and short documents leave no doubt."""
+    value, margin = estimate(scores_of([2.0, 6.0, 20.0], [1, 3, 10], [4, 12, 40]))
+    assert (value, margin) == (pytest.approx(0.5 / math.log(2)), pytest.approx(0, abs=1e-12))

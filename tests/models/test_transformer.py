@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from transformerlm.models.layers import FEED_FORWARDS
 from transformerlm.models.transformer import TransformerBlock, TransformerLM
 
 SMALL = {"vocab_size": 50, "context_length": 16, "d_model": 32, "num_layers": 2, "num_heads": 4}
@@ -262,7 +263,7 @@ def test_model_from_the_meta_device_computes_the_same() -> None:
         ({"num_heads": 5}, r"d_model \(32\) is not divisible by num_heads \(5\)"),
         ({"num_kv_heads": 3}, r"num_heads \(4\) is not divisible by num_kv_heads \(3\)"),
         ({"num_heads": 32}, r"even head size, got d_model \(32\) / num_heads \(32\) = 1"),
-        ({"ffn": "relu"}, "model.ffn: expected one of swiglu, silu, got 'relu'"),
+        ({"ffn": "relu"}, f"model.ffn: expected one of {', '.join(FEED_FORWARDS)}, got 'relu'"),
         ({"norm_position": "both"}, "model.norm_position: expected one of pre, post, none, got 'both'"),
         ({"num_layers": 0}, "model.num_layers: expected at least 1, got 0"),
         ({"d_ff": -4}, "model.d_ff: expected at least 1, got -4"),

@@ -8,7 +8,14 @@ import torch
 from tests.training.tiny_run import tiny_config, write_tiny_files
 from transformerlm.distributed import World
 from transformerlm.training import micro_batch
-from transformerlm.training.micro_batch import divisors, memory_by_part, resolve, sequences_per_pass
+from transformerlm.training.machine import Machine
+from transformerlm.training.micro_batch import (
+    divisors,
+    memory_by_part,
+    resolve,
+    resolve_elsewhere,
+    sequences_per_pass,
+)
 
 CPU = torch.device("cpu")
 SETTINGS = {"device": CPU, "precision": "fp32"}
@@ -41,6 +48,16 @@ def test_the_largest_that_fits_is_taken(size, auto, monkeypatch):
     """Of the divisors of the batch it is the largest whose estimate is within the usable part of the free memory."""
     free(monkeypatch, total(auto, size) / micro_batch._BY_ESTIMATE + 1)
     assert resolve(auto, world=World(), **SETTINGS).training.micro_batch_size == size
+
+
+@pytest.mark.parametrize(("size", "expected"), [(8, 4), (4, 4), (2, 2)])
+def test_elsewhere_it_is_the_largest_share_that_fits_by_the_estimate(size, expected, auto):
+    """Each of two processes takes at most half of the batch, within the usable part of its own device."""
+    room = int(total(auto, size) / micro_batch._BY_ESTIMATE) + 1
+    there = Machine("2 x GPU", CPU, room, room, num_processes=2)
+    assert resolve_elsewhere(auto, there, precision="fp32").training.micro_batch_size == expected
+    with pytest.raises(ValueError, match=r"batch_size \(8\) is not divisible by the number of processes \(3\)"):
+        resolve_elsewhere(auto, Machine("", CPU, room, room, num_processes=3), precision="fp32")
 
 
 def test_where_nothing_fits_it_is_one(auto, monkeypatch):

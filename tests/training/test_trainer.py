@@ -644,8 +644,11 @@ def test_token_bytes_cover_the_model_vocabulary(files):
 # --- several processes -------------------------------------------------------------------------------------------
 
 
-def torchrun(config: Path, *changes: str, program: tuple[str, ...] = ("-m", "cli.train")) -> subprocess.Popen[str]:
-    """Start the command, or a program that calls it, on two gloo ranks."""
+COMMAND = ("--no-python", sys.executable, "-m", "cli.train")
+
+
+def torchrun(config: Path, *changes: str, program: tuple[str, ...] = COMMAND) -> subprocess.Popen[str]:
+    """Start the command, as the docs start the console script, or a Python program that calls it, on two gloo ranks."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]

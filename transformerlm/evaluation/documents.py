@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Documents:
     `ids` `(tokens,)` leaves separators out; document i ends at `ends[i]` and has `num_bytes[i]` bytes, both
     `(documents,)`. `separator_id` ends a document in a stream of several, and is None where there is no such token;
     `start_id` stands before a document that is read by itself: the separator, unless the model knows another.
+    `id_bytes` `(ids of the tokenizer,)` are the bytes behind each id, to count those of a part of a document.
     """
 
     ids: Array
@@ -50,6 +51,7 @@ class Documents:
     num_bytes: Array
     separator_id: int | None
     start_id: int | None = None
+    id_bytes: Array | None = None
 
     def __post_init__(self) -> None:
         if self.start_id is None:
@@ -57,6 +59,20 @@ class Documents:
 
     def __len__(self) -> int:
         return len(self.ends)
+
+    def take(self, numbers: Array) -> Documents:
+        """Return the documents of these numbers `(some,)`, in the order that they have here."""
+        chosen = np.zeros(len(self), dtype=np.bool_)
+        chosen[numbers] = True
+        sizes = np.diff(self.ends, prepend=0)
+        ids = self.ids[np.repeat(chosen, sizes)]
+        return replace(self, ids=ids, ends=np.cumsum(sizes[chosen]), num_bytes=self.num_bytes[chosen])
+
+
+def draw(num: int, of: int, *, seed: int) -> Array:
+    """Return the numbers of at most `num` of so many documents, drawn by chance and in their order."""
+    drawn = np.random.default_rng(seed).choice(of, size=min(num, of), replace=False)
+    return np.sort(drawn)
 
 
 def read_documents(
@@ -124,7 +140,11 @@ def encode_documents(
     num_bytes = np.array([len(whole_characters(text).encode()) for text in texts], dtype=np.int64)
     ids, ends = np.concatenate(parts), np.concatenate(part_ends)[1:]
     known = document_ids or DocumentIds.of_separator(tokenizer.special_token_ids.get(separator))
-    return Documents(ids, ends, num_bytes, known.eos_token_id, known.start_id)
+    return Documents(ids, ends, num_bytes, known.eos_token_id, known.start_id, _id_bytes(tokenizer))
+
+
+def _id_bytes(tokenizer: Tokenizer) -> Array:
+    return np.array([len(tokenizer.vocab[token_id]) for token_id in range(tokenizer.vocab_size)], dtype=np.int64)
 
 
 def open_token_file(path: str | Path, tokenizer: Tokenizer) -> Documents:
@@ -158,6 +178,6 @@ def _split(tokens: Array, separator_id: int | None, tokenizer: Tokenizer, path: 
     ends = ends[ends > 0]
     if not len(ends):
         raise ValueError(f"{path}: expected documents, found none")
-    sizes = np.array([len(tokenizer.vocab[token_id]) for token_id in range(tokenizer.vocab_size)], dtype=np.int64)
-    totals = np.cumsum(sizes[ids])[ends - 1]
-    return Documents(ids, ends, np.diff(totals, prepend=0), separator_id)
+    id_bytes = _id_bytes(tokenizer)
+    totals = np.cumsum(id_bytes[ids])[ends - 1]
+    return Documents(ids, ends, np.diff(totals, prepend=0), separator_id, id_bytes=id_bytes)

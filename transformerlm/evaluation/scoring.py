@@ -9,6 +9,9 @@ In mode "documents" each document is a stream, with the id in front at which doc
 one stream of all documents, with a separator before the first and after each, as in a token file: context reaches into
 the documents before, and separators are scored with the document that they end. Where there is no such id, nothing
 stands in front of a stream; its first id then costs log(vocab_size) nats, that is, every id is as likely as another.
+
+A text may be longer than one wants to wait. `Scoring` goes through it batch by batch, in mode "documents" through the
+documents in an order of chance, so that what has been read so far stands for the whole.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.loss import cross_entropy
 
 Mode = Literal["documents", "sliding"]
+# Windows are sorted by length within so many batches: enough for batches of one length, few beside a long text.
+_BATCHES_SORTED = 16
 
 
 @dataclass(frozen=True)
@@ -94,15 +99,21 @@ def cut_windows(lengths: Array, *, context_length: int, stride: int) -> Windows:
 
 @torch.no_grad()
 def score_windows(
-    model: TransformerLM, ids: Array, windows: Windows, windowing: Windowing, *, greedy: Array | None = None
+    model: TransformerLM,
+    ids: Array,
+    windows: Windows,
+    windowing: Windowing,
+    *,
+    nats: Array | None = None,
+    greedy: Array | None = None,
 ) -> Array:
-    """Return the nats of each of `ids` `(tokens,)`, fp64; 0 where no window predicts it.
+    """Return the nats of each of `ids` `(tokens,)`, fp64; 0, or what `nats` held, where no window predicts it.
 
     `greedy` `(tokens,)`, where it is given, is set to True for ids that were the likeliest, and False for others.
     Windows of like length share a batch. A shorter one is filled up with the ids that happen to stand behind it, which
     a causal model does not see before they are past what counts.
     """
-    nats = np.zeros(len(ids))
+    nats = np.zeros(len(ids)) if nats is None else nats
     lengths = windows.ends - windows.starts
     order = np.argsort(-lengths, kind="stable")  # the longest first: too little memory shows at once
     done, total = 0, int((windows.ends - windows.scored_from).sum())
@@ -157,24 +168,136 @@ def score_documents(
     Raises:
         ValueError: the windows do not fit the model, an id is beyond its vocabulary, or a loss is not finite.
     """
-    windowing = windowing or Windowing()
-    context_length, stride = windowing.resolve(model)
-    if documents.ids.max(initial=0) >= model.vocab_size:
-        raise ValueError(f"expected ids below the model's vocab_size {model.vocab_size}, found {documents.ids.max()}")
-    ids, lengths, owners = _streams(documents, mode)
-    windows = cut_windows(lengths, context_length=context_length, stride=stride)
-    nats = score_windows(model.eval(), ids, windows, windowing)
-    firsts = np.cumsum(lengths) - lengths
-    counted = np.ones(len(ids), dtype=np.int64)
-    if (documents.start_id if mode == "documents" else documents.separator_id) is None:
-        nats[firsts] = math.log(model.vocab_size)
-    else:
-        counted[firsts] = 0
-    if not np.isfinite(nats).all():
-        raise ValueError(f"expected a finite loss, found {nats[~np.isfinite(nats)][0]}; try precision = fp32")
-    num = len(documents)
-    tokens = np.bincount(owners, weights=counted, minlength=num).astype(np.int64)
-    return Scores(np.bincount(owners, weights=nats, minlength=num), tokens, documents.num_bytes)
+    scoring = Scoring(model, documents, mode=mode, windowing=windowing)
+    while not scoring.is_done:
+        scoring.advance()
+    return scoring.scores()
+
+
+class Scoring:
+    """The cost of documents for a model, which is put into evaluation mode, as far as they have been read.
+
+    With the same `seed` and number of documents two models read them in the same order.
+
+    Raises:
+        ValueError: the windows do not fit the model, or an id is beyond its vocabulary.
+    """
+
+    def __init__(
+        self,
+        model: TransformerLM,
+        documents: Documents,
+        *,
+        mode: Mode,
+        windowing: Windowing | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._windowing = windowing or Windowing()
+        context_length, stride = self._windowing.resolve(model)
+        if documents.ids.max(initial=0) >= model.vocab_size:
+            found = documents.ids.max()
+            raise ValueError(f"expected ids below the model's vocab_size {model.vocab_size}, found {found}")
+        self._model, self._documents = model.eval(), documents
+        self._ids, lengths, self._owners = _streams(documents, mode)
+        self._windows = cut_windows(lengths, context_length=context_length, stride=stride)
+        self._nats, self._counted = np.zeros(len(self._ids)), np.ones(len(self._ids), dtype=np.bool_)
+        self._is_first = np.zeros(len(self._ids), dtype=np.bool_)
+        firsts = np.cumsum(lengths) - lengths
+        self._is_first[firsts] = True
+        if (documents.start_id if mode == "documents" else documents.separator_id) is None:
+            self._nats[firsts] = math.log(model.vocab_size)
+        else:
+            self._counted[firsts] = False
+        self._id_bytes = _bytes_of_ids(documents, model.vocab_size)
+        self._totals = np.bincount(self._owners, weights=self._counted, minlength=len(documents))
+        self._sums = np.zeros((len(documents), 3))  # nats, tokens and bytes of what has been read
+        self._order = self._order_of_windows(len(lengths), seed, self._windowing.batch_size * context_length)
+        self._done, self._tokens_done, self._num_tokens = 0, 0, int(self._totals.sum())
+        self._add(firsts[lengths == 1])  # which no window reads
+
+    def _order_of_windows(self, num_streams: int, seed: int, batch_tokens: int) -> Array:
+        """Return the windows by stream, within some batches the longest first; those of a stream stay in order."""
+        order = np.arange(len(self._windows.starts))
+        if num_streams > 1:  # each is a document
+            turns = np.random.default_rng(seed).permutation(num_streams)
+            order = np.argsort(turns[self._owners[self._windows.starts]], kind="stable")
+        sizes = (self._windows.ends - self._windows.starts)[order]
+        return order[np.lexsort((-sizes, np.cumsum(sizes) // (_BATCHES_SORTED * batch_tokens)))]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all documents have been read to their ends."""
+        return self._done == len(self._order)
+
+    @property
+    def num_tokens(self) -> tuple[int, int]:
+        """How many tokens have been scored, and how many there are to score."""
+        return self._tokens_done, self._num_tokens
+
+    def advance(self) -> None:
+        """Score the next batch.
+
+        Raises:
+            ValueError: a loss is not finite.
+        """
+        chosen = self._order[self._done : self._done + self._windowing.batch_size]
+        windows = Windows(*(column[chosen] for column in self._windows))
+        score_windows(self._model, self._ids, windows, self._windowing, nats=self._nats)
+        # The id at which a stream starts is predicted by no window, and counts with the first.
+        begins = windows.scored_from + ~self._is_first[windows.starts]
+        counts = windows.ends + 1 - begins
+        places = np.repeat(begins - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+        nats = self._nats[places]
+        if not np.isfinite(nats).all():
+            raise ValueError(f"expected a finite loss, found {nats[~np.isfinite(nats)][0]}; try precision = fp32")
+        self._add(places)
+        self._done += len(chosen)
+
+    def _add(self, places: Array) -> None:
+        self._tokens_done += int(self._counted[places].sum())
+        columns = self._nats[places], self._counted[places], self._id_bytes[self._ids[places]]
+        np.add.at(self._sums, self._owners[places], np.stack(columns, axis=1))  # one call: Ctrl-C does not cut it
+
+    def reached(self) -> Array:
+        """Return how many bytes of each document have been read `(documents,)`.
+
+        Where the documents do not know the bytes of their ids, one that has not been read to its end counts as unread.
+        """
+        return np.where(self._sums[:, 1] == self._totals, self._documents.num_bytes, self._sums[:, 2]).astype(np.int64)
+
+    def scores(self, reached: Array | None = None) -> Scores:
+        """Return what the documents cost that have been begun, each as far as it has been read.
+
+        `reached` `(documents,)` cuts them earlier, at so many bytes: where two models have both been, for one.
+        """
+        mine = self.reached()
+        reached = mine if reached is None else reached
+        sums = self._sums.copy()
+        for document in np.flatnonzero((reached > 0) & (reached < mine)).tolist():
+            sums[document] = self._cut(document, reached[document])
+        begun = (reached > 0) | (self._documents.num_bytes == 0)
+        nats, tokens = sums[begun, :2].T
+        return Scores(nats, tokens.astype(np.int64), reached[begun])
+
+    def _cut(self, document: int, num_bytes: int) -> Array:
+        places = np.flatnonzero(self._owners == document)
+        places = places[np.cumsum(self._id_bytes[self._ids[places]]) <= num_bytes]
+        return np.array([self._nats[places].sum(), self._counted[places].sum(), num_bytes])
+
+
+def scores_in_common(scorings: Sequence[Scoring]) -> list[Scores]:
+    """Return what the same documents cost each of several models, as far as all of them have come."""
+    reached = np.minimum.reduce([scoring.reached() for scoring in scorings])
+    return [scoring.scores(reached) for scoring in scorings]
+
+
+def _bytes_of_ids(documents: Documents, vocab_size: int) -> Array:
+    """Return the bytes of text behind each id `(vocab_size,)`: none behind those that we put in."""
+    num_bytes = np.zeros(vocab_size, dtype=np.int64)
+    if documents.id_bytes is not None:
+        num_bytes[: len(documents.id_bytes)] = documents.id_bytes
+    num_bytes[[each for each in (documents.separator_id, documents.start_id) if each is not None]] = 0
+    return num_bytes
 
 
 def _streams(documents: Documents, mode: Mode) -> tuple[Array, Array, Array]:

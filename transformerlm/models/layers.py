@@ -139,11 +139,11 @@ class SwiGLU(nn.Module):
         return gated_silu(gate, x)
 
 
-class SiLUFFN(nn.Module):
-    """The plain feed-forward layer `w2(silu(w1 x))`, `(..., d_model)` in and out."""
+class PlainFFN(nn.Module):
+    """A feed-forward layer of two matrices, `w2(activate(w1 x))`, `(..., d_model)` in and out; subclasses activate."""
 
     UP = ("w1",)
-    NUM_KEPT = 3  # w1 x, its sigmoid and silu
+    NUM_KEPT: int
 
     def __init__(
         self,
@@ -162,11 +162,22 @@ class SiLUFFN(nn.Module):
 
     @staticmethod
     def activate(x: Tensor) -> Tensor:
+        """Return what w2 reads, elementwise."""
+        raise NotImplementedError
+
+
+class SiLUFFN(PlainFFN):
+    """The plain feed-forward layer `w2(silu(w1 x))`."""
+
+    NUM_KEPT = 3  # w1 x, its sigmoid and silu
+
+    @staticmethod
+    def activate(x: Tensor) -> Tensor:
         """Return `silu(x)`."""
         return silu(x)
 
 
-FeedForward = type[SwiGLU] | type[SiLUFFN]
+FeedForward = type[SwiGLU] | type[PlainFFN]
 FEED_FORWARDS: dict[str, FeedForward] = {"swiglu": SwiGLU, "silu": SiLUFFN}
 """The feed-forward layers by the names of `model.ffn`: training, generation and estimates all ask here."""
 

@@ -19,6 +19,7 @@ from transformerlm.models.estimates import estimate_training_memory
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.checkpoint import load_config_of
 from transformerlm.training.loop import batch_loss
+from transformerlm.training.machine import Machine
 from transformerlm.utils.device import available_memory_bytes, device_memory_bytes, synchronize
 from transformerlm.utils.dtypes import Precision, autocast
 
@@ -70,17 +71,37 @@ def resolve(
     """
     if config.training.micro_batch_size != "auto":
         return config
-    share, rest = divmod(config.training.batch_size, world.world_size)
-    if rest:
-        raise ValueError(
-            f"training.batch_size ({config.training.batch_size}) is not divisible by the number of processes "
-            f"({world.world_size})"
-        )
+    share = _share(config.training.batch_size, world.world_size)
     before = load_config_of(resumed).training.micro_batch_size if resumed else None
     if not isinstance(before, int) or share % before:
         pick = _largest_that_runs if device.type == "cuda" else _largest_by_estimate
         before = all_reduce_min(pick(config, divisors(share), device, precision, world), world)
-    training = config.training.model_copy(update={"micro_batch_size": before})
+    return _with_size(config, before)
+
+
+def resolve_elsewhere(config: Config, machine: Machine, *, precision: Precision) -> Config:
+    """Return what `resolve` would on a machine that is not here, as far as the estimate can tell.
+
+    Raises:
+        ValueError: the batch cannot be divided among its processes.
+    """
+    if config.training.micro_batch_size != "auto":
+        return config
+    sizes = divisors(_share(config.training.batch_size, machine.num_processes))
+    return _with_size(config, _largest_within(config, sizes, machine.device, precision, machine.available_bytes))
+
+
+def _share(batch_size: int, num_processes: int) -> int:
+    share, rest = divmod(batch_size, num_processes)
+    if rest:
+        raise ValueError(
+            f"training.batch_size ({batch_size}) is not divisible by the number of processes ({num_processes})"
+        )
+    return share
+
+
+def _with_size(config: Config, size: int) -> Config:
+    training = config.training.model_copy(update={"micro_batch_size": size})
     return config.model_copy(update={"training": training})
 
 
@@ -93,12 +114,17 @@ def divisors(number: int) -> list[int]:
 def _largest_by_estimate(
     config: TrainConfig, sizes: list[int], device: torch.device, precision: Precision, world: World
 ) -> int:
-    room = _BY_ESTIMATE * available_memory_bytes(device) / world.world_size  # the ranks of a machine share its memory
-    totals = {
-        size: memory_by_part(config, micro_batch_size=size, precision=precision, device=device)["total"]
-        for size in sizes
-    }
-    return next((size for size in sizes if totals[size] <= room), 1)
+    available = available_memory_bytes(device) // world.world_size  # the ranks of a machine share its memory
+    return _largest_within(config, sizes, device, precision, available)
+
+
+def _largest_within(
+    config: TrainConfig, sizes: list[int], device: torch.device, precision: Precision, available: int
+) -> int:
+    def total(size: int) -> int:
+        return memory_by_part(config, micro_batch_size=size, precision=precision, device=device)["total"]
+
+    return next((size for size in sizes if total(size) <= _BY_ESTIMATE * available), 1)
 
 
 def _largest_that_runs(

@@ -2,7 +2,7 @@
 
 The order of a step is: the next batch, `train_step`, evaluation when it is due, one line to the loggers, hooks, and a
 checkpoint when it is due. A batch depends on the seed and the step only, so a run that resumes at step s sees what an
-uninterrupted one would have seen.
+uninterrupted one would have seen. To read the loop bare, begin with docs/examples/minimal_train.py.
 """
 
 from __future__ import annotations
