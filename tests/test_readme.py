@@ -17,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TOMLS = [path for folder in ("config/resources", "docs/recipes") for path in sorted((ROOT / folder).rglob("*.toml"))]
 BY_HAND = ("train-tokenizer", "make-data", "train", "infer")
 # Commands whose lines are checked by appending an option that prints and runs nothing: --print-config, but for these.
 PRINTS = {"benchmarking.gpu_suite": "--dry-run"}
@@ -33,7 +34,11 @@ def blocks_of(page: Path, *languages: str) -> list[str]:
 
 
 def commands_of(page: Path) -> list[str]:
-    """Return the lines of a page's shell blocks, continued lines joined."""
+    """Return the lines of a page's shell blocks, continued lines joined; of a TOML file, those of its comments."""
+    if page.suffix == ".toml":
+        return re.findall(
+            r"^#  +(.*(?:transformerlm-|benchmarking\.).*)$", page.read_text(encoding="utf-8"), flags=re.M
+        )
     lines = [line for block in blocks_of(page, "bash", "sh") for line in block.replace("\\\n", " ").splitlines()]
     return [" ".join(line.split()) for line in lines if line.strip() and not line.strip().startswith("#")]
 
@@ -53,7 +58,7 @@ def our_part(line: str) -> tuple[str, list[str]] | None:
 
 LINES = [
     pytest.param(line, id=f"{page.relative_to(ROOT)}: {line}")
-    for page in PAGES
+    for page in (*PAGES, *TOMLS)
     for line in dict.fromkeys(commands_of(page))
     if (part := our_part(line)) and part[0] not in PLAIN
 ]
