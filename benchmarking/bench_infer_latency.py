@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarking.harness import OURS, Clock, Report, clock_of, run_rounds, timed
 from benchmarking.machine import describe, is_installed
-from cli.utils import Command, note
+from cli.terminal import note
+from cli.utils import Command
 from cli.utils import main as run_command
 from config.bench_infer import BenchInferConfig
 

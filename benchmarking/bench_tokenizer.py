@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarking.harness import OURS, Report, Series, clock_of
 from benchmarking.machine import describe, is_installed
-from cli.utils import Command, note
+from cli.terminal import note
+from cli.utils import Command
 from cli.utils import main as run_command
 from config.bench_tokenizer import BenchTokenizerConfig
 

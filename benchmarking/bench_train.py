@@ -33,7 +33,8 @@ from benchmarking.harness import (
     run_rounds,
 )
 from benchmarking.machine import describe
-from cli.utils import Command, note
+from cli.terminal import note
+from cli.utils import Command
 from cli.utils import main as run_command
 from config.bench_train import BenchTrainConfig
 

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cli.utils import note
+from cli.terminal import note
 from config.extras import how_to_install
 
 WIDTH, HEIGHT = 9, 5

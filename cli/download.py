@@ -9,15 +9,24 @@ if __name__ == "__main__":  # before the imports that take time
 
 from collections.abc import Callable, Sequence
 
-from cli.utils import Command, Progress, note
+from cli.progress import Progress
+from cli.terminal import note
+from cli.utils import Command
 from cli.utils import main as run_command
 from config.download import DownloadConfig
 from config.schemas import duration_seconds
 
+# What --help shows.
+SHORT = ("recipe", "repo", "files", "repo_type", "revision", "output_dir", "overwrite")
+EXAMPLES = (
+    ("the text of a recipe", "--config download"),
+    ("a file by its name", "--repo roneneldan/TinyStories --files TinyStoriesV2-GPT4-valid.txt --output_dir data"),
+)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the console script."""
-    run_command(Command("transformerlm-download", DownloadConfig, download), argv)
+    run_command(Command("transformerlm-download", DownloadConfig, download, short=SHORT, examples=EXAMPLES), argv)
 
 
 def download(config: DownloadConfig) -> None:

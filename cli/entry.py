@@ -7,17 +7,21 @@ import signal
 import sys
 from functools import partial
 from importlib import import_module
+from importlib.machinery import PathFinder
+from pathlib import Path
 from types import FrameType
 
 # What stops a training run, and its exit code. SIGUSR1 is how a batch system says that time is nearly over: nothing has
 # failed, the job is to be queued again.
 STOP_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 0}
+_PACKAGES = ("benchmarking", "cli", "config", "databuilder", "logger", "profiling", "transformerlm")
 
 
 def run(module: str) -> None:
     """Import a command's module and call its `main`, which ends by SystemExit; at any time a signal is one line.
 
-    A Python that is too old or too new is told first, and so is a file of the user's that hides a package of ours.
+    A Python that is too old or too new is told first. A file of the user's that has the name of a package of ours, such
+    as a `config.py`, is not looked at.
 
     Training takes care of all of `STOP_CODES` (Windows has no SIGUSR1), the others of Ctrl-C, unless it is ignored: so
     a shell starts what is to run in the background.
@@ -33,10 +37,7 @@ def run(module: str) -> None:
     for number, handler in handlers.items():
         signal.signal(number, handler)
     try:
-        try:
-            import_module("transformerlm")
-        except ImportError as error:
-            leave(f"error: {error}", 1)
+        _put_ours_first()
         import_module(module).main()
     except KeyboardInterrupt:  # a second one, while the command cleaned up after the first
         leave("interrupted", STOP_CODES["SIGINT"])
@@ -44,6 +45,29 @@ def run(module: str) -> None:
         for number in handlers:
             over = number in (signal.SIGINT, signal.SIGTERM)
             signal.signal(number, signal.SIG_DFL if over else signal.SIG_IGN)
+
+
+def transformerlm() -> None:
+    """Run the command that the first word names, as its own console script does; without one, say which there are."""
+    scripts = {name.rstrip("_").replace("_", "-"): one for name, one in globals().items() if isinstance(one, partial)}
+    if len(sys.argv) > 1 and sys.argv[1] in scripts:
+        scripts[sys.argv.pop(1)]()
+    else:
+        run("cli.overview")
+
+
+def _put_ours_first() -> None:
+    """Move the directories that hide one of our packages to the end of the import path.
+
+    `PYTHONPATH` may name one with a `config.py`, and `python -m` begins with the working directory. Processes that the
+    command starts have the path from it.
+    """
+    home = Path(__file__).resolve().parents[1]
+    others = [entry for entry in sys.path if Path(entry).resolve() != home]
+    found = {entry: [PathFinder.find_spec(name, [entry]) for name in _PACKAGES] for entry in others}
+    # What has no origin is a directory without __init__.py, which hides nothing.
+    hiding = [entry for entry in others if any(spec and spec.origin for spec in found[entry])]
+    sys.path[:] = [*(entry for entry in sys.path if entry not in hiding), *hiding]
 
 
 def leave(line: str, code: int) -> None:
@@ -77,6 +101,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 quickstart = partial(run, "cli.quickstart")
+init = partial(run, "cli.init")
 download = partial(run, "cli.download")
 train_tokenizer = partial(run, "cli.train_tokenizer")
 make_data = partial(run, "cli.make_data")

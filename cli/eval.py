@@ -14,7 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.utils import Command, StageProgress, note
+from cli.progress import StageProgress
+from cli.terminal import note
+from cli.utils import Command
 from cli.utils import main as run_command
 from config.eval import EvalConfig
 
@@ -23,10 +25,29 @@ if TYPE_CHECKING:
     from transformerlm.tokenizer.tokenizer import Tokenizer
     from transformerlm.training.document_ids import DocumentIds
 
+# What --help shows.
+SHORT = (
+    "checkpoint",
+    "compare",
+    "input",
+    "text_field",
+    "mode",
+    "stride",
+    "batch_size",
+    "device",
+    "precision",
+    "resamples",
+)
+EXAMPLES = (
+    ("on the validation split", "--config eval"),
+    ("on a text", "--checkpoint runs/first --input data/corpus.txt"),
+    ("two models on the same text", "--compare runs/first runs/second --input data/corpus.txt"),
+)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the console script."""
-    run_command(Command("transformerlm-eval", EvalConfig, evaluate), argv)
+    run_command(Command("transformerlm-eval", EvalConfig, evaluate, short=SHORT, examples=EXAMPLES), argv)
 
 
 def evaluate(config: EvalConfig) -> None:

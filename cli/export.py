@@ -9,14 +9,22 @@ if __name__ == "__main__":  # before the imports that take time
 
 from collections.abc import Sequence
 
-from cli.utils import Command, note
+from cli.terminal import note
+from cli.utils import Command
 from cli.utils import main as run_command
 from config.export import ExportConfig
+
+# What --help shows.
+SHORT = ("checkpoint", "format", "output", "dtype", "verify", "overwrite")
+EXAMPLES = (
+    ("for transformers, vLLM and others", "--config export"),
+    ("for llama.cpp and others", "--checkpoint runs/first --format=gguf --output exports/first.gguf"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the console script."""
-    run_command(Command("transformerlm-export", ExportConfig, export), argv)
+    run_command(Command("transformerlm-export", ExportConfig, export, short=SHORT, examples=EXAMPLES), argv)
 
 
 def export(config: ExportConfig) -> None:

@@ -9,14 +9,22 @@ if __name__ == "__main__":  # before the imports that take time
 
 from collections.abc import Sequence
 
-from cli.utils import Command, note
+from cli.terminal import note
+from cli.utils import Command
 from cli.utils import main as run_command
 from config.import_ import ImportConfig
+
+# What --help shows.
+SHORT = ("source", "format", "output", "tokenizer", "pattern", "special_tokens", "overwrite")
+EXAMPLES = (
+    ("a model in Hugging Face's format", "--source models/llama --output runs/imported"),
+    ("a tokenizer alone", "--source models/llama/tokenizer.json --format=tokenizer_json --output data/tokenizer"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the console script."""
-    run_command(Command("transformerlm-import", ImportConfig, import_), argv)
+    run_command(Command("transformerlm-import", ImportConfig, import_, short=SHORT, examples=EXAMPLES), argv)
 
 
 def import_(config: ImportConfig) -> None:

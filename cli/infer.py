@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.utils import Command, note
+from cli.terminal import note
+from cli.utils import Command
 from cli.utils import main as run_command
 from config.infer import InferConfig
 
@@ -27,10 +28,29 @@ if TYPE_CHECKING:
     from logger import Logger
     from transformerlm.inference.predictor import Predictor
 
+# What --help shows.
+SHORT = (
+    "checkpoint",
+    "prompt",
+    "prompt_file",
+    "num_samples",
+    "seed",
+    "device",
+    "sampling.max_new_tokens",
+    "sampling.temperature",
+    "sampling.top_p",
+    "output.format",
+)
+EXAMPLES = (
+    ("go on with a text", '--checkpoint runs/first --prompt "Once upon a time" --output.format=text'),
+    ("type prompts, a line each", "--checkpoint runs/first --output.format=text"),
+    ("four samples as JSON lines", '--config infer --prompt "Once upon a time" --num_samples=4'),
+)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the console script."""
-    run_command(Command("transformerlm-infer", InferConfig, infer), argv)
+    run_command(Command("transformerlm-infer", InferConfig, infer, short=SHORT, examples=EXAMPLES), argv)
 
 
 def infer(config: InferConfig) -> None:

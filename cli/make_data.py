@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.utils import Command, StageProgress, note
+from cli.progress import StageProgress
+from cli.terminal import note
+from cli.utils import Command
 from cli.utils import main as run_command
 from config.make_data import MakeDataConfig
 
@@ -22,10 +24,28 @@ if TYPE_CHECKING:
 
     Build = tuple[Sequence[Path] | Sequence[str] | Sequence[Source], Path, Path | None]
 
+# What --help shows.
+SHORT = (
+    "input",
+    "tokenizer",
+    "train",
+    "valid",
+    "valid_fraction",
+    "separator",
+    "text_field",
+    "max_tokens",
+    "workers",
+    "overwrite",
+)
+EXAMPLES = (
+    ("by the shipped settings, from data/corpus.txt", "--config make-data"),
+    ("a sample of a large text", "--config make-data --max_tokens=50000000"),
+)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the console script."""
-    run_command(Command("transformerlm-make-data", MakeDataConfig, make_data), argv)
+    run_command(Command("transformerlm-make-data", MakeDataConfig, make_data, short=SHORT, examples=EXAMPLES), argv)
 
 
 def make_data(config: MakeDataConfig) -> None:
@@ -92,7 +112,7 @@ def _tell(report: BuildReport, logger: Logger, *, with_sources: bool) -> None:
     """Tell the person at the terminal and the log what came out."""
     if report.invalid_utf8:
         note(f"the text is not all UTF-8: U+FFFD was read {report.invalid_utf8:,} times in place of other bytes")
-    if report.empty_documents:
+    if report.empty_documents > len(report.train.sources):  # the line end behind a file's last separator is none
         note(f"documents of white space alone, left out: {report.empty_documents:,}")
     for split in filter(None, (report.train, report.valid)):
         size = f"{split.bytes / 1e6:,.1f} MB of text"

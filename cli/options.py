@@ -4,35 +4,55 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from config.io import ConfigError
+from cli.completion import COMMON, SHELLS
+from cli.hints import command_line, hint_lines
+from config.io import SHIPPED, ConfigError
 from config.keys import Key
+from config.shipped import shipped_files
 from config.suggest import hint, nearest
 
 
-def build_parser(
-    keys: Sequence[Key], *, prog: str, description: str, default_config: str | None = None
-) -> argparse.ArgumentParser:
+@dataclass(frozen=True)
+class Guide:
+    """What the command line and the help of a command say beyond its keys.
+
+    Args:
+        prog: the command's name.
+        description: what it does.
+        default_config: the shipped TOML that it reads without `--config`.
+        shipped: its shipped TOML, with comments.
+        first_word: the key that a word without an option sets.
+        short: the keys that `--help` shows, in this order; none: all.
+        examples: what each does, and its arguments.
+    """
+
+    prog: str
+    description: str
+    default_config: str | None = None
+    shipped: Path | None = None
+    first_word: str | None = None
+    short: Sequence[str] = ()
+    examples: Sequence[tuple[str, str]] = ()
+
+
+def build_parser(keys: Sequence[Key], guide: Guide) -> argparse.ArgumentParser:
     """Return the parser of a command: an option for each key, and those that all commands have.
 
     What it refuses it raises as a ConfigError.
     """
-    parser = _Parser(
-        prog=prog,
-        usage=f"{prog} --config FILE.toml [--section.key=value ...]",
-        description=description,
-        epilog="Values come from the defaults, then the files in their order, then --toml, then the other options. "
-        "none: not set.",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    _add_common(parser, f" (default: the shipped {default_config})" if default_config else "")
-    parser.add_argument("--version", action="version", version=f"transformerlm {_version()}")
+    parser = _new_parser(guide)
+    parser.short_help = lambda: short_help(keys, guide)
+    _add_common(parser, guide)
     groups: dict[str, argparse._ArgumentGroup] = {}
     for key in keys:
         section = key.name.rpartition(".")[0]
@@ -43,39 +63,100 @@ def build_parser(
     return parser
 
 
-def _add_common(parser: argparse.ArgumentParser, usual: str) -> None:
+def short_help(keys: Sequence[Key], guide: Guide) -> str:
+    """Return the help of a command with the keys that one needs most, examples, and where there is more."""
+    if not guide.short:
+        return build_parser(keys, guide).format_help()
+    parser = _new_parser(guide)
+    parser.formatter_class = partial(argparse.RawDescriptionHelpFormatter, max_help_position=36)
+    parser.description = textwrap.fill(guide.description, shutil.get_terminal_size().columns - 2)
+    parser.epilog = "\n".join(_ending(guide, number=len(keys)))
+    _add_common(parser, guide, brief=True)
+    group = parser.add_argument_group("the settings that one needs most")
+    named = {key.name: key for key in keys}
+    for name in guide.short:
+        _add_key(group, named[name], brief=True)
+    return parser.format_help()
+
+
+def _ending(guide: Guide, *, number: int) -> Iterator[str]:
+    yield "examples:"
+    command = command_line(guide.prog.removeprefix("transformerlm-"))
+    for line in hint_lines((what, f"{command} {arguments}".rstrip()) for what, arguments in guide.examples):
+        yield f"  {line}"
+    if number > len(guide.short):
+        yield f"\n--help-all lists all {number} settings."
+    yield f"The shipped file, with comments: {guide.shipped}"
+    docs = SHIPPED.parents[1] / "docs"
+    yield f"Documentation: {docs / 'usage.md'}" if docs.is_dir() else "Documentation: docs/usage.md of the source"
+
+
+def _new_parser(guide: Guide) -> _Parser:
+    config = "[--config FILE.toml]" if guide.default_config or guide.first_word else "--config FILE.toml"
+    word = f" {guide.first_word.upper()}" if guide.first_word else ""
+    return _Parser(
+        prog=guide.prog,
+        usage=f"{guide.prog}{word} {config} [--key=value ...]",
+        description=guide.description,
+        epilog="Values come from the defaults, then the files in their order, then --toml, then the other options. "
+        "none: not set.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        add_help=False,
+    )
+
+
+class _ShortHelp(argparse.Action):
+    """`--help`: the short help of a command."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> NoReturn:
+        """Print it and stop."""
+        assert isinstance(parser, _Parser)
+        print(parser.short_help(), end="")
+        parser.exit()
+
+
+def _add_common(parser: argparse.ArgumentParser, guide: Guide, *, brief: bool = False) -> None:
+    """Add the options that all commands have; a brief help shows those that a beginner needs."""
+    more = {name: argparse.SUPPRESS if brief else text for name, (_, text) in COMMON.items()}
+    usual = f" (default: the shipped {guide.default_config})" if guide.default_config else ""
+    if guide.first_word:
+        parser.add_argument(guide.first_word, nargs="?", help=argparse.SUPPRESS)
+    parser.add_argument("-h", "--help", nargs=0, action=_ShortHelp, help=COMMON["help"][1])
+    parser.add_argument("--help-all", action="help", help=COMMON["help-all"][1])
     parser.add_argument(
         "--config",
         type=Path,
         action="append",
         metavar="FILE.toml",
         default=[],
-        help=f"the command's TOML file{usual}; of several, each is laid over those before it",
+        help=f"{COMMON['config'][1]}, or the name of a shipped one{usual}; of several, each is laid over those before",
     )
-    parser.add_argument(
-        "--toml",
-        action="append",
-        metavar="TEXT",
-        default=[],
-        help="TOML to lay over the file: --toml 'prompt = [\"[a]\"]'",
+    example = "" if brief else ": --toml 'prompt = [\"[a]\"]'"
+    parser.add_argument("--toml", action="append", metavar="TEXT", default=[], help=more["toml"] + example)
+    origin = (
+        "; --print-config=origin: say for each value whether it is from the defaults, a file, the environment or the "
+        "command line"
     )
     parser.add_argument(
         "--print-config",
         nargs="?",
-        choices=["values", "origin"],
+        choices=COMMON["print-config"][0],
         const="values",
         default=None,
-        help="print the resolved configuration as TOML, and stop; --print-config=origin: say for each value whether it "
-        "is from the defaults, a file, the environment or the command line",
+        help=COMMON["print-config"][1] + ("" if brief else origin),
     )
+    parser.add_argument("--print-schema", action="store_true", default=False, help=more["print-schema"])
+    parser.add_argument("--print-completion", choices=SHELLS, default=None, help=more["print-completion"])
     parser.add_argument(
-        "--print-schema", action="store_true", default=False, help="print the JSON schema of the TOML file, and stop"
+        "--version", action="version", version=f"transformerlm {package_version()}", help=more["version"]
     )
 
 
-def _add_key(group: argparse._ArgumentGroup, key: Key) -> None:
+def _add_key(group: argparse._ArgumentGroup, key: Key, *, brief: bool = False) -> None:
     default = "required" if key.default is None else f"default: {key.default}"
-    text = f"{key.description} ({key.expected}; {default})".replace("%", "%%")
+    takes = "" if brief and not key.choices else f"{key.takes}; "  # what can be listed tells more than a type
+    text = f"{key.description} ({takes}{default})".replace("%", "%%")
     if key.in_list:  # no option, but something to read
         group.description = f"{group.description or ''} {key.name.rpartition('.')[2]}: {text}."
     elif key.is_list:
@@ -86,7 +167,8 @@ def _add_key(group: argparse._ArgumentGroup, key: Key) -> None:
         group.add_argument(f"--{key.name}", metavar="VALUE", help=text)
 
 
-def _version() -> str:
+def package_version() -> str:
+    """Return the version that is installed."""
     try:
         return version("transformerlm")
     except PackageNotFoundError:  # run from a source tree that was never installed
@@ -95,6 +177,8 @@ def _version() -> str:
 
 class _Parser(argparse.ArgumentParser):
     """An argument parser that tells all unknown words at once, each with what was meant most likely."""
+
+    short_help: Callable[[], str]
 
     def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """Return the options of a command line.
@@ -130,7 +214,7 @@ class _Parser(argparse.ArgumentParser):
         if joined and re.fullmatch(r"[A-Za-z_][\w.-]*", name):
             found = [name] if name in names else nearest(name, names, sections=False)
             return f"{word} needs -- before it: {' or '.join(f'--{one}={value}' for one in found or [name])}"
-        if word.endswith(".toml"):
+        if word.endswith(".toml") or word in shipped_files():
             return f"{word}: a file of settings is given as --config {word}"
         return f"{word} is not a known word; a setting is given as --section.key=value, a file as --config FILE.toml"
 

@@ -11,18 +11,38 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cli.utils import Command, Progress, clock, note
+from cli.progress import Progress
+from cli.terminal import clock, note
+from cli.utils import Command
 from cli.utils import main as run_command
 from config.plan import PlanConfig
 
 Facts = dict[str, Any]
 _PARTS = ("embeddings", "attention", "feed_forward", "norms", "head", "total")
 _MEMORY = ("weights", "gradients", "optimizer", "activations", "logits", "overhead", "total")
+# What --help shows.
+SHORT = (
+    "training.max_steps",
+    "training.batch_size",
+    "training.micro_batch_size",
+    "training.device",
+    "training.precision",
+    "model.num_layers",
+    "model.d_model",
+    "model.context_length",
+    "model.vocab_size",
+    "calibration_steps",
+)
+EXAMPLES = (
+    ("the shipped small model", "--config train"),
+    ("one of GPT-2's smallest size, by arithmetic alone", "--config plan"),
+    ("whether a deeper one still fits", "--config train --model.num_layers=12"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the console script."""
-    run_command(Command("transformerlm-plan", PlanConfig, plan), argv)
+    run_command(Command("transformerlm-plan", PlanConfig, plan, short=SHORT, examples=EXAMPLES), argv)
 
 
 def plan(config: PlanConfig) -> None:
@@ -112,7 +132,7 @@ def _speed_rows(facts: Facts) -> Iterator[str]:
     yield _row("", f"{share:.0%} of the {peak:,.0f} GFLOP/s that a matrix product reaches here")
     first, steps = facts["calibration.first_step_seconds"], facts["calibration.steps"]
     yield _row("", f"the median of {steps} steps; {first:.1f} s to the end of the first")
-    yield _row("time", f"{clock(facts['eta_seconds'])}, validations, samples and checkpoints not counted")
+    yield _row("time", f"{clock(facts['eta_seconds'])}, samples and checkpoints not counted")
 
 
 def _row(name: str, text: str) -> str:

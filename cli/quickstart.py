@@ -1,4 +1,4 @@
-"""`transformerlm-quickstart`: the four commands in order, with their shipped TOMLs, on text that every install has.
+"""`transformerlm-quickstart`: the commands in order, with shipped TOMLs, on stories of our own making or on your text.
 
 Nothing here trains or generates: each stage is the command a user would type, which is shown before it runs.
 """
@@ -12,34 +12,61 @@ if __name__ == "__main__":  # before the imports that take time
 
 import json
 import shlex
+import shutil
 import signal
-import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from cli.utils import EXIT_FAILED, Command, clock, note
+from cli.budget import MAX_EVAL_TOKENS, Budget, Size, Speed, plan_budget
+from cli.hints import command_line, hint_lines
+from cli.terminal import clock, note, working
+from cli.utils import EXIT_BAD_INPUT, EXIT_FAILED, Command
 from cli.utils import main as run_command
 from config.io import SHIPPED
 from config.quickstart import QuickstartConfig
 from config.schemas import duration_seconds
 
+# What --help shows.
+SHORT = ("text", "corpus", "time", "dir", "prompt", "device")
+EXAMPLES = (
+    ("stories, in three minutes", ""),
+    ("your own text, files or folders, for longer", "--text README.md docs --time 10m"),
+)
 SEPARATOR = "<|endoftext|>"
 CORPUS_BYTES = 6_000_000
-CALIBRATION_STEPS = 12
-MIN_STEPS = 20
 MIN_DOCUMENTS = 20
 MIN_TEXT_BYTES = 20_000
-# The part of the budget that goes into steps; the rest is for validation, checkpoints and a machine that gets busy.
-STEPS_SHARE = 0.75
+CALIBRATION_STEPS = 6
+# d_model, num_layers, num_heads, from the smallest; the one in the middle is timed.
+SIZES = ((96, 4, 4), (128, 4, 4), (192, 4, 4), (256, 4, 4), (384, 6, 6), (512, 8, 8), (768, 12, 12))
+TIMED = 2
+BATCH_SIZE = 8
 RUN_NAME = "run"
-DOCSTRING_PROMPTS = ["Return the", "Create a new", ""]
+DOCSTRING_PROMPTS = ["Return the", "Create a new", "Raise"]
+STORY_PROMPT = "Once upon a time, there was a"
+CONTEXT_LENGTH = 256
+STORY_TEMPERATURE = 0.6  # a grammar leaves less to choose than people's text
+NUM_STORIES = 20  # generated at the end, to be checked by the grammar
+NUM_SHOWN = 3
+SAMPLE_TOKENS = 100  # of those during training
+MANY_PASSES = 5
+CHECKPOINT_VALIDATIONS = 3  # validations between two checkpoints
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the console script."""
-    command = Command("transformerlm-quickstart", QuickstartConfig, quickstart, default_config="quickstart.toml")
+    command = Command(
+        "transformerlm-quickstart",
+        QuickstartConfig,
+        quickstart,
+        default_config="quickstart.toml",
+        short=SHORT,
+        examples=EXAMPLES,
+    )
     run_command(command, argv)
 
 
@@ -47,25 +74,20 @@ def quickstart(config: QuickstartConfig) -> int:
     """Run the pipeline in a fresh directory, and return the exit code of the first command that fails, or 0."""
     _check_text(config.text)
     home = _free_directory(config.dir)
-    home.mkdir(parents=True)
     try:
-        corpus = home / "corpus.txt"
-        text = _documents(config.text, corpus) if config.text else [str(_write_corpus(corpus))]
-        _run("train-tokenizer", input=text, output_dir=home / "tokenizer")
-        _run(
-            "make-data",
-            input=text,
-            tokenizer=home / "tokenizer",
-            train=home / "train.npy",
-            valid=home / "valid.npy",
-        )
-        _train(config, home)
+        with _directory(home):
+            text = _prepare_text(config, home)
+            _make_tokens(config, home, text)
+        budget = _plan(config, home)
+        _train(config, home, budget)
         _show_picture(home / RUN_NAME)
-        _sample(config, home)
+        samples = _generate(config, home)
     except subprocess.CalledProcessError as error:
-        note(f"{error.cmd} ended with exit code {error.returncode}; everything so far is in {home}")
+        kept = f"; everything so far is in {home}" if home.exists() else ""
+        note(f"{error.cmd} ended with exit code {error.returncode}{kept}")
         return int(error.returncode) if error.returncode > 0 else EXIT_FAILED
-    _say_what_next(home)
+    _show(config, samples)
+    _say_what_next(config, home, budget)
     return 0
 
 
@@ -97,13 +119,39 @@ def _free_directory(wanted: Path) -> Path:
     return free
 
 
-def _write_corpus(path: Path) -> Path:
-    from databuilder.docstring_corpus import write_corpus
+@contextmanager
+def _directory(home: Path) -> Iterator[None]:
+    """Make a directory, and remove it, with the parents made for it, where a command refuses the text."""
+    made = [path for path in (home, *home.parents) if not path.exists()]
+    home.mkdir(parents=True)
+    try:
+        yield
+    except (ValueError, subprocess.CalledProcessError) as error:
+        if getattr(error, "returncode", EXIT_BAD_INPUT) == EXIT_BAD_INPUT:
+            shutil.rmtree(home)
+            with suppress(OSError):  # somebody else uses it by now
+                for parent in made[1:]:
+                    parent.rmdir()
+        raise
 
-    note("collecting the docstrings of the installed Python, torch and numpy ...")
-    report = write_corpus(path, max_bytes=CORPUS_BYTES)
-    note(f"{path}: {report.bytes / 1e6:.1f} MB of text, {report.documents:,} documents, {report.seconds:.1f} s")
-    return path
+
+# --- the text ------------------------------------------------------------------------------------------------------
+
+
+def _prepare_text(config: QuickstartConfig, home: Path) -> list[str]:
+    """Return the files to train on: the user's, or one in `home`."""
+    corpus = home / "corpus.txt"
+    if config.text:
+        return _documents(config.text, corpus)
+    size = round(CORPUS_BYTES * max(1.0, min(10.0, duration_seconds(config.time) / 90)))
+    from databuilder import docstring_corpus, stories
+
+    with working(f"writing {config.corpus}"):
+        module = stories if config.corpus == "stories" else docstring_corpus
+        report = module.write_corpus(corpus, max_bytes=size)
+    what = "stories" if config.corpus == "stories" else "docstrings of the installed Python, torch and numpy"
+    note(f"{corpus}: {report.documents:,} {what}, {report.bytes / 1e6:.1f} MB, {report.seconds:.1f} s")
+    return [str(corpus)]
 
 
 def _documents(patterns: list[str], corpus: Path) -> list[str]:
@@ -120,113 +168,215 @@ def _documents(patterns: list[str], corpus: Path) -> list[str]:
     return [str(corpus)]
 
 
-def _run(verb: str, **options: object) -> None:
-    """Run `transformerlm-<verb>` with its shipped TOML and these overrides; its data on stdout goes to nobody.
+def _make_tokens(config: QuickstartConfig, home: Path, text: list[str]) -> None:
+    from transformerlm.utils.text_files import expand_inputs, total_bytes
 
-    Raises:
-        subprocess.CalledProcessError: it ended with another exit code than 0.
-    """
-    arguments = ["--config", _shipped(verb)]
-    for key, value in options.items():
-        values = [str(item) for item in value] if isinstance(value, list) else [str(value)]
-        name = f"--{key.replace('__', '.')}"
-        # A value that looks like an option must be joined to its key.
-        arguments += [f"{name}={values[0]}"] if len(values) == 1 else [name, *values]
-    note(f"\n$ transformerlm-{verb} {shlex.join(arguments)}")
-    # -P: a folder called `config` in the working directory is not ours.
-    command = [sys.executable, "-P", "-m", f"cli.{verb.replace('-', '_')}", *arguments]
-    quiet = verb != "infer"
-    # Ctrl-C reaches the command as well, which may want to save what it has; how it ended says the rest.
-    previous = signal.signal(signal.SIGINT, lambda *_: None)
-    try:
-        done = subprocess.run(command, stdout=subprocess.DEVNULL if quiet else None, check=False)
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if done.returncode:
-        raise subprocess.CalledProcessError(done.returncode, f"transformerlm-{verb}")
+    size = total_bytes(expand_inputs(text))
+    vocab_size = 2048 if config.corpus == "stories" and not config.text else max(512, min(4096, size // 200))
+    tokenizer = home / "tokenizer"
+    _run("train-tokenizer", input=text, output_dir=tokenizer, tokenizer__vocab_size=vocab_size)
+    _run("make-data", input=text, tokenizer=tokenizer, train=home / "train.npy", valid=home / "valid.npy")
 
 
-def _shipped(verb: str) -> str:
-    """Return the path of a command's shipped TOML, relative to the working directory where that is shorter."""
-    path = SHIPPED / f"{verb.replace('-', '_')}.toml"
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+# --- the model -----------------------------------------------------------------------------------------------------
 
 
-def _train(config: QuickstartConfig, home: Path) -> None:
-    """Time a few steps, then train for as many as fit into the budget."""
-    budget = duration_seconds(config.time)
-    shared = {
+def _plan(config: QuickstartConfig, home: Path) -> Budget:
+    """Time a few steps of one size, and return what fits into the time."""
+    seconds, shared = duration_seconds(config.time), _shared(config, home)
+    with working(f"timing a few steps, to fill {clock(seconds)}"):
+        out = _run(
+            "plan",
+            config="recipes/fast",
+            quiet=True,
+            **shared,
+            **_size_options(*SIZES[TIMED]),
+            calibration_steps=CALIBRATION_STEPS,
+            training__eval_tokens=MAX_EVAL_TOKENS,
+        )
+    facts = json.loads(out)
+    speed = Speed(
+        flops_per_token=facts["flops.per_token"],
+        seconds_per_token=1 / facts["tokens_per_second"],
+        seconds_per_validation_token=facts["calibration.seconds_per_validation"] / MAX_EVAL_TOKENS,
+    )
+    sizes = [_costs(*size, shared=shared) for size in SIZES]
+    budget = plan_budget(seconds, speed=speed, sizes=sizes, tokens_per_step=facts["tokens.per_step"])
+    note(
+        f"{facts['tokens_per_second']:,.0f} tokens/s with {sizes[TIMED].parameters / 1e6:.1f} million parameters; "
+        f"what fills {clock(seconds)} best: {budget.size.parameters / 1e6:.1f} million, about {budget.steps:,} steps"
+    )
+    passes = budget.steps * facts["tokens.per_step"] / facts["data.tokens"]
+    if passes > MANY_PASSES:
+        note(f"that is {passes:.0f} times through the text: more text would help more than more time")
+    return budget
+
+
+def _shared(config: QuickstartConfig, home: Path) -> dict[str, Any]:
+    """Return the options of all commands that build the model; a short text gets a shorter context."""
+    num_train, num_valid = (_read_json(home / f"{split}.json")["tokens"] for split in ("train", "valid"))
+    longest = min(num_train // 50, num_valid // 2)
+    return {
         "data__train": home / "train.npy",
         "data__valid": home / "valid.npy",
         "data__tokenizer": home / "tokenizer",
-        "model__vocab_size": _vocab_size(home / "tokenizer"),
+        "model__vocab_size": len(_read_json(home / "tokenizer/vocab.json")),
+        "model__context_length": min(CONTEXT_LENGTH, max(16, 2 ** max(0, longest.bit_length() - 1))),
+        "training__batch_size": BATCH_SIZE,
         "training__device": config.device,
     }
-    note(f"\ntiming {CALIBRATION_STEPS} steps, to fill {clock(budget)} ...")
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _size_options(d_model: int, num_layers: int, num_heads: int) -> dict[str, Any]:
+    return {"model__d_model": d_model, "model__num_layers": num_layers, "model__num_heads": num_heads}
+
+
+def _costs(d_model: int, num_layers: int, num_heads: int, *, shared: dict[str, Any]) -> Size:
+    from transformerlm.models.estimates import count_parameters, flops_per_token
+
+    size = {"d_model": d_model, "num_layers": num_layers, "num_heads": num_heads}
+    model = {**size, "vocab_size": shared["model__vocab_size"], "qk_norm": True}
+    flops = flops_per_token(model, shared["model__context_length"])
+    return Size(**size, parameters=count_parameters(model), flops_per_token=flops)
+
+
+def _train(config: QuickstartConfig, home: Path, budget: Budget) -> None:
+    """Train until the time is over, which is also where the learning rate has come down."""
+    size = budget.size
     _run(
         "train",
-        **shared,
-        runs_dir=home / "calibration",
-        logging__run_name=RUN_NAME,
-        training__max_steps=CALIBRATION_STEPS,
-        training__log_interval=1,
-        training__eval_tokens=1,
-        schedule__warmup_steps=0,
-        samples__interval=0,
-    )
-    steps = max(MIN_STEPS, int(budget * STEPS_SHARE / _seconds_per_step(home / "calibration" / RUN_NAME)))
-    _run(
-        "train",
-        **shared,
+        config="recipes/fast",
+        **_shared(config, home),
+        **_size_options(size.d_model, size.num_layers, size.num_heads),
         runs_dir=home,
         logging__run_name=RUN_NAME,
-        training__max_steps=steps,
+        training__max_steps=budget.steps,
         training__max_time=config.time,
-        training__eval_interval=max(1, steps // 12),
-        schedule__warmup_steps=steps // 4,
-        checkpoint__interval=max(1, steps // 3),
-        samples__interval=steps // 3 + 1,
+        training__log_interval=max(1, budget.steps // 100),
+        training__eval_interval=budget.eval_interval,
+        training__eval_tokens=budget.eval_tokens,
+        checkpoint__interval=CHECKPOINT_VALIDATIONS * budget.eval_interval,
+        samples__interval=budget.sample_interval,
+        samples__prompts=[_prompts(config)[0]],
+        samples__sampling__max_new_tokens=SAMPLE_TOKENS,
     )
-
-
-def _vocab_size(tokenizer: Path) -> int:
-    return len(json.loads((tokenizer / "vocab.json").read_text(encoding="utf-8")))
-
-
-def _seconds_per_step(run_dir: Path) -> float:
-    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    rates = [record["metrics.tokens_per_second"] for record in records if "metrics.tokens_per_second" in record]
-    steps = [record["metrics.tokens"] for record in records if "metrics.tokens" in record]
-    tokens_per_step = steps[0]
-    return float(tokens_per_step / statistics.median(rates[len(rates) // 2 :]))  # the first steps are slower
 
 
 def _show_picture(run_dir: Path) -> None:
     from cli.loss_curve import save_loss_curve
 
-    picture = save_loss_curve(run_dir / "metrics.jsonl", run_dir / "loss.png")
-    note(f"loss curve: {picture}")
+    with suppress(ValueError):  # a run of a step or two has no curve
+        note(f"loss curve: {save_loss_curve(run_dir / 'metrics.jsonl', run_dir / 'loss.png')}")
 
 
-def _sample(config: QuickstartConfig, home: Path) -> None:
-    prompts = config.prompt or (["", "", ""] if config.text else DOCSTRING_PROMPTS)
-    _run(
-        "infer",
-        checkpoint=home / RUN_NAME,
-        prompt=prompts,
-        output__format="text",
-        sampling__max_new_tokens=160,
-        device=config.device,
-    )
+# --- its texts -----------------------------------------------------------------------------------------------------
 
 
-def _say_what_next(home: Path) -> None:
-    run = shlex.quote(str(home / RUN_NAME))
-    note(
-        f"\nEverything is in {home}. Next:\n"
-        f'  transformerlm-infer --config {_shipped("infer")} --checkpoint={run} --output.format=text --prompt "..."\n'
-        "  transformerlm-quickstart --text FILE... --time 10m     train on your own text, for longer\n"
-        f"  transformerlm-train --config {run}/config.toml --training.max_time=none --training.max_steps=...\n"
-        "                                                         train it further\n"
-        "  transformerlm-train --help                             every setting, with its default"
-    )
+def _prompts(config: QuickstartConfig) -> list[str]:
+    if config.prompt:
+        return config.prompt
+    if config.text:
+        return [""]
+    return [STORY_PROMPT] if config.corpus == "stories" else DOCSTRING_PROMPTS
+
+
+def _generate(config: QuickstartConfig, home: Path) -> list[dict[str, Any]]:
+    """Return the samples of the trained model, as the infer command writes them."""
+    prompts = _prompts(config)
+    number = NUM_STORIES if _is_checked(config) else -(-NUM_SHOWN // len(prompts))
+    with working("writing"):
+        out = _run(
+            "infer",
+            quiet=True,
+            checkpoint=home / RUN_NAME,
+            prompt=prompts,
+            num_samples=number,
+            batch_size=number,
+            output__format="json",
+            sampling__max_new_tokens=CONTEXT_LENGTH,
+            sampling__temperature=STORY_TEMPERATURE if config.corpus == "stories" and not config.text else 0.8,
+            device=config.device,
+        )
+    return [record for record in map(json.loads, out.splitlines()) if record.get("event") == "sample"]
+
+
+def _is_checked(config: QuickstartConfig) -> bool:
+    return config.corpus == "stories" and not (config.text or config.prompt)
+
+
+def _show(config: QuickstartConfig, samples: list[dict[str, Any]]) -> None:
+    """Print some of the texts, and how many of them the grammar accepts."""
+    texts = [sample["text.prompt"] + sample["text.output"] for sample in samples]
+    print(("\n" + "-" * 72 + "\n").join(text.rstrip() for text in texts[:NUM_SHOWN]), flush=True)
+    if _is_checked(config):
+        from databuilder.stories import summarize
+
+        found = summarize(texts)
+        note(
+            f"\nOf {len(texts)} new stories, {found.keeps_hero:.0%} keep their hero's name and {found.grammatical:.0%} "
+            "are grammatical from end to end, by the grammar that wrote the corpus."
+        )
+
+
+def _say_what_next(config: QuickstartConfig, home: Path, budget: Budget) -> None:
+    run = home / RUN_NAME
+    longer = f"{2 * duration_seconds(config.time):g}s"
+    again = ["--training.max_steps", 2 * budget.steps, "--training.max_time", longer]
+    hints = [
+        ("talk to it: it goes on from the line you type", command_line("infer", "--checkpoint", run)),
+        (f"train it to twice the time: {longer}", command_line("train", "--config", run / "config.toml", *again)),
+        ("hand it on, in the format of Hugging Face", _export(run, home / "export")),
+        (
+            "a model of other text: --text takes your files and folders",
+            command_line("quickstart", "--corpus=docstrings", "--time=5m"),
+        ),
+        ("every setting of the training, with its default", command_line("train", "--help-all")),
+    ]
+    note("\n".join(["", f"Everything is in {home}. Next:", "", *hint_lines(hints)]))
+
+
+def _export(run: Path, output: Path) -> str:
+    return command_line("export", "--config", _shipped("export"), f"--checkpoint={run}", f"--output={output}")
+
+
+# --- commands ------------------------------------------------------------------------------------------------------
+
+
+def _run(verb: str, *, config: str = "", quiet: bool = False, **options: object) -> str:
+    """Run `transformerlm-<verb>` with its shipped TOML, or another one, and these options; return its stdout.
+
+    What a `quiet` one says on stderr is shown only where it fails.
+
+    Raises:
+        subprocess.CalledProcessError: it ended with another exit code than 0.
+    """
+    words = ["--config", _shipped(config or verb)]
+    for key, value in options.items():
+        values = [str(item) for item in value] if isinstance(value, list) else [str(value)]
+        name = f"--{key.replace('__', '.')}"
+        # A value that looks like an option must be joined to its key.
+        words += [f"{name}={values[0]}"] if len(values) == 1 else [name, *values]
+    note(f"\n$ transformerlm-{verb} {shlex.join(words)}")
+    # -P: a folder called `config` in the working directory is not ours.
+    command = [sys.executable, "-P", "-m", f"cli.{verb.replace('-', '_')}", *words]
+    # Ctrl-C reaches the command as well, which may want to save what it has; how it ended says the rest.
+    previous = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        pipe = subprocess.PIPE
+        done = subprocess.run(command, stdout=pipe, stderr=pipe if quiet else None, check=False, encoding="utf-8")
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if done.returncode:
+        note((done.stderr or "").rstrip())
+        raise subprocess.CalledProcessError(done.returncode, f"transformerlm-{verb}")
+    return done.stdout
+
+
+def _shipped(name: str) -> str:
+    """Return the path of a shipped TOML, relative to the working directory where that is shorter."""
+    path = SHIPPED / f"{name.replace('-', '_')}.toml"
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -19,7 +19,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from cli.entry import STOP_CODES, is_importing, leave
-from cli.utils import Command, Progress, clock, note
+from cli.progress import Progress
+from cli.terminal import clock, framed, note
+from cli.utils import Command
 from cli.utils import main as run_command
 from config.io import dump_toml, read_toml
 from config.train import TrainConfig
@@ -36,11 +38,33 @@ if TYPE_CHECKING:
 ECHO_SECONDS = 5.0
 # A reader of stdout that takes nothing for so long is given up; `metrics.jsonl` has every line.
 STDOUT_PATIENCE = 5.0
+# What --help shows.
+SHORT = (
+    "logging.run_name",
+    "training.max_steps",
+    "training.max_time",
+    "training.batch_size",
+    "training.device",
+    "optimizer.learning_rate",
+    "model.num_layers",
+    "model.d_model",
+    "model.context_length",
+    "data.train",
+)
+EXAMPLES = (
+    ("a small model, by the shipped settings", "--config train"),
+    (
+        "a tenth of its steps, as a run of another name",
+        "--config train --training.max_steps=100 --logging.run_name=short",
+    ),
+    ("a run goes on for longer, by its own file", "--config runs/first/config.toml --training.max_steps=2000"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the console script."""
-    run_command(Command("transformerlm-train", TrainConfig, train, place_of=place_of_run), argv)
+    command = Command("transformerlm-train", TrainConfig, train, place_of=place_of_run, short=SHORT, examples=EXAMPLES)
+    run_command(command, argv)
 
 
 def place_of_run(path: Path) -> dict[str, Any]:
@@ -349,6 +373,6 @@ def _sample_hooks(trainer: Trainer) -> list[Hook]:
             text = "".join(predictor.stream(prompt, seed=step, **settings))
             record = {"event": "sample", "step": step, "text.prompt": prompt, "text.output": text}
             trainer.runtime.logger.log_record(record)
-            note(f"step {step} sample: {prompt + text!r}")
+            note(framed(f"step {step:,}", prompt + text))
 
     return [Hook(samples.interval, sample)]

@@ -11,7 +11,9 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cli.utils import Command, StageProgress, note
+from cli.progress import StageProgress
+from cli.terminal import note
+from cli.utils import Command
 from cli.utils import main as run_command
 from config.train_tokenizer import TrainTokenizerConfig
 
@@ -20,11 +22,30 @@ if TYPE_CHECKING:
     from transformerlm.utils.text_files import ReadStats
 
 SAMPLE_CHARACTERS = 1_000_000
+# What --help shows.
+SHORT = (
+    "input",
+    "output_dir",
+    "tokenizer.vocab_size",
+    "tokenizer.special_tokens",
+    "tokenizer.pattern",
+    "text_field",
+    "workers",
+    "memory_limit_mb",
+    "overwrite",
+)
+EXAMPLES = (
+    ("by the shipped settings, from data/corpus.txt", "--config train-tokenizer"),
+    ("from other files, with more tokens", '--config train-tokenizer --input "data/*.txt" --tokenizer.vocab_size=8192'),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the console script."""
-    run_command(Command("transformerlm-train-tokenizer", TrainTokenizerConfig, train_tokenizer), argv)
+    run_command(
+        Command("transformerlm-train-tokenizer", TrainTokenizerConfig, train_tokenizer, short=SHORT, examples=EXAMPLES),
+        argv,
+    )
 
 
 def train_tokenizer(config: TrainTokenizerConfig) -> None:

@@ -25,7 +25,7 @@ class BenchInferConfig(Section):
     precision: list[Literal["fp32", "bf16", "int8"]] = Field(
         ["fp32"], min_length=1, description="precisions of the weights; with int8 llama.cpp has q8_0, other peers bf16"
     )
-    device: Device = Field("auto", description="auto (cuda, mps, cpu, the first there is), cpu, cuda, cuda:N or mps")
+    device: Device = "auto"
     threads: int | None = Field(None, ge=1, le=4096, description="CPU threads of torch; none: torch's choice")
     peers: list[Literal["huggingface", "nanochat_style", "llama_cpp"]] = Field(
         ["huggingface", "nanochat_style"],

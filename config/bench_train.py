@@ -20,7 +20,7 @@ class BenchTrainConfig(Section):
         ["fp32", "bf16"], min_length=1, description="precisions to measure; bf16 is autocast over fp32 weights"
     )
     compile: list[bool] = Field([False], min_length=1, description="measure without, with, or with and without compile")
-    device: Device = Field("auto", description="auto (cuda, mps, cpu, the first there is), cpu, cuda, cuda:N or mps")
+    device: Device = "auto"
     threads: int | None = Field(None, ge=1, le=4096, description="CPU threads of torch; none: torch's choice")
     peers: list[Literal["huggingface", "litgpt", "nanogpt_style"]] = Field(
         ["huggingface", "litgpt", "nanogpt_style"],

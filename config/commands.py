@@ -12,6 +12,7 @@ from config.eval import EvalConfig
 from config.export import ExportConfig
 from config.import_ import ImportConfig
 from config.infer import InferConfig
+from config.init import InitConfig
 from config.make_data import MakeDataConfig
 from config.plan import PlanConfig
 from config.quickstart import QuickstartConfig
@@ -20,6 +21,7 @@ from config.train_tokenizer import TrainTokenizerConfig
 
 COMMANDS: dict[str, type[BaseModel]] = {
     "transformerlm-quickstart": QuickstartConfig,
+    "transformerlm-init": InitConfig,
     "transformerlm-download": DownloadConfig,
     "transformerlm-train-tokenizer": TrainTokenizerConfig,
     "transformerlm-make-data": MakeDataConfig,

@@ -52,7 +52,7 @@ class EvalConfig(Section):
         None, description="tokens between the starts of two windows; none: half the context"
     )
     batch_size: int = Field(8, ge=1, le=2**20, description="windows computed at once; the result is the same")
-    device: Device = Field("auto", description="auto (cuda, mps, cpu, the first there is), cpu, cuda, cuda:N or mps")
+    device: Device = "auto"
     precision: Precision = Field(
         "fp32", description="fp32, or bf16 autocast over fp32 weights; auto: bf16 where the hardware has it"
     )

@@ -28,7 +28,7 @@ class InferConfig(Section):
     allow_special: bool = Field(False, description="special tokens spelled out in a prompt are those tokens, not text")
     num_samples: int = Field(1, ge=1, le=10**6, description="samples of each prompt")
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of the sampling")
-    device: Device = Field("auto", description="auto (cuda, mps, cpu, the first there is), cpu, cuda, cuda:N or mps")
+    device: Device = "auto"
     precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "fp32", description="of the weights while generating; auto: bf16 where the hardware has it, else fp32"
     )

@@ -9,6 +9,7 @@ Every problem of a file is reported in one go, a line each:
 from __future__ import annotations
 
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -100,13 +101,13 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, not a file, too large, not UTF-8, or not TOML.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # False for what can be no name, too
         raise ConfigError([f"{path}: expected a TOML file, found a directory"])
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
-        raise ConfigError([f"{path}: no such file (shipped examples: {SHIPPED})"]) from None
+        raise ConfigError([f"{path}: no such file (the shipped ones are in {SHIPPED})"]) from None
     except (OSError, ValueError) as error:
         raise ConfigError([f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
     if len(data) > MAX_FILE_BYTES:

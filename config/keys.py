@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -10,6 +11,8 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
+
+_LARGE_LIMIT = re.compile(r" and <= \d{7,}(\.0)?$")
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,13 @@ class Key:
     is_optional: bool
     item: str  # what an element of a list takes
     has_free_items: bool  # the elements of a list are any text, such as prompts and the names of files
+    choices: tuple[str, ...]  # the words that it takes, as far as they can be listed
     in_list: bool  # it stands in each table of a list, [[section]], and cannot be set on the command line
+
+    @property
+    def takes(self) -> str:
+        """What the key takes, without limits so large that nobody meets them."""
+        return _LARGE_LIMIT.sub("", self.expected)
 
 
 def iter_keys(schema: type[BaseModel]) -> Iterator[Key]:
@@ -68,6 +77,7 @@ def _walk(
             is_optional=any(variant.get("type") == "null" for variant in properties[name].get("anyOf", [])),
             item=_expected(properties[name]["items"]) if "items" in properties[name] else "",
             has_free_items=_is_free_text(properties[name].get("items", {})),
+            choices=tuple(_choices(properties[name])),
             in_list=False,
         )
         if table := section_of(*get_args(field.annotation)) if "array" in kind else None:
@@ -85,6 +95,12 @@ def section_of(annotation: object) -> type[BaseModel] | None:
 
 def _variants(definition: dict[str, Any]) -> list[dict[str, Any]]:
     return [variant for variant in definition.get("anyOf", [definition]) if variant.get("type") != "null"]
+
+
+def _choices(definition: dict[str, Any]) -> Iterator[str]:
+    for variant in _variants(definition.get("items", definition)):
+        found = variant.get("enum", variant.get("examples", [variant["const"]] if "const" in variant else []))
+        yield from ["true", "false"] if variant.get("type") == "boolean" else [str(one) for one in found]
 
 
 def _is_free_text(definition: dict[str, Any]) -> bool:

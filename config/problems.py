@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -15,6 +16,7 @@ from config.paths import not_utf8
 from config.suggest import hint
 
 MAX_ERRORS = 50
+_WRITE = "; write "
 
 
 def problem_lines(
@@ -35,7 +37,9 @@ def problem_lines(
     lines = [_line(schema, item, layers) for item in errors]
     if all(item["type"] == "value_error" and _is_section(schema, item) for item in errors):
         lines += [f"{_relation_origin(layers, [], text)}: {text}" for text in _other_relations(schema, tree)]
-    lines = list(dict.fromkeys(lines))
+    # A key of several types has a line from each, of which one may say more.
+    shorter = {line.partition(_WRITE)[0] for line in lines if _WRITE in line}
+    lines = [line for line in dict.fromkeys(lines) if line not in shorter]
     if len(lines) > MAX_ERRORS:
         lines[MAX_ERRORS:] = [f"{layers[0].name}: {len(lines) - MAX_ERRORS:,} more errors"]
     return lines
@@ -62,7 +66,20 @@ def _line(schema: type[BaseModel], error: ErrorDetails, layers: Sequence[Layer])
         origin = _relation_origin(layers, parts, message) if is_section else origin
         return f"{origin}:{where and where + ':'} {message}"
     expected, found = _expected_at(schema, parts), describe_value(error["input"])
-    return f"{origin}:{where and where + ':'} expected {expected}, found {found}"
+    return f"{origin}:{where and where + ':'} expected {expected}, found {found}{_meant(error)}"
+
+
+def _meant(error: ErrorDetails) -> str:
+    """Return how the value is written that was meant, where it is but of another type: 10000 for 1e4 or "10000"."""
+    value = error["input"]
+    wanted = {"int_type": int, "float_type": float}.get(error["type"])
+    if isinstance(value, bool) or not isinstance(value, int | float | str) or wanted is None:
+        return ""
+    try:
+        number = float(value)
+        return f"{_WRITE}{value if wanted is float else int(number)}" if number == wanted(number) else ""
+    except (ValueError, OverflowError):
+        return ""
 
 
 def _relation_origin(layers: Sequence[Layer], section: list[str], message: str) -> str:
@@ -150,8 +167,17 @@ def _owner_of(schema: type[BaseModel], tree: dict[str, Any]) -> str | None:
         has_all = all(any(f"{key}.".startswith(f"{one}.") for key in known) for one in unknown)
         if has_all and not _unfit(other, tree, ("extra_forbidden", "missing")):
             keys = ", ".join(unknown[:4]) + (", ..." if len(unknown) > 4 else "")
-            return f"expected a file for {mine}, found one for {name} ({mine} has no {keys})"
+            return f"expected a file for {mine}, found one for {name} ({mine} has no {keys}){_its_run(schema, tree)}"
     return None
+
+
+def _its_run(schema: type[BaseModel], tree: dict[str, Any]) -> str:
+    """Say how to name the run whose settings a file holds to a command that takes a checkpoint."""
+    table = tree.get("logging")
+    run_name = table.get("run_name") if isinstance(table, dict) else None
+    if "checkpoint" not in schema.model_fields or "data" not in tree or not isinstance(run_name, str):
+        return ""
+    return f"; its run is given as --checkpoint {Path(str(tree.get('runs_dir', 'runs'))) / run_name}"
 
 
 def _unfit(schema: type[BaseModel], tree: dict[str, Any], kinds: tuple[str, ...]) -> list[str]:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from config.schemas import Device, Duration, FilePath, InputName, Prompt, Section
 
 
 class QuickstartConfig(Section):
-    """From raw text to generated text: runs train-tokenizer, make-data, train and infer with their shipped TOMLs."""
+    """From raw text to generated text: runs train-tokenizer, make-data, plan, train and infer with shipped TOMLs."""
 
     text: list[InputName] = Field(
-        [], description="text files to train on; none: the docstrings of the installed Python, torch and numpy"
+        [], description="text files, folders or globs to train on; none: the corpus that `corpus` names"
+    )
+    corpus: Literal["stories", "docstrings"] = Field(
+        "stories",
+        description="without text: stories (children's stories by a grammar of our own) or docstrings (those of the "
+        "installed Python, torch and numpy)",
     )
     time: Duration = Field("90s", description='training budget, e.g. "90s" or "10m"')
     dir: FilePath = Field(
@@ -22,4 +29,4 @@ class QuickstartConfig(Section):
     prompt: list[Prompt] = Field(
         [], max_length=3, description="prompts of the samples at the end; none: chosen to suit the text"
     )
-    device: Device = Field("auto", description="auto (cuda, mps, cpu, the first there is), cpu, cuda, cuda:N or mps")
+    device: Device = "auto"

@@ -7,7 +7,6 @@ writes them anew below the line that says so; without a file it prints them. A t
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,7 +20,6 @@ from config.schemas import LoggingConfig, WandbConfig
 # The same in every command that has them, so described once.
 SHARED: dict[str, type[BaseModel]] = {"logging": LoggingConfig, "wandb": WandbConfig}
 MARKER = "<!-- everything below is written by: python -m config.reference docs/configuration.md -->\n\n"
-_LARGE_LIMIT = re.compile(r" and <= \d{7,}(\.0)?$")
 
 
 def reference() -> str:
@@ -51,7 +49,7 @@ def _tables(keys: Iterable[Key], *, prefix: str = "") -> Iterator[tuple[str, str
     sections: dict[str, list[str]] = {"": []}
     for key in keys:
         name = prefix + key.name
-        cells = (f"`{name}`", _cell(key.expected), _default(key), _cell(key.description))
+        cells = (f"`{name}`", _cell(key.takes), _default(key), _cell(key.description))
         section = name.rpartition(".")[0]
         sections.setdefault(f"[{section}]" if key.in_list else section, []).append("| " + " | ".join(cells) + " |")
     for section, rows in sections.items():
@@ -66,8 +64,8 @@ def _default(key: Key) -> str:
 
 
 def _cell(text: str) -> str:
-    """Keep a text from ending its cell, and leave out limits so large that nobody meets them."""
-    return _LARGE_LIMIT.sub("", text).replace("|", r"\|")
+    """Keep a text from ending its cell."""
+    return text.replace("|", r"\|")
 
 
 def write_below_marker(path: Path) -> None:

@@ -90,7 +90,11 @@ PositiveInt = Annotated[int, Field(ge=1, le=2**53)]
 # "takes" says a pattern in words, in --help, errors and the reference.
 Device = Annotated[
     str,
-    Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,4})?)$", json_schema_extra={"takes": "auto, cpu, mps, cuda or cuda:N"}),
+    Field(
+        pattern=r"^(auto|cpu|mps|cuda(:\d{1,4})?)$",
+        description="where to compute; auto: the first there is of cuda, mps and cpu",
+        json_schema_extra={"takes": "auto, cpu, mps, cuda or cuda:N", "examples": ["auto", "cpu", "mps", "cuda"]},
+    ),
 ]
 Precision = Literal["auto", "fp32", "bf16"]
 Engine = Literal["auto", "reference", "compiled"]

@@ -131,10 +131,10 @@ def nearest(dotted: str, names: Sequence[str], *, sections: bool) -> list[str]:
     elsewhere: dict[str, str] = {}
     for name in names:
         elsewhere.setdefault(name.rpartition(".")[2], name)
-    near, far = _closest(leaf, siblings, cutoff=0.6), _closest(leaf, elsewhere, cutoff=0.75)
+    near, far = closest(leaf, siblings, cutoff=0.6), closest(leaf, elsewhere, cutoff=0.75)
     if far and (not near or _likeness(far[0], leaf) > _likeness(near[0], leaf)):
         return [elsewhere[name] for name in far]
-    return [siblings[name] for name in near] or _closest(dotted, names, cutoff=0.75)
+    return [siblings[name] for name in near] or closest(dotted, names, cutoff=0.75)
 
 
 def _plain(word: str) -> str:
@@ -148,7 +148,7 @@ def _likeness(name: str, word: str) -> tuple[float, int]:
     return difflib.SequenceMatcher(None, name, word).ratio(), -apart
 
 
-def _closest(word: str, names: Iterable[str], *, cutoff: float) -> list[str]:
-    """Return the names most like a word."""
+def closest(word: str, names: Iterable[str], *, cutoff: float) -> list[str]:
+    """Return the names most like a word: none that is less like it than `cutoff`, of 1; several are as likely."""
     likeness = {name: _likeness(name, word) for name in difflib.get_close_matches(word, names, n=3, cutoff=cutoff)}
     return sorted(name for name in likeness if likeness[name] == max(likeness.values()))

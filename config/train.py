@@ -44,7 +44,7 @@ class TrainingConfig(Section):
         "start and kept; none: no accumulation",
     )
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of the initial weights and of the data order")
-    device: Device = Field("auto", description="auto (cuda, mps, cpu, the first there is), cpu, cuda, cuda:N or mps")
+    device: Device = "auto"
     precision: Precision = Field(
         "auto", description="fp32, or bf16 autocast over fp32 weights; auto: bf16 where the hardware has it"
     )

@@ -341,6 +341,7 @@ def test_every_command_is_four_things():
     """A console script of pyproject has a module in cli, a schema in config and a shipped TOML of its name."""
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts
+    assert scripts.pop("transformerlm") == "cli.entry:transformerlm"
     for script, target in scripts.items():
         verb = script.removeprefix("transformerlm-").replace("-", "_")
         verb += "_" * keyword.iskeyword(verb)  # no module can be called `import`

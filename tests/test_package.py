@@ -90,7 +90,7 @@ def test_requirements_are_those_of_the_project():
 
 @pytest.mark.parametrize("file", ["config.py", "logger.py", "config/__init__.py", "profiling.py"])
 def test_a_users_file_in_place_of_ours_is_named(file, tmp_path):
-    """Importing the package, or starting a command, is one sentence with the file and the way out."""
+    """Importing the package is one sentence with the file and the way out; a command does not look at the file."""
     path = tmp_path / file
     path.parent.mkdir(exist_ok=True)
     path.write_text("x = 1\n")
@@ -100,8 +100,20 @@ def test_a_users_file_in_place_of_ours_is_named(file, tmp_path):
         last = python(code, cwd=tmp_path).stderr.splitlines()[-1]
         assert last.startswith(f"ImportError: {sentence}"), last
     done = python("from cli.entry import infer; infer()", cwd=tmp_path)
-    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
-    assert done.stderr.startswith(f"error: {sentence}")
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert done.stderr.startswith("transformerlm-infer: expected --config FILE.toml")
+
+
+@pytest.mark.parametrize("file", ["config.py", "cli.py", "transformerlm.py"])
+def test_python_m_does_not_look_at_a_users_file(file, tmp_path):
+    """`python -m transformerlm` beside a `config.py` or `cli.py` is the command; its own name is Python's."""
+    (tmp_path / file).write_text("x = 1\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "transformerlm", "infer", "--version"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    expected = "" if file == "transformerlm.py" else f"transformerlm {transformerlm.__version__}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
 
 
 def test_a_directory_that_is_no_package_hides_nothing(tmp_path):

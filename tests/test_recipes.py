@@ -39,7 +39,8 @@ def stories(number: int, seed: int) -> bytes:
 
 RUNS = sorted(
     path.relative_to(ROOT).as_posix()
-    for path in (ROOT / "docs/recipes").rglob("*.toml")
+    for folder in ("docs/recipes", "config/resources/recipes")
+    for path in (ROOT / folder).rglob("*.toml")
     if "[training]" in path.read_text()
 )
 

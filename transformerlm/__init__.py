@@ -67,5 +67,7 @@ def _hidden_package() -> str:
     return ""
 
 
-if _problem := _hidden_package():
+# The commands see to it themselves: `python -m transformerlm` imports this while its first word is still "-m".
+_is_command = sys.argv[:1] == ["-m"] and "transformerlm" in sys.orig_argv
+if not _is_command and (_problem := _hidden_package()):
     raise ImportError(_problem)

@@ -18,6 +18,7 @@ from config.eval import EvalConfig
 from config.export import ExportConfig
 from config.import_ import ImportConfig
 from config.infer import InferConfig
+from config.init import InitConfig
 from config.make_data import MakeDataConfig
 from config.plan import PlanConfig
 from config.quickstart import QuickstartConfig
@@ -26,6 +27,7 @@ from config.train_tokenizer import TrainTokenizerConfig
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = {
+    "init": InitConfig,
     "download": DownloadConfig,
     "train_tokenizer": TrainTokenizerConfig,
     "make_data": MakeDataConfig,

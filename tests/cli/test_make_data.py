@@ -166,3 +166,6 @@ def test_a_sample_of_so_many_tokens_is_taken_and_blank_documents_are_told(argume
     done = call("make_data", *arguments, "--input", tmp_path / "blank.txt", "--overwrite")
     assert done.records[0]["empty_documents"] == 2
     assert "documents of white space alone, left out: 2" in done.stderr
+    (tmp_path / "blank.txt").write_text("one<|endoftext|>\ntwo<|endoftext|>\n")  # as most files end: not worth a word
+    done = call("make_data", *arguments, "--input", tmp_path / "blank.txt", "--overwrite")
+    assert (done.code, "white space alone" in done.stderr) == (0, False)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from tests.cli.commands import call, shipped
+from tests.cli.commands import SCHEMAS, call, shipped
 
 
 def refusals(name: str, *arguments: object) -> list[str]:
@@ -19,13 +21,14 @@ def refusals(name: str, *arguments: object) -> list[str]:
 
 def test_all_unknown_words_are_told_at_once():
     """Options, settings without dashes and files without an option; the value of an unknown option is no word."""
-    words = ["--no_such=1", "--lr", "3", "max_steps=10", "model.d_model=8", "x.toml", "foo", "-q", "--dtype=x"]
+    words = ["--no_such=1", "--lr", "3", "max_steps=10", "model.d_model=8", "x.toml", "infer", "foo", "-q", "--dtype=x"]
     assert refusals("train", "--config", shipped("train"), *words) == [
         "--no_such is not a known option",
         "--lr is not a known option (did you mean --optimizer.learning_rate?)",
         "max_steps=10 needs -- before it: --training.max_steps=10",
         "model.d_model=8 needs -- before it: --model.d_model=8",
         "x.toml: a file of settings is given as --config x.toml",
+        "infer: a file of settings is given as --config infer",
         "foo is not a known word; a setting is given as --section.key=value, a file as --config FILE.toml",
         "-q is not a known option; a value that begins with - is joined to its option: --key=-q",
         "--dtype is not a known option (did you mean --training.precision?)",
@@ -62,8 +65,9 @@ def test_several_files_and_texts_of_toml_are_laid_on_each_other(tmp_path):
 
 def test_help_shows_devices_in_words():
     """No regular expression is shown to anybody."""
-    for name in ("train", "infer", "download"):
-        assert "matching" not in call(name, "--help").stdout
+    for name in SCHEMAS:
+        text = call(name, "--help-all").stdout
+        assert not re.search(r"matching|\\d|\^[(\[]|\[A-Z", text), name
     done = call("train", "--config", shipped("train"), "--training.device=gpu")
     expected = "expected auto, cpu, mps, cuda or cuda:N"
     assert done.stderr == f'--training.device: {expected}, found "gpu" (a string)\n'

@@ -26,7 +26,8 @@ def test_the_file_of_train_is_planned_as_it_is(pipeline):
     assert facts["micro_batch_size"] == started["micro_batch_size"]
     assert facts["calibration.steps"] == 2
     assert facts["tokens_per_second"] * facts["calibration.seconds_per_step"] == pytest.approx(8 * 16)
-    assert facts["eta_seconds"] == pytest.approx(12 * facts["calibration.seconds_per_step"])
+    steps, validations = (facts[f"calibration.seconds_per_{what}"] for what in ("step", "validation"))
+    assert facts["eta_seconds"] == pytest.approx(12 * steps + 3 * validations)
     assert 0 < facts["flops_utilisation"] < 1
     # Nothing where earlier tests of this process have already held more.
     assert ("measured at the peak" in done.stderr) == bool(facts["calibration.peak_memory_bytes"])

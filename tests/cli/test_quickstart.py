@@ -12,9 +12,24 @@ from pathlib import Path
 
 import pytest
 
-from cli import quickstart
+from cli import budget, quickstart
+from databuilder.stories import tell_stories
 from tests.cli.commands import ROOT, call
 from tests.training.tiny_run import END
+
+PLAN = {
+    "flops.per_token": 14_000_000,
+    "tokens.per_step": 2048,
+    "tokens_per_second": 2048.0,
+    "calibration.seconds_per_validation": 4.0,
+    "data.tokens": 1_000_000,
+}
+STORY = next(tell_stories())
+
+
+def options_of(command):
+    """Return the options of a command that was started, by their names."""
+    return dict(word[2:].split("=", 1) for word in command[4:] if word.startswith("--") and "=" in word)
 
 
 @pytest.fixture
@@ -24,21 +39,25 @@ def pretend(monkeypatch):
 
     def run(command, **settings):
         started.append(command)
-        values = dict(word[2:].split("=", 1) for word in command[4:] if word.startswith("--") and "=" in word)
+        values, out = options_of(command), ""
         if command[3] == "cli.train_tokenizer":
             folder = Path(values["output_dir"])
             folder.mkdir(parents=True)
             (folder / "vocab.json").write_text(json.dumps({str(number): number for number in range(300)}))
+        if command[3] == "cli.make_data":
+            for name, number in (("train", 20_000), ("valid", 1_000)):
+                Path(values[name]).with_suffix(".json").write_text(json.dumps({"tokens": number}))
+        if command[3] == "cli.plan":
+            out = json.dumps(PLAN)
         if command[3] == "cli.train":
             folder = Path(values["runs_dir"]) / values["logging.run_name"]
             folder.mkdir(parents=True)
-            lines = [{"step": 1, "metrics.loss": 5.0, "metrics.tokens": 4096}]
-            lines += [
-                {"step": step, "metrics.loss": 4.0, "metrics.tokens": 4096 * step, "metrics.tokens_per_second": 2048.0}
-                for step in (2, 3)
-            ]
+            lines = [{"step": step, "metrics.loss": 6.0 - step, "metrics.tokens": 2048 * step} for step in (1, 2, 3)]
             (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return subprocess.CompletedProcess(command, 0)
+        if command[3] == "cli.infer":
+            sample = {"event": "sample", "text.prompt": "", "text.output": STORY}
+            out = "".join(json.dumps({**sample, "number": number}) + "\n" for number in range(4))
+        return subprocess.CompletedProcess(command, 0, out, "")
 
     monkeypatch.setattr(quickstart.subprocess, "run", run)
     return started
@@ -52,35 +71,78 @@ def text(tmp_path) -> Path:
     return path
 
 
-def test_the_commands_that_are_shown_are_run_in_order_and_valid(pretend, text, tmp_path):
+@pytest.mark.parametrize("corpus", ["text", "stories", "docstrings"])
+def test_the_commands_that_are_shown_are_run_in_order_and_valid(corpus, pretend, text, tmp_path, monkeypatch):
     """Each `$ transformerlm-...` line stands for the process started after it, and that command accepts it."""
-    done = call("quickstart", "--text", text, "--dir", tmp_path / "home", "--time=100s", "--device=cpu")
-    assert (done.code, done.stdout) == (0, "")
+    monkeypatch.setattr(quickstart, "CORPUS_BYTES", 100_000)
+    source = ["--text", text] if corpus == "text" else ["--corpus", corpus]
+    done = call("quickstart", *source, "--dir", tmp_path / "home", "--time=100s", "--device=cpu")
+    assert done.code == 0, done.stderr
+    assert done.stdout == "\n".join([STORY, "-" * 72, STORY, "-" * 72, STORY, ""])
     shown = [shlex.split(line[2:]) for line in done.stderr.splitlines() if line.startswith("$ ")]
     names = [words[0].removeprefix("transformerlm-").replace("-", "_") for words in shown]
-    assert names == ["train_tokenizer", "make_data", "train", "train", "infer"]
+    assert names == ["train_tokenizer", "make_data", "plan", "train", "infer"]
     for name, words, command in zip(names, shown, pretend, strict=True):
         assert command == [sys.executable, "-P", "-m", f"cli.{name}", *words[1:]]
         checked = call(name, *words[1:], "--print-config")
         assert checked.code == 0, checked.stderr
 
 
-def test_the_steps_fill_the_time(pretend, text, tmp_path):
-    """From the measured seconds per step (here 2) follow the steps, and with them the intervals."""
+def test_the_run_is_what_was_planned(pretend, text, tmp_path):
+    """Size, steps and validations are those of the budget, in the time that was asked for, by the fast recipe."""
     call("quickstart", "--text", text, "--dir", tmp_path / "home", "--time=1000s")
-    values = dict(word[2:].split("=", 1) for word in pretend[3] if word.startswith("--") and "=" in word)
-    steps = int(values["training.max_steps"])
-    assert steps == int(1000 * quickstart.STEPS_SHARE / 2)
-    assert values["training.max_time"] == "1000s"
-    assert values["model.vocab_size"] == "300"
-    assert int(values["schedule.warmup_steps"]) < steps
+    plan, train = options_of(pretend[2]), options_of(pretend[3])
+    assert pretend[3][5].endswith("recipes/fast.toml")
+    assert train["training.max_time"] == "1000s"
+    assert int(train["training.max_steps"]) > 500
+    assert int(train["checkpoint.interval"]) % int(train["training.eval_interval"]) == 0  # no validation of its own
+    assert int(plan["training.eval_tokens"]) >= int(train["training.eval_tokens"]) >= budget.MIN_EVAL_TOKENS
+    assert {plan["model.vocab_size"], train["model.vocab_size"]} == {"300"}
+    assert plan["model.context_length"] == train["model.context_length"] == "256"
 
 
-def test_a_short_time_still_makes_some_steps(pretend, text, tmp_path):
-    """However short the time, there are enough steps for a curve, and every interval is at least 1."""
+def test_the_stories_are_checked_by_their_grammar(pretend, tmp_path, monkeypatch):
+    """Beside the texts stands how many of them keep their hero and are grammatical; with other prompts it does not."""
+    monkeypatch.setattr(quickstart, "CORPUS_BYTES", 100_000)
+    done = call("quickstart", "--dir", tmp_path / "home")
+    assert "Of 4 new stories, 100% keep their hero's name and 100% are grammatical" in done.stderr
+    assert options_of(pretend[-1])["num_samples"] == str(quickstart.NUM_STORIES)
+    done = call("quickstart", "--dir", tmp_path / "home", "--prompt=A dog")
+    assert "new stories" not in done.stderr
+
+
+def test_many_passes_over_a_small_text_are_told(pretend, text, tmp_path, monkeypatch):
+    """Who trains on little text for long is told that more text would help more."""
+    monkeypatch.setitem(PLAN, "data.tokens", 30_000)
+    done = call("quickstart", "--text", text, "--dir", tmp_path / "home", "--time=1h")
+    assert " times through the text: more text would help more than more time" in done.stderr
+    monkeypatch.setitem(PLAN, "data.tokens", 10**9)
+    done = call("quickstart", "--text", text, "--dir", tmp_path / "home", "--time=1h")
+    assert "times through the text" not in done.stderr
+
+
+def test_a_short_time_still_trains(pretend, text, tmp_path, monkeypatch):
+    """However short the time and slow the machine, there are steps; every interval is at least 1."""
+    monkeypatch.setitem(PLAN, "tokens_per_second", 1.0)
     assert call("quickstart", "--text", text, "--dir", tmp_path / "home", "--time=1s").code == 0
-    assert f"--training.max_steps={quickstart.MIN_STEPS}" in pretend[3]
+    assert int(options_of(pretend[3])["training.max_steps"]) >= 2
     assert (tmp_path / "home/run/loss.png").is_file()
+
+
+@pytest.mark.parametrize(("code", "is_kept"), [(2, False), (1, True), (130, True)])
+def test_a_text_that_is_refused_leaves_nothing_behind(code, is_kept, pretend, text, tmp_path, monkeypatch):
+    """A refusal by a command takes the directory away again, with the parents made for it; another end keeps it."""
+    run = quickstart.subprocess.run
+
+    def fails_second(command, **settings):
+        done = run(command, **settings)
+        return subprocess.CompletedProcess(command, code) if len(pretend) == 2 else done
+
+    monkeypatch.setattr(quickstart.subprocess, "run", fails_second)
+    done = call("quickstart", "--text", text, "--dir", tmp_path / "new/deep/home")
+    assert done.code == code
+    assert (tmp_path / "new").exists() is is_kept
+    assert ("everything so far is in" in done.stderr) is is_kept
 
 
 def test_nothing_is_written_over(pretend, text, tmp_path):

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
 
 import pytest
 
-from cli.utils import Command, Progress, StageProgress, clock, main
+from cli.completion import COMMON
+from cli.utils import Command, main
 from config.io import ConfigError, dump_json_schema, dump_toml, load_config
 from config.keys import iter_keys
 from config.quickstart import QuickstartConfig
-from tests.cli.commands import ROOT, SCHEMAS, call, shipped
+from tests.cli.commands import ROOT, SCHEMAS, call, module_of, shipped
 
 each_command = pytest.mark.parametrize("name", SCHEMAS)
 
@@ -51,8 +52,8 @@ def test_answers_without_work_import_nothing_heavy():
 
 @each_command
 def test_help_lists_every_key(name):
-    """`--help` names each key with its description and its default, and the options that all commands have."""
-    done = call(name, "--help")
+    """`--help-all` names each key with its description and its default, and the options that all commands have."""
+    done = call(name, "--help-all")
     text = " ".join(done.stdout.split())
     assert (done.code, done.stderr) == (0, "")
     for key in iter_keys(SCHEMAS[name]):
@@ -61,8 +62,55 @@ def test_help_lists_every_key(name):
         squeezed = text.replace(" ", "")
         assert key.description.replace(" ", "") in squeezed, key.name
         assert default.replace(" ", "") in squeezed, key.name
-    for option in ("--config FILE.toml", "--print-config", "--print-schema", "--version"):
-        assert option in text
+    for option in COMMON:
+        assert f"--{option}" in text
+
+
+@each_command
+def test_help_is_short(name, monkeypatch):
+    """`--help` fits a screen or little more: at most ten keys, examples, and where the rest is."""
+    monkeypatch.setenv("COLUMNS", "100")
+    done = call(name, "--help")
+    assert (done.code, done.stderr) == (0, "")
+    short = getattr(module_of(name), "SHORT", None)
+    if short is None:
+        assert name == "quickstart"  # all its keys are needed
+        return
+    keys = [key.name for key in iter_keys(SCHEMAS[name])]
+    assert set(short) <= set(keys)
+    assert len(set(short)) == len(short) <= 10
+    shown = re.findall(r"^  --([\w.]+) (?:VALUE|\[true)", done.stdout, flags=re.MULTILINE)
+    assert tuple(shown) == short
+    assert len(done.stdout.splitlines()) < 65
+    assert (f"--help-all lists all {len(keys)} settings" in done.stdout) == (len(short) < len(keys))
+    assert str(shipped(name)) in done.stdout
+
+
+@each_command
+def test_the_examples_of_help_run_when_pasted(name, tmp_path, monkeypatch):
+    """Each example is a line that the command takes, with the files that the commands before it have made."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/first").mkdir(parents=True)
+    (tmp_path / "runs/first/config.toml").write_bytes(shipped("train").read_bytes())
+    script = "transformerlm-" + name.rstrip("_").replace("_", "-")
+    lines = re.findall(r"^  # .+\n  (.+)$", call(name, "--help").stdout, flags=re.MULTILINE)
+    assert len(lines) >= 2 or name == "quickstart"
+    for line in lines:
+        program, _, arguments = line.partition(f"{script} ")
+        assert program == "" or program.endswith("/") or program == "uv run "
+        done = call(name, *shlex.split(arguments), "--print-config")
+        assert done.code == 0, (line, done.stderr)
+
+
+def test_help_shows_config_in_brackets_where_it_can_be_left_out():
+    """A command with a default file, or one whose first word is enough, needs no `--config`."""
+    for name, usage in {
+        "quickstart": "transformerlm-quickstart [--config FILE.toml] [--key=value ...]",
+        "init": "transformerlm-init DIR [--config FILE.toml] [--key=value ...]",
+        "train": "transformerlm-train --config FILE.toml [--key=value ...]",
+    }.items():
+        for option in ("--help", "--help-all"):
+            assert call(name, option).stdout.startswith(f"usage: {usage}\n")
 
 
 @each_command
@@ -118,6 +166,8 @@ def test_every_key_can_be_set_on_the_command_line(name):
 )
 def test_errors_are_lines_on_stderr_and_exit_2(name, arguments, message):
     """A wrong command line gives exit 2, its reason on stderr without traceback, and nothing on stdout."""
+    if name == "init":  # its first word is the directory
+        arguments = ["new", *arguments]
     done = call(name, *arguments)
     assert (done.code, done.stdout) == (2, "")
     assert re.search(message, done.stderr), done.stderr
@@ -156,8 +206,26 @@ def test_a_command_alone_says_how_to_begin():
     """A command that needs a TOML and is given nothing names the shipped one."""
     done = call("make_data")
     assert done.code == 2
-    expected = f"transformerlm-make-data: expected --config FILE.toml, for example {shipped('make_data')}\n"
+    expected = "transformerlm-make-data: expected --config FILE.toml; --config make-data is the shipped one\n"
     assert done.stderr == expected
+    assert call("make_data", "--config", "make-data", "--print-config").code == 0
+    assert call("init").stderr.startswith("transformerlm-init: expected DIR, or --config FILE.toml; --config init")
+
+
+def test_the_name_of_a_shipped_file_is_enough(tmp_path, monkeypatch):
+    """`--config train` finds it anywhere and says which file it took; a file of that name in the directory wins."""
+    monkeypatch.chdir(tmp_path)
+    done = call("train", "--config", "train", "--print-config")
+    assert (done.code, done.stderr) == (0, f"--config train: {shipped('train')}\n")
+    assert done.stdout == call("train", "--config", shipped("train"), "--print-config").stdout
+    (tmp_path / "train").write_text(shipped("train").read_text().replace('"first"', '"mine"'))
+    done = call("train", "--config", "train", "--print-config")
+    assert (done.stderr, 'run_name = "mine"' in done.stdout) == ("", True)
+    done = call("train", "--config", "trian")
+    assert done.code == 2
+    assert done.stderr.startswith(
+        "--config trian: no such file, and no shipped one of that name (did you mean train?); shipped: "
+    )
 
 
 FAILURES = [
@@ -260,7 +328,8 @@ def test_a_reader_that_goes_away_does_no_harm():
 
 STREAMS = """
 import sys
-from cli.utils import Command, main, note
+from cli.terminal import note
+from cli.utils import Command, main
 from config.quickstart import QuickstartConfig
 def run(config):
     note("to people")
@@ -304,64 +373,6 @@ def test_a_configuration_is_printed_whole_in_any_encoding():
         check=True,
     )
     assert tomllib.loads(done.stdout.decode("ascii"))["prompt"] == [prompt]
-
-
-# --- progress ----------------------------------------------------------------------------------------------------
-
-
-class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        """Say so."""
-        return True
-
-
-def test_the_eta_is_never_beyond_the_limit(monkeypatch):
-    """A job that a limit of time ends has no more left than the limit leaves."""
-    now, stream = [0.0], io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr("cli.utils.time.monotonic", lambda: now[0])
-    progress = Progress(1_000_000, limit=60.0)
-    for now[0] in (20.0, 50.0, 70.0):
-        progress(10, {})
-    assert [line.rpartition("  ")[2] for line in stream.getvalue().splitlines()] == ["ETA 0:40", "ETA 0:10", "ETA 0:00"]
-
-
-def test_progress_rewrites_one_line_on_a_terminal_only(monkeypatch):
-    """On a terminal the line is rewritten; elsewhere no control characters are written, and the end is always told."""
-    for stream, rewrites in ((Terminal(), True), (io.StringIO(), False)):
-        monkeypatch.setattr(sys, "stderr", stream)
-        progress = Progress(10)
-        now = [0.0]
-        monkeypatch.setattr("cli.utils.time.monotonic", lambda now=now: now[0])
-        progress._began = progress._shown = 0.0
-        for step in range(1, 11):
-            now[0] += 1.0
-            progress(step, {"loss": 2.5, "tokens_per_second": 1234.0} | ({"val_loss": 3.0} if step == 5 else {}))
-        text = stream.getvalue()
-        assert ("\r\x1b[K" in text) == rewrites
-        assert "step 5/10  loss 2.500  val loss 3.000  1,234 tokens/s  ETA 0:05" in text
-        assert text.endswith("step 10/10  loss 2.500  1,234 tokens/s  0:10\n")
-        assert text.count("\n") == 2
-        progress(10)
-        assert stream.getvalue() == text
-
-
-def test_stages_have_their_units(capsys):
-    """Bytes are shown as megabytes with a rate; other units by their word."""
-    progress = StageProgress({"count": "B", "merge": "merge"})
-    progress("count", 2_000_000, 2_000_000)
-    progress("merge", 7, 7)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("2.0/2.0 MB  ")
-    assert lines[1].startswith("merge 7/7  ")
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (41.6, "0:42"), (725, "12:05"), (11220, "3:07:00")])
-def test_clock(seconds, text):
-    """Times are minutes and seconds, with hours where there are any."""
-    assert clock(seconds) == text
 
 
 def test_defaults_file_and_command_line_win_in_that_order(tmp_path):

@@ -15,6 +15,7 @@ from config.eval import EvalConfig
 from config.export import ExportConfig
 from config.import_ import ImportConfig
 from config.infer import InferConfig
+from config.init import InitConfig
 from config.io import SHIPPED, ConfigError, dump_origins, dump_toml, load_config, read_layers, validate
 from config.keys import iter_keys
 from config.make_data import MakeDataConfig
@@ -35,6 +36,7 @@ SCHEMAS = {
     "export": ExportConfig,
     "import_": ImportConfig,
     "infer": InferConfig,
+    "init": InitConfig,
     "plan": PlanConfig,
     "quickstart": QuickstartConfig,
 }
@@ -90,9 +92,9 @@ def test_all_errors_at_once(tmp_path):
     lines = errors_of(text.replace("max_steps = 1000", "max_steps = 1e4").replace("3e-3", "nan"), tmp_path)
     assert lines == [
         "train.toml: model.d_model: expected an integer >= 1 and <= 1048576, found true",
-        'train.toml: model.num_heads: expected an integer >= 1 and <= 65536, found "4" (a string)',
+        'train.toml: model.num_heads: expected an integer >= 1 and <= 65536, found "4" (a string); write 4',
         "train.toml: model.n_heads is not a known key (did you mean num_heads?)",
-        "train.toml: training.max_steps: expected an integer >= 1, found 10000.0 (a float)",
+        "train.toml: training.max_steps: expected an integer >= 1, found 10000.0 (a float); write 10000",
         "train.toml: optimizer.learning_rate: expected a number > 0 and <= 1000.0, found nan (a float)",
     ]
 
@@ -406,6 +408,31 @@ def test_a_file_for_another_command_is_named(tmp_path):
     lines = raw_errors(TRAIN.read_text(), tmp_path=tmp_path, schema=InferConfig)
     assert len(lines) == 1
     assert lines[0].startswith("a.toml: expected a file for transformerlm-infer, found one for transformerlm-train (")
+    assert lines[0].endswith("); its run is given as --checkpoint runs/first")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "end"),
+    [
+        ("training.max_steps", "1e4", "found 10000.0 (a float); write 10000"),
+        ("training.max_steps", '"10"', 'found "10" (a string); write 10'),
+        ("training.max_steps", "1e-3", "found 0.001 (a float)"),
+        ("training.max_steps", '"ten"', 'found "ten" (a string)'),
+        ("training.max_steps", '"1e999"', 'found "1e999" (a string)'),
+        ("training.max_steps", "true", "found true"),
+        ("training.micro_batch_size", "4.0", "found 4.0 (a float); write 4"),
+        ("schedule.warmup_steps", '"5"', 'found "5" (a string); write 5'),
+        ("optimizer.learning_rate", '"3e-3"', 'found "3e-3" (a string); write 3e-3'),
+        ("optimizer.learning_rate", "nan", "found nan (a float)"),
+        ("optimizer.learning_rate", '"nan"', 'found "nan" (a string)'),
+    ],
+)
+def test_a_number_of_another_type_is_told_how_it_is_written(key, value, end):
+    """Where the number itself is right, the error shows it as it has to be written."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(TrainConfig, TRAIN, snippets=[f"{key} = {value}"])
+    (line,) = caught.value.lines
+    assert line.endswith(end)
 
 
 @pytest.mark.parametrize("text", ["C:\\\\temp", "C:\\\\new", "D:\\Data", "C:\\users"])

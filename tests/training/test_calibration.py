@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -55,6 +57,21 @@ def test_the_time_of_a_run_is_never_beyond_its_limit(files, tmp_path):
     config = tiny_config(files, tmp_path, {"training.max_steps": 10**9, "training.max_time": "90s"})
     plan = {"steps": 10**9, "tokens.per_step": 128, "flops.per_token": 1}
     assert measured_facts(config, 1, plan=plan, device=CPU, precision="fp32")["eta_seconds"] == 90.0
+
+
+def test_validations_are_measured_and_part_of_the_time(files, tmp_path, monkeypatch):
+    """A validation of twice the tokens takes twice the time of the batch that is measured; without data, none."""
+    ticks = iter(range(10**6))
+    clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)))  # everything takes a second
+    monkeypatch.setattr(calibration, "time", clock)
+    batch = {"training.batch_size": 4, "model.context_length": 8}
+    config = tiny_config(files, tmp_path, {**batch, "training.eval_tokens": 64, "training.eval_interval": 3})
+    found = measure(config)
+    assert (found.seconds_per_step, found.seconds_per_validation) == (1.0, 2.0)
+    plan = {"steps": 12, "tokens.per_step": 32, "flops.per_token": 1}
+    facts = measured_facts(config, 3, plan=plan, device=CPU, precision="fp32")
+    assert facts["eta_seconds"] == 12 * 1.0 + 4 * 2.0  # after steps 3, 6, 9 and 12
+    assert measure(tiny_config(files, tmp_path, {"data.valid": None})).seconds_per_validation == 0.0
 
 
 def test_slow_steps_are_fewer(files, tmp_path, monkeypatch):

@@ -228,7 +228,12 @@ def test_arrays_of_another_kind_are_refused(tmp_path: Path, tokens: Any, message
 
 
 def test_files_that_are_missing_or_broken_are_refused(tmp_path: Path) -> None:
-    """No token file, no sidecar, a sidecar that is no JSON, a file cut short, and a pickle: one line each."""
+    """No token file, a text, no sidecar, a sidecar that is no JSON, a file cut short, a pickle: one line each."""
+    (tmp_path / "corpus.txt").write_text("text")
+    with pytest.raises(
+        FileNotFoundError, match=r"corpus.txt: expected a token file .*transformerlm-make-data makes one"
+    ):
+        TokenDataset(tmp_path / "corpus.txt")
     with pytest.raises(FileNotFoundError, match="no such token file; run transformerlm-make-data"):
         TokenDataset(tmp_path / "absent.npy")
     path = write_dataset(tmp_path)

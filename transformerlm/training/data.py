@@ -219,6 +219,11 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
     sidecar = path.with_suffix(".json")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such token file; run transformerlm-make-data to write it")
+    if not sidecar.is_file() and path.suffix != ".npy":
+        raise FileNotFoundError(
+            f"{path}: expected a token file (.npy, with a .json beside it), found neither; transformerlm-make-data "
+            "makes one from text"
+        )
     if not sidecar.is_file():
         raise FileNotFoundError(f"{sidecar}: missing beside {path.name}; run transformerlm-make-data to write both")
     try:

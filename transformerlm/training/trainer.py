@@ -28,7 +28,13 @@ from transformerlm.distributed import World, all_reduce_sum, barrier, broadcast_
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training import checkpoint, document_ids, same_run
-from transformerlm.training.build import build_optimizer, num_accumulation_steps, num_validation_windows, token_bytes
+from transformerlm.training.build import (
+    build_optimizer,
+    num_accumulation_steps,
+    num_validation_windows,
+    num_validations,
+    token_bytes,
+)
 from transformerlm.training.data import Prefetcher, TokenDataset, get_batch, sample_starts, sequential_batches
 from transformerlm.training.guard import GuardState, Trouble, write_batch
 from transformerlm.training.loop import EvalResult, StepResult, batch_loss, evaluate, train_step
@@ -299,19 +305,13 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             synchronize(self.runtime.device)
             times.append(time.perf_counter() - start)
-        steps = self.config.training.max_steps - self.state.step
-        num_windows: float = steps * len(micro_batches) * len(micro_batches[0][0])
+        num_windows: float = (self.config.training.max_steps - self.state.step) * len(micro_batches) * len(inputs)
         if self.valid_data is not None:
-            num_windows += self._validations_left() * num_validation_windows(self.config, len(self.valid_data)) / 3
-        seconds = times[1] * num_windows / len(micro_batches[0][0])
+            each = num_validation_windows(self.config, len(self.valid_data))
+            num_windows += num_validations(self.config, done=self.state.step) * each / 3
+        seconds = times[1] * num_windows / len(inputs)
         left = self.seconds_left()
         return seconds if left is None else min(seconds, left), max(0.0, times[0] - times[1])
-
-    def _validations_left(self) -> int:
-        config, done, last = self.config, self.state.step, self.config.training.max_steps
-        intervals = [interval for interval in (config.training.eval_interval, config.checkpoint.interval) if interval]
-        # Those at the more frequent interval, which the others mostly coincide with, and the last step's.
-        return max(((last - 1) // interval - done // interval for interval in intervals), default=0) + 1
 
     def seconds_left(self) -> float | None:
         """Return what is left of `max_time`; None: there is no such limit."""

@@ -1,0 +1,75 @@
+"""What fits into the time of a quickstart: how large a model, how many steps, and how often to look at it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+VALIDATION_SHARE = 0.08  # of the time, for all validations together
+NUM_VALIDATIONS = 10
+NUM_SAMPLES = 6
+MIN_EVAL_TOKENS, MAX_EVAL_TOKENS = 2**10, 2**15
+# A size is worth its time where this many tokens are left for each of its parameters (docs/LOG.md).
+TOKENS_PER_PARAMETER = 0.2
+# The time ends the run, and its schedule with it; the steps are somewhat more than should fit.
+STEPS_MARGIN = 1.15
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model's size, with what it costs."""
+
+    d_model: int
+    num_layers: int
+    num_heads: int
+    parameters: int
+    flops_per_token: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured of a model whose tokens cost `flops_per_token`."""
+
+    flops_per_token: int
+    seconds_per_token: float
+    seconds_per_validation_token: float
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a training run is told, so that it fills its time."""
+
+    size: Size
+    steps: int
+    eval_interval: int
+    eval_tokens: int
+    sample_interval: int
+
+
+def plan_budget(seconds: float, *, speed: Speed, sizes: list[Size], tokens_per_step: int) -> Budget:
+    """Return what fits into `seconds` of training, by the speed of one size: the others' follow from their FLOPs.
+
+    It is the largest of `sizes`, which ascend, that sees enough tokens, or the smallest; validations take at most
+    `VALIDATION_SHARE` of the time, and one at least is made.
+    """
+    size = sizes[0]
+    for larger in sizes[1:]:
+        if _num_tokens(seconds, larger, speed) >= TOKENS_PER_PARAMETER * larger.parameters:
+            size = larger
+    steps = max(2, round(_num_tokens(seconds, size, speed) / tokens_per_step))
+    slower = size.flops_per_token / speed.flops_per_token
+    validation_tokens = VALIDATION_SHARE * seconds / (speed.seconds_per_validation_token * slower)
+    eval_tokens = round(max(MIN_EVAL_TOKENS, min(MAX_EVAL_TOKENS, validation_tokens / NUM_VALIDATIONS)))
+    num_validations = max(1, min(NUM_VALIDATIONS, int(validation_tokens / eval_tokens)))
+    return Budget(
+        size=size,
+        steps=round(STEPS_MARGIN * steps),
+        eval_interval=math.ceil(steps / num_validations),
+        eval_tokens=eval_tokens,
+        sample_interval=max(1, steps // NUM_SAMPLES),
+    )
+
+
+def _num_tokens(seconds: float, size: Size, speed: Speed) -> float:
+    slower = size.flops_per_token / speed.flops_per_token
+    return (1 - VALIDATION_SHARE) * seconds / (speed.seconds_per_token * slower)

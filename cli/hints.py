@@ -1,0 +1,35 @@
+"""Commands to type next, as lines that run when they are pasted."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def command_line(verb: str, *arguments: object) -> str:
+    """Return the line that runs `transformerlm-VERB` from where this process was started, quoted for a shell.
+
+    `uv run` goes before it where uv started this process. A command that is not on the PATH, as in an environment that
+    is not activated, is named by its path.
+    """
+    name = f"transformerlm-{verb}"
+    return shlex.join([*_program(name), *map(str, arguments)])
+
+
+def hint_lines(hints: Iterable[tuple[str, str]]) -> list[str]:
+    """Return pairs of an explanation and a command as lines of a shell: the explanation is a comment above."""
+    return [line for words, command in hints for line in (f"# {words}", command)]
+
+
+def _program(name: str) -> list[str]:
+    if "UV_RUN_RECURSION_DEPTH" in os.environ:  # set by `uv run`; UV alone is set by `uvx` as well
+        return ["uv", "run", name]
+    beside = Path(sys.executable).with_name(name)
+    if shutil.which(name) is None and beside.exists():
+        near = beside.is_relative_to(Path.cwd())
+        return [str(beside.relative_to(Path.cwd()) if near else beside)]
+    return [name]

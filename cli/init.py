@@ -1,0 +1,105 @@
+"""`transformerlm-init`: a folder with a TOML file for each step, made from the shipped ones."""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports that take time
+    from cli.entry import run
+
+    run("cli.init")
+
+import shlex
+from collections.abc import Sequence
+from contextlib import chdir
+from pathlib import Path
+
+from cli.hints import command_line
+from cli.utils import Command, note
+from cli.utils import main as run_command
+from config.init import InitConfig
+from config.io import SHIPPED
+
+STEPS = ("train_tokenizer", "make_data", "train", "infer", "eval", "export")
+SEPARATOR = "<|endoftext|>"  # that of the shipped make_data.toml
+# What --help shows.
+SHORT = ("dir", "text")
+EXAMPLES = (
+    ("a project whose text comes later", "my-model"),
+    ("one with the text of some files", "my-book --text book.txt"),
+)
+IGNORED = "/data/\n/runs/\n/exports/\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the console script."""
+    command = Command(
+        "transformerlm-init",
+        InitConfig,
+        init,
+        first_word="dir",
+        short=SHORT,
+        examples=EXAMPLES,
+    )
+    run_command(command, argv)
+
+
+def init(config: InitConfig) -> None:
+    """Write the project, or nothing where a file of it is there already.
+
+    Raises:
+        FileExistsError: the project would replace a file.
+        NotADirectoryError: the project's name is that of a file.
+    """
+    files = project_files(config.dir.resolve().name)
+    corpus = Path("data/corpus.txt")
+    taken = [str(path) for path in (*files, *([corpus] if config.text else [])) if (config.dir / path).exists()]
+    if taken:
+        names = ", ".join(taken[:3]) + (", ..." if len(taken) > 3 else "")
+        raise FileExistsError(f"{config.dir}: holds {names} already; choose another directory")
+    if config.dir.exists() and not config.dir.is_dir():
+        raise NotADirectoryError(f"{config.dir}: expected a directory for the project, found a file")
+    texts = _texts(config.text)
+    for path, content in files.items():
+        (config.dir / path).parent.mkdir(parents=True, exist_ok=True)
+        (config.dir / path).write_text(content, encoding="utf-8")
+    (config.dir / corpus).parent.mkdir(exist_ok=True)
+    if texts:
+        from databuilder.plain_text import write_documents
+
+        number = write_documents(texts, config.dir / corpus, separator=SEPARATOR)
+        note(f"{config.dir / corpus}: the text, cut into {number:,} documents")
+    with chdir(config.dir):
+        command = command_line("train-tokenizer", "--config", "train_tokenizer.toml")
+    note(f"{config.dir}: a project; its README.md has the commands in order. Next:\n")
+    note(f"cd {shlex.quote(str(config.dir))}")
+    if not texts:
+        note(f"# first put your text into {corpus}; README.md says how to get some")
+    note(command)
+
+
+def _texts(patterns: Sequence[str]) -> list[Path]:
+    """Return the files of the text; what is no text is refused before anything is written.
+
+    Raises:
+        FileNotFoundError: a name without a file.
+        ValueError: a file that is no text, or no text in any of them.
+    """
+    if not patterns:
+        return []
+    from transformerlm.utils.text_files import expand_inputs, read_text
+
+    paths = expand_inputs(patterns)
+    if not any(block.text.strip() for path in paths for block in read_text(path)):
+        raise ValueError(f"{', '.join(map(str, paths))}: expected text, found none")
+    return paths
+
+
+def project_files(name: str) -> dict[Path, str]:
+    """Return what each file of a project holds; the shipped paths are relative, so they are right in its folder."""
+    files = {Path("README.md"): (SHIPPED / "project/README.md").read_text(encoding="utf-8").format(name=name)}
+    files[Path(".gitignore")] = IGNORED
+    for step in STEPS:
+        schema = f"{step}.schema.json"
+        toml = (SHIPPED / f"{step}.toml").read_text(encoding="utf-8").replace("config/resources/", "")
+        files[Path(f"{step}.toml")] = toml.replace(f"#:schema {schema}", f"#:schema .schemas/{schema}")
+        files[Path(".schemas") / schema] = (SHIPPED / schema).read_text(encoding="utf-8")
+    return files

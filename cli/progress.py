@@ -1,0 +1,113 @@
+"""Progress for people on stderr: a live line on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+
+from cli.terminal import LIVE, clock, is_live, note
+
+_SECONDS_BETWEEN_LINES = 10.0  # where there is no live line
+_SHOWN = {
+    "loss": "loss {:.3f}",
+    "val_loss": "val loss {:.3f}",
+    "val_bits_per_byte": "{:.3f} bits/byte",
+    "tokens_per_second": "{:,.0f} tokens/s",
+}
+
+
+class Progress:
+    """How far a job is, and when it will be done.
+
+    Args:
+        total: the units of the whole job.
+        start: units that were done before this process began.
+        unit: the word for them; "B" shows megabytes.
+        began: the monotonic time at which the job began; now, by default.
+        limit: the seconds after which it ends in any case.
+        work_left: the work that is left when so many units are done, where units are not all the work there is.
+        live: whether to show a live line; where stderr is a terminal, by default.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        start: int = 0,
+        unit: str = "step",
+        began: float | None = None,
+        limit: float | None = None,
+        work_left: Callable[[int], float] | None = None,
+        live: bool | None = None,
+    ) -> None:
+        self._total, self._start, self._unit = total, start, unit
+        self._limit = math.inf if limit is None else limit
+        self._work_left = work_left or (lambda done: total - done)
+        self._began = time.monotonic() if began is None else began
+        self._shown = self._began  # not at once: the first rate would mean nothing
+        self._done, self._at = start, self._began
+        self._facts: Mapping[str, float] = {}
+        self._doing = ""
+        self._finished = False
+        self._live = is_live() if live is None else live
+
+    def __call__(self, done: int, facts: Mapping[str, float] | None = None) -> None:
+        """Show that `done` units are done, with some numbers beside; a validation is always shown on its own line."""
+        if self._finished:
+            return
+        self.move(done, facts)
+        self._finished = done >= self._total
+        important = self._finished or "val_loss" in (facts or {})
+        if important or (not self._live and self._at - self._shown >= _SECONDS_BETWEEN_LINES):
+            self._shown = self._at
+            if self._finished:
+                self.close()
+            note(self._line(facts or {}))
+
+    def move(self, done: int, facts: Mapping[str, float] | None = None) -> None:
+        """Let the live line alone show that `done` units are done; numbers that it does not name stay."""
+        self._done, self._at = done, time.monotonic()
+        facts = {**self._facts, **(facts or {})}
+        self._facts = {name: value for name, value in facts.items() if not name.startswith("val_")}  # of one step only
+        self.doing("")
+
+    def doing(self, what: str) -> None:
+        """Let the live line name what takes time besides the units: "validating 3/16", "saving"; "" for nothing."""
+        self._doing = what
+        if self._live and not self._finished:
+            LIVE.show(lambda: "  ".join(filter(None, (self._line(self._facts), self._doing))))
+
+    def close(self) -> None:
+        """Take the live line away."""
+        if self._live:
+            LIVE.show(None)
+
+    def _line(self, facts: Mapping[str, float]) -> str:
+        now, seconds = time.monotonic(), self._at - self._began
+        rate = (self._work_left(self._start) - self._work_left(self._done)) / seconds if seconds > 0 else 0.0
+        until = min(self._work_left(self._done) / rate, max(0.0, self._limit - seconds)) if rate > 0 else 0.0
+        eta = max(0.0, until - (now - self._at))  # runs down while nothing is done
+        left = f"ETA {clock(eta)}" if rate > 0 and self._done < self._total else clock(now - self._began)
+        if self._unit == "B":
+            scale, name = (1e6, "MB") if self._total >= 1e6 else (1e3, "kB")
+            return f"{self._done / scale:,.1f}/{self._total / scale:,.1f} {name}  {rate / 1e6:.1f} MB/s  {left}"
+        numbers = [text.format(facts[name]) for name, text in _SHOWN.items() if name in facts]
+        return "  ".join([f"{self._unit} {self._done:,}/{self._total:,}", *numbers, left])
+
+
+class StageProgress:
+    """Progress of a job that has several stages, each with its unit; called with (stage, done, total)."""
+
+    def __init__(self, units: Mapping[str, str]) -> None:
+        self._units = units
+        self._stages: dict[str, Progress] = {}
+        self._last = time.monotonic()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show that `done` of `total` units of a stage are done."""
+        if stage not in self._stages:
+            # A stage is first heard of when its first part is done; it began when the one before was last heard of.
+            self._stages[stage] = Progress(total, unit=self._units[stage], began=self._last)
+        self._stages[stage](done)
+        self._last = time.monotonic()

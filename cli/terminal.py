@@ -1,0 +1,131 @@
+"""What a command says to people: whole lines on stderr and, on a terminal, one live line below them.
+
+The live line is drawn anew each time it changes, and once a second while nothing else happens, so that one sees that
+the command is alive. Where stderr is no terminal there is no live line, and whole lines are all that is written.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+WIDTH = 80
+_MAX_LINE_CHARS = 2_000
+_ERASE = "\r\x1b[K"
+_REDRAW_SECONDS = 0.2
+_TICK_SECONDS = 1.0
+
+
+class LiveLine:
+    """The last line of a terminal, which others push up; `words` says at any time what stands in it."""
+
+    def __init__(self) -> None:
+        self.words: Callable[[], str] | None = None
+        self._lock = threading.RLock()  # a signal's handler may write while its thread does
+        self._is_drawn = False
+        self._drawn_at = 0.0
+        self._ticker: threading.Thread | None = None
+
+    def show(self, words: Callable[[], str] | None) -> None:
+        """Show what `words` returns from now on, or nothing; several times a second at most."""
+        with self._lock:
+            self.words = words
+            if words is None:
+                self._write("")
+            elif time.monotonic() - self._drawn_at >= _REDRAW_SECONDS:
+                self._draw()
+            if words is not None and self._ticker is None:
+                self._ticker = threading.Thread(target=self._tick, name="live-line", daemon=True)
+                self._ticker.start()
+
+    def write_above(self, text: str) -> None:
+        """Write whole lines where the live line was, and the live line below them."""
+        with self._lock:
+            self._write(text)
+            if self.words is not None:
+                self._draw()
+
+    def _tick(self) -> None:
+        """Draw the line once a second, also while nothing changes; the body of a thread."""
+        while True:
+            time.sleep(_TICK_SECONDS)
+            with self._lock:
+                if self.words is None:
+                    self._ticker = None
+                    return
+                if time.monotonic() - self._drawn_at >= _TICK_SECONDS / 2:
+                    self._draw()
+
+    def _draw(self) -> None:
+        words = self.words() if self.words else ""
+        # A line that wraps cannot be erased.
+        self._write(words[: shutil.get_terminal_size((WIDTH, 24)).columns - 1])
+        self._is_drawn, self._drawn_at = True, time.monotonic()
+
+    def _write(self, text: str) -> None:
+        # A terminal that has gone does not stop the work, nor does a signal that comes while a line is written.
+        with suppress(OSError, RuntimeError):
+            sys.stderr.write((_ERASE if self._is_drawn else "") + text)
+            sys.stderr.flush()
+        self._is_drawn = False
+
+
+LIVE = LiveLine()
+
+
+def is_live() -> bool:
+    """Whether stderr is a terminal, which can show a live line."""
+    return sys.stderr.isatty()
+
+
+def note(line: str) -> None:
+    """Say something to the person at the terminal, on stderr; a terminal that has gone does not stop the work."""
+    LIVE.write_above(f"{line}\n")
+
+
+@contextmanager
+def working(words: str) -> Iterator[None]:
+    """Return a context in which the live line says what takes time, and for how long it has: "starting  0:04"."""
+    before, began = LIVE.words, time.monotonic()
+    if is_live():
+        LIVE.show(lambda: f"{words}  {clock(time.monotonic() - began)}")
+    try:
+        yield
+    finally:
+        if is_live():
+            LIVE.show(before)
+
+
+def framed(title: str, text: str) -> str:
+    """Return a text below a rule with its title, as lines of less than 80 columns, without control characters."""
+    rule = "─" if _can_print("─") else "-"
+    printable = "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text.expandtabs(4))
+    lines = [line for part in printable.split("\n") for line in textwrap.wrap(part, WIDTH - 5) or [""]]
+    shown = [line for line, before in zip(lines, ["", *lines], strict=False) if line or before]  # no two empty lines
+    return "\n".join([f"{rule * 2} {title} ".ljust(WIDTH - 1, rule), *(f"   {line}".rstrip() for line in shown)])
+
+
+def _can_print(char: str) -> bool:
+    try:
+        char.encode(sys.stderr.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def clock(seconds: float) -> str:
+    """Return a length of time as people read it: 0:42, 12:05, 3:07:00."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def plain(text: str) -> str:
+    """Return a message as one line of printable characters, cut where it is very long: it may quote a hostile file."""
+    shown = text if len(text) <= _MAX_LINE_CHARS else f"{text[:_MAX_LINE_CHARS]}..."
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)

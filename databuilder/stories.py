@@ -1,0 +1,194 @@
+"""Children's stories of our own making, from a grammar: a text to train on that shows at a glance what a model learned.
+
+A story takes a plot (`databuilder/story_plots.py`) and a row of each table of words that the plot needs
+(`databuilder/story_words.py`), picks one form of each beat, and fills the slots. The same seed gives the same stories
+on any machine. `databuilder/story_check.py` says whether a text is such a story. To make a file by hand, and to check
+the texts that a model wrote:
+
+    python -m databuilder.stories data/stories.txt --max-bytes 6000000 --seed 0
+    python -m databuilder.stories --check samples.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from databuilder.dataset_builder import DEFAULT_SEPARATOR
+from databuilder.story_check import StoryCheck, StorySummary, check_story, summarize
+from databuilder.story_plots import PLOTS, Beat, parse_plot, slots_of
+from databuilder.story_words import WORLDS, Row, Table
+from transformerlm.utils.files import write_whole
+
+__all__ = [
+    "PROMPTS",
+    "StoriesReport",
+    "StoryCheck",
+    "StorySummary",
+    "check_story",
+    "count_stories",
+    "read_stories",
+    "summarize",
+    "tell_stories",
+    "write_corpus",
+]
+
+PROMPTS = (
+    "Once upon a time, there was a",
+    "Once upon a time, there was a little girl named",
+    "Once upon a time, there was a brave rabbit named",
+)
+DEFAULT_BYTES = 6_000_000
+
+MAX_FAULTS = 10
+
+_DOCUMENT_END = f"\n{DEFAULT_SEPARATOR}\n"
+
+
+@dataclass(frozen=True)
+class StoriesReport:
+    """What was written where, and how long it took."""
+
+    path: Path
+    bytes: int
+    documents: int
+    seconds: float
+
+
+def tell_stories(*, seed: int = 0) -> Iterator[str]:
+    """Yield stories without end, the same for the same seed."""
+    plots = [parse_plot(plot) for plot in PLOTS.values()]
+    casts = [[_cast(plot, world) for world in WORLDS] for plot in plots]
+    draw = random.Random(seed).random  # of all generators, the one that Python promises to keep
+    while True:
+        number = int(draw() * len(plots))
+        tables = casts[number][int(draw() * len(WORLDS))]
+        scene: Row = {}
+        for table in tables:
+            scene |= table[int(draw() * len(table))]
+        yield "\n\n".join(
+            " ".join(
+                beat.forms[int(draw() * len(beat.forms))] for beat in paragraph if not beat.is_optional or draw() < 0.5
+            )
+            for paragraph in plots[number]
+        ).format_map(scene)
+
+
+def _cast(plot: list[list[Beat]], world: dict[str, Table]) -> list[Table]:
+    """Return the tables that a plot takes a row of."""
+    needed = {slot for beat in itertools.chain(*plot) for form in beat.forms for slot in slots_of(form)}
+    return [table for table in world.values() if needed & table[0].keys()]
+
+
+def count_stories() -> int:
+    """Return how many stories the grammar can tell, each way to choose the rows and the forms counted once."""
+    total = 0
+    for plot in map(parse_plot, PLOTS.values()):
+        tellings = math.prod(len(beat.forms) + beat.is_optional for beat in itertools.chain(*plot))
+        total += sum(tellings * math.prod(map(len, _cast(plot, world))) for world in WORLDS)
+    return total
+
+
+def write_corpus(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_BYTES, seed: int = 0) -> StoriesReport:
+    """Write stories to a text file, each followed by a line with the separator, up to `max_bytes` of them.
+
+    Raises:
+        ValueError: `max_bytes` is too small for a story.
+    """
+    start = time.perf_counter()
+    path = Path(path)
+    stories, size = [], 0
+    for story in tell_stories(seed=seed):
+        size += len(story) + len(_DOCUMENT_END)  # every character is one byte
+        if size > max_bytes:
+            break
+        stories.append(story)
+    if not stories:
+        raise ValueError(f"max_bytes: expected room for at least one story, some 1,000 bytes, found {max_bytes:,}")
+    data = "".join(f"{story}{_DOCUMENT_END}" for story in stories).encode("ascii")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, data)
+    return StoriesReport(path, len(data), len(stories), time.perf_counter() - start)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write stories to the file named on the command line, or check those in it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m databuilder.stories",
+        description="Write children's stories to a text file, or check the stories that a model wrote.",
+    )
+    parser.add_argument("path", metavar="FILE", help="the text file to write; with --check, the one to read, or -")
+    parser.add_argument(
+        "--max-bytes", type=int, default=DEFAULT_BYTES, metavar="N", help="stop at this size (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the stories (default: %(default)s)")
+    parser.add_argument("--check", action="store_true", help="check stories: text, or the lines of transformerlm-infer")
+    parser.add_argument("--known", metavar="FILE", help="with --check: the stories that the model was trained on")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.check:
+            _check(arguments.path, arguments.known)
+        else:
+            report = write_corpus(arguments.path, max_bytes=arguments.max_bytes, seed=arguments.seed)
+            said = f"{report.bytes / 1e6:.1f} MB of text, {report.documents:,} stories, {report.seconds:.1f} s"
+            sys.stderr.write(f"{report.path}: {said}\n")
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+def _check(path: str, known: str | None) -> None:
+    """Write the shares of the stories in a file, and what is wrong with the first of them.
+
+    Raises:
+        ValueError: there is no story.
+    """
+    texts = read_stories(path)
+    summary = summarize(texts, known=read_stories(known) if known else None)
+    lines = [str(summary)]
+    for number, text in enumerate(texts, 1):
+        lines += [f"story {number}: {fault}" for fault in check_story(text).faults]
+    shown = lines[: 1 + MAX_FAULTS]
+    more = [f"... and {len(lines) - len(shown):,} more"] * (len(lines) > len(shown))
+    sys.stdout.write("\n".join(shown + more) + "\n")
+
+
+def read_stories(path: str | os.PathLike[str]) -> list[str]:
+    """Return the stories of a text file with separators, or of JSON lines with a text each; `-` is stdin.
+
+    Raises:
+        ValueError: the file has no story, or a line of JSON has no text.
+        OSError: it cannot be read.
+    """
+    text = sys.stdin.read() if str(path) == "-" else Path(path).read_text(encoding="utf-8")
+    if text.lstrip().startswith("{"):
+        stories = [_text_of(json.loads(line), f"{path}: line {number}") for number, line in _lines(text)]
+    else:
+        stories = [story.strip() for story in text.split(DEFAULT_SEPARATOR)]
+    if not any(stories):
+        raise ValueError(f"{path}: expected stories, found none")
+    return [story for story in stories if story]
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    return ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
+
+
+def _text_of(record: dict[str, object], where: str) -> str:
+    """Return the text of a JSON line: of a corpus, or of `transformerlm-infer`, whose prompt belongs to it."""
+    for keys in (("text",), ("text.prompt", "text.output")):
+        if all(isinstance(record.get(key), str) for key in keys):
+            return "".join(str(record[key]) for key in keys).split(DEFAULT_SEPARATOR)[0].strip()
+    raise ValueError(f'{where}: expected "text", or "text.prompt" and "text.output", found {", ".join(record)}')
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,120 @@
+"""Lines for people on stderr, and one live line below them on a terminal."""
+
+from __future__ import annotations
+
+import io
+import sys
+import threading
+
+import pytest
+
+from cli.terminal import LIVE, LiveLine, clock, framed, note, plain, working
+from tests.cli.test_progress import terminal
+
+
+@pytest.fixture(autouse=True)
+def _at_rest(monkeypatch):
+    """Begin with no live line, which may be drawn at once, and leave none."""
+    monkeypatch.setenv("COLUMNS", "40")
+    LIVE._drawn_at = 0.0
+    yield
+    LIVE.show(None)
+
+
+def screen(text: str) -> list[str]:
+    """Return the lines that a terminal shows after this text."""
+    return [line.rpartition("\r\x1b[K")[2] for line in text.split("\n")]
+
+
+def test_a_note_stands_above_the_live_line(monkeypatch):
+    """The live line is erased, the note written, and the live line drawn again below it."""
+    stream = terminal(monkeypatch)
+    LIVE.show(lambda: "step 1/2")
+    note("a word")
+    assert screen(stream.getvalue()) == ["a word", "step 1/2"]
+    LIVE.show(None)
+    assert screen(stream.getvalue()) == ["a word", ""]
+    note("the end")
+    assert stream.getvalue().endswith("the end\n")
+
+
+def test_a_live_line_never_wraps(monkeypatch):
+    """A terminal cannot erase a line that has wrapped, so it is cut at the width."""
+    stream = terminal(monkeypatch)
+    LIVE.show(lambda: "x" * 100)
+    assert screen(stream.getvalue()) == ["x" * 39]
+
+
+def test_a_live_line_moves_while_nothing_happens(monkeypatch):
+    """A thread draws it again and again, and ends when there is no live line any more."""
+    terminal(monkeypatch)
+    monkeypatch.setattr("cli.terminal._TICK_SECONDS", 0.01)
+    line, drawn, enough = LiveLine(), [], threading.Event()
+
+    def words() -> str:
+        drawn.append(len(drawn))
+        if len(drawn) > 3:
+            enough.set()
+        return str(len(drawn))
+
+    line.show(words)
+    ticker = line._ticker
+    assert enough.wait(60)
+    line.show(None)
+    ticker.join(60)
+    assert not ticker.is_alive()
+
+
+def test_what_takes_time_is_named_on_a_terminal_only(monkeypatch):
+    """The words come with the seconds so far and go at the end, also by an error; elsewhere nothing is written."""
+    stream = terminal(monkeypatch)
+    with pytest.raises(ValueError, match="x"), working("importing"):
+        raise ValueError("x")
+    assert "importing  0:00" in stream.getvalue()
+    assert screen(stream.getvalue()) == [""]
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with working("importing"):
+        pass
+    assert sys.stderr.getvalue() == ""
+
+
+@pytest.mark.parametrize("error", [OSError("gone"), RuntimeError("reentrant call")])
+def test_a_terminal_that_takes_nothing_stops_no_work(error, monkeypatch):
+    """A terminal that has gone, or a signal's handler that comes while a line is written, ends nothing."""
+
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise error
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    note("lost")
+
+
+def test_a_sample_is_framed_within_80_columns():
+    """Line breaks are line breaks, long lines wrap at words, many empty lines are one, and no control character is."""
+    text = 'Once upon a time, "Ada" ' + "met a fox and " * 8 + "\n\n\n\tIndented \x1b[31mred\x07\n" + "x" * 200
+    lines = framed("step 1,200", text).splitlines()
+    assert lines[0].startswith("── step 1,200 ───")
+    assert all(len(line) < 80 for line in lines)
+    assert lines[1].startswith('   Once upon a time, "Ada" met a fox')
+    assert lines.count("") == 1
+    assert "Indented \ufffd[31mred\ufffd" in framed("", text)
+    assert "".join("".join(lines[1:]).split()).endswith("x" * 200)
+
+
+def test_a_frame_is_ascii_where_the_terminal_is(monkeypatch):
+    """An encoding without the rule's character gets dashes, not question marks."""
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert framed("step 1", "a").startswith("-- step 1 ---")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (41.6, "0:42"), (725, "12:05"), (11220, "3:07:00")])
+def test_clock(seconds, text):
+    """Times are minutes and seconds, with hours where there are any."""
+    assert clock(seconds) == text
+
+
+def test_a_hostile_name_is_one_line():
+    """A message that quotes a file's bytes has no control characters and an end."""
+    assert plain("a\x1b[2J\nb") == "a\\x1b[2J\\nb"
+    assert len(plain("x" * 10**6)) < 3_000
