@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.terminal import note
+from config.extras import how_to_install
 
 WIDTH, HEIGHT = 9, 5
 _NUM_COLOURS = 10  # matplotlib begins again after so many
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.picture is not None:
             save_curves(groups, arguments.picture, unit=_UNITS[measure])
     except ImportError as error:
-        note(f'no picture: {error}; pip install "transformerlm[plot]"')
+        note(f"no picture: {error}; {how_to_install('plot')}")
     except (ValueError, OSError) as error:
         parser.error(str(error))
 

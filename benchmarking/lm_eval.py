@@ -17,11 +17,13 @@ import importlib
 import importlib.util
 import sys
 
+from config.extras import how_to_install
+
 
 def main() -> None:
     """Run the harness's command; exit with 2 and one line where it is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
-        print('lm-eval is not installed: pip install "transformerlm[eval]"', file=sys.stderr)
+        print(f"lm-eval is not installed: {how_to_install('eval')}", file=sys.stderr)
         sys.exit(2)
     importlib.import_module("benchmarking.lm_eval_model")
     importlib.import_module("lm_eval.__main__").cli_evaluate()

@@ -9,6 +9,7 @@ if __name__ == "__main__":  # before the imports that take time
 
 import itertools
 import json
+import os
 import sys
 import tempfile
 import time
@@ -199,10 +200,16 @@ def _stream_one(predictor: Predictor, config: InferConfig, sample: _Sample, sett
         return "".join(stream)
     if sample.number:
         print("\n" + "-" * 72)
-    for piece in itertools.chain([sample.prompt], _kept(stream, pieces)):
+    for piece in itertools.chain([_as_prompt(sample.prompt)], _kept(stream, pieces)):
         print(piece, end="", flush=True)
     print(flush=True)
     return "".join(pieces)
+
+
+def _as_prompt(text: str) -> str:
+    """Return a prompt in bold where a person reads it, so that the model's part is seen to begin; else as it is."""
+    plain = not text or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty()
+    return text if plain else f"\x1b[1m{text}\x1b[0m"
 
 
 _LOG_NAMES = {"top_p": "p"}

@@ -124,7 +124,7 @@ def _table(facts: Facts, *, chosen: bool, changes: list[tuple[str, int]]) -> Ite
         tokens += f"; {facts['tokens.total'] / facts['data.tokens']:.2g} times the {facts['data.tokens']:,} of the data"
     yield _row("tokens", tokens)
     ratio = facts["tokens.per_parameter"]
-    yield _row("per parameter", f"{ratio:.3g} tokens; about {CHINCHILLA} make the best of a given number of FLOPs")
+    yield _row("per parameter", f"{ratio:.3g} tokens, {_against_best(ratio, CHINCHILLA)}")
     how = ', chosen by micro_batch_size = "auto"' if chosen else ""
     yield _row("micro-batch", f"{facts['micro_batch_size']} of {facts['batch_size']} sequences{how}")
     if facts["num_processes"] > 1:
@@ -136,6 +136,14 @@ def _table(facts: Facts, *, chosen: bool, changes: list[tuple[str, int]]) -> Ite
     needed = f"the run needs {_bytes(facts['disk.needed_bytes'])} of disk{free}"
     yield _row("checkpoint", f"{_bytes(facts['checkpoint.bytes'])}; {needed}")
     yield from _speed_rows(facts)
+
+
+def _against_best(ratio: float, best: int) -> str:
+    """Return what a number of tokens per parameter means for the size of the model."""
+    if best / 3 <= ratio <= best * 3:
+        return f"near the {best} that are best for a given number of FLOPs"
+    side, size, number = ("below", "smaller", "more") if ratio < best else ("above", "larger", "fewer")
+    return f"far {side} {best}: with these FLOPs a {size} model on {number} tokens would be better"
 
 
 def _memory_rows(facts: Facts, changes: list[tuple[str, int]]) -> Iterator[str]:

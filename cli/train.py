@@ -337,7 +337,8 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
         note(f"resumed at step {trainer.state.step:,}")
     elif trainer.config.checkpoint.init_from:
         note(f"begins with the weights of {trainer.config.checkpoint.init_from}")
-    note(f"{run_dir}: {parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs per token, about {gigabytes(memory)}")
+    size = f"{parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs per token"
+    note(f"{run_dir}: {size}, about {gigabytes(memory)} of memory")
     passes = f", {per_pass} of {training.batch_size} sequences at a time" if per_pass < training.batch_size else ""
     where = f"on {runtime.device} in {runtime.precision}"
     if compiled and steps:

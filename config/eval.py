@@ -31,7 +31,7 @@ class EvalConfig(Section):
         [], max_length=2, description="two checkpoints to evaluate and compare, instead of checkpoint"
     )
     input: list[InputName] = Field(
-        min_length=1, description="text files or globs (.txt, .jsonl, .parquet, .gz, .zst), or one token file (.npy)"
+        min_length=1, description="texts, folders, globs (.txt, .jsonl, .parquet, .gz, .zst), or one token file (.npy)"
     )
     text_field: TextField = Field("text", description=".jsonl, .parquet: the field that holds a document's text")
     allow_special: bool = Field(

@@ -104,7 +104,7 @@ Pattern = Literal["gpt2", "cl100k", "smollm"]
 SpecialToken = Annotated[str, Field(min_length=1, max_length=256)]
 TextFiles = Annotated[
     list[InputName],
-    Field(description="text files or globs: .txt, .jsonl, .json, .parquet, .gz, .zst (any other name is read as text)"),
+    Field(description="text files, folders or globs: .txt, .jsonl, .parquet, .gz, .zst (another name is read as text)"),
 ]
 
 

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from config.extras import how_to_install
 from logger.base import Logger
 
 _log = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ def require_wandb() -> None:
     spec = importlib.util.find_spec("wandb")
     # The folder `wandb/` that offline runs leave behind is importable too, as a namespace package without an origin.
     if spec is None or spec.origin is None:
-        raise ValueError('wandb is not installed: pip install "transformerlm[wandb]"')
+        raise ValueError(f"wandb is not installed: {how_to_install('wandb')}")
 
 
 def _start_process() -> subprocess.Popen[bytes]:

@@ -21,6 +21,82 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# What `pytest -m quick` runs, beside tests/: whole rooms and single files, a minute of one core in all.
+QUICK = (
+    "benchmarking/test_compare_runs.py",
+    "benchmarking/test_machine.py",
+    "cli/test_export.py",
+    "cli/test_infer.py",
+    "cli/test_loss_curve.py",
+    "cli/test_make_data.py",
+    "cli/test_options.py",
+    "config/test_extras.py",
+    "config/test_io.py",
+    "config/test_paths.py",
+    "config/test_reference.py",
+    "config/test_suggest.py",
+    "databuilder/test_hub.py",
+    "databuilder/test_plain_text.py",
+    "databuilder/test_sources.py",
+    "databuilder/test_token_file.py",
+    "distributed",
+    "evaluation",
+    "golden",
+    "inference/test_choice.py",
+    "inference/test_decoder.py",
+    "inference/test_predictor.py",
+    "inference/test_products.py",
+    "inference/test_sampling.py",
+    "interop/test_llama.py",
+    "interop/test_tiktoken_ranks.py",
+    "interop/test_verify.py",
+    "logger",
+    "models/test_attention.py",
+    "models/test_estimates.py",
+    "models/test_kv_cache.py",
+    "models/test_layers.py",
+    "profiling",
+    "released",
+    "tokenizer/test_bpe_merge.py",
+    "tokenizer/test_byte_chunks.py",
+    "tokenizer/test_engines.py",
+    "tokenizer/test_io.py",
+    "training/test_data.py",
+    "training/test_loop.py",
+    "training/test_loss.py",
+    "training/test_micro_batch.py",
+    "training/test_optim.py",
+    "training/test_preflight.py",
+    "training/test_schedule.py",
+    "training/test_token_array.py",
+    "utils/test_device.py",
+    "utils/test_file_kinds.py",
+    "utils/test_files.py",
+    "utils/test_lock.py",
+    "utils/test_text_files.py",
+)
+
+
+def is_quick(path: Path) -> bool:
+    """Return whether a file of tests is among the quick ones."""
+    place = path.relative_to(Path(__file__).parent).as_posix()
+    return any(place == one or place.startswith(f"{one}/") for one in QUICK)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave a file unread that `-m quick` would take nothing of: importing them all takes as long as the tests do."""
+    is_test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    return True if is_test and config.option.markexpr == "quick" and not is_quick(collection_path) else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the quick tests, before those that are not asked for are left out."""
+    for item in items:
+        if is_quick(item.path) and not any(item.iter_markers("slow")) and not any(item.iter_markers("gpu")):
+            item.add_marker("quick")
+
+
 @pytest.fixture(autouse=True)
 def _deterministic() -> None:
     """Seed torch and keep it on one thread, so that results do not depend on the machine's load."""

@@ -17,9 +17,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TOMLS = [path for folder in ("config/resources", "docs/recipes") for path in sorted((ROOT / folder).rglob("*.toml"))]
 BY_HAND = ("train-tokenizer", "make-data", "train", "infer")
 # Commands whose lines are checked by appending an option that prints and runs nothing: --print-config, but for these.
 PRINTS = {"benchmarking.gpu_suite": "--dry-run"}
+# Those without a configuration, which only running them can check (tests/test_docs.py).
+PLAIN = ("benchmarking.compare_runs", "benchmarking.plot_tokenizer", "benchmarking.lm_eval")
+ENDS = ("|", ">", ">>", "2>", "<", "&&", ";", "&", "$@", "$@;")  # "$@" is what a function of the shell was given
 COMMAND = re.compile(r"transformerlm-([\w-]+)|(?:cli|benchmarking)\.(\w+)")
 
 
@@ -30,7 +34,11 @@ def blocks_of(page: Path, *languages: str) -> list[str]:
 
 
 def commands_of(page: Path) -> list[str]:
-    """Return the lines of a page's shell blocks, continued lines joined."""
+    """Return the lines of a page's shell blocks, continued lines joined; of a TOML file, those of its comments."""
+    if page.suffix == ".toml":
+        return re.findall(
+            r"^#  +(.*(?:transformerlm-|benchmarking\.).*)$", page.read_text(encoding="utf-8"), flags=re.M
+        )
     lines = [line for block in blocks_of(page, "bash", "sh") for line in block.replace("\\\n", " ").splitlines()]
     return [" ".join(line.split()) for line in lines if line.strip() and not line.strip().startswith("#")]
 
@@ -43,16 +51,16 @@ def our_part(line: str) -> tuple[str, list[str]] | None:
         if found and (found[1] or words[index - 1] == "-m"):
             module = f"cli.{found[1].replace('-', '_')}{'_' * iskeyword(found[1])}" if found[1] else word
             arguments = words[index + 1 :]
-            ends = [place for place, one in enumerate(arguments) if one in ("|", ">", ">>", "2>", "<", "&&", ";", "&")]
+            ends = [place for place, one in enumerate(arguments) if one in ENDS]
             return module, arguments[: min(ends, default=len(arguments))]
     return None
 
 
 LINES = [
     pytest.param(line, id=f"{page.relative_to(ROOT)}: {line}")
-    for page in PAGES
+    for page in (*PAGES, *TOMLS)
     for line in dict.fromkeys(commands_of(page))
-    if our_part(line)
+    if (part := our_part(line)) and part[0] not in PLAIN
 ]
 
 
@@ -81,11 +89,15 @@ def test_the_command_is_accepted(line, checkout):
     assert stdout.getvalue()
 
 
-def test_readme_starts_with_the_two_commands():
-    """README's first shell lines hold the main job and the tests, as a newcomer needs them."""
-    commands = commands_of(ROOT / "README.md")
-    assert any(line.endswith("uv run transformerlm-quickstart") for line in commands[:4])
-    assert any("uv run pytest" in line for line in commands[:6])
+def test_readme_starts_with_what_a_newcomer_needs():
+    """README's first shell lines: the clone, the small download before any other, the main job, and the quick tests."""
+    clone, *commands = commands_of(ROOT / "README.md")
+    assert clone.startswith("git clone")
+    cpu, quickstart, tests = (
+        next(index for index, line in enumerate(commands) if found in line)
+        for found in ("export UV_FIND_LINKS=", "uv run transformerlm-quickstart", "uv run --extra dev pytest -m quick")
+    )
+    assert cpu < quickstart < tests < 5
 
 
 def test_readme_shows_every_command():

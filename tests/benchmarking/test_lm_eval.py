@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarking import lm_eval
+from config.extras import how_to_install
 from tests.training.tiny_run import tiny_config, write_tiny_files
 from transformerlm.training.trainer import TrainConfig
 
@@ -41,7 +42,7 @@ def test_a_missing_harness_is_named_with_its_extra(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         lm_eval.main()
     assert ended.value.code == 2
-    assert capsys.readouterr().err == 'lm-eval is not installed: pip install "transformerlm[eval]"\n'
+    assert capsys.readouterr().err == f"lm-eval is not installed: {how_to_install('eval')}\n"
 
 
 @pytest.mark.slow

@@ -109,6 +109,22 @@ def test_text_format_is_prompt_and_output(infer):
     assert done.stdout == f"{expected[0]}\n\n{'-' * 72}\n{expected[1]}\n"
 
 
+def test_a_terminal_shows_where_the_models_part_begins(infer, monkeypatch):
+    """There the prompt is bold, in text format alone, unless NO_COLOR or a dumb terminal asks for plain text."""
+    arguments = ["--prompt=Ada", "--output.format=text"]
+    plain = infer(*arguments).stdout
+    monkeypatch.setattr(io, "StringIO", type("Terminal", (io.StringIO,), {"isatty": lambda stream: True}))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert infer(*arguments).stdout == plain.replace("Ada", "\x1b[1mAda\x1b[0m", 1)
+    assert infer("--prompt=", "--output.format=text").stdout.count("\x1b") == 0
+    monkeypatch.setenv("TERM", "dumb")
+    assert infer(*arguments).stdout == plain
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert infer(*arguments).stdout == plain
+
+
 def test_every_name_of_a_checkpoint_works(infer, pipeline, tmp_path):
     """A run, its newest checkpoint, `latest`, and a copy that stands alone give the same text."""
     copy = tmp_path / "copy"

@@ -55,6 +55,21 @@ def test_no_data_and_no_steps_are_needed(pipeline):
     assert "tokens/s" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("tokens_per_parameter", "words"),
+    [
+        (2, "far below 20: with these FLOPs a smaller model on more tokens would be better"),
+        (20, "near the 20 that are best for a given number of FLOPs"),
+        (200, "far above 20: with these FLOPs a larger model on fewer tokens would be better"),
+    ],
+)
+def test_tokens_per_parameter_come_with_what_they_mean(pipeline, tokens_per_parameter, words):
+    """The plan says whether the model is too large or too small for the tokens that it is trained on."""
+    steps = tokens_per_parameter * pipeline.outcome.records[0]["parameters"] // (8 * 16)
+    done, facts = plan(pipeline, "--calibration_steps=0", f"--training.max_steps={steps}")
+    assert f"{facts['tokens.per_parameter']:.3g} tokens, {words}\n" in done.stderr
+
+
 def test_the_shipped_file_needs_no_training_of_that_size():
     """The shipped plan, of a model too large for a test, answers by arithmetic and chooses its micro-batch."""
     done = call("plan", "--config", shipped("plan"))

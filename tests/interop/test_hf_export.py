@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from torch.testing import assert_close
 
+from config.extras import how_to_install
 from tests.interop.models import SCALING, make_checkpoint, make_tokenizer
 from transformerlm.interop.hf_export import write_hf
 from transformerlm.training.checkpoint import CheckpointError, load_model
@@ -138,7 +139,7 @@ def test_without_transformers_it_says_what_was_not_checked(files, tmp_path, monk
     """The directory is written all the same, and the line names the install command."""
     monkeypatch.setitem(sys.modules, "transformers", None)
     outcome = write_hf(make_checkpoint(tmp_path, files), tmp_path / "out")
-    assert outcome == 'not verified, as transformers is not installed: pip install "transformerlm[interop]"'
+    assert outcome == f"not verified, as transformers is not installed: {how_to_install('interop')}"
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 

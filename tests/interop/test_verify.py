@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from config.extras import how_to_install
 from transformerlm.interop.tiktoken_ranks import to_ranks
 from transformerlm.interop.tokenizer_json import to_json
 from transformerlm.interop.verify import compare_ids, hard_texts, verify_ranks, verify_tokenizer_json
@@ -49,4 +50,4 @@ def test_a_missing_library_is_said(library, tokenizer, monkeypatch):
         "tokenizers": lambda: verify_tokenizer_json(tokenizer, to_json(tokenizer)),
         "tiktoken": lambda: verify_ranks(tokenizer, to_ranks(tokenizer)),
     }[library]
-    assert verify() == f'not verified, as {library} is not installed: pip install "transformerlm[interop]"'
+    assert verify() == f"not verified, as {library} is not installed: {how_to_install('interop')}"

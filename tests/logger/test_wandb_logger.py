@@ -244,7 +244,10 @@ def test_run_id_is_known_without_the_network(fake):
 def test_missing_package_is_one_line(monkeypatch, spec):
     """Without the package, or with only a folder of its name, the error says how to install it."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    with pytest.raises(ValueError, match=r'^wandb is not installed: pip install "transformerlm\[wandb\]"$'):
+    with pytest.raises(
+        ValueError,
+        match=r'^wandb is not installed: pip install "transformerlm\[wandb\]"',
+    ):
         create_logger("wandb", run_name="a")
 
 

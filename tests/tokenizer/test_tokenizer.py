@@ -387,3 +387,13 @@ def test_a_merges_file_that_was_cut_is_refused(tmp_path):
         ValueError, match=rf"merges\.txt: expected a merge for each of the {number} .* found {number - 1}"
     ):
         Tokenizer.from_directory(tmp_path)
+
+
+def test_encode_file_takes_one_file(tmp_path):
+    """A folder or glob of several files is refused: the ids would be those of the first."""
+    tokenizer = Tokenizer({index: bytes([index]) for index in range(256)}, [])
+    (tmp_path / "a.txt").write_text("a")
+    assert tokenizer.encode_file(tmp_path).tolist() == [ord("a")]
+    (tmp_path / "b.txt").write_text("b")
+    with pytest.raises(ValueError, match=f"expected one file, found 2 at {tmp_path}"):
+        tokenizer.encode_file(tmp_path)

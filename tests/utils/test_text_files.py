@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def test_names_and_globs_become_files_in_order(tmp_path: Path) -> None:
         ([], ValueError, "at least one text file"),
         (["missing.txt"], FileNotFoundError, "found nothing at .*missing.txt"),
         (["*.missing"], FileNotFoundError, "none that match"),
-        (["sub"], ValueError, r"the folder .*sub \(name its files"),
+        (["sub"], FileNotFoundError, r"expected text files in .*sub, found no file"),
         (["a.txt", "a.*"], ValueError, "named twice"),
         (["a.txt", "sub/../a.txt"], ValueError, "named twice"),
         (["data.arrow"], ValueError, r"expected plain text.*data\.arrow"),
@@ -57,6 +58,49 @@ def test_inputs_that_cannot_be_are_refused(tmp_path: Path, names: list[str], err
     with pytest.raises(error, match=message) as caught:
         expand_inputs([f"{tmp_path}/{name}" for name in names])
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_stands_for_the_text_files_below_it(tmp_path: Path) -> None:
+    """Sorted, of all folders below, without hidden ones; a folder whose files are all text brings no warning."""
+    for name in ("b.md", "a/z.txt", "a/rows.jsonl", ".hidden", ".git/config", "[odd]/c.txt"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_text('{"text": "t"}' if "rows" in name else "text")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert expand_inputs(tmp_path / "in") == [
+            tmp_path / "in" / name for name in ("[odd]/c.txt", "a/rows.jsonl", "a/z.txt", "b.md")
+        ]
+        assert expand_inputs([f"{tmp_path}/in/[odd]/", tmp_path / "in/b.md"]) == [
+            tmp_path / "in/[odd]/c.txt",
+            tmp_path / "in/b.md",
+        ]
+
+
+def test_a_folder_leaves_out_what_is_no_text_and_says_so(tmp_path: Path) -> None:
+    """By name or by content; one warning counts the texts and names the first few others."""
+    for name, content in {
+        "a.txt": b"text",
+        "b.txt": b"\x89PNG\r\n\x1a\n",
+        "c.npy": b"text",
+        "d.csv": b"a,b",
+        "e.json": b'[{"text": "t"}]',
+    }.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "f").symlink_to(tmp_path / "gone")
+    others = rf"{tmp_path}/b.txt, {tmp_path}/c.npy, {tmp_path}/d.csv, 2 more"
+    with pytest.warns(UserWarning, match=f"{tmp_path}: 1 text file; left out as no text: {others}"):
+        assert expand_inputs(tmp_path) == [tmp_path / "a.txt"]
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=f"expected text files in {tmp_path}, found {others}"):
+        expand_inputs(tmp_path)
+
+
+def test_a_folder_does_not_hide_a_damaged_file(tmp_path: Path) -> None:
+    """A text that is lost to damage is an error, not something to leave out."""
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.txt.gz").write_bytes(b"no gzip")
+    with pytest.raises(ValueError, match=r"b\.txt\.gz: expected a whole gzip file"):
+        expand_inputs(tmp_path)
 
 
 def test_a_file_without_read_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

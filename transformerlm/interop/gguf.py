@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from torch import Tensor
 
+from config.extras import how_to_install
 from transformerlm.interop.llama import Architecture, architecture_of, halves_from_pairs
 from transformerlm.interop.verify import NOT_ASKED
 from transformerlm.models.layers import rope_factors
@@ -132,7 +133,7 @@ def _import_gguf() -> ModuleType:
     try:
         import gguf
     except ImportError:
-        raise ValueError('gguf is not installed: pip install "transformerlm[gguf]"') from None
+        raise ValueError(f"gguf is not installed: {how_to_install('gguf')}") from None
     return gguf
 
 

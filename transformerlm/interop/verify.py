@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from config.extras import how_to_install
 from transformerlm.tokenizer.pretokenize import PATTERNS
 from transformerlm.tokenizer.tokenizer import Tokenizer
 
@@ -177,7 +178,7 @@ def _open(kind: Any, directory: Path) -> Any:
 
 
 def _skipped(library: str) -> str:
-    return f'not verified, as {library} is not installed: pip install "transformerlm[interop]"'
+    return f"not verified, as {library} is not installed: {how_to_install('interop')}"
 
 
 def _be_quiet() -> None:

@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
 
+from config.extras import how_to_install
+
 Engine = Literal["auto", "reference", "compiled"]
 COMPILED_PATTERNS = ("gpt2", "cl100k")
 """The patterns that the kernels know (`compiled.PATTERNS`); text is cut by any other in the reference engine."""
@@ -58,14 +60,12 @@ def use_compiled(engine: str, num_bytes: int, work: Work) -> bool:
         return False
     if engine == "compiled":
         if reason := _refusal():
-            raise ImportError(f"engine: expected numba for the compiled one (install the extra 'fast'), found {reason}")
+            raise ImportError(f"engine: expected numba for the compiled one, found {reason}: {how_to_install('fast')}")
         return True
     if num_bytes < LOADED_BYTES or num_bytes < _smallest_input(work):
         return False
     if reason := _refusal():
-        _say_once(
-            f"the compiled tokenizer is not used ({reason}); install the extra 'fast' for some ten times the speed"
-        )
+        _say_once(f"the compiled tokenizer, some ten times as fast, is not used ({reason}): {how_to_install('fast')}")
         return False
     return True
 

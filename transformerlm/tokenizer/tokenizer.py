@@ -299,11 +299,13 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: a file that is no text (see `transformerlm.utils.text_files`).
+            ValueError: a file that is no text (see `transformerlm.utils.text_files`), or a name that means several.
         """
         import numpy as np
 
         paths = expand_inputs(path)
+        if len(paths) > 1:
+            raise ValueError(f"expected one file, found {len(paths):,} at {os.fspath(path)}")
         size = total_bytes(paths)
         workers = resolve_num_workers(num_workers, size)
         if size <= _WHOLE_FILE_BYTES and is_plain_text(paths[0]) and (encoder := self._encoder_for(size)) is not None:

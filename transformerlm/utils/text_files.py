@@ -5,7 +5,7 @@ them as `.gz` or `.zst`, and `.parquet` (the text in one column) are read alike:
 document surely ends (the end of a file, of a JSON line, or of a row). The text is the file's, character for character:
 line ends are not translated (CRLF stays), a byte order mark stays, nothing is normalised. Bytes that are not UTF-8
 become U+FFFD and are counted in `ReadStats`, or are refused. A file that is no text is refused by its first bytes, see
-`file_kinds`.
+`file_kinds`; in a folder that is named as an input it is left out.
 
 Memory: one block (1 MiB) for text, also of a `.gz` that unpacks to far more; for JSON lines, the longest line (at most
 `MAX_LINE_BYTES`) and what it spells; for `.parquet` see `parquet_rows`.
@@ -18,6 +18,7 @@ import glob
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,7 @@ _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _TABLES = (".csv", ".tsv")
 _NOT_TEXT = (".xz", ".bz2", ".zip", ".tar", ".tgz", ".arrow", ".npy", ".npz", ".safetensors", ".gguf", ".pt")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_MAX_NAMED = 3  # of the files that a folder holds and that are no text
 _REPLACE_HINT = 'invalid_utf8 = "replace" reads it as U+FFFD'
 _UTF8_BOM = b"\xef\xbb\xbf"
 
@@ -74,13 +76,14 @@ class ReadStats:
 
 
 def expand_inputs(patterns: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """Turn file names and globs into files, in the order given (a glob's own matches sorted).
+    """Turn file names, folders and globs into files, in the order given (those of one folder or glob sorted).
 
-    A name that exists is taken literally even where it holds glob characters; `**` searches folders within folders.
+    A name that exists is taken literally even where it holds glob characters; `**` searches folders within folders. A
+    folder stands for the text files below it, hidden ones left out; a warning counts the files that are no text.
 
     Raises:
-        FileNotFoundError: a name or glob without a match.
-        ValueError: no input at all, a folder, a file that is named twice, or one that is no text, by name or content.
+        FileNotFoundError: a name or glob without a match, or a folder without a text file.
+        ValueError: no input at all, a file that is named twice, or one that is no text, by name or content.
         PermissionError: a file that cannot be read.
     """
     names = [patterns] if isinstance(patterns, str | os.PathLike) else list(patterns)
@@ -89,9 +92,7 @@ def expand_inputs(patterns: str | os.PathLike[str] | Sequence[str | os.PathLike[
     paths: list[Path] = []
     named_by: dict[Path, str] = {}
     for name in names:
-        for path in _matches(os.path.expanduser(os.fspath(name))):
-            _check_readable(path)
-            _check_content(path)
+        for path in _files_of(os.path.expanduser(os.fspath(name))):
             if (real := path.resolve()) in named_by:
                 raise ValueError(f"inputs: {path} is named twice (by {named_by[real]!r} and {os.fspath(name)!r})")
             named_by[real] = os.fspath(name)
@@ -142,25 +143,72 @@ def holds_rows(path: Path) -> bool:
     return _is_json_lines(path) or path.name.lower().endswith(PARQUET)
 
 
-def _matches(name: str) -> list[Path]:
+def _files_of(name: str) -> list[Path]:
     if os.path.isdir(name):
-        raise ValueError(f"input: expected a text file, found the folder {name} (name its files, such as {name}/*.txt)")
+        return _texts_below(name)
+    paths = _matches(name)
+    for path in paths:
+        _check_name(path)
+        _check_readable(path)
+        _check_head(path, _head_of(path))
+    return paths
+
+
+def _matches(name: str) -> list[Path]:
     if os.path.lexists(name):
         return [Path(name)]
     if not glob.has_magic(name):
         raise FileNotFoundError(f"input: expected a text file, found nothing at {name}")
-    matches = [Path(match) for match in sorted(glob.glob(name, recursive=True)) if not os.path.isdir(match)]
+    matches = _glob(name)
     if not matches:
         raise FileNotFoundError(f"input: expected text files, found none that match {name}")
     return matches
 
 
-def _check_readable(path: Path) -> None:
+def _glob(pattern: str) -> list[Path]:
+    return [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if not os.path.isdir(match)]
+
+
+def _texts_below(folder: str) -> list[Path]:
+    paths = _glob(os.path.join(glob.escape(folder), "**"))
+    texts = [path for path in paths if _is_text(path)]
+    others = [str(path) for path in paths if path not in set(texts)]
+    more = [f"{len(others) - _MAX_NAMED:,} more"] if len(others) > _MAX_NAMED else []
+    named = ", ".join([*others[:_MAX_NAMED], *more])
+    if not texts:
+        raise FileNotFoundError(f"input: expected text files in {folder}, found {named or 'no file'}")
+    if others:
+        count = f"{len(texts):,} text file{'s' * (len(texts) > 1)}"
+        warnings.warn(f"{folder}: {count}; left out as no text: {named}", stacklevel=1)
+    return texts
+
+
+def _is_text(path: Path) -> bool:
+    """Return whether a file that a folder holds is text; one that cannot be read, or is damaged, is an error still."""
+    if not path.is_file():
+        return False
+    try:
+        _check_name(path)
+    except ValueError:
+        return False
+    _check_readable(path)
+    head = _head_of(path)
+    try:
+        _check_head(path, head)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_name(path: Path) -> None:
     if unpacked_name(path).endswith(_NOT_TEXT):
         kinds = "plain text, .jsonl, either as .gz or .zst, or .parquet"
         raise ValueError(f"input: expected {kinds}, found {path} (unpack or convert it first)")
     if unpacked_name(path).endswith(_TABLES):
         raise ValueError(f"input: expected text, found the table {path} (convert it to JSON lines or Parquet)")
+
+
+def _check_readable(path: Path) -> None:
     check_can_unpack(path)
     if not path.exists():
         raise FileNotFoundError(f"input: expected a text file, found a broken link at {path}")
@@ -168,11 +216,12 @@ def _check_readable(path: Path) -> None:
         raise PermissionError(f"input: expected a file that can be read, found {path} without read permission")
 
 
-def _check_content(path: Path) -> None:
-    """Refuse a file that is not what its name says; a pipe can be read once, so `read_text` looks at its beginning."""
-    if path.is_file() and not path.name.lower().endswith(PARQUET):
-        with path.open("rb") as raw, damage_named(path):
-            _check_head(path, opened(path, raw).read(HEAD_BYTES))
+def _head_of(path: Path) -> bytes:
+    """Return a file's first bytes; nothing of a pipe, which can be read once: `read_text` looks at its beginning."""
+    if not path.is_file() or path.name.lower().endswith(PARQUET):
+        return b""
+    with path.open("rb") as raw, damage_named(path):
+        return opened(path, raw).read(HEAD_BYTES)
 
 
 def _check_head(path: Path, head: bytes) -> None:

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from config.extras import how_to_install
+
 MAX_ROW_BYTES = 1 << 26
 PARQUET = ".parquet"
 MAX_WINDOW_MIB = 128  # of the decompressor
@@ -41,7 +43,7 @@ def check_can_unpack(path: Path) -> None:
         ValueError: pyarrow is missing.
     """
     if path.name.lower().endswith(_NEEDS_PYARROW) and importlib.util.find_spec("pyarrow") is None:
-        raise ValueError(f'{path}: {path.suffix} files need pyarrow: pip install "transformerlm[data]"')
+        raise ValueError(f"{path}: {path.suffix} files need pyarrow: {how_to_install('data')}")
 
 
 def opened(path: Path, raw: BinaryIO) -> BinaryIO:
