@@ -7,15 +7,15 @@ if __name__ == "__main__":  # before the imports that take time
 
     run("cli.eval")
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cli.checkpoints import described
 from cli.progress import StageProgress
-from cli.terminal import note
+from cli.terminal import note, print_record, working
 from cli.utils import Command
 from cli.utils import main as run_command
 from config.eval import EvalConfig
@@ -32,12 +32,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def evaluate(config: EvalConfig) -> None:
-    """Evaluate as the configuration says: a JSON line on stdout, a table on stderr."""
-    from transformerlm.evaluation.statistics import compare, summarize
-    from transformerlm.training.checkpoint import resolve
+    """Evaluate as the configuration says: a table on stderr, and a JSON line on stdout, if that is no terminal."""
+    with working("starting"):
+        from transformerlm.evaluation.statistics import compare, summarize
+        from transformerlm.training.checkpoint import resolve
 
-    subjects = [_open(config, resolve(path)) for path in config.checkpoints]
+        subjects = [_open(config, resolve(path)) for path in config.checkpoints]
     texts = None if _is_token_file(config) else _read(config, config.separator or _separator_of(subjects))
+    for path, subject in zip(config.checkpoints, subjects, strict=True):
+        note(described(path, subject.path))
     scores, records = [], []
     for subject in subjects:
         score, params = _score(config, subject, texts)
@@ -54,7 +57,7 @@ def evaluate(config: EvalConfig) -> None:
         difference = compare(*scores, resamples=config.resamples, seed=config.seed)
         record |= {f"metrics.{name}": value for name, value in difference.items()}
     _show(record, records)
-    print(json.dumps(record, allow_nan=False), flush=True)
+    print_record(record)
 
 
 def _is_token_file(config: EvalConfig) -> bool:

@@ -7,12 +7,11 @@ if __name__ == "__main__":  # before the imports that take time
 
     run("cli.plan")
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cli.progress import Progress
-from cli.terminal import clock, note
+from cli.terminal import clock, note, print_record, working
 from cli.utils import Command
 from cli.utils import main as run_command
 from config.plan import PlanConfig
@@ -28,14 +27,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def plan(config: PlanConfig) -> None:
-    """Print one JSON line on stdout and a table on stderr; nothing is written, and no run is touched."""
-    from transformerlm.distributed import World
-    from transformerlm.training import micro_batch
-    from transformerlm.training.calibration import measured_facts
-    from transformerlm.training.plan import arithmetic, remedies
-    from transformerlm.utils.allocator import keep_freed_memory
-    from transformerlm.utils.device import resolve_device
-    from transformerlm.utils.dtypes import resolve_precision
+    """Print a table on stderr and, if stdout is no terminal, a JSON line there; no file is written, no run touched."""
+    with working("starting"):
+        from transformerlm.distributed import World
+        from transformerlm.training import micro_batch
+        from transformerlm.training.calibration import measured_facts
+        from transformerlm.training.plan import arithmetic, remedies
+        from transformerlm.utils.allocator import keep_freed_memory
+        from transformerlm.utils.device import resolve_device
+        from transformerlm.utils.dtypes import resolve_precision
 
     device = resolve_device(config.training.device)
     keep_freed_memory(device)
@@ -53,7 +53,7 @@ def plan(config: PlanConfig) -> None:
     changes = [] if facts["memory.fits"] else remedies(resolved, device=device, precision=precision)
     for line in _table(facts, chosen=chosen, changes=changes):
         note(line)
-    print(json.dumps(facts), flush=True)
+    print_record(facts)
 
 
 def _data(config: PlanConfig) -> Facts:

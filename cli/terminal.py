@@ -6,19 +6,22 @@ the command is alive. Where stderr is no terminal there is no live line, and who
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any
 
 WIDTH = 80
 _MAX_LINE_CHARS = 2_000
 _ERASE = "\r\x1b[K"
 _REDRAW_SECONDS = 0.2
-_TICK_SECONDS = 1.0
+_TICK_SECONDS = 0.25
+_IDLE_SECONDS = 0.9
 
 
 class LiveLine:
@@ -58,7 +61,7 @@ class LiveLine:
                 if self.words is None:
                     self._ticker = None
                     return
-                if time.monotonic() - self._drawn_at >= _TICK_SECONDS / 2:
+                if time.monotonic() - self._drawn_at >= _IDLE_SECONDS:
                     self._draw()
 
     def _draw(self) -> None:
@@ -88,6 +91,14 @@ def note(line: str) -> None:
     LIVE.write_above(f"{line}\n")
 
 
+def print_record(record: Mapping[str, Any]) -> None:
+    """Write a result as a JSON line on stdout; on a terminal nothing, where people have read it on stderr."""
+    from logger import is_terminal
+
+    if not is_terminal():
+        print(json.dumps(record, allow_nan=False), flush=True)
+
+
 @contextmanager
 def working(words: str) -> Iterator[None]:
     """Return a context in which the live line says what takes time, and for how long it has: "starting  0:04"."""
@@ -103,11 +114,16 @@ def working(words: str) -> Iterator[None]:
 
 def framed(title: str, text: str) -> str:
     """Return a text below a rule with its title, as lines of less than 80 columns, without control characters."""
-    rule = "─" if _can_print("─") else "-"
     printable = "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text.expandtabs(4))
-    lines = [line for part in printable.split("\n") for line in textwrap.wrap(part, WIDTH - 5) or [""]]
+    lines = [line for part in printable.strip("\n").split("\n") for line in textwrap.wrap(part, WIDTH - 5) or [""]]
     shown = [line for line, before in zip(lines, ["", *lines], strict=False) if line or before]  # no two empty lines
-    return "\n".join([f"{rule * 2} {title} ".ljust(WIDTH - 1, rule), *(f"   {line}".rstrip() for line in shown)])
+    return "\n".join([ruled(title), *(f"   {line}".rstrip() for line in shown)])
+
+
+def ruled(title: str) -> str:
+    """Return a rule of less than 80 columns that begins with a title."""
+    rule = "─" if _can_print("─") else "-"
+    return f"{rule * 2} {title} ".ljust(WIDTH - 1, rule)
 
 
 def _can_print(char: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import warnings
@@ -50,6 +51,7 @@ def main(command: Command[Schema], argv: Sequence[str] | None = None) -> NoRetur
     """
     _open_streams()
     _wait_politely()
+    logging.lastResort = _Notes(logging.WARNING)
     try:
         config = configure(command, argv)
         with warnings.catch_warnings():
@@ -75,6 +77,14 @@ def main(command: Command[Schema], argv: Sequence[str] | None = None) -> NoRetur
     except (OSError, ImportError, RuntimeError, MemoryError, FloatingPointError) as error:
         _fail_with(error, EXIT_FAILED)
     sys.exit(code or 0)
+
+
+class _Notes(logging.Handler):
+    """Shows what libraries log as other messages are shown, above the live line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one message."""
+        note(plain(record.getMessage()))
 
 
 def _open_streams() -> None:

@@ -20,7 +20,8 @@ from logger import NoopLogger
 from profiling import memory
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.data import TokenDataset
-from transformerlm.training.trainer import Runtime, Trainer
+from transformerlm.training.runtime import Runtime
+from transformerlm.training.trainer import Trainer
 from transformerlm.utils.device import synchronize
 from transformerlm.utils.dtypes import Precision
 
