@@ -7,6 +7,7 @@ the command is alive. Where stderr is no terminal there is no live line, and who
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import textwrap
@@ -82,8 +83,8 @@ LIVE = LiveLine()
 
 
 def is_live() -> bool:
-    """Whether stderr is a terminal, which can show a live line."""
-    return sys.stderr.isatty()
+    """Whether stderr is a terminal that can show a live line, and this process the one of torchrun's that shows it."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and os.environ.get("RANK", "0") == "0"
 
 
 def note(line: str) -> None:

@@ -40,6 +40,7 @@ def plain(monkeypatch) -> io.StringIO:
 def terminal(monkeypatch) -> Terminal:
     """Let stderr be a terminal."""
     monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
     return sys.stderr
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.terminal import LIVE, LiveLine, clock, framed, note, plain, working
+from cli.terminal import LIVE, LiveLine, clock, framed, is_live, note, plain, working
 from tests.cli.commands import call, call_in_terminal, lines_on_screen
 from tests.cli.test_progress import terminal
 
@@ -80,6 +80,17 @@ def test_what_takes_time_is_named_on_a_terminal_only(monkeypatch):
     with working("importing"):
         pass
     assert sys.stderr.getvalue() == ""
+
+
+@pytest.mark.parametrize(("name", "value"), [("RANK", "1"), ("TERM", "dumb")])
+def test_some_terminals_have_no_live_line(name, value, monkeypatch):
+    """Of the processes of one run the first alone shows one; a terminal that cannot erase shows none."""
+    terminal(monkeypatch)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("RANK", raising=False)
+    assert is_live()
+    monkeypatch.setenv(name, value)
+    assert not is_live()
 
 
 @pytest.mark.parametrize("error", [OSError("gone"), RuntimeError("reentrant call")])

@@ -300,8 +300,8 @@ def resolve(path: Path) -> Path:
     if path.name in _LINKS and not path.exists() and (path.parent / "checkpoints").is_dir():
         path = path.parent / "checkpoints" / path.name
         if _target(path) is None and not path.is_dir():
-            found = "none: none was saved with a validation loss"
-            raise CheckpointError(f"{path.parent.parent}: expected one checkpoint to be {path.name}, found {found}")
+            none = "none: none was saved with a validation loss"
+            raise CheckpointError(f"{path.parent.parent}: expected one checkpoint to be {path.name}, found {none}")
     if path.name in _LINKS and (path.is_symlink() or path.is_file()):
         path = _pointed_at(path)
     if path.is_file():
