@@ -30,10 +30,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def download(config: DownloadConfig) -> None:
-    """Download each file, and print a line of JSON for each that is here."""
+    """Download each file, and say of each that it is here: a line of JSON on stdout, if that is no terminal."""
     from databuilder.download import RECIPES, Download
     from databuilder.hub import Hub, HubFile
-    from logger import ConsoleLogger
+    from logger import create_logger
 
     if config.recipe is not None:
         files = RECIPES[config.recipe]
@@ -41,7 +41,7 @@ def download(config: DownloadConfig) -> None:
         assert config.repo is not None
         files = tuple(HubFile(config.repo, path, config.repo_type, config.revision) for path in config.files)
     hub = Hub.from_environment(timeout=duration_seconds(config.timeout))
-    logger = ConsoleLogger()
+    logger = create_logger("console", run_name="download")
     for number, file in enumerate(files):
         report = Download(
             file,

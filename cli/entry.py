@@ -77,7 +77,8 @@ def leave(line: str, code: int) -> None:
     takes it for a sign that something optional is missing.
     """
     try:
-        os.write(2, f"{line}\n".encode())
+        over_a_live_line = "\r\x1b[K" if os.isatty(2) else ""
+        os.write(2, f"{over_a_live_line}{line}\n".encode())
     finally:
         os._exit(code)
 

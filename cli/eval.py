@@ -7,7 +7,6 @@ if __name__ == "__main__":  # before the imports that take time
 
     run("cli.eval")
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cli.checkpoints import described
 from cli.entry import STOP_CODES
 from cli.progress import Progress
-from cli.terminal import LIVE, note
+from cli.terminal import LIVE, note, print_record, working
 from cli.utils import Command
 from cli.utils import main as run_command
 from config.eval import EvalConfig
@@ -56,16 +56,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def evaluate(config: EvalConfig) -> int:
-    """Evaluate as the configuration says: a JSON line on stdout, a table on stderr; return the exit code.
+    """Evaluate as the configuration says: a table on stderr, and a JSON line on stdout, if that is no terminal.
 
-    A text that Ctrl-C or `time` cuts short gives what there is by then.
+    A text that Ctrl-C or `time` cuts short gives what there is by then. Returns the exit code.
     """
-    from transformerlm.evaluation.scoring import scores_in_common
-    from transformerlm.evaluation.statistics import compare, summarize
-    from transformerlm.training.checkpoint import resolve
+    with working("starting"):
+        from transformerlm.evaluation.scoring import scores_in_common
+        from transformerlm.evaluation.statistics import compare, summarize
+        from transformerlm.training.checkpoint import resolve
 
-    subjects = [_open(config, resolve(path)) for path in config.checkpoints]
+        subjects = [_open(config, resolve(path)) for path in config.checkpoints]
     texts = None if _is_token_file(config) else _read(config, config.separator or _separator_of(subjects))
+    for path, subject in zip(config.checkpoints, subjects, strict=True):
+        note(described(path, subject.path))
     tasks = [_task(config, subject, texts) for subject in subjects]
     stopped_by = _score(config, [task.scoring for task in tasks])
     scores = scores_in_common([task.scoring for task in tasks])
@@ -86,7 +89,7 @@ def evaluate(config: EvalConfig) -> int:
             record |= {f"{letter}.{name}": value for name, value in part.items()}
         record |= {f"metrics.{name}": value for name, value in compare(*scores, **settings).items()}
     _show(record, parts)
-    print(json.dumps(record, allow_nan=False), flush=True)
+    print_record(record)
     return STOP_CODES["SIGINT"] if stopped_by == "SIGINT" else 0
 
 

@@ -9,7 +9,8 @@ if __name__ == "__main__":  # before the imports that take time
 
 from collections.abc import Sequence
 
-from cli.terminal import note
+from cli.checkpoints import described
+from cli.terminal import note, working
 from cli.utils import Command
 from cli.utils import main as run_command
 from config.export import ExportConfig
@@ -29,29 +30,36 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def export(config: ExportConfig) -> None:
     """Write the output in the format that the configuration names, and say what was checked of it."""
-    note(f"{config.output}: written; {_WRITERS[config.format](config)}")
+    with working("exporting"):
+        verified = _WRITERS[config.format](config)
+    note(f"{config.output}: written; {verified}")
 
 
 def _export_hf(config: ExportConfig) -> str:
     from transformerlm.interop.hf_export import write_hf
     from transformerlm.training.checkpoint import resolve
 
-    return write_hf(
-        resolve(config.checkpoint),
+    checkpoint = resolve(config.checkpoint)
+    verified = write_hf(
+        checkpoint,
         config.output,
         dtype=config.dtype,
         max_shard_mb=config.max_shard_mb,
         verify=config.verify,
         overwrite=config.overwrite,
     )
+    note(described(config.checkpoint, checkpoint))
+    return verified
 
 
 def _export_gguf(config: ExportConfig) -> str:
     from transformerlm.interop.gguf import write_gguf
     from transformerlm.training.checkpoint import resolve
 
-    checkpoint = resolve(config.checkpoint)
-    return write_gguf(checkpoint, config.output, dtype=config.dtype, verify=config.verify, overwrite=config.overwrite)
+    checkpoint, settings = resolve(config.checkpoint), {"verify": config.verify, "overwrite": config.overwrite}
+    verified = write_gguf(checkpoint, config.output, dtype=config.dtype, **settings)
+    note(described(config.checkpoint, checkpoint))
+    return verified
 
 
 def _export_tokenizer_json(config: ExportConfig) -> str:

@@ -25,6 +25,11 @@ def hint_lines(hints: Iterable[tuple[str, str]]) -> list[str]:
     return [line for words, command in hints for line in (f"# {words}", command)]
 
 
+def hints_are_wanted() -> bool:
+    """Whether to propose commands: not where TRANSFORMERLM_HINTS=0 says so, as a command does that runs others."""
+    return os.environ.get("TRANSFORMERLM_HINTS") != "0"
+
+
 def _program(name: str) -> list[str]:
     if "UV_RUN_RECURSION_DEPTH" in os.environ:  # set by `uv run`; UV alone is set by `uvx` as well
         return ["uv", "run", name]

@@ -9,7 +9,7 @@ if __name__ == "__main__":  # before the imports that take time
 
 from collections.abc import Sequence
 
-from cli.terminal import note
+from cli.terminal import note, working
 from cli.utils import Command
 from cli.utils import main as run_command
 from config.import_ import ImportConfig
@@ -29,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def import_(config: ImportConfig) -> None:
     """Write the output, and say what was checked of it."""
-    note(f"{config.output}: written; {_read(config)}")
+    with working("importing"):
+        verified = _read(config)
+    note(f"{config.output}: written; {verified}")
     if config.format == "hf" and not config.tokenizer:
         note("warning: imported without its tokenizer: enough for checkpoint.init_from, not for generating text")
 

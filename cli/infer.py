@@ -17,12 +17,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from cli.terminal import note
+from cli.checkpoints import described
+from cli.terminal import note, working
 from cli.utils import Command
 from cli.utils import main as run_command
-from config.infer import InferConfig
+from config.infer import InferConfig, OutputConfig
 
 if TYPE_CHECKING:
     from logger import Logger
@@ -59,10 +60,16 @@ def infer(config: InferConfig) -> None:
     W&B's lines hold the beginnings of long texts; the artifact of `wandb.log_outputs` has them whole. With
     `logging.backend = "noop"` no line is written at all, and only `output.format = "text"` shows the answers.
     """
-    from transformerlm.inference.predictor import Predictor
+    with working("starting"):
+        from transformerlm.inference.predictor import Predictor
+        from transformerlm.training.checkpoint import resolve
 
+    config = _with_format(config)
     prompts = [*config.prompt, *map(_prompt_of_file, config.prompt_file)]
-    predictor = Predictor.from_checkpoint(config.checkpoint, device=config.device, precision=config.precision)
+    with working("loading the model"):
+        checkpoint = resolve(config.checkpoint)
+        predictor = Predictor.from_checkpoint(checkpoint, device=config.device, precision=config.precision)
+    note(described(config.checkpoint, checkpoint))
     with ExitStack() as stack:
         # The directory is left after the logger, which may still be reading the file.
         outputs = _Outputs(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "outputs.jsonl")
@@ -73,6 +80,16 @@ def infer(config: InferConfig) -> None:
                 outputs.write(record)
         if config.wandb.log_outputs and outputs.path.exists():
             logger.log_artifact(outputs.path, name="outputs", type="outputs")
+
+
+def _with_format(config: InferConfig) -> InferConfig:
+    """Return the configuration with `output.format` decided: text for a person at the terminal, else JSON lines."""
+    from logger import is_terminal
+
+    if config.output.format != "auto":
+        return config
+    form: Literal["json", "text"] = "text" if is_terminal() and config.logging.backend != "json" else "json"
+    return config.model_copy(update={"output": OutputConfig(format=form)})
 
 
 def _make_logger(config: InferConfig) -> Logger:

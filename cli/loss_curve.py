@@ -15,15 +15,17 @@ Points = list[tuple[float, float]]
 def save_loss_curve(metrics_path: Path, picture: Path) -> Path:
     """Draw the losses in a `metrics.jsonl` over the steps; return the picture's path, with the suffix it has got.
 
+    A path that ends in `.svg` needs no matplotlib and takes no time.
+
     Raises:
         ValueError: the file holds fewer than two losses.
     """
     train, valid = read_losses(metrics_path)
     if len(train) < 2:
         raise ValueError(f"{metrics_path}: expected at least two steps with a loss, found {len(train)}")
-    if importlib.util.find_spec("matplotlib") is None:
+    if picture.suffix == ".svg" or importlib.util.find_spec("matplotlib") is None:
         picture = picture.with_suffix(".svg")
-        picture.write_text(_svg(train, valid), encoding="utf-8")
+        picture.write_text(_svg(_thinned(train), _thinned(valid)), encoding="utf-8")
     else:
         picture = picture.with_suffix(".png")
         _save_png(train, valid, picture)
@@ -38,6 +40,11 @@ def read_losses(metrics_path: Path) -> tuple[Points, Points]:
         return [(record["step"], record[key]) for record in records if isinstance(record.get(key), float)]
 
     return points("metrics.loss"), points("metrics.val_loss")
+
+
+def _thinned(points: Points) -> Points:
+    """Return about `WIDTH` of the points at most, the last among them: more are not seen."""
+    return points[:: -max(1, round(len(points) / WIDTH))][::-1]
 
 
 def _save_png(train: Points, valid: Points, picture: Path) -> None:

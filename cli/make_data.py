@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.progress import StageProgress
-from cli.terminal import note
+from cli.terminal import note, working
 from cli.utils import Command
 from cli.utils import main as run_command
 from config.make_data import MakeDataConfig
@@ -50,9 +50,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def make_data(config: MakeDataConfig) -> None:
     """Encode the text as the configuration says, and log what came out."""
-    from databuilder import Source, build_dataset
-    from logger import create_logger
-    from transformerlm.tokenizer.tokenizer import Tokenizer
+    with working("starting"):
+        from databuilder import Source, build_dataset
+        from logger import create_logger
+        from transformerlm.tokenizer.tokenizer import Tokenizer
 
     sources = [Source(**vars(source)) for source in config.sources]
     builds: list[Build] = [(config.input or sources, config.train, config.valid)]
@@ -67,21 +68,22 @@ def make_data(config: MakeDataConfig) -> None:
         config=config.model_dump(mode="json"),
     ) as logger:
         for inputs, train, valid in builds:
-            report = build_dataset(
-                inputs,
-                tokenizer=tokenizer,
-                train_path=train,
-                valid_path=valid,
-                valid_fraction=config.valid_fraction,
-                separator=config.separator,
-                text_field=config.text_field,
-                allow_special=config.allow_special,
-                invalid_utf8=config.invalid_utf8,
-                max_tokens=config.max_tokens,
-                overwrite=config.overwrite,
-                num_workers=config.workers or None,
-                progress=StageProgress({"encode": "B"}),
-            )
+            with working("reading the text"):
+                report = build_dataset(
+                    inputs,
+                    tokenizer=tokenizer,
+                    train_path=train,
+                    valid_path=valid,
+                    valid_fraction=config.valid_fraction,
+                    separator=config.separator,
+                    text_field=config.text_field,
+                    allow_special=config.allow_special,
+                    invalid_utf8=config.invalid_utf8,
+                    max_tokens=config.max_tokens,
+                    overwrite=config.overwrite,
+                    num_workers=config.workers or None,
+                    progress=StageProgress({"encode": "B"}),
+                )
             _tell(report, logger, with_sources=bool(config.sources))
 
 

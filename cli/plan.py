@@ -7,12 +7,11 @@ if __name__ == "__main__":  # before the imports that take time
 
     run("cli.plan")
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cli.progress import Progress
-from cli.terminal import clock, note
+from cli.terminal import clock, note, print_record, working
 from cli.utils import Command
 from cli.utils import main as run_command
 from config.plan import PlanConfig
@@ -50,9 +49,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def plan(config: PlanConfig) -> None:
-    """Print one JSON line on stdout and a table on stderr; nothing is written, and no run is touched."""
-    from transformerlm.training.machine import Machine
-    from transformerlm.training.plan import arithmetic, expected, remedies
+    """Print a table on stderr and, if stdout is no terminal, a JSON line there; no file is written, no run touched."""
+    with working("starting"):
+        from transformerlm.training.machine import Machine
+        from transformerlm.training.plan import arithmetic, expected, remedies
 
     chosen = config.training.micro_batch_size == "auto"
     machine = Machine.of(config.machine) if config.machine else _here(config)
@@ -63,7 +63,7 @@ def plan(config: PlanConfig) -> None:
     changes = [] if facts["memory.fits"] else remedies(resolved, machine=machine, precision=precision)
     for line in _table(facts, chosen=chosen, changes=changes):
         note(line)
-    print(json.dumps(facts), flush=True)
+    print_record(facts)
 
 
 def _here(config: PlanConfig) -> Machine:

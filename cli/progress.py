@@ -80,6 +80,8 @@ class Progress:
         self._doing = what
         if self._live and not self._finished:
             LIVE.show(lambda: "  ".join(filter(None, (self._line(self._facts), self._doing))))
+        elif self._live:
+            LIVE.show((lambda: self._doing) if what else None)
 
     def close(self) -> None:
         """Take the live line away."""

@@ -6,19 +6,23 @@ the command is alive. Where stderr is no terminal there is no live line, and who
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any
 
 WIDTH = 80
 _MAX_LINE_CHARS = 2_000
 _ERASE = "\r\x1b[K"
 _REDRAW_SECONDS = 0.2
-_TICK_SECONDS = 1.0
+_TICK_SECONDS = 0.25
+_IDLE_SECONDS = 0.9
 
 
 class LiveLine:
@@ -58,7 +62,7 @@ class LiveLine:
                 if self.words is None:
                     self._ticker = None
                     return
-                if time.monotonic() - self._drawn_at >= _TICK_SECONDS / 2:
+                if time.monotonic() - self._drawn_at >= _IDLE_SECONDS:
                     self._draw()
 
     def _draw(self) -> None:
@@ -79,13 +83,21 @@ LIVE = LiveLine()
 
 
 def is_live() -> bool:
-    """Whether stderr is a terminal, which can show a live line."""
-    return sys.stderr.isatty()
+    """Whether stderr is a terminal that can show a live line, and this process the one of torchrun's that shows it."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and os.environ.get("RANK", "0") == "0"
 
 
 def note(line: str) -> None:
     """Say something to the person at the terminal, on stderr; a terminal that has gone does not stop the work."""
     LIVE.write_above(f"{line}\n")
+
+
+def print_record(record: Mapping[str, Any]) -> None:
+    """Write a result as a JSON line on stdout; on a terminal nothing, where people have read it on stderr."""
+    from logger import is_terminal
+
+    if not is_terminal():
+        print(json.dumps(record, allow_nan=False), flush=True)
 
 
 @contextmanager
@@ -103,11 +115,16 @@ def working(words: str) -> Iterator[None]:
 
 def framed(title: str, text: str) -> str:
     """Return a text below a rule with its title, as lines of less than 80 columns, without control characters."""
-    rule = "─" if _can_print("─") else "-"
     printable = "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text.expandtabs(4))
-    lines = [line for part in printable.split("\n") for line in textwrap.wrap(part, WIDTH - 5) or [""]]
+    lines = [line for part in printable.strip("\n").split("\n") for line in textwrap.wrap(part, WIDTH - 5) or [""]]
     shown = [line for line, before in zip(lines, ["", *lines], strict=False) if line or before]  # no two empty lines
-    return "\n".join([f"{rule * 2} {title} ".ljust(WIDTH - 1, rule), *(f"   {line}".rstrip() for line in shown)])
+    return "\n".join([ruled(title), *(f"   {line}".rstrip() for line in shown)])
+
+
+def ruled(title: str) -> str:
+    """Return a rule of less than 80 columns that begins with a title."""
+    rule = "─" if _can_print("─") else "-"
+    return f"{rule * 2} {title} ".ljust(WIDTH - 1, rule)
 
 
 def _can_print(char: str) -> bool:

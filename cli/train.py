@@ -12,15 +12,17 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from cli.checkpoints import described
 from cli.entry import STOP_CODES, is_importing, leave
 from cli.progress import Progress
-from cli.terminal import clock, framed, note
+from cli.summary import Summary, going_on, say_what_next
+from cli.terminal import clock, framed, is_live, note, working
 from cli.utils import Command
 from cli.utils import main as run_command
 from config.io import dump_toml, read_toml
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
     from transformerlm.models.transformer import TransformerLM
     from transformerlm.tokenizer.tokenizer import Tokenizer
     from transformerlm.training.data import TokenDataset
-    from transformerlm.training.trainer import Hook, Trainer
+    from transformerlm.training.runtime import Hook
+    from transformerlm.training.trainer import Trainer
 
 # torchrun passes a signal on to processes that may have had it from the terminal or from SLURM already.
 ECHO_SECONDS = 5.0
@@ -86,7 +89,8 @@ def train(config: TrainConfig) -> int:
     Nothing is written before everything that can be checked is checked.
     """
     with StopSignals() as signals, ExitStack() as stack:
-        from transformerlm.distributed import init_from_env, is_main, shutdown
+        with working("loading PyTorch"):
+            from transformerlm.distributed import init_from_env, is_main, shutdown
         from transformerlm.utils.files import write_whole
         from transformerlm.utils.lock import DirectoryLock
 
@@ -96,14 +100,14 @@ def train(config: TrainConfig) -> int:
         if is_main(world):
             stack.enter_context(DirectoryLock(run_dir))
         signals.deferred = world.is_distributed  # the ranks leave together
-        trainer, memory = _prepare(config, run_dir, world=world)
-        config, began_at = trainer.config, trainer.state.step
-        hooks = _sample_hooks(trainer) if is_main(world) else []
+        with working("preparing the run"):
+            trainer, memory = _prepare(config, run_dir, world=world)
+            config, began_at = trainer.config, trainer.state.step
+            hooks = _sample_hooks(trainer) if is_main(world) else []
         logger = trainer.runtime.logger = _make_logger(config, run_dir, trainer=trainer)
         stack.callback(logger.close)
         if is_main(world):
             _announce(trainer, run_dir, memory=memory)
-            trainer.runtime.progress = Progress(config.training.max_steps, start=began_at, limit=trainer.seconds_left())
             trainer.runtime.hooks = hooks
             write_whole(run_dir / "config.toml", dump_toml(config))
         if config.wandb.log_artifacts and config.data.tokenizer.is_dir():  # not for files with a prefix
@@ -112,19 +116,56 @@ def train(config: TrainConfig) -> int:
             logger.log_event("resumed", step=began_at)
         trainer.runtime.stop = lambda: signals.received
         signals.deferred = True
-        trainer.train()
-        if is_main(world):
-            _say_what_ended_it(trainer, began_at=began_at)
+        _train_to_the_end(trainer, run_dir)
     return STOP_CODES.get(trainer.stopped_by or "", 0)
 
 
-def _say_what_ended_it(trainer: Trainer, *, began_at: int) -> None:
+def _show_progress(trainer: Trainer) -> Progress:
+    """Let the run show how far it is; JSON lines on a terminal leave no room for a live line."""
+    from logger import is_terminal
+
+    training, runtime = trainer.config.training, trainer.runtime
+    has_room = not (trainer.config.logging.backend == "json" and is_terminal())
+    progress = Progress(
+        training.max_steps,
+        start=trainer.state.step,
+        limit=trainer.seconds_left(),
+        work_left=trainer.work_left,
+        live=is_live() and has_room,
+    )
+    runtime.progress, runtime.tick, runtime.doing = progress, progress.move, progress.doing
+    progress.doing("the first step")
+    return progress
+
+
+def _train_to_the_end(trainer: Trainer, run_dir: Path) -> None:
+    """Train, and say what ended the run and how it went; of a run that had ended before, only what to do next."""
+    from transformerlm.distributed import is_main
+
+    if not is_main(trainer.runtime.world):
+        trainer.train()
+        return
+    is_done, summary = trainer.nothing_left() is not None, Summary(trainer, run_dir)
+    if is_done:
+        trainer.train()
+    else:
+        trainer.runtime.summary = summary
+        with closing(_show_progress(trainer)):
+            trainer.train()
+    _say_what_ended_it(trainer, was_done=is_done)
+    if is_done:
+        say_what_next([going_on(trainer, run_dir)])
+    else:
+        summary.show()
+
+
+def _say_what_ended_it(trainer: Trainer, *, was_done: bool) -> None:
     keys = {"max_steps": "max_steps", "max_time": "max_time", "early_stop": "early_stop_patience"}
     if trainer.stopped_by not in keys:
         return
     name, step = keys[trainer.stopped_by], trainer.state.step
     limit = f"training.{name} = {getattr(trainer.config.training, name)}"
-    if step == began_at:
+    if was_done:
         note(f"nothing left to do: the run has ended at step {step:,} by {limit}; raise it to go on")
     elif name != "max_steps":
         note(f"stopped by {limit} at step {step:,}; raise it to go on")
@@ -179,7 +220,8 @@ def _prepare(config: TrainConfig, run_dir: Path, *, world: World) -> tuple[Train
     from transformerlm.training import micro_batch, preflight
     from transformerlm.training.build import num_accumulation_steps
     from transformerlm.training.checkpoint import resolve
-    from transformerlm.training.trainer import Runtime, Trainer
+    from transformerlm.training.runtime import Runtime
+    from transformerlm.training.trainer import Trainer
     from transformerlm.utils.allocator import keep_freed_memory
     from transformerlm.utils.device import resolve_device
     from transformerlm.utils.dtypes import resolve_precision
@@ -308,6 +350,7 @@ def _make_logger(config: TrainConfig, run_dir: Path, *, trainer: Trainer) -> Log
 
 
 def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
+    from transformerlm.training.checkpoint import resolve
     from transformerlm.training.micro_batch import sequences_per_pass
     from transformerlm.training.preflight import gigabytes
 
@@ -316,7 +359,8 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
     tokens_per_step = training.batch_size * model.context_length
     per_pass = sequences_per_pass(training, runtime.world.world_size)
     steps = 0 if trainer.nothing_left() else training.max_steps - trainer.state.step
-    eta, compile_seconds = trainer.estimate_seconds() if steps else (0.0, 0.0)
+    with working("compiling the model" if trainer.is_compiled else "timing a step"):
+        eta, compile_seconds = trainer.estimate_seconds() if steps else (0.0, 0.0)
     compiled = {"compile_seconds": compile_seconds} if trainer.is_compiled else {}
     runtime.logger.log_event(
         "started",
@@ -335,8 +379,8 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
     )
     if trainer.state.step:
         note(f"resumed at step {trainer.state.step:,}")
-    elif trainer.config.checkpoint.init_from:
-        note(f"begins with the weights of {trainer.config.checkpoint.init_from}")
+    elif path := trainer.config.checkpoint.init_from:
+        note(f"begins with the weights of {described(path, resolve(path))}")
     size = f"{parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs per token"
     note(f"{run_dir}: {size}, about {gigabytes(memory)} of memory")
     passes = f", {per_pass} of {training.batch_size} sequences at a time" if per_pass < training.batch_size else ""
@@ -354,7 +398,7 @@ def _sample_hooks(trainer: Trainer) -> list[Hook]:
     Raises:
         ValueError: a prompt from which nothing can be generated.
     """
-    from transformerlm.training.trainer import Hook
+    from transformerlm.training.runtime import Hook
 
     samples = trainer.config.samples
     if not samples.interval:
@@ -369,6 +413,7 @@ def _sample_hooks(trainer: Trainer) -> list[Hook]:
 
     def sample(step: int, model: TransformerLM) -> None:
         predictor = Predictor(model, trainer.tokenizer, document_ids)
+        trainer.runtime.doing("sampling")
         for prompt in samples.prompts:
             text = "".join(predictor.stream(prompt, seed=step, **settings))
             record = {"event": "sample", "step": step, "text.prompt": prompt, "text.output": text}

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cli.progress import StageProgress
-from cli.terminal import note
+from cli.terminal import note, working
 from cli.utils import Command
 from cli.utils import main as run_command
 from config.train_tokenizer import TrainTokenizerConfig
@@ -50,10 +50,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train_tokenizer(config: TrainTokenizerConfig) -> None:
     """Train a tokenizer as the configuration says, save it and log what came out."""
-    from transformerlm.tokenizer.bpe_trainer import train_bpe
-    from transformerlm.tokenizer.tokenizer import Tokenizer
-    from transformerlm.utils.files import check_writable
-    from transformerlm.utils.text_files import ReadStats
+    with working("starting"):
+        from transformerlm.tokenizer.bpe_trainer import train_bpe
+        from transformerlm.tokenizer.tokenizer import Tokenizer
+        from transformerlm.utils.files import check_writable
+        from transformerlm.utils.text_files import ReadStats
 
     if (config.output_dir / "vocab.json").exists() and not config.overwrite:
         raise FileExistsError(
@@ -62,19 +63,20 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
     check_writable(config.output_dir)
     _note_odd_tokens(config.tokenizer.special_tokens)
     stats, start = ReadStats(config.invalid_utf8 == "refuse", sample_chars=SAMPLE_CHARACTERS), time.perf_counter()
-    vocab, merges = train_bpe(
-        config.input,
-        config.tokenizer.vocab_size,
-        config.tokenizer.special_tokens,
-        num_workers=config.workers or None,
-        text_field=config.text_field,
-        allow_special=config.allow_special,
-        pattern=config.tokenizer.pattern,
-        engine=config.tokenizer.engine,
-        memory_limit_mb=config.memory_limit_mb,
-        progress=StageProgress({"count": "B", "merge": "merge"}),
-        stats=stats,
-    )
+    with working("reading the text"):
+        vocab, merges = train_bpe(
+            config.input,
+            config.tokenizer.vocab_size,
+            config.tokenizer.special_tokens,
+            num_workers=config.workers or None,
+            text_field=config.text_field,
+            allow_special=config.allow_special,
+            pattern=config.tokenizer.pattern,
+            engine=config.tokenizer.engine,
+            memory_limit_mb=config.memory_limit_mb,
+            progress=StageProgress({"count": "B", "merge": "merge"}),
+            stats=stats,
+        )
     seconds = time.perf_counter() - start
     tokenizer = Tokenizer(vocab, merges, config.tokenizer.special_tokens, pattern=config.tokenizer.pattern)
     try:

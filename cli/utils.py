@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import warnings
@@ -74,6 +75,7 @@ def exit_after(work: Callable[[], int | None]) -> NoReturn:
         from transformerlm.utils.threads import wait_politely
 
         wait_politely()
+    logging.lastResort = _Notes(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: note(plain(f"warning: {message}"))
@@ -98,6 +100,14 @@ def exit_after(work: Callable[[], int | None]) -> NoReturn:
     except (OSError, ImportError, RuntimeError, MemoryError, FloatingPointError) as error:
         _fail_with(error, EXIT_FAILED)
     sys.exit(code or 0)
+
+
+class _Notes(logging.Handler):
+    """Shows what libraries log as other messages are shown, above the live line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one message."""
+        note(plain(record.getMessage()))
 
 
 def _open_streams() -> None:

@@ -25,7 +25,7 @@ class EvalConfig(Section):
     """Measure loss, perplexity and bits per byte of one checkpoint, or of two on the same text."""
 
     checkpoint: FilePath | None = Field(
-        None, description="a run directory (its newest checkpoint), or one checkpoint's directory"
+        None, description="a run directory RUN (its newest checkpoint), RUN/best, or one checkpoint's directory"
     )
     compare: list[FilePath] = Field(
         [], max_length=2, description="two checkpoints to evaluate and compare, instead of checkpoint"

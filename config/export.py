@@ -13,7 +13,8 @@ class ExportConfig(Section):
     """Write a checkpoint, or its tokenizer alone, in the format of other tools."""
 
     checkpoint: FilePath = Field(
-        description="a run directory (its newest checkpoint), or one checkpoint; for a tokenizer also its directory"
+        description="a run directory RUN (its newest checkpoint), RUN/best, or one checkpoint; for a tokenizer also "
+        "its directory"
     )
     format: Literal["hf", "gguf", "tokenizer_json", "tiktoken"] = Field(
         "hf",

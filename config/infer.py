@@ -12,13 +12,18 @@ from config.schemas import Device, FilePath, LoggingConfig, Prompt, SamplingConf
 class OutputConfig(Section):
     """The form of the answer on stdout."""
 
-    format: Literal["json", "text"] = Field("json", description="one JSON line a sample, or the text itself, streamed")
+    format: Literal["auto", "json", "text"] = Field(
+        "auto",
+        description="one JSON line a sample, or the text itself, streamed; auto: text on a terminal, elsewhere json",
+    )
 
 
 class InferConfig(Section):
     """Generate text from a trained model."""
 
-    checkpoint: FilePath = Field(description="a run directory (its newest checkpoint), or one checkpoint's directory")
+    checkpoint: FilePath = Field(
+        description="a run directory RUN (its newest checkpoint), RUN/best, or one checkpoint's directory"
+    )
     prompt: list[Prompt] = Field(
         [], description='prompts; "" starts a new document; none: one prompt a line from stdin'
     )

@@ -307,8 +307,10 @@ RunName = Annotated[
 class LoggingConfig(Section):
     """Where numbers go. Files are written in any case by the commands that have a run directory."""
 
-    backend: Literal["console", "wandb", "noop"] = Field(
-        "console", description="JSON lines on stdout, Weights & Biases, or nothing"
+    backend: Literal["console", "json", "wandb", "noop"] = Field(
+        "console",
+        description="console: JSON lines on stdout, unless that is a terminal; json: JSON lines on stdout always; "
+        "wandb: Weights & Biases; noop: nothing; what people read is on stderr in any case",
     )
     run_name: Annotated[RunName | None, BeforeValidator(lambda name: None if name == "" else name)] = Field(
         None, description="name of the run; none or empty: the time of its start"

@@ -117,8 +117,8 @@ class CheckpointConfig(Section):
     )
     init_from: FilePath | None = Field(
         None,
-        description="a run or checkpoint, of the same architecture and tokenizer, whose weights a new run begins with; "
-        "none: random weights",
+        description="a run, RUN/best or a checkpoint, of the same architecture and tokenizer, whose weights a new run "
+        "begins with; none: random weights",
     )
 
 

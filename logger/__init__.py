@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TextIO
 
 from logger.base import Logger
-from logger.console_logger import ConsoleLogger
+from logger.console_logger import ConsoleLogger, is_terminal
 from logger.file_logger import JsonlLogger, truncate_after_step
 from logger.multi import MultiLogger
 from logger.noop import NoopLogger
@@ -21,13 +21,14 @@ __all__ = [
     "NoopLogger",
     "WandbLogger",
     "create_logger",
+    "is_terminal",
     "require_wandb",
     "truncate_after_step",
 ]
 
 
 def create_logger(
-    backend: Literal["console", "wandb", "noop"],
+    backend: Literal["console", "json", "wandb", "noop"],
     *,
     run_name: str,
     jsonl_path: str | os.PathLike[str] | None = None,
@@ -41,13 +42,14 @@ def create_logger(
 ) -> MultiLogger:
     """Return the logger of a run: the chosen backend, and the file `jsonl_path` whatever the backend, when it is given.
 
-    `stream` is the console's (stdout when None), and `patience` the seconds it waits for a reader (None: for ever);
+    "console" writes JSON lines on stdout, or on `stream`, unless that is a terminal, where people read what a command
+    says on stderr; "json" writes them in any case. `patience` is the seconds both wait for a reader (None: for ever);
     `run_id`, `config`, `tags` and the `wandb_` names go to W&B only. A logger that fails later never stops the run.
     Raises ValueError for an unknown backend or a missing `wandb` package, OSError when the file cannot be opened.
     """
     # The file first: it is cheap to open, and its errors should not leave a W&B run behind.
     loggers: list[Logger] = [] if jsonl_path is None else [JsonlLogger(jsonl_path)]
-    if backend == "console":
+    if backend == "json" or (backend == "console" and not is_terminal(stream)):
         loggers.append(ConsoleLogger(stream, patience=patience))
     elif backend == "wandb":
         loggers.append(
@@ -55,6 +57,6 @@ def create_logger(
                 run_name=run_name, project=wandb_project, entity=wandb_entity, run_id=run_id, config=config, tags=tags
             )
         )
-    elif backend != "noop":
-        raise ValueError(f"logging.backend: expected console, wandb or noop, got {backend!r}")
+    elif backend not in ("console", "noop"):
+        raise ValueError(f"logging.backend: expected console, json, wandb or noop, got {backend!r}")
     return MultiLogger(loggers)

@@ -15,6 +15,12 @@ from logger.base import Logger, to_json_line
 _log = logging.getLogger(__name__)
 
 
+def is_terminal(stream: TextIO | None = None) -> bool:
+    """Return whether a person reads the stream (stdout when None): what is written there is words then, not JSON."""
+    stream = sys.stdout if stream is None else stream
+    return stream is not None and stream.isatty()
+
+
 class ConsoleLogger(Logger):
     """Writes each record as a line to `stream` (stdout when None) and flushes it.
 

@@ -16,7 +16,8 @@ from transformerlm.distributed import World
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training import micro_batch
 from transformerlm.training.calibration import RandomTokens, calibrate
-from transformerlm.training.trainer import Runtime, Trainer
+from transformerlm.training.runtime import Runtime
+from transformerlm.training.trainer import Trainer
 from transformerlm.utils.device import device_memory_bytes
 
 # Six shapes that differ in what takes the memory: logits, activations, weights, the optimizer's states.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import os
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -70,6 +71,33 @@ def call(name: str, *arguments: object, stdin: str | TextIO | None = "") -> Outc
     finally:
         sys.stdin = old_stdin
     return Outcome(code, stdout.getvalue(), stderr.getvalue())
+
+
+def call_in_terminal(name: str, *arguments: object) -> Outcome:
+    """Call a command in a pseudo-terminal, where both streams are one screen; its text, as it came, is in `stdout`."""
+    import pty  # not on Windows
+    import threading
+
+    master, slave = pty.openpty()
+    chunks: list[bytes] = []
+
+    def read() -> None:
+        with suppress(OSError):  # the other end is closed
+            while chunk := os.read(master, 65536):
+                chunks.append(chunk)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with open(slave, "w", encoding="utf-8") as screen, redirect_stdout(screen), redirect_stderr(screen):
+        code = exit_code_of(name, [str(argument) for argument in arguments])
+    reader.join()
+    os.close(master)
+    return Outcome(code, b"".join(chunks).decode().replace("\r\n", "\n"), "")
+
+
+def lines_on_screen(text: str) -> list[str]:
+    """Return the lines that are left on a terminal, after those that were erased and written anew."""
+    return [line.rpartition("\r\x1b[K")[2] for line in text.split("\n")]
 
 
 def exit_code_of(name: str, arguments: Sequence[str]) -> int:

@@ -12,6 +12,8 @@ import pytest
 
 from cli.hints import command_line, hint_lines
 
+posix = pytest.mark.skipif(sys.platform == "win32", reason="runs a shell")
+
 
 @pytest.fixture(autouse=True)
 def _no_uv(monkeypatch):
@@ -30,13 +32,14 @@ def installed(tmp_path, monkeypatch):
     return folder
 
 
+@posix
 def test_arguments_are_quoted_for_the_shell(installed, monkeypatch):
     """Paths with spaces and prompts with quotes reach the command as they are."""
     monkeypatch.setenv("PATH", str(installed), prepend=os.pathsep)
     arguments = ["--checkpoint=runs/my run", "--prompt", 'Say "hi", $USER']
     line = command_line("infer", *arguments)
     assert shlex.split(line) == ["transformerlm-infer", *arguments]
-    done = subprocess.run(line, shell=True, capture_output=True, text=True, check=True)
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == arguments
 
 
@@ -47,6 +50,7 @@ def test_uv_run_goes_before_where_uv_started_the_process(installed, monkeypatch)
     assert command_line("infer", Path("a")) == "uv run transformerlm-infer a"
 
 
+@posix
 def test_what_is_not_on_the_path_is_named_by_its_path(installed, monkeypatch):
     """An environment that is not activated is named, from the working directory where it is below it."""
     monkeypatch.setenv("PATH", os.defpath)
@@ -54,7 +58,7 @@ def test_what_is_not_on_the_path_is_named_by_its_path(installed, monkeypatch):
     monkeypatch.chdir(installed.parent)
     line = command_line("infer", "x")
     assert line == "bin/transformerlm-infer x"
-    assert subprocess.run(line, shell=True, capture_output=True, text=True, check=True).stdout == "x\n"
+    assert subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True).stdout == "x\n"
     assert command_line("eval") == "transformerlm-eval"  # nowhere: the plain name says most
 
 

@@ -80,3 +80,21 @@ def test_a_real_run_can_be_drawn(pipeline, tmp_path, without_matplotlib):
     assert [step for step, _ in train] == list(range(1, 13))
     assert [step for step, _ in valid] == [4, 5, 8, 10, 12]
     assert save_loss_curve(pipeline.run / "metrics.jsonl", tmp_path / "loss.png").is_file()
+
+
+def test_an_svg_that_is_asked_for_needs_no_matplotlib(tmp_path):
+    """The suffix decides, also where matplotlib is installed: a run's end does not wait for its import."""
+    picture = save_loss_curve(write_metrics(tmp_path, [5.0, 4.0], {}), tmp_path / "loss.svg")
+    assert picture == tmp_path / "loss.svg"
+    assert ElementTree.parse(picture).getroot().tag == f"{SVG}svg"
+
+
+def test_a_long_run_has_a_small_picture(tmp_path):
+    """Of many steps about a point for each column is drawn, from the left end to the last step."""
+    losses = [5.0 - step / 10_000 for step in range(10_000)]
+    picture = save_loss_curve(write_metrics(tmp_path, losses, {}), tmp_path / "loss.svg")
+    (line,) = ElementTree.parse(picture).getroot().iter(f"{SVG}polyline")
+    places = [float(point.partition(",")[0]) for point in line.get("points").split()]
+    assert WIDTH / 2 < len(places) < 2 * WIDTH
+    assert places[-1] == WIDTH - MARGIN
+    assert places[0] < MARGIN + 2

@@ -25,6 +25,7 @@ def now(monkeypatch):
     time = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: time[0])
     monkeypatch.setattr("cli.terminal.LiveLine._tick", lambda self: None)  # a test draws by itself
+    LIVE._drawn_at = 0.0  # another test's clock
     yield time
     LIVE.show(None)
     LIVE._ticker = None
@@ -39,6 +40,7 @@ def plain(monkeypatch) -> io.StringIO:
 def terminal(monkeypatch) -> Terminal:
     """Let stderr be a terminal."""
     monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
     return sys.stderr
 
 
@@ -117,15 +119,19 @@ def test_the_eta_runs_down_while_nothing_is_done(monkeypatch, now):
 
 
 def test_the_end_is_a_line_and_nothing_live_stays(monkeypatch, now):
-    """The last unit ends the live line; what comes later shows nothing."""
+    """The last unit ends the live line; what is done after it is named without the units, and ends when it does."""
     stream = terminal(monkeypatch)
     progress = Progress(2)
     now[0] += 2
     progress(2, {"loss": 1.0})
-    progress.doing("saving")
-    progress(2)
     assert stream.getvalue().endswith("step 2/2  loss 1.000  0:02\n")
+    progress(2)
     assert LIVE.words is None
+    now[0] += 1
+    progress.doing("saving")
+    assert last_line(stream) == "saving"
+    progress.close()
+    assert last_line(stream) == ""
 
 
 def test_stages_have_their_units(capsys):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
-from cli.terminal import LIVE, LiveLine, clock, framed, note, plain, working
+from cli.terminal import LIVE, LiveLine, clock, framed, is_live, note, plain, working
+from tests.cli.commands import call, call_in_terminal, lines_on_screen
 from tests.cli.test_progress import terminal
 
 
@@ -49,6 +52,7 @@ def test_a_live_line_moves_while_nothing_happens(monkeypatch):
     """A thread draws it again and again, and ends when there is no live line any more."""
     terminal(monkeypatch)
     monkeypatch.setattr("cli.terminal._TICK_SECONDS", 0.01)
+    monkeypatch.setattr("cli.terminal._IDLE_SECONDS", 0.01)
     line, drawn, enough = LiveLine(), [], threading.Event()
 
     def words() -> str:
@@ -76,6 +80,17 @@ def test_what_takes_time_is_named_on_a_terminal_only(monkeypatch):
     with working("importing"):
         pass
     assert sys.stderr.getvalue() == ""
+
+
+@pytest.mark.parametrize(("name", "value"), [("RANK", "1"), ("TERM", "dumb")])
+def test_some_terminals_have_no_live_line(name, value, monkeypatch):
+    """Of the processes of one run the first alone shows one; a terminal that cannot erase shows none."""
+    terminal(monkeypatch)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("RANK", raising=False)
+    assert is_live()
+    monkeypatch.setenv(name, value)
+    assert not is_live()
 
 
 @pytest.mark.parametrize("error", [OSError("gone"), RuntimeError("reentrant call")])
@@ -118,3 +133,50 @@ def test_a_hostile_name_is_one_line():
     """A message that quotes a file's bytes has no control characters and an end."""
     assert plain("a\x1b[2J\nb") == "a\\x1b[2J\\nb"
     assert len(plain("x" * 10**6)) < 3_000
+
+
+# --- results in a real pseudo-terminal ---------------------------------------------------------------------------
+
+WORDS = {
+    "train_tokenizer": "280 tokens, ",
+    "make_data": "train.npy: ",
+    "plan": "parameters    ",
+    "eval": "  bits/byte   ",
+    "infer": "Ada",
+}
+
+
+def arguments_of(name: str, pipeline, folder: Path) -> list[object]:
+    """Return what a command needs to do something small with the session's run."""
+    files = pipeline.files
+    return {
+        "train_tokenizer": ["--input", files.text, "--output_dir", folder / "tok", "--tokenizer.vocab_size=280"],
+        "make_data": ["--input", files.text, "--tokenizer", files.tokenizer, "--train", folder / "train.npy"],
+        "plan": ["--config", pipeline.train_toml, "--calibration_steps=0"],
+        "eval": ["--checkpoint", pipeline.run, "--input", files.valid, "--resamples=0"],
+        "infer": ["--checkpoint", pipeline.run, "--prompt=Ada", "--sampling.max_new_tokens=4"],
+    }[name]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("name", WORDS)
+def test_on_a_terminal_results_are_words_and_in_a_pipe_json(name, pipeline, tmp_path):
+    """A person reads no JSON and nothing twice; a pipe gets nothing but JSON lines."""
+    done = call_in_terminal(name, *arguments_of(name, pipeline, tmp_path / "one"))
+    lines = lines_on_screen(done.stdout)
+    assert done.code == 0, done.stdout
+    assert sum(WORDS[name] in line for line in lines) == 1, lines
+    assert '{"' not in done.stdout
+    assert not lines[-1], "a live line is left"
+    piped = call(name, *arguments_of(name, pipeline, tmp_path / "two"))
+    assert piped.code == 0
+    assert piped.records
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("option", ["--output.format=json", "--logging.backend=json"])
+def test_json_on_a_terminal_is_a_word_away(option, pipeline, tmp_path):
+    """What is asked for comes, also where a person looks on."""
+    done = call_in_terminal("infer", *arguments_of("infer", pipeline, tmp_path), option)
+    (line,) = (line for line in lines_on_screen(done.stdout) if line.startswith("{"))
+    assert json.loads(line)["text.prompt"] == "Ada"

@@ -6,7 +6,9 @@ import contextlib
 import functools
 import importlib.util
 import inspect
+import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,7 +22,7 @@ from cli import train as command
 from cli.terminal import framed
 from config.io import dump_toml, load_config
 from config.train import TrainConfig
-from tests.cli.commands import ROOT, call
+from tests.cli.commands import ROOT, call, call_in_terminal, lines_on_screen
 from tests.training.faults import Killed, kill_at, stop_before
 from tests.training.test_same_run import what_tells_them_apart
 from tests.training.tiny_run import read_records, step_lines, tiny_config
@@ -61,7 +63,7 @@ def test_the_order_of_a_step_is_kept(pipeline):
     told = [(record.get("event", "step"), record["step"]) for record in pipeline.outcome.records]
     assert told.index(("step", 5)) < told.index(("checkpoint_saved", 5)) < told.index(("step", 6))
     last = [event for event, step in told if step == 12]
-    assert last.index("checkpoint_saved") < last.index("finished") == len(last) - 1
+    assert last.index("checkpoint_saved") < last.index("summary") < last.index("finished") == len(last) - 1
 
 
 @pytest.mark.parametrize(
@@ -130,10 +132,17 @@ def test_a_finished_run_says_so(limit, pipeline, tmp_path, monkeypatch):
     assert (first.code, second.code) == (0, 0)
     assert "ETA" in first.stderr
     step = first.records[-1]["step"]
-    assert second.stderr.splitlines()[-1] == (
-        f"nothing left to do: the run has ended at step {step} by training.{limit} = {setting}; raise it to go on"
-    )
+    *_, said, _, _, command_line = second.stderr.splitlines()
+    reason = f"training.{limit} = {setting}"
+    assert said == f"nothing left to do: the run has ended at step {step} by {reason}; raise it to go on"
     assert "ETA" not in second.stderr
+    assert not [record for record in second.records if record.get("event") == "summary"]
+    verb, *options = shlex.split(command_line)
+    assert verb.endswith("transformerlm-train")
+    assert options[:2] == ["--config", str(tmp_path / "run/config.toml")]
+    if limit != "max_time":  # twice as long as the run took, which is more than the limit
+        assert options[2:] == [f"--training.{limit}={24 if limit == 'max_steps' else 0}"]
+    assert call("train", *options).records[-1]["step"] > step
 
 
 def test_the_eta_knows_the_limit_of_time(pipeline, tmp_path):
@@ -437,3 +446,21 @@ def test_the_slurm_script_saves_requeues_and_goes_on(pipeline, tmp_path):
     run = tmp_path / "slurm-7"
     newest = checkpoint.newest_whole(run / "checkpoints")
     assert checkpoint.step_of(newest) == read_records(run)[-1]["step"]
+
+
+# --- a terminal --------------------------------------------------------------------------------------------------
+
+
+@posix
+@pytest.mark.parametrize("backend", ["console", "json"])
+def test_on_a_terminal_json_is_for_who_asks_for_it(backend, pipeline, tmp_path):
+    """On a pseudo-terminal "console" shows words alone and nothing twice; "json" shows every line of the log."""
+    where = ("--runs_dir", tmp_path, f"--logging.backend={backend}")
+    done = call_in_terminal("train", "--config", pipeline.train_toml, *where)
+    assert done.code == 0
+    lines = lines_on_screen(done.stdout)
+    records = [json.loads(line) for line in lines if line.startswith("{")]
+    assert records == (read_records(tmp_path / "run") if backend == "json" else [])
+    assert '{"' not in "".join(line for line in lines if not line.startswith("{"))
+    assert sum("step 12/12" in line for line in lines) == 1
+    assert sum(line.startswith("── step 12 ─") for line in lines) == 1

@@ -22,6 +22,17 @@ def test_console_writes_stream_and_file_alike(tmp_path):
     assert stream.getvalue() == (tmp_path / "m.jsonl").read_text() == '{"step": 1, "metrics.loss": 0.5}\n'
 
 
+@pytest.mark.parametrize(("backend", "writes"), [("console", False), ("json", True)])
+def test_a_terminal_gets_json_only_where_it_is_asked_for(backend, writes, tmp_path, monkeypatch):
+    """On a terminal "console" leaves the lines to the file, and "json" writes them there, too."""
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    with create_logger(backend, run_name="a", jsonl_path=tmp_path / "m.jsonl", stream=stream) as logger:
+        logger.log_event("started")
+    line = '{"event": "started"}\n'
+    assert (stream.getvalue(), (tmp_path / "m.jsonl").read_text()) == (line if writes else "", line)
+
+
 def test_noop_still_keeps_the_file(tmp_path, capsys):
     """Without a backend the file is written and stdout is not."""
     with create_logger("noop", run_name="a", jsonl_path=tmp_path / "m.jsonl") as logger:
@@ -32,7 +43,7 @@ def test_noop_still_keeps_the_file(tmp_path, capsys):
 
 def test_unknown_backend_is_refused():
     """The error names the key and the choices."""
-    with pytest.raises(ValueError, match=r"logging\.backend: expected console, wandb or noop, got 'tensorboard'"):
+    with pytest.raises(ValueError, match=r"logging\.backend: expected console, json, wandb or noop, got 'tensorboard'"):
         create_logger("tensorboard", run_name="a")
 
 

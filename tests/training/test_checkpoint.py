@@ -454,10 +454,20 @@ def test_resolve_takes_every_way_to_name_a_checkpoint(by_link, tmp_path, monkeyp
         monkeypatch.setattr(Path, "symlink_to", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("no right")))
     checkpoint.point(root / "latest", newer)
     checkpoint.point(root / "best", older)
-    for name, expected in {"run": newer, "run/checkpoints": newer, "run/checkpoints/step-00000001": older}.items():
+    names = {"run": newer, "run/checkpoints": newer, "run/checkpoints/step-00000001": older}
+    for name, expected in (names | {"run/latest": newer, "run/best": older}).items():
         assert checkpoint.resolve(tmp_path / name) == expected
     assert checkpoint.resolve(root / "latest").resolve() == newer.resolve()
     assert checkpoint.resolve(root / "best").resolve() == older.resolve()
+
+
+def test_a_run_without_validation_has_no_best(tmp_path):
+    """`RUN/best` of a run that saved no validation loss is refused in words; a run that is called best is a run."""
+    empty_checkpoints(tmp_path / "best" / "checkpoints", [1])
+    with pytest.raises(CheckpointError, match="best: expected one checkpoint to be best, found none"):
+        checkpoint.resolve(tmp_path / "best" / "best")
+    with pytest.raises(CheckpointError, match=r"none of its 1 checkpoints is whole"), pytest.warns(match="older one"):
+        checkpoint.resolve(tmp_path / "best")
 
 
 def test_resolve_passes_over_damage_with_a_warning(files, tmp_path):

@@ -379,7 +379,7 @@ def test_a_real_process_obeys_a_signal(files, tmp_path):
     assert process.returncode == 143
     assert "Traceback" not in stderr
     records = [json.loads(line) for line in stdout.splitlines()]
-    assert [record["event"] for record in records[-2:]] == ["checkpoint_saved", "finished"]
+    assert [record["event"] for record in records[-3:]] == ["checkpoint_saved", "summary", "finished"]
     assert records[-1]["reason"] == "signal"
     directory = checkpoint.newest_whole(tmp_path / "run/checkpoints")
     assert directory is not None

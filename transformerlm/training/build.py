@@ -53,14 +53,6 @@ def num_validation_windows(config: TrainConfig, num_tokens: int) -> int:
     return min(max(1, config.training.eval_tokens // context_length), (num_tokens - 1) // context_length)
 
 
-def num_validations(config: TrainConfig, *, done: int) -> int:
-    """Return how many validations a run makes after step `done`: at the more frequent interval, and the last step's."""
-    last = config.training.max_steps
-    intervals = [interval for interval in (config.training.eval_interval, config.checkpoint.interval) if interval]
-    # Those at the longer interval mostly coincide with the others.
-    return max(((last - 1) // interval - done // interval for interval in intervals), default=0) + 1
-
-
 def token_bytes(tokenizer: Tokenizer, vocab_size: int, device: torch.device) -> Tensor:
     """Return the UTF-8 bytes behind each id `(vocab_size,)`: 0 for special tokens and for ids that no token has."""
     lengths = tokenizer.token_byte_lengths()

@@ -19,10 +19,12 @@ from config.train import TrainConfig
 from logger import NoopLogger
 from profiling import memory
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.training.build import num_validation_windows, num_validations
+from transformerlm.training.build import num_validation_windows
 from transformerlm.training.data import TokenDataset
+from transformerlm.training.eta import validations_left
 from transformerlm.training.micro_batch import sequences_per_pass
-from transformerlm.training.trainer import Runtime, Trainer
+from transformerlm.training.runtime import Runtime
+from transformerlm.training.trainer import Trainer
 from transformerlm.utils.device import synchronize
 from transformerlm.utils.dtypes import Precision
 
@@ -59,7 +61,7 @@ def measured_facts(config: TrainConfig, steps: int, *, plan: dict[str, Any], **s
     rate = plan["tokens.per_step"] / found.seconds_per_step
     max_time = config.training.max_time
     limit = duration_seconds(max_time) if max_time else math.inf
-    validations = num_validations(config, done=0)
+    validations = validations_left(config, 0)
     return {
         "calibration.steps": found.steps,
         "calibration.first_step_seconds": found.first_step_seconds,

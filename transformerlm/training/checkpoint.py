@@ -48,6 +48,7 @@ from transformerlm.utils import files
 from transformerlm.utils.json_files import read_json_object, values_sha256
 
 FORMAT = 1
+_LINKS = ("latest", "best")
 _NAME = re.compile(r"step-(\d{8,})")
 _MAX_STATE_BYTES = 64 * 2**20
 _MAX_LINK_BYTES = 256
@@ -189,7 +190,7 @@ def restore_links(root: Path) -> None:
     Such a directory is a checkpoint like any other: it takes the place of its step's where that is missing or damaged,
     and is removed where that is whole.
     """
-    for link in (root / "latest", root / "best"):
+    for link in (root / name for name in _LINKS):
         if link.is_symlink() or not link.is_dir():
             continue
         try:
@@ -252,7 +253,7 @@ def newest_whole(root: Path, *, warn: Callable[[str], None] = warnings.warn) -> 
     if newest is None:
         found = [str(error) for _, error in damaged]
         found += [f"{path}: set aside as damaged before" for path in sorted(root.glob("step-*.bad*"))]
-        found += [f"{link}: its checkpoint is gone" for link in (root / "latest", root / "best") if link.is_symlink()]
+        found += [f"{link}: its checkpoint is gone" for link in (root / name for name in _LINKS) if link.is_symlink()]
         if not found and not _tells_of_checkpoints(root.parent / "metrics.jsonl"):
             return None
         raise CheckpointError(
@@ -290,12 +291,18 @@ def _first_whole(directories: list[Path]) -> tuple[Path | None, list[tuple[Path,
 def resolve(path: Path) -> Path:
     """Return the checkpoint directory that `path` names: itself, or the newest whole one of a run directory.
 
-    Damaged checkpoints of a run are passed over with a warning; they stay where they are.
+    `RUN/best` and `RUN/latest` are the run's `checkpoints/best` and `checkpoints/latest`. Damaged
+    checkpoints of a run are passed over with a warning; they stay where they are.
 
     Raises:
         CheckpointError: there is none.
     """
-    if path.name in ("latest", "best") and (path.is_symlink() or path.is_file()):
+    if path.name in _LINKS and not path.exists() and (path.parent / "checkpoints").is_dir():
+        path = path.parent / "checkpoints" / path.name
+        if _target(path) is None and not path.is_dir():
+            none = "none: none was saved with a validation loss"
+            raise CheckpointError(f"{path.parent.parent}: expected one checkpoint to be {path.name}, found {none}")
+    if path.name in _LINKS and (path.is_symlink() or path.is_file()):
         path = _pointed_at(path)
     if path.is_file():
         raise CheckpointError(

@@ -10,21 +10,21 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from config.io import dump_toml
 from config.schemas import duration_seconds
 from config.train import TrainConfig
-from logger import Logger
 from profiling import nvtx
-from transformerlm.distributed import World, all_reduce_sum, barrier, broadcast_parameters, is_main
+from transformerlm.distributed import all_reduce_sum, barrier, broadcast_parameters, is_main
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training import checkpoint, document_ids, same_run
@@ -32,18 +32,19 @@ from transformerlm.training.build import (
     build_optimizer,
     num_accumulation_steps,
     num_validation_windows,
-    num_validations,
     token_bytes,
 )
 from transformerlm.training.data import Prefetcher, TokenDataset, get_batch, sample_starts, sequential_batches
+from transformerlm.training.eta import work_left
 from transformerlm.training.guard import GuardState, Trouble, write_batch
-from transformerlm.training.loop import EvalResult, StepResult, batch_loss, evaluate, train_step
+from transformerlm.training.loop import Batch, EvalResult, StepResult, batch_loss, evaluate, train_step
 from transformerlm.training.micro_batch import sequences_per_pass
 from transformerlm.training.norms import NormRecorder
+from transformerlm.training.runtime import Runtime
 from transformerlm.training.schedule import timed_learning_rate
 from transformerlm.training.timer import Timer
 from transformerlm.utils.device import should_compile, synchronize
-from transformerlm.utils.dtypes import Precision, autocast, set_tf32
+from transformerlm.utils.dtypes import autocast, set_tf32
 from transformerlm.utils.seed import rng_state, seed_everything, set_rng_state
 
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
@@ -61,32 +62,6 @@ class TrainState:
     validations_since_lowest: int = 0
     seconds: float = 0.0  # of training.max_time, over all starts, the same on every rank
     guard: GuardState = field(default_factory=GuardState)
-
-
-@dataclass(frozen=True)
-class Hook:
-    """Something to do every `interval` steps and after the last, given the step and the model: samples, for one."""
-
-    interval: int
-    call: Callable[[int, TransformerLM], None]
-
-
-@dataclass
-class Runtime:
-    """Where and how a run computes, and whom it tells.
-
-    `stop` names the signal that asks to save and end, if there was one; `rewind` forgets what was told of the steps
-    after the one given, which will be made again.
-    """
-
-    device: torch.device
-    precision: Precision
-    logger: Logger
-    world: World = field(default_factory=World)
-    hooks: Sequence[Hook] = ()
-    stop: Callable[[], str | None] = lambda: None
-    rewind: Callable[[int], object] = lambda step: None
-    progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None
 
 
 class Trainer:
@@ -173,6 +148,8 @@ class Trainer:
 
     def _finish(self, reason: str) -> None:
         self.stopped_by = reason
+        if facts := self.runtime.summary():
+            self.runtime.logger.log_event("summary", step=self.state.step, **facts)
         signal = {"signal": reason} if reason in STOP_SIGNALS else {}
         if reason == "SIGUSR1":
             self.runtime.logger.log_event("requeue", step=self.state.step)
@@ -206,6 +183,7 @@ class Trainer:
             guard.made(result.loss)
         else:
             self._skip(result, trouble)
+        self.runtime.tick(step, {"loss": result.loss})
         return result, rate, trouble
 
     def _learning_rate(self, step: int) -> float:
@@ -292,8 +270,8 @@ class Trainer:
     def estimate_seconds(self) -> tuple[float, float]:
         """Return about how long the rest of the run takes, and how long compiling has taken, if anything was.
 
-        Measured on two forward and backward passes; weights, optimizer and data order are untouched. A token of a
-        validation takes a third of one of a step. Samples and saves are not counted, `max_time` is.
+        Measured on two forward and backward passes; weights, optimizer and data order are untouched. Samples and saves
+        are not counted, `max_time` is.
         """
         micro_batches, times = self._micro_batches(self.state.step + 1), []
         for _ in range(2):
@@ -305,13 +283,14 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             synchronize(self.runtime.device)
             times.append(time.perf_counter() - start)
-        num_windows: float = (self.config.training.max_steps - self.state.step) * len(micro_batches) * len(inputs)
-        if self.valid_data is not None:
-            each = num_validation_windows(self.config, len(self.valid_data))
-            num_windows += num_validations(self.config, done=self.state.step) * each / 3
-        seconds = times[1] * num_windows / len(inputs)
+        seconds = times[1] * self.work_left(self.state.step) / len(inputs)
         left = self.seconds_left()
         return seconds if left is None else min(seconds, left), max(0.0, times[0] - times[1])
+
+    def work_left(self, step: int) -> float:
+        """Return the work that is left after `step`, in windows that are trained on: what an ETA goes by."""
+        valid_tokens = len(self.valid_data) if self.valid_data is not None else 0
+        return work_left(self.config, step, valid_tokens=valid_tokens, world_size=self.runtime.world.world_size)
 
     def seconds_left(self) -> float | None:
         """Return what is left of `max_time`; None: there is no such limit."""
@@ -355,18 +334,31 @@ class Trainer:
         else:
             self.state.validations_since_lowest += 1
 
+    def validated_tokens(self) -> npt.NDArray[Any]:
+        """Return the tokens that a validation predicts."""
+        assert self.valid_data is not None
+        num_tokens = num_validation_windows(self.config, len(self.valid_data)) * self.config.model.context_length
+        return self.valid_data.tokens[1 : num_tokens + 1]
+
     def validate(self) -> EvalResult:
         """Evaluate on the first `eval_tokens` of the validation file; every rank computes the same."""
         assert self.valid_data is not None
-        training = self.config.training
+        size = sequences_per_pass(self.config.training, 1)
+        num_windows = num_validation_windows(self.config, len(self.valid_data))
         batches = sequential_batches(
             self.valid_data.tokens,
-            batch_size=sequences_per_pass(training, 1),
+            batch_size=size,
             context_length=self.config.model.context_length,
-            max_windows=num_validation_windows(self.config, len(self.valid_data)),
+            max_windows=num_windows,
             device=self.runtime.device,
         )
+        batches = self._naming(batches, math.ceil(num_windows / size))
         return evaluate(self.raw_model, batches, token_bytes=self._token_bytes, autocast=self.autocast)
+
+    def _naming(self, batches: Iterator[Batch], total: int) -> Iterator[Batch]:
+        for number, batch in enumerate(batches, 1):
+            self.runtime.doing(f"validating {number}/{total}")
+            yield batch
 
     def _log(self, metrics: dict[str, float]) -> None:
         if metrics:
@@ -411,13 +403,14 @@ class Trainer:
 
         `best` points to the checkpoint with the lowest validation loss among those that were saved.
         """
+        self.runtime.doing("saving")
         self._check_weights()
         is_best = val_loss is not None and (self.state.best_val_loss is None or val_loss < self.state.best_val_loss)
         if is_best:
             self.state.best_val_loss, self.state.best_step = val_loss, self.state.step
         if is_main(self.runtime.world):
             self.runtime.logger.sync()
-            directory = checkpoint.save_checkpoint(self.checkpoints, self.state.step, self._snapshot())
+            directory = checkpoint.save_checkpoint(self.checkpoints, self.state.step, self._snapshot(val_loss))
             if is_best:
                 checkpoint.point(self.checkpoints / "best", directory)
             self.runtime.logger.log_event("checkpoint_saved", step=self.state.step)
@@ -440,9 +433,10 @@ class Trainer:
             "lower optimizer.learning_rate or raise schedule.warmup_steps"
         )
 
-    def _snapshot(self) -> checkpoint.Snapshot:
+    def _snapshot(self, val_loss: float | None) -> checkpoint.Snapshot:
         state = {
             **asdict(self.state),
+            "val_loss": val_loss,
             "rng": rng_state(),
             "data": self._fingerprints(),
             "wandb_id": self.runtime.logger.run_id,

@@ -28,6 +28,7 @@ _STATE_TYPES: dict[str, tuple[type, ...]] = {
     "step": (int,),
     "tokens": (int,),
     "best_val_loss": (float, int, type(None)),
+    "val_loss": (float, int, type(None)),
     "best_step": (int, type(None)),
     "lowest_val_loss": (float, int, type(None)),
     "validations_since_lowest": (int,),

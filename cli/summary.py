@@ -1,0 +1,195 @@
+"""How a run went, as a few lines for people and a record for the log, and what to do next."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli.checkpoints import is_worse
+from cli.hints import command_line, hint_lines, hints_are_wanted
+from cli.loss_curve import save_loss_curve
+from cli.terminal import clock, note, ruled
+from config.schemas import duration_seconds
+
+if TYPE_CHECKING:
+    from transformerlm.training.trainer import Trainer
+
+Facts = dict[str, Any]
+
+
+class Summary:
+    """Gathers how a run goes from now on; called at its end it returns the facts, and `show` says them.
+
+    A summary that fails ends no run: it is a line, and no facts.
+    """
+
+    def __init__(self, trainer: Trainer, run_dir: Path) -> None:
+        self._trainer, self._run_dir = trainer, run_dir
+        self._step, self._tokens, self._began = trainer.state.step, trainer.state.tokens, time.monotonic()
+        self._facts: Facts = {}
+
+    def __call__(self) -> Facts:
+        """Return the facts for the log."""
+        state, seconds = self._trainer.state, time.monotonic() - self._began
+        rate = (state.tokens - self._tokens) / max(seconds, 1e-9)
+        facts = {"steps": state.step - self._step, "seconds": seconds, "tokens_per_second": rate}
+        try:
+            self._facts = facts | facts_of(self._trainer, self._run_dir)
+        except (OSError, ValueError) as error:
+            note(f"no summary: {error}")
+        return self._facts
+
+    def show(self) -> None:
+        """Say how the run went, draw its curve, and say what to do next."""
+        if not self._facts:
+            return
+        try:
+            picture = _draw(self._run_dir)
+        except OSError as error:
+            note(f"no picture of the loss: {error}")
+            picture = None
+        title = f"{self._run_dir}: step {self._trainer.state.step:,}"
+        note("\n".join(["", ruled(title), *rows(self._facts, picture=picture)]))
+        say_what_next(next_commands(self._trainer, self._run_dir, self._facts))
+
+
+def say_what_next(commands: list[tuple[str, str]]) -> None:
+    """Show commands that can be pasted, unless the command that runs this one says what is next."""
+    if hints_are_wanted():
+        note("\n".join(["", *hint_lines(commands)]))
+
+
+# --- facts -------------------------------------------------------------------------------------------------------
+
+
+def facts_of(trainer: Trainer, run_dir: Path) -> Facts:
+    """Return the losses of all starts of a run, what its text costs without a model, and the passes over its data."""
+    with (run_dir / "metrics.jsonl").open(encoding="utf-8") as lines:
+        records = [json.loads(line) for line in lines if '"metrics.loss"' in line]
+    losses = [record["metrics.loss"] for record in records if isinstance(record["metrics.loss"], float)]
+    facts: Facts = {"passes_over_data": trainer.state.tokens / len(trainer.train_data)}
+    if losses:
+        facts["train_loss"] = statistics.fmean(losses[-max(1, len(losses) // 10) :])
+    return facts | _validations(records) | _yardsticks(trainer) | _checkpoints(trainer)
+
+
+def _validations(records: list[Facts]) -> Facts:
+    found = [record for record in records if isinstance(record.get("metrics.val_loss"), float)]
+    if not found:
+        return {}
+    best, last = min(found, key=lambda record: record["metrics.val_loss"]), found[-1]
+    return {
+        f"{name}{key}": record[f"metrics.{key}" if key != "val_step" else "step"]
+        for name, record in (("best_", best), ("", last))
+        for key in ("val_loss", "val_bits_per_byte", "val_step")
+    }
+
+
+def _yardsticks(trainer: Trainer) -> Facts:
+    from transformerlm.training.yardsticks import yardsticks
+
+    if trainer.valid_data is None:
+        return {}
+    measured = yardsticks(trainer.train_data.tokens, trainer.validated_tokens(), trainer.tokenizer)
+    return vars(measured) if measured else {}
+
+
+def _checkpoints(trainer: Trainer) -> Facts:
+    state = trainer.state
+    return {"best_checkpoint_step": state.best_step, "best_checkpoint_val_loss": state.best_val_loss}
+
+
+# --- words -------------------------------------------------------------------------------------------------------
+
+
+def rows(facts: Facts, *, picture: Path | None) -> Iterator[str]:
+    """Yield the lines for people, of less than 80 columns but for long paths."""
+    if "val_loss" in facts:
+        best, last = (f"{facts[f'{name}val_loss']:.3f} at step {facts[f'{name}val_step']:,}" for name in ("best_", ""))
+        is_last = facts["best_val_step"] == facts["val_step"]
+        yield _row("validation loss", f"{best}, the lowest{' and last' if is_last else f'; {last}, the last'}")
+    if "train_loss" in facts:
+        passes = f"{facts['passes_over_data']:.2g} passes over the data"
+        yield _row("training loss", f"{facts['train_loss']:.3f} at the end, after {passes}")
+    if "val_loss" in facts:
+        text = f"{facts['best_val_bits_per_byte']:.3f}"
+        if "gzip_bits_per_byte" in facts:
+            text += f"; by gzip {facts['gzip_bits_per_byte']:.3f}, by the tokens' frequencies "
+            text += f"{facts['unigram_bits_per_byte']:.3f}"
+        yield _row("bits per byte", text)
+    speed = f"{facts['tokens_per_second']:,.0f} tokens/s overall"
+    yield _row("time", f"{clock(facts['seconds'])} for {facts['steps']:,} steps, {speed}")
+    if picture:
+        yield _row("loss curve", str(picture))
+    if has_risen(facts):
+        yield f"   Validation has risen since step {facts['best_val_step']:,}: {_best(facts)}."
+
+
+def has_risen(facts: Facts) -> bool:
+    """Whether the last validation loss is clearly above the lowest."""
+    return "val_loss" in facts and is_worse(facts["val_loss"], facts["best_val_loss"])
+
+
+def _best(facts: Facts) -> str:
+    step, loss = facts["best_checkpoint_step"], facts["best_checkpoint_val_loss"]
+    if step is None:
+        return "no checkpoint has a validation loss"
+    return f"`best` is step {step:,}" + ("" if step == facts["best_val_step"] else f", with {loss:.3f}")
+
+
+def _row(name: str, text: str) -> str:
+    return f"   {name:<17}{text}"
+
+
+def _draw(run_dir: Path) -> Path | None:
+    try:
+        return save_loss_curve(run_dir / "metrics.jsonl", run_dir / "loss.svg")
+    except ValueError:  # too short a run
+        return None
+
+
+# --- what next ---------------------------------------------------------------------------------------------------
+
+
+def next_commands(trainer: Trainer, run_dir: Path, facts: Facts) -> list[tuple[str, str]]:
+    """Return what one may do with the run now, each with its command."""
+    best = facts["best_checkpoint_step"]
+    better = best not in (None, trainer.state.step) and has_risen(facts)
+    checkpoint = f"--checkpoint={run_dir / 'best' if better else run_dir}"
+    commands = [("talk to it: type a beginning and Enter; Ctrl-D ends", command_line("infer", checkpoint))]
+    if valid := trainer.config.data.valid:
+        measure = command_line("eval", checkpoint, f"--input={valid}")
+        commands.append(("measure it on the whole validation text", measure))
+    output = f"--output={run_dir / 'hf'}"
+    commands.append(("give it to others, as a folder for transformers", command_line("export", checkpoint, output)))
+    if has_risen(facts):
+        return commands  # more steps would make it worse
+    return [*commands, going_on(trainer, run_dir)]
+
+
+def going_on(trainer: Trainer, run_dir: Path) -> tuple[str, str]:
+    """Return the command that trains the run further, by what has ended it."""
+    training = trainer.config.training
+    if trainer.stopped_by == "max_time" and training.max_time:
+        longer = _longer(training.max_time, trainer.state.seconds)
+        words, changes = "train it further, to twice the time", [f"--training.max_time={longer}"]
+    elif trainer.stopped_by == "max_steps":
+        words, changes = "train it further, to twice the steps", [f"--training.max_steps={2 * training.max_steps}"]
+        changes += ["--training.max_time=none"] if training.max_time else []
+    elif trainer.stopped_by == "early_stop":
+        words, changes = "train it further all the same", ["--training.early_stop_patience=0"]
+    else:
+        words, changes = "go on where it stopped", []
+    return words, command_line("train", "--config", run_dir / "config.toml", *changes)
+
+
+def _longer(duration: str, used: float) -> str:
+    """Return twice the duration, or as many times more as leave time to go on after the seconds that were used."""
+    number, unit = 2 * float(duration[:-1]), duration[-1]
+    while duration_seconds(f"{number:.12g}{unit}") < 1.5 * used:
+        number *= 2
+    return f"{number:.12g}{unit}"

@@ -1,0 +1,53 @@
+"""What a text costs without a model."""
+
+from __future__ import annotations
+
+import gzip
+import math
+
+import numpy as np
+import pytest
+
+from tests.training.tiny_run import END, write_tiny_files
+from transformerlm.tokenizer.tokenizer import Tokenizer
+from transformerlm.training import yardsticks as room
+from transformerlm.training.yardsticks import gzip_bits_per_byte, unigram_bits, yardsticks
+
+
+def test_gzip_is_what_gzip_makes_of_the_text():
+    """Bits per byte are those of a .gz file of level 9, but for the twelve bytes that its header is longer."""
+    text = b"Ada sees a tree. " * 100 + b"Bob likes the sea."
+    assert gzip_bits_per_byte(text) == pytest.approx(8 * (len(gzip.compress(text, 9)) - 12) / len(text))
+
+
+def test_a_unigram_costs_its_entropy():
+    """Tokens drawn evenly from n cost log2(n) bits each; one that training never saw costs more, and not infinity."""
+    train = np.repeat(np.arange(8, dtype=np.uint16), 1000)
+    assert unigram_bits(train, np.arange(8, dtype=np.uint16), vocab_size=8) == pytest.approx(8 * 3)
+    rare = unigram_bits(train, np.array([8], dtype=np.uint16), vocab_size=9)
+    assert rare == pytest.approx(math.log2(8009))
+
+
+def test_special_tokens_have_bits_and_no_bytes(tmp_path):
+    """As in a model's bits per byte: the separator is predicted, and the text is as long as without it."""
+    files = write_tiny_files(tmp_path)
+    tokenizer = Tokenizer.from_directory(files.tokenizer)
+    train = np.array(tokenizer.encode("Ada sees a tree." * 50), dtype=np.uint16)
+    text = "Bob likes the sea."
+    plain, ended = (np.array(tokenizer.encode(part), dtype=np.uint16) for part in (text, text + END))
+    bare, whole = (yardsticks(train, ids, tokenizer) for ids in (plain, ended))
+    assert bare.gzip_bits_per_byte == whole.gzip_bits_per_byte == gzip_bits_per_byte(text.encode())
+    end = unigram_bits(train, ended[-1:], vocab_size=tokenizer.vocab_size)
+    difference = whole.unigram_bits_per_byte - bare.unigram_bits_per_byte
+    assert difference == pytest.approx(end / len(text.encode()))
+    assert yardsticks(train, ended[-1:], tokenizer) is None
+
+
+def test_a_long_text_is_read_to_a_bound(tmp_path, monkeypatch):
+    """What lies beyond the bounds changes nothing."""
+    files = write_tiny_files(tmp_path)
+    tokenizer = Tokenizer.from_directory(files.tokenizer)
+    ids = np.load(files.train)
+    monkeypatch.setattr(room, "MAX_TEXT_TOKENS", 100)
+    monkeypatch.setattr(room, "MAX_TRAIN_TOKENS", 200)
+    assert yardsticks(ids, ids, tokenizer) == yardsticks(ids[:200], ids[:100], tokenizer)

@@ -1,0 +1,27 @@
+"""How much work a run has left, in windows that are trained on: functions of its configuration and a step."""
+
+from __future__ import annotations
+
+from config.train import TrainConfig
+from transformerlm.training.build import num_validation_windows
+
+_VALIDATION_COST = 1 / 3  # of a window, in windows that are trained on: no backward pass
+
+
+def work_left(config: TrainConfig, step: int, *, valid_tokens: int, world_size: int = 1) -> float:
+    """Return the work after `step` for each process: the windows of its steps, and those of validations by their cost.
+
+    `valid_tokens` is the length of the validation data, 0 without any. Samples and saves are not counted.
+    """
+    windows = (config.training.max_steps - step) * config.training.batch_size / world_size
+    if valid_tokens and step < config.training.max_steps:
+        windows += validations_left(config, step) * num_validation_windows(config, valid_tokens) * _VALIDATION_COST
+    return windows
+
+
+def validations_left(config: TrainConfig, step: int) -> int:
+    """Return how many validations come after `step`."""
+    last = config.training.max_steps
+    intervals = [interval for interval in (config.training.eval_interval, config.checkpoint.interval) if interval]
+    # Those at the more frequent interval, which the others mostly coincide with, and the last step's.
+    return max(((last - 1) // interval - step // interval for interval in intervals), default=0) + 1

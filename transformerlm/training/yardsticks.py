@@ -1,0 +1,53 @@
+"""What a text costs without a model: the yardsticks for a model's bits per byte.
+
+A model that has learnt which tokens are frequent, and nothing of their order, is as good as `unigram`. One that has
+learnt words and phrases comes below `gzip`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from transformerlm.tokenizer.tokenizer import Tokenizer
+
+MAX_TEXT_TOKENS = 2**20  # of the validation text
+MAX_TRAIN_TOKENS = 2**22  # to count
+
+Ids = npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Yardsticks:
+    """Bits per UTF-8 byte of a text by gzip at its best, and by the frequencies of the training text's tokens."""
+
+    gzip_bits_per_byte: float
+    unigram_bits_per_byte: float
+
+
+def yardsticks(train: Ids, text: Ids, tokenizer: Tokenizer) -> Yardsticks | None:
+    """Return what the tokens of a text cost, bounded to a few MB; None for a text without bytes.
+
+    As in a model's bits per byte, special tokens cost bits and have no bytes.
+    """
+    text = np.asarray(text[:MAX_TEXT_TOKENS])
+    lengths = np.array(tokenizer.token_byte_lengths())
+    data = tokenizer.decode_bytes(text[lengths[text] > 0].tolist())
+    if not data:
+        return None
+    bits = unigram_bits(np.asarray(train[:MAX_TRAIN_TOKENS]), text, vocab_size=tokenizer.vocab_size)
+    return Yardsticks(gzip_bits_per_byte(data), bits / len(data))
+
+
+def gzip_bits_per_byte(data: bytes) -> float:
+    """Return the bits that `gzip -9` needs for a byte of the data, with the shorter header of zlib."""
+    return 8 * len(zlib.compress(data, 9)) / len(data)
+
+
+def unigram_bits(train: Ids, text: Ids, *, vocab_size: int) -> float:
+    """Return the bits of a text whose tokens are drawn by their frequencies in `train`, each counted once more."""
+    counts = np.bincount(train.astype(np.int64), minlength=vocab_size) + 1.0
+    return float(-np.log2(counts / counts.sum())[text].sum())
