@@ -7,11 +7,23 @@ if __name__ == "__main__":  # before the imports that take time
 
     run("cli.export")
 
+import json
+import shlex
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cli.utils import Command, note
 from cli.utils import main as run_command
 from config.export import ExportConfig
+
+if TYPE_CHECKING:
+    from transformerlm.interop.model_card import CardNotes
+
+SAMPLE_SEED = 0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -22,20 +34,54 @@ def main(argv: Sequence[str] | None = None) -> None:
 def export(config: ExportConfig) -> None:
     """Write the output in the format that the configuration names, and say what was checked of it."""
     note(f"{config.output}: written; {_WRITERS[config.format](config)}")
+    if config.format == "gguf":
+        _say_how_to_open(config)
 
 
 def _export_hf(config: ExportConfig) -> str:
     from transformerlm.interop.hf_export import write_hf
     from transformerlm.training.checkpoint import resolve
 
+    checkpoint = resolve(config.checkpoint)
     return write_hf(
-        resolve(config.checkpoint),
+        checkpoint,
         config.output,
         dtype=config.dtype,
         max_shard_mb=config.max_shard_mb,
         verify=config.verify,
         overwrite=config.overwrite,
+        notes=partial(_card_notes, config, checkpoint),
     )
+
+
+def _card_notes(config: ExportConfig, checkpoint: Path, directory: Path) -> CardNotes:
+    """Return what the card says besides facts: of a model that was trained here, also a sample and its loss curve."""
+    from cli.loss_curve import save_loss_curve
+    from transformerlm.interop.model_card import CardNotes
+    from transformerlm.training.checkpoint import read_state
+
+    notes = CardNotes(license=config.license, languages=config.language)
+    if "imported_from" in read_state(checkpoint):
+        return notes
+    notes = _with_sample(notes, checkpoint)
+    with suppress(OSError, ValueError):  # a checkpoint may be alone, without the run's losses
+        picture = save_loss_curve(checkpoint.parents[1] / "metrics.jsonl", directory / "loss.png")
+        notes = replace(notes, picture=picture.name)
+    return notes
+
+
+def _with_sample(notes: CardNotes, checkpoint: Path) -> CardNotes:
+    """Add a text that the model writes with the run's own settings for samples."""
+    from transformerlm.inference.predictor import Predictor
+    from transformerlm.training.checkpoint import load_config_of
+
+    samples = load_config_of(checkpoint).samples
+    prompt, settings = samples.prompts[0], samples.sampling.model_dump()
+    predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
+    sample = predictor.generate(prompt, seed=SAMPLE_SEED, allow_special=samples.allow_special, **settings)
+    drawn = ", ".join(f"{key} = {settings[key]}" for key in ("temperature", "top_p", "top_k", "min_p"))
+    beginning = f"after the prompt {json.dumps(prompt, ensure_ascii=False)}" if prompt else "from the start of a text"
+    return replace(notes, sample=sample, sample_settings=f"Written {beginning} with {drawn}, seed = {SAMPLE_SEED}:")
 
 
 def _export_gguf(config: ExportConfig) -> str:
@@ -44,6 +90,14 @@ def _export_gguf(config: ExportConfig) -> str:
 
     checkpoint = resolve(config.checkpoint)
     return write_gguf(checkpoint, config.output, dtype=config.dtype, verify=config.verify, overwrite=config.overwrite)
+
+
+def _say_how_to_open(config: ExportConfig) -> None:
+    """Write the commands that come next; the Modelfile lies beside the file."""
+    from transformerlm.interop.gguf import modelfile_path
+
+    path = str(modelfile_path(config.output))
+    note(f"# open it with Ollama:\n{shlex.join(['ollama', 'create', config.output.stem.lower(), '-f', path])}")
 
 
 def _export_tokenizer_json(config: ExportConfig) -> str:
