@@ -102,7 +102,7 @@ Of all {his} toys, {name} liked the {toy} best.
 
 "Oh no, where is my {toy}?" cried {name}.
 {name} was so sad that {he} began to cry.
-{name} sat down and cried.
+The {trait} {kind} sat down and cried.
 A big tear ran down {his} face.
 """,
     COMING
@@ -151,12 +151,12 @@ More than anything, {he} wanted to {skill}.
 
 ?
 {He} tried again and again.
-{He} tried one more time, but {fail}.
+{He} tried one more time, but it did not work.
 
 "This is too hard for me," said {name}.
 "I will never learn to {skill}," said {name}.
 "I cannot do it!" cried {name}.
-{name} felt sad and wanted to stop.
+The {trait} {kind} felt sad and wanted to stop.
 """,
     COMING
     + """
@@ -170,7 +170,7 @@ So {name} tried once more.
 
 ?
 It was slow at first, but {he} did not stop.
-It was hard work, but {he} did not give up.
+It was hard work, but the {trait} {kind} did not give up.
 
 This time, {name} {did}!
 And then {name} {did}!
@@ -205,15 +205,15 @@ It {trouble}.
 "Help!" cried the {creature}. "Please help me!"
 
 "Do not be afraid," said {name}. "I will help you."
-{name} did not run away. {He} wanted to help.
+The {trait} {kind} did not run away. {He} wanted to help.
 "I will help you," said {name}.
 
 {He} came closer and gently {rescue}.
 Very slowly, {name} {rescue}.
-{name} was very careful, and {he} {rescue}.
+The {trait} {kind} was very careful, and {he} {rescue}.
 
 "Thank you, {name}," said the {creature}. "I will not forget this."
-"You are so {trait}," said the {creature}. "Thank you, {name}."
+"You saved me, {name}," said the {creature}. "Thank you."
 """,
     """
 On the way home, a thick fog came. {name} could not see the path.
@@ -221,7 +221,7 @@ On the way home, it grew dark. {name} could not find the path.
 Then it was late, and {name} did not know the way home.
 
 "I am lost," said {name}.
-{name} was afraid and called for help.
+The {trait} {kind} called for help.
 "Can anyone hear me?" called {name}.
 
 The {creature} heard {him}. "Now I can help you," it said.
@@ -272,7 +272,7 @@ Soon {he} met a friend named {friend}.
 {friend} looked sad. "I have nothing to eat," {friend_he} said.
 "What do you have there?" asked {friend}. "I am so hungry."
 
-{name} looked at the {food} and thought for a while.
+The {trait} {kind} thought for a while.
 At first, {name} did not want to share.
 {name} saw that {friend} was sad.
 
@@ -308,11 +308,11 @@ GIFT = (
 {Day}, it was the birthday of {helper}.
 
 {name} wanted to give {helper} a gift, but {he} had no money.
-{He} wanted to give {helper} something, but {he} had nothing to give.
+{name} had nothing to give, but {he} wanted to make {helper} happy.
 "I have no gift for {helper}," said {name}.
 
 ?
-{name} thought and thought.
+The {trait} {kind} thought and thought.
 {He} felt sad and did not know what to do.
 """,
     """
@@ -325,7 +325,7 @@ They went to {place} and found {stuff}.
 {friend} had some {stuff}, and they went to work.
 
 ?
-It was hard work, but {name} did not stop.
+It was hard work, but the {trait} {kind} did not stop.
 They worked all day and sang a song.
 
 Soon the {gift} was ready.
@@ -362,13 +362,13 @@ One night, {name} could not sleep. {Night}.
 One night, {night}, and {name} could not sleep.
 One night, {name} woke up. {Night}.
 
-{He} hid under the blanket.
+The {trait} {kind} hid under the blanket.
 {name} closed {his} eyes and did not move.
 {He} began to cry.
 
 ?
 "Please go away," said {name}.
-"Please stop," {he} said.
+{He} did not want to be alone.
 """,
     """
 {New_helper} heard {him} and came to see.
@@ -387,7 +387,7 @@ Just then, {new_helper} came by.
 
 {name} listened for a while. Then {he} smiled.
 {name} looked again and began to laugh.
-{name} took a deep breath and felt better.
+The {trait} {kind} took a deep breath and felt better.
 
 ?
 {Helper} sang a soft song for {him}.
@@ -426,7 +426,7 @@ But then there was {a_barrier} in the way.
 "How can I get past this {barrier}?" asked {name}.
 "I will never see {sight}," said {name}.
 {name} did not know what to do.
-{He} felt very small and sad.
+The {trait} {kind} felt very small and sad.
 """,
     COMING
     + """
@@ -442,10 +442,10 @@ But then there was {a_barrier} in the way.
 
 So they went on together, and soon the {barrier} was far behind them.
 It was not easy, but they did it together.
-They went slowly, and {name} was not afraid.
+They went slowly, and the {trait} {kind} was not afraid.
 
 At last, {name} saw {sight}, and {view}!
-And there was {sight}! {name} saw how {view}.
+And there was {sight}! {View}.
 
 ?
 "It is so beautiful!" said {name}.

@@ -29,7 +29,13 @@ def test_the_same_seed_tells_the_same_stories() -> None:
     text = "".join(told(500))
     assert "".join(told(500)) == text
     assert "".join(told(500, seed=1)) != text
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "4f807288fc30fcb0"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "7e4c2b5e48753929"
+
+
+def test_the_page_shows_the_first_story() -> None:
+    """The story in docs/usage.md is the first that seed 0 tells."""
+    page = (Path(__file__).parents[2] / "docs/usage.md").read_text(encoding="utf-8")
+    assert f"```text\n{told(1)[0]}\n```" in page
 
 
 def test_there_are_more_than_a_million_stories() -> None:
