@@ -168,26 +168,32 @@ def read_stories(path: str | os.PathLike[str]) -> list[str]:
         ValueError: the file has no story, or a line of JSON has no text.
         OSError: it cannot be read.
     """
-    text = sys.stdin.read() if str(path) == "-" else Path(path).read_text(encoding="utf-8")
+    try:
+        text = sys.stdin.read() if str(path) == "-" else Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        found = f"the byte 0x{error.object[error.start]:02x} after {error.start} others"
+        raise ValueError(f"{path}: expected stories in UTF-8, found {found}") from None
     if text.lstrip().startswith("{"):
-        stories = [_text_of(json.loads(line), f"{path}: line {number}") for number, line in _lines(text)]
+        lines = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+        stories = [_text_of(line, f"{path}: line {number}") for number, line in lines]
     else:
-        stories = [story.strip() for story in text.split(DEFAULT_SEPARATOR)]
+        stories = [story.strip() for story in text.split(DEFAULT_SEPARATOR) if story.strip()]
     if not any(stories):
         raise ValueError(f"{path}: expected stories, found none")
-    return [story for story in stories if story]
+    return stories
 
 
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    return ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
-
-
-def _text_of(record: dict[str, object], where: str) -> str:
+def _text_of(line: str, where: str) -> str:
     """Return the text of a JSON line: of a corpus, or of `transformerlm-infer`, whose prompt belongs to it."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: expected a JSON object, found {error}") from None
     for keys in (("text",), ("text.prompt", "text.output")):
-        if all(isinstance(record.get(key), str) for key in keys):
-            return "".join(str(record[key]) for key in keys).split(DEFAULT_SEPARATOR)[0].strip()
-    raise ValueError(f'{where}: expected "text", or "text.prompt" and "text.output", found {", ".join(record)}')
+        if isinstance(record, dict) and all(isinstance(record.get(key), str) for key in keys):
+            return "".join(record[key] for key in keys).split(DEFAULT_SEPARATOR)[0].strip()
+    found = ", ".join(record) if isinstance(record, dict) else line[:40]
+    raise ValueError(f'{where}: expected "text", or "text.prompt" and "text.output", found {found}')
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ _HELPER = "helper | new_helper | call | helper_he"
 
 EVERYWHERE: dict[str, Table] = {
     "trait": _table("a_trait", "kind", "brave", "clever", "gentle", "cheerful", "honest", "friendly", "curious"),
-    "day": _table("day", "one day", "one sunny morning", "one warm afternoon", "one spring morning", "early one morning"),
+    "day": _table(
+        "day", "one day", "one sunny morning", "one warm afternoon", "one spring morning", "early one morning"
+    ),
     "hobby": _table(
         "hobby", "run and jump", "pick flowers", "watch the clouds", "tell stories", "count the stars", "climb the hill"
     ),
