@@ -44,8 +44,8 @@ __all__ = [
 
 PROMPTS = (
     "Once upon a time, there was a",
-    "Once upon a time, there was a little girl named",
-    "Once upon a time, there was a brave rabbit named",
+    "Once upon a time, there was a girl named",
+    "Once upon a time, there was a brave little rabbit named",
 )
 DEFAULT_BYTES = 6_000_000
 

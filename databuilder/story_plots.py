@@ -36,17 +36,17 @@ def slots_of(form: str) -> list[str]:
 # --- what several plots share --------------------------------------------------------------------------------------
 
 OPENING = """
-Once upon a time, there was {a_trait} {kind} named {name}.
-Once upon a time, there was {a_trait} {kind} named {name} who lived {home}.
-Once upon a time, {a_trait} {kind} named {name} lived {home}.
-Once upon a time, there was a little {kind} named {name}. {He} was very {trait}.
-Once upon a time, there was a little {kind} named {name}. Everyone said that {he} was very {trait}.
-Once upon a time, there was a little {kind} named {name} who lived {home}. {He} was very {trait}.
+Once upon a time, there was {a_trait} little {kind} named {name}.
+Once upon a time, there was {a_trait} little {kind} named {name} who lived {home}.
+Once upon a time, {a_trait} little {kind} named {name} lived {home}.
+Once upon a time, there was a {kind} named {name}. {He} was very {trait}.
+Once upon a time, there was a {kind} named {name}. Everyone said that {he} was very {trait}.
+Once upon a time, there was a {kind} named {name} who lived {home}. {He} was very {trait}.
 
 ?
 {name} loved to {hobby}.
 Every day, {he} liked to {hobby}.
-{He} liked to {hobby} all day long.
+The {trait} little {kind} liked to {hobby} all day long.
 """
 
 COMING = """
@@ -102,7 +102,7 @@ Of all {his} toys, {name} liked the {toy} best.
 
 "Oh no, where is my {toy}?" cried {name}.
 {name} was so sad that {he} began to cry.
-The {trait} {kind} sat down and cried.
+The {trait} little {kind} sat down and cried.
 A big tear ran down {his} face.
 """,
     COMING
@@ -156,7 +156,7 @@ More than anything, {he} wanted to {skill}.
 "This is too hard for me," said {name}.
 "I will never learn to {skill}," said {name}.
 "I cannot do it!" cried {name}.
-The {trait} {kind} felt sad and wanted to stop.
+The {trait} little {kind} felt sad and wanted to stop.
 """,
     COMING
     + """
@@ -170,7 +170,7 @@ So {name} tried once more.
 
 ?
 It was slow at first, but {he} did not stop.
-It was hard work, but the {trait} {kind} did not give up.
+It was hard work, but the {trait} little {kind} did not give up.
 
 This time, {name} {did}!
 And then {name} {did}!
@@ -205,12 +205,12 @@ It {trouble}.
 "Help!" cried the {creature}. "Please help me!"
 
 "Do not be afraid," said {name}. "I will help you."
-The {trait} {kind} did not run away. {He} wanted to help.
+The {trait} little {kind} did not run away. {He} wanted to help.
 "I will help you," said {name}.
 
 {He} came closer and gently {rescue}.
 Very slowly, {name} {rescue}.
-The {trait} {kind} was very careful, and {he} {rescue}.
+The {trait} little {kind} was very careful, and {he} {rescue}.
 
 "Thank you, {name}," said the {creature}. "I will not forget this."
 "You saved me, {name}," said the {creature}. "Thank you."
@@ -221,7 +221,7 @@ On the way home, it grew dark. {name} could not find the path.
 Then it was late, and {name} did not know the way home.
 
 "I am lost," said {name}.
-The {trait} {kind} called for help.
+The {trait} little {kind} called for help.
 "Can anyone hear me?" called {name}.
 
 The {creature} heard {him}. "Now I can help you," it said.
@@ -272,7 +272,7 @@ Soon {he} met a friend named {friend}.
 {friend} looked sad. "I have nothing to eat," {friend_he} said.
 "What do you have there?" asked {friend}. "I am so hungry."
 
-The {trait} {kind} thought for a while.
+The {trait} little {kind} thought for a while.
 At first, {name} did not want to share.
 {name} saw that {friend} was sad.
 
@@ -312,7 +312,7 @@ GIFT = (
 "I have no gift for {helper}," said {name}.
 
 ?
-The {trait} {kind} thought and thought.
+The {trait} little {kind} thought and thought.
 {He} felt sad and did not know what to do.
 """,
     """
@@ -325,7 +325,7 @@ They went to {place} and found {stuff}.
 {friend} had some {stuff}, and they went to work.
 
 ?
-It was hard work, but the {trait} {kind} did not stop.
+It was hard work, but the {trait} little {kind} did not stop.
 They worked all day and sang a song.
 
 Soon the {gift} was ready.
@@ -355,14 +355,14 @@ FEAR = (
     OPENING
     + """
 But {name} was afraid of {fear}.
-There was only one thing {he} did not like. {name} was afraid of {fear}.
+There was only one thing that {name} did not like, and it was {fear}.
 """,
     """
 One night, {name} could not sleep. {Night}.
 One night, {night}, and {name} could not sleep.
 One night, {name} woke up. {Night}.
 
-The {trait} {kind} hid under the blanket.
+The {trait} little {kind} hid under the blanket.
 {name} closed {his} eyes and did not move.
 {He} began to cry.
 
@@ -387,7 +387,7 @@ Just then, {new_helper} came by.
 
 {name} listened for a while. Then {he} smiled.
 {name} looked again and began to laugh.
-The {trait} {kind} took a deep breath and felt better.
+The {trait} little {kind} took a deep breath and felt better.
 
 ?
 {Helper} sang a soft song for {him}.
@@ -426,7 +426,7 @@ But then there was {a_barrier} in the way.
 "How can I get past this {barrier}?" asked {name}.
 "I will never see {sight}," said {name}.
 {name} did not know what to do.
-The {trait} {kind} felt very small and sad.
+The {trait} little {kind} felt very small and sad.
 """,
     COMING
     + """
@@ -442,7 +442,7 @@ The {trait} {kind} felt very small and sad.
 
 So they went on together, and soon the {barrier} was far behind them.
 It was not easy, but they did it together.
-They went slowly, and the {trait} {kind} was not afraid.
+They went slowly, and the {trait} little {kind} was not afraid.
 
 At last, {name} saw {sight}, and {view}!
 And there was {sight}! {View}.

@@ -36,7 +36,7 @@ _HERO = "kind | name | he | him | his"
 _HELPER = "helper | new_helper | call | helper_he"
 
 EVERYWHERE: dict[str, Table] = {
-    "trait": _table("a_trait", "kind", "brave", "clever", "gentle", "cheerful", "honest", "friendly", "curious"),
+    "trait": _table("a_trait", "kind", "brave", "clever", "gentle", "cheerful", "honest"),
     "day": _table(
         "day", "one day", "one sunny morning", "one warm afternoon", "one spring morning", "early one morning"
     ),

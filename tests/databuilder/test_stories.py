@@ -29,7 +29,7 @@ def test_the_same_seed_tells_the_same_stories() -> None:
     text = "".join(told(500))
     assert "".join(told(500)) == text
     assert "".join(told(500, seed=1)) != text
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "7e4c2b5e48753929"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "e1de42bd2bfef540"
 
 
 def test_the_page_shows_the_first_story() -> None:
@@ -40,7 +40,7 @@ def test_the_page_shows_the_first_story() -> None:
 
 def test_there_are_more_than_a_million_stories() -> None:
     """Counted by the grammar there are many more, and none of 20,000 comes twice."""
-    assert count_stories() > 10**12
+    assert count_stories() > 10**17
     assert len(set(told(20_000))) == 20_000
 
 
