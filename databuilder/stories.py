@@ -19,7 +19,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,7 @@ PROMPTS = (
     "Once upon a time, there was a brave little rabbit named",
 )
 DEFAULT_BYTES = 6_000_000
-
+OPTIONAL_SHARE = 0.5
 MAX_FAULTS = 10
 
 _DOCUMENT_END = f"\n{DEFAULT_SEPARATOR}\n"
@@ -68,19 +68,23 @@ def tell_stories(*, seed: int = 0) -> Iterator[str]:
     """Yield stories without end, the same for the same seed."""
     plots = [parse_plot(plot) for plot in PLOTS.values()]
     casts = [[_cast(plot, world) for world in WORLDS] for plot in plots]
-    draw = random.Random(seed).random  # of all generators, the one that Python promises to keep
+    draw = random.Random(seed).random  # of all its methods, the one that Python promises to keep
     while True:
         number = int(draw() * len(plots))
         tables = casts[number][int(draw() * len(WORLDS))]
-        scene: Row = {}
-        for table in tables:
-            scene |= table[int(draw() * len(table))]
-        yield "\n\n".join(
-            " ".join(
-                beat.forms[int(draw() * len(beat.forms))] for beat in paragraph if not beat.is_optional or draw() < 0.5
-            )
-            for paragraph in plots[number]
-        ).format_map(scene)
+        yield _tell_story(plots[number], tables, draw)
+
+
+def _tell_story(plot: list[list[Beat]], tables: list[Table], draw: Callable[[], float]) -> str:
+    """Take a row of each table and a form of each beat, and fill the slots; `draw` gives numbers from 0 to below 1."""
+    scene: Row = {}
+    for table in tables:
+        scene |= table[int(draw() * len(table))]
+    paragraphs = []
+    for paragraph in plot:
+        told = [beat.forms for beat in paragraph if not beat.is_optional or draw() < OPTIONAL_SHARE]
+        paragraphs.append(" ".join(forms[int(draw() * len(forms))] for forms in told))
+    return "\n\n".join(paragraphs).format_map(scene)
 
 
 def _cast(plot: list[list[Beat]], world: dict[str, Table]) -> list[Table]:
