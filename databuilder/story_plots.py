@@ -44,15 +44,15 @@ Once upon a time, there was a {kind} named {name}. Everyone said that {he} was v
 Once upon a time, there was a {kind} named {name} who lived {home}. {He} was very {trait}.
 
 ?
-{name} loved to {hobby}.
+The {trait} little {kind} loved to {hobby}.
 Every day, {he} liked to {hobby}.
-The {trait} little {kind} liked to {hobby} all day long.
+{name} liked to {hobby} all day long.
 """
 
 COMING = """
 Just then, {new_helper} came by.
 Soon {new_helper} came along.
-{New_helper} saw {him} and came closer.
+{New_helper} saw the {trait} little {kind} and came closer.
 {New_helper} heard {him} and came to see.
 """
 
@@ -85,12 +85,12 @@ LOST = (
 {His} best toy was {a_toy}.
 {He} had {a_toy}, and {he} took it everywhere.
 Most of all, {name} loved {his} {toy}.
-Of all {his} toys, {name} liked the {toy} best.
+Of all {his} toys, the {trait} little {kind} liked the {toy} best.
 """,
     """
 {Day}, {name} took the {toy} to {place}.
 {Day}, {he} went to {place} with {his} {toy}.
-{Day}, {name} played with the {toy} near {place}.
+{Day}, the {trait} little {kind} played with the {toy} near {place}.
 
 {He} put it down to look at a flower. When {he} turned around, the {toy} was gone.
 {He} played until the sun was low. Then {he} saw that the {toy} was gone.
@@ -125,7 +125,7 @@ Soon {name} saw something {spot}. It was the {toy}!
 ?
 "There it is!" shouted {name}.
 "We found it!" shouted {name}.
-{name} jumped up and down with joy.
+The {trait} little {kind} jumped up and down with joy.
 """
     + THANKS,
     """
@@ -142,12 +142,12 @@ LEARN = (
     + """
 More than anything, {he} wanted to {skill}.
 {name} had one big wish. {He} wanted to {skill}.
-{name} wanted to learn how to {skill}.
+The {trait} little {kind} wanted to learn how to {skill}.
 """,
     """
-{Day}, {name} tried to {skill}, but {fail}.
-{Day}, {he} tried to {skill} all alone, but {fail}.
 {Day}, {name} tried to {skill} for the first time. But {fail}.
+{Day}, {he} tried to {skill} all alone, but {fail}.
+{Day}, the {trait} little {kind} tried to {skill}, but {fail}.
 
 ?
 {He} tried again and again.
@@ -164,7 +164,7 @@ The {trait} little {kind} felt sad and wanted to stop.
 "Let me show you how to {skill}," said {helper}. "{tip}."
 {Helper} sat down beside {him}. "{tip}," {helper_he} said.
 
-So {name} tried once more.
+So the {trait} little {kind} tried once more.
 {name} nodded and tried again.
 {name} took a deep breath and tried again.
 
@@ -173,7 +173,7 @@ It was slow at first, but {he} did not stop.
 It was hard work, but the {trait} little {kind} did not give up.
 
 This time, {name} {did}!
-And then {name} {did}!
+And then the {trait} little {kind} {did}!
 At last, {he} {did}!
 
 ?
@@ -196,7 +196,7 @@ RESCUE = (
     """
 {Day}, {name} went for a walk to {place}. There {he} saw {a_creature}.
 {Day}, {he} walked to {place} and met {a_creature}.
-{Day}, {name} found {a_creature} near {place}.
+{Day}, the {trait} little {kind} found {a_creature} near {place}.
 
 The {creature} {trouble}.
 It {trouble}.
@@ -229,7 +229,7 @@ But the {creature} came back. "Follow me," it said.
 "I will show you the way," said the {creature}.
 
 The {creature} went ahead, and soon {name} was home.
-They went home together, and {name} was not afraid anymore.
+They went home together, and the {trait} little {kind} was not afraid anymore.
 Soon {he} could see the lights of home.
 
 "Thank you, little friend!" said {name}.
@@ -257,7 +257,7 @@ SHARE = (
 
 It smelled so good.
 It looked so good.
-{name} was very hungry.
+The {trait} little {kind} was very hungry.
 
 "I will eat it all," said {name}.
 {He} wanted to eat the {food} all alone.
@@ -274,11 +274,11 @@ Soon {he} met a friend named {friend}.
 
 The {trait} little {kind} thought for a while.
 At first, {name} did not want to share.
-{name} saw that {friend} was sad.
+The {trait} little {kind} saw that {friend} was sad.
 
 "We can share the {food}," said {name}.
 "Half of it is for you, {friend}," said {name}.
-Then {he} gave half of the {food} to {friend}.
+Then the {trait} little {kind} gave half of the {food} to {friend}.
 
 They sat under a tree and ate the {food} together.
 They ate the {food} together, and it was very good.
@@ -304,7 +304,7 @@ After that, {name} and {friend} were best friends.
 GIFT = (
     OPENING,
     """
-{Day}, {name} remembered that it was the birthday of {helper}.
+{Day}, the {trait} little {kind} remembered the birthday of {helper}.
 {Day}, it was the birthday of {helper}.
 
 {name} wanted to give {helper} a gift, but {he} had no money.
@@ -333,7 +333,7 @@ At last, the {gift} was ready, and it looked very nice.
 
 "Happy birthday, {call}!" said {name}. "I made {a_gift} for you."
 "This {gift} is for you, {call}," said {name}.
-{name} ran to {helper}. "Happy birthday!" {he} said.
+The {trait} little {kind} ran to {helper}. "Happy birthday!" {he} said.
 
 "This is the best gift of all," said {helper}.
 {Helper} was so happy. "I love the {gift}," {helper_he} said.
@@ -363,7 +363,7 @@ One night, {night}, and {name} could not sleep.
 One night, {name} woke up. {Night}.
 
 The {trait} little {kind} hid under the blanket.
-{name} closed {his} eyes and did not move.
+The {trait} little {kind} closed {his} eyes and did not move.
 {He} began to cry.
 
 ?
@@ -412,12 +412,12 @@ QUEST = (
     + """
 More than anything, {he} wanted to see {sight}.
 {name} had one big dream. {He} wanted to see {sight}.
-{name} had heard about {sight} and wanted to see it.
+The {trait} little {kind} had heard about {sight} and wanted to see it.
 """,
     """
 {Day}, {name} set out to find {sight}.
 {Day}, {he} packed a small bag and set out.
-{Day}, {name} said goodbye and went on a long walk.
+{Day}, the {trait} little {kind} said goodbye and went on a long walk.
 
 Soon {he} came to {a_barrier}.
 After a while, {name} came to {a_barrier}.
@@ -444,12 +444,12 @@ So they went on together, and soon the {barrier} was far behind them.
 It was not easy, but they did it together.
 They went slowly, and the {trait} little {kind} was not afraid.
 
-At last, {name} saw {sight}, and {view}!
+At last, the {trait} little {kind} saw {sight}, and {view}!
 And there was {sight}! {View}.
 
 ?
 "It is so beautiful!" said {name}.
-{name} was so happy that {he} danced.
+The {trait} little {kind} was so happy that {he} danced.
 "My dream came true!" shouted {name}.
 """
     + THANKS,

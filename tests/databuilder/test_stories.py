@@ -29,7 +29,7 @@ def test_the_same_seed_tells_the_same_stories() -> None:
     text = "".join(told(500))
     assert "".join(told(500)) == text
     assert "".join(told(500, seed=1)) != text
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "6bb7f61b94208e4c"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "c7d2b58de613ed97"
 
 
 def test_the_page_shows_the_first_story() -> None:

@@ -11,8 +11,8 @@ import pytest
 from databuilder.stories import tell_stories
 from databuilder.story_check import check_story, split_sentences, summarize
 
-STORY = """Once upon a time, there was a brave little boy named Tom. Every day, he liked to pick flowers. Of all his \
-toys, Tom liked the red ball best.
+STORY = """Once upon a time, there was a brave little boy named Tom. Every day, he liked to pick flowers. Most of \
+all, Tom loved his red ball.
 
 One day, Tom took the red ball to the park. He lay down for a short nap. When he woke up, the red ball was gone. \
 "Oh no, where is my red ball?" cried Tom.
