@@ -79,7 +79,8 @@ def _with_sample(notes: CardNotes, checkpoint: Path) -> CardNotes:
     prompt, settings = samples.prompts[0], samples.sampling.model_dump()
     predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
     sample = predictor.generate(prompt, seed=SAMPLE_SEED, allow_special=samples.allow_special, **settings)
-    drawn = ", ".join(f"{key} = {settings[key]}" for key in ("temperature", "top_p", "top_k", "min_p"))
+    chosen = ["temperature", "top_p", *(key for key in ("top_k", "min_p") if settings[key])]
+    drawn = ", ".join(f"{key} = {settings[key]}" for key in chosen)
     beginning = f"after the prompt {json.dumps(prompt, ensure_ascii=False)}" if prompt else "from the start of a text"
     return replace(notes, sample=sample, sample_settings=f"Written {beginning} with {drawn}, seed = {SAMPLE_SEED}:")
 

@@ -86,7 +86,7 @@ def test_the_card_shows_what_the_run_wrote_and_how_it_learned(pipeline, tmp_path
         cards.append((tmp_path / name / "kids" / "README.md").read_text(encoding="utf-8"))
     assert cards[0] == cards[1]
     assert "license: cc-by-4.0\nlanguage:\n- en\n- de\n" in cards[0]
-    assert "with temperature = 0.8, top_p = 0.95, top_k = None, min_p = 0.0, seed = 0:\n\n```text\n" in cards[0]
+    assert "with temperature = 0.8, top_p = 0.95, seed = 0:\n\n```text\n" in cards[0]
     picture = cards[0].split("](")[1].split(")")[0]
     assert (tmp_path / "a" / "kids" / picture).stat().st_size > 1000
 
