@@ -403,6 +403,7 @@ After that, {he} even liked {fear} a little.
 Then the {trait} little {kind} fell asleep with a smile.
 And the {trait} little {kind} slept until the morning.
 And {name} had a very good dream.
+And {name} was the happiest {kind} in the whole world.
 And the {trait} little {kind} lived happily ever after.
 """,
 )

@@ -72,6 +72,16 @@ def test_each_part_of_the_check_answers_for_itself() -> None:
     assert (plot.keeps_hero, plot.grammatical, plot.keeps_plot) == (True, True, False)
 
 
+def test_the_end_of_another_plot_is_an_end() -> None:
+    """A story that ends as another plot does is out of place there, and not cut."""
+    check = check_story(
+        STORY.replace("The brave little boy smiled all the way home.", "And Tom had a very good dream.")
+    )
+    assert check.faults == ("out of place: And Tom had a very good dream.",)
+    assert check.grammatical
+    assert not check.keeps_plot
+
+
 def mutations(story: str, random_state: random.Random) -> dict[str, str]:
     """Return one change of each kind, at a random place."""
     words = story.split(" ")
