@@ -7,20 +7,32 @@ if __name__ == "__main__":  # before the imports that take time
 
     run("cli.export")
 
+import json
+import shlex
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cli.checkpoints import described
+from cli.hints import hint_lines
 from cli.terminal import note, working
 from cli.utils import Command
 from cli.utils import main as run_command
 from config.export import ExportConfig
 
+if TYPE_CHECKING:
+    from transformerlm.interop.model_card import CardNotes
+
 # What --help shows.
-SHORT = ("checkpoint", "format", "output", "dtype", "verify", "overwrite")
+SHORT = ("checkpoint", "format", "output", "dtype", "license", "language", "verify", "overwrite")
 EXAMPLES = (
     ("for transformers, vLLM and others", "--config export"),
     ("for llama.cpp and others", "--checkpoint runs/first --format=gguf --output exports/first.gguf"),
 )
+SAMPLE_SEED = 0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,6 +45,8 @@ def export(config: ExportConfig) -> None:
     with working("exporting"):
         verified = _WRITERS[config.format](config)
     note(f"{config.output}: written; {verified}")
+    if config.format == "gguf":
+        _say_how_to_open(config)
 
 
 def _export_hf(config: ExportConfig) -> str:
@@ -47,9 +61,41 @@ def _export_hf(config: ExportConfig) -> str:
         max_shard_mb=config.max_shard_mb,
         verify=config.verify,
         overwrite=config.overwrite,
+        notes=partial(_card_notes, config, checkpoint),
     )
     note(described(config.checkpoint, checkpoint))
     return verified
+
+
+def _card_notes(config: ExportConfig, checkpoint: Path, directory: Path) -> CardNotes:
+    """Return what the card says besides facts: of a model that was trained here, also a sample and its loss curve."""
+    from cli.loss_curve import save_loss_curve
+    from transformerlm.interop.model_card import CardNotes
+    from transformerlm.training.checkpoint import read_state
+
+    notes = CardNotes(license=config.license, languages=config.language)
+    if "imported_from" in read_state(checkpoint):
+        return notes
+    notes = _with_sample(notes, checkpoint)
+    with suppress(OSError, ValueError):  # a checkpoint may be alone, without the run's losses
+        picture = save_loss_curve(checkpoint.parents[1] / "metrics.jsonl", directory / "loss.png")
+        notes = replace(notes, picture=picture.name)
+    return notes
+
+
+def _with_sample(notes: CardNotes, checkpoint: Path) -> CardNotes:
+    """Add a text that the model writes with the run's own settings for samples."""
+    from transformerlm.inference.predictor import Predictor
+    from transformerlm.training.checkpoint import load_config_of
+
+    samples = load_config_of(checkpoint).samples
+    prompt, settings = samples.prompts[0], samples.sampling.model_dump()
+    predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
+    sample = predictor.generate(prompt, seed=SAMPLE_SEED, allow_special=samples.allow_special, **settings)
+    chosen = ["temperature", "top_p", *(key for key in ("top_k", "min_p") if settings[key])]
+    drawn = ", ".join(f"{key} = {settings[key]}" for key in chosen)
+    beginning = f"after the prompt {json.dumps(prompt, ensure_ascii=False)}" if prompt else "from the start of a text"
+    return replace(notes, sample=sample, sample_settings=f"Written {beginning} with {drawn}, seed = {SAMPLE_SEED}:")
 
 
 def _export_gguf(config: ExportConfig) -> str:
@@ -60,6 +106,15 @@ def _export_gguf(config: ExportConfig) -> str:
     verified = write_gguf(checkpoint, config.output, dtype=config.dtype, **settings)
     note(described(config.checkpoint, checkpoint))
     return verified
+
+
+def _say_how_to_open(config: ExportConfig) -> None:
+    """Write the commands that come next; the Modelfile lies beside the file."""
+    from transformerlm.interop.gguf import modelfile_path
+
+    path = str(modelfile_path(config.output))
+    command = shlex.join(["ollama", "create", config.output.stem.lower(), "-f", path])
+    note("\n".join(hint_lines([("open it with Ollama", command)])))
 
 
 def _export_tokenizer_json(config: ExportConfig) -> str:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from config.schemas import FilePath, Section
+
+License = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z0-9][a-z0-9.+-]{0,63}$",
+        json_schema_extra={"takes": 'an identifier of the Hub, such as "mit", "apache-2.0" or "cc-by-4.0"'},
+    ),
+]
+Language = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]{1,8}){0,3}$",
+        json_schema_extra={"takes": 'a code of ISO 639, such as "en" or "de"'},
+    ),
+]
 
 
 class ExportConfig(Section):
@@ -26,6 +41,12 @@ class ExportConfig(Section):
         "fp32", description="hf, gguf: of the weights; q8_0 (gguf only): 8 bits each, and a scale for every 32"
     )
     max_shard_mb: int = Field(5000, ge=1, le=10**6, description="hf: weights are split into files of this size at most")
+    license: License | None = Field(
+        None, description="hf: the license that the card names, by the Hub's identifier; none: it names none"
+    )
+    language: list[Language] = Field(
+        [], max_length=100, description='hf: the languages that the card names, such as "en"; none: it names none'
+    )
     verify: bool = Field(True, description="open what was written with the tool it is for, if installed, and compare")
     overwrite: bool = Field(False, description="replace an output that is there already")
 
@@ -37,4 +58,7 @@ class ExportConfig(Section):
             raise ValueError(
                 f'dtype: expected none for format "{self.format}", which has no weights, found {self.dtype}'
             )
+        for name in ("license", "language"):
+            if self.format != "hf" and (found := getattr(self, name)):
+                raise ValueError(f'{name}: expected none for format "{self.format}", which has no card, found {found}')
         return self

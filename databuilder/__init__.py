@@ -1,4 +1,7 @@
-"""From text to token files (`build_dataset`), and a corpus that every install has (`docstring_corpus.write_corpus`)."""
+"""From text to token files (`build_dataset`), and text that every install has.
+
+That is stories from a grammar (`stories.write_corpus`) and docstrings (`docstring_corpus.write_corpus`).
+"""
 
 from databuilder.dataset_builder import BuildReport, SplitReport, build_dataset
 from databuilder.sources import Source

@@ -19,7 +19,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,11 +44,11 @@ __all__ = [
 
 PROMPTS = (
     "Once upon a time, there was a",
-    "Once upon a time, there was a little girl named",
-    "Once upon a time, there was a brave rabbit named",
+    "Once upon a time, there was a girl named",
+    "Once upon a time, there was a brave little rabbit named",
 )
 DEFAULT_BYTES = 6_000_000
-
+OPTIONAL_SHARE = 0.5
 MAX_FAULTS = 10
 
 _DOCUMENT_END = f"\n{DEFAULT_SEPARATOR}\n"
@@ -68,19 +68,23 @@ def tell_stories(*, seed: int = 0) -> Iterator[str]:
     """Yield stories without end, the same for the same seed."""
     plots = [parse_plot(plot) for plot in PLOTS.values()]
     casts = [[_cast(plot, world) for world in WORLDS] for plot in plots]
-    draw = random.Random(seed).random  # of all generators, the one that Python promises to keep
+    draw = random.Random(seed).random  # of all its methods, the one that Python promises to keep
     while True:
         number = int(draw() * len(plots))
         tables = casts[number][int(draw() * len(WORLDS))]
-        scene: Row = {}
-        for table in tables:
-            scene |= table[int(draw() * len(table))]
-        yield "\n\n".join(
-            " ".join(
-                beat.forms[int(draw() * len(beat.forms))] for beat in paragraph if not beat.is_optional or draw() < 0.5
-            )
-            for paragraph in plots[number]
-        ).format_map(scene)
+        yield _tell_story(plots[number], tables, draw)
+
+
+def _tell_story(plot: list[list[Beat]], tables: list[Table], draw: Callable[[], float]) -> str:
+    """Take a row of each table and a form of each beat, and fill the slots; `draw` gives numbers from 0 to below 1."""
+    scene: Row = {}
+    for table in tables:
+        scene |= table[int(draw() * len(table))]
+    paragraphs = []
+    for paragraph in plot:
+        told = [beat.forms for beat in paragraph if not beat.is_optional or draw() < OPTIONAL_SHARE]
+        paragraphs.append(" ".join(forms[int(draw() * len(forms))] for forms in told))
+    return "\n\n".join(paragraphs).format_map(scene)
 
 
 def _cast(plot: list[list[Beat]], world: dict[str, Table]) -> list[Table]:
@@ -168,26 +172,32 @@ def read_stories(path: str | os.PathLike[str]) -> list[str]:
         ValueError: the file has no story, or a line of JSON has no text.
         OSError: it cannot be read.
     """
-    text = sys.stdin.read() if str(path) == "-" else Path(path).read_text(encoding="utf-8")
+    try:
+        text = sys.stdin.read() if str(path) == "-" else Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        found = f"the byte 0x{error.object[error.start]:02x} after {error.start} others"
+        raise ValueError(f"{path}: expected stories in UTF-8, found {found}") from None
     if text.lstrip().startswith("{"):
-        stories = [_text_of(json.loads(line), f"{path}: line {number}") for number, line in _lines(text)]
+        lines = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+        stories = [_text_of(line, f"{path}: line {number}") for number, line in lines]
     else:
-        stories = [story.strip() for story in text.split(DEFAULT_SEPARATOR)]
+        stories = [story.strip() for story in text.split(DEFAULT_SEPARATOR) if story.strip()]
     if not any(stories):
         raise ValueError(f"{path}: expected stories, found none")
-    return [story for story in stories if story]
+    return stories
 
 
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    return ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
-
-
-def _text_of(record: dict[str, object], where: str) -> str:
+def _text_of(line: str, where: str) -> str:
     """Return the text of a JSON line: of a corpus, or of `transformerlm-infer`, whose prompt belongs to it."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: expected a JSON object, found {error}") from None
     for keys in (("text",), ("text.prompt", "text.output")):
-        if all(isinstance(record.get(key), str) for key in keys):
-            return "".join(str(record[key]) for key in keys).split(DEFAULT_SEPARATOR)[0].strip()
-    raise ValueError(f'{where}: expected "text", or "text.prompt" and "text.output", found {", ".join(record)}')
+        if isinstance(record, dict) and all(isinstance(record.get(key), str) for key in keys):
+            return "".join(record[key] for key in keys).split(DEFAULT_SEPARATOR)[0].strip()
+    found = ", ".join(record) if isinstance(record, dict) else line[:40]
+    raise ValueError(f'{where}: expected "text", or "text.prompt" and "text.output", found {found}')
 
 
 if __name__ == "__main__":

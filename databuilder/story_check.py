@@ -75,6 +75,8 @@ class _Reading:
     """The rows that the story may still have taken, of the tables that the sentence tells of."""
     places: dict[str, Place]
     """Where in each plot that is still possible the sentence comes."""
+    ends_a_story: bool
+    """Whether it is one of the last sentences of some plot."""
 
 
 def check_story(text: str) -> StoryCheck:
@@ -85,7 +87,7 @@ def check_story(text: str) -> StoryCheck:
     reader = _Reader()
     for sentence in sentences:
         reader.read(sentence)
-    if rest or not reader.is_at_an_end():
+    if rest or not reader.is_at_an_end:
         reader.ungrammatical.append("ends in the middle")
     faults = (*reader.hero_faults, *reader.ungrammatical, *reader.plot_faults)
     return StoryCheck(
@@ -141,6 +143,7 @@ class _Reader:
     def __init__(self) -> None:
         self.rows: dict[str, list[Row]] = {name: list(table) for name, table in _tables().items()}
         self.places: dict[str, Place] = dict.fromkeys(PLOTS, (-1, 0))
+        self.is_at_an_end = False
         self.hero_faults: list[str] = []
         self.ungrammatical: list[str] = []
         self.plot_faults: list[str] = []
@@ -149,6 +152,7 @@ class _Reader:
         """Take one more sentence into account."""
         matches = ((pattern, pattern.regex.fullmatch(sentence)) for pattern in _patterns())
         readings = [self._reading(pattern, match.groups()) for pattern, match in matches if match]
+        self.is_at_an_end = any(reading.ends_a_story for reading in readings)
         if not readings:
             self.ungrammatical.append(f"no such sentence: {sentence}")
             self._look_for_names(sentence)
@@ -162,12 +166,9 @@ class _Reader:
         else:
             self.plot_faults.append(f"out of place: {sentence}")
 
-    def is_at_an_end(self) -> bool:
-        """Return whether the last sentence is one that ends a story."""
-        return any(beat == _last_beat(plot) for plot, (beat, _) in self.places.items())
-
     def _reading(self, pattern: _Pattern, texts: Sequence[str]) -> _Reading:
-        reading = _Reading([], {}, {})
+        ends = any(beat == _last_beat(plot) for plot, places in pattern.places.items() for beat, _ in places)
+        reading = _Reading([], {}, {}, ends)
         for slot, text in zip(pattern.slots, texts, strict=True):
             table = _table_of(slot)
             known = reading.rows.get(table, self.rows[table])

@@ -36,23 +36,23 @@ def slots_of(form: str) -> list[str]:
 # --- what several plots share --------------------------------------------------------------------------------------
 
 OPENING = """
-Once upon a time, there was {a_trait} {kind} named {name}.
-Once upon a time, there was {a_trait} {kind} named {name} who lived {home}.
-Once upon a time, {a_trait} {kind} named {name} lived {home}.
-Once upon a time, there was a little {kind} named {name}. {He} was very {trait}.
-Once upon a time, there was a little {kind} named {name}. Everyone said that {he} was very {trait}.
-Once upon a time, there was a little {kind} named {name} who lived {home}. {He} was very {trait}.
+Once upon a time, there was {a_trait} little {kind} named {name}.
+Once upon a time, there was {a_trait} little {kind} named {name} who lived {home}.
+Once upon a time, {a_trait} little {kind} named {name} lived {home}.
+Once upon a time, there was a {kind} named {name}. {He} was very {trait}.
+Once upon a time, there was a {kind} named {name}. Everyone said that {he} was very {trait}.
+Once upon a time, there was a {kind} named {name} who lived {home}. {He} was very {trait}.
 
 ?
-{name} loved to {hobby}.
+The {trait} little {kind} loved to {hobby}.
 Every day, {he} liked to {hobby}.
-{He} liked to {hobby} all day long.
+{name} liked to {hobby} all day long.
 """
 
 COMING = """
 Just then, {new_helper} came by.
 Soon {new_helper} came along.
-{New_helper} saw {him} and came closer.
+{New_helper} saw the {trait} little {kind} and came closer.
 {New_helper} heard {him} and came to see.
 """
 
@@ -85,12 +85,12 @@ LOST = (
 {His} best toy was {a_toy}.
 {He} had {a_toy}, and {he} took it everywhere.
 Most of all, {name} loved {his} {toy}.
-Of all {his} toys, {name} liked the {toy} best.
+Of all {his} toys, the {trait} little {kind} liked the {toy} best.
 """,
     """
 {Day}, {name} took the {toy} to {place}.
 {Day}, {he} went to {place} with {his} {toy}.
-{Day}, {name} played with the {toy} near {place}.
+{Day}, the {trait} little {kind} played with the {toy} near {place}.
 
 {He} put it down to look at a flower. When {he} turned around, the {toy} was gone.
 {He} played until the sun was low. Then {he} saw that the {toy} was gone.
@@ -102,7 +102,7 @@ Of all {his} toys, {name} liked the {toy} best.
 
 "Oh no, where is my {toy}?" cried {name}.
 {name} was so sad that {he} began to cry.
-{name} sat down and cried.
+The {trait} little {kind} sat down and cried.
 A big tear ran down {his} face.
 """,
     COMING
@@ -125,7 +125,7 @@ Soon {name} saw something {spot}. It was the {toy}!
 ?
 "There it is!" shouted {name}.
 "We found it!" shouted {name}.
-{name} jumped up and down with joy.
+The {trait} little {kind} jumped up and down with joy.
 """
     + THANKS,
     """
@@ -142,21 +142,21 @@ LEARN = (
     + """
 More than anything, {he} wanted to {skill}.
 {name} had one big wish. {He} wanted to {skill}.
-{name} wanted to learn how to {skill}.
+The {trait} little {kind} wanted to learn how to {skill}.
 """,
     """
-{Day}, {name} tried to {skill}, but {fail}.
-{Day}, {he} tried to {skill} all alone, but {fail}.
 {Day}, {name} tried to {skill} for the first time. But {fail}.
+{Day}, {he} tried to {skill} all alone, but {fail}.
+{Day}, the {trait} little {kind} tried to {skill}, but {fail}.
 
 ?
 {He} tried again and again.
-{He} tried one more time, but {fail}.
+{He} tried one more time, but it did not work.
 
 "This is too hard for me," said {name}.
 "I will never learn to {skill}," said {name}.
 "I cannot do it!" cried {name}.
-{name} felt sad and wanted to stop.
+The {trait} little {kind} felt sad and wanted to stop.
 """,
     COMING
     + """
@@ -164,16 +164,16 @@ More than anything, {he} wanted to {skill}.
 "Let me show you how to {skill}," said {helper}. "{tip}."
 {Helper} sat down beside {him}. "{tip}," {helper_he} said.
 
-So {name} tried once more.
+So the {trait} little {kind} tried once more.
 {name} nodded and tried again.
 {name} took a deep breath and tried again.
 
 ?
 It was slow at first, but {he} did not stop.
-It was hard work, but {he} did not give up.
+It was hard work, but the {trait} little {kind} did not give up.
 
 This time, {name} {did}!
-And then {name} {did}!
+And then the {trait} little {kind} {did}!
 At last, {he} {did}!
 
 ?
@@ -196,7 +196,7 @@ RESCUE = (
     """
 {Day}, {name} went for a walk to {place}. There {he} saw {a_creature}.
 {Day}, {he} walked to {place} and met {a_creature}.
-{Day}, {name} found {a_creature} near {place}.
+{Day}, the {trait} little {kind} found {a_creature} near {place}.
 
 The {creature} {trouble}.
 It {trouble}.
@@ -205,15 +205,15 @@ It {trouble}.
 "Help!" cried the {creature}. "Please help me!"
 
 "Do not be afraid," said {name}. "I will help you."
-{name} did not run away. {He} wanted to help.
+The {trait} little {kind} did not run away. {He} wanted to help.
 "I will help you," said {name}.
 
 {He} came closer and gently {rescue}.
 Very slowly, {name} {rescue}.
-{name} was very careful, and {he} {rescue}.
+The {trait} little {kind} was very careful, and {he} {rescue}.
 
 "Thank you, {name}," said the {creature}. "I will not forget this."
-"You are so {trait}," said the {creature}. "Thank you, {name}."
+"You saved me, {name}," said the {creature}. "Thank you."
 """,
     """
 On the way home, a thick fog came. {name} could not see the path.
@@ -221,7 +221,7 @@ On the way home, it grew dark. {name} could not find the path.
 Then it was late, and {name} did not know the way home.
 
 "I am lost," said {name}.
-{name} was afraid and called for help.
+The {trait} little {kind} called for help.
 "Can anyone hear me?" called {name}.
 
 The {creature} heard {him}. "Now I can help you," it said.
@@ -229,7 +229,7 @@ But the {creature} came back. "Follow me," it said.
 "I will show you the way," said the {creature}.
 
 The {creature} went ahead, and soon {name} was home.
-They went home together, and {name} was not afraid anymore.
+They went home together, and the {trait} little {kind} was not afraid anymore.
 Soon {he} could see the lights of home.
 
 "Thank you, little friend!" said {name}.
@@ -257,7 +257,7 @@ SHARE = (
 
 It smelled so good.
 It looked so good.
-{name} was very hungry.
+The {trait} little {kind} was very hungry.
 
 "I will eat it all," said {name}.
 {He} wanted to eat the {food} all alone.
@@ -272,13 +272,13 @@ Soon {he} met a friend named {friend}.
 {friend} looked sad. "I have nothing to eat," {friend_he} said.
 "What do you have there?" asked {friend}. "I am so hungry."
 
-{name} looked at the {food} and thought for a while.
+The {trait} little {kind} thought for a while.
 At first, {name} did not want to share.
-{name} saw that {friend} was sad.
+The {trait} little {kind} saw that {friend} was sad.
 
 "We can share the {food}," said {name}.
 "Half of it is for you, {friend}," said {name}.
-Then {he} gave half of the {food} to {friend}.
+Then the {trait} little {kind} gave half of the {food} to {friend}.
 
 They sat under a tree and ate the {food} together.
 They ate the {food} together, and it was very good.
@@ -304,15 +304,15 @@ After that, {name} and {friend} were best friends.
 GIFT = (
     OPENING,
     """
-{Day}, {name} remembered that it was the birthday of {helper}.
+{Day}, the {trait} little {kind} remembered the birthday of {helper}.
 {Day}, it was the birthday of {helper}.
 
 {name} wanted to give {helper} a gift, but {he} had no money.
-{He} wanted to give {helper} something, but {he} had nothing to give.
+{name} had nothing to give, but {he} wanted to make {helper} happy.
 "I have no gift for {helper}," said {name}.
 
 ?
-{name} thought and thought.
+The {trait} little {kind} thought and thought.
 {He} felt sad and did not know what to do.
 """,
     """
@@ -325,7 +325,7 @@ They went to {place} and found {stuff}.
 {friend} had some {stuff}, and they went to work.
 
 ?
-It was hard work, but {name} did not stop.
+It was hard work, but the {trait} little {kind} did not stop.
 They worked all day and sang a song.
 
 Soon the {gift} was ready.
@@ -333,7 +333,7 @@ At last, the {gift} was ready, and it looked very nice.
 
 "Happy birthday, {call}!" said {name}. "I made {a_gift} for you."
 "This {gift} is for you, {call}," said {name}.
-{name} ran to {helper}. "Happy birthday!" {he} said.
+The {trait} little {kind} ran to {helper}. "Happy birthday!" {he} said.
 
 "This is the best gift of all," said {helper}.
 {Helper} was so happy. "I love the {gift}," {helper_he} said.
@@ -355,20 +355,20 @@ FEAR = (
     OPENING
     + """
 But {name} was afraid of {fear}.
-There was only one thing {he} did not like. {name} was afraid of {fear}.
+There was only one thing that {name} did not like, and it was {fear}.
 """,
     """
 One night, {name} could not sleep. {Night}.
 One night, {night}, and {name} could not sleep.
 One night, {name} woke up. {Night}.
 
-{He} hid under the blanket.
-{name} closed {his} eyes and did not move.
+The {trait} little {kind} hid under the blanket.
+The {trait} little {kind} closed {his} eyes and did not move.
 {He} began to cry.
 
 ?
 "Please go away," said {name}.
-"Please stop," {he} said.
+{He} did not want to be alone.
 """,
     """
 {New_helper} heard {him} and came to see.
@@ -387,7 +387,7 @@ Just then, {new_helper} came by.
 
 {name} listened for a while. Then {he} smiled.
 {name} looked again and began to laugh.
-{name} took a deep breath and felt better.
+The {trait} little {kind} took a deep breath and felt better.
 
 ?
 {Helper} sang a soft song for {him}.
@@ -403,6 +403,7 @@ After that, {he} even liked {fear} a little.
 Then the {trait} little {kind} fell asleep with a smile.
 And the {trait} little {kind} slept until the morning.
 And {name} had a very good dream.
+And {name} was the happiest {kind} in the whole world.
 And the {trait} little {kind} lived happily ever after.
 """,
 )
@@ -412,12 +413,12 @@ QUEST = (
     + """
 More than anything, {he} wanted to see {sight}.
 {name} had one big dream. {He} wanted to see {sight}.
-{name} had heard about {sight} and wanted to see it.
+The {trait} little {kind} had heard about {sight} and wanted to see it.
 """,
     """
 {Day}, {name} set out to find {sight}.
 {Day}, {he} packed a small bag and set out.
-{Day}, {name} said goodbye and went on a long walk.
+{Day}, the {trait} little {kind} said goodbye and went on a long walk.
 
 Soon {he} came to {a_barrier}.
 After a while, {name} came to {a_barrier}.
@@ -426,7 +427,7 @@ But then there was {a_barrier} in the way.
 "How can I get past this {barrier}?" asked {name}.
 "I will never see {sight}," said {name}.
 {name} did not know what to do.
-{He} felt very small and sad.
+The {trait} little {kind} felt very small and sad.
 """,
     COMING
     + """
@@ -442,14 +443,14 @@ But then there was {a_barrier} in the way.
 
 So they went on together, and soon the {barrier} was far behind them.
 It was not easy, but they did it together.
-They went slowly, and {name} was not afraid.
+They went slowly, and the {trait} little {kind} was not afraid.
 
-At last, {name} saw {sight}, and {view}!
-And there was {sight}! {name} saw how {view}.
+At last, the {trait} little {kind} saw {sight}, and {view}!
+And there was {sight}! {View}.
 
 ?
 "It is so beautiful!" said {name}.
-{name} was so happy that {he} danced.
+The {trait} little {kind} was so happy that {he} danced.
 "My dream came true!" shouted {name}.
 """
     + THANKS,

@@ -30,24 +30,20 @@ def _row(texts: Row) -> Row:
     return row | {slot.capitalize(): text[0].upper() + text[1:] for slot, text in row.items()}
 
 
-def _heroes(kinds: str, names: str, pronouns: str) -> tuple[str, ...]:
-    """Return a line for each name of each kind."""
-    return tuple(f"{kind} | {name} | {pronouns}" for kind in kinds.split() for name in names.split())
-
-
 # --- words ---------------------------------------------------------------------------------------------------------
 
 _HERO = "kind | name | he | him | his"
 _HELPER = "helper | new_helper | call | helper_he"
-_BEASTS = "rabbit bear mouse fox squirrel hedgehog"
 
 EVERYWHERE: dict[str, Table] = {
-    "trait": _table("a_trait", "kind", "brave", "clever", "gentle", "cheerful", "honest", "friendly", "curious"),
-    "day": _table("day", "one day", "one sunny morning", "one warm afternoon", "one spring morning", "one bright day"),
+    "trait": _table("a_trait", "kind", "brave", "clever", "gentle", "cheerful", "honest"),
+    "day": _table(
+        "day", "one day", "one sunny morning", "one warm afternoon", "one spring morning", "early one morning"
+    ),
     "hobby": _table(
         "hobby", "run and jump", "pick flowers", "watch the clouds", "tell stories", "count the stars", "climb the hill"
     ),
-    "friend": _table("friend | friend_he", "Kim | she", "Dan | he", "Nora | she", "Paul | he", "Ruby | she"),
+    "friend": _table("friend | friend_he", "Kim | she", "Dan | he", "Nora | she", "Paul | he", "Ella | she"),
     "toy": _table(
         "a_toy", "red ball", "blue kite", "yellow truck", "silver bell", "teddy bear", "orange drum", "wooden horse"
     ),
@@ -57,7 +53,7 @@ EVERYWHERE: dict[str, Table] = {
         "a_creature | trouble | rescue",
         "little bird | had fallen out of its nest | put it back into the nest",
         "little turtle | was lying on its back | turned it over",
-        "white goose | had a thorn in its foot | pulled the thorn out",
+        "gray goose | had a thorn in its foot | pulled the thorn out",
         "green frog | was stuck under a branch | lifted the branch",
         "yellow butterfly | was caught in a web | opened the web",
         "tiny bee | had fallen into the water | lifted it out with a leaf",
@@ -98,8 +94,22 @@ EVERYWHERE: dict[str, Table] = {
 CHILD: dict[str, Table] = {
     "hero": _table(
         _HERO,
-        *_heroes("boy", "Tom Ben Max Sam Leo Jack Tim Noah", "he | him | his"),
-        *_heroes("girl", "Lily Mia Anna Sue Lucy Emma Rose Zoe", "she | her | her"),
+        "boy | Tom | he | him | his",
+        "boy | Ben | he | him | his",
+        "boy | Max | he | him | his",
+        "boy | Sam | he | him | his",
+        "boy | Leo | he | him | his",
+        "boy | Jack | he | him | his",
+        "boy | Tim | he | him | his",
+        "boy | Noah | he | him | his",
+        "girl | Lily | she | her | her",
+        "girl | Mia | she | her | her",
+        "girl | Anna | she | her | her",
+        "girl | Sue | she | her | her",
+        "girl | Lucy | she | her | her",
+        "girl | Emma | she | her | her",
+        "girl | Rose | she | her | her",
+        "girl | Zoe | she | her | her",
     ),
     "home": _table(
         "home", "in a small house", "in a blue house on a hill", "on a quiet farm", "in a little town", "by the sea"
@@ -127,8 +137,18 @@ CHILD: dict[str, Table] = {
 ANIMAL: dict[str, Table] = {
     "hero": _table(
         _HERO,
-        *_heroes(_BEASTS, "Pip Finn Bobo Rusty", "he | him | his"),
-        *_heroes(_BEASTS, "Coco Dot Momo Daisy", "she | her | her"),
+        "rabbit | Pip | he | him | his",
+        "rabbit | Coco | she | her | her",
+        "bear | Bobo | he | him | his",
+        "bear | Honey | she | her | her",
+        "mouse | Finn | he | him | his",
+        "mouse | Dot | she | her | her",
+        "fox | Rusty | he | him | his",
+        "fox | Ruby | she | her | her",
+        "squirrel | Nutty | he | him | his",
+        "squirrel | Hazel | she | her | her",
+        "hedgehog | Spike | he | him | his",
+        "hedgehog | Daisy | she | her | her",
     ),
     "home": _table(
         "home", "in the green forest", "under a tall tree", "near a quiet pond", "in a warm den", "on a grassy hill"
@@ -138,8 +158,8 @@ ANIMAL: dict[str, Table] = {
         _HELPER,
         "the old owl | an old owl | dear owl | he",
         "the wise goat | a wise goat | dear goat | she",
-        "the gray donkey | a gray donkey | dear donkey | he",
-        "the kind swan | a kind swan | dear swan | she",
+        "the big donkey | a big donkey | dear donkey | he",
+        "the white swan | a white swan | dear swan | she",
     ),
     "skill": CHILD["skill"][:3] + CHILD["skill"][4:],  # a mouse rides no bike
 }

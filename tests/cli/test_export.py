@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+from pathlib import Path
+
 import pytest
 
 from tests.cli.commands import call
@@ -52,6 +56,10 @@ def test_a_tokenizer_is_exported_alone(form, tool, source, pipeline, tmp_path):
         (["--format", "tiktoken", "--output", "there", "--overwrite"], "there: expected a file to overwrite"),
         (["--dtype", "q8_0"], 'dtype: expected fp32, bf16 or fp16 for format "hf", found q8_0'),
         (["--format", "tiktoken", "--dtype", "bf16"], 'expected none for format "tiktoken", which has no weights'),
+        (["--format", "gguf", "--license", "mit"], 'license: expected none for format "gguf", which has no card'),
+        (["--format", "tiktoken", "--language", "en"], 'language: expected none for format "tiktoken"'),
+        (["--license", "My own"], "--license: expected an identifier of the Hub, such as"),
+        (["--language", "English"], "expected a code of ISO 639"),
         (["--format", "onnx"], '--format: expected one of "hf"'),
     ],
 )
@@ -69,3 +77,38 @@ def test_the_check_can_be_left_out(pipeline, tmp_path):
     """`verify = false` opens nothing and says so."""
     done = call("export", "--checkpoint", pipeline.run, "--output", tmp_path / "out", "--verify=false")
     assert done.stderr.endswith("written; not verified, as verify = false\n")
+
+
+def test_the_card_shows_what_the_run_wrote_and_how_it_learned(pipeline, tmp_path):
+    """A sample with the run's settings, the same each time, the loss curve beside the card, and what one has told."""
+    cards = []
+    for name in ("a", "b"):
+        arguments = ["--license", "cc-by-4.0", "--language", "en", "de", "--verify=false"]
+        assert call("export", "--checkpoint", pipeline.run, "--output", tmp_path / name / "kids", *arguments).code == 0
+        cards.append((tmp_path / name / "kids" / "README.md").read_text(encoding="utf-8"))
+    assert cards[0] == cards[1]
+    assert "license: cc-by-4.0\nlanguage:\n- en\n- de\n" in cards[0]
+    assert "with temperature = 0.8, top_p = 0.95, seed = 0:\n\n```text\n" in cards[0]
+    picture = cards[0].split("](")[1].split(")")[0]
+    assert (tmp_path / "a" / "kids" / picture).stat().st_size > 1000
+
+
+def test_a_checkpoint_without_its_run_has_no_curve(pipeline, tmp_path):
+    """Only what is there is shown: a checkpoint that was copied elsewhere has a sample and no picture."""
+    checkpoint = next(path for path in (pipeline.run / "checkpoints").iterdir() if path.name.startswith("step-"))
+    shutil.copytree(checkpoint, tmp_path / "copies" / checkpoint.name)
+    done = call("export", "--checkpoint", tmp_path / "copies" / checkpoint.name, "--output", tmp_path / "out")
+    assert done.code == 0
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "## A sample" in card
+    assert "## Loss" not in card
+    assert not list((tmp_path / "out").glob("loss.*"))
+
+
+def test_the_next_command_for_ollama_can_be_pasted(pipeline, tmp_path):
+    """After a GGUF export the last line names the Modelfile, quoted for the shell."""
+    output = tmp_path / "my models" / "First.gguf"
+    done = call("export", "--checkpoint", pipeline.run, "--output", output, "--format", "gguf")
+    command = shlex.split(done.stderr.splitlines()[-1])
+    assert command == ["ollama", "create", "first", "-f", str(tmp_path / "my models" / "First.Modelfile")]
+    assert Path(command[-1]).read_text().startswith("FROM ./First.gguf\n")

@@ -29,12 +29,18 @@ def test_the_same_seed_tells_the_same_stories() -> None:
     text = "".join(told(500))
     assert "".join(told(500)) == text
     assert "".join(told(500, seed=1)) != text
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "4f807288fc30fcb0"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "8283278693f959cc"
+
+
+def test_the_page_shows_the_first_story() -> None:
+    """The story in docs/usage.md is the first that seed 0 tells."""
+    page = (Path(__file__).parents[2] / "docs/usage.md").read_text(encoding="utf-8")
+    assert f"```text\n{told(1)[0]}\n```" in page
 
 
 def test_there_are_more_than_a_million_stories() -> None:
     """Counted by the grammar there are many more, and none of 20,000 comes twice."""
-    assert count_stories() > 10**12
+    assert count_stories() > 10**17
     assert len(set(told(20_000))) == 20_000
 
 
@@ -132,15 +138,33 @@ def test_texts_of_the_infer_command_are_checked(
         {"text": story},
         {"event": "sample", "text.prompt": story[:20], "text.output": f"{story[20:]}\n{EOT}"},
         {"text": "Tom. " * 20},
+        {"text.prompt": "", "text.output": ""},
     ]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(map(json.dumps, lines)) + "\n\n"))
     stories.main(["--check", "-"])
     out = capsys.readouterr().out.splitlines()
-    assert out[0].startswith("3 stories: 100% keep the hero, 67% are grammatical")
-    assert out[1:] == ["story 3: no such sentence: Tom.", "story 3: ends in the middle"]
+    assert out[0].startswith("4 stories: 75% keep the hero, 50% are grammatical")
+    assert out[1:] == [
+        "story 3: no such sentence: Tom.",
+        "story 3: ends in the middle",
+        "story 4: ends in the middle",
+    ]
     assert check_story(story).faults == ()
-    (tmp_path / "odd.jsonl").write_text('{"text": "a"}\n{"content": 1}\n')
-    with pytest.raises(ValueError, match=r'odd.jsonl: line 2: expected "text", or "text.prompt" .* found content'):
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"content": 1}', 'line 2: expected "text", or "text.prompt" and "text.output", found content'),
+        ('{"text": 1}', "found text"),
+        ("[1]", r"found \[1\]"),
+        ('{"text": "cut', "line 2: expected a JSON object, found Unterminated"),
+    ],
+)
+def test_a_line_without_a_text_is_an_error(tmp_path: Path, line: str, message: str) -> None:
+    """The file and the line are named, and what was found in it."""
+    (tmp_path / "odd.jsonl").write_text('{"text": "a"}\n' + line + "\n")
+    with pytest.raises(ValueError, match=rf"odd.jsonl: .*{message}"):
         read_stories(tmp_path / "odd.jsonl")
 
 
@@ -148,7 +172,12 @@ def test_texts_of_the_infer_command_are_checked(
 def test_a_file_without_stories_is_an_error(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A check of nothing, or of a file that is not there, is refused in a line."""
     (tmp_path / "none.txt").write_text(content)
-    for path, words in ((tmp_path / "none.txt", "expected stories, found none"), (tmp_path / "no", "No such file")):
+    (tmp_path / "odd.txt").write_bytes(b"Tom \xff")
+    for path, words in (
+        (tmp_path / "none.txt", "none.txt: expected stories, found none"),
+        (tmp_path / "no", "No such file"),
+        (tmp_path / "odd.txt", "odd.txt: expected stories in UTF-8, found the byte 0xff after 4 others"),
+    ):
         with pytest.raises(SystemExit, match="2"):
             stories.main(["--check", str(path)])
         assert words in capsys.readouterr().err

@@ -11,8 +11,8 @@ import pytest
 from databuilder.stories import tell_stories
 from databuilder.story_check import check_story, split_sentences, summarize
 
-STORY = """Once upon a time, there was a brave boy named Tom. He liked to pick flowers all day long. Of all his toys, \
-Tom liked the red ball best.
+STORY = """Once upon a time, there was a brave little boy named Tom. Every day, he liked to pick flowers. Most of \
+all, Tom loved his red ball.
 
 One day, Tom took the red ball to the park. He lay down for a short nap. When he woke up, the red ball was gone. \
 "Oh no, where is my red ball?" cried Tom.
@@ -40,18 +40,18 @@ def test_each_story_of_the_grammar_passes(seed: int) -> None:
     [
         ("cried Tom", "cried Lily", "hero Tom becomes Lily"),
         ("When he woke", "When she woke", "hero Tom becomes she"),
-        ("brave little boy", "brave little girl", "hero Tom becomes girl"),
+        ("The brave little boy", "The brave little girl", "hero Tom becomes girl"),
         ("It was the red ball", "It was the blue kite", "toy red ball becomes blue kite"),
         ("Thank you, Mom", "Thank you, Dad", "helper Mom becomes Dad"),
         ('brave boy," she', 'brave boy," he', "helper she becomes he"),
         ("The brave little", "The kind little", "trait brave becomes kind"),
         ("lost my red ball", "lost my red", 'no such sentence: "I lost my red," said Tom.'),
-        ("there was a brave boy", "there was an brave boy", "no such sentence: Once upon a time, there was an brave"),
+        ("there was a brave", "there was an brave", "no such sentence: Once upon a time, there was an brave"),
         ("Mom came by.", "Mom came by. Mom came by.", "no such sentence: Mom came by."),
         (" all the way home.", " all", "ends in the middle"),
         ("\n\nThe brave little boy smiled all the way home.", "", "ends in the middle"),
         ("He lay down", "Just then, Mom came by. He lay down", "out of place: He lay down for a short nap."),
-        ("He liked to pick flowers all day long.", "Her hat was Lily.", "hero Tom becomes Lily"),
+        ("Every day, he liked to pick flowers.", "Her hat was Lily.", "hero Tom becomes Lily"),
         ('"I lost my', "I lost my", 'no such sentence: I lost my red ball,"'),
     ],
 )
@@ -70,6 +70,16 @@ def test_each_part_of_the_check_answers_for_itself() -> None:
     assert (hero.keeps_hero, hero.grammatical, hero.keeps_plot) == (False, True, True)
     assert (grammar.keeps_hero, grammar.grammatical, grammar.keeps_plot) == (True, False, True)
     assert (plot.keeps_hero, plot.grammatical, plot.keeps_plot) == (True, True, False)
+
+
+def test_the_end_of_another_plot_is_an_end() -> None:
+    """A story that ends as another plot does is out of place there, and not cut."""
+    check = check_story(
+        STORY.replace("The brave little boy smiled all the way home.", "And Tom had a very good dream.")
+    )
+    assert check.faults == ("out of place: And Tom had a very good dream.",)
+    assert check.grammatical
+    assert not check.keeps_plot
 
 
 def mutations(story: str, random_state: random.Random) -> dict[str, str]:

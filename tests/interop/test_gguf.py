@@ -327,3 +327,16 @@ def test_llama_cpp_says_the_same(dtype, trained, tmp_path):
     ours = Predictor.from_checkpoint(trained, device="cpu").generate(prompt, max_new_tokens=30, temperature=0)
     assert prompt + answer["choices"][0]["text"] == ours
     assert len(ours) > len(prompt) + 20
+
+
+def test_a_modelfile_tells_ollama_the_context_and_the_sampling(files, tmp_path):
+    """It lies beside the file, names it, and is replaced with it only when asked."""
+    checkpoint = make_checkpoint(tmp_path, files)
+    write_gguf(checkpoint, tmp_path / "m.gguf")
+    assert (tmp_path / "m.Modelfile").read_text() == (
+        "FROM ./m.gguf\nPARAMETER num_ctx 64\nPARAMETER temperature 0.8\nPARAMETER top_p 0.95\nPARAMETER min_p 0.0\n"
+    )
+    (tmp_path / "m.gguf").unlink()
+    with pytest.raises(FileExistsError, match=r"m\.Modelfile: is there already"):
+        write_gguf(checkpoint, tmp_path / "m.gguf")
+    write_gguf(checkpoint, tmp_path / "m.gguf", overwrite=True)

@@ -11,8 +11,9 @@ from safetensors import safe_open
 from torch.testing import assert_close
 
 from config.extras import how_to_install
+from config.schemas import SamplingConfig
 from tests.interop.models import SCALING, make_checkpoint, make_tokenizer
-from transformerlm.interop.hf_export import write_hf
+from transformerlm.interop.hf_export import to_sampling, write_hf
 from transformerlm.training.checkpoint import CheckpointError, load_model
 
 VARIANTS = {
@@ -89,6 +90,35 @@ def test_the_card_gives_the_facts_of_the_training(files, tmp_path):
         assert fact in card
     assert "| dataset | train.npy |" in card
     assert str(tmp_path) not in card
+
+
+@pytest.mark.parametrize(
+    ("sampling", "keys"),
+    [
+        ({}, {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 0}),
+        (
+            {"top_k": 7, "min_p": 0.1, "temperature": 1.5, "top_p": 1.0},
+            {"do_sample": True, "temperature": 1.5, "top_p": 1.0, "top_k": 7, "min_p": 0.1},
+        ),
+        ({"temperature": 0.0}, {"do_sample": False}),
+        ({"top_p": 0.0}, {"do_sample": False}),
+    ],
+)
+def test_transformers_samples_as_the_run_does(sampling, keys):
+    """The run's own settings become those of `generate`; where they take the likeliest token nothing is drawn."""
+    from transformers import GenerationConfig
+
+    found = to_sampling(SamplingConfig(**sampling))
+    assert found == keys
+    GenerationConfig(**found).validate(strict=True)
+
+
+def test_the_settings_of_a_run_are_written(files, tmp_path):
+    """`generation_config.json` has the end token and the sampling of `[samples]`."""
+    write_hf(make_checkpoint(tmp_path, files), tmp_path / "out", verify=False)
+    record = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert (record["do_sample"], record["temperature"], record["top_p"]) == (True, 0.8, 0.95)
+    assert record["eos_token_id"] is not None
 
 
 def test_another_architecture_is_refused_and_leaves_nothing(files, tmp_path):

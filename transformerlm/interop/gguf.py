@@ -20,15 +20,16 @@ import numpy as np
 from torch import Tensor
 
 from config.extras import how_to_install
+from config.schemas import SamplingConfig
 from transformerlm.interop.llama import Architecture, architecture_of, halves_from_pairs
 from transformerlm.interop.verify import NOT_ASKED
 from transformerlm.models.layers import rope_factors
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.io import token_to_text
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.training.checkpoint import load_config_of, load_model, load_tokenizer
+from transformerlm.training.checkpoint import load_config_of, load_model, load_tokenizer, read_state
 from transformerlm.training.document_ids import DocumentIds, guess_ids, ids_of_checkpoint
-from transformerlm.utils.files import check_free, sync
+from transformerlm.utils.files import check_free, sync, write_whole
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -64,7 +65,8 @@ def write_gguf(
 ) -> str:
     """Write a checkpoint as one file, which appears whole or not at all, and return a line about how it was verified.
 
-    Ids that the tokenizer does not have are left out: `transformerlm-infer` never draws them either.
+    A Modelfile beside it tells Ollama the context length and how the run draws its samples. Ids that the tokenizer does
+    not have are left out: `transformerlm-infer` never draws them either.
 
     Raises:
         FileExistsError: it is there already, and `overwrite` is not set.
@@ -73,14 +75,33 @@ def write_gguf(
         OSError: it cannot be written, or does not read back as it was written.
     """
     _import_gguf()
-    check_free(out, overwrite=overwrite)
-    _architecture_of(load_config_of(checkpoint).model.model_dump())
+    for path in (out, modelfile_path(out)):
+        check_free(path, overwrite=overwrite)
+    config = load_config_of(checkpoint)
+    _architecture_of(config.model.model_dump())
     tokenizer, model = load_tokenizer(checkpoint), load_model(checkpoint)
     if tokenizer.vocab_size > model.vocab_size:
         found = f"{tokenizer.vocab_size} in its tokenizer, {model.vocab_size} in its model"
         raise ValueError(f"{checkpoint}: expected ids for the model's vocab_size at most, found {found}")
     ids = ids_of_checkpoint(checkpoint, tokenizer)
-    return write_model(model, tokenizer, out, dtype=dtype, verify=verify, document_ids=ids)
+    outcome = write_model(model, tokenizer, out, dtype=dtype, verify=verify, document_ids=ids)
+    sampling = None if "imported_from" in read_state(checkpoint) else config.samples.sampling
+    write_whole(modelfile_path(out), _modelfile(out.name, model.context_length, sampling))
+    return outcome
+
+
+def modelfile_path(out: Path) -> Path:
+    """Return where the Modelfile of a GGUF file lies: `first.Modelfile` beside `first.gguf`."""
+    return out.with_suffix(".Modelfile")
+
+
+def _modelfile(name: str, context_length: int, sampling: SamplingConfig | None) -> str:
+    """Return what Ollama needs to know: by default its context would be longer than what the model has seen."""
+    lines = [f"FROM ./{name}", f"PARAMETER num_ctx {context_length}"]
+    if sampling is not None:
+        chosen = sampling.model_dump(include={"temperature", "top_p", "top_k", "min_p"}, exclude_none=True)
+        lines += [f"PARAMETER {key} {value}" for key, value in chosen.items()]
+    return "\n".join(lines) + "\n"
 
 
 def write_model(

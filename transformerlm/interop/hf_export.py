@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from config.schemas import SamplingConfig
 from transformerlm.interop import llama, tokenizer_json
-from transformerlm.interop.model_card import model_card
+from transformerlm.interop.model_card import CardNotes, model_card
 from transformerlm.interop.verify import NOT_ASKED, verify_hf
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.training.checkpoint import load_config_of, load_model, load_tokenizer
+from transformerlm.training.checkpoint import load_config_of, load_model, load_tokenizer, read_state
 from transformerlm.training.document_ids import DocumentIds, ids_of_checkpoint
 from transformerlm.utils.files import check_free, whole_directory
 
@@ -41,10 +42,12 @@ def write_hf(
     max_shard_mb: int = 5000,
     verify: bool = True,
     overwrite: bool = False,
+    notes: Callable[[Path], CardNotes] | None = None,
 ) -> str:
     """Write the directory, and return one line about how it was verified.
 
-    With another `dtype` than fp32 the rounded weights are what is verified.
+    With another `dtype` than fp32 the rounded weights are what is verified. `notes` says what the card has besides the
+    facts of the checkpoint; it is called with the directory, into which it may put a picture.
 
     Raises:
         FileExistsError: it is there already, and `overwrite` is not set.
@@ -52,24 +55,44 @@ def write_hf(
         CheckpointError: the checkpoint is missing or damaged.
         OSError: it cannot be written.
     """
-    check_free(out, overwrite=overwrite, holds=CONFIG_FILE, beside=("*.json", "*.safetensors", "README.md"))
-    llama.architecture_of(load_config_of(checkpoint).model.model_dump())
+    check_free(out, overwrite=overwrite, holds=CONFIG_FILE, beside=("*.json", "*.safetensors", "README.md", "loss.*"))
+    config = load_config_of(checkpoint)
+    llama.architecture_of(config.model.model_dump())
     tokenizer, model = load_tokenizer(checkpoint), load_model(checkpoint).to(_DTYPES[dtype])
     with whole_directory(out) as directory:
         ids = ids_of_checkpoint(checkpoint, tokenizer)
-        _write_facts(model, tokenizer, ids, directory, dtype=dtype)
+        sampling = {} if "imported_from" in read_state(checkpoint) else to_sampling(config.samples.sampling)
+        _write_facts(model, tokenizer, ids, directory, dtype=dtype, sampling=sampling)
         _write_weights(model, directory, max_shard_bytes=max_shard_mb * 10**6)
-        (directory / "README.md").write_text(model_card(checkpoint, name=out.name), encoding="utf-8")
+        card = model_card(checkpoint, name=out.name, notes=notes(directory) if notes else None)
+        (directory / "README.md").write_text(card, encoding="utf-8")
         leading = [ids.start_id] if ids.starts_texts else []
         return verify_hf(model.float(), tokenizer, directory, leading=leading) if verify else NOT_ASKED
 
 
-def _write_facts(model: TransformerLM, tokenizer: Tokenizer, ids: DocumentIds, directory: Path, *, dtype: str) -> None:
+def to_sampling(sampling: SamplingConfig) -> dict[str, Any]:
+    """Return the keys of `generation_config.json` that sample as we do by default."""
+    if sampling.temperature == 0 or sampling.top_p == 0:
+        return {"do_sample": False}
+    keys = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
+    keys["top_k"] = sampling.top_k or 0  # without the key some versions keep the 50 likeliest
+    return keys | ({"min_p": sampling.min_p} if sampling.min_p else {})
+
+
+def _write_facts(
+    model: TransformerLM,
+    tokenizer: Tokenizer,
+    ids: DocumentIds,
+    directory: Path,
+    *,
+    dtype: str,
+    sampling: Mapping[str, Any],
+) -> None:
     texts: dict[int | None, str] = {index: text for text, index in tokenizer.special_token_ids.items()}
     bos, eos, pad = (texts.get(index) for index in (ids.bos_token_id, ids.eos_token_id, ids.pad_token_id))
     facts: dict[str, Mapping[str, Any]] = {
         CONFIG_FILE: llama.to_config(model.hparams(), dtype=dtype, ids=llama.to_ids(ids)),
-        GENERATION_FILE: llama.to_ids(ids),
+        GENERATION_FILE: {**llama.to_ids(ids), **sampling},
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": model.context_length,
