@@ -65,7 +65,7 @@ def test_three_files_are_changed():
 
 def test_the_tests_that_the_page_names_pass(changed):
     """The layer is its formula, the decoder gives what the model gives, exports refuse it; no schema is old."""
-    blocks = re.findall(r"```console\n(.*?)```", PAGE, flags=re.S)
+    blocks = re.findall(r"```bash\n(.*?)```", PAGE, flags=re.S)
     script = next(block for block in blocks if "--print-schema" in block)
     script = script.replace("transformerlm-$name", "python -m cli.$name").replace("python", sys.executable)
     environment = os.environ | {"PYTHONPATH": str(changed)}

@@ -28,9 +28,10 @@ def test_a_run_is_exported_for_llama_cpp(dtype, pipeline, tmp_path):
     output = tmp_path / "out.gguf"
     done = call("export", "--checkpoint", pipeline.run, "--output", output, "--format", "gguf", "--dtype", dtype)
     assert (done.code, done.stdout) == (0, "")
-    took, wrote = done.stderr.splitlines()
+    took, wrote, *hint = done.stderr.splitlines()
     assert took.startswith(f"{pipeline.run}: step 12, val loss ")
     assert wrote.startswith(f"{output}: written; verified with gguf: ")
+    assert hint == ["# open it with Ollama", f"ollama create out -f {tmp_path / 'out.Modelfile'}"]
     assert output.read_bytes()[:4] == b"GGUF"
 
 

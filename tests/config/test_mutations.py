@@ -90,6 +90,7 @@ VALID: dict[str, set[str]] = {
     "no items": {
         "compare",
         "files",
+        "language",
         "peers",
         "prompt",
         "prompt_file",

@@ -30,6 +30,7 @@ ALLOWED_IN_TESTS = {
     "tests/hostile/corpus_files.py": {"import pickle"},
     "tests/hostile/corpus_imports.py": {"import pickle"},
     "tests/profiling/test_memory.py": {"import pickle"},  # the form of torch's memory snapshots
+    "tests/test_examples.py": {"compile()", "exec()"},  # the notebook's cells
     "tests/test_docs.py": {"runpy.run_path()"},
     "tests/test_readme.py": {"compile()", "exec()"},
     "tests/tokenizer/test_pretokenize.py": {"import pickle"},
