@@ -10,7 +10,7 @@ NUM_VALIDATIONS = 10
 NUM_SAMPLES = 6
 MIN_EVAL_TOKENS, MAX_EVAL_TOKENS = 2**10, 2**15
 # A size is worth its time where this many tokens are left for each of its parameters (docs/LOG.md).
-TOKENS_PER_PARAMETER = 0.2
+TOKENS_PER_PARAMETER = 0.15
 # The time ends the run, and its schedule with it; the steps are somewhat more than should fit.
 STEPS_MARGIN = 1.15
 

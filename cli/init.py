@@ -13,7 +13,8 @@ from contextlib import chdir
 from pathlib import Path
 
 from cli.hints import command_line
-from cli.utils import Command, note
+from cli.terminal import note
+from cli.utils import Command
 from cli.utils import main as run_command
 from config.init import InitConfig
 from config.io import SHIPPED

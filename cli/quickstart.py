@@ -11,6 +11,7 @@ if __name__ == "__main__":  # before the imports that take time
     run("cli.quickstart")
 
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -41,15 +42,16 @@ CORPUS_BYTES = 6_000_000
 MIN_DOCUMENTS = 20
 MIN_TEXT_BYTES = 20_000
 CALIBRATION_STEPS = 6
-# d_model, num_layers, num_heads, from the smallest; the one in the middle is timed.
-SIZES = ((96, 4, 4), (128, 4, 4), (192, 4, 4), (256, 4, 4), (384, 6, 6), (512, 8, 8), (768, 12, 12))
-TIMED = 2
-BATCH_SIZE = 8
+# d_model, num_layers, num_heads, from the smallest; one is timed.
+SIZES = ((96, 3, 4), (128, 3, 4), (192, 3, 4), (256, 3, 4), (256, 4, 4), (384, 6, 6), (512, 8, 8), (768, 12, 12))
+TIMED = 3
+BATCH_SIZE = 4
 RUN_NAME = "run"
 DOCSTRING_PROMPTS = ["Return the", "Create a new", "Raise"]
 STORY_PROMPT = "Once upon a time, there was a"
-CONTEXT_LENGTH = 256
-STORY_TEMPERATURE = 0.6  # a grammar leaves less to choose than people's text
+CONTEXT_LENGTH = 512  # of two or three stories, so that most windows see how one begins
+STORY_TOKENS, STORY_TEMPERATURE = 300, 0.6  # a grammar leaves less to choose than people's text
+TEXT_TOKENS, TEXT_TEMPERATURE = 160, 0.8
 NUM_STORIES = 20  # generated at the end, to be checked by the grammar
 NUM_SHOWN = 3
 SAMPLE_TOKENS = 100  # of those during training
@@ -80,7 +82,6 @@ def quickstart(config: QuickstartConfig) -> int:
             _make_tokens(config, home, text)
         budget = _plan(config, home)
         _train(config, home, budget)
-        _show_picture(home / RUN_NAME)
         samples = _generate(config, home)
     except subprocess.CalledProcessError as error:
         kept = f"; everything so far is in {home}" if home.exists() else ""
@@ -172,7 +173,7 @@ def _make_tokens(config: QuickstartConfig, home: Path, text: list[str]) -> None:
     from transformerlm.utils.text_files import expand_inputs, total_bytes
 
     size = total_bytes(expand_inputs(text))
-    vocab_size = 2048 if config.corpus == "stories" and not config.text else max(512, min(4096, size // 200))
+    vocab_size = 2048 if _tells_stories(config) else max(512, min(4096, size // 200))
     tokenizer = home / "tokenizer"
     _run("train-tokenizer", input=text, output_dir=tokenizer, tokenizer__vocab_size=vocab_size)
     _run("make-data", input=text, tokenizer=tokenizer, train=home / "train.npy", valid=home / "valid.npy")
@@ -266,13 +267,6 @@ def _train(config: QuickstartConfig, home: Path, budget: Budget) -> None:
     )
 
 
-def _show_picture(run_dir: Path) -> None:
-    from cli.loss_curve import save_loss_curve
-
-    with suppress(ValueError):  # a run of a step or two has no curve
-        note(f"loss curve: {save_loss_curve(run_dir / 'metrics.jsonl', run_dir / 'loss.png')}")
-
-
 # --- its texts -----------------------------------------------------------------------------------------------------
 
 
@@ -281,12 +275,12 @@ def _prompts(config: QuickstartConfig) -> list[str]:
         return config.prompt
     if config.text:
         return [""]
-    return [STORY_PROMPT] if config.corpus == "stories" else DOCSTRING_PROMPTS
+    return [STORY_PROMPT] if _tells_stories(config) else DOCSTRING_PROMPTS
 
 
 def _generate(config: QuickstartConfig, home: Path) -> list[dict[str, Any]]:
     """Return the samples of the trained model, as the infer command writes them."""
-    prompts = _prompts(config)
+    prompts, tells_stories = _prompts(config), _tells_stories(config)
     number = NUM_STORIES if _is_checked(config) else -(-NUM_SHOWN // len(prompts))
     with working("writing"):
         out = _run(
@@ -297,15 +291,19 @@ def _generate(config: QuickstartConfig, home: Path) -> list[dict[str, Any]]:
             num_samples=number,
             batch_size=number,
             output__format="json",
-            sampling__max_new_tokens=CONTEXT_LENGTH,
-            sampling__temperature=STORY_TEMPERATURE if config.corpus == "stories" and not config.text else 0.8,
+            sampling__max_new_tokens=STORY_TOKENS if tells_stories else TEXT_TOKENS,
+            sampling__temperature=STORY_TEMPERATURE if tells_stories else TEXT_TEMPERATURE,
             device=config.device,
         )
     return [record for record in map(json.loads, out.splitlines()) if record.get("event") == "sample"]
 
 
+def _tells_stories(config: QuickstartConfig) -> bool:
+    return config.corpus == "stories" and not config.text
+
+
 def _is_checked(config: QuickstartConfig) -> bool:
-    return config.corpus == "stories" and not (config.text or config.prompt)
+    return _tells_stories(config) and not config.prompt
 
 
 def _show(config: QuickstartConfig, samples: list[dict[str, Any]]) -> None:
@@ -366,8 +364,10 @@ def _run(verb: str, *, config: str = "", quiet: bool = False, **options: object)
     # Ctrl-C reaches the command as well, which may want to save what it has; how it ended says the rest.
     previous = signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        pipe = subprocess.PIPE
-        done = subprocess.run(command, stdout=pipe, stderr=pipe if quiet else None, check=False, encoding="utf-8")
+        pipe, environment = subprocess.PIPE, {**os.environ, "TRANSFORMERLM_HINTS": "0"}  # ours come at the end
+        done = subprocess.run(
+            command, stdout=pipe, stderr=pipe if quiet else None, check=False, encoding="utf-8", env=environment
+        )
     finally:
         signal.signal(signal.SIGINT, previous)
     if done.returncode:

@@ -17,9 +17,7 @@ from pydantic import BaseModel
 from cli.completion import Completed, completion_script
 from cli.entry import STOP_CODES
 from cli.options import Guide, build_parser
-from cli.terminal import LIVE, plain
-from cli.terminal import clock as clock
-from cli.terminal import note as note
+from cli.terminal import LIVE, note, plain
 from config.io import SHIPPED, ConfigError, dump_json_schema, dump_origins, dump_toml, read_layers, validate
 from config.keys import iter_keys
 from config.layers import Layer
