@@ -175,8 +175,10 @@ def _make_tokens(config: QuickstartConfig, home: Path, text: list[str]) -> None:
     size = total_bytes(expand_inputs(text))
     vocab_size = 2048 if _tells_stories(config) else max(512, min(4096, size // 200))
     tokenizer = home / "tokenizer"
-    _run("train-tokenizer", input=text, output_dir=tokenizer, tokenizer__vocab_size=vocab_size)
-    _run("make-data", input=text, tokenizer=tokenizer, train=home / "train.npy", valid=home / "valid.npy")
+    learn = {"input": text, "output_dir": tokenizer, "tokenizer.vocab_size": vocab_size}
+    _run(home, "train-tokenizer", learn)
+    encode = {"input": text, "tokenizer": tokenizer, "train": home / "train.npy", "valid": home / "valid.npy"}
+    _run(home, "make-data", encode)
 
 
 # --- the model -----------------------------------------------------------------------------------------------------
@@ -186,15 +188,9 @@ def _plan(config: QuickstartConfig, home: Path) -> Budget:
     """Time a few steps of one size, and return what fits into the time."""
     seconds, shared = duration_seconds(config.time), _shared(config, home)
     with working(f"timing a few steps, to fill {clock(seconds)}"):
-        out = _run(
-            "plan",
-            config="recipes/fast",
-            quiet=True,
-            **shared,
-            **_size_options(*SIZES[TIMED]),
-            calibration_steps=CALIBRATION_STEPS,
-            training__eval_tokens=MAX_EVAL_TOKENS,
-        )
+        timed = {"calibration_steps": CALIBRATION_STEPS, "training.eval_tokens": MAX_EVAL_TOKENS}
+        settings = shared | _size_settings(*SIZES[TIMED]) | timed
+        out = _run(home, "plan", settings, config="recipes/fast", quiet=True)
     facts = json.loads(out)
     speed = Speed(
         flops_per_token=facts["flops.per_token"],
@@ -214,17 +210,17 @@ def _plan(config: QuickstartConfig, home: Path) -> Budget:
 
 
 def _shared(config: QuickstartConfig, home: Path) -> dict[str, Any]:
-    """Return the options of all commands that build the model; a short text gets a shorter context."""
+    """Return the settings of all commands that build the model; a short text gets a shorter context."""
     num_train, num_valid = (_read_json(home / f"{split}.json")["tokens"] for split in ("train", "valid"))
     longest = min(num_train // 50, num_valid // 2)
     return {
-        "data__train": home / "train.npy",
-        "data__valid": home / "valid.npy",
-        "data__tokenizer": home / "tokenizer",
-        "model__vocab_size": len(_read_json(home / "tokenizer/vocab.json")),
-        "model__context_length": min(CONTEXT_LENGTH, max(16, 2 ** max(0, longest.bit_length() - 1))),
-        "training__batch_size": BATCH_SIZE,
-        "training__device": config.device,
+        "data.train": home / "train.npy",
+        "data.valid": home / "valid.npy",
+        "data.tokenizer": home / "tokenizer",
+        "model.vocab_size": len(_read_json(home / "tokenizer/vocab.json")),
+        "model.context_length": min(CONTEXT_LENGTH, max(16, 2 ** max(0, longest.bit_length() - 1))),
+        "training.batch_size": BATCH_SIZE,
+        "training.device": config.device,
     }
 
 
@@ -232,39 +228,37 @@ def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _size_options(d_model: int, num_layers: int, num_heads: int) -> dict[str, Any]:
-    return {"model__d_model": d_model, "model__num_layers": num_layers, "model__num_heads": num_heads}
+def _size_settings(d_model: int, num_layers: int, num_heads: int) -> dict[str, Any]:
+    return {"model.d_model": d_model, "model.num_layers": num_layers, "model.num_heads": num_heads}
 
 
 def _costs(d_model: int, num_layers: int, num_heads: int, *, shared: dict[str, Any]) -> Size:
     from transformerlm.models.estimates import count_parameters, flops_per_token
 
     size = {"d_model": d_model, "num_layers": num_layers, "num_heads": num_heads}
-    model = {**size, "vocab_size": shared["model__vocab_size"], "qk_norm": True}
-    flops = flops_per_token(model, shared["model__context_length"])
+    model = {**size, "vocab_size": shared["model.vocab_size"], "qk_norm": True}
+    flops = flops_per_token(model, shared["model.context_length"])
     return Size(**size, parameters=count_parameters(model), flops_per_token=flops)
 
 
 def _train(config: QuickstartConfig, home: Path, budget: Budget) -> None:
     """Train until the time is over, which is also where the learning rate has come down."""
-    size = budget.size
-    _run(
-        "train",
-        config="recipes/fast",
+    settings = {
+        "runs_dir": home,
         **_shared(config, home),
-        **_size_options(size.d_model, size.num_layers, size.num_heads),
-        runs_dir=home,
-        logging__run_name=RUN_NAME,
-        training__max_steps=budget.steps,
-        training__max_time=config.time,
-        training__log_interval=max(1, budget.steps // 100),
-        training__eval_interval=budget.eval_interval,
-        training__eval_tokens=budget.eval_tokens,
-        checkpoint__interval=CHECKPOINT_VALIDATIONS * budget.eval_interval,
-        samples__interval=budget.sample_interval,
-        samples__prompts=[_prompts(config)[0]],
-        samples__sampling__max_new_tokens=SAMPLE_TOKENS,
-    )
+        **_size_settings(budget.size.d_model, budget.size.num_layers, budget.size.num_heads),
+        "training.max_steps": budget.steps,
+        "training.max_time": config.time,
+        "training.log_interval": max(1, budget.steps // 100),
+        "training.eval_interval": budget.eval_interval,
+        "training.eval_tokens": budget.eval_tokens,
+        "checkpoint.interval": CHECKPOINT_VALIDATIONS * budget.eval_interval,
+        "samples.interval": budget.sample_interval,
+        "samples.prompts": [_prompts(config)[0]],
+        "samples.sampling.max_new_tokens": SAMPLE_TOKENS,
+        "logging.run_name": RUN_NAME,
+    }
+    _run(home, "train", settings, config="recipes/fast")
 
 
 # --- its texts -----------------------------------------------------------------------------------------------------
@@ -282,19 +276,18 @@ def _generate(config: QuickstartConfig, home: Path) -> list[dict[str, Any]]:
     """Return the samples of the trained model, as the infer command writes them."""
     prompts, tells_stories = _prompts(config), _tells_stories(config)
     number = NUM_STORIES if _is_checked(config) else -(-NUM_SHOWN // len(prompts))
+    settings = {
+        "checkpoint": home / RUN_NAME,
+        "prompt": prompts,
+        "num_samples": number,
+        "batch_size": number,
+        "output.format": "json",
+        "sampling.max_new_tokens": STORY_TOKENS if tells_stories else TEXT_TOKENS,
+        "sampling.temperature": STORY_TEMPERATURE if tells_stories else TEXT_TEMPERATURE,
+        "device": config.device,
+    }
     with working("writing"):
-        out = _run(
-            "infer",
-            quiet=True,
-            checkpoint=home / RUN_NAME,
-            prompt=prompts,
-            num_samples=number,
-            batch_size=number,
-            output__format="json",
-            sampling__max_new_tokens=STORY_TOKENS if tells_stories else TEXT_TOKENS,
-            sampling__temperature=STORY_TEMPERATURE if tells_stories else TEXT_TEMPERATURE,
-            device=config.device,
-        )
+        out = _run(home, "infer", settings, quiet=True)
     return [record for record in map(json.loads, out.splitlines()) if record.get("event") == "sample"]
 
 
@@ -344,23 +337,21 @@ def _export(run: Path, output: Path) -> str:
 # --- commands ------------------------------------------------------------------------------------------------------
 
 
-def _run(verb: str, *, config: str = "", quiet: bool = False, **options: object) -> str:
-    """Run `transformerlm-<verb>` with its shipped TOML, or another one, and these options; return its stdout.
+def _run(home: Path, verb: str, settings: dict[str, Any], *, config: str = "", quiet: bool = False) -> str:
+    """Run `transformerlm-<verb>` with its shipped TOML, or another one, and a TOML of `settings`; return its stdout.
 
-    What a `quiet` one says on stderr is shown only where it fails.
+    The settings have dotted keys. What a `quiet` one says on stderr is shown only where it fails.
 
     Raises:
         subprocess.CalledProcessError: it ended with another exit code than 0.
     """
-    words = ["--config", _shipped(config or verb)]
-    for key, value in options.items():
-        values = [str(item) for item in value] if isinstance(value, list) else [str(value)]
-        name = f"--{key.replace('__', '.')}"
-        # A value that looks like an option must be joined to its key.
-        words += [f"{name}={values[0]}"] if len(values) == 1 else [name, *values]
-    note(f"\n$ transformerlm-{verb} {shlex.join(words)}")
+    name = verb.replace("-", "_")
+    words = ["--config", _shipped(config or name), "--config", str(home / f"{name}.toml")]
+    line = f"transformerlm-{verb} {shlex.join(words)}"
+    (home / f"{name}.toml").write_text(f"# {line}\n\n{_toml(settings)}", encoding="utf-8")
+    note(f"\n$ {line}")
     # -P: a folder called `config` in the working directory is not ours.
-    command = [sys.executable, "-P", "-m", f"cli.{verb.replace('-', '_')}", *words]
+    command = [sys.executable, "-P", "-m", f"cli.{name}", *words]
     # Ctrl-C reaches the command as well, which may want to save what it has; how it ended says the rest.
     previous = signal.signal(signal.SIGINT, lambda *_: None)
     try:
@@ -376,7 +367,21 @@ def _run(verb: str, *, config: str = "", quiet: bool = False, **options: object)
     return done.stdout
 
 
+def _toml(settings: dict[str, Any]) -> str:
+    """Return settings with dotted keys as the text of a TOML file."""
+    import tomli_w
+
+    tree: dict[str, Any] = {}
+    for key, value in settings.items():
+        *sections, leaf = key.split(".")
+        table = tree
+        for section in sections:
+            table = table.setdefault(section, {})
+        table[leaf] = str(value) if isinstance(value, Path) else value
+    return tomli_w.dumps(tree)
+
+
 def _shipped(name: str) -> str:
     """Return the path of a shipped TOML, relative to the working directory where that is shorter."""
-    path = SHIPPED / f"{name.replace('-', '_')}.toml"
+    path = SHIPPED / f"{name}.toml"
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
