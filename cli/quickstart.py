@@ -27,7 +27,7 @@ from cli.hints import command_line, hint_lines
 from cli.terminal import clock, note, working
 from cli.utils import EXIT_BAD_INPUT, EXIT_FAILED, Command
 from cli.utils import main as run_command
-from config.io import SHIPPED
+from config.io import SHIPPED, dump_settings
 from config.quickstart import QuickstartConfig
 from config.schemas import duration_seconds
 
@@ -41,6 +41,7 @@ SEPARATOR = "<|endoftext|>"
 CORPUS_BYTES = 6_000_000
 MIN_DOCUMENTS = 20
 MIN_TEXT_BYTES = 20_000
+MAX_FILES = 1_000  # named one by one in a TOML
 CALIBRATION_STEPS = 6
 # d_model, num_layers, num_heads, from the smallest; one is timed.
 SIZES = ((96, 3, 4), (128, 3, 4), (192, 3, 4), (256, 3, 4), (256, 4, 4), (384, 6, 6), (512, 8, 8), (768, 12, 12))
@@ -74,11 +75,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def quickstart(config: QuickstartConfig) -> int:
     """Run the pipeline in a fresh directory, and return the exit code of the first command that fails, or 0."""
-    _check_text(config.text)
+    files = _text_files(config.text)
     home = _free_directory(config.dir)
     try:
         with _directory(home):
-            text = _prepare_text(config, home)
+            text = _prepare_text(config, files, home)
             _make_tokens(config, home, text)
         budget = _plan(config, home)
         _train(config, home, budget)
@@ -92,8 +93,8 @@ def quickstart(config: QuickstartConfig) -> int:
     return 0
 
 
-def _check_text(patterns: list[str]) -> None:
-    """Refuse the user's files before anything is written.
+def _text_files(patterns: list[str]) -> list[str]:
+    """Return the user's files, which are refused before anything is written.
 
     Raises:
         FileNotFoundError: a name without a file.
@@ -101,14 +102,16 @@ def _check_text(patterns: list[str]) -> None:
     """
     from transformerlm.utils.text_files import expand_inputs, total_bytes
 
-    paths = expand_inputs(patterns) if patterns else []
+    if not patterns:
+        return []
+    paths = expand_inputs(patterns)
     if pipes := [path for path in paths if not path.is_file()]:
         raise ValueError(
             f"text: expected files, as several commands read them, found the pipe {pipes[0]} (save it first)"
         )
-    size = total_bytes(paths) if patterns else MIN_TEXT_BYTES
-    if size < MIN_TEXT_BYTES:
+    if (size := total_bytes(paths)) < MIN_TEXT_BYTES:
         raise ValueError(f"text: expected at least {MIN_TEXT_BYTES:,} bytes to train on, found {size:,}")
+    return [str(path) for path in paths]
 
 
 def _free_directory(wanted: Path) -> Path:
@@ -139,11 +142,11 @@ def _directory(home: Path) -> Iterator[None]:
 # --- the text ------------------------------------------------------------------------------------------------------
 
 
-def _prepare_text(config: QuickstartConfig, home: Path) -> list[str]:
+def _prepare_text(config: QuickstartConfig, files: list[str], home: Path) -> list[str]:
     """Return the files to train on: the user's, or one in `home`."""
     corpus = home / "corpus.txt"
-    if config.text:
-        return _documents(config.text, corpus)
+    if files:
+        return _documents(files, corpus)
     size = round(CORPUS_BYTES * max(1.0, min(10.0, duration_seconds(config.time) / 90)))
     from databuilder import docstring_corpus, stories
 
@@ -155,17 +158,18 @@ def _prepare_text(config: QuickstartConfig, home: Path) -> list[str]:
     return [str(corpus)]
 
 
-def _documents(patterns: list[str], corpus: Path) -> list[str]:
+def _documents(files: list[str], corpus: Path) -> list[str]:
     """Return the user's files, or `corpus` with their text cut into documents: a validation split needs some."""
     from databuilder.plain_text import write_documents
-    from transformerlm.utils.text_files import expand_inputs, read_text
+    from transformerlm.utils.text_files import read_text
 
-    paths = expand_inputs(patterns)
+    paths = [Path(file) for file in files]
     blocks = (block for path in paths for block in read_text(path))
-    if sum(block.text.count(SEPARATOR) + block.ends_document for block in blocks) >= MIN_DOCUMENTS:
-        return patterns
+    ends = sum(block.text.count(SEPARATOR) + block.ends_document for block in blocks)
+    if ends >= MIN_DOCUMENTS and len(files) <= MAX_FILES:
+        return files
     number = write_documents(paths, corpus, separator=SEPARATOR)
-    note(f"{corpus}: the text names no documents with {SEPARATOR}, so it is cut at blank lines into {number:,}")
+    note(f"{corpus}: the text, cut at blank lines into {number:,} documents")
     return [str(corpus)]
 
 
@@ -348,7 +352,7 @@ def _run(home: Path, verb: str, settings: dict[str, Any], *, config: str = "", q
     name = verb.replace("-", "_")
     words = ["--config", _shipped(config or name), "--config", str(home / f"{name}.toml")]
     line = f"transformerlm-{verb} {shlex.join(words)}"
-    (home / f"{name}.toml").write_text(f"# {line}\n\n{_toml(settings)}", encoding="utf-8")
+    (home / f"{name}.toml").write_text(f"# {line}\n\n{dump_settings(settings)}", encoding="utf-8")
     note(f"\n$ {line}")
     # -P: a folder called `config` in the working directory is not ours.
     command = [sys.executable, "-P", "-m", f"cli.{name}", *words]
@@ -365,20 +369,6 @@ def _run(home: Path, verb: str, settings: dict[str, Any], *, config: str = "", q
         note((done.stderr or "").rstrip())
         raise subprocess.CalledProcessError(done.returncode, f"transformerlm-{verb}")
     return done.stdout
-
-
-def _toml(settings: dict[str, Any]) -> str:
-    """Return settings with dotted keys as the text of a TOML file."""
-    import tomli_w
-
-    tree: dict[str, Any] = {}
-    for key, value in settings.items():
-        *sections, leaf = key.split(".")
-        table = tree
-        for section in sections:
-            table = table.setdefault(section, {})
-        table[leaf] = str(value) if isinstance(value, Path) else value
-    return tomli_w.dumps(tree)
 
 
 def _shipped(name: str) -> str:

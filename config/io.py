@@ -185,6 +185,16 @@ def dump_toml(config: BaseModel) -> str:
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
+def dump_settings(settings: Mapping[str, Any]) -> str:
+    """Return settings under dotted keys as TOML; a path is its text."""
+    import tomli_w
+
+    tree: dict[str, Any] = {}
+    for name, value in settings.items():
+        _set(tree, name, str(value) if isinstance(value, Path) else value)
+    return tomli_w.dumps(tree)
+
+
 def dump_origins(config: BaseModel, layers: Sequence[Layer]) -> str:
     """Return the configuration as TOML, a key a line, each with a comment that says which source it is from."""
     return "".join(f"{line}\n" for line in _origins(config, layers))

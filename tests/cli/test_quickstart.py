@@ -170,6 +170,15 @@ def test_a_text_without_documents_is_cut_into_some(pretend, tmp_path):
     assert str(corpus) in done.stderr
 
 
+def test_files_without_number_become_one(pretend, tmp_path, monkeypatch):
+    """A folder of more files than a TOML should name is written into one corpus."""
+    monkeypatch.setattr(quickstart, "MAX_FILES", 29)
+    for number in range(30):
+        (tmp_path / f"{number}.txt").write_text("Some words of a page.\n" * 40)
+    assert call("quickstart", "--text", tmp_path, "--dir", tmp_path / "home").code == 0
+    assert settings_of(pretend[0])["input"] == [str(tmp_path / "home/corpus.txt")]
+
+
 def test_a_text_with_documents_is_used_as_it_is(pretend, text, tmp_path):
     """The user's own files go to the commands, untouched."""
     call("quickstart", "--text", text, "--dir", tmp_path / "home")

@@ -16,7 +16,7 @@ from config.export import ExportConfig
 from config.import_ import ImportConfig
 from config.infer import InferConfig
 from config.init import InitConfig
-from config.io import SHIPPED, ConfigError, dump_origins, dump_toml, load_config, read_layers, validate
+from config.io import SHIPPED, ConfigError, dump_origins, dump_settings, dump_toml, load_config, read_layers, validate
 from config.keys import iter_keys
 from config.make_data import MakeDataConfig
 from config.plan import PlanConfig
@@ -491,3 +491,10 @@ def test_a_list_that_is_too_long_is_told_its_limit():
     """The message says how many items there may be, and how many there are."""
     with pytest.raises(ConfigError, match="expected a list of at most 2 paths, found a list of 3"):
         load_config(EvalConfig, None, {"input": ["a"], "compare": ["a", "b", "c"]})
+
+
+def test_settings_under_dotted_keys_become_tables(tmp_path):
+    """Paths are text, tables are made, and what is written is read as it was."""
+    text = dump_settings({"runs_dir": tmp_path, "model.d_model": 8, "samples.sampling.top_p": 0.5, "model.norm": "x"})
+    tables = {"model": {"d_model": 8, "norm": "x"}, "samples": {"sampling": {"top_p": 0.5}}}
+    assert tomllib.loads(text) == {"runs_dir": str(tmp_path), **tables}
