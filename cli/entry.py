@@ -76,6 +76,9 @@ def leave(line: str, code: int) -> None:
     During an import nothing else is sure to: an exception may come up in a callback that drops it, or in a library that
     takes it for a sign that something optional is missing.
     """
+    live_line = getattr(sys.modules.get("cli.terminal"), "LIVE", None)  # None also where it is half imported
+    if live_line is not None:
+        live_line.words = None  # its thread draws no more
     try:
         over_a_live_line = "\r\x1b[K" if os.isatty(2) else ""
         os.write(2, f"{over_a_live_line}{line}\n".encode())

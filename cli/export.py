@@ -8,6 +8,7 @@ if __name__ == "__main__":  # before the imports that take time
     run("cli.export")
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
@@ -113,7 +114,8 @@ def _say_how_to_open(config: ExportConfig) -> None:
     from transformerlm.interop.gguf import modelfile_path
 
     path = str(modelfile_path(config.output))
-    command = shlex.join(["ollama", "create", config.output.stem.lower(), "-f", path])
+    name = re.sub(r"[^a-z0-9_.-]+", "-", config.output.stem.lower()).strip("-.") or "model"
+    command = shlex.join(["ollama", "create", name, "-f", path])
     note("\n".join(hint_lines([("open it with Ollama", command)])))
 
 

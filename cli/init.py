@@ -59,9 +59,7 @@ def init(config: InitConfig) -> None:
     if config.dir.exists() and not config.dir.is_dir():
         raise NotADirectoryError(f"{config.dir}: expected a directory for the project, found a file")
     texts = _texts(config.text)
-    for path, content in files.items():
-        (config.dir / path).parent.mkdir(parents=True, exist_ok=True)
-        (config.dir / path).write_text(content, encoding="utf-8")
+    _write(config.dir, files)
     (config.dir / corpus).parent.mkdir(exist_ok=True)
     if texts:
         from databuilder.plain_text import write_documents
@@ -71,10 +69,28 @@ def init(config: InitConfig) -> None:
     with chdir(config.dir):
         command = command_line("train-tokenizer", "--config", "train_tokenizer.toml")
     note(f"{config.dir}: a project; its README.md has the commands in order. Next:\n")
-    note(f"cd {shlex.quote(str(config.dir))}")
+    note(shlex.join(["cd", "--", str(config.dir)] if str(config.dir).startswith("-") else ["cd", str(config.dir)]))
     if not texts:
         note(f"# first put your text into {corpus}; README.md says how to get some")
     note(command)
+
+
+def _write(project: Path, files: dict[Path, str]) -> None:
+    """Write the files, or none of them where one cannot be written.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    begun: list[Path] = []
+    try:
+        for path, content in files.items():
+            (project / path).parent.mkdir(parents=True, exist_ok=True)
+            begun.append(project / path)
+            begun[-1].write_text(content, encoding="utf-8")
+    except OSError:
+        for path in begun:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _texts(patterns: Sequence[str]) -> list[Path]:

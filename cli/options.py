@@ -69,7 +69,7 @@ def short_help(keys: Sequence[Key], guide: Guide) -> str:
         return build_parser(keys, guide).format_help()
     parser = _new_parser(guide)
     parser.formatter_class = partial(argparse.RawDescriptionHelpFormatter, max_help_position=36)
-    parser.description = textwrap.fill(guide.description, shutil.get_terminal_size().columns - 2)
+    parser.description = textwrap.fill(guide.description, max(40, shutil.get_terminal_size().columns - 2))
     parser.epilog = "\n".join(_ending(guide, number=len(keys)))
     _add_common(parser, guide, brief=True)
     group = parser.add_argument_group("the settings that one needs most")

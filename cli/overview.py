@@ -48,7 +48,7 @@ def answer(words: Sequence[str]) -> None:
 def _overview() -> Iterator[str]:
     yield "usage: transformerlm COMMAND [--config FILE.toml] [--key=value ...]\n"
     yield "From raw text to a language model of your own, in the order of the work:\n"
-    width = shutil.get_terminal_size().columns - 1
+    width = max(40, shutil.get_terminal_size().columns - 1)
     for verb, schema in VERBS.items():
         yield textwrap.fill(f"  {verb:<17}{summary(schema.__doc__ or '')}", width, subsequent_indent=" " * 19)
     yield "\ntransformerlm COMMAND --help says more of one."

@@ -57,6 +57,7 @@ NUM_STORIES = 20  # generated at the end, to be checked by the grammar
 NUM_SHOWN = 3
 SAMPLE_TOKENS = 100  # of those during training
 MANY_PASSES = 5
+SLOW = 0.6  # of the steps that were planned
 CHECKPOINT_VALIDATIONS = 3  # validations between two checkpoints
 
 
@@ -125,13 +126,14 @@ def _free_directory(wanted: Path) -> Path:
 
 @contextmanager
 def _directory(home: Path) -> Iterator[None]:
-    """Make a directory, and remove it, with the parents made for it, where a command refuses the text."""
+    """Make a directory, and remove it, with the parents made for it, where it stays empty or the text is refused."""
     made = [path for path in (home, *home.parents) if not path.exists()]
     home.mkdir(parents=True)
     try:
         yield
-    except (ValueError, subprocess.CalledProcessError) as error:
-        if getattr(error, "returncode", EXIT_BAD_INPUT) == EXIT_BAD_INPUT:
+    except BaseException as error:
+        is_refused = isinstance(error, ValueError) or getattr(error, "returncode", 0) == EXIT_BAD_INPUT
+        if is_refused or not any(home.iterdir()):
             shutil.rmtree(home)
             with suppress(OSError):  # somebody else uses it by now
                 for parent in made[1:]:
@@ -263,6 +265,10 @@ def _train(config: QuickstartConfig, home: Path, budget: Budget) -> None:
         "logging.run_name": RUN_NAME,
     }
     _run(home, "train", settings, config="recipes/fast")
+    lines = (home / RUN_NAME / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    done = max(json.loads(line).get("step", 0) for line in lines)
+    if done < SLOW * budget.steps:
+        note(f"the machine was slower than it was while it was timed: {done:,} steps instead of {budget.steps:,}")
 
 
 # --- its texts -----------------------------------------------------------------------------------------------------
@@ -320,10 +326,10 @@ def _show(config: QuickstartConfig, samples: list[dict[str, Any]]) -> None:
 def _say_what_next(config: QuickstartConfig, home: Path, budget: Budget) -> None:
     run = home / RUN_NAME
     longer = f"{2 * duration_seconds(config.time):g}s"
-    again = ["--training.max_steps", 2 * budget.steps, "--training.max_time", longer]
+    again = [f"--training.max_steps={2 * budget.steps}", f"--training.max_time={longer}"]
     hints = [
-        ("talk to it: it goes on from the line you type", command_line("infer", "--checkpoint", run)),
-        (f"train it to twice the time: {longer}", command_line("train", "--config", run / "config.toml", *again)),
+        ("talk to it: it goes on from the line you type", command_line("infer", f"--checkpoint={run}")),
+        (f"train it to twice the time: {longer}", command_line("train", f"--config={run / 'config.toml'}", *again)),
         ("hand it on, in the format of Hugging Face", _export(run, home / "export")),
         (
             "a model of other text: --text takes your files and folders",
@@ -350,25 +356,38 @@ def _run(home: Path, verb: str, settings: dict[str, Any], *, config: str = "", q
         subprocess.CalledProcessError: it ended with another exit code than 0.
     """
     name = verb.replace("-", "_")
-    words = ["--config", _shipped(config or name), "--config", str(home / f"{name}.toml")]
+    words = [f"--config={path}" for path in (_shipped(config or name), home / f"{name}.toml")]
     line = f"transformerlm-{verb} {shlex.join(words)}"
     (home / f"{name}.toml").write_text(f"# {line}\n\n{dump_settings(settings)}", encoding="utf-8")
     note(f"\n$ {line}")
     # -P: a folder called `config` in the working directory is not ours.
     command = [sys.executable, "-P", "-m", f"cli.{name}", *words]
-    # Ctrl-C reaches the command as well, which may want to save what it has; how it ended says the rest.
-    previous = signal.signal(signal.SIGINT, lambda *_: None)
+    code, out, err = _wait_for(command, quiet=quiet)
+    if code:
+        if err:
+            note(err.rstrip())
+        raise subprocess.CalledProcessError(code, f"transformerlm-{verb}")
+    return out
+
+
+def _wait_for(command: list[str], *, quiet: bool) -> tuple[int, str, str]:
+    """Run a command; return its exit code, its stdout and, of a quiet one, its stderr.
+
+    Ctrl-C reaches the command as well, which may want to save what it has; other requests to end are passed on to it.
+    How it ended says the rest.
+    """
+    environment = {**os.environ, "TRANSFORMERLM_HINTS": "0"}  # ours come at the end
+    pipe = subprocess.PIPE
+    child = subprocess.Popen(command, stdout=pipe, stderr=pipe if quiet else None, encoding="utf-8", env=environment)
+    passed_on = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    previous = {number: signal.signal(number, lambda number, _: child.send_signal(number)) for number in passed_on}
+    previous[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        pipe, environment = subprocess.PIPE, {**os.environ, "TRANSFORMERLM_HINTS": "0"}  # ours come at the end
-        done = subprocess.run(
-            command, stdout=pipe, stderr=pipe if quiet else None, check=False, encoding="utf-8", env=environment
-        )
+        out, err = child.communicate()
     finally:
-        signal.signal(signal.SIGINT, previous)
-    if done.returncode:
-        note((done.stderr or "").rstrip())
-        raise subprocess.CalledProcessError(done.returncode, f"transformerlm-{verb}")
-    return done.stdout
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return child.returncode, out, err or ""
 
 
 def _shipped(name: str) -> str:

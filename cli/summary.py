@@ -122,7 +122,8 @@ def rows(facts: Facts, *, picture: Path | None) -> Iterator[str]:
             text += f"{facts['unigram_bits_per_byte']:.3f}"
         yield _row("bits per byte", text)
     speed = f"{facts['tokens_per_second']:,.0f} tokens/s overall"
-    yield _row("time", f"{clock(facts['seconds'])} for {facts['steps']:,} steps, {speed}")
+    steps = f"{facts['steps']:,} step{'s' * (facts['steps'] != 1)}"
+    yield _row("time", f"{clock(facts['seconds'])} for {steps}, {speed}")
     if picture:
         yield _row("loss curve", str(picture))
     if has_risen(facts):
@@ -166,8 +167,8 @@ def next_commands(trainer: Trainer, run_dir: Path, facts: Facts) -> list[tuple[s
         commands.append(("measure it on the whole validation text", measure))
     output = f"--output={run_dir / 'hf'}"
     commands.append(("give it to others, as a folder for transformers", command_line("export", checkpoint, output)))
-    if has_risen(facts):
-        return commands  # more steps would make it worse
+    if has_risen(facts) or trainer.runtime.world.is_distributed:
+        return commands  # more steps would make it worse; torchrun's own options are not known here
     return [*commands, going_on(trainer, run_dir)]
 
 
@@ -184,7 +185,7 @@ def going_on(trainer: Trainer, run_dir: Path) -> tuple[str, str]:
         words, changes = "train it further all the same", ["--training.early_stop_patience=0"]
     else:
         words, changes = "go on where it stopped", []
-    return words, command_line("train", "--config", run_dir / "config.toml", *changes)
+    return words, command_line("train", f"--config={run_dir / 'config.toml'}", *changes)
 
 
 def _longer(duration: str, used: float) -> str:

@@ -67,8 +67,7 @@ class LiveLine:
 
     def _draw(self) -> None:
         words = self.words() if self.words else ""
-        # A line that wraps cannot be erased.
-        self._write(words[: shutil.get_terminal_size((WIDTH, 24)).columns - 1])
+        self._write(words[: _columns() - 1])  # a line that wraps cannot be erased
         self._is_drawn, self._drawn_at = True, time.monotonic()
 
     def _write(self, text: str) -> None:
@@ -82,6 +81,14 @@ class LiveLine:
 LIVE = LiveLine()
 
 
+def _columns() -> int:
+    """Return the width of stderr's terminal; stdout may be another one, or none."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or WIDTH
+    except (OSError, ValueError):
+        return shutil.get_terminal_size((WIDTH, 24)).columns
+
+
 def is_live() -> bool:
     """Whether stderr is a terminal that can show a live line, and this process the one of torchrun's that shows it."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and os.environ.get("RANK", "0") == "0"
@@ -93,10 +100,10 @@ def note(line: str) -> None:
 
 
 def print_record(record: Mapping[str, Any]) -> None:
-    """Write a result as a JSON line on stdout; on a terminal nothing, where people have read it on stderr."""
+    """Write a result as a JSON line on stdout, unless that is a terminal whose reader has read it on stderr."""
     from logger import is_terminal
 
-    if not is_terminal():
+    if not (is_terminal() and is_terminal(sys.stderr)):
         print(json.dumps(record, allow_nan=False), flush=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TextIO
 
@@ -49,7 +50,7 @@ def create_logger(
     """
     # The file first: it is cheap to open, and its errors should not leave a W&B run behind.
     loggers: list[Logger] = [] if jsonl_path is None else [JsonlLogger(jsonl_path)]
-    if backend == "json" or (backend == "console" and not is_terminal(stream)):
+    if backend == "json" or (backend == "console" and not (is_terminal(stream) and is_terminal(sys.stderr))):
         loggers.append(ConsoleLogger(stream, patience=patience))
     elif backend == "wandb":
         loggers.append(

@@ -30,13 +30,13 @@ STORY = next(tell_stories())
 
 def settings_of(command):
     """Return what the TOML of a command that was started sets, by dotted keys."""
-    assert command[4::2] == ["--config", "--config"]
+    assert [word.partition("=")[0] for word in command[4:]] == ["--config", "--config"]
 
     def flat(tree, prefix=""):
         for key, value in tree.items():
             yield from flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
 
-    return dict(flat(tomllib.loads(Path(command[7]).read_text(encoding="utf-8"))))
+    return dict(flat(tomllib.loads(Path(command[5].partition("=")[2]).read_text(encoding="utf-8"))))
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def pretend(monkeypatch):
     """Let the commands not run but leave behind the files that the next stage reads; return what was started."""
     started: list[list[str]] = []
 
-    def run(command, **settings):
+    def run(command, *, quiet):
         started.append(command)
         values, out = settings_of(command), ""
         if command[3] == "cli.train_tokenizer":
@@ -64,9 +64,9 @@ def pretend(monkeypatch):
         if command[3] == "cli.infer":
             sample = {"event": "sample", "text.prompt": "", "text.output": STORY}
             out = "".join(json.dumps({**sample, "number": number}) + "\n" for number in range(4))
-        return subprocess.CompletedProcess(command, 0, out, "")
+        return 0, out, ""
 
-    monkeypatch.setattr(quickstart.subprocess, "run", run)
+    monkeypatch.setattr(quickstart, "_wait_for", run)
     return started
 
 
@@ -99,7 +99,7 @@ def test_the_run_is_what_was_planned(pretend, text, tmp_path):
     """Size, steps and validations are those of the budget, in the time that was asked for, by the fast recipe."""
     call("quickstart", "--text", text, "--dir", tmp_path / "home", "--time=1000s")
     plan, train = settings_of(pretend[2]), settings_of(pretend[3])
-    assert pretend[3][5].endswith("recipes/fast.toml")
+    assert pretend[3][4].endswith("recipes/fast.toml")
     assert train["training.max_time"] == "1000s"
     assert train["training.max_steps"] > 500
     assert train["checkpoint.interval"] % train["training.eval_interval"] == 0  # no validation of its own
@@ -128,6 +128,23 @@ def test_many_passes_over_a_small_text_are_told(pretend, text, tmp_path, monkeyp
     assert "times through the text" not in done.stderr
 
 
+def test_a_machine_that_slows_down_is_told(pretend, text, tmp_path):
+    """Far fewer steps than were planned (here 3) explain a poor model."""
+    done = call("quickstart", "--text", text, "--dir", tmp_path / "home", "--time=100s")
+    assert "slower than it was while it was timed: 3 steps instead of " in done.stderr
+
+
+def test_ctrl_c_before_there_is_anything_leaves_nothing(tmp_path, monkeypatch):
+    """Interrupted while the corpus is made, it takes its empty directory away."""
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("databuilder.stories.write_corpus", interrupted)
+    assert call("quickstart", "--dir", tmp_path / "new/home").code == 130
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_short_time_still_trains(pretend, text, tmp_path, monkeypatch):
     """However short the time and slow the machine, there are steps; every interval is at least 1."""
     monkeypatch.setitem(PLAN, "tokens_per_second", 1.0)
@@ -138,13 +155,13 @@ def test_a_short_time_still_trains(pretend, text, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("code", "is_kept"), [(2, False), (1, True), (130, True)])
 def test_a_text_that_is_refused_leaves_nothing_behind(code, is_kept, pretend, text, tmp_path, monkeypatch):
     """A refusal by a command takes the directory away again, with the parents made for it; another end keeps it."""
-    run = quickstart.subprocess.run
+    run = quickstart._wait_for
 
-    def fails_second(command, **settings):
-        done = run(command, **settings)
-        return subprocess.CompletedProcess(command, code) if len(pretend) == 2 else done
+    def fails_second(command, *, quiet):
+        done = run(command, quiet=quiet)
+        return (code, "", "") if len(pretend) == 2 else done
 
-    monkeypatch.setattr(quickstart.subprocess, "run", fails_second)
+    monkeypatch.setattr(quickstart, "_wait_for", fails_second)
     done = call("quickstart", "--text", text, "--dir", tmp_path / "new/deep/home")
     assert done.code == code
     assert (tmp_path / "new").exists() is is_kept
@@ -191,11 +208,11 @@ def test_a_stage_that_fails_ends_it_with_its_code(code, expected, text, tmp_path
     """The first command that fails is named, nothing more is started, and its exit code is passed on."""
     started = []
 
-    def run(command, **settings):
+    def run(command, *, quiet):
         started.append(command)
-        return subprocess.CompletedProcess(command, code)
+        return code, "", ""
 
-    monkeypatch.setattr(quickstart.subprocess, "run", run)
+    monkeypatch.setattr(quickstart, "_wait_for", run)
     done = call("quickstart", "--text", text, "--dir", tmp_path / "home")
     assert done.code == expected
     assert len(started) == 1
@@ -247,15 +264,23 @@ def test_ctrl_c_leaves_the_last_word_to_the_running_command(monkeypatch, tmp_pat
         "signal.signal(signal.SIGINT, save)\n"
         "os.kill(os.getppid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(10)\n"
     )
-    real = subprocess.run
-    monkeypatch.setattr(
-        quickstart.subprocess, "run", lambda command, **_: real([sys.executable, "-c", child, marker], check=False)
-    )
-    with pytest.raises(subprocess.CalledProcessError) as caught:
-        quickstart._run(tmp_path, "train", {})
-    assert caught.value.returncode == 130
+    code, *_ = quickstart._wait_for([sys.executable, "-c", child, marker], quiet=True)
+    assert code == 130
     assert marker.exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_request_to_end_is_passed_on():
+    """SIGTERM to quickstart alone, as a batch system sends it, ends the command that runs, and leaves no orphan."""
+    child = (
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(600)\n"
+    )
+    code, *_ = quickstart._wait_for([sys.executable, "-c", child], quiet=True)
+    assert code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ def test_twice_the_steps_are_not_cut_by_the_time(limit, pipeline, tmp_path):
     options = [f"--training.{name}={value}" for name, value in limit.items()]
     done = call("train", "--config", pipeline.train_toml, "--runs_dir", tmp_path, *options)
     words = commands_in(done.stderr)["# train it further, to twice the steps"]
-    assert words[3:] == ["--training.max_steps=24", *(["--training.max_time=none"] if limit else [])]
+    assert words[2:] == ["--training.max_steps=24", *(["--training.max_time=none"] if limit else [])]
 
 
 def test_a_rise_of_the_validation_loss_is_told_and_leads_to_the_best(pipeline, tmp_path, monkeypatch):

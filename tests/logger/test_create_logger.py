@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import subprocess
 import sys
 from pathlib import Path
@@ -22,11 +23,17 @@ def test_console_writes_stream_and_file_alike(tmp_path):
     assert stream.getvalue() == (tmp_path / "m.jsonl").read_text() == '{"step": 1, "metrics.loss": 0.5}\n'
 
 
-@pytest.mark.parametrize(("backend", "writes"), [("console", False), ("json", True)])
-def test_a_terminal_gets_json_only_where_it_is_asked_for(backend, writes, tmp_path, monkeypatch):
-    """On a terminal "console" leaves the lines to the file, and "json" writes them there, too."""
-    stream = io.StringIO()
+@pytest.mark.parametrize(
+    ("backend", "has_words", "writes"), [("console", True, False), ("console", False, True), ("json", True, True)]
+)
+def test_a_terminal_gets_json_where_it_is_asked_for_or_nothing_else_is_read(
+    backend, has_words, writes, tmp_path, monkeypatch
+):
+    """Where stderr is read on a terminal as well, "console" leaves the lines to the file; "json" writes them always."""
+    stream, errors = io.StringIO(), io.StringIO()
     monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(errors, "isatty", lambda: has_words, raising=False)
+    monkeypatch.setattr(sys, "stderr", errors)
     with create_logger(backend, run_name="a", jsonl_path=tmp_path / "m.jsonl", stream=stream) as logger:
         logger.log_event("started")
     line = '{"event": "started"}\n'

@@ -240,3 +240,23 @@ def test_weights_are_not_read_as_text(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"\xff" * 100)
     with pytest.raises(ValueError, match=f"expected plain text, .* found .*{name}"):
         expand_inputs([str(tmp_path / name)])
+
+
+def test_links_in_a_folder_lead_round_no_loop_and_name_no_file_twice(tmp_path):
+    """A folder is walked without following links to folders; a file with two names is read once."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/one.txt").write_text("one")
+    (tmp_path / "a/two.txt").symlink_to(tmp_path / "a/one.txt")
+    (tmp_path / "a/up").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "b").symlink_to(tmp_path, target_is_directory=True)
+    assert expand_inputs(tmp_path) == [tmp_path / "a/one.txt"]
+
+
+def test_a_notebook_is_no_text(tmp_path):
+    """Its JSON and the pictures that it spells out are nothing to learn; in a folder it is left out."""
+    (tmp_path / "a.ipynb").write_text('{"cells": []}')
+    with pytest.raises(ValueError, match=r"found the notebook .*a\.ipynb \(export it as Markdown\)"):
+        expand_inputs(tmp_path / "a.ipynb")
+    (tmp_path / "b.md").write_text("text")
+    with pytest.warns(UserWarning, match=r"left out as no text: .*a\.ipynb"):
+        assert expand_inputs(tmp_path) == [tmp_path / "b.md"]

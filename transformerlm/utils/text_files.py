@@ -170,9 +170,10 @@ def _glob(pattern: str) -> list[Path]:
 
 
 def _texts_below(folder: str) -> list[Path]:
-    paths = _glob(os.path.join(glob.escape(folder), "**"))
+    paths = _below(folder)
     texts = [path for path in paths if _is_text(path)]
-    others = [str(path) for path in paths if path not in set(texts)]
+    known = set(texts)
+    others = [str(path) for path in paths if path not in known]
     more = [f"{len(others) - _MAX_NAMED:,} more"] if len(others) > _MAX_NAMED else []
     named = ", ".join([*others[:_MAX_NAMED], *more])
     if not texts:
@@ -181,6 +182,17 @@ def _texts_below(folder: str) -> list[Path]:
         count = f"{len(texts):,} text file{'s' * (len(texts) > 1)}"
         warnings.warn(f"{folder}: {count}; left out as no text: {named}", stacklevel=1)
     return texts
+
+
+def _below(folder: str) -> list[Path]:
+    """Return the files below a folder in order, each once, without hidden ones; links to folders are not followed."""
+    found: dict[str, Path] = {}
+    for here, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (os.path.join(here, name) for name in names if not name.startswith(".")):
+            real = os.path.realpath(path)
+            found[real] = min(found.get(real, Path(path)), Path(path))
+    return sorted(found.values())
 
 
 def _is_text(path: Path) -> bool:
@@ -204,6 +216,8 @@ def _check_name(path: Path) -> None:
     if unpacked_name(path).endswith(_NOT_TEXT):
         kinds = "plain text, .jsonl, either as .gz or .zst, or .parquet"
         raise ValueError(f"input: expected {kinds}, found {path} (unpack or convert it first)")
+    if path.name.lower().endswith(".ipynb"):  # JSON, with pictures spelled out
+        raise ValueError(f"input: expected text, found the notebook {path} (export it as Markdown)")
     if unpacked_name(path).endswith(_TABLES):
         raise ValueError(f"input: expected text, found the table {path} (convert it to JSON lines or Parquet)")
 
