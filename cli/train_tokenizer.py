@@ -85,7 +85,7 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
         raise OSError(error.errno, error.strerror, str(config.output_dir)) from None
     if tokenizer.vocab_size < config.tokenizer.vocab_size:
         wanted = config.tokenizer.vocab_size
-        note(f"the text has no more pairs to merge: {tokenizer.vocab_size} tokens, not {wanted}")
+        note(f"no more pairs to merge: this text needs {tokenizer.vocab_size:,} of the {wanted:,} tokens")
     if stats.invalid_utf8:
         note(f"the text is not all UTF-8: U+FFFD was read {stats.invalid_utf8:,} times in place of other bytes")
     bytes_per_token = tokenizer.bytes_per_token("".join(stats.sample))
