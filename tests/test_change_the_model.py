@@ -63,6 +63,7 @@ def test_three_files_are_changed():
     ]
 
 
+@pytest.mark.slow
 def test_the_tests_that_the_page_names_pass(changed):
     """The layer is its formula, the decoder gives what the model gives, exports refuse it; no schema is old."""
     blocks = re.findall(r"```bash\n(.*?)```", PAGE, flags=re.S)
