@@ -34,6 +34,10 @@ class Speed:
     seconds_per_token: float
     seconds_per_validation_token: float
 
+    def slower(self, size: Size) -> float:
+        """Return how many times as long a token of another size takes."""
+        return size.flops_per_token / self.flops_per_token
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -57,8 +61,7 @@ def plan_budget(seconds: float, *, speed: Speed, sizes: list[Size], tokens_per_s
         if _num_tokens(seconds, larger, speed) >= TOKENS_PER_PARAMETER * larger.parameters:
             size = larger
     steps = max(2, round(_num_tokens(seconds, size, speed) / tokens_per_step))
-    slower = size.flops_per_token / speed.flops_per_token
-    validation_tokens = VALIDATION_SHARE * seconds / (speed.seconds_per_validation_token * slower)
+    validation_tokens = VALIDATION_SHARE * seconds / (speed.seconds_per_validation_token * speed.slower(size))
     eval_tokens = round(max(MIN_EVAL_TOKENS, min(MAX_EVAL_TOKENS, validation_tokens / NUM_VALIDATIONS)))
     num_validations = max(1, min(NUM_VALIDATIONS, int(validation_tokens / eval_tokens)))
     return Budget(
@@ -71,5 +74,4 @@ def plan_budget(seconds: float, *, speed: Speed, sizes: list[Size], tokens_per_s
 
 
 def _num_tokens(seconds: float, size: Size, speed: Speed) -> float:
-    slower = size.flops_per_token / speed.flops_per_token
-    return (1 - VALIDATION_SHARE) * seconds / (speed.seconds_per_token * slower)
+    return (1 - VALIDATION_SHARE) * seconds / (speed.seconds_per_token * speed.slower(size))

@@ -20,6 +20,11 @@ def command_line(verb: str, *arguments: object) -> str:
     return shlex.join([*_program(name), *map(str, arguments)])
 
 
+def from_here(path: Path) -> str:
+    """Return an absolute path as it is typed: relative to the working directory where it is below that."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 def hint_lines(hints: Iterable[tuple[str, str]]) -> list[str]:
     """Return pairs of an explanation and a command as lines of a shell: the explanation is a comment above."""
     return [line for words, command in hints for line in (f"# {words}", command)]
@@ -34,7 +39,4 @@ def _program(name: str) -> list[str]:
     if "UV_RUN_RECURSION_DEPTH" in os.environ:  # set by `uv run`; UV alone is set by `uvx` as well
         return ["uv", "run", name]
     beside = Path(sys.executable).with_name(name)
-    if shutil.which(name) is None and beside.exists():
-        near = beside.is_relative_to(Path.cwd())
-        return [str(beside.relative_to(Path.cwd()) if near else beside)]
-    return [name]
+    return [from_here(beside)] if shutil.which(name) is None and beside.exists() else [name]

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.budget import MAX_EVAL_TOKENS, Budget, Size, Speed, plan_budget
-from cli.hints import command_line, hint_lines
+from cli.hints import command_line, from_here, hint_lines
 from cli.terminal import clock, note, working
 from cli.utils import EXIT_BAD_INPUT, EXIT_FAILED, Command
 from cli.utils import main as run_command
@@ -49,7 +49,6 @@ TIMED = 3
 BATCH_SIZE = 4
 RUN_NAME = "run"
 DOCSTRING_PROMPTS = ["Return the", "Create a new", "Raise"]
-STORY_PROMPT = "Once upon a time, there was a"
 CONTEXT_LENGTH = 512  # of two or three stories, so that most windows see how one begins
 STORY_TOKENS, STORY_TEMPERATURE = 300, 0.6  # a grammar leaves less to choose than people's text
 TEXT_TOKENS, TEXT_TEMPERATURE = 160, 0.8
@@ -82,8 +81,9 @@ def quickstart(config: QuickstartConfig) -> int:
         with _directory(home):
             text = _prepare_text(config, files, home)
             _make_tokens(config, home, text)
-        budget = _plan(config, home)
-        _train(config, home, budget)
+        shared = _shared(config, home)
+        budget = _plan(config, home, shared)
+        _train(config, home, shared, budget)
         samples = _generate(config, home)
     except subprocess.CalledProcessError as error:
         kept = f"; everything so far is in {home}" if home.exists() else ""
@@ -176,9 +176,9 @@ def _documents(files: list[str], corpus: Path) -> list[str]:
 
 
 def _make_tokens(config: QuickstartConfig, home: Path, text: list[str]) -> None:
-    from transformerlm.utils.text_files import expand_inputs, total_bytes
+    from transformerlm.utils.text_files import total_bytes
 
-    size = total_bytes(expand_inputs(text))
+    size = total_bytes([Path(file) for file in text])
     vocab_size = 2048 if _tells_stories(config) else max(512, min(4096, size // 200))
     tokenizer = home / "tokenizer"
     learn = {"input": text, "output_dir": tokenizer, "tokenizer.vocab_size": vocab_size}
@@ -190,9 +190,9 @@ def _make_tokens(config: QuickstartConfig, home: Path, text: list[str]) -> None:
 # --- the model -----------------------------------------------------------------------------------------------------
 
 
-def _plan(config: QuickstartConfig, home: Path) -> Budget:
+def _plan(config: QuickstartConfig, home: Path, shared: dict[str, Any]) -> Budget:
     """Time a few steps of one size, and return what fits into the time."""
-    seconds, shared = duration_seconds(config.time), _shared(config, home)
+    seconds = duration_seconds(config.time)
     with working(f"timing a few steps, to fill {clock(seconds)}"):
         timed = {"calibration_steps": CALIBRATION_STEPS, "training.eval_tokens": MAX_EVAL_TOKENS}
         settings = shared | _size_settings(*SIZES[TIMED]) | timed
@@ -247,11 +247,11 @@ def _costs(d_model: int, num_layers: int, num_heads: int, *, shared: dict[str, A
     return Size(**size, parameters=count_parameters(model), flops_per_token=flops)
 
 
-def _train(config: QuickstartConfig, home: Path, budget: Budget) -> None:
+def _train(config: QuickstartConfig, home: Path, shared: dict[str, Any], budget: Budget) -> None:
     """Train until the time is over, which is also where the learning rate has come down."""
     settings = {
         "runs_dir": home,
-        **_shared(config, home),
+        **shared,
         **_size_settings(budget.size.d_model, budget.size.num_layers, budget.size.num_heads),
         "training.max_steps": budget.steps,
         "training.max_time": config.time,
@@ -279,7 +279,9 @@ def _prompts(config: QuickstartConfig) -> list[str]:
         return config.prompt
     if config.text:
         return [""]
-    return [STORY_PROMPT] if _tells_stories(config) else DOCSTRING_PROMPTS
+    from databuilder.stories import PROMPTS
+
+    return [PROMPTS[0]] if _tells_stories(config) else DOCSTRING_PROMPTS
 
 
 def _generate(config: QuickstartConfig, home: Path) -> list[dict[str, Any]]:
@@ -392,5 +394,4 @@ def _wait_for(command: list[str], *, quiet: bool) -> tuple[int, str, str]:
 
 def _shipped(name: str) -> str:
     """Return the path of a shipped TOML, relative to the working directory where that is shorter."""
-    path = SHIPPED / f"{name}.toml"
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    return from_here(SHIPPED / f"{name}.toml")

@@ -101,9 +101,9 @@ def note(line: str) -> None:
 
 def print_record(record: Mapping[str, Any]) -> None:
     """Write a result as a JSON line on stdout, unless that is a terminal whose reader has read it on stderr."""
-    from logger import is_terminal
+    from logger import has_read_it
 
-    if not (is_terminal() and is_terminal(sys.stderr)):
+    if not has_read_it():
         print(json.dumps(record, allow_nan=False), flush=True)
 
 

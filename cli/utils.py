@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from cli.completion import Completed, completion_script
 from cli.entry import STOP_CODES
+from cli.hints import from_here
 from cli.options import Guide, build_parser
 from cli.terminal import LIVE, note, plain
 from config.io import SHIPPED, ConfigError, dump_json_schema, dump_origins, dump_toml, read_layers, validate
@@ -176,8 +177,7 @@ def _found(path: Path) -> Path:
     """Return the file that `--config` means, and say which it is where that is a shipped one."""
     found = find_config(path)
     if found != path:
-        shown = found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
-        note(f"--config {path}: {shown}")
+        note(f"--config {path}: {from_here(found)}")
     return found
 
 

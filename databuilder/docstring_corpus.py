@@ -33,7 +33,7 @@ MIN_CHARS = 40
 
 _SKIPPED_FOLDERS = {"test", "tests", "testing", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _FILES_PER_TASK = 64
-_DOCUMENT_END = f"\n{DEFAULT_SEPARATOR}\n"
+DOCUMENT_END = f"\n{DEFAULT_SEPARATOR}\n"
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -64,7 +64,7 @@ def collect_docstrings(*, max_bytes: int | None = None, num_workers: int | None 
             if (digest := _digest(text)) in seen:
                 continue
             document = f"{heading}\n\n{text}"
-            size += len(f"{document}{_DOCUMENT_END}".encode())
+            size += len(f"{document}{DOCUMENT_END}".encode())
             if max_bytes is not None and size > max_bytes:
                 break
             seen.add(digest)
@@ -86,7 +86,7 @@ def write_corpus(path: str | os.PathLike[str], *, max_bytes: int | None = None) 
         raise ValueError(
             "docstrings: expected the standard library's sources, found none (train on a text file instead)"
         )
-    text = "".join(f"{document}{_DOCUMENT_END}" for document in documents)
+    text = "".join(f"{document}{DOCUMENT_END}" for document in documents)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.tmp")
     unfinished.write_bytes(text.encode())

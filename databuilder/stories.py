@@ -20,10 +20,10 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from databuilder.dataset_builder import DEFAULT_SEPARATOR
+from databuilder.docstring_corpus import DOCUMENT_END, CorpusReport
 from databuilder.story_check import StoryCheck, StorySummary, check_story, summarize
 from databuilder.story_plots import PLOTS, Beat, parse_plot, slots_of
 from databuilder.story_words import WORLDS, Row, Table
@@ -31,7 +31,6 @@ from transformerlm.utils.files import write_whole
 
 __all__ = [
     "PROMPTS",
-    "StoriesReport",
     "StoryCheck",
     "StorySummary",
     "check_story",
@@ -50,18 +49,6 @@ PROMPTS = (
 DEFAULT_BYTES = 6_000_000
 OPTIONAL_SHARE = 0.5
 MAX_FAULTS = 10
-
-_DOCUMENT_END = f"\n{DEFAULT_SEPARATOR}\n"
-
-
-@dataclass(frozen=True)
-class StoriesReport:
-    """What was written where, and how long it took."""
-
-    path: Path
-    bytes: int
-    documents: int
-    seconds: float
 
 
 def tell_stories(*, seed: int = 0) -> Iterator[str]:
@@ -102,7 +89,7 @@ def count_stories() -> int:
     return total
 
 
-def write_corpus(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_BYTES, seed: int = 0) -> StoriesReport:
+def write_corpus(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_BYTES, seed: int = 0) -> CorpusReport:
     """Write stories to a text file, each followed by a line with the separator, up to `max_bytes` of them.
 
     Raises:
@@ -112,16 +99,16 @@ def write_corpus(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_BYTES
     path = Path(path)
     stories, size = [], 0
     for story in tell_stories(seed=seed):
-        size += len(story) + len(_DOCUMENT_END)  # every character is one byte
+        size += len(story) + len(DOCUMENT_END)  # every character is one byte
         if size > max_bytes:
             break
         stories.append(story)
     if not stories:
         raise ValueError(f"max_bytes: expected room for at least one story, some 1,000 bytes, found {max_bytes:,}")
-    data = "".join(f"{story}{_DOCUMENT_END}" for story in stories).encode("ascii")
+    data = "".join(f"{story}{DOCUMENT_END}" for story in stories).encode("ascii")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, data)
-    return StoriesReport(path, len(data), len(stories), time.perf_counter() - start)
+    return CorpusReport(path, len(data), len(stories), time.perf_counter() - start)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TextIO
 
 from logger.base import Logger
-from logger.console_logger import ConsoleLogger, is_terminal
+from logger.console_logger import ConsoleLogger, has_read_it, is_terminal
 from logger.file_logger import JsonlLogger, truncate_after_step
 from logger.multi import MultiLogger
 from logger.noop import NoopLogger
@@ -22,6 +21,7 @@ __all__ = [
     "NoopLogger",
     "WandbLogger",
     "create_logger",
+    "has_read_it",
     "is_terminal",
     "require_wandb",
     "truncate_after_step",
@@ -50,7 +50,7 @@ def create_logger(
     """
     # The file first: it is cheap to open, and its errors should not leave a W&B run behind.
     loggers: list[Logger] = [] if jsonl_path is None else [JsonlLogger(jsonl_path)]
-    if backend == "json" or (backend == "console" and not (is_terminal(stream) and is_terminal(sys.stderr))):
+    if backend == "json" or (backend == "console" and not has_read_it(stream)):
         loggers.append(ConsoleLogger(stream, patience=patience))
     elif backend == "wandb":
         loggers.append(

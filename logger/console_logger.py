@@ -21,6 +21,11 @@ def is_terminal(stream: TextIO | None = None) -> bool:
     return stream is not None and stream.isatty()
 
 
+def has_read_it(stream: TextIO | None = None) -> bool:
+    """Return whether a person sits at the stream (stdout when None) and has read on stderr what JSON would say."""
+    return is_terminal(stream) and is_terminal(sys.stderr)
+
+
 class ConsoleLogger(Logger):
     """Writes each record as a line to `stream` (stdout when None) and flushes it.
 
