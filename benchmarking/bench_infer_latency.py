@@ -50,7 +50,7 @@ def bench_infer(config: BenchInferConfig) -> None:
     """Measure as the configuration says; JSON lines on stdout, a table on stderr."""
     import torch
 
-    from benchmarking.infer_peers import weight_bytes
+    from benchmarking.peers.inference import weight_bytes
     from transformerlm.utils.device import resolve_device
 
     if config.threads:
@@ -79,10 +79,10 @@ def _candidates(
     """Return whom to measure, and the seconds it took to make our model ready."""
     import torch
 
-    from benchmarking.infer_peers import llama_of
-    from benchmarking.llama_cpp_peer import LlamaCpp
-    from benchmarking.nanochat_style import NanochatStyle
-    from transformerlm.inference.decoder import Decoder
+    from benchmarking.peers.inference import llama_of
+    from benchmarking.peers.llama_cpp import LlamaCpp
+    from benchmarking.peers.nanochat_style import NanochatStyle
+    from transformerlm.inference.fast.decoder import Decoder
 
     # Peers of torch have no 8 bits here: they stay in bfloat16.
     cast = copy.deepcopy(model).to(torch.float32 if precision == "fp32" else torch.bfloat16)
@@ -106,9 +106,10 @@ def _load(config: BenchInferConfig, device: torch.device) -> TransformerLM:
     from transformerlm.models.transformer import TransformerLM
 
     if config.checkpoint is not None:
-        from transformerlm.training import checkpoint
+        from transformerlm.checkpoints.directory import resolve
+        from transformerlm.checkpoints.load import load_model
 
-        model = checkpoint.load_model(checkpoint.resolve(config.checkpoint), device=device)
+        model = load_model(resolve(config.checkpoint), device=device)
     else:
         assert config.model is not None, "the schema asks for one of both"
         torch.manual_seed(0)
@@ -123,8 +124,8 @@ def _load(config: BenchInferConfig, device: torch.device) -> TransformerLM:
 
 
 def _is_usable(peer: str, model: TransformerLM) -> bool:
-    from benchmarking import llama_cpp_peer
-    from benchmarking.llama_peer import why_not
+    from benchmarking.peers import llama_cpp as llama_cpp_peer
+    from benchmarking.peers.llama import why_not
 
     choice = why_not(model.hparams())
     reason = f"its Llama has no {choice}" if choice else None
@@ -149,8 +150,8 @@ def _bench_case(
 ) -> None:
     import torch
 
-    from benchmarking.infer_peers import DECODE, FIRST_TOKEN, GENERATE, TOKENS, Generate, measure_generation
     from benchmarking.limits import CopyBandwidth
+    from benchmarking.peers.inference import DECODE, FIRST_TOKEN, GENERATE, TOKENS, Generate, measure_generation
     from transformerlm.utils.device import synchronize
 
     ours, batch_size, prompt_length = models[OURS], params["batch_size"], params["prompt_length"]

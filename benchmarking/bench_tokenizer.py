@@ -29,7 +29,7 @@ from cli.utils import main as run_command
 from config.bench_tokenizer import BenchTokenizerConfig
 
 if TYPE_CHECKING:
-    from benchmarking.tokenizer_tasks import Case, Facts
+    from benchmarking.tokenizer.tasks import Case, Facts
     from transformerlm.tokenizer.engines import Engine
 
 REFERENCE = "reference"
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def bench_tokenizer(config: BenchTokenizerConfig) -> None:
     """Measure as the configuration says; JSON lines on stdout, a table on stderr."""
-    from benchmarking.tokenizer_tasks import TASKS, Case
+    from benchmarking.tokenizer.tasks import TASKS, Case
 
     for threads in config.threads:
         clock_of(config.measure.clock, threads=threads)
@@ -134,7 +134,7 @@ def _first_bytes(source: Path, target: Path, size: int) -> Path:
 
 def _train_for_encoding(case: Case) -> None:
     from benchmarking.fresh_process import in_fresh_process
-    from benchmarking.tokenizer_tasks import train_for_encoding
+    from benchmarking.tokenizer.tasks import train_for_encoding
 
     note(f"training {case.vocab_size:,} ids to encode with")
     in_fresh_process(train_for_encoding, case)
@@ -143,7 +143,7 @@ def _train_for_encoding(case: Case) -> None:
 def _measure(task: str, case: Case, size: float, report: Report) -> None:
     """Run a task in processes of its own and report it."""
     from benchmarking.fresh_process import in_fresh_process
-    from benchmarking.tokenizer_tasks import TASKS, run_task
+    from benchmarking.tokenizer.tasks import TASKS, run_task
 
     spec = TASKS[task]
     case = replace(case, candidates=tuple(name for name in case.candidates if name in spec.candidates))

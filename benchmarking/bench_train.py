@@ -58,7 +58,7 @@ def bench_train(config: BenchTrainConfig) -> None:
     with _empty_compiler_cache(any(config.compile)):
         import torch
 
-        from benchmarking.train_peers import LIBRARIES, is_available
+        from benchmarking.peers.training import LIBRARIES, is_available
         from transformerlm.utils.device import resolve_device
 
         if config.threads:
@@ -84,7 +84,7 @@ def _bench_case(
 
     from benchmarking.fresh_process import object_in_fresh_process
     from benchmarking.limits import MatmulPeak
-    from benchmarking.train_peers import TrainCase, TrainingSteps
+    from benchmarking.peers.training import TrainCase, TrainingSteps
     from transformerlm.models.estimates import count_parameters, flops_per_token
     from transformerlm.models.transformer import TransformerLM
     from transformerlm.utils.device import resolve_device

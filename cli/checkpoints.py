@@ -10,7 +10,7 @@ _CLEARLY = 1.005  # times a loss: what training on or another seed changes in a 
 
 def described(path: Path, directory: Path) -> str:
     """Return the name, the step and the validation loss of a checkpoint, and where its run has a clearly better one."""
-    from transformerlm.training.checkpoint import read_state
+    from transformerlm.checkpoints.validation import read_state
 
     state = read_state(directory)
     loss, better = loss_of(state), ""

@@ -24,10 +24,10 @@ from config.eval import EvalConfig
 from config.schemas import duration_seconds
 
 if TYPE_CHECKING:
+    from transformerlm.checkpoints.document_ids import DocumentIds
     from transformerlm.evaluation.documents import Array
     from transformerlm.evaluation.scoring import Scoring
     from transformerlm.tokenizer.tokenizer import Tokenizer
-    from transformerlm.training.document_ids import DocumentIds
 
 # What --help shows.
 SHORT = (
@@ -61,9 +61,9 @@ def evaluate(config: EvalConfig) -> int:
     A text that Ctrl-C or `time` cuts short gives what there is by then. Returns the exit code.
     """
     with working("starting"):
+        from transformerlm.checkpoints.directory import resolve
         from transformerlm.evaluation.scoring import scores_in_common
         from transformerlm.evaluation.statistics import compare, summarize
-        from transformerlm.training.checkpoint import resolve
 
         subjects = [_open(config, resolve(path)) for path in config.checkpoints]
     texts = None if _is_token_file(config) else _read(config, config.separator or _separator_of(subjects))
@@ -107,8 +107,8 @@ class _Subject:
 
 
 def _open(config: EvalConfig, path: Path) -> _Subject:
-    from transformerlm.training.checkpoint import load_tokenizer
-    from transformerlm.training.document_ids import DocumentIds, ids_of_checkpoint, recorded_ids
+    from transformerlm.checkpoints.document_ids import DocumentIds, ids_of_checkpoint, recorded_ids
+    from transformerlm.checkpoints.load import load_tokenizer
 
     tokenizer = load_tokenizer(path)
     if config.separator is None and not _is_token_file(config):
@@ -161,9 +161,9 @@ class _Task:
 
 
 def _task(config: EvalConfig, subject: _Subject, texts: list[str] | None) -> _Task:
+    from transformerlm.checkpoints.load import load_model
     from transformerlm.evaluation.documents import encode_documents, open_token_file
     from transformerlm.evaluation.scoring import Scoring, Windowing
-    from transformerlm.training.checkpoint import load_model
     from transformerlm.utils.device import resolve_device
     from transformerlm.utils.dtypes import autocast, resolve_precision
 

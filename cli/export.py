@@ -51,8 +51,8 @@ def export(config: ExportConfig) -> None:
 
 
 def _export_hf(config: ExportConfig) -> str:
+    from transformerlm.checkpoints.directory import resolve
     from transformerlm.interop.hf_export import write_hf
-    from transformerlm.training.checkpoint import resolve
 
     checkpoint = resolve(config.checkpoint)
     verified = write_hf(
@@ -71,8 +71,8 @@ def _export_hf(config: ExportConfig) -> str:
 def _card_notes(config: ExportConfig, checkpoint: Path, directory: Path) -> CardNotes:
     """Return what the card says besides facts: of a model that was trained here, also a sample and its loss curve."""
     from cli.loss_curve import save_loss_curve
+    from transformerlm.checkpoints.validation import read_state
     from transformerlm.interop.model_card import CardNotes
-    from transformerlm.training.checkpoint import read_state
 
     notes = CardNotes(license=config.license, languages=config.language)
     if "imported_from" in read_state(checkpoint):
@@ -86,8 +86,8 @@ def _card_notes(config: ExportConfig, checkpoint: Path, directory: Path) -> Card
 
 def _with_sample(notes: CardNotes, checkpoint: Path) -> CardNotes:
     """Add a text that the model writes with the run's own settings for samples."""
+    from transformerlm.checkpoints.load import load_config_of
     from transformerlm.inference.predictor import Predictor
-    from transformerlm.training.checkpoint import load_config_of
 
     samples = load_config_of(checkpoint).samples
     prompt, settings = samples.prompts[0], samples.sampling.model_dump()
@@ -100,8 +100,8 @@ def _with_sample(notes: CardNotes, checkpoint: Path) -> CardNotes:
 
 
 def _export_gguf(config: ExportConfig) -> str:
+    from transformerlm.checkpoints.directory import resolve
     from transformerlm.interop.gguf import write_gguf
-    from transformerlm.training.checkpoint import resolve
 
     checkpoint, settings = resolve(config.checkpoint), {"verify": config.verify, "overwrite": config.overwrite}
     verified = write_gguf(checkpoint, config.output, dtype=config.dtype, **settings)

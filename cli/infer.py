@@ -61,8 +61,8 @@ def infer(config: InferConfig) -> None:
     `logging.backend = "noop"` no line is written at all, and only `output.format = "text"` shows the answers.
     """
     with working("starting"):
+        from transformerlm.checkpoints.directory import resolve
         from transformerlm.inference.predictor import Predictor
-        from transformerlm.training.checkpoint import resolve
 
     config = _with_format(config)
     prompts = [*config.prompt, *map(_prompt_of_file, config.prompt_file)]

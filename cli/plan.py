@@ -17,7 +17,7 @@ from cli.utils import main as run_command
 from config.plan import PlanConfig
 
 if TYPE_CHECKING:
-    from transformerlm.training.machine import Machine
+    from transformerlm.training.planning.machine import Machine
     from transformerlm.utils.dtypes import Precision
 
 Facts = dict[str, Any]
@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def plan(config: PlanConfig) -> None:
     """Print a table on stderr and, if stdout is no terminal, a JSON line there; no file is written, no run touched."""
     with working("starting"):
-        from transformerlm.training.machine import Machine
-        from transformerlm.training.plan import arithmetic, expected, remedies
+        from transformerlm.training.planning.machine import Machine
+        from transformerlm.training.planning.plan import arithmetic, expected, remedies
 
     chosen = config.training.micro_batch_size == "auto"
     machine = Machine.of(config.machine) if config.machine else _here(config)
@@ -67,7 +67,7 @@ def plan(config: PlanConfig) -> None:
 
 
 def _here(config: PlanConfig) -> Machine:
-    from transformerlm.training.machine import Machine
+    from transformerlm.training.planning.machine import Machine
     from transformerlm.utils.device import resolve_device
 
     try:
@@ -79,7 +79,7 @@ def _here(config: PlanConfig) -> Machine:
 def _resolve(config: PlanConfig, machine: Machine) -> tuple[PlanConfig, Precision]:
     """Return the configuration with a number for its micro-batch, and the precision on the machine."""
     from transformerlm.distributed import World
-    from transformerlm.training import micro_batch
+    from transformerlm.training.planning import micro_batch
     from transformerlm.utils.allocator import keep_freed_memory
     from transformerlm.utils.dtypes import resolve_precision
 
@@ -92,7 +92,7 @@ def _resolve(config: PlanConfig, machine: Machine) -> tuple[PlanConfig, Precisio
 
 
 def _measured(config: PlanConfig, machine: Machine, facts: Facts) -> Facts:
-    from transformerlm.training.calibration import measured_facts
+    from transformerlm.training.planning.calibration import measured_facts
 
     steps = config.calibration_steps
     if not steps:
@@ -106,7 +106,7 @@ def _measured(config: PlanConfig, machine: Machine, facts: Facts) -> Facts:
 
 def _data(config: PlanConfig) -> Facts:
     """Return the tokens of the training file, where it is there."""
-    from transformerlm.training.data import TokenDataset
+    from transformerlm.token_files.dataset import TokenDataset
 
     if not config.data.train.exists():
         return {}
@@ -114,7 +114,7 @@ def _data(config: PlanConfig) -> Facts:
 
 
 def _table(facts: Facts, *, chosen: bool, changes: list[tuple[str, int]]) -> Iterator[str]:
-    from transformerlm.training.plan import CHINCHILLA
+    from transformerlm.training.planning.plan import CHINCHILLA
 
     by_part = ", ".join(f"{name.replace('_', '-')} {facts[f'parameters.{name}']:,}" for name in _PARTS[:-1])
     yield _row("parameters", f"{facts['parameters.total']:,}: {by_part}")
@@ -187,6 +187,6 @@ def _row(name: str, text: str) -> str:
 
 
 def _bytes(number: float) -> str:
-    from transformerlm.training.preflight import gigabytes
+    from transformerlm.training.planning.preflight import gigabytes
 
     return gigabytes(number)

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from logger import Logger
     from transformerlm.distributed import World
     from transformerlm.models.transformer import TransformerLM
+    from transformerlm.token_files.dataset import TokenDataset
     from transformerlm.tokenizer.tokenizer import Tokenizer
-    from transformerlm.training.data import TokenDataset
     from transformerlm.training.runtime import Hook
     from transformerlm.training.trainer import Trainer
 
@@ -216,10 +216,10 @@ def _prepare(config: TrainConfig, run_dir: Path, *, world: World) -> tuple[Train
     Returns the trainer, which has no logger yet, and the estimated bytes of a step.
     """
     from logger import NoopLogger, require_wandb
+    from transformerlm.checkpoints.directory import resolve
     from transformerlm.tokenizer.tokenizer import Tokenizer
-    from transformerlm.training import micro_batch, preflight
     from transformerlm.training.build import num_accumulation_steps
-    from transformerlm.training.checkpoint import resolve
+    from transformerlm.training.planning import micro_batch, preflight
     from transformerlm.training.runtime import Runtime
     from transformerlm.training.trainer import Trainer
     from transformerlm.utils.allocator import keep_freed_memory
@@ -259,8 +259,8 @@ def _prepare(config: TrainConfig, run_dir: Path, *, world: World) -> tuple[Train
 
 def _open_data(config: TrainConfig, tokenizer: Tokenizer, *, world: World) -> tuple[TokenDataset, TokenDataset | None]:
     from transformerlm.distributed import is_main
-    from transformerlm.training import preflight
-    from transformerlm.training.data import TokenDataset
+    from transformerlm.token_files.dataset import TokenDataset
+    from transformerlm.training.planning import preflight
 
     train_data = TokenDataset(config.data.train)
     preflight.check_dataset(train_data, config=config, tokenizer=tokenizer, key="data.train")
@@ -279,7 +279,7 @@ def _compare_settings(config: TrainConfig, directory: Path, step: int) -> None:
     Raises:
         ValueError: training.max_steps is below the checkpoint's step.
     """
-    from transformerlm.training.checkpoint import load_config_of
+    from transformerlm.checkpoints.load import load_config_of
 
     if config.training.max_steps < step:
         raise ValueError(
@@ -302,22 +302,23 @@ def _shown(value: object) -> object:
 
 
 def _find_checkpoint(config: TrainConfig, root: Path, *, world: World) -> Path | None:
+    from transformerlm.checkpoints.directory import newest_whole, remove_leftovers, restore_links
+    from transformerlm.checkpoints.validation import CheckpointError
     from transformerlm.distributed import barrier, is_main
-    from transformerlm.training import checkpoint
 
     newest, problem = None, None
     if is_main(world):
         try:
-            checkpoint.remove_leftovers(root)
-            checkpoint.restore_links(root)
-            newest = checkpoint.newest_whole(root, warn=note)
-        except checkpoint.CheckpointError as error:  # the others will meet it, too
+            remove_leftovers(root)
+            restore_links(root)
+            newest = newest_whole(root, warn=note)
+        except CheckpointError as error:  # the others will meet it, too
             problem = error
     barrier(world)  # one rank sets damaged checkpoints aside, so that the others do not meet them
     if problem:
         raise problem
     if not is_main(world):
-        newest = checkpoint.newest_whole(root)
+        newest = newest_whole(root)
     if newest and config.checkpoint.resume == "never":
         raise FileExistsError(
             f'{newest}: this run has a checkpoint already, but checkpoint.resume = "never"; '
@@ -350,9 +351,9 @@ def _make_logger(config: TrainConfig, run_dir: Path, *, trainer: Trainer) -> Log
 
 
 def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
-    from transformerlm.training.checkpoint import resolve
-    from transformerlm.training.micro_batch import sequences_per_pass
-    from transformerlm.training.preflight import gigabytes
+    from transformerlm.checkpoints.directory import resolve
+    from transformerlm.training.planning.micro_batch import sequences_per_pass
+    from transformerlm.training.planning.preflight import gigabytes
 
     model, training, runtime = trainer.raw_model, trainer.config.training, trainer.runtime
     parameters, flops = model.num_parameters(), model.num_flops_per_token()
@@ -403,8 +404,8 @@ def _sample_hooks(trainer: Trainer) -> list[Hook]:
     samples = trainer.config.samples
     if not samples.interval:
         return []
+    from transformerlm.checkpoints.document_ids import guess_ids, ids_of_data
     from transformerlm.inference.predictor import Predictor
-    from transformerlm.training.document_ids import guess_ids, ids_of_data
 
     document_ids = ids_of_data(trainer.train_data, trainer.tokenizer) or guess_ids(trainer.tokenizer)
     settings = {**samples.sampling.model_dump(), "allow_special": samples.allow_special}

@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from config.errors import problem_lines
 from config.keys import Key, iter_keys
 from config.layers import MISSING, Layer
 from config.lines import key_lines
 from config.paths import names_in_paths
-from config.problems import problem_lines
 
 MAX_FILE_BYTES = 1_000_000
 # tomllib needs time with the square of a dotted key's parts: one of 500,000, which fits a file, would take days.

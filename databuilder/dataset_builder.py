@@ -37,14 +37,15 @@ from databuilder.sources import (
     are_chosen,
     find_sources,
 )
-from databuilder.token_file import TokenFileWriter, publish, sidecar_path
+from transformerlm.token_files.dataset import sidecar_path
+from transformerlm.token_files.writer import TokenFileWriter, publish
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, resolve_num_workers
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, safe_pieces
 from transformerlm.utils.text_files import ReadStats, holds_rows, read_text
 
 if TYPE_CHECKING:
-    from transformerlm.tokenizer.byte_chunks import Chunk
+    from transformerlm.tokenizer.fast.byte_chunks import Chunk
 
 DEFAULT_SEPARATOR = "<|endoftext|>"
 BATCH_CHARS = 1 << 20
@@ -300,7 +301,7 @@ def _source_batches(
 ) -> Iterator[_Batch]:
     """Read files as batches; with `as_bytes`, large plain files as the bytes they are."""
     if as_bytes:
-        from transformerlm.tokenizer.byte_chunks import comes_in_chunks, read_chunks
+        from transformerlm.tokenizer.fast.byte_chunks import comes_in_chunks, read_chunks
 
     def kind(path: Path) -> tuple[bool, bool]:
         return as_bytes and comes_in_chunks(path), holds_rows(path) and not allow_special

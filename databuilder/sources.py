@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from databuilder.token_file import TokenFileWriter
+from transformerlm.token_files.writer import TokenFileWriter
 from transformerlm.utils.text_files import expand_inputs, total_bytes
 
 Array = np.ndarray[Any, Any]

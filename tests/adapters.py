@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from transformerlm.checkpoints.optimizer_state import load_training_state, save_training_state
 from transformerlm.models import attention, layers
 from transformerlm.models.transformer import TransformerBlock, TransformerLM
 from transformerlm.tokenizer.bpe_trainer import train_bpe
@@ -21,7 +22,6 @@ from transformerlm.training.data import random_batch
 from transformerlm.training.loss import cross_entropy
 from transformerlm.training.optim import AdamW, clip_grad_norm
 from transformerlm.training.schedule import cosine
-from transformerlm.training.state_file import load_training_state, save_training_state
 
 
 def run_linear(d_in: int, d_out: int, weights: Tensor, in_features: Tensor) -> Tensor:

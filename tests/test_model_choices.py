@@ -16,7 +16,8 @@ from torch.testing import assert_close
 from config.schemas import ModelConfig
 from tests.interop.models import make_checkpoint
 from tests.training.tiny_run import write_tiny_files
-from transformerlm.inference.decoder import Decoder, check_known
+from transformerlm.checkpoints.load import load_model
+from transformerlm.inference.fast.decoder import Decoder, check_known
 from transformerlm.inference.generate import generate
 from transformerlm.interop.gguf import write_gguf
 from transformerlm.interop.hf_export import write_hf
@@ -25,7 +26,6 @@ from transformerlm.interop.verify import verify_model
 from transformerlm.models.estimates import count_parameters, estimate_training_memory, flops_per_token
 from transformerlm.models.layers import FEED_FORWARDS
 from transformerlm.models.transformer import HPARAMS, TransformerLM
-from transformerlm.training.checkpoint import load_model
 
 # Of settings that are numbers, what is tried.
 NUMBERS: dict[str, list[Any]] = {

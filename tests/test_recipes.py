@@ -19,9 +19,9 @@ from tests.databuilder.hub_server import as_the_hub
 from tests.test_readme import ROOT, commands_of, our_part
 from tests.training.tiny_run import END, VOCAB_SIZE, write_tiny_files
 from transformerlm.models.estimates import count_parameters
-from transformerlm.training.machine import Machine
-from transformerlm.training.micro_batch import resolve_elsewhere
-from transformerlm.training.plan import arithmetic, expected
+from transformerlm.training.planning.machine import Machine
+from transformerlm.training.planning.micro_batch import resolve_elsewhere
+from transformerlm.training.planning.plan import arithmetic, expected
 
 LINES = [part for part in map(our_part, commands_of(ROOT / "docs/recipes.md")) if part]
 # What makes the model and its training so small that they take a second.

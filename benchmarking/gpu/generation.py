@@ -13,7 +13,9 @@ from benchmarking.gpu.gpt2 import GPT2
 from benchmarking.gpu.shapes import TINY
 from benchmarking.gpu.task import Task
 from benchmarking.harness import OURS, Sample, paired_ratios, run_rounds, summarise, timed
-from benchmarking.infer_peers import (
+from benchmarking.limits import CopyBandwidth
+from benchmarking.machine import is_installed
+from benchmarking.peers.inference import (
     DECODE,
     FIRST_TOKEN,
     GENERATE,
@@ -23,10 +25,8 @@ from benchmarking.infer_peers import (
     measure_generation,
     weight_bytes,
 )
-from benchmarking.limits import CopyBandwidth
-from benchmarking.machine import is_installed
-from benchmarking.nanochat_style import NanochatStyle
-from transformerlm.inference.decoder import Decoder
+from benchmarking.peers.nanochat_style import NanochatStyle
+from transformerlm.inference.fast.decoder import Decoder
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.utils.device import synchronize
 

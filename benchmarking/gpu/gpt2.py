@@ -18,7 +18,7 @@ from benchmarking.gpu.shapes import TINY
 from benchmarking.gpu.task import Task
 from benchmarking.harness import OURS, Sample, run_rounds, timed
 from benchmarking.limits import MatmulPeak
-from benchmarking.train_peers import TrainCase, make_step
+from benchmarking.peers.training import TrainCase, make_step
 from transformerlm.models.estimates import count_parameters, estimate_training_memory
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.utils.device import device_memory_bytes, synchronize

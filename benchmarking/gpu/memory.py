@@ -14,8 +14,8 @@ from config.train import TrainConfig
 from logger import NoopLogger
 from transformerlm.distributed import World
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.training import micro_batch
-from transformerlm.training.calibration import RandomTokens, calibrate
+from transformerlm.training.planning import micro_batch
+from transformerlm.training.planning.calibration import RandomTokens, calibrate
 from transformerlm.training.runtime import Runtime
 from transformerlm.training.trainer import Trainer
 from transformerlm.utils.device import device_memory_bytes

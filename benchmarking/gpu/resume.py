@@ -17,7 +17,7 @@ import torch
 from benchmarking.gpu.shapes import SMALL, TINY
 from benchmarking.gpu.task import Task
 from benchmarking.harness import OURS
-from benchmarking.train_peers import TrainCase, make_step
+from benchmarking.peers.training import TrainCase, make_step
 from databuilder.dataset_builder import build_dataset
 from profiling import memory, nvtx
 from transformerlm.models.transformer import TransformerLM

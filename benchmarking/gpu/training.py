@@ -20,7 +20,7 @@ from benchmarking.gpu.shapes import SMALL, TINY, Shape
 from benchmarking.gpu.task import Task
 from benchmarking.harness import OURS, Sample, Series, paired_ratios, run_rounds, summarise
 from benchmarking.limits import MatmulPeak
-from benchmarking.train_peers import TrainCase, TrainingSteps, is_available
+from benchmarking.peers.training import TrainCase, TrainingSteps, is_available
 from transformerlm.models.estimates import flops_per_token
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.utils.dtypes import Precision

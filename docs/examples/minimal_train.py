@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import save_file
 
 from transformerlm import Predictor, Tokenizer, TransformerLM
-from transformerlm.training.data import TokenDataset, get_batch, sequential_batches
+from transformerlm.token_files.dataset import TokenDataset
+from transformerlm.training.data import get_batch, sequential_batches
 from transformerlm.training.loop import evaluate
 from transformerlm.training.loss import cross_entropy
 from transformerlm.training.optim import AdamW, clip_grad_norm, parameter_groups

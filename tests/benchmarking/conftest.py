@@ -28,4 +28,4 @@ def no_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run in this process what would run in a fresh one, and say it held a megabyte."""
     monkeypatch.setattr("benchmarking.fresh_process.in_fresh_process", lambda function, *args: (function(*args), 10**6))
     monkeypatch.setattr("benchmarking.fresh_process.object_in_fresh_process", object_in_this_process)
-    monkeypatch.setattr("benchmarking.train_peers.keep_freed_memory", lambda device: False)
+    monkeypatch.setattr("benchmarking.peers.training.keep_freed_memory", lambda device: False)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarking import bench_infer_latency as bench
-from benchmarking.infer_peers import weight_bytes
-from benchmarking.llama_peer import build_llama, copy_weights, why_not
+from benchmarking.peers.inference import weight_bytes
+from benchmarking.peers.llama import build_llama, copy_weights, why_not
 from config.bench_infer import BenchInferConfig
 from config.io import SHIPPED, ConfigError, dump_json_schema, dump_toml, load_config
 from tests.benchmarking.commands import by_quantity, check_line, run_command

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from benchmarking import bench_train as bench
-from benchmarking import train_peers
 from benchmarking.fresh_process import object_in_fresh_process
-from benchmarking.plain_gpt import PlainGPT
+from benchmarking.peers import training as train_peers
+from benchmarking.peers.plain_gpt import PlainGPT
 from config.bench_train import BenchTrainConfig
 from config.io import SHIPPED, dump_json_schema, dump_toml, load_config
 from tests.benchmarking.commands import by_quantity, check_line, run_command

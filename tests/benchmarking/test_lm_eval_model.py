@@ -120,7 +120,7 @@ def peer(model):
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from benchmarking.llama_peer import build_llama, copy_weights
+    from benchmarking.peers.llama import build_llama, copy_weights
 
     hparams = model._model.hparams()
     llama = build_llama(hparams)

@@ -8,14 +8,15 @@ import pytest
 
 from cli.checkpoints import described
 from tests.cli.commands import call
-from transformerlm.training import checkpoint
+from transformerlm.checkpoints.directory import resolve
+from transformerlm.checkpoints.validation import read_state
 
 
 @pytest.fixture
 def state(monkeypatch):
     """Return the state that each checkpoint has, for a test to change."""
     state = {"step": 600, "val_loss": 6.22, "best_step": 240, "best_val_loss": 5.925}
-    monkeypatch.setattr(checkpoint, "read_state", lambda directory: state)
+    monkeypatch.setattr("transformerlm.checkpoints.validation.read_state", lambda directory: state)
     return state
 
 
@@ -53,7 +54,7 @@ def test_a_checkpoint_that_was_named_itself_is_what_was_meant(state):
 
 def test_a_state_of_an_earlier_version_will_do(monkeypatch):
     """An imported model's state knows no losses at all."""
-    monkeypatch.setattr(checkpoint, "read_state", lambda directory: {"step": 0})
+    monkeypatch.setattr("transformerlm.checkpoints.validation.read_state", lambda directory: {"step": 0})
     assert described(RUN, NEWEST) == "runs/first: step 0"
 
 
@@ -71,6 +72,6 @@ def test_every_command_takes_the_best_and_says_so(command, pipeline, tmp_path):
     }[command]
     done = call(command, *arguments)
     assert done.code == 0, done.stderr
-    best = checkpoint.read_state(checkpoint.resolve(pipeline.run / "best"))
+    best = read_state(resolve(pipeline.run / "best"))
     said = f"{pipeline.run / 'best'}: step {best['step']:,}, val loss {best['best_val_loss']:.3f}\n"
     assert done.stderr.count(said) == 1

@@ -6,7 +6,7 @@ import pytest
 
 from tests.cli.commands import call, shipped
 from tests.training.tiny_run import read_records
-from transformerlm.training.checkpoint import list_checkpoints
+from transformerlm.checkpoints.directory import list_checkpoints
 
 USUAL = ("--config", shipped("eval"), "--device=cpu", "--resamples=50")
 

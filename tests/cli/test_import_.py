@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from config.io import dump_toml
 from tests.cli.commands import call
 from tests.training.tiny_run import read_records, tiny_config, write_tiny_files
-from transformerlm.training.checkpoint import resolve
+from transformerlm.checkpoints.directory import resolve
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from tests.cli.commands import ROOT, call
-from transformerlm.training.data import TokenDataset
+from transformerlm.token_files.dataset import TokenDataset
 
 
 @pytest.fixture

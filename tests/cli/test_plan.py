@@ -94,7 +94,7 @@ def test_a_device_that_runs_out_of_memory_does_not_fit(pipeline, monkeypatch):
     """The measurement has the last word."""
     import torch
 
-    from transformerlm.training import calibration
+    from transformerlm.training.planning import calibration
 
     def full(*_, **__):
         raise torch.OutOfMemoryError("full")

@@ -24,11 +24,13 @@ from config.io import dump_toml, load_config
 from config.train import TrainConfig
 from tests.cli.commands import ROOT, call, call_in_terminal, lines_on_screen
 from tests.training.faults import Killed, kill_at, stop_before
-from tests.training.test_same_run import what_tells_them_apart
+from tests.training.test_resume_checks import what_tells_them_apart
 from tests.training.tiny_run import read_records, step_lines, tiny_config
+from transformerlm.checkpoints import save
+from transformerlm.checkpoints.directory import newest_whole, resolve, step_of
+from transformerlm.checkpoints.load import load_model
 from transformerlm.distributed import World
 from transformerlm.inference.predictor import Predictor
-from transformerlm.training import checkpoint
 from transformerlm.training.loop import EvalResult
 from transformerlm.training.trainer import Trainer
 
@@ -184,7 +186,7 @@ def test_a_single_checkpoint_is_not_enough(keep, pipeline):
 
 def test_the_micro_batch_that_was_chosen_is_kept(pipeline, tmp_path, monkeypatch):
     """With "auto" a resumed run takes the number of its checkpoint, though another fits now: all stays bit for bit."""
-    from transformerlm.training import micro_batch
+    from transformerlm.training.planning import micro_batch
 
     def choose(size):
         monkeypatch.setattr(micro_batch, "_largest_by_estimate", lambda *_: size)
@@ -279,7 +281,7 @@ def test_a_reader_of_stdout_cannot_stop_the_run(reader, pipeline, tmp_path, monk
         os.dup2(os.open(os.devnull, os.O_RDONLY), pipe[0])
     assert command.train(tiny_config(pipeline.files, tmp_path / "piped", {"logging.backend": "console"})) == 0
     assert step_lines(tmp_path / "piped/run") == step_lines(tmp_path / "quiet/run")
-    assert checkpoint.step_of(checkpoint.newest_whole(tmp_path / "piped/run/checkpoints")) == 12
+    assert step_of(newest_whole(tmp_path / "piped/run/checkpoints")) == 12
 
 
 FAKE_WANDB = """
@@ -317,7 +319,7 @@ def test_losses_do_not_depend_on_wandb(where, fault, pipeline, tmp_path, monkeyp
         assert command.train(config) == 0
         runs[backend] = tmp_path / backend / "run"
     assert step_lines(runs["wandb"]) == step_lines(runs["noop"])
-    ours, theirs = (checkpoint.load_model(checkpoint.resolve(run)).state_dict() for run in runs.values())
+    ours, theirs = (load_model(resolve(run)).state_dict() for run in runs.values())
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -338,7 +340,7 @@ def signal_in(monkeypatch, place: str, number: int) -> None:
         "data": (Trainer, "_micro_batches"),
         "evaluation": (Trainer, "validate"),
         "sampling": (Predictor, "stream"),
-        "saving": (checkpoint, "_write_files"),
+        "saving": (save, "_write_files"),
     }[place]
     original, calls = getattr(owner, name), [0]
 
@@ -367,8 +369,8 @@ def test_a_signal_at_any_moment_saves_the_last_finished_step(place, step, pipeli
     with monkeypatch.context() as patch:
         signal_in(patch, place, signal.SIGUSR1)
         assert command.train(config) == 0
-    newest = checkpoint.newest_whole(tmp_path / "run/checkpoints")
-    assert checkpoint.step_of(newest) == step
+    newest = newest_whole(tmp_path / "run/checkpoints")
+    assert step_of(newest) == step
     told = [record for record in read_records(tmp_path / "run") if "event" in record][-2:]
     assert told == [
         {"event": "requeue", "step": step},
@@ -444,8 +446,8 @@ def test_the_slurm_script_saves_requeues_and_goes_on(pipeline, tmp_path):
     assert (job.returncode, (tmp_path / "requeued").read_text()) == (0, "requeue 7\n"), stderr
     assert '"event": "requeue"' in stdout
     run = tmp_path / "slurm-7"
-    newest = checkpoint.newest_whole(run / "checkpoints")
-    assert checkpoint.step_of(newest) == read_records(run)[-1]["step"]
+    newest = newest_whole(run / "checkpoints")
+    assert step_of(newest) == read_records(run)[-1]["step"]
 
 
 # --- a terminal --------------------------------------------------------------------------------------------------

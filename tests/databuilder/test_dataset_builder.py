@@ -173,7 +173,7 @@ def test_files_read_as_bytes_give_the_same_token_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     """The compiled engine reads plain text in chunks of bytes: ids, split, counts and sidecars are the reference's."""
-    byte_chunks = pytest.importorskip("transformerlm.tokenizer.byte_chunks", reason="needs numba")
+    byte_chunks = pytest.importorskip("transformerlm.tokenizer.fast.byte_chunks", reason="needs numba")
     monkeypatch.setattr(dataset_builder, "BATCH_CHARS", batch)
     monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 100)
     rng = random.Random(batch)

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from databuilder import BuildReport, Source, build_dataset, dataset_builder, token_file
+from databuilder import BuildReport, Source, build_dataset, dataset_builder
 from databuilder.sources import are_chosen
 from tests.utils.packed import write_parquet, zstd
+from transformerlm.token_files import writer as token_file
+from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer import Tokenizer
-from transformerlm.training.data import TokenDataset
 
 EOT = "<|endoftext|>"
 BYTES = {value: bytes([value]) for value in range(256)}
@@ -165,7 +166,7 @@ def _all_kinds(folder: Path) -> list[Source]:
 
 def test_workers_and_engines_do_not_change_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every kind of file: one worker or two, text or chunks of bytes, the same bytes in all four outputs."""
-    byte_chunks = pytest.importorskip("transformerlm.tokenizer.byte_chunks", reason="needs numba")
+    byte_chunks = pytest.importorskip("transformerlm.tokenizer.fast.byte_chunks", reason="needs numba")
     monkeypatch.setattr(dataset_builder, "BATCH_CHARS", 5000)
     monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 1000)
     sources = _all_kinds(tmp_path)

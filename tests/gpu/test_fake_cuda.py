@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tests.gpu.fake_cuda import fake_cuda, on_fake_cuda
-from tests.inference.test_decoder import VARIANTS
-from transformerlm.inference.choice import Settings, choose
-from transformerlm.inference.decoder import Decoder
+from tests.inference.fast.test_decoder import VARIANTS
+from transformerlm.inference.fast.decoder import Decoder
+from transformerlm.inference.fast.top_candidates import Settings, choose
 from transformerlm.models.transformer import TransformerLM
-from transformerlm.training.head_loss import training_loss
+from transformerlm.training.fast.linear_cross_entropy import training_loss
 from transformerlm.training.muon import Muon, muon_groups
 from transformerlm.training.optim import SGD, AdamW, clip_grad_norm, parameter_groups
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.inference.helpers import make_model, make_tokenizer
-from transformerlm.inference.choice import Settings, choose, distribution
-from transformerlm.inference.decoder import Decoder
+from transformerlm.inference.fast.decoder import Decoder
+from transformerlm.inference.fast.top_candidates import Settings, choose, distribution
 from transformerlm.inference.generate import generate, generate_prompts
 from transformerlm.inference.predictor import Predictor
 

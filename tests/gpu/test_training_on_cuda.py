@@ -23,16 +23,16 @@ from config.io import dump_toml
 from tests.training.tiny_run import TinyFiles, step_lines, tiny_config, write_tiny_files
 from transformerlm.distributed import World
 from transformerlm.models.attention import scaled_dot_product_attention
-from transformerlm.models.elementwise import gated_silu, rms_norm
+from transformerlm.models.fast.elementwise import gated_silu, rms_norm
 from transformerlm.models.layers import Embedding
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.data import Prefetcher, get_batch
-from transformerlm.training.head_loss import training_loss
+from transformerlm.training.fast.linear_cross_entropy import training_loss
 from transformerlm.training.loop import evaluate, train_step
 from transformerlm.training.muon import Muon, muon_groups
 from transformerlm.training.optim import SGD, AdamW, clip_grad_norm, parameter_groups
-from transformerlm.utils.blocks import logits_at_once
 from transformerlm.utils.dtypes import autocast
+from transformerlm.utils.row_blocks import logits_at_once
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"

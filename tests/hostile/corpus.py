@@ -21,9 +21,9 @@ import torch
 
 from config.io import dump_toml
 from tests.training.tiny_run import TinyFiles, tiny_config, write_tiny_files
+from transformerlm.checkpoints.save import Snapshot, save_checkpoint
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer import Tokenizer
-from transformerlm.training.checkpoint import Snapshot, save_checkpoint
 from transformerlm.training.optim import AdamW, parameter_groups
 from transformerlm.utils.json_files import values_sha256
 from transformerlm.utils.seed import rng_state

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.inference.helpers import Script, make_model
-from transformerlm.inference.decoder import Decoder
+from transformerlm.inference.fast.decoder import Decoder
 from transformerlm.inference.generate import generate, generate_batch, generate_prompts, stream
 from transformerlm.models.transformer import TransformerLM
 

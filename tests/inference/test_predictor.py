@@ -14,10 +14,10 @@ import torch
 from config.io import dump_toml
 from config.train import TrainConfig
 from tests.inference.helpers import EOS, Script, make_model, make_tokenizer
+from transformerlm.checkpoints.document_ids import DocumentIds
+from transformerlm.checkpoints.save import Snapshot, save_checkpoint
 from transformerlm.inference.predictor import Predictor
 from transformerlm.models.transformer import TransformerLM
-from transformerlm.training.checkpoint import Snapshot, save_checkpoint
-from transformerlm.training.document_ids import DocumentIds
 from transformerlm.training.optim import AdamW
 
 

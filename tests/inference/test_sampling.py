@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from transformerlm.inference.choice import Settings, distribution
+from transformerlm.inference.fast.top_candidates import Settings, distribution
 from transformerlm.inference.sampling import apply_temperature, min_p_filter, sample, top_k_filter, top_p_filter
 
 # Probabilities 0.5, 0.25, 0.15, 0.1, out of order.

@@ -9,10 +9,10 @@ import torch
 
 from config.io import dump_toml
 from tests.training.tiny_run import END, TinyFiles, tiny_config
+from transformerlm.checkpoints.save import Snapshot, save_checkpoint
 from transformerlm.interop.verify import HARD_TEXTS
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer import Tokenizer, train_bpe
-from transformerlm.training.checkpoint import Snapshot, save_checkpoint
 from transformerlm.training.optim import AdamW, parameter_groups
 
 # One scaling of the rotary embedding by Hugging Face's names and by ours.

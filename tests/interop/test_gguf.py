@@ -17,6 +17,7 @@ from torch.testing import assert_close
 from cli.train import train
 from tests.interop.models import SCALING, make_checkpoint, make_tokenizer
 from tests.training.tiny_run import tiny_config
+from transformerlm.checkpoints.load import load_model
 from transformerlm.inference.predictor import Predictor
 from transformerlm.interop import gguf as interop
 from transformerlm.interop.gguf import write_gguf
@@ -24,7 +25,6 @@ from transformerlm.interop.hf_export import write_hf
 from transformerlm.interop.verify import hard_texts
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.io import text_to_token
-from transformerlm.training.checkpoint import load_model
 
 PARTS = {
     "attn_norm": "ln1", "attn_q": "attn.q_proj", "attn_k": "attn.k_proj", "attn_v": "attn.v_proj",

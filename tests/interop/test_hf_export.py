@@ -13,8 +13,9 @@ from torch.testing import assert_close
 from config.extras import how_to_install
 from config.schemas import SamplingConfig
 from tests.interop.models import SCALING, make_checkpoint, make_tokenizer
+from transformerlm.checkpoints.load import load_model
+from transformerlm.checkpoints.validation import CheckpointError
 from transformerlm.interop.hf_export import to_sampling, write_hf
-from transformerlm.training.checkpoint import CheckpointError, load_model
 
 VARIANTS = {
     "plain": {},

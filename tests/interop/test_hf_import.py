@@ -15,14 +15,15 @@ from torch.testing import assert_close
 
 from tests.cli.commands import call
 from tests.interop.models import LLAMA3, SPECIALS, make_llama, make_tokenizer
+from transformerlm.checkpoints.directory import resolve
+from transformerlm.checkpoints.document_ids import DocumentIds, recorded_ids
+from transformerlm.checkpoints.load import load_model, load_tokenizer
 from transformerlm.inference.predictor import Predictor
 from transformerlm.interop.gguf import write_gguf
 from transformerlm.interop.hf_export import write_hf
 from transformerlm.interop.hf_import import read_hf
 from transformerlm.interop.tokenizer_json import leading_token, to_json
 from transformerlm.tokenizer import Tokenizer
-from transformerlm.training.checkpoint import load_model, load_tokenizer, resolve
-from transformerlm.training.document_ids import DocumentIds, recorded_ids
 
 VARIANTS = {
     "untied, grouped": {},

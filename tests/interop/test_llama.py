@@ -9,10 +9,10 @@ import torch
 from torch.testing import assert_close
 
 from tests.interop.models import LLAMA3, SCALING
+from transformerlm.checkpoints.document_ids import DocumentIds
 from transformerlm.interop import llama
 from transformerlm.models.layers import rotate_pairs
 from transformerlm.models.transformer import TransformerLM
-from transformerlm.training.document_ids import DocumentIds
 
 HPARAMS = TransformerLM(
     vocab_size=300, context_length=64, d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, device="meta"

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from tests.interop.models import make_checkpoint
+from transformerlm.checkpoints.load import load_config_of
+from transformerlm.checkpoints.validation import read_state
 from transformerlm.interop.model_card import CardNotes, model_card
-from transformerlm.training.checkpoint import load_config_of, read_state
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ import tempfile
 from pathlib import Path
 
 from tests.cli.commands import call
+from transformerlm.checkpoints.load import load_model, load_tokenizer
+from transformerlm.checkpoints.validation import FORMAT
 from transformerlm.inference.generate import generate
-from transformerlm.training.checkpoint import FORMAT, load_model, load_tokenizer
 
 HERE = Path(__file__).parent
 CHECKPOINT = Path("runs/run/checkpoints/step-00000200")

@@ -10,9 +10,10 @@ import pytest
 
 from tests.cli.commands import call
 from tests.training.tiny_run import step_lines
+from transformerlm.checkpoints.load import load_model, load_tokenizer
+from transformerlm.checkpoints.validation import FORMAT, verify
 from transformerlm.inference.generate import generate
-from transformerlm.training.checkpoint import FORMAT, load_model, load_tokenizer, verify
-from transformerlm.training.data import TokenDataset
+from transformerlm.token_files.dataset import TokenDataset
 
 HERE = Path(__file__).parent
 CHECKPOINT = Path("runs/run/checkpoints/step-00000200")

@@ -1,6 +1,6 @@
 """The kernels as plain Python: the same source without numba, where each read and write is checked.
 
-`load` imports the compiled engine's modules anew with this module in the place of `_jit`. What stands here is what the
+`load` imports the compiled engine's modules anew with this module in the place of `jit`. What stands here is what the
 machine instructions mean.
 """
 
@@ -13,21 +13,21 @@ from typing import Any
 
 import numpy as np
 
-import transformerlm.tokenizer as package
+import transformerlm.tokenizer.fast as package
 
 PADDING = 64
 
 _NAMES = [
-    "_jit",
-    "_merge_kernels",
-    "_piece_kernels",
-    "_text_kernels",
-    "_kernels",
-    "_train_kernels",
-    "compiled",
+    "jit",
+    "merge_kernels",
+    "piece_kernels",
+    "text_kernels",
+    "encode_kernels",
+    "train_kernels",
+    "encoder",
     "byte_chunks",
-    "compiled_counter",
-    "compiled_trainer",
+    "counter",
+    "learner",
 ]
 
 
@@ -68,7 +68,7 @@ def load() -> dict[str, ModuleType]:
     names = {name: f"{package.__name__}.{name}" for name in _NAMES}
     kept = {full: sys.modules.pop(full, None) for full in names.values()}
     attributes = {name: vars(package).pop(name) for name in _NAMES if name in vars(package)}
-    sys.modules[names["_jit"]] = sys.modules[__name__]
+    sys.modules[names["jit"]] = sys.modules[__name__]
     try:
         return {name: importlib.import_module(full) for name, full in names.items()}
     finally:

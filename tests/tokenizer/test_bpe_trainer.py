@@ -141,7 +141,7 @@ def test_several_inputs_of_all_kinds(tmp_path: Path) -> None:
 
 def test_packed_files_never_count_as_the_bytes_that_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled engine reads large plain files by themselves; one that is packed is unpacked, however large."""
-    byte_chunks = pytest.importorskip("transformerlm.tokenizer.byte_chunks", reason="needs numba")
+    byte_chunks = pytest.importorskip("transformerlm.tokenizer.fast.byte_chunks", reason="needs numba")
     monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 1)
     text = "one two three four\n" * 50
     (tmp_path / "a.txt").write_text(text)

@@ -70,8 +70,8 @@ def test_kernels_that_numba_keeps_elsewhere_are_seen(tmp_path: Path, monkeypatch
     monkeypatch.setattr(engines, "__file__", str(tmp_path / "tokenizer" / "engines.py"))
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kept"))
     assert not engines._is_kept.__wrapped__("encode")
-    (tmp_path / "kept" / "tokenizer_0123").mkdir(parents=True)
-    (tmp_path / "kept" / "tokenizer_0123" / "_kernels.encode_segments-1.py311.nbi").touch()
+    (tmp_path / "kept" / "fast_0123").mkdir(parents=True)
+    (tmp_path / "kept" / "fast_0123" / "encode_kernels.encode_segments-1.py311.nbi").touch()
     assert engines._is_kept.__wrapped__("encode")
     assert not engines._is_kept.__wrapped__("train")
 

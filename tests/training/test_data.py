@@ -11,15 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.training import data
-from transformerlm.training.data import (
-    Prefetcher,
-    TokenDataset,
-    get_batch,
-    random_batch,
-    sample_starts,
-    sequential_batches,
-)
+from transformerlm.training.data import Prefetcher, get_batch, random_batch, sample_starts, sequential_batches
 
 TOKENS = np.arange(1000, dtype=np.uint16)
 BATCH = {"batch_size": 12, "context_length": 8, "seed": 3, "step": 7}

@@ -16,7 +16,7 @@ from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.loop import EvalResult, evaluate, train_step
 from transformerlm.training.loss import cross_entropy
 from transformerlm.training.optim import SGD, AdamW
-from transformerlm.utils import blocks
+from transformerlm.utils import row_blocks as blocks
 from transformerlm.utils.dtypes import autocast
 
 VOCAB_SIZE = 50

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from transformerlm.training.loss import cross_entropy
-from transformerlm.utils import blocks
+from transformerlm.utils import row_blocks as blocks
 
 RTOL = {"rtol": 1e-5, "atol": 1e-6}
 

@@ -25,9 +25,12 @@ from tests.training.tiny_run import (
     write_docstring_files,
     write_tiny_files,
 )
+from transformerlm.checkpoints.directory import list_checkpoints, newest_whole, resolve, step_name, step_of
+from transformerlm.checkpoints.load import load_config_of
+from transformerlm.checkpoints.validation import CheckpointError, read_state, verify
 from transformerlm.distributed import World
 from transformerlm.tokenizer import Tokenizer
-from transformerlm.training import checkpoint, trainer
+from transformerlm.training import trainer
 from transformerlm.training.build import num_accumulation_steps, token_bytes
 from transformerlm.training.loop import EvalResult
 from transformerlm.training.timer import Timer
@@ -48,7 +51,7 @@ def run_in_pieces(config, stops: list[int], monkeypatch) -> None:
 
 def final_files(run_dir: Path) -> dict:
     """Return the tensors of a run's newest checkpoint."""
-    directory = checkpoint.resolve(run_dir)
+    directory = resolve(run_dir)
     return {**load_file(directory / "model.safetensors"), **load_file(directory / "optimizer.safetensors")}
 
 
@@ -156,7 +159,7 @@ def test_a_run_whose_checkpoints_are_gone_is_refused(gone, files, tmp_path):
     metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     for path in list((tmp_path / "run" / "checkpoints").glob(gone)):
         path.unlink() if path.is_symlink() else shutil.rmtree(path)
-    with pytest.raises(checkpoint.CheckpointError, match=r"expected a whole checkpoint.*to begin anew, remove"):
+    with pytest.raises(CheckpointError, match=r"expected a whole checkpoint.*to begin anew, remove"):
         train(config)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
 
@@ -187,7 +190,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_left_as_it_is(fi
         weights.write_bytes(weights.read_bytes()[:100])
     before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
     for resume in ("auto", "required", "never"):
-        with pytest.raises(checkpoint.CheckpointError, match=r"step-00000012.*step-00000010.*begin anew"):
+        with pytest.raises(CheckpointError, match=r"step-00000012.*step-00000010.*begin anew"):
             train(tiny_config(files, tmp_path, {"checkpoint.resume": resume, "training.max_steps": 20}))
     assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before
 
@@ -285,7 +288,7 @@ def test_another_way_to_compute_the_same_may_resume(changes, files, tmp_path):
 def test_changed_data_is_refused_by_fingerprint(files, tmp_path):
     """Another token file of the same tokenizer is refused with both fingerprints."""
     train(tiny_config(files, tmp_path))
-    saved = checkpoint.read_state(checkpoint.resolve(tmp_path / "run"))["data"]["train_sha256"]
+    saved = read_state(resolve(tmp_path / "run"))["data"]["train_sha256"]
     config = tiny_config(files, tmp_path, {"data.train": str(files.valid), "training.max_steps": 20})
     with pytest.raises(ValueError, match="train has changed since this checkpoint") as caught:
         train(config)
@@ -303,7 +306,7 @@ def test_a_changed_tokenizer_is_refused_by_fingerprint(files, tmp_path):
     with pytest.raises(ValueError, match="has changed since this checkpoint"):
         train(config)
     fingerprints = [Tokenizer.from_directory(place.tokenizer).fingerprint() for place in (files, other)]
-    same_data = checkpoint.resolve(tmp_path / "run") / "state.json"
+    same_data = resolve(tmp_path / "run") / "state.json"
     state = json.loads(same_data.read_text())
     state["data"]["train_sha256"] = json.loads(other.train.with_suffix(".json").read_text())["sha256"]
     state["state_sha256"] = values_sha256(state, kept_in="state_sha256")
@@ -316,10 +319,10 @@ def test_a_changed_tokenizer_is_refused_by_fingerprint(files, tmp_path):
 def test_a_state_without_what_a_resume_needs_is_refused(files, tmp_path):
     """A checkpoint that another tool wrote without our keys is refused by naming them."""
     train(tiny_config(files, tmp_path))
-    path = checkpoint.resolve(tmp_path / "run") / "state.json"
+    path = resolve(tmp_path / "run") / "state.json"
     state = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("rng", "data")}
     path.write_text(json.dumps({**state, "state_sha256": values_sha256(state, kept_in="state_sha256")}))
-    with pytest.raises(checkpoint.CheckpointError, match="does not hold data, rng"):
+    with pytest.raises(CheckpointError, match="does not hold data, rng"):
         train(tiny_config(files, tmp_path))
 
 
@@ -381,9 +384,9 @@ def test_a_real_process_obeys_a_signal(files, tmp_path):
     records = [json.loads(line) for line in stdout.splitlines()]
     assert [record["event"] for record in records[-3:]] == ["checkpoint_saved", "summary", "finished"]
     assert records[-1]["reason"] == "signal"
-    directory = checkpoint.newest_whole(tmp_path / "run/checkpoints")
+    directory = newest_whole(tmp_path / "run/checkpoints")
     assert directory is not None
-    assert checkpoint.step_of(directory) == records[-1]["step"]
+    assert step_of(directory) == records[-1]["step"]
 
 
 def a_clock(monkeypatch, seconds_per_look: float) -> None:
@@ -424,7 +427,7 @@ def test_a_run_with_a_time_limit_goes_on_with_the_time_that_is_left(files, tmp_p
     train(whole)
     run_in_pieces(pieces, [8, 18], monkeypatch)
     assert step_lines(tmp_path / "pieces/run") == step_lines(tmp_path / "whole/run")
-    states = [checkpoint.read_state(checkpoint.resolve(tmp_path / name / "run")) for name in ("whole", "pieces")]
+    states = [read_state(resolve(tmp_path / name / "run")) for name in ("whole", "pieces")]
     assert states[0]["seconds"] == states[1]["seconds"] == 20.0
 
 
@@ -452,7 +455,7 @@ def test_a_run_in_slices_stops_early_where_an_uninterrupted_one_does(stopped_by,
             if stopped_by == "SIGTERM":
                 stop_before(patch, end, lambda: os.kill(os.getpid(), signal.SIGTERM))
             train(tiny_config(files, tmp_path / "slices", slices))
-    whole, slices = (checkpoint.read_state(checkpoint.resolve(tmp_path / name / "run")) for name in ("whole", "slices"))
+    whole, slices = (read_state(resolve(tmp_path / name / "run")) for name in ("whole", "slices"))
     counted = ("step", "tokens", "best_val_loss", "best_step", "lowest_val_loss", "validations_since_lowest")
     assert {name: slices[name] for name in counted} == {name: whole[name] for name in counted}
     assert (whole["step"], whole["lowest_val_loss"], whole["validations_since_lowest"]) == (10, 4.0, 3)
@@ -512,7 +515,7 @@ def test_a_diverging_run_stops_and_says_what_to_do(files, tmp_path):
     )
     with pytest.raises(FloatingPointError, match=r"step \d+: .*not finite[,;] .*lower optimizer\.learning_rate"):
         train(config)
-    assert checkpoint.newest_whole(tmp_path / "run/checkpoints") is not None
+    assert newest_whole(tmp_path / "run/checkpoints") is not None
 
 
 def test_weights_that_are_not_finite_are_not_saved(files, tmp_path, monkeypatch):
@@ -529,7 +532,7 @@ def test_weights_that_are_not_finite_are_not_saved(files, tmp_path, monkeypatch)
     monkeypatch.setattr(trainer.Trainer, "_step", spoil)
     with pytest.raises(FloatingPointError, match=r"step 10: token_embeddings\.weight is not finite, not saved"):
         train(tiny_config(files, tmp_path))
-    assert checkpoint.step_of(checkpoint.newest_whole(tmp_path / "run/checkpoints")) == 5
+    assert step_of(newest_whole(tmp_path / "run/checkpoints")) == 5
 
 
 # --- checkpoints -------------------------------------------------------------------------------------------------
@@ -542,10 +545,10 @@ def test_latest_and_best_point_where_they_should(files, tmp_path, monkeypatch):
     changes = {"training.max_steps": 12, "training.eval_interval": 2}
     train(tiny_config(files, tmp_path, {**changes, "checkpoint.interval": 2, "checkpoint.keep": 2}))
     root = tmp_path / "run/checkpoints"
-    assert (root / "best").resolve().name == checkpoint.step_name(6)
-    assert (root / "latest").resolve().name == checkpoint.step_name(12)
-    assert [checkpoint.step_of(path) for path in checkpoint.list_checkpoints(root)] == [12, 10, 6]
-    assert checkpoint.read_state(root / "latest")["best_val_loss"] == 3.0
+    assert (root / "best").resolve().name == step_name(6)
+    assert (root / "latest").resolve().name == step_name(12)
+    assert [step_of(path) for path in list_checkpoints(root)] == [12, 10, 6]
+    assert read_state(root / "latest")["best_val_loss"] == 3.0
 
 
 @pytest.mark.parametrize(
@@ -559,24 +562,24 @@ def test_best_is_the_first_of_equally_good_checkpoints(losses, best, files, tmp_
     monkeypatch.setattr(trainer, "evaluate", lambda *_, **__: EvalResult(loss=next(told), bits_per_byte=1.0))
     changes = {"training.max_steps": 8, "training.eval_interval": 2, "checkpoint.interval": 2}
     train(tiny_config(files, tmp_path, changes))
-    state = checkpoint.read_state(tmp_path / "run/checkpoints/latest")
+    state = read_state(tmp_path / "run/checkpoints/latest")
     assert (state["best_step"], state["best_val_loss"]) == (best, min(losses))
-    assert (tmp_path / "run/checkpoints/best").resolve().name == checkpoint.step_name(best)
+    assert (tmp_path / "run/checkpoints/best").resolve().name == step_name(best)
 
 
 def test_lines_are_written_before_the_checkpoint_is_announced(files, tmp_path, monkeypatch):
     """When `checkpoint_saved` is printed the checkpoint is whole and every step line up to it is in the file."""
     seen = []
-    original = checkpoint.prune
+    original = trainer.prune
 
     def prune(root, keep):
         lines = read_records(tmp_path / "run")
-        assert lines[-1] == {"event": "checkpoint_saved", "step": checkpoint.step_of(checkpoint.resolve(root))}
+        assert lines[-1] == {"event": "checkpoint_saved", "step": step_of(resolve(root))}
         seen.append([line["step"] for line in lines if "metrics.loss" in line])
-        checkpoint.verify(checkpoint.resolve(root))
+        verify(resolve(root))
         original(root, keep)
 
-    monkeypatch.setattr(checkpoint, "prune", prune)
+    monkeypatch.setattr(trainer, "prune", prune)
     train(tiny_config(files, tmp_path))
     assert seen == [list(range(1, step + 1)) for step in (5, 10, 12)]
 
@@ -587,7 +590,7 @@ def test_the_run_directory_holds_the_resolved_configuration(files, tmp_path):
     train(config)
     run_dir = tmp_path / "run"
     assert (run_dir / "config.toml").read_text() == dump_toml(config)
-    assert checkpoint.load_config_of(checkpoint.resolve(run_dir)) == config
+    assert load_config_of(resolve(run_dir)) == config
 
 
 def test_a_run_without_validation_has_no_best(files, tmp_path):
@@ -710,7 +713,7 @@ def test_a_signal_to_any_rank_stops_all_at_the_same_step(told, files, tmp_path):
     records = [json.loads(line) for line in stdout.splitlines() if line.startswith("{")]
     name = {"all at once": "SIGINT", "torchrun": "SIGTERM"}.get(told, "SIGUSR1")
     assert {"reason": "signal", "signal": name}.items() <= records[-1].items(), stderr[-3000:]
-    assert checkpoint.step_of(checkpoint.newest_whole(tmp_path / "run/checkpoints")) == records[-1]["step"]
+    assert step_of(newest_whole(tmp_path / "run/checkpoints")) == records[-1]["step"]
     assert (process.returncode == 0) == (name == "SIGUSR1")
 
 

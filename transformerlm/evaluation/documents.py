@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from transformerlm.checkpoints.document_ids import DocumentIds, ids_of_data
+from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, safe_pieces
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.training.data import TokenDataset
-from transformerlm.training.document_ids import DocumentIds, ids_of_data
 from transformerlm.utils.strings import check_is_no_string, whole_characters
 from transformerlm.utils.text_files import ReadStats, expand_inputs, holds_rows, read_text
 

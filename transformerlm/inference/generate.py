@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transformerlm.inference.choice import Settings, choose
-from transformerlm.inference.decoder import Decoder
-from transformerlm.inference.decoder_cache import DecoderCache
-from transformerlm.inference.speculative import decode_speculatively
+from transformerlm.inference.fast.cache import DecoderCache
+from transformerlm.inference.fast.decoder import Decoder
+from transformerlm.inference.fast.prompt_lookup import decode_speculatively
+from transformerlm.inference.fast.top_candidates import Settings, choose
 from transformerlm.models.transformer import TransformerLM
 
 Model = TransformerLM | Decoder

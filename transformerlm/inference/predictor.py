@@ -10,12 +10,13 @@ from typing import Self
 
 import torch
 
-from transformerlm.inference.decoder import Decoder
+from transformerlm.checkpoints.directory import resolve
+from transformerlm.checkpoints.document_ids import DocumentIds, guess_ids, ids_of_checkpoint
+from transformerlm.checkpoints.load import load_model, load_tokenizer
+from transformerlm.inference.fast.decoder import Decoder
 from transformerlm.inference.generate import Model, generate_prompts, stream
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.training.checkpoint import load_model, load_tokenizer, resolve
-from transformerlm.training.document_ids import DocumentIds, guess_ids, ids_of_checkpoint
 from transformerlm.utils.device import resolve_device
 from transformerlm.utils.dtypes import resolve_precision
 from transformerlm.utils.strings import check_are_strings, check_is_string

@@ -21,14 +21,15 @@ from torch import Tensor
 
 from config.extras import how_to_install
 from config.schemas import SamplingConfig
+from transformerlm.checkpoints.document_ids import DocumentIds, guess_ids, ids_of_checkpoint
+from transformerlm.checkpoints.load import load_config_of, load_model, load_tokenizer
+from transformerlm.checkpoints.validation import read_state
 from transformerlm.interop.llama import Architecture, architecture_of, halves_from_pairs
 from transformerlm.interop.verify import NOT_ASKED
 from transformerlm.models.layers import rope_factors
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.io import token_to_text
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.training.checkpoint import load_config_of, load_model, load_tokenizer, read_state
-from transformerlm.training.document_ids import DocumentIds, guess_ids, ids_of_checkpoint
 from transformerlm.utils.files import check_free, sync, write_whole
 
 if TYPE_CHECKING:

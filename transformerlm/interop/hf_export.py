@@ -18,13 +18,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from config.schemas import SamplingConfig
+from transformerlm.checkpoints.document_ids import DocumentIds, ids_of_checkpoint
+from transformerlm.checkpoints.load import load_config_of, load_model, load_tokenizer
+from transformerlm.checkpoints.validation import read_state
 from transformerlm.interop import llama, tokenizer_json
 from transformerlm.interop.model_card import CardNotes, model_card
 from transformerlm.interop.verify import NOT_ASKED, verify_hf
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.training.checkpoint import load_config_of, load_model, load_tokenizer, read_state
-from transformerlm.training.document_ids import DocumentIds, ids_of_checkpoint
 from transformerlm.utils.files import check_free, whole_directory
 
 CONFIG_FILE = "config.json"

@@ -22,16 +22,17 @@ from torch import Tensor
 from config.io import dump_toml
 from config.schemas import ModelConfig
 from config.train import TrainConfig
+from transformerlm.checkpoints.document_ids import KEY, DocumentIds
+from transformerlm.checkpoints.load import load_model
+from transformerlm.checkpoints.save import Snapshot, save_checkpoint
+from transformerlm.checkpoints.validation import TensorFacts, check_contained, check_finite, read_header
 from transformerlm.interop import llama, tokenizer_json
 from transformerlm.interop.hf_export import CONFIG_FILE, GENERATION_FILE, INDEX_FILE, WEIGHTS_FILE
 from transformerlm.interop.verify import NOT_ASKED, verify_model, verify_tokenizer_json
 from transformerlm.models.estimates import count_parameters
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.training.checkpoint import Snapshot, load_model, save_checkpoint
-from transformerlm.training.document_ids import KEY, DocumentIds
 from transformerlm.training.optim import AdamW, parameter_groups
-from transformerlm.training.untrusted import TensorFacts, check_contained, check_finite, read_header
 from transformerlm.utils.files import check_free, whole_directory
 from transformerlm.utils.json_files import read_json_object, read_limited
 

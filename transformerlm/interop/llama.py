@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 if TYPE_CHECKING:  # it needs pydantic, and the peers of benchmarks are built where there is none
-    from transformerlm.training.document_ids import DocumentIds
+    from transformerlm.checkpoints.document_ids import DocumentIds
 
 Architecture = Literal["llama", "qwen3"]
 CLASSES: dict[Architecture, str] = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}

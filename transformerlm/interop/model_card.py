@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from config.train import TrainConfig
+from transformerlm.checkpoints.load import load_config_of, load_tokenizer
+from transformerlm.checkpoints.validation import read_state
 from transformerlm.interop.llama import architecture_of
 from transformerlm.models.estimates import count_parameters
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.training.checkpoint import load_config_of, load_tokenizer, read_state
 
 _MAX_SPECIALS = 10
 _MAX_NAMES = 5

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transformerlm.checkpoints.directory import resolve
+from transformerlm.checkpoints.document_ids import recorded_ids
+from transformerlm.checkpoints.load import load_tokenizer
 from transformerlm.tokenizer.io import tokenizer_files
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.training.checkpoint import load_tokenizer, resolve
-from transformerlm.training.document_ids import recorded_ids
 
 
 def open_tokenizer(path: Path) -> Tokenizer:

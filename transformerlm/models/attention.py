@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transformerlm.models.blocked_attention import blocked_causal_attention
+from transformerlm.models.fast.blocked_attention import blocked_causal_attention
 from transformerlm.models.kv_cache import LayerCache
 from transformerlm.models.layers import Linear, RMSNorm, RotaryEmbedding
 from transformerlm.utils.dtypes import cast_for_matmul, upcast

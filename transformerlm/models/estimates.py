@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from transformerlm.models.blocked_attention import num_kept_probabilities
+from transformerlm.models.fast.blocked_attention import num_kept_probabilities
 from transformerlm.models.layers import feed_forward
-from transformerlm.utils.blocks import logits_at_once
+from transformerlm.utils.row_blocks import logits_at_once
 
 # Measured on Linux (docs/usage.md): the libraries' code and tables, the holes that activations leave in the C library's
 # heap, and how many times the logits come again.

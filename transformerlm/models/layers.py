@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transformerlm.models.elementwise import gated_silu, rms_norm
+from transformerlm.models.fast.elementwise import gated_silu, rms_norm
 from transformerlm.utils.dtypes import cast_for_matmul, upcast
 
 

@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformerlm.tokenizer import io
 from transformerlm.tokenizer.engines import COMPILED_PATTERNS, Engine, check_engine, use_compiled
-from transformerlm.tokenizer.memory_limit import REFERENCE_BYTES_PER_SLOT, Memory, check_memory_limit
+from transformerlm.tokenizer.fast.memory_limit import REFERENCE_BYTES_PER_SLOT, Memory, check_memory_limit
 from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, resolve_num_workers
 from transformerlm.tokenizer.pretokenize import DEFAULT_PATTERN, SpecialTokenSplitter, pre_tokenize, safe_pieces
 from transformerlm.utils.strings import check_is_no_string
 from transformerlm.utils.text_files import ReadStats, expand_inputs, holds_rows, read_text, total_bytes
 
 if TYPE_CHECKING:
-    from transformerlm.tokenizer.byte_chunks import Chunk
+    from transformerlm.tokenizer.fast.byte_chunks import Chunk
 
 Pair = tuple[int, int]
 
@@ -131,7 +131,8 @@ def _learn_compiled(
     memory_limit_mb: float | None,
 ) -> list[tuple[bytes, bytes]] | None:
     """Count and merge with kernels; `None` where there is no text."""
-    from transformerlm.tokenizer import compiled_counter, compiled_trainer
+    from transformerlm.tokenizer.fast import counter as compiled_counter
+    from transformerlm.tokenizer.fast import learner as compiled_trainer
 
     splitter = SpecialTokenSplitter(specials, pattern=pattern)
     stats = stats if stats is not None else ReadStats()
@@ -152,7 +153,7 @@ def _learn_compiled(
 
 def _chunks(paths: Sequence[Path], reading: _Reading) -> Iterator[Chunk]:
     """Yield large files of plain text as the bytes they are, and the text of all other files gathered."""
-    from transformerlm.tokenizer.byte_chunks import CHUNK_BYTES, chunk_of, comes_in_chunks, read_chunks
+    from transformerlm.tokenizer.fast.byte_chunks import CHUNK_BYTES, chunk_of, comes_in_chunks, read_chunks
 
     others = []
     for path in paths:

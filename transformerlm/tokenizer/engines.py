@@ -32,11 +32,11 @@ COMPILING_SECONDS = 2.0  # from then on a word is due
 
 Work = Literal["encode", "decode", "train"]
 
-_KERNELS = "transformerlm.tokenizer._kernels"
+_KERNELS = "transformerlm.tokenizer.fast.encode_kernels"
 _LAST_COMPILED: dict[Work, str] = {
-    "encode": "_kernels.encode_segments",
-    "decode": "_text_kernels.decode_ids",
-    "train": "_train_kernels.learn",
+    "encode": "encode_kernels.encode_segments",
+    "decode": "text_kernels.decode_ids",
+    "train": "train_kernels.learn",
 }
 _ready: set[Work] = set()
 _logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def _smallest_input(work: Work) -> int:
 @cache
 def _is_kept(work: Work) -> bool:
     """Tell whether the kernels for this work lie compiled where numba keeps them: beside their source, or elsewhere."""
-    here = Path(__file__).parent
+    here = Path(__file__).parent / "fast"
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     elsewhere = Path(os.environ.get("NUMBA_CACHE_DIR") or os.path.join(caches, "numba"))
     folders = [here / "__pycache__", *elsewhere.glob(f"{here.name}_*")]

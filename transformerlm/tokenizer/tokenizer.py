@@ -40,8 +40,8 @@ from transformerlm.utils.text_files import expand_inputs, holds_rows, is_plain_t
 if TYPE_CHECKING:
     import numpy as np
 
-    from transformerlm.tokenizer.byte_chunks import Chunk
-    from transformerlm.tokenizer.compiled import CompiledDecoder, CompiledEncoder
+    from transformerlm.tokenizer.fast.byte_chunks import Chunk
+    from transformerlm.tokenizer.fast.encoder import CompiledDecoder, CompiledEncoder
 
 _CACHE_PIECES = 1 << 15
 _CACHED_PIECE_CHARS = 32
@@ -278,7 +278,7 @@ class Tokenizer:
 
         For the compiled engine (see `runs_in_threads`), which loads `byte_chunks.Chunk`.
         """
-        from transformerlm.tokenizer.byte_chunks import made_valid
+        from transformerlm.tokenizer.fast.byte_chunks import made_valid
 
         encoder = self._encoder_for(sys.maxsize)
         assert encoder is not None, "chunks are for the compiled engine"
@@ -416,7 +416,7 @@ class Tokenizer:
         known = self.pattern in COMPILED_PATTERNS
         if not known or not use_compiled(self.engine, num_bytes, "encode") or num_bytes < least:
             return None
-        from transformerlm.tokenizer.compiled import CompiledEncoder
+        from transformerlm.tokenizer.fast.encoder import CompiledEncoder
 
         with self._lock:
             if self._encoder is None:
@@ -434,7 +434,7 @@ class Tokenizer:
         """Return the compiled decoder if it should decode so many ids."""
         if not use_compiled(self.engine, 4 * num_ids, "decode") or num_ids < _CALL_IDS:
             return None
-        from transformerlm.tokenizer.compiled import CompiledDecoder
+        from transformerlm.tokenizer.fast.encoder import CompiledDecoder
 
         with self._lock:
             if self._decoder is None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from transformerlm.utils.blocks import row_blocks
 from transformerlm.utils.dtypes import upcast
+from transformerlm.utils.row_blocks import row_blocks
 
 Reduction = Literal["mean", "sum", "none"]
 

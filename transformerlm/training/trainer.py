@@ -24,24 +24,30 @@ from config.io import dump_toml
 from config.schemas import duration_seconds
 from config.train import TrainConfig
 from profiling import nvtx
+from transformerlm.checkpoints import document_ids
+from transformerlm.checkpoints.directory import point, prune, step_name
+from transformerlm.checkpoints.load import load_optimizer, load_weights
+from transformerlm.checkpoints.save import Snapshot, save_checkpoint
+from transformerlm.checkpoints.validation import CheckpointError, read_state, verify
 from transformerlm.distributed import all_reduce_sum, barrier, broadcast_parameters, is_main
 from transformerlm.models.transformer import TransformerLM
+from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.training import checkpoint, document_ids, same_run
+from transformerlm.training import resume_checks
 from transformerlm.training.build import (
     build_optimizer,
     num_accumulation_steps,
     num_validation_windows,
     token_bytes,
 )
-from transformerlm.training.data import Prefetcher, TokenDataset, get_batch, sample_starts, sequential_batches
+from transformerlm.training.data import Prefetcher, get_batch, sample_starts, sequential_batches
 from transformerlm.training.eta import work_left
-from transformerlm.training.guard import GuardState, Trouble, write_batch
 from transformerlm.training.loop import Batch, EvalResult, StepResult, batch_loss, evaluate, train_step
-from transformerlm.training.micro_batch import sequences_per_pass
-from transformerlm.training.norms import NormRecorder
+from transformerlm.training.norm_metrics import NormRecorder
+from transformerlm.training.planning.micro_batch import sequences_per_pass
 from transformerlm.training.runtime import Runtime
 from transformerlm.training.schedule import timed_learning_rate
+from transformerlm.training.spike_guard import GuardState, Trouble, write_batch
 from transformerlm.training.timer import Timer
 from transformerlm.utils.device import should_compile, synchronize
 from transformerlm.utils.dtypes import autocast, set_tf32
@@ -238,8 +244,8 @@ class Trainer:
         """Take up the last checkpoint again, with the data after that of the step which was not made."""
         assert self._saved_step is not None
         step, guard = self.state.step, self.state.guard
-        directory = self.checkpoints / checkpoint.step_name(self._saved_step)
-        checkpoint.verify(directory)
+        directory = self.checkpoints / step_name(self._saved_step)
+        verify(directory)
         self.resume_from(directory)
         self.state.guard.data_offset = guard.data_offset + step - self.state.step
         self._rollbacks += 1
@@ -410,14 +416,14 @@ class Trainer:
             self.state.best_val_loss, self.state.best_step = val_loss, self.state.step
         if is_main(self.runtime.world):
             self.runtime.logger.sync()
-            directory = checkpoint.save_checkpoint(self.checkpoints, self.state.step, self._snapshot(val_loss))
+            directory = save_checkpoint(self.checkpoints, self.state.step, self._snapshot(val_loss))
             if is_best:
-                checkpoint.point(self.checkpoints / "best", directory)
+                point(self.checkpoints / "best", directory)
             self.runtime.logger.log_event("checkpoint_saved", step=self.state.step)
             if self.config.wandb.log_artifacts:
                 name = f"{self.checkpoints.parent.name}-checkpoint"
                 self.runtime.logger.log_artifact(directory, name=name, type="model")
-            checkpoint.prune(self.checkpoints, self.config.checkpoint.keep)
+            prune(self.checkpoints, self.config.checkpoint.keep)
         self._saved_step, self._rollbacks = self.state.step, 0
         barrier(self.runtime.world)
 
@@ -433,7 +439,7 @@ class Trainer:
             "lower optimizer.learning_rate or raise schedule.warmup_steps"
         )
 
-    def _snapshot(self, val_loss: float | None) -> checkpoint.Snapshot:
+    def _snapshot(self, val_loss: float | None) -> Snapshot:
         state = {
             **asdict(self.state),
             "val_loss": val_loss,
@@ -442,14 +448,14 @@ class Trainer:
             "wandb_id": self.runtime.logger.run_id,
             "computed_with": self._computed_with(),
         } | document_ids.state_of_data(self.train_data, self.tokenizer)
-        return checkpoint.Snapshot(self.raw_model, self.optimizer, self.tokenizer, dump_toml(self.config), state)
+        return Snapshot(self.raw_model, self.optimizer, self.tokenizer, dump_toml(self.config), state)
 
     def _fingerprints(self) -> dict[str, str]:
         return {"train_sha256": self.train_data.sha256, "tokenizer_sha256": self.tokenizer.fingerprint()}
 
     def _computed_with(self) -> dict[str, Any]:
         runtime = self.runtime
-        return same_run.computed_with(runtime.device, runtime.precision, world_size=runtime.world.world_size)
+        return resume_checks.computed_with(runtime.device, runtime.precision, world_size=runtime.world.world_size)
 
     def init_from(self, directory: Path) -> None:
         """Begin with a checkpoint's weights; optimizer, step, data order and random numbers are a new run's.
@@ -457,10 +463,10 @@ class Trainer:
         Raises:
             ValueError: it is damaged, or of another architecture or tokenizer.
         """
-        checkpoint.verify(directory)
-        same_run.check_same_architecture(directory, self.raw_model)
-        same_run.check_same_tokenizer(directory, self.tokenizer)
-        checkpoint.load_weights(self.raw_model, directory)
+        verify(directory)
+        resume_checks.check_same_architecture(directory, self.raw_model)
+        resume_checks.check_same_tokenizer(directory, self.tokenizer)
+        load_weights(self.raw_model, directory)
 
     def resume_from(self, directory: Path) -> None:
         """Take over a checkpoint's weights, optimizer and state; warn where its last bits were made by other means.
@@ -470,25 +476,25 @@ class Trainer:
         """
         # What the first version's checkpoints did not have.
         later = ("guard", "lowest_val_loss", "validations_since_lowest", "seconds")
-        state = {name: asdict(TrainState())[name] for name in later} | checkpoint.read_state(directory)
+        state = {name: asdict(TrainState())[name] for name in later} | read_state(directory)
         missing = {*asdict(self.state), "data", "optimizer", "rng", "wandb_id"} - state.keys()
         if missing:
             hint = "; an imported model: choose another logging.run_name, and name it in checkpoint.init_from"
-            raise checkpoint.CheckpointError(
+            raise CheckpointError(
                 f"{directory}: state.json does not hold {', '.join(sorted(missing))}"
                 f"{hint if 'imported_from' in state else ''}"
             )
-        same_run.check_same_model(directory, self.config, self.raw_model)
-        same_run.check_same_data(directory, state["data"], self._fingerprints())
-        changes = same_run.changed_bits(state.get("computed_with"), self._computed_with())
+        resume_checks.check_same_model(directory, self.config, self.raw_model)
+        resume_checks.check_same_data(directory, state["data"], self._fingerprints())
+        changes = resume_checks.changed_bits(state.get("computed_with"), self._computed_with())
         if changes and is_main(self.runtime.world):
             warnings.warn(changes, stacklevel=2)
-        checkpoint.load_weights(self.raw_model, directory)
-        checkpoint.load_optimizer(self.optimizer, directory, state)
+        load_weights(self.raw_model, directory)
+        load_optimizer(self.optimizer, directory, state)
         self.state = TrainState(**{name: state[name] for name in asdict(self.state)})
         self.state.guard = GuardState(**state["guard"])
         self.wandb_id = state["wandb_id"]
         set_rng_state(state["rng"])
         self._saved_step = self.state.step
         if self.state.best_step == self.state.step and is_main(self.runtime.world):
-            checkpoint.point(self.checkpoints / "best", directory)  # a kill may have come before this
+            point(self.checkpoints / "best", directory)  # a kill may have come before this

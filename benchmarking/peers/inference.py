@@ -1,0 +1,78 @@
+"""Generation by each candidate, behind the same call: ours, transformers' Llama, a cache as nanochat's, llama.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from benchmarking.harness import OURS, Quantity, Sample
+from benchmarking.peers.llama import build_llama, copy_weights
+from benchmarking.peers.nanochat_style import NanochatStyle
+from transformerlm.inference.fast.decoder import Decoder
+from transformerlm.inference.generate import generate_batch
+from transformerlm.models.transformer import TransformerLM
+
+if TYPE_CHECKING:
+    from benchmarking.peers.llama_cpp import LlamaCpp
+
+FIRST_TOKEN = Quantity("time_to_first_token_ms", higher_is_better=False)
+TOKENS = Quantity("tokens_per_second")
+DECODE = Quantity("decode_step_ms", higher_is_better=False)
+_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+
+Generate = Callable[[int], list[list[int]]]
+"""Generates that many new ids in each row, and returns them."""
+
+
+def llama_of(model: TransformerLM) -> Any:
+    """Return a LlamaForCausalLM with our model's weights, on its device and in its dtype."""
+    weights = model.state_dict()
+    embeddings = weights["token_embeddings.weight"]
+    llama = build_llama(model.hparams()).to(device=embeddings.device, dtype=embeddings.dtype).eval()
+    copy_weights(llama, weights, model.hparams())
+    return llama
+
+
+def weight_bytes(model: TransformerLM, precision: str) -> int:
+    """Return the bytes that one step of decoding reads: all weights, but of an untied embedding only a row."""
+    looked_up = 0 if model.hparams()["tie_embeddings"] else model.token_embeddings.weight.numel()
+    return (model.num_parameters() - looked_up) * _BYTES[precision]
+
+
+def measure_generation(generate: Generate, batch_size: int, max_new_tokens: int, timer: Callable[..., float]) -> Sample:
+    """Time the generation of one token, which is the prompt's work, and of all."""
+    first = timer(partial(generate, 1))
+    whole = timer(partial(generate, max_new_tokens))
+    # On a busy machine the longer run can be the shorter one; such a pair says nothing about a step, but must not be 0.
+    step = max(whole - first, 1e-9) / (max_new_tokens - 1)
+    return {FIRST_TOKEN.name: first * 1e3, TOKENS.name: batch_size * max_new_tokens / whole, DECODE.name: step * 1e3}
+
+
+def _generate_ours(decoder: Decoder, prompt: list[int], batch_size: int, count: int) -> list[list[int]]:
+    return generate_batch(decoder, prompt, num_samples=batch_size, max_new_tokens=count, temperature=0.0)
+
+
+def _generate_llama(llama: Any, prompt: list[int], batch_size: int, count: int) -> list[list[int]]:
+    ids = torch.tensor([prompt] * batch_size, device=llama.device)
+    output = llama.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=0, use_cache=True
+    )
+    new_ids: list[list[int]] = output[:, len(prompt) :].tolist()
+    return new_ids
+
+
+def _generate_by_itself(
+    peer: NanochatStyle | LlamaCpp, prompt: list[int], batch_size: int, count: int
+) -> list[list[int]]:
+    return peer.generate(prompt, batch_size, count)
+
+
+GENERATE: dict[str, Callable[..., list[list[int]]]] = {
+    OURS: _generate_ours,
+    "huggingface": _generate_llama,
+    "nanochat_style": _generate_by_itself,
+    "llama_cpp": _generate_by_itself,
+}

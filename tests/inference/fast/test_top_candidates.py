@@ -1,0 +1,111 @@
+"""The quick choice against the filters of `sampling`, which are the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from transformerlm.inference import sampling
+from transformerlm.inference.fast.top_candidates import Settings, choose, distribution, pick
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"top_k": 1},
+    {"top_k": 40},
+    {"top_k": 10_000},
+    {"top_p": 0.0},
+    {"top_p": 0.9},
+    {"top_p": 0.999},
+    {"min_p": 0.05},
+    {"temperature": 0.7, "top_k": 50, "top_p": 0.8, "min_p": 0.02},
+    {"temperature": 3.0, "top_p": 0.95},
+    {"temperature": 0.0},
+]
+
+
+def reference(logits: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
+    """The probabilities that `sampling.sample` draws from."""
+    kept = sampling.apply_temperature(logits.float(), settings.get("temperature", 1.0))
+    kept = sampling.top_p_filter(sampling.top_k_filter(kept, settings.get("top_k")), settings.get("top_p", 1.0))
+    return torch.softmax(sampling.min_p_filter(kept, settings.get("min_p", 0.0)), dim=-1)
+
+
+def spread(logits: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
+    """What `distribution` returns, over all ids."""
+    probabilities, ids = distribution(logits, Settings(**settings))
+    return probabilities if ids is None else torch.zeros(logits.shape).scatter_(1, ids, probabilities)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_the_same_ids_are_kept_with_the_same_probabilities(settings: dict[str, Any], scale: float) -> None:
+    """Flat and peaked logits of 5,000 ids: where a few tokens are enough, and where all are needed."""
+    logits = scale * torch.randn(20, 5000, generator=torch.Generator().manual_seed(0))
+    found, expected = spread(logits, settings), reference(logits, settings)
+    assert torch.equal(found > 0, expected > 0)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("settings", [{"top_p": 0.5}, {"top_p": 0.3, "top_k": 400}, {"top_k": 300}], ids=str)
+def test_equal_logits_are_kept_as_the_reference_keeps_them(settings: dict[str, Any]) -> None:
+    """Where the border falls among equals, the lower ids are kept."""
+    logits = torch.randint(0, 4, (8, 2000), generator=torch.Generator().manual_seed(1)).float() * 3
+    assert torch.equal(spread(logits, settings) > 0, reference(logits, settings) > 0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.8}, {"top_k": 3, "temperature": 2.0}], ids=str)
+def test_draws_follow_the_distribution(settings: dict[str, Any]) -> None:
+    """40,000 draws of six ids: frequencies within 1 % of the probabilities, and none of what was dropped."""
+    logits = torch.tensor([[0.1, 1.0, -1.0, 0.7, -2.0, 0.0]])
+    generator = torch.Generator().manual_seed(0)
+    ids = choose(logits.expand(40_000, 6), Settings(**settings), [generator])
+    expected = reference(logits, settings)[0]
+    frequencies = torch.bincount(ids, minlength=6) / 40_000
+    torch.testing.assert_close(frequencies, expected, rtol=0, atol=0.01)
+    assert torch.equal(frequencies > 0, expected > 0)
+
+
+def test_a_row_is_drawn_the_same_in_any_batch() -> None:
+    """With a generator for each row, its draw does not depend on the others."""
+    # A flat row needs all ids, a peaked one few.
+    logits = torch.randn(3, 2000) * torch.tensor([[0.1], [8.0], [5.0]])
+    settings = Settings(top_p=0.9)
+    together = choose(logits, settings, [torch.Generator().manual_seed(seed) for seed in range(3)])
+    alone = [choose(logits[i : i + 1], settings, [torch.Generator().manual_seed(i)]) for i in range(3)]
+    assert together.tolist() == [int(ids) for ids in alone]
+
+
+@pytest.mark.parametrize("settings", [{"top_p": 0.9}, {"top_p": 0.9, "top_k": 300}], ids=str)
+def test_equals_are_drawn_the_same_in_any_batch(settings: dict[str, Any]) -> None:
+    """bfloat16 makes many logits equal: however many tokens the neighbours need, equals are drawn by the same order."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(5, 5000, generator=generator) * torch.tensor([[4.0], [4.0], [2.0], [1.0], [0.1]])).bfloat16()
+    chosen = Settings(**settings)
+    for seed in range(0, 200, 5):
+        seeds = range(seed, seed + 5)
+        together = choose(logits, chosen, [torch.Generator().manual_seed(each) for each in seeds])
+        alone = [choose(logits[i : i + 1], chosen, [torch.Generator().manual_seed(seed + i)]) for i in range(5)]
+        assert together.tolist() == [int(ids) for ids in alone]
+
+
+def test_ids_of_probability_zero_are_never_picked() -> None:
+    """Not at the lowest number, not at the highest below 1, not at the end."""
+    probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]])
+    for number, expected in ((0.0, 1), (0.5, 3), (1 - 2**-53, 3)):
+        assert int(pick(probabilities, torch.tensor([number], dtype=torch.float64))) == expected
+
+
+def test_temperature_zero_draws_nothing() -> None:
+    """The likeliest id, the first of equals, and the generator stays where it was."""
+    generator = torch.Generator().manual_seed(3)
+    state = generator.get_state()
+    assert choose(torch.tensor([[0.0, 2.0, 2.0]]), Settings(temperature=0.0), [generator]).tolist() == [1]
+    assert torch.equal(generator.get_state(), state)
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    """With the message of `sampling`."""
+    with pytest.raises(ValueError, match="top_p must lie between 0 and 1, got 2"):
+        Settings(top_p=2.0)

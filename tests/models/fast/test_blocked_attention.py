@@ -1,0 +1,113 @@
+"""Behaviour of the blocked attention: the written-out attention's numbers, and memory that does not grow with seq^2."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from transformerlm.models import attention
+from transformerlm.models.attention import scaled_dot_product_attention
+from transformerlm.models.fast import blocked_attention
+from transformerlm.models.fast.blocked_attention import blocked_causal_attention, num_kept_probabilities
+
+
+def _inputs(*shape: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(*shape, dtype=dtype, requires_grad=True) for _ in range(3)]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 300, 8), (2, 3, 300, 40), (1, 1, 1, 4), (5, 128, 16), (2, 129, 2), (7, 16)])
+def test_it_is_the_written_out_attention(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fp64 the result and all gradients agree, with heads and queries cut into blocks that do not come out even.
+
+    Of 300 positions with 8 numbers each nothing is kept for the backward pass, with 40 numbers the probabilities are.
+    """
+    monkeypatch.setattr(blocked_attention, "_BLOCK_SCORES", 2 * 128 * 128)
+    inputs = _inputs(*shape)
+    expected = scaled_dot_product_attention(*inputs, is_causal=True)
+    found = blocked_causal_attention(*inputs)
+    torch.testing.assert_close(found, expected)
+    grad = torch.randn_like(expected)
+    torch.testing.assert_close(torch.autograd.grad(found, inputs, grad), torch.autograd.grad(expected, inputs, grad))
+
+
+@pytest.mark.parametrize("kept", [0, 8])
+def test_its_gradient_is_that_of_finite_differences(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of two queries over five positions, with probabilities kept or made again."""
+    monkeypatch.setattr(blocked_attention, "_QUERY_ROWS", 2)
+    monkeypatch.setattr(blocked_attention, "_KEPT_SEQ_LEN_PER_DIM", kept)
+    assert torch.autograd.gradcheck(blocked_causal_attention, _inputs(2, 5, 3))
+
+
+def test_the_backward_pass_may_have_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was kept comes in the blocks that it was made in, however many threads there are by then."""
+    monkeypatch.setattr(blocked_attention, "_BLOCK_SCORES", 2**15)
+    inputs = _inputs(8, 200, 32)
+    expected = torch.autograd.grad(blocked_causal_attention(*inputs).sum(), inputs)
+    result = blocked_causal_attention(*inputs).sum()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    torch.testing.assert_close(torch.autograd.grad(result, inputs), expected)
+
+
+def test_no_query_sees_a_later_key() -> None:
+    """Changing a position changes nothing before it."""
+    inputs = _inputs(2, 200, 4)
+    before = blocked_causal_attention(*inputs)
+    changed = [x.detach().clone() for x in inputs]
+    for x in changed:
+        x[:, 150] += 1.0
+    after = blocked_causal_attention(*changed)
+    assert torch.equal(before[:, :150], after[:, :150])
+    assert not torch.equal(before[:, 150:], after[:, 150:])
+
+
+@pytest.mark.parametrize("num_kv_heads", [4, 2])
+def test_bf16_on_a_cpu_takes_it_and_is_as_near_as_bf16_gets(num_kv_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fused implementation under autocast, grouped queries too, is within bf16's precision of fp64."""
+    calls: list[int] = []
+    whole = attention.blocked_causal_attention
+    monkeypatch.setattr(attention, "blocked_causal_attention", lambda *x: (calls.append(1), whole(*x))[1])
+    query = _inputs(2, 4, 300, 8, dtype=torch.bfloat16)[0]
+    key, value = _inputs(2, num_kv_heads, 300, 8, dtype=torch.bfloat16)[1:]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = scaled_dot_product_attention(query, key, value, is_causal=True, implementation="fused")
+    assert calls
+    assert found.dtype == torch.bfloat16
+    wide = [x.detach().double().requires_grad_() for x in (query, key, value)]
+    expected = scaled_dot_product_attention(*wide, is_causal=True)
+    torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0.02)
+    grad = torch.randn_like(found)
+    pairs = zip(
+        torch.autograd.grad(found, (query, key, value), grad),
+        torch.autograd.grad(expected, wide, grad.double()),
+        strict=True,
+    )
+    for grad_found, grad_expected in pairs:
+        torch.testing.assert_close(grad_found.double(), grad_expected, rtol=0.03, atol=0.06)
+
+
+def test_short_sequences_keep_their_probabilities() -> None:
+    """As many as the memory estimate counts."""
+    inputs = _inputs(3, 200, 25)
+    saved: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.append(x.numel()), x)[1], lambda x: x):
+        blocked_causal_attention(*inputs)
+    assert sum(saved) == 3 * (4 * 200 * 25 + num_kept_probabilities(200, 25))
+    assert num_kept_probabilities(200, 25) == 128 * 128 + 72 * 200
+    assert num_kept_probabilities(200, 24) == 0
+
+
+def test_scores_of_long_sequences_are_never_held_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither kept for the backward pass nor made at once: the largest block has as many scores as it may."""
+    monkeypatch.setattr(blocked_attention, "_BLOCK_SCORES", 2**14)
+    made: list[int] = []
+    probabilities = blocked_attention._probabilities
+    monkeypatch.setattr(
+        blocked_attention, "_probabilities", lambda *x: (made.append((y := probabilities(*x)).numel()), y)[1]
+    )
+    saved: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.append(x.numel()), x)[1], lambda x: x):
+        blocked_causal_attention(*_inputs(8, 256, 4)).sum().backward()
+    assert max(made) <= 128 * 256
+    assert sum(saved) < 5 * 8 * 256 * 4

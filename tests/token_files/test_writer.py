@@ -1,0 +1,75 @@
+"""Behaviour of writing one token file: appended in parts, whole at the end or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from transformerlm.token_files.dataset import sidecar_path
+from transformerlm.token_files.writer import TokenFileWriter, publish
+
+UINT16 = np.dtype(np.uint16)
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 10, 12_345])
+def test_appended_parts_are_one_array(tmp_path: Path, num_tokens: int) -> None:
+    """numpy reads the file as the array of all parts, mapped or not, whatever the number of digits of its length."""
+    ids = np.arange(num_tokens, dtype=np.uint16)
+    with TokenFileWriter(tmp_path / "deep/train.npy", UINT16) as writer:
+        for start in range(0, num_tokens, 100):
+            writer.append(ids[start : start + 100])
+        publish([writer], [{"bytes": 7}])
+    assert np.array_equal(np.load(tmp_path / "deep/train.npy", mmap_mode="r" if num_tokens else None), ids)
+    assert json.loads(sidecar_path(tmp_path / "deep/train.npy").read_text())["tokens"] == num_tokens
+
+
+def test_nothing_stays_of_what_was_not_published(tmp_path: Path) -> None:
+    """Leaving the block without publishing, as any exception does, removes the unfinished file."""
+    writer = TokenFileWriter(tmp_path / "train.npy", UINT16)
+    with writer:
+        writer.append(np.array([0], dtype=np.uint16))
+        assert os.listdir(tmp_path) == [".train.npy.tmp"]
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_build_left_is_taken_over(tmp_path: Path) -> None:
+    """An unfinished file from before neither stops a build nor gets into it."""
+    (tmp_path / ".train.npy.tmp").write_bytes(b"x" * 1000)
+    with TokenFileWriter(tmp_path / "train.npy", UINT16) as writer:
+        writer.append(np.array([5], dtype=np.uint16))
+        publish([writer], [{}])
+    assert np.load(tmp_path / "train.npy").tolist() == [5]
+
+
+def test_two_builds_of_one_file_are_refused(tmp_path: Path) -> None:
+    """The second writer is told of the first, whose file it leaves alone."""
+    pytest.importorskip("fcntl")
+    with TokenFileWriter(tmp_path / "train.npy", UINT16) as first:
+        first.append(np.array([5], dtype=np.uint16))
+        with (
+            pytest.raises(FileExistsError, match="found another one writing it"),
+            TokenFileWriter(tmp_path / "train.npy", UINT16),
+        ):
+            pass
+        publish([first], [{}])
+    assert np.load(tmp_path / "train.npy").tolist() == [5]
+
+
+def test_the_sidecar_comes_last_and_the_old_one_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash between the steps leaves a file without a sidecar, never beside another file's."""
+    path = tmp_path / "train.npy"
+    sidecar_path(path).write_text("old")
+    with TokenFileWriter(path, UINT16) as writer:
+
+        def crash() -> None:
+            assert not sidecar_path(path).exists()
+            raise OSError("pulled the plug")
+
+        monkeypatch.setattr(writer, "rename", crash)
+        with pytest.raises(OSError, match="pulled the plug"):
+            publish([writer], [{}])
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,56 @@
+"""Behaviour of reading text as bytes: cut only where it may be, and nothing refused or changed by the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from transformerlm.tokenizer import pretokenize, train_bpe
+from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter
+from transformerlm.utils.text_files import ReadStats
+
+pytest.importorskip("numba")
+from transformerlm.tokenizer.fast import byte_chunks
+
+
+def test_a_run_without_a_cut_is_one_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk grows until the text can be cut."""
+    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 64)
+    (tmp_path / "a.txt").write_bytes(b"x" * 5000 + b" " + b"y" * 20_000)
+    chunks = list(byte_chunks.read_chunks(tmp_path / "a.txt", SpecialTokenSplitter([]), stats=ReadStats()))
+    assert [int(chunk.ends[-1]) for chunk in chunks] == [5000, 20_001]
+
+
+@pytest.mark.parametrize("damaged", [0, 700, 1500, 2999])
+def test_refused_bytes_are_refused_by_both_engines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: int
+) -> None:
+    """Where bytes that are no UTF-8 are refused, a file that is read in chunks is refused with the same words."""
+    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 1000)
+    data = bytearray("wör ".encode() * 600)
+    data[damaged] = 0xFF
+    (tmp_path / "a.txt").write_bytes(data)
+    found = []
+    for engine in ("reference", "compiled"):
+        with pytest.raises(ValueError, match=r"expected UTF-8, found byte 0x.. at offset") as error:
+            train_bpe(tmp_path / "a.txt", 300, [], engine=engine, stats=ReadStats(refuse_invalid=True))
+        found.append(str(error.value))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("run", "is_refused"), [("x" * 3000, True), ("x" * 999, False), ("é" * 999, False)])
+@pytest.mark.parametrize("after", ["", " and more" * 200])
+def test_a_run_that_is_no_text_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: str, is_refused: bool, after: str
+) -> None:
+    """A run of characters passes up to the limit; one of twice as many is stopped wherever it ends."""
+    monkeypatch.setattr(pretokenize, "MAX_UNCUT_CHARS", 1000)
+    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 300)
+    (tmp_path / "a.txt").write_text(f"some words and {run}{after}")
+    chunks = byte_chunks.read_chunks(tmp_path / "a.txt", SpecialTokenSplitter([]), stats=ReadStats())
+    if is_refused:
+        with pytest.raises(ValueError, match=r"a\.txt: expected words of at most 1,000 characters, .* ' xxxxxxxxxx"):
+            list(chunks)
+    else:
+        assert sum(int(chunk.ends[-1]) for chunk in chunks) == (tmp_path / "a.txt").stat().st_size

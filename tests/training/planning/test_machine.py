@@ -1,0 +1,46 @@
+"""A machine that is not here: what its names stand for."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import torch
+
+from config.plan import MachineConfig
+from transformerlm.training.planning.machine import GPUS, Machine
+
+
+def test_the_schema_knows_the_gpus_of_the_table():
+    """Each name that may be given has its memory and its peak."""
+    names, _ = get_args(MachineConfig.model_fields["gpu"].annotation)
+    assert list(get_args(names)) == list(GPUS)
+
+
+def test_what_is_said_of_a_gpu_goes_before_what_is_known_of_it():
+    """Memory and peak are the table's, or those given; all of the memory is free, and the device is CUDA."""
+    there = Machine.of(MachineConfig(gpu="H100", num_gpus=8))
+    assert (there.name, there.num_processes, there.device) == ("8 x H100", 8, torch.device("cuda"))
+    assert (there.memory_bytes, there.available_bytes, there.flops_per_second) == (80e9, 80e9, 989e12)
+    there = Machine.of(MachineConfig(gpu="H100", memory_gb=64.0, flops_per_second=2e14))
+    assert (there.memory_bytes, there.flops_per_second, there.is_here) == (64e9, 2e14, False)
+
+
+def test_this_machine_is_one_process_that_shares_its_memory():
+    """The room is what the device has, and what is free of it is less."""
+    here = Machine.here(torch.device("cpu"))
+    assert (here.name, here.num_processes, here.is_here) == ("cpu", 1, True)
+    assert 0 < here.available_bytes <= here.memory_bytes
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mfu": 0.4}, "expected gpu, or memory_gb with"),
+        ({"memory_gb": 24.0}, "memory_gb = 24.0 needs flops_per_second or tokens_per_second"),
+    ],
+)
+def test_a_gpu_of_which_too_little_is_said_is_refused(settings, message):
+    """Without a name its memory and its speed must be given."""
+    with pytest.raises(ValueError, match=message):
+        MachineConfig(**settings)

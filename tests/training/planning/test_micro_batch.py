@@ -1,0 +1,157 @@
+"""`micro_batch_size = "auto"`: what fits, the same on every rank, and the same after a resume."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.training.tiny_run import tiny_config, write_tiny_files
+from transformerlm.distributed import World
+from transformerlm.training.planning import micro_batch
+from transformerlm.training.planning.machine import Machine
+from transformerlm.training.planning.micro_batch import (
+    divisors,
+    memory_by_part,
+    resolve,
+    resolve_elsewhere,
+    sequences_per_pass,
+)
+
+CPU = torch.device("cpu")
+SETTINGS = {"device": CPU, "precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The files of a tiny run."""
+    return write_tiny_files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture
+def auto(files, tmp_path):
+    """A configuration of 8 sequences a step that leaves the micro-batch to us."""
+    return tiny_config(files, tmp_path, {"training.micro_batch_size": "auto"})
+
+
+def free(monkeypatch, num_bytes):
+    """Pretend that so much memory is free."""
+    monkeypatch.setattr(micro_batch, "available_memory_bytes", lambda device: num_bytes)
+
+
+def total(config, size):
+    """The estimate for a micro-batch."""
+    return memory_by_part(config, micro_batch_size=size, **SETTINGS)["total"]
+
+
+@pytest.mark.parametrize("size", [8, 4, 2, 1])
+def test_the_largest_that_fits_is_taken(size, auto, monkeypatch):
+    """Of the divisors of the batch it is the largest whose estimate is within the usable part of the free memory."""
+    free(monkeypatch, total(auto, size) / micro_batch._BY_ESTIMATE + 1)
+    assert resolve(auto, world=World(), **SETTINGS).training.micro_batch_size == size
+
+
+@pytest.mark.parametrize(("size", "expected"), [(8, 4), (4, 4), (2, 2)])
+def test_elsewhere_it_is_the_largest_share_that_fits_by_the_estimate(size, expected, auto):
+    """Each of two processes takes at most half of the batch, within the usable part of its own device."""
+    room = int(total(auto, size) / micro_batch._BY_ESTIMATE) + 1
+    there = Machine("2 x GPU", CPU, room, room, num_processes=2)
+    assert resolve_elsewhere(auto, there, precision="fp32").training.micro_batch_size == expected
+    with pytest.raises(ValueError, match=r"batch_size \(8\) is not divisible by the number of processes \(3\)"):
+        resolve_elsewhere(auto, Machine("", CPU, room, room, num_processes=3), precision="fp32")
+
+
+def test_where_nothing_fits_it_is_one(auto, monkeypatch):
+    """The preflight then says what is missing."""
+    free(monkeypatch, 1)
+    assert resolve(auto, world=World(), **SETTINGS).training.micro_batch_size == 1
+
+
+def test_the_rest_of_the_configuration_stays(auto):
+    """The batch, and all else, is what the user wrote; a number of their own is left alone."""
+    resolved = resolve(auto, world=World(), **SETTINGS)
+    assert resolved.training.model_copy(update={"micro_batch_size": "auto"}) == auto.training
+    assert resolve(resolved, world=World(), **SETTINGS) is resolved
+
+
+@pytest.mark.parametrize(("world_size", "expected"), [(2, 4), (4, 2), (8, 1)])
+def test_ranks_share_batch_and_memory(world_size, expected, auto, monkeypatch):
+    """The number divides each rank's share, and the ranks together stay within the memory; the least one counts."""
+    monkeypatch.setattr(micro_batch, "all_reduce_min", lambda number, world: number)
+    resolved = resolve(auto, world=World(world_size=world_size), **SETTINGS)
+    assert resolved.training.micro_batch_size == expected
+    free(monkeypatch, world_size * total(auto, 1) / micro_batch._BY_ESTIMATE + 1)
+    assert resolve(auto, world=World(world_size=world_size), **SETTINGS).training.micro_batch_size == 1
+    monkeypatch.setattr(micro_batch, "all_reduce_min", lambda number, world: 1)
+    free(monkeypatch, 10**12)
+    assert resolve(auto, world=World(world_size=world_size), **SETTINGS).training.micro_batch_size == 1
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused(auto):
+    """Both numbers are named."""
+    with pytest.raises(ValueError, match=r"batch_size \(8\) is not divisible by the number of processes \(3\)"):
+        resolve(auto, world=World(world_size=3), **SETTINGS)
+
+
+def test_auto_is_no_number(auto):
+    """Whoever forgets to choose is told so."""
+    with pytest.raises(ValueError, match='found "auto"'):
+        sequences_per_pass(auto.training, 1)
+
+
+@pytest.mark.parametrize(("number", "expected"), [(1, [1]), (12, [12, 6, 4, 3, 2, 1]), (49, [49, 7, 1])])
+def test_divisors(number, expected):
+    """All of them, the largest first, each once."""
+    assert divisors(number) == expected
+
+
+@pytest.mark.parametrize("limit", [3, 1, 0])
+def test_a_trial_ends_at_the_first_size_that_runs(limit, auto, monkeypatch):
+    """On CUDA each size is tried until none runs out of memory; at the end it is one."""
+    tried = []
+
+    def runs(model, size, *_):
+        tried.append(size)
+        return size <= limit
+
+    monkeypatch.setattr(micro_batch, "_runs", runs)
+    chosen = micro_batch._largest_that_runs(auto, divisors(6), CPU, "fp32", World())
+    assert (chosen, tried) == ((3, [6, 3]) if limit == 3 else (1, [6, 3, 2, 1]))
+
+
+def test_a_trial_leaves_out_what_the_preflight_would_refuse(auto, monkeypatch):
+    """Else the run would end with the advice to lower a number that nobody has set."""
+    room = memory_by_part(auto, micro_batch_size=2, **SETTINGS)["total"]
+    monkeypatch.setattr(micro_batch, "device_memory_bytes", lambda device: room)
+    monkeypatch.setattr(micro_batch, "_runs", lambda *_: True)
+    assert micro_batch._largest_that_runs(auto, divisors(8), CPU, "fp32", World()) == 2
+
+
+def test_running_out_of_memory_is_an_answer(auto, monkeypatch):
+    """A pass that the device has no memory for does not run; another error is an error."""
+    model = micro_batch.TransformerLM(**auto.model.model_dump())
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    assert micro_batch._runs(model, 2, 10, CPU, "fp32")
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+    def full(*_):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(micro_batch, "batch_loss", full)
+    assert not micro_batch._runs(model, 2, 10, CPU, "fp32")
+
+
+@pytest.mark.gpu
+def test_the_choice_on_cuda_trains(files, tmp_path):
+    """What was chosen with a model that does not fit whole makes a step within the device's memory."""
+    from transformerlm.training.planning.calibration import calibrate
+
+    changes = {"model.d_model": 1024, "model.context_length": 1024, "model.num_layers": 8, "model.num_heads": 16}
+    changes |= {"training.micro_batch_size": "auto", "training.batch_size": 2**14, "training.device": "cuda"}
+    config = tiny_config(files, tmp_path, {**changes, "model.d_ff": 4096})
+    device = torch.device("cuda")
+    resolved = resolve(config, device=device, precision="bf16", world=World())
+    size = resolved.training.micro_batch_size
+    assert 1 <= size < 2**14
+    training = resolved.training.model_copy(update={"batch_size": size})
+    found = calibrate(resolved.model_copy(update={"training": training}), 1, device=device, precision="bf16")
+    assert found.peak_bytes <= torch.cuda.get_device_properties(device).total_memory

@@ -1,0 +1,146 @@
+"""What cannot work is refused before the run starts, with both numbers and the repair."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+
+import pytest
+import torch
+
+from tests.training.tiny_run import VOCAB_SIZE, tiny_config, write_tiny_files
+from transformerlm.token_files.dataset import TokenDataset
+from transformerlm.tokenizer import Tokenizer
+from transformerlm.training.planning import preflight
+
+CPU = torch.device("cpu")
+
+
+def check(files, changes=None, *, tokenizer=None):
+    """Run the data's check for a configuration."""
+    preflight.check_dataset(
+        TokenDataset(files.train),
+        config=tiny_config(files, files.text.parent, changes),
+        tokenizer=tokenizer or Tokenizer.from_directory(files.tokenizer),
+        key="data.train",
+    )
+
+
+def test_data_that_fits_passes(files):
+    """The data of a real build passes, up to a context one shorter than the file."""
+    check(files)
+    check(files, {"model.context_length": TokenDataset(files.train).num_tokens - 1})
+
+
+def test_too_little_data_is_refused(files):
+    """A file with no room for one window is refused with its length and the length it needs."""
+    num_tokens = TokenDataset(files.train).num_tokens
+    with pytest.raises(ValueError, match=rf"data\.train: .* {num_tokens} tokens, fewer than .* = {num_tokens + 1};"):
+        check(files, {"model.context_length": num_tokens})
+
+
+def test_another_tokenizer_is_refused(files, tmp_path):
+    """Data of one tokenizer with the directory of another is refused, naming both fingerprints."""
+    other = write_tiny_files(tmp_path, seed=1)
+    tokenizer = Tokenizer.from_directory(other.tokenizer)
+    made_with = TokenDataset(files.train).tokenizer_sha256
+    with pytest.raises(ValueError, match="run transformerlm-make-data again") as caught:
+        check(files, tokenizer=tokenizer)
+    assert made_with[:12] in str(caught.value)
+    assert tokenizer.fingerprint()[:12] in str(caught.value)
+
+
+def test_rotten_data_are_refused_before_they_are_used(tmp_path):
+    """A flipped bit, a page of zeros and a cut in a token file are each refused in one line that says what to do."""
+    damages = {
+        "flipped": lambda data: data[:3000] + bytes([data[3000] ^ 1]) + data[3001:],
+        "zeroed": lambda data: data[:1024] + bytes(2048) + data[3072:],
+        "cut": lambda data: data[:4000],
+    }
+    files = write_tiny_files(tmp_path)
+    whole = files.train.read_bytes()
+    for damage in damages.values():
+        files.train.write_bytes(damage(whole))
+        with pytest.raises(ValueError, match=r"train\.npy: .*run transformerlm-make-data again") as caught:
+            check(files)
+        assert "\n" not in str(caught.value)
+    files.train.write_bytes(whole)
+    check(files)
+
+
+def test_ids_beyond_the_vocabulary_are_refused(files):
+    """An id that the model has no embedding for is refused with the id and the model's vocab_size."""
+    largest = TokenDataset(files.train).max_id()
+    check(files, {"model.vocab_size": largest + 1})
+    with pytest.raises(ValueError, match=rf"holds the id {largest}, but model\.vocab_size is {largest}; set"):
+        check(files, {"model.vocab_size": largest})
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(files):
+    """A tokenizer with more ids than the model is refused with both sizes; a smaller one is fine."""
+    tokenizer = Tokenizer.from_directory(files.tokenizer)
+    preflight.check_vocab_size(tokenizer, VOCAB_SIZE)
+    with pytest.raises(ValueError, match=rf"\({VOCAB_SIZE - 1}\) is smaller than the tokenizer's \({VOCAB_SIZE}\)"):
+        preflight.check_vocab_size(tokenizer, VOCAB_SIZE - 1)
+
+
+def test_a_model_larger_than_the_memory_is_refused(files, monkeypatch):
+    """The estimate and the memory stand in the refusal, with the largest part and what to change."""
+    config = tiny_config(files, files.text.parent)
+    parts = preflight.check_memory(config, device=CPU, precision="fp32", world_size=1)
+    assert parts["total"] == sum(size for name, size in parts.items() if name != "total")
+    monkeypatch.setattr(preflight, "device_memory_bytes", lambda device: parts["total"])
+    preflight.check_memory(config, device=CPU, precision="fp32", world_size=1)
+    monkeypatch.setattr(preflight, "device_memory_bytes", lambda device: parts["total"] - 1)
+    with pytest.raises(ValueError, match=r"needs about \d+ MB, but cpu has \d+ MB; most of it is .*micro_batch_size"):
+        preflight.check_memory(config, device=CPU, precision="fp32", world_size=1)
+
+
+@pytest.mark.parametrize(
+    ("room", "changes", "advice", "none_of"),
+    [
+        ("weights", {}, "use a smaller model or vocabulary; weights, gradients and optimizer alone", "lower"),
+        ("total", {}, r"lower training\.micro_batch_size \(8\), set model\.activation_checkpointing", "alone"),
+        ("total", {"training.micro_batch_size": 1}, r"set model\.activation_checkpointing = true, or use", "lower"),
+        ("total", {"model.activation_checkpointing": True}, r"lower training\.micro_batch_size \(8\), or use", "set"),
+    ],
+)
+def test_advice_on_memory_is_what_helps(room, changes, advice, none_of, files, monkeypatch):
+    """Smaller passes are advised where they help, and nothing that is in use already."""
+    config = tiny_config(files, files.text.parent, changes)
+    parts = preflight.check_memory(config, device=CPU, precision="fp32", world_size=1)
+    monkeypatch.setattr(preflight, "device_memory_bytes", lambda device: parts[room] - 1)
+    with pytest.raises(ValueError, match=advice) as caught:
+        preflight.check_memory(config, device=CPU, precision="fp32", world_size=1)
+    assert f"{none_of} " not in str(caught.value).partition("): ")[2]
+
+
+def test_a_smaller_micro_batch_or_more_processes_need_less_memory(files):
+    """What the refusal advises does help."""
+    whole, part = (tiny_config(files, files.text.parent, {"training.micro_batch_size": size}) for size in (None, 2))
+    settings = {"device": CPU, "precision": "fp32"}
+    total = preflight.check_memory(whole, world_size=1, **settings)["total"]
+    assert preflight.check_memory(part, world_size=1, **settings)["total"] < total
+    assert preflight.check_memory(whole, world_size=4, **settings)["total"] < total
+
+
+def test_a_full_disk_is_refused(files, tmp_path, monkeypatch):
+    """Too little room for two checkpoints is refused with the room there is and the room they need."""
+    model = tiny_config(files, tmp_path, {"model.d_model": 2048, "model.num_layers": 16}).model.model_dump()
+    preflight.check_disk(tmp_path, tiny_config(files, tmp_path).model.model_dump())
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 10**12 - 10**9, 10**9))
+    with pytest.raises(OSError, match=r"1\.0 GB free, but two checkpoints need \d\.\d GB; free some space"):
+        preflight.check_disk(tmp_path, model)
+
+
+def test_a_run_directory_need_not_exist_yet(files, tmp_path):
+    """The disk is that of the nearest directory there is, so a refused run leaves no empty directory behind."""
+    preflight.check_disk(tmp_path / "not" / "yet", tiny_config(files, tmp_path).model.model_dump())
+    assert not (tmp_path / "not").exists()
+
+
+@pytest.mark.parametrize(("size", "text"), [(1.5e9, "1.5 GB"), (3e8, "300 MB"), (0, "0 MB"), (999e6, "999 MB")])
+def test_sizes_read_well(size, text):
+    """Sizes are shown in the unit that suits them."""
+    assert preflight.gigabytes(size) == text

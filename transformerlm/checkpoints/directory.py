@@ -1,0 +1,201 @@
+"""The checkpoints of a run as directories: their names, the newest whole one, and what is removed or set aside."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from transformerlm.checkpoints.validation import CheckpointError, CheckpointFormatError, read_state, verify
+
+_LINKS = ("latest", "best")
+_NAME = re.compile(r"step-(\d{8,})")
+_MAX_LINK_BYTES = 256
+
+
+def step_name(step: int) -> str:
+    """Return the directory name of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def step_of(directory: Path) -> int:
+    """Return the step in a checkpoint's directory name."""
+    match = _NAME.fullmatch(directory.name)
+    assert match is not None, directory
+    return int(match[1])
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """Return the checkpoints below `root`, newest step first."""
+    if not root.is_dir():
+        return []
+    return sorted((path for path in root.iterdir() if _NAME.fullmatch(path.name)), key=step_of, reverse=True)
+
+
+def newest_whole(root: Path, *, warn: Callable[[str], None] = warnings.warn) -> Path | None:
+    """Return the newest checkpoint that passes `verify`, setting aside damaged newer ones; None: there is none.
+
+    Each damaged one is named with the one that is used instead.
+
+    Raises:
+        CheckpointFormatError: one is of another format, which is no damage.
+        CheckpointError: there are some, and all are damaged, or there were some; what is left stays where it is.
+    """
+    newest, damaged = _first_whole(list_checkpoints(root))
+    if newest is None:
+        found = [str(error) for _, error in damaged]
+        found += [f"{path}: set aside as damaged before" for path in sorted(root.glob("step-*.bad*"))]
+        found += [f"{link}: its checkpoint is gone" for link in (root / name for name in _LINKS) if link.is_symlink()]
+        if not found and not _tells_of_checkpoints(root.parent / "metrics.jsonl"):
+            return None
+        raise CheckpointError(
+            f"{root}: expected a whole checkpoint to go on from, found {'; '.join(found) or 'none of those it saved'}; "
+            f"put back a copy of one, or, to begin anew, remove {root.parent} or choose another logging.run_name"
+        )
+    for directory, error in damaged:
+        warn(f"{error}; set aside as {set_aside(directory).name}, {newest.name} is used instead")
+    return newest
+
+
+def _tells_of_checkpoints(metrics: Path) -> bool:
+    """Whether a run's log says that it has saved some."""
+    if not metrics.is_file():
+        return False
+    with metrics.open("rb") as lines:
+        return any(b'"checkpoint_saved"' in line for line in lines)
+
+
+def _first_whole(directories: list[Path]) -> tuple[Path | None, list[tuple[Path, CheckpointError]]]:
+    """Return the first that passes `verify`, and those before it with their errors; another format is no damage."""
+    damaged: list[tuple[Path, CheckpointError]] = []
+    for directory in directories:
+        try:
+            verify(directory)
+        except CheckpointFormatError:
+            raise
+        except CheckpointError as error:
+            damaged.append((directory, error))
+        else:
+            return directory, damaged
+    return None, damaged
+
+
+def resolve(path: Path) -> Path:
+    """Return the checkpoint directory that `path` names: itself, or the newest whole one of a run directory.
+
+    `RUN/best` and `RUN/latest` are the run's `checkpoints/best` and `checkpoints/latest`. Damaged
+    checkpoints of a run are passed over with a warning; they stay where they are.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if path.name in _LINKS and not path.exists() and (path.parent / "checkpoints").is_dir():
+        path = path.parent / "checkpoints" / path.name
+        if _target(path) is None and not path.is_dir():
+            none = "none: none was saved with a validation loss"
+            raise CheckpointError(f"{path.parent.parent}: expected one checkpoint to be {path.name}, found {none}")
+    if path.name in _LINKS and (path.is_symlink() or path.is_file()):
+        path = _pointed_at(path)
+    if path.is_file():
+        raise CheckpointError(
+            f"{path}: expected a checkpoint's directory, found a file (a .pt or .bin holds a pickle, which can run "
+            "code when it is loaded, and is not read)"
+        )
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such checkpoint or run directory; train one with transformerlm-train")
+    if (path / "state.json").is_file():
+        return path
+    root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    found = list_checkpoints(root)
+    if not found:
+        raise CheckpointError(f"{path}: expected a checkpoint (with state.json) or a run directory, found neither")
+    newest, damaged = _first_whole(found)
+    for _, error in damaged:
+        instead = f"{newest.name} is used instead" if newest else "there is no older one"
+        warnings.warn(f"{error}; {instead}", stacklevel=2)
+    if newest is not None:
+        return newest
+    raise CheckpointError(f"{path}: none of its {len(found)} checkpoints is whole")
+
+
+def _pointed_at(link: Path) -> Path:
+    name = _target(link) or ""
+    if not _NAME.fullmatch(name):
+        raise CheckpointError(f"{link}: expected it to name a checkpoint beside it (step-...), found {name[:80]!r}")
+    return link.with_name(name)
+
+
+def _target(link: Path) -> str | None:
+    """Return the name that `latest` or `best` holds, a symbolic link or a file that stands for one."""
+    if link.is_symlink():
+        return os.readlink(link)
+    return link.open("rb").read(_MAX_LINK_BYTES).decode("utf-8", "replace").strip() if link.is_file() else None
+
+
+def point(link: Path, target: Path) -> None:
+    """Make `link` point to `target`, a directory beside it: by a symbolic link, or else a file that holds its name."""
+    if link.is_dir() and not link.is_symlink():
+        set_aside(link)
+    temporary = link.with_name(f"{link.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.symlink_to(target.name, target_is_directory=True)
+    except OSError:  # Windows without the right to make links, some network drives
+        temporary.write_text(target.name, encoding="utf-8")
+    temporary.replace(link)
+
+
+def prune(root: Path, keep: int) -> None:
+    """Remove all but the `keep` newest checkpoints; the one that `best` points to stays."""
+    best = _target(root / "best")
+    for directory in list_checkpoints(root)[keep:]:
+        if directory.name != best:
+            # Renamed first: a directory that is half removed must not look like a checkpoint.
+            doomed = directory.rename(directory.with_name(f"{directory.name}.tmp-removed"))
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def set_aside(directory: Path) -> Path:
+    """Rename a damaged checkpoint to a free name that ends in `.bad`, so that it is neither used nor written over."""
+    for number in range(1, 10_000):
+        target = directory.with_name(f"{directory.name}.bad{'' if number == 1 else number}")
+        if not target.exists():
+            return directory.rename(target)
+    raise CheckpointError(f"{directory}: cannot be set aside: too many .bad directories beside it; remove some")
+
+
+def restore_links(root: Path) -> None:
+    """Make `latest` and `best` links again where a copy that followed links has left directories in their place.
+
+    Such a directory is a checkpoint like any other: it takes the place of its step's where that is missing or damaged,
+    and is removed where that is whole.
+    """
+    for link in (root / name for name in _LINKS):
+        if link.is_symlink() or not link.is_dir():
+            continue
+        try:
+            own = root / step_name(read_state(link)["step"])
+        except CheckpointFormatError:
+            raise
+        except CheckpointError:
+            set_aside(link)
+            continue
+        if own.exists() and _first_whole([own])[0]:
+            shutil.rmtree(link)
+        else:
+            if own.exists():
+                set_aside(own)
+            link.rename(own)
+        point(link, own)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what a killed save or clean-up has left below `root`."""
+    for path in root.glob("*.tmp*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,117 @@
+"""Writing a checkpoint: a directory that is whole or not there, holds no pickle, and needs nothing but itself.
+
+    checkpoints/step-00001000/  model.safetensors  optimizer.safetensors  state.json  config.toml  tokenizer/
+    checkpoints/latest, best    links to one of them, for people; the code goes by the step in the name
+
+A checkpoint is written beside its place under a name that contains `.tmp`; its files are flushed to disk, then the
+directory is renamed, then its parent is flushed, then every file is read back. Only then is it announced, and only then
+are older ones removed. `state.json` holds the sha256 of every other file and of its own values; a directory that fails
+the check is set aside as `.bad`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from transformerlm.checkpoints.directory import list_checkpoints, point, set_aside, step_name
+from transformerlm.checkpoints.optimizer_state import optimizer_state_to_tensors
+from transformerlm.checkpoints.validation import FORMAT, CheckpointError, file_names, file_sha256, verify
+from transformerlm.tokenizer.tokenizer import Tokenizer
+from transformerlm.utils import files
+from transformerlm.utils.json_files import values_sha256
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a training run puts into a checkpoint, besides the step."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    tokenizer: Tokenizer | None  # none: of a model that was imported without one
+    config_toml: str
+    state: dict[str, Any]
+
+
+def save_checkpoint(root: Path, step: int, snapshot: Snapshot) -> Path:
+    """Write the checkpoint of `step` below `root` and return its directory, durable and read back.
+
+    Raises:
+        OSError: the disk is full, not writable, or does not give back what was written; nothing that looks whole is
+            left behind.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    final = root / step_name(step)
+    temporary = root / f"{final.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        _write_files(temporary, step, snapshot)
+        files.sync_tree(temporary)
+        if final.exists():
+            set_aside(final)
+        temporary.rename(final)
+        for directory in (root, *root.parents[:2]):  # the run's directory may be new, too
+            files.sync(directory)
+    except (SafetensorError, OSError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
+        older = "older checkpoints are whole; " if list_checkpoints(root) else ""
+        raise OSError(
+            f"{final}: cannot be written: {reason}; {older}free some space and start the same command again"
+        ) from None
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _read_back(final)
+    point(root / "latest", final)
+    return final
+
+
+def _read_back(directory: Path) -> None:
+    """Compare what the disk holds with the sha256 of what was written, and set the checkpoint aside if it differs."""
+    for name in file_names(directory):
+        files.forget_cached(directory / name)
+    try:
+        verify(directory)
+    except CheckpointError as error:
+        aside = set_aside(directory)
+        raise OSError(
+            f"{error}; the disk does not give back what was written: set aside as {aside.name}, "
+            "older checkpoints are whole"
+        ) from None
+
+
+def _write_files(directory: Path, step: int, snapshot: Snapshot) -> None:
+    save_file(_weights(snapshot.model), directory / "model.safetensors")
+    tensors, optimizer = optimizer_state_to_tensors(snapshot.optimizer)
+    save_file(
+        {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, directory / "optimizer.safetensors"
+    )
+    (directory / "config.toml").write_text(snapshot.config_toml, encoding="utf-8")
+    for name in ("model.safetensors", "optimizer.safetensors"):  # the library leaves them to their owner alone
+        shutil.copymode(directory / "config.toml", directory / name)
+    if snapshot.tokenizer is not None:
+        snapshot.tokenizer.save(directory / "tokenizer")
+    state = {
+        "format": FORMAT,
+        "step": step,
+        **snapshot.state,
+        "optimizer": optimizer,
+        "sha256": {name: file_sha256(directory / name) for name in file_names(directory)},
+    }
+    state["state_sha256"] = values_sha256(state, kept_in="state_sha256")
+    (directory / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False), encoding="utf-8")
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return each parameter once: a tied output head is rebuilt from the embedding on loading."""
+    return {name: parameter.detach().contiguous().cpu() for name, parameter in model.named_parameters()}

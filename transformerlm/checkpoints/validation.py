@@ -1,0 +1,269 @@
+"""What a checkpoint from a stranger must satisfy before a tensor of it is allocated or a path of it is opened.
+
+A sha256 that the checkpoint brings along shows damage, not intent: whoever wrote the files wrote the sums. So the
+header of a `.safetensors` file is held against the file's real size and against the model before the model is built,
+and no file may be a link that leads out of the checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from transformerlm.utils.json_files import parse_json_object, read_json_object, values_sha256
+
+FORMAT = 1
+_MAX_STATE_BYTES = 64 * 2**20
+
+MAX_HEADER_BYTES = 1 << 25
+_ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
+    "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+_STATE_TYPES: dict[str, tuple[type, ...]] = {
+    "step": (int,),
+    "tokens": (int,),
+    "best_val_loss": (float, int, type(None)),
+    "val_loss": (float, int, type(None)),
+    "best_step": (int, type(None)),
+    "lowest_val_loss": (float, int, type(None)),
+    "validations_since_lowest": (int,),
+    "seconds": (float, int),
+    "wandb_id": (str, type(None)),
+    "data": (dict,),
+    "rng": (dict,),
+    "optimizer": (dict,),
+    "sha256": (dict,),
+}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or of another format."""
+
+
+class CheckpointFormatError(CheckpointError):
+    """A checkpoint that another version has written; it may well be whole."""
+
+
+def read_state(directory: Path) -> dict[str, Any]:
+    """Return the contents of a checkpoint's `state.json`.
+
+    Raises:
+        CheckpointError: it is missing, not JSON, or of another format.
+    """
+    path = directory / "state.json"
+    try:
+        state = read_json_object(path, max_bytes=_MAX_STATE_BYTES)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{error}; damaged") from None
+    if type(state.get("format")) is not int:
+        raise CheckpointError(f"{path}: expected an object with a format number; damaged")
+    if state["format"] != FORMAT:
+        raise CheckpointFormatError(f"{path}: expected checkpoint format {FORMAT}, found {state['format']}")
+    if type(state.get("step")) is not int or not isinstance(state.get("sha256"), dict):
+        raise CheckpointError(f"{path}: expected the keys step and sha256; damaged")
+    if state.get("state_sha256") != values_sha256(state, kept_in="state_sha256"):
+        raise CheckpointError(f"{path}: its values do not have the sha256 recorded with them; damaged")
+    with as_checkpoint_error(f"{path}: "):
+        check_state_types(state)
+    return state
+
+
+def verify(directory: Path) -> dict[str, Any]:
+    """Return the checkpoint's state after checking that every file is there and has its recorded sha256.
+
+    Raises:
+        CheckpointError: a file is missing, cannot be read, or has changed.
+    """
+    with as_checkpoint_error():
+        check_contained(directory)
+    state = read_state(directory)
+    found = set(file_names(directory)) - {"state.json"}
+    for name, expected in state["sha256"].items():
+        if name not in found:
+            raise CheckpointError(f"{directory}: {name} is missing")
+        actual = file_sha256(directory / name)
+        if actual != expected:
+            raise CheckpointError(
+                f"{directory}: {name} is damaged: sha256 {actual[:12]}..., recorded {expected[:12]}..."
+            )
+    missing = {"model.safetensors", "optimizer.safetensors", "config.toml"} - set(state["sha256"])
+    if missing:
+        raise CheckpointError(f"{directory}: state.json does not list {', '.join(sorted(missing))}")
+    return state
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """What a safetensors header says of one tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def check_contained(directory: Path) -> None:
+    """Refuse a checkpoint that is a link, or holds one that leads out of it.
+
+    Raises:
+        ValueError: it does.
+    """
+    if directory.is_symlink():
+        raise ValueError(f"{directory}: expected a directory, found a link (name the directory itself)")
+    root = directory.resolve()
+    for path in directory.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise ValueError(f"{path}: expected a file of the checkpoint, found a link out of it (copy the file here)")
+
+
+def check_state_types(state: Mapping[str, Any]) -> None:
+    """Refuse a `state.json` whose values are not of the kind that their names say.
+
+    Raises:
+        ValueError: one is not; names the key.
+    """
+    for key, kinds in _STATE_TYPES.items():
+        if key in state and (
+            type(state[key]) not in kinds or (type(state[key]) is int and not 0 <= state[key] < 2**63)
+        ):
+            names = " or ".join(kind.__name__ for kind in kinds)
+            raise ValueError(f"expected {key} to be {names}, found {str(state[key])[:60]}")
+    for key in ("data", "sha256"):
+        if not all(isinstance(value, str) for value in state.get(key, {}).values()):
+            raise ValueError(f"expected {key} to hold strings")
+
+
+def read_header(path: Path) -> dict[str, TensorFacts]:
+    """Return what the header of a `.safetensors` file says, held against the file's size; no tensor is read.
+
+    Raises:
+        ValueError: a length, an offset or a shape that the file does not bear out, overlapping tensors, or gaps.
+        OSError: the file cannot be read.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        room = min(size - 8, MAX_HEADER_BYTES)
+        if size < 8 or length > room:
+            raise ValueError(f"{path}: expected a header of at most {max(0, room):,} bytes, found {length:,}")
+        text = file.read(length)
+    header = parse_json_object(text.decode("utf-8", "replace"), where=f"{path}: header")
+    header.pop("__metadata__", None)
+    facts = {name: _check_entry(path, name, entry) for name, entry in header.items()}
+    end = 0
+    for begin, stop, name in sorted((*entry["data_offsets"], name) for name, entry in header.items()):
+        if begin != end:
+            raise ValueError(f"{path}: {name}: expected its data at offset {end:,}, found {begin:,}")
+        end = stop
+    if end != size - 8 - length:
+        raise ValueError(f"{path}: expected {end:,} bytes of tensors, found {size - 8 - length:,}")
+    return facts
+
+
+def _check_entry(path: Path, name: str, entry: Any) -> TensorFacts:
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{path}: {name}: expected dtype, shape and data_offsets, found {str(entry)[:60]}")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
+        raise ValueError(f"{path}: {name}: expected a dtype such as F32, found {str(dtype)[:60]!r}")
+    for values in (shape, offsets):
+        if not isinstance(values, list) or not all(type(value) is int and 0 <= value < 2**63 for value in values):
+            raise ValueError(f"{path}: {name}: expected whole numbers >= 0, found {str(values)[:60]}")
+    if len(shape) > 8 or len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * _ITEM_BYTES[dtype]:
+        found = f"shape {str(shape)[:60]} at {str(offsets)[:60]}"
+        raise ValueError(f"{path}: {name}: expected offsets that hold the shape, found {dtype}, {found}")
+    return TensorFacts(dtype, tuple(shape))
+
+
+def check_weights(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a weights file whose header does not list exactly these tensors in fp32; no tensor is read.
+
+    Raises:
+        ValueError: a tensor is missing, unknown, of another shape, or of another dtype.
+    """
+    found = read_header(path)
+    if found.keys() != shapes.keys():
+        different = ", ".join(sorted(found.keys() ^ shapes.keys())[:4])
+        raise ValueError(f"{path.parent}: weights do not fit the model of config.toml: {different}")
+    for name, shape in shapes.items():
+        if found[name].shape != shape:
+            raise ValueError(f"{path.parent}: {name}: expected shape {shape}, found {found[name].shape}")
+        if found[name].dtype != "F32":
+            raise ValueError(f"{path.parent}: {name}: expected dtype F32, found {found[name].dtype}")
+
+
+def check_size(path: Path, num_parameters: int) -> None:
+    """Refuse a weights file that does not hold so many numbers, before a model of that size is built.
+
+    Raises:
+        ValueError: it holds more or fewer.
+    """
+    found = sum(math.prod(facts.shape) for facts in read_header(path).values())
+    if found != num_parameters:
+        raise ValueError(
+            f"{path.parent}: weights do not fit the model of config.toml: expected {num_parameters:,} numbers, "
+            f"found {found:,}"
+        )
+
+
+def check_finite(tensors: Mapping[str, Tensor], directory: Path) -> None:
+    """Refuse tensors that hold NaN or infinity.
+
+    Raises:
+        ValueError: names the first that does.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{directory}: {name}: expected finite numbers, found NaN or infinity")
+
+
+def check_optimizer_state(state_dict: Mapping[str, Any], optimizer: Optimizer) -> None:
+    """Refuse an optimizer's state whose tensors are neither single numbers nor of the shape of their parameter.
+
+    Raises:
+        ValueError: one is, or belongs to no parameter.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in state_dict["state"].items():
+        if not 0 <= index < len(parameters):
+            raise ValueError(f"expected the state of {len(parameters)} parameters, found one with number {index}")
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameters[index].shape:
+                expected, found = tuple(parameters[index].shape), tuple(value.shape)
+                raise ValueError(f"{key} of parameter {index}: expected shape {expected}, found {found}")
+
+
+@contextmanager
+def as_checkpoint_error(prefix: str = "") -> Iterator[None]:
+    """Say of whatever a stranger's file makes go wrong that the checkpoint is at fault."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{prefix}{error.filename}: cannot be read: {error.strerror}") from None
+    except KeyError as error:
+        raise CheckpointError(f"{prefix}expected the key {error}, found none") from None
+    except (ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise CheckpointError(f"{prefix}{error}") from None
+
+
+def file_names(directory: Path) -> Iterator[str]:
+    """Yield the name of each file in a checkpoint, relative to it, in order."""
+    return (path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*")) if path.is_file())
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

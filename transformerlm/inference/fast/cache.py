@@ -1,0 +1,126 @@
+"""The keys and values of a `Decoder`, and where in them the next ids stand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from transformerlm.inference.fast.embedding_bag_matvec import CacheRows, HeadBags
+from transformerlm.models.attention import causal_mask
+
+
+class Stored(NamedTuple):
+    """One layer's memory; keys are transposed, as the scores read them, and end at a whole block of `bags`."""
+
+    keys: Tensor
+    """`(batch, num_kv_heads, d_head, at least max_length)`"""
+    values: Tensor
+    """`(batch, num_kv_heads, max_length, d_head)`"""
+
+
+class DecoderCache:
+    """Keys and values of all layers.
+
+    Row i is filled up to `lengths[i]`. What lies behind changes nothing as long as it is finite.
+    """
+
+    def __init__(self, layers: list[Stored], num_heads: int) -> None:
+        self.layers, self._num_heads = layers, num_heads
+        self.max_length = layers[0].values.shape[2]
+        self.lengths = [0] * len(layers[0].values)
+        # On CUDA: the step captured for this memory, of ids `(batch, 1)` behind rows of those lengths.
+        self.step: Callable[[Tensor, list[int]], Tensor] | None = None
+
+    @property
+    def length(self) -> int:
+        """The number of positions filled in the longest row."""
+        return max(self.lengths)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all rows are equally long."""
+        return min(self.lengths) == max(self.lengths)
+
+    @cached_property
+    def rows(self) -> CacheRows:
+        """The rows that single queries read by `bags`, on a CPU."""
+        return CacheRows(*self.layers[0], self._num_heads)
+
+    def row(self, index: int) -> DecoderCache:
+        """Return the memory of one row as an empty cache of its own."""
+        part = slice(index, index + 1)
+        return DecoderCache([Stored(keys[part], values[part]) for keys, values in self.layers], self._num_heads)
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` positions; raise ValueError when a row has fewer."""
+        if not 0 <= length <= min(self.lengths):
+            raise ValueError(f"KV cache: cannot keep {length} positions, it holds {min(self.lengths)}")
+        self.lengths = [length] * len(self.lengths)
+
+    def reset(self) -> None:
+        """Forget everything; the memory is kept."""
+        self.truncate(0)
+
+
+class Place:
+    """Where the new ids of a forward pass stand in the cache; this one: all rows from `start` on."""
+
+    def __init__(
+        self, start: int, seq_len: int, device: torch.device, dtype: torch.dtype, bags: HeadBags | None = None
+    ) -> None:
+        self.seq_len, self.start, self.end, self.bags = seq_len, start, start + seq_len, bags
+        self.bias: Tensor | None = None
+        if seq_len > 1 and start:
+            self.bias = _bias(causal_mask(seq_len, self.end, device).logical_not_(), dtype)
+
+    def rotation(self, table: Tensor) -> Tensor:
+        """Return the rotations of the new ids, to be broadcast to `(batch, seq, heads, d_head / 2)`."""
+        return table[self.start : self.end]
+
+    def write(self, stored: Stored, new: Tensor) -> None:
+        """Store new keys and values `(batch, seq, 2, kv_heads, d_head)`."""
+        keys, values = new.unbind(2)
+        if self.seq_len == 1:  # the same with fewer views
+            stored.keys.select(3, self.start).copy_(keys.squeeze(1))
+            stored.values.select(2, self.start).copy_(values.squeeze(1))
+        else:
+            stored.keys[..., self.start : self.end] = keys.permute(0, 2, 3, 1)
+            stored.values[:, :, self.start : self.end] = values.transpose(1, 2)
+
+
+class RaggedPlace(Place):
+    """One new id for each row, behind rows of different lengths; the shapes depend on the cache's memory alone."""
+
+    def __init__(self, positions: Tensor, end: int, dtype: torch.dtype, bags: HeadBags | None = None) -> None:
+        self.seq_len, self.end, self.bags, self._positions = 1, end, bags, positions
+        self._rows = torch.arange(len(positions), device=positions.device)
+        hidden = torch.arange(end, device=positions.device) > positions.unsqueeze(1)
+        self.bias = _bias(hidden, dtype).view(len(positions), 1, 1, end)
+
+    def rotation(self, table: Tensor) -> Tensor:
+        return table.index_select(0, self._positions).unsqueeze(1)  # (batch, 1, 1, d_head / 2)
+
+    def write(self, stored: Stored, new: Tensor) -> None:
+        keys, values = new.squeeze(1).unbind(1)  # (batch, kv_heads, d_head)
+        stored.keys[self._rows, :, :, self._positions] = keys
+        stored.values[self._rows, :, self._positions] = values
+
+
+def _bias(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what hides scores when it is added: -inf where `hidden`, else 0."""
+    return torch.zeros(hidden.shape, device=hidden.device, dtype=dtype).masked_fill_(hidden, -torch.inf)
+
+
+def check_room(cache: DecoderCache, batch_size: int, seq_len: int) -> None:
+    """Raise ValueError unless `seq_len` more ids in each of `batch_size` rows fit."""
+    if batch_size != len(cache.lengths):
+        raise ValueError(f"KV cache: made for a batch of {len(cache.lengths)}, got a batch of {batch_size}")
+    if cache.length + seq_len > cache.max_length:
+        raise ValueError(
+            f"KV cache: {cache.length} + {seq_len} positions exceed its max_length of {cache.max_length}; "
+            "make a longer cache, or keep only the last part of the sequence"
+        )

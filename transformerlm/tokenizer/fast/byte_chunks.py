@@ -1,0 +1,127 @@
+"""Text for the compiled engine: UTF-8 in chunks that may be worked on one by one, read from files as it is.
+
+Files of plain text are never made Python strings.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator, Sequence
+from io import FileIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from transformerlm.tokenizer import pretokenize
+from transformerlm.tokenizer.fast import text_kernels as text_kernels
+from transformerlm.tokenizer.fast.encoder import padded
+from transformerlm.tokenizer.fast.jit import PADDING
+from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter
+from transformerlm.utils.text_files import ReadStats, is_plain_text, no_utf8
+
+Array = np.ndarray[Any, Any]
+
+CHUNK_BYTES = 1 << 18  # a few of them fit the processor's cache
+
+_TAIL_BYTES = 1 << 12
+_CONTINUATION = bytes(range(0x80, 0xC0))  # what goes on in UTF-8, and begins nothing
+
+
+class Chunk(NamedTuple):
+    """Texts as UTF-8, one after the other, with `PADDING` zeros behind them, and where each ends.
+
+    With `ordinary`, special tokens in them are plain text.
+    """
+
+    data: Array
+    ends: Array
+    ordinary: bool = False
+
+
+def chunk_of(texts: Sequence[str], *, ordinary: bool = False) -> Chunk:
+    """Return texts as a chunk."""
+    encoded = [text.encode("utf-8", "replace") for text in texts]
+    return Chunk(padded(b"".join(encoded)), np.cumsum([len(text) for text in encoded], dtype=np.int64), ordinary)
+
+
+def comes_in_chunks(path: Path) -> bool:
+    """Tell whether a file is plain text of a chunk or more."""
+    return is_plain_text(path) and path.stat().st_size >= CHUNK_BYTES
+
+
+def read_chunks(
+    path: Path, splitter: SpecialTokenSplitter, *, stats: ReadStats, size: int | None = None
+) -> Iterator[Chunk]:
+    """Yield a file of plain text in chunks of some `size` bytes, cut where the whole's pre-tokens are those of both.
+
+    Bytes that are no UTF-8 are left as they are (see `made_valid`). Memory: a chunk, or the longest run without a
+    place to cut.
+
+    Raises:
+        ValueError: a byte that is no UTF-8, where `stats` refuses them, or a run that is too long to be text.
+    """
+    kept = np.empty(0, dtype=np.uint8)
+    more, position = True, 0
+    with path.open("rb", buffering=0) as file:
+        while more:
+            data = np.empty(max(size or CHUNK_BYTES, 2 * len(kept)) + PADDING, dtype=np.uint8)
+            data[: len(kept)] = kept
+            end = _fill(file, data, len(kept))
+            stats.disk_bytes += end - len(kept)
+            more = end == len(data) - PADDING
+            cut = last_cut(data[:end], splitter) if more or end > pretokenize.MAX_UNCUT_CHARS else end
+            _check_run(data[cut:end], str(path))
+            cut = cut if more else end
+            kept = data[cut:end].copy()
+            data[cut : cut + PADDING] = 0
+            if stats.refuse_invalid and (place := text_kernels.first_invalid(data, cut)) < cut:
+                raise no_utf8(str(path), int(data[place]), position + place)
+            position += cut
+            if stats.sample_chars:
+                stats.keep(data[:cut].tobytes().decode("utf-8", "replace"))
+            if cut:
+                yield Chunk(data[: cut + PADDING], np.array([cut]))
+
+
+def _check_run(run: Array, where: str) -> None:
+    if len(run) > pretokenize.MAX_UNCUT_CHARS < np.count_nonzero(run & 0xC0 != 0x80):  # so many characters begin
+        raise pretokenize.too_long_run(where, run[:80].tobytes().decode("utf-8", "replace")[:20])
+
+
+def last_cut(data: Array, splitter: SpecialTokenSplitter) -> int:
+    """Return the last place where bytes of text, the beginning of more, may be cut; 0 if there is none.
+
+    `SpecialTokenSplitter.safe_cut` decides, on as much of the end as it needs: two characters, and before them the
+    longest special token. What is no UTF-8 it takes for characters that are neither letter, number nor white space.
+    """
+    longest = max(map(len, splitter.special_tokens), default=0)
+    size = _TAIL_BYTES
+    while True:
+        start = max(0, len(data) - size)
+        whole = data[start:].tobytes()
+        tail = whole.lstrip(_CONTINUATION)
+        text = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(tail)  # leaves out half a character
+        cut = splitter.safe_cut(text)
+        if start == 0 or cut > longest:
+            before = start + len(whole) - len(tail)
+            return before + len(text[:cut].encode("utf-8", "surrogateescape")) if cut else 0
+        size *= 16
+
+
+def made_valid(chunk: Chunk) -> tuple[Chunk, int]:
+    """Put U+FFFD in place of bytes that are no UTF-8; return how many there are of them now."""
+    end = int(chunk.ends[-1])
+    if text_kernels.first_invalid(chunk.data, end) == end:
+        return chunk, 0
+    data = chunk.data[:end].tobytes()
+    text = data.decode("utf-8", "replace")
+    return chunk_of([text], ordinary=chunk.ordinary), text.count("\ufffd") - data.count("\ufffd".encode())
+
+
+def _fill(file: FileIO, data: Array, start: int) -> int:
+    """Read from `start` until only the padding is left, or the file has ended; return where that is."""
+    end = len(data) - PADDING
+    while start < end and (number := file.readinto(data[start:end].data)):
+        start += number
+    return start

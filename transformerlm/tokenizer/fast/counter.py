@@ -1,0 +1,200 @@
+"""The compiled engine's counting: chunks of text, whose pre-tokens threads count, exactly.
+
+Each thread counts into a table of its own, so that none waits for
+another; a table that has grown to its share of the memory is added to one table of all threads, and emptied. Counts
+are 64-bit.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from queue import Empty, LifoQueue
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from transformerlm.tokenizer.engines import compiling
+from transformerlm.tokenizer.fast import encode_kernels as kernels
+from transformerlm.tokenizer.fast.byte_chunks import Chunk, chunk_of, made_valid
+from transformerlm.tokenizer.fast.encoder import PATTERNS, SpecialTokens, hash_shift
+from transformerlm.tokenizer.fast.jit import PADDING
+from transformerlm.tokenizer.fast.memory_limit import Memory
+from transformerlm.tokenizer.fast.unicode_tables import unicode_table
+from transformerlm.tokenizer.parallel import map_in_order
+
+Array = np.ndarray[Any, Any]
+
+TABLE_BYTES = 1 << 26  # a thread's share where no limit is given
+
+_FIRST_SLOTS = 1 << 12
+_OF_THE_WHOLE = 1.25  # beside the table of all: an eighth of the limit for the threads', and their words
+
+
+class Words(NamedTuple):
+    """Distinct pre-tokens: their bytes one after the other, where each ends, and how often it occurs."""
+
+    data: Array
+    ends: Array
+    counts: Array
+
+
+class PieceCounter:
+    """Counts the pre-tokens of chunks of text; `words` says what came together."""
+
+    def __init__(
+        self,
+        special_tokens: Sequence[str],
+        *,
+        pattern: str,
+        num_threads: int = 1,
+        memory: Memory | None = None,
+    ) -> None:
+        """Prepare; of a limit the threads' tables get an eighth, since the words that they hold may be in all of them.
+
+        Args:
+            special_tokens: cut the text and are not counted.
+            pattern: a name in `PATTERNS`.
+            num_threads: how many count at a time.
+            memory: where the distinct words go; by default without a limit.
+        """
+        self._specials = SpecialTokens(dict.fromkeys(special_tokens, 0))
+        self._no_specials = SpecialTokens({})
+        self._pattern = PATTERNS[pattern]
+        self._num_threads = num_threads
+        self._memory = Memory() if memory is None else memory
+        self._share = min(TABLE_BYTES, self._memory.limit_bytes / (8 * num_threads))
+        self._tables: LifoQueue[PieceCounts] = LifoQueue()
+        self._total = PieceCounts(self._memory)
+        self._lock = threading.Lock()
+        with compiling("train"):
+            self._count(chunk_of(["a"]))
+            self._add_to_total(self._tables.get_nowait())
+        self._total = PieceCounts(self._memory)
+
+    def count(self, chunks: Iterable[Chunk]) -> Iterator[int]:
+        """Count chunk by chunk, as many at a time as there are threads; yield how many U+FFFD each was given.
+
+        Raises:
+            ValueError: the distinct words need more memory than the limit.
+        """
+        several = self._num_threads > 1
+        with closing(map_in_order(self._count, chunks, num_workers=self._num_threads, threads=several)) as results:
+            yield from results
+
+    def add_up(self) -> int:
+        """Add up what the threads have counted; return the number of distinct pre-tokens."""
+        while not self._tables.empty():
+            table = self._tables.get_nowait()
+            if self._total.num_pieces == 0:
+                self._total, table.memory = table, self._memory
+            else:
+                self._add_to_total(table)
+        return self._total.num_pieces
+
+    def words(self) -> Words:
+        """Return what came together, and forget it."""
+        self.add_up()
+        words, self._total = list_words(self._total), PieceCounts(self._memory)
+        return words
+
+    def _count(self, chunk: Chunk) -> int:
+        chunk, replaced = made_valid(chunk)
+        data, ends, ordinary = chunk
+        specials = self._no_specials if ordinary else self._specials
+        segments, _ = specials.segments(data, np.stack([np.r_[0, ends[:-1]], ends], axis=1))
+        cursor = np.zeros(4, dtype=np.int64)
+        with self._table() as table:
+            while need := kernels.count_pieces(
+                data, segments, cursor, self._pattern, unicode_table(), table.slots, table.shift, table.used,
+                table.long_bytes,
+            ):  # fmt: skip
+                length = int(cursor[kernels.NEEDED])
+                if table.num_pieces > 0 and table.bytes_to_grow(need, length) > self._share:
+                    self._add_to_total(table)
+                    table.clear()
+                else:
+                    table.make_room(need, length)
+        return replaced
+
+    def _add_to_total(self, table: PieceCounts) -> None:
+        words = list_words(table)
+        with self._lock:
+            add_words(self._total, words)
+
+    @contextmanager
+    def _table(self) -> Iterator[PieceCounts]:
+        """Lend a table that no other thread has."""
+        try:
+            table = self._tables.get_nowait()
+        except Empty:
+            table = PieceCounts()
+        yield table
+        self._tables.put(table)
+
+
+class PieceCounts:
+    """A table of pieces and their counts that grows as its kernels ask; see `_kernels.py` for what is in it."""
+
+    def __init__(self, memory: Memory | None = None) -> None:
+        self.memory = Memory() if memory is None else memory
+        self.slots = self.memory.zeros(_FIRST_SLOTS * kernels.SLOT_WORDS, np.uint64, in_all=0)
+        self.long_bytes = np.zeros(1 << 12, dtype=np.uint8)
+        self.used = np.zeros(3, dtype=np.int64)
+
+    @property
+    def shift(self) -> np.uint64:
+        """By how much hashes are shifted for this table."""
+        return hash_shift(len(self.slots) // kernels.SLOT_WORDS)
+
+    @property
+    def num_pieces(self) -> int:
+        """How many pieces are in the table."""
+        return int(self.used[kernels.USED_SLOTS])
+
+    @property
+    def num_bytes(self) -> int:
+        """How many bytes all its pieces have."""
+        return int(self.slots[3 :: kernels.SLOT_WORDS].sum())
+
+    def bytes_to_grow(self, need: int, length: int) -> int:
+        """Return how many bytes the table takes while room is made for a piece of `length` bytes."""
+        more = 2 * self.slots.nbytes if need == kernels.NEED_SLOTS else 2 * len(self.long_bytes) + length
+        return self.slots.nbytes + len(self.long_bytes) + more
+
+    def make_room(self, need: int, length: int) -> None:
+        """Give a kernel what it lacks for a piece of `length` bytes."""
+        in_all = _OF_THE_WHOLE * self.bytes_to_grow(need, length)
+        if need == kernels.NEED_SLOTS:
+            old, self.slots = self.slots, self.memory.zeros(2 * len(self.slots), np.uint64, in_all=in_all)
+            kernels.rehash(old, self.slots, self.shift)
+        else:
+            size = 2 * len(self.long_bytes) + length + 8
+            short, self.long_bytes = self.long_bytes, self.memory.zeros(size, np.uint8, in_all=in_all)
+            self.long_bytes[: len(short)] = short
+
+    def clear(self) -> None:
+        """Forget all pieces."""
+        self.slots[:] = 0
+        self.used[:] = 0
+
+
+def list_words(table: PieceCounts) -> Words:
+    """Return the pieces of a table and their counts."""
+    number, num_bytes = table.num_pieces, table.num_bytes + PADDING
+    in_all = table.slots.nbytes + len(table.long_bytes) + num_bytes + 16 * number
+    data = table.memory.zeros(num_bytes, np.uint8, in_all=in_all)
+    ends = table.memory.zeros(number, np.int64, in_all=in_all)
+    counts = table.memory.zeros(number, np.uint64, in_all=in_all)
+    kernels.list_pieces(table.slots, table.long_bytes, data, ends, counts)
+    return Words(data, ends, counts)
+
+
+def add_words(table: PieceCounts, words: Words) -> None:
+    """Add words and their counts to a table."""
+    cursor = np.zeros(4, dtype=np.int64)
+    while need := kernels.add_counts(
+        words.data, words.ends, words.counts, cursor, table.slots, table.shift, table.used, table.long_bytes
+    ):
+        table.make_room(need, int(cursor[kernels.NEEDED]))

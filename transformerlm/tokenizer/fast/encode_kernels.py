@@ -1,0 +1,388 @@
+"""The tokenizer's inner loops, compiled by numba: the table of pre-tokens, counting and encoding.
+
+Each kernel does to arrays what the readable code beside it does to strings: `count_pieces` is the counter of
+`bpe_trainer.py`, `encode_segments` is `Tokenizer.encode`. `_piece_kernels.py` has the pattern, `_merge_kernels.py` the
+merges of one piece, `_text_kernels.py` what is done to whole texts, and `_train_kernels.py` the learning of merges.
+docs/tokenizer.md explains them one by one.
+
+Rules of the house here. A kernel never allocates: where an array is too small it stops at a whole piece, says in
+`cursor` where, and returns what it needs; its caller in `compiled.py` makes room and calls again. Positions are signed,
+keys and hashes are unsigned numbers, and the two never meet in one sum (numba would make it a float). Texts are valid
+UTF-8 followed by `PADDING` zero bytes; on other bytes the cuts are arbitrary, but no read leaves the array.
+
+**The piece table** is open addressing over slots of four words: key, key, value, length. A piece of up to fifteen
+bytes *is* its key: first eight bytes, next seven, and the length in the top byte. A longer one has a hash and the place
+of its bytes in `long_bytes`, where it is compared. The second key of an empty slot is 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from transformerlm.tokenizer.fast.jit import byte_at, helper, kernel, word_at
+from transformerlm.tokenizer.fast.merge_kernels import WORK_PER_BYTE, merge_piece
+from transformerlm.tokenizer.fast.piece_kernels import next_end
+
+Array = np.ndarray[Any, Any]
+
+DONE, NEED_SLOTS, NEED_LONG_BYTES, NEED_IDS, NEED_WORK = 0, 1, 2, 3, 4
+# Places in `cursor` and in `used`, the arrays in which kernels and their callers keep where they are.
+SEGMENT, POSITION, WRITTEN, NEEDED = 0, 1, 2, 3
+USED_SLOTS, USED_BYTES, USED_IDS = 0, 1, 2
+
+SLOT_WORDS = 4
+SHORT_BYTES = 15
+CACHED_BYTES = 255  # longer pieces hardly ever come again
+
+_U0, _U1, _U2, _U3, _U4 = (np.uint64(number) for number in range(5))
+_U29, _U31, _U40, _U56, _U62 = (np.uint64(number) for number in (29, 31, 40, 56, 62))
+_ID_MASK, _COUNT_MASK, _PLACE_MASK = np.uint64((1 << 31) - 1), np.uint64(0xFFFF), np.uint64((1 << 40) - 1)
+_BYTE_MASK = np.uint64(0xFF)
+_TWO_IDS = np.uint64(1 << 62)
+_LONG = np.uint64(0xFF << 56)
+_MIX_A, _MIX_B = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
+_ALL_ONES = (1 << 64) - 1
+_FIRST_MASK = np.array([_ALL_ONES >> max(0, 64 - 8 * length) if length else 0 for length in range(17)], np.uint64)
+_SECOND_MASK = np.array([_ALL_ONES >> (128 - 8 * length) if length > 8 else 0 for length in range(17)], np.uint64)
+
+
+@helper
+def short_key(data: Array, start: int, length: int) -> tuple[Any, Any]:
+    """Return one to fifteen bytes and their number as two words."""
+    first = word_at(data, start) & _FIRST_MASK[length]
+    second = word_at(data, start + 8) & _SECOND_MASK[length]
+    return first, second | np.uint64(length) << _U56
+
+
+@helper
+def home_slot(first: Any, second: Any, shift: Any) -> Any:
+    """Return the place in the table, in words, where the search for a key begins; the table has 2^(64-shift) slots."""
+    return ((first ^ second * _MIX_A) * _MIX_B) >> shift << _U2
+
+
+@kernel
+def long_hash(data: Array, start: int, length: int) -> Any:
+    """Return a hash of more than fifteen bytes."""
+    result = np.uint64(length)
+    for place in range(start, start + length - 7, 8):
+        result = (result ^ word_at(data, place)) * _MIX_A
+        result ^= result >> _U29
+    return (result ^ word_at(data, start + length - 8)) * _MIX_B
+
+
+@kernel
+def equal_bytes(left: Array, left_start: int, right: Array, right_start: int, length: int) -> bool:
+    """Tell whether two stretches of bytes are the same."""
+    for offset in range(length):
+        if byte_at(left, left_start + offset) != byte_at(right, right_start + offset):
+            return False
+    return True
+
+
+@kernel
+def find_slot(data: Array, start: int, length: int, slots: Array, shift: Any, long_bytes: Array) -> Any:
+    """Return the place of a piece's slot in the table, or that of the empty slot where it belongs."""
+    mask = np.uint64(slots.size - 1)
+    if length <= SHORT_BYTES:
+        first, second = short_key(data, start, length)
+        place = home_slot(first, second, shift)
+        while slots[place + _U1] != _U0 and (slots[place] != first or slots[place + _U1] != second):
+            place = (place + _U4) & mask
+        return place
+    first = long_hash(data, start, length)
+    place = home_slot(first, _LONG, shift)
+    while slots[place + _U1] != _U0:
+        if slots[place] == first and slots[place + _U3] == np.uint64(length) and slots[place + _U1] >= _LONG:
+            stored = np.int64(slots[place + _U1] & _PLACE_MASK)
+            if equal_bytes(data, start, long_bytes, stored, length):
+                break
+        place = (place + _U4) & mask
+    return place
+
+
+@kernel
+def fill_slot(data: Array, start: int, length: int, slots: Array, place: Any, used: Array, long_bytes: Array) -> None:
+    """Write a piece's key into an empty slot, and a long piece's bytes behind those of the others."""
+    if length <= SHORT_BYTES:
+        first, second = short_key(data, start, length)
+    else:
+        first = long_hash(data, start, length)
+        stored = used[USED_BYTES]
+        second = _LONG | np.uint64(stored)
+        for offset in range(length):
+            long_bytes[stored + offset] = byte_at(data, start + offset)
+        used[USED_BYTES] = stored + length
+    slots[place] = first
+    slots[place + _U1] = second
+    slots[place + _U3] = np.uint64(length)
+    used[USED_SLOTS] += 1
+
+
+@kernel
+def rehash(old: Array, slots: Array, shift: Any) -> None:
+    """Move all pieces of a table into a larger empty one."""
+    mask = np.uint64(slots.size - 1)
+    for start in range(0, old.size, SLOT_WORDS):
+        if old[start + 1] != _U0:
+            second = _LONG if old[start + 1] >= _LONG else old[start + 1]
+            place = home_slot(old[start], second, shift)
+            while slots[place + _U1] != _U0:
+                place = (place + _U4) & mask
+            for word in range(SLOT_WORDS):
+                slots[place + np.uint64(word)] = old[start + word]
+
+
+@helper
+def room_for(length: int, slots: Array, used: Array, long_bytes: Array) -> int:
+    """Return what a new piece lacks: nothing (`DONE`), slots (half of them stay empty), or room for its bytes."""
+    if (used[USED_SLOTS] + 1) * 2 * SLOT_WORDS > slots.size:
+        return NEED_SLOTS
+    if length > SHORT_BYTES and used[USED_BYTES] + length + 8 > long_bytes.size:
+        return NEED_LONG_BYTES
+    return DONE
+
+
+@helper
+def room_to_count(length: int, slots: Array, used: Array, long_bytes: Array) -> int:
+    """Return what a new piece lacks to be counted: as `room_for`, but only a quarter of the slots stays empty."""
+    if (used[USED_SLOTS] + 1) * 4 * SLOT_WORDS > 3 * slots.size:
+        return NEED_SLOTS
+    if length > SHORT_BYTES and used[USED_BYTES] + length + 8 > long_bytes.size:
+        return NEED_LONG_BYTES
+    return DONE
+
+
+@helper
+def skip_known(
+    data: Array, start: int, end: int, pattern: int, table: Array, slots: Array, shift: Any
+) -> tuple[int, int]:
+    """Count short pieces that are in the table, up to the first other one; return where that begins and ends."""
+    mask = np.uint64(slots.size - 1)
+    seen_from, seen = start, _U0
+    while start < end:
+        stop, seen_from, seen = next_end(data, start, end, pattern, table, seen_from, seen)
+        if stop - start > SHORT_BYTES:
+            return start, stop
+        first, second = short_key(data, start, stop - start)
+        place = home_slot(first, second, shift)
+        while slots[place] != first or slots[place + _U1] != second:
+            if slots[place + _U1] == _U0:
+                return start, stop
+            place = (place + _U4) & mask
+        slots[place + _U2] += _U1
+        start = stop
+    return end, end
+
+
+@kernel
+def count_pieces(
+    data: Array,
+    segments: Array,
+    cursor: Array,
+    pattern: int,
+    table: Array,
+    slots: Array,
+    shift: Any,
+    used: Array,
+    long_bytes: Array,
+) -> int:
+    """Count the pieces of the segments, rows of (start, end), into the table's values; return `DONE` or a need."""
+    while cursor[SEGMENT] < segments.shape[0]:
+        end = segments[cursor[SEGMENT], 1]
+        start = max(cursor[POSITION], segments[cursor[SEGMENT], 0])
+        while start < end:
+            start, stop = skip_known(data, start, end, pattern, table, slots, shift)
+            cursor[POSITION] = start
+            if start == end:
+                break
+            place = find_slot(data, start, stop - start, slots, shift, long_bytes)
+            if slots[place + _U1] == _U0:
+                need = room_to_count(stop - start, slots, used, long_bytes)
+                if need != DONE:
+                    cursor[NEEDED] = stop - start
+                    return need
+                fill_slot(data, start, stop - start, slots, place, used, long_bytes)
+            slots[place + _U2] += _U1
+            start = stop
+        cursor[SEGMENT] += 1
+        cursor[POSITION] = 0
+    return DONE
+
+
+@kernel
+def list_pieces(slots: Array, long_bytes: Array, data: Array, ends: Array, values: Array) -> int:
+    """Write the bytes of all pieces of a table one after the other, where each ends, and its value; return how many."""
+    number, stop = 0, 0
+    for place in range(0, slots.size, SLOT_WORDS):
+        second = slots[place + 1]
+        if second == _U0:
+            continue
+        length = np.int64(slots[place + 3])
+        for offset in range(length):
+            if second >= _LONG:
+                data[stop + offset] = long_bytes[np.int64(second & _PLACE_MASK) + offset]
+            else:
+                word = slots[place] if offset < 8 else second
+                data[stop + offset] = word >> np.uint64(8 * (offset & 7)) & _BYTE_MASK
+        stop += length
+        ends[number], values[number] = stop, slots[place + 2]
+        number += 1
+    return number
+
+
+@kernel
+def add_counts(
+    data: Array, ends: Array, values: Array, cursor: Array, slots: Array, shift: Any, used: Array, long_bytes: Array
+) -> int:
+    """Add listed pieces with their counts to a table; return `DONE` or a need."""
+    while cursor[POSITION] < ends.size:
+        number = cursor[POSITION]
+        start = ends[number - 1] if number > 0 else 0
+        length = ends[number] - start
+        place = find_slot(data, start, length, slots, shift, long_bytes)
+        if slots[place + _U1] == _U0:
+            need = room_to_count(length, slots, used, long_bytes)
+            if need != DONE:
+                cursor[NEEDED] = length
+                return need
+            fill_slot(data, start, length, slots, place, used, long_bytes)
+            slots[place + _U2] = _U0
+        slots[place + _U2] += values[number]
+        cursor[POSITION] = number + 1
+    return DONE
+
+
+@helper
+def write_known(
+    data: Array,
+    start: int,
+    end: int,
+    pattern: int,
+    table: Array,
+    slots: Array,
+    shift: Any,
+    ids: Array,
+    out: Array,
+    written: int,
+) -> tuple[int, int, int]:
+    """Write the ids of short pieces that are in the table, up to the first other one.
+
+    Return where that one begins, where it ends, and how many ids are written now. A slot's value holds, above all, how
+    its ids are kept: 0 one id, 1 two ids, both in the value itself; 2 more of them, at a place in `ids`.
+    """
+    mask = np.uint64(slots.size - 1)
+    seen_from, seen = start, _U0
+    while start < end:
+        stop, seen_from, seen = next_end(data, start, end, pattern, table, seen_from, seen)
+        if stop - start > SHORT_BYTES:
+            return start, stop, written
+        first, second = short_key(data, start, stop - start)
+        place = home_slot(first, second, shift)
+        while slots[place] != first or slots[place + _U1] != second:
+            if slots[place + _U1] == _U0:
+                return start, stop, written
+            place = (place + _U4) & mask
+        written = write_value(slots[place + _U2], ids, out, written)
+        start = stop
+    return end, end, written
+
+
+@helper
+def write_value(value: Any, ids: Array, out: Array, written: int) -> int:
+    """Write the ids that a slot's value stands for; `out` always has room for one more than there are bytes."""
+    if value < _TWO_IDS << _U1:
+        out[written] = value & _ID_MASK
+        out[written + 1] = value >> _U31 & _ID_MASK
+        return written + 1 + np.int64(value >> _U62)
+    place = np.int64(value & _PLACE_MASK)
+    number = np.int64(value >> _U40 & _COUNT_MASK)
+    for offset in range(number):
+        out[written + offset] = ids[place + offset]
+    return written + number
+
+
+@kernel
+def keep_ids(out: Array, start: int, end: int, slots: Array, place: Any, used: Array, ids: Array) -> None:
+    """Write the ids in `out[start:end]` into the value of a piece's slot, three and more behind the others in `ids`."""
+    number = end - start
+    if number == 1:
+        slots[place + _U2] = np.uint64(out[start])
+    elif number == 2:
+        slots[place + _U2] = _TWO_IDS | np.uint64(out[start + 1]) << _U31 | np.uint64(out[start])
+    else:
+        stored = used[USED_IDS]
+        for offset in range(number):
+            ids[stored + offset] = out[start + offset]
+        used[USED_IDS] = stored + number
+        slots[place + _U2] = _TWO_IDS << _U1 | np.uint64(number) << _U40 | np.uint64(stored)
+
+
+@kernel
+def encode_segments(
+    data: Array,
+    segments: Array,
+    cursor: Array,
+    pattern: int,
+    table: Array,
+    byte_ids: Array,
+    pairs: Array,
+    pair_shift: Any,
+    lengths: Array,
+    slots: Array,
+    shift: Any,
+    used: Array,
+    long_bytes: Array,
+    ids: Array,
+    work: Array,
+    out: Array,
+    ends: Array,
+) -> int:
+    """Encode the segments, rows of (start, end, id to add behind it or -1), into `out`; return `DONE` or a need.
+
+    `ends` is told for each segment how many ids are written after it.
+    """
+    while cursor[SEGMENT] < segments.shape[0]:
+        row = cursor[SEGMENT]
+        end = segments[row, 1]
+        start = max(cursor[POSITION], segments[row, 0])
+        written = cursor[WRITTEN]
+        while start < end:
+            start, stop, written = write_known(data, start, end, pattern, table, slots, shift, ids, out, written)
+            cursor[POSITION], cursor[WRITTEN] = start, written
+            length = stop - start
+            if length == 0:
+                break
+            place = find_slot(data, start, length, slots, shift, long_bytes)
+            if slots[place + _U1] != _U0:
+                written = write_value(slots[place + _U2], ids, out, written)
+            else:
+                need = room_to_encode(length, slots, used, long_bytes, ids, work)
+                if need != DONE:
+                    cursor[NEEDED] = length
+                    return need
+                first = written
+                written = merge_piece(data, start, length, byte_ids, pairs, pair_shift, lengths, work, out, first)
+                if length <= CACHED_BYTES:
+                    fill_slot(data, start, length, slots, place, used, long_bytes)
+                    keep_ids(out, first, written, slots, place, used, ids)
+            start = stop
+        if segments[row, 2] >= 0:
+            out[written] = segments[row, 2]
+            written += 1
+        ends[row] = written
+        cursor[SEGMENT], cursor[POSITION], cursor[WRITTEN] = row + 1, 0, written
+    return DONE
+
+
+@helper
+def room_to_encode(length: int, slots: Array, used: Array, long_bytes: Array, ids: Array, work: Array) -> int:
+    """Return what merging and keeping a new piece lacks, `DONE` if nothing."""
+    if length * WORK_PER_BYTE > work.size:
+        return NEED_WORK
+    if length > CACHED_BYTES:
+        return DONE
+    if used[USED_IDS] + length > ids.size:
+        return NEED_IDS
+    return room_for(length, slots, used, long_bytes)

@@ -1,0 +1,263 @@
+"""The compiled engine's encoder and decoder: arrays made ready, kernels called, room made where they ask for it.
+
+Texts are joined into one array of UTF-8; a kernel cuts it at special tokens into segments, another encodes runs of
+segments. With several threads each has a table of pieces of its own, so that none waits for another; the kernels run
+without the GIL. Tables are kept from call to call, and emptied when they reach their share of the cache's bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from queue import Empty, LifoQueue
+from typing import Any
+
+import numpy as np
+
+from transformerlm.tokenizer.engines import compiling
+from transformerlm.tokenizer.fast import encode_kernels as kernels
+from transformerlm.tokenizer.fast import merge_kernels as merge_kernels
+from transformerlm.tokenizer.fast import text_kernels as text_kernels
+from transformerlm.tokenizer.fast.jit import PADDING
+from transformerlm.tokenizer.fast.unicode_tables import unicode_table
+from transformerlm.tokenizer.parallel import map_in_order
+
+Array = np.ndarray[Any, Any]
+
+PATTERNS = {"gpt2": 0, "cl100k": 1}
+CACHE_BYTES = 64_000_000
+SEGMENT_BYTES = 1 << 20
+
+_FIRST_SLOTS = 1 << 14
+
+
+def padded(data: bytes) -> Array:
+    """Return bytes as an array that the kernels may read, with `PADDING` zeros behind them."""
+    result = np.empty(len(data) + PADDING, dtype=np.uint8)
+    result[: len(data)] = np.frombuffer(data, dtype=np.uint8)
+    result[len(data) :] = 0
+    return result
+
+
+def hash_shift(num_slots: int) -> np.uint64:
+    """Return by how much a 64-bit hash is shifted to give a place among so many slots, a power of two."""
+    return np.uint64(65 - num_slots.bit_length())
+
+
+class PieceTable:
+    """A table of pieces that grows as its kernel asks; see `_kernels.py` for what is in it."""
+
+    def __init__(self, *, max_bytes: int | None = None, num_slots: int = _FIRST_SLOTS) -> None:
+        self.max_bytes = max_bytes
+        self.slots = np.zeros(num_slots * kernels.SLOT_WORDS, dtype=np.uint64)
+        self.long_bytes = np.zeros(1 << 14, dtype=np.uint8)
+        self.ids = np.zeros(1 << 14, dtype=np.uint32)
+        self.work = np.zeros(merge_kernels.WORK_PER_BYTE * kernels.CACHED_BYTES, dtype=np.int64)
+        self.out = np.zeros(0, dtype=np.uint32)
+        self.used = np.zeros(3, dtype=np.int64)
+
+    @property
+    def shift(self) -> np.uint64:
+        """By how much hashes are shifted for this table."""
+        return hash_shift(len(self.slots) // kernels.SLOT_WORDS)
+
+    def make_room(self, need: int, length: int) -> None:
+        """Give a kernel what it lacks for a piece of `length` bytes; empty the table where that would be too much."""
+        if need == kernels.NEED_WORK:
+            self.work = np.zeros(merge_kernels.WORK_PER_BYTE * length, dtype=np.int64)
+            return
+        grown: dict[int, Array] = {
+            kernels.NEED_SLOTS: self.slots,
+            kernels.NEED_LONG_BYTES: self.long_bytes,
+            kernels.NEED_IDS: self.ids,
+        }
+        size = self.slots.nbytes + self.long_bytes.nbytes + self.ids.nbytes
+        if self.max_bytes is not None and size + 3 * grown[need].nbytes > self.max_bytes:
+            self.slots[:] = 0
+            self.used[:] = 0
+        elif need == kernels.NEED_SLOTS:
+            old, self.slots = self.slots, np.zeros(4 * len(self.slots), dtype=np.uint64)
+            kernels.rehash(old, self.slots, self.shift)
+        elif need == kernels.NEED_LONG_BYTES:
+            self.long_bytes = _longer(self.long_bytes, length)
+        else:
+            self.ids = _longer(self.ids, length)
+
+    def room_to_write(self, num_ids: int) -> Array:
+        """Return an array for the ids of a call; it is used again by the next one."""
+        if len(self.out) < num_ids:
+            self.out = np.empty(num_ids, dtype=np.uint32)
+        return self.out
+
+
+class SpecialTokens:
+    """Special tokens as the kernels want them: spelled one after the other, the longest first."""
+
+    def __init__(self, ids: Mapping[str, int]) -> None:
+        longest_first = sorted(ids, key=len, reverse=True)
+        spelled = [token.encode() for token in longest_first]
+        self.spelled = padded(b"".join(spelled))
+        self.places = np.cumsum([0, *map(len, spelled)], dtype=np.int64)
+        self.first_bytes = np.zeros(256, dtype=np.bool_)
+        self.first_bytes[[token[0] for token in spelled]] = True
+        self.ids = np.array([*(ids[token] for token in longest_first), -1], dtype=np.int64)  # [-1] is "no token"
+
+    def segments(self, data: Array, texts: Array, *, longest: int = SEGMENT_BYTES) -> tuple[Array, Array]:
+        """Cut texts, rows of (start, end), into rows of (start, end, id behind it or -1); tell each one's last row."""
+        segments = np.empty((2 * len(texts) + len(data) // 500 + 16, 3), dtype=np.int64)
+        last = np.empty(len(texts), dtype=np.int64)
+        while True:
+            number = text_kernels.cut_segments(
+                data, texts, longest, self.first_bytes, self.spelled, self.places, unicode_table(), segments, last
+            )
+            if number <= len(segments):
+                break
+            segments = np.empty((number, 3), dtype=np.int64)
+        segments = segments[:number]
+        segments[:, 2] = self.ids[segments[:, 2]]
+        return segments, last
+
+
+class CompiledEncoder:
+    """What a tokenizer's `encode` does, by kernels."""
+
+    def __init__(
+        self,
+        *,
+        byte_ids: Sequence[int],
+        merges: Sequence[tuple[int, int, int]],
+        sizes: Sequence[int],
+        special_token_ids: Mapping[str, int],
+        pattern: str,
+        dtype: type[np.uint16] | type[np.uint32],
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        """Make the tables; `merges` are (left id, right id, merged id) in order, `sizes` the bytes of each id."""
+        self._dtype = dtype
+        self._pattern = PATTERNS[pattern]
+        self._specials = SpecialTokens(special_token_ids)
+        self._no_specials = SpecialTokens({})
+        self._byte_ids = np.array(byte_ids, dtype=np.int64)
+        self._cache_bytes = cache_bytes
+        self._tables: LifoQueue[PieceTable] = LifoQueue()
+        num_slots = 1 << max(4, (4 * len(merges)).bit_length())
+        self._pairs = np.full(merge_kernels.HASHED + 2 * num_slots, -1, dtype=np.int64)
+        self._pair_shift = hash_shift(num_slots)
+        self._lengths = np.array(sizes, dtype=np.int64)
+        with compiling("encode"):
+            rows = np.array(merges, dtype=np.int64).reshape(-1, 3)
+            merge_kernels.fill_pairs(rows, self._pairs, self._pair_shift)
+            self.encode_texts([b"a"])
+
+    def encode_texts(
+        self, texts: Sequence[bytes], *, num_threads: int = 1, ordinary: bool = False
+    ) -> tuple[Array, Array]:
+        """Return the ids of all texts, valid UTF-8, one after the other, and where those of each end.
+
+        With `ordinary`, special tokens are spelled out.
+        """
+        ends = np.cumsum(np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)))
+        return self._encode(padded(b"".join(texts)), ends, num_threads=num_threads, ordinary=ordinary)
+
+    def encode_array(self, data: Array, ends: Array, *, ordinary: bool = False) -> Array:
+        """Return the ids of texts, valid UTF-8 with `PADDING` zeros behind it, which end at `ends`."""
+        return self._encode(data, ends, num_threads=1, ordinary=ordinary)[0]
+
+    def encode_file(self, path: Path, *, num_threads: int) -> Array | None:
+        """Return the ids of a file of plain text, read at once; `None` where it is not valid UTF-8."""
+        size = path.stat().st_size
+        data = np.zeros(size + PADDING, dtype=np.uint8)
+        with path.open("rb", buffering=0) as file:
+            read = 0
+            while number := file.readinto(data[read:size].data):
+                read += number
+        if text_kernels.first_invalid(data, read) < read:
+            return None
+        return self._encode(data, np.array([read], dtype=np.int64), num_threads=num_threads)[0]
+
+    def _encode(self, data: Array, ends: Array, *, num_threads: int, ordinary: bool = False) -> tuple[Array, Array]:
+        rows = np.stack([np.r_[0, ends[:-1]], ends], axis=1) if len(ends) else np.empty((0, 2), dtype=np.int64)
+        segments, last = (self._no_specials if ordinary else self._specials).segments(data, rows)
+        parts, part_ends = [], []
+        total = 0
+        tasks = ((data, run) for run in _runs(segments))
+        with closing(
+            map_in_order(self._encode_run, tasks, num_workers=num_threads, threads=num_threads > 1)
+        ) as results:
+            for ids, id_ends in results:
+                parts.append(ids)
+                part_ends.append(id_ends + total)
+                total += len(ids)
+        all_ends = np.concatenate([np.zeros(1, dtype=np.int64), *part_ends])
+        return np.concatenate([np.empty(0, dtype=self._dtype), *parts]), all_ends[last]
+
+    def _encode_run(self, task: tuple[Array, Array]) -> tuple[Array, Array]:
+        data, segments = task
+        ends = np.empty(len(segments), dtype=np.int64)
+        cursor = np.zeros(4, dtype=np.int64)
+        with self._table() as table:
+            # A token has a byte or more, each segment may have an id behind it, and two ids are written at a time.
+            out = table.room_to_write(int((segments[:, 1] - segments[:, 0]).sum()) + len(segments) + 2)
+            while need := kernels.encode_segments(
+                data, segments, cursor, self._pattern, unicode_table(), self._byte_ids, self._pairs, self._pair_shift,
+                self._lengths, table.slots, table.shift, table.used, table.long_bytes, table.ids, table.work, out, ends,
+            ):  # fmt: skip
+                table.make_room(need, int(cursor[kernels.NEEDED]))
+            return out[: cursor[kernels.WRITTEN]].astype(self._dtype), ends
+
+    @contextmanager
+    def _table(self) -> Iterator[PieceTable]:
+        """Lend a table that no other thread has."""
+        try:
+            table = self._tables.get_nowait()
+        except Empty:
+            table = PieceTable(max_bytes=self._cache_bytes)
+        try:
+            yield table
+        finally:
+            self._tables.put(table)
+
+
+class CompiledDecoder:
+    """What a tokenizer's `decode_bytes` does, by kernels."""
+
+    def __init__(self, tokens: Sequence[bytes]) -> None:
+        """Make the tables; `tokens` are the bytes of each id."""
+        self._spelled = padded(b"".join(tokens))
+        self._offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int64)
+        with compiling("decode"):
+            self.decode(np.zeros(1, dtype=np.uint16))
+
+    def decode(self, ids: Array) -> memoryview:
+        """Return the bytes of the ids, an array of whole numbers of one dimension.
+
+        Raises:
+            KeyError: an id that is not in the vocabulary.
+        """
+        ids = np.ascontiguousarray(ids, dtype=np.uint16 if ids.dtype == np.uint16 else np.int64)
+        if not ids.flags.writeable:
+            ids = ids.copy()
+        length = text_kernels.decoded_length(ids, self._offsets)
+        if length < 0:
+            raise KeyError(int(ids[-1 - length]))
+        out = np.empty(length + PADDING, dtype=np.uint8)
+        text_kernels.decode_ids(ids, self._offsets, self._spelled, out)
+        return out[:length].data
+
+
+def _runs(segments: Array) -> Iterator[Array]:
+    """Yield runs of segments of about `SEGMENT_BYTES`."""
+    sizes = np.cumsum(segments[:, 1] - segments[:, 0] + 1)
+    start = 0
+    while start < len(segments):
+        before = sizes[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(sizes, before + SEGMENT_BYTES, side="right")))
+        yield segments[start:stop]
+        start = stop
+
+
+def _longer(array: Array, at_least: int) -> Array:
+    result = np.zeros(4 * len(array) + at_least, dtype=array.dtype)
+    result[: len(array)] = array
+    return result

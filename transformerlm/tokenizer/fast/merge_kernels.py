@@ -1,0 +1,282 @@
+"""Applying merges to one pre-token, compiled: `bpe_merge.py` over arrays, with the same names.
+
+The rules of `_kernels.py` hold here too. A piece is merged in `work`, which has `WORK_PER_BYTE` places for each of its
+bytes; its ids go to `out`. The table of pairs begins with the values of all pairs of ids below `DIRECT_IDS`, which are
+those of bytes in most vocabularies; behind them stand the others, open addressing over (key, value), the key -1 where a
+place is empty.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from transformerlm.tokenizer.fast.jit import byte_at, helper, kernel
+
+Array = np.ndarray[Any, Any]
+
+SCANNED_BYTES = 64  # up to here a scan for the best pair beats a heap
+WINDOW_BYTES = 32  # a long piece is scanned in windows of so many
+WORK_PER_BYTE = 7
+DIRECT_IDS = 256
+HASHED = DIRECT_IDS * DIRECT_IDS  # where the hashed pairs begin
+ID_BITS = (1 << 32) - 1
+PLACE_MASK, PLACED_RANK = SCANNED_BYTES - 1, 38  # a place takes the six bits between a pair's rank and its id
+NO_PAIR = (1 << 63) - 1
+
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+@helper
+def find_pair(pairs: Array, shift: Any, left: int, right: int) -> int:
+    """Return a pair's rank and, in the low 32 bits, the id that merging it makes; `NO_PAIR` if nothing merges it."""
+    if left | right < DIRECT_IDS:
+        return pairs[left * DIRECT_IDS + right]
+    key = left << 31 | right
+    place = HASHED + np.int64(np.uint64(key) * _MIX >> shift) * 2
+    while pairs[place] != key:
+        if pairs[place] < 0:
+            return NO_PAIR
+        place += 2
+        if place == pairs.size:
+            place = HASHED
+    return pairs[place + 1]
+
+
+@kernel
+def fill_pairs(ids: Array, pairs: Array, shift: Any) -> None:
+    """Fill the table of pairs, all -1 before, from merges in order: rows of (left id, right id, merged id)."""
+    for place in range(HASHED):
+        pairs[place] = NO_PAIR
+    for rank in range(ids.shape[0]):
+        left, right, value = ids[rank, 0], ids[rank, 1], rank << 32 | ids[rank, 2]
+        if left | right < DIRECT_IDS:
+            pairs[left * DIRECT_IDS + right] = value
+            continue
+        key = left << 31 | right
+        place = HASHED + np.int64(np.uint64(key) * _MIX >> shift) * 2
+        while pairs[place] >= 0:
+            place += 2
+            if place == pairs.size:
+                place = HASHED
+        pairs[place] = key
+        pairs[place + 1] = value
+
+
+@kernel
+def merge_by_scan(base: int, length: int, pairs: Array, shift: Any, work: Array) -> int:
+    """Merge the byte ids in `work[base : base + length]` by looking for the best pair over and over.
+
+    Nothing is moved: behind the ids stand what each makes with the next one, the place of that next one, and that of
+    the one before. Returns how many tokens remain; each is left as its id, its number of bytes in the bits above 32.
+    """
+    best_of, after, before = base + length, base + 2 * length, base + 3 * length
+    for place in range(length):
+        work[after + place], work[before + place], work[best_of + place] = place + 1, place - 1, NO_PAIR
+    for place in range(length - 1):
+        work[best_of + place] = placed_pair(base, place, place + 1, pairs, shift, work)
+    while True:
+        best = NO_PAIR
+        for place in range(best_of, best_of + length):
+            best = min(best, work[place])
+        if best == NO_PAIR:
+            break
+        left = best >> 32 & PLACE_MASK
+        right, leader = work[after + left], work[before + left]
+        follower = work[after + right]
+        work[base + left], work[after + left] = best & ID_BITS, follower
+        work[best_of + left], work[best_of + right] = NO_PAIR, NO_PAIR
+        if follower < length:
+            work[before + follower] = left
+            work[best_of + left] = placed_pair(base, left, follower, pairs, shift, work)
+        if leader >= 0:
+            work[best_of + leader] = placed_pair(base, leader, left, pairs, shift, work)
+    return gather_tokens(base, length, after, work)
+
+
+@helper
+def placed_pair(base: int, left: int, right: int, pairs: Array, shift: Any, work: Array) -> int:
+    """Return a pair's rank, its place below that, and in the low 32 bits what it makes: the least first."""
+    value = find_pair(pairs, shift, work[base + left], work[base + right])
+    if value == NO_PAIR:
+        return NO_PAIR
+    return value >> 32 << PLACED_RANK | left << 32 | value & ID_BITS
+
+
+@kernel
+def gather_tokens(base: int, length: int, after: int, work: Array) -> int:
+    """Put the tokens of a linked list together at `base`, each with its number of bytes; return how many they are."""
+    number = place = 0
+    while place < length:
+        work[base + number] = work[base + place] | (work[after + place] - place) << 32
+        number, place = number + 1, work[after + place]
+    return number
+
+
+@kernel
+def push(heap: Array, base: int, size: int, item: int) -> None:
+    """Put an item into a heap (the least on top) of `size` items that begins at `base`."""
+    place = size
+    while place > 0 and heap[base + (place - 1) // 2] > item:
+        heap[base + place] = heap[base + (place - 1) // 2]
+        place = (place - 1) // 2
+    heap[base + place] = item
+
+
+@kernel
+def pop(heap: Array, base: int, size: int) -> int:
+    """Take the least item out of a heap of `size` items and return it."""
+    least, item = heap[base], heap[base + size - 1]
+    place, child = 0, 1
+    while child < size - 1:
+        if child + 1 < size - 1 and heap[base + child + 1] < heap[base + child]:
+            child += 1
+        if heap[base + child] >= item:
+            break
+        heap[base + place] = heap[base + child]
+        place, child = child, 2 * child + 1
+    heap[base + place] = item
+    return least
+
+
+@kernel
+def merge_by_heap(base: int, length: int, pairs: Array, shift: Any, work: Array) -> int:
+    """Merge like `merge_by_scan`, with a heap of (rank, place) over a linked list.
+
+    `work` holds from `base` the ids, then for each place the next one, the one before, and the heap, at most three
+    entries a place.
+    """
+    after, before, heap, size = base + length, base + 2 * length, base + 3 * length, 0
+    for place in range(length):
+        work[after + place], work[before + place] = place + 1, place - 1
+        if place + 1 < length:
+            size = push_pair(base, place, place + 1, pairs, shift, work, heap, size)
+    while size > 0:
+        item = pop(work, heap, size)
+        size -= 1
+        left = item & ID_BITS
+        right = work[after + left]
+        if right >= length:
+            continue
+        value = find_pair(pairs, shift, work[base + left], work[base + right])
+        if value == NO_PAIR or value >> 32 != item >> 32:
+            continue  # out of date
+        follower, leader = work[after + right], work[before + left]
+        work[base + left], work[base + right] = value & ID_BITS, -1
+        work[after + left], work[after + right] = follower, length
+        if follower < length:
+            work[before + follower] = left
+            size = push_pair(base, left, follower, pairs, shift, work, heap, size)
+        if leader >= 0:
+            size = push_pair(base, leader, left, pairs, shift, work, heap, size)
+    return gather_tokens(base, length, after, work)
+
+
+@kernel
+def push_pair(base: int, left: int, right: int, pairs: Array, shift: Any, work: Array, heap: int, size: int) -> int:
+    """Put two neighbours into the heap if something merges them; return the heap's new size."""
+    value = find_pair(pairs, shift, work[base + left], work[base + right])
+    if value == NO_PAIR:
+        return size
+    push(work, heap, size, value >> 32 << 32 | left)
+    return size + 1
+
+
+@kernel
+def merge_window(
+    data: Array, start: int, length: int, base: int, byte_ids: Array, pairs: Array, shift: Any, work: Array
+) -> int:
+    """Put the tokens of the bytes `data[start : start + length]` to `base`; return how many they are."""
+    for offset in range(length):
+        work[base + offset] = byte_ids[byte_at(data, start + offset)]
+    if length <= SCANNED_BYTES:
+        return merge_by_scan(base, length, pairs, shift, work)
+    return merge_by_heap(base, length, pairs, shift, work)
+
+
+@kernel
+def is_repeated(data: Array, start: int, other: int, length: int) -> bool:
+    """Tell whether two stretches of bytes are the same, as they are in a run of one character."""
+    for offset in range(length):
+        if byte_at(data, start + offset) != byte_at(data, other + offset):
+            return False
+    return True
+
+
+@kernel
+def merge_by_windows(
+    data: Array,
+    start: int,
+    end: int,
+    byte_ids: Array,
+    pairs: Array,
+    shift: Any,
+    lengths: Array,
+    work: Array,
+    out: Array,
+    first: int,
+) -> int:
+    """Write the ids of the bytes `data[start:end]` to `out[first:]`, as `bpe_merge.merge_by_windows` explains.
+
+    Returns where they end. `lengths` has the number of bytes of each id. In `work` stand the tokens of the window, then
+    those of the next one with what merging it needs.
+    """
+    written, window = first, min(WINDOW_BYTES, end - start)
+    number = merge_window(data, start, window, 0, byte_ids, pairs, shift, work)
+    settled = window * 29 // 32
+    while start + window < end:
+        kept = num_bytes = 0
+        while kept < number - 1 and (kept == 0 or num_bytes + (work[kept] >> 32) <= settled):
+            num_bytes += work[kept] >> 32
+            kept += 1
+        begin, others, num_others = start + num_bytes, 0, number
+        if kept and not (begin + window <= end and is_repeated(data, start, begin, window)):
+            others = window
+            num_others = merge_window(data, begin, min(window, end - begin), others, byte_ids, pairs, shift, work)
+        if kept and work[others] == work[kept]:
+            written = write_tokens(kept, work, out, written)
+            for place in range(num_others):
+                work[place] = work[others + place]
+            start, number = begin, num_others
+        elif kept > 1:
+            settled = num_bytes // 2
+            continue
+        else:
+            token, window = work[0] & ID_BITS, min(2 * window, end - start)
+            number = merge_window(data, start, window, 0, byte_ids, pairs, shift, work)
+            while written > first and work[0] & ID_BITS != token:
+                written -= 1
+                token = np.int64(out[written])
+                start -= lengths[token]
+                number = merge_window(data, start, window, 0, byte_ids, pairs, shift, work)
+        settled = window * 29 // 32
+    return write_tokens(number, work, out, written)
+
+
+@kernel
+def write_tokens(number: int, work: Array, out: Array, written: int) -> int:
+    """Write the ids of the first tokens in `work` behind those that are written; return where they end."""
+    for place in range(number):
+        out[written + place] = work[place] & ID_BITS
+    return written + number
+
+
+@kernel
+def merge_piece(
+    data: Array,
+    start: int,
+    length: int,
+    byte_ids: Array,
+    pairs: Array,
+    shift: Any,
+    lengths: Array,
+    work: Array,
+    out: Array,
+    written: int,
+) -> int:
+    """Write the ids of one piece behind those that are written; return where they end."""
+    if length > SCANNED_BYTES:
+        return merge_by_windows(data, start, start + length, byte_ids, pairs, shift, lengths, work, out, written)
+    number = merge_window(data, start, length, 0, byte_ids, pairs, shift, work)
+    return write_tokens(number, work, out, written)

@@ -1,0 +1,222 @@
+"""The pre-token patterns as a compiled scanner over UTF-8: where does the piece that begins here end?
+
+`piece_end` gives what the regular expressions of `pretokenize.py` give, alternative by alternative, without trying one
+after the other: the first character or two say which one it is. The rules of `_kernels.py` hold here too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from transformerlm.tokenizer.fast.jit import byte_at, bytes_between, helper, kernel, lowest_bit
+from transformerlm.tokenizer.fast.unicode_tables import ASCII_KINDS, LETTER, NUMBER, OTHER, SPACE
+
+Array = np.ndarray[Any, Any]
+
+GPT2, CL100K = 0, 1
+
+_NONE, _ONE, _ALL = np.uint64(0), np.uint64(1), np.uint64((1 << 64) - 1)
+_SEEN = np.uint64((1 << 61) - 1)
+_APOSTROPHE, _BLANK, _NEWLINE, _RETURN = ord("'"), ord(" "), ord("\n"), ord("\r")
+
+
+@helper
+def kind_at(data: Array, place: int, table: Array) -> tuple[int, int]:
+    """Return the kind of the character at `place` and its number of bytes."""
+    first = byte_at(data, place)
+    if first < 0x80:
+        return table[ASCII_KINDS + first], 1
+    second = byte_at(data, place + 1) & 0x3F
+    if first < 0xE0:
+        code, width = (first & 0x1F) << 6 | second, 2
+    elif first < 0xF0:
+        code, width = (first & 0x0F) << 12 | second << 6 | byte_at(data, place + 2) & 0x3F, 3
+    else:
+        third = byte_at(data, place + 2) & 0x3F
+        code, width = (first & 0x07) << 18 | second << 12 | third << 6 | byte_at(data, place + 3) & 0x3F, 4
+    return table[np.int64(table[code >> 8]) + (code & 255)], width
+
+
+@kernel
+def run_end(data: Array, place: int, end: int, kind: int, table: Array) -> int:
+    """Return where the characters of one kind end that go on from `place`."""
+    while place < end:
+        found, width = kind_at(data, place, table)
+        if found != kind:
+            return place
+        place += width
+    return end
+
+
+@kernel
+def contraction_end(data: Array, start: int, end: int, any_case: bool) -> int:
+    """Return where the contraction ('s, 'll, ...) that begins with the apostrophe at `start` ends; `start` if none.
+
+    Regardless of case, the long s (U+017F) is an s as well.
+    """
+    fold = 0x20 if any_case else 0
+    if start + 1 < end:
+        first = byte_at(data, start + 1) | fold
+        if first == ord("s") or first == ord("d") or first == ord("m") or first == ord("t"):
+            return start + 2
+        if start + 2 < end:
+            second = byte_at(data, start + 2) | fold
+            if first == ord("l") and second == ord("l"):
+                return start + 3
+            if (first == ord("v") or first == ord("r")) and second == ord("e"):
+                return start + 3
+            if any_case and byte_at(data, start + 1) == 0xC5 and byte_at(data, start + 2) == 0xBF:
+                return start + 3
+    return start
+
+
+@kernel
+def blank_end(data: Array, start: int, end: int, newlines_end: bool, table: Array) -> int:
+    r"""Return where the piece of white space at `start` ends.
+
+    Before something else the run of white space loses its last character (`\s+(?!\S)`), unless it has but one; with
+    `newlines_end` (cl100k's `\s*[\r\n]`) it ends after its last line end, if it has one.
+    """
+    place, last, after_newline = start, start, start
+    if start + 1 < end and byte_at(data, start) < 0x80:  # one line end or tab before a word, far oftener than a run
+        following = byte_at(data, start + 1)
+        if following < 0x80 and table[ASCII_KINDS + following] != SPACE:
+            return start + 1
+    while place < end:
+        kind, width = kind_at(data, place, table)
+        if kind != SPACE:
+            break
+        first = byte_at(data, place)
+        last = place
+        place += width
+        if first == _NEWLINE or first == _RETURN:
+            after_newline = place
+    if place >= end:
+        return end
+    if newlines_end and after_newline > start:
+        return after_newline
+    return last if last > start else place
+
+
+@kernel
+def gpt2_end(data: Array, start: int, end: int, table: Array) -> int:
+    """Return where the piece that begins at `start` ends by GPT-2's pattern."""
+    first = byte_at(data, start)
+    if first == _APOSTROPHE:
+        place = contraction_end(data, start, end, False)
+        if place > start:
+            return place
+    place = start + (1 if first == _BLANK else 0)
+    kind, width = kind_at(data, place, table)
+    if kind == SPACE or place >= end:
+        return blank_end(data, start, end, False, table)
+    return run_end(data, place + width, end, kind, table)
+
+
+@helper
+def gpt2_ends(data: Array, start: int, end: int) -> Any:
+    """Return where pieces end in the 64 bytes from the piece at `start` on, bit by bit; 0 if that takes a closer look.
+
+    One bit a byte, all bytes at once: a piece begins where the kind of character changes, but a blank belongs to what
+    follows it, and of several characters of white space the last stands alone. The last three bytes, whose neighbours
+    are not seen, and all from the first that is not ASCII on are left to `piece_end`.
+    """
+    beyond = _ALL << np.uint64(min(end - start, 64) - 1) << _ONE  # bits from `end` on
+    letters = bytes_between(data, start, 0x20, ord("a"), 26)
+    numbers = bytes_between(data, start, 0, ord("0"), 10)
+    blanks = bytes_between(data, start, 0, _BLANK, 1)
+    spaces = bytes_between(data, start, 0, ord("\t"), 5) | blanks | beyond
+    others = ~(letters | numbers | spaces)
+    inside = letters & letters << _ONE | numbers & numbers << _ONE | others & others << _ONE | blanks << _ONE
+    begins = ~(inside | spaces) | spaces & ~(spaces << _ONE & spaces >> _ONE) | beyond & ~(beyond << _ONE)
+    apostrophes = begins & bytes_between(data, start, 0, _APOSTROPHE, 1) & _SEEN
+    while apostrophes != _NONE:
+        place = lowest_bit(apostrophes)
+        apostrophes &= apostrophes - _ONE
+        stop = contraction_end(data, start + place, end, False) - start
+        if stop > place:
+            begins = begins & ~(_ONE << np.uint64(place + 1)) | _ONE << np.uint64(stop)
+    odd = bytes_between(data, start, 0, 0x80, 0x80) & ~beyond
+    return begins & (~odd & (odd - _ONE)) >> _ONE & _SEEN & ~_ONE
+
+
+@kernel
+def cl100k_end(data: Array, start: int, end: int, table: Array) -> int:
+    """Return where the piece that begins at `start` ends by the pattern of GPT-4."""
+    first = byte_at(data, start)
+    if first == _APOSTROPHE:
+        place = contraction_end(data, start, end, True)
+        if place > start:
+            return place
+    kind, width = kind_at(data, start, table)
+    after = start + width
+    if kind == LETTER:
+        return run_end(data, after, end, LETTER, table)
+    if kind == NUMBER:
+        return number_end(data, start, end, table)
+    next_kind, next_width = SPACE, 0
+    if after < end:
+        next_kind, next_width = kind_at(data, after, table)
+    if next_kind == LETTER and first != _NEWLINE and first != _RETURN:
+        return run_end(data, after + next_width, end, LETTER, table)
+    if kind == OTHER or (first == _BLANK and next_kind == OTHER):
+        place = run_end(data, after, end, OTHER, table)
+        while place < end and (byte_at(data, place) == _NEWLINE or byte_at(data, place) == _RETURN):
+            place += 1
+        return place
+    return blank_end(data, start, end, True, table)
+
+
+@kernel
+def number_end(data: Array, start: int, end: int, table: Array) -> int:
+    """Return where one to three characters of numbers end."""
+    place = start
+    for _ in range(3):
+        if place >= end:
+            return end
+        kind, width = kind_at(data, place, table)
+        if kind != NUMBER:
+            return place
+        place += width
+    return min(place, end)
+
+
+@helper
+def ends_from(data: Array, start: int, end: int, pattern: int) -> Any:
+    """Return where pre-tokens end behind `start`, bit n for `start + n`: as many as one look shows, or none."""
+    if pattern == GPT2:
+        return gpt2_ends(data, start, end)
+    return _NONE
+
+
+@kernel
+def piece_end(data: Array, start: int, end: int, pattern: int, table: Array) -> int:
+    """Return where the pre-token that begins at `start` ends."""
+    if pattern == GPT2:
+        return gpt2_end(data, start, end, table)
+    return cl100k_end(data, start, end, table)
+
+
+@helper
+def next_end(
+    data: Array, start: int, end: int, pattern: int, table: Array, seen_from: int, ends: Any
+) -> tuple[int, int, Any]:
+    """Return where the pre-token at `start` ends, and what `ends_from` still knows: from which place, and the bits."""
+    if ends == _NONE:
+        seen_from, ends = start, ends_from(data, start, end, pattern)
+        if ends == _NONE:
+            return piece_end(data, start, end, pattern, table), start, _NONE
+    return seen_from + lowest_bit(ends), seen_from, ends & (ends - _ONE)
+
+
+@kernel
+def find_pieces(data: Array, start: int, end: int, pattern: int, table: Array, ends: Array) -> int:
+    """Write where each pre-token ends into `ends`, which has a place for each byte; return how many there are."""
+    number, seen_from, seen = 0, start, _NONE
+    while start < end:
+        start, seen_from, seen = next_end(data, start, end, pattern, table, seen_from, seen)
+        ends[number] = start
+        number += 1
+    return number

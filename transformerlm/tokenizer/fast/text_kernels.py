@@ -1,0 +1,221 @@
+"""Compiled loops over whole texts that need no table: valid UTF-8, special tokens, safe cuts, and decoding.
+
+The rules of `_kernels.py` hold here too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from transformerlm.tokenizer.fast.jit import byte_at, helper, kernel, word_at
+from transformerlm.tokenizer.fast.unicode_tables import ASCII_KINDS, LETTER, NUMBER, OTHER, SPACE
+
+Array = np.ndarray[Any, Any]
+
+_HIGH_BITS, _EACH_BYTE = np.uint64(0x8080808080808080), np.uint64(0x0101010101010101)
+_SEVERAL = np.uint64(1)  # no byte repeated
+
+
+@helper
+def character_width(data: Array, place: int) -> int:
+    """Return the number of bytes of the character at `place`, 0 if it is none of UTF-8 (Unicode 15, table 3-7)."""
+    first, second = byte_at(data, place), byte_at(data, place + 1)
+    if first < 0x80:
+        return 1
+    if first < 0xC2 or first > 0xF4 or second & 0xC0 != 0x80:
+        return 0
+    if first < 0xE0:
+        return 2
+    if byte_at(data, place + 2) & 0xC0 != 0x80:
+        return 0
+    if first < 0xF0:
+        overlong, surrogate = first == 0xE0 and second < 0xA0, first == 0xED and second > 0x9F
+        return 0 if overlong or surrogate else 3
+    if (
+        byte_at(data, place + 3) & 0xC0 != 0x80
+        or (first == 0xF0 and second < 0x90)
+        or (first == 0xF4 and second > 0x8F)
+    ):
+        return 0
+    return 4
+
+
+@kernel
+def first_invalid(data: Array, end: int) -> int:
+    """Return where the first byte stands that begins no character of UTF-8, `end` if there is none.
+
+    A character that the end cuts in two is not valid: behind it come zeros.
+    """
+    place = 0
+    while place < end:
+        if word_at(data, place) & _HIGH_BITS == np.uint64(0):
+            place += 8
+            continue
+        width = character_width(data, place)
+        if width == 0:
+            return place
+        place += width
+    return end
+
+
+@kernel
+def cut_segments(
+    data: Array,
+    texts: Array,
+    longest: int,
+    first_bytes: Array,
+    spelled: Array,
+    places: Array,
+    table: Array,
+    segments: Array,
+    last: Array,
+) -> int:
+    """Cut texts at special tokens, and what is longer than `longest` at safe places; return the number of segments.
+
+    Args:
+        texts: rows of (start, end).
+        first_bytes: which bytes begin special tokens, bool `(256,)`.
+        spelled: `spelled[places[n] : places[n + 1]]` is token n, the longest first.
+        segments: is filled with rows of (start, end, number of the token behind it or -1). Where it is too short, rows
+            are left out, but the number is that of all of them.
+        last: is told for each text how many rows there are after it.
+    """
+    rows = 0
+    for text in range(texts.shape[0]):
+        start, end = texts[text, 0], texts[text, 1]
+        while True:
+            stop, token = next_special_token(data, start, end, first_bytes, spelled, places)
+            while stop - start > longest:
+                cut = safe_cut(data, start, start + longest, stop, table)
+                rows = add_segment(segments, rows, start, cut, -1)
+                start = cut
+            rows = add_segment(segments, rows, start, stop, token)
+            if token < 0:
+                break
+            start = stop + places[token + 1] - places[token]
+        last[text] = rows
+    return rows
+
+
+@helper
+def add_segment(segments: Array, rows: int, start: int, end: int, token: int) -> int:
+    """Write a row where there is room; return how many rows there are now."""
+    if rows < segments.shape[0]:
+        segments[rows, 0], segments[rows, 1], segments[rows, 2] = start, end, token
+    return rows + 1
+
+
+@kernel
+def next_special_token(
+    data: Array, start: int, end: int, first_bytes: Array, spelled: Array, places: Array
+) -> tuple[int, int]:
+    """Return where the next special token begins and which it is; the end and -1 if there is none."""
+    if places.size < 2:
+        return end, -1
+    only = np.uint64(byte_at(spelled, 0)) * _EACH_BYTE
+    if first_bytes.sum() > 1:
+        only = _SEVERAL
+    while start < end:
+        if only != _SEVERAL:  # eight bytes at a time, past all that have no byte equal to the only one
+            start = skip_other_bytes(data, start, end, only)
+        while start < end and not first_bytes[byte_at(data, start)]:
+            start += 1
+        if start < end:
+            token = special_token_at(data, start, end, spelled, places)
+            if token >= 0:
+                return start, token
+            start += 1
+    return end, -1
+
+
+@helper
+def skip_other_bytes(data: Array, start: int, end: int, only: Any) -> int:
+    """Go on from `start` to the eight bytes in which a byte stands (in each byte of `only`), or to the end."""
+    while start < end:
+        difference = word_at(data, start) ^ only  # has a zero byte where they are equal
+        if (difference - _EACH_BYTE) & ~difference & _HIGH_BITS != np.uint64(0):
+            break
+        start += 8
+    return start
+
+
+@kernel
+def special_token_at(data: Array, start: int, end: int, spelled: Array, places: Array) -> int:
+    """Return which special token begins at `start`, -1 if none."""
+    for token in range(places.size - 1):
+        length = places[token + 1] - places[token]
+        if start + length > end:
+            continue
+        offset = 0
+        while offset < length and byte_at(data, start + offset) == byte_at(spelled, places[token] + offset):
+            offset += 1
+        if offset == length:
+            return token
+    return -1
+
+
+@kernel
+def safe_cut(data: Array, start: int, place: int, end: int, table: Array) -> int:
+    """Return the first place from `place` on where the text from `start` to `end` may be cut, `end` if there is none.
+
+    That is before white space in ASCII (only a blank after marks, which cl100k joins with line ends), behind a
+    character that is neither white space nor an apostrophe.
+    """
+    for cut in range(max(place, start + 1), end):
+        following = byte_at(data, cut)
+        if following >= 0x80 or table[ASCII_KINDS + following] != SPACE:
+            continue
+        first = cut - 1
+        while first > start and byte_at(data, first) & 0xC0 == 0x80:
+            first -= 1
+        kind = character_kind(data, first, table)
+        if kind == LETTER or kind == NUMBER:
+            return cut
+        if kind == OTHER and following == ord(" ") and byte_at(data, first) != ord("'"):
+            return cut
+    return end
+
+
+@kernel
+def character_kind(data: Array, place: int, table: Array) -> int:
+    """Return the kind of the character at `place`."""
+    first, width = byte_at(data, place), character_width(data, place)
+    if width <= 1:
+        return table[ASCII_KINDS + first] if first < 0x80 else SPACE  # no cut behind a byte that is none
+    code = first & (0xFF >> (width + 1))
+    for offset in range(1, width):
+        code = code << 6 | byte_at(data, place + offset) & 0x3F
+    return table[np.int64(table[code >> 8]) + (code & 255)]
+
+
+@kernel
+def decoded_length(ids: Array, offsets: Array) -> int:
+    """Return how many bytes the ids stand for; -1 - n where the n-th is not in the vocabulary."""
+    total = 0
+    for number in range(ids.size):
+        token = np.int64(ids[number])
+        if token < 0 or token >= offsets.size - 1:
+            return -1 - number
+        total += offsets[token + 1] - offsets[token]
+    return total
+
+
+@kernel
+def decode_ids(ids: Array, offsets: Array, spelled: Array, out: Array) -> int:
+    """Write the bytes of the ids and return their number.
+
+    Eight bytes are written at a time, further ones one by one; `out` and `spelled` are padded for that.
+    """
+    written = 0
+    for number in range(ids.size):
+        token = np.int64(ids[number])
+        start = offsets[token]
+        length = offsets[token + 1] - start
+        for offset in range(8):
+            out[written + offset] = byte_at(spelled, start + offset)
+        for offset in range(8, length):
+            out[written + offset] = byte_at(spelled, start + offset)
+        written += length
+    return written

@@ -1,0 +1,93 @@
+"""The training loss straight from the vectors before the output head, so that logits never exist all at once.
+
+With a big vocabulary the logits `(tokens, vocab)` are a language model's largest tensor, their gradient is another one,
+and fp32 doubles both. Here they are made for some tokens at a time and turned into their own gradient in place, which
+the head's two backward products use at once (as in Liger Kernel, Hsu et al. 2024). So there is one buffer of logits,
+for a few tokens, and each exponential is computed once. The fp32 work goes in blocks that fit the processor's cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from transformerlm.utils.dtypes import cast_for_matmul, upcast
+from transformerlm.utils.row_blocks import logits_at_once, row_blocks
+
+
+def training_loss(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, soft_cap: float | None = None, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return the mean cross-entropy of the logits, and what to minimise: the mean of it plus `z_loss * log(Z)^2`.
+
+    The logits of `hidden` `(..., d_model)` are `hidden weight^T` with `weight` `(vocab, d_model)`, bounded by
+    `layers.soft_cap` where a cap is given; Z is the sum of a token's `exp(logits)`. The second term keeps Z near 1, so
+    that logits do not drift (Chowdhery et al. 2022, "PaLM", section 5, with the weight 1e-4). Both results are fp32
+    scalars, and gradients flow from the second alone, once: the backward pass uses up what it needs, so a second one,
+    with `retain_graph` too, raises RuntimeError. Raises ValueError when the shapes do not match.
+    """
+    if hidden.shape[:-1] != targets.shape:
+        expected, found = tuple(hidden.shape[:-1]), tuple(targets.shape)
+        raise ValueError(f"training_loss: vectors {tuple(hidden.shape)} need targets {expected}, got {found}")
+    rows = cast_for_matmul(hidden).reshape(-1, hidden.shape[-1])
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _HeadLoss.apply(rows, weight, targets.reshape(-1), soft_cap, z_loss)  # type: ignore[no-untyped-call,no-any-return]
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Both losses; the gradients are computed on the way, and scaled in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, soft_cap: float | None, z_loss: float
+    ) -> tuple[Tensor, Tensor]:
+        cast_weight = weight.to(hidden.dtype)
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        sums = hidden.new_zeros(2, dtype=upcast(hidden[:0]).dtype)
+        num_rows = max(1, logits_at_once(hidden.device.type) // len(weight))
+        for start in range(0, len(hidden), num_rows):
+            chunk = slice(start, start + num_rows)
+            logits = hidden[chunk] @ cast_weight.T
+            for block in row_blocks(logits):
+                sums += _replace_by_gradient(logits[block], targets[chunk][block], len(hidden), soft_cap, z_loss)
+            torch.mm(logits, cast_weight, out=grad_hidden[chunk])
+            grad_weight += logits.T @ hidden[chunk]
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        entropy, square = sums / len(hidden)
+        ctx.mark_non_differentiable(entropy)
+        return entropy, entropy + z_loss * square
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if getattr(ctx, "is_spent", False):
+            raise RuntimeError("training_loss: expected one backward pass, found a second; compute the loss again")
+        grad_hidden, grad_weight = ctx.saved_tensors
+        ctx.is_spent = True
+        return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None, None
+
+
+def _replace_by_gradient(
+    logits: Tensor, targets: Tensor, num_rows: int, soft_cap: float | None, z_loss: float
+) -> Tensor:
+    """Put the gradient of the mean over `num_rows` rows in place of the logits; return the sums of both terms.
+
+    With p the softmax, it is `(p (1 + 2 z_loss log(Z)) - one_hot(target)) / num_rows`, times the slope of the soft cap.
+    """
+    wide, places = upcast(logits), targets.unsqueeze(-1)
+    if soft_cap is not None:
+        bounded = torch.tanh(wide / soft_cap)
+        wide = bounded * soft_cap
+    picked, maximum = wide.gather(-1, places), wide.amax(dim=-1, keepdim=True)
+    total = wide.sub_(maximum).exp_().sum(dim=-1, keepdim=True)
+    log_total = total.log() + maximum
+    wide.mul_((1.0 + 2.0 * z_loss * log_total) / (total * num_rows))
+    wide.scatter_add_(-1, places, torch.full_like(picked, -1.0 / num_rows))
+    if soft_cap is not None:
+        wide.mul_(1.0 - bounded.square_())
+    if wide is not logits:
+        logits.copy_(wide)
+    return torch.stack(((log_total - picked).sum(), log_total.square().sum()))

@@ -1,0 +1,160 @@
+"""`training.micro_batch_size = "auto"`: the most sequences in a forward pass that fit into memory.
+
+The batch stays what it is; only how it is cut changes. Only sizes that divide each rank's share are considered. The
+choice is made once: it stands in the configuration that every checkpoint holds, and a resumed run takes it from there,
+because another one would change the last bits of every sum.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from config.train import TrainConfig, TrainingConfig
+from transformerlm.checkpoints.load import load_config_of
+from transformerlm.distributed import World, all_reduce_min
+from transformerlm.models.estimates import estimate_training_memory
+from transformerlm.models.transformer import TransformerLM
+from transformerlm.training.loop import batch_loss
+from transformerlm.training.planning.machine import Machine
+from transformerlm.utils.device import available_memory_bytes, device_memory_bytes, synchronize
+from transformerlm.utils.dtypes import Precision, autocast
+
+# Of the memory that is free: the estimate may be too low (docs/usage.md), others need some, and none must be swapped.
+_BY_ESTIMATE = 0.6
+# Of a device's memory: a single pass does not see how the free memory is broken up later.
+_BY_TRIAL = 0.9
+
+
+def sequences_per_pass(training: TrainingConfig, world_size: int) -> int:
+    """Return how many sequences one process passes through the model at once.
+
+    Raises:
+        ValueError: it is "auto", which `resolve` replaces by a number.
+    """
+    if training.micro_batch_size == "auto":
+        raise ValueError(
+            'training.micro_batch_size: expected a number, found "auto"; choose one with micro_batch.resolve'
+        )
+    return training.micro_batch_size or max(1, training.batch_size // world_size)
+
+
+def memory_by_part(
+    config: TrainConfig, *, micro_batch_size: int, precision: Precision, device: torch.device
+) -> dict[str, int]:
+    """Return the estimated bytes of a training step by part, and their total."""
+    return estimate_training_memory(
+        config.model.model_dump(),
+        micro_batch_size=micro_batch_size,
+        precision=precision,
+        optimizer=config.optimizer.name,
+        device_type=device.type,
+    )
+
+
+Config = TypeVar("Config", bound=TrainConfig)
+
+
+def resolve(
+    config: Config, *, device: torch.device, precision: Precision, world: World, resumed: Path | None = None
+) -> Config:
+    """Return the configuration with a number in the place of `micro_batch_size = "auto"`, the same on every rank.
+
+    `resumed` is the checkpoint that the run goes on from: its number is taken again where it divides the batch. Else on
+    CUDA a forward and backward pass is tried with ever fewer sequences; elsewhere the estimate decides.
+
+    Raises:
+        ValueError: the batch cannot be divided among the ranks.
+    """
+    if config.training.micro_batch_size != "auto":
+        return config
+    share = _share(config.training.batch_size, world.world_size)
+    before = load_config_of(resumed).training.micro_batch_size if resumed else None
+    if not isinstance(before, int) or share % before:
+        pick = _largest_that_runs if device.type == "cuda" else _largest_by_estimate
+        before = all_reduce_min(pick(config, divisors(share), device, precision, world), world)
+    return _with_size(config, before)
+
+
+def resolve_elsewhere(config: Config, machine: Machine, *, precision: Precision) -> Config:
+    """Return what `resolve` would on a machine that is not here, as far as the estimate can tell.
+
+    Raises:
+        ValueError: the batch cannot be divided among its processes.
+    """
+    if config.training.micro_batch_size != "auto":
+        return config
+    sizes = divisors(_share(config.training.batch_size, machine.num_processes))
+    return _with_size(config, _largest_within(config, sizes, machine.device, precision, machine.available_bytes))
+
+
+def _share(batch_size: int, num_processes: int) -> int:
+    share, rest = divmod(batch_size, num_processes)
+    if rest:
+        raise ValueError(
+            f"training.batch_size ({batch_size}) is not divisible by the number of processes ({num_processes})"
+        )
+    return share
+
+
+def _with_size(config: Config, size: int) -> Config:
+    training = config.training.model_copy(update={"micro_batch_size": size})
+    return config.model_copy(update={"training": training})
+
+
+def divisors(number: int) -> list[int]:
+    """Return all divisors of a number, the largest first."""
+    low = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    return sorted({*low, *(number // divisor for divisor in low)}, reverse=True)
+
+
+def _largest_by_estimate(
+    config: TrainConfig, sizes: list[int], device: torch.device, precision: Precision, world: World
+) -> int:
+    available = available_memory_bytes(device) // world.world_size  # the ranks of a machine share its memory
+    return _largest_within(config, sizes, device, precision, available)
+
+
+def _largest_within(
+    config: TrainConfig, sizes: list[int], device: torch.device, precision: Precision, available: int
+) -> int:
+    def total(size: int) -> int:
+        return memory_by_part(config, micro_batch_size=size, precision=precision, device=device)["total"]
+
+    return next((size for size in sizes if total(size) <= _BY_ESTIMATE * available), 1)
+
+
+def _largest_that_runs(
+    config: TrainConfig, sizes: list[int], device: torch.device, precision: Precision, world: World
+) -> int:
+    """Try one size after another; what is not there yet is held by a block of its size.
+
+    The model runs as it is, uncompiled: compiled it needs less, and would be compiled once for each size. A size that
+    the preflight would refuse is not tried.
+    """
+    room = device_memory_bytes(device)
+    parts = {size: memory_by_part(config, micro_batch_size=size, precision=precision, device=device) for size in sizes}
+    model = TransformerLM(**config.model.model_dump(), device=device)
+    held = parts[1]["optimizer"] + int((1 - _BY_TRIAL) * room)
+    likely = (size for size in sizes if parts[size]["total"] <= room)
+    return next((size for size in likely if _runs(model, size, held, device, precision)), 1)
+
+
+def _runs(model: TransformerLM, size: int, held: int, device: torch.device, precision: Precision) -> bool:
+    try:
+        block = torch.empty(held, dtype=torch.uint8, device=device)
+        ids = torch.arange(size * model.context_length, device=device).view(size, -1) % model.vocab_size
+        with autocast(device, precision):
+            _, loss = batch_loss(model, ids, ids)
+        loss.backward()  # type: ignore[no-untyped-call]
+        synchronize(device)
+        del block
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+    return True

@@ -1,0 +1,143 @@
+"""Facts of the world that must hold before a run starts; each refusal names both numbers.
+
+The schema has checked what the file says; here the file meets the data, the tokenizer, the memory and the disk.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from config.train import TrainConfig
+from transformerlm.checkpoints.document_ids import ids_of_data
+from transformerlm.models.estimates import count_parameters
+from transformerlm.token_files.dataset import TokenDataset
+from transformerlm.tokenizer.tokenizer import Tokenizer
+from transformerlm.training.planning.micro_batch import memory_by_part, sequences_per_pass
+from transformerlm.utils.device import device_memory_bytes
+from transformerlm.utils.dtypes import Precision
+
+# A checkpoint is written beside the one before it: room for two, and some.
+_CHECKPOINTS_ON_DISK = 2.2
+
+
+def check_dataset(dataset: TokenDataset, *, config: TrainConfig, tokenizer: Tokenizer, key: str) -> None:
+    """Refuse a token file that this model and tokenizer cannot be trained on; `key` is its name in the TOML.
+
+    Raises:
+        ValueError: too short for one window, made by another tokenizer, with a separator that is none of its special
+            tokens, changed since it was made, or with ids beyond the model's vocabulary.
+    """
+    context_length, vocab_size = config.model.context_length, config.model.vocab_size
+    if dataset.num_tokens < context_length + 1:
+        raise ValueError(
+            f"{key}: {dataset.path} holds {dataset.num_tokens} tokens, fewer than model.context_length + 1 = "
+            f"{context_length + 1}; use more text or a smaller context_length"
+        )
+    fingerprint = tokenizer.fingerprint()
+    if dataset.tokenizer_sha256 != fingerprint:
+        raise ValueError(
+            f"{key}: {dataset.path} was made with the tokenizer {dataset.tokenizer_sha256}, but data.tokenizer "
+            f"({config.data.tokenizer}) is {fingerprint}; run transformerlm-make-data again with this tokenizer"
+        )
+    ids_of_data(dataset, tokenizer)
+    dataset.verify()
+    largest = dataset.max_id()
+    if largest >= vocab_size:
+        raise ValueError(
+            f"{key}: {dataset.path} holds the id {largest}, but model.vocab_size is {vocab_size}; "
+            f"set model.vocab_size to at least {tokenizer.vocab_size}"
+        )
+
+
+def check_separators(train: TokenDataset, valid: TokenDataset, tokenizer: Tokenizer) -> None:
+    """Refuse a validation file whose documents end otherwise than those to train on; old files do not say it.
+
+    Raises:
+        ValueError: they do.
+    """
+    ends = [ids_of_data(dataset, tokenizer) for dataset in (train, valid)]
+    if None not in ends and ends[0] != ends[1]:
+        found = [dataset.metadata["separator"] for dataset in (train, valid)]
+        raise ValueError(
+            f"data.valid: expected documents that end with {found[0]!r}, as in data.train, found {found[1]!r}; "
+            "run transformerlm-make-data with one separator for both"
+        )
+
+
+def check_vocab_size(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Refuse a model whose vocabulary is smaller than its tokenizer's.
+
+    Raises:
+        ValueError: it is.
+    """
+    if tokenizer.vocab_size > vocab_size:
+        raise ValueError(
+            f"model.vocab_size ({vocab_size}) is smaller than the tokenizer's ({tokenizer.vocab_size}); "
+            f"set model.vocab_size = {tokenizer.vocab_size}"
+        )
+
+
+def check_memory(config: TrainConfig, *, device: torch.device, precision: Precision, world_size: int) -> dict[str, int]:
+    """Return the estimated bytes of a training step by part.
+
+    Raises:
+        ValueError: they exceed the device's memory.
+    """
+    micro_batch_size = sequences_per_pass(config.training, world_size)
+    place: Any = {"device": device, "precision": precision}
+    parts = memory_by_part(config, micro_batch_size=micro_batch_size, **place)
+    available = device_memory_bytes(device)
+    if parts["total"] > available:
+        largest = max((name for name in parts if name != "total"), key=lambda name: parts[name])
+        advice = _memory_advice(config, micro_batch_size, available, **place)
+        raise ValueError(
+            f"training needs about {gigabytes(parts['total'])}, but {device} has {gigabytes(available)}; most of it "
+            f"is {largest} ({gigabytes(parts[largest])}): {advice}"
+        )
+    return parts
+
+
+def _memory_advice(config: TrainConfig, micro_batch_size: int, available: int, **place: Any) -> str:
+    """Say what would help: nothing that is in use already, and no smaller passes where the weights are too many."""
+    checkpointed = config.model.model_copy(update={"activation_checkpointing": True})
+    thrifty = config.model_copy(update={"model": checkpointed})
+    least = memory_by_part(thrifty, micro_batch_size=1, **place)["total"]
+    smaller = "use a smaller model"
+    if least > available:
+        return (
+            f"{smaller} or vocabulary; weights, gradients and optimizer alone are too much, and with one sequence at a "
+            f"time and model.activation_checkpointing it is still {gigabytes(least)}"
+        )
+    remedies = [f"lower training.micro_batch_size ({micro_batch_size})"] if micro_batch_size > 1 else []
+    if not config.model.activation_checkpointing:
+        remedies.append("set model.activation_checkpointing = true")
+    return ", ".join([*remedies, f"or {smaller}"])
+
+
+def check_disk(run_dir: Path, model: dict[str, Any]) -> None:
+    """Refuse a disk without room for two checkpoints of the model.
+
+    Raises:
+        OSError: there is too little free space where `run_dir` stands, or will stand.
+    """
+    needed = int(_CHECKPOINTS_ON_DISK * 3 * 4 * count_parameters(model))
+    free = shutil.disk_usage(existing_parent(run_dir)).free
+    if free < needed:
+        raise OSError(
+            f"{run_dir}: {gigabytes(free)} free, but two checkpoints need {gigabytes(needed)}; "
+            "free some space or set runs_dir to another disk"
+        )
+
+
+def existing_parent(path: Path) -> Path:
+    """Return the path itself, or the nearest directory above it that there is."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
+def gigabytes(num_bytes: float) -> str:
+    """Return a number of bytes as people read it: `1.5 GB`, `300 MB`."""
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"

@@ -1,0 +1,93 @@
+"""Steps that are better not made: a loss or gradient that is not finite, and a loss that jumps.
+
+Pure rules, the little memory that they need, and a file for each batch that was refused. The memory is in every
+checkpoint, so a resumed run judges each step as the uninterrupted one does; the numbers that are judged are the same on
+all ranks, and so are the verdicts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from transformerlm.token_files.dataset import TokenDataset
+from transformerlm.utils.files import write_whole
+
+Trouble = Literal["not_finite", "spike"]
+
+# Losses before a spike can be told from the ordinary, and the weight of a new loss in the average after that.
+NUM_LOSSES_BEFORE_SPIKES = 20
+NEW_LOSS_WEIGHT = 0.02
+MAX_BATCH_FILES = 20
+
+
+@dataclass
+class GuardState:
+    """What the guard remembers.
+
+    Args:
+        skipped_steps: steps that were skipped, in all.
+        skipped_in_a_row: those of them since the last step that was made.
+        data_offset: step s trains on batch s + data_offset; a rollback raises it, so that no batch is met again.
+        num_losses: losses in `loss_average`.
+        loss_average: running mean of the losses of the steps made, which follows the last fifty or so.
+    """
+
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    data_offset: int = 0
+    num_losses: int = 0
+    loss_average: float = 0.0
+
+    def trouble_with(self, loss: float, grad_norm: float, *, spike_factor: float | None) -> Trouble | None:
+        """Return why a step with this loss and gradient norm must not be made; None: it may.
+
+        A loss above `spike_factor` times the average is a spike; None: no loss is one.
+        """
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            return "not_finite"
+        knows_enough = self.num_losses >= NUM_LOSSES_BEFORE_SPIKES
+        if spike_factor is not None and knows_enough and loss > spike_factor * self.loss_average:
+            return "spike"
+        return None
+
+    def made(self, loss: float) -> None:
+        """Take note of a step that was made."""
+        self.skipped_in_a_row = 0
+        self.num_losses += 1
+        self.loss_average += (loss - self.loss_average) * max(1 / self.num_losses, NEW_LOSS_WEIGHT)
+
+    def skipped(self) -> None:
+        """Take note of a step that was skipped."""
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+
+
+def write_batch(
+    folder: Path, step: int, *, data: TokenDataset, starts: Sequence[int], context_length: int, facts: Mapping[str, Any]
+) -> Path | None:
+    """Write a refused step's batch to `folder`, for a look at it: `facts`, where each window starts, and its ids.
+
+    Nothing is written, and None returned, where `folder` holds `MAX_BATCH_FILES` already: the first ones tell most.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    folder.mkdir(exist_ok=True)
+    if len(list(folder.glob("step-*.json"))) >= MAX_BATCH_FILES:
+        return None
+    record = {
+        "step": step,
+        **{key: str(value) if isinstance(value, float) else value for key, value in facts.items()},  # JSON knows no nan
+        "data": str(data.path),
+        "data_sha256": data.sha256,
+        "starts": list(starts),
+        "token_ids": [data.tokens[start : start + context_length + 1].tolist() for start in starts],
+    }
+    path = folder / f"step-{step:08d}.json"
+    write_whole(path, json.dumps(record, allow_nan=False) + "\n")
+    return path
