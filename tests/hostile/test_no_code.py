@@ -36,7 +36,7 @@ ALLOWED_IN_TESTS = {
     "tests/tokenizer/test_pretokenize.py": {"import pickle"},
     "tests/tokenizer/test_tokenizer.py": {"import pickle"},
     "tests/torture/zygote.py": {"runpy.run_module()"},  # our own commands, without a new start of Python
-    "tests/training/test_data.py": {"allow_pickle"},
+    "tests/token_files/test_dataset.py": {"allow_pickle"},
     "tests/checkpoints/test_optimizer_state.py": {"import pickle"},
 }
 
