@@ -47,13 +47,20 @@ class Progress:
         self._total, self._start, self._unit = total, start, unit
         self._limit = math.inf if limit is None else limit
         self._work_left = work_left or (lambda done: total - done)
-        self._began = time.monotonic() if began is None else began
-        self._shown = self._began  # not at once: the first rate would mean nothing
-        self._done, self._at = start, self._began
+        self._done, self._finished = start, False
         self._facts: Mapping[str, float] = {}
         self._doing = ""
-        self._finished = False
         self._live = is_live() if live is None else live
+        self._set_clock(time.monotonic() if began is None else began)
+
+    def _set_clock(self, now: float) -> None:
+        self._began = self._at = now
+        self._shown = now  # no line at once: the first rate would mean nothing
+
+    def begin(self, what: str) -> None:
+        """Let the job begin now instead of when this object was made, and name what is done first."""
+        self._set_clock(time.monotonic())
+        self.doing(what)
 
     def __call__(self, done: int, facts: Mapping[str, float] | None = None) -> None:
         """Show that `done` units are done, with some numbers beside; a validation is always shown on its own line."""

@@ -16,34 +16,44 @@ from cli.terminal import clock, note, ruled
 from config.schemas import duration_seconds
 
 if TYPE_CHECKING:
+    from config.train import TrainConfig
+    from transformerlm.training.data import RunData
+    from transformerlm.training.state import TrainState
     from transformerlm.training.trainer import Trainer
 
 Facts = dict[str, Any]
 
 
 class Summary:
-    """Gathers how a run goes from now on; called at its end it returns the facts, and `show` says them.
+    """Gathers how a run goes from `begin` on. Called at the run's end it returns the facts, and `show` says them.
 
-    A summary that fails ends no run: it is a line, and no facts.
+    Without `begin` there are no facts. A summary that fails ends no run: it is a line, and no facts.
     """
 
-    def __init__(self, trainer: Trainer, run_dir: Path) -> None:
-        self._trainer, self._run_dir = trainer, run_dir
-        self._step, self._tokens, self._began = trainer.state.step, trainer.state.tokens, time.monotonic()
+    def __init__(self, run_dir: Path, *, config: TrainConfig, data: RunData) -> None:
+        self._run_dir, self._config, self._data = run_dir, config, data
+        self._began: tuple[int, int, float] | None = None
         self._facts: Facts = {}
 
-    def __call__(self) -> Facts:
+    def begin(self, state: TrainState) -> None:
+        """Begin to count steps, tokens and time."""
+        self._began = state.step, state.tokens, time.monotonic()
+
+    def __call__(self, state: TrainState) -> Facts:
         """Return the facts for the log."""
-        state, seconds = self._trainer.state, time.monotonic() - self._began
-        rate = (state.tokens - self._tokens) / max(seconds, 1e-9)
-        facts = {"steps": state.step - self._step, "seconds": seconds, "tokens_per_second": rate}
+        if self._began is None:
+            return {}
+        step, tokens, began = self._began
+        seconds = time.monotonic() - began
+        rate = (state.tokens - tokens) / max(seconds, 1e-9)
+        facts = {"steps": state.step - step, "seconds": seconds, "tokens_per_second": rate}
         try:
-            self._facts = facts | facts_of(self._trainer, self._run_dir)
+            self._facts = facts | facts_of(state, run_dir=self._run_dir, config=self._config, data=self._data)
         except (OSError, ValueError) as error:
             note(f"no summary: {error}")
         return self._facts
 
-    def show(self) -> None:
+    def show(self, trainer: Trainer) -> None:
         """Say how the run went, draw its curve, and say what to do next."""
         if not self._facts:
             return
@@ -52,9 +62,9 @@ class Summary:
         except OSError as error:
             note(f"no picture of the loss: {error}")
             picture = None
-        title = f"{self._run_dir}: step {self._trainer.state.step:,}"
+        title = f"{self._run_dir}: step {trainer.state.step:,}"
         note("\n".join(["", ruled(title), *rows(self._facts, picture=picture)]))
-        say_what_next(next_commands(self._trainer, self._run_dir, self._facts))
+        say_what_next(next_commands(trainer, self._run_dir, self._facts))
 
 
 def say_what_next(commands: list[tuple[str, str]]) -> None:
@@ -66,15 +76,16 @@ def say_what_next(commands: list[tuple[str, str]]) -> None:
 # --- facts -------------------------------------------------------------------------------------------------------
 
 
-def facts_of(trainer: Trainer, run_dir: Path) -> Facts:
+def facts_of(state: TrainState, *, run_dir: Path, config: TrainConfig, data: RunData) -> Facts:
     """Return the losses of all starts of a run, what its text costs without a model, and the passes over its data."""
     with (run_dir / "metrics.jsonl").open(encoding="utf-8") as lines:
         records = [json.loads(line) for line in lines if '"metrics.loss"' in line]
     losses = [record["metrics.loss"] for record in records if isinstance(record["metrics.loss"], float)]
-    facts: Facts = {"passes_over_data": trainer.state.tokens / len(trainer.train_data)}
+    facts: Facts = {"passes_over_data": state.tokens / len(data.train)}
     if losses:
         facts["train_loss"] = statistics.fmean(losses[-max(1, len(losses) // 10) :])
-    return facts | _validations(records) | _yardsticks(trainer) | _checkpoints(trainer)
+    best = {"best_checkpoint_step": state.best_step, "best_checkpoint_val_loss": state.best_val_loss}
+    return facts | _validations(records) | _yardsticks(config, data) | best
 
 
 def _validations(records: list[Facts]) -> Facts:
@@ -89,18 +100,16 @@ def _validations(records: list[Facts]) -> Facts:
     }
 
 
-def _yardsticks(trainer: Trainer) -> Facts:
+def _yardsticks(config: TrainConfig, data: RunData) -> Facts:
+    from transformerlm.training.build import num_validation_windows
     from transformerlm.training.yardsticks import yardsticks
 
-    if trainer.valid_data is None:
+    if data.valid is None:
         return {}
-    measured = yardsticks(trainer.train_data.tokens, trainer.validated_tokens(), trainer.tokenizer)
+    num_tokens = num_validation_windows(config, len(data.valid)) * config.model.context_length
+    targets = data.valid.tokens[1 : num_tokens + 1]  # the tokens that a validation predicts
+    measured = yardsticks(data.train.tokens, targets, data.tokenizer)
     return vars(measured) if measured else {}
-
-
-def _checkpoints(trainer: Trainer) -> Facts:
-    state = trainer.state
-    return {"best_checkpoint_step": state.best_step, "best_checkpoint_val_loss": state.best_val_loss}
 
 
 # --- words -------------------------------------------------------------------------------------------------------

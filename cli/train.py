@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli.checkpoints import described
 from cli.entry import STOP_CODES, is_importing, leave
+from cli.prepare_run import prepare_run
 from cli.progress import Progress
 from cli.summary import Summary, going_on, say_what_next
 from cli.terminal import clock, framed, is_live, note, working
@@ -30,10 +31,9 @@ from config.train import TrainConfig
 
 if TYPE_CHECKING:
     from logger import Logger
-    from transformerlm.distributed import World
     from transformerlm.models.transformer import TransformerLM
-    from transformerlm.token_files.dataset import TokenDataset
-    from transformerlm.tokenizer.tokenizer import Tokenizer
+    from transformerlm.training.data import RunData
+    from transformerlm.training.prepared_run import PreparedRun
     from transformerlm.training.runtime import Hook
     from transformerlm.training.trainer import Trainer
 
@@ -101,62 +101,44 @@ def train(config: TrainConfig) -> int:
             stack.enter_context(DirectoryLock(run_dir))
         signals.deferred = world.is_distributed  # the ranks leave together
         with working("preparing the run"):
-            trainer, memory = _prepare(config, run_dir, world=world)
-            config, began_at = trainer.config, trainer.state.step
-            hooks = _sample_hooks(trainer) if is_main(world) else []
-        logger = trainer.runtime.logger = _make_logger(config, run_dir, trainer=trainer)
+            run = prepare_run(config, run_dir, world=world)
+            samples = _Samples(run) if is_main(world) and run.config.samples.interval else None
+        logger = _make_logger(run)
         stack.callback(logger.close)
+        progress, summary = _make_progress(run), Summary(run_dir, config=run.config, data=run.data)
+        callbacks = _callbacks(run_dir, progress, summary) if is_main(world) else {}
+        hooks = [samples.hook(logger, doing=progress.doing)] if samples else []
+        trainer = run.trainer(logger=logger, hooks=hooks, stop=lambda: signals.received, **callbacks)
         if is_main(world):
-            _announce(trainer, run_dir, memory=memory)
-            trainer.runtime.hooks = hooks
-            write_whole(run_dir / "config.toml", dump_toml(config))
-        if config.wandb.log_artifacts and config.data.tokenizer.is_dir():  # not for files with a prefix
-            logger.log_artifact(config.data.tokenizer, name=f"{run_dir.name}-tokenizer", type="tokenizer")
-        if began_at:
-            logger.log_event("resumed", step=began_at)
-        trainer.runtime.stop = lambda: signals.received
+            _announce(trainer, run_dir, memory=run.memory_bytes)
+            write_whole(run_dir / "config.toml", dump_toml(run.config))
+        if run.config.wandb.log_artifacts and run.config.data.tokenizer.is_dir():  # not for files with a prefix
+            logger.log_artifact(run.config.data.tokenizer, name=f"{run_dir.name}-tokenizer", type="tokenizer")
+        if run.state.step:
+            logger.log_event("resumed", step=run.state.step)
         signals.deferred = True
-        _train_to_the_end(trainer, run_dir)
+        if is_main(world):
+            _train_and_tell(trainer, run_dir, progress, summary)
+        else:
+            trainer.train()
     return STOP_CODES.get(trainer.stopped_by or "", 0)
 
 
-def _show_progress(trainer: Trainer) -> Progress:
-    """Let the run show how far it is; JSON lines on a terminal leave no room for a live line."""
-    from logger import is_terminal
-
-    training, runtime = trainer.config.training, trainer.runtime
-    has_room = not (trainer.config.logging.backend == "json" and is_terminal())
-    progress = Progress(
-        training.max_steps,
-        start=trainer.state.step,
-        limit=trainer.seconds_left(),
-        work_left=trainer.work_left,
-        live=is_live() and has_room,
-    )
-    runtime.progress, runtime.tick, runtime.doing = progress, progress.move, progress.doing
-    progress.doing("the first step")
-    return progress
-
-
-def _train_to_the_end(trainer: Trainer, run_dir: Path) -> None:
+def _train_and_tell(trainer: Trainer, run_dir: Path, progress: Progress, summary: Summary) -> None:
     """Train, and say what ended the run and how it went; of a run that had ended before, only what to do next."""
-    from transformerlm.distributed import is_main
-
-    if not is_main(trainer.runtime.world):
-        trainer.train()
-        return
-    is_done, summary = trainer.nothing_left() is not None, Summary(trainer, run_dir)
-    if is_done:
+    was_done = trainer.agenda().stop is not None
+    if was_done:
         trainer.train()
     else:
-        trainer.runtime.summary = summary
-        with closing(_show_progress(trainer)):
+        summary.begin(trainer.state)
+        with closing(progress):
+            progress.begin("the first step")
             trainer.train()
-    _say_what_ended_it(trainer, was_done=is_done)
-    if is_done:
+    _say_what_ended_it(trainer, was_done=was_done)
+    if was_done:
         say_what_next([going_on(trainer, run_dir)])
     else:
-        summary.show()
+        summary.show(trainer)
 
 
 def _say_what_ended_it(trainer: Trainer, *, was_done: bool) -> None:
@@ -210,139 +192,22 @@ class StopSignals:
         note(f"{self.received}: saving after this step; once more to stop at once without saving")
 
 
-def _prepare(config: TrainConfig, run_dir: Path, *, world: World) -> tuple[Trainer, int]:
-    """Check the facts of the world, build the trainer, and resume it where the run has a checkpoint.
-
-    Returns the trainer, which has no logger yet, and the estimated bytes of a step.
-    """
-    from logger import NoopLogger, require_wandb
-    from transformerlm.checkpoints.directory import resolve
-    from transformerlm.tokenizer.tokenizer import Tokenizer
-    from transformerlm.training.build import num_accumulation_steps
-    from transformerlm.training.planning import micro_batch, preflight
-    from transformerlm.training.runtime import Runtime
-    from transformerlm.training.trainer import Trainer
-    from transformerlm.utils.allocator import keep_freed_memory
-    from transformerlm.utils.device import resolve_device
-    from transformerlm.utils.dtypes import resolve_precision
-
-    tokenizer = Tokenizer.from_directory(config.data.tokenizer)
-    preflight.check_vocab_size(tokenizer, config.model.vocab_size)
-    if config.logging.backend == "wandb":
-        require_wandb()
-    train_data, valid_data = _open_data(config, tokenizer, world=world)
-    device = resolve_device(config.training.device)
-    keep_freed_memory(device)
-    precision = resolve_precision(config.training.precision, device)
-    newest = _find_checkpoint(config, run_dir / "checkpoints", world=world)
-    config = micro_batch.resolve(config, device=device, precision=precision, world=world, resumed=newest)
-    per_pass = micro_batch.sequences_per_pass(config.training, world.world_size)
-    num_accumulation_steps(config.training.batch_size, per_pass, world.world_size)
-    memory = preflight.check_memory(config, device=device, precision=precision, world_size=world.world_size)
-    preflight.check_disk(run_dir, config.model.model_dump())
-    runtime = Runtime(device=device, precision=precision, logger=NoopLogger(), world=world)
-    trainer = Trainer(
-        config,
-        run_dir=run_dir,
-        tokenizer=tokenizer,
-        train_data=train_data,
-        valid_data=valid_data,
-        runtime=runtime,
-    )
-    if newest:
-        trainer.resume_from(newest)
-        _compare_settings(config, newest, trainer.state.step)
-    elif config.checkpoint.init_from:
-        trainer.init_from(resolve(config.checkpoint.init_from))
-    return trainer, memory["total"]
+# --- what a run is given -----------------------------------------------------------------------------------------
 
 
-def _open_data(config: TrainConfig, tokenizer: Tokenizer, *, world: World) -> tuple[TokenDataset, TokenDataset | None]:
-    from transformerlm.distributed import is_main
-    from transformerlm.token_files.dataset import TokenDataset
-    from transformerlm.training.planning import preflight
-
-    train_data = TokenDataset(config.data.train)
-    preflight.check_dataset(train_data, config=config, tokenizer=tokenizer, key="data.train")
-    valid_data = TokenDataset(config.data.valid) if config.data.valid else None
-    if valid_data:
-        preflight.check_dataset(valid_data, config=config, tokenizer=tokenizer, key="data.valid")
-        preflight.check_separators(train_data, valid_data, tokenizer)
-    if valid_data and valid_data.sha256 == train_data.sha256 and is_main(world):
-        note("warning: data.valid holds the same tokens as data.train: val_loss will be that of text it trains on")
-    return train_data, valid_data
-
-
-def _compare_settings(config: TrainConfig, directory: Path, step: int) -> None:
-    """Say which settings differ from the checkpoint's, and refuse a run that should have ended before it.
-
-    Raises:
-        ValueError: training.max_steps is below the checkpoint's step.
-    """
-    from transformerlm.checkpoints.load import load_config_of
-
-    if config.training.max_steps < step:
-        raise ValueError(
-            f"training.max_steps ({config.training.max_steps}) is below the step of {directory} ({step}); "
-            "raise it, or choose another logging.run_name"
-        )
-    before, now = (settings.model_dump(mode="json") for settings in (load_config_of(directory), config))
-    changed = [
-        f"{section}.{key} was {_shown(before[section][key])}, now {_shown(value)}"
-        for section in ("data", "training", "optimizer", "schedule")
-        for key, value in now[section].items()
-        if value != before[section][key]
-    ]
-    if changed:
-        note(f"resuming with other settings: {'; '.join(changed)}")
-
-
-def _shown(value: object) -> object:
-    return "not set" if value is None else value
-
-
-def _find_checkpoint(config: TrainConfig, root: Path, *, world: World) -> Path | None:
-    from transformerlm.checkpoints.directory import newest_whole, remove_leftovers, restore_links
-    from transformerlm.checkpoints.validation import CheckpointError
-    from transformerlm.distributed import barrier, is_main
-
-    newest, problem = None, None
-    if is_main(world):
-        try:
-            remove_leftovers(root)
-            restore_links(root)
-            newest = newest_whole(root, warn=note)
-        except CheckpointError as error:  # the others will meet it, too
-            problem = error
-    barrier(world)  # one rank sets damaged checkpoints aside, so that the others do not meet them
-    if problem:
-        raise problem
-    if not is_main(world):
-        newest = newest_whole(root)
-    if newest and config.checkpoint.resume == "never":
-        raise FileExistsError(
-            f'{newest}: this run has a checkpoint already, but checkpoint.resume = "never"; '
-            'choose another logging.run_name, or set checkpoint.resume = "auto" to go on'
-        )
-    if newest is None and config.checkpoint.resume == "required":
-        raise FileNotFoundError(f'{root}: no checkpoint to resume, but checkpoint.resume = "required"')
-    return newest
-
-
-def _make_logger(config: TrainConfig, run_dir: Path, *, trainer: Trainer) -> Logger:
+def _make_logger(run: PreparedRun) -> Logger:
     """Return the run's logger; `metrics.jsonl` forgets the steps that a stopped run logged but did not save."""
     from logger import NoopLogger, create_logger, truncate_after_step
 
-    if trainer.runtime.world.rank != 0:
+    if run.runtime.world.rank != 0:
         return NoopLogger()
-    metrics = run_dir / "metrics.jsonl"
-    trainer.runtime.rewind = partial(truncate_after_step, metrics)
-    trainer.runtime.rewind(trainer.state.step)
+    metrics, config = run.run_dir / "metrics.jsonl", run.config
+    truncate_after_step(metrics, run.state.step)
     return create_logger(
         config.logging.backend,
-        run_name=run_dir.name,
+        run_name=run.run_dir.name,
         jsonl_path=metrics,
-        run_id=trainer.wandb_id,
+        run_id=run.wandb_id,
         wandb_entity=config.wandb.entity,
         wandb_project=config.wandb.project,
         config=config.model_dump(mode="json"),
@@ -350,18 +215,48 @@ def _make_logger(config: TrainConfig, run_dir: Path, *, trainer: Trainer) -> Log
     )
 
 
+def _make_progress(run: PreparedRun) -> Progress:
+    """Return what shows how far the run is; JSON lines on a terminal leave no room for a live line."""
+    from logger import is_terminal
+    from transformerlm.training.eta import work_left
+    from transformerlm.training.timetable import Timetable
+
+    has_room = not (run.config.logging.backend == "json" and is_terminal())
+    valid_tokens = len(run.data.valid) if run.data.valid else 0
+    return Progress(
+        run.config.training.max_steps,
+        start=run.state.step,
+        limit=Timetable.of(run.config).seconds_left(run.state.seconds),
+        work_left=partial(work_left, run.config, valid_tokens=valid_tokens, world_size=run.runtime.world.world_size),
+        live=is_live() and has_room,
+    )
+
+
+def _callbacks(run_dir: Path, progress: Progress, summary: Summary) -> dict[str, Any]:
+    """Return the fields of `Runtime` by which the main process hears of the run."""
+    from logger import truncate_after_step
+
+    return {
+        "rewind": partial(truncate_after_step, run_dir / "metrics.jsonl"),
+        "progress": progress,
+        "tick": progress.move,
+        "doing": progress.doing,
+        "summary": summary,
+    }
+
+
 def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
+    """Log and say what starts: sizes, speed, place. `memory` is the estimate for a step, in bytes."""
     from transformerlm.checkpoints.directory import resolve
-    from transformerlm.training.planning.micro_batch import sequences_per_pass
+    from transformerlm.training.planning.calibration import estimate_seconds
     from transformerlm.training.planning.preflight import gigabytes
 
     model, training, runtime = trainer.raw_model, trainer.config.training, trainer.runtime
-    parameters, flops = model.num_parameters(), model.num_flops_per_token()
+    parameters, flops, per_pass = model.num_parameters(), model.num_flops_per_token(), runtime.micro_batch_size
     tokens_per_step = training.batch_size * model.context_length
-    per_pass = sequences_per_pass(training, runtime.world.world_size)
-    steps = 0 if trainer.nothing_left() else training.max_steps - trainer.state.step
+    steps = 0 if trainer.agenda().stop else training.max_steps - trainer.state.step
     with working("compiling the model" if trainer.is_compiled else "timing a step"):
-        eta, compile_seconds = trainer.estimate_seconds() if steps else (0.0, 0.0)
+        eta, compile_seconds = estimate_seconds(trainer) if steps else (0.0, 0.0)
     compiled = {"compile_seconds": compile_seconds} if trainer.is_compiled else {}
     runtime.logger.log_event(
         "started",
@@ -376,7 +271,7 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
         **compiled,
         device=str(runtime.device),
         precision=runtime.precision,
-        **trainer.measured_on(),
+        **_measured_on(trainer.config, trainer.data),
     )
     if trainer.state.step:
         note(f"resumed at step {trainer.state.step:,}")
@@ -393,32 +288,48 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
         note(f"{steps:,} steps of {tokens_per_step:,} tokens{passes}{until} {where}, ETA {clock(eta)}")
 
 
-def _sample_hooks(trainer: Trainer) -> list[Hook]:
-    """Return a hook that generates text from each prompt, when samples are asked for.
+def _measured_on(config: TrainConfig, data: RunData) -> dict[str, Any]:
+    """Return what a comparison of two runs' losses must know: tokenizer, validation text and how much of it."""
+    from transformerlm.training.build import num_validation_windows
+
+    facts: dict[str, Any] = {"tokenizer_sha256": data.tokenizer.fingerprint()}
+    if data.valid is not None:
+        tokens = num_validation_windows(config, len(data.valid)) * config.model.context_length
+        facts |= {"valid_sha256": data.valid.sha256, "valid_tokens": tokens}
+    return facts
+
+
+class _Samples:
+    """Texts that are generated while a run trains, from each prompt of [samples].
 
     Raises:
-        ValueError: a prompt from which nothing can be generated.
+        ValueError: nothing can be generated from a prompt.
     """
-    from transformerlm.training.runtime import Hook
 
-    samples = trainer.config.samples
-    if not samples.interval:
-        return []
-    from transformerlm.checkpoints.document_ids import guess_ids, ids_of_data
-    from transformerlm.inference.predictor import Predictor
+    def __init__(self, run: PreparedRun) -> None:
+        from transformerlm.checkpoints.document_ids import guess_ids, ids_of_data
 
-    document_ids = ids_of_data(trainer.train_data, trainer.tokenizer) or guess_ids(trainer.tokenizer)
-    settings = {**samples.sampling.model_dump(), "allow_special": samples.allow_special}
-    for prompt in samples.prompts:  # nothing is generated before the first token is asked for
-        Predictor(trainer.raw_model, trainer.tokenizer, document_ids).stream(prompt, seed=0, **settings)
+        samples, tokenizer = run.config.samples, run.data.tokenizer
+        self._interval, self._prompts, self._tokenizer = samples.interval, samples.prompts, tokenizer
+        self._settings = {**samples.sampling.model_dump(), "allow_special": samples.allow_special}
+        self._document_ids = ids_of_data(run.data.train, tokenizer) or guess_ids(tokenizer)
+        for prompt in samples.prompts:  # refused here or never: nothing is generated before a token is asked for
+            self._texts_after(run.model, prompt, seed=0)
 
-    def sample(step: int, model: TransformerLM) -> None:
-        predictor = Predictor(model, trainer.tokenizer, document_ids)
-        trainer.runtime.doing("sampling")
-        for prompt in samples.prompts:
-            text = "".join(predictor.stream(prompt, seed=step, **settings))
-            record = {"event": "sample", "step": step, "text.prompt": prompt, "text.output": text}
-            trainer.runtime.logger.log_record(record)
-            note(framed(f"step {step:,}", prompt + text))
+    def _texts_after(self, model: TransformerLM, prompt: str, *, seed: int) -> Iterator[str]:
+        from transformerlm.inference.predictor import Predictor
 
-    return [Hook(samples.interval, sample)]
+        return Predictor(model, self._tokenizer, self._document_ids).stream(prompt, seed=seed, **self._settings)
+
+    def hook(self, logger: Logger, *, doing: Callable[[str], None]) -> Hook:
+        """Return what generates a text from each prompt, logs it and shows it."""
+        from transformerlm.training.runtime import Hook
+
+        def sample(step: int, model: TransformerLM) -> None:
+            doing("sampling")
+            for prompt in self._prompts:
+                text = "".join(self._texts_after(model, prompt, seed=step))
+                logger.log_record({"event": "sample", "step": step, "text.prompt": prompt, "text.output": text})
+                note(framed(f"step {step:,}", prompt + text))
+
+        return Hook(self._interval, sample)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,13 +10,9 @@ from benchmarking.gpu.gpt2 import GPT2
 from benchmarking.gpu.shapes import SMALL, TINY
 from benchmarking.gpu.task import Task
 from config.train import TrainConfig
-from logger import NoopLogger
 from transformerlm.distributed import World
-from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.planning import micro_batch
-from transformerlm.training.planning.calibration import RandomTokens, calibrate
-from transformerlm.training.runtime import Runtime
-from transformerlm.training.trainer import Trainer
+from transformerlm.training.planning.calibration import calibrate, trainer_on_random_tokens
 from transformerlm.utils.device import device_memory_bytes
 
 # Six shapes that differ in what takes the memory: logits, activations, weights, the optimizer's states.
@@ -94,15 +89,7 @@ def _recompilations(task: Task) -> None:
     model = _TINY if task.tiny else _SMALL
     windows = 10 * model["context_length"]  # the last batch of a validation is smaller than the others
     config = _config(task, model, 8, compile=True, micro_batch_size=4, eval_interval=1, eval_tokens=windows)
-    sizes = {"vocab_size": config.model.vocab_size, "context_length": config.model.context_length}
-    trainer = _Steps(
-        config,
-        run_dir=Path(),  # where nothing is written: nothing is saved
-        tokenizer=Tokenizer({byte: bytes([byte]) for byte in range(256)}, []),
-        train_data=RandomTokens(**sizes),
-        valid_data=RandomTokens(**sizes),
-        runtime=Runtime(device=torch.device(task.device), precision="bf16", logger=NoopLogger()),
-    )
+    trainer = trainer_on_random_tokens(config, device=torch.device(task.device), precision="bf16")
     trainer.model = torch.compile(trainer.raw_model, backend=task.backend)  # type: ignore[assignment]
     trainer.step()
     first = _num_graphs()
@@ -112,11 +99,6 @@ def _recompilations(task: Task) -> None:
     after = _num_graphs() - first
     task.row("Compilation", graphs_in_the_first_step=first, graphs_after_it=after)
     task.check("validations and later steps compile nothing", after == 0, f"{after} graphs")
-
-
-class _Steps(Trainer):
-    def step(self) -> None:
-        self._step()
 
 
 def _num_graphs() -> int:

@@ -127,7 +127,7 @@ def test_a_command_that_runs_others_says_itself_what_is_next(pipeline, tmp_path,
 def test_a_summary_that_fails_ends_no_run(where, line, pipeline, tmp_path, monkeypatch):
     """The run is saved by then: a full disk, or a log that is gone, is a line, and the rest is said."""
 
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(summary, where, fail)

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import logger
+from cli import prepare_run
 from cli import train as command
 from cli.terminal import framed
 from config.io import dump_toml, load_config
@@ -32,6 +33,7 @@ from transformerlm.checkpoints.load import load_model
 from transformerlm.distributed import World
 from transformerlm.inference.predictor import Predictor
 from transformerlm.training.loop import EvalResult
+from transformerlm.training.planning.calibration import estimate_seconds
 from transformerlm.training.trainer import Trainer
 
 
@@ -150,9 +152,9 @@ def test_a_finished_run_says_so(limit, pipeline, tmp_path, monkeypatch):
 def test_the_eta_knows_the_limit_of_time(pipeline, tmp_path):
     """What is left of max_time is the most that it can be."""
     limited = tiny_config(pipeline.files, tmp_path, {"training.max_steps": 10**9, "training.max_time": "20s"})
-    built, _ = command._prepare(limited, tmp_path, world=World())
-    built.state.seconds = 15.0
-    assert built.estimate_seconds()[0] == 5.0
+    trainer = prepare_run.prepare_run(limited, tmp_path, world=World()).trainer()
+    trainer.state.seconds = 15.0
+    assert estimate_seconds(trainer)[0] == 5.0
 
 
 def test_a_run_without_a_name_is_called_after_its_start(pipeline, tmp_path):
@@ -336,8 +338,8 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals"
 def signal_in(monkeypatch, place: str, number: int) -> None:
     """Let the signal come at the first start-up, data wait, validation, sample or save."""
     owner, name = {
-        "start-up": (command, "_find_checkpoint"),
-        "data": (Trainer, "_micro_batches"),
+        "start-up": (prepare_run, "_find_checkpoint"),
+        "data": (Trainer, "micro_batches"),
         "evaluation": (Trainer, "validate"),
         "sampling": (Predictor, "stream"),
         "saving": (save, "_write_files"),

@@ -22,14 +22,14 @@ def kill() -> None:
 
 def stop_before(patch: pytest.MonkeyPatch, step: int, act: Callable[[], Any]) -> None:
     """Call `act` when the trainer is about to make `step`."""
-    original = Trainer._step
+    original = Trainer.step
 
     def watched(self: Trainer) -> Any:
         if self.state.step + 1 == step:
             act()
         return original(self)
 
-    patch.setattr(Trainer, "_step", watched)
+    patch.setattr(Trainer, "step", watched)
 
 
 def kill_at(
@@ -53,7 +53,7 @@ def kill_at(
 
 def poison(patch: pytest.MonkeyPatch, factors: Mapping[int, float]) -> None:
     """Multiply the training loss of some batches, each by its factor."""
-    batch, cut, loss = [0], Trainer._micro_batches, loop.training_loss
+    batch, cut, loss = [0], Trainer.micro_batches, loop.training_loss
 
     def watched(self: Trainer, step: int) -> Any:
         batch[0] = step + self.state.guard.data_offset
@@ -62,5 +62,5 @@ def poison(patch: pytest.MonkeyPatch, factors: Mapping[int, float]) -> None:
     def poisoned(*args: Any, **settings: Any) -> Any:
         return tuple(number * factors.get(batch[0], 1.0) for number in loss(*args, **settings))
 
-    patch.setattr(Trainer, "_micro_batches", watched)
+    patch.setattr(Trainer, "micro_batches", watched)
     patch.setattr(loop, "training_loss", poisoned)

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import logger
-from cli.train import _prepare, train
+from cli.prepare_run import prepare_run
+from cli.train import train
 from config.train import TrainConfig
 from tests.training.faults import Killed, kill_at, poison
 from tests.training.tiny_run import TinyFiles, read_records, step_lines, tiny_config
@@ -264,16 +265,16 @@ def test_any_micro_batches_and_ranks_read_the_same_windows(files, tmp_path):
     for size, world_size in itertools.product((8, 4, 2), (1, 2)):
         if size * world_size > 8:
             continue
-        built, _ = _prepare(
+        run = prepare_run(
             tiny_config(files, tmp_path, {"training.micro_batch_size": size}), tmp_path / "run", world=World()
         )
         for step in (1, 2, 12):
             parts = []
             for rank in range(world_size):
-                built.runtime.world = World(rank=rank, world_size=world_size)
-                parts.append([inputs for inputs, _ in built._micro_batches(step)])
+                trainer = run.trainer(world=World(rank=rank, world_size=world_size))
+                parts.append([inputs for inputs, _ in trainer.micro_batches(step)])
             read = torch.cat([part for together in zip(*parts, strict=True) for part in together])
-            tokens = built.train_data.tokens
+            tokens = run.data.train.tokens
             starts = sample_starts(len(tokens), batch_size=8, context_length=16, seed=1, step=step)
             assert read.tolist() == [tokens[start : start + 16].tolist() for start in starts]
 

@@ -102,14 +102,14 @@ def test_only_the_first_batches_are_written(files, tmp_path, monkeypatch):
 def test_a_bad_step_is_skipped_counted_told_and_kept(value, files, tmp_path, monkeypatch):
     """The run goes on with the next step and the next batch; the weights of before are those of after."""
     weights = []
-    make = Trainer._step
+    make = Trainer.step
 
     def watched(self):
         result = make(self)
         weights.append(torch.cat([parameter.detach().flatten() for parameter in self.raw_model.parameters()]))
         return result
 
-    monkeypatch.setattr(Trainer, "_step", watched)
+    monkeypatch.setattr(Trainer, "step", watched)
     poison(monkeypatch, {4: value})
     assert train(tiny_config(files, tmp_path)) == 0
     lines, run = step_lines(tmp_path / "run"), tmp_path / "run"
@@ -186,10 +186,10 @@ def test_a_spike_can_be_skipped(files, tmp_path, monkeypatch, early_spikes):
 def test_a_spike_can_be_rolled_back(files, tmp_path, monkeypatch, early_spikes):
     """With `rollback` the run goes on from its last checkpoint with the data after the spike; each step stands once."""
     batches = []
-    cut = Trainer._micro_batches
+    cut = Trainer.micro_batches
     monkeypatch.setattr(
         Trainer,
-        "_micro_batches",
+        "micro_batches",
         lambda self, step: (batches.append(step + self.state.guard.data_offset), cut(self, step))[1],
     )
     poison(monkeypatch, {8: 10.0})

@@ -10,12 +10,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from cli.train import _prepare, train
+from cli.prepare_run import prepare_run
+from cli.train import train
 from config.io import dump_toml
 from tests.training.faults import Killed, kill, stop_before
 from tests.training.tiny_run import (
@@ -31,7 +33,7 @@ from transformerlm.checkpoints.validation import CheckpointError, read_state, ve
 from transformerlm.distributed import World
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.training import trainer
-from transformerlm.training.build import num_accumulation_steps, token_bytes
+from transformerlm.training.build import num_accumulation_steps, sequences_per_pass, token_bytes
 from transformerlm.training.loop import EvalResult
 from transformerlm.training.timer import Timer
 from transformerlm.utils.json_files import values_sha256
@@ -520,7 +522,7 @@ def test_a_diverging_run_stops_and_says_what_to_do(files, tmp_path):
 
 def test_weights_that_are_not_finite_are_not_saved(files, tmp_path, monkeypatch):
     """A weight that no loss has seen yet, the embedding of a byte that never comes, still ends the run unsaved."""
-    make = trainer.Trainer._step
+    make = trainer.Trainer.step
 
     def spoil(self):
         result = make(self)
@@ -529,7 +531,7 @@ def test_weights_that_are_not_finite_are_not_saved(files, tmp_path, monkeypatch)
                 self.raw_model.token_embeddings.weight[0] = torch.inf
         return result
 
-    monkeypatch.setattr(trainer.Trainer, "_step", spoil)
+    monkeypatch.setattr(trainer.Trainer, "step", spoil)
     with pytest.raises(FloatingPointError, match=r"step 10: token_embeddings\.weight is not finite, not saved"):
         train(tiny_config(files, tmp_path))
     assert step_of(newest_whole(tmp_path / "run/checkpoints")) == 5
@@ -616,13 +618,19 @@ def test_a_refused_run_leaves_no_directory(files, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def sizes(batch_size: int, micro_batch_size: int | None) -> SimpleNamespace:
+    """Return what [training] says about batches."""
+    return SimpleNamespace(batch_size=batch_size, micro_batch_size=micro_batch_size)
+
+
 @pytest.mark.parametrize(
     ("batch_size", "micro_batch_size", "world_size", "expected"),
     [(8, None, 1, 1), (8, 2, 1, 4), (8, 2, 2, 2), (8, None, 4, 1), (1, None, 1, 1)],
 )
 def test_accumulation_steps(batch_size, micro_batch_size, world_size, expected):
     """A batch is cut into equal micro-batches for every rank."""
-    assert num_accumulation_steps(batch_size, micro_batch_size, world_size) == expected
+    per_pass = sequences_per_pass(sizes(batch_size, micro_batch_size), world_size)
+    assert num_accumulation_steps(batch_size, per_pass, world_size) == expected
 
 
 @pytest.mark.parametrize(
@@ -631,7 +639,9 @@ def test_accumulation_steps(batch_size, micro_batch_size, world_size, expected):
 def test_a_batch_that_cannot_be_divided_is_refused(batch_size, micro_batch_size, world_size):
     """What does not divide is refused with the three numbers, before any batch is made."""
     with pytest.raises(ValueError, match=rf"\({batch_size}\) is not divisible by .* x {world_size}\)"):
-        num_accumulation_steps(batch_size, micro_batch_size, world_size)
+        num_accumulation_steps(
+            batch_size, sequences_per_pass(sizes(batch_size, micro_batch_size), world_size), world_size
+        )
 
 
 def test_token_bytes_cover_the_model_vocabulary(files):
@@ -768,8 +778,8 @@ def test_a_validation_does_not_depend_on_the_batch(changes, files, tmp_path):
     results = []
     for name, settings in (("whole", {}), ("cut", changes)):
         settings = {**settings, "training.eval_tokens": 16 * 5 + 3}
-        built, _ = _prepare(tiny_config(files, tmp_path / name, settings), tmp_path / name, world=World())
-        results.append(built.validate())
+        run = prepare_run(tiny_config(files, tmp_path / name, settings), tmp_path / name, world=World())
+        results.append(run.trainer().validate())
     assert results[1].loss == pytest.approx(results[0].loss, rel=1e-6)
     assert results[1].bits_per_byte == pytest.approx(results[0].bits_per_byte, rel=1e-6)
 

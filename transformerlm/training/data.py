@@ -1,22 +1,41 @@
-"""The batches that are cut from a token file.
+"""The data of a run, and the batches that are cut from a token file.
 
-A training batch is a pure function of (seed, step): which windows it holds depends neither on the number of ranks and
-micro-batches it is dealt out to, nor on what was drawn before, so a resumed run sees what an uninterrupted one does.
+A training batch is a pure function of (seed, step). Its windows depend neither on the number of ranks and micro-batches
+that share it, nor on what was drawn before, so a resumed run sees what an uninterrupted one sees.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from transformerlm.token_files.dataset import TokenDataset
+
+if TYPE_CHECKING:  # batches need none of its libraries
+    from transformerlm.tokenizer.tokenizer import Tokenizer
+
 Tokens = npt.NDArray[Any]
 Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The tokenizer of a run, the token file to train on, and the one to validate on, if there is one."""
+
+    tokenizer: Tokenizer
+    train: TokenDataset
+    valid: TokenDataset | None
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return the sha256 of what a run must not change between two starts; a checkpoint keeps them."""
+        return {"train_sha256": self.train.sha256, "tokenizer_sha256": self.tokenizer.fingerprint()}
 
 
 def sample_starts(
@@ -53,8 +72,9 @@ def get_batch(
 
     `batch_size` counts the windows of the whole batch. It is cut into `num_micro_batches * world_size` contiguous parts
     whose sizes differ by one at most; part `micro_batch * world_size + rank` is returned. Raises ValueError when a part
-    would be empty, or the data is shorter than a window.
+    would be empty, or the data is shorter than a window. Its ten parameters are all that a batch depends on.
     """
+    # One micro-batch after the other, and in each the ranks side by side: the same windows however they are shared.
     num_parts, part = num_micro_batches * world_size, micro_batch * world_size + rank
     if not (0 <= rank < world_size and 0 <= micro_batch < num_micro_batches):
         raise ValueError(
@@ -71,8 +91,8 @@ def get_batch(
 class Prefetcher:
     """Makes the batches of the next step in a thread, while the device computes those of this one.
 
-    `make` is a pure function of the step, so what is made ahead is what would be made later. A step that was not
-    foreseen, as after a rollback, is made when it is asked for.
+    `make` is a pure function of the step, so batches made early are the same as batches made late. Those of a step that
+    was not foreseen, as after a rollback, are made on request.
     """
 
     def __init__(self, make: Callable[[int], list[Batch]]) -> None:
@@ -93,7 +113,7 @@ def _current_device() -> int | None:
 
 
 def _take_device(index: int | None) -> None:
-    if index is not None:  # each thread has a CUDA device of its own, at first the machine's first
+    if index is not None:  # a new thread begins with the machine's first CUDA device
         torch.cuda.set_device(index)
 
 
@@ -105,7 +125,7 @@ def random_batch(
     *,
     rng: np.random.Generator | None = None,
 ) -> Batch:
-    """Return a batch of random windows, inputs and targets int64 `(batch_size, context_length)`.
+    """Return a batch of random windows: inputs and targets, int64, `(batch_size, context_length)`.
 
     `rng` defaults to a fresh generator seeded by the operating system. Training uses `get_batch` instead.
     """
@@ -124,7 +144,7 @@ def sequential_batches(
 ) -> Iterator[Batch]:
     """Yield the data in order as windows that do not overlap, for evaluation; the last batch may be smaller.
 
-    Every token but the first is a target once, except for an end shorter than a window. Raises ValueError when the data
+    Every token but the first is a target once, except for a rest shorter than a window. Raises ValueError when the data
     is shorter than context_length + 1 tokens.
     """
     _num_starts(len(tokens), context_length)

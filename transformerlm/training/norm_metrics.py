@@ -1,4 +1,4 @@
-"""L2 norms of each block's weights and outputs, to see where a run goes wrong."""
+"""L2 norms of each block's weights and outputs, which show where a run goes wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformerlm.models.transformer import TransformerLM
 
 
 class NormRecorder:
-    """Watches the blocks of a model and reports, on demand, norms as they were in the last training forward pass."""
+    """Watches the blocks of a model and reports, on demand, the norms of the last forward pass in training."""
 
     def __init__(self, model: TransformerLM) -> None:
         self._model = model
@@ -20,6 +20,7 @@ class NormRecorder:
     def _hook(self, name: str):  # type: ignore[no-untyped-def]
         def record(module: nn.Module, args: object, output: Tensor) -> None:
             if module.training:
+                # (batch, seq, d_model): the norm of each token's vector, then the mean over tokens.
                 self._activations[name] = output.detach().float().norm(dim=-1).mean()
 
         return record

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is one of this run's: its model, its data, and what its last bits depend on."""
+"""Whether a checkpoint and a token file fit this run: its model, its tokenizer, its data, its last bits."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ import torch
 from config.train import TrainConfig
 from transformerlm.checkpoints.load import load_config_of, load_tokenizer
 from transformerlm.models.transformer import TransformerLM
+from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.dtypes import Precision
 
 _CPUINFO = Path("/proc/cpuinfo")
 _VECTOR_FLAGS = ("amx", "avx", "fma", "f16c", "sse4", "sve", "asimd", "bf16", "i8mm")
-# These change how a model computes, or the weights it begins with, and not what it computes.
+# These change how a model computes, or its initial weights, but not what it computes.
 _SAME_FUNCTION = ("attention", "activation_checkpointing", "zero_init_outputs")
 
 
-def check_same_model(directory: Path, config: TrainConfig, model: TransformerLM) -> None:
+def check_same_model(directory: Path, config: TrainConfig) -> None:
     """Refuse a checkpoint of another model or optimizer.
 
     Raises:
-        ValueError: it is one; each key that differs is named with both values.
+        ValueError: it is of another one; each key that differs is named with both values.
     """
     saved = load_config_of(directory)
-    changed = [f"{name} was {theirs}, now {ours}" for name, theirs, ours in _other_hparams(saved, model)]
+    changed = [f"{name} was {theirs}, now {ours}" for name, theirs, ours in _other_settings(saved, config)]
     if saved.optimizer.name != config.optimizer.name:
         changed.append(f"optimizer.name was {saved.optimizer.name}, now {config.optimizer.name}")
     if changed:
@@ -36,15 +37,15 @@ def check_same_model(directory: Path, config: TrainConfig, model: TransformerLM)
         )
 
 
-def check_same_architecture(directory: Path, model: TransformerLM) -> None:
-    """Refuse a checkpoint whose weights are not those of such a model; the context may be longer or shorter.
+def check_same_architecture(directory: Path, config: TrainConfig) -> None:
+    """Refuse a checkpoint whose weights do not fit the configured model; the context may be longer or shorter.
 
     Raises:
-        ValueError: it is one; each key that differs is named with both values.
+        ValueError: they do not fit; each key that differs is named with both values.
     """
     different = [
         f"{name} is {theirs} there, {ours} here"
-        for name, theirs, ours in _other_hparams(load_config_of(directory), model)
+        for name, theirs, ours in _other_settings(load_config_of(directory), config)
         if name != "model.context_length"
     ]
     if different:
@@ -53,37 +54,59 @@ def check_same_architecture(directory: Path, model: TransformerLM) -> None:
         )
 
 
-def check_same_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
-    """Refuse a checkpoint of another tokenizer: its weights know other tokens by the same ids; one without may do.
-
-    Raises:
-        ValueError: it is one; both are named.
-    """
-    if not (directory / "tokenizer").exists():
-        return
-    theirs, ours = load_tokenizer(directory).fingerprint(), tokenizer.fingerprint()
-    if theirs != ours:
-        raise ValueError(
-            f"checkpoint.init_from: {directory} was trained with the tokenizer {theirs[:12]}..., but data.tokenizer is "
-            f"{ours[:12]}...; set data.tokenizer to {directory / 'tokenizer'} and make the data with it"
-        )
-
-
-def _other_hparams(saved: TrainConfig, model: TransformerLM) -> list[tuple[str, Any, Any]]:
-    """Return name, value there and value here of each setting by which another model would be computed."""
-    theirs = TransformerLM(**saved.model.model_dump(), device="meta").hparams()
+def _other_settings(saved: TrainConfig, config: TrainConfig) -> list[tuple[str, Any, Any]]:
+    """Return name, value there and value here of each setting by which the model computes something else."""
+    theirs, ours = _hparams(saved), _hparams(config)
     return [
         (f"model.{name}", theirs[name], value)
-        for name, value in model.hparams().items()
+        for name, value in ours.items()
         if value != theirs[name] and name not in _SAME_FUNCTION
     ]
 
 
-def check_same_data(directory: Path, theirs: dict[str, str], ours: dict[str, str]) -> None:
-    """Refuse a checkpoint of other data; both hold a sha256 under names such as `train_sha256`.
+def _hparams(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings of the configured model, defaults filled in."""
+    return TransformerLM(**config.model.model_dump(), device="meta").hparams()
+
+
+def check_tokenizer_of_data(dataset: TokenDataset, tokenizer: Tokenizer, *, key: str, config: TrainConfig) -> None:
+    """Refuse a token file of another tokenizer; `key` is its name in the TOML.
 
     Raises:
-        ValueError: one differs; both are named.
+        ValueError: it is of another one; both are named.
+    """
+    made = f"{key}: {dataset.path} was made with"
+    setting = f"data.tokenizer ({config.data.tokenizer})"
+    advice = "run transformerlm-make-data again with this tokenizer"
+    _check_fingerprint(tokenizer, dataset.tokenizer_sha256, made=made, setting=setting, advice=advice)
+
+
+def check_tokenizer_of_checkpoint(directory: Path, tokenizer: Tokenizer) -> None:
+    """Refuse a checkpoint of another tokenizer, whose ids mean other tokens; one without a tokenizer passes.
+
+    Raises:
+        ValueError: it is of another one; both are named.
+    """
+    if (directory / "tokenizer").exists():
+        made = f"checkpoint.init_from: {directory} was trained with"
+        advice = f"set data.tokenizer to {directory / 'tokenizer'} and make the data with it"
+        _check_fingerprint(tokenizer, load_tokenizer(directory).fingerprint(), made=made, advice=advice)
+
+
+def _check_fingerprint(
+    tokenizer: Tokenizer, sha256: str, *, made: str, advice: str, setting: str = "data.tokenizer"
+) -> None:
+    """Refuse what was made with another tokenizer than the run's."""
+    ours = tokenizer.fingerprint()
+    if sha256 != ours:
+        raise ValueError(f"{made} the tokenizer {sha256[:12]}..., but {setting} is {ours[:12]}...; {advice}")
+
+
+def check_same_data(directory: Path, theirs: dict[str, str], ours: dict[str, str]) -> None:
+    """Refuse a checkpoint of other data; `theirs` and `ours` hold a sha256 under names such as `train_sha256`.
+
+    Raises:
+        ValueError: one differs; both values are named.
     """
     for name, fingerprint in ours.items():
         if theirs.get(name) != fingerprint:
@@ -95,7 +118,7 @@ def check_same_data(directory: Path, theirs: dict[str, str], ours: dict[str, str
 
 
 def computed_with(device: torch.device, precision: Precision, *, world_size: int) -> dict[str, Any]:
-    """Return what the last bits of a result depend on, besides configuration and data."""
+    """Return what decides the last bits of a result, besides configuration and data."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     cpu, flags = _processor()
     return {
@@ -112,9 +135,9 @@ def computed_with(device: torch.device, precision: Precision, *, world_size: int
 
 
 def changed_bits(theirs: dict[str, Any] | None, ours: dict[str, Any]) -> str | None:
-    """Say in one line why a resumed run may differ from the uninterrupted one in its last bits; None: nothing changed.
+    """Return a line that says why a resumed run may differ in its last bits; None: nothing has changed.
 
-    `theirs` and `ours` are from `computed_with`; None where the checkpoint does not hold it.
+    `theirs` and `ours` are from `computed_with`; `theirs` is None where the checkpoint does not hold it.
     """
     if theirs is None:
         changes = "this checkpoint does not say what it was computed with"
@@ -130,7 +153,7 @@ def changed_bits(theirs: dict[str, Any] | None, ours: dict[str, Any]) -> str | N
 
 
 def _shown(value: object, other: object) -> object:
-    """Of a list, show what the other one lacks."""
+    """Return a value for the line above; of a list, only what the other one lacks."""
     if isinstance(value, list) and isinstance(other, list):
         return f"with {', '.join(sorted(set(value) - set(other))) or 'less'}"
     return value

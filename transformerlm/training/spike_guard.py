@@ -1,7 +1,7 @@
 """Steps that are better not made: a loss or gradient that is not finite, and a loss that jumps.
 
 Pure rules, the little memory that they need, and a file for each batch that was refused. The memory is in every
-checkpoint, so a resumed run judges each step as the uninterrupted one does; the numbers that are judged are the same on
+checkpoint, so a resumed run judges each step as the uninterrupted one does. The numbers that are judged are the same on
 all ranks, and so are the verdicts.
 """
 
@@ -19,10 +19,15 @@ from transformerlm.utils.files import write_whole
 
 Trouble = Literal["not_finite", "spike"]
 
-# Losses before a spike can be told from the ordinary, and the weight of a new loss in the average after that.
+# How many losses it takes to tell a jump from an ordinary loss, and the weight of a new loss in the average.
 NUM_LOSSES_BEFORE_SPIKES = 20
 NEW_LOSS_WEIGHT = 0.02
 MAX_BATCH_FILES = 20
+
+
+def not_finite(loss: float, grad_norm: float) -> Trouble | None:
+    """Return "not_finite" for a loss or gradient norm that is nan or infinite: the least that is asked of a step."""
+    return None if math.isfinite(loss) and math.isfinite(grad_norm) else "not_finite"
 
 
 @dataclass
@@ -30,11 +35,11 @@ class GuardState:
     """What the guard remembers.
 
     Args:
-        skipped_steps: steps that were skipped, in all.
-        skipped_in_a_row: those of them since the last step that was made.
-        data_offset: step s trains on batch s + data_offset; a rollback raises it, so that no batch is met again.
-        num_losses: losses in `loss_average`.
-        loss_average: running mean of the losses of the steps made, which follows the last fifty or so.
+        skipped_steps: all steps that were skipped.
+        skipped_in_a_row: steps that were skipped since the last one that was made.
+        data_offset: step s trains on batch s + data_offset; a rollback raises it, so that no batch comes twice.
+        num_losses: number of losses in `loss_average`.
+        loss_average: running mean of the losses of the steps made; it follows the last fifty or so.
     """
 
     skipped_steps: int = 0
@@ -48,21 +53,20 @@ class GuardState:
 
         A loss above `spike_factor` times the average is a spike; None: no loss is one.
         """
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            return "not_finite"
+        if trouble := not_finite(loss, grad_norm):
+            return trouble
         knows_enough = self.num_losses >= NUM_LOSSES_BEFORE_SPIKES
-        if spike_factor is not None and knows_enough and loss > spike_factor * self.loss_average:
-            return "spike"
-        return None
+        is_spike = spike_factor is not None and knows_enough and loss > spike_factor * self.loss_average
+        return "spike" if is_spike else None
 
     def made(self, loss: float) -> None:
-        """Take note of a step that was made."""
+        """Count a step that was made, and let the average follow its loss."""
         self.skipped_in_a_row = 0
         self.num_losses += 1
         self.loss_average += (loss - self.loss_average) * max(1 / self.num_losses, NEW_LOSS_WEIGHT)
 
     def skipped(self) -> None:
-        """Take note of a step that was skipped."""
+        """Count a step that was skipped."""
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
 
@@ -70,12 +74,12 @@ class GuardState:
 def write_batch(
     folder: Path, step: int, *, data: TokenDataset, starts: Sequence[int], context_length: int, facts: Mapping[str, Any]
 ) -> Path | None:
-    """Write a refused step's batch to `folder`, for a look at it: `facts`, where each window starts, and its ids.
+    """Write a refused step's batch to a file of `folder`, and return its path: `facts`, starts and ids of its windows.
 
-    Nothing is written, and None returned, where `folder` holds `MAX_BATCH_FILES` already: the first ones tell most.
+    Where `folder` holds `MAX_BATCH_FILES` already, nothing is written and None is returned: the first ones tell most.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     folder.mkdir(exist_ok=True)
     if len(list(folder.glob("step-*.json"))) >= MAX_BATCH_FILES:

@@ -1,9 +1,9 @@
-"""The clock of a run: tokens per second over a measured window, and how long it has trained."""
+"""The clock of a run: seconds of one call, tokens per second over a measured window, and seconds in all."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -11,10 +11,18 @@ import torch
 from transformerlm.utils.device import synchronize
 
 
-class Timer:
-    """Tokens per second over the window since the last reading, in which pauses do not count; and seconds in all.
+def timed(call: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds that a call takes, until the device has finished what it queued."""
+    start = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - start
 
-    `before` are the seconds that the run took until it was stopped and started again.
+
+class Timer:
+    """Tokens per second over the window since the last reading, without pauses; and seconds in all.
+
+    `before` is the time in seconds that earlier starts of the run took.
     """
 
     def __init__(self, device: torch.device, *, before: float = 0.0) -> None:
@@ -36,12 +44,12 @@ class Timer:
         return {} if before is None or seconds <= 0 else {"tokens_per_second": (tokens - before) / seconds}
 
     def restart(self) -> None:
-        """Begin with a first window again: the tokens have gone back."""
+        """Begin again with a first window: the count of tokens has gone back."""
         self._tokens = None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Return a context whose time does not count into the rates."""
+        """Return a context whose time does not count in the rates."""
         synchronize(self._device)
         began = time.perf_counter()
         try:

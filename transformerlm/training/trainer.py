@@ -1,85 +1,60 @@
-"""The training run: what changes from step to step, and the loop that changes it.
+"""The training loop, with what makes it robust: checkpoints, refused steps, several processes, limits, signals.
 
-The order of a step is: the next batch, `train_step`, evaluation when it is due, one line to the loggers, hooks, and a
-checkpoint when it is due. A batch depends on the seed and the step only, so a run that resumes at step s sees what an
-uninterrupted one would have seen. To read the loop bare, begin with docs/examples/minimal_train.py.
+The order of a step is: the next batch, `train_step`, a validation when it is due, one line to the loggers, a checkpoint
+when it is due, and the hooks. A batch depends on the seed and the step only, so a run that resumes at step s sees what
+an uninterrupted one would have seen. The plain twin of this loop, without any of that, is on one page:
+docs/examples/minimal_train.py.
 """
 
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch.optim import Optimizer
 
-from config.io import dump_toml
-from config.schemas import duration_seconds
 from config.train import TrainConfig
 from profiling import nvtx
-from transformerlm.checkpoints import document_ids
 from transformerlm.checkpoints.directory import point, prune, step_name
-from transformerlm.checkpoints.load import load_optimizer, load_weights
-from transformerlm.checkpoints.save import Snapshot, save_checkpoint
-from transformerlm.checkpoints.validation import CheckpointError, read_state, verify
-from transformerlm.distributed import all_reduce_sum, barrier, broadcast_parameters, is_main
+from transformerlm.checkpoints.save import save_checkpoint
+from transformerlm.checkpoints.validation import verify
+from transformerlm.distributed import all_reduce_sum, barrier, is_main
 from transformerlm.models.transformer import TransformerLM
-from transformerlm.token_files.dataset import TokenDataset
-from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.training import resume_checks
 from transformerlm.training.build import (
-    build_optimizer,
     num_accumulation_steps,
     num_validation_windows,
+    sequences_per_pass,
     token_bytes,
 )
-from transformerlm.training.data import Prefetcher, get_batch, sample_starts, sequential_batches
-from transformerlm.training.eta import work_left
-from transformerlm.training.loop import Batch, EvalResult, StepResult, batch_loss, evaluate, train_step
+from transformerlm.training.data import Batch, Prefetcher, RunData, get_batch, sample_starts, sequential_batches
+from transformerlm.training.loop import EvalResult, StepResult, evaluate, train_step
 from transformerlm.training.norm_metrics import NormRecorder
-from transformerlm.training.planning.micro_batch import sequences_per_pass
 from transformerlm.training.runtime import Runtime
+from transformerlm.training.saved_run import SavedRun, snapshot
 from transformerlm.training.schedule import timed_learning_rate
-from transformerlm.training.spike_guard import GuardState, Trouble, write_batch
+from transformerlm.training.spike_guard import Trouble, write_batch
+from transformerlm.training.state import TrainState
 from transformerlm.training.timer import Timer
-from transformerlm.utils.device import should_compile, synchronize
+from transformerlm.training.timetable import STOP_SIGNALS, Agenda, Timetable
+from transformerlm.utils.device import should_compile
 from transformerlm.utils.dtypes import autocast, set_tf32
-from transformerlm.utils.seed import rng_state, seed_everything, set_rng_state
-
-STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
-
-
-@dataclass
-class TrainState:
-    """What a run remembers besides weights and optimizer; all of it is in a checkpoint's `state.json`."""
-
-    step: int = 0
-    tokens: int = 0
-    best_val_loss: float | None = None
-    best_step: int | None = None
-    lowest_val_loss: float | None = None  # of all validations at eval_interval, saved or not
-    validations_since_lowest: int = 0
-    seconds: float = 0.0  # of training.max_time, over all starts, the same on every rank
-    guard: GuardState = field(default_factory=GuardState)
 
 
 class Trainer:
-    """Builds a run from its configuration, resumes it where it has checkpoints, and trains it.
+    """Trains a model on a token file, from where its state says.
 
     Args:
         config: the checked configuration.
         run_dir: the run's directory, which exists.
-        tokenizer: the data's tokenizer, which goes into every checkpoint.
-        train_data: the token file to train on.
-        valid_data: the token file for validation, or None.
+        data: the token files, and their tokenizer, which goes into every checkpoint.
+        model: what is trained, on the runtime's device.
+        optimizer: over the model's parameters.
         runtime: device, precision, logger and callbacks.
+        state: what the run remembers of earlier starts; None: it begins.
     """
 
     def __init__(
@@ -87,34 +62,32 @@ class Trainer:
         config: TrainConfig,
         *,
         run_dir: Path,
-        tokenizer: Tokenizer,
-        train_data: TokenDataset,
-        valid_data: TokenDataset | None,
+        data: RunData,
+        model: TransformerLM,
+        optimizer: Optimizer,
         runtime: Runtime,
+        state: TrainState | None = None,
     ) -> None:
-        self.config, self.runtime, self.tokenizer = config, runtime, tokenizer
-        self.train_data, self.valid_data = train_data, valid_data
+        self.config, self.runtime, self.data = config, runtime, data
         self.checkpoints = run_dir / "checkpoints"
-        self.state = TrainState()
-        self.wandb_id: str | None = None
+        self.state = state or TrainState()
+        self.timetable = Timetable.of(config)
         self.stopped_by: str | None = None
-        self._saved_step: int | None = None
-        self._rollbacks = 0  # to this checkpoint
+        self._saved_step = self.state.step or None
+        self._rollbacks = 0  # to the checkpoint of that step
+        self.raw_model, self.optimizer = model, optimizer
+        self.norms = NormRecorder(model) if config.training.log_norms else None
         set_tf32(config.training.tf32, runtime.device)
-        self._batches = Prefetcher(self._make_batches) if runtime.device.type == "cuda" else self._make_batches
-        seed_everything(config.training.seed)
-        self.raw_model = TransformerLM(**config.model.model_dump()).to(runtime.device)
-        broadcast_parameters(self.raw_model, runtime.world)
-        self.optimizer = build_optimizer(self.raw_model, config, precision=runtime.precision)
-        self.norms = NormRecorder(self.raw_model) if config.training.log_norms else None
         self.is_compiled = should_compile(config.training.compile, runtime.device, config.training.max_steps)
-        self.model: TransformerLM = torch.compile(self.raw_model) if self.is_compiled else self.raw_model  # type: ignore[assignment]
+        self.model: TransformerLM = torch.compile(model) if self.is_compiled else model  # type: ignore[assignment]
         self.autocast = partial(autocast, runtime.device, runtime.precision)
-        self._max_seconds = duration_seconds(config.training.max_time) if config.training.max_time else None
-        self._token_bytes = token_bytes(tokenizer, config.model.vocab_size, runtime.device)
+        self._batches = Prefetcher(self._make_batches) if runtime.device.type == "cuda" else self._make_batches
+        self._token_bytes = token_bytes(data.tokenizer, config.model.vocab_size, runtime.device)
+
+    # --- the loop ------------------------------------------------------------------------------------------------
 
     def train(self) -> TrainState:
-        """Train to `max_steps`, `max_time` or a signal, which `stopped_by` names; the state that is returned is saved.
+        """Train to a limit or a signal, which `stopped_by` names, and return the state, which is saved.
 
         Raises:
             FloatingPointError: too many steps in a row had to be skipped, or the validation loss or a weight is not
@@ -122,92 +95,144 @@ class Trainer:
             OSError: a checkpoint could not be written; older ones are whole.
         """
         timer = Timer(self.runtime.device, before=self.state.seconds)
-        reason = self._reason_to_stop(timer)
-        while reason is None:
-            result, rate, trouble = self._step()
-            if trouble and self._must_roll_back(trouble):
+        todo = self._agenda(timer)
+        while todo.stop is None:
+            result = self.step()
+            if result.trouble:
+                self._report_trouble(result, result.trouble)
+            self.runtime.tick(self.state.step, {"loss": result.loss})
+            if self._must_roll_back(result.trouble):
                 self._roll_back(result)
                 timer.restart()
-                reason = self._reason_to_stop(timer)
+                todo = self._agenda(timer)
                 continue
-            reason = self._reason_to_stop(timer)
-            signalled = reason in STOP_SIGNALS
-            saving = reason is not None or self._due(self.config.checkpoint.interval)
-            due = self._due(self.config.checkpoint.interval) or self._due(self.config.training.eval_interval)
-            validating = due or (saving and not signalled)  # what a stop adds to it changes nothing that is counted
-            metrics = {}
-            if validating or self._due(self.config.training.log_interval):
-                metrics = self._metrics(result, rate) | timer.rates(self.state.tokens)
-            if validating:
-                metrics |= self._evaluate(timer)
-                self._count_validation(metrics)
-                reason = reason or self.nothing_left()
-                saving = saving or reason is not None
-            self._log(metrics)
-            if saving:
+            todo = self._agenda(timer)
+            metrics = self._metrics(result) | timer.rates(self.state.tokens) if todo.log else {}
+            if todo.validate:
+                with timer.paused():
+                    metrics |= self._validation_metrics()
+                todo = self.agenda(stop=todo.stop)  # no better for too long: this may have been the last step
+            if todo.log:
+                self.runtime.logger.log_metrics(self.state.step, metrics)
+                self.runtime.progress(self.state.step, metrics)
+            if todo.save:
                 with timer.paused():
                     self.save(metrics.get("val_loss"))
-            if not signalled:
+            if todo.run_hooks:
                 self._run_hooks(timer)
-        self._finish(reason)
+        self._finish(todo.stop)
         return self.state
 
-    def _finish(self, reason: str) -> None:
-        self.stopped_by = reason
-        if facts := self.runtime.summary():
-            self.runtime.logger.log_event("summary", step=self.state.step, **facts)
-        signal = {"signal": reason} if reason in STOP_SIGNALS else {}
-        if reason == "SIGUSR1":
-            self.runtime.logger.log_event("requeue", step=self.state.step)
-        self.runtime.logger.log_event("finished", step=self.state.step, reason="signal" if signal else reason, **signal)
-
-    def _step(self) -> tuple[StepResult, float, Trouble | None]:
-        training, step, guard = self.config.training, self.state.step + 1, self.state.guard
-        spike_factor = training.spike_factor if training.spike_guard != "off" else None
-        rate = self._learning_rate(step)
+    def step(self) -> StepResult:
+        """Make the next step and count it; one with `trouble` is only counted, and leaves the weights as they are."""
+        config, step, guard = self.config, self.state.step + 1, self.state.guard
         with nvtx.range("data"):
-            micro_batches = self._micro_batches(step)
-
-        def trouble_with(result: StepResult) -> Trouble | None:
-            return guard.trouble_with(result.loss, result.grad_norm, spike_factor=spike_factor)
-
+            micro_batches = self.micro_batches(step)
         result = train_step(
             self.model,
             self.optimizer,
             micro_batches,
-            learning_rate=rate,
-            max_grad_norm=self.config.optimizer.max_grad_norm,
+            learning_rate=self._learning_rate(step),
+            max_grad_norm=config.optimizer.max_grad_norm,
             autocast=self.autocast,
             world=self.runtime.world,
-            z_loss=training.z_loss,
-            accept=lambda result: trouble_with(result) is None,
+            z_loss=config.training.z_loss,
+            judge=partial(
+                guard.trouble_with,
+                spike_factor=config.training.spike_factor if config.training.spike_guard != "off" else None,
+            ),
         )
-        trouble = trouble_with(result)
         self.state.step = step
-        if trouble is None:
+        if result.made:
             self.state.tokens += result.tokens
             guard.made(result.loss)
         else:
-            self._skip(result, trouble)
-        self.runtime.tick(step, {"loss": result.loss})
-        return result, rate, trouble
+            guard.skipped()
+        return result
 
-    def _learning_rate(self, step: int) -> float:
-        schedule, max_steps, max_seconds = self.config.schedule, self.config.training.max_steps, self._max_seconds
-        return timed_learning_rate(
-            step,
-            time_share=min(1.0, self.state.seconds / max_seconds) if max_seconds else 0.0,
-            warmup_is_share=isinstance(schedule.warmup_steps, str),
-            max_steps=max_steps,
-            learning_rate=self.config.optimizer.learning_rate,
-            **schedule.in_steps(max_steps),
+    def agenda(self, *, signal: str | None = None, stop: str | None = None) -> Agenda:
+        """Return what to do after the step that the run is at: `Timetable.agenda` of the run's state."""
+        state = self.state
+        return self.timetable.agenda(
+            state.step,
+            seconds=state.seconds,
+            validations_since_lowest=state.validations_since_lowest,
+            signal=signal,
+            stop=stop,
         )
 
-    def _skip(self, result: StepResult, trouble: Trouble) -> None:
-        """Count a step that was not made, tell of it, keep its batch, and stop where there are too many of them."""
+    def _agenda(self, timer: Timer) -> Agenda:
+        """Return `agenda` by the clocks and signals of all ranks; each rank must ask at the same step.
+
+        Clocks and signals differ between ranks. By their sum, all ranks leave the loop at the same step, for the same
+        reason, and have the same learning rate until then.
+        """
+        world, signal = self.runtime.world, self.runtime.stop()
+        has_limit = self.timetable.max_seconds is not None
+        seconds = timer.seconds() if has_limit else 0.0
+        flags = torch.tensor([seconds, *(float(signal == name) for name in STOP_SIGNALS)], dtype=torch.float64)
+        seconds, *received = all_reduce_sum(flags, world).tolist()
+        if has_limit:
+            self.state.seconds = seconds / world.world_size
+        signals = (name for name, total in zip(STOP_SIGNALS, received, strict=True) if total)
+        return self.agenda(signal=next(signals, None))
+
+    def _finish(self, reason: str) -> None:
+        self.stopped_by = reason
+        logger, step = self.runtime.logger, self.state.step
+        if facts := self.runtime.summary(self.state):
+            logger.log_event("summary", step=step, **facts)
+        if reason == "SIGUSR1":
+            logger.log_event("requeue", step=step)
+        signal = {"signal": reason} if reason in STOP_SIGNALS else {}
+        logger.log_event("finished", step=step, reason="signal" if signal else reason, **signal)
+
+    def _run_hooks(self, timer: Timer) -> None:
+        for hook in self.runtime.hooks:
+            if self.timetable.is_due(self.state.step, hook.interval):
+                with timer.paused():
+                    hook.call(self.state.step, self.raw_model)
+
+    # --- what a step needs ---------------------------------------------------------------------------------------
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """Return this process's batches for a step."""
+        return self._batches(step + self.state.guard.data_offset)
+
+    def _make_batches(self, data_step: int) -> list[Batch]:
+        training, world = self.config.training, self.runtime.world
+        count = num_accumulation_steps(training.batch_size, self.runtime.micro_batch_size, world.world_size)
+        batch = partial(
+            get_batch,
+            self.data.train.tokens,
+            batch_size=training.batch_size,
+            context_length=self.config.model.context_length,
+            seed=training.seed,
+            step=data_step,
+            device=self.runtime.device,
+            rank=world.rank,
+            world_size=world.world_size,
+            num_micro_batches=count,
+        )
+        return [batch(micro_batch=index) for index in range(count)]
+
+    def _learning_rate(self, step: int) -> float:
+        schedule, limits = self.config.schedule, self.timetable
+        return timed_learning_rate(
+            step,
+            time_share=min(1.0, self.state.seconds / limits.max_seconds) if limits.max_seconds else 0.0,
+            warmup_is_share=isinstance(schedule.warmup_steps, str),
+            max_steps=limits.max_steps,
+            learning_rate=self.config.optimizer.learning_rate,
+            **schedule.in_steps(limits.max_steps),
+        )
+
+    # --- steps that were not made --------------------------------------------------------------------------------
+
+    def _report_trouble(self, result: StepResult, trouble: Trouble) -> None:
+        """Log a step that was not made, keep its batch, and stop the run where there are too many of them."""
         step, guard, limit = self.state.step, self.state.guard, self.config.training.max_skipped_steps
         numbers = {"loss": result.loss, "grad_l2_norm": result.grad_norm}
-        guard.skipped()
         if is_main(self.runtime.world):
             self._write_batch({"reason": trouble, **numbers})
         self.runtime.logger.log_event("step_skipped", step=step, reason=trouble, **numbers)
@@ -216,193 +241,85 @@ class Trainer:
             found = f"loss {result.loss:.6g}, gradient norm {result.grad_norm:.6g}: {what}"
             raise FloatingPointError(self._advice(f"step {step}: {found}; training.max_skipped_steps is {limit}"))
 
-    def _write_batch(self, facts: dict[str, Any]) -> None:
-        training, context_length = self.config.training, self.config.model.context_length
-        starts = sample_starts(
-            len(self.train_data),
-            batch_size=training.batch_size,
-            context_length=context_length,
-            seed=training.seed,
-            step=self.state.step + self.state.guard.data_offset,
-        )
+    def _write_batch(self, facts: dict[str, object]) -> None:
+        training, context_length, data = self.config.training, self.config.model.context_length, self.data.train
+        data_step = self.state.step + self.state.guard.data_offset
+        windows = {"batch_size": training.batch_size, "context_length": context_length, "seed": training.seed}
+        starts = sample_starts(len(data), step=data_step, **windows).tolist()
+        folder = self.checkpoints.parent / "skipped"
         try:
-            write_batch(
-                self.checkpoints.parent / "skipped",
-                self.state.step,
-                data=self.train_data,
-                starts=starts.tolist(),
-                context_length=context_length,
-                facts=facts,
-            )
+            write_batch(folder, self.state.step, data=data, starts=starts, context_length=context_length, facts=facts)
         except OSError as error:
             warnings.warn(f"step {self.state.step}: its batch could not be written: {error}", stacklevel=2)
 
-    def _must_roll_back(self, trouble: Trouble) -> bool:
+    def _must_roll_back(self, trouble: Trouble | None) -> bool:
         return trouble == "spike" and self.config.training.spike_guard == "rollback" and self._saved_step is not None
 
     def _roll_back(self, result: StepResult) -> None:
-        """Take up the last checkpoint again, with the data after that of the step which was not made."""
+        """Go back to the last checkpoint, and on from there with the data after the step that was not made."""
         assert self._saved_step is not None
-        step, guard = self.state.step, self.state.guard
+        step, data_offset = self.state.step, self.state.guard.data_offset
         directory = self.checkpoints / step_name(self._saved_step)
         verify(directory)
-        self.resume_from(directory)
-        self.state.guard.data_offset = guard.data_offset + step - self.state.step
+        saved = SavedRun.read(directory)
+        saved.load_into(self.raw_model, self.optimizer)
+        self.state = saved.state()
+        self.state.guard.data_offset = data_offset + step - self.state.step
         self._rollbacks += 1
         self.runtime.rewind(self.state.step)
         self.runtime.logger.log_event("rolled_back", step=self.state.step, from_step=step, loss=result.loss)
 
-    def _micro_batches(self, step: int) -> list[tuple[Tensor, Tensor]]:
-        return self._batches(step + self.state.guard.data_offset)
-
-    def _make_batches(self, data_step: int) -> list[tuple[Tensor, Tensor]]:
-        training, world = self.config.training, self.runtime.world
-        per_pass = sequences_per_pass(training, world.world_size)
-        num_micro_batches = num_accumulation_steps(training.batch_size, per_pass, world.world_size)
-        batch = partial(
-            get_batch,
-            self.train_data.tokens,
-            batch_size=training.batch_size,
-            context_length=self.config.model.context_length,
-            seed=training.seed,
-            step=data_step,
-            device=self.runtime.device,
-            rank=world.rank,
-            world_size=world.world_size,
-            num_micro_batches=num_micro_batches,
+    def _advice(self, problem: str) -> str:
+        return (
+            f"{problem}; the last checkpoint is step {self._saved_step or 'none'}; "
+            "lower optimizer.learning_rate or raise schedule.warmup_steps"
         )
-        return [batch(micro_batch=index) for index in range(num_micro_batches)]
 
-    def estimate_seconds(self) -> tuple[float, float]:
-        """Return about how long the rest of the run takes, and how long compiling has taken, if anything was.
+    # --- what is measured ----------------------------------------------------------------------------------------
 
-        Measured on two forward and backward passes; weights, optimizer and data order are untouched. Samples and saves
-        are not counted, `max_time` is.
-        """
-        micro_batches, times = self._micro_batches(self.state.step + 1), []
-        for _ in range(2):
-            start = time.perf_counter()
-            inputs, targets = micro_batches[0]
-            with self.autocast():
-                _, loss = batch_loss(self.model, inputs, targets)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.zero_grad(set_to_none=True)
-            synchronize(self.runtime.device)
-            times.append(time.perf_counter() - start)
-        seconds = times[1] * self.work_left(self.state.step) / len(inputs)
-        left = self.seconds_left()
-        return seconds if left is None else min(seconds, left), max(0.0, times[0] - times[1])
-
-    def work_left(self, step: int) -> float:
-        """Return the work that is left after `step`, in windows that are trained on: what an ETA goes by."""
-        valid_tokens = len(self.valid_data) if self.valid_data is not None else 0
-        return work_left(self.config, step, valid_tokens=valid_tokens, world_size=self.runtime.world.world_size)
-
-    def seconds_left(self) -> float | None:
-        """Return what is left of `max_time`; None: there is no such limit."""
-        return None if self._max_seconds is None else max(0.0, self._max_seconds - self.state.seconds)
-
-    def measured_on(self) -> dict[str, Any]:
-        """Return what the losses depend on that a comparison of runs must know: tokenizer, text and how much of it."""
-        facts: dict[str, Any] = {"tokenizer_sha256": self.tokenizer.fingerprint()}
-        if self.valid_data is not None:
-            num_windows = num_validation_windows(self.config, len(self.valid_data))
-            tokens = num_windows * self.config.model.context_length
-            facts |= {"valid_sha256": self.valid_data.sha256, "valid_tokens": tokens}
-        return facts
-
-    def _metrics(self, result: StepResult, rate: float) -> dict[str, float]:
-        metrics = {"loss": result.loss, "lr": rate, "grad_l2_norm": result.grad_norm, "tokens": self.state.tokens}
+    def _metrics(self, result: StepResult) -> dict[str, float]:
+        metrics = {"loss": result.loss, "lr": result.learning_rate, "grad_l2_norm": result.grad_norm}
+        metrics["tokens"] = self.state.tokens
         if self.state.guard.skipped_steps:
             metrics["skipped_steps"] = self.state.guard.skipped_steps
         return metrics | (self.norms.norms() if self.norms else {})
 
-    def _evaluate(self, timer: Timer) -> dict[str, float]:
-        if self.valid_data is None:
-            return {}
-        with timer.paused():
-            result = self.validate()
-        if not math.isfinite(result.loss):
-            raise FloatingPointError(self._advice(f"step {self.state.step}: validation loss {result.loss}: not finite"))
-        return {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte, "val_perplexity": result.perplexity}
+    def _validation_metrics(self) -> dict[str, float]:
+        """Validate, where there is a file for it, and count the validations that early stopping looks at.
 
-    def _count_validation(self, metrics: dict[str, float]) -> None:
-        """Count a validation at `eval_interval`, and no other: a resumed run counts what an uninterrupted one does.
-
-        The last step's is not counted for being the last: with more steps it would be one like any other.
+        Those are the ones at `eval_interval` alone, so that a run in pieces counts what an uninterrupted one does: with
+        more steps, the last step's would be one like any other.
         """
-        interval = self.config.training.eval_interval
-        if "val_loss" not in metrics or not interval or self.state.step % interval:
-            return
-        lowest = self.state.lowest_val_loss
-        if lowest is None or metrics["val_loss"] < lowest:
-            self.state.lowest_val_loss, self.state.validations_since_lowest = metrics["val_loss"], 0
-        else:
-            self.state.validations_since_lowest += 1
-
-    def validated_tokens(self) -> npt.NDArray[Any]:
-        """Return the tokens that a validation predicts."""
-        assert self.valid_data is not None
-        num_tokens = num_validation_windows(self.config, len(self.valid_data)) * self.config.model.context_length
-        return self.valid_data.tokens[1 : num_tokens + 1]
+        if self.data.valid is None:
+            return {}
+        step, interval, result = self.state.step, self.config.training.eval_interval, self.validate()
+        if not math.isfinite(result.loss):
+            raise FloatingPointError(self._advice(f"step {step}: validation loss {result.loss}: not finite"))
+        if interval and step % interval == 0:
+            self.state.count_validation(result.loss)
+        return {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte, "val_perplexity": result.perplexity}
 
     def validate(self) -> EvalResult:
         """Evaluate on the first `eval_tokens` of the validation file; every rank computes the same."""
-        assert self.valid_data is not None
+        assert self.data.valid is not None
         size = sequences_per_pass(self.config.training, 1)
-        num_windows = num_validation_windows(self.config, len(self.valid_data))
+        num_windows = num_validation_windows(self.config, len(self.data.valid))
         batches = sequential_batches(
-            self.valid_data.tokens,
+            self.data.valid.tokens,
             batch_size=size,
             context_length=self.config.model.context_length,
             max_windows=num_windows,
             device=self.runtime.device,
         )
-        batches = self._naming(batches, math.ceil(num_windows / size))
+        batches = self._counted(batches, math.ceil(num_windows / size))
         return evaluate(self.raw_model, batches, token_bytes=self._token_bytes, autocast=self.autocast)
 
-    def _naming(self, batches: Iterator[Batch], total: int) -> Iterator[Batch]:
+    def _counted(self, batches: Iterator[Batch], total: int) -> Iterator[Batch]:
         for number, batch in enumerate(batches, 1):
             self.runtime.doing(f"validating {number}/{total}")
             yield batch
 
-    def _log(self, metrics: dict[str, float]) -> None:
-        if metrics:
-            self.runtime.logger.log_metrics(self.state.step, metrics)
-            self.runtime.progress(self.state.step, metrics)
-
-    def _run_hooks(self, timer: Timer) -> None:
-        for hook in self.runtime.hooks:
-            if self._due(hook.interval):
-                with timer.paused():
-                    hook.call(self.state.step, self.raw_model)
-
-    def _due(self, interval: int) -> bool:
-        step = self.state.step
-        return step == self.config.training.max_steps or (interval > 0 and step % interval == 0)
-
-    def nothing_left(self) -> str | None:
-        """Return why no step is left to make, by what the run remembers, or None: there is one."""
-        training, state = self.config.training, self.state
-        if state.step >= training.max_steps:
-            return "max_steps"
-        if 0 < training.early_stop_patience <= state.validations_since_lowest:
-            return "early_stop"
-        return "max_time" if self._max_seconds and state.seconds >= self._max_seconds else None
-
-    def _reason_to_stop(self, timer: Timer) -> str | None:
-        # The ranks' clocks and signals differ; they must leave the loop at the same step, for the same reason, and have
-        # the same learning rate until then.
-        world, signal = self.runtime.world, self.runtime.stop()
-        seconds = timer.seconds() if self._max_seconds else 0.0
-        flags = torch.tensor([seconds, *(float(signal == name) for name in STOP_SIGNALS)], dtype=torch.float64)
-        seconds, *received = all_reduce_sum(flags, world).tolist()
-        if self._max_seconds:
-            self.state.seconds = seconds / world.world_size
-        signals = (name for name, total in zip(STOP_SIGNALS, received, strict=True) if total)
-        return self.nothing_left() or next(signals, None)
-
-    # --- checkpoints -------------------------------------------------------------------------------------------
+    # --- checkpoints ---------------------------------------------------------------------------------------------
 
     def save(self, val_loss: float | None = None) -> None:
         """Save this step's checkpoint, announce it, and remove those that are neither new nor the best.
@@ -411,90 +328,34 @@ class Trainer:
         """
         self.runtime.doing("saving")
         self._check_weights()
-        is_best = val_loss is not None and (self.state.best_val_loss is None or val_loss < self.state.best_val_loss)
-        if is_best:
-            self.state.best_val_loss, self.state.best_step = val_loss, self.state.step
+        is_best = self.state.count_saved(val_loss)
         if is_main(self.runtime.world):
-            self.runtime.logger.sync()
-            directory = save_checkpoint(self.checkpoints, self.state.step, self._snapshot(val_loss))
-            if is_best:
-                point(self.checkpoints / "best", directory)
-            self.runtime.logger.log_event("checkpoint_saved", step=self.state.step)
-            if self.config.wandb.log_artifacts:
-                name = f"{self.checkpoints.parent.name}-checkpoint"
-                self.runtime.logger.log_artifact(directory, name=name, type="model")
-            prune(self.checkpoints, self.config.checkpoint.keep)
+            self._write_checkpoint(val_loss, is_best=is_best)
         self._saved_step, self._rollbacks = self.state.step, 0
         barrier(self.runtime.world)
+
+    def _write_checkpoint(self, val_loss: float | None, *, is_best: bool) -> None:
+        config, logger, step = self.config, self.runtime.logger, self.state.step
+        logger.sync()  # a checkpoint never holds a step whose line is not on the disk
+        taken = snapshot(
+            self.raw_model,
+            self.optimizer,
+            self.state,
+            config=config,
+            data=self.data,
+            runtime=self.runtime,
+            val_loss=val_loss,
+        )
+        directory = save_checkpoint(self.checkpoints, step, taken)
+        if is_best:
+            point(self.checkpoints / "best", directory)
+        logger.log_event("checkpoint_saved", step=step)
+        if config.wandb.log_artifacts:
+            logger.log_artifact(directory, name=f"{self.checkpoints.parent.name}-checkpoint", type="model")
+        prune(self.checkpoints, config.checkpoint.keep)
 
     def _check_weights(self) -> None:
         """Refuse to save what no run could go on from."""
         for name, parameter in self.raw_model.named_parameters():
             if not parameter.isfinite().all():
                 raise FloatingPointError(self._advice(f"step {self.state.step}: {name} is not finite, not saved"))
-
-    def _advice(self, problem: str) -> str:
-        return (
-            f"{problem}; the last checkpoint is step {self._saved_step or 'none'}; "
-            "lower optimizer.learning_rate or raise schedule.warmup_steps"
-        )
-
-    def _snapshot(self, val_loss: float | None) -> Snapshot:
-        state = {
-            **asdict(self.state),
-            "val_loss": val_loss,
-            "rng": rng_state(),
-            "data": self._fingerprints(),
-            "wandb_id": self.runtime.logger.run_id,
-            "computed_with": self._computed_with(),
-        } | document_ids.state_of_data(self.train_data, self.tokenizer)
-        return Snapshot(self.raw_model, self.optimizer, self.tokenizer, dump_toml(self.config), state)
-
-    def _fingerprints(self) -> dict[str, str]:
-        return {"train_sha256": self.train_data.sha256, "tokenizer_sha256": self.tokenizer.fingerprint()}
-
-    def _computed_with(self) -> dict[str, Any]:
-        runtime = self.runtime
-        return resume_checks.computed_with(runtime.device, runtime.precision, world_size=runtime.world.world_size)
-
-    def init_from(self, directory: Path) -> None:
-        """Begin with a checkpoint's weights; optimizer, step, data order and random numbers are a new run's.
-
-        Raises:
-            ValueError: it is damaged, or of another architecture or tokenizer.
-        """
-        verify(directory)
-        resume_checks.check_same_architecture(directory, self.raw_model)
-        resume_checks.check_same_tokenizer(directory, self.tokenizer)
-        load_weights(self.raw_model, directory)
-
-    def resume_from(self, directory: Path) -> None:
-        """Take over a checkpoint's weights, optimizer and state; warn where its last bits were made by other means.
-
-        Raises:
-            ValueError: its model, data or tokenizer is not this run's.
-        """
-        # What the first version's checkpoints did not have.
-        later = ("guard", "lowest_val_loss", "validations_since_lowest", "seconds")
-        state = {name: asdict(TrainState())[name] for name in later} | read_state(directory)
-        missing = {*asdict(self.state), "data", "optimizer", "rng", "wandb_id"} - state.keys()
-        if missing:
-            hint = "; an imported model: choose another logging.run_name, and name it in checkpoint.init_from"
-            raise CheckpointError(
-                f"{directory}: state.json does not hold {', '.join(sorted(missing))}"
-                f"{hint if 'imported_from' in state else ''}"
-            )
-        resume_checks.check_same_model(directory, self.config, self.raw_model)
-        resume_checks.check_same_data(directory, state["data"], self._fingerprints())
-        changes = resume_checks.changed_bits(state.get("computed_with"), self._computed_with())
-        if changes and is_main(self.runtime.world):
-            warnings.warn(changes, stacklevel=2)
-        load_weights(self.raw_model, directory)
-        load_optimizer(self.optimizer, directory, state)
-        self.state = TrainState(**{name: state[name] for name in asdict(self.state)})
-        self.state.guard = GuardState(**state["guard"])
-        self.wandb_id = state["wandb_id"]
-        set_rng_state(state["rng"])
-        self._saved_step = self.state.step
-        if self.state.best_step == self.state.step and is_main(self.runtime.world):
-            point(self.checkpoints / "best", directory)  # a kill may have come before this

@@ -1,7 +1,7 @@
 """What a text costs without a model: the yardsticks for a model's bits per byte.
 
-A model that has learnt which tokens are frequent, and nothing of their order, is as good as `unigram`. One that has
-learnt words and phrases comes below `gzip`.
+A model that has learnt which tokens are frequent, but nothing of their order, is as good as `unigram`. One that has
+learnt words and phrases needs fewer bits than `gzip`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Ids = npt.NDArray[np.integer]
 
 @dataclass(frozen=True)
 class Yardsticks:
-    """Bits per UTF-8 byte of a text by gzip at its best, and by the frequencies of the training text's tokens."""
+    """Bits per UTF-8 byte of a text: by `gzip -9`, and by the token frequencies of the training text."""
 
     gzip_bits_per_byte: float
     unigram_bits_per_byte: float
 
 
 def yardsticks(train: Ids, text: Ids, tokenizer: Tokenizer) -> Yardsticks | None:
-    """Return what the tokens of a text cost, bounded to a few MB; None for a text without bytes.
+    """Return what the first few MB of a text cost, given its tokens; None for a text without bytes.
 
     As in a model's bits per byte, special tokens cost bits and have no bytes.
     """
@@ -43,11 +43,12 @@ def yardsticks(train: Ids, text: Ids, tokenizer: Tokenizer) -> Yardsticks | None
 
 
 def gzip_bits_per_byte(data: bytes) -> float:
-    """Return the bits that `gzip -9` needs for a byte of the data, with the shorter header of zlib."""
+    """Return how many bits `gzip -9` needs for each byte of the data, with the shorter header of zlib."""
     return 8 * len(zlib.compress(data, 9)) / len(data)
 
 
 def unigram_bits(train: Ids, text: Ids, *, vocab_size: int) -> float:
-    """Return the bits of a text whose tokens are drawn by their frequencies in `train`, each counted once more."""
+    """Return the bits of a text under the token frequencies of `train`, with 1 added to each count."""
+    # `counts` is (vocab_size,); the 1 is Laplace's: a token that `train` lacks has a probability, too.
     counts = np.bincount(train.astype(np.int64), minlength=vocab_size) + 1.0
     return float(-np.log2(counts / counts.sum())[text].sum())

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.training.tiny_run import tiny_config, write_tiny_files
+from transformerlm.training import timer
 from transformerlm.training.planning import calibration
 from transformerlm.training.planning.calibration import RandomTokens, calibrate, measured_facts
 
@@ -63,7 +64,7 @@ def test_validations_are_measured_and_part_of_the_time(files, tmp_path, monkeypa
     """A validation of twice the tokens takes twice the time of the batch that is measured; without data, none."""
     ticks = iter(range(10**6))
     clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)))  # everything takes a second
-    monkeypatch.setattr(calibration, "time", clock)
+    monkeypatch.setattr(timer, "time", clock)
     batch = {"training.batch_size": 4, "model.context_length": 8}
     config = tiny_config(files, tmp_path, {**batch, "training.eval_tokens": 64, "training.eval_interval": 3})
     found = measure(config)

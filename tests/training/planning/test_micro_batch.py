@@ -7,6 +7,7 @@ import torch
 
 from tests.training.tiny_run import tiny_config, write_tiny_files
 from transformerlm.distributed import World
+from transformerlm.training.build import sequences_per_pass
 from transformerlm.training.planning import micro_batch
 from transformerlm.training.planning.machine import Machine
 from transformerlm.training.planning.micro_batch import (
@@ -14,7 +15,6 @@ from transformerlm.training.planning.micro_batch import (
     memory_by_part,
     resolve,
     resolve_elsewhere,
-    sequences_per_pass,
 )
 
 CPU = torch.device("cpu")

@@ -11,6 +11,7 @@ import torch
 from tests.training.tiny_run import VOCAB_SIZE, tiny_config, write_tiny_files
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer import Tokenizer
+from transformerlm.training.build import sequences_per_pass
 from transformerlm.training.planning import preflight
 
 CPU = torch.device("cpu")
@@ -24,6 +25,12 @@ def check(files, changes=None, *, tokenizer=None):
         tokenizer=tokenizer or Tokenizer.from_directory(files.tokenizer),
         key="data.train",
     )
+
+
+def check_memory(config, *, world_size=1):
+    """Run the check of the memory on a CPU in fp32."""
+    size = sequences_per_pass(config.training, world_size)
+    return preflight.check_memory(config, micro_batch_size=size, device=CPU, precision="fp32")
 
 
 def test_data_that_fits_passes(files):
@@ -87,13 +94,13 @@ def test_a_tokenizer_larger_than_the_model_is_refused(files):
 def test_a_model_larger_than_the_memory_is_refused(files, monkeypatch):
     """The estimate and the memory stand in the refusal, with the largest part and what to change."""
     config = tiny_config(files, files.text.parent)
-    parts = preflight.check_memory(config, device=CPU, precision="fp32", world_size=1)
+    parts = check_memory(config)
     assert parts["total"] == sum(size for name, size in parts.items() if name != "total")
     monkeypatch.setattr(preflight, "device_memory_bytes", lambda device: parts["total"])
-    preflight.check_memory(config, device=CPU, precision="fp32", world_size=1)
+    check_memory(config)
     monkeypatch.setattr(preflight, "device_memory_bytes", lambda device: parts["total"] - 1)
     with pytest.raises(ValueError, match=r"needs about \d+ MB, but cpu has \d+ MB; most of it is .*micro_batch_size"):
-        preflight.check_memory(config, device=CPU, precision="fp32", world_size=1)
+        check_memory(config)
 
 
 @pytest.mark.parametrize(
@@ -108,20 +115,19 @@ def test_a_model_larger_than_the_memory_is_refused(files, monkeypatch):
 def test_advice_on_memory_is_what_helps(room, changes, advice, none_of, files, monkeypatch):
     """Smaller passes are advised where they help, and nothing that is in use already."""
     config = tiny_config(files, files.text.parent, changes)
-    parts = preflight.check_memory(config, device=CPU, precision="fp32", world_size=1)
+    parts = check_memory(config)
     monkeypatch.setattr(preflight, "device_memory_bytes", lambda device: parts[room] - 1)
     with pytest.raises(ValueError, match=advice) as caught:
-        preflight.check_memory(config, device=CPU, precision="fp32", world_size=1)
+        check_memory(config)
     assert f"{none_of} " not in str(caught.value).partition("): ")[2]
 
 
 def test_a_smaller_micro_batch_or_more_processes_need_less_memory(files):
     """What the refusal advises does help."""
     whole, part = (tiny_config(files, files.text.parent, {"training.micro_batch_size": size}) for size in (None, 2))
-    settings = {"device": CPU, "precision": "fp32"}
-    total = preflight.check_memory(whole, world_size=1, **settings)["total"]
-    assert preflight.check_memory(part, world_size=1, **settings)["total"] < total
-    assert preflight.check_memory(whole, world_size=4, **settings)["total"] < total
+    total = check_memory(whole)["total"]
+    assert check_memory(part)["total"] < total
+    assert check_memory(whole, world_size=4)["total"] < total
 
 
 def test_a_full_disk_is_refused(files, tmp_path, monkeypatch):

@@ -1,11 +1,10 @@
-"""A few real training steps on random tokens, to say how fast a run will be; no file is read or written."""
+"""How fast a run will be, measured on a few real steps: on random tokens for a plan, or in the run before it starts."""
 
 from __future__ import annotations
 
 import gc
 import math
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +17,19 @@ from config.schemas import duration_seconds
 from config.train import TrainConfig
 from logger import NoopLogger
 from profiling import memory
+from transformerlm.distributed import World
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.training.build import num_validation_windows
-from transformerlm.training.eta import validations_left
-from transformerlm.training.planning.micro_batch import sequences_per_pass
+from transformerlm.training.build import build_model, build_optimizer, num_validation_windows, sequences_per_pass
+from transformerlm.training.data import RunData
+from transformerlm.training.eta import validations_left, work_left
+from transformerlm.training.loop import batch_loss
 from transformerlm.training.runtime import Runtime
+from transformerlm.training.timer import Timer, timed
 from transformerlm.training.trainer import Trainer
-from transformerlm.utils.device import synchronize
 from transformerlm.utils.dtypes import Precision
 
-# A run so slow that its steps take longer than this together is measured by fewer of them.
+# Fewer steps are measured where they would take longer than this together.
 MAX_SECONDS = 120.0
 _MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
 _NUM_TOKENS = 2**20
@@ -36,7 +37,7 @@ _NUM_TOKENS = 2**20
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured: the first step with all that begins it, the median of the others, and the peak of memory.
+    """What was measured: the first step with all that comes before it, the median of the others, the peak of memory.
 
     `seconds_per_validation` is 0 where the configuration names no `data.valid`.
     """
@@ -52,7 +53,7 @@ class Calibration:
 def measured_facts(config: TrainConfig, steps: int, *, plan: dict[str, Any], **settings: Any) -> dict[str, Any]:
     """Return what `calibrate` finds under flat dotted keys; `plan` has the arithmetic, `settings` go to `calibrate`.
 
-    A device whose memory is not enough after all does not fit, and that is all there is to say.
+    Where the device runs out of memory after all, the one fact is that the run does not fit.
     """
     try:
         found = calibrate(config, steps, **settings)
@@ -75,8 +76,30 @@ def measured_facts(config: TrainConfig, steps: int, *, plan: dict[str, Any], **s
     }
 
 
+def estimate_seconds(trainer: Trainer) -> tuple[float, float]:
+    """Return about how long the rest of a run takes, and how long compiling took, in seconds.
+
+    Two forward and backward passes are measured; weights, optimizer and data order are left as they are. Samples and
+    saves are not counted. `max_time` is the most that is returned.
+    """
+    inputs, targets = trainer.micro_batches(trainer.state.step + 1)[0]
+
+    def forward_and_backward() -> None:
+        with trainer.autocast():
+            _, loss = batch_loss(trainer.model, inputs, targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        trainer.optimizer.zero_grad(set_to_none=True)
+
+    first, second = (timed(forward_and_backward, trainer.runtime.device) for _ in range(2))
+    valid_tokens = len(trainer.data.valid) if trainer.data.valid else 0
+    world_size = trainer.runtime.world.world_size
+    work = work_left(trainer.config, trainer.state.step, valid_tokens=valid_tokens, world_size=world_size)
+    seconds, left = second * work / len(inputs), trainer.timetable.seconds_left(trainer.state.seconds)
+    return seconds if left is None else min(seconds, left), max(0.0, first - second)
+
+
 class RandomTokens(TokenDataset):
-    """A token file that is none: random ids, the same each time, in memory."""
+    """Random ids in memory, the same each time, in the place of a token file."""
 
     def __init__(self, *, vocab_size: int, context_length: int, num_tokens: int = _NUM_TOKENS) -> None:
         rng = np.random.default_rng(0)
@@ -85,29 +108,33 @@ class RandomTokens(TokenDataset):
         self.sha256 = ""
 
 
-class _Calibrator(Trainer):
-    """A trainer that is asked for steps only, and keeps no batch of those that it had to skip."""
+def trainer_on_random_tokens(
+    config: TrainConfig, *, device: torch.device, precision: Precision, num_valid_tokens: int = _NUM_TOKENS
+) -> Trainer:
+    """Return the trainer of one process that the configuration describes, on random tokens instead of its data.
 
-    def timed_step(self) -> float:
-        self.state.step %= self.config.training.max_steps  # the schedule knows no more
-        start = time.perf_counter()
-        self._step()
-        synchronize(self.runtime.device)
-        return time.perf_counter() - start
-
-    def timed_validation(self) -> float:
-        """Return the time of a whole validation, by that of its first batch, the second time it is evaluated."""
-        assert self.valid_data is not None
-        for _ in range(2):
-            start = time.perf_counter()
-            self.validate()
-            synchronize(self.runtime.device)
-            seconds = time.perf_counter() - start
-        windows = max(1, self.config.training.eval_tokens // self.config.model.context_length)
-        return seconds * windows / num_validation_windows(self.config, len(self.valid_data))
-
-    def _skip(self, *_: Any) -> None:
-        pass  # the weights stay as they are, which takes as long
+    It reads no file, and writes none unless it is told to save.
+    """
+    sizes = {"vocab_size": config.model.vocab_size, "context_length": config.model.context_length}
+    data = RunData(
+        tokenizer=Tokenizer({byte: bytes([byte]) for byte in range(256)}, []),
+        train=RandomTokens(**sizes),
+        valid=RandomTokens(**sizes, num_tokens=num_valid_tokens),
+    )
+    model = build_model(config, device=device, world=World())
+    return Trainer(
+        config,
+        run_dir=Path(),
+        data=data,
+        model=model,
+        optimizer=build_optimizer(model, config, precision=precision),
+        runtime=Runtime(
+            device=device,
+            precision=precision,
+            micro_batch_size=sequences_per_pass(config.training, 1),
+            logger=NoopLogger(),
+        ),
+    )
 
 
 def calibrate(
@@ -121,31 +148,23 @@ def calibrate(
     """Make up to `steps` training steps, at least one, after a first one that is timed alone.
 
     `progress` is called after each. Model, optimizer, precision, micro-batches and compilation are those of the
-    configuration; the process is one.
+    configuration. There is one process, and no file is read or written.
 
     Raises:
         torch.OutOfMemoryError: a CUDA device has too little memory.
     """
     memory.reset_peaks()
     before = memory.peaks()
-    start = time.perf_counter()
-    sizes = {"vocab_size": config.model.vocab_size, "context_length": config.model.context_length}
+    clock = Timer(device)
     batch = sequences_per_pass(config.training, 1) * config.model.context_length
-    trainer = _Calibrator(
-        config,
-        run_dir=Path(),  # where nothing is written: only saving and skipping do
-        tokenizer=Tokenizer({byte: bytes([byte]) for byte in range(256)}, []),
-        train_data=RandomTokens(**sizes),
-        valid_data=RandomTokens(**sizes, num_tokens=batch) if config.data.valid else None,
-        runtime=Runtime(device=device, precision=precision, logger=NoopLogger()),
-    )
-    trainer.timed_step()
-    first = time.perf_counter() - start
+    trainer = trainer_on_random_tokens(config, device=device, precision=precision, num_valid_tokens=batch)
+    _timed_step(trainer)
+    first = clock.seconds()
     seconds: list[float] = []
     while len(seconds) < steps and (not seconds or sum(seconds) + seconds[-1] < MAX_SECONDS):
-        seconds.append(trainer.timed_step())
+        seconds.append(_timed_step(trainer))
         progress(len(seconds))
-    validation = trainer.timed_validation() if trainer.valid_data else 0.0
+    validation = _timed_validation(trainer)
     after, key = memory.peaks(), "cuda_peak_allocated_bytes" if device.type == "cuda" else "cpu_peak_rss_bytes"
     del trainer
     gc.collect()  # it and its prefetcher hold each other, and the product below needs memory
@@ -159,14 +178,25 @@ def calibrate(
     )
 
 
+def _timed_step(trainer: Trainer) -> float:
+    """Return the seconds of a step; one that must not be made takes as long, and leaves the weights as they are."""
+    trainer.state.step %= trainer.config.training.max_steps  # the schedule ends there
+    return timed(trainer.step, trainer.runtime.device)
+
+
+def _timed_validation(trainer: Trainer) -> float:
+    """Return the seconds of a whole validation, by those of one batch, the second time it is evaluated; 0 for none."""
+    config, valid = trainer.config, trainer.data.valid
+    if config.data.valid is None or valid is None:
+        return 0.0
+    _, seconds = (timed(trainer.validate, trainer.runtime.device) for _ in range(2))
+    windows = max(1, config.training.eval_tokens // config.model.context_length)
+    return seconds * windows / num_validation_windows(config, len(valid))
+
+
 def _matmul_peak(device: torch.device, precision: Precision) -> float:
     """Return the FLOPs per second of a large square product, the best of five."""
     size = _MATMUL_SIZE.get(device.type, 2048)
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        a @ a
-        synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    seconds = min(timed(lambda: a @ a, device) for _ in range(5))
+    return 2 * size**3 / seconds  # a multiplication and an addition for each of the size^3 products

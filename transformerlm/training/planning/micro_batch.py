@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from config.train import TrainConfig, TrainingConfig
+from config.train import TrainConfig
 from transformerlm.checkpoints.load import load_config_of
 from transformerlm.distributed import World, all_reduce_min
 from transformerlm.models.estimates import estimate_training_memory
@@ -27,19 +27,6 @@ from transformerlm.utils.dtypes import Precision, autocast
 _BY_ESTIMATE = 0.6
 # Of a device's memory: a single pass does not see how the free memory is broken up later.
 _BY_TRIAL = 0.9
-
-
-def sequences_per_pass(training: TrainingConfig, world_size: int) -> int:
-    """Return how many sequences one process passes through the model at once.
-
-    Raises:
-        ValueError: it is "auto", which `resolve` replaces by a number.
-    """
-    if training.micro_batch_size == "auto":
-        raise ValueError(
-            'training.micro_batch_size: expected a number, found "auto"; choose one with micro_batch.resolve'
-        )
-    return training.micro_batch_size or max(1, training.batch_size // world_size)
 
 
 def memory_by_part(

@@ -11,9 +11,9 @@ from config.plan import PlanConfig
 from config.schemas import duration_seconds
 from config.train import TrainConfig
 from transformerlm.models.estimates import flops_per_token, parameters_by_part
-from transformerlm.training.build import num_accumulation_steps
+from transformerlm.training.build import num_accumulation_steps, sequences_per_pass
 from transformerlm.training.planning.machine import Machine
-from transformerlm.training.planning.micro_batch import divisors, memory_by_part, sequences_per_pass
+from transformerlm.training.planning.micro_batch import divisors, memory_by_part
 from transformerlm.training.planning.preflight import existing_parent
 from transformerlm.utils.dtypes import Precision
 
@@ -36,7 +36,7 @@ def arithmetic(config: TrainConfig, *, run_dir: Path, machine: Machine, precisio
     flops, tokens = flops_per_token(model, config.model.context_length), tokens_per_step * training.max_steps
     per_pass = sequences_per_pass(training, machine.num_processes)
     free = {"disk.free_bytes": shutil.disk_usage(existing_parent(run_dir)).free} if machine.is_here else {}
-    memory = _memory(config, machine, precision)
+    memory = _memory(config, machine, precision, per_pass)
     checkpoint = 4 * parameters + memory["optimizer"]
     return {
         "device": machine.name,
@@ -81,27 +81,23 @@ def expected(config: PlanConfig, machine: Machine, *, plan: Facts) -> Facts:
 
 
 def remedies(config: TrainConfig, *, machine: Machine, precision: Precision) -> list[tuple[str, int]]:
-    """Return what saves memory: each change, as it stands in the TOML, with the total of bytes after it.
+    """Return what saves memory: each change, as it is written in the TOML, with the total of bytes after it.
 
     Each change comes on top of those before it; the list ends with the first that makes the run fit, if one does.
     """
     room, found = machine.memory_bytes, list[tuple[str, int]]()
-    per_pass = sequences_per_pass(config.training, machine.num_processes)
-    smaller = [size for size in divisors(config.training.batch_size // machine.num_processes) if size < per_pass]
+    size = sequences_per_pass(config.training, machine.num_processes)
+    smaller = [one for one in divisors(config.training.batch_size // machine.num_processes) if one < size]
     if smaller:
-        fitting = (size for size in smaller if _memory(config, machine, precision, size)["total"] <= room)
-        size = next(fitting, 1)
-        training = config.training.model_copy(update={"micro_batch_size": size})
-        config = config.model_copy(update={"training": training})
-        found.append((f"training.micro_batch_size = {size}", _memory(config, machine, precision)["total"]))
+        size = next((one for one in smaller if _memory(config, machine, precision, one)["total"] <= room), 1)
+        found.append((f"training.micro_batch_size = {size}", _memory(config, machine, precision, size)["total"]))
     if not config.model.activation_checkpointing and (not found or found[-1][1] > room):
         config = config.model_copy(update={"model": config.model.model_copy(update={"activation_checkpointing": True})})
-        found.append(("model.activation_checkpointing = true", _memory(config, machine, precision)["total"]))
+        found.append(("model.activation_checkpointing = true", _memory(config, machine, precision, size)["total"]))
     if precision == "fp32" and (not found or found[-1][1] > room):
-        found.append(('training.precision = "bf16"', _memory(config, machine, "bf16")["total"]))
+        found.append(('training.precision = "bf16"', _memory(config, machine, "bf16", size)["total"]))
     return found
 
 
-def _memory(config: TrainConfig, machine: Machine, precision: Precision, size: int | None = None) -> dict[str, int]:
-    size = size or sequences_per_pass(config.training, machine.num_processes)
+def _memory(config: TrainConfig, machine: Machine, precision: Precision, size: int) -> dict[str, int]:
     return memory_by_part(config, micro_batch_size=size, precision=precision, device=machine.device)

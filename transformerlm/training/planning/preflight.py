@@ -16,7 +16,8 @@ from transformerlm.checkpoints.document_ids import ids_of_data
 from transformerlm.models.estimates import count_parameters
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.training.planning.micro_batch import memory_by_part, sequences_per_pass
+from transformerlm.training.planning.micro_batch import memory_by_part
+from transformerlm.training.resume_checks import check_tokenizer_of_data
 from transformerlm.utils.device import device_memory_bytes
 from transformerlm.utils.dtypes import Precision
 
@@ -37,12 +38,7 @@ def check_dataset(dataset: TokenDataset, *, config: TrainConfig, tokenizer: Toke
             f"{key}: {dataset.path} holds {dataset.num_tokens} tokens, fewer than model.context_length + 1 = "
             f"{context_length + 1}; use more text or a smaller context_length"
         )
-    fingerprint = tokenizer.fingerprint()
-    if dataset.tokenizer_sha256 != fingerprint:
-        raise ValueError(
-            f"{key}: {dataset.path} was made with the tokenizer {dataset.tokenizer_sha256}, but data.tokenizer "
-            f"({config.data.tokenizer}) is {fingerprint}; run transformerlm-make-data again with this tokenizer"
-        )
+    check_tokenizer_of_data(dataset, tokenizer, key=key, config=config)
     ids_of_data(dataset, tokenizer)
     dataset.verify()
     largest = dataset.max_id()
@@ -81,13 +77,14 @@ def check_vocab_size(tokenizer: Tokenizer, vocab_size: int) -> None:
         )
 
 
-def check_memory(config: TrainConfig, *, device: torch.device, precision: Precision, world_size: int) -> dict[str, int]:
+def check_memory(
+    config: TrainConfig, *, micro_batch_size: int, device: torch.device, precision: Precision
+) -> dict[str, int]:
     """Return the estimated bytes of a training step by part.
 
     Raises:
         ValueError: they exceed the device's memory.
     """
-    micro_batch_size = sequences_per_pass(config.training, world_size)
     place: Any = {"device": device, "precision": precision}
     parts = memory_by_part(config, micro_batch_size=micro_batch_size, **place)
     available = device_memory_bytes(device)

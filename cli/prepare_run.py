@@ -1,0 +1,178 @@
+"""A training run before its first step: checked, built, and loaded from its checkpoint; nothing is written yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.terminal import note
+from config.train import TrainConfig
+
+if TYPE_CHECKING:
+    from transformerlm.distributed import World
+    from transformerlm.models.transformer import TransformerLM
+    from transformerlm.tokenizer.tokenizer import Tokenizer
+    from transformerlm.training.data import RunData
+    from transformerlm.training.prepared_run import PreparedRun
+    from transformerlm.training.runtime import Runtime
+    from transformerlm.training.saved_run import SavedRun
+
+
+def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> PreparedRun:
+    """Check the facts of the world, build model and optimizer, and load the checkpoint that the run goes on from.
+
+    Raises:
+        ValueError, OSError: something cannot work; see the checks.
+    """
+    from logger import NoopLogger, require_wandb
+    from transformerlm.tokenizer.tokenizer import Tokenizer
+    from transformerlm.training.build import build_model, build_optimizer, num_accumulation_steps, sequences_per_pass
+    from transformerlm.training.planning import micro_batch, preflight
+    from transformerlm.training.prepared_run import PreparedRun
+    from transformerlm.training.runtime import Runtime
+    from transformerlm.training.state import TrainState
+    from transformerlm.utils.allocator import keep_freed_memory
+    from transformerlm.utils.device import resolve_device
+    from transformerlm.utils.dtypes import resolve_precision
+
+    tokenizer = Tokenizer.from_directory(config.data.tokenizer)
+    preflight.check_vocab_size(tokenizer, config.model.vocab_size)
+    if config.logging.backend == "wandb":
+        require_wandb()
+    data = _open_data(config, tokenizer, world=world)
+    device = resolve_device(config.training.device)
+    keep_freed_memory(device)
+    precision = resolve_precision(config.training.precision, device)
+    newest = _find_checkpoint(config, run_dir / "checkpoints", world=world)
+    config = micro_batch.resolve(config, device=device, precision=precision, world=world, resumed=newest)
+    # The configuration keeps an absent micro_batch_size as it is: another number of processes may go on with the run.
+    size = sequences_per_pass(config.training, world.world_size)
+    num_accumulation_steps(config.training.batch_size, size, world.world_size)  # or the batch cannot be divided
+    memory = preflight.check_memory(config, micro_batch_size=size, device=device, precision=precision)
+    runtime = Runtime(device=device, precision=precision, micro_batch_size=size, logger=NoopLogger(), world=world)
+    preflight.check_disk(run_dir, config.model.model_dump())
+    saved = _read_checkpoint(config, newest, data=data, runtime=runtime) if newest else None
+    model = build_model(config, device=device, world=world)
+    optimizer = build_optimizer(model, config, precision=precision)
+    if saved:
+        saved.load_into(model, optimizer)
+    elif config.checkpoint.init_from:
+        _load_initial_weights(config, tokenizer, model)
+    state, wandb_id = (saved.state(), saved.wandb_id) if saved else (TrainState(), None)
+    return PreparedRun(config, run_dir, data, model, optimizer, state, wandb_id, runtime, memory["total"])
+
+
+def _open_data(config: TrainConfig, tokenizer: Tokenizer, *, world: World) -> RunData:
+    from transformerlm.distributed import is_main
+    from transformerlm.token_files.dataset import TokenDataset
+    from transformerlm.training.data import RunData
+    from transformerlm.training.planning import preflight
+
+    train = TokenDataset(config.data.train)
+    preflight.check_dataset(train, config=config, tokenizer=tokenizer, key="data.train")
+    valid = TokenDataset(config.data.valid) if config.data.valid else None
+    if valid:
+        preflight.check_dataset(valid, config=config, tokenizer=tokenizer, key="data.valid")
+        preflight.check_separators(train, valid, tokenizer)
+    if valid and valid.sha256 == train.sha256 and is_main(world):
+        note("warning: data.valid holds the same tokens as data.train: val_loss will be that of text it trains on")
+    return RunData(tokenizer, train, valid)
+
+
+def _find_checkpoint(config: TrainConfig, root: Path, *, world: World) -> Path | None:
+    """Return the newest whole checkpoint, as `checkpoint.resume` wants it; None: the run begins.
+
+    Raises:
+        CheckpointError: there are checkpoints, and each of them is damaged.
+        FileExistsError, FileNotFoundError: there is one and must not be, or none and must be.
+    """
+    from transformerlm.checkpoints.directory import newest_whole, remove_leftovers, restore_links
+    from transformerlm.checkpoints.validation import CheckpointError
+    from transformerlm.distributed import barrier, is_main
+
+    newest, problem = None, None
+    if is_main(world):
+        try:
+            remove_leftovers(root)
+            restore_links(root)
+            newest = newest_whole(root, warn=note)
+        except CheckpointError as error:  # raised after the barrier: the other ranks will meet it, too
+            problem = error
+    barrier(world)  # one rank sets damaged checkpoints aside, so that the others do not meet them
+    if problem:
+        raise problem
+    if not is_main(world):
+        newest = newest_whole(root)
+    if newest and config.checkpoint.resume == "never":
+        raise FileExistsError(
+            f'{newest}: this run has a checkpoint already, but checkpoint.resume = "never"; '
+            'choose another logging.run_name, or set checkpoint.resume = "auto" to go on'
+        )
+    if newest is None and config.checkpoint.resume == "required":
+        raise FileNotFoundError(f'{root}: no checkpoint to resume, but checkpoint.resume = "required"')
+    return newest
+
+
+def _read_checkpoint(config: TrainConfig, directory: Path, *, data: RunData, runtime: Runtime) -> SavedRun:
+    """Read what the run goes on from, check that it is this run's, and say which settings have changed.
+
+    Raises:
+        ValueError: it is another run's, or training.max_steps is below its step.
+    """
+    from transformerlm.checkpoints.directory import point
+    from transformerlm.distributed import is_main
+    from transformerlm.training.saved_run import SavedRun
+
+    saved = SavedRun.read(directory)
+    saved.check(config, data, runtime=runtime)
+    _compare_settings(config, directory, saved.state().step)
+    if saved.is_best and is_main(runtime.world):
+        point(directory.parent / "best", directory)  # a kill may have come before this
+    return saved
+
+
+def _compare_settings(config: TrainConfig, directory: Path, step: int) -> None:
+    """Say which settings differ from the checkpoint's, and refuse a run that should have ended before it.
+
+    Raises:
+        ValueError: training.max_steps is below the checkpoint's step.
+    """
+    from transformerlm.checkpoints.load import load_config_of
+
+    if config.training.max_steps < step:
+        raise ValueError(
+            f"training.max_steps ({config.training.max_steps}) is below the step of {directory} ({step}); "
+            "raise it, or choose another logging.run_name"
+        )
+    before, now = (settings.model_dump(mode="json") for settings in (load_config_of(directory), config))
+    changed = [
+        f"{section}.{key} was {_shown(before[section][key])}, now {_shown(value)}"
+        for section in ("data", "training", "optimizer", "schedule")
+        for key, value in now[section].items()
+        if value != before[section][key]
+    ]
+    if changed:
+        note(f"resuming with other settings: {'; '.join(changed)}")
+
+
+def _shown(value: object) -> object:
+    return "not set" if value is None else value
+
+
+def _load_initial_weights(config: TrainConfig, tokenizer: Tokenizer, model: TransformerLM) -> None:
+    """Give the model a checkpoint's weights; optimizer, step, data order and random numbers are a new run's.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or of another architecture or tokenizer.
+    """
+    from transformerlm.checkpoints.directory import resolve
+    from transformerlm.checkpoints.load import load_weights
+    from transformerlm.checkpoints.validation import verify
+    from transformerlm.training import resume_checks
+
+    assert config.checkpoint.init_from is not None
+    directory = resolve(config.checkpoint.init_from)
+    verify(directory)
+    resume_checks.check_same_architecture(directory, config)
+    resume_checks.check_tokenizer_of_checkpoint(directory, tokenizer)
+    load_weights(model, directory)

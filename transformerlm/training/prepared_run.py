@@ -1,0 +1,55 @@
+"""A run that is checked and built, and of which nothing is written yet: all that its Trainer needs but whom to tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch.optim import Optimizer
+
+from config.train import TrainConfig
+from transformerlm.models.transformer import TransformerLM
+from transformerlm.training.data import RunData
+from transformerlm.training.runtime import Runtime
+from transformerlm.training.state import TrainState
+from transformerlm.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """What a Trainer is built of.
+
+    Args:
+        config: the configuration, with a number where "auto" chose the micro-batch.
+        run_dir: the run's directory.
+        data: the token files and their tokenizer.
+        model: on its device, with initial weights or those of a checkpoint.
+        optimizer: over the model's parameters.
+        state: what the run remembers of earlier starts.
+        wandb_id: the id under which W&B knows the run, from its checkpoint.
+        runtime: where the run computes; its logger and callbacks are still missing.
+        memory_bytes: the estimated memory of a step.
+    """
+
+    config: TrainConfig
+    run_dir: Path
+    data: RunData
+    model: TransformerLM
+    optimizer: Optimizer
+    state: TrainState
+    wandb_id: str | None
+    runtime: Runtime
+    memory_bytes: int
+
+    def trainer(self, **callbacks: Any) -> Trainer:
+        """Return the run's trainer, with a logger and callbacks: fields of `Runtime`."""
+        return Trainer(
+            self.config,
+            run_dir=self.run_dir,
+            data=self.data,
+            model=self.model,
+            optimizer=self.optimizer,
+            runtime=replace(self.runtime, **callbacks),
+            state=self.state,
+        )

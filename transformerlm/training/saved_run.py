@@ -1,0 +1,119 @@
+"""A run as its checkpoints keep it: what it saves of itself, and how it is taken up again."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from config.io import dump_toml
+from config.train import TrainConfig
+from transformerlm.checkpoints import document_ids
+from transformerlm.checkpoints.load import load_optimizer, load_weights
+from transformerlm.checkpoints.save import Snapshot
+from transformerlm.checkpoints.validation import CheckpointError, read_state
+from transformerlm.distributed import is_main
+from transformerlm.training import resume_checks
+from transformerlm.training.data import RunData
+from transformerlm.training.runtime import Runtime
+from transformerlm.training.spike_guard import GuardState
+from transformerlm.training.state import TrainState
+from transformerlm.utils.seed import rng_state, set_rng_state
+
+# What the first version's checkpoints did not have.
+_LATER = ("guard", "lowest_val_loss", "validations_since_lowest", "seconds")
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A checkpoint's directory and the values of its `state.json`, from which a run can go on."""
+
+    directory: Path
+    values: dict[str, Any]
+
+    @classmethod
+    def read(cls, directory: Path) -> SavedRun:
+        """Read a checkpoint's `state.json`.
+
+        Raises:
+            CheckpointError: it lacks something that a run needs to go on.
+        """
+        fresh = asdict(TrainState())
+        values = {name: fresh[name] for name in _LATER} | read_state(directory)
+        missing = {*fresh, "data", "optimizer", "rng", "wandb_id"} - values.keys()
+        if missing:
+            hint = "; an imported model: choose another logging.run_name, and name it in checkpoint.init_from"
+            raise CheckpointError(
+                f"{directory}: state.json does not hold {', '.join(sorted(missing))}"
+                f"{hint if 'imported_from' in values else ''}"
+            )
+        return cls(directory, values)
+
+    @property
+    def wandb_id(self) -> str | None:
+        """The id under which W&B knows the run."""
+        found: str | None = self.values["wandb_id"]
+        return found
+
+    def state(self) -> TrainState:
+        """Return what the run remembered."""
+        state = TrainState(**{name: self.values[name] for name in asdict(TrainState())})
+        state.guard = GuardState(**self.values["guard"])
+        return state
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the checkpoint is the one that `best` points to."""
+        return bool(self.values["best_step"] == self.values["step"])
+
+    def check(self, config: TrainConfig, data: RunData, *, runtime: Runtime) -> None:
+        """Refuse a checkpoint of another run; warn, on one rank, where a resumed run may differ in its last bits.
+
+        Raises:
+            ValueError: its model, optimizer, data or tokenizer is not this run's.
+        """
+        resume_checks.check_same_model(self.directory, config)
+        resume_checks.check_same_data(self.directory, self.values["data"], data.fingerprints())
+        changes = resume_checks.changed_bits(self.values.get("computed_with"), _computed_with(runtime))
+        if changes and is_main(runtime.world):
+            warnings.warn(changes, stacklevel=2)
+
+    def load_into(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Put back the weights, the optimizer's state and the random generators' states.
+
+        Raises:
+            CheckpointError: a file does not fit the model or its optimizer.
+        """
+        load_weights(model, self.directory)
+        load_optimizer(optimizer, self.directory, self.values)
+        set_rng_state(self.values["rng"])
+
+
+def snapshot(
+    model: nn.Module,
+    optimizer: Optimizer,
+    state: TrainState,
+    *,
+    config: TrainConfig,
+    data: RunData,
+    runtime: Runtime,
+    val_loss: float | None,
+) -> Snapshot:
+    """Return what goes into the checkpoint of this moment."""
+    values = {
+        **asdict(state),
+        "val_loss": val_loss,
+        "rng": rng_state(),
+        "data": data.fingerprints(),
+        "wandb_id": runtime.logger.run_id,
+        "computed_with": _computed_with(runtime),
+    } | document_ids.state_of_data(data.train, data.tokenizer)
+    return Snapshot(model, optimizer, data.tokenizer, dump_toml(config), values)
+
+
+def _computed_with(runtime: Runtime) -> dict[str, Any]:
+    return resume_checks.computed_with(runtime.device, runtime.precision, world_size=runtime.world.world_size)

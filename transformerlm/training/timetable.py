@@ -1,0 +1,92 @@
+"""When a run logs, validates, saves and stops: a pure function of a few numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from config.schemas import duration_seconds
+from config.train import TrainConfig
+
+STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
+
+
+@dataclass(frozen=True)
+class Agenda:
+    """What to do after a step. `stop` is the reason to end the run after it; None: it goes on."""
+
+    log: bool
+    validate: bool
+    save: bool
+    run_hooks: bool
+    stop: str | None
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """The intervals and the limits of a run, in steps, but `max_seconds`.
+
+    An interval or a patience of 0 means never; `max_seconds` None means that time does not end the run.
+    """
+
+    max_steps: int
+    max_seconds: float | None = None
+    patience: int = 0
+    log_interval: int = 1
+    eval_interval: int = 0
+    save_interval: int = 0
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Timetable:
+        """Return the timetable that a configuration describes."""
+        training = config.training
+        return cls(
+            max_steps=training.max_steps,
+            max_seconds=duration_seconds(training.max_time) if training.max_time else None,
+            patience=training.early_stop_patience,
+            log_interval=training.log_interval,
+            eval_interval=training.eval_interval,
+            save_interval=config.checkpoint.interval,
+        )
+
+    def is_due(self, step: int, interval: int) -> bool:
+        """Return whether something that happens every `interval` steps happens after this one; the last has it all."""
+        return step == self.max_steps or (interval > 0 and step % interval == 0)
+
+    def agenda(
+        self,
+        step: int,
+        *,
+        seconds: float = 0.0,
+        validations_since_lowest: int = 0,
+        signal: str | None = None,
+        stop: str | None = None,
+    ) -> Agenda:
+        """Return what to do after `step`.
+
+        `signal` names one of `STOP_SIGNALS` that has arrived. A validation may be the one that ends the run, so the
+        question is asked again after it; `stop` is then the first answer, which stays.
+        """
+        limit = self._limit_reached(step, seconds=seconds, validations_since_lowest=validations_since_lowest)
+        stop = stop or limit or signal
+        is_signal = stop in STOP_SIGNALS
+        save_is_due = self.is_due(step, self.save_interval)
+        # A signal leaves little time: what its stop adds to the step is the save alone.
+        validate = save_is_due or self.is_due(step, self.eval_interval) or (stop is not None and not is_signal)
+        return Agenda(
+            log=validate or self.is_due(step, self.log_interval),
+            validate=validate,
+            save=save_is_due or stop is not None,
+            run_hooks=not is_signal,
+            stop=stop,
+        )
+
+    def _limit_reached(self, step: int, *, seconds: float, validations_since_lowest: int) -> str | None:
+        if step >= self.max_steps:
+            return "max_steps"
+        if 0 < self.patience <= validations_since_lowest:
+            return "early_stop"
+        return "max_time" if self.max_seconds and seconds >= self.max_seconds else None
+
+    def seconds_left(self, seconds: float) -> float | None:
+        """Return what is left of `max_seconds` after `seconds`; None: there is no such limit."""
+        return None if self.max_seconds is None else max(0.0, self.max_seconds - seconds)
