@@ -2,8 +2,8 @@
 
     python -m benchmarking.bench_train --config config/resources/bench_train.toml
 
-Each candidate takes whole steps: forward, loss, backward, clipping, optimizer. It has a process of its own, so that
-its memory is its own and the allocator is set as its users have it; the compiler's cache is empty at first.
+Each candidate makes whole steps: forward, loss, backward, clipping, optimizer. It has a process of its own, so that its
+memory is its own and the allocator is set as its users have it. The compiler's cache is empty at first.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def bench_train(config: BenchTrainConfig) -> None:
-    """Measure as the configuration says; JSON lines on stdout, a table on stderr."""
+    """Measure as the configuration says: JSON lines on stdout, a table on stderr."""
     with _empty_compiler_cache(any(config.compile)):
         import torch
 
@@ -125,7 +125,7 @@ def _run_steps(call: Callable[..., Any], config: BenchTrainConfig) -> Sample:
 
 
 def _utilisation(tokens_per_second: list[float], peak: list[float], flops: int) -> dict[str, float]:
-    """Return the share of the matrix product's speed that the step reaches, round by round, at the median."""
+    """Return the share of the matrix product's speed that the step reaches: the median over the rounds."""
     share = statistics.median(paired_ratios([flops * rate for rate in tokens_per_second], peak))
     return {
         "flops_utilisation": share,
@@ -136,7 +136,7 @@ def _utilisation(tokens_per_second: list[float], peak: list[float], flops: int) 
 
 @contextmanager
 def _empty_compiler_cache(needed: bool) -> Iterator[None]:
-    """Let torch.compile start cold in an empty cache, which the processes that measure the first step fill."""
+    """Give torch.compile an empty cache, which the processes that measure the first step fill."""
     if not needed:
         yield
         return

@@ -1,4 +1,4 @@
-"""`transformerlm-plan`: what a training run will take, before it starts."""
+"""`transformerlm-plan`: what a training run will need, before it starts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def plan(config: PlanConfig) -> None:
-    """Print a table on stderr and, if stdout is no terminal, a JSON line there; no file is written, no run touched."""
+    """Print a table on stderr and, unless stdout is a terminal, a JSON line there; no file is written."""
     with working("starting"):
         from transformerlm.training.planning.machine import Machine
         from transformerlm.training.planning.plan import arithmetic, expected, remedies
@@ -77,7 +77,7 @@ def _here(config: PlanConfig) -> Machine:
 
 
 def _resolve(config: PlanConfig, machine: Machine) -> tuple[PlanConfig, Precision]:
-    """Return the configuration with a number for its micro-batch, and the precision on the machine."""
+    """Return the configuration with a number in place of "auto" as its micro-batch, and the machine's precision."""
     from transformerlm.distributed import World
     from transformerlm.training.planning import micro_batch
     from transformerlm.utils.allocator import keep_freed_memory
@@ -105,7 +105,7 @@ def _measured(config: PlanConfig, machine: Machine, facts: Facts) -> Facts:
 
 
 def _data(config: PlanConfig) -> Facts:
-    """Return the tokens of the training file, where it is there."""
+    """Return the number of tokens in the training file, if it exists."""
     from transformerlm.token_files.dataset import TokenDataset
 
     if not config.data.train.exists():
@@ -139,7 +139,7 @@ def _table(facts: Facts, *, chosen: bool, changes: list[tuple[str, int]]) -> Ite
 
 
 def _against_best(ratio: float, best: int) -> str:
-    """Return what a number of tokens per parameter means for the size of the model."""
+    """Return what a ratio of tokens to parameters says about the size of the model."""
     if best / 3 <= ratio <= best * 3:
         return f"near the {best} that are best for a given number of FLOPs"
     side, size, number = ("below", "smaller", "more") if ratio < best else ("above", "larger", "fewer")

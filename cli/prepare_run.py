@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 
 def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> PreparedRun:
-    """Check the facts of the world, build model and optimizer, and load the checkpoint that the run goes on from.
+    """Check the facts of the world, build model and optimizer, and load the checkpoint from which the run goes on.
+
+    The order is: what is cheap to check, then what is expensive, so that a mistake is reported soon.
 
     Raises:
-        ValueError, OSError: something cannot work; see the checks.
+        ValueError, OSError: a check has failed.
     """
     from logger import NoopLogger, require_wandb
     from transformerlm.tokenizer.tokenizer import Tokenizer
@@ -45,9 +47,9 @@ def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> Prepared
     precision = resolve_precision(config.training.precision, device)
     newest = _find_checkpoint(config, run_dir / "checkpoints", world=world)
     config = micro_batch.resolve(config, device=device, precision=precision, world=world, resumed=newest)
-    # The configuration keeps an absent micro_batch_size as it is: another number of processes may go on with the run.
+    # The configuration itself stays without a micro_batch_size if it has none: the run may go on with more processes.
     size = sequences_per_pass(config.training, world.world_size)
-    num_accumulation_steps(config.training.batch_size, size, world.world_size)  # or the batch cannot be divided
+    num_accumulation_steps(config.training.batch_size, size, world.world_size)  # raises if the batch cannot be divided
     memory = preflight.check_memory(config, micro_batch_size=size, device=device, precision=precision)
     runtime = Runtime(device=device, precision=precision, micro_batch_size=size, logger=NoopLogger(), world=world)
     preflight.check_disk(run_dir, config.model.model_dump())
@@ -80,11 +82,11 @@ def _open_data(config: TrainConfig, tokenizer: Tokenizer, *, world: World) -> Ru
 
 
 def _find_checkpoint(config: TrainConfig, root: Path, *, world: World) -> Path | None:
-    """Return the newest whole checkpoint, as `checkpoint.resume` wants it; None: the run begins.
+    """Return the newest whole checkpoint, as `checkpoint.resume` allows it; None for a new run.
 
     Raises:
-        CheckpointError: there are checkpoints, and each of them is damaged.
-        FileExistsError, FileNotFoundError: there is one and must not be, or none and must be.
+        CheckpointError: there are checkpoints, but each of them is damaged.
+        FileExistsError, FileNotFoundError: `checkpoint.resume` forbids a checkpoint that is there, or misses one.
     """
     from transformerlm.checkpoints.directory import newest_whole, remove_leftovers, restore_links
     from transformerlm.checkpoints.validation import CheckpointError
@@ -96,9 +98,9 @@ def _find_checkpoint(config: TrainConfig, root: Path, *, world: World) -> Path |
             remove_leftovers(root)
             restore_links(root)
             newest = newest_whole(root, warn=note)
-        except CheckpointError as error:  # raised after the barrier: the other ranks will meet it, too
+        except CheckpointError as error:  # raised after the barrier; the other ranks will find the same
             problem = error
-    barrier(world)  # one rank sets damaged checkpoints aside, so that the others do not meet them
+    barrier(world)  # one rank sets damaged checkpoints aside, so that the others do not find them
     if problem:
         raise problem
     if not is_main(world):
@@ -114,10 +116,10 @@ def _find_checkpoint(config: TrainConfig, root: Path, *, world: World) -> Path |
 
 
 def _read_checkpoint(config: TrainConfig, directory: Path, *, data: RunData, runtime: Runtime) -> SavedRun:
-    """Read what the run goes on from, check that it is this run's, and say which settings have changed.
+    """Read the state of a checkpoint, check that it is this run's, and say which settings have changed.
 
     Raises:
-        ValueError: it is another run's, or training.max_steps is below its step.
+        ValueError: it belongs to another run, or training.max_steps is below its step.
     """
     from transformerlm.checkpoints.directory import point
     from transformerlm.distributed import is_main
@@ -127,7 +129,7 @@ def _read_checkpoint(config: TrainConfig, directory: Path, *, data: RunData, run
     saved.check(config, data, runtime=runtime)
     _compare_settings(config, directory, saved.state().step)
     if saved.is_best and is_main(runtime.world):
-        point(directory.parent / "best", directory)  # a kill may have come before this
+        point(directory.parent / "best", directory)  # a kill may have come before the link
     return saved
 
 
@@ -160,7 +162,7 @@ def _shown(value: object) -> object:
 
 
 def _load_initial_weights(config: TrainConfig, tokenizer: Tokenizer, model: TransformerLM) -> None:
-    """Give the model a checkpoint's weights; optimizer, step, data order and random numbers are a new run's.
+    """Load a checkpoint's weights; optimizer, step, data order and random numbers are those of a new run.
 
     Raises:
         ValueError: the checkpoint is damaged, or of another architecture or tokenizer.

@@ -21,16 +21,16 @@ _SHOWN = {
 
 
 class Progress:
-    """How far a job is, and when it will be done.
+    """Shows how far a job is, and when it will be done.
 
     Args:
-        total: the units of the whole job.
-        start: units that were done before this process began.
-        unit: the word for them; "B" shows megabytes.
+        total: the number of units in the whole job.
+        start: the number of units that were done before this process began.
+        unit: the word for a unit; "B" shows megabytes.
         began: the monotonic time at which the job began; now, by default.
-        limit: the seconds after which it ends in any case.
-        work_left: the work that is left when so many units are done, where units are not all the work there is.
-        live: whether to show a live line; where stderr is a terminal, by default.
+        limit: the seconds after which the job ends in any case.
+        work_left: returns the work that is left after n units, where units are not all the work there is.
+        live: whether to show a live line; by default, if stderr is a terminal.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class Progress:
         self._shown = now  # no line at once: the first rate would mean nothing
 
     def begin(self, what: str) -> None:
-        """Let the job begin now instead of when this object was made, and name what is done first."""
+        """Start the clock again, because the job begins now, and name what is done first."""
         self._set_clock(time.monotonic())
         self.doing(what)
 
     def __call__(self, done: int, facts: Mapping[str, float] | None = None) -> None:
-        """Show that `done` units are done, with some numbers beside; a validation is always shown on its own line."""
+        """Show that `done` units are done, beside some numbers; a validation always gets a line of its own."""
         if self._finished:
             return
         self.move(done, facts)
@@ -76,14 +76,16 @@ class Progress:
             note(self._line(facts or {}))
 
     def move(self, done: int, facts: Mapping[str, float] | None = None) -> None:
-        """Let the live line alone show that `done` units are done; numbers that it does not name stay."""
+        """Show on the live line alone that `done` units are done; numbers that are not in `facts` stay."""
         self._done, self._at = done, time.monotonic()
         facts = {**self._facts, **(facts or {})}
-        self._facts = {name: value for name, value in facts.items() if not name.startswith("val_")}  # of one step only
+        self._facts = {
+            name: value for name, value in facts.items() if not name.startswith("val_")
+        }  # they belong to one step only
         self.doing("")
 
     def doing(self, what: str) -> None:
-        """Let the live line name what takes time besides the units: "validating 3/16", "saving"; "" for nothing."""
+        """Name on the live line what takes time besides the units: "validating 3/16", "saving"; "" names nothing."""
         self._doing = what
         if self._live and not self._finished:
             LIVE.show(lambda: "  ".join(filter(None, (self._line(self._facts), self._doing))))
@@ -91,7 +93,7 @@ class Progress:
             LIVE.show((lambda: self._doing) if what else None)
 
     def close(self) -> None:
-        """Take the live line away."""
+        """Remove the live line."""
         if self._live:
             LIVE.show(None)
 
@@ -99,7 +101,7 @@ class Progress:
         now, seconds = time.monotonic(), self._at - self._began
         rate = (self._work_left(self._start) - self._work_left(self._done)) / seconds if seconds > 0 else 0.0
         until = min(self._work_left(self._done) / rate, max(0.0, self._limit - seconds)) if rate > 0 else 0.0
-        eta = max(0.0, until - (now - self._at))  # runs down while nothing is done
+        eta = max(0.0, until - (now - self._at))  # it counts down while a unit takes long
         left = f"ETA {clock(eta)}" if rate > 0 and self._done < self._total else clock(now - self._began)
         if self._unit == "B":
             scale, name = (1e6, "MB") if self._total >= 1e6 else (1e3, "kB")
@@ -109,7 +111,7 @@ class Progress:
 
 
 class StageProgress:
-    """Progress of a job that has several stages, each with its unit; called with (stage, done, total)."""
+    """Shows the progress of a job with several stages, each with its unit; it is called with (stage, done, total)."""
 
     def __init__(self, units: Mapping[str, str]) -> None:
         self._units = units
@@ -119,7 +121,7 @@ class StageProgress:
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Show that `done` of `total` units of a stage are done."""
         if stage not in self._stages:
-            # A stage is first heard of when its first part is done; it began when the one before was last heard of.
+            # The first call for a stage comes after its first part. It began at the last call for the stage before.
             self._stages[stage] = Progress(total, unit=self._units[stage], began=self._last)
         self._stages[stage](done)
         self._last = time.monotonic()

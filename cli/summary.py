@@ -1,4 +1,4 @@
-"""How a run went, as a few lines for people and a record for the log, and what to do next."""
+"""How a run went, as a few lines for people and facts for the log; and what to do next."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ Facts = dict[str, Any]
 
 
 class Summary:
-    """Gathers how a run goes from `begin` on. Called at the run's end it returns the facts, and `show` says them.
+    """Tells how a run has gone since `begin`: a call at its end returns the facts, and `show` tells them.
 
-    Without `begin` there are no facts. A summary that fails ends no run: it is a line, and no facts.
+    Without `begin` there are no facts. A summary that fails does not end the run: a line says why there is none.
     """
 
     def __init__(self, run_dir: Path, *, config: TrainConfig, data: RunData) -> None:
@@ -68,7 +68,7 @@ class Summary:
 
 
 def say_what_next(commands: list[tuple[str, str]]) -> None:
-    """Show commands that can be pasted, unless the command that runs this one says what is next."""
+    """Show commands to paste, unless the command that runs this one says what is next."""
     if hints_are_wanted():
         note("\n".join(["", *hint_lines(commands)]))
 
@@ -77,7 +77,7 @@ def say_what_next(commands: list[tuple[str, str]]) -> None:
 
 
 def facts_of(state: TrainState, *, run_dir: Path, config: TrainConfig, data: RunData) -> Facts:
-    """Return the losses of all starts of a run, what its text costs without a model, and the passes over its data."""
+    """Return a run's losses over all its starts, what its text costs without a model, and its passes over the data."""
     with (run_dir / "metrics.jsonl").open(encoding="utf-8") as lines:
         records = [json.loads(line) for line in lines if '"metrics.loss"' in line]
     losses = [record["metrics.loss"] for record in records if isinstance(record["metrics.loss"], float)]
@@ -116,7 +116,7 @@ def _yardsticks(config: TrainConfig, data: RunData) -> Facts:
 
 
 def rows(facts: Facts, *, picture: Path | None) -> Iterator[str]:
-    """Yield the lines for people, of less than 80 columns but for long paths."""
+    """Yield the lines for people, which are shorter than 80 columns unless a path is long."""
     if "val_loss" in facts:
         best, last = (f"{facts[f'{name}val_loss']:.3f} at step {facts[f'{name}val_step']:,}" for name in ("best_", ""))
         is_last = facts["best_val_step"] == facts["val_step"]
@@ -140,7 +140,7 @@ def rows(facts: Facts, *, picture: Path | None) -> Iterator[str]:
 
 
 def has_risen(facts: Facts) -> bool:
-    """Whether the last validation loss is clearly above the lowest."""
+    """Return whether the last validation loss is clearly above the lowest."""
     return "val_loss" in facts and is_worse(facts["val_loss"], facts["best_val_loss"])
 
 
@@ -158,7 +158,7 @@ def _row(name: str, text: str) -> str:
 def _draw(run_dir: Path) -> Path | None:
     try:
         return save_loss_curve(run_dir / "metrics.jsonl", run_dir / "loss.svg")
-    except ValueError:  # too short a run
+    except ValueError:  # the run is too short for a curve
         return None
 
 
@@ -166,7 +166,7 @@ def _draw(run_dir: Path) -> Path | None:
 
 
 def next_commands(trainer: Trainer, run_dir: Path, facts: Facts) -> list[tuple[str, str]]:
-    """Return what one may do with the run now, each with its command."""
+    """Return what to do with the run next, each with its command."""
     best = facts["best_checkpoint_step"]
     better = best not in (None, trainer.state.step) and has_risen(facts)
     checkpoint = f"--checkpoint={run_dir / 'best' if better else run_dir}"
@@ -182,7 +182,7 @@ def next_commands(trainer: Trainer, run_dir: Path, facts: Facts) -> list[tuple[s
 
 
 def going_on(trainer: Trainer, run_dir: Path) -> tuple[str, str]:
-    """Return the command that trains the run further, by what has ended it."""
+    """Return the command that trains the run further, depending on what ended it."""
     training = trainer.config.training
     if trainer.stopped_by == "max_time" and training.max_time:
         longer = _longer(training.max_time, trainer.state.seconds)
@@ -198,7 +198,7 @@ def going_on(trainer: Trainer, run_dir: Path) -> tuple[str, str]:
 
 
 def _longer(duration: str, used: float) -> str:
-    """Return twice the duration, or as many times more as leave time to go on after the seconds that were used."""
+    """Return twice the duration, doubled again until it leaves time to go on after the seconds that were used."""
     number, unit = 2 * float(duration[:-1]), duration[-1]
     while duration_seconds(f"{number:.12g}{unit}") < 1.5 * used:
         number *= 2

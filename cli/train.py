@@ -1,4 +1,4 @@
-"""`transformerlm-train`: parse, check, build, train."""
+"""`transformerlm-train`: prepare a run, tell of it, and train."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from transformerlm.training.runtime import Hook
     from transformerlm.training.trainer import Trainer
 
-# torchrun passes a signal on to processes that may have had it from the terminal or from SLURM already.
+# torchrun passes a signal on to processes that may already have it from the terminal or from SLURM.
 ECHO_SECONDS = 5.0
-# A reader of stdout that takes nothing for so long is given up; `metrics.jsonl` has every line.
+# After this time without a reader, stdout gets no more lines; `metrics.jsonl` has them all.
 STDOUT_PATIENCE = 5.0
 # What --help shows.
 SHORT = (
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def place_of_run(path: Path) -> dict[str, Any]:
-    """Return where the run is whose own `config.toml` this is, if not where the file says: it may have been moved."""
+    """Return the place of a run by its own `config.toml`, if the file names another place: runs can be moved."""
     run_dir = path.parent if path.parent.name not in ("", "..") else path.parent.resolve()
     if path.name != "config.toml" or not (run_dir / "checkpoints").is_dir():
         return {}
@@ -125,7 +125,7 @@ def train(config: TrainConfig) -> int:
 
 
 def _train_and_tell(trainer: Trainer, run_dir: Path, progress: Progress, summary: Summary) -> None:
-    """Train, and say what ended the run and how it went; of a run that had ended before, only what to do next."""
+    """Train, and say what ended the run and how it went; for a run that had ended before, say only what to do next."""
     was_done = trainer.agenda().stop is not None
     if was_done:
         trainer.train()
@@ -156,7 +156,7 @@ def _say_what_ended_it(trainer: Trainer, *, was_done: bool) -> None:
 class StopSignals:
     """Turns the first SIGINT, SIGTERM or SIGUSR1 into a request to stop; a second one ends the process at once.
 
-    While `deferred` is False there is nothing to save yet, and the first one ends the process, too, by SystemExit.
+    While `deferred` is False there is nothing to save yet, so the first one ends the process, too, by SystemExit.
     """
 
     def __init__(self) -> None:
@@ -174,7 +174,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:  # under torchrun only: elsewhere nothing is caught any more
+        if self.received is not None:  # only under torchrun: elsewhere the first signal ends the catching
             if time.monotonic() - self._since > ECHO_SECONDS:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
@@ -196,7 +196,7 @@ class StopSignals:
 
 
 def _make_logger(run: PreparedRun) -> Logger:
-    """Return the run's logger; `metrics.jsonl` forgets the steps that a stopped run logged but did not save."""
+    """Return the run's logger; first cut the steps that an earlier start did not save from `metrics.jsonl`."""
     from logger import NoopLogger, create_logger, truncate_after_step
 
     if run.runtime.world.rank != 0:
@@ -216,7 +216,7 @@ def _make_logger(run: PreparedRun) -> Logger:
 
 
 def _make_progress(run: PreparedRun) -> Progress:
-    """Return what shows how far the run is; JSON lines on a terminal leave no room for a live line."""
+    """Return the run's progress display; JSON lines on a terminal leave no room for its live line."""
     from logger import is_terminal
     from transformerlm.training.eta import work_left
     from transformerlm.training.timetable import Timetable
@@ -233,7 +233,7 @@ def _make_progress(run: PreparedRun) -> Progress:
 
 
 def _callbacks(run_dir: Path, progress: Progress, summary: Summary) -> dict[str, Any]:
-    """Return the fields of `Runtime` by which the main process hears of the run."""
+    """Return the fields of `Runtime` through which the main process follows the run."""
     from logger import truncate_after_step
 
     return {
@@ -246,7 +246,7 @@ def _callbacks(run_dir: Path, progress: Progress, summary: Summary) -> dict[str,
 
 
 def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
-    """Log and say what starts: sizes, speed, place. `memory` is the estimate for a step, in bytes."""
+    """Log and say what begins: its size, its place, its speed. `memory` is the estimate for a step in bytes."""
     from transformerlm.checkpoints.directory import resolve
     from transformerlm.training.planning.calibration import estimate_seconds
     from transformerlm.training.planning.preflight import gigabytes
@@ -289,7 +289,7 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
 
 
 def _measured_on(config: TrainConfig, data: RunData) -> dict[str, Any]:
-    """Return what a comparison of two runs' losses must know: tokenizer, validation text and how much of it."""
+    """Return what makes the losses of two runs comparable: tokenizer, validation text and its length."""
     from transformerlm.training.build import num_validation_windows
 
     facts: dict[str, Any] = {"tokenizer_sha256": data.tokenizer.fingerprint()}
@@ -300,7 +300,7 @@ def _measured_on(config: TrainConfig, data: RunData) -> dict[str, Any]:
 
 
 class _Samples:
-    """Texts that are generated while a run trains, from each prompt of [samples].
+    """Generates texts from the prompts of [samples] while a run trains.
 
     Raises:
         ValueError: nothing can be generated from a prompt.
@@ -313,7 +313,7 @@ class _Samples:
         self._interval, self._prompts, self._tokenizer = samples.interval, samples.prompts, tokenizer
         self._settings = {**samples.sampling.model_dump(), "allow_special": samples.allow_special}
         self._document_ids = ids_of_data(run.data.train, tokenizer) or guess_ids(tokenizer)
-        for prompt in samples.prompts:  # refused here or never: nothing is generated before a token is asked for
+        for prompt in samples.prompts:  # checks them alone: nothing is generated before a token is asked for
             self._texts_after(run.model, prompt, seed=0)
 
     def _texts_after(self, model: TransformerLM, prompt: str, *, seed: int) -> Iterator[str]:
@@ -322,7 +322,7 @@ class _Samples:
         return Predictor(model, self._tokenizer, self._document_ids).stream(prompt, seed=seed, **self._settings)
 
     def hook(self, logger: Logger, *, doing: Callable[[str], None]) -> Hook:
-        """Return what generates a text from each prompt, logs it and shows it."""
+        """Return the hook that generates a text from each prompt, logs it and shows it."""
         from transformerlm.training.runtime import Hook
 
         def sample(step: int, model: TransformerLM) -> None:

@@ -1,4 +1,4 @@
-"""One training step of each candidate, behind the same call: ours, transformers' Llama, litgpt, a plain torch.nn GPT.
+"""One training step of each candidate through the same call: ours, transformers' Llama, litgpt, a plain torch.nn GPT.
 
 The peers use what torch offers: `F.cross_entropy`, `clip_grad_norm_`, and the fused `torch.optim.AdamW`.
 """
@@ -36,9 +36,9 @@ Step = Callable[[], float]
 
 @dataclass(frozen=True)
 class TrainCase:
-    """What all candidates train: the sizes of `TransformerLM.hparams()`, one batch, and where.
+    """What all candidates train: the sizes of `TransformerLM.hparams()`, one batch, and the device.
 
-    `threads` None leaves them to torch; `backend` is that of `torch.compile`.
+    With `threads` None, torch chooses their number; `backend` is that of `torch.compile`.
     """
 
     hparams: dict[str, Any]
@@ -49,7 +49,7 @@ class TrainCase:
     backend: str = "inductor"
 
 
-# Peer -> the library it needs, which is also what pip calls it.
+# Peer -> the library that it needs, by the name that pip knows.
 LIBRARIES = {"huggingface": "transformers", "litgpt": "litgpt"}
 
 
@@ -83,7 +83,7 @@ def make_step(case: TrainCase, candidate: str, *, precision: Precision, compiled
 
 
 class TrainingSteps:
-    """A candidate's steps in a process of its own, which is set up as its users have it."""
+    """A candidate's steps, in a process of its own that is set up as its users have it."""
 
     def __init__(self, case: TrainCase, candidate: str, precision: Precision, compiled: bool) -> None:
         if case.threads:
@@ -96,7 +96,7 @@ class TrainingSteps:
             keep_freed_memory(self._device)
 
     def first(self) -> tuple[float, int | None]:
-        """Make everything and a step; return the seconds that took, and the peak memory in bytes where it is known."""
+        """Build everything and make a step; return the seconds that took, and the peak memory in bytes where known."""
 
         def start() -> None:
             self._step = self._make()

@@ -37,7 +37,7 @@ def test_shipped_toml_loads_and_names_its_schema(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small_limits", "no_new_process")
 def test_lines_of_a_small_run(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each candidate and precision has a line for each quantity, with the asked-for rounds and a FLOPs utilisation."""
+    """Each candidate and precision has a line for each quantity, with the requested rounds and a FLOPs utilisation."""
     argv = [*TINY, '--peers=["nanogpt_style"]', "--measure.warmup=1", "--measure.repeats=3", "--steps_per_round=2"]
     lines, stderr = run_command(bench.main, argv, capsys)
     names = ("transformerlm", "nanogpt_style")
@@ -58,7 +58,7 @@ def test_lines_of_a_small_run(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_missing_peer_is_skipped_with_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without transformers our own numbers come all the same."""
+    """Without transformers our own numbers are still measured."""
     monkeypatch.setattr(train_peers, "is_installed", lambda module: False)
     argv = [
         *TINY,
@@ -74,7 +74,7 @@ def test_a_missing_peer_is_skipped_with_one_line(
 
 
 def test_a_candidate_runs_in_a_process_of_its_own() -> None:
-    """There its first step takes time and memory, and more steps take more time."""
+    """In its own process the first step takes time and memory, and more steps take more time."""
     with object_in_fresh_process(train_peers.TrainingSteps, tiny_case(), "transformerlm", "fp32", False) as call:
         seconds, peak = call("first")
         assert seconds > 0
@@ -113,7 +113,7 @@ def test_the_plain_model_is_causal() -> None:
 
 
 def test_compiler_cache_is_empty_and_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that compiles does so in an empty directory, and the user's cache comes back after it."""
+    """A run that compiles has an empty cache directory, and the user's own one is restored after it."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/somewhere")
     with bench._empty_compiler_cache(True):
         assert os.listdir(os.environ["TORCHINDUCTOR_CACHE_DIR"]) == []

@@ -1,4 +1,4 @@
-"""`transformerlm-plan`: train's own file in, one JSON line out, and no trace of it in the run."""
+"""`transformerlm-plan` reads train's own file, prints one JSON line, and leaves no trace in the run."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def test_the_file_of_train_is_planned_as_it_is(pipeline):
     steps, validations = (facts[f"calibration.seconds_per_{what}"] for what in ("step", "validation"))
     assert facts["eta_seconds"] == pytest.approx(12 * steps + 3 * validations)
     assert 0 < facts["flops_utilisation"] < 1
-    # Nothing where earlier tests of this process have already held more.
+    # It is 0 where earlier tests in this process have used more memory.
     assert ("measured at the peak" in done.stderr) == bool(facts["calibration.peak_memory_bytes"])
     assert f"times the {facts['data.tokens']:,} of the data" in done.stderr
 
 
 def test_the_run_is_not_touched(pipeline):
-    """A plan of a run that is there changes no file of it."""
+    """A plan of an existing run changes none of its files."""
 
     def state():
         return {path: path.stat().st_mtime_ns for path in pipeline.run.parent.rglob("*")}
@@ -48,7 +48,7 @@ def test_the_run_is_not_touched(pipeline):
 
 
 def test_no_data_and_no_steps_are_needed(pipeline):
-    """Without token files and with calibration_steps = 0 the arithmetic is all there is."""
+    """Without token files and with calibration_steps = 0, a plan is arithmetic alone."""
     done, facts = plan(pipeline, "--calibration_steps=0", "--data.train=nowhere.npy", "--data.tokenizer=nowhere")
     assert not {"data.tokens", "tokens_per_second", "eta_seconds"} & facts.keys()
     assert "measured" not in done.stderr
@@ -80,7 +80,7 @@ def test_the_shipped_file_needs_no_training_of_that_size():
 
 
 def test_a_model_too_large_is_told_what_to_change(pipeline):
-    """What does not fit is not measured; the changes that save memory stand with their totals."""
+    """A run that does not fit is not measured; the plan lists changes that save memory, with their totals."""
     done, facts = plan(pipeline, "--model.d_model=262144", "--model.d_ff=1048576")
     assert facts["memory.fits"] is False
     assert "tokens_per_second" not in facts
@@ -106,7 +106,7 @@ def test_a_device_that_runs_out_of_memory_does_not_fit(pipeline, monkeypatch):
 
 
 def test_gpus_that_are_not_here_are_planned_for():
-    """The recipe of 124 M parameters on 8 of them, on a CPU: how the batch is cut, and a time that is named assumed."""
+    """The recipe of 124 M parameters on 8 GPUs, planned on a CPU, has the cut of the batch and an assumed time."""
     recipe = ROOT / "docs/recipes/openwebtext/train-125m.toml"
     done = call("plan", "--config", recipe, "--machine.gpu=H100", "--machine.num_gpus=8", "--machine.mfu=0.4")
     (facts,) = done.records
@@ -122,7 +122,7 @@ def test_gpus_that_are_not_here_are_planned_for():
 
 
 def test_without_cuda_the_way_to_plan_for_it_is_named(pipeline):
-    """Who asks for a device that is not here is told how to ask for it."""
+    """The error about a device that is not here says how to plan for it."""
     done = call("plan", "--config", pipeline.train_toml, "--training.device=cuda:99")
     assert done.code == 2
     assert "to plan for GPUs that are not here, give them: --machine.gpu=H100" in done.stderr
@@ -138,7 +138,7 @@ def test_speeds_on_paper_are_those_of_bf16(pipeline):
 
 
 def test_training_takes_the_file_of_a_plan(tmp_path):
-    """What only a plan needs is left out, with a word; a typo in it is told by plan."""
+    """Training omits the keys that only a plan needs, and says so; plan reports a typo in them."""
     (tmp_path / "plan.toml").write_text(shipped("plan").read_text() + '\n[machine]\ngpu = "H100"\n')
     done = call("train", "--config", tmp_path / "plan.toml", "--print-config")
     assert (done.code, done.stderr) == (
@@ -150,7 +150,7 @@ def test_training_takes_the_file_of_a_plan(tmp_path):
 
 
 def test_a_wrong_key_is_one_line(pipeline):
-    """Errors are those of every command."""
+    """Errors look as in every command."""
     done = call("plan", "--config", pipeline.train_toml, "--calibration_steps=-1")
     assert (done.code, done.stdout) == (2, "")
     assert done.stderr == "--calibration_steps: expected an integer >= 0, found -1 (an integer)\n"

@@ -21,10 +21,10 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def now(monkeypatch):
-    """Return the time in a list, which stands still until a test sets it."""
+    """Return the time in a list; it does not move until a test sets it."""
     time = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: time[0])
-    monkeypatch.setattr("cli.terminal.LiveLine._tick", lambda self: None)  # a test draws by itself
+    monkeypatch.setattr("cli.terminal.LiveLine._tick", lambda self: None)  # tests draw themselves
     LIVE._drawn_at = 0.0  # another test's clock
     yield time
     LIVE.show(None)
@@ -45,12 +45,12 @@ def terminal(monkeypatch) -> Terminal:
 
 
 def last_line(stream: Terminal) -> str:
-    """Return what stands in the last line of the screen."""
+    """Return the last line of the screen."""
     return stream.getvalue().rpartition("\n")[2].rpartition("\r\x1b[K")[2]
 
 
 def test_the_eta_is_never_beyond_the_limit(monkeypatch, now):
-    """A job that a limit of time ends has no more left than the limit leaves."""
+    """The ETA of a job with a time limit is at most what the limit leaves."""
     stream = plain(monkeypatch)
     progress = Progress(1_000_000, limit=60.0)
     for now[0] in (120.0, 150.0, 170.0):
@@ -60,7 +60,7 @@ def test_the_eta_is_never_beyond_the_limit(monkeypatch, now):
 
 
 def test_the_eta_counts_the_work_that_is_not_units(monkeypatch, now):
-    """With validations to come, of as much work as the steps, half of the steps done in 10 s leave 30 s."""
+    """If the validations to come are as much work as the steps, half of the steps in 10 s leave 30 s."""
     stream = plain(monkeypatch)
     progress = Progress(10, work_left=lambda done: 10 - done + 10)
     now[0] += 10
@@ -69,7 +69,7 @@ def test_the_eta_counts_the_work_that_is_not_units(monkeypatch, now):
 
 
 def test_elsewhere_than_on_a_terminal_lines_are_few(monkeypatch, now):
-    """No control characters, a line at most each 10 s, each validation and the end; moves and activities show none."""
+    """Lines come at most every 10 s, for each validation and at the end; moves and activities show nothing."""
     stream = plain(monkeypatch)
     progress = Progress(100)
     for step in range(1, 101):
@@ -86,7 +86,7 @@ def test_elsewhere_than_on_a_terminal_lines_are_few(monkeypatch, now):
 
 
 def test_a_live_line_moves_with_each_step_and_names_what_takes_time(monkeypatch, now):
-    """Numbers that a step does not name stay; what is done besides steps is named beside them."""
+    """Numbers that a step does not name stay, with the name of what is done besides steps."""
     stream = terminal(monkeypatch)
     progress = Progress(10)
     now[0] += 1
@@ -105,7 +105,7 @@ def test_a_live_line_moves_with_each_step_and_names_what_takes_time(monkeypatch,
 
 
 def test_the_eta_runs_down_while_nothing_is_done(monkeypatch, now):
-    """A step that takes long does not stop the clock."""
+    """A long step does not stop the clock."""
     stream = terminal(monkeypatch)
     progress = Progress(10)
     now[0] += 5
@@ -119,7 +119,7 @@ def test_the_eta_runs_down_while_nothing_is_done(monkeypatch, now):
 
 
 def test_the_end_is_a_line_and_nothing_live_stays(monkeypatch, now):
-    """The last unit ends the live line; what is done after it is named without the units, and ends when it does."""
+    """The last unit ends the live line; what is done after it is shown by its name alone, until it ends."""
     stream = terminal(monkeypatch)
     progress = Progress(2)
     now[0] += 2

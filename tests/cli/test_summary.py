@@ -39,7 +39,7 @@ def commands_in(stderr: str) -> dict[str, list[str]]:
 
 
 def test_the_story_is_told_in_a_few_lines():
-    """Best and last loss with their steps, yardsticks, passes, time and speed, and that the loss has risen."""
+    """The lines have best and last loss with their steps, yardsticks, passes, time and speed, and tell of a rise."""
     lines = list(summary.rows(FACTS, picture=Path("runs/first/loss.svg")))
     assert lines == [
         "   validation loss  5.925 at step 240, the lowest; 6.220 at step 600, the last",
@@ -67,7 +67,7 @@ def test_a_run_without_validation_has_fewer_lines():
 
 
 def test_the_log_has_the_same_numbers(pipeline):
-    """Before the end the log has the summary, of all validations."""
+    """Before its end the log has the summary of all validations."""
     records = read_records(pipeline.run)
     told, losses = records[-2], [record["metrics.val_loss"] for record in records if "metrics.val_loss" in record]
     assert (told["event"], told["step"], told["steps"]) == ("summary", 12, 12)
@@ -86,7 +86,7 @@ def test_the_commands_can_be_pasted(pipeline, tmp_path):
     assert verbs == ["infer", "eval", "export", "train"]
     for verb, words in zip(verbs, proposed.values(), strict=True):
         options = [word.replace(f"--output={pipeline.run}", f"--output={tmp_path}") for word in words[1:]]
-        if verb == "train":  # the fixture's run is not to be changed
+        if verb == "train":  # the fixture's run must not change
             options += ["--runs_dir", str(tmp_path)]
         done = call(verb, *options, stdin="Ada\n")
         assert done.code == 0, done.stderr
@@ -94,7 +94,7 @@ def test_the_commands_can_be_pasted(pipeline, tmp_path):
 
 @pytest.mark.parametrize("limit", [{"max_time": "1h"}, {}], ids=["with max_time", "without"])
 def test_twice_the_steps_are_not_cut_by_the_time(limit, pipeline, tmp_path):
-    """The command to train further lifts a limit of time that would end it early."""
+    """The command to train further removes a time limit that would end it early."""
     options = [f"--training.{name}={value}" for name, value in limit.items()]
     done = call("train", "--config", pipeline.train_toml, "--runs_dir", tmp_path, *options)
     words = commands_in(done.stderr)["# train it further, to twice the steps"]
@@ -102,7 +102,7 @@ def test_twice_the_steps_are_not_cut_by_the_time(limit, pipeline, tmp_path):
 
 
 def test_a_rise_of_the_validation_loss_is_told_and_leads_to_the_best(pipeline, tmp_path, monkeypatch):
-    """The commands take `best` then, and none trains further; infer says how much worse the newest is."""
+    """The commands then take `best`, and none trains further; infer says how much worse the newest is."""
     losses = {5: 2.0, 10: 4.0, 12: 9.0}
     monkeypatch.setattr(Trainer, "validate", lambda self: EvalResult(losses[self.state.step], bits_per_byte=1.0))
     done = call("train", "--config", pipeline.train_toml, "--runs_dir", tmp_path, "--training.eval_interval=5")
@@ -125,7 +125,7 @@ def test_a_command_that_runs_others_says_itself_what_is_next(pipeline, tmp_path,
 
 @pytest.mark.parametrize(("where", "line"), [("facts_of", "no summary"), ("save_loss_curve", "no picture of the loss")])
 def test_a_summary_that_fails_ends_no_run(where, line, pipeline, tmp_path, monkeypatch):
-    """The run is saved by then: a full disk, or a log that is gone, is a line, and the rest is said."""
+    """The run is saved by then: a full disk or a lost log costs one line, and the rest is still shown."""
 
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
@@ -154,5 +154,5 @@ def test_losses_that_are_not_numbers_are_left_out():
     [("2m", 125.0, "4m"), ("1.5h", 5400.0, "3h"), ("1s", 5.0, "8s"), ("90s", 90.1, "180s")],
 )
 def test_twice_the_time_is_more_than_was_used(duration, used, longer):
-    """A run that its limit ended late, by a slow step, gets time to go on, too."""
+    """A run that a slow step took far over its limit gets time to go on, too."""
     assert summary._longer(duration, used) == longer

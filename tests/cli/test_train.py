@@ -44,7 +44,7 @@ def test_stdout_is_the_log_file_line_by_line(pipeline):
 
 
 def test_the_first_line_announces_the_run(pipeline):
-    """Before the first step one line says parameters, tokens per step, FLOPs, memory, device and ETA."""
+    """Before the first step, one line has parameters, tokens per step, FLOPs, memory, device and ETA."""
     first = pipeline.outcome.records[0]
     assert first["event"] == "started"
     assert first["tokens_per_step"] == 8 * 16
@@ -55,7 +55,7 @@ def test_the_first_line_announces_the_run(pipeline):
 
 
 def test_samples_come_while_training(pipeline):
-    """Samples stand among the lines at their interval, and are shown to the person."""
+    """The lines have samples at their interval, and people see them, too."""
     samples = [record for record in pipeline.outcome.records if record.get("event") == "sample"]
     assert [sample["step"] for sample in samples] == [6, 12]
     for sample in samples:
@@ -104,7 +104,7 @@ def test_a_backend_that_is_not_installed_is_refused_before_the_run_is_there(pipe
 
 
 def test_a_prompt_that_is_refused_is_refused_before_the_run_is_there(pipeline, tmp_path, monkeypatch):
-    """What the first sample would say of a prompt is known before the first step: nothing is written."""
+    """A prompt is checked before the first step, as the first sample would check it, and nothing is written."""
 
     def refuse(self, prompt, *_):
         raise ValueError(f"predictor: {prompt} cannot be read")
@@ -117,7 +117,7 @@ def test_a_prompt_that_is_refused_is_refused_before_the_run_is_there(pipeline, t
 
 
 def test_validating_on_the_training_data_is_said(pipeline, tmp_path):
-    """The same tokens under another name, too: one line says that the validation loss means less than it looks."""
+    """Even under another file name, one line says that the validation loss is that of training text."""
     for suffix in (".npy", ".json"):
         shutil.copy(pipeline.files.train.with_suffix(suffix), tmp_path / f"other{suffix}")
     done = call("train", "--config", pipeline.train_toml, "--runs_dir", tmp_path, f"--data.valid={tmp_path}/other.npy")
@@ -128,7 +128,7 @@ def test_validating_on_the_training_data_is_said(pipeline, tmp_path):
 
 @pytest.mark.parametrize("limit", ["max_steps", "early_stop_patience", "max_time"])
 def test_a_finished_run_says_so(limit, pipeline, tmp_path, monkeypatch):
-    """The command given again names what ended the run and what to raise, instead of an ETA for no step."""
+    """The same command names what ended the run and what to raise, instead of an ETA for no steps."""
     monkeypatch.setattr(Trainer, "validate", lambda self: EvalResult(loss=1.0 + self.state.step, bits_per_byte=1.0))
     setting = {"max_steps": "12", "early_stop_patience": "1", "max_time": "0.01s"}[limit]
     arguments = ("--config", pipeline.train_toml, "--runs_dir", tmp_path, f"--training.{limit}={setting}")
@@ -150,7 +150,7 @@ def test_a_finished_run_says_so(limit, pipeline, tmp_path, monkeypatch):
 
 
 def test_the_eta_knows_the_limit_of_time(pipeline, tmp_path):
-    """What is left of max_time is the most that it can be."""
+    """The ETA is at most what is left of max_time."""
     limited = tiny_config(pipeline.files, tmp_path, {"training.max_steps": 10**9, "training.max_time": "20s"})
     trainer = prepare_run.prepare_run(limited, tmp_path, world=World()).trainer()
     trainer.state.seconds = 15.0
@@ -179,7 +179,7 @@ def test_training_that_diverges_exits_1(pipeline, tmp_path):
 
 @pytest.mark.parametrize("keep", [0, 1])
 def test_a_single_checkpoint_is_not_enough(keep, pipeline):
-    """`checkpoint.keep` below 2 is refused in one line: a newest that rots would leave nothing to go back to."""
+    """`checkpoint.keep` below 2 is refused in one line: damage to the only one would leave nothing to go back to."""
     done = call("train", "--config", pipeline.train_toml, f"--checkpoint.keep={keep}")
     assert done.code == 2
     (line,) = done.stderr.splitlines()
@@ -187,7 +187,7 @@ def test_a_single_checkpoint_is_not_enough(keep, pipeline):
 
 
 def test_the_micro_batch_that_was_chosen_is_kept(pipeline, tmp_path, monkeypatch):
-    """With "auto" a resumed run takes the number of its checkpoint, though another fits now: all stays bit for bit."""
+    """With "auto" a resumed run takes its checkpoint's number, though another fits now: all stays bit for bit."""
     from transformerlm.training.planning import micro_batch
 
     def choose(size):
@@ -210,7 +210,7 @@ def test_the_micro_batch_that_was_chosen_is_kept(pipeline, tmp_path, monkeypatch
 
 
 def test_a_moved_run_goes_on_where_its_config_is(pipeline, tmp_path, monkeypatch):
-    """Its own config.toml, given by any path, finds the run beside it; the place that the file names is left alone."""
+    """By any path, its own config.toml finds the run beside it; the place that the file names is left alone."""
     moved = tmp_path / "archive/renamed"
     shutil.copytree(pipeline.run, moved, symlinks=True)
     before = sorted(pipeline.run.rglob("*"))
@@ -230,7 +230,7 @@ def test_a_moved_run_goes_on_where_its_config_is(pipeline, tmp_path, monkeypatch
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sets a limit on file sizes")
 def test_a_disk_that_fills_up_is_one_line_and_the_next_start_goes_on(pipeline, tmp_path, monkeypatch):
-    """A save that does not fit ends with exit 1 and one line; older checkpoints are whole; later all is as it was."""
+    """A save that does not fit ends with exit 1 and one line; older checkpoints are whole; a later start goes on."""
     import resource
 
     whole = tiny_config(pipeline.files, tmp_path / "whole", {"checkpoint.interval": 3})
@@ -257,7 +257,7 @@ def test_a_disk_that_fills_up_is_one_line_and_the_next_start_goes_on(pipeline, t
 
 @pytest.fixture
 def pipe(monkeypatch):
-    """Return a full pipe that is stdout: its two ends."""
+    """Let stdout be a full pipe, and return its two ends."""
     if sys.platform == "win32":
         pytest.skip("waits for a pipe")
     reading, writing = os.pipe()
@@ -275,7 +275,7 @@ def pipe(monkeypatch):
 
 @pytest.mark.parametrize("reader", ["stuck", "gone"])
 def test_a_reader_of_stdout_cannot_stop_the_run(reader, pipeline, tmp_path, monkeypatch, pipe):
-    """A reader that takes nothing, or has gone, costs the lines on stdout and nothing else."""
+    """With a reader that takes nothing or has gone, the lines on stdout are lost, and nothing else."""
     monkeypatch.setattr(command, "STDOUT_PATIENCE", 0.05)
     quiet = tiny_config(pipeline.files, tmp_path / "quiet")
     assert command.train(quiet) == 0
@@ -307,7 +307,7 @@ def init(**options):
     ("where", "fault"), [("init", "time.sleep(600)"), ("log", "time.sleep(600)"), ("log", "raise OSError('down')")]
 )
 def test_losses_do_not_depend_on_wandb(where, fault, pipeline, tmp_path, monkeypatch):
-    """W&B that hangs or raises, at the start or with a line, leaves every number and weight as without it."""
+    """If W&B hangs or raises, at the start or at a line, every number and weight is the same as without it."""
     pytest.importorskip("wandb")
     package = tmp_path / "fake/wandb"
     package.mkdir(parents=True)
@@ -326,7 +326,7 @@ def test_losses_do_not_depend_on_wandb(where, fault, pipeline, tmp_path, monkeyp
 
 
 def test_wandb_may_delay_a_start_by_five_seconds():
-    """Five seconds is how long a run waits for W&B at its start, unless somebody says otherwise."""
+    """By default a run waits for W&B for five seconds at its start."""
     assert inspect.signature(logger.WandbLogger).parameters["init_timeout"].default == 5.0
 
 
@@ -336,7 +336,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals"
 
 
 def signal_in(monkeypatch, place: str, number: int) -> None:
-    """Let the signal come at the first start-up, data wait, validation, sample or save."""
+    """Let the signal come at start-up, or at the first batch, validation, sample or save."""
     owner, name = {
         "start-up": (prepare_run, "_find_checkpoint"),
         "data": (Trainer, "micro_batches"),
@@ -348,7 +348,7 @@ def signal_in(monkeypatch, place: str, number: int) -> None:
 
     def interrupted(*args, **settings):
         calls[0] += 1
-        # The first batch is drawn to time a step, and the first sample is not drawn but checked.
+        # The first batch is for timing a step, and the first sample is only checked.
         if calls[0] == (2 if place in ("data", "sampling") else 1):
             os.kill(os.getpid(), number)
         return original(*args, **settings)
@@ -359,7 +359,7 @@ def signal_in(monkeypatch, place: str, number: int) -> None:
 @posix
 @pytest.mark.parametrize(("place", "step"), [("data", 1), ("evaluation", 5), ("sampling", 6), ("saving", 8)])
 def test_a_signal_at_any_moment_saves_the_last_finished_step(place, step, pipeline, tmp_path, monkeypatch):
-    """SIGUSR1 while data are awaited, in a validation, a sample or a save: one step more at most, saved, exit 0."""
+    """SIGUSR1 while a run waits for data, validates, samples or saves: at most one more step, a save, exit 0."""
     intervals = {
         "checkpoint.interval": 7 if place == "saving" else 0,
         "training.eval_interval": 4,
@@ -385,7 +385,7 @@ def test_a_signal_at_any_moment_saves_the_last_finished_step(place, step, pipeli
 @posix
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 0)])
 def test_a_signal_at_start_up_ends_the_run_there(number, code, pipeline, tmp_path, monkeypatch, capsys):
-    """Before the first step there is nothing to save: the run ends with the signal's code and leaves no lock behind."""
+    """Before the first step there is nothing to save: the run ends with the signal's code and leaves no lock."""
     config = tiny_config(pipeline.files, tmp_path)
     with monkeypatch.context() as patch:
         signal_in(patch, "start-up", number)
@@ -399,7 +399,7 @@ def test_a_signal_at_start_up_ends_the_run_there(number, code, pipeline, tmp_pat
 @posix
 @pytest.mark.parametrize(("environment", "ends_at_once"), [({}, True), ({"TORCHELASTIC_RUN_ID": "none"}, False)])
 def test_a_second_signal_ends_at_once(environment, ends_at_once):
-    """The second one ends the process by the signal; under torchrun, which repeats signals, only some seconds later."""
+    """The second one ends the process; under torchrun, which repeats signals, it must come some seconds later."""
     program = """
 import os, signal, sys
 from cli import train
@@ -426,7 +426,7 @@ with train.StopSignals() as signals:
 
 @posix
 def test_the_slurm_script_saves_requeues_and_goes_on(pipeline, tmp_path):
-    """The documented script, told that time is nearly over, ends with a whole checkpoint and requeues its job once."""
+    """The documented script, on the signal for its last minutes, saves a whole checkpoint and requeues its job once."""
     tools = tmp_path / "bin"
     tools.mkdir()
     (tools / "transformerlm-train").write_text(f'#!/bin/sh\nexec {sys.executable} -m cli.train "$@"\n')

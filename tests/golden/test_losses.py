@@ -1,4 +1,4 @@
-"""The losses of a tiny run are those that were recorded: nothing that is computed has changed by accident."""
+"""The losses of a tiny run are the recorded ones, so no computation has changed by accident."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults on order: a run that is killed somewhere, and batches whose loss goes wrong."""
+"""Faults for tests: a run that is killed somewhere, and batches whose loss goes wrong."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def stop_before(patch: pytest.MonkeyPatch, step: int, act: Callable[[], Any]) ->
 def kill_at(
     patch: pytest.MonkeyPatch, *, step: int, place: Literal["step", "micro-batch", "evaluation"] = "step"
 ) -> None:
-    """Kill the run before `step`, in it after its first micro-batch, or in the validation that follows it."""
+    """Kill the run before `step`, after its first micro-batch, or in the validation that follows it."""
     if place == "step":
         stop_before(patch, step, kill)
         return

@@ -26,7 +26,7 @@ def test_targets_are_inputs_shifted_by_one() -> None:
 
 
 def test_batch_is_a_pure_function_of_seed_and_step() -> None:
-    """The same (seed, step) gives the same batch whatever the global generators; another seed or step another."""
+    """The same (seed, step) gives the same batch, whatever the global generators; others give other batches."""
     first = get_batch(TOKENS, **BATCH)[0]
     np.random.seed(0)
     torch.manual_seed(123)
@@ -44,7 +44,7 @@ def test_starts_are_pinned_numbers() -> None:
 
 @pytest.mark.parametrize(("world_size", "num_micro_batches"), [(1, 1), (1, 3), (4, 1), (2, 3), (5, 1), (1, 12)])
 def test_parts_put_together_are_the_batch(world_size: int, num_micro_batches: int) -> None:
-    """Ranks and micro-batches deal out the windows of (seed, step): none is lost, doubled or another."""
+    """Ranks and micro-batches share the windows of (seed, step): none is lost, doubled or foreign."""
     whole = torch.cat(get_batch(TOKENS, **BATCH), dim=1)
     parts = [
         torch.cat(
@@ -95,7 +95,7 @@ def test_data_of_one_window_always_gives_it() -> None:
     ],
 )
 def test_impossible_batches_are_refused(changes: dict[str, Any], message: str) -> None:
-    """Each error shows the numbers that clash."""
+    """Each error shows the numbers that do not fit."""
     with pytest.raises(ValueError, match=message):
         get_batch(TOKENS, **{**BATCH, **changes})
 
@@ -116,7 +116,7 @@ def test_random_batch_follows_its_generator() -> None:
 
 
 def test_sequential_batches_visit_each_target_once_in_order() -> None:
-    """The windows do not overlap, the last batch is smaller, and only the end shorter than a window is left out."""
+    """The windows do not overlap, the last batch is smaller, and only a rest shorter than a window is omitted."""
     batches = list(sequential_batches(TOKENS[:100], batch_size=4, context_length=7))
     assert [len(inputs) for inputs, _ in batches] == [4, 4, 4, 2]
     targets = torch.cat([targets for _, targets in batches])
@@ -126,7 +126,7 @@ def test_sequential_batches_visit_each_target_once_in_order() -> None:
 
 
 def test_sequential_batches_stop_at_the_limit() -> None:
-    """max_windows bounds the windows, however they are cut into batches; too little data is an error at once."""
+    """max_windows limits the windows, whatever the batches; too little data is an error at once."""
     first = next(sequential_batches(TOKENS, batch_size=5, context_length=7))[0]
     for batch_size in (1, 2, 4, 100):
         batches = list(sequential_batches(TOKENS, batch_size=batch_size, context_length=7, max_windows=5))
@@ -149,14 +149,14 @@ def batch_of(step: int) -> list[data.Batch]:
 
 @pytest.mark.parametrize("steps", [[1, 2, 3], [5, 6, 3, 4], [2, 2, 9]])
 def test_batches_made_ahead_are_those_made_on_time(steps: list[int]) -> None:
-    """In order, after a jump back and after one forth, each step gets its own batch."""
+    """In order, after a jump back and after a jump ahead, each step gets its own batch."""
     prefetched = Prefetcher(batch_of)
     for step in steps:
         assert torch.equal(prefetched(step)[0][0], batch_of(step)[0][0])
 
 
 def test_the_next_step_is_made_while_this_one_is_used() -> None:
-    """When the second step is asked for it is there already, or under way; nothing is made twice."""
+    """The second step's batch is there, or in the making, before it is requested; nothing is made twice."""
     made: list[int] = []
 
     def make(step: int) -> list[data.Batch]:
@@ -171,7 +171,7 @@ def test_the_next_step_is_made_while_this_one_is_used() -> None:
 
 
 def test_an_error_in_the_thread_is_that_of_its_step() -> None:
-    """What goes wrong ahead is raised when the step comes, and not before."""
+    """An error while working ahead is raised when its step comes, and not before."""
 
     def make(step: int) -> list[data.Batch]:
         if step == 2:
@@ -186,7 +186,7 @@ def test_an_error_in_the_thread_is_that_of_its_step() -> None:
 
 @pytest.mark.gpu
 def test_batches_made_ahead_are_right_on_the_gpu() -> None:
-    """The copies of the thread are whole when the step uses them."""
+    """The thread's copies are complete when the step uses them."""
     prefetched = Prefetcher(lambda step: [get_batch(TOKENS, **{**BATCH, "step": step}, device="cuda")])
     for step in range(1, 50):
         assert torch.equal(prefetched(step)[0][0].cpu(), batch_of(step)[0][0])

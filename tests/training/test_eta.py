@@ -9,7 +9,7 @@ from transformerlm.training.eta import validations_left, work_left
 
 
 def config_of(tmp_path, **changes):
-    """Return a run of 12 steps of 8 windows, of which a validation looks at 16."""
+    """Return a run of 12 steps of 8 windows, with 16 windows in a validation."""
     files = TinyFiles(*(tmp_path / name for name in ("text", "tokenizer", "train.npy", "valid.npy")))
     return tiny_config(files, tmp_path, {name.replace("__", "."): value for name, value in changes.items()})
 
@@ -21,13 +21,13 @@ def config_of(tmp_path, **changes):
 def test_validations_come_at_the_shorter_interval_and_at_the_end(
     eval_interval, checkpoint_interval, step, number, tmp_path
 ):
-    """Those before `step` are over; the last step's comes in any case."""
+    """Those before `step` are done; the validation of the last step comes in any case."""
     intervals = {"training__eval_interval": eval_interval, "checkpoint__interval": checkpoint_interval}
     assert validations_left(config_of(tmp_path, **intervals), step) == number
 
 
 def test_a_validation_costs_a_third_of_its_windows(tmp_path):
-    """Steps are divided among processes, and validations are not; without validation data there are none."""
+    """Processes share the steps but not the validations; without validation data there are none."""
     config = config_of(tmp_path)
     assert work_left(config, 0, valid_tokens=0) == 12 * 8
     assert work_left(config, 0, valid_tokens=10**6) == pytest.approx(12 * 8 + 3 * 16 / 3)

@@ -23,7 +23,7 @@ VOCAB_SIZE = 50
 
 
 def make_model(seed: int = 0) -> TransformerLM:
-    """Return a small model with weights of the seed."""
+    """Return a small model whose weights the seed decides."""
     torch.manual_seed(seed)
     return TransformerLM(vocab_size=VOCAB_SIZE, context_length=12, d_model=16, num_layers=2, num_heads=2, d_ff=32)
 
@@ -35,7 +35,7 @@ def make_batch(batch_size: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, batches: list, **settings):
-    """Make a step in fp32, alone in the world, without clipping unless the settings say so."""
+    """Make a step in fp32, in one process, without clipping unless the settings ask for it."""
     usual = {"learning_rate": 0.1, "max_grad_norm": 0.0, "autocast": nullcontext, "world": World()}
     return train_step(model, optimizer, batches, **{**usual, **settings})
 
@@ -72,7 +72,7 @@ def test_step_equals_pytorch_written_out():
 
 @pytest.mark.parametrize("sizes", [[4], [2, 1, 1]], ids=str)
 def test_z_loss_is_minimised_and_not_reported(sizes):
-    """The gradient is that of cross-entropy plus the term, over any micro-batches; the loss is without it."""
+    """With any micro-batches, the gradient is that of cross-entropy plus z-loss; the reported loss is without it."""
     inputs, targets = make_batch(4)
     model, reference = make_model(), make_model()
     micro_batches = list(zip(inputs.split(sizes), targets.split(sizes), strict=True))
@@ -86,7 +86,7 @@ def test_z_loss_is_minimised_and_not_reported(sizes):
 
 
 def test_the_reported_norm_is_before_clipping_and_the_gradient_after():
-    """With `max_grad_norm` the gradient left behind has that norm, the result tells what it was; 0 clips nothing."""
+    """After clipping the gradient has `max_grad_norm`, and the result has the norm before it; 0 clips nothing."""
     for limit, expected in ((0.01, 0.01), (0.0, None), (1e6, None)):
         model = make_model()
         result = step(model, SGD(model.parameters(), 0.1), [make_batch(4)], max_grad_norm=limit)
@@ -98,7 +98,7 @@ def test_the_reported_norm_is_before_clipping_and_the_gradient_after():
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("optimizer", [SGD, AdamW])
 def test_a_step_that_is_not_finite_changes_nothing(value, optimizer):
-    """A loss or gradient that is nan or inf is told, with weights, moments and learning rate as they were."""
+    """A nan or inf loss or gradient is reported, and weights, moments and learning rate stay as they were."""
     model = make_model()
     made = optimizer(model.parameters(), 0.1)
     step(model, made, [make_batch(4)], learning_rate=0.05)
@@ -140,7 +140,7 @@ def test_a_step_that_is_refused_changes_nothing():
 
 @pytest.mark.parametrize("optimizer", [partial(SGD, momentum=0.9), AdamW])
 def test_a_step_reads_from_its_device_once(optimizer, monkeypatch):
-    """Each number that the host reads is a wait on a GPU: loss and norm come in one list, and nothing else does."""
+    """On a GPU the host waits for each number that it reads, so it reads one list alone: loss and norm."""
     reads: list[str] = []
 
     class Reads(TorchDispatchMode):
@@ -193,7 +193,7 @@ def test_loss_and_bits_per_byte_are_those_worked_out_by_hand():
 
 
 def test_special_tokens_cost_bits_but_stand_for_no_bytes():
-    """A separator's loss counts, its length does not: what the model must say to end a document is not free."""
+    """A separator's loss counts and its length does not, so ending a document is not free."""
     table = Table(torch.zeros(4, 4))  # 2 bits a token
     batch = torch.tensor([[0, 0]]), torch.tensor([[1, 3]])
     result = evaluate(table, [batch], token_bytes=torch.tensor([1, 2, 3, 0]), autocast=nullcontext)
@@ -201,7 +201,7 @@ def test_special_tokens_cost_bits_but_stand_for_no_bytes():
 
 
 def test_batches_of_different_sizes_are_weighted_by_tokens():
-    """The mean over a large and a small batch is that over all their tokens, not that of two means."""
+    """The mean over a large and a small batch is the mean over all their tokens, not the mean of two means."""
     model = make_model()
     inputs, targets = make_batch(7)
     batches = list(zip(inputs.split([5, 2]), targets.split([5, 2]), strict=True))
@@ -212,7 +212,7 @@ def test_batches_of_different_sizes_are_weighted_by_tokens():
 
 
 def test_evaluation_holds_no_more_logits_than_training(monkeypatch):
-    """A batch whose logits would be too many passes in parts, and its loss is the same."""
+    """A batch with too many logits passes in parts, and its loss is the same."""
     monkeypatch.setattr(blocks, "_CPU_LOGITS", 3 * 12 * VOCAB_SIZE)
     model, (inputs, targets) = make_model(), make_batch(7)
     sizes: list[int] = []
@@ -225,7 +225,7 @@ def test_evaluation_holds_no_more_logits_than_training(monkeypatch):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_evaluation_leaves_the_model_as_it_was(training):
-    """Mode, weights and gradients are untouched, also when a batch raises."""
+    """Mode, weights and gradients are untouched, even when a batch raises."""
     model = make_model().train(training)
     settings = {"token_bytes": torch.ones(VOCAB_SIZE), "autocast": nullcontext}
     evaluate(model, [make_batch(2)], **settings)

@@ -1,4 +1,4 @@
-"""The norms that are logged are those of the blocks' weights and of what the last training pass put out."""
+"""The logged norms are those of the blocks' weights and of their outputs in the last training pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def make_model(**changes) -> TransformerLM:
 
 
 def test_norms_equal_those_worked_out_by_hand():
-    """A block's weight norm is that of all its parameters together; its activation norm the mean over tokens."""
+    """A block's weight norm is that of all its parameters together; its activation norm is the mean over tokens."""
     model, ids = make_model(), torch.arange(16).view(2, 8)
     recorder = NormRecorder(model)
     outputs = []
@@ -46,7 +46,7 @@ def test_recording_changes_neither_outputs_nor_gradients(recompute):
 
 
 def test_validation_passes_are_not_recorded():
-    """A pass in evaluation mode leaves the norms of the last training pass; before one there are only the weights'."""
+    """A pass in evaluation mode changes no norms; before the first training pass there are only those of weights."""
     model = make_model()
     recorder = NormRecorder(model)
     assert {name.split(".")[0] for name in recorder.norms()} == {"weight_l2_norm"}

@@ -1,4 +1,4 @@
-"""A resumed run is the uninterrupted one; the test of this notices whatever is forgotten; what may differ is said."""
+"""A resumed run equals the uninterrupted one, and the tests notice every field that a checkpoint could forget."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def eventful(patch: pytest.MonkeyPatch) -> None:
 
 
 def train_until_killed(config: TrainConfig, **kill: Any) -> None:
-    """Train until the fault `kill_at` strikes."""
+    """Train until `kill_at` strikes."""
     with pytest.MonkeyPatch.context() as patch:
         kill_at(patch, **kill)
         with pytest.raises(Killed):
@@ -90,7 +90,7 @@ def train_until_killed(config: TrainConfig, **kill: Any) -> None:
 
 @pytest.fixture(scope="module")
 def eventful_runs(files: TinyFiles, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Return the directories of the eventful run: uninterrupted, and killed before step 8, after the save of step 6."""
+    """Return the directories of two eventful runs: one whole, one killed before step 8, after the save of step 6."""
     torch.set_num_threads(1)
     home = tmp_path_factory.mktemp("eventful")
     with pytest.MonkeyPatch.context() as patch:
@@ -101,7 +101,7 @@ def eventful_runs(files: TinyFiles, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def what_tells_them_apart(run: Path, whole: Path, resumed: list[int]) -> str | None:
-    """Compare a finished run with the uninterrupted one, all that the two have written."""
+    """Return the first difference between what a finished run and the uninterrupted one have written, or None."""
     ours, theirs = (resolve(path) for path in (run, whole))
     if [record["step"] for record in read_records(run) if record.get("event") == "resumed"] != resumed:
         return "resumed from another checkpoint"
@@ -113,12 +113,12 @@ def what_tells_them_apart(run: Path, whole: Path, resumed: list[int]) -> str | N
             return name
     states = [read_state(directory) for directory in (ours, theirs)]
     for state in states:
-        del state["state_sha256"], state["sha256"]["config.toml"]  # which names the run's own directory
+        del state["state_sha256"], state["sha256"]["config.toml"]  # it names the run's own directory
     return None if states[0] == states[1] else "state"
 
 
 def go_on(files: TinyFiles, eventful_runs: tuple[Path, Path], home: Path, mutate: Any) -> str | None:
-    """Change the killed run's checkpoint, start the same command again, and say by what the change is noticed."""
+    """Change the killed run's checkpoint, start the same command again, and return what notices the change."""
     whole, killed = eventful_runs
     shutil.copytree(killed, home / "run", symlinks=True)
     directory = home / "run/checkpoints/step-00000006"
@@ -133,7 +133,7 @@ def go_on(files: TinyFiles, eventful_runs: tuple[Path, Path], home: Path, mutate
 
 
 def rewrite(directory: Path, change: Any) -> None:
-    """Change a checkpoint's state as a program that forgets something would: with sums that fit."""
+    """Change a checkpoint's state with checksums that fit, as a program would that forgets something."""
     state = json.loads((directory / "state.json").read_text())
     change(state)
     if isinstance(state.get("sha256"), dict):
@@ -162,7 +162,7 @@ DROPPED = [
 
 
 def test_what_the_eventful_run_has_met(eventful_runs):
-    """It skips a step, rolls back, keeps an old best, and is killed with all of that in its checkpoint."""
+    """It skips a step, rolls back, keeps an old best, and dies with all of that in its checkpoint."""
     whole, killed = eventful_runs
     state = read_state(killed / "checkpoints/step-00000006")
     assert (state["guard"]["skipped_steps"], state["guard"]["data_offset"], state["best_step"]) == (1, 2, 3)
@@ -172,12 +172,12 @@ def test_what_the_eventful_run_has_met(eventful_runs):
 
 
 def test_the_eventful_run_resumes_bit_for_bit(files, eventful_runs, tmp_path):
-    """Resumed from an untouched checkpoint, its lines, weights, optimizer and state are the uninterrupted run's."""
+    """Resumed from an untouched checkpoint, it has the uninterrupted run's lines, weights, optimizer and state."""
     assert go_on(files, eventful_runs, tmp_path, lambda directory: rewrite(directory, lambda state: None)) is None
 
 
 def test_every_field_of_the_state_is_checked(eventful_runs):
-    """The fields that the next two tests forget are all that a run takes from a checkpoint; two are for readers."""
+    """The next two tests drop every field that a run takes from a checkpoint; two more fields are for readers."""
     state = read_state(eventful_runs[1] / "checkpoints/step-00000006")
     assert set(state) - {"document_ids", "val_loss"} == {name.partition(".")[0] for name in DROPPED}
     for section in ("guard", "rng", "data"):
@@ -189,14 +189,14 @@ def test_every_field_of_the_state_is_checked(eventful_runs):
 
 @pytest.mark.parametrize("name", DROPPED)
 def test_a_dropped_field_is_noticed(name, files, eventful_runs, tmp_path):
-    """Whichever field a checkpoint lacks, resuming is refused, warned of, or told apart from the uninterrupted run."""
+    """Whichever field a checkpoint lacks, the resume is refused, warns, or differs from the uninterrupted run."""
     noticed = go_on(files, eventful_runs, tmp_path, lambda path: rewrite(path, lambda state: drop(state, name)))
     assert noticed is not None
 
 
 @pytest.mark.parametrize("name", [*FRESH, "wandb_id", "rng"])
 def test_a_field_that_is_not_taken_over_is_noticed(name, files, eventful_runs, tmp_path):
-    """A resume that began with a fresh value of a field would be told apart from the uninterrupted run."""
+    """A resume with a fresh value of a field differs visibly from the uninterrupted run."""
     seed_everything(1)
     fresh = {name: {**FRESH, "wandb_id": None, "rng": rng_state()}[name]}
     noticed = go_on(files, eventful_runs, tmp_path, lambda path: rewrite(path, lambda state: state.update(fresh)))
@@ -205,7 +205,7 @@ def test_a_field_that_is_not_taken_over_is_noticed(name, files, eventful_runs, t
 
 @pytest.mark.parametrize("name", ["model", "optimizer"])
 def test_tensors_that_are_not_taken_over_are_noticed(name, files, eventful_runs, tmp_path):
-    """One tensor of weights or of moments that is not the saved one shows in the lines that follow."""
+    """One wrong tensor of weights or of moments shows in the lines that follow."""
 
     def forget(directory: Path) -> None:
         tensors = load_file(directory / f"{name}.safetensors")
@@ -217,7 +217,7 @@ def test_tensors_that_are_not_taken_over_are_noticed(name, files, eventful_runs,
 
 
 def test_the_count_of_skips_in_a_row_is_taken_over(files, tmp_path, monkeypatch):
-    """A run that is killed among bad steps stops after as many of them as the uninterrupted one."""
+    """A run that is killed between bad steps stops after as many of them as the uninterrupted one."""
     changes = {"checkpoint.interval": 5, "training.max_skipped_steps": 1}
     poison(monkeypatch, {5: float("nan"), 6: float("nan")})
     whole, pieces = (tiny_config(files, tmp_path / name, changes) for name in ("whole", "pieces"))
@@ -261,7 +261,7 @@ def test_resumed_equals_uninterrupted_in_every_phase(schedule, files, tmp_path):
 
 
 def test_any_micro_batches_and_ranks_read_the_same_windows(files, tmp_path):
-    """8x1, 4x2 and 2x4, on one rank or dealt out to two, put together are the windows of (seed, step), in order."""
+    """Cut as 8x1, 4x2 or 2x4, on one rank or two, the parts together are the windows of (seed, step), in order."""
     for size, world_size in itertools.product((8, 4, 2), (1, 2)):
         if size * world_size > 8:
             continue
@@ -295,7 +295,7 @@ def test_micro_batches_change_the_losses_by_rounding_only(files, tmp_path):
 
 
 def test_a_checkpoint_says_what_it_was_computed_with(files, tmp_path):
-    """It holds the build of torch, threads, processor, vector instructions, device, precision and processes."""
+    """It holds torch's build, the threads, processor, vector instructions, device, precision and processes."""
     train(tiny_config(files, tmp_path))
     held = read_state(resolve(tmp_path / "run"))["computed_with"]
     assert held == resume_checks.computed_with(torch.device("cpu"), "fp32", world_size=1)
@@ -325,7 +325,7 @@ def test_a_resume_by_other_means_is_said_in_one_line(name, before, message, file
 
 
 def test_a_checkpoint_from_before_the_guard_resumes(files, tmp_path):
-    """A checkpoint of the first release, which knew neither guard nor machine, goes on, with a warning."""
+    """A run goes on from a checkpoint of the first release, which knew neither guard nor machine, with a warning."""
     train(tiny_config(files, tmp_path))
     rewrite(resolve(tmp_path / "run"), lambda state: [state.pop(key) for key in ("guard", "computed_with")])
     with pytest.warns(UserWarning, match="does not say what it was computed with"):

@@ -1,4 +1,4 @@
-"""Bad steps are told from good ones, skipped or gone back from, counted, and kept for a look at them."""
+"""The guard recognises bad steps, skips them or rolls the run back, counts them, and keeps their batches."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_what_is_not_finite_is_trouble(loss, norm, factor):
 
 
 def test_a_spike_is_a_loss_above_the_factor_times_the_average():
-    """At the factor times the average a loss is still ordinary, above it a spike; without a factor none is."""
+    """A loss at the factor times the average is still ordinary, and above that a spike; without a factor none is."""
     state = GuardState()
     for _ in range(NUM_LOSSES_BEFORE_SPIKES):
         assert state.trouble_with(1e9, 1.0, spike_factor=2.0) is None, "too early to know"
@@ -55,7 +55,7 @@ def test_a_spike_is_a_loss_above_the_factor_times_the_average():
 
 
 def test_the_average_is_the_mean_at_first_and_follows_later():
-    """The first losses count alike; later the old ones fade, and the average comes close to a new level."""
+    """The first losses count equally; later the old ones fade, and the average approaches a new level."""
     state = GuardState()
     for loss in (4.0, 2.0, 3.0):
         state.made(loss)
@@ -66,7 +66,7 @@ def test_the_average_is_the_mean_at_first_and_follows_later():
 
 
 def test_skips_in_a_row_begin_anew_after_a_step_that_was_made():
-    """All skips are counted, those in a row only since the last step that was made; a skip leaves the average alone."""
+    """One count is of all skips, one of those since the last step that was made; a skip leaves the average alone."""
     state = GuardState()
     state.made(2.0)
     state.skipped()
@@ -78,7 +78,7 @@ def test_skips_in_a_row_begin_anew_after_a_step_that_was_made():
 
 
 def test_only_the_first_batches_are_written(files, tmp_path, monkeypatch):
-    """The folder takes a number of files and no more, and tells what was not written."""
+    """The folder takes a limited number of files; None says that a batch was not written."""
     monkeypatch.setattr(spike_guard, "MAX_BATCH_FILES", 2)
     data = TokenDataset(files.train)
     written = [
@@ -100,7 +100,7 @@ def test_only_the_first_batches_are_written(files, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("value", [NAN, INF])
 def test_a_bad_step_is_skipped_counted_told_and_kept(value, files, tmp_path, monkeypatch):
-    """The run goes on with the next step and the next batch; the weights of before are those of after."""
+    """The run goes on with the next step and the next batch; the weights stay as they were."""
     weights = []
     make = Trainer.step
 
@@ -129,7 +129,7 @@ def test_a_bad_step_is_skipped_counted_told_and_kept(value, files, tmp_path, mon
 
 @pytest.mark.parametrize(("limit", "last"), [(0, 6), (2, 8)])
 def test_too_many_bad_steps_in_a_row_stop_the_run(limit, last, files, tmp_path, monkeypatch):
-    """One more than the limit ends it with a line that says where, why and what to do; the last checkpoint stays."""
+    """One step more than the limit ends it; a line says where, why and what to do; the last checkpoint stays."""
     poison(monkeypatch, {3: NAN} if limit else {})
     poison(monkeypatch, dict.fromkeys(range(6, 13), NAN))
     with pytest.raises(
@@ -142,7 +142,7 @@ def test_too_many_bad_steps_in_a_row_stop_the_run(limit, last, files, tmp_path, 
 
 
 def test_a_folder_that_cannot_be_written_does_not_stop_the_run(files, tmp_path, monkeypatch):
-    """Keeping the batch is a service: where it fails, one warning says so and the run goes on."""
+    """A batch that cannot be kept costs a warning, and the run goes on."""
     poison(monkeypatch, {4: NAN})
     (tmp_path / "run").mkdir()
     (tmp_path / "run/skipped").write_text("in the way")
@@ -151,7 +151,7 @@ def test_a_folder_that_cannot_be_written_does_not_stop_the_run(files, tmp_path, 
 
 
 def test_skips_resume_bit_for_bit(files, tmp_path, monkeypatch):
-    """A run with bad steps before and after a kill ends as the uninterrupted one, its count of them included."""
+    """A run with bad steps before and after a kill ends as the uninterrupted one, with the same count of them."""
     poison(monkeypatch, {4: NAN, 9: INF})
     whole, pieces = (tiny_config(files, tmp_path / name) for name in ("whole", "pieces"))
     train(whole)
@@ -163,19 +163,19 @@ def test_skips_resume_bit_for_bit(files, tmp_path, monkeypatch):
 
 @pytest.fixture
 def early_spikes(monkeypatch):
-    """Let the guard tell a spike after three losses, for a run of twelve steps."""
+    """Let the guard recognise a spike after three losses, for a run of twelve steps."""
     monkeypatch.setattr(spike_guard, "NUM_LOSSES_BEFORE_SPIKES", 3)
 
 
 def test_without_the_guard_a_spike_is_a_step(files, tmp_path, monkeypatch, early_spikes):
-    """The guard is off unless asked for."""
+    """The guard is off by default."""
     poison(monkeypatch, {8: 10.0})
     train(tiny_config(files, tmp_path))
     assert events(tmp_path / "run", "step_skipped") == []
 
 
 def test_a_spike_can_be_skipped(files, tmp_path, monkeypatch, early_spikes):
-    """With `skip` a step whose loss jumps is treated as one that is not finite, and named a spike."""
+    """With `skip`, a step whose loss jumps is treated like one that is not finite, and reported as a spike."""
     poison(monkeypatch, {8: 10.0})
     train(tiny_config(files, tmp_path, {"training.spike_guard": "skip"}))
     (told,) = events(tmp_path / "run", "step_skipped")
@@ -184,7 +184,7 @@ def test_a_spike_can_be_skipped(files, tmp_path, monkeypatch, early_spikes):
 
 
 def test_a_spike_can_be_rolled_back(files, tmp_path, monkeypatch, early_spikes):
-    """With `rollback` the run goes on from its last checkpoint with the data after the spike; each step stands once."""
+    """With `rollback`, the run goes on from its last checkpoint with later data, and logs each step once."""
     batches = []
     cut = Trainer.micro_batches
     monkeypatch.setattr(
@@ -203,7 +203,7 @@ def test_a_spike_can_be_rolled_back(files, tmp_path, monkeypatch, early_spikes):
 
 
 def test_rollbacks_to_one_checkpoint_are_bounded(files, tmp_path, monkeypatch, early_spikes):
-    """A loss that jumps wherever the run goes on from ends it, after as many rollbacks as steps may be skipped."""
+    """A loss that jumps again and again ends the run, after as many rollbacks as steps may be skipped."""
     poison(monkeypatch, dict.fromkeys(range(8, 99), 10.0))
     config = tiny_config(files, tmp_path, {"training.spike_guard": "rollback", "training.max_skipped_steps": 3})
     with pytest.raises(FloatingPointError, match=r"step 6: .*far above the average .*max_skipped_steps is 3"):
@@ -212,14 +212,14 @@ def test_rollbacks_to_one_checkpoint_are_bounded(files, tmp_path, monkeypatch, e
 
 
 def test_before_the_first_checkpoint_a_rollback_is_a_skip(files, tmp_path, monkeypatch, early_spikes):
-    """There is nothing to go back to yet: the step is skipped."""
+    """With nothing to go back to yet, the step is skipped."""
     poison(monkeypatch, {4: 10.0})
     assert train(tiny_config(files, tmp_path, {"training.spike_guard": "rollback"})) == 0
     assert [told["step"] for told in events(tmp_path / "run", "step_skipped")] == [4]
     assert events(tmp_path / "run", "rolled_back") == []
 
 
-# One rank's loss jumps, once; each rank leaves the weights that it ends with.
+# One rank's loss jumps once; each rank saves its last weights.
 SPIKE_ON_ONE_RANK = """
 import os
 import pytest
@@ -244,7 +244,7 @@ main()
 @pytest.mark.slow
 @several
 def test_two_ranks_roll_back_together(files, tmp_path, monkeypatch, early_spikes):
-    """A spike on one rank takes both back to the same step; both end with one process's steps, and the same weights."""
+    """A spike on one rank takes both back to the same step; both end with the steps and weights of one process."""
     runs = {}
     for name in ("one", "two"):
         config = tiny_config(files, tmp_path / name, {"training.spike_guard": "rollback"})

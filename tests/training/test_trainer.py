@@ -1,4 +1,4 @@
-"""Training runs: they learn, and a run that was stopped anywhere goes on as if it had not been."""
+"""Training runs learn, and a run that was stopped anywhere goes on as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_in_pieces(config, stops: list[int], monkeypatch) -> None:
-    """Train, being killed before each of these steps and started again by the same command."""
+    """Train with a kill before each of these steps; the same command starts the run again."""
     for step in stops:
         with monkeypatch.context() as patch:
             stop_before(patch, step, kill)
@@ -66,7 +66,7 @@ def events(run_dir: Path, name: str) -> list[int]:
 
 
 def test_the_loss_falls(files, tmp_path):
-    """Forty steps on simple sentences bring training and validation loss far below that of guessing."""
+    """After forty steps on simple sentences, training and validation loss are far below that of guessing."""
     config = tiny_config(files, tmp_path, {"training.max_steps": 40, "optimizer.learning_rate": 1e-2})
     assert train(config) == 0
     lines = step_lines(tmp_path / "run")
@@ -77,7 +77,7 @@ def test_the_loss_falls(files, tmp_path):
 
 
 def test_step_lines_say_what_was_done(files, tmp_path):
-    """Tokens are counted, the learning rate is the schedule's, and bits per byte and perplexity fit the loss."""
+    """A line counts the tokens and has the schedule's learning rate; bits per byte and perplexity match the loss."""
     config = tiny_config(files, tmp_path, {"training.log_norms": True})
     train(config)
     lines = step_lines(tmp_path / "run")
@@ -94,13 +94,13 @@ def test_step_lines_say_what_was_done(files, tmp_path):
 
 
 def test_log_interval_thins_the_lines_out(files, tmp_path):
-    """With an interval only its multiples, validations, checkpoints and the last step are logged."""
+    """With an interval, only its multiples, validations, checkpoints and the last step have lines."""
     train(tiny_config(files, tmp_path, {"training.log_interval": 6, "training.eval_interval": 0}))
     assert [line["step"] for line in step_lines(tmp_path / "run")] == [5, 6, 10, 12]
 
 
 def test_weights_do_not_depend_on_what_is_logged_or_validated(files, tmp_path):
-    """Validation, norms and samples look at the model and change nothing."""
+    """Validation, norms and samples read the model and change nothing."""
     quiet = {"training.eval_interval": 0, "training.log_interval": 12, "checkpoint.interval": 0}
     noisy = {
         "training.eval_interval": 1,
@@ -146,7 +146,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(variant, files, tmp_path, monk
 
 
 def test_a_kill_before_the_first_checkpoint_starts_over(files, tmp_path, monkeypatch):
-    """Without a checkpoint the same command starts at step 1, and each step still stands in the file once."""
+    """Without a checkpoint the same command starts at step 1, and the file still has each step once."""
     config = tiny_config(files, tmp_path)
     run_in_pieces(config, [4], monkeypatch)
     assert [line["step"] for line in step_lines(tmp_path / "run")] == list(range(1, 13))
@@ -155,7 +155,7 @@ def test_a_kill_before_the_first_checkpoint_starts_over(files, tmp_path, monkeyp
 
 @pytest.mark.parametrize("gone", ["step-*", "*"])
 def test_a_run_whose_checkpoints_are_gone_is_refused(gone, files, tmp_path):
-    """Removed by hand or by a clean-up: it does not begin anew, and its log stays as it is."""
+    """Whoever removed them, the run does not start over, and its log stays as it is."""
     config = tiny_config(files, tmp_path)
     assert train(config) == 0
     metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
@@ -167,7 +167,7 @@ def test_a_run_whose_checkpoints_are_gone_is_refused(gone, files, tmp_path):
 
 
 def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(files, tmp_path, monkeypatch, capsys):
-    """The damaged one is set aside with a line on stderr, and the run ends as if nothing had happened."""
+    """A line on stderr says that it is set aside, and the run ends as if nothing had happened."""
     whole, config = (tiny_config(files, tmp_path / name, {"checkpoint.interval": 3}) for name in ("whole", "damaged"))
     train(whole)
     with monkeypatch.context() as patch:
@@ -185,7 +185,7 @@ def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(f
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_left_as_it_is(files, tmp_path):
-    """It does not begin anew in silence: every start is refused, names each checkpoint, and keeps the metrics."""
+    """The run does not start over in silence: every start is refused, names each checkpoint, and keeps the metrics."""
     config = tiny_config(files, tmp_path)
     train(config)
     for weights in (tmp_path / "run/checkpoints").glob("step-*/model.safetensors"):
@@ -198,7 +198,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_left_as_it_is(fi
 
 
 def test_a_run_copied_with_links_followed_goes_on(files, tmp_path):
-    """Where `latest` and `best` have become directories they are links again, and the run ends as the original does."""
+    """Where `latest` and `best` have become directories, they become links again, and the run ends as the original."""
     train(tiny_config(files, tmp_path / "whole"))
     shutil.copytree(tmp_path / "whole", tmp_path / "copied", symlinks=False)
     for name in ("whole", "copied"):
@@ -212,7 +212,7 @@ def test_a_run_copied_with_links_followed_goes_on(files, tmp_path):
 
 
 def test_a_finished_run_has_nothing_left_to_do(files, tmp_path):
-    """The command given once more ends at once: no step, no line, no checkpoint is made twice."""
+    """The same command ends at once: it repeats no step, no line and no checkpoint."""
     config = tiny_config(files, tmp_path)
     train(config)
     before = final_files(tmp_path / "run")
@@ -223,7 +223,7 @@ def test_a_finished_run_has_nothing_left_to_do(files, tmp_path):
 
 
 def test_more_steps_extend_a_finished_run(files, tmp_path):
-    """A larger max_steps goes on from the last checkpoint."""
+    """With a larger max_steps the run goes on from its last checkpoint."""
     train(tiny_config(files, tmp_path))
     assert train(tiny_config(files, tmp_path, {"training.max_steps": 15})) == 0
     assert [line["step"] for line in step_lines(tmp_path / "run")] == list(range(1, 16))
@@ -231,7 +231,7 @@ def test_more_steps_extend_a_finished_run(files, tmp_path):
 
 
 def test_new_optimizer_settings_hold_after_a_resume(files, tmp_path, monkeypatch):
-    """A changed weight decay or beta is used from the resume on, not silently replaced by the checkpoint's."""
+    """A changed weight decay or beta holds after the resume; the checkpoint's does not silently replace it."""
     train(tiny_config(files, tmp_path))
     seen = []
     monkeypatch.setattr(
@@ -260,7 +260,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_another_model_or_optimizer_is_refused(name, files, tmp_path):
-    """Resuming with other shapes or another optimizer says what changed, and leaves the run as it was."""
+    """A resume with other shapes or another optimizer says what changed, and leaves the run as it was."""
     train(tiny_config(files, tmp_path))
     metrics = (tmp_path / "run/metrics.jsonl").read_bytes()
     changes, message = CHANGES[name]
@@ -277,18 +277,18 @@ def test_another_model_or_optimizer_is_refused(name, files, tmp_path):
         {"model.num_kv_heads": 2},  # the default, spelled out
         {"training.micro_batch_size": 4},
         {"training.z_loss": 1e-4},
-        {"model.zero_init_outputs": True},  # says how weights begin
+        {"model.zero_init_outputs": True},  # only for initial weights
     ],
     ids=str,
 )
 def test_another_way_to_compute_the_same_may_resume(changes, files, tmp_path):
-    """Settings that change how and not what is computed may change between two starts."""
+    """Settings that change how, but not what, a model computes may change between two starts."""
     train(tiny_config(files, tmp_path))
     assert train(tiny_config(files, tmp_path, {**changes, "training.max_steps": 14})) == 0
 
 
 def test_changed_data_is_refused_by_fingerprint(files, tmp_path):
-    """Another token file of the same tokenizer is refused with both fingerprints."""
+    """The refusal of another token file of the same tokenizer names both fingerprints."""
     train(tiny_config(files, tmp_path))
     saved = read_state(resolve(tmp_path / "run"))["data"]["train_sha256"]
     config = tiny_config(files, tmp_path, {"data.train": str(files.valid), "training.max_steps": 20})
@@ -300,7 +300,7 @@ def test_changed_data_is_refused_by_fingerprint(files, tmp_path):
 
 
 def test_a_changed_tokenizer_is_refused_by_fingerprint(files, tmp_path):
-    """Data and tokenizer replaced together fit each other but not the checkpoint: refused."""
+    """Data and tokenizer that are replaced together fit each other, but not the checkpoint, so the run is refused."""
     train(tiny_config(files, tmp_path))
     (tmp_path / "other").mkdir()
     other = write_tiny_files(tmp_path / "other", seed=1)
@@ -319,7 +319,7 @@ def test_a_changed_tokenizer_is_refused_by_fingerprint(files, tmp_path):
 
 
 def test_a_state_without_what_a_resume_needs_is_refused(files, tmp_path):
-    """A checkpoint that another tool wrote without our keys is refused by naming them."""
+    """The refusal of a checkpoint that another tool wrote names the keys that it lacks."""
     train(tiny_config(files, tmp_path))
     path = resolve(tmp_path / "run") / "state.json"
     state = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("rng", "data")}
@@ -330,7 +330,7 @@ def test_a_state_without_what_a_resume_needs_is_refused(files, tmp_path):
 
 @pytest.mark.parametrize(("resume", "done_before"), [("never", True), ("required", False)])
 def test_resume_can_be_forbidden_or_demanded(resume, done_before, files, tmp_path):
-    """`never` refuses a run that has a checkpoint, `required` one that has none; neither touches any file."""
+    """`never` refuses a run with a checkpoint, `required` a run without one; neither touches a file."""
     if done_before:
         train(tiny_config(files, tmp_path))
     before = sorted(path for path in tmp_path.rglob("*"))
@@ -344,7 +344,7 @@ def test_resume_can_be_forbidden_or_demanded(resume, done_before, files, tmp_pat
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_the_step_and_ends_with_its_code(number, code, files, tmp_path, monkeypatch, capsys):
-    """The step that runs is finished and saved; the code says which signal; the run then goes on bit for bit."""
+    """The current step is finished and saved, the exit code names the signal, and the run then goes on bit for bit."""
     whole, config = tiny_config(files, tmp_path / "whole"), tiny_config(files, tmp_path / "stopped")
     train(whole)
     handler = signal.getsignal(number)
@@ -364,7 +364,7 @@ def test_a_signal_saves_the_step_and_ends_with_its_code(number, code, files, tmp
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 def test_a_real_process_obeys_a_signal(files, tmp_path):
-    """The command as users start it: its lines come while it runs, SIGTERM ends it with 143 and a whole checkpoint."""
+    """The command as users start it writes lines while it runs; SIGTERM ends it with 143 and a whole checkpoint."""
     config = tiny_config(files, tmp_path, {"training.max_steps": 10**6, "checkpoint.interval": 0})
     config = config.model_copy(update={"logging": config.logging.model_copy(update={"backend": "console"})})
     (tmp_path / "train.toml").write_text(dump_toml(config))
@@ -392,7 +392,7 @@ def test_a_real_process_obeys_a_signal(files, tmp_path):
 
 
 def a_clock(monkeypatch, seconds_per_look: float) -> None:
-    """Let a run that looks at its clock find that so much time is over since it looked last: once each step."""
+    """Let that much time pass between two looks of a run at its clock; it looks once each step."""
 
     def seconds(self):
         self.looks = getattr(self, "looks", -1) + 1
@@ -402,7 +402,7 @@ def a_clock(monkeypatch, seconds_per_look: float) -> None:
 
 
 def test_max_time_saves_and_ends(files, tmp_path, monkeypatch):
-    """A run out of time ends after a step, annealed, validated and saved, and says why; more time goes on."""
+    """A run out of time ends after a step, annealed, validated and saved, and says why; with more time it goes on."""
     a_clock(monkeypatch, 1.0)
     changes = {"training.max_steps": 10**6, "schedule.warmup_steps": 2, "training.max_time": "20s"}
     assert train(tiny_config(files, tmp_path, changes)) == 0
@@ -416,13 +416,13 @@ def test_max_time_saves_and_ends(files, tmp_path, monkeypatch):
     assert rates[-1] < 0.01 * max(rates)
     assert "metrics.val_loss" in lines[-1]
     assert train(tiny_config(files, tmp_path, changes)) == 0
-    assert step_lines(tmp_path / "run") == lines  # its time is over, whoever starts it
+    assert step_lines(tmp_path / "run") == lines  # its time is over, however often it is started
     assert train(tiny_config(files, tmp_path, {**changes, "training.max_time": "30s"})) == 0
     assert read_records(tmp_path / "run")[-1]["step"] == 30
 
 
 def test_a_run_with_a_time_limit_goes_on_with_the_time_that_is_left(files, tmp_path, monkeypatch):
-    """Killed and started again, it makes the same steps with the same rates as when nobody disturbs it."""
+    """Killed and started again, it makes the same steps at the same rates as an undisturbed run."""
     a_clock(monkeypatch, 1.0)
     changes = {"training.max_steps": 10**6, "schedule.warmup_steps": "10%", "training.max_time": "20s"}
     whole, pieces = (tiny_config(files, tmp_path / name, changes) for name in ("whole", "pieces"))
@@ -435,7 +435,7 @@ def test_a_run_with_a_time_limit_goes_on_with_the_time_that_is_left(files, tmp_p
 
 @pytest.mark.parametrize("stopped_by", ["max_steps", "max_time", "SIGTERM"])
 def test_a_run_in_slices_stops_early_where_an_uninterrupted_one_does(stopped_by, files, tmp_path, monkeypatch):
-    """The validation of the step at which a slice ends counts as any other; the counts that are saved are the same."""
+    """The validation at the end of a slice counts as any other, so the saved counts are the same."""
     changes = {
         "training.max_steps": 100,
         "training.eval_interval": 2,
@@ -464,7 +464,7 @@ def test_a_run_in_slices_stops_early_where_an_uninterrupted_one_does(stopped_by,
 
 
 def test_a_run_that_gets_no_better_stops_early(files, tmp_path, monkeypatch, capsys):
-    """It stops at the validation that patience names, killed and resumed or not, saved; more patience goes on."""
+    """It saves and stops at the validation where patience ends, resumed or not; with more patience it goes on."""
     changes = {
         "training.max_steps": 60,
         "training.eval_interval": 2,
@@ -493,7 +493,7 @@ def test_a_run_that_gets_no_better_stops_early(files, tmp_path, monkeypatch, cap
     [("data.valid", "needs a token file in data.valid"), ("training.eval_interval", "needs eval_interval >= 1")],
 )
 def test_stopping_early_needs_validations(without, message, files, tmp_path):
-    """Patience without a validation file or an interval is refused by the configuration."""
+    """The configuration refuses patience without a validation file or an interval."""
     tree = tiny_config(files, tmp_path).model_dump(mode="json", exclude_none=True)
     tree["training"]["early_stop_patience"] = 1
     section, name = without.split(".")
@@ -503,7 +503,7 @@ def test_stopping_early_needs_validations(without, message, files, tmp_path):
 
 
 def test_a_diverging_run_stops_and_says_what_to_do(files, tmp_path):
-    """When numbers stay not finite the run ends, naming the step, the last checkpoint and a remedy."""
+    """When the numbers stay not finite, the run ends with the step, the last checkpoint and a remedy."""
     config = tiny_config(
         files,
         tmp_path,
@@ -521,7 +521,7 @@ def test_a_diverging_run_stops_and_says_what_to_do(files, tmp_path):
 
 
 def test_weights_that_are_not_finite_are_not_saved(files, tmp_path, monkeypatch):
-    """A weight that no loss has seen yet, the embedding of a byte that never comes, still ends the run unsaved."""
+    """A bad weight that no loss depends on, the embedding of a byte that never comes, still ends the run unsaved."""
     make = trainer.Trainer.step
 
     def spoil(self):
@@ -541,7 +541,7 @@ def test_weights_that_are_not_finite_are_not_saved(files, tmp_path, monkeypatch)
 
 
 def test_latest_and_best_point_where_they_should(files, tmp_path, monkeypatch):
-    """`latest` is the last step; `best` the saved step of the lowest validation loss, and it is never pruned."""
+    """`latest` is the last step; `best` is the saved step with the lowest validation loss, and is never pruned."""
     losses = iter([5.0, 4.0, 3.0, 3.5, 4.5, 3.25])
     monkeypatch.setattr(trainer, "evaluate", lambda *_, **__: EvalResult(loss=next(losses), bits_per_byte=1.0))
     changes = {"training.max_steps": 12, "training.eval_interval": 2}
@@ -559,7 +559,7 @@ def test_latest_and_best_point_where_they_should(files, tmp_path, monkeypatch):
     ids=str,
 )
 def test_best_is_the_first_of_equally_good_checkpoints(losses, best, files, tmp_path, monkeypatch):
-    """Only a lower loss moves it: not an equal one, nor one that is worse by however little."""
+    """Only a lower loss moves it, not an equal one and not one that is the least bit higher."""
     told = iter(losses)
     monkeypatch.setattr(trainer, "evaluate", lambda *_, **__: EvalResult(loss=next(told), bits_per_byte=1.0))
     changes = {"training.max_steps": 8, "training.eval_interval": 2, "checkpoint.interval": 2}
@@ -570,7 +570,7 @@ def test_best_is_the_first_of_equally_good_checkpoints(losses, best, files, tmp_
 
 
 def test_lines_are_written_before_the_checkpoint_is_announced(files, tmp_path, monkeypatch):
-    """When `checkpoint_saved` is printed the checkpoint is whole and every step line up to it is in the file."""
+    """When `checkpoint_saved` is printed, the checkpoint is whole and the file has every step line up to it."""
     seen = []
     original = trainer.prune
 
@@ -596,7 +596,7 @@ def test_the_run_directory_holds_the_resolved_configuration(files, tmp_path):
 
 
 def test_a_run_without_validation_has_no_best(files, tmp_path):
-    """`data.valid` is optional: nothing is validated, `latest` alone is kept up to date."""
+    """Without `data.valid` nothing is validated, and only `latest` is kept up to date."""
     config = tiny_config(files, tmp_path).model_dump(mode="json", exclude_none=True)
     del config["data"]["valid"]
     train(trainer.TrainConfig.model_validate(config))
@@ -612,14 +612,14 @@ def test_a_run_without_validation_has_no_best(files, tmp_path):
 
 
 def test_a_refused_run_leaves_no_directory(files, tmp_path):
-    """Data that cannot be trained on is refused before anything is written."""
+    """Data that cannot be used is refused before anything is written."""
     with pytest.raises(ValueError, match="fewer than"):
         train(tiny_config(files, tmp_path / "runs", {"model.context_length": 10**6}))
     assert not (tmp_path / "runs").exists()
 
 
 def sizes(batch_size: int, micro_batch_size: int | None) -> SimpleNamespace:
-    """Return what [training] says about batches."""
+    """Return the sizes of batches, as in [training]."""
     return SimpleNamespace(batch_size=batch_size, micro_batch_size=micro_batch_size)
 
 
@@ -637,7 +637,7 @@ def test_accumulation_steps(batch_size, micro_batch_size, world_size, expected):
     ("batch_size", "micro_batch_size", "world_size"), [(8, 3, 1), (8, 4, 4), (2, None, 4), (9, None, 2)]
 )
 def test_a_batch_that_cannot_be_divided_is_refused(batch_size, micro_batch_size, world_size):
-    """What does not divide is refused with the three numbers, before any batch is made."""
+    """The refusal of sizes that do not divide names all three numbers, and comes before any batch."""
     with pytest.raises(ValueError, match=rf"\({batch_size}\) is not divisible by .* x {world_size}\)"):
         num_accumulation_steps(
             batch_size, sequences_per_pass(sizes(batch_size, micro_batch_size), world_size), world_size
@@ -645,7 +645,7 @@ def test_a_batch_that_cannot_be_divided_is_refused(batch_size, micro_batch_size,
 
 
 def test_token_bytes_cover_the_model_vocabulary(files):
-    """Ids that the tokenizer lacks, and special tokens, stand for no bytes; the others for those of their text."""
+    """Special tokens and ids without a token have no bytes; the others have those of their text."""
     tokenizer = Tokenizer.from_directory(files.tokenizer)
     lengths = token_bytes(tokenizer, tokenizer.vocab_size + 10, torch.device("cpu"))
     assert len(lengths) == tokenizer.vocab_size + 10
@@ -661,7 +661,7 @@ COMMAND = ("--no-python", sys.executable, "-m", "cli.train")
 
 
 def torchrun(config: Path, *changes: str, program: tuple[str, ...] = COMMAND) -> subprocess.Popen[str]:
-    """Start the command, as the docs start the console script, or a Python program that calls it, on two gloo ranks."""
+    """Start the command, or a Python program that calls it, on two gloo ranks, as the docs start the console script."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -685,7 +685,7 @@ several = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="gloo 
 @several
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_two_ranks_give_the_losses_of_one_process(optimizer, files, tmp_path):
-    """torchrun with two gloo ranks: the same batches, losses to 1e-5, one log and one set of checkpoints; resumable."""
+    """Two gloo ranks use the same batches, agree to 1e-5, write one log and one set of checkpoints, and resume."""
     changes = {"schedule.name": "constant", "optimizer.name": optimizer}
     train(tiny_config(files, tmp_path / "one", changes))
     config = tiny_config(files, tmp_path / "two", changes)
@@ -706,14 +706,14 @@ def test_two_ranks_give_the_losses_of_one_process(optimizer, files, tmp_path):
 @several
 @pytest.mark.parametrize("told", ["rank 0", "rank 1", "all at once", "torchrun"])
 def test_a_signal_to_any_rank_stops_all_at_the_same_step(told, files, tmp_path):
-    """One rank, all of them or torchrun itself is told: one checkpoint is saved, and all ranks end."""
+    """Whether one rank, all ranks or torchrun gets the signal, one checkpoint is saved, and all ranks end."""
     config = tiny_config(files, tmp_path, {"training.max_steps": 10**6, "logging.backend": "console"})
     (tmp_path / "two.toml").write_text(dump_toml(config))
     process = torchrun(tmp_path / "two.toml")
     for line in process.stdout:
         if '"step": 3' in line:
             break
-    if told == "all at once":  # as Ctrl-C does in a terminal: the ranks are told once more by torchrun
+    if told == "all at once":  # as Ctrl-C does in a terminal: torchrun then tells the ranks once more
         os.killpg(process.pid, signal.SIGINT)
     elif told == "torchrun":
         process.terminate()
@@ -730,9 +730,9 @@ def test_a_signal_to_any_rank_stops_all_at_the_same_step(told, files, tmp_path):
 @pytest.mark.slow
 @several
 def test_two_ranks_skip_the_same_steps(files, tmp_path):
-    """Where the loss is no longer finite all ranks skip, and stop together with the line that says so."""
+    """When the loss is no longer finite, all ranks skip, and stop together with the line that says so."""
     changes = {"optimizer.name": "sgd", "optimizer.learning_rate": 1e3, "optimizer.max_grad_norm": 0.0}
-    changes |= {"training.eval_interval": 0, "checkpoint.interval": 0}  # whose validation would end the run
+    changes |= {"training.eval_interval": 0, "checkpoint.interval": 0}  # a validation would end the run
     changes |= {"training.max_steps": 100, "training.max_skipped_steps": 3}
     config = tiny_config(files, tmp_path, changes)
     (tmp_path / "two.toml").write_text(dump_toml(config))
@@ -749,7 +749,7 @@ def test_two_ranks_skip_the_same_steps(files, tmp_path):
 
 @pytest.mark.slow
 def test_bf16_ends_where_fp32_ends(tmp_path):
-    """After 2,000 steps on real text the validation loss in bf16 is within 1 % of that in fp32, and no step was bad."""
+    """After 2,000 steps on real text the validation loss in bf16 is within 1 % of that in fp32; no step was skipped."""
     files = write_docstring_files(tmp_path)
     changes = {
         "model": {"vocab_size": 512, "context_length": 64, "d_model": 64, "num_layers": 2, "num_heads": 2},
@@ -774,7 +774,7 @@ def test_bf16_ends_where_fp32_ends(tmp_path):
     "changes", [{"training.micro_batch_size": 1}, {"training.micro_batch_size": 4}, {"training.batch_size": 3}], ids=str
 )
 def test_a_validation_does_not_depend_on_the_batch(changes, files, tmp_path):
-    """Micro-batch and batch say how fast it goes, not what is measured: `eval_tokens` of the file, whole windows."""
+    """The sizes of batches change its speed, not what it measures: the whole windows in the first `eval_tokens`."""
     results = []
     for name, settings in (("whole", {}), ("cut", changes)):
         settings = {**settings, "training.eval_tokens": 16 * 5 + 3}
@@ -795,7 +795,7 @@ def test_a_validation_does_not_depend_on_the_batch(changes, files, tmp_path):
     ids=str,
 )
 def test_the_eval_batches_of_earlier_versions_are_read(training, expected, files, tmp_path):
-    """They are the tokens that they were; with "auto" nobody knows how many, and the default holds."""
+    """They mean the same number of tokens as before; with "auto" that number is unknown, and the default holds."""
     tree = tiny_config(files, tmp_path).model_dump(mode="json", exclude_none=True)
     del tree["training"]["eval_tokens"]
     tree["training"] |= {"eval_batches": 3} | training

@@ -15,13 +15,13 @@ from transformerlm.training.yardsticks import gzip_bits_per_byte, unigram_bits, 
 
 
 def test_gzip_is_what_gzip_makes_of_the_text():
-    """Bits per byte are those of a .gz file of level 9, but for the twelve bytes that its header is longer."""
+    """Bits per byte are those of a .gz file of level 9, whose header is twelve bytes longer."""
     text = b"Ada sees a tree. " * 100 + b"Bob likes the sea."
     assert gzip_bits_per_byte(text) == pytest.approx(8 * (len(gzip.compress(text, 9)) - 12) / len(text))
 
 
 def test_a_unigram_costs_its_entropy():
-    """Tokens drawn evenly from n cost log2(n) bits each; one that training never saw costs more, and not infinity."""
+    """Tokens drawn evenly from n cost log2(n) bits each; one that training never saw costs more, but not infinity."""
     train = np.repeat(np.arange(8, dtype=np.uint16), 1000)
     assert unigram_bits(train, np.arange(8, dtype=np.uint16), vocab_size=8) == pytest.approx(8 * 3)
     rare = unigram_bits(train, np.array([8], dtype=np.uint16), vocab_size=9)
@@ -29,7 +29,7 @@ def test_a_unigram_costs_its_entropy():
 
 
 def test_special_tokens_have_bits_and_no_bytes(tmp_path):
-    """As in a model's bits per byte: the separator is predicted, and the text is as long as without it."""
+    """As in a model's bits per byte, the separator costs bits and adds no length."""
     files = write_tiny_files(tmp_path)
     tokenizer = Tokenizer.from_directory(files.tokenizer)
     train = np.array(tokenizer.encode("Ada sees a tree." * 50), dtype=np.uint16)
@@ -44,7 +44,7 @@ def test_special_tokens_have_bits_and_no_bytes(tmp_path):
 
 
 def test_a_long_text_is_read_to_a_bound(tmp_path, monkeypatch):
-    """What lies beyond the bounds changes nothing."""
+    """Tokens beyond the limits change nothing."""
     files = write_tiny_files(tmp_path)
     tokenizer = Tokenizer.from_directory(files.tokenizer)
     ids = np.load(files.train)

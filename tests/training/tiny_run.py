@@ -19,7 +19,7 @@ VOCAB_SIZE = 290
 
 @dataclass(frozen=True)
 class TinyFiles:
-    """What a run needs: the raw text, and what the real tokenizer trainer and data builder make of it."""
+    """The files of a run: the raw text, and those that the real tokenizer trainer and data builder make from it."""
 
     text: Path
     tokenizer: Path
@@ -98,6 +98,6 @@ def read_records(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def step_lines(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the step lines of a run without what a clock has measured."""
+    """Return the step lines of a run without the values that a clock has measured."""
     lines = [record for record in read_records(run_dir) if "metrics.loss" in record]
     return [{key: value for key, value in line.items() if key != "metrics.tokens_per_second"} for line in lines]

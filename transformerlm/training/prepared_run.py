@@ -1,4 +1,4 @@
-"""A run that is checked and built, and of which nothing is written yet: all that its Trainer needs but whom to tell."""
+"""A run that is checked and built, before anything is written: its Trainer needs no more than logger and callbacks."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from transformerlm.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """What a Trainer is built of.
+    """The parts from which a Trainer is built.
 
     Args:
         config: the configuration, with a number where "auto" chose the micro-batch.
         run_dir: the run's directory.
         data: the token files and their tokenizer.
         model: on its device, with initial weights or those of a checkpoint.
-        optimizer: over the model's parameters.
+        optimizer: an optimizer over the model's parameters.
         state: what the run remembers of earlier starts.
         wandb_id: the id under which W&B knows the run, from its checkpoint.
-        runtime: where the run computes; its logger and callbacks are still missing.
+        runtime: where the run computes; it has no logger and no callbacks yet.
         memory_bytes: the estimated memory of a step.
     """
 
@@ -43,7 +43,7 @@ class PreparedRun:
     memory_bytes: int
 
     def trainer(self, **callbacks: Any) -> Trainer:
-        """Return the run's trainer, with a logger and callbacks: fields of `Runtime`."""
+        """Return the run's trainer; `callbacks` are a logger and other fields of `Runtime`."""
         return Trainer(
             self.config,
             run_dir=self.run_dir,

@@ -1,4 +1,4 @@
-"""What a run is given by whoever starts it: where to compute, whom to tell, and what to do on the way."""
+"""What a command gives to a run: where to compute, whom to tell, and what to do on the way."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformerlm.utils.dtypes import Precision
 
 @dataclass(frozen=True)
 class Hook:
-    """Something to do every `interval` steps and after the last, given the step and the model: samples, for one."""
+    """Something to do every `interval` steps and after the last, with the step and the model; samples, for example."""
 
     interval: int
     call: Callable[[int, TransformerLM], None]
@@ -25,21 +25,21 @@ class Hook:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how a run computes, and whom it tells; complete before the Trainer is built.
+    """Where and how a run computes, and whom it tells; it is complete before the Trainer is built.
 
     Args:
-        device: where the model is.
-        precision: what the forward pass computes in.
-        micro_batch_size: sequences that this process passes through the model at once.
-        logger: takes the step lines and the events.
-        world: this process and the others of the run.
-        hooks: what to do every so often with the model.
-        stop: returns the name of the signal that asks to save and end, or None.
-        rewind: forgets what was logged after the step it is given: those steps are made again.
-        progress: is told of the steps that are logged.
-        tick: is told of each step.
-        doing: is told what takes time besides steps: "validating 3/16", "saving".
-        summary: returns, at the end, facts for the log about how the run went.
+        device: the device that holds the model.
+        precision: the precision of the forward pass.
+        micro_batch_size: the number of sequences in a forward pass of this process.
+        logger: gets the step lines and the events.
+        world: the processes of the run, and which of them this is.
+        hooks: what to do with the model at intervals.
+        stop: returns the name of the signal that asks the run to save and end, or None.
+        rewind: forgets what was logged after the step it gets, because those steps are repeated.
+        progress: gets the number and the metrics of each step that is logged.
+        tick: gets the number and the loss of every step.
+        doing: gets the name of what takes time besides steps: "validating 3/16", "saving".
+        summary: returns facts for the log about how the run went, at its end.
     """
 
     device: torch.device

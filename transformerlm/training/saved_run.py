@@ -1,4 +1,4 @@
-"""A run as its checkpoints keep it: what it saves of itself, and how it is taken up again."""
+"""A run as its checkpoints keep it: what it saves of itself, and how it resumes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from transformerlm.training.spike_guard import GuardState
 from transformerlm.training.state import TrainState
 from transformerlm.utils.seed import rng_state, set_rng_state
 
-# What the first version's checkpoints did not have.
+# The checkpoints of the first version lack these.
 _LATER = ("guard", "lowest_val_loss", "validations_since_lowest", "seconds")
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A checkpoint's directory and the values of its `state.json`, from which a run can go on."""
+    """A checkpoint's directory and the values of its `state.json`; a run can resume from it."""
 
     directory: Path
     values: dict[str, Any]
@@ -40,7 +40,7 @@ class SavedRun:
         """Read a checkpoint's `state.json`.
 
         Raises:
-            CheckpointError: it lacks something that a run needs to go on.
+            CheckpointError: it lacks something that a run needs to resume.
         """
         fresh = asdict(TrainState())
         values = {name: fresh[name] for name in _LATER} | read_state(directory)
@@ -71,7 +71,7 @@ class SavedRun:
         return bool(self.values["best_step"] == self.values["step"])
 
     def check(self, config: TrainConfig, data: RunData, *, runtime: Runtime) -> None:
-        """Refuse a checkpoint of another run; warn, on one rank, where a resumed run may differ in its last bits.
+        """Refuse a checkpoint of another run; warn, on one rank, if the resumed run may differ in its last bits.
 
         Raises:
             ValueError: its model, optimizer, data or tokenizer is not this run's.
@@ -83,7 +83,7 @@ class SavedRun:
             warnings.warn(changes, stacklevel=2)
 
     def load_into(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Put back the weights, the optimizer's state and the random generators' states.
+        """Restore the weights, the optimizer's state and the states of the random generators.
 
         Raises:
             CheckpointError: a file does not fit the model or its optimizer.

@@ -12,7 +12,7 @@ STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
 
 @dataclass(frozen=True)
 class Agenda:
-    """What to do after a step. `stop` is the reason to end the run after it; None: it goes on."""
+    """What to do after a step; `stop` is the reason to end the run then, or None."""
 
     log: bool
     validate: bool
@@ -23,9 +23,9 @@ class Agenda:
 
 @dataclass(frozen=True)
 class Timetable:
-    """The intervals and the limits of a run, in steps, but `max_seconds`.
+    """The intervals and limits of a run, in steps; `max_seconds` in seconds, and `patience` in validations.
 
-    An interval or a patience of 0 means never; `max_seconds` None means that time does not end the run.
+    An interval or a patience of 0 means never, and so does None for `max_seconds`.
     """
 
     max_steps: int
@@ -49,7 +49,7 @@ class Timetable:
         )
 
     def is_due(self, step: int, interval: int) -> bool:
-        """Return whether something that happens every `interval` steps happens after this one; the last has it all."""
+        """Return whether what is done every `interval` steps is due after this one; after the last step it is."""
         return step == self.max_steps or (interval > 0 and step % interval == 0)
 
     def agenda(
@@ -63,14 +63,14 @@ class Timetable:
     ) -> Agenda:
         """Return what to do after `step`.
 
-        `signal` names one of `STOP_SIGNALS` that has arrived. A validation may be the one that ends the run, so the
-        question is asked again after it; `stop` is then the first answer, which stays.
+        `signal` is the one of `STOP_SIGNALS` that has arrived, if any. A validation can end the run, so the trainer
+        asks again after it, with the first answer as `stop`: the reason that was found first stays.
         """
         limit = self._limit_reached(step, seconds=seconds, validations_since_lowest=validations_since_lowest)
         stop = stop or limit or signal
         is_signal = stop in STOP_SIGNALS
         save_is_due = self.is_due(step, self.save_interval)
-        # A signal leaves little time: what its stop adds to the step is the save alone.
+        # A signal leaves little time: it adds a save, but no validation that was not due anyway.
         validate = save_is_due or self.is_due(step, self.eval_interval) or (stop is not None and not is_signal)
         return Agenda(
             log=validate or self.is_due(step, self.log_interval),
@@ -88,5 +88,5 @@ class Timetable:
         return "max_time" if self.max_seconds and seconds >= self.max_seconds else None
 
     def seconds_left(self, seconds: float) -> float | None:
-        """Return what is left of `max_seconds` after `seconds`; None: there is no such limit."""
+        """Return what is left of `max_seconds` after `seconds`; None where there is no such limit."""
         return None if self.max_seconds is None else max(0.0, self.max_seconds - seconds)

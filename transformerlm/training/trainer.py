@@ -45,16 +45,16 @@ from transformerlm.utils.dtypes import autocast, set_tf32
 
 
 class Trainer:
-    """Trains a model on a token file, from where its state says.
+    """Trains a model on a token file, from the step that its state is at.
 
     Args:
         config: the checked configuration.
         run_dir: the run's directory, which exists.
-        data: the token files, and their tokenizer, which goes into every checkpoint.
-        model: what is trained, on the runtime's device.
-        optimizer: over the model's parameters.
+        data: the token files and their tokenizer, which goes into every checkpoint.
+        model: the model to train, on the runtime's device.
+        optimizer: an optimizer over the model's parameters.
         runtime: device, precision, logger and callbacks.
-        state: what the run remembers of earlier starts; None: it begins.
+        state: what the run remembers of earlier starts; None for a new run.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class Trainer:
         self.stopped_by: str | None = None
         self._saved_step = self.state.step or None
         self._rollbacks = 0  # to the checkpoint of that step
+        self._spike_factor = config.training.spike_factor if config.training.spike_guard != "off" else None
         self.raw_model, self.optimizer = model, optimizer
         self.norms = NormRecorder(model) if config.training.log_norms else None
         set_tf32(config.training.tf32, runtime.device)
@@ -87,7 +88,7 @@ class Trainer:
     # --- the loop ------------------------------------------------------------------------------------------------
 
     def train(self) -> TrainState:
-        """Train to a limit or a signal, which `stopped_by` names, and return the state, which is saved.
+        """Train until a limit or a signal, which `stopped_by` then names; return the state, which is saved.
 
         Raises:
             FloatingPointError: too many steps in a row had to be skipped, or the validation loss or a weight is not
@@ -95,7 +96,7 @@ class Trainer:
             OSError: a checkpoint could not be written; older ones are whole.
         """
         timer = Timer(self.runtime.device, before=self.state.seconds)
-        todo = self._agenda(timer)
+        todo = self._agreed_agenda(timer)
         while todo.stop is None:
             result = self.step()
             if result.trouble:
@@ -104,27 +105,32 @@ class Trainer:
             if self._must_roll_back(result.trouble):
                 self._roll_back(result)
                 timer.restart()
-                todo = self._agenda(timer)
-                continue
-            todo = self._agenda(timer)
-            metrics = self._metrics(result) | timer.rates(self.state.tokens) if todo.log else {}
-            if todo.validate:
-                with timer.paused():
-                    metrics |= self._validation_metrics()
-                todo = self.agenda(stop=todo.stop)  # no better for too long: this may have been the last step
-            if todo.log:
-                self.runtime.logger.log_metrics(self.state.step, metrics)
-                self.runtime.progress(self.state.step, metrics)
-            if todo.save:
-                with timer.paused():
-                    self.save(metrics.get("val_loss"))
-            if todo.run_hooks:
-                self._run_hooks(timer)
+                todo = self._agreed_agenda(timer)
+            else:
+                todo = self._do_what_is_due(result, timer)
         self._finish(todo.stop)
         return self.state
 
+    def _do_what_is_due(self, result: StepResult, timer: Timer) -> Agenda:
+        """Validate, log, save and run the hooks, each if it is due after this step; return the agenda."""
+        todo = self._agreed_agenda(timer)
+        metrics = self._metrics(result) | timer.rates(self.state.tokens) if todo.log else {}
+        if todo.validate:
+            with timer.paused():
+                metrics |= self._validation_metrics()
+            todo = self.agenda(stop=todo.stop)  # early stopping may have made this step the last
+        if todo.log:
+            self.runtime.logger.log_metrics(self.state.step, metrics)
+            self.runtime.progress(self.state.step, metrics)
+        if todo.save:
+            with timer.paused():
+                self.save(metrics.get("val_loss"))
+        if todo.run_hooks:
+            self._run_hooks(timer)
+        return todo
+
     def step(self) -> StepResult:
-        """Make the next step and count it; one with `trouble` is only counted, and leaves the weights as they are."""
+        """Make the next step and count it; a step with `trouble` leaves the weights as they are."""
         config, step, guard = self.config, self.state.step + 1, self.state.guard
         with nvtx.range("data"):
             micro_batches = self.micro_batches(step)
@@ -137,10 +143,7 @@ class Trainer:
             autocast=self.autocast,
             world=self.runtime.world,
             z_loss=config.training.z_loss,
-            judge=partial(
-                guard.trouble_with,
-                spike_factor=config.training.spike_factor if config.training.spike_guard != "off" else None,
-            ),
+            judge=partial(guard.trouble_with, spike_factor=self._spike_factor),
         )
         self.state.step = step
         if result.made:
@@ -151,7 +154,7 @@ class Trainer:
         return result
 
     def agenda(self, *, signal: str | None = None, stop: str | None = None) -> Agenda:
-        """Return what to do after the step that the run is at: `Timetable.agenda` of the run's state."""
+        """Return what to do after the current step: `Timetable.agenda` with the numbers of the run's state."""
         state = self.state
         return self.timetable.agenda(
             state.step,
@@ -161,15 +164,16 @@ class Trainer:
             stop=stop,
         )
 
-    def _agenda(self, timer: Timer) -> Agenda:
-        """Return `agenda` by the clocks and signals of all ranks; each rank must ask at the same step.
+    def _agreed_agenda(self, timer: Timer) -> Agenda:
+        """Return the agenda by the clocks and signals of all ranks, each of which must ask at the same step.
 
-        Clocks and signals differ between ranks. By their sum, all ranks leave the loop at the same step, for the same
-        reason, and have the same learning rate until then.
+        Clocks and signals differ between ranks. Through their sums, all ranks leave the loop at the same step, for the
+        same reason, and have the same learning rate until then.
         """
         world, signal = self.runtime.world, self.runtime.stop()
         has_limit = self.timetable.max_seconds is not None
         seconds = timer.seconds() if has_limit else 0.0
+        # (1 + 3,): this rank's seconds, and for each signal whether it has arrived here; summed over the ranks.
         flags = torch.tensor([seconds, *(float(signal == name) for name in STOP_SIGNALS)], dtype=torch.float64)
         seconds, *received = all_reduce_sum(flags, world).tolist()
         if has_limit:
@@ -230,7 +234,7 @@ class Trainer:
     # --- steps that were not made --------------------------------------------------------------------------------
 
     def _report_trouble(self, result: StepResult, trouble: Trouble) -> None:
-        """Log a step that was not made, keep its batch, and stop the run where there are too many of them."""
+        """Log a step that was not made, keep its batch, and raise where there are too many such steps."""
         step, guard, limit = self.state.step, self.state.guard, self.config.training.max_skipped_steps
         numbers = {"loss": result.loss, "grad_l2_norm": result.grad_norm}
         if is_main(self.runtime.world):
@@ -256,7 +260,7 @@ class Trainer:
         return trouble == "spike" and self.config.training.spike_guard == "rollback" and self._saved_step is not None
 
     def _roll_back(self, result: StepResult) -> None:
-        """Go back to the last checkpoint, and on from there with the data after the step that was not made."""
+        """Go back to the last checkpoint; training goes on from there with the data after the refused step."""
         assert self._saved_step is not None
         step, data_offset = self.state.step, self.state.guard.data_offset
         directory = self.checkpoints / step_name(self._saved_step)
@@ -285,10 +289,10 @@ class Trainer:
         return metrics | (self.norms.norms() if self.norms else {})
 
     def _validation_metrics(self) -> dict[str, float]:
-        """Validate, where there is a file for it, and count the validations that early stopping looks at.
+        """Validate, where there is a file for it, and count the validation for early stopping.
 
-        Those are the ones at `eval_interval` alone, so that a run in pieces counts what an uninterrupted one does: with
-        more steps, the last step's would be one like any other.
+        Only validations at `eval_interval` count, so that a run in pieces counts the same ones as an uninterrupted run.
+        The validation of the last step does not count for being the last: with more steps it would be one like others.
         """
         if self.data.valid is None:
             return {}
@@ -302,7 +306,7 @@ class Trainer:
     def validate(self) -> EvalResult:
         """Evaluate on the first `eval_tokens` of the validation file; every rank computes the same."""
         assert self.data.valid is not None
-        size = sequences_per_pass(self.config.training, 1)
+        size = sequences_per_pass(self.config.training, 1)  # as in a run of one process: ranks do not share this work
         num_windows = num_validation_windows(self.config, len(self.data.valid))
         batches = sequential_batches(
             self.data.valid.tokens,
@@ -355,7 +359,7 @@ class Trainer:
         prune(self.checkpoints, config.checkpoint.keep)
 
     def _check_weights(self) -> None:
-        """Refuse to save what no run could go on from."""
+        """Refuse to save weights from which no run could go on."""
         for name, parameter in self.raw_model.named_parameters():
             if not parameter.isfinite().all():
                 raise FloatingPointError(self._advice(f"step {self.state.step}: {name} is not finite, not saved"))

@@ -1,4 +1,4 @@
-"""A few steps on random tokens: they are training steps, and leave nothing behind."""
+"""A few training steps on random tokens, which leave nothing behind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The files of a tiny run, of which none is read."""
+    """The files of a tiny run; none of them is read."""
     return write_tiny_files(tmp_path_factory.mktemp("files"))
 
 
@@ -27,7 +27,7 @@ def measure(config, steps=3, **settings):
 
 
 def test_steps_are_measured_one_by_one(files, tmp_path):
-    """As many steps as were asked for, each told of, all of them positive."""
+    """Each of the requested steps is measured and reported, and takes some time."""
     told = []
     found = measure(tiny_config(files, tmp_path), progress=told.append)
     assert (found.steps, told) == (3, [1, 2, 3])
@@ -38,7 +38,7 @@ def test_steps_are_measured_one_by_one(files, tmp_path):
 
 
 def test_nothing_is_written(files, tmp_path, monkeypatch):
-    """Neither the run's directory nor the working directory has a new file, not even of a step that was skipped."""
+    """Neither the run's directory nor the working directory gets a file, not even for a skipped step."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     diverging = {"optimizer.name": "sgd", "optimizer.learning_rate": 1000.0, "optimizer.max_grad_norm": 0.0}
@@ -48,7 +48,7 @@ def test_nothing_is_written(files, tmp_path, monkeypatch):
 
 
 def test_a_run_shorter_than_the_calibration_is_measured(files, tmp_path):
-    """The schedule is not asked for steps beyond its end."""
+    """The schedule is never asked for a step beyond its end."""
     config = tiny_config(files, tmp_path, {"training.max_steps": 3})
     assert measure(config, 8).steps == 8
 
@@ -61,7 +61,7 @@ def test_the_time_of_a_run_is_never_beyond_its_limit(files, tmp_path):
 
 
 def test_validations_are_measured_and_part_of_the_time(files, tmp_path, monkeypatch):
-    """A validation of twice the tokens takes twice the time of the batch that is measured; without data, none."""
+    """A validation of twice the tokens takes twice the time of the measured batch; without data it takes none."""
     ticks = iter(range(10**6))
     clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)))  # everything takes a second
     monkeypatch.setattr(timer, "time", clock)
@@ -76,13 +76,13 @@ def test_validations_are_measured_and_part_of_the_time(files, tmp_path, monkeypa
 
 
 def test_slow_steps_are_fewer(files, tmp_path, monkeypatch):
-    """One step is measured in any case; more only where they end in time."""
+    """One step is measured in any case, and more only as long as there is time."""
     monkeypatch.setattr(calibration, "MAX_SECONDS", 0.0)
     assert measure(tiny_config(files, tmp_path)).steps == 1
 
 
 def test_random_tokens_are_of_the_vocabulary_and_the_same_each_time():
-    """They stand for a token file of any vocabulary, longer than one window."""
+    """They replace a token file of any vocabulary, and are longer than one window."""
     tokens, again = (RandomTokens(vocab_size=7, context_length=100) for _ in range(2))
     assert tokens.max_id() == 6
     assert len(tokens) == len(tokens.tokens) > 100

@@ -1,4 +1,4 @@
-"""A machine that is not here: what its names stand for."""
+"""A machine that is not here, and what the names of GPUs mean."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from transformerlm.training.planning.machine import GPUS, Machine
 
 
 def test_the_schema_knows_the_gpus_of_the_table():
-    """Each name that may be given has its memory and its peak."""
+    """Each name that the schema allows has a memory and a peak."""
     names, _ = get_args(MachineConfig.model_fields["gpu"].annotation)
     assert list(get_args(names)) == list(GPUS)
 
 
 def test_what_is_said_of_a_gpu_goes_before_what_is_known_of_it():
-    """Memory and peak are the table's, or those given; all of the memory is free, and the device is CUDA."""
+    """Memory and peak come from the table or from the user; all memory is free, and the device is CUDA."""
     there = Machine.of(MachineConfig(gpu="H100", num_gpus=8))
     assert (there.name, there.num_processes, there.device) == ("8 x H100", 8, torch.device("cuda"))
     assert (there.memory_bytes, there.available_bytes, there.flops_per_second) == (80e9, 80e9, 989e12)
@@ -27,7 +27,7 @@ def test_what_is_said_of_a_gpu_goes_before_what_is_known_of_it():
 
 
 def test_this_machine_is_one_process_that_shares_its_memory():
-    """The room is what the device has, and what is free of it is less."""
+    """The memory is that of the device, and no more than that is free."""
     here = Machine.here(torch.device("cpu"))
     assert (here.name, here.num_processes, here.is_here) == ("cpu", 1, True)
     assert 0 < here.available_bytes <= here.memory_bytes

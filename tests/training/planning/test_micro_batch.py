@@ -29,12 +29,12 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def auto(files, tmp_path):
-    """A configuration of 8 sequences a step that leaves the micro-batch to us."""
+    """A configuration of 8 sequences per step with "auto" as its micro-batch."""
     return tiny_config(files, tmp_path, {"training.micro_batch_size": "auto"})
 
 
 def free(monkeypatch, num_bytes):
-    """Pretend that so much memory is free."""
+    """Pretend that this much memory is free."""
     monkeypatch.setattr(micro_batch, "available_memory_bytes", lambda device: num_bytes)
 
 
@@ -45,7 +45,7 @@ def total(config, size):
 
 @pytest.mark.parametrize("size", [8, 4, 2, 1])
 def test_the_largest_that_fits_is_taken(size, auto, monkeypatch):
-    """Of the divisors of the batch it is the largest whose estimate is within the usable part of the free memory."""
+    """It is the largest divisor of the batch whose estimate is within the usable part of the free memory."""
     free(monkeypatch, total(auto, size) / micro_batch._BY_ESTIMATE + 1)
     assert resolve(auto, world=World(), **SETTINGS).training.micro_batch_size == size
 
@@ -67,7 +67,7 @@ def test_where_nothing_fits_it_is_one(auto, monkeypatch):
 
 
 def test_the_rest_of_the_configuration_stays(auto):
-    """The batch, and all else, is what the user wrote; a number of their own is left alone."""
+    """The rest is as the user wrote it, and so is a number of their own."""
     resolved = resolve(auto, world=World(), **SETTINGS)
     assert resolved.training.model_copy(update={"micro_batch_size": "auto"}) == auto.training
     assert resolve(resolved, world=World(), **SETTINGS) is resolved
@@ -75,7 +75,7 @@ def test_the_rest_of_the_configuration_stays(auto):
 
 @pytest.mark.parametrize(("world_size", "expected"), [(2, 4), (4, 2), (8, 1)])
 def test_ranks_share_batch_and_memory(world_size, expected, auto, monkeypatch):
-    """The number divides each rank's share, and the ranks together stay within the memory; the least one counts."""
+    """The number divides each rank's share, the ranks together stay within the memory, and the lowest number counts."""
     monkeypatch.setattr(micro_batch, "all_reduce_min", lambda number, world: number)
     resolved = resolve(auto, world=World(world_size=world_size), **SETTINGS)
     assert resolved.training.micro_batch_size == expected
@@ -93,7 +93,7 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(auto):
 
 
 def test_auto_is_no_number(auto):
-    """Whoever forgets to choose is told so."""
+    """A program that has not chosen a number gets an error that says so."""
     with pytest.raises(ValueError, match='found "auto"'):
         sequences_per_pass(auto.training, 1)
 
@@ -119,7 +119,7 @@ def test_a_trial_ends_at_the_first_size_that_runs(limit, auto, monkeypatch):
 
 
 def test_a_trial_leaves_out_what_the_preflight_would_refuse(auto, monkeypatch):
-    """Else the run would end with the advice to lower a number that nobody has set."""
+    """Otherwise the run would end with the advice to lower a number that nobody has set."""
     room = memory_by_part(auto, micro_batch_size=2, **SETTINGS)["total"]
     monkeypatch.setattr(micro_batch, "device_memory_bytes", lambda device: room)
     monkeypatch.setattr(micro_batch, "_runs", lambda *_: True)
@@ -127,7 +127,7 @@ def test_a_trial_leaves_out_what_the_preflight_would_refuse(auto, monkeypatch):
 
 
 def test_running_out_of_memory_is_an_answer(auto, monkeypatch):
-    """A pass that the device has no memory for does not run; another error is an error."""
+    """A pass without enough memory returns False; another error is an error."""
     model = micro_batch.TransformerLM(**auto.model.model_dump())
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     assert micro_batch._runs(model, 2, 10, CPU, "fp32")
@@ -142,7 +142,7 @@ def test_running_out_of_memory_is_an_answer(auto, monkeypatch):
 
 @pytest.mark.gpu
 def test_the_choice_on_cuda_trains(files, tmp_path):
-    """What was chosen with a model that does not fit whole makes a step within the device's memory."""
+    """The size chosen for a batch that does not fit makes a step within the device's memory."""
     from transformerlm.training.planning.calibration import calibrate
 
     changes = {"model.d_model": 1024, "model.context_length": 1024, "model.num_layers": 8, "model.num_heads": 16}

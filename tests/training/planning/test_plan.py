@@ -1,4 +1,4 @@
-"""The arithmetic of a run against the parts it is made of."""
+"""The arithmetic of a run, compared with its parts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def facts_of(config, tmp_path):
 
 
 def test_the_numbers_are_those_of_the_model(files, tmp_path):
-    """Parameters, FLOPs and tokens multiply out."""
+    """The products of parameters, FLOPs and tokens are right."""
     config = tiny_config(files, tmp_path, {"training.micro_batch_size": 2})
     model, facts = TransformerLM(**config.model.model_dump()), facts_of(config, tmp_path)
     parts = {name: count for name, count in facts.items() if name.startswith("parameters.")}
@@ -45,7 +45,7 @@ def test_the_numbers_are_those_of_the_model(files, tmp_path):
 
 
 def test_the_checkpoint_is_as_large_as_said(files, tmp_path):
-    """The tensors of a saved checkpoint take the bytes of the plan, and headers."""
+    """The tensors of a saved checkpoint take the bytes of the plan, plus headers."""
     config = tiny_config(files, tmp_path)
     model = TransformerLM(**config.model.model_dump())
     optimizer = build_optimizer(model, config)
@@ -80,7 +80,7 @@ def test_remedies_end_where_the_run_fits(files, tmp_path):
 
 
 def test_another_machine_is_as_fast_as_it_is_assumed_to_be(files, tmp_path):
-    """Tokens a second are the share of all peaks over the FLOPs of a token, or the number given; max_time ends it."""
+    """Tokens per second are a share of all peaks over the FLOPs of a token, or given; max_time limits the run."""
     run = tiny_config(files, tmp_path).model_dump()
 
     def plan_on(machine, **training):
@@ -97,7 +97,7 @@ def test_another_machine_is_as_fast_as_it_is_assumed_to_be(files, tmp_path):
     assert facts["assumed.flops_utilisation"] == pytest.approx(0.25)
     assert facts["assumed.eta_seconds"] * facts["assumed.tokens_per_second"] == pytest.approx(facts["tokens.total"])
     assert facts["memory.device_bytes"] == 80e9
-    assert "disk.free_bytes" not in facts  # nobody knows that of another machine
+    assert "disk.free_bytes" not in facts  # unknown for another machine
     facts = plan_on({"memory_gb": 24.0, "tokens_per_second": 100}, max_time="2s")
     assert (facts["assumed.tokens_per_second"], facts["assumed.eta_seconds"]) == (100, 2)
     assert "assumed.flops_utilisation" not in facts

@@ -1,4 +1,4 @@
-"""What cannot work is refused before the run starts, with both numbers and the repair."""
+"""A run that cannot work is refused before it starts, with both numbers and the repair."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def check(files, changes=None, *, tokenizer=None):
-    """Run the data's check for a configuration."""
+    """Run the check of the data for a configuration."""
     preflight.check_dataset(
         TokenDataset(files.train),
         config=tiny_config(files, files.text.parent, changes),
@@ -76,7 +76,7 @@ def test_rotten_data_are_refused_before_they_are_used(tmp_path):
 
 
 def test_ids_beyond_the_vocabulary_are_refused(files):
-    """An id that the model has no embedding for is refused with the id and the model's vocab_size."""
+    """The refusal of an id without an embedding names the id and the model's vocab_size."""
     largest = TokenDataset(files.train).max_id()
     check(files, {"model.vocab_size": largest + 1})
     with pytest.raises(ValueError, match=rf"holds the id {largest}, but model\.vocab_size is {largest}; set"):
@@ -92,7 +92,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(files):
 
 
 def test_a_model_larger_than_the_memory_is_refused(files, monkeypatch):
-    """The estimate and the memory stand in the refusal, with the largest part and what to change."""
+    """The refusal names the estimate, the memory, the largest part and what to change."""
     config = tiny_config(files, files.text.parent)
     parts = check_memory(config)
     assert parts["total"] == sum(size for name, size in parts.items() if name != "total")
@@ -113,7 +113,7 @@ def test_a_model_larger_than_the_memory_is_refused(files, monkeypatch):
     ],
 )
 def test_advice_on_memory_is_what_helps(room, changes, advice, none_of, files, monkeypatch):
-    """Smaller passes are advised where they help, and nothing that is in use already."""
+    """The advice names smaller passes where they help, and nothing that is in use already."""
     config = tiny_config(files, files.text.parent, changes)
     parts = check_memory(config)
     monkeypatch.setattr(preflight, "device_memory_bytes", lambda device: parts[room] - 1)
@@ -123,7 +123,7 @@ def test_advice_on_memory_is_what_helps(room, changes, advice, none_of, files, m
 
 
 def test_a_smaller_micro_batch_or_more_processes_need_less_memory(files):
-    """What the refusal advises does help."""
+    """The advice of the refusal does help."""
     whole, part = (tiny_config(files, files.text.parent, {"training.micro_batch_size": size}) for size in (None, 2))
     total = check_memory(whole)["total"]
     assert check_memory(part)["total"] < total
@@ -131,7 +131,7 @@ def test_a_smaller_micro_batch_or_more_processes_need_less_memory(files):
 
 
 def test_a_full_disk_is_refused(files, tmp_path, monkeypatch):
-    """Too little room for two checkpoints is refused with the room there is and the room they need."""
+    """The refusal names the free room and the room that two checkpoints need."""
     model = tiny_config(files, tmp_path, {"model.d_model": 2048, "model.num_layers": 16}).model.model_dump()
     preflight.check_disk(tmp_path, tiny_config(files, tmp_path).model.model_dump())
     usage = namedtuple("usage", "total used free")
@@ -141,7 +141,7 @@ def test_a_full_disk_is_refused(files, tmp_path, monkeypatch):
 
 
 def test_a_run_directory_need_not_exist_yet(files, tmp_path):
-    """The disk is that of the nearest directory there is, so a refused run leaves no empty directory behind."""
+    """The nearest existing directory decides about the disk, so a refused run leaves no empty directory."""
     preflight.check_disk(tmp_path / "not" / "yet", tiny_config(files, tmp_path).model.model_dump())
     assert not (tmp_path / "not").exists()
 

@@ -9,8 +9,8 @@ import torch
 from config.plan import MachineConfig
 from transformerlm.utils.device import available_memory_bytes, device_memory_bytes
 
-# Peak FLOPs a second of dense bf16 products with fp32 sums, and bytes of memory, by NVIDIA's data sheets (where they
-# give the speed with sparsity, half of it) and, for the RTX 4090, its paper on the Ada architecture.
+# Peak FLOPs per second of dense bf16 products with fp32 sums, and bytes of memory. The source is NVIDIA's data sheets
+# (half of the speed where they give it with sparsity) and, for the RTX 4090, the paper on the Ada architecture.
 GPUS = {
     "A100-40GB": (312e12, 40e9),
     "A100-80GB": (312e12, 80e9),
@@ -25,7 +25,7 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a run would compute; memory is that of one of `num_processes` devices, and so is the peak, where known."""
+    """Where a run would compute; memory and peak speed are those of each of its `num_processes` devices."""
 
     name: str
     device: torch.device
@@ -55,7 +55,7 @@ class Machine:
         )
 
     def expected_tokens_per_second(self, config: MachineConfig, *, flops_per_token: int) -> float:
-        """Return what all processes make together: what the configuration says, or its share of the peak."""
+        """Return the tokens per second of all processes: as the configuration says, or by its share of the peak."""
         if config.tokens_per_second is not None:
             return float(config.tokens_per_second)
         assert self.flops_per_second is not None, config

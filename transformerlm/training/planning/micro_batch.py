@@ -1,8 +1,8 @@
 """`training.micro_batch_size = "auto"`: the most sequences in a forward pass that fit into memory.
 
-The batch stays what it is; only how it is cut changes. Only sizes that divide each rank's share are considered. The
-choice is made once: it stands in the configuration that every checkpoint holds, and a resumed run takes it from there,
-because another one would change the last bits of every sum.
+The batch stays as it is; only its cut changes. Only sizes that divide each rank's share are considered. The choice is
+made once: it is in the configuration that every checkpoint holds, and a resumed run takes it from there, because
+another size would change the last bits of every sum.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from transformerlm.training.planning.machine import Machine
 from transformerlm.utils.device import available_memory_bytes, device_memory_bytes, synchronize
 from transformerlm.utils.dtypes import Precision, autocast
 
-# Of the memory that is free: the estimate may be too low (docs/usage.md), others need some, and none must be swapped.
+# The share of the free memory to use: the estimate may be too low (docs/usage.md), other programs need some, and
+# nothing must be swapped.
 _BY_ESTIMATE = 0.6
-# Of a device's memory: a single pass does not see how the free memory is broken up later.
+# The share of a device's memory to use: a single pass does not show how the free memory is broken up later.
 _BY_TRIAL = 0.9
 
 
@@ -48,10 +49,10 @@ Config = TypeVar("Config", bound=TrainConfig)
 def resolve(
     config: Config, *, device: torch.device, precision: Precision, world: World, resumed: Path | None = None
 ) -> Config:
-    """Return the configuration with a number in the place of `micro_batch_size = "auto"`, the same on every rank.
+    """Return the configuration with a number in place of `micro_batch_size = "auto"`, the same on every rank.
 
-    `resumed` is the checkpoint that the run goes on from: its number is taken again where it divides the batch. Else on
-    CUDA a forward and backward pass is tried with ever fewer sequences; elsewhere the estimate decides.
+    `resumed` is the checkpoint from which the run goes on: its number is used again if it divides the batch. Otherwise,
+    on CUDA a forward and backward pass is tried with fewer and fewer sequences; elsewhere the estimate decides.
 
     Raises:
         ValueError: the batch cannot be divided among the ranks.
@@ -67,7 +68,7 @@ def resolve(
 
 
 def resolve_elsewhere(config: Config, machine: Machine, *, precision: Precision) -> Config:
-    """Return what `resolve` would on a machine that is not here, as far as the estimate can tell.
+    """Return what `resolve` would return on a machine that is not here, as far as the estimate can tell.
 
     Raises:
         ValueError: the batch cannot be divided among its processes.
@@ -117,9 +118,9 @@ def _largest_within(
 def _largest_that_runs(
     config: TrainConfig, sizes: list[int], device: torch.device, precision: Precision, world: World
 ) -> int:
-    """Try one size after another; what is not there yet is held by a block of its size.
+    """Try one size after another, while a block takes the memory of what does not exist yet: the optimizer's state.
 
-    The model runs as it is, uncompiled: compiled it needs less, and would be compiled once for each size. A size that
+    The model is not compiled: compiled it needs less memory, and it would be compiled once for each size. A size that
     the preflight would refuse is not tried.
     """
     room = device_memory_bytes(device)
@@ -133,6 +134,7 @@ def _largest_that_runs(
 def _runs(model: TransformerLM, size: int, held: int, device: torch.device, precision: Precision) -> bool:
     try:
         block = torch.empty(held, dtype=torch.uint8, device=device)
+        # (size, context_length): any ids do, each below vocab_size.
         ids = torch.arange(size * model.context_length, device=device).view(size, -1) % model.vocab_size
         with autocast(device, precision):
             _, loss = batch_loss(model, ids, ids)

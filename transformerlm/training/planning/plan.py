@@ -1,4 +1,4 @@
-"""What a training run will take, by arithmetic: parameters, FLOPs, tokens, memory and disk. Nothing is built."""
+"""What a training run will need, by arithmetic alone: parameters, FLOPs, tokens, memory and disk."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Facts = dict[str, Any]
 
 
 def arithmetic(config: TrainConfig, *, run_dir: Path, machine: Machine, precision: Precision) -> Facts:
-    """Return what can be known of a run without running it, under flat dotted keys with units.
+    """Return what is known of a run without running it, under flat dotted keys with units.
 
-    `config` has a number for its micro-batch. The matrices of a tied head count in its FLOPs, not in its parameters.
+    `config` has no "auto" as its micro-batch. The matrix of a tied head counts in FLOPs, but not in parameters.
 
     Raises:
         ValueError: the batch cannot be divided among the machine's processes.
@@ -58,7 +58,7 @@ def arithmetic(config: TrainConfig, *, run_dir: Path, machine: Machine, precisio
         "memory.available_bytes": machine.available_bytes,
         "memory.fits": memory["total"] <= machine.memory_bytes,
         "checkpoint.bytes": checkpoint,
-        # Those that are kept, the best one, and the one that is being written.
+        # The checkpoints that are kept, the best one, and the one that is being written.
         "disk.needed_bytes": checkpoint * (config.checkpoint.keep + 2),
         **free,
     }
@@ -83,7 +83,7 @@ def expected(config: PlanConfig, machine: Machine, *, plan: Facts) -> Facts:
 def remedies(config: TrainConfig, *, machine: Machine, precision: Precision) -> list[tuple[str, int]]:
     """Return what saves memory: each change, as it is written in the TOML, with the total of bytes after it.
 
-    Each change comes on top of those before it; the list ends with the first that makes the run fit, if one does.
+    Each change comes on top of those before it. The list ends with the first change after which the run fits.
     """
     room, found = machine.memory_bytes, list[tuple[str, int]]()
     size = sequences_per_pass(config.training, machine.num_processes)

@@ -21,7 +21,7 @@ from transformerlm.training.resume_checks import check_tokenizer_of_data
 from transformerlm.utils.device import device_memory_bytes
 from transformerlm.utils.dtypes import Precision
 
-# A checkpoint is written beside the one before it: room for two, and some.
+# A checkpoint is written beside the one before it: there must be room for two, and some to spare.
 _CHECKPOINTS_ON_DISK = 2.2
 
 
@@ -50,10 +50,10 @@ def check_dataset(dataset: TokenDataset, *, config: TrainConfig, tokenizer: Toke
 
 
 def check_separators(train: TokenDataset, valid: TokenDataset, tokenizer: Tokenizer) -> None:
-    """Refuse a validation file whose documents end otherwise than those to train on; old files do not say it.
+    """Refuse a validation file whose documents end with another separator; the sidecars of old files do not name one.
 
     Raises:
-        ValueError: they do.
+        ValueError: the separators differ.
     """
     ends = [ids_of_data(dataset, tokenizer) for dataset in (train, valid)]
     if None not in ends and ends[0] != ends[1]:
@@ -99,7 +99,7 @@ def check_memory(
 
 
 def _memory_advice(config: TrainConfig, micro_batch_size: int, available: int, **place: Any) -> str:
-    """Say what would help: nothing that is in use already, and no smaller passes where the weights are too many."""
+    """Say what would help: nothing that is in use already, nor smaller passes where the weights alone are too much."""
     checkpointed = config.model.model_copy(update={"activation_checkpointing": True})
     thrifty = config.model_copy(update={"model": checkpointed})
     least = memory_by_part(thrifty, micro_batch_size=1, **place)["total"]
@@ -119,7 +119,7 @@ def check_disk(run_dir: Path, model: dict[str, Any]) -> None:
     """Refuse a disk without room for two checkpoints of the model.
 
     Raises:
-        OSError: there is too little free space where `run_dir` stands, or will stand.
+        OSError: there is too little free space where `run_dir` is, or will be.
     """
     needed = int(_CHECKPOINTS_ON_DISK * 3 * 4 * count_parameters(model))
     free = shutil.disk_usage(existing_parent(run_dir)).free
@@ -131,10 +131,10 @@ def check_disk(run_dir: Path, model: dict[str, Any]) -> None:
 
 
 def existing_parent(path: Path) -> Path:
-    """Return the path itself, or the nearest directory above it that there is."""
+    """Return the path itself, or the nearest directory above it that exists."""
     return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
 def gigabytes(num_bytes: float) -> str:
-    """Return a number of bytes as people read it: `1.5 GB`, `300 MB`."""
+    """Return a number of bytes in words: `1.5 GB`, `300 MB`."""
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
