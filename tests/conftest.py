@@ -70,6 +70,7 @@ QUICK = (
     "training/test_optim.py",
     "training/planning/test_preflight.py",
     "training/test_schedule.py",
+    "training/test_timetable.py",
     "utils/test_device.py",
     "utils/test_file_kinds.py",
     "utils/test_files.py",
