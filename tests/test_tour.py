@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib
+import json
 import re
 import runpy
 import sys
@@ -13,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 
+from databuilder.dataset_builder import build_dataset
 from databuilder.docstring_corpus import write_corpus
+from tests.test_docs import blocks
 from tests.training.test_trainer import train as train_product
-from tests.training.tiny_run import VOCAB_SIZE, step_lines, tiny_config, write_tiny_files
+from tests.training.tiny_run import END, VOCAB_SIZE, step_lines, tiny_config, write_tiny_files
 from transformerlm import Tokenizer, TransformerLM, generate, train_bpe
 from transformerlm.training.data import get_batch
 from transformerlm.training.loss import cross_entropy
@@ -23,7 +27,7 @@ from transformerlm.training.optim import AdamW, clip_grad_norm, parameter_groups
 from transformerlm.training.schedule import learning_rate
 
 ROOT = Path(__file__).parents[1]
-TOUR = ROOT / "docs/tour"
+TOUR, PAGE = ROOT / "docs/tour", ROOT / "docs/tour.md"
 FILES = ("bpe", "transformer", "train", "generate")
 SIZES = {"vocab_size": VOCAB_SIZE, "d_model": 32, "num_layers": 2, "num_heads": 2, "d_ff": 64}
 CONTEXT_LENGTH = 16
@@ -221,10 +225,79 @@ def test_the_ids_are_those_of_the_product(settings):
         assert list(islice(ids, 40)) == expected
 
 
-# --- what is printed ---------------------------------------------------------------------------------------------
+# --- as programs -------------------------------------------------------------------------------------------------
 
 
-def printed(name: str, capsys) -> str:
-    """Return what one of the four prints as a program."""
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_runs_as_a_program(name, capsys):
+    """Without any argument, file or network it prints some lines, which end with a result."""
+    expected = {
+        "bpe": r"'The', ' fox', ' sat', ' in', ' the', ' b', 'ox', '\.'\]$",
+        "transformer": r"^token_embeddings\.weight +\(276, 32\)$",
+        "train": r"^step 100  loss 0\.\d+$",
+        "generate": r"^\{'temperature': 0\.0\} ' sat in the sun\. The sun went down,'$",
+    }
     runpy.run_path(str(TOUR / f"{name}.py"), run_name="__main__")
-    return capsys.readouterr().out
+    assert re.search(expected[name], capsys.readouterr().out, flags=re.M)
+
+
+# --- tour.md -----------------------------------------------------------------------------------------------------
+
+NUMBER = re.compile(r"\d+\.\d+")
+
+
+class Roughly(doctest.OutputChecker):
+    """Finds what the page says where all but the fractions is equal, and these are nearly: a CPU rounds as it likes."""
+
+    def check_output(self, want: str, got: str, optionflags: int) -> bool:
+        """Return whether `got` is what the page says."""
+        expected, found = ([float(number) for number in NUMBER.findall(some)] for some in (want, got))
+        same = " ".join(NUMBER.sub("#", want).split()) == " ".join(NUMBER.sub("#", got).split())
+        return same and found == pytest.approx(expected, rel=0.02, abs=0.01)
+
+
+def test_the_page_shows_what_its_lines_print():
+    """Each line after `>>>` gives what is below it, in the order of the page."""
+    shown = [block.text for block in blocks(PAGE) if block.language == "pycon"]
+    session = "".join(shown).replace("$ cd docs/tour && python\n", "")
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    failures: list[str] = []
+    test = doctest.DocTestParser().get_doctest(session, {}, "tour.md", None, 0)
+    results = doctest.DocTestRunner(Roughly(), verbose=False).run(test, out=failures.append)
+    torch.set_num_threads(num_threads)
+    assert results.attempted > 25
+    assert not results.failed, "".join(failures)
+    assert all(block.count("\n>>> ") < 10 for block in shown)
+
+
+def test_the_page_quotes_the_files():
+    """The lines of Python on the page are in the file that the line above them names, at most ten at a stop."""
+    quoted = [block for block in blocks(PAGE) if block.language == "python"]
+    assert len(quoted) >= 2
+    for block in quoted:
+        place = re.fullmatch(r"tests/test_tour\.py finds these lines in (docs/tour/\w+\.py)", block.why)[1]
+        source = [line.strip() for line in (ROOT / place).read_text(encoding="utf-8").splitlines()]
+        assert len(block.text.splitlines()) <= 10
+        for part in block.text.strip().split("\n\n"):
+            lines = [line.strip() for line in part.splitlines()]
+            assert any(source[start : start + len(lines)] == lines for start in range(len(source))), part
+
+
+def test_the_drawing_of_the_token_file_is_true(tmp_path):
+    """The product writes the tour's text as a file of these sizes, with these ids and these facts beside it."""
+    path, drawing = tmp_path / "text.txt", (ROOT / "docs/images/token-file.svg").read_text(encoding="utf-8")
+    path.write_text(f"{module('bpe').TEXT}{END}", encoding="utf-8")
+    tokenizer = Tokenizer(*train_bpe(path, 256 + module("bpe").NUM_MERGES + 1, [END]), [END])
+    tokenizer.save(tmp_path / "tokenizer")
+    build_dataset(path, tokenizer=tokenizer, train_path=tmp_path / "train.npy")
+    ids = np.load(tmp_path / "train.npy").tolist()
+    drawn = [int(number) for number in re.findall(r">(\d+)</text>", drawing)]
+    assert drawn == ids[: len(drawn) - 3] + ids[-3:]
+    assert f"train.npy, {(tmp_path / 'train.npy').stat().st_size} bytes" in drawing
+    assert f"shape ({len(ids)},)" in drawing
+    facts = json.loads((tmp_path / "train.json").read_text(encoding="utf-8"))
+    for key in ("tokens", "dtype", "vocab_size", "bytes", "documents", "separator_id"):
+        assert f"{key} {facts[key]}" in drawing
+    for key in re.findall(r"\b(\w+_sha256)\b", drawing):
+        assert key in facts

@@ -57,7 +57,8 @@ def learn(text: str, num_merges: int) -> list[Pair]:
         for word, tokens in words.items():
             for pair in pairwise(tokens):
                 pairs[pair] += counts[word]
-        new = [pair for pair in pairs if pair[0] + pair[1] not in vocabulary(merges)]  # each token gets one id
+        known = set(vocabulary(merges))
+        new = [pair for pair in pairs if pair[0] + pair[1] not in known]  # each token has one id
         if not new:
             break
         best = max(new, key=lambda pair: (pairs[pair], pair))  # of equally frequent pairs, the greater bytes
