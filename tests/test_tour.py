@@ -271,6 +271,23 @@ def test_the_page_shows_what_its_lines_print():
     assert all(block.count("\n>>> ") < 10 for block in shown)
 
 
+def test_the_numbers_in_the_sentences_are_true():
+    """What the page says between its blocks and in its drawings is what the files compute."""
+    bpe, page = module("bpe"), PAGE.read_text(encoding="utf-8")
+    merges = bpe.learn(bpe.TEXT, bpe.NUM_MERGES)
+    num_weights = sum(
+        weight.numel() for weight in module("transformer").Transformer(**module("train").SIZES).parameters()
+    )
+    batch = module("train").BATCH
+    shape = f"{batch['batch_size']} x {batch['context_length']}"
+    assert f'["{" ".join(map(str, bpe.encode(bpe.SENTENCE, merges)))}"]' in page
+    assert f"{shape} ids" in page
+    assert f"{shape} x {len(bpe.vocabulary(merges))}" in page
+    assert page.count(f"{num_weights:,} weights") == 2
+    assert f"{len(bpe.TEXT)} characters" in page
+    assert f"by {module('train').learning_rate(1, **module('train').SCHEDULE)}, the learning rate of step 1" in page
+
+
 def test_the_page_quotes_the_files():
     """The lines of Python on the page are in the file that the line above them names, at most ten at a stop."""
     quoted = [block for block in blocks(PAGE) if block.language == "python"]
