@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from databuilder.dataset_builder import build_dataset
-from databuilder.docstring_corpus import write_corpus
 from tests.test_docs import blocks
 from tests.training.test_trainer import train as train_product
 from tests.training.tiny_run import END, VOCAB_SIZE, step_lines, tiny_config, write_tiny_files
@@ -57,12 +56,10 @@ def module(name: str):
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    """Fifty kilobytes of real text with other letters than English ones."""
+    """Thirty kilobytes of real text, with other letters than English ones."""
     path = tmp_path_factory.mktemp("text") / "text.txt"
-    write_corpus(path, max_bytes=50_000)
-    path.write_text(
-        path.read_text(encoding="utf-8")[:50_000] + " Zoë naïve 🍎🍎 \n\n  1,234 don't aaaaaaa", encoding="utf-8"
-    )
+    page = (ROOT / "docs/usage.md").read_text(encoding="utf-8")
+    path.write_text(f"{page} Zoë naïve 🍎🍎 \n\n  1,234 don't aaaaaaa", encoding="utf-8")
     return path
 
 
