@@ -377,3 +377,15 @@ def test_every_test_says_what_it_shows():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 assert ast.get_docstring(node), f"{path.relative_to(ROOT)}:{node.lineno}: {node.name}"
+
+
+def test_every_file_has_its_line_in_the_architecture():
+    """docs/architecture.md says what each file of the product is, in the table of its room, and names no other file."""
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").partition("\n## The files\n")[2]
+    described = []
+    for section in page.split("\n### ")[1:]:
+        room = section.partition("\n")[0]
+        described += [Path(room) / name for name in re.findall(r"^\| `(\S+\.py)` \| \S.*\|$", section, flags=re.M)]
+    assert [path.as_posix() for path in FILES if path.name != "__init__.py" and path not in described] == []
+    assert [path.as_posix() for path in described if path not in FILES] == []
+    assert len(set(described)) == len(described)
