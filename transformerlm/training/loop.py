@@ -102,7 +102,7 @@ def train_step(
 def batch_loss(model: TransformerLM, inputs: Tensor, targets: Tensor, *, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
     """Return `training_loss` of ids and targets `(batch, seq)`: the cross-entropy, and what to minimise."""
     hidden = model(inputs, head=False)
-    return training_loss(hidden, model.head_weight, targets, soft_cap=model.logit_soft_cap, z_loss=z_loss)
+    return training_loss(hidden, model.head_weight, targets, soft_cap=model.settings.logit_soft_cap, z_loss=z_loss)
 
 
 @torch.no_grad()

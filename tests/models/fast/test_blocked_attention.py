@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from transformerlm.models import attention
-from transformerlm.models.attention import scaled_dot_product_attention
+from transformerlm.models import attention, functional
+from transformerlm.models.attention import attend
 from transformerlm.models.fast import blocked_attention
 from transformerlm.models.fast.blocked_attention import blocked_causal_attention, num_kept_probabilities
 
@@ -25,7 +25,7 @@ def test_it_is_the_written_out_attention(shape: tuple[int, ...], monkeypatch: py
     """
     monkeypatch.setattr(blocked_attention, "_BLOCK_SCORES", 2 * 128 * 128)
     inputs = _inputs(*shape)
-    expected = scaled_dot_product_attention(*inputs, is_causal=True)
+    expected = functional.causal_attention(*inputs)
     found = blocked_causal_attention(*inputs)
     torch.testing.assert_close(found, expected)
     grad = torch.randn_like(expected)
@@ -71,11 +71,11 @@ def test_bf16_on_a_cpu_takes_it_and_is_as_near_as_bf16_gets(num_kv_heads: int, m
     query = _inputs(2, 4, 300, 8, dtype=torch.bfloat16)[0]
     key, value = _inputs(2, num_kv_heads, 300, 8, dtype=torch.bfloat16)[1:]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = scaled_dot_product_attention(query, key, value, is_causal=True, implementation="fused")
+        found = attend(query, key, value, is_causal=True, implementation="fused")
     assert calls
     assert found.dtype == torch.bfloat16
     wide = [x.detach().double().requires_grad_() for x in (query, key, value)]
-    expected = scaled_dot_product_attention(*wide, is_causal=True)
+    expected = functional.causal_attention(*wide)
     torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0.02)
     grad = torch.randn_like(found)
     pairs = zip(
@@ -96,6 +96,13 @@ def test_short_sequences_keep_their_probabilities() -> None:
     assert sum(saved) == 3 * (4 * 200 * 25 + num_kept_probabilities(200, 25))
     assert num_kept_probabilities(200, 25) == 128 * 128 + 72 * 200
     assert num_kept_probabilities(200, 24) == 0
+
+
+def test_within_one_block_as_much_is_kept_as_by_the_plain_attention() -> None:
+    """Later blocks omit the keys that no query of them sees, so they keep fewer."""
+    for seq_len in (1, 100, 128):
+        assert num_kept_probabilities(seq_len, 64) == functional.num_kept_probabilities(seq_len, 64)
+    assert num_kept_probabilities(256, 64) == 3 * 128 * 128 < functional.num_kept_probabilities(256, 64)
 
 
 def test_scores_of_long_sequences_are_never_held_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,14 @@
 
 PyTorch's fused kernel computes bfloat16 on a CPU row by row, many times slower than the processor multiplies. Here a
 block of queries meets all keys that it may look at as one batched product, over a few heads at a time, so that the
-scores (the only large thing) are written and read in the cache; keys after the block's last query are left out. Short
-sequences keep the probabilities for the backward pass. Long ones make them again (Chen et al. 2016; Dao et al. 2022),
-so that memory grows with the sequence, not with its square.
+scores (the only large thing) are written and read in the cache; keys after the block's last query are omitted. Short
+sequences keep the probabilities for the backward pass. Long ones recompute them (Chen et al. 2016; Dao et al. 2022), so
+that memory grows with the sequence, not with its square.
+
+Twin of `blocked_causal_attention`: `transformerlm.models.functional.causal_attention`
+Twin of `num_kept_probabilities`: `transformerlm.models.functional.num_kept_probabilities`
+Test: tests/models/fast/test_blocked_attention.py
+Pays: 36 ms a layer to 18 in a training step of 4 x 256 tokens in bf16, one thread (docs/LOG.md, 2026-11-21)
 """
 
 from __future__ import annotations
@@ -36,7 +41,7 @@ def blocked_causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tenso
 
 
 def num_kept_probabilities(seq_len: int, d_k: int) -> int:
-    """Return how many probabilities of one head are kept for the backward pass: none of a sequence long for its d_k."""
+    """Return how many probabilities of one head are kept for the backward pass; none where seq_len is large for d_k."""
     if seq_len > _KEPT_SEQ_LEN_PER_DIM * d_k:
         return 0
     return sum((rows.stop - rows.start) * rows.stop for rows in _row_blocks(seq_len))
