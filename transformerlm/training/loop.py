@@ -14,8 +14,7 @@ from torch.optim import Optimizer
 from profiling import nvtx
 from transformerlm.distributed import World, all_reduce_sum, average_gradients
 from transformerlm.models.transformer import TransformerLM
-from transformerlm.training.fast.linear_cross_entropy import training_loss
-from transformerlm.training.loss import cross_entropy
+from transformerlm.training.loss import cross_entropy, training_loss
 from transformerlm.training.optim import clip_grad_norm
 from transformerlm.utils.row_blocks import logits_at_once
 

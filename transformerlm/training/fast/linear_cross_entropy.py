@@ -4,6 +4,10 @@ With a big vocabulary the logits `(tokens, vocab)` are a language model's larges
 and fp32 doubles both. Here they are made for some tokens at a time and turned into their own gradient in place, which
 the head's two backward products use at once (as in Liger Kernel, Hsu et al. 2024). So there is one buffer of logits,
 for a few tokens, and each exponential is computed once. The fp32 work goes in blocks that fit the processor's cache.
+
+Twin of `training_loss`: `transformerlm.training.loss.training_loss`
+Test: tests/training/fast/test_linear_cross_entropy.py
+Pays: TODO
 """
 
 from __future__ import annotations
@@ -21,17 +25,10 @@ from transformerlm.utils.row_blocks import logits_at_once, row_blocks
 def training_loss(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, soft_cap: float | None = None, z_loss: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean cross-entropy of the logits, and what to minimise: the mean of it plus `z_loss * log(Z)^2`.
+    """Return the mean cross-entropy of `hidden weight^T`, and what to minimise, as the plain form does.
 
-    The logits of `hidden` `(..., d_model)` are `hidden weight^T` with `weight` `(vocab, d_model)`, bounded by
-    `layers.soft_cap` where a cap is given; Z is the sum of a token's `exp(logits)`. The second term keeps Z near 1, so
-    that logits do not drift (Chowdhery et al. 2022, "PaLM", section 5, with the weight 1e-4). Both results are fp32
-    scalars, and gradients flow from the second alone, once: the backward pass uses up what it needs, so a second one,
-    with `retain_graph` too, raises RuntimeError. Raises ValueError when the shapes do not match.
+    The gradients are computed on the way, and the backward pass scales them in place: it can be made once.
     """
-    if hidden.shape[:-1] != targets.shape:
-        expected, found = tuple(hidden.shape[:-1]), tuple(targets.shape)
-        raise ValueError(f"training_loss: vectors {tuple(hidden.shape)} need targets {expected}, got {found}")
     rows = cast_for_matmul(hidden).reshape(-1, hidden.shape[-1])
     with torch.autocast(hidden.device.type, enabled=False):
         return _HeadLoss.apply(rows, weight, targets.reshape(-1), soft_cap, z_loss)  # type: ignore[no-untyped-call,no-any-return]
