@@ -13,6 +13,7 @@ from transformerlm.models.transformer import TransformerLM
 from transformerlm.training import muon, optim
 from transformerlm.training.muon import Muon, muon_groups, orthogonalize
 from transformerlm.training.optim import AdamW
+from transformerlm.utils.plain_forms import plain_forms
 
 MODEL = {"vocab_size": 40, "context_length": 8, "d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 40}
 SETTINGS: dict[str, Any] = {"lr": 0.02, "momentum": 0.9, "betas": (0.8, 0.95), "eps": 1e-7}
@@ -102,6 +103,21 @@ def test_a_group_updated_at_once_equals_one_parameter_at_a_time(monkeypatch: pyt
             patch.setattr(optim, "_buckets", lambda params: [params])
             optimizers[1].step()
     torch.testing.assert_close(one_by_one.state_dict(), at_once.state_dict(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_in_plain_forms_each_matrix_makes_a_plain_step(precision: str) -> None:
+    """The weights are those of the form for many matrices at a time."""
+    fast, plain = make_model(), make_model()
+    optimizers = make_muon(fast, precision=precision), make_muon(plain, precision=precision)
+    for step in range(5):
+        set_gradients(fast, step)
+        set_gradients(plain, step)
+        optimizers[0].step()
+        with plain_forms():
+            optimizers[1].step()
+    tolerance = 1e-5 if precision == "fp32" else 1e-3
+    torch.testing.assert_close(plain.state_dict(), fast.state_dict(), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -12,7 +12,15 @@ from torch import nn
 
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.muon import Muon
-from transformerlm.training.optim import SGD, AdamW, clip_grad_norm, parameter_groups
+from transformerlm.training.optim import (
+    SGD,
+    AdamW,
+    adamw_step,
+    clip_grad_norm,
+    foreach_adamw_step,
+    parameter_groups,
+)
+from transformerlm.utils.plain_forms import plain_forms
 
 ADAMW = {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-7, "weight_decay": 0.2}
 SGD_OPTIONS = {"lr": 3e-2, "momentum": 0.9, "weight_decay": 0.01}
@@ -85,6 +93,36 @@ def test_a_learning_rate_of_zero_leaves_fp64_as_it_is(make: Callable[..., torch.
     weight.grad = torch.ones_like(weight)
     make([weight], lr=0.0).step()
     assert weight.tolist() == [[1 + 1e-12] * 3] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_foreach_form_is_the_plain_step(dtype: torch.dtype) -> None:
+    """One parameter at a time or all in a list: weights and both moments agree over 20 steps."""
+    tolerance = {"rtol": 1e-5, "atol": 1e-7} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-14}
+    plain, foreach = ([[p.detach().clone() for p in make_parameters(dtype)] for _ in range(3)] for _ in range(2))
+    for tensors in (plain, foreach):
+        for moment in (*tensors[1], *tensors[2]):
+            moment.zero_()
+    for step in range(1, 21):
+        grads = [0.3 * p + torch.randn_like(p) for p in plain[0]]
+        for weight, grad, mean, square in zip(plain[0], grads, *plain[1:], strict=True):
+            adamw_step(weight, grad, mean, square, step=step, **ADAMW)
+        foreach_adamw_step(foreach[0], grads, *foreach[1:], steps=[step] * len(grads), **ADAMW)
+        torch.testing.assert_close(foreach, plain, **tolerance)
+
+
+def test_in_plain_forms_the_optimizer_makes_plain_steps() -> None:
+    """The same weights, with a gradient that is missing at times, and so steps of different numbers."""
+    fast, plain = make_parameters(), make_parameters()
+    optimizers = AdamW(fast, **ADAMW), AdamW(plain, **ADAMW)
+    for step in range(10):
+        set_gradients(fast, step)
+        set_gradients(plain, step)
+        optimizers[0].step()
+        with plain_forms():
+            optimizers[1].step()
+    torch.testing.assert_close(plain, fast, rtol=1e-5, atol=1e-7)
+    assert not all(torch.equal(a, b) for a, b in zip(plain, fast, strict=True))  # the last bits tell the two forms
 
 
 def test_adamw_decay_is_decoupled_from_the_gradient() -> None:

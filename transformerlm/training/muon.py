@@ -22,6 +22,7 @@ from torch import Tensor
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.optim import AdamW, Group, parameter_groups
 from transformerlm.utils.dtypes import Precision
+from transformerlm.utils.plain_forms import may_hand_over
 
 # The root mean square of a usual AdamW update (Liu et al. 2025).
 _UPDATE_RMS = 0.2
@@ -35,6 +36,24 @@ _COEFFICIENTS = (
     (3.285754, -2.368129, 0.464490),
     (2.346541, -1.709783, 0.423236),
 )
+
+
+def muon_step(
+    weight: Tensor,
+    grad: Tensor,
+    buffer: Tensor,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    precision: Precision = "fp32",
+) -> None:
+    """Update one matrix `(rows, columns)` and its momentum in place; `precision` is as in `Muon`."""
+    buffer.mul_(momentum).add_(grad)
+    update = grad + momentum * buffer
+    update = orthogonalize(update[None].to(_dtype_of_products(update, precision)))[0].to(update.dtype)
+    weight.mul_(1.0 - lr * weight_decay)
+    weight.sub_(lr * _UPDATE_RMS * math.sqrt(max(weight.shape)) * update)
 
 
 class Muon(AdamW):
@@ -73,6 +92,12 @@ class Muon(AdamW):
             return
         lr, momentum = group["lr"], group["momentum"]
         buffers = self._moments(params, "momentum_buffer")
+        if not may_hand_over():
+            for weight, grad, buffer in zip(weights, grads, buffers, strict=True):
+                settings = {name: group[name] for name in ("lr", "momentum", "weight_decay")}
+                muon_step(weight, grad, buffer, **settings, precision=self._precision)
+            return
+        # hand-over: the same for many matrices at a time
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, grads)
         updates = _orthogonalize_all(list(torch._foreach_add(grads, buffers, alpha=momentum)), self._precision)
@@ -121,7 +146,11 @@ def _orthogonalize_all(matrices: list[Tensor], precision: Precision) -> list[Ten
     results = list(matrices)
     for indices in places.values():
         batch = torch.stack([matrices[index] for index in indices])
-        batch = orthogonalize(batch.bfloat16() if precision == "bf16" else batch).to(batch.dtype)
+        batch = orthogonalize(batch.to(_dtype_of_products(batch, precision))).to(batch.dtype)  # (batch, rows, columns)
         for index, result in zip(indices, batch.unbind(), strict=True):
             results[index] = result
     return results
+
+
+def _dtype_of_products(matrix: Tensor, precision: Precision) -> torch.dtype:
+    return torch.bfloat16 if precision == "bf16" else matrix.dtype
