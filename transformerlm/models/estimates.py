@@ -8,7 +8,7 @@ from transformerlm.models.settings import ModelSettings
 from transformerlm.utils.row_blocks import logits_at_once
 
 # Measured on Linux (docs/usage.md): the libraries' code and tables, the holes that activations leave in the C library's
-# heap, and how many times the logits come again.
+# heap, and how many more times the size of the logits is taken.
 _CPU_LIBRARIES = 200_000_000
 _CPU_HOLES = 0.15
 _CPU_LOGITS_AGAIN = {2: 1, 4: 2}  # by the bytes of a number
@@ -40,7 +40,7 @@ def flops_per_token(model: ModelSettings, seq_len: int) -> int:
 
     N counts the matrices a token is multiplied with: those of the layers, and the head (tied or not), but not the
     embedding, which is looked up, nor the norms. The second term is attention's two products; the half that a causal
-    mask leaves out is counted, as usual (Chowdhery et al. 2022, appendix B). Recomputation is not counted.
+    mask hides is counted, as usual (Chowdhery et al. 2022, appendix B). Recomputation is not counted.
     """
     matrices = model.num_layers * (_attention_matrices(model) + _feed_forward_matrices(model))
     matrices += model.vocab_size * model.d_model
@@ -58,7 +58,7 @@ def estimate_training_memory(
     """Return the bytes training needs: weights, gradients, optimizer, activations, logits, overhead, and their total.
 
     Weights, gradients and optimizer states are fp32. With "bf16" `weights` includes the bfloat16 copies that autocast
-    keeps during a step. Activations are what the forward pass saves for the backward pass, and logits as many as the
+    keeps during a step. Activations are what the forward pass saves for the backward pass. Logits are those that the
     loss holds at a time. Overhead is what libraries and allocator take besides, on a CPU only.
     """
     num_parameters = count_parameters(model)
@@ -91,7 +91,7 @@ def _activation_bytes_per_token(model: ModelSettings, compute_bytes: int, device
     d_model: int = model.d_model
     layer = _layer_activation_bytes_per_token(model, compute_bytes, device_type)
     if model.activation_checkpointing:
-        # One layer is alive at a time; of the others only the input.
+        # One layer's activations are alive at a time, and of every other layer its input alone.
         return layer + num_layers * d_model * 4
     return num_layers * layer + 2 * d_model * 4
 

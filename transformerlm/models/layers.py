@@ -100,7 +100,7 @@ class SwiGLU(nn.Module):
     """The gated feed-forward layer `w2(silu(w1 x) * w3 x)`, `(..., d_model)` in and out."""
 
     UP = ("w1", "w3")
-    """The matrices that read the input; `activate` makes of their products what w2 reads."""
+    """The matrices that read the input; `activate` turns their products into what w2 reads."""
     NUM_KEPT = 3
     """Tensors `(..., d_ff)` that the forward pass keeps for the backward pass: w1 x, w3 x and their product."""
 
@@ -169,7 +169,7 @@ class SiLUFFN(PlainFFN):
 
 FeedForward = type[SwiGLU] | type[PlainFFN]
 FEED_FORWARDS: dict[str, FeedForward] = {"swiglu": SwiGLU, "silu": SiLUFFN}
-"""The feed-forward layers by the names of `model.ffn`: training, generation and estimates all ask here."""
+"""The feed-forward layers by the names of `model.ffn`: settings, model, decoder and estimates all ask this table."""
 
 
 def feed_forward(ffn: str) -> FeedForward:
@@ -208,7 +208,7 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, x: Tensor, token_positions: Tensor | None = None, *, offset: int = 0) -> Tensor:
-        """Rotate `x` `(..., seq, d_k)`; row j stands at `token_positions[..., j]`, or else at `offset + j`.
+        """Rotate `x` `(..., seq, d_k)`; row j is at position `token_positions[..., j]`, or else at `offset + j`.
 
         Raises ValueError when `offset + seq` exceeds max_seq_len. `token_positions` are not checked: looking at them
         would make the host wait for the device.
@@ -258,9 +258,9 @@ def rope_factors(
     """Return by what Llama 3.1 divides each pair's frequency, `(d_k / 2)` in fp64: 1 for fast pairs, `factor` for slow.
 
     A pair that makes more than `high_freq_factor` turns within `original_context_length` tells near positions apart,
-    and stays. One that makes fewer than `low_freq_factor` turns would meet angles in a longer context that it has never
-    seen, and is slowed down by `factor`. Between the two the frequency is their mean, weighted by where its number of
-    turns stands. Grattafiori et al. 2024 (The Llama 3 Herd of Models), and `apply_scaling` in the code for Llama 3.1.
+    and stays as it is. One that makes fewer than `low_freq_factor` turns would meet angles in a longer context that it
+    has never seen, and is slowed down by `factor`. Between the two the frequency is a mean of both, weighted by the
+    number of turns. Grattafiori et al. 2024 (The Llama 3 Herd of Models); `apply_scaling` in the code for Llama 3.1.
     """
     turns = original_context_length * _rope_frequencies(theta, d_k) / (2 * math.pi)
     kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)

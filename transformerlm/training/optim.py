@@ -82,7 +82,7 @@ def foreach_adamw_step(
 
 
 class _WideStateOptimizer(Optimizer):
-    """What SGD and AdamW share: the walk over the parameters, and states in at least fp32, when loaded, too."""
+    """What SGD and AdamW share: the walk over the parameters, and states in at least fp32, also after loading."""
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -114,7 +114,7 @@ class _WideStateOptimizer(Optimizer):
         return f"{type(self).__name__}({'; '.join(groups)})"
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict; unlike torch's own, moments are not rounded to the parameters' dtype."""
+        """Load a state dict; unlike torch's own method, this does not round moments to the parameters' dtype."""
         super().load_state_dict(state_dict)
         params = [p for group in self.param_groups for p in group["params"]]
         indices = [index for group in state_dict["param_groups"] for index in group["params"]]
@@ -196,7 +196,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, *, eps: float 
     """Scale all gradients by one factor so that their joint L2 norm is at most `max_norm`; never scale up.
 
     Returns the norm before clipping, a scalar in at least fp32 (Pascanu et al. 2013). Parameters without a gradient are
-    skipped. Nothing waits for the device. A norm that is not finite makes the gradients so: test what is returned.
+    skipped. Nothing waits for the device. Where the norm is not finite, the gradients are not either: check it.
     """
     grads = [_dense_grad(p) for p in parameters if p.grad is not None]
     if not grads:
@@ -215,7 +215,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, *, eps: float 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[Group]:
     """Split the trainable parameters: matrices (the embedding too) decay, vectors such as norm weights do not.
 
-    A weight that is tied to another stands in one group once.
+    A weight that is tied to another is in one group once.
     """
     params = [p for p in model.parameters() if p.requires_grad]
     matrices, vectors = [p for p in params if p.ndim >= 2], [p for p in params if p.ndim < 2]

@@ -4,7 +4,7 @@ This passes over memory once, where the formula in even and odd features passes 
 
 Twin of `rotate`: `transformerlm.models.functional.rotate`
 Test: tests/models/fast/test_rotate.py
-Pays: TODO
+Pays: 3.9 ms to 1.0 for 4 x 8 heads of 256 x 64 forward and backward, 2.1 to 0.25 forward alone (docs/LOG.md)
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ row, and each block of rows stays in the processor's cache.
 
 Twin of `token_nats`: `transformerlm.models.functional.token_nats`
 Test: tests/models/fast/test_token_nats.py
-Pays: TODO
+Pays: 87 ms to 45 for 1,024 tokens of 10,000 logits forward and backward, 42 to 11 forward alone (docs/LOG.md)
 """
 
 from __future__ import annotations
