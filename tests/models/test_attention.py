@@ -29,7 +29,7 @@ def attend_by_loops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
 
 @pytest.mark.parametrize("implementation", ["reference", "fused"])
 def test_attention_is_equation_one(implementation: str) -> None:
-    """Both implementations equal a loop over queries and keys, as many of each as one likes."""
+    """Both implementations equal a loop over any number of queries and keys."""
     query, key, value = torch.randn(3, 4), torch.randn(5, 4), torch.randn(5, 6)
     mask = torch.rand(3, 5) > 0.4
     mask[:, 0] = True
@@ -66,7 +66,7 @@ def test_a_query_that_may_look_nowhere_gives_zeros(implementation: str) -> None:
 
 
 def test_attention_refuses_contradictions() -> None:
-    """A mask beside is_causal, or an unknown implementation, is an error that says so."""
+    """A mask together with is_causal, or an unknown implementation, is an error that says so."""
     x = torch.randn(1, 1, 2, 4)
     with pytest.raises(ValueError, match="not both"):
         attend(x, x, x, torch.ones(2, 2).bool(), is_causal=True)
@@ -87,7 +87,7 @@ def test_multi_head_attention_equals_one_head_at_a_time() -> None:
 
 
 def test_grouped_heads_equal_full_heads_with_repeated_weights() -> None:
-    """Two key-value heads for four query heads are four whose weights repeat: heads 0, 0, 1, 1."""
+    """Two key-value heads for four query heads equal four heads whose weights repeat: heads 0, 0, 1, 1."""
     grouped, full = MultiHeadSelfAttention(16, 4, num_kv_heads=2), MultiHeadSelfAttention(16, 4)
     weights = grouped.state_dict()
     for name in ("k_proj.weight", "v_proj.weight"):
@@ -109,7 +109,7 @@ def test_qk_norm_bounds_the_scores() -> None:
 
 
 def test_token_positions_may_differ_between_rows_of_a_batch() -> None:
-    """Positions of shape (batch, seq) place each sequence on its own; shifting all of them changes nothing."""
+    """Positions of shape (batch, seq) place each sequence by itself; a shift of all of them changes nothing."""
     module = MultiHeadSelfAttention(16, 2, rope=RotaryEmbedding(10000.0, 8, 64))
     x = torch.randn(2, 5, 16)
     positions = torch.stack((torch.arange(5), torch.arange(40, 45)))
@@ -129,7 +129,7 @@ def test_attention_over_a_cache_equals_attention_over_the_whole() -> None:
 
 
 def test_heads_must_divide() -> None:
-    """The errors carry both numbers."""
+    """The errors name both numbers."""
     with pytest.raises(ValueError, match=r"d_model \(10\) is not divisible by num_heads \(4\)"):
         MultiHeadSelfAttention(10, 4)
     with pytest.raises(ValueError, match=r"num_heads \(4\) is not divisible by num_kv_heads \(3\)"):

@@ -35,7 +35,7 @@ PARTS = {"norms": r"ln|_norm", "embeddings": "token_", "attention": "attn", "fee
     ],
 )
 def test_parameters_are_counted_as_the_model_has_them(changes: dict[str, Any]) -> None:
-    """The count needs no model, and is that of the model."""
+    """The count equals that of the model, and needs no model."""
     model = TransformerLM(**MODEL, **changes, device="meta")
     expected = sum(p.numel() for p in model.parameters())
     assert count_parameters(ModelSettings(**MODEL, **changes)) == expected == model.num_parameters()
@@ -58,7 +58,7 @@ def test_flops_equal_those_torch_counts(changes: dict[str, Any]) -> None:
 
 
 def saved_bytes(model: TransformerLM, ids: torch.Tensor, precision: str) -> int:
-    """The bytes autograd keeps between the forward and the backward pass, weights left out."""
+    """The bytes autograd keeps between the forward and the backward pass, weights omitted."""
     kept = {}
     weights = {p.shape for p in model.parameters()} | {p.T.shape for p in model.parameters() if p.ndim == 2}
 

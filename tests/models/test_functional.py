@@ -18,14 +18,14 @@ RTOL = {"rtol": 1e-5, "atol": 1e-6}
 
 @pytest.mark.parametrize("dim", [0, 1, -1])
 def test_softmax_equals_torch_and_survives_large_inputs(dim: int) -> None:
-    """Any dimension, values around +-1e4 included."""
+    """Any dimension works, and values around +-1e4 do not overflow."""
     x = torch.randn(3, 4, 5)
     for inputs in (x, x * 1e4, x + 1e4, x - 1e4):
         torch.testing.assert_close(softmax(inputs, dim), torch.softmax(inputs, dim), **RTOL)
 
 
 def test_softmax_gradient_equals_torch() -> None:
-    """The shift by the maximum leaves no trace in the gradient."""
+    """The shift by the maximum does not change the gradient."""
     x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda value: softmax(value, -1), (x,))
 
@@ -40,7 +40,7 @@ def test_softmax_of_nothing_is_nothing() -> None:
 
 
 def test_softmax_returns_the_dtype_it_was_given() -> None:
-    """bfloat16 in, bfloat16 out, computed in fp32."""
+    """bfloat16 comes back as bfloat16, and the softmax is computed in fp32."""
     x = torch.randn(8, 100).to(torch.bfloat16)
     found = softmax(x, -1)
     assert found.dtype == torch.bfloat16
@@ -54,7 +54,7 @@ def test_silu_equals_torch_even_where_the_exponential_overflows() -> None:
 
 
 def test_attention_equals_torch_with_any_leading_dimensions() -> None:
-    """None, one or three leading dimensions."""
+    """The leading dimensions may be none, one or three."""
     for leading in ((), (3,), (2, 3, 4)):
         query, key, value = (torch.randn(*leading, 5, 8) for _ in range(3))
         found = scaled_dot_product_attention(query, key, value)
@@ -75,7 +75,7 @@ def test_causal_attention_equals_torch() -> None:
 
 
 def test_what_the_plain_attention_keeps_is_counted() -> None:
-    """The probabilities of a head are as many as its scores."""
+    """A head has as many probabilities as scores."""
     query, saved = torch.randn(3, 20, 4, requires_grad=True), []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.append(x.shape), x)[1], lambda x: x):
         causal_attention(query, query, query)
@@ -107,8 +107,8 @@ def test_plain_forms_hand_nothing_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Inside the switch no fast form is called, nested or not; after it, each is called again."""
     calls: list[str] = []
     for name in ("rms_norm", "gated_silu", "rotate", "token_nats"):
-        module, plain = getattr(functional, f"fast_{name}"), getattr(functional, name)
-        monkeypatch.setattr(module, name, lambda *arguments, name=name: calls.append(name))
+        plain = getattr(functional, name)
+        monkeypatch.setattr(functional, f"fast_{name}", lambda *arguments, name=name: calls.append(name))
         x = torch.ones(2, 4)
         arguments = {
             "rms_norm": (x, torch.ones(4), 1e-5),

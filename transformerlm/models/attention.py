@@ -1,7 +1,8 @@
 """Causal multi-head self-attention (Vaswani et al. 2017), and the choice of how attention is computed.
 
 `attend` has two implementations: "reference" is `functional.scaled_dot_product_attention`, which is written out;
-"fused" is PyTorch's kernel, or `fast/blocked_attention.py` where that is faster.
+"fused" is PyTorch's kernel, or `fast/blocked_attention.py` where that is faster. The estimate of the memory gets the
+`num_kept_probabilities` of those blocks from here.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from profiling import nvtx
 from transformerlm.models.fast.blocked_attention import blocked_causal_attention
-from transformerlm.models.fast.blocked_attention import num_kept_probabilities as num_kept_probabilities
+from transformerlm.models.fast.blocked_attention import (
+    num_kept_probabilities as num_kept_probabilities,
+)  # for estimates
 from transformerlm.models.functional import (
     causal_attention,
     causal_mask,

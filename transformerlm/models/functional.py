@@ -15,10 +15,10 @@ import math
 import torch
 from torch import Tensor
 
-from transformerlm.models.fast import gated_silu as fast_gated_silu
-from transformerlm.models.fast import rms_norm as fast_rms_norm
-from transformerlm.models.fast import rotate as fast_rotate
-from transformerlm.models.fast import token_nats as fast_token_nats
+from transformerlm.models.fast.gated_silu import gated_silu as fast_gated_silu
+from transformerlm.models.fast.rms_norm import rms_norm as fast_rms_norm
+from transformerlm.models.fast.rotate import rotate as fast_rotate
+from transformerlm.models.fast.token_nats import token_nats as fast_token_nats
 from transformerlm.utils.dtypes import upcast
 from transformerlm.utils.plain_forms import may_hand_over
 
@@ -29,7 +29,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     `x` is `(..., d)` and `weight` `(d)`.
     """
     if torch.is_grad_enabled() and _may_hand_over():  # hand-over: only what is differentiated gains by it
-        return fast_rms_norm.rms_norm(x, weight, eps)
+        return fast_rms_norm(x, weight, eps)
     wide = upcast(x)
     mean_square = wide.square().mean(dim=-1, keepdim=True)  # (..., 1)
     return (wide * torch.rsqrt(mean_square + eps) * weight).to(x.dtype)
@@ -43,7 +43,7 @@ def silu(x: Tensor) -> Tensor:
 def gated_silu(gate: Tensor, x: Tensor) -> Tensor:
     """Return `silu(gate) * x`, elementwise: the gate of SwiGLU (Shazeer 2020, eq. 6)."""
     if _may_hand_over():  # hand-over
-        return fast_gated_silu.gated_silu(gate, x)
+        return fast_gated_silu(gate, x)
     return silu(gate) * x
 
 
@@ -118,7 +118,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     `(even, odd)` becomes `(even cos - odd sin, even sin + odd cos)`, in at least fp32, in the dtype of `x`.
     """
     if x.device.type in ("cpu", "cuda") and _may_hand_over():  # hand-over: not every device has complex numbers
-        return fast_rotate.rotate(x, cos, sin)
+        return fast_rotate(x, cos, sin)
     wide = upcast(x)
     even, odd = wide[..., 0::2], wide[..., 1::2]  # (..., seq, d / 2)
     rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)  # (..., seq, d / 2, 2)
@@ -139,7 +139,7 @@ def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
     It is computed as `log(sum(exp(logits))) - logits[target]`, with the maximum subtracted before `exp`.
     """
     if _may_hand_over():  # hand-over
-        return fast_token_nats.token_nats(logits, targets)
+        return fast_token_nats(logits, targets)
     wide = upcast(logits)
     maximum = wide.amax(dim=-1, keepdim=True).detach()  # (..., 1)
     log_total = (wide - maximum).exp().sum(dim=-1).log() + maximum.squeeze(-1)  # (...)

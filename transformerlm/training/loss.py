@@ -13,7 +13,7 @@ from typing import Literal
 from torch import Tensor
 
 from transformerlm.models import functional
-from transformerlm.training.fast import linear_cross_entropy
+from transformerlm.training.fast.linear_cross_entropy import training_loss as fast_training_loss
 from transformerlm.utils.dtypes import upcast
 from transformerlm.utils.plain_forms import may_hand_over
 
@@ -54,7 +54,7 @@ def training_loss(
         expected, found = tuple(hidden.shape[:-1]), tuple(targets.shape)
         raise ValueError(f"training_loss: vectors {tuple(hidden.shape)} need targets {expected}, got {found}")
     if may_hand_over():  # hand-over
-        return linear_cross_entropy.training_loss(hidden, weight, targets, soft_cap=soft_cap, z_loss=z_loss)
+        return fast_training_loss(hidden, weight, targets, soft_cap=soft_cap, z_loss=z_loss)
     logits = hidden @ weight.T  # (..., vocab)
     if soft_cap is not None:
         logits = functional.soft_cap(logits, soft_cap)

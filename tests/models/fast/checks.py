@@ -24,7 +24,7 @@ def make_inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> t
 def check_equals(
     fast: Function, others: list[Function], shape: tuple[int, ...], elements: int, patch: pytest.MonkeyPatch
 ) -> None:
-    """Compare values and gradients with torch's form and the plain twin, in blocks of so few elements."""
+    """Compare values and gradients with those of other forms, in blocks of `elements` numbers."""
     patch.setattr(blocks, "CPU_ELEMENTS", elements)
     inputs, grad = make_inputs(shape), torch.randn(3, 5, 6, dtype=torch.float64)
     for other in others:

@@ -28,7 +28,7 @@ def test_values_and_gradients_are_those_of_the_plain_form(elements: int, monkeyp
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
-    """gradcheck in float64."""
+    """torch's gradcheck agrees, in float64."""
     assert torch.autograd.gradcheck(fast, checks.make_inputs(SHAPE))
 
 

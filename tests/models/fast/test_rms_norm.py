@@ -33,7 +33,7 @@ def test_values_and_gradients_are_those_of_the_plain_form(elements: int, monkeyp
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
-    """gradcheck in float64."""
+    """torch's gradcheck agrees, in float64."""
     assert torch.autograd.gradcheck(fast, checks.make_inputs(SHAPE))
 
 
@@ -48,5 +48,5 @@ def test_without_gradients_the_formula_is_the_same() -> None:
 
 
 def test_only_the_inputs_wait_for_the_backward_pass() -> None:
-    """And one number a row: the result of no step is kept."""
+    """One number a row is kept besides, and no result of a step."""
     checks.check_keeps_only_inputs(fast, SHAPE)

@@ -28,7 +28,7 @@ def test_it_is_the_plain_form(dtype: torch.dtype, elements: int, monkeypatch: py
 
 
 def test_only_the_logits_wait_for_the_backward_pass() -> None:
-    """And a target and one number a row: no table of exponentials."""
+    """A target and one number a row are kept besides, and no table of exponentials."""
     logits, targets, saved = torch.randn(30, 50, requires_grad=True), torch.zeros(30, dtype=torch.long), []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.append(x.numel()), x)[1], lambda x: x):
         token_nats(logits, targets).sum().backward()

@@ -1,4 +1,4 @@
-"""Behaviour of the loss that makes its own logits: torch's numbers, in any chunks, without the whole of the logits."""
+"""The loss that makes its own logits has torch's numbers, in any chunks, and never holds all logits."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_under_autocast_products_are_bf16_and_the_sums_are_not() -> None:
 
 
 def test_large_logits_do_not_overflow() -> None:
-    """Logits of +-1e4 cost what they should, and their gradient is finite."""
+    """Logits of +-1e4 have the right loss and a finite gradient."""
     hidden = torch.tensor([[1e4], [-1e4]], requires_grad=True)
     weight = torch.tensor([[1.0], [-1.0]], requires_grad=True)
     entropy, minimised = training_loss(hidden, weight, torch.tensor([0, 0]))
@@ -86,7 +86,7 @@ def test_large_logits_do_not_overflow() -> None:
 
 
 def test_nothing_as_large_as_the_logits_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits for the backward pass is as large as the vectors and the matrix, not as their product."""
+    """What is kept for the backward pass is as large as the vectors and the matrix, not as their product."""
     hidden = torch.randn(300, 4, requires_grad=True)
     weight = torch.randn(200, 4, requires_grad=True)
     saved: list[int] = []
