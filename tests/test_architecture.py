@@ -9,6 +9,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -278,13 +279,12 @@ def keywords_of(function) -> set[str]:
 
 
 def test_model_keys_are_the_model_keywords():
-    """[model] of the TOML and the constructor of TransformerLM have the same names and the same defaults."""
+    """[model] of the TOML and `ModelSettings` have the same names, in the same order, with the same defaults."""
     from config.schemas import ModelConfig
-    from transformerlm.models.transformer import HPARAMS, TransformerLM
+    from transformerlm.models.settings import ModelSettings
 
-    assert set(ModelConfig.model_fields) == keywords_of(TransformerLM.__init__) - {"device", "dtype"}
-    assert set(HPARAMS) == set(ModelConfig.model_fields)
-    parameters = inspect.signature(TransformerLM.__init__).parameters
+    parameters = inspect.signature(ModelSettings).parameters
+    assert list(ModelConfig.model_fields) == list(parameters) == [field.name for field in fields(ModelSettings)]
     for name, field in ModelConfig.model_fields.items():
         default = parameters[name].default
         assert (default is inspect.Parameter.empty) == field.is_required(), name

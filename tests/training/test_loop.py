@@ -18,6 +18,7 @@ from transformerlm.training.loss import cross_entropy
 from transformerlm.training.optim import SGD, AdamW
 from transformerlm.utils import row_blocks as blocks
 from transformerlm.utils.dtypes import autocast
+from transformerlm.utils.plain_forms import plain_forms
 
 VOCAB_SIZE = 50
 
@@ -70,6 +71,27 @@ def test_step_equals_pytorch_written_out():
     torch.testing.assert_close(model.state_dict(), reference.state_dict(), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_in_plain_forms_is_the_fast_one(precision):
+    """Model, loss, clipping and AdamW, each by its formula: the loss, the gradient norm and the new weights agree."""
+    fast, plain = make_model(), make_model()
+    settings = {
+        "max_grad_norm": 0.5,
+        "learning_rate": 0.01,
+        "z_loss": 1e-3,
+        "autocast": partial(autocast, "cpu", precision),
+    }
+    expected = step(fast, AdamW(fast.parameters()), [make_batch(4)], **settings)
+    with plain_forms():
+        found = step(plain, AdamW(plain.parameters()), [make_batch(4)], **settings)
+    relative = 1e-5 if precision == "fp32" else 1e-2
+    assert found.loss == pytest.approx(expected.loss, rel=relative)
+    assert found.grad_norm == pytest.approx(expected.grad_norm, rel=relative)
+    # A first step of AdamW is as long as the learning rate, and bf16 may turn it where a gradient is near zero.
+    moved = [(a - b).abs() for a, b in zip(plain.parameters(), fast.parameters(), strict=True)]
+    assert torch.cat([each.flatten() for each in moved]).mean() < (1e-5 if precision == "fp32" else 1e-3)
+
+
 @pytest.mark.parametrize("sizes", [[4], [2, 1, 1]], ids=str)
 def test_z_loss_is_minimised_and_not_reported(sizes):
     """The gradient is that of cross-entropy plus the term, over any micro-batches; the loss is without it."""
@@ -86,7 +108,7 @@ def test_z_loss_is_minimised_and_not_reported(sizes):
 
 
 def test_the_reported_norm_is_before_clipping_and_the_gradient_after():
-    """With `max_grad_norm` the gradient left behind has that norm, the result tells what it was; 0 clips nothing."""
+    """With `max_grad_norm` the gradient has that norm after the step; the result has the norm before; 0 never clips."""
     for limit, expected in ((0.01, 0.01), (0.0, None), (1e6, None)):
         model = make_model()
         result = step(model, SGD(model.parameters(), 0.1), [make_batch(4)], max_grad_norm=limit)
@@ -98,7 +120,7 @@ def test_the_reported_norm_is_before_clipping_and_the_gradient_after():
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("optimizer", [SGD, AdamW])
 def test_a_step_that_is_not_finite_changes_nothing(value, optimizer):
-    """A loss or gradient that is nan or inf is told, with weights, moments and learning rate as they were."""
+    """A nan or inf in loss or gradient is reported; weights, moments and learning rate stay as they were."""
     model = make_model()
     made = optimizer(model.parameters(), 0.1)
     step(model, made, [make_batch(4)], learning_rate=0.05)
@@ -139,7 +161,7 @@ def test_a_step_that_is_not_accepted_changes_nothing():
 
 @pytest.mark.parametrize("optimizer", [partial(SGD, momentum=0.9), AdamW])
 def test_a_step_reads_from_its_device_once(optimizer, monkeypatch):
-    """Each number that the host reads is a wait on a GPU: loss and norm come in one list, and nothing else does."""
+    """The host waits for a GPU at each number it reads: loss and norm come in one list, and nothing else is read."""
     reads: list[str] = []
 
     class Reads(TorchDispatchMode):
@@ -182,7 +204,7 @@ class Table(nn.Module):
 
 
 def test_loss_and_bits_per_byte_are_those_worked_out_by_hand():
-    """Two tokens predicted with 1/4 and 1/2 stand for three bytes: 3 bits over 3 bytes, and 1.5 bits per token."""
+    """Two tokens of three bytes, predicted with 1/4 and 1/2, cost 1 bit per byte and 1.5 bits per token."""
     probabilities = torch.tensor([[0.25, 0.25, 0.5], [0.5, 0.25, 0.25], [1 / 3, 1 / 3, 1 / 3]])
     batch = torch.tensor([[0, 1]]), torch.tensor([[1, 0]])  # p(1 | 0) = 1/4 and p(0 | 1) = 1/2
     result = evaluate(Table(probabilities.log()), [batch], token_bytes=torch.tensor([2, 1, 0]), autocast=nullcontext)
@@ -192,7 +214,7 @@ def test_loss_and_bits_per_byte_are_those_worked_out_by_hand():
 
 
 def test_special_tokens_cost_bits_but_stand_for_no_bytes():
-    """A separator's loss counts, its length does not: what the model must say to end a document is not free."""
+    """A separator's loss counts and its length does not: the end of a document is not free."""
     table = Table(torch.zeros(4, 4))  # 2 bits a token
     batch = torch.tensor([[0, 0]]), torch.tensor([[1, 3]])
     result = evaluate(table, [batch], token_bytes=torch.tensor([1, 2, 3, 0]), autocast=nullcontext)
@@ -200,7 +222,7 @@ def test_special_tokens_cost_bits_but_stand_for_no_bytes():
 
 
 def test_batches_of_different_sizes_are_weighted_by_tokens():
-    """The mean over a large and a small batch is that over all their tokens, not that of two means."""
+    """The mean over a large and a small batch is the mean over all tokens, not the mean of two means."""
     model = make_model()
     inputs, targets = make_batch(7)
     batches = list(zip(inputs.split([5, 2]), targets.split([5, 2]), strict=True))
@@ -211,7 +233,7 @@ def test_batches_of_different_sizes_are_weighted_by_tokens():
 
 
 def test_evaluation_holds_no_more_logits_than_training(monkeypatch):
-    """A batch whose logits would be too many passes in parts, and its loss is the same."""
+    """A batch with too many logits passes in parts, and its loss is the same."""
     monkeypatch.setattr(blocks, "_CPU_LOGITS", 3 * 12 * VOCAB_SIZE)
     model, (inputs, targets) = make_model(), make_batch(7)
     sizes: list[int] = []
@@ -224,7 +246,7 @@ def test_evaluation_holds_no_more_logits_than_training(monkeypatch):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_evaluation_leaves_the_model_as_it_was(training):
-    """Mode, weights and gradients are untouched, also when a batch raises."""
+    """An evaluation changes neither mode nor weights nor gradients, also when a batch raises."""
     model = make_model().train(training)
     settings = {"token_bytes": torch.ones(VOCAB_SIZE), "autocast": nullcontext}
     evaluate(model, [make_batch(2)], **settings)

@@ -14,8 +14,7 @@ from torch.optim import Optimizer
 from profiling import nvtx
 from transformerlm.distributed import World, all_reduce_sum, average_gradients
 from transformerlm.models.transformer import TransformerLM
-from transformerlm.training.fast.linear_cross_entropy import training_loss
-from transformerlm.training.loss import cross_entropy
+from transformerlm.training.loss import cross_entropy, training_loss
 from transformerlm.training.optim import clip_grad_norm
 from transformerlm.utils.row_blocks import logits_at_once
 
@@ -25,9 +24,9 @@ Autocast = Callable[[], AbstractContextManager[object]]
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step gives to log: mean loss in nats, gradient norm before clipping, and target tokens (all ranks).
+    """What a step reports: mean loss in nats, gradient norm before clipping, and target tokens, over all ranks.
 
-    `made` is False where the step was not accepted, and the weights are as they were.
+    `made` is False where the step was refused, and the weights are as they were.
     """
 
     loss: float
@@ -37,7 +36,7 @@ class StepResult:
 
 
 def is_finite(result: StepResult) -> bool:
-    """Tell whether a step's loss and gradient norm are finite: the least that is asked of a step."""
+    """Return whether a step's loss and gradient norm are finite: the least that a step must fulfil."""
     return math.isfinite(result.loss) and math.isfinite(result.grad_norm)
 
 
@@ -69,9 +68,9 @@ def train_step(
     """Make one optimizer step on the mean loss over all tokens of all micro-batches and ranks.
 
     Each micro-batch `(batch, seq)` adds the gradient of its share of the loss, so that k micro-batches of b sequences
-    give the gradient of one batch of k b. `z_loss` is `training_loss`'s, and is not in the loss that is returned.
+    give the gradient of one batch of k b. `z_loss` is that of `training_loss`, and is not in the loss that is returned.
     `max_grad_norm` 0 does not clip. A step that `accept` refuses is not made: weights, optimizer and learning rate stay
-    as they were. The numbers that it is shown are the same on all ranks. `model` may be compiled.
+    as they were. `accept` sees the same numbers on all ranks. `model` may be compiled.
     """
     tokens = sum(targets.numel() for _, targets in micro_batches)
     loss = torch.zeros((), dtype=torch.float32, device=micro_batches[0][0].device)
@@ -102,7 +101,7 @@ def train_step(
 def batch_loss(model: TransformerLM, inputs: Tensor, targets: Tensor, *, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
     """Return `training_loss` of ids and targets `(batch, seq)`: the cross-entropy, and what to minimise."""
     hidden = model(inputs, head=False)
-    return training_loss(hidden, model.head_weight, targets, soft_cap=model.logit_soft_cap, z_loss=z_loss)
+    return training_loss(hidden, model.head_weight, targets, soft_cap=model.settings.logit_soft_cap, z_loss=z_loss)
 
 
 @torch.no_grad()
@@ -110,8 +109,8 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], *, token_bytes: Tensor,
     """Return the mean loss over the batches, and bits per byte.
 
     Bits per byte compares models with different tokenizers: the summed loss in bits over the number of bytes that the
-    targets decode to. `token_bytes` `(vocab_size,)` holds each id's length in bytes, 0 for special tokens. So many
-    sequences pass at a time as make no more logits than training holds, so that what can be trained can be evaluated.
+    targets decode to. `token_bytes` `(vocab_size,)` holds each id's length in bytes, 0 for special tokens. Sequences
+    pass in pieces that make no more logits than training holds at a time, so that what can be trained can be evaluated.
     """
     training = model.training
     model.eval()

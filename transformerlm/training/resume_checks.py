@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from config.train import TrainConfig
 from transformerlm.checkpoints.load import load_config_of, load_tokenizer
+from transformerlm.models.settings import ModelSettings
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.dtypes import Precision
@@ -26,7 +28,7 @@ def check_same_model(directory: Path, config: TrainConfig, model: TransformerLM)
         ValueError: it is one; each key that differs is named with both values.
     """
     saved = load_config_of(directory)
-    changed = [f"{name} was {theirs}, now {ours}" for name, theirs, ours in _other_hparams(saved, model)]
+    changed = [f"{name} was {theirs}, now {ours}" for name, theirs, ours in _other_settings(saved, model)]
     if saved.optimizer.name != config.optimizer.name:
         changed.append(f"optimizer.name was {saved.optimizer.name}, now {config.optimizer.name}")
     if changed:
@@ -44,7 +46,7 @@ def check_same_architecture(directory: Path, model: TransformerLM) -> None:
     """
     different = [
         f"{name} is {theirs} there, {ours} here"
-        for name, theirs, ours in _other_hparams(load_config_of(directory), model)
+        for name, theirs, ours in _other_settings(load_config_of(directory), model)
         if name != "model.context_length"
     ]
     if different:
@@ -69,12 +71,12 @@ def check_same_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
         )
 
 
-def _other_hparams(saved: TrainConfig, model: TransformerLM) -> list[tuple[str, Any, Any]]:
+def _other_settings(saved: TrainConfig, model: TransformerLM) -> list[tuple[str, Any, Any]]:
     """Return name, value there and value here of each setting by which another model would be computed."""
-    theirs = TransformerLM(**saved.model.model_dump(), device="meta").hparams()
+    theirs, ours = asdict(ModelSettings(**saved.model.model_dump())), asdict(model.settings)
     return [
         (f"model.{name}", theirs[name], value)
-        for name, value in model.hparams().items()
+        for name, value in ours.items()
         if value != theirs[name] and name not in _SAME_FUNCTION
     ]
 
