@@ -18,6 +18,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -86,13 +87,13 @@ def _bench_case(
     from benchmarking.limits import MatmulPeak
     from benchmarking.peers.training import TrainCase, TrainingSteps
     from transformerlm.models.estimates import count_parameters, flops_per_token
-    from transformerlm.models.transformer import TransformerLM
+    from transformerlm.models.settings import ModelSettings
     from transformerlm.utils.device import resolve_device
 
-    hparams = TransformerLM(**config.model.model_dump(), device="meta").hparams()
-    case = TrainCase(hparams, config.batch_size, config.device, config.threads, config.measure.clock)
+    model = ModelSettings(**config.model.model_dump())
+    case = TrainCase(asdict(model), config.batch_size, config.device, config.threads, config.measure.clock)
     params = {"precision": precision, "compile": compiled, "batch_size": config.batch_size}
-    params |= {"context_length": hparams["context_length"], "parameters": count_parameters(hparams)}
+    params |= {"context_length": model.context_length, "parameters": count_parameters(model)}
     with ExitStack() as stack:
         calls = {
             name: stack.enter_context(object_in_fresh_process(TrainingSteps, case, name, precision, compiled))
@@ -109,7 +110,7 @@ def _bench_case(
         candidates[_LIMIT] = MatmulPeak(resolve_device(config.device), dtype, clock=clock)
         series = run_rounds(candidates, warmup=config.measure.warmup, repeats=config.measure.repeats)
     peak = series.pop(_LIMIT)["flops_per_second"]
-    flops = flops_per_token(hparams, hparams["context_length"])
+    flops = flops_per_token(model, model.context_length)
     facts = {name: _utilisation(measured[TOKENS.name], peak, flops) for name, measured in series.items()}
     report.add(TOKENS, series, params=params, warmup=config.measure.warmup, facts=facts)
 

@@ -240,10 +240,12 @@ def _size_settings(d_model: int, num_layers: int, num_heads: int) -> dict[str, A
 
 def _costs(d_model: int, num_layers: int, num_heads: int, *, shared: dict[str, Any]) -> Size:
     from transformerlm.models.estimates import count_parameters, flops_per_token
+    from transformerlm.models.settings import ModelSettings
 
     size = {"d_model": d_model, "num_layers": num_layers, "num_heads": num_heads}
-    model = {**size, "vocab_size": shared["model.vocab_size"], "qk_norm": True}
-    flops = flops_per_token(model, shared["model.context_length"])
+    sizes = {**size, "vocab_size": shared["model.vocab_size"], "context_length": shared["model.context_length"]}
+    model = ModelSettings(**sizes, qk_norm=True)
+    flops = flops_per_token(model, model.context_length)
     return Size(**size, parameters=count_parameters(model), flops_per_token=flops)
 
 

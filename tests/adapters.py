@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from transformerlm.checkpoints.optimizer_state import load_training_state, save_training_state
-from transformerlm.models import attention, layers
+from transformerlm.models import attention, functional, layers
 from transformerlm.models.transformer import TransformerBlock, TransformerLM
 from transformerlm.tokenizer.bpe_trainer import train_bpe
 from transformerlm.tokenizer.tokenizer import Tokenizer
@@ -40,7 +40,7 @@ def run_swiglu(
 
 
 def run_scaled_dot_product_attention(Q: Tensor, K: Tensor, V: Tensor, mask: Tensor | None = None) -> Tensor:
-    return attention.scaled_dot_product_attention(Q, K, V, mask)
+    return functional.scaled_dot_product_attention(Q, K, V, mask)
 
 
 def run_multihead_self_attention(
@@ -119,7 +119,7 @@ def run_rmsnorm(d_model: int, eps: float, weights: Tensor, in_features: Tensor) 
 
 
 def run_silu(in_features: Tensor) -> Tensor:
-    return layers.silu(in_features)
+    return functional.silu(in_features)
 
 
 def run_get_batch(
@@ -129,7 +129,7 @@ def run_get_batch(
 
 
 def run_softmax(in_features: Tensor, dim: int) -> Tensor:
-    return attention.softmax(in_features, dim)
+    return functional.softmax(in_features, dim)
 
 
 def run_cross_entropy(inputs: Tensor, targets: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -278,13 +279,12 @@ def keywords_of(function) -> set[str]:
 
 
 def test_model_keys_are_the_model_keywords():
-    """[model] of the TOML and the constructor of TransformerLM have the same names and the same defaults."""
+    """[model] of the TOML and `ModelSettings` have the same names, in the same order, with the same defaults."""
     from config.schemas import ModelConfig
-    from transformerlm.models.transformer import HPARAMS, TransformerLM
+    from transformerlm.models.settings import ModelSettings
 
-    assert set(ModelConfig.model_fields) == keywords_of(TransformerLM.__init__) - {"device", "dtype"}
-    assert set(HPARAMS) == set(ModelConfig.model_fields)
-    parameters = inspect.signature(TransformerLM.__init__).parameters
+    parameters = inspect.signature(ModelSettings).parameters
+    assert list(ModelConfig.model_fields) == list(parameters) == [field.name for field in fields(ModelSettings)]
     for name, field in ModelConfig.model_fields.items():
         default = parameters[name].default
         assert (default is inspect.Parameter.empty) == field.is_required(), name
@@ -377,3 +377,15 @@ def test_every_test_says_what_it_shows():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 assert ast.get_docstring(node), f"{path.relative_to(ROOT)}:{node.lineno}: {node.name}"
+
+
+def test_every_file_has_its_line_in_the_architecture():
+    """docs/architecture.md says what each file of the product is, in the table of its room, and names no other file."""
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").partition("\n## The files\n")[2]
+    described = []
+    for section in page.split("\n### ")[1:]:
+        room = section.partition("\n")[0]
+        described += [Path(room) / name for name in re.findall(r"^\| `(\S+\.py)` \| \S.*\|$", section, flags=re.M)]
+    assert [path.as_posix() for path in FILES if path.name != "__init__.py" and path not in described] == []
+    assert [path.as_posix() for path in described if path not in FILES] == []
+    assert len(set(described)) == len(described)

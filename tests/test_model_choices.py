@@ -6,6 +6,7 @@ here, what fails does not know it yet.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -25,7 +26,8 @@ from transformerlm.interop.llama import REQUIRED
 from transformerlm.interop.verify import verify_model
 from transformerlm.models.estimates import count_parameters, estimate_training_memory, flops_per_token
 from transformerlm.models.layers import FEED_FORWARDS
-from transformerlm.models.transformer import HPARAMS, TransformerLM
+from transformerlm.models.settings import ModelSettings
+from transformerlm.models.transformer import TransformerLM
 
 # Of settings that are numbers, what is tried.
 NUMBERS: dict[str, list[Any]] = {
@@ -80,7 +82,7 @@ def test_all_that_computes_a_model_computes_the_same(changes, files, tmp_path):
     """Decoder, arithmetic and exports give what the model gives, or refuse the setting by its name."""
     checkpoint = make_checkpoint(tmp_path, files, **{"d_ff": None, **changes})
     model = load_model(checkpoint)
-    hparams, ids = model.hparams(), torch.randint(290, (2, 24), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(290, (2, 24), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = model(ids)
         decoder = Decoder(model)
@@ -89,8 +91,9 @@ def test_all_that_computes_a_model_computes_the_same(changes, files, tmp_path):
     assert_close(found, expected, rtol=1e-4, atol=1e-4)
     settings = {"max_new_tokens": 80, "temperature": 0.0}
     assert generate(decoder, ids[0], **settings) == generate(model, ids[0], **settings)
-    assert count_parameters(hparams) == sum(parameter.numel() for parameter in model.parameters())
-    assert flops_per_token(hparams, 8) > 0 < estimate_training_memory(hparams, micro_batch_size=1)["total"]
+    assert count_parameters(model.settings) == sum(parameter.numel() for parameter in model.parameters())
+    assert flops_per_token(model.settings, 8) > 0
+    assert estimate_training_memory(model.settings, micro_batch_size=1)["total"] > 0
     for write, name in ((write_hf, "hf"), (write_gguf, "m.gguf")):
         if {key: value for key, value in changes.items() if key in REQUIRED and value != REQUIRED[key][0]}:
             with pytest.raises(ValueError, match=f"model.({'|'.join(changes)}): expected"):
@@ -103,7 +106,7 @@ def test_all_that_computes_a_model_computes_the_same(changes, files, tmp_path):
 
 def test_the_schema_has_every_setting_of_the_model():
     """The keys of the schema are the model's keywords, and its feed-forward layers those of the table."""
-    assert set(ModelConfig.model_fields) == set(HPARAMS)
+    assert set(ModelConfig.model_fields) == {field.name for field in fields(ModelSettings)}
     assert list(get_args(ModelConfig.model_fields["ffn"].annotation)) == list(FEED_FORWARDS)
 
 
@@ -128,11 +131,10 @@ def test_a_new_layer_is_decoded_as_it_is_trained(monkeypatch):
             return gate * torch.relu(x).square()
 
     monkeypatch.setitem(FEED_FORWARDS, "bilinear", Bilinear)
-    monkeypatch.setattr("transformerlm.models.transformer._CHOICES", {})
     sizes = {"vocab_size": 300, "context_length": 16, "d_model": 32, "num_layers": 2, "num_heads": 2}
     model, ids = TransformerLM(**sizes, ffn="bilinear").eval(), torch.randint(300, (1, 12))
     decoder = Decoder(model)
     with torch.inference_mode():
         assert_close(decoder(ids, cache=decoder.make_cache(1)), model(ids), rtol=1e-4, atol=1e-4)
         assert not torch.allclose(model(ids), TransformerLM(**sizes).eval()(ids))
-    assert count_parameters(model.hparams()) == sum(parameter.numel() for parameter in model.parameters())
+    assert count_parameters(model.settings) == sum(parameter.numel() for parameter in model.parameters())

@@ -19,6 +19,7 @@ from tests.databuilder.hub_server import as_the_hub
 from tests.test_readme import ROOT, commands_of, our_part
 from tests.training.tiny_run import END, VOCAB_SIZE, write_tiny_files
 from transformerlm.models.estimates import count_parameters
+from transformerlm.models.settings import ModelSettings
 from transformerlm.training.planning.machine import Machine
 from transformerlm.training.planning.micro_batch import resolve_elsewhere
 from transformerlm.training.planning.plan import arithmetic, expected
@@ -83,7 +84,7 @@ def test_the_reference_has_the_published_settings():
 def test_a_recipe_has_the_size_of_its_name(path, least, most):
     """Its parameters are about as many as its name says."""
     config = load_config(TrainConfig, ROOT / "docs/recipes" / path)
-    assert least < count_parameters(config.model.model_dump()) < most
+    assert least < count_parameters(ModelSettings(**config.model.model_dump())) < most
 
 
 @pytest.mark.parametrize(

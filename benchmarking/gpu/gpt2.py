@@ -20,6 +20,7 @@ from benchmarking.harness import OURS, Sample, run_rounds, timed
 from benchmarking.limits import MatmulPeak
 from benchmarking.peers.training import TrainCase, make_step
 from transformerlm.models.estimates import count_parameters, estimate_training_memory
+from transformerlm.models.settings import ModelSettings
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.utils.device import device_memory_bytes, synchronize
 
@@ -42,7 +43,10 @@ def run(task: Task) -> None:
     size = largest_micro_batch(task, hparams)
     case = TrainCase(hparams, size, task.device, backend=task.backend)
     task.row(
-        "124 M parameters: sizes", parameters=count_parameters(hparams), micro_batch=size, context=_context(hparams)
+        "124 M parameters: sizes",
+        parameters=count_parameters(ModelSettings(**hparams)),
+        micro_batch=size,
+        context=_context(hparams),
     )
     step = make_step(case, OURS, precision="bf16", compiled=True)
     start = time.perf_counter()
@@ -60,9 +64,9 @@ def _context(hparams: dict[str, Any]) -> int:
 
 def largest_micro_batch(task: Task, hparams: dict[str, Any]) -> int:
     """Return the most sequences of which two steps run, uncompiled; compiled steps need no more."""
-    room = device_memory_bytes(task.device)
+    settings, room = ModelSettings(**hparams), device_memory_bytes(task.device)
     for size in (4, 2, 1) if task.tiny else _SIZES:
-        parts = estimate_training_memory(hparams, micro_batch_size=size, precision="bf16", device_type=task.device)
+        parts = estimate_training_memory(settings, micro_batch_size=size, precision="bf16", device_type=task.device)
         if parts["total"] > room and size > 1:
             continue
         try:

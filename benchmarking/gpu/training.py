@@ -22,6 +22,7 @@ from benchmarking.harness import OURS, Sample, Series, paired_ratios, run_rounds
 from benchmarking.limits import MatmulPeak
 from benchmarking.peers.training import TrainCase, TrainingSteps, is_available
 from transformerlm.models.estimates import flops_per_token
+from transformerlm.models.settings import ModelSettings
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.utils.dtypes import Precision
 
@@ -136,7 +137,8 @@ def write_rates(
 
     Compiled is compared with compiled, eager with eager. The share counts FLOPs as ours would need them, for all.
     """
-    peak, flops = series[_LIMIT]["flops_per_second"], flops_per_token(hparams, hparams["context_length"])
+    model, peak = ModelSettings(**hparams), series[_LIMIT]["flops_per_second"]
+    flops = flops_per_token(model, model.context_length)
     for name, more in facts.items():
         values = series[name]["tokens_per_second"]
         ours = series.get(f"{OURS}, {name.split(', ')[1]}")

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from transformerlm.interop import llama as names
+from transformerlm.models.settings import ModelSettings
 
 # By default a text of theirs would end at id 2.
 _NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -26,7 +27,7 @@ def build_llama(hparams: Mapping[str, Any]) -> nn.Module:
     """Return a model of transformers' with random weights; `hparams` are those of `TransformerLM.hparams()`."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = names.to_config(hparams, dtype="fp32", ids=_NO_IDS)
+    config = names.to_config(ModelSettings(**hparams), dtype="fp32", ids=_NO_IDS)
     model: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))  # type: ignore[no-untyped-call, unused-ignore]
     return model
 
@@ -36,6 +37,6 @@ def copy_weights(llama: nn.Module, weights: Mapping[str, Tensor], hparams: Mappi
     d_head = hparams["d_model"] // hparams["num_heads"]
     converted = {
         theirs: names.halves_from_pairs(ours, weights.get(ours, weights["token_embeddings.weight"]), d_head)
-        for ours, theirs in names.weight_names({**hparams, "tie_embeddings": False}).items()
+        for ours, theirs in names.weight_names(ModelSettings(**{**hparams, "tie_embeddings": False})).items()
     }
     llama.load_state_dict(converted)

@@ -1,10 +1,10 @@
-"""A whole training run on one page: the loop of `transformerlm/training/trainer.py`, without what makes it robust.
+"""A whole training run on one page: the loop of `transformerlm/training/trainer.py`, built from the product's parts.
 
     python docs/examples/minimal_train.py data/train.npy data/valid.npy data/tokenizer model.safetensors
 
 It takes the files that transformerlm-train-tokenizer and transformerlm-make-data write. With the same settings its
-losses are those of transformerlm-train, which adds what a page has no room for: checkpoints from which a run goes on
-as if nothing had happened, micro-batches, several GPUs, bf16, skipped steps, time limits, logs.
+losses are those of transformerlm-train, which adds exact resuming from checkpoints, micro-batches, several GPUs, bf16,
+skipped steps, time limits and logs. docs/tour/train.py is the same loop with its own parts, to read how they work.
 """
 
 import sys

@@ -15,7 +15,7 @@ from benchmarking.peers.plain_gpt import PlainGPT
 from config.bench_train import BenchTrainConfig
 from config.io import SHIPPED, dump_json_schema, dump_toml, load_config
 from tests.benchmarking.commands import by_quantity, check_line, run_command
-from transformerlm.models.estimates import default_d_ff
+from transformerlm.models.settings import default_d_ff
 from transformerlm.models.transformer import TransformerLM
 
 MODEL = {"vocab_size": 64, "context_length": 8, "d_model": 16, "num_layers": 1, "num_heads": 2}

@@ -37,7 +37,8 @@ def test_model_and_loss_stay_on_the_device(changes: dict[str, Any], dtype: torch
     with fake_cuda():
         model = fake_model(dtype, **changes)
         hidden = model(ids(2, 8), head=False)
-        losses = training_loss(hidden, model.head_weight, ids(2, 8), soft_cap=model.logit_soft_cap, z_loss=1e-4)
+        cap = model.settings.logit_soft_cap
+        losses = training_loss(hidden, model.head_weight, ids(2, 8), soft_cap=cap, z_loss=1e-4)
         assert {loss.device.type for loss in losses} == {"cuda"}
         assert model(ids(2, 8)).shape == (2, 8, 64)
 

@@ -22,8 +22,8 @@ from cli.train import train
 from config.io import dump_toml
 from tests.training.tiny_run import TinyFiles, step_lines, tiny_config, write_tiny_files
 from transformerlm.distributed import World
-from transformerlm.models.attention import scaled_dot_product_attention
-from transformerlm.models.fast.elementwise import gated_silu, rms_norm
+from transformerlm.models.attention import attend
+from transformerlm.models.functional import gated_silu, rms_norm
 from transformerlm.models.layers import Embedding
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.data import Prefetcher, get_batch
@@ -197,7 +197,7 @@ def test_fused_attention_is_the_written_out_one(num_kv_heads: int, dtype: torch.
     leaves = [torch.randn(shape, device=DEVICE, dtype=dtype, requires_grad=True) for shape in shapes]
     results = []
     for implementation in ("reference", "fused"):
-        output = scaled_dot_product_attention(*leaves, is_causal=True, implementation=implementation)  # type: ignore[arg-type]
+        output = attend(*leaves, is_causal=True, implementation=implementation)  # type: ignore[arg-type]
         results.append([output, *torch.autograd.grad(output.float().square().sum(), leaves)])
     for plain, fused in zip(*results, strict=True):
         torch.testing.assert_close(fused, plain, rtol=tolerance, atol=10 * tolerance)

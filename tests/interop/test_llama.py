@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict, dataclass, replace
 
 import pytest
 import torch
@@ -11,20 +12,18 @@ from torch.testing import assert_close
 from tests.interop.models import LLAMA3, SCALING
 from transformerlm.checkpoints.document_ids import DocumentIds
 from transformerlm.interop import llama
-from transformerlm.models.layers import rotate_pairs
-from transformerlm.models.transformer import TransformerLM
+from transformerlm.models.functional import rotate
+from transformerlm.models.settings import ModelSettings
 
-HPARAMS = TransformerLM(
-    vocab_size=300, context_length=64, d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, device="meta"
-).hparams()
-CONFIG = llama.to_config(HPARAMS, dtype="fp32", ids=llama.to_ids(DocumentIds()))
+MODEL = ModelSettings(vocab_size=300, context_length=64, d_model=32, num_layers=2, num_heads=4, num_kv_heads=2)
+CONFIG = llama.to_config(MODEL, dtype="fp32", ids=llama.to_ids(DocumentIds()))
 
 
 def test_a_config_describes_the_model_that_it_was_made_from():
     """There and back, the settings of the model are the same."""
-    for hparams in (HPARAMS, {**HPARAMS, "qk_norm": True}, {**HPARAMS, "rope_scaling": SCALING}):
-        config = llama.to_config(hparams, dtype="fp32", ids=llama.to_ids(DocumentIds()))
-        assert TransformerLM(**llama.from_config(config), device="meta").hparams() == hparams
+    for settings in (MODEL, replace(MODEL, qk_norm=True), replace(MODEL, rope_scaling=SCALING)):
+        config = llama.to_config(settings, dtype="fp32", ids=llama.to_ids(DocumentIds()))
+        assert ModelSettings(**llama.from_config(config)) == settings
 
 
 @pytest.mark.parametrize(
@@ -40,23 +39,28 @@ def test_a_config_describes_the_model_that_it_was_made_from():
 def test_what_is_no_llama_is_refused_by_name(key, value):
     """The setting that makes it another architecture is named with what it is."""
     with pytest.raises(ValueError, match=rf"no Llama.*model\.{key}: expected .*, found \"?{str(value).lower()}"):
-        llama.architecture_of({**HPARAMS, key: value})
+        llama.architecture_of(replace(MODEL, **{key: value}))
 
 
 def test_a_llama_with_tied_embeddings_is_one():
     """What both sides have is no reason to refuse."""
-    assert llama.architecture_of({**HPARAMS, "tie_embeddings": True, "num_kv_heads": 1}) == "llama"
+    assert llama.architecture_of(replace(MODEL, tie_embeddings=True, num_kv_heads=1)) == "llama"
 
 
 def test_a_model_with_norms_of_queries_and_keys_is_a_qwen3():
     """The setting decides which of the two architectures is written."""
-    assert llama.architecture_of({**HPARAMS, "qk_norm": True}) == "qwen3"
+    assert llama.architecture_of(replace(MODEL, qk_norm=True)) == "qwen3"
 
 
 def test_a_setting_that_nobody_has_thought_of_is_refused():
     """A new keyword of the model is not left out of a file in silence."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Windowed(ModelSettings):
+        window: int = 128
+
     with pytest.raises(ValueError, match=r"model\.window: expected none, as no file has a place for it"):
-        llama.architecture_of({**HPARAMS, "window": 128})
+        llama.architecture_of(Windowed(**asdict(MODEL)))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +126,7 @@ def test_a_scaling_is_read_wherever_it_stands(change):
 
 def test_a_scaling_is_written_for_both_versions():
     """A model without one has no such key, as before."""
-    config = llama.to_config({**HPARAMS, "rope_scaling": SCALING}, dtype="fp32", ids=llama.to_ids(DocumentIds()))
+    config = llama.to_config(replace(MODEL, rope_scaling=SCALING), dtype="fp32", ids=llama.to_ids(DocumentIds()))
     assert (config["rope_scaling"], config["rope_parameters"]) == (LLAMA3, {**LLAMA3, "rope_theta": 1e4})
     assert "rope_scaling" not in CONFIG
 
@@ -143,7 +147,7 @@ def test_turning_halves_of_the_new_order_is_turning_pairs_of_the_old():
     d_head = 8
     weight, x = torch.randn(d_head, 5), torch.randn(3, 5)
     cos, sin = torch.rand(3, d_head // 2), torch.rand(3, d_head // 2)
-    ours = rotate_pairs(x @ weight.T, cos, sin)
+    ours = rotate(x @ weight.T, cos, sin)
     first, second = (x @ llama.halves_from_pairs("q_proj.weight", weight, d_head).T).chunk(2, dim=-1)
     theirs = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     assert_close(theirs, torch.cat((ours[:, 0::2], ours[:, 1::2]), dim=-1))

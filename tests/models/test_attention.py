@@ -1,4 +1,4 @@
-"""Softmax and attention: the written-out form against torch, the two implementations against each other."""
+"""Attention: both implementations against the equation and against each other, and the module around them."""
 
 from __future__ import annotations
 
@@ -8,47 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from transformerlm.models.attention import (
-    MultiHeadSelfAttention,
-    causal_mask,
-    scaled_dot_product_attention,
-    softmax,
-)
+from transformerlm.models.attention import MultiHeadSelfAttention, attend
 from transformerlm.models.kv_cache import LayerCache
 from transformerlm.models.layers import RotaryEmbedding
 
 RTOL = {"rtol": 1e-5, "atol": 1e-6}
-
-
-@pytest.mark.parametrize("dim", [0, 1, -1])
-def test_softmax_equals_torch_and_survives_large_inputs(dim: int) -> None:
-    """Any dimension, values around +-1e4 included."""
-    x = torch.randn(3, 4, 5)
-    for inputs in (x, x * 1e4, x + 1e4, x - 1e4):
-        torch.testing.assert_close(softmax(inputs, dim), torch.softmax(inputs, dim), **RTOL)
-
-
-def test_softmax_gradient_equals_torch() -> None:
-    """The shift by the maximum leaves no trace in the gradient."""
-    x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda value: softmax(value, -1), (x,))
-
-
-def test_softmax_of_nothing_is_nothing() -> None:
-    """A slice of -inf gives zeros and finite gradients; a partly masked one gives zeros only where it is masked."""
-    x = torch.tensor([[-math.inf, -math.inf], [0.0, -math.inf]], requires_grad=True)
-    found = softmax(x, -1)
-    assert torch.equal(found, torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
-    found.sum().backward()
-    assert torch.isfinite(x.grad).all()
-
-
-def test_softmax_returns_the_dtype_it_was_given() -> None:
-    """bfloat16 in, bfloat16 out, computed in fp32."""
-    x = torch.randn(8, 100).to(torch.bfloat16)
-    found = softmax(x, -1)
-    assert found.dtype == torch.bfloat16
-    assert torch.equal(found, torch.softmax(x.float(), -1).to(torch.bfloat16))
 
 
 def attend_by_loops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -65,13 +29,11 @@ def attend_by_loops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
 
 @pytest.mark.parametrize("implementation", ["reference", "fused"])
 def test_attention_is_equation_one(implementation: str) -> None:
-    """Both implementations equal a loop over queries and keys, as many of each as one likes."""
+    """Both implementations equal a loop over any number of queries and keys."""
     query, key, value = torch.randn(3, 4), torch.randn(5, 4), torch.randn(5, 6)
     mask = torch.rand(3, 5) > 0.4
     mask[:, 0] = True
-    found = scaled_dot_product_attention(
-        query[None, None], key[None, None], value[None, None], mask, implementation=implementation
-    )
+    found = attend(query[None, None], key[None, None], value[None, None], mask, implementation=implementation)
     torch.testing.assert_close(found[0, 0].double(), attend_by_loops(query, key, value, mask), **RTOL)
 
 
@@ -88,17 +50,9 @@ def test_fused_equals_reference(num_kv_heads: int, num_queries: int, num_keys: i
     for options in ({}, {"is_causal": True}, {"mask": mask}):
         results = []
         for implementation in ("reference", "fused"):
-            result = scaled_dot_product_attention(query, key, value, implementation=implementation, **options)
+            result = attend(query, key, value, implementation=implementation, **options)
             results.append((result, *torch.autograd.grad(result, (query, key, value), upstream)))
         torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
-
-
-def test_reference_equals_torch_with_any_leading_dimensions() -> None:
-    """None, one or three leading dimensions."""
-    for leading in ((), (3,), (2, 3, 4)):
-        query, key, value = (torch.randn(*leading, 5, 8) for _ in range(3))
-        found = scaled_dot_product_attention(query, key, value)
-        torch.testing.assert_close(found, F.scaled_dot_product_attention(query, key, value), **RTOL)
 
 
 @pytest.mark.parametrize("implementation", ["reference", "fused"])
@@ -106,24 +60,18 @@ def test_a_query_that_may_look_nowhere_gives_zeros(implementation: str) -> None:
     """A fully masked row is zero, not NaN, and leaves the other rows alone."""
     query, key, value = (torch.randn(1, 1, 3, 4) for _ in range(3))
     mask = torch.tensor([[True, True, True], [False, False, False], [True, False, False]])
-    found = scaled_dot_product_attention(query, key, value, mask, implementation=implementation)
+    found = attend(query, key, value, mask, implementation=implementation)
     assert torch.equal(found[0, 0, 1], torch.zeros(4))
     torch.testing.assert_close(found[0, 0, 2], value[0, 0, 0], **RTOL)
 
 
-def test_causal_mask_puts_the_queries_last() -> None:
-    """With a cache of two keys, the first of three queries sees three keys."""
-    expected = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]).bool()
-    assert torch.equal(causal_mask(3, 5), expected)
-
-
 def test_attention_refuses_contradictions() -> None:
-    """A mask beside is_causal, or an unknown implementation, is an error that says so."""
+    """A mask together with is_causal, or an unknown implementation, is an error that says so."""
     x = torch.randn(1, 1, 2, 4)
     with pytest.raises(ValueError, match="not both"):
-        scaled_dot_product_attention(x, x, x, torch.ones(2, 2).bool(), is_causal=True)
+        attend(x, x, x, torch.ones(2, 2).bool(), is_causal=True)
     with pytest.raises(ValueError, match="one of reference, fused, got 'flash'"):
-        scaled_dot_product_attention(x, x, x, implementation="flash")
+        attend(x, x, x, implementation="flash")
 
 
 def test_multi_head_attention_equals_one_head_at_a_time() -> None:
@@ -139,7 +87,7 @@ def test_multi_head_attention_equals_one_head_at_a_time() -> None:
 
 
 def test_grouped_heads_equal_full_heads_with_repeated_weights() -> None:
-    """Two key-value heads for four query heads are four whose weights repeat: heads 0, 0, 1, 1."""
+    """Two key-value heads for four query heads equal four heads whose weights repeat: heads 0, 0, 1, 1."""
     grouped, full = MultiHeadSelfAttention(16, 4, num_kv_heads=2), MultiHeadSelfAttention(16, 4)
     weights = grouped.state_dict()
     for name in ("k_proj.weight", "v_proj.weight"):
@@ -161,7 +109,7 @@ def test_qk_norm_bounds_the_scores() -> None:
 
 
 def test_token_positions_may_differ_between_rows_of_a_batch() -> None:
-    """Positions of shape (batch, seq) place each sequence on its own; shifting all of them changes nothing."""
+    """Positions of shape (batch, seq) place each sequence by itself; a shift of all of them changes nothing."""
     module = MultiHeadSelfAttention(16, 2, rope=RotaryEmbedding(10000.0, 8, 64))
     x = torch.randn(2, 5, 16)
     positions = torch.stack((torch.arange(5), torch.arange(40, 45)))
@@ -181,7 +129,7 @@ def test_attention_over_a_cache_equals_attention_over_the_whole() -> None:
 
 
 def test_heads_must_divide() -> None:
-    """The errors carry both numbers."""
+    """The errors name both numbers."""
     with pytest.raises(ValueError, match=r"d_model \(10\) is not divisible by num_heads \(4\)"):
         MultiHeadSelfAttention(10, 4)
     with pytest.raises(ValueError, match=r"num_heads \(4\) is not divisible by num_kv_heads \(3\)"):

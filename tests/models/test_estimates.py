@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,10 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from transformerlm.models.estimates import (
     count_parameters,
-    default_d_ff,
     estimate_training_memory,
     parameters_by_part,
 )
+from transformerlm.models.settings import ModelSettings
 from transformerlm.models.transformer import TransformerLM
 
 MODEL = {"vocab_size": 300, "context_length": 64, "d_model": 128, "num_layers": 3, "num_heads": 4}
@@ -34,14 +35,14 @@ PARTS = {"norms": r"ln|_norm", "embeddings": "token_", "attention": "attn", "fee
     ],
 )
 def test_parameters_are_counted_as_the_model_has_them(changes: dict[str, Any]) -> None:
-    """The count needs no model, and is that of the model."""
+    """The count equals that of the model, and needs no model."""
     model = TransformerLM(**MODEL, **changes, device="meta")
     expected = sum(p.numel() for p in model.parameters())
-    assert count_parameters({**MODEL, **changes}) == expected == model.num_parameters()
+    assert count_parameters(ModelSettings(**MODEL, **changes)) == expected == model.num_parameters()
     found = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
         found[next(part for part, pattern in PARTS.items() if re.search(pattern, name))] += parameter.numel()
-    assert parameters_by_part({**MODEL, **changes}) == found
+    assert parameters_by_part(ModelSettings(**MODEL, **changes)) == found
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_kv_heads": 2, "tie_embeddings": True}, {"ffn": "silu"}])
@@ -57,7 +58,7 @@ def test_flops_equal_those_torch_counts(changes: dict[str, Any]) -> None:
 
 
 def saved_bytes(model: TransformerLM, ids: torch.Tensor, precision: str) -> int:
-    """The bytes autograd keeps between the forward and the backward pass, weights left out."""
+    """The bytes autograd keeps between the forward and the backward pass, weights omitted."""
     kept = {}
     weights = {p.shape for p in model.parameters()} | {p.T.shape for p in model.parameters() if p.ndim == 2}
 
@@ -82,37 +83,29 @@ def saved_bytes(model: TransformerLM, ids: torch.Tensor, precision: str) -> int:
 )
 def test_activation_memory_is_near_what_autograd_saves(precision: str, changes: dict[str, Any]) -> None:
     """The estimate of activations is within 15 % of the tensors the forward pass keeps."""
-    settings = {**MODEL, **changes}
-    measured = saved_bytes(TransformerLM(**settings).train(), torch.randint(0, 300, (4, 64)), precision)
+    settings = ModelSettings(**MODEL, **changes)
+    measured = saved_bytes(TransformerLM(settings).train(), torch.randint(0, 300, (4, 64)), precision)
     estimate = estimate_training_memory(settings, micro_batch_size=4, precision=precision)
     assert estimate["activations"] == pytest.approx(measured, rel=0.15)
 
 
 def test_memory_parts_are_bytes_and_sum_to_the_total() -> None:
     """Weights and gradients take 4 bytes a parameter, AdamW 8, SGD 4, Muon 4 or 8; checkpointing saves activations."""
-    num_parameters = count_parameters(MODEL)
-    parts = estimate_training_memory(MODEL, micro_batch_size=8)
+    model = ModelSettings(**MODEL)
+    num_parameters = count_parameters(model)
+    parts = estimate_training_memory(model, micro_batch_size=8)
     assert (parts["weights"], parts["gradients"]) == (4 * num_parameters, 4 * num_parameters)
     assert parts["optimizer"] == 8 * num_parameters
-    assert estimate_training_memory(MODEL, micro_batch_size=8, optimizer="sgd")["optimizer"] == 4 * num_parameters
-    muon = estimate_training_memory(MODEL, micro_batch_size=8, optimizer="muon")["optimizer"]
+    assert estimate_training_memory(model, micro_batch_size=8, optimizer="sgd")["optimizer"] == 4 * num_parameters
+    muon = estimate_training_memory(model, micro_batch_size=8, optimizer="muon")["optimizer"]
     hidden = sum(p.numel() for p in TransformerLM(**MODEL, device="meta").layers.parameters() if p.ndim == 2)
     assert muon == 8 * num_parameters - 4 * hidden
     assert parts["logits"] == 8 * 64 * 300 * 4
-    assert estimate_training_memory(MODEL, micro_batch_size=8000)["logits"] == 2**24 * 4  # no more at a time
+    assert estimate_training_memory(model, micro_batch_size=8000)["logits"] == 2**24 * 4  # no more at a time
     assert parts["total"] == sum(value for name, value in parts.items() if name != "total")
     assert parts["overhead"] == 200_000_000 + int(0.15 * parts["activations"]) + 2 * parts["logits"]
-    assert estimate_training_memory(MODEL, micro_batch_size=8, device_type="cuda")["overhead"] == 0
-    bf16 = estimate_training_memory(MODEL, micro_batch_size=8, precision="bf16")
+    assert estimate_training_memory(model, micro_batch_size=8, device_type="cuda")["overhead"] == 0
+    bf16 = estimate_training_memory(model, micro_batch_size=8, precision="bf16")
     assert bf16["overhead"] == 200_000_000 + int(0.15 * bf16["activations"]) + bf16["logits"]
-    saving = estimate_training_memory({**MODEL, "activation_checkpointing": True}, micro_batch_size=8)
+    saving = estimate_training_memory(replace(model, activation_checkpointing=True), micro_batch_size=8)
     assert saving["activations"] < parts["activations"] / 2
-
-
-@pytest.mark.parametrize(
-    ("d_model", "ffn", "expected"),
-    [(512, "swiglu", 1344), (768, "swiglu", 2048), (8, "swiglu", 64), (512, "silu", 2048)],
-)
-def test_default_width_of_the_feed_forward_layer(d_model: int, ffn: str, expected: int) -> None:
-    """Gated: 8/3 d_model at the nearest multiple of 64, never 0; plain: 4 d_model."""
-    assert default_d_ff(d_model, ffn) == expected

@@ -13,7 +13,7 @@ def make_cache(max_length: int = 4) -> KVCache:
 
 
 def test_append_returns_everything_so_far_in_order() -> None:
-    """What was appended comes back joined, without a copy of the buffer."""
+    """Appended pieces come back joined, without a copy of the buffer."""
     layer = LayerCache(torch.zeros(1, 2, 6, 3), torch.zeros(1, 2, 6, 3))
     first, second = torch.randn(1, 2, 2, 3), torch.randn(1, 2, 3, 3)
     layer.append(first, -first)
@@ -24,7 +24,7 @@ def test_append_returns_everything_so_far_in_order() -> None:
 
 
 def test_overflow_names_both_numbers_and_changes_nothing() -> None:
-    """A piece that does not fit is refused whole."""
+    """The cache refuses the whole of a piece that does not fit."""
     cache = make_cache()
     for layer in cache.layers:
         layer.append(torch.zeros(3, 2, 3, 5), torch.zeros(3, 2, 3, 5))
@@ -43,7 +43,7 @@ def test_batch_of_another_size_is_refused() -> None:
 
 
 def test_truncate_and_reset_forget_the_end() -> None:
-    """After truncation the next piece overwrites what was cut; more than is held cannot be kept."""
+    """After a truncation the next piece overwrites what was cut; a cache cannot keep more than it holds."""
     cache = make_cache()
     for layer in cache.layers:
         layer.append(torch.ones(3, 2, 4, 5), torch.ones(3, 2, 4, 5))

@@ -59,7 +59,7 @@ def test_fused_equals_reference(variant: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
 def test_later_tokens_change_no_earlier_logits(variant: dict[str, Any]) -> None:
-    """Causality: only logits from the changed token on differ."""
+    """Causality: only the logits from the changed token on differ."""
     model, ids = make_model(**variant), random_ids(1, 12)
     changed = ids.clone()
     changed[0, 7] = (ids[0, 7] + 1) % SMALL["vocab_size"]
@@ -70,7 +70,7 @@ def test_later_tokens_change_no_earlier_logits(variant: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_soft_cap_bounds_the_logits(tied: bool) -> None:
-    """The logits are cap * tanh(logits / cap) of those without it, with a cache as well, and keep their dtype."""
+    """The logits become cap * tanh(logits / cap), with a cache as well, and keep their dtype."""
     free, capped = make_model(tie_embeddings=tied), make_model(tie_embeddings=tied, logit_soft_cap=1.5)
     capped.load_state_dict(free.state_dict())
     ids = random_ids(2, 6)
@@ -83,7 +83,7 @@ def test_soft_cap_bounds_the_logits(tied: bool) -> None:
 
 @pytest.mark.parametrize("ffn", ["swiglu", "silu"])
 def test_zero_init_makes_every_block_begin_as_the_identity(ffn: str) -> None:
-    """output_proj and w2 are zero, every other weight is what it is without, and a block gives back its input."""
+    """output_proj and w2 are zero, every other weight is as usual, and a block returns its input."""
     torch.manual_seed(0)
     usual = make_model(ffn=ffn)
     torch.manual_seed(0)
@@ -128,7 +128,7 @@ def test_block_puts_its_norms_where_it_says(norm_position: str) -> None:
 
 
 def test_norms_exist_only_where_they_are_used() -> None:
-    """A final norm stands after pre-norm blocks only, and without norms no weight of one remains."""
+    """Only a pre-norm model has a final norm, and a model without norms has no weight of one."""
     names = {position: make_model(norm_position=position).state_dict().keys() for position in ("pre", "post", "none")}
     assert "ln_final.weight" in names["pre"]
     assert "ln_final.weight" not in names["post"]
@@ -226,13 +226,13 @@ def test_bf16_weights_decode_with_a_bf16_cache() -> None:
 
 
 def test_last_only_gives_the_last_position() -> None:
-    """Asking for the last logits only changes nothing but the shape."""
+    """The last logits alone are the same numbers."""
     model, ids = make_model(), random_ids(2, 7)
     torch.testing.assert_close(model(ids, last_only=True), model(ids)[:, -1:], rtol=1e-5, atol=1e-5)
 
 
 def test_hparams_build_the_same_model_again() -> None:
-    """hparams() holds every keyword with defaults filled in, and a model built from it takes the weights."""
+    """hparams() holds every keyword, defaults included, and a model that is built from it takes the weights."""
     model = make_model(ffn="silu", norm_position="post")
     again = TransformerLM(**model.hparams())
     again.load_state_dict(model.state_dict())
@@ -279,7 +279,7 @@ def test_impossible_sizes_and_choices_are_refused(changes: dict[str, Any], messa
 
 
 def test_sequences_that_do_not_fit_are_refused() -> None:
-    """Longer than the context, than the room in the cache, or a cache longer than the context: both numbers."""
+    """The error names both numbers, for a text longer than the context or the cache, and for a longer cache."""
     model = make_model()
     with pytest.raises(ValueError, match="17 tokens exceed context_length 16"):
         model(random_ids(1, 17))
@@ -338,7 +338,7 @@ def test_its_repr_shows_sizes() -> None:
 @pytest.mark.parametrize("zero_init_outputs", [True, False])
 @pytest.mark.parametrize("tie_embeddings", [True, False])
 def test_training_begins_with_about_the_loss_of_guessing(d_model, norm_position, zero_init_outputs, tie_embeddings):
-    """ln(vocab_size), whichever choices go together: no logit stands out at random, not even a token's for itself."""
+    """The loss is about ln(vocab_size) for every combination: no logit is large at random, not even a token's own."""
     torch.manual_seed(0)
     model = TransformerLM(
         vocab_size=1000,

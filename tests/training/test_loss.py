@@ -1,4 +1,4 @@
-"""Cross-entropy against torch, at the extremes, and whatever the blocks it is worked off in."""
+"""Cross-entropy against torch, at extreme logits, and in blocks of any size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RTOL = {"rtol": 1e-5, "atol": 1e-6}
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("shape", [(6,), (2, 3), (2, 3, 4)])
 def test_equals_torch_in_value_and_gradient(shape: tuple[int, ...], reduction: str) -> None:
-    """Any leading dimensions, both reductions to a scalar."""
+    """Any leading dimensions and both reductions to a scalar agree."""
     logits, targets = torch.randn(*shape, 11, requires_grad=True), torch.randint(0, 11, shape)
     found = cross_entropy(logits, targets, reduction=reduction)
     expected = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction=reduction)
@@ -41,7 +41,7 @@ def test_without_reduction_each_target_has_its_loss_and_gradient() -> None:
 
 @pytest.mark.parametrize("block_elements", [1, 10, 25, 10_000])
 def test_blocks_leave_no_trace(monkeypatch: pytest.MonkeyPatch, block_elements: int) -> None:
-    """One row a block, a last block that is smaller, or everything in one: the same numbers."""
+    """The numbers are the same for one row a block, a smaller last block, and one block of everything."""
     logits, targets = torch.randn(7, 5, requires_grad=True), torch.randint(0, 5, (7,))
     expected = F.cross_entropy(logits, targets)
     monkeypatch.setattr(blocks, "CPU_ELEMENTS", block_elements)
@@ -72,7 +72,7 @@ def test_bfloat16_logits_give_an_fp32_loss() -> None:
 
 
 def test_gradient_is_exact() -> None:
-    """gradcheck in float64: the hand-written backward pass is the derivative of the forward pass."""
+    """The hand-written backward pass is the derivative of the forward pass, by gradcheck in float64."""
     logits = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     targets = torch.tensor([0, 3, 1])
     assert torch.autograd.gradcheck(lambda x: cross_entropy(x, targets, reduction="none"), (logits,))

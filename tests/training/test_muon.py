@@ -1,4 +1,4 @@
-"""Muon against a plain version of it, its update's singular values, and AdamW for all the rest."""
+"""Muon against its formulas, the singular values of its update, and AdamW for everything else."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformerlm.models.transformer import TransformerLM
 from transformerlm.training import muon, optim
 from transformerlm.training.muon import Muon, muon_groups, orthogonalize
 from transformerlm.training.optim import AdamW
+from transformerlm.utils.plain_forms import plain_forms
 
 MODEL = {"vocab_size": 40, "context_length": 8, "d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 40}
 SETTINGS: dict[str, Any] = {"lr": 0.02, "momentum": 0.9, "betas": (0.8, 0.95), "eps": 1e-7}
@@ -29,7 +30,7 @@ def make_muon(model: TransformerLM, **changes: Any) -> Muon:
 
 
 def set_gradients(model: nn.Module, step: int) -> None:
-    """Gradients that depend on the weights, so that an error would grow."""
+    """Set gradients that depend on the weights, so that an error would grow."""
     generator = torch.Generator().manual_seed(step)
     for p in model.parameters():
         p.grad = p.detach() * 0.3 + torch.randn(p.shape, generator=generator)
@@ -75,7 +76,7 @@ def test_equals_the_plain_formulas_and_adamw_over_20_steps() -> None:
 
 
 def test_fp64_matrices_are_updated_in_fp64() -> None:
-    """They follow the formulas to 12 digits, beside one in fp32 of the same shape."""
+    """They follow the formulas to 12 digits, also beside a matrix of the same shape in fp32."""
     generator = torch.Generator().manual_seed(0)
     weights = [nn.Parameter(torch.randn(4, 6, dtype=torch.float64, generator=generator)) for _ in range(2)]
     weights.append(nn.Parameter(weights[0].detach().float()))
@@ -91,7 +92,7 @@ def test_fp64_matrices_are_updated_in_fp64() -> None:
 
 
 def test_a_group_updated_at_once_equals_one_parameter_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, where the matrices of one shape go through the products as one batch."""
+    """This is how a GPU does it: matrices of one shape go through the products as one batch."""
     one_by_one, at_once = make_model(), make_model()
     optimizers = make_muon(one_by_one), make_muon(at_once)
     for step in range(5):
@@ -102,6 +103,21 @@ def test_a_group_updated_at_once_equals_one_parameter_at_a_time(monkeypatch: pyt
             patch.setattr(optim, "_buckets", lambda params: [params])
             optimizers[1].step()
     torch.testing.assert_close(one_by_one.state_dict(), at_once.state_dict(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_in_plain_forms_each_matrix_makes_a_plain_step(precision: str) -> None:
+    """The weights are those of the form for many matrices at a time."""
+    fast, plain = make_model(), make_model()
+    optimizers = make_muon(fast, precision=precision), make_muon(plain, precision=precision)
+    for step in range(5):
+        set_gradients(fast, step)
+        set_gradients(plain, step)
+        optimizers[0].step()
+        with plain_forms():
+            optimizers[1].step()
+    tolerance = 1e-5 if precision == "fp32" else 1e-3
+    torch.testing.assert_close(plain.state_dict(), fast.state_dict(), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -119,7 +135,7 @@ def test_an_orthogonalized_matrix_keeps_its_singular_vectors(shape: tuple[int, i
 
 
 def test_the_coefficients_bring_what_they_promise() -> None:
-    """A singular value in [0.001, 1] comes to lie in [0.84, 1.15]: the iteration as a function of one number."""
+    """The iteration, as a function of one number, takes [0.001, 1] into [0.84, 1.15]."""
     values = torch.logspace(-3, 0, 10_001, dtype=torch.float64) / muon._MARGIN
     for a, b, c in muon._COEFFICIENTS:
         values = a * values + b * values**3 + c * values**5
@@ -140,7 +156,7 @@ def test_a_zero_gradient_leaves_only_the_decay() -> None:
 
 
 def test_an_update_has_the_root_mean_square_of_adamw() -> None:
-    """Of a random gradient, matrices of every shape move by about 0.2 lr a step, so that AdamW's rate carries over."""
+    """With random gradients, matrices of any shape move by about 0.2 lr a step, so AdamW's rates carry over."""
     model = make_model()
     before = copy.deepcopy(model.state_dict())
     set_gradients(model, 0)
@@ -171,7 +187,7 @@ def test_saved_and_loaded_equals_uninterrupted(precision: str) -> None:
 
 
 def test_each_weight_stands_in_one_group() -> None:
-    """Embedding and head decay and are not made orthogonal; vectors do not decay; frozen weights are left out."""
+    """Embedding and head decay and are not made orthogonal; vectors do not decay; frozen weights are in no group."""
     model = make_model(tie_embeddings=True)
     model.layers[0].ffn.w1.weight.requires_grad_(False)
     hidden, embeddings, vectors = muon_groups(model, weight_decay=DECAY)
@@ -191,7 +207,7 @@ def test_each_weight_stands_in_one_group() -> None:
     ],
 )
 def test_what_makes_no_sense_is_refused(params: list[tuple[int, ...]], settings: dict[str, Any], message: str) -> None:
-    """A momentum of 1, a negative rate, a vector to make orthogonal."""
+    """Muon refuses a momentum of 1, a negative rate, and a vector to make orthogonal."""
     group = {"params": [nn.Parameter(torch.zeros(shape)) for shape in params], "orthogonal": True}
     with pytest.raises(ValueError, match=message):
         Muon([group], **settings)

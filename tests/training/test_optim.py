@@ -12,7 +12,15 @@ from torch import nn
 
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.muon import Muon
-from transformerlm.training.optim import SGD, AdamW, clip_grad_norm, parameter_groups
+from transformerlm.training.optim import (
+    SGD,
+    AdamW,
+    adamw_step,
+    clip_grad_norm,
+    foreach_adamw_step,
+    parameter_groups,
+)
+from transformerlm.utils.plain_forms import plain_forms
 
 ADAMW = {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-7, "weight_decay": 0.2}
 SGD_OPTIONS = {"lr": 3e-2, "momentum": 0.9, "weight_decay": 0.01}
@@ -25,7 +33,7 @@ def make_parameters(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
 
 
 def set_gradients(parameters: list[nn.Parameter], step: int) -> None:
-    """Gradients that depend on the weights, so that an error would grow; the last is missing now and then."""
+    """Set gradients that depend on the weights, so that an error would grow; the last is sometimes missing."""
     generator = torch.Generator().manual_seed(step)
     for p in parameters:
         p.grad = p.detach() * 0.3 + torch.randn(p.shape, generator=generator).to(p.dtype)
@@ -43,7 +51,7 @@ def set_gradients(parameters: list[nn.Parameter], step: int) -> None:
     ],
 )
 def test_equals_torch_over_100_steps(ours: Any, theirs: Any, options: dict[str, Any]) -> None:
-    """Every element, after every step, with a learning rate that changes and gradients that are missing at times."""
+    """Every element agrees after every step, with changing learning rates and sometimes without a gradient."""
     mine, reference = make_parameters(), make_parameters()
     optimizers = ours(mine, **options), theirs(reference, **options)
     for step in range(100):
@@ -59,7 +67,7 @@ def test_equals_torch_over_100_steps(ours: Any, theirs: Any, options: dict[str, 
     [(AdamW, torch.optim.AdamW, ADAMW), (SGD, torch.optim.SGD, SGD_OPTIONS)],
 )
 def test_fp64_parameters_are_updated_in_fp64(ours: Any, theirs: Any, options: dict[str, Any]) -> None:
-    """Every element agrees with torch's to 12 digits over 50 steps, from a saved state, too; so does the clipping."""
+    """Every element agrees with torch's to 12 digits over 50 steps, also after loading; so does the clipping."""
     mine, reference = make_parameters(torch.float64), make_parameters(torch.float64)
     optimizers = [ours(mine, **options), theirs(reference, **options)]
     for step in range(50):
@@ -80,11 +88,41 @@ def test_fp64_parameters_are_updated_in_fp64(ours: Any, theirs: Any, options: di
 
 @pytest.mark.parametrize("make", [AdamW, SGD, lambda p, lr: Muon([{"params": p, "orthogonal": True}], lr)])
 def test_a_learning_rate_of_zero_leaves_fp64_as_it_is(make: Callable[..., torch.optim.Optimizer]) -> None:
-    """No digit of a weight is lost on the way through an update."""
+    """An update loses no digit of a weight."""
     weight = nn.Parameter(torch.full((2, 3), 1 + 1e-12, dtype=torch.float64))
     weight.grad = torch.ones_like(weight)
     make([weight], lr=0.0).step()
     assert weight.tolist() == [[1 + 1e-12] * 3] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_foreach_form_is_the_plain_step(dtype: torch.dtype) -> None:
+    """Weights and both moments agree over 20 steps, for one parameter at a time and for all in a list."""
+    tolerance = {"rtol": 1e-5, "atol": 1e-7} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-14}
+    plain, foreach = ([[p.detach().clone() for p in make_parameters(dtype)] for _ in range(3)] for _ in range(2))
+    for tensors in (plain, foreach):
+        for moment in (*tensors[1], *tensors[2]):
+            moment.zero_()
+    for step in range(1, 21):
+        grads = [0.3 * p + torch.randn_like(p) for p in plain[0]]
+        for weight, grad, mean, square in zip(plain[0], grads, *plain[1:], strict=True):
+            adamw_step(weight, grad, mean, square, step=step, **ADAMW)
+        foreach_adamw_step(foreach[0], grads, *foreach[1:], steps=[step] * len(grads), **ADAMW)
+        torch.testing.assert_close(foreach, plain, **tolerance)
+
+
+def test_in_plain_forms_the_optimizer_makes_plain_steps() -> None:
+    """The weights are the same, also where a missing gradient leaves a parameter with fewer steps."""
+    fast, plain = make_parameters(), make_parameters()
+    optimizers = AdamW(fast, **ADAMW), AdamW(plain, **ADAMW)
+    for step in range(10):
+        set_gradients(fast, step)
+        set_gradients(plain, step)
+        optimizers[0].step()
+        with plain_forms():
+            optimizers[1].step()
+    torch.testing.assert_close(plain, fast, rtol=1e-5, atol=1e-7)
+    assert not all(torch.equal(a, b) for a, b in zip(plain, fast, strict=True))  # the last bits tell the two forms
 
 
 def test_adamw_decay_is_decoupled_from_the_gradient() -> None:
@@ -152,7 +190,7 @@ def test_loaded_state_is_a_copy() -> None:
 
 
 def test_closure_is_called_with_gradients_on_and_its_loss_returned() -> None:
-    """step(closure) is torch's protocol: compute, differentiate, update."""
+    """step(closure) follows torch's protocol: compute, differentiate, update."""
     weight = nn.Parameter(torch.tensor(3.0))
     optimizer = SGD([weight], lr=0.1)
 
@@ -199,7 +237,7 @@ def test_clipping_scales_all_gradients_to_the_norm() -> None:
 
 
 def test_clipping_equals_torch() -> None:
-    """The same factor as torch.nn.utils.clip_grad_norm_, element by element."""
+    """The factor is that of torch.nn.utils.clip_grad_norm_, element by element."""
     ours, theirs = make_parameters(), make_parameters()
     set_gradients(ours, 1)
     set_gradients(theirs, 1)
@@ -217,7 +255,7 @@ def test_clipping_never_scales_up(max_norm: float) -> None:
 
 
 def test_clipping_nothing_returns_zero() -> None:
-    """No parameters, or none with a gradient: norm 0."""
+    """Without parameters, or without a gradient, the norm is 0."""
     assert clip_grad_norm([], 1.0).item() == 0.0
     assert clip_grad_norm(with_gradients(None), 1.0).item() == 0.0
 
@@ -228,7 +266,7 @@ def test_clipping_reports_a_norm_that_is_not_finite() -> None:
 
 
 def test_only_matrices_decay() -> None:
-    """Norm weights stand in a group without decay; every weight, tied or not, stands in one group once."""
+    """Norm weights are in a group without decay; every weight, tied or not, is in one group once."""
     sizes = {"vocab_size": 20, "context_length": 4, "d_model": 8, "num_layers": 2, "num_heads": 2}
     model = TransformerLM(**sizes, tie_embeddings=True)
     decayed, kept = parameter_groups(model, weight_decay=0.1)
@@ -247,7 +285,7 @@ def test_frozen_parameters_and_empty_groups_are_left_out() -> None:
 
 
 def test_its_repr_shows_what_it_updates() -> None:
-    """The kind, and of each group how much it holds and how it is updated."""
+    """repr() gives the kind, and for each group its size and its settings."""
     matrices, vector = nn.Parameter(torch.zeros(30, 50)), nn.Parameter(torch.zeros(4))
     optimizer = SGD([{"params": [matrices], "weight_decay": 0.1}, {"params": [vector]}], 0.5)
     assert repr(optimizer) == (

@@ -32,7 +32,7 @@ def test_cosine_is_the_formula_between() -> None:
 
 @pytest.mark.parametrize("name", ["cosine", "wsd"])
 def test_decaying_schedules_rise_then_never_rise_again(name: str) -> None:
-    """Strictly up during the warm-up, never up after, and never below the minimum after it."""
+    """The rate rises strictly in the warm-up; after it, it never rises and is never below the minimum."""
     rates = [learning_rate(step, name=name, **OPTIONS, decay_steps=20 * (name == "wsd")) for step in range(130)]
     assert all(a < b for a, b in pairwise(rates[:11]))
     assert all(a >= b for a, b in pairwise(rates[10:]))
@@ -40,7 +40,7 @@ def test_decaying_schedules_rise_then_never_rise_again(name: str) -> None:
 
 
 def test_constant_rises_and_stays() -> None:
-    """Half the rate halfway through the warm-up, then the rate for ever."""
+    """The rate is half the maximum halfway through the warm-up, and the maximum after it."""
     assert constant(5, learning_rate=2.0, warmup_steps=10) == 1.0
     assert constant(10**9, learning_rate=2.0, warmup_steps=10) == 2.0
 
@@ -49,7 +49,7 @@ def test_constant_rises_and_stays() -> None:
     ("step", "expected"), [(0, 0.0), (5, 0.5), (10, 1.0), (90, 1.0), (100, 0.55), (110, 0.1), (200, 0.1)]
 )
 def test_wsd_stays_until_the_last_steps(step: int, expected: float) -> None:
-    """Up to 90 of 110 steps the maximum, then linearly to the minimum over the last 20."""
+    """The rate is the maximum up to step 90 of 110, then falls linearly to the minimum."""
     assert wsd(step, **OPTIONS, decay_steps=20) == pytest.approx(expected)
 
 
@@ -87,7 +87,7 @@ def test_every_update_changes_something(shape: str, max_steps: int) -> None:
 
 @pytest.mark.parametrize("name", ["cosine", "wsd", "constant"])
 def test_a_run_of_one_step_trains(name: str) -> None:
-    """Half the way down, or at the peak."""
+    """Halfway through, the schedule is half the way down, or at the peak."""
     rate = learning_rate(1, name=name, learning_rate=1.0, max_steps=1, decay_steps=1 * (name == "wsd"))
     assert rate == pytest.approx({"cosine": 0.5, "wsd": 0.5, "constant": 1.0}[name])
 
@@ -101,7 +101,7 @@ def test_a_warm_up_of_the_whole_run_reaches_the_peak(name: str) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_time_that_is_behind_changes_nothing(shape: str) -> None:
-    """Up to the share of the steps that are made, the time is not looked at."""
+    """While the share of steps is ahead of the share of time, the time does not matter."""
     options = {"learning_rate": 1.0, "max_steps": 100, "warmup_steps": 10, **SHAPES[shape]}
     for step in (1, 10, 50, 96, 100):
         for share in (0.0, step / 200, step / 100):
@@ -134,7 +134,7 @@ def test_a_warm_up_in_steps_is_not_jumped_over() -> None:
     ("max_steps", "expected"), [(1, (0, 1)), (2, (1, 1)), (3, (2, 1)), (100, (50, 50)), (1001, (500, 500))]
 )
 def test_shares_become_steps(max_steps: int, expected: tuple[int, int]) -> None:
-    """Of any number of steps, two halves are the whole run, and a decay has at least one."""
+    """For any number of steps, two halves are the whole run, and a decay has at least one step."""
     schedule = ScheduleConfig(name="wsd", warmup_steps="50%", decay_steps="50%")
     in_steps = schedule.in_steps(max_steps)
     assert (in_steps["warmup_steps"], in_steps["decay_steps"]) == expected
@@ -142,6 +142,6 @@ def test_shares_become_steps(max_steps: int, expected: tuple[int, int]) -> None:
 
 
 def test_unknown_name_is_refused() -> None:
-    """The error lists the names there are."""
+    """The error lists the known names."""
     with pytest.raises(ValueError, match="cosine, constant or wsd, got 'linear'"):
         learning_rate(1, name="linear", **OPTIONS)

@@ -25,6 +25,7 @@ from transformerlm.checkpoints.validation import (
     verify,
 )
 from transformerlm.models.estimates import count_parameters
+from transformerlm.models.settings import ModelSettings
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
 
@@ -48,10 +49,10 @@ def load_model(
         CheckpointError: anything in the directory is missing or damaged.
     """
     verify(directory)
-    hparams = load_config_of(directory).model.model_dump()
+    settings = ModelSettings(**load_config_of(directory).model.model_dump())
     with as_checkpoint_error():
-        check_size(directory / "model.safetensors", count_parameters(hparams))
-    model = TransformerLM(**hparams, device="meta")
+        check_size(directory / "model.safetensors", count_parameters(settings))
+    model = TransformerLM(settings, device="meta")
     # As `to_empty`, which imports a second's worth of modules first.
     model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))  # type: ignore[no-untyped-call]
     load_weights(model, directory)

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 
 from transformerlm.evaluation.documents import Array, Documents
+from transformerlm.models.functional import token_nats
 from transformerlm.models.transformer import TransformerLM
-from transformerlm.training.loss import cross_entropy
 
 Mode = Literal["documents", "sliding"]
 # Windows are sorted by length within so many batches: enough for batches of one length, few beside a long text.
@@ -125,7 +125,7 @@ def score_windows(
         rows = torch.from_numpy(read).to(device)
         with windowing.autocast():
             logits = model(rows[:, :-1])
-            losses = cross_entropy(logits, rows[:, 1:], reduction="none")
+            losses = token_nats(logits, rows[:, 1:])
         before = positions[:, :-1]
         scored = (before >= windows.scored_from[batch, None]) & (before < windows.ends[batch, None])
         nats[before[scored] + 1] = losses.cpu().numpy()[scored]

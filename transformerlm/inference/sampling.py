@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from transformerlm.models.attention import softmax
+from transformerlm.models.functional import softmax
 from transformerlm.utils.dtypes import upcast
 
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from torch import Tensor
@@ -27,6 +28,7 @@ from transformerlm.checkpoints.validation import read_state
 from transformerlm.interop.llama import Architecture, architecture_of, halves_from_pairs
 from transformerlm.interop.verify import NOT_ASKED
 from transformerlm.models.layers import rope_factors
+from transformerlm.models.settings import ModelSettings
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.io import token_to_text
 from transformerlm.tokenizer.tokenizer import Tokenizer
@@ -79,7 +81,7 @@ def write_gguf(
     for path in (out, modelfile_path(out)):
         check_free(path, overwrite=overwrite)
     config = load_config_of(checkpoint)
-    _architecture_of(config.model.model_dump())
+    _architecture_of(ModelSettings(**config.model.model_dump()))
     tokenizer, model = load_tokenizer(checkpoint), load_model(checkpoint)
     if tokenizer.vocab_size > model.vocab_size:
         found = f"{tokenizer.vocab_size} in its tokenizer, {model.vocab_size} in its model"
@@ -115,20 +117,19 @@ def write_model(
     document_ids: DocumentIds | None = None,
 ) -> str:
     """Write a model and its tokenizer as `write_gguf` does."""
-    gguf, hparams = _import_gguf(), model.hparams()
-    architecture = _architecture_of(hparams)
+    gguf, settings = _import_gguf(), model.settings
+    architecture = _architecture_of(settings)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f"{out.name}.tmp")
     writer = gguf.GGUFWriter(unfinished, architecture)
     _add_tokenizer(gguf, writer, tokenizer, document_ids or guess_ids(tokenizer))
-    _add_sizes(writer, hparams | {"vocab_size": tokenizer.vocab_size}, name=out.stem)
+    _add_sizes(writer, replace(settings, vocab_size=tokenizer.vocab_size), name=out.stem)
     writer.add_file_type(gguf.LlamaFileType[_TYPES[dtype][1]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    d_head = hparams["d_model"] // hparams["num_heads"]
-    turned = d_head if architecture == "qwen3" else None
+    turned = settings.d_head if architecture == "qwen3" else None
     weights = _tensors(dict(model.named_parameters()), tokenizer.vocab_size, turned_d_head=turned)
-    if (scaling := hparams["rope_scaling"]) is not None:
-        weights["rope_freqs.weight"] = rope_factors(hparams["rope_theta"], d_head, **scaling).float().numpy()
+    if (scaling := settings.rope_scaling) is not None:
+        weights["rope_freqs.weight"] = rope_factors(settings.rope_theta, settings.d_head, **scaling).float().numpy()
     tensors = _add_tensors(gguf, writer, weights, dtype)
     try:
         _write(writer, unfinished)
@@ -143,10 +144,10 @@ def write_model(
     return f"verified with gguf: {len(tensors)} tensors read back equal" if verify else NOT_ASKED
 
 
-def _architecture_of(hparams: Mapping[str, Any]) -> Architecture:
-    architecture = architecture_of(hparams)
-    if architecture == "qwen3" and hparams["rope_scaling"] is not None:
-        found = dict(hparams["rope_scaling"])
+def _architecture_of(settings: ModelSettings) -> Architecture:
+    architecture = architecture_of(settings)
+    if architecture == "qwen3" and settings.rope_scaling is not None:
+        found = dict(settings.rope_scaling)
         raise ValueError(f"model.rope_scaling: expected none, found {found} (with qk_norm, llama.cpp does not scale)")
     return architecture
 
@@ -202,22 +203,21 @@ def _type_name(weight: np.ndarray, dtype: Dtype) -> str:
     return "F16" if dtype == "q8_0" and weight.shape[1] % 32 else _TYPES[dtype][0]
 
 
-def _add_sizes(writer: GGUFWriter, hparams: Mapping[str, Any], *, name: str) -> None:
+def _add_sizes(writer: GGUFWriter, settings: ModelSettings, *, name: str) -> None:
     writer.add_name(name)
-    writer.add_vocab_size(hparams["vocab_size"])
-    writer.add_context_length(hparams["context_length"])
-    writer.add_embedding_length(hparams["d_model"])
-    writer.add_block_count(hparams["num_layers"])
-    writer.add_feed_forward_length(hparams["d_ff"])
-    writer.add_head_count(hparams["num_heads"])
-    writer.add_head_count_kv(hparams["num_kv_heads"])
-    d_head = hparams["d_model"] // hparams["num_heads"]
-    writer.add_rope_dimension_count(d_head)
-    if hparams["qk_norm"]:  # a Qwen3 may have heads of another size than these
-        writer.add_key_length(d_head)
-        writer.add_value_length(d_head)
-    writer.add_rope_freq_base(hparams["rope_theta"])
-    writer.add_layer_norm_rms_eps(hparams["norm_eps"])
+    writer.add_vocab_size(settings.vocab_size)
+    writer.add_context_length(settings.context_length)
+    writer.add_embedding_length(settings.d_model)
+    writer.add_block_count(settings.num_layers)
+    writer.add_feed_forward_length(settings.d_ff)
+    writer.add_head_count(settings.num_heads)
+    writer.add_head_count_kv(settings.num_kv_heads)
+    writer.add_rope_dimension_count(settings.d_head)
+    if settings.qk_norm:  # a Qwen3 may have heads of another size than these
+        writer.add_key_length(settings.d_head)
+        writer.add_value_length(settings.d_head)
+    writer.add_rope_freq_base(settings.rope_theta)
+    writer.add_layer_norm_rms_eps(settings.norm_eps)
 
 
 def _add_tokenizer(gguf: ModuleType, writer: GGUFWriter, tokenizer: Tokenizer, document_ids: DocumentIds) -> None:

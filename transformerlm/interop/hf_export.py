@@ -24,6 +24,7 @@ from transformerlm.checkpoints.validation import read_state
 from transformerlm.interop import llama, tokenizer_json
 from transformerlm.interop.model_card import CardNotes, model_card
 from transformerlm.interop.verify import NOT_ASKED, verify_hf
+from transformerlm.models.settings import ModelSettings
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.files import check_free, whole_directory
@@ -58,7 +59,7 @@ def write_hf(
     """
     check_free(out, overwrite=overwrite, holds=CONFIG_FILE, beside=("*.json", "*.safetensors", "README.md", "loss.*"))
     config = load_config_of(checkpoint)
-    llama.architecture_of(config.model.model_dump())
+    llama.architecture_of(ModelSettings(**config.model.model_dump()))
     tokenizer, model = load_tokenizer(checkpoint), load_model(checkpoint).to(_DTYPES[dtype])
     with whole_directory(out) as directory:
         ids = ids_of_checkpoint(checkpoint, tokenizer)
@@ -92,7 +93,7 @@ def _write_facts(
     texts: dict[int | None, str] = {index: text for text, index in tokenizer.special_token_ids.items()}
     bos, eos, pad = (texts.get(index) for index in (ids.bos_token_id, ids.eos_token_id, ids.pad_token_id))
     facts: dict[str, Mapping[str, Any]] = {
-        CONFIG_FILE: llama.to_config(model.hparams(), dtype=dtype, ids=llama.to_ids(ids)),
+        CONFIG_FILE: llama.to_config(model.settings, dtype=dtype, ids=llama.to_ids(ids)),
         GENERATION_FILE: {**llama.to_ids(ids), **sampling},
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -110,9 +111,7 @@ def _write_facts(
 
 
 def _write_weights(model: TransformerLM, directory: Path, *, max_shard_bytes: int) -> None:
-    hparams = model.hparams()
-    d_head = hparams["d_model"] // hparams["num_heads"]
-    names = llama.weight_names(hparams)
+    d_head, names = model.settings.d_head, llama.weight_names(model.settings)
     weights = dict(model.named_parameters())
     shards = list(_shards({ours: weights[ours] for ours in names}, max_shard_bytes))
     places: dict[str, str] = {}

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.optim import Optimizer
 
 from config.io import dump_toml
 from config.schemas import ModelConfig
@@ -30,9 +31,9 @@ from transformerlm.interop import llama, tokenizer_json
 from transformerlm.interop.hf_export import CONFIG_FILE, GENERATION_FILE, INDEX_FILE, WEIGHTS_FILE
 from transformerlm.interop.verify import NOT_ASKED, verify_model, verify_tokenizer_json
 from transformerlm.models.estimates import count_parameters
+from transformerlm.models.settings import ModelSettings
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.training.optim import AdamW, parameter_groups
 from transformerlm.utils.files import check_free, whole_directory
 from transformerlm.utils.json_files import read_json_object, read_limited
 
@@ -61,26 +62,26 @@ def read_hf(
         found = "a run of transformerlm, which needs no import" if (source / "checkpoints").is_dir() else "none"
         raise FileNotFoundError(f"{source}: expected {CONFIG_FILE} and {WEIGHTS_FILE} in it, found {found}")
     check_contained(source)
-    hparams = _read_hparams(source / CONFIG_FILE)
-    tokenizer = _read_tokenizer(source, hparams["vocab_size"]) if with_tokenizer else None
-    model = _build(source, hparams)
+    config = _read_config(source / CONFIG_FILE)
+    tokenizer = _read_tokenizer(source, config.vocab_size) if with_tokenizer else None
+    model = _build(source, ModelSettings(**config.model_dump()))
     snapshot = Snapshot(
         model,
-        AdamW(parameter_groups(model, weight_decay=0.0), 1e-3),
+        _fresh_optimizer(model),
         tokenizer,
-        _config_toml(hparams, source.name),
-        {"tokens": 0, "imported_from": source.name, KEY: _read_ids(source, hparams["vocab_size"], tokenizer)},
+        _config_toml(config, source.name),
+        {"tokens": 0, "imported_from": source.name, KEY: _read_ids(source, config.vocab_size, tokenizer)},
     )
     with whole_directory(out) as directory:
         checkpoint = save_checkpoint(directory / "checkpoints", 0, snapshot)
         return _verify(source, checkpoint, tokenizer) if verify else NOT_ASKED
 
 
-def _read_hparams(path: Path) -> dict[str, Any]:
-    """Return the keywords of the model, within the limits of our own configuration."""
+def _read_config(path: Path) -> ModelConfig:
+    """Return the keys of the model, within the limits of our own configuration."""
     config = read_json_object(path, max_bytes=_MAX_CONFIG_BYTES)
     try:
-        return ModelConfig.model_validate(llama.from_config(config)).model_dump()
+        return ModelConfig.model_validate(llama.from_config(config))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "model"
@@ -132,11 +133,11 @@ def _read_ids(source: Path, vocab_size: int, tokenizer: Tokenizer | None) -> dic
     return DocumentIds(bos, tuple(found["eos_token_id"]), pad, starts_texts=leading is not None).to_state()
 
 
-def _build(source: Path, hparams: dict[str, Any]) -> TransformerLM:
+def _build(source: Path, settings: ModelSettings) -> TransformerLM:
     """Return the model with its weights in fp32, after the headers of all files were held against it."""
-    names = llama.weight_names(hparams)
+    names = llama.weight_names(settings)
     ours = {theirs: name for name, theirs in names.items()}
-    tied = {"lm_head.weight"} if hparams["tie_embeddings"] else set()
+    tied = {"lm_head.weight"} if settings.tie_embeddings else set()
     places: dict[str, Path] = {}
     facts: dict[str, TensorFacts] = {}
     for path in _weight_files(source):
@@ -149,11 +150,11 @@ def _build(source: Path, hparams: dict[str, Any]) -> TransformerLM:
         places |= dict.fromkeys(used, path)
     _check_names(source, facts.keys(), ours.keys())
     found = sum(math.prod(one.shape) for one in facts.values())
-    if found != count_parameters(hparams):
-        raise ValueError(f"{source}: expected {count_parameters(hparams):,} numbers in weights, found {found:,}")
-    model = TransformerLM(**hparams, device="meta")
+    if found != count_parameters(settings):
+        raise ValueError(f"{source}: expected {count_parameters(settings):,} numbers in weights, found {found:,}")
+    model = TransformerLM(settings, device="meta")
     _check_shapes(source, facts, {theirs: tuple(model.get_parameter(name).shape) for theirs, name in ours.items()})
-    model.load_state_dict(_load(places, ours, hparams["d_model"] // hparams["num_heads"]), assign=True)
+    model.load_state_dict(_load(places, ours, settings.d_head), assign=True)
     check_finite(dict(model.named_parameters()), source)
     return model
 
@@ -203,10 +204,19 @@ def _load(places: Mapping[str, Path], ours: Mapping[str, str], d_head: int) -> d
     return weights
 
 
-def _config_toml(hparams: dict[str, Any], name: str) -> str:
+def _fresh_optimizer(model: TransformerLM) -> Optimizer:
+    """Return what every checkpoint holds: here an AdamW's settings, matrices before vectors, and no step made yet."""
+    groups = [
+        {"params": [p for p in model.parameters() if (p.ndim >= 2) == are_matrices], "weight_decay": 0.0}
+        for are_matrices in (True, False)
+    ]
+    return Optimizer(groups, {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8})
+
+
+def _config_toml(model: ModelConfig, name: str) -> str:
     """Return the configuration that a checkpoint needs; of an imported one only [model] is known."""
     tree = {
-        "model": hparams,
+        "model": model.model_dump(),
         "data": {"train": "unknown.npy", "tokenizer": "tokenizer"},
         "training": {"max_steps": 1, "batch_size": 1},
     }

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
+
+from transformerlm.models.settings import ModelSettings
 
 if TYPE_CHECKING:  # it needs pydantic, and the peers of benchmarks are built where there is none
     from transformerlm.checkpoints.document_ids import DocumentIds
@@ -80,52 +83,52 @@ _TURNED = ("q_proj.weight", "k_proj.weight", "q_norm.weight", "k_norm.weight")
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def architecture_of(hparams: Mapping[str, Any]) -> Architecture:
+def architecture_of(settings: ModelSettings) -> Architecture:
     """Return the name of the architecture that computes the same as a model with these settings.
 
     Raises:
         ValueError: there is none; names each setting that makes it another one.
     """
     reasons = [
-        f"model.{name}: expected {json.dumps(expected)}, found {json.dumps(hparams[name])} ({reason})"
+        f"model.{name}: expected {json.dumps(expected)}, found {json.dumps(getattr(settings, name))} ({reason})"
         for name, (expected, reason) in REQUIRED.items()
-        if hparams[name] != expected
+        if getattr(settings, name) != expected
     ]
-    unknown = hparams.keys() - REQUIRED.keys() - _WRITTEN - _SAME_FUNCTION
+    unknown = {field.name for field in fields(settings)} - REQUIRED.keys() - _WRITTEN - _SAME_FUNCTION
     reasons += [f"model.{name}: expected none, as no file has a place for it" for name in sorted(unknown)]
     if reasons:
         raise ValueError(f"this model is no Llama or Qwen3, and no tool would compute the same: {'; '.join(reasons)}")
-    return "qwen3" if hparams["qk_norm"] else "llama"
+    return "qwen3" if settings.qk_norm else "llama"
 
 
-def to_config(hparams: Mapping[str, Any], *, dtype: str, ids: Mapping[str, Any]) -> dict[str, Any]:
+def to_config(settings: ModelSettings, *, dtype: str, ids: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `config.json` of a model with the `ids` of `to_ids`.
 
     The rotary base and its scaling stand twice, as tools read the one or the other.
     """
-    architecture = architecture_of(hparams)
+    architecture = architecture_of(settings)
     rope: dict[str, Any] = {"rope_type": "default"}
-    if (scaling := hparams["rope_scaling"]) is not None:
+    if (scaling := settings.rope_scaling) is not None:
         rope = {"rope_type": "llama3", **{theirs: scaling[ours] for ours, theirs in _SCALING.items()}}
     return {
         "architectures": [CLASSES[architecture]],
         "model_type": architecture,
-        "vocab_size": hparams["vocab_size"],
-        "hidden_size": hparams["d_model"],
-        "intermediate_size": hparams["d_ff"],
-        "num_hidden_layers": hparams["num_layers"],
-        "num_attention_heads": hparams["num_heads"],
-        "num_key_value_heads": hparams["num_kv_heads"],
-        "head_dim": hparams["d_model"] // hparams["num_heads"],
-        "max_position_embeddings": hparams["context_length"],
-        "rms_norm_eps": hparams["norm_eps"],
-        "rope_theta": hparams["rope_theta"],
-        "rope_parameters": {**rope, "rope_theta": hparams["rope_theta"]},
+        "vocab_size": settings.vocab_size,
+        "hidden_size": settings.d_model,
+        "intermediate_size": settings.d_ff,
+        "num_hidden_layers": settings.num_layers,
+        "num_attention_heads": settings.num_heads,
+        "num_key_value_heads": settings.num_kv_heads,
+        "head_dim": settings.d_head,
+        "max_position_embeddings": settings.context_length,
+        "rms_norm_eps": settings.norm_eps,
+        "rope_theta": settings.rope_theta,
+        "rope_parameters": {**rope, "rope_theta": settings.rope_theta},
         **({} if scaling is None else {"rope_scaling": rope}),
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
-        "tie_word_embeddings": hparams["tie_embeddings"],
+        "tie_word_embeddings": settings.tie_embeddings,
         **ids,
         "torch_dtype": _DTYPES[dtype],
         "use_cache": True,
@@ -237,15 +240,15 @@ def _check_head_dim(config: Mapping[str, Any]) -> str:
     return f"head_dim: expected hidden_size / num_attention_heads = {width / heads:g}, found {json.dumps(found)[:80]}"
 
 
-def weight_names(hparams: Mapping[str, Any]) -> dict[str, str]:
+def weight_names(settings: ModelSettings) -> dict[str, str]:
     """Return their name of each of our weights."""
     names = {"token_embeddings.weight": "model.embed_tokens.weight"}
-    parts = {**_LAYER, **(_NORMS if hparams["qk_norm"] else {})}
-    for layer in range(hparams["num_layers"]):
+    parts = {**_LAYER, **(_NORMS if settings.qk_norm else {})}
+    for layer in range(settings.num_layers):
         for ours, theirs in parts.items():
             names[f"layers.{layer}.{ours}.weight"] = f"model.layers.{layer}.{theirs}.weight"
     names["ln_final.weight"] = "model.norm.weight"
-    return names if hparams["tie_embeddings"] else {**names, "lm_head.weight": "lm_head.weight"}
+    return names if settings.tie_embeddings else {**names, "lm_head.weight": "lm_head.weight"}
 
 
 def halves_from_pairs(name: str, weight: Tensor, d_head: int) -> Tensor:

@@ -14,6 +14,7 @@ from transformerlm.checkpoints.load import load_config_of, load_tokenizer
 from transformerlm.checkpoints.validation import read_state
 from transformerlm.interop.llama import architecture_of
 from transformerlm.models.estimates import count_parameters
+from transformerlm.models.settings import ModelSettings
 from transformerlm.tokenizer.tokenizer import Tokenizer
 
 _MAX_SPECIALS = 10
@@ -70,7 +71,7 @@ def model_card(checkpoint: Path, *, name: str, notes: CardNotes | None = None) -
     config, state, tokenizer = load_config_of(checkpoint), read_state(checkpoint), load_tokenizer(checkpoint)
     facts = _facts(config, state, tokenizer)
     rows = (f"| {key} | {' '.join(value.split()).replace('|', chr(92) + '|')} |" for key, value in facts.items())
-    architecture = architecture_of(config.model.model_dump())
+    architecture = architecture_of(ModelSettings(**config.model.model_dump()))
     return _CARD.format(
         fields=_fields(notes),
         name=name,
@@ -103,7 +104,7 @@ def _facts(config: TrainConfig, state: dict[str, Any], tokenizer: Tokenizer) -> 
     model, training, optimizer = config.model, config.training, config.optimizer
     sidecar = _sidecar(config.data.train, sha256=state.get("data", {}).get("train_sha256"))
     facts = {
-        "parameters": f"{count_parameters(model.model_dump()):,}",
+        "parameters": f"{count_parameters(ModelSettings(**model.model_dump())):,}",
         "layers, width, heads": f"{model.num_layers}, {model.d_model}, {model.num_heads}",
         "context": f"{model.context_length:,} tokens",
         "tokenizer": f"byte-level BPE, {tokenizer.vocab_size:,} tokens, pattern {tokenizer.pattern}",

@@ -1,51 +1,40 @@
-"""Softmax, attention and causal multi-head self-attention (Vaswani et al. 2017), from scratch.
+"""Causal multi-head self-attention (Vaswani et al. 2017), and the choice of how attention is computed.
 
-`scaled_dot_product_attention` has two implementations behind one call: "reference" is written out, "fused" is PyTorch's
-kernel. Grouped-query attention (Ainslie et al. 2023) shares each key-value head among several query heads.
+`attend` has two implementations: "reference" is `functional.scaled_dot_product_attention`, which is written out;
+"fused" is PyTorch's kernel, or `fast/blocked_attention.py` where that is faster. The estimate of the memory gets the
+`num_kept_probabilities` of those blocks from here.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from profiling import nvtx
 from transformerlm.models.fast.blocked_attention import blocked_causal_attention
+from transformerlm.models.fast.blocked_attention import (
+    num_kept_probabilities as num_kept_probabilities,
+)  # for estimates
+from transformerlm.models.functional import (
+    causal_attention,
+    causal_mask,
+    count_heads,
+    scaled_dot_product_attention,
+    share_heads,
+)
 from transformerlm.models.kv_cache import LayerCache
 from transformerlm.models.layers import Linear, RMSNorm, RotaryEmbedding
-from transformerlm.utils.dtypes import cast_for_matmul, upcast
+from transformerlm.utils.dtypes import cast_for_matmul
+from transformerlm.utils.plain_forms import may_hand_over
 
 AttentionImplementation = Literal["reference", "fused"]
 ATTENTION_IMPLEMENTATIONS: tuple[AttentionImplementation, ...] = ("reference", "fused")
 
 
-def softmax(x: Tensor, dim: int) -> Tensor:
-    """Return the softmax of `x` over `dim`, computed in fp32 and returned in the input's dtype.
-
-    The maximum is subtracted first, so large inputs do not overflow. A slice that is -inf throughout gives zeros: an
-    attention row that may look at nothing takes nothing.
-    """
-    wide = upcast(x)
-    maximum = wide.amax(dim=dim, keepdim=True).detach()
-    exponentials = torch.exp(wide - maximum.masked_fill(maximum == -math.inf, 0.0))
-    # The sum is at least exp(0) = 1, except for a slice of -inf.
-    total = exponentials.sum(dim=dim, keepdim=True).clamp_min(1.0)
-    return (exponentials / total).to(x.dtype)
-
-
-def causal_mask(num_queries: int, num_keys: int, device: torch.device | str | None = None) -> Tensor:
-    """Return the bool mask `(num_queries, num_keys)`, True where a query may look.
-
-    The queries are the last ones: query i stands at position `num_keys - num_queries + i`, as in decoding with a cache.
-    """
-    mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
-    return mask.tril(diagonal=num_keys - num_queries)
-
-
-def scaled_dot_product_attention(
+def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -54,62 +43,38 @@ def scaled_dot_product_attention(
     is_causal: bool = False,
     implementation: AttentionImplementation = "reference",
 ) -> Tensor:
-    """Return `softmax(query key^T / sqrt(d_k)) value` (Vaswani et al. 2017, eq. 1).
+    """Return the attention of `functional.scaled_dot_product_attention`, computed by one of two implementations.
 
-    Shapes: query `(..., queries, d_k)`, key `(..., keys, d_k)`, value `(..., keys, d_v)`, result `(..., queries, d_v)`.
-    `mask` is bool, broadcastable to `(..., queries, keys)`, True where a query may look; a query that may look nowhere
-    gives zeros. `is_causal` stands for `causal_mask` and excludes `mask`. Key and value may have fewer heads
-    (dimension -3) than query; each then serves that many consecutive query heads.
+    Shapes, `mask` and shared heads are as there. `is_causal` stands for `causal_mask` and excludes `mask`. Raises
+    ValueError for both together, and for an unknown implementation.
     """
     if is_causal and mask is not None:
         raise ValueError("attention: give a mask or is_causal=True, not both")
-    if implementation == "fused":
-        return _fused_attention(query, key, value, mask, is_causal)
-    if implementation != "reference":
+    if implementation not in ATTENTION_IMPLEMENTATIONS:
         raise ValueError(f"attention: expected one of {', '.join(ATTENTION_IMPLEMENTATIONS)}, got {implementation!r}")
-    if is_causal and query.shape[-2] > 1:
-        mask = causal_mask(query.shape[-2], key.shape[-2], query.device)
-    return _written_out_attention(query, _share_heads(key, query), _share_heads(value, query), mask)
-
-
-def _written_out_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    # Scaling the query is cheaper than scaling the scores, which are larger.
-    scores = (query * (1.0 / math.sqrt(query.shape[-1]))) @ key.transpose(-2, -1)  # (..., queries, keys)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf)
-    return softmax(scores, dim=-1) @ value
+    is_causal = is_causal and query.shape[-2] > 1  # a single query is the last position, and sees every key
+    if implementation == "fused" and may_hand_over():  # hand-over
+        return _fused_attention(query, key, value, mask, is_causal)
+    if is_causal:
+        return causal_attention(query, key, value)
+    return scaled_dot_product_attention(query, key, value, mask)
 
 
 def _fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
     num_queries, num_keys = query.shape[-2], key.shape[-2]
-    if is_causal and num_queries not in (1, num_keys):
+    if is_causal and num_queries != num_keys:
         # The kernel's own causal mask puts the first query at position 0; with a cache the queries are the last ones.
         mask, is_causal = causal_mask(num_queries, num_keys, query.device), False
-    if is_causal and num_queries > 1 and _pays_in_blocks(query):
-        return blocked_causal_attention(query, _share_heads(key, query), _share_heads(value, query))
+    if is_causal and query.dtype == torch.bfloat16 and query.device.type == "cpu":
+        return blocked_causal_attention(query, share_heads(key, query), share_heads(value, query))
     return F.scaled_dot_product_attention(
         query,
         key,
         value,
         attn_mask=mask,
-        is_causal=is_causal and num_queries > 1,
-        enable_gqa=_num_heads(key) != _num_heads(query),
+        is_causal=is_causal,
+        enable_gqa=count_heads(key) != count_heads(query),
     )
-
-
-def _pays_in_blocks(query: Tensor) -> bool:
-    return query.dtype == torch.bfloat16 and query.device.type == "cpu"
-
-
-def _num_heads(x: Tensor) -> int:
-    return x.shape[-3] if x.ndim >= 3 else 1
-
-
-def _share_heads(x: Tensor, query: Tensor) -> Tensor:
-    """Repeat each head of `x` for the consecutive query heads it serves."""
-    if _num_heads(x) == _num_heads(query):
-        return x
-    return x.repeat_interleave(_num_heads(query) // _num_heads(x), dim=-3)
 
 
 class MultiHeadSelfAttention(nn.Module):
@@ -153,24 +118,25 @@ class MultiHeadSelfAttention(nn.Module):
         """Attend over `x`, and over what `cache` holds before it; `x` is appended to the cache.
 
         `token_positions` `(seq)` or `(batch, seq)` place the rows for the rotary embedding; by default they follow each
-        other, behind the cache.
+        other, after those of the cache.
         """
-        x = cast_for_matmul(x)
-        offset = 0 if cache is None else cache.length
-        query = self._position(self._split(self.q_proj(x)), self.q_norm, token_positions, offset)
-        key = self._position(self._split(self.k_proj(x)), self.k_norm, token_positions, offset)
-        value = self._split(self.v_proj(x))
-        if cache is not None:
-            key, value = cache.append(key, value)
-            query = query.to(key.dtype)
-        heads = scaled_dot_product_attention(query, key, value, is_causal=True, implementation=self.implementation)
-        merged = heads.transpose(-3, -2).flatten(-2)  # (batch, seq, d_model)
-        return self.output_proj(merged)  # type: ignore[no-any-return]
+        with nvtx.range("attention", level="fine"):
+            x = cast_for_matmul(x)
+            offset = 0 if cache is None else cache.length
+            query = self._place(self._split(self.q_proj(x)), self.q_norm, token_positions, offset)
+            key = self._place(self._split(self.k_proj(x)), self.k_norm, token_positions, offset)
+            value = self._split(self.v_proj(x))
+            if cache is not None:
+                key, value = cache.append(key, value)
+                query = query.to(key.dtype)
+            heads = attend(query, key, value, is_causal=True, implementation=self.implementation)
+            merged = heads.transpose(-3, -2).flatten(-2)  # (batch, seq, d_model)
+            return self.output_proj(merged)  # type: ignore[no-any-return]
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], -1, self.d_head).transpose(-3, -2)  # (batch, heads, seq, d_head)
 
-    def _position(self, x: Tensor, norm: RMSNorm | None, token_positions: Tensor | None, offset: int) -> Tensor:
+    def _place(self, x: Tensor, norm: RMSNorm | None, token_positions: Tensor | None, offset: int) -> Tensor:
         x = x if norm is None else norm(x)
         if self.rope is None:
             return x

@@ -1,67 +1,54 @@
-"""Parameters, FLOPs and memory of a model by arithmetic, without building it.
-
-The functions take the keywords of `TransformerLM` as a mapping; keys that are missing have its defaults.
-"""
+"""Parameters, FLOPs and memory of a model by arithmetic, from its settings, without building it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from transformerlm.models.fast.blocked_attention import num_kept_probabilities
+from transformerlm.models.attention import num_kept_probabilities
 from transformerlm.models.layers import feed_forward
+from transformerlm.models.settings import ModelSettings
 from transformerlm.utils.row_blocks import logits_at_once
 
 # Measured on Linux (docs/usage.md): the libraries' code and tables, the holes that activations leave in the C library's
-# heap, and how many times the logits come again.
+# heap, and how many more times the size of the logits is taken.
 _CPU_LIBRARIES = 200_000_000
 _CPU_HOLES = 0.15
 _CPU_LOGITS_AGAIN = {2: 1, 4: 2}  # by the bytes of a number
 
 
-def default_d_ff(d_model: int, ffn: str = "swiglu") -> int:
-    """Return the default feed-forward width: 8/3 d_model, at the nearest multiple of 64, if gated; else 4 d_model.
-
-    The gated layer has three matrices instead of two, so 8/3 gives both the same number of parameters.
-    """
-    return max(64, round(d_model * 8 / 3 / 64) * 64) if len(feed_forward(ffn).UP) > 1 else 4 * d_model
-
-
-def count_parameters(model: Mapping[str, Any]) -> int:
-    """Return the number of trainable numbers of `TransformerLM(**model)`; a tied embedding counts once."""
+def count_parameters(model: ModelSettings) -> int:
+    """Return the number of trainable numbers of `TransformerLM(model)`; a tied embedding counts once."""
     return sum(parameters_by_part(model).values())
 
 
-def parameters_by_part(model: Mapping[str, Any]) -> dict[str, int]:
+def parameters_by_part(model: ModelSettings) -> dict[str, int]:
     """Return the numbers in the embeddings, attention, feed_forward, norms and head; a tied head has none."""
-    d_model, num_layers = model["d_model"], model["num_layers"]
-    norm_position = model.get("norm_position", "pre")
-    qk_norms = 2 * _d_head(model) if model.get("qk_norm", False) else 0
+    d_model, num_layers = model.d_model, model.num_layers
+    norm_position = model.norm_position
+    qk_norms = 2 * model.d_head if model.qk_norm else 0
     norms = 2 * d_model if norm_position != "none" else 0
     final_norm = d_model if norm_position == "pre" else 0
     return {
-        "embeddings": model["vocab_size"] * d_model,
+        "embeddings": model.vocab_size * d_model,
         "attention": num_layers * _attention_matrices(model),
         "feed_forward": num_layers * _feed_forward_matrices(model),
         "norms": num_layers * (qk_norms + norms) + final_norm,
-        "head": 0 if model.get("tie_embeddings", False) else model["vocab_size"] * d_model,
+        "head": 0 if model.tie_embeddings else model.vocab_size * d_model,
     }
 
 
-def flops_per_token(model: Mapping[str, Any], seq_len: int) -> int:
+def flops_per_token(model: ModelSettings, seq_len: int) -> int:
     """Return the FLOPs of one forward and backward pass per token, `6 N + 12 num_layers d_model seq_len`.
 
     N counts the matrices a token is multiplied with: those of the layers, and the head (tied or not), but not the
     embedding, which is looked up, nor the norms. The second term is attention's two products; the half that a causal
-    mask leaves out is counted, as usual (Chowdhery et al. 2022, appendix B). Recomputation is not counted.
+    mask hides is counted, as usual (Chowdhery et al. 2022, appendix B). Recomputation is not counted.
     """
-    matrices = model["num_layers"] * (_attention_matrices(model) + _feed_forward_matrices(model))
-    matrices += model["vocab_size"] * model["d_model"]
-    return int(6 * matrices + 12 * model["num_layers"] * model["d_model"] * seq_len)
+    matrices = model.num_layers * (_attention_matrices(model) + _feed_forward_matrices(model))
+    matrices += model.vocab_size * model.d_model
+    return int(6 * matrices + 12 * model.num_layers * model.d_model * seq_len)
 
 
 def estimate_training_memory(
-    model: Mapping[str, Any],
+    model: ModelSettings,
     *,
     micro_batch_size: int,
     precision: str = "fp32",
@@ -71,19 +58,19 @@ def estimate_training_memory(
     """Return the bytes training needs: weights, gradients, optimizer, activations, logits, overhead, and their total.
 
     Weights, gradients and optimizer states are fp32. With "bf16" `weights` includes the bfloat16 copies that autocast
-    keeps during a step. Activations are what the forward pass saves for the backward pass, and logits as many as the
+    keeps during a step. Activations are what the forward pass saves for the backward pass. Logits are those that the
     loss holds at a time. Overhead is what libraries and allocator take besides, on a CPU only.
     """
     num_parameters = count_parameters(model)
-    tokens = micro_batch_size * model["context_length"]
+    tokens = micro_batch_size * model.context_length
     compute_bytes = 2 if precision == "bf16" else 4
-    copies = (num_parameters - model["vocab_size"] * model["d_model"]) * 2 if precision == "bf16" else 0
+    copies = (num_parameters - model.vocab_size * model.d_model) * 2 if precision == "bf16" else 0
     parts = {
         "weights": 4 * num_parameters + copies,
         "gradients": 4 * num_parameters,
         "optimizer": 4 * _num_optimizer_states(model, optimizer),
         "activations": tokens * _activation_bytes_per_token(model, compute_bytes, device_type),
-        "logits": compute_bytes * min(tokens * model["vocab_size"], logits_at_once(device_type)),
+        "logits": compute_bytes * min(tokens * model.vocab_size, logits_at_once(device_type)),
     }
     parts["overhead"] = 0
     if device_type == "cpu":
@@ -92,59 +79,46 @@ def estimate_training_memory(
     return {**parts, "total": sum(parts.values())}
 
 
-def _num_optimizer_states(model: Mapping[str, Any], optimizer: str) -> int:
+def _num_optimizer_states(model: ModelSettings, optimizer: str) -> int:
     """Count AdamW's two numbers a parameter, and SGD's momentum; Muon has one number for the blocks' matrices."""
-    blocks = model["num_layers"] * (_attention_matrices(model) + _feed_forward_matrices(model))
+    blocks = model.num_layers * (_attention_matrices(model) + _feed_forward_matrices(model))
     with_one = {"adamw": 0, "muon": blocks, "sgd": count_parameters(model)}
     return 2 * count_parameters(model) - int(with_one[optimizer])
 
 
-def _activation_bytes_per_token(model: Mapping[str, Any], compute_bytes: int, device_type: str) -> int:
-    num_layers: int = model["num_layers"]
-    d_model: int = model["d_model"]
+def _activation_bytes_per_token(model: ModelSettings, compute_bytes: int, device_type: str) -> int:
+    num_layers: int = model.num_layers
+    d_model: int = model.d_model
     layer = _layer_activation_bytes_per_token(model, compute_bytes, device_type)
-    if model.get("activation_checkpointing", False):
-        # One layer is alive at a time; of the others only the input.
+    if model.activation_checkpointing:
+        # One layer's activations are alive at a time, and of every other layer its input alone.
         return layer + num_layers * d_model * 4
     return num_layers * layer + 2 * d_model * 4
 
 
-def _layer_activation_bytes_per_token(model: Mapping[str, Any], compute_bytes: int, device_type: str) -> int:
+def _layer_activation_bytes_per_token(model: ModelSettings, compute_bytes: int, device_type: str) -> int:
     """Count what one layer saves, tensor by tensor, as the code of `layers` and `attention` computes it."""
-    d_model, d_ff, d_kv = model["d_model"], _d_ff(model), _d_kv(model)
+    d_model, d_ff, d_kv = model.d_model, model.d_ff, model.d_kv
     cast = compute_bytes if compute_bytes == 2 else 0
-    norms = 0 if model.get("norm_position", "pre") == "none" else 2 * d_model * 4  # what is normed
+    norms = 0 if model.norm_position == "none" else 2 * d_model * 4  # what is normed
     inputs = 2 * d_model * (compute_bytes if cast else 4)  # of attention and of the feed-forward layer
     heads = (2 * d_model + 2 * d_kv) * compute_bytes  # query, key, value, and the attention's result
-    qk_norms = (d_model + d_kv) * compute_bytes if model.get("qk_norm", False) else 0
-    hidden = feed_forward(model.get("ffn", "swiglu")).NUM_KEPT * d_ff * compute_bytes
+    qk_norms = (d_model + d_kv) * compute_bytes if model.qk_norm else 0
+    hidden = feed_forward(model.ffn).NUM_KEPT * d_ff * compute_bytes
     scores = 0
-    if model.get("attention", "fused") == "reference":
+    if model.attention == "reference":
         # The exponentials, the probabilities in fp32, and in the compute dtype when that is another; plus the mask.
-        scores = model["num_heads"] * model["context_length"] * (8 + cast)
+        scores = model.num_heads * model.context_length * (8 + cast)
     elif device_type == "cpu" and cast:
-        kept = num_kept_probabilities(model["context_length"], _d_head(model))
-        scores = model["num_heads"] * kept * compute_bytes // model["context_length"]
+        kept = num_kept_probabilities(model.context_length, model.d_head)
+        scores = model.num_heads * kept * compute_bytes // model.context_length
     return int(norms + inputs + heads + qk_norms + hidden + scores)
 
 
-def _d_head(model: Mapping[str, Any]) -> int:
-    d_head: int = model["d_model"] // model["num_heads"]
-    return d_head
+def _attention_matrices(model: ModelSettings) -> int:
+    return int(2 * model.d_model * (model.d_model + model.d_kv))
 
 
-def _d_kv(model: Mapping[str, Any]) -> int:
-    return int(model.get("num_kv_heads") or model["num_heads"]) * _d_head(model)
-
-
-def _d_ff(model: Mapping[str, Any]) -> int:
-    return int(model.get("d_ff") or default_d_ff(model["d_model"], model.get("ffn", "swiglu")))
-
-
-def _attention_matrices(model: Mapping[str, Any]) -> int:
-    return int(2 * model["d_model"] * (model["d_model"] + _d_kv(model)))
-
-
-def _feed_forward_matrices(model: Mapping[str, Any]) -> int:
-    num_matrices = len(feed_forward(model.get("ffn", "swiglu")).UP) + 1
-    return int(num_matrices * model["d_model"] * _d_ff(model))
+def _feed_forward_matrices(model: ModelSettings) -> int:
+    num_matrices = len(feed_forward(model.ffn).UP) + 1
+    return int(num_matrices * model.d_model * model.d_ff)

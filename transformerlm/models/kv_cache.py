@@ -14,7 +14,7 @@ class LayerCache:
         self.length = 0
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store `(batch, num_kv_heads, seq, d_head)` behind what is there, and return views of all filled positions.
+        """Store `(batch, num_kv_heads, seq, d_head)` after what is there, and return views of all filled positions.
 
         Raises ValueError when they do not fit.
         """

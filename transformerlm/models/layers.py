@@ -13,21 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transformerlm.models.fast.elementwise import gated_silu, rms_norm
-from transformerlm.utils.dtypes import cast_for_matmul, upcast
-
-
-def silu(x: Tensor) -> Tensor:
-    """Return `x * sigmoid(x)`, elementwise (Hendrycks & Gimpel 2016)."""
-    return x * torch.sigmoid(x)
-
-
-def soft_cap(logits: Tensor, cap: float) -> Tensor:
-    """Return `cap * tanh(logits / cap)`, elementwise: about the same near 0, and never beyond +-cap.
-
-    Gemma 2 (Riviere et al. 2024), section 2. Computes in fp32 and returns the input's dtype.
-    """
-    return (cap * torch.tanh(upcast(logits) / cap)).to(logits.dtype)
+from profiling import nvtx
+from transformerlm.models.functional import gated_silu, rms_norm, rotate, silu
+from transformerlm.utils.dtypes import cast_for_matmul
 
 
 class Linear(nn.Module):
@@ -112,7 +100,7 @@ class SwiGLU(nn.Module):
     """The gated feed-forward layer `w2(silu(w1 x) * w3 x)`, `(..., d_model)` in and out."""
 
     UP = ("w1", "w3")
-    """The matrices that read the input; `activate` makes of their products what w2 reads."""
+    """The matrices that read the input; `activate` turns their products into what w2 reads."""
     NUM_KEPT = 3
     """Tensors `(..., d_ff)` that the forward pass keeps for the backward pass: w1 x, w3 x and their product."""
 
@@ -130,8 +118,9 @@ class SwiGLU(nn.Module):
         self.w3 = Linear(d_model, d_ff, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = cast_for_matmul(x)
-        return self.w2(self.activate(self.w1(x), self.w3(x)))  # type: ignore[no-any-return]
+        with nvtx.range("ffn", level="fine"):
+            x = cast_for_matmul(x)
+            return self.w2(self.activate(self.w1(x), self.w3(x)))  # type: ignore[no-any-return]
 
     @staticmethod
     def activate(gate: Tensor, x: Tensor) -> Tensor:
@@ -158,7 +147,8 @@ class PlainFFN(nn.Module):
         self.w2 = Linear(d_ff, d_model, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(self.activate(self.w1(x)))  # type: ignore[no-any-return]
+        with nvtx.range("ffn", level="fine"):
+            return self.w2(self.activate(self.w1(x)))  # type: ignore[no-any-return]
 
     @staticmethod
     def activate(x: Tensor) -> Tensor:
@@ -179,7 +169,7 @@ class SiLUFFN(PlainFFN):
 
 FeedForward = type[SwiGLU] | type[PlainFFN]
 FEED_FORWARDS: dict[str, FeedForward] = {"swiglu": SwiGLU, "silu": SiLUFFN}
-"""The feed-forward layers by the names of `model.ffn`: training, generation and estimates all ask here."""
+"""The feed-forward layers by the names of `model.ffn`: settings, model, decoder and estimates all ask this table."""
 
 
 def feed_forward(ffn: str) -> FeedForward:
@@ -218,17 +208,17 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, x: Tensor, token_positions: Tensor | None = None, *, offset: int = 0) -> Tensor:
-        """Rotate `x` `(..., seq, d_k)`; row j stands at `token_positions[..., j]`, or else at `offset + j`.
+        """Rotate `x` `(..., seq, d_k)`; row j is at position `token_positions[..., j]`, or else at `offset + j`.
 
         Raises ValueError when `offset + seq` exceeds max_seq_len. `token_positions` are not checked: looking at them
         would make the host wait for the device.
         """
         if token_positions is not None:
-            return rotate_pairs(x, self.cos[token_positions], self.sin[token_positions])
+            return rotate(x, self.cos[token_positions], self.sin[token_positions])
         end = offset + x.shape[-2]
         if end > self.max_seq_len:
             raise ValueError(f"rotary embedding: {end} positions asked for, but max_seq_len is {self.max_seq_len}")
-        return rotate_pairs(x, self.cos[offset:end], self.sin[offset:end])
+        return rotate(x, self.cos[offset:end], self.sin[offset:end])
 
     def extra_repr(self) -> str:
         """Return the sizes, for `print(model)`."""
@@ -268,27 +258,10 @@ def rope_factors(
     """Return by what Llama 3.1 divides each pair's frequency, `(d_k / 2)` in fp64: 1 for fast pairs, `factor` for slow.
 
     A pair that makes more than `high_freq_factor` turns within `original_context_length` tells near positions apart,
-    and stays. One that makes fewer than `low_freq_factor` turns would meet angles in a longer context that it has never
-    seen, and is slowed down by `factor`. Between the two the frequency is their mean, weighted by where its number of
-    turns stands. Grattafiori et al. 2024 (The Llama 3 Herd of Models), and `apply_scaling` in the code for Llama 3.1.
+    and stays as it is. One that makes fewer than `low_freq_factor` turns would meet angles in a longer context that it
+    has never seen, and is slowed down by `factor`. Between the two the frequency is a mean of both, weighted by the
+    number of turns. Grattafiori et al. 2024 (The Llama 3 Herd of Models); `apply_scaling` in the code for Llama 3.1.
     """
     turns = original_context_length * _rope_frequencies(theta, d_k) / (2 * math.pi)
     kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
     return 1 / (kept + (1 - kept) / factor)
-
-
-def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate pairs (2i, 2i+1) of `x` `(..., seq, d)` by angles given as `cos`, `sin` `(..., seq, d / 2)`, in fp32."""
-    pairs = upcast(x).reshape(*x.shape[:-1], -1, 2)  # (..., seq, d / 2, 2)
-    if pairs.device.type in ("cpu", "cuda") and not torch.compiler.is_compiling():
-        # One pass over memory instead of five strided ones; the compiler fuses the other form but not this one.
-        rotated = torch.view_as_real(_as_complex(pairs) * torch.complex(cos, sin))
-    else:
-        even, odd = pairs.unbind(-1)
-        rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-    return rotated.flatten(-2).to(x.dtype)
-
-
-def _as_complex(pairs: Tensor) -> Tensor:
-    aligned = pairs.stride(-1) == 1 and not any(stride % 2 for stride in (*pairs.stride()[:-1], pairs.storage_offset()))
-    return torch.view_as_complex(pairs if aligned else pairs.contiguous())

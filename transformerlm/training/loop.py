@@ -15,8 +15,7 @@ from profiling import nvtx
 from transformerlm.distributed import World, all_reduce_sum, average_gradients
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.data import Batch
-from transformerlm.training.fast.linear_cross_entropy import training_loss
-from transformerlm.training.loss import cross_entropy
+from transformerlm.training.loss import cross_entropy, training_loss
 from transformerlm.training.optim import clip_grad_norm
 from transformerlm.training.spike_guard import Trouble, not_finite
 from transformerlm.utils.row_blocks import logits_at_once
@@ -77,9 +76,9 @@ def train_step(
 ) -> StepResult:
     """Make one optimizer step on the mean loss over all tokens of all micro-batches and ranks.
 
-    `z_loss` is `training_loss`'s, and is not in the loss that is returned. `max_grad_norm` 0 does not clip. `judge` is
-    asked once, with numbers that are the same on all ranks; a step that it refuses is not made: weights, optimizer and
-    learning rate stay as they were. `model` may be compiled.
+    `z_loss` is that of `training_loss`, and is not in the loss that is returned. `max_grad_norm` 0 does not clip.
+    `judge` is asked once, with numbers that are the same on all ranks; a step that it refuses is not made: weights,
+    optimizer and learning rate stay as they were. `model` may be compiled.
     """
     tokens = sum(targets.numel() for _, targets in micro_batches)
     optimizer.zero_grad(set_to_none=True)
@@ -124,7 +123,7 @@ def _accumulate_gradients(
 def batch_loss(model: TransformerLM, inputs: Tensor, targets: Tensor, *, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
     """Return `training_loss` of ids and targets `(batch, seq)`: the cross-entropy, and what to minimise."""
     hidden = model(inputs, head=False)  # (batch, seq, d_model): the logits are made with the loss, in blocks of rows
-    return training_loss(hidden, model.head_weight, targets, soft_cap=model.logit_soft_cap, z_loss=z_loss)
+    return training_loss(hidden, model.head_weight, targets, soft_cap=model.settings.logit_soft_cap, z_loss=z_loss)
 
 
 @torch.no_grad()

@@ -1,19 +1,21 @@
-"""Cross-entropy in fp32, without ever holding a table of probabilities as large as the logits.
+"""The losses of training: cross-entropy of logits, and what a step minimises, from the vectors before the head.
 
-The rows are worked off in blocks that fit the processor's cache: on a CPU this is several times faster than the same
-formula over the whole tensor.
+    cross_entropy = mean over tokens of -log softmax(logits)[target]
+    training_loss = cross_entropy + z_loss * mean over tokens of log(sum(exp(logits)))^2,   logits = hidden weight^T
+
+Both compute in at least fp32.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from transformerlm.models import functional
+from transformerlm.training.fast.linear_cross_entropy import training_loss as fast_training_loss
 from transformerlm.utils.dtypes import upcast
-from transformerlm.utils.row_blocks import row_blocks
+from transformerlm.utils.plain_forms import may_hand_over
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -27,48 +29,35 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, reduction: Reduction = "me
     if logits.shape[:-1] != targets.shape:
         expected, found = tuple(logits.shape[:-1]), tuple(targets.shape)
         raise ValueError(f"cross_entropy: logits {tuple(logits.shape)} need targets {expected}, got {found}")
-    rows, flat_targets = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
-    if torch.compiler.is_compiling():  # the compiler fuses the plain formula itself
-        losses = _negative_log_likelihood(rows, flat_targets)[0]
-    else:
-        losses = _BlockedCrossEntropy.apply(rows, flat_targets)  # type: ignore[no-untyped-call]
+    nats = functional.token_nats(logits, targets)  # the shape of targets
     if reduction == "mean":
-        return losses.mean()
+        return nats.mean()
     if reduction == "sum":
-        return losses.sum()
+        return nats.sum()
     if reduction != "none":
         raise ValueError(f"cross_entropy: reduction must be mean, sum or none, got {reduction!r}")
-    return losses.view(targets.shape)
+    return nats
 
 
-def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `log(sum(exp(logits))) - logits[target]` and the first term, each `(rows)`."""
-    wide = upcast(logits)
-    maximum = wide.amax(dim=-1, keepdim=True).detach()
-    log_total = (wide - maximum).exp_().sum(dim=-1).log() + maximum.squeeze(-1)
-    return log_total - wide.gather(-1, targets.unsqueeze(-1)).squeeze(-1), log_total
+def training_loss(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, soft_cap: float | None = None, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return the mean cross-entropy of the logits, and what to minimise: the mean of it plus `z_loss * log(Z)^2`.
 
-
-class _BlockedCrossEntropy(torch.autograd.Function):
-    """The loss of each row; its gradient is `softmax(logits) - one_hot(target)`."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        losses = torch.empty(len(logits), device=logits.device, dtype=upcast(logits[:0]).dtype)
-        log_totals = torch.empty_like(losses)
-        for block in row_blocks(logits):
-            losses[block], log_totals[block] = _negative_log_likelihood(logits[block], targets[block])
-        ctx.save_for_backward(logits, targets, log_totals)
-        return losses
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor, None]:
-        logits, targets, log_totals = ctx.saved_tensors
-        grad_logits = torch.empty_like(logits)
-        for block in row_blocks(logits):
-            scale = grad_losses[block].unsqueeze(-1)
-            grad = logits[block].to(log_totals.dtype, copy=True)
-            grad.sub_(log_totals[block].unsqueeze(-1)).exp_().mul_(scale)
-            grad_logits[block] = grad.scatter_add_(-1, targets[block].unsqueeze(-1), -scale)
-        return grad_logits, None
+    The logits of `hidden` `(..., d_model)` are `hidden weight^T` with `weight` `(vocab, d_model)`, bounded by
+    `functional.soft_cap` where a cap is given; Z is the sum of a token's `exp(logits)`. The second term keeps Z near 1,
+    so that logits do not drift (Chowdhery et al. 2022, "PaLM", section 5, with the weight 1e-4). Both results are fp32
+    scalars, and gradients flow from the second alone. The fast form allows one backward pass: a second one, with
+    `retain_graph` too, raises RuntimeError. Raises ValueError when the shapes do not match.
+    """
+    if hidden.shape[:-1] != targets.shape:
+        expected, found = tuple(hidden.shape[:-1]), tuple(targets.shape)
+        raise ValueError(f"training_loss: vectors {tuple(hidden.shape)} need targets {expected}, got {found}")
+    if may_hand_over():  # hand-over
+        return fast_training_loss(hidden, weight, targets, soft_cap=soft_cap, z_loss=z_loss)
+    logits = hidden @ weight.T  # (..., vocab)
+    if soft_cap is not None:
+        logits = functional.soft_cap(logits, soft_cap)
+    entropy = cross_entropy(logits, targets)
+    log_z = upcast(logits).logsumexp(dim=-1)  # (...)
+    return entropy.detach(), entropy + z_loss * log_z.square().mean()

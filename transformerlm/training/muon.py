@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are made orthogonal, and AdamW for all that is no hidden matrix.
+"""Muon: momentum whose matrices are made orthogonal, and AdamW for everything that is not a hidden matrix.
 
     M <- momentum M + G                              momentum of the gradient G
     U  = G + momentum M                              Nesterov's look ahead
@@ -22,11 +22,12 @@ from torch import Tensor
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.optim import AdamW, Group, parameter_groups
 from transformerlm.utils.dtypes import Precision
+from transformerlm.utils.plain_forms import may_hand_over
 
 # The root mean square of a usual AdamW update (Liu et al. 2025).
 _UPDATE_RMS = 0.2
-# Five steps of the Polar Express (Amsel et al. 2025), each the best of its kind after those before it, with 2 % to
-# spare for rounding: singular values in [0.001, 1] come to lie in [0.84, 1.15].
+# Five steps of the Polar Express (Amsel et al. 2025), each the best of its kind after those before it, with a margin of
+# 2 % for rounding: they bring singular values in [0.001, 1] into [0.84, 1.15].
 _MARGIN = 1.02
 _COEFFICIENTS = (
     (8.156554, -22.483293, 15.878770),
@@ -37,12 +38,50 @@ _COEFFICIENTS = (
 )
 
 
+def muon_step(
+    weight: Tensor,
+    grad: Tensor,
+    buffer: Tensor,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    precision: Precision = "fp32",
+) -> None:
+    """Update one matrix `(rows, columns)` and its momentum in place; `precision` is as in `Muon`."""
+    buffer.mul_(momentum).add_(grad)
+    update = grad + momentum * buffer  # U
+    update = orthogonalize(update[None].to(_dtype_of_products(update, precision)))[0].to(update.dtype)
+    weight.mul_(1.0 - lr * weight_decay)
+    weight.sub_(lr * _UPDATE_RMS * math.sqrt(max(weight.shape)) * update)
+
+
+def foreach_muon_step(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    buffers: list[Tensor],
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    precision: Precision = "fp32",
+) -> None:
+    """Update many matrices as `muon_step` updates one; those of one shape are made orthogonal together."""
+    torch._foreach_mul_(buffers, momentum)
+    torch._foreach_add_(buffers, grads)
+    updates = _orthogonalize_all(list(torch._foreach_add(grads, buffers, alpha=momentum)), precision)
+    if weight_decay:
+        torch._foreach_mul_(weights, 1.0 - lr * weight_decay)
+    torch._foreach_mul_(updates, [-lr * _UPDATE_RMS * math.sqrt(max(update.shape)) for update in updates])
+    torch._foreach_add_(weights, updates)
+
+
 class Muon(AdamW):
     """Muon for the groups with `"orthogonal": True`, whose parameters are matrices, and AdamW for the others.
 
     `muon_groups` makes such groups. `precision` is that of the products inside `orthogonalize`; with "fp32" they are in
-    the dtype of the momentum, at least fp32. Raises ValueError for values out of range, and for a parameter that is no
-    matrix in an orthogonal group.
+    the dtype of the momentum, at least fp32. Raises ValueError for values out of range, and for a parameter in an
+    orthogonal group that is not a matrix.
     """
 
     def __init__(
@@ -71,21 +110,19 @@ class Muon(AdamW):
         if not group["orthogonal"]:
             super()._update(params, weights, grads, group)
             return
-        lr, momentum = group["lr"], group["momentum"]
         buffers = self._moments(params, "momentum_buffer")
-        torch._foreach_mul_(buffers, momentum)
-        torch._foreach_add_(buffers, grads)
-        updates = _orthogonalize_all(list(torch._foreach_add(grads, buffers, alpha=momentum)), self._precision)
-        if group["weight_decay"]:
-            torch._foreach_mul_(weights, 1.0 - lr * group["weight_decay"])
-        torch._foreach_mul_(updates, [-lr * _UPDATE_RMS * math.sqrt(max(update.shape)) for update in updates])
-        torch._foreach_add_(weights, updates)
+        settings = {name: group[name] for name in ("lr", "momentum", "weight_decay")}
+        if may_hand_over():  # hand-over
+            foreach_muon_step(weights, grads, buffers, **settings, precision=self._precision)
+            return
+        for weight, grad, buffer in zip(weights, grads, buffers, strict=True):
+            muon_step(weight, grad, buffer, **settings, precision=self._precision)
 
 
 def muon_groups(model: TransformerLM, *, weight_decay: float) -> list[Group]:
     """Return the groups of `parameter_groups` with the hidden matrices, those of the blocks, in a group of their own.
 
-    Embedding, output head and vectors are left to AdamW, as Jordan et al. found best.
+    AdamW updates embedding, output head and vectors, as Jordan et al. found best.
     """
     hidden = {id(p) for p in model.layers.parameters() if p.ndim == 2}
     groups = []
@@ -99,29 +136,33 @@ def muon_groups(model: TransformerLM, *, weight_decay: float) -> list[Group]:
 def orthogonalize(matrices: Tensor) -> Tensor:
     """Return matrices `(batch, rows, columns)` with their singular vectors and singular values of about 1.
 
-    The iteration of Newton and Schulz, `X <- a X + (b S + c S S) X` with `S = X X^T`, acts on the singular values alone
-    and needs no more than products. They must not exceed 1: X begins as U over its Frobenius norm. All is computed in
-    the dtype of `matrices`; a zero matrix stays zero.
+    The iteration of Newton and Schulz, `X <- a X + (b S + c S S) X` with `S = X X^T`, changes the singular values alone
+    and needs only products. The values must not exceed 1, so X begins as U over its Frobenius norm. Everything is
+    computed in the dtype of `matrices`; a zero matrix stays zero.
     """
     is_tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if is_tall else matrices  # the smaller of the two products with itself
+    x = matrices.mT if is_tall else matrices  # wide matrices make the smaller S
     norms = torch.linalg.matrix_norm(x, dtype=torch.promote_types(x.dtype, torch.float32), keepdim=True)
     x = x / (norms * _MARGIN).clamp(min=1e-30).to(x.dtype)
     for a, b, c in _COEFFICIENTS:
-        square = torch.bmm(x, x.mT)
+        square = torch.bmm(x, x.mT)  # S, (batch, rows, rows)
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return x.mT if is_tall else x
 
 
 def _orthogonalize_all(matrices: list[Tensor], precision: Precision) -> list[Tensor]:
-    """Return each matrix orthogonalized, in its dtype; those of one shape go through the products together."""
+    """Return each matrix orthogonalized, in its dtype; matrices of one shape go through the products together."""
     places = defaultdict(list)
     for index, matrix in enumerate(matrices):
         places[matrix.shape, matrix.dtype].append(index)
     results = list(matrices)
     for indices in places.values():
         batch = torch.stack([matrices[index] for index in indices])
-        batch = orthogonalize(batch.bfloat16() if precision == "bf16" else batch).to(batch.dtype)
+        batch = orthogonalize(batch.to(_dtype_of_products(batch, precision))).to(batch.dtype)  # (batch, rows, columns)
         for index, result in zip(indices, batch.unbind(), strict=True):
             results[index] = result
     return results
+
+
+def _dtype_of_products(matrix: Tensor, precision: Precision) -> torch.dtype:
+    return torch.bfloat16 if precision == "bf16" else matrix.dtype

@@ -1,4 +1,14 @@
-"""SGD and AdamW from scratch, gradient clipping by norm, and the choice of which parameters decay.
+"""AdamW and SGD from scratch, gradient clipping by norm, and the choice of which parameters decay.
+
+AdamW (Loshchilov & Hutter 2019, algorithm 2; the decay is scaled by the learning rate), for the gradient g of step t:
+
+    w <- (1 - lr weight_decay) w
+    m <- beta1 m + (1 - beta1) g                     mean of the gradients
+    v <- beta2 v + (1 - beta2) g^2                   mean of their squares
+    w <- w - lr m' / (sqrt(v') + eps)                m' = m / (1 - beta1^t), v' = v / (1 - beta2^t)
+
+m and v begin as 0, so early means are too small; m' and v' correct that. `adamw_step` is this for one parameter,
+`foreach_adamw_step` the same for a list of them, with fewer passes over memory.
 
 Updates and states are fp32, or fp64 for parameters in fp64. On a GPU one update covers all parameters in a few kernels;
 on a CPU it goes one parameter at a time, which stays in the cache.
@@ -16,12 +26,63 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from transformerlm.utils.dtypes import upcast
+from transformerlm.utils.plain_forms import may_hand_over
 
 Group = dict[str, Any]
 
 
+def adamw_step(
+    weight: Tensor,
+    grad: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """Update one parameter and its two moments in place, all of one shape; `step` counts from 1."""
+    beta1, beta2 = betas
+    weight.mul_(1.0 - lr * weight_decay)
+    mean.mul_(beta1).add_(grad, alpha=1.0 - beta1)
+    square.mul_(beta2).add_(grad.square(), alpha=1.0 - beta2)
+    unbiased_mean = mean / (1.0 - beta1**step)
+    unbiased_square = square / (1.0 - beta2**step)
+    weight.sub_(lr * unbiased_mean / (unbiased_square.sqrt() + eps))
+
+
+def foreach_adamw_step(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    means: list[Tensor],
+    squares: list[Tensor],
+    *,
+    steps: list[int],
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """Update many parameters as `adamw_step` updates one; on a GPU each line is one kernel for all of them."""
+    beta1, beta2 = betas
+    if weight_decay:
+        torch._foreach_mul_(weights, 1.0 - lr * weight_decay)
+    torch._foreach_lerp_(means, grads, 1.0 - beta1)
+    torch._foreach_mul_(squares, beta2)
+    torch._foreach_addcmul_(squares, grads, grads, 1.0 - beta2)
+    # With c = sqrt(1 - beta2^t), m' / (sqrt(v') + eps) = c / (1 - beta1^t) m / (sqrt(v) + c eps): both corrections are
+    # numbers, not tensors (Kingma & Ba 2015, section 2, before 2.1), which saves a pass over memory.
+    corrections = [math.sqrt(1.0 - beta2**step) for step in steps]
+    rates = [-lr * correction / (1.0 - beta1**step) for step, correction in zip(steps, corrections, strict=True)]
+    denominators = torch._foreach_sqrt(squares)
+    torch._foreach_add_(denominators, [eps * correction for correction in corrections])
+    torch._foreach_addcdiv_(weights, means, denominators, rates)
+
+
 class _WideStateOptimizer(Optimizer):
-    """What SGD and AdamW share: the walk over the parameters, and states in at least fp32, when loaded, too."""
+    """What SGD and AdamW share: the walk over the parameters, and states in at least fp32, also after loading."""
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -53,7 +114,7 @@ class _WideStateOptimizer(Optimizer):
         return f"{type(self).__name__}({'; '.join(groups)})"
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict; unlike torch's own, moments are not rounded to the parameters' dtype."""
+        """Load a state dict; unlike torch's own method, this does not round moments to the parameters' dtype."""
         super().load_state_dict(state_dict)
         params = [p for group in self.param_groups for p in group["params"]]
         indices = [index for group in state_dict["param_groups"] for index in group["params"]]
@@ -96,7 +157,7 @@ class SGD(_WideStateOptimizer):
 
 
 class AdamW(_WideStateOptimizer):
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2; decay scaled by the learning rate).
+    """Adam with decoupled weight decay: `adamw_step` for every parameter.
 
     Raises ValueError for values out of range.
     """
@@ -116,21 +177,14 @@ class AdamW(_WideStateOptimizer):
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
 
     def _update(self, params: list[Tensor], weights: list[Tensor], grads: list[Tensor], group: Group) -> None:
-        lr, (beta1, beta2) = group["lr"], group["betas"]
         means, squares = self._moments(params, "exp_avg"), self._moments(params, "exp_avg_sq")
-        if group["weight_decay"]:
-            torch._foreach_mul_(weights, 1.0 - lr * group["weight_decay"])
-        torch._foreach_lerp_(means, grads, 1.0 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, grads, grads, 1.0 - beta2)
-
-        # Both corrections for the bias towards 0 are numbers (Kingma & Ba 2015, section 2, before 2.1): one pass less.
         steps = self._count_steps(params)
-        corrections = [math.sqrt(1.0 - beta2**step) for step in steps]
-        rates = [-lr * correction / (1.0 - beta1**step) for step, correction in zip(steps, corrections, strict=True)]
-        denominators = torch._foreach_sqrt(squares)
-        torch._foreach_add_(denominators, [group["eps"] * correction for correction in corrections])
-        torch._foreach_addcdiv_(weights, means, denominators, rates)
+        settings = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
+        if may_hand_over():  # hand-over
+            foreach_adamw_step(weights, grads, means, squares, steps=steps, **settings)
+            return
+        for *tensors, step in zip(weights, grads, means, squares, steps, strict=True):
+            adamw_step(*tensors, step=step, **settings)
 
     def _count_steps(self, params: list[Tensor]) -> list[int]:
         for p in params:
@@ -142,7 +196,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, *, eps: float 
     """Scale all gradients by one factor so that their joint L2 norm is at most `max_norm`; never scale up.
 
     Returns the norm before clipping, a scalar in at least fp32 (Pascanu et al. 2013). Parameters without a gradient are
-    skipped. Nothing waits for the device. A norm that is not finite makes the gradients so: test what is returned.
+    skipped. Nothing waits for the device. Where the norm is not finite, the gradients are not either: check it.
     """
     grads = [_dense_grad(p) for p in parameters if p.grad is not None]
     if not grads:
@@ -150,9 +204,10 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, *, eps: float 
     norms = torch._foreach_norm(grads, 2, dtype=reduce(torch.promote_types, map(_wide, grads)))
     total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
     factor = (max_norm / (total + eps)).clamp(max=1.0)
-    for grad in grads if grads[0].device.type == "cpu" else ():
-        grad.mul_(factor)
-    if grads[0].device.type != "cpu":
+    if grads[0].device.type == "cpu":
+        for grad in grads:
+            grad.mul_(factor)
+    else:
         torch._foreach_mul_(grads, factor)
     return total
 
@@ -160,7 +215,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, *, eps: float 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[Group]:
     """Split the trainable parameters: matrices (the embedding too) decay, vectors such as norm weights do not.
 
-    A weight that is tied to another stands in one group once.
+    A weight that is tied to another is in one group once.
     """
     params = [p for p in model.parameters() if p.requires_grad]
     matrices, vectors = [p for p in params if p.ndim >= 2], [p for p in params if p.ndim < 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from config.train import TrainConfig
 from transformerlm.checkpoints.load import load_config_of, load_tokenizer
-from transformerlm.models.transformer import TransformerLM
+from transformerlm.models.settings import ModelSettings
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.dtypes import Precision
@@ -56,17 +57,12 @@ def check_same_architecture(directory: Path, config: TrainConfig) -> None:
 
 def _other_settings(saved: TrainConfig, config: TrainConfig) -> list[tuple[str, Any, Any]]:
     """Return name, value there and value here of each setting by which the model computes something else."""
-    theirs, ours = _hparams(saved), _hparams(config)
+    theirs, ours = (asdict(ModelSettings(**each.model.model_dump())) for each in (saved, config))
     return [
         (f"model.{name}", theirs[name], value)
         for name, value in ours.items()
         if value != theirs[name] and name not in _SAME_FUNCTION
     ]
-
-
-def _hparams(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings of the configured model, defaults filled in."""
-    return TransformerLM(**config.model.model_dump(), device="meta").hparams()
 
 
 def check_tokenizer_of_data(dataset: TokenDataset, tokenizer: Tokenizer, *, key: str, config: TrainConfig) -> None:

@@ -66,9 +66,8 @@ def learning_rate(
 ) -> float:
     """Return the learning rate of update number `step`, counted from 1, by the schedule called `name`.
 
-    `name` is "cosine", "constant" or "wsd"; "constant" does not look at `min_learning_rate` and `max_steps`, and only
-    "wsd" looks at `decay_steps`. A decay would come to `min_learning_rate` at `max_steps + 1`. Raises ValueError for
-    another name.
+    `name` is "cosine", "constant" or "wsd"; "constant" ignores `min_learning_rate` and `max_steps`, and only "wsd" uses
+    `decay_steps`. A decay would reach `min_learning_rate` at step `max_steps + 1`. Raises ValueError for another name.
     """
     if name == "constant":
         return constant(step, learning_rate=learning_rate, warmup_steps=warmup_steps)
@@ -93,11 +92,12 @@ def learning_rate(
 
 
 def timed_learning_rate(step: int, *, time_share: float, warmup_is_share: bool = False, **schedule: Any) -> float:
-    """Return the learning rate of update number `step` in a run of which `time_share`, 0 to 1, of its time is over.
+    """Return the learning rate of update number `step`, when the share `time_share` (0 to 1) of a run's time is over.
 
-    Whichever is further, the steps or the time, says how far the schedule is, so that a run which its time ends has
-    come down with it. A warm-up of n steps takes n steps however the time goes; one that is a share of the run follows
-    the schedule. `schedule` are the keywords of `learning_rate`. With `time_share` 0 it is `learning_rate`.
+    Steps or time, whichever is further, says how far the schedule is, so that a run that its time limit ends has
+    finished its decay. A warm-up of n steps takes n steps, however fast the time goes; one that is a share of the run
+    follows the schedule. `schedule` holds the keywords of `learning_rate`. With `time_share` 0 the result is that of
+    `learning_rate`.
     """
     rate = learning_rate(max(step, time_share * schedule["max_steps"]), **schedule)
     if warmup_is_share:

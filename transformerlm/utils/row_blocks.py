@@ -1,8 +1,8 @@
 """Rows of a tensor in blocks that fit the processor's cache.
 
-Elementwise formulas of several steps are bound by memory: each step reads and writes all of a tensor. Taken a block at
-a time, only the first read and the last write leave the cache; on a CPU this is several times faster. Other devices
-have kernels to start for each block and no such cache, so that their blocks are large.
+Elementwise formulas of several steps are bound by memory: each step reads and writes all of a tensor. When they take a
+block at a time, only the first read and the last write leave the cache; on a CPU this is several times faster. Other
+devices start a kernel for each step of a block and have no such cache, so their blocks are large.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _CPU_LOGITS, _DEVICE_LOGITS = 2**24, 2**28
 
 
 def logits_at_once(device_type: str) -> int:
-    """Return how many logits are held at a time: in training, fewer mean more passes over the head's gradient."""
+    """Return how many logits are held at a time; in training, fewer mean more passes over the head's gradient."""
     return _CPU_LOGITS if device_type == "cpu" else _DEVICE_LOGITS
 
 

@@ -1,4 +1,4 @@
-"""Behaviour of the blocked attention: the written-out attention's numbers, and memory that does not grow with seq^2."""
+"""The blocked attention has the numbers of the written-out one, and its memory does not grow with seq^2."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from transformerlm.models import attention
-from transformerlm.models.attention import scaled_dot_product_attention
+from transformerlm.models import attention, functional
+from transformerlm.models.attention import attend
 from transformerlm.models.fast import blocked_attention
 from transformerlm.models.fast.blocked_attention import blocked_causal_attention, num_kept_probabilities
 
@@ -19,13 +19,13 @@ def _inputs(*shape: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
 
 @pytest.mark.parametrize("shape", [(2, 3, 300, 8), (2, 3, 300, 40), (1, 1, 1, 4), (5, 128, 16), (2, 129, 2), (7, 16)])
 def test_it_is_the_written_out_attention(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """In fp64 the result and all gradients agree, with heads and queries cut into blocks that do not come out even.
+    """In fp64 the result and all gradients agree, also where the last blocks of heads and queries are smaller.
 
-    Of 300 positions with 8 numbers each nothing is kept for the backward pass, with 40 numbers the probabilities are.
+    For 300 positions with 8 numbers each nothing is kept for the backward pass; with 40 numbers, the probabilities are.
     """
     monkeypatch.setattr(blocked_attention, "_BLOCK_SCORES", 2 * 128 * 128)
     inputs = _inputs(*shape)
-    expected = scaled_dot_product_attention(*inputs, is_causal=True)
+    expected = functional.causal_attention(*inputs)
     found = blocked_causal_attention(*inputs)
     torch.testing.assert_close(found, expected)
     grad = torch.randn_like(expected)
@@ -34,14 +34,14 @@ def test_it_is_the_written_out_attention(shape: tuple[int, ...], monkeypatch: py
 
 @pytest.mark.parametrize("kept", [0, 8])
 def test_its_gradient_is_that_of_finite_differences(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of two queries over five positions, with probabilities kept or made again."""
+    """Finite differences agree for blocks of two queries over five positions, with probabilities kept or recomputed."""
     monkeypatch.setattr(blocked_attention, "_QUERY_ROWS", 2)
     monkeypatch.setattr(blocked_attention, "_KEPT_SEQ_LEN_PER_DIM", kept)
     assert torch.autograd.gradcheck(blocked_causal_attention, _inputs(2, 5, 3))
 
 
 def test_the_backward_pass_may_have_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was kept comes in the blocks that it was made in, however many threads there are by then."""
+    """The kept probabilities belong to the blocks of the forward pass, whatever the number of threads later."""
     monkeypatch.setattr(blocked_attention, "_BLOCK_SCORES", 2**15)
     inputs = _inputs(8, 200, 32)
     expected = torch.autograd.grad(blocked_causal_attention(*inputs).sum(), inputs)
@@ -71,11 +71,11 @@ def test_bf16_on_a_cpu_takes_it_and_is_as_near_as_bf16_gets(num_kv_heads: int, m
     query = _inputs(2, 4, 300, 8, dtype=torch.bfloat16)[0]
     key, value = _inputs(2, num_kv_heads, 300, 8, dtype=torch.bfloat16)[1:]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = scaled_dot_product_attention(query, key, value, is_causal=True, implementation="fused")
+        found = attend(query, key, value, is_causal=True, implementation="fused")
     assert calls
     assert found.dtype == torch.bfloat16
     wide = [x.detach().double().requires_grad_() for x in (query, key, value)]
-    expected = scaled_dot_product_attention(*wide, is_causal=True)
+    expected = functional.causal_attention(*wide)
     torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0.02)
     grad = torch.randn_like(found)
     pairs = zip(
@@ -88,7 +88,7 @@ def test_bf16_on_a_cpu_takes_it_and_is_as_near_as_bf16_gets(num_kv_heads: int, m
 
 
 def test_short_sequences_keep_their_probabilities() -> None:
-    """As many as the memory estimate counts."""
+    """Their number is what the memory estimate counts."""
     inputs = _inputs(3, 200, 25)
     saved: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.append(x.numel()), x)[1], lambda x: x):
@@ -98,8 +98,15 @@ def test_short_sequences_keep_their_probabilities() -> None:
     assert num_kept_probabilities(200, 24) == 0
 
 
+def test_within_one_block_as_much_is_kept_as_by_the_plain_attention() -> None:
+    """Later blocks omit the keys that no query of them sees, so they keep fewer."""
+    for seq_len in (1, 100, 128):
+        assert num_kept_probabilities(seq_len, 64) == functional.num_kept_probabilities(seq_len, 64)
+    assert num_kept_probabilities(256, 64) == 3 * 128 * 128 < functional.num_kept_probabilities(256, 64)
+
+
 def test_scores_of_long_sequences_are_never_held_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither kept for the backward pass nor made at once: the largest block has as many scores as it may."""
+    """They are not kept for the backward pass, and no block has more scores than it may."""
     monkeypatch.setattr(blocked_attention, "_BLOCK_SCORES", 2**14)
     made: list[int] = []
     probabilities = blocked_attention._probabilities

@@ -1,4 +1,4 @@
-"""Behaviour of the loss that makes its own logits: torch's numbers, in any chunks, without the whole of the logits."""
+"""The loss that makes its own logits has torch's numbers, in any chunks, and never holds all logits."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transformerlm.models.layers import soft_cap
+from transformerlm.models.functional import soft_cap
+from transformerlm.training import loss
 from transformerlm.training.fast.linear_cross_entropy import training_loss
 from transformerlm.utils import row_blocks as blocks
+from transformerlm.utils.plain_forms import plain_forms
 
 
 def _inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
@@ -18,7 +20,9 @@ def _inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]
     return hidden.requires_grad_(), weight.requires_grad_(), torch.randint(0, 11, (2, 7))
 
 
-def _plain(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None, z_loss: float) -> tuple[Tensor, Tensor]:
+def _from_torch(
+    hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None, z_loss: float
+) -> tuple[Tensor, Tensor]:
     logits = hidden @ weight.T
     logits = (logits if cap is None else soft_cap(logits, cap)).flatten(0, 1)
     entropy = F.cross_entropy(logits, targets.flatten())
@@ -28,19 +32,22 @@ def _plain(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None, z
 @pytest.mark.parametrize("sizes", [(1, 1), (33, 22), (44, 10**6), (10**6, 10**6)], ids=str)
 @pytest.mark.parametrize("cap", [None, 2.0])
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
-def test_it_equals_torch_in_value_and_gradient(
+def test_it_equals_the_plain_form_in_value_and_gradient(
     sizes: tuple[int, int], cap: float | None, z_loss: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the chunks and blocks, both numbers and both gradients are those of the plain formula."""
+    """Whatever the chunks and blocks, both numbers and both gradients are those of torch and of the plain form."""
     monkeypatch.setattr(blocks, "_CPU_LOGITS", sizes[0])
     monkeypatch.setattr(blocks, "CPU_ELEMENTS", sizes[1])
     hidden, weight, targets = _inputs()
     found = training_loss(hidden, weight, targets, soft_cap=cap, z_loss=z_loss)
-    expected = _plain(hidden, weight, targets, cap, z_loss)
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(
-        torch.autograd.grad(3.0 * found[1], (hidden, weight)), torch.autograd.grad(3.0 * expected[1], (hidden, weight))
-    )
+    grads = torch.autograd.grad(3.0 * found[1], (hidden, weight))
+    with plain_forms():
+        plain = loss.training_loss(hidden, weight, targets, soft_cap=cap, z_loss=z_loss)
+    for expected in (_from_torch(hidden, weight, targets, cap, z_loss), plain):
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(grads, torch.autograd.grad(3.0 * expected[1], (hidden, weight)))
+    assert not plain[0].requires_grad
+    assert not found[0].requires_grad
 
 
 def test_a_second_backward_pass_is_refused() -> None:
@@ -55,10 +62,10 @@ def test_a_second_backward_pass_is_refused() -> None:
 def test_under_autocast_products_are_bf16_and_the_sums_are_not() -> None:
     """The losses are fp32 and near those of fp32; gradients have their tensors' dtypes; a tied weight gets both."""
     hidden, weight, targets = _inputs(torch.float32)
-    expected = _plain(hidden, weight, targets, None, 0.0)[1]
+    expected = _from_torch(hidden, weight, targets, None, 0.0)[1]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = training_loss(hidden * 1.0 + weight.sum(), weight, targets)[1]
-        plain = _plain(hidden * 1.0 + weight.sum(), weight, targets, None, 0.0)[1]
+        plain = _from_torch(hidden * 1.0 + weight.sum(), weight, targets, None, 0.0)[1]
         near = training_loss(hidden, weight, targets)[1]
     assert found.dtype == torch.float32
     torch.testing.assert_close(near, expected, rtol=0.02, atol=0.02)
@@ -68,7 +75,7 @@ def test_under_autocast_products_are_bf16_and_the_sums_are_not() -> None:
 
 
 def test_large_logits_do_not_overflow() -> None:
-    """Logits of +-1e4 cost what they should, and their gradient is finite."""
+    """Logits of +-1e4 have the right loss and a finite gradient."""
     hidden = torch.tensor([[1e4], [-1e4]], requires_grad=True)
     weight = torch.tensor([[1.0], [-1.0]], requires_grad=True)
     entropy, minimised = training_loss(hidden, weight, torch.tensor([0, 0]))
@@ -79,7 +86,7 @@ def test_large_logits_do_not_overflow() -> None:
 
 
 def test_nothing_as_large_as_the_logits_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits for the backward pass is as large as the vectors and the matrix, not as their product."""
+    """What is kept for the backward pass is as large as the vectors and the matrix, not as their product."""
     hidden = torch.randn(300, 4, requires_grad=True)
     weight = torch.randn(200, 4, requires_grad=True)
     saved: list[int] = []
@@ -91,4 +98,4 @@ def test_nothing_as_large_as_the_logits_is_kept(monkeypatch: pytest.MonkeyPatch)
 def test_targets_of_another_shape_are_refused() -> None:
     """The message gives both shapes."""
     with pytest.raises(ValueError, match=r"vectors \(2, 3, 5\) need targets \(2, 3\), got \(2,\)"):
-        training_loss(torch.zeros(2, 3, 5), torch.zeros(7, 5), torch.zeros(2, dtype=torch.long))
+        loss.training_loss(torch.zeros(2, 3, 5), torch.zeros(7, 5), torch.zeros(2, dtype=torch.long))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from transformerlm.inference.fast.embedding_bag_matvec import CacheRows, HeadBags
-from transformerlm.models.attention import causal_mask
+from transformerlm.models.functional import causal_mask
 
 
 class Stored(NamedTuple):

@@ -21,8 +21,9 @@ from torch import Tensor
 from transformerlm.inference.fast.cache import DecoderCache, Place, RaggedPlace, Stored, check_room
 from transformerlm.inference.fast.embedding_bag_matvec import KEY_BLOCK, are_fast
 from transformerlm.inference.fast.packed_linear import Product, prepare
-from transformerlm.models.attention import scaled_dot_product_attention as attend
-from transformerlm.models.layers import RotaryEmbedding, feed_forward, soft_cap
+from transformerlm.models.attention import attend
+from transformerlm.models.functional import soft_cap
+from transformerlm.models.layers import RotaryEmbedding, feed_forward
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.utils.dtypes import upcast
 

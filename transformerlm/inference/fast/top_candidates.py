@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from transformerlm.inference import sampling
-from transformerlm.models.attention import softmax
+from transformerlm.models.functional import softmax
 from transformerlm.utils.dtypes import upcast
 
 _FEW = (256, 2048)

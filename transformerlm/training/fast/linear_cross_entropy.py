@@ -4,6 +4,10 @@ With a big vocabulary the logits `(tokens, vocab)` are a language model's larges
 and fp32 doubles both. Here they are made for some tokens at a time and turned into their own gradient in place, which
 the head's two backward products use at once (as in Liger Kernel, Hsu et al. 2024). So there is one buffer of logits,
 for a few tokens, and each exponential is computed once. The fp32 work goes in blocks that fit the processor's cache.
+
+Twin of `training_loss`: `transformerlm.training.loss.training_loss`
+Test: tests/training/fast/test_linear_cross_entropy.py
+Pays: 1.65x the speed in fp32, 3.7x in bf16, for 4,096 tokens and 10,000 logits, one thread (docs/LOG.md)
 """
 
 from __future__ import annotations
@@ -21,39 +25,36 @@ from transformerlm.utils.row_blocks import logits_at_once, row_blocks
 def training_loss(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, soft_cap: float | None = None, z_loss: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean cross-entropy of the logits, and what to minimise: the mean of it plus `z_loss * log(Z)^2`.
+    """Return the mean cross-entropy of `hidden weight^T`, and what to minimise, as the plain form does.
 
-    The logits of `hidden` `(..., d_model)` are `hidden weight^T` with `weight` `(vocab, d_model)`, bounded by
-    `layers.soft_cap` where a cap is given; Z is the sum of a token's `exp(logits)`. The second term keeps Z near 1, so
-    that logits do not drift (Chowdhery et al. 2022, "PaLM", section 5, with the weight 1e-4). Both results are fp32
-    scalars, and gradients flow from the second alone, once: the backward pass uses up what it needs, so a second one,
-    with `retain_graph` too, raises RuntimeError. Raises ValueError when the shapes do not match.
+    The gradients are computed on the way, and the backward pass scales them in place: it can be made once.
     """
-    if hidden.shape[:-1] != targets.shape:
-        expected, found = tuple(hidden.shape[:-1]), tuple(targets.shape)
-        raise ValueError(f"training_loss: vectors {tuple(hidden.shape)} need targets {expected}, got {found}")
     rows = cast_for_matmul(hidden).reshape(-1, hidden.shape[-1])
     with torch.autocast(hidden.device.type, enabled=False):
         return _HeadLoss.apply(rows, weight, targets.reshape(-1), soft_cap, z_loss)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Both losses; the gradients are computed on the way, and scaled in the backward pass."""
+    """Both losses; the gradients are computed on the way, and scaled in the backward pass.
+
+    With D the gradient of the logits: `d hidden = D weight`, `d weight = D^T hidden`.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, soft_cap: float | None, z_loss: float
     ) -> tuple[Tensor, Tensor]:
-        cast_weight = weight.to(hidden.dtype)
+        cast_weight = weight.to(hidden.dtype)  # (vocab, d_model)
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         sums = hidden.new_zeros(2, dtype=upcast(hidden[:0]).dtype)
         num_rows = max(1, logits_at_once(hidden.device.type) // len(weight))
         for start in range(0, len(hidden), num_rows):
             chunk = slice(start, start + num_rows)
-            logits = hidden[chunk] @ cast_weight.T
+            logits = hidden[chunk] @ cast_weight.T  # (chunk, vocab): the only tensor of this size
             for block in row_blocks(logits):
                 sums += _replace_by_gradient(logits[block], targets[chunk][block], len(hidden), soft_cap, z_loss)
-            torch.mm(logits, cast_weight, out=grad_hidden[chunk])
+            # The logits are their own gradient now.
+            torch.mm(logits, cast_weight, out=grad_hidden[chunk])  # (chunk, d_model)
             grad_weight += logits.T @ hidden[chunk]
         ctx.save_for_backward(grad_hidden, grad_weight)
         entropy, square = sums / len(hidden)
@@ -77,17 +78,17 @@ def _replace_by_gradient(
 
     With p the softmax, it is `(p (1 + 2 z_loss log(Z)) - one_hot(target)) / num_rows`, times the slope of the soft cap.
     """
-    wide, places = upcast(logits), targets.unsqueeze(-1)
+    wide, places = upcast(logits), targets.unsqueeze(-1)  # (rows, vocab), (rows, 1)
     if soft_cap is not None:
         bounded = torch.tanh(wide / soft_cap)
         wide = bounded * soft_cap
-    picked, maximum = wide.gather(-1, places), wide.amax(dim=-1, keepdim=True)
-    total = wide.sub_(maximum).exp_().sum(dim=-1, keepdim=True)
-    log_total = total.log() + maximum
+    picked, maximum = wide.gather(-1, places), wide.amax(dim=-1, keepdim=True)  # (rows, 1) each
+    total = wide.sub_(maximum).exp_().sum(dim=-1, keepdim=True)  # wide holds the exponentials from here on
+    log_total = total.log() + maximum  # log(Z), (rows, 1)
     wide.mul_((1.0 + 2.0 * z_loss * log_total) / (total * num_rows))
     wide.scatter_add_(-1, places, torch.full_like(picked, -1.0 / num_rows))
     if soft_cap is not None:
-        wide.mul_(1.0 - bounded.square_())
+        wide.mul_(1.0 - bounded.square_())  # the slope of cap * tanh(x / cap) is 1 - tanh^2
     if wide is not logits:
         logits.copy_(wide)
     return torch.stack(((log_total - picked).sum(), log_total.square().sum()))

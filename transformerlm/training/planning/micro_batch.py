@@ -17,6 +17,7 @@ from config.train import TrainConfig
 from transformerlm.checkpoints.load import load_config_of
 from transformerlm.distributed import World, all_reduce_min
 from transformerlm.models.estimates import estimate_training_memory
+from transformerlm.models.settings import ModelSettings
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.loop import batch_loss
 from transformerlm.training.planning.machine import Machine
@@ -35,7 +36,7 @@ def memory_by_part(
 ) -> dict[str, int]:
     """Return the estimated bytes of a training step by part, and their total."""
     return estimate_training_memory(
-        config.model.model_dump(),
+        ModelSettings(**config.model.model_dump()),
         micro_batch_size=micro_batch_size,
         precision=precision,
         optimizer=config.optimizer.name,

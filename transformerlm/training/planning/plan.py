@@ -11,6 +11,7 @@ from config.plan import PlanConfig
 from config.schemas import duration_seconds
 from config.train import TrainConfig
 from transformerlm.models.estimates import flops_per_token, parameters_by_part
+from transformerlm.models.settings import ModelSettings
 from transformerlm.training.build import num_accumulation_steps, sequences_per_pass
 from transformerlm.training.planning.machine import Machine
 from transformerlm.training.planning.micro_batch import divisors, memory_by_part
@@ -30,7 +31,7 @@ def arithmetic(config: TrainConfig, *, run_dir: Path, machine: Machine, precisio
     Raises:
         ValueError: the batch cannot be divided among the machine's processes.
     """
-    training, model = config.training, config.model.model_dump()
+    training, model = config.training, ModelSettings(**config.model.model_dump())
     parts = parameters_by_part(model)
     parameters, tokens_per_step = sum(parts.values()), training.batch_size * config.model.context_length
     flops, tokens = flops_per_token(model, config.model.context_length), tokens_per_step * training.max_steps

@@ -14,6 +14,7 @@ import torch
 from config.train import TrainConfig
 from transformerlm.checkpoints.document_ids import ids_of_data
 from transformerlm.models.estimates import count_parameters
+from transformerlm.models.settings import ModelSettings
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.planning.micro_batch import memory_by_part
@@ -121,7 +122,7 @@ def check_disk(run_dir: Path, model: dict[str, Any]) -> None:
     Raises:
         OSError: there is too little free space where `run_dir` is, or will be.
     """
-    needed = int(_CHECKPOINTS_ON_DISK * 3 * 4 * count_parameters(model))
+    needed = int(_CHECKPOINTS_ON_DISK * 3 * 4 * count_parameters(ModelSettings(**model)))
     free = shutil.disk_usage(existing_parent(run_dir)).free
     if free < needed:
         raise OSError(

@@ -1,0 +1,52 @@
+"""The norm with a backward pass of its own: the numbers of its plain form and of torch's, in any blocks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.models.fast import checks
+from transformerlm.models import functional
+from transformerlm.models.fast import rms_norm
+
+SHAPE = (6,)
+
+
+def fast(x: Tensor, weight: Tensor) -> Tensor:
+    return rms_norm.rms_norm(x, weight, 1e-3)
+
+
+def plain(x: Tensor, weight: Tensor) -> Tensor:
+    return functional.rms_norm(x, weight, 1e-3)
+
+
+def from_torch(x: Tensor, weight: Tensor) -> Tensor:
+    return F.rms_norm(x, (6,), weight, 1e-3)
+
+
+@pytest.mark.parametrize("elements", [1, 13, 10**6])
+def test_values_and_gradients_are_those_of_the_plain_form(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of torch, whatever the blocks, for a tensor that is not contiguous."""
+    checks.check_equals(fast, [plain, from_torch], SHAPE, elements, monkeypatch)
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    """torch's gradcheck agrees, in float64."""
+    assert torch.autograd.gradcheck(fast, checks.make_inputs(SHAPE))
+
+
+def test_half_precision_comes_back_as_it_went_in() -> None:
+    """Results and gradients have the inputs' dtypes and are near those of float64."""
+    checks.check_half_precision(fast, from_torch, SHAPE)
+
+
+def test_without_gradients_the_formula_is_the_same() -> None:
+    """Evaluation and training see the same numbers, and the inputs are left as they were."""
+    checks.check_without_gradients(plain, SHAPE)
+
+
+def test_only_the_inputs_wait_for_the_backward_pass() -> None:
+    """One number a row is kept besides, and no result of a step."""
+    checks.check_keeps_only_inputs(fast, SHAPE)
