@@ -10,9 +10,9 @@ import torch
 
 from tests.inference.helpers import make_model, make_tokenizer
 from transformerlm.inference.fast.decoder import Decoder
-from transformerlm.inference.fast.top_candidates import Settings, choose, distribution
 from transformerlm.inference.generate import generate, generate_prompts
 from transformerlm.inference.predictor import Predictor
+from transformerlm.inference.sampling import SamplingParams, distribution, sample
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
@@ -94,16 +94,15 @@ def test_drafts_change_nothing_in_greedy_text() -> None:
 def test_the_filters_leave_what_they_leave_on_a_cpu(settings: dict[str, Any]) -> None:
     """The same tokens with the same probabilities; a draw is one of them."""
     logits = torch.randn(4, 500) * 3
-    asked = Settings(temperature=0.8, **settings)
+    asked = SamplingParams(temperature=0.8, **settings)
     tables = []
     for device in ("cpu", DEVICE):
         probabilities, ids = distribution(logits.to(device), asked)
-        whole = torch.zeros(4, 500)
-        tables.append(whole.scatter_(1, ids.cpu(), probabilities.cpu()) if ids is not None else probabilities.cpu())
+        tables.append(torch.zeros(4, 500).scatter_(1, ids.cpu(), probabilities.cpu()))
     torch.testing.assert_close(tables[1], tables[0], rtol=1e-4, atol=1e-6)
     generators = [torch.Generator(DEVICE).manual_seed(row) for row in range(4)]
     for _ in range(20):
-        drawn = choose(logits.to(DEVICE), asked, generators).cpu()
+        drawn = sample(logits.to(DEVICE), asked, generators).cpu()
         assert (tables[0].gather(1, drawn.unsqueeze(1)) > 0).all()
 
 

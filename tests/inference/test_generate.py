@@ -7,22 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.inference.helpers import Script, make_model
+from tests.inference.helpers import Script, greedy_without_cache, make_model
 from transformerlm.inference.fast.decoder import Decoder
 from transformerlm.inference.generate import generate, generate_batch, generate_prompts, stream
-from transformerlm.models.transformer import TransformerLM
 
 PROMPT = [5, 200, 17, 3]
-
-
-def greedy_without_cache(model: TransformerLM, prompt: list[int], max_new_tokens: int) -> list[int]:
-    """The documented window, written as plainly as it goes: a full forward pass for each token."""
-    context, half = model.context_length, max(1, model.context_length // 2)
-    ids, window = list(prompt), list(prompt)[-context:]
-    for _ in range(max_new_tokens):
-        ids.append(int(model(torch.tensor([window]))[0, -1].argmax()))
-        window = ids[-half:] if len(window) == context else [*window, ids[-1]]
-    return ids[len(prompt) :]
 
 
 @pytest.mark.parametrize("prompt_length", [1, 4, 15, 16, 17, 40])
@@ -137,29 +126,6 @@ def test_a_decoder_generates_what_its_model_does(changes: dict[str, Any]) -> Non
     model = make_model(**changes)
     expected = greedy_without_cache(model, PROMPT, 40)
     assert generate(Decoder(model), PROMPT, max_new_tokens=40, temperature=0.0) == expected
-
-
-@pytest.mark.parametrize("context_length", [16, 6, 5, 4, 2, 1])
-def test_prompts_of_different_lengths_are_as_alone(context_length: int) -> None:
-    """Each row of a batch slides over the end of its context when it alone would; model and decoder agree."""
-    model = make_model(context_length=context_length)
-    prompts = [torch.randint(0, 257, (length,)).tolist() for length in (1, 4, 9, 15, 16, 30)]
-    expected = [greedy_without_cache(model, prompt, 30) for prompt in prompts]
-    for each in (model, Decoder(model)):
-        assert generate_prompts(each, prompts, max_new_tokens=30, temperature=0.0) == expected
-
-
-def test_a_seeded_row_is_the_single_draw() -> None:
-    """With a generator for each prompt, the batch draws what single calls draw."""
-    decoder, prompts = Decoder(make_model()), [PROMPT, [7], PROMPT[:2]]
-    options: dict[str, Any] = {"max_new_tokens": 12, "top_p": 0.9}
-    seeds = [torch.Generator().manual_seed(seed) for seed in range(3)]
-    together = generate_prompts(decoder, prompts, generator=seeds, **options)
-    alone = [
-        generate(decoder, prompt, generator=torch.Generator().manual_seed(seed), **options)
-        for seed, prompt in enumerate(prompts)
-    ]
-    assert together == alone
 
 
 def test_a_batch_needs_prompts_and_their_generators() -> None:

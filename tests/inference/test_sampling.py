@@ -8,8 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from transformerlm.inference.fast.top_candidates import Settings, distribution
-from transformerlm.inference.sampling import apply_temperature, min_p_filter, sample, top_k_filter, top_p_filter
+from transformerlm.inference.sampling import (
+    SamplingParams,
+    apply_temperature,
+    distribution,
+    min_p_filter,
+    sample,
+    top_k_filter,
+    top_p_filter,
+)
 
 # Probabilities 0.5, 0.25, 0.15, 0.1, out of order.
 PROBABILITIES = torch.tensor([[0.15, 0.5, 0.1, 0.25], [0.25, 0.1, 0.5, 0.15]])
@@ -40,7 +47,7 @@ def test_temperature_zero_leaves_the_first_of_the_likeliest() -> None:
 def test_tiny_temperatures_do_not_overflow() -> None:
     """T = 1e-30 is as good as greedy, without a NaN."""
     for temperature in (1e-30, 1e-50):  # the second is 0 in fp32
-        assert sample(LOGITS * 1e4, temperature=temperature).tolist() == [1, 2]
+        assert sample(LOGITS * 1e4, SamplingParams(temperature=temperature), [None]).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(("top_k", "expected"), [(1, [[1], [2]]), (2, [[1, 3], [0, 2]]), (3, [[0, 1, 3], [0, 2, 3]])])
@@ -83,8 +90,7 @@ def test_a_sum_that_is_exactly_p_is_enough(top_p: float, expected: int) -> None:
     """Of four equals, each of probability 1/4, the first `4 p` are kept, by the plain filter and by the quick one."""
     logits = torch.zeros(1, 4)
     assert kept(top_p_filter(logits, top_p)) == [list(range(expected))]
-    probabilities, ids = distribution(logits, Settings(top_p=top_p))
-    assert ids is not None
+    probabilities, ids = distribution(logits, SamplingParams(top_p=top_p))
     assert ids[probabilities > 0].tolist() == list(range(expected))
 
 
@@ -125,7 +131,7 @@ def test_samples_follow_the_filtered_distribution(settings: dict[str, Any]) -> N
     logits = apply_temperature(LOGITS[0], settings.get("temperature", 1.0))
     logits = top_p_filter(top_k_filter(logits, settings.get("top_k")), settings.get("top_p", 1.0))
     expected = torch.softmax(min_p_filter(logits, settings.get("min_p", 0.0)), dim=-1)
-    ids = sample(LOGITS[0].expand(40_000, 4), **settings, generator=torch.Generator().manual_seed(0))
+    ids = sample(LOGITS[0].expand(40_000, 4), SamplingParams(**settings), [torch.Generator().manual_seed(0)])
     frequencies = torch.bincount(ids, minlength=4) / 40_000
     torch.testing.assert_close(frequencies, expected, rtol=0, atol=0.01)
     assert torch.equal(frequencies > 0, expected > 0)
@@ -133,20 +139,20 @@ def test_samples_follow_the_filtered_distribution(settings: dict[str, Any]) -> N
 
 def test_sample_is_a_function_of_its_generator() -> None:
     """The same generator state gives the same ids, int64 `(batch)`; temperature 0 needs and advances none."""
-    draws = [sample(LOGITS.expand(2, 4), generator=torch.Generator().manual_seed(7)) for _ in range(2)]
+    draws = [sample(LOGITS.expand(2, 4), SamplingParams(), [torch.Generator().manual_seed(7)]) for _ in range(2)]
     assert torch.equal(*draws)
     assert draws[0].shape == (2,)
     assert draws[0].dtype == torch.int64
     generator = torch.Generator().manual_seed(7)
     state = generator.get_state()
-    assert sample(LOGITS, temperature=0.0, generator=generator).tolist() == [1, 2]
+    assert sample(LOGITS, SamplingParams(temperature=0.0), [generator]).tolist() == [1, 2]
     assert torch.equal(generator.get_state(), state)
 
 
 def test_half_precision_logits_are_sampled_in_fp32() -> None:
     """Softmax over bfloat16 logits would lose small probabilities; sampling widens them first."""
     logits = torch.zeros(1, 4, dtype=torch.bfloat16)
-    assert sample(logits, top_p=0.99).dtype == torch.int64
+    assert sample(logits, SamplingParams(top_p=0.99), [None]).dtype == torch.int64
 
 
 @pytest.mark.parametrize(
@@ -164,4 +170,4 @@ def test_half_precision_logits_are_sampled_in_fp32() -> None:
 def test_parameters_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
     """Each error names the parameter, its range and what was given."""
     with pytest.raises(ValueError, match=message):
-        sample(LOGITS, **settings)
+        SamplingParams(**settings)

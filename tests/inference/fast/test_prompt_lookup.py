@@ -9,21 +9,21 @@ import torch
 
 from tests.inference.helpers import make_model
 from transformerlm.inference.fast.decoder import Decoder
-from transformerlm.inference.fast.prompt_lookup import Lookup, _check_draft
-from transformerlm.inference.fast.top_candidates import Settings, distribution
+from transformerlm.inference.fast.prompt_lookup import PromptLookup, _check_draft
 from transformerlm.inference.generate import generate, stream
+from transformerlm.inference.sampling import SamplingParams, distribution
 
 REPEATING = [5, 9, 200, 7, 5, 9, 200, 7, 5, 9]
 
 
 def test_lookup_proposes_what_followed_before() -> None:
     """The longest match wins, then the latest; what never stood before proposes nothing."""
-    assert Lookup([1, 2, 3, 4, 9, 1, 2]).propose(3) == [3, 4, 9]
-    assert Lookup([1, 2, 3, 8, 1, 2, 4, 7, 1, 2]).propose(1) == [4]
-    assert Lookup([0, 1, 2, 3, 8, 1, 2, 4, 0, 1, 2]).propose(1) == [3]
-    assert Lookup([1, 2, 3, 4]).propose(3) == []
-    assert Lookup([1, 1, 1]).propose(5) == [1]
-    assert Lookup([4]).propose(2) == []
+    assert PromptLookup([1, 2, 3, 4, 9, 1, 2]).propose(3) == [3, 4, 9]
+    assert PromptLookup([1, 2, 3, 8, 1, 2, 4, 7, 1, 2]).propose(1) == [4]
+    assert PromptLookup([0, 1, 2, 3, 8, 1, 2, 4, 0, 1, 2]).propose(1) == [3]
+    assert PromptLookup([1, 2, 3, 4]).propose(3) == []
+    assert PromptLookup([1, 1, 1]).propose(5) == [1]
+    assert PromptLookup([4]).propose(2) == []
 
 
 @pytest.mark.parametrize("num_drafted", [1, 3, 8])
@@ -61,11 +61,11 @@ def test_a_checked_id_has_the_plain_distribution(settings: dict[str, Any], propo
     The bound is the 99.99 % point at 4 degrees of freedom, 23.5; ids of probability 0 never come.
     """
     logits = torch.tensor([1.2, 0.3, -0.5, 0.0, -2.0])
-    generator, choice = torch.Generator().manual_seed(proposed), Settings(**settings)
+    generator, choice = torch.Generator().manual_seed(proposed), SamplingParams(**settings)
     rows = logits.expand(2, 5)
     draws = [_check_draft(rows.clone(), [proposed], choice, generator)[0] for _ in range(4000)]
     probabilities, ids = distribution(logits.unsqueeze(0), choice)
-    expected = probabilities[0] if ids is None else torch.zeros(5).scatter_(0, ids[0], probabilities[0])
+    expected = torch.zeros(5).scatter_(0, ids[0], probabilities[0])
     counts = torch.bincount(torch.tensor(draws), minlength=5)
     assert not counts[expected == 0].any()
     wanted = 4000 * expected[expected > 0]
