@@ -24,7 +24,7 @@ def make_tokenizer(special_tokens: list[str] | None = None) -> Tokenizer:
 
 
 def greedy_without_cache(model: TransformerLM, prompt: list[int], max_new_tokens: int) -> list[int]:
-    """The documented window, written as plainly as it goes: a full forward pass for each token."""
+    """The documented window in its plainest form: a full forward pass for each token."""
     context, half = model.context_length, max(1, model.context_length // 2)
     ids, window = list(prompt), list(prompt)[-context:]
     for _ in range(max_new_tokens):

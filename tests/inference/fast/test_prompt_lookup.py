@@ -17,7 +17,7 @@ REPEATING = [5, 9, 200, 7, 5, 9, 200, 7, 5, 9]
 
 
 def test_lookup_proposes_what_followed_before() -> None:
-    """The longest match wins, then the latest; what never stood before proposes nothing."""
+    """The longest match wins, then the latest; ids that never occurred before propose nothing."""
     assert PromptLookup([1, 2, 3, 4, 9, 1, 2]).propose(3) == [3, 4, 9]
     assert PromptLookup([1, 2, 3, 8, 1, 2, 4, 7, 1, 2]).propose(1) == [4]
     assert PromptLookup([0, 1, 2, 3, 8, 1, 2, 4, 0, 1, 2]).propose(1) == [3]
@@ -29,7 +29,7 @@ def test_lookup_proposes_what_followed_before() -> None:
 @pytest.mark.parametrize("num_drafted", [1, 3, 8])
 @pytest.mark.parametrize("prompt", [REPEATING, [3], REPEATING * 3], ids=len)
 def test_greedy_text_is_the_same(num_drafted: int, prompt: list[int]) -> None:
-    """Past the end of the context several times, with prompts shorter and longer than it."""
+    """So it is after several full windows, and with prompts shorter and longer than the context."""
     decoder = Decoder(make_model())
     expected = generate(decoder, prompt, max_new_tokens=60, temperature=0.0)
     found = generate(decoder, prompt, max_new_tokens=60, temperature=0.0, speculative=num_drafted)
@@ -37,14 +37,14 @@ def test_greedy_text_is_the_same(num_drafted: int, prompt: list[int]) -> None:
 
 
 def test_ids_past_the_tokenizers_are_not_drawn() -> None:
-    """A proposed id that may not be drawn is not proposed."""
+    """An id that may not be drawn is not proposed."""
     decoder = Decoder(make_model())
     options: dict[str, Any] = {"max_new_tokens": 60, "vocab_size": 6, "temperature": 2.0}
     assert max(generate(decoder, [5, 5, 9, 5, 5, 9, 5, 5], **options, speculative=4)) < 6
 
 
 def test_a_text_that_repeats_takes_fewer_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small vocabulary soon runs in circles; then one pass of the model gives several ids."""
+    """A text of a small vocabulary soon repeats itself; then one pass of the model gives several ids."""
     decoder = Decoder(make_model(vocab_size=8, context_length=128))
     passes = []
     call = Decoder.__call__
@@ -56,7 +56,7 @@ def test_a_text_that_repeats_takes_fewer_passes(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("settings", [{}, {"top_p": 0.8}, {"top_k": 3, "temperature": 1.7}], ids=str)
 @pytest.mark.parametrize("proposed", [0, 2, 4])
 def test_a_checked_id_has_the_plain_distribution(settings: dict[str, Any], proposed: int) -> None:
-    """Chi-square over 4,000 draws of five ids, whether the proposal is likely, unlikely or filtered out.
+    """Chi-square over 4,000 draws of five ids, with a proposal that is likely, unlikely or filtered out.
 
     The bound is the 99.99 % point at 4 degrees of freedom, 23.5; ids of probability 0 never come.
     """

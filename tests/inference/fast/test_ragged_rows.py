@@ -1,4 +1,4 @@
-"""Rows of different lengths side by side: each is what the plain loop makes of it alone."""
+"""Rows of different lengths side by side: each gets the ids that the plain loop gives it alone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_model_of_another_kind_is_refused() -> None:
 
 @pytest.mark.parametrize("context_length", [16, 6, 5, 4, 2, 1])
 def test_prompts_of_different_lengths_are_as_alone(context_length: int) -> None:
-    """Each row of a batch slides over the end of its context when it alone would; model and decoder agree."""
+    """Each row of a batch drops half its window when it would alone; model and decoder agree."""
     model = make_model(context_length=context_length)
     prompts = [torch.randint(0, 257, (length,)).tolist() for length in (1, 4, 9, 15, 16, 30)]
     expected = [greedy_without_cache(model, prompt, 30) for prompt in prompts]
@@ -46,7 +46,7 @@ def test_prompts_of_different_lengths_are_as_alone(context_length: int) -> None:
 
 
 def test_a_seeded_row_is_the_single_draw() -> None:
-    """With a generator for each prompt, the batch draws what single calls draw."""
+    """With a generator for each prompt, a batch draws the ids that single calls draw."""
     decoder, prompts = Decoder(make_model()), [PROMPT, [7], PROMPT[:2]]
     options: dict[str, Any] = {"max_new_tokens": 12, "top_p": 0.9}
     seeds = [torch.Generator().manual_seed(seed) for seed in range(3)]

@@ -42,7 +42,7 @@ def spread(logits: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 def test_the_same_ids_are_kept_with_the_same_probabilities(settings: dict[str, Any], scale: float) -> None:
-    """Flat and peaked logits of 5,000 ids: where a few tokens are enough, and where all are needed."""
+    """Flat and peaked logits of 5,000 ids: some need a few tokens only, some need all."""
     logits = scale * torch.randn(20, 5000, generator=torch.Generator().manual_seed(0))
     found, expected = spread(logits, settings), reference(logits, settings)
     assert torch.equal(found > 0, expected > 0)
@@ -80,7 +80,7 @@ def test_a_row_is_drawn_the_same_in_any_batch() -> None:
 
 @pytest.mark.parametrize("settings", [{"top_p": 0.9}, {"top_p": 0.9, "top_k": 300}], ids=str)
 def test_equals_are_drawn_the_same_in_any_batch(settings: dict[str, Any]) -> None:
-    """bfloat16 makes many logits equal: however many tokens the neighbours need, equals are drawn by the same order."""
+    """bfloat16 makes many logits equal; equals keep one order, however many tokens the neighbours need."""
     generator = torch.Generator().manual_seed(0)
     logits = (torch.randn(5, 5000, generator=generator) * torch.tensor([[4.0], [4.0], [2.0], [1.0], [0.1]])).bfloat16()
     chosen = SamplingParams(**settings)
@@ -107,14 +107,14 @@ def test_plain_and_fast_draw_the_same_ids(
 
 
 def test_ids_of_probability_zero_are_never_picked() -> None:
-    """Not at the lowest number, not at the highest below 1, not at the end."""
+    """Neither the lowest number, nor the highest below 1, nor the last id gives one."""
     probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]])
     for number, expected in ((0.0, 1), (0.5, 3), (1 - 2**-53, 3)):
         assert int(draw(probabilities, torch.tensor([number], dtype=torch.float64))) == expected
 
 
 def test_temperature_zero_draws_nothing() -> None:
-    """The likeliest id, the first of equals, and the generator stays where it was."""
+    """It gives the most likely id, the first of equals, and the generator keeps its state."""
     generator = torch.Generator().manual_seed(3)
     state = generator.get_state()
     assert sample(torch.tensor([[0.0, 2.0, 2.0]]), SamplingParams(temperature=0.0), [generator]).tolist() == [1]
@@ -122,6 +122,6 @@ def test_temperature_zero_draws_nothing() -> None:
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    """With the message of `sampling`."""
+    """The error names the parameter, its range and what was given."""
     with pytest.raises(ValueError, match="top_p must lie between 0 and 1, got 2"):
         SamplingParams(top_p=2.0)
