@@ -13,6 +13,7 @@ a copy of the weights. `Decoder` is offered here to all who need one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Protocol, TypedDict, TypeVar, Unpack
 
 import torch
@@ -124,27 +125,12 @@ def stream(
     Eleven parameters: those who stream see each setting by its name.
     """
     prompts = check_prompts([prompt_ids], max_new_tokens=max_new_tokens, vocab_size=model.vocab_size)
-    ends, generators = end_ids(eos_token_id), [generator]
+    ends = end_ids(eos_token_id)
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    steps = (  # Hand-over to fast/: several ids a step.
-        prompt_lookup.decode(
-            model,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            params=params,
-            generators=generators,
-            vocab_size=vocab_size,
-            num_drafted=speculative,
-        )
-        if speculative
-        else decode(
-            model,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            params=params,
-            generators=generators,
-            vocab_size=vocab_size,
-        )
+    # Hand-over to fast/: several ids a step.
+    loop = partial(prompt_lookup.decode, num_drafted=speculative) if speculative else decode
+    steps = loop(
+        model, prompts, max_new_tokens=max_new_tokens, params=params, generators=[generator], vocab_size=vocab_size
     )
     return _until(ends, (int(ids.item()) for ids in steps))
 

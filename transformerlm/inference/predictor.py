@@ -25,9 +25,9 @@ from transformerlm.utils.strings import check_are_strings, check_is_string
 class Predictor:
     """Continues texts with a model and the tokenizer it was trained with.
 
-    Special tokens spelled out in a prompt are plain text unless `allow_special` is given. An empty prompt starts a new
-    document, at the first of `document_ids`, and with `stop_at_eos` a sample ends where they say; without them
-    `guess_ids` chooses them. Raises ValueError when the tokenizer has more ids than the model.
+    Special tokens spelled out in a prompt are plain text unless `allow_special` is given. `document_ids` say which id
+    starts a new document, as an empty prompt does, and which ids end a sample with `stop_at_eos`; by default they come
+    from `guess_ids`. Raises ValueError when the tokenizer has more ids than the model.
 
     A model that was loaded generates through a `Decoder`, made at the first text. A model that was given to the
     constructor may still change, as in training, and is used as it is; call `prepare` when it does not change.

@@ -1,6 +1,7 @@
 """One decoding step captured as a CUDA graph: a single launch instead of hundreds of small ones.
 
-Pays: not yet measured on a GPU (`python -m benchmarking.gpu_suite` compares it with eager steps; docs/gpu.md)
+It is not yet measured on a GPU; `python -m benchmarking.gpu_suite` compares it with eager steps (docs/gpu.md).
+
 Part of: decoder
 """
 
