@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from transformerlm.inference.arguments import Ends, check_prompts, end_ids, generators_of
-from transformerlm.inference.fast import prompt_lookup, ragged_rows
 from transformerlm.inference.fast.decoder import Decoder
+from transformerlm.inference.fast.prompt_lookup import decode as decode_speculatively
+from transformerlm.inference.fast.ragged_rows import decode as decode_ragged_rows
 from transformerlm.inference.sampling import SamplingParams, sample
 
 __all__ = ["Decoder", "LanguageModel", "TokenIds", "decode", "generate", "generate_batch", "generate_prompts", "stream"]
@@ -95,7 +96,7 @@ def decode(
         yield drawn[-1]
         if cache.length < context_length:
             unread = drawn[-1].unsqueeze(-1)  # (batch, 1): the cache has the rest
-        else:
+        else:  # the window is full: the last half of the text is read again, from position 0
             cache.reset()
             unread = torch.cat((window, torch.stack(drawn[-half:], dim=1)), dim=1)[:, -half:]  # (batch, half)
 
@@ -127,8 +128,8 @@ def stream(
     prompts = check_prompts([prompt_ids], max_new_tokens=max_new_tokens, vocab_size=model.vocab_size)
     ends = end_ids(eos_token_id)
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    # Hand-over to fast/: several ids a step.
-    loop = partial(prompt_lookup.decode, num_drafted=speculative) if speculative else decode
+    # hand-over: several ids a step
+    loop = partial(decode_speculatively, num_drafted=speculative) if speculative else decode
     steps = loop(
         model, prompts, max_new_tokens=max_new_tokens, params=params, generators=[generator], vocab_size=vocab_size
     )
@@ -212,8 +213,8 @@ def generate_prompts(
     checked = check_prompts(prompts, max_new_tokens=max_new_tokens, vocab_size=model.vocab_size)
     ends, generators = end_ids(eos_token_id), generators_of(generator, len(checked))
     params = SamplingParams(**settings)
-    # Hand-over to fast/: rows of different lengths side by side.
-    loop = decode if len({len(prompt) for prompt in checked}) == 1 else ragged_rows.decode
+    # hand-over: rows of different lengths side by side
+    loop = decode if len({len(prompt) for prompt in checked}) == 1 else decode_ragged_rows
     columns: list[Tensor] = []
     ended = torch.zeros(len(checked), dtype=torch.bool, device=model.device)
     every = _STEPS_BETWEEN_LOOKS.get(ended.device.type, _FEW_LOOKS)

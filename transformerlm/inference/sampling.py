@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from transformerlm.inference.fast import top_candidates
+from transformerlm.inference.fast.top_candidates import candidates as fast_candidates
 from transformerlm.models.attention import softmax
 from transformerlm.utils.dtypes import upcast
 
@@ -70,8 +70,8 @@ def candidates(logits: Tensor, *, top_k: int | None, top_p: float, min_p: float)
 
     With neither top-k nor top-p all ids come in their own order. `logits` are `(batch, vocab)`, fp32.
     """
-    # Hand-over to fast/: the same from a few tokens, without sorting all; None where it cannot say for certain.
-    few = top_candidates.candidates(logits, top_k=top_k, top_p=top_p, min_p=min_p)
+    # hand-over: the same from a few tokens, without sorting all; None where that cannot be certain
+    few = fast_candidates(logits, top_k=top_k, top_p=top_p, min_p=min_p)
     if few is not None:
         return few
     kept = min_p_filter(top_p_filter(top_k_filter(logits, top_k), top_p), min_p)
@@ -89,7 +89,7 @@ def draw(probabilities: Tensor, shares: Tensor) -> Tensor:
     probability says.
     """
     sums = probabilities.cumsum(dim=-1, dtype=shares.dtype)  # (batch, n)
-    # Rounding may leave the last sum beside 1. right: the first sum that is greater, so never an id of probability 0.
+    # The last sum may miss 1 by rounding. right: the first sum that is greater, so never an id of probability 0.
     return torch.searchsorted(sums, (shares * sums[:, -1]).unsqueeze(-1), right=True).squeeze(-1)
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from transformerlm.inference import sampling
-from transformerlm.inference.fast import top_candidates
 from transformerlm.inference.sampling import SamplingParams, distribution, draw, sample
 
 SETTINGS: list[dict[str, Any]] = [
@@ -102,7 +101,7 @@ def test_plain_and_fast_draw_the_same_ids(
         SamplingParams(**settings),
     )
     fast = sample(logits, params, [torch.Generator().manual_seed(3)])
-    monkeypatch.setattr(top_candidates, "candidates", lambda logits, **filters: None)
+    monkeypatch.setattr(sampling, "fast_candidates", lambda logits, **filters: None)
     assert torch.equal(sample(logits, params, [torch.Generator().manual_seed(3)]), fast)
 
 
