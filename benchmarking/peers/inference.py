@@ -1,4 +1,4 @@
-"""Generation by each candidate, behind the same call: ours, transformers' Llama, a cache as nanochat's, llama.cpp."""
+"""Generation by each candidate through the same call: ours, transformers' Llama, a cache like nanochat's, llama.cpp."""
 
 from __future__ import annotations
 

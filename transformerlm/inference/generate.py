@@ -27,9 +27,8 @@ from transformerlm.inference.sampling import SamplingParams, sample
 
 __all__ = ["Decoder", "LanguageModel", "TokenIds", "decode", "generate", "generate_batch", "generate_prompts", "stream"]
 
-# To see whether all rows have ended, the host waits for the device; on a GPU it looks only after so many steps.
-_STEPS_BETWEEN_LOOKS = {"cpu": 1}
-_FEW_LOOKS = 16
+# To see whether all rows have ended, the host waits for the device: on a GPU it looks only every 16 steps.
+_STEPS_BETWEEN_LOOKS = 16
 
 
 class Cache(Protocol):
@@ -217,7 +216,7 @@ def generate_prompts(
     loop = decode if len({len(prompt) for prompt in checked}) == 1 else decode_ragged_rows
     columns: list[Tensor] = []
     ended = torch.zeros(len(checked), dtype=torch.bool, device=model.device)
-    every = _STEPS_BETWEEN_LOOKS.get(ended.device.type, _FEW_LOOKS)
+    every = 1 if ended.device.type == "cpu" else _STEPS_BETWEEN_LOOKS
     for ids in loop(
         model, checked, max_new_tokens=max_new_tokens, params=params, generators=generators, vocab_size=vocab_size
     ):

@@ -62,7 +62,7 @@ class EmbeddingBagMatvec:
         return sums.view(1, -1)[:, : self._out_features]
 
     def _repeat_for_strips(self, x: Tensor) -> Tensor:
-        return torch.cat([x] * self._num_strips, dim=1).view(-1)  # (strips * in_features); quicker than `repeat`
+        return torch.cat([x] * self._num_strips, dim=1).view(-1)  # (strips * in_features); faster than `repeat`
 
 
 class Int8EmbeddingBagMatvec(EmbeddingBagMatvec):

@@ -25,7 +25,7 @@ from transformerlm.inference.fast.embedding_bag_matvec import (
 
 # The layout chosen for 8 rows is at the speed of memory for 1 row too; the one chosen for 1 row is not.
 _ROWS_HINT = 8
-# With more rows than this it is quicker to widen the int8 weights than to multiply with them as they are.
+# With more rows than this it is faster to widen the int8 weights than to multiply with them as they are.
 _INT8_MAX_ROWS = 16
 # The int8 kernel takes blocks of input features; where the last block is not whole, it reads on after the weights.
 _INT8_BLOCK = 32

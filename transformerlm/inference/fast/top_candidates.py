@@ -29,7 +29,7 @@ def candidates(logits: Tensor, *, top_k: int | None, top_p: float, min_p: float)
     It must where a few tokens are not enough, and where equal logits or rounding could decide which are kept.
     """
     if logits.device.type != "cpu" or (top_k is None and top_p == 1.0):
-        return None  # Elsewhere a sort is quick, but to look at its result would wait for the device.
+        return None  # No sort is needed; or a GPU does it fast, and to look at its result here would wait for it.
     for num_few in _FEW if top_k is None else (top_k,):
         if num_few >= logits.shape[-1]:
             return None
