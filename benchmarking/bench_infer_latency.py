@@ -76,13 +76,13 @@ def bench_infer(config: BenchInferConfig) -> None:
 def _candidates(
     model: TransformerLM, peers: Sequence[str], precision: str, clock: Clock
 ) -> tuple[dict[str, Any], float]:
-    """Return whom to measure, and the seconds it took to make our model ready."""
+    """Return whom to measure, and the seconds it took to prepare our model."""
     import torch
 
     from benchmarking.peers.inference import llama_of
     from benchmarking.peers.llama_cpp import LlamaCpp
     from benchmarking.peers.nanochat_style import NanochatStyle
-    from transformerlm.inference.fast.decoder import Decoder
+    from transformerlm.inference.generate import Decoder
 
     # Peers of torch have no 8 bits here: they stay in bfloat16.
     cast = copy.deepcopy(model).to(torch.float32 if precision == "fp32" else torch.bfloat16)

@@ -301,16 +301,16 @@ def test_schedule_keys_are_the_schedule_keywords():
 
 
 def test_sampling_keys_are_the_predictor_keywords():
-    """[sampling] holds names that `Predictor.stream`, `generate.stream` and `sample` know."""
+    """[sampling] holds names that `Predictor.stream`, `generate.stream` and `SamplingParams` know."""
     from config.schemas import SamplingConfig
     from transformerlm.inference.generate import stream
     from transformerlm.inference.predictor import Predictor
-    from transformerlm.inference.sampling import sample
+    from transformerlm.inference.sampling import SamplingParams
 
     keys = set(SamplingConfig.model_fields)
     assert keys == keywords_of(Predictor.stream) - {"prompt", "seed", "allow_special", "speculative"}
     assert keys - {"stop_at_eos"} <= keywords_of(stream)
-    assert keys - {"stop_at_eos", "max_new_tokens"} == keywords_of(sample) - {"logits", "generator"}
+    assert keys - {"stop_at_eos", "max_new_tokens"} == keywords_of(SamplingParams)
 
 
 def test_data_keys_are_the_builder_keywords():

@@ -26,7 +26,7 @@ from benchmarking.peers.inference import (
     weight_bytes,
 )
 from benchmarking.peers.nanochat_style import NanochatStyle
-from transformerlm.inference.fast.decoder import Decoder
+from transformerlm.inference.generate import Decoder
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.utils.device import synchronize
 

@@ -1,4 +1,4 @@
-"""Generation by each candidate, behind the same call: ours, transformers' Llama, a cache as nanochat's, llama.cpp."""
+"""Generation by each candidate through the same call: ours, transformers' Llama, a cache like nanochat's, llama.cpp."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch
 from benchmarking.harness import OURS, Quantity, Sample
 from benchmarking.peers.llama import build_llama, copy_weights
 from benchmarking.peers.nanochat_style import NanochatStyle
-from transformerlm.inference.fast.decoder import Decoder
-from transformerlm.inference.generate import generate_batch
+from transformerlm.inference.generate import Decoder, generate_batch
 from transformerlm.models.transformer import TransformerLM
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from tests.gpu.fake_cuda import fake_cuda, on_fake_cuda
 from tests.inference.fast.test_decoder import VARIANTS
 from transformerlm.inference.fast.decoder import Decoder
-from transformerlm.inference.fast.top_candidates import Settings, choose
+from transformerlm.inference.sampling import SamplingParams, sample
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.fast.linear_cross_entropy import training_loss
 from transformerlm.training.muon import Muon, muon_groups
@@ -92,7 +92,7 @@ def test_a_decoder_stays_on_the_device(changes: dict[str, Any], dtype: torch.dty
 def test_a_token_is_chosen_on_the_device(settings: dict[str, Any]) -> None:
     """Each filter, for several rows."""
     with fake_cuda():
-        chosen = choose(torch.empty(3, 64, device="cuda"), Settings(**settings), [None])
+        chosen = sample(torch.empty(3, 64, device="cuda"), SamplingParams(**settings), [None])
         assert (chosen.device.type, chosen.shape) == ("cuda", (3,))
 
 

@@ -10,9 +10,9 @@ import torch
 
 from tests.inference.helpers import make_model, make_tokenizer
 from transformerlm.inference.fast.decoder import Decoder
-from transformerlm.inference.fast.top_candidates import Settings, choose, distribution
 from transformerlm.inference.generate import generate, generate_prompts
 from transformerlm.inference.predictor import Predictor
+from transformerlm.inference.sampling import SamplingParams, distribution, sample
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
@@ -20,7 +20,7 @@ PROMPTS = [[5, 200, 17, 3], [7], [1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 12]]
 
 
 def test_texts_of_different_lengths_are_the_cpus() -> None:
-    """Greedy, past the end of the context, each row ending at its own EOS."""
+    """Greedy texts are, past the end of the context too, and each row ends at its own EOS."""
     expected = generate_prompts(Decoder(make_model()), PROMPTS, max_new_tokens=60, temperature=0.0, eos_token_id=42)
     torch.manual_seed(0)
     decoder = Decoder(make_model().to(DEVICE))
@@ -28,7 +28,7 @@ def test_texts_of_different_lengths_are_the_cpus() -> None:
 
 
 def test_a_graph_gives_the_ids_of_eager_steps() -> None:
-    """One launch a step: equal ids, past the end of the context too (in fp32: bf16 rounds logits to ties)."""
+    """One launch a step gives equal ids, past the end of the context too (in fp32: bf16 rounds logits to ties)."""
     model = make_model(context_length=64).to(DEVICE)
     texts = [
         generate_prompts(Decoder(model, cuda_graph=captured), PROMPTS, max_new_tokens=150, temperature=0.0)
@@ -38,7 +38,7 @@ def test_a_graph_gives_the_ids_of_eager_steps() -> None:
 
 
 def test_two_caches_of_one_decoder_do_not_meet() -> None:
-    """Steps of two texts in turn, each with a graph of its own."""
+    """Two texts take their steps in turn, each with a graph of its own."""
     model = make_model().to(DEVICE)
     decoder, ids = Decoder(model), torch.randint(257, (2, 1, 12), device=DEVICE)
     caches = [decoder.make_cache(1), decoder.make_cache(1)]
@@ -52,7 +52,7 @@ def test_two_caches_of_one_decoder_do_not_meet() -> None:
 
 
 def test_the_memory_of_a_graph_is_given_back() -> None:
-    """After ten caches have come and gone, no more is held than after one."""
+    """After ten caches have come and gone, no more memory is held than after one."""
     decoder = Decoder(make_model(context_length=512).to(DEVICE))
     held = []
     gc.disable()  # the cache and its graph must not wait for Python to look for cycles
@@ -67,7 +67,7 @@ def test_the_memory_of_a_graph_is_given_back() -> None:
 
 
 def test_int8_weights_are_near_the_plain_ones() -> None:
-    """The logits of a decoder with 8-bit weights, captured and not."""
+    """The logits of a decoder with 8-bit weights are, with captured steps and without."""
     model = make_model(d_model=64).to(DEVICE)
     ids = torch.randint(257, (2, 9), device=DEVICE)
     found = []
@@ -81,7 +81,7 @@ def test_int8_weights_are_near_the_plain_ones() -> None:
 
 
 def test_drafts_change_nothing_in_greedy_text() -> None:
-    """Speculative decoding at temperature 0."""
+    """At temperature 0 speculative decoding gives the plain text."""
     decoder = Decoder(make_model(context_length=128).to(DEVICE))
     prompt = [1, 2, 3, 4] * 8
     plain = generate(decoder, prompt, max_new_tokens=60, temperature=0.0)
@@ -94,21 +94,20 @@ def test_drafts_change_nothing_in_greedy_text() -> None:
 def test_the_filters_leave_what_they_leave_on_a_cpu(settings: dict[str, Any]) -> None:
     """The same tokens with the same probabilities; a draw is one of them."""
     logits = torch.randn(4, 500) * 3
-    asked = Settings(temperature=0.8, **settings)
+    asked = SamplingParams(temperature=0.8, **settings)
     tables = []
     for device in ("cpu", DEVICE):
         probabilities, ids = distribution(logits.to(device), asked)
-        whole = torch.zeros(4, 500)
-        tables.append(whole.scatter_(1, ids.cpu(), probabilities.cpu()) if ids is not None else probabilities.cpu())
+        tables.append(torch.zeros(4, 500).scatter_(1, ids.cpu(), probabilities.cpu()))
     torch.testing.assert_close(tables[1], tables[0], rtol=1e-4, atol=1e-6)
     generators = [torch.Generator(DEVICE).manual_seed(row) for row in range(4)]
     for _ in range(20):
-        drawn = choose(logits.to(DEVICE), asked, generators).cpu()
+        drawn = sample(logits.to(DEVICE), asked, generators).cpu()
         assert (tables[0].gather(1, drawn.unsqueeze(1)) > 0).all()
 
 
 def test_a_seed_gives_the_same_text_again() -> None:
-    """Text in, text out on the device, alone and beside others."""
+    """On the device too, a seed decides the text."""
     predictor = Predictor(make_model(context_length=64).to(DEVICE), make_tokenizer())
     settings: dict[str, Any] = {"max_new_tokens": 30, "temperature": 0.9, "top_p": 0.9, "seed": 5}
     first = predictor.generate("Hello", **settings)

@@ -7,38 +7,35 @@ from typing import Any
 import pytest
 import torch
 
-from tests.inference.helpers import Script, make_model
+from tests.inference.helpers import Script, greedy_without_cache, make_model
 from transformerlm.inference.fast.decoder import Decoder
 from transformerlm.inference.generate import generate, generate_batch, generate_prompts, stream
-from transformerlm.models.transformer import TransformerLM
 
 PROMPT = [5, 200, 17, 3]
-
-
-def greedy_without_cache(model: TransformerLM, prompt: list[int], max_new_tokens: int) -> list[int]:
-    """The documented window, written as plainly as it goes: a full forward pass for each token."""
-    context, half = model.context_length, max(1, model.context_length // 2)
-    ids, window = list(prompt), list(prompt)[-context:]
-    for _ in range(max_new_tokens):
-        ids.append(int(model(torch.tensor([window]))[0, -1].argmax()))
-        window = ids[-half:] if len(window) == context else [*window, ids[-1]]
-    return ids[len(prompt) :]
 
 
 @pytest.mark.parametrize("prompt_length", [1, 4, 15, 16, 17, 40])
 @pytest.mark.parametrize("changes", [{}, {"position": "none", "num_kv_heads": 2}, {"context_length": 5}])
 def test_greedy_decoding_equals_one_without_cache(prompt_length: int, changes: dict[str, Any]) -> None:
-    """Within the context, across its end several times, and with prompts longer than it."""
+    """Within the context, after several full windows, and with prompts longer than the context."""
     model = make_model(**changes)
     prompt = torch.randint(0, 257, (prompt_length,)).tolist()
     assert generate(model, prompt, max_new_tokens=40, temperature=0.0) == greedy_without_cache(model, prompt, 40)
 
 
 def test_context_of_one_token_still_generates() -> None:
-    """The smallest window there is: each token follows from the one before alone."""
+    """In the smallest possible window each token depends only on the one before it."""
     model = make_model(context_length=1)
     found = generate(model, PROMPT, max_new_tokens=6, temperature=0.0)
     assert found == greedy_without_cache(model, PROMPT, 6)
+
+
+def test_the_model_reads_what_the_page_shows() -> None:
+    """The figure in docs/sampling.md: after the prompt one id a step, and half a full window again."""
+    model, prompt, read = make_model(context_length=6), PROMPT[:3], []
+    model.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0][0].tolist()))
+    text = prompt + generate(model, prompt, max_new_tokens=6)
+    assert read == [text[:3], text[3:4], text[4:5], text[5:6], text[4:7], text[7:8]]
 
 
 def test_same_seed_same_ids() -> None:
@@ -52,7 +49,7 @@ def test_same_seed_same_ids() -> None:
 
 
 def test_stream_yields_as_it_goes() -> None:
-    """A token is there before the next is computed, and a stream that is dropped computes no more."""
+    """A token comes before the next one is computed, and an abandoned stream computes no more."""
     model = Script([10, 20, 30, 40])
     ids = stream(model, PROMPT, max_new_tokens=4, temperature=0.0)
     assert next(ids) == 10
@@ -76,8 +73,8 @@ def test_ids_past_the_tokenizers_are_never_drawn() -> None:
     assert set(ids) == {0, 1, 2}
 
 
-def test_nothing_asked_for_is_nothing() -> None:
-    """max_new_tokens = 0 gives no ids, and runs no model."""
+def test_zero_new_tokens_give_no_ids() -> None:
+    """max_new_tokens = 0 gives no ids and does not run the model."""
     model = Script([])
     assert generate(model, PROMPT, max_new_tokens=0) == []
     assert model.calls == 0
@@ -133,33 +130,10 @@ def test_bad_requests_are_refused_at_once(prompt: list[int], options: dict[str, 
 
 @pytest.mark.parametrize("changes", [{}, {"position": "none", "num_kv_heads": 2}, {"context_length": 5}])
 def test_a_decoder_generates_what_its_model_does(changes: dict[str, Any]) -> None:
-    """Greedy, across the end of the context several times."""
+    """Greedy texts are equal, also after the window has been full several times."""
     model = make_model(**changes)
     expected = greedy_without_cache(model, PROMPT, 40)
     assert generate(Decoder(model), PROMPT, max_new_tokens=40, temperature=0.0) == expected
-
-
-@pytest.mark.parametrize("context_length", [16, 6, 5, 4, 2, 1])
-def test_prompts_of_different_lengths_are_as_alone(context_length: int) -> None:
-    """Each row of a batch slides over the end of its context when it alone would; model and decoder agree."""
-    model = make_model(context_length=context_length)
-    prompts = [torch.randint(0, 257, (length,)).tolist() for length in (1, 4, 9, 15, 16, 30)]
-    expected = [greedy_without_cache(model, prompt, 30) for prompt in prompts]
-    for each in (model, Decoder(model)):
-        assert generate_prompts(each, prompts, max_new_tokens=30, temperature=0.0) == expected
-
-
-def test_a_seeded_row_is_the_single_draw() -> None:
-    """With a generator for each prompt, the batch draws what single calls draw."""
-    decoder, prompts = Decoder(make_model()), [PROMPT, [7], PROMPT[:2]]
-    options: dict[str, Any] = {"max_new_tokens": 12, "top_p": 0.9}
-    seeds = [torch.Generator().manual_seed(seed) for seed in range(3)]
-    together = generate_prompts(decoder, prompts, generator=seeds, **options)
-    alone = [
-        generate(decoder, prompt, generator=torch.Generator().manual_seed(seed), **options)
-        for seed, prompt in enumerate(prompts)
-    ]
-    assert together == alone
 
 
 def test_a_batch_needs_prompts_and_their_generators() -> None:
@@ -174,20 +148,20 @@ def test_a_batch_needs_prompts_and_their_generators() -> None:
 
 
 @pytest.mark.parametrize("prompt", [torch.tensor([1.5]), [True], [None], torch.tensor([False])])
-def test_ids_that_are_no_whole_numbers_are_refused(prompt: Any) -> None:
-    """Their type and value are named."""
+def test_ids_that_are_not_whole_numbers_are_refused(prompt: Any) -> None:
+    """The error names their type and value."""
     with pytest.raises(TypeError, match=r"generate: expected ids, which are whole numbers, got (float|bool|NoneType) "):
         generate(make_model(), prompt, max_new_tokens=1)
 
 
 def test_a_prompt_of_two_dimensions_is_refused() -> None:
-    """The message says the shape and what to do."""
+    """The message gives the shape and says what to do."""
     with pytest.raises(ValueError, match=r"expected a prompt in one row, got an array of shape \(1, 2\)"):
         generate(make_model(), torch.tensor([[1, 2]]), max_new_tokens=1)
 
 
 def test_any_of_several_ends_ends_a_text() -> None:
-    """The first that comes, in a single text and in each row of a batch."""
+    """The first one that occurs ends it, in a single text and in each row of a batch."""
     assert generate(Script([10, 30, 20]), PROMPT, max_new_tokens=3, eos_token_id=(20, 30)) == [10]
     model, options = make_model(), {"max_new_tokens": 20, "temperature": 0.0}
     whole = generate(model, PROMPT, **options)
@@ -197,14 +171,14 @@ def test_any_of_several_ends_ends_a_text() -> None:
 
 
 def test_new_ids_are_a_list_and_give_one() -> None:
-    """As of a tensor or an array, `tolist` gives plain numbers."""
+    """`tolist` gives plain numbers, as it does for a tensor or an array."""
     found = generate(Script([10, 20]), PROMPT, max_new_tokens=2)
     assert found == found.tolist() == [10, 20]
     assert type(found.tolist()) is list
 
 
 def test_a_prompt_may_be_a_tensor_of_one_dimension() -> None:
-    """It gives what its numbers give, through the model and through its decoder."""
+    """It gives the same ids as the list of its numbers, through the model and through its decoder."""
     model = make_model()
     expected = generate(model, PROMPT, max_new_tokens=5, temperature=0.0)
     for each in (model, Decoder(model)):
@@ -213,13 +187,13 @@ def test_a_prompt_may_be_a_tensor_of_one_dimension() -> None:
 
 
 @pytest.mark.parametrize("prompt", [torch.tensor([PROMPT]), torch.tensor(5), [PROMPT], [torch.tensor(PROMPT)]], ids=str)
-def test_several_rows_are_no_prompt(prompt: Any) -> None:
+def test_several_rows_are_not_a_prompt(prompt: Any) -> None:
     """The error says what was given and which function takes it."""
     with pytest.raises(ValueError, match=r"expected a prompt in one row, got (an array of shape|lists).*prompts"):
         generate(make_model(), prompt, max_new_tokens=5)
 
 
-def test_a_text_is_no_prompt() -> None:
+def test_a_text_is_not_a_prompt() -> None:
     """Its letters are not ids."""
     with pytest.raises(TypeError, match="expected ids, got a str; encode it first"):
         generate(make_model(), "text", max_new_tokens=5)  # type: ignore[arg-type]

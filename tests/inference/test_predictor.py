@@ -26,14 +26,14 @@ def scripted(output: bytes | list[int], special_tokens: list[str] | None = None)
 
 
 def test_generate_keeps_the_prompt_and_stream_yields_only_what_is_new() -> None:
-    """`generate` is prompt + "".join(stream)."""
+    """`generate` gives the prompt and the joined pieces of `stream`."""
     predictor = scripted(b" world")
     assert predictor.generate("Hello", max_new_tokens=6) == "Hello world"
     assert "".join(predictor.stream("Hello", max_new_tokens=6)) == " world"
 
 
 def test_characters_are_streamed_whole() -> None:
-    """Half a UTF-8 character is held back until the rest comes."""
+    """The stream holds half a UTF-8 character back until the rest comes."""
     text = "aé€😀z"
     predictor = scripted(text.encode())
     assert list(predictor.stream("x", max_new_tokens=len(text.encode()))) == ["a", "é", "€", "😀", "z"]
@@ -44,21 +44,21 @@ def test_characters_are_streamed_whole() -> None:
     [("€".encode()[:2], ["\ufffd"]), (b"a\xff b", ["a", "\ufffd", " ", "b"]), (b"\xe2\x82A", ["\ufffdA"])],
 )
 def test_broken_characters_become_replacements(output: bytes, expected: list[str]) -> None:
-    """Bytes that never become a character show as U+FFFD, at the end too, and nothing is lost."""
+    """Bytes that never become a character become U+FFFD, also at the end, and nothing is lost."""
     pieces = list(scripted(output).stream("x", max_new_tokens=len(output)))
     assert pieces == expected
     assert "".join(pieces) == output.decode("utf-8", "replace")
 
 
 def test_stops_at_the_end_of_text_unless_told_not_to() -> None:
-    """The end token is not part of the text; without stop_at_eos it is spelled out."""
+    """The end token is not part of the text; without stop_at_eos it is, spelled out."""
     output = [*b"end", 256, *b"more"]
     assert scripted(output).generate("The ", max_new_tokens=8) == "The end"
     assert scripted(output).generate("The ", max_new_tokens=8, stop_at_eos=False) == f"The end{EOS}more"
 
 
 def read_ids(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, prompt: str, **options: bool) -> list[int]:
-    """The ids the model is given for a prompt."""
+    """Return the ids that the model is given for a prompt."""
     seen: list[int] = []
     monkeypatch.setattr(
         "transformerlm.inference.predictor.stream", lambda model, ids, **_: seen.extend(ids) or iter([])
@@ -68,14 +68,14 @@ def read_ids(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, prompt: str,
 
 
 def test_special_tokens_in_a_prompt_are_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user's text cannot smuggle in an end of text; allow_special lets it."""
+    """A user's text cannot smuggle in an end of text, unless allow_special is given."""
     predictor = scripted(b"")
     assert read_ids(predictor, monkeypatch, f"a{EOS}") == list(f"a{EOS}".encode())
     assert read_ids(predictor, monkeypatch, f"a{EOS}", allow_special=True) == [ord("a"), 256]
 
 
 def test_empty_prompt_starts_a_document(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It stands for <|endoftext|>; a tokenizer without one is an error."""
+    """It becomes <|endoftext|>; with a tokenizer that has none, it is an error."""
     assert read_ids(scripted(b""), monkeypatch, "") == [256]
     with pytest.raises(ValueError, match="the prompt is empty, and no token is known at which a document starts"):
         scripted(b"", special_tokens=[]).stream("")
@@ -115,14 +115,14 @@ def test_model_with_more_ids_than_the_tokenizer_writes_only_known_ones() -> None
 
 
 def test_tokenizer_larger_than_the_model_is_refused() -> None:
-    """Both sizes are in the error."""
+    """The error has both sizes."""
     with pytest.raises(ValueError, match="the tokenizer has 257 ids, more than the model's vocab_size of 256"):
         Predictor(make_model(vocab_size=256), make_tokenizer())
 
 
 @pytest.mark.parametrize("prompt", [["a", "b"], b"abc", None])
 def test_a_prompt_is_one_string(prompt: object) -> None:
-    """Several prompts, bytes and nothing are refused in words, in each way to generate."""
+    """Each way to generate refuses several prompts, bytes and None, with an error that says what it expects."""
     predictor = scripted(b"x")
     for call in (predictor.generate, predictor.stream, lambda bad: predictor.generate_batch(bad, num_samples=2)):
         with pytest.raises(TypeError, match=f"prompt: expected one string, found {type(prompt).__name__}"):
@@ -131,7 +131,7 @@ def test_a_prompt_is_one_string(prompt: object) -> None:
         predictor.generate_prompts(["a", prompt])
 
 
-def test_one_string_is_no_list_of_prompts() -> None:
+def test_one_string_is_not_a_list_of_prompts() -> None:
     """`generate_prompts("the")` would be three texts."""
     with pytest.raises(TypeError, match="prompts: expected a list of strings, found the string 'the'"):
         scripted(b"x").generate_prompts("the")
@@ -158,7 +158,7 @@ def save_run(directory: Path, model: TransformerLM) -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"tie_embeddings": True, "num_kv_heads": 2, "norm_position": "post"}])
 def test_predictor_from_a_checkpoint_writes_what_the_model_wrote(tmp_path: Path, changes: dict[str, object]) -> None:
-    """Loaded from a run directory or its checkpoint, model and tokenizer give the same text; bf16 casts the weights."""
+    """A run directory and its checkpoint give the same text as the model they hold; bf16 casts the weights."""
     model = make_model(**changes)
     save_run(tmp_path, model)
     expected = Predictor(model, make_tokenizer()).generate("abc", max_new_tokens=20, seed=5)
@@ -170,7 +170,7 @@ def test_predictor_from_a_checkpoint_writes_what_the_model_wrote(tmp_path: Path,
 
 
 def test_from_checkpoint_refuses_what_is_not_there(tmp_path: Path) -> None:
-    """A directory without a checkpoint, and an unknown device, are ValueErrors of one line."""
+    """A directory without a checkpoint and an unknown device are ValueErrors."""
     with pytest.raises(ValueError, match="expected a checkpoint"):
         Predictor.from_checkpoint(tmp_path)
     with pytest.raises(ValueError, match="device: expected auto"):
@@ -178,7 +178,7 @@ def test_from_checkpoint_refuses_what_is_not_there(tmp_path: Path) -> None:
 
 
 def test_drafts_do_not_freeze_a_model_that_may_change() -> None:
-    """A model given to the constructor is used as it is now, also after a text with `speculative`."""
+    """A model given to the constructor is used as it is at that moment, also after a text with `speculative`."""
     predictor = Predictor(make_model(), make_tokenizer())
     settings: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0.0, "stop_at_eos": False}
     predictor.generate("abab", speculative=3, **settings)
@@ -190,7 +190,7 @@ def test_drafts_do_not_freeze_a_model_that_may_change() -> None:
 
 
 def test_documents_begin_and_end_where_the_predictor_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another id before a document than the one that ends it, and several that do."""
+    """The id before a document may differ from the one that ends it, and several ids may end it."""
     tokenizer = make_tokenizer([EOS, "<s>", "</s>"])
     ids = DocumentIds(bos_token_id=257, eos_token_ids=(258, 256))
     predictor = Predictor(Script([*b"ab", 256, *b"cd"], vocab_size=259), tokenizer, ids)
@@ -200,13 +200,13 @@ def test_documents_begin_and_end_where_the_predictor_is_told(monkeypatch: pytest
 
 
 def test_one_text_is_not_taken_for_several() -> None:
-    """Its letters would be prompts."""
+    """Its letters would be the prompts."""
     with pytest.raises(TypeError, match="prompts: expected a list of strings, found the string 'the'"):
         Predictor(make_model(), make_tokenizer()).generate_prompts("the")
 
 
 def test_a_predictor_shows_its_sizes() -> None:
-    """Parameters, context, vocabulary, precision and device are in its repr."""
+    """Its repr has the parameters, context, vocabulary, precision and device."""
     text = repr(Predictor(make_model(), make_tokenizer()))
     assert re.fullmatch(
         r"Predictor\([\d,]+ parameters, context_length=16, vocab_size=257, 257 tokens, float32, cpu\)", text
@@ -215,7 +215,7 @@ def test_a_predictor_shows_its_sizes() -> None:
 
 @pytest.mark.parametrize("name", ["stream", "generate", "generate_batch", "generate_prompts"])
 def test_every_way_to_generate_names_its_settings(name: str) -> None:
-    """Editors and `help` show them: none hides in `**settings`, and they mean the same everywhere."""
+    """Editors and `help` show each setting: none is hidden in `**settings`, and the defaults are the same."""
     parameters = inspect.signature(getattr(Predictor, name)).parameters
     expected = inspect.signature(Predictor.stream).parameters
     for setting in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "stop_at_eos", "allow_special"):

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from transformerlm.inference.fast.top_candidates import Settings, distribution
-from transformerlm.inference.sampling import apply_temperature, min_p_filter, sample, top_k_filter, top_p_filter
+from transformerlm.inference.sampling import (
+    SamplingParams,
+    apply_temperature,
+    distribution,
+    draw,
+    min_p_filter,
+    sample,
+    top_k_filter,
+    top_p_filter,
+)
 
 # Probabilities 0.5, 0.25, 0.15, 0.1, out of order.
 PROBABILITIES = torch.tensor([[0.15, 0.5, 0.1, 0.25], [0.25, 0.1, 0.5, 0.15]])
@@ -31,20 +41,20 @@ def test_temperature_divides_logits() -> None:
     assert apply_temperature(LOGITS, 1.0) is LOGITS
 
 
-def test_temperature_zero_leaves_the_first_of_the_likeliest() -> None:
+def test_temperature_zero_leaves_the_first_of_the_most_likely() -> None:
     """T = 0 keeps one token a row; among equals the first."""
     assert kept(apply_temperature(LOGITS, 0.0)) == [[1], [2]]
     assert kept(apply_temperature(torch.zeros(1, 4), 0.0)) == [[0]]
 
 
 def test_tiny_temperatures_do_not_overflow() -> None:
-    """T = 1e-30 is as good as greedy, without a NaN."""
+    """T = 1e-30 gives the greedy token, without a NaN."""
     for temperature in (1e-30, 1e-50):  # the second is 0 in fp32
-        assert sample(LOGITS * 1e4, temperature=temperature).tolist() == [1, 2]
+        assert sample(LOGITS * 1e4, SamplingParams(temperature=temperature), [None]).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(("top_k", "expected"), [(1, [[1], [2]]), (2, [[1, 3], [0, 2]]), (3, [[0, 1, 3], [0, 2, 3]])])
-def test_top_k_keeps_the_k_likeliest(top_k: int, expected: list[list[int]]) -> None:
+def test_top_k_keeps_the_k_most_likely(top_k: int, expected: list[list[int]]) -> None:
     """Their logits are unchanged, the others -inf."""
     found = top_k_filter(LOGITS, top_k)
     assert kept(found) == expected
@@ -53,7 +63,7 @@ def test_top_k_keeps_the_k_likeliest(top_k: int, expected: list[list[int]]) -> N
 
 @pytest.mark.parametrize("top_k", [4, 5, 10**9, None])
 def test_top_k_of_the_vocabulary_or_more_is_the_identity(top_k: int | None) -> None:
-    """Nothing to drop."""
+    """There is nothing to drop."""
     assert torch.equal(top_k_filter(LOGITS, top_k), LOGITS)
 
 
@@ -80,11 +90,10 @@ def test_top_p_keeps_the_fewest_that_reach_p(top_p: float, expected: list[list[i
 
 @pytest.mark.parametrize(("top_p", "expected"), [(0.25, 1), (0.5, 2), (0.75, 3)])
 def test_a_sum_that_is_exactly_p_is_enough(top_p: float, expected: int) -> None:
-    """Of four equals, each of probability 1/4, the first `4 p` are kept, by the plain filter and by the quick one."""
+    """Of four equals, each of probability 1/4, the first `4 p` are kept, by the plain filter and by the fast form."""
     logits = torch.zeros(1, 4)
     assert kept(top_p_filter(logits, top_p)) == [list(range(expected))]
-    probabilities, ids = distribution(logits, Settings(top_p=top_p))
-    assert ids is not None
+    probabilities, ids = distribution(logits, SamplingParams(top_p=top_p))
     assert ids[probabilities > 0].tolist() == list(range(expected))
 
 
@@ -97,14 +106,14 @@ def test_top_p_one_is_the_identity() -> None:
 @pytest.mark.parametrize(
     ("min_p", "expected"), [(0.0, [0, 1, 2, 3]), (0.19, [0, 1, 2, 3]), (0.25, [0, 1, 3]), (0.6, [1]), (1.0, [1])]
 )
-def test_min_p_drops_what_is_far_below_the_likeliest(min_p: float, expected: list[int]) -> None:
+def test_min_p_drops_what_is_far_below_the_most_likely(min_p: float, expected: list[int]) -> None:
     """A token stays when its probability is at least min_p times the largest; the largest always stays."""
     assert kept(min_p_filter(LOGITS[:1], min_p)) == [expected]
 
 
 @pytest.mark.parametrize("filtered", [top_k_filter(LOGITS, 2), top_p_filter(LOGITS, 0.6), min_p_filter(LOGITS, 0.4)])
 def test_filters_compose_and_always_keep_one(filtered: torch.Tensor) -> None:
-    """Applied to each other's results, down to the strictest, one token a row is left."""
+    """The strictest settings leave one token a row of what another filter has left."""
     strictest = min_p_filter(top_p_filter(top_k_filter(filtered, 1), 0.0), 1.0)
     assert kept(strictest) == [[1], [2]]
 
@@ -125,7 +134,7 @@ def test_samples_follow_the_filtered_distribution(settings: dict[str, Any]) -> N
     logits = apply_temperature(LOGITS[0], settings.get("temperature", 1.0))
     logits = top_p_filter(top_k_filter(logits, settings.get("top_k")), settings.get("top_p", 1.0))
     expected = torch.softmax(min_p_filter(logits, settings.get("min_p", 0.0)), dim=-1)
-    ids = sample(LOGITS[0].expand(40_000, 4), **settings, generator=torch.Generator().manual_seed(0))
+    ids = sample(LOGITS[0].expand(40_000, 4), SamplingParams(**settings), [torch.Generator().manual_seed(0)])
     frequencies = torch.bincount(ids, minlength=4) / 40_000
     torch.testing.assert_close(frequencies, expected, rtol=0, atol=0.01)
     assert torch.equal(frequencies > 0, expected > 0)
@@ -133,20 +142,20 @@ def test_samples_follow_the_filtered_distribution(settings: dict[str, Any]) -> N
 
 def test_sample_is_a_function_of_its_generator() -> None:
     """The same generator state gives the same ids, int64 `(batch)`; temperature 0 needs and advances none."""
-    draws = [sample(LOGITS.expand(2, 4), generator=torch.Generator().manual_seed(7)) for _ in range(2)]
+    draws = [sample(LOGITS.expand(2, 4), SamplingParams(), [torch.Generator().manual_seed(7)]) for _ in range(2)]
     assert torch.equal(*draws)
     assert draws[0].shape == (2,)
     assert draws[0].dtype == torch.int64
     generator = torch.Generator().manual_seed(7)
     state = generator.get_state()
-    assert sample(LOGITS, temperature=0.0, generator=generator).tolist() == [1, 2]
+    assert sample(LOGITS, SamplingParams(temperature=0.0), [generator]).tolist() == [1, 2]
     assert torch.equal(generator.get_state(), state)
 
 
 def test_half_precision_logits_are_sampled_in_fp32() -> None:
     """Softmax over bfloat16 logits would lose small probabilities; sampling widens them first."""
     logits = torch.zeros(1, 4, dtype=torch.bfloat16)
-    assert sample(logits, top_p=0.99).dtype == torch.int64
+    assert sample(logits, SamplingParams(top_p=0.99), [None]).dtype == torch.int64
 
 
 @pytest.mark.parametrize(
@@ -164,4 +173,24 @@ def test_half_precision_logits_are_sampled_in_fp32() -> None:
 def test_parameters_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
     """Each error names the parameter, its range and what was given."""
     with pytest.raises(ValueError, match=message):
-        sample(LOGITS, **settings)
+        SamplingParams(**settings)
+
+
+def test_the_worked_example_of_the_page_is_true() -> None:
+    """Each number of the table in docs/sampling.md, and the token that is drawn with 0.8."""
+    page = (Path(__file__).parents[2] / "docs/sampling.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?:mat|sofa|floor|moon|spoon) .*$", page, flags=re.MULTILINE)
+    cells = [re.findall(r"[^| ]+", row) for row in rows]
+    names, *columns = zip(*cells, strict=True)
+    table = [torch.tensor([[float(cell.replace("dropped", "0")) for cell in column]]) for column in columns]
+    scaled = apply_temperature(table[0], 0.5)
+    top_k = top_k_filter(scaled, 4)
+    top_p = top_p_filter(top_k, 0.95)
+    steps = [scaled, top_k, top_p, min_p_filter(top_p, 0.2)]
+    after = [torch.softmax(logits, dim=-1) for logits in steps]
+    for found, shown in zip([scaled, *after, after[-1].cumsum(-1)], table[1:], strict=True):
+        torch.testing.assert_close(found, shown, rtol=0, atol=6e-5)
+    for logits, column in zip(steps, columns[2:6], strict=True):
+        assert [cell == "dropped" for cell in column] == logits.isinf()[0].tolist()
+    probabilities, ids = distribution(table[0], SamplingParams(temperature=0.5, top_k=4, top_p=0.95, min_p=0.2))
+    assert names[int(ids[0, draw(probabilities, torch.tensor([0.8], dtype=torch.float64))])] == "sofa"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -13,8 +14,7 @@ import torch
 from transformerlm.checkpoints.directory import resolve
 from transformerlm.checkpoints.document_ids import DocumentIds, guess_ids, ids_of_checkpoint
 from transformerlm.checkpoints.load import load_model, load_tokenizer
-from transformerlm.inference.fast.decoder import Decoder
-from transformerlm.inference.generate import Model, generate_prompts, stream
+from transformerlm.inference.generate import Decoder, generate_prompts, stream
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.device import resolve_device
@@ -25,12 +25,12 @@ from transformerlm.utils.strings import check_are_strings, check_is_string
 class Predictor:
     """Continues texts with a model and the tokenizer it was trained with.
 
-    Special tokens spelled out in a prompt are plain text unless `allow_special` is given. An empty prompt starts a new
-    document, at the first of `document_ids`, and with `stop_at_eos` a sample ends where they say; without them
-    `guess_ids` tells. Raises ValueError when the tokenizer has more ids than the model.
+    Special tokens spelled out in a prompt are plain text unless `allow_special` is given. `document_ids` say which id
+    starts a new document, as an empty prompt does, and which ids end a sample with `stop_at_eos`; by default they come
+    from `guess_ids`. Raises ValueError when the tokenizer has more ids than the model.
 
-    A model that was loaded is generated with through a `Decoder`, made at the first text. One that was given to the
-    constructor may still change, as in training, and is used as it is; call `prepare` when it does not.
+    A model that was loaded generates through a `Decoder`, made at the first text. A model that was given to the
+    constructor may still change, as in training, and is used as it is; call `prepare` when it does not change.
     """
 
     def __init__(self, model: TransformerLM, tokenizer: Tokenizer, document_ids: DocumentIds | None = None) -> None:
@@ -45,11 +45,11 @@ class Predictor:
         self._is_fixed, self._int8 = False, False
 
     def __repr__(self) -> str:
-        weight = self.model.token_embeddings.weight
-        precision = "int8" if self._int8 else str(weight.dtype).removeprefix("torch.")
+        dtype = self.model.token_embeddings.weight.dtype
+        precision = "int8" if self._int8 else str(dtype).removeprefix("torch.")
         return (
             f"Predictor({self.model.num_parameters():,} parameters, context_length={self.model.context_length}, "
-            f"vocab_size={self.model.vocab_size}, {self.tokenizer.vocab_size} tokens, {precision}, {weight.device})"
+            f"vocab_size={self.model.vocab_size}, {self.tokenizer.vocab_size} tokens, {precision}, {self.model.device})"
         )
 
     @property
@@ -61,8 +61,8 @@ class Predictor:
     def from_checkpoint(cls, directory: str | Path, *, device: str = "auto", precision: str = "fp32") -> Self:
         """Load a checkpoint, or a run directory's newest one, onto `device` in `precision`.
 
-        That is "fp32", "bf16", "auto" or "int8". "bf16" stores the weights in bfloat16: half the memory, and up to
-        twice the speed where memory is the limit. "int8" generates with matrices of 8 bits; `model` stays fp32.
+        `precision` is "fp32", "bf16", "auto" or "int8". "bf16" stores the weights in bfloat16: half the memory, and up
+        to twice the speed where memory is the limit. "int8" generates with matrices of 8 bits; `model` stays fp32.
         """
         place, int8 = resolve_device(device), precision == "int8"
         dtype = torch.bfloat16 if not int8 and resolve_precision(precision, place) == "bf16" else torch.float32
@@ -73,15 +73,17 @@ class Predictor:
         return predictor
 
     def prepare(self) -> None:
-        """Make the model's weights, as they are now, ready to generate fast; they take their memory once more."""
+        """Prepare a fast copy of the model's weights as they are now; it takes their memory once more, or twice."""
         self._decoder = Decoder(self.model, int8=self._int8)
 
-    def _generating(self, *, speculative: bool = False) -> Model:
+    def _prepared(self, *, speculative: bool = False) -> Decoder | None:
+        """Return the decoder to generate with, or None for the model itself."""
+        # hand-over: the same function from prepared weights
         if self._decoder is None and self._is_fixed:
             self.prepare()
         if self._decoder is None and speculative:
             return Decoder(self.model)  # for this text alone: the model may change
-        return self._decoder or self.model
+        return self._decoder
 
     def stream(
         self,
@@ -104,8 +106,9 @@ class Predictor:
         ValueError for parameters out of range.
         """
         check_is_string(prompt, "prompt")
-        ids = stream(
-            self._generating(speculative=speculative > 0),
+        decoder = self._prepared(speculative=speculative > 0)
+        start = partial(stream, self.model) if decoder is None else partial(stream, decoder)
+        ids = start(
             self._encode(prompt, allow_special),
             max_new_tokens=max_new_tokens,
             temperature=temperature,
@@ -194,12 +197,13 @@ class Predictor:
     ) -> list[str]:
         """Return each prompt and its continuation, decoded together.
 
-        With a seed for each prompt, the text is the one that `generate` gives for prompt and seed; one seed serves all
-        in turn. Raises TypeError for a single str, which `generate` takes.
+        With a seed for each prompt, the text is the one that `generate` gives for prompt and seed; a single seed serves
+        all prompts together. Raises TypeError for a single str, which `generate` takes.
         """
         check_are_strings(prompts, "prompts")
-        rows = generate_prompts(
-            self._generating(),
+        decoder = self._prepared()
+        start = partial(generate_prompts, self.model) if decoder is None else partial(generate_prompts, decoder)
+        rows = start(
             [self._encode(prompt, allow_special) for prompt in prompts],
             max_new_tokens=max_new_tokens,
             temperature=temperature,
@@ -233,7 +237,7 @@ class Predictor:
         return None if seed is None else self._seeded(seed)
 
     def _seeded(self, seed: int) -> torch.Generator:
-        return torch.Generator(self.model.token_embeddings.weight.device).manual_seed(seed)
+        return torch.Generator(self.model.device).manual_seed(seed)
 
     def _decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         # A token may end within a character; its bytes wait for the rest, and become U+FFFD when none comes.

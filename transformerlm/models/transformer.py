@@ -139,6 +139,11 @@ class TransformerLM(nn.Module):
         return logits if cap is None else soft_cap(logits, cap)
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.token_embeddings.weight.device
+
+    @property
     def head_weight(self) -> Tensor:
         """The matrix `(vocab_size, d_model)` that makes logits of vectors; with tied embeddings, theirs."""
         head: Linear | Embedding = self.token_embeddings if self.lm_head is None else self.lm_head

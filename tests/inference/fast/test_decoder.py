@@ -1,4 +1,4 @@
-"""The prepared model against the model: the same logits, in every variant, however the ids are read."""
+"""The Decoder against the model: the same logits, in every variant, whatever pieces the ids are read in."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def make_varied(**changes: Any) -> TransformerLM:
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_logits_are_the_models(changes: dict[str, Any], batch_size: int) -> None:
-    """A prompt, single steps and several ids behind others give the logits of one full forward pass."""
+    """A prompt, single steps and several ids after others give the logits of one full forward pass."""
     model = make_varied(**changes)
     decoder, ids = Decoder(model), torch.randint(257, (batch_size, 16))
     cache = decoder.make_cache(batch_size)
@@ -49,8 +49,8 @@ def test_logits_are_the_models(changes: dict[str, Any], batch_size: int) -> None
 
 
 @pytest.mark.parametrize("first", [1, 2, 15])
-def test_several_ids_behind_any_number_see_none_that_come_later(first: int) -> None:
-    """The causal mask holds behind a single id as behind many."""
+def test_several_ids_after_any_number_see_none_that_come_later(first: int) -> None:
+    """The causal mask holds after a single id as it does after many."""
     model = make_varied(num_kv_heads=2)
     decoder, ids = Decoder(model), torch.randint(257, (2, 16))
     cache = decoder.make_cache(2)
@@ -90,7 +90,7 @@ def test_rows_of_different_lengths_are_as_alone(changes: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_the_step_of_fixed_shapes_is_the_same(changes: dict[str, Any]) -> None:
-    """What a GPU captures, with positions on the device and the cache's whole memory, gives the same logits."""
+    """The step that a GPU captures, with positions on the device and the cache's whole memory, has the same logits."""
     model = make_varied(**changes)
     decoder, ids = Decoder(model), torch.randint(257, (2, 8))
     cache, other = decoder.make_cache(2), decoder.make_cache(2)
@@ -100,8 +100,8 @@ def test_the_step_of_fixed_shapes_is_the_same(changes: dict[str, Any]) -> None:
     torch.testing.assert_close(found, decoder(ids[:, :1], cache=cache)[:, 0], rtol=1e-4, atol=1e-4)
 
 
-def test_a_cut_cache_forgets_what_was_behind() -> None:
-    """After truncating, other ids in the same places give the logits of the text with them."""
+def test_a_cut_cache_forgets_what_came_after() -> None:
+    """After truncating, other ids in the same positions give the logits of the text with those ids."""
     model = make_varied()
     decoder, ids = Decoder(model), torch.randint(257, (1, 10))
     cache = decoder.make_cache(1)
@@ -131,7 +131,7 @@ def test_fewer_bits_stay_near(int8: bool, tolerance: float, piece: int) -> None:
 
 
 def test_a_decoder_keeps_float64() -> None:
-    """A model of more than 32 bits, as one compares others with, stays one."""
+    """A model of more than 32 bits, which serves to compare others with, keeps them."""
     model = make_varied().double()
     decoder, ids = Decoder(model), torch.randint(257, (1, 8))
     with torch.no_grad():
@@ -139,7 +139,7 @@ def test_a_decoder_keeps_float64() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    """Too many ids, another batch, several ids behind uneven rows: one line with the numbers."""
+    """Too many ids, another batch, several ids after uneven rows: the error has the numbers."""
     decoder = Decoder(make_model())
     cache = decoder.make_cache(2, 8)
     with pytest.raises(ValueError, match="0 \\+ 9 positions exceed its max_length of 8"):
@@ -158,7 +158,7 @@ def test_what_does_not_fit_is_refused() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_captured_steps_on_a_gpu_are_the_models(changes: dict[str, Any]) -> None:
-    """CUDA graphs: logits of single steps, and greedy texts past the end of the context."""
+    """CUDA graphs give the logits of single steps, and the greedy texts also past the end of the context."""
     model = make_varied(**changes).to("cuda")
     decoder, ids = Decoder(model), torch.randint(257, (3, 16), device="cuda")
     cache = decoder.make_cache(3)

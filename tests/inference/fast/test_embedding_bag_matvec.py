@@ -1,4 +1,4 @@
-"""Sums of rows by embedding bags, against the matrix products they stand for."""
+"""Sums of rows by embedding bags, against the matrix products that they replace."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from tests.inference.helpers import make_model
 from transformerlm.inference.fast import embedding_bag_matvec
 from transformerlm.inference.fast.decoder import Decoder
-from transformerlm.inference.fast.embedding_bag_matvec import CacheRows, Int8RowProduct, RowProduct
+from transformerlm.inference.fast.embedding_bag_matvec import AttentionRows, EmbeddingBagMatvec, Int8EmbeddingBagMatvec
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("out_features", [1, 15, 64, 257, 448, 449, 1536, 10_007])
 def test_the_product_of_one_row(out_features: int, dtype: torch.dtype) -> None:
-    """Few features and many, whole strips and a last one that is filled up."""
+    """Few features and many, whole strips and a last one that is padded."""
     weight, x = torch.randn(out_features, 24).to(dtype), torch.randn(1, 24).to(dtype)
-    product = RowProduct(weight)
+    product = EmbeddingBagMatvec(weight)
     assert product._table.is_contiguous()  # else it would be copied at each call
     found = product(x)
     assert found.dtype == dtype
@@ -28,47 +28,49 @@ def test_the_product_of_one_row(out_features: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 16])
 def test_any_number_of_threads_gives_the_same_sums(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each thread has a strip of its own; how many there are decides no digit."""
+    """Each thread has a strip of its own; their number does not change a single digit."""
     weight, x = torch.randn(1000, 40), torch.randn(1, 40)
-    expected = RowProduct(weight)(x)
+    expected = EmbeddingBagMatvec(weight)(x)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert torch.equal(RowProduct(weight)(x), expected)
+    assert torch.equal(EmbeddingBagMatvec(weight)(x), expected)
 
 
 def test_the_product_keeps_its_own_copy() -> None:
     """The weight may change afterwards."""
     weight = torch.ones(8, 8)
-    product = RowProduct(weight)
+    product = EmbeddingBagMatvec(weight)
     weight.zero_()
     assert torch.equal(product(torch.ones(1, 8)), torch.full((1, 8), 8.0))
 
 
 @pytest.mark.parametrize("out_features", [3, 500])
-def test_bytes_are_numbers_of_both_signs(out_features: int) -> None:
-    """All levels of int8, with a scale for each output feature; the input is not rounded."""
+def test_bytes_have_both_signs(out_features: int) -> None:
+    """The product takes all levels of int8, with a scale for each output feature, and does not round the input."""
     weight = torch.randint(-128, 128, (out_features, 48)).to(torch.int8)
     weight[0, :2] = torch.tensor([-128, 127])
     scales, x = torch.rand(out_features), torch.randn(1, 48)
     expected = x @ (weight.float() * scales.unsqueeze(1)).T
-    torch.testing.assert_close(Int8RowProduct(weight, scales)(x), expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(Int8EmbeddingBagMatvec(weight, scales)(x), expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("in_features", [1, 40])
 @pytest.mark.parametrize("out_features", [5, 900])
 def test_an_input_that_is_a_view(out_features: int, in_features: int) -> None:
-    """A column of a larger tensor, read with its stride."""
+    """A column of a larger tensor is read with its stride."""
     x, weight = torch.randn(in_features, 5)[:, 2:3].T, torch.randint(-9, 9, (out_features, in_features)).to(torch.int8)
     expected = x @ weight.float().T
-    torch.testing.assert_close(RowProduct(weight.float())(x), expected)
-    torch.testing.assert_close(Int8RowProduct(weight, torch.ones(out_features))(x), expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(EmbeddingBagMatvec(weight.float())(x), expected)
+    torch.testing.assert_close(
+        Int8EmbeddingBagMatvec(weight, torch.ones(out_features))(x), expected, rtol=1e-4, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 4, 8, 16])
 @pytest.mark.parametrize("out_features", [1, 15, 257, 512, 1000, 2688, 2752, 10_000, 50_257])
 def test_strips_are_shared_out_evenly(out_features: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole vectors, none too wide, all features covered; the busiest thread has little more than its share."""
+    """Strips are whole vectors, not too wide, and cover all features; no thread has much more than its share."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    count, width = embedding_bag_matvec._strips(out_features)
+    count, width = embedding_bag_matvec._choose_strips(out_features)
     assert count * width >= out_features
     assert width % 16 == 0
     assert width <= 448
@@ -80,11 +82,11 @@ def test_strips_are_shared_out_evenly(out_features: int, threads: int, monkeypat
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("max_length", [7, 300])
 def test_heads_attend_to_their_own_keys(kv_heads: int, max_length: int) -> None:
-    """Scores and sums at every length of the cache; what lies behind the end is never seen."""
+    """Scores and sums are right at every length of the cache; nothing after the end is seen."""
     batch_size, num_heads, d_head = 3, 4, 8
     keys = torch.randn(batch_size, kv_heads, d_head, 384 if max_length == 300 else 128)
     values = torch.randn(batch_size, kv_heads, max_length, d_head)
-    rows = CacheRows(keys, values, num_heads)
+    rows = AttentionRows(keys, values, num_heads)
     served_keys, served_values = (each.repeat_interleave(num_heads // kv_heads, 1) for each in (keys, values))
     for end in (each for each in (300, 1, 2, 7, 127, 128, 129, 257) if each <= max_length):
         query, shares = torch.randn(batch_size, num_heads, d_head), torch.rand(batch_size, num_heads, end)
@@ -95,10 +97,10 @@ def test_heads_attend_to_their_own_keys(kv_heads: int, max_length: int) -> None:
         torch.testing.assert_close(heads.mix(shares, values), mixed, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.skipif(not embedding_bag_matvec.are_fast(torch.device("cpu")), reason="this torch has no FBGEMM")
+@pytest.mark.skipif(not embedding_bag_matvec.has_fast_kernel(torch.device("cpu")), reason="this torch has no FBGEMM")
 @pytest.mark.parametrize("int8", [False, True])
 def test_a_step_sums_bags_and_copies_no_table(int8: bool) -> None:
-    """Four products and two of attention a layer, and the head; a table that is not in one piece would be copied."""
+    """A layer has four products and two of attention, the head is one more; no table needs to be copied first."""
     decoder = Decoder(make_model(num_layers=2, d_model=64, context_length=200), int8=int8)
     cache = decoder.make_cache(1)
     decoder(torch.zeros(1, 5, dtype=torch.int64), cache=cache)

@@ -1,21 +1,21 @@
-"""The layouts of a weight: each the same product, and the 8 bits within their error."""
+"""The layouts of a weight: each gives the same product, and 8 bits stay within their error."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from transformerlm.inference.fast.packed_linear import BlockedProduct, Int8Product, PlainProduct, prepare
+from transformerlm.inference.fast.packed_linear import Int8Linear, OneDnnLinear, PlainLinear, pack
 
 needs_blocked = pytest.mark.skipif(
-    not isinstance(prepare(torch.ones(8, 8)), BlockedProduct), reason="this torch has no oneDNN"
+    not isinstance(pack(torch.ones(8, 8)), OneDnnLinear), reason="this torch has no oneDNN"
 )
 
 
 @pytest.mark.parametrize("rows", [1, 5, 40])
-@pytest.mark.parametrize("kind", [PlainProduct, pytest.param(BlockedProduct, marks=needs_blocked)])
+@pytest.mark.parametrize("kind", [PlainLinear, pytest.param(OneDnnLinear, marks=needs_blocked)])
 def test_a_product_is_the_plain_one(kind: type, rows: int) -> None:
-    """With and without a residual, for one row as for many."""
+    """It is, with and without a residual, for one row and for many."""
     weight, x, residual = torch.randn(24, 16), torch.randn(rows, 16), torch.randn(rows, 24)
     product = kind(weight)
     torch.testing.assert_close(product(x), x @ weight.T)
@@ -23,19 +23,19 @@ def test_a_product_is_the_plain_one(kind: type, rows: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("kind", [PlainProduct, prepare])
+@pytest.mark.parametrize("kind", [PlainLinear, pack])
 def test_bf16_weights_take_and_give_fp32(kind: type, rows: int) -> None:
-    """Only the product itself is in bfloat16; what goes in and comes out keeps its dtype."""
+    """Only the product itself is in bfloat16; input and output keep their dtype."""
     weight, x = torch.randn(24, 16).to(torch.bfloat16), torch.randn(rows, 16)
     found = kind(weight).add(x, torch.ones(rows, 24))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, 1 + x @ weight.float().T, rtol=0.02, atol=0.05)
 
 
-def test_a_prepared_weight_does_not_follow_the_first() -> None:
-    """What is prepared is a copy."""
+def test_a_packed_weight_does_not_follow_the_original() -> None:
+    """A packed weight is a copy."""
     weight = torch.ones(8, 8)
-    product = prepare(weight)
+    product = pack(weight)
     weight.zero_()
     assert torch.equal(product(torch.ones(1, 8)), torch.full((1, 8), 8.0))
 
@@ -44,8 +44,8 @@ def test_int8_rounds_to_half_a_step_of_each_row() -> None:
     """The error of a weight is at most half of its row's scale, which is the row's largest number over 127."""
     weight = torch.randn(20, 64) * torch.logspace(-4, 4, 20).unsqueeze(1)
     scale = weight.abs().amax(dim=1, keepdim=True) / 127
-    error = (Int8Product(weight).dequantised() - weight).abs()
-    # The scale is rounded to 8 bits, up or down; where down, the largest numbers are cut at 127 levels.
+    error = (Int8Linear(weight).dequantised() - weight).abs()
+    # The scale is rounded to 8 bits, up or down; if down, the largest numbers are cut at 127 levels.
     assert (error <= scale * (0.5 * 1.004 + 127 * 0.004)).all()
     assert (error.mean(dim=1, keepdim=True) <= 0.3 * scale).all()
 
@@ -54,18 +54,18 @@ def test_int8_has_127_levels_on_each_side() -> None:
     """A row whose largest number is 127 times a power of two has that as its scale, and whole levels are exact."""
     levels = torch.cat((torch.arange(-127, 128), torch.zeros(1))).expand(3, -1)
     weight = levels * torch.tensor([[1.0], [2.0**-9], [4.0]])
-    assert torch.equal(Int8Product(weight).dequantised(), weight)
+    assert torch.equal(Int8Linear(weight).dequantised(), weight)
 
 
 def test_int8_row_of_zeros_stays_zero() -> None:
-    """A row without numbers has no scale to divide by."""
-    assert torch.equal(Int8Product(torch.zeros(4, 8)).dequantised(), torch.zeros(4, 8))
+    """The scale of such a row must not be 0."""
+    assert torch.equal(Int8Linear(torch.zeros(4, 8)).dequantised(), torch.zeros(4, 8))
 
 
 @pytest.mark.parametrize("in_features", [64, 40, 7])
 @pytest.mark.parametrize("rows", [1, 2, 16, 17])
 def test_int8_product_is_that_of_its_weights(rows: int, in_features: int) -> None:
-    """Few rows and many take different ways to the same sum, up to bfloat16's rounding of the input."""
-    product = Int8Product(torch.randn(32, in_features))
+    """Few rows and many are computed in different ways; the sums agree up to bfloat16's rounding of the input."""
+    product = Int8Linear(torch.randn(32, in_features))
     x = torch.randn(rows, in_features)
     torch.testing.assert_close(product(x), x @ product.dequantised().T, rtol=0.02, atol=0.15)

@@ -1,4 +1,10 @@
-"""The keys and values of a `Decoder`, and where in them the next ids stand."""
+"""The keys and values of a `Decoder`, and where in them the next ids go.
+
+It holds what `transformerlm.models.kv_cache.KVCache` holds, with two differences: keys are transposed, and each row has
+its own length.
+
+Part of: decoder, ragged_rows, prompt_lookup
+"""
 
 from __future__ import annotations
 
@@ -9,12 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from transformerlm.inference.fast.embedding_bag_matvec import CacheRows, HeadBags
+from transformerlm.inference.fast.embedding_bag_matvec import AttentionBags, AttentionRows
 from transformerlm.models.functional import causal_mask
 
 
-class Stored(NamedTuple):
-    """One layer's memory; keys are transposed, as the scores read them, and end at a whole block of `bags`."""
+class LayerKV(NamedTuple):
+    """One layer's memory; keys are transposed, as the scores read them, and fill whole blocks of embedding bags."""
 
     keys: Tensor
     """`(batch, num_kv_heads, d_head, at least max_length)`"""
@@ -25,15 +31,15 @@ class Stored(NamedTuple):
 class DecoderCache:
     """Keys and values of all layers.
 
-    Row i is filled up to `lengths[i]`. What lies behind changes nothing as long as it is finite.
+    Row i is filled up to `lengths[i]`. What is in the memory after that changes nothing as long as it is finite.
     """
 
-    def __init__(self, layers: list[Stored], num_heads: int) -> None:
+    def __init__(self, layers: list[LayerKV], num_heads: int) -> None:
         self.layers, self._num_heads = layers, num_heads
         self.max_length = layers[0].values.shape[2]
         self.lengths = [0] * len(layers[0].values)
-        # On CUDA: the step captured for this memory, of ids `(batch, 1)` behind rows of those lengths.
-        self.step: Callable[[Tensor, list[int]], Tensor] | None = None
+        # On CUDA: the step captured for this memory; it takes ids `(batch, 1)` and the lengths before them.
+        self.captured_step: Callable[[Tensor, list[int]], Tensor] | None = None
 
     @property
     def length(self) -> int:
@@ -46,14 +52,14 @@ class DecoderCache:
         return min(self.lengths) == max(self.lengths)
 
     @cached_property
-    def rows(self) -> CacheRows:
-        """The rows that single queries read by `bags`, on a CPU."""
-        return CacheRows(*self.layers[0], self._num_heads)
+    def attention_rows(self) -> AttentionRows:
+        """The rows that single queries read by embedding bags, on a CPU."""
+        return AttentionRows(*self.layers[0], self._num_heads)
 
     def row(self, index: int) -> DecoderCache:
         """Return the memory of one row as an empty cache of its own."""
         part = slice(index, index + 1)
-        return DecoderCache([Stored(keys[part], values[part]) for keys, values in self.layers], self._num_heads)
+        return DecoderCache([LayerKV(keys[part], values[part]) for keys, values in self.layers], self._num_heads)
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` positions; raise ValueError when a row has fewer."""
@@ -66,52 +72,55 @@ class DecoderCache:
         self.truncate(0)
 
 
-class Place:
-    """Where the new ids of a forward pass stand in the cache; this one: all rows from `start` on."""
+class NewPositions:
+    """Where the new ids of a forward pass go in the cache; this class: from `start` on, in all rows."""
 
     def __init__(
-        self, start: int, seq_len: int, device: torch.device, dtype: torch.dtype, bags: HeadBags | None = None
+        self, start: int, seq_len: int, device: torch.device, dtype: torch.dtype, bags: AttentionBags | None = None
     ) -> None:
         self.seq_len, self.start, self.end, self.bags = seq_len, start, start + seq_len, bags
         self.bias: Tensor | None = None
+        # One id may see all positions up to its own; a prompt in an empty cache is left to the causal kernel.
         if seq_len > 1 and start:
-            self.bias = _bias(causal_mask(seq_len, self.end, device).logical_not_(), dtype)
+            self.bias = _bias(causal_mask(seq_len, self.end, device).logical_not_(), dtype)  # (seq, end)
 
     def rotation(self, table: Tensor) -> Tensor:
-        """Return the rotations of the new ids, to be broadcast to `(batch, seq, heads, d_head / 2)`."""
-        return table[self.start : self.end]
+        """Return the rotations of the new ids, in a shape that broadcasts to `(batch, seq, heads, d_head / 2)`."""
+        return table[self.start : self.end]  # (seq, 1, d_head / 2)
 
-    def write(self, stored: Stored, new: Tensor) -> None:
+    def write(self, layer: LayerKV, new: Tensor) -> None:
         """Store new keys and values `(batch, seq, 2, kv_heads, d_head)`."""
-        keys, values = new.unbind(2)
+        keys, values = new.unbind(2)  # (batch, seq, kv_heads, d_head) each
         if self.seq_len == 1:  # the same with fewer views
-            stored.keys.select(3, self.start).copy_(keys.squeeze(1))
-            stored.values.select(2, self.start).copy_(values.squeeze(1))
+            layer.keys.select(3, self.start).copy_(keys.squeeze(1))
+            layer.values.select(2, self.start).copy_(values.squeeze(1))
         else:
-            stored.keys[..., self.start : self.end] = keys.permute(0, 2, 3, 1)
-            stored.values[:, :, self.start : self.end] = values.transpose(1, 2)
+            layer.keys[..., self.start : self.end] = keys.permute(0, 2, 3, 1)  # (batch, kv_heads, d_head, seq)
+            layer.values[:, :, self.start : self.end] = values.transpose(1, 2)  # (batch, kv_heads, seq, d_head)
 
 
-class RaggedPlace(Place):
-    """One new id for each row, behind rows of different lengths; the shapes depend on the cache's memory alone."""
+class RaggedPositions(NewPositions):
+    """One new id for each row, after rows of different lengths; the shapes depend on the cache's memory alone."""
 
-    def __init__(self, positions: Tensor, end: int, dtype: torch.dtype, bags: HeadBags | None = None) -> None:
+    def __init__(self, positions: Tensor, end: int, dtype: torch.dtype, bags: AttentionBags | None = None) -> None:
         self.seq_len, self.end, self.bags, self._positions = 1, end, bags, positions
-        self._rows = torch.arange(len(positions), device=positions.device)
-        hidden = torch.arange(end, device=positions.device) > positions.unsqueeze(1)
+        self._rows = torch.arange(len(positions), device=positions.device)  # (batch)
+        # A short row must not see the memory between its own end and the longest row's.
+        hidden = torch.arange(end, device=positions.device) > positions.unsqueeze(1)  # (batch, end)
         self.bias = _bias(hidden, dtype).view(len(positions), 1, 1, end)
 
     def rotation(self, table: Tensor) -> Tensor:
         return table.index_select(0, self._positions).unsqueeze(1)  # (batch, 1, 1, d_head / 2)
 
-    def write(self, stored: Stored, new: Tensor) -> None:
-        keys, values = new.squeeze(1).unbind(1)  # (batch, kv_heads, d_head)
-        stored.keys[self._rows, :, :, self._positions] = keys
-        stored.values[self._rows, :, self._positions] = values
+    def write(self, layer: LayerKV, new: Tensor) -> None:
+        keys, values = new.squeeze(1).unbind(1)  # (batch, kv_heads, d_head) each
+        # Row i goes to positions[i]: one index a row.
+        layer.keys[self._rows, :, :, self._positions] = keys
+        layer.values[self._rows, :, self._positions] = values
 
 
 def _bias(hidden: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what hides scores when it is added: -inf where `hidden`, else 0."""
+    """Return what hides scores when it is added to them: -inf where `hidden`, else 0."""
     return torch.zeros(hidden.shape, device=hidden.device, dtype=dtype).masked_fill_(hidden, -torch.inf)
 
 

@@ -1,29 +1,35 @@
-"""A trained model made ready to generate: the same function as `TransformerLM`, with less between its products.
+"""A trained model prepared for generation: the same function as `TransformerLM`, with less between its products.
 
 At one row a step, the model spends a third of its time between the matrix products and reads the weights in a layout
 that is slow for one row. Here
 
-- query, key and value are one matrix, and so are the two of SwiGLU, each in the layouts of `products.prepare`;
-- the gain of a norm is multiplied into the matrix behind it, residuals are added inside products of several rows;
-- keys are stored transposed, as the scores read them, in memory allocated once; on a CPU a query reads them by `bags`;
+- query, key and value are one matrix, and so are the two of SwiGLU, each in the layouts of `packed_linear`;
+- the gain of a norm is multiplied into the matrix after it, and residuals are added inside products of several rows;
+- keys are stored transposed, as the scores read them, in memory allocated once; on a CPU embedding bags read them;
 - each row of the cache has its own length, so that sequences of different lengths are decoded together.
+
+Twin of `Decoder`: `transformerlm.models.transformer.TransformerLM`
+Test: tests/inference/fast/test_decoder.py
+Pays: 2.27x the tokens/s of plain decoding with the same weights, fp32, one row (`nanochat_style`, docs/benchmarks.md)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from transformerlm.inference.fast.cache import DecoderCache, Place, RaggedPlace, Stored, check_room
-from transformerlm.inference.fast.embedding_bag_matvec import KEY_BLOCK, are_fast
-from transformerlm.inference.fast.packed_linear import Product, prepare
+from transformerlm.inference.fast.cache import DecoderCache, LayerKV, NewPositions, RaggedPositions, check_room
+from transformerlm.inference.fast.cuda_graph import CapturedStep
+from transformerlm.inference.fast.embedding_bag_matvec import KEY_BLOCK, has_fast_kernel
+from transformerlm.inference.fast.packed_linear import PackedLinear, pack
 from transformerlm.models.attention import attend
 from transformerlm.models.functional import soft_cap
 from transformerlm.models.layers import RotaryEmbedding, feed_forward
+from transformerlm.models.settings import ModelSettings
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.utils.dtypes import upcast
 
@@ -40,30 +46,29 @@ _SAME_FUNCTION = {"activation_checkpointing", "attention", "zero_init_outputs"}
 class Decoder:
     """A `TransformerLM` for generation alone; it has its own copy of the weights, as they were when it was made.
 
-    The matrices keep the model's dtype, or with `int8` are kept in 8 bits (`products.Int8Product`). On a CPU all but
-    their products is computed in fp32, which is quicker there than bfloat16; elsewhere in the model's dtype. On CUDA
-    single steps are captured as a CUDA graph, unless `cuda_graph` is False.
+    The matrices keep the model's dtype, or with `int8` are kept in 8 bits (`packed_linear.Int8Linear`). On a CPU
+    everything but their products is computed in fp32, which is faster there than bfloat16; elsewhere in the model's
+    dtype. On CUDA single steps are captured as a CUDA graph, unless `cuda_graph` is False.
     """
 
     def __init__(self, model: TransformerLM, *, int8: bool = False, cuda_graph: bool = True) -> None:
-        hparams, weights = model.hparams(), _group(model.state_dict())
-        check_known(hparams)
+        check_known(model.hparams())
+        settings, weights = model.settings, _group_by_layer(model.state_dict())
         self.vocab_size, self.context_length = model.vocab_size, model.context_length
-        self._embedding = weights[""]["token_embeddings"].clone()
+        self._embedding = weights[""]["token_embeddings"].clone()  # (vocab_size, d_model)
         self.device, self.dtype = self._embedding.device, self._embedding.dtype
         if self.device.type == "cpu" and self.dtype == torch.bfloat16:
             self.dtype = torch.float32
-        self._uses_bags = are_fast(self.device)
+        self._uses_bags = has_fast_kernel(self.device)
         self._captures = cuda_graph and self.device.type == "cuda"
-        self._num_heads, self._kv_heads = hparams["num_heads"], hparams["num_kv_heads"]
-        self._d_head = hparams["d_model"] // self._num_heads
-        self._rope = _rotations(hparams, self.device)
-        self._layers = [_Layer(weights[str(i)], hparams, int8=int8) for i in range(hparams["num_layers"])]
+        self._num_heads, self._kv_heads, self._d_head = settings.num_heads, settings.num_kv_heads, settings.d_head
+        self._rope = _rotations(settings, self.device)
+        self._layers = [_Layer(weights[str(i)], settings, int8=int8) for i in range(settings.num_layers)]
         final = weights[""].get("ln_final")
-        self._norm = None if final is None else _Norm(final, hparams["norm_eps"])
-        head = weights[""].get("lm_head", self._embedding)
-        self._head = _product([head], None if self._norm is None else self._norm.take_gain(), int8=int8)
-        self._soft_cap = hparams.get("logit_soft_cap")
+        self._norm = None if final is None else _Norm(final, settings.norm_eps)
+        head = weights[""].get("lm_head", self._embedding)  # (vocab_size, d_model)
+        self._head = _stack([head], None if self._norm is None else self._norm.take_gain(), int8=int8)
+        self._soft_cap = settings.logit_soft_cap
 
     def make_cache(self, batch_size: int, max_length: int | None = None) -> DecoderCache:
         """Return an empty cache for `batch_size` sequences of at most `max_length` (default: context_length) tokens.
@@ -76,7 +81,7 @@ class Decoder:
         # Zeros: what is masked is multiplied by 0, and 0 times the NaN of unset memory would be NaN.
         zeros = partial(torch.zeros, batch_size, self._kv_heads, device=self.device, dtype=self.dtype)
         whole_blocks = -(-length // KEY_BLOCK) * KEY_BLOCK
-        layers = [Stored(zeros(self._d_head, whole_blocks), zeros(length, self._d_head)) for _ in self._layers]
+        layers = [LayerKV(zeros(self._d_head, whole_blocks), zeros(length, self._d_head)) for _ in self._layers]
         return DecoderCache(layers, self._num_heads)
 
     def __call__(
@@ -97,103 +102,75 @@ class Decoder:
         counts = [seq_len] * batch_size if counts is None else counts
         check_room(cache, batch_size, seq_len)
         if seq_len == 1 and self._captures:
-            cache.step = cache.step or GraphedStep(self, cache)
-            logits = cache.step(token_ids, cache.lengths)
+            if cache.captured_step is None:
+                cache.captured_step = CapturedStep(partial(self.step_at, cache=cache), cache.lengths, self.device)
+            logits = cache.captured_step(token_ids, cache.lengths)  # (batch, vocab_size)
         else:
-            x = self._blocks(token_ids, self._place(cache, seq_len), cache)
-            if last_only and seq_len > 1:
+            x = self._blocks(token_ids, self._positions(cache, seq_len), cache)  # (batch * seq, d_model)
+            if last_only and seq_len > 1:  # the head is the largest matrix: only the rows that are asked for
                 last = torch.tensor([count - 1 + row * seq_len for row, count in enumerate(counts)], device=self.device)
-                x = x.index_select(0, last)
+                x = x.index_select(0, last)  # (batch, d_model)
             logits = self._logits(x)
+        # What fills the rectangle is in the cache too; the next ids of its row overwrite it.
         cache.lengths = [length + count for length, count in zip(cache.lengths, counts, strict=True)]
         return logits.view(batch_size, -1, self.vocab_size)
 
     def step_at(self, token_ids: Tensor, positions: Tensor, cache: DecoderCache) -> Tensor:
-        """Return the logits `(batch, vocab_size)` after one id a row, which stands at `positions` `(batch)`.
+        """Return the logits `(batch, vocab_size)` after one id a row, `(batch, 1)`, at `positions` `(batch)`.
 
         All shapes depend on the cache's memory alone, and nothing is read back to the host.
         """
-        return self._logits(self._blocks(token_ids, RaggedPlace(positions, cache.max_length, self.dtype), cache))
+        return self._logits(self._blocks(token_ids, RaggedPositions(positions, cache.max_length, self.dtype), cache))
 
-    def _place(self, cache: DecoderCache, seq_len: int) -> Place:
-        bags = cache.rows.up_to(cache.length + 1) if seq_len == 1 and self._uses_bags else None
+    def _positions(self, cache: DecoderCache, seq_len: int) -> NewPositions:
+        bags = cache.attention_rows.up_to(cache.length + 1) if seq_len == 1 and self._uses_bags else None
         if cache.is_even:
-            return Place(cache.length, seq_len, self.device, self.dtype, bags)
+            return NewPositions(cache.length, seq_len, self.device, self.dtype, bags)
         if seq_len > 1:
             raise ValueError(f"KV cache: rows of different lengths take one id at a time, got {seq_len}")
-        return RaggedPlace(torch.tensor(cache.lengths, device=self.device), cache.length + 1, self.dtype, bags)
+        return RaggedPositions(torch.tensor(cache.lengths, device=self.device), cache.length + 1, self.dtype, bags)
 
-    def _blocks(self, token_ids: Tensor, place: Place, cache: DecoderCache) -> Tensor:
-        rotation = None if self._rope is None else place.rotation(self._rope)
+    def _blocks(self, token_ids: Tensor, positions: NewPositions, cache: DecoderCache) -> Tensor:
+        """Return the vectors after the last block, `(batch * seq, d_model)`; keys and values go to the cache."""
+        rotation = None if self._rope is None else positions.rotation(self._rope)  # the same in all layers
         x = self._embedding.index_select(0, token_ids.reshape(-1)).to(self.dtype)  # (batch * seq, d_model)
-        for layer, stored in zip(self._layers, cache.layers, strict=True):
-            x = layer(x, rotation, place, stored)
+        for layer, memory in zip(self._layers, cache.layers, strict=True):
+            x = layer(x, rotation, positions, memory)
         return x
 
     def _logits(self, x: Tensor) -> Tensor:
-        logits = self._head(x if self._norm is None else self._norm(x))
+        logits = self._head(x if self._norm is None else self._norm(x))  # (rows, vocab_size)
         return logits if self._soft_cap is None else soft_cap(logits, self._soft_cap)
 
 
-class GraphedStep:
-    """One decoding step captured as a CUDA graph: a single launch instead of hundreds of small ones.
-
-    The positions live on the device and count themselves; they are copied there only after the cache was changed
-    otherwise, by a longer piece of text or a cut. It must not hold the cache, which holds it: such a circle would keep
-    the device's memory until Python looks for circles.
-    """
-
-    def __init__(self, decoder: Decoder, cache: DecoderCache) -> None:
-        self._lengths = list(cache.lengths)
-        self._positions = torch.tensor(cache.lengths, device=decoder.device)
-        self._ids = torch.zeros(len(cache.lengths), 1, dtype=torch.int64, device=decoder.device)
-        # What warms up writes to the positions that the first step writes again.
-        side = _side_stream(decoder.device)
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                decoder.step_at(self._ids, self._positions, cache)
-        torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._logits = decoder.step_at(self._ids, self._positions, cache)
-            self._positions.add_(1)
-
-    def __call__(self, token_ids: Tensor, lengths: list[int]) -> Tensor:
-        """Return the logits `(batch, vocab_size)` after one more id a row, `(batch, 1)`, behind `lengths`."""
-        if self._lengths != lengths:
-            self._positions.copy_(torch.tensor(lengths))
-        self._ids.copy_(token_ids)
-        self._graph.replay()
-        self._lengths = [length + 1 for length in lengths]
-        return self._logits.clone()  # The next step writes over its own.
-
-
-@cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    # One for all graphs: the libraries keep some 30 MB for every stream that a product ever ran on.
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call, unused-ignore]
+def as_decoder(model: object) -> Decoder:
+    """Return a `Decoder` as it is, and one made of a `TransformerLM`; raise TypeError for anything else."""
+    if isinstance(model, TransformerLM):
+        return Decoder(model)
+    if not isinstance(model, Decoder):
+        raise TypeError(f"generate: expected a TransformerLM or a Decoder, got {type(model).__name__}")
+    return model
 
 
 class _Norm:
-    """RMSNorm; its gain may be taken away, into the matrix behind it."""
+    """RMSNorm; the matrix after it may take its gain over."""
 
     def __init__(self, gain: Tensor, eps: float) -> None:
-        self._gain: Tensor | None = gain.clone()
+        self._gain: Tensor | None = gain.clone()  # (d_model)
         self._root = float(gain.numel() ** 0.5)
         # sqrt(mean(x^2) + eps) = hypot(|x|, sqrt(n eps)) / sqrt(n): two small kernels instead of five.
         self._floor = torch.tensor(self._root * eps**0.5, device=gain.device)
         self._dtype = torch.promote_types(gain.dtype, torch.float32)
 
     def take_gain(self) -> Tensor:
-        """Return gain and factor as `(d_model)`, fp32, and apply them no more."""
+        """Return gain times sqrt(n) as `(d_model)`, fp32, and no longer apply them."""
         assert self._gain is not None, "the gain was taken already"
         gain, self._gain = upcast(self._gain) * self._root, None
         return gain
 
     def __call__(self, x: Tensor) -> Tensor:
-        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=self._dtype)
-        normed = x / torch.hypot(size, self._floor)
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=self._dtype)  # (rows, 1)
+        normed = x / torch.hypot(size, self._floor)  # sqrt(n) is still missing: it is in the gain
         if self._gain is not None:
             normed = normed * (self._gain * self._root)
         return normed.to(x.dtype)
@@ -202,58 +179,71 @@ class _Norm:
 class _Layer:
     """One block: attention and feed-forward with their norms and residuals, on rows `(batch * seq, d_model)`."""
 
-    def __init__(self, weights: Weights, hparams: Mapping[str, Any], *, int8: bool) -> None:
-        self._num_heads, self._kv_heads = hparams["num_heads"], hparams["num_kv_heads"]
-        self._d_head = hparams["d_model"] // self._num_heads
+    def __init__(self, weights: Weights, settings: ModelSettings, *, int8: bool) -> None:
+        self._num_heads, self._kv_heads, self._d_head = settings.num_heads, settings.num_kv_heads, settings.d_head
         self._scale = self._d_head**-0.5
-        eps, self._is_post = hparams["norm_eps"], hparams["norm_position"] == "post"
-        self._ffn = feed_forward(hparams["ffn"])
+        eps, self._is_post = settings.norm_eps, settings.norm_position == "post"
+        self._ffn = feed_forward(settings.ffn)
         self._norms = [_Norm(weights[name], eps) if name in weights else None for name in ("ln1", "ln2")]
+        # After a "post" norm comes a residual, not a matrix, so its gain stays.
         gains = [None if self._is_post or norm is None else norm.take_gain() for norm in self._norms]
         projections = [weights[f"attn.{name}_proj"] for name in ("q", "k", "v")]
-        self._qkv = _product(projections, gains[0], int8=int8)
-        self._output = _product([weights["attn.output_proj"]], None, int8=int8)
-        self._up = _product([weights[f"ffn.{name}"] for name in self._ffn.UP], gains[1], int8=int8)
-        self._down = _product([weights["ffn.w2"]], None, int8=int8)
+        self._qkv = _stack(projections, gains[0], int8=int8)
+        self._output = _stack([weights["attn.output_proj"]], None, int8=int8)
+        self._up = _stack([weights[f"ffn.{name}"] for name in self._ffn.UP], gains[1], int8=int8)
+        self._down = _stack([weights["ffn.w2"]], None, int8=int8)
         self._qk_norm: tuple[Tensor, float] | None = None
-        if hparams["qk_norm"]:
+        if settings.qk_norm:
             rows = [weights["attn.q_norm"]] * self._num_heads + [weights["attn.k_norm"]] * self._kv_heads
-            self._qk_norm = torch.stack(rows).float(), eps
+            self._qk_norm = torch.stack(rows).float(), eps  # (num_heads + kv_heads, d_head)
 
-    def __call__(self, x: Tensor, rotation: Tensor | None, place: Place, stored: Stored) -> Tensor:
+    def __call__(self, x: Tensor, rotation: Tensor | None, positions: NewPositions, memory: LayerKV) -> Tensor:
         ln1, ln2 = self._norms
         if self._is_post and ln1 is not None and ln2 is not None:
-            x = ln1(self._output.add(self._attend(self._qkv(x), rotation, place, stored), x))
+            x = ln1(self._output.add(self._attend(self._qkv(x), rotation, positions, memory), x))
             return ln2(self._down.add(self._activate(self._up(x)), x))
-        qkv = self._qkv(x if ln1 is None else ln1(x))
-        x = self._output.add(self._attend(qkv, rotation, place, stored), x)
+        qkv = self._qkv(x if ln1 is None else ln1(x))  # (batch * seq, q + k + v)
+        x = self._output.add(self._attend(qkv, rotation, positions, memory), x)
         return self._down.add(self._activate(self._up(x if ln2 is None else ln2(x))), x)
 
     def _activate(self, x: Tensor) -> Tensor:
-        return self._ffn.activate(*x.chunk(len(self._ffn.UP), dim=1))
+        return self._ffn.activate(*x.chunk(len(self._ffn.UP), dim=1))  # (batch * seq, d_ff)
 
-    def _attend(self, qkv: Tensor, rotation: Tensor | None, place: Place, stored: Stored) -> Tensor:
-        """Rotate, store and attend: `(batch * seq, q + k + v)` to `(batch * seq, d_model)`."""
-        seq, num_heads, kv_heads, d_head = place.seq_len, self._num_heads, self._kv_heads, self._d_head
+    def _attend(self, qkv: Tensor, rotation: Tensor | None, positions: NewPositions, memory: LayerKV) -> Tensor:
+        """Rotate, store and attend: `(batch * seq, q + k + v)` to `(batch * seq, d_model)`.
+
+        There are three ways to attend: one query a sequence by embedding bags, a prompt in an empty cache by the fused
+        causal kernel, and all else by two batched products with what the cache holds.
+        """
+        seq, num_heads, kv_heads, d_head = positions.seq_len, self._num_heads, self._kv_heads, self._d_head
         batch = qkv.shape[0] // seq
         heads = qkv.view(batch, seq, -1, d_head)  # (batch, seq, q + k + v heads, d_head)
         self._turn(heads[:, :, : num_heads + kv_heads], rotation)
         query, new = heads[:, :, :num_heads], heads[:, :, num_heads:].view(batch, seq, 2, kv_heads, d_head)
-        place.write(stored, new)
-        if place.bags is not None:
-            scores = _hide(place.bags.scores(query * self._scale, stored.keys), place.bias, batch)
-            return place.bags.mix(torch.softmax(scores, -1), stored.values).view(batch, -1)
-        if seq > 1 and place.bias is None:
+        positions.write(memory, new)
+        if positions.bags is not None:
+            scores = positions.bags.scores(query * self._scale, memory.keys)  # (batch * num_heads, end)
+            shares = torch.softmax(_hide(scores, positions.bias, batch), -1)
+            return positions.bags.mix(shares, memory.values).view(batch, -1)
+        if seq > 1 and positions.bias is None:
             key, value = new.unbind(2)
-            parts = (each.transpose(1, 2) for each in (query, key, value))
-            return attend(*parts, is_causal=True, implementation="fused").transpose(1, 2).reshape(batch * seq, -1)
+            parts = (each.transpose(1, 2) for each in (query, key, value))  # (batch, heads, seq, d_head)
+            mixed = attend(*parts, is_causal=True, implementation="fused")
+            return mixed.transpose(1, 2).reshape(batch * seq, -1)
+        return self._attend_to_cache(query, positions, memory)
+
+    def _attend_to_cache(self, query: Tensor, positions: NewPositions, memory: LayerKV) -> Tensor:
+        """Attend to all that the cache holds: queries `(batch, seq, num_heads, d_head)` to `(batch * seq, d_model)`."""
+        batch, seq, _, d_head = query.shape
+        kv_heads = self._kv_heads
         if seq > 1:  # Queries that share keys are rows of one product.
             query = query.view(batch, seq, kv_heads, -1, d_head).permute(0, 2, 3, 1, 4)  # (batch, kv, group, seq, d)
-        rows = query.reshape(batch * kv_heads, -1, d_head)
-        keys, values = (each.flatten(0, 1) for each in stored)
-        keys, values = keys[:, :, : place.end], values[:, : place.end]
-        scores = torch.baddbmm(rows.new_empty(()), rows, keys, beta=0, alpha=self._scale)
-        mixed = torch.bmm(torch.softmax(_hide(scores, place.bias, batch), -1), values)
+        rows = query.reshape(batch * kv_heads, -1, d_head)  # (batch * kv, group * seq, d)
+        keys, values = (each.flatten(0, 1) for each in memory)
+        keys, values = keys[:, :, : positions.end], values[:, : positions.end]  # (batch * kv, d, end), (.., end, d)
+        # beta=0: the first argument is not read; the scale is applied inside the product.
+        scores = torch.baddbmm(rows.new_empty(()), rows, keys, beta=0, alpha=self._scale)  # (.., group * seq, end)
+        mixed = torch.bmm(torch.softmax(_hide(scores, positions.bias, batch), -1), values)  # (.., group * seq, d)
         if seq > 1:
             mixed = mixed.view(batch, kv_heads, -1, seq, d_head).permute(0, 3, 1, 2, 4)  # (batch, seq, kv, group, d)
         return mixed.reshape(batch * seq, -1)
@@ -265,13 +255,14 @@ class _Layer:
             gain, eps = self._qk_norm
             wide = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps) * gain
         if rotation is not None:
+            # A pair of neighbours as one complex number, times cos + i sin, is the pair turned by that angle.
             torch.view_as_complex(wide.view(*wide.shape[:-1], -1, 2)).mul_(rotation)
         if wide is not heads:
             heads.copy_(wide)
 
 
 def check_known(hparams: Mapping[str, Any]) -> None:
-    """Refuse a model whose settings this module has not been taught: it would generate another text in silence.
+    """Refuse a model with a setting that this module has not been taught: it would silently generate another text.
 
     Raises:
         ValueError: names each setting.
@@ -285,19 +276,20 @@ def check_known(hparams: Mapping[str, Any]) -> None:
 
 
 def _hide(scores: Tensor, bias: Tensor | None, batch: int) -> Tensor:
-    """Add the bias to scores `(..., keys)`, in place, as `(batch, heads, seq, keys)`."""
+    """Add the bias `(batch or 1, 1, seq, keys)` to scores `(..., keys)`, in place, as `(batch, heads, seq, keys)`."""
     if bias is not None:
         scores.view(batch, -1, bias.shape[-2], scores.shape[-1]).add_(bias)
     return scores
 
 
-def _product(weights: list[Tensor], gain: Tensor | None, *, int8: bool) -> Product:
-    """Return the product of the stacked weights `(out, in)`, with the norm's gain `(in)` before it multiplied in."""
-    weight = torch.cat(weights)
-    return prepare(weight if gain is None else (upcast(weight) * gain).to(weight.dtype), int8=int8)
+def _stack(weights: list[Tensor], gain: Tensor | None, *, int8: bool) -> PackedLinear:
+    """Pack the stacked weights `(out, in)`, with the gain `(in)` of the norm before them multiplied in."""
+    weight = torch.cat(weights)  # (sum of out, in)
+    # W (g * x) = (W g) x, a column of W for each feature.
+    return pack(weight if gain is None else (upcast(weight) * gain).to(weight.dtype), int8=int8)
 
 
-def _group(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def _group_by_layer(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Return the weights of each layer, by number, and of the rest, under "", without their ending `.weight`."""
     groups: dict[str, dict[str, Tensor]] = {"": {}}
     for name, weight in state.items():
@@ -307,11 +299,10 @@ def _group(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return groups
 
 
-def _rotations(hparams: Mapping[str, Any], device: torch.device) -> Tensor | None:
+def _rotations(settings: ModelSettings, device: torch.device) -> Tensor | None:
     """Return the rotary embedding as complex numbers `(context_length, 1, d_head / 2)`, or None for none."""
-    if hparams["position"] == "none":
+    if settings.position == "none":
         return None
-    d_head = hparams["d_model"] // hparams["num_heads"]
-    length, scaling = hparams["context_length"], hparams["rope_scaling"]
-    rope = RotaryEmbedding(hparams["rope_theta"], d_head, length, scaling=scaling, device=device)
+    length, scaling = settings.context_length, settings.rope_scaling
+    rope = RotaryEmbedding(settings.rope_theta, settings.d_head, length, scaling=scaling, device=device)
     return torch.complex(rope.cos, rope.sin).unsqueeze(1)

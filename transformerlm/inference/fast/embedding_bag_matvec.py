@@ -1,9 +1,12 @@
 """Weighted sums of a table's rows: how a CPU decodes one token a sequence.
 
-The product of a matrix with one row is such a sum, `x W^T = sum_j x_j W[:, j]`, and so are both products of attention.
-Embedding bags are made for it: PyTorch's kernel, which is FBGEMM's on x86, is compiled for the width of the rows, sums
-up in registers and fetches ahead, and so comes nearer to the speed of memory than its matrix product with one row.
-Bags are shared out among the threads; here a bag is a strip of a matrix, or a head.
+A matrix times one vector is such a sum, `x W^T = sum_j x_j W[:, j]`, and so are both products of attention. Embedding
+bags are made for such sums: PyTorch's kernel, which is FBGEMM's on x86, is compiled for the width of the rows, sums in
+registers and fetches ahead, and so comes nearer to the speed of memory than PyTorch's product with one row. The threads
+share out the bags; here a bag is a strip of a matrix, or a head.
+
+Pays: all matrices of a step take 1.86 ms instead of 4.6 as `F.linear`, in fp32 (docs/sampling.md)
+Part of: decoder, cache, packed_linear
 """
 
 from __future__ import annotations
@@ -11,96 +14,100 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# The kernel sums up 28 vectors of 16 numbers in registers; wider rows it reads in several passes.
+# The kernel sums 28 vectors of 16 numbers in registers; it reads wider rows in several passes.
 _WIDEST, _NARROWEST = 448, 64
+_VECTOR = 16
 KEY_BLOCK = 128
-"""Positions of keys that are read at once: the memory of keys is a multiple of it long."""
+"""How many positions of keys are read at once: the memory of keys is a multiple of it long."""
 
 
-def are_fast(device: torch.device) -> bool:
-    """Tell whether PyTorch has FBGEMM's kernel there: on a CPU, where it was built with it; else it is a plain loop."""
+def has_fast_kernel(device: torch.device) -> bool:
+    """Return whether PyTorch has FBGEMM's kernel, on a CPU and if it was built with it; else it has a plain loop."""
     return device.type == "cpu" and "fbgemm" in torch.backends.quantized.supported_engines
 
 
 def weighted_sums(table: Tensor, rows: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
     """Return `sum_k weights[k] * table[rows[k]]` over each bag, `(bags, width)`.
 
-    `rows` and `weights` `(n)` are those of all bags in turn, of which bag i begins at `starts[i]`. The table `(any,
-    width)` should be in one piece: else it is copied.
+    `rows` and `weights` `(n)` are those of all bags, one bag after the other; bag i begins at `starts[i]`. The table
+    `(any, width)` should be contiguous: else it is copied.
     """
     return torch.embedding_bag(table, rows, starts, False, 0, False, weights)[0]
 
 
-def _in_turn(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the rows of equally large bags, `(bags, size)`, and where the bags begin, for `weighted_sums`."""
-    return rows.reshape(-1), torch.arange(0, rows.numel(), rows.shape[1], dtype=torch.int32)
+class EmbeddingBagMatvec:
+    """A matrix `(out_features, in_features)` times one vector, from a copy of the matrix.
 
+    The copy is cut into strips of some hundred output features. Each strip is transposed, so that the kernel reads it
+    from its beginning to its end:
 
-class RowProduct:
-    """The product of a matrix `(out_features, in_features)` with one row, from a copy of the matrix.
-
-    The copy is cut into strips of some hundred output features. Each is transposed, so that it is read from its
-    beginning to its end.
+        W (6 x 2) in 2 strips:  rows 0-2 of W -> table rows 0, 1 (column j of the strip is table row j)
+                                rows 3-5 of W -> table rows 2, 3
+        bags:                   [0, 1] and [2, 3], each weighted with (x_0, x_1)
     """
 
     def __init__(self, weight: Tensor) -> None:
         self._out_features, in_features = weight.shape
-        self._num_strips, width = _strips(self._out_features)
-        padded = weight.new_zeros(self._num_strips * width, in_features)
+        self._num_strips, width = _choose_strips(self._out_features)
+        padded = weight.new_zeros(self._num_strips * width, in_features)  # the last strip is filled up with zeros
         padded[: self._out_features] = weight
-        self._table = padded.view(self._num_strips, width, in_features).transpose(1, 2).contiguous().view(-1, width)
+        strips = padded.view(self._num_strips, width, in_features).transpose(1, 2)  # (strips, in_features, width)
+        self._table = strips.contiguous().view(-1, width)  # (strips * in_features, width)
         rows = torch.arange(len(self._table), dtype=torch.int32)
-        self._rows, self._starts = _in_turn(rows.view(self._num_strips, in_features))
+        self._rows, self._starts = _flatten_bags(rows.view(self._num_strips, in_features))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Multiply `(1, in_features)` of the matrix's dtype; return `(1, out_features)`, summed up in fp32."""
-        sums = weighted_sums(self._table, self._rows, self._starts, self._once_a_strip(x))
+        """Multiply `(1, in_features)` of the matrix's dtype; return `(1, out_features)`, summed in fp32."""
+        sums = weighted_sums(self._table, self._rows, self._starts, self._repeat_for_strips(x))  # (strips, width)
         return sums.view(1, -1)[:, : self._out_features]
 
-    def _once_a_strip(self, x: Tensor) -> Tensor:
-        return torch.cat([x] * self._num_strips, dim=1).view(-1)  # quicker than `repeat`
+    def _repeat_for_strips(self, x: Tensor) -> Tensor:
+        return torch.cat([x] * self._num_strips, dim=1).view(-1)  # (strips * in_features); faster than `repeat`
 
 
-class Int8RowProduct(RowProduct):
+class Int8EmbeddingBagMatvec(EmbeddingBagMatvec):
     """The same with a matrix of int8, for `x` of fp32; each output feature is multiplied by its scale, fp32."""
 
     def __init__(self, weight: Tensor, scales: Tensor) -> None:
         super().__init__(weight)
-        self._scales = scales
-        # The kernel's bytes are unsigned, here 128 more; behind each row stand the factor and the bias that undo it.
-        undo = torch.tensor([1.0, -128.0]).view(torch.uint8).expand(len(self._table), -1)
+        self._scales = scales  # (out_features)
+        # The kernel's bytes are unsigned, so each is stored 128 higher: flipping the top bit adds 128. After the bytes
+        # of a row come the factor and the bias by which the kernel reads them, as two fp32 numbers: 1 and -128.
+        undo = torch.tensor([1.0, -128.0]).view(torch.uint8).expand(len(self._table), -1)  # (rows, 8 bytes)
         self._table = torch.cat((self._table.view(torch.uint8) ^ 128, undo), dim=1)
         # Looked up once: finding the overload takes as long as a small kernel.
         self._sum = torch.ops.quantized.embedding_bag_byte_rowwise_offsets.default
 
     def __call__(self, x: Tensor) -> Tensor:
-        sums: Tensor = self._sum(self._table, self._rows, self._starts, per_sample_weights=self._once_a_strip(x))
+        sums: Tensor = self._sum(self._table, self._rows, self._starts, per_sample_weights=self._repeat_for_strips(x))
         return sums.view(1, -1)[:, : self._out_features] * self._scales
 
 
-class CacheRows:
-    """Which rows of cached keys and values each query head reads, when it attends to one query a sequence.
+class AttentionRows:
+    """Which rows of the cached keys and values each query head reads, with one query a sequence.
 
     For keys `(batch, kv_heads, d_head, blocks * KEY_BLOCK)` and values `(batch, kv_heads, max_length, d_head)`. Heads
-    are counted over the batch; consecutive query heads may share a key-value head.
+    are counted over the batch; consecutive query heads may share a key-value head. In the table of keys a row is one
+    dimension of one block of one head, KEY_BLOCK positions wide; in that of values it is one position of one head.
     """
 
     def __init__(self, keys: Tensor, values: Tensor, num_heads: int) -> None:
         batch_size, kv_heads, max_length, d_head = values.shape
         num_blocks = keys.shape[3] // KEY_BLOCK
+        # The key-value head that each query head reads: (batch * num_heads)
         served = torch.arange(batch_size * kv_heads).repeat_interleave(num_heads // kv_heads)
-        dims = served.view(-1, 1, 1) * d_head + torch.arange(d_head)
+        dims = served.view(-1, 1, 1) * d_head + torch.arange(d_head)  # (batch * num_heads, 1, d_head)
         key_rows = dims * num_blocks + torch.arange(num_blocks).view(-1, 1)
         value_rows = served.view(-1, 1) * max_length + torch.arange(max_length)
         self._key_rows = key_rows.to(torch.int32)  # (batch * num_heads, blocks, d_head)
         self._value_rows = value_rows.to(torch.int32)  # (batch * num_heads, max_length)
 
-    def up_to(self, end: int) -> HeadBags:
+    def up_to(self, end: int) -> AttentionBags:
         """Return the bags of the first `end` positions, which all layers of a step share."""
-        return HeadBags(self._key_rows[:, : -(-end // KEY_BLOCK)], self._value_rows[:, :end])
+        return AttentionBags(self._key_rows[:, : -(-end // KEY_BLOCK)], self._value_rows[:, :end])
 
 
-class HeadBags:
+class AttentionBags:
     """Attention of one query a sequence: a bag of values for each query head, one of keys for each of its blocks.
 
     Args:
@@ -111,12 +118,13 @@ class HeadBags:
     def __init__(self, key_rows: Tensor, value_rows: Tensor) -> None:
         self._num_heads, self._num_blocks, self._d_head = key_rows.shape
         self._end = value_rows.shape[1]
-        self._keys, self._values = _in_turn(key_rows.flatten(0, 1)), _in_turn(value_rows)
+        self._keys, self._values = _flatten_bags(key_rows.flatten(0, 1)), _flatten_bags(value_rows)
 
     def scores(self, query: Tensor, keys: Tensor) -> Tensor:
         """Return the products of queries `(batch * num_heads, d_head)` with the keys, `(batch * num_heads, end)`."""
+        # A score is sum_d query[d] * keys[d, position], so the query weights the rows, once in each block.
         repeated = query.reshape(-1, 1, self._d_head).expand(-1, self._num_blocks, -1).reshape(-1)
-        blocks = weighted_sums(keys.view(-1, KEY_BLOCK), *self._keys, repeated)
+        blocks = weighted_sums(keys.view(-1, KEY_BLOCK), *self._keys, repeated)  # (heads * blocks, KEY_BLOCK)
         return blocks.view(self._num_heads, -1)[:, : self._end]
 
     def mix(self, shares: Tensor, values: Tensor) -> Tensor:
@@ -124,11 +132,17 @@ class HeadBags:
         return weighted_sums(values.view(-1, self._d_head), *self._values, shares.reshape(-1))
 
 
-def _strips(out_features: int) -> tuple[int, int]:
-    """Return how many strips to cut and their width: whole vectors, 448 at most, and little for the busiest thread."""
+def _flatten_bags(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows of equally large bags `(bags, size)` in one line, and where each bag begins in it."""
+    return rows.reshape(-1), torch.arange(0, rows.numel(), rows.shape[1], dtype=torch.int32)
+
+
+def _choose_strips(out_features: int) -> tuple[int, int]:
+    """Return the number of strips and their width: whole vectors, 448 at most, and little for the busiest thread."""
     threads = torch.get_num_threads()
     least, most = -(-out_features // _WIDEST), out_features // _NARROWEST
     most = max(least, min(most, 2 * max(least, threads)))
-    widths = {count: -(-out_features // (16 * count)) * 16 for count in range(least, most + 1)}
+    widths = {count: -(-out_features // (_VECTOR * count)) * _VECTOR for count in range(least, most + 1)}
+    # The busiest thread takes ceil(count / threads) strips.
     count = min(widths, key=lambda each: -(-each // threads) * widths[each])
     return count, widths[count]
