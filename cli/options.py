@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 
 from cli.completion import COMMON, SHELLS
 from cli.hints import command_line, hint_lines
-from config.io import SHIPPED, ConfigError
+from config.errors import ConfigError
+from config.io import SHIPPED
 from config.keys import Key
 from config.shipped import shipped_files
 from config.suggest import hint, nearest

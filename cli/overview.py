@@ -13,7 +13,7 @@ from cli.completion import SHELLS, Completed, completion_script
 from cli.options import package_version
 from cli.utils import exit_after
 from config.commands import COMMANDS
-from config.io import ConfigError
+from config.errors import ConfigError
 from config.keys import iter_keys
 from config.suggest import closest
 

@@ -19,7 +19,8 @@ from cli.entry import STOP_CODES
 from cli.hints import from_here
 from cli.options import Guide, build_parser
 from cli.terminal import LIVE, note, plain
-from config.io import SHIPPED, ConfigError, dump_json_schema, dump_origins, dump_toml, read_layers, validate
+from config.errors import ConfigError
+from config.io import SHIPPED, dump_json_schema, dump_origins, dump_toml, read_layers, validate
 from config.keys import iter_keys
 from config.layers import Layer
 from config.shipped import find_config

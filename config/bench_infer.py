@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from config.bench_tokenizer import MeasureConfig
+from config.measure import MeasureConfig
 from config.schemas import Device, FilePath, ModelConfig, PositiveInt, Section
 
 

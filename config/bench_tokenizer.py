@@ -6,22 +6,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from config.measure import MeasureConfig
 from config.schemas import Engine, InputName, Section, SpecialToken
 
 Peer = Literal["reference", "tokenizers", "tiktoken", "rustbpe", "gigabpe", "gigatoken"]
 Task = Literal[
     "train", "train_memory", "train_tokenizer", "encode_file", "encode_documents", "decode", "make_data"
 ]  # fmt: skip
-
-
-class MeasureConfig(Section):
-    """Paired rounds: each round runs every candidate once, ours first, so that a busy machine slows all of them."""
-
-    warmup: int = Field(1, ge=0, le=10**6, description="rounds that are run and not counted")
-    repeats: int = Field(5, ge=1, le=10**6, description="rounds that are counted")
-    clock: Literal["wall", "cpu"] = Field(
-        "wall", description="wall: real seconds; cpu: this process's, for one thread on the CPU of a busy machine"
-    )
 
 
 class BenchTokenizerConfig(Section):

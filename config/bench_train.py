@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from config.bench_tokenizer import MeasureConfig
+from config.measure import MeasureConfig
 from config.schemas import Device, ModelConfig, PositiveInt, Section
 
 

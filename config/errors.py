@@ -19,6 +19,14 @@ MAX_ERRORS = 50
 _WRITE = "; write "
 
 
+class ConfigError(ValueError):
+    """A configuration that cannot be used; `lines` holds one line for each problem."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+
 def problem_lines(
     schema: type[BaseModel], tree: dict[str, Any], error: ValidationError, *, layers: Sequence[Layer]
 ) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from config.errors import problem_lines
+from config.errors import ConfigError, problem_lines
 from config.keys import Key, iter_keys
 from config.layers import MISSING, Layer
 from config.lines import key_lines
@@ -32,14 +32,6 @@ SHIPPED = Path(__file__).parent / "resources"
 Schema = TypeVar("Schema", bound=BaseModel)
 Paths = Path | Sequence[Path] | None
 Overrides = Mapping[str, str | list[str]]
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; `lines` holds one line for each problem."""
-
-    def __init__(self, lines: list[str]) -> None:
-        super().__init__("\n".join(lines))
-        self.lines = lines
 
 
 # --- reading ---------------------------------------------------------------------------------------------

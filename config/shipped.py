@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from config.io import SHIPPED, ConfigError
+from config.errors import ConfigError
+from config.io import SHIPPED
 from config.suggest import closest
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from benchmarking.harness import CLOCKS, OURS, Quantity, Sample, Series, run_rounds, timed
 from benchmarking.tokenizer.encoders import ENCODERS, Encoder
 from benchmarking.tokenizer.trainers import TRAINERS, Trainer, Training, same_merges
-from config.bench_tokenizer import MeasureConfig
+from config.measure import MeasureConfig
 from profiling.memory import peak_rss_bytes, reset_peak_rss
 from transformerlm.tokenizer.engines import Engine
 from transformerlm.tokenizer.tokenizer import Tokenizer

@@ -14,7 +14,8 @@ import pytest
 
 from cli.completion import COMMON
 from cli.utils import Command, main
-from config.io import ConfigError, dump_json_schema, dump_toml, load_config
+from config.errors import ConfigError
+from config.io import dump_json_schema, dump_toml, load_config
 from config.keys import iter_keys
 from config.quickstart import QuickstartConfig
 from tests.cli.commands import ROOT, SCHEMAS, call, module_of, shipped

@@ -14,37 +14,11 @@ from typing import Any
 
 import pytest
 
-from config.bench_infer import BenchInferConfig
-from config.bench_tokenizer import BenchTokenizerConfig
-from config.bench_train import BenchTrainConfig
-from config.download import DownloadConfig
-from config.eval import EvalConfig
-from config.export import ExportConfig
-from config.import_ import ImportConfig
-from config.infer import InferConfig
-from config.io import SHIPPED, ConfigError, load_config
+from config.errors import ConfigError
+from config.io import SHIPPED, load_config
 from config.keys import Key, iter_keys
-from config.make_data import MakeDataConfig
-from config.plan import PlanConfig
-from config.quickstart import QuickstartConfig
-from config.train import TrainConfig
-from config.train_tokenizer import TrainTokenizerConfig
+from tests.config.helpers import SCHEMAS
 
-SCHEMAS = {
-    "bench_infer": BenchInferConfig,
-    "bench_tokenizer": BenchTokenizerConfig,
-    "bench_train": BenchTrainConfig,
-    "download": DownloadConfig,
-    "eval": EvalConfig,
-    "export": ExportConfig,
-    "import_": ImportConfig,
-    "infer": InferConfig,
-    "make_data": MakeDataConfig,
-    "plan": PlanConfig,
-    "quickstart": QuickstartConfig,
-    "train": TrainConfig,
-    "train_tokenizer": TrainTokenizerConfig,
-}
 KEYS = [(name, key) for name, schema in SCHEMAS.items() for key in iter_keys(schema)]
 each_key = pytest.mark.parametrize(("name", "key"), KEYS, ids=[f"{name}-{key.name}" for name, key in KEYS])
 each_schema = pytest.mark.parametrize("name", SCHEMAS)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from config.io import SHIPPED, ConfigError, read_toml
+from config.errors import ConfigError
+from config.io import SHIPPED, read_toml
 from config.shipped import find_config, shipped_files
 
 
