@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from config.special_tokens import END_OF_TEXT
+
 if __name__ == "__main__":  # before the imports that take time
     from cli.entry import run
 
@@ -123,9 +125,8 @@ def _separator_of(subjects: list[_Subject]) -> str:
     Raises:
         ValueError: they do not agree.
     """
-    from transformerlm.evaluation.documents import DEFAULT_SEPARATOR
 
-    found = [subject.ids.separator(subject.tokenizer) or DEFAULT_SEPARATOR for subject in subjects]
+    found = [subject.ids.separator(subject.tokenizer) or END_OF_TEXT for subject in subjects]
     if len(set(found)) > 1:
         raise ValueError(
             f"separator: expected one for both checkpoints, found {found[0]!r} and {found[1]!r}; set separator to what "

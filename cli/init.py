@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from config.special_tokens import END_OF_TEXT
+
 if __name__ == "__main__":  # before the imports that take time
     from cli.entry import run
 
@@ -20,7 +22,6 @@ from config.init import InitConfig
 from config.io import SHIPPED
 
 STEPS = ("train_tokenizer", "make_data", "train", "infer", "eval", "export")
-SEPARATOR = "<|endoftext|>"  # that of the shipped make_data.toml
 # What --help shows.
 SHORT = ("dir", "text")
 EXAMPLES = (
@@ -64,7 +65,7 @@ def init(config: InitConfig) -> None:
     if texts:
         from databuilder.plain_text import write_documents
 
-        number = write_documents(texts, config.dir / corpus, separator=SEPARATOR)
+        number = write_documents(texts, config.dir / corpus, separator=END_OF_TEXT)
         note(f"{config.dir / corpus}: the text, cut into {number:,} documents")
     with chdir(config.dir):
         command = command_line("train-tokenizer", "--config", "train_tokenizer.toml")

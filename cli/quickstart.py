@@ -5,6 +5,8 @@ Nothing here trains or generates: each stage is the command a user would type, w
 
 from __future__ import annotations
 
+from config.special_tokens import END_OF_TEXT
+
 if __name__ == "__main__":  # before the imports that take time
     from cli.entry import run
 
@@ -37,7 +39,6 @@ EXAMPLES = (
     ("stories, in three minutes", ""),
     ("your own text, files or folders, for longer", "--text README.md docs --time 10m"),
 )
-SEPARATOR = "<|endoftext|>"
 CORPUS_BYTES = 6_000_000
 MIN_DOCUMENTS = 20
 MIN_TEXT_BYTES = 20_000
@@ -167,10 +168,10 @@ def _documents(files: list[str], corpus: Path) -> list[str]:
 
     paths = [Path(file) for file in files]
     blocks = (block for path in paths for block in read_text(path))
-    ends = sum(block.text.count(SEPARATOR) + block.ends_document for block in blocks)
+    ends = sum(block.text.count(END_OF_TEXT) + block.ends_document for block in blocks)
     if ends >= MIN_DOCUMENTS and len(files) <= MAX_FILES:
         return files
-    number = write_documents(paths, corpus, separator=SEPARATOR)
+    number = write_documents(paths, corpus, separator=END_OF_TEXT)
     note(f"{corpus}: the text, cut at blank lines into {number:,} documents")
     return [str(corpus)]
 

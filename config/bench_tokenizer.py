@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from config.measure import MeasureConfig
 from config.schemas import Engine, InputName, Section, SpecialToken
+from config.special_tokens import END_OF_TEXT
 
 Peer = Literal["reference", "tokenizers", "tiktoken", "rustbpe", "gigabpe", "gigatoken"]
 Task = Literal[
@@ -30,7 +31,7 @@ class BenchTokenizerConfig(Section):
     threads: list[Annotated[int, Field(ge=1, le=1024)]] = Field(
         [1, 2], min_length=1, description="numbers of threads, ours and the peers'; decoding takes one"
     )
-    separator: SpecialToken = Field("<|endoftext|>", description="special token that stands between documents")
+    separator: SpecialToken = Field(END_OF_TEXT, description="special token that stands between documents")
     engine: Engine = Field("auto", description="our engine; auto: compiled where numba is installed")
     tasks: list[Task] = Field(
         ["train", "train_memory", "train_tokenizer", "encode_file", "encode_documents", "decode", "make_data"],

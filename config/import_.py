@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from config.schemas import FilePath, Pattern, Section, SpecialToken
+from config.special_tokens import END_OF_TEXT
 
 
 class ImportConfig(Section):
@@ -26,7 +27,7 @@ class ImportConfig(Section):
         None, description="tiktoken (required) and gpt2 (none: gpt2): how text is cut, which their files do not say"
     )
     special_tokens: list[SpecialToken] = Field(
-        ["<|endoftext|>"],
+        [END_OF_TEXT],
         max_length=10_000,
         description="gpt2 and tiktoken: special tokens; one that has no id yet gets the next",
     )

@@ -19,6 +19,7 @@ from config.schemas import (
     WandbConfig,
     Workers,
 )
+from config.special_tokens import END_OF_TEXT
 
 
 class SourceConfig(Section):
@@ -42,7 +43,7 @@ class MakeDataConfig(TextInput):
         description="directory written by transformerlm-train-tokenizer; or data/gpt2 for data/gpt2-vocab.json"
     )
     separator: SpecialToken = Field(
-        "<|endoftext|>", description="special token between documents in text files, and after each in the output"
+        END_OF_TEXT, description="special token between documents in text files, and after each in the output"
     )
     train: FilePath = Field(
         description="token file to write (.npy); its facts go into the .json beside it; a folder if outputs = per-input"

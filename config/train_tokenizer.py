@@ -17,6 +17,7 @@ from config.schemas import (
     WandbConfig,
     Workers,
 )
+from config.special_tokens import END_OF_TEXT
 
 NUM_BYTES = 256
 
@@ -26,7 +27,7 @@ class TokenizerConfig(Section):
 
     vocab_size: int = Field(ge=NUM_BYTES, le=2**24, description="256 bytes + merges + special tokens")
     special_tokens: list[SpecialToken] = Field(
-        ["<|endoftext|>"],
+        [END_OF_TEXT],
         max_length=1000,
         description="never split and never merged across; the first one separates documents",
     )

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from config.special_tokens import END_OF_TEXT
 from databuilder.sources import (
     PathName,
     Source,
@@ -47,7 +48,6 @@ from transformerlm.utils.text_files import ReadStats, holds_rows, read_text
 if TYPE_CHECKING:
     from transformerlm.tokenizer.fast.byte_chunks import Chunk
 
-DEFAULT_SEPARATOR = "<|endoftext|>"
 BATCH_CHARS = 1 << 20
 
 Array = np.ndarray[Any, Any]
@@ -84,7 +84,7 @@ def build_dataset(
     train_path: str | os.PathLike[str],
     valid_path: str | os.PathLike[str] | None = None,
     valid_fraction: float = 0.0,
-    separator: str = DEFAULT_SEPARATOR,
+    separator: str = END_OF_TEXT,
     text_field: str = "text",
     allow_special: bool = False,
     invalid_utf8: Literal["replace", "refuse"] = "replace",

@@ -25,7 +25,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from databuilder.dataset_builder import DEFAULT_SEPARATOR
+from config.special_tokens import END_OF_TEXT
 from transformerlm.tokenizer.parallel import map_in_order, resolve_num_workers
 
 PACKAGES = ("torch", "numpy")
@@ -33,7 +33,7 @@ MIN_CHARS = 40
 
 _SKIPPED_FOLDERS = {"test", "tests", "testing", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _FILES_PER_TASK = 64
-DOCUMENT_END = f"\n{DEFAULT_SEPARATOR}\n"
+DOCUMENT_END = f"\n{END_OF_TEXT}\n"
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -161,7 +161,7 @@ def _signature(node: Definition) -> str:
 
 def _is_worth_keeping(text: str) -> bool:
     has_surrogates = any("\ud800" <= character <= "\udfff" for character in text)
-    return len(text) >= MIN_CHARS and DEFAULT_SEPARATOR not in text and not has_surrogates
+    return len(text) >= MIN_CHARS and END_OF_TEXT not in text and not has_surrogates
 
 
 def _digest(text: str) -> bytes:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from databuilder.dataset_builder import DEFAULT_SEPARATOR
+from config.special_tokens import END_OF_TEXT
 from databuilder.docstring_corpus import DOCUMENT_END, CorpusReport
 from databuilder.story_check import StoryCheck, StorySummary, check_story, summarize
 from databuilder.story_plots import PLOTS, Beat, parse_plot, slots_of
@@ -168,7 +168,7 @@ def read_stories(path: str | os.PathLike[str]) -> list[str]:
         lines = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
         stories = [_text_of(line, f"{path}: line {number}") for number, line in lines]
     else:
-        stories = [story.strip() for story in text.split(DEFAULT_SEPARATOR) if story.strip()]
+        stories = [story.strip() for story in text.split(END_OF_TEXT) if story.strip()]
     if not any(stories):
         raise ValueError(f"{path}: expected stories, found none")
     return stories
@@ -182,7 +182,7 @@ def _text_of(line: str, where: str) -> str:
         raise ValueError(f"{where}: expected a JSON object, found {error}") from None
     for keys in (("text",), ("text.prompt", "text.output")):
         if isinstance(record, dict) and all(isinstance(record.get(key), str) for key in keys):
-            return "".join(record[key] for key in keys).split(DEFAULT_SEPARATOR)[0].strip()
+            return "".join(record[key] for key in keys).split(END_OF_TEXT)[0].strip()
     found = ", ".join(record) if isinstance(record, dict) else line[:40]
     raise ValueError(f'{where}: expected "text", or "text.prompt" and "text.output", found {found}')
 

@@ -18,6 +18,7 @@ from benchmarking.gpu.shapes import SMALL, TINY
 from benchmarking.gpu.task import Task
 from benchmarking.harness import OURS
 from benchmarking.peers.training import TrainCase, make_step
+from config.special_tokens import END_OF_TEXT
 from databuilder.dataset_builder import build_dataset
 from profiling import memory, nvtx
 from transformerlm.models.transformer import TransformerLM
@@ -26,7 +27,6 @@ from transformerlm.tokenizer import Tokenizer, train_bpe
 STEPS, CHECKPOINT, KILLED_AFTER = 30, 10, 14
 _BATCH_SIZE = 32
 _VOCAB_SIZE = 300
-_END = "<|endoftext|>"
 
 
 def run(task: Task) -> None:
@@ -63,9 +63,9 @@ def _kill_and_resume(task: Task) -> None:
 def _write_data(folder: Path) -> None:
     folder.mkdir(parents=True)
     text = folder / "text.txt"
-    sentences = (f"{a} and {b} make {a + b}.{' ' if b % 5 else _END}" for a in range(60) for b in range(60))
+    sentences = (f"{a} and {b} make {a + b}.{' ' if b % 5 else END_OF_TEXT}" for a in range(60) for b in range(60))
     text.write_text("".join(sentences), encoding="utf-8")
-    Tokenizer(*train_bpe(text, _VOCAB_SIZE, [_END]), [_END]).save(folder / "tokenizer")
+    Tokenizer(*train_bpe(text, _VOCAB_SIZE, [END_OF_TEXT]), [END_OF_TEXT]).save(folder / "tokenizer")
     build_dataset(text, tokenizer=Tokenizer.from_directory(folder / "tokenizer"), train_path=folder / "train.npy")
 
 

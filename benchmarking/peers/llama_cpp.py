@@ -7,6 +7,7 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Literal
 
+from config.special_tokens import END_OF_TEXT
 from transformerlm.interop.gguf import write_model
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
@@ -50,4 +51,4 @@ def _any_tokenizer(vocab_size: int) -> Tokenizer:
     pairs = islice(product(range(256), repeat=2), vocab_size - 257)
     merges = [(bytes([left]), bytes([right])) for left, right in pairs]
     tokens = [bytes([value]) for value in range(256)] + [left + right for left, right in merges]
-    return Tokenizer(dict(enumerate(tokens)), merges, ["<|endoftext|>"])
+    return Tokenizer(dict(enumerate(tokens)), merges, [END_OF_TEXT])

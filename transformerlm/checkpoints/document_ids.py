@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from config.special_tokens import END_OF_TEXT
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer.tokenizer import Tokenizer
 
 KEY = "document_ids"
 """Its place in `state.json`."""
-END_OF_TEXT = "<|endoftext|>"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from config.special_tokens import END_OF_TEXT
 from transformerlm.checkpoints.document_ids import DocumentIds, ids_of_data
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, safe_pieces
@@ -24,7 +25,6 @@ from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.strings import check_is_no_string, whole_characters
 from transformerlm.utils.text_files import ReadStats, expand_inputs, holds_rows, read_text
 
-DEFAULT_SEPARATOR = "<|endoftext|>"
 _PIECE_CHARS = 1 << 20
 
 Array = npt.NDArray[Any]
@@ -78,7 +78,7 @@ def draw(num: int, of: int, *, seed: int) -> Array:
 def read_documents(
     inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
-    separator: str = DEFAULT_SEPARATOR,
+    separator: str = END_OF_TEXT,
     text_field: str = "text",
     allow_special: bool = False,
     stats: ReadStats | None = None,
@@ -124,7 +124,7 @@ def encode_documents(
     texts: Sequence[str],
     tokenizer: Tokenizer,
     *,
-    separator: str = DEFAULT_SEPARATOR,
+    separator: str = END_OF_TEXT,
     document_ids: DocumentIds | None = None,
 ) -> Documents:
     """Return the ids of each text, special tokens recognised except in `PlainText`; bytes are counted from the text.
@@ -166,7 +166,7 @@ def open_token_file(path: str | Path, tokenizer: Tokenizer) -> Documents:
             f"{path}: expected ids below {tokenizer.vocab_size}, found {dataset.max_id()}; run transformerlm-make-data"
         )
     known = ids_of_data(dataset, tokenizer)
-    separator_id = tokenizer.special_token_ids.get(DEFAULT_SEPARATOR) if known is None else known.eos_token_id
+    separator_id = tokenizer.special_token_ids.get(END_OF_TEXT) if known is None else known.eos_token_id
     return _split(np.asarray(dataset.tokens), separator_id, tokenizer, path)
 
 
