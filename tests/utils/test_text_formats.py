@@ -115,6 +115,37 @@ def test_a_missing_library_is_one_line_that_says_how_to_get_it(
 
 def test_an_error_of_the_disk_is_not_called_damage(tmp_path: Path) -> None:
     """An error with a number comes from the system, and is passed on as it is."""
-    with pytest.raises(OSError, match="Input/output") as caught, text_formats.damage_named(tmp_path / "a.zst"):
+    path = tmp_path / "a.zst"
+    with (
+        pytest.raises(OSError, match="Input/output") as caught,
+        text_formats.damage_named(path, text_formats.format_of(path)),
+    ):
         raise OSError(5, "Input/output error")
     assert caught.value.errno == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "compression", "is_plain"),
+    [
+        ("a.txt", "text", None, True),
+        ("a", "text", None, True),
+        ("A.TXT.GZ", "text", "gzip", False),
+        ("a.zst", "text", "Zstandard", False),
+        ("a.jsonl", "JSON lines", None, False),
+        ("a.NDJSON.zst", "JSON lines", "Zstandard", False),
+        ("a.json.gz", "JSON lines", "gzip", False),
+        ("a.parquet", "Parquet", None, False),
+    ],
+)
+def test_a_name_says_its_format_once(name: str, layout: str, compression: str | None, is_plain: bool) -> None:
+    """Layout, compression and what follows from them are answers of one object, whatever the case of the letters."""
+    form = text_formats.format_of(Path(name))
+    assert (form.layout, form.compression, form.is_plain, form.refusal) == (layout, compression, is_plain, "")
+    assert form.holds_rows == (layout != "text")
+    assert form.packing == ("Parquet" if layout == "Parquet" else compression)
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz", "a.npy", "a.csv", "a.tsv.zst", "a.ipynb"])
+def test_a_name_that_is_not_read_says_what_to_do(name: str) -> None:
+    """The refusal has the place of the path in it."""
+    assert text_formats.format_of(Path(name)).refusal.format("PATH").count("PATH") == 1
