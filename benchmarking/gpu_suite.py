@@ -27,6 +27,7 @@ from typing import Any
 from benchmarking.gpu.parts import BESIDES, ENVIRONMENT, PACKAGES, PARTS, Part
 from benchmarking.gpu.results import NAME, Results, read
 from benchmarking.gpu_report import markdown
+from transformerlm.utils.files import write_whole
 
 REPORT, LOG = "report.md", "log.txt"
 ROOT = Path(__file__).parents[1]
@@ -144,9 +145,7 @@ class _Suite:
             text = markdown(read(self._out))
         except Exception:  # a report that cannot be made must not cost the parts that are still to come
             text = f"The report could not be made; the results are in {NAME}.\n\n```\n{traceback.format_exc()}```\n"
-        unfinished = self._out / f"{REPORT}.tmp"
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(self._out / REPORT)
+        write_whole(self._out / REPORT, text)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

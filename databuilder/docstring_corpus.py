@@ -27,6 +27,7 @@ from pathlib import Path
 
 from config.special_tokens import END_OF_TEXT
 from transformerlm.tokenizer.parallel import map_in_order, resolve_num_workers
+from transformerlm.utils.files import write_whole
 
 PACKAGES = ("torch", "numpy")
 MIN_CHARS = 40
@@ -88,9 +89,7 @@ def write_corpus(path: str | os.PathLike[str], *, max_bytes: int | None = None) 
         )
     text = "".join(f"{document}{DOCUMENT_END}" for document in documents)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_bytes(text.encode())
-    unfinished.replace(path)
+    write_whole(path, text)
     return CorpusReport(path, len(text.encode()), len(documents), time.perf_counter() - start)
 
 

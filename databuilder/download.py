@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from databuilder.hub import Hub, HubFile, RemoteFacts, TransientError, is_offline, strong_etag
-from transformerlm.utils.files import sync, write_whole
+from transformerlm.utils.files import move_into_place, write_whole
 from transformerlm.utils.json_files import read_json_object
 from transformerlm.utils.lock import try_lock
 
@@ -132,9 +132,7 @@ class Download:
             if not _is_right(self._part, facts.size, checksum):
                 part.truncate(0)
                 raise TransientError(f"{self.file.url(hub.endpoint)}: expected {checked} {checksum}, found wrong bytes")
-        sync(self._part)
-        self._part.replace(self.path)
-        sync(self.path.parent)
+        move_into_place(self._part, self.path)
         self._record.unlink(missing_ok=True)
         return DownloadReport(self.path, facts.size, checked, fetched=True)
 

@@ -244,12 +244,15 @@ def test_a_disk_that_fills_up_leaves_nothing(files, tmp_path, monkeypatch):
 def test_a_file_that_reads_back_differently_is_not_kept(files, tmp_path, monkeypatch):
     """A changed byte is found before the file gets its name."""
 
-    def damage(path):
+    write = interop._write
+
+    def write_damaged(writer, path):
+        write(writer, path)
         with path.open("r+b") as file:
             file.seek(-40, 2)
             file.write(b"\x55")
 
-    monkeypatch.setattr(interop, "sync", damage)
+    monkeypatch.setattr(interop, "_write", write_damaged)
     with pytest.raises(OSError, match="does not read back as it was written"):
         write_gguf(make_checkpoint(tmp_path, files), tmp_path / "m.gguf")
     assert not list(tmp_path.glob("m.gguf*"))

@@ -48,29 +48,18 @@ def save_checkpoint(root: Path, step: int, snapshot: Snapshot) -> Path:
         OSError: the disk is full, not writable, or does not give back what was written; nothing that looks whole is
             left behind.
     """
-    root.mkdir(parents=True, exist_ok=True)
     final = root / step_name(step)
-    temporary = root / f"{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        temporary.mkdir()
-        _write_files(temporary, step, snapshot)
-        files.sync_tree(temporary)
-        if final.exists():
-            set_aside(final)
-        temporary.rename(final)
-        for directory in (root, *root.parents[:2]):  # the run's directory may be new, too
-            files.sync(directory)
+        with files.whole_directory(final, displace=set_aside) as directory:
+            _write_files(directory, step, snapshot)
+        for parent in root.parents[:2]:  # the run's directory may be new, too
+            files.sync(parent)
     except (SafetensorError, OSError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
         older = "older checkpoints are whole; " if list_checkpoints(root) else ""
         raise OSError(
             f"{final}: cannot be written: {reason}; {older}free some space and start the same command again"
         ) from None
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     _read_back(final)
     point(root / "latest", final)
     return final

@@ -30,7 +30,7 @@ from transformerlm.models.layers import rope_factors
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.io import token_to_text
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.utils.files import check_free, sync, write_whole
+from transformerlm.utils.files import check_free, whole_file, write_whole
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -118,8 +118,7 @@ def write_model(
     gguf, hparams = _import_gguf(), model.hparams()
     architecture = _architecture_of(hparams)
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f"{out.name}.tmp")
-    writer = gguf.GGUFWriter(unfinished, architecture)
+    writer = gguf.GGUFWriter(None, architecture)
     _add_tokenizer(gguf, writer, tokenizer, document_ids or guess_ids(tokenizer))
     _add_sizes(writer, hparams | {"vocab_size": tokenizer.vocab_size}, name=out.stem)
     writer.add_file_type(gguf.LlamaFileType[_TYPES[dtype][1]])
@@ -131,15 +130,12 @@ def write_model(
         weights["rope_freqs.weight"] = rope_factors(hparams["rope_theta"], d_head, **scaling).float().numpy()
     tensors = _add_tensors(gguf, writer, weights, dtype)
     try:
-        _write(writer, unfinished)
-        if verify:
-            _read_back(gguf, unfinished, tensors)
-        unfinished.replace(out)
+        with whole_file(out) as unfinished:
+            _write(writer, unfinished)
+            if verify:
+                _read_back(gguf, unfinished, tensors)
     except OSError as error:
         raise OSError(f"{out}: cannot be written: {error.strerror or error}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
-    sync(out.absolute().parent)
     return f"verified with gguf: {len(tensors)} tensors read back equal" if verify else NOT_ASKED
 
 
@@ -254,12 +250,11 @@ def _add_tokenizer(gguf: ModuleType, writer: GGUFWriter, tokenizer: Tokenizer, d
 def _write(writer: GGUFWriter, path: Path) -> None:
     try:
         with contextlib.closing(writer):
-            writer.write_header_to_file()
+            writer.write_header_to_file(path)
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
     except OSError as error:  # of a full disk numpy says only how many items it has written
         raise OSError(error.strerror or f"{error}; is the disk full?") from None
-    sync(path)
 
 
 def _read_back(gguf: ModuleType, path: Path, tensors: Mapping[str, np.ndarray]) -> None:

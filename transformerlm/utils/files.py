@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -28,23 +28,39 @@ def sync_tree(directory: Path) -> None:
     sync(directory)
 
 
-def write_whole(path: Path, data: str | bytes) -> None:
-    """Write a file beside its place as `NAME.tmp`, flush it and move it there: no reader sees a part of it.
+def move_into_place(unfinished: Path, path: Path) -> None:
+    """Flush a finished file to the disk, give it its name, and flush the folder, which holds the name."""
+    sync(unfinished)
+    unfinished.replace(path)
+    sync(path.absolute().parent)
 
-    Raises:
-        OSError: it cannot be written; what stood there before still does.
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a name beside `path`, `NAME.tmp`, to write to; the file takes its place, flushed, when the block ends.
+
+    No reader sees a part of it. After an error, what was at `path` is still there and nothing is left of the new file.
     """
     unfinished = path.with_name(f"{path.name}.tmp")
     try:
-        unfinished.write_bytes(data.encode() if isinstance(data, str) else data)
-        sync(unfinished)
-        unfinished.replace(path)
+        yield unfinished
+        move_into_place(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: str | bytes) -> None:
+    """Write a file as `whole_file` does.
+
+    Raises:
+        OSError: it cannot be written; the error names the file.
+    """
+    try:
+        with whole_file(path) as unfinished:
+            unfinished.write_bytes(data.encode() if isinstance(data, str) else data)
     except OSError as error:
         error.filename = str(path)  # a write on a full disk does not say where
         raise
-    finally:
-        unfinished.unlink(missing_ok=True)
-    sync(path.parent)
 
 
 def forget_cached(path: Path) -> None:
@@ -102,10 +118,11 @@ def check_writable(directory: Path) -> None:
 
 
 @contextmanager
-def whole_directory(path: Path) -> Iterator[Path]:
+def whole_directory(path: Path, *, displace: Callable[[Path], object] | None = None) -> Iterator[Path]:
     """Give a directory beside `path` to fill; it takes that place, flushed, when the block ends without an error.
 
-    A directory that stands there is replaced. After an error nothing is left of the new one.
+    A directory that is already at `path` is replaced, or handed to `displace`, which moves it away. After an error
+    nothing is left of the new one.
     """
     unfinished, old = path.with_name(f"{path.name}.tmp"), path.with_name(f"{path.name}.tmp-old")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -113,7 +130,9 @@ def whole_directory(path: Path) -> Iterator[Path]:
     try:
         yield unfinished
         sync_tree(unfinished)
-        if path.exists():
+        if path.exists() and displace is not None:
+            displace(path)
+        elif path.exists():
             shutil.rmtree(old, ignore_errors=True)  # of a process that was killed
             path.rename(old)
         unfinished.rename(path)
