@@ -38,7 +38,7 @@ from databuilder.sources import (
     are_chosen,
     find_sources,
 )
-from transformerlm.token_files.dataset import sidecar_path
+from transformerlm.token_files.sidecar import sidecar_path
 from transformerlm.token_files.writer import TokenFileWriter, publish
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, resolve_num_workers
@@ -95,6 +95,8 @@ def build_dataset(
 ) -> BuildReport:
     """Encode text files into `train_path` and, where a fraction is given, `valid_path`, each an `.npy` with a sidecar.
 
+    It has more than ten parameters because each key of `transformerlm-make-data` is one of them, under the same name.
+
     Args:
         inputs: files and globs of text, JSON lines or Parquet (see `transformerlm.utils.text_files`); or a list of
             `Source`, each with a weight.
@@ -103,7 +105,7 @@ def build_dataset(
         valid_path: the token file for the validation documents; given exactly when `valid_fraction` is above 0.
         valid_fraction: which part of the documents to hold out, from 0 to below 1.
         separator: ends a document in the text, and follows each document in the token file.
-        text_field: where the text stands in a line of a `.jsonl` file.
+        text_field: the key of JSON lines, or the column of Parquet, that holds a document's text.
         allow_special: recognise special tokens, the separator too, in the rows of JSON lines and Parquet, which are
             plain text otherwise. In plain text files they always are.
         invalid_utf8: read bytes that are no UTF-8 as U+FFFD and count them, or refuse the file.

@@ -48,7 +48,6 @@ def test_dataset_is_mapped_and_knows_its_sidecar(tmp_path: Path) -> None:
     assert not tokens.tokens.flags.writeable
     assert (len(tokens), tokens.num_documents, tokens.vocab_size) == (1000, 3, 1000)
     assert tokens.tokenizer_sha256 == "ab" * 32
-    assert tokens.bytes_per_token() == 4.0
     tokens.verify()
     assert torch.equal(get_batch(tokens.tokens, **BATCH)[0], get_batch(TOKENS, **BATCH)[0])
 

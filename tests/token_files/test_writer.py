@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from transformerlm.token_files.dataset import sidecar_path
+from transformerlm.token_files.sidecar import sidecar_path
 from transformerlm.token_files.writer import TokenFileWriter, publish
 
 UINT16 = np.dtype(np.uint16)

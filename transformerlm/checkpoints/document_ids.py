@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from config.special_tokens import END_OF_TEXT
+from transformerlm.checkpoints.validation import CheckpointError, read_state
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer.tokenizer import Tokenizer
 
@@ -73,9 +74,6 @@ def ids_of_checkpoint(directory: Path, tokenizer: Tokenizer) -> DocumentIds:
 
 def recorded_ids(directory: Path) -> DocumentIds | None:
     """Return what the checkpoint says; None: nothing, as those of older versions. Raises as `ids_of_checkpoint`."""
-    # Here, because a checkpoint has a configuration, and ids by themselves need none of its libraries.
-    from transformerlm.checkpoints.validation import CheckpointError, read_state
-
     found = read_state(directory).get(KEY)
     if found is None:
         return None

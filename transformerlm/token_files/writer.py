@@ -8,7 +8,6 @@ its sidecar lies beside it: the sidecar comes last.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +18,8 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from transformerlm.token_files.dataset import FORMAT, sidecar_path
+from transformerlm.token_files.sidecar import sidecar_path, write_sidecar
 from transformerlm.utils import files
-from transformerlm.utils.json_files import values_sha256
 from transformerlm.utils.lock import try_lock
 
 BLOCK_TOKENS = 1 << 20
@@ -121,20 +119,17 @@ def publish(writers: Sequence[TokenFileWriter], facts: Sequence[Mapping[str, Any
     Old sidecars go first and new ones come last, so that at no moment a file stands beside a sidecar that is not its
     own.
     """
-    sidecars = [_sidecar(writer, fact) for writer, fact in zip(writers, facts, strict=True)]
+    finished = [
+        {"tokens": writer.tokens, "dtype": writer.dtype.name, "sha256": writer.finish(), **own}
+        for writer, own in zip(writers, facts, strict=True)
+    ]
     for writer in writers:
         sidecar_path(writer.path).unlink(missing_ok=True)
     for writer in writers:
         writer.rename()
-    for writer, sidecar in zip(writers, sidecars, strict=True):
+    for writer, known in zip(writers, finished, strict=True):
         files.sync(writer.path.parent)  # the token file's name before its sidecar's
-        files.write_whole(sidecar_path(writer.path), json.dumps(sidecar, ensure_ascii=False, indent=2) + "\n")
-
-
-def _sidecar(writer: TokenFileWriter, facts: Mapping[str, Any]) -> dict[str, Any]:
-    digest = writer.finish()
-    sidecar = {"format": FORMAT, "tokens": writer.tokens, "dtype": writer.dtype.name, "sha256": digest, **facts}
-    return {**sidecar, "sidecar_sha256": values_sha256(sidecar, kept_in="sidecar_sha256")}
+        write_sidecar(writer.path, known)
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
