@@ -23,16 +23,16 @@ class BenchTokenizerConfig(Section):
         [], description="text files or globs; none: the docstrings of the installed Python, torch and numpy"
     )
     sizes_mb: list[Annotated[float, Field(gt=0, le=10**6)]] = Field(
-        [3], description="megabytes of that text to measure on; a size that is not there is left out; none: all of it"
+        [3], description="megabytes of that text to measure on; a size larger than the text is skipped; none: all of it"
     )
     vocab_sizes: list[Annotated[int, Field(ge=257, le=2**24)]] = Field(
-        [8192], min_length=1, description="numbers of ids to train; the largest is used to encode and decode"
+        [8192], min_length=1, description="vocabulary sizes to train; the largest is used to encode and decode"
     )
     threads: list[Annotated[int, Field(ge=1, le=1024)]] = Field(
-        [1, 2], min_length=1, description="numbers of threads, ours and the peers'; decoding takes one"
+        [1, 2], min_length=1, description="numbers of threads, ours and the peers'; decoding uses one"
     )
-    separator: SpecialToken = Field(END_OF_TEXT, description="special token that stands between documents")
-    engine: Engine = Field("auto", description="our engine; auto: compiled where numba is installed")
+    separator: SpecialToken = Field(END_OF_TEXT, description="special token between documents")
+    engine: Engine = Field("auto", description="our engine; auto: compiled if numba is installed")
     tasks: list[Task] = Field(
         ["train", "train_memory", "train_tokenizer", "encode_file", "encode_documents", "decode", "make_data"],
         min_length=1,

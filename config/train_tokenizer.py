@@ -33,11 +33,11 @@ class TokenizerConfig(Section):
     )
 
     pattern: Pattern = Field(
-        "gpt2", description="how text is cut before merging: by the rules of GPT-2, GPT-4 (cl100k) or SmolLM"
+        "gpt2", description="how text is split before merging: by the rules of GPT-2, GPT-4 (cl100k) or SmolLM"
     )
     engine: Engine = Field(
         "auto",
-        description="auto: compiled (numba) for large inputs; the result is the same; smollm: reference alone",
+        description="auto: compiled (numba) for large inputs; both give the same result; smollm has only reference",
     )
 
     @model_validator(mode="after")
@@ -62,13 +62,13 @@ class TrainTokenizerConfig(TextInput):
     """Train a byte-level BPE tokenizer on text files."""
 
     output_dir: FilePath = Field(description="directory for vocab.json, merges.txt and special_tokens.json")
-    overwrite: bool = Field(False, description="replace a tokenizer that is there already")
+    overwrite: bool = Field(False, description="replace an existing tokenizer")
     workers: Workers = Field(0, description="worker processes or threads; 0: one for each core")
     memory_limit_mb: int | None = Field(
         None,
         ge=1,
         le=2**30,
-        description="MB that the distinct words may take in memory; beyond, the compiled engine goes on in temporary "
+        description="MB of memory for the distinct words; beyond it, the compiled engine continues in temporary "
         "files (in TMPDIR) and the reference refuses; none: no limit",
     )
     tokenizer: TokenizerConfig
