@@ -1,4 +1,4 @@
-"""Files that survive a power cut: flushed to the disk, and replaced in one step."""
+"""Files that survive a power cut: they are flushed to the disk and replaced in one step."""
 
 from __future__ import annotations
 
@@ -75,16 +75,16 @@ def forget_cached(path: Path) -> None:
 
 
 def check_free(path: Path, *, overwrite: bool, holds: str | None = None, beside: Sequence[str] = ()) -> None:
-    """Refuse an output that is there already, or that may be overwritten but is not what it would be replaced by.
+    """Refuse an output that exists, or that may be overwritten but is not of the kind that would replace it.
 
     Args:
         path: the output.
-        overwrite: whether one that is there may be replaced.
-        holds: for a directory, a name that only an output of the same kind has in it.
+        overwrite: whether an existing output may be replaced.
+        holds: for a directory, a name that only an output of the same kind holds.
         beside: patterns of the other names that it may hold, all of which are lost when it is replaced.
 
     Raises:
-        FileExistsError: it is there.
+        FileExistsError: the output exists.
         ValueError: it is something else, which must not be lost.
     """
     if not path.exists() and not path.is_symlink():
@@ -104,11 +104,11 @@ def check_free(path: Path, *, overwrite: bool, holds: str | None = None, beside:
 
 
 def check_writable(directory: Path) -> None:
-    """Refuse a directory that cannot be made or written to, before the work whose result goes there.
+    """Refuse a directory that cannot be created or written to, before the work whose result goes there.
 
     Raises:
-        NotADirectoryError: a file stands in its way.
-        PermissionError: it, or what it would be made in, cannot be written to.
+        NotADirectoryError: a file is in its place, or in the place of a parent.
+        PermissionError: it, or the directory to create it in, cannot be written to.
     """
     there = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
     if not there.is_dir():

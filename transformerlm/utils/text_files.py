@@ -2,13 +2,13 @@
 
 Plain text (any suffix), JSON lines (`.jsonl`, `.ndjson`, `.json`: an object a line, the text under one key), either of
 them as `.gz` or `.zst`, and `.parquet` (the text in one column) are read alike: as `TextBlock`s that say where a
-document surely ends (the end of a file, of a JSON line, or of a row). The text is the file's, character for character:
-line ends are not translated (CRLF stays), a byte order mark stays, nothing is normalised. Bytes that are not UTF-8
-become U+FFFD and are counted in `ReadStats`, or are refused. A file that is no text is refused by its first bytes, see
-`file_kinds`; in a folder that is named as an input it is left out.
+document surely ends (at the end of a file, of a JSON line, or of a row). The text is the file's, character for
+character: line ends are not translated (CRLF stays), a byte order mark stays, nothing is normalised. Invalid UTF-8
+becomes U+FFFD and is counted in `ReadStats`, or is refused. A file that is not text is refused by its first bytes (see
+`file_kinds`); in a folder that is named as an input it is skipped.
 
-Memory: one block (1 MiB) for text, also of a `.gz` that unpacks to far more; for JSON lines, the longest line (at most
-`MAX_LINE_BYTES`) and what it spells; for `.parquet` see `parquet_rows`.
+Memory: one block (1 MiB) for text, even of a `.gz` that unpacks to far more; for JSON lines, the longest line (at most
+`MAX_LINE_BYTES`) and its text; for `.parquet` see `parquet_rows`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BLOCK_BYTES = 1 << 20
 MAX_LINE_BYTES = 1 << 26
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_MAX_NAMED = 3  # of the files that a folder holds and that are no text
+_MAX_NAMED = 3  # of the files in a folder that are not text
 _REPLACE_HINT = 'invalid_utf8 = "replace" reads it as U+FFFD'
 _UTF8_BOM = b"\xef\xbb\xbf"
 
@@ -46,20 +46,20 @@ class TextBlock(NamedTuple):
 
 @dataclass
 class ReadStats:
-    """What reading has met so far; handed in by the caller and filled while the stream is consumed.
+    """What reading has found so far; the caller passes it in, and it fills up while the stream is consumed.
 
-    With `refuse_invalid` the first byte that is no UTF-8 is an error instead of being counted. The first `sample_chars`
-    characters are kept, since an input may be a pipe, which cannot be read again.
+    With `refuse_invalid` the first byte of invalid UTF-8 is an error instead of being counted. The first `sample_chars`
+    characters are kept, since an input may be a pipe, which cannot be read twice.
     """
 
     refuse_invalid: bool = False
-    disk_bytes: int = 0  # of the files as they lie on disk (compressed ones compressed)
-    invalid_utf8: int = 0  # replacement characters put in place of bytes (or lone surrogates) that are no text
+    disk_bytes: int = 0  # of the files as they are on disk (compressed ones compressed)
+    invalid_utf8: int = 0  # replacement characters in place of invalid bytes (or lone surrogates)
     sample_chars: int = 0
     sample: list[str] = field(default_factory=list)
 
     def keep(self, text: str) -> None:
-        """Add text to the sample, as far as it still wants some."""
+        """Add text to the sample until it has `sample_chars` characters."""
         self.sample.append(text[: self.sample_chars])
         self.sample_chars -= len(self.sample[-1])
 
@@ -67,12 +67,12 @@ class ReadStats:
 def expand_inputs(patterns: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
     """Turn file names, folders and globs into files, in the order given (those of one folder or glob sorted).
 
-    A name that exists is taken literally even where it holds glob characters; `**` searches folders within folders. A
-    folder stands for the text files below it, hidden ones left out; a warning counts the files that are no text.
+    A name that exists is taken literally even if it holds glob characters; `**` searches folders within folders. A
+    folder means the text files below it, except hidden ones; a warning counts the files that are not text.
 
     Raises:
         FileNotFoundError: a name or glob without a match, or a folder without a text file.
-        ValueError: no input at all, a file that is named twice, or one that is no text, by name or content.
+        ValueError: no input at all, a file that is named twice, or one that is not text, by name or content.
         PermissionError: a file that cannot be read.
     """
     names = [patterns] if isinstance(patterns, str | os.PathLike) else list(patterns)
@@ -98,7 +98,7 @@ def read_text(path: Path, *, text_field: str = "text", stats: ReadStats | None =
     """Yield the text of one file block by block; a JSON line, or a row of `.parquet`, is one block and one document.
 
     Raises:
-        ValueError: a damaged file, or a JSON line that is no object with a string under `text_field`, named as
+        ValueError: a damaged file, or a JSON line that is not an object with a string under `text_field`, named as
             `file:line`.
     """
     stats = stats if stats is not None else ReadStats()
@@ -188,7 +188,7 @@ def _below(folder: str) -> list[Path]:
 
 
 def _is_text(path: Path) -> bool:
-    """Return whether a file that a folder holds is text; one that cannot be read, or is damaged, is an error still."""
+    """Return whether a file in a folder is text; one that cannot be read, or is damaged, is still an error."""
     form = format_of(path)
     if not path.is_file() or form.refusal:
         return False
@@ -210,7 +210,7 @@ def _check_readable(path: Path, form: Format) -> None:
 
 
 def _head_of(path: Path, form: Format) -> bytes:
-    """Return a file's first bytes; nothing of a pipe, which can be read once: `read_text` looks at its beginning."""
+    """Return a file's first bytes; none of a pipe, which can be read only once: `read_text` checks its beginning."""
     if not path.is_file() or form.layout == "Parquet":
         return b""
     with path.open("rb") as raw, damage_named(path, form):
@@ -245,7 +245,7 @@ def _plain_text(path: Path, form: Format, raw: BinaryIO, stats: ReadStats) -> It
 
 
 def _count_replaced(data: bytes, text: str, stats: ReadStats, *, where: str, position: int = 0) -> None:
-    """Count the replacement characters in `text` that did not stand in `data` already, or refuse the first."""
+    """Count the replacement characters in `text` that were not in `data` already, or refuse the first."""
     number = text.count("\ufffd") - data.count("\ufffd".encode())
     stats.invalid_utf8 += number
     if number and stats.refuse_invalid:
@@ -256,7 +256,7 @@ def _count_replaced(data: bytes, text: str, stats: ReadStats, *, where: str, pos
 
 
 def no_utf8(where: str, byte: int, offset: int) -> ValueError:
-    """Return the error for a byte that is refused."""
+    """Return the error for a byte of invalid UTF-8."""
     return ValueError(f"{where}: expected UTF-8, found byte {byte:#04x} at offset {offset:,} ({_REPLACE_HINT})")
 
 

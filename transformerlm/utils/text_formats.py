@@ -25,7 +25,7 @@ _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _TABLES = (".csv", ".tsv")
 _NOT_TEXT = (".xz", ".bz2", ".zip", ".tar", ".tgz", ".arrow", ".npy", ".npz", ".safetensors", ".gguf", ".pt")
 _READ_BYTES = 1 << 20
-_BATCH_ROWS = 4  # together in memory, and each may be as long as its writer liked
+_BATCH_ROWS = 4  # together in memory, and each may be as long as its writer pleased
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,12 @@ def damage_named(path: Path, form: Format) -> Iterator[None]:
 
 
 def parquet_rows(path: Path, raw: BinaryIO, text_field: str) -> Iterator[tuple[str, bytes]]:
-    """Yield where each row stands, as `file: row N`, and the bytes of its text.
+    """Yield the place of each row, as `file: row N`, and the bytes of its text.
 
-    Memory: a page of the column as its writer has cut it, and a few rows.
+    Memory: one page of the column, as large as its writer made it, and a few rows.
 
     Raises:
-        ValueError: no such column, one that is not text, a row without text or with too much, or a damaged file.
+        ValueError: no such column, a column that is not text, a row without text or with too much, or a damaged file.
     """
     import pyarrow
     import pyarrow.parquet
