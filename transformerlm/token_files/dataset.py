@@ -15,8 +15,8 @@ class TokenDataset:
     """A token file written by transformerlm-make-data, memory-mapped, with the facts of its sidecar.
 
     `tokens` is the read-only array; `num_tokens`, `num_bytes`, `num_documents`, `vocab_size`, `tokenizer_sha256` and
-    `sha256` come from the JSON file beside it. Raises FileNotFoundError when one of the two is absent, and ValueError
-    when one is malformed or they contradict each other.
+    `sha256` come from the JSON file beside it. Raises FileNotFoundError if one of the two is missing, and ValueError
+    if one is malformed or they contradict each other.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -43,7 +43,7 @@ class TokenDataset:
         return max((int(self.tokens[start : start + _SCAN_ELEMENTS].max()) for start in starts), default=-1)
 
     def verify(self) -> None:
-        """Read the whole file and raise ValueError when its sha256 is not the sidecar's."""
+        """Read the whole file, and raise ValueError if its sha256 is not the sidecar's."""
         with self.path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != self.sha256:
