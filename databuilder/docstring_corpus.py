@@ -1,9 +1,9 @@
-"""A corpus that every install already has: the docstrings of the standard library, torch and numpy.
+"""A corpus that every installation already has: the docstrings of the standard library, torch and numpy.
 
 Files are read and parsed with `ast`, never imported or run. A document is a docstring under its name, such as
-`json.dumps(obj, skipkeys, ...)`. The same installation gives the same documents in the same order: files are taken in
-the order of a hash of their name, so that a smaller corpus is a fair sample of the larger one, and documents are then
-mixed by a hash of their text. To make the file by hand:
+`json.dumps(obj, skipkeys, ...)`. The same installation gives the same documents in the same order. Files are sorted by
+a hash of their name, so that a smaller corpus is a fair sample of a larger one; then documents are mixed by a hash of
+their text. To make the file by hand:
 
     python -m databuilder.docstring_corpus data/corpus.txt --max-bytes 6000000
 """
@@ -50,9 +50,9 @@ class CorpusReport:
 
 
 def collect_docstrings(*, max_bytes: int | None = None, num_workers: int | None = None) -> Iterator[str]:
-    """Yield documents, at most `max_bytes` of them as `write_corpus` writes them (by default all, some 10 MB).
+    """Yield documents, at most `max_bytes` of them as `write_corpus` writes them (by default all, about 10 MB).
 
-    Very short docstrings, repeated ones, and those that hold the separator are left out.
+    Very short docstrings, repeated ones, and those that hold the separator are omitted.
     """
     files = sorted(_source_files(), key=lambda named: _digest(named[0]))
     tasks = [files[start : start + _FILES_PER_TASK] for start in range(0, len(files), _FILES_PER_TASK)]
@@ -94,7 +94,7 @@ def write_corpus(path: str | os.PathLike[str], *, max_bytes: int | None = None) 
 
 
 def _source_files() -> list[tuple[str, Path]]:
-    """Return each source file with its module's name."""
+    """Return each source file with the name of its module."""
     files = _files_below(Path(sysconfig.get_paths()["stdlib"]), "")
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)  # finds a top-level package without importing it
@@ -123,13 +123,13 @@ def _documents_of(files: list[tuple[str, Path]]) -> list[tuple[str, str]]:
                 warnings.simplefilter("ignore")  # other people's invalid escapes
                 tree = ast.parse(path.read_bytes())
         except (OSError, SyntaxError, ValueError, RecursionError):
-            continue  # a template or a damaged file is no text for us
+            continue  # a template or a damaged file
         documents += [found for found in _docstrings(tree, module) if _is_worth_keeping(found[1])]
     return documents
 
 
 def _docstrings(node: ast.Module | Definition, heading: str) -> Iterator[tuple[str, str]]:
-    """Yield heading and docstring of a module or definition and of what it defines."""
+    """Yield heading and docstring of a module or definition, and of everything it defines."""
     if docstring := ast.get_docstring(node, clean=False):
         yield heading, inspect.cleandoc(docstring)
     prefix = heading.split("(")[0]
@@ -138,7 +138,7 @@ def _docstrings(node: ast.Module | Definition, heading: str) -> Iterator[tuple[s
 
 
 def _definitions(node: ast.AST) -> Iterator[Definition]:
-    """Yield the classes and functions of a body, those under `if` and `try` too."""
+    """Yield the classes and functions of a body, also those under `if` and `try`."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, Definition):
             yield child
