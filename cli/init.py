@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def init(config: InitConfig) -> None:
-    """Write the project, or nothing where a file of it is there already.
+    """Write the project, or nothing if one of its files exists already.
 
     Raises:
         FileExistsError: the project would replace a file.
@@ -77,7 +77,7 @@ def init(config: InitConfig) -> None:
 
 
 def _write(project: Path, files: dict[Path, str]) -> None:
-    """Write the files, or none of them where one cannot be written.
+    """Write the files, or none of them if one cannot be written.
 
     Raises:
         OSError: a file cannot be written.
@@ -95,11 +95,11 @@ def _write(project: Path, files: dict[Path, str]) -> None:
 
 
 def _texts(patterns: Sequence[str]) -> list[Path]:
-    """Return the files of the text; what is no text is refused before anything is written.
+    """Return the files of the text; a file that is not text is refused before anything is written.
 
     Raises:
         FileNotFoundError: a name without a file.
-        ValueError: a file that is no text, or no text in any of them.
+        ValueError: a file that is not text, or no text in any of them.
     """
     if not patterns:
         return []
@@ -112,7 +112,7 @@ def _texts(patterns: Sequence[str]) -> list[Path]:
 
 
 def project_files(name: str) -> dict[Path, str]:
-    """Return what each file of a project holds; the shipped paths are relative, so they are right in its folder."""
+    """Return the contents of each file of a project; the shipped paths are relative, so they hold in its folder."""
     files = {Path("README.md"): (SHIPPED / "project/README.md").read_text(encoding="utf-8").format(name=name)}
     files[Path(".gitignore")] = IGNORED
     for step in STEPS:
