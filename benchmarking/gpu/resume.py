@@ -1,4 +1,4 @@
-"""A run that is killed and goes on, beside one that is not; and the two profiling tools on real steps."""
+"""A run that is killed and resumed, beside one that is not; and the two profiling tools on real steps."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _VOCAB_SIZE = 300
 
 
 def run(task: Task) -> None:
-    """Train 30 steps twice, one time with a kill; then record memory."""
+    """Train 30 steps twice, once with a kill; then record memory."""
     _kill_and_resume(task)
     _memory_history(task)
 
@@ -105,7 +105,7 @@ def _memory_history(task: Task) -> None:
     if torch.device(task.device).type != "cuda":
         task.check("without CUDA no memory history is recorded", not recording and not written)
         return
-    # A snapshot is a pickle, which PyTorch's own viewer opens in a process of its own.
+    # A snapshot is a pickle, so PyTorch's viewer opens it in a process of its own.
     viewer = [sys.executable, "-m", "torch.cuda._memory_viz", "stats", str(path)]
     opens = written and subprocess.run(viewer, stdin=subprocess.DEVNULL, check=False).returncode == 0
     task.check("the memory history is written and opens", opens, f"{path.stat().st_size:,} bytes")
