@@ -26,7 +26,7 @@ FILES = [
 
 
 def make_snapshot(files: TinyFiles, changes: dict | None = None, *, steps: int = 2) -> Snapshot:
-    """Return a model after a few steps, with its optimizer and all else that a checkpoint holds."""
+    """Return a model after a few steps, with its optimizer and everything else that a checkpoint holds."""
     config = tiny_config(files, Path("runs"), changes)
     model = TransformerLM(**config.model.model_dump())
     optimizer = AdamW(parameter_groups(model, weight_decay=0.1), 1e-2)
@@ -51,7 +51,7 @@ def two_checkpoints(root: Path, files: TinyFiles) -> tuple[Path, Path]:
 
 
 def flip_bit(path: Path) -> None:
-    """Flip the lowest bit of a digit or letter in the middle of a file: a damage that text formats survive."""
+    """Flip the lowest bit of a digit or letter in the middle of a file: damage that still parses as text."""
     data = bytearray(path.read_bytes())
     binary = path.suffix == ".safetensors"
     place = next(i for i in range(len(data) // 2, len(data)) if binary or data[i : i + 1].isalnum())
@@ -65,4 +65,4 @@ def truncate(path: Path) -> None:
 
 
 class Killed(BaseException):
-    """Stands for the moment at which the process stops."""
+    """Represents the moment at which the process stops."""

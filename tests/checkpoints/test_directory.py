@@ -31,7 +31,7 @@ DAMAGES = {"flipped": flip_bit, "cut": truncate, "missing": Path.unlink}
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
 def test_damage_is_found_and_the_older_checkpoint_used(name, damage, files, tmp_path):
-    """A file that is missing, cut or has one bit flipped sets its checkpoint aside; the one before it is found."""
+    """A checkpoint with a file that is missing, cut or has one bit flipped is set aside; the one before it is found."""
     older, newer = two_checkpoints(tmp_path, files)
     DAMAGES[damage](newer / name)
     with pytest.raises(CheckpointError):
@@ -80,7 +80,7 @@ def test_another_format_is_refused_and_not_set_aside(files, tmp_path):
 
 
 def test_an_interrupted_clean_up_leaves_nothing_that_looks_whole(files, tmp_path, monkeypatch):
-    """`prune` renames before it removes: stopped half-way, the rest of a checkpoint has no checkpoint's name."""
+    """`prune` renames before it removes: stopped half-way, the rest no longer has a checkpoint's name."""
     _, newer = two_checkpoints(tmp_path, files)
 
     def remove_one_file(directory, **kwargs):
@@ -168,7 +168,7 @@ def test_resolve_passes_over_damage_with_a_warning(files, tmp_path):
 
 
 def test_resolve_says_what_it_found_instead(tmp_path):
-    """A missing directory and one without checkpoints are told apart, each in one line."""
+    """A missing directory and one without checkpoints get different errors, each in one line."""
     with pytest.raises(CheckpointError, match="no such checkpoint or run directory"):
         resolve(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="found neither"):
@@ -176,7 +176,7 @@ def test_resolve_says_what_it_found_instead(tmp_path):
 
 
 def test_moving_a_link_is_one_rename(tmp_path):
-    """`point` replaces an existing link, a dangling one too, without a moment at which there is none."""
+    """`point` replaces an existing link, even a dangling one, without a moment at which there is none."""
     first, second = empty_checkpoints(tmp_path, [1, 2])
     point(tmp_path / "latest", first)
     shutil.rmtree(first)
@@ -186,7 +186,7 @@ def test_moving_a_link_is_one_rename(tmp_path):
 
 
 def test_a_directory_in_the_place_of_a_link_gives_way(tmp_path):
-    """`point` sets aside what a copy has put where the link belongs, and leaves nothing temporary."""
+    """`point` sets aside what a copy has put in place of the link, and leaves nothing temporary."""
     (target,) = empty_checkpoints(tmp_path, [1])
     (tmp_path / "best").mkdir()
     point(tmp_path / "best", target)
@@ -197,7 +197,7 @@ def test_a_directory_in_the_place_of_a_link_gives_way(tmp_path):
 
 @pytest.mark.parametrize("own", ["whole", "damaged", "missing"])
 def test_copied_links_become_links_again(own, files, tmp_path):
-    """A copy that followed links has directories for links: one copy of each step stays, a whole one."""
+    """A copy that followed links has directories instead of links: one whole copy of each step stays."""
     for directory in two_checkpoints(tmp_path, files):
         link = tmp_path / ("best" if directory.name.endswith("1") else "latest")
         link.unlink(missing_ok=True)

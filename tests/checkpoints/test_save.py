@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, and what is loaded is what was saved."""
+"""Checkpoints are whole or do not exist, whenever a save stops."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from transformerlm.utils import files as disk
 
 
 def test_directory_is_self_contained_and_holds_no_pickle(files, tmp_path):
-    """A checkpoint holds exactly the documented files, stands alone when moved, and has no pickle or zip."""
+    """A checkpoint holds exactly the documented files, is complete when moved, and has no pickle or zip."""
     directory = save_checkpoint(tmp_path / "here", 2, make_snapshot(files)).rename(tmp_path / "elsewhere")
     names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
     assert names == sorted(FILES)
@@ -38,7 +38,7 @@ def test_directory_is_self_contained_and_holds_no_pickle(files, tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
 @pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
 def test_permissions_are_those_that_the_umask_gives(mask, files, tmp_path):
-    """Every file of a checkpoint can be read by those whom the user's umask allows, the tensors too."""
+    """Every file of a checkpoint, tensors included, can be read by those whom the user's umask allows."""
     old = os.umask(mask)
     try:
         directory = save_checkpoint(tmp_path, 2, make_snapshot(files))
@@ -67,12 +67,14 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
         *((Path, name) for name in ("write_text", "mkdir", "rename", "replace", "symlink_to", "unlink")),
     ]:
         monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
-    monkeypatch.setattr(os, "fsync", counted(lambda descriptor: None))  # the real one is slow and changes nothing here
+    monkeypatch.setattr(
+        os, "fsync", counted(lambda descriptor: None)
+    )  # the real call is slow and makes no difference here
 
 
 @pytest.mark.parametrize("cleans_up", [True, False], ids=["exception", "kill"])
 def test_a_save_stopped_at_any_operation_leaves_a_whole_checkpoint(cleans_up, files, tmp_path, monkeypatch):
-    """Whichever operation is the last one, what has a checkpoint's name is whole, and the older one is still there."""
+    """Whichever operation is the last, everything with a checkpoint's name is whole, and the older one still exists."""
     snapshot, number, finished = make_snapshot(files), 0, False
     while not finished:
         root = tmp_path / str(number)
@@ -139,7 +141,7 @@ def test_everything_is_durable_before_the_name_appears(files, tmp_path, monkeypa
 
 
 def test_a_full_disk_raises_and_leaves_nothing_behind(files, tmp_path, monkeypatch):
-    """When a write fails the error reaches the caller, the half-written directory goes, and older ones stay."""
+    """If a write fails, the error reaches the caller, the half-written directory is removed, and older ones stay."""
     snapshot = make_snapshot(files)
     older = save_checkpoint(tmp_path, 1, snapshot)
 
@@ -153,7 +155,7 @@ def test_a_full_disk_raises_and_leaves_nothing_behind(files, tmp_path, monkeypat
 
 
 def test_what_the_disk_does_not_give_back_is_not_announced(files, tmp_path, monkeypatch):
-    """A save that reads back otherwise than it was written is set aside, and the one before stays the newest."""
+    """A save that reads back differently is set aside, and the one before stays the newest."""
     snapshot = make_snapshot(files)
     older = save_checkpoint(tmp_path, 1, snapshot)
     rotten = "model.safetensors"
@@ -168,7 +170,7 @@ def test_what_the_disk_does_not_give_back_is_not_announced(files, tmp_path, monk
 
 
 def test_saving_a_step_again_sets_the_old_one_aside(files, tmp_path):
-    """A directory that has the name already is never written over."""
+    """A directory that already has the name is never overwritten."""
     first = save_checkpoint(tmp_path, 2, make_snapshot(files))
     (first / "note.txt").write_text("mine")
     again = save_checkpoint(tmp_path, 2, make_snapshot(files))

@@ -1,4 +1,4 @@
-"""What a safetensors header may say: what the library writes passes, what the file does not bear out does not."""
+"""What a safetensors header and a state may say: what we write passes, what contradicts the file does not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write(path: Path) -> None:
 
 
 def test_what_the_library_writes_is_read(tmp_path: Path) -> None:
-    """Names, dtypes and shapes are those that were saved, those of one number and of none too."""
+    """Names, dtypes and shapes are those that were saved, also of a tensor with one number or with none."""
     write(tmp_path / "w.safetensors")
     assert read_header(tmp_path / "w.safetensors") == {
         name: TensorFacts("F32", shape) for name, shape in SHAPES.items()
@@ -53,7 +53,7 @@ def test_a_file_cut_anywhere_is_refused(cut: int, tmp_path: Path) -> None:
     ],
 )
 def test_an_entry_that_lies_is_refused(changes: dict, message: str, tmp_path: Path) -> None:
-    """Each lie about one tensor is named with the tensor."""
+    """The error for a lie about a tensor names the tensor."""
     entry = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24], **changes}
     header = json.dumps({"a": entry}).encode()
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(24))
@@ -79,7 +79,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_state_is_a_checkpoint_error(name, files, tmp_path):
-    """Whatever stands in `state.json`, reading it raises CheckpointError in one line and nothing else."""
+    """Whatever is in `state.json`, reading it raises only CheckpointError, in one line."""
     directory = save_checkpoint(tmp_path, 2, make_snapshot(files))
     text = HOSTILE[name]
     if isinstance(text, str) and text.startswith("{") and name != "huge-number":  # by somebody who knows the format
@@ -94,7 +94,7 @@ def test_hostile_state_is_a_checkpoint_error(name, files, tmp_path):
 
 @pytest.mark.parametrize("key", ["tokens", "step", "optimizer", "sha256"])
 def test_a_changed_value_in_the_state_is_found(key, files, tmp_path):
-    """`state.json` is covered by a checksum of its own: a value that was edited or rotted is noticed."""
+    """`state.json` has a checksum of its own: a value that was edited or damaged is noticed."""
     directory = save_checkpoint(tmp_path, 2, make_snapshot(files))
     state = json.loads((directory / "state.json").read_text())
     state[key] = state[key] + 1 if isinstance(state[key], int) else {**state[key], "more": "00"}

@@ -12,7 +12,7 @@ from config.errors import ConfigError
 from config.io import SHIPPED, load_config
 from config.train import TrainConfig
 
-# by the name of their TOML file, as their modules
+# by the name of their TOML file, which is that of their module
 SCHEMAS = {schema.__module__.rpartition(".")[2]: schema for schema in COMMANDS.values()}
 TRAIN = SHIPPED / "train.toml"
 

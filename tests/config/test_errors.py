@@ -13,7 +13,7 @@ from tests.config.helpers import SMALL, TRAIN, errors_of, raw_errors
 
 
 def test_all_errors_at_once(tmp_path):
-    """A file with many mistakes is answered by one line for each, naming the key and the repair."""
+    """A file with many mistakes gets one line for each, which names the key and the fix."""
     text = (
         TRAIN.read_text()
         .replace("num_heads = 4", 'n_heads = 4\nnum_heads = "4"')
@@ -122,20 +122,20 @@ def test_relations_and_ranges(old, new, line, tmp_path):
 
 @pytest.mark.parametrize("key", ["lr", "n_embd", "max_iters", "block_size"])
 def test_words_of_other_projects_are_translated(key, tmp_path):
-    """A key as nanoGPT spells it is answered with our word for it."""
+    """A key as nanoGPT spells it is answered with our name for it."""
     lines = errors_of(TRAIN.read_text().replace("[training]", f"[training]\n{key} = 1"), tmp_path)
     assert len(lines) == 1
     assert "did you mean" in lines[0]
 
 
 def test_a_relation_broken_by_the_command_line_names_it(tmp_path):
-    """The file alone is right, so the error says which option it met."""
+    """The file by itself is right, so the error names the option."""
     lines = errors_of(TRAIN.read_text(), tmp_path, overrides={"model.num_heads": "3"})
     assert lines == ["train.toml with --model.num_heads: model: d_model (256) is not divisible by num_heads (3)"]
 
 
 def test_an_error_names_its_line(tmp_path):
-    """Each error has the line of its key, a missing key that of its table, whatever texts look like."""
+    """Each error has the line of its key, or of its table for a missing key, whatever strings look like."""
     text = SMALL.replace('tokenizer = "t"\n', "")
     lines = [line.split(" ")[0] + line.split(" ")[1].rstrip(":") for line in raw_errors(text, tmp_path=tmp_path)]
     assert lines == [
@@ -147,7 +147,7 @@ def test_an_error_names_its_line(tmp_path):
 
 
 def test_relations_of_two_sections_are_told_together(tmp_path):
-    """A section that is wrong in itself does not hide that two others do not fit together."""
+    """A section with an error of its own does not hide that two others contradict each other."""
     text = SMALL.partition("[logging]")[0]
     assert raw_errors(text, tmp_path=tmp_path) == [
         "a.toml:4: model: d_model (30) is not divisible by num_heads (4)",
@@ -157,7 +157,7 @@ def test_relations_of_two_sections_are_told_together(tmp_path):
 
 
 def test_a_file_for_another_command_is_named(tmp_path):
-    """One line says whose file it is, and what this command does not know of it."""
+    """One line says which command the file is for, and which of its keys this command does not know."""
     lines = raw_errors((SHIPPED / "export.toml").read_text(), tmp_path=tmp_path)
     assert len(lines) == 1
     assert lines[0].startswith("a.toml: expected a file for transformerlm-train, found one for transformerlm-export (")
@@ -184,7 +184,7 @@ def test_a_file_for_another_command_is_named(tmp_path):
     ],
 )
 def test_a_number_of_another_type_is_told_how_it_is_written(key, value, end):
-    """Where the number itself is right, the error shows it as it has to be written."""
+    """If the number itself is right, the error shows how to write it."""
     with pytest.raises(ConfigError) as caught:
         load_config(TrainConfig, TRAIN, snippets=[f"{key} = {value}"])
     (line,) = caught.value.lines

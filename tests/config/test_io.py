@@ -1,4 +1,4 @@
-"""Configuration errors: all at once, each with its key, what was expected and what was found."""
+"""TOML files, options and defaults become one configuration, and a configuration becomes TOML."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_shipped_toml_loads_and_round_trips(name, tmp_path):
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_shipped_toml_names_its_schema(name):
-    """Every shipped TOML carries the `#:schema` line by which editors check it, and that schema is the current one."""
+    """Every shipped TOML has the `#:schema` line with which editors check it, and that schema is current."""
     from config.io import dump_json_schema
 
     first = (SHIPPED / f"{name}.toml").read_text().splitlines()[0]
@@ -65,7 +65,7 @@ def test_missing_file_and_directory(tmp_path):
 
 
 def test_overrides_win_and_name_themselves(tmp_path):
-    """The command line beats the file, and an error in it names the option."""
+    """The command line overrides the file, and an error in it names the option."""
     config = load_config(
         TrainConfig, TRAIN, {"model.d_model": "512", "training.device": "cpu", "samples.prompts": ["a", "1"]}
     )
@@ -78,12 +78,12 @@ def test_overrides_win_and_name_themselves(tmp_path):
 
 
 def test_override_of_text_is_taken_as_written():
-    """A text key takes the words as they are, also when they look like a number."""
+    """A text key takes its word unchanged, even if it looks like a number."""
     assert load_config(TrainConfig, TRAIN, {"logging.run_name": "2024"}).logging.run_name == "2024"
 
 
 def test_none_unsets_an_optional_key(tmp_path):
-    """The command line can take back what the file sets, where there may be nothing."""
+    """The command line can unset an optional key that the file sets."""
     path = tmp_path / "train.toml"
     path.write_text(TRAIN.read_text().replace("[training]", '[training]\nmax_time = "90s"'))
     assert load_config(TrainConfig, path).training.max_time == "90s"
@@ -135,7 +135,7 @@ def test_of_two_files_the_later_one_counts(tmp_path):
 
 
 def test_origins_say_where_each_value_is_from(tmp_path, monkeypatch):
-    """`dump_origins` is the same configuration, with a source beside each value."""
+    """`dump_origins` writes the same configuration, with a source beside each value."""
     monkeypatch.setenv("DATA", "/data")
     (tmp_path / "a.toml").write_text(
         SMALL.partition("[schedule]")[0].replace("d_model = 30", "d_model = 32").replace("a.npy", "$DATA/a.npy")
@@ -166,7 +166,7 @@ def test_origins_hold_a_list_of_tables():
 
 @pytest.mark.parametrize("text", ["C:\\\\temp", "C:\\\\new", "D:\\Data", "C:\\users"])
 def test_a_windows_path_in_double_quotes_is_recognised(text, tmp_path):
-    """Whether TOML takes the backslash for an escape or not, the refusal says how such a path is written."""
+    """Whether or not TOML takes the backslash for an escape, the error says how to write such a path."""
     text = SMALL.replace("a.npy", text.replace("\\\\", "\\")).partition("[schedule]")[0].replace("30", "32")
     lines = raw_errors(text, tmp_path=tmp_path)
     assert len(lines) == 1
@@ -174,7 +174,7 @@ def test_a_windows_path_in_double_quotes_is_recognised(text, tmp_path):
 
 
 def test_settings_under_dotted_keys_become_tables(tmp_path):
-    """Paths are text, tables are made, and what is written is read as it was."""
+    """Paths become text, dotted keys become tables, and reading gives the same settings."""
     text = dump_settings({"runs_dir": tmp_path, "model.d_model": 8, "samples.sampling.top_p": 0.5, "model.norm": "x"})
     tables = {"model": {"d_model": 8, "norm": "x"}, "samples": {"sampling": {"top_p": 0.5}}}
     assert tomllib.loads(text) == {"runs_dir": str(tmp_path), **tables}

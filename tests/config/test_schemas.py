@@ -59,6 +59,6 @@ def test_config_room_is_light():
 
 
 def test_a_default_holds_beside_other_keys_of_its_table(tmp_path):
-    """`samples.sampling.max_new_tokens` is 64 where the file sets another key of that table, as the reference says."""
+    """`samples.sampling.max_new_tokens` is 64 if the file sets another key of that table, as the reference says."""
     config = load_config(PlanConfig, SHIPPED / "plan.toml", {"samples.sampling.temperature": "0.5"})
     assert config.samples.sampling.max_new_tokens == 64
