@@ -1,4 +1,4 @@
-"""Behaviour of downloads against a server that fails in every way: the file is whole and right, or there is none."""
+"""Downloads from a server that fails in every way: the file is whole and correct, or there is none."""
 
 from __future__ import annotations
 
