@@ -24,9 +24,10 @@ from torch.optim import Optimizer
 
 from transformerlm.checkpoints.directory import list_checkpoints, point, set_aside, step_name
 from transformerlm.checkpoints.optimizer_state import optimizer_state_to_tensors
-from transformerlm.checkpoints.validation import FORMAT, CheckpointError, file_names, file_sha256, verify
+from transformerlm.checkpoints.validation import FORMAT, CheckpointError, file_names, verify
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils import files
+from transformerlm.utils.files import file_sha256
 from transformerlm.utils.json_files import values_sha256
 
 

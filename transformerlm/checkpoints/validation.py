@@ -7,7 +7,6 @@ be a link that leads out of the checkpoint.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from transformerlm.utils.files import file_sha256
 from transformerlm.utils.json_files import parse_json_object, read_json_object, values_sha256
 
 FORMAT = 1
@@ -261,9 +261,3 @@ def as_checkpoint_error(prefix: str = "") -> Iterator[None]:
 def file_names(directory: Path) -> Iterator[str]:
     """Yield the name of each file in a checkpoint, relative to it, in order."""
     return (path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*")) if path.is_file())
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from transformerlm.token_files.array import open_token_array
 from transformerlm.token_files.sidecar import read_sidecar, sidecar_path
+from transformerlm.utils.files import file_sha256
 
 _SCAN_ELEMENTS = 2**22
 
@@ -44,9 +44,7 @@ class TokenDataset:
 
     def verify(self) -> None:
         """Read the whole file, and raise ValueError if its sha256 is not the sidecar's."""
-        with self.path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != self.sha256:
+        if (found := file_sha256(self.path)) != self.sha256:
             raise _contradiction(self.path, "sha256", self.sha256, found)
 
 
