@@ -1,8 +1,8 @@
-"""The tokenizer against other libraries: training, encoding, decoding, and what our commands add to it.
+"""The tokenizer against other libraries: training, encoding, decoding, and the overhead of our commands.
 
     python -m benchmarking.bench_tokenizer --config config/resources/bench_tokenizer.toml
 
-What is measured stands in `tokenizer_tasks.py`, who is compared in `tokenizer_trainers.py` and `tokenizer_encoders.py`.
+`tokenizer/tasks.py` says what is measured, `tokenizer/trainers.py` and `tokenizer/encoders.py` say who is compared.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def write_texts(config: BenchTokenizerConfig, folder: Path) -> list[tuple[float,
 
     Raises:
         ValueError: there is no text, or less than the smallest size.
-        FileNotFoundError: a text file that is not there.
+        FileNotFoundError: a text file that does not exist.
     """
     largest = int(max(config.sizes_mb, default=0) * 1e6)
     whole = folder / "text.txt"
@@ -100,12 +100,12 @@ def write_texts(config: BenchTokenizerConfig, folder: Path) -> list[tuple[float,
 
 
 def write_sample(path: Path, sample: Path) -> None:
-    """Write the text's beginning, on which everything runs once before it is measured."""
+    """Write the beginning of the text, on which everything runs once before it is measured."""
     _first_bytes(path, sample, SAMPLE_BYTES)
 
 
 def _blocks(config: BenchTokenizerConfig, max_bytes: int | None) -> Iterator[bytes]:
-    """Yield the text, the separator between documents; of docstrings a little more than `max_bytes`."""
+    """Yield the text with the separator between documents; of docstrings, a little more than `max_bytes`."""
     separator = f"\n{config.separator}\n".encode()
     if config.text:
         from transformerlm.utils.text_files import expand_inputs, read_text
@@ -123,7 +123,7 @@ def _blocks(config: BenchTokenizerConfig, max_bytes: int | None) -> Iterator[byt
 
 
 def _first_bytes(source: Path, target: Path, size: int) -> Path:
-    """Copy the beginning of a text; a character that would be cut in two is left out."""
+    """Copy the beginning of a text, without a character that would be cut in two."""
     with source.open("rb") as file:
         data = file.read(size + 1)
     while size < len(data) and data[size] & 0xC0 == 0x80:  # not the first byte of a character
@@ -165,14 +165,14 @@ def _measure(task: str, case: Case, size: float, report: Report) -> None:
 
 
 def _warn_of_differences(name: str, facts: dict[str, Any]) -> None:
-    """Say what must not be: other ids or text, or other merges than the reference engine's."""
+    """Report what must not happen: other ids or text, or merges that differ from the reference engine's."""
     for fact, same in facts.items():
         if same is False and (fact != "merges_equal" or name == REFERENCE):
             note(f"{name}: {fact} = false: its speed is that of another result")
 
 
 def _engine(config: BenchTokenizerConfig) -> Engine:
-    """Return the engine that is measured, so that it does not change with the size of the text."""
+    """Return the engine to measure, so that it does not change with the size of the text."""
     if config.engine == "auto":
         return "compiled" if is_installed("numba") else "reference"
     return config.engine
@@ -189,7 +189,7 @@ def _takes_part(peer: str, engine: str) -> bool:
 
 @contextmanager
 def _peer_threads(threads: int) -> Iterator[None]:
-    """Tell the peers how many threads to use; they read this before their first work in a process."""
+    """Tell the peers how many threads to use; they read this before they first compute in a process."""
     wanted = {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false"}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)

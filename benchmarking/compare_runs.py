@@ -1,9 +1,9 @@
-"""Training runs beside each other: a Markdown table on stdout and a picture of their validation losses.
+"""Training runs side by side: a Markdown table on stdout and a picture of their validation losses.
 
     python -m benchmarking.compare_runs runs/adamw-* runs/muon-* --picture docs/images/ablations.png
 
-Reads `metrics.jsonl` of each run. Runs whose names differ only in a last `-` and digits, the seed, make one row. Runs
-of different tokenizers or texts are compared in bits per byte. The picture needs the extra `plot`.
+It reads `metrics.jsonl` of each run. Runs whose names differ only in a final `-` and digits, the seed, share a row.
+Runs with different tokenizers or texts are compared in bits per byte. The picture needs the extra `plot`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from cli.terminal import note
 from config.extras import how_to_install
 
 WIDTH, HEIGHT = 9, 5
-_NUM_COLOURS = 10  # matplotlib begins again after so many
+_NUM_COLOURS = 10  # matplotlib repeats its colours after this many
 _SEED = re.compile(r"-\d+$")
 NATS, BITS = "metrics.val_loss", "metrics.val_bits_per_byte"
 _UNITS = {NATS: "nats per token", BITS: "bits per byte"}
-# What a run's losses are measured on: the keys of its line `started`, and what they are.
+# What a run's losses are measured on: the keys of its line `started`, and their meaning.
 _MEASURED_ON = {
     "tokenizer_sha256": "tokenizer",
     "valid_sha256": "validation file",
@@ -43,7 +43,7 @@ Curve = list[tuple[float, float]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the table, and draw the picture where one is asked for."""
+    """Print the table, and draw the picture if asked to."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarking.compare_runs", description="Compare the validation losses of training runs."
     )
@@ -65,9 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def choose_measure(records: Mapping[Path, Records]) -> str:
-    """Return the key of the losses that can be compared: nats per token, or bits per byte where runs differ in those.
+    """Return the key of the losses that can be compared: nats per token, or bits per byte if tokenizer or text differ.
 
-    Nats per token depend on the tokenizer. Of different texts, or different parts of one, neither says which model is
+    Nats per token depend on the tokenizer. With different texts, or different parts of one, neither says which model is
     better; the line that is printed names what differs.
     """
     facts = {run: _measured_on(lines) for run, lines in records.items()}
@@ -86,7 +86,7 @@ def choose_measure(records: Mapping[Path, Records]) -> str:
 
 
 def _measured_on(lines: Records) -> Mapping[str, Any]:
-    """Return the last line `started` where it says what is measured on; those of earlier versions do not."""
+    """Return the last line `started` if it says what losses are measured on; those of earlier versions do not."""
     started = [line for line in lines if line.get("event") == "started" and "tokenizer_sha256" in line]
     return started[-1] if started else {}
 
@@ -117,7 +117,7 @@ def _read_lines(path: Path) -> Records:
 
 
 def table(groups: Mapping[str, Sequence[Curve]]) -> str:
-    """Return a row for each group: tokens, each seed's last validation loss, their mean, and that against the first."""
+    """Return a row for each group: tokens, each seed's last validation loss, their mean, and its ratio to the first."""
     limit = _limit(groups)
     num_seeds = max(map(len, groups.values()))
     seeds = [f"run {number + 1}" for number in range(num_seeds)]
@@ -136,12 +136,12 @@ def table(groups: Mapping[str, Sequence[Curve]]) -> str:
 
 
 def _limit(groups: Mapping[str, Sequence[Curve]]) -> float:
-    """Return the last loss from which a run counts as diverged: twice the first run's."""
+    """Return the final loss above which a run counts as diverged: twice that of the first run."""
     return 2 * next(iter(groups.values()))[0][-1][1]
 
 
 def save_curves(groups: Mapping[str, Sequence[Curve]], picture: Path, *, unit: str) -> None:
-    """Draw each group in a colour of its own, each of its runs as a line; from the eleventh group on dashed."""
+    """Draw each group in a colour of its own, with a line for each run; lines are dashed from the eleventh group on."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=110, layout="constrained")
@@ -151,7 +151,7 @@ def save_curves(groups: Mapping[str, Sequence[Curve]], picture: Path, *, unit: s
         for index, curve in enumerate(curves):
             millions, losses = [tokens / 1e6 for tokens, _ in curve], [loss for _, loss in curve]
             axes.plot(millions, losses, dashes, color=colour, label="" if index else name, linewidth=1.4)
-    # The first losses, and those of runs that diverged, are far above the others and would leave these no room.
+    # The first losses, and those of runs that diverged, are far above the others, which would have no room.
     last = [curve[-1][1] for curves in groups.values() for curve in curves if curve[-1][1] <= _limit(groups)]
     axes.set(xlabel="tokens (millions)", ylabel=f"validation loss ({unit})", ylim=(min(last) - 0.05, max(last) + 0.8))
     axes.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""Run code in a new process, where its peak memory is its own, nothing is warm, and no setting is somebody else's."""
+"""Run code in a new process, with its own peak memory, no warm caches, and no settings of other code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def in_fresh_process(function: Callable[..., T], *args: Any) -> tuple[T, int | N
     """Return what `function(*args)` returns in a new process, and that process's peak memory in bytes.
 
     The peak includes the interpreter and what the function's module imports. `function` and its arguments must pickle.
-    An exception is raised here too; BrokenProcessPool when the process died, for want of memory perhaps.
+    An exception is raised here, too; BrokenProcessPool means that the process died, perhaps for lack of memory.
     """
     with _new_process() as process:
         return process.submit(_with_peak, function, args).result()
@@ -27,8 +27,8 @@ def in_fresh_process(function: Callable[..., T], *args: Any) -> tuple[T, int | N
 def object_in_fresh_process(build: Callable[..., object], *args: Any) -> Iterator[Callable[..., Any]]:
     """Build an object in a new process, where it lives until the `with` block ends.
 
-    Yields a function that takes a method's name and arguments and returns what that method does. What pickles, and
-    which errors come, is as for `in_fresh_process`.
+    Yields a function that takes a method's name and arguments and returns what that method returns. Pickling and errors
+    are as in `in_fresh_process`.
     """
     with _new_process() as process:
         process.submit(_keep, build, args).result()

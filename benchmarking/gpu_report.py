@@ -1,9 +1,9 @@
-"""Make tables of what `benchmarking.gpu_suite` found, and keep them in the docs, one section for each kind of GPU.
+"""Make tables of the results of `benchmarking.gpu_suite`, and keep them in the docs, one section for each kind of GPU.
 
     python -m benchmarking.gpu_report DIR
 
-Writes the section of DIR's GPU into docs/benchmarks.md, in the place of an older one of the same kind; `--print` writes
-to stdout instead. A folder whose run was killed is as good as another: what it had is there. Standard library only.
+It writes the section of DIR's GPU into docs/benchmarks.md, in place of an older one of the same kind; `--print` writes
+to stdout instead. The folder of a killed run will do, too: it has the results so far. Standard library only.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def device_of(lines: list[Line]) -> str:
-    """Return the name of what was measured; "unknown" where the suite ended before it had asked."""
+    """Return the name of the GPU; "unknown" if the suite ended before it had asked."""
     found = next((line for line in lines if line["kind"] == "environment"), {})
     return str(found.get("device_name", "unknown"))
 
@@ -57,7 +57,7 @@ def with_section(page: str, lines: list[Line]) -> str:
     """Return the page with these results in it; other kinds of GPU keep their sections.
 
     Raises:
-        ValueError: the page has no place for them, or they are a toy's or a CPU's.
+        ValueError: the page has no place for them, or they are from a toy or a CPU.
     """
     asked, device = _suite(lines).get("arguments", {}), device_of(lines)
     if asked.get("tiny") or asked.get("device") != "cuda" or device == "unknown":
@@ -73,7 +73,7 @@ def with_section(page: str, lines: list[Line]) -> str:
 
 
 def markdown(lines: list[Line], *, heading: str = "##") -> str:
-    """Return the report: what was measured on, how each part ended, what did not hold, and the tables."""
+    """Return the report: the machine, how each part ended, what did not hold, and the tables."""
     blocks = [_environment(lines), _ends(lines), *_promises(lines)]
     for title, rows in _tables(lines).items():
         blocks.append(f"{heading} {title}\n\n{_table(rows)}")

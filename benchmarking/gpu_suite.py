@@ -1,10 +1,10 @@
-"""Measure everything on one GPU in a few minutes, the most valuable first, so that a cut run has kept what it had.
+"""Measure everything on one GPU in a few minutes, the most valuable first, so that an interrupted run is useful, too.
 
     python -m benchmarking.gpu_suite --out DIR
 
-Runs from the source tree with the libraries that are there; it installs and downloads nothing. Each part has a process
-of its own. Its results are in `DIR/results.jsonl` the moment they are known, all that was printed in `DIR/log.txt`, and
-the tables in `DIR/report.md`. docs/gpu.md says how to read them.
+It runs from the source tree with the installed libraries; it installs and downloads nothing. Each part has a process of
+its own. Results are in `DIR/results.jsonl` as soon as they are known, everything printed is in `DIR/log.txt`, and the
+tables are in `DIR/report.md`. docs/gpu.md says how to read them.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from typing import Any
 from benchmarking.gpu.parts import BESIDES, ENVIRONMENT, PACKAGES, PARTS, Part
 from benchmarking.gpu.results import NAME, Results, read
 from benchmarking.gpu_report import markdown
+from transformerlm.utils.files import write_whole
 
 REPORT, LOG = "report.md", "log.txt"
 ROOT = Path(__file__).parents[1]
-_TINY_FACTOR = 12  # a slow and busy CPU may take that much longer for a toy than a GPU for the real thing
+_TINY_FACTOR = 12  # a slow and busy CPU may take this many times longer for a toy than a GPU for the real task
 _RESERVE = 3.0  # seconds for the report
 _LAST_WORDS = 2000
 _INTERRUPTED = "interrupted"
 
 
 def main(argv: Sequence[str] | None = None, *, parts: Sequence[Part] = PARTS, environment: Part = ENVIRONMENT) -> None:
-    """Run the suite; exit with 0 when all that was begun ended well, 1 when something failed, 2 for bad arguments."""
+    """Run the suite; exit with 0 if all parts that started ended well, 1 if something failed, 2 for bad arguments."""
     arguments = _parse(argv, parts)
     plan = [(part, _missing(part)) for part in parts if not arguments.only or part.name in arguments.only]
     if arguments.dry_run:
@@ -54,13 +55,13 @@ def main(argv: Sequence[str] | None = None, *, parts: Sequence[Part] = PARTS, en
     _say(_plan(plan, arguments.minutes))
     try:
         sys.exit(_Suite(arguments).run([(environment, _missing(environment)), *plan]))
-    except OSError as error:  # a full disk, for one: what has been written stays
+    except OSError as error:  # a full disk, for example: what has been written stays
         _say(f"--out {out}: {error}")
         sys.exit(1)
 
 
 class _Suite:
-    """Runs the parts one after the other, and keeps the report up to date."""
+    """Runs the parts one after the other and keeps the report up to date."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments, self._out = arguments, arguments.out
@@ -68,7 +69,7 @@ class _Suite:
         self._results = Results(arguments.out)
 
     def run(self, plan: list[tuple[Part, list[str]]]) -> int:
-        """Run the plan, the environment first, or up to a Ctrl-C; return the exit code."""
+        """Run the plan, the environment first, until its end or a Ctrl-C; return the exit code."""
         with tempfile.TemporaryDirectory(prefix="gpu-suite-", ignore_cleanup_errors=True) as scratch:
             for number, (part, missing) in enumerate(plan):
                 step = f"[{number}/{len(plan) - 1}] {part.name}"
@@ -113,11 +114,11 @@ class _Suite:
             return self._wait(request, limit, log)
 
     def _wait(self, request: dict[str, Any], limit: float, log: Any) -> tuple[str, str]:
-        """Return how the part ended, and the last of its traceback where that was badly."""
+        """Return how the part ended and, if it failed, the end of its traceback."""
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         if request["tiny"]:
-            environment["OMP_NUM_THREADS"] = "1"  # a toy's threads would only wait for each other
+            environment["OMP_NUM_THREADS"] = "1"  # the threads of a toy would only wait for each other
         environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(request["scratch"]) / "inductor"))
         start = log.tell()
         process = subprocess.Popen(
@@ -142,15 +143,13 @@ class _Suite:
     def _report(self) -> None:
         try:
             text = markdown(read(self._out))
-        except Exception:  # a report that cannot be made must not cost the parts that are still to come
+        except Exception:  # a report that cannot be made must not cost the remaining parts
             text = f"The report could not be made; the results are in {NAME}.\n\n```\n{traceback.format_exc()}```\n"
-        unfinished = self._out / f"{REPORT}.tmp"
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(self._out / REPORT)
+        write_whole(self._out / REPORT, text)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a part's process and all that it started."""
+    """End a part's process and everything that it started."""
     with suppress(ProcessLookupError, PermissionError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)

@@ -1,7 +1,7 @@
 """Paired measurements and their report: one JSON line a result on stdout, a table for people on stderr.
 
 Absolute times on a shared machine say little; ratios within a round say more. A round runs every candidate once, ours
-first (A B A B ...), and a peer is compared with ours round by round. Knows nothing of what is measured.
+first (A B A B ...), and a peer is compared with ours round by round. This file does not know what is measured.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Series = dict[str, dict[str, list[float]]]
 
 @dataclass(frozen=True)
 class Quantity:
-    """Something measured, its unit in the name; `higher_is_better` None: a fact that is not compared."""
+    """Something measured, with its unit in the name; `higher_is_better` None: a fact that is not compared."""
 
     name: str
     higher_is_better: bool | None = True
@@ -38,7 +38,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Summary:
-    """Median, least and greatest of some values."""
+    """Median, smallest and largest of some values."""
 
     median: float
     min: float
@@ -60,7 +60,7 @@ def clock_of(name: str, *, threads: int, device: str = "cpu") -> Clock:
     """Return the clock "wall" or "cpu".
 
     Raises:
-        ValueError: the CPU clock with several threads, whose seconds it would add up, or for a device it does not see.
+        ValueError: the CPU clock with several threads, whose seconds it would add, or for a device that it cannot see.
     """
     if name == "cpu" and (threads != 1 or device != "cpu"):
         raise ValueError(f'measure.clock = "cpu": expected one thread on the cpu, found {threads} on {device}')
@@ -70,8 +70,8 @@ def clock_of(name: str, *, threads: int, device: str = "cpu") -> Clock:
 def run_rounds(candidates: Mapping[str, Callable[[], Sample]], *, warmup: int, repeats: int) -> Series:
     """Run all candidates in turn, `warmup + repeats` times, and return the values of the counted rounds.
 
-    Garbage is collected before each run, so that no candidate pays for another one's; what was there before the first
-    round is set aside for that long.
+    Garbage is collected before each run, so that no candidate pays for another one's. Objects from before the first
+    round are excluded from collection.
 
     Raises:
         ValueError: there is nothing to run, or no round to count.
@@ -92,7 +92,7 @@ def run_rounds(candidates: Mapping[str, Callable[[], Sample]], *, warmup: int, r
 
 @contextmanager
 def old_objects_set_aside() -> Iterator[None]:
-    """Collect garbage, and keep later collections from walking over what is left, such as all imported modules."""
+    """Collect garbage, and keep later collections from walking over the rest, such as all imported modules."""
     gc.collect()
     gc.freeze()
     try:
@@ -102,14 +102,14 @@ def old_objects_set_aside() -> Iterator[None]:
 
 
 def summarise(values: list[float]) -> Summary:
-    """Return median, least and greatest value; raise ValueError when there is none or one is not finite."""
+    """Return median, smallest and largest value; raise ValueError if there is none or one is not finite."""
     if not values or not all(map(math.isfinite, values)):
         raise ValueError(f"summary: expected finite values, got {values}")
     return Summary(statistics.median(values), min(values), max(values))
 
 
 def paired_ratios(numerators: list[float], denominators: list[float]) -> list[float]:
-    """Return the ratio of each round; raise ValueError when the numbers of rounds differ."""
+    """Return the ratio of each round; raise ValueError if the numbers of rounds differ."""
     return [a / b for a, b in zip(numerators, denominators, strict=True)]
 
 
@@ -119,7 +119,7 @@ def speedups(ours: list[float], peer: list[float], quantity: Quantity) -> list[f
 
 
 class Report:
-    """Prints results as they come, and keeps a table of them.
+    """Prints results as they come and collects them in a table.
 
     Args:
         benchmark: its name, in every line.
@@ -166,7 +166,7 @@ class Report:
             self._results.append(line)
 
     def table(self) -> str:
-        """Return all results so far, aligned, for people; what is the same for all of them stands above."""
+        """Return all results so far as an aligned table for people, with what they have in common above it."""
         names = list(dict.fromkeys(name for line in self._results for name in line if name.startswith("params.")))
         varying = [name for name in names if len({line.get(name) for line in self._results}) > 1]
         heading = " ".join(_setting(self._results[0], name) for name in names if name not in varying)

@@ -1,6 +1,6 @@
-"""What this machine can do at best: the speed of a large matrix product, and of copying memory.
+"""The best that this machine can do: the speed of a large matrix product, and of copying memory.
 
-They are measured in the same rounds as the candidates, so that a busy neighbour lowers both.
+Both are measured in the same rounds as the candidates, so that a busy neighbour slows all of them.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         batch_size: sequences scored at once; the harness's "auto" is 8.
 
     Raises:
-        ValueError: there is no such checkpoint or device, or no token is known at which its documents end.
+        ValueError: there is no such checkpoint or device, or the token that ends its documents is unknown.
     """
 
     backend = "causal"
@@ -64,13 +64,13 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     @property
     def prefix_token_id(self) -> int:
-        """The id that stands in front of a text."""
+        """The id before a text."""
         assert self._predictor.document_ids.start_id is not None
         return self._predictor.document_ids.start_id
 
     @property
     def tokenizer_name(self) -> str:
-        """A name for the harness's cache of requests."""
+        """The name of the tokenizer in the harness's cache of requests."""
         return self._tokenizer.fingerprint()
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **settings: Any) -> list[int]:
@@ -98,7 +98,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return answers
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Return each context's continuation up to one of its stop texts, the likeliest one unless it is to sample."""
+        """Return each context's continuation up to one of its stop texts: the greedy one, unless asked to sample."""
         return [self._generate(context, dict(settings)) for context, settings in (one.args for one in requests)]
 
     def _generate(self, context: str, settings: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a result was measured on: processor, memory, GPU, versions. Knows no torch until it is asked about a device."""
+"""What a result was measured on: processor, memory, GPU, versions. Imports torch only for facts about a device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def describe(*, threads: int, device: str = "cpu", packages: Sequence[str] = ())
 
     Args:
         threads: CPU threads or processes that the benchmark computes with.
-        device: the torch device; a GPU is named only when it is the one measured.
+        device: the torch device; a GPU is named only if it is the one measured.
         packages: distributions whose versions matter besides Python, torch, numpy and ours.
     """
     names = dict.fromkeys(["transformerlm", "torch", "numpy", *packages])
@@ -43,7 +43,7 @@ def is_installed(module: str) -> bool:
 
 
 def installed_version(distribution: str) -> str | None:
-    """Return the version of a distribution, or None when it is not installed."""
+    """Return the version of a distribution, or None if it is not installed."""
     try:
         return version(distribution)
     except PackageNotFoundError:
@@ -51,7 +51,7 @@ def installed_version(distribution: str) -> str | None:
 
 
 def cpu_model() -> str:
-    """Return the processor's name as the operating system gives it."""
+    """Return the processor's name according to the operating system."""
     for line in _cpuinfo():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
@@ -59,7 +59,7 @@ def cpu_model() -> str:
 
 
 def cpu_features() -> list[str]:
-    """Return those of the instruction sets that matter for matrix products which the processor has (Linux only)."""
+    """Return the processor's instruction sets that matter for matrix products (Linux only)."""
     flags = next((line.partition(":")[2].split() for line in _cpuinfo() if line.startswith("flags")), [])
     return [name for name in _CPU_FEATURES if name in flags]
 

@@ -1,8 +1,8 @@
-"""A picture of the tokenizer benchmark: bars by candidate, a row for each quantity, a column for each thread count.
+"""A picture of the tokenizer benchmark: a bar for each candidate, a row a quantity, a column a thread count.
 
     python -m benchmarking.plot_tokenizer results.jsonl docs/images/tokenizer-speed.png
 
-Each candidate is shown with its largest case: most text, then most ids. Needs the extra `plot`.
+Each candidate appears with its largest case: most text, then most ids. Needs the extra `plot`.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read_panels(results: Path) -> dict[tuple[str, int], Panel]:
-    """Return each candidate's line of its largest case, by quantity and number of threads; of equal ones the last.
+    """Return the line of each candidate's largest case, by quantity and number of threads; the last of equal ones.
 
     Raises:
-        ValueError: a line that is no JSON, or no line of this benchmark.
+        ValueError: a line that is not JSON, or no line of this benchmark.
     """
     panels: dict[tuple[str, int], Panel] = {}
     for number, text in enumerate(results.read_text(encoding="utf-8").splitlines(), start=1):
@@ -75,7 +75,7 @@ def read_panels(results: Path) -> dict[tuple[str, int], Panel]:
 
 
 def save_bars(panels: Mapping[tuple[str, int], Panel], picture: Path) -> None:
-    """Draw each panel's candidates, ours on top, with their median and how many times better ours is."""
+    """Draw the candidates of each panel, ours on top, with their median and how many times better ours is."""
     from matplotlib.figure import Figure
 
     quantities = [name for name in TITLES if any(quantity == name for quantity, _ in panels)]
@@ -108,7 +108,7 @@ def _draw(axes: Any, quantity: str, panel: Panel) -> None:
 
 
 def _label(line: Line, first: Line) -> str:
-    """Return a bar's median, our speedup, and its case where that is not the title's."""
+    """Return a bar's median, our speedup, and its case if that is not the title's."""
     text = f"{line['median']:,.0f}" if line["median"] >= 10 else f"{line['median']:.1f}"
     if "speedup.median" in line:
         speedup = line["speedup.median"]

@@ -1,4 +1,4 @@
-"""What fits into the time of a quickstart: how large a model, how many steps, and how often to look at it."""
+"""What fits into the time of a quickstart: how large a model, how many steps, and how often to evaluate."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ VALIDATION_SHARE = 0.08  # of the time, for all validations together
 NUM_VALIDATIONS = 10
 NUM_SAMPLES = 6
 MIN_EVAL_TOKENS, MAX_EVAL_TOKENS = 2**10, 2**15
-# A size is worth its time where this many tokens are left for each of its parameters (docs/LOG.md).
+# A size is worth its time if this many tokens are left for each of its parameters (docs/LOG.md).
 TOKENS_PER_PARAMETER = 0.15
-# The time ends the run, and its schedule with it; the steps are somewhat more than should fit.
+# The time ends the run and its schedule; the number of steps is a little more than should fit.
 STEPS_MARGIN = 1.15
 
 
 @dataclass(frozen=True)
 class Size:
-    """A model's size, with what it costs."""
+    """A model's size and its cost."""
 
     d_model: int
     num_layers: int
@@ -28,7 +28,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured of a model whose tokens cost `flops_per_token`."""
+    """The speed measured with a model whose tokens cost `flops_per_token`."""
 
     flops_per_token: int
     seconds_per_token: float
@@ -41,7 +41,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a training run is told, so that it fills its time."""
+    """The settings of a training run that fills its time."""
 
     size: Size
     steps: int
@@ -51,10 +51,10 @@ class Budget:
 
 
 def plan_budget(seconds: float, *, speed: Speed, sizes: list[Size], tokens_per_step: int) -> Budget:
-    """Return what fits into `seconds` of training, by the speed of one size: the others' follow from their FLOPs.
+    """Return what fits into `seconds` of training, given the speed of one size; FLOPs give the speed of the others.
 
-    It is the largest of `sizes`, which ascend, that sees enough tokens, or the smallest; validations take at most
-    `VALIDATION_SHARE` of the time, and one at least is made.
+    The answer is the largest of the ascending `sizes` that sees enough tokens, or the smallest. Validations take at
+    most `VALIDATION_SHARE` of the time, and there is at least one.
     """
     size = sizes[0]
     for larger in sizes[1:]:

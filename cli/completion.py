@@ -1,6 +1,6 @@
-"""Scripts by which a shell completes our options: written once, so that no key press waits for Python.
+"""Scripts with which a shell completes our options: they are written once, so that no key press waits for Python.
 
-They know what `--key=value` is, which the words of bash hide: it takes such a word apart at the `=`.
+They understand `--key=value`, which bash splits at the `=`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import chain
 from config.keys import Key
 
 SHELLS = ("bash", "zsh", "fish")
-# Options of every command: what follows them (None: nothing), and what they do.
+# The options of every command: what follows them (None: nothing), and what they do.
 COMMON: dict[str, tuple[Sequence[str] | None, str]] = {
     "config": ((), "the command's TOML file"),
     "toml": ((), "TOML to lay over the file"),
@@ -35,7 +35,7 @@ class Option:
     name: str
     words: Sequence[str] | None
     text: str
-    is_alone: bool  # it may stand without its value
+    is_alone: bool  # it may be used without its value
 
 
 class Completed:
@@ -51,12 +51,12 @@ class Completed:
 
     @property
     def function(self) -> str:
-        """The name of its function in a script."""
+        """The name of the command's function in a script."""
         return "_" + re.sub(r"\W", "_", self.name)
 
 
 def completion_script(shell: str, commands: Sequence[Completed]) -> str:
-    """Return a shell's script for some commands; of several, also for `transformerlm` with them as its words."""
+    """Return a shell's script for some commands; for several, also for `transformerlm` with them as its words."""
     writer = {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell]
     return "\n".join(writer(commands))
 
@@ -95,7 +95,7 @@ def _bash(commands: Sequence[Completed]) -> Iterator[str]:
     for command in commands:
         after: dict[str, list[str]] = defaultdict(list)
         for option in command.options:
-            if option.words is not None:  # without words there are the names of files, by `-o default`
+            if option.words is not None:  # without words, `-o default` completes file names
                 forms = [f"--{option.name}="] if option.is_alone else [f"--{option.name}", f"--{option.name}="]
                 after[" ".join(option.words)] += forms
         cases = (f'    {"|".join(forms)}) words="{words}" ;;' for words, forms in after.items())

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def download(config: DownloadConfig) -> None:
-    """Download each file, and say of each that it is here: a line of JSON on stdout, if that is no terminal."""
+    """Download each file, and report each: as a line of JSON on stdout, unless that is a terminal."""
     from databuilder.download import RECIPES, Download
     from databuilder.hub import Hub, HubFile
     from logger import create_logger
@@ -64,7 +64,7 @@ def download(config: DownloadConfig) -> None:
 
 
 def _progress() -> Callable[[int, int], None]:
-    """Return a progress that begins with the bytes that are here already."""
+    """Return a progress callback that starts at the bytes that are already here."""
     shown: list[Progress] = []
 
     def show(done: int, total: int) -> None:

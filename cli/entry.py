@@ -1,4 +1,4 @@
-"""Where every command begins: signals are taken care of first, and only then is anything imported that takes time."""
+"""Where every command begins: it handles signals first, and only then imports anything that takes time."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from types import FrameType
 
-# What stops a training run, and its exit code. SIGUSR1 is how a batch system says that time is nearly over: nothing has
-# failed, the job is to be queued again.
+# The signals that stop a training run, and its exit codes. With SIGUSR1 a batch system says that time is nearly over:
+# nothing has failed, and the job should be queued again.
 STOP_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 0}
 _PACKAGES = ("benchmarking", "cli", "config", "databuilder", "logger", "profiling", "transformerlm")
 
 
 def run(module: str) -> None:
-    """Import a command's module and call its `main`, which ends by SystemExit; at any time a signal is one line.
+    """Import a command's module and call its `main`, which ends by SystemExit; a signal at any time prints one line.
 
-    A Python that is too old or too new is told first. A file of the user's that has the name of a package of ours, such
-    as a `config.py`, is not looked at.
+    A Python that is too old or too new is refused first. A file of the user with the name of one of our packages, such
+    as a `config.py`, is ignored.
 
-    Training takes care of all of `STOP_CODES` (Windows has no SIGUSR1), the others of Ctrl-C, unless it is ignored: so
-    a shell starts what is to run in the background.
+    Training handles all of `STOP_CODES` (Windows has no SIGUSR1), the other commands handle Ctrl-C, unless that is
+    ignored, as in what a shell starts in the background.
     """
     if not (3, 11) <= sys.version_info[:2] <= (3, 14):
         found = ".".join(map(str, sys.version_info[:2]))
@@ -48,7 +48,7 @@ def run(module: str) -> None:
 
 
 def transformerlm() -> None:
-    """Run the command that the first word names, as its own console script does; without one, say which there are."""
+    """Run the command that the first word names, as its own console script does; without a word, list the commands."""
     scripts = {name.rstrip("_").replace("_", "-"): one for name, one in globals().items() if isinstance(one, partial)}
     if len(sys.argv) > 1 and sys.argv[1] in scripts:
         scripts[sys.argv.pop(1)]()
@@ -59,13 +59,13 @@ def transformerlm() -> None:
 def _put_ours_first() -> None:
     """Move the directories that hide one of our packages to the end of the import path.
 
-    `PYTHONPATH` may name one with a `config.py`, and `python -m` begins with the working directory. Processes that the
-    command starts have the path from it.
+    `PYTHONPATH` may name one with a `config.py`, and `python -m` starts with the working directory. Processes that the
+    command starts inherit the path.
     """
     home = Path(__file__).resolve().parents[1]
     others = [entry for entry in sys.path if Path(entry).resolve() != home]
     found = {entry: [PathFinder.find_spec(name, [entry]) for name in _PACKAGES] for entry in others}
-    # What has no origin is a directory without __init__.py, which hides nothing.
+    # A module without an origin is a directory without __init__.py, which hides nothing.
     hiding = [entry for entry in others if any(spec and spec.origin for spec in found[entry])]
     sys.path[:] = [*(entry for entry in sys.path if entry not in hiding), *hiding]
 
@@ -73,8 +73,8 @@ def _put_ours_first() -> None:
 def leave(line: str, code: int) -> None:
     """End the process at once, with a line on stderr.
 
-    During an import nothing else is sure to: an exception may come up in a callback that drops it, or in a library that
-    takes it for a sign that something optional is missing.
+    During an import nothing else is certain to work: the exception may arise in a callback that drops it, or in a
+    library that takes it to mean that something optional is missing.
     """
     live_line = getattr(sys.modules.get("cli.terminal"), "LIVE", None)  # None also where it is half imported
     if live_line is not None:
@@ -87,7 +87,7 @@ def leave(line: str, code: int) -> None:
 
 
 def is_importing(frame: FrameType | None) -> bool:
-    """Whether an `import` has led to this frame."""
+    """Return whether an `import` led to this frame."""
     while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
         frame = frame.f_back
     return frame is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from config.special_tokens import END_OF_TEXT
+
 if __name__ == "__main__":  # before the imports that take time
     from cli.entry import run
 
@@ -56,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def evaluate(config: EvalConfig) -> int:
-    """Evaluate as the configuration says: a table on stderr, and a JSON line on stdout, if that is no terminal.
+    """Evaluate as the configuration says: a table on stderr, and a JSON line on stdout unless that is a terminal.
 
-    A text that Ctrl-C or `time` cuts short gives what there is by then. Returns the exit code.
+    If Ctrl-C or `time` ends the text early, the results so far are reported. Returns the exit code.
     """
     with working("starting"):
         from transformerlm.checkpoints.directory import resolve
@@ -123,9 +125,8 @@ def _separator_of(subjects: list[_Subject]) -> str:
     Raises:
         ValueError: they do not agree.
     """
-    from transformerlm.evaluation.documents import DEFAULT_SEPARATOR
 
-    found = [subject.ids.separator(subject.tokenizer) or DEFAULT_SEPARATOR for subject in subjects]
+    found = [subject.ids.separator(subject.tokenizer) or END_OF_TEXT for subject in subjects]
     if len(set(found)) > 1:
         raise ValueError(
             f"separator: expected one for both checkpoints, found {found[0]!r} and {found[1]!r}; set separator to what "
@@ -153,7 +154,7 @@ def _read(config: EvalConfig, separator: str) -> list[str]:
 
 @dataclass(frozen=True)
 class _Task:
-    """One checkpoint's scoring, the number of documents of the whole text, and what the record says of both."""
+    """One checkpoint's scoring, the number of documents in the whole text, and what the record says about both."""
 
     scoring: Scoring
     num_documents: int
@@ -192,7 +193,7 @@ def _drawn(config: EvalConfig, num_documents: int) -> Array:
 
 
 def _score(config: EvalConfig, scorings: list[Scoring]) -> str | None:
-    """Go through the text with each checkpoint, side by side, and return what ended it early, if anything did."""
+    """Read the text with all checkpoints side by side, and return what ended it early, if anything did."""
     limit = duration_seconds(config.time) if config.time else None
     progress = Progress(sum(scoring.num_tokens[1] for scoring in scorings), unit="token", limit=limit)
     began = shown = time.monotonic()

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def export(config: ExportConfig) -> None:
-    """Write the output in the format that the configuration names, and say what was checked of it."""
+    """Write the output in the format that the configuration names, and say how it was checked."""
     with working("exporting"):
         verified = _WRITERS[config.format](config)
     note(f"{config.output}: written; {verified}")
@@ -69,7 +69,7 @@ def _export_hf(config: ExportConfig) -> str:
 
 
 def _card_notes(config: ExportConfig, checkpoint: Path, directory: Path) -> CardNotes:
-    """Return what the card says besides facts: of a model that was trained here, also a sample and its loss curve."""
+    """Return what the card says besides facts: for a model that was trained here, also a sample and the loss curve."""
     from cli.loss_curve import save_loss_curve
     from transformerlm.checkpoints.validation import read_state
     from transformerlm.interop.model_card import CardNotes
@@ -78,7 +78,7 @@ def _card_notes(config: ExportConfig, checkpoint: Path, directory: Path) -> Card
     if "imported_from" in read_state(checkpoint):
         return notes
     notes = _with_sample(notes, checkpoint)
-    with suppress(OSError, ValueError):  # a checkpoint may be alone, without the run's losses
+    with suppress(OSError, ValueError):  # a checkpoint may have been copied without the run's losses
         picture = save_loss_curve(checkpoint.parents[1] / "metrics.jsonl", directory / "loss.png")
         notes = replace(notes, picture=picture.name)
     return notes
@@ -110,7 +110,7 @@ def _export_gguf(config: ExportConfig) -> str:
 
 
 def _say_how_to_open(config: ExportConfig) -> None:
-    """Write the commands that come next; the Modelfile lies beside the file."""
+    """Write the commands that come next; the Modelfile is beside the file."""
     from transformerlm.interop.gguf import modelfile_path
 
     path = str(modelfile_path(config.output))

@@ -1,4 +1,4 @@
-"""Commands to type next, as lines that run when they are pasted."""
+"""Commands to type next, as lines that can be pasted."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from pathlib import Path
 def command_line(verb: str, *arguments: object) -> str:
     """Return the line that runs `transformerlm-VERB` from where this process was started, quoted for a shell.
 
-    `uv run` goes before it where uv started this process. A command that is not on the PATH, as in an environment that
-    is not activated, is named by its path.
+    It begins with `uv run` if uv started this process. A command that is not on the PATH, as in an environment that is
+    not activated, is named by its path.
     """
     name = f"transformerlm-{verb}"
     return shlex.join([*_program(name), *map(str, arguments)])
 
 
 def from_here(path: Path) -> str:
-    """Return an absolute path as it is typed: relative to the working directory where it is below that."""
+    """Return an absolute path as people type it: relative to the working directory if it is below that."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def hint_lines(hints: Iterable[tuple[str, str]]) -> list[str]:
-    """Return pairs of an explanation and a command as lines of a shell: the explanation is a comment above."""
+    """Return pairs of explanation and command as shell lines: the explanation is a comment above the command."""
     return [line for words, command in hints for line in (f"# {words}", command)]
 
 
 def hints_are_wanted() -> bool:
-    """Whether to propose commands: not where TRANSFORMERLM_HINTS=0 says so, as a command does that runs others."""
+    """Return whether to propose commands: not with TRANSFORMERLM_HINTS=0, which a command sets when it runs others."""
     return os.environ.get("TRANSFORMERLM_HINTS") != "0"
 
 

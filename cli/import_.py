@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def import_(config: ImportConfig) -> None:
-    """Write the output, and say what was checked of it."""
+    """Write the output, and say how it was checked."""
     with working("importing"):
         verified = _read(config)
     note(f"{config.output}: written; {verified}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from config.special_tokens import END_OF_TEXT
+
 if __name__ == "__main__":  # before the imports that take time
     from cli.entry import run
 
@@ -20,7 +22,6 @@ from config.init import InitConfig
 from config.io import SHIPPED
 
 STEPS = ("train_tokenizer", "make_data", "train", "infer", "eval", "export")
-SEPARATOR = "<|endoftext|>"  # that of the shipped make_data.toml
 # What --help shows.
 SHORT = ("dir", "text")
 EXAMPLES = (
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def init(config: InitConfig) -> None:
-    """Write the project, or nothing where a file of it is there already.
+    """Write the project, or nothing if one of its files exists already.
 
     Raises:
         FileExistsError: the project would replace a file.
@@ -64,7 +65,7 @@ def init(config: InitConfig) -> None:
     if texts:
         from databuilder.plain_text import write_documents
 
-        number = write_documents(texts, config.dir / corpus, separator=SEPARATOR)
+        number = write_documents(texts, config.dir / corpus, separator=END_OF_TEXT)
         note(f"{config.dir / corpus}: the text, cut into {number:,} documents")
     with chdir(config.dir):
         command = command_line("train-tokenizer", "--config", "train_tokenizer.toml")
@@ -76,7 +77,7 @@ def init(config: InitConfig) -> None:
 
 
 def _write(project: Path, files: dict[Path, str]) -> None:
-    """Write the files, or none of them where one cannot be written.
+    """Write the files, or none of them if one cannot be written.
 
     Raises:
         OSError: a file cannot be written.
@@ -94,11 +95,11 @@ def _write(project: Path, files: dict[Path, str]) -> None:
 
 
 def _texts(patterns: Sequence[str]) -> list[Path]:
-    """Return the files of the text; what is no text is refused before anything is written.
+    """Return the files of the text; a file that is not text is refused before anything is written.
 
     Raises:
         FileNotFoundError: a name without a file.
-        ValueError: a file that is no text, or no text in any of them.
+        ValueError: a file that is not text, or no text in any of them.
     """
     if not patterns:
         return []
@@ -111,7 +112,7 @@ def _texts(patterns: Sequence[str]) -> list[Path]:
 
 
 def project_files(name: str) -> dict[Path, str]:
-    """Return what each file of a project holds; the shipped paths are relative, so they are right in its folder."""
+    """Return the contents of each file of a project; the shipped paths are relative, so they hold in its folder."""
     files = {Path("README.md"): (SHIPPED / "project/README.md").read_text(encoding="utf-8").format(name=name)}
     files[Path(".gitignore")] = IGNORED
     for step in STEPS:

@@ -1,4 +1,4 @@
-"""The loss curve of a run as a picture: a PNG where matplotlib is installed, else an SVG written here."""
+"""The loss curve of a run as a picture: a PNG if matplotlib is installed, else an SVG written here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Points = list[tuple[float, float]]
 
 
 def save_loss_curve(metrics_path: Path, picture: Path) -> Path:
-    """Draw the losses in a `metrics.jsonl` over the steps; return the picture's path, with the suffix it has got.
+    """Draw the losses in a `metrics.jsonl` over the steps; return the picture's path, with its final suffix.
 
     A path that ends in `.svg` needs no matplotlib and takes no time.
 
@@ -43,7 +43,7 @@ def read_losses(metrics_path: Path) -> tuple[Points, Points]:
 
 
 def _thinned(points: Points) -> Points:
-    """Return about `WIDTH` of the points at most, the last among them: more are not seen."""
+    """Return at most about `WIDTH` of the points, including the last: nobody can see more."""
     return points[:: -max(1, round(len(points) / WIDTH))][::-1]
 
 

@@ -92,7 +92,7 @@ def _one_for_each_input(config: MakeDataConfig) -> list[Build]:
 
     Raises:
         ValueError: two inputs would have the same token file, or `build_dataset` would refuse an output.
-        FileExistsError: an output is there already.
+        FileExistsError: an output exists already.
     """
     from databuilder.dataset_builder import check_outputs
     from transformerlm.utils.text_files import expand_inputs
@@ -111,10 +111,10 @@ def _one_for_each_input(config: MakeDataConfig) -> list[Build]:
 
 
 def _tell(report: BuildReport, logger: Logger, *, with_sources: bool) -> None:
-    """Tell the person at the terminal and the log what came out."""
+    """Report the results to the person at the terminal and to the log."""
     if report.invalid_utf8:
         note(f"the text is not all UTF-8: U+FFFD was read {report.invalid_utf8:,} times in place of other bytes")
-    if report.empty_documents > len(report.train.sources):  # the line end behind a file's last separator is none
+    if report.empty_documents > len(report.train.sources):  # the line end after a file's last separator is not one
         note(f"documents of white space alone, left out: {report.empty_documents:,}")
     for split in filter(None, (report.train, report.valid)):
         size = f"{split.bytes / 1e6:,.1f} MB of text"

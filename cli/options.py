@@ -1,4 +1,4 @@
-"""The command line of a command: an option for each key of its schema, and words that say what to write instead."""
+"""The command line of a command: an option for each key of its schema, and errors that say what to write instead."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 
 from cli.completion import COMMON, SHELLS
 from cli.hints import command_line, hint_lines
-from config.io import SHIPPED, ConfigError
+from config.errors import ConfigError
+from config.io import SHIPPED
 from config.keys import Key
 from config.shipped import shipped_files
 from config.suggest import hint, nearest
@@ -48,7 +49,7 @@ class Guide:
 def build_parser(keys: Sequence[Key], guide: Guide) -> argparse.ArgumentParser:
     """Return the parser of a command: an option for each key, and those that all commands have.
 
-    What it refuses it raises as a ConfigError.
+    It raises a ConfigError for what it refuses.
     """
     parser = _new_parser(guide)
     parser.short_help = lambda: short_help(keys, guide)
@@ -64,7 +65,7 @@ def build_parser(keys: Sequence[Key], guide: Guide) -> argparse.ArgumentParser:
 
 
 def short_help(keys: Sequence[Key], guide: Guide) -> str:
-    """Return the help of a command with the keys that one needs most, examples, and where there is more."""
+    """Return the short help of a command: the keys that people need most, examples, and where to find more."""
     if not guide.short:
         return build_parser(keys, guide).format_help()
     parser = _new_parser(guide)
@@ -117,7 +118,7 @@ class _ShortHelp(argparse.Action):
 
 
 def _add_common(parser: argparse.ArgumentParser, guide: Guide, *, brief: bool = False) -> None:
-    """Add the options that all commands have; a brief help shows those that a beginner needs."""
+    """Add the options that all commands have; the brief help shows those that a beginner needs."""
     more = {name: argparse.SUPPRESS if brief else text for name, (_, text) in COMMON.items()}
     usual = f" (default: the shipped {guide.default_config})" if guide.default_config else ""
     if guide.first_word:
@@ -155,9 +156,9 @@ def _add_common(parser: argparse.ArgumentParser, guide: Guide, *, brief: bool = 
 
 def _add_key(group: argparse._ArgumentGroup, key: Key, *, brief: bool = False) -> None:
     default = "required" if key.default is None else f"default: {key.default}"
-    takes = "" if brief and not key.choices else f"{key.takes}; "  # what can be listed tells more than a type
+    takes = "" if brief and not key.choices else f"{key.takes}; "  # a list of choices says more than a type
     text = f"{key.description} ({takes}{default})".replace("%", "%%")
-    if key.in_list:  # no option, but something to read
+    if key.in_list:  # not an option, but worth reading
         group.description = f"{group.description or ''} {key.name.rpartition('.')[2]}: {text}."
     elif key.is_list:
         group.add_argument(f"--{key.name}", nargs="+", action="extend", metavar="VALUE", help=text)
@@ -176,7 +177,7 @@ def package_version() -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser that tells all unknown words at once, each with what was meant most likely."""
+    """An argument parser that reports all unknown words at once, each with what was most likely meant."""
 
     short_help: Callable[[], str]
 
@@ -184,7 +185,7 @@ class _Parser(argparse.ArgumentParser):
         """Return the options of a command line.
 
         Raises:
-            ConfigError: a word is no option, or an option lacks its value.
+            ConfigError: a word is not an option, or an option lacks its value.
         """
         self._words = list(sys.argv[1:] if args is None else args)
         options, rest = self.parse_known_args(self._words, namespace)
@@ -193,7 +194,7 @@ class _Parser(argparse.ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
-        """Refuse the command line for a reason of argparse's; a value that looks like an option is told so."""
+        """Refuse the command line for argparse's reason; for a value that looks like an option, say how to write it."""
         option = re.search(r"argument (--[\w.-]+): expected", message)
         if option and option[1] in self._words[:-1]:
             value = self._words[self._words.index(option[1]) + 1]
@@ -220,7 +221,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _without_values(words: Sequence[str]) -> Iterator[str]:
-    """Yield what is unknown, without the word that follows an unknown option: it is its value."""
+    """Yield the unknown words, without the word after an unknown option, which is its value."""
     before = ""
     for word in words:
         is_value = before.startswith("--") and "=" not in before and not word.startswith("-")

@@ -1,4 +1,4 @@
-"""`transformerlm` without a command: which there are, in the order in which one needs them."""
+"""`transformerlm` without a command: the list of commands, in the order in which one needs them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cli.completion import SHELLS, Completed, completion_script
 from cli.options import package_version
 from cli.utils import exit_after
 from config.commands import COMMANDS
-from config.io import ConfigError
+from config.errors import ConfigError
 from config.keys import iter_keys
 from config.suggest import closest
 
@@ -22,15 +22,15 @@ VERBS = {name.removeprefix(PREFIX): schema for name, schema in COMMANDS.items() 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the console script, where its first word is no command."""
+    """Run the console script if its first word is not a command."""
     exit_after(partial(answer, sys.argv[1:] if argv is None else argv))
 
 
 def answer(words: Sequence[str]) -> None:
-    """Print what a command line asks for that begins with no command.
+    """Print what a command line without a command asks for.
 
     Raises:
-        ConfigError: it asks for nothing that there is.
+        ConfigError: it asks for something that does not exist.
     """
     word, _, value = " ".join(words[:2]).replace("=", " ").partition(" ")
     if word in ("", "-h", "--help", "--help-all", "help"):

@@ -1,9 +1,11 @@
-"""`transformerlm-quickstart`: the commands in order, with shipped TOMLs, on stories of our own making or on your text.
+"""`transformerlm-quickstart`: the commands in order, with shipped TOMLs, on stories from our grammar or on your text.
 
-Nothing here trains or generates: each stage is the command a user would type, which is shown before it runs.
+Nothing here trains or generates: each stage is a command that a user would type, and it is shown before it runs.
 """
 
 from __future__ import annotations
+
+from config.special_tokens import END_OF_TEXT
 
 if __name__ == "__main__":  # before the imports that take time
     from cli.entry import run
@@ -37,20 +39,19 @@ EXAMPLES = (
     ("stories, in three minutes", ""),
     ("your own text, files or folders, for longer", "--text README.md docs --time 10m"),
 )
-SEPARATOR = "<|endoftext|>"
 CORPUS_BYTES = 6_000_000
 MIN_DOCUMENTS = 20
 MIN_TEXT_BYTES = 20_000
-MAX_FILES = 1_000  # named one by one in a TOML
+MAX_FILES = 1_000  # listed one by one in a TOML
 CALIBRATION_STEPS = 6
-# d_model, num_layers, num_heads, from the smallest; one is timed.
+# d_model, num_layers, num_heads, in ascending order; one is timed.
 SIZES = ((96, 3, 4), (128, 3, 4), (192, 3, 4), (256, 3, 4), (256, 4, 4), (384, 6, 6), (512, 8, 8), (768, 12, 12))
 TIMED = 3
 BATCH_SIZE = 4
 RUN_NAME = "run"
 DOCSTRING_PROMPTS = ["Return the", "Create a new", "Raise"]
-CONTEXT_LENGTH = 512  # of two or three stories, so that most windows see how one begins
-STORY_TOKENS, STORY_TEMPERATURE = 300, 0.6  # a grammar leaves less to choose than people's text
+CONTEXT_LENGTH = 512  # two or three stories, so that most windows see how one begins
+STORY_TOKENS, STORY_TEMPERATURE = 300, 0.6  # a grammar leaves fewer choices than text by people
 TEXT_TOKENS, TEXT_TEMPERATURE = 160, 0.8
 NUM_STORIES = 20  # generated at the end, to be checked by the grammar
 NUM_SHOWN = 3
@@ -95,11 +96,11 @@ def quickstart(config: QuickstartConfig) -> int:
 
 
 def _text_files(patterns: list[str]) -> list[str]:
-    """Return the user's files, which are refused before anything is written.
+    """Return the user's files; unsuitable ones are refused before anything is written.
 
     Raises:
         FileNotFoundError: a name without a file.
-        ValueError: too little text to train on, a file that is no text, or a pipe, which can be read once.
+        ValueError: too little text to train on, a file that is not text, or a pipe, which can be read only once.
     """
     from transformerlm.utils.text_files import expand_inputs, total_bytes
 
@@ -116,7 +117,7 @@ def _text_files(patterns: list[str]) -> list[str]:
 
 
 def _free_directory(wanted: Path) -> Path:
-    """Return `wanted`, or the first of wanted-2, wanted-3, ... that is not there yet."""
+    """Return `wanted`, or the first of wanted-2, wanted-3, ... that does not exist yet."""
     number, free = 1, wanted
     while free.exists():
         number += 1
@@ -126,7 +127,7 @@ def _free_directory(wanted: Path) -> Path:
 
 @contextmanager
 def _directory(home: Path) -> Iterator[None]:
-    """Make a directory, and remove it, with the parents made for it, where it stays empty or the text is refused."""
+    """Make a directory; if it stays empty or the text is refused, remove it with the parents made for it."""
     made = [path for path in (home, *home.parents) if not path.exists()]
     home.mkdir(parents=True)
     try:
@@ -161,16 +162,16 @@ def _prepare_text(config: QuickstartConfig, files: list[str], home: Path) -> lis
 
 
 def _documents(files: list[str], corpus: Path) -> list[str]:
-    """Return the user's files, or `corpus` with their text cut into documents: a validation split needs some."""
+    """Return the user's files, or `corpus` with their text cut into documents, which a validation split needs."""
     from databuilder.plain_text import write_documents
     from transformerlm.utils.text_files import read_text
 
     paths = [Path(file) for file in files]
     blocks = (block for path in paths for block in read_text(path))
-    ends = sum(block.text.count(SEPARATOR) + block.ends_document for block in blocks)
+    ends = sum(block.text.count(END_OF_TEXT) + block.ends_document for block in blocks)
     if ends >= MIN_DOCUMENTS and len(files) <= MAX_FILES:
         return files
-    number = write_documents(paths, corpus, separator=SEPARATOR)
+    number = write_documents(paths, corpus, separator=END_OF_TEXT)
     note(f"{corpus}: the text, cut at blank lines into {number:,} documents")
     return [str(corpus)]
 
@@ -216,7 +217,7 @@ def _plan(config: QuickstartConfig, home: Path, shared: dict[str, Any]) -> Budge
 
 
 def _shared(config: QuickstartConfig, home: Path) -> dict[str, Any]:
-    """Return the settings of all commands that build the model; a short text gets a shorter context."""
+    """Return the settings for all commands that build the model; short text gets a shorter context."""
     num_train, num_valid = (_read_json(home / f"{split}.json")["tokens"] for split in ("train", "valid"))
     longest = min(num_train // 50, num_valid // 2)
     return {
@@ -250,7 +251,7 @@ def _costs(d_model: int, num_layers: int, num_heads: int, *, shared: dict[str, A
 
 
 def _train(config: QuickstartConfig, home: Path, shared: dict[str, Any], budget: Budget) -> None:
-    """Train until the time is over, which is also where the learning rate has come down."""
+    """Train until the time is over, when the learning rate has decayed, too."""
     settings = {
         "runs_dir": home,
         **shared,
@@ -287,7 +288,7 @@ def _prompts(config: QuickstartConfig) -> list[str]:
 
 
 def _generate(config: QuickstartConfig, home: Path) -> list[dict[str, Any]]:
-    """Return the samples of the trained model, as the infer command writes them."""
+    """Return the trained model's samples, as the infer command writes them."""
     prompts, tells_stories = _prompts(config), _tells_stories(config)
     number = NUM_STORIES if _is_checked(config) else -(-NUM_SHOWN // len(prompts))
     settings = {
@@ -314,7 +315,7 @@ def _is_checked(config: QuickstartConfig) -> bool:
 
 
 def _show(config: QuickstartConfig, samples: list[dict[str, Any]]) -> None:
-    """Print some of the texts, and how many of them the grammar accepts."""
+    """Print some of the texts, and how many texts the grammar accepts."""
     texts = [sample["text.prompt"] + sample["text.output"] for sample in samples]
     print(("\n" + "-" * 72 + "\n").join(text.rstrip() for text in texts[:NUM_SHOWN]), flush=True)
     if _is_checked(config):
@@ -354,7 +355,7 @@ def _export(run: Path, output: Path) -> str:
 def _run(home: Path, verb: str, settings: dict[str, Any], *, config: str = "", quiet: bool = False) -> str:
     """Run `transformerlm-<verb>` with its shipped TOML, or another one, and a TOML of `settings`; return its stdout.
 
-    The settings have dotted keys. What a `quiet` one says on stderr is shown only where it fails.
+    The settings have dotted keys. What a `quiet` command says on stderr is shown only if it fails.
 
     Raises:
         subprocess.CalledProcessError: it ended with another exit code than 0.
@@ -364,7 +365,7 @@ def _run(home: Path, verb: str, settings: dict[str, Any], *, config: str = "", q
     line = f"transformerlm-{verb} {shlex.join(words)}"
     (home / f"{name}.toml").write_text(f"# {line}\n\n{dump_settings(settings)}", encoding="utf-8")
     note(f"\n$ {line}")
-    # -P: a folder called `config` in the working directory is not ours.
+    # -P: do not import a folder called `config` from the working directory.
     command = [sys.executable, "-P", "-m", f"cli.{name}", *words]
     code, out, err = _wait_for(command, quiet=quiet)
     if code:
@@ -375,10 +376,10 @@ def _run(home: Path, verb: str, settings: dict[str, Any], *, config: str = "", q
 
 
 def _wait_for(command: list[str], *, quiet: bool) -> tuple[int, str, str]:
-    """Run a command; return its exit code, its stdout and, of a quiet one, its stderr.
+    """Run a command; return its exit code, its stdout and, if quiet, its stderr.
 
-    Ctrl-C reaches the command as well, which may want to save what it has; other requests to end are passed on to it.
-    How it ended says the rest.
+    Ctrl-C reaches the command, too, which may want to save what it has; other requests to end are passed on to it. Its
+    exit code says how it ended.
     """
     environment = {**os.environ, "TRANSFORMERLM_HINTS": "0"}  # ours come at the end
     pipe = subprocess.PIPE
@@ -395,5 +396,5 @@ def _wait_for(command: list[str], *, quiet: bool) -> tuple[int, str, str]:
 
 
 def _shipped(name: str) -> str:
-    """Return the path of a shipped TOML, relative to the working directory where that is shorter."""
+    """Return the path of a shipped TOML, relative to the working directory if that is shorter."""
     return from_here(SHIPPED / f"{name}.toml")

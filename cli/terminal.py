@@ -1,7 +1,7 @@
 """What a command says to people: whole lines on stderr and, on a terminal, one live line below them.
 
-The live line is drawn anew each time it changes, and once a second while nothing else happens, so that one sees that
-the command is alive. Where stderr is no terminal there is no live line, and whole lines are all that is written.
+The live line is redrawn whenever it changes, and once a second while nothing else happens, which shows that the command
+is alive. If stderr is not a terminal, there is no live line, and only whole lines are written.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _IDLE_SECONDS = 0.9
 
 
 class LiveLine:
-    """The last line of a terminal, which others push up; `words` says at any time what stands in it."""
+    """The last line of a terminal, below all others; `words` returns its current text at any time."""
 
     def __init__(self) -> None:
         self.words: Callable[[], str] | None = None
@@ -36,7 +36,7 @@ class LiveLine:
         self._ticker: threading.Thread | None = None
 
     def show(self, words: Callable[[], str] | None) -> None:
-        """Show what `words` returns from now on, or nothing; several times a second at most."""
+        """Show what `words` returns from now on, or nothing; at most several times a second."""
         with self._lock:
             self.words = words
             if words is None:
@@ -48,14 +48,14 @@ class LiveLine:
                 self._ticker.start()
 
     def write_above(self, text: str) -> None:
-        """Write whole lines where the live line was, and the live line below them."""
+        """Write whole lines in place of the live line, and the live line below them."""
         with self._lock:
             self._write(text)
             if self.words is not None:
                 self._draw()
 
     def _tick(self) -> None:
-        """Draw the line once a second, also while nothing changes; the body of a thread."""
+        """Draw the line once a second, even while nothing changes; the body of a thread."""
         while True:
             time.sleep(_TICK_SECONDS)
             with self._lock:
@@ -71,7 +71,7 @@ class LiveLine:
         self._is_drawn, self._drawn_at = True, time.monotonic()
 
     def _write(self, text: str) -> None:
-        # A terminal that has gone does not stop the work, nor does a signal that comes while a line is written.
+        # A closed terminal does not stop the work, nor does a signal that arrives while a line is written.
         with suppress(OSError, RuntimeError):
             sys.stderr.write((_ERASE if self._is_drawn else "") + text)
             sys.stderr.flush()
@@ -82,7 +82,7 @@ LIVE = LiveLine()
 
 
 def _columns() -> int:
-    """Return the width of stderr's terminal; stdout may be another one, or none."""
+    """Return the width of stderr's terminal; stdout may be another terminal, or not a terminal."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns or WIDTH
     except (OSError, ValueError):
@@ -90,12 +90,12 @@ def _columns() -> int:
 
 
 def is_live() -> bool:
-    """Whether stderr is a terminal that can show a live line, and this process the one of torchrun's that shows it."""
+    """Return whether stderr is a terminal that can show a live line, and this process of torchrun's shows it."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and os.environ.get("RANK", "0") == "0"
 
 
 def note(line: str) -> None:
-    """Say something to the person at the terminal, on stderr; a terminal that has gone does not stop the work."""
+    """Say something to the person at the terminal, on stderr; a closed terminal does not stop the work."""
     LIVE.write_above(f"{line}\n")
 
 
@@ -109,7 +109,7 @@ def print_record(record: Mapping[str, Any]) -> None:
 
 @contextmanager
 def working(words: str) -> Iterator[None]:
-    """Return a context in which the live line says what takes time, and for how long it has: "starting  0:04"."""
+    """Return a context in which the live line says what takes time, and how much so far: "starting  0:04"."""
     before, began = LIVE.words, time.monotonic()
     if is_live():
         LIVE.show(lambda: f"{words}  {clock(time.monotonic() - began)}")
@@ -121,7 +121,7 @@ def working(words: str) -> Iterator[None]:
 
 
 def framed(title: str, text: str) -> str:
-    """Return a text below a rule with its title, as lines of less than 80 columns, without control characters."""
+    """Return text under a rule with a title, as lines of less than 80 columns without control characters."""
     printable = "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text.expandtabs(4))
     lines = [line for part in printable.strip("\n").split("\n") for line in textwrap.wrap(part, WIDTH - 5) or [""]]
     shown = [line for line, before in zip(lines, ["", *lines], strict=False) if line or before]  # no two empty lines
@@ -129,7 +129,7 @@ def framed(title: str, text: str) -> str:
 
 
 def ruled(title: str) -> str:
-    """Return a rule of less than 80 columns that begins with a title."""
+    """Return a horizontal rule of less than 80 columns that begins with a title."""
     rule = "─" if _can_print("─") else "-"
     return f"{rule * 2} {title} ".ljust(WIDTH - 1, rule)
 
@@ -150,6 +150,6 @@ def clock(seconds: float) -> str:
 
 
 def plain(text: str) -> str:
-    """Return a message as one line of printable characters, cut where it is very long: it may quote a hostile file."""
+    """Return a message as one line of printable characters, shortened if very long: it may quote a hostile file."""
     shown = text if len(text) <= _MAX_LINE_CHARS else f"{text[:_MAX_LINE_CHARS]}..."
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)

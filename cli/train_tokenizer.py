@@ -93,10 +93,10 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
 
 
 def _note_odd_tokens(special_tokens: Sequence[str]) -> None:
-    """Say before the work which special tokens a `tokenizer.json` cannot express, in one line.
+    """Warn in one line, before the work, of special tokens that a `tokenizer.json` cannot express.
 
     Raises:
-        ValueError: one cannot even be saved.
+        ValueError: one of them cannot even be saved.
     """
     from transformerlm.tokenizer.io import check_special_tokens_to_save, reads_as
 
@@ -109,7 +109,7 @@ def _note_odd_tokens(special_tokens: Sequence[str]) -> None:
 def _log(
     config: TrainTokenizerConfig, tokenizer: Tokenizer, stats: ReadStats, *, bytes_per_token: float, seconds: float
 ) -> None:
-    """Tell the person at the terminal and the log what came out."""
+    """Report the results to the person at the terminal and to the log."""
     from logger import create_logger
 
     note(

@@ -19,7 +19,8 @@ from cli.entry import STOP_CODES
 from cli.hints import from_here
 from cli.options import Guide, build_parser
 from cli.terminal import LIVE, note, plain
-from config.io import SHIPPED, ConfigError, dump_json_schema, dump_origins, dump_toml, read_layers, validate
+from config.errors import ConfigError
+from config.io import SHIPPED, dump_json_schema, dump_origins, dump_toml, read_layers, validate
 from config.keys import iter_keys
 from config.layers import Layer
 from config.shipped import find_config
@@ -35,8 +36,8 @@ class Command(Generic[Schema]):
     """A console script: its name, its schema, what it does with a checked configuration, and its default TOML, if any.
 
     `run` imports the heavy libraries itself, so that `--help`, `--print-config` and errors answer at once. `place_of`
-    returns what the place of the last TOML file says better than the file; the command line goes before it. `short`,
-    `examples` and `first_word` are those of `Guide`.
+    returns settings that follow from the place of the last TOML file; they override the file, and the command line
+    overrides them. `short`, `examples` and `first_word` are those of `Guide`.
     """
 
     name: str
@@ -50,12 +51,12 @@ class Command(Generic[Schema]):
 
     @property
     def shipped(self) -> Path:
-        """The TOML file that the package brings for it."""
+        """The TOML file that comes with the package for this command."""
         return SHIPPED / f"{self.schema.__module__.rpartition('.')[2]}.toml"
 
 
 def main(command: Command[Schema], argv: Sequence[str] | None = None) -> NoReturn:
-    """Parse the command line, build the configuration, run the command, and exit with the code that DESIGN names."""
+    """Parse the command line, build the configuration, run the command, and exit with the code of `exit_after`."""
 
     def work() -> int | None:
         config = configure(command, argv)
@@ -65,7 +66,7 @@ def main(command: Command[Schema], argv: Sequence[str] | None = None) -> NoRetur
 
 
 def exit_after(work: Callable[[], int | None]) -> NoReturn:
-    """Do what a command has to do, say in a line what went wrong, and exit with its code.
+    """Run a command, say in one line what went wrong, and exit with its code.
 
     Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 interrupted.
     """
@@ -84,7 +85,7 @@ def exit_after(work: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         fail(["interrupted"], STOP_CODES["SIGINT"])
     except BrokenPipeError:
-        # The reader of stdout has gone (`| head`): nothing more to say, and nothing to say it to.
+        # The reader of stdout has gone (`| head`): there is nobody to say anything to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILED)
     except (
@@ -102,7 +103,7 @@ def exit_after(work: Callable[[], int | None]) -> NoReturn:
 
 
 class _Notes(logging.Handler):
-    """Shows what libraries log as other messages are shown, above the live line."""
+    """Shows what libraries log like other messages, above the live line."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show one message."""
@@ -110,10 +111,10 @@ class _Notes(logging.Handler):
 
 
 def _open_streams() -> None:
-    """Give the process the standard streams that it lacks, and let no character that one cannot spell end the command.
+    """Open the standard streams that the process lacks, and let no character that a stream cannot encode end a command.
 
-    A service or `2>&-` starts a process without some of them: Python has None there, `print` would go to stdout, and
-    the next file to be opened would get the number 2, on which libraries write their warnings.
+    A service or `2>&-` starts a process without some of them. Then Python has None there, `print` would go to stdout,
+    and the next file to be opened would get the number 2, to which libraries write their warnings.
     """
     for descriptor in range(3):
         try:
@@ -129,7 +130,7 @@ def _open_streams() -> None:
 
 
 def configure(command: Command[Schema], argv: Sequence[str] | None = None) -> Schema | None:
-    """Return the command's configuration, or None when an option such as `--print-config` has answered already.
+    """Return the command's configuration, or None if an option such as `--print-config` has already been answered.
 
     Raises:
         ConfigError: anything in a file or on the command line is wrong.
@@ -174,7 +175,7 @@ def _guide(command: Command[Schema]) -> Guide:
 
 
 def _found(path: Path) -> Path:
-    """Return the file that `--config` means, and say which it is where that is a shipped one."""
+    """Return the file that `--config` means, and say which it is if it is a shipped one."""
     found = find_config(path)
     if found != path:
         note(f"--config {path}: {from_here(found)}")
@@ -182,7 +183,7 @@ def _found(path: Path) -> Path:
 
 
 def _in_encoding(text: str, encoding: str) -> str:
-    """Return TOML in which a character that an encoding lacks is written by its number, as TOML's strings may."""
+    """Return TOML in which a character that an encoding lacks is an escape with its number, as TOML allows."""
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
@@ -198,7 +199,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _fail_with(error: BaseException, code: int) -> NoReturn:
-    """End with one line for the user, or with the traceback where TRANSFORMERLM_TRACEBACK=1 asks for it."""
+    """End with one line for the user, or with the traceback if TRANSFORMERLM_TRACEBACK=1 asks for it."""
     if os.environ.get("TRANSFORMERLM_TRACEBACK") == "1":
         raise error
     fail([_one_line(error)], code)

@@ -6,22 +6,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from config.measure import MeasureConfig
 from config.schemas import Engine, InputName, Section, SpecialToken
+from config.special_tokens import END_OF_TEXT
 
 Peer = Literal["reference", "tokenizers", "tiktoken", "rustbpe", "gigabpe", "gigatoken"]
 Task = Literal[
     "train", "train_memory", "train_tokenizer", "encode_file", "encode_documents", "decode", "make_data"
 ]  # fmt: skip
-
-
-class MeasureConfig(Section):
-    """Paired rounds: each round runs every candidate once, ours first, so that a busy machine slows all of them."""
-
-    warmup: int = Field(1, ge=0, le=10**6, description="rounds that are run and not counted")
-    repeats: int = Field(5, ge=1, le=10**6, description="rounds that are counted")
-    clock: Literal["wall", "cpu"] = Field(
-        "wall", description="wall: real seconds; cpu: this process's, for one thread on the CPU of a busy machine"
-    )
 
 
 class BenchTokenizerConfig(Section):
@@ -31,16 +23,16 @@ class BenchTokenizerConfig(Section):
         [], description="text files or globs; none: the docstrings of the installed Python, torch and numpy"
     )
     sizes_mb: list[Annotated[float, Field(gt=0, le=10**6)]] = Field(
-        [3], description="megabytes of that text to measure on; a size that is not there is left out; none: all of it"
+        [3], description="megabytes of that text to measure on; a size larger than the text is skipped; none: all of it"
     )
     vocab_sizes: list[Annotated[int, Field(ge=257, le=2**24)]] = Field(
-        [8192], min_length=1, description="numbers of ids to train; the largest is used to encode and decode"
+        [8192], min_length=1, description="vocabulary sizes to train; the largest is used to encode and decode"
     )
     threads: list[Annotated[int, Field(ge=1, le=1024)]] = Field(
-        [1, 2], min_length=1, description="numbers of threads, ours and the peers'; decoding takes one"
+        [1, 2], min_length=1, description="numbers of threads, ours and the peers'; decoding uses one"
     )
-    separator: SpecialToken = Field("<|endoftext|>", description="special token that stands between documents")
-    engine: Engine = Field("auto", description="our engine; auto: compiled where numba is installed")
+    separator: SpecialToken = Field(END_OF_TEXT, description="special token between documents")
+    engine: Engine = Field("auto", description="our engine; auto: compiled if numba is installed")
     tasks: list[Task] = Field(
         ["train", "train_memory", "train_tokenizer", "encode_file", "encode_documents", "decode", "make_data"],
         min_length=1,

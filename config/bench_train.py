@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from config.bench_tokenizer import MeasureConfig
+from config.measure import MeasureConfig
 from config.schemas import Device, ModelConfig, PositiveInt, Section
 
 
@@ -19,7 +19,7 @@ class BenchTrainConfig(Section):
     precision: list[Literal["fp32", "bf16"]] = Field(
         ["fp32", "bf16"], min_length=1, description="precisions to measure; bf16 is autocast over fp32 weights"
     )
-    compile: list[bool] = Field([False], min_length=1, description="measure without, with, or with and without compile")
+    compile: list[bool] = Field([False], min_length=1, description="measure without compile, with it, or both")
     device: Device = "auto"
     threads: int | None = Field(None, ge=1, le=4096, description="CPU threads of torch; none: torch's choice")
     peers: list[Literal["huggingface", "litgpt", "nanogpt_style"]] = Field(

@@ -23,10 +23,12 @@ def _check_path(path: str) -> str:
 
 
 class DownloadConfig(Section):
-    """Download text from the Hugging Face Hub: resumable, checked, and not again where it is there already."""
+    """Download text from the Hugging Face Hub: resumable, checked, and skipped if the file is already there."""
 
-    recipe: Recipe | None = Field(None, description="the files of a recipe of docs/recipes.md; or repo and files")
-    repo: Repo | None = Field(None, description="repository on the hub, such as roneneldan/TinyStories")
+    recipe: Recipe | None = Field(
+        None, description="download the files of a recipe in docs/recipes.md; or give repo and files"
+    )
+    repo: Repo | None = Field(None, description="repository on the Hub, such as roneneldan/TinyStories")
     repo_type: Literal["dataset", "model"] = Field("dataset", description="kind of the repository")
     revision: str = Field(
         "main",
@@ -38,11 +40,11 @@ class DownloadConfig(Section):
         [], max_length=1000, description="files of repo, by their paths in it"
     )
     sha256: list[Sha256] = Field(
-        [], max_length=1000, description="checksums, one for each file; none: those that the hub names"
+        [], max_length=1000, description="checksums, one for each file; none: those that the Hub gives"
     )
     output_dir: FilePath = Field(description="directory for the files; each keeps its path in the repository below it")
-    overwrite: bool = Field(False, description="replace files that are there already and differ")
-    retries: int = Field(5, ge=0, le=100, description="failures in a row without progress that are borne")
+    overwrite: bool = Field(False, description="replace existing files that differ")
+    retries: int = Field(5, ge=0, le=100, description="failures in a row without progress before giving up")
     timeout: Duration = Field("30s", description="longest silence of the server before a retry")
 
     @model_validator(mode="after")

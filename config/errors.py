@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, a line each: where, what was expected, what was found, how to mend it."""
+"""What is wrong with a configuration, one problem a line: where, what was expected, what was found, how to fix it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,24 @@ MAX_ERRORS = 50
 _WRITE = "; write "
 
 
+class ConfigError(ValueError):
+    """A configuration that cannot be used; `lines` holds one line for each problem."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+
 def problem_lines(
     schema: type[BaseModel], tree: dict[str, Any], error: ValidationError, *, layers: Sequence[Layer]
 ) -> list[str]:
-    """Return a line for each problem of a configuration, at most `MAX_ERRORS` and how many more there are.
+    """Return one line for each problem of a configuration: at most `MAX_ERRORS`, then how many more there are.
 
     Args:
         schema: what the configuration should be.
         tree: the configuration as it was read.
-        error: what pydantic says of it.
-        layers: where it was read from, the strongest last.
+        error: what pydantic found.
+        layers: the sources that it was read from, the strongest last.
     """
     errors = error.errors(include_url=False)
     files = [layer for layer in layers if layer.lines]
@@ -37,7 +45,7 @@ def problem_lines(
     lines = [_line(schema, item, layers) for item in errors]
     if all(item["type"] == "value_error" and _is_section(schema, item) for item in errors):
         lines += [f"{_relation_origin(layers, [], text)}: {text}" for text in _other_relations(schema, tree)]
-    # A key of several types has a line from each, of which one may say more.
+    # A key of several types gets one line from each type; keep the one that says more.
     shorter = {line.partition(_WRITE)[0] for line in lines if _WRITE in line}
     lines = [line for line in dict.fromkeys(lines) if line not in shorter]
     if len(lines) > MAX_ERRORS:
@@ -70,7 +78,7 @@ def _line(schema: type[BaseModel], error: ErrorDetails, layers: Sequence[Layer])
 
 
 def _meant(error: ErrorDetails) -> str:
-    """Return how the value is written that was meant, where it is but of another type: 10000 for 1e4 or "10000"."""
+    """Return how to write the value if only its type is wrong: 10000 for 1e4 or "10000"."""
     value = error["input"]
     wanted = {"int_type": int, "float_type": float}.get(error["type"])
     if isinstance(value, bool) or not isinstance(value, int | float | str) or wanted is None:
@@ -83,7 +91,7 @@ def _meant(error: ErrorDetails) -> str:
 
 
 def _relation_origin(layers: Sequence[Layer], section: list[str], message: str) -> str:
-    """Return where the first key is that a relation names, with the options that may have broken it."""
+    """Return the place of the first key that a relation names, with the options that may have broken it."""
     words = [[*section, *word.split(".")] for word in re.findall(r"[a-z]\w*(?:\.\w+)*", message)]
     named = [(layer, parts) for parts in [*words, section] for layer in layers if ".".join(parts) in layer.lines]
     origin = named[0][0].place(named[0][1]) if named else layers[0].name
@@ -99,7 +107,7 @@ def _dotted(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _is_section(schema: type[BaseModel], error: ErrorDetails) -> bool:
-    """Whether the error is one of a table, or of the whole: a relation."""
+    """Return whether the error is about a table, or about the whole: a relation between keys."""
     return ".".join(_names(_place_of(schema, error))) not in _names_of(schema)
 
 
@@ -108,7 +116,7 @@ def _names_of(schema: type[BaseModel]) -> list[str]:
 
 
 def _place_of(schema: type[BaseModel], error: ErrorDetails) -> list[str]:
-    """Return the parts of the key's name, without the name of the type that pydantic adds where a key takes several."""
+    """Return the parts of the key's name; pydantic adds the name of a type where a key takes several."""
     parts = [str(part) for part in error["loc"]]
     return parts[:-1] if parts and ".".join(parts[:-1]) in _names_of(schema) and not parts[-1].isdigit() else parts
 
@@ -122,18 +130,18 @@ def _expected_at(schema: type[BaseModel], parts: list[str]) -> str:
 
 
 def _names(parts: list[str]) -> list[str]:
-    """Leave out of an error's place the numbers of a list's items."""
+    """Return an error's place without the numbers of a list's items."""
     return [part for part in parts if not part.isdigit()]
 
 
-# --- what one pass of pydantic does not say ---------------------------------------------------------------
+# --- what one pass of pydantic does not find --------------------------------------------------------------
 
 
 def _other_relations(schema: type[BaseModel], tree: dict[str, Any]) -> Iterator[str]:
-    """Yield what is wrong between the sections, which pydantic does not ask once a section is wrong in itself.
+    """Yield what is wrong between the sections, which pydantic does not check once a section has an error of its own.
 
-    Each value is of its type, or there would be other errors, but paths are texts still: a relation that needs more
-    than that waits until the sections are right.
+    Each value has the right type, or there would be other errors, but a path is still text. A relation that needs a
+    path waits until the sections are right.
     """
     whole = _unchecked(schema, tree)
     for name in schema.__pydantic_decorators__.model_validators:
@@ -155,7 +163,7 @@ def _unchecked(schema: type[BaseModel], tree: dict[str, Any]) -> BaseModel:
 
 
 def _owner_of(schema: type[BaseModel], tree: dict[str, Any]) -> str | None:
-    """Say which command a file is for, where it has keys that `schema` does not know and another command knows all."""
+    """Say which command a file is for if `schema` does not know all of its keys and another command does."""
     unknown = _unfit(schema, tree, ("extra_forbidden",))
     if not unknown:
         return None
@@ -172,7 +180,7 @@ def _owner_of(schema: type[BaseModel], tree: dict[str, Any]) -> str | None:
 
 
 def _its_run(schema: type[BaseModel], tree: dict[str, Any]) -> str:
-    """Say how to name the run whose settings a file holds to a command that takes a checkpoint."""
+    """Say how to name a run to a command that takes a checkpoint, if the file holds the settings of a run."""
     table = tree.get("logging")
     run_name = table.get("run_name") if isinstance(table, dict) else None
     if "checkpoint" not in schema.model_fields or "data" not in tree or not isinstance(run_name, str):

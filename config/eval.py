@@ -35,27 +35,27 @@ class EvalConfig(Section):
     )
     text_field: TextField = Field("text", description=".jsonl, .parquet: the field that holds a document's text")
     allow_special: bool = Field(
-        False, description=".jsonl, .parquet: take special tokens in a document's text as such, not as plain text"
+        False, description=".jsonl, .parquet: read special tokens in a document's text as tokens, not as plain text"
     )
     invalid_utf8: InvalidUtf8 = Field(
-        "replace", description="bytes that are no UTF-8: replace (read as U+FFFD, counted) or refuse"
+        "replace", description="what to do with invalid UTF-8: replace (read as U+FFFD, counted) or refuse"
     )
     separator: SpecialToken | None = Field(
         None,
-        description="what is between documents in text files; none: the token that ends the model's documents; a token "
+        description="token between documents in text files; none: the token that ends the model's documents; a token "
         "file names its own",
     )
     mode: Literal["documents", "sliding"] = Field(
-        "documents", description="each document by itself, or one stream of all of them"
+        "documents", description="each document by itself, or all of them as one stream"
     )
     context_length: PositiveInt | None = Field(None, description="tokens in a window; none: the model's")
     stride: PositiveInt | None = Field(
         None, description="tokens between the starts of two windows; none: half the context"
     )
-    batch_size: int = Field(8, ge=1, le=2**20, description="windows computed at once; the result is the same")
+    batch_size: int = Field(8, ge=1, le=2**20, description="windows computed at once; the result does not depend on it")
     device: Device = "auto"
     precision: Precision = Field(
-        "fp32", description="fp32, or bf16 autocast over fp32 weights; auto: bf16 where the hardware has it"
+        "fp32", description="fp32, or bf16 autocast over fp32 weights; auto: bf16 if the hardware has it"
     )
     resamples: int = Field(
         1000, ge=0, le=10**6, description="resamples of the documents for the 95 % intervals; 0: no intervals"
@@ -64,10 +64,11 @@ class EvalConfig(Section):
         0, ge=0, le=2**63 - 1, description="seed of the resampling, of the documents drawn, and of their order"
     )
     max_documents: PositiveInt | None = Field(
-        None, description="evaluate so many documents, drawn by seed, the same for both checkpoints; none: all"
+        None, description="evaluate this many documents, drawn by seed, the same for both checkpoints; none: all"
     )
     time: Duration | None = Field(
-        None, description='stop scoring after this time, e.g. "60s", with what there is by then; none: go to the end'
+        None,
+        description='stop scoring after this time, e.g. "60s", and report what is done by then; none: go to the end',
     )
 
     @property

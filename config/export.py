@@ -25,11 +25,11 @@ Language = Annotated[
 
 
 class ExportConfig(Section):
-    """Write a checkpoint, or its tokenizer alone, in the format of other tools."""
+    """Write a checkpoint, or only its tokenizer, in the format of other tools."""
 
     checkpoint: FilePath = Field(
-        description="a run directory RUN (its newest checkpoint), RUN/best, or one checkpoint; for a tokenizer also "
-        "its directory"
+        description="a run directory RUN (its newest checkpoint), RUN/best, or one checkpoint; for a tokenizer, "
+        "also its own directory"
     )
     format: Literal["hf", "gguf", "tokenizer_json", "tiktoken"] = Field(
         "hf",
@@ -38,17 +38,18 @@ class ExportConfig(Section):
     )
     output: FilePath = Field(description="the directory (hf) or the file to write")
     dtype: Literal["fp32", "bf16", "fp16", "q8_0"] = Field(
-        "fp32", description="hf, gguf: of the weights; q8_0 (gguf only): 8 bits each, and a scale for every 32"
+        "fp32",
+        description="hf, gguf: precision of the weights; q8_0 (gguf only): 8 bits each, and a scale for every 32",
     )
     max_shard_mb: int = Field(5000, ge=1, le=10**6, description="hf: weights are split into files of this size at most")
     license: License | None = Field(
-        None, description="hf: the license that the card names, by the Hub's identifier; none: it names none"
+        None, description="hf: the license that the model card names, by the Hub's identifier; none: it names none"
     )
     language: list[Language] = Field(
-        [], max_length=100, description='hf: the languages that the card names, such as "en"; none: it names none'
+        [], max_length=100, description='hf: the languages that the model card names, such as "en"; none: it names none'
     )
-    verify: bool = Field(True, description="open what was written with the tool it is for, if installed, and compare")
-    overwrite: bool = Field(False, description="replace an output that is there already")
+    verify: bool = Field(True, description="open the result with the tool it is for, if installed, and compare")
+    overwrite: bool = Field(False, description="replace an existing output")
 
     @model_validator(mode="after")
     def _check_dtype(self) -> Self:

@@ -1,4 +1,4 @@
-"""Schema of `transformerlm-import`; `import` itself is a word of Python's and no module can be called so."""
+"""Schema of `transformerlm-import`; no module can be called `import`, which is a Python keyword."""
 
 from __future__ import annotations
 
@@ -7,31 +7,32 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from config.schemas import FilePath, Pattern, Section, SpecialToken
+from config.special_tokens import END_OF_TEXT
 
 
 class ImportConfig(Section):
-    """Make a checkpoint, or a tokenizer alone, from the files of other tools."""
+    """Make a checkpoint, or only a tokenizer, from the files of other tools."""
 
     source: FilePath = Field(
         description="what to import: a directory (hf, gpt2) or a file (tokenizer_json, tiktoken) on this machine"
     )
     format: Literal["hf", "tokenizer_json", "gpt2", "tiktoken"] = Field(
         "hf",
-        description="hf: a directory of the Llama or Qwen3 architecture in safetensors; a tokenizer alone from "
+        description="hf: a directory with a Llama or Qwen3 model in safetensors; only a tokenizer from "
         "tokenizer_json (a tokenizer.json), gpt2 (vocab.json and merges.txt) or tiktoken (a file of ranks)",
     )
     output: FilePath = Field(description="directory to write: a run with one checkpoint (hf), or a tokenizer's")
-    tokenizer: bool = Field(True, description="hf: import the tokenizer too; false: the model alone")
+    tokenizer: bool = Field(True, description="hf: import the tokenizer, too; false: only the model")
     pattern: Pattern | None = Field(
-        None, description="tiktoken (required) and gpt2 (none: gpt2): how text is cut, which their files do not say"
+        None, description="tiktoken (required) and gpt2 (none: gpt2): how text is split, which their files do not say"
     )
     special_tokens: list[SpecialToken] = Field(
-        ["<|endoftext|>"],
+        [END_OF_TEXT],
         max_length=10_000,
-        description="gpt2 and tiktoken: special tokens; one that has no id yet gets the next",
+        description="gpt2 and tiktoken: special tokens; one without an id gets the next free one",
     )
-    verify: bool = Field(True, description="compare with the tool whose files these are, if it is installed")
-    overwrite: bool = Field(False, description="replace an output that is there already")
+    verify: bool = Field(True, description="compare with the tool that the files come from, if it is installed")
+    overwrite: bool = Field(False, description="replace an existing output")
 
     @model_validator(mode="after")
     def _check_pattern(self) -> Self:

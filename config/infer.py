@@ -28,20 +28,23 @@ class InferConfig(Section):
         [], description='prompts; "" starts a new document; none: one prompt a line from stdin'
     )
     prompt_file: list[FilePath] = Field(
-        [], description="text files, each of which is one prompt, its last line end left out; after those of prompt"
+        [], description="text files, each one prompt, without its last line end; they follow those of prompt"
     )
-    allow_special: bool = Field(False, description="special tokens spelled out in a prompt are those tokens, not text")
+    allow_special: bool = Field(False, description="read special tokens spelled out in a prompt as tokens, not as text")
     num_samples: int = Field(1, ge=1, le=10**6, description="samples of each prompt")
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of the sampling")
     device: Device = "auto"
     precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
-        "fp32", description="of the weights while generating; auto: bf16 where the hardware has it, else fp32"
+        "fp32", description="precision of the weights; auto: bf16 if the hardware has it, else fp32"
     )
     batch_size: int = Field(
         8, ge=1, le=4096, description="samples generated together; format text and lines of stdin: one prompt at a time"
     )
     speculative: int = Field(
-        0, ge=0, le=64, description="tokens drafted a step from the text so far, then checked together; batch_size = 1"
+        0,
+        ge=0,
+        le=64,
+        description="tokens to draft from the text so far and check together in each step; needs batch_size = 1",
     )
     sampling: SamplingConfig = SamplingConfig()
     output: OutputConfig = OutputConfig()

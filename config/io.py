@@ -18,28 +18,20 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from config.errors import problem_lines
+from config.errors import ConfigError, problem_lines
 from config.keys import Key, iter_keys
 from config.layers import MISSING, Layer
 from config.lines import key_lines
 from config.paths import names_in_paths
 
 MAX_FILE_BYTES = 1_000_000
-# tomllib needs time with the square of a dotted key's parts: one of 500,000, which fits a file, would take days.
+# tomllib's time grows with the square of a dotted key's parts: a key of 500,000 parts, which fits a file, takes days.
 _LONG_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){32}""")
 SHIPPED = Path(__file__).parent / "resources"
 
 Schema = TypeVar("Schema", bound=BaseModel)
 Paths = Path | Sequence[Path] | None
 Overrides = Mapping[str, str | list[str]]
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; `lines` holds one line for each problem."""
-
-    def __init__(self, lines: list[str]) -> None:
-        super().__init__("\n".join(lines))
-        self.lines = lines
 
 
 # --- reading ---------------------------------------------------------------------------------------------
@@ -52,9 +44,9 @@ def load_config(
 
     Args:
         schema: the command's schema.
-        path: TOML files, of which a later one goes before an earlier one; None uses defaults and overrides only.
+        path: TOML files, of which a later one overrides an earlier one; None uses defaults and overrides only.
         overrides: dotted key -> value as written on the command line (a list of words for a list key).
-        snippets: texts of TOML from the command line.
+        snippets: TOML text from the command line.
 
     Raises:
         ConfigError: a file cannot be read, or anything in it or in the overrides is wrong.
@@ -81,7 +73,7 @@ def read_layers(
 
 
 def validate(schema: type[Schema], layers: Sequence[Layer]) -> Schema:
-    """Lay the sources on each other and build the configuration.
+    """Merge the sources, the strongest last, and build the configuration.
 
     Raises:
         ConfigError: a key, a value or a relation is wrong.
@@ -101,7 +93,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, not a file, too large, not UTF-8, or not TOML.
     """
-    if os.path.isdir(path):  # False for what can be no name, too
+    if os.path.isdir(path):  # False, too, for what cannot be a name
         raise ConfigError([f"{path}: expected a TOML file, found a directory"])
     try:
         with path.open("rb") as file:
@@ -136,12 +128,12 @@ def _parsed(text: str, name: str) -> dict[str, Any]:
 
 
 def _lines_of(path: Path) -> dict[str, int]:
-    """Return the lines of a file's keys; a pipe has been read, and has none."""
+    """Return the lines of a file's keys; nothing for a pipe, which was read once and is empty now."""
     return key_lines(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Return both trees as one; where both set a key, that of `above` counts, and tables are merged."""
+    """Return both trees as one: tables are merged, and where both set a key, `above` wins."""
     both = dict(below)
     for name, value in above.items():
         under = both.get(name)
@@ -179,14 +171,14 @@ def _toml_value(text: str) -> object:
 
 
 def dump_toml(config: BaseModel) -> str:
-    """Return the configuration as TOML that parses back to an equal object; keys without a value are left out."""
+    """Return the configuration as TOML that parses back to an equal object; keys without a value are omitted."""
     import tomli_w
 
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
 def dump_settings(settings: Mapping[str, Any]) -> str:
-    """Return settings under dotted keys as TOML; a path is its text."""
+    """Return settings under dotted keys as TOML; a path is written as text."""
     import tomli_w
 
     tree: dict[str, Any] = {}
@@ -196,7 +188,7 @@ def dump_settings(settings: Mapping[str, Any]) -> str:
 
 
 def dump_origins(config: BaseModel, layers: Sequence[Layer]) -> str:
-    """Return the configuration as TOML, a key a line, each with a comment that says which source it is from."""
+    """Return the configuration as TOML, one key a line, each with a comment that names its source."""
     return "".join(f"{line}\n" for line in _origins(config, layers))
 
 
@@ -218,7 +210,7 @@ def _origins(config: BaseModel, layers: Sequence[Layer]) -> Iterator[str]:
 
 
 def _inline(value: object) -> str:
-    """Return a value as TOML on one line; inside of two lists tables are written inline."""
+    """Return a value as TOML on one line; the library writes tables inline if they are inside two lists."""
     import tomli_w
 
     text = re.sub(r"\n *", " ", tomli_w.dumps({"value": [[value]]})).removeprefix("value = ").strip()

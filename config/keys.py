@@ -28,18 +28,18 @@ class Key:
     is_text: bool
     is_optional: bool
     item: str  # what an element of a list takes
-    has_free_items: bool  # the elements of a list are any text, such as prompts and the names of files
-    choices: tuple[str, ...]  # the words that it takes, as far as they can be listed
-    in_list: bool  # it stands in each table of a list, [[section]], and cannot be set on the command line
+    has_free_items: bool  # the elements of a list may be any text, such as prompts and file names
+    choices: tuple[str, ...]  # the words that it takes, if they can be listed
+    in_list: bool  # it is in each table of a list, [[section]], and cannot be set on the command line
 
     @property
     def takes(self) -> str:
-        """What the key takes, without limits so large that nobody meets them."""
+        """What the key takes, without limits so large that nobody reaches them."""
         return _LARGE_LIMIT.sub("", self.expected)
 
 
 def iter_keys(schema: type[BaseModel]) -> Iterator[Key]:
-    """Yield every key of a schema, sections walked in order, with its dotted name; those of a list of tables too."""
+    """Yield every key of a schema with its dotted name, section by section; those in a list of tables, too."""
     yield from _keys(schema)
 
 
@@ -132,7 +132,7 @@ _PLURALS = {
     "a path": "paths",
     "a table": "tables",
 }
-_NO_LIMIT = 2**53  # a bound that only keeps numbers exact is no news to anybody
+_NO_LIMIT = 2**53  # this bound only keeps numbers exact; nobody needs to read of it
 
 
 def _expected_variant(variant: dict[str, Any]) -> str:
@@ -168,7 +168,7 @@ def _as_toml(value: object) -> str:
 
 
 def describe_value(value: object) -> str:
-    """Return a value as a user wrote it, with its TOML type where that is not plain: `"10" (a string)`."""
+    """Return a value as a user wrote it, with its TOML type where that is not obvious: `"10" (a string)`."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The sources of a configuration, which are laid on each other: files, texts of TOML, options."""
+"""The sources of a configuration, of which later ones override earlier ones: files, TOML text, options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MISSING = object()
 
 @dataclass(frozen=True)
 class Layer:
-    """One of the sources of a configuration: a file, a text of TOML on the command line, or the options."""
+    """One source of a configuration: a file, TOML text on the command line, or the options."""
 
     name: str
     tree: dict[str, Any]
@@ -20,11 +20,11 @@ class Layer:
     is_options: bool = False
 
     def holds(self, parts: Sequence[str]) -> bool:
-        """Whether the source sets the key with these parts, or holds the table."""
+        """Return whether the source sets the key with these parts, or holds the table."""
         return self.find(parts) is not MISSING
 
     def find(self, parts: Sequence[str]) -> object:
-        """Return what the source has for a key; MISSING where it has nothing."""
+        """Return what the source has for a key; MISSING if it has nothing."""
         found: Any = self.tree
         for part in parts:
             index = int(part) if isinstance(found, list) and part.isdigit() else part
@@ -35,7 +35,7 @@ class Layer:
         return found
 
     def place(self, parts: Sequence[str]) -> str:
-        """Return where the key is, as an error begins: `train.toml:7`, `--model.d_model`."""
+        """Return where the key is, in the form that begins an error: `train.toml:7`, `--model.d_model`."""
         if self.is_options:
             return "--" + ".".join(takewhile(lambda part: not part.isdigit(), parts))
         known = (".".join(parts[:length]) for length in range(len(parts), 0, -1))

@@ -1,4 +1,4 @@
-"""On which line of a TOML file a key is, which the standard library's reader does not say."""
+"""The line of each key in a TOML file, which the standard library's reader does not give."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _KEY = re.compile(rf"[ \t]*({_DOTTED})[ \t]*=")
 def key_lines(text: str) -> dict[str, int]:
     """Return the line of every table and key of a TOML text, by dotted name; a table of a list has its number in it.
 
-    The text is valid TOML. Keys of inline tables, and names with a dot in quotes, are left out.
+    The text is valid TOML. Keys of inline tables, and quoted names that hold a dot, are omitted.
     """
     return dict(reversed(list(_key_lines(_STRING_OR_COMMENT.sub(_hidden, text)))))  # the first of several
 
 
 def _hidden(match: re.Match[str]) -> str:
-    """Return a string or comment without the letters that mean something in TOML; a comment is dropped."""
+    """Return a string without the characters that mean something in TOML; a comment is dropped."""
     return "" if match[0].startswith("#") else re.sub(r"[][{}=#.]", "_", match[0])
 
 

@@ -19,15 +19,16 @@ from config.schemas import (
     WandbConfig,
     Workers,
 )
+from config.special_tokens import END_OF_TEXT
 
 
 class SourceConfig(Section):
-    """One of several texts, and how much of it the training file holds."""
+    """One of several texts, and how much of it goes into the training file."""
 
     input: TextFiles = Field(min_length=1)
-    text_field: TextField | None = Field(None, description="as text_field above, for these files; none: the one above")
+    text_field: TextField | None = Field(None, description="text_field for these files; none: the one above")
     weight: float = Field(
-        1.0, gt=0, le=1000, description="how many times each document comes in train: 2 is twice, 0.5 every other one"
+        1.0, gt=0, le=1000, description="how many times each document appears in train: 2 is twice, 0.5 every other one"
     )
 
 
@@ -36,34 +37,34 @@ class MakeDataConfig(TextInput):
 
     input: TextFiles = Field([])  # the base requires some; here [[sources]] may replace it
     sources: list[SourceConfig] = Field(
-        [], validate_default=True, description="text in several parts with weights, in place of input"
+        [], validate_default=True, description="several texts with weights, instead of input"
     )
     tokenizer: FilePath = Field(
         description="directory written by transformerlm-train-tokenizer; or data/gpt2 for data/gpt2-vocab.json"
     )
     separator: SpecialToken = Field(
-        "<|endoftext|>", description="special token between documents in text files, and after each in the output"
+        END_OF_TEXT, description="special token between documents in text files, and after each in the output"
     )
     train: FilePath = Field(
-        description="token file to write (.npy); its facts go into the .json beside it; a folder if outputs = per-input"
+        description="token file to write (.npy), with its facts in a .json beside it; a folder if outputs = per-input"
     )
     valid: FilePath | None = Field(
-        None, description="token file for validation, or a folder, as train; none: no validation split"
+        None, description="token file for validation, or a folder, like train; none: no validation split"
     )
     valid_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of the documents that go to valid"
     )
     outputs: Literal["one", "per-input"] = Field(
-        "one", description="all inputs in one token file, or one for each input, of its name, in the folder train"
+        "one", description="one token file for all inputs, or one for each input, under its name in the folder train"
     )
     max_tokens: PositiveInt | None = Field(
         None,
-        description="take whole documents until one would pass so many tokens, train and valid together "
-        "(per-input: of each input); none: all",
+        description="take whole documents until the next would pass this many tokens, train and valid together "
+        "(per-input: for each input); none: all",
     )
-    overwrite: bool = Field(False, description="replace outputs that are there already")
+    overwrite: bool = Field(False, description="replace existing outputs")
     workers: Workers = Field(0, description="worker processes or threads; 0: one for each core")
-    engine: Engine = Field("auto", description="auto: compiled (numba) for large inputs; the result is the same")
+    engine: Engine = Field("auto", description="auto: compiled (numba) for large inputs; both give the same result")
     logging: LoggingConfig = LoggingConfig()
     wandb: WandbConfig = WandbConfig()
 

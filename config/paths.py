@@ -1,6 +1,6 @@
-"""Paths as people write them in a file or on the command line: what a shell would have replaced, and what it would not.
+"""Paths as people write them in a file or on the command line, with `~` and variables.
 
-A shell replaces ~ and $HOME before a program sees them, but neither in a TOML file nor after `--key=`.
+A shell replaces ~ and $HOME before a program sees them, but not in a TOML file, and not after `--key=`.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def checked_path(text: str) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text of the command line is UTF-8: Python keeps other bytes as halves of characters."""
+    """Return whether a text of the command line is UTF-8: Python keeps other bytes as lone surrogates."""
     return text.isascii() or not _HALF.search(text)
 
 
 def not_utf8(text: str) -> str:
-    """Return what to say of a text that is not: nothing that is written as JSON or TOML can hold it."""
+    """Return the message for a text that is not UTF-8, which neither JSON nor TOML can hold."""
     return (
         f"expected text in UTF-8, found {text[:60]!r}; a file can be renamed, or linked to by another name; where the "
         "locale is not UTF-8, set PYTHONUTF8=1"

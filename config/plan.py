@@ -11,24 +11,27 @@ from config.train import TrainConfig
 
 
 class MachineConfig(Section):
-    """GPUs that are not here, to plan for: memory is estimated and time follows from their speed; nothing is measured.
+    """GPUs of another machine to plan for: memory is estimated, and time follows from their speed; nothing is measured.
 
-    Of one of them say gpu, or flops_per_second and memory_gb.
+    Describe one of them by gpu, or by flops_per_second and memory_gb.
     """
 
     gpu: Literal["A100-40GB", "A100-80GB", "H100", "H100-PCIe", "H200", "L4", "L40S", "RTX4090"] | None = Field(
-        None, description="its name, whose memory and published peak of bf16 products are known"
+        None, description="model of the GPU, whose memory and published bf16 peak are known"
     )
-    num_gpus: int = Field(1, ge=1, le=2**20, description="how many there are, over all machines")
+    num_gpus: int = Field(1, ge=1, le=2**20, description="number of GPUs, over all machines")
     flops_per_second: float | None = Field(
         None, gt=0, le=1e18, description="peak of one GPU in the run's precision, without sparsity; none: gpu's"
     )
     memory_gb: float | None = Field(None, gt=0, le=1e6, description="memory of one GPU, in 1e9 bytes; none: gpu's")
     mfu: float = Field(
-        0.3, gt=0, le=1, description="share of the peak that the model's FLOPs are assumed to reach, all GPUs together"
+        0.3,
+        gt=0,
+        le=1,
+        description="assumed model FLOPs utilisation: the share of the peak of all GPUs that the model's FLOPs reach",
     )
     tokens_per_second: PositiveInt | None = Field(
-        None, description="tokens a second of all GPUs together, where you know it, in place of mfu x peak"
+        None, description="tokens a second of all GPUs together, if you know it; replaces mfu x peak"
     )
 
     @model_validator(mode="after")
@@ -41,13 +44,13 @@ class MachineConfig(Section):
 
 
 class PlanConfig(TrainConfig):
-    """Say what a training run will take before it starts: parameters, FLOPs, memory, disk and time.
+    """Estimate what a training run will need before it starts: parameters, FLOPs, memory, disk and time.
 
-    It takes the TOML file of transformerlm-train as it is; the token files need not be there yet.
+    It takes the TOML file of transformerlm-train unchanged; the token files need not exist yet.
     """
 
     calibration_steps: Count = Field(
-        10, description="steps to measure with the model on random tokens; 0, or a machine: none"
+        10, description="steps of the model on random tokens to measure; 0, or a [machine]: none"
     )
     machine: MachineConfig | None = None
 

@@ -10,21 +10,21 @@ from config.schemas import Device, Duration, FilePath, InputName, Prompt, Sectio
 
 
 class QuickstartConfig(Section):
-    """From raw text to generated text: runs train-tokenizer, make-data, plan, train and infer with shipped TOMLs."""
+    """From raw text to generated text: run train-tokenizer, make-data, plan, train and infer with shipped settings."""
 
     text: list[InputName] = Field(
         [], description="text files, folders or globs to train on; none: the corpus that `corpus` names"
     )
     corpus: Literal["stories", "docstrings"] = Field(
         "stories",
-        description="without text: stories (children's stories by a grammar of our own) or docstrings (those of the "
+        description="without text: stories (children's stories from our own grammar) or docstrings (those of the "
         "installed Python, torch and numpy)",
     )
     time: Duration = Field("90s", description='training budget, e.g. "90s" or "10m"')
     dir: FilePath = Field(
         "runs/quickstart",
         validate_default=True,
-        description="directory for everything; a number is added if it is taken",
+        description="directory for everything; if it is taken, a number is added",
     )
     prompt: list[Prompt] = Field(
         [], max_length=3, description="prompts of the samples at the end; none: chosen to suit the text"

@@ -1,8 +1,8 @@
-"""The tables of every key that docs/configuration.md holds, made from the schemas.
+"""The tables of every key in docs/configuration.md, made from the schemas.
 
     python -m config.reference docs/configuration.md
 
-writes them anew below the line that says so; without a file it prints them. A test compares them with the document.
+rewrites them below the line that says so; without a file it prints them. A test compares them with the document.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MARKER = "<!-- everything below is written by: python -m config.reference docs/c
 
 
 def reference() -> str:
-    """Return the keys of all commands as Markdown: a heading a command, a table a section, the same table once."""
+    """Return the keys of all commands as Markdown: one heading a command, one table a section, each table only once."""
     parts: list[str] = []
     seen: dict[str, str] = {}
     for command, schema in COMMANDS.items():
@@ -69,7 +69,7 @@ def _cell(text: str) -> str:
 
 
 def write_below_marker(path: Path) -> None:
-    """Replace what stands below the marker in a document by the tables.
+    """Replace everything below the marker in a document by the tables.
 
     Raises:
         ValueError: the document has no marker.

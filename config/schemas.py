@@ -1,8 +1,8 @@
 """The sections that several commands share, and the strict base that every section is built on.
 
 This room knows pydantic and the standard library only, so that `--help`, `--print-config` and every error answer at
-once. Types and ranges stand in the fields; relations between fields stand in a validator of the smallest section that
-holds them; facts of the world (files, devices, sizes) are checked by the commands.
+once. Types and ranges are in the fields. Relations between fields are in a validator of the smallest section that holds
+them. The commands check facts of the world: files, devices, sizes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from config.paths import MAX_PATH_CHARS, checked_path, is_utf8, not_utf8
 
 
 class Section(BaseModel):
-    """A table of a TOML file: unknown keys, wrong types and non-finite numbers are refused; it never changes."""
+    """A table of a TOML file that never changes; it refuses unknown keys, wrong types and non-finite numbers."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -41,7 +41,7 @@ def _check_prompt(text: str) -> str:
 FilePath = Annotated[
     Path, BeforeValidator(_to_path), PlainSerializer(str, return_type=str), Field(json_schema_extra={"format": "path"})
 ]
-"""A path, written as a string in TOML; ~ and $NAME are replaced, and relative ones begin at the working directory."""
+"""A path, a string in TOML; ~ and $NAME are replaced, and a relative path starts at the working directory."""
 
 Text = Annotated[str, AfterValidator(_check_text)]
 Prompt = Annotated[str, AfterValidator(_check_prompt)]
@@ -79,7 +79,7 @@ Share = Annotated[
 
 
 def steps_of(length: int | str, max_steps: int) -> int:
-    """Return a number of steps as it is, and a share such as "5%" as the nearest number of `max_steps`."""
+    """Return a number of steps unchanged, and a share such as "5%" as the nearest number of `max_steps`."""
     return length if isinstance(length, int) else round(float(length.removesuffix("%")) / 100 * max_steps)
 
 
@@ -87,12 +87,12 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Workers = Annotated[int, Field(ge=0, le=1024)]
 PositiveInt = Annotated[int, Field(ge=1, le=2**53)]
-# "takes" says a pattern in words, in --help, errors and the reference.
+# "takes" describes a pattern in words, for --help, errors and the reference.
 Device = Annotated[
     str,
     Field(
         pattern=r"^(auto|cpu|mps|cuda(:\d{1,4})?)$",
-        description="where to compute; auto: the first there is of cuda, mps and cpu",
+        description="where to compute; auto: the first available of cuda, mps and cpu",
         json_schema_extra={"takes": "auto, cpu, mps, cuda or cuda:N", "examples": ["auto", "cpu", "mps", "cuda"]},
     ),
 ]
@@ -109,29 +109,32 @@ TextFiles = Annotated[
 
 
 class TextInput(Section):
-    """The text that a command reads; sections built on it begin with these keys."""
+    """The text that a command reads; schemas that inherit it begin with these keys."""
 
     input: TextFiles = Field(min_length=1)
     text_field: TextField = Field("text", description=".jsonl, .parquet: the field that holds a document's text")
     allow_special: bool = Field(
-        False, description=".jsonl, .parquet: take special tokens in a document's text as such, not as plain text"
+        False, description=".jsonl, .parquet: read special tokens in a document's text as tokens, not as plain text"
     )
     invalid_utf8: InvalidUtf8 = Field(
-        "replace", description="bytes that are no UTF-8: replace (read as U+FFFD, counted) or refuse"
+        "replace", description="what to do with invalid UTF-8: replace (read as U+FFFD, counted) or refuse"
     )
 
 
 class RopeScaling(Section):
-    """Llama 3.1's scaling of the rotary embedding, for a context longer than the one first trained with."""
+    """Llama 3.1's scaling of the rotary embedding, for a context longer than that of the first training."""
 
     factor: float = Field(
-        8.0, ge=1, le=1e6, description="by what the frequencies of slow pairs are divided; no table: none are"
+        8.0, ge=1, le=1e6, description="what the frequencies of slow pairs are divided by; without this table, none are"
     )
     low_freq_factor: float = Field(
-        1.0, gt=0, le=1e6, description="pairs with fewer turns than this within original_context_length are slow"
+        1.0, gt=0, le=1e6, description="pairs that turn fewer times than this within original_context_length are slow"
     )
     high_freq_factor: float = Field(
-        4.0, gt=0, le=1e6, description="pairs with more turns than this stay as they are; between, a weighted mean"
+        4.0,
+        gt=0,
+        le=1e6,
+        description="pairs that turn more often than this are unchanged; those between get a weighted mean",
     )
     original_context_length: int = Field(
         8192, ge=1, le=2**24, description="context_length of the first training, in tokens"
@@ -164,13 +167,13 @@ class ModelConfig(Section):
     )
     rope_theta: float = Field(10000.0, gt=0, le=1e12, description="base of the rotary embedding's wavelengths")
     rope_scaling: RopeScaling | None = None
-    norm_position: Literal["pre", "post", "none"] = Field("pre", description="where RMSNorm stands in a block")
+    norm_position: Literal["pre", "post", "none"] = Field("pre", description="where RMSNorm is in a block")
     position: Literal["rope", "none"] = Field("rope", description="position encoding; none is NoPE")
     ffn: Literal["swiglu", "silu"] = Field("swiglu", description="feed-forward layer: gated (swiglu) or plain (silu)")
     tie_embeddings: bool = Field(False, description="share the token embedding with the output head")
     qk_norm: bool = Field(False, description="RMSNorm on queries and keys, before the rotary embedding")
     attention: Literal["fused", "reference"] = Field(
-        "fused", description="PyTorch's fused attention, or the written-out one"
+        "fused", description="PyTorch's fused attention, or the one written out in steps"
     )
     norm_eps: float = Field(1e-5, gt=0, le=1, description="epsilon of RMSNorm")
     activation_checkpointing: bool = Field(
@@ -180,7 +183,7 @@ class ModelConfig(Section):
         None, gt=0, le=1e6, description="bound the logits, cap * tanh(logits / cap) as in Gemma 2; none: unbounded"
     )
     zero_init_outputs: bool = Field(
-        False, description="begin with zero in each sub-layer's last matrix (output_proj, w2)"
+        False, description="initialise each sub-layer's last matrix (output_proj, w2) to zero"
     )
 
     @model_validator(mode="after")
@@ -221,7 +224,7 @@ class OptimizerConfig(Section):
 
     @model_validator(mode="after")
     def _check_idle_keys(self) -> Self:
-        """Refuse keys of another optimizer; `momentum = 0.0` stands in all checkpoints of versions before Muon."""
+        """Refuse keys of another optimizer; `momentum = 0.0` is in all checkpoints of versions before Muon."""
         idle = {"adamw": ("momentum",), "muon": (), "sgd": ("beta1", "beta2", "eps")}[self.name]
         problems = [
             f'{key} = {value} does nothing with name = "{self.name}"'
@@ -239,9 +242,7 @@ class ScheduleConfig(Section):
     name: Literal["cosine", "wsd", "constant"] = Field(
         "cosine", description="cosine decay, warmup-stable-decay, or constant"
     )
-    warmup_steps: Count | Share = Field(
-        0, description="linear warm-up: steps, or a share of training.max_steps; at most all of it"
-    )
+    warmup_steps: Count | Share = Field(0, description="linear warm-up: steps, or a share of training.max_steps")
     min_learning_rate: float = Field(
         0.0, ge=0, le=1e3, description="learning rate that the decay would reach one step after the last (cosine, wsd)"
     )
@@ -250,9 +251,9 @@ class ScheduleConfig(Section):
     )
 
     def in_steps(self, max_steps: int) -> dict[str, Any]:
-        """Return the section with shares as numbers of steps of a run of `max_steps`.
+        """Return the section with each share as a number of steps, for a run of `max_steps`.
 
-        A decay of a share has a step at least. Two shares never exceed the run for being rounded.
+        A decay given as a share has at least one step. Rounding never makes two shares longer than the run.
         """
         warmup, decay = (steps_of(length, max_steps) for length in (self.warmup_steps, self.decay_steps))
         if isinstance(self.decay_steps, str):
@@ -279,13 +280,18 @@ class ScheduleConfig(Section):
 class SamplingConfig(Section):
     """How the next token is chosen from the model's logits."""
 
-    max_new_tokens: int = Field(256, ge=1, le=2**31 - 1, description="tokens to generate at most")
-    temperature: float = Field(0.8, ge=0, le=100, description="divides the logits; 0 takes the likeliest token")
+    max_new_tokens: int = Field(256, ge=1, le=2**31 - 1, description="most tokens to generate")
+    temperature: float = Field(0.8, ge=0, le=100, description="divides the logits; 0 takes the most likely token")
     top_p: Probability = Field(
-        0.95, description="keep the likeliest tokens that hold this probability; 1: all, 0: the likeliest one"
+        0.95,
+        description="keep the most likely tokens that together have this probability; 1: all, 0: only the most likely",
     )
-    top_k: int | None = Field(None, ge=1, le=2**31 - 1, description="keep this many likeliest tokens; none: all")
-    min_p: Probability = Field(0.0, description="drop tokens below this fraction of the likeliest token's probability")
+    top_k: int | None = Field(
+        None, ge=1, le=2**31 - 1, description="keep this many of the most likely tokens; none: all"
+    )
+    min_p: Probability = Field(
+        0.0, description="drop tokens below this fraction of the most likely token's probability"
+    )
     stop_at_eos: bool = Field(True, description="stop at the token that ends the model's documents")
 
     @model_validator(mode="after")
@@ -305,15 +311,15 @@ RunName = Annotated[
 
 
 class LoggingConfig(Section):
-    """Where numbers go. Files are written in any case by the commands that have a run directory."""
+    """Where numbers go. The commands that have a run directory write files there in any case."""
 
     backend: Literal["console", "json", "wandb", "noop"] = Field(
         "console",
         description="console: JSON lines on stdout, unless that is a terminal; json: JSON lines on stdout always; "
-        "wandb: Weights & Biases; noop: nothing; what people read is on stderr in any case",
+        "wandb: Weights & Biases; noop: nothing; messages for people go to stderr in any case",
     )
     run_name: Annotated[RunName | None, BeforeValidator(lambda name: None if name == "" else name)] = Field(
-        None, description="name of the run; none or empty: the time of its start"
+        None, description="name of the run; none or empty: its start time"
     )
     architecture: Text = Field("TransformerLM", max_length=200, description="free text, stored with the run")
     dataset: Text = Field("", max_length=200, description="free text, stored with the run")

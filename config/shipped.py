@@ -1,11 +1,12 @@
-"""The TOML files that the package brings, by their names: `--config train` is the shipped `train.toml`."""
+"""The TOML files that come with the package, by their names: `--config train` is the shipped `train.toml`."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from config.io import SHIPPED, ConfigError
+from config.errors import ConfigError
+from config.io import SHIPPED
 from config.suggest import closest
 
 
@@ -25,9 +26,9 @@ def find_config(path: Path) -> Path:
     Only a name without a suffix is looked up among the shipped ones.
 
     Raises:
-        ConfigError: neither is there.
+        ConfigError: there is neither.
     """
-    is_there = os.path.exists(path)  # False for what can be no name, too
+    is_there = os.path.exists(path)  # False, too, for what cannot be a name
     if is_there and not path.is_dir():
         return path
     files = shipped_files()

@@ -1,4 +1,4 @@
-"""What somebody meant who wrote a key that there is not: the word of another project first, then the likest name."""
+"""What somebody meant by an unknown key: first the words of other projects, then the most similar name."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import difflib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-# What other projects call our keys, a newcomer's first typo; of several the first that a command has. A dotted name is
-# that key alone, another one any key of that name.
+# What other projects call our keys, which newcomers type first. Of several names, the first that a command has counts.
+# A dotted name means that key only; a name without a dot means any key of that name.
 SYNONYMS: dict[str, tuple[str, ...]] = {
     # nanoGPT and its kin
     "lr": ("learning_rate",),
@@ -78,7 +78,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "model_name_or_path": ("checkpoint.init_from", "checkpoint"),
     "tokenizer_name": ("data.tokenizer", "tokenizer"),
 }
-# Words that no key answers: the key beside which it is said, and what to say.
+# Words without a key of ours: a key whose presence makes the answer useful, and the answer.
 EXPLAINED: dict[str, tuple[str, str]] = {
     "epochs": ("training.max_steps", "the length of a run is training.max_steps"),
     "gradient_accumulation_steps": (
@@ -99,13 +99,13 @@ _SAME = {
 
 
 def hint(dotted: str, names: Sequence[str], *, sections: bool, prefix: str = "") -> str:
-    """Return what to add to the refusal of an unknown key, in brackets: what was meant most likely, or a plain word.
+    """Return what to add, in brackets, to the refusal of an unknown key: what was most likely meant, or an explanation.
 
     Args:
         dotted: the unknown key.
         names: all keys that there are.
-        sections: in a file a section is a name, too; on the command line it is none.
-        prefix: stands before a suggested name.
+        sections: whether a section is a name, too: in a file it is, on the command line it is not.
+        prefix: goes before a suggested name.
     """
     leaf = _plain(dotted.rpartition(".")[2])
     key, text = EXPLAINED.get(_SAME.get(leaf, leaf), ("", ""))
@@ -119,7 +119,7 @@ def hint(dotted: str, names: Sequence[str], *, sections: bool, prefix: str = "")
 
 
 def nearest(dotted: str, names: Sequence[str], *, sections: bool) -> list[str]:
-    """Return the names that somebody who wrote `dotted` most likely meant; several are as likely."""
+    """Return the names that `dotted` most likely stands for; several if they are equally likely."""
     section, _, leaf = dotted.rpartition(".")
     siblings = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == section}
     if sections and not section:
@@ -142,13 +142,13 @@ def _plain(word: str) -> str:
 
 
 def _likeness(name: str, word: str) -> tuple[float, int]:
-    """Return how like two words are; of equally like names those with the same letters first: to_pk is top_k."""
+    """Return how similar two words are; the same letters break a tie, so that to_pk means top_k."""
     ours, theirs = Counter(name), Counter(word)
     apart = ((ours - theirs) + (theirs - ours)).total()
     return difflib.SequenceMatcher(None, name, word).ratio(), -apart
 
 
 def closest(word: str, names: Iterable[str], *, cutoff: float) -> list[str]:
-    """Return the names most like a word: none that is less like it than `cutoff`, of 1; several are as likely."""
+    """Return the names most similar to a word, each at least `cutoff` (of 1) similar; several if they are equal."""
     likeness = {name: _likeness(name, word) for name in difflib.get_close_matches(word, names, n=3, cutoff=cutoff)}
     return sorted(name for name in likeness if likeness[name] == max(likeness.values()))

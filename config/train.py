@@ -29,7 +29,7 @@ PLAN_KEYS = {"calibration_steps", "machine"}
 
 
 class DataConfig(Section):
-    """Files made by transformerlm-make-data, and the tokenizer they were made with."""
+    """Files made by transformerlm-make-data, and the tokenizer that encoded them."""
 
     train: FilePath = Field(description="token file to train on (.npy)")
     valid: FilePath | None = Field(None, description="token file for the validation loss; none: no validation")
@@ -44,55 +44,56 @@ class TrainingConfig(Section):
     micro_batch_size: PositiveInt | Literal["auto"] | None = Field(
         None,
         description="sequences per forward pass and process; auto: the most that fit into memory, chosen at the first "
-        "start and kept; none: no accumulation",
+        "start and kept; none: the whole batch at once",
     )
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of the initial weights and of the data order")
     device: Device = "auto"
     precision: Precision = Field(
-        "auto", description="fp32, or bf16 autocast over fp32 weights; auto: bf16 where the hardware has it"
+        "auto", description="fp32, or bf16 autocast over fp32 weights; auto: bf16 if the hardware has it"
     )
-    tf32: bool = Field(
-        False, description="CUDA: let products of fp32 matrices be rounded to TF32; elsewhere it does nothing"
-    )
+    tf32: bool = Field(False, description="CUDA: let products of fp32 matrices use TF32; no effect elsewhere")
     compile: bool | Literal["auto"] = Field(
         "auto",
-        description="torch.compile the model: slower to start, faster to run; auto: for 1,000 steps and more on CUDA",
+        description="torch.compile the model: slower to start, faster to run; auto: from 1,000 steps on CUDA",
     )
     max_time: Duration | None = Field(
         None,
-        description='time for the whole run, over all its starts, e.g. "2m"; the schedule follows it where it is ahead '
-        "of the steps, and the run saves and stops after it; none: run to max_steps",
+        description='time for the whole run, over all its starts, e.g. "2m"; if time runs out before the steps do, the '
+        "schedule follows the time, and the run saves and stops; none: run to max_steps",
     )
-    log_interval: PositiveInt = Field(1, description="steps between step lines")
+    log_interval: PositiveInt = Field(1, description="steps between log lines")
     log_norms: bool = Field(False, description="also log the L2 norms of each block's weights and activations")
     eval_interval: Count = Field(
         100, description="steps between validations, besides those before a checkpoint; 0: those only"
     )
     eval_tokens: PositiveInt = Field(
         2**16,
-        description="tokens of a validation, from the file's start, in windows of context_length (the eval_batches of "
-        "earlier versions is read as so many batches of micro_batch_size windows)",
+        description="tokens of a validation, from the file's start, in windows of context_length (eval_batches of "
+        "earlier versions still counts batches of micro_batch_size windows)",
     )
     early_stop_patience: Count = Field(
         0,
-        description="stop after so many validations at eval_interval in a row without a new lowest loss; 0: never",
+        description="stop after this many validations at eval_interval in a row without a new lowest loss; 0: never",
     )
     z_loss: float = Field(
         0.0,
         ge=0,
         le=1e3,
-        description="weight of log(Z)^2 in what is minimised, as in PaLM (there 1e-4); logged losses are without it",
+        description="weight of log(Z)^2 in the minimised loss, as in PaLM (1e-4 there); logged losses exclude it",
     )
     max_skipped_steps: Count = Field(
-        10, description="steps in a row to skip because of their loss or gradient; one more stops the run"
+        10, description="steps in a row that may be skipped because of their loss or gradient; one more stops the run"
     )
     spike_guard: Literal["off", "skip", "rollback"] = Field(
         "off",
         description="what to do with a step whose loss jumps: nothing, skip it, or go back to the last checkpoint and "
-        "on from there with later data",
+        "continue with later data",
     )
     spike_factor: float = Field(
-        2.0, gt=1, le=1e6, description="a loss above this many times the average of the last 50 or so has jumped"
+        2.0,
+        gt=1,
+        le=1e6,
+        description="a loss has jumped if it is above this many times the average of about the last 50",
     )
 
     @model_validator(mode="after")
@@ -109,31 +110,31 @@ class TrainingConfig(Section):
 class CheckpointConfig(Section):
     """When to save and what to keep; a checkpoint is also saved at the end and on SIGINT, SIGTERM or SIGUSR1."""
 
-    interval: Count = Field(500, description="steps between checkpoints; 0: only at the end")
+    interval: Count = Field(500, description="steps between checkpoints; 0: save only at the end")
     keep: int = Field(2, ge=2, le=10**6, description="newest checkpoints to keep, besides the best")
     resume: Literal["auto", "never", "required"] = Field(
         "auto",
-        description="auto: go on if the run has a checkpoint; never: refuse if it has; required: refuse if it has none",
+        description="auto: continue if the run has a checkpoint; never: refuse if it has; required: refuse if not",
     )
     init_from: FilePath | None = Field(
         None,
-        description="a run, RUN/best or a checkpoint, of the same architecture and tokenizer, whose weights a new run "
-        "begins with; none: random weights",
+        description="start a new run with the weights of this run, RUN/best or checkpoint; it needs the same "
+        "architecture and tokenizer; none: random weights",
     )
 
 
 class SamplesSamplingConfig(SamplingConfig):
-    """How the text of a sample is drawn."""
+    """How the text of a sample is generated."""
 
-    max_new_tokens: int = Field(64, ge=1, le=2**31 - 1, description="tokens to generate at most")
+    max_new_tokens: int = Field(64, ge=1, le=2**31 - 1, description="most tokens to generate")
 
 
 class SamplesConfig(Section):
-    """Text to generate while training, to see how it comes along."""
+    """Text to generate while training, to see how the model gets on."""
 
     interval: Count = Field(0, description="steps between samples; 0: none")
     prompts: list[Prompt] = Field([""], min_length=1, max_length=100, description='prompts; "" starts a new document')
-    allow_special: bool = Field(False, description="special tokens spelled out in a prompt are those tokens, not text")
+    allow_special: bool = Field(False, description="read special tokens spelled out in a prompt as tokens, not as text")
     sampling: SamplesSamplingConfig = SamplesSamplingConfig()
 
 
@@ -159,9 +160,9 @@ class TrainConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _read_eval_batches(cls, tree: Any) -> Any:
-        """Read the `eval_batches` of earlier versions as the `eval_tokens` that they were.
+        """Read the `eval_batches` of earlier versions as the `eval_tokens` that it stood for.
 
-        It counted batches of `micro_batch_size` windows; with "auto" nobody knows how many, and the default holds.
+        It counted batches of `micro_batch_size` windows. With "auto" their size is unknown, and the default applies.
         """
         training, model = (dict(_table(tree, name)) for name in ("training", "model"))
         if "eval_batches" not in training or "eval_tokens" in training:
@@ -178,7 +179,7 @@ class TrainConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _leave_out_plan(cls, tree: Any) -> Any:
-        """Take a file of transformerlm-plan, whose schema has two keys more, as the one for training that it is."""
+        """Accept a file for transformerlm-plan, whose schema has two keys more, without those keys."""
         if cls is not TrainConfig or not isinstance(tree, dict) or not (keys := PLAN_KEYS & tree.keys()):
             return tree
         warnings.warn(f"training leaves {', '.join(sorted(keys))} to transformerlm-plan", stacklevel=2)

@@ -17,6 +17,7 @@ from config.schemas import (
     WandbConfig,
     Workers,
 )
+from config.special_tokens import END_OF_TEXT
 
 NUM_BYTES = 256
 
@@ -26,17 +27,17 @@ class TokenizerConfig(Section):
 
     vocab_size: int = Field(ge=NUM_BYTES, le=2**24, description="256 bytes + merges + special tokens")
     special_tokens: list[SpecialToken] = Field(
-        ["<|endoftext|>"],
+        [END_OF_TEXT],
         max_length=1000,
         description="never split and never merged across; the first one separates documents",
     )
 
     pattern: Pattern = Field(
-        "gpt2", description="how text is cut before merging: by the rules of GPT-2, GPT-4 (cl100k) or SmolLM"
+        "gpt2", description="how text is split before merging: by the rules of GPT-2, GPT-4 (cl100k) or SmolLM"
     )
     engine: Engine = Field(
         "auto",
-        description="auto: compiled (numba) for large inputs; the result is the same; smollm: reference alone",
+        description="auto: compiled (numba) for large inputs; both give the same result; smollm has only reference",
     )
 
     @model_validator(mode="after")
@@ -61,13 +62,13 @@ class TrainTokenizerConfig(TextInput):
     """Train a byte-level BPE tokenizer on text files."""
 
     output_dir: FilePath = Field(description="directory for vocab.json, merges.txt and special_tokens.json")
-    overwrite: bool = Field(False, description="replace a tokenizer that is there already")
+    overwrite: bool = Field(False, description="replace an existing tokenizer")
     workers: Workers = Field(0, description="worker processes or threads; 0: one for each core")
     memory_limit_mb: int | None = Field(
         None,
         ge=1,
         le=2**30,
-        description="MB that the distinct words may take in memory; beyond, the compiled engine goes on in temporary "
+        description="MB of memory for the distinct words; beyond it, the compiled engine continues in temporary "
         "files (in TMPDIR) and the reference refuses; none: no limit",
     )
     tokenizer: TokenizerConfig

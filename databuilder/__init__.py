@@ -1,6 +1,6 @@
-"""From text to token files (`build_dataset`), and text that every install has.
+"""From text to token files (`build_dataset`), and text that needs no download.
 
-That is stories from a grammar (`stories.write_corpus`) and docstrings (`docstring_corpus.write_corpus`).
+That text is stories from a grammar (`stories.write_corpus`) and docstrings (`docstring_corpus.write_corpus`).
 """
 
 from databuilder.dataset_builder import BuildReport, SplitReport, build_dataset

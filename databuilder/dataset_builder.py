@@ -1,14 +1,15 @@
 """From text files to token files: documents encoded in parallel, in order, in bounded memory.
 
-One pass: this process reads the text and cuts it at safe places; workers encode batches of such pieces (threads with
-the tokenizer's compiled engine, which large inputs get and which takes plain text as bytes, processes otherwise); this
-process appends what they return.
-Each document is followed by the separator's id: where a plain text has the separator, at a file's end, and after each
-row of JSON lines or Parquet. So the ids themselves say where documents end, and nothing here is done document by
-document. The result is the same for any number of workers.
+All in one pass: this process reads the text and cuts it at safe places, workers encode batches of such pieces, and this
+process appends what they return. Workers are threads with the tokenizer's compiled engine, which encodes large inputs
+and takes plain text as bytes; otherwise they are processes.
 
-The validation split takes whole documents, spread evenly over the inputs (see `sources.are_chosen`). That is the same
-for each run, close to the fraction at every stretch of the text, and always takes the first document.
+The separator's id follows each document: where plain text has the separator, at a file's end, and after each row of
+JSON lines or Parquet. So the ids themselves say where documents end, and nothing here is done document by document. The
+result is the same for any number of workers.
+
+The validation split takes whole documents, spread evenly over the inputs (see `sources.are_chosen`). It is the same in
+each run, is close to the fraction in every stretch of the text, and always includes the first document.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from config.special_tokens import END_OF_TEXT
 from databuilder.sources import (
     PathName,
     Source,
@@ -37,7 +39,7 @@ from databuilder.sources import (
     are_chosen,
     find_sources,
 )
-from transformerlm.token_files.dataset import sidecar_path
+from transformerlm.token_files.sidecar import sidecar_path
 from transformerlm.token_files.writer import TokenFileWriter, publish
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, resolve_num_workers
@@ -47,7 +49,6 @@ from transformerlm.utils.text_files import ReadStats, holds_rows, read_text
 if TYPE_CHECKING:
     from transformerlm.tokenizer.fast.byte_chunks import Chunk
 
-DEFAULT_SEPARATOR = "<|endoftext|>"
 BATCH_CHARS = 1 << 20
 
 Array = np.ndarray[Any, Any]
@@ -57,7 +58,7 @@ _TRAIN, _VALID, _DROPPED = 0, 1, -1
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What one token file holds; `bytes` counts the documents' UTF-8 bytes, separators left out."""
+    """What one token file holds; `bytes` counts the documents' UTF-8 bytes, without separators."""
 
     path: Path
     tokens: int
@@ -68,7 +69,7 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build has made and met."""
+    """What a build wrote, and what it found in the text."""
 
     train: SplitReport
     valid: SplitReport | None
@@ -84,7 +85,7 @@ def build_dataset(
     train_path: str | os.PathLike[str],
     valid_path: str | os.PathLike[str] | None = None,
     valid_fraction: float = 0.0,
-    separator: str = DEFAULT_SEPARATOR,
+    separator: str = END_OF_TEXT,
     text_field: str = "text",
     allow_special: bool = False,
     invalid_utf8: Literal["replace", "refuse"] = "replace",
@@ -95,23 +96,25 @@ def build_dataset(
 ) -> BuildReport:
     """Encode text files into `train_path` and, where a fraction is given, `valid_path`, each an `.npy` with a sidecar.
 
+    It has more than ten parameters because each key of `transformerlm-make-data` is one of them, under the same name.
+
     Args:
         inputs: files and globs of text, JSON lines or Parquet (see `transformerlm.utils.text_files`); or a list of
             `Source`, each with a weight.
         tokenizer: must know `separator` as a special token.
         train_path: the token file to write; ids are uint16 where all fit and uint32 otherwise, shape (tokens,).
-        valid_path: the token file for the validation documents; given exactly when `valid_fraction` is above 0.
-        valid_fraction: which part of the documents to hold out, from 0 to below 1.
+        valid_path: the token file for the validation documents; required if `valid_fraction` is above 0, else None.
+        valid_fraction: the share of the documents to hold out, from 0 to below 1.
         separator: ends a document in the text, and follows each document in the token file.
-        text_field: where the text stands in a line of a `.jsonl` file.
+        text_field: the key of JSON lines, or the column of Parquet, that holds a document's text.
         allow_special: recognise special tokens, the separator too, in the rows of JSON lines and Parquet, which are
             plain text otherwise. In plain text files they always are.
-        invalid_utf8: read bytes that are no UTF-8 as U+FFFD and count them, or refuse the file.
-        max_tokens: write as many whole documents, from the first on, as have so many tokens together, separators and
-            the validation split counted in; the rest is not read. Not for weighted sources.
+        invalid_utf8: read invalid UTF-8 as U+FFFD and count it, or refuse the file.
+        max_tokens: write whole documents, from the first on, until the next would exceed this many tokens; separators
+            and the validation split count, too. The rest is not read. Not for weighted sources.
         overwrite: replace existing outputs, at the very end; otherwise they are refused before any work.
         num_workers: processes or threads that encode; by default one for each CPU, one below 8 MB.
-        progress: called with ("encode", bytes read, bytes in all), in bytes on disk.
+        progress: called with ("encode", bytes read, bytes in total), in bytes on disk.
 
     Raises:
         TypeError: names and sources in one list.
@@ -159,16 +162,16 @@ def build_dataset(
 class _Batch(NamedTuple):
     texts: list[str] | Chunk
     ends_document: list[bool]
-    disk_bytes: int  # read up to and with this batch
+    disk_bytes: int  # read up to the end of this batch
     source: int = 0
     ordinary: bool = False  # special tokens in it are plain text
 
 
 class _Encoded(NamedTuple):
-    ids: Array  # the separator's behind each document
+    ids: Array  # the separator's after each document
     disk_bytes: int
     source: int
-    invalid_utf8: int = 0  # what was replaced in a chunk
+    invalid_utf8: int = 0  # replaced in a chunk
 
 
 class _BatchEncoder:
@@ -189,9 +192,9 @@ class _BatchEncoder:
 
 
 class _DocumentSorter:
-    """Tells documents apart in a stream of ids, drops those without text, and gives each of the others its split.
+    """Finds the documents in a stream of ids, drops those without text, and assigns each of the others to its split.
 
-    A document without text holds nothing but white space. One that has only white space so far waits in `_held`.
+    A document without text holds only white space. One that has only white space so far waits in `_held`.
     """
 
     def __init__(self, tokenizer: Tokenizer, separator: str, valid_fraction: float) -> None:
@@ -206,14 +209,14 @@ class _DocumentSorter:
         self._token_bytes = np.array([len(token) for token in tokens], dtype=np.uint32)
         self._may_be_blank = np.array([not token.decode("utf-8", "ignore").strip() for token in tokens])
         self._held = np.empty(0, dtype=np.uint16)
-        self._open = _DROPPED  # the split of the document that the next ids go on with
+        self._open = _DROPPED  # the split of the document that the next ids continue
 
     def sort(self, ids: Array) -> list[Array]:
         """Return the ids that go to each split."""
         ids = np.concatenate([self._held, ids]).astype(ids.dtype, copy=False)
         ends = np.flatnonzero(ids == self._separator_id) + 1
-        starts, ends = np.r_[0, ends], np.r_[ends, len(ids)]  # the last document is still without its end
-        splits = np.full(len(starts), _DROPPED)
+        starts, ends = np.r_[0, ends], np.r_[ends, len(ids)]  # (documents,); the last one has not ended yet
+        splits = np.full(len(starts), _DROPPED)  # (documents,)
         has_text = ~self._are_blank(ids, starts, ends)
         if self._open != _DROPPED:
             splits[0], has_text[0] = self._open, False
@@ -226,7 +229,7 @@ class _DocumentSorter:
         if not splits[ends > starts].any():  # nothing but training documents
             parts = [ids, ids[:0]]
         else:
-            split_of = np.repeat(splits, ends - starts)
+            split_of = np.repeat(splits, ends - starts)  # the split of each id: (ids,)
             parts = [ids[split_of == split] for split in (_TRAIN, _VALID)]
         self.num_bytes += [self._token_bytes.take(part).sum(dtype=np.int64) for part in parts]
         return parts
@@ -236,7 +239,7 @@ class _DocumentSorter:
         return int(self._token_bytes.take(ids).sum(dtype=np.int64))
 
     def _are_blank(self, ids: Array, starts: Array, ends: Array) -> Array:
-        """Tell which stretches of ids have no text; the first two ids of nearly all that have some show it."""
+        """Return which stretches of ids have no text, bool; the first two ids of nearly all with text show it."""
         if len(ids) == 0:
             return np.ones(1, dtype=np.bool_)
         firsts, seconds = (np.minimum(places, ends - 1) for places in (starts, starts + 1))  # the last may be empty
@@ -252,7 +255,7 @@ class _DocumentSorter:
 
 
 class _Limit:
-    """Lets whole documents through until the next one would be too many tokens; a document waits for its end."""
+    """Lets whole documents through until the next would exceed a number of tokens; a document waits for its end."""
 
     def __init__(self, max_tokens: int, separator_id: int) -> None:
         self.max_tokens = max_tokens
@@ -289,7 +292,7 @@ class _Limit:
 def _batches(
     sources: Sequence[SourceFiles], tokenizer: Tokenizer, *, stats: ReadStats, as_bytes: bool, allow_special: bool
 ) -> Iterator[_Batch]:
-    """Read the sources as batches, at least one of each, cut at safe places."""
+    """Read the sources as batches, at least one from each, cut at safe places."""
     splitter = SpecialTokenSplitter(tokenizer.special_tokens, pattern=tokenizer.pattern)
     for number, source in enumerate(sources):
         for batch in _source_batches(source, splitter, stats=stats, as_bytes=as_bytes, allow_special=allow_special):
@@ -299,7 +302,7 @@ def _batches(
 def _source_batches(
     source: SourceFiles, splitter: SpecialTokenSplitter, *, stats: ReadStats, as_bytes: bool, allow_special: bool
 ) -> Iterator[_Batch]:
-    """Read files as batches; with `as_bytes`, large plain files as the bytes they are."""
+    """Read files as batches; with `as_bytes`, read large plain files as bytes."""
     if as_bytes:
         from transformerlm.tokenizer.fast.byte_chunks import comes_in_chunks, read_chunks
 
@@ -321,7 +324,7 @@ def _source_batches(
 
 
 def _warn_of_special_tokens(batch: _Batch, special_tokens: Sequence[str]) -> None:
-    """Say so where the first rows spell special tokens: they may be meant as such, as in conversations."""
+    """Warn if the first rows spell special tokens: they may be meant as such, as in conversations."""
     texts = batch.texts if isinstance(batch.texts, list) else []
     for token in special_tokens:
         if any(token in text for text in texts):
@@ -361,7 +364,7 @@ def _write_all(
     stats: ReadStats,
     progress: ProgressCallback | None,
 ) -> list[tuple[SourceReport, ...]]:
-    """Append all documents to their files; return what each file holds of each source."""
+    """Append all documents to their files, and return what each file holds from each source."""
     disk_bytes = sum(source.disk_bytes for source in sources)
     room = sum(source.disk_bytes * source.weight for source in sources)
     reports: list[list[SourceReport]] = []
@@ -370,7 +373,7 @@ def _write_all(
         thinner = Thinner(sources[number].weight % 1, sorter._separator_id, sorter.num_bytes_of)
         writer = SourceWriter(sources[number], writers, thinner)
         for batch in batches:
-            if room and batch.disk_bytes > 0:  # the first batch shows how much the whole will take
+            if room and batch.disk_bytes > 0:  # the first batch shows how much disk the whole will take
                 expected = batch.ids.nbytes * room / batch.disk_bytes
                 _check_room(writers[0].path.parent, int(min(expected, max_bytes)))
             room = 0
@@ -393,7 +396,7 @@ def _split_report(writer: TokenFileWriter, sources: Sequence[SourceReport]) -> S
 
 
 def _check_split_documents(sorter: _DocumentSorter, separator: str, valid_fraction: float) -> None:
-    """Refuse inputs that gave no document to one side of the split."""
+    """Refuse inputs that leave one side of the split without a document."""
     if valid_fraction > 0 and 0 in sorter.num_documents:
         raise ValueError(
             f"valid_fraction: expected at least one document on each side, found {sorter.num_documents.sum()} in all "
@@ -411,7 +414,7 @@ def _check_limit(max_tokens: int | None, sources: Sequence[SourceFiles]) -> None
 
 
 def _check_room(folder: Path, expected: int) -> None:
-    """Refuse early what the first batch shows to be too much for the disk."""
+    """Refuse early if the first batch shows that the disk has too little room."""
     free = shutil.disk_usage(folder).free
     if expected > free:
         needed = f"about {expected / 1e6:,.0f} MB for the token files"
@@ -450,11 +453,11 @@ def _check_split(
 
 
 def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path], *, overwrite: bool) -> None:
-    """Refuse token files that are inputs, or that are there already without `overwrite`.
+    """Refuse token files that are inputs, or, without `overwrite`, that exist already.
 
     Raises:
         ValueError: an output among the inputs, or a folder in its place.
-        FileExistsError: it is there already.
+        FileExistsError: an output exists already.
     """
     sources = {path.resolve() for path in inputs}
     for output in outputs:

@@ -1,9 +1,9 @@
-"""A corpus that every install already has: the docstrings of the standard library, torch and numpy.
+"""A corpus that every installation already has: the docstrings of the standard library, torch and numpy.
 
 Files are read and parsed with `ast`, never imported or run. A document is a docstring under its name, such as
-`json.dumps(obj, skipkeys, ...)`. The same installation gives the same documents in the same order: files are taken in
-the order of a hash of their name, so that a smaller corpus is a fair sample of the larger one, and documents are then
-mixed by a hash of their text. To make the file by hand:
+`json.dumps(obj, skipkeys, ...)`. The same installation gives the same documents in the same order. Files are sorted by
+a hash of their name, so that a smaller corpus is a fair sample of a larger one; then documents are mixed by a hash of
+their text. To make the file by hand:
 
     python -m databuilder.docstring_corpus data/corpus.txt --max-bytes 6000000
 """
@@ -25,15 +25,16 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from databuilder.dataset_builder import DEFAULT_SEPARATOR
+from config.special_tokens import END_OF_TEXT
 from transformerlm.tokenizer.parallel import map_in_order, resolve_num_workers
+from transformerlm.utils.files import write_whole
 
 PACKAGES = ("torch", "numpy")
 MIN_CHARS = 40
 
 _SKIPPED_FOLDERS = {"test", "tests", "testing", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _FILES_PER_TASK = 64
-DOCUMENT_END = f"\n{DEFAULT_SEPARATOR}\n"
+DOCUMENT_END = f"\n{END_OF_TEXT}\n"
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -49,9 +50,9 @@ class CorpusReport:
 
 
 def collect_docstrings(*, max_bytes: int | None = None, num_workers: int | None = None) -> Iterator[str]:
-    """Yield documents, at most `max_bytes` of them as `write_corpus` writes them (by default all, some 10 MB).
+    """Yield documents, at most `max_bytes` of them as `write_corpus` writes them (by default all, about 10 MB).
 
-    Very short docstrings, repeated ones, and those that hold the separator are left out.
+    Very short docstrings, repeated ones, and those that hold the separator are omitted.
     """
     files = sorted(_source_files(), key=lambda named: _digest(named[0]))
     tasks = [files[start : start + _FILES_PER_TASK] for start in range(0, len(files), _FILES_PER_TASK)]
@@ -88,14 +89,12 @@ def write_corpus(path: str | os.PathLike[str], *, max_bytes: int | None = None) 
         )
     text = "".join(f"{document}{DOCUMENT_END}" for document in documents)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_bytes(text.encode())
-    unfinished.replace(path)
+    write_whole(path, text)
     return CorpusReport(path, len(text.encode()), len(documents), time.perf_counter() - start)
 
 
 def _source_files() -> list[tuple[str, Path]]:
-    """Return each source file with its module's name."""
+    """Return each source file with the name of its module."""
     files = _files_below(Path(sysconfig.get_paths()["stdlib"]), "")
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)  # finds a top-level package without importing it
@@ -124,13 +123,13 @@ def _documents_of(files: list[tuple[str, Path]]) -> list[tuple[str, str]]:
                 warnings.simplefilter("ignore")  # other people's invalid escapes
                 tree = ast.parse(path.read_bytes())
         except (OSError, SyntaxError, ValueError, RecursionError):
-            continue  # a template or a damaged file is no text for us
+            continue  # a template or a damaged file
         documents += [found for found in _docstrings(tree, module) if _is_worth_keeping(found[1])]
     return documents
 
 
 def _docstrings(node: ast.Module | Definition, heading: str) -> Iterator[tuple[str, str]]:
-    """Yield heading and docstring of a module or definition and of what it defines."""
+    """Yield heading and docstring of a module or definition, and of everything it defines."""
     if docstring := ast.get_docstring(node, clean=False):
         yield heading, inspect.cleandoc(docstring)
     prefix = heading.split("(")[0]
@@ -139,7 +138,7 @@ def _docstrings(node: ast.Module | Definition, heading: str) -> Iterator[tuple[s
 
 
 def _definitions(node: ast.AST) -> Iterator[Definition]:
-    """Yield the classes and functions of a body, those under `if` and `try` too."""
+    """Yield the classes and functions of a body, also those under `if` and `try`."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, Definition):
             yield child
@@ -161,7 +160,7 @@ def _signature(node: Definition) -> str:
 
 def _is_worth_keeping(text: str) -> bool:
     has_surrogates = any("\ud800" <= character <= "\udfff" for character in text)
-    return len(text) >= MIN_CHARS and DEFAULT_SEPARATOR not in text and not has_surrogates
+    return len(text) >= MIN_CHARS and END_OF_TEXT not in text and not has_surrogates
 
 
 def _digest(text: str) -> bytes:

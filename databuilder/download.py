@@ -1,8 +1,8 @@
 """Download files of the hub so that a cut connection costs only what was on the wire.
 
-A file grows under the name `NAME.part`; `NAME.part.json` beside it says of which version its bytes are. It gets its
-name when its size and its checksum are those that the hub, or the caller, has named. The next call goes on where the
-last one stopped, in another process too; bytes of another version, or that turn out wrong, are fetched anew.
+A file grows under the name `NAME.part`; `NAME.part.json` beside it says which version its bytes belong to. It gets its
+name once its size and checksum are those that the hub, or the caller, named. The next call, even in another process,
+continues where the last one stopped. Bytes of another version, or with a wrong checksum, are fetched again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from databuilder.hub import Hub, HubFile, RemoteFacts, TransientError, is_offline, strong_etag
-from transformerlm.utils.files import sync, write_whole
+from transformerlm.utils.files import move_into_place, write_whole
 from transformerlm.utils.json_files import read_json_object
 from transformerlm.utils.lock import try_lock
 
@@ -38,11 +38,11 @@ RECIPES: dict[str, tuple[HubFile, ...]] = {
 }
 
 ByteProgress = Callable[[int, int], None]
-"""Called with the bytes that are here and those of the whole file."""
+"""Called with the number of bytes that are here, and of the whole file."""
 
 
 class DownloadReport(NamedTuple):
-    """A file that is here and right; `checked` says by what, `fetched` whether any of it came over the network now."""
+    """A file that is here and correct; `checked` says by what, `fetched` whether the network was needed this time."""
 
     path: Path
     bytes: int
@@ -52,10 +52,10 @@ class DownloadReport(NamedTuple):
 
 @dataclass(frozen=True)
 class Download:
-    """One file to bring to `path`.
+    """One file to download to `path`.
 
-    `sha256` is what its content must have, whatever the hub says; `retries` is how many failures without progress are
-    borne, and `wait` is how to sleep between them.
+    `sha256` is what its content must have, whatever the hub says. `retries` is the number of failures in a row without
+    progress before giving up, and `wait` is how to sleep between them.
     """
 
     file: HubFile
@@ -71,7 +71,7 @@ class Download:
 
         Raises:
             FileExistsError: another file is at `path`, or another process is downloading it.
-            FileNotFoundError, PermissionError, ValueError: what the hub will not answer otherwise next time.
+            FileNotFoundError, PermissionError, ValueError: the hub will give the same answer next time.
             OSError: too many failures, or the disk has no room.
         """
         if is_offline():
@@ -132,9 +132,7 @@ class Download:
             if not _is_right(self._part, facts.size, checksum):
                 part.truncate(0)
                 raise TransientError(f"{self.file.url(hub.endpoint)}: expected {checked} {checksum}, found wrong bytes")
-        sync(self._part)
-        self._part.replace(self.path)
-        sync(self.path.parent)
+        move_into_place(self._part, self.path)
         self._record.unlink(missing_ok=True)
         return DownloadReport(self.path, facts.size, checked, fetched=True)
 
@@ -145,7 +143,7 @@ class Download:
         return self.sha256 or theirs
 
     def _complete(self, hub: Hub, part: IO[bytes], facts: RemoteFacts) -> None:
-        """Bring the part to the file's size, from where it ends or from the beginning."""
+        """Bring the part to the file's size, from where it ends, or from the beginning."""
         if self._part_bytes() and not self._record.exists():
             raise FileExistsError(f"{self._part}: expected the part of a download, found another file; move it away")
         start, etag = self._resume_point(facts)
@@ -167,7 +165,7 @@ class Download:
             self._receive(response, part, start, facts.size)
 
     def _resume_point(self, facts: RemoteFacts) -> tuple[int, str]:
-        """Return how many bytes of the part are of this version, and the ETag that they came with."""
+        """Return how many bytes of the part belong to this version, and the ETag that they came with."""
         try:
             record = read_json_object(self._record, max_bytes=10_000)
         except (OSError, ValueError):
@@ -178,7 +176,7 @@ class Download:
         return size, strong_etag(record.get("etag"))
 
     def _receive(self, response: HTTPResponse, part: IO[bytes], done: int, size: int) -> None:
-        """Append what comes; never more than one byte beyond the size."""
+        """Append what arrives, but never more than one byte beyond the size."""
         where = self.file.url("")
         while done <= size:
             try:
@@ -224,7 +222,7 @@ def _is_right(path: Path, size: int, checksum: str | None) -> bool:
 
 
 def _continues(response: HTTPResponse, start: int, size: int) -> bool:
-    """Tell whether an answer holds the bytes from `start` to the end of a file of this size."""
+    """Return whether an answer holds the bytes from `start` to the end of a file of this size."""
     found = _RANGE.fullmatch(response.headers.get("Content-Range", "")) if response.status == 206 else None
     return found is not None and int(found[1]) == start and found[3] in ("*", str(size))
 

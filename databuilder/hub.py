@@ -47,7 +47,7 @@ class HubFile:
 
 
 class RemoteFacts(NamedTuple):
-    """What the hub says about a file: `version` changes with its content, and is empty where nothing tells."""
+    """What the hub says about a file: `version` changes with its content, and is empty if the hub gives none."""
 
     size: int
     checksum: str | None  # a sha256, or for a small file git's sha1
@@ -55,7 +55,7 @@ class RemoteFacts(NamedTuple):
 
 
 class TransientError(OSError):
-    """A failure that may be gone the next time, and after how many seconds the server wants to be asked again."""
+    """A failure that may not happen next time, and after how many seconds the server wants to be asked again."""
 
     def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
         super().__init__(message)
@@ -76,7 +76,8 @@ class Hub:
         self._origin = _origin(parts)
         if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token):
             raise ValueError("HF_TOKEN: expected printable characters without blanks, found others")
-        self._opener = OpenerDirector()  # it knows no files, follows nothing, and takes every status for an answer
+        # This opener opens no local files, follows no redirects, and accepts every status as an answer.
+        self._opener = OpenerDirector()
         proxies = {scheme: proxy for scheme, proxy in getproxies().items() if scheme == "https"}
         for handler in (ProxyHandler(proxies), HTTPHandler(), HTTPSHandler()):
             self._opener.add_handler(handler)
@@ -112,7 +113,7 @@ class Hub:
         Args:
             file: the file.
             start: how many bytes are here already.
-            etag: the version that they are of; of another one the server sends the whole.
+            etag: the version of those bytes; if the file has another one, the server sends the whole.
 
         Raises:
             FileNotFoundError, PermissionError, ValueError, TransientError: as for `facts`.
@@ -128,7 +129,7 @@ class Hub:
         return response
 
     def _follow(self, method: str, url: str, headers: Mapping[str, str], *, leave: bool) -> HTTPResponse:
-        """Return the first answer that is no redirect, or without `leave` none to another host."""
+        """Return the first answer that is not a redirect; without `leave`, also a redirect to another host."""
         for _ in range(MAX_REDIRECTS + 1):
             response = self._request(method, url, headers)
             location = response.headers.get("Location")
@@ -178,12 +179,12 @@ class Hub:
 
 
 def is_offline() -> bool:
-    """Tell whether `HF_HUB_OFFLINE` forbids every request."""
+    """Return whether `HF_HUB_OFFLINE` forbids every request."""
     return os.environ.get("HF_HUB_OFFLINE", "").strip().upper() in ("1", "ON", "YES", "TRUE")
 
 
 def strong_etag(value: object) -> str:
-    """Return an ETag when it is one that names the very bytes; empty otherwise."""
+    """Return an ETag if it identifies the exact bytes; otherwise an empty string."""
     return value if isinstance(value, str) and _STRONG_ETAG.fullmatch(value) else ""
 
 
@@ -191,7 +192,7 @@ def _facts(headers: Message, url: str) -> RemoteFacts:
     size = headers.get("X-Linked-Size") or headers.get("Content-Length") or ""
     if not re.fullmatch(r"[0-9]{1,18}", size):
         raise ValueError(f"{url}: expected the file's size in the answer, found {size[:40]!r}")
-    # The hub names the content's checksum here; the ETag of another server can be any word of 64 letters.
+    # The hub gives the content's checksum here; the ETag of another server can be any word of 64 letters.
     etag = headers.get("ETag") if "X-Repo-Commit" in headers else None
     word = (headers.get("X-Linked-Etag") or etag or "").removeprefix("W/").strip('"')
     checksum = word if _CHECKSUM.fullmatch(word) else None
@@ -199,10 +200,10 @@ def _facts(headers: Message, url: str) -> RemoteFacts:
 
 
 def _checked_url(url: str, what: str, *, plain_http: bool = True) -> SplitResult:
-    """Take an address apart.
+    """Split an address into its parts.
 
     Raises:
-        ValueError: it is not `https`, nor `http` with this machine where that is allowed, or no plain address.
+        ValueError: it is not `https` (or, if allowed, `http` to this machine), or not a plain address.
     """
     try:
         parts = urlsplit(url)
@@ -218,7 +219,7 @@ def _checked_url(url: str, what: str, *, plain_http: bool = True) -> SplitResult
 
 
 def _shown(url: str) -> str:
-    """Leave out what follows the path: in a redirect it can be a signature that opens the file to anybody."""
+    """Return an address up to its path: in a redirect the rest can be a signature that opens the file to anybody."""
     return url.partition("?")[0]
 
 

@@ -1,4 +1,4 @@
-"""Text that names no documents: cut it at blank lines, so that it can be shuffled and split like any other."""
+"""Text without marked documents: cut it at blank lines, so that it can be shuffled and split like any other."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from transformerlm.utils.strings import check_is_no_string
 from transformerlm.utils.text_files import read_text
 
 DOCUMENT_CHARACTERS = 4_000
-# A text without blank lines is cut at a line's end, later.
+# Text without blank lines is cut at a line's end, after this many times as many characters.
 PATIENCE = 4
 
 
 def cut_into_documents(lines: Iterable[str], *, characters: int = DOCUMENT_CHARACTERS) -> Iterator[str]:
-    """Yield documents of at least `characters` where the text allows it, each ending at a blank line.
+    """Yield documents of at least `characters` if the text allows it, each ending at a blank line.
 
-    Where no blank line comes within four times as many characters, a document ends at a line's end. The last one may be
+    If no blank line comes within four times as many characters, a document ends at a line's end. The last one may be
     shorter. The lines are those of `str.splitlines(keepends=True)`; joined, the documents are the text.
     """
     check_is_no_string(lines, "lines")
@@ -53,7 +53,7 @@ def write_documents(inputs: Sequence[Path], path: str | os.PathLike[str], *, sep
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a text file with their ends, also where a block of it ends inside a line."""
+    """Yield the lines of a text file with their ends, even if a block of it ends inside a line."""
     rest = ""
     for block in read_text(path):
         lines = (rest + block.text).splitlines(keepends=True)

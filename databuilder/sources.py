@@ -1,12 +1,12 @@
 """Several texts in one training file, each as often as its weight says.
 
-A weight is the number of times that each training document of a source comes in the training file: 2 is twice, 0.5 is
-every other document, 2.5 is twice and every other one a third time. Validation documents are chosen first, come once,
-and are never in training.
+A weight is the number of times that each training document of a source appears in the training file: 2 is twice, 0.5
+is every other document, 2.5 is twice, and every other one a third time. Validation documents are chosen first, appear
+once, and are never in training.
 
-The copies of a document are far apart, as in epochs: a source is written whole, then whole again, and last the part
-that the fraction asks for. Side by side, a model would learn to copy from one to the next. Text is read and encoded
-once; the other passes read ids from the token file itself, block by block.
+The copies of a document are far apart, as in epochs: a source is written whole, then whole again, and finally the part
+that the fraction asks for. With copies side by side, a model would learn to copy. Text is read and encoded once; the
+other passes read ids from the token file itself, block by block.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)  # its fractional part, in units o
 
 @dataclass(frozen=True)
 class Source:
-    """Text files and globs, and the number of times that each of their documents comes in the training file."""
+    """Text files and globs, and the number of times that each of their documents appears in the training file."""
 
     input: PathName | Sequence[PathName]
     weight: float = 1.0
@@ -40,7 +40,7 @@ class Source:
 
 @dataclass(frozen=True)
 class SourceReport:
-    """What one token file holds of one source; `bytes` counts as in `SplitReport`."""
+    """What one token file holds from one source; `bytes` counts as in `SplitReport`."""
 
     input: list[str]
     weight: float
@@ -50,7 +50,7 @@ class SourceReport:
 
 
 class SourceFiles:
-    """A source whose files were found; `name` is for errors, `weighted` tells whether it was given as a `Source`."""
+    """A source whose files were found; `name` is for errors, `weighted` says whether it was given as a `Source`."""
 
     def __init__(self, name: str, source: Source, *, text_field: str, weighted: bool = True) -> None:
         if not (math.isfinite(source.weight) and source.weight > 0):
@@ -70,7 +70,7 @@ def find_sources(inputs: PathName | Sequence[PathName] | Sequence[Source], text_
 
     Raises:
         TypeError: names and sources in one list.
-        ValueError: a weight that is no number above 0, a file in two sources, or as `expand_inputs`.
+        ValueError: a weight that is not a number above 0, a file in two sources, or as `expand_inputs`.
         OSError: as `expand_inputs`; the message names the source.
     """
     if isinstance(inputs, Source):
@@ -101,9 +101,10 @@ def find_sources(inputs: PathName | Sequence[PathName] | Sequence[Source], text_
 
 
 def are_chosen(indexes: Array, fraction: float) -> Array:
-    """Tell which documents an evenly spread `fraction` of all holds, bool `(documents,)`, by their numbers from 0 on.
+    """Return which documents belong to an evenly spread `fraction`, bool `(documents,)`, by their numbers from 0 on.
 
-    Document i is chosen when the fractional part of i times the golden ratio is below the fraction.
+    Document i is chosen if the fractional part of i times the golden ratio is below the fraction: these parts fill the
+    unit interval evenly (Weyl). Numbers of 64 bits wrap around, which leaves just that part.
     """
     chosen: Array = indexes.astype(np.uint64) * _GOLDEN_RATIO < np.uint64(math.ceil(fraction * (1 << 64)))
     return chosen
@@ -122,8 +123,8 @@ class Thinner:
 
     def __call__(self, ids: Array) -> Array:
         """Return the ids of the chosen documents, with their separators."""
-        ends = ids == self._separator_id
-        documents = np.cumsum(ends) - ends + self._num_seen  # the number of the document that each id is in
+        ends = ids == self._separator_id  # (ids,)
+        documents = np.cumsum(ends) - ends + self._num_seen  # the number of each id's document: (ids,)
         chosen = are_chosen(documents, self._fraction)
         self._num_seen += int(np.count_nonzero(ends))
         self.num_documents += int(np.count_nonzero(ends & chosen))
@@ -133,7 +134,7 @@ class Thinner:
 
 
 class SourceWriter:
-    """Appends one source's documents to the token files, those for training as often as its weight says."""
+    """Appends the documents of one source to the token files, those for training as often as its weight says."""
 
     def __init__(self, source: SourceFiles, writers: Sequence[TokenFileWriter], thinner: Thinner) -> None:
         self._source = source
@@ -151,11 +152,11 @@ class SourceWriter:
             writer.append(ids)
 
     def finish(self, num_documents: Array, num_bytes: Array) -> list[SourceReport]:
-        """Write the passes that are left, and return what each file holds of the source.
+        """Write the remaining passes, and return what each file holds from the source.
 
         Args:
-            num_documents: how many the source has for training and for validation, each counted once, int `(2,)`.
-            num_bytes: how many bytes they have, int `(2,)`.
+            num_documents: the source's documents for training and for validation, each counted once, int `(2,)`.
+            num_bytes: the bytes of these documents, int `(2,)`.
 
         Raises:
             ValueError: the source has no document.

@@ -1,4 +1,4 @@
-"""Children's stories of our own making, from a grammar: a text to train on that shows at a glance what a model learned.
+"""Children's stories from a grammar of our own: text to train on that shows at a glance what a model has learned.
 
 A story takes a plot (`databuilder/story_plots.py`) and a row of each table of words that the plot needs
 (`databuilder/story_words.py`), picks one form of each beat, and fills the slots. The same seed gives the same stories
@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from databuilder.dataset_builder import DEFAULT_SEPARATOR
+from config.special_tokens import END_OF_TEXT
 from databuilder.docstring_corpus import DOCUMENT_END, CorpusReport
 from databuilder.story_check import StoryCheck, StorySummary, check_story, summarize
 from databuilder.story_plots import PLOTS, Beat, parse_plot, slots_of
@@ -52,10 +52,10 @@ MAX_FAULTS = 10
 
 
 def tell_stories(*, seed: int = 0) -> Iterator[str]:
-    """Yield stories without end, the same for the same seed."""
+    """Yield stories for ever, the same for the same seed."""
     plots = [parse_plot(plot) for plot in PLOTS.values()]
     casts = [[_cast(plot, world) for world in WORLDS] for plot in plots]
-    draw = random.Random(seed).random  # of all its methods, the one that Python promises to keep
+    draw = random.Random(seed).random  # the only method whose numbers Python promises not to change
     while True:
         number = int(draw() * len(plots))
         tables = casts[number][int(draw() * len(WORLDS))]
@@ -63,7 +63,7 @@ def tell_stories(*, seed: int = 0) -> Iterator[str]:
 
 
 def _tell_story(plot: list[list[Beat]], tables: list[Table], draw: Callable[[], float]) -> str:
-    """Take a row of each table and a form of each beat, and fill the slots; `draw` gives numbers from 0 to below 1."""
+    """Take a row of each table and a form of each beat, and fill the slots; `draw` returns numbers in [0, 1)."""
     scene: Row = {}
     for table in tables:
         scene |= table[int(draw() * len(table))]
@@ -75,13 +75,13 @@ def _tell_story(plot: list[list[Beat]], tables: list[Table], draw: Callable[[], 
 
 
 def _cast(plot: list[list[Beat]], world: dict[str, Table]) -> list[Table]:
-    """Return the tables that a plot takes a row of."""
+    """Return the tables from which a plot takes a row."""
     needed = {slot for beat in itertools.chain(*plot) for form in beat.forms for slot in slots_of(form)}
     return [table for table in world.values() if needed & table[0].keys()]
 
 
 def count_stories() -> int:
-    """Return how many stories the grammar can tell, each way to choose the rows and the forms counted once."""
+    """Return how many stories the grammar can tell, counting each way to choose rows and forms once."""
     total = 0
     for plot in map(parse_plot, PLOTS.values()):
         tellings = math.prod(len(beat.forms) + beat.is_optional for beat in itertools.chain(*plot))
@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check(path: str, known: str | None) -> None:
-    """Write the shares of the stories in a file, and what is wrong with the first of them.
+    """Write the shares of a file's stories that pass the check, and what is wrong with the first of them.
 
     Raises:
         ValueError: there is no story.
@@ -153,7 +153,7 @@ def _check(path: str, known: str | None) -> None:
 
 
 def read_stories(path: str | os.PathLike[str]) -> list[str]:
-    """Return the stories of a text file with separators, or of JSON lines with a text each; `-` is stdin.
+    """Return the stories of a text file with separators, or of JSON lines with one text each; `-` is stdin.
 
     Raises:
         ValueError: the file has no story, or a line of JSON has no text.
@@ -168,21 +168,21 @@ def read_stories(path: str | os.PathLike[str]) -> list[str]:
         lines = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
         stories = [_text_of(line, f"{path}: line {number}") for number, line in lines]
     else:
-        stories = [story.strip() for story in text.split(DEFAULT_SEPARATOR) if story.strip()]
+        stories = [story.strip() for story in text.split(END_OF_TEXT) if story.strip()]
     if not any(stories):
         raise ValueError(f"{path}: expected stories, found none")
     return stories
 
 
 def _text_of(line: str, where: str) -> str:
-    """Return the text of a JSON line: of a corpus, or of `transformerlm-infer`, whose prompt belongs to it."""
+    """Return the text of a JSON line from a corpus, or from `transformerlm-infer`, where the prompt belongs to it."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: expected a JSON object, found {error}") from None
     for keys in (("text",), ("text.prompt", "text.output")):
         if isinstance(record, dict) and all(isinstance(record.get(key), str) for key in keys):
-            return "".join(record[key] for key in keys).split(DEFAULT_SEPARATOR)[0].strip()
+            return "".join(record[key] for key in keys).split(END_OF_TEXT)[0].strip()
     found = ", ".join(record) if isinstance(record, dict) else line[:40]
     raise ValueError(f'{where}: expected "text", or "text.prompt" and "text.output", found {found}')
 

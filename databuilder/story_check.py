@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from databuilder.story_plots import PLOTS, parse_plot, slots_of
 from databuilder.story_words import WORLDS, Row, Table
 
-# A sentence ends at its mark, or at a closing quote after one, where white space and a capital or a quote follow.
+# A sentence ends at its mark, or at a closing quote after one, if white space and a capital or a quote follow.
 _SENTENCE = re.compile(r'\s*(?:"[^"]*"|[^".!?])+?(?:[.!?]|(?<=[.!?]"))(?=\s+["A-Z]|\s*$)')
 _BROKEN_SENTENCE = re.compile(r'\s*.+?[.!?]"?(?=\s|$)', re.DOTALL)
 
@@ -47,7 +47,7 @@ class StorySummary:
     faultless: float
     """Keeps the plot as well."""
     new: float | None
-    """Is not among the known stories; None where those were not given."""
+    """Is not among the known stories; None if those were not given."""
 
     def __str__(self) -> str:
         parts = [f"{self.keeps_hero:.0%} keep the hero", f"{self.grammatical:.0%} are grammatical"]
@@ -58,7 +58,7 @@ class StorySummary:
 
 @dataclass(frozen=True)
 class _Pattern:
-    """A sentence of the grammar: how to find it, its slots, and where in which plots it comes."""
+    """A sentence of the grammar: how to find it, its slots, and its places in the plots."""
 
     regex: re.Pattern[str]
     slots: tuple[str, ...]
@@ -67,20 +67,20 @@ class _Pattern:
 
 @dataclass(frozen=True)
 class _Reading:
-    """What a sentence says if it is meant so."""
+    """What a sentence says in one of its readings."""
 
     faults: list[tuple[str, str]]
     """The table whose row has changed, and the change in words."""
     rows: dict[str, list[Row]]
-    """The rows that the story may still have taken, of the tables that the sentence tells of."""
+    """The rows that the story may still have taken from the tables that the sentence uses."""
     places: dict[str, Place]
-    """Where in each plot that is still possible the sentence comes."""
+    """The places of the sentence in each plot that is still possible."""
     ends_a_story: bool
     """Whether it is one of the last sentences of some plot."""
 
 
 def check_story(text: str) -> StoryCheck:
-    """Return whether a text is a story of the grammar, and what is wrong where it is not."""
+    """Return whether a text is a story of the grammar, and what is wrong if it is not."""
     sentences, rest = split_sentences(text)
     if not sentences:
         return StoryCheck(False, False, False, ("ends in the middle",))
@@ -125,7 +125,7 @@ def _share(answers: Iterable[bool]) -> float:
 
 
 def split_sentences(text: str) -> tuple[list[str], str]:
-    """Return the sentences of a text, quotes kept whole, and what comes after the last one."""
+    """Return the sentences of a text, with quotes kept whole, and what comes after the last one."""
     sentences: list[str] = []
     position, text = 0, text.strip()
     while position < len(text):
@@ -183,7 +183,7 @@ class _Reader:
         return reading
 
     def _look_for_names(self, sentence: str) -> None:
-        """Know the hero also in a sentence that the grammar does not have."""
+        """Recognise the hero in a sentence that the grammar does not have."""
         for name in re.findall(r"[A-Z][a-z]+", sentence):
             named = [row for row in _tables()["hero"] if row["name"] == name]
             left = [row for row in self.rows["hero"] if row["name"] == name]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Beat:
-    """The forms of one step of a plot, of which a story takes one, or none where the beat is optional."""
+    """The forms of one step of a plot; a story takes one of them, or none if the beat is optional."""
 
     forms: tuple[str, ...]
     is_optional: bool

@@ -161,7 +161,7 @@ ANIMAL: dict[str, Table] = {
         "the big donkey | a big donkey | dear donkey | he",
         "the white swan | a white swan | dear swan | she",
     ),
-    "skill": CHILD["skill"][:3] + CHILD["skill"][4:],  # a mouse rides no bike
+    "skill": CHILD["skill"][:3] + CHILD["skill"][4:],  # a mouse does not ride a bike
 }
 
 WORLDS: tuple[dict[str, Table], ...] = (EVERYWHERE | CHILD, EVERYWHERE | ANIMAL)

@@ -1,4 +1,4 @@
-"""Where records go: JSON lines on stdout, Weights & Biases or nowhere, and a `metrics.jsonl` beside any of them."""
+"""Where records go: JSON lines on stdout, Weights & Biases or nowhere, and in any case a `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def create_logger(
     stream: TextIO | None = None,
     patience: float | None = None,
 ) -> MultiLogger:
-    """Return the logger of a run: the chosen backend, and the file `jsonl_path` whatever the backend, when it is given.
+    """Return the logger of a run: the chosen backend and, if `jsonl_path` is given, that file.
 
-    "console" writes JSON lines on stdout, or on `stream`, unless that is a terminal, where people read what a command
-    says on stderr; "json" writes them in any case. `patience` is the seconds both wait for a reader (None: for ever);
-    `run_id`, `config`, `tags` and the `wandb_` names go to W&B only. A logger that fails later never stops the run.
-    Raises ValueError for an unknown backend or a missing `wandb` package, OSError when the file cannot be opened.
+    "console" writes JSON lines on stdout, or on `stream`, unless that is a terminal, where people read on stderr what a
+    command says; "json" always writes them. Both wait `patience` seconds for a reader (None: for ever). `run_id`,
+    `config`, `tags` and the `wandb_` names go to W&B only. A logger that fails later never stops the run. Raises
+    ValueError for an unknown backend or a missing `wandb` package, and OSError if the file cannot be opened.
     """
-    # The file first: it is cheap to open, and its errors should not leave a W&B run behind.
+    # The file comes first: it is cheap to open, and an error there should not leave a W&B run behind.
     loggers: list[Logger] = [] if jsonl_path is None else [JsonlLogger(jsonl_path)]
     if backend == "json" or (backend == "console" and not has_read_it(stream)):
         loggers.append(ConsoleLogger(stream, patience=patience))

@@ -1,6 +1,6 @@
 """What every logger can do, and how a record becomes one flat JSON line.
 
-The room knows no model and no config: keys and values come from the caller. Keys are dotted and carry their units
+The room knows nothing of models or configs: keys and values come from the caller. Keys are dotted and name their units
 (`metrics.latency_ms`); values are JSON scalars, or lists of them.
 """
 
@@ -16,14 +16,14 @@ from typing import Any, Self
 
 
 class Logger(ABC):
-    """A place that records go to; a subclass says where by `write`.
+    """A place that records go to; a subclass defines `write`.
 
-    All methods are called from one thread. `close` is called once, and a logger is a context manager that calls it.
+    All methods are called from one thread. `close` is called once; as a context manager, a logger calls it itself.
     """
 
     @abstractmethod
     def write(self, record: Mapping[str, Any]) -> None:
-        """Take one flat record, as `flatten` gives it."""
+        """Take one flat record, as `flatten` returns it."""
 
     def log_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Log the measurements of a step; `{"loss": 2.5}` is written as `metrics.loss`."""
@@ -40,18 +40,18 @@ class Logger(ABC):
     def log_artifact(  # noqa: B027  # most backends keep no files
         self, path: str | os.PathLike[str], *, name: str, type: str
     ) -> None:
-        """Keep a file or directory under `name` where the backend can store files; the others do nothing."""
+        """Keep a file or directory under `name` if the backend can store files; the others do nothing."""
 
     def sync(self) -> None:  # noqa: B027  # most backends have no disk
-        """Make what was logged survive a power cut, where the backend has a disk; before a checkpoint is saved."""
+        """Make what was logged survive a power cut, if the backend has a disk; called before a checkpoint is saved."""
 
     @property
     def run_id(self) -> str | None:
-        """The id under which the backend continues this run after a resume, where it has one."""
+        """The id under which the backend continues this run after a resume, if it has one."""
         return None
 
     def close(self) -> None:  # noqa: B027  # most backends hold nothing back
-        """Write what is still held back and release the backend."""
+        """Write what still waits, and release the backend."""
 
     def __enter__(self) -> Self:
         return self
@@ -76,7 +76,7 @@ def flatten(values: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
 def to_json_line(record: Mapping[str, Any], *, encoding: str = "utf-8") -> str:
     """Return the record as one line of JSON, newline included, that `encoding` can express.
 
-    JSON has no number for them, so floats that are not finite are written as the strings "nan", "inf" and "-inf".
+    JSON has no numbers that are not finite, so such floats are written as the strings "nan", "inf" and "-inf".
     """
     finite = {key: _finite(value) for key, value in record.items()}
     line = json.dumps(finite, ensure_ascii=False, allow_nan=False)

@@ -16,22 +16,22 @@ _log = logging.getLogger(__name__)
 
 
 def is_terminal(stream: TextIO | None = None) -> bool:
-    """Return whether a person reads the stream (stdout when None): what is written there is words then, not JSON."""
+    """Return whether a person reads the stream (stdout if None), who wants words, not JSON."""
     stream = sys.stdout if stream is None else stream
     return stream is not None and stream.isatty()
 
 
 def has_read_it(stream: TextIO | None = None) -> bool:
-    """Return whether a person sits at the stream (stdout when None) and has read on stderr what JSON would say."""
+    """Return whether a person reads the stream (stdout if None) and has read on stderr what JSON would say."""
     return is_terminal(stream) and is_terminal(sys.stderr)
 
 
 class ConsoleLogger(Logger):
-    """Writes each record as a line to `stream` (stdout when None) and flushes it.
+    """Writes each record as a line to `stream` (stdout if None) and flushes it.
 
-    When the reader goes away (`| head -1`) the logger falls silent and the run goes on: its log file and its
-    checkpoints are worth more than the pipe. With `patience`, in seconds, it does the same when a pipe's reader takes
-    nothing for so long; without, it waits.
+    When the reader goes away (`| head -1`), the logger falls silent and the run continues: its log file and its
+    checkpoints are worth more than the pipe. With `patience`, it does the same if a pipe's reader takes nothing for
+    that many seconds; without, it waits.
     """
 
     def __init__(self, stream: TextIO | None = None, *, patience: float | None = None) -> None:
@@ -39,7 +39,7 @@ class ConsoleLogger(Logger):
         self._patience = patience
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Write one line; raises OSError when the stream cannot take it for another reason than a closed pipe."""
+        """Write one line; raise OSError if the stream cannot take it for another reason than a closed pipe."""
         if self._stream is None:
             return
         encoding = self._stream.encoding or "utf-8"
@@ -60,7 +60,7 @@ class ConsoleLogger(Logger):
 
 
 def _pipe_of(stream: TextIO) -> int | None:
-    """Return the descriptor of a stream that is a pipe; None: it is none, or this system cannot wait for one."""
+    """Return the descriptor of a stream that is a pipe; None: it is not a pipe, or this system cannot wait for one."""
     try:
         descriptor = stream.fileno()
         mode = os.fstat(descriptor).st_mode
@@ -70,7 +70,7 @@ def _pipe_of(stream: TextIO) -> int | None:
 
 
 def _write_patiently(descriptor: int, data: bytes, patience: float) -> None:
-    """Write in parts that a pipe with room takes at once; raise TimeoutError when it has had no room for so long."""
+    """Write in parts that a pipe with room takes at once; raise TimeoutError after `patience` seconds without room."""
     for start in range(0, len(data), select.PIPE_BUF):
         if not select.select([], [descriptor], [], patience)[1]:
             raise TimeoutError

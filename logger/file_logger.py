@@ -1,4 +1,4 @@
-"""One JSON object a line appended to a file: the `metrics.jsonl` that every run keeps, whatever its backend."""
+"""JSON lines appended to a file: the `metrics.jsonl` that every run keeps, whatever its backend."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ MAX_WAITING_BYTES = 1 << 22  # of lines that a full disk did not take
 
 
 class JsonlLogger(Logger):
-    """Appends each record to `path` as one whole line, in the hands of the operating system when the call returns.
+    """Appends each record to `path` as one whole line, which the operating system has when the call returns.
 
-    A line that a killed run left unfinished is cut off when the file is opened. Raises OSError when the file cannot be
-    opened or written; a line that did not fit on a full disk is taken back, and written with the next one that fits.
+    Opening the file cuts off a line that a killed run left unfinished. Raises OSError if the file cannot be opened or
+    written; a line that did not fit on a full disk is withdrawn, and written with the next one that fits.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -28,8 +28,8 @@ class JsonlLogger(Logger):
         self._file = self._open()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one line, in one call, so that no reader and no other writer sees a part of it."""
-        # The file was replaced (`truncate_after_step`) or deleted under us: go on in the one that has the name now.
+        """Append one line in one call, so that no reader and no other writer sees a part of it."""
+        # The file was replaced (`truncate_after_step`) or deleted: continue in the one that has the name now.
         if os.fstat(self._file.fileno()).st_nlink == 0:
             self._file.close()
             self._file = self._open()
@@ -62,10 +62,10 @@ class JsonlLogger(Logger):
 
 
 def truncate_after_step(path: str | os.PathLike[str], step: int) -> int:
-    """Remove every line of a later step than `step`, so that a resumed run writes each step once; return how many.
+    """Remove every line of a later step than `step`, so that a resumed run writes each step once; return their number.
 
-    Lines without a step are kept. Lines that are not JSON objects (torn by a kill or a power cut) are removed too. The
-    new file is written beside the old one and renamed; a missing file has nothing to remove. Raises OSError.
+    Lines without a step are kept. Lines that are not JSON objects (torn by a kill or a power cut) are removed, too. The
+    new file is written beside the old one and renamed; a missing file is not an error. Raises OSError.
     """
     target = Path(path).resolve()
     if not target.exists():
@@ -74,7 +74,7 @@ def truncate_after_step(path: str | os.PathLike[str], step: int) -> int:
     unfinished = target.with_name(target.name + ".tmp")
     with open(target, "rb") as old, open(unfinished, "wb") as new:
         for line in old:
-            if _stands(line, step):
+            if _is_kept(line, step):
                 new.write(line)
             else:
                 removed += 1
@@ -87,7 +87,7 @@ def truncate_after_step(path: str | os.PathLike[str], step: int) -> int:
     return removed
 
 
-def _stands(line: bytes, step: int) -> bool:
+def _is_kept(line: bytes, step: int) -> bool:
     try:
         record = json.loads(line)
     except ValueError:
@@ -99,7 +99,7 @@ def _stands(line: bytes, step: int) -> bool:
 
 
 def _cut_torn_line(path: Path) -> None:
-    """Cut what stands after the last newline, or the next line would be glued to it."""
+    """Cut off what comes after the last newline, or the next line would be joined to it."""
     if not path.exists():
         return
     with open(path, "r+b") as file:

@@ -1,4 +1,4 @@
-"""Several loggers as one, where the failure of one never reaches the others or the run."""
+"""Several loggers as one; the failure of one never reaches the others or the run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _log = logging.getLogger(__name__)
 
 
 class MultiLogger(Logger):
-    """Hands every record to each logger in turn.
+    """Passes every record to each logger in turn.
 
-    A logger that raises is named once on stderr (by `logging`) and is still tried with the next record: a full disk
-    may be emptied while the run goes on.
+    A logger that raises is named once on stderr (by `logging`) and still gets the next record: somebody may free space
+    on a full disk while the run continues.
     """
 
     def __init__(self, loggers: Sequence[Logger]) -> None:

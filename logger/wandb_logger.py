@@ -1,9 +1,9 @@
-"""Weights & Biases, kept at arm's length: `wandb` lives in a process of its own that can be left behind.
+"""Weights & Biases, kept at arm's length: `wandb` runs in a process of its own, which can be abandoned.
 
-In our own process a W&B without network would hold up the interpreter's exit for as long as it pleases (measured:
-90 s), replace `sys.stdout` and `sys.excepthook`, and share the interpreter lock. Here the run hands over plain records
-and waits twice, both times bounded: at the start, so that a wrong key is reported while somebody still looks, and at
-the end.
+In our own process, W&B without a network would delay the interpreter's exit for as long as it likes (measured: 90 s),
+replace `sys.stdout` and `sys.excepthook`, and share the interpreter lock. Here the run passes on plain records and
+waits twice, each time for a limited time: at the start, so that a wrong key is reported while somebody is still
+looking, and at the end.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _log = logging.getLogger(__name__)
 class WandbLogger(Logger):
     """Sends records and artifacts to one W&B run.
 
-    While W&B is slow or still starting, up to `queue_size` records wait; then the oldest are dropped and counted. The
-    first failure of W&B is reported once on stderr (by `logging`) and ends its part in the run. `run_id` is chosen here
-    unless given, so that a checkpoint can hold it before the network has answered; giving it again continues the W&B
-    run. Raises ValueError when the package is missing.
+    While W&B is slow or still starting, up to `queue_size` records wait; beyond that the oldest are dropped and
+    counted. The first failure of W&B is reported once on stderr (by `logging`) and ends its part in the run. `run_id`
+    is chosen here unless given, so that a checkpoint can hold it before the network has answered; passing it again
+    continues the W&B run. Raises ValueError if the package is missing.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class WandbLogger(Logger):
         return self._run_id
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Hand one record over and return at once."""
+        """Pass one record on and return at once."""
         self._add({"log": dict(record)})
 
     def log_artifact(self, path: str | os.PathLike[str], *, name: str, type: str) -> None:
-        """Hand a file or directory over and return at once; one that is gone by then is reported and left out."""
+        """Pass a file or directory on and return at once; one that no longer exists by then is reported and skipped."""
         self._add({"artifact": {"path": str(Path(path).resolve()), "name": name, "type": type}})
 
     def close(self) -> None:
@@ -112,7 +112,7 @@ class WandbLogger(Logger):
             self._changed.notify()
 
     def _send(self, first: bytes) -> None:
-        """Write what is queued to the process, which may take its time; the body of a thread."""
+        """Write the queue to the process, which may be slow; the body of a thread."""
         assert self._process.stdin is not None
         line: bytes | None = first
         try:
@@ -148,9 +148,9 @@ class WandbLogger(Logger):
 
 
 def require_wandb() -> None:
-    """Raise ValueError where the package wandb is not installed."""
+    """Raise ValueError if the package wandb is not installed."""
     spec = importlib.util.find_spec("wandb")
-    # The folder `wandb/` that offline runs leave behind is importable too, as a namespace package without an origin.
+    # The folder `wandb/` that offline runs leave behind can be imported, too, as a namespace package without an origin.
     if spec is None or spec.origin is None:
         raise ValueError(f"wandb is not installed: {how_to_install('wandb')}")
 
@@ -161,13 +161,13 @@ def _start_process() -> subprocess.Popen[bytes]:
         [sys.executable, "-P", str(script)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        # Ctrl-C is for the run, which then finishes W&B in order.
+        # Ctrl-C is for the run, which then finishes W&B properly.
         start_new_session=True,
     )
 
 
 def _settings(init_timeout: float) -> dict[str, Any]:
-    """Return W&B settings; the process leaves out those that its version does not know."""
+    """Return W&B settings; the process omits those that its version does not know."""
     return {
         "console": "off",
         "login_timeout": init_timeout,  # the question for a key on a terminal

@@ -1,7 +1,7 @@
-"""The other end of `WandbLogger`: a process of its own that owns the W&B run. Run by path; imports nothing of ours.
+"""The other end of `WandbLogger`: a separate process that owns the W&B run. It is run by path and imports no room.
 
 Requests come as JSON lines on stdin: the options of `wandb.init` first, then `{"log": {...}}` and
-`{"artifact": {...}}`; the end of the input finishes the run. Answers go out as JSON lines: `{"ready": true}`,
+`{"artifact": {...}}`; the end of the input finishes the run. Answers are JSON lines: `{"ready": true}`,
 `{"note": ...}` and `{"failed": ...}`.
 """
 
@@ -18,14 +18,14 @@ from typing import Any, TextIO
 
 def main() -> None:
     """Serve the requests on stdin."""
-    # wandb may print: keep the pipe for answers, and let whatever is printed join the messages for people.
+    # wandb may print: keep the pipe for answers, and send what is printed to stderr, to the messages for people.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     try:
         _serve(sys.stdin, answers)
     except BaseException as error:  # wandb.init turns some failures into SystemExit or KeyboardInterrupt
         _answer(answers, "failed", f"{type(error).__name__}: {error}")
-        # Past any clean-up at exit that would wait for the same network once more.
+        # This skips any clean-up at exit that would wait for the same network once more.
         os._exit(1)
 
 
@@ -45,7 +45,7 @@ def _serve(requests: Iterable[str], answers: TextIO) -> None:
             run.log(request["log"])
         else:
             _upload(wandb, run, answers, **request["artifact"])
-    # When the trainer was killed nobody is left to end us, should the upload hang.
+    # If the trainer was killed, nobody else can end this process when the upload hangs.
     watchdog = threading.Timer(first["finish_limit"], os._exit, args=(1,))
     watchdog.daemon = True
     watchdog.start()

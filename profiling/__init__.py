@@ -1,1 +1,1 @@
-"""NVTX ranges (`profiling.nvtx`) and CUDA memory (`profiling.memory`); both do nothing on a machine without CUDA."""
+"""NVTX ranges (`profiling.nvtx`) and CUDA memory (`profiling.memory`); without CUDA both do nothing."""

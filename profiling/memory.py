@@ -1,4 +1,4 @@
-"""CUDA memory: allocation history, snapshots and peaks; every function is safe where there is no CUDA device.
+"""CUDA memory: allocation history, snapshots and peaks; every function is safe without a CUDA device.
 
 A snapshot opens in the viewer at https://pytorch.org/memory_viz, which runs in the browser and uploads nothing.
 """
@@ -14,9 +14,8 @@ from pathlib import Path
 def start_history(enabled: bool = True, *, max_entries: int = 100_000) -> bool:
     """Begin to record every allocation with its stack trace; return whether anything is recorded.
 
-    With `enabled` False nothing is begun, so that a setting can be passed on as it is.
-    The newest `max_entries` events are kept. Recording slows every allocation, so begin it for the steps of interest
-    and not for a whole run.
+    With `enabled` False nothing begins, so that a caller can pass a setting on. The newest `max_entries` events are
+    kept. Recording slows every allocation, so use it for the steps of interest and not for a whole run.
     """
     if not enabled or not _has_cuda():
         return False
@@ -29,7 +28,7 @@ def start_history(enabled: bool = True, *, max_entries: int = 100_000) -> bool:
 def dump_snapshot(path: str | os.PathLike[str]) -> bool:
     """Write the recorded history and the state of the allocator to `path`; return whether a file was written.
 
-    Raises OSError when the file cannot be written.
+    Raises OSError if the file cannot be written.
     """
     if not _has_cuda():
         return False
@@ -37,7 +36,7 @@ def dump_snapshot(path: str | os.PathLike[str]) -> bool:
 
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside and renamed: a job killed half-way through a large snapshot leaves none that the viewer would choke on.
+    # Write beside and rename: a job killed in the middle of a large snapshot must not leave a broken file.
     unfinished = target.with_name(target.name + ".tmp")
     torch.cuda.memory._dump_snapshot(str(unfinished))  # type: ignore[no-untyped-call]
     unfinished.replace(target)
@@ -45,7 +44,7 @@ def dump_snapshot(path: str | os.PathLike[str]) -> bool:
 
 
 def summary() -> str:
-    """Return the allocator's table for the current CUDA device, or one sentence where there is none."""
+    """Return the allocator's table for the current CUDA device, or one sentence if there is no device."""
     if not _has_cuda():
         return "no CUDA device: no device memory to report"
     import torch
@@ -57,8 +56,8 @@ def peaks() -> dict[str, int]:
     """Return the highest memory use so far, in bytes.
 
     `cpu_peak_rss_bytes` is the resident memory of this process (absent on Windows), `cuda_peak_allocated_bytes` and
-    `cuda_peak_reserved_bytes` are the current device's; all of them since `reset_peaks`, but for the first on systems
-    other than Linux, which count it over the whole life of the process.
+    `cuda_peak_reserved_bytes` are those of the current device. All count from `reset_peaks`, except that systems other
+    than Linux count the first over the whole life of the process.
     """
     found: dict[str, int] = {}
     resident = peak_rss_bytes()
@@ -73,7 +72,7 @@ def peaks() -> dict[str, int]:
 
 
 def reset_peaks() -> None:
-    """Begin the peaks anew; that of the process where the system can (Linux)."""
+    """Reset the peaks; that of the process only if the system can (Linux)."""
     reset_peak_rss()
     if _has_cuda():
         import torch
@@ -82,7 +81,7 @@ def reset_peaks() -> None:
 
 
 def peak_rss_bytes() -> int | None:
-    """Return the most memory this process has held so far, or None where the system does not say.
+    """Return the most memory this process has held so far, or None if the system does not say.
 
     `VmHWM` counts from the program's start; `ru_maxrss` also counts the parent it was forked from, so it comes second.
     """
@@ -100,7 +99,7 @@ def peak_rss_bytes() -> int | None:
 
 
 def reset_peak_rss() -> None:
-    """Let `peak_rss_bytes` count from what this process holds now, where the system can (Linux)."""
+    """Let `peak_rss_bytes` count from what this process holds now, if the system can (Linux)."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

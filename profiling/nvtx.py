@@ -1,7 +1,7 @@
-"""NVTX ranges by level, chosen by environment variables, free when off.
+"""NVTX ranges by level, chosen by environment variables; they cost nothing when off.
 
-`TRANSFORMERLM_NVTX=1` switches them on and `TRANSFORMERLM_NVTX_LEVEL=coarse|fine|verbose` says how many; this is the
-only module that reads the two, once, at the first range. It knows no model: callers name their ranges. Without a CUDA
+`TRANSFORMERLM_NVTX=1` switches them on, and `TRANSFORMERLM_NVTX_LEVEL=coarse|fine|verbose` says how many. Only this
+module reads the two, once, at the first range. It knows nothing of models: callers name their ranges. Without a CUDA
 device, and inside a graph that `torch.compile` is tracing, every range is the same empty context.
 """
 
@@ -25,7 +25,7 @@ _threshold: int | None = None
 
 
 class _Range:
-    """A range pushed on entry and popped on exit; torch's own treats the braces of a name as a format string."""
+    """A range pushed on entry and popped on exit; torch's own class takes braces in a name for a format string."""
 
     __slots__ = ("_name",)
 
@@ -50,7 +50,7 @@ def range(name: str, *, level: Level = "coarse") -> AbstractContextManager[None]
     "fine" for attention and ffn, "verbose" for anything below. Raises ValueError when an environment variable is
     malformed.
     """
-    # Asked before the cached level is looked at, so that a compiled graph holds no guard on it and is never recompiled.
+    # This check precedes any look at the cached level, so that a compiled graph has no guard on it to recompile for.
     torch = sys.modules.get("torch")
     if torch is not None and torch.compiler.is_compiling():
         return _NULL
@@ -61,7 +61,7 @@ def range(name: str, *, level: Level = "coarse") -> AbstractContextManager[None]
 
 
 def reload() -> int:
-    """Read the environment again and return the level in force, 0 for off (for tests; a run reads it once)."""
+    """Read the environment again and return the level that now holds, 0 for off (for tests; a run reads it once)."""
     global _threshold
     _threshold = None
     _threshold = _read_environment()

@@ -1,7 +1,8 @@
 """The blocks of the pages run as somebody pastes them, from top to bottom; a block that cannot run here says why.
 
 `<!-- not run: WHY -->` in the line above a block, which a reader does not see, is how it says so. The options of such a
-block's commands are checked all the same. docs/recipes.md, whose commands need days, is run in small by test_recipes.
+block's commands are checked all the same, unless WHY names a test that runs the block. docs/recipes.md, whose commands
+need days, is run in small by test_recipes.
 """
 
 from __future__ import annotations
@@ -16,17 +17,16 @@ import tomllib
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from config.io import dump_toml
 from tests.cli.commands import call
+from tests.pages import blocks
 from tests.test_architecture import PACKAGES
 from tests.test_readme import PAGES, ROOT
 from tests.training.tiny_run import tiny_config, write_tiny_files
 
-FENCE = re.compile(r"(?:^<!-- not run: ([^\n]+) -->\n)?^ *```([^\n]*)\n(.*?)^ *```$", flags=re.M | re.S)
 OURS = re.compile(r"^ *(?:[A-Z_]+=\S+ )*(?:uv |pip |python3? -m |transformerlm-)", flags=re.M)
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 SHELL_PAGES = [page for page in (*PAGES, ROOT / "CONTRIBUTING.md") if page.name != "recipes.md"]
@@ -42,19 +42,6 @@ SHORT = {
     "transformerlm-infer": "--sampling.max_new_tokens=4",
     "transformerlm-quickstart": "--time=5s",
 }
-
-
-class Block(NamedTuple):
-    """A fenced block of a page; `why` says why it is not run, nothing where it is."""
-
-    why: str
-    language: str
-    text: str
-
-
-def blocks(page: Path) -> list[Block]:
-    """Return all fenced blocks of a page."""
-    return [Block(*found.groups("")) for found in FENCE.finditer(page.read_text(encoding="utf-8"))]
 
 
 def name_of(page: Path) -> str:
@@ -166,7 +153,7 @@ def test_the_commands_of_a_page_run(page, clone, tmp_path):
     """Each page's blocks run from top to bottom after README's commands by hand, then its Python."""
     folder = shutil.copytree(clone, tmp_path / "clone", symlinks=True)
     for block in blocks(page):
-        if block.why.startswith("tests/"):  # another test runs it
+        if block.has_own_test:
             continue
         if block.language == "bash" and block.text != BY_HAND.text and re.search("transformerlm-|python", block.text):
             run(re.sub(r"<[a-z ]+>", "PLACE", block.text) if block.why else block.text, folder, dry=bool(block.why))

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.pages import blocks
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TOMLS = [path for folder in ("config/resources", "docs/recipes") for path in sorted((ROOT / folder).rglob("*.toml"))]
@@ -27,19 +29,22 @@ ENDS = ("|", ">", ">>", "2>", "<", "&&", ";", "&", "$@", "$@;")  # "$@" is what 
 COMMAND = re.compile(r"transformerlm-([\w-]+)|(?:cli|benchmarking)\.(\w+)")
 
 
-def blocks_of(page: Path, *languages: str) -> list[str]:
-    """Return the fenced blocks of a page in these languages."""
-    pattern = rf"^ *```(?:{'|'.join(languages)})[ \t]*\n(.*?)^ *```"
-    return re.findall(pattern, page.read_text(encoding="utf-8"), flags=re.M | re.S)
+def blocks_of(page: Path, language: str) -> list[str]:
+    """Return the fenced blocks of a page in this language."""
+    return [block.text for block in blocks(page) if block.language == language]
 
 
 def commands_of(page: Path) -> list[str]:
-    """Return the lines of a page's shell blocks, continued lines joined; of a TOML file, those of its comments."""
+    """Return the lines of a page's shell blocks, continued lines joined; of a TOML file, those of its comments.
+
+    A block that has a test of its own is omitted: its commands may need what only that test makes.
+    """
     if page.suffix == ".toml":
         return re.findall(
             r"^#  +(.*(?:transformerlm-|benchmarking\.).*)$", page.read_text(encoding="utf-8"), flags=re.M
         )
-    lines = [line for block in blocks_of(page, "bash", "sh") for line in block.replace("\\\n", " ").splitlines()]
+    shell = [block.text for block in blocks(page) if block.language in ("bash", "sh") and not block.has_own_test]
+    lines = [line for text in shell for line in text.replace("\\\n", " ").splitlines()]
     return [" ".join(line.split()) for line in lines if line.strip() and not line.strip().startswith("#")]
 
 
@@ -60,7 +65,7 @@ LINES = [
     pytest.param(line, id=f"{page.relative_to(ROOT)}: {line}")
     for page in (*PAGES, *TOMLS)
     for line in dict.fromkeys(commands_of(page))
-    if (part := our_part(line)) and part[0] not in PLAIN and "relu2" not in line  # the layer that a page adds
+    if (part := our_part(line)) and part[0] not in PLAIN
 ]
 
 

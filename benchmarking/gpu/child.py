@@ -1,7 +1,7 @@
 """The process of one part: `python -m benchmarking.gpu.child '{"module": ..., ...}'`.
 
-It leads a process group of its own, and ends with all its children when the suite has gone: the suite holds the other
-end of stdin, which closes with it however it ends.
+It leads a process group of its own, and ends with all its children when the suite ends: the suite holds the other end
+of stdin, which closes however the suite ends.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(request: str) -> None:
         seconds=asked["seconds"],
         text=tuple(map(Path, asked["text"])),
     )
-    # A part that is about to be stopped says where it is.
+    # A part that is about to be stopped says where it has got to.
     faulthandler.dump_traceback_later(max(0.1, task.seconds - _BEFORE_THE_LIMIT))
     module, _, function = asked["module"].partition(":")
     getattr(importlib.import_module(module), function or "run")(task)

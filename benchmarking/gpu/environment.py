@@ -1,4 +1,4 @@
-"""What the suite runs on: the card, its driver, the versions, and what it can do at best."""
+"""What the suite runs on: the card, its driver, the versions, and the best speeds of the card."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROUNDS = 3
 
 
 def run(task: Task) -> None:
-    """Write the line of the environment, then the limits."""
+    """Write the line about the environment, then the limits."""
     device = torch.device(task.device)
     found = describe(threads=torch.get_num_threads(), device=task.device, packages=_PACKAGES)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()

@@ -1,4 +1,4 @@
-"""A model of GPT-2's size, 124 M parameters, compiled: how near it comes to the card's peak, and what the rest is."""
+"""A model of GPT-2's size, 124 M parameters, compiled: how close it gets to the card's peak, and what the rest is."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TOP = 15
 
 
 def run(task: Task) -> None:
-    """Measure the step, then look into it."""
+    """Measure the step, then profile it."""
     hparams = TransformerLM(**(TINY.model() if task.tiny else GPT2), device="meta").hparams()
     size = largest_micro_batch(task, hparams)
     case = TrainCase(hparams, size, task.device, backend=task.backend)
@@ -52,7 +52,7 @@ def run(task: Task) -> None:
     start = time.perf_counter()
     step()
     first = time.perf_counter() - start
-    step()  # the optimizer's states exist now
+    step()  # now the optimizer's states exist
     seconds = _measure(task, case, step, first)
     _look_into(task, step, seconds)
     _embedding_backward(task, hparams, size)
@@ -63,7 +63,7 @@ def _context(hparams: dict[str, Any]) -> int:
 
 
 def largest_micro_batch(task: Task, hparams: dict[str, Any]) -> int:
-    """Return the most sequences of which two steps run, uncompiled; compiled steps need no more."""
+    """Return the largest number of sequences with which two uncompiled steps run; compiled steps need no more."""
     settings, room = ModelSettings(**hparams), device_memory_bytes(task.device)
     for size in (4, 2, 1) if task.tiny else _SIZES:
         parts = estimate_training_memory(settings, micro_batch_size=size, precision="bf16", device_type=task.device)
@@ -86,7 +86,7 @@ def largest_micro_batch(task: Task, hparams: dict[str, Any]) -> int:
 
 
 def _measure(task: Task, case: TrainCase, step: Callable[[], float], first: float) -> float:
-    """Write the row of the speed; return the seconds that a step takes."""
+    """Write the row about speed, and return the seconds that a step takes."""
     device = torch.device(task.device)
     timer = partial(timed, synchronize=partial(synchronize, device))
     steps = 1 if task.tiny else max(1, round(_SECONDS_PER_ROUND / timer(step)))
@@ -131,7 +131,7 @@ def _look_into(task: Task, step: Callable[[], float], seconds: float) -> None:
 
 
 def _embedding_backward(task: Task, hparams: dict[str, Any], size: int) -> None:
-    """Time the gradient of the embedding two ways, for ids that are as unequal as words are, and for equal ids."""
+    """Time the gradient of the embedding two ways, for ids as unequally frequent as words, and for equal ids."""
     vocab_size, count = hparams["vocab_size"], size * _context(hparams)
     weight = torch.zeros(vocab_size, hparams["d_model"], device=task.device, requires_grad=True)
     rng = np.random.default_rng(0)

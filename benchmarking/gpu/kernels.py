@@ -1,4 +1,4 @@
-"""Where a training step's time on the device goes, by kernel and by purpose, as torch.profiler saw it."""
+"""Where a training step's time on the device goes, by kernel and by purpose, according to torch.profiler."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 TRACE_STEPS = 3
-# What encloses a kernel's launch decides first, then the kernel's own name.
+# The calls around a kernel's launch decide first, then the kernel's own name.
 _BY_CALLER = (
     ("loss", re.compile(r"_HeadLoss|CrossEntropy|cross_entropy|nll_loss")),
     ("optimizer", re.compile(r"Optimizer\.step|_foreach_|_fused_adamw|linalg_vector_norm")),
@@ -40,7 +40,7 @@ class Kernel:
 
 
 def trace(step: Callable[[], object], device: str) -> list[Kernel]:
-    """Return the kernels of a step, those that took longest first; on a CPU its operators stand for them."""
+    """Return the kernels of a step, the slowest first; on a CPU, its operators instead."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
     with profile(activities=activities) as profiler:
         for _ in range(TRACE_STEPS):
@@ -62,7 +62,7 @@ def trace(step: Callable[[], object], device: str) -> list[Kernel]:
 
 
 def purpose_of(name: str, callers: list[str]) -> str:
-    """Return what a kernel is for, by the calls that it was launched in, the nearest first, and by its name."""
+    """Return what a kernel is for, judged by the calls that launched it, the nearest first, and by its name."""
     for purpose, pattern in _BY_CALLER:
         if any(pattern.search(caller) for caller in callers):
             return purpose
@@ -78,7 +78,7 @@ def shares(kernels: list[Kernel]) -> dict[str, float]:
 
 
 def _launches(events: Any, *, on_device: bool) -> Iterator[tuple[str, list[str], float]]:
-    """Yield each kernel's name, the calls that it was launched in, and its microseconds."""
+    """Yield each kernel's name, the calls that launched it, and its microseconds."""
     linked: Counter[str] = Counter()
     for event in events:
         if on_device:
@@ -92,7 +92,7 @@ def _launches(events: Any, *, on_device: bool) -> Iterator[tuple[str, list[str],
 
 
 def _launched_by_nobody(events: Any, linked: Counter[str]) -> Iterator[tuple[str, list[str], float]]:
-    """Yield the kernels that the profiler found on the device, but in no call: compiled code may launch some so."""
+    """Yield the kernels that the profiler found on the device but in no call, as compiled code may launch them."""
     for event in events:
         is_kernel = event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
         if not is_kernel:

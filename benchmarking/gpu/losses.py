@@ -1,8 +1,8 @@
 """Forty training steps whose losses can be compared between devices, precisions and versions of PyTorch.
 
 Weights and batches come from the raw words of numpy's Philox generator, a stream that numpy promises never to change;
-torch's own generators differ between devices and versions. The text is a made-up language that can be learnt: most ids
-have four successors. The losses of fp32 on a CPU are kept in a file, which takes a quarter of an hour to make:
+torch's own generators differ between devices and versions. The text is an invented language that can be learned: most
+ids have four successors. The losses of fp32 on a CPU are in a file, which takes a quarter of an hour to make:
 
     python -m benchmarking.gpu.losses benchmarking/gpu/cpu_losses.json
 """
@@ -38,7 +38,7 @@ _NUM_SUCCESSORS, _FOLLOWS = 4, 0.75
 def losses(
     shape: Shape, *, device: str, precision: Precision, backend: str | None = None, steps: int = STEPS
 ) -> Iterator[float]:
-    """Yield the loss of each step, in nats; `backend` names that of `torch.compile`, None does not compile."""
+    """Yield the loss of each step, in nats; `backend` is that of `torch.compile`, None does not compile."""
     model = fill(TransformerLM(**shape.model())).to(device)
     forward: Any = model if backend is None else torch.compile(model, backend=backend)
     optimizer = AdamW(parameter_groups(model, weight_decay=0.1), lr=LEARNING_RATE, betas=(0.9, 0.95))
@@ -57,7 +57,7 @@ def losses(
 
 
 def fill(model: TransformerLM) -> TransformerLM:
-    """Give every matrix the spread it is made with, from a stream that is the same everywhere; return the model."""
+    """Refill every matrix with its own spread from a stream that is the same everywhere, and return the model."""
     with torch.no_grad():
         for index, (name, parameter) in enumerate(model.named_parameters()):
             if parameter.ndim == 2:
@@ -89,22 +89,22 @@ def _uniform(count: int, purpose: int, index: int) -> npt.NDArray[np.float64]:
 
 
 def _skewed(uniform: npt.NDArray[np.float64], vocab_size: int) -> npt.NDArray[np.int64]:
-    """Return ids of which the small ones are much more frequent, as the common words of a language are."""
+    """Return ids of which the small ones are much more frequent, like the common words of a language."""
     return (vocab_size * uniform**3).astype(np.int64)
 
 
 def kept_losses() -> list[float]:
-    """Return the losses of fp32 on a CPU at the size `SMALL`."""
+    """Return the losses in fp32 on a CPU at the size `SMALL`."""
     found: list[float] = json.loads(KEPT.read_text())["losses"]
     return found
 
 
 def main(path: Path) -> None:
-    """Make the file of losses, and show them as they come."""
+    """Make the file of losses, and show each as it comes."""
     from dataclasses import replace
 
     found: list[float] = []
-    # Fewer sequences at a time are quicker on a CPU, and the sums are the same.
+    # Fewer sequences at a time are faster on a CPU, and the sums are the same.
     for loss in losses(replace(SMALL, micro_batch_size=16), device="cpu", precision="fp32"):
         found.append(loss)
         print(f"step {len(found)}: {loss:.6f}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What is said of memory and compilation before a run, against what happens in it."""
+"""What we predict about memory and compilation before a run, against what happens in it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformerlm.training.planning import micro_batch
 from transformerlm.training.planning.calibration import calibrate, trainer_on_random_tokens
 from transformerlm.utils.device import device_memory_bytes
 
-# Six shapes that differ in what takes the memory: logits, activations, weights, the optimizer's states.
+# Six shapes that differ in what takes most memory: logits, activations, weights, the optimizer's states.
 _SMALL, _TINY = SMALL.model(), TINY.model()
 _LONG = {**GPT2, "d_model": 1024, "d_ff": 2752, "num_layers": 24, "num_heads": 16, "context_length": 4096}
 SHAPES: tuple[tuple[str, dict[str, Any], int, str, str], ...] = (
@@ -26,7 +26,7 @@ SHAPES: tuple[tuple[str, dict[str, Any], int, str, str], ...] = (
     ("124 M, Muon, qk_norm", {**GPT2, "qk_norm": True, "tie_embeddings": True}, 8, "bf16", "muon"),
     ("350 M, long context", _LONG, 2, "bf16", "adamw"),
 )
-# How far the estimate may be from the peak, as a share of the peak; on a CPU it was within 14 % (docs/usage.md).
+# How far off the estimate may be, as a share of the peak; on a CPU it was within 14 % (docs/usage.md).
 _BAND = 0.25
 _MANY = 2**12  # more sequences than fit, so that "auto" has something to decide
 
@@ -61,7 +61,7 @@ def _estimates(task: Task) -> None:
             continue
         try:
             peak = calibrate(config, 2, **settings).peak_bytes or 0
-        except Exception:  # out of memory, where the estimate said that it fits
+        except Exception:  # out of memory, although the estimate said that it fits
             task.failed(what)
             continue
         cells = {"estimate_gb": estimate / 1e9, "peak_gb": peak / 1e9, "error": estimate / max(1, peak) - 1}
@@ -71,7 +71,7 @@ def _estimates(task: Task) -> None:
 
 
 def _automatic(task: Task) -> None:
-    """Whether `micro_batch_size = "auto"` chooses what then runs, and how much of the device that takes."""
+    """Check that `micro_batch_size = "auto"` chooses what then runs, and report how much of the device that takes."""
     device = torch.device(task.device)
     batch_size = 4 if task.tiny else _MANY
     config = _config(task, _TINY if task.tiny else GPT2, batch_size, micro_batch_size="auto")
@@ -85,7 +85,7 @@ def _automatic(task: Task) -> None:
 
 
 def _recompilations(task: Task) -> None:
-    """Count the graphs compiled in the first step, and after it: validations and more steps compile none."""
+    """Count the graphs compiled in the first step and after it: validations and later steps compile none."""
     model = _TINY if task.tiny else _SMALL
     windows = 10 * model["context_length"]  # the last batch of a validation is smaller than the others
     config = _config(task, model, 8, compile=True, micro_batch_size=4, eval_interval=1, eval_tokens=windows)

@@ -1,7 +1,7 @@
 """The parts of the suite, the most valuable first. Standard library only, so that a plan needs nothing installed.
 
-`seconds` is what a part is expected to take on one H100, `limit` when it is stopped, and `least` with how little time
-left it is not begun. All are in seconds.
+`seconds` is the expected time of a part on one H100; it is stopped after `limit`, and does not start if less than
+`least` is left. All are in seconds.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 CORE = ("torch", "numpy")
 COMMANDS = (*CORE, "pydantic", "tomli_w", "safetensors", "regex")
-"""What the commands need, besides which `numba` makes the tokenizer fast."""
+"""What the commands need; `numba` makes the tokenizer fast."""
 
 PACKAGES = {"tomli_w": "tomli-w"}
-"""What pip calls a module, where the names differ."""
+"""What pip calls a module, if the names differ."""
 
 BESIDES = {"pydantic": ("pydantic-core", "annotated-types", "typing-inspection", "typing-extensions")}
-"""What a wheel needs besides itself when it is carried by hand."""
+"""What a wheel needs besides itself when somebody copies it by hand."""
 
 
 @dataclass(frozen=True)

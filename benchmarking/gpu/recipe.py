@@ -1,4 +1,4 @@
-"""The recipe of TinyStories in the time that is left, on the text that is there: what training looks like for a user.
+"""The recipe of TinyStories in the remaining time, on the available text: what training looks like for a user.
 
 Its lines go to the suite's `metrics.jsonl` as they come.
 """
@@ -26,7 +26,7 @@ _AT_THE_END = 15.0  # seconds for the last validation, checkpoint and sample
 
 
 def run(task: Task) -> None:
-    """Make a tokenizer and data, then train for as long as there is time."""
+    """Make a tokenizer and data, then train for as long as time allows."""
     folder = task.scratch / "recipe"
     folder.mkdir(parents=True)
     files = [*task.text] or [_corpus(task, folder)]

@@ -1,4 +1,4 @@
-"""The file of results: one JSON line each, on the disk the moment it is known. Standard library only.
+"""The file of results: one JSON line each, on the disk as soon as it is known. Standard library only.
 
 Every line has `kind`: `suite` (what was asked for), `environment`, `row` (a line of a table), `check` (a promise and
 whether it held), `part` (how a part ended).
@@ -24,8 +24,8 @@ class Results:
     def write(self, kind: str, **entries: Any) -> None:
         """Append a line and wait until it is on the disk."""
         line = json.dumps({"kind": kind, **entries}, default=str) + "\n"
-        # One write of an appending file: lines of two processes do not mix, and a kill leaves all of a line or a part
-        # of the last one.
+        # One write to an appending file: lines of two processes do not mix, and a kill leaves at most a part of the
+        # last line.
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(descriptor, line.encode())
@@ -35,7 +35,7 @@ class Results:
 
 
 def read(folder: Path) -> list[Line]:
-    """Return the whole lines of a folder's results; a line that was cut off in the middle is left out.
+    """Return the whole lines of a folder's results, without a line that was cut off in the middle.
 
     Raises:
         ValueError: there is no such file, or no whole line in it.

@@ -1,4 +1,4 @@
-"""A run that is killed and goes on, beside one that is not; and the two profiling tools on real steps."""
+"""A run that is killed and resumed, beside one that is not; and the two profiling tools on real steps."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from benchmarking.gpu.shapes import SMALL, TINY
 from benchmarking.gpu.task import Task
 from benchmarking.harness import OURS
 from benchmarking.peers.training import TrainCase, make_step
+from config.special_tokens import END_OF_TEXT
 from databuilder.dataset_builder import build_dataset
 from profiling import memory, nvtx
 from transformerlm.models.transformer import TransformerLM
@@ -26,11 +27,10 @@ from transformerlm.tokenizer import Tokenizer, train_bpe
 STEPS, CHECKPOINT, KILLED_AFTER = 30, 10, 14
 _BATCH_SIZE = 32
 _VOCAB_SIZE = 300
-_END = "<|endoftext|>"
 
 
 def run(task: Task) -> None:
-    """Train 30 steps twice, one time with a kill; then record memory."""
+    """Train 30 steps twice, once with a kill; then record memory."""
     _kill_and_resume(task)
     _memory_history(task)
 
@@ -63,9 +63,9 @@ def _kill_and_resume(task: Task) -> None:
 def _write_data(folder: Path) -> None:
     folder.mkdir(parents=True)
     text = folder / "text.txt"
-    sentences = (f"{a} and {b} make {a + b}.{' ' if b % 5 else _END}" for a in range(60) for b in range(60))
+    sentences = (f"{a} and {b} make {a + b}.{' ' if b % 5 else END_OF_TEXT}" for a in range(60) for b in range(60))
     text.write_text("".join(sentences), encoding="utf-8")
-    Tokenizer(*train_bpe(text, _VOCAB_SIZE, [_END]), [_END]).save(folder / "tokenizer")
+    Tokenizer(*train_bpe(text, _VOCAB_SIZE, [END_OF_TEXT]), [END_OF_TEXT]).save(folder / "tokenizer")
     build_dataset(text, tokenizer=Tokenizer.from_directory(folder / "tokenizer"), train_path=folder / "train.npy")
 
 
@@ -105,7 +105,7 @@ def _memory_history(task: Task) -> None:
     if torch.device(task.device).type != "cuda":
         task.check("without CUDA no memory history is recorded", not recording and not written)
         return
-    # A snapshot is a pickle, which PyTorch's own viewer opens in a process of its own.
+    # A snapshot is a pickle, so PyTorch's viewer opens it in a process of its own.
     viewer = [sys.executable, "-m", "torch.cuda._memory_viz", "stats", str(path)]
     opens = written and subprocess.run(viewer, stdin=subprocess.DEVNULL, check=False).returncode == 0
     task.check("the memory history is written and opens", opens, f"{path.stat().st_size:,} bytes")

@@ -1,4 +1,4 @@
-"""The sizes of the models that are trained: the one that is measured, and a toy. Needs no torch."""
+"""The sizes of the trained models: the one to measure, and a toy. Needs no torch."""
 
 from __future__ import annotations
 

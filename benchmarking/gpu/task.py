@@ -1,4 +1,4 @@
-"""What a part is given: the device, the size, the time, and where its results go."""
+"""What a part gets: the device, the size, the time, and where its results go."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from benchmarking.gpu.results import Results
 
 @dataclass(frozen=True)
 class Task:
-    """One part's work.
+    """The task of one part.
 
-    `tiny` asks for toy sizes, on which every line of a part runs and no number means anything. `scratch` is a folder
-    that is removed when the suite ends; `text` are files to train on, or none.
+    `tiny` asks for toy sizes, with which every line of a part runs but no number means anything. `scratch` is a folder
+    that is removed when the suite ends; `text` are files to train on, if any.
     """
 
     part: str
@@ -31,12 +31,12 @@ class Task:
 
     @property
     def seconds_left(self) -> float:
-        """How long the part may still take."""
+        """The seconds that the part may still take."""
         return self.began + self.seconds - time.monotonic()
 
     @property
     def backend(self) -> str:
-        """The backend of `torch.compile`: Inductor, or for a toy none that makes kernels."""
+        """The backend of `torch.compile`: Inductor, or for a toy one that makes no kernels."""
         return "eager" if self.tiny else "inductor"
 
     def row(self, table: str, **cells: Any) -> None:
@@ -45,12 +45,12 @@ class Task:
         print(f"{table}: {cells}", flush=True)
 
     def check(self, what: str, held: bool, found: str = "") -> None:
-        """Say whether something that must hold does."""
+        """Record whether something that must hold does."""
         Results(self.out).write("check", part=self.part, what=what, held=bool(held), found=found)
         print(f"{'holds' if held else 'DOES NOT HOLD'}: {what}: {found}", flush=True)
 
     def failed(self, what: str) -> None:
-        """Keep the traceback of the exception that is being handled, as a promise that did not hold."""
+        """Record the traceback of the current exception as a promise that did not hold."""
         error = traceback.format_exc()
         print(error, file=sys.stderr, flush=True)
         last = error.strip().splitlines()[-1]

@@ -1,4 +1,4 @@
-"""The tests that need a CUDA device: each one's end is a line of its own the moment it is known."""
+"""The tests that need a CUDA device: each result is a line of its own as soon as it is known."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MARK = "mark.gpu"
 
 
 def run(task: Task) -> None:
-    """Run them; without a device they are only collected, which imports all that they import."""
+    """Run them; without a device they are only collected, which imports everything that they import."""
     files = list(files_with_gpu_tests())
     if not files:
         raise FileNotFoundError(f"{ROOT / 'tests'}: no tests; run the suite from the source tree")
@@ -29,14 +29,14 @@ def run(task: Task) -> None:
 
 
 def files_with_gpu_tests() -> Iterator[Path]:
-    """Yield the test files in which the mark is used."""
+    """Yield the test files that use the mark."""
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         if _MARK in path.read_text(encoding="utf-8"):
             yield path
 
 
 class _Lines:
-    """A plugin of pytest that writes each test's end."""
+    """A pytest plugin that writes the result of each test."""
 
     def __init__(self, task: Task) -> None:
         self._task = task

@@ -1,7 +1,7 @@
-"""Training at 22.7 M parameters: whether the losses are right, and how fast it is beside the peers.
+"""Training at 22.7 M parameters: whether the losses are right, and how fast it is compared with the peers.
 
-Every candidate has a process of its own, and all make their first step, which compiles, at the same time; the losses
-are computed meanwhile. Then they take turns.
+Every candidate has a process of its own. All make their first step, which compiles, at the same time, while the losses
+are computed. Then they take turns.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ CANDIDATES = (
     ("huggingface", True),
     ("huggingface", False),
 )
-# A toy's processes take their time to import; these run every line, and the losses compile.
+# The processes of a toy spend their time on imports; these run every line, and the losses compile.
 _OF_A_TOY = ((OURS, False), ("nanogpt_style", False))
-# How far a loss may be from that of fp32 on a CPU, in nats, at any of the steps: bfloat16 keeps 8 bits, and a product's
-# sum goes in another order. On a CPU bf16 differs by some 0.0002.
+# How far a loss may be from that in fp32 on a CPU, in nats, at any step: bfloat16 keeps 8 bits, and the order of a
+# product's sum differs. On a CPU bf16 differs by about 0.0002.
 BANDS: dict[Precision, float] = {"bf16": 0.02, "fp32": 0.002}
 _LIMIT = "limit"
 _REPEATS, _STEPS_PER_ROUND = 5, 40
@@ -83,7 +83,7 @@ def _compare_losses(task: Task, shape: Shape) -> None:
         try:
             settings: dict[str, Any] = {"device": task.device, "precision": precision, "backend": backend}
             found = list(losses.losses(shape, steps=count, **settings))
-        except Exception:  # the other cases say something all the same
+        except Exception:  # the other cases are still informative
             task.failed(what)
             continue
         differences = [abs(a - b) for a, b in zip(found, expected, strict=False)]
@@ -94,7 +94,7 @@ def _compare_losses(task: Task, shape: Shape) -> None:
 def _first_steps(
     task: Task, begun: dict[str, tuple[Call, Future[tuple[float, int | None]]]]
 ) -> dict[str, tuple[Call, dict[str, float]]]:
-    """Wait for the candidates' first steps; return those that made one, with what it took."""
+    """Wait for the candidates' first steps; return those that made one, with its cost."""
     calls: dict[str, tuple[Call, dict[str, float]]] = {}
     for name, (call, first) in begun.items():
         try:
@@ -133,9 +133,9 @@ def write_rates(
     hparams: dict[str, Any],
     facts: Mapping[str, Mapping[str, float]],
 ) -> None:
-    """Write a row for each candidate: tokens/s, the share of a matrix product's speed, ours over it, and its `facts`.
+    """Write a row for each candidate: tokens/s, the share of a matrix product's speed, our ratio to it, `facts`.
 
-    Compiled is compared with compiled, eager with eager. The share counts FLOPs as ours would need them, for all.
+    Compiled is compared with compiled, eager with eager. The share counts, for all, the FLOPs that our model needs.
     """
     model, peak = ModelSettings(**hparams), series[_LIMIT]["flops_per_second"]
     flops = flops_per_token(model, model.context_length)

@@ -1,4 +1,4 @@
-"""The peer `litgpt`: Lightning's GPT as a LLaMA with the sizes of our model and random weights."""
+"""The peer `litgpt`: Lightning's GPT, set up as a LLaMA with the sizes of our model and random weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def build_litgpt(hparams: Mapping[str, Any]) -> nn.Module:
-    """Return a litgpt GPT with the LLaMA's choices; `hparams` are those of `TransformerLM.hparams()`.
+    """Return a litgpt GPT with LLaMA's choices; `hparams` are those of `TransformerLM.hparams()`.
 
     Its head is never tied to the embedding.
     """

@@ -1,4 +1,4 @@
-"""The peer `llama_cpp`: llama.cpp with our weights, through a GGUF file of our own writing, one sequence at a time."""
+"""The peer `llama_cpp`: llama.cpp with our weights, from a GGUF file that we write, one sequence at a time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Literal
 
+from config.special_tokens import END_OF_TEXT
 from transformerlm.interop.gguf import write_model
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
@@ -17,7 +18,7 @@ _DTYPES: dict[str, Literal["fp32", "bf16", "q8_0"]] = {"fp32": "fp32", "bf16": "
 
 
 class LlamaCpp:
-    """Greedy generation by llama.cpp, weights in `precision`, keys and values in fp32."""
+    """Greedy generation by llama.cpp, with weights in `precision` and keys and values in fp32."""
 
     def __init__(self, model: TransformerLM, *, precision: str, num_threads: int) -> None:
         import llama_cpp
@@ -32,22 +33,22 @@ class LlamaCpp:
             )  # fmt: skip
 
     def generate(self, prompt: list[int], batch_size: int, count: int) -> list[list[int]]:
-        """Return the `count` likeliest ids after `prompt`; `batch_size` is 1."""
+        """Return the `count` greedy ids after `prompt`; `batch_size` is 1."""
         assert batch_size == 1
-        self._llama.reset()  # else it keeps what it knows of the prompt
+        self._llama.reset()  # otherwise it keeps its cache of the prompt
         return [list(islice(self._llama.generate(prompt, temp=0.0, repeat_penalty=1.0), count))]
 
 
 def why_not(model: TransformerLM) -> str | None:
-    """Return what keeps llama.cpp from measuring this model, or None."""
+    """Return why llama.cpp cannot run this model, or None."""
     if not LEAST_IDS <= model.vocab_size <= _MOST_IDS:
         return f"its vocabulary here has {LEAST_IDS} to {_MOST_IDS} ids"
     return None
 
 
 def _any_tokenizer(vocab_size: int) -> Tokenizer:
-    """Return a tokenizer with so many ids: llama.cpp wants one, nobody uses it here."""
+    """Return a tokenizer with this many ids: llama.cpp requires one, but nothing here uses it."""
     pairs = islice(product(range(256), repeat=2), vocab_size - 257)
     merges = [(bytes([left]), bytes([right])) for left, right in pairs]
     tokens = [bytes([value]) for value in range(256)] + [left + right for left, right in merges]
-    return Tokenizer(dict(enumerate(tokens)), merges, ["<|endoftext|>"])
+    return Tokenizer(dict(enumerate(tokens)), merges, [END_OF_TEXT])

@@ -1,7 +1,7 @@
-"""The baseline `nanochat_style`: cached decoding as nanochat's engine does it, with our weights.
+"""The baseline `nanochat_style`: cached decoding as in nanochat's engine, with our weights.
 
-One tensor of keys and values for all layers, allocated at once; `F.linear`, `F.rms_norm` and PyTorch's fused attention
-on the weights as they are. It computes the same function as our model, so that the ids can be compared.
+It allocates one tensor of keys and values for all layers, and uses `F.linear`, `F.rms_norm` and PyTorch's fused
+attention on the unchanged weights. It computes the same function as our model, so that the ids can be compared.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformerlm.models.layers import RotaryEmbedding
 
 
 class NanochatStyle:
-    """Greedy generation with a model that is a Llama; `weights` have our names."""
+    """Greedy generation with a Llama model; `weights` have our names."""
 
     def __init__(self, weights: Mapping[str, Tensor], hparams: Mapping[str, Any]) -> None:
         self._weights, self._hparams = weights, hparams

@@ -1,7 +1,8 @@
-"""The baseline `nanogpt_style`: a GPT as one would write it from torch.nn alone, in the style of nanoGPT.
+"""The baseline `nanogpt_style`: a GPT written with torch.nn only, in the style of nanoGPT.
 
-One matrix for query, key and value, learnt positions, LayerNorm, GELU. Its matrices have as many numbers as those of
-the LLaMA-like model of the same sizes, so that both do the same products; what is between them is other, and cheaper.
+It has one matrix for query, key and value, learned positions, LayerNorm and GELU. Its matrices have as many numbers as
+those of the LLaMA-like model of the same sizes, so both compute the same products; the operations between them differ,
+and are cheaper.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 
 class PlainBlock(nn.Module):
-    """Attention and a feed-forward layer, each behind a LayerNorm; `(batch, seq, d_model)` in and out."""
+    """Attention and a feed-forward layer, each after a LayerNorm; `(batch, seq, d_model)` in and out."""
 
     def __init__(self, d_model: int, num_heads: int, d_hidden: int) -> None:
         super().__init__()
@@ -33,7 +34,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainGPT(nn.Module):
-    """Ids `(batch, seq)` to logits `(batch, seq, vocab_size)`; `d_ff` is that of the gated model it stands beside."""
+    """Ids `(batch, seq)` to logits `(batch, seq, vocab_size)`; `d_ff` is that of the gated model to compare with."""
 
     def __init__(
         self,

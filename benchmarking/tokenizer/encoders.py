@@ -1,6 +1,6 @@
-"""Those who encode and decode with given merges, behind one interface; with ours, so that all must give the same ids.
+"""The libraries that encode and decode, behind one interface; all get our merges, so all must give the same ids.
 
-Each gets the calls of its library that suit the work best. `rustbpe` and `gigabpe` take no merges of others.
+Each is called in the way that suits the task best. `rustbpe` and `gigabpe` accept no merges from outside.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HF_PIECE_CHARS = 10_000  # it is slow on long texts
 
 
 class Encoder(ABC):
-    """A tokenizer that has seen nothing. Rayon's threads are set by `RAYON_NUM_THREADS`, before their first work."""
+    """A tokenizer with empty caches. `RAYON_NUM_THREADS` sets Rayon's threads, before they first compute."""
 
     @abstractmethod
     def __init__(self, tokenizer: Tokenizer, threads: int, engine: Engine) -> None:
@@ -36,11 +36,11 @@ class Encoder(ABC):
 
     @abstractmethod
     def encode_file(self, path: Path) -> Array:
-        """Return the ids of a file's text, separators recognised; shape (tokens,)."""
+        """Return the ids of a file's text, with separators recognised; shape (tokens,)."""
 
     @abstractmethod
     def encode_documents(self, texts: list[str]) -> list[list[int]]:
-        """Return the ids of each document; there are no separators in them."""
+        """Return the ids of each document; documents hold no separators."""
 
     @abstractmethod
     def decode_array(self, ids: Array) -> bytes:
@@ -51,7 +51,7 @@ class Encoder(ABC):
         """Return the text of a list of ids."""
 
     def own_array(self, ids: Array) -> Array:
-        """Return the ids in the type that this library's arrays have."""
+        """Return the ids in the type of this library's arrays."""
         return ids.astype(np.uint32)
 
 
@@ -79,14 +79,14 @@ class OurEncoder(Encoder):
 
 
 class ReferenceEncoder(OurEncoder):
-    """The same by the reference engine; its workers are processes."""
+    """The same with the reference engine, whose workers are processes."""
 
     def __init__(self, tokenizer: Tokenizer, threads: int, engine: Engine) -> None:
         super().__init__(tokenizer, threads, "reference")
 
 
 class HuggingFaceEncoder(Encoder):
-    """`tokenizers.Tokenizer`; `encode_batch_fast` leaves out the offsets."""
+    """`tokenizers.Tokenizer`; `encode_batch_fast` omits the offsets."""
 
     def __init__(self, tokenizer: Tokenizer, threads: int, engine: Engine) -> None:
         import tokenizers
@@ -108,7 +108,7 @@ class HuggingFaceEncoder(Encoder):
 
 
 class TiktokenEncoder(Encoder):
-    """`tiktoken.Encoding`; its calls on one text use one thread, so several threads get a part each."""
+    """`tiktoken.Encoding`; a call on one text uses one thread, so each thread gets a part."""
 
     def __init__(self, tokenizer: Tokenizer, threads: int, engine: Engine) -> None:
         import tiktoken
@@ -144,7 +144,7 @@ class TiktokenEncoder(Encoder):
 
 
 class GigatokenEncoder(Encoder):
-    """`gigatoken.Tokenizer`; without a separator a file is one document, and its separators get their id."""
+    """`gigatoken.Tokenizer`; without a separator a file is one document, and separators in it get their id."""
 
     def __init__(self, tokenizer: Tokenizer, threads: int, engine: Engine) -> None:
         self._tokenizer = import_module("gigatoken").Tokenizer.from_json(tokenizer_json(tokenizer))
@@ -176,7 +176,7 @@ ENCODERS: dict[str, type[Encoder]] = {
 
 
 def cut_at_blanks(text: str, size: int) -> Iterator[str]:
-    """Cut text into parts of `size` characters or more, before a space behind an ASCII letter: ids stay the same."""
+    """Cut text into parts of `size` characters or more, before a space after an ASCII letter: ids stay the same."""
     start = 0
     while start < len(text):
         end = text.find(" ", start + size)
@@ -209,5 +209,5 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
 
 
 def _text_of(path: Path) -> str:
-    """Return a file's text, its line ends as they are."""
+    """Return a file's text with unchanged line ends."""
     return path.read_bytes().decode()

@@ -1,7 +1,7 @@
 """What the tokenizer benchmark measures: each task in a process of its own, all candidates in turn.
 
-A process of its own, since libraries set their number of threads once. There, each candidate works on a sample first:
-libraries are imported and kernels compiled before the rounds. What is measured is then made anew in each round.
+Each task needs its own process because libraries set their number of threads once. There, each candidate first runs on
+a sample, which imports libraries and compiles kernels before the rounds. Each round then builds its objects again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from benchmarking.harness import CLOCKS, OURS, Quantity, Sample, Series, run_rounds, timed
 from benchmarking.tokenizer.encoders import ENCODERS, Encoder
 from benchmarking.tokenizer.trainers import TRAINERS, Trainer, Training, same_merges
-from config.bench_tokenizer import MeasureConfig
+from config.measure import MeasureConfig
 from profiling.memory import peak_rss_bytes, reset_peak_rss
 from transformerlm.tokenizer.engines import Engine
 from transformerlm.tokenizer.tokenizer import Tokenizer
@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement: a task takes this, and returns the values of its rounds and facts about the candidates."""
+    """One measurement: a task takes this and returns the values of its rounds and facts about the candidates."""
 
     path: Path
     sample: Path
@@ -63,12 +63,12 @@ class Case:
     measure: MeasureConfig
 
     def trainer(self, name: str, *, of_sample: bool = False) -> Trainer:
-        """Return a candidate that is ready to train on the text, or a few merges on the sample."""
+        """Return a candidate that is ready to train on the text, or to learn a few merges from the sample."""
         path, vocab_size = (self.sample, SAMPLE_VOCAB_SIZE) if of_sample else (self.path, self.vocab_size)
         return TRAINERS[name](Training(path, vocab_size, self.separator, self.threads, self.engine))
 
     def encoder(self, name: str) -> Encoder:
-        """Return a candidate that has encoded nothing but an empty text, for which it has made its tables."""
+        """Return a candidate that has encoded only an empty text, for which it has built its tables."""
         encoder = ENCODERS[name](Tokenizer.from_directory(self.tokenizer), self.threads, self.engine)
         encoder.encode_documents([""])
         return encoder
@@ -80,7 +80,7 @@ class Case:
         return seconds, results[0]
 
     def rounds(self, run: Callable[[Case, str], Sample]) -> Series:
-        """Run all candidates on the sample, and then in rounds on the text."""
+        """Run all candidates on the sample, then in rounds on the text."""
         for name in self.candidates:
             run(replace(self, path=self.sample, vocab_size=SAMPLE_VOCAB_SIZE), name)
         runs = {name: partial(run, self, name) for name in self.candidates}
@@ -88,7 +88,7 @@ class Case:
 
 
 def train(case: Case) -> tuple[Series, Facts]:
-    """Train on the file, reading included; compare what was learnt."""
+    """Train on the file, including reading it; compare what was learned."""
     trained: dict[str, Trainer] = {}
 
     def run(case: Case, name: str) -> Sample:
@@ -107,7 +107,7 @@ def train(case: Case) -> tuple[Series, Facts]:
 
 
 def train_memory(case: Case) -> tuple[Series, Facts]:
-    """Train once, and take the peak beyond what the process held when it had trained on the sample."""
+    """Train once, and take the peak above what the process held after training on the sample."""
     (name,) = case.candidates
     case.trainer(name, of_sample=True).train()
     trainer = case.trainer(name)
@@ -117,7 +117,7 @@ def train_memory(case: Case) -> tuple[Series, Facts]:
     after = peak_rss_bytes()
     if before is None or after is None:
         return {}, {}
-    extra = max(after - before, PAGE_BYTES)  # never nothing, or there would be no ratio
+    extra = max(after - before, PAGE_BYTES)  # never zero, or there would be no ratio
     return {name: {TRAIN_MEMORY.name: [extra / 1e6]}}, {name: {"peak_memory_mb": after / 1e6}}
 
 
@@ -157,7 +157,7 @@ def encode_file(case: Case) -> tuple[Series, Facts]:
 
 
 def encode_documents(case: Case) -> tuple[Series, Facts]:
-    """Encode the documents, held as strings, to Python lists, twice."""
+    """Encode the documents, which are strings, to Python lists, twice."""
     ids: dict[str, Any] = {}
     equal = dict.fromkeys(case.candidates, True)
 
@@ -166,7 +166,7 @@ def encode_documents(case: Case) -> tuple[Series, Facts]:
         encoder = case.encoder(name)
         first, lists = case.timed(partial(encoder.encode_documents, documents))
         ids[name] = np.fromiter(chain.from_iterable(lists), dtype=np.uint32)
-        del lists  # before the second pass, which makes as many
+        del lists  # before the second pass, which creates as many objects
         second, _ = case.timed(partial(encoder.encode_documents, documents))
         equal[name] &= np.array_equal(ids[name], ids[OURS])
         size = _megabytes(case.path)
@@ -178,7 +178,7 @@ def encode_documents(case: Case) -> tuple[Series, Facts]:
 
 
 def decode(case: Case) -> tuple[Series, Facts]:
-    """Decode the file's ids: an array to bytes, a list to text."""
+    """Decode the file's ids: from an array to bytes, from a list to text."""
     equal = dict.fromkeys(case.candidates, True)
     ids_of = {path: case.encoder(OURS).encode_file(path) for path in (case.path, case.sample)}
 
@@ -195,7 +195,7 @@ def decode(case: Case) -> tuple[Series, Facts]:
 
 
 def make_data(case: Case) -> tuple[Series, Facts]:
-    """Make a token file of the text, all that `make-data` does, beside encoding the file alone."""
+    """Make a token file from the text as `make-data` does, and compare with only encoding the file."""
     from databuilder.dataset_builder import build_dataset
 
     def run(case: Case, name: str) -> Sample:
@@ -219,11 +219,11 @@ class TaskSpec:
 
     Args:
         run: the measurement.
-        candidates: who can do it.
+        candidates: the libraries that can do it.
         quantities: what it measures.
-        trains: done for each vocabulary size; else with the largest one, which ours has learnt before.
+        trains: run for each vocabulary size; otherwise with the largest, which ours has learned before.
         alone: each candidate has a process of its own.
-        one_thread: done with one thread only.
+        one_thread: run with one thread only.
     """
 
     run: Callable[[Case], tuple[Series, Facts]]
@@ -246,13 +246,13 @@ TASKS: dict[str, TaskSpec] = {
 
 
 def run_task(task: str, case: Case) -> tuple[Series, Facts]:
-    """Run a task, and keep from stdout and stderr what libraries print by themselves."""
+    """Run a task, and keep what libraries print off stdout and stderr."""
     with _quiet():
         return TASKS[task].run(case)
 
 
 def train_for_encoding(case: Case) -> None:
-    """Train our tokenizer and save it where the other tasks look for it."""
+    """Train our tokenizer, and save it where the other tasks look for it."""
     with _quiet():
         trainer = case.trainer(OURS)
         trainer.train()
@@ -261,7 +261,7 @@ def train_for_encoding(case: Case) -> None:
 
 
 def _equality(fact: str, equal: dict[str, bool]) -> Facts:
-    """Say of each peer whether its results were always ours."""
+    """Say for each peer whether its results always equalled ours."""
     return {name: {fact: same} for name, same in equal.items() if name != OURS}
 
 
@@ -275,7 +275,7 @@ def _megabytes(path: Path) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Point the file descriptors of stdout and stderr to nowhere; some libraries write there without Python."""
+    """Point the file descriptors of stdout and stderr to the null device; some libraries write there without Python."""
     sys.stdout.flush()
     sys.stderr.flush()
     saved = [os.dup(1), os.dup(2)]

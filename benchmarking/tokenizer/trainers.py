@@ -1,7 +1,7 @@
-"""Those who train a byte-level BPE vocabulary, behind one interface: from a text file to merges in order.
+"""The libraries that train a byte-level BPE vocabulary, behind one interface: from a text file to merges in order.
 
-All cut text by GPT-2's pattern, learn the same number of merges, and leave the separator out; `gigabpe` alone reads the
-file in its own way: by lines, the separator spelled out. Ties differ: ours go to the greater pair of byte strings.
+All split text by GPT-2's pattern, learn the same number of merges, and exclude the separator. Only `gigabpe` reads the
+file in its own way: by lines, with the separator as text. Ties differ: ours go to the greater pair of byte strings.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from transformerlm.tokenizer.pretokenize import GPT2_PATTERN
 NUM_BYTES = 256
 
 Merges = list[tuple[bytes, ...]]
-"""Each merge's parts, left and right, or the token made of them where the parts are not told."""
+"""Each merge's parts, left and right, or the token made of them if the library does not report the parts."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """What to train; `vocab_size` counts the bytes, the merges and the separator."""
+    """What to train; `vocab_size` includes the bytes, the merges and the separator."""
 
     path: Path
     vocab_size: int
@@ -38,10 +38,10 @@ class Training:
 
 
 class Trainer(ABC):
-    """Trains once. Threads of those that use rayon are set by `RAYON_NUM_THREADS`, before their first work."""
+    """Trains once. `RAYON_NUM_THREADS` sets the threads of those that use Rayon, before they first compute."""
 
     def __init__(self, training: Training) -> None:
-        """Make ready what is no part of the work."""
+        """Prepare what is not part of the task."""
         self.training = training
         self.trained: Any = None
 
@@ -51,10 +51,10 @@ class Trainer(ABC):
 
     @abstractmethod
     def merges(self) -> Merges:
-        """Return the merges in the order they were learnt."""
+        """Return the merges in the order in which they were learned."""
 
     def documents(self) -> list[str]:
-        """Return the file's documents, for those that take no file; line ends stay as they are."""
+        """Return the file's documents, for libraries that take no file; line ends are unchanged."""
         return self.training.path.read_bytes().decode().split(self.training.separator)
 
 
@@ -68,7 +68,7 @@ class OurTrainer(Trainer):
         )
 
     def engine(self) -> Engine:
-        """Return which of our engines trains."""
+        """Return which of our engines does the training."""
         return self.training.engine
 
     def merges(self) -> Merges:
@@ -76,7 +76,7 @@ class OurTrainer(Trainer):
 
 
 class ReferenceTrainer(OurTrainer):
-    """The same by the reference engine; its workers are processes."""
+    """The same with the reference engine, whose workers are processes."""
 
     def engine(self) -> Engine:
         return "reference"
@@ -104,7 +104,7 @@ class HuggingFaceTrainer(Trainer):
 
 
 class RustBPETrainer(Trainer):
-    """`rustbpe`, which knows no special tokens and tells the tokens it made, not their parts."""
+    """`rustbpe`, which knows no special tokens and reports the tokens it made, not their parts."""
 
     def train(self) -> None:
         self.trained = import_module("rustbpe").Tokenizer()
@@ -118,7 +118,7 @@ class RustBPETrainer(Trainer):
 
 
 class GigaBPETrainer(Trainer):
-    """`gigabpe`, whose vocabulary begins with the bytes that occur, not with all: it is asked for as many merges."""
+    """`gigabpe`, whose vocabulary begins only with the bytes that occur; it is asked for the same number of merges."""
 
     def __init__(self, training: Training) -> None:
         super().__init__(training)
@@ -143,7 +143,7 @@ class GigaBPETrainer(Trainer):
 
 
 class GigatokenTrainer(Trainer):
-    """`gigatoken.train_bpe`, with Hugging Face's ties; none of the three it offers are ours."""
+    """`gigatoken.train_bpe`, with Hugging Face's rule for ties; none of the three that it offers is ours."""
 
     def train(self) -> None:
         given = self.training
@@ -166,7 +166,7 @@ TRAINERS: dict[str, type[Trainer]] = {
 
 
 def same_merges(a: Merges, b: Merges) -> bool:
-    """Tell whether two have learnt the same; where one tells tokens only, the tokens are compared."""
+    """Return whether two learned the same; if one reports only tokens, the tokens are compared."""
     if all(len(parts) == 2 for parts in (*a[:1], *b[:1])):
         return a == b
     return [b"".join(parts) for parts in a] == [b"".join(parts) for parts in b]

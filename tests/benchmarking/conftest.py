@@ -1,4 +1,4 @@
-"""What makes the benchmarks quick to test: small limits, and no new processes where one test of them is enough."""
+"""What makes the benchmarks quick to test: small limits, and no new processes except where a test needs them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 @contextmanager
 def object_in_this_process(build: Any, *args: Any) -> Iterator[Any]:
-    """Stand for `fresh_process.object_in_fresh_process`."""
+    """Replace `fresh_process.object_in_fresh_process`."""
     built = build(*args)
     yield lambda method, *arguments: getattr(built, method)(*arguments)
 
@@ -25,7 +25,7 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run in this process what would run in a fresh one, and say it held a megabyte."""
+    """Run in this process what would run in a fresh one, and report a peak of a megabyte."""
     monkeypatch.setattr("benchmarking.fresh_process.in_fresh_process", lambda function, *args: (function(*args), 10**6))
     monkeypatch.setattr("benchmarking.fresh_process.object_in_fresh_process", object_in_this_process)
     monkeypatch.setattr("benchmarking.peers.training.keep_freed_memory", lambda device: False)

@@ -11,7 +11,8 @@ from benchmarking import bench_infer_latency as bench
 from benchmarking.peers.inference import weight_bytes
 from benchmarking.peers.llama import build_llama, copy_weights, why_not
 from config.bench_infer import BenchInferConfig
-from config.io import SHIPPED, ConfigError, dump_json_schema, dump_toml, load_config
+from config.errors import ConfigError
+from config.io import SHIPPED, dump_json_schema, dump_toml, load_config
 from tests.benchmarking.commands import by_quantity, check_line, run_command
 from transformerlm.models.transformer import TransformerLM
 

@@ -72,7 +72,7 @@ def test_lines_of_a_small_run(text_file: Path, capsys: pytest.CaptureFixture[str
 def test_a_missing_peer_is_skipped_with_one_line(
     text_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without peers and numba our reference engine's numbers come all the same, and stderr says what is missing."""
+    """Without peers and numba the reference engine is still measured, and stderr says what is missing."""
     monkeypatch.setattr(bench, "is_installed", lambda module: False)
     argv = [f"--text={text_file}", *SMALL, "--threads=[1]", '--tasks=["encode_file"]', "--measure.repeats=1"]
     lines, stderr = run_command(bench.main, argv, capsys)
@@ -81,7 +81,7 @@ def test_a_missing_peer_is_skipped_with_one_line(
 
 
 def test_a_case_runs_in_a_process_of_its_own(text_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Two threads in a new process: stdout holds nothing but our lines, whatever libraries print there."""
+    """With two threads in a new process, stdout holds only our lines, whatever libraries print there."""
     pytest.importorskip("tiktoken")
     argv = [f"--text={text_file}", *SMALL, "--threads=[2]", '--tasks=["encode_file"]', '--peers=["tiktoken"]']
     lines, _ = run_command(bench.main, [*argv, "--engine=reference", "--measure.repeats=1"], capfd)
@@ -90,7 +90,7 @@ def test_a_case_runs_in_a_process_of_its_own(text_file: Path, capfd: pytest.Capt
 
 
 def test_the_cpu_clock_is_refused_with_threads(text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The CPU's seconds of several threads would add up: exit code 2 before anything is measured."""
+    """CPU seconds of several threads would add up: exit code 2 before anything is measured."""
     with pytest.raises(SystemExit) as ended:
         bench.main([f"--text={text_file}", "--threads=[1, 2]", "--measure.clock=cpu"])
     assert ended.value.code == 2
@@ -106,7 +106,7 @@ def test_a_value_that_is_named_twice_is_refused(key: str) -> None:
 
 
 def test_sizes_are_beginnings_of_the_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each size is a file with as much of the text, the smallest first; one that is not there is left out and named."""
+    """Each size is a file with that much of the text, the smallest first; one beyond the text is skipped and named."""
     path = tmp_path / "text.txt"
     path.write_bytes(b"0123456789")
     config = BenchTokenizerConfig(text=[str(path)], sizes_mb=[5e-6, 1, 2e-6])
@@ -116,7 +116,7 @@ def test_sizes_are_beginnings_of_the_text(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_text_is_cut_at_a_character(tmp_path: Path) -> None:
-    """A limit that falls into a character leaves the character out."""
+    """A limit that falls inside a character omits the character."""
     text, cut = tmp_path / "text.txt", tmp_path / "cut.txt"
     text.write_text("aé漢" * 10, encoding="utf-8")
     found = [bench._first_bytes(text, cut, size).read_text(encoding="utf-8") for size in (6, 7, 8, 9, 11, 60, 100)]
@@ -124,7 +124,7 @@ def test_text_is_cut_at_a_character(tmp_path: Path) -> None:
 
 
 def test_documents_of_several_files_are_kept_apart(tmp_path: Path) -> None:
-    """The separator stands between files and between JSON lines, and not within a file of plain text."""
+    """The separator is between files and between JSON lines, but not inside a file of plain text."""
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "b.jsonl").write_text('{"text": "two"}\n{"text": "three"}\n')
     config = BenchTokenizerConfig(text=[str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl")], sizes_mb=[])
@@ -134,7 +134,7 @@ def test_documents_of_several_files_are_kept_apart(tmp_path: Path) -> None:
 
 
 def test_the_embedded_corpus_is_used_without_files(tmp_path: Path) -> None:
-    """With no text named, the text is docstrings, as many as asked for."""
+    """If no text is named, the text is docstrings, as many as asked for."""
     [(size, path)] = bench.write_texts(BenchTokenizerConfig(sizes_mb=[0.02]), tmp_path)
     assert (size, path.stat().st_size) == (0.02, 20_000)
     assert path.read_text().count(f"\n{EOT}\n") > 10
@@ -157,7 +157,7 @@ def test_too_little_text_for_every_size_is_an_error(text_file: Path, tmp_path: P
 
 
 def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variables that bound the peers' threads are put back."""
+    """The variables that limit the peers' threads are restored."""
     monkeypatch.setenv("RAYON_NUM_THREADS", "7")
     monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
     with bench._peer_threads(2):

@@ -1,4 +1,4 @@
-"""Behaviour of the comparison of runs: rows by name without the seed, the first row as the baseline, a picture."""
+"""Runs are compared in rows by name without the seed, with the first row as the baseline, and in a picture."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_runs_that_differ_in_the_seed_share_a_row(tmp_path: Path, capsys: pytest
 
 
 def test_a_run_that_diverged_has_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its loss, more than twice the first run's, says nothing; nor does a mean with it."""
+    """Its loss, more than twice the first run's, means nothing; nor does a mean that includes it."""
     runs = [make_run(tmp_path, "a-0", 5.0, 4.0), make_run(tmp_path, "b-0", 3.0), make_run(tmp_path, "b-1", 5.0, 8.1)]
     main(runs)
     assert capsys.readouterr().out.splitlines()[2:] == [
@@ -64,7 +64,7 @@ def test_a_run_that_diverged_has_no_number(tmp_path: Path, capsys: pytest.Captur
 def test_runs_that_nats_do_not_compare_are_compared_in_bits_per_byte(
     fact: dict[str, object], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Another tokenizer, text or part of it is said in one line, and the table has the other measure."""
+    """One line reports another tokenizer, text or part of it, and the table uses the other measure."""
     main([make_run(tmp_path, "a", 4.0), make_run(tmp_path, "b", 3.0, **fact)])
     shown = capsys.readouterr()
     assert shown.out.splitlines()[2:] == [
@@ -76,7 +76,7 @@ def test_runs_that_nats_do_not_compare_are_compared_in_bits_per_byte(
 
 
 def test_runs_alike_are_compared_in_nats_without_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A run of an earlier version does not say what it was measured on, which is said in its turn."""
+    """A run of an earlier version does not say what it was measured on, which a line reports."""
     runs = [make_run(tmp_path, "a", 4.0), make_run(tmp_path, "b", 3.0)]
     main(runs)
     assert capsys.readouterr().err == ""
@@ -89,7 +89,7 @@ def test_runs_alike_are_compared_in_nats_without_a_word(tmp_path: Path, capsys: 
 
 
 def test_the_facts_of_a_real_run_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What training writes is what is read here: with other eval_tokens the losses are not those of the same text."""
+    """This reads what training writes: with other eval_tokens the losses are not those of the same text."""
     files = write_tiny_files(tmp_path)
     for name, tokens in (("a", 128), ("b", 256)):
         changes = {"training.eval_tokens": tokens, "training.max_steps": 3, "logging.run_name": name}
@@ -102,7 +102,7 @@ def test_the_facts_of_a_real_run_are_found(tmp_path: Path, capsys: pytest.Captur
 def test_without_matplotlib_the_table_is_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The picture is what is missing, which one line says; the rest is done."""
+    """Only the picture is missing, which one line says; the rest is done."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     main([make_run(tmp_path, "a", 4.0), "--picture", str(tmp_path / "p.png")])
     shown = capsys.readouterr()
@@ -113,7 +113,7 @@ def test_without_matplotlib_the_table_is_printed(
 
 
 def test_a_picture_is_written(tmp_path: Path) -> None:
-    """A PNG, where asked for."""
+    """A PNG is written if asked for."""
     pytest.importorskip("matplotlib")
     main([make_run(tmp_path, "a", 5.0, 4.0), make_run(tmp_path, "b", 4.0, 3.0), "--picture", str(tmp_path / "p.png")])
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")

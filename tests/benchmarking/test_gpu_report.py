@@ -32,7 +32,7 @@ def fill(page: Path, folder: Path) -> str:
 
 
 def test_results_take_the_place_of_not_yet_measured(tmp_path: Path) -> None:
-    """The rest of the page stays; what did not hold is said."""
+    """The rest of the page stays; the section says what did not hold."""
     (tmp_path / "page.md").write_text(PAGE)
     text = fill(tmp_path / "page.md", write_results(tmp_path / "out"))
     assert gpu_report.NOT_MEASURED not in text
@@ -44,7 +44,7 @@ def test_results_take_the_place_of_not_yet_measured(tmp_path: Path) -> None:
 
 
 def test_each_kind_of_gpu_has_one_section(tmp_path: Path) -> None:
-    """A second run on the same kind replaces the first; another kind's stays; writing twice changes nothing."""
+    """A second run on the same kind replaces the first; another kind's section stays; writing twice changes nothing."""
     page = tmp_path / "page.md"
     page.write_text(PAGE)
     fill(page, write_results(tmp_path / "a", speed=11.0))
@@ -90,7 +90,7 @@ def test_what_cannot_be_read_is_refused(
 
 
 def test_a_page_without_a_place_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The two comments that the results go between are named."""
+    """The error names the two comments that the results belong between."""
     (tmp_path / "page.md").write_text("# Page\n")
     with pytest.raises(SystemExit, match="2"):
         fill(tmp_path / "page.md", write_results(tmp_path / "out"))
@@ -98,6 +98,6 @@ def test_a_page_without_a_place_is_refused(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_the_docs_have_the_place() -> None:
-    """Results of any GPU find it in docs/benchmarks.md."""
+    """docs/benchmarks.md has the place for results of any GPU."""
     page = gpu_report.DOCS.read_text()
     assert page.index(gpu_report.BEGIN) < page.index(gpu_report.END)

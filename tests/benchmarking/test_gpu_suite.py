@@ -44,7 +44,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_part_runs_at_toy_size(toy: Path) -> None:
-    """Each part ends well, writes something, and all that it promises holds."""
+    """Each part ends well, writes something, and everything that it promises holds."""
     lines = read(toy)
     ends = {line["part"]: line["status"] for line in lines if line["kind"] == "part"}
     names = ["environment", *(part.name for part in suite_parts.PARTS)]
@@ -55,7 +55,7 @@ def test_every_part_runs_at_toy_size(toy: Path) -> None:
 
 
 def test_the_toys_report_says_that_it_is_one(toy: Path) -> None:
-    """It has a table of each part, and a warning; the recipe's losses are in a file of their own."""
+    """The report has a table of each part, and a warning; the recipe's losses are in a file of their own."""
     report = (toy / "report.md").read_text()
     assert "**Toy sizes: the numbers mean nothing.**" in report
     for heading in ("## Training, 22.7 M", "## Training, 124 M", "## Generation, 124 M", "## Memory", "## TinyStories"):
@@ -66,7 +66,7 @@ def test_the_toys_report_says_that_it_is_one(toy: Path) -> None:
 
 @pytest.fixture(scope="module")
 def troubled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
-    """A run of parts of which one fails, one has no end and one lacks a library: folder, exit code, stderr."""
+    """Return folder, exit code and stderr of a run in which one part fails, one never ends and one lacks a library."""
     out = tmp_path_factory.mktemp("troubled") / "out"
     process = quick(out)
     _, errors = process.communicate()
@@ -74,7 +74,7 @@ def troubled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
 
 
 def test_a_part_that_fails_costs_no_other(troubled: tuple[Path, int, str]) -> None:
-    """The error keeps its traceback and the rows before it, the endless part is stopped, what is absent is skipped."""
+    """The error keeps its traceback and the rows before it, the endless part is stopped, the third is skipped."""
     out, code, errors = troubled
     ends = {line["part"]: line for line in read(out) if line["kind"] == "part"}
     assert code == 1, errors
@@ -93,7 +93,7 @@ def test_a_part_that_is_stopped_says_where_it_was(troubled: tuple[Path, int, str
 
 
 def test_the_report_names_what_went_wrong(troubled: tuple[Path, int, str]) -> None:
-    """One line a part, with the error's last line; a bar in a cell is escaped."""
+    """The report has one line a part, with the last line of an error; a bar in a cell is escaped."""
     report = (troubled[0] / "report.md").read_text()
     assert "| RuntimeError: the part is broken |" in report
     assert "| endless | stopped |" in report
@@ -102,7 +102,7 @@ def test_the_report_names_what_went_wrong(troubled: tuple[Path, int, str]) -> No
 
 
 def killed_runs(folder: Path) -> Iterator[tuple[Path, float]]:
-    """Kill the suite after delays that are drawn once for all; yield the folder of each run."""
+    """Kill the suite after fixed random delays; yield the folder of each run."""
     rng = random.Random(13)
     for number in range(4):
         out, delay = folder / str(number), rng.uniform(0.05, 0.5)
@@ -115,7 +115,7 @@ def killed_runs(folder: Path) -> Iterator[tuple[Path, float]]:
 
 
 def wait_for_lines(out: Path, kind: str, count: int) -> None:
-    """Wait until there are so many lines of a kind."""
+    """Wait until there are this many lines of a kind."""
     while True:
         try:
             if sum(line["kind"] == kind for line in read(out)) >= count:
@@ -126,7 +126,7 @@ def wait_for_lines(out: Path, kind: str, count: int) -> None:
 
 
 def test_a_killed_run_leaves_a_readable_report(tmp_path: Path) -> None:
-    """At any moment: rows in order from the first on, a report that says what did not end, and the report's command."""
+    """At any moment there are rows in order from the first on, and a report that says what did not end."""
     for out, _ in killed_runs(tmp_path):
         numbers = [line["cells"]["number"] for line in read(out) if line["kind"] == "row" and line["part"] == "rows"]
         assert numbers == list(range(len(numbers)))
@@ -138,7 +138,7 @@ def test_a_killed_run_leaves_a_readable_report(tmp_path: Path) -> None:
 
 
 def test_a_killed_suite_leaves_no_process(tmp_path: Path) -> None:
-    """A part ends with the suite, however that ends: its process must not go on holding the device."""
+    """A part ends with the suite, however that ends: its process must not keep the device."""
     process = quick(tmp_path / "out", "--only", "endless")
     wait_for_lines(tmp_path / "out", "row", 1)
     children = [pid for pid in children_of(process.pid) if "benchmarking.gpu.child" in command_of(pid)]
@@ -150,7 +150,7 @@ def test_a_killed_suite_leaves_no_process(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_the_suite_with_a_report(tmp_path: Path) -> None:
-    """The part that runs is stopped with all that it started, the report says so, and the exit code is 130."""
+    """The running part is stopped with everything that it started, the report says so, and the exit code is 130."""
     out = tmp_path / "out"
     process = quick(out, "--only", "endless", "last")
     wait_for_lines(out, "row", 1)
@@ -246,14 +246,14 @@ def test_results_are_never_written_over(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_the_suite_needs_nothing_installed() -> None:
-    """The plan and the report come from the standard library: what is missing can be named where all is missing."""
+    """The plan and the report need only the standard library, so they can name whatever is missing."""
     code = "import sys, benchmarking.gpu_suite; print(sorted({'torch', 'numpy', 'pydantic'} & sys.modules.keys()))"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
 
 
 def test_parts_that_need_torch_alone_import_no_more() -> None:
-    """On a machine without pydantic, say, the speed of training and of generation is measured all the same."""
+    """On a machine without pydantic, for example, the speed of training and generation is still measured."""
     parts = [part for part in suite_parts.PARTS if part.needs == suite_parts.CORE]
     assert [part.name for part in parts] == ["training", "gpt2", "generation"]
     absent = set(suite_parts.COMMANDS) - set(suite_parts.CORE)

@@ -1,4 +1,4 @@
-"""Paired rounds, ratios and report lines, with clocks that tell chosen times."""
+"""Paired rounds, ratios and report lines, with clocks that show chosen times."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class FakeClock:
 
 
 def test_timed_counts_the_call_and_the_wait_for_the_device_behind_it() -> None:
-    """Work that was queued before the call is waited for before the clock is read, so it is not counted."""
+    """Operations queued before the call are finished before the clock is read, so they are not counted."""
     clock, queued = FakeClock(), [5.0]
 
     def synchronize() -> None:
@@ -44,7 +44,7 @@ def test_timed_counts_the_call_and_the_wait_for_the_device_behind_it() -> None:
 
 
 def test_the_cpu_clock_is_for_one_thread_on_the_cpu() -> None:
-    """It would add up several threads' seconds, and does not see a GPU's: both are refused."""
+    """The CPU clock would add several threads' seconds, and cannot see a GPU's: both are refused."""
     assert clock_of("wall", threads=8, device="cuda")() > 0
     assert clock_of("cpu", threads=1)() > 0
     for threads, device in ((2, "cpu"), (1, "cuda")):
@@ -78,7 +78,7 @@ def test_rounds_refuse_what_counts_nothing(warmup: int, repeats: int) -> None:
 
 
 def test_summary_is_median_and_extremes() -> None:
-    """One slow round moves the greatest value, not the median; no values or infinite ones are errors."""
+    """One slow round changes the largest value, not the median; no values or infinite ones are errors."""
     assert vars(summarise([2.0, 1.0, 100.0])) == {"median": 2.0, "min": 1.0, "max": 100.0}
     for bad in ([], [1.0, math.inf], [math.nan]):
         with pytest.raises(ValueError, match="finite"):
@@ -86,7 +86,7 @@ def test_summary_is_median_and_extremes() -> None:
 
 
 def test_ratios_are_taken_round_by_round() -> None:
-    """A neighbour that halves the speed of a whole round leaves that round's ratio as it is."""
+    """A neighbour that halves the speed of a whole round does not change that round's ratio."""
     assert paired_ratios([100.0, 50.0], [50.0, 25.0]) == [2.0, 2.0]
     with pytest.raises(ValueError, match="zip"):
         paired_ratios([1.0], [1.0, 2.0])
@@ -107,7 +107,7 @@ def report_of(quantity: Quantity, **kwargs) -> tuple[list[dict], str]:
 
 
 def test_report_prints_one_json_line_a_result() -> None:
-    """A line says what, on what, how often, and the values themselves; a peer's also says how ours compares."""
+    """A line says what was measured, where and how often, and the values; a peer's also says how ours compares."""
     (ours, peer), _ = report_of(RATE, facts={"peer": {"ids_equal": True}})
     common = {"benchmark": "example", "quantity": "tokens_per_second", "warmup": 1, "repeats": 2}
     common |= {"params.batch_size": 3, "hardware.cores": 2, "versions.torch": "9"}
@@ -125,7 +125,7 @@ def test_report_does_not_compare_facts() -> None:
 
 
 def test_table_is_aligned_and_names_what_all_results_share_once() -> None:
-    """Settings that never change stand in the first line; the columns below start at the same place."""
+    """Settings that never change are in the first line; the columns below start at the same place."""
     _, table = report_of(RATE)
     heading, titles, *rows = table.splitlines()
     assert heading == "example: batch_size=3"

@@ -48,7 +48,7 @@ def test_a_missing_harness_is_named_with_its_extra(monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_HARNESS, reason="needs the extra eval")
 def test_the_harness_runs_tasks_of_local_files_on_a_checkpoint(tmp_path):
-    """All kinds of requests are answered by a trained checkpoint, without a network."""
+    """A trained checkpoint answers all kinds of requests, without a network."""
     from cli.train import train
 
     files = write_tiny_files(tmp_path)

@@ -1,4 +1,4 @@
-"""Tests of our model in the lm-evaluation-harness, which they need: each answer against one worked out by itself."""
+"""Tests of our model in the lm-evaluation-harness, which they need: each answer is compared with an independent one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def model(tmp_path_factory):
 
 
 def requests(*arguments):
-    """Return requests as the harness makes them."""
+    """Return requests like those of the harness."""
     return [SimpleNamespace(args=one) for one in arguments]
 
 
@@ -44,7 +44,7 @@ def naive(model, ids: list[int], first: int) -> tuple[float, bool]:
 
 
 def test_a_continuation_is_scored_given_its_context(model):
-    """Likelihoods and greediness are those of a loop, for contexts short, empty, and with blanks at their end."""
+    """Likelihoods and greediness are those of a loop, for short contexts, empty ones, and those that end in blanks."""
     pairs = [("Ada sees", " the sea."), ("", "Bob"), ("Zoë finds ", "two"), ("Ada", " xyz")]
     found = model.loglikelihood(requests(*pairs), disable_tqdm=True)
     for (context, continuation), answer in zip(pairs, found, strict=True):
@@ -66,16 +66,16 @@ def test_of_a_long_context_the_end_is_read(model):
 
 
 def test_a_continuation_longer_than_the_context_is_scored_whole(model):
-    """No token of it is left out."""
+    """No token of it is omitted."""
     target = model.tok_encode("Ada sees the sea. " * 6)
     assert len(target) > 2 * CONTEXT
     (answer,) = model._loglikelihood_tokens([(("", ""), [model.eot_token_id], target)])
-    # Each token has half a context at least, the loop's the whole: near, and never one token less.
+    # Each token has at least half a context, the loop's the whole: the result is close, without one token missing.
     assert answer[0] == pytest.approx(naive(model, [model.eot_token_id, *target], 1)[0], rel=0.1)
 
 
 def test_rolling_is_the_loop_where_the_text_fits_the_context(model):
-    """A short text costs what the loop says; a long one the sum over the harness's windows, none left out."""
+    """A short text costs what the loop says, a long one the sum over all of the harness's windows."""
     short, long = "Ada sees the sea.", "Bob likes a tree.\n" * 8
     assert len(model.tok_encode(short)) <= CONTEXT < len(model.tok_encode(long))
     found = model.loglikelihood_rolling(requests((short,), (long,), ("",)))
@@ -85,7 +85,7 @@ def test_rolling_is_the_loop_where_the_text_fits_the_context(model):
 
 
 def test_generation_ends_at_a_stop_text(model):
-    """The text is the model's likeliest one, up to the first of the stop texts, or to the number of tokens."""
+    """The text is the model's greedy one, up to the first of the stop texts, or to the number of tokens."""
     (whole,) = model.generate_until(requests(("Ada sees", {"max_gen_toks": 20, "until": []})))
     assert whole == model._predictor.generate("Ada sees", max_new_tokens=20, temperature=0.0)[len("Ada sees") :]
     stop = whole[3:5]
@@ -106,7 +106,7 @@ def test_sampling_is_done_where_it_is_asked_for(model):
 
 
 def test_the_harness_knows_it_by_name(model):
-    """The registry gives our class, also from a text of arguments."""
+    """The registry returns our class, also from a string of arguments."""
     from lm_eval.api.registry import get_model
 
     assert get_model("transformerlm") is type(model)
@@ -136,7 +136,7 @@ def peer(model):
 
 
 def test_answers_are_those_of_the_harness_for_transformers(model, peer):
-    """With the same weights every likelihood is that of the harness's own model, long texts and contexts included."""
+    """With the same weights every likelihood is that of the harness's own model, also for long texts and contexts."""
     pairs = [("Ada sees", " the sea."), ("", "Bob likes"), ("Zoë finds ", "two 🍎."), ("Ada sees the sea. " * 9, "Bob")]
     texts = [("Ada sees the sea.",), ("Bob likes a tree.\n" * 8,), ("漢字 " * 30,)]
     theirs = peer.loglikelihood(requests(*pairs), disable_tqdm=True)

@@ -28,7 +28,7 @@ def test_environment_names_hardware_and_versions() -> None:
 
 
 def test_a_missing_package_has_no_version() -> None:
-    """What is not installed is found out without an import, and without an error."""
+    """A missing package is noticed without an import, and without an error."""
     assert installed_version("no-such-distribution") is None
     assert not is_installed("no_such_module")
     assert is_installed("json")
@@ -65,7 +65,7 @@ def test_errors_in_a_fresh_process_come_back() -> None:
 
 
 def drop_and_hold(dropped: int, held: int) -> int | None:
-    """Hold some bytes, drop them, count anew, and hold others; return the peak above what was held in between."""
+    """Hold some bytes, drop them, reset, and hold others; return the peak above what was held in between."""
     hold(dropped)
     reset_peak_rss()
     before = peak_rss_bytes()

@@ -28,7 +28,7 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_the_largest_case_is_shown(results: Path) -> None:
-    """Each candidate has its line with the most text, of equal ones the last; other benchmarks do not count."""
+    """Each candidate has its line with the most text, the last of equal ones; other benchmarks do not count."""
     panels = read_panels(results)
     medians = {key: {name: found["median"] for name, found in panel.items()} for key, panel in panels.items()}
     assert medians == {

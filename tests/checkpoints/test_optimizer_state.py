@@ -1,4 +1,4 @@
-"""Training states in one file: what goes in comes out, for other optimizers too, and nothing is executed."""
+"""Training states in one file: what goes in comes out, also for other optimizers, and nothing is executed."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_resumed_equals_uninterrupted(make: Any, tmp_path: Path) -> None:
 
 
 def test_binary_file_objects_work_like_paths(tmp_path: Path) -> None:
-    """The same bytes go to a file object and to a path, and nothing unfinished is left beside it."""
+    """A file object and a path get the same bytes, and nothing unfinished is left beside the path."""
     model = Tied()
     optimizer = AdamW(model.parameters())
     train(model, optimizer, range(2))
@@ -86,7 +86,7 @@ def test_binary_file_objects_work_like_paths(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", OPTIMIZERS)
 def test_optimizer_state_survives_json_and_tensors(make: Any) -> None:
-    """The plain part really is JSON, and both parts together give back the state dict, tuples and None included."""
+    """The plain part really is JSON, and both parts together restore the state dict, including tuples and None."""
     model = Tied()
     optimizer = make(model.parameters())
     train(model, optimizer, range(3))
@@ -128,7 +128,7 @@ def test_missing_tensor_is_named() -> None:
 
 
 def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
-    """Nothing, noise, a pickle, or safetensors of another origin: an error, and no code is run."""
+    """An empty file, noise, a pickle, or safetensors from elsewhere give an error, and no code is run."""
     from safetensors.torch import save
 
     path = tmp_path / "state"

@@ -62,7 +62,7 @@ def module_of(name: str) -> ModuleType:
 
 
 def call(name: str, *arguments: object, stdin: str | TextIO | None = "") -> Outcome:
-    """Call a command's `main` as its console script does; a `stdin` of None is that of a process without one."""
+    """Call a command's `main` as its console script does; a `stdin` of None means a process without stdin."""
     stdout, stderr, old_stdin = io.StringIO(), io.StringIO(), sys.stdin
     sys.stdin = io.StringIO(stdin) if isinstance(stdin, str) else stdin
     try:
@@ -96,12 +96,12 @@ def call_in_terminal(name: str, *arguments: object) -> Outcome:
 
 
 def lines_on_screen(text: str) -> list[str]:
-    """Return the lines that are left on a terminal, after those that were erased and written anew."""
+    """Return the lines that are left on a terminal, after some were erased and rewritten."""
     return [line.rpartition("\r\x1b[K")[2] for line in text.split("\n")]
 
 
 def exit_code_of(name: str, arguments: Sequence[str]) -> int:
-    """Return the code with which a command exits; each of them must exit by SystemExit."""
+    """Return the exit code of a command, which must end by SystemExit."""
     try:
         module_of(name).main(arguments)
     except SystemExit as done:

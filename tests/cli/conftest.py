@@ -27,7 +27,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """Return a trained run that no test changes."""
     import torch
 
-    torch.set_num_threads(1)  # a session's fixture comes before the one that does so for each test
+    torch.set_num_threads(1)  # a session's fixture runs before the one that does this for each test
     home = tmp_path_factory.mktemp("pipeline")
     files = write_tiny_files(home)
     config = tiny_config(files, home, {"logging.backend": "console", "samples.interval": 6})

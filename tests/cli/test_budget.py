@@ -12,7 +12,7 @@ MIDDLE = SIZES[1].flops_per_token
 
 
 def plan(seconds, *, tokens_per_second, validation=3.0):
-    """Plan for a machine that trains the second size at this speed, and validates it so many times faster."""
+    """Plan for a machine that trains the second size at this speed, and validates it this many times faster."""
     speed = Speed(MIDDLE, 1 / tokens_per_second, 1 / (validation * tokens_per_second))
     return plan_budget(seconds, speed=speed, sizes=SIZES, tokens_per_step=4096)
 
@@ -20,7 +20,7 @@ def plan(seconds, *, tokens_per_second, validation=3.0):
 @pytest.mark.parametrize("tokens_per_second", [10.0, 500.0, 8_000.0, 60_000.0, 2_000_000.0])
 @pytest.mark.parametrize("seconds", [5.0, 20.0, 90.0, 3600.0])
 def test_steps_fill_the_time_and_validations_take_a_tenth_at_most(seconds, tokens_per_second):
-    """Whatever the machine's speed: the steps make the time full, and all validations together take little of it."""
+    """Whatever the machine's speed, the steps fill the time, and all validations together take little of it."""
     found = plan(seconds, tokens_per_second=tokens_per_second)
     slower = found.size.flops_per_token / MIDDLE
     training = found.steps * 4096 * slower / tokens_per_second
@@ -44,7 +44,7 @@ def test_more_time_or_a_faster_machine_makes_a_larger_model():
 
 
 def test_a_slow_machine_validates_less_often_before_it_validates_on_too_little():
-    """Where ten validations of the fewest tokens are too many, there are fewer of them."""
+    """If ten validations of the fewest tokens are too many, there are fewer of them."""
     found = plan(20.0, tokens_per_second=300.0)
     assert found.eval_tokens == budget.MIN_EVAL_TOKENS
     assert found.steps / found.eval_interval < budget.NUM_VALIDATIONS - 1

@@ -1,4 +1,4 @@
-"""What a command says of the checkpoint that it takes."""
+"""What a command says about the checkpoint that it uses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NEWEST = RUN / "checkpoints/step-00000600"
 
 
 def test_a_newest_checkpoint_that_is_clearly_worse_names_the_best(state):
-    """The line says both losses, and the path to take the best by."""
+    """The line says both losses, and the path of the best."""
     best = "its best is runs/first/best: step 240, val loss 5.925"
     assert described(RUN, NEWEST) == f"runs/first: step 600, val loss 6.220; {best}"
 
@@ -41,13 +41,13 @@ def test_a_newest_checkpoint_that_is_clearly_worse_names_the_best(state):
     ids=["no worse", "the best", "without validation", "saved on a signal, or by an earlier version"],
 )
 def test_what_else_there_is_to_say(changes, line, state):
-    """A best is named where the newest is worse, or may be."""
+    """The best is named if the newest is worse, or may be."""
     state |= changes
     assert described(RUN, NEWEST) == line
 
 
 def test_a_checkpoint_that_was_named_itself_is_what_was_meant(state):
-    """Who names a step, or a checkpoint outside of a run, is told its step and loss alone."""
+    """For a named step, or a checkpoint outside a run, the line has only its step and loss."""
     for path in (NEWEST, Path("copy")):
         assert described(path, path) == f"{path}: step 600, val loss 6.220"
 

@@ -16,7 +16,7 @@ from tests.cli.commands import ROOT, SCHEMAS, call
 
 PREFIX = "transformerlm-"
 COMPLETED = [Completed(name, iter_keys(schema)) for name, schema in COMMANDS.items() if name.startswith(PREFIX)]
-# What bash takes a line apart into: the `=` of `--key=value` is a word of its own.
+# How bash splits a line: the `=` of `--key=value` is a word of its own.
 ASK = """
 {script}
 COMP_WORDS=({words})
@@ -51,7 +51,7 @@ def script() -> str:
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize(("words", "expected"), CASES, ids=lambda value: " ".join(value))
 def test_bash_completes_options_and_what_they_take(words, expected, script):
-    """Keys, words of a key with and without `=`, and the commands of `transformerlm`."""
+    """Bash completes keys, words of a key with and without `=`, and the commands of `transformerlm`."""
     quoted = " ".join(f"'{word}'" for word in words)
     program = ASK.format(script=script, words=quoted, command=words[0])
     done = subprocess.run(["bash", "-uc", program], capture_output=True, text=True, check=False)
@@ -70,7 +70,7 @@ def test_bash_completes_options_and_what_they_take(words, expected, script):
     ],
 )
 def test_fish_completes_them_too(line, expected):
-    """The same in fish, which shows what each means beside it."""
+    """Fish completes the same, and shows the meaning beside each."""
     program = f"{call('overview', '--print-completion', 'fish').stdout}\ncomplete -C '{line}'"
     done = subprocess.run(["fish", "--no-config", "-c", program], capture_output=True, text=True, check=True)
     assert sorted(one.partition("\t")[0] for one in done.stdout.splitlines()) == expected
@@ -88,7 +88,7 @@ def test_zsh_reads_its_script():
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_every_command_prints_its_own(name, shell):
-    """`--print-completion` holds each option that the parser knows, needs no TOML, and is for that command alone."""
+    """`--print-completion` holds each option that the parser knows, needs no TOML, and is only for that command."""
     done = call(name, "--print-completion", shell)
     assert (done.code, done.stderr) == (0, "")
     keys = list(iter_keys(SCHEMAS[name]))

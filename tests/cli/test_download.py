@@ -40,7 +40,7 @@ def test_a_recipes_files_come_once(server, tmp_path):
 
 
 def test_any_file_of_a_repository_keeps_its_path(server, tmp_path):
-    """Files of a model or data set lie below output_dir as they do in the repository."""
+    """Files of a model or data set have the same paths below output_dir as in the repository."""
     done = call("download", "--repo=me/it", "--files", "data/more.txt", "--repo_type=model", f"--output_dir={tmp_path}")
     assert done.code == 0, done.stderr
     assert (tmp_path / "data/more.txt").read_bytes() == b"more"
@@ -74,7 +74,7 @@ def test_what_cannot_be_is_one_line(server, tmp_path, arguments, message):
 
 
 def test_a_server_that_fails_is_exit_1(server, tmp_path):
-    """When the retries are used up it is not the caller's mistake."""
+    """Running out of retries is not the caller's mistake."""
     server.head_faults = [status(500)]
     done = call("download", "--repo=a/b", "--files", "data/more.txt", f"--output_dir={tmp_path}", "--retries=0")
     assert done.code == 1

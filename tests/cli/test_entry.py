@@ -19,8 +19,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX sig
 TOKENIZER = ["--tokenizer.vocab_size=290", "--workers=2"]
 BOOT_SECONDS = 0.2  # of Python on a busy machine
 STOPS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 0)]
-# A library that gets the signal while it is imported: as most do; where it takes any exception for a missing option, as
-# torch does with numpy; and in a callback, where Python shows what is raised and goes on.
+# A library that gets the signal while it is imported: like most; one that takes any exception for a missing option, as
+# torch does with numpy; and one in a callback, where Python shows the exception and continues.
 PLAIN = "import os, time\nos.kill(os.getpid(), {number})\ntime.sleep(20)\n"
 SWALLOWED = (
     "import os, time\ntry:\n    os.kill(os.getpid(), {number})\nexcept BaseException:\n    pass\ntime.sleep(20)\n"
@@ -67,7 +67,7 @@ def test_ctrl_c_is_one_line_before_anything_is_imported(name, how, tmp_path):
     + [(*stop, "torch", source) for stop, source in zip(STOPS, [DROPPED, SWALLOWED, PLAIN], strict=True)],
 )
 def test_training_that_is_not_begun_ends_with_the_signals_code(number, code, library, source, tmp_path):
-    """Each signal ends the start with its code and line, also inside of an import that would swallow an exception."""
+    """Each signal ends the start with its code and line, even inside an import that would swallow an exception."""
     process = start(tmp_path, "train", "--config", shipped("train"), **{library: source.format(number=int(number))})
     assert ending(process) == (code, "", f"{number.name}: stopped before the first step\n")
 
@@ -81,7 +81,7 @@ def test_training_that_is_not_begun_ends_with_the_signals_code(number, code, lib
     ],
 )
 def test_ctrl_c_is_one_line_while_a_library_is_imported(name, library, source, arguments, tmp_path):
-    """A library that a command imports when it needs it cannot swallow Ctrl-C, nor make a traceback of it."""
+    """A library that a command imports later cannot swallow Ctrl-C, or turn it into a traceback."""
     process = start(tmp_path, name, *arguments, **{library: source.format(number=int(signal.SIGINT))})
     assert ending(process) == (130, "", "interrupted\n")
 
@@ -94,7 +94,7 @@ raise ImportError("a")
 
 
 def test_ctrl_c_at_the_very_end_is_no_traceback(tmp_path):
-    """While Python takes itself apart, Ctrl-C ends it as it ends a program that does nothing about it."""
+    """While Python shuts down, Ctrl-C ends it like a program that does not handle it."""
     code, _, stderr = ending(start(tmp_path, "infer", "--checkpoint=nowhere", "--prompt=a", torch=AT_THE_END))
     assert (code, stderr) == (-signal.SIGINT, "error: a\n")
 
@@ -121,7 +121,7 @@ entry.infer()
 
 
 def test_a_job_in_the_background_does_not_hear_ctrl_c():
-    """A shell starts a background job with SIGINT ignored, and a command leaves it so."""
+    """A shell starts a background job with SIGINT ignored, and a command keeps it ignored."""
     done = entry_after("""
 import os, signal
 from cli import entry, infer

@@ -29,7 +29,7 @@ def test_a_checkpoint_is_evaluated_on_text_and_on_its_token_file(pipeline):
 
 
 def test_the_validation_loss_of_the_run_comes_out_again(pipeline):
-    """With a stride of the context the loss on the same data is near the logged one, which leaves an end out."""
+    """With a stride of the context the loss on the same data is close to the logged one, which omits an end."""
     arguments = ("--checkpoint", pipeline.run, "--input", pipeline.files.valid, "--mode=sliding", "--stride=16")
     (record,) = call("eval", *USUAL, *arguments).records
     logged = [line["metrics.val_loss"] for line in read_records(pipeline.run) if "metrics.val_loss" in line][-1]
@@ -67,7 +67,7 @@ def test_what_cannot_be_evaluated_is_refused_in_a_line(arguments, message):
 
 
 def test_bytes_that_are_no_utf8_are_told_of(pipeline, tmp_path):
-    """They are counted on stderr, or refused."""
+    """Invalid bytes are counted on stderr, or refused."""
     (tmp_path / "a.txt").write_bytes(b"Ada sees \xff the sea.")
     arguments = (*USUAL, "--checkpoint", pipeline.run, "--input", tmp_path / "a.txt")
     done = call("eval", *arguments)
@@ -77,7 +77,7 @@ def test_bytes_that_are_no_utf8_are_told_of(pipeline, tmp_path):
 
 
 def test_a_part_of_the_documents_is_drawn(pipeline):
-    """Of a text and of a token file, by seed, the same for both checkpoints; the record and the table say so."""
+    """Documents of a text or a token file are drawn by seed, the same for both checkpoints; record and table say so."""
     newest, older = list_checkpoints(pipeline.run / "checkpoints")[:2]
     for name in (pipeline.files.text, pipeline.files.valid):
         done = call("eval", *USUAL, "--compare", older, newest, "--input", name, "--max_documents=7")
@@ -99,7 +99,7 @@ def test_a_part_of_the_documents_is_drawn(pipeline):
 
 
 def test_all_documents_are_no_part(pipeline):
-    """A limit above what there is leaves nothing out, and many documents are trusted."""
+    """A limit above the number of documents omits none, and many documents need no warning."""
     done = call("eval", *USUAL, "--checkpoint", pipeline.run, "--input", pipeline.files.text, "--max_documents=99")
     (record,) = done.records
     assert (record["partial"], record["stopped_by"], record["documents"]) == (False, None, 40)
@@ -121,7 +121,7 @@ def test_the_time_ends_it_with_what_there_is(mode, pipeline):
 
 
 def interrupt_at(batch, monkeypatch):
-    """Let Ctrl-C come in the given batch."""
+    """Press Ctrl-C in the given batch."""
     from transformerlm.evaluation import scoring
 
     batches, advance = [], scoring.Scoring.advance
@@ -136,7 +136,7 @@ def interrupt_at(batch, monkeypatch):
 
 
 def test_ctrl_c_shows_what_there_is(pipeline, monkeypatch):
-    """Table and record of the batches before it, marked as partial, and the exit code of an interrupt."""
+    """There is a table and a record of the batches before it, marked as partial, and the exit code of an interrupt."""
     interrupt_at(4, monkeypatch)
     done = call("eval", *USUAL, "--checkpoint", pipeline.run, "--input", pipeline.files.text)
     (record,) = done.records

@@ -1,4 +1,4 @@
-"""`transformerlm-export`: a trained run opens in other tools, or one line says why it does not."""
+"""`transformerlm-export`: a trained run opens in other tools, or one line says why not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_run_is_exported_and_verified(pipeline, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["fp32", "q8_0"])
 def test_a_run_is_exported_for_llama_cpp(dtype, pipeline, tmp_path):
-    """One file, with the type of weights that was asked for, also one that only this format has."""
+    """There is one file, with the requested type of weights, even one that only this format has."""
     output = tmp_path / "out.gguf"
     done = call("export", "--checkpoint", pipeline.run, "--output", output, "--format", "gguf", "--dtype", dtype)
     assert (done.code, done.stdout) == (0, "")
@@ -65,7 +65,7 @@ def test_a_tokenizer_is_exported_alone(form, tool, source, pipeline, tmp_path):
     ],
 )
 def test_bad_input_is_one_line(arguments, message, pipeline, tmp_path, monkeypatch):
-    """Exit code 2, the reason, and nothing written."""
+    """The command exits with 2, says why, and writes nothing."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
     done = call("export", "--checkpoint", pipeline.run, "--output", "out", *arguments)
@@ -81,7 +81,7 @@ def test_the_check_can_be_left_out(pipeline, tmp_path):
 
 
 def test_the_card_shows_what_the_run_wrote_and_how_it_learned(pipeline, tmp_path):
-    """A sample with the run's settings, the same each time, the loss curve beside the card, and what one has told."""
+    """The card has a sample with the run's settings, the same each time, the loss curve, and what the user set."""
     cards = []
     for name in ("a", "b"):
         arguments = ["--license", "cc-by-4.0", "--language", "en", "de", "--verify=false"]
@@ -95,7 +95,7 @@ def test_the_card_shows_what_the_run_wrote_and_how_it_learned(pipeline, tmp_path
 
 
 def test_a_checkpoint_without_its_run_has_no_curve(pipeline, tmp_path):
-    """Only what is there is shown: a checkpoint that was copied elsewhere has a sample and no picture."""
+    """The card shows only what exists: a checkpoint that was copied elsewhere has a sample but no picture."""
     checkpoint = next(path for path in (pipeline.run / "checkpoints").iterdir() if path.name.startswith("step-"))
     shutil.copytree(checkpoint, tmp_path / "copies" / checkpoint.name)
     done = call("export", "--checkpoint", tmp_path / "copies" / checkpoint.name, "--output", tmp_path / "out")

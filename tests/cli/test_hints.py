@@ -22,7 +22,7 @@ def _no_uv(monkeypatch):
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """Return an environment's folder with one command, which the interpreter seems to be in."""
+    """Return an environment's folder with one command; the interpreter seems to be in it."""
     folder = tmp_path / "my env/bin"
     folder.mkdir(parents=True)
     command = folder / "transformerlm-infer"
@@ -52,14 +52,14 @@ def test_uv_run_goes_before_where_uv_started_the_process(installed, monkeypatch)
 
 @posix
 def test_what_is_not_on_the_path_is_named_by_its_path(installed, monkeypatch):
-    """An environment that is not activated is named, from the working directory where it is below it."""
+    """An environment that is not activated is named, relative to the working directory if it is below that."""
     monkeypatch.setenv("PATH", os.defpath)
     assert shlex.split(command_line("infer")) == [str(installed / "transformerlm-infer")]
     monkeypatch.chdir(installed.parent)
     line = command_line("infer", "x")
     assert line == "bin/transformerlm-infer x"
     assert subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True).stdout == "x\n"
-    assert command_line("eval") == "transformerlm-eval"  # nowhere: the plain name says most
+    assert command_line("eval") == "transformerlm-eval"  # nowhere: the plain name is most helpful
 
 
 def test_an_explanation_is_a_comment_of_the_shell():

@@ -1,4 +1,4 @@
-"""`transformerlm-import`: another tool's model generates text and goes on training here."""
+"""`transformerlm-import`: another tool's model generates text and continues training here."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def train(pipeline, home, **changes):
 
 
 def test_training_goes_on_from_an_imported_model(imported, pipeline, tmp_path):
-    """A new run begins with its weights, at step 1 with a fresh optimizer, and its first loss shows what it knows."""
+    """A new run begins with its weights, at step 1 with a fresh optimizer; its first loss shows what it knows."""
     done = train(pipeline, tmp_path, **{"checkpoint.init_from": str(imported[0])})
     assert done.code == 0
     assert f"begins with the weights of {imported[0]}" in done.stderr
@@ -67,7 +67,7 @@ def test_training_goes_on_from_an_imported_model(imported, pipeline, tmp_path):
 
 
 def test_a_rate_of_nearly_zero_leaves_the_weights_that_it_began_with(imported, pipeline, tmp_path):
-    """What a run begins with are the weights of the checkpoint, each of them."""
+    """A run begins with the weights of the checkpoint, all of them."""
     changes = {"optimizer.learning_rate": 1e-30, "checkpoint.init_from": str(imported[0])}
     assert train(pipeline, tmp_path, **changes).code == 0
     first, last = (load_file(resolve(run) / "model.safetensors") for run in (imported[0], tmp_path / "run"))
@@ -85,7 +85,7 @@ def test_a_run_that_has_a_checkpoint_goes_on_from_its_own(imported, pipeline, tm
 
 
 def test_another_context_length_is_no_other_architecture(imported, pipeline, tmp_path):
-    """Weights do not depend on it."""
+    """The weights do not depend on it."""
     changes = {"checkpoint.init_from": str(imported[0]), "model.context_length": 8}
     assert train(pipeline, tmp_path, **changes).code == 0
 
@@ -112,7 +112,7 @@ def test_weights_that_do_not_fit_are_refused(key, value, message, imported, pipe
 
 
 def test_weights_of_another_tokenizer_are_refused(imported, pipeline, tmp_path):
-    """Their ids mean other tokens; the line names the tokenizer to use."""
+    """Its ids mean other tokens; the line names the tokenizer to use."""
     other = write_tiny_files(tmp_path, seed=1)
     config = tmp_path / "train.toml"
     config.write_text(dump_toml(tiny_config(other, tmp_path, {"checkpoint.init_from": str(imported[0])})))
@@ -123,14 +123,14 @@ def test_weights_of_another_tokenizer_are_refused(imported, pipeline, tmp_path):
 
 
 def test_an_imported_run_is_not_resumed(imported, pipeline):
-    """It has no optimizer to go on with, and the line names the key that is meant."""
+    """It has no optimizer state to continue with, and the line names the right key."""
     done = train(pipeline, imported[0].parent)
     assert done.code == 2
     assert "an imported model: choose another logging.run_name, and name it in checkpoint.init_from" in done.stderr
 
 
 def test_without_its_tokenizer_there_is_a_warning(exported, tmp_path):
-    """The model alone is imported, and what cannot be done with it is said."""
+    """Only the model is imported, and the command says what that cannot do."""
     done = call("import_", "--source", exported, "--output", tmp_path / "run", "--tokenizer=false", "--verify=false")
     assert done.code == 0
     assert "warning: imported without its tokenizer" in done.stderr
@@ -147,7 +147,7 @@ def test_a_tokenizer_is_imported_alone(exported, pipeline, tmp_path):
 
 
 def test_a_run_of_ours_needs_no_import(pipeline, tmp_path):
-    """Somebody who names one is told so."""
+    """A name that is not on this machine is an error that says so."""
     done = call("import_", "--source", pipeline.run, "--output", tmp_path / "out")
     assert done.code == 2
     assert "found a run of transformerlm, which needs no import" in done.stderr
@@ -167,7 +167,7 @@ def test_a_run_of_ours_needs_no_import(pipeline, tmp_path):
     ],
 )
 def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch):
-    """Exit code 2, the reason, and nothing written."""
+    """The command exits with 2, says why, and writes nothing."""
     monkeypatch.chdir(tmp_path)
     done = call("import_", "--output", "out", *arguments)
     assert (done.code, len(done.stderr.splitlines())) == (2, 1)

@@ -1,4 +1,4 @@
-"""`transformerlm-init`: what it writes runs as it is."""
+"""`transformerlm-init`: what it writes runs unchanged."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHORT = {
 
 
 def test_the_commands_of_the_projects_readme_run_in_their_order(tmp_path, monkeypatch):
-    """From a text to a model for other tools, word by word, in the project's folder; only the work is cut short."""
+    """They run word by word in the project's folder, from text to a model for other tools; only training is cut."""
     monkeypatch.chdir(tmp_path)
     done = call("init", "my model", "--text", ROOT / "docs/*.md")
     assert (done.code, done.stdout) == (0, ""), done.stderr
@@ -51,7 +51,7 @@ def test_the_commands_of_the_projects_readme_run_in_their_order(tmp_path, monkey
 
 
 def test_the_files_are_the_shipped_ones_with_their_paths_right(tmp_path):
-    """Same settings; comments name the files of the project, and the schema that an editor reads is there."""
+    """The settings are the same, comments name the files of the project, and the schema for editors is there."""
     assert call("init", tmp_path / "a").code == 0
     schemas = {schema.__module__.rpartition(".")[2]: schema for schema in COMMANDS.values()}
     for step in STEPS:
@@ -67,7 +67,7 @@ def test_the_files_are_the_shipped_ones_with_their_paths_right(tmp_path):
 
 
 def test_without_a_text_the_project_says_where_it_goes(tmp_path, monkeypatch):
-    """The next lines can be pasted, and the one that is no command is a comment."""
+    """The next lines can be pasted, and the one that is not a command is a comment."""
     monkeypatch.chdir(tmp_path)
     *lines, last = call("init", "--dir=a").stderr.splitlines()
     assert lines == [
@@ -81,7 +81,7 @@ def test_without_a_text_the_project_says_where_it_goes(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("taken", ["README.md", "train.toml", "data/corpus.txt"])
 def test_nothing_is_overwritten(taken, tmp_path):
-    """A file of the project that is there already is named, and nothing is written."""
+    """An existing file of the project is named, and nothing is written."""
     home = tmp_path / "a"
     (home / "data").mkdir(parents=True)
     (home / taken).write_text("mine")
@@ -92,7 +92,7 @@ def test_nothing_is_overwritten(taken, tmp_path):
 
 
 def test_a_text_that_is_none_leaves_nothing_behind(tmp_path):
-    """What is missing or holds no text is refused before the folder is made; so is a file in the project's place."""
+    """A missing or empty file is refused before the folder is made; so is a file in the project's place."""
     (tmp_path / "blank.txt").write_text("\n\n")
     for text in ("nowhere.txt", "blank.txt"):
         done = call("init", tmp_path / "a", "--text", tmp_path / text)

@@ -38,7 +38,7 @@ def test_events_and_numbers_that_are_not_finite_are_left_out(tmp_path):
 
 
 def test_png_with_matplotlib(tmp_path):
-    """Where matplotlib is installed the picture is a PNG of the documented size."""
+    """If matplotlib is installed, the picture is a PNG of the documented size."""
     picture = save_loss_curve(write_metrics(tmp_path, [5.0, 4.0, 3.5], {2: 4.2, 3: 3.9}), tmp_path / "loss.png")
     data = picture.read_bytes()
     assert picture.name == "loss.png"
@@ -47,7 +47,7 @@ def test_png_with_matplotlib(tmp_path):
 
 
 def test_svg_without_matplotlib(tmp_path, without_matplotlib):
-    """Elsewhere it is a well-formed SVG with both lines inside its frame, falling as the losses do, and its words."""
+    """Otherwise it is a well-formed SVG with its words and both lines inside its frame, falling as the losses do."""
     picture = save_loss_curve(write_metrics(tmp_path, [5.0, 4.0, 3.5], {2: 4.2, 3: 3.9}), tmp_path / "loss.png")
     assert picture.name == "loss.svg"
     root = ElementTree.parse(picture).getroot()
@@ -69,7 +69,7 @@ def test_a_flat_curve_without_validation_can_be_drawn(tmp_path, without_matplotl
 
 
 def test_a_run_that_is_too_short_is_refused(tmp_path):
-    """One point is no curve."""
+    """One point is not a curve."""
     with pytest.raises(ValueError, match="at least two steps with a loss, found 1"):
         save_loss_curve(write_metrics(tmp_path, [2.0], {}), tmp_path / "loss.png")
 
@@ -83,14 +83,14 @@ def test_a_real_run_can_be_drawn(pipeline, tmp_path, without_matplotlib):
 
 
 def test_an_svg_that_is_asked_for_needs_no_matplotlib(tmp_path):
-    """The suffix decides, also where matplotlib is installed: a run's end does not wait for its import."""
+    """The suffix decides, even if matplotlib is installed: a run's end does not wait for its import."""
     picture = save_loss_curve(write_metrics(tmp_path, [5.0, 4.0], {}), tmp_path / "loss.svg")
     assert picture == tmp_path / "loss.svg"
     assert ElementTree.parse(picture).getroot().tag == f"{SVG}svg"
 
 
 def test_a_long_run_has_a_small_picture(tmp_path):
-    """Of many steps about a point for each column is drawn, from the left end to the last step."""
+    """For many steps, about one point a column is drawn, from the left end to the last step."""
     losses = [5.0 - step / 10_000 for step in range(10_000)]
     picture = save_loss_curve(write_metrics(tmp_path, losses, {}), tmp_path / "loss.svg")
     (line,) = ElementTree.parse(picture).getroot().iter(f"{SVG}polyline")

@@ -33,7 +33,7 @@ def test_it_writes_both_splits_and_a_line_for_each(arguments, pipeline, tmp_path
 
 
 def test_outputs_are_not_written_over_by_accident(arguments, tmp_path):
-    """A file that is there already is refused, and replaced with `--overwrite`."""
+    """An existing file is refused, and replaced with `--overwrite`."""
     call("make_data", *arguments)
     before = (tmp_path / "train.npy").stat().st_mtime_ns
     again = call("make_data", *arguments)
@@ -105,7 +105,7 @@ def test_what_cannot_work_is_one_line_and_exit_2(changes, message, arguments, tm
     ids=str,
 )
 def test_sources_that_cannot_work_are_one_line_and_exit_2(changes, message, arguments, tmp_path, monkeypatch):
-    """Sources and input together, neither of them, and mistakes in a source, each named by its place."""
+    """Sources with input, neither of them, and mistakes in a source are errors, each named by its place."""
     monkeypatch.chdir(tmp_path)
     done = call("make_data", *arguments[2:], *changes)
     assert (done.code, done.stdout) == (2, "")
@@ -144,7 +144,7 @@ def test_each_input_may_have_a_token_file_of_its_own(pipeline, tmp_path):
     ids=str,
 )
 def test_outputs_for_each_input_are_checked_before_any_is_written(changes, message, pipeline, tmp_path, monkeypatch):
-    """Two inputs of one name, a file that is there already, and a train that is no folder: exit 2, nothing written."""
+    """Two inputs of one name, an existing file, and a train that is not a folder: exit 2, nothing written."""
     monkeypatch.chdir(tmp_path)
     for name in ("a.txt", "a.md", "b.txt", "tokens/b.npy"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""The command line: what is no option is told all at once, each word with what to write in its place."""
+"""The command line: all unknown options are reported at once, each with what to write instead."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def refusals(name: str, *arguments: object) -> list[str]:
 
 
 def test_all_unknown_words_are_told_at_once():
-    """Options, settings without dashes and files without an option; the value of an unknown option is no word."""
+    """Options, settings without dashes, files without an option; the value of an unknown option is not one of them."""
     words = ["--no_such=1", "--lr", "3", "max_steps=10", "model.d_model=8", "x.toml", "infer", "foo", "-q", "--dtype=x"]
     assert refusals("train", "--config", shipped("train"), *words) == [
         "--no_such is not a known option",
@@ -37,7 +37,7 @@ def test_all_unknown_words_are_told_at_once():
 
 @pytest.mark.parametrize("value", ["-x", "--x", "-1x"])
 def test_a_prompt_that_begins_with_a_dash(value):
-    """It is joined to its option, and is told so where it is not."""
+    """It is joined to its option; otherwise the error says how."""
     done = call("infer", "--config", shipped("infer"), f"--prompt={value}", "--print-config=origin")
     assert f'prompt = [ "{value}", ]  # command line\n' in done.stdout
     line = refusals("infer", "--config", shipped("infer"), "--prompt", value)[0]
@@ -64,7 +64,7 @@ def test_several_files_and_texts_of_toml_are_laid_on_each_other(tmp_path):
 
 
 def test_help_shows_devices_in_words():
-    """No regular expression is shown to anybody."""
+    """No message shows a regular expression."""
     for name in SCHEMAS:
         text = call(name, "--help-all").stdout
         assert not re.search(r"matching|\\d|\^[(\[]|\[A-Z", text), name

@@ -1,4 +1,4 @@
-"""`transformerlm` without a command, and with one that there is not."""
+"""`transformerlm` without a command, and with an unknown one."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_python_m_is_the_same():
     ],
 )
 def test_what_is_no_command(words, line):
-    """A typo is answered with the likeliest command, an option with where it belongs."""
+    """A typo is answered with the most likely command, an option with where it belongs."""
     done = call("overview", *words)
     assert (done.code, done.stdout) == (2, "")
     assert done.stderr.startswith(f"transformerlm: {line}")
@@ -68,14 +68,14 @@ def test_what_is_no_command(words, line):
 
 @pytest.mark.parametrize("words", [["--print-completion"], ["--print-completion", "tcsh"], ["--print-completion=csh"]])
 def test_a_shell_without_completions(words):
-    """The refusal names the shells that have them."""
+    """The error names the shells that have them."""
     done = call("overview", *words)
     assert (done.code, done.stdout) == (2, "")
     assert done.stderr.startswith("--print-completion: expected one of bash, zsh, fish, found '")
 
 
 def test_the_version():
-    """`transformerlm --version` is that of the commands."""
+    """`transformerlm --version` is the version of the commands."""
     assert call("overview", "--version").stdout == call("train", "--version").stdout
 
 

@@ -29,7 +29,7 @@ STORY = next(tell_stories())
 
 
 def settings_of(command):
-    """Return what the TOML of a command that was started sets, by dotted keys."""
+    """Return the settings in the TOML of a started command, by dotted keys."""
     assert [word.partition("=")[0] for word in command[4:]] == ["--config", "--config"]
 
     def flat(tree, prefix=""):
@@ -41,7 +41,7 @@ def settings_of(command):
 
 @pytest.fixture
 def pretend(monkeypatch):
-    """Let the commands not run but leave behind the files that the next stage reads; return what was started."""
+    """Replace the commands by ones that only leave the files that the next stage reads; return what was started."""
     started: list[list[str]] = []
 
     def run(command, *, quiet):
@@ -109,7 +109,7 @@ def test_the_run_is_what_was_planned(pretend, text, tmp_path):
 
 
 def test_the_stories_are_checked_by_their_grammar(pretend, tmp_path, monkeypatch):
-    """Beside the texts stands how many of them keep their hero and are grammatical; with other prompts it does not."""
+    """Beside the texts is how many of them keep their hero and are grammatical, but not with other prompts."""
     monkeypatch.setattr(quickstart, "CORPUS_BYTES", 100_000)
     done = call("quickstart", "--dir", tmp_path / "home")
     assert "Of 4 new stories, 100% keep their hero's name and 100% are grammatical" in done.stderr
@@ -119,7 +119,7 @@ def test_the_stories_are_checked_by_their_grammar(pretend, tmp_path, monkeypatch
 
 
 def test_many_passes_over_a_small_text_are_told(pretend, text, tmp_path, monkeypatch):
-    """Who trains on little text for long is told that more text would help more."""
+    """Long training on little text gets a note that more text would help more."""
     monkeypatch.setitem(PLAN, "data.tokens", 30_000)
     done = call("quickstart", "--text", text, "--dir", tmp_path / "home", "--time=1h")
     assert " times through the text: more text would help more than more time" in done.stderr
@@ -135,7 +135,7 @@ def test_a_machine_that_slows_down_is_told(pretend, text, tmp_path):
 
 
 def test_ctrl_c_before_there_is_anything_leaves_nothing(tmp_path, monkeypatch):
-    """Interrupted while the corpus is made, it takes its empty directory away."""
+    """Interrupted while it makes the corpus, it removes its empty directory."""
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -154,7 +154,7 @@ def test_a_short_time_still_trains(pretend, text, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("code", "is_kept"), [(2, False), (1, True), (130, True)])
 def test_a_text_that_is_refused_leaves_nothing_behind(code, is_kept, pretend, text, tmp_path, monkeypatch):
-    """A refusal by a command takes the directory away again, with the parents made for it; another end keeps it."""
+    """If a command refuses, the directory and the parents made for it are removed; after any other end they stay."""
     run = quickstart._wait_for
 
     def fails_second(command, *, quiet):
@@ -177,7 +177,7 @@ def test_nothing_is_written_over(pretend, text, tmp_path):
 
 
 def test_a_text_without_documents_is_cut_into_some(pretend, tmp_path):
-    """A plain book has no separators: it is cut at blank lines, the person is told, and the pieces are used."""
+    """A plain book has no separators: it is cut at blank lines, the user is told, and the pieces are used."""
     book = tmp_path / "book.txt"
     book.write_text("A line of a book that goes on for a while.\n\n" * 3000)
     done = call("quickstart", "--text", book, "--dir", tmp_path / "home")
@@ -229,7 +229,7 @@ def test_too_little_text_is_refused_before_anything_is_written(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_is_refused_before_anything_is_written(tmp_path):
-    """Three commands read the text, and a pipe can be read once: it would hang at the second."""
+    """Three commands read the text, but a pipe can be read only once: the second would hang."""
     os.mkfifo(tmp_path / "pipe")
     done = call("quickstart", f"--dir={tmp_path / 'out'}", "--text", tmp_path / "pipe")
     assert (done.code, done.stdout) == (2, "")
@@ -238,7 +238,7 @@ def test_a_pipe_is_refused_before_anything_is_written(tmp_path):
 
 
 def test_a_missing_text_is_one_line(tmp_path):
-    """A file that is not there is named; no stage is started and no directory made."""
+    """A missing file is named; no stage is started and no directory made."""
     done = call("quickstart", "--text", tmp_path / "nowhere.txt", "--dir", tmp_path / "home")
     assert done.code == 2
     assert len(done.stderr.splitlines()) == 1
@@ -247,7 +247,7 @@ def test_a_missing_text_is_one_line(tmp_path):
 
 
 def test_prompts_that_look_like_options_reach_the_command(pretend, text, tmp_path):
-    """The prompts are handed over as they are."""
+    """The prompts are passed on unchanged."""
     call("quickstart", "--text", text, "--dir", tmp_path / "home", "--prompt=-x", "--device=cpu")
     checked = call("infer", *pretend[-1][4:], "--print-config")
     assert checked.code == 0, checked.stderr

@@ -17,7 +17,7 @@ from tests.cli.test_progress import terminal
 
 @pytest.fixture(autouse=True)
 def _at_rest(monkeypatch):
-    """Begin with no live line, which may be drawn at once, and leave none."""
+    """Begin without a live line, so that one may be drawn at once, and leave none."""
     monkeypatch.setenv("COLUMNS", "40")
     LIVE._drawn_at = 0.0
     yield
@@ -49,7 +49,7 @@ def test_a_live_line_never_wraps(monkeypatch):
 
 
 def test_a_live_line_moves_while_nothing_happens(monkeypatch):
-    """A thread draws it again and again, and ends when there is no live line any more."""
+    """A thread redraws it, and ends when there is no live line any more."""
     terminal(monkeypatch)
     monkeypatch.setattr("cli.terminal._TICK_SECONDS", 0.01)
     monkeypatch.setattr("cli.terminal._IDLE_SECONDS", 0.01)
@@ -70,7 +70,7 @@ def test_a_live_line_moves_while_nothing_happens(monkeypatch):
 
 
 def test_what_takes_time_is_named_on_a_terminal_only(monkeypatch):
-    """The words come with the seconds so far and go at the end, also by an error; elsewhere nothing is written."""
+    """The words appear with the seconds so far and vanish at the end, even after an error; elsewhere there are none."""
     stream = terminal(monkeypatch)
     with pytest.raises(ValueError, match="x"), working("importing"):
         raise ValueError("x")
@@ -84,7 +84,7 @@ def test_what_takes_time_is_named_on_a_terminal_only(monkeypatch):
 
 @pytest.mark.parametrize(("name", "value"), [("RANK", "1"), ("TERM", "dumb")])
 def test_some_terminals_have_no_live_line(name, value, monkeypatch):
-    """Of the processes of one run the first alone shows one; a terminal that cannot erase shows none."""
+    """Only the first process of a run shows one; a terminal that cannot erase shows none."""
     terminal(monkeypatch)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("RANK", raising=False)
@@ -95,7 +95,7 @@ def test_some_terminals_have_no_live_line(name, value, monkeypatch):
 
 @pytest.mark.parametrize("error", [OSError("gone"), RuntimeError("reentrant call")])
 def test_a_terminal_that_takes_nothing_stops_no_work(error, monkeypatch):
-    """A terminal that has gone, or a signal's handler that comes while a line is written, ends nothing."""
+    """A closed terminal, or a signal handler that runs while a line is written, ends nothing."""
 
     class Gone(io.StringIO):
         def write(self, text):
@@ -106,7 +106,7 @@ def test_a_terminal_that_takes_nothing_stops_no_work(error, monkeypatch):
 
 
 def test_a_sample_is_framed_within_80_columns():
-    """Line breaks are line breaks, long lines wrap at words, many empty lines are one, and no control character is."""
+    """Line breaks stay, long lines wrap at words, several empty lines become one, and control characters are gone."""
     text = 'Once upon a time, "Ada" ' + "met a fox and " * 8 + "\n\n\n\tIndented \x1b[31mred\x07\n" + "x" * 200
     lines = framed("step 1,200", text).splitlines()
     assert lines[0].startswith("── step 1,200 ───")
@@ -118,7 +118,7 @@ def test_a_sample_is_framed_within_80_columns():
 
 
 def test_a_frame_is_ascii_where_the_terminal_is(monkeypatch):
-    """An encoding without the rule's character gets dashes, not question marks."""
+    """In an encoding without the rule's character, dashes appear, not question marks."""
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     assert framed("step 1", "a").startswith("-- step 1 ---")
 
@@ -130,7 +130,7 @@ def test_clock(seconds, text):
 
 
 def test_a_hostile_name_is_one_line():
-    """A message that quotes a file's bytes has no control characters and an end."""
+    """A message that quotes a file's bytes has no control characters and a limited length."""
     assert plain("a\x1b[2J\nb") == "a\\x1b[2J\\nb"
     assert len(plain("x" * 10**6)) < 3_000
 
@@ -161,7 +161,7 @@ def arguments_of(name: str, pipeline, folder: Path) -> list[object]:
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 @pytest.mark.parametrize("name", WORDS)
 def test_on_a_terminal_results_are_words_and_in_a_pipe_json(name, pipeline, tmp_path):
-    """A person reads no JSON and nothing twice; a pipe gets nothing but JSON lines."""
+    """A person reads no JSON and nothing twice; a pipe gets only JSON lines."""
     done = call_in_terminal(name, *arguments_of(name, pipeline, tmp_path / "one"))
     lines = lines_on_screen(done.stdout)
     assert done.code == 0, done.stdout
@@ -176,7 +176,7 @@ def test_on_a_terminal_results_are_words_and_in_a_pipe_json(name, pipeline, tmp_
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 @pytest.mark.parametrize("option", ["--output.format=json", "--logging.backend=json"])
 def test_json_on_a_terminal_is_a_word_away(option, pipeline, tmp_path):
-    """What is asked for comes, also where a person looks on."""
+    """JSON that was asked for is written, even on a terminal."""
     done = call_in_terminal("infer", *arguments_of("infer", pipeline, tmp_path), option)
     (line,) = (line for line in lines_on_screen(done.stdout) if line.startswith("{"))
     assert json.loads(line)["text.prompt"] == "Ada"

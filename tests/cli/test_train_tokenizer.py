@@ -35,7 +35,7 @@ def test_it_writes_a_tokenizer_and_one_json_line(arguments, pipeline, tmp_path):
 
 
 def test_smollm_s_pattern_is_trained_and_used_by_the_reference(arguments, pipeline, tmp_path):
-    """Data is made with it; asking for the compiled engine is refused by both commands before any work."""
+    """Data is made with it; both commands refuse the compiled engine before any work."""
     arguments += ["--tokenizer.pattern=smollm"]
     refused = call("train_tokenizer", *arguments, "--tokenizer.engine=compiled")
     assert (refused.code, (tmp_path / "tokenizer").exists()) == (2, False)
@@ -76,7 +76,7 @@ def test_special_tokens_that_no_export_can_express_are_named_before_the_work(arg
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sets a limit on file sizes")
 def test_a_full_disk_is_one_line_and_leaves_nothing_unfinished(arguments, tmp_path):
-    """When the system refuses to write more: exit 1, one line that names the directory, and no file in it."""
+    """If the system refuses to write more: exit 1, one line that names the directory, and no file in it."""
     import resource
 
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -91,7 +91,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_unfinished(arguments, tmp_pa
 
 
 def test_a_text_with_too_few_pairs_gives_a_smaller_vocabulary(tmp_path):
-    """When there is nothing left to merge the person is told, and the vocabulary is as large as it can be."""
+    """If there is nothing left to merge, the user is told, and the vocabulary is as large as it can be."""
     (tmp_path / "short.txt").write_text("ab ab")
     done = call(
         "train_tokenizer",
@@ -134,7 +134,7 @@ def test_training_goes_on_beyond_a_memory_limit(arguments):
 
 
 def test_an_output_that_cannot_be_made_is_refused_before_the_text_is_read(arguments, tmp_path):
-    """A file in the directory's place: exit 2 and one line, without a word about progress."""
+    """A file in the directory's place: exit 2 and one line, without progress."""
     (tmp_path / "tokenizer").write_text("")
     done = call("train_tokenizer", *arguments)
     assert done.code == 2
@@ -143,7 +143,7 @@ def test_an_output_that_cannot_be_made_is_refused_before_the_text_is_read(argume
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_is_read_once(pipeline, tmp_path):
-    """The text may come through a pipe; what is said about it is what a file would give."""
+    """The text may come through a pipe; the report is the same as for a file."""
     text = pipeline.files.text.read_bytes()
     os.mkfifo(tmp_path / "pipe")
     writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(text,), daemon=True)

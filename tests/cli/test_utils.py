@@ -1,4 +1,4 @@
-"""Every command answers alike: options from its schema, one way to fail, nothing heavy before the work begins."""
+"""Every command answers in the same way: options from its schema, one way to fail, no heavy import before the work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 
 from cli.completion import COMMON
 from cli.utils import Command, main
-from config.io import ConfigError, dump_json_schema, dump_toml, load_config
+from config.errors import ConfigError
+from config.io import dump_json_schema, dump_toml, load_config
 from config.keys import iter_keys
 from config.quickstart import QuickstartConfig
 from tests.cli.commands import ROOT, SCHEMAS, call, module_of, shipped
@@ -68,7 +69,7 @@ def test_help_lists_every_key(name):
 
 @each_command
 def test_help_is_short(name, monkeypatch):
-    """`--help` fits a screen or little more: at most ten keys, examples, and where the rest is."""
+    """`--help` fits about one screen: at most ten keys, examples, and where the rest is."""
     monkeypatch.setenv("COLUMNS", "100")
     done = call(name, "--help")
     assert (done.code, done.stderr) == (0, "")
@@ -88,7 +89,7 @@ def test_help_is_short(name, monkeypatch):
 
 @each_command
 def test_the_examples_of_help_run_when_pasted(name, tmp_path, monkeypatch):
-    """Each example is a line that the command takes, with the files that the commands before it have made."""
+    """The command accepts each example, given the files that the commands before it have made."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/first").mkdir(parents=True)
     (tmp_path / "runs/first/config.toml").write_bytes(shipped("train").read_bytes())
@@ -134,7 +135,7 @@ def test_print_schema_and_version(name):
 
 @each_command
 def test_every_key_can_be_set_on_the_command_line(name):
-    """`--key=value` and `--key value` set every key with the value that the file has, but those of a list's tables."""
+    """`--key=value` and `--key value` set every key, except those of a list's tables, to the value in the file."""
     config = load_config(SCHEMAS[name], shipped(name))
     printed = call(name, "--config", shipped(name), "--print-config").stdout
     for key in [key for key in iter_keys(SCHEMAS[name]) if not key.in_list]:
@@ -245,7 +246,7 @@ FAILURES = [
 
 @pytest.mark.parametrize(("error", "code", "text"), FAILURES, ids=lambda value: type(value).__name__)
 def test_failures_have_their_codes_and_one_line(error, code, text, capsys):
-    """2 for what the user can mend, 1 for what failed, 130 for Ctrl-C; one line each, no traceback."""
+    """The code is 2 for what the user can fix, 1 for failures, 130 for Ctrl-C; each has one line, without traceback."""
 
     def run(config):
         raise error
@@ -268,7 +269,7 @@ def test_a_traceback_can_be_asked_for(monkeypatch):
 
 
 def test_our_own_mistakes_are_not_hidden():
-    """An error that no user can mend (KeyError, AssertionError) keeps its traceback."""
+    """An error that no user can fix (KeyError, AssertionError) keeps its traceback."""
 
     def run(config):
         raise KeyError("bug")
@@ -286,7 +287,7 @@ def test_the_result_of_the_command_is_the_exit_code():
 
 
 def test_a_command_lets_its_threads_wait_politely():
-    """It says so before anything imports torch, where the environment does not say otherwise."""
+    """It sets this before anything imports torch, unless the environment sets it."""
     program = (
         "import os; from cli.utils import Command, main; from config.quickstart import QuickstartConfig; "
         "main(Command('test', QuickstartConfig, lambda config: print(os.environ['OMP_WAIT_POLICY'])), [])"
@@ -302,7 +303,7 @@ def test_a_command_lets_its_threads_wait_politely():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
 def test_a_reader_that_goes_away_does_no_harm():
-    """`--help | head -1` ends without a traceback, also when the pipe is closed before the first line."""
+    """`--help | head -1` ends without a traceback, even if the pipe is closed before the first line."""
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
@@ -338,7 +339,7 @@ main(Command("test", QuickstartConfig, run), [])
 @pytest.mark.parametrize("closed", ["", "2>&-", ">&-", "<&-", "<&- >&-", ">&- 2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
 def test_streams_that_are_closed_or_narrow_end_no_command(closed, encoding, tmp_path):
-    """What a stream cannot take is lost there alone: nothing of it is in another stream, or in a file opened later."""
+    """What a stream cannot take is lost: nothing of it goes to another stream, or to a file opened later."""
     file = tmp_path / "file"
     done = subprocess.run(
         ["sh", "-c", f'"$0" "$@" {closed}', sys.executable, "-c", STREAMS, str(file)],
@@ -357,7 +358,7 @@ def test_streams_that_are_closed_or_narrow_end_no_command(closed, encoding, tmp_
 
 
 def test_a_configuration_is_printed_whole_in_any_encoding():
-    """A character that stdout cannot spell is written by its number, so that the TOML keeps its meaning."""
+    """A character that stdout cannot encode is written by its number, so that the TOML keeps its meaning."""
     prompt = "\u6f22\U0001f44d\xe9"
     done = subprocess.run(
         [sys.executable, "-m", "cli.infer", "--checkpoint=a", f"--prompt={prompt}", "--print-config"],

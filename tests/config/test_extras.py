@@ -1,4 +1,4 @@
-"""The hint for a missing extra: commands for pip and for uv, of extras that there are."""
+"""The hint for a missing extra: commands for pip and for uv, for extras that exist."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_pip_and_uv_are_both_told():
-    """An environment of uv's has no pip, and one of pip's no uv; uv keeps the extras that are there already."""
+    """A uv environment has no pip, and a pip environment no uv; uv keeps the extras that are already installed."""
     assert how_to_install("gguf") == (
         'pip install "transformerlm[gguf]", or in a clone with uv: uv sync --inexact --extra gguf'
     )

@@ -1,7 +1,7 @@
-"""Every key of every command, mutated one at a time: what makes no sense is refused, and the error names the key.
+"""Every key of every command, mutated one at a time: nonsense is refused, and the error names the key.
 
-The mutations are made from the schemas, so a new key is tested the day it is added. Values that look odd and are
-valid stand in one table, which must not hold an entry more than is needed.
+The mutations are made from the schemas, so a new key is tested from the day it is added. Values that look odd but are
+valid are in one table, which must not hold unnecessary entries.
 """
 
 from __future__ import annotations
@@ -14,37 +14,11 @@ from typing import Any
 
 import pytest
 
-from config.bench_infer import BenchInferConfig
-from config.bench_tokenizer import BenchTokenizerConfig
-from config.bench_train import BenchTrainConfig
-from config.download import DownloadConfig
-from config.eval import EvalConfig
-from config.export import ExportConfig
-from config.import_ import ImportConfig
-from config.infer import InferConfig
-from config.io import SHIPPED, ConfigError, load_config
+from config.errors import ConfigError
+from config.io import SHIPPED, load_config
 from config.keys import Key, iter_keys
-from config.make_data import MakeDataConfig
-from config.plan import PlanConfig
-from config.quickstart import QuickstartConfig
-from config.train import TrainConfig
-from config.train_tokenizer import TrainTokenizerConfig
+from tests.config.helpers import SCHEMAS
 
-SCHEMAS = {
-    "bench_infer": BenchInferConfig,
-    "bench_tokenizer": BenchTokenizerConfig,
-    "bench_train": BenchTrainConfig,
-    "download": DownloadConfig,
-    "eval": EvalConfig,
-    "export": ExportConfig,
-    "import_": ImportConfig,
-    "infer": InferConfig,
-    "make_data": MakeDataConfig,
-    "plan": PlanConfig,
-    "quickstart": QuickstartConfig,
-    "train": TrainConfig,
-    "train_tokenizer": TrainTokenizerConfig,
-}
 KEYS = [(name, key) for name, schema in SCHEMAS.items() for key in iter_keys(schema)]
 each_key = pytest.mark.parametrize(("name", "key"), KEYS, ids=[f"{name}-{key.name}" for name, key in KEYS])
 each_schema = pytest.mark.parametrize("name", SCHEMAS)
@@ -52,7 +26,7 @@ each_schema = pytest.mark.parametrize("name", SCHEMAS)
 NUMBERS: dict[str, Any] = {"zero": 0, "negative": -1, "huge": 10**18}
 LETTERS: dict[str, Any] = {"empty": "", "NUL": "a\0b", "long": "x" * 100_000}
 LISTS = {"no items": 0, "many items": 2_000}
-# Odd and valid: the mutation, and the keys for which it is (in every command that has them).
+# Odd but valid: the mutation, and the keys for which it is valid (in every command that has them).
 VALID: dict[str, set[str]] = {
     "zero": {
         "calibration_steps",  # arithmetic only
@@ -67,7 +41,7 @@ VALID: dict[str, set[str]] = {
         "resamples",  # no intervals
         "samples.interval",  # no samples
         "samples.sampling.min_p",
-        "samples.sampling.temperature",  # the likeliest token
+        "samples.sampling.temperature",  # the most likely token
         "samples.sampling.top_p",
         "sampling.min_p",
         "sampling.temperature",
@@ -106,7 +80,7 @@ VALID: dict[str, set[str]] = {
     "an item: NUL": {"prompt", "samples.prompts", "special_tokens", "tokenizer.special_tokens"},
     "an item: long": {"prompt", "samples.prompts"},
 }
-# A list of tables in the place of what it replaces, for the keys of these tables.
+# A list of tables in place of what it replaces, for the keys of these tables.
 TABLES: dict[str, dict[str, Any]] = {"sources": {"sources": [{"input": ["x"]}], "input": []}}
 
 
@@ -118,7 +92,7 @@ def good_tree(name: str) -> dict[str, Any]:
 
 
 def changed(name: str, key: str, value: Any, *, leaf: str | None = None) -> dict[str, Any]:
-    """Return a valid configuration with one key set, or with the value under another name in its place."""
+    """Return a valid configuration with one key set, or with the value under another name instead."""
     tree = good_tree(name)
     *sections, last = key.split(".")
     table = tree
@@ -135,9 +109,9 @@ def changed(name: str, key: str, value: Any, *, leaf: str | None = None) -> dict
 
 
 def errors_of(name: str, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the error lines that a command's reader gives for a tree as if it had come from a file.
+    """Return the error lines that a command gives for a tree as if it came from a file.
 
-    A key of the first table of a list is called as `iter_keys` does, without the number.
+    A key of the first table of a list is named as in `iter_keys`, without the number.
     """
     monkeypatch.setattr("config.io.read_toml", lambda path: tree)
     try:
@@ -148,12 +122,12 @@ def errors_of(name: str, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
 
 
 def is_number(key: Key) -> bool:
-    """Tell whether a key takes numbers."""
+    """Return whether a key takes numbers."""
     return key.expected.startswith(("an integer", "a number"))
 
 
 def misspelt(word: str) -> Iterator[str]:
-    """Yield the word with one letter left out, doubled, or exchanged for its neighbour."""
+    """Yield the word with one letter omitted, doubled, or swapped with its neighbour."""
     for place in range(len(word)):
         yield word[:place] + word[place + 1 :]
         yield word[:place] + word[place] + word[place:]
@@ -162,7 +136,7 @@ def misspelt(word: str) -> Iterator[str]:
 
 @each_key
 def test_a_key_with_one_letter_wrong_is_answered_with_the_right_one(name, key, monkeypatch):
-    """The misspelt key is refused, and what it should be is the hint."""
+    """The misspelt key is refused, and the hint is the right spelling."""
     section, _, leaf = key.name.rpartition(".")
     siblings = {other.name.rpartition(".")[2] for other in iter_keys(SCHEMAS[name])}
     for wrong in sorted(set(misspelt(leaf)) - siblings - {""}):
@@ -189,7 +163,7 @@ def test_a_value_of_another_type_is_refused(name, key, monkeypatch):
 
 @each_schema
 def test_a_section_that_is_no_table_is_refused(name, monkeypatch):
-    """A value or a list in the place of a table is an error that names it."""
+    """A value or a list in place of a table is an error that names it."""
     sections = {key.name.rpartition(".")[0] for key in iter_keys(SCHEMAS[name]) if not key.in_list} - {""}
     for section in sections:
         for value in (1, "x", [], [{}]):
@@ -199,7 +173,7 @@ def test_a_section_that_is_no_table_is_refused(name, monkeypatch):
 
 @each_key
 def test_a_number_that_is_none_is_refused(name, key, monkeypatch):
-    """NaN and the infinities are no value of any key."""
+    """No key accepts NaN or infinity."""
     for value in (math.nan, math.inf, -math.inf):
         lines = errors_of(name, changed(name, key.name, [value] if key.is_list else value), monkeypatch)
         assert any(key.name in line for line in lines), (value, lines)
@@ -224,7 +198,7 @@ def odd_values(key: Key) -> Iterator[tuple[str, Any]]:
 
 @pytest.fixture(scope="module")
 def accepted() -> dict[str, set[str]]:
-    """Return the mutations that a schema accepts, each with the keys for which it does."""
+    """Return the mutations that a schema accepts, each with the keys that accept it."""
     found: dict[str, set[str]] = {}
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name, key in KEYS:
@@ -235,12 +209,12 @@ def accepted() -> dict[str, set[str]]:
 
 
 def test_values_without_sense_are_refused_or_documented(accepted):
-    """Zero, negative, huge, empty, NUL and endless values are refused, but for those that the table says are valid."""
+    """Zero, negative, huge, empty, NUL and endless values are refused, except those that the table calls valid."""
     surprising = {mutation: keys - VALID.get(mutation, set()) for mutation, keys in accepted.items()}
     assert not {mutation: keys for mutation, keys in surprising.items() if keys}
 
 
 def test_the_table_of_valid_values_is_tight(accepted):
-    """Each entry of the table is of a key that there is, and is accepted."""
+    """Each entry of the table has a key that exists, and is accepted."""
     unneeded = {mutation: keys - accepted.get(mutation, set()) for mutation, keys in VALID.items()}
     assert not {mutation: keys for mutation, keys in unneeded.items() if keys}

@@ -61,7 +61,7 @@ def test_what_is_no_path_is_refused(text, message):
 
 
 def test_all_names_of_files_are_read_so():
-    """A path, and each of a list of files, of any command."""
+    """This holds for a path, and for each of a list of files, in any command."""
     assert str(InferConfig(checkpoint="$WHERE/a").checkpoint) == os.path.join("there", "a")
     files = {"tokenizer": "t", "train": "a.npy"}
     assert MakeDataConfig(input=["$WHERE/*.txt"], **files).input == ["there/*.txt"]
@@ -71,6 +71,6 @@ def test_all_names_of_files_are_read_so():
 
 @pytest.mark.parametrize("text", ["caf\udce9.txt", "caf\udcc3\udca9.txt"])
 def test_a_path_of_other_bytes_is_refused(text: str) -> None:
-    """Python keeps bytes that are not UTF-8 as halves of characters, which no TOML and no JSON line can hold."""
+    """Python keeps invalid UTF-8 as lone surrogates, which neither TOML nor a JSON line can hold."""
     with pytest.raises(ValueError, match=r"expected text in UTF-8.*can be renamed.*PYTHONUTF8=1"):
         checked_path(text)

@@ -1,4 +1,4 @@
-"""The documentation's tables of keys are the schemas' own."""
+"""The documentation's tables of keys are those of the schemas."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_the_document_holds_the_generated_tables() -> None:
 
 
 def test_every_key_of_every_command_is_described() -> None:
-    """Each key stands in the tables, and has a description."""
+    """Each key is in the tables and has a description."""
     text = reference()
     for schema in COMMANDS.values():
         for key in iter_keys(schema):
@@ -34,19 +34,19 @@ def test_the_same_table_stands_once() -> None:
 
 
 def test_every_command_is_there() -> None:
-    """There are tables for each shipped TOML: a new command is not forgotten."""
+    """There are tables for each shipped TOML, so nobody forgets a new command."""
     assert len(COMMANDS) == len(list((REPOSITORY / "config/resources").glob("*.toml")))
     assert len(set(COMMANDS.values())) == len(COMMANDS)
 
 
 def test_a_bar_does_not_end_a_cell() -> None:
-    """Every row has four cells, those with `|` in a pattern or a default too."""
+    """Every row has four cells, even with `|` in a pattern or a default."""
     rows = [line for line in reference().splitlines() if line.startswith("| `")]
     assert {row.replace(r"\|", "").count("|") for row in rows} == {5}
 
 
 def test_writing_replaces_what_is_below_the_marker(tmp_path: Path) -> None:
-    """What a person wrote above stays; old tables go; a document without the marker is left alone."""
+    """What a person wrote above stays, old tables are replaced, and a document without the marker is not changed."""
     document = tmp_path / "configuration.md"
     document.write_text(f"# Mine\n{MARKER}old tables\n", encoding="utf-8")
     write_below_marker(document)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from config.io import SHIPPED, ConfigError, read_toml
+from config.errors import ConfigError
+from config.io import SHIPPED, read_toml
 from config.shipped import find_config, shipped_files
 
 
@@ -29,7 +30,7 @@ def test_a_file_in_a_folder_of_the_resources_has_its_name(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("name", ["make_data", "make-data"])
 def test_both_spellings_are_found(name, tmp_path, monkeypatch):
-    """As the file is called, and as the command is; a folder of that name is no file."""
+    """The name may be that of the file or of the command; a folder of that name is not the file."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
     assert find_config(Path(name)) == SHIPPED / "make_data.toml"
@@ -46,7 +47,7 @@ def test_what_is_there_or_has_a_suffix_is_itself(name, tmp_path, monkeypatch):
 
 
 def test_the_path_of_a_clone_is_answered_with_the_name():
-    """Documents say `config/resources/train.toml`, which is there in a clone only."""
+    """Documents say `config/resources/train.toml`, which exists only in a clone."""
     for path, name in {"resources/train.toml": "train", "make-data.toml": "make-data", "import.toml": "import"}.items():
         with pytest.raises(ConfigError) as caught:
             find_config(Path(path))
@@ -55,13 +56,13 @@ def test_the_path_of_a_clone_is_answered_with_the_name():
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "x" * 5000 + ".toml", "/" + "x" * 5000])
 def test_what_can_be_no_name_is_refused_as_any_other(name):
-    """Too long for the system, or with a NUL: an error of configuration, not of the system."""
+    """A name that is too long, or holds a NUL, is a configuration error, not a system error."""
     with pytest.raises(ConfigError, match=r"no such file|cannot be read"):
         read_toml(find_config(Path(name)))
 
 
 def test_an_unknown_name_is_answered_with_those_that_there_are():
-    """The likeliest first, then all."""
+    """The error names the most likely file, then all."""
     with pytest.raises(ConfigError) as caught:
         find_config(Path("infr"))
     line = "--config infr: no such file, and no shipped one of that name (did you mean infer?); shipped: "

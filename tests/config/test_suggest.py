@@ -1,4 +1,4 @@
-"""What is suggested for a key that there is not: the word of another project first, and nothing that there is not."""
+"""What is suggested for an unknown key: first the words of other projects, and only keys that exist."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_section_is_a_name_in_a_file_only():
 
 @pytest.mark.parametrize("names", ALL, ids=list(COMMANDS))
 def test_every_suggestion_is_a_key_of_the_command(names):
-    """No word, known to another project or not, leads to an option that the command does not have."""
+    """No word, whether or not another project knows it, leads to an option that the command does not have."""
     for word in [*SYNONYMS, *EXPLAINED, "x", "modle", "wandb", "logging", "a.b"]:
         assert set(nearest(word, names, sections=False)) <= set(names), word
 
@@ -62,7 +62,7 @@ def test_every_synonym_is_one_of_some_command():
 
 @pytest.mark.parametrize("word", ["epochs", "num_train_epochs", "training.gradient_accumulation_steps", "dropout"])
 def test_a_word_without_a_key_is_answered_in_words(word):
-    """What we do otherwise is said, in place of a name that is like it by chance; only where there is what it names."""
+    """What we do differently is explained, if the command has what it names, before a similar name."""
     text = hint(word, TRAIN, sections=False, prefix="--")
     assert text.startswith(" (")
     assert "did you mean" not in text

@@ -1,4 +1,4 @@
-"""A hub on this machine, for tests: it serves files as the Hugging Face Hub does, and fails when it is told to."""
+"""A hub on this machine, for tests: it serves files like the Hugging Face Hub, and fails when told to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 
 class HubServer(ThreadingHTTPServer):
-    """Serves `files`, by their paths behind `/resolve/main/`, and keeps a list of the requests.
+    """Serves `files`, by their paths after `/resolve/main/`, and keeps a list of the requests.
 
     `faults` holds functions that are called with the handler, one for each GET, before the file is served; one that
     returns True has answered itself. Attributes switch what the hub says and does on and off.
@@ -95,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def cut_after(number: int) -> Callable[[Any], bool]:
-    """Return a fault: the connection ends after so many bytes of the rest of the file."""
+    """Return a fault: the connection ends after this many bytes of the rest of the file."""
 
     def fault(handler: Any) -> bool:
         data, asked = handler.content(), handler.headers.get("Range")
@@ -116,13 +116,13 @@ def status(code: int, **headers: str) -> Callable[[Any], bool]:
 
 
 def wrong_bytes(handler: Any) -> bool:
-    """A fault: as many bytes as there should be, but others."""
+    """A fault: the right number of bytes, but the wrong ones."""
     size = len(handler.content())
     return handler.reply(200, b"x" * size, {"ETag": '"other"'})
 
 
 def slowly(handler: Any) -> bool:
-    """A fault that is none: the file in small pieces."""
+    """Not really a fault: the file in small pieces."""
     data = handler.content()
     handler.send_response(200)
     handler.send_header("Content-Length", str(len(data)))

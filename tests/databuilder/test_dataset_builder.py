@@ -1,4 +1,4 @@
-"""Behaviour of building token files: every document whole and in order, and no output that only looks whole."""
+"""Token files hold every document whole and in order, and no output only looks whole."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_large_vocabularies_get_wider_ids(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_batch_chars")
 def test_documents_without_text_are_dropped(tmp_path: Path) -> None:
-    """White space between separators is no document; white space before text belongs to it."""
+    """White space between separators is not a document; white space before text belongs to it."""
     (tmp_path / "in.txt").write_text(f"{EOT}\n{EOT}  {EOT}\n\n  one{EOT}\n\n{EOT}\n")
     report = _build(tmp_path)
     assert np.load(tmp_path / "train.npy").tolist() == _ids(["\n\n  one"])
@@ -214,7 +214,7 @@ def test_the_split_takes_whole_documents(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fraction", [0.01, 0.05, 0.1, 0.3, 0.5, 0.9])
 def test_the_split_is_even_everywhere(fraction: float) -> None:
-    """In any stretch of 200 documents the held-out ones are as many as the fraction says, give or take two."""
+    """In any stretch of 200 documents the number of held-out ones is that of the fraction, give or take two."""
     chosen = are_chosen(np.arange(5000), fraction)
     assert chosen[0]
     for start in range(0, 4800, 37):
@@ -223,7 +223,7 @@ def test_the_split_is_even_everywhere(fraction: float) -> None:
 
 
 def test_a_split_with_an_empty_side_is_refused(tmp_path: Path) -> None:
-    """One document cannot be on both sides; the message says how documents end."""
+    """A single document cannot be on both sides; the message says how documents end."""
     (tmp_path / "in.txt").write_text("just one document")
     with pytest.raises(ValueError, match=r"at least one document on each side, found 1 in all at 0\.1 \(documents end"):
         _build(tmp_path, valid_path=tmp_path / "valid.npy", valid_fraction=0.1)
@@ -249,7 +249,7 @@ def test_workers_do_not_change_the_files(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_invalid_bytes_are_replaced_and_reported(tmp_path: Path) -> None:
-    """Bytes that are no UTF-8 do not stop a build, but they are counted."""
+    """Invalid UTF-8 does not stop a build, but it is counted."""
     (tmp_path / "in.txt").write_bytes(b"one\xff two")
     report = _build(tmp_path)
     assert report.invalid_utf8 == 1
@@ -317,7 +317,7 @@ def test_requests_that_cannot_be_are_refused(tmp_path: Path, options: dict[str, 
 
 
 def test_names_and_sources_in_one_list_are_refused(tmp_path: Path) -> None:
-    """The message says how to make a name a source."""
+    """The message says how to turn a name into a source."""
     (tmp_path / "in.txt").write_text("one")
     for mixed in ([str(tmp_path / "in.txt"), Source("b.txt")], [Source("b.txt"), "in.txt"]):
         with pytest.raises(TypeError, match=r"inputs: expected names alone or sources alone, found both \(Source\('"):
@@ -330,7 +330,7 @@ def test_names_and_sources_in_one_list_are_refused(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:rows spell")
 @pytest.mark.parametrize("engine", ["reference", "compiled"])
 def test_rows_are_plain_text_unless_special_tokens_are_allowed(tmp_path: Path, engine: str) -> None:
-    """A separator that a row spells ends no document; in a text file beside it, it does."""
+    """A separator spelled in a row does not end a document; in a text file beside it, it does."""
     tokenizer = Tokenizer(TOKENIZER.vocab, MERGES, (EOT, "<|user|>", "one"), engine=engine)  # type: ignore[arg-type]
     rows = [f"GPT-2's {EOT} ends a text.", f"<|user|> one{EOT}", "bone" * 50]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
@@ -372,7 +372,7 @@ def test_max_tokens_stops_at_the_last_document_that_fits(tmp_path: Path, max_tok
 
 
 def test_beyond_max_tokens_nothing_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bad line after the sample is not met."""
+    """A bad line after the sample is never read."""
     monkeypatch.setattr(dataset_builder, "BATCH_CHARS", 10)
     lines = [json.dumps({"text": f"document {number}"}) for number in range(20)]
     (tmp_path / "a.jsonl").write_text("\n".join([*lines, "no JSON"]))
@@ -380,7 +380,7 @@ def test_beyond_max_tokens_nothing_is_read(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_an_output_among_the_inputs_is_refused(tmp_path: Path) -> None:
-    """Even with `overwrite` an input is never written over."""
+    """Even with `overwrite` an input is never overwritten."""
     (tmp_path / "train.json").write_text("one")
     with pytest.raises(ValueError, match="expected an output that is not an input"):
         _build(tmp_path, tmp_path / "train.json", overwrite=True)
@@ -388,7 +388,7 @@ def test_an_output_among_the_inputs_is_refused(tmp_path: Path) -> None:
 
 
 def test_too_small_a_disk_is_refused_with_both_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first batch shows how much the whole will take."""
+    """The first batch shows how much disk the whole will take."""
     monkeypatch.setattr(dataset_builder, "BATCH_CHARS", 1000)
     monkeypatch.setattr(dataset_builder.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000_000))
     (tmp_path / "in.txt").write_text("漢字 one two\n" * 100_000)
@@ -439,7 +439,7 @@ def test_a_killed_build_leaves_nothing_that_looks_whole(tmp_path: Path, workers:
 
 @pytest.mark.skipif(os.name != "posix", reason="sets a limit on file sizes")
 def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
-    """When the system refuses to write more, the build ends with one line that names the file, old files untouched."""
+    """If the system refuses to write more, the build ends with one line that names the file; old files stay."""
     (tmp_path / "in.txt").write_text("one two three\n" * 40_000)
     (tmp_path / "train.npy").write_text("old")
     process = _start_build(tmp_path, file_limit=300_000)

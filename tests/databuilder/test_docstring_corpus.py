@@ -1,4 +1,4 @@
-"""Behaviour of the corpus of docstrings: real text from this installation, the same each time, and nothing executed."""
+"""The corpus of docstrings is real text from this installation, the same each time, and nothing is executed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _small_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_small_library")
 def test_docstrings_come_under_their_names() -> None:
-    """Modules, classes, methods and what lies under an `if`, cleaned; short, repeated and unfit ones left out."""
+    """It has cleaned docstrings of modules, classes, methods, also under an `if`, without short or repeated ones."""
     assert set(collect_docstrings()) == {
         f"pkg\n\n{LONG} in a module.\n\nIndented.",
         f"pkg.Shape\n\n{LONG} in a class.",
@@ -79,7 +79,7 @@ def test_a_corpus_file_ends_each_document_with_a_separator_line(tmp_path: Path) 
 
 
 def test_an_installation_without_sources_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No text is not an empty corpus."""
+    """Without any text there is an error, not an empty corpus."""
     monkeypatch.setattr(docstring_corpus.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path / "none")})
     monkeypatch.setattr(docstring_corpus, "PACKAGES", ())
     with pytest.raises(ValueError, match="expected the standard library's sources, found none"):
@@ -87,7 +87,7 @@ def test_an_installation_without_sources_is_an_error(tmp_path: Path, monkeypatch
 
 
 def test_the_real_corpus_is_text_within_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This installation gives as much as was asked for, the same for any number of workers, and imports no module."""
+    """This installation gives as much text as asked for, the same for any number of workers, and imports no module."""
     before = set(sys.modules)
     report = write_corpus(tmp_path / "corpus.txt", max_bytes=300_000)
     assert 250_000 < report.bytes <= 300_000

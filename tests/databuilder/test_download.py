@@ -1,4 +1,4 @@
-"""Behaviour of downloads against a server that fails in every way: the file is whole and right, or there is none."""
+"""Downloads from a server that fails in every way: the file is whole and correct, or there is none."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def server() -> Iterator[HubServer]:
 
 @pytest.fixture
 def task(tmp_path: Path) -> Download:
-    """Return the task to download it; between retries it does not wait but notes for how long it would."""
+    """Return the task to download it; between retries it does not wait but records how long it would."""
     waits: list[float] = []
     return Download(FILE, tmp_path / "new" / "a.txt", wait=waits.append)
 
@@ -79,7 +79,7 @@ def test_a_file_that_is_there_and_right_is_not_fetched_again(server: HubServer, 
 
 
 def test_another_file_is_replaced_only_when_asked_for(server: HubServer, task: Download) -> None:
-    """A file of another content is refused, and replaced with `overwrite`."""
+    """A file with other content is refused, and replaced with `overwrite`."""
     task.path.parent.mkdir()
     task.path.write_text("mine")
     with pytest.raises(FileExistsError, match=r"found another file \(overwrite replaces it\)"):
@@ -91,7 +91,7 @@ def test_another_file_is_replaced_only_when_asked_for(server: HubServer, task: D
 
 @pytest.mark.parametrize("names_checksum", [True, False])
 def test_cut_connections_go_on_where_they_were(server: HubServer, task: Download, names_checksum: bool) -> None:
-    """Each retry asks for the rest only, of the very same version, and the whole is right."""
+    """Each retry asks only for the rest, of exactly the same version, and the whole is correct."""
     server.names_checksum = names_checksum
     server.faults = [cut_after(100_000), cut_after(50_000), cut_after(0)]
     assert _run(task).checked == ("sha256" if names_checksum else "size")
@@ -132,7 +132,7 @@ def test_the_next_process_goes_on(server: HubServer, task: Download) -> None:
 
 
 def test_a_server_that_knows_no_ranges_sends_all_again(server: HubServer, task: Download) -> None:
-    """An answer with the whole file begins anew, and the bytes from before are not kept in front."""
+    """An answer with the whole file starts again, and the earlier bytes are not kept in front."""
     server.knows_ranges = False
     server.faults = [cut_after(100_000)]
     _run(task)
@@ -140,7 +140,7 @@ def test_a_server_that_knows_no_ranges_sends_all_again(server: HubServer, task: 
 
 
 def test_a_server_that_always_cuts_at_the_same_place_is_given_up(server: HubServer, task: Download) -> None:
-    """Bytes that came before are no progress: the failures are bounded."""
+    """Repeated bytes are not progress: the number of failures is bounded."""
     server.knows_ranges = False
     server.faults = [cut_after(100_000)] * 50
     with pytest.raises(OSError, match="6 failures in a row"):
@@ -163,7 +163,7 @@ def test_failures_with_progress_between_them_are_not_counted_together(
 def test_a_file_that_has_changed_on_the_hub_begins_anew(
     server: HubServer, task: Download, names_checksum: bool
 ) -> None:
-    """A part of an older version is thrown away, whether its checksum or only its ETag tells."""
+    """A part of an older version is discarded, whether its checksum or only its ETag shows it."""
     server.names_checksum = names_checksum
     server.faults = [cut_after(100_000)]
     with pytest.raises(OSError, match="cut after"):
@@ -174,7 +174,7 @@ def test_a_file_that_has_changed_on_the_hub_begins_anew(
 
 
 def test_a_file_that_changes_between_two_answers_is_noticed(server: HubServer, task: Download) -> None:
-    """Where the version changes after its facts were told, If-Range brings the new bytes, and they are not mixed."""
+    """If the version changes after the hub reported its facts, If-Range brings the new bytes, unmixed."""
     new = DATA[::-1]
 
     def change(handler: Any) -> bool:
@@ -187,7 +187,7 @@ def test_a_file_that_changes_between_two_answers_is_noticed(server: HubServer, t
 
 
 def test_without_a_version_nothing_is_resumed(server: HubServer, task: Download) -> None:
-    """Bytes that nothing ties to a version are fetched anew."""
+    """Bytes without a known version are fetched again."""
     server.names_checksum = server.names_etag = False
     server.faults = [cut_after(100_000)]
     _run(task)
@@ -196,7 +196,7 @@ def test_without_a_version_nothing_is_resumed(server: HubServer, task: Download)
 
 
 def test_wrong_bytes_are_fetched_again_and_never_kept(server: HubServer, task: Download) -> None:
-    """Bytes with another sha256 get no name; a server that goes on so is given up."""
+    """Bytes with another sha256 never get the file's name; a server that keeps sending them is given up."""
     server.faults = [wrong_bytes]
     _run(task)
     assert task.path.read_bytes() == DATA
@@ -209,7 +209,7 @@ def test_wrong_bytes_are_fetched_again_and_never_kept(server: HubServer, task: D
 
 
 def test_a_damaged_part_is_found_out(server: HubServer, task: Download) -> None:
-    """A part whose bytes have changed on this disk is thrown away after the checksum."""
+    """A part whose bytes have changed on this disk is discarded after the checksum."""
     server.faults = [cut_after(100_000)]
     with pytest.raises(OSError, match="cut after"):
         _run(replace(task, retries=0))
@@ -221,7 +221,7 @@ def test_a_damaged_part_is_found_out(server: HubServer, task: Download) -> None:
 
 @pytest.mark.parametrize("record", ["", "[]", '{"version": 3, "etag": []}', "{" * 1000, "x" * 20_000])
 def test_a_damaged_record_begins_anew(server: HubServer, task: Download, record: str) -> None:
-    """What stands beside a part is not trusted to be what was written."""
+    """The record beside a part is not trusted."""
     task.path.parent.mkdir()
     task.path.with_name("a.txt.part").write_bytes(b"x" * 1000)
     task.path.with_name("a.txt.part.json").write_text(record)
@@ -239,7 +239,7 @@ def test_more_bytes_than_there_should_be_are_refused(server: HubServer, task: Do
 
 @pytest.mark.parametrize("bad", ["bytes 0-9/300000", "bytes 100000-299999/300001", "nonsense"])
 def test_a_range_that_was_not_asked_for_is_not_appended(server: HubServer, task: Download, bad: str) -> None:
-    """An answer 206 with another range, or of another size, is thrown away and the file begins anew."""
+    """An answer 206 with another range or size is discarded, and the file starts again."""
     server.faults = [cut_after(100_000), lambda handler: handler.reply(206, b"x" * 10, {"Content-Range": bad})]
     _run(task)
     assert task.path.read_bytes() == DATA
@@ -247,7 +247,7 @@ def test_a_range_that_was_not_asked_for_is_not_appended(server: HubServer, task:
 
 @pytest.mark.parametrize("code", [206, 416])
 def test_a_part_that_was_not_asked_for_is_not_taken_for_the_file(server: HubServer, task: Download, code: int) -> None:
-    """Without a range in the request only status 200 is the file, also where no checksum would tell."""
+    """Without a range in the request only status 200 is the file, even if no checksum would show it."""
     server.names_checksum = False
     server.faults = [lambda handler: handler.reply(code, b"x" * len(DATA))]
     _run(task)
@@ -265,7 +265,7 @@ def test_a_file_that_only_looks_like_a_part_is_not_touched(server: HubServer, ta
 
 
 def test_a_range_beyond_the_end_begins_anew(server: HubServer, task: Download) -> None:
-    """Status 416 throws the part away."""
+    """Status 416 discards the part."""
     server.faults = [cut_after(100_000), status(416)]
     _run(task)
     assert task.path.read_bytes() == DATA
@@ -274,7 +274,7 @@ def test_a_range_beyond_the_end_begins_anew(server: HubServer, task: Download) -
 @pytest.mark.parametrize("code", [500, 502, 503, 429, 408])
 @pytest.mark.parametrize("where", ["faults", "head_faults"])
 def test_errors_that_may_pass_are_retried(server: HubServer, task: Download, code: int, where: str) -> None:
-    """5xx, 429 and 408 are asked again, after longer and longer waits."""
+    """5xx, 429 and 408 are retried, after longer and longer waits."""
     setattr(server, where, [status(code)] * 4)
     _run(task)
     assert task.path.read_bytes() == DATA
@@ -282,7 +282,7 @@ def test_errors_that_may_pass_are_retried(server: HubServer, task: Download, cod
 
 
 def test_retry_after_is_honoured_within_bounds(server: HubServer, task: Download) -> None:
-    """The server's wait is kept, as seconds or as a date; one of an hour ends the download instead."""
+    """The server's wait is respected, as seconds or as a date; a wait of an hour ends the download instead."""
     server.faults = [
         status(429, retry_after="7"),
         status(503, retry_after="Thu, 01 Jan 1970 00:00:00 GMT"),
@@ -308,7 +308,7 @@ def test_retry_after_is_honoured_within_bounds(server: HubServer, task: Download
 def test_errors_that_stay_end_at_once(
     server: HubServer, task: Download, code: int, error: type[Exception], message: str
 ) -> None:
-    """What will be the same next time is one line at once, and leaves nothing behind."""
+    """A permanent error is one line at once, and leaves nothing behind."""
     server.head_faults = [status(code)]
     with pytest.raises(error, match=message) as caught:
         _run(task)
@@ -318,7 +318,7 @@ def test_errors_that_stay_end_at_once(
 
 
 def test_slow_bytes_are_waited_for_and_silence_is_not(server: HubServer, task: Download) -> None:
-    """A trickle is no failure; a connection on which nothing comes is given up after the timeout and retried."""
+    """A slow connection is not a failure; a silent one is given up after the timeout and retried."""
     server.faults = [slowly]
     _run(task)
     assert _waits(task) == []
@@ -330,7 +330,7 @@ def test_slow_bytes_are_waited_for_and_silence_is_not(server: HubServer, task: D
 
 
 def test_no_server_is_one_line(task: Download, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nobody answers, the error names the address after the retries."""
+    """If nobody answers, the error names the address after the retries."""
     with serving({}) as gone:
         endpoint = gone.endpoint
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
@@ -340,7 +340,7 @@ def test_no_server_is_one_line(task: Download, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_callers_checksum_binds(server: HubServer, task: Download) -> None:
-    """A sha256 that was given is what the file must have; the hub's own word to the contrary ends it at once."""
+    """The file must have the given sha256; if the hub names another one, the download ends at once."""
     with pytest.raises(ValueError, match="expected sha256 00"):
         _run(replace(task, sha256="0" * 64))
     assert server.seen("GET") == []
@@ -364,7 +364,7 @@ def test_gits_checksum_of_small_files_is_checked(server: HubServer, task: Downlo
 
 
 def test_offline_uses_what_is_there(server: HubServer, task: Download, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HF_HUB_OFFLINE asks nobody: what is there is taken, checked where a sha256 is given; what is not is an error."""
+    """HF_HUB_OFFLINE sends no request: a file is used, checked by a given sha256; a missing one is an error."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(FileNotFoundError, match=r"HF_HUB_OFFLINE is set: expected .*a\.txt to be there already"):
         _run(task)
@@ -391,7 +391,7 @@ def test_two_downloads_of_one_file_do_not_mix(server: HubServer, task: Download)
 def test_too_small_a_disk_is_refused_before_a_byte(
     server: HubServer, task: Download, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The room that is needed is known beforehand; what is here already is not counted."""
+    """The needed room is known beforehand; bytes that are already here do not count."""
     monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: SimpleNamespace(free=150_000))
     with pytest.raises(OSError, match=r"expected 0\.3 MB free for the download, found 0\.1 MB"):
         _run(task)
@@ -419,7 +419,7 @@ def test_a_full_disk_is_no_failure_of_the_server(server: HubServer, task: Downlo
 
 
 def test_an_empty_file_is_a_file(server: HubServer, task: Download) -> None:
-    """A file without a byte is made without asking for any."""
+    """An empty file is created without a request for its bytes."""
     server.files[FILE.path] = b""
     assert _run(task).bytes == 0
     assert task.path.read_bytes() == b""

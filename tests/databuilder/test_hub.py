@@ -1,4 +1,4 @@
-"""Behaviour of requests to the hub: where they may lead, who sees the token, and what an answer is taken for."""
+"""Requests to the hub: where they may lead, who sees the token, and how an answer is understood."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def server() -> Iterator[HubServer]:
 
 @pytest.fixture
 def cdn() -> Iterator[HubServer]:
-    """Return another host that has the file, as those to which the hub redirects."""
+    """Return another host that has the file, like those to which the hub redirects."""
     with serving({FILE.path: DATA}) as running:
         yield running
 
@@ -48,7 +48,7 @@ def test_addresses_have_the_hubs_form() -> None:
 
 
 def test_facts_come_from_the_first_host(server: HubServer, cdn: HubServer) -> None:
-    """What the hub says with its redirect is enough; the other host is not asked for it."""
+    """What the hub says with its redirect is enough; the other host is not asked."""
     redirect = _to(cdn.endpoint + PATH, x_linked_size=str(len(DATA)), x_linked_etag=f'"{SHA256}"')
     server.head_faults = [redirect]
     assert Hub.from_environment().facts(FILE) == RemoteFacts(len(DATA), SHA256, SHA256)
@@ -56,7 +56,7 @@ def test_facts_come_from_the_first_host(server: HubServer, cdn: HubServer) -> No
 
 
 def test_facts_without_a_size_are_asked_of_the_other_host(server: HubServer, cdn: HubServer) -> None:
-    """A mirror that redirects and says nothing itself is followed; the ETag there is a version, no checksum."""
+    """A mirror that redirects without facts is followed; the ETag there is a version, not a checksum."""
     cdn.names_checksum = False
     server.head_faults = [_to(cdn.endpoint + PATH)] * 2
     etag = f'"{hashlib.md5(DATA).hexdigest()}-1"'
@@ -64,7 +64,7 @@ def test_facts_without_a_size_are_asked_of_the_other_host(server: HubServer, cdn
 
 
 def test_an_etag_is_a_checksum_only_where_the_hub_says_so(server: HubServer) -> None:
-    """A word of 64 letters from a server that is no hub may be anything; a weak ETag is no version at all."""
+    """A word of 64 letters from a server that is not a hub may be anything; a weak ETag is not a version."""
     size = {"Content-Length": str(len(DATA))}
     cases = [
         ({"ETag": f'"{SHA256}"', "X-Repo-Commit": "c"}, (SHA256, SHA256)),
@@ -81,7 +81,7 @@ def test_an_etag_is_a_checksum_only_where_the_hub_says_so(server: HubServer) -> 
 
 @pytest.mark.parametrize("size", ["-1", "1e9", "9" * 30, "many"])
 def test_a_size_that_is_none_is_refused(server: HubServer, size: str) -> None:
-    """Without a size neither the disk can be checked nor a cut be told from an end."""
+    """Without a size the disk cannot be checked, and a cut looks like the end."""
     server.head_faults = [lambda handler: handler.reply(200, headers={"X-Linked-Size": size})]
     with pytest.raises(ValueError, match="expected the file's size"):
         Hub.from_environment().facts(FILE)
@@ -144,7 +144,7 @@ def test_https_is_not_left_for_this_machine() -> None:
 
 
 def test_redirects_are_bounded(server: HubServer) -> None:
-    """A circle of redirects ends."""
+    """A cycle of redirects ends."""
     server.faults = [_to(PATH)] * 20
     with pytest.raises(ValueError, match="expected at most 5 redirects, found more"):
         Hub.from_environment().open(FILE)
@@ -152,7 +152,7 @@ def test_redirects_are_bounded(server: HubServer) -> None:
 
 
 def test_a_signature_in_a_redirect_is_not_shown(server: HubServer) -> None:
-    """What opens the file to anybody stays out of messages and logs."""
+    """A signature that opens the file to anybody stays out of messages and logs."""
     with serving({}) as gone:
         target = f"{gone.endpoint}/a.txt?Signature=secret"
     server.faults = [_to(target)]
@@ -209,7 +209,7 @@ def test_the_message_for_a_closed_repository_depends_on_the_token(server: HubSer
 
 
 def test_a_certificate_that_is_not_trusted_is_not_retried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong certificate will be as wrong the next time."""
+    """A wrong certificate will still be wrong next time."""
     hub = Hub()
 
     def refuse(*_: object, **__: object) -> None:
@@ -236,7 +236,7 @@ def test_an_answer_that_is_no_http_may_pass(server: HubServer, answer: bytes) ->
 
 @pytest.mark.parametrize(("value", "offline"), [("1", True), ("true", True), ("0", False), ("", False), (None, False)])
 def test_offline_is_a_yes(value: str | None, offline: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variable counts as the hub's own client counts it."""
+    """The variable has the same values as in the hub's own client."""
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     if value is not None:
         monkeypatch.setenv("HF_HUB_OFFLINE", value)

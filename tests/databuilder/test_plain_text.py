@@ -8,7 +8,7 @@ from databuilder.plain_text import cut_into_documents, write_documents
 
 
 def test_documents_end_at_blank_lines_and_lose_nothing():
-    """Documents are about as long as asked, end at blank lines, and joined give the text again."""
+    """Documents are about as long as asked, end at blank lines, and give the text again when joined."""
     text = "".join(f"line {i}\n" + ("\n" if i % 7 == 0 else "") for i in range(500))
     documents = list(cut_into_documents(text.splitlines(keepends=True), characters=200))
     assert "".join(documents) == text
@@ -17,7 +17,7 @@ def test_documents_end_at_blank_lines_and_lose_nothing():
 
 
 def test_text_without_blank_lines_is_cut_at_line_ends():
-    """Where no blank line comes, a document ends at a line's end after four times the length."""
+    """Without a blank line, a document ends at a line's end after four times the length."""
     text = "one line\n" * 300
     documents = list(cut_into_documents(text.splitlines(keepends=True), characters=100))
     assert "".join(documents) == text
@@ -41,6 +41,6 @@ def test_empty_files_are_refused(tmp_path):
 
 
 def test_one_string_is_no_list_of_lines():
-    """Taken letter by letter, a text would be cut in its words."""
+    """Taken letter by letter, a text would be cut inside its words."""
     with pytest.raises(TypeError, match="lines: expected a list of strings"):
         list(cut_into_documents("one\ntwo\n"))

@@ -1,4 +1,4 @@
-"""Behaviour of sources with weights: each document as often as asked for, and none of validation in training."""
+"""Sources with weights: each document appears as often as asked, and none of validation is in training."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _split(folder: Path) -> dict[str, object]:
 
 
 def _read(path: Path) -> list[str]:
-    """Return the documents of a token file, whose last must have its end too."""
+    """Return the documents of a token file, whose last must have its end, too."""
     *documents, rest = TOKENIZER.decode(np.load(path)).split(EOT)
     assert rest == ""
     return documents
@@ -52,7 +52,7 @@ def _read(path: Path) -> list[str]:
 
 @pytest.fixture(params=[(1, 1), (300, 50), (1 << 20, 1 << 20)])
 def _sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set the size of the batches that are read and of the blocks that are repeated."""
+    """Set the size of the batches to read and of the blocks to repeat."""
     monkeypatch.setattr(dataset_builder, "BATCH_CHARS", request.param[0])
     monkeypatch.setattr(token_file, "BLOCK_TOKENS", request.param[1])
 
@@ -62,7 +62,7 @@ def _sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     ("weight", "expected"), [(0.5, 50), (1, 100), (1.5, 150), (2, 200), (2.5, 250), (3, 300), (0.01, 1), (0.999, 99)]
 )
 def test_a_weight_is_the_number_of_times_that_each_document_comes(tmp_path: Path, weight: float, expected: int) -> None:
-    """Whole passes over the source one after the other, and last the fraction, spread evenly; counts are of all."""
+    """Whole passes over the source follow each other, then the fraction, spread evenly; counts include all."""
     documents = _documents("a", 100)
     report = _build(tmp_path, [Source(_write(tmp_path, "a", 100), weight)])
     part = [text for text, chosen in zip(documents, are_chosen(np.arange(100), weight % 1), strict=True) if chosen]
@@ -76,7 +76,7 @@ def test_a_weight_is_the_number_of_times_that_each_document_comes(tmp_path: Path
 
 @pytest.mark.usefixtures("_sizes")
 def test_no_validation_document_is_in_training(tmp_path: Path) -> None:
-    """Whatever the weights, validation is what it is without weights, and training is of the other documents."""
+    """Whatever the weights, validation is the same as without weights, and training has the other documents."""
     sources = [Source(_write(tmp_path, name, 90), weight) for name, weight in (("a", 2.5), ("b", 0.5), ("c", 1.0))]
     _build(tmp_path, [source.input for source in sources], **_split(tmp_path))
     held_out, rest = _read(tmp_path / "valid.npy"), _read(tmp_path / "train.npy")
@@ -223,7 +223,7 @@ def test_sources_that_cannot_be_are_named(
 
 
 def test_the_disk_must_have_room_for_the_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is refused early is measured with the weights."""
+    """The early check of the disk includes the weights."""
     path = _write(tmp_path, "a", 1000)
     room = 5 * path.stat().st_size
     monkeypatch.setattr(dataset_builder.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": room}))

@@ -1,4 +1,4 @@
-"""Behaviour of the stories: of a child's words, the same for a seed, no two alike, and in a file like any corpus."""
+"""Stories have a child's words, are the same for a seed, never repeat, and are in a file like any corpus."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_page_shows_the_first_story() -> None:
 
 
 def test_there_are_more_than_a_million_stories() -> None:
-    """Counted by the grammar there are many more, and none of 20,000 comes twice."""
+    """The grammar counts many more, and none of 20,000 appears twice."""
     assert count_stories() > 10**17
     assert len(set(told(20_000))) == 20_000
 
@@ -53,7 +53,7 @@ def test_the_count_counts_stories(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_stories_have_the_length_and_the_words_for_a_small_model() -> None:
-    """Stories have 60 to 220 words, about 130 in the mean, out of less than 700; most words are short."""
+    """Stories have 60 to 220 words, about 130 on average, from fewer than 700; most words are short."""
     texts = told(2_000)
     lengths = [len(text.split()) for text in texts]
     assert min(lengths) >= 60
@@ -84,7 +84,7 @@ def test_each_slot_of_a_plot_is_filled_in_each_world(name: str) -> None:
 
 
 def test_no_two_forms_of_a_beat_are_alike() -> None:
-    """Each form is there once, so that a count of forms is a count of texts."""
+    """Each form occurs once, so that a count of forms is a count of texts."""
     for plot in PLOTS.values():
         for beat in itertools.chain(*parse_plot(plot)):
             assert len(set(beat.forms)) == len(beat.forms) > 0
@@ -108,7 +108,7 @@ def test_a_corpus_file_ends_each_story_with_a_separator_line(tmp_path: Path) -> 
 
 
 def test_a_bound_below_one_story_is_an_error(tmp_path: Path) -> None:
-    """No story is not an empty corpus, and nothing is left behind."""
+    """Without any story there is an error, not an empty corpus, and nothing is left behind."""
     with pytest.raises(ValueError, match="expected room for at least one story"):
         write_corpus(tmp_path / "deep/stories.txt", max_bytes=100)
     assert list(tmp_path.iterdir()) == []
@@ -132,7 +132,7 @@ def test_the_module_writes_and_checks(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_texts_of_the_infer_command_are_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """JSON lines have a text, or a prompt and an output which belong together; `-` is stdin; faults are counted."""
+    """JSON lines have a text, or a prompt and an output that belong together; `-` is stdin; faults are counted."""
     story = told(1)[0]
     lines = [
         {"text": story},
@@ -162,7 +162,7 @@ def test_texts_of_the_infer_command_are_checked(
     ],
 )
 def test_a_line_without_a_text_is_an_error(tmp_path: Path, line: str, message: str) -> None:
-    """The file and the line are named, and what was found in it."""
+    """The error names the file, the line, and what was found in it."""
     (tmp_path / "odd.jsonl").write_text('{"text": "a"}\n' + line + "\n")
     with pytest.raises(ValueError, match=rf"odd.jsonl: .*{message}"):
         read_stories(tmp_path / "odd.jsonl")
@@ -170,7 +170,7 @@ def test_a_line_without_a_text_is_an_error(tmp_path: Path, line: str, message: s
 
 @pytest.mark.parametrize("content", ["", f"{EOT}\n{EOT}\n"])
 def test_a_file_without_stories_is_an_error(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A check of nothing, or of a file that is not there, is refused in a line."""
+    """A check without a file, or of a missing one, is refused in one line."""
     (tmp_path / "none.txt").write_text(content)
     (tmp_path / "odd.txt").write_bytes(b"Tom \xff")
     for path, words in (

@@ -1,4 +1,4 @@
-"""Behaviour of the check of stories: it takes all that the grammar tells, and refuses what is only nearly so."""
+"""The check of stories accepts everything that the grammar tells, and refuses what is only similar."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_each_part_of_the_check_answers_for_itself() -> None:
 
 
 def test_the_end_of_another_plot_is_an_end() -> None:
-    """A story that ends as another plot does is out of place there, and not cut."""
+    """A story that ends like another plot is out of place there, not cut."""
     check = check_story(
         STORY.replace("The brave little boy smiled all the way home.", "And Tom had a very good dream.")
     )
@@ -117,14 +117,14 @@ def test_mutations_of_many_stories_are_refused() -> None:
 
 
 def test_no_text_breaks_the_check() -> None:
-    """Noise has faults and raises nothing, and long noise takes no longer than its length."""
+    """Noise has faults and raises nothing, and the time for long noise grows only with its length."""
     for text in ("", " \n", '"', "...", "a" * 50_000, '"' * 999, "Tom. " * 999, "\x00\ud800?", '"a.' * 5_000):
         assert check_story(text).faults
     assert check_story("").faults == ("ends in the middle",)
 
 
 def test_quotes_stay_in_their_sentence() -> None:
-    """A quote is no end of a sentence where its speaker follows."""
+    """A quote does not end a sentence if its speaker follows."""
     sentences, rest = split_sentences('"Stop! Why?" asked Tom. "I see." He went\n\nhome. And')
     assert sentences == ['"Stop! Why?" asked Tom.', '"I see."', "He went home."]
     assert rest.strip() == "And"

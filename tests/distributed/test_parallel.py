@@ -1,4 +1,4 @@
-"""Two gloo ranks on this machine against a single process that sees the whole batch."""
+"""Two gloo ranks on this machine, compared with a single process that sees the whole batch."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], lis
 
 
 def test_averaged_gradients_equal_the_whole_batch(two_ranks):
-    """Ranks with unequal shares, each times its rows over all, get the gradients of one process with all rows."""
+    """Ranks with unequal numbers of rows, weighted by their shares, get the gradients of one process with all rows."""
     results, _, inputs, targets = two_ranks
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
     model.load_state_dict({key: value for key, value in results[0]["state"].items() if key not in ("scale", "unused")})
@@ -111,7 +111,7 @@ def test_ranks_begin_and_stay_equal(two_ranks):
 
 
 def test_sum_over_ranks(two_ranks):
-    """A sum, and the least number, reach every rank, and each rank knows its place."""
+    """A sum, and the smallest number, reach every rank, and each rank knows its place."""
     results, printed, _, _ = two_ranks
     assert [result["total"].item() for result in results] == [10, 10]
     assert [result["least"].item() for result in results] == [7, 7]

@@ -1,4 +1,4 @@
-"""Tests of documents: cut alike from any files, with the bytes that the text really has."""
+"""Documents are cut in the same way from any files, and have the bytes of the text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEXTS = ["The sea.\nA tree.", "Zoë finds 🍎🍎!", " 漢字 and e\u0301\r\n",
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory) -> Tokenizer:
-    """Return a tokenizer that has split characters into bytes: it has seen none but ASCII."""
+    """Return a tokenizer that splits other characters into bytes: it was trained on ASCII only."""
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text("the sea and the tree and the sea " * 20)
     return Tokenizer(*train_bpe(path, 270, [END]), [END])
@@ -45,7 +45,7 @@ def write_cut(folder, form: str) -> list[str]:
 
 @pytest.mark.parametrize("form", ["one file", "many files", "gz", "jsonl"])
 def test_it_does_not_matter_how_a_text_is_dealt_out_to_files(tmp_path, tokenizer, form):
-    """The documents are the same, and so is every number that comes of them."""
+    """The documents are the same, and so is every number that follows from them."""
     texts = read_documents(write_cut(tmp_path, form))
     assert texts == TEXTS
     model = tiny_model(vocab_size=tokenizer.vocab_size)
@@ -57,7 +57,7 @@ def test_it_does_not_matter_how_a_text_is_dealt_out_to_files(tmp_path, tokenizer
 
 
 def test_bytes_are_those_of_the_text(tokenizer):
-    """A document has its UTF-8 bytes, also where single tokens are no UTF-8, and whatever the tokenizer."""
+    """A document has its UTF-8 bytes, even if single tokens are invalid UTF-8, whatever the tokenizer."""
     documents = encode_documents(TEXTS, tokenizer)
     assert documents.num_bytes.tolist() == [len(text.encode()) for text in TEXTS]
     parts = np.split(documents.ids, documents.ends[:-1])
@@ -92,12 +92,12 @@ def test_a_token_file_of_another_tokenizer_is_refused(tmp_path, tokenizer):
 
 
 def test_a_tokenizer_without_the_separator_has_no_separator_id(tokenizer):
-    """Documents are cut at the separator all the same."""
+    """Documents are still cut at the separator."""
     assert encode_documents(TEXTS, Tokenizer(tokenizer.vocab, tokenizer.merges)).separator_id is None
 
 
 def test_files_without_text_are_refused(tmp_path):
-    """Nothing but blanks and separators is an error that names the files."""
+    """Only blanks and separators: an error names the files."""
     (tmp_path / "a.txt").write_text(f" {END}\n")
     with pytest.raises(ValueError, match=r"input: expected text, found none in .*a\.txt"):
         read_documents(tmp_path / "a.txt")
@@ -111,7 +111,7 @@ def test_a_long_document_is_put_together_again(tmp_path):
 
 
 def test_bytes_that_are_no_utf8_are_counted_or_refused(tmp_path):
-    """They are read as U+FFFD, which has three bytes, or are an error."""
+    """Invalid bytes are read as U+FFFD, which has three bytes, or are an error."""
     (tmp_path / "a.txt").write_bytes(b"a\xffb")
     stats = ReadStats()
     assert read_documents(tmp_path / "a.txt", stats=stats) == ["a\ufffdb"]
@@ -122,7 +122,7 @@ def test_bytes_that_are_no_utf8_are_counted_or_refused(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:rows spell")
 def test_rows_are_plain_text_unless_special_tokens_are_allowed(tmp_path, tokenizer):
-    """What a row spells is its text, as in make-data: no document ends in it and no id is a special token's."""
+    """What a row spells is its text, as in make-data: no document ends in it, and no id is a special token's."""
     row = f"GPT-2's {END} ends a text."
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": row}) + "\n" + json.dumps({"text": "two"}) + "\n")
     (tmp_path / "b.txt").write_text(row)
@@ -143,7 +143,7 @@ def test_a_character_in_two_halves_has_the_bytes_of_the_character(tokenizer):
 
 
 def test_drawn_documents_are_those_of_the_text(tokenizer):
-    """As many as asked for, once each, in their order; the same for a seed; their ids and bytes are as before."""
+    """As many as asked for, each once, in order, the same for a seed, with their ids and bytes unchanged."""
     drawn = draw(5, 100, seed=3)
     assert (
         drawn.tolist() == sorted(set(drawn.tolist())) == draw(5, 100, seed=3).tolist() != draw(5, 100, seed=4).tolist()
@@ -157,7 +157,7 @@ def test_drawn_documents_are_those_of_the_text(tokenizer):
 
 
 def test_the_bytes_of_ids_add_up_to_those_of_a_document(tokenizer):
-    """What stands behind the ids of a text is the text."""
+    """The bytes that the ids of a text stand for are the text."""
     documents = encode_documents(TEXTS, tokenizer)
     totals = np.cumsum(documents.id_bytes[documents.ids])[documents.ends - 1]
     assert np.diff(totals, prepend=0).tolist() == documents.num_bytes.tolist()

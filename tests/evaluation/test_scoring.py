@@ -1,4 +1,4 @@
-"""Tests of scoring: against a loop over tokens, against the trainer's validation, and by hand."""
+"""Scoring is compared with a loop over tokens, with the trainer's validation, and with results by hand."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_stride_one_is_the_loop_over_tokens_in_sliding_mode():
 
 
 def test_stride_one_is_the_loop_over_tokens_in_document_mode():
-    """With stride 1 each document costs the same as alone, token by token, behind the separator."""
+    """With stride 1 each document costs the same as by itself, token by token, after the separator."""
     model, documents = tiny_model(), random_documents(*LENGTHS)
     scores = score_documents(model, documents, mode="documents", windowing=Windowing(stride=1))
     naive = [sum(naive_nats(model, np.insert(text, 0, 0))) for text in texts_of(documents)]
@@ -74,7 +74,7 @@ def test_a_stride_of_the_context_gives_the_validation_loss_of_training(batch_siz
 @MODES
 @pytest.mark.parametrize("stride", [1, 3, CONTEXT])
 def test_the_batch_size_changes_nothing(mode, stride):
-    """Windows computed one by one, by threes or all at once give the same cost."""
+    """Windows computed one by one, three at a time or all at once give the same cost."""
     model, documents = tiny_model(), random_documents(*LENGTHS)
     one, three, many = (
         score_documents(model, documents, mode=mode, windowing=Windowing(stride=stride, batch_size=size))
@@ -91,7 +91,7 @@ def test_the_batch_size_changes_nothing(mode, stride):
 )
 @settings(max_examples=100, deadline=None)
 def test_each_token_is_scored_once_with_enough_before_it(lengths, context_length, stride):
-    """Every id but the first of a stream is scored once, after at least context - stride of those that there are."""
+    """Every id except the first of a stream is scored once, after at least context - stride ids, or all there are."""
     stride = min(stride, context_length)
     windows = cut_windows(np.array(lengths), context_length=context_length, stride=stride)
     offset = np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -110,7 +110,7 @@ def test_each_token_is_scored_once_with_enough_before_it(lengths, context_length
 @MODES
 @pytest.mark.parametrize("separator_id", [0, None])
 def test_a_model_without_a_preference_costs_the_logarithm_of_its_vocabulary(mode, separator_id):
-    """With logits of zero each token costs log(vocab_size), the first one without a separator before it as well."""
+    """With logits of zero each token costs log(vocab_size), even a first token without a separator before it."""
     model, documents = tiny_model(), random_documents(4, 20, separator_id=separator_id)
     with torch.no_grad():
         model.lm_head.weight.zero_()
@@ -138,7 +138,7 @@ def test_a_document_costs_the_same_in_any_company():
 
 
 def test_bf16_is_near_fp32():
-    """Under bf16 autocast the loss differs by rounding only."""
+    """Under bf16 autocast the loss differs only by rounding."""
     model, documents = tiny_model().float(), random_documents(*LENGTHS)
     exact, rounded = (
         score_documents(model, documents, mode="sliding", windowing=Windowing(autocast=partial(autocast, "cpu", name)))
@@ -156,7 +156,7 @@ def test_bf16_is_near_fp32():
     ],
 )
 def test_windows_that_do_not_fit_the_model_are_refused(windowing, message):
-    """A context beyond the model's, and a stride that would leave tokens out, are errors."""
+    """A context beyond the model's, and a stride that would skip tokens, are errors."""
     with pytest.raises(ValueError, match=message):
         score_documents(tiny_model(), random_documents(5), mode="documents", windowing=windowing)
 
@@ -177,7 +177,7 @@ def test_a_loss_that_is_not_finite_is_refused():
 
 
 def test_greedy_means_every_token_of_the_continuation():
-    """A continuation is greedy if each of its ids is the likeliest after those before, not one excepted."""
+    """A continuation is greedy if each of its ids is the most likely after those before it, without exception."""
     model, ids = tiny_model(), [3, 5]
     for _ in range(4):
         with torch.no_grad():
@@ -199,7 +199,7 @@ def test_a_continuation_costs_what_a_loop_says():
 
 
 def test_of_a_context_that_is_too_long_the_end_is_read():
-    """As many ids as fit stand before the continuation's last: not one less, and nothing of what lies before counts."""
+    """As many ids as fit come before the continuation's last one, and earlier ids do not count."""
     model, continuation = tiny_model(), [4, 9]
     long = np.random.default_rng(0).integers(1, VOCAB_SIZE, size=3 * CONTEXT).tolist()
     whole = [*long[-(CONTEXT + 1 - len(continuation)) :], *continuation]
@@ -220,7 +220,7 @@ def test_a_continuation_longer_than_the_context_is_scored_whole():
 
 
 def test_a_document_may_start_with_another_id_than_the_one_that_ends_it():
-    """By itself it stands behind `start_id`; in a stream of all, behind what ended the one before."""
+    """By itself it follows `start_id`; in a stream of all, it follows the end of the one before."""
     model, plain = tiny_model(), random_documents(4, 6)
     documents = Documents(plain.ids, plain.ends, plain.num_bytes, separator_id=0, start_id=22)
     alone = score_documents(model, documents, mode="documents", windowing=Windowing(stride=1))
@@ -255,7 +255,7 @@ def test_a_text_that_is_read_in_part_costs_what_has_been_read(mode, separator_id
 
 
 def test_a_part_of_a_document_costs_what_it_does_alone():
-    """Of a text of one document the start has been read, and a cut of it is that of a shorter one."""
+    """Of a text with one document the start has been read, and a cut of it costs the same as a shorter text."""
     model, documents = tiny_model(), random_documents(100)
     scoring = Scoring(model, documents, mode="documents", windowing=Windowing(batch_size=2))
     for _ in range(4):
@@ -271,7 +271,7 @@ def test_a_part_of_a_document_costs_what_it_does_alone():
 
 
 def test_documents_are_read_in_an_order_of_chance():
-    """One seed is one order, whatever the model; windows are sorted by length, but within some batches only."""
+    """One seed is one order, whatever the model; windows are sorted by length, but only within some batches."""
     documents = random_documents(*[9] * 400)
 
     def begun(seed, model_seed=0):
@@ -285,7 +285,7 @@ def test_documents_are_read_in_an_order_of_chance():
 
 
 def test_where_the_bytes_of_ids_are_not_known_whole_documents_count():
-    """Documents that a program has made by hand may lack them."""
+    """Documents that a program builds itself may lack them."""
     plain = random_documents(*LENGTHS)
     documents = Documents(plain.ids, plain.ends, plain.num_bytes, 0)
     scoring = Scoring(tiny_model(), documents, mode="sliding", windowing=Windowing(batch_size=1))

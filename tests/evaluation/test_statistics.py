@@ -1,4 +1,4 @@
-"""Tests of the numbers made of scores: by hand, and intervals against what theory says of them."""
+"""Numbers from scores are compared with results by hand, and intervals with theory."""
 
 from __future__ import annotations
 
@@ -52,21 +52,21 @@ def test_the_same_seed_gives_the_same_interval():
 
 @pytest.mark.parametrize(("documents", "resamples"), [(1, 1000), (5, 0)])
 def test_one_document_or_no_resample_gives_no_interval(documents, resamples):
-    """The ends are None, the values are there."""
+    """The ends are None, but the values are given."""
     metrics = summarize(random_scores(0, documents=documents), resamples=resamples)
     assert metrics["loss_low"] is metrics["perplexity_high"] is metrics["bits_per_byte_low"] is None
     assert metrics["loss"] > 0
 
 
 def test_more_documents_than_are_drawn_at_once_change_nothing(monkeypatch):
-    """Resamples are drawn in blocks; their size does not show."""
+    """Resamples are drawn in blocks, whose size makes no difference."""
     whole = summarize(random_scores(0))
     monkeypatch.setattr("transformerlm.evaluation.statistics._DRAWS_AT_ONCE", 1)
     assert summarize(random_scores(0)) == whole
 
 
 def test_a_paired_comparison_sees_what_intervals_side_by_side_do_not():
-    """A model that is 1 % better on each document is found so, though both intervals overlap."""
+    """A model that is 1 % better on each document is found to be better, although both intervals overlap."""
     first = random_scores(0)
     second = Scores(first.nats * 0.99, first.tokens, first.num_bytes)
     one, two, difference = summarize(first), summarize(second), compare(first, second)
@@ -95,7 +95,7 @@ def test_a_perplexity_beyond_the_numbers_is_none():
 
 
 def test_a_running_estimate_is_near_the_bootstrap():
-    """Value and width, of one model and of a difference, without resampling; one document has no width."""
+    """Value and width of one model, or of a difference, need no resampling; one document has no width."""
     first, second = random_scores(0), random_scores(1)
     metrics, difference = summarize(first, resamples=4000), compare(first, second, resamples=4000)
     for found, given, name in (
@@ -108,6 +108,6 @@ def test_a_running_estimate_is_near_the_bootstrap():
 
 
 def test_a_running_estimate_weighs_documents_by_their_length():
-    """Where each byte costs the same, long and short documents leave no doubt."""
+    """If each byte costs the same, documents of different length leave no doubt."""
     value, margin = estimate(scores_of([2.0, 6.0, 20.0], [1, 3, 10], [4, 12, 40]))
     assert (value, margin) == (pytest.approx(0.5 / math.log(2)), pytest.approx(0, abs=1e-12))

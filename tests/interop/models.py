@@ -15,7 +15,7 @@ from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer import Tokenizer, train_bpe
 from transformerlm.training.optim import AdamW, parameter_groups
 
-# One scaling of the rotary embedding by Hugging Face's names and by ours.
+# One scaling of the rotary embedding, in Hugging Face's names and in ours.
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -28,7 +28,7 @@ SPECIALS = [END, "<|user|>", "<|user|>\n"]
 
 
 def make_tokenizer(text: Path, *, pattern: str = "gpt2") -> Tokenizer:
-    """Train a tokenizer whose special tokens include two of which one begins the other."""
+    """Train a tokenizer with two special tokens of which one begins the other."""
     hard = text.with_name("hard.txt")
     hard.write_text(text.read_text(encoding="utf-8") + 3 * "".join(HARD_TEXTS), encoding="utf-8", newline="")
     return Tokenizer(*train_bpe(hard, 512, SPECIALS, pattern=pattern), SPECIALS, pattern=pattern)

@@ -1,4 +1,4 @@
-"""A GGUF file holds the checkpoint's weights and tokenizer, or is not there; llama.cpp computes what we do."""
+"""A GGUF file holds the checkpoint's weights and tokenizer, or does not exist; llama.cpp computes what we do."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def read_metadata(path):
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "q8_0"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_tensor_is_the_checkpoint_s(dtype, tied, files, tmp_path):
-    """Each weight stands under llama.cpp's name in its own rows, exact in fp32 and for vectors, else rounded."""
+    """Each weight has llama.cpp's name and its own rows, exact in fp32 and for vectors, otherwise rounded."""
     checkpoint = make_checkpoint(tmp_path, files, tie_embeddings=tied, num_kv_heads=2)
     outcome = write_gguf(checkpoint, tmp_path / "new" / "m.gguf", dtype=dtype)
     assert outcome == f"verified with gguf: {20 + (not tied)} tensors read back equal"
@@ -78,7 +78,7 @@ def test_every_tensor_is_the_checkpoint_s(dtype, tied, files, tmp_path):
 
 
 def test_the_metadata_is_the_model_s(files, tmp_path):
-    """Sizes, rotary base, norm and the type of the weights stand under llama.cpp's keys, and nothing else does."""
+    """llama.cpp's keys hold sizes, rotary base, norm and the type of the weights, and there are no other keys."""
     write_gguf(
         make_checkpoint(tmp_path, files, num_kv_heads=1, rope_theta=5e5, norm_eps=1e-3),
         tmp_path / "m.gguf",
@@ -105,7 +105,7 @@ def test_the_metadata_is_the_model_s(files, tmp_path):
 
 @pytest.mark.parametrize("model", [{"qk_norm": True}, {"qk_norm": True, "tie_embeddings": True, "num_kv_heads": 2}])
 def test_a_qwen3_computes_the_same_logits(model, files, tmp_path):
-    """The tensors, by the names that llama.cpp's converter gives to Hugging Face's, are a Qwen3 with our logits."""
+    """With the names that llama.cpp's converter gives to Hugging Face's, the tensors are a Qwen3 with our logits."""
     transformers = pytest.importorskip("transformers")
     checkpoint = make_checkpoint(tmp_path, files, vocab_size=290, **model)
     write_gguf(checkpoint, tmp_path / "m.gguf")
@@ -147,7 +147,7 @@ def test_a_scaled_qwen3_is_refused(files, tmp_path):
 
 
 def test_the_sizes_of_a_qwen3_stand_under_its_name(files, tmp_path):
-    """Its heads need not be as wide as the model over their number, so their size is said."""
+    """Its heads may have another size than width / number of heads, so the file gives it."""
     write_gguf(make_checkpoint(tmp_path, files, qk_norm=True), tmp_path / "m.gguf")
     found = read_metadata(tmp_path / "m.gguf")
     sizes = [found[f"qwen3.{key}"] for key in ("attention.key_length", "attention.value_length", "embedding_length")]
@@ -191,7 +191,7 @@ def test_a_tokenizer_that_cuts_as_smollm_does_has_its_name(files, tmp_path):
 
 
 def test_a_tokenizer_that_llama_cpp_does_not_have_is_refused(files, tmp_path):
-    """Another pattern, no token at which texts end, no merges, a special token that merges make: each is named."""
+    """The error names another pattern, a missing end token, missing merges, or a special token that merges form."""
     vocab = {**{value: bytes([value]) for value in range(256)}, 256: "Ж".encode()}
     merges = [(b"\xd0", b"\x96")]
     cases = {
@@ -219,7 +219,7 @@ def test_a_weight_that_the_type_cannot_hold_is_refused(files, tmp_path, monkeypa
 
 
 def test_a_file_that_is_there_stays_unless_asked(files, tmp_path):
-    """Without overwrite it is left as it is; with it, it is replaced."""
+    """Without overwrite it is not changed; with overwrite it is replaced."""
     checkpoint = make_checkpoint(tmp_path, files)
     (tmp_path / "m.gguf").write_text("mine")
     with pytest.raises(FileExistsError, match="is there already"):
@@ -244,12 +244,15 @@ def test_a_disk_that_fills_up_leaves_nothing(files, tmp_path, monkeypatch):
 def test_a_file_that_reads_back_differently_is_not_kept(files, tmp_path, monkeypatch):
     """A changed byte is found before the file gets its name."""
 
-    def damage(path):
+    write = interop._write
+
+    def write_damaged(writer, path):
+        write(writer, path)
         with path.open("r+b") as file:
             file.seek(-40, 2)
             file.write(b"\x55")
 
-    monkeypatch.setattr(interop, "sync", damage)
+    monkeypatch.setattr(interop, "_write", write_damaged)
     with pytest.raises(OSError, match="does not read back as it was written"):
         write_gguf(make_checkpoint(tmp_path, files), tmp_path / "m.gguf")
     assert not list(tmp_path.glob("m.gguf*"))
@@ -297,7 +300,7 @@ def test_llama_cpp_gives_the_same_ids(files, tmp_path):
 )
 @pytest.mark.parametrize("scaling", [None, SCALING], ids=["plain", "scaled"])
 def test_llama_cpp_computes_the_same_logits(dtype, tied, scaling, files, tmp_path):
-    """Grouped queries, another rotary base, its scaling, a tied head or its own: as near as the type allows."""
+    """Grouped queries, another rotary base, its scaling, a tied head or not: logits are as close as the type allows."""
     model = {"tie_embeddings": tied, "num_kv_heads": 2, "rope_theta": 5e5, "rope_scaling": scaling}
     checkpoint = make_checkpoint(tmp_path, files, **model)
     write_gguf(checkpoint, tmp_path / "m.gguf", dtype=dtype)
@@ -320,7 +323,7 @@ def trained(files, tmp_path_factory):
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "q8_0"])
 def test_llama_cpp_says_the_same(dtype, trained, tmp_path):
-    """The likeliest text after a prompt is the same."""
+    """The greedy text after a prompt is the same."""
     write_gguf(trained, tmp_path / "m.gguf", dtype=dtype)
     prompt = "Ada sees the sea.\nÉmile"
     answer = open_llama(tmp_path / "m.gguf").create_completion(prompt, max_tokens=30, temperature=0, repeat_penalty=1.0)
@@ -330,7 +333,7 @@ def test_llama_cpp_says_the_same(dtype, trained, tmp_path):
 
 
 def test_a_modelfile_tells_ollama_the_context_and_the_sampling(files, tmp_path):
-    """It lies beside the file, names it, and is replaced with it only when asked."""
+    """It is beside the file, names it, and is replaced with it only if asked."""
     checkpoint = make_checkpoint(tmp_path, files)
     write_gguf(checkpoint, tmp_path / "m.gguf")
     assert (tmp_path / "m.Modelfile").read_text() == (

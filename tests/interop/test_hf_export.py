@@ -47,7 +47,7 @@ def test_transformers_computes_the_same_logits(model, files, tmp_path):
 
 @pytest.mark.parametrize("pattern", ["gpt2", "cl100k", "smollm"])
 def test_transformers_gives_the_same_ids(pattern, files, tmp_path):
-    """AutoTokenizer encodes and decodes as ours, also special tokens of which one begins another."""
+    """AutoTokenizer encodes and decodes like ours, even special tokens of which one begins another."""
     from transformers import AutoTokenizer
 
     tokenizer = make_tokenizer(files.text, pattern=pattern)
@@ -106,7 +106,7 @@ def test_the_card_gives_the_facts_of_the_training(files, tmp_path):
     ],
 )
 def test_transformers_samples_as_the_run_does(sampling, keys):
-    """The run's own settings become those of `generate`; where they take the likeliest token nothing is drawn."""
+    """The run's own settings become those of `generate`; if they take the most likely token, nothing is sampled."""
     from transformers import GenerationConfig
 
     found = to_sampling(SamplingConfig(**sampling))
@@ -141,7 +141,7 @@ def test_a_damaged_checkpoint_is_refused(files, tmp_path):
 
 
 def test_what_transformers_computes_differently_is_not_left(files, tmp_path, monkeypatch):
-    """When the check finds other logits the command fails and the directory is not there."""
+    """If the check finds other logits, the command fails and there is no directory."""
     monkeypatch.setattr("transformerlm.interop.llama.halves_from_pairs", lambda name, weight, d_head: weight)
     with pytest.raises(ValueError, match="verify: logits differ by up to"):
         write_hf(make_checkpoint(tmp_path, files), tmp_path / "out")
@@ -149,7 +149,7 @@ def test_what_transformers_computes_differently_is_not_left(files, tmp_path, mon
 
 
 def test_an_output_is_replaced_only_when_asked(files, tmp_path):
-    """One that is there is refused; with overwrite it is replaced whole; another directory never is."""
+    """An existing export is refused; with overwrite it is replaced as a whole; another directory never is."""
     checkpoint, out = make_checkpoint(tmp_path, files), tmp_path / "out"
     write_hf(checkpoint, out, verify=False)
     with pytest.raises(FileExistsError, match="is there already"):
@@ -167,7 +167,7 @@ def test_an_output_is_replaced_only_when_asked(files, tmp_path):
 
 
 def test_without_transformers_it_says_what_was_not_checked(files, tmp_path, monkeypatch):
-    """The directory is written all the same, and the line names the install command."""
+    """The directory is still written, and the line names the install command."""
     monkeypatch.setitem(sys.modules, "transformers", None)
     outcome = write_hf(make_checkpoint(tmp_path, files), tmp_path / "out")
     assert outcome == f"not verified, as transformers is not installed: {how_to_install('interop')}"
@@ -176,7 +176,7 @@ def test_without_transformers_it_says_what_was_not_checked(files, tmp_path, monk
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sets a limit on file sizes")
 def test_a_full_disk_is_one_error_that_names_the_file(files, tmp_path):
-    """When the system refuses to write the weights: an OSError with their path, and nothing is left of the output."""
+    """If the system refuses to write the weights, an OSError has their path, and nothing is left of the output."""
     import resource
 
     checkpoint, old = make_checkpoint(tmp_path, files), resource.getrlimit(resource.RLIMIT_FSIZE)

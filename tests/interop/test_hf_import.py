@@ -119,7 +119,7 @@ def test_an_import_can_be_exported_again(llama, tmp_path):
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(changes, message, copy, tmp_path):
-    """Keys of another architecture, wrong types and sizes that the weights do not bear out are named."""
+    """The error names keys of another architecture, wrong types, and sizes that contradict the weights."""
     change_config(copy, **changes)
     with pytest.raises(ValueError, match=message):
         read_hf(copy, tmp_path / "run")
@@ -140,7 +140,7 @@ def test_a_config_that_does_not_fit_is_refused(changes, message, copy, tmp_path)
     ],
 )
 def test_weights_that_do_not_fit_are_refused(change, message, copy, tmp_path):
-    """A tensor that is missing, unknown, of another shape or dtype, or not finite is named."""
+    """The error names a tensor that is missing, unknown, not finite, or of another shape or dtype."""
     change_weights(copy, change)
     with pytest.raises(ValueError, match=message):
         read_hf(copy, tmp_path / "run")
@@ -172,7 +172,7 @@ def test_an_index_cannot_lead_out(name, copy, tmp_path):
 
 
 def test_a_weight_in_two_shards_is_refused(copy, tmp_path):
-    """Which of the two is meant nobody can tell."""
+    """Nobody can know which of the two is meant."""
     shutil.copy(copy / "model.safetensors", copy / "b.safetensors")
     (copy / "model.safetensors").rename(copy / "a.safetensors")
     index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
@@ -182,7 +182,7 @@ def test_a_weight_in_two_shards_is_refused(copy, tmp_path):
 
 
 def test_a_link_out_of_the_directory_is_refused(copy, tmp_path):
-    """No file of the directory may stand elsewhere."""
+    """No file of the directory may be elsewhere."""
     (copy / "model.safetensors").rename(tmp_path / "elsewhere")
     (copy / "model.safetensors").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="found a link out of it"):
@@ -190,7 +190,7 @@ def test_a_link_out_of_the_directory_is_refused(copy, tmp_path):
 
 
 def test_a_tokenizer_of_another_kind_can_be_left_out(copy, tmp_path):
-    """The refusal names what was found and the key that leaves it out; without it the model is imported alone."""
+    """The error names what was found and the key that skips it; with that key only the model is imported."""
     record = json.loads((copy / "tokenizer.json").read_text())
     record["normalizer"] = {"type": "NFC"}
     (copy / "tokenizer.json").write_text(json.dumps(record))
@@ -218,7 +218,7 @@ def test_no_directory_is_no_model(tmp_path):
 
 
 def test_a_training_run_is_never_overwritten(llama, tmp_path):
-    """An imported model is replaced when asked; one that has been trained since, or any other run, is not."""
+    """An imported model is replaced if asked; one that was trained since, or any other run, is not."""
     run = tmp_path / "run"
     read_hf(llama, run, verify=False)
     read_hf(llama, run, verify=False, overwrite=True)
@@ -235,7 +235,7 @@ def test_a_file_in_place_of_a_model_is_told_apart_from_nothing(llama, tmp_path):
 
 
 def test_where_documents_end_comes_with_the_model(files, tmp_path):
-    """Begin, several ends and padding of the source are in the checkpoint, and in what is exported of it."""
+    """The source's beginning, several ends and padding are in the checkpoint, and in exports of it."""
     tokenizer = make_tokenizer(files.text)
     ids = {"bos_token_id": 510, "eos_token_id": [511, 509], "pad_token_id": 509}
     source = make_llama(tmp_path, tokenizer=tokenizer)
@@ -256,7 +256,7 @@ def test_where_documents_end_comes_with_the_model(files, tmp_path):
 
 
 def test_a_token_before_each_text_comes_with_the_model(files, tmp_path):
-    """As of Llama 3: inference and both exports put it there, and transformers gives the same ids."""
+    """As in Llama 3, inference and both exports put the token there, and transformers gives the same ids."""
     tokenizer = make_tokenizer(files.text)
     source = make_llama(tmp_path, tokenizer=tokenizer)
     (source / "tokenizer.json").write_text(to_json(tokenizer, leading=SPECIALS[1]))
@@ -281,7 +281,7 @@ def test_a_token_before_each_text_comes_with_the_model(files, tmp_path):
 
 
 def test_an_end_that_is_no_special_token_is_left_out_with_a_word(files, tmp_path):
-    """Files that never said it have the ids of another model's tokenizer."""
+    """Files that never set the ids have those of another model's tokenizer."""
     source = make_llama(tmp_path, tokenizer=make_tokenizer(files.text))
     change_config(source, eos_token_id=2)
     with pytest.warns(UserWarning, match=r"eos_token_id: expected special tokens of the tokenizer, found 2: left out"):

@@ -20,7 +20,7 @@ CONFIG = llama.to_config(MODEL, dtype="fp32", ids=llama.to_ids(DocumentIds()))
 
 
 def test_a_config_describes_the_model_that_it_was_made_from():
-    """There and back, the settings of the model are the same."""
+    """After conversion and back, the settings of the model are the same."""
     for settings in (MODEL, replace(MODEL, qk_norm=True), replace(MODEL, rope_scaling=SCALING)):
         config = llama.to_config(settings, dtype="fp32", ids=llama.to_ids(DocumentIds()))
         assert ModelSettings(**llama.from_config(config)) == settings
@@ -37,13 +37,13 @@ def test_a_config_describes_the_model_that_it_was_made_from():
     ],
 )
 def test_what_is_no_llama_is_refused_by_name(key, value):
-    """The setting that makes it another architecture is named with what it is."""
+    """The error names the setting that makes it another architecture, and its value."""
     with pytest.raises(ValueError, match=rf"no Llama.*model\.{key}: expected .*, found \"?{str(value).lower()}"):
         llama.architecture_of(replace(MODEL, **{key: value}))
 
 
 def test_a_llama_with_tied_embeddings_is_one():
-    """What both sides have is no reason to refuse."""
+    """Settings that both sides have are no reason to refuse."""
     assert llama.architecture_of(replace(MODEL, tie_embeddings=True, num_kv_heads=1)) == "llama"
 
 
@@ -53,7 +53,7 @@ def test_a_model_with_norms_of_queries_and_keys_is_a_qwen3():
 
 
 def test_a_setting_that_nobody_has_thought_of_is_refused():
-    """A new keyword of the model is not left out of a file in silence."""
+    """A new keyword of the model is never silently missing from a file."""
 
     @dataclass(frozen=True, kw_only=True)
     class Windowed(ModelSettings):
@@ -118,14 +118,14 @@ def test_an_old_config_has_the_defaults_of_llama():
     ids=str,
 )
 def test_a_scaling_is_read_wherever_it_stands(change):
-    """Files of transformers 4 hold it in rope_scaling, those of 5 in rope_parameters, some in both."""
+    """Files of transformers 4 hold the scaling in rope_scaling, those of 5 in rope_parameters, some in both."""
     config = {key: value for key, value in {**CONFIG, **change}.items() if value is not None}
     found = llama.from_config(config)
     assert (found["rope_theta"], found["rope_scaling"]) == (1e4, SCALING)
 
 
 def test_a_scaling_is_written_for_both_versions():
-    """A model without one has no such key, as before."""
+    """A model without scaling has no such key, as before."""
     config = llama.to_config(replace(MODEL, rope_scaling=SCALING), dtype="fp32", ids=llama.to_ids(DocumentIds()))
     assert (config["rope_scaling"], config["rope_parameters"]) == (LLAMA3, {**LLAMA3, "rope_theta": 1e4})
     assert "rope_scaling" not in CONFIG
@@ -143,7 +143,7 @@ def test_rows_are_put_in_order_and_back():
 
 
 def test_turning_halves_of_the_new_order_is_turning_pairs_of_the_old():
-    """Queries of the permuted weight, turned as Llama does, are ours turned our way, in the new order."""
+    """Queries from the permuted weight, rotated as in Llama, are ours, rotated our way, in the new order."""
     d_head = 8
     weight, x = torch.randn(d_head, 5), torch.randn(3, 5)
     cos, sin = torch.rand(3, d_head // 2), torch.rand(3, d_head // 2)
@@ -154,7 +154,7 @@ def test_turning_halves_of_the_new_order_is_turning_pairs_of_the_old():
 
 
 def test_a_qwen3_that_names_no_head_size_has_the_default_of_transformers():
-    """There it is 128, whatever the width; a window that is named and not used changes nothing."""
+    """In Qwen3 it is 128, whatever the width; a window that is named but not used changes nothing."""
     sizes = {key: CONFIG[key] for key in llama._SIZES}
     with pytest.raises(ValueError, match=r"head_dim: expected hidden_size / num_attention_heads = 8, found 128"):
         llama.from_config({"model_type": "qwen3", **sizes})

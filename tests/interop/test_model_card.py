@@ -1,4 +1,4 @@
-"""The card of an exported model says what is known of it, and leaves out what is not."""
+"""The card of an exported model says what is known about it, and omits what is not."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from transformerlm.interop.model_card import CardNotes, model_card
 
 @pytest.fixture
 def checkpoint(files, tmp_path):
-    """Return the checkpoint of a run whose token files are there."""
+    """Return the checkpoint of a run whose token files exist."""
     return make_checkpoint(tmp_path, files)
 
 
 def test_nobody_guesses_a_license_or_a_language(checkpoint):
-    """The front matter names both when they are given, and neither when they are not."""
+    """The front matter names both if they are given, and otherwise neither."""
     bare = model_card(checkpoint, name="kids").split("---")[1]
     full = model_card(checkpoint, name="kids", notes=CardNotes(license="mit", languages=["en", "de"])).split("---")[1]
     assert "license" not in bare
@@ -46,7 +46,7 @@ def test_a_sample_stays_in_its_fence(checkpoint):
 
 
 def test_the_text_is_named_only_where_it_is_the_one_that_was_trained_on(checkpoint, files, monkeypatch):
-    """The sidecar names the text and its bytes per token; that of another token file is not believed."""
+    """The sidecar names the text and its bytes per token; that of another token file is ignored."""
     sidecar = json.loads(load_config_of(checkpoint).data.train.with_suffix(".json").read_text())
     state = read_state(checkpoint)
     for sha256, dataset in ((sidecar["sha256"], files.text.name), ("0" * 64, "train.npy")):

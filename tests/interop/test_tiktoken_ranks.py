@@ -1,4 +1,4 @@
-"""tiktoken's ranks: the same ids there, merges found again from ranks, and refusals where ranks cannot say the same."""
+"""tiktoken's ranks: the same ids, merges recovered from ranks, and errors if ranks cannot express the same."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BYTES = {index: bytes([index]) for index in range(256)}
 
 
 def test_the_tokenizer_comes_back(tokenizer, tmp_path):
-    """Written and read with its pattern and special tokens it is the same tokenizer; the check by tiktoken says so."""
+    """Written and read with its pattern and special tokens, it is the same tokenizer, as the check by tiktoken says."""
     outcome = write_ranks(tokenizer, tmp_path / "ranks.tiktoken")
     assert outcome.startswith("verified with tiktoken: the ids of ")
     assert f'give tiktoken the pattern "{tokenizer.pattern}" and special_tokens' in outcome
@@ -27,7 +27,7 @@ def test_the_tokenizer_comes_back(tokenizer, tmp_path):
 
 
 def test_any_text_has_the_same_ids(tokenizer):
-    """tiktoken agrees on every text of letters that its tables of Unicode know, as all of these are."""
+    """tiktoken agrees on every text whose letters its Unicode tables know, as they know all of these."""
     theirs = tiktoken.Encoding(
         "ours",
         pat_str=PATTERNS[tokenizer.pattern],
@@ -51,7 +51,7 @@ def test_any_text_has_the_same_ids(tokenizer):
     ],
 )
 def test_merges_that_ranks_cannot_express_are_refused(merges, why):
-    """tiktoken would merge otherwise; the error says what was expected."""
+    """tiktoken would merge in another way; the error says what was expected."""
     tokens = dict.fromkeys(left + right for left, right in merges)
     vocab = BYTES | {256 + number: token for number, token in enumerate(tokens)}
     with pytest.raises(ValueError, match="cannot be expressed as tiktoken's ranks"):
@@ -97,7 +97,7 @@ GOOD = b"".join(line(token, index) for index, token in BYTES.items())
     ],
 )
 def test_a_file_that_is_not_in_order_is_refused(data, message, tmp_path):
-    """The file, and the line where there is one, are named."""
+    """The error names the file and, if there is one, the line."""
     path = tmp_path / "ranks"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=message) as caught:

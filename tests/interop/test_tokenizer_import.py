@@ -1,4 +1,4 @@
-"""A tokenizer from others' files: the same ids, in a directory that every command of ours opens."""
+"""A tokenizer from files of other tools: the same ids, in a directory that all our commands open."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write(tokenizer, form, home):
 
 @pytest.mark.parametrize("form", ["tokenizer_json", "tiktoken", "gpt2"])
 def test_each_form_gives_the_same_tokenizer(form, tokenizer, tmp_path):
-    """The directory holds the tokenizer that was written, verified by the library of the form."""
+    """The directory holds the tokenizer that was written, verified by the library of its format."""
     outcome = import_tokenizer(
         write(tokenizer, form, tmp_path),
         tmp_path / "out",
@@ -51,7 +51,7 @@ def test_a_refusal_leaves_nothing(tokenizer, tmp_path):
 
 
 def test_other_ids_in_the_library_are_an_error(tokenizer, tmp_path):
-    """A tiktoken file that is read with the wrong pattern is still what tiktoken makes of it with that pattern."""
+    """A tiktoken file read with the wrong pattern gives what tiktoken gives with that pattern."""
     source = write(tokenizer, "tiktoken", tmp_path)
     other = {"gpt2": "cl100k", "cl100k": "gpt2", "smollm": "gpt2"}[tokenizer.pattern]
     import_tokenizer(source, tmp_path / "out", form="tiktoken", pattern=other, special_tokens=["<s>"])
@@ -59,7 +59,7 @@ def test_other_ids_in_the_library_are_an_error(tokenizer, tmp_path):
 
 
 def test_a_tokenizer_is_replaced_only_when_asked(tokenizer, tmp_path):
-    """An output that is there is refused; with overwrite it is replaced if it is a tokenizer."""
+    """An existing output is refused; with overwrite it is replaced if it is a tokenizer."""
     source = write(tokenizer, "tokenizer_json", tmp_path)
     settings = {"form": "tokenizer_json", "pattern": "gpt2", "special_tokens": [], "verify": False}
     import_tokenizer(source, tmp_path / "out", **settings)

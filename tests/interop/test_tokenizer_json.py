@@ -18,7 +18,7 @@ BYTES = {index: bytes([index]) for index in range(256)}
 
 
 def read(record, tmp_path):
-    """Read a record as if it had come from a file."""
+    """Read a record as if it came from a file."""
     path = tmp_path / "tokenizer.json"
     path.write_text(record if isinstance(record, str) else json.dumps(record), encoding="utf-8")
     return from_file(path)
@@ -31,7 +31,7 @@ def record(tokenizer):
 
 
 def test_the_tokenizer_comes_back(tokenizer, tmp_path):
-    """Written and read it is the same tokenizer, and the check by `tokenizers` says so."""
+    """Written and read, it is the same tokenizer, as the check by `tokenizers` says."""
     outcome = write_tokenizer_json(tokenizer, tmp_path / "new" / "tokenizer.json")
     assert outcome.startswith("verified with tokenizers: the ids of ")
     assert from_file(tmp_path / "new" / "tokenizer.json").fingerprint() == tokenizer.fingerprint()
@@ -40,7 +40,7 @@ def test_the_tokenizer_comes_back(tokenizer, tmp_path):
 @settings(max_examples=100, deadline=None)
 @given(text=st.text(max_size=60) | st.text(alphabet=" \n\r\t'sStT1a.我<|user>", max_size=60))
 def test_any_text_has_the_same_ids(tokenizer, text):
-    """`tokenizers` agrees on every text but for letters that its tables of Unicode do not know yet."""
+    """`tokenizers` agrees on every text, except for letters that its Unicode tables do not know yet."""
     theirs = tokenizers.Tokenizer.from_str(to_json(tokenizer))
     if all(map(_same_kind, text)):
         assert theirs.encode(text, add_special_tokens=False).ids == tokenizer.encode(text)
@@ -48,7 +48,7 @@ def test_any_text_has_the_same_ids(tokenizer, text):
 
 @pytest.mark.parametrize("text", ["a\n ", "a\n  ", "\n \n ", "a \n", "\n a", " \n  x\n "])
 def test_white_space_at_the_end_is_one_piece(text):
-    """A merge of a line end and a blank, which cl100k allows at the end of a text only, is made there by both."""
+    """Both merge a line end and a blank where cl100k allows it: only at the end of a text."""
     tokenizer = Tokenizer({**BYTES, 256: b"\n "}, [(b"\n", b" ")], pattern="cl100k")
     theirs = tokenizers.Tokenizer.from_str(to_json(tokenizer))
     assert theirs.encode(text, add_special_tokens=False).ids == tokenizer.encode(text)
@@ -56,7 +56,7 @@ def test_white_space_at_the_end_is_one_piece(text):
 
 @cache
 def _same_kind(char: str) -> bool:
-    """Tell whether the two libraries take a character for a letter, a number, or neither of them alike."""
+    """Return whether both libraries agree that a character is a letter, a number, or neither."""
     for kind in (r"\p{L}", r"\p{N}"):
         removed = tokenizers.pre_tokenizers.Split(tokenizers.Regex(kind), "removed").pre_tokenize_str(f'"{char}"')
         if (len(removed) == 2) != bool(regex.fullmatch(kind, char)):
@@ -65,7 +65,7 @@ def _same_kind(char: str) -> bool:
 
 
 def test_older_merges_and_added_tokens_outside_the_vocabulary_are_read(record, tokenizer, tmp_path):
-    """A merge may be one string, and special tokens may stand in added_tokens alone."""
+    """A merge may be one string, and special tokens may be only in added_tokens."""
     record["model"]["merges"] = [" ".join(merge) for merge in record["model"]["merges"]]
     for token in record["added_tokens"]:
         del record["model"]["vocab"][token["content"]]
@@ -106,14 +106,14 @@ def change(record, dotted, value):
     ],
 )
 def test_what_ours_do_not_do_is_refused_by_name(place, value, message, record, tmp_path):
-    """The key is named with what was expected and found."""
+    """The error names the key, what was expected and what was found."""
     change(record, place, value)
     with pytest.raises(ValueError, match=message):
         read(record, tmp_path)
 
 
 def test_another_split_pattern_is_refused_with_what_was_found(record, tmp_path):
-    """Only the spellings of the patterns that are here are taken; cl100k's with a digit at a time is another."""
+    """Only known spellings of the patterns are accepted; cl100k's with one digit at a time is another pattern."""
     found = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|\s+"
     split = {"type": "Split", "pattern": {"Regex": found}, "behavior": "Isolated", "invert": False}
     level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
@@ -126,7 +126,7 @@ def test_another_split_pattern_is_refused_with_what_was_found(record, tmp_path):
 
 
 def test_digits_must_be_cut_one_by_one(record, tmp_path):
-    """SmolLM's files are read, with the defaults that they leave out; runs of digits are another pattern."""
+    """SmolLM's files are read, with the defaults that they omit; runs of digits are another pattern."""
     level = {"type": "ByteLevel", "add_prefix_space": False}
     record["pre_tokenizer"] = {
         "type": "Sequence",
@@ -139,7 +139,7 @@ def test_digits_must_be_cut_one_by_one(record, tmp_path):
 
 
 def test_merges_that_are_passed_over_must_not_matter(record, tmp_path):
-    """With ignore_merges a token that merges do not make whole is refused; where all are, it says the same."""
+    """With ignore_merges a token that merges do not form is refused; if they form all, the setting changes nothing."""
     record["model"]["ignore_merges"] = True
     read(record, tmp_path)
     bytes_alone = json.loads(to_json(Tokenizer(BYTES, [])))
@@ -153,7 +153,7 @@ def test_merges_that_are_passed_over_must_not_matter(record, tmp_path):
 
 
 def test_tokens_that_are_put_around_a_text_are_warned_of(record, tmp_path):
-    """Ours puts none, and says so."""
+    """Our tokenizer adds none, and says so."""
     record["post_processor"] = {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}}
     with pytest.warns(UserWarning, match="TemplateProcessing"):
         read(record, tmp_path)
@@ -168,21 +168,21 @@ def test_a_file_that_is_no_tokenizer_is_refused(text, tmp_path):
 
 @pytest.mark.parametrize("special", ["Ġ", "é<x>", "«user»"])
 def test_a_special_token_that_would_decode_to_other_bytes_is_named(tokenizer, tmp_path, special):
-    """Its letters are those in which tokenizer.json spells bytes; nothing is written, verified or not."""
+    """Its letters are those with which tokenizer.json spells bytes; nothing is written, whether verified or not."""
     with pytest.raises(ValueError, match=f"found '{special}', which it decodes to the bytes b'"):
         write_tokenizer_json(Tokenizer(BYTES, [], [special]), tmp_path / "tokenizer.json", verify=False)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_special_token_of_other_letters_is_exported(tmp_path):
-    """Where one character is none of GPT-2's alphabet, the library takes the token as it is."""
+    """If one character is not in GPT-2's alphabet, the library takes the token literally."""
     tokenizer = Tokenizer(BYTES, [], ["<|é漢|>"])
     write_tokenizer_json(tokenizer, tmp_path / "tokenizer.json")
     assert from_file(tmp_path / "tokenizer.json").special_token_ids == {"<|é漢|>": 256}
 
 
 def test_a_file_is_replaced_only_when_asked(tokenizer, tmp_path):
-    """One that is there is refused, and with overwrite replaced; a directory never is."""
+    """An existing file is refused, and with overwrite replaced; a directory never is."""
     path = tmp_path / "tokenizer.json"
     path.write_text("mine")
     with pytest.raises(FileExistsError, match="is there already"):

@@ -23,7 +23,7 @@ def test_hard_texts_hold_what_tokenizers_stumble_over(tokenizer):
 
 @pytest.mark.parametrize("change", [lambda ids: ids[:-1], lambda ids: [*ids, 0]])
 def test_other_ids_are_an_error(change, tokenizer):
-    """A library that gives an id more or less is named with the text and both lists."""
+    """The error names the library that gives one id more or less, the text and both lists."""
     with pytest.raises(ValueError, match=r"verify: other encodes .* to .*, ours to "):
         compare_ids(tokenizer, lambda text: change(tokenizer.encode(text)), tokenizer.decode, library="other")
 

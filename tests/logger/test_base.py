@@ -37,7 +37,7 @@ def test_metrics_are_prefixed_and_flat():
 
 
 def test_events_and_records_keep_their_keys():
-    """An event starts with its name; a record's keys stand as given."""
+    """An event starts with its name; a record's keys are kept as given."""
     logger = ListLogger()
     logger.log_event("checkpoint_saved", step=1000)
     logger.log_record({"params.temperature": 0.8, "text": {"prompt": "a"}, "metrics.latency_ms": 1.5})
@@ -46,7 +46,7 @@ def test_events_and_records_keep_their_keys():
 
 
 def test_logger_closes_as_a_context_manager():
-    """Leaving the `with` block closes the logger, after an error too."""
+    """Leaving the `with` block closes the logger, even after an error."""
     logger = ListLogger()
     with pytest.raises(KeyError), logger:
         raise KeyError("x")
@@ -81,13 +81,13 @@ def test_scalars_become_pythons_own(value, expected):
 
 @pytest.mark.parametrize(("value", "text"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")])
 def test_non_finite_floats_are_strings(value, text):
-    """JSON knows no such numbers: they are written as strings, inside lists too."""
+    """JSON has no such numbers: they are written as strings, also inside lists."""
     assert json.loads(to_json_line({"x": value, "xs": [value, 1.0]})) == {"x": text, "xs": [text, 1.0]}
 
 
 @pytest.mark.parametrize(("encoding", "expected"), [("utf-8", '{"x": "é"}\n'), ("ascii", '{"x": "\\u00e9"}\n')])
 def test_text_is_readable_where_the_encoding_allows(encoding, expected):
-    """Text stands as it is in UTF-8 and is escaped for a stream that cannot express it."""
+    """Text stays unchanged in UTF-8 and is escaped for a stream that cannot express it."""
     assert to_json_line({"x": "é"}, encoding=encoding) == expected
 
 
@@ -96,6 +96,6 @@ def test_any_text_is_one_line_that_reads_back(text, encoding):
     """Whatever a model writes (line breaks, half a surrogate pair) is one line, encodable, and the same text again."""
     line = to_json_line({"text.output": text}, encoding=encoding)
     assert line.encode(encoding).count(b"\n") == 1
-    # Two halves of a pair that stand side by side are one character to every JSON reader.
+    # To every JSON reader, two halves of a pair that are side by side are one character.
     joined = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
     assert json.loads(line) == {"text.output": joined if line.isascii() else text}

@@ -63,7 +63,7 @@ def test_broken_pipe_silences_the_logger_once():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
 def test_run_goes_on_when_head_has_seen_enough(tmp_path):
-    """`| head -1` gets its line, and the run ends well, with its last step in the log file and a clean stderr."""
+    """`| head -1` gets its line, and the run ends normally, with its last step in the log file and a clean stderr."""
     program = tmp_path / "run.py"
     program.write_text(
         "import sys\nfrom logger import create_logger\n"
@@ -80,7 +80,7 @@ def test_run_goes_on_when_head_has_seen_enough(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="waits for a pipe")
 def test_a_stuck_reader_is_given_up(caplog):
-    """With patience, a reader that takes nothing costs that long once; then the logger is silent and says so."""
+    """With patience, a reader that takes nothing costs that time once; then the logger says so and is silent."""
     reading, writing = os.pipe()
     with os.fdopen(writing, "w") as stream:
         logger = ConsoleLogger(stream, patience=0.05)

@@ -28,7 +28,7 @@ def test_console_writes_stream_and_file_alike(tmp_path):
 def test_a_terminal_gets_json_where_it_is_asked_for_or_nothing_else_is_read(
     backend, has_words, writes, tmp_path, monkeypatch
 ):
-    """Where stderr is read on a terminal as well, "console" leaves the lines to the file; "json" writes them always."""
+    """If stderr is on a terminal, too, "console" leaves the lines to the file; "json" always writes them."""
     stream, errors = io.StringIO(), io.StringIO()
     monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(errors, "isatty", lambda: has_words, raising=False)

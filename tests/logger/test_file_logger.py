@@ -32,7 +32,7 @@ def test_lines_are_in_the_file_when_the_call_returns(tmp_path):
 
 
 def test_reopening_appends(tmp_path):
-    """A second logger on the same path goes on after the last line."""
+    """A second logger on the same path continues after the last line."""
     path = tmp_path / "metrics.jsonl"
     _write(path, [1, 2])
     _write(path, [3])
@@ -41,7 +41,7 @@ def test_reopening_appends(tmp_path):
 
 @pytest.mark.parametrize("torn", [b'{"step": 3, "met', b"x" * 200_000])
 def test_torn_last_line_is_cut_on_opening(tmp_path, torn):
-    """What a killed run left of its last line does not glue itself to the next one."""
+    """The rest of a killed run's last line does not join the next one."""
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + torn)
     _write(path, [3])
@@ -57,7 +57,7 @@ def test_a_file_of_one_torn_line_starts_anew(tmp_path):
 
 
 def test_short_write_is_finished_and_a_failed_one_taken_back(tmp_path):
-    """A partial write is continued; one that a full disk refuses is taken back, raised, and made up for later."""
+    """A partial write is continued; one that a full disk refuses is withdrawn, raised, and written later."""
     path = tmp_path / "metrics.jsonl"
     logger = JsonlLogger(path)
     real = logger._file
@@ -86,7 +86,7 @@ def test_short_write_is_finished_and_a_failed_one_taken_back(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is always full")
 def test_what_waits_for_a_full_disk_is_bounded(tmp_path, monkeypatch):
-    """Of the lines that a full disk refuses the oldest are dropped, whole lines only."""
+    """Of the lines that a full disk refuses, the oldest are dropped, and only whole lines."""
     monkeypatch.setattr(file_logger, "MAX_WAITING_BYTES", 100)
     logger = JsonlLogger(tmp_path / "metrics.jsonl")
     with open("/dev/full", "ab", buffering=0) as full:
@@ -101,7 +101,7 @@ def test_what_waits_for_a_full_disk_is_bounded(tmp_path, monkeypatch):
 
 
 def test_sync_flushes_the_file_to_the_disk(tmp_path, monkeypatch):
-    """`sync` reaches the file through the logger of several, so that a checkpoint never knows more than the log."""
+    """`sync` reaches the file through a MultiLogger, so that a checkpoint never knows more than the log."""
     flushed = []
     monkeypatch.setattr(os, "fsync", flushed.append)
     with create_logger("noop", run_name="a", jsonl_path=tmp_path / "metrics.jsonl") as logger:
@@ -111,7 +111,7 @@ def test_sync_flushes_the_file_to_the_disk(tmp_path, monkeypatch):
 
 
 def test_truncate_keeps_what_was_reached(tmp_path):
-    """Step lines and events of later steps go, lines without a step stay, and the number removed is returned."""
+    """Step lines and events of later steps are removed and counted; lines without a step stay."""
     path = tmp_path / "metrics.jsonl"
     with JsonlLogger(path) as logger:
         logger.log_event("started")
@@ -126,7 +126,7 @@ def test_truncate_keeps_what_was_reached(tmp_path):
 
 
 def test_truncate_leaves_a_good_file_untouched(tmp_path):
-    """Nothing to remove means the file is not replaced; a missing file is no error."""
+    """If there is nothing to remove, the file is not replaced; a missing file is not an error."""
     path = tmp_path / "metrics.jsonl"
     assert truncate_after_step(path, 5) == 0
     assert not path.exists()
@@ -161,7 +161,7 @@ def test_unwritable_path_is_an_os_error(tmp_path):
     st.integers(0, 30),
 )
 def test_each_step_stands_once_after_any_kill(tmp_path_factory, killed_after, every, torn_bytes):
-    """Whenever a run is killed, truncating to its last checkpoint and going on gives every step exactly once."""
+    """Whenever a run is killed, truncating to its last checkpoint and continuing gives every step exactly once."""
     path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
     _write(path, range(1, killed_after + 1))
     with path.open("ab") as file:

@@ -6,7 +6,7 @@ from logger import NoopLogger
 
 
 def test_nothing_is_written_or_waited_for(capsys):
-    """No output, and a scalar that would have to be fetched from a device is not even asked for."""
+    """There is no output, and a scalar on a device is not even fetched."""
 
     class Device:
         def item(self):

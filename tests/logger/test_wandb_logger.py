@@ -1,4 +1,4 @@
-"""W&B at arm's length: the real package offline, and pretended ones that are down, slow or raising."""
+"""W&B at arm's length: the real package offline, and fake ones that are down, slow or raise errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from logger import WandbLogger, create_logger
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
 
-# Everything that is asked of it goes to a file, one JSON line a call.
+# Every call to it goes to a file as one JSON line.
 FAKE = """
 import json, os, sys, time
 
@@ -54,7 +54,7 @@ HANGS = 300  # seconds; half as long as what hangs in a test would hang for
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch):
-    """W&B may take its time on a busy machine where a test is not about that."""
+    """W&B may be slow on a busy machine if a test is not about that."""
     defaults = WandbLogger.__init__.__kwdefaults__
     for name in ("init_timeout", "close_timeout"):
         monkeypatch.setitem(defaults, name, float(HANGS))
@@ -62,7 +62,7 @@ def _patient(monkeypatch):
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-    """Returns a function that puts a pretended `wandb` on the process's path; its answer reads the calls so far."""
+    """Returns a function that puts a fake `wandb` on the process's path; that returns a reader of its calls."""
     calls = tmp_path / "calls.jsonl"
     monkeypatch.setenv("FAKE_WANDB_CALLS", str(calls))
 
@@ -81,7 +81,7 @@ def _messages(caplog):
 
 
 def _train(logger, *, steps=5):
-    """A run whose losses must come out the same whatever its logger does; returns them and the slowest step's time."""
+    """A run whose losses must not depend on what its logger does; returns them and the slowest step's time."""
     losses, slowest = [], 0.0
     for step in range(steps):
         begin = time.perf_counter()
@@ -170,7 +170,7 @@ def test_lines_wait_for_a_late_init(fake):
     [("init", "raise OSError('down')"), ("log", "raise OSError('down')"), ("finish", "raise OSError('down')")],
 )
 def test_an_exception_is_reported_once_and_ends_wandb_only(fake, caplog, where, statement):
-    """Wherever W&B raises, one warning says so and the run goes on."""
+    """Wherever W&B raises, one warning says so and the run continues."""
     fake(**{where: statement})
     logger = WandbLogger(run_name="a")
     assert _train(logger)[0] == LOSSES
@@ -179,7 +179,7 @@ def test_an_exception_is_reported_once_and_ends_wandb_only(fake, caplog, where, 
 
 
 def test_sudden_death_is_reported_once(fake, caplog):
-    """A W&B process that dies without a word is noticed, and later records are dropped."""
+    """A W&B process that dies silently is noticed, and later records are dropped."""
     fake(init="os._exit(3)")
     logger = WandbLogger(run_name="a")
     logger._ended.wait(HANGS)
@@ -208,7 +208,7 @@ def test_slow_wandb_drops_the_oldest_and_says_how_many(fake, caplog):
     fake(init="time.sleep(600)")
     logger = WandbLogger(run_name="a", init_timeout=0.05, close_timeout=0.05, queue_size=100)
     logger.write({"longer than a pipe holds": "x" * 2**22})
-    while logger._lines:  # until the sender holds that record: from here on it is blocked and the queue is ours
+    while logger._lines:  # until the sender holds that record: then it is blocked, and only this test uses the queue
         time.sleep(0.01)
     _, slowest = _train(logger, steps=5000)
     assert slowest < 60
@@ -219,7 +219,7 @@ def test_slow_wandb_drops_the_oldest_and_says_how_many(fake, caplog):
 
 
 def test_missing_artifact_is_left_out(fake, tmp_path, caplog):
-    """A checkpoint that was pruned before its upload is reported, and W&B goes on."""
+    """A checkpoint that was pruned before its upload is reported, and W&B continues."""
     calls = fake()
     with WandbLogger(run_name="a") as logger:
         logger.log_artifact(tmp_path / "gone", name="model", type="model")
@@ -229,7 +229,7 @@ def test_missing_artifact_is_left_out(fake, tmp_path, caplog):
 
 
 def test_run_id_is_known_without_the_network(fake):
-    """Each logger chooses an id of eight characters by itself, or goes on under the given one."""
+    """Each logger chooses an id of eight characters itself, or continues under the given one."""
     fake()
     ids = []
     for given in (None, None, "given"):

@@ -36,7 +36,7 @@ def test_process_peak_is_in_bytes_and_never_falls(no_cuda):
     assert during.keys() == {"cpu_peak_rss_bytes"}
     assert block.nbytes < during["cpu_peak_rss_bytes"] < 1 << 42
     del block
-    # The kernel counts each thread's pages now and then only.
+    # The kernel counts each thread's pages only now and then.
     assert memory.peaks()["cpu_peak_rss_bytes"] >= during["cpu_peak_rss_bytes"] - (8 << 20)
 
 

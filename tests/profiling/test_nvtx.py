@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def pushed(monkeypatch):
-    """Names pushed to a pretended CUDA device; the cached level is read anew before and after the test."""
+    """Names pushed to a fake CUDA device; the cached level is read again before and after the test."""
     names: list[str] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda.nvtx, "range_push", names.append)
@@ -100,7 +100,7 @@ def test_no_device_is_off(monkeypatch):
     ],
 )
 def test_malformed_environment_is_refused(pushed, monkeypatch, name, value, message):
-    """A malformed variable is an error with the choices, not a run without the ranges it was started for."""
+    """A malformed variable is an error with the choices, not a run without the ranges that it was meant to record."""
     monkeypatch.setenv("TRANSFORMERLM_NVTX", "1")
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
@@ -109,7 +109,7 @@ def test_malformed_environment_is_refused(pushed, monkeypatch, name, value, mess
 
 def test_compiled_graphs_stay_whole(pushed, monkeypatch):
     """A range inside a compiled function breaks no graph, pushes nothing, and a changed level recompiles nothing."""
-    # torch.compile itself would believe in the pretended device.
+    # torch.compile itself would believe in the fake device.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(nvtx, "_read_environment", lambda: 1)
     graphs = []

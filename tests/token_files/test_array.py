@@ -1,4 +1,4 @@
-"""A token file is opened without believing it; what numpy writes for a row of ids is what is read."""
+"""A token file is opened without trusting it; what numpy writes for a row of ids is what is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformerlm.token_files.array import open_token_array
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
 @pytest.mark.parametrize("length", [0, 1, 1000, 70_000])
 def test_what_numpy_writes_is_read(tmp_path: Path, dtype: type, length: int) -> None:
-    """Rows of both types and any length come back, read-only, as numpy's own reader gives them."""
+    """Rows of both types and any length come back, read-only, as from numpy's own reader."""
     np.save(tmp_path / "a.npy", np.arange(length).astype(dtype))
     tokens = open_token_array(tmp_path / "a.npy")
     np.testing.assert_array_equal(tokens, np.load(tmp_path / "a.npy"))

@@ -48,7 +48,6 @@ def test_dataset_is_mapped_and_knows_its_sidecar(tmp_path: Path) -> None:
     assert not tokens.tokens.flags.writeable
     assert (len(tokens), tokens.num_documents, tokens.vocab_size) == (1000, 3, 1000)
     assert tokens.tokenizer_sha256 == "ab" * 32
-    assert tokens.bytes_per_token() == 4.0
     tokens.verify()
     assert torch.equal(get_batch(tokens.tokens, **BATCH)[0], get_batch(TOKENS, **BATCH)[0])
 
@@ -61,7 +60,7 @@ def test_max_id_is_found_in_any_block(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_verify_notices_a_changed_byte(tmp_path: Path) -> None:
-    """One token changed behind the sidecar's back is found by its sha256."""
+    """The sha256 reveals a token that was changed later."""
     path = write_dataset(tmp_path)
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -82,7 +81,7 @@ def test_verify_notices_a_changed_byte(tmp_path: Path) -> None:
     ],
 )
 def test_sidecar_that_is_wrong_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    """The error names the key, what it should be, what it is, and the command that mends it."""
+    """The error names the key, what it should be, what it is, and the command that repairs it."""
     with pytest.raises(ValueError, match=f"{message}.*run transformerlm-make-data again"):
         TokenDataset(write_dataset(tmp_path, **changes))
 
@@ -102,7 +101,7 @@ def test_arrays_of_another_kind_are_refused(tmp_path: Path, tokens: Any, message
 
 
 def test_files_that_are_missing_or_broken_are_refused(tmp_path: Path) -> None:
-    """No token file, a text, no sidecar, a sidecar that is no JSON, a file cut short, a pickle: one line each."""
+    """A missing token file, a text, no sidecar, a sidecar without JSON, a cut file, a pickle: each gets one line."""
     (tmp_path / "corpus.txt").write_text("text")
     with pytest.raises(
         FileNotFoundError, match=r"corpus.txt: expected a token file .*transformerlm-make-data makes one"

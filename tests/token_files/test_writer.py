@@ -1,4 +1,4 @@
-"""Behaviour of writing one token file: appended in parts, whole at the end or not there."""
+"""A token file is appended in parts, and at the end it is whole or does not exist."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from transformerlm.token_files.dataset import sidecar_path
+from transformerlm.token_files.sidecar import sidecar_path
 from transformerlm.token_files.writer import TokenFileWriter, publish
 
 UINT16 = np.dtype(np.uint16)
@@ -46,7 +46,7 @@ def test_what_a_killed_build_left_is_taken_over(tmp_path: Path) -> None:
 
 
 def test_two_builds_of_one_file_are_refused(tmp_path: Path) -> None:
-    """The second writer is told of the first, whose file it leaves alone."""
+    """The second writer is told of the first, and does not touch its file."""
     pytest.importorskip("fcntl")
     with TokenFileWriter(tmp_path / "train.npy", UINT16) as first:
         first.append(np.array([5], dtype=np.uint16))

@@ -22,13 +22,14 @@ from config.train import TrainConfig
 from tests.training.faults import Killed, kill_at, poison
 from tests.training.tiny_run import TinyFiles, read_records, step_lines, tiny_config
 from transformerlm.checkpoints.directory import resolve
-from transformerlm.checkpoints.validation import file_sha256, read_state
+from transformerlm.checkpoints.validation import read_state
 from transformerlm.distributed import World
 from transformerlm.training import resume_checks, spike_guard
 from transformerlm.training.data import sample_starts
 from transformerlm.training.loop import EvalResult
 from transformerlm.training.timer import Timer
 from transformerlm.training.trainer import Trainer, TrainState
+from transformerlm.utils.files import file_sha256
 from transformerlm.utils.json_files import values_sha256
 from transformerlm.utils.seed import rng_state, seed_everything
 

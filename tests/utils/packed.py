@@ -16,7 +16,7 @@ def zstd(data: bytes) -> bytes:
 
 
 def parquet_bytes(columns: dict[str, Any], *, as_text: bool = False, **options: Any) -> bytes:
-    """Return columns as a Parquet file; with `as_text`, bytes are called text without a look at them."""
+    """Return columns as a Parquet file; with `as_text`, bytes are declared text without a check."""
     table = pyarrow.table(columns)
     if as_text:
         arrays = [

@@ -1,4 +1,4 @@
-"""What freed memory costs to get again, counted in page faults by a process of its own."""
+"""What it costs to get freed memory again, in page faults of a separate process."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _faults(device: str, **environment: str) -> tuple[bool, int]:
 
 
 def test_memory_that_was_freed_is_there_again() -> None:
-    """On a CPU the same tensor, made again and again, takes no new pages."""
+    """On a CPU, creating the same tensor repeatedly takes no new pages."""
     kept, faults = _faults("cpu")
     assert kept
     assert faults < PAGES / 100
@@ -48,7 +48,7 @@ def test_memory_that_was_freed_is_there_again() -> None:
     [("meta", {}), ("cpu", {"MALLOC_MMAP_MAX_": "65536"}), ("cpu", {"GLIBC_TUNABLES": "glibc.malloc.mmap_max=65536"})],
 )
 def test_elsewhere_and_with_settings_of_the_users_own_nothing_changes(device: str, environment: dict[str, str]) -> None:
-    """The system's pages are taken and given back each time, as by any process (huge ones are few)."""
+    """Each time, pages are taken from the system and returned, as in any process (huge pages are few)."""
     kept, faults = _faults(device, **environment)
     assert not kept
     assert faults > PAGES / 1000

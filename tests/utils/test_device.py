@@ -26,12 +26,12 @@ def no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_accelerator")
 def test_auto_without_an_accelerator_is_the_cpu() -> None:
-    """The CPU is always there."""
+    """The CPU is always available."""
     assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
 
 
 def test_auto_prefers_cuda_then_mps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """cuda before mps before cpu."""
+    """The order is cuda, mps, cpu."""
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto").type == "mps"
@@ -48,7 +48,7 @@ def test_device_that_is_not_there_is_refused(name: str) -> None:
 
 
 def test_cuda_number_past_the_last_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """cuda:2 on a machine with two devices is an error that tells how many there are."""
+    """cuda:2 on a machine with two devices is an error that says how many there are."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert resolve_device("cuda:1") == torch.device("cuda", 1)
@@ -72,7 +72,7 @@ def test_synchronize_on_the_cpu_does_nothing() -> None:
 def test_memory_is_bounded_by_the_control_group(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str, expected: int
 ) -> None:
-    """In a container the limit counts when it is below the machine's RAM; "max" is no limit."""
+    """In a container the limit counts if it is below the machine's RAM; "max" is no limit."""
     limit = tmp_path / "memory.max"
     limit.write_text(content)
     monkeypatch.setattr(device_module, "_CGROUP_LIMITS", (str(limit), str(tmp_path / "absent")))
@@ -84,7 +84,7 @@ def test_memory_is_bounded_by_the_control_group(
 def test_what_a_control_group_uses_is_not_free(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, used: str, expected: int
 ) -> None:
-    """The free memory is the least of the machine's and the control group's."""
+    """The free memory is the smaller of the machine's and the control group's."""
     for name, text in (("limit", "1000\n"), ("usage", used)):
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(device_module, "_CGROUP_LIMITS", (str(tmp_path / "limit"),))
@@ -95,7 +95,7 @@ def test_what_a_control_group_uses_is_not_free(
 
 
 def test_free_memory_is_at_most_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system does not say what is free, all of it counts as free."""
+    """If the system does not say what is free, all memory counts as free."""
     assert 0 < available_memory_bytes("cpu") <= device_memory_bytes("cpu")
     monkeypatch.setattr(device_module, "_meminfo_available", lambda: None)
     monkeypatch.setattr(device_module, "_CGROUP_USAGES", ("/nowhere", "/nowhere"))

@@ -12,13 +12,13 @@ from transformerlm.utils.dtypes import autocast, cast_for_matmul, parse_precisio
 @pytest.mark.parametrize("name", ["fp32", "bf16"])
 @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
 def test_explicit_precision_is_taken_as_it_is(name: str, device: str) -> None:
-    """A precision that is asked for is used on any device, without looking at it."""
+    """An explicit precision is used on any device, whatever the device can do."""
     assert resolve_precision(name, device) == name
 
 
 @pytest.mark.parametrize(("supported", "expected"), [(True, "bf16"), (False, "fp32")])
 def test_auto_on_a_cpu_asks_the_processor(monkeypatch: pytest.MonkeyPatch, supported: bool, expected: str) -> None:
-    """bf16 where the processor multiplies it, fp32 elsewhere."""
+    """ "auto" is bf16 if the processor multiplies it, and fp32 otherwise."""
     monkeypatch.setattr(dtypes, "_cpu_multiplies_bf16", lambda: supported)
     assert resolve_precision("auto", "cpu") == expected
 
@@ -38,14 +38,14 @@ def test_auto_on_mps_is_fp32() -> None:
 
 
 def test_probe_survives_a_torch_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The probes are private to torch: where they are absent, the answer is no."""
+    """The probes are private to torch: if they are absent, the answer is no."""
     for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
         monkeypatch.delattr(torch.cpu, name, raising=False)
     assert resolve_precision("auto", "cpu") == "fp32"
 
 
 def test_unknown_precision_is_refused() -> None:
-    """The error lists what there is."""
+    """The error lists the choices."""
     with pytest.raises(ValueError, match="one of fp32, bf16, auto, got 'fp16'"):
         parse_precision("fp16")
 
@@ -70,7 +70,7 @@ def test_upcast_widens_halves_and_copies_nothing_else() -> None:
 
 
 def test_cast_for_matmul_does_what_autocast_would() -> None:
-    """Without autocast the tensor itself; with it, autocast's dtype, but integers are left alone."""
+    """Without autocast the tensor is returned; with it, it gets autocast's dtype, except integers."""
     x, ids = torch.randn(2), torch.zeros(2, dtype=torch.int64)
     assert cast_for_matmul(x) is x
     with autocast("cpu", "bf16"):
@@ -79,7 +79,7 @@ def test_cast_for_matmul_does_what_autocast_would() -> None:
 
 
 def test_tf32_is_for_cuda_and_follows_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On CUDA the products of fp32 matrices are rounded where asked and else not; other devices are left alone."""
+    """On CUDA the products of fp32 matrices are rounded only if asked; other devices are not changed."""
     asked: list[str] = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
     set_tf32(True, "cpu")
@@ -91,7 +91,7 @@ def test_tf32_is_for_cuda_and_follows_what_is_asked(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.gpu
 def test_tf32_rounds_products_on_cuda() -> None:
-    """With TF32 a product of fp32 matrices keeps about 10 bits, without it all of them; compiled functions run too."""
+    """With TF32 a product of fp32 matrices keeps about 10 bits, without it all of them; compiled functions run, too."""
     a = torch.rand(512, 512, device="cuda")
     exact = (a.double() @ a.double()).float()
     errors = []

@@ -1,4 +1,4 @@
-"""Behaviour of telling a file by its first bytes: no text is refused, and nothing else is taken for text."""
+"""A file is recognised by its first bytes: no text is refused, and nothing else is taken for text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.utils.packed import parquet_bytes, zstd
 from transformerlm.utils.text_files import TextBlock, expand_inputs, read_text
 
 TEXT = "One document here.<|endoftext|>Two documents there."
-CYRILLIC = b" ".join([bytes(range(0xC0, 0x100))] * 3)  # all letters, in an encoding of the nineties
+CYRILLIC = b" ".join([bytes(range(0xC0, 0x100))] * 3)  # only letters, in an encoding of the nineties
 
 
 def _zip() -> bytes:
@@ -63,7 +63,7 @@ FOREIGN = {
 @pytest.mark.parametrize("kind", FOREIGN)
 @pytest.mark.parametrize("name", ["a.txt", "part-00000", "notes.md.gz", "a.jsonl", "a.txt.zst"])
 def test_data_that_is_no_text_is_refused_whatever_its_name(tmp_path: Path, kind: str, name: str) -> None:
-    """The first bytes decide, those under the packing too; the one line says what was found and the way out."""
+    """The first bytes decide, also under compression; one line says what was found and what to do."""
     data, message = FOREIGN[kind]
     pack = {".gz": gzip.compress, ".zst": zstd}.get(Path(name).suffix, bytes)
     (tmp_path / name).write_bytes(pack(data))
@@ -88,7 +88,7 @@ def test_data_that_is_no_text_is_refused_whatever_its_name(tmp_path: Path, kind:
     ],
 )
 def test_text_with_a_few_strange_bytes_is_still_text(tmp_path: Path, data: bytes) -> None:
-    """A mark, escapes, a NUL, accents of Latin-1 and words that other formats begin with do not make a file foreign."""
+    """A byte order mark, escapes, a NUL, Latin-1 accents and words that begin other formats are still text."""
     (tmp_path / "a.txt").write_bytes(data)
     assert expand_inputs(tmp_path / "a.txt") == [tmp_path / "a.txt"]
     assert "".join(block.text for block in read_text(tmp_path / "a.txt")) == data.decode("utf-8", "replace")
@@ -96,7 +96,7 @@ def test_text_with_a_few_strange_bytes_is_still_text(tmp_path: Path, data: bytes
 
 @pytest.mark.parametrize(("suffix", "pack"), [(".json", bytes), (".json.gz", gzip.compress), (".json.zst", zstd)])
 def test_json_files_that_hold_lines_are_json_lines(tmp_path: Path, suffix: str, pack: type) -> None:
-    """Many such files are named so: each line is a document, and no brace is trained on."""
+    """Many JSON lines files have this name: each line is a document, and no brace is trained on."""
     path = tmp_path / f"d{suffix}"
     path.write_bytes(pack(b'{"text": "first"}\n{"text": "second"}\n'))
     assert expand_inputs(path) == [path]
@@ -155,7 +155,7 @@ def test_json_lines_under_another_name_are_refused(tmp_path: Path, name: str, te
     ],
 )
 def test_text_with_some_json_in_it_is_still_text(tmp_path: Path, text: str) -> None:
-    """A line of JSON beside others, other values than objects, braces of a program: they are read as they stand."""
+    """A line of JSON among others, values that are not objects, and braces of a program are read as text."""
     (tmp_path / "a.txt").write_text(text)
     assert expand_inputs(tmp_path / "a.txt") == [tmp_path / "a.txt"]
 
@@ -178,7 +178,7 @@ def test_tables_are_refused_by_name(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_a_pipe_is_told_by_its_first_block(tmp_path: Path, data: bytes, message: str) -> None:
-    """A pipe can be read once, so what comes out of it is looked at while it is read."""
+    """A pipe can be read only once, so its data is checked while it is read."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     writer = threading.Thread(target=pipe.write_bytes, args=(data,), daemon=True)

@@ -22,7 +22,7 @@ def test_a_file_is_flushed_before_it_gets_its_name(tmp_path, monkeypatch):
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
-    """When the disk is full the error names the file, the old one stands untouched and nothing unfinished beside it."""
+    """If the disk is full, the error names the file, the old one is unchanged and nothing unfinished is beside it."""
     (tmp_path / "a").write_text("old")
 
     def full(descriptor):
@@ -37,7 +37,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
 
 
 def test_a_tree_is_flushed_from_its_leaves(tmp_path, monkeypatch):
-    """Every file and folder is flushed, what is inside before what it is in."""
+    """Every file and folder is flushed, contents before their folder."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/file").write_text("1")
     told = []
@@ -47,7 +47,7 @@ def test_a_tree_is_flushed_from_its_leaves(tmp_path, monkeypatch):
 
 
 def test_forgetting_changes_nothing(tmp_path, monkeypatch):
-    """A file dropped from memory reads as before; where the system cannot drop it, nothing happens."""
+    """A file dropped from memory reads as before; if the system cannot drop it, nothing happens."""
     (tmp_path / "a").write_bytes(b"x" * 10_000)
     files.sync(tmp_path / "a")
     files.forget_cached(tmp_path / "a")
@@ -67,7 +67,7 @@ def test_a_directory_appears_whole(tmp_path):
 
 
 def test_a_directory_that_cannot_take_its_place_leaves_what_was_there(tmp_path, monkeypatch):
-    """When the last step fails, the directory that stood there stands there again."""
+    """If the last step fails, the previous directory is back in its place."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("")
     rename = Path.rename
@@ -84,7 +84,7 @@ def test_a_directory_that_cannot_take_its_place_leaves_what_was_there(tmp_path, 
 
 
 def test_a_directory_that_fails_leaves_what_was_there(tmp_path):
-    """After an error nothing of the new one is left, and a leftover of a killed one does not matter."""
+    """After an error nothing of the new directory is left, and the leftover of a killed process does not matter."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out.tmp").mkdir()
     with pytest.raises(FileNotFoundError), files.whole_directory(tmp_path / "out") as directory:
@@ -93,7 +93,7 @@ def test_a_directory_that_fails_leaves_what_was_there(tmp_path):
 
 
 def test_a_directory_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
-    """One that is there, or can be made, passes; a file in its way and a folder without the right to write do not."""
+    """A folder that exists, or can be created, passes; a file in its place and a read-only folder do not."""
     files.check_writable(tmp_path)
     files.check_writable(tmp_path / "new/deep")
     (tmp_path / "file").write_text("")

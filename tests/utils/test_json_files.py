@@ -27,7 +27,7 @@ from transformerlm.utils.json_files import MAX_DEPTH, parse_json_object, read_js
     ],
 )
 def test_what_is_refused(text: str, message: str) -> None:
-    """Duplicate keys, numbers that are none or endless, and deep nesting are errors."""
+    """Duplicate keys, NaN, endless numbers and deep nesting are errors."""
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the message is compared below)
         parse_json_object(text, where="f")
     assert str(caught.value).startswith(message)

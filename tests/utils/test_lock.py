@@ -1,4 +1,4 @@
-"""A directory has one holder at a time, and none when the holder is dead."""
+"""A directory has one holder at a time, and none once the holder is dead."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ with DirectoryLock(Path(sys.argv[1])):
 
 
 def test_a_second_holder_is_refused_and_told_who_holds_it(tmp_path):
-    """While one holds the directory another is refused by the number of the process; afterwards it may."""
+    """While one process holds the directory, another is refused with its number; afterwards it may enter."""
     with (
         DirectoryLock(tmp_path / "run"),
         pytest.raises(FileExistsError, match=f"found process {os.getpid()}"),
@@ -34,7 +34,7 @@ def test_a_second_holder_is_refused_and_told_who_holds_it(tmp_path):
 
 
 def test_an_empty_directory_is_removed_again(tmp_path):
-    """A run that is refused before it wrote anything leaves nothing."""
+    """A run that is refused before it writes anything leaves nothing."""
     with pytest.raises(ValueError, match="refused"), DirectoryLock(tmp_path / "run"):
         raise ValueError("refused")
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Behaviour of blocks of rows: all rows once, in order, none larger than it may be."""
+"""Blocks of rows hold all rows once, in order, and none is larger than allowed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformerlm.utils import row_blocks as blocks
 
 @pytest.mark.parametrize(("rows", "columns", "elements"), [(10, 3, 9), (10, 3, 1), (1, 100, 7), (0, 4, 8), (6, 2, 12)])
 def test_blocks_cover_all_rows_once(rows: int, columns: int, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block has as many rows as fit, at least one; the last has what is left."""
+    """A block has as many rows as fit, and at least one; the last has the rest."""
     monkeypatch.setattr(blocks, "CPU_ELEMENTS", elements)
     x = torch.arange(rows * columns).view(rows, columns)
     parts = [x[block] for block in blocks.row_blocks(x)]

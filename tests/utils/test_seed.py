@@ -26,7 +26,7 @@ def test_same_seed_same_numbers() -> None:
 
 
 def test_state_through_json_continues_where_it_was() -> None:
-    """Restored from its JSON text, every generator goes on bit for bit, cached Gaussians included."""
+    """Restored from its JSON text, every generator continues bit for bit, cached Gaussians included."""
     seed_everything(1)
     draw()
     state = json.loads(json.dumps(rng_state()))

@@ -1,4 +1,4 @@
-"""Behaviour of the text reader: which files it takes, and that it changes no character of them."""
+"""Which files the text reader accepts, and that it changes no character of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _read_all(path: Path, **options: object) -> str:
 
 
 def test_names_and_globs_become_files_in_order(tmp_path: Path) -> None:
-    """Names keep the order given, a glob's matches are sorted, `**` goes into folders, folders are no matches."""
+    """Names keep their order, a glob's matches are sorted, `**` goes into folders, and folders are not matches."""
     for name in ("b.txt", "a.txt", "sub/c.txt", "[x].txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("text")
@@ -61,7 +61,7 @@ def test_inputs_that_cannot_be_are_refused(tmp_path: Path, names: list[str], err
 
 
 def test_a_folder_stands_for_the_text_files_below_it(tmp_path: Path) -> None:
-    """Sorted, of all folders below, without hidden ones; a folder whose files are all text brings no warning."""
+    """Files are sorted, from all folders below except hidden ones; if all are text, there is no warning."""
     for name in ("b.md", "a/z.txt", "a/rows.jsonl", ".hidden", ".git/config", "[odd]/c.txt"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_text('{"text": "t"}' if "rows" in name else "text")
@@ -77,7 +77,7 @@ def test_a_folder_stands_for_the_text_files_below_it(tmp_path: Path) -> None:
 
 
 def test_a_folder_leaves_out_what_is_no_text_and_says_so(tmp_path: Path) -> None:
-    """By name or by content; one warning counts the texts and names the first few others."""
+    """They are skipped by name or by content; one warning counts the texts and names the first few others."""
     for name, content in {
         "a.txt": b"text",
         "b.txt": b"\x89PNG\r\n\x1a\n",
@@ -96,7 +96,7 @@ def test_a_folder_leaves_out_what_is_no_text_and_says_so(tmp_path: Path) -> None
 
 
 def test_a_folder_does_not_hide_a_damaged_file(tmp_path: Path) -> None:
-    """A text that is lost to damage is an error, not something to leave out."""
+    """Text that is lost to damage is an error, not something to skip."""
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "b.txt.gz").write_bytes(b"no gzip")
     with pytest.raises(ValueError, match=r"b\.txt\.gz: expected a whole gzip file"):
@@ -131,7 +131,7 @@ def test_any_bytes_read_as_one_decode_would_for_any_block_size(
 
 
 def test_text_is_not_touched(tmp_path: Path) -> None:
-    """CRLF, a lone CR, a byte order mark and U+FFFD itself come through as they are."""
+    """CRLF, a lone CR, a byte order mark and U+FFFD itself stay unchanged."""
     text = "\ufeffone\r\ntwo\rthree\n\ufffd"
     (tmp_path / "a.txt").write_bytes(text.encode())
     stats = ReadStats()
@@ -152,7 +152,7 @@ def test_compressed_text_reads_like_plain_text(tmp_path: Path, suffix: str, comp
 
 
 def test_each_row_of_a_parquet_file_is_a_document(tmp_path: Path) -> None:
-    """The named column's rows are documents, whatever row groups they lie in; progress ends at the file's size."""
+    """The named column's rows are documents, whatever their row groups; progress ends at the file's size."""
     rows = ["one\r\n", "", "zwei ü", *map(str, range(100))]
     path = write_parquet(tmp_path / "a.parquet", {"n": list(range(103)), "body": rows}, row_group_size=7)
     stats = ReadStats()
@@ -167,7 +167,7 @@ def test_each_row_of_a_parquet_file_is_a_document(tmp_path: Path) -> None:
 
 
 def test_rows_that_are_no_utf8_are_replaced_and_counted_or_refused(tmp_path: Path) -> None:
-    """A column's bytes are held to the same rule as a file's."""
+    """The same rule applies to a column's bytes as to a file's."""
     path = write_parquet(tmp_path / "a.parquet", {"text": [b"fine", b"a\xffb"]}, as_text=True)
     stats = ReadStats()
     assert _read_all(path, stats=stats) == "finea\ufffdb"
@@ -178,7 +178,7 @@ def test_rows_that_are_no_utf8_are_replaced_and_counted_or_refused(tmp_path: Pat
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "not gzip"])
 def test_a_damaged_gzip_is_named(tmp_path: Path, damage: str) -> None:
-    """A gzip file that is cut off, altered or none at all is an error, not the end of the text."""
+    """A gzip file that is cut off, altered or not gzip at all is an error, not the end of the text."""
     data = bytearray(gzip.compress(os.urandom(5000)))
     if damage == "flipped":
         data[2000] ^= 255
@@ -189,7 +189,7 @@ def test_a_damaged_gzip_is_named(tmp_path: Path, damage: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".JSONL", ".jsonl.zst"])
 def test_each_json_line_is_a_document(tmp_path: Path, suffix: str) -> None:
-    """The named field of each line is one document; blank lines and a byte order mark are passed over."""
+    """The named field of each line is one document; blank lines and a byte order mark are skipped."""
     lines = b'\xef\xbb\xbf{"body": "one\\r\\n", "n": 1}\n\n{"body": "two"}\r\n{"body": ""}'
     path = tmp_path / f"a{suffix}"
     compress = {".gz": gzip.compress, ".zst": zstd}.get(path.suffix, bytes)
@@ -219,7 +219,7 @@ def test_a_bad_json_line_is_named(tmp_path: Path, line: str, message: str) -> No
 
 
 def test_json_half_characters_and_bad_bytes_are_replaced_and_counted(tmp_path: Path) -> None:
-    """What JSON lets through but UTF-8 cannot spell becomes U+FFFD."""
+    """What JSON allows but UTF-8 cannot encode becomes U+FFFD."""
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "a\\ud800b\xffc"}\n')
     stats = ReadStats()
     assert _read_all(tmp_path / "a.jsonl", stats=stats) == "a\ufffdb\ufffdc"
@@ -227,7 +227,7 @@ def test_json_half_characters_and_bad_bytes_are_replaced_and_counted(tmp_path: P
 
 
 def test_an_endless_json_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line beyond the cap is an error instead of the memory's end."""
+    """A line beyond the limit is an error; it does not use up all memory."""
     monkeypatch.setattr(text_files, "MAX_LINE_BYTES", 20)
     (tmp_path / "a.jsonl").write_text('{"text": "much longer than twenty bytes"}\n')
     with pytest.raises(ValueError, match=r"a\.jsonl:1: expected a line of at most 20 bytes"):
@@ -236,7 +236,7 @@ def test_an_endless_json_line_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("name", ["model.gguf", "model.safetensors"])
 def test_weights_are_not_read_as_text(tmp_path: Path, name: str) -> None:
-    """They are refused by their name: read as text they would be millions of U+FFFD."""
+    """They are refused by name: read as text, they would be millions of U+FFFD."""
     (tmp_path / name).write_bytes(b"\xff" * 100)
     with pytest.raises(ValueError, match=f"expected plain text, .* found .*{name}"):
         expand_inputs([str(tmp_path / name)])
@@ -253,7 +253,7 @@ def test_links_in_a_folder_lead_round_no_loop_and_name_no_file_twice(tmp_path):
 
 
 def test_a_notebook_is_no_text(tmp_path):
-    """Its JSON and the pictures that it spells out are nothing to learn; in a folder it is left out."""
+    """A model should not learn its JSON and encoded pictures; in a folder it is skipped."""
     (tmp_path / "a.ipynb").write_text('{"cells": []}')
     with pytest.raises(ValueError, match=r"found the notebook .*a\.ipynb \(export it as Markdown\)"):
         expand_inputs(tmp_path / "a.ipynb")

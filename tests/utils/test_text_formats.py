@@ -1,4 +1,4 @@
-"""Behaviour of the unpackers: bounded, and one line for a file that is not what its name says."""
+"""Decompression is bounded, and a file that is not what its name says gets one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _read(path: Path) -> str:
 
 @pytest.mark.parametrize("damage", ["cut", "cut in its head", "flipped", "not zstd", "garbage behind"])
 def test_a_damaged_zstd_file_is_named(tmp_path: Path, damage: str) -> None:
-    """A file that is cut off, altered, none at all or followed by something else is an error, not the text's end."""
+    """A file that is cut off, altered, in another format or followed by other data is an error, not the text's end."""
     data = zstd(os.urandom(5000) + bytes(5000))
     flipped = data[:2] + bytes([data[2] ^ 255]) + data[3:]
     content = {
@@ -36,7 +36,7 @@ def test_a_damaged_zstd_file_is_named(tmp_path: Path, damage: str) -> None:
 
 
 def test_zstd_with_a_huge_window_is_refused(tmp_path: Path) -> None:
-    """A frame that asks for a window of gigabytes gets none; it is not called damaged, and the way out is named."""
+    """A frame that asks for a window of gigabytes is refused; it is not called damaged, and the error says why."""
     (tmp_path / "a.zst").write_bytes(bytes.fromhex("28b52ffd00a800010000"))
     message = (
         r"a\.zst: expected a Zstandard window of at most 128 MiB, found a wider one, here 2,048 MiB \(.*zstd --long"
@@ -48,7 +48,7 @@ def test_zstd_with_a_huge_window_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "broken footer", "not parquet", "empty"])
 def test_a_damaged_parquet_file_is_named(tmp_path: Path, damage: str) -> None:
-    """A file without its end, with a broken one, or without a beginning is one line."""
+    """A file without its end, with a broken end, or without a beginning gets one line."""
     data = parquet_bytes({"text": ["some text"] * 100})
     content = {
         "cut": data[:-9],
@@ -75,7 +75,7 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path, damage: str) -> None:
 def test_a_column_or_row_that_cannot_be_is_named(
     tmp_path: Path, columns: dict[str, list[object]], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A missing column, another type, a row without text and one without end are errors that say where."""
+    """A missing column, another type, a row without text and an endless row are errors that say where."""
     monkeypatch.setattr(text_formats, "MAX_ROW_BYTES", 20)
     with pytest.raises(ValueError, match=r"a\.parquet: " + message):
         _read(write_parquet(tmp_path / "a.parquet", columns))
@@ -91,7 +91,7 @@ def test_parquet_reads_alike_however_it_was_written(tmp_path: Path, compression:
 
 
 def test_a_parquet_column_may_be_of_any_kind_of_text(tmp_path: Path) -> None:
-    """Long offsets and dictionaries hold text as well."""
+    """Columns with long offsets or dictionaries hold text, too."""
     import pyarrow
 
     rows = ["one", "two", "one"]
@@ -115,6 +115,37 @@ def test_a_missing_library_is_one_line_that_says_how_to_get_it(
 
 def test_an_error_of_the_disk_is_not_called_damage(tmp_path: Path) -> None:
     """An error with a number comes from the system, and is passed on as it is."""
-    with pytest.raises(OSError, match="Input/output") as caught, text_formats.damage_named(tmp_path / "a.zst"):
+    path = tmp_path / "a.zst"
+    with (
+        pytest.raises(OSError, match="Input/output") as caught,
+        text_formats.damage_named(path, text_formats.format_of(path)),
+    ):
         raise OSError(5, "Input/output error")
     assert caught.value.errno == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "compression", "is_plain"),
+    [
+        ("a.txt", "text", None, True),
+        ("a", "text", None, True),
+        ("A.TXT.GZ", "text", "gzip", False),
+        ("a.zst", "text", "Zstandard", False),
+        ("a.jsonl", "JSON lines", None, False),
+        ("a.NDJSON.zst", "JSON lines", "Zstandard", False),
+        ("a.json.gz", "JSON lines", "gzip", False),
+        ("a.parquet", "Parquet", None, False),
+    ],
+)
+def test_a_name_says_its_format_once(name: str, layout: str, compression: str | None, is_plain: bool) -> None:
+    """Layout, compression and what follows from them are answers of one object, whatever the case of the letters."""
+    form = text_formats.format_of(Path(name))
+    assert (form.layout, form.compression, form.is_plain, form.refusal) == (layout, compression, is_plain, "")
+    assert form.holds_rows == (layout != "text")
+    assert form.packing == ("Parquet" if layout == "Parquet" else compression)
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz", "a.npy", "a.csv", "a.tsv.zst", "a.ipynb"])
+def test_a_name_that_is_not_read_says_what_to_do(name: str) -> None:
+    """The refusal has the place of the path in it."""
+    assert text_formats.format_of(Path(name)).refusal.format("PATH").count("PATH") == 1

@@ -1,4 +1,4 @@
-"""How threads wait: said once, before torch is there."""
+"""How threads wait is set once, before torch is imported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch):
-    """Begin with an environment that says nothing, and take back what the test says."""
+    """Begin with an environment without these variables, and undo what the test sets."""
     for name in NAMES:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -29,9 +29,9 @@ def nothing_said(monkeypatch):
         ({"OMP_WAIT_POLICY": "ACTIVE"}, ("ACTIVE", None)),
     ],
 )
-@pytest.mark.filterwarnings("ignore:wait_politely")  # torch is there, in tests
+@pytest.mark.filterwarnings("ignore:wait_politely")  # torch is imported, in tests
 def test_how_threads_wait_is_for_the_environment_to_say(given, expected, monkeypatch):
-    """Where it says nothing, they spin for a moment and then sleep."""
+    """If the environment says nothing, they spin for a moment and then sleep."""
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     wait_politely()
@@ -39,7 +39,7 @@ def test_how_threads_wait_is_for_the_environment_to_say(given, expected, monkeyp
 
 
 def test_before_torch_it_is_silent_and_after_it_warns():
-    """The name itself brings no torch; a program that calls it too late is told, once."""
+    """Importing the function does not import torch; a program that calls it too late gets one warning."""
     program = "import sys, transformerlm as t; t.wait_politely(); assert 'torch' not in sys.modules; t.wait_politely()"
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -47,4 +47,4 @@ def test_before_torch_it_is_silent_and_after_it_warns():
 
     with pytest.warns(UserWarning, match=r"torch is imported already.*torch\.set_num_threads\(1\)"):
         wait_politely()
-    wait_politely()  # the environment says it now
+    wait_politely()  # now the environment says it

@@ -1,4 +1,4 @@
-"""The checkpoints of a run as directories: their names, the newest whole one, and what is removed or set aside."""
+"""The checkpoints of a run as directories: naming, finding, pruning and setting them aside, `latest` and `best`."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def list_checkpoints(root: Path) -> list[Path]:
 
 
 def newest_whole(root: Path, *, warn: Callable[[str], None] = warnings.warn) -> Path | None:
-    """Return the newest checkpoint that passes `verify`, setting aside damaged newer ones; None: there is none.
+    """Return the newest checkpoint that passes `verify`, and set aside damaged newer ones; None: there is none.
 
-    Each damaged one is named with the one that is used instead.
+    A warning names each damaged checkpoint and the one that is used instead.
 
     Raises:
-        CheckpointFormatError: one is of another format, which is no damage.
-        CheckpointError: there are some, and all are damaged, or there were some; what is left stays where it is.
+        CheckpointFormatError: one has another format, which is not damage.
+        CheckpointError: all checkpoints are damaged, or there were some before and none is left; nothing is moved.
     """
     newest, damaged = _first_whole(list_checkpoints(root))
     if newest is None:
@@ -61,7 +61,7 @@ def newest_whole(root: Path, *, warn: Callable[[str], None] = warnings.warn) -> 
 
 
 def _tells_of_checkpoints(metrics: Path) -> bool:
-    """Whether a run's log says that it has saved some."""
+    """Return whether a run's log says that the run saved a checkpoint."""
     if not metrics.is_file():
         return False
     with metrics.open("rb") as lines:
@@ -69,7 +69,7 @@ def _tells_of_checkpoints(metrics: Path) -> bool:
 
 
 def _first_whole(directories: list[Path]) -> tuple[Path | None, list[tuple[Path, CheckpointError]]]:
-    """Return the first that passes `verify`, and those before it with their errors; another format is no damage."""
+    """Return the first that passes `verify`, and those before it with their errors; another format is not damage."""
     damaged: list[tuple[Path, CheckpointError]] = []
     for directory in directories:
         try:
@@ -87,7 +87,7 @@ def resolve(path: Path) -> Path:
     """Return the checkpoint directory that `path` names: itself, or the newest whole one of a run directory.
 
     `RUN/best` and `RUN/latest` are the run's `checkpoints/best` and `checkpoints/latest`. Damaged
-    checkpoints of a run are passed over with a warning; they stay where they are.
+    checkpoints of a run are skipped with a warning; they stay where they are.
 
     Raises:
         CheckpointError: there is none.
@@ -129,14 +129,14 @@ def _pointed_at(link: Path) -> Path:
 
 
 def _target(link: Path) -> str | None:
-    """Return the name that `latest` or `best` holds, a symbolic link or a file that stands for one."""
+    """Return the name that `latest` or `best` holds; each is a symbolic link, or a file in place of one."""
     if link.is_symlink():
         return os.readlink(link)
     return link.open("rb").read(_MAX_LINK_BYTES).decode("utf-8", "replace").strip() if link.is_file() else None
 
 
 def point(link: Path, target: Path) -> None:
-    """Make `link` point to `target`, a directory beside it: by a symbolic link, or else a file that holds its name."""
+    """Make `link` point to `target`, a directory beside it: as a symbolic link, or else a file that holds its name."""
     if link.is_dir() and not link.is_symlink():
         set_aside(link)
     temporary = link.with_name(f"{link.name}.tmp")
@@ -149,7 +149,7 @@ def point(link: Path, target: Path) -> None:
 
 
 def prune(root: Path, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints; the one that `best` points to stays."""
+    """Remove all but the `keep` newest checkpoints and the one that `best` points to."""
     best = _target(root / "best")
     for directory in list_checkpoints(root)[keep:]:
         if directory.name != best:
@@ -159,7 +159,7 @@ def prune(root: Path, keep: int) -> None:
 
 
 def set_aside(directory: Path) -> Path:
-    """Rename a damaged checkpoint to a free name that ends in `.bad`, so that it is neither used nor written over."""
+    """Rename a damaged checkpoint to a free name that ends in `.bad`, so that nothing uses or overwrites it."""
     for number in range(1, 10_000):
         target = directory.with_name(f"{directory.name}.bad{'' if number == 1 else number}")
         if not target.exists():
@@ -168,10 +168,10 @@ def set_aside(directory: Path) -> Path:
 
 
 def restore_links(root: Path) -> None:
-    """Make `latest` and `best` links again where a copy that followed links has left directories in their place.
+    """Turn `latest` and `best` back into links if a copy that followed links has left directories in their place.
 
-    Such a directory is a checkpoint like any other: it takes the place of its step's where that is missing or damaged,
-    and is removed where that is whole.
+    Such a directory is a checkpoint like any other. If the checkpoint of its step is missing or damaged, it takes that
+    place; if that checkpoint is whole, the directory is removed.
     """
     for link in (root / name for name in _LINKS):
         if link.is_symlink() or not link.is_dir():
@@ -193,7 +193,7 @@ def restore_links(root: Path) -> None:
 
 
 def remove_leftovers(root: Path) -> None:
-    """Remove what a killed save or clean-up has left below `root`."""
+    """Remove what a killed save or clean-up left below `root`."""
     for path in root.glob("*.tmp*"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

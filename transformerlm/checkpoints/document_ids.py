@@ -1,8 +1,8 @@
 """The ids at which a model's documents begin and end: a fact of its data, which its checkpoint keeps.
 
-make-data writes its separator into a token file's sidecar, a run takes it from there into `state.json`, and an import
-takes it from the files of the model. Whoever generates, evaluates or exports asks `ids_of_checkpoint`, and only where
-nobody has said it, in files of older versions, is it guessed.
+make-data writes its separator into a token file's sidecar, a run copies it from there into `state.json`, and an import
+takes it from the files of the model. Code that generates, evaluates or exports asks `ids_of_checkpoint`, which guesses
+only if the checkpoint is of an older version, which recorded none.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from config.special_tokens import END_OF_TEXT
+from transformerlm.checkpoints.validation import CheckpointError, read_state
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer.tokenizer import Tokenizer
 
 KEY = "document_ids"
 """Its place in `state.json`."""
-END_OF_TEXT = "<|endoftext|>"
 
 
 @dataclass(frozen=True)
 class DocumentIds:
-    """The id before a document, those of which each ends one, and the one that fills up a batch; None: there is none.
+    """The id before a document, the ids that end one, and the id that pads a batch; None: there is none.
 
-    Data made by transformerlm-make-data has one id for the first two: the separator stands between documents. With
-    `starts_texts` the model has seen no text, not even a part of one, without `bos_token_id` before it.
+    Data made by transformerlm-make-data has one id for the first two: the separator between documents. With
+    `starts_texts` the model never saw text, not even a part of one, without `bos_token_id` before it.
     """
 
     bos_token_id: int | None = None
@@ -40,12 +41,12 @@ class DocumentIds:
 
     @property
     def eos_token_id(self) -> int | None:
-        """The first id that ends a document, for formats that have room for one."""
+        """The first id that ends a document, for formats with room for only one."""
         return next(iter(self.eos_token_ids), None)
 
     @property
     def start_id(self) -> int | None:
-        """The id that stands before a document: as good as the beginning is the end of the one before."""
+        """The id before a document: without one that begins it, the id that ends the document before it will do."""
         return self.eos_token_id if self.bos_token_id is None else self.bos_token_id
 
     def separator(self, tokenizer: Tokenizer) -> str | None:
@@ -63,19 +64,16 @@ class DocumentIds:
 
 
 def ids_of_checkpoint(directory: Path, tokenizer: Tokenizer) -> DocumentIds:
-    """Return what the checkpoint says, or else the guess of `guess_ids`.
+    """Return the ids that the checkpoint records, or else those that `guess_ids` guesses.
 
     Raises:
-        CheckpointError: `state.json` is missing or damaged, or what it holds are no ids.
+        CheckpointError: `state.json` is missing or damaged, or what it holds is not ids.
     """
     return recorded_ids(directory) or guess_ids(tokenizer, where=f"{directory}: ")
 
 
 def recorded_ids(directory: Path) -> DocumentIds | None:
-    """Return what the checkpoint says; None: nothing, as those of older versions. Raises as `ids_of_checkpoint`."""
-    # Here, because a checkpoint has a configuration, and ids by themselves need none of its libraries.
-    from transformerlm.checkpoints.validation import CheckpointError, read_state
-
+    """Return the ids that the checkpoint records; None: none, as in older versions. Raises as `ids_of_checkpoint`."""
     found = read_state(directory).get(KEY)
     if found is None:
         return None
@@ -91,10 +89,10 @@ def recorded_ids(directory: Path) -> DocumentIds | None:
 
 
 def ids_of_data(dataset: TokenDataset, tokenizer: Tokenizer) -> DocumentIds | None:
-    """Return the ids of the separator that a token file's sidecar names; None: it names none, as the first ones.
+    """Return the ids of the separator that a token file's sidecar names; None: it names none, as the first ones did.
 
     Raises:
-        ValueError: its separator is no special token of the tokenizer.
+        ValueError: its separator is not a special token of the tokenizer.
     """
     facts = dataset.metadata
     if "separator" not in facts:

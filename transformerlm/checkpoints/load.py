@@ -53,14 +53,14 @@ def load_model(
     with as_checkpoint_error():
         check_size(directory / "model.safetensors", count_parameters(settings))
     model = TransformerLM(settings, device="meta")
-    # As `to_empty`, which imports a second's worth of modules first.
+    # This is what `to_empty` does, which first imports modules for a second.
     model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))  # type: ignore[no-untyped-call]
     load_weights(model, directory)
     return model.to(device=device, dtype=dtype).eval()
 
 
 def load_weights(model: nn.Module, directory: Path) -> None:
-    """Copy the checkpoint's weights into `model`; names and shapes must be the same."""
+    """Copy the checkpoint's weights into `model`, whose names and shapes must be the same."""
     path = directory / "model.safetensors"
     parameters = dict(model.named_parameters())
     with as_checkpoint_error():
@@ -76,7 +76,7 @@ def load_optimizer(optimizer: Optimizer, directory: Path, state: dict[str, Any])
     """Put the checkpoint's optimizer state into `optimizer`, which keeps its own settings (decay and so on).
 
     Raises:
-        CheckpointError: the state is not that of such an optimizer.
+        CheckpointError: the state does not fit the optimizer.
     """
     path = directory / "optimizer.safetensors"
     with as_checkpoint_error():

@@ -1,8 +1,8 @@
 """Model and optimizer states as tensors and JSON, without pickle: reading such a file never executes code from it.
 
-`save_training_state` and `load_training_state` keep a whole training state in one safetensors file. The two
-`optimizer_state_*` functions are the part that checkpoints of another layout share. Any torch optimizer whose state is
-tensors and plain values works.
+`save_training_state` and `load_training_state` keep a whole training state in one safetensors file. Checkpoints, which
+have another layout, share the two `optimizer_state_*` functions. Any torch optimizer whose state is tensors and plain
+values works.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _TENSOR = "__tensor__"
 def save_training_state(
     model: nn.Module, optimizer: Optimizer, iteration: int, out: str | os.PathLike[str] | IO[bytes]
 ) -> None:
-    """Write model, optimizer and iteration to a path or a binary file; a path is written beside and renamed."""
+    """Write model, optimizer and iteration to a path or a binary file; a file at a path appears whole."""
     optimizer_tensors, optimizer_json = optimizer_state_to_tensors(optimizer)
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors.items()}
     facts = {"format": FILE_FORMAT, "iteration": iteration, "optimizer": optimizer_json}
-    # One entry, because the library writes several in random order, and equal states should make equal files.
+    # One entry, because the library writes several in random order, and equal states should give equal files.
     data = save(_separate(tensors), {_FACTS: json.dumps(facts)})
     if not isinstance(out, str | os.PathLike):
         out.write(data)
@@ -45,7 +45,7 @@ def save_training_state(
 def load_training_state(src: str | os.PathLike[str] | IO[bytes], model: nn.Module, optimizer: Optimizer) -> int:
     """Load what `save_training_state` wrote into `model` and `optimizer`, and return the iteration.
 
-    Raises ValueError when the file is not of that format, and RuntimeError when it does not fit the model.
+    Raises ValueError if the file does not have that format, and RuntimeError if it does not fit the model.
     """
     data = Path(src).read_bytes() if isinstance(src, str | os.PathLike) else src.read()
     name = str(src) if isinstance(src, str | os.PathLike) else "training state"
@@ -68,7 +68,7 @@ def load_training_state(src: str | os.PathLike[str] | IO[bytes], model: nn.Modul
 
 
 def optimizer_state_to_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split `optimizer.state_dict()` into named tensors and a JSON-able dict that refers to them.
+    """Split `optimizer.state_dict()` into named tensors and a dict for JSON that refers to them.
 
     Tensors are named `state.{parameter}.{key}` and `param_groups.{group}.{key}`. Raises ValueError for a value that is
     neither a tensor nor plain.
@@ -89,7 +89,7 @@ def optimizer_state_to_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor],
 def optimizer_state_from_tensors(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> dict[str, Any]:
     """Return the state dict that `optimizer_state_to_tensors` split, for `optimizer.load_state_dict`.
 
-    Raises ValueError when a tensor is missing.
+    Raises ValueError if a tensor is missing.
     """
     state = {
         int(index): {key: _decode(value, tensors) for key, value in values.items()}
@@ -124,7 +124,7 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return contiguous CPU tensors of which no two share memory, as the file format demands."""
+    """Return contiguous CPU tensors, no two of which share memory, as the file format demands."""
     seen: set[int] = set()
     separate = {}
     for name, tensor in tensors.items():
@@ -136,7 +136,7 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read_facts(data: bytes) -> dict[str, Any]:
-    # The layout: the header's length in 8 bytes, then the header as JSON.
+    # The file begins with the header's length in 8 bytes, then the header as JSON.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     facts: dict[str, Any] = json.loads(header.get("__metadata__", {}).get(_FACTS, "{}"))
     return facts

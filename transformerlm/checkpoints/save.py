@@ -1,12 +1,12 @@
-"""Writing a checkpoint: a directory that is whole or not there, holds no pickle, and needs nothing but itself.
+"""Writing a checkpoint: a directory that is whole or does not exist, holds no pickle, and needs no other file.
 
     checkpoints/step-00001000/  model.safetensors  optimizer.safetensors  state.json  config.toml  tokenizer/
-    checkpoints/latest, best    links to one of them, for people; the code goes by the step in the name
+    checkpoints/latest, best    links to one of them, for people; the code looks at the step in the name
 
-A checkpoint is written beside its place under a name that contains `.tmp`; its files are flushed to disk, then the
-directory is renamed, then its parent is flushed, then every file is read back. Only then is it announced, and only then
-are older ones removed. `state.json` holds the sha256 of every other file and of its own values; a directory that fails
-the check is set aside as `.bad`.
+A checkpoint is written beside its place under a name that contains `.tmp`. Its files are flushed to disk, then the
+directory is renamed, then its parent is flushed, then every file is read back. Only after that is the checkpoint
+announced, and only after that are older ones removed. `state.json` holds the sha256 of every other file and of its own
+values; a directory that fails the check is set aside as `.bad`.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from torch.optim import Optimizer
 
 from transformerlm.checkpoints.directory import list_checkpoints, point, set_aside, step_name
 from transformerlm.checkpoints.optimizer_state import optimizer_state_to_tensors
-from transformerlm.checkpoints.validation import FORMAT, CheckpointError, file_names, file_sha256, verify
+from transformerlm.checkpoints.validation import FORMAT, CheckpointError, file_names, verify
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils import files
+from transformerlm.utils.files import file_sha256
 from transformerlm.utils.json_files import values_sha256
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a training run puts into a checkpoint, besides the step."""
+    """What a training run puts into a checkpoint besides the step."""
 
     model: nn.Module
     optimizer: Optimizer
-    tokenizer: Tokenizer | None  # none: of a model that was imported without one
+    tokenizer: Tokenizer | None  # None: the model was imported without one
     config_toml: str
     state: dict[str, Any]
 
@@ -45,39 +46,27 @@ def save_checkpoint(root: Path, step: int, snapshot: Snapshot) -> Path:
     """Write the checkpoint of `step` below `root` and return its directory, durable and read back.
 
     Raises:
-        OSError: the disk is full, not writable, or does not give back what was written; nothing that looks whole is
-            left behind.
+        OSError: the disk is full, not writable, or does not return what was written; nothing that looks whole is left.
     """
-    root.mkdir(parents=True, exist_ok=True)
     final = root / step_name(step)
-    temporary = root / f"{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        temporary.mkdir()
-        _write_files(temporary, step, snapshot)
-        files.sync_tree(temporary)
-        if final.exists():
-            set_aside(final)
-        temporary.rename(final)
-        for directory in (root, *root.parents[:2]):  # the run's directory may be new, too
-            files.sync(directory)
+        with files.whole_directory(final, displace=set_aside) as directory:
+            _write_files(directory, step, snapshot)
+        for parent in root.parents[:2]:  # the run's directory may be new, too
+            files.sync(parent)
     except (SafetensorError, OSError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
         older = "older checkpoints are whole; " if list_checkpoints(root) else ""
         raise OSError(
             f"{final}: cannot be written: {reason}; {older}free some space and start the same command again"
         ) from None
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     _read_back(final)
     point(root / "latest", final)
     return final
 
 
 def _read_back(directory: Path) -> None:
-    """Compare what the disk holds with the sha256 of what was written, and set the checkpoint aside if it differs."""
+    """Compare what is on the disk with the sha256 of what was written; set the checkpoint aside if they differ."""
     for name in file_names(directory):
         files.forget_cached(directory / name)
     try:
@@ -97,7 +86,7 @@ def _write_files(directory: Path, step: int, snapshot: Snapshot) -> None:
         {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, directory / "optimizer.safetensors"
     )
     (directory / "config.toml").write_text(snapshot.config_toml, encoding="utf-8")
-    for name in ("model.safetensors", "optimizer.safetensors"):  # the library leaves them to their owner alone
+    for name in ("model.safetensors", "optimizer.safetensors"):  # the library makes them readable for their owner only
         shutil.copymode(directory / "config.toml", directory / name)
     if snapshot.tokenizer is not None:
         snapshot.tokenizer.save(directory / "tokenizer")
@@ -113,5 +102,5 @@ def _write_files(directory: Path, step: int, snapshot: Snapshot) -> None:
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return each parameter once: a tied output head is rebuilt from the embedding on loading."""
+    """Return each parameter once: loading rebuilds a tied output head from the embedding."""
     return {name: parameter.detach().contiguous().cpu() for name, parameter in model.named_parameters()}

@@ -1,13 +1,12 @@
-"""What a checkpoint from a stranger must satisfy before a tensor of it is allocated or a path of it is opened.
+"""What a checkpoint from a stranger must satisfy before one of its tensors is allocated or one of its paths is opened.
 
-A sha256 that the checkpoint brings along shows damage, not intent: whoever wrote the files wrote the sums. So the
-header of a `.safetensors` file is held against the file's real size and against the model before the model is built,
-and no file may be a link that leads out of the checkpoint.
+The sha256 sums in a checkpoint show damage, not intent: whoever wrote the files wrote the sums. So the header of a
+`.safetensors` file is compared with the file's real size and with the model before the model is built, and no file may
+be a link that leads out of the checkpoint.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from transformerlm.utils.files import file_sha256
 from transformerlm.utils.json_files import parse_json_object, read_json_object, values_sha256
 
 FORMAT = 1
@@ -47,18 +47,18 @@ _STATE_TYPES: dict[str, tuple[type, ...]] = {
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, or of another format."""
+    """A checkpoint that is missing, damaged, or in another format."""
 
 
 class CheckpointFormatError(CheckpointError):
-    """A checkpoint that another version has written; it may well be whole."""
+    """A checkpoint that another version wrote; it may well be whole."""
 
 
 def read_state(directory: Path) -> dict[str, Any]:
     """Return the contents of a checkpoint's `state.json`.
 
     Raises:
-        CheckpointError: it is missing, not JSON, or of another format.
+        CheckpointError: it is missing, not JSON, or in another format.
     """
     path = directory / "state.json"
     try:
@@ -106,17 +106,17 @@ def verify(directory: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TensorFacts:
-    """What a safetensors header says of one tensor."""
+    """What a safetensors header says about one tensor."""
 
     dtype: str
     shape: tuple[int, ...]
 
 
 def check_contained(directory: Path) -> None:
-    """Refuse a checkpoint that is a link, or holds one that leads out of it.
+    """Refuse a checkpoint that is a link, or that holds a link leading out of it.
 
     Raises:
-        ValueError: it does.
+        ValueError: it is, or does.
     """
     if directory.is_symlink():
         raise ValueError(f"{directory}: expected a directory, found a link (name the directory itself)")
@@ -127,10 +127,10 @@ def check_contained(directory: Path) -> None:
 
 
 def check_state_types(state: Mapping[str, Any]) -> None:
-    """Refuse a `state.json` whose values are not of the kind that their names say.
+    """Refuse a `state.json` whose values do not have the types of their keys.
 
     Raises:
-        ValueError: one is not; names the key.
+        ValueError: a value has another type; the message names its key.
     """
     for key, kinds in _STATE_TYPES.items():
         if key in state and (
@@ -144,10 +144,10 @@ def check_state_types(state: Mapping[str, Any]) -> None:
 
 
 def read_header(path: Path) -> dict[str, TensorFacts]:
-    """Return what the header of a `.safetensors` file says, held against the file's size; no tensor is read.
+    """Return what the header of a `.safetensors` file says, checked against the file's size; no tensor is read.
 
     Raises:
-        ValueError: a length, an offset or a shape that the file does not bear out, overlapping tensors, or gaps.
+        ValueError: a length, an offset or a shape that contradicts the file, overlapping tensors, or gaps.
         OSError: the file cannot be read.
     """
     size = path.stat().st_size
@@ -189,7 +189,7 @@ def check_weights(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse a weights file whose header does not list exactly these tensors in fp32; no tensor is read.
 
     Raises:
-        ValueError: a tensor is missing, unknown, of another shape, or of another dtype.
+        ValueError: a tensor is missing or unknown, or has another shape or dtype.
     """
     found = read_header(path)
     if found.keys() != shapes.keys():
@@ -203,7 +203,7 @@ def check_weights(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def check_size(path: Path, num_parameters: int) -> None:
-    """Refuse a weights file that does not hold so many numbers, before a model of that size is built.
+    """Refuse a weights file that does not hold `num_parameters` numbers, before a model of that size is built.
 
     Raises:
         ValueError: it holds more or fewer.
@@ -220,7 +220,7 @@ def check_finite(tensors: Mapping[str, Tensor], directory: Path) -> None:
     """Refuse tensors that hold NaN or infinity.
 
     Raises:
-        ValueError: names the first that does.
+        ValueError: one does; the message names the first.
     """
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -228,10 +228,10 @@ def check_finite(tensors: Mapping[str, Tensor], directory: Path) -> None:
 
 
 def check_optimizer_state(state_dict: Mapping[str, Any], optimizer: Optimizer) -> None:
-    """Refuse an optimizer's state whose tensors are neither single numbers nor of the shape of their parameter.
+    """Refuse an optimizer's state with a tensor that is neither a single number nor has the shape of its parameter.
 
     Raises:
-        ValueError: one is, or belongs to no parameter.
+        ValueError: there is such a tensor, or one that belongs to no parameter.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, values in state_dict["state"].items():
@@ -245,7 +245,7 @@ def check_optimizer_state(state_dict: Mapping[str, Any], optimizer: Optimizer) -
 
 @contextmanager
 def as_checkpoint_error(prefix: str = "") -> Iterator[None]:
-    """Say of whatever a stranger's file makes go wrong that the checkpoint is at fault."""
+    """Turn any error that a stranger's file causes into a CheckpointError."""
     try:
         yield
     except CheckpointError:
@@ -261,9 +261,3 @@ def as_checkpoint_error(prefix: str = "") -> Iterator[None]:
 def file_names(directory: Path) -> Iterator[str]:
     """Yield the name of each file in a checkpoint, relative to it, in order."""
     return (path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*")) if path.is_file())
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Data parallelism applied from outside: the model, the loss and the optimizer know nothing of it."""
+"""Data parallelism applied from outside: the model, the loss and the optimizer do not know about it."""
 
 from __future__ import annotations
 

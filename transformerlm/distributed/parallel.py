@@ -1,8 +1,8 @@
-"""Data parallelism over the ranks that `torchrun` starts, as a handful of calls around a training step.
+"""Data parallelism over the ranks that `torchrun` starts: a handful of calls around a training step.
 
 Each rank holds the whole model and its own rows of the batch. After backward the gradients are averaged, weighted by
-tokens, so that every rank takes the step a single process would take with the whole batch. Nothing here knows a model:
-it sees tensors. In a world of one, every call is free and touches nothing.
+tokens, so that every rank takes the step that a single process would take with the whole batch. The code here knows
+tensors, not models. In a world of one, every call returns at once and changes nothing.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class World:
 
     @property
     def is_distributed(self) -> bool:
-        """Whether there is anybody else."""
+        """Whether the run has more than one rank."""
         return self.world_size > 1
 
 
 def init_from_env() -> World:
-    """Join the ranks that `torchrun` describes in the environment; a world of one where RANK is not set.
+    """Join the ranks that `torchrun` describes in the environment; without RANK, return a world of one.
 
-    On CUDA machines each rank takes the device of its LOCAL_RANK, and nccl for what is on it; else gloo. Raises
-    ValueError when the environment describes the ranks only in part, or there is no such device.
+    On CUDA machines each rank uses the device of its LOCAL_RANK, and nccl for tensors on it; otherwise gloo. Raises
+    ValueError if the environment describes the ranks only in part, or if there is no such device.
     """
     if "RANK" not in os.environ:
         return World()
@@ -54,14 +54,14 @@ def init_from_env() -> World:
             )
         torch.cuda.set_device(local_rank)
     if not dist.is_initialized():
-        # The host's own numbers go by gloo even then, so that they wait for no device.
+        # Numbers on the host go through gloo even then, so that they wait for no device.
         backend, device = ("cpu:gloo,cuda:nccl", torch.device("cuda", local_rank)) if cuda else ("gloo", None)
         dist.init_process_group(backend, device_id=device)
     return World(rank, local_rank, world_size)
 
 
 def is_main(world: World) -> bool:
-    """Whether this rank is the one that logs and saves."""
+    """Return whether this rank is the one that logs and saves."""
     return world.rank == 0
 
 
@@ -76,9 +76,9 @@ def broadcast_parameters(model: nn.Module, world: World) -> None:
 def average_gradients(parameters: Iterable[nn.Parameter], world: World, *, share: float | Tensor) -> None:
     """Replace each rank's gradients, in place, by the sum over the ranks of gradients times `share`.
 
-    With gradients of a mean loss, and this rank's share of all ranks' tokens, the result is the gradient of the mean
-    over all of them. A parameter that has no gradient on this rank takes part with zeros, so every rank must pass the
-    same parameters in the same order. Nothing waits for the device.
+    If the gradients are those of a mean loss, and `share` is this rank's share of all ranks' tokens, the result is the
+    gradient of the mean over all tokens. A parameter without a gradient on this rank counts as zeros, so every rank
+    must pass the same parameters in the same order. No call waits for the device.
     """
     if not world.is_distributed:
         return
@@ -96,7 +96,7 @@ def average_gradients(parameters: Iterable[nn.Parameter], world: World, *, share
 
 
 def all_reduce_sum(tensor: Tensor, world: World) -> Tensor:
-    """Return the sum of the tensor over the ranks; the argument is left as it is."""
+    """Return the sum of the tensor over the ranks; the argument is not changed."""
     if not world.is_distributed:
         return tensor
     summed = tensor.detach().clone()
@@ -105,7 +105,7 @@ def all_reduce_sum(tensor: Tensor, world: World) -> Tensor:
 
 
 def all_reduce_min(number: int, world: World) -> int:
-    """Return the least of the ranks' numbers."""
+    """Return the smallest of the ranks' numbers."""
     if not world.is_distributed:
         return number
     least = torch.tensor(number)
@@ -114,7 +114,7 @@ def all_reduce_min(number: int, world: World) -> int:
 
 
 def barrier(world: World) -> None:
-    """Wait until every rank is here."""
+    """Wait until every rank gets here."""
     if world.is_distributed:
         dist.barrier()
 

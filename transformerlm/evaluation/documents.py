@@ -1,8 +1,8 @@
 """What is evaluated: documents as ids, with the true UTF-8 bytes of each, from text files or from a token file.
 
-Documents are those of make-data: plain text is cut at the separator and at the end of a file; a row of JSON lines or
-Parquet is one, in which special tokens are plain text unless asked for; those without text are left out. So it does not
-matter how a text is dealt out to files.
+Documents are those of make-data: plain text is cut at the separator and at the end of a file. A row of JSON lines or
+Parquet is one document, whose special tokens are plain text unless asked for. Documents without text are omitted. So
+it does not matter how a text is split into files.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from config.special_tokens import END_OF_TEXT
 from transformerlm.checkpoints.document_ids import DocumentIds, ids_of_data
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, safe_pieces
@@ -24,26 +25,25 @@ from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.strings import check_is_no_string, whole_characters
 from transformerlm.utils.text_files import ReadStats, expand_inputs, holds_rows, read_text
 
-DEFAULT_SEPARATOR = "<|endoftext|>"
 _PIECE_CHARS = 1 << 20
 
 Array = npt.NDArray[Any]
 
 
 class PlainText(str):
-    """A text in which nothing is a special token, whatever it spells."""
+    """Text without special tokens, whatever it spells."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True)
 class Documents:
-    """Documents one behind the other.
+    """Documents one after the other.
 
-    `ids` `(tokens,)` leaves separators out; document i ends at `ends[i]` and has `num_bytes[i]` bytes, both
-    `(documents,)`. `separator_id` ends a document in a stream of several, and is None where there is no such token;
-    `start_id` stands before a document that is read by itself: the separator, unless the model knows another.
-    `id_bytes` `(ids of the tokenizer,)` are the bytes behind each id, to count those of a part of a document.
+    `ids` `(tokens,)` has no separators; document i ends at `ends[i]` and has `num_bytes[i]` bytes, both `(documents,)`.
+    `separator_id` ends a document in a stream of several, and is None if there is no such token. `start_id` goes before
+    a document that is read by itself: the separator, unless the model knows another. `id_bytes` `(ids of the
+    tokenizer,)` are the bytes that each id stands for, to count those of a part of a document.
     """
 
     ids: Array
@@ -61,16 +61,16 @@ class Documents:
         return len(self.ends)
 
     def take(self, numbers: Array) -> Documents:
-        """Return the documents of these numbers `(some,)`, in the order that they have here."""
-        chosen = np.zeros(len(self), dtype=np.bool_)
+        """Return the documents with these numbers `(some,)`, in their order here."""
+        chosen = np.zeros(len(self), dtype=np.bool_)  # (documents,)
         chosen[numbers] = True
-        sizes = np.diff(self.ends, prepend=0)
-        ids = self.ids[np.repeat(chosen, sizes)]
+        sizes = np.diff(self.ends, prepend=0)  # (documents,), tokens of each
+        ids = self.ids[np.repeat(chosen, sizes)]  # the choice once per token: (tokens,)
         return replace(self, ids=ids, ends=np.cumsum(sizes[chosen]), num_bytes=self.num_bytes[chosen])
 
 
 def draw(num: int, of: int, *, seed: int) -> Array:
-    """Return the numbers of at most `num` of so many documents, drawn by chance and in their order."""
+    """Return the numbers of at most `num` of `of` documents, drawn at random and sorted."""
     drawn = np.random.default_rng(seed).choice(of, size=min(num, of), replace=False)
     return np.sort(drawn)
 
@@ -78,7 +78,7 @@ def draw(num: int, of: int, *, seed: int) -> Array:
 def read_documents(
     inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
-    separator: str = DEFAULT_SEPARATOR,
+    separator: str = END_OF_TEXT,
     text_field: str = "text",
     allow_special: bool = False,
     stats: ReadStats | None = None,
@@ -88,7 +88,7 @@ def read_documents(
     The rows of JSON lines and Parquet are `PlainText` unless `allow_special` is given.
 
     Raises:
-        ValueError: a file that is no text, or no document with text at all.
+        ValueError: a file that is not text, or no document with text at all.
         FileNotFoundError: a name or glob without a match.
     """
     paths = expand_inputs(inputs)
@@ -108,7 +108,7 @@ def read_documents(
 def _documents_of(path: Path, separator: str, text_field: str, stats: ReadStats | None) -> Iterator[str]:
     blocks = read_text(path, text_field=text_field, stats=stats)
     unfinished: list[str] = []
-    # A piece does not end inside of a separator.
+    # A piece does not end inside a separator.
     for piece in safe_pieces(blocks, SpecialTokenSplitter([separator]), size=_PIECE_CHARS, where=str(path)):
         *ended, rest = piece.text.split(separator)
         for text in ended:
@@ -124,12 +124,12 @@ def encode_documents(
     texts: Sequence[str],
     tokenizer: Tokenizer,
     *,
-    separator: str = DEFAULT_SEPARATOR,
+    separator: str = END_OF_TEXT,
     document_ids: DocumentIds | None = None,
 ) -> Documents:
-    """Return the ids of each text, special tokens recognised except in `PlainText`; bytes are counted from the text.
+    """Return the ids of each text; special tokens are recognised except in `PlainText`, and bytes are the text's own.
 
-    The documents begin and end with the model's `document_ids`, or, without them, with the separator's.
+    The documents begin and end with the model's `document_ids`, or, without them, with the separator's id.
     """
     check_is_no_string(texts, "texts")
     parts, part_ends = [np.empty(0, dtype=np.uint16)], [np.zeros(1, dtype=np.int64)]
@@ -151,8 +151,8 @@ def open_token_file(path: str | Path, tokenizer: Tokenizer) -> Documents:
     """Return the documents of a token file; a document's bytes are those of its tokens.
 
     Raises:
-        FileNotFoundError: the file or its sidecar is not there.
-        ValueError: it was made with another tokenizer, has changed since it was made, or holds no document.
+        FileNotFoundError: the file or its sidecar is missing.
+        ValueError: it was made with another tokenizer, has changed since, or holds no document.
     """
     dataset = TokenDataset(path)
     if dataset.tokenizer_sha256 != tokenizer.fingerprint():
@@ -166,15 +166,16 @@ def open_token_file(path: str | Path, tokenizer: Tokenizer) -> Documents:
             f"{path}: expected ids below {tokenizer.vocab_size}, found {dataset.max_id()}; run transformerlm-make-data"
         )
     known = ids_of_data(dataset, tokenizer)
-    separator_id = tokenizer.special_token_ids.get(DEFAULT_SEPARATOR) if known is None else known.eos_token_id
+    separator_id = tokenizer.special_token_ids.get(END_OF_TEXT) if known is None else known.eos_token_id
     return _split(np.asarray(dataset.tokens), separator_id, tokenizer, path)
 
 
 def _split(tokens: Array, separator_id: int | None, tokenizer: Tokenizer, path: str | Path) -> Documents:
-    is_separator = tokens == (-1 if separator_id is None else separator_id)
+    is_separator = tokens == (-1 if separator_id is None else separator_id)  # (tokens,)
     ids = tokens[~is_separator]
     places = np.flatnonzero(is_separator)
-    ends = np.unique(np.r_[places - np.arange(len(places)), len(ids)])  # once where separators follow each other
+    # Without separators, separator i is i places further to the left; neighbours give the same end, which counts once.
+    ends = np.unique(np.r_[places - np.arange(len(places)), len(ids)])
     ends = ends[ends > 0]
     if not len(ends):
         raise ValueError(f"{path}: expected documents, found none")

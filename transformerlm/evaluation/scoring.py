@@ -1,17 +1,17 @@
 """How many nats a model needs for each document: windows over streams of ids, in batches.
 
 A stream is read through windows of at most `context_length` ids that begin `stride` ids apart. Each window predicts
-the ids behind its own; those that an earlier window has predicted are not scored again. So each id is scored once,
-after all that stands before it or at least `context_length - stride` ids of that. `stride = 1` gives every id the
-fullest context, `stride = context_length` reads each id once, as validation in training does.
+the id after each of its own; an id that an earlier window predicted is not scored again. So each id is scored once,
+given everything before it, or at least the last `context_length - stride` ids. `stride = 1` gives every id the longest
+context, `stride = context_length` reads each id once, as validation in training does.
 
-In mode "documents" each document is a stream, with the id in front at which documents start. In mode "sliding" there is
-one stream of all documents, with a separator before the first and after each, as in a token file: context reaches into
-the documents before, and separators are scored with the document that they end. Where there is no such id, nothing
-stands in front of a stream; its first id then costs log(vocab_size) nats, that is, every id is as likely as another.
+In mode "documents" each document is a stream that begins with the id at which documents start. In mode "sliding" all
+documents are one stream, with a separator before the first and after each, as in a token file: context reaches into
+earlier documents, and a separator is scored with the document that it ends. If there is no such id, a stream begins
+with its own first id, which costs log(vocab_size) nats: every id is equally likely.
 
-A text may be longer than one wants to wait. `Scoring` goes through it batch by batch, in mode "documents" through the
-documents in an order of chance, so that what has been read so far stands for the whole.
+A text may take longer than anybody wants to wait. `Scoring` reads it batch by batch, in mode "documents" in random
+order, so that the part read so far represents the whole.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from transformerlm.models.functional import token_nats
 from transformerlm.models.transformer import TransformerLM
 
 Mode = Literal["documents", "sliding"]
-# Windows are sorted by length within so many batches: enough for batches of one length, few beside a long text.
+# Windows are sorted by length within this many batches: enough for batches of one length, few in a long text.
 _BATCHES_SORTED = 16
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What each document cost: nats, the tokens that were scored, and its UTF-8 bytes; each `(documents,)`."""
+    """What each document cost: nats, the number of scored tokens, and its UTF-8 bytes; each `(documents,)`."""
 
     nats: Array
     tokens: Array
@@ -47,7 +47,8 @@ class Scores:
 class Windowing:
     """How streams are read and computed.
 
-    `context_length` None is the model's; `stride` None is half of that. `progress` is told the ids scored and to score.
+    `context_length` None means the model's; `stride` None means half of that. `progress` is called with the number of
+    ids scored so far and in all.
     """
 
     context_length: int | None = None
@@ -74,9 +75,9 @@ class Windowing:
 
 
 class Windows(NamedTuple):
-    """Windows over streams that lie one behind the other, each array `(windows,)`.
+    """Windows over streams that follow each other, each array `(windows,)`.
 
-    A window reads the ids from `starts` to before `ends` and predicts the one behind each of them; the predictions from
+    A window reads the ids from `starts` to before `ends` and predicts the one after each of them; the predictions from
     `scored_from` on count.
     """
 
@@ -87,11 +88,12 @@ class Windows(NamedTuple):
 
 def cut_windows(lengths: Array, *, context_length: int, stride: int) -> Windows:
     """Return the windows over streams of these `lengths` `(streams,)`; a stream's first id is never predicted."""
-    targets = lengths - 1
+    targets = lengths - 1  # (streams,)
+    # Windows of each stream: one, and one more for each stride begun beyond the first context (-(-a // b) rounds up).
     counts = np.where(targets > 0, 1 + -(-np.maximum(targets - context_length, 0) // stride), 0)
-    stream = np.repeat(np.arange(len(lengths)), counts)
-    index = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    offsets = np.cumsum(lengths) - lengths
+    stream = np.repeat(np.arange(len(lengths)), counts)  # (windows,), whose window it is
+    index = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # (windows,), from 0 in each stream
+    offsets = np.cumsum(lengths) - lengths  # (streams,), where each begins
     starts = offsets[stream] + index * stride
     ends = np.minimum(starts + context_length, (offsets + targets)[stream])
     return Windows(starts, ends, np.where(index == 0, starts, starts + context_length - stride))
@@ -107,11 +109,11 @@ def score_windows(
     nats: Array | None = None,
     greedy: Array | None = None,
 ) -> Array:
-    """Return the nats of each of `ids` `(tokens,)`, fp64; 0, or what `nats` held, where no window predicts it.
+    """Return the nats of each of `ids` `(tokens,)`, fp64; 0, or what `nats` held, for those that no window predicts.
 
-    `greedy` `(tokens,)`, where it is given, is set to True for ids that were the likeliest, and False for others.
-    Windows of like length share a batch. A shorter one is filled up with the ids that happen to stand behind it, which
-    a causal model does not see before they are past what counts.
+    If `greedy` `(tokens,)` is given, it is set to True for ids that were the most likely, and False for others.
+    Windows of similar length share a batch. A shorter one is padded with the ids that happen to follow it: a causal
+    model sees them only after the positions that count.
     """
     nats = np.zeros(len(ids)) if nats is None else nats
     lengths = windows.ends - windows.starts
@@ -126,7 +128,7 @@ def score_windows(
         with windowing.autocast():
             logits = model(rows[:, :-1])
             losses = token_nats(logits, rows[:, 1:])
-        before = positions[:, :-1]
+        before = positions[:, :-1]  # (batch, length), the place before each predicted id
         scored = (before >= windows.scored_from[batch, None]) & (before < windows.ends[batch, None])
         nats[before[scored] + 1] = losses.cpu().numpy()[scored]
         if greedy is not None:
@@ -141,7 +143,7 @@ def score_continuations(
 ) -> list[tuple[float, bool]]:
     """Return for each (context, continuation) its log-likelihood in nats, and whether greedy decoding would give it.
 
-    Of a context that is too long the end is read. A continuation longer than the model's context is scored through
+    If a context is too long, only its end is read. A continuation longer than the model's context is scored through
     windows, each half a context further.
     """
     if not requests:
@@ -163,7 +165,7 @@ def score_continuations(
 def score_documents(
     model: TransformerLM, documents: Documents, *, mode: Mode, windowing: Windowing | None = None
 ) -> Scores:
-    """Return what each document costs a model, which is put into evaluation mode.
+    """Return what each document costs a model, and put the model into evaluation mode.
 
     Raises:
         ValueError: the windows do not fit the model, an id is beyond its vocabulary, or a loss is not finite.
@@ -175,9 +177,9 @@ def score_documents(
 
 
 class Scoring:
-    """The cost of documents for a model, which is put into evaluation mode, as far as they have been read.
+    """The cost of documents for a model, as far as they have been read; the model is put into evaluation mode.
 
-    With the same `seed` and number of documents two models read them in the same order.
+    With the same `seed` and number of documents, two models read them in the same order.
 
     Raises:
         ValueError: the windows do not fit the model, or an id is beyond its vocabulary.
@@ -210,13 +212,13 @@ class Scoring:
             self._counted[firsts] = False
         self._id_bytes = _bytes_of_ids(documents, model.vocab_size)
         self._totals = np.bincount(self._owners, weights=self._counted, minlength=len(documents))
-        self._sums = np.zeros((len(documents), 3))  # nats, tokens and bytes of what has been read
+        self._sums = np.zeros((len(documents), 3))  # nats, tokens and bytes of what has been read, of each document
         self._order = self._order_of_windows(len(lengths), seed, self._windowing.batch_size * context_length)
         self._done, self._tokens_done, self._num_tokens = 0, 0, int(self._totals.sum())
-        self._add(firsts[lengths == 1])  # which no window reads
+        self._add(firsts[lengths == 1])  # no window reads a stream of one id
 
     def _order_of_windows(self, num_streams: int, seed: int, batch_tokens: int) -> Array:
-        """Return the windows by stream, within some batches the longest first; those of a stream stay in order."""
+        """Return the windows stream by stream, sorted by length within some batches; a stream's stay in order."""
         order = np.arange(len(self._windows.starts))
         if num_streams > 1:  # each is a document
             turns = np.random.default_rng(seed).permutation(num_streams)
@@ -243,9 +245,10 @@ class Scoring:
         chosen = self._order[self._done : self._done + self._windowing.batch_size]
         windows = Windows(*(column[chosen] for column in self._windows))
         score_windows(self._model, self._ids, windows, self._windowing, nats=self._nats)
-        # The id at which a stream starts is predicted by no window, and counts with the first.
+        # No window predicts the first id of a stream; it counts with the stream's first window.
         begins = windows.scored_from + ~self._is_first[windows.starts]
         counts = windows.ends + 1 - begins
+        # The places of all windows' scored ids, one range after the other: (scored ids,)
         places = np.repeat(begins - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
         nats = self._nats[places]
         if not np.isfinite(nats).all():
@@ -261,14 +264,14 @@ class Scoring:
     def reached(self) -> Array:
         """Return how many bytes of each document have been read `(documents,)`.
 
-        Where the documents do not know the bytes of their ids, one that has not been read to its end counts as unread.
+        If the documents do not know the bytes of their ids, one that has not been read to its end counts as unread.
         """
         return np.where(self._sums[:, 1] == self._totals, self._documents.num_bytes, self._sums[:, 2]).astype(np.int64)
 
     def scores(self, reached: Array | None = None) -> Scores:
-        """Return what the documents cost that have been begun, each as far as it has been read.
+        """Return the costs of the documents that have been begun, each as far as it has been read.
 
-        `reached` `(documents,)` cuts them earlier, at so many bytes: where two models have both been, for one.
+        `reached` `(documents,)` cuts each earlier, at that many bytes: for example, where both of two models have been.
         """
         mine = self.reached()
         reached = mine if reached is None else reached
@@ -286,13 +289,13 @@ class Scoring:
 
 
 def scores_in_common(scorings: Sequence[Scoring]) -> list[Scores]:
-    """Return what the same documents cost each of several models, as far as all of them have come."""
+    """Return what the same documents cost each of several models, as far as all models have read."""
     reached = np.minimum.reduce([scoring.reached() for scoring in scorings])
     return [scoring.scores(reached) for scoring in scorings]
 
 
 def _bytes_of_ids(documents: Documents, vocab_size: int) -> Array:
-    """Return the bytes of text behind each id `(vocab_size,)`: none behind those that we put in."""
+    """Return the bytes of text that each id stands for `(vocab_size,)`: none for the ids that we insert."""
     num_bytes = np.zeros(vocab_size, dtype=np.int64)
     if documents.id_bytes is not None:
         num_bytes[: len(documents.id_bytes)] = documents.id_bytes

@@ -1,8 +1,8 @@
 """From the cost of each document to loss, perplexity and bits per byte, with bootstrap intervals over documents.
 
-The bootstrap (Efron, 1979) draws as many documents as there are, with replacement, again and again; the middle 95 % of
-the numbers that come out are the interval. It says what another sample of such documents might have given, and nothing
-of another training run. Documents are drawn, not tokens, as the tokens of a document go together.
+The bootstrap (Efron, 1979) repeatedly draws as many documents as there are, with replacement; the middle 95 % of the
+results are the interval. It says what another sample of such documents might have given, and nothing about another
+training run. Documents are drawn, not tokens, because the tokens of a document depend on each other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformerlm.evaluation.documents import Array
 from transformerlm.evaluation.scoring import Scores
 
 CONFIDENCE = 0.95
-FEW_DOCUMENTS = 20  # of fewer no interval is to be trusted
+FEW_DOCUMENTS = 20  # an interval from fewer cannot be trusted
 _NORMAL = 1.96  # standard errors to the ends of such an interval
 _DRAWS_AT_ONCE = 1 << 20
 
@@ -26,7 +26,7 @@ Metrics = dict[str, float | int | None]
 def summarize(scores: Scores, *, resamples: int = 1000, seed: int = 0) -> Metrics:
     """Return loss (nats a token), perplexity and bits per byte, each with the ends of its interval, and the sizes.
 
-    An interval's ends are None where there is a single document, or no resample.
+    An interval's ends are None for a single document, or without resamples.
     """
     table = _table(scores)
     values = _ratios(table.sum(axis=0))
@@ -44,7 +44,7 @@ def summarize(scores: Scores, *, resamples: int = 1000, seed: int = 0) -> Metric
 def compare(first: Scores, second: Scores, *, resamples: int = 1000, seed: int = 0) -> Metrics:
     """Return how many more bits per byte `second` needs than `first` on the same documents, with a paired interval.
 
-    Each resample takes the same documents for both, so what makes a document hard for both cancels out.
+    Each resample takes the same documents for both, so whatever makes a document hard for both cancels out.
 
     Raises:
         ValueError: the documents are not the same.
@@ -61,8 +61,8 @@ def compare(first: Scores, second: Scores, *, resamples: int = 1000, seed: int =
 def estimate(first: Scores, second: Scores | None = None) -> tuple[float, float | None]:
     """Return bits per byte, or how many more `second` needs than `first`, and half the width of the 95 % interval.
 
-    The width is that of the normal approximation for a ratio of sums (Cochran 1977, section 6.4), which takes no
-    resampling: it may be asked for again and again. It is None for fewer than two documents.
+    The width is that of the normal approximation for a ratio of sums (Cochran 1977, section 6.4). It needs no
+    resampling, so a caller may ask for it often. It is None for fewer than two documents.
     """
     total = float(first.num_bytes.sum())
     bits = (first.nats if second is None else second.nats - first.nats) / math.log(2)
@@ -106,5 +106,5 @@ def _interval(name: str, drawn: Array) -> Metrics:
 
 
 def _exp(loss: float) -> float | None:
-    """Return e to the loss; None where that overflows, as JSON has no infinity."""
+    """Return e to the loss, or None if that overflows, because JSON has no infinity."""
     return math.exp(loss) if loss < 700 else None

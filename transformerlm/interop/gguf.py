@@ -1,11 +1,11 @@
-"""GGUF: one file with weights and tokenizer, for llama.cpp and what builds on it.
+"""GGUF: one file with weights and tokenizer, for llama.cpp and the programs built on it.
 
-The tensors get llama.cpp's names. Of its architecture "llama" they stay as they are: there llama.cpp rotates pairs
-(2i, 2i+1) of a head's features, as we do. (Hugging Face's Llama rotates (i, i + d/2), so that converters from it must
-reorder the rows of q and k.) A model with norms of queries and keys is of its architecture "qwen3", where it rotates as
-Hugging Face does. Llama 3.1's scaling is the tensor `rope_freqs`, by which llama.cpp divides the frequencies. Vectors
-are always fp32. Matrices whose rows the blocks of 32 of q8_0 do not divide are fp16, as in
-llama.cpp's own converter.
+The tensors get llama.cpp's names. For its architecture "llama" their values are unchanged: there llama.cpp rotates
+pairs (2i, 2i+1) of a head's features, as we do. (Hugging Face's Llama rotates (i, i + d/2), so converters from it must
+reorder the rows of q and k.) A model with norms of queries and keys becomes its architecture "qwen3", where llama.cpp
+rotates as Hugging Face does. Llama 3.1's scaling is the tensor `rope_freqs`, by which llama.cpp divides the
+frequencies. Vectors are always fp32. With q8_0, a matrix whose rows are not a multiple of its blocks of 32 is fp16, as
+in llama.cpp's own converter.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from transformerlm.models.settings import ModelSettings
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.io import token_to_text
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.utils.files import check_free, sync, write_whole
+from transformerlm.utils.files import check_free, whole_file, write_whole
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 Dtype = Literal["fp32", "fp16", "bf16", "q8_0"]
 
-# The names of the weights' type and of the whole file's in the `gguf` package.
+# What the `gguf` package calls the type of the weights, and of the whole file.
 _TYPES: dict[Dtype, tuple[str, str]] = {
     "fp32": ("F32", "ALL_F32"),
     "fp16": ("F16", "MOSTLY_F16"),
@@ -68,12 +68,12 @@ def write_gguf(
 ) -> str:
     """Write a checkpoint as one file, which appears whole or not at all, and return a line about how it was verified.
 
-    A Modelfile beside it tells Ollama the context length and how the run draws its samples. Ids that the tokenizer does
-    not have are left out: `transformerlm-infer` never draws them either.
+    A Modelfile beside it tells Ollama the context length and how the run generates its samples. Ids that the tokenizer
+    does not have are omitted: `transformerlm-infer` never generates them either.
 
     Raises:
-        FileExistsError: it is there already, and `overwrite` is not set.
-        ValueError: the model is no Llama or Qwen3, llama.cpp has no such tokenizer, a weight is too large for
+        FileExistsError: it exists already, and `overwrite` is not set.
+        ValueError: the model is not a Llama or Qwen3, llama.cpp has no such tokenizer, a weight is too large for
             `dtype`, or the `gguf` package is missing.
         OSError: it cannot be written, or does not read back as it was written.
     """
@@ -94,12 +94,12 @@ def write_gguf(
 
 
 def modelfile_path(out: Path) -> Path:
-    """Return where the Modelfile of a GGUF file lies: `first.Modelfile` beside `first.gguf`."""
+    """Return the path of a GGUF file's Modelfile: `first.Modelfile` beside `first.gguf`."""
     return out.with_suffix(".Modelfile")
 
 
 def _modelfile(name: str, context_length: int, sampling: SamplingConfig | None) -> str:
-    """Return what Ollama needs to know: by default its context would be longer than what the model has seen."""
+    """Return what Ollama needs to know: its default context would be longer than any that the model has seen."""
     lines = [f"FROM ./{name}", f"PARAMETER num_ctx {context_length}"]
     if sampling is not None:
         chosen = sampling.model_dump(include={"temperature", "top_p", "top_k", "min_p"}, exclude_none=True)
@@ -120,8 +120,7 @@ def write_model(
     gguf, settings = _import_gguf(), model.settings
     architecture = _architecture_of(settings)
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f"{out.name}.tmp")
-    writer = gguf.GGUFWriter(unfinished, architecture)
+    writer = gguf.GGUFWriter(None, architecture)
     _add_tokenizer(gguf, writer, tokenizer, document_ids or guess_ids(tokenizer))
     _add_sizes(writer, replace(settings, vocab_size=tokenizer.vocab_size), name=out.stem)
     writer.add_file_type(gguf.LlamaFileType[_TYPES[dtype][1]])
@@ -132,15 +131,12 @@ def write_model(
         weights["rope_freqs.weight"] = rope_factors(settings.rope_theta, settings.d_head, **scaling).float().numpy()
     tensors = _add_tensors(gguf, writer, weights, dtype)
     try:
-        _write(writer, unfinished)
-        if verify:
-            _read_back(gguf, unfinished, tensors)
-        unfinished.replace(out)
+        with whole_file(out) as unfinished:
+            _write(writer, unfinished)
+            if verify:
+                _read_back(gguf, unfinished, tensors)
     except OSError as error:
         raise OSError(f"{out}: cannot be written: {error.strerror or error}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
-    sync(out.absolute().parent)
     return f"verified with gguf: {len(tensors)} tensors read back equal" if verify else NOT_ASKED
 
 
@@ -161,7 +157,7 @@ def _import_gguf() -> ModuleType:
 
 
 def _tensors(weights: Mapping[str, Tensor], vocab_size: int, *, turned_d_head: int | None) -> dict[str, np.ndarray]:
-    """Return the weights as arrays under llama.cpp's names, a tied head left out.
+    """Return the weights as arrays under llama.cpp's names, without a tied head.
 
     With `turned_d_head` the rows of q and k are put in Hugging Face's order, for heads of that size.
     """
@@ -182,7 +178,7 @@ def _tensors(weights: Mapping[str, Tensor], vocab_size: int, *, turned_d_head: i
 def _add_tensors(
     gguf: ModuleType, writer: GGUFWriter, weights: Mapping[str, np.ndarray], dtype: Dtype
 ) -> dict[str, np.ndarray]:
-    """Add the weights, and return what the file will hold of each: numbers, or the bytes of bf16 and q8_0."""
+    """Add the weights, and return what the file will hold for each: numbers, or the bytes of bf16 and q8_0."""
     tensors = {}
     for name, weight in weights.items():
         kind = gguf.GGMLQuantizationType[_type_name(weight, dtype)]
@@ -221,7 +217,7 @@ def _add_sizes(writer: GGUFWriter, settings: ModelSettings, *, name: str) -> Non
 
 
 def _add_tokenizer(gguf: ModuleType, writer: GGUFWriter, tokenizer: Tokenizer, document_ids: DocumentIds) -> None:
-    """Add vocabulary and merges; raise ValueError where llama.cpp would give other ids, or end texts elsewhere."""
+    """Add vocabulary and merges; raise ValueError if llama.cpp would give other ids, or end texts elsewhere."""
     if tokenizer.pattern not in _PRE_TOKENIZERS:
         raise ValueError(
             f"tokenizer: expected the pattern gpt2 or smollm, found {tokenizer.pattern!r}: llama.cpp has no "
@@ -229,7 +225,7 @@ def _add_tokenizer(gguf: ModuleType, writer: GGUFWriter, tokenizer: Tokenizer, d
         )
     bos, ends, pad = document_ids.start_id, document_ids.eos_token_ids, document_ids.pad_token_id
     if bos is None or not ends or not tokenizer.merges:
-        # Without the one, llama.cpp ends texts at id 11; without the other, it does not load the file.
+        # Without the special token, llama.cpp ends texts at id 11; without merges, it does not load the file.
         found = f"{len(tokenizer.special_tokens)} special tokens and {len(tokenizer.merges)} merges"
         raise ValueError(f"tokenizer: expected a special token at which texts end, and merges, found {found}")
     ids, specials = range(tokenizer.vocab_size), {index: text for text, index in tokenizer.special_token_ids.items()}
@@ -254,12 +250,11 @@ def _add_tokenizer(gguf: ModuleType, writer: GGUFWriter, tokenizer: Tokenizer, d
 def _write(writer: GGUFWriter, path: Path) -> None:
     try:
         with contextlib.closing(writer):
-            writer.write_header_to_file()
+            writer.write_header_to_file(path)
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
-    except OSError as error:  # of a full disk numpy says only how many items it has written
+    except OSError as error:  # on a full disk numpy says only how many items it has written
         raise OSError(error.strerror or f"{error}; is the disk full?") from None
-    sync(path)
 
 
 def _read_back(gguf: ModuleType, path: Path, tensors: Mapping[str, np.ndarray]) -> None:

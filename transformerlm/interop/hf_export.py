@@ -1,4 +1,4 @@
-"""A checkpoint as a directory that Hugging Face's `transformers`, and what builds on it, opens as it is.
+"""A checkpoint as a directory that Hugging Face's `transformers`, and what builds on it, opens without changes.
 
 config.json  generation_config.json  model.safetensors (or shards and their index)
 tokenizer.json  tokenizer_config.json  README.md
@@ -48,12 +48,12 @@ def write_hf(
 ) -> str:
     """Write the directory, and return one line about how it was verified.
 
-    With another `dtype` than fp32 the rounded weights are what is verified. `notes` says what the card has besides the
-    facts of the checkpoint; it is called with the directory, into which it may put a picture.
+    If `dtype` is not fp32, the rounded weights are verified. `notes` returns what the card says besides the facts of
+    the checkpoint; it is called with the directory, into which it may put a picture.
 
     Raises:
-        FileExistsError: it is there already, and `overwrite` is not set.
-        ValueError: the model is no Llama or Qwen3, or `transformers` computes something else.
+        FileExistsError: it exists already, and `overwrite` is not set.
+        ValueError: the model is not a Llama or Qwen3, or `transformers` computes something else.
         CheckpointError: the checkpoint is missing or damaged.
         OSError: it cannot be written.
     """
@@ -73,11 +73,11 @@ def write_hf(
 
 
 def to_sampling(sampling: SamplingConfig) -> dict[str, Any]:
-    """Return the keys of `generation_config.json` that sample as we do by default."""
+    """Return the keys of `generation_config.json` that make transformers sample as we do by default."""
     if sampling.temperature == 0 or sampling.top_p == 0:
         return {"do_sample": False}
     keys = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
-    keys["top_k"] = sampling.top_k or 0  # without the key some versions keep the 50 likeliest
+    keys["top_k"] = sampling.top_k or 0  # without the key some versions keep the 50 most likely tokens
     return keys | ({"min_p": sampling.min_p} if sampling.min_p else {})
 
 
@@ -124,7 +124,7 @@ def _write_weights(model: TransformerLM, directory: Path, *, max_shard_bytes: in
             save_file(tensors, directory / file, metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk, too
             raise OSError(f"{directory / file}: cannot be written: {error}") from None
-        shutil.copymode(directory / CONFIG_FILE, directory / file)  # the library leaves it to its owner alone
+        shutil.copymode(directory / CONFIG_FILE, directory / file)  # the library makes it readable for its owner only
         places |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
         total = sum(weight.nbytes for weight in weights.values())

@@ -1,7 +1,7 @@
-"""A Hugging Face directory of the Llama or Qwen3 architecture as a run with one checkpoint of ours.
+"""A Hugging Face directory of the Llama or Qwen3 architecture, turned into a run of ours with one checkpoint.
 
-The files may be a stranger's: nothing but JSON and safetensors is read, headers are held against the files and against
-the model before a tensor is loaded, and no name may lead out of the directory.
+The files may be a stranger's: only JSON and safetensors are read, headers are compared with the files and with the
+model before a tensor is loaded, and no name may lead out of the directory.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def read_hf(
     """Write the run directory `out` and return one line about how it was verified; weights become fp32.
 
     Raises:
-        FileExistsError: `out` is there already, and `overwrite` is not set.
+        FileExistsError: `out` exists already, and `overwrite` is not set.
         ValueError: the model or the tokenizer is not one of ours, a file is damaged, or `transformers` computes
             something else.
     """
@@ -104,10 +104,10 @@ def _read_tokenizer(source: Path, vocab_size: int) -> Tokenizer:
 
 
 def _read_ids(source: Path, vocab_size: int, tokenizer: Tokenizer | None) -> dict[str, Any] | None:
-    """Return where the model's documents begin and end, for `state.json`; None: the files do not say it.
+    """Return where the model's documents begin and end, for `state.json`; None: the files do not say.
 
-    As for transformers, `generation_config.json` goes before `config.json`. An id that is no special token is left out:
-    files that never said it have the defaults of some other model.
+    As in transformers, `generation_config.json` overrides `config.json`. An id that is not a special token is ignored:
+    it is the default of another model, in a file that never set its own.
     """
     facts = read_json_object(source / CONFIG_FILE, max_bytes=_MAX_CONFIG_BYTES)
     if (source / GENERATION_FILE).exists():
@@ -134,7 +134,7 @@ def _read_ids(source: Path, vocab_size: int, tokenizer: Tokenizer | None) -> dic
 
 
 def _build(source: Path, settings: ModelSettings) -> TransformerLM:
-    """Return the model with its weights in fp32, after the headers of all files were held against it."""
+    """Return the model with its weights in fp32, once the headers of all files agree with it."""
     names = llama.weight_names(settings)
     ours = {theirs: name for name, theirs in names.items()}
     tied = {"lm_head.weight"} if settings.tie_embeddings else set()
@@ -160,7 +160,7 @@ def _build(source: Path, settings: ModelSettings) -> TransformerLM:
 
 
 def _weight_files(source: Path) -> list[Path]:
-    """Return the one file of weights, or the shards that its index names."""
+    """Return the single file of weights, or the shards that the index names."""
     if (source / WEIGHTS_FILE).exists():
         return [source / WEIGHTS_FILE]
     index = source / INDEX_FILE
@@ -225,7 +225,7 @@ def _config_toml(model: ModelConfig, name: str) -> str:
 
 
 def _verify(source: Path, checkpoint: Path, tokenizer: Tokenizer | None) -> str:
-    """Compare the checkpoint with what the libraries make of the source."""
+    """Compare the checkpoint with what the libraries compute from the source."""
     outcome = verify_model(load_model(checkpoint), tokenizer, source)
     if tokenizer is None:
         return outcome

@@ -1,8 +1,8 @@
-"""Our model and Hugging Face's Llama: the same architecture under other names, and with other rows of q and k.
+"""Our model and Hugging Face's Llama: the same architecture with other names, and another order of q's and k's rows.
 
-With norms of queries and keys it is their Qwen3, which is a Llama otherwise. Our rotary embedding turns neighbours, the
-features (2i, 2i+1) of a head; theirs turns (i, i + d/2). So the rows of each head's q and k, and the gains of their
-norms, are put in another order; attention's products are the same sums.
+With norms of queries and keys it is their Qwen3, which is otherwise a Llama. Our rotary embedding rotates neighbours,
+the features (2i, 2i+1) of a head; theirs rotates (i, i + d/2). So the rows of each head's q and k, and the gains of
+their norms, change order; attention's dot products are the same sums.
 """
 
 from __future__ import annotations
@@ -10,31 +10,29 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
+from transformerlm.checkpoints.document_ids import DocumentIds
 from transformerlm.models.settings import ModelSettings
-
-if TYPE_CHECKING:  # it needs pydantic, and the peers of benchmarks are built where there is none
-    from transformerlm.checkpoints.document_ids import DocumentIds
 
 Architecture = Literal["llama", "qwen3"]
 CLASSES: dict[Architecture, str] = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-# What a model must be to be a Llama or a Qwen3, and why another choice is none.
+# What makes a model a Llama or a Qwen3, and why it must.
 REQUIRED = {
     "norm_position": ("pre", "they have their norms before each layer"),
     "position": ("rope", "they have rotary positions"),
     "ffn": ("swiglu", "they have a gated feed-forward layer"),
     "logit_soft_cap": (None, "they do not bound their logits"),
 }
-# The other settings that are written, and those that change only how the same is computed or where it began.
+# The other settings that are written, and those that change only how the same result is computed, or its beginning.
 _WRITTEN = {
     "context_length", "d_ff", "d_model", "norm_eps", "num_heads", "num_kv_heads", "num_layers", "qk_norm",
     "rope_scaling", "rope_theta", "tie_embeddings", "vocab_size",
 }  # fmt: skip
 _SAME_FUNCTION = {"activation_checkpointing", "attention", "zero_init_outputs"}
-# Keys of a config.json that change what a model computes, and the values with which it is ours.
+# Keys of a config.json that change what a model computes, and the values that our model has.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "model_type": tuple(CLASSES),
     "hidden_act": ("silu", None),
@@ -46,7 +44,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False, None),
     "add_cross_attention": (False, None),
 }
-# What transformers takes where a file leaves a key out.
+# The values that transformers uses if a file omits a key.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"max_position_embeddings": 2048},
     "qwen3": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
@@ -87,7 +85,7 @@ def architecture_of(settings: ModelSettings) -> Architecture:
     """Return the name of the architecture that computes the same as a model with these settings.
 
     Raises:
-        ValueError: there is none; names each setting that makes it another one.
+        ValueError: there is none; the message names each setting that no such architecture has.
     """
     reasons = [
         f"model.{name}: expected {json.dumps(expected)}, found {json.dumps(getattr(settings, name))} ({reason})"
@@ -102,9 +100,9 @@ def architecture_of(settings: ModelSettings) -> Architecture:
 
 
 def to_config(settings: ModelSettings, *, dtype: str, ids: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `config.json` of a model with the `ids` of `to_ids`.
+    """Return the `config.json` of a model, with the `ids` that `to_ids` returns.
 
-    The rotary base and its scaling stand twice, as tools read the one or the other.
+    The rotary base and its scaling are written twice, because some tools read one place and some the other.
     """
     architecture = architecture_of(settings)
     rope: dict[str, Any] = {"rope_type": "default"}
@@ -138,8 +136,8 @@ def to_config(settings: ModelSettings, *, dtype: str, ids: Mapping[str, Any]) ->
 def to_ids(document_ids: DocumentIds) -> dict[str, Any]:
     """Return the keys of `config.json` and `generation_config.json` that say where documents begin and end.
 
-    Without a padding token of its own a model gets none: transformers would never train the embedding of the one it
-    is given, and fills up with the end token all the same.
+    A model without a padding token of its own gets none: transformers would never train that token's embedding, and
+    without one it pads with the end token anyway.
     """
     ends = document_ids.eos_token_ids
     return {
@@ -153,7 +151,7 @@ def from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keywords of the model that a `config.json` describes.
 
     Raises:
-        ValueError: it describes another model; names each key.
+        ValueError: it describes another model; the message names each key.
     """
     problems = [_found(key, config.get(key), values) for key, values in _PLAIN.items()]
     if not problems[0]:
@@ -178,7 +176,7 @@ def from_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_rope(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return base and scaling of the rotary embedding, which a file may hold in two places, and what is wrong there."""
+    """Return base and scaling of the rotary embedding, which a file may hold in two places, and any problems there."""
     bases, scalings = [config["rope_theta"]] if "rope_theta" in config else [], []
     problems: list[str] = []
     for place in ("rope_parameters", "rope_scaling"):
@@ -194,7 +192,7 @@ def _read_rope(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     base, found = bases[-1] if bases else 10_000.0, scalings[0] if scalings else None
     if found is None:
         return {"rope_theta": base, "rope_scaling": None}, problems
-    if (original := config.get(_ORIGINAL)) is not None:  # for transformers it goes first
+    if (original := config.get(_ORIGINAL)) is not None:  # transformers looks here first
         problems.append(_found(_ORIGINAL, original, (found[_ORIGINAL],)))
     scaling = {ours: found[theirs] for ours, theirs in _SCALING.items()}
     return {"rope_theta": base, "rope_scaling": scaling}, problems
@@ -215,7 +213,7 @@ def _rope_problems(place: str, rope: Mapping[str, Any]) -> list[str]:
 
 
 def _other_layers(config: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with the keys that Llama and Qwen3 do not share; Qwen3 may name a window and not use it."""
+    """Return any problems with the keys that Llama and Qwen3 do not share; Qwen3 may name a window without using it."""
     architecture = config["model_type"]
     layers = config.get("layer_types") or []
     problems = [_found("architectures", config.get("architectures"), ([CLASSES[architecture]], None))]
@@ -241,7 +239,7 @@ def _check_head_dim(config: Mapping[str, Any]) -> str:
 
 
 def weight_names(settings: ModelSettings) -> dict[str, str]:
-    """Return their name of each of our weights."""
+    """Return their name for each of our weights."""
     names = {"token_embeddings.weight": "model.embed_tokens.weight"}
     parts = {**_LAYER, **(_NORMS if settings.qk_norm else {})}
     for layer in range(settings.num_layers):
@@ -252,9 +250,10 @@ def weight_names(settings: ModelSettings) -> dict[str, str]:
 
 
 def halves_from_pairs(name: str, weight: Tensor, d_head: int) -> Tensor:
-    """Return their order of the rows of our weight `name`; only those of q and k `(heads * d_head, ...)` change."""
+    """Return our weight `name` with its rows in their order; only those of q and k `(heads * d_head, ...)` change."""
     if not name.endswith(_TURNED):
         return weight
+    # (heads, d_head / 2, 2, ...) -> (heads, 2, d_head / 2, ...): first the even features of a head, then the odd ones
     return weight.reshape(-1, d_head // 2, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
 
 

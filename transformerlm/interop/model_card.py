@@ -1,4 +1,4 @@
-"""The README of an exported model: how to open it, what it writes, and how it was trained."""
+"""The README of an exported model: how to open it, what it writes, how it was trained."""
 
 from __future__ import annotations
 
@@ -52,21 +52,21 @@ print(tokenizer.decode(model.generate(ids, max_new_tokens=50, do_sample=True)[0]
 
 @dataclass(frozen=True)
 class CardNotes:
-    """What a card says besides the facts that are in the checkpoint; what is None or empty it leaves out."""
+    """What a card says besides the facts in the checkpoint; it omits what is None or empty."""
 
     license: str | None = None
-    """An identifier of the Hub's, such as "mit"."""
+    """An identifier of the Hub, such as "mit"."""
     languages: Sequence[str] = ()
     """Codes such as "en"."""
     sample: str | None = None
-    """Text that the model wrote, and how it was drawn."""
+    """Text that the model wrote; `sample_settings` says how."""
     sample_settings: str = ""
     picture: str | None = None
     """The name of the loss curve's file, beside the card."""
 
 
 def model_card(checkpoint: Path, *, name: str, notes: CardNotes | None = None) -> str:
-    """Return the README of the model in a checkpoint; of the data it gives the files' names, not where they lie."""
+    """Return the README of the model in a checkpoint; it names the files of the data, but not their folders."""
     notes = notes or CardNotes()
     config, state, tokenizer = load_config_of(checkpoint), read_state(checkpoint), load_tokenizer(checkpoint)
     facts = _facts(config, state, tokenizer)
@@ -83,7 +83,7 @@ def model_card(checkpoint: Path, *, name: str, notes: CardNotes | None = None) -
 
 
 def _fields(notes: CardNotes) -> str:
-    """Return the lines of the front matter that only a person can know."""
+    """Return the lines of the front matter that only a person can fill in."""
     lines = [f"license: {notes.license}"] if notes.license else []
     lines += ["language:", *(f"- {code}" for code in notes.languages)] if notes.languages else []
     return "".join(f"{line}\n" for line in lines)
@@ -135,7 +135,7 @@ def _best(state: dict[str, Any]) -> dict[str, str]:
 
 
 def _sidecar(tokens: Path, *, sha256: str | None) -> dict[str, Any]:
-    """Return what make-data wrote beside the token file, or nothing where another file has taken its place."""
+    """Return what make-data wrote beside the token file, or nothing if another file has taken its place."""
     try:
         record = json.loads(tokens.with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -144,7 +144,7 @@ def _sidecar(tokens: Path, *, sha256: str | None) -> dict[str, Any]:
 
 
 def _text_names(sidecar: dict[str, Any]) -> str:
-    """Return the names of the files that the text came from, the first few of them."""
+    """Return the names of the first few files that the text came from."""
     names = [Path(source["path"]).name for source in sidecar.get("sources", [])]
     more = f" and {len(names) - _MAX_NAMES:,} more" if len(names) > _MAX_NAMES else ""
     return ", ".join(names[:_MAX_NAMES]) + more

@@ -1,4 +1,4 @@
-"""What an export reads: the tokenizer of a checkpoint or a directory, and what stands before each text."""
+"""What an export reads: the tokenizer of a checkpoint or a directory, and the token before each text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def open_tokenizer(path: Path) -> Tokenizer:
 
 
 def leading_token_of(path: Path, tokenizer: Tokenizer) -> str | None:
-    """Return the special token before each text, which a checkpoint may know and a tokenizer's directory does not."""
+    """Return the special token before each text, which a checkpoint may record and a tokenizer's directory does not."""
     known = None if tokenizer_files(path)[0].exists() else recorded_ids(resolve(path))
     if known is None or not known.starts_texts:
         return None

@@ -1,8 +1,8 @@
-"""tiktoken's ranks, to and from: a line for each token with its bytes in base64 and its rank, which is its id.
+"""Writing and reading tiktoken's ranks: a line for each token with its bytes in base64 and its rank, which is its id.
 
 tiktoken keeps no merges: it joins the two neighbours whose joined bytes have the lowest rank. That is BPE by our merges
-if, and only if, each token has one merge, the merges come in the order of the ids, and each merge joins the two parts
-into which the lower ranks alone encode the token. Special tokens and the pattern are not in the file.
+if, and only if, each token has one merge, the merges are in the order of the ids, and each merge joins the two parts
+that the lower ranks encode the token to. Special tokens and the pattern are not in the file.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.files import check_free, write_whole
 from transformerlm.utils.json_files import read_limited
 
-_MAX_TOKEN_BYTES = 4096  # finding the merge of one takes the square of its length
+_MAX_TOKEN_BYTES = 4096  # the time to find a token's merge grows with the square of its length
 
 
 def write_ranks(tokenizer: Tokenizer, out: Path, *, verify: bool = True, overwrite: bool = False) -> str:
     """Write a file of ranks, and return one line about how it was verified.
 
     Raises:
-        FileExistsError: it is there already, and `overwrite` is not set.
+        FileExistsError: it exists already, and `overwrite` is not set.
         ValueError: the merges cannot be expressed as ranks, or tiktoken gives other ids.
     """
     check_free(out, overwrite=overwrite)
@@ -40,10 +40,10 @@ def write_ranks(tokenizer: Tokenizer, out: Path, *, verify: bool = True, overwri
 
 
 def to_ranks(tokenizer: Tokenizer) -> dict[bytes, int]:
-    """Return the rank of each token but the special ones, lowest first.
+    """Return the rank of each token except the special ones, lowest first.
 
     Raises:
-        ValueError: ranks would merge otherwise than the merges do.
+        ValueError: ranks would merge in another way than the merges do.
     """
     specials = set(tokenizer.special_token_ids.values())
     ranks = {tokenizer.vocab[index]: index for index in range(tokenizer.vocab_size) if index not in specials}
@@ -56,10 +56,10 @@ def to_ranks(tokenizer: Tokenizer) -> dict[bytes, int]:
 
 
 def read_ranks(path: Path, *, pattern: str, special_tokens: Sequence[str]) -> Tokenizer:
-    """Return the tokenizer of a file of ranks; special tokens get the ids behind the last rank.
+    """Return the tokenizer of a file of ranks; special tokens get the ids after the last rank.
 
     Raises:
-        ValueError: a line that is no token and rank, a rank that comes twice, or a token that no two others make.
+        ValueError: a line that is not a token and a rank, a rank that occurs twice, or a token that no two others form.
         OSError: it cannot be read.
     """
     ranks: dict[bytes, int] = {}
@@ -92,7 +92,7 @@ def merges_of(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
     """Return the merges that ranks stand for, in their order.
 
     Raises:
-        ValueError: a token that lower ranks do not make of two parts.
+        ValueError: a token that lower ranks do not form from two parts.
     """
     return list(_merges(ranks))
 

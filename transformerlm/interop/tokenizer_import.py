@@ -1,4 +1,4 @@
-"""A tokenizer alone, from the files of others, as a tokenizer directory of ours."""
+"""A tokenizer without a model, from the files of other tools, turned into a tokenizer directory of ours."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def import_tokenizer(
             or the beginning of such names (`gpt2` of `gpt2-vocab.json`).
         out: the directory to write.
         form: "tokenizer_json", "gpt2" or "tiktoken".
-        pattern: for "gpt2" and "tiktoken": how the text is cut, which their files do not say.
+        pattern: for "gpt2" and "tiktoken": how text is split, which their files do not say.
         special_tokens: for "gpt2" and "tiktoken": those that their files do not name.
-        verify: compare with the library whose files these are.
-        overwrite: replace an `out` that is there already.
+        verify: compare with the library that the files come from.
+        overwrite: replace an `out` that exists.
 
     Raises:
         TypeError: `special_tokens` is one string.
-        FileExistsError: `out` is there already, and `overwrite` is not set.
-        ValueError: a file is not in order, or the library gives other ids.
+        FileExistsError: `out` exists already, and `overwrite` is not set.
+        ValueError: a file is malformed, or the library gives other ids.
     """
     check_is_no_string(special_tokens, "special_tokens")
     check_free(out, overwrite=overwrite, holds=VOCAB_FILE, beside=(MERGES_FILE, SPECIALS_FILE))

@@ -1,4 +1,4 @@
-"""Hugging Face's `tokenizer.json`, to and from: byte-level BPE that splits as GPT-2, GPT-4 (cl100k) or SmolLM does.
+"""Writing and reading Hugging Face's `tokenizer.json`: byte-level BPE that splits as GPT-2, GPT-4 or SmolLM does.
 
 Written by hand, without the `tokenizers` library. Tokens are spelled in GPT-2's byte alphabet, as in `vocab.json`.
 """
@@ -19,8 +19,8 @@ from transformerlm.utils.json_files import read_json_object
 
 FILE = "tokenizer.json"
 MAX_FILE_BYTES = 1 << 28
-# GPT-4's pattern as Hugging Face's tokenizers can write it; the possessive `++` of tiktoken is for speed alone. Others
-# leave out the end of a text in white space (`\s++$`), and differ from OpenAI's there.
+# GPT-4's pattern (cl100k) as Hugging Face's tokenizers can write it; the possessive `++` of tiktoken is only for speed.
+# Other exports omit the rule for white space at the end of a text (`\s++$`), and differ from OpenAI's there.
 _WHITE_SPACE_TO_THE_END = r"|\s+(?![\s\S])"
 HF_CL100K_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -44,7 +44,7 @@ def write_tokenizer_json(
     """Write a `tokenizer.json` as `to_json` gives it, and return one line about how it was verified.
 
     Raises:
-        FileExistsError: it is there already, and `overwrite` is not set.
+        FileExistsError: it exists already, and `overwrite` is not set.
         ValueError: the tokenizer cannot be expressed, or the `tokenizers` library gives other ids.
     """
     check_free(out, overwrite=overwrite)
@@ -115,7 +115,7 @@ def _processor(leading: str | None, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def leading_token(path: Path) -> str | None:
-    """Return the special token that a `tokenizer.json` puts before each text; None: it puts none, or others too."""
+    """Return the special token that a `tokenizer.json` puts before each text; None: it adds none, or others, too."""
     return _leading(read_json_object(path, max_bytes=MAX_FILE_BYTES).get("post_processor"))
 
 
@@ -139,7 +139,7 @@ def from_file(path: Path, *, keeps_leading: bool = False) -> Tokenizer:
     """Return the tokenizer of a `tokenizer.json`; with `keeps_leading` the caller asks for its `leading_token`.
 
     Raises:
-        ValueError: it does something that ours do not; names what.
+        ValueError: it does something that our tokenizers do not; the message says what.
         OSError: it cannot be read.
     """
     record = read_json_object(path, max_bytes=MAX_FILE_BYTES)
@@ -205,7 +205,7 @@ def _refuse(key: str, found: Any, expected: list[Any]) -> None:
 
 
 def _added_tokens(tokens: list[Any]) -> dict[str, int]:
-    """Return content and id of each added token; all are whole wherever they stand, as our special tokens are."""
+    """Return content and id of each added token; like our special tokens, all are kept whole wherever they are."""
     found = {}
     for token in tokens:
         for key in ("single_word", "lstrip", "rstrip"):
@@ -231,10 +231,10 @@ def _merge(merge: Any) -> tuple[bytes, bytes]:
 
 
 def check_reachable(tokenizer: Tokenizer, *, by_itself: bool = False) -> None:
-    """Refuse a vocabulary with tokens that no merge makes, or, `by_itself`, that are not what their text encodes to.
+    """Refuse a vocabulary with tokens that no merge forms; with `by_itself`, each must be what its text encodes to.
 
     Raises:
-        ValueError: names the first.
+        ValueError: there is such a token; the message names the first.
     """
     specials = set(tokenizer.special_token_ids.values())
     made = {left + right for left, right in tokenizer.merges}

@@ -1,7 +1,7 @@
-"""Comparing what was written with what the library it is for makes of it: ids on hard texts, logits on a real one.
+"""Comparing what was written with what its library reads: ids on hard texts, logits on a real text.
 
-Each function returns one line for the user, also where the library is not installed, and raises ValueError where
-something differs.
+Each function returns one line for the user, even if the library is not installed, and raises ValueError if something
+differs.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _ALPHABET = " \t\n\r'.,!-_0179sSltTvereLdmaÉé中文かجा️🍎\u00a0\u3000
 
 
 def hard_texts(tokenizer: Tokenizer) -> list[str]:
-    """Return texts on which tokenizers that are nearly alike differ, some of them with this one's special tokens."""
+    """Return texts on which very similar tokenizers differ, some of them with this one's special tokens."""
     rng = random.Random(0)
     mixed = ["".join(rng.choices(_ALPHABET, k=rng.randrange(1, 40))) for _ in range(300)]
     specials = tokenizer.special_tokens[:_MAX_SPECIALS]
@@ -66,7 +66,7 @@ def hard_texts(tokenizer: Tokenizer) -> list[str]:
 def compare_ids(
     tokenizer: Tokenizer, encode: Callable[[str], Sequence[int]], decode: Callable[[list[int]], str], *, library: str
 ) -> int:
-    """Encode and decode hard texts by both, and return how many there were.
+    """Encode and decode hard texts with both, and return how many there were.
 
     Raises:
         ValueError: a text whose ids or whose decoded text differ.
@@ -120,7 +120,7 @@ def verify_hf(
 ) -> str:
     """Open a directory as users of `transformers` do, and compare ids and logits with those of ours, in fp32.
 
-    Its tokenizer puts the ids `leading` before each text.
+    The directory's tokenizer puts the ids `leading` before each text.
     """
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -151,10 +151,10 @@ def verify_model(model: TransformerLM, tokenizer: Tokenizer | None, directory: P
 
 
 def compare_logits(model: TransformerLM, other: Any, tokenizer: Tokenizer | None) -> str:
-    """Compare logits in fp32 on a real text, or on random ids where there is no tokenizer, and say how near they are.
+    """Compare logits in fp32 on a real text, or on random ids without a tokenizer, and say how close they are.
 
     Raises:
-        ValueError: a logit differs by more than 1e-4, or more than 1e-4 of itself where it is greater than 1.
+        ValueError: a logit differs by more than 1e-4 plus 1e-4 of itself.
     """
     length = min(model.context_length, _MAX_TOKENS)
     if tokenizer is not None:
@@ -170,10 +170,10 @@ def compare_logits(model: TransformerLM, other: Any, tokenizer: Tokenizer | None
 
 
 def _open(kind: Any, directory: Path) -> Any:
-    """Open a local directory by `transformers`, without its network and without code that a file names."""
+    """Open a local directory with `transformers`, without the network and without code that a file names."""
     try:
         return kind.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # of any kind, as it is not our code
+    except Exception as error:  # any kind: it is not our code
         raise ValueError(f"verify: transformers does not open {directory}: {error}") from error
 
 

@@ -1,7 +1,7 @@
 """The `.npy` of a token file, opened without trusting it: no pickle, no expression evaluated, no size believed.
 
-numpy's own reader evaluates the header as a Python literal and takes the shape from it. Here the header must be what
-numpy writes for a row of uint16 or uint32, to the letter, and the file must have the size that it says.
+numpy's own reader evaluates the header as a Python literal and takes the shape from it. Here the header must be exactly
+what numpy writes for a row of uint16 or uint32, and the file must have the size that the header says.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def open_token_array(path: Path) -> npt.NDArray[Any]:
     """Return a token file's ids as a read-only memory map, shape (tokens,).
 
     Raises:
-        ValueError: no `.npy` file, another kind of array, or a size that is not the header's.
+        ValueError: not an `.npy` file, another kind of array, or a size that contradicts the header.
     """
     with path.open("rb") as file:
         start = file.read(len(_MAGIC) + 2)

@@ -1,14 +1,13 @@
 """Writing a token file: an `.npy` of ids and its sidecar, which appear whole or not at all.
 
-Ids are appended with plain writes to `.NAME.tmp` and the header's length is put in at the end. (A memory map would
-need the length before the first id, and on a full disk it dies by a signal instead of an error.) A file is whole when
-its sidecar lies beside it: the sidecar comes last.
+Ids are appended with plain writes to `.NAME.tmp`, and the length goes into the header at the end. (A memory map would
+need the length before the first id, and on a full disk a signal would kill the process instead of an error.) The
+sidecar is written last, so a token file that has a sidecar is whole.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,16 +18,15 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from transformerlm.token_files.dataset import FORMAT, sidecar_path
+from transformerlm.token_files.sidecar import sidecar_path, write_sidecar
 from transformerlm.utils import files
-from transformerlm.utils.json_files import values_sha256
 from transformerlm.utils.lock import try_lock
 
 BLOCK_TOKENS = 1 << 20
 
 
 class TokenFileWriter:
-    """An unfinished token file, removed on leaving the `with` block unless it was published."""
+    """An unfinished token file, which is removed at the end of the `with` block unless it was published."""
 
     def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
         self.path = path
@@ -40,7 +38,7 @@ class TokenFileWriter:
         """Create the unfinished file.
 
         Raises:
-            FileExistsError: another build is writing the same file now.
+            FileExistsError: another build is writing the same file.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.fdopen(os.open(self._unfinished, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
@@ -98,7 +96,7 @@ class TokenFileWriter:
             size,
             expected,
         )
-        with ThreadPoolExecutor(1) as pool:  # one waits for the disk, the other for the processor
+        with ThreadPoolExecutor(1) as pool:  # one thread waits for the disk while the other computes
             synced = pool.submit(os.fsync, self._file.fileno())
             self._file.seek(0)
             digest = hashlib.file_digest(self._file, "sha256").hexdigest()
@@ -118,26 +116,23 @@ class TokenFileWriter:
 def publish(writers: Sequence[TokenFileWriter], facts: Sequence[Mapping[str, Any]]) -> None:
     """Finish the files and put them in place with their sidecars, which hold `facts` and what the file itself says.
 
-    Old sidecars go first and new ones come last, so that at no moment a file stands beside a sidecar that is not its
-    own.
+    Old sidecars are removed first and new ones are written last, so that a file is never beside a sidecar that is not
+    its own.
     """
-    sidecars = [_sidecar(writer, fact) for writer, fact in zip(writers, facts, strict=True)]
+    finished = [
+        {"tokens": writer.tokens, "dtype": writer.dtype.name, "sha256": writer.finish(), **own}
+        for writer, own in zip(writers, facts, strict=True)
+    ]
     for writer in writers:
         sidecar_path(writer.path).unlink(missing_ok=True)
     for writer in writers:
         writer.rename()
-    for writer, sidecar in zip(writers, sidecars, strict=True):
+    for writer, known in zip(writers, finished, strict=True):
         files.sync(writer.path.parent)  # the token file's name before its sidecar's
-        files.write_whole(sidecar_path(writer.path), json.dumps(sidecar, ensure_ascii=False, indent=2) + "\n")
-
-
-def _sidecar(writer: TokenFileWriter, facts: Mapping[str, Any]) -> dict[str, Any]:
-    digest = writer.finish()
-    sidecar = {"format": FORMAT, "tokens": writer.tokens, "dtype": writer.dtype.name, "sha256": digest, **facts}
-    return {**sidecar, "sidecar_sha256": values_sha256(sidecar, kept_in="sidecar_sha256")}
+        write_sidecar(writer.path, known)
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
-    """Keep a second build away from the same unfinished file; one that a killed build left behind is taken over."""
+    """Keep a second build from the same unfinished file; a file that a killed build left is taken over."""
     if not try_lock(file, path):
         raise FileExistsError(f"{path}: expected to be the only build of this file, found another one writing it")

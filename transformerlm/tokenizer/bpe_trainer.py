@@ -63,7 +63,7 @@ def train_bpe(
         special_tokens: kept whole, never merged with their neighbours and not counted.
         num_workers: processes (threads of the compiled engine) that count; by default one for each CPU, and none
             besides this one below 8 MB. The result does not depend on it.
-        text_field: where the text stands in a line of a `.jsonl` file.
+        text_field: the key of JSON lines, or the column of Parquet, that holds a document's text.
         allow_special: recognise special tokens in the rows of JSON lines and Parquet, too, which are plain text
             otherwise. In plain text files they always are.
         pattern: how text is cut into pre-tokens, a name in `pretokenize.PATTERNS`.

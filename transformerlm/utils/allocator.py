@@ -13,12 +13,12 @@ _OWN_SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRE
 
 
 def keep_freed_memory(device: torch.device) -> bool:
-    """Let glibc keep what this process frees for its next request, for training on a CPU; return whether it does.
+    """Let glibc keep freed memory for this process's next request, for training on a CPU; return whether it does.
 
-    By itself it gives large blocks back to the system, which clears each page before handing it out again: a good part
-    of a training step, which asks for the same blocks every time (docs/LOG.md). From now on the process stays as large
-    as it once was. What the user has set in the environment (`MALLOC_MMAP_MAX_` and its like, or `GLIBC_TUNABLES`)
-    stays, and so does another C library.
+    By default glibc returns large blocks to the system, which clears each page before it hands it out again. A training
+    step asks for the same blocks every time, so this takes a good part of its time (docs/LOG.md). After this call the
+    process never shrinks. What the user has set in the environment (`MALLOC_MMAP_MAX_` and the like, or
+    `GLIBC_TUNABLES`) stays, and other C libraries are not changed.
     """
     own_settings = any(name in os.environ for name in _OWN_SETTINGS)
     if device.type != "cpu" or own_settings or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):

@@ -16,9 +16,9 @@ _CGROUP_USAGES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device called `name`: "cpu", "cuda", "cuda:N", "mps", or "auto" for the best that is there.
+    """Return the device called `name`: "cpu", "cuda", "cuda:N", "mps", or "auto" for the best one available.
 
-    Raises ValueError when the name is malformed or this machine has no such device.
+    Raises ValueError if the name is malformed or this machine has no such device.
     """
     if name == "auto":
         return _best_device()
@@ -51,7 +51,7 @@ def _check_cuda(name: str, device: torch.device) -> None:
 
 
 def synchronize(device: torch.device | str) -> None:
-    """Wait until everything queued on `device` is done, so that a clock read next tells the truth."""
+    """Wait until everything queued on `device` is done, so that the next reading of a clock is true."""
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -71,7 +71,7 @@ def device_memory_bytes(device: torch.device | str) -> int:
 
 
 def available_memory_bytes(device: torch.device | str) -> int:
-    """Return how many bytes of `device_memory_bytes` nobody uses now; where the system does not say, all of them."""
+    """Return how many bytes of `device_memory_bytes` are free now; all of them if the system does not say."""
     device = torch.device(device)
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
@@ -124,9 +124,9 @@ def _number_in(path: str) -> int | None:
 
 
 def should_compile(choice: bool | Literal["auto"], device: torch.device, num_steps: int) -> bool:
-    """Return whether to compile a model that makes so many training steps; "auto": where that is likely to pay.
+    """Return whether to compile a model for `num_steps` training steps; "auto" means: where it is likely to pay.
 
-    On CUDA compiled steps are far quicker, and a thousand of them make up for the minute that compiling takes. On a CPU
+    On CUDA compiled steps are much faster, and a thousand of them make up for the minute that compiling takes. On a CPU
     the kernels of `models` leave little to gain (docs/benchmarks.md), and a C++ compiler may be missing.
     """
     return device.type == "cuda" and num_steps >= COMPILED_STEPS if choice == "auto" else choice

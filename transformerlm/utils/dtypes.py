@@ -1,7 +1,7 @@
 """The dtype policy of the whole program, in one place.
 
 Weights and optimizer states are fp32. With precision "bf16" the matrix products run in bfloat16 under autocast; norms,
-softmax and loss compute in fp32 through `upcast` and give back the dtype they were given.
+softmax and loss compute in fp32 through `upcast` and return the dtype of their input.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def parse_precision(name: str) -> PrecisionName:
 
 
 def resolve_precision(name: str, device: torch.device | str) -> Precision:
-    """Return the precision to compute in on `device`; "auto" is bf16 where the hardware multiplies it faster than fp32.
+    """Return the precision to compute in on `device`; "auto" is bf16 if the hardware multiplies it faster than fp32.
 
     That is: CUDA devices of compute capability 8 and above, and processors with AMX tiles or AVX-512 BF16.
     """
@@ -53,9 +53,9 @@ def autocast(device: torch.device | str, precision: Precision) -> AbstractContex
 
 
 def set_tf32(allowed: bool, device: torch.device | str) -> None:
-    """Let CUDA multiply fp32 matrices in TF32, or not, for the whole process; other devices are left as they are.
+    """Allow or forbid CUDA to multiply fp32 matrices in TF32, for the whole process; other devices are not changed.
 
-    This is torch's older switch: with the newer one, `fp32_precision`, torch.compile fails in some of its versions
+    This is torch's older switch: with the newer one, `fp32_precision`, torch.compile fails in some versions of torch
     (pytorch issue 166387).
     """
     if torch.device(device).type == "cuda":
@@ -63,7 +63,7 @@ def set_tf32(allowed: bool, device: torch.device | str) -> None:
 
 
 def upcast(x: Tensor) -> Tensor:
-    """Return `x` in at least fp32: half precisions are widened, fp32 and fp64 are returned as they are."""
+    """Return `x` in at least fp32: half precisions are widened, fp32 and fp64 are returned unchanged."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 

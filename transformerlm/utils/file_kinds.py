@@ -1,7 +1,7 @@
 """What a file is, by its first bytes: text, JSON lines, or something that a reader of text must refuse.
 
-A name says what a file should be, and anyone can give it. Read as text, a gzip file or a text in UTF-16 trains a model
-on noise without a word; so the first bytes decide, before any work.
+A name says what a file should be, but anyone can choose a name. A model that reads a gzip file or UTF-16 as text trains
+on noise without a warning, so the first bytes decide, before any work.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 HEAD_BYTES = 1 << 16
 
 TO_UTF8 = "iconv -f {} -t utf-8 FILE > NEW turns it into UTF-8"
-# Longer beginnings first: UTF-32's mark begins with that of UTF-16.
+# Longer beginnings come first: UTF-32's mark begins with that of UTF-16.
 _BEGINNINGS = {
     b"\xff\xfe\0\0": ("UTF-32", TO_UTF8.format("utf-32")),
     b"\0\0\xfe\xff": ("UTF-32", TO_UTF8.format("utf-32")),
@@ -37,22 +37,27 @@ _BEGINNINGS = {
     b"ARROW1": ("Arrow data", "convert it to Parquet or JSON lines"),
     b"\x93NUMPY": ("numpy's ids or numbers", "give the text that they were made from"),
 }
-_SPELLED = (b"BZh", b"GIF8", b"PAR1", b"ARROW1")  # a text may begin so; only control characters tell
+_SPELLED = (
+    b"BZh",
+    b"GIF8",
+    b"PAR1",
+    b"ARROW1",
+)  # text may begin like this, too; only control characters tell them apart
 _CONTROLS = bytes({*range(32), 0x7F} - set(b"\b\t\n\v\f\r\x1b"))
-# Some text has a control character here and there; binary data has them everywhere, and no text so many.
+# Some text has a control character here and there; binary data has them everywhere, far more than any text.
 _MIN_CONTROLS, _CONTROL_SHARE = 8, 0.05
-# English with accents in Latin-1 has a few such bytes in a hundred; Cyrillic or Chinese in an old encoding, nearly all.
+# Accented text in Latin-1 has a few invalid bytes in a hundred; in Cyrillic or Chinese in an old encoding, most are.
 _MIN_INVALID, _INVALID_SHARE = 16, 0.3
 
 
 def check_is_text(head: bytes, where: str) -> None:
-    """Refuse what is no UTF-8 text, by its first bytes.
+    """Refuse data that is not UTF-8 text, by its first bytes.
 
     Raises:
-        ValueError: data of another kind, named with the way out.
+        ValueError: data of another kind; the message names it and says what to do.
     """
     num_controls = len(head) - len(head.translate(None, _CONTROLS))
-    # A short text in UTF-16 has few of them, but every second byte is one.
+    # Short text in UTF-16 has few of them, but every second byte is one.
     least = _MIN_CONTROLS if len(head) < 4 else min(_MIN_CONTROLS, len(head) / 2)
     is_binary = num_controls >= least and num_controls > _CONTROL_SHARE * len(head)
     for beginning, (kind, way_out) in _BEGINNINGS.items():
@@ -71,7 +76,7 @@ def check_is_text(head: bytes, where: str) -> None:
 
 
 def _as_utf16(head: bytes) -> str:
-    """Return the name of the UTF-16 without a mark that bytes may be in, nothing where they are in neither."""
+    """Return which UTF-16 without a mark the bytes may be in: utf-16be, utf-16le, or an empty string for neither."""
     zeros = {"utf-16be": head[::2].count(0), "utf-16le": head[1::2].count(0)}  # the upper halves of Latin letters
     name = max(zeros, key=zeros.__getitem__)
     text = head.decode(name, "replace")
@@ -80,10 +85,10 @@ def _as_utf16(head: bytes) -> str:
 
 
 def check_is_json_lines(head: bytes, where: str) -> None:
-    """Refuse JSON that is not an object a line, by its first bytes.
+    """Refuse JSON that is not one object a line, by its first bytes.
 
     Raises:
-        ValueError: one array, or a first line that is no JSON object.
+        ValueError: one array, or a first line that is not a JSON object.
     """
     text = head.decode("utf-8", "replace").removeprefix("\ufeff").lstrip()
     expected = f"{where}: expected JSON lines, an object a line, found"
@@ -103,7 +108,7 @@ def check_is_json_lines(head: bytes, where: str) -> None:
 
 
 def check_is_no_json_lines(head: bytes, where: str) -> None:
-    """Refuse JSON lines that would be read as a running text, by its first bytes: a model would learn their syntax.
+    """Refuse JSON lines that would be read as running text, by their first bytes: a model would learn their syntax.
 
     Raises:
         ValueError: the first two lines that are not empty are JSON objects, or the only one is.
@@ -113,7 +118,7 @@ def check_is_no_json_lines(head: bytes, where: str) -> None:
         return
     whole, _, cut = text.rpartition("\n") if len(head) >= HEAD_BYTES else (text, "", "")
     lines = [line for line in whole.split("\n") if line.strip()][:2]
-    # A second line longer than the head cannot be parsed; how it begins has to do.
+    # A second line longer than the head cannot be parsed; its beginning has to suffice.
     if lines and all(map(_is_json_object, lines)) and (len(lines) == 2 or not cut or cut.startswith('{"')):
         raise ValueError(f"{where}: expected plain text, found what looks like JSON lines: rename it to .jsonl")
 

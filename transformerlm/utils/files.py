@@ -1,10 +1,11 @@
-"""Files that survive a power cut: flushed to the disk, and replaced in one step."""
+"""Files that survive a power cut: they are flushed to the disk and replaced in one step."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -28,23 +29,45 @@ def sync_tree(directory: Path) -> None:
     sync(directory)
 
 
-def write_whole(path: Path, data: str | bytes) -> None:
-    """Write a file beside its place as `NAME.tmp`, flush it and move it there: no reader sees a part of it.
+def move_into_place(unfinished: Path, path: Path) -> None:
+    """Flush a finished file to the disk, give it its name, and flush the folder, which holds the name."""
+    sync(unfinished)
+    unfinished.replace(path)
+    sync(path.absolute().parent)
 
-    Raises:
-        OSError: it cannot be written; what stood there before still does.
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a name beside `path`, `NAME.tmp`, to write to; the file takes its place, flushed, when the block ends.
+
+    No reader sees a part of it. After an error, what was at `path` is still there and nothing is left of the new file.
     """
     unfinished = path.with_name(f"{path.name}.tmp")
     try:
-        unfinished.write_bytes(data.encode() if isinstance(data, str) else data)
-        sync(unfinished)
-        unfinished.replace(path)
+        yield unfinished
+        move_into_place(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: str | bytes) -> None:
+    """Write a file as `whole_file` does.
+
+    Raises:
+        OSError: it cannot be written; the error names the file.
+    """
+    try:
+        with whole_file(path) as unfinished:
+            unfinished.write_bytes(data.encode() if isinstance(data, str) else data)
     except OSError as error:
         error.filename = str(path)  # a write on a full disk does not say where
         raise
-    finally:
-        unfinished.unlink(missing_ok=True)
-    sync(path.parent)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def forget_cached(path: Path) -> None:
@@ -59,16 +82,16 @@ def forget_cached(path: Path) -> None:
 
 
 def check_free(path: Path, *, overwrite: bool, holds: str | None = None, beside: Sequence[str] = ()) -> None:
-    """Refuse an output that is there already, or that may be overwritten but is not what it would be replaced by.
+    """Refuse an output that exists, or that may be overwritten but is not of the kind that would replace it.
 
     Args:
         path: the output.
-        overwrite: whether one that is there may be replaced.
-        holds: for a directory, a name that only an output of the same kind has in it.
+        overwrite: whether an existing output may be replaced.
+        holds: for a directory, a name that only an output of the same kind holds.
         beside: patterns of the other names that it may hold, all of which are lost when it is replaced.
 
     Raises:
-        FileExistsError: it is there.
+        FileExistsError: the output exists.
         ValueError: it is something else, which must not be lost.
     """
     if not path.exists() and not path.is_symlink():
@@ -88,11 +111,11 @@ def check_free(path: Path, *, overwrite: bool, holds: str | None = None, beside:
 
 
 def check_writable(directory: Path) -> None:
-    """Refuse a directory that cannot be made or written to, before the work whose result goes there.
+    """Refuse a directory that cannot be created or written to, before the work whose result goes there.
 
     Raises:
-        NotADirectoryError: a file stands in its way.
-        PermissionError: it, or what it would be made in, cannot be written to.
+        NotADirectoryError: a file is in its place, or in the place of a parent.
+        PermissionError: it, or the directory to create it in, cannot be written to.
     """
     there = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
     if not there.is_dir():
@@ -102,10 +125,11 @@ def check_writable(directory: Path) -> None:
 
 
 @contextmanager
-def whole_directory(path: Path) -> Iterator[Path]:
+def whole_directory(path: Path, *, displace: Callable[[Path], object] | None = None) -> Iterator[Path]:
     """Give a directory beside `path` to fill; it takes that place, flushed, when the block ends without an error.
 
-    A directory that stands there is replaced. After an error nothing is left of the new one.
+    A directory that is already at `path` is replaced, or handed to `displace`, which moves it away. After an error
+    nothing is left of the new one.
     """
     unfinished, old = path.with_name(f"{path.name}.tmp"), path.with_name(f"{path.name}.tmp-old")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -113,7 +137,9 @@ def whole_directory(path: Path) -> Iterator[Path]:
     try:
         yield unfinished
         sync_tree(unfinished)
-        if path.exists():
+        if path.exists() and displace is not None:
+            displace(path)
+        elif path.exists():
             shutil.rmtree(old, ignore_errors=True)  # of a process that was killed
             path.rename(old)
         unfinished.rename(path)

@@ -1,6 +1,6 @@
-"""JSON and other small files that a stranger may have written: read with a limit, refused in one line.
+"""JSON and other small files that a stranger may have written: they are read with a limit and refused in one line.
 
-Python's own reader takes the last of two equal keys in silence, knows NaN, and follows nesting until its stack ends.
+Python's own reader silently takes the last of two equal keys, accepts NaN, and follows nesting until its stack ends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_INTEGER = 1 << 128  # some random generators have states of 128 bits
 
 
 def read_limited(path: Path, *, max_bytes: int) -> bytes:
-    """Return a file's bytes, and never hold more than `max_bytes` of them.
+    """Return a file's bytes without ever holding more than `max_bytes` of them.
 
     Raises:
         ValueError: a larger file, or no regular file (a pipe would be waited for, a device never ends).
@@ -53,8 +53,8 @@ def parse_json_object(text: str, *, where: str) -> dict[str, Any]:
     """Read a JSON object; `where` begins the error.
 
     Raises:
-        ValueError: no JSON, no object, a key that comes twice, a number that is not finite or beyond 128 bits, or
-            nesting beyond `MAX_DEPTH`.
+        ValueError: not JSON, not an object, a key that occurs twice, a number that is not finite or needs more than
+            128 bits, or nesting beyond `MAX_DEPTH`.
     """
     try:
         value = json.loads(text, object_pairs_hook=_each_key_once, parse_constant=_refuse_constant)
@@ -71,7 +71,7 @@ def parse_json_object(text: str, *, where: str) -> dict[str, Any]:
 
 
 def json_kind(value: object) -> str:
-    """Return what JSON calls a value that was read from it: Python's `NoneType` is `null` there."""
+    """Return JSON's name for the kind of a value that was read from it; Python's `NoneType` is `null` there."""
     kinds = {
         bool: "a boolean",
         int: "a number",
@@ -84,7 +84,7 @@ def json_kind(value: object) -> str:
 
 
 def values_sha256(record: Mapping[str, Any], *, kept_in: str) -> str:
-    """Return the sha256 of an object's values, whatever the layout of its file; that under `kept_in` is left out."""
+    """Return the sha256 of an object's values, whatever the layout of its file; the one under `kept_in` is omitted."""
     values = {key: value for key, value in record.items() if key != kept_in}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -103,12 +103,12 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _reason(error: ValueError) -> str:
-    too_long = "integer string conversion" in str(error)  # Python's own limit, which says nothing to a user
+    too_long = "integer string conversion" in str(error)  # Python's own limit, which means nothing to a user
     return "expected whole numbers of at most 128 bits, found a longer one" if too_long else str(error)
 
 
 def _check_values(value: Any, where: str) -> None:
-    """Refuse depth and size of numbers; a loop, as recursion is what deep nesting breaks."""
+    """Refuse nesting that is too deep and numbers that are too large, in a loop: deep nesting would break recursion."""
     level, depth = [value], 1
     while level:
         if depth > MAX_DEPTH:

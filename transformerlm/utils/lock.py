@@ -1,4 +1,4 @@
-"""One process at a time on a file or in a directory, by a lock that dies with its process."""
+"""A lock on a file or a directory that one process holds at a time, and that ends with the process."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import IO, Any, Self
 
 
 def try_lock(file: IO[Any], path: Path) -> bool:
-    """Take the system's lock (`flock`) on `file`, which was opened at `path`; False: another process has it.
+    """Take the system's lock (`flock`) on `file`, which was opened at `path`; return False if another process has it.
 
-    Windows has no such lock: there it is always given.
+    Windows has no such lock: there the answer is always True.
     """
     try:
         import fcntl
@@ -20,17 +20,17 @@ def try_lock(file: IO[Any], path: Path) -> bool:
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The holder before may have removed the file that we opened: then the lock is on nothing.
+        # The previous holder may have removed the file that we opened: then the lock is on nothing.
         return path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino
     except BlockingIOError:
         return False
 
 
 class DirectoryLock:
-    """Holds a directory, which is made where it is missing, until the block ends or the process dies.
+    """Holds a directory, which is created if missing, until the block ends or the process dies.
 
-    The lock is the system's (`flock`) on a file `.lock` that names its holder. A directory that was made here and is
-    still empty at the end is removed again. Without `flock` (Windows) nothing is held.
+    The lock is the system's (`flock`) on a file `.lock` that names its holder. A directory that was created here and
+    is still empty at the end is removed. Without `flock` (Windows) nothing is held.
 
     Raises:
         FileExistsError: another process holds the directory.

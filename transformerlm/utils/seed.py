@@ -1,4 +1,4 @@
-"""Seeding, and the state of every random generator as plain JSON, for checkpoints that resume exactly."""
+"""Seeding, and the states of all random generators as plain JSON, for checkpoints that resume exactly."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def rng_state() -> dict[str, Any]:
 def set_rng_state(state: dict[str, Any]) -> None:
     """Restore what `rng_state` returned.
 
-    CUDA states are restored for the devices that are there. Raises ValueError when `state` is not of that form.
+    CUDA states are restored for the devices that exist. Raises ValueError if `state` does not have that form.
     """
     try:
         version, internal, gauss = state["python"]

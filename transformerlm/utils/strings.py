@@ -1,4 +1,4 @@
-"""Strings as callers give them: one in the place of a list, and halves of characters."""
+"""Strings as callers pass them: one string instead of a list, and halves of characters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_is_no_string(value: object, name: str) -> None:
-    """Refuse one string where several belong: Python would take it letter by letter.
+    """Refuse one string where several are expected: Python would take it letter by letter.
 
     Raises:
         TypeError: the value is a string; `name` begins the message.
@@ -19,10 +19,10 @@ def check_is_no_string(value: object, name: str) -> None:
 
 
 def check_is_string(value: object, name: str) -> None:
-    """Refuse what is no string, where one text belongs.
+    """Refuse a value that is not a string.
 
     Raises:
-        TypeError: the value is another thing; `name` begins the message.
+        TypeError: it is something else; `name` begins the message.
     """
     if not isinstance(value, str):
         way_out = " (decode it first)" if isinstance(value, bytes) else ""
@@ -30,26 +30,26 @@ def check_is_string(value: object, name: str) -> None:
 
 
 def check_are_strings(values: object, name: str) -> None:
-    """Refuse what is no list of strings.
+    """Refuse a value that is not a list of strings.
 
     Raises:
-        TypeError: the value is one string or no list, or something in it is no string; `name` begins the message.
+        TypeError: it is one string, or not a list, or an item of it is not a string; `name` begins the message.
     """
     check_is_no_string(values, name)
     if not (isinstance(values, Sized) and isinstance(values, Iterable)):
         raise TypeError(f"{name}: expected a list of strings, found {type(values).__name__}")
-    if not all(issubclass(kind, str) for kind in set(map(type, values))):  # far faster than to ask each value
+    if not all(issubclass(kind, str) for kind in set(map(type, values))):  # far faster than checking each value
         for index, value in enumerate(values):
             check_is_string(value, f"{name}[{index}]")
 
 
 def whole_characters(text: str) -> str:
-    """Return text in which the two halves of a character (a surrogate pair) are one, and half a character is U+FFFD.
+    """Return text in which surrogate pairs are joined, and a lone surrogate (half a character) is U+FFFD.
 
-    JavaScript, Java and JSON read in pieces give such halves; UTF-8 cannot spell them.
+    JavaScript, Java, and JSON that is read in pieces give such halves; UTF-8 cannot spell them.
 
     Raises:
-        TypeError: it is no string.
+        TypeError: it is not a string.
     """
     if not isinstance(text, str):
         check_is_string(text, "text")

@@ -2,13 +2,13 @@
 
 Plain text (any suffix), JSON lines (`.jsonl`, `.ndjson`, `.json`: an object a line, the text under one key), either of
 them as `.gz` or `.zst`, and `.parquet` (the text in one column) are read alike: as `TextBlock`s that say where a
-document surely ends (the end of a file, of a JSON line, or of a row). The text is the file's, character for character:
-line ends are not translated (CRLF stays), a byte order mark stays, nothing is normalised. Bytes that are not UTF-8
-become U+FFFD and are counted in `ReadStats`, or are refused. A file that is no text is refused by its first bytes, see
-`file_kinds`; in a folder that is named as an input it is left out.
+document surely ends (at the end of a file, of a JSON line, or of a row). The text is the file's, character for
+character: line ends are not translated (CRLF stays), a byte order mark stays, nothing is normalised. Invalid UTF-8
+becomes U+FFFD and is counted in `ReadStats`, or is refused. A file that is not text is refused by its first bytes (see
+`file_kinds`); in a folder that is named as an input it is skipped.
 
-Memory: one block (1 MiB) for text, also of a `.gz` that unpacks to far more; for JSON lines, the longest line (at most
-`MAX_LINE_BYTES`) and what it spells; for `.parquet` see `parquet_rows`.
+Memory: one block (1 MiB) for text, even of a `.gz` that unpacks to far more; for JSON lines, the longest line (at most
+`MAX_LINE_BYTES`) and its text; for `.parquet` see `parquet_rows`.
 """
 
 from __future__ import annotations
@@ -26,24 +26,13 @@ from typing import BinaryIO, NamedTuple
 
 from transformerlm.utils.file_kinds import HEAD_BYTES, check_is_json_lines, check_is_no_json_lines, check_is_text
 from transformerlm.utils.json_files import json_kind
-from transformerlm.utils.text_formats import (
-    PARQUET,
-    check_can_unpack,
-    damage_named,
-    is_packed,
-    opened,
-    parquet_rows,
-    unpacked_name,
-)
+from transformerlm.utils.text_formats import Format, check_can_unpack, damage_named, format_of, parquet_rows
 
 BLOCK_BYTES = 1 << 20
 MAX_LINE_BYTES = 1 << 26
 
-_JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
-_TABLES = (".csv", ".tsv")
-_NOT_TEXT = (".xz", ".bz2", ".zip", ".tar", ".tgz", ".arrow", ".npy", ".npz", ".safetensors", ".gguf", ".pt")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_MAX_NAMED = 3  # of the files that a folder holds and that are no text
+_MAX_NAMED = 3  # of the files in a folder that are not text
 _REPLACE_HINT = 'invalid_utf8 = "replace" reads it as U+FFFD'
 _UTF8_BOM = b"\xef\xbb\xbf"
 
@@ -57,20 +46,20 @@ class TextBlock(NamedTuple):
 
 @dataclass
 class ReadStats:
-    """What reading has met so far; handed in by the caller and filled while the stream is consumed.
+    """What reading has found so far; the caller passes it in, and it fills up while the stream is consumed.
 
-    With `refuse_invalid` the first byte that is no UTF-8 is an error instead of being counted. The first `sample_chars`
-    characters are kept, since an input may be a pipe, which cannot be read again.
+    With `refuse_invalid` the first byte of invalid UTF-8 is an error instead of being counted. The first `sample_chars`
+    characters are kept, since an input may be a pipe, which cannot be read twice.
     """
 
     refuse_invalid: bool = False
-    disk_bytes: int = 0  # of the files as they lie on disk (compressed ones compressed)
-    invalid_utf8: int = 0  # replacement characters put in place of bytes (or lone surrogates) that are no text
+    disk_bytes: int = 0  # of the files as they are on disk (compressed ones compressed)
+    invalid_utf8: int = 0  # replacement characters in place of invalid bytes (or lone surrogates)
     sample_chars: int = 0
     sample: list[str] = field(default_factory=list)
 
     def keep(self, text: str) -> None:
-        """Add text to the sample, as far as it still wants some."""
+        """Add text to the sample until it has `sample_chars` characters."""
         self.sample.append(text[: self.sample_chars])
         self.sample_chars -= len(self.sample[-1])
 
@@ -78,12 +67,12 @@ class ReadStats:
 def expand_inputs(patterns: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
     """Turn file names, folders and globs into files, in the order given (those of one folder or glob sorted).
 
-    A name that exists is taken literally even where it holds glob characters; `**` searches folders within folders. A
-    folder stands for the text files below it, hidden ones left out; a warning counts the files that are no text.
+    A name that exists is taken literally even if it holds glob characters; `**` searches folders within folders. A
+    folder means the text files below it, except hidden ones; a warning counts the files that are not text.
 
     Raises:
         FileNotFoundError: a name or glob without a match, or a folder without a text file.
-        ValueError: no input at all, a file that is named twice, or one that is no text, by name or content.
+        ValueError: no input at all, a file that is named twice, or one that is not text, by name or content.
         PermissionError: a file that cannot be read.
     """
     names = [patterns] if isinstance(patterns, str | os.PathLike) else list(patterns)
@@ -109,18 +98,19 @@ def read_text(path: Path, *, text_field: str = "text", stats: ReadStats | None =
     """Yield the text of one file block by block; a JSON line, or a row of `.parquet`, is one block and one document.
 
     Raises:
-        ValueError: a damaged file, or a JSON line that is no object with a string under `text_field`, named as
+        ValueError: a damaged file, or a JSON line that is not an object with a string under `text_field`, named as
             `file:line`.
     """
     stats = stats if stats is not None else ReadStats()
     before = stats.disk_bytes
-    with path.open("rb") as raw, damage_named(path):
-        if path.name.lower().endswith(PARQUET):
+    form = format_of(path)
+    with path.open("rb") as raw, damage_named(path, form):
+        if form.layout == "Parquet":
             blocks = _rows(path, raw, text_field, stats)
-        elif _is_json_lines(path):
-            blocks = _json_lines(path, opened(path, raw), text_field, stats)
+        elif form.layout == "JSON lines":
+            blocks = _json_lines(path, form.unpacked(raw), text_field, stats)
         else:
-            blocks = _plain_text(path, opened(path, raw), stats)
+            blocks = _plain_text(path, form, raw, stats)
         for block in blocks:
             stats.disk_bytes = before + (raw.tell() if raw.seekable() else 0)
             if stats.sample_chars:
@@ -130,17 +120,17 @@ def read_text(path: Path, *, text_field: str = "text", stats: ReadStats | None =
 
 
 def is_plain_text(path: Path) -> bool:
-    """Tell whether a file's bytes are its text: neither packed, nor JSON lines, nor a pipe."""
-    return path.is_file() and not is_packed(path) and not _is_json_lines(path)
+    """Return whether a file's bytes are its text: not packed, not JSON lines, not a pipe."""
+    return path.is_file() and format_of(path).is_plain
 
 
 def holds_rows(path: Path) -> bool:
-    """Return whether a file holds documents one by one, as JSON lines or in Parquet, rather than a running text.
+    """Return whether a file holds documents one by one, as JSON lines or in Parquet, rather than running text.
 
-    A row ends its document by itself, so what it spells is its text: a special token in it is plain text, unless the
-    caller asks otherwise. A running text has nothing but special tokens to say where documents end.
+    A row ends its document by itself, so a special token spelled in its text is plain text unless the caller asks
+    otherwise. In running text, only special tokens say where documents end.
     """
-    return _is_json_lines(path) or path.name.lower().endswith(PARQUET)
+    return format_of(path).holds_rows
 
 
 def _files_of(name: str) -> list[Path]:
@@ -148,9 +138,11 @@ def _files_of(name: str) -> list[Path]:
         return _texts_below(name)
     paths = _matches(name)
     for path in paths:
-        _check_name(path)
-        _check_readable(path)
-        _check_head(path, _head_of(path))
+        form = format_of(path)
+        if form.refusal:
+            raise ValueError(f"input: {form.refusal.format(path)}")
+        _check_readable(path, form)
+        _check_head(_head_of(path, form), str(path), form)
     return paths
 
 
@@ -196,68 +188,52 @@ def _below(folder: str) -> list[Path]:
 
 
 def _is_text(path: Path) -> bool:
-    """Return whether a file that a folder holds is text; one that cannot be read, or is damaged, is an error still."""
-    if not path.is_file():
+    """Return whether a file in a folder is text; one that cannot be read, or is damaged, is still an error."""
+    form = format_of(path)
+    if not path.is_file() or form.refusal:
         return False
+    _check_readable(path, form)
+    head = _head_of(path, form)
     try:
-        _check_name(path)
-    except ValueError:
-        return False
-    _check_readable(path)
-    head = _head_of(path)
-    try:
-        _check_head(path, head)
+        _check_head(head, str(path), form)
     except ValueError:
         return False
     return True
 
 
-def _check_name(path: Path) -> None:
-    if unpacked_name(path).endswith(_NOT_TEXT):
-        kinds = "plain text, .jsonl, either as .gz or .zst, or .parquet"
-        raise ValueError(f"input: expected {kinds}, found {path} (unpack or convert it first)")
-    if path.name.lower().endswith(".ipynb"):  # JSON, with pictures spelled out
-        raise ValueError(f"input: expected text, found the notebook {path} (export it as Markdown)")
-    if unpacked_name(path).endswith(_TABLES):
-        raise ValueError(f"input: expected text, found the table {path} (convert it to JSON lines or Parquet)")
-
-
-def _check_readable(path: Path) -> None:
-    check_can_unpack(path)
+def _check_readable(path: Path, form: Format) -> None:
+    check_can_unpack(path, form)
     if not path.exists():
         raise FileNotFoundError(f"input: expected a text file, found a broken link at {path}")
     if not os.access(path, os.R_OK):
         raise PermissionError(f"input: expected a file that can be read, found {path} without read permission")
 
 
-def _head_of(path: Path) -> bytes:
-    """Return a file's first bytes; nothing of a pipe, which can be read once: `read_text` looks at its beginning."""
-    if not path.is_file() or path.name.lower().endswith(PARQUET):
+def _head_of(path: Path, form: Format) -> bytes:
+    """Return a file's first bytes; none of a pipe, which can be read only once: `read_text` checks its beginning."""
+    if not path.is_file() or form.layout == "Parquet":
         return b""
-    with path.open("rb") as raw, damage_named(path):
-        return opened(path, raw).read(HEAD_BYTES)
+    with path.open("rb") as raw, damage_named(path, form):
+        return form.unpacked(raw).read(HEAD_BYTES)
 
 
-def _check_head(path: Path, head: bytes) -> None:
-    check_is_text(head, str(path))
-    if _is_json_lines(path):
-        check_is_json_lines(head, str(path))
+def _check_head(head: bytes, where: str, form: Format) -> None:
+    check_is_text(head, where)
+    if form.layout == "JSON lines":
+        check_is_json_lines(head, where)
     else:
-        check_is_no_json_lines(head, str(path))
+        check_is_no_json_lines(head, where)
 
 
-def _is_json_lines(path: Path) -> bool:
-    return unpacked_name(path).endswith(_JSON_SUFFIXES)
-
-
-def _plain_text(path: Path, stream: BinaryIO, stats: ReadStats) -> Iterator[TextBlock]:
+def _plain_text(path: Path, form: Format, raw: BinaryIO, stats: ReadStats) -> Iterator[TextBlock]:
+    stream = form.unpacked(raw)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     pending, more, position = b"", True, 0
     while more:
         block = stream.read(BLOCK_BYTES)
         more = bool(block)
         if position == 0 and not path.is_file():
-            _check_head(path, block[:HEAD_BYTES])
+            _check_head(block[:HEAD_BYTES], str(path), form)
         text = decoder.decode(block, final=not more)
         kept = decoder.getstate()[0]  # the first bytes of a character that the block cut in two
         if "\ufffd" in text:
@@ -269,7 +245,7 @@ def _plain_text(path: Path, stream: BinaryIO, stats: ReadStats) -> Iterator[Text
 
 
 def _count_replaced(data: bytes, text: str, stats: ReadStats, *, where: str, position: int = 0) -> None:
-    """Count the replacement characters in `text` that did not stand in `data` already, or refuse the first."""
+    """Count the replacement characters in `text` that were not in `data` already, or refuse the first."""
     number = text.count("\ufffd") - data.count("\ufffd".encode())
     stats.invalid_utf8 += number
     if number and stats.refuse_invalid:
@@ -280,7 +256,7 @@ def _count_replaced(data: bytes, text: str, stats: ReadStats, *, where: str, pos
 
 
 def no_utf8(where: str, byte: int, offset: int) -> ValueError:
-    """Return the error for a byte that is refused."""
+    """Return the error for a byte of invalid UTF-8."""
     return ValueError(f"{where}: expected UTF-8, found byte {byte:#04x} at offset {offset:,} ({_REPLACE_HINT})")
 
 

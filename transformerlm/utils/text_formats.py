@@ -1,6 +1,6 @@
-"""Formats that text comes packed in: gzip, Zstandard and Parquet, all unpacked a piece at a time.
+"""The formats of text files: what a name promises, and gzip, Zstandard and Parquet unpacked a piece at a time.
 
-Zstandard and Parquet are read by pyarrow, the extra `data`; a file's name says which format it has.
+A file's name says which format it has. pyarrow, the extra `data`, reads Zstandard and Parquet.
 """
 
 from __future__ import annotations
@@ -11,56 +11,92 @@ import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from config.extras import how_to_install
 
 MAX_ROW_BYTES = 1 << 26
-PARQUET = ".parquet"
 MAX_WINDOW_MIB = 128  # of the decompressor
-_COMPRESSED = (".gz", ".zst")
-_NEEDS_PYARROW = (".zst", PARQUET)
+_COMPRESSIONS: dict[str, Literal["gzip", "Zstandard"]] = {".gz": "gzip", ".zst": "Zstandard"}
+_NEEDS_PYARROW = ("Zstandard", "Parquet")
+_JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+_TABLES = (".csv", ".tsv")
+_NOT_TEXT = (".xz", ".bz2", ".zip", ".tar", ".tgz", ".arrow", ".npy", ".npz", ".safetensors", ".gguf", ".pt")
 _READ_BYTES = 1 << 20
-_BATCH_ROWS = 4  # together in memory, and each may be as long as its writer liked
+_BATCH_ROWS = 4  # together in memory, and each may be as long as its writer pleased
 
 
-def unpacked_name(path: Path) -> str:
-    """Return a file's name in small letters without the suffix of its compression."""
+@dataclass(frozen=True)
+class Format:
+    """What the end of a file's name says of it; `format_of` is the one place that looks.
+
+    `layout` is how the file holds documents, and `compression` how its bytes are packed. `refusal` is empty, or says
+    why a file of such a name is not read; `{}` in it stands for the path.
+    """
+
+    layout: Literal["text", "JSON lines", "Parquet"]
+    compression: Literal["gzip", "Zstandard"] | None = None
+    refusal: str = ""
+
+    @property
+    def holds_rows(self) -> bool:
+        """Whether the file holds documents one by one, each its own row, rather than running text."""
+        return self.layout != "text"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the file's bytes are its text."""
+        return self.layout == "text" and self.compression is None
+
+    @property
+    def packing(self) -> str | None:
+        """What has to be unpacked to reach the text, by the name that people use; None: nothing."""
+        return "Parquet" if self.layout == "Parquet" else self.compression
+
+    def unpacked(self, raw: BinaryIO) -> BinaryIO:
+        """Return the stream of a file's decompressed bytes."""
+        if self.compression == "gzip":
+            return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
+        if self.compression == "Zstandard":
+            import pyarrow
+
+            stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
+            return io.BufferedReader(stream, _READ_BYTES)
+        return raw
+
+
+def format_of(path: Path) -> Format:
+    """Return the format that a file's name promises; any name that says nothing else is plain text."""
     name = path.name.lower()
-    return name[: name.rindex(".")] if name.endswith(_COMPRESSED) else name
+    compression = next((kind for suffix, kind in _COMPRESSIONS.items() if name.endswith(suffix)), None)
+    inner = name[: name.rindex(".")] if compression else name
+    refusal = ""
+    if inner.endswith(_NOT_TEXT):
+        readable = "plain text, .jsonl, either as .gz or .zst, or .parquet"
+        refusal = f"expected {readable}, found {{}} (unpack or convert it first)"
+    elif name.endswith(".ipynb"):  # JSON, with pictures spelled out
+        refusal = "expected text, found the notebook {} (export it as Markdown)"
+    elif inner.endswith(_TABLES):
+        refusal = "expected text, found the table {} (convert it to JSON lines or Parquet)"
+    if name.endswith(".parquet"):
+        return Format("Parquet", None, refusal)
+    return Format("JSON lines" if inner.endswith(_JSON_SUFFIXES) else "text", compression, refusal)
 
 
-def is_packed(path: Path) -> bool:
-    """Tell whether a file's bytes are other than those of its text, or of its JSON lines."""
-    return path.name.lower().endswith((*_COMPRESSED, PARQUET))
-
-
-def check_can_unpack(path: Path) -> None:
+def check_can_unpack(path: Path, form: Format) -> None:
     """Refuse a file whose format needs a library that is not installed.
 
     Raises:
         ValueError: pyarrow is missing.
     """
-    if path.name.lower().endswith(_NEEDS_PYARROW) and importlib.util.find_spec("pyarrow") is None:
+    if form.packing in _NEEDS_PYARROW and importlib.util.find_spec("pyarrow") is None:
         raise ValueError(f"{path}: {path.suffix} files need pyarrow: {how_to_install('data')}")
 
 
-def opened(path: Path, raw: BinaryIO) -> BinaryIO:
-    """Return the stream of a file's unpacked bytes."""
-    name = path.name.lower()
-    if name.endswith(".gz"):
-        return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
-    if name.endswith(".zst"):
-        import pyarrow
-
-        stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
-        return io.BufferedReader(stream, _READ_BYTES)
-    return raw
-
-
 @contextmanager
-def damage_named(path: Path) -> Iterator[None]:
+def damage_named(path: Path, form: Format) -> Iterator[None]:
     """Turn what the unpackers raise into one line that names the file.
 
     Raises:
@@ -72,22 +108,21 @@ def damage_named(path: Path) -> Iterator[None]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _damaged(path, "gzip", error) from error
     except OSError as error:
-        kind = {".zst": "Zstandard", PARQUET: "Parquet"}.get(path.suffix.lower())
         # pyarrow's own errors have no number; a disk that cannot be read gives one.
-        if error.errno is not None or kind is None:
+        if error.errno is not None or form.packing not in _NEEDS_PYARROW:
             raise
         if "too much memory" in str(error):
             raise _too_wide_window(path) from error
-        raise _damaged(path, kind, error) from error
+        raise _damaged(path, form.packing, error) from error
 
 
 def parquet_rows(path: Path, raw: BinaryIO, text_field: str) -> Iterator[tuple[str, bytes]]:
-    """Yield where each row stands, as `file: row N`, and the bytes of its text.
+    """Yield the place of each row, as `file: row N`, and the bytes of its text.
 
-    Memory: a page of the column as its writer has cut it, and a few rows.
+    Memory: one page of the column, as large as its writer made it, and a few rows.
 
     Raises:
-        ValueError: no such column, one that is not text, a row without text or with too much, or a damaged file.
+        ValueError: no such column, a column that is not text, a row without text or with too much, or a damaged file.
     """
     import pyarrow
     import pyarrow.parquet

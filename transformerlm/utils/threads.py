@@ -1,4 +1,4 @@
-"""How torch's threads wait for each other, which must be said before torch is imported."""
+"""How torch's threads wait for each other, which has to be set before torch is imported."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import warnings
 
 
 def wait_politely() -> None:
-    """Let torch's threads spin only for a moment while they wait for each other, unless the environment says how.
+    """Let torch's threads spin only briefly while they wait for each other, unless the environment says how to wait.
 
-    By default they spin for so long that two runs side by side hardly move; threads that sleep at once cost a run that
-    is alone a quarter of its speed (docs/LOG.md). OpenMP reads this when torch is imported, so call it before that; a
-    later call warns. The commands do so by themselves. `GOMP_SPINCOUNT`, for GNU's OpenMP, goes before the policy,
-    which is for the others.
+    By default they spin for so long that two runs side by side hardly make progress. If they slept at once, a run that
+    has the machine to itself would lose a quarter of its speed (docs/LOG.md). OpenMP reads this setting when torch is
+    imported, so call this function before that; a later call warns. The commands call it themselves. GNU's OpenMP
+    follows `GOMP_SPINCOUNT` rather than the policy, which is for the others.
     """
     if "OMP_WAIT_POLICY" in os.environ:
         return

@@ -1,4 +1,4 @@
-"""Parts that take no time and import no torch, to try the suite itself: run this file as the suite is run."""
+"""Parts that take no time and import no torch, to test the suite itself: run this file like the suite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step's kernels are for, by what launched them and by their names."""
+"""What the kernels of a step are for, judged by what launched them and by their names."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def device_event(name: str, microseconds: float, *, is_user_annotation: bool = F
 
 
 def test_each_kernel_of_the_device_counts_once() -> None:
-    """One that a call launched has its callers; one that no call did counts by its name; annotations are no kernels."""
+    """A kernel launched by a call has its callers; one without counts by its name; annotations are not kernels."""
     outer = SimpleNamespace(name="Optimizer.step#AdamW.step", cpu_parent=None)
     launched = [SimpleNamespace(name="k", duration=5.0)]
     call = SimpleNamespace(name="aten::mul", device_type=DeviceType.CPU, kernels=launched, cpu_parent=outer)

@@ -38,7 +38,7 @@ def test_a_text_can_be_learnt_and_differs_from_step_to_step() -> None:
 
 
 def test_losses_fall_and_come_again() -> None:
-    """The same on every run, for any size of micro-batches."""
+    """The losses are the same on every run, for any size of micro-batches."""
     once = list(losses.losses(TINY, device="cpu", precision="fp32", steps=20))
     cut = replace(TINY, micro_batch_size=2)
     assert list(losses.losses(cut, device="cpu", precision="fp32", steps=20)) == pytest.approx(once, abs=1e-5)
@@ -46,7 +46,7 @@ def test_losses_fall_and_come_again() -> None:
 
 
 def test_the_kept_losses_are_of_that_many_steps() -> None:
-    """They begin near those of guessing among all ids, and fall."""
+    """They begin near the loss of guessing among all ids, and fall."""
     kept = losses.kept_losses()
     assert len(kept) == losses.STEPS
     assert kept[0] == pytest.approx(np.log(SMALL.vocab_size), abs=0.2)

@@ -1,4 +1,4 @@
-"""The encoders that are compared: with our merges each gives our ids."""
+"""The compared encoders: with our merges each gives our ids."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_cut_text_has_the_same_ids(size: int, tokenizer: Tokenizer) -> None:
 
 
 def test_the_json_names_every_token(tokenizer: Tokenizer) -> None:
-    """The file for the others holds all ids once, merges in order, and the separator as a special token."""
+    """The file for the other libraries holds all ids once, merges in order, and the separator as a special token."""
     record = json.loads(tokenizer_json(tokenizer))
     assert sorted(record["model"]["vocab"].values()) == list(range(tokenizer.vocab_size))
     assert record["model"]["merges"][0] == ["t", "h"]

@@ -1,4 +1,4 @@
-"""The trainers that are compared: each learns as many merges from the same text."""
+"""The compared trainers: each learns the same number of merges from the same text."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def test_our_engines_learn_the_same(tmp_path: Path) -> None:
 
 
 def test_gigatoken_ties_are_hugging_faces(tmp_path: Path) -> None:
-    """Both break ties alike, so their merges are equal where both see whole documents."""
+    """Both break ties in the same way, so their merges are equal if both see whole documents."""
     assert same_merges(learnt("gigatoken", tmp_path), learnt("tokenizers", tmp_path))
 
 
 def test_merges_are_compared_by_their_parts_where_both_tell_them() -> None:
-    """The same token of other parts is another merge; one who tells tokens only is compared by tokens."""
+    """The same token from other parts is another merge; a library that reports only tokens is compared by tokens."""
     ours: Merges = [(b"a", b"b"), (b"ab", b"c")]
     assert same_merges(ours, list(ours))
     assert not same_merges(ours, [(b"a", b"b"), (b"a", b"bc")])

@@ -1,0 +1,68 @@
+"""What the tests of checkpoints share: a tiny model's snapshot, two checkpoints of it, and ways to damage them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from config.io import dump_toml
+from tests.training.tiny_run import TinyFiles, tiny_config
+from transformerlm.checkpoints.save import Snapshot, save_checkpoint
+from transformerlm.models.transformer import TransformerLM
+from transformerlm.tokenizer import Tokenizer
+from transformerlm.training.loss import cross_entropy
+from transformerlm.training.optim import AdamW, parameter_groups
+
+FILES = [
+    "model.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+    "config.toml",
+    "tokenizer/vocab.json",
+    "tokenizer/merges.txt",
+    "tokenizer/special_tokens.json",
+]
+
+
+def make_snapshot(files: TinyFiles, changes: dict | None = None, *, steps: int = 2) -> Snapshot:
+    """Return a model after a few steps, with its optimizer and everything else that a checkpoint holds."""
+    config = tiny_config(files, Path("runs"), changes)
+    model = TransformerLM(**config.model.model_dump())
+    optimizer = AdamW(parameter_groups(model, weight_decay=0.1), 1e-2)
+    snapshot = Snapshot(model, optimizer, Tokenizer.from_directory(files.tokenizer), dump_toml(config), {"tokens": 7})
+    for _ in range(steps):
+        take_step(snapshot)
+    return snapshot
+
+
+def take_step(snapshot: Snapshot) -> None:
+    """Make one optimizer step on fixed ids."""
+    ids = torch.arange(24).view(2, 12)
+    cross_entropy(snapshot.model(ids), ids + 1).backward()
+    snapshot.optimizer.step()
+    snapshot.optimizer.zero_grad()
+
+
+def two_checkpoints(root: Path, files: TinyFiles) -> tuple[Path, Path]:
+    """Save steps 1 and 2 of a run, and return their directories."""
+    snapshot = make_snapshot(files)
+    return save_checkpoint(root, 1, snapshot), save_checkpoint(root, 2, snapshot)
+
+
+def flip_bit(path: Path) -> None:
+    """Flip the lowest bit of a digit or letter in the middle of a file: damage that still parses as text."""
+    data = bytearray(path.read_bytes())
+    binary = path.suffix == ".safetensors"
+    place = next(i for i in range(len(data) // 2, len(data)) if binary or data[i : i + 1].isalnum())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    """Cut off the second half of a file."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+class Killed(BaseException):
+    """Represents the moment at which the process stops."""

@@ -1,0 +1,73 @@
+"""What is loaded is what was saved."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from config.io import dump_toml
+from tests.checkpoints.helpers import make_snapshot, take_step
+from transformerlm.checkpoints.load import load_config_of, load_model, load_optimizer, load_tokenizer, load_weights
+from transformerlm.checkpoints.save import save_checkpoint
+from transformerlm.checkpoints.validation import FORMAT, CheckpointError, verify
+
+ABLATIONS = {
+    "default": {},
+    "tied": {"model.tie_embeddings": True},
+    "post-norm": {"model.norm_position": "post"},
+    "no-norm": {"model.norm_position": "none"},
+    "nope": {"model.position": "none"},
+    "silu": {"model.ffn": "silu"},
+    "grouped": {"model.num_kv_heads": 1},
+    "qk-norm": {"model.qk_norm": True},
+    "soft-cap": {"model.logit_soft_cap": 20.0},
+    "reference": {"model.attention": "reference"},
+    "recompute": {"model.activation_checkpointing": True},
+    "all": {"model.tie_embeddings": True, "model.num_kv_heads": 1, "model.qk_norm": True, "model.ffn": "silu"},
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_model_and_optimizer_come_back_bit_for_bit(name, files, tmp_path):
+    """A loaded model gives the saved one's logits, and its next optimizer step is the same, for every kind of model."""
+    saved = make_snapshot(files, ABLATIONS[name])
+    directory = save_checkpoint(tmp_path, 2, saved)
+    model = load_model(directory)
+    ids = torch.arange(16).unsqueeze(0)
+    assert not model.training
+    torch.testing.assert_close(model(ids), saved.model.eval()(ids), rtol=0, atol=0)
+
+    fresh = make_snapshot(files, ABLATIONS[name], steps=0)
+    load_weights(fresh.model, directory)
+    load_optimizer(fresh.optimizer, directory, verify(directory))
+    for snapshot in (saved, fresh):
+        snapshot.model.train()
+        take_step(snapshot)
+    torch.testing.assert_close(fresh.model.state_dict(), saved.model.state_dict(), rtol=0, atol=0)
+
+
+def test_state_config_and_tokenizer_come_back(files, tmp_path):
+    """The state's values, the configuration and the tokenizer are those that were saved."""
+    snapshot = make_snapshot(files)
+    directory = save_checkpoint(tmp_path, 2, snapshot)
+    state = verify(directory)
+    assert (state["step"], state["tokens"], state["format"]) == (2, 7, FORMAT)
+    assert dump_toml(load_config_of(directory)) == snapshot.config_toml
+    assert load_tokenizer(directory).fingerprint() == snapshot.tokenizer.fingerprint()
+
+
+def test_dtype_and_tying_survive_loading(files, tmp_path):
+    """`dtype` casts the weights, and a tied head is stored once."""
+    directory = save_checkpoint(tmp_path, 2, make_snapshot(files, ABLATIONS["tied"]))
+    model = load_model(directory, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.lm_head is None
+
+
+def test_weights_of_another_model_are_refused(files, tmp_path):
+    """Weights whose names or shapes are not the model's are refused by name, and nothing is loaded."""
+    directory = save_checkpoint(tmp_path, 2, make_snapshot(files))
+    with pytest.raises(CheckpointError, match=r"layers\.2\.attn"):
+        load_weights(make_snapshot(files, {"model.num_layers": 3}, steps=0).model, directory)
+    with pytest.raises(CheckpointError, match=r"expected shape \(128, 32\), found \(64, 32\)"):
+        load_weights(make_snapshot(files, {"model.d_ff": 128}, steps=0).model, directory)

@@ -1,0 +1,81 @@
+"""The sidecar of a token file: the JSON beside the `.npy` that says what its ids are, and that the file is whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformerlm.utils.files import write_whole
+from transformerlm.utils.json_files import read_json_object, values_sha256
+
+FORMAT = 1
+"""The version of a token file, which its sidecar names."""
+_OWN_SHA256 = "sidecar_sha256"
+_MAX_BYTES = 1 << 24
+_TYPES: dict[str, type] = {
+    "tokens": int,
+    "bytes": int,
+    "documents": int,
+    "dtype": str,
+    "vocab_size": int,
+    "tokenizer_sha256": str,
+    "sha256": str,
+}
+
+
+def sidecar_path(path: Path) -> Path:
+    """Return the path of a token file's sidecar: `train.json` beside `train.npy`."""
+    return path.with_suffix(".json")
+
+
+def write_sidecar(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write the sidecar of the token file at `path`: the format, the facts, and the sha256 of these values."""
+    values = {"format": FORMAT, **facts}
+    values |= {_OWN_SHA256: values_sha256(values, kept_in=_OWN_SHA256)}
+    write_whole(sidecar_path(path), json.dumps(values, ensure_ascii=False, indent=2) + "\n")
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """Return the facts in the sidecar of the token file at `path`.
+
+    Raises:
+        FileNotFoundError: the token file or its sidecar is missing.
+        ValueError: another format, a fact that is missing or of another type, or values that were changed.
+    """
+    sidecar = sidecar_path(path)
+    _check_both_there(path, sidecar)
+    try:
+        facts = read_json_object(sidecar, max_bytes=_MAX_BYTES)
+    except ValueError as error:
+        raise ValueError(f"{error}; run transformerlm-make-data again") from None
+    if facts.get("format") != FORMAT:
+        raise ValueError(
+            f"{sidecar}: expected format {FORMAT}, found {facts.get('format')!r}; run transformerlm-make-data again"
+        )
+    for key, kind in _TYPES.items():
+        if type(facts.get(key)) is not kind:
+            expected = f"expected {key} of type {kind.__name__}, found {facts.get(key)!r}"
+            raise ValueError(f"{sidecar}: {expected}; run transformerlm-make-data again")
+        if isinstance(facts[key], int) and facts[key] < 0:
+            raise ValueError(f"{sidecar}: expected {key} >= 0, found {facts[key]}; make the file again")
+    promised = facts.get(_OWN_SHA256)  # the first sidecars had none
+    if promised is not None and promised != (found := values_sha256(facts, kept_in=_OWN_SHA256)):
+        raise ValueError(
+            f"{sidecar}: its values have changed since it was written (their sha256 is {found}, sidecar_sha256 "
+            f"{promised}); run transformerlm-make-data again"
+        )
+    return facts
+
+
+def _check_both_there(path: Path, sidecar: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such token file; run transformerlm-make-data to write it")
+    if not sidecar.is_file() and path.suffix != ".npy":
+        raise FileNotFoundError(
+            f"{path}: expected a token file (.npy, with a .json beside it), found neither; transformerlm-make-data "
+            "makes one from text"
+        )
+    if not sidecar.is_file():
+        raise FileNotFoundError(f"{sidecar}: missing beside {path.name}; run transformerlm-make-data to write both")
