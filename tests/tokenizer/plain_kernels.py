@@ -15,8 +15,6 @@ import numpy as np
 
 import transformerlm.tokenizer.fast as package
 
-PADDING = 64
-
 _NAMES = [
     "jit",
     "merge_kernels",
@@ -26,6 +24,7 @@ _NAMES = [
     "train_kernels",
     "encoder",
     "byte_chunks",
+    "engine",
     "counter",
     "learner",
 ]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import random
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.pace import cost
-from tests.tokenizer.oracle import slow_merges
 from tests.utils.packed import write_parquet, zstd
-from transformerlm.tokenizer import bpe_trainer
-from transformerlm.tokenizer.bpe_trainer import count_pre_tokens, learn_merges, train_bpe
+from transformerlm.tokenizer import reading
+from transformerlm.tokenizer.bpe_trainer import train_bpe
 from transformerlm.tokenizer.engines import Engine
 from transformerlm.utils.text_files import ReadStats
 
@@ -36,60 +34,6 @@ def _sample_text(num_words: int, seed: int = 0) -> str:
         "  ",
     ]
     return "".join(rng.choices(words, k=1)[0] + rng.choice([" ", " ", "\n", "", EOT]) for _ in range(num_words))
-
-
-def test_the_published_example() -> None:
-    """Sennrich et al., 2016: low x5, lower x2, newest x6, widest x3; of "es" and "st", both x9, "st" is greater."""
-    words = {b"low": 5, b"lower": 2, b"newest": 6, b"widest": 3}
-    expected = [
-        b"s t",
-        b"e st",
-        b"o w",
-        b"l ow",
-        b"w est",
-        b"n e",
-        b"ne west",
-        b"w i",
-        b"wi d",
-        b"wid est",
-        b"low e",
-        b"lowe r",
-    ]
-    assert [b" ".join(pair) for pair in learn_merges(words, 100)] == expected
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_merges_are_those_of_the_slow_oracle(seed: int) -> None:
-    """On tiny alphabets, where ties and overlaps abound, each merge is the one the definition gives."""
-    rng = random.Random(seed)
-    for _ in range(8):
-        alphabet = rng.choice([b"a", b"ab", b"abc", b"a\xff\x00"])
-        words = Counter(bytes(rng.choices(alphabet, k=rng.randint(1, 20))) for _ in range(rng.randint(1, 12)))
-        assert learn_merges(words, 60) == slow_merges(words, 60)
-
-
-def test_ties_go_to_the_greater_pair_of_byte_strings() -> None:
-    """Bytes are compared by value, and a longer string is greater than its own beginning."""
-    assert learn_merges({b"ab": 1, b"\xc3\xa9": 1, b"zz": 1}, 3) == [(b"\xc3", b"\xa9"), (b"z", b"z"), (b"a", b"b")]
-    words = {b"ba": 9, b"baz": 5, b"bz": 5}
-    assert learn_merges(words, 2) == [(b"b", b"a"), (b"ba", b"z")] == slow_merges(words, 2)
-
-
-def test_overlapping_pairs_merge_from_the_left() -> None:
-    """In a run of one letter the pairs are taken from the left, and counted as the definition counts them."""
-    assert (
-        learn_merges({b"aaaaa": 1}, 9)
-        == slow_merges({b"aaaaa": 1}, 9)
-        == [(b"a", b"a"), (b"aa", b"aa"), (b"aaaa", b"a")]
-    )
-
-
-def test_a_very_long_word_costs_no_more_than_its_length() -> None:
-    """A run of 200,000 random letters is merged without looking through it once a merge."""
-    word = bytes(random.Random(0).choices(b"abcdefgh", k=200_000))
-    merges: list[tuple[bytes, bytes]] = []
-    assert cost(lambda: merges.extend(learn_merges({word: 1}, 500))) < 10
-    assert len(merges) == 500
 
 
 def test_ids_are_bytes_then_merges_then_special_tokens(tmp_path: Path) -> None:
@@ -120,16 +64,6 @@ def test_pre_tokens_keep_words_apart(tmp_path: Path) -> None:
     assert b" be" in tokens
 
 
-@pytest.mark.parametrize(("num_workers", "chunk_chars"), [(1, 1 << 20), (2, 1 << 20), (1, 1), (1, 37), (2, 500)])
-def test_counts_do_not_depend_on_workers_or_chunks(tmp_path: Path, num_workers: int, chunk_chars: int) -> None:
-    """However the text is cut and shared out, the counts are those of the whole."""
-    text = _sample_text(3000)
-    (tmp_path / "a.txt").write_bytes(text.encode())
-    counter = bpe_trainer._PreTokenCounter(bpe_trainer.SpecialTokenSplitter([EOT]))
-    counts = count_pre_tokens([tmp_path / "a.txt"], [EOT], num_workers=num_workers, chunk_chars=chunk_chars)
-    assert counts == counter(bpe_trainer._Texts([text], ordinary=False))
-
-
 def test_several_inputs_of_all_kinds(tmp_path: Path) -> None:
     """Globs and JSON lines count like the same text in one file with separators between."""
     (tmp_path / "a.txt").write_text("one two")
@@ -141,8 +75,8 @@ def test_several_inputs_of_all_kinds(tmp_path: Path) -> None:
 
 def test_packed_files_never_count_as_the_bytes_that_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled engine reads large plain files by themselves; one that is packed is unpacked, however large."""
-    byte_chunks = pytest.importorskip("transformerlm.tokenizer.fast.byte_chunks", reason="needs numba")
-    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 1)
+    pytest.importorskip("numba")
+    monkeypatch.setattr(reading, "CHUNK_BYTES", 1)
     text = "one two three four\n" * 50
     (tmp_path / "a.txt").write_text(text)
     (tmp_path / "a.txt.zst").write_bytes(zstd(text.encode()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -105,11 +106,9 @@ def test_an_install_that_cannot_be_written_works(tmp_path: Path) -> None:
     package.mkdir()
     source = Path(engines.__file__).parents[1]
     for room in ("tokenizer", "utils"):
-        (package / room).mkdir()
-        for path in (source / room).glob("*.py"):
-            (package / room / path.name).write_bytes(path.read_bytes())
+        shutil.copytree(source / room, package / room, ignore=shutil.ignore_patterns("__pycache__"))
     (package / "__init__.py").touch()
-    (package / "tokenizer" / "__pycache__").touch()  # a file where numba wants a folder
+    (package / "tokenizer" / "fast" / "__pycache__").touch()  # a file where numba wants a folder
     script = (
         "from transformerlm.tokenizer import Tokenizer, tokenizer; print(tokenizer.__file__);"
         "print(Tokenizer({v: bytes([v]) for v in range(256)}, [], engine='compiled').encode('ab'))"

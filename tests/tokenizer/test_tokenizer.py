@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 
 from tests.pace import cost
 from tests.tokenizer.test_pretokenize import ANY_TEXT
-from transformerlm.tokenizer import Tokenizer, train_bpe
-from transformerlm.tokenizer import tokenizer as tokenizer_module
-from transformerlm.tokenizer.bpe_trainer import learn_merges
+from transformerlm.tokenizer import Tokenizer, reference, train_bpe
+from transformerlm.tokenizer.pair_table import learn_merges
 from transformerlm.tokenizer.pretokenize import GPT2_PATTERN, pre_tokenize
 
 EOT = "<|endoftext|>"
@@ -283,11 +282,11 @@ def test_a_batch_is_its_texts_one_by_one(num_workers: int) -> None:
 
 def test_the_cache_is_bounded_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long pieces are not kept, a full cache is emptied, and the ids stay the same."""
-    monkeypatch.setattr(tokenizer_module, "_CACHE_PIECES", 5)
+    monkeypatch.setattr(reference, "CACHE_PIECES", 5)
     tokenizer = _build(MERGES)
     assert tokenizer.decode(tokenizer.encode(HARD_TEXT + "x" * 99)) == HARD_TEXT + "x" * 99
-    assert len(tokenizer._cache) <= 5
-    assert all(len(piece) <= 32 for piece in tokenizer._cache)
+    assert len(tokenizer._engines.reference.cache) <= 5
+    assert all(len(piece) <= 32 for piece in tokenizer._engines.reference.cache)
     assert tokenizer.encode(HARD_TEXT) == _build(MERGES).encode(HARD_TEXT)
 
 
@@ -295,7 +294,7 @@ def test_pickling_keeps_the_tokenizer_and_drops_the_cache() -> None:
     """A worker process gets the parts, not what the parent has cached."""
     TOKENIZER.encode(HARD_TEXT)
     copy = pickle.loads(pickle.dumps(TOKENIZER))
-    assert len(copy._cache) == 0
+    assert len(copy._engines.reference.cache) == 0
     assert copy.fingerprint() == TOKENIZER.fingerprint()
     assert copy.encode(HARD_TEXT) == TOKENIZER.encode(HARD_TEXT)
 

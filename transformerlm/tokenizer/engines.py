@@ -1,5 +1,7 @@
 """Which of the two engines does the work: the readable reference, or the compiled kernels with the same results.
 
+`EncodingEngine` is what a tokenizer asks of either; `Engines` holds a tokenizer's two.
+
 `auto` takes the kernels when there is enough to do: numba has to be imported, and on the first use ever compiled, which
 costs seconds. Where numba is missing or refuses, the reference does the work, and says so once where that is slow.
 """
@@ -11,13 +13,19 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from config.extras import how_to_install
+from transformerlm.tokenizer.reference import ReferenceEngine, Vocabulary
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from transformerlm.tokenizer.fast.engine import CompiledEngine
 
 Engine = Literal["auto", "reference", "compiled"]
 COMPILED_PATTERNS = ("gpt2", "cl100k")
@@ -29,6 +37,8 @@ LOADED_BYTES = 100_000
 WARM_BYTES = 2_000_000
 COLD_BYTES = 30_000_000
 COMPILING_SECONDS = 2.0  # from then on a word is due
+# What the reference encodes, or decodes to ids, in the time that entering a kernel takes.
+CALL_CHARS, CALL_IDS = 1000, 100
 
 Work = Literal["encode", "decode", "train"]
 
@@ -40,6 +50,69 @@ _LAST_COMPILED: dict[Work, str] = {
 }
 _ready: set[Work] = set()
 _logger = logging.getLogger(__name__)
+
+
+class EncodingEngine(Protocol):
+    """What both engines do for a tokenizer; texts are whole characters (`utils.strings.whole_characters`).
+
+    Without `allow_special`, special tokens are plain text. Arrays of ids are uint16 where all ids fit and uint32
+    otherwise, shape `(tokens,)`; ends are int64, shape `(texts,)`.
+    """
+
+    takes_bytes: bool
+    """Whether it reads files as bytes, and threads may share it; the other one holds the GIL."""
+
+    def encode(self, text: str, *, allow_special: bool) -> list[int]:
+        """Return the ids of one text."""
+
+    def encode_batch(self, texts: Sequence[str], *, num_workers: int, allow_special: bool) -> list[list[int]]:
+        """Return the ids of each text."""
+
+    def encode_batch_to_array(
+        self, texts: Sequence[str], *, num_workers: int, allow_special: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids of all texts in one array, and where those of each text end."""
+
+    def encode_file(self, path: Path, *, num_workers: int) -> np.ndarray | None:
+        """Return the ids of a plain text file; `None` where it has to be read as text."""
+
+    def decode(self, ids: Iterable[int]) -> bytes | memoryview:
+        """Return the bytes of the ids; raise KeyError for an unknown id, TypeError for what is no id."""
+
+
+class Engines:
+    """A tokenizer's engines: the reference from the beginning, the compiled one from when it pays."""
+
+    def __init__(self, vocabulary: Vocabulary, engine: Engine) -> None:
+        self.reference = ReferenceEngine(vocabulary)
+        self._vocabulary, self._engine = vocabulary, engine
+        self._compiled: CompiledEngine | None = None
+        self._lock = threading.Lock()
+
+    def for_text(self, num_bytes: int, *, least: int = 0) -> EncodingEngine:
+        """Return the engine that should encode `num_bytes` of text; below `least` no kernel is worth its call."""
+        known = self._vocabulary.pattern in COMPILED_PATTERNS
+        if not known or not use_compiled(self._engine, num_bytes, "encode") or num_bytes < least:
+            return self.reference
+        return self.compiled("encode")
+
+    def for_ids(self, num_ids: int) -> EncodingEngine:
+        """Return the engine that should decode `num_ids` ids."""
+        if not use_compiled(self._engine, 4 * num_ids, "decode") or num_ids < CALL_IDS:
+            return self.reference
+        return self.compiled("decode")
+
+    def compiled(self, work: Literal["encode", "decode"]) -> CompiledEngine:
+        """Return the compiled engine, loaded for this work."""
+        from transformerlm.tokenizer.fast.engine import CompiledEngine  # the fast way
+
+        with self._lock:
+            if self._compiled is None:
+                self._compiled = CompiledEngine(self._vocabulary)
+            if not self._compiled.is_loaded(work):
+                with compiling(work):
+                    self._compiled.load(work)
+        return self._compiled
 
 
 def check_engine(engine: str, *, pattern: str) -> None:

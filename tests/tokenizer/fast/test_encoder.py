@@ -19,14 +19,14 @@ from tests.tokenizer import plain_kernels
 from tests.tokenizer.test_pretokenize import ANY_TEXT
 from tests.tokenizer.test_tokenizer import EOT, HARD_TEXT, MERGES
 from tests.utils.packed import write_parquet, zstd
-from transformerlm.tokenizer import Tokenizer
-from transformerlm.tokenizer import tokenizer as tokenizer_module
-from transformerlm.tokenizer.bpe_trainer import learn_merges
+from transformerlm.tokenizer import Tokenizer, engines
 from transformerlm.tokenizer.engines import COMPILED_PATTERNS
+from transformerlm.tokenizer.pair_table import learn_merges
 from transformerlm.tokenizer.pretokenize import PATTERNS
 
 pytest.importorskip("numba")
 from transformerlm.tokenizer.fast import encoder
+from transformerlm.tokenizer.fast.arrays import padded
 
 PLAIN = plain_kernels.load()
 SPECIALS = (EOT, EOT + EOT, "<|e|>", "a b", "\n\n", "'s")
@@ -39,8 +39,8 @@ EACH_PATTERN = pytest.mark.parametrize("pattern", COMPILED_PATTERNS)
 def _short_texts_too() -> Iterator[None]:
     """Have the kernels encode and decode short texts, which the reference does as fast."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer_module, "_CALL_CHARS", 0)
-        patch.setattr(tokenizer_module, "_CALL_IDS", 0)
+        patch.setattr(engines, "CALL_CHARS", 0)
+        patch.setattr(engines, "CALL_IDS", 0)
         yield
 
 
@@ -54,12 +54,12 @@ COMPILED = {pattern: _build("compiled", pattern=pattern) for pattern in COMPILED
 
 
 def _encoder(modules: object = encoder, **options: int) -> encoder.CompiledEncoder:
-    tokenizer = REFERENCE["gpt2"]
+    known = REFERENCE["gpt2"]._vocabulary
     return modules.CompiledEncoder(  # type: ignore[attr-defined, no-any-return]
-        byte_ids=tokenizer._byte_ids,
-        merges=[(*pair, new) for pair, new in zip(tokenizer._ranks, tokenizer._merged, strict=True)],
-        sizes=tokenizer._sizes,
-        special_token_ids=tokenizer.special_token_ids,
+        byte_ids=known.byte_ids,
+        merges=[(*pair, new) for pair, new in zip(known.ranks, known.merged, strict=True)],
+        sizes=known.sizes,
+        special_token_ids=known.special_token_ids,
         pattern="gpt2",
         dtype=np.uint16,
         **options,
@@ -160,15 +160,14 @@ def test_a_stream_of_characters_enters_no_kernel_for_nothing(monkeypatch: pytest
 
 def test_short_texts_are_left_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where entering a kernel costs more than the work, no kernel is entered; long texts are for them."""
-    monkeypatch.setattr(tokenizer_module, "_CALL_CHARS", 50)
-    monkeypatch.setattr(tokenizer_module, "_CALL_IDS", 50)
+    monkeypatch.setattr(engines, "CALL_CHARS", 50)
+    monkeypatch.setattr(engines, "CALL_IDS", 50)
     tokenizer = _build("compiled")
     assert tokenizer.decode(tokenizer.encode("short")) == "short"
-    assert tokenizer._encoder is None
-    assert tokenizer._decoder is None
+    assert tokenizer._engines._compiled is None
     assert tokenizer.decode(tokenizer.encode(HARD_TEXT)) == HARD_TEXT
-    assert tokenizer._encoder is not None
-    assert tokenizer._decoder is not None
+    assert tokenizer._engines._compiled.is_loaded("encode")
+    assert tokenizer._engines._compiled.is_loaded("decode")
 
 
 def test_half_a_character_is_replaced() -> None:
@@ -260,8 +259,8 @@ def test_valid_utf8_is_what_python_says(data: bytes) -> None:
         expected = len(data)
     except UnicodeDecodeError as error:
         expected = error.start
-    assert encoder.text_kernels.first_invalid(encoder.padded(data), len(data)) == expected
-    assert PLAIN["text_kernels"].first_invalid(encoder.padded(data), len(data)) == expected
+    assert encoder.text_kernels.first_invalid(padded(data), len(data)) == expected
+    assert PLAIN["text_kernels"].first_invalid(padded(data), len(data)) == expected
 
 
 def test_every_two_and_three_bytes_are_judged_as_python_judges_them() -> None:
@@ -276,4 +275,4 @@ def test_every_two_and_three_bytes_are_judged_as_python_judges_them() -> None:
                     expected = len(data)
                 except UnicodeDecodeError as error:
                     expected = error.start
-                assert encoder.text_kernels.first_invalid(encoder.padded(data), len(data)) == expected, data
+                assert encoder.text_kernels.first_invalid(padded(data), len(data)) == expected, data

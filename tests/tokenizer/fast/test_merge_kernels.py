@@ -11,11 +11,11 @@ import pytest
 
 from tests.tokenizer import plain_kernels
 from transformerlm.tokenizer.bpe_merge import merge_by_heap
-from transformerlm.tokenizer.bpe_trainer import learn_merges
+from transformerlm.tokenizer.pair_table import learn_merges
 
 pytest.importorskip("numba")
 from transformerlm.tokenizer.fast import merge_kernels as compiled_kernels
-from transformerlm.tokenizer.fast.encoder import hash_shift
+from transformerlm.tokenizer.fast.arrays import PADDING, hash_shift
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered")  # hashes wrap round
 PLAIN = plain_kernels.load()["merge_kernels"]
@@ -40,7 +40,7 @@ class Merger:
 
     def by_kernel(self, kernels: ModuleType, word: bytes) -> list[int]:
         """Return the ids that a kernel writes behind one that is there."""
-        data = np.frombuffer(word + bytes(plain_kernels.PADDING), dtype=np.uint8)
+        data = np.frombuffer(word + bytes(PADDING), dtype=np.uint8)
         work = np.full(kernels.WORK_PER_BYTE * max(1, len(word)), -7, dtype=np.int64)
         out = np.full(1 + len(word), 97, dtype=np.uint32)
         end = kernels.merge_piece(data, 0, len(word), BYTE_IDS, self.pairs, self.shift, self.lengths, work, out, 1)

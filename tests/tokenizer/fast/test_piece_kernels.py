@@ -18,6 +18,7 @@ from transformerlm.tokenizer.pretokenize import PATTERNS
 
 pytest.importorskip("numba")
 from transformerlm.tokenizer.fast import encoder, piece_kernels
+from transformerlm.tokenizer.fast.arrays import padded
 
 ALPHABET = list("aZsvlretdmSVLRETDM\u017f'1926.  \n\r\t\u3000\u00a0é漢²\x1c<|>e\u2019—\u0301🇩")
 PLAIN = plain_kernels.load()
@@ -27,7 +28,7 @@ EACH_PATTERN = pytest.mark.parametrize("pattern", encoder.PATTERNS)
 
 def _pieces(data: bytes, pattern: str, kernels: object = piece_kernels) -> list[bytes]:
     ends = np.zeros(len(data) + 1, dtype=np.int64)
-    array = encoder.padded(data)
+    array = padded(data)
     with np.errstate(over="ignore"):  # numpy minds where a number wraps round, the kernels mean it
         number = kernels.find_pieces(array, 0, len(data), encoder.PATTERNS[pattern], unicode_table(), ends)  # type: ignore[attr-defined]
     bounds = [0, *ends[:number].tolist()]

@@ -1,6 +1,8 @@
 """Text for the compiled engine: UTF-8 in chunks that may be worked on one by one, read from files as it is.
 
-Files of plain text are never made Python strings.
+Files of plain text never become Python strings.
+
+Part of: counter, engine
 """
 
 from __future__ import annotations
@@ -9,45 +11,24 @@ import codecs
 from collections.abc import Iterator, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from transformerlm.tokenizer import pretokenize
+from transformerlm.tokenizer import pretokenize, reading
 from transformerlm.tokenizer.fast import text_kernels as text_kernels
-from transformerlm.tokenizer.fast.encoder import padded
-from transformerlm.tokenizer.fast.jit import PADDING
+from transformerlm.tokenizer.fast.arrays import PADDING, Array, padded
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter
-from transformerlm.utils.text_files import ReadStats, is_plain_text, no_utf8
-
-Array = np.ndarray[Any, Any]
-
-CHUNK_BYTES = 1 << 18  # a few of them fit the processor's cache
+from transformerlm.tokenizer.reading import Chunk
+from transformerlm.utils.text_files import ReadStats, no_utf8
 
 _TAIL_BYTES = 1 << 12
 _CONTINUATION = bytes(range(0x80, 0xC0))  # what goes on in UTF-8, and begins nothing
-
-
-class Chunk(NamedTuple):
-    """Texts as UTF-8, one after the other, with `PADDING` zeros behind them, and where each ends.
-
-    With `ordinary`, special tokens in them are plain text.
-    """
-
-    data: Array
-    ends: Array
-    ordinary: bool = False
 
 
 def chunk_of(texts: Sequence[str], *, ordinary: bool = False) -> Chunk:
     """Return texts as a chunk."""
     encoded = [text.encode("utf-8", "replace") for text in texts]
     return Chunk(padded(b"".join(encoded)), np.cumsum([len(text) for text in encoded], dtype=np.int64), ordinary)
-
-
-def comes_in_chunks(path: Path) -> bool:
-    """Tell whether a file is plain text of a chunk or more."""
-    return is_plain_text(path) and path.stat().st_size >= CHUNK_BYTES
 
 
 def read_chunks(
@@ -65,7 +46,7 @@ def read_chunks(
     more, position = True, 0
     with path.open("rb", buffering=0) as file:
         while more:
-            data = np.empty(max(size or CHUNK_BYTES, 2 * len(kept)) + PADDING, dtype=np.uint8)
+            data = np.empty(max(size or reading.CHUNK_BYTES, 2 * len(kept)) + PADDING, dtype=np.uint8)
             data[: len(kept)] = kept
             end = _fill(file, data, len(kept))
             stats.disk_bytes += end - len(kept)

@@ -3,6 +3,8 @@
 Texts are joined into one array of UTF-8; a kernel cuts it at special tokens into segments, another encodes runs of
 segments. With several threads each has a table of pieces of its own, so that none waits for another; the kernels run
 without the GIL. Tables are kept from call to call, and emptied when they reach their share of the cache's bytes.
+
+Part of: counter, engine
 """
 
 from __future__ import annotations
@@ -11,38 +13,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from queue import Empty, LifoQueue
-from typing import Any
 
 import numpy as np
 
-from transformerlm.tokenizer.engines import compiling
 from transformerlm.tokenizer.fast import encode_kernels as kernels
 from transformerlm.tokenizer.fast import merge_kernels as merge_kernels
 from transformerlm.tokenizer.fast import text_kernels as text_kernels
-from transformerlm.tokenizer.fast.jit import PADDING
+from transformerlm.tokenizer.fast.arrays import PADDING, Array, hash_shift, padded
 from transformerlm.tokenizer.fast.unicode_tables import unicode_table
 from transformerlm.tokenizer.parallel import map_in_order
-
-Array = np.ndarray[Any, Any]
 
 PATTERNS = {"gpt2": 0, "cl100k": 1}
 CACHE_BYTES = 64_000_000
 SEGMENT_BYTES = 1 << 20
 
 _FIRST_SLOTS = 1 << 14
-
-
-def padded(data: bytes) -> Array:
-    """Return bytes as an array that the kernels may read, with `PADDING` zeros behind them."""
-    result = np.empty(len(data) + PADDING, dtype=np.uint8)
-    result[: len(data)] = np.frombuffer(data, dtype=np.uint8)
-    result[len(data) :] = 0
-    return result
-
-
-def hash_shift(num_slots: int) -> np.uint64:
-    """Return by how much a 64-bit hash is shifted to give a place among so many slots, a power of two."""
-    return np.uint64(65 - num_slots.bit_length())
 
 
 class PieceTable:
@@ -145,10 +130,9 @@ class CompiledEncoder:
         self._pairs = np.full(merge_kernels.HASHED + 2 * num_slots, -1, dtype=np.int64)
         self._pair_shift = hash_shift(num_slots)
         self._lengths = np.array(sizes, dtype=np.int64)
-        with compiling("encode"):
-            rows = np.array(merges, dtype=np.int64).reshape(-1, 3)
-            merge_kernels.fill_pairs(rows, self._pairs, self._pair_shift)
-            self.encode_texts([b"a"])
+        rows = np.array(merges, dtype=np.int64).reshape(-1, 3)
+        merge_kernels.fill_pairs(rows, self._pairs, self._pair_shift)
+        self.encode_texts([b"a"])  # compiles the kernels
 
     def encode_texts(
         self, texts: Sequence[bytes], *, num_threads: int = 1, ordinary: bool = False
@@ -226,8 +210,7 @@ class CompiledDecoder:
         """Make the tables; `tokens` are the bytes of each id."""
         self._spelled = padded(b"".join(tokens))
         self._offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int64)
-        with compiling("decode"):
-            self.decode(np.zeros(1, dtype=np.uint16))
+        self.decode(np.zeros(1, dtype=np.uint16))  # compiles the kernels
 
     def decode(self, ids: Array) -> memoryview:
         """Return the bytes of the ids, an array of whole numbers of one dimension.

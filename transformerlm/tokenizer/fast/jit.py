@@ -1,8 +1,8 @@
 """What the kernels need of numba: the decorator, and a few machine instructions that Python cannot spell.
 
 `byte_at`, `word_at` and `bytes_between` look at raw memory: no bounds are checked and no negative index wraps round,
-which is why the kernels are given texts with `PADDING` zero bytes behind them. Each is a function of a uint8 array and
-a position; tests/tokenizer/plain_kernels.py spells them in plain Python, where the kernels run uncompiled.
+which is why the kernels are given texts with `arrays.PADDING` zero bytes after them. Each is a function of a uint8
+array and a position; tests/tokenizer/plain_kernels.py spells them in plain Python, where the kernels run uncompiled.
 
 Importing this module imports numba and fails where it is not installed.
 """
@@ -20,8 +20,6 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-PADDING = 64
 
 # Kernels never allocate, so no references are counted (`_nrt`): numba would count those of the arrays in each inlined
 # helper, four atomic calls a piece of text, ten times the scanner's own work.

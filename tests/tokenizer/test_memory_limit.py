@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from transformerlm.tokenizer import train_bpe
-from transformerlm.tokenizer.fast import memory_limit
-from transformerlm.tokenizer.fast.memory_limit import check_memory_limit
+from transformerlm.tokenizer import memory_limit, reading, train_bpe
+from transformerlm.tokenizer.memory_limit import check_memory_limit
 
 EOT = "<|endoftext|>"
 
@@ -40,10 +39,9 @@ def test_compiled_training_gives_the_same_merges_under_a_limit(
 ) -> None:
     """Under a limit just above what the distinct words need, full tables are emptied, and nothing changes."""
     pytest.importorskip("numba")
-    from transformerlm.tokenizer.fast import byte_chunks
     from transformerlm.tokenizer.fast import counter as compiled_counter
 
-    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 20_000)
+    monkeypatch.setattr(reading, "CHUNK_BYTES", 20_000)
     added: list[int] = []
     add_words = compiled_counter.add_words
     monkeypatch.setattr(compiled_counter, "add_words", lambda table, words: (added.append(1), add_words(table, words)))
@@ -58,9 +56,8 @@ def test_compiled_training_goes_on_in_files_beyond_the_limit(
 ) -> None:
     """Far below what the distinct words need, counting and learning take files, say so once, and nothing changes."""
     pytest.importorskip("numba")
-    from transformerlm.tokenizer.fast import byte_chunks
 
-    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 20_000)
+    monkeypatch.setattr(reading, "CHUNK_BYTES", 20_000)
     made: list[int] = []
     pages_in_file = memory_limit._pages_in_file
     monkeypatch.setattr(memory_limit, "_pages_in_file", lambda size: (made.append(size), pages_in_file(size))[1])
