@@ -183,8 +183,8 @@ def test_a_small_cache_is_emptied_and_changes_nothing() -> None:
     encoder = _encoder(cache_bytes=2_000_000)
     ids, _ = encoder.encode_texts([text.encode() for text in texts])
     table = encoder._tables.get_nowait()
-    assert table.slots.nbytes + table.long_bytes.nbytes + table.ids.nbytes <= 2_000_000
-    assert table.used[0] < len(set(texts)) / 2
+    assert table.num_bytes <= 2_000_000
+    assert table.pieces.used[0] < len(set(texts)) / 2
     assert ids.tolist() == [token_id for text in texts for token_id in REFERENCE["gpt2"].encode(text)]
 
 

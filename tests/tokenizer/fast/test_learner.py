@@ -74,7 +74,7 @@ def test_room_is_made_for_pairs_and_long_tokens(monkeypatch: pytest.MonkeyPatch)
     grown: list[int] = []
     index = train_kernels.index_pairs
     monkeypatch.setattr(
-        train_kernels, "index_pairs", lambda pairs, *rest: (grown.append(len(pairs)), index(pairs, *rest))
+        train_kernels, "index_pairs", lambda pairs, number: (grown.append(len(pairs.rows)), index(pairs, number))
     )
     rng = random.Random(3)
     words = Counter(bytes(rng.choices(range(256), k=30)) for _ in range(6000))

@@ -24,7 +24,7 @@ from transformerlm.tokenizer.engines import compiling
 from transformerlm.tokenizer.fast import encode_kernels as kernels
 from transformerlm.tokenizer.fast.arrays import PADDING, Array, hash_shift
 from transformerlm.tokenizer.fast.byte_chunks import chunk_of, made_valid, read_chunks
-from transformerlm.tokenizer.fast.encoder import PATTERNS, SpecialTokens
+from transformerlm.tokenizer.fast.encoder import PATTERNS, SpecialTokens, bounds_of
 from transformerlm.tokenizer.fast.unicode_tables import unicode_table
 from transformerlm.tokenizer.memory_limit import Memory
 from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, resolve_num_workers
@@ -162,13 +162,10 @@ class PieceCounter:
         chunk, replaced = made_valid(chunk)
         data, ends = chunk.data, chunk.ends
         specials = self._no_specials if chunk.ordinary else self._specials
-        segments, _ = specials.segments(data, np.stack([np.r_[0, ends[:-1]], ends], axis=1))
+        segments, _ = specials.segments(data, bounds_of(ends))
         cursor = np.zeros(4, dtype=np.int64)
         with self._table() as table:
-            while need := kernels.count_pieces(
-                data, segments, cursor, self._pattern, unicode_table(), table.slots, table.shift, table.used,
-                table.long_bytes,
-            ):  # fmt: skip
+            while need := kernels.count_pieces(data, segments, cursor, self._pattern, unicode_table(), table.pieces):
                 length = int(cursor[kernels.NEEDED])
                 if table.num_pieces > 0 and table.bytes_to_grow(need, length) > self._share:
                     self._add_to_total(table)
@@ -194,66 +191,69 @@ class PieceCounter:
 
 
 class PieceCounts:
-    """A table of pieces and their counts that grows as its kernels ask; see `_kernels.py` for what is in it."""
+    """A table of pieces and their counts that grows as its kernels ask; see `encode_kernels.Pieces`."""
 
     def __init__(self, memory: Memory | None = None) -> None:
         self.memory = Memory() if memory is None else memory
-        self.slots = self.memory.zeros(_FIRST_SLOTS * kernels.SLOT_WORDS, np.uint64, in_all=0)
-        self.long_bytes = np.zeros(1 << 12, dtype=np.uint8)
-        self.used = np.zeros(3, dtype=np.int64)
-
-    @property
-    def shift(self) -> np.uint64:
-        """By how much hashes are shifted for this table."""
-        return hash_shift(len(self.slots) // kernels.SLOT_WORDS)
+        self.pieces = kernels.Pieces(
+            slots=self.memory.zeros(_FIRST_SLOTS * kernels.SLOT_WORDS, np.uint64, in_all=0),
+            shift=hash_shift(_FIRST_SLOTS),
+            used=np.zeros(3, dtype=np.int64),
+            long_bytes=np.zeros(1 << 12, dtype=np.uint8),
+            ids=np.zeros(0, dtype=np.uint32),  # a slot's value is a count here
+        )
 
     @property
     def num_pieces(self) -> int:
         """How many pieces are in the table."""
-        return int(self.used[kernels.USED_SLOTS])
+        return int(self.pieces.used[kernels.USED_SLOTS])
 
     @property
     def num_bytes(self) -> int:
         """How many bytes all its pieces have."""
-        return int(self.slots[3 :: kernels.SLOT_WORDS].sum())
+        return int(self.pieces.slots[3 :: kernels.SLOT_WORDS].sum())
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the table takes."""
+        return self.pieces.slots.nbytes + len(self.pieces.long_bytes)
 
     def bytes_to_grow(self, need: int, length: int) -> int:
         """Return how many bytes the table takes while room is made for a piece of `length` bytes."""
-        more = 2 * self.slots.nbytes if need == kernels.NEED_SLOTS else 2 * len(self.long_bytes) + length
-        return self.slots.nbytes + len(self.long_bytes) + more
+        slots, long_bytes = self.pieces.slots, self.pieces.long_bytes
+        return self.nbytes + (2 * slots.nbytes if need == kernels.NEED_SLOTS else 2 * len(long_bytes) + length)
 
     def make_room(self, need: int, length: int) -> None:
         """Give a kernel what it lacks for a piece of `length` bytes."""
         in_all = _OF_THE_WHOLE * self.bytes_to_grow(need, length)
+        slots, short = self.pieces.slots, self.pieces.long_bytes
         if need == kernels.NEED_SLOTS:
-            old, self.slots = self.slots, self.memory.zeros(2 * len(self.slots), np.uint64, in_all=in_all)
-            kernels.rehash(old, self.slots, self.shift)
+            larger = self.memory.zeros(2 * len(slots), np.uint64, in_all=in_all)
+            self.pieces = kernels.with_more_slots(self.pieces, larger)
         else:
-            size = 2 * len(self.long_bytes) + length + 8
-            short, self.long_bytes = self.long_bytes, self.memory.zeros(size, np.uint8, in_all=in_all)
-            self.long_bytes[: len(short)] = short
+            long_bytes = self.memory.zeros(2 * len(short) + length + 8, np.uint8, in_all=in_all)
+            long_bytes[: len(short)] = short
+            self.pieces = self.pieces._replace(long_bytes=long_bytes)
 
     def clear(self) -> None:
         """Forget all pieces."""
-        self.slots[:] = 0
-        self.used[:] = 0
+        self.pieces.slots[:] = 0
+        self.pieces.used[:] = 0
 
 
 def list_words(table: PieceCounts) -> Words:
     """Return the pieces of a table and their counts."""
     number, num_bytes = table.num_pieces, table.num_bytes + PADDING
-    in_all = table.slots.nbytes + len(table.long_bytes) + num_bytes + 16 * number
+    in_all = table.nbytes + num_bytes + 16 * number
     data = table.memory.zeros(num_bytes, np.uint8, in_all=in_all)
     ends = table.memory.zeros(number, np.int64, in_all=in_all)
     counts = table.memory.zeros(number, np.uint64, in_all=in_all)
-    kernels.list_pieces(table.slots, table.long_bytes, data, ends, counts)
+    kernels.list_pieces(table.pieces, data, ends, counts)
     return Words(data, ends, counts, table.memory)
 
 
 def add_words(table: PieceCounts, words: Words) -> None:
     """Add words and their counts to a table."""
     cursor = np.zeros(4, dtype=np.int64)
-    while need := kernels.add_counts(
-        words.data, words.ends, words.counts, cursor, table.slots, table.shift, table.used, table.long_bytes
-    ):
+    while need := kernels.add_counts(words.data, words.ends, words.counts, cursor, table.pieces):
         table.make_room(need, int(cursor[kernels.NEEDED]))

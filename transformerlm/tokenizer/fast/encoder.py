@@ -31,49 +31,55 @@ _FIRST_SLOTS = 1 << 14
 
 
 class PieceTable:
-    """A table of pieces that grows as its kernel asks; see `_kernels.py` for what is in it."""
+    """A table of pieces and their ids that grows as its kernel asks; see `encode_kernels.Pieces`."""
 
     def __init__(self, *, max_bytes: int | None = None, num_slots: int = _FIRST_SLOTS) -> None:
         self.max_bytes = max_bytes
-        self.slots = np.zeros(num_slots * kernels.SLOT_WORDS, dtype=np.uint64)
-        self.long_bytes = np.zeros(1 << 14, dtype=np.uint8)
-        self.ids = np.zeros(1 << 14, dtype=np.uint32)
+        self.pieces = kernels.Pieces(
+            slots=np.zeros(num_slots * kernels.SLOT_WORDS, dtype=np.uint64),
+            shift=hash_shift(num_slots),
+            used=np.zeros(3, dtype=np.int64),
+            long_bytes=np.zeros(1 << 14, dtype=np.uint8),
+            ids=np.zeros(1 << 14, dtype=np.uint32),
+        )
         self.work = np.zeros(merge_kernels.WORK_PER_BYTE * kernels.CACHED_BYTES, dtype=np.int64)
         self.out = np.zeros(0, dtype=np.uint32)
-        self.used = np.zeros(3, dtype=np.int64)
 
     @property
-    def shift(self) -> np.uint64:
-        """By how much hashes are shifted for this table."""
-        return hash_shift(len(self.slots) // kernels.SLOT_WORDS)
+    def num_bytes(self) -> int:
+        """How many bytes the table takes."""
+        return self.pieces.slots.nbytes + self.pieces.long_bytes.nbytes + self.pieces.ids.nbytes
 
     def make_room(self, need: int, length: int) -> None:
         """Give a kernel what it lacks for a piece of `length` bytes; empty the table where that would be too much."""
         if need == kernels.NEED_WORK:
             self.work = np.zeros(merge_kernels.WORK_PER_BYTE * length, dtype=np.int64)
             return
-        grown: dict[int, Array] = {
-            kernels.NEED_SLOTS: self.slots,
-            kernels.NEED_LONG_BYTES: self.long_bytes,
-            kernels.NEED_IDS: self.ids,
-        }
-        size = self.slots.nbytes + self.long_bytes.nbytes + self.ids.nbytes
-        if self.max_bytes is not None and size + 3 * grown[need].nbytes > self.max_bytes:
-            self.slots[:] = 0
-            self.used[:] = 0
+        slots, long_bytes, ids = self.pieces.slots, self.pieces.long_bytes, self.pieces.ids
+        grown = {kernels.NEED_SLOTS: slots, kernels.NEED_LONG_BYTES: long_bytes, kernels.NEED_IDS: ids}[need]
+        if self.max_bytes is not None and self.num_bytes + 3 * grown.nbytes > self.max_bytes:
+            slots[:] = 0
+            self.pieces.used[:] = 0
         elif need == kernels.NEED_SLOTS:
-            old, self.slots = self.slots, np.zeros(4 * len(self.slots), dtype=np.uint64)
-            kernels.rehash(old, self.slots, self.shift)
+            self.pieces = kernels.with_more_slots(self.pieces, np.zeros(4 * len(slots), dtype=np.uint64))
         elif need == kernels.NEED_LONG_BYTES:
-            self.long_bytes = _longer(self.long_bytes, length)
+            self.pieces = self.pieces._replace(long_bytes=_longer(long_bytes, length))
         else:
-            self.ids = _longer(self.ids, length)
+            self.pieces = self.pieces._replace(ids=_longer(ids, length))
 
     def room_to_write(self, num_ids: int) -> Array:
         """Return an array for the ids of a call; it is used again by the next one."""
         if len(self.out) < num_ids:
             self.out = np.empty(num_ids, dtype=np.uint32)
         return self.out
+
+
+def bounds_of(ends: Array) -> Array:
+    """Return where texts that follow each other begin and end, int64 `(texts, 2)`."""
+    bounds = np.zeros((len(ends), 2), dtype=np.int64)
+    bounds[1:, 0] = ends[:-1]
+    bounds[:, 1] = ends
+    return bounds
 
 
 class SpecialTokens:
@@ -123,15 +129,14 @@ class CompiledEncoder:
         self._pattern = PATTERNS[pattern]
         self._specials = SpecialTokens(special_token_ids)
         self._no_specials = SpecialTokens({})
-        self._byte_ids = np.array(byte_ids, dtype=np.int64)
         self._cache_bytes = cache_bytes
         self._tables: LifoQueue[PieceTable] = LifoQueue()
         num_slots = 1 << max(4, (4 * len(merges)).bit_length())
-        self._pairs = np.full(merge_kernels.HASHED + 2 * num_slots, -1, dtype=np.int64)
-        self._pair_shift = hash_shift(num_slots)
-        self._lengths = np.array(sizes, dtype=np.int64)
-        rows = np.array(merges, dtype=np.int64).reshape(-1, 3)
-        merge_kernels.fill_pairs(rows, self._pairs, self._pair_shift)
+        pairs, shift = np.full(merge_kernels.HASHED + 2 * num_slots, -1, dtype=np.int64), hash_shift(num_slots)
+        merge_kernels.fill_pairs(np.array(merges, dtype=np.int64).reshape(-1, 3), pairs, shift)
+        self._merges = merge_kernels.Merges(
+            np.array(byte_ids, dtype=np.int64), pairs, shift, np.array(sizes, dtype=np.int64)
+        )
         self.encode_texts([b"a"])  # compiles the kernels
 
     def encode_texts(
@@ -161,8 +166,7 @@ class CompiledEncoder:
         return self._encode(data, np.array([read], dtype=np.int64), num_threads=num_threads)[0]
 
     def _encode(self, data: Array, ends: Array, *, num_threads: int, ordinary: bool = False) -> tuple[Array, Array]:
-        rows = np.stack([np.r_[0, ends[:-1]], ends], axis=1) if len(ends) else np.empty((0, 2), dtype=np.int64)
-        segments, last = (self._no_specials if ordinary else self._specials).segments(data, rows)
+        segments, last = (self._no_specials if ordinary else self._specials).segments(data, bounds_of(ends))
         parts, part_ends = [], []
         total = 0
         tasks = ((data, run) for run in _runs(segments))
@@ -184,8 +188,16 @@ class CompiledEncoder:
             # A token has a byte or more, each segment may have an id behind it, and two ids are written at a time.
             out = table.room_to_write(int((segments[:, 1] - segments[:, 0]).sum()) + len(segments) + 2)
             while need := kernels.encode_segments(
-                data, segments, cursor, self._pattern, unicode_table(), self._byte_ids, self._pairs, self._pair_shift,
-                self._lengths, table.slots, table.shift, table.used, table.long_bytes, table.ids, table.work, out, ends,
+                data,
+                segments,
+                cursor,
+                self._pattern,
+                unicode_table(),
+                self._merges,
+                table.pieces,
+                table.work,
+                out,
+                ends,
             ):  # fmt: skip
                 table.make_room(need, int(cursor[kernels.NEEDED]))
             return out[: cursor[kernels.WRITTEN]].astype(self._dtype), ends

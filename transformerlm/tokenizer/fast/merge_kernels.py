@@ -8,13 +8,12 @@ place is empty.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from transformerlm.tokenizer.fast.arrays import Array
 from transformerlm.tokenizer.fast.jit import byte_at, helper, kernel
-
-Array = np.ndarray[Any, Any]
 
 SCANNED_BYTES = 64  # up to here a scan for the best pair beats a heap
 WINDOW_BYTES = 32  # a long piece is scanned in windows of so many
@@ -28,13 +27,23 @@ NO_PAIR = (1 << 63) - 1
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
+class Merges(NamedTuple):
+    """What is learned, as the kernels read it; nothing writes to it while text is encoded."""
+
+    byte_ids: Array  # int64 (256,): the id of each byte
+    pairs: Array  # int64: `HASHED` values of pairs of small ids, then (key, value) of all other pairs; see above
+    shift: Any  # uint64: by how much the hash of a key is shifted to give its place
+    lengths: Array  # int64 (ids,): the number of bytes of each id
+
+
 @helper
-def find_pair(pairs: Array, shift: Any, left: int, right: int) -> int:
+def find_pair(merges: Merges, left: int, right: int) -> int:
     """Return a pair's rank and, in the low 32 bits, the id that merging it makes; `NO_PAIR` if nothing merges it."""
+    pairs = merges.pairs
     if left | right < DIRECT_IDS:
         return pairs[left * DIRECT_IDS + right]
     key = left << 31 | right
-    place = HASHED + np.int64(np.uint64(key) * _MIX >> shift) * 2
+    place = HASHED + np.int64(np.uint64(key) * _MIX >> merges.shift) * 2
     while pairs[place] != key:
         if pairs[place] < 0:
             return NO_PAIR
@@ -65,7 +74,7 @@ def fill_pairs(ids: Array, pairs: Array, shift: Any) -> None:
 
 
 @kernel
-def merge_by_scan(base: int, length: int, pairs: Array, shift: Any, work: Array) -> int:
+def merge_by_scan(base: int, length: int, merges: Merges, work: Array) -> int:
     """Merge the byte ids in `work[base : base + length]` by looking for the best pair over and over.
 
     Nothing is moved: behind the ids stand what each makes with the next one, the place of that next one, and that of
@@ -75,7 +84,7 @@ def merge_by_scan(base: int, length: int, pairs: Array, shift: Any, work: Array)
     for place in range(length):
         work[after + place], work[before + place], work[best_of + place] = place + 1, place - 1, NO_PAIR
     for place in range(length - 1):
-        work[best_of + place] = placed_pair(base, place, place + 1, pairs, shift, work)
+        work[best_of + place] = placed_pair(base, place, place + 1, merges, work)
     while True:
         best = NO_PAIR
         for place in range(best_of, best_of + length):
@@ -89,16 +98,16 @@ def merge_by_scan(base: int, length: int, pairs: Array, shift: Any, work: Array)
         work[best_of + left], work[best_of + right] = NO_PAIR, NO_PAIR
         if follower < length:
             work[before + follower] = left
-            work[best_of + left] = placed_pair(base, left, follower, pairs, shift, work)
+            work[best_of + left] = placed_pair(base, left, follower, merges, work)
         if leader >= 0:
-            work[best_of + leader] = placed_pair(base, leader, left, pairs, shift, work)
+            work[best_of + leader] = placed_pair(base, leader, left, merges, work)
     return gather_tokens(base, length, after, work)
 
 
 @helper
-def placed_pair(base: int, left: int, right: int, pairs: Array, shift: Any, work: Array) -> int:
+def placed_pair(base: int, left: int, right: int, merges: Merges, work: Array) -> int:
     """Return a pair's rank, its place below that, and in the low 32 bits what it makes: the least first."""
-    value = find_pair(pairs, shift, work[base + left], work[base + right])
+    value = find_pair(merges, work[base + left], work[base + right])
     if value == NO_PAIR:
         return NO_PAIR
     return value >> 32 << PLACED_RANK | left << 32 | value & ID_BITS
@@ -141,7 +150,7 @@ def pop(heap: Array, base: int, size: int) -> int:
 
 
 @kernel
-def merge_by_heap(base: int, length: int, pairs: Array, shift: Any, work: Array) -> int:
+def merge_by_heap(base: int, length: int, merges: Merges, work: Array) -> int:
     """Merge like `merge_by_scan`, with a heap of (rank, place) over a linked list.
 
     `work` holds from `base` the ids, then for each place the next one, the one before, and the heap, at most three
@@ -151,7 +160,7 @@ def merge_by_heap(base: int, length: int, pairs: Array, shift: Any, work: Array)
     for place in range(length):
         work[after + place], work[before + place] = place + 1, place - 1
         if place + 1 < length:
-            size = push_pair(base, place, place + 1, pairs, shift, work, heap, size)
+            size = push_pair(base, place, place + 1, merges, work, heap, size)
     while size > 0:
         item = pop(work, heap, size)
         size -= 1
@@ -159,7 +168,7 @@ def merge_by_heap(base: int, length: int, pairs: Array, shift: Any, work: Array)
         right = work[after + left]
         if right >= length:
             continue
-        value = find_pair(pairs, shift, work[base + left], work[base + right])
+        value = find_pair(merges, work[base + left], work[base + right])
         if value == NO_PAIR or value >> 32 != item >> 32:
             continue  # out of date
         follower, leader = work[after + right], work[before + left]
@@ -167,16 +176,16 @@ def merge_by_heap(base: int, length: int, pairs: Array, shift: Any, work: Array)
         work[after + left], work[after + right] = follower, length
         if follower < length:
             work[before + follower] = left
-            size = push_pair(base, left, follower, pairs, shift, work, heap, size)
+            size = push_pair(base, left, follower, merges, work, heap, size)
         if leader >= 0:
-            size = push_pair(base, leader, left, pairs, shift, work, heap, size)
+            size = push_pair(base, leader, left, merges, work, heap, size)
     return gather_tokens(base, length, after, work)
 
 
 @kernel
-def push_pair(base: int, left: int, right: int, pairs: Array, shift: Any, work: Array, heap: int, size: int) -> int:
+def push_pair(base: int, left: int, right: int, merges: Merges, work: Array, heap: int, size: int) -> int:
     """Put two neighbours into the heap if something merges them; return the heap's new size."""
-    value = find_pair(pairs, shift, work[base + left], work[base + right])
+    value = find_pair(merges, work[base + left], work[base + right])
     if value == NO_PAIR:
         return size
     push(work, heap, size, value >> 32 << 32 | left)
@@ -184,15 +193,13 @@ def push_pair(base: int, left: int, right: int, pairs: Array, shift: Any, work: 
 
 
 @kernel
-def merge_window(
-    data: Array, start: int, length: int, base: int, byte_ids: Array, pairs: Array, shift: Any, work: Array
-) -> int:
+def merge_window(data: Array, start: int, length: int, base: int, merges: Merges, work: Array) -> int:
     """Put the tokens of the bytes `data[start : start + length]` to `base`; return how many they are."""
     for offset in range(length):
-        work[base + offset] = byte_ids[byte_at(data, start + offset)]
+        work[base + offset] = merges.byte_ids[byte_at(data, start + offset)]
     if length <= SCANNED_BYTES:
-        return merge_by_scan(base, length, pairs, shift, work)
-    return merge_by_heap(base, length, pairs, shift, work)
+        return merge_by_scan(base, length, merges, work)
+    return merge_by_heap(base, length, merges, work)
 
 
 @kernel
@@ -205,25 +212,14 @@ def is_repeated(data: Array, start: int, other: int, length: int) -> bool:
 
 
 @kernel
-def merge_by_windows(
-    data: Array,
-    start: int,
-    end: int,
-    byte_ids: Array,
-    pairs: Array,
-    shift: Any,
-    lengths: Array,
-    work: Array,
-    out: Array,
-    first: int,
-) -> int:
+def merge_by_windows(data: Array, start: int, end: int, merges: Merges, work: Array, out: Array, first: int) -> int:
     """Write the ids of the bytes `data[start:end]` to `out[first:]`, as `bpe_merge.merge_by_windows` explains.
 
-    Returns where they end. `lengths` has the number of bytes of each id. In `work` stand the tokens of the window, then
+    Returns where they end. In `work` stand the tokens of the window, then
     those of the next one with what merging it needs.
     """
     written, window = first, min(WINDOW_BYTES, end - start)
-    number = merge_window(data, start, window, 0, byte_ids, pairs, shift, work)
+    number = merge_window(data, start, window, 0, merges, work)
     settled = window * 29 // 32
     while start + window < end:
         kept = num_bytes = 0
@@ -233,7 +229,7 @@ def merge_by_windows(
         begin, others, num_others = start + num_bytes, 0, number
         if kept and not (begin + window <= end and is_repeated(data, start, begin, window)):
             others = window
-            num_others = merge_window(data, begin, min(window, end - begin), others, byte_ids, pairs, shift, work)
+            num_others = merge_window(data, begin, min(window, end - begin), others, merges, work)
         if kept and work[others] == work[kept]:
             written = write_tokens(kept, work, out, written)
             for place in range(num_others):
@@ -244,12 +240,12 @@ def merge_by_windows(
             continue
         else:
             token, window = work[0] & ID_BITS, min(2 * window, end - start)
-            number = merge_window(data, start, window, 0, byte_ids, pairs, shift, work)
+            number = merge_window(data, start, window, 0, merges, work)
             while written > first and work[0] & ID_BITS != token:
                 written -= 1
                 token = np.int64(out[written])
-                start -= lengths[token]
-                number = merge_window(data, start, window, 0, byte_ids, pairs, shift, work)
+                start -= merges.lengths[token]
+                number = merge_window(data, start, window, 0, merges, work)
         settled = window * 29 // 32
     return write_tokens(number, work, out, written)
 
@@ -263,20 +259,9 @@ def write_tokens(number: int, work: Array, out: Array, written: int) -> int:
 
 
 @kernel
-def merge_piece(
-    data: Array,
-    start: int,
-    length: int,
-    byte_ids: Array,
-    pairs: Array,
-    shift: Any,
-    lengths: Array,
-    work: Array,
-    out: Array,
-    written: int,
-) -> int:
+def merge_piece(data: Array, start: int, length: int, merges: Merges, work: Array, out: Array, written: int) -> int:
     """Write the ids of one piece behind those that are written; return where they end."""
     if length > SCANNED_BYTES:
-        return merge_by_windows(data, start, start + length, byte_ids, pairs, shift, lengths, work, out, written)
-    number = merge_window(data, start, length, 0, byte_ids, pairs, shift, work)
+        return merge_by_windows(data, start, start + length, merges, work, out, written)
+    number = merge_window(data, start, length, 0, merges, work)
     return write_tokens(number, work, out, written)

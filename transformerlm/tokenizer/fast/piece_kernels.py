@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from transformerlm.tokenizer.fast.arrays import Array
 from transformerlm.tokenizer.fast.jit import byte_at, bytes_between, helper, kernel, lowest_bit
 from transformerlm.tokenizer.fast.unicode_tables import ASCII_KINDS, LETTER, NUMBER, OTHER, SPACE
-
-Array = np.ndarray[Any, Any]
 
 GPT2, CL100K = 0, 1
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from transformerlm.tokenizer.fast.arrays import Array
 from transformerlm.tokenizer.fast.jit import byte_at, helper, kernel, word_at
 from transformerlm.tokenizer.fast.unicode_tables import ASCII_KINDS, LETTER, NUMBER, OTHER, SPACE
-
-Array = np.ndarray[Any, Any]
 
 _HIGH_BITS, _EACH_BYTE = np.uint64(0x8080808080808080), np.uint64(0x0101010101010101)
 _SEVERAL = np.uint64(1)  # no byte repeated
