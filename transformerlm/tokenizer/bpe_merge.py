@@ -30,7 +30,7 @@ def merge_by_heap(ids: list[int], ranks: Mapping[Pair, int], merged: Sequence[in
     """Merge the byte ids of one pre-token with a heap of (rank, place) over a doubly linked list.
 
     `ranks` is pair -> place in the list of merges, `merged[rank]` the id which that merge makes. Entries that a later
-    merge has made untrue are dropped when they come up.
+    merge has put out of date are dropped when they come up.
     """
     ids = list(ids)
     end = len(ids)
@@ -45,7 +45,7 @@ def merge_by_heap(ids: list[int], ranks: Mapping[Pair, int], merged: Sequence[in
             continue
         ids[left], ids[right] = merged[rank], -1
         after = following[left] = following[right]
-        following[right] = end  # the place is dead: its own entries must not come true again
+        following[right] = end  # the place is gone: entries of its own in the heap must not match again
         before = preceding[left]
         if after < end:
             preceding[after] = left

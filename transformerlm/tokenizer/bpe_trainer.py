@@ -46,15 +46,15 @@ def train_bpe(
         vocab_size: tokens in all: the 256 bytes, the merges, the special tokens. A small text may run out of pairs
             first; the vocabulary is then smaller.
         special_tokens: kept whole, never merged with their neighbours and not counted.
-        num_workers: processes (threads of the compiled engine) that count; by default one for each CPU, and none
-            besides this one below 8 MB. The result does not depend on it.
-        text_field: where the text stands in a line of a `.jsonl` file.
+        num_workers: processes (threads of the compiled engine) that count; by default one for each CPU, and below
+            8 MB only this one. The result does not depend on it.
+        text_field: the key of the text in a line of a `.jsonl` file.
         allow_special: recognise special tokens in the rows of JSON lines and Parquet, too, which are plain text
             otherwise. In plain text files they always are.
         pattern: how text is cut into pre-tokens, a name in `pretokenize.PATTERNS`.
         engine: "reference", "compiled" (same result, needs numba), or "auto": the compiled one for large inputs.
-        memory_limit_mb: what counting and merging may hold in memory, in megabytes, besides the libraries and the text
-            in hand. Beyond it the compiled engine goes on in temporary files (see `memory_limit.Memory`), with a
+        memory_limit_mb: what counting and merging may hold in memory, in megabytes, not counting the libraries and the
+            text in hand. Beyond it the compiled engine goes on in temporary files (see `memory_limit.Memory`), with a
             warning, and the reference refuses.
         progress: called with ("count", bytes read, bytes in all), then with ("merge", merges done, merges wanted).
         stats: filled with what the reading met, such as bytes that are not UTF-8.

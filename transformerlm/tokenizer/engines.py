@@ -2,8 +2,9 @@
 
 `EncodingEngine` is what a tokenizer asks of either; `Engines` holds a tokenizer's two.
 
-`auto` takes the kernels when there is enough to do: numba has to be imported, and on the first use ever compiled, which
-costs seconds. Where numba is missing or refuses, the reference does the work, and says so once where that is slow.
+`auto` takes the kernels when there is enough to do: numba has to be imported, and on the very first use the kernels
+have to be compiled, which takes seconds. Where numba is missing or cannot work, the reference does the work, and a
+warning says so once where that is slow.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ if TYPE_CHECKING:
 
 Engine = Literal["auto", "reference", "compiled"]
 COMPILED_PATTERNS = ("gpt2", "cl100k")
-"""The patterns that the kernels know (`compiled.PATTERNS`); text is cut by any other in the reference engine."""
+"""The patterns that the kernels know (`fast.encoder.PATTERNS`); the reference engine cuts text by any other."""
 
-# From how many bytes on the kernels pay: when they are loaded already, when they lie compiled on disk, and when not.
+# From how many bytes on the kernels pay: when they are loaded, when they are on the disk compiled, and when neither.
 # Compiling takes some 8 s, in which the reference reads some 30 MB on two cores, but the next run finds them compiled.
 LOADED_BYTES = 100_000
 WARM_BYTES = 2_000_000
 COLD_BYTES = 30_000_000
-COMPILING_SECONDS = 2.0  # from then on a word is due
+COMPILING_SECONDS = 2.0  # whoever has waited this long is told why
 # What the reference encodes, or decodes to ids, in the time that entering a kernel takes.
 CALL_CHARS, CALL_IDS = 1000, 100
 
@@ -124,10 +125,10 @@ def check_engine(engine: str, *, pattern: str) -> None:
 
 
 def use_compiled(engine: str, num_bytes: int, work: Work) -> bool:
-    """Tell whether the kernels should do a work on so many bytes.
+    """Return whether the kernels should do this work on `num_bytes` bytes.
 
     Raises:
-        ImportError: the engine is "compiled", and numba is not there or refuses.
+        ImportError: the engine is "compiled", and numba is missing or cannot work.
     """
     if engine == "reference":
         return False
@@ -180,7 +181,7 @@ def _smallest_input(work: Work) -> int:
 
 @cache
 def _is_kept(work: Work) -> bool:
-    """Tell whether the kernels for this work lie compiled where numba keeps them: beside their source, or elsewhere."""
+    """Return whether numba has kept the kernels for this work: beside their source, or elsewhere."""
     here = Path(__file__).parent / "fast"
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     elsewhere = Path(os.environ.get("NUMBA_CACHE_DIR") or os.path.join(caches, "numba"))

@@ -24,7 +24,7 @@ _MERGES_PER_REPORT = 64
 def learn_merges(
     word_counts: Mapping[bytes, int], num_merges: int, *, progress: ProgressCallback | None = None
 ) -> list[tuple[bytes, bytes]]:
-    """Return the first `num_merges` merges for words that occur so often, fewer when no pair is left."""
+    """Return the first `num_merges` merges for words and how often each occurs, fewer when no pair is left."""
     pairs = PairTable(word_counts)
     merges: list[tuple[bytes, bytes]] = []
     while len(merges) < num_merges and (pair := pairs.pop_best()) is not None:
@@ -40,8 +40,8 @@ def learn_merges(
 class PairTable:
     """All words as one row of slots, a slot a byte, and each pair of neighbouring tokens with its count and places.
 
-    A token of n bytes fills n slots; its id stands in the first and in the last of them, so that both neighbours can
-    read it. Slots in between hold `_INSIDE_TOKEN`, slots between words `_BETWEEN_WORDS`. A place is where the pair's
+    A token of n bytes fills n slots; its id is in the first and in the last of them, so that both neighbours can read
+    it. Slots in between hold `_INSIDE_TOKEN`, slots between words `_BETWEEN_WORDS`. A place is where the pair's
     left token begins. Places are never taken out of a pair's list: ids only grow, so a place is out of date exactly
     when its two ids are no longer there.
     """
@@ -69,8 +69,8 @@ class PairTable:
         """Return the pair with the highest count, of equals the one with the greater byte strings; None at the end.
 
         Counts of pairs in the heap only fall (a merge makes new pairs of the new token, and takes from the others): an
-        entry that is out of date is put back with its present count when it comes up. A pair that would spell a token
-        which exists already is passed over, so that no two ids mean the same.
+        entry that is out of date is put back with its present count when it comes up. A pair that would spell an
+        existing token is skipped, so that no two ids mean the same.
         """
         while self._heap:
             negative_count, _, _, left, right = heapq.heappop(self._heap)
@@ -84,7 +84,7 @@ class PairTable:
         return None
 
     def merge(self, pair: Pair) -> None:
-        """Make the pair one new token wherever it stands, from left to right, and update the counts around it."""
+        """Make the pair one new token wherever it is, from left to right, and update the counts around it."""
         slots, counts, places, tokens = self._slots, self._counts, self._places, self.tokens
         left, right = pair
         new = len(tokens)
@@ -130,6 +130,7 @@ class PairTable:
 def _descending(token: bytes) -> str:
     """Return a key that sorts byte strings from the greatest down, as Python's heap gives the smallest first.
 
-    Each byte is turned round, and an end mark above all of them puts a string behind those that go on from it.
+    Each byte is turned around (255 - value), and an end mark above all of them puts a string after those that go on
+    from it.
     """
     return bytes(255 - value for value in token).decode("latin-1") + "\u0100"

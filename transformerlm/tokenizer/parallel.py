@@ -1,8 +1,8 @@
 """A map over a stream with worker processes: in order, in bounded memory, and never hanging.
 
 Workers are started with `spawn`: forking a process in which torch or W&B have started threads can deadlock. They
-ignore Ctrl-C (the parent stops them) and leave when the parent is gone, even when it was killed. In place of one
-process nothing is started and the function is called right here.
+ignore Ctrl-C (the parent stops them) and exit when the parent is gone, even when it was killed. With one worker no
+process is started: the function is called right here.
 """
 
 from __future__ import annotations

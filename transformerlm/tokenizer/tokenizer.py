@@ -108,7 +108,7 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: a file that is not there.
-            ValueError: a file that is not in order; the message says where and what.
+            ValueError: a file that is not valid; the message says where and what.
         """
         vocab = io.load_vocab(Path(vocab_filepath), special_tokens or ())
         merges = io.load_merges(Path(merges_filepath), vocab)
@@ -116,14 +116,14 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, directory: str | os.PathLike[str], *, engine: Engine = "auto") -> Tokenizer:
-        """Load what `save` has written, or GPT-2's files whose names begin with `directory` and a dash.
+        """Load what `save` wrote, or GPT-2's files whose names begin with `directory` and a dash.
 
         Those are such as `gpt2-vocab.json` and `gpt2-merges.txt`, for "gpt2". Where no `gpt2-special_tokens.json` is
-        beside them, tokens like `<|endoftext|>` are taken for special, and the pattern for GPT-2's, with a warning.
+        beside them, tokens like `<|endoftext|>` are taken to be special, and the pattern to be GPT-2's, with a warning.
 
         Raises:
             FileNotFoundError: a file that is not there.
-            ValueError: a file that is not in order; the message says where and what.
+            ValueError: a file that is not valid; the message says where and what.
         """
         vocab, merges, specials = io.tokenizer_files(Path(directory))
         if specials.exists() or specials.name == io.SPECIALS_FILE:
@@ -151,7 +151,7 @@ class Tokenizer:
         return tokenizer
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write vocab.json, merges.txt and special_tokens.json, each whole; the same tokenizer gives the same bytes."""
+        """Write vocab.json, merges.txt and special_tokens.json, each whole; equal tokenizers give equal bytes."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         io.save_vocab(self.vocab, directory / io.VOCAB_FILE, self.special_tokens)
@@ -301,7 +301,7 @@ class Tokenizer:
         return self._engines.for_text(num_bytes).takes_bytes
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of the ids; bytes that are no UTF-8 become U+FFFD.
+        """Return the text of the ids; invalid UTF-8 becomes U+FFFD.
 
         Raises:
             ValueError: an id that is not in the vocabulary.
@@ -332,7 +332,7 @@ class Tokenizer:
             raise TypeError(f"ids: expected whole numbers in one row, found other things ({error})") from None
 
     def token_byte_lengths(self) -> list[int]:
-        """Return how many bytes of text each id stands for, by id; special tokens stand for none."""
+        """Return how many bytes of text each id spells, by id; special tokens spell none."""
         specials = set(self.special_token_ids.values())
         return [0 if token_id in specials else len(self.vocab[token_id]) for token_id in range(self.vocab_size)]
 

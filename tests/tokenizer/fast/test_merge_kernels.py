@@ -33,10 +33,10 @@ class Merger:
         ids = {token: token_id for token_id, token in enumerate(tokens)}
         self.ranks = {(ids[left], ids[right]): rank for rank, (left, right) in enumerate(merges)}
         rows = [(*pair, 256 + rank) for pair, rank in self.ranks.items()]
-        pairs = np.full(PLAIN.HASHED + 2 * 512, -1, dtype=np.int64)
-        PLAIN.fill_pairs(np.array(rows, dtype=np.int64).reshape(-1, 3), pairs, hash_shift(512))
+        pairs = compiled_kernels.Pairs(np.full(PLAIN.HASHED + 2 * 512, -1, dtype=np.int64), hash_shift(512))
+        PLAIN.fill_pairs(np.array(rows, dtype=np.int64).reshape(-1, 3), pairs)
         lengths = np.array(list(map(len, tokens)), dtype=np.int64)
-        self.merges = compiled_kernels.Merges(BYTE_IDS, pairs, hash_shift(512), lengths)
+        self.merges = compiled_kernels.Merges(BYTE_IDS, pairs, lengths)
 
     def by_kernel(self, kernels: ModuleType, word: bytes) -> list[int]:
         """Return the ids that a kernel writes behind one that is there."""

@@ -1,6 +1,6 @@
-"""Arrays as the kernels want them: padded bytes, and shifts for tables of a power of two.
+"""Arrays as the kernels need them: padded bytes, and shifts for tables of a power of two. All `*_kernels.py` use them.
 
-Part of: byte_chunks, counter, encoder, learner
+Part of: byte_chunks, counter, encoder, engine, learner
 """
 
 from __future__ import annotations

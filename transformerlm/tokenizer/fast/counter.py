@@ -100,7 +100,7 @@ def count_pre_tokens(
 
 
 class PieceCounter:
-    """Counts the pre-tokens of chunks of text; `words` says what came together."""
+    """Counts the pre-tokens of chunks of text; `words` returns what it has counted."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class PieceCounter:
         self._total = PieceCounts(self._memory)
 
     def count(self, chunks: Iterable[Chunk]) -> Iterator[int]:
-        """Count chunk by chunk, as many at a time as there are threads; yield how many U+FFFD each was given.
+        """Count chunk by chunk, as many at a time as there are threads; yield how many U+FFFD each one needed.
 
         Raises:
             ValueError: the distinct words need more memory than the limit.
@@ -153,7 +153,7 @@ class PieceCounter:
         return self._total.num_pieces
 
     def words(self) -> Words:
-        """Return what came together, and forget it."""
+        """Return what was counted, and forget it."""
         self.add_up()
         words, self._total = list_words(self._total), PieceCounts(self._memory)
         return words

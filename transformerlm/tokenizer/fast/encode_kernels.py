@@ -1,18 +1,31 @@
 """The tokenizer's inner loops, compiled by numba: the table of pre-tokens, counting and encoding.
 
-Each kernel does to arrays what the readable code beside it does to strings: `count_pieces` is the counter of
-`bpe_trainer.py`, `encode_segments` is `Tokenizer.encode`. `_piece_kernels.py` has the pattern, `_merge_kernels.py` the
-merges of one piece, `_text_kernels.py` what is done to whole texts, and `_train_kernels.py` the learning of merges.
-docs/tokenizer.md explains them one by one.
+Each kernel does to arrays what the readable code does to strings: `count_pieces` is `counting.BatchCounter`,
+`encode_segments` is `ReferenceEngine.encode`. `piece_kernels.py` has the pattern, `merge_kernels.py` the merges of one
+piece, `text_kernels.py` what is done to whole texts, and `train_kernels.py` the learning of merges. docs/tokenizer.md
+explains them one by one.
 
-Rules of the house here. A kernel never allocates: where an array is too small it stops at a whole piece, says in
-`cursor` where, and returns what it needs; its caller in `compiled.py` makes room and calls again. Positions are signed,
-keys and hashes are unsigned numbers, and the two never meet in one sum (numba would make it a float). Texts are valid
-UTF-8 followed by `PADDING` zero bytes; on other bytes the cuts are arbitrary, but no read leaves the array.
+Rules for all kernels. A kernel never allocates: where an array is too small it stops at a whole piece, says in `cursor`
+where, and returns what it needs; its caller in `encoder.py` or `counter.py` makes room and calls again. Positions are
+signed, keys and hashes are unsigned numbers, and the two never meet in one sum (numba would make it a float). Texts are
+valid UTF-8 followed by `PADDING` zero bytes; on other bytes the cuts are arbitrary, but no read leaves the array.
+
+Arrays that belong together come as one named tuple. What all kernels here call the same:
+
+    data      uint8 (bytes + PADDING,)   the texts, one after the other
+    segments  int64 (segments, 3)        start, end, id to write after it or -1 (counting needs the first two columns)
+    cursor    int64 (4,)                 SEGMENT, POSITION, WRITTEN: where to go on; NEEDED: the length of the piece
+                                         that lacks room
+    kinds     uint16                     `unicode_tables.unicode_table()`
+    out       uint32                     the ids of this call
+    ends      int64 (segments,)          how many ids are written after each segment
+    work      int64                      room to merge one piece, see `merge_kernels.py`
 
 **The piece table** is open addressing over slots of four words: key, key, value, length. A piece of up to fifteen
 bytes *is* its key: first eight bytes, next seven, and the length in the top byte. A longer one has a hash and the place
 of its bytes in `long_bytes`, where it is compared. The second key of an empty slot is 0.
+
+Part of: counter, encoder
 """
 
 from __future__ import annotations
@@ -33,7 +46,7 @@ USED_SLOTS, USED_BYTES, USED_IDS = 0, 1, 2
 
 SLOT_WORDS = 4
 SHORT_BYTES = 15
-CACHED_BYTES = 255  # longer pieces hardly ever come again
+CACHED_BYTES = 255  # longer pieces hardly ever come twice
 
 _U0, _U1, _U2, _U3, _U4 = (np.uint64(number) for number in range(5))
 _U29, _U31, _U40, _U56, _U62 = (np.uint64(number) for number in (29, 31, 40, 56, 62))
@@ -60,6 +73,7 @@ class Pieces(NamedTuple):
 @helper
 def short_key(data: Array, start: int, length: int) -> tuple[Any, Any]:
     """Return one to fifteen bytes and their number as two words."""
+    # Both words are read whole and masked: that is quicker than a loop over the bytes, and the padding allows it.
     first = word_at(data, start) & _FIRST_MASK[length]
     second = word_at(data, start + 8) & _SECOND_MASK[length]
     return first, second | np.uint64(length) << _U56
@@ -83,7 +97,7 @@ def long_hash(data: Array, start: int, length: int) -> Any:
 
 @kernel
 def equal_bytes(left: Array, left_start: int, right: Array, right_start: int, length: int) -> bool:
-    """Tell whether two stretches of bytes are the same."""
+    """Return whether two stretches of bytes are the same."""
     for offset in range(length):
         if byte_at(left, left_start + offset) != byte_at(right, right_start + offset):
             return False
@@ -104,6 +118,7 @@ def find_slot(data: Array, start: int, length: int, pieces: Pieces) -> Any:
     first = long_hash(data, start, length)
     place = home_slot(first, _LONG, shift)
     while slots[place + _U1] != _U0:
+        # The hash and the length first; the bytes are compared only where both agree.
         if slots[place] == first and slots[place + _U3] == np.uint64(length) and slots[place + _U1] >= _LONG:
             stored = np.int64(slots[place + _U1] & _PLACE_MASK)
             if equal_bytes(data, start, pieces.long_bytes, stored, length):
@@ -293,8 +308,8 @@ def write_known(
 
 @helper
 def write_value(value: Any, ids: Array, out: Array, written: int) -> int:
-    """Write the ids that a slot's value stands for; `out` always has room for one more than there are bytes."""
-    if value < _TWO_IDS << _U1:
+    """Write the ids that a slot's value holds; `out` always has room for one more than there are bytes."""
+    if value < _TWO_IDS << _U1:  # one id or two: both are written, and bit 62 says how many count; no branch
         out[written] = value & _ID_MASK
         out[written + 1] = value >> _U31 & _ID_MASK
         return written + 1 + np.int64(value >> _U62)
@@ -307,7 +322,7 @@ def write_value(value: Any, ids: Array, out: Array, written: int) -> int:
 
 @kernel
 def keep_ids(out: Array, start: int, end: int, pieces: Pieces, place: Any) -> None:
-    """Write the ids in `out[start:end]` into the value of a piece's slot, three and more behind the others in `ids`."""
+    """Write the ids in `out[start:end]` into the value of a piece's slot, three and more at the end of `ids`."""
     slots, used, ids = pieces.slots, pieces.used, pieces.ids
     number = end - start
     if number == 1:
@@ -335,10 +350,7 @@ def encode_segments(
     out: Array,
     ends: Array,
 ) -> int:
-    """Encode the segments, rows of (start, end, id to add behind it or -1), into `out`; return `DONE` or a need.
-
-    `ends` is told for each segment how many ids are written after it.
-    """
+    """Encode the segments into `out`, with the ids that follow them; return `DONE` or a need."""
     slots = pieces.slots
     while cursor[SEGMENT] < segments.shape[0]:
         row = cursor[SEGMENT]
@@ -361,7 +373,7 @@ def encode_segments(
                     return need
                 first = written
                 written = merge_piece(data, start, length, merges, work, out, first)
-                if length <= CACHED_BYTES:
+                if length <= CACHED_BYTES:  # else the next such piece is merged again
                     fill_slot(data, start, length, pieces, place)
                     keep_ids(out, first, written, pieces, place)
             start = stop

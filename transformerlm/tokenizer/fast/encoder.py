@@ -1,4 +1,4 @@
-"""The compiled engine's encoder and decoder: arrays made ready, kernels called, room made where they ask for it.
+"""The compiled engine's encoder and decoder: they prepare arrays, call kernels, and make room where these ask for it.
 
 Texts are joined into one array of UTF-8; a kernel cuts it at special tokens into segments, another encodes runs of
 segments. With several threads each has a table of pieces of its own, so that none waits for another; the kernels run
@@ -83,7 +83,7 @@ def bounds_of(ends: Array) -> Array:
 
 
 class SpecialTokens:
-    """Special tokens as the kernels want them: spelled one after the other, the longest first."""
+    """Special tokens as the kernels need them: spelled one after the other, the longest first."""
 
     def __init__(self, ids: Mapping[str, int]) -> None:
         longest_first = sorted(ids, key=len, reverse=True)
@@ -95,7 +95,10 @@ class SpecialTokens:
         self.ids = np.array([*(ids[token] for token in longest_first), -1], dtype=np.int64)  # [-1] is "no token"
 
     def segments(self, data: Array, texts: Array, *, longest: int = SEGMENT_BYTES) -> tuple[Array, Array]:
-        """Cut texts, rows of (start, end), into rows of (start, end, id behind it or -1); tell each one's last row."""
+        """Cut texts, rows of (start, end), into rows of (start, end, id that follows or -1).
+
+        Returns the rows, and for each text the number of rows up to its end.
+        """
         segments = np.empty((2 * len(texts) + len(data) // 500 + 16, 3), dtype=np.int64)
         last = np.empty(len(texts), dtype=np.int64)
         while True:
@@ -132,11 +135,9 @@ class CompiledEncoder:
         self._cache_bytes = cache_bytes
         self._tables: LifoQueue[PieceTable] = LifoQueue()
         num_slots = 1 << max(4, (4 * len(merges)).bit_length())
-        pairs, shift = np.full(merge_kernels.HASHED + 2 * num_slots, -1, dtype=np.int64), hash_shift(num_slots)
-        merge_kernels.fill_pairs(np.array(merges, dtype=np.int64).reshape(-1, 3), pairs, shift)
-        self._merges = merge_kernels.Merges(
-            np.array(byte_ids, dtype=np.int64), pairs, shift, np.array(sizes, dtype=np.int64)
-        )
+        pairs = merge_kernels.Pairs(np.full(merge_kernels.HASHED + 2 * num_slots, -1, np.int64), hash_shift(num_slots))
+        merge_kernels.fill_pairs(np.array(merges, dtype=np.int64).reshape(-1, 3), pairs)
+        self._merges = merge_kernels.Merges(np.array(byte_ids, dtype=np.int64), pairs, np.array(sizes, dtype=np.int64))
         self.encode_texts([b"a"])  # compiles the kernels
 
     def encode_texts(
@@ -150,7 +151,7 @@ class CompiledEncoder:
         return self._encode(padded(b"".join(texts)), ends, num_threads=num_threads, ordinary=ordinary)
 
     def encode_array(self, data: Array, ends: Array, *, ordinary: bool = False) -> Array:
-        """Return the ids of texts, valid UTF-8 with `PADDING` zeros behind it, which end at `ends`."""
+        """Return the ids of texts, valid UTF-8 with `PADDING` zeros after it, which end at `ends`."""
         return self._encode(data, ends, num_threads=1, ordinary=ordinary)[0]
 
     def encode_file(self, path: Path, *, num_threads: int) -> Array | None:
@@ -185,7 +186,7 @@ class CompiledEncoder:
         ends = np.empty(len(segments), dtype=np.int64)
         cursor = np.zeros(4, dtype=np.int64)
         with self._table() as table:
-            # A token has a byte or more, each segment may have an id behind it, and two ids are written at a time.
+            # A token has a byte or more, an id may follow each segment, and two ids are written at a time.
             out = table.room_to_write(int((segments[:, 1] - segments[:, 0]).sum()) + len(segments) + 2)
             while need := kernels.encode_segments(
                 data,

@@ -60,7 +60,7 @@ def spelled_merges(made_of: Array) -> list[tuple[bytes, bytes]]:
 
 
 class _Learner:
-    """The arrays of `_train_kernels.learn`, and room for more pairs when it asks."""
+    """The arrays of `train_kernels.learn`, and room for more pairs when it asks."""
 
     def __init__(self, words: Words, num_merges: int) -> None:
         num_slots = int(words.ends[-1]) + len(words.ends) + 1 if len(words.ends) else 1
@@ -97,7 +97,7 @@ class _Learner:
         return int(self.facts[train_kernels.NUM_TOKENS]) - 256
 
     def learn(self, num_merges: int) -> bool:
-        """Go on until there are so many merges; tell whether there may be more."""
+        """Go on until there are `num_merges` merges; return whether there may be more."""
         while True:
             need = train_kernels.learn(
                 256 + num_merges, self.text, self.pairs, self.queue, self.tokens, self.sides, self.touched,

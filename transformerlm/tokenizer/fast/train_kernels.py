@@ -1,17 +1,25 @@
-"""Learning merges, compiled: `_PairTable` of `bpe_trainer.py` over arrays, with the same merges in the same order.
+"""Learning merges, compiled: `pair_table.py` over arrays, with the same merges in the same order.
 
-All words lie in one row of slots, a slot a byte; a token's id stands in its first and its last slot. `places` holds the
+All words are in one row of slots, a slot a byte; a token's id is in its first and its last slot. `places` holds the
 places of each pair's left token, those of one pair together; a pair's places are written once, when the merge that
 makes one of its tokens is done, in the order of the text. Three numbers a slot are always enough for them: the first
 pairs have a place a byte, and each merge, which takes one token away, makes two new places at most. `weights` says of
 each slot how often its word occurs, in 32 bits; where that is too little, it says which word it is (see `weight_at`).
 
 **The queue.** Counts of known pairs only fall, and no new pair is more frequent than the one whose merge made it. So
-the pairs wait in a list for each count (`heads`, `following`), and only those of the count that is being used up stand
-in a heap, ordered by their bytes. A pair whose count has fallen since is put into its new list when it comes up. Counts
+the pairs wait in a list for each count (`heads`, `following`), and only those of the count that is being used up are in
+a heap, ordered by their bytes. A pair whose count has fallen since is put into its new list when it comes up. Counts
 from `LISTED_COUNTS` on, which few pairs have, share the heap from the beginning.
 
-The rules of `_kernels.py` hold here too; `facts` holds the numbers that change.
+The rules of `encode_kernels.py` hold here too. Arrays that belong together come as one named tuple (`Text`, `Pairs`,
+`Queue`, `Tokens`); the others are
+
+    facts    int64 (6,)                     the numbers that change: NUM_TOKENS, NUM_PAIRS, ...
+    sides    int64 (tokens, SIDE_COLUMNS)   what was beside the places of the present merge, by token
+    touched  int32 (tokens,)                the tokens that have a row in `sides` now
+    merges   int32 (tokens, 2)              what each token is made of: the ids of its left and right part
+
+Part of: learner
 """
 
 from __future__ import annotations
@@ -33,7 +41,7 @@ NUM_TOKENS, NUM_PAIRS, NUM_PLACES, HEAP_SIZE, LEVEL, NUM_BYTES = 0, 1, 2, 3, 4, 
 KEY, COUNT, FIRST_PLACE, PAIR_PLACES, PAIR_COLUMNS = 0, 1, 2, 3, 4
 # Columns of `tokens`: its bytes are `spelled[START : START + LENGTH]`, its first seven of them PREFIX as a number.
 START, LENGTH, HASH, PREFIX, TOKEN_COLUMNS = 0, 1, 2, 3, 4
-# Columns of `sides`: sums for each token that stands left or right of the present merge's places.
+# Columns of `sides`: sums for each token that is left or right of the present merge's places.
 LEFT_COUNT, LEFT_PLACES, RIGHT_COUNT, RIGHT_PLACES, SIDE_COLUMNS = 0, 1, 2, 3, 4
 
 _KEY_MASK = (1 << 32) - 1
@@ -84,7 +92,7 @@ def key_of(left: int, right: int) -> int:
 
 @helper
 def find_key(pairs: Pairs, key: int) -> int:
-    """Return where in the index a pair's number stands, or the free place where it belongs."""
+    """Return where in the index a pair's number is, or the free place where it belongs."""
     place = np.int64(np.uint64(key) * _MIX >> pairs.shift)
     while pairs.index[place] != NONE and pairs.rows[pairs.index[place], KEY] != key:
         place += 1
@@ -181,7 +189,7 @@ def compare_tokens(left: int, right: int, tokens: Tokens) -> int:
 
 @kernel
 def comes_before(queue: Queue, one: int, other: int, pairs: Pairs, tokens: Tokens) -> bool:
-    """Tell whether the pair at one place of the heap goes before that at another: higher count, then greater bytes."""
+    """Return whether one pair in the heap comes before another: by the higher count, then by the greater bytes."""
     if queue.counts[one] != queue.counts[other]:
         return queue.counts[one] > queue.counts[other]
     key, other_key = pairs.rows[queue.heap[one], KEY], pairs.rows[queue.heap[other], KEY]
@@ -275,7 +283,7 @@ def joined_hash(left: int, right: int, tokens: Tokens) -> int:
 
 @kernel
 def is_known(left: int, right: int, tokens: Tokens) -> bool:
-    """Tell whether two tokens' joined bytes are a token already."""
+    """Return whether two tokens' joined bytes are a token already."""
     length = tokens.rows[left, LENGTH] + tokens.rows[right, LENGTH]
     digest = joined_hash(left, right, tokens)
     place = digest % tokens.known.size
@@ -326,10 +334,10 @@ def add_token(left: int, right: int, tokens: Tokens, facts: Array) -> int:
 
 @kernel
 def merge_places(pair: int, new: int, text: Text, pairs: Pairs, tokens: Tokens, sides: Array, touched: Array) -> int:
-    """Replace the pair by its new token wherever it stands, and sum up what stood beside it.
+    """Replace the pair by its new token wherever it is, and sum up what was beside it.
 
-    Writes the tokens that stood beside it into `touched` (their number is returned), and the merged places over the
-    pair's old ones, with -1 behind the last.
+    Writes the tokens that were beside it into `touched` (their number is returned), and the merged places over the
+    pair's old ones.
     """
     left, right = pairs.rows[pair, KEY] >> 32, pairs.rows[pair, KEY] & _KEY_MASK
     left_length, new_length = tokens.rows[left, LENGTH], tokens.rows[new, LENGTH]
@@ -368,8 +376,8 @@ def update_pairs(
 ) -> None:
     """Take what the merge has used up from the old pairs' counts, and enter the new pairs.
 
-    In "abab" the second merge finds the first one's token on its left: a pair of the new token and `left` was never
-    left standing, though the first merge saw it.
+    In "abab" the second merge finds the first one's token on its left: the pair of the new token and `left`, which the
+    first merge saw, did not last. `passing` is how often that happened.
     """
     passing = sides[new, LEFT_COUNT]
     for entry in range(number):
@@ -378,14 +386,14 @@ def update_pairs(
             if token != new:
                 pairs.rows[pairs.index[find_key(pairs, key_of(token, left))], COUNT] -= sides[token, LEFT_COUNT]
             count, room = sides[token, LEFT_COUNT], sides[token, LEFT_PLACES]
-            sides[token, LEFT_COUNT] = NONE
+            sides[token, LEFT_COUNT] = NONE  # from here on the number of the new pair, if there is one
             if count > 0:
                 sides[token, LEFT_COUNT] = add_pair(pairs, facts, key_of(token, new), count)
                 facts[NUM_PLACES] += room
         if sides[token, RIGHT_PLACES] > 0:
             count, room = sides[token, RIGHT_COUNT], sides[token, RIGHT_PLACES]
             pairs.rows[pairs.index[find_key(pairs, key_of(right, token))], COUNT] -= count
-            if token == left:
+            if token == left:  # "abab": this right neighbour was merged itself
                 count -= passing
             sides[token, RIGHT_COUNT] = NONE
             if count > 0:
