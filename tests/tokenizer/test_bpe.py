@@ -45,7 +45,7 @@ def test_pairs_are_merged_from_the_left() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_products_learner_gives_the_same_merges(seed: int) -> None:
-    """Merge for merge, on small alphabets where ties and overlaps abound, until no pair is left."""
+    """Merge for merge, on small alphabets where ties and overlaps are frequent, until no pair is left."""
     rng = random.Random(seed)
     for _ in range(8):
         words = _random_words(rng)

@@ -38,7 +38,7 @@ def test_the_heap_gives_what_the_definition_gives(alphabet: bytes, seed: int) ->
 
 
 def test_the_input_list_is_left_alone() -> None:
-    """Merging gives a new list."""
+    """Merging returns a new list and leaves its input alone."""
     ids = [97, 98]
     assert merge_by_heap(ids, {(97, 98): 0}, [256]) == [256]
     assert ids == [97, 98]
@@ -47,7 +47,7 @@ def test_the_input_list_is_left_alone() -> None:
 @pytest.mark.parametrize("alphabet", [b"a", b"ab", b"abc", b"aabbbbc", bytes(range(256))])
 @pytest.mark.parametrize("seed", range(4))
 def test_windows_of_any_size_give_what_the_definition_gives(alphabet: bytes, seed: int) -> None:
-    """Windows far too small for the tokens are joined, tried again and grown until the tokens are right."""
+    """Windows that are far too small for the tokens are joined, tried again and grown until the tokens are right."""
     merges = _learned(alphabet, seed)
     ranks, merged, tokens = _tables(merges)
     sizes = [len(token) for token in tokens]

@@ -1,4 +1,4 @@
-"""Behaviour of BPE training: the published example, the tie rule, and that nothing but the text decides."""
+"""Behaviour of training from files: ids, inputs of all kinds, reports, and errors."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_small_text_gives_a_smaller_vocabulary(tmp_path: Path) -> None:
 
 
 def test_special_tokens_are_neither_counted_nor_merged_across(tmp_path: Path) -> None:
-    """What is left and right of a special token are two words, and its own letters count for nothing."""
+    """The text before and the text after a special token are two words, and its own letters do not count."""
     assert _merges_of(f"ab{EOT}cd{EOT}" * 50, tmp_path) == [(b"c", b"d"), (b"a", b"b")]
     assert (b"|", b">") in _merges_of(f"ab{EOT}cd{EOT}" * 50, tmp_path, specials=())
 
@@ -74,7 +74,7 @@ def test_several_inputs_of_all_kinds(tmp_path: Path) -> None:
 
 
 def test_packed_files_never_count_as_the_bytes_that_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The compiled engine reads large plain files by themselves; one that is packed is unpacked, however large."""
+    """The compiled engine reads large plain files as bytes; a packed file is unpacked first, however large it is."""
     pytest.importorskip("numba")
     monkeypatch.setattr(reading, "CHUNK_BYTES", 1)
     text = "one two three four\n" * 50
@@ -99,7 +99,7 @@ def test_line_ends_are_not_translated(tmp_path: Path) -> None:
 
 
 def test_progress_and_invalid_bytes_are_reported(tmp_path: Path) -> None:
-    """The callback sees both stages to their end; bytes that are no text are counted."""
+    """The callback sees both stages to their end; invalid bytes are counted."""
     (tmp_path / "a.txt").write_bytes(_sample_text(2000).encode() + b"\xff\xfe")
     reports: list[tuple[str, int, int]] = []
     stats = ReadStats()
@@ -138,14 +138,14 @@ def test_requests_that_cannot_be_met_are_refused(
 
 @pytest.mark.parametrize("text", ["", EOT * 3])
 def test_inputs_without_text_are_refused(tmp_path: Path, text: str) -> None:
-    """A tokenizer trained on nothing would be a mistake in silence."""
+    """A tokenizer trained on nothing would be a mistake that nobody notices."""
     (tmp_path / "a.txt").write_text(text)
     with pytest.raises(ValueError, match=r"expected text to train on, found none in .*a\.txt"):
         train_bpe(tmp_path / "a.txt", 300, [EOT])
 
 
 def test_a_small_corpus_trains_at_once(tmp_path: Path) -> None:
-    """133 kB at 500 tokens stay far below the course's limit of 1.5 s."""
+    """133 kB at 500 tokens take far less than the course's limit of 1.5 s."""
     (tmp_path / "a.txt").write_text(_sample_text(22_000)[:133_000])
     assert cost(lambda: train_bpe(tmp_path / "a.txt", 500, [EOT])) < 1.5
 
@@ -166,7 +166,7 @@ def test_rows_are_plain_text_in_training_unless_special_tokens_are_allowed(tmp_p
 
 
 def test_a_sample_of_the_text_is_kept_while_it_is_read(tmp_path: Path) -> None:
-    """So that nobody needs to open a pipe a second time; both engines keep the text's beginning."""
+    """Both engines keep the beginning of the text, so that nobody needs to open a pipe a second time."""
     (tmp_path / "a.txt").write_text("one two three " * 30_000)
     for engine in ("reference", "compiled"):
         stats = ReadStats(sample_chars=1000)

@@ -17,7 +17,7 @@ from transformerlm.tokenizer.reading import Texts
 def test_counts_do_not_depend_on_workers_or_chunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int, chunk_chars: int
 ) -> None:
-    """However the text is cut and shared out, the counts are those of the whole."""
+    """However the text is cut and distributed, the counts are those of the whole."""
     text = _sample_text(3000)
     (tmp_path / "a.txt").write_bytes(text.encode())
     monkeypatch.setattr(reading, "CHUNK_CHARS", chunk_chars)

@@ -34,7 +34,7 @@ def test_the_published_example() -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_merges_are_those_of_the_plain_form(seed: int) -> None:
-    """On tiny alphabets, where ties and overlaps abound, each merge is the one the definition gives."""
+    """On tiny alphabets, where ties and overlaps are frequent, each merge is the one that the definition gives."""
     rng = random.Random(seed)
     for _ in range(8):
         alphabet = rng.choice([b"a", b"ab", b"abc", b"a\xff\x00"])
@@ -57,7 +57,7 @@ def test_overlapping_pairs_merge_from_the_left() -> None:
 
 
 def test_a_very_long_word_costs_no_more_than_its_length() -> None:
-    """A run of 200,000 random letters is merged without looking through it once a merge."""
+    """A run of 200,000 random letters is not read again for each merge."""
     word = bytes(random.Random(0).choices(b"abcdefgh", k=200_000))
     merges: list[tuple[bytes, bytes]] = []
     assert cost(lambda: merges.extend(learn_merges({word: 1}, 500))) < 10

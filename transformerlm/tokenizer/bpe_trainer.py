@@ -41,6 +41,8 @@ def train_bpe(
 ) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:
     """Train a byte-level BPE tokenizer on text files and return its vocabulary and its merges in order.
 
+    It has more than ten parameters because it is all of `transformerlm-train-tokenizer` in one call, a key each.
+
     Args:
         input_path: file, glob, or several of them (see `transformerlm.utils.text_files`).
         vocab_size: tokens in all: the 256 bytes, the merges, the special tokens. A small text may run out of pairs

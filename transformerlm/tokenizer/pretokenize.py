@@ -78,7 +78,7 @@ class SpecialTokenSplitter:
         """Prepare for these tokens; `pattern` is the pre-tokens' and decides where a stream may be cut.
 
         Raises:
-            TypeError: one string in the place of a list.
+            TypeError: one string instead of a list.
             ValueError: an empty token, or one that UTF-8 cannot spell.
         """
         check_is_no_string(special_tokens, "special_tokens")
@@ -151,8 +151,8 @@ class SpecialTokenSplitter:
 class StreamCutter:
     """Takes text in any parts and gives it back in stretches that may be split and encoded one by one.
 
-    Holds back only what the next part could still change. The first stretches are short, so that a slow stream is not
-    waited for; later ones have about `size` characters. Memory: `size`, or the longest run without a cut (one
+    Holds back only what the next part could still change. The first stretches are short, so that nobody waits
+    for a slow stream; later ones have about `size` characters. Memory: `size`, or the longest run without a cut (one
     pre-token), whichever is more. `where` begins the error of a run that is longer than `MAX_UNCUT_CHARS`.
     """
 

@@ -1,4 +1,4 @@
-"""Behaviour of reading text as bytes: cut only where it may be, and nothing refused or changed by the way."""
+"""Behaviour of reading text as bytes: it is cut only at safe places, and nothing else is refused or changed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_run_without_a_cut_is_one_chunk(tmp_path: Path, monkeypatch: pytest.Mo
 def test_refused_bytes_are_refused_by_both_engines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: int
 ) -> None:
-    """Where bytes that are no UTF-8 are refused, a file that is read in chunks is refused with the same words."""
+    """Where invalid UTF-8 is refused, a file that is read in chunks is refused with the same words."""
     monkeypatch.setattr(reading, "CHUNK_BYTES", 1000)
     data = bytearray("wör ".encode() * 600)
     data[damaged] = 0xFF

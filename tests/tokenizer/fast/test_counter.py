@@ -75,8 +75,8 @@ def test_counts_do_not_depend_on_where_bytes_are_cut(
         _check_cuts((byte_chunks, counting_engine), monkeypatch, tmp_path / "a.txt", rng, length=rng.randint(1, 300))
 
 
-def test_the_plain_twin_counts_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same source without numba, each array access checked, from tables that have to grow at once."""
+def test_the_kernels_count_the_same_without_numba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same source without numba counts the same, each array access checked, from tables that must grow at once."""
     modules = PLAIN["byte_chunks"], PLAIN["counter"]
     monkeypatch.setattr(modules[1], "_FIRST_SLOTS", 16)
     monkeypatch.setattr(modules[1], "TABLE_BYTES", 3000)
@@ -87,7 +87,7 @@ def test_the_plain_twin_counts_the_same(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_reading_is_reported_as_the_reference_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bytes read and bytes that are no UTF-8 are the same numbers, from large files, small ones and JSON lines."""
+    """The numbers of bytes read and of invalid bytes are the same, from large files, small ones and JSON lines."""
     monkeypatch.setattr(reading, "CHUNK_BYTES", 500)
     (tmp_path / "a.txt").write_bytes(_sample_text(500).encode() + b"\xff\xe2\x82 \xef\xbf\xbd" * 90)
     (tmp_path / "b.txt").write_bytes(b"one \xf0\x9f")
@@ -103,7 +103,7 @@ def test_reading_is_reported_as_the_reference_does(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_full_tables_are_added_up(monkeypatch: pytest.MonkeyPatch, num_threads: int) -> None:
-    """With a share of some hundred pieces a thread, tables are emptied over and over, and no count is lost."""
+    """With room for some hundred pieces a thread, tables are emptied again and again, and no count is lost."""
     monkeypatch.setattr(counting_engine, "_FIRST_SLOTS", 16)
     monkeypatch.setattr(counting_engine, "TABLE_BYTES", 30_000)
     added: list[int] = []
@@ -122,7 +122,7 @@ def test_full_tables_are_added_up(monkeypatch: pytest.MonkeyPatch, num_threads: 
 
 
 def test_a_piece_longer_than_a_threads_share_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A piece has to be somewhere, whatever the share."""
+    """A piece is counted however small a thread's share of the memory is."""
     monkeypatch.setattr(counting_engine, "TABLE_BYTES", 100)
     counter = counting_engine.PieceCounter([], pattern="gpt2")
     text = "a" * 40_000 + " b " + "c" * 50_000

@@ -69,7 +69,7 @@ def test_counts_beyond_32_bits_stay_right() -> None:
 
 
 def test_room_is_made_for_pairs_and_long_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From arrays that are far too small, learning goes on where it stopped."""
+    """Learning begins with arrays that are far too small, and goes on where it stopped when they have grown."""
     monkeypatch.setattr(learner, "_FIRST_PAIRS", 1 << 16)
     grown: list[int] = []
     index = train_kernels.index_pairs
@@ -88,7 +88,7 @@ def test_room_is_made_for_pairs_and_long_tokens(monkeypatch: pytest.MonkeyPatch)
 def test_files_give_the_references_merges(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int, pattern: str
 ) -> None:
-    """From text to merges, in chunks, by threads, with separators in between."""
+    """The merges are equal for text in chunks, on threads, with separators between."""
     monkeypatch.setattr(reading, "CHUNK_CHARS", 3000)
     monkeypatch.setattr(reading, "CHUNK_BYTES", 3000)
     (tmp_path / "a.txt").write_bytes(_sample_text(20_000).encode() + b"\xff" + b"x" * 300)
@@ -107,7 +107,7 @@ def test_files_give_the_references_merges(
 
 
 def test_counts_are_those_of_the_reference(tmp_path: Path) -> None:
-    """Short pieces and long ones, of which some begin alike, from batches on three threads."""
+    """Counts are equal for short pieces and for long ones that begin alike, from batches on three threads."""
     text = (_sample_text(3000) + " " + "漢字" * 30 + " " + "漢字" * 29 + "x" + EOT) * 4
     (tmp_path / "a.txt").write_bytes(text.encode())
     counter = compiled_counter.PieceCounter([EOT], pattern="gpt2", num_threads=3)
@@ -128,7 +128,7 @@ def test_text_without_a_pair_and_no_text(tmp_path: Path) -> None:
 
 
 def test_more_words_than_places_can_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line says how much there may be and how much there is; here the bound is lowered for the test."""
+    """One line says how much is allowed and how much there is; the test lowers the bound."""
     monkeypatch.setattr(learner, "MAX_SLOTS", 1 << 27)
     words = compiled_counter.Words(np.zeros(0, np.uint8), np.array([1 << 28]), np.array([1], np.uint64))
     with pytest.raises(ValueError, match=r"expected distinct words of less than 0.1 GB in all, found 0.3 GB"):
@@ -136,7 +136,7 @@ def test_more_words_than_places_can_name_are_refused(monkeypatch: pytest.MonkeyP
 
 
 def test_tables_for_more_pairs_go_to_files_under_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit is looked at again where learning asks for more: what fits at first goes on in files later."""
+    """The limit is checked again when learning asks for more: what fits at first goes on in files later."""
     monkeypatch.setattr(learner, "_FIRST_PAIRS", 1 << 16)
     rng = random.Random(3)
     words = Counter(bytes(rng.choices(range(256), k=30)) for _ in range(6000))

@@ -17,13 +17,13 @@ pytest.importorskip("numba")
 from transformerlm.tokenizer.fast import merge_kernels as compiled_kernels
 from transformerlm.tokenizer.fast.arrays import PADDING, hash_shift
 
-pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered")  # hashes wrap round
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered")  # hashes wrap around
 PLAIN = plain_kernels.load()["merge_kernels"]
 BYTE_IDS = np.arange(256, dtype=np.int64)
 
 
 class Merger:
-    """Learned merges as the kernels and as the reference want them."""
+    """Learned merges as the kernels and as the reference need them."""
 
     def __init__(self, alphabet: bytes, seed: int) -> None:
         rng = random.Random(seed)
@@ -39,7 +39,7 @@ class Merger:
         self.merges = compiled_kernels.Merges(BYTE_IDS, pairs, lengths)
 
     def by_kernel(self, kernels: ModuleType, word: bytes) -> list[int]:
-        """Return the ids that a kernel writes behind one that is there."""
+        """Return the ids that a kernel writes after one that is there."""
         data = np.frombuffer(word + bytes(PADDING), dtype=np.uint8)
         work = np.full(kernels.WORK_PER_BYTE * max(1, len(word)), -7, dtype=np.int64)
         out = np.full(1 + len(word), 97, dtype=np.uint32)

@@ -88,6 +88,7 @@ def home_slot(first: Any, second: Any, shift: Any) -> Any:
 @kernel
 def long_hash(data: Array, start: int, length: int) -> Any:
     """Return a hash of more than fifteen bytes."""
+    # Eight bytes at a time; the last eight may overlap those before, so no byte is left over.
     result = np.uint64(length)
     for place in range(start, start + length - 7, 8):
         result = (result ^ word_at(data, place)) * _MIX_A
@@ -110,6 +111,7 @@ def find_slot(data: Array, start: int, length: int, pieces: Pieces) -> Any:
     slots, shift = pieces.slots, pieces.shift
     mask = np.uint64(slots.size - 1)
     if length <= SHORT_BYTES:
+        # The key is the piece itself: an equal key is an equal piece, and the search ends at an empty slot.
         first, second = short_key(data, start, length)
         place = home_slot(first, second, shift)
         while slots[place + _U1] != _U0 and (slots[place] != first or slots[place + _U1] != second):
@@ -152,6 +154,7 @@ def rehash(old: Array, slots: Array, shift: Any) -> None:
     mask = np.uint64(slots.size - 1)
     for start in range(0, old.size, SLOT_WORDS):
         if old[start + 1] != _U0:
+            # A long piece's second word also holds where its bytes are; its home goes by the mark alone.
             second = _LONG if old[start + 1] >= _LONG else old[start + 1]
             place = home_slot(old[start], second, shift)
             while slots[place + _U1] != _U0:
@@ -194,7 +197,7 @@ def skip_known(data: Array, start: int, end: int, pattern: int, kinds: Array, pi
     """Count short pieces that are in the table, up to the first other one; return where that begins and ends."""
     slots, shift = pieces.slots, pieces.shift
     mask = np.uint64(slots.size - 1)
-    seen_from, seen = start, _U0
+    seen_from, seen = start, _U0  # what is left of the scanner's last look
     while start < end:
         stop, seen_from, seen = next_end(data, start, end, pattern, kinds, seen_from, seen)
         if stop - start > SHORT_BYTES:
@@ -250,7 +253,7 @@ def list_pieces(pieces: Pieces, data: Array, ends: Array, values: Array) -> int:
             if second >= _LONG:
                 data[stop + offset] = long_bytes[np.int64(second & _PLACE_MASK) + offset]
             else:
-                word = slots[place] if offset < 8 else second
+                word = slots[place] if offset < 8 else second  # the bytes of a short piece are its key
                 data[stop + offset] = word >> np.uint64(8 * (offset & 7)) & _BYTE_MASK
         stop += length
         ends[number], values[number] = stop, slots[place + 2]
@@ -290,7 +293,7 @@ def write_known(
     """
     slots, shift, ids = pieces.slots, pieces.shift, pieces.ids
     mask = np.uint64(slots.size - 1)
-    seen_from, seen = start, _U0
+    seen_from, seen = start, _U0  # what is left of the scanner's last look
     while start < end:
         stop, seen_from, seen = next_end(data, start, end, pattern, kinds, seen_from, seen)
         if stop - start > SHORT_BYTES:
@@ -309,7 +312,7 @@ def write_known(
 @helper
 def write_value(value: Any, ids: Array, out: Array, written: int) -> int:
     """Write the ids that a slot's value holds; `out` always has room for one more than there are bytes."""
-    if value < _TWO_IDS << _U1:  # one id or two: both are written, and bit 62 says how many count; no branch
+    if value < _TWO_IDS << _U1:  # one id or two: both are written, and bit 62 says how many count
         out[written] = value & _ID_MASK
         out[written + 1] = value >> _U31 & _ID_MASK
         return written + 1 + np.int64(value >> _U62)
@@ -359,7 +362,7 @@ def encode_segments(
         written = cursor[WRITTEN]
         while start < end:
             start, stop, written = write_known(data, start, end, pattern, kinds, pieces, out, written)
-            cursor[POSITION], cursor[WRITTEN] = start, written
+            cursor[POSITION], cursor[WRITTEN] = start, written  # from here another call could go on
             length = stop - start
             if length == 0:
                 break

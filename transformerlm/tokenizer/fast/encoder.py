@@ -109,6 +109,7 @@ class SpecialTokens:
                 break
             segments = np.empty((number, 3), dtype=np.int64)
         segments = segments[:number]
+        # The kernel wrote which token follows, -1 for none; the last entry of `ids` turns that into -1 again.
         segments[:, 2] = self.ids[segments[:, 2]]
         return segments, last
 
@@ -168,6 +169,7 @@ class CompiledEncoder:
 
     def _encode(self, data: Array, ends: Array, *, num_threads: int, ordinary: bool = False) -> tuple[Array, Array]:
         segments, last = (self._no_specials if ordinary else self._specials).segments(data, bounds_of(ends))
+        # Each run of segments gives its ids and where each segment's end; the ends are counted from the run's first id.
         parts, part_ends = [], []
         total = 0
         tasks = ((data, run) for run in _runs(segments))

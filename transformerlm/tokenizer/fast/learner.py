@@ -62,6 +62,8 @@ def spelled_merges(made_of: Array) -> list[tuple[bytes, bytes]]:
 class _Learner:
     """The arrays of `train_kernels.learn`, and room for more pairs when it asks."""
 
+    tokens: train_kernels.Tokens
+
     def __init__(self, words: Words, num_merges: int) -> None:
         num_slots = int(words.ends[-1]) + len(words.ends) + 1 if len(words.ends) else 1
         if num_slots >= MAX_SLOTS:

@@ -58,7 +58,7 @@ def find_pair(pairs: Pairs, left: int, right: int) -> int:
     values = pairs.values
     if left | right < DIRECT_IDS:
         return values[left * DIRECT_IDS + right]
-    key = left << 31 | right
+    key = left << 31 | right  # ids have 31 bits at most, so a key is positive and never -1
     place = HASHED + np.int64(np.uint64(key) * _MIX >> pairs.shift) * 2
     while values[place] != key:
         if values[place] < 0:
@@ -104,7 +104,7 @@ def merge_by_scan(base: int, length: int, pairs: Pairs, work: Array) -> int:
         work[best_of + place] = placed_pair(base, place, place + 1, pairs, work)
     while True:
         best = NO_PAIR
-        for place in range(best_of, best_of + length):  # a scan of one array, which the compiler makes vectors of
+        for place in range(best_of, best_of + length):  # at most SCANNED_BYTES numbers side by side
             best = min(best, work[place])
         if best == NO_PAIR:
             break
@@ -185,6 +185,7 @@ def merge_by_heap(base: int, length: int, pairs: Pairs, work: Array) -> int:
         right = work[after + left]
         if right >= length:
             continue
+        # An entry is true while its two tokens still make a pair of its rank; merges around them may have ended that.
         value = find_pair(pairs, work[base + left], work[base + right])
         if value == NO_PAIR or value >> 32 != item >> 32:
             continue  # out of date
