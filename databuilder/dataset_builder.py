@@ -24,7 +24,7 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -44,10 +44,8 @@ from transformerlm.token_files.writer import TokenFileWriter, publish
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, resolve_num_workers
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, safe_pieces
+from transformerlm.tokenizer.reading import Chunk, comes_in_chunks
 from transformerlm.utils.text_files import ReadStats, holds_rows, read_text
-
-if TYPE_CHECKING:
-    from transformerlm.tokenizer.fast.byte_chunks import Chunk
 
 BATCH_CHARS = 1 << 20
 
@@ -293,18 +291,16 @@ def _batches(
     sources: Sequence[SourceFiles], tokenizer: Tokenizer, *, stats: ReadStats, as_bytes: bool, allow_special: bool
 ) -> Iterator[_Batch]:
     """Read the sources as batches, at least one from each, cut at safe places."""
-    splitter = SpecialTokenSplitter(tokenizer.special_tokens, pattern=tokenizer.pattern)
     for number, source in enumerate(sources):
-        for batch in _source_batches(source, splitter, stats=stats, as_bytes=as_bytes, allow_special=allow_special):
+        for batch in _source_batches(source, tokenizer, stats=stats, as_bytes=as_bytes, allow_special=allow_special):
             yield batch._replace(source=number)
 
 
 def _source_batches(
-    source: SourceFiles, splitter: SpecialTokenSplitter, *, stats: ReadStats, as_bytes: bool, allow_special: bool
+    source: SourceFiles, tokenizer: Tokenizer, *, stats: ReadStats, as_bytes: bool, allow_special: bool
 ) -> Iterator[_Batch]:
     """Read files as batches; with `as_bytes`, read large plain files as bytes."""
-    if as_bytes:
-        from transformerlm.tokenizer.fast.byte_chunks import comes_in_chunks, read_chunks
+    splitter = SpecialTokenSplitter(tokenizer.special_tokens, pattern=tokenizer.pattern)
 
     def kind(path: Path) -> tuple[bool, bool]:
         return as_bytes and comes_in_chunks(path), holds_rows(path) and not allow_special
@@ -318,7 +314,7 @@ def _source_batches(
                 yield batch._replace(ordinary=ordinary)
             continue
         for path in files:
-            for chunk in read_chunks(path, splitter, stats=stats, size=BATCH_CHARS):
+            for chunk in tokenizer.read_chunks(path, stats=stats, size=BATCH_CHARS):
                 yield _Batch(chunk, [], stats.disk_bytes)
             yield _Batch([""], [True], stats.disk_bytes)
 

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from databuilder import Source, build_dataset, dataset_builder
 from databuilder.sources import are_chosen
 from tests.utils.packed import write_parquet, zstd
-from transformerlm.tokenizer import Tokenizer
-from transformerlm.tokenizer.bpe_trainer import learn_merges
+from transformerlm.tokenizer import Tokenizer, reading
+from transformerlm.tokenizer.pair_table import learn_merges
 from transformerlm.utils.json_files import values_sha256
 
 EOT = "<|endoftext|>"
@@ -173,9 +173,9 @@ def test_files_read_as_bytes_give_the_same_token_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     """The compiled engine reads plain text in chunks of bytes: ids, split, counts and sidecars are the reference's."""
-    byte_chunks = pytest.importorskip("transformerlm.tokenizer.fast.byte_chunks", reason="needs numba")
+    pytest.importorskip("numba")
     monkeypatch.setattr(dataset_builder, "BATCH_CHARS", batch)
-    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(reading, "CHUNK_BYTES", 100)
     rng = random.Random(batch)
     for name in ("b.txt", "c.txt", "d.txt"):
         text = "".join(
@@ -400,7 +400,7 @@ def test_too_small_a_disk_is_refused_with_both_numbers(tmp_path: Path, monkeypat
 _SCRIPT = """
 import resource, sys
 from databuilder import Source, build_dataset, dataset_builder
-from transformerlm.tokenizer import Tokenizer
+from transformerlm.tokenizer import Tokenizer, reading
 from transformerlm.utils.json_files import values_sha256
 if __name__ == "__main__":
     folder, workers, file_limit = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])

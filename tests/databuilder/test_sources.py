@@ -17,7 +17,7 @@ from databuilder.sources import are_chosen
 from tests.utils.packed import write_parquet, zstd
 from transformerlm.token_files import writer as token_file
 from transformerlm.token_files.dataset import TokenDataset
-from transformerlm.tokenizer import Tokenizer
+from transformerlm.tokenizer import Tokenizer, reading
 
 EOT = "<|endoftext|>"
 BYTES = {value: bytes([value]) for value in range(256)}
@@ -166,9 +166,9 @@ def _all_kinds(folder: Path) -> list[Source]:
 
 def test_workers_and_engines_do_not_change_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every kind of file: one worker or two, text or chunks of bytes, the same bytes in all four outputs."""
-    byte_chunks = pytest.importorskip("transformerlm.tokenizer.fast.byte_chunks", reason="needs numba")
+    pytest.importorskip("numba")
     monkeypatch.setattr(dataset_builder, "BATCH_CHARS", 5000)
-    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(reading, "CHUNK_BYTES", 1000)
     sources = _all_kinds(tmp_path)
     built = []
     for engine, workers in (("reference", 1), ("reference", 2), ("compiled", 1), ("compiled", 2)):

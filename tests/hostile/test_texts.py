@@ -17,9 +17,8 @@ from databuilder import dataset_builder
 from databuilder.dataset_builder import build_dataset
 from tests.cli.commands import Outcome, call
 from tests.utils.packed import write_parquet, zstd
-from transformerlm.tokenizer import Tokenizer, bpe_trainer, train_bpe
-from transformerlm.tokenizer import tokenizer as tokenizer_module
-from transformerlm.tokenizer.bpe_trainer import learn_merges
+from transformerlm.tokenizer import Tokenizer, engines, reading, train_bpe
+from transformerlm.tokenizer.pair_table import learn_merges
 from transformerlm.utils import text_files
 
 END = "<|endoftext|>"
@@ -33,8 +32,8 @@ each_engine = pytest.mark.parametrize("engine", ENGINES)
 def _numba(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "engine" in request.fixturenames and request.getfixturevalue("engine") == "compiled":
         pytest.importorskip("numba")
-        monkeypatch.setattr(tokenizer_module, "_CALL_CHARS", 0)  # short texts, too, are for the kernels
-        monkeypatch.setattr(tokenizer_module, "_CALL_IDS", 0)
+        monkeypatch.setattr(engines, "CALL_CHARS", 0)  # short texts, too, are for the kernels
+        monkeypatch.setattr(engines, "CALL_IDS", 0)
 
 
 def make_tokenizer(engine: str, pattern: str = "gpt2") -> Tokenizer:
@@ -60,7 +59,7 @@ def test_any_bytes_come_back(engine):
     tokenizer, rng = make_tokenizer(engine), random.Random(0)
     for length in (0, 1, 2, 255, 5_000):
         data = rng.randbytes(length)
-        ids = np.array([tokenizer._byte_ids[value] for value in data], dtype=np.uint16)
+        ids = np.array([tokenizer._vocabulary.byte_ids[value] for value in data], dtype=np.uint16)
         assert tokenizer.decode_bytes(ids) == data
         text = data.decode("utf-8", "replace")
         assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -92,7 +91,7 @@ def test_a_blocks_edge_anywhere_changes_no_merge(engine, suffix, tmp_path, monke
     expected = None
     for size in (1 << 20, *range(1, 24)):
         monkeypatch.setattr(text_files, "BLOCK_BYTES", size)
-        monkeypatch.setattr(bpe_trainer, "CHUNK_CHARS", size)
+        monkeypatch.setattr(reading, "CHUNK_CHARS", size)
         _, merges = train_bpe(source, 300, [END], num_workers=1, engine=engine)
         expected = expected or merges
         assert merges == expected, size

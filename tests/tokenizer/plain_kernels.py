@@ -1,7 +1,7 @@
 """The kernels as plain Python: the same source without numba, where each read and write is checked.
 
-`load` imports the compiled engine's modules anew with this module in the place of `jit`. What stands here is what the
-machine instructions mean.
+`load` imports the compiled engine's modules a second time, with this module in the place of `jit`. The functions here
+are what the machine instructions mean.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import numpy as np
 
 import transformerlm.tokenizer.fast as package
 
-PADDING = 64
-
 _NAMES = [
     "jit",
     "merge_kernels",
@@ -26,6 +24,7 @@ _NAMES = [
     "train_kernels",
     "encoder",
     "byte_chunks",
+    "engine",
     "counter",
     "learner",
 ]
@@ -52,7 +51,7 @@ def word_at(data: np.ndarray, position: int) -> np.uint64:
 
 
 def bytes_between(data: np.ndarray, position: int, set_bits: int, least: int, number: int) -> np.uint64:
-    """Tell which of 64 bytes are in a range, bit by bit."""
+    """Return which of 64 bytes are in a range, bit by bit."""
     assert 0 <= position <= len(data) - 64, (position, len(data))
     found = (byte | set_bits in range(least, least + number) for byte in data[position : position + 64].tolist())
     return np.uint64(sum(is_in << place for place, is_in in enumerate(found)))

@@ -1,19 +1,17 @@
-"""Behaviour of BPE training: the published example, the tie rule, and that nothing but the text decides."""
+"""Behaviour of training from files: ids, inputs of all kinds, reports, and errors."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.pace import cost
-from tests.tokenizer.oracle import slow_merges
 from tests.utils.packed import write_parquet, zstd
-from transformerlm.tokenizer import bpe_trainer
-from transformerlm.tokenizer.bpe_trainer import count_pre_tokens, learn_merges, train_bpe
+from transformerlm.tokenizer import reading
+from transformerlm.tokenizer.bpe_trainer import train_bpe
 from transformerlm.tokenizer.engines import Engine
 from transformerlm.utils.text_files import ReadStats
 
@@ -38,60 +36,6 @@ def _sample_text(num_words: int, seed: int = 0) -> str:
     return "".join(rng.choices(words, k=1)[0] + rng.choice([" ", " ", "\n", "", EOT]) for _ in range(num_words))
 
 
-def test_the_published_example() -> None:
-    """Sennrich et al., 2016: low x5, lower x2, newest x6, widest x3; of "es" and "st", both x9, "st" is greater."""
-    words = {b"low": 5, b"lower": 2, b"newest": 6, b"widest": 3}
-    expected = [
-        b"s t",
-        b"e st",
-        b"o w",
-        b"l ow",
-        b"w est",
-        b"n e",
-        b"ne west",
-        b"w i",
-        b"wi d",
-        b"wid est",
-        b"low e",
-        b"lowe r",
-    ]
-    assert [b" ".join(pair) for pair in learn_merges(words, 100)] == expected
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_merges_are_those_of_the_slow_oracle(seed: int) -> None:
-    """On tiny alphabets, where ties and overlaps abound, each merge is the one the definition gives."""
-    rng = random.Random(seed)
-    for _ in range(8):
-        alphabet = rng.choice([b"a", b"ab", b"abc", b"a\xff\x00"])
-        words = Counter(bytes(rng.choices(alphabet, k=rng.randint(1, 20))) for _ in range(rng.randint(1, 12)))
-        assert learn_merges(words, 60) == slow_merges(words, 60)
-
-
-def test_ties_go_to_the_greater_pair_of_byte_strings() -> None:
-    """Bytes are compared by value, and a longer string is greater than its own beginning."""
-    assert learn_merges({b"ab": 1, b"\xc3\xa9": 1, b"zz": 1}, 3) == [(b"\xc3", b"\xa9"), (b"z", b"z"), (b"a", b"b")]
-    words = {b"ba": 9, b"baz": 5, b"bz": 5}
-    assert learn_merges(words, 2) == [(b"b", b"a"), (b"ba", b"z")] == slow_merges(words, 2)
-
-
-def test_overlapping_pairs_merge_from_the_left() -> None:
-    """In a run of one letter the pairs are taken from the left, and counted as the definition counts them."""
-    assert (
-        learn_merges({b"aaaaa": 1}, 9)
-        == slow_merges({b"aaaaa": 1}, 9)
-        == [(b"a", b"a"), (b"aa", b"aa"), (b"aaaa", b"a")]
-    )
-
-
-def test_a_very_long_word_costs_no_more_than_its_length() -> None:
-    """A run of 200,000 random letters is merged without looking through it once a merge."""
-    word = bytes(random.Random(0).choices(b"abcdefgh", k=200_000))
-    merges: list[tuple[bytes, bytes]] = []
-    assert cost(lambda: merges.extend(learn_merges({word: 1}, 500))) < 10
-    assert len(merges) == 500
-
-
 def test_ids_are_bytes_then_merges_then_special_tokens(tmp_path: Path) -> None:
     """The order of the vocabulary is fixed, and `vocab_size` counts all three."""
     (tmp_path / "a.txt").write_text("low lower newest widest low low" + EOT)
@@ -108,7 +52,7 @@ def test_a_small_text_gives_a_smaller_vocabulary(tmp_path: Path) -> None:
 
 
 def test_special_tokens_are_neither_counted_nor_merged_across(tmp_path: Path) -> None:
-    """What is left and right of a special token are two words, and its own letters count for nothing."""
+    """The text before and the text after a special token are two words, and its own letters do not count."""
     assert _merges_of(f"ab{EOT}cd{EOT}" * 50, tmp_path) == [(b"c", b"d"), (b"a", b"b")]
     assert (b"|", b">") in _merges_of(f"ab{EOT}cd{EOT}" * 50, tmp_path, specials=())
 
@@ -118,16 +62,6 @@ def test_pre_tokens_keep_words_apart(tmp_path: Path) -> None:
     tokens = {left + right for left, right in _merges_of("to be 42be\r\nto be\n" * 30, tmp_path)}
     assert tokens == {b"to", b" be", b" b", b"be", b"42", b" 42", b"\r\n"} & tokens
     assert b" be" in tokens
-
-
-@pytest.mark.parametrize(("num_workers", "chunk_chars"), [(1, 1 << 20), (2, 1 << 20), (1, 1), (1, 37), (2, 500)])
-def test_counts_do_not_depend_on_workers_or_chunks(tmp_path: Path, num_workers: int, chunk_chars: int) -> None:
-    """However the text is cut and shared out, the counts are those of the whole."""
-    text = _sample_text(3000)
-    (tmp_path / "a.txt").write_bytes(text.encode())
-    counter = bpe_trainer._PreTokenCounter(bpe_trainer.SpecialTokenSplitter([EOT]))
-    counts = count_pre_tokens([tmp_path / "a.txt"], [EOT], num_workers=num_workers, chunk_chars=chunk_chars)
-    assert counts == counter(bpe_trainer._Texts([text], ordinary=False))
 
 
 def test_several_inputs_of_all_kinds(tmp_path: Path) -> None:
@@ -140,9 +74,9 @@ def test_several_inputs_of_all_kinds(tmp_path: Path) -> None:
 
 
 def test_packed_files_never_count_as_the_bytes_that_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The compiled engine reads large plain files by themselves; one that is packed is unpacked, however large."""
-    byte_chunks = pytest.importorskip("transformerlm.tokenizer.fast.byte_chunks", reason="needs numba")
-    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 1)
+    """The compiled engine reads large plain files as bytes; a packed file is unpacked first, however large it is."""
+    pytest.importorskip("numba")
+    monkeypatch.setattr(reading, "CHUNK_BYTES", 1)
     text = "one two three four\n" * 50
     (tmp_path / "a.txt").write_text(text)
     (tmp_path / "a.txt.zst").write_bytes(zstd(text.encode()))
@@ -165,7 +99,7 @@ def test_line_ends_are_not_translated(tmp_path: Path) -> None:
 
 
 def test_progress_and_invalid_bytes_are_reported(tmp_path: Path) -> None:
-    """The callback sees both stages to their end; bytes that are no text are counted."""
+    """The callback sees both stages to their end; invalid bytes are counted."""
     (tmp_path / "a.txt").write_bytes(_sample_text(2000).encode() + b"\xff\xfe")
     reports: list[tuple[str, int, int]] = []
     stats = ReadStats()
@@ -204,14 +138,14 @@ def test_requests_that_cannot_be_met_are_refused(
 
 @pytest.mark.parametrize("text", ["", EOT * 3])
 def test_inputs_without_text_are_refused(tmp_path: Path, text: str) -> None:
-    """A tokenizer trained on nothing would be a mistake in silence."""
+    """A tokenizer trained on nothing would be a mistake that nobody notices."""
     (tmp_path / "a.txt").write_text(text)
     with pytest.raises(ValueError, match=r"expected text to train on, found none in .*a\.txt"):
         train_bpe(tmp_path / "a.txt", 300, [EOT])
 
 
 def test_a_small_corpus_trains_at_once(tmp_path: Path) -> None:
-    """133 kB at 500 tokens stay far below the course's limit of 1.5 s."""
+    """133 kB at 500 tokens take far less than the course's limit of 1.5 s."""
     (tmp_path / "a.txt").write_text(_sample_text(22_000)[:133_000])
     assert cost(lambda: train_bpe(tmp_path / "a.txt", 500, [EOT])) < 1.5
 
@@ -232,7 +166,7 @@ def test_rows_are_plain_text_in_training_unless_special_tokens_are_allowed(tmp_p
 
 
 def test_a_sample_of_the_text_is_kept_while_it_is_read(tmp_path: Path) -> None:
-    """So that nobody needs to open a pipe a second time; both engines keep the text's beginning."""
+    """Both engines keep the beginning of the text, so that nobody needs to open a pipe a second time."""
     (tmp_path / "a.txt").write_text("one two three " * 30_000)
     for engine in ("reference", "compiled"):
         stats = ReadStats(sample_chars=1000)

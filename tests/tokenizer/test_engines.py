@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -29,7 +30,7 @@ def _no_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_an_unknown_engine_is_refused(tmp_path: Path) -> None:
-    """The message lists those there are, in both places where an engine is named."""
+    """The message lists the known engines, in both places where an engine is named."""
     (tmp_path / "a.txt").write_text("a b")
     with pytest.raises(ValueError, match="engine: expected one of auto, reference, compiled, found 'rust'"):
         Tokenizer(BYTES, [], engine="rust")  # type: ignore[arg-type]
@@ -39,7 +40,7 @@ def test_an_unknown_engine_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_no_numba")
 def test_without_numba_the_reference_takes_over_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
-    """Large inputs are worth one line, small ones none; to ask for the compiled engine is an error."""
+    """A large input gets one warning, a small one none; asking for the compiled engine is an error."""
     assert not engines.use_compiled("auto", 1000, "encode")
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
@@ -54,7 +55,7 @@ def test_without_numba_the_reference_takes_over_and_says_so_once(caplog: pytest.
 
 
 def test_small_work_does_not_import_numba(tmp_path: Path) -> None:
-    """A corpus of 100 kB is trained on, encoded and decoded without numba."""
+    """Training on 100 kB, encoding and decoding them does not import numba."""
     script = (
         "import sys; from transformerlm.tokenizer import Tokenizer, train_bpe;"
         "text = 'one two three ' * 7000; open('a.txt', 'w').write(text);"
@@ -80,7 +81,7 @@ def test_kernels_that_numba_keeps_elsewhere_are_seen(tmp_path: Path, monkeypatch
 def test_compiling_is_said_only_where_something_is_compiled(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, compiles: bool, said: int
 ) -> None:
-    """Kernels that are ready, or slow to read, are no reason for a line that promises ten seconds."""
+    """Kernels that are compiled, or slow to read, cause no line that announces ten seconds."""
     numba = pytest.importorskip("numba")
     monkeypatch.setattr(engines, "COMPILING_SECONDS", 0)
     engines._say_once.cache_clear()
@@ -99,17 +100,15 @@ def test_compiling_is_said_only_where_something_is_compiled(
 
 @pytest.mark.slow
 def test_an_install_that_cannot_be_written_works(tmp_path: Path) -> None:
-    """Where no folder takes the machine code, kernels are compiled for the process; nothing fails."""
+    """Where machine code cannot be written anywhere, kernels are compiled for the process; nothing fails."""
     pytest.importorskip("numba")
     package = tmp_path / "transformerlm"
     package.mkdir()
     source = Path(engines.__file__).parents[1]
     for room in ("tokenizer", "utils"):
-        (package / room).mkdir()
-        for path in (source / room).glob("*.py"):
-            (package / room / path.name).write_bytes(path.read_bytes())
+        shutil.copytree(source / room, package / room, ignore=shutil.ignore_patterns("__pycache__"))
     (package / "__init__.py").touch()
-    (package / "tokenizer" / "__pycache__").touch()  # a file where numba wants a folder
+    (package / "tokenizer" / "fast" / "__pycache__").touch()  # a file where numba wants a folder
     script = (
         "from transformerlm.tokenizer import Tokenizer, tokenizer; print(tokenizer.__file__);"
         "print(Tokenizer({v: bytes([v]) for v in range(256)}, [], engine='compiled').encode('ab'))"

@@ -1,4 +1,4 @@
-"""Behaviour of the tokenizer's files: what is written can be read, and what is wrong is said in one line."""
+"""Behaviour of the tokenizer's files: what is written can be read, and each mistake gets one line of error."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_saved_files_load_as_the_same_tokenizer(tmp_path: Path, specials: tuple[
 
 
 def test_saving_is_deterministic_and_leaves_nothing_else(tmp_path: Path) -> None:
-    """Two saves give the same bytes, over older files too, and no unfinished file stays."""
+    """Two saves give the same bytes, over older files too, and leave no unfinished file."""
     for name in ("a", "b", "b"):
         _tokenizer().save(tmp_path / name)
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == [
@@ -63,7 +63,7 @@ def test_saving_is_deterministic_and_leaves_nothing_else(tmp_path: Path) -> None
 
 
 def test_a_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A write that fails half way changes nothing and leaves nothing."""
+    """A write that fails halfway changes nothing and leaves nothing."""
     path = tmp_path / "vocab.json"
     path.write_text("old")
 
@@ -87,7 +87,7 @@ def test_the_version_line_and_crlf_are_optional(tmp_path: Path) -> None:
 
 
 def test_a_special_token_that_reads_as_another_token_cannot_be_saved(tmp_path: Path) -> None:
-    """The file would hold one key twice; it is refused instead."""
+    """A file that would hold one key twice is refused."""
     with pytest.raises(ValueError, match="expected each token to be written differently"):
         _tokenizer(("Ġt",)).save(tmp_path)
 
@@ -134,7 +134,7 @@ def _without(key: str) -> Damage:
     ],
 )
 def test_damaged_files_are_refused_in_one_line(tmp_path: Path, damage: Damage, message: str) -> None:
-    """Each kind of damage is named with file, expectation and finding."""
+    """Each kind of damage is named with the file, what was expected and what was found."""
     _tokenizer().save(tmp_path)
     vocab = json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8"))
     merges = (tmp_path / "merges.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
@@ -171,7 +171,7 @@ def test_a_bad_special_tokens_file_is_refused(tmp_path: Path, record: dict[str, 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "special_tokens.json"])
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
-    """The error says which of the three files is not there."""
+    """The error says which of the three files is missing."""
     _tokenizer().save(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"{name}: expected a tokenizer file"):
@@ -179,7 +179,7 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
 
 
 def test_a_file_far_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pointing at a corpus by mistake gives an error, not a full memory."""
+    """Pointing at a corpus by mistake gives an error and does not fill the memory."""
     _tokenizer().save(tmp_path)
     monkeypatch.setattr(io, "MAX_FILE_BYTES", 100)
     with pytest.raises(ValueError, match=r"expected at most 100 bytes, found"):

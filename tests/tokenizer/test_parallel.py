@@ -37,7 +37,7 @@ def test_results_come_in_order(num_workers: int) -> None:
 
 
 def test_only_a_few_items_are_under_way() -> None:
-    """The source is not read ahead of the workers without bound."""
+    """The source is read only a few items ahead of the workers."""
     taken = []
     results = map_in_order(_square, (taken.append(n) or n for n in range(1000)), num_workers=2)
     assert next(results) == 0
@@ -83,7 +83,7 @@ def _signals_held_back(_: object) -> set[int]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 def test_workers_never_hear_ctrl_c() -> None:
-    """SIGINT is held back in workers from their first moment on, before they could ignore it, and in the parent not."""
+    """SIGINT is blocked in workers from their first moment on, before they can ignore it, but not in the parent."""
     results = map_in_order(_signals_held_back, range(3), num_workers=2)
     assert all(signal.SIGINT in held for held in results)
     assert signal.SIGINT not in _signals_held_back(None)
@@ -92,7 +92,7 @@ def test_workers_never_hear_ctrl_c() -> None:
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks processes up in /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_workers_leave_with_their_parent(how: signal.Signals) -> None:
-    """After the parent was killed, or stopped with Ctrl-C, its workers are gone in a moment."""
+    """When the parent is killed, or stopped with Ctrl-C, its workers exit at once."""
     process = subprocess.Popen([sys.executable, "-c", _SLEEPERS], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout is not None
     workers = {int(process.stdout.readline()) for _ in range(2)}

@@ -63,7 +63,7 @@ def test_pre_tokens_are_those_of_gpt2(text: str, expected: list[str]) -> None:
     ],
 )
 def test_pre_tokens_are_those_of_smollm(text: str, expected: list[str]) -> None:
-    """Each number by itself, without a blank; white space before one is whole, else as GPT-2 has it."""
+    """Each digit is a piece without a blank; white space before one stays whole; all else is as in GPT-2."""
     assert pre_tokenize(text, pattern="smollm") == expected
 
 
@@ -92,7 +92,7 @@ def test_pre_tokens_join_to_the_text(text: str) -> None:
 
 
 def test_special_tokens_come_first_and_the_longest_wins() -> None:
-    """Of special tokens that begin at one place the longest is taken; what looks like one but is not stays text."""
+    """Of special tokens that begin at one place the longest is taken; text that only looks like one stays text."""
     splitter = SpecialTokenSplitter(["<|e|>", "<|e|><|e|>", "<|e|>"])
     found = list(splitter.split("a<|e|><|e|><|e|>b<|e"))
     assert found == [("a", False), ("<|e|><|e|>", True), ("<|e|>", True), ("b<|e", False)]
@@ -133,7 +133,7 @@ def test_a_safe_cut_is_safe_whatever_follows(text: str, rest: str, specials: lis
 @settings(max_examples=500, deadline=None)
 @given(text=ANY_TEXT, rest=ANY_TEXT, specials=SPECIALS)
 def test_what_had_no_cut_is_not_looked_through_again(text: str, rest: str, specials: list[str]) -> None:
-    """The cut of a longer text is found in what has come since the last search, where that found none."""
+    """Where the last search found no cut, the next one looks only through what has come since."""
     splitter = SpecialTokenSplitter(specials)
     held = text[splitter.safe_cut(text) :]
     whole = held + rest
@@ -155,7 +155,7 @@ def test_a_run_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 @settings(max_examples=300, deadline=None)
 @given(parts=st.lists(ANY_TEXT, max_size=8), specials=SPECIALS, size=st.integers(1, 20))
 def test_a_stream_in_any_parts_has_the_units_of_the_whole(parts: list[str], specials: list[str], size: int) -> None:
-    """Cutting anew loses nothing and splits nothing that belongs together."""
+    """Cutting again loses nothing and splits nothing that belongs together."""
     splitter = SpecialTokenSplitter(specials)
     cutter = StreamCutter(splitter, size=size, first_size=1)
     pieces = [cutter.feed(part) for part in parts] + [cutter.flush()]
@@ -173,7 +173,7 @@ def test_little_is_held_back() -> None:
 
 
 def test_a_run_without_any_cut_is_not_searched_again_and_again() -> None:
-    """A long run fed in small parts costs a number of searches that grows with its logarithm."""
+    """The number of searches for a long run in small parts grows with the logarithm of its length."""
 
     class Counting(SpecialTokenSplitter):
         searches = 0
@@ -207,7 +207,7 @@ def test_a_splitter_can_be_sent_to_a_worker() -> None:
 
 
 @pytest.mark.parametrize("ending", ["s", "d", "m", "t", "ll", "ve", "re"])
-def test_a_text_is_never_cut_behind_an_apostrophe(ending: str) -> None:
+def test_a_text_is_never_cut_after_an_apostrophe(ending: str) -> None:
     """What follows may make a contraction of it: `it'l` is cut before the apostrophe, as `'ll` may come."""
     for pattern in PATTERNS:
         splitter = SpecialTokenSplitter((), pattern=pattern)

@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 
 from tests.pace import cost
 from tests.tokenizer.test_pretokenize import ANY_TEXT
-from transformerlm.tokenizer import Tokenizer, train_bpe
-from transformerlm.tokenizer import tokenizer as tokenizer_module
-from transformerlm.tokenizer.bpe_trainer import learn_merges
+from transformerlm.tokenizer import Tokenizer, reference, train_bpe
+from transformerlm.tokenizer.pair_table import learn_merges
 from transformerlm.tokenizer.pretokenize import GPT2_PATTERN, pre_tokenize
 
 EOT = "<|endoftext|>"
@@ -92,7 +91,7 @@ def test_encode_iterable_is_lazy() -> None:
 
 
 def test_encode_iterable_holds_little_memory() -> None:
-    """Five megabytes pass through within two."""
+    """Five megabytes pass through in less than two megabytes of memory."""
     line = "Once upon a time there was a little tokenizer.\n"
     list(TOKENIZER.encode_iterable([line]))
     tracemalloc.start()
@@ -117,7 +116,7 @@ def test_special_tokens_are_ids_of_their_own() -> None:
 @settings(deadline=None)
 @given(ids=st.lists(st.integers(0, TOKENIZER.vocab_size - 1)))
 def test_any_ids_decode(ids: list[int]) -> None:
-    """Bytes that are no text become U+FFFD, as Python's decoder has it; the bytes themselves come back exactly."""
+    """Invalid UTF-8 becomes U+FFFD, as in Python's decoder; `decode_bytes` returns the bytes exactly."""
     data = b"".join(TOKENIZER.vocab[token_id] for token_id in ids)
     assert TOKENIZER.decode_bytes(iter(ids)) == data
     assert TOKENIZER.decode(np.array(ids, dtype=np.uint16)) == data.decode("utf-8", "replace")
@@ -125,7 +124,7 @@ def test_any_ids_decode(ids: list[int]) -> None:
 
 @pytest.mark.parametrize("bad", [-1, TOKENIZER.vocab_size, 10**9])
 def test_ids_outside_the_vocabulary_are_named(bad: int) -> None:
-    """The error says the id and the size of the vocabulary."""
+    """The error names the id and the size of the vocabulary."""
     with pytest.raises(ValueError, match=rf"expected 0 to \d+ \(vocab_size {TOKENIZER.vocab_size}\), found {bad}"):
         TOKENIZER.decode([0, bad])
 
@@ -141,7 +140,7 @@ def test_half_a_character_is_replaced() -> None:
 @example(text="👍\U0001d49cb", size=1)
 @example(text="a\ud83d", size=1)
 def test_two_halves_of_a_character_are_that_character(text: str, size: int) -> None:
-    """As JavaScript or JSON read in pieces spell it, in one text, in a batch, or cut in two between parts."""
+    """Two halves, as JavaScript or JSON read in pieces spell them, are joined in a text, a batch, and between parts."""
     halves = text.encode("utf-16-le", "surrogatepass")
     split = "".join(chr(int.from_bytes(halves[place : place + 2], "little")) for place in range(0, len(halves), 2))
     whole = halves.decode("utf-16-le", "replace")
@@ -163,7 +162,7 @@ def test_two_halves_of_a_character_are_that_character(text: str, size: int) -> N
     ],
 )
 def test_one_string_is_no_list_of_strings(call: Callable[[], object]) -> None:
-    """Taken letter by letter it would give a wrong result in silence."""
+    """Taken letter by letter, it would give a wrong result that nobody notices."""
     with pytest.raises(TypeError, match=r"expected a list of strings, found the string '(the|<.endoftext.>)'"):
         call()
 
@@ -186,20 +185,20 @@ def test_one_string_is_no_list_of_strings(call: Callable[[], object]) -> None:
     ],
 )
 def test_other_types_are_refused_in_words(call: Callable[[], object], message: str) -> None:
-    """What is no text, no list of texts and no id is named, with what was expected."""
+    """The error names what was found in the place of a text, a list of texts or an id, and what was expected."""
     with pytest.raises(TypeError, match=message):
         call()
 
 
 def test_special_tokens_of_one_byte_are_refused() -> None:
-    """As in training: such a byte is a token as it is."""
+    """They are refused as in training: such a byte is a token already."""
     with pytest.raises(ValueError, match=r"special_tokens: expected two bytes or more, found '\\n'"):
         _build(MERGES, ("\n",))
 
 
 @pytest.mark.parametrize("ids", [np.array([[1, 2]]), np.array(3)])
 def test_ids_in_other_than_one_row_are_refused(ids: np.ndarray) -> None:
-    """The message says the shape."""
+    """The message names the shape."""
     with pytest.raises(ValueError, match=r"ids: expected one row of ids, found an array of shape \("):
         TOKENIZER.decode(ids)
     with pytest.raises(TypeError, match="ids: expected whole numbers in one row"):
@@ -208,14 +207,14 @@ def test_ids_in_other_than_one_row_are_refused(ids: np.ndarray) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, -1])
 def test_fewer_workers_than_one_are_refused(num_workers: int) -> None:
-    """By the name of the argument, whichever engine there is."""
+    """The error names the argument, whichever engine is used."""
     for call in (TOKENIZER.encode_batch, partial(TOKENIZER.encode_batch_to_array)):
         with pytest.raises(ValueError, match=f"num_workers: expected at least 1, found {num_workers}"):
             call(["a"], num_workers=num_workers)
 
 
 def test_the_repr_shows_sizes() -> None:
-    """What a person wants to see of a tokenizer, and not its whole vocabulary."""
+    """It shows what a person wants to know of a tokenizer, and not its whole vocabulary."""
     assert repr(TOKENIZER) == (
         f"Tokenizer(vocab_size={TOKENIZER.vocab_size}, merges=200, special_tokens=6, pattern='gpt2', engine='auto')"
     )
@@ -273,7 +272,7 @@ def test_ids_need_not_be_byte_values() -> None:
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_batch_is_its_texts_one_by_one(num_workers: int) -> None:
-    """Order is kept, empty texts too, with any number of processes."""
+    """The order and empty texts are kept, with any number of processes."""
     texts = ["one", "", HARD_TEXT, EOT] * 5
     assert TOKENIZER.encode_batch(texts, num_workers) == [TOKENIZER.encode(text) for text in texts]
     assert TOKENIZER.encode_batch([]) == []
@@ -283,11 +282,11 @@ def test_a_batch_is_its_texts_one_by_one(num_workers: int) -> None:
 
 def test_the_cache_is_bounded_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long pieces are not kept, a full cache is emptied, and the ids stay the same."""
-    monkeypatch.setattr(tokenizer_module, "_CACHE_PIECES", 5)
+    monkeypatch.setattr(reference, "CACHE_PIECES", 5)
     tokenizer = _build(MERGES)
     assert tokenizer.decode(tokenizer.encode(HARD_TEXT + "x" * 99)) == HARD_TEXT + "x" * 99
-    assert len(tokenizer._cache) <= 5
-    assert all(len(piece) <= 32 for piece in tokenizer._cache)
+    assert len(tokenizer._engines.reference.cache) <= 5
+    assert all(len(piece) <= 32 for piece in tokenizer._engines.reference.cache)
     assert tokenizer.encode(HARD_TEXT) == _build(MERGES).encode(HARD_TEXT)
 
 
@@ -295,7 +294,7 @@ def test_pickling_keeps_the_tokenizer_and_drops_the_cache() -> None:
     """A worker process gets the parts, not what the parent has cached."""
     TOKENIZER.encode(HARD_TEXT)
     copy = pickle.loads(pickle.dumps(TOKENIZER))
-    assert len(copy._cache) == 0
+    assert len(copy._engines.reference.cache) == 0
     assert copy.fingerprint() == TOKENIZER.fingerprint()
     assert copy.encode(HARD_TEXT) == TOKENIZER.encode(HARD_TEXT)
 
@@ -366,7 +365,7 @@ def test_a_long_run_of_one_character_is_quick() -> None:
 
 
 def test_trained_tokenizers_round_trip_through_files(tmp_path: Path) -> None:
-    """From text to merges to files to ids to text."""
+    """The way from text to merges to files to ids ends at the same text."""
     (tmp_path / "a.txt").write_bytes(f"{HARD_TEXT}{EOT}{HARD_TEXT}".encode())
     vocab, merges = train_bpe(tmp_path / "a.txt", 400, [EOT])
     Tokenizer(vocab, merges, [EOT]).save(tmp_path / "tokenizer")
@@ -377,7 +376,7 @@ def test_trained_tokenizers_round_trip_through_files(tmp_path: Path) -> None:
 
 
 def test_a_merges_file_that_was_cut_is_refused(tmp_path):
-    """Merges that are missing at the end would give other ids without a word; both numbers are named instead."""
+    """Without its last merges the tokenizer would give other ids silently; the error names both numbers."""
     _build(MERGES).save(tmp_path)
     merges = tmp_path / "merges.txt"
     lines = merges.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -1,12 +1,12 @@
-"""Applying learned merges to one pre-token: three algorithms with one result.
+"""Applying learned merges to one pre-token in less time than the plain form, `bpe.apply`, takes.
 
-All replace, as long as there is one, the pair of neighbours whose merge was learned first, from left to right.
-`merge_by_scan` says so in six lines; it is O(n^2) for a pre-token of n bytes and is here to be read and to be tested
-against. `merge_by_heap` is O(n log n), and measured faster from four bytes on. `merge_by_windows` takes a long
-pre-token a window at a time; the tokenizer uses it.
+`bpe.apply` replays every merge; with thousands of merges that is slow. Both algorithms here look only at the pairs that
+are there: as long as some merge joins two neighbours, they take the pair whose merge was learned first, from left to
+right. `merge_by_heap` does so in O(n log n) for n bytes. `merge_by_windows` takes a long pre-token a window at a time;
+the tokenizer uses it.
 
-They agree because every merge uses parts that earlier merges made (`io.check_merges` sees to it): a merge never brings
-up a pair that should have come before.
+All three agree because every merge uses parts that earlier merges made (`io.check_merges` sees to it): a merge never
+brings up a pair that should have come before.
 
 **Why windows are exact.** A row of tokens is what the merges make of its bytes if, and only if, that is true of every
 two neighbours in it. For look at the first merge that would cross a border between two tokens: until then nothing has
@@ -26,24 +26,11 @@ Pair = tuple[int, int]
 WINDOW = 128
 
 
-def merge_by_scan(ids: list[int], ranks: Mapping[Pair, int], merged: Sequence[int]) -> list[int]:
-    """Merge the byte ids of one pre-token by looking through all pairs for the best one, over and over.
-
-    `ranks` is pair -> place in the list of merges, `merged[rank]` the id which that merge makes.
-    """
-    never = len(merged)
-    while len(ids) > 1:
-        best = min(pairwise(ids), key=lambda pair: ranks.get(pair, never))
-        if best not in ranks:
-            break
-        ids = _replace(ids, best, merged[ranks[best]])
-    return ids
-
-
 def merge_by_heap(ids: list[int], ranks: Mapping[Pair, int], merged: Sequence[int]) -> list[int]:
-    """Merge like `merge_by_scan`, with a heap of (rank, place) over a doubly linked list.
+    """Merge the byte ids of one pre-token with a heap of (rank, place) over a doubly linked list.
 
-    Entries that a later merge has made untrue are dropped when they come up.
+    `ranks` is pair -> place in the list of merges, `merged[rank]` the id which that merge makes. Entries that a later
+    merge has put out of date are dropped when they come up.
     """
     ids = list(ids)
     end = len(ids)
@@ -58,7 +45,7 @@ def merge_by_heap(ids: list[int], ranks: Mapping[Pair, int], merged: Sequence[in
             continue
         ids[left], ids[right] = merged[rank], -1
         after = following[left] = following[right]
-        following[right] = end  # the place is dead: its own entries must not come true again
+        following[right] = end  # the place is gone: entries of its own in the heap must not match again
         before = preceding[left]
         if after < end:
             preceding[after] = left
@@ -72,7 +59,7 @@ def merge_by_heap(ids: list[int], ranks: Mapping[Pair, int], merged: Sequence[in
 def merge_by_windows(
     ids: list[int], ranks: Mapping[Pair, int], merged: Sequence[int], sizes: Sequence[int], *, window: int = WINDOW
 ) -> list[int]:
-    """Merge like `merge_by_scan`, in windows that overlap and are joined where both have the same token.
+    """Merge like `merge_by_heap`, in windows that overlap and are joined where both have the same token.
 
     `sizes` is the number of bytes of each id. A window that repeats the one before it, as in a run of one character,
     costs nothing. Where two windows share no token, the window grows.
@@ -109,17 +96,3 @@ def _settled(tokens: list[int], sizes: Sequence[int], limit: int) -> tuple[int, 
         end += sizes[tokens[kept]]
         kept += 1
     return kept, end
-
-
-def _replace(ids: list[int], pair: Pair, new_id: int) -> list[int]:
-    left, right = pair
-    result: list[int] = []
-    place = 0
-    while place < len(ids):
-        if ids[place] == left and place + 1 < len(ids) and ids[place + 1] == right:
-            result.append(new_id)
-            place += 2
-        else:
-            result.append(ids[place])
-            place += 1
-    return result

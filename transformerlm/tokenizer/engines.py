@@ -1,7 +1,10 @@
 """Which of the two engines does the work: the readable reference, or the compiled kernels with the same results.
 
-`auto` takes the kernels when there is enough to do: numba has to be imported, and on the first use ever compiled, which
-costs seconds. Where numba is missing or refuses, the reference does the work, and says so once where that is slow.
+`EncodingEngine` is what a tokenizer asks of either; `Engines` holds a tokenizer's two.
+
+`auto` takes the kernels when there is enough to do: numba has to be imported, and on the very first use the kernels
+have to be compiled, which takes seconds. Where numba is missing or cannot work, the reference does the work, and a
+warning says so once where that is slow.
 """
 
 from __future__ import annotations
@@ -11,24 +14,32 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from config.extras import how_to_install
+from transformerlm.tokenizer.reference import ReferenceEngine, Vocabulary
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from transformerlm.tokenizer.fast.engine import CompiledEngine
 
 Engine = Literal["auto", "reference", "compiled"]
 COMPILED_PATTERNS = ("gpt2", "cl100k")
-"""The patterns that the kernels know (`compiled.PATTERNS`); text is cut by any other in the reference engine."""
+"""The patterns that the kernels know (`fast.encoder.PATTERNS`); the reference engine cuts text by any other."""
 
-# From how many bytes on the kernels pay: when they are loaded already, when they lie compiled on disk, and when not.
+# From how many bytes on the kernels pay: when they are loaded, when they are on the disk compiled, and when neither.
 # Compiling takes some 8 s, in which the reference reads some 30 MB on two cores, but the next run finds them compiled.
 LOADED_BYTES = 100_000
 WARM_BYTES = 2_000_000
 COLD_BYTES = 30_000_000
-COMPILING_SECONDS = 2.0  # from then on a word is due
+COMPILING_SECONDS = 2.0  # whoever has waited this long is told why
+# What the reference encodes, or decodes to ids, in the time that entering a kernel takes.
+CALL_CHARS, CALL_IDS = 1000, 100
 
 Work = Literal["encode", "decode", "train"]
 
@@ -42,6 +53,69 @@ _ready: set[Work] = set()
 _logger = logging.getLogger(__name__)
 
 
+class EncodingEngine(Protocol):
+    """What both engines do for a tokenizer; texts are whole characters (`utils.strings.whole_characters`).
+
+    Without `allow_special`, special tokens are plain text. Arrays of ids are uint16 where all ids fit and uint32
+    otherwise, shape `(tokens,)`; ends are int64, shape `(texts,)`.
+    """
+
+    takes_bytes: bool
+    """Whether it reads files as bytes, and threads may share it; the other one holds the GIL."""
+
+    def encode(self, text: str, *, allow_special: bool) -> list[int]:
+        """Return the ids of one text."""
+
+    def encode_batch(self, texts: Sequence[str], *, num_workers: int, allow_special: bool) -> list[list[int]]:
+        """Return the ids of each text."""
+
+    def encode_batch_to_array(
+        self, texts: Sequence[str], *, num_workers: int, allow_special: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids of all texts in one array, and where those of each text end."""
+
+    def encode_file(self, path: Path, *, num_workers: int) -> np.ndarray | None:
+        """Return the ids of a plain text file; `None` where it has to be read as text."""
+
+    def decode(self, ids: Iterable[int]) -> bytes | memoryview:
+        """Return the bytes of the ids; raise KeyError for an unknown id, TypeError for what is no id."""
+
+
+class Engines:
+    """A tokenizer's engines: the reference from the beginning, the compiled one from when it pays."""
+
+    def __init__(self, vocabulary: Vocabulary, engine: Engine) -> None:
+        self.reference = ReferenceEngine(vocabulary)
+        self._vocabulary, self._engine = vocabulary, engine
+        self._compiled: CompiledEngine | None = None
+        self._lock = threading.Lock()
+
+    def for_text(self, num_bytes: int, *, least: int = 0) -> EncodingEngine:
+        """Return the engine that should encode `num_bytes` of text; below `least` no kernel is worth its call."""
+        known = self._vocabulary.pattern in COMPILED_PATTERNS
+        if not known or not use_compiled(self._engine, num_bytes, "encode") or num_bytes < least:
+            return self.reference
+        return self.compiled("encode")
+
+    def for_ids(self, num_ids: int) -> EncodingEngine:
+        """Return the engine that should decode `num_ids` ids."""
+        if not use_compiled(self._engine, 4 * num_ids, "decode") or num_ids < CALL_IDS:
+            return self.reference
+        return self.compiled("decode")
+
+    def compiled(self, work: Literal["encode", "decode"]) -> CompiledEngine:
+        """Return the compiled engine, loaded for this work."""
+        from transformerlm.tokenizer.fast.engine import CompiledEngine  # the fast way
+
+        with self._lock:
+            if self._compiled is None:
+                self._compiled = CompiledEngine(self._vocabulary)
+            if not self._compiled.is_loaded(work):
+                with compiling(work):
+                    self._compiled.load(work)
+        return self._compiled
+
+
 def check_engine(engine: str, *, pattern: str) -> None:
     """Refuse a name that is no engine, and the compiled one for a pattern that it does not know."""
     if engine not in get_args(Engine):
@@ -51,10 +125,10 @@ def check_engine(engine: str, *, pattern: str) -> None:
 
 
 def use_compiled(engine: str, num_bytes: int, work: Work) -> bool:
-    """Tell whether the kernels should do a work on so many bytes.
+    """Return whether the kernels should do this work on `num_bytes` bytes.
 
     Raises:
-        ImportError: the engine is "compiled", and numba is not there or refuses.
+        ImportError: the engine is "compiled", and numba is missing or cannot work.
     """
     if engine == "reference":
         return False
@@ -107,7 +181,7 @@ def _smallest_input(work: Work) -> int:
 
 @cache
 def _is_kept(work: Work) -> bool:
-    """Tell whether the kernels for this work lie compiled where numba keeps them: beside their source, or elsewhere."""
+    """Return whether numba has kept the kernels for this work: beside their source, or elsewhere."""
     here = Path(__file__).parent / "fast"
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     elsewhere = Path(os.environ.get("NUMBA_CACHE_DIR") or os.path.join(caches, "numba"))

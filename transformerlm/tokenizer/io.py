@@ -1,4 +1,4 @@
-"""A tokenizer's files in GPT-2's format, checked when they are read.
+"""A tokenizer's files in GPT-2's format; they are checked when they are read.
 
 `vocab.json` is an object of token -> id, `merges.txt` a line per merge with its two parts and a space between, after a
 line `#version: 0.2` that may be missing. Both write a token's bytes in GPT-2's alphabet: printable Latin-1 characters
@@ -158,7 +158,7 @@ def load_special_tokens(path: Path) -> tuple[list[str], str, str | None]:
     """Return the special tokens, the name of the pattern, and the tokenizer's fingerprint where the file names one.
 
     Raises:
-        ValueError: the file is not in order; the message says what was expected and found.
+        ValueError: the file is not valid; the message says what was expected and found.
     """
     record = read_json_file(path, max_bytes=MAX_SPECIALS_BYTES)
     if unknown := sorted(record.keys() - {"format", "pattern", "special_tokens", "sha256"}):
@@ -184,7 +184,7 @@ def load_special_tokens(path: Path) -> tuple[list[str], str, str | None]:
 
 
 def check_special_tokens(special_tokens: Iterable[str]) -> None:
-    """Refuse one string in the place of a list, and tokens of one byte, which are tokens as it is.
+    """Refuse one string in the place of a list, and tokens of one byte, which are tokens already.
 
     Raises:
         TypeError: one string.

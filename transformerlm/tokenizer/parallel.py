@@ -1,8 +1,8 @@
 """A map over a stream with worker processes: in order, in bounded memory, and never hanging.
 
 Workers are started with `spawn`: forking a process in which torch or W&B have started threads can deadlock. They
-ignore Ctrl-C (the parent stops them) and leave when the parent is gone, even when it was killed. In place of one
-process nothing is started and the function is called right here.
+ignore Ctrl-C (the parent stops them) and exit when the parent is gone, even when it was killed. With one worker no
+process is started: the function is called right here.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def resolve_num_workers(num_workers: int | None, input_bytes: int) -> int:
 def map_in_order(
     function: Callable[[Item], Result], items: Iterable[Item], *, num_workers: int, threads: bool = False
 ) -> Generator[Result, None, None]:
-    """Yield `function(item)` for each item, in order; at most two items a worker are under way.
+    """Yield `function(item)` for each item, in order; at most two items for each worker are pending.
 
     `function` is pickled once for each worker, so it may be a bound method of something large. With `threads` the
     workers are threads and nothing is pickled: for functions that give up the GIL. Then even a single worker works

@@ -2,14 +2,20 @@ r"""Cutting text before BPE: special tokens out first, then GPT-2's pre-tokens, 
 
 BPE never merges across a pre-token, and pre-tokens never cross a special token. GPT-2's pattern (Radford et al., 2019)
 takes, in this order: an English contraction ('s, 'll, ...); letters, digits or other marks, each with at most one
-space in front; white space. Its `\s+(?!\S)` leaves the last character of a run of white space to what follows, so `"a
-b"` is `"a", "  ", " b"`. GPT-4's pattern ("cl100k") does the same with other rules for marks, digits and line ends.
+space in front; white space. Its `\s+(?!\S)` leaves the last character of a run of white space to what follows. So "a"
+and "b" with three blanks between them make three pre-tokens:
+
+    >>> pre_tokenize("a   b")
+    ['a', '  ', ' b']
+
+GPT-4's pattern ("cl100k") does the same with other rules for marks, digits and line ends.
 
 **Where a stream may be cut.** Between two characters a|b such that, whatever comes before and after, the pre-tokens of
 the whole are those of the two sides put together. That holds when a is not white space (no look-ahead and no leading
 space reaches over the cut), a is not an apostrophe (a contraction might), a and b are of different kinds (letter,
 number, white space, other), and no special token, finished or still arriving, has the cut inside it. GPT-4's pattern
-joins a mark with letters or line ends behind it, so with it marks may be cut off before blanks and numbers only.
+joins a mark with letters or line ends after it, so with that pattern a cut may follow a mark only before blanks and
+numbers.
 SmolLM's cuts at both sides of each number, whatever is there.
 """
 
@@ -26,7 +32,7 @@ from transformerlm.utils.text_files import TextBlock
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-# GPT-4's (tiktoken's cl100k_base): contractions in any case, at most three digits, a mark with the word behind it.
+# GPT-4's (tiktoken's cl100k_base): contractions in any case, at most three digits, a mark with the word after it.
 CL100K_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
     r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
@@ -72,7 +78,7 @@ class SpecialTokenSplitter:
         """Prepare for these tokens; `pattern` is the pre-tokens' and decides where a stream may be cut.
 
         Raises:
-            TypeError: one string in the place of a list.
+            TypeError: one string instead of a list.
             ValueError: an empty token, or one that UTF-8 cannot spell.
         """
         check_is_no_string(special_tokens, "special_tokens")
@@ -136,7 +142,7 @@ class SpecialTokenSplitter:
         return len(text)
 
     def _is_inside(self, text: str, cut: int) -> bool:
-        """Tell whether any occurrence of a special token, overlapping ones too, begins before `cut` and ends after."""
+        """Return whether an occurrence of a special token, overlapping ones too, begins before `cut` and ends after."""
         return any(
             text.find(token, max(0, cut - len(token) + 1), cut + len(token) - 1) >= 0 for token in self.special_tokens
         )
@@ -145,8 +151,8 @@ class SpecialTokenSplitter:
 class StreamCutter:
     """Takes text in any parts and gives it back in stretches that may be split and encoded one by one.
 
-    Holds back only what the next part could still change. The first stretches are short, so that a slow stream is not
-    waited for; later ones have about `size` characters. Memory: `size`, or the longest run without a cut (one
+    Holds back only what the next part could still change. The first stretches are short, so that nobody waits
+    for a slow stream; later ones have about `size` characters. Memory: `size`, or the longest run without a cut (one
     pre-token), whichever is more. `where` begins the error of a run that is longer than `MAX_UNCUT_CHARS`.
     """
 
@@ -200,7 +206,7 @@ def too_long_run(where: str, beginning: str) -> ValueError:
 def safe_pieces(
     blocks: Iterable[TextBlock], splitter: SpecialTokenSplitter, *, size: int, where: str = "text"
 ) -> Iterator[TextBlock]:
-    """Cut blocks of text anew, at safe places only, into pieces of about `size` characters or to a document's end.
+    """Cut blocks of text again, at safe places only: into pieces of about `size` characters, or to a document's end.
 
     Raises:
         ValueError: a run without a cut that is too long to be text (see `MAX_UNCUT_CHARS`); `where` begins the error.

@@ -1,9 +1,9 @@
 """The tokenizer: text to ids and back.
 
-`encode` cuts the text at special tokens, cuts what lies between into pre-tokens (`pretokenize.py`), and merges each
-pre-token's bytes (`bpe_merge.py`). Texts repeat their words, so the ids of pre-tokens are kept in a cache of bounded
-size. Any `str` can be encoded: nothing is normalised and no token is unknown, as all 256 bytes are tokens. Knows no
-files (`io.py` does), no torch, no config; numpy only where an array is asked for.
+A `Tokenizer` holds a vocabulary, merges and special tokens. It checks what it is given and asks one of two engines with
+the same results (`engines.py`): `reference.py` cuts text and merges bytes in Python, `fast/engine.py` by kernels. Any
+`str` can be encoded: nothing is normalised and no token is unknown, as all 256 bytes are tokens. Knows no torch, no
+config and no file formats (`io.py` does); numpy only where an array is asked for.
 """
 
 from __future__ import annotations
@@ -11,45 +11,35 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
-import threading
 import warnings
-from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformerlm.tokenizer import io
-from transformerlm.tokenizer.bpe_merge import merge_by_windows
-from transformerlm.tokenizer.engines import COMPILED_PATTERNS, Engine, check_engine, use_compiled
+from transformerlm.tokenizer import engines, io
+from transformerlm.tokenizer.engines import Engine, Engines
 from transformerlm.tokenizer.parallel import map_in_order, resolve_num_workers
-from transformerlm.tokenizer.pretokenize import (
-    DEFAULT_PATTERN,
-    SpecialTokenSplitter,
-    StreamCutter,
-    pre_tokenize,
-    safe_pieces,
-)
+from transformerlm.tokenizer.pretokenize import DEFAULT_PATTERN, SpecialTokenSplitter, StreamCutter, safe_pieces
+from transformerlm.tokenizer.reading import Chunk
+from transformerlm.tokenizer.reference import Vocabulary
 from transformerlm.utils.files import write_whole
 from transformerlm.utils.strings import check_are_strings, check_is_string, ends_in_half, whole_characters
-from transformerlm.utils.text_files import expand_inputs, holds_rows, is_plain_text, read_text, total_bytes
+from transformerlm.utils.text_files import (
+    ReadStats,
+    expand_inputs,
+    holds_rows,
+    is_plain_text,
+    read_text,
+    total_bytes,
+)
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from transformerlm.tokenizer.fast.byte_chunks import Chunk
-    from transformerlm.tokenizer.fast.encoder import CompiledDecoder, CompiledEncoder
-
-_CACHE_PIECES = 1 << 15
-_CACHED_PIECE_CHARS = 32
 _FILE_PIECE_CHARS = 1 << 22
 _WHOLE_FILE_BYTES = 1 << 28
-# What the reference encodes, or decodes to ids, in the time that entering a kernel takes.
-_CALL_CHARS, _CALL_IDS = 1000, 100
-_NO_IDS = (bool, float)  # a dict finds them equal to ids; a mask is one from its first value on, so one look will do
 
 
 class Tokenizer:
@@ -84,9 +74,9 @@ class Tokenizer:
         io.check_merges(merges, vocab)
         self.vocab = dict(vocab)
         self.merges = list(merges)
-        check_engine(engine, pattern=pattern)
         self.pattern = pattern
         self.engine = engine
+        engines.check_engine(engine, pattern=pattern)
         self._splitter = SpecialTokenSplitter(special_tokens or (), pattern=pattern)
         ids = {token: token_id for token_id, token in self.vocab.items()}
         self.special_token_ids: dict[str, int] = {}
@@ -94,15 +84,14 @@ class Tokenizer:
             token_id = ids.setdefault(special.encode(), len(ids))
             self.vocab[token_id] = special.encode()
             self.special_token_ids[special] = token_id
-        self._byte_ids = [ids[bytes([value])] for value in range(256)]
-        self._ranks = {(ids[left], ids[right]): rank for rank, (left, right) in enumerate(self.merges)}
-        self._merged = [ids[left + right] for left, right in self.merges]
-        self._sizes = [len(self.vocab[token_id]) for token_id in range(len(self.vocab))]
-        self._cache = _PieceCache(self)
-        self._lock = threading.Lock()
-        self._encoder: CompiledEncoder | None = None
-        self._decoder: CompiledDecoder | None = None
-        self._numbers: np.ndarray | None = None
+        self._vocabulary = Vocabulary(
+            tokens=self.vocab,
+            ranks={(ids[left], ids[right]): rank for rank, (left, right) in enumerate(self.merges)},
+            merged=[ids[left + right] for left, right in self.merges],
+            special_token_ids=self.special_token_ids,
+            pattern=pattern,
+        )
+        self._engines = Engines(self._vocabulary, engine)
         self._fingerprint: str | None = None
 
     @classmethod
@@ -119,7 +108,7 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: a file that is not there.
-            ValueError: a file that is not in order; the message says where and what.
+            ValueError: a file that is not valid; the message says where and what.
         """
         vocab = io.load_vocab(Path(vocab_filepath), special_tokens or ())
         merges = io.load_merges(Path(merges_filepath), vocab)
@@ -127,14 +116,14 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, directory: str | os.PathLike[str], *, engine: Engine = "auto") -> Tokenizer:
-        """Load what `save` has written, or GPT-2's files whose names begin with `directory` and a dash.
+        """Load what `save` wrote, or GPT-2's files whose names begin with `directory` and a dash.
 
         Those are such as `gpt2-vocab.json` and `gpt2-merges.txt`, for "gpt2". Where no `gpt2-special_tokens.json` is
-        beside them, tokens like `<|endoftext|>` are taken for special, and the pattern for GPT-2's, with a warning.
+        beside them, tokens like `<|endoftext|>` are taken to be special, and the pattern to be GPT-2's, with a warning.
 
         Raises:
             FileNotFoundError: a file that is not there.
-            ValueError: a file that is not in order; the message says where and what.
+            ValueError: a file that is not valid; the message says where and what.
         """
         vocab, merges, specials = io.tokenizer_files(Path(directory))
         if specials.exists() or specials.name == io.SPECIALS_FILE:
@@ -162,7 +151,7 @@ class Tokenizer:
         return tokenizer
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write vocab.json, merges.txt and special_tokens.json, each whole; the same tokenizer gives the same bytes."""
+        """Write vocab.json, merges.txt and special_tokens.json, each whole; equal tokenizers give equal bytes."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         io.save_vocab(self.vocab, directory / io.VOCAB_FILE, self.special_tokens)
@@ -200,22 +189,12 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, special tokens recognised; half a character (a lone surrogate) counts as U+FFFD."""
         text = whole_characters(text)
-        if (encoder := self._encoder_for(len(text), least=_CALL_CHARS)) is not None:
-            return list(encoder.encode_texts([text.encode()])[0].tolist())
-        ids: list[int] = []
-        for segment, is_special in self._splitter.split(text):
-            if is_special:
-                ids.append(self.special_token_ids[segment])
-            else:
-                ids += self._encode_segment(segment)
-        return ids
+        return self._engines.for_text(len(text), least=engines.CALL_CHARS).encode(text, allow_special=True)
 
     def encode_ordinary(self, text: str) -> list[int]:
         """Return the ids of `text` taken as plain text, special tokens spelled out: for text of unknown origin."""
         text = whole_characters(text)
-        if (encoder := self._encoder_for(len(text), least=_CALL_CHARS)) is not None:
-            return list(encoder.encode_texts([text.encode()], ordinary=True)[0].tolist())
-        return self._encode_segment(text)
+        return self._engines.for_text(len(text), least=engines.CALL_CHARS).encode(text, allow_special=False)
 
     def encode_iterable(self, parts: Iterable[str]) -> Iterator[int]:
         """Yield the ids of the parts' joined text, however it is cut, while holding only a little of it.
@@ -243,17 +222,10 @@ class Tokenizer:
         check_are_strings(texts, "texts")
         size = sum(map(len, texts))
         num_workers = resolve_num_workers(num_workers, size)
-        if self._encoder_for(size) is not None:
-            ids, ends = self.encode_batch_to_array(texts, num_workers=num_workers, allow_special=allow_special)
-            # Numbers that are made once and then shared: a list of new ones takes far longer to build.
-            numbers = self._shared_numbers()[ids]
-            starts = [0, *ends[:-1].tolist()]
-            return [numbers[start:stop].tolist() for start, stop in zip(starts, ends.tolist(), strict=False)]
-        size = max(1, min(256, len(texts) // (4 * num_workers) or 1))
-        groups = [texts[start : start + size] for start in range(0, len(texts), size)]
-        encode = partial(self._encode_all, allow_special=allow_special)
-        with closing(map_in_order(encode, groups, num_workers=num_workers)) as results:
-            return list(chain.from_iterable(results))
+        engine = self._engines.for_text(size)
+        return engine.encode_batch(
+            [*map(whole_characters, texts)], num_workers=num_workers, allow_special=allow_special
+        )
 
     def encode_batch_to_array(
         self, texts: Sequence[str], *, num_workers: int = 1, allow_special: bool = True
@@ -262,28 +234,26 @@ class Tokenizer:
 
         Ids are uint16 where all fit and uint32 otherwise, shape (tokens,); ends are int64, shape (texts,).
         """
-        import numpy as np
-
         check_are_strings(texts, "texts")
         num_workers = resolve_num_workers(num_workers, 0)
-        if (encoder := self._encoder_for(sum(map(len, texts)))) is not None:
-            spelled = [whole_characters(text).encode() for text in texts]
-            return encoder.encode_texts(spelled, num_threads=num_workers, ordinary=not allow_special)
-        lists = self.encode_batch(texts, num_workers, allow_special=allow_special)
-        ends = np.cumsum([len(ids) for ids in lists], dtype=np.int64)
-        return np.array(list(chain.from_iterable(lists)), dtype=self._id_type()), ends
+        engine = self._engines.for_text(sum(map(len, texts)))
+        return engine.encode_batch_to_array(
+            [*map(whole_characters, texts)], num_workers=num_workers, allow_special=allow_special
+        )
+
+    def read_chunks(self, path: Path, *, stats: ReadStats, size: int) -> Iterator[Chunk]:
+        """Yield a plain text file in chunks of about `size` bytes, for `encode_chunk`; see `runs_in_threads`.
+
+        Invalid UTF-8 is left in them as it is. Memory: a chunk, or the longest run without a place to cut.
+
+        Raises:
+            ValueError: a byte of invalid UTF-8, where `stats` refuses them, or a run that is too long to be text.
+        """
+        return self._engines.compiled("encode").read_chunks(path, self._splitter, stats=stats, size=size)
 
     def encode_chunk(self, chunk: Chunk) -> tuple[np.ndarray, int]:
-        """Return the ids of UTF-8 text that is no Python string, and how many U+FFFD stand for bytes that are none.
-
-        For the compiled engine (see `runs_in_threads`), which loads `byte_chunks.Chunk`.
-        """
-        from transformerlm.tokenizer.fast.byte_chunks import made_valid
-
-        encoder = self._encoder_for(sys.maxsize)
-        assert encoder is not None, "chunks are for the compiled engine"
-        chunk, replaced = made_valid(chunk)
-        return encoder.encode_array(chunk.data, chunk.ends, ordinary=chunk.ordinary), replaced
+        """Return the ids of a chunk, and how many U+FFFD replaced its invalid bytes."""
+        return self._engines.compiled("encode").encode_chunk(chunk)
 
     def encode_to_array(self, text: str, *, num_workers: int = 1) -> np.ndarray:
         """Return the ids of `text` as a numpy array, uint16 where all ids fit and uint32 otherwise; shape (tokens,)."""
@@ -308,29 +278,30 @@ class Tokenizer:
             raise ValueError(f"expected one file, found {len(paths):,} at {os.fspath(path)}")
         size = total_bytes(paths)
         workers = resolve_num_workers(num_workers, size)
-        if size <= _WHOLE_FILE_BYTES and is_plain_text(paths[0]) and (encoder := self._encoder_for(size)) is not None:
-            ids = encoder.encode_file(paths[0], num_threads=workers)
+        engine = self._engines.for_text(size)
+        if size <= _WHOLE_FILE_BYTES and is_plain_text(paths[0]):
+            ids = engine.encode_file(paths[0], num_workers=workers)
             if ids is not None:
                 return ids
         allow_special = allow_special or not holds_rows(paths[0])
         splitter = self._splitter if allow_special else self._splitter.without_tokens()
         pieces = safe_pieces(read_text(paths[0]), splitter, size=_FILE_PIECE_CHARS, where=str(paths[0]))
-        texts = ([piece.text] for piece in pieces)
-        threads = self.runs_in_threads(size)
-        encode = partial(self.encode_batch_to_array, allow_special=allow_special)
-        with closing(map_in_order(encode, texts, num_workers=workers, threads=threads)) as results:
+        texts = ([whole_characters(piece.text)] for piece in pieces)
+        encode = partial(engine.encode_batch_to_array, num_workers=1, allow_special=allow_special)
+        with closing(map_in_order(encode, texts, num_workers=workers, threads=engine.takes_bytes)) as results:
             parts = [ids for ids, _ in results]
-        return np.concatenate([np.empty(0, dtype=self._id_type()), *parts])
+        return np.concatenate([np.empty(0, dtype=self._vocabulary.id_type), *parts])
 
     def runs_in_threads(self, num_bytes: int) -> bool:
-        """Tell whether a work of so many bytes is done by the compiled engine, which threads may share, and load it.
+        """Return whether the compiled engine encodes `num_bytes`, and load it.
 
-        The reference engine holds the GIL: to share its work takes processes.
+        Threads may share it, and it takes chunks (`read_chunks`). The reference engine holds the GIL: to share its work
+        takes processes.
         """
-        return self._encoder_for(num_bytes) is not None
+        return self._engines.for_text(num_bytes).takes_bytes
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of the ids; bytes that are no UTF-8 become U+FFFD.
+        """Return the text of the ids; invalid UTF-8 becomes U+FFFD.
 
         Raises:
             ValueError: an id that is not in the vocabulary.
@@ -351,14 +322,8 @@ class Tokenizer:
                 f"ids: expected one row of ids, found an array of shape {tuple(shape)} (decode row by row)"
             )
         try:
-            if isinstance(ids, Collection) and (decoder := self._decoder_for(len(ids))) is not None:
-                numbers = _as_array(ids)
-                if numbers is not None and numbers.ndim == 1 and numbers.dtype.kind in "iu":
-                    return decoder.decode(numbers)
-            plain = ids.tolist() if hasattr(ids, "tolist") else ids
-            if type(plain) is list and plain and type(plain[0]) in _NO_IDS:
-                raise TypeError(f"{type(plain[0]).__name__} {plain[0]}")
-            return b"".join(map(self.vocab.__getitem__, plain))
+            engine = self._engines.for_ids(len(ids)) if isinstance(ids, Collection) else self._engines.reference
+            return engine.decode(ids)
         except KeyError as error:
             raise ValueError(
                 f"ids: expected 0 to {self.vocab_size - 1} (vocab_size {self.vocab_size}), found {error.args[0]}"
@@ -367,7 +332,7 @@ class Tokenizer:
             raise TypeError(f"ids: expected whole numbers in one row, found other things ({error})") from None
 
     def token_byte_lengths(self) -> list[int]:
-        """Return how many bytes of text each id stands for, by id; special tokens stand for none."""
+        """Return how many bytes of text each id spells, by id; special tokens spell none."""
         specials = set(self.special_token_ids.values())
         return [0 if token_id in specials else len(self.vocab[token_id]) for token_id in range(self.vocab_size)]
 
@@ -393,82 +358,4 @@ class Tokenizer:
 
     def encode_piece(self, piece: str) -> list[int]:
         """Return the ids of one pre-token, without the cache."""
-        ids = [self._byte_ids[value] for value in whole_characters(piece).encode()]
-        return merge_by_windows(ids, self._ranks, self._merged, self._sizes)
-
-    def _encode_segment(self, text: str) -> list[int]:
-        return list(chain.from_iterable(map(self._cache.__getitem__, pre_tokenize(text, pattern=self.pattern))))
-
-    def _shared_numbers(self) -> np.ndarray:
-        import numpy as np
-
-        if self._numbers is None:
-            self._numbers = np.array(range(self.vocab_size), dtype=object)
-        return self._numbers
-
-    def _id_type(self) -> type[np.uint16] | type[np.uint32]:
-        import numpy as np
-
-        return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
-
-    def _encoder_for(self, num_bytes: int, *, least: int = 0) -> CompiledEncoder | None:
-        """Return the compiled encoder if it should do a work of so many bytes, `least` at least."""
-        known = self.pattern in COMPILED_PATTERNS
-        if not known or not use_compiled(self.engine, num_bytes, "encode") or num_bytes < least:
-            return None
-        from transformerlm.tokenizer.fast.encoder import CompiledEncoder
-
-        with self._lock:
-            if self._encoder is None:
-                self._encoder = CompiledEncoder(
-                    byte_ids=self._byte_ids,
-                    merges=[(*pair, new) for pair, new in zip(self._ranks, self._merged, strict=True)],
-                    sizes=self._sizes,
-                    special_token_ids=self.special_token_ids,
-                    pattern=self.pattern,
-                    dtype=self._id_type(),
-                )
-        return self._encoder
-
-    def _decoder_for(self, num_ids: int) -> CompiledDecoder | None:
-        """Return the compiled decoder if it should decode so many ids."""
-        if not use_compiled(self.engine, 4 * num_ids, "decode") or num_ids < _CALL_IDS:
-            return None
-        from transformerlm.tokenizer.fast.encoder import CompiledDecoder
-
-        with self._lock:
-            if self._decoder is None:
-                self._decoder = CompiledDecoder([self.vocab[token_id] for token_id in range(self.vocab_size)])
-        return self._decoder
-
-    def _encode_all(self, texts: Sequence[str], *, allow_special: bool) -> list[list[int]]:
-        return [*map(self.encode if allow_special else self.encode_ordinary, texts)]
-
-
-def _as_array(ids: Collection[int]) -> np.ndarray | None:
-    """Return ids as an array; `None` for numbers that are not whole or too large, which numpy would cut or round."""
-    import numpy as np
-
-    if hasattr(ids, "dtype"):
-        return np.asarray(ids)
-    if type(next(iter(ids), 0)) in _NO_IDS:
-        return None
-    try:
-        return np.frombuffer(array("q", ids), dtype=np.int64) if len(ids) else np.empty(0, dtype=np.int64)
-    except (TypeError, OverflowError):
-        return None
-
-
-class _PieceCache(dict[str, tuple[int, ...]]):
-    """Pre-token -> ids, computed on the first asking; emptied when full, so that it follows the text it meets."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def __missing__(self, piece: str) -> tuple[int, ...]:
-        ids = tuple(self._tokenizer.encode_piece(piece))
-        if len(piece) <= _CACHED_PIECE_CHARS:
-            if len(self) >= _CACHE_PIECES:
-                self.clear()
-            self[piece] = ids
-        return ids
+        return self._engines.reference.encode_piece(whole_characters(piece))

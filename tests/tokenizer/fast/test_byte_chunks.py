@@ -1,4 +1,4 @@
-"""Behaviour of reading text as bytes: cut only where it may be, and nothing refused or changed by the way."""
+"""Behaviour of reading text as bytes: it is cut only at safe places, and nothing else is refused or changed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from transformerlm.tokenizer import pretokenize, train_bpe
+from transformerlm.tokenizer import pretokenize, reading, train_bpe
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter
 from transformerlm.utils.text_files import ReadStats
 
@@ -16,7 +16,7 @@ from transformerlm.tokenizer.fast import byte_chunks
 
 def test_a_run_without_a_cut_is_one_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A chunk grows until the text can be cut."""
-    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(reading, "CHUNK_BYTES", 64)
     (tmp_path / "a.txt").write_bytes(b"x" * 5000 + b" " + b"y" * 20_000)
     chunks = list(byte_chunks.read_chunks(tmp_path / "a.txt", SpecialTokenSplitter([]), stats=ReadStats()))
     assert [int(chunk.ends[-1]) for chunk in chunks] == [5000, 20_001]
@@ -26,8 +26,8 @@ def test_a_run_without_a_cut_is_one_chunk(tmp_path: Path, monkeypatch: pytest.Mo
 def test_refused_bytes_are_refused_by_both_engines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: int
 ) -> None:
-    """Where bytes that are no UTF-8 are refused, a file that is read in chunks is refused with the same words."""
-    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 1000)
+    """Where invalid UTF-8 is refused, a file that is read in chunks is refused with the same words."""
+    monkeypatch.setattr(reading, "CHUNK_BYTES", 1000)
     data = bytearray("wör ".encode() * 600)
     data[damaged] = 0xFF
     (tmp_path / "a.txt").write_bytes(data)
@@ -46,7 +46,7 @@ def test_a_run_that_is_no_text_is_refused(
 ) -> None:
     """A run of characters passes up to the limit; one of twice as many is stopped wherever it ends."""
     monkeypatch.setattr(pretokenize, "MAX_UNCUT_CHARS", 1000)
-    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 300)
+    monkeypatch.setattr(reading, "CHUNK_BYTES", 300)
     (tmp_path / "a.txt").write_text(f"some words and {run}{after}")
     chunks = byte_chunks.read_chunks(tmp_path / "a.txt", SpecialTokenSplitter([]), stats=ReadStats())
     if is_refused:

@@ -13,8 +13,10 @@ import pytest
 
 from tests.tokenizer import plain_kernels
 from tests.tokenizer.test_bpe_trainer import _sample_text
-from transformerlm.tokenizer import bpe_trainer, train_bpe
+from transformerlm.tokenizer import reading, train_bpe
+from transformerlm.tokenizer.counting import BatchCounter
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter
+from transformerlm.tokenizer.reading import Chunk, Texts
 from transformerlm.utils.text_files import ReadStats
 
 pytest.importorskip("numba")
@@ -27,7 +29,7 @@ PARTS = [*"ab'.1 \n\t\r", "é", "漢字", "²", "\u3000", "'ll", "  ", "ab ", "\
 PLAIN = plain_kernels.load()
 
 
-def _counts(counter: counting_engine.PieceCounter, chunks: Iterable[byte_chunks.Chunk]) -> dict[bytes, int]:
+def _counts(counter: counting_engine.PieceCounter, chunks: Iterable[Chunk]) -> dict[bytes, int]:
     list(counter.count(chunks))
     words = counter.words()
     data, bounds = words.data.tobytes(), [0, *words.ends.tolist()]
@@ -35,9 +37,7 @@ def _counts(counter: counting_engine.PieceCounter, chunks: Iterable[byte_chunks.
 
 
 def _expected(text: str, specials: list[str], pattern: str = "gpt2") -> dict[bytes, int]:
-    counts = bpe_trainer._PreTokenCounter(SpecialTokenSplitter(specials, pattern=pattern))(
-        bpe_trainer._Texts([text], ordinary=False)
-    )
+    counts = BatchCounter(SpecialTokenSplitter(specials, pattern=pattern))(Texts([text], ordinary=False))
     return {word.encode(): count for word, count in counts.items()}
 
 
@@ -50,7 +50,7 @@ def _check_cuts(
     length: int,
 ) -> None:
     """Count one random file, in tiny chunks; damage some of its bytes."""
-    reading, counting = modules
+    chunking, counting = modules
     data = bytearray("".join(rng.choices(PARTS, k=length)).encode())
     for _ in range(rng.choice([0, 0, 3])):
         data[rng.randrange(len(data))] = rng.choice([0xFF, 0xE2, 0x80, 0xF0])
@@ -58,9 +58,9 @@ def _check_cuts(
     text = data.decode("utf-8", "replace")
     specials, pattern = rng.sample(SPECIALS, rng.randint(0, 4)), rng.choice(["gpt2", "cl100k"])
     monkeypatch.setattr(reading, "CHUNK_BYTES", rng.choice([1, 7, 40, 10_000]))
-    monkeypatch.setattr(reading, "_TAIL_BYTES", rng.choice([1, 5, 16]))
+    monkeypatch.setattr(chunking, "_TAIL_BYTES", rng.choice([1, 5, 16]))
     counter = counting.PieceCounter(specials, pattern=pattern)
-    chunks = list(reading.read_chunks(path, SpecialTokenSplitter(specials, pattern=pattern), stats=ReadStats()))
+    chunks = list(chunking.read_chunks(path, SpecialTokenSplitter(specials, pattern=pattern), stats=ReadStats()))
     assert b"".join(chunk.data[: chunk.ends[-1]].tobytes() for chunk in chunks) == data
     assert _counts(counter, chunks) == _expected(text, specials, pattern)
 
@@ -75,8 +75,8 @@ def test_counts_do_not_depend_on_where_bytes_are_cut(
         _check_cuts((byte_chunks, counting_engine), monkeypatch, tmp_path / "a.txt", rng, length=rng.randint(1, 300))
 
 
-def test_the_plain_twin_counts_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same source without numba, each array access checked, from tables that have to grow at once."""
+def test_the_kernels_count_the_same_without_numba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same source without numba counts the same, each array access checked, from tables that must grow at once."""
     modules = PLAIN["byte_chunks"], PLAIN["counter"]
     monkeypatch.setattr(modules[1], "_FIRST_SLOTS", 16)
     monkeypatch.setattr(modules[1], "TABLE_BYTES", 3000)
@@ -87,8 +87,8 @@ def test_the_plain_twin_counts_the_same(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_reading_is_reported_as_the_reference_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bytes read and bytes that are no UTF-8 are the same numbers, from large files, small ones and JSON lines."""
-    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 500)
+    """The numbers of bytes read and of invalid bytes are the same, from large files, small ones and JSON lines."""
+    monkeypatch.setattr(reading, "CHUNK_BYTES", 500)
     (tmp_path / "a.txt").write_bytes(_sample_text(500).encode() + b"\xff\xe2\x82 \xef\xbf\xbd" * 90)
     (tmp_path / "b.txt").write_bytes(b"one \xf0\x9f")
     (tmp_path / "c.jsonl").write_bytes(b'{"text": "two \\ud800"}\n')
@@ -103,7 +103,7 @@ def test_reading_is_reported_as_the_reference_does(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_full_tables_are_added_up(monkeypatch: pytest.MonkeyPatch, num_threads: int) -> None:
-    """With a share of some hundred pieces a thread, tables are emptied over and over, and no count is lost."""
+    """With room for some hundred pieces a thread, tables are emptied again and again, and no count is lost."""
     monkeypatch.setattr(counting_engine, "_FIRST_SLOTS", 16)
     monkeypatch.setattr(counting_engine, "TABLE_BYTES", 30_000)
     added: list[int] = []
@@ -122,7 +122,7 @@ def test_full_tables_are_added_up(monkeypatch: pytest.MonkeyPatch, num_threads: 
 
 
 def test_a_piece_longer_than_a_threads_share_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A piece has to be somewhere, whatever the share."""
+    """A piece is counted however small a thread's share of the memory is."""
     monkeypatch.setattr(counting_engine, "TABLE_BYTES", 100)
     counter = counting_engine.PieceCounter([], pattern="gpt2")
     text = "a" * 40_000 + " b " + "c" * 50_000

@@ -19,14 +19,14 @@ from tests.tokenizer import plain_kernels
 from tests.tokenizer.test_pretokenize import ANY_TEXT
 from tests.tokenizer.test_tokenizer import EOT, HARD_TEXT, MERGES
 from tests.utils.packed import write_parquet, zstd
-from transformerlm.tokenizer import Tokenizer
-from transformerlm.tokenizer import tokenizer as tokenizer_module
-from transformerlm.tokenizer.bpe_trainer import learn_merges
+from transformerlm.tokenizer import Tokenizer, engines
 from transformerlm.tokenizer.engines import COMPILED_PATTERNS
+from transformerlm.tokenizer.pair_table import learn_merges
 from transformerlm.tokenizer.pretokenize import PATTERNS
 
 pytest.importorskip("numba")
 from transformerlm.tokenizer.fast import encoder
+from transformerlm.tokenizer.fast.arrays import padded
 
 PLAIN = plain_kernels.load()
 SPECIALS = (EOT, EOT + EOT, "<|e|>", "a b", "\n\n", "'s")
@@ -37,10 +37,10 @@ EACH_PATTERN = pytest.mark.parametrize("pattern", COMPILED_PATTERNS)
 
 @pytest.fixture(autouse=True, scope="module")
 def _short_texts_too() -> Iterator[None]:
-    """Have the kernels encode and decode short texts, which the reference does as fast."""
+    """Have the kernels encode and decode short texts, too, which the reference does just as fast."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer_module, "_CALL_CHARS", 0)
-        patch.setattr(tokenizer_module, "_CALL_IDS", 0)
+        patch.setattr(engines, "CALL_CHARS", 0)
+        patch.setattr(engines, "CALL_IDS", 0)
         yield
 
 
@@ -54,12 +54,12 @@ COMPILED = {pattern: _build("compiled", pattern=pattern) for pattern in COMPILED
 
 
 def _encoder(modules: object = encoder, **options: int) -> encoder.CompiledEncoder:
-    tokenizer = REFERENCE["gpt2"]
+    known = REFERENCE["gpt2"]._vocabulary
     return modules.CompiledEncoder(  # type: ignore[attr-defined, no-any-return]
-        byte_ids=tokenizer._byte_ids,
-        merges=[(*pair, new) for pair, new in zip(tokenizer._ranks, tokenizer._merged, strict=True)],
-        sizes=tokenizer._sizes,
-        special_token_ids=tokenizer.special_token_ids,
+        byte_ids=known.byte_ids,
+        merges=[(*pair, new) for pair, new in zip(known.ranks, known.merged, strict=True)],
+        sizes=known.sizes,
+        special_token_ids=known.special_token_ids,
         pattern="gpt2",
         dtype=np.uint16,
         **options,
@@ -86,13 +86,13 @@ def test_random_batches_have_the_references_ids(pattern: str) -> None:
 @settings(deadline=None)
 @given(text=ANY_TEXT)
 def test_any_text_has_the_references_ids(text: str, pattern: str) -> None:
-    """Whatever hypothesis finds."""
+    """The ids are equal on whatever text hypothesis finds."""
     assert COMPILED[pattern].encode(text) == REFERENCE[pattern].encode(text)
 
 
 @settings(max_examples=30, deadline=None)
 @given(texts=st.lists(st.lists(st.sampled_from(PARTS[:-1]), max_size=8).map("".join), max_size=4))
-def test_the_plain_twins_encode_and_decode_alike(texts: list[str]) -> None:
+def test_the_kernels_encode_and_decode_alike_without_numba(texts: list[str]) -> None:
     """The same source without numba, where no read or write may leave its array."""
     with np.errstate(over="ignore"):
         encoder = _encoder(PLAIN["encoder"])
@@ -114,14 +114,14 @@ def test_ids_of_any_kind_are_decoded_alike(kind: Callable[[list[int]], Any]) -> 
 
 
 def test_numbers_that_are_no_ids_are_not_rounded_to_some() -> None:
-    """3.5 is no id for either engine."""
+    """Both engines refuse 3.5."""
     for tokenizer in (COMPILED["gpt2"], REFERENCE["gpt2"]):
         with pytest.raises(ValueError, match=r"found 3\.5"):
             tokenizer.decode_bytes([1, 3.5])  # type: ignore[list-item]
 
 
 def test_a_pattern_that_the_kernels_do_not_know_is_left_to_the_reference() -> None:
-    """Of auto nobody notices; who asks for the compiled engine is told."""
+    """With `auto` nobody notices; whoever asks for the compiled engine gets an error."""
     assert set(encoder.PATTERNS) == set(COMPILED_PATTERNS)
     tokenizer = _build("auto", pattern="smollm")
     assert not tokenizer.runs_in_threads(1 << 40)
@@ -147,7 +147,7 @@ def test_ids_are_those_of_tiktoken() -> None:
 
 
 def test_a_stream_of_characters_enters_no_kernel_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts that settle no text cost no call, and the ids are the reference's."""
+    """Parts that settle no text do not call a kernel, and the ids are the reference's."""
     text = HARD_TEXT * 3
     calls = []
     encode_texts = encoder.CompiledEncoder.encode_texts
@@ -159,16 +159,15 @@ def test_a_stream_of_characters_enters_no_kernel_for_nothing(monkeypatch: pytest
 
 
 def test_short_texts_are_left_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where entering a kernel costs more than the work, no kernel is entered; long texts are for them."""
-    monkeypatch.setattr(tokenizer_module, "_CALL_CHARS", 50)
-    monkeypatch.setattr(tokenizer_module, "_CALL_IDS", 50)
+    """Where entering a kernel costs more than the work, none is entered; long texts do enter one."""
+    monkeypatch.setattr(engines, "CALL_CHARS", 50)
+    monkeypatch.setattr(engines, "CALL_IDS", 50)
     tokenizer = _build("compiled")
     assert tokenizer.decode(tokenizer.encode("short")) == "short"
-    assert tokenizer._encoder is None
-    assert tokenizer._decoder is None
+    assert tokenizer._engines._compiled is None
     assert tokenizer.decode(tokenizer.encode(HARD_TEXT)) == HARD_TEXT
-    assert tokenizer._encoder is not None
-    assert tokenizer._decoder is not None
+    assert tokenizer._engines._compiled.is_loaded("encode")
+    assert tokenizer._engines._compiled.is_loaded("decode")
 
 
 def test_half_a_character_is_replaced() -> None:
@@ -184,13 +183,13 @@ def test_a_small_cache_is_emptied_and_changes_nothing() -> None:
     encoder = _encoder(cache_bytes=2_000_000)
     ids, _ = encoder.encode_texts([text.encode() for text in texts])
     table = encoder._tables.get_nowait()
-    assert table.slots.nbytes + table.long_bytes.nbytes + table.ids.nbytes <= 2_000_000
-    assert table.used[0] < len(set(texts)) / 2
+    assert table.num_bytes <= 2_000_000
+    assert table.pieces.used[0] < len(set(texts)) / 2
     assert ids.tolist() == [token_id for text in texts for token_id in REFERENCE["gpt2"].encode(text)]
 
 
 def test_long_texts_are_cut_for_the_threads_at_safe_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However short the stretches that threads take, the ids are those of the whole."""
+    """However short the segments that threads take are, the ids are those of the whole."""
     text = (HARD_TEXT + "it' s 'll! \n x  y,\n\nz 1 2\u3000 3") * 5
     for size in (1, 2, 5, 64, 300):
         monkeypatch.setattr(encoder, "SEGMENT_BYTES", size)
@@ -213,7 +212,7 @@ def test_a_long_run_is_quick() -> None:
 
 @pytest.mark.parametrize("engine", ["reference", "compiled"])
 def test_a_file_has_the_ids_of_its_text(tmp_path: Path, engine: str) -> None:
-    """Plain, compressed, in JSON lines, damaged or empty, on one worker or two."""
+    """Ids are those of the text in a plain, packed, damaged or empty file and in JSON lines, on one worker or two."""
     tokenizer = _build(engine)
     text = (HARD_TEXT + EOT) * 3
     (tmp_path / "a.txt").write_bytes(text.encode() + b"\xff\xfe x")
@@ -254,18 +253,18 @@ def test_wide_ids_and_wrong_ids() -> None:
 @settings(max_examples=500, deadline=None)
 @given(data=st.one_of(st.binary(max_size=30), st.text(max_size=9).map(str.encode), ANY_TEXT.map(str.encode)))
 def test_valid_utf8_is_what_python_says(data: bytes) -> None:
-    """The first invalid byte is where Python's decoder finds it, in the plain twin too."""
+    """The first invalid byte is where Python's decoder finds it, also without numba."""
     try:
         data.decode()
         expected = len(data)
     except UnicodeDecodeError as error:
         expected = error.start
-    assert encoder.text_kernels.first_invalid(encoder.padded(data), len(data)) == expected
-    assert PLAIN["text_kernels"].first_invalid(encoder.padded(data), len(data)) == expected
+    assert encoder.text_kernels.first_invalid(padded(data), len(data)) == expected
+    assert PLAIN["text_kernels"].first_invalid(padded(data), len(data)) == expected
 
 
 def test_every_two_and_three_bytes_are_judged_as_python_judges_them() -> None:
-    """All beginnings of characters, surrogates, overlong forms and numbers beyond Unicode among them."""
+    """All beginnings of characters are judged alike: also surrogates, overlong forms and numbers beyond Unicode."""
     tails = [b"", b"\x80", b"\xbf\x80", b"\xc0"]
     for first in range(0x80, 0x100):
         for second in range(0x100):
@@ -276,4 +275,4 @@ def test_every_two_and_three_bytes_are_judged_as_python_judges_them() -> None:
                     expected = len(data)
                 except UnicodeDecodeError as error:
                     expected = error.start
-                assert encoder.text_kernels.first_invalid(encoder.padded(data), len(data)) == expected, data
+                assert encoder.text_kernels.first_invalid(padded(data), len(data)) == expected, data

@@ -10,25 +10,26 @@ import numpy as np
 import pytest
 
 from tests.tokenizer import plain_kernels
-from tests.tokenizer.oracle import slow_merges
 from tests.tokenizer.test_bpe_trainer import _sample_text
-from transformerlm.tokenizer import bpe_trainer, train_bpe
-from transformerlm.tokenizer.bpe_trainer import count_pre_tokens
-from transformerlm.tokenizer.fast.memory_limit import Memory
+from transformerlm.tokenizer import bpe, pair_table, reading, train_bpe
+from transformerlm.tokenizer.counting import count_pre_tokens
+from transformerlm.tokenizer.memory_limit import Memory
 
 pytest.importorskip("numba")
-from transformerlm.tokenizer.fast import byte_chunks, encoder, learner
+from transformerlm.tokenizer.fast import byte_chunks, learner
 from transformerlm.tokenizer.fast import counter as compiled_counter
 from transformerlm.tokenizer.fast import train_kernels as train_kernels
+from transformerlm.tokenizer.fast.arrays import padded
 
 EOT = "<|endoftext|>"
 ALPHABETS = [b"a", b"ab", b"abc", b"a\xff\x00", bytes(range(256))]
 PLAIN = plain_kernels.load()["learner"]
 
 
-def _words(counts: Counter[bytes]) -> compiled_counter.Words:
+def _words(counts: Counter[bytes], limit_mb: float | None = None) -> compiled_counter.Words:
     ends = np.cumsum([len(word) for word in counts], dtype=np.int64)
-    return compiled_counter.Words(encoder.padded(b"".join(counts)), ends, np.array([*counts.values()], np.uint64))
+    values = np.array([*counts.values()], np.uint64)
+    return compiled_counter.Words(padded(b"".join(counts)), ends, values, Memory(limit_mb))
 
 
 def _random_words(rng: random.Random) -> Counter[bytes]:
@@ -43,17 +44,17 @@ def test_merges_are_those_of_the_reference(seed: int) -> None:
     rng = random.Random(seed)
     for _ in range(40):
         words = _random_words(rng)
-        assert learner.learn_merges(_words(words), 100) == bpe_trainer.learn_merges(words, 100)
+        assert learner.learn_merges(_words(words), 100) == pair_table.learn_merges(words, 100)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_plain_twin_learns_what_the_oracle_says(seed: int) -> None:
+def test_the_kernels_as_plain_python_learn_what_the_definition_says(seed: int) -> None:
     """The same source without numba, each array access checked, against the definition."""
     rng = random.Random(seed)
     with np.errstate(over="ignore"):
         for _ in range(4):
             words = Counter(dict(list(_random_words(rng).items())[:10]))
-            assert PLAIN.learn_merges(_words(words), 30) == slow_merges(words, 30)
+            assert PLAIN.learn_merges(_words(words), 30) == bpe.learn(words, 30)
 
 
 def test_counts_beyond_32_bits_stay_right() -> None:
@@ -68,17 +69,17 @@ def test_counts_beyond_32_bits_stay_right() -> None:
 
 
 def test_room_is_made_for_pairs_and_long_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From arrays that are far too small, learning goes on where it stopped."""
+    """Learning begins with arrays that are far too small, and goes on where it stopped when they have grown."""
     monkeypatch.setattr(learner, "_FIRST_PAIRS", 1 << 16)
     grown: list[int] = []
     index = train_kernels.index_pairs
     monkeypatch.setattr(
-        train_kernels, "index_pairs", lambda pairs, *rest: (grown.append(len(pairs)), index(pairs, *rest))
+        train_kernels, "index_pairs", lambda pairs, number: (grown.append(len(pairs.rows)), index(pairs, number))
     )
     rng = random.Random(3)
     words = Counter(bytes(rng.choices(range(256), k=30)) for _ in range(6000))
     words[b"ab" * 40_000] = 7
-    assert learner.learn_merges(_words(words), 700) == bpe_trainer.learn_merges(words, 700)
+    assert learner.learn_merges(_words(words), 700) == pair_table.learn_merges(words, 700)
     assert grown == [1 << 17]
 
 
@@ -87,9 +88,9 @@ def test_room_is_made_for_pairs_and_long_tokens(monkeypatch: pytest.MonkeyPatch)
 def test_files_give_the_references_merges(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int, pattern: str
 ) -> None:
-    """From text to merges, in chunks, by threads, with separators in between."""
-    monkeypatch.setattr(bpe_trainer, "CHUNK_CHARS", 3000)
-    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 3000)
+    """The merges are equal for text in chunks, on threads, with separators between."""
+    monkeypatch.setattr(reading, "CHUNK_CHARS", 3000)
+    monkeypatch.setattr(reading, "CHUNK_BYTES", 3000)
     (tmp_path / "a.txt").write_bytes(_sample_text(20_000).encode() + b"\xff" + b"x" * 300)
     (tmp_path / "b.txt").write_bytes(_sample_text(2000, seed=1).encode())
     paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
@@ -106,14 +107,14 @@ def test_files_give_the_references_merges(
 
 
 def test_counts_are_those_of_the_reference(tmp_path: Path) -> None:
-    """Short pieces and long ones, of which some begin alike, from batches on three threads."""
+    """Counts are equal for short pieces and for long ones that begin alike, from batches on three threads."""
     text = (_sample_text(3000) + " " + "漢字" * 30 + " " + "漢字" * 29 + "x" + EOT) * 4
     (tmp_path / "a.txt").write_bytes(text.encode())
     counter = compiled_counter.PieceCounter([EOT], pattern="gpt2", num_threads=3)
     list(counter.count(byte_chunks.chunk_of([part]) for part in text.split(EOT)))
     words = counter.words()
     data, bounds = words.data.tobytes(), [0, *words.ends.tolist()]
-    found = {data[a:b].decode(): n for a, b, n in zip(bounds, bounds[1:], words.counts.tolist(), strict=False)}
+    found = {data[a:b]: n for a, b, n in zip(bounds, bounds[1:], words.counts.tolist(), strict=False)}
     assert found == count_pre_tokens([tmp_path / "a.txt"], [EOT], num_workers=1)
 
 
@@ -127,7 +128,7 @@ def test_text_without_a_pair_and_no_text(tmp_path: Path) -> None:
 
 
 def test_more_words_than_places_can_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line says how much there may be and how much there is; here the bound is lowered for the test."""
+    """One line says how much is allowed and how much there is; the test lowers the bound."""
     monkeypatch.setattr(learner, "MAX_SLOTS", 1 << 27)
     words = compiled_counter.Words(np.zeros(0, np.uint8), np.array([1 << 28]), np.array([1], np.uint64))
     with pytest.raises(ValueError, match=r"expected distinct words of less than 0.1 GB in all, found 0.3 GB"):
@@ -135,11 +136,11 @@ def test_more_words_than_places_can_name_are_refused(monkeypatch: pytest.MonkeyP
 
 
 def test_tables_for_more_pairs_go_to_files_under_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit is looked at again where learning asks for more: what fits at first goes on in files later."""
+    """The limit is checked again when learning asks for more: what fits at first goes on in files later."""
     monkeypatch.setattr(learner, "_FIRST_PAIRS", 1 << 16)
     rng = random.Random(3)
     words = Counter(bytes(rng.choices(range(256), k=30)) for _ in range(6000))
     expected = learner.learn_merges(_words(words), 700)
-    assert learner.learn_merges(_words(words), 700, memory=Memory(30)) == expected
+    assert learner.learn_merges(_words(words, 30), 700) == expected
     with pytest.warns(UserWarning, match="the distinct words need 11 MB or more, the limit is 8; training goes on in"):
-        assert learner.learn_merges(_words(words), 700, memory=Memory(8)) == expected
+        assert learner.learn_merges(_words(words, 8), 700) == expected

@@ -11,19 +11,19 @@ import pytest
 
 from tests.tokenizer import plain_kernels
 from transformerlm.tokenizer.bpe_merge import merge_by_heap
-from transformerlm.tokenizer.bpe_trainer import learn_merges
+from transformerlm.tokenizer.pair_table import learn_merges
 
 pytest.importorskip("numba")
 from transformerlm.tokenizer.fast import merge_kernels as compiled_kernels
-from transformerlm.tokenizer.fast.encoder import hash_shift
+from transformerlm.tokenizer.fast.arrays import PADDING, hash_shift
 
-pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered")  # hashes wrap round
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered")  # hashes wrap around
 PLAIN = plain_kernels.load()["merge_kernels"]
 BYTE_IDS = np.arange(256, dtype=np.int64)
 
 
 class Merger:
-    """Learned merges as the kernels and as the reference want them."""
+    """Learned merges as the kernels and as the reference need them."""
 
     def __init__(self, alphabet: bytes, seed: int) -> None:
         rng = random.Random(seed)
@@ -33,17 +33,17 @@ class Merger:
         ids = {token: token_id for token_id, token in enumerate(tokens)}
         self.ranks = {(ids[left], ids[right]): rank for rank, (left, right) in enumerate(merges)}
         rows = [(*pair, 256 + rank) for pair, rank in self.ranks.items()]
-        self.pairs = np.full(PLAIN.HASHED + 2 * 512, -1, dtype=np.int64)
-        self.shift = hash_shift(512)
-        self.lengths = np.array(list(map(len, tokens)), dtype=np.int64)
-        PLAIN.fill_pairs(np.array(rows, dtype=np.int64).reshape(-1, 3), self.pairs, self.shift)
+        pairs = compiled_kernels.Pairs(np.full(PLAIN.HASHED + 2 * 512, -1, dtype=np.int64), hash_shift(512))
+        PLAIN.fill_pairs(np.array(rows, dtype=np.int64).reshape(-1, 3), pairs)
+        lengths = np.array(list(map(len, tokens)), dtype=np.int64)
+        self.merges = compiled_kernels.Merges(BYTE_IDS, pairs, lengths)
 
     def by_kernel(self, kernels: ModuleType, word: bytes) -> list[int]:
-        """Return the ids that a kernel writes behind one that is there."""
-        data = np.frombuffer(word + bytes(plain_kernels.PADDING), dtype=np.uint8)
+        """Return the ids that a kernel writes after one that is there."""
+        data = np.frombuffer(word + bytes(PADDING), dtype=np.uint8)
         work = np.full(kernels.WORK_PER_BYTE * max(1, len(word)), -7, dtype=np.int64)
         out = np.full(1 + len(word), 97, dtype=np.uint32)
-        end = kernels.merge_piece(data, 0, len(word), BYTE_IDS, self.pairs, self.shift, self.lengths, work, out, 1)
+        end = kernels.merge_piece(data, 0, len(word), self.merges, work, out, 1)
         return out[1:end].tolist()
 
     def by_reference(self, word: bytes) -> list[int]:

@@ -18,6 +18,7 @@ from transformerlm.tokenizer.pretokenize import PATTERNS
 
 pytest.importorskip("numba")
 from transformerlm.tokenizer.fast import encoder, piece_kernels
+from transformerlm.tokenizer.fast.arrays import padded
 
 ALPHABET = list("aZsvlretdmSVLRETDM\u017f'1926.  \n\r\t\u3000\u00a0é漢²\x1c<|>e\u2019—\u0301🇩")
 PLAIN = plain_kernels.load()
@@ -27,8 +28,8 @@ EACH_PATTERN = pytest.mark.parametrize("pattern", encoder.PATTERNS)
 
 def _pieces(data: bytes, pattern: str, kernels: object = piece_kernels) -> list[bytes]:
     ends = np.zeros(len(data) + 1, dtype=np.int64)
-    array = encoder.padded(data)
-    with np.errstate(over="ignore"):  # numpy minds where a number wraps round, the kernels mean it
+    array = padded(data)
+    with np.errstate(over="ignore"):  # numpy warns where a number wraps around; the kernels mean it
         number = kernels.find_pieces(array, 0, len(data), encoder.PATTERNS[pattern], unicode_table(), ends)  # type: ignore[attr-defined]
     bounds = [0, *ends[:number].tolist()]
     return [data[start:stop] for start, stop in pairwise(bounds)]
@@ -80,7 +81,7 @@ def test_random_text_is_cut_as_regex_cuts_it(pattern: str) -> None:
 @EACH_PATTERN
 @settings(deadline=None)
 @given(text=ANY_TEXT)
-def test_the_plain_twin_cuts_alike(text: str, pattern: str) -> None:
+def test_the_kernels_cut_alike_without_numba(text: str, pattern: str) -> None:
     """The same source without numba gives the same pieces, and reads nothing outside of the text and its padding."""
     assert _pieces(text.encode(), pattern, PLAIN["piece_kernels"]) == _expected(text, pattern)
 
@@ -89,7 +90,7 @@ def test_the_plain_twin_cuts_alike(text: str, pattern: str) -> None:
 @settings(deadline=None)
 @given(data=st.one_of(st.binary(max_size=40), BROKEN))
 def test_damaged_bytes_stay_inside(data: bytes, pattern: str) -> None:
-    """Bytes that are no UTF-8 are cut somehow, but wholly, in order and without a look outside."""
+    """Invalid UTF-8 is cut somewhere, but completely, in order, and without a read outside of the array."""
     pieces = _pieces(data, pattern)
     assert b"".join(pieces) == data
     assert all(pieces)

@@ -1,6 +1,8 @@
 """Text for the compiled engine: UTF-8 in chunks that may be worked on one by one, read from files as it is.
 
-Files of plain text are never made Python strings.
+Files of plain text never become Python strings.
+
+Part of: counter, engine
 """
 
 from __future__ import annotations
@@ -9,34 +11,18 @@ import codecs
 from collections.abc import Iterator, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from transformerlm.tokenizer import pretokenize
+from transformerlm.tokenizer import pretokenize, reading
 from transformerlm.tokenizer.fast import text_kernels as text_kernels
-from transformerlm.tokenizer.fast.encoder import padded
-from transformerlm.tokenizer.fast.jit import PADDING
+from transformerlm.tokenizer.fast.arrays import PADDING, Array, padded
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter
-from transformerlm.utils.text_files import ReadStats, is_plain_text, no_utf8
-
-Array = np.ndarray[Any, Any]
-
-CHUNK_BYTES = 1 << 18  # a few of them fit the processor's cache
+from transformerlm.tokenizer.reading import Chunk
+from transformerlm.utils.text_files import ReadStats, no_utf8
 
 _TAIL_BYTES = 1 << 12
-_CONTINUATION = bytes(range(0x80, 0xC0))  # what goes on in UTF-8, and begins nothing
-
-
-class Chunk(NamedTuple):
-    """Texts as UTF-8, one after the other, with `PADDING` zeros behind them, and where each ends.
-
-    With `ordinary`, special tokens in them are plain text.
-    """
-
-    data: Array
-    ends: Array
-    ordinary: bool = False
+_CONTINUATION = bytes(range(0x80, 0xC0))  # bytes that go on with a character and begin none
 
 
 def chunk_of(texts: Sequence[str], *, ordinary: bool = False) -> Chunk:
@@ -45,27 +31,21 @@ def chunk_of(texts: Sequence[str], *, ordinary: bool = False) -> Chunk:
     return Chunk(padded(b"".join(encoded)), np.cumsum([len(text) for text in encoded], dtype=np.int64), ordinary)
 
 
-def comes_in_chunks(path: Path) -> bool:
-    """Tell whether a file is plain text of a chunk or more."""
-    return is_plain_text(path) and path.stat().st_size >= CHUNK_BYTES
-
-
 def read_chunks(
     path: Path, splitter: SpecialTokenSplitter, *, stats: ReadStats, size: int | None = None
 ) -> Iterator[Chunk]:
     """Yield a file of plain text in chunks of some `size` bytes, cut where the whole's pre-tokens are those of both.
 
-    Bytes that are no UTF-8 are left as they are (see `made_valid`). Memory: a chunk, or the longest run without a
-    place to cut.
+    Invalid UTF-8 is left as it is (see `made_valid`). Memory: a chunk, or the longest run without a place to cut.
 
     Raises:
-        ValueError: a byte that is no UTF-8, where `stats` refuses them, or a run that is too long to be text.
+        ValueError: a byte of invalid UTF-8, where `stats` refuses them, or a run that is too long to be text.
     """
     kept = np.empty(0, dtype=np.uint8)
     more, position = True, 0
     with path.open("rb", buffering=0) as file:
         while more:
-            data = np.empty(max(size or CHUNK_BYTES, 2 * len(kept)) + PADDING, dtype=np.uint8)
+            data = np.empty(max(size or reading.CHUNK_BYTES, 2 * len(kept)) + PADDING, dtype=np.uint8)
             data[: len(kept)] = kept
             end = _fill(file, data, len(kept))
             stats.disk_bytes += end - len(kept)
@@ -85,7 +65,8 @@ def read_chunks(
 
 
 def _check_run(run: Array, where: str) -> None:
-    if len(run) > pretokenize.MAX_UNCUT_CHARS < np.count_nonzero(run & 0xC0 != 0x80):  # so many characters begin
+    # The characters among the bytes are those that do not go on with one; they are counted only where it matters.
+    if len(run) > pretokenize.MAX_UNCUT_CHARS < np.count_nonzero(run & 0xC0 != 0x80):
         raise pretokenize.too_long_run(where, run[:80].tobytes().decode("utf-8", "replace")[:20])
 
 
@@ -93,7 +74,7 @@ def last_cut(data: Array, splitter: SpecialTokenSplitter) -> int:
     """Return the last place where bytes of text, the beginning of more, may be cut; 0 if there is none.
 
     `SpecialTokenSplitter.safe_cut` decides, on as much of the end as it needs: two characters, and before them the
-    longest special token. What is no UTF-8 it takes for characters that are neither letter, number nor white space.
+    longest special token. Invalid bytes count as characters that are neither letter, number nor white space.
     """
     longest = max(map(len, splitter.special_tokens), default=0)
     size = _TAIL_BYTES
@@ -101,7 +82,7 @@ def last_cut(data: Array, splitter: SpecialTokenSplitter) -> int:
         start = max(0, len(data) - size)
         whole = data[start:].tobytes()
         tail = whole.lstrip(_CONTINUATION)
-        text = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(tail)  # leaves out half a character
+        text = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(tail)  # omits half a character
         cut = splitter.safe_cut(text)
         if start == 0 or cut > longest:
             before = start + len(whole) - len(tail)
@@ -110,7 +91,7 @@ def last_cut(data: Array, splitter: SpecialTokenSplitter) -> int:
 
 
 def made_valid(chunk: Chunk) -> tuple[Chunk, int]:
-    """Put U+FFFD in place of bytes that are no UTF-8; return how many there are of them now."""
+    """Put U+FFFD in place of invalid UTF-8; return the chunk and how many were put."""
     end = int(chunk.ends[-1])
     if text_kernels.first_invalid(chunk.data, end) == end:
         return chunk, 0

@@ -1,31 +1,43 @@
 """The tokenizer's inner loops, compiled by numba: the table of pre-tokens, counting and encoding.
 
-Each kernel does to arrays what the readable code beside it does to strings: `count_pieces` is the counter of
-`bpe_trainer.py`, `encode_segments` is `Tokenizer.encode`. `_piece_kernels.py` has the pattern, `_merge_kernels.py` the
-merges of one piece, `_text_kernels.py` what is done to whole texts, and `_train_kernels.py` the learning of merges.
-docs/tokenizer.md explains them one by one.
+Each kernel does to arrays what the readable code does to strings: `count_pieces` is `counting.BatchCounter`,
+`encode_segments` is `ReferenceEngine.encode`. `piece_kernels.py` has the pattern, `merge_kernels.py` the merges of one
+piece, `text_kernels.py` what is done to whole texts, and `train_kernels.py` the learning of merges. docs/tokenizer.md
+explains them one by one.
 
-Rules of the house here. A kernel never allocates: where an array is too small it stops at a whole piece, says in
-`cursor` where, and returns what it needs; its caller in `compiled.py` makes room and calls again. Positions are signed,
-keys and hashes are unsigned numbers, and the two never meet in one sum (numba would make it a float). Texts are valid
-UTF-8 followed by `PADDING` zero bytes; on other bytes the cuts are arbitrary, but no read leaves the array.
+Rules for all kernels. A kernel never allocates: where an array is too small it stops at a whole piece, says in `cursor`
+where, and returns what it needs; its caller in `encoder.py` or `counter.py` makes room and calls again. Positions are
+signed, keys and hashes are unsigned numbers, and the two never meet in one sum (numba would make it a float). Texts are
+valid UTF-8 followed by `PADDING` zero bytes; on other bytes the cuts are arbitrary, but no read leaves the array.
+
+Arrays that belong together come as one named tuple. What all kernels here call the same:
+
+    data      uint8 (bytes + PADDING,)   the texts, one after the other
+    segments  int64 (segments, 3)        start, end, id to write after it or -1 (counting needs the first two columns)
+    cursor    int64 (4,)                 SEGMENT, POSITION, WRITTEN: where to go on; NEEDED: the length of the piece
+                                         that lacks room
+    kinds     uint16                     `unicode_tables.unicode_table()`
+    out       uint32                     the ids of this call
+    ends      int64 (segments,)          how many ids are written after each segment
+    work      int64                      room to merge one piece, see `merge_kernels.py`
 
 **The piece table** is open addressing over slots of four words: key, key, value, length. A piece of up to fifteen
 bytes *is* its key: first eight bytes, next seven, and the length in the top byte. A longer one has a hash and the place
 of its bytes in `long_bytes`, where it is compared. The second key of an empty slot is 0.
+
+Part of: counter, encoder
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from transformerlm.tokenizer.fast.arrays import Array, hash_shift
 from transformerlm.tokenizer.fast.jit import byte_at, helper, kernel, word_at
-from transformerlm.tokenizer.fast.merge_kernels import WORK_PER_BYTE, merge_piece
+from transformerlm.tokenizer.fast.merge_kernels import WORK_PER_BYTE, Merges, merge_piece
 from transformerlm.tokenizer.fast.piece_kernels import next_end
-
-Array = np.ndarray[Any, Any]
 
 DONE, NEED_SLOTS, NEED_LONG_BYTES, NEED_IDS, NEED_WORK = 0, 1, 2, 3, 4
 # Places in `cursor` and in `used`, the arrays in which kernels and their callers keep where they are.
@@ -34,7 +46,7 @@ USED_SLOTS, USED_BYTES, USED_IDS = 0, 1, 2
 
 SLOT_WORDS = 4
 SHORT_BYTES = 15
-CACHED_BYTES = 255  # longer pieces hardly ever come again
+CACHED_BYTES = 255  # longer pieces hardly ever come twice
 
 _U0, _U1, _U2, _U3, _U4 = (np.uint64(number) for number in range(5))
 _U29, _U31, _U40, _U56, _U62 = (np.uint64(number) for number in (29, 31, 40, 56, 62))
@@ -48,9 +60,20 @@ _FIRST_MASK = np.array([_ALL_ONES >> max(0, 64 - 8 * length) if length else 0 fo
 _SECOND_MASK = np.array([_ALL_ONES >> (128 - 8 * length) if length > 8 else 0 for length in range(17)], np.uint64)
 
 
+class Pieces(NamedTuple):
+    """The table of pieces; its owner grows the arrays when a kernel asks (see `room_for`)."""
+
+    slots: Array  # uint64 (4 * number of slots,): key, key, value, length of each
+    shift: Any  # uint64: by how much a hash is shifted to give a slot's number
+    used: Array  # int64 (3,): how many slots, long bytes and ids are in use
+    long_bytes: Array  # uint8: the bytes of all long pieces, one after the other
+    ids: Array  # uint32: the ids of all pieces that have three or more, one after the other; empty while counting
+
+
 @helper
 def short_key(data: Array, start: int, length: int) -> tuple[Any, Any]:
     """Return one to fifteen bytes and their number as two words."""
+    # Both words are read whole and masked: that is quicker than a loop over the bytes, and the padding allows it.
     first = word_at(data, start) & _FIRST_MASK[length]
     second = word_at(data, start + 8) & _SECOND_MASK[length]
     return first, second | np.uint64(length) << _U56
@@ -65,6 +88,7 @@ def home_slot(first: Any, second: Any, shift: Any) -> Any:
 @kernel
 def long_hash(data: Array, start: int, length: int) -> Any:
     """Return a hash of more than fifteen bytes."""
+    # Eight bytes at a time; the last eight may overlap those before, so no byte is left over.
     result = np.uint64(length)
     for place in range(start, start + length - 7, 8):
         result = (result ^ word_at(data, place)) * _MIX_A
@@ -74,7 +98,7 @@ def long_hash(data: Array, start: int, length: int) -> Any:
 
 @kernel
 def equal_bytes(left: Array, left_start: int, right: Array, right_start: int, length: int) -> bool:
-    """Tell whether two stretches of bytes are the same."""
+    """Return whether two stretches of bytes are the same."""
     for offset in range(length):
         if byte_at(left, left_start + offset) != byte_at(right, right_start + offset):
             return False
@@ -82,10 +106,12 @@ def equal_bytes(left: Array, left_start: int, right: Array, right_start: int, le
 
 
 @kernel
-def find_slot(data: Array, start: int, length: int, slots: Array, shift: Any, long_bytes: Array) -> Any:
+def find_slot(data: Array, start: int, length: int, pieces: Pieces) -> Any:
     """Return the place of a piece's slot in the table, or that of the empty slot where it belongs."""
+    slots, shift = pieces.slots, pieces.shift
     mask = np.uint64(slots.size - 1)
     if length <= SHORT_BYTES:
+        # The key is the piece itself: an equal key is an equal piece, and the search ends at an empty slot.
         first, second = short_key(data, start, length)
         place = home_slot(first, second, shift)
         while slots[place + _U1] != _U0 and (slots[place] != first or slots[place + _U1] != second):
@@ -94,17 +120,19 @@ def find_slot(data: Array, start: int, length: int, slots: Array, shift: Any, lo
     first = long_hash(data, start, length)
     place = home_slot(first, _LONG, shift)
     while slots[place + _U1] != _U0:
+        # The hash and the length first; the bytes are compared only where both agree.
         if slots[place] == first and slots[place + _U3] == np.uint64(length) and slots[place + _U1] >= _LONG:
             stored = np.int64(slots[place + _U1] & _PLACE_MASK)
-            if equal_bytes(data, start, long_bytes, stored, length):
+            if equal_bytes(data, start, pieces.long_bytes, stored, length):
                 break
         place = (place + _U4) & mask
     return place
 
 
 @kernel
-def fill_slot(data: Array, start: int, length: int, slots: Array, place: Any, used: Array, long_bytes: Array) -> None:
-    """Write a piece's key into an empty slot, and a long piece's bytes behind those of the others."""
+def fill_slot(data: Array, start: int, length: int, pieces: Pieces, place: Any) -> None:
+    """Write a piece's key into an empty slot, and a long piece's bytes after those of the others."""
+    slots, used = pieces.slots, pieces.used
     if length <= SHORT_BYTES:
         first, second = short_key(data, start, length)
     else:
@@ -112,7 +140,7 @@ def fill_slot(data: Array, start: int, length: int, slots: Array, place: Any, us
         stored = used[USED_BYTES]
         second = _LONG | np.uint64(stored)
         for offset in range(length):
-            long_bytes[stored + offset] = byte_at(data, start + offset)
+            pieces.long_bytes[stored + offset] = byte_at(data, start + offset)
         used[USED_BYTES] = stored + length
     slots[place] = first
     slots[place + _U1] = second
@@ -126,6 +154,7 @@ def rehash(old: Array, slots: Array, shift: Any) -> None:
     mask = np.uint64(slots.size - 1)
     for start in range(0, old.size, SLOT_WORDS):
         if old[start + 1] != _U0:
+            # A long piece's second word also holds where its bytes are; its home goes by the mark alone.
             second = _LONG if old[start + 1] >= _LONG else old[start + 1]
             place = home_slot(old[start], second, shift)
             while slots[place + _U1] != _U0:
@@ -134,35 +163,43 @@ def rehash(old: Array, slots: Array, shift: Any) -> None:
                 slots[place + np.uint64(word)] = old[start + word]
 
 
+def with_more_slots(pieces: Pieces, slots: Array) -> Pieces:
+    """Return the table with all its pieces moved into a larger empty array of slots; its owner calls this."""
+    shift = hash_shift(slots.size // SLOT_WORDS)
+    rehash(pieces.slots, slots, shift)
+    return pieces._replace(slots=slots, shift=shift)
+
+
 @helper
-def room_for(length: int, slots: Array, used: Array, long_bytes: Array) -> int:
+def room_for(length: int, pieces: Pieces) -> int:
     """Return what a new piece lacks: nothing (`DONE`), slots (half of them stay empty), or room for its bytes."""
-    if (used[USED_SLOTS] + 1) * 2 * SLOT_WORDS > slots.size:
+    used = pieces.used
+    if (used[USED_SLOTS] + 1) * 2 * SLOT_WORDS > pieces.slots.size:
         return NEED_SLOTS
-    if length > SHORT_BYTES and used[USED_BYTES] + length + 8 > long_bytes.size:
+    if length > SHORT_BYTES and used[USED_BYTES] + length + 8 > pieces.long_bytes.size:
         return NEED_LONG_BYTES
     return DONE
 
 
 @helper
-def room_to_count(length: int, slots: Array, used: Array, long_bytes: Array) -> int:
+def room_to_count(length: int, pieces: Pieces) -> int:
     """Return what a new piece lacks to be counted: as `room_for`, but only a quarter of the slots stays empty."""
-    if (used[USED_SLOTS] + 1) * 4 * SLOT_WORDS > 3 * slots.size:
+    used = pieces.used
+    if (used[USED_SLOTS] + 1) * 4 * SLOT_WORDS > 3 * pieces.slots.size:
         return NEED_SLOTS
-    if length > SHORT_BYTES and used[USED_BYTES] + length + 8 > long_bytes.size:
+    if length > SHORT_BYTES and used[USED_BYTES] + length + 8 > pieces.long_bytes.size:
         return NEED_LONG_BYTES
     return DONE
 
 
 @helper
-def skip_known(
-    data: Array, start: int, end: int, pattern: int, table: Array, slots: Array, shift: Any
-) -> tuple[int, int]:
+def skip_known(data: Array, start: int, end: int, pattern: int, kinds: Array, pieces: Pieces) -> tuple[int, int]:
     """Count short pieces that are in the table, up to the first other one; return where that begins and ends."""
+    slots, shift = pieces.slots, pieces.shift
     mask = np.uint64(slots.size - 1)
-    seen_from, seen = start, _U0
+    seen_from, seen = start, _U0  # what is left of the scanner's last look
     while start < end:
-        stop, seen_from, seen = next_end(data, start, end, pattern, table, seen_from, seen)
+        stop, seen_from, seen = next_end(data, start, end, pattern, kinds, seen_from, seen)
         if stop - start > SHORT_BYTES:
             return start, stop
         first, second = short_key(data, start, stop - start)
@@ -177,33 +214,24 @@ def skip_known(
 
 
 @kernel
-def count_pieces(
-    data: Array,
-    segments: Array,
-    cursor: Array,
-    pattern: int,
-    table: Array,
-    slots: Array,
-    shift: Any,
-    used: Array,
-    long_bytes: Array,
-) -> int:
+def count_pieces(data: Array, segments: Array, cursor: Array, pattern: int, kinds: Array, pieces: Pieces) -> int:
     """Count the pieces of the segments, rows of (start, end), into the table's values; return `DONE` or a need."""
+    slots = pieces.slots
     while cursor[SEGMENT] < segments.shape[0]:
         end = segments[cursor[SEGMENT], 1]
         start = max(cursor[POSITION], segments[cursor[SEGMENT], 0])
         while start < end:
-            start, stop = skip_known(data, start, end, pattern, table, slots, shift)
+            start, stop = skip_known(data, start, end, pattern, kinds, pieces)
             cursor[POSITION] = start
             if start == end:
                 break
-            place = find_slot(data, start, stop - start, slots, shift, long_bytes)
+            place = find_slot(data, start, stop - start, pieces)
             if slots[place + _U1] == _U0:
-                need = room_to_count(stop - start, slots, used, long_bytes)
+                need = room_to_count(stop - start, pieces)
                 if need != DONE:
                     cursor[NEEDED] = stop - start
                     return need
-                fill_slot(data, start, stop - start, slots, place, used, long_bytes)
+                fill_slot(data, start, stop - start, pieces, place)
             slots[place + _U2] += _U1
             start = stop
         cursor[SEGMENT] += 1
@@ -212,8 +240,9 @@ def count_pieces(
 
 
 @kernel
-def list_pieces(slots: Array, long_bytes: Array, data: Array, ends: Array, values: Array) -> int:
+def list_pieces(pieces: Pieces, data: Array, ends: Array, values: Array) -> int:
     """Write the bytes of all pieces of a table one after the other, where each ends, and its value; return how many."""
+    slots, long_bytes = pieces.slots, pieces.long_bytes
     number, stop = 0, 0
     for place in range(0, slots.size, SLOT_WORDS):
         second = slots[place + 1]
@@ -224,7 +253,7 @@ def list_pieces(slots: Array, long_bytes: Array, data: Array, ends: Array, value
             if second >= _LONG:
                 data[stop + offset] = long_bytes[np.int64(second & _PLACE_MASK) + offset]
             else:
-                word = slots[place] if offset < 8 else second
+                word = slots[place] if offset < 8 else second  # the bytes of a short piece are its key
                 data[stop + offset] = word >> np.uint64(8 * (offset & 7)) & _BYTE_MASK
         stop += length
         ends[number], values[number] = stop, slots[place + 2]
@@ -233,21 +262,20 @@ def list_pieces(slots: Array, long_bytes: Array, data: Array, ends: Array, value
 
 
 @kernel
-def add_counts(
-    data: Array, ends: Array, values: Array, cursor: Array, slots: Array, shift: Any, used: Array, long_bytes: Array
-) -> int:
+def add_counts(data: Array, ends: Array, values: Array, cursor: Array, pieces: Pieces) -> int:
     """Add listed pieces with their counts to a table; return `DONE` or a need."""
+    slots = pieces.slots
     while cursor[POSITION] < ends.size:
         number = cursor[POSITION]
         start = ends[number - 1] if number > 0 else 0
         length = ends[number] - start
-        place = find_slot(data, start, length, slots, shift, long_bytes)
+        place = find_slot(data, start, length, pieces)
         if slots[place + _U1] == _U0:
-            need = room_to_count(length, slots, used, long_bytes)
+            need = room_to_count(length, pieces)
             if need != DONE:
                 cursor[NEEDED] = length
                 return need
-            fill_slot(data, start, length, slots, place, used, long_bytes)
+            fill_slot(data, start, length, pieces, place)
             slots[place + _U2] = _U0
         slots[place + _U2] += values[number]
         cursor[POSITION] = number + 1
@@ -256,26 +284,18 @@ def add_counts(
 
 @helper
 def write_known(
-    data: Array,
-    start: int,
-    end: int,
-    pattern: int,
-    table: Array,
-    slots: Array,
-    shift: Any,
-    ids: Array,
-    out: Array,
-    written: int,
+    data: Array, start: int, end: int, pattern: int, kinds: Array, pieces: Pieces, out: Array, written: int
 ) -> tuple[int, int, int]:
     """Write the ids of short pieces that are in the table, up to the first other one.
 
     Return where that one begins, where it ends, and how many ids are written now. A slot's value holds, above all, how
     its ids are kept: 0 one id, 1 two ids, both in the value itself; 2 more of them, at a place in `ids`.
     """
+    slots, shift, ids = pieces.slots, pieces.shift, pieces.ids
     mask = np.uint64(slots.size - 1)
-    seen_from, seen = start, _U0
+    seen_from, seen = start, _U0  # what is left of the scanner's last look
     while start < end:
-        stop, seen_from, seen = next_end(data, start, end, pattern, table, seen_from, seen)
+        stop, seen_from, seen = next_end(data, start, end, pattern, kinds, seen_from, seen)
         if stop - start > SHORT_BYTES:
             return start, stop, written
         first, second = short_key(data, start, stop - start)
@@ -291,8 +311,8 @@ def write_known(
 
 @helper
 def write_value(value: Any, ids: Array, out: Array, written: int) -> int:
-    """Write the ids that a slot's value stands for; `out` always has room for one more than there are bytes."""
-    if value < _TWO_IDS << _U1:
+    """Write the ids that a slot's value holds; `out` always has room for one more than there are bytes."""
+    if value < _TWO_IDS << _U1:  # one id or two: both are written, and bit 62 says how many count
         out[written] = value & _ID_MASK
         out[written + 1] = value >> _U31 & _ID_MASK
         return written + 1 + np.int64(value >> _U62)
@@ -304,8 +324,9 @@ def write_value(value: Any, ids: Array, out: Array, written: int) -> int:
 
 
 @kernel
-def keep_ids(out: Array, start: int, end: int, slots: Array, place: Any, used: Array, ids: Array) -> None:
-    """Write the ids in `out[start:end]` into the value of a piece's slot, three and more behind the others in `ids`."""
+def keep_ids(out: Array, start: int, end: int, pieces: Pieces, place: Any) -> None:
+    """Write the ids in `out[start:end]` into the value of a piece's slot, three and more at the end of `ids`."""
+    slots, used, ids = pieces.slots, pieces.used, pieces.ids
     number = end - start
     if number == 1:
         slots[place + _U2] = np.uint64(out[start])
@@ -325,48 +346,39 @@ def encode_segments(
     segments: Array,
     cursor: Array,
     pattern: int,
-    table: Array,
-    byte_ids: Array,
-    pairs: Array,
-    pair_shift: Any,
-    lengths: Array,
-    slots: Array,
-    shift: Any,
-    used: Array,
-    long_bytes: Array,
-    ids: Array,
+    kinds: Array,
+    merges: Merges,
+    pieces: Pieces,
     work: Array,
     out: Array,
     ends: Array,
 ) -> int:
-    """Encode the segments, rows of (start, end, id to add behind it or -1), into `out`; return `DONE` or a need.
-
-    `ends` is told for each segment how many ids are written after it.
-    """
+    """Encode the segments into `out`, with the ids that follow them; return `DONE` or a need."""
+    slots = pieces.slots
     while cursor[SEGMENT] < segments.shape[0]:
         row = cursor[SEGMENT]
         end = segments[row, 1]
         start = max(cursor[POSITION], segments[row, 0])
         written = cursor[WRITTEN]
         while start < end:
-            start, stop, written = write_known(data, start, end, pattern, table, slots, shift, ids, out, written)
-            cursor[POSITION], cursor[WRITTEN] = start, written
+            start, stop, written = write_known(data, start, end, pattern, kinds, pieces, out, written)
+            cursor[POSITION], cursor[WRITTEN] = start, written  # from here another call could go on
             length = stop - start
             if length == 0:
                 break
-            place = find_slot(data, start, length, slots, shift, long_bytes)
+            place = find_slot(data, start, length, pieces)
             if slots[place + _U1] != _U0:
-                written = write_value(slots[place + _U2], ids, out, written)
+                written = write_value(slots[place + _U2], pieces.ids, out, written)
             else:
-                need = room_to_encode(length, slots, used, long_bytes, ids, work)
+                need = room_to_encode(length, pieces, work)
                 if need != DONE:
                     cursor[NEEDED] = length
                     return need
                 first = written
-                written = merge_piece(data, start, length, byte_ids, pairs, pair_shift, lengths, work, out, first)
-                if length <= CACHED_BYTES:
-                    fill_slot(data, start, length, slots, place, used, long_bytes)
-                    keep_ids(out, first, written, slots, place, used, ids)
+                written = merge_piece(data, start, length, merges, work, out, first)
+                if length <= CACHED_BYTES:  # else the next such piece is merged again
+                    fill_slot(data, start, length, pieces, place)
+                    keep_ids(out, first, written, pieces, place)
             start = stop
         if segments[row, 2] >= 0:
             out[written] = segments[row, 2]
@@ -377,12 +389,12 @@ def encode_segments(
 
 
 @helper
-def room_to_encode(length: int, slots: Array, used: Array, long_bytes: Array, ids: Array, work: Array) -> int:
+def room_to_encode(length: int, pieces: Pieces, work: Array) -> int:
     """Return what merging and keeping a new piece lacks, `DONE` if nothing."""
     if length * WORK_PER_BYTE > work.size:
         return NEED_WORK
     if length > CACHED_BYTES:
         return DONE
-    if used[USED_IDS] + length > ids.size:
+    if pieces.used[USED_IDS] + length > pieces.ids.size:
         return NEED_IDS
-    return room_for(length, slots, used, long_bytes)
+    return room_for(length, pieces)

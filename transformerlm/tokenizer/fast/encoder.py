@@ -1,8 +1,10 @@
-"""The compiled engine's encoder and decoder: arrays made ready, kernels called, room made where they ask for it.
+"""The compiled engine's encoder and decoder: they prepare arrays, call kernels, and make room where these ask for it.
 
 Texts are joined into one array of UTF-8; a kernel cuts it at special tokens into segments, another encodes runs of
 segments. With several threads each has a table of pieces of its own, so that none waits for another; the kernels run
 without the GIL. Tables are kept from call to call, and emptied when they reach their share of the cache's bytes.
+
+Part of: counter, engine
 """
 
 from __future__ import annotations
@@ -11,19 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from queue import Empty, LifoQueue
-from typing import Any
 
 import numpy as np
 
-from transformerlm.tokenizer.engines import compiling
 from transformerlm.tokenizer.fast import encode_kernels as kernels
 from transformerlm.tokenizer.fast import merge_kernels as merge_kernels
 from transformerlm.tokenizer.fast import text_kernels as text_kernels
-from transformerlm.tokenizer.fast.jit import PADDING
+from transformerlm.tokenizer.fast.arrays import PADDING, Array, hash_shift, padded
 from transformerlm.tokenizer.fast.unicode_tables import unicode_table
 from transformerlm.tokenizer.parallel import map_in_order
-
-Array = np.ndarray[Any, Any]
 
 PATTERNS = {"gpt2": 0, "cl100k": 1}
 CACHE_BYTES = 64_000_000
@@ -32,57 +30,42 @@ SEGMENT_BYTES = 1 << 20
 _FIRST_SLOTS = 1 << 14
 
 
-def padded(data: bytes) -> Array:
-    """Return bytes as an array that the kernels may read, with `PADDING` zeros behind them."""
-    result = np.empty(len(data) + PADDING, dtype=np.uint8)
-    result[: len(data)] = np.frombuffer(data, dtype=np.uint8)
-    result[len(data) :] = 0
-    return result
-
-
-def hash_shift(num_slots: int) -> np.uint64:
-    """Return by how much a 64-bit hash is shifted to give a place among so many slots, a power of two."""
-    return np.uint64(65 - num_slots.bit_length())
-
-
 class PieceTable:
-    """A table of pieces that grows as its kernel asks; see `_kernels.py` for what is in it."""
+    """A table of pieces and their ids that grows as its kernel asks; see `encode_kernels.Pieces`."""
 
     def __init__(self, *, max_bytes: int | None = None, num_slots: int = _FIRST_SLOTS) -> None:
         self.max_bytes = max_bytes
-        self.slots = np.zeros(num_slots * kernels.SLOT_WORDS, dtype=np.uint64)
-        self.long_bytes = np.zeros(1 << 14, dtype=np.uint8)
-        self.ids = np.zeros(1 << 14, dtype=np.uint32)
+        self.pieces = kernels.Pieces(
+            slots=np.zeros(num_slots * kernels.SLOT_WORDS, dtype=np.uint64),
+            shift=hash_shift(num_slots),
+            used=np.zeros(3, dtype=np.int64),
+            long_bytes=np.zeros(1 << 14, dtype=np.uint8),
+            ids=np.zeros(1 << 14, dtype=np.uint32),
+        )
         self.work = np.zeros(merge_kernels.WORK_PER_BYTE * kernels.CACHED_BYTES, dtype=np.int64)
         self.out = np.zeros(0, dtype=np.uint32)
-        self.used = np.zeros(3, dtype=np.int64)
 
     @property
-    def shift(self) -> np.uint64:
-        """By how much hashes are shifted for this table."""
-        return hash_shift(len(self.slots) // kernels.SLOT_WORDS)
+    def num_bytes(self) -> int:
+        """How many bytes the table takes."""
+        return self.pieces.slots.nbytes + self.pieces.long_bytes.nbytes + self.pieces.ids.nbytes
 
     def make_room(self, need: int, length: int) -> None:
         """Give a kernel what it lacks for a piece of `length` bytes; empty the table where that would be too much."""
         if need == kernels.NEED_WORK:
             self.work = np.zeros(merge_kernels.WORK_PER_BYTE * length, dtype=np.int64)
             return
-        grown: dict[int, Array] = {
-            kernels.NEED_SLOTS: self.slots,
-            kernels.NEED_LONG_BYTES: self.long_bytes,
-            kernels.NEED_IDS: self.ids,
-        }
-        size = self.slots.nbytes + self.long_bytes.nbytes + self.ids.nbytes
-        if self.max_bytes is not None and size + 3 * grown[need].nbytes > self.max_bytes:
-            self.slots[:] = 0
-            self.used[:] = 0
+        slots, long_bytes, ids = self.pieces.slots, self.pieces.long_bytes, self.pieces.ids
+        grown = {kernels.NEED_SLOTS: slots, kernels.NEED_LONG_BYTES: long_bytes, kernels.NEED_IDS: ids}[need]
+        if self.max_bytes is not None and self.num_bytes + 3 * grown.nbytes > self.max_bytes:
+            slots[:] = 0
+            self.pieces.used[:] = 0
         elif need == kernels.NEED_SLOTS:
-            old, self.slots = self.slots, np.zeros(4 * len(self.slots), dtype=np.uint64)
-            kernels.rehash(old, self.slots, self.shift)
+            self.pieces = kernels.with_more_slots(self.pieces, np.zeros(4 * len(slots), dtype=np.uint64))
         elif need == kernels.NEED_LONG_BYTES:
-            self.long_bytes = _longer(self.long_bytes, length)
+            self.pieces = self.pieces._replace(long_bytes=_longer(long_bytes, length))
         else:
-            self.ids = _longer(self.ids, length)
+            self.pieces = self.pieces._replace(ids=_longer(ids, length))
 
     def room_to_write(self, num_ids: int) -> Array:
         """Return an array for the ids of a call; it is used again by the next one."""
@@ -91,8 +74,16 @@ class PieceTable:
         return self.out
 
 
+def bounds_of(ends: Array) -> Array:
+    """Return where texts that follow each other begin and end, int64 `(texts, 2)`."""
+    bounds = np.zeros((len(ends), 2), dtype=np.int64)
+    bounds[1:, 0] = ends[:-1]
+    bounds[:, 1] = ends
+    return bounds
+
+
 class SpecialTokens:
-    """Special tokens as the kernels want them: spelled one after the other, the longest first."""
+    """Special tokens as the kernels need them: spelled one after the other, the longest first."""
 
     def __init__(self, ids: Mapping[str, int]) -> None:
         longest_first = sorted(ids, key=len, reverse=True)
@@ -104,7 +95,10 @@ class SpecialTokens:
         self.ids = np.array([*(ids[token] for token in longest_first), -1], dtype=np.int64)  # [-1] is "no token"
 
     def segments(self, data: Array, texts: Array, *, longest: int = SEGMENT_BYTES) -> tuple[Array, Array]:
-        """Cut texts, rows of (start, end), into rows of (start, end, id behind it or -1); tell each one's last row."""
+        """Cut texts, rows of (start, end), into rows of (start, end, id that follows or -1).
+
+        Returns the rows, and for each text the number of rows up to its end.
+        """
         segments = np.empty((2 * len(texts) + len(data) // 500 + 16, 3), dtype=np.int64)
         last = np.empty(len(texts), dtype=np.int64)
         while True:
@@ -115,6 +109,7 @@ class SpecialTokens:
                 break
             segments = np.empty((number, 3), dtype=np.int64)
         segments = segments[:number]
+        # The kernel wrote which token follows, -1 for none; the last entry of `ids` turns that into -1 again.
         segments[:, 2] = self.ids[segments[:, 2]]
         return segments, last
 
@@ -138,17 +133,13 @@ class CompiledEncoder:
         self._pattern = PATTERNS[pattern]
         self._specials = SpecialTokens(special_token_ids)
         self._no_specials = SpecialTokens({})
-        self._byte_ids = np.array(byte_ids, dtype=np.int64)
         self._cache_bytes = cache_bytes
         self._tables: LifoQueue[PieceTable] = LifoQueue()
         num_slots = 1 << max(4, (4 * len(merges)).bit_length())
-        self._pairs = np.full(merge_kernels.HASHED + 2 * num_slots, -1, dtype=np.int64)
-        self._pair_shift = hash_shift(num_slots)
-        self._lengths = np.array(sizes, dtype=np.int64)
-        with compiling("encode"):
-            rows = np.array(merges, dtype=np.int64).reshape(-1, 3)
-            merge_kernels.fill_pairs(rows, self._pairs, self._pair_shift)
-            self.encode_texts([b"a"])
+        pairs = merge_kernels.Pairs(np.full(merge_kernels.HASHED + 2 * num_slots, -1, np.int64), hash_shift(num_slots))
+        merge_kernels.fill_pairs(np.array(merges, dtype=np.int64).reshape(-1, 3), pairs)
+        self._merges = merge_kernels.Merges(np.array(byte_ids, dtype=np.int64), pairs, np.array(sizes, dtype=np.int64))
+        self.encode_texts([b"a"])  # compiles the kernels
 
     def encode_texts(
         self, texts: Sequence[bytes], *, num_threads: int = 1, ordinary: bool = False
@@ -161,7 +152,7 @@ class CompiledEncoder:
         return self._encode(padded(b"".join(texts)), ends, num_threads=num_threads, ordinary=ordinary)
 
     def encode_array(self, data: Array, ends: Array, *, ordinary: bool = False) -> Array:
-        """Return the ids of texts, valid UTF-8 with `PADDING` zeros behind it, which end at `ends`."""
+        """Return the ids of texts, valid UTF-8 with `PADDING` zeros after it, which end at `ends`."""
         return self._encode(data, ends, num_threads=1, ordinary=ordinary)[0]
 
     def encode_file(self, path: Path, *, num_threads: int) -> Array | None:
@@ -177,8 +168,8 @@ class CompiledEncoder:
         return self._encode(data, np.array([read], dtype=np.int64), num_threads=num_threads)[0]
 
     def _encode(self, data: Array, ends: Array, *, num_threads: int, ordinary: bool = False) -> tuple[Array, Array]:
-        rows = np.stack([np.r_[0, ends[:-1]], ends], axis=1) if len(ends) else np.empty((0, 2), dtype=np.int64)
-        segments, last = (self._no_specials if ordinary else self._specials).segments(data, rows)
+        segments, last = (self._no_specials if ordinary else self._specials).segments(data, bounds_of(ends))
+        # Each run of segments gives its ids and where each segment's end; the ends are counted from the run's first id.
         parts, part_ends = [], []
         total = 0
         tasks = ((data, run) for run in _runs(segments))
@@ -197,11 +188,19 @@ class CompiledEncoder:
         ends = np.empty(len(segments), dtype=np.int64)
         cursor = np.zeros(4, dtype=np.int64)
         with self._table() as table:
-            # A token has a byte or more, each segment may have an id behind it, and two ids are written at a time.
+            # A token has a byte or more, an id may follow each segment, and two ids are written at a time.
             out = table.room_to_write(int((segments[:, 1] - segments[:, 0]).sum()) + len(segments) + 2)
             while need := kernels.encode_segments(
-                data, segments, cursor, self._pattern, unicode_table(), self._byte_ids, self._pairs, self._pair_shift,
-                self._lengths, table.slots, table.shift, table.used, table.long_bytes, table.ids, table.work, out, ends,
+                data,
+                segments,
+                cursor,
+                self._pattern,
+                unicode_table(),
+                self._merges,
+                table.pieces,
+                table.work,
+                out,
+                ends,
             ):  # fmt: skip
                 table.make_room(need, int(cursor[kernels.NEEDED]))
             return out[: cursor[kernels.WRITTEN]].astype(self._dtype), ends
@@ -226,8 +225,7 @@ class CompiledDecoder:
         """Make the tables; `tokens` are the bytes of each id."""
         self._spelled = padded(b"".join(tokens))
         self._offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int64)
-        with compiling("decode"):
-            self.decode(np.zeros(1, dtype=np.uint16))
+        self.decode(np.zeros(1, dtype=np.uint16))  # compiles the kernels
 
     def decode(self, ids: Array) -> memoryview:
         """Return the bytes of the ids, an array of whole numbers of one dimension.

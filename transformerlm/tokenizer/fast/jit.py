@@ -1,10 +1,12 @@
 """What the kernels need of numba: the decorator, and a few machine instructions that Python cannot spell.
 
-`byte_at`, `word_at` and `bytes_between` look at raw memory: no bounds are checked and no negative index wraps round,
-which is why the kernels are given texts with `PADDING` zero bytes behind them. Each is a function of a uint8 array and
-a position; tests/tokenizer/plain_kernels.py spells them in plain Python, where the kernels run uncompiled.
+`byte_at`, `word_at` and `bytes_between` look at raw memory: no bounds are checked and no negative index wraps around,
+which is why the kernels are given texts with `arrays.PADDING` zero bytes after them. Each is a function of a uint8
+array and a position; tests/tokenizer/plain_kernels.py spells them in plain Python, where the kernels run uncompiled.
 
 Importing this module imports numba and fails where it is not installed.
+
+Part of: encode_kernels, merge_kernels, piece_kernels, text_kernels, train_kernels
 """
 
 from __future__ import annotations
@@ -20,8 +22,6 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-PADDING = 64
 
 # Kernels never allocate, so no references are counted (`_nrt`): numba would count those of the arrays in each inlined
 # helper, four atomic calls a piece of text, ten times the scanner's own work.
@@ -82,7 +82,7 @@ def word_at(typing: Any, data: Any, position: Any) -> Any:
 
 @intrinsic
 def bytes_between(typing: Any, data: Any, position: Any, set_bits: Any, least: Any, number: Any) -> Any:
-    """Return which of the 64 bytes from here on are `least` or one of the `number - 1` values behind it, bit by bit.
+    """Return which of the 64 bytes from here on are `least` or one of the `number - 1` values after it, bit by bit.
 
     `set_bits` are set in each byte before that: with 0x20 a capital is its small letter.
     """
@@ -97,6 +97,7 @@ def bytes_between(typing: Any, data: Any, position: Any, set_bits: Any, least: A
             return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), lanes)
 
         block = builder.load(_address(context, builder, signature.args[0], args[0], args[1], vector), align=1)
+        # Unsigned: what is below `least` wraps around and is far above `number`, so one comparison does for both ends.
         offset = builder.sub(builder.or_(block, everywhere(args[2])), everywhere(args[3]))
         return builder.bitcast(builder.icmp_unsigned("<", offset, everywhere(args[4])), ir.IntType(64))
 

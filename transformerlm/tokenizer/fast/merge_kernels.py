@@ -1,23 +1,32 @@
 """Applying merges to one pre-token, compiled: `bpe_merge.py` over arrays, with the same names.
 
-The rules of `_kernels.py` hold here too. A piece is merged in `work`, which has `WORK_PER_BYTE` places for each of its
-bytes; its ids go to `out`. The table of pairs begins with the values of all pairs of ids below `DIRECT_IDS`, which are
-those of bytes in most vocabularies; behind them stand the others, open addressing over (key, value), the key -1 where a
-place is empty.
+The rules of `encode_kernels.py` hold here too. A piece is merged in `work`, int64, which has `WORK_PER_BYTE` places for
+each of its bytes; its ids go to `out`, uint32, from `written` on. The table of pairs begins with the values of all
+pairs of ids below `DIRECT_IDS`, which are those of bytes in most vocabularies. The others follow: open addressing over
+(key, value), the key -1 where a place is empty. A value is a pair's rank above 32 bits, and below them the id that it
+makes: so the least value is the pair that comes first.
+
+How `merge_by_scan` uses `work` for a piece of n bytes, from `base` on:
+
+    base          n ids; a token's id is at the place of its first byte
+    base + n      n times what the token here makes with the next one (`placed_pair`), or `NO_PAIR`
+    base + 2 * n  n times the place of the next token
+    base + 3 * n  n times the place of the token before
+
+Part of: encode_kernels, encoder
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from transformerlm.tokenizer.fast.arrays import Array
 from transformerlm.tokenizer.fast.jit import byte_at, helper, kernel
 
-Array = np.ndarray[Any, Any]
-
 SCANNED_BYTES = 64  # up to here a scan for the best pair beats a heap
-WINDOW_BYTES = 32  # a long piece is scanned in windows of so many
+WINDOW_BYTES = 32  # a long piece is scanned in windows of this size
 WORK_PER_BYTE = 7
 DIRECT_IDS = 256
 HASHED = DIRECT_IDS * DIRECT_IDS  # where the hashed pairs begin
@@ -28,77 +37,94 @@ NO_PAIR = (1 << 63) - 1
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
+class Pairs(NamedTuple):
+    """What each pair of ids becomes: its rank and the id that merging it makes, as one number."""
+
+    values: Array  # int64: `HASHED` values of pairs of small ids, then (key, value) of all other pairs; see above
+    shift: Any  # uint64: by how much the hash of a key is shifted to give its place
+
+
+class Merges(NamedTuple):
+    """What was learned, as the kernels read it; nothing writes to it while text is encoded."""
+
+    byte_ids: Array  # int64 (256,): the id of each byte
+    pairs: Pairs
+    lengths: Array  # int64 (ids,): the number of bytes of each id
+
+
 @helper
-def find_pair(pairs: Array, shift: Any, left: int, right: int) -> int:
+def find_pair(pairs: Pairs, left: int, right: int) -> int:
     """Return a pair's rank and, in the low 32 bits, the id that merging it makes; `NO_PAIR` if nothing merges it."""
+    values = pairs.values
     if left | right < DIRECT_IDS:
-        return pairs[left * DIRECT_IDS + right]
-    key = left << 31 | right
-    place = HASHED + np.int64(np.uint64(key) * _MIX >> shift) * 2
-    while pairs[place] != key:
-        if pairs[place] < 0:
+        return values[left * DIRECT_IDS + right]
+    key = left << 31 | right  # ids have 31 bits at most, so a key is positive and never -1
+    place = HASHED + np.int64(np.uint64(key) * _MIX >> pairs.shift) * 2
+    while values[place] != key:
+        if values[place] < 0:
             return NO_PAIR
         place += 2
-        if place == pairs.size:
+        if place == values.size:
             place = HASHED
-    return pairs[place + 1]
+    return values[place + 1]
 
 
 @kernel
-def fill_pairs(ids: Array, pairs: Array, shift: Any) -> None:
+def fill_pairs(ids: Array, pairs: Pairs) -> None:
     """Fill the table of pairs, all -1 before, from merges in order: rows of (left id, right id, merged id)."""
+    values = pairs.values
     for place in range(HASHED):
-        pairs[place] = NO_PAIR
+        values[place] = NO_PAIR
     for rank in range(ids.shape[0]):
         left, right, value = ids[rank, 0], ids[rank, 1], rank << 32 | ids[rank, 2]
         if left | right < DIRECT_IDS:
-            pairs[left * DIRECT_IDS + right] = value
+            values[left * DIRECT_IDS + right] = value
             continue
         key = left << 31 | right
-        place = HASHED + np.int64(np.uint64(key) * _MIX >> shift) * 2
-        while pairs[place] >= 0:
+        place = HASHED + np.int64(np.uint64(key) * _MIX >> pairs.shift) * 2
+        while values[place] >= 0:  # taken: look on in the next place
             place += 2
-            if place == pairs.size:
+            if place == values.size:
                 place = HASHED
-        pairs[place] = key
-        pairs[place + 1] = value
+        values[place] = key
+        values[place + 1] = value
 
 
 @kernel
-def merge_by_scan(base: int, length: int, pairs: Array, shift: Any, work: Array) -> int:
+def merge_by_scan(base: int, length: int, pairs: Pairs, work: Array) -> int:
     """Merge the byte ids in `work[base : base + length]` by looking for the best pair over and over.
 
-    Nothing is moved: behind the ids stand what each makes with the next one, the place of that next one, and that of
-    the one before. Returns how many tokens remain; each is left as its id, its number of bytes in the bits above 32.
+    Nothing is moved: the tokens are a linked list, as the module's head draws it. Returns how many tokens remain; each
+    is left as its id, with its number of bytes in the bits above 32.
     """
     best_of, after, before = base + length, base + 2 * length, base + 3 * length
     for place in range(length):
         work[after + place], work[before + place], work[best_of + place] = place + 1, place - 1, NO_PAIR
     for place in range(length - 1):
-        work[best_of + place] = placed_pair(base, place, place + 1, pairs, shift, work)
+        work[best_of + place] = placed_pair(base, place, place + 1, pairs, work)
     while True:
         best = NO_PAIR
-        for place in range(best_of, best_of + length):
+        for place in range(best_of, best_of + length):  # at most SCANNED_BYTES numbers side by side
             best = min(best, work[place])
         if best == NO_PAIR:
             break
-        left = best >> 32 & PLACE_MASK
+        left = best >> 32 & PLACE_MASK  # the place is part of the value, so it need not be looked for
         right, leader = work[after + left], work[before + left]
         follower = work[after + right]
         work[base + left], work[after + left] = best & ID_BITS, follower
         work[best_of + left], work[best_of + right] = NO_PAIR, NO_PAIR
         if follower < length:
             work[before + follower] = left
-            work[best_of + left] = placed_pair(base, left, follower, pairs, shift, work)
+            work[best_of + left] = placed_pair(base, left, follower, pairs, work)
         if leader >= 0:
-            work[best_of + leader] = placed_pair(base, leader, left, pairs, shift, work)
+            work[best_of + leader] = placed_pair(base, leader, left, pairs, work)
     return gather_tokens(base, length, after, work)
 
 
 @helper
-def placed_pair(base: int, left: int, right: int, pairs: Array, shift: Any, work: Array) -> int:
+def placed_pair(base: int, left: int, right: int, pairs: Pairs, work: Array) -> int:
     """Return a pair's rank, its place below that, and in the low 32 bits what it makes: the least first."""
-    value = find_pair(pairs, shift, work[base + left], work[base + right])
+    value = find_pair(pairs, work[base + left], work[base + right])
     if value == NO_PAIR:
         return NO_PAIR
     return value >> 32 << PLACED_RANK | left << 32 | value & ID_BITS
@@ -106,7 +132,7 @@ def placed_pair(base: int, left: int, right: int, pairs: Array, shift: Any, work
 
 @kernel
 def gather_tokens(base: int, length: int, after: int, work: Array) -> int:
-    """Put the tokens of a linked list together at `base`, each with its number of bytes; return how many they are."""
+    """Put the tokens of a linked list together at `base`, each with its number of bytes; return how many there are."""
     number = place = 0
     while place < length:
         work[base + number] = work[base + place] | (work[after + place] - place) << 32
@@ -141,7 +167,7 @@ def pop(heap: Array, base: int, size: int) -> int:
 
 
 @kernel
-def merge_by_heap(base: int, length: int, pairs: Array, shift: Any, work: Array) -> int:
+def merge_by_heap(base: int, length: int, pairs: Pairs, work: Array) -> int:
     """Merge like `merge_by_scan`, with a heap of (rank, place) over a linked list.
 
     `work` holds from `base` the ids, then for each place the next one, the one before, and the heap, at most three
@@ -151,7 +177,7 @@ def merge_by_heap(base: int, length: int, pairs: Array, shift: Any, work: Array)
     for place in range(length):
         work[after + place], work[before + place] = place + 1, place - 1
         if place + 1 < length:
-            size = push_pair(base, place, place + 1, pairs, shift, work, heap, size)
+            size = push_pair(base, place, place + 1, pairs, work, heap, size)
     while size > 0:
         item = pop(work, heap, size)
         size -= 1
@@ -159,7 +185,8 @@ def merge_by_heap(base: int, length: int, pairs: Array, shift: Any, work: Array)
         right = work[after + left]
         if right >= length:
             continue
-        value = find_pair(pairs, shift, work[base + left], work[base + right])
+        # An entry is true while its two tokens still make a pair of its rank; merges around them may have ended that.
+        value = find_pair(pairs, work[base + left], work[base + right])
         if value == NO_PAIR or value >> 32 != item >> 32:
             continue  # out of date
         follower, leader = work[after + right], work[before + left]
@@ -167,16 +194,16 @@ def merge_by_heap(base: int, length: int, pairs: Array, shift: Any, work: Array)
         work[after + left], work[after + right] = follower, length
         if follower < length:
             work[before + follower] = left
-            size = push_pair(base, left, follower, pairs, shift, work, heap, size)
+            size = push_pair(base, left, follower, pairs, work, heap, size)
         if leader >= 0:
-            size = push_pair(base, leader, left, pairs, shift, work, heap, size)
+            size = push_pair(base, leader, left, pairs, work, heap, size)
     return gather_tokens(base, length, after, work)
 
 
 @kernel
-def push_pair(base: int, left: int, right: int, pairs: Array, shift: Any, work: Array, heap: int, size: int) -> int:
+def push_pair(base: int, left: int, right: int, pairs: Pairs, work: Array, heap: int, size: int) -> int:
     """Put two neighbours into the heap if something merges them; return the heap's new size."""
-    value = find_pair(pairs, shift, work[base + left], work[base + right])
+    value = find_pair(pairs, work[base + left], work[base + right])
     if value == NO_PAIR:
         return size
     push(work, heap, size, value >> 32 << 32 | left)
@@ -184,20 +211,18 @@ def push_pair(base: int, left: int, right: int, pairs: Array, shift: Any, work: 
 
 
 @kernel
-def merge_window(
-    data: Array, start: int, length: int, base: int, byte_ids: Array, pairs: Array, shift: Any, work: Array
-) -> int:
-    """Put the tokens of the bytes `data[start : start + length]` to `base`; return how many they are."""
+def merge_window(data: Array, start: int, length: int, base: int, merges: Merges, work: Array) -> int:
+    """Put the tokens of the bytes `data[start : start + length]` at `base`; return how many there are."""
     for offset in range(length):
-        work[base + offset] = byte_ids[byte_at(data, start + offset)]
+        work[base + offset] = merges.byte_ids[byte_at(data, start + offset)]
     if length <= SCANNED_BYTES:
-        return merge_by_scan(base, length, pairs, shift, work)
-    return merge_by_heap(base, length, pairs, shift, work)
+        return merge_by_scan(base, length, merges.pairs, work)
+    return merge_by_heap(base, length, merges.pairs, work)
 
 
 @kernel
 def is_repeated(data: Array, start: int, other: int, length: int) -> bool:
-    """Tell whether two stretches of bytes are the same, as they are in a run of one character."""
+    """Return whether two stretches of bytes are the same, as they are in a run of one character."""
     for offset in range(length):
         if byte_at(data, start + offset) != byte_at(data, other + offset):
             return False
@@ -205,25 +230,14 @@ def is_repeated(data: Array, start: int, other: int, length: int) -> bool:
 
 
 @kernel
-def merge_by_windows(
-    data: Array,
-    start: int,
-    end: int,
-    byte_ids: Array,
-    pairs: Array,
-    shift: Any,
-    lengths: Array,
-    work: Array,
-    out: Array,
-    first: int,
-) -> int:
+def merge_by_windows(data: Array, start: int, end: int, merges: Merges, work: Array, out: Array, first: int) -> int:
     """Write the ids of the bytes `data[start:end]` to `out[first:]`, as `bpe_merge.merge_by_windows` explains.
 
-    Returns where they end. `lengths` has the number of bytes of each id. In `work` stand the tokens of the window, then
+    Returns where they end. `work` holds the tokens of the window, then
     those of the next one with what merging it needs.
     """
     written, window = first, min(WINDOW_BYTES, end - start)
-    number = merge_window(data, start, window, 0, byte_ids, pairs, shift, work)
+    number = merge_window(data, start, window, 0, merges, work)
     settled = window * 29 // 32
     while start + window < end:
         kept = num_bytes = 0
@@ -233,50 +247,39 @@ def merge_by_windows(
         begin, others, num_others = start + num_bytes, 0, number
         if kept and not (begin + window <= end and is_repeated(data, start, begin, window)):
             others = window
-            num_others = merge_window(data, begin, min(window, end - begin), others, byte_ids, pairs, shift, work)
-        if kept and work[others] == work[kept]:
+            num_others = merge_window(data, begin, min(window, end - begin), others, merges, work)
+        if kept and work[others] == work[kept]:  # both windows have this token: join them here
             written = write_tokens(kept, work, out, written)
             for place in range(num_others):
                 work[place] = work[others + place]
             start, number = begin, num_others
-        elif kept > 1:
+        elif kept > 1:  # try a border further to the left
             settled = num_bytes // 2
             continue
-        else:
+        else:  # no token in common: a larger window
             token, window = work[0] & ID_BITS, min(2 * window, end - start)
-            number = merge_window(data, start, window, 0, byte_ids, pairs, shift, work)
+            number = merge_window(data, start, window, 0, merges, work)
             while written > first and work[0] & ID_BITS != token:
                 written -= 1
                 token = np.int64(out[written])
-                start -= lengths[token]
-                number = merge_window(data, start, window, 0, byte_ids, pairs, shift, work)
+                start -= merges.lengths[token]
+                number = merge_window(data, start, window, 0, merges, work)
         settled = window * 29 // 32
     return write_tokens(number, work, out, written)
 
 
 @kernel
 def write_tokens(number: int, work: Array, out: Array, written: int) -> int:
-    """Write the ids of the first tokens in `work` behind those that are written; return where they end."""
+    """Write the ids of the first tokens in `work` after those that are written; return where they end."""
     for place in range(number):
         out[written + place] = work[place] & ID_BITS
     return written + number
 
 
 @kernel
-def merge_piece(
-    data: Array,
-    start: int,
-    length: int,
-    byte_ids: Array,
-    pairs: Array,
-    shift: Any,
-    lengths: Array,
-    work: Array,
-    out: Array,
-    written: int,
-) -> int:
-    """Write the ids of one piece behind those that are written; return where they end."""
+def merge_piece(data: Array, start: int, length: int, merges: Merges, work: Array, out: Array, written: int) -> int:
+    """Write the ids of one piece after those that are written; return where they end."""
     if length > SCANNED_BYTES:
-        return merge_by_windows(data, start, start + length, byte_ids, pairs, shift, lengths, work, out, written)
-    number = merge_window(data, start, length, 0, byte_ids, pairs, shift, work)
+        return merge_by_windows(data, start, start + length, merges, work, out, written)
+    number = merge_window(data, start, length, 0, merges, work)
     return write_tokens(number, work, out, written)

@@ -1,7 +1,13 @@
 """The pre-token patterns as a compiled scanner over UTF-8: where does the piece that begins here end?
 
 `piece_end` gives what the regular expressions of `pretokenize.py` give, alternative by alternative, without trying one
-after the other: the first character or two say which one it is. The rules of `_kernels.py` hold here too.
+after the other: the first character or two say which one it is. For GPT-2's pattern `gpt2_ends` looks at 64 bytes at
+once and leaves to `piece_end` only what is not ASCII. The rules of `encode_kernels.py` hold here too.
+
+In all kernels here `data` is the text, uint8 `(bytes + PADDING,)`, `start`, `place` and `end` are positions in it, and
+`kinds` is `unicode_tables.unicode_table()`, uint16.
+
+Part of: encode_kernels
 """
 
 from __future__ import annotations
@@ -10,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from transformerlm.tokenizer.fast.arrays import Array
 from transformerlm.tokenizer.fast.jit import byte_at, bytes_between, helper, kernel, lowest_bit
 from transformerlm.tokenizer.fast.unicode_tables import ASCII_KINDS, LETTER, NUMBER, OTHER, SPACE
-
-Array = np.ndarray[Any, Any]
 
 GPT2, CL100K = 0, 1
 
@@ -23,11 +28,12 @@ _APOSTROPHE, _BLANK, _NEWLINE, _RETURN = ord("'"), ord(" "), ord("\n"), ord("\r"
 
 
 @helper
-def kind_at(data: Array, place: int, table: Array) -> tuple[int, int]:
+def kind_at(data: Array, place: int, kinds: Array) -> tuple[int, int]:
     """Return the kind of the character at `place` and its number of bytes."""
     first = byte_at(data, place)
     if first < 0x80:
-        return table[ASCII_KINDS + first], 1
+        return kinds[ASCII_KINDS + first], 1
+    # UTF-8: the first byte says how many follow, and each that follows holds six bits of the code point.
     second = byte_at(data, place + 1) & 0x3F
     if first < 0xE0:
         code, width = (first & 0x1F) << 6 | second, 2
@@ -36,14 +42,14 @@ def kind_at(data: Array, place: int, table: Array) -> tuple[int, int]:
     else:
         third = byte_at(data, place + 2) & 0x3F
         code, width = (first & 0x07) << 18 | second << 12 | third << 6 | byte_at(data, place + 3) & 0x3F, 4
-    return table[np.int64(table[code >> 8]) + (code & 255)], width
+    return kinds[np.int64(kinds[code >> 8]) + (code & 255)], width
 
 
 @kernel
-def run_end(data: Array, place: int, end: int, kind: int, table: Array) -> int:
-    """Return where the characters of one kind end that go on from `place`."""
+def run_end(data: Array, place: int, end: int, kind: int, kinds: Array) -> int:
+    """Return where the run of characters of one kind ends that begins at `place`."""
     while place < end:
-        found, width = kind_at(data, place, table)
+        found, width = kind_at(data, place, kinds)
         if found != kind:
             return place
         place += width
@@ -73,19 +79,19 @@ def contraction_end(data: Array, start: int, end: int, any_case: bool) -> int:
 
 
 @kernel
-def blank_end(data: Array, start: int, end: int, newlines_end: bool, table: Array) -> int:
+def blank_end(data: Array, start: int, end: int, newlines_end: bool, kinds: Array) -> int:
     r"""Return where the piece of white space at `start` ends.
 
     Before something else the run of white space loses its last character (`\s+(?!\S)`), unless it has but one; with
     `newlines_end` (cl100k's `\s*[\r\n]`) it ends after its last line end, if it has one.
     """
     place, last, after_newline = start, start, start
-    if start + 1 < end and byte_at(data, start) < 0x80:  # one line end or tab before a word, far oftener than a run
+    if start + 1 < end and byte_at(data, start) < 0x80:  # one line end before a word is far more frequent than a run
         following = byte_at(data, start + 1)
-        if following < 0x80 and table[ASCII_KINDS + following] != SPACE:
+        if following < 0x80 and kinds[ASCII_KINDS + following] != SPACE:
             return start + 1
     while place < end:
-        kind, width = kind_at(data, place, table)
+        kind, width = kind_at(data, place, kinds)
         if kind != SPACE:
             break
         first = byte_at(data, place)
@@ -101,7 +107,7 @@ def blank_end(data: Array, start: int, end: int, newlines_end: bool, table: Arra
 
 
 @kernel
-def gpt2_end(data: Array, start: int, end: int, table: Array) -> int:
+def gpt2_end(data: Array, start: int, end: int, kinds: Array) -> int:
     """Return where the piece that begins at `start` ends by GPT-2's pattern."""
     first = byte_at(data, start)
     if first == _APOSTROPHE:
@@ -109,10 +115,10 @@ def gpt2_end(data: Array, start: int, end: int, table: Array) -> int:
         if place > start:
             return place
     place = start + (1 if first == _BLANK else 0)
-    kind, width = kind_at(data, place, table)
+    kind, width = kind_at(data, place, kinds)
     if kind == SPACE or place >= end:
-        return blank_end(data, start, end, False, table)
-    return run_end(data, place + width, end, kind, table)
+        return blank_end(data, start, end, False, kinds)
+    return run_end(data, place + width, end, kind, kinds)
 
 
 @helper
@@ -120,63 +126,80 @@ def gpt2_ends(data: Array, start: int, end: int) -> Any:
     """Return where pieces end in the 64 bytes from the piece at `start` on, bit by bit; 0 if that takes a closer look.
 
     One bit a byte, all bytes at once: a piece begins where the kind of character changes, but a blank belongs to what
-    follows it, and of several characters of white space the last stands alone. The last three bytes, whose neighbours
-    are not seen, and all from the first that is not ASCII on are left to `piece_end`.
+    follows it, and of several characters of white space the last is a piece of its own. Two stretches are left to
+    `piece_end`: the last three bytes, whose neighbours are not seen, and everything from the first byte that is not
+    ASCII. An example, the byte at `start` on the left and the lowest bit of each mask below it:
+
+        text         It's 42  now!
+        letters      11.1.....111....
+        numbers      .....11.........
+        blanks       ....1..11.......
+        spaces       ....1..11....111   the text's end counts as white space
+        others       ..1.........1...
+        inside       .1...11.1111....   like the byte before it, or after a blank
+        begins       1.111..11...11..   pieces: I t | ' | s | blank 4 2 | blank | blank n o w | ! | end
+        apostrophes  ..1.............   'begins' and an apostrophe: 's ends two bytes later, so 's' begins nothing
+        result       ..1.1..11...11..   It | 's | blank 4 2 | blank | blank n o w | !
+
+    A shift to the left asks about the byte before, a shift to the right about the byte after.
     """
+    # Shifted in two steps, because a shift by 64 would do nothing.
     beyond = _ALL << np.uint64(min(end - start, 64) - 1) << _ONE  # bits from `end` on
-    letters = bytes_between(data, start, 0x20, ord("a"), 26)
+    letters = bytes_between(data, start, 0x20, ord("a"), 26)  # bit 0x20 makes a capital small
     numbers = bytes_between(data, start, 0, ord("0"), 10)
     blanks = bytes_between(data, start, 0, _BLANK, 1)
-    spaces = bytes_between(data, start, 0, ord("\t"), 5) | blanks | beyond
+    spaces = bytes_between(data, start, 0, ord("\t"), 5) | blanks | beyond  # tab to carriage return
     others = ~(letters | numbers | spaces)
     inside = letters & letters << _ONE | numbers & numbers << _ONE | others & others << _ONE | blanks << _ONE
+    # White space begins a piece unless white space is on both sides; so does the end of the text.
     begins = ~(inside | spaces) | spaces & ~(spaces << _ONE & spaces >> _ONE) | beyond & ~(beyond << _ONE)
     apostrophes = begins & bytes_between(data, start, 0, _APOSTROPHE, 1) & _SEEN
     while apostrophes != _NONE:
         place = lowest_bit(apostrophes)
-        apostrophes &= apostrophes - _ONE
+        apostrophes &= apostrophes - _ONE  # takes the lowest bit away
         stop = contraction_end(data, start + place, end, False) - start
         if stop > place:
             begins = begins & ~(_ONE << np.uint64(place + 1)) | _ONE << np.uint64(stop)
-    odd = bytes_between(data, start, 0, 0x80, 0x80) & ~beyond
+    odd = bytes_between(data, start, 0, 0x80, 0x80) & ~beyond  # not ASCII
+    # `~odd & (odd - 1)` has the bits below the first odd byte; one fewer, as that byte may belong to the piece before.
     return begins & (~odd & (odd - _ONE)) >> _ONE & _SEEN & ~_ONE
 
 
 @kernel
-def cl100k_end(data: Array, start: int, end: int, table: Array) -> int:
+def cl100k_end(data: Array, start: int, end: int, kinds: Array) -> int:
     """Return where the piece that begins at `start` ends by the pattern of GPT-4."""
     first = byte_at(data, start)
     if first == _APOSTROPHE:
         place = contraction_end(data, start, end, True)
         if place > start:
             return place
-    kind, width = kind_at(data, start, table)
+    kind, width = kind_at(data, start, kinds)
     after = start + width
     if kind == LETTER:
-        return run_end(data, after, end, LETTER, table)
+        return run_end(data, after, end, LETTER, kinds)
     if kind == NUMBER:
-        return number_end(data, start, end, table)
+        return number_end(data, start, end, kinds)
     next_kind, next_width = SPACE, 0
     if after < end:
-        next_kind, next_width = kind_at(data, after, table)
+        next_kind, next_width = kind_at(data, after, kinds)
     if next_kind == LETTER and first != _NEWLINE and first != _RETURN:
-        return run_end(data, after + next_width, end, LETTER, table)
+        return run_end(data, after + next_width, end, LETTER, kinds)
     if kind == OTHER or (first == _BLANK and next_kind == OTHER):
-        place = run_end(data, after, end, OTHER, table)
+        place = run_end(data, after, end, OTHER, kinds)
         while place < end and (byte_at(data, place) == _NEWLINE or byte_at(data, place) == _RETURN):
             place += 1
         return place
-    return blank_end(data, start, end, True, table)
+    return blank_end(data, start, end, True, kinds)
 
 
 @kernel
-def number_end(data: Array, start: int, end: int, table: Array) -> int:
+def number_end(data: Array, start: int, end: int, kinds: Array) -> int:
     """Return where one to three characters of numbers end."""
     place = start
     for _ in range(3):
         if place >= end:
             return end
-        kind, width = kind_at(data, place, table)
+        kind, width = kind_at(data, place, kinds)
         if kind != NUMBER:
             return place
         place += width
@@ -185,38 +208,38 @@ def number_end(data: Array, start: int, end: int, table: Array) -> int:
 
 @helper
 def ends_from(data: Array, start: int, end: int, pattern: int) -> Any:
-    """Return where pre-tokens end behind `start`, bit n for `start + n`: as many as one look shows, or none."""
+    """Return where pre-tokens end after `start`, bit n for `start + n`: as many as one look shows, or none."""
     if pattern == GPT2:
         return gpt2_ends(data, start, end)
     return _NONE
 
 
 @kernel
-def piece_end(data: Array, start: int, end: int, pattern: int, table: Array) -> int:
+def piece_end(data: Array, start: int, end: int, pattern: int, kinds: Array) -> int:
     """Return where the pre-token that begins at `start` ends."""
     if pattern == GPT2:
-        return gpt2_end(data, start, end, table)
-    return cl100k_end(data, start, end, table)
+        return gpt2_end(data, start, end, kinds)
+    return cl100k_end(data, start, end, kinds)
 
 
 @helper
 def next_end(
-    data: Array, start: int, end: int, pattern: int, table: Array, seen_from: int, ends: Any
+    data: Array, start: int, end: int, pattern: int, kinds: Array, seen_from: int, ends: Any
 ) -> tuple[int, int, Any]:
-    """Return where the pre-token at `start` ends, and what `ends_from` still knows: from which place, and the bits."""
+    """Return where the pre-token at `start` ends, and what is left of the last look: its place and its bits."""
     if ends == _NONE:
         seen_from, ends = start, ends_from(data, start, end, pattern)
         if ends == _NONE:
-            return piece_end(data, start, end, pattern, table), start, _NONE
+            return piece_end(data, start, end, pattern, kinds), start, _NONE
     return seen_from + lowest_bit(ends), seen_from, ends & (ends - _ONE)
 
 
 @kernel
-def find_pieces(data: Array, start: int, end: int, pattern: int, table: Array, ends: Array) -> int:
+def find_pieces(data: Array, start: int, end: int, pattern: int, kinds: Array, ends: Array) -> int:
     """Write where each pre-token ends into `ends`, which has a place for each byte; return how many there are."""
     number, seen_from, seen = 0, start, _NONE
     while start < end:
-        start, seen_from, seen = next_end(data, start, end, pattern, table, seen_from, seen)
+        start, seen_from, seen = next_end(data, start, end, pattern, kinds, seen_from, seen)
         ends[number] = start
         number += 1
     return number

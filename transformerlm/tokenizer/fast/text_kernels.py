@@ -1,6 +1,8 @@
 """Compiled loops over whole texts that need no table: valid UTF-8, special tokens, safe cuts, and decoding.
 
-The rules of `_kernels.py` hold here too.
+The rules of `encode_kernels.py` hold here too.
+
+Part of: byte_chunks, encoder
 """
 
 from __future__ import annotations
@@ -9,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from transformerlm.tokenizer.fast.arrays import Array
 from transformerlm.tokenizer.fast.jit import byte_at, helper, kernel, word_at
 from transformerlm.tokenizer.fast.unicode_tables import ASCII_KINDS, LETTER, NUMBER, OTHER, SPACE
-
-Array = np.ndarray[Any, Any]
 
 _HIGH_BITS, _EACH_BYTE = np.uint64(0x8080808080808080), np.uint64(0x0101010101010101)
 _SEVERAL = np.uint64(1)  # no byte repeated
@@ -20,7 +21,7 @@ _SEVERAL = np.uint64(1)  # no byte repeated
 
 @helper
 def character_width(data: Array, place: int) -> int:
-    """Return the number of bytes of the character at `place`, 0 if it is none of UTF-8 (Unicode 15, table 3-7)."""
+    """Return the number of bytes of the character at `place`, 0 if it is invalid UTF-8 (Unicode 15, kinds 3-7)."""
     first, second = byte_at(data, place), byte_at(data, place + 1)
     if first < 0x80:
         return 1
@@ -44,13 +45,13 @@ def character_width(data: Array, place: int) -> int:
 
 @kernel
 def first_invalid(data: Array, end: int) -> int:
-    """Return where the first byte stands that begins no character of UTF-8, `end` if there is none.
+    """Return where the first invalid byte of UTF-8 is, `end` if there is none.
 
-    A character that the end cuts in two is not valid: behind it come zeros.
+    A character that the end cuts in two is invalid, as zeros follow it.
     """
     place = 0
     while place < end:
-        if word_at(data, place) & _HIGH_BITS == np.uint64(0):
+        if word_at(data, place) & _HIGH_BITS == np.uint64(0):  # eight bytes of ASCII
             place += 8
             continue
         width = character_width(data, place)
@@ -68,7 +69,7 @@ def cut_segments(
     first_bytes: Array,
     spelled: Array,
     places: Array,
-    table: Array,
+    kinds: Array,
     segments: Array,
     last: Array,
 ) -> int:
@@ -78,9 +79,9 @@ def cut_segments(
         texts: rows of (start, end).
         first_bytes: which bytes begin special tokens, bool `(256,)`.
         spelled: `spelled[places[n] : places[n + 1]]` is token n, the longest first.
-        segments: is filled with rows of (start, end, number of the token behind it or -1). Where it is too short, rows
-            are left out, but the number is that of all of them.
-        last: is told for each text how many rows there are after it.
+        segments: is filled with rows of (start, end, number of the token that follows or -1). Where it is too short,
+            rows are omitted, but the number is that of all of them.
+        last: gets for each text the number of rows up to its end.
     """
     rows = 0
     for text in range(texts.shape[0]):
@@ -88,7 +89,7 @@ def cut_segments(
         while True:
             stop, token = next_special_token(data, start, end, first_bytes, spelled, places)
             while stop - start > longest:
-                cut = safe_cut(data, start, start + longest, stop, table)
+                cut = safe_cut(data, start, start + longest, stop, kinds)
                 rows = add_segment(segments, rows, start, cut, -1)
                 start = cut
             rows = add_segment(segments, rows, start, stop, token)
@@ -132,9 +133,10 @@ def next_special_token(
 
 @helper
 def skip_other_bytes(data: Array, start: int, end: int, only: Any) -> int:
-    """Go on from `start` to the eight bytes in which a byte stands (in each byte of `only`), or to the end."""
+    """Go on from `start` to the first eight bytes that hold a given byte (`only` repeats it), or to the end."""
     while start < end:
         difference = word_at(data, start) ^ only  # has a zero byte where they are equal
+        # Subtracting 1 from each byte sets its high bit if the byte was zero (or had that bit, which `~` rules out).
         if (difference - _EACH_BYTE) & ~difference & _HIGH_BITS != np.uint64(0):
             break
         start += 8
@@ -157,20 +159,20 @@ def special_token_at(data: Array, start: int, end: int, spelled: Array, places: 
 
 
 @kernel
-def safe_cut(data: Array, start: int, place: int, end: int, table: Array) -> int:
+def safe_cut(data: Array, start: int, place: int, end: int, kinds: Array) -> int:
     """Return the first place from `place` on where the text from `start` to `end` may be cut, `end` if there is none.
 
-    That is before white space in ASCII (only a blank after marks, which cl100k joins with line ends), behind a
+    That is before white space in ASCII (only a blank after marks, which cl100k joins with line ends), after a
     character that is neither white space nor an apostrophe.
     """
     for cut in range(max(place, start + 1), end):
         following = byte_at(data, cut)
-        if following >= 0x80 or table[ASCII_KINDS + following] != SPACE:
+        if following >= 0x80 or kinds[ASCII_KINDS + following] != SPACE:
             continue
         first = cut - 1
-        while first > start and byte_at(data, first) & 0xC0 == 0x80:
+        while first > start and byte_at(data, first) & 0xC0 == 0x80:  # back to where the character begins
             first -= 1
-        kind = character_kind(data, first, table)
+        kind = character_kind(data, first, kinds)
         if kind == LETTER or kind == NUMBER:
             return cut
         if kind == OTHER and following == ord(" ") and byte_at(data, first) != ord("'"):
@@ -179,20 +181,20 @@ def safe_cut(data: Array, start: int, place: int, end: int, table: Array) -> int
 
 
 @kernel
-def character_kind(data: Array, place: int, table: Array) -> int:
+def character_kind(data: Array, place: int, kinds: Array) -> int:
     """Return the kind of the character at `place`."""
     first, width = byte_at(data, place), character_width(data, place)
     if width <= 1:
-        return table[ASCII_KINDS + first] if first < 0x80 else SPACE  # no cut behind a byte that is none
-    code = first & (0xFF >> (width + 1))
+        return kinds[ASCII_KINDS + first] if first < 0x80 else SPACE  # no cut after an invalid byte
+    code = first & (0xFF >> (width + 1))  # what is left of the first byte after its `width` ones and a zero
     for offset in range(1, width):
         code = code << 6 | byte_at(data, place + offset) & 0x3F
-    return table[np.int64(table[code >> 8]) + (code & 255)]
+    return kinds[np.int64(kinds[code >> 8]) + (code & 255)]
 
 
 @kernel
 def decoded_length(ids: Array, offsets: Array) -> int:
-    """Return how many bytes the ids stand for; -1 - n where the n-th is not in the vocabulary."""
+    """Return how many bytes the ids spell; -1 - n where the n-th is not in the vocabulary."""
     total = 0
     for number in range(ids.size):
         token = np.int64(ids[number])

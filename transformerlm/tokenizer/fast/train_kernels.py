@@ -1,28 +1,35 @@
-"""Learning merges, compiled: `_PairTable` of `bpe_trainer.py` over arrays, with the same merges in the same order.
+"""Learning merges, compiled: `pair_table.py` over arrays, with the same merges in the same order.
 
-All words lie in one row of slots, a slot a byte; a token's id stands in its first and its last slot. `places` holds the
+All words are in one row of slots, a slot a byte; a token's id is in its first and its last slot. `places` holds the
 places of each pair's left token, those of one pair together; a pair's places are written once, when the merge that
 makes one of its tokens is done, in the order of the text. Three numbers a slot are always enough for them: the first
 pairs have a place a byte, and each merge, which takes one token away, makes two new places at most. `weights` says of
 each slot how often its word occurs, in 32 bits; where that is too little, it says which word it is (see `weight_at`).
 
 **The queue.** Counts of known pairs only fall, and no new pair is more frequent than the one whose merge made it. So
-the pairs wait in a list for each count (`heads`, `following`), and only those of the count that is being used up stand
-in a heap, ordered by their bytes. A pair whose count has fallen since is put into its new list when it comes up. Counts
+the pairs wait in a list for each count (`heads`, `following`), and only those of the count that is being used up are in
+a heap, ordered by their bytes. A pair whose count has fallen since is put into its new list when it comes up. Counts
 from `LISTED_COUNTS` on, which few pairs have, share the heap from the beginning.
 
-The rules of `_kernels.py` hold here too; `facts` holds the numbers that change.
+The rules of `encode_kernels.py` hold here too. Arrays that belong together come as one named tuple (`Text`, `Pairs`,
+`Queue`, `Tokens`); the others are
+
+    facts    int64 (6,)                     the numbers that change: NUM_TOKENS, NUM_PAIRS, ...
+    sides    int64 (tokens, SIDE_COLUMNS)   what was beside the places of the present merge, by token
+    touched  int32 (tokens,)                the tokens that have a row in `sides` now
+    merges   int32 (tokens, 2)              what each token is made of: the ids of its left and right part
+
+Part of: learner
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from transformerlm.tokenizer.fast.arrays import Array
 from transformerlm.tokenizer.fast.jit import helper, kernel
-
-Array = np.ndarray[Any, Any]
 
 LISTED_COUNTS = 1 << 16
 BETWEEN_WORDS, INSIDE_TOKEN, NONE = -1, -2, -1
@@ -34,13 +41,47 @@ NUM_TOKENS, NUM_PAIRS, NUM_PLACES, HEAP_SIZE, LEVEL, NUM_BYTES = 0, 1, 2, 3, 4, 
 KEY, COUNT, FIRST_PLACE, PAIR_PLACES, PAIR_COLUMNS = 0, 1, 2, 3, 4
 # Columns of `tokens`: its bytes are `spelled[START : START + LENGTH]`, its first seven of them PREFIX as a number.
 START, LENGTH, HASH, PREFIX, TOKEN_COLUMNS = 0, 1, 2, 3, 4
-# Columns of `sides`: sums for each token that stands left or right of the present merge's places.
+# Columns of `sides`: sums for each token that is left or right of the present merge's places.
 LEFT_COUNT, LEFT_PLACES, RIGHT_COUNT, RIGHT_PLACES, SIDE_COLUMNS = 0, 1, 2, 3, 4
 
 _KEY_MASK = (1 << 32) - 1
 _LARGEST_WEIGHT = (1 << 31) - 1
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 HASH_FACTOR, HASH_MASK = 0x100000001B3, (1 << 40) - 1
+
+
+class Text(NamedTuple):
+    """The distinct words in one row of slots, a slot a byte, one more between two words."""
+
+    slots: Array  # int32 (slots,): the id of the token that begins or ends here, `INSIDE_TOKEN` or `BETWEEN_WORDS`
+    weights: Array  # int32 (slots,): how often the slot's word occurs; below 0 see `weight_at`
+    word_counts: Array  # int64 (words,): the same for each word, where 32 bits are too few
+    places: Array  # int32 (3 * slots,): where the left token of a pair begins; the places of one pair are together
+
+
+class Pairs(NamedTuple):
+    """All pairs that were ever met, and where each is found by its key."""
+
+    rows: Array  # int64 (room, PAIR_COLUMNS): KEY, COUNT, FIRST_PLACE, PAIR_PLACES of each
+    index: Array  # int32 (2 * room,): open addressing, a pair's number or `NONE`
+    shift: Any  # uint64: by how much the hash of a key is shifted to give its place in the index
+
+
+class Queue(NamedTuple):
+    """The pairs that wait for their turn; see above."""
+
+    counts: Array  # int64 (room,): the counts of the pairs in the heap, when they were put there
+    heap: Array  # int32 (room,): their numbers, the first to be merged on top
+    heads: Array  # int32 (LISTED_COUNTS,): for each count the first pair of its list, or `NONE`
+    following: Array  # int32 (room,): the pair that comes after each in its list
+
+
+class Tokens(NamedTuple):
+    """All tokens: bytes, then merges."""
+
+    rows: Array  # int64 (tokens, TOKEN_COLUMNS): START, LENGTH, HASH, PREFIX of each
+    spelled: Array  # uint8: the bytes of all tokens, one after the other
+    known: Array  # int32: open addressing by HASH, a token's id or `NONE`: is a string of bytes a token already?
 
 
 @helper
@@ -50,31 +91,31 @@ def key_of(left: int, right: int) -> int:
 
 
 @helper
-def find_key(index: Array, pairs: Array, shift: Any, key: int) -> int:
-    """Return where in the index a pair's number stands, or the free place where it belongs."""
-    place = np.int64(np.uint64(key) * _MIX >> shift)
-    while index[place] != NONE and pairs[index[place], KEY] != key:
+def find_key(pairs: Pairs, key: int) -> int:
+    """Return where in the index a pair's number is, or the free place where it belongs."""
+    place = np.int64(np.uint64(key) * _MIX >> pairs.shift)
+    while pairs.index[place] != NONE and pairs.rows[pairs.index[place], KEY] != key:
         place += 1
-        if place == index.size:
+        if place == pairs.index.size:
             place = 0
     return place
 
 
 @kernel
-def index_pairs(pairs: Array, number: int, index: Array, shift: Any) -> None:
+def index_pairs(pairs: Pairs, number: int) -> None:
     """Fill an index of the pairs that is empty (`NONE`)."""
     for pair in range(number):
-        index[find_key(index, pairs, shift, pairs[pair, KEY])] = pair
+        pairs.index[find_key(pairs, pairs.rows[pair, KEY])] = pair
 
 
 @kernel
-def add_pair(pairs: Array, index: Array, shift: Any, facts: Array, key: int, count: int) -> int:
+def add_pair(pairs: Pairs, facts: Array, key: int, count: int) -> int:
     """Enter a new pair, its places still none, and return its number."""
     pair = facts[NUM_PAIRS]
     facts[NUM_PAIRS] = pair + 1
-    pairs[pair, KEY], pairs[pair, COUNT] = key, count
-    pairs[pair, FIRST_PLACE], pairs[pair, PAIR_PLACES] = facts[NUM_PLACES], 0
-    index[find_key(index, pairs, shift, key)] = pair
+    pairs.rows[pair, KEY], pairs.rows[pair, COUNT] = key, count
+    pairs.rows[pair, FIRST_PLACE], pairs.rows[pair, PAIR_PLACES] = facts[NUM_PLACES], 0
+    pairs.index[find_key(pairs, key)] = pair
     return pair
 
 
@@ -95,202 +136,195 @@ def lay_out(data: Array, ends: Array, word_counts: Array, slots: Array, weights:
 
 
 @helper
-def weight_at(weights: Array, word_counts: Array, place: int) -> int:
+def weight_at(text: Text, place: int) -> int:
     """Return how often the word at a place occurs: its weight, or, below 0, the count of the word that it names."""
-    weight = np.int64(weights[place])
-    return weight if weight >= 0 else word_counts[~weight]
+    weight = np.int64(text.weights[place])
+    return weight if weight >= 0 else text.word_counts[~weight]
 
 
 @kernel
-def find_byte_pairs(
-    slots: Array, weights: Array, word_counts: Array, places: Array, pairs: Array, index: Array, shift: Any,
-    facts: Array, pair_of: Array,
-) -> None:  # fmt: skip
+def find_byte_pairs(text: Text, pairs: Pairs, facts: Array, pair_of: Array) -> None:
     """Enter all pairs of bytes with their counts and places; `pair_of` has a `NONE` for each of them."""
-    for place in range(1, slots.size - 1):
-        if slots[place] >= 0 and slots[place + 1] >= 0:
-            number = slots[place] << 8 | slots[place + 1]
+    for place in range(1, text.slots.size - 1):
+        if text.slots[place] >= 0 and text.slots[place + 1] >= 0:
+            number = text.slots[place] << 8 | text.slots[place + 1]
             if pair_of[number] == NONE:
-                pair_of[number] = add_pair(pairs, index, shift, facts, key_of(slots[place], slots[place + 1]), 0)
-            pairs[pair_of[number], COUNT] += weight_at(weights, word_counts, place)
-            pairs[pair_of[number], PAIR_PLACES] += 1
+                pair_of[number] = add_pair(pairs, facts, key_of(text.slots[place], text.slots[place + 1]), 0)
+            pairs.rows[pair_of[number], COUNT] += weight_at(text, place)
+            pairs.rows[pair_of[number], PAIR_PLACES] += 1
     for pair in range(facts[NUM_PAIRS]):
-        pairs[pair, FIRST_PLACE] = facts[NUM_PLACES]
-        facts[NUM_PLACES] += pairs[pair, PAIR_PLACES]
-        pairs[pair, PAIR_PLACES] = 0
-    for place in range(1, slots.size - 1):
-        if slots[place] >= 0 and slots[place + 1] >= 0:
-            add_place(pairs, pair_of[slots[place] << 8 | slots[place + 1]], places, place)
+        pairs.rows[pair, FIRST_PLACE] = facts[NUM_PLACES]
+        facts[NUM_PLACES] += pairs.rows[pair, PAIR_PLACES]
+        pairs.rows[pair, PAIR_PLACES] = 0
+    for place in range(1, text.slots.size - 1):
+        if text.slots[place] >= 0 and text.slots[place + 1] >= 0:
+            add_place(pairs, pair_of[text.slots[place] << 8 | text.slots[place + 1]], text, place)
 
 
 @helper
-def add_place(pairs: Array, pair: int, places: Array, place: int) -> None:
+def add_place(pairs: Pairs, pair: int, text: Text, place: int) -> None:
     """Write one more place of a pair."""
-    places[pairs[pair, FIRST_PLACE] + pairs[pair, PAIR_PLACES]] = place
-    pairs[pair, PAIR_PLACES] += 1
+    text.places[pairs.rows[pair, FIRST_PLACE] + pairs.rows[pair, PAIR_PLACES]] = place
+    pairs.rows[pair, PAIR_PLACES] += 1
 
 
 # ---- The order of pairs -----------------------------------------------------------------------------------------
 
 
 @kernel
-def compare_tokens(left: int, right: int, tokens: Array, spelled: Array) -> int:
+def compare_tokens(left: int, right: int, tokens: Tokens) -> int:
     """Return below 0, 0 or above 0 as the first token's bytes are less than, equal to or greater than the other's."""
     if left == right:
         return 0
-    if tokens[left, PREFIX] != tokens[right, PREFIX]:
-        return -1 if tokens[left, PREFIX] < tokens[right, PREFIX] else 1
-    for offset in range(min(tokens[left, LENGTH], tokens[right, LENGTH])):
-        difference = np.int64(spelled[tokens[left, START] + offset]) - np.int64(spelled[tokens[right, START] + offset])
+    if tokens.rows[left, PREFIX] != tokens.rows[right, PREFIX]:
+        return -1 if tokens.rows[left, PREFIX] < tokens.rows[right, PREFIX] else 1
+    for offset in range(min(tokens.rows[left, LENGTH], tokens.rows[right, LENGTH])):
+        difference = np.int64(tokens.spelled[tokens.rows[left, START] + offset]) - np.int64(
+            tokens.spelled[tokens.rows[right, START] + offset]
+        )
         if difference != 0:
             return difference
-    return tokens[left, LENGTH] - tokens[right, LENGTH]
+    return tokens.rows[left, LENGTH] - tokens.rows[right, LENGTH]
 
 
 @kernel
-def comes_before(counts: Array, heap: Array, one: int, other: int, pairs: Array, tokens: Array, spelled: Array) -> bool:
-    """Tell whether the pair at one place of the heap goes before that at another: higher count, then greater bytes."""
-    if counts[one] != counts[other]:
-        return counts[one] > counts[other]
-    key, other_key = pairs[heap[one], KEY], pairs[heap[other], KEY]
-    order = compare_tokens(key >> 32, other_key >> 32, tokens, spelled)
+def comes_before(queue: Queue, one: int, other: int, pairs: Pairs, tokens: Tokens) -> bool:
+    """Return whether one pair in the heap comes before another: by the higher count, then by the greater bytes."""
+    if queue.counts[one] != queue.counts[other]:
+        return queue.counts[one] > queue.counts[other]
+    key, other_key = pairs.rows[queue.heap[one], KEY], pairs.rows[queue.heap[other], KEY]
+    order = compare_tokens(key >> 32, other_key >> 32, tokens)
     if order == 0:
-        order = compare_tokens(key & _KEY_MASK, other_key & _KEY_MASK, tokens, spelled)
+        order = compare_tokens(key & _KEY_MASK, other_key & _KEY_MASK, tokens)
     return order > 0
 
 
 @helper
-def swap(counts: Array, heap: Array, one: int, other: int) -> None:
+def swap(queue: Queue, one: int, other: int) -> None:
     """Exchange two entries of the heap."""
-    counts[one], counts[other] = counts[other], counts[one]
-    heap[one], heap[other] = heap[other], heap[one]
+    queue.counts[one], queue.counts[other] = queue.counts[other], queue.counts[one]
+    queue.heap[one], queue.heap[other] = queue.heap[other], queue.heap[one]
 
 
 @kernel
-def wait(
-    pair: int, counts: Array, heap: Array, heads: Array, following: Array, pairs: Array, tokens: Array,
-    spelled: Array, facts: Array,
-) -> None:  # fmt: skip
+def wait(pair: int, queue: Queue, pairs: Pairs, tokens: Tokens, facts: Array) -> None:
     """Put a pair where it waits for its turn: into the heap, or into the list of its count."""
-    count = pairs[pair, COUNT]
+    count = pairs.rows[pair, COUNT]
     if count < facts[LEVEL]:
-        following[pair] = heads[count]
-        heads[count] = pair
+        queue.following[pair] = queue.heads[count]
+        queue.heads[count] = pair
         return
     place = facts[HEAP_SIZE]
     facts[HEAP_SIZE] = place + 1
-    counts[place], heap[place] = count, pair
-    while place > 0 and comes_before(counts, heap, place, (place - 1) // 2, pairs, tokens, spelled):
-        swap(counts, heap, place, (place - 1) // 2)
+    queue.counts[place], queue.heap[place] = count, pair
+    while place > 0 and comes_before(queue, place, (place - 1) // 2, pairs, tokens):
+        swap(queue, place, (place - 1) // 2)
         place = (place - 1) // 2
 
 
 @kernel
-def wait_from(
-    first: int, counts: Array, heap: Array, heads: Array, following: Array, pairs: Array, tokens: Array,
-    spelled: Array, facts: Array,
-) -> None:  # fmt: skip
+def wait_from(first: int, queue: Queue, pairs: Pairs, tokens: Tokens, facts: Array) -> None:
     """Let all pairs from one on wait."""
     for pair in range(first, facts[NUM_PAIRS]):
-        wait(pair, counts, heap, heads, following, pairs, tokens, spelled, facts)
+        wait(pair, queue, pairs, tokens, facts)
 
 
 @kernel
-def take_top(counts: Array, heap: Array, pairs: Array, tokens: Array, spelled: Array, facts: Array) -> None:
+def take_top(queue: Queue, pairs: Pairs, tokens: Tokens, facts: Array) -> None:
     """Take the first pair out of the heap."""
     size = facts[HEAP_SIZE] - 1
     facts[HEAP_SIZE] = size
-    counts[0], heap[0] = counts[size], heap[size]
+    queue.counts[0], queue.heap[0] = queue.counts[size], queue.heap[size]
     place, child = 0, 1
     while child < size:
-        if child + 1 < size and comes_before(counts, heap, child + 1, child, pairs, tokens, spelled):
+        if child + 1 < size and comes_before(queue, child + 1, child, pairs, tokens):
             child += 1
-        if not comes_before(counts, heap, child, place, pairs, tokens, spelled):
+        if not comes_before(queue, child, place, pairs, tokens):
             break
-        swap(counts, heap, place, child)
+        swap(queue, place, child)
         place, child = child, 2 * child + 1
 
 
 @kernel
-def next_pair(
-    counts: Array, heap: Array, heads: Array, following: Array, pairs: Array, tokens: Array, spelled: Array,
-    known: Array, facts: Array,
-) -> int:  # fmt: skip
+def next_pair(queue: Queue, pairs: Pairs, tokens: Tokens, facts: Array) -> int:
     """Return the pair to merge next, `NONE` if no pair is left."""
     while True:
         while facts[HEAP_SIZE] == 0:
             if facts[LEVEL] <= 1:
                 return NONE
             facts[LEVEL] -= 1
-            pair = heads[facts[LEVEL]]
-            heads[facts[LEVEL]] = NONE
+            pair = queue.heads[facts[LEVEL]]
+            queue.heads[facts[LEVEL]] = NONE
             while pair != NONE:
-                then = following[pair]
-                if pairs[pair, COUNT] > 0:
-                    wait(pair, counts, heap, heads, following, pairs, tokens, spelled, facts)
+                then = queue.following[pair]
+                if pairs.rows[pair, COUNT] > 0:
+                    wait(pair, queue, pairs, tokens, facts)
                 pair = then
-        pair, count = heap[0], counts[0]
-        take_top(counts, heap, pairs, tokens, spelled, facts)
-        if pairs[pair, COUNT] == count:
-            if not is_known(pairs[pair, KEY] >> 32, pairs[pair, KEY] & _KEY_MASK, tokens, spelled, known):
+        pair, count = queue.heap[0], queue.counts[0]
+        take_top(queue, pairs, tokens, facts)
+        if pairs.rows[pair, COUNT] == count:
+            if not is_known(pairs.rows[pair, KEY] >> 32, pairs.rows[pair, KEY] & _KEY_MASK, tokens):
                 return pair
-        elif pairs[pair, COUNT] > 0:
-            wait(pair, counts, heap, heads, following, pairs, tokens, spelled, facts)
+        elif pairs.rows[pair, COUNT] > 0:
+            wait(pair, queue, pairs, tokens, facts)
 
 
 # ---- Tokens -----------------------------------------------------------------------------------------------------
 
 
 @kernel
-def joined_hash(left: int, right: int, tokens: Array, spelled: Array) -> int:
+def joined_hash(left: int, right: int, tokens: Tokens) -> int:
     """Return the hash of two tokens' joined bytes, which goes on from that of the left one."""
-    result = tokens[left, HASH]
-    for offset in range(tokens[right, LENGTH]):
-        result = ((result ^ np.int64(spelled[tokens[right, START] + offset])) * HASH_FACTOR) & HASH_MASK
+    result = tokens.rows[left, HASH]
+    for offset in range(tokens.rows[right, LENGTH]):
+        result = ((result ^ np.int64(tokens.spelled[tokens.rows[right, START] + offset])) * HASH_FACTOR) & HASH_MASK
     return result
 
 
 @kernel
-def is_known(left: int, right: int, tokens: Array, spelled: Array, known: Array) -> bool:
-    """Tell whether two tokens' joined bytes are a token already."""
-    length = tokens[left, LENGTH] + tokens[right, LENGTH]
-    digest = joined_hash(left, right, tokens, spelled)
-    place = digest % known.size
-    while known[place] != NONE:
-        token = known[place]
-        if tokens[token, HASH] == digest and tokens[token, LENGTH] == length:
+def is_known(left: int, right: int, tokens: Tokens) -> bool:
+    """Return whether two tokens' joined bytes are a token already."""
+    length = tokens.rows[left, LENGTH] + tokens.rows[right, LENGTH]
+    digest = joined_hash(left, right, tokens)
+    place = digest % tokens.known.size
+    while tokens.known[place] != NONE:
+        token = tokens.known[place]
+        if tokens.rows[token, HASH] == digest and tokens.rows[token, LENGTH] == length:
             same = True
             for offset in range(length):
                 part, inner = left, offset
-                if offset >= tokens[left, LENGTH]:
-                    part, inner = right, offset - tokens[left, LENGTH]
-                if spelled[tokens[token, START] + offset] != spelled[tokens[part, START] + inner]:
+                if offset >= tokens.rows[left, LENGTH]:
+                    part, inner = right, offset - tokens.rows[left, LENGTH]
+                if (
+                    tokens.spelled[tokens.rows[token, START] + offset]
+                    != tokens.spelled[tokens.rows[part, START] + inner]
+                ):
                     same = False
                     break
             if same:
                 return True
-        place = (place + 1) % known.size
+        place = (place + 1) % tokens.known.size
     return False
 
 
 @kernel
-def add_token(left: int, right: int, tokens: Array, spelled: Array, known: Array, facts: Array) -> int:
+def add_token(left: int, right: int, tokens: Tokens, facts: Array) -> int:
     """Enter the token that two others make and return its id."""
     token, start = facts[NUM_TOKENS], facts[NUM_BYTES]
     length = 0
     for part in (left, right):
-        for offset in range(tokens[part, LENGTH]):
-            spelled[start + length] = spelled[tokens[part, START] + offset]
+        for offset in range(tokens.rows[part, LENGTH]):
+            tokens.spelled[start + length] = tokens.spelled[tokens.rows[part, START] + offset]
             length += 1
     prefix = 0
     for offset in range(7):  # seven bytes fit a signed number
-        prefix = prefix << 8 | (np.int64(spelled[start + offset]) if offset < length else 0)
-    tokens[token, START], tokens[token, LENGTH], tokens[token, PREFIX] = start, length, prefix
-    tokens[token, HASH] = joined_hash(left, right, tokens, spelled)
-    place = tokens[token, HASH] % known.size
-    while known[place] != NONE:
-        place = (place + 1) % known.size
-    known[place] = token
+        prefix = prefix << 8 | (np.int64(tokens.spelled[start + offset]) if offset < length else 0)
+    tokens.rows[token, START], tokens.rows[token, LENGTH], tokens.rows[token, PREFIX] = start, length, prefix
+    tokens.rows[token, HASH] = joined_hash(left, right, tokens)
+    place = tokens.rows[token, HASH] % tokens.known.size
+    while tokens.known[place] != NONE:
+        place = (place + 1) % tokens.known.size
+    tokens.known[place] = token
     facts[NUM_TOKENS], facts[NUM_BYTES] = token + 1, start + length
     return token
 
@@ -299,26 +333,23 @@ def add_token(left: int, right: int, tokens: Array, spelled: Array, known: Array
 
 
 @kernel
-def merge_places(
-    pair: int, new: int, slots: Array, weights: Array, word_counts: Array, places: Array, pairs: Array,
-    tokens: Array, sides: Array, touched: Array,
-) -> int:  # fmt: skip
-    """Replace the pair by its new token wherever it stands, and sum up what stood beside it.
+def merge_places(pair: int, new: int, text: Text, pairs: Pairs, tokens: Tokens, sides: Array, touched: Array) -> int:
+    """Replace the pair by its new token wherever it is, and sum up what was beside it.
 
-    Writes the tokens that stood beside it into `touched` (their number is returned), and the merged places over the
-    pair's old ones, with -1 behind the last.
+    Writes the tokens that were beside it into `touched` (their number is returned), and the merged places over the
+    pair's old ones.
     """
-    left, right = pairs[pair, KEY] >> 32, pairs[pair, KEY] & _KEY_MASK
-    left_length, new_length = tokens[left, LENGTH], tokens[new, LENGTH]
-    first = pairs[pair, FIRST_PLACE]
+    left, right = pairs.rows[pair, KEY] >> 32, pairs.rows[pair, KEY] & _KEY_MASK
+    left_length, new_length = tokens.rows[left, LENGTH], tokens.rows[new, LENGTH]
+    first = pairs.rows[pair, FIRST_PLACE]
     number, merged = 0, 0
-    for entry in range(first, first + pairs[pair, PAIR_PLACES]):
-        start = places[entry]
+    for entry in range(first, first + pairs.rows[pair, PAIR_PLACES]):
+        start = text.places[entry]
         middle, end = start + left_length, start + new_length
-        if slots[start] != left or slots[middle] != right:
+        if text.slots[start] != left or text.slots[middle] != right:
             continue  # out of date: in "aaa" the first merge takes the second pair's left token
-        weight = weight_at(weights, word_counts, start)
-        before, after = slots[start - 1], slots[end]
+        weight = weight_at(text, start)
+        before, after = text.slots[start - 1], text.slots[end]
         if before >= 0:
             if sides[before, LEFT_PLACES] + sides[before, RIGHT_PLACES] == 0:
                 touched[number] = before
@@ -331,96 +362,101 @@ def merge_places(
                 number += 1
             sides[after, RIGHT_COUNT] += weight
             sides[after, RIGHT_PLACES] += 1
-        slots[middle - 1], slots[middle] = INSIDE_TOKEN, INSIDE_TOKEN
-        slots[start], slots[end - 1] = new, new
-        places[first + merged] = start
+        text.slots[middle - 1], text.slots[middle] = INSIDE_TOKEN, INSIDE_TOKEN
+        text.slots[start], text.slots[end - 1] = new, new
+        text.places[first + merged] = start
         merged += 1
-    pairs[pair, PAIR_PLACES] = merged
+    pairs.rows[pair, PAIR_PLACES] = merged
     return number
 
 
 @kernel
 def update_pairs(
-    left: int, right: int, new: int, number: int, pairs: Array, index: Array, shift: Any, sides: Array, touched: Array,
-    facts: Array,
-) -> None:  # fmt: skip
+    left: int, right: int, new: int, number: int, pairs: Pairs, sides: Array, touched: Array, facts: Array
+) -> None:
     """Take what the merge has used up from the old pairs' counts, and enter the new pairs.
 
-    In "abab" the second merge finds the first one's token on its left: a pair of the new token and `left` was never
-    left standing, though the first merge saw it.
+    In "abab" the second merge finds the first one's token on its left: the pair of the new token and `left`, which the
+    first merge saw, did not last. `passing` is how often that happened.
     """
     passing = sides[new, LEFT_COUNT]
     for entry in range(number):
         token = touched[entry]
         if sides[token, LEFT_PLACES] > 0:
             if token != new:
-                pairs[index[find_key(index, pairs, shift, key_of(token, left))], COUNT] -= sides[token, LEFT_COUNT]
+                pairs.rows[pairs.index[find_key(pairs, key_of(token, left))], COUNT] -= sides[token, LEFT_COUNT]
             count, room = sides[token, LEFT_COUNT], sides[token, LEFT_PLACES]
-            sides[token, LEFT_COUNT] = NONE
+            sides[token, LEFT_COUNT] = NONE  # from here on the number of the new pair, if there is one
             if count > 0:
-                sides[token, LEFT_COUNT] = add_pair(pairs, index, shift, facts, key_of(token, new), count)
+                sides[token, LEFT_COUNT] = add_pair(pairs, facts, key_of(token, new), count)
                 facts[NUM_PLACES] += room
         if sides[token, RIGHT_PLACES] > 0:
             count, room = sides[token, RIGHT_COUNT], sides[token, RIGHT_PLACES]
-            pairs[index[find_key(index, pairs, shift, key_of(right, token))], COUNT] -= count
-            if token == left:
+            pairs.rows[pairs.index[find_key(pairs, key_of(right, token))], COUNT] -= count
+            if token == left:  # "abab": this right neighbour was merged itself
                 count -= passing
             sides[token, RIGHT_COUNT] = NONE
             if count > 0:
-                sides[token, RIGHT_COUNT] = add_pair(pairs, index, shift, facts, key_of(new, token), count)
+                sides[token, RIGHT_COUNT] = add_pair(pairs, facts, key_of(new, token), count)
                 facts[NUM_PLACES] += room
 
 
 @kernel
-def write_places(pair: int, new: int, slots: Array, places: Array, pairs: Array, tokens: Array, sides: Array) -> None:
+def write_places(pair: int, new: int, text: Text, pairs: Pairs, tokens: Tokens, sides: Array) -> None:
     """Write the places of the new pairs, whose numbers `update_pairs` has put into `sides`."""
-    first = pairs[pair, FIRST_PLACE]
-    for entry in range(first, first + pairs[pair, PAIR_PLACES]):
-        start = places[entry]
-        before, after = slots[start - 1], slots[start + tokens[new, LENGTH]]
+    first = pairs.rows[pair, FIRST_PLACE]
+    for entry in range(first, first + pairs.rows[pair, PAIR_PLACES]):
+        start = text.places[entry]
+        before, after = text.slots[start - 1], text.slots[start + tokens.rows[new, LENGTH]]
         if before >= 0 and sides[before, LEFT_COUNT] >= 0 and sides[before, LEFT_PLACES] > 0:
-            add_place(pairs, sides[before, LEFT_COUNT], places, start - tokens[before, LENGTH])
+            add_place(pairs, sides[before, LEFT_COUNT], text, start - tokens.rows[before, LENGTH])
         if after >= 0 and after != new and sides[after, RIGHT_COUNT] >= 0 and sides[after, RIGHT_PLACES] > 0:
-            add_place(pairs, sides[after, RIGHT_COUNT], places, start)
+            add_place(pairs, sides[after, RIGHT_COUNT], text, start)
 
 
 @helper
-def room_to_merge(pair: int, left: int, right: int, pairs: Array, tokens: Array, spelled: Array, facts: Array) -> int:
+def room_to_merge(pair: int, left: int, right: int, pairs: Pairs, tokens: Tokens, facts: Array) -> int:
     """Return what a merge may lack: nothing (`DONE`), room for new pairs, two a place or a token at most, or bytes."""
-    if facts[NUM_PAIRS] + 2 * min(pairs[pair, PAIR_PLACES], facts[NUM_TOKENS] + 1) > pairs.shape[0]:
+    if facts[NUM_PAIRS] + 2 * min(pairs.rows[pair, PAIR_PLACES], facts[NUM_TOKENS] + 1) > pairs.rows.shape[0]:
         return NEED_PAIRS
-    if facts[NUM_BYTES] + tokens[left, LENGTH] + tokens[right, LENGTH] > spelled.size:
+    if facts[NUM_BYTES] + tokens.rows[left, LENGTH] + tokens.rows[right, LENGTH] > tokens.spelled.size:
         return NEED_BYTES
     return DONE
 
 
 @kernel
 def learn(
-    num_tokens: int, slots: Array, weights: Array, word_counts: Array, places: Array, pairs: Array, index: Array,
-    shift: Any, counts: Array, heap: Array, heads: Array, following: Array, tokens: Array, spelled: Array,
-    known: Array, sides: Array, touched: Array, merges: Array, facts: Array,
-) -> int:  # fmt: skip
+    num_tokens: int,
+    text: Text,
+    pairs: Pairs,
+    queue: Queue,
+    tokens: Tokens,
+    sides: Array,
+    touched: Array,
+    merges: Array,
+    facts: Array,
+) -> int:
     """Merge until there are `num_tokens` tokens; stop before a merge for which there might be no room.
 
     Returns `DONE`, `NO_PAIR_LEFT`, or what is needed to go on.
     """
     while facts[NUM_TOKENS] < num_tokens:
-        pair = next_pair(counts, heap, heads, following, pairs, tokens, spelled, known, facts)
+        pair = next_pair(queue, pairs, tokens, facts)
         if pair == NONE:
             return NO_PAIR_LEFT
-        left, right = pairs[pair, KEY] >> 32, pairs[pair, KEY] & _KEY_MASK
-        need = room_to_merge(pair, left, right, pairs, tokens, spelled, facts)
+        left, right = pairs.rows[pair, KEY] >> 32, pairs.rows[pair, KEY] & _KEY_MASK
+        need = room_to_merge(pair, left, right, pairs, tokens, facts)
         if need != DONE:
-            wait(pair, counts, heap, heads, following, pairs, tokens, spelled, facts)
+            wait(pair, queue, pairs, tokens, facts)
             return need
-        new = add_token(left, right, tokens, spelled, known, facts)
+        new = add_token(left, right, tokens, facts)
         merges[new, 0], merges[new, 1] = left, right
-        number = merge_places(pair, new, slots, weights, word_counts, places, pairs, tokens, sides, touched)
+        number = merge_places(pair, new, text, pairs, tokens, sides, touched)
         first_new = facts[NUM_PAIRS]
-        update_pairs(left, right, new, number, pairs, index, shift, sides, touched, facts)
-        write_places(pair, new, slots, places, pairs, tokens, sides)
-        pairs[pair, COUNT] = 0
-        wait_from(first_new, counts, heap, heads, following, pairs, tokens, spelled, facts)
+        update_pairs(left, right, new, number, pairs, sides, touched, facts)
+        write_places(pair, new, text, pairs, tokens, sides)
+        pairs.rows[pair, COUNT] = 0
+        wait_from(first_new, queue, pairs, tokens, facts)
         for entry in range(number):
             for column in range(SIDE_COLUMNS):
                 sides[touched[entry], column] = 0

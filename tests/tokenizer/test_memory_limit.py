@@ -11,16 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from transformerlm.tokenizer import train_bpe
-from transformerlm.tokenizer.fast import memory_limit
-from transformerlm.tokenizer.fast.memory_limit import check_memory_limit
+from transformerlm.tokenizer import memory_limit, reading, train_bpe
+from transformerlm.tokenizer.memory_limit import check_memory_limit
 
 EOT = "<|endoftext|>"
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a file of 15,000 distinct words, each some times, in three documents."""
+    """Return a file of 15,000 distinct words, which occur several times each, in three documents."""
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 7))) for _ in range(15_000)]
     path = tmp_path_factory.mktemp("corpus") / "a.txt"
@@ -40,10 +39,9 @@ def test_compiled_training_gives_the_same_merges_under_a_limit(
 ) -> None:
     """Under a limit just above what the distinct words need, full tables are emptied, and nothing changes."""
     pytest.importorskip("numba")
-    from transformerlm.tokenizer.fast import byte_chunks
     from transformerlm.tokenizer.fast import counter as compiled_counter
 
-    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 20_000)
+    monkeypatch.setattr(reading, "CHUNK_BYTES", 20_000)
     added: list[int] = []
     add_words = compiled_counter.add_words
     monkeypatch.setattr(compiled_counter, "add_words", lambda table, words: (added.append(1), add_words(table, words)))
@@ -56,11 +54,10 @@ def test_compiled_training_gives_the_same_merges_under_a_limit(
 def test_compiled_training_goes_on_in_files_beyond_the_limit(
     corpus: Path, merges: list[tuple[bytes, bytes]], monkeypatch: pytest.MonkeyPatch, num_workers: int
 ) -> None:
-    """Far below what the distinct words need, counting and learning take files, say so once, and nothing changes."""
+    """Far below what the distinct words need, counting and learning use files, warn once, and nothing changes."""
     pytest.importorskip("numba")
-    from transformerlm.tokenizer.fast import byte_chunks
 
-    monkeypatch.setattr(byte_chunks, "CHUNK_BYTES", 20_000)
+    monkeypatch.setattr(reading, "CHUNK_BYTES", 20_000)
     made: list[int] = []
     pages_in_file = memory_limit._pages_in_file
     monkeypatch.setattr(memory_limit, "_pages_in_file", lambda size: (made.append(size), pages_in_file(size))[1])
@@ -73,7 +70,7 @@ def test_compiled_training_goes_on_in_files_beyond_the_limit(
 
 @pytest.mark.parametrize("fallocate", [True, False])
 def test_a_disk_without_room_for_the_files_is_an_error(monkeypatch: pytest.MonkeyPatch, fallocate: bool) -> None:
-    """The blocks are asked for before the pages are used: a full disk gives a line, not a signal."""
+    """The blocks are allocated before the pages are used: a full disk gives a line of error, not a signal."""
     if not fallocate:
         monkeypatch.delattr(os, "posix_fallocate", raising=False)
     resource = pytest.importorskip("resource")
@@ -93,7 +90,7 @@ def test_a_disk_without_room_for_the_files_is_an_error(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("in_all", [0, 4e6])
 def test_pages_are_zeros_that_can_be_written(in_all: float) -> None:
-    """In memory and in a file alike, also no number at all, and more than a huge page."""
+    """Arrays are alike in memory and in a file, from no number at all to more than a huge page."""
     memory = memory_limit.Memory(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -106,7 +103,7 @@ def test_pages_are_zeros_that_can_be_written(in_all: float) -> None:
 
 
 def test_words_that_need_more_are_refused_by_the_reference(corpus: Path) -> None:
-    """The key, what would do, and what was found."""
+    """The error names the key, what would be enough, and what was found."""
     with pytest.raises(ValueError, match=r"memory_limit_mb: expected at least \d+ for the [\d,]+ distinct words .*2"):
         train_bpe(corpus, 500, [EOT], engine="reference", memory_limit_mb=2)
 

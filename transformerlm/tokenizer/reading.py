@@ -1,0 +1,74 @@
+"""From text files to safe pieces of text: what counting and encoding work on, one after the other or side by side.
+
+A piece is *safe* when the pre-tokens of the whole text are those of its pieces (see `pretokenize.py`). Pieces come in
+two forms: `Texts` are Python strings, which any kind of file can give; a `Chunk` is the bytes of a large plain text
+file as they are, for the compiled engine only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, safe_pieces
+from transformerlm.utils.text_files import ReadStats, holds_rows, is_plain_text, read_text
+
+if TYPE_CHECKING:
+    import numpy as np
+
+CHUNK_CHARS = 1 << 20
+CHUNK_BYTES = 1 << 18  # a few of them fit the processor's cache
+
+
+class Texts(NamedTuple):
+    """Safe pieces of text; with `ordinary`, special tokens in them are plain text."""
+
+    texts: list[str]
+    ordinary: bool
+
+
+class Chunk(NamedTuple):
+    """Safe pieces of text as UTF-8, one after the other, with 64 zeros after the last, and where each ends.
+
+    `data` is uint8 `(bytes + 64,)`, `ends` int64 `(pieces,)`. With `ordinary`, special tokens in them are plain text.
+    """
+
+    data: np.ndarray
+    ends: np.ndarray
+    ordinary: bool = False
+
+
+def comes_in_chunks(path: Path) -> bool:
+    """Return whether a file is plain text of a chunk or more."""
+    return is_plain_text(path) and path.stat().st_size >= CHUNK_BYTES
+
+
+def read_batches(
+    paths: Sequence[Path],
+    splitter: SpecialTokenSplitter,
+    *,
+    size: int,
+    text_field: str,
+    allow_special: bool,
+    stats: ReadStats,
+) -> Iterator[Texts]:
+    """Gather safe pieces of the files' text into lists of at least `size` characters; no piece crosses a document.
+
+    A list never mixes rows, in which special tokens are plain text unless `allow_special` is given, with other text.
+    """
+    for ordinary, files in groupby(paths, key=lambda path: not allow_special and holds_rows(path)):
+        cutter = splitter.without_tokens() if ordinary else splitter
+        batch: list[str] = []
+        gathered = 0
+        for path in files:
+            blocks = read_text(path, text_field=text_field, stats=stats)
+            for piece in safe_pieces(blocks, cutter, size=size, where=str(path)):
+                batch.append(piece.text)
+                gathered += len(piece.text)
+                if gathered >= size:
+                    yield Texts(batch, ordinary)
+                    batch, gathered = [], 0
+        if batch:
+            yield Texts(batch, ordinary)
