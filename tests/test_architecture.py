@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import keyword
 import re
@@ -169,7 +170,7 @@ def test_there_is_no_import_cycle():
 
 
 def test_nvtx_variables_are_read_in_one_file():
-    """`TRANSFORMERLM_NVTX` stands as a string in profiling/nvtx.py only."""
+    """Only profiling/nvtx.py holds the string `TRANSFORMERLM_NVTX`."""
     readers = {
         path.as_posix()
         for path in FILES
@@ -191,6 +192,87 @@ def test_the_diagram_of_the_rooms_is_true():
     arrows = re.findall(r"^    (\S+) --> (\S+)$", diagram, flags=re.MULTILINE)
     assert len(arrows) > len(drawn)
     assert [arrow for arrow in arrows if arrow not in imports] == []
+
+
+def test_planning_is_used_before_a_run():
+    """No file of training outside planning/ imports from planning/."""
+    for path in FILES:
+        if path.parent.as_posix() == "transformerlm/training":
+            for line, module in imports_of(path):
+                assert "training.planning" not in module, f"{path}:{line}: {module}"
+
+
+# --- plain in front, fast behind a door --------------------------------------------------------------------------
+
+FAST_FILES = [path for path in FILES if path.parent.name == "fast" and path.name != "__init__.py"]
+each_fast_file = pytest.mark.parametrize("path", FAST_FILES, ids=[path.as_posix() for path in FAST_FILES])
+
+
+def front_names(module: str) -> dict[Path, set[str]]:
+    """Return the files outside `fast/` that import a fast module, each with the names that it uses of it."""
+    package, _, last = module.rpartition(".")
+    found: dict[Path, set[str]] = {}
+    for path in FILES:
+        if path.parent.name == "fast":
+            continue
+        tree, aliases = tree_of(path), set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module == module:
+                found.setdefault(path, set()).update(alias.name for alias in node.names)
+            if isinstance(node, ast.ImportFrom) and node.module == package:
+                aliases |= {alias.asname or alias.name for alias in node.names if alias.name == last}
+        for node in ast.walk(tree) if aliases else ():
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases:
+                found.setdefault(path, set()).add(node.attr)
+    return found
+
+
+@each_fast_file
+def test_a_fast_file_has_one_door(path):
+    """One file of the room at most imports a fast file, and nothing outside the room does."""
+    fronts = front_names(module_of(path))
+    assert len(fronts) <= 1, f"{path}: imported by {', '.join(map(str, fronts))}"
+    for front in fronts:
+        assert room_of(module_of(front)) == room_of(module_of(path)), f"{path}: imported by {front}"
+
+
+@each_fast_file
+def test_a_fast_file_names_its_plain_twin(path):
+    """Its head names the twin of all that its front file uses, the test that holds them equal, and what it pays."""
+    head = ast.get_docstring(tree_of(path)) or ""
+    twins = dict(re.findall(r"^Twin of `(\w+)`: `([\w.]+)`$", head, flags=re.MULTILINE))
+    served = re.search(r"^Part of: ([\w, ]+)$", head, flags=re.MULTILINE)
+    names = set().union(*front_names(module_of(path)).values())
+    if served:
+        assert not names, f"{path}: a part of other fast files, and used from outside"
+        for other in served[1].split(", "):
+            assert module_of(path) in {name for _, name in imports_of(path.with_name(f"{other}.py"))}, (
+                f"{path}: {other}"
+            )
+        return
+    offered = {node.name: node for node in public_definitions(path)}
+    assert set(twins) <= set(offered), f"{path}: {set(twins) - set(offered)}"
+    assert names & set(offered) <= set(twins), f"{path}: no twin for {names & set(offered) - set(twins)}"
+    tests, gain = (re.search(rf"^{word}: (.+)$", head, flags=re.MULTILINE) for word in ("Test", "Pays"))
+    assert twins, f"{path}: no line `Twin of ...`"
+    assert tests is not None, f"{path}: no line `Test: ...`"
+    assert all((ROOT / name).is_file() for name in tests[1].split(", ")), f"{path}: {tests[1]}"
+    assert gain is not None, f"{path}: no line `Pays: ...`"
+    assert re.search(r"\d", gain[1]), f"{path}: a gain without a number"
+
+
+@each_fast_file
+def test_a_plain_twin_has_the_same_signature(path):
+    """The twin is there, outside of `fast/`, and takes parameters of the same names; the head says what is added."""
+    head = ast.get_docstring(tree_of(path)) or ""
+    added = re.search(r"^Beyond the twin: `(\w+)`", head, flags=re.MULTILINE)
+    for name, twin in re.findall(r"^Twin of `(\w+)`: `([\w.]+)`$", head, flags=re.MULTILINE):
+        module, _, attribute = twin.rpartition(".")
+        assert ".fast." not in twin, f"{path}: {twin}"
+        plain = getattr(importlib.import_module(module), attribute)
+        fast = getattr(importlib.import_module(module_of(path)), name)
+        if inspect.isfunction(plain) and inspect.isfunction(fast):
+            assert keywords_of(fast) - {added and added[1]} == keywords_of(plain), f"{path}: {name}"
 
 
 # --- size and form -----------------------------------------------------------------------------------------------
@@ -292,7 +374,7 @@ def test_model_keys_are_the_model_keywords():
 
 
 def test_schedule_keys_are_the_schedule_keywords():
-    """[schedule] and `learning_rate` have the same names, besides the two numbers that stand in other sections."""
+    """[schedule] and `learning_rate` have the same names, except for the two numbers in other sections."""
     from config.schemas import ScheduleConfig
     from transformerlm.training.schedule import learning_rate
 

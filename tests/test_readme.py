@@ -106,7 +106,7 @@ def test_readme_starts_with_what_a_newcomer_needs():
 
 
 def test_readme_shows_every_command():
-    """Each console script stands in README."""
+    """Each console script is in README."""
     import tomllib
 
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]

@@ -57,11 +57,9 @@ def learn(text: str, num_merges: int) -> list[Pair]:
         for word, tokens in words.items():
             for pair in pairwise(tokens):
                 pairs[pair] += counts[word]
-        known = set(vocabulary(merges))
-        new = [pair for pair in pairs if pair[0] + pair[1] not in known]  # each token has one id
-        if not new:
+        if not pairs:
             break
-        best = max(new, key=lambda pair: (pairs[pair], pair))  # of equally frequent pairs, the greater bytes
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))  # of equally frequent pairs, the greater bytes
         merges.append(best)
         words = {word: merge(tokens, best) for word, tokens in words.items()}
     return merges

@@ -96,7 +96,7 @@ def test_the_seed_decides(infer):
 
 
 def test_temperature_zero_needs_no_seed(infer):
-    """The likeliest token is the same for every seed."""
+    """The most likely token is the same for every seed."""
     greedy = ["--prompt=Ada", "--sampling.temperature=0.0"]
     assert outputs(infer(*greedy, "--seed=1")) == outputs(infer(*greedy, "--seed=2"))
 
@@ -126,7 +126,7 @@ def test_a_terminal_shows_where_the_models_part_begins(infer, monkeypatch):
 
 
 def test_every_name_of_a_checkpoint_works(infer, pipeline, tmp_path):
-    """A run, its newest checkpoint, `latest`, and a copy that stands alone give the same text."""
+    """A run, its newest checkpoint, `latest`, and a copy by itself give the same text."""
     copy = tmp_path / "copy"
     shutil.copytree(pipeline.run / "checkpoints/step-00000012", copy)
     places = [pipeline.run, pipeline.run / "checkpoints", pipeline.run / "checkpoints/latest", copy]

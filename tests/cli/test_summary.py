@@ -80,7 +80,7 @@ def test_the_log_has_the_same_numbers(pipeline):
 
 
 def test_the_commands_can_be_pasted(pipeline, tmp_path):
-    """Each proposed command runs as it stands: talk, measure, give away, train further."""
+    """Each proposed command runs as it is: talk, measure, give away, train further."""
     proposed = commands_in(pipeline.outcome.stderr)
     verbs = [Path(words[0]).name.removeprefix("transformerlm-") for words in proposed.values()]
     assert verbs == ["infer", "eval", "export", "train"]

@@ -67,12 +67,12 @@ def offences(source: str) -> Iterator[str]:
 
 
 def is_true(node: ast.expr | None) -> bool:
-    """Tell whether an expression is the word True."""
+    """Return whether an expression is the word True."""
     return isinstance(node, ast.Constant) and node.value is True
 
 
 def is_false(node: ast.expr | None) -> bool:
-    """Tell whether an expression is the word False."""
+    """Return whether an expression is the word False."""
     return isinstance(node, ast.Constant) and node.value is False
 
 

@@ -91,7 +91,7 @@ def damage_and_resume(
 
 
 def _judge_harmless(run: Run, path: Path, *, reference: Run) -> list[Finding]:
-    """A sidecar's values have a checksum; what else stands in the file, such as that checksum's name, may change."""
+    """A sidecar's values have a checksum; what else is in the file, such as that checksum's name, may change."""
     if path.suffix == ".json" and path.parent.name == "data":
         values, before = (json.loads((home / path).read_text()) for home in (run.home, reference.home))
         if all(values.get(key) == value for key, value in before.items() if key != "sidecar_sha256"):

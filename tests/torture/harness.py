@@ -93,7 +93,7 @@ class Run:
         return [] if code == 0 else [Finding("did_not_finish", f"exit {code}: {child.stderr[-2000:]}")]
 
     def saved(self) -> dict[int, Path]:
-        """Return the checkpoints that stand under a finished name, by step, oldest first."""
+        """Return the checkpoints under a finished name, by step, oldest first."""
         names = os.listdir(self.checkpoints) if self.checkpoints.is_dir() else []
         found = {int(match[1]): self.checkpoints / name for name in names if (match := _CHECKPOINT.fullmatch(name))}
         return dict(sorted(found.items()))

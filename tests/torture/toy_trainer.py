@@ -28,7 +28,7 @@ SIZE = 512
 
 
 def bug(name: str) -> bool:
-    """Tell whether this bug is switched on."""
+    """Return whether this bug is switched on."""
     return name in BUGS
 
 

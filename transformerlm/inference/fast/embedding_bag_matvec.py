@@ -5,6 +5,8 @@ bags are made for such sums: PyTorch's kernel, which is FBGEMM's on x86, is comp
 registers and fetches ahead, and so comes nearer to the speed of memory than PyTorch's product with one row. The threads
 share out the bags; here a bag is a strip of a matrix, or a head.
 
+Twin of `EmbeddingBagMatvec`: `transformerlm.models.layers.Linear`
+Test: tests/inference/fast/test_embedding_bag_matvec.py
 Pays: all matrices of a step take 1.86 ms instead of 4.6 as `F.linear`, in fp32 (docs/sampling.md)
 Part of: decoder, cache, packed_linear
 """

@@ -5,6 +5,8 @@ sequence, so its time is that of reading the weights once. On a CPU the layout d
 it comes: the strips of `embedding_bag_matvec` are best for one row, oneDNN's blocked layout is best for more; the plain
 product of PyTorch (MKL) reaches a third to two thirds of either. So a CPU keeps both.
 
+Twin of `pack`: `transformerlm.models.layers.Linear`
+Test: tests/inference/fast/test_packed_linear.py
 Pays: all matrices of a step with 8 rows take 3.0 ms instead of 7.8 as `F.linear`, in fp32 (docs/sampling.md)
 Part of: decoder
 """

@@ -7,6 +7,7 @@ it is refused, draw from the other ids, with their probabilities divided by 1 - 
 chance (1 - p) * p(x) / (1 - p) = p(x): the distribution is that of plain sampling.
 
 Twin of `decode`: `transformerlm.inference.generate.decode`
+Beyond the twin: `num_drafted`, the ids that are proposed a step
 Test: tests/inference/fast/test_prompt_lookup.py
 Pays: 1.25x the tokens/s of greedy text of a small model with 6 ids drafted a step (docs/sampling.md)
 """
