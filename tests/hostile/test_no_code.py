@@ -37,6 +37,7 @@ ALLOWED_IN_TESTS = {
     "tests/tokenizer/test_tokenizer.py": {"import pickle"},
     "tests/torture/zygote.py": {"runpy.run_module()"},  # our own commands, without a new start of Python
     "tests/token_files/test_dataset.py": {"allow_pickle"},
+    "tests/test_tour.py": {"runpy.run_path()"},
     "tests/checkpoints/test_optimizer_state.py": {"import pickle"},
 }
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from transformerlm.checkpoints.document_ids import DocumentIds
 from transformerlm.models.settings import ModelSettings
+
+if TYPE_CHECKING:  # it needs regex and safetensors, and the GPU suite builds this peer where there is only torch
+    from transformerlm.checkpoints.document_ids import DocumentIds
 
 Architecture = Literal["llama", "qwen3"]
 CLASSES: dict[Architecture, str] = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
