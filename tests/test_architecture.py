@@ -243,22 +243,27 @@ def test_a_fast_file_names_its_plain_twin(path):
     twins = dict(re.findall(r"^Twin of `(\w+)`: `([\w.]+)`$", head, flags=re.MULTILINE))
     served = re.search(r"^Part of: ([\w, ]+)$", head, flags=re.MULTILINE)
     names = set().union(*front_names(module_of(path)).values())
-    if served:
-        assert not names, f"{path}: a part of other fast files, and used from outside"
-        for other in served[1].split(", "):
-            assert module_of(path) in {name for _, name in imports_of(path.with_name(f"{other}.py"))}, (
-                f"{path}: {other}"
-            )
-        return
-    offered = {node.name: node for node in public_definitions(path)}
-    assert set(twins) <= set(offered), f"{path}: {set(twins) - set(offered)}"
-    assert names & set(offered) <= set(twins), f"{path}: no twin for {names & set(offered) - set(twins)}"
+    for other in served[1].split(", ") if served else ():
+        imported = {name for _, name in imports_of(path.with_name(f"{other}.py"))}
+        assert module_of(path) in imported, f"{path}: {other}"
+    assert not (served and names), f"{path}: a part of other fast files, and used from outside"
+    offered = {node.name for node in public_definitions(path)}
+    assert set(twins) <= offered, f"{path}: {set(twins) - offered}"
+    assert names & offered <= set(twins), f"{path}: no twin for {names & offered - set(twins)}"
+    assert twins or served, f"{path}: neither `Twin of ...` nor `Part of: ...`"
     tests, gain = (re.search(rf"^{word}: (.+)$", head, flags=re.MULTILINE) for word in ("Test", "Pays"))
-    assert twins, f"{path}: no line `Twin of ...`"
-    assert tests is not None, f"{path}: no line `Test: ...`"
-    assert all((ROOT / name).is_file() for name in tests[1].split(", ")), f"{path}: {tests[1]}"
-    assert gain is not None, f"{path}: no line `Pays: ...`"
-    assert re.search(r"\d", gain[1]), f"{path}: a gain without a number"
+    if twins:
+        assert tests is not None, f"{path}: no line `Test: ...`"
+        assert all((ROOT / name).is_file() for name in tests[1].split(", ")), f"{path}: {tests[1]}"
+        assert gain is not None, f"{path}: no line `Pays: ...`"
+        assert re.search(r"\d", gain[1]), f"{path}: a gain without a number"
+
+
+def test_a_hand_over_is_marked():
+    """Each front file marks the line at which it hands over to a fast file."""
+    fronts = {front for path in FAST_FILES for front in front_names(module_of(path))}
+    marked = {path for path in FILES if re.search(r"# hand-over\b", (ROOT / path).read_text(encoding="utf-8"))}
+    assert fronts <= marked, fronts - marked
 
 
 @each_fast_file

@@ -39,12 +39,12 @@ def test_compiled_training_gives_the_same_merges_under_a_limit(
 ) -> None:
     """Under a limit just above what the distinct words need, full tables are emptied, and nothing changes."""
     pytest.importorskip("numba")
-    from transformerlm.tokenizer.fast import counter as compiled_counter
+    from transformerlm.tokenizer.fast import counter as counting_engine
 
     monkeypatch.setattr(reading, "CHUNK_BYTES", 20_000)
     added: list[int] = []
-    add_words = compiled_counter.add_words
-    monkeypatch.setattr(compiled_counter, "add_words", lambda table, words: (added.append(1), add_words(table, words)))
+    add_words = counting_engine.add_words
+    monkeypatch.setattr(counting_engine, "add_words", lambda table, words: (added.append(1), add_words(table, words)))
     found = train_bpe(corpus, 500, [EOT], engine="compiled", num_workers=num_workers, memory_limit_mb=11)[1]
     assert found == merges
     assert len(added) > 3 * (num_workers - 1)

@@ -7,7 +7,7 @@ full during generation, its older half is dropped: the model reads the last `con
 position 0, and decoding goes on from there. Each such re-reading pays for half a window of further tokens.
 
 Any `LanguageModel` will do: `TransformerLM` itself, or a `Decoder`, which computes the same several times as fast from
-a copy of the weights. `Decoder` is offered here to all who need one.
+a copy of the weights. Import `Decoder` from here.
 """
 
 from __future__ import annotations
@@ -98,6 +98,35 @@ def decode(
         else:  # the window is full: the last half of the text is read again, from position 0
             cache.reset()
             unread = torch.cat((window, torch.stack(drawn[-half:], dim=1)), dim=1)[:, -half:]  # (batch, half)
+
+
+def decode_each(
+    model: LanguageModel[CacheT],
+    prompts: list[list[int]],
+    *,
+    max_new_tokens: int,
+    params: SamplingParams,
+    generators: Sequence[torch.Generator | None],
+    vocab_size: int | None = None,
+) -> Iterator[Tensor]:
+    """Yield the next ids `(batch)` of prompts of any lengths, each decoded by itself; else as `decode`."""
+    # hand-over: rows of different lengths side by side; None where the model is not one that fast/ knows
+    together = decode_ragged_rows(
+        model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        params=params,
+        generators=generators,
+        vocab_size=vocab_size,
+    )
+    if together is not None:
+        yield from together
+        return
+    one_row = partial(decode, model, max_new_tokens=max_new_tokens, params=params, vocab_size=vocab_size)
+    each = list(generators) * (len(prompts) if len(generators) == 1 else 1)
+    rows = [one_row([prompt], generators=[one]) for prompt, one in zip(prompts, each, strict=True)]
+    for ids in zip(*rows, strict=True):  # a tensor (1) from each row
+        yield torch.cat(ids)
 
 
 def stream(
@@ -212,8 +241,7 @@ def generate_prompts(
     checked = check_prompts(prompts, max_new_tokens=max_new_tokens, vocab_size=model.vocab_size)
     ends, generators = end_ids(eos_token_id), generators_of(generator, len(checked))
     params = SamplingParams(**settings)
-    # hand-over: rows of different lengths side by side
-    loop = decode if len({len(prompt) for prompt in checked}) == 1 else decode_ragged_rows
+    loop = decode if len({len(prompt) for prompt in checked}) == 1 else decode_each
     columns: list[Tensor] = []
     ended = torch.zeros(len(checked), dtype=torch.bool, device=model.device)
     every = 1 if ended.device.type == "cpu" else _STEPS_BETWEEN_LOOKS

@@ -78,7 +78,6 @@ class Predictor:
 
     def _prepared(self, *, speculative: bool = False) -> Decoder | None:
         """Return the decoder to generate with, or None for the model itself."""
-        # hand-over: the same function from prepared weights
         if self._decoder is None and self._is_fixed:
             self.prepare()
         if self._decoder is None and speculative:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from transformerlm.models.settings import ModelSettings
+from transformerlm.models.settings import SAME_FUNCTION, ModelSettings
 
 if TYPE_CHECKING:  # it needs regex and safetensors, and the GPU suite builds this peer where there is only torch
     from transformerlm.checkpoints.document_ids import DocumentIds
@@ -28,12 +28,11 @@ REQUIRED = {
     "ffn": ("swiglu", "they have a gated feed-forward layer"),
     "logit_soft_cap": (None, "they do not bound their logits"),
 }
-# The other settings that are written, and those that change only how the same result is computed, or its beginning.
+# The other settings that are written; those of `SAME_FUNCTION` need no place.
 _WRITTEN = {
     "context_length", "d_ff", "d_model", "norm_eps", "num_heads", "num_kv_heads", "num_layers", "qk_norm",
     "rope_scaling", "rope_theta", "tie_embeddings", "vocab_size",
 }  # fmt: skip
-_SAME_FUNCTION = {"activation_checkpointing", "attention", "zero_init_outputs"}
 # Keys of a config.json that change what a model computes, and the values that our model has.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "model_type": tuple(CLASSES),
@@ -94,7 +93,7 @@ def architecture_of(settings: ModelSettings) -> Architecture:
         for name, (expected, reason) in REQUIRED.items()
         if getattr(settings, name) != expected
     ]
-    unknown = {field.name for field in fields(settings)} - REQUIRED.keys() - _WRITTEN - _SAME_FUNCTION
+    unknown = {field.name for field in fields(settings)} - REQUIRED.keys() - _WRITTEN - SAME_FUNCTION
     reasons += [f"model.{name}: expected none, as no file has a place for it" for name in sorted(unknown)]
     if reasons:
         raise ValueError(f"this model is no Llama or Qwen3, and no tool would compute the same: {'; '.join(reasons)}")

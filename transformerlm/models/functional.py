@@ -28,7 +28,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     `x` is `(..., d)` and `weight` `(d)`.
     """
-    if torch.is_grad_enabled() and _may_hand_over():  # hand-over: only what is differentiated gains by it
+    if torch.is_grad_enabled() and _may_hand_over():  # hand-over: only a backward pass gains from it
         return fast_rms_norm(x, weight, eps)
     wide = upcast(x)
     mean_square = wide.square().mean(dim=-1, keepdim=True)  # (..., 1)
@@ -50,7 +50,7 @@ def gated_silu(gate: Tensor, x: Tensor) -> Tensor:
 def softmax(x: Tensor, dim: int) -> Tensor:
     """Return `exp(x) / sum(exp(x))` over `dim`, in the dtype of `x`.
 
-    The maximum is subtracted first, so that large inputs do not overflow. A slice that is -inf throughout gives zeros:
+    The maximum is subtracted first, so that large inputs do not overflow. A slice of only -inf gives zeros:
     an attention row that may look at nothing takes nothing.
     """
     wide = upcast(x)

@@ -12,13 +12,15 @@ from transformerlm.models.layers import FEED_FORWARDS, feed_forward
 
 NormPosition = Literal["pre", "post", "none"]
 Position = Literal["rope", "none"]
+SAME_FUNCTION = frozenset({"activation_checkpointing", "attention", "zero_init_outputs"})
+"""The settings that change how a model is computed or begins, not which function its weights are."""
 ROPE_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_context_length")
 _SIZES = ("vocab_size", "context_length", "d_model", "num_layers", "num_heads", "d_ff", "num_kv_heads")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """What a `TransformerLM` is; the fields are the keys of [model] in a TOML file (docs/configuration.md says each).
+    """What a `TransformerLM` is; the fields are the keys of [model] in a TOML file (see docs/configuration.md).
 
     `num_kv_heads` None becomes `num_heads`, and `d_ff` None becomes `default_d_ff`: after that they are numbers. Two
     models with equal settings have the same weights by the same names, and compute the same function of them. Raises
@@ -30,8 +32,8 @@ class ModelSettings:
     d_model: int
     num_layers: int
     num_heads: int
-    num_kv_heads: int = None  # type: ignore[assignment]  # __post_init__ makes a number of it
-    d_ff: int = None  # type: ignore[assignment]  # so here
+    num_kv_heads: int = None  # type: ignore[assignment]  # __post_init__ turns None into a number
+    d_ff: int = None  # type: ignore[assignment]  # likewise
     rope_theta: float = 10000.0
     rope_scaling: Mapping[str, float] | None = None
     norm_position: NormPosition = "pre"
@@ -96,7 +98,7 @@ def default_d_ff(d_model: int, ffn: str = "swiglu") -> int:
 
 
 def _choices() -> dict[str, tuple[str, ...]]:
-    """Return the values of each setting that has a few; those of `ffn` are in the table of layers."""
+    """Return the allowed values of each setting that has only a few; those of `ffn` are in the table of layers."""
     return {
         "norm_position": get_args(NormPosition),
         "position": get_args(Position),

@@ -145,7 +145,7 @@ class TransformerLM(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """The matrix `(vocab_size, d_model)` that makes logits of vectors; with tied embeddings, theirs."""
+        """The matrix `(vocab_size, d_model)` that turns vectors into logits: the embedding's, if they are tied."""
         head: Linear | Embedding = self.token_embeddings if self.lm_head is None else self.lm_head
         return head.weight
 

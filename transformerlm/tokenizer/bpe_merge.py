@@ -9,10 +9,10 @@ All three agree because every merge uses parts that earlier merges made (`io.che
 brings up a pair that should have come before.
 
 **Why windows are exact.** A row of tokens is what the merges make of its bytes if, and only if, that is true of every
-two neighbours in it. For look at the first merge that would cross a border between two tokens: until then nothing has
-crossed a border, so both tokens have come to be as they come to be alone, and the same merge would cross the border of
-the two alone. Hence two rows that are right and share a token may be joined at it: every two neighbours of the joined
-row are neighbours in one of them.
+two neighbours in it. To see why, take the first merge that would cross a border between two tokens. Until then nothing
+has crossed a border, so both tokens have come to be as they come to be alone, and the same merge would cross the border
+of the two alone. Hence two rows that are right and share a token may be joined at it: every two neighbours of the
+joined row are neighbours in one of them.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def train_bpe(
     }  # fmt: skip
     # The counts have no name here, so that learning may free them once it has laid them out in its own way.
     if pattern in COMPILED_PATTERNS and use_compiled(engine, total_bytes(paths), "train"):
-        from transformerlm.tokenizer.fast import counter, learner  # the fast way
+        from transformerlm.tokenizer.fast import counter, learner  # hand-over
 
         merges = learner.learn_merges(
             _not_empty(counter.count_pre_tokens(paths, specials, **options), paths), num_merges, progress=progress

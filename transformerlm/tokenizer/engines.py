@@ -105,7 +105,7 @@ class Engines:
 
     def compiled(self, work: Literal["encode", "decode"]) -> CompiledEngine:
         """Return the compiled engine, loaded for this work."""
-        from transformerlm.tokenizer.fast.engine import CompiledEngine  # the fast way
+        from transformerlm.tokenizer.fast.engine import CompiledEngine  # hand-over
 
         with self._lock:
             if self._compiled is None:
@@ -117,7 +117,7 @@ class Engines:
 
 
 def check_engine(engine: str, *, pattern: str) -> None:
-    """Refuse a name that is no engine, and the compiled one for a pattern that it does not know."""
+    """Refuse a name that is not an engine, and the compiled one for a pattern that it does not know."""
     if engine not in get_args(Engine):
         raise ValueError(f"engine: expected one of {', '.join(get_args(Engine))}, found {engine!r}")
     if engine == "compiled" and pattern not in COMPILED_PATTERNS:

@@ -10,15 +10,13 @@ import torch
 
 from config.train import TrainConfig
 from transformerlm.checkpoints.load import load_config_of, load_tokenizer
-from transformerlm.models.settings import ModelSettings
+from transformerlm.models.settings import SAME_FUNCTION, ModelSettings
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.dtypes import Precision
 
 _CPUINFO = Path("/proc/cpuinfo")
 _VECTOR_FLAGS = ("amx", "avx", "fma", "f16c", "sse4", "sve", "asimd", "bf16", "i8mm")
-# These change how a model computes, or its initial weights, but not what it computes.
-_SAME_FUNCTION = ("attention", "activation_checkpointing", "zero_init_outputs")
 
 
 def check_same_model(directory: Path, config: TrainConfig) -> None:
@@ -61,7 +59,7 @@ def _other_settings(saved: TrainConfig, config: TrainConfig) -> list[tuple[str, 
     return [
         (f"model.{name}", theirs[name], value)
         for name, value in ours.items()
-        if value != theirs[name] and name not in _SAME_FUNCTION
+        if value != theirs[name] and name not in SAME_FUNCTION
     ]
 
 

@@ -1,4 +1,4 @@
-"""Steps that are better not made: a loss or gradient that is not finite, and a loss that jumps.
+"""Steps to skip: a loss or gradient that is not finite, and a loss that jumps.
 
 Pure rules, the little memory that they need, and a file for each batch that was refused. The memory is in every
 checkpoint, so a resumed run judges each step as the uninterrupted one does. The numbers that are judged are the same on

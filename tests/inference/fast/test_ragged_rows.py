@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from tests.inference.helpers import Script, greedy_without_cache, make_model
+from transformerlm.inference import generate as generate_module
 from transformerlm.inference.fast import ragged_rows
 from transformerlm.inference.fast.decoder import Decoder
-from transformerlm.inference.generate import decode, generate, generate_prompts
+from transformerlm.inference.generate import decode, decode_each, generate, generate_prompts
 from transformerlm.inference.sampling import SamplingParams
 
 PROMPT = [5, 200, 17, 3]
@@ -29,10 +30,24 @@ def test_each_row_is_the_plain_loops(params: SamplingParams) -> None:
             assert [int(ids[seed]) for ids in together] == [int(ids) for ids in alone]
 
 
-def test_a_model_of_another_kind_is_refused() -> None:
-    """Only a Decoder's cache has rows of different lengths, and only of a TransformerLM can one be made."""
-    with pytest.raises(TypeError, match="expected a TransformerLM or a Decoder, got Script"):
-        generate_prompts(Script([1]), [[1], [2, 3]], max_new_tokens=1)
+@pytest.mark.parametrize("num_generators", [1, 3])
+def test_the_plain_twin_gives_the_same_rows(monkeypatch: pytest.MonkeyPatch, num_generators: int) -> None:
+    """Row after row by the plain loop, or side by side: the same ids, with one generator for all rows too."""
+    decoder, prompts = Decoder(make_model()), [PROMPT, [7], PROMPT * 5]
+    options: dict[str, Any] = {"max_new_tokens": 20, "params": SamplingParams(top_p=0.9), "vocab_size": 250}
+
+    def ids() -> list[list[int]]:
+        generators = [torch.Generator().manual_seed(seed) for seed in range(num_generators)]
+        return [each.tolist() for each in decode_each(decoder, prompts, generators=generators, **options)]
+
+    together = ids()
+    monkeypatch.setattr(generate_module, "decode_ragged_rows", lambda *_, **__: None)
+    assert ids() == together
+
+
+def test_any_language_model_may_have_prompts_of_different_lengths() -> None:
+    """A model that is neither a TransformerLM nor a Decoder reads its prompts one by one."""
+    assert generate_prompts(Script([1]), [[1], [2, 3]], max_new_tokens=1, temperature=0.0) == [[1], [1]]
 
 
 @pytest.mark.parametrize("context_length", [16, 6, 5, 4, 2, 1])

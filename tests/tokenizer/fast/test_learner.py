@@ -17,7 +17,7 @@ from transformerlm.tokenizer.memory_limit import Memory
 
 pytest.importorskip("numba")
 from transformerlm.tokenizer.fast import byte_chunks, learner
-from transformerlm.tokenizer.fast import counter as compiled_counter
+from transformerlm.tokenizer.fast import counter as counting_engine
 from transformerlm.tokenizer.fast import train_kernels as train_kernels
 from transformerlm.tokenizer.fast.arrays import padded
 
@@ -26,10 +26,10 @@ ALPHABETS = [b"a", b"ab", b"abc", b"a\xff\x00", bytes(range(256))]
 PLAIN = plain_kernels.load()["learner"]
 
 
-def _words(counts: Counter[bytes], limit_mb: float | None = None) -> compiled_counter.Words:
+def _words(counts: Counter[bytes], limit_mb: float | None = None) -> counting_engine.Words:
     ends = np.cumsum([len(word) for word in counts], dtype=np.int64)
     values = np.array([*counts.values()], np.uint64)
-    return compiled_counter.Words(padded(b"".join(counts)), ends, values, Memory(limit_mb))
+    return counting_engine.Words(padded(b"".join(counts)), ends, values, Memory(limit_mb))
 
 
 def _random_words(rng: random.Random) -> Counter[bytes]:
@@ -61,10 +61,10 @@ def test_counts_beyond_32_bits_stay_right() -> None:
     """A pair that occurs 2^33 times beats one that occurs 2^33 - 1 times."""
     words = Counter({b"ab": 2**33 - 1, b"cd": 2**33, b"zz": 2**32 + 1})
     assert learner.learn_merges(_words(words), 3) == [(b"c", b"d"), (b"a", b"b"), (b"z", b"z")]
-    table = compiled_counter.PieceCounts()
+    table = counting_engine.PieceCounts()
     for _ in range(3):
-        compiled_counter.add_words(table, _words(words))
-    listed = compiled_counter.list_words(table)
+        counting_engine.add_words(table, _words(words))
+    listed = counting_engine.list_words(table)
     assert sorted(listed.counts.tolist()) == sorted(3 * count for count in words.values())
 
 
@@ -110,7 +110,7 @@ def test_counts_are_those_of_the_reference(tmp_path: Path) -> None:
     """Counts are equal for short pieces and for long ones that begin alike, from batches on three threads."""
     text = (_sample_text(3000) + " " + "漢字" * 30 + " " + "漢字" * 29 + "x" + EOT) * 4
     (tmp_path / "a.txt").write_bytes(text.encode())
-    counter = compiled_counter.PieceCounter([EOT], pattern="gpt2", num_threads=3)
+    counter = counting_engine.PieceCounter([EOT], pattern="gpt2", num_threads=3)
     list(counter.count(byte_chunks.chunk_of([part]) for part in text.split(EOT)))
     words = counter.words()
     data, bounds = words.data.tobytes(), [0, *words.ends.tolist()]
@@ -130,7 +130,7 @@ def test_text_without_a_pair_and_no_text(tmp_path: Path) -> None:
 def test_more_words_than_places_can_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """One line says how much is allowed and how much there is; the test lowers the bound."""
     monkeypatch.setattr(learner, "MAX_SLOTS", 1 << 27)
-    words = compiled_counter.Words(np.zeros(0, np.uint8), np.array([1 << 28]), np.array([1], np.uint64))
+    words = counting_engine.Words(np.zeros(0, np.uint8), np.array([1 << 28]), np.array([1], np.uint64))
     with pytest.raises(ValueError, match=r"expected distinct words of less than 0.1 GB in all, found 0.3 GB"):
         learner.learn_merges(words, 3)
 

@@ -29,7 +29,7 @@ from transformerlm.inference.fast.packed_linear import PackedLinear, pack
 from transformerlm.models.attention import attend
 from transformerlm.models.functional import soft_cap
 from transformerlm.models.layers import RotaryEmbedding, feed_forward
-from transformerlm.models.settings import ModelSettings
+from transformerlm.models.settings import SAME_FUNCTION, ModelSettings
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.utils.dtypes import upcast
 
@@ -40,7 +40,6 @@ _SETTINGS = {
     "context_length", "d_ff", "d_model", "ffn", "logit_soft_cap", "norm_eps", "num_heads", "num_kv_heads",
     "num_layers", "qk_norm", "rope_scaling", "rope_theta", "tie_embeddings", "vocab_size",
 }  # fmt: skip
-_SAME_FUNCTION = {"activation_checkpointing", "attention", "zero_init_outputs"}
 
 
 class Decoder:
@@ -141,15 +140,6 @@ class Decoder:
     def _logits(self, x: Tensor) -> Tensor:
         logits = self._head(x if self._norm is None else self._norm(x))  # (rows, vocab_size)
         return logits if self._soft_cap is None else soft_cap(logits, self._soft_cap)
-
-
-def as_decoder(model: object) -> Decoder:
-    """Return a `Decoder` as it is, and one made of a `TransformerLM`; raise TypeError for anything else."""
-    if isinstance(model, TransformerLM):
-        return Decoder(model)
-    if not isinstance(model, Decoder):
-        raise TypeError(f"generate: expected a TransformerLM or a Decoder, got {type(model).__name__}")
-    return model
 
 
 class _Norm:
@@ -267,7 +257,7 @@ def check_known(hparams: Mapping[str, Any]) -> None:
     Raises:
         ValueError: names each setting.
     """
-    problems = [f"model.{name}" for name in sorted(hparams.keys() - _SETTINGS - _CHOICES.keys() - _SAME_FUNCTION)]
+    problems = [f"model.{name}" for name in sorted(hparams.keys() - _SETTINGS - _CHOICES.keys() - SAME_FUNCTION)]
     problems += [
         f"model.{name} = {hparams[name]!r}" for name, values in _CHOICES.items() if hparams[name] not in values
     ]

@@ -3,7 +3,7 @@
 A `Decoder`'s cache has a length for each row. A row whose window is full re-reads its last half by itself, and then
 joins the others' next step.
 
-Twin of `decode`: `transformerlm.inference.generate.decode`
+Twin of `decode`: `transformerlm.inference.generate.decode_each`
 Test: tests/inference/fast/test_ragged_rows.py
 Pays: 2.7x the tokens/s of eight prompts of 8 to 96 ids, in fp32 on one core, against one at a time (docs/LOG.md)
 """
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from transformerlm.inference.fast.cache import DecoderCache
-from transformerlm.inference.fast.decoder import Decoder, as_decoder
+from transformerlm.inference.fast.decoder import Decoder
 from transformerlm.inference.sampling import SamplingParams, sample
+from transformerlm.models.transformer import TransformerLM
 
 
-@torch.inference_mode()
 def decode(
     model: object,
     prompts: list[list[int]],
@@ -29,12 +29,26 @@ def decode(
     params: SamplingParams,
     generators: Sequence[torch.Generator | None],
     vocab_size: int | None = None,
-) -> Iterator[Tensor]:
-    """Yield the next ids `(batch)` of the prompts, `max_new_tokens` times.
+) -> Iterator[Tensor] | None:
+    """Return an iterator over the next ids `(batch)` of the prompts, `max_new_tokens` times; None for another model.
 
     `model` is a `Decoder`, or a `TransformerLM`, of which a `Decoder` is made for this call.
     """
-    decoder = as_decoder(model)
+    if not isinstance(model, Decoder | TransformerLM):
+        return None
+    decoder = model if isinstance(model, Decoder) else Decoder(model)
+    return _decode(decoder, prompts, max_new_tokens, params, generators, vocab_size)
+
+
+@torch.inference_mode()
+def _decode(
+    decoder: Decoder,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    params: SamplingParams,
+    generators: Sequence[torch.Generator | None],
+    vocab_size: int | None,
+) -> Iterator[Tensor]:
     context_length, longest = decoder.context_length, max(len(prompt) for prompt in prompts)
     # The last token drawn is never read, so it needs no room.
     cache = decoder.make_cache(len(prompts), min(context_length, longest + max(0, max_new_tokens - 1)))

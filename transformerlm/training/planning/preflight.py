@@ -1,4 +1,4 @@
-"""Facts of the world that must hold before a run starts; each refusal names both numbers.
+"""What files, memory and disk must allow before a run starts; each refusal names both numbers.
 
 The schema has checked what the file says; here the file meets the data, the tokenizer, the memory and the disk.
 """
