@@ -15,6 +15,7 @@ from transformerlm.utils.json_files import MAX_DEPTH, parse_json_object, read_js
     [
         ("[1]", "f: expected a JSON object, found an array"),
         ('{"a": 1', "f:1: expected JSON, found Expecting"),
+        ('{"a": "\x01"}', "f:1: expected JSON, found Invalid control character at column 8"),
         ('{"a": 1, "a": 2}', "f: expected each key once, found 'a' twice"),
         ('{"a": {"b": 1, "b": 1}}', "f: expected each key once, found 'b' twice"),
         ('{"a": NaN}', "f: expected finite numbers, found NaN"),

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformerlm.inference.fast.top_candidates import candidates as fast_candidates
 from transformerlm.models.functional import softmax
 from transformerlm.utils.dtypes import upcast
+from transformerlm.utils.plain_forms import may_hand_over
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def candidates(logits: Tensor, *, top_k: int | None, top_p: float, min_p: float)
     With neither top-k nor top-p all ids come in their own order. `logits` are `(batch, vocab)`, fp32.
     """
     # hand-over: the same from a few tokens, without sorting all; None where that cannot be certain
-    few = fast_candidates(logits, top_k=top_k, top_p=top_p, min_p=min_p)
+    few = fast_candidates(logits, top_k=top_k, top_p=top_p, min_p=min_p) if may_hand_over() else None
     if few is not None:
         return few
     kept = min_p_filter(top_p_filter(top_k_filter(logits, top_k), top_p), min_p)

@@ -59,7 +59,8 @@ def parse_json_object(text: str, *, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text, object_pairs_hook=_each_key_once, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}:{error.lineno}: expected JSON, found {error.msg} at column {error.colno}") from None
+        found = error.msg.removesuffix(" at")  # as in "Invalid control character at"
+        raise ValueError(f"{where}:{error.lineno}: expected JSON, found {found} at column {error.colno}") from None
     except RecursionError:
         raise ValueError(f"{where}: expected JSON of at most {MAX_DEPTH} levels, found more") from None
     except ValueError as error:

@@ -9,6 +9,7 @@ import torch
 
 from transformerlm.inference import sampling
 from transformerlm.inference.sampling import SamplingParams, distribution, draw, sample
+from transformerlm.utils.plain_forms import plain_forms
 
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -101,8 +102,9 @@ def test_plain_and_fast_draw_the_same_ids(
         SamplingParams(**settings),
     )
     fast = sample(logits, params, [torch.Generator().manual_seed(3)])
-    monkeypatch.setattr(sampling, "fast_candidates", lambda logits, **filters: None)
-    assert torch.equal(sample(logits, params, [torch.Generator().manual_seed(3)]), fast)
+    monkeypatch.setattr(sampling, "fast_candidates", lambda logits, **filters: pytest.fail("the fast form was asked"))
+    with plain_forms():
+        assert torch.equal(sample(logits, params, [torch.Generator().manual_seed(3)]), fast)
 
 
 def test_ids_of_probability_zero_are_never_picked() -> None:
