@@ -302,8 +302,9 @@ def test_the_whole_of_it_on_a_small_text(tmp_path):
     run = tmp_path / "home/run"
     assert (run / "loss.svg").is_file()
     assert (run / "checkpoints/latest/model.safetensors").is_file()
-    assert done.stdout.count("-" * 72) == 2
-    assert " the " in done.stdout
+    samples = done.stdout.split("-" * 72)
+    assert len(samples) == 3
+    assert all(sample.strip() for sample in samples)  # what they say depends on how many steps fitted into the time
     assert "Traceback" not in done.stderr
     assert "val loss" in done.stderr
     assert "bits/byte" in done.stderr
