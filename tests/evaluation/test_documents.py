@@ -87,7 +87,9 @@ def test_a_token_file_of_another_tokenizer_is_refused(tmp_path, tokenizer):
     """The error names the file and says what to do."""
     build_dataset(write_cut(tmp_path, "one file"), tokenizer=tokenizer, train_path=tmp_path / "data.npy")
     other = Tokenizer(tokenizer.vocab, tokenizer.merges, [END, "<|other|>"])
-    with pytest.raises(ValueError, match=r"data\.npy: expected a token file of the checkpoint's tokenizer.*evaluate"):
+    with pytest.raises(
+        ValueError, match=r"data\.npy: made with the tokenizer .*, but the checkpoint's is .*; evaluate"
+    ):
         open_token_file(tmp_path / "data.npy", other)
 
 

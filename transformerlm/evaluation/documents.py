@@ -155,11 +155,10 @@ def open_token_file(path: str | Path, tokenizer: Tokenizer) -> Documents:
         ValueError: it was made with another tokenizer, has changed since, or holds no document.
     """
     dataset = TokenDataset(path)
-    if dataset.tokenizer_sha256 != tokenizer.fingerprint():
-        raise ValueError(
-            f"{path}: expected a token file of the checkpoint's tokenizer, {tokenizer.fingerprint()[:12]}..., found "
-            f"one of {dataset.tokenizer_sha256[:12]}...; evaluate the text itself instead"
-        )
+    advice = "evaluate the text itself instead"
+    tokenizer.check_fingerprint(
+        dataset.tokenizer_sha256, made=f"{path}: made with", ours="the checkpoint's", advice=advice
+    )
     dataset.verify()
     if dataset.max_id() >= tokenizer.vocab_size:
         raise ValueError(

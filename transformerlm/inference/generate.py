@@ -6,7 +6,7 @@ A model reads at most `context_length` ids. A longer prompt is cut to its last `
 full during generation, its older half is dropped: the model reads the last `context_length // 2` ids again, from
 position 0, and decoding goes on from there. Each such re-reading pays for half a window of further tokens.
 
-Any `LanguageModel` will do: `TransformerLM` itself, or a `Decoder`, which computes the same several times as fast from
+Any `LanguageModel` will do: `TransformerLM` itself, or a `Decoder`, which computes the same faster, from
 a copy of the weights. Import `Decoder` from here.
 """
 

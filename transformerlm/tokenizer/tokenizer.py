@@ -356,6 +356,18 @@ class Tokenizer:
             self._fingerprint = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
         return self._fingerprint
 
+    def check_fingerprint(self, sha256: str, *, made: str, ours: str, advice: str) -> None:
+        """Refuse what was made with another tokenizer, whose ids mean other tokens.
+
+        `made` says what was made, `ours` names this tokenizer, `advice` says how to mend it.
+
+        Raises:
+            ValueError: `sha256` is not this tokenizer's fingerprint; both are named.
+        """
+        own = self.fingerprint()
+        if sha256 != own:
+            raise ValueError(f"{made} the tokenizer {sha256[:12]}..., but {ours} is {own[:12]}...; {advice}")
+
     def encode_piece(self, piece: str) -> list[int]:
         """Return the ids of one pre-token, without the cache."""
         return self._engines.reference.encode_piece(whole_characters(piece))

@@ -72,7 +72,7 @@ def check_tokenizer_of_data(dataset: TokenDataset, tokenizer: Tokenizer, *, key:
     made = f"{key}: {dataset.path} was made with"
     setting = f"data.tokenizer ({config.data.tokenizer})"
     advice = "run transformerlm-make-data again with this tokenizer"
-    _check_fingerprint(tokenizer, dataset.tokenizer_sha256, made=made, setting=setting, advice=advice)
+    tokenizer.check_fingerprint(dataset.tokenizer_sha256, made=made, ours=setting, advice=advice)
 
 
 def check_tokenizer_of_checkpoint(directory: Path, tokenizer: Tokenizer) -> None:
@@ -84,16 +84,8 @@ def check_tokenizer_of_checkpoint(directory: Path, tokenizer: Tokenizer) -> None
     if (directory / "tokenizer").exists():
         made = f"checkpoint.init_from: {directory} was trained with"
         advice = f"set data.tokenizer to {directory / 'tokenizer'} and make the data with it"
-        _check_fingerprint(tokenizer, load_tokenizer(directory).fingerprint(), made=made, advice=advice)
-
-
-def _check_fingerprint(
-    tokenizer: Tokenizer, sha256: str, *, made: str, advice: str, setting: str = "data.tokenizer"
-) -> None:
-    """Refuse what was made with another tokenizer than the run's."""
-    ours = tokenizer.fingerprint()
-    if sha256 != ours:
-        raise ValueError(f"{made} the tokenizer {sha256[:12]}..., but {setting} is {ours[:12]}...; {advice}")
+        theirs = load_tokenizer(directory).fingerprint()
+        tokenizer.check_fingerprint(theirs, made=made, ours="data.tokenizer", advice=advice)
 
 
 def check_same_data(directory: Path, theirs: dict[str, str], ours: dict[str, str]) -> None:

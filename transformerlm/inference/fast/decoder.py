@@ -10,7 +10,7 @@ that is slow for one row. Here
 
 Twin of `Decoder`: `transformerlm.models.transformer.TransformerLM`
 Test: tests/inference/fast/test_decoder.py
-Pays: 2.27x the tokens/s of plain decoding with the same weights, fp32, one row (`nanochat_style`, docs/benchmarks.md)
+Pays: 1.35x the tokens/s of the model, fp32, one row, on a busy machine (docs/LOG.md, 2026-11-26)
 """
 
 from __future__ import annotations
