@@ -45,7 +45,8 @@ from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, resolve_num_workers
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, safe_pieces
 from transformerlm.tokenizer.reading import Chunk, comes_in_chunks
-from transformerlm.utils.text_files import ReadStats, holds_rows, read_text
+from transformerlm.utils.text_files import ReadStats, read_text
+from transformerlm.utils.text_formats import format_of
 
 BATCH_CHARS = 1 << 20
 
@@ -303,7 +304,7 @@ def _source_batches(
     splitter = SpecialTokenSplitter(tokenizer.special_tokens, pattern=tokenizer.pattern)
 
     def kind(path: Path) -> tuple[bool, bool]:
-        return as_bytes and comes_in_chunks(path), holds_rows(path) and not allow_special
+        return as_bytes and comes_in_chunks(path), format_of(path).holds_rows and not allow_special
 
     for (in_chunks, ordinary), files in groupby(source.paths, key=kind):
         if not in_chunks:

@@ -23,7 +23,8 @@ from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, safe_pieces
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.strings import check_is_no_string, whole_characters
-from transformerlm.utils.text_files import ReadStats, expand_inputs, holds_rows, read_text
+from transformerlm.utils.text_files import ReadStats, expand_inputs, read_text
+from transformerlm.utils.text_formats import format_of
 
 _PIECE_CHARS = 1 << 20
 
@@ -95,7 +96,7 @@ def read_documents(
     documents: list[str] = []
     for path in paths:
         texts: Iterator[str]
-        if holds_rows(path) and not allow_special:
+        if format_of(path).holds_rows and not allow_special:
             texts = (PlainText(block.text) for block in read_text(path, text_field=text_field, stats=stats))
         else:
             texts = _documents_of(path, separator, text_field, stats)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, safe_pieces
-from transformerlm.utils.text_files import ReadStats, holds_rows, is_plain_text, read_text
+from transformerlm.utils.text_files import ReadStats, is_plain_text, read_text
+from transformerlm.utils.text_formats import format_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +59,7 @@ def read_batches(
 
     A list never mixes rows, in which special tokens are plain text unless `allow_special` is given, with other text.
     """
-    for ordinary, files in groupby(paths, key=lambda path: not allow_special and holds_rows(path)):
+    for ordinary, files in groupby(paths, key=lambda path: not allow_special and format_of(path).holds_rows):
         cutter = splitter.without_tokens() if ordinary else splitter
         batch: list[str] = []
         gathered = 0

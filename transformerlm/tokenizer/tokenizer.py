@@ -29,11 +29,11 @@ from transformerlm.utils.strings import check_are_strings, check_is_string, ends
 from transformerlm.utils.text_files import (
     ReadStats,
     expand_inputs,
-    holds_rows,
     is_plain_text,
     read_text,
     total_bytes,
 )
+from transformerlm.utils.text_formats import format_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -283,7 +283,7 @@ class Tokenizer:
             ids = engine.encode_file(paths[0], num_workers=workers)
             if ids is not None:
                 return ids
-        allow_special = allow_special or not holds_rows(paths[0])
+        allow_special = allow_special or not format_of(paths[0]).holds_rows
         splitter = self._splitter if allow_special else self._splitter.without_tokens()
         pieces = safe_pieces(read_text(paths[0]), splitter, size=_FILE_PIECE_CHARS, where=str(paths[0]))
         texts = ([whole_characters(piece.text)] for piece in pieces)

@@ -124,15 +124,6 @@ def is_plain_text(path: Path) -> bool:
     return path.is_file() and format_of(path).is_plain
 
 
-def holds_rows(path: Path) -> bool:
-    """Return whether a file holds documents one by one, as JSON lines or in Parquet, rather than running text.
-
-    A row ends its document by itself, so a special token spelled in its text is plain text unless the caller asks
-    otherwise. In running text, only special tokens say where documents end.
-    """
-    return format_of(path).holds_rows
-
-
 def _files_of(name: str) -> list[Path]:
     if os.path.isdir(name):
         return _texts_below(name)

@@ -42,7 +42,11 @@ class Format:
 
     @property
     def holds_rows(self) -> bool:
-        """Whether the file holds documents one by one, each its own row, rather than running text."""
+        """Whether the file holds documents one by one, as JSON lines or in Parquet, rather than running text.
+
+        A row ends its document by itself, so a special token spelled in its text is plain text unless the caller asks
+        otherwise. In running text, only special tokens say where documents end.
+        """
         return self.layout != "text"
 
     @property
