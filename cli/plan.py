@@ -78,7 +78,7 @@ def _here(config: PlanConfig) -> Machine:
 
 def _resolve(config: PlanConfig, machine: Machine) -> tuple[PlanConfig, Precision]:
     """Return the configuration with a number in place of "auto" as its micro-batch, and the machine's precision."""
-    from transformerlm.distributed import World
+    from transformerlm.distributed.world import World
     from transformerlm.training.planning import micro_batch
     from transformerlm.utils.allocator import keep_freed_memory
     from transformerlm.utils.dtypes import resolve_precision

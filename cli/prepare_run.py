@@ -9,7 +9,7 @@ from cli.terminal import note
 from config.train import TrainConfig
 
 if TYPE_CHECKING:
-    from transformerlm.distributed import World
+    from transformerlm.distributed.world import World
     from transformerlm.models.transformer import TransformerLM
     from transformerlm.tokenizer.tokenizer import Tokenizer
     from transformerlm.training.data import RunData
@@ -65,7 +65,7 @@ def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> Prepared
 
 
 def _open_data(config: TrainConfig, tokenizer: Tokenizer, *, world: World) -> RunData:
-    from transformerlm.distributed import is_main
+    from transformerlm.distributed.world import is_main
     from transformerlm.token_files.dataset import TokenDataset
     from transformerlm.training.data import RunData
     from transformerlm.training.planning import preflight
@@ -90,7 +90,7 @@ def _find_checkpoint(config: TrainConfig, root: Path, *, world: World) -> Path |
     """
     from transformerlm.checkpoints.directory import newest_whole, remove_leftovers, restore_links
     from transformerlm.checkpoints.validation import CheckpointError
-    from transformerlm.distributed import barrier, is_main
+    from transformerlm.distributed.world import barrier, is_main
 
     newest, problem = None, None
     if is_main(world):
@@ -122,7 +122,7 @@ def _read_checkpoint(config: TrainConfig, directory: Path, *, data: RunData, run
         ValueError: it belongs to another run, or training.max_steps is below its step.
     """
     from transformerlm.checkpoints.directory import point
-    from transformerlm.distributed import is_main
+    from transformerlm.distributed.world import is_main
     from transformerlm.training.saved_run import SavedRun
 
     saved = SavedRun.read(directory)

@@ -90,7 +90,7 @@ def train(config: TrainConfig) -> int:
     """
     with StopSignals() as signals, ExitStack() as stack:
         with working("loading PyTorch"):
-            from transformerlm.distributed import init_from_env, is_main, shutdown
+            from transformerlm.distributed.world import init_from_env, is_main, shutdown
         from transformerlm.utils.files import write_whole
         from transformerlm.utils.lock import DirectoryLock
 

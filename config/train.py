@@ -123,6 +123,19 @@ class CheckpointConfig(Section):
     )
 
 
+class ParallelConfig(Section):
+    """Several processes that train one model, started by torchrun or srun; nothing here matters to one process."""
+
+    shard: PositiveInt | Literal["auto", "node", "all"] = Field(
+        "auto",
+        description="processes that share one copy of weights, gradients and optimizer: a number that divides the "
+        "processes, those of a machine (node), or all; auto: 1 where that fits, else node, else all",
+    )
+    timeout: Duration = Field(
+        "10m", description="a start, or a wait for another process, that takes longer ends the run and names it"
+    )
+
+
 class SamplesSamplingConfig(SamplingConfig):
     """How the text of a sample is generated."""
 
@@ -153,6 +166,7 @@ class TrainConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    parallel: ParallelConfig = ParallelConfig()
     samples: SamplesConfig = SamplesConfig()
     logging: LoggingConfig = LoggingConfig()
     wandb: WandbConfig = WandbConfig()

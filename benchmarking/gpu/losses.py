@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from benchmarking.gpu.shapes import SMALL, Shape
-from transformerlm.distributed import World
+from transformerlm.distributed.world import World
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.loop import train_step
 from transformerlm.training.optim import AdamW, parameter_groups

@@ -10,7 +10,7 @@ from benchmarking.gpu.gpt2 import GPT2
 from benchmarking.gpu.shapes import SMALL, TINY
 from benchmarking.gpu.task import Task
 from config.train import TrainConfig
-from transformerlm.distributed import World
+from transformerlm.distributed.world import World
 from transformerlm.training.planning import micro_batch
 from transformerlm.training.planning.calibration import calibrate, trainer_on_random_tokens
 from transformerlm.utils.device import device_memory_bytes

@@ -20,7 +20,7 @@ from benchmarking.peers.litgpt import build_litgpt
 from benchmarking.peers.llama import build_llama
 from benchmarking.peers.plain_gpt import PlainGPT
 from profiling.memory import peak_rss_bytes
-from transformerlm.distributed import World
+from transformerlm.distributed.world import World
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.loop import train_step
 from transformerlm.training.optim import AdamW, parameter_groups

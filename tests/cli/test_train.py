@@ -30,7 +30,7 @@ from tests.training.tiny_run import read_records, step_lines, tiny_config
 from transformerlm.checkpoints import save
 from transformerlm.checkpoints.directory import newest_whole, resolve, step_of
 from transformerlm.checkpoints.load import load_model
-from transformerlm.distributed import World
+from transformerlm.distributed.world import World
 from transformerlm.inference.predictor import Predictor
 from transformerlm.training.loop import EvalResult
 from transformerlm.training.planning.calibration import estimate_seconds

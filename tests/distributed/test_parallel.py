@@ -12,16 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from transformerlm.distributed import (
+from transformerlm.distributed import parallel
+from transformerlm.distributed.parallel import average_gradients, broadcast_parameters
+from transformerlm.distributed.world import (
     World,
     all_reduce_min,
     all_reduce_sum,
-    average_gradients,
     barrier,
-    broadcast_parameters,
     init_from_env,
     is_main,
-    parallel,
     shutdown,
 )
 
@@ -31,8 +30,9 @@ RANK_PROGRAM = """
 import sys
 import torch
 from torch import nn
-from transformerlm.distributed import *
 from transformerlm.distributed import parallel
+from transformerlm.distributed.parallel import *
+from transformerlm.distributed.world import *
 
 torch.set_num_threads(1)
 parallel._BUCKET_BYTES = 64  # several buckets even for this small a model

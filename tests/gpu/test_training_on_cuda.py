@@ -21,7 +21,7 @@ from torch import Tensor
 from cli.train import train
 from config.io import dump_toml
 from tests.training.tiny_run import TinyFiles, step_lines, tiny_config, write_tiny_files
-from transformerlm.distributed import World
+from transformerlm.distributed.world import World
 from transformerlm.models.attention import attend
 from transformerlm.models.functional import gated_silu, rms_norm
 from transformerlm.models.layers import Embedding

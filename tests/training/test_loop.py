@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from transformerlm.distributed import World
+from transformerlm.distributed.world import World
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.loop import EvalResult, evaluate, train_step
 from transformerlm.training.loss import cross_entropy

@@ -23,7 +23,7 @@ from tests.training.faults import Killed, kill_at, poison
 from tests.training.tiny_run import TinyFiles, read_records, step_lines, tiny_config
 from transformerlm.checkpoints.directory import resolve
 from transformerlm.checkpoints.validation import read_state
-from transformerlm.distributed import World
+from transformerlm.distributed.world import World
 from transformerlm.training import resume_checks, spike_guard
 from transformerlm.training.data import sample_starts
 from transformerlm.training.loop import EvalResult

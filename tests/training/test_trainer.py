@@ -30,7 +30,7 @@ from tests.training.tiny_run import (
 from transformerlm.checkpoints.directory import list_checkpoints, newest_whole, resolve, step_name, step_of
 from transformerlm.checkpoints.load import load_config_of
 from transformerlm.checkpoints.validation import CheckpointError, read_state, verify
-from transformerlm.distributed import World
+from transformerlm.distributed.world import World
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.training import trainer
 from transformerlm.training.build import num_accumulation_steps, sequences_per_pass, token_bytes

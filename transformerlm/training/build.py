@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from config.train import TrainConfig, TrainingConfig
-from transformerlm.distributed import World, broadcast_parameters
+from transformerlm.distributed.parallel import broadcast_parameters
+from transformerlm.distributed.world import World
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.muon import Muon, muon_groups

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from profiling import nvtx
-from transformerlm.distributed import World, all_reduce_sum, average_gradients
+from transformerlm.distributed.parallel import average_gradients
+from transformerlm.distributed.world import World, all_reduce_sum
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.data import Batch
 from transformerlm.training.loss import cross_entropy, training_loss

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from logger import Logger
-from transformerlm.distributed import World
+from transformerlm.distributed.world import World
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.state import TrainState
 from transformerlm.utils.dtypes import Precision

@@ -16,7 +16,7 @@ from transformerlm.checkpoints import document_ids
 from transformerlm.checkpoints.load import load_optimizer, load_weights
 from transformerlm.checkpoints.save import Snapshot
 from transformerlm.checkpoints.validation import CheckpointError, read_state
-from transformerlm.distributed import is_main
+from transformerlm.distributed.world import is_main
 from transformerlm.training import resume_checks
 from transformerlm.training.data import RunData
 from transformerlm.training.runtime import Runtime

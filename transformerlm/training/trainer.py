@@ -22,7 +22,7 @@ from profiling import nvtx
 from transformerlm.checkpoints.directory import point, prune, step_name
 from transformerlm.checkpoints.save import save_checkpoint
 from transformerlm.checkpoints.validation import verify
-from transformerlm.distributed import all_reduce_sum, barrier, is_main
+from transformerlm.distributed.world import all_reduce_sum, barrier, is_main
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.build import (
     num_accumulation_steps,

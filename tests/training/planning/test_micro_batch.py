@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.training.tiny_run import tiny_config, write_tiny_files
-from transformerlm.distributed import World
+from transformerlm.distributed.world import World
 from transformerlm.training.build import sequences_per_pass
 from transformerlm.training.planning import micro_batch
 from transformerlm.training.planning.machine import Machine

@@ -17,7 +17,7 @@ from config.schemas import duration_seconds
 from config.train import TrainConfig
 from logger import NoopLogger
 from profiling import memory
-from transformerlm.distributed import World
+from transformerlm.distributed.world import World
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.build import build_model, build_optimizer, num_validation_windows, sequences_per_pass

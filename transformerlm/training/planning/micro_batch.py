@@ -15,7 +15,7 @@ import torch
 
 from config.train import TrainConfig
 from transformerlm.checkpoints.load import load_config_of
-from transformerlm.distributed import World, all_reduce_min
+from transformerlm.distributed.world import World, all_reduce_min
 from transformerlm.models.estimates import estimate_training_memory
 from transformerlm.models.settings import ModelSettings
 from transformerlm.models.transformer import TransformerLM

@@ -1,0 +1,97 @@
+"""The ranks that `torchrun` starts, our place among them, and what they tell each other.
+
+In a world of one, every call returns at once and changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks of a run and our place among them."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether the run has more than one rank."""
+        return self.world_size > 1
+
+
+def init_from_env() -> World:
+    """Join the ranks that `torchrun` describes in the environment; without RANK, return a world of one.
+
+    On CUDA machines each rank uses the device of its LOCAL_RANK, and nccl for tensors on it; otherwise gloo. Raises
+    ValueError if the environment describes the ranks only in part, or if there is no such device.
+    """
+    if "RANK" not in os.environ:
+        return World()
+    rank, local_rank, world_size = (_integer(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    if world_size == 1:
+        return World()
+    cuda = torch.cuda.is_available()
+    if cuda:
+        found = torch.cuda.device_count()
+        if local_rank >= found:
+            raise ValueError(
+                f"LOCAL_RANK: expected one of the {found} CUDA devices of this machine, got {local_rank}; "
+                f"start torchrun with --nproc-per-node={found}"
+            )
+        torch.cuda.set_device(local_rank)
+    if not dist.is_initialized():
+        # Numbers on the host go through gloo even then, so that they wait for no device.
+        backend, device = ("cpu:gloo,cuda:nccl", torch.device("cuda", local_rank)) if cuda else ("gloo", None)
+        dist.init_process_group(backend, device_id=device)
+    return World(rank, local_rank, world_size)
+
+
+def is_main(world: World) -> bool:
+    """Return whether this rank is the one that logs and saves."""
+    return world.rank == 0
+
+
+def all_reduce_sum(tensor: Tensor, world: World) -> Tensor:
+    """Return the sum of the tensor over the ranks; the argument is not changed."""
+    if not world.is_distributed:
+        return tensor
+    summed = tensor.detach().clone()
+    dist.all_reduce(summed)
+    return summed
+
+
+def all_reduce_min(number: int, world: World) -> int:
+    """Return the smallest of the ranks' numbers."""
+    if not world.is_distributed:
+        return number
+    least = torch.tensor(number)
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    return int(least)
+
+
+def barrier(world: World) -> None:
+    """Wait until every rank gets here."""
+    if world.is_distributed:
+        dist.barrier()
+
+
+def shutdown(world: World) -> None:
+    """Leave the group; call it last, and on every rank."""
+    if world.is_distributed and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _integer(name: str) -> int:
+    value = os.environ.get(name)
+    if value is None or not value.isdecimal():
+        found = "nothing" if value is None else repr(value)
+        raise ValueError(f"{name}: expected a whole number beside RANK, found {found}; start the run with torchrun")
+    return int(value)
