@@ -6,6 +6,8 @@ In a world of one, every call returns at once and changes nothing.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -75,6 +77,40 @@ def all_reduce_min(number: int, world: World) -> int:
     least = torch.tensor(number)
     dist.all_reduce(least, op=dist.ReduceOp.MIN)
     return int(least)
+
+
+def gather_text(text: str, world: World) -> list[str]:
+    """Return the texts of all ranks, in the order of the ranks; they travel as bytes, without pickle."""
+    if not world.is_distributed:
+        return [text]
+    data = torch.frombuffer(bytearray(text.encode() or b"\0"), dtype=torch.uint8)
+    lengths = [torch.zeros((), dtype=torch.int64) for _ in range(world.world_size)]
+    dist.all_gather(lengths, torch.tensor(len(text.encode())))
+    longest = max(1, *(int(length) for length in lengths))
+    padded = torch.zeros(longest, dtype=torch.uint8)
+    padded[: len(data)] = data
+    received = [torch.empty(longest, dtype=torch.uint8) for _ in range(world.world_size)]
+    dist.all_gather(received, padded)
+    return [bytes(one[:length].tolist()).decode() for one, length in zip(received, lengths, strict=True)]
+
+
+@contextmanager
+def together(world: World) -> Iterator[None]:
+    """Let a ValueError or OSError of one rank end the block on all ranks, so that none waits for the one that failed.
+
+    The rank with the error raises its own; the others raise a ValueError that names the rank and quotes it.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except (ValueError, OSError) as found:
+        error = found
+    messages = gather_text("" if error is None else str(error) or type(error).__name__, world)
+    if error is not None:
+        raise error
+    for rank, message in enumerate(messages):
+        if message:
+            raise ValueError(f"rank {rank} of {world.world_size}: {message}")
 
 
 def barrier(world: World) -> None:
