@@ -59,7 +59,7 @@ def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> Prepared
     if saved:
         saved.load_into(model, optimizer)
     elif config.checkpoint.init_from:
-        _load_initial_weights(config, tokenizer, model)
+        _load_initial_weights(config, tokenizer, model, world=world)
     state, wandb_id = (saved.state(), saved.wandb_id) if saved else (TrainState(), None)
     return PreparedRun(config, run_dir, data, model, optimizer, state, wandb_id, runtime, memory["total"])
 
@@ -89,22 +89,13 @@ def _find_checkpoint(config: TrainConfig, root: Path, *, world: World) -> Path |
         FileExistsError, FileNotFoundError: `checkpoint.resume` forbids a checkpoint that is there, or misses one.
     """
     from transformerlm.checkpoints.directory import newest_whole, remove_leftovers, restore_links
-    from transformerlm.checkpoints.validation import CheckpointError
-    from transformerlm.distributed.world import barrier, is_main
+    from transformerlm.distributed.world import is_main, together
 
-    newest, problem = None, None
-    if is_main(world):
-        try:
+    with together(world):
+        if is_main(world):
             remove_leftovers(root)
             restore_links(root)
-            newest = newest_whole(root, warn=note)
-        except CheckpointError as error:  # raised after the barrier; the other ranks will find the same
-            problem = error
-    barrier(world)  # one rank sets damaged checkpoints aside, so that the others do not find them
-    if problem:
-        raise problem
-    if not is_main(world):
-        newest = newest_whole(root)
+    newest = newest_whole(root, warn=note, world=world)
     if newest and config.checkpoint.resume == "never":
         raise FileExistsError(
             f'{newest}: this run has a checkpoint already, but checkpoint.resume = "never"; '
@@ -161,20 +152,20 @@ def _shown(value: object) -> object:
     return "not set" if value is None else value
 
 
-def _load_initial_weights(config: TrainConfig, tokenizer: Tokenizer, model: TransformerLM) -> None:
+def _load_initial_weights(config: TrainConfig, tokenizer: Tokenizer, model: TransformerLM, *, world: World) -> None:
     """Load a checkpoint's weights; optimizer, step, data order and random numbers are those of a new run.
 
     Raises:
         ValueError: the checkpoint is damaged, or of another architecture or tokenizer.
     """
     from transformerlm.checkpoints.directory import resolve
-    from transformerlm.checkpoints.load import load_weights
+    from transformerlm.checkpoints.load import load_weights, weights_of
     from transformerlm.checkpoints.validation import verify
     from transformerlm.training import resume_checks
 
     assert config.checkpoint.init_from is not None
-    directory = resolve(config.checkpoint.init_from)
-    verify(directory)
+    directory = resolve(config.checkpoint.init_from, world=world)
+    verify(directory, world=world)
     resume_checks.check_same_architecture(directory, config)
     resume_checks.check_tokenizer_of_checkpoint(directory, tokenizer)
-    load_weights(model, directory)
+    load_weights(weights_of(model), directory)

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from config.io import dump_toml
 from config.train import TrainConfig
 from transformerlm.checkpoints import document_ids
-from transformerlm.checkpoints.load import load_optimizer, load_weights
+from transformerlm.checkpoints.load import load_optimizer, load_weights, weights_of
 from transformerlm.checkpoints.save import Snapshot
 from transformerlm.checkpoints.validation import CheckpointError, read_state
 from transformerlm.distributed.world import is_main
@@ -88,7 +88,7 @@ class SavedRun:
         Raises:
             CheckpointError: a file does not fit the model or its optimizer.
         """
-        load_weights(model, self.directory)
+        load_weights(weights_of(model), self.directory)
         load_optimizer(optimizer, self.directory, self.values)
         set_rng_state(self.values["rng"])
 
@@ -112,7 +112,7 @@ def snapshot(
         "wandb_id": runtime.logger.run_id,
         "computed_with": _computed_with(runtime),
     } | document_ids.state_of_data(data.train, data.tokenizer)
-    return Snapshot(model, optimizer, data.tokenizer, dump_toml(config), values)
+    return Snapshot.of(model, optimizer, data.tokenizer, config_toml=dump_toml(config), state=values)
 
 
 def _computed_with(runtime: Runtime) -> dict[str, Any]:
