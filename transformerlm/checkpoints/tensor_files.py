@@ -135,9 +135,8 @@ def stored_tensors(directory: Path, kind: str) -> dict[str, StoredTensor]:
     for file, names in parts.items():
         found = read_header(directory / file)
         if different := sorted(found.keys() ^ set(names)):
-            raise ValueError(
-                f"{directory / file}: expected the tensors that {index.name} lists, found {_few(different)}"
-            )
+            lists = f"the tensors that {index.name} lists for it"
+            raise ValueError(f"{directory / file}: expected {lists}, found others; they differ in {_few(different)}")
         stored |= {name: StoredTensor(directory / file, facts) for name, facts in found.items()}
     return stored
 
@@ -165,4 +164,4 @@ def read_rows(stored: Mapping[str, StoredTensor], wanted: Mapping[str, range | N
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(names[:4])[:200] + (", ..." if len(names) > 4 else "") + " different"
+    return ", ".join(names[:4])[:200] + (", ..." if len(names) > 4 else "")

@@ -349,7 +349,13 @@ class Trainer:
             runtime=self.runtime,
             val_loss=val_loss,
         )
-        directory = save_checkpoint(self.checkpoints, step, taken, world=self.runtime.world)
+        directory = save_checkpoint(
+            self.checkpoints,
+            step,
+            taken,
+            world=self.runtime.world,
+            max_file_bytes=config.checkpoint.max_file_mb * 10**6,
+        )
         if not is_main(self.runtime.world):
             return
         if is_best:
