@@ -104,10 +104,13 @@ def save_checkpoint(
         raise OSError(
             f"{final}: cannot be written: {reason}; {older}free some space and start the same command again"
         ) from None
-    _read_back(final, world)
-    with together(world):
-        if is_main(world):
-            point(root / "latest", final)
+    try:
+        _read_back(final, world)
+        with together(world):
+            if is_main(world):
+                point(root / "latest", final)
+    except ValueError as error:  # an OSError of another rank
+        raise OSError(str(error)) from None
     return final
 
 
