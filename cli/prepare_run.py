@@ -9,8 +9,6 @@ from cli.terminal import note
 from config.train import TrainConfig
 
 if TYPE_CHECKING:
-    import torch
-
     from transformerlm.distributed.sharding import Shards
     from transformerlm.distributed.world import World
     from transformerlm.models.transformer import TransformerLM
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
     from transformerlm.training.prepared_run import PreparedRun
     from transformerlm.training.runtime import Runtime
     from transformerlm.training.saved_run import SavedRun
-    from transformerlm.utils.dtypes import Precision
 
 
 def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> PreparedRun:
@@ -70,13 +67,13 @@ def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> Prepared
     return PreparedRun(config, run_dir, data, model, optimizer, shards, state, wandb_id, runtime, memory["total"])
 
 
-def _shard_size(config: TrainConfig, *, device: torch.device, precision: Precision, world: World) -> int:
+def _shard_size(config: TrainConfig, *, world: World, **place: Any) -> int:
     """Return how many ranks share one copy of the model; "auto" goes by the rank with the least room."""
     from transformerlm.distributed.world import all_reduce_min
     from transformerlm.training.planning import sharding
 
-    sizes: dict[str, int] = {"world_size": world.world_size, "local_world_size": world.local_world_size}
-    fits = sharding.memory_check_here(config, device=device, precision=precision, **sizes)
+    sizes: dict[str, Any] = {"world_size": world.world_size, "local_world_size": world.local_world_size}
+    fits = sharding.memory_check_here(config, **sizes, **place)
     return -all_reduce_min(-sharding.choose_shard_size(config, fits=fits, **sizes), world)
 
 
@@ -121,22 +118,13 @@ def _find_checkpoint(config: TrainConfig, root: Path, *, world: World) -> Path |
         FileExistsError, FileNotFoundError: `checkpoint.resume` forbids a checkpoint that is there, or misses one.
     """
     from transformerlm.checkpoints.directory import newest_whole, remove_leftovers, restore_links
-    from transformerlm.checkpoints.validation import CheckpointError
-    from transformerlm.distributed.world import barrier, is_main
+    from transformerlm.distributed.world import is_main, together
 
-    newest, problem = None, None
-    if is_main(world):
-        try:
+    with together(world):
+        if is_main(world):
             remove_leftovers(root)
             restore_links(root)
-            newest = newest_whole(root, warn=note)
-        except CheckpointError as error:  # raised after the barrier; the other ranks will find the same
-            problem = error
-    barrier(world)  # one rank sets damaged checkpoints aside, so that the others do not find them
-    if problem:
-        raise problem
-    if not is_main(world):
-        newest = newest_whole(root)
+    newest = newest_whole(root, warn=note, world=world)
     if newest and config.checkpoint.resume == "never":
         raise FileExistsError(
             f'{newest}: this run has a checkpoint already, but checkpoint.resume = "never"; '
