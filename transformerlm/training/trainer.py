@@ -384,7 +384,12 @@ class Trainer:
             val_loss=val_loss,
         )
         directory = save_checkpoint(
-            self.checkpoints, step, taken, world=self.runtime.world, shard_size=self.shards.shard_size
+            self.checkpoints,
+            step,
+            taken,
+            world=self.runtime.world,
+            shard_size=self.shards.shard_size,
+            max_file_bytes=config.checkpoint.max_file_mb * 10**6,
         )
         if not is_main(self.runtime.world):
             return
