@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from transformerlm.checkpoints.directory import newest_whole
 from transformerlm.checkpoints.load import load_optimizer, load_weights
 from transformerlm.checkpoints.save import save_checkpoint
 from transformerlm.checkpoints.tensor_files import TensorFileWriter
-from transformerlm.checkpoints.validation import CheckpointError, verify
+from transformerlm.checkpoints.validation import CheckpointError, CheckpointNotSharedError, verify
 from transformerlm.distributed import owners
 from transformerlm.distributed.world import World, barrier
 from transformerlm.utils import files as disk
@@ -186,6 +187,29 @@ def test_all_ranks_notice_damage_and_use_the_older_checkpoint(files, tmp_path):
     assert len(first) == 3 * len(DAMAGES)
     assert all(text.endswith("step-00000001") and len(warnings) == 1 for text, warnings in first)
     assert others == [[(text, []) for text, _ in first]] * 2
+
+
+def look_elsewhere(world: World, root: Path) -> list[str]:
+    """Let rank 2 look into another directory than the others, and return what this rank is told."""
+    disk.VISIBLE_SECONDS = 0.3
+    told = []
+    for other in ("none", "another"):
+        with pytest.raises(CheckpointNotSharedError) as caught:
+            newest_whole(root / (other if world.rank == 2 else "here"), world=world)
+        told.append(str(caught.value))
+    return told
+
+
+def test_a_directory_that_not_all_ranks_see_is_not_damage(files, tmp_path):
+    """If a rank sees no checkpoint or another one, all refuse to go on, and nothing is set aside."""
+    for place, tokens in (("here", 7), ("another", 8)):
+        snapshot = whole_training(files).snapshot(files)
+        save_checkpoint(tmp_path / place, 1, replace(snapshot, state={"tokens": tokens}))
+    for none, another in run_ranks(look_elsewhere, 3, tmp_path):
+        assert "none/step-00000001/state.json: this machine does not see it, but rank 0 does: expected all" in none
+        assert "expected the same checkpoint on all ranks, found several" in another
+    for place in ("here", "another"):
+        assert sorted(path.name for path in (tmp_path / place).iterdir()) == ["latest", "step-00000001"]
 
 
 def test_damage_to_any_of_several_files_is_noticed(files, tmp_path):
