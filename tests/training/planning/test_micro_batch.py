@@ -75,13 +75,14 @@ def test_the_rest_of_the_configuration_stays(auto):
 def test_ranks_share_batch_and_memory(world_size, expected, auto, monkeypatch):
     """The number divides each rank's share, the ranks together stay within the memory, and the lowest number counts."""
     monkeypatch.setattr(micro_batch, "all_reduce_min", lambda number, world: number)
-    resolved = resolve(auto, world=World(world_size=world_size), **SETTINGS)
+    world = World(world_size=world_size, local_world_size=world_size)
+    resolved = resolve(auto, world=world, **SETTINGS)
     assert resolved.training.micro_batch_size == expected
     free(monkeypatch, world_size * total(auto, 1) / micro_batch._BY_ESTIMATE + 1)
-    assert resolve(auto, world=World(world_size=world_size), **SETTINGS).training.micro_batch_size == 1
+    assert resolve(auto, world=world, **SETTINGS).training.micro_batch_size == 1
     monkeypatch.setattr(micro_batch, "all_reduce_min", lambda number, world: 1)
     free(monkeypatch, 10**12)
-    assert resolve(auto, world=World(world_size=world_size), **SETTINGS).training.micro_batch_size == 1
+    assert resolve(auto, world=world, **SETTINGS).training.micro_batch_size == 1
 
 
 def test_a_batch_that_does_not_divide_is_cut_by_its_largest_share(auto, monkeypatch):
@@ -108,7 +109,7 @@ def test_only_the_ranks_of_this_machine_share_its_memory(auto, monkeypatch):
     """Of four ranks on two machines, two share the memory that is free here."""
     monkeypatch.setattr(micro_batch, "all_reduce_min", lambda number, world: number)
     free(monkeypatch, 2 * total(auto, 2) / micro_batch._BY_ESTIMATE + 2)
-    chosen = resolve(auto, world=World(world_size=4), local_world_size=2, **SETTINGS)
+    chosen = resolve(auto, world=World(world_size=4, local_world_size=2), **SETTINGS)
     assert chosen.training.micro_batch_size == 2
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.training.tiny_run import tiny_config, write_tiny_files
+from transformerlm.distributed.world import World
 from transformerlm.training.planning import sharding
 from transformerlm.training.planning.micro_batch import memory_by_part
 from transformerlm.training.planning.sharding import choose_shard_size, memory_check, shard_sizes
@@ -88,5 +89,5 @@ def test_the_ranks_of_a_machine_share_its_memory(files, tmp_path, monkeypatch):
     need = memory_by_part(config, micro_batch_size=1, **place)["total"]
     monkeypatch.setattr(sharding, "device_memory_bytes", lambda device: int(1.5 * need))
     for ranks, expected in ((1, True), (2, False)):
-        fits = sharding.memory_check_here(config, world_size=ranks, local_world_size=ranks, **place)
+        fits = sharding.memory_check_here(config, world=World(world_size=ranks, local_world_size=ranks), **place)
         assert fits(1) is expected

@@ -59,14 +59,12 @@ def resolve(
     world: World,
     resumed: Path | None = None,
     shard_size: int = 1,
-    local_world_size: int | None = None,
 ) -> Config:
     """Return the configuration with a number in place of `micro_batch_size = "auto"`, the same on every rank.
 
     `resumed` is the checkpoint from which the run goes on: its number is used again if it divides a rank's share.
     Otherwise, on CUDA a forward and backward pass is tried with fewer and fewer sequences; the estimate decides
-    elsewhere, and where ranks share a model, which none of them could try alone. `local_world_size` ranks are on this
-    machine (default: all).
+    elsewhere, and where ranks share a model, which none of them could try alone.
     """
     if config.training.micro_batch_size != "auto":
         return config
@@ -76,7 +74,7 @@ def resolve(
         if device.type == "cuda" and shard_size == 1:
             chosen = _largest_that_runs(config, divisors(share), device, precision)
         else:
-            free = memory_of_a_rank(available_memory_bytes(device), device, local_world_size or world.world_size)
+            free = memory_of_a_rank(available_memory_bytes(device), device, world.local_world_size)
             chosen = _largest_within(config, divisors(share), device, precision, free, shard_size)
         before = all_reduce_min(chosen, world)
     return _with_size(config, before)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from config.train import TrainConfig
+from transformerlm.distributed.world import World
 from transformerlm.training.planning.micro_batch import largest_share, memory_by_part, memory_of_a_rank
 from transformerlm.utils.device import device_memory_bytes
 from transformerlm.utils.dtypes import Precision
@@ -79,8 +80,8 @@ def memory_check(
 
 
 def memory_check_here(
-    config: TrainConfig, *, precision: Precision, device: torch.device, world_size: int, local_world_size: int
+    config: TrainConfig, *, precision: Precision, device: torch.device, world: World
 ) -> Callable[[int], bool]:
-    """Return `memory_check` for a rank on this machine, whose memory the ranks share on a CPU."""
-    memory = memory_of_a_rank(device_memory_bytes(device), device, local_world_size)
-    return memory_check(config, precision=precision, device=device, memory_bytes=memory, world_size=world_size)
+    """Return `memory_check` for a rank of this machine, whose ranks share its memory if the device is a CPU."""
+    memory = memory_of_a_rank(device_memory_bytes(device), device, world.local_world_size)
+    return memory_check(config, precision=precision, device=device, memory_bytes=memory, world_size=world.world_size)
