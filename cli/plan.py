@@ -175,7 +175,7 @@ def _against_best(ratio: float, best: int) -> str:
 
 
 def _memory_rows(facts: Facts, changes: list[tuple[str, int]]) -> Iterator[str]:
-    parts = [name for name in _MEMORY[:-1] if name != "gathered" or facts["shard_size"] > 1]
+    parts = [name for name in _MEMORY[:-1] if name != "gathered" or facts["num_processes"] > 1]
     by_part = ", ".join(f"{name} {_bytes(facts[f'memory.{name}_bytes'])}" for name in parts)
     yield _row("memory", f"{_bytes(facts['memory.total_bytes'])} estimated: {by_part}")
     if facts.get("calibration.peak_memory_bytes"):

@@ -51,8 +51,8 @@ def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> Prepared
     place: dict[str, Any] = {"device": device, "precision": resolve_precision(config.training.precision, device)}
     newest = _find_checkpoint(config, run_dir / "checkpoints", world=world)
     shard_size = _shard_size(config, world=world, **place)
-    ranks: dict[str, Any] = {"shard_size": shard_size, "local_world_size": world.local_world_size}
-    config = micro_batch.resolve(config, world=world, resumed=newest, **ranks, **place)
+    ranks: dict[str, Any] = {"world": world, "shard_size": shard_size}
+    config = micro_batch.resolve(config, resumed=newest, **ranks, **place)
     # The configuration itself stays without a micro_batch_size if it has none: the run may go on with more processes.
     size = sequences_per_pass(config.training, world.world_size)
     num_accumulation_steps(config.training.batch_size, size, world.world_size)  # raises if a rank would get nothing
@@ -72,12 +72,14 @@ def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> Prepared
 
 def _shard_size(config: TrainConfig, *, device: torch.device, precision: Precision, world: World) -> int:
     """Return how many ranks share one copy of the model; "auto" goes by the rank with the least room."""
-    from transformerlm.distributed.world import all_reduce_min
+    from transformerlm.distributed.world import all_reduce_min, together
     from transformerlm.training.planning import sharding
 
     sizes: dict[str, int] = {"world_size": world.world_size, "local_world_size": world.local_world_size}
-    fits = sharding.memory_check_here(config, device=device, precision=precision, **sizes)
-    return -all_reduce_min(-sharding.choose_shard_size(config, fits=fits, **sizes), world)
+    fits = sharding.memory_check_here(config, device=device, precision=precision, world=world)
+    with together(world):
+        chosen = sharding.choose_shard_size(config, fits=fits, **sizes)
+    return -all_reduce_min(-chosen, world)
 
 
 def _build(config: TrainConfig, *, runtime: Runtime, shard_size: int) -> tuple[TransformerLM, Shards]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.training.tiny_run import VOCAB_SIZE, tiny_config, write_tiny_files
+from transformerlm.distributed.world import World
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.training.build import sequences_per_pass
@@ -137,14 +138,15 @@ def test_ranks_that_share_a_model_need_less_memory(files, monkeypatch):
     place = {"micro_batch_size": 1, "device": torch.device("cuda"), "precision": "bf16"}
     whole = memory_by_part(config, **place)["total"]
     monkeypatch.setattr(preflight, "device_memory_bytes", lambda device: int(0.8 * whole))
-    assert preflight.check_memory(config, shard_size=2, **place)["gathered"] > 0
+    two = World(world_size=2, local_world_size=2)
+    assert preflight.check_memory(config, world=two, shard_size=2, **place)["gathered"] > 0
     with pytest.raises(ValueError, match=r"alone are too much.*; more GPUs can share them: see docs/distributed\.md"):
         preflight.check_memory(config, **place)
     tiny, size = tiny_config(files, files.text.parent), {"micro_batch_size": 1, "device": CPU, "precision": "fp32"}
     monkeypatch.setattr(preflight, "device_memory_bytes", lambda device: memory_by_part(tiny, **size)["total"] + 1)
     preflight.check_memory(tiny, **size)
     with pytest.raises(ValueError, match=r"but cpu has \d+ MB for each process; most of it"):
-        preflight.check_memory(tiny, local_world_size=2, **size)
+        preflight.check_memory(tiny, world=two, **size)
 
 
 def test_a_full_disk_is_refused(files, tmp_path, monkeypatch):

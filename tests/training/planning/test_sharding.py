@@ -75,7 +75,7 @@ def test_the_check_leaves_a_tenth_free(micro_batch_size, sequences, files, tmp_p
     """It counts the sequences of a pass: those of the file, one if they are still to be chosen, or a rank's share."""
     config = tiny_config(files, tmp_path, {"training.micro_batch_size": micro_batch_size, "training.batch_size": 8})
     place = {"precision": "fp32", "device": CPU}
-    need = memory_by_part(config, micro_batch_size=sequences, shard_size=3, **place)["total"]
+    need = memory_by_part(config, micro_batch_size=sequences, num_ranks=3, shard_size=3, **place)["total"]
     for room, expected in ((need / 0.9 + 2, True), (need / 0.9 - 2, False)):
         assert memory_check(config, memory_bytes=int(room), world_size=3, **place)(3) is expected
 

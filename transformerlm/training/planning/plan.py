@@ -167,5 +167,6 @@ def remedies(
 
 
 def _memory(config: TrainConfig, machine: Machine, precision: Precision, size: int, shard_size: int) -> dict[str, int]:
-    settings: Any = {"precision": precision, "device": machine.device, "shard_size": shard_size}
+    ranks = {"num_ranks": machine.num_processes, "shard_size": shard_size}
+    settings: Any = {"precision": precision, "device": machine.device, **ranks}
     return memory_by_part(config, micro_batch_size=size, **settings)

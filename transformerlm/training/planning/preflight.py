@@ -13,6 +13,7 @@ import torch
 
 from config.train import TrainConfig
 from transformerlm.checkpoints.document_ids import ids_of_data
+from transformerlm.distributed.world import World
 from transformerlm.models.estimates import checkpoint_bytes
 from transformerlm.models.settings import ModelSettings
 from transformerlm.token_files.dataset import TokenDataset
@@ -84,21 +85,23 @@ def check_memory(
     micro_batch_size: int,
     device: torch.device,
     precision: Precision,
+    world: World | None = None,
     shard_size: int = 1,
-    local_world_size: int = 1,
 ) -> dict[str, int]:
     """Return the estimated bytes of a training step on one rank by part; a machine's ranks share the memory of its CPU.
 
     Raises:
         ValueError: they exceed the memory of a rank.
     """
-    place: Any = {"device": device, "precision": precision, "shard_size": shard_size}
+    world = world or World()
+    ranks = {"num_ranks": world.world_size, "shard_size": shard_size}
+    place: Any = {"device": device, "precision": precision, **ranks}
     parts = memory_by_part(config, micro_batch_size=micro_batch_size, **place)
-    available = memory_of_a_rank(device_memory_bytes(device), device, local_world_size)
+    available = memory_of_a_rank(device_memory_bytes(device), device, world)
     if parts["total"] > available:
         largest = max((name for name in parts if name != "total"), key=lambda name: parts[name])
         advice = _memory_advice(config, micro_batch_size, available, **place)
-        each = " for each process" if device.type != "cuda" and local_world_size > 1 else ""
+        each = " for each process" if device.type != "cuda" and world.is_distributed else ""
         raise ValueError(
             f"training needs about {gigabytes(parts['total'])}, but {device} has {gigabytes(available)}{each}; "
             f"most of it is {largest} ({gigabytes(parts[largest])}): {advice}"

@@ -69,9 +69,8 @@ def memory_check(
     sequences = 1 if size == "auto" else size
 
     def fits(shard_size: int) -> bool:
-        parts = memory_by_part(
-            config, micro_batch_size=sequences, precision=precision, device=device, shard_size=shard_size
-        )
+        ranks = {"num_ranks": world_size, "shard_size": shard_size}
+        parts = memory_by_part(config, micro_batch_size=sequences, precision=precision, device=device, **ranks)
         return parts["total"] <= _TO_FILL * memory_bytes
 
     return fits
@@ -81,5 +80,5 @@ def memory_check_here(
     config: TrainConfig, *, precision: Precision, device: torch.device, world: World
 ) -> Callable[[int], bool]:
     """Return `memory_check` for a rank of this machine, whose ranks share its memory if the device is a CPU."""
-    memory = memory_of_a_rank(device_memory_bytes(device), device, world.local_world_size)
+    memory = memory_of_a_rank(device_memory_bytes(device), device, world)
     return memory_check(config, precision=precision, device=device, memory_bytes=memory, world_size=world.world_size)
