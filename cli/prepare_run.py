@@ -123,22 +123,13 @@ def _find_checkpoint(config: TrainConfig, root: Path, *, world: World) -> Path |
         FileExistsError, FileNotFoundError: `checkpoint.resume` forbids a checkpoint that is there, or misses one.
     """
     from transformerlm.checkpoints.directory import newest_whole, remove_leftovers, restore_links
-    from transformerlm.checkpoints.validation import CheckpointError
-    from transformerlm.distributed.world import barrier, is_main
+    from transformerlm.distributed.world import is_main, together
 
-    newest, problem = None, None
-    if is_main(world):
-        try:
+    with together(world):
+        if is_main(world):
             remove_leftovers(root)
             restore_links(root)
-            newest = newest_whole(root, warn=note)
-        except CheckpointError as error:  # raised after the barrier; the other ranks will find the same
-            problem = error
-    barrier(world)  # one rank sets damaged checkpoints aside, so that the others do not find them
-    if problem:
-        raise problem
-    if not is_main(world):
-        newest = newest_whole(root)
+    newest = newest_whole(root, warn=note, world=world)
     if newest and config.checkpoint.resume == "never":
         raise FileExistsError(
             f'{newest}: this run has a checkpoint already, but checkpoint.resume = "never"; '
@@ -202,7 +193,7 @@ def _load_initial_weights(config: TrainConfig, tokenizer: Tokenizer, shards: Sha
         ValueError: the checkpoint is damaged, or of another architecture or tokenizer.
     """
     from transformerlm.checkpoints.directory import resolve
-    from transformerlm.checkpoints.load import load_weights
+    from transformerlm.checkpoints.load import load_weights, weights_of
     from transformerlm.checkpoints.validation import verify
     from transformerlm.training import resume_checks
 

@@ -131,7 +131,7 @@ def test_resolve_takes_every_way_to_name_a_checkpoint(by_link, tmp_path, monkeyp
     """A run, its `checkpoints`, one checkpoint, `latest` and `best` all lead to a checkpoint's directory."""
     root = tmp_path / "run" / "checkpoints"
     older, newer = empty_checkpoints(root, [1, 2])
-    monkeypatch.setattr("transformerlm.checkpoints.directory.verify", lambda directory: {})
+    monkeypatch.setattr("transformerlm.checkpoints.directory.verify", lambda directory, **at: {})
     if not by_link:
         monkeypatch.setattr(Path, "symlink_to", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("no right")))
     point(root / "latest", newer)

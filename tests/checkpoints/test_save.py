@@ -129,7 +129,9 @@ def test_everything_is_durable_before_the_name_appears(files, tmp_path, monkeypa
     sync, rename, real_point, real_verify = disk.sync, Path.rename, save.point, save.verify
     monkeypatch.setattr(disk, "sync", lambda path: (events.append(("sync", path.name)), sync(path)))
     monkeypatch.setattr(Path, "rename", lambda path, to: (events.append(("rename", path.name)), rename(path, to))[1])
-    monkeypatch.setattr(save, "verify", lambda path: (events.append(("verify", path.name)), real_verify(path))[1])
+    monkeypatch.setattr(
+        save, "verify", lambda path, **at: (events.append(("verify", path.name)), real_verify(path, **at))[1]
+    )
     monkeypatch.setattr(save, "point", lambda link, to: (events.append(("point", link.name)), real_point(link, to)))
     root = tmp_path / "checkpoints"
     save_checkpoint(root, 2, make_snapshot(files))

@@ -13,78 +13,120 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from transformerlm.checkpoints.directory import list_checkpoints, point, set_aside, step_name
-from transformerlm.checkpoints.optimizer_state import optimizer_state_to_tensors
+from transformerlm.checkpoints.load import weights_of
+from transformerlm.checkpoints.optimizer_state import OptimizerState
 from transformerlm.checkpoints.validation import FORMAT, CheckpointError, file_names, verify
+from transformerlm.distributed.rows import Rows
+from transformerlm.distributed.world import World, gather_text, is_main, together
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils import files
 from transformerlm.utils.files import file_sha256
 from transformerlm.utils.json_files import values_sha256
 
+MAX_FILE_BYTES = 4096 * 10**6
+"""How large a file of tensors becomes, unless a caller says otherwise."""
+
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a training run puts into a checkpoint besides the step."""
+    """What a training run puts into a checkpoint besides the step.
 
-    model: nn.Module
-    optimizer: Optimizer
-    tokenizer: Tokenizer | None  # None: the model was imported without one
+    Args:
+        weights: this rank's rows of each parameter, under the parameter's name.
+        optimizer: its state, of which this rank has the same rows.
+        tokenizer: None: the model was imported without one.
+        config_toml: the run's configuration.
+        state: what `state.json` holds besides; rank 0's counts.
+    """
+
+    weights: Mapping[str, Rows]
+    optimizer: OptimizerState
+    tokenizer: Tokenizer | None
     config_toml: str
     state: dict[str, Any]
 
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        optimizer: Optimizer,
+        tokenizer: Tokenizer | None,
+        *,
+        config_toml: str,
+        state: dict[str, Any],
+    ) -> Snapshot:
+        """Return the snapshot of a model and an optimizer that are all here."""
+        return cls(weights_of(model), OptimizerState.of(optimizer), tokenizer, config_toml, state)
 
-def save_checkpoint(root: Path, step: int, snapshot: Snapshot) -> Path:
+
+def save_checkpoint(
+    root: Path,
+    step: int,
+    snapshot: Snapshot,
+    *,
+    world: World = World(),  # noqa: B008 (frozen)
+    shard_size: int = 1,
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> Path:
     """Write the checkpoint of `step` below `root` and return its directory, durable and read back.
+
+    Every rank calls this with its own rows; the first `shard_size` ranks have all rows together. An error of one rank
+    is an error on all.
 
     Raises:
         OSError: the disk is full, not writable, or does not return what was written; nothing that looks whole is left.
     """
     final = root / step_name(step)
     try:
-        with files.whole_directory(final, displace=set_aside) as directory:
-            _write_files(directory, step, snapshot)
-        for parent in root.parents[:2]:  # the run's directory may be new, too
-            files.sync(parent)
-    except (SafetensorError, OSError) as error:
+        with together(world):
+            if is_main(world):
+                with files.whole_directory(final, displace=set_aside) as directory:
+                    _write_files(directory, step, snapshot)
+                for parent in root.parents[:2]:  # the run's directory may be new, too
+                    files.sync(parent)
+    except (SafetensorError, ValueError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         older = "older checkpoints are whole; " if list_checkpoints(root) else ""
         raise OSError(
             f"{final}: cannot be written: {reason}; {older}free some space and start the same command again"
         ) from None
-    _read_back(final)
-    point(root / "latest", final)
+    _read_back(final, world)
+    with together(world):
+        if is_main(world):
+            point(root / "latest", final)
     return final
 
 
-def _read_back(directory: Path) -> None:
+def _read_back(directory: Path, world: World) -> None:
     """Compare what is on the disk with the sha256 of what was written; set the checkpoint aside if they differ."""
     for name in file_names(directory):
         files.forget_cached(directory / name)
     try:
-        verify(directory)
+        verify(directory, world=world)
     except CheckpointError as error:
-        aside = set_aside(directory)
+        with together(world):
+            aside = set_aside(directory).name if is_main(world) else ""
         raise OSError(
-            f"{error}; the disk does not give back what was written: set aside as {aside.name}, "
+            f"{error}; the disk does not give back what was written: set aside as {gather_text(aside, world)[0]}, "
             "older checkpoints are whole"
         ) from None
 
 
 def _write_files(directory: Path, step: int, snapshot: Snapshot) -> None:
-    save_file(_weights(snapshot.model), directory / "model.safetensors")
-    tensors, optimizer = optimizer_state_to_tensors(snapshot.optimizer)
-    save_file(
-        {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, directory / "optimizer.safetensors"
-    )
+    for name, tensors in (("model", snapshot.weights), ("optimizer", snapshot.optimizer.tensors)):
+        whole = {key: rows.local.detach().contiguous().cpu() for key, rows in tensors.items()}
+        save_file(whole, directory / f"{name}.safetensors")
     (directory / "config.toml").write_text(snapshot.config_toml, encoding="utf-8")
     for name in ("model.safetensors", "optimizer.safetensors"):  # the library makes them readable for their owner only
         shutil.copymode(directory / "config.toml", directory / name)
@@ -94,13 +136,8 @@ def _write_files(directory: Path, step: int, snapshot: Snapshot) -> None:
         "format": FORMAT,
         "step": step,
         **snapshot.state,
-        "optimizer": optimizer,
+        "optimizer": snapshot.optimizer.values,
         "sha256": {name: file_sha256(directory / name) for name in file_names(directory)},
     }
     state["state_sha256"] = values_sha256(state, kept_in="state_sha256")
     (directory / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False), encoding="utf-8")
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return each parameter once: loading rebuilds a tied output head from the embedding."""
-    return {name: parameter.detach().contiguous().cpu() for name, parameter in model.named_parameters()}

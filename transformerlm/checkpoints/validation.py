@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from transformerlm.utils.files import file_sha256
+from transformerlm.distributed.world import World, gather_text, is_main
+from transformerlm.utils.files import file_sha256, wait_for
 from transformerlm.utils.json_files import parse_json_object, read_json_object, values_sha256
 
 FORMAT = 1
@@ -54,6 +55,10 @@ class CheckpointFormatError(CheckpointError):
     """A checkpoint that another version wrote; it may well be whole."""
 
 
+class CheckpointNotSharedError(CheckpointError):
+    """A checkpoint that some ranks do not see; it may well be whole."""
+
+
 def read_state(directory: Path) -> dict[str, Any]:
     """Return the contents of a checkpoint's `state.json`.
 
@@ -80,28 +85,78 @@ def read_state(directory: Path) -> dict[str, Any]:
     return state
 
 
-def verify(directory: Path) -> dict[str, Any]:
+def verify(directory: Path, *, world: World = World()) -> dict[str, Any]:  # noqa: B008 (frozen)
     """Return the checkpoint's state after checking that every file is there and has its recorded sha256.
+
+    All ranks call this. Each hashes its share of the files, and all come to the same result.
 
     Raises:
         CheckpointError: a file is missing, cannot be read, or has changed.
+        CheckpointNotSharedError: rank 0 sees another checkpoint than another rank, which is not damage.
     """
+    state: dict[str, Any] = {}
+    with agreed(world):
+        if is_main(world):
+            state = _read_listed(directory)
+    with agreed(world):
+        if not is_main(world):
+            state = _read_shared(directory)
+    if len(set(gather_text(state["state_sha256"], world))) > 1:
+        raise CheckpointNotSharedError(f"{directory}: expected the same checkpoint on all ranks, found several")
+    with agreed(world), as_checkpoint_error():
+        for name in sorted(state["sha256"])[world.rank :: world.world_size]:
+            _check_sum(directory, name, state["sha256"][name])
+    return state
+
+
+def _read_listed(directory: Path) -> dict[str, Any]:
+    """Return the state of a checkpoint that has all files that it lists, and lists all that it must have."""
     with as_checkpoint_error():
         check_contained(directory)
     state = read_state(directory)
     found = set(file_names(directory)) - {"state.json"}
-    for name, expected in state["sha256"].items():
+    for name in state["sha256"]:
         if name not in found:
             raise CheckpointError(f"{directory}: {name} is missing")
-        actual = file_sha256(directory / name)
-        if actual != expected:
-            raise CheckpointError(
-                f"{directory}: {name} is damaged: sha256 {actual[:12]}..., recorded {expected[:12]}..."
-            )
     missing = {"model.safetensors", "optimizer.safetensors", "config.toml"} - set(state["sha256"])
     if missing:
         raise CheckpointError(f"{directory}: state.json does not list {', '.join(sorted(missing))}")
     return state
+
+
+def _read_shared(directory: Path) -> dict[str, Any]:
+    """Return the state of a checkpoint that rank 0 sees whole, once all of it is visible here, too."""
+    try:
+        wait_for(directory / "state.json")
+        state = read_state(directory)
+        for name in state["sha256"]:
+            wait_for(directory / name)
+    except (OSError, CheckpointError) as error:
+        raise CheckpointNotSharedError(
+            f"{error}, but rank 0 does: expected all machines to see the same directory"
+        ) from None
+    return state
+
+
+def _check_sum(directory: Path, name: str, expected: str) -> None:
+    actual = file_sha256(directory / name)
+    if actual != expected:
+        raise CheckpointError(f"{directory}: {name} is damaged: sha256 {actual[:12]}..., recorded {expected[:12]}...")
+
+
+@contextmanager
+def agreed(world: World) -> Iterator[None]:
+    """Let a CheckpointError of one rank be raised by all of them when the block ends, as the first rank has it."""
+    problem: CheckpointError | None = None
+    try:
+        yield
+    except CheckpointError as error:
+        problem = error
+    kinds = {kind.__name__: kind for kind in (CheckpointError, CheckpointFormatError, CheckpointNotSharedError)}
+    for found in gather_text("" if problem is None else f"{type(problem).__name__}: {problem}", world):
+        if found:
+            kind, message = found.split(": ", 1)
+            raise kinds[kind](message)
 
 
 @dataclass(frozen=True)

@@ -290,7 +290,7 @@ class Trainer:
         assert self._saved_step is not None
         step, data_offset = self.state.step, self.state.guard.data_offset
         directory = self.checkpoints / step_name(self._saved_step)
-        verify(directory)
+        verify(directory, world=self.runtime.world)
         saved = SavedRun.read(directory)
         saved.load_into(self.shards, self.optimizer)
         self.state = saved.state()
@@ -366,8 +366,7 @@ class Trainer:
         self.runtime.world.arrive(f"saving step {self.state.step}")
         self._check_weights()
         is_best = self.state.count_saved(val_loss)
-        if is_main(self.runtime.world):
-            self._write_checkpoint(val_loss, is_best=is_best)
+        self._write_checkpoint(val_loss, is_best=is_best)
         self._saved_step, self._rollbacks = self.state.step, 0
         barrier(self.runtime.world)
 
@@ -383,7 +382,9 @@ class Trainer:
             runtime=self.runtime,
             val_loss=val_loss,
         )
-        directory = save_checkpoint(self.checkpoints, step, taken)
+        directory = save_checkpoint(self.checkpoints, step, taken, world=self.runtime.world)
+        if not is_main(self.runtime.world):
+            return
         if is_best:
             point(self.checkpoints / "best", directory)
         logger.log_event("checkpoint_saved", step=step)
