@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cli.terminal import note
 from config.train import TrainConfig
 
 if TYPE_CHECKING:
+    import torch
+
+    from transformerlm.distributed.sharding import Shards
     from transformerlm.distributed.world import World
     from transformerlm.models.transformer import TransformerLM
     from transformerlm.tokenizer.tokenizer import Tokenizer
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from transformerlm.training.prepared_run import PreparedRun
     from transformerlm.training.runtime import Runtime
     from transformerlm.training.saved_run import SavedRun
+    from transformerlm.utils.dtypes import Precision
 
 
 def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> PreparedRun:
@@ -28,7 +32,7 @@ def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> Prepared
     """
     from logger import NoopLogger, require_wandb
     from transformerlm.tokenizer.tokenizer import Tokenizer
-    from transformerlm.training.build import build_model, build_optimizer, num_accumulation_steps, sequences_per_pass
+    from transformerlm.training.build import build_optimizer, num_accumulation_steps, sequences_per_pass
     from transformerlm.training.planning import micro_batch, preflight
     from transformerlm.training.prepared_run import PreparedRun
     from transformerlm.training.runtime import Runtime
@@ -44,24 +48,52 @@ def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> Prepared
     data = _open_data(config, tokenizer, world=world)
     device = resolve_device(config.training.device)
     keep_freed_memory(device)
-    precision = resolve_precision(config.training.precision, device)
+    place: dict[str, Any] = {"device": device, "precision": resolve_precision(config.training.precision, device)}
     newest = _find_checkpoint(config, run_dir / "checkpoints", world=world)
-    config = micro_batch.resolve(config, device=device, precision=precision, world=world, resumed=newest)
+    shard_size = _shard_size(config, world=world, **place)
+    ranks: dict[str, Any] = {"shard_size": shard_size, "local_world_size": world.local_world_size}
+    config = micro_batch.resolve(config, world=world, resumed=newest, **ranks, **place)
     # The configuration itself stays without a micro_batch_size if it has none: the run may go on with more processes.
     size = sequences_per_pass(config.training, world.world_size)
-    num_accumulation_steps(config.training.batch_size, size, world.world_size)  # raises if the batch cannot be divided
-    memory = preflight.check_memory(config, micro_batch_size=size, device=device, precision=precision)
-    runtime = Runtime(device=device, precision=precision, micro_batch_size=size, logger=NoopLogger(), world=world)
-    preflight.check_disk(run_dir, config.model.model_dump())
+    num_accumulation_steps(config.training.batch_size, size, world.world_size)  # raises if a rank would get nothing
+    memory = preflight.check_memory(config, micro_batch_size=size, **ranks, **place)
+    runtime = Runtime(micro_batch_size=size, logger=NoopLogger(), world=world, **place)
+    preflight.check_disk(run_dir, config)
     saved = _read_checkpoint(config, newest, data=data, runtime=runtime) if newest else None
-    model = build_model(config, device=device, world=world)
-    optimizer = build_optimizer(model, config, precision=precision)
+    model, shards = _build(config, runtime=runtime, shard_size=shard_size)
+    optimizer = build_optimizer(model, config, precision=runtime.precision, shards=shards)
     if saved:
-        saved.load_into(model, optimizer)
+        saved.load_into(shards, optimizer)
     elif config.checkpoint.init_from:
-        _load_initial_weights(config, tokenizer, model)
+        _load_initial_weights(config, tokenizer, shards)
     state, wandb_id = (saved.state(), saved.wandb_id) if saved else (TrainState(), None)
-    return PreparedRun(config, run_dir, data, model, optimizer, state, wandb_id, runtime, memory["total"])
+    return PreparedRun(config, run_dir, data, model, optimizer, shards, state, wandb_id, runtime, memory["total"])
+
+
+def _shard_size(config: TrainConfig, *, device: torch.device, precision: Precision, world: World) -> int:
+    """Return how many ranks share one copy of the model; "auto" goes by the rank with the least room."""
+    from transformerlm.distributed.world import all_reduce_min
+    from transformerlm.training.planning import sharding
+
+    sizes: dict[str, int] = {"world_size": world.world_size, "local_world_size": world.local_world_size}
+    fits = sharding.memory_check_here(config, device=device, precision=precision, **sizes)
+    return -all_reduce_min(-sharding.choose_shard_size(config, fits=fits, **sizes), world)
+
+
+def _build(config: TrainConfig, *, runtime: Runtime, shard_size: int) -> tuple[TransformerLM, Shards]:
+    """Return the model with initial weights, and how the ranks share it."""
+    from transformerlm.distributed.sharding import Shards
+    from transformerlm.training.build import build_model, build_shards
+    from transformerlm.utils.device import should_compile
+
+    device, world, training = runtime.device, runtime.world, config.training
+    if not world.is_distributed:
+        model = build_model(config, device=device)
+        return model, Shards.whole(model)
+    compiled = should_compile(training.compile, device, training.max_steps)
+    return build_shards(
+        config, device=device, precision=runtime.precision, world=world, shard_size=shard_size, compiled=compiled
+    )
 
 
 def _open_data(config: TrainConfig, tokenizer: Tokenizer, *, world: World) -> RunData:
@@ -161,7 +193,7 @@ def _shown(value: object) -> object:
     return "not set" if value is None else value
 
 
-def _load_initial_weights(config: TrainConfig, tokenizer: Tokenizer, model: TransformerLM) -> None:
+def _load_initial_weights(config: TrainConfig, tokenizer: Tokenizer, shards: Shards) -> None:
     """Load a checkpoint's weights; optimizer, step, data order and random numbers are those of a new run.
 
     Raises:
@@ -173,8 +205,8 @@ def _load_initial_weights(config: TrainConfig, tokenizer: Tokenizer, model: Tran
     from transformerlm.training import resume_checks
 
     assert config.checkpoint.init_from is not None
-    directory = resolve(config.checkpoint.init_from)
-    verify(directory)
+    directory = resolve(config.checkpoint.init_from, world=shards.world)
+    verify(directory, world=shards.world)
     resume_checks.check_same_architecture(directory, config)
     resume_checks.check_tokenizer_of_checkpoint(directory, tokenizer)
-    load_weights(model, directory)
+    load_weights(shards.rows, directory)

@@ -88,7 +88,7 @@ def test_data_of_one_window_always_gives_it() -> None:
     ("changes", "message"),
     [
         ({"context_length": 1000}, r"1000 tokens are too few for a window of context_length \+ 1 = 1001"),
-        ({"world_size": 13}, "a batch of 12 windows cannot be cut into 1 micro-batches x 13 ranks"),
+        ({"world_size": 13}, "a batch of 12 windows cannot be cut into 13 ranks"),
         ({"rank": 2, "world_size": 2}, "rank 2 of 2"),
         ({"micro_batch": 3, "num_micro_batches": 3}, "micro_batch 3 of 3"),
         ({"step": -1}, "seed 3 and step -1"),
