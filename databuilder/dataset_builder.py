@@ -39,7 +39,7 @@ from databuilder.sources import (
     are_chosen,
     find_sources,
 )
-from transformerlm.token_files.sidecar import sidecar_path
+from transformerlm.token_files.sidecar import OFFSETS_SUFFIX, offsets_path, sidecar_path
 from transformerlm.token_files.writer import TokenFileWriter, publish
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, resolve_num_workers
@@ -138,7 +138,8 @@ def build_dataset(
     workers = resolve_num_workers(num_workers, num_bytes)
     batches = _batches(sources, tokenizer, stats=stats, as_bytes=threads, allow_special=allow_special)
     with ExitStack() as stack:
-        writers = [stack.enter_context(TokenFileWriter(path, dtype)) for path in outputs]
+        separator_id = tokenizer.special_token_ids[separator]
+        writers = [stack.enter_context(TokenFileWriter(path, dtype, separator_id=separator_id)) for path in outputs]
         encoder = _BatchEncoder(tokenizer, separator)
         encoded = stack.enter_context(closing(map_in_order(encoder, batches, num_workers=workers, threads=threads)))
         held = _write_all(
@@ -445,6 +446,8 @@ def _check_split(
     for path in (train_path, valid_path):
         if path is not None and Path(path).suffix != ".npy":
             raise ValueError(f"expected token files that end in .npy, found {path}")
+        if path is not None and Path(path).name.endswith(OFFSETS_SUFFIX):
+            raise ValueError(f"expected a token file that does not end in {OFFSETS_SUFFIX}, found {path}")
     if valid_path is not None and Path(valid_path).resolve() == Path(train_path).resolve():
         raise ValueError(f"valid_path: expected another file than train_path, found {valid_path} twice")
 
@@ -458,7 +461,7 @@ def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path], *, overwrite:
     """
     sources = {path.resolve() for path in inputs}
     for output in outputs:
-        for path in (output, sidecar_path(output)):
+        for path in (output, sidecar_path(output), offsets_path(output)):
             if path.resolve() in sources:
                 raise ValueError(f"{path}: expected an output that is not an input, found it among the inputs")
             if path.is_dir():
