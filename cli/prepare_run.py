@@ -99,17 +99,22 @@ def _build(config: TrainConfig, *, runtime: Runtime, shard_size: int) -> tuple[T
 
 
 def _open_data(config: TrainConfig, tokenizer: Tokenizer, *, world: World) -> RunData:
-    from transformerlm.distributed.world import is_main
+    """Open the run's data and check it: first what is said of it, on each rank, then its ids, shared out."""
+    from transformerlm.distributed.world import is_main, together
     from transformerlm.token_files.dataset import TokenDataset
     from transformerlm.training.data import RunData
     from transformerlm.training.planning import preflight
+    from transformerlm.training.planning.token_check import check_tokens
 
-    train = TokenDataset(config.data.train)
-    preflight.check_dataset(train, config=config, tokenizer=tokenizer, key="data.train")
-    valid = TokenDataset(config.data.valid) if config.data.valid else None
-    if valid:
-        preflight.check_dataset(valid, config=config, tokenizer=tokenizer, key="data.valid")
-        preflight.check_separators(train, valid, tokenizer)
+    with together(world):
+        paths = {"data.train": config.data.train, "data.valid": config.data.valid}
+        opened = {key: TokenDataset(path) for key, path in paths.items() if path}
+        for key, dataset in opened.items():
+            preflight.check_dataset(dataset, config=config, tokenizer=tokenizer, key=key)
+        train, valid = opened["data.train"], opened.get("data.valid")
+        if valid:
+            preflight.check_separators(train, valid, tokenizer)
+    check_tokens(opened, config=config, tokenizer=tokenizer, world=world)
     if valid and valid.sha256 == train.sha256 and is_main(world):
         note("warning: data.valid holds the same tokens as data.train: val_loss will be that of text it trains on")
     return RunData(tokenizer, train, valid)
@@ -193,7 +198,7 @@ def _load_initial_weights(config: TrainConfig, tokenizer: Tokenizer, shards: Sha
         ValueError: the checkpoint is damaged, or of another architecture or tokenizer.
     """
     from transformerlm.checkpoints.directory import resolve
-    from transformerlm.checkpoints.load import load_weights, weights_of
+    from transformerlm.checkpoints.load import load_weights
     from transformerlm.checkpoints.validation import verify
     from transformerlm.training import resume_checks
 

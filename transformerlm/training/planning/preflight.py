@@ -28,13 +28,15 @@ _CHECKPOINTS_ON_DISK = 2.2
 
 
 def check_dataset(dataset: TokenDataset, *, config: TrainConfig, tokenizer: Tokenizer, key: str) -> None:
-    """Refuse a token file that this model and tokenizer cannot be trained on; `key` is its name in the TOML.
+    """Refuse data that this model and tokenizer cannot be trained on, by what is said of it; `check_tokens` reads it.
+
+    `key` is its name in the TOML.
 
     Raises:
-        ValueError: too short for one window, made by another tokenizer, with a separator that is none of its special
-            tokens, changed since it was made, or with ids beyond the model's vocabulary.
+        ValueError: too short for one window, made by another tokenizer, or with a separator that is none of its special
+            tokens.
     """
-    context_length, vocab_size = config.model.context_length, config.model.vocab_size
+    context_length = config.model.context_length
     if dataset.num_tokens < context_length + 1:
         raise ValueError(
             f"{key}: {dataset.path} holds {dataset.num_tokens} tokens, fewer than model.context_length + 1 = "
@@ -42,13 +44,6 @@ def check_dataset(dataset: TokenDataset, *, config: TrainConfig, tokenizer: Toke
         )
     check_tokenizer_of_data(dataset, tokenizer, key=key, config=config)
     ids_of_data(dataset, tokenizer)
-    dataset.verify()
-    largest = dataset.max_id()
-    if largest >= vocab_size:
-        raise ValueError(
-            f"{key}: {dataset.path} holds the id {largest}, but model.vocab_size is {vocab_size}; "
-            f"set model.vocab_size to at least {tokenizer.vocab_size}"
-        )
 
 
 def check_separators(train: TokenDataset, valid: TokenDataset, tokenizer: Tokenizer) -> None:
