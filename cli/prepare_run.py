@@ -9,8 +9,6 @@ from cli.terminal import note
 from config.train import TrainConfig
 
 if TYPE_CHECKING:
-    import torch
-
     from transformerlm.distributed.sharding import Shards
     from transformerlm.distributed.world import World
     from transformerlm.models.transformer import TransformerLM
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
     from transformerlm.training.prepared_run import PreparedRun
     from transformerlm.training.runtime import Runtime
     from transformerlm.training.saved_run import SavedRun
-    from transformerlm.utils.dtypes import Precision
 
 
 def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> PreparedRun:
@@ -31,6 +28,7 @@ def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> Prepared
         ValueError, OSError: a check has failed.
     """
     from logger import NoopLogger, require_wandb
+    from transformerlm.distributed.world import together
     from transformerlm.tokenizer.tokenizer import Tokenizer
     from transformerlm.training.build import build_optimizer, num_accumulation_steps, sequences_per_pass
     from transformerlm.training.planning import micro_batch, preflight
@@ -56,9 +54,10 @@ def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> Prepared
     # The configuration itself stays without a micro_batch_size if it has none: the run may go on with more processes.
     size = sequences_per_pass(config.training, world.world_size)
     num_accumulation_steps(config.training.batch_size, size, world.world_size)  # raises if a rank would get nothing
-    memory = preflight.check_memory(config, micro_batch_size=size, **ranks, **place)
+    with together(world):
+        memory = preflight.check_memory(config, micro_batch_size=size, **ranks, **place)
+        preflight.check_disk(run_dir, config)
     runtime = Runtime(micro_batch_size=size, logger=NoopLogger(), world=world, **place)
-    preflight.check_disk(run_dir, config)
     saved = _read_checkpoint(config, newest, data=data, runtime=runtime) if newest else None
     model, shards = _build(config, runtime=runtime, shard_size=shard_size)
     optimizer = build_optimizer(model, config, precision=runtime.precision, shards=shards)
@@ -70,13 +69,13 @@ def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> Prepared
     return PreparedRun(config, run_dir, data, model, optimizer, shards, state, wandb_id, runtime, memory["total"])
 
 
-def _shard_size(config: TrainConfig, *, device: torch.device, precision: Precision, world: World) -> int:
+def _shard_size(config: TrainConfig, *, world: World, **place: Any) -> int:
     """Return how many ranks share one copy of the model; "auto" goes by the rank with the least room."""
     from transformerlm.distributed.world import all_reduce_min, together
     from transformerlm.training.planning import sharding
 
-    sizes: dict[str, int] = {"world_size": world.world_size, "local_world_size": world.local_world_size}
-    fits = sharding.memory_check_here(config, device=device, precision=precision, world=world)
+    sizes: dict[str, Any] = {"world_size": world.world_size, "local_world_size": world.local_world_size}
+    fits = sharding.memory_check_here(config, world=world, **place)
     with together(world):
         chosen = sharding.choose_shard_size(config, fits=fits, **sizes)
     return -all_reduce_min(-chosen, world)

@@ -112,6 +112,13 @@ class CheckpointConfig(Section):
 
     interval: Count = Field(500, description="steps between checkpoints; 0: save only at the end")
     keep: int = Field(2, ge=2, le=10**6, description="newest checkpoints to keep, besides the best")
+    max_file_mb: int = Field(
+        4096,
+        ge=1,
+        le=10**6,
+        description="weights, or optimizer state, of more megabytes than this are split into files of this size at "
+        "most and an index; processes write them side by side",
+    )
     resume: Literal["auto", "never", "required"] = Field(
         "auto",
         description="auto: continue if the run has a checkpoint; never: refuse if it has; required: refuse if not",

@@ -61,7 +61,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
         return call
 
     for owner, name in [
-        (save, "save_file"),
+        (save.TensorFileWriter, "write"),
         (save, "file_sha256"),
         (validation, "file_sha256"),
         *((Path, name) for name in ("write_text", "mkdir", "rename", "replace", "symlink_to", "unlink")),
@@ -150,7 +150,7 @@ def test_a_full_disk_raises_and_leaves_nothing_behind(files, tmp_path, monkeypat
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(save, "save_file", fail)
+    monkeypatch.setattr(save.TensorFileWriter, "_append", fail)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(tmp_path, 2, snapshot)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", older.name]

@@ -60,10 +60,11 @@ def newest_whole(
     """
     newest, damaged = _first_whole(list_checkpoints(root), root, world=world)
     with agreed(world):
-        if newest is None and is_main(world):
+        if newest is not None:
+            for directory, error in damaged if is_main(world) else ():
+                warn(f"{error}; set aside as {set_aside(directory).name}, {newest.name} is used instead")
+        elif is_main(world):
             _refuse_none(root, damaged)
-        for directory, error in damaged if newest and is_main(world) else ():
-            warn(f"{error}; set aside as {set_aside(directory).name}, {newest.name} is used instead")
     return newest
 
 

@@ -5,26 +5,25 @@ Tensors are read a slice at a time, so that a rank needs memory for the rows tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from config.io import load_config
 from config.train import TrainConfig
+from transformerlm.checkpoints.layout import MODEL, OPTIMIZER
 from transformerlm.checkpoints.optimizer_state import optimizer_state_from_tensors
+from transformerlm.checkpoints.tensor_files import StoredTensor, read_rows, stored_tensors
 from transformerlm.checkpoints.validation import (
-    CheckpointError,
     as_checkpoint_error,
     check_finite,
     check_optimizer_state,
     check_size,
     check_weights,
-    read_header,
     verify,
 )
 from transformerlm.distributed.rows import Rows
@@ -55,7 +54,8 @@ def load_model(
     verify(directory)
     settings = ModelSettings(**load_config_of(directory).model.model_dump())
     with as_checkpoint_error():
-        check_size(directory / "model.safetensors", count_parameters(settings))
+        facts = {name: one.facts for name, one in stored_tensors(directory, MODEL).items()}
+        check_size(directory, facts, count_parameters(settings))
     model = TransformerLM(settings, device="meta")
     # This is what `to_empty` does, which first imports modules for a second.
     model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))  # type: ignore[no-untyped-call]
@@ -74,14 +74,13 @@ def load_weights(weights: Mapping[str, Rows], directory: Path) -> None:
     Raises:
         CheckpointError: they are not, or a weight is not finite.
     """
-    path = directory / "model.safetensors"
-    with as_checkpoint_error():
-        check_weights(path, {name: rows.shape for name, rows in weights.items()})
-        with torch.no_grad():
-            for name, rows in weights.items():
-                values = _read(path, name, range(rows.first, rows.first + rows.local.shape[0]))
-                check_finite({name: values}, directory)
-                rows.local.copy_(values)
+    with as_checkpoint_error(), torch.no_grad():
+        stored = stored_tensors(directory, MODEL)
+        shapes = {name: rows.shape for name, rows in weights.items()}
+        check_weights(directory, {name: one.facts for name, one in stored.items()}, shapes)
+        for name, values in read_rows(stored, {name: _range(rows) for name, rows in weights.items()}):
+            check_finite({name: values}, directory)
+            weights[name].local.copy_(values)
 
 
 def load_optimizer(
@@ -94,41 +93,46 @@ def load_optimizer(
     Raises:
         CheckpointError: the state does not fit the optimizer.
     """
-    path = directory / "optimizer.safetensors"
-    with as_checkpoint_error():
-        read_header(path)
-    tensors = _load_tensors(path)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    own = [Rows.whole(parameter) for parameter in parameters] if rows is None else rows
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    with as_checkpoint_error():
+        stored = stored_tensors(directory, OPTIMIZER)
     with as_checkpoint_error(f"{directory}: the optimizer's state does not fit: "):
-        loaded = optimizer_state_from_tensors(tensors, state["optimizer"])
-        check_optimizer_state(loaded, optimizer)
-        if rows is not None:
-            loaded["state"] = {index: _own(values, rows[index]) for index, values in loaded["state"].items()}
-        optimizer.load_state_dict(loaded)
-    for group, own in zip(optimizer.param_groups, settings, strict=True):
-        group.update(own)
+        shapes = {name: torch.empty(one.facts.shape, device="meta") for name, one in stored.items()}
+        outline = optimizer_state_from_tensors(shapes, state["optimizer"])
+        check_optimizer_state(outline, [one.shape for one in own])
+        optimizer.load_state_dict({"state": {}, "param_groups": outline["param_groups"]})
+        for index, values in state["optimizer"]["state"].items():
+            tensors = _OwnRows(stored, own[int(index)])
+            parameter = parameters[int(index)]
+            decoded = optimizer_state_from_tensors(tensors, {"state": {index: values}, "param_groups": []})
+            optimizer.state[parameter] = {
+                key: value.to(parameter.device) if isinstance(value, Tensor) and value.ndim else value
+                for key, value in decoded["state"][int(index)].items()
+            }
+    for group, before in zip(optimizer.param_groups, settings, strict=True):
+        group.update(before)
 
 
-def _own(values: dict[str, Any], rows: Rows) -> dict[str, Any]:
-    last = rows.first + rows.local.shape[0]
-    return {
-        key: value[rows.first : last] if isinstance(value, Tensor) and value.ndim else value
-        for key, value in values.items()
-    }
+class _OwnRows(Mapping[str, Tensor]):
+    """The stored tensors of one parameter, of which the rows that are here are read when somebody asks for them."""
+
+    def __init__(self, stored: Mapping[str, StoredTensor], rows: Rows) -> None:
+        self._stored, self._rows = stored, rows
+
+    def __getitem__(self, name: str) -> Tensor:
+        for _, values in read_rows(self._stored, {name: _range(self._rows)}):
+            wide = torch.promote_types(values.dtype, torch.float32) if values.is_floating_point() else values.dtype
+            return values.to(wide if values.ndim else values.dtype, copy=True)
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
 
 
-def _read(path: Path, name: str, rows: range) -> Tensor:
-    try:
-        with safe_open(path, framework="pt") as file:
-            found: Tensor = file.get_slice(name)[rows.start : rows.stop]
-            return found
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from None
-
-
-def _load_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from None
+def _range(rows: Rows) -> range | None:
+    return range(rows.first, rows.first + rows.local.shape[0]) if rows.local.ndim else None

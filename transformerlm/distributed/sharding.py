@@ -120,8 +120,8 @@ class Shards:
         if not self.world.is_distributed:
             return sums, norm
         square = norm.to(sums).square() / self.num_replicas
-        *summed, total = all_reduce_sum(torch.cat((sums, square.view(1))), self.world).split([len(sums), 1])
-        return summed[0], total.sqrt()[0]
+        joint = all_reduce_sum(torch.cat((sums, square.view(1))), self.world)
+        return joint[:-1], joint[-1].sqrt()
 
     def whole_norms(self, norms: Tensor) -> Tensor:
         """Return the L2 norms of whole tensors from the norms `(n,)` of the rows that each rank has of them."""
@@ -186,7 +186,7 @@ def exchange(parts: Sequence[Tensor], sizes: Sequence[int], group: dist.ProcessG
     """Send `parts[j]`, flat, to place j of the group, and return what each place sends here, `sizes[j]` numbers."""
     received = parts[0].new_empty(sum(sizes))
     dist.all_to_all_single(received, torch.cat(list(parts)), list(sizes), [len(part) for part in parts], group=group)
-    return list(received.split(list(sizes)))
+    return list(torch.split(received, list(sizes)))
 
 
 def _allow_views() -> None:

@@ -41,4 +41,6 @@ class NormRecorder:
         return activations | weights
 
     def _weight_norm(self, prefix: str) -> Tensor:
-        return torch.stack([p.norm() for name, p in self._shards.parameters.items() if name.startswith(prefix)]).norm()
+        norms = [p.norm() for name, p in self._shards.parameters.items() if name.startswith(prefix)]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return norm

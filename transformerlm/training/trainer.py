@@ -33,7 +33,7 @@ from transformerlm.training.build import (
     token_bytes,
 )
 from transformerlm.training.data import Batch, Prefetcher, RunData, get_batch, sample_starts, sequential_batches
-from transformerlm.training.loop import EvalResult, Flags, StepResult, evaluate, train_step
+from transformerlm.training.loop import EvalResult, StepResult, evaluate, train_step
 from transformerlm.training.norm_metrics import NormRecorder
 from transformerlm.training.runtime import Runtime
 from transformerlm.training.saved_run import SavedRun, snapshot
@@ -86,6 +86,7 @@ class Trainer:
         set_tf32(config.training.tf32, runtime.device)
         self.is_compiled = should_compile(config.training.compile, runtime.device, config.training.max_steps)
         compile_here = self.is_compiled and shards is None
+        self._timer = Timer(runtime.device, before=self.state.seconds)
         self.model: TransformerLM = torch.compile(model) if compile_here else model  # type: ignore[assignment]
         self.autocast = partial(autocast, runtime.device, runtime.precision)
         self._batches = Prefetcher(self._make_batches) if runtime.device.type == "cuda" else self._make_batches
@@ -101,41 +102,41 @@ class Trainer:
                 finite; the newest checkpoint is whole.
             OSError: a checkpoint could not be written; older ones are whole.
         """
-        timer = Timer(self.runtime.device, before=self.state.seconds)
-        todo = self._agreed_agenda(timer)
+        self._timer = Timer(self.runtime.device, before=self.state.seconds)
+        todo = self._agreed_agenda()
         while todo.stop is None:
-            result = self.step(flags=partial(self._flags, timer))
+            result = self.step()
             if result.trouble:
                 self._report_trouble(result, result.trouble)
             self.runtime.tick(self.state.step, {"loss": result.loss})
             if self._must_roll_back(result.trouble):
                 self._roll_back(result)
-                timer.restart()
-                todo = self._agreed_agenda(timer)
+                self._timer.restart()
+                todo = self._agreed_agenda()
             else:
-                todo = self._do_what_is_due(result, timer)
+                todo = self._do_what_is_due(result)
         self._finish(todo.stop)
         return self.state
 
-    def _do_what_is_due(self, result: StepResult, timer: Timer) -> Agenda:
+    def _do_what_is_due(self, result: StepResult) -> Agenda:
         """Validate, log, save and run the hooks, each if it is due after this step; return the agenda."""
-        todo = self._agenda_by(result.flags or self._flags(timer))
-        metrics = self._metrics(result) | timer.rates(self.state.tokens) if todo.log else {}
+        todo = self._agenda_by(result.flags or self._flags())
+        metrics = self._metrics(result) | self._timer.rates(self.state.tokens) if todo.log else {}
         if todo.validate:
-            with timer.paused():
+            with self._timer.paused():
                 metrics |= self._validation_metrics()
             todo = self.agenda(stop=todo.stop)  # early stopping may have made this step the last
         if todo.log:
             self.runtime.logger.log_metrics(self.state.step, metrics)
             self.runtime.progress(self.state.step, metrics)
         if todo.save:
-            with timer.paused():
+            with self._timer.paused():
                 self.save(metrics.get("val_loss"))
         if todo.run_hooks:
-            self._run_hooks(timer)
+            self._run_hooks()
         return todo
 
-    def step(self, *, flags: Flags = tuple) -> StepResult:
+    def step(self) -> StepResult:
         """Make the next step and count it; a step with `trouble` leaves the weights as they are."""
         config, step, guard = self.config, self.state.step + 1, self.state.guard
         self.runtime.world.arrive(f"step {step}")
@@ -152,7 +153,7 @@ class Trainer:
             num_tokens=config.training.batch_size * config.model.context_length,
             z_loss=config.training.z_loss,
             judge=partial(guard.trouble_with, spike_factor=self._spike_factor),
-            flags=flags,
+            flags=self._flags,
         )
         self.state.step = step
         if result.made:
@@ -173,19 +174,19 @@ class Trainer:
             stop=stop,
         )
 
-    def _agreed_agenda(self, timer: Timer) -> Agenda:
+    def _agreed_agenda(self) -> Agenda:
         """Return the agenda by the clocks and signals of all ranks, each of which must ask at the same step."""
-        flags = torch.tensor(self._flags(timer), dtype=torch.float64)
+        flags = torch.tensor(self._flags(), dtype=torch.float64)
         return self._agenda_by(all_reduce_sum(flags, self.runtime.world).tolist())
 
-    def _flags(self, timer: Timer) -> list[float]:
+    def _flags(self) -> list[float]:
         """Return this rank's seconds, if time is limited, and for each of `STOP_SIGNALS` whether it has arrived here.
 
         They travel with the loss, so that no rank waits once more. Clocks and signals differ between ranks. Through
         the sums, all ranks leave the loop at one step, for one reason, and have the same learning rate until then.
         """
         signal = self.runtime.stop()
-        seconds = timer.seconds() if self.timetable.max_seconds is not None else 0.0
+        seconds = self._timer.seconds() if self.timetable.max_seconds is not None else 0.0
         return [seconds, *(float(signal == name) for name in STOP_SIGNALS)]
 
     def _agenda_by(self, flags: Sequence[float]) -> Agenda:
@@ -206,10 +207,10 @@ class Trainer:
         signal = {"signal": reason} if reason in STOP_SIGNALS else {}
         logger.log_event("finished", step=step, reason="signal" if signal else reason, **signal)
 
-    def _run_hooks(self, timer: Timer) -> None:
+    def _run_hooks(self) -> None:
         for hook in self.runtime.hooks:
             if self.timetable.is_due(self.state.step, hook.interval):
-                with timer.paused(), self._for_hooks():
+                with self._timer.paused(), self._for_hooks():
                     hook.call(self.state.step, self.raw_model)
 
     @contextmanager
@@ -382,7 +383,14 @@ class Trainer:
             runtime=self.runtime,
             val_loss=val_loss,
         )
-        directory = save_checkpoint(self.checkpoints, step, taken, world=self.runtime.world)
+        directory = save_checkpoint(
+            self.checkpoints,
+            step,
+            taken,
+            world=self.runtime.world,
+            shard_size=self.shards.shard_size,
+            max_file_bytes=config.checkpoint.max_file_mb * 10**6,
+        )
         if not is_main(self.runtime.world):
             return
         if is_best:

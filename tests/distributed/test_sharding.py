@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from cli.train import train
 from config.train import TrainConfig
 from tests.distributed.ranks import run_ranks
+from tests.training.tiny_run import TinyFiles, read_records, step_lines, tiny_config, write_tiny_files
 from transformerlm.distributed.sharding import Shards
 from transformerlm.distributed.world import World
 from transformerlm.training.build import build_model, build_optimizer, build_shards, num_accumulation_steps
@@ -178,3 +181,52 @@ def test_a_rank_holds_its_share(shard_size):
     for held, whole in run_ranks(_bytes_held, 4, shard_size):
         assert held <= 1.15 * whole / shard_size
         assert held >= 0.85 * whole / shard_size
+
+
+# --- the whole command -------------------------------------------------------------------------------------------
+
+EVERYTHING = {
+    "optimizer.name": "muon",
+    "training.batch_size": 8,
+    "training.micro_batch_size": 2,
+    "training.log_norms": True,
+    "samples.interval": 6,
+    "samples.prompts": ["Ada "],
+    "samples.sampling.max_new_tokens": 5,
+    "logging.backend": "json",
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
+    return write_tiny_files(tmp_path_factory.mktemp("tiny"))
+
+
+def _run(world: World, text: str, max_steps: int, shard: int) -> int:
+    """Run the command in a rank, to `max_steps`."""
+    config = TrainConfig.model_validate(json.loads(text))
+    training = config.training.model_copy(update={"max_steps": max_steps})
+    parallel = config.parallel.model_copy(update={"shard": shard})
+    return train(config.model_copy(update={"training": training, "parallel": parallel}))
+
+
+def test_a_run_goes_on_with_any_number_of_ranks(files, tmp_path):
+    """On 2, 2x2, 3 and 1 ranks in turn a run logs what one process logs: losses, norms, validations and samples."""
+    constant = {**EVERYTHING, "schedule.name": "constant"}
+    alone, shared = (tiny_config(files, tmp_path / name, constant) for name in ("alone", "shared"))
+    assert train(alone) == 0
+    text = shared.model_dump_json()
+    for world_size, max_steps, shard in ((2, 3, 2), (4, 6, 2), (3, 9, 3)):
+        assert run_ranks(_run, world_size, text, max_steps, shard) == [0] * world_size
+    assert train(shared) == 0
+    expected, found = step_lines(tmp_path / "alone/run"), step_lines(tmp_path / "shared/run")
+    assert [line["step"] for line in found] == list(range(1, 13))
+    for theirs, ours in zip(expected, found, strict=True):
+        for key, value in theirs.items():
+            if key.startswith("metrics.") and "activation" not in key and key in ours:
+                assert ours[key] == pytest.approx(value, rel=2e-5), (theirs["step"], key)
+    texts = [
+        [record["text.output"] for record in read_records(tmp_path / name / "run") if record.get("event") == "sample"]
+        for name in ("alone", "shared")
+    ]
+    assert texts[0] == texts[1][1:]  # the third piece ends at step 9 with one more
