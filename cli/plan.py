@@ -210,7 +210,8 @@ def _sharding_rows(facts: Facts, config: PlanConfig) -> Iterator[str]:
 def _checkpoint_rows(facts: Facts) -> Iterator[str]:
     free = f", {_bytes(facts['disk.free_bytes'])} are free" if "disk.free_bytes" in facts else ""
     needed = f"the run needs {_bytes(facts['disk.needed_bytes'])} of disk{free}"
-    yield _row("checkpoint", f"{_bytes(facts['checkpoint.bytes'])}; {needed}")
+    size = f"{_bytes(facts['checkpoint.bytes'])} in {facts['checkpoint.files']} files of tensors"
+    yield _row("checkpoint", f"{size}; {needed}")
     if "checkpoint.write_seconds" in facts:
         rate = f"{facts['checkpoint.gb_per_second']:g} GB/s"
         yield _row("", f"{clock(facts['checkpoint.write_seconds'])} to write it at {rate}: assumed, not measured")

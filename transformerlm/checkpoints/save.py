@@ -158,6 +158,11 @@ def _plan(snapshot: Snapshot, max_bytes: int) -> list[_TensorFile]:
     return plan
 
 
+def count_tensor_files(snapshot: Snapshot, *, max_file_bytes: int = MAX_FILE_BYTES) -> int:
+    """Return how many files of tensors a checkpoint would have; the tensors may be on the meta device."""
+    return len(_plan(snapshot, max_file_bytes))
+
+
 def _in_order(tensors: Mapping[str, Rows]) -> dict[str, Rows]:
     """Return an optimizer's tensors in the order of its parameters, however its state came about."""
     parts = {

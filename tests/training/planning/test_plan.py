@@ -58,6 +58,7 @@ def test_the_checkpoint_is_as_large_as_said(files, tmp_path):
     saved = save_checkpoint(tmp_path / "checkpoints", 1, snapshot)
     found = sum(path.stat().st_size for path in saved.glob("*.safetensors"))
     facts = facts_of(config, tmp_path)
+    assert facts["checkpoint.files"] == len(list(saved.glob("*.safetensors")))
     assert facts["checkpoint.bytes"] == pytest.approx(found, rel=0.05)
     assert facts["disk.needed_bytes"] == facts["checkpoint.bytes"] * (config.checkpoint.keep + 2)
 
@@ -155,3 +156,12 @@ def test_a_checkpoint_is_as_large_and_as_long_to_write_from_any_number_of_gpus(f
         assert facts["checkpoint.write_seconds"] == facts["checkpoint.bytes"] / 0.5e9
         found.add(facts["checkpoint.bytes"])
     assert found == {12 * TransformerLM(**config.model.model_dump(), device="meta").num_parameters()}
+
+
+@pytest.mark.parametrize(("optimizer", "expected"), [("adamw", 2 + 3), ("muon", 2 + 2), ("sgd", 2 + 1)])
+def test_a_large_checkpoint_is_in_several_files(optimizer, expected, files, tmp_path):
+    """They are counted on a model without numbers: its 5.8 GB are two files, and AdamW's state is twice as large."""
+    sizes = {"d_model": 2048, "num_layers": 24, "num_heads": 16, "d_ff": 7168}
+    changes = {f"model.{name}": size for name, size in sizes.items()} | {"optimizer.name": optimizer}
+    facts = facts_of(tiny_config(files, tmp_path, changes), tmp_path)
+    assert facts["checkpoint.files"] == expected

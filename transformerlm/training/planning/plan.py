@@ -7,12 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from config.plan import PlanConfig
 from config.schemas import duration_seconds
 from config.train import TrainConfig
+from transformerlm.checkpoints.save import Snapshot, count_tensor_files
 from transformerlm.models.estimates import checkpoint_bytes, flops_per_token, parameters_by_part
 from transformerlm.models.settings import ModelSettings
-from transformerlm.training.build import sequences_per_pass
+from transformerlm.models.transformer import TransformerLM
+from transformerlm.training.build import build_optimizer, num_accumulation_steps, sequences_per_pass
 from transformerlm.training.planning.machine import Machine
 from transformerlm.training.planning.micro_batch import divisors, largest_share, memory_by_part, resolve_elsewhere
 from transformerlm.training.planning.preflight import existing_parent
@@ -32,6 +36,9 @@ def arithmetic(
 
     `config` has no "auto" as its micro-batch, and `shard_size` processes share one copy of the model. Memory is that of
     a process. The matrix of a tied head counts in FLOPs, but not in parameters.
+
+    Raises:
+        ValueError: a process would have no sequence.
     """
     training, model = config.training, ModelSettings(**config.model.model_dump())
     parts = parameters_by_part(model)
@@ -54,7 +61,7 @@ def arithmetic(
         "micro_batch_size": per_pass,
         "num_processes": machine.num_processes,
         "shard_size": shard_size,
-        "accumulation_steps": math.ceil(training.batch_size / (per_pass * machine.num_processes)),
+        "accumulation_steps": num_accumulation_steps(training.batch_size, per_pass, machine.num_processes),
         **{f"memory.{name}_bytes": size for name, size in memory.items()},
         "memory.device_bytes": machine.memory_bytes,
         "memory.available_bytes": machine.available_bytes,
@@ -67,8 +74,23 @@ def _disk(config: TrainConfig, run_dir: Path, machine: Machine) -> Facts:
     model = ModelSettings(**config.model.model_dump())
     checkpoint = checkpoint_bytes(model, optimizer=config.optimizer.name)
     free = {"disk.free_bytes": shutil.disk_usage(existing_parent(run_dir)).free} if machine.is_here else {}
-    # The checkpoints that are kept, the best one, and the one that is being written.
-    return {"checkpoint.bytes": checkpoint, "disk.needed_bytes": checkpoint * (config.checkpoint.keep + 2), **free}
+    return {
+        "checkpoint.bytes": checkpoint,
+        "checkpoint.files": _num_tensor_files(config),
+        # The checkpoints that are kept, the best one, and the one that is being written.
+        "disk.needed_bytes": checkpoint * (config.checkpoint.keep + 2),
+        **free,
+    }
+
+
+def _num_tensor_files(config: TrainConfig) -> int:
+    """Return the number of a checkpoint's files of tensors, from a model and an optimizer that hold no numbers."""
+    model = TransformerLM(**config.model.model_dump(), device="meta")
+    optimizer = build_optimizer(model, config)
+    for parameter in model.parameters():
+        parameter.grad = torch.empty_like(parameter)
+    optimizer.step()  # its state begins here
+    return count_tensor_files(Snapshot.of(model, optimizer, None, config_toml="", state={}))
 
 
 def shard_size_for(config: PlanConfig, machine: Machine, *, precision: Precision, shard: Shard | None = None) -> int:
