@@ -31,8 +31,13 @@ PLAN_KEYS = {"calibration_steps", "machine"}
 class DataConfig(Section):
     """Files made by transformerlm-make-data, and the tokenizer that encoded them."""
 
-    train: FilePath = Field(description="token file to train on (.npy)")
-    valid: FilePath | None = Field(None, description="token file for the validation loss; none: no validation")
+    train: FilePath = Field(description="token file to train on (.npy), or a folder of them (.shards)")
+    valid: FilePath | None = Field(None, description="the same for the validation loss; none: no validation")
+    order: Literal["draw", "epoch"] = Field(
+        "draw",
+        description="draw: each window of context_length begins anywhere, by chance; epoch: the file is cut into "
+        "windows, and each comes once before any comes again",
+    )
     tokenizer: FilePath = Field(description="directory of the tokenizer; copied into every checkpoint")
 
 

@@ -74,11 +74,13 @@ def _config(settings: dict[str, Any]) -> TrainConfig:
     return TrainConfig.model_validate(tree)
 
 
-def _train(config: TrainConfig, world: World, shard_size: int, precision: Any = "fp32") -> dict[str, Any]:
+def _train(
+    config: TrainConfig, world: World, shard_size: int, precision: Any = "fp32", compiled: bool = False
+) -> dict[str, Any]:
     """Return losses and gradient norms of a few steps, a validation loss, and all rows of the weights after them."""
     tokens = np.random.default_rng(0).integers(VOCAB_SIZE, size=500).astype(np.uint16)
     if world.is_distributed:
-        place: dict[str, Any] = {"device": CPU, "world": world, "precision": precision}
+        place: dict[str, Any] = {"device": CPU, "world": world, "precision": precision, "compiled": compiled}
         model, shards = build_shards(config, shard_size=shard_size, **place)
     else:
         model = build_model(config, device=CPU)
@@ -156,6 +158,19 @@ def test_bf16_is_that_of_unsharded_ranks_and_close_to_autocast():
         assert cut[name]["loss"] == pytest.approx(one["loss"], rel=1e-3)
 
 
+def _train_compiled(world: World, precision: str) -> dict[str, Any]:
+    return _train(_config(SETTINGS["adamw"]), world, 2, precision, compiled=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_blocks_are_compiled_before_they_are_cut(precision):
+    """What is gathered together is compiled together, and gives the losses of plain blocks."""
+    expected = run_ranks(_train_all, 2, 2, ["adamw"], precision)[0]["adamw"]
+    found = run_ranks(_train_compiled, 2, precision, seconds=600)[0]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5 if precision == "fp32" else 5e-3)
+
+
 def _bytes_held(world: World, shard_size: int) -> tuple[int, int]:
     """Return the bytes of weights, gradients and moments that this rank holds after a step, and those of all."""
     config = _config({"optimizer.name": "adamw"})
@@ -225,8 +240,8 @@ def test_a_run_goes_on_with_any_number_of_ranks(files, tmp_path):
         for key, value in theirs.items():
             if key.startswith("metrics.") and "activation" not in key and key in ours:
                 assert ours[key] == pytest.approx(value, rel=2e-5), (theirs["step"], key)
-    texts = [
-        [record["text.output"] for record in read_records(tmp_path / name / "run") if record.get("event") == "sample"]
-        for name in ("alone", "shared")
+    samples = [
+        {record["step"]: record["text.output"] for record in read_records(run) if record.get("event") == "sample"}
+        for run in (tmp_path / "alone/run", tmp_path / "shared/run")
     ]
-    assert texts[0] == texts[1][1:]  # the third piece ends at step 9 with one more
+    assert samples[0] == {step: samples[1][step] for step in (6, 12)}
