@@ -29,8 +29,8 @@ from transformerlm.training.planning.plan import shard_size_for
 ROOT = Path(__file__).parents[1]
 PAGE, EXAMPLES = ROOT / "docs/distributed.md", ROOT / "docs/examples"
 GPUS = (1, 8, 64, 256, 1000)
-TINY = shlex.split("""--model.d_model=32 --model.num_layers=2 --model.num_heads=2 --model.d_ff=64 --model.context_length=16
-    --model.vocab_size=400 --training.batch_size=4 --training.max_steps=4 --training.log_interval=1
+TINY = shlex.split("""--model.d_model=32 --model.num_layers=2 --model.num_heads=2 --model.d_ff=64
+    --model.context_length=16 --model.vocab_size=400 --training.batch_size=4 --training.max_steps=4 --training.log_interval=1
     --training.device=cpu --checkpoint.interval=2 --samples.interval=0""")
 
 
@@ -156,7 +156,7 @@ def data_of(files: Any) -> list[str]:
 @pytest.mark.slow
 def test_the_command_for_a_laptop_runs(files, tmp_path):
     """Two processes train on the CPU, and end with the losses of one process."""
-    (text,) = [block.text for block in blocks(PAGE) if "torchrun --standalone" in block.text]
+    (text,) = [block.text for block in blocks(PAGE) if block.why.startswith("tests/test_distributed_docs.py")]
     options = [*TINY, *data_of(files), f"--runs_dir={tmp_path}", "--logging.run_name=two"]
     done = subprocess.run(
         [*shlex.split(text), *options], cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, check=False
