@@ -31,7 +31,8 @@ PAGE, EXAMPLES = ROOT / "docs/distributed.md", ROOT / "docs/examples"
 GPUS = (1, 8, 64, 256, 1000)
 TINY = shlex.split("""--model.d_model=32 --model.num_layers=2 --model.num_heads=2 --model.d_ff=64
     --model.context_length=16 --model.vocab_size=400 --training.batch_size=4 --training.max_steps=4
-    --training.log_interval=1 --training.device=cpu --training.precision=fp32 --checkpoint.interval=2 --samples.interval=0""")
+    --training.log_interval=1 --training.device=cpu --training.precision=fp32
+    --checkpoint.interval=2 --samples.interval=0""")
 
 
 # --- the table ---------------------------------------------------------------------------------------------------
