@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from transformerlm.token_files.dataset import TokenDataset
+from transformerlm.token_files.dataset import TokenDataset, Tokens
+from transformerlm.token_files.shards import ShardedTokens
 
 if TYPE_CHECKING:  # batches need none of its libraries
     from transformerlm.tokenizer.tokenizer import Tokenizer
 
-Tokens = npt.NDArray[Any]
 Batch = tuple[Tensor, Tensor]
 
 
@@ -164,8 +164,12 @@ def _num_starts(num_tokens: int, context_length: int) -> int:
 
 def _windows(tokens: Tokens, starts: npt.NDArray[np.int64], context_length: int, device: torch.device | str) -> Batch:
     device = torch.device(device)
-    positions = starts[:, None] + np.arange(context_length + 1)  # (windows, context_length + 1)
-    windows = torch.from_numpy(np.asarray(tokens[positions]).astype(np.int64))
+    if isinstance(tokens, ShardedTokens):
+        ids = tokens.windows(starts, context_length + 1)
+    else:
+        positions = starts[:, None] + np.arange(context_length + 1)  # (windows, context_length + 1)
+        ids = np.asarray(tokens[positions])
+    windows = torch.from_numpy(ids.astype(np.int64))
     if device.type == "cuda" and torch.cuda.is_available():
         windows = windows.pin_memory()  # lets the copy run while the device computes
     windows = windows.to(device, non_blocking=True)
