@@ -1,8 +1,9 @@
 """From text files to token files: documents encoded in parallel, in order, in bounded memory.
 
-All in one pass: this process reads the text and cuts it at safe places, workers encode batches of such pieces, and this
-process appends what they return. Workers are threads with the tokenizer's compiled engine, which encodes large inputs
-and takes plain text as bytes; otherwise they are processes.
+Large texts go by parts (see `parts_build`), with the same result, others in one pass. This process reads the text and
+cuts it at safe places, workers encode batches of such pieces, and this process appends what they return. Workers are
+threads with the tokenizer's compiled engine, which encodes large inputs and takes plain text as bytes; otherwise they
+are processes.
 
 The separator's id follows each document: where plain text has the separator, at a file's end, and after each row of
 JSON lines or Parquet. So the ids themselves say where documents end, and nothing here is done document by document. The
@@ -16,37 +17,35 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
-import numpy as np
-
+from config.schemas import ClusterConfig
 from config.special_tokens import END_OF_TEXT
-from databuilder.sources import (
-    PathName,
-    Source,
-    SourceFiles,
-    SourceReport,
-    SourceWriter,
-    Thinner,
-    are_chosen,
-    find_sources,
+from databuilder.checks import (
+    check_limit,
+    check_outputs,
+    check_room,
+    check_separator,
+    check_split,
+    check_split_documents,
 )
-from transformerlm.token_files.sidecar import sidecar_path
+from databuilder.encoding import TRAIN, VALID, Batch, BatchEncoder, DocumentSorter, Encoded, Limit, read_batches
+from databuilder.parts_build import PartsBuild
+from databuilder.reports import BuildReport, SplitReport, split_report
+from databuilder.sources import PathName, Source, SourceFiles, SourceReport, SourceWriter, Thinner, find_sources
 from transformerlm.token_files.writer import TokenFileWriter, publish
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, resolve_num_workers
-from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, safe_pieces
-from transformerlm.tokenizer.reading import Chunk, comes_in_chunks
-from transformerlm.utils.text_files import ReadStats, read_text
-from transformerlm.utils.text_formats import format_of
+from transformerlm.utils.text_files import ReadStats
+from transformerlm.utils.text_parts import whole_file
+
+__all__ = ["BuildReport", "SplitReport", "build_dataset", "check_outputs"]
+
 
 def build_dataset(
     inputs: PathName | Sequence[PathName] | Sequence[Source],
@@ -62,9 +61,13 @@ def build_dataset(
     max_tokens: int | None = None,
     overwrite: bool = False,
     num_workers: int | None = None,
+    cluster: ClusterConfig | None = None,
     progress: ProgressCallback | None = None,
-) -> BuildReport:
+) -> BuildReport | None:
     """Encode text files into `train_path` and, where a fraction is given, `valid_path`, each an `.npy` with a sidecar.
+
+    A path that ends in `.shards` becomes a folder of token files with an index. Small texts are encoded in one pass;
+    larger ones, and all that go into shards or are for a cluster, by parts, so that the same call goes on after a kill.
 
     It has more than ten parameters because each key of `transformerlm-make-data` is one of them, under the same name.
 
@@ -83,46 +86,70 @@ def build_dataset(
         max_tokens: write whole documents, from the first on, until the next would exceed this many tokens; separators
             and the validation split count, too. The rest is not read. Not for weighted sources.
         overwrite: replace existing outputs, at the very end; otherwise they are refused before any work.
-        num_workers: processes or threads that encode; by default one for each CPU, one below 8 MB.
+        num_workers: processes or threads that encode; by default one for each CPU, one below 8 MB. On Ray, of one part.
+        cluster: who does the parts; by default this process.
         progress: called with ("encode", bytes read, bytes in total), in bytes on disk.
+
+    Returns None with `cluster.on = "share"` alone: if other shares are still at work, or have written the outputs.
 
     Raises:
         TypeError: names and sources in one list.
-        ValueError: arguments that do not fit together, inputs without text, or a split that would leave one side empty.
+        ValueError: arguments that do not fit together, inputs without text, a split that would leave one side empty, or
+            parts of other inputs or settings in the outputs' place.
         FileExistsError: an output exists already.
         OSError: the disk has too little room or cannot be written.
     """
+    check_split(train_path, valid_path, valid_fraction)
+    check_separator(tokenizer, separator)
+    build = PartsBuild(
+        sources=find_sources(inputs, text_field),
+        outputs=[Path(path) for path in (train_path, valid_path) if path is not None],
+        tokenizer=tokenizer,
+        valid_fraction=valid_fraction,
+        separator=separator,
+        allow_special=allow_special,
+        refuse_invalid=invalid_utf8 == "refuse",
+        overwrite=overwrite,
+        num_workers=num_workers,
+        cluster=cluster or ClusterConfig(),
+        progress=progress,
+    )
+    check_limit(max_tokens, build.sources)
+    build.check(max_tokens)
+    if build.cluster.on == "share" and build.is_made() and not build.is_publishing:
+        return None
+    paths = [path for source in build.sources for path in source.paths]
+    check_outputs(build.outputs, paths, overwrite=overwrite or build.is_publishing)
+    if max_tokens is None and build.is_by_parts:
+        return build.run()
+    return _build_in_one_pass(build, max_tokens)
+
+
+def _build_in_one_pass(build: PartsBuild, max_tokens: int | None) -> BuildReport:
     start = time.perf_counter()
-    _check_split(train_path, valid_path, valid_fraction)
-    outputs = [Path(path) for path in (train_path, valid_path) if path is not None]
-    sources = find_sources(inputs, text_field)
-    _check_limit(max_tokens, sources)
-    check_outputs(outputs, [path for source in sources for path in source.paths], overwrite=overwrite)
-    _check_separator(tokenizer, separator)
-    stats = ReadStats(refuse_invalid=invalid_utf8 == "refuse")
-    limited = iter if max_tokens is None else Limit(max_tokens, tokenizer.special_token_ids[separator])
-    sorter = DocumentSorter(tokenizer, separator, valid_fraction)
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-    num_bytes = sum(source.disk_bytes for source in sources)
-    max_bytes = math.inf if max_tokens is None else max_tokens * dtype.itemsize
-    threads = tokenizer.runs_in_threads(num_bytes)
-    workers = resolve_num_workers(num_workers, num_bytes)
-    batches = _batches(sources, tokenizer, stats=stats, as_bytes=threads, allow_special=allow_special)
+    sources, tokenizer, separator = build.sources, build.tokenizer, build.separator
+    stats = ReadStats(refuse_invalid=build.refuse_invalid)
+    limited = iter if max_tokens is None else Limit(max_tokens, build.separator_id)
+    sorter = DocumentSorter(tokenizer, separator, build.valid_fraction)
+    max_bytes = math.inf if max_tokens is None else max_tokens * build.dtype.itemsize
+    threads = tokenizer.runs_in_threads(build.num_bytes)
+    workers = resolve_num_workers(build.num_workers, build.num_bytes)
+    batches = _batches(sources, tokenizer, stats=stats, as_bytes=threads, allow_special=build.allow_special)
     with ExitStack() as stack:
-        writers = [stack.enter_context(TokenFileWriter(path, dtype)) for path in outputs]
+        writers = [stack.enter_context(TokenFileWriter(path, build.dtype)) for path in build.outputs]
         encoder = BatchEncoder(tokenizer, separator)
         encoded = stack.enter_context(closing(map_in_order(encoder, batches, num_workers=workers, threads=threads)))
         held = _write_all(
-            limited(encoded), sources, sorter, writers, max_bytes=max_bytes, stats=stats, progress=progress
+            limited(encoded), sources, sorter, writers, max_bytes=max_bytes, stats=stats, progress=build.progress
         )
-        _check_split_documents(sorter, separator, valid_fraction)
-        splits = [split_report(writer, reports) for writer, reports in zip(writers, held, strict=True)]
-        shared = {**shared_facts(tokenizer, sources, separator), "invalid_utf8": stats.invalid_utf8}
+        check_split_documents(sorter.num_documents.tolist(), separator, build.valid_fraction)
+        splits = [split_report(writer.path, reports) for writer, reports in zip(writers, held, strict=True)]
+        shared = build.shared_facts(stats.invalid_utf8)
         shared |= {} if max_tokens is None else {"max_tokens": max_tokens}
-        publish(writers, [{**split_facts(split, with_mixture=sources[0].weighted), **shared} for split in splits])
+        publish(writers, [{**build.own_facts(split), **shared} for split in splits])
     return BuildReport(
         train=splits[TRAIN],
-        valid=splits[_VALID] if len(splits) > 1 else None,
+        valid=splits[VALID] if len(splits) > 1 else None,
         seconds=time.perf_counter() - start,
         invalid_utf8=stats.invalid_utf8,
         empty_documents=sorter.num_empty,
@@ -167,7 +194,7 @@ def _write_all(
         for batch in batches:
             if room and batch.disk_bytes > 0:  # the first batch shows how much disk the whole will take
                 expected = batch.ids.nbytes * room / batch.disk_bytes
-                _check_room(writers[0].path.parent, int(min(expected, max_bytes)))
+                check_room(writers[0].path.parent, int(min(expected, max_bytes)))
             room = 0
             writer.append(sorter.sort(batch.ids))
             stats.invalid_utf8 += batch.invalid_utf8
@@ -175,69 +202,3 @@ def _write_all(
                 progress("encode", batch.disk_bytes, disk_bytes)
         reports.append(writer.finish(sorter.num_documents - documents, sorter.num_bytes - num_bytes))
     return list(zip(*reports, strict=True))
-
-
-def _check_split_documents(sorter: DocumentSorter, separator: str, valid_fraction: float) -> None:
-    """Refuse inputs that leave one side of the split without a document."""
-    if valid_fraction > 0 and 0 in sorter.num_documents:
-        raise ValueError(
-            f"valid_fraction: expected at least one document on each side, found {sorter.num_documents.sum()} in all "
-            f"at {valid_fraction} (documents end at {separator!r})"
-        )
-
-
-def _check_limit(max_tokens: int | None, sources: Sequence[SourceFiles]) -> None:
-    if max_tokens is None:
-        return
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens: expected at least 1, found {max_tokens}")
-    if sources[0].weighted:
-        raise ValueError("max_tokens: expected input, found weighted sources, of which it would take the first alone")
-
-
-def _check_room(folder: Path, expected: int) -> None:
-    """Refuse early if the first batch shows that the disk has too little room."""
-    free = shutil.disk_usage(folder).free
-    if expected > free:
-        needed = f"about {expected / 1e6:,.0f} MB for the token files"
-        raise OSError(f"{folder}: expected {needed}, found {free / 1e6:,.0f} MB free")
-
-
-def _check_split(
-    train_path: str | os.PathLike[str], valid_path: str | os.PathLike[str] | None, valid_fraction: float
-) -> None:
-    if not (math.isfinite(valid_fraction) and 0 <= valid_fraction < 1):
-        raise ValueError(f"valid_fraction: expected 0 or more and less than 1, found {valid_fraction}")
-    if (valid_path is None) != (valid_fraction == 0):
-        raise ValueError(
-            f"valid_path: expected exactly when valid_fraction is above 0, found {valid_path} with {valid_fraction}"
-        )
-    for path in (train_path, valid_path):
-        if path is not None and Path(path).suffix != ".npy":
-            raise ValueError(f"expected token files that end in .npy, found {path}")
-    if valid_path is not None and Path(valid_path).resolve() == Path(train_path).resolve():
-        raise ValueError(f"valid_path: expected another file than train_path, found {valid_path} twice")
-
-
-def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path], *, overwrite: bool) -> None:
-    """Refuse token files that are inputs, or, without `overwrite`, that exist already.
-
-    Raises:
-        ValueError: an output among the inputs, or a folder in its place.
-        FileExistsError: an output exists already.
-    """
-    sources = {path.resolve() for path in inputs}
-    for output in outputs:
-        for path in (output, sidecar_path(output)):
-            if path.resolve() in sources:
-                raise ValueError(f"{path}: expected an output that is not an input, found it among the inputs")
-            if path.is_dir():
-                raise ValueError(f"{path}: expected a file to write, found a folder")
-            if path.exists() and not overwrite:
-                raise FileExistsError(f"{path}: expected no such file yet, found one (overwrite replaces it)")
-
-
-def _check_separator(tokenizer: Tokenizer, separator: str) -> None:
-    if separator not in tokenizer.special_token_ids:
-        known = ", ".join(map(repr, tokenizer.special_tokens)) or "none at all"
-        raise ValueError(f"separator: expected a special token of the tokenizer ({known}), found {separator!r}")

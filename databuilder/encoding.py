@@ -65,6 +65,13 @@ class BatchEncoder:
         return Encoded(ids, batch.disk_bytes, batch.source)
 
 
+def tokens_without_separator(tokenizer: Tokenizer, separator: str) -> list[bytes]:
+    """Return the bytes that each id stands for; the separator's stand for none."""
+    tokens = [tokenizer.vocab[token_id] for token_id in range(tokenizer.vocab_size)]
+    tokens[tokenizer.special_token_ids[separator]] = b""
+    return tokens
+
+
 class DocumentSorter:
     """Finds the documents in a stream of ids, drops those without text, and assigns each of the others to its split.
 
@@ -78,8 +85,7 @@ class DocumentSorter:
         self._tokenizer = tokenizer
         self._separator_id = tokenizer.special_token_ids[separator]
         self._valid_fraction = valid_fraction
-        tokens = [tokenizer.vocab[token_id] for token_id in range(tokenizer.vocab_size)]
-        tokens[self._separator_id] = b""
+        tokens = tokens_without_separator(tokenizer, separator)
         self._token_bytes = np.array([len(token) for token in tokens], dtype=np.uint32)
         self._may_be_blank = np.array([not token.decode("utf-8", "ignore").strip() for token in tokens])
         self._held = np.empty(0, dtype=np.uint16)
@@ -223,5 +229,3 @@ def _text_batches(
                 yield Batch(texts, ends_document, stats.disk_bytes)
                 texts, ends_document, gathered = [], [], 0
     yield Batch(texts, ends_document, stats.disk_bytes)
-
-

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from databuilder.sources import SourceFiles, SourceReport
-from transformerlm.token_files.writer import TokenFileWriter
 from transformerlm.tokenizer import Tokenizer
 
 
@@ -34,15 +33,12 @@ class BuildReport:
     empty_documents: int
 
 
-def split_report(writer: TokenFileWriter, sources: Sequence[SourceReport]) -> SplitReport:
-    """Return what a finished file holds."""
-    return SplitReport(
-        path=writer.path,
-        tokens=writer.tokens,
-        bytes=sum(source.bytes for source in sources),
-        documents=sum(source.documents for source in sources),
-        sources=list(sources),
+def split_report(path: Path, sources: Sequence[SourceReport]) -> SplitReport:
+    """Return what a token file holds, the sum over its sources."""
+    tokens, num_bytes, documents = (
+        sum(getattr(one, key) for one in sources) for key in ("tokens", "bytes", "documents")
     )
+    return SplitReport(path, tokens, num_bytes, documents, list(sources))
 
 
 def split_facts(split: SplitReport, *, with_mixture: bool) -> dict[str, Any]:

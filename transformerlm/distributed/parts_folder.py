@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import socket
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -144,8 +145,8 @@ class PartsFolder:
         facts: dict[str, Facts] = {}
         while len(facts) < len(parts):
             done = self._names()
-            for part in parts if on_done is not None else ():
-                if part.name in done and part.name not in facts:
+            for part in parts:
+                if on_done is not None and part.name in done and part.name not in facts:
                     on_done(part.name)
             todo = [part for part in parts if part.name not in done]
             for name in self._do(todo, mapper=mapper, num_cpus=num_cpus, wait=wait):
@@ -195,14 +196,13 @@ class PartsFolder:
             self._write_plan()
         plan = read_json_object(path, max_bytes=_MAX_PLAN_BYTES)
         if plan.get("format") != FORMAT or plan.get("settings") != self._settings:
+            found = _difference(self._settings, plan.get("settings"))
             if not self._restart:
-                found = _difference(self._settings, plan.get("settings"))
                 raise ValueError(
                     f"{self.path}: expected parts of the same inputs and settings, found {found}; give the earlier "
                     "ones to go on with them, or remove the folder to begin anew"
                 )
-            for name in self._names() - {_LOCK}:
-                _remove(self.path / name)
+            warnings.warn(f"{self.path}: beginning anew, since the parts there are of {found}", stacklevel=2)
             self._write_plan()
             plan = read_json_object(path, max_bytes=_MAX_PLAN_BYTES)
         self.items = plan["items"]
@@ -211,7 +211,7 @@ class PartsFolder:
     def _write_plan(self) -> None:
         """Write the plan unless another process has done so meanwhile; the first one counts."""
         for name in self._names() - {_LOCK} if self._cluster.on != "share" else ():
-            _remove(self.path / name)  # a removal that was killed
+            _remove(self.path / name)  # parts of another plan, or a removal that was killed
         plan = {"format": FORMAT, "settings": self._settings, "items": self._list_items()}
         path = self.path / PLAN
         unfinished = path.with_name(f"{PLAN}{UNFINISHED}{who()}")

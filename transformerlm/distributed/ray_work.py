@@ -45,9 +45,10 @@ def do_on_ray(do: Callable[[Part], str], parts: Sequence[Part], *, address: str,
         def task(part: Part) -> str:
             return do(part)
 
-        waiting, pending = list(reversed(parts)), []
+        waiting = list(reversed(parts))
+        pending: list[Any] = []
         while waiting or pending:
-            room = max(2, int(PARTS_PER_CPU * ray.cluster_resources().get("CPU", 0) / num_cpus))
+            room = max(2, int(PARTS_PER_CPU * _num_cpus() / num_cpus))
             while waiting and len(pending) < room:
                 pending.append(task.remote(waiting.pop()))
             done, pending = ray.wait(pending, num_returns=1, timeout=None)
@@ -56,6 +57,12 @@ def do_on_ray(do: Callable[[Part], str], parts: Sequence[Part], *, address: str,
     finally:
         if mine:
             ray.shutdown()
+
+
+def _num_cpus() -> float:
+    import ray
+
+    return float(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
 
 
 def _connect(address: str) -> None:
