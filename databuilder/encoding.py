@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,11 +66,16 @@ class BatchEncoder:
         return Encoded(ids, batch.disk_bytes, batch.source)
 
 
-def tokens_without_separator(tokenizer: Tokenizer, separator: str) -> list[bytes]:
-    """Return the bytes that each id stands for; the separator's stand for none."""
+@lru_cache(maxsize=2)
+def token_tables(tokenizer: Tokenizer, separator: str) -> tuple[Array, Array]:
+    """Return, for each id, how many bytes it stands for, uint32, and whether they may be white space alone, bool.
+
+    Both are `(vocab_size,)`; the separator stands for none.
+    """
     tokens = [tokenizer.vocab[token_id] for token_id in range(tokenizer.vocab_size)]
     tokens[tokenizer.special_token_ids[separator]] = b""
-    return tokens
+    num_bytes = np.array([len(token) for token in tokens], dtype=np.uint32)
+    return num_bytes, np.array([not token.decode("utf-8", "ignore").strip() for token in tokens])
 
 
 class DocumentSorter:
@@ -85,9 +91,7 @@ class DocumentSorter:
         self._tokenizer = tokenizer
         self._separator_id = tokenizer.special_token_ids[separator]
         self._valid_fraction = valid_fraction
-        tokens = tokens_without_separator(tokenizer, separator)
-        self._token_bytes = np.array([len(token) for token in tokens], dtype=np.uint32)
-        self._may_be_blank = np.array([not token.decode("utf-8", "ignore").strip() for token in tokens])
+        self._token_bytes, self._may_be_blank = token_tables(tokenizer, separator)
         self._held = np.empty(0, dtype=np.uint16)
         self._open = _DROPPED  # the split of the document that the next ids continue
 

@@ -9,8 +9,10 @@ pass.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -30,6 +32,7 @@ from transformerlm.utils.text_files import ReadStats
 from transformerlm.utils.text_parts import TextPart
 
 _IDS, _ENDS = "ids", "ends"
+_FLUSH_TOKENS = 1 << 23
 
 
 def encode_part(
@@ -76,11 +79,14 @@ def encode_part(
         told = stack.enter_context(warnings.catch_warnings(record=True))
         warnings.simplefilter("always")
         ids_file, ends_file = (stack.enter_context((folder / name).open("wb")) for name in (_IDS, _ENDS))
+        flusher = stack.enter_context(ThreadPoolExecutor(1))
         encoded = map_in_order(encoder, batches, num_workers=num_workers, threads=threads)
         for batch in stack.enter_context(closing(encoded)):
             ids = sorter.sort(batch.ids)[TRAIN]
             ends_file.write((np.flatnonzero(ids == separator_id) + (num_ids + 1)).astype(np.int64).data)
             ids_file.write(ids.data)
+            if (num_ids + len(ids)) // _FLUSH_TOKENS > num_ids // _FLUSH_TOKENS:
+                flusher.submit(os.fsync, ids_file.fileno())  # so that little is left to wait for at the end
             num_ids += len(ids)
             stats.invalid_utf8 += batch.invalid_utf8
             if progress is not None:

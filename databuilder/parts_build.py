@@ -22,7 +22,7 @@ import numpy as np
 
 from config.schemas import ClusterConfig
 from databuilder.checks import check_room, check_split_documents
-from databuilder.encoding import Array, tokens_without_separator
+from databuilder.encoding import Array, token_tables
 from databuilder.parts import EncodedPart, append_source, encode_part, numbered_parts, write_part_shards, write_shard
 from databuilder.reports import BuildReport, SplitReport, shared_facts, split_facts, split_report
 from databuilder.sources import SourceFiles, SourceReport
@@ -251,8 +251,7 @@ class PartsBuild:
     @property
     def id_bytes(self) -> Array:
         """The bytes that each id stands for, 0 for the separator, uint32 `(vocab_size,)`."""
-        tokens = tokens_without_separator(self.tokenizer, self.separator)
-        return np.array([len(token) for token in tokens], dtype=np.uint32)
+        return token_tables(self.tokenizer, self.separator)[0]
 
     @property
     def separator_id(self) -> int:
