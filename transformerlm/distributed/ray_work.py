@@ -96,6 +96,8 @@ def _result(reference: Any) -> str:
         name: str = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
+    except ray.exceptions.LocalRayletDiedError as error:
+        raise RuntimeError("Ray has ended on this machine; start it, and give the same command again") from error
     except ray.exceptions.RayError as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise RuntimeError(
