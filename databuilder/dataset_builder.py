@@ -136,7 +136,10 @@ def _build_in_one_pass(build: PartsBuild, max_tokens: int | None) -> BuildReport
     workers = resolve_num_workers(build.num_workers, build.num_bytes)
     batches = _batches(sources, tokenizer, stats=stats, as_bytes=threads, allow_special=build.allow_special)
     with ExitStack() as stack:
-        writers = [stack.enter_context(TokenFileWriter(path, build.dtype)) for path in build.outputs]
+        writers = [
+            stack.enter_context(TokenFileWriter(path, build.dtype, separator_id=build.separator_id))
+            for path in build.outputs
+        ]
         encoder = BatchEncoder(tokenizer, separator)
         encoded = stack.enter_context(closing(map_in_order(encoder, batches, num_workers=workers, threads=threads)))
         held = _write_all(

@@ -358,7 +358,7 @@ def _write_token_files(
     dtype, id_bytes = build.dtype, build.id_bytes
     with ExitStack() as stack:
         writers = [
-            stack.enter_context(TokenFileWriter(folder / split / path.name, dtype))
+            stack.enter_context(TokenFileWriter(folder / split / path.name, dtype, separator_id=build.separator_id))
             for split, path in zip(_SPLITS, build.outputs, strict=False)
         ]
         held = [

@@ -199,7 +199,7 @@ def test_each_input_may_have_a_token_file_of_its_own(pipeline, tmp_path):
     done = call("make_data", "--input", tmp_path / "one.txt", tmp_path / "two.md", *shared, "--outputs=per-input",
                 "--train", tmp_path / "tokens", "--valid", tmp_path / "held", "--valid_fraction=0.2")  # fmt: skip
     assert done.code == 0, done.stderr
-    names = ["one.json", "one.npy", "two.json", "two.npy"]
+    names = [f"{name}.{ending}" for name in ("one", "two") for ending in ("documents.npy", "json", "npy")]
     assert sorted(path.name for path in (tmp_path / "tokens").iterdir()) == names
     assert sorted(path.name for path in (tmp_path / "held").iterdir()) == names
     assert len(done.records) == 4

@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from databuilder import Source, build_dataset, checks, dataset_builder, encoding
 from databuilder.sources import are_chosen
 from tests.utils.packed import write_parquet, zstd
+from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer import Tokenizer, reading
 from transformerlm.tokenizer.pair_table import learn_merges
 from transformerlm.utils.json_files import values_sha256
@@ -104,13 +106,14 @@ def test_the_sidecar_says_what_the_file_is(tmp_path: Path) -> None:
         "vocab_size": TOKENIZER.vocab_size,
         "tokenizer_sha256": TOKENIZER.fingerprint(),
         "sha256": hashlib.sha256((tmp_path / "train.npy").read_bytes()).hexdigest(),
+        "documents_sha256": hashlib.sha256((tmp_path / "train.documents.npy").read_bytes()).hexdigest(),
         "sources": [{"path": str(tmp_path / "in.txt"), "bytes": 22}],
         "separator": EOT,
         "separator_id": SEPARATOR_ID,
         "invalid_utf8": 0,
     }
     assert np.load(tmp_path / "train.npy").shape == (report.train.tokens,)
-    assert _names(tmp_path) == ["in.txt", "train.json", "train.npy"]
+    assert _names(tmp_path) == ["in.txt", "train.documents.npy", "train.json", "train.npy"]
 
 
 def test_large_vocabularies_get_wider_ids(tmp_path: Path) -> None:
@@ -399,7 +402,8 @@ def test_too_small_a_disk_is_refused_with_both_numbers(tmp_path: Path, monkeypat
 
 _SCRIPT = """
 import resource, sys
-from databuilder import Source, build_dataset, checks, dataset_builder, encoding
+from databuilder import Source, build_dataset, encoding
+from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer import Tokenizer, reading
 from transformerlm.utils.json_files import values_sha256
 if __name__ == "__main__":
@@ -433,7 +437,7 @@ def test_a_killed_build_leaves_nothing_that_looks_whole(tmp_path: Path, workers:
     assert [name for name in _names(tmp_path) if "tmp" not in name] == ["in.txt"]
     (tmp_path / "in.txt").write_text("one")
     _build(tmp_path)
-    assert _names(tmp_path) == ["in.txt", "train.json", "train.npy"]
+    assert _names(tmp_path) == ["in.txt", "train.documents.npy", "train.json", "train.npy"]
     assert np.load(tmp_path / "train.npy").tolist() == _ids(["one"])
 
 
@@ -450,3 +454,19 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
     assert "Traceback" not in error
     assert _names(tmp_path) == ["in.txt", "train.npy"]
     assert (tmp_path / "train.npy").read_text() == "old"
+
+
+def test_offsets_say_where_each_document_begins(tmp_path: Path) -> None:
+    """Beside each token file is one number a document, and the end: what lies between is the document's ids."""
+    texts = ["one", "two é", "three\n\nlines", "four", "five", "six"]
+    (tmp_path / "in.txt").write_text(EOT.join(texts))
+    _build(tmp_path, valid_path=tmp_path / "valid.npy", valid_fraction=0.3)
+    found = []
+    for name in ("train", "valid"):
+        data = TokenDataset(tmp_path / f"{name}.npy")
+        offsets = data.document_offsets
+        assert offsets is not None
+        assert offsets.dtype == np.int64
+        assert len(offsets) == data.num_documents + 1
+        found += [TOKENIZER.decode(data.tokens[start : end - 1].tolist()) for start, end in pairwise(offsets.tolist())]
+    assert sorted(found) == sorted(texts)

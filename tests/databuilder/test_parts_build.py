@@ -27,8 +27,8 @@ HALF = {"valid_fraction": 0.3}
 
 
 def cluster(on: str = "local", **keys: Any) -> ClusterConfig:
-    """Return a cluster with parts of 2 kB, smaller than the schema allows."""
-    return ClusterConfig.model_construct(**{**dict(ClusterConfig(on=on)), "part_mb": 0.002, **keys})  # type: ignore[arg-type]
+    """Return a cluster with parts of 4 kB, smaller than the schema allows."""
+    return ClusterConfig.model_construct(**{**dict(ClusterConfig(on=on)), "part_mb": 0.004, **keys})  # type: ignore[arg-type]
 
 
 def documents(name: str, number: int, seed: int = 0) -> list[str]:
@@ -111,7 +111,7 @@ def test_parts_give_the_files_of_one_pass(tmp_path, one_pass):
     assert progress == sorted(progress)
     assert progress[-1][0] == progress[-1][1]
     assert report.invalid_utf8 == 4
-    assert len(progress) > 30
+    assert len(progress) > 15
 
 
 def test_shares_give_the_files_of_one_pass(tmp_path, one_pass):
@@ -151,7 +151,7 @@ def test_shards_hold_the_ids_of_one_pass(tmp_path, one_pass, on):
         assert ids_of(tmp_path / f"{name}.shards") == np.load(expected / f"{name}.npy").tolist()
         index = json.loads((tmp_path / f"{name}.shards" / "index.json").read_text())
         sidecar = json.loads((expected / f"{name}.json").read_text())
-        own = {"format", "sha256", "sidecar_sha256"}
+        own = {"format", "sha256", "sidecar_sha256", "documents_sha256"}
         assert {key: value for key, value in index.items() if key not in own | {"shards"}} == {
             key: value for key, value in sidecar.items() if key not in own
         }
@@ -169,7 +169,7 @@ def test_without_a_split_each_document_is_in_train(tmp_path, kind):
     assert ids_of(tmp_path / "parts" / f"train.{kind}") == np.load(tmp_path / "whole" / "train.npy").tolist()
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_any_size_of_parts_gives_the_same_files(tmp_path, seed):
     """Parts that end at any document, with blank ones and empty files between."""
     rng = random.Random(seed)

@@ -111,11 +111,11 @@ class Builds:
     def check(self, *, kills: int, log: bool = True) -> None:
         """Check the files, that nothing is left beside them, and that each kill cost one part at most."""
         for mine, expected in (("train", "expected"), ("valid", "expected-valid")):
-            for suffix in (".npy", ".json"):
+            for suffix in (".npy", ".json", ".documents.npy"):
                 assert (self.folder / (mine + suffix)).read_bytes() == (self.folder / (expected + suffix)).read_bytes()
         left = {path.name for path in self.folder.iterdir()}
-        known = {"train.npy", "train.json", "valid.npy", "valid.json", "in.txt", "log"}
-        assert {name for name in left if not name.startswith("expected")} <= known
+        known = {f"{name}.{kind}" for name in ("train", "valid") for kind in ("npy", "json", "documents.npy")}
+        assert {name for name in left if not name.startswith("expected")} - {"in.txt", "log"} == known
         if log:
             begun = self.log.read_text().split()
             assert len(set(begun)) == self.parts

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.token_files.index import Shard, write_index
-from transformerlm.token_files.shard_writer import finish_shard, shard_name
+from transformerlm.token_files.shard_writer import ShardWriter, finish_shard, publish_shards, shard_name
 from transformerlm.token_files.writer import TokenFileWriter
 
 SEPARATOR = 0
@@ -40,4 +41,20 @@ def write_shards(folder: Path, parts: Sequence[np.ndarray], *, order: Sequence[i
             shards.append(finish_shard(writer, num_bytes=2 * len(ids)))
     listed = [shards[number] for number in (range(len(parts)) if order is None else order)]
     write_index(folder, listed, {"dtype": parts[0].dtype.name, **FACTS})
+    return folder
+
+
+def as_shards(path: Path, *, shard_tokens: int) -> Path:
+    """Write a token file's ids as a folder of shards beside it, and return the folder."""
+    data = TokenDataset(path)
+    facts = {key: data.metadata[key] for key in FACTS}
+    id_bytes = np.ones(data.vocab_size, dtype=np.int64)
+    ids = np.array(data.tokens)
+    separator_id = facts["separator_id"]
+    folder = path.with_name(f"{path.stem}-{shard_tokens}.shards")
+    with ShardWriter(
+        folder, ids.dtype, separator_id=separator_id, id_bytes=id_bytes, shard_tokens=shard_tokens
+    ) as writer:
+        writer.append(ids)
+        publish_shards([writer], [facts])
     return folder

@@ -67,7 +67,7 @@ def test_ids_without_a_separator_at_the_end_and_no_ids_at_all(tmp_path: Path) ->
 
 
 def test_nothing_stays_of_what_was_not_published(tmp_path: Path) -> None:
-    """Leaving the block unpublished, as an error does, keeps only an older folder; leftovers of a killed build go, too."""
+    """Leaving the block unpublished, keeps only an older folder; what a killed build left goes, too."""
     old = contents(write(tmp_path / "a.shards", ids_with_documents(300), shard_tokens=100, step=50))
     (tmp_path / ".a.shards.tmp").mkdir()
     (tmp_path / ".a.shards.tmp/00009.npy").write_bytes(b"x")

@@ -16,6 +16,7 @@ from transformerlm.distributed.work import Part
 
 MAX_RETRIES = 10  # of a part whose worker or machine was lost
 PARTS_PER_CPU = 2  # in flight
+_TRIES = 3  # to reach a cluster, each of several seconds
 
 
 def check_ray() -> None:
@@ -69,16 +70,22 @@ def _connect(address: str) -> None:
     import ray
 
     options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
-    if address != "auto":
-        _init(address=address, **options)
+    if address == "auto":
+        try:
+            _init(address, **options)
+        except ConnectionError:
+            ray.init(**options)
         return
-    try:
-        _init(address="auto", **options)
-    except ConnectionError:
-        ray.init(**options)
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            _init(address, **options)
+            return
+        except ConnectionError:  # a head that is busy, or still starting
+            if not tries_left:
+                raise
 
 
-def _init(*, address: str, **options: Any) -> None:
+def _init(address: str, **options: Any) -> None:
     import ray
 
     del options["include_dashboard"]  # the cluster has one or not

@@ -19,8 +19,8 @@ _HEADER = re.compile(
     rb"'shape': \((?P<shape>[0-9, ]{0,100})\),? ?\}\s*"
 )
 OFFSET_TYPE = np.dtype("<i8")
-_TOKEN_TYPES = {"<u2": np.dtype("<u2"), "<u4": np.dtype("<u4")}
-_OFFSET_TYPES = {"<i8": OFFSET_TYPE}
+_TOKEN_TYPES: dict[str, np.dtype[Any]] = {"<u2": np.dtype("<u2"), "<u4": np.dtype("<u4")}
+_OFFSET_TYPES: dict[str, np.dtype[Any]] = {"<i8": OFFSET_TYPE}
 ADVICE = "run transformerlm-make-data again"
 
 

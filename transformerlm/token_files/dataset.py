@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transformerlm.token_files.array import ADVICE, open_offset_array, open_token_array
-from transformerlm.token_files.index import INDEX, Shard, read_index
+from transformerlm.token_files.index import INDEX, Shard, facts_path, read_index
 from transformerlm.token_files.shards import ShardedTokens
 from transformerlm.token_files.sidecar import offsets_path, read_sidecar, sidecar_path
 from transformerlm.utils.files import file_sha256
@@ -73,7 +73,7 @@ class TokenDataset:
         self.vocab_size: int = self.metadata["vocab_size"]
         self.tokenizer_sha256: str = self.metadata["tokenizer_sha256"]
         self.sha256: str = self.metadata["sha256"]
-        named_in = sidecar_path(self.path).name
+        named_in = facts_path(self.path).name
         _check_same(self.path, "tokens", self.num_tokens, len(self.tokens), named_in=named_in)
         _check_same(self.path, "dtype", self.metadata["dtype"], self.tokens.dtype.name, named_in=named_in)
 
@@ -86,6 +86,14 @@ class TokenDataset:
             return [TokenFile(self.path, self.num_tokens, self.sha256, sidecar_path(self.path).name)]
         distinct = {shard.file: shard for shard in self._shards}.values()
         return [TokenFile(self.path / shard.file, shard.tokens, shard.sha256, INDEX) for shard in distinct]
+
+    def check(self) -> int:
+        """Read each file once, and return the largest id in all of them; -1 when there is none.
+
+        Raises:
+            ValueError: a file has changed since it was written.
+        """
+        return max(file.check() for file in self.files())
 
     def max_id(self) -> int:
         """Return the largest id, reading each file once in blocks; -1 when there is none."""

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from transformerlm.token_files.array import open_token_array
-from transformerlm.token_files.sidecar import FACTS, check_types, offsets_path, read_facts, write_facts
+from transformerlm.token_files.sidecar import (
+    FACTS,
+    OFFSETS_SUFFIX,
+    check_types,
+    offsets_path,
+    read_facts,
+    sidecar_path,
+    write_facts,
+)
 from transformerlm.utils import files
 
 FORMAT = 2
@@ -25,7 +33,6 @@ _MAX_BYTES = 1 << 26
 _MAX_TOKENS = 1 << 62
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.npy")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_OFFSETS = ".documents.npy"
 _TYPES: dict[str, type] = {"file": str, "tokens": int, "bytes": int, "documents": int, "sha256": str}
 
 
@@ -43,6 +50,11 @@ class Shard:
     documents: int
     sha256: str
     documents_sha256: str | None = None
+
+
+def facts_path(path: Path) -> Path:
+    """Return the path of the JSON with the facts of a token file, its sidecar, or of a folder of shards, its index."""
+    return path / INDEX if path.is_dir() else sidecar_path(path)
 
 
 def stream_sha256(shards: Iterable[Shard]) -> str:
@@ -155,7 +167,7 @@ def _checked_shards(facts: Mapping[str, Any], where: Path) -> list[Shard]:
 def _shard(entry: Mapping[str, Any], where: str) -> Shard:
     check_types(entry, _TYPES, where=where)
     shard = Shard(**{key: entry.get(key) for key in (*_TYPES, "documents_sha256")})  # type: ignore[arg-type]
-    if not _NAME.fullmatch(shard.file) or shard.file.endswith(_OFFSETS):
+    if not _NAME.fullmatch(shard.file) or shard.file.endswith(OFFSETS_SUFFIX):
         expected = "expected the name of a token file in this folder, such as 00000.npy"
         raise ValueError(f"{where}: {expected}, found {shard.file[:100]!r}; run transformerlm-make-data again")
     for key, value in (("sha256", shard.sha256), ("documents_sha256", shard.documents_sha256)):
@@ -169,14 +181,13 @@ def _check_folder(folder: Path, shards: Sequence[Shard]) -> None:
     """Refuse a folder without one of the shards, or with one too many; it is listed, and no shard is opened."""
     named = {shard.file for shard in shards}
     with os.scandir(folder) as entries:
-        there = {entry.name: entry for entry in entries if entry.name.endswith(".npy")}
+        there = {entry.name: entry for entry in entries if _NAME.fullmatch(entry.name)}
     if missing := sorted(named - there.keys()):
         raise FileNotFoundError(
             f"{folder / missing[0]}: listed in {INDEX}, but missing, as {len(missing)} of {len(named)} shards are; "
             "restore it, or run transformerlm-make-data again"
         )
-    extra = sorted(name for name in there.keys() - named if not name.startswith(".") and not name.endswith(_OFFSETS))
-    if extra:
+    if extra := sorted(name for name in there.keys() - named if not name.endswith(OFFSETS_SUFFIX)):
         raise ValueError(
             f"{folder / extra[0]}: expected only the {len(named)} shards that {INDEX} lists, found this one, too; move "
             "it out of the folder"

@@ -12,6 +12,7 @@ from transformerlm.utils.json_files import read_json_object, values_sha256
 
 FORMAT = 1
 """The version of a token file, which its sidecar names."""
+OFFSETS_SUFFIX = ".documents.npy"
 _OWN_SHA256 = "sidecar_sha256"
 _MAX_BYTES = 1 << 24
 FACTS: dict[str, type] = {
@@ -33,7 +34,7 @@ def sidecar_path(path: Path) -> Path:
 
 def offsets_path(path: Path) -> Path:
     """Return the path of the file that says where documents begin: `train.documents.npy` beside `train.npy`."""
-    return path.with_suffix(".documents.npy")
+    return path.with_suffix(OFFSETS_SUFFIX)
 
 
 def write_sidecar(path: Path, facts: Mapping[str, Any]) -> None:
