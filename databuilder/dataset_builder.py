@@ -26,6 +26,7 @@ from typing import Literal
 
 from config.schemas import ClusterConfig
 from config.special_tokens import END_OF_TEXT
+from databuilder.build import Build
 from databuilder.checks import (
     check_limit,
     check_outputs,
@@ -101,7 +102,7 @@ def build_dataset(
     """
     check_split(train_path, valid_path, valid_fraction)
     check_separator(tokenizer, separator)
-    build = PartsBuild(
+    build = Build(
         sources=find_sources(inputs, text_field),
         outputs=[Path(path) for path in (train_path, valid_path) if path is not None],
         tokenizer=tokenizer,
@@ -115,17 +116,19 @@ def build_dataset(
         progress=progress,
     )
     check_limit(max_tokens, build.sources)
-    build.check(max_tokens)
-    if build.cluster.on == "share" and build.is_made() and not build.is_publishing:
+    by_parts = PartsBuild(build)
+    by_parts.check(max_tokens)
+    by_parts.finish_removal()
+    if build.cluster.on == "share" and build.is_made() and not by_parts.is_publishing:
         return None
     paths = [path for source in build.sources for path in source.paths]
-    check_outputs(build.outputs, paths, overwrite=overwrite or build.is_publishing)
-    if max_tokens is None and build.is_by_parts:
-        return build.run()
+    check_outputs(build.outputs, paths, overwrite=overwrite or by_parts.is_publishing)
+    if max_tokens is None and by_parts.is_needed:
+        return by_parts.run()
     return _build_in_one_pass(build, max_tokens)
 
 
-def _build_in_one_pass(build: PartsBuild, max_tokens: int | None) -> BuildReport:
+def _build_in_one_pass(build: Build, max_tokens: int | None) -> BuildReport:
     start = time.perf_counter()
     sources, tokenizer, separator = build.sources, build.tokenizer, build.separator
     stats = ReadStats(refuse_invalid=build.refuse_invalid)
@@ -147,7 +150,7 @@ def _build_in_one_pass(build: PartsBuild, max_tokens: int | None) -> BuildReport
         )
         check_split_documents(sorter.num_documents.tolist(), separator, build.valid_fraction)
         splits = [split_report(writer.path, reports) for writer, reports in zip(writers, held, strict=True)]
-        shared = build.shared_facts(stats.invalid_utf8)
+        shared = {**build.shared_facts(), "invalid_utf8": stats.invalid_utf8}
         shared |= {} if max_tokens is None else {"max_tokens": max_tokens}
         publish(writers, [{**build.own_facts(split), **shared} for split in splits])
     return BuildReport(

@@ -1,14 +1,12 @@
-"""What a build of token files wrote: for people, and for the sidecars."""
+"""What a build of token files wrote."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from databuilder.sources import SourceFiles, SourceReport
-from transformerlm.tokenizer import Tokenizer
+from databuilder.sources import SourceReport
 
 
 @dataclass(frozen=True)
@@ -39,20 +37,3 @@ def split_report(path: Path, sources: Sequence[SourceReport]) -> SplitReport:
         sum(getattr(one, key) for one in sources) for key in ("tokens", "bytes", "documents")
     )
     return SplitReport(path, tokens, num_bytes, documents, list(sources))
-
-
-def split_facts(split: SplitReport, *, with_mixture: bool) -> dict[str, Any]:
-    """Return what a sidecar says of its own file."""
-    mixture = {"mixture": [asdict(source) for source in split.sources]} if with_mixture else {}
-    return {"bytes": split.bytes, "documents": split.documents, **mixture}
-
-
-def shared_facts(tokenizer: Tokenizer, sources: Sequence[SourceFiles], separator: str) -> dict[str, Any]:
-    """Return what the sidecars of all files of a build say."""
-    return {
-        "vocab_size": tokenizer.vocab_size,
-        "tokenizer_sha256": tokenizer.fingerprint(),
-        "separator": separator,
-        "separator_id": tokenizer.special_token_ids[separator],
-        "sources": [{"path": str(path), "bytes": path.stat().st_size} for source in sources for path in source.paths],
-    }

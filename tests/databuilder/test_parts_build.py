@@ -8,6 +8,7 @@ import os
 import random
 import threading
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import numpy as np
 import pytest
 
 from config.schemas import ClusterConfig
-from databuilder import BuildReport, Source, build_dataset, parts_build
+from databuilder import BuildReport, Source, build_dataset, parts_build, parts_output
 from tests.utils.packed import write_parquet, zstd
+from transformerlm.distributed import parts_folder
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer import Tokenizer
 
@@ -199,11 +201,11 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path, one_pass, monkeypatch):
 
         return call
 
-    for name in ("encode_part", "_write_token_files", "put_in_place"):
+    for name in ("encode_part", "write_token_files", "put_in_place"):
         monkeypatch.setattr(parts_build, name, watched(name, getattr(parts_build, name)))
     build(tmp_path / "whole", sources, cluster=cluster(), **HALF)
     number = steps.count("encode_part")
-    places = ["encode_part 1", "encode_part 7", f"encode_part {number}", "_write_token_files 1", "put_in_place 1"]
+    places = ["encode_part 1", "encode_part 7", f"encode_part {number}", "write_token_files 1", "put_in_place 1"]
     for stop_at in [*places, "put_in_place 2"]:
         steps.clear()
         folder = tmp_path / stop_at
@@ -257,6 +259,48 @@ def test_rows_that_spell_special_tokens_are_warned_of_once(tmp_path):
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("kind", ["npy", "shards"])
+def test_publishing_may_be_interrupted_anywhere(tmp_path, monkeypatch, kind):
+    """After a stop before or after each file gets its name, and in the removal, the next call finishes it."""
+    path = tmp_path / "in.txt"
+    path.write_text(EOT.join(documents("a", 100)))
+    build(tmp_path / "whole", path, kind=kind, cluster=cluster(), **HALF)
+    expected = files_of(tmp_path / "whole")
+    stop_at, calls = 0, 0
+
+    def counted(original):
+        def call(*args: Any, **keywords: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == stop_at:
+                raise KeyboardInterrupt
+            done = original(*args, **keywords)
+            calls += 1
+            if calls == stop_at:
+                raise KeyboardInterrupt
+            return done
+
+        return call
+
+    for module, name in (
+        (parts_output, "_link_or_copy"),
+        (parts_output.files, "move_into_place"),
+        (parts_output.shutil, "copytree"),
+        (Path, "rename"),
+        (parts_folder, "remove"),
+    ):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    build(tmp_path / "counted", path, kind=kind, cluster=cluster(), **HALF)
+    for place in range(calls, calls - 30, -3):
+        stop_at, calls, folder = place, 0, tmp_path / str(place)
+        with pytest.raises(KeyboardInterrupt):
+            build(folder, path, kind=kind, cluster=cluster(), **HALF)
+        stop_at = 0
+        with suppress(FileExistsError):  # after the last step everything is in place already
+            build(folder, path, kind=kind, cluster=cluster(), **HALF)
+        assert files_of(folder) == expected, place
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -287,6 +331,6 @@ def test_too_small_a_disk_is_refused_after_the_first_part(tmp_path, monkeypatch)
     path = tmp_path / "in.txt"
     path.write_text(EOT.join(documents("a", 500)))
     usage = type("Usage", (), {"free": 3 * path.stat().st_size})
-    monkeypatch.setattr(parts_build.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(parts_output.shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(OSError, match=r"expected about .* MB for the token files"):
         build(tmp_path, path, cluster=cluster())

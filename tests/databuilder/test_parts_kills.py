@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ import pytest
 
 from config.schemas import ClusterConfig
 from databuilder import build_dataset
+from transformerlm.distributed.work import UNFINISHED
 from transformerlm.tokenizer import Tokenizer
 
 EOT = "<|endoftext|>"
@@ -237,20 +239,12 @@ def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     cluster.shutdown()
 
 
-def ray_workers(cluster: Any) -> list[int]:
-    """Return the processes of this cluster's nodes that work on a part."""
-    nodes = {node.all_processes["raylet"][0].process.pid for node in cluster.list_all_nodes()}
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, IndexError, ValueError):
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            if (
-                parent in nodes
-                and "ray::" in (path / "cmdline").read_text()
-                and "IDLE" not in (path / "cmdline").read_text()
-            ):
-                found.append(int(path.name))
-    return found
+def ray_workers(builds: Builds, killed: list[int]) -> list[int]:
+    """Return the processes that have begun a part; their numbers are in the names of the unfinished folders."""
+    here = f"{UNFINISHED}{socket.gethostname()}-"
+    names = [path.name for path in builds.folder.glob("train.*.parts/encoded-*") if here in path.name]
+    workers = [int(name.partition(here)[2].split("-")[0]) for name in names]
+    return [worker for worker in workers if worker not in killed]
 
 
 @pytest.mark.slow
@@ -259,9 +253,13 @@ def test_ray_does_the_parts_whoever_is_killed(tmp_path, ray_cluster):
     """Workers, the driver and a whole node are killed, twenty kills in all; the files are those of one pass."""
     builds = Builds(tmp_path, num_documents=1500)
     address = ray_cluster.address
+    killed: list[int] = []
 
     def kill_worker(process: subprocess.Popen[str]) -> None:
-        for worker in ray_workers(ray_cluster)[:1]:
+        while process.poll() is None and not (workers := ray_workers(builds, killed)):
+            time.sleep(0.002)
+        for worker in workers[:1]:
+            killed.append(worker)
             with suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGKILL)
 
@@ -279,6 +277,7 @@ def test_ray_does_the_parts_whoever_is_killed(tmp_path, ray_cluster):
         if not builds.wait_for(2 * number + 1, process):
             builds.finish(process) if turn is not kill_driver else process.communicate()
             process = builds.start("ray", address=address)
+        print(number, turn.__name__, builds.num_done(), killed, flush=True)
         turn(process)
         if process.poll() is not None:
             process = builds.start("ray", address=address)

@@ -25,7 +25,7 @@ from typing import Any, Self
 from config.schemas import ClusterConfig
 from transformerlm.distributed.ray_work import check_ray, do_on_ray
 from transformerlm.distributed.share_work import LOCK_SUFFIX, PLAN, do_share, hold, own_share
-from transformerlm.distributed.work import UNFINISHED, Facts, Part, do_part, read_facts, who
+from transformerlm.distributed.work import UNFINISHED, Facts, Part, do_part, read_facts, remove, who
 from transformerlm.utils import files
 from transformerlm.utils.json_files import read_json_object, values_sha256
 from transformerlm.utils.lock import try_lock
@@ -50,6 +50,11 @@ def check_cluster(cluster: ClusterConfig) -> None:
         check_ray()
     if cluster.on == "share":
         own_share(cluster.share, os.environ)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Return whether a folder of parts is one whose removal was interrupted: its plan, which goes first, is gone."""
+    return (path / _LOCK).exists() and not (path / PLAN).exists()
 
 
 class PartsFolder:
@@ -167,7 +172,7 @@ class PartsFolder:
     def remove(self) -> None:
         """Remove the folder with all parts, once the outputs that were made from them are in place."""
         for name in (PLAN, *(self._names() - {_LOCK, PLAN})):  # a folder without a plan is emptied by the next start
-            _remove(self.path / name)
+            remove(self.path / name)
         shutil.rmtree(self.path, ignore_errors=True)
 
     @property
@@ -211,7 +216,7 @@ class PartsFolder:
     def _write_plan(self) -> None:
         """Write the plan unless another process has done so meanwhile; the first one counts."""
         for name in self._names() - {_LOCK} if self._cluster.on != "share" else ():
-            _remove(self.path / name)  # parts of another plan, or a removal that was killed
+            remove(self.path / name)  # parts of another plan, or a removal that was killed
         plan = {"format": FORMAT, "settings": self._settings, "items": self._list_items()}
         path = self.path / PLAN
         unfinished = path.with_name(f"{PLAN}{UNFINISHED}{who()}")
@@ -235,10 +240,10 @@ class PartsFolder:
             if UNFINISHED not in name:
                 continue
             if self._cluster.on != "share" or (here in name and not _is_alive(name.rpartition(here)[2])):
-                _remove(self.path / name)
+                remove(self.path / name)
         for name in self._names() - {_LOCK} if self._cluster.on != "share" else ():
             if name.endswith(LOCK_SUFFIX):
-                _remove(self.path / name)
+                remove(self.path / name)
 
 
 def _is_alive(who: str) -> bool:
@@ -250,13 +255,6 @@ def _is_alive(who: str) -> bool:
     except OSError:
         return True
     return True
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _difference(expected: Any, found: Any, name: str = "") -> str:

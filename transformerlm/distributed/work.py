@@ -88,3 +88,11 @@ def read_facts(place: Path, *, plan: str) -> Facts | None:
 def who() -> str:
     """Return a name that no other thread of no other process on no other machine has."""
     return f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
