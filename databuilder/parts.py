@@ -33,6 +33,7 @@ from transformerlm.utils.text_parts import TextPart
 
 _IDS, _ENDS = "ids", "ends"
 _FLUSH_TOKENS = 1 << 23
+_MAX_RUNS = 1000  # of documents in a block; more are faster picked id by id
 
 
 def encode_part(
@@ -143,12 +144,19 @@ class EncodedPart:
         while first < len(ends):
             last = max(first + 1, int(np.searchsorted(ends, start + BLOCK_TOKENS, side="right")))
             end, wanted = int(ends[last - 1]), chosen[first:last]
-            if wanted.all():
-                yield ids[start:end]
-            elif wanted.any():
-                lengths = np.diff(ends[first:last], prepend=start)
-                yield ids[start:end][np.repeat(wanted, lengths)]
+            if wanted.any():
+                yield _taken(ids[start:end], ends[first:last] - start, wanted)
             first, start = last, end
+
+
+def _taken(ids: Array, ends: Array, wanted: Array) -> Array:
+    """Return the ids of the documents that are wanted, some or all of those that end at `ends`, `(documents,)`."""
+    edges = [0, *(np.flatnonzero(wanted[1:] != wanted[:-1]) + 1).tolist(), len(wanted)]  # of runs, wanted or not
+    if len(edges) > _MAX_RUNS:
+        return ids[np.repeat(wanted, np.diff(ends, prepend=0))]
+    places = [0, *ends[np.array(edges[1:]) - 1].tolist()]
+    runs = [ids[places[run] : places[run + 1]] for run, first in enumerate(edges[:-1]) if wanted[first]]
+    return runs[0] if len(runs) == 1 else np.concatenate(runs)
 
 
 def numbered_parts(
