@@ -14,12 +14,13 @@ from transformerlm.tokenizer import reading
 from transformerlm.tokenizer.memory_limit import REFERENCE_BYTES_PER_SLOT, check_memory_limit
 from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, resolve_num_workers
 from transformerlm.tokenizer.pretokenize import DEFAULT_PATTERN, SpecialTokenSplitter, pre_tokenize
-from transformerlm.tokenizer.reading import Texts, read_batches
-from transformerlm.utils.text_files import ReadStats, total_bytes
+from transformerlm.tokenizer.reading import DocumentSample, Texts, as_parts, read_batches
+from transformerlm.utils.text_files import ReadStats
+from transformerlm.utils.text_parts import TextPart
 
 
 def count_pre_tokens(
-    paths: Sequence[Path],
+    texts: Sequence[Path | TextPart],
     special_tokens: Sequence[str],
     *,
     num_workers: int | None = None,
@@ -29,8 +30,9 @@ def count_pre_tokens(
     progress: ProgressCallback | None = None,
     stats: ReadStats | None = None,
     memory_limit_mb: float | None = None,
+    sample: DocumentSample | None = None,
 ) -> dict[bytes, int]:
-    """Return how often each pre-token occurs in the files' text, special tokens omitted; see `train_bpe`.
+    """Return how often each pre-token occurs in the text of files, or of parts of them, special tokens omitted.
 
     This process reads and cuts (at safe places only), the workers split and count. Memory: about four chunks a worker,
     one run of text without a safe cut where that is longer, and the distinct pre-tokens.
@@ -40,10 +42,12 @@ def count_pre_tokens(
     """
     splitter = SpecialTokenSplitter(special_tokens, pattern=pattern)
     stats = stats if stats is not None else ReadStats()
-    num_bytes = total_bytes(paths)
+    parts = as_parts(texts)
+    num_bytes = sum(part.num_bytes for part in parts)
     batches = read_batches(
-        paths, splitter, size=reading.CHUNK_CHARS, text_field=text_field, allow_special=allow_special, stats=stats
-    )
+        parts, splitter, size=reading.CHUNK_CHARS, text_field=text_field, allow_special=allow_special, stats=stats,
+        sample=sample,
+    )  # fmt: skip
     counts: Counter[str] = Counter()
     workers = resolve_num_workers(num_workers, num_bytes)
     with closing(map_in_order(BatchCounter(splitter), batches, num_workers=workers)) as results:

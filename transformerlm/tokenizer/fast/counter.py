@@ -29,8 +29,9 @@ from transformerlm.tokenizer.fast.unicode_tables import unicode_table
 from transformerlm.tokenizer.memory_limit import Memory
 from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, resolve_num_workers
 from transformerlm.tokenizer.pretokenize import DEFAULT_PATTERN, SpecialTokenSplitter
-from transformerlm.tokenizer.reading import Chunk, comes_in_chunks, read_batches
-from transformerlm.utils.text_files import ReadStats, total_bytes
+from transformerlm.tokenizer.reading import Chunk, DocumentSample, as_parts, comes_in_chunks, read_batches
+from transformerlm.utils.text_files import ReadStats
+from transformerlm.utils.text_parts import TextPart
 
 TABLE_BYTES = 1 << 26  # a thread's share where no limit is given
 
@@ -57,7 +58,7 @@ class Words:
 
 
 def count_pre_tokens(
-    paths: Sequence[Path],
+    texts: Sequence[Path | TextPart],
     special_tokens: Sequence[str],
     *,
     num_workers: int | None = None,
@@ -67,14 +68,17 @@ def count_pre_tokens(
     progress: ProgressCallback | None = None,
     stats: ReadStats | None = None,
     memory_limit_mb: float | None = None,
+    sample: DocumentSample | None = None,
 ) -> Words:
-    """Return how often each pre-token occurs in the files' text, special tokens omitted; see `train_bpe`.
+    """Return how often each pre-token occurs in the text of files, or of parts of them, special tokens omitted.
 
-    Large files of plain text are read as the bytes they are; the text of all other files is gathered into chunks.
+    Large files of plain text are read as the bytes they are; the text of all other files, and of a sample, is gathered
+    into chunks.
     """
     splitter = SpecialTokenSplitter(special_tokens, pattern=pattern)
     stats = stats if stats is not None else ReadStats()
-    num_bytes = total_bytes(paths)
+    parts = as_parts(texts)
+    num_bytes = sum(part.num_bytes for part in parts)
     counter = PieceCounter(
         special_tokens, pattern=pattern, num_threads=resolve_num_workers(num_workers, num_bytes),
         memory=Memory(memory_limit_mb),
@@ -82,14 +86,17 @@ def count_pre_tokens(
 
     def chunks() -> Iterator[Chunk]:
         others = []
-        for path in paths:
-            if comes_in_chunks(path):
-                yield from read_chunks(path, splitter, stats=stats)
+        for part in parts:
+            path = Path(part.path)
+            if sample is None and comes_in_chunks(path):
+                end = None if part.kind == "file" else part.end
+                yield from read_chunks(path, splitter, stats=stats, start=part.start, end=end)
             else:
-                others.append(path)
+                others.append(part)
         for batch in read_batches(
-            others, splitter, size=reading.CHUNK_BYTES, text_field=text_field, allow_special=allow_special, stats=stats
-        ):
+            others, splitter, size=reading.CHUNK_BYTES, text_field=text_field, allow_special=allow_special, stats=stats,
+            sample=sample,
+        ):  # fmt: skip
             yield chunk_of(batch.texts, ordinary=batch.ordinary)
 
     for replaced in counter.count(chunks()):
