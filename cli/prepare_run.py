@@ -52,7 +52,7 @@ def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> Prepared
     num_accumulation_steps(config.training.batch_size, size, world.world_size)  # raises if the batch cannot be divided
     memory = preflight.check_memory(config, micro_batch_size=size, device=device, precision=precision)
     runtime = Runtime(device=device, precision=precision, micro_batch_size=size, logger=NoopLogger(), world=world)
-    preflight.check_disk(run_dir, config.model.model_dump())
+    preflight.check_disk(run_dir, config)
     saved = _read_checkpoint(config, newest, data=data, runtime=runtime) if newest else None
     model = build_model(config, device=device, world=world)
     optimizer = build_optimizer(model, config, precision=precision)

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from transformerlm.distributed.rows import own_rows
 from transformerlm.models.estimates import (
+    checkpoint_bytes,
     count_parameters,
     estimate_training_memory,
     parameters_by_part,
@@ -109,3 +111,53 @@ def test_memory_parts_are_bytes_and_sum_to_the_total() -> None:
     assert bf16["overhead"] == 200_000_000 + int(0.15 * bf16["activations"]) + bf16["logits"]
     saving = estimate_training_memory(replace(model, activation_checkpointing=True), micro_batch_size=8)
     assert saving["activations"] < parts["activations"] / 2
+
+
+CHOICES = [{}, {"tie_embeddings": True, "qk_norm": True, "num_kv_heads": 2}, {"norm_position": "post", "ffn": "silu"}]
+
+
+@pytest.mark.parametrize("changes", CHOICES)
+@pytest.mark.parametrize("shard_size", [2, 7, 256])
+def test_a_rank_holds_its_rows_of_each_tensor(changes: dict[str, Any], shard_size: int) -> None:
+    """Weights, gradients and states are those of the first rank's rows, also where others have no row left."""
+    settings = ModelSettings(**MODEL, **changes)
+    model = TransformerLM(settings, device="meta")
+    rows = {name: len(own_rows(len(p), 0, shard_size)) * p[:1].numel() for name, p in model.named_parameters()}
+    own, in_blocks = sum(rows.values()), {name for name, p in model.layers.named_parameters("layers") if p.ndim == 2}
+    kept = own + sum(count for name, count in rows.items() if name not in in_blocks)
+    for optimizer, states in {"adamw": 2 * own, "sgd": own, "muon": kept}.items():
+        parts = estimate_training_memory(settings, micro_batch_size=1, optimizer=optimizer, shard_size=shard_size)
+        assert (parts["weights"], parts["gradients"], parts["optimizer"]) == (4 * own, 4 * own, 4 * states)
+    assert checkpoint_bytes(settings) == 4 * 3 * sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("changes", CHOICES)
+@pytest.mark.parametrize(("precision", "number"), [("fp32", 4), ("bf16", 2)])
+def test_what_a_rank_gathers_is_the_root_and_two_blocks(changes: dict[str, Any], precision: str, number: int) -> None:
+    """The root is whole, with gradients; of a block there are weights and gradients, of the next one weights."""
+    settings = ModelSettings(**MODEL, **changes)
+    model = TransformerLM(settings, device="meta")
+    in_block = [p for half in (model.layers[0].attn, model.layers[0].ffn) for p in half.parameters()]
+    block = sum(p.numel() for p in in_block)
+    root = sum(p.numel() for p in model.parameters()) - len(model.layers) * block
+    parts = estimate_training_memory(settings, micro_batch_size=1, precision=precision, shard_size=2)
+    assert parts["gathered"] == 8 * root + block * (3 * number + 4)
+    assert estimate_training_memory(settings, micro_batch_size=1, precision=precision)["gathered"] == 0
+
+
+def test_sharded_training_keeps_no_copies_in_bf16() -> None:
+    """The blocks' weights are gathered in bf16, one after the other, so autocast has nothing to copy."""
+
+    def weights(precision: str, size: int) -> int:
+        settings = ModelSettings(**MODEL)
+        return estimate_training_memory(settings, micro_batch_size=1, precision=precision, shard_size=size)["weights"]
+
+    assert weights("bf16", 2) == weights("fp32", 2)
+    assert weights("bf16", 1) > weights("fp32", 1)
+
+
+def test_the_root_is_summed_once_the_blocks_are_gone() -> None:
+    """With a large vocabulary the end of backward is what takes most: the root's gradients in fp32 once more."""
+    settings = ModelSettings(**MODEL | {"vocab_size": 20_000, "num_layers": 1})
+    root = 2 * 20_000 * 128 + 3 * 128
+    assert estimate_training_memory(settings, micro_batch_size=1, shard_size=2)["gathered"] == (8 + 4) * root

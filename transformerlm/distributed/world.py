@@ -8,32 +8,61 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from transformerlm.distributed.watch import Progress
+
+TIMEOUT = 600.0
+# The watch names the missing rank first; the backend's own timeout is for what the watch cannot see.
+_BACKEND_MARGIN = 15.0
+
 
 @dataclass(frozen=True)
 class World:
-    """The ranks of a run and our place among them."""
+    """The ranks of a run and our place among them.
+
+    Args:
+        rank: our number among all ranks.
+        local_rank: our number among those of this machine, which is also that of our device.
+        world_size: how many ranks there are.
+        local_world_size: how many of them are on this machine.
+        timeout: the seconds that a rank waits for another.
+        progress: how far this rank has come; `arrive` moves it.
+    """
 
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    local_world_size: int = field(default=1, repr=False)
+    timeout: float = field(default=TIMEOUT, repr=False)
+    progress: Progress = field(default_factory=Progress, repr=False, compare=False)
 
     @property
     def is_distributed(self) -> bool:
         """Whether the run has more than one rank."""
         return self.world_size > 1
 
+    def arrive(self, where: str | None = None) -> None:
+        """Say that we come to a place where all ranks meet, such as "step 12" or "saving step 12".
 
-def init_from_env() -> World:
+        The time that a rank waits for the others counts from here. Call it on all ranks alike, before something in
+        which they wait for each other: all that this module offers does so itself, under the name that was given last.
+        It costs next to nothing, and does nothing else.
+        """
+        self.progress.arrive(where)
+
+
+def init_from_env(*, timeout: float = TIMEOUT) -> World:
     """Join the ranks that `torchrun` describes in the environment; without RANK, return a world of one.
 
     On CUDA machines each rank uses the device of its LOCAL_RANK, and nccl for tensors on it; otherwise gloo. Raises
-    ValueError if the environment describes the ranks only in part, or if there is no such device.
+    ValueError if the environment describes the ranks only in part, or if there is no such device. `timeout` is that of
+    `World`.
     """
     if "RANK" not in os.environ:
         return World()
@@ -52,8 +81,9 @@ def init_from_env() -> World:
     if not dist.is_initialized():
         # Numbers on the host go through gloo even then, so that they wait for no device.
         backend, device = ("cpu:gloo,cuda:nccl", torch.device("cuda", local_rank)) if cuda else ("gloo", None)
-        dist.init_process_group(backend, device_id=device)
-    return World(rank, local_rank, world_size)
+        dist.init_process_group(backend, device_id=device, timeout=timedelta(seconds=timeout + _BACKEND_MARGIN))
+    local_world_size = _integer("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else world_size
+    return World(rank, local_rank, world_size, local_world_size, timeout)
 
 
 def is_main(world: World) -> bool:
@@ -65,6 +95,7 @@ def all_reduce_sum(tensor: Tensor, world: World) -> Tensor:
     """Return the sum of the tensor over the ranks; the argument is not changed."""
     if not world.is_distributed:
         return tensor
+    world.arrive()
     summed = tensor.detach().clone()
     dist.all_reduce(summed)
     return summed
@@ -74,6 +105,7 @@ def all_reduce_min(number: int, world: World) -> int:
     """Return the smallest of the ranks' numbers."""
     if not world.is_distributed:
         return number
+    world.arrive()
     least = torch.tensor(number)
     dist.all_reduce(least, op=dist.ReduceOp.MIN)
     return int(least)
@@ -83,6 +115,7 @@ def gather_text(text: str, world: World) -> list[str]:
     """Return the texts of all ranks, in the order of the ranks; they travel as bytes, without pickle."""
     if not world.is_distributed:
         return [text]
+    world.arrive()
     data = torch.frombuffer(bytearray(text.encode() or b"\0"), dtype=torch.uint8)
     lengths = [torch.zeros((), dtype=torch.int64) for _ in range(world.world_size)]
     dist.all_gather(lengths, torch.tensor(len(text.encode())))
@@ -116,6 +149,7 @@ def together(world: World) -> Iterator[None]:
 def barrier(world: World) -> None:
     """Wait until every rank gets here."""
     if world.is_distributed:
+        world.arrive()
         dist.barrier()
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 from transformerlm.models.attention import num_kept_probabilities
 from transformerlm.models.layers import feed_forward
 from transformerlm.models.settings import ModelSettings
@@ -47,6 +50,12 @@ def flops_per_token(model: ModelSettings, seq_len: int) -> int:
     return int(6 * matrices + 12 * model.num_layers * model.d_model * seq_len)
 
 
+def checkpoint_bytes(model: ModelSettings, *, optimizer: str = "adamw") -> int:
+    """Return the bytes of a checkpoint's tensors, weights and optimizer states in fp32, for any number of ranks."""
+    numbers = count_parameters(model) + _num_optimizer_states(model, optimizer, shard_size=1)
+    return 4 * numbers
+
+
 def estimate_training_memory(
     model: ModelSettings,
     *,
@@ -54,21 +63,27 @@ def estimate_training_memory(
     precision: str = "fp32",
     optimizer: str = "adamw",
     device_type: str = "cpu",
+    shard_size: int = 1,
 ) -> dict[str, int]:
-    """Return the bytes training needs: weights, gradients, optimizer, activations, logits, overhead, and their total.
+    """Return the bytes that training needs on one rank: weights, gradients, optimizer, ..., and their total.
 
-    Weights, gradients and optimizer states are fp32. With "bf16" `weights` includes the bfloat16 copies that autocast
-    keeps during a step. Activations are what the forward pass saves for the backward pass. Logits are those that the
-    loss holds at a time. Overhead is what libraries and allocator take besides, on a CPU only.
+    - Weights, gradients and optimizer states are fp32. Of each tensor a rank holds its share of the rows, rounded up.
+      With "bf16" on one rank, `weights` includes the bfloat16 copies that autocast keeps during a step.
+    - `gathered` is what a rank holds for a time besides its share; 0 without sharding.
+    - `activations` are what the forward pass saves for the backward pass.
+    - `logits` are those that the loss holds at a time.
+    - `overhead` is what libraries and allocator take besides, on a CPU only.
     """
-    num_parameters = count_parameters(model)
     tokens = micro_batch_size * model.context_length
     compute_bytes = 2 if precision == "bf16" else 4
-    copies = (num_parameters - model.vocab_size * model.d_model) * 2 if precision == "bf16" else 0
+    own = _num_own([*_root_shapes(model), *_all_block_shapes(model)], shard_size)
+    has_copies = precision == "bf16" and shard_size == 1
+    copies = (count_parameters(model) - model.vocab_size * model.d_model) * 2 if has_copies else 0
     parts = {
-        "weights": 4 * num_parameters + copies,
-        "gradients": 4 * num_parameters,
-        "optimizer": 4 * _num_optimizer_states(model, optimizer),
+        "weights": 4 * own + copies,
+        "gradients": 4 * own,
+        "optimizer": 4 * _num_optimizer_states(model, optimizer, shard_size=shard_size),
+        "gathered": _gathered_bytes(model, compute_bytes, shard_size),
         "activations": tokens * _activation_bytes_per_token(model, compute_bytes, device_type),
         "logits": compute_bytes * min(tokens * model.vocab_size, logits_at_once(device_type)),
     }
@@ -79,11 +94,52 @@ def estimate_training_memory(
     return {**parts, "total": sum(parts.values())}
 
 
-def _num_optimizer_states(model: ModelSettings, optimizer: str) -> int:
+def _gathered_bytes(model: ModelSettings, compute_bytes: int, shard_size: int) -> int:
+    """Count what FSDP2 gathers on a rank: the root for the whole step, and blocks one after the other.
+
+    Backward holds the weights of a block and of the next one, which it fetches ahead, the block's gradients, and once
+    more in fp32 the gradients that are being summed over the ranks. The weights fetched and the gradients summed are in
+    one buffer of equal shares. At the end of backward the root's gradients are summed in the same way.
+    """
+    if shard_size == 1:
+        return 0
+    block, root = _block_shapes(model), _root_shapes(model)
+    blocks = _num_own(block, 1) * 2 * compute_bytes
+    blocks += shard_size * _num_own(block, shard_size) * (compute_bytes + 4)
+    summed = shard_size * _num_own(root, shard_size) * 4
+    return _num_own(root, 1) * (4 + 4) + max(blocks, summed)
+
+
+def _num_own(shapes: Iterable[tuple[int, int]], shard_size: int) -> int:
+    """Count the numbers of matrices `(rows, columns)` on the first of `shard_size` ranks, which never has fewer."""
+    return sum(math.ceil(rows / shard_size) * columns for rows, columns in shapes)
+
+
+def _num_optimizer_states(model: ModelSettings, optimizer: str, *, shard_size: int) -> int:
     """Count AdamW's two numbers a parameter, and SGD's momentum; Muon has one number for the blocks' matrices."""
-    blocks = model.num_layers * (_attention_matrices(model) + _feed_forward_matrices(model))
-    with_one = {"adamw": 0, "muon": blocks, "sgd": count_parameters(model)}
-    return 2 * count_parameters(model) - int(with_one[optimizer])
+    own = _num_own([*_root_shapes(model), *_all_block_shapes(model)], shard_size)
+    blocks = _num_own((shape for shape in _all_block_shapes(model) if shape[1] > 1), shard_size)
+    with_one = {"adamw": 0, "muon": blocks, "sgd": own}
+    return 2 * own - with_one[optimizer]
+
+
+def _block_shapes(model: ModelSettings) -> list[tuple[int, int]]:
+    """Return the rows and columns of what a block gathers: attention and feed-forward; a vector has one column."""
+    d_model, d_kv, d_ff = model.d_model, model.d_kv, model.d_ff
+    attention = [(d_model, d_model), (d_kv, d_model), (d_kv, d_model), (d_model, d_model)]
+    attention += [(model.d_head, 1)] * (2 if model.qk_norm else 0)
+    return [*attention, *[(d_ff, d_model)] * len(feed_forward(model.ffn).UP), (d_model, d_ff)]
+
+
+def _all_block_shapes(model: ModelSettings) -> list[tuple[int, int]]:
+    return _block_shapes(model) * model.num_layers
+
+
+def _root_shapes(model: ModelSettings) -> list[tuple[int, int]]:
+    """Return the rows and columns of what is outside of the blocks' two halves: embedding, head and all norms."""
+    matrices = [(model.vocab_size, model.d_model)] * (1 if model.tie_embeddings else 2)
+    num_norms = {"pre": 2 * model.num_layers + 1, "post": 2 * model.num_layers, "none": 0}[model.norm_position]
+    return matrices + [(model.d_model, 1)] * num_norms
 
 
 def _activation_bytes_per_token(model: ModelSettings, compute_bytes: int, device_type: str) -> int:

@@ -56,8 +56,6 @@ def test_elsewhere_it_is_the_largest_share_that_fits_by_the_estimate(size, expec
     room = int(total(auto, size) / micro_batch._BY_ESTIMATE) + 1
     there = Machine("2 x GPU", CPU, room, room, num_processes=2)
     assert resolve_elsewhere(auto, there, precision="fp32").training.micro_batch_size == expected
-    with pytest.raises(ValueError, match=r"batch_size \(8\) is not divisible by the number of processes \(3\)"):
-        resolve_elsewhere(auto, Machine("", CPU, room, room, num_processes=3), precision="fp32")
 
 
 def test_where_nothing_fits_it_is_one(auto, monkeypatch):
@@ -86,10 +84,32 @@ def test_ranks_share_batch_and_memory(world_size, expected, auto, monkeypatch):
     assert resolve(auto, world=World(world_size=world_size), **SETTINGS).training.micro_batch_size == 1
 
 
-def test_a_batch_that_the_ranks_cannot_share_is_refused(auto):
-    """Both numbers are named."""
-    with pytest.raises(ValueError, match=r"batch_size \(8\) is not divisible by the number of processes \(3\)"):
-        resolve(auto, world=World(world_size=3), **SETTINGS)
+def test_a_batch_that_does_not_divide_is_cut_by_its_largest_share(auto, monkeypatch):
+    """Of 8 sequences three ranks have 3, 3 and 2; the number divides 3, here and for a machine that is not here."""
+    monkeypatch.setattr(micro_batch, "all_reduce_min", lambda number, world: number)
+    assert resolve(auto, world=World(world_size=3), **SETTINGS).training.micro_batch_size == 3
+    there = Machine("3 x GPU", CPU, 10**12, 10**12, num_processes=3)
+    assert resolve_elsewhere(auto, there, precision="fp32").training.micro_batch_size == 3
+
+
+def test_ranks_that_share_a_model_do_not_try_it_whole(auto, monkeypatch):
+    """On CUDA a trial would build the whole model on each rank, which sharding is there to avoid."""
+    monkeypatch.setattr(micro_batch, "all_reduce_min", lambda number, world: number)
+    monkeypatch.setattr(micro_batch, "_largest_that_runs", lambda *_: 7)
+    place = {"device": torch.device("cuda"), "precision": "bf16"}
+    need = memory_by_part(auto, micro_batch_size=2, shard_size=2, **place)["total"]
+    free(monkeypatch, need / micro_batch._BY_ESTIMATE + 1)
+    world = World(world_size=2)
+    assert resolve(auto, world=world, shard_size=2, **place).training.micro_batch_size == 2
+    assert resolve(auto, world=world, **place).training.micro_batch_size == 7
+
+
+def test_only_the_ranks_of_this_machine_share_its_memory(auto, monkeypatch):
+    """Of four ranks on two machines, two share the memory that is free here."""
+    monkeypatch.setattr(micro_batch, "all_reduce_min", lambda number, world: number)
+    free(monkeypatch, 2 * total(auto, 2) / micro_batch._BY_ESTIMATE + 2)
+    chosen = resolve(auto, world=World(world_size=4), local_world_size=2, **SETTINGS)
+    assert chosen.training.micro_batch_size == 2
 
 
 def test_auto_is_no_number(auto):
@@ -114,7 +134,7 @@ def test_a_trial_ends_at_the_first_size_that_runs(limit, auto, monkeypatch):
         return size <= limit
 
     monkeypatch.setattr(micro_batch, "_runs", runs)
-    chosen = micro_batch._largest_that_runs(auto, divisors(6), CPU, "fp32", World())
+    chosen = micro_batch._largest_that_runs(auto, divisors(6), CPU, "fp32")
     assert (chosen, tried) == ((3, [6, 3]) if limit == 3 else (1, [6, 3, 2, 1]))
 
 
@@ -123,7 +143,7 @@ def test_a_trial_leaves_out_what_the_preflight_would_refuse(auto, monkeypatch):
     room = memory_by_part(auto, micro_batch_size=2, **SETTINGS)["total"]
     monkeypatch.setattr(micro_batch, "device_memory_bytes", lambda device: room)
     monkeypatch.setattr(micro_batch, "_runs", lambda *_: True)
-    assert micro_batch._largest_that_runs(auto, divisors(8), CPU, "fp32", World()) == 2
+    assert micro_batch._largest_that_runs(auto, divisors(8), CPU, "fp32") == 2
 
 
 def test_running_out_of_memory_is_an_answer(auto, monkeypatch):

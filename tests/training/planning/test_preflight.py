@@ -13,6 +13,7 @@ from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.training.build import sequences_per_pass
 from transformerlm.training.planning import preflight
+from transformerlm.training.planning.micro_batch import memory_by_part
 
 CPU = torch.device("cpu")
 
@@ -130,19 +131,35 @@ def test_a_smaller_micro_batch_or_more_processes_need_less_memory(files):
     assert check_memory(whole, world_size=4)["total"] < total
 
 
+def test_ranks_that_share_a_model_need_less_memory(files, monkeypatch):
+    """A model that does not fit one rank fits two that share it; on a CPU each of them has half of the memory."""
+    config = tiny_config(files, files.text.parent, {"model.d_model": 256, "model.num_layers": 24})
+    place = {"micro_batch_size": 1, "device": torch.device("cuda"), "precision": "bf16"}
+    whole = memory_by_part(config, **place)["total"]
+    monkeypatch.setattr(preflight, "device_memory_bytes", lambda device: int(0.8 * whole))
+    assert preflight.check_memory(config, shard_size=2, **place)["gathered"] > 0
+    with pytest.raises(ValueError, match=r"alone are too much.*; more GPUs can share them: see docs/distributed\.md"):
+        preflight.check_memory(config, **place)
+    tiny, size = tiny_config(files, files.text.parent), {"micro_batch_size": 1, "device": CPU, "precision": "fp32"}
+    monkeypatch.setattr(preflight, "device_memory_bytes", lambda device: memory_by_part(tiny, **size)["total"] + 1)
+    preflight.check_memory(tiny, **size)
+    with pytest.raises(ValueError, match=r"but cpu has \d+ MB for each process; most of it"):
+        preflight.check_memory(tiny, local_world_size=2, **size)
+
+
 def test_a_full_disk_is_refused(files, tmp_path, monkeypatch):
     """The refusal names the free room and the room that two checkpoints need."""
-    model = tiny_config(files, tmp_path, {"model.d_model": 2048, "model.num_layers": 16}).model.model_dump()
-    preflight.check_disk(tmp_path, tiny_config(files, tmp_path).model.model_dump())
+    large = tiny_config(files, tmp_path, {"model.d_model": 2048, "model.num_layers": 16})
+    preflight.check_disk(tmp_path, tiny_config(files, tmp_path))
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 10**12 - 10**9, 10**9))
     with pytest.raises(OSError, match=r"1\.0 GB free, but two checkpoints need \d\.\d GB; free some space"):
-        preflight.check_disk(tmp_path, model)
+        preflight.check_disk(tmp_path, large)
 
 
 def test_a_run_directory_need_not_exist_yet(files, tmp_path):
     """The nearest existing directory decides about the disk, so a refused run leaves no empty directory."""
-    preflight.check_disk(tmp_path / "not" / "yet", tiny_config(files, tmp_path).model.model_dump())
+    preflight.check_disk(tmp_path / "not" / "yet", tiny_config(files, tmp_path))
     assert not (tmp_path / "not").exists()
 
 

@@ -1,15 +1,15 @@
 """`training.micro_batch_size = "auto"`: the most sequences in a forward pass that fit into memory.
 
-The batch stays as it is; only its cut changes. Only sizes that divide each rank's share are considered. The choice is
-made once: it is in the configuration that every checkpoint holds, and a resumed run takes it from there, because
-another size would change the last bits of every sum.
+The batch stays as it is; only its cut changes. Only sizes that divide the largest share of a rank are considered. The
+choice is made once: it is in the configuration that every checkpoint holds, and a resumed run takes it from there,
+because another size would change the last bits of every sum.
 """
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -32,15 +32,19 @@ _BY_TRIAL = 0.9
 
 
 def memory_by_part(
-    config: TrainConfig, *, micro_batch_size: int, precision: Precision, device: torch.device
+    config: TrainConfig, *, micro_batch_size: int, precision: Precision, device: torch.device, shard_size: int = 1
 ) -> dict[str, int]:
-    """Return the estimated bytes of a training step by part, and their total."""
+    """Return the estimated bytes of a training step on one rank by part, and their total.
+
+    `shard_size` ranks share one copy of weights, gradients and optimizer.
+    """
     return estimate_training_memory(
         ModelSettings(**config.model.model_dump()),
         micro_batch_size=micro_batch_size,
         precision=precision,
         optimizer=config.optimizer.name,
         device_type=device.type,
+        shard_size=shard_size,
     )
 
 
@@ -48,45 +52,53 @@ Config = TypeVar("Config", bound=TrainConfig)
 
 
 def resolve(
-    config: Config, *, device: torch.device, precision: Precision, world: World, resumed: Path | None = None
+    config: Config,
+    *,
+    device: torch.device,
+    precision: Precision,
+    world: World,
+    resumed: Path | None = None,
+    shard_size: int = 1,
+    local_world_size: int | None = None,
 ) -> Config:
     """Return the configuration with a number in place of `micro_batch_size = "auto"`, the same on every rank.
 
-    `resumed` is the checkpoint from which the run goes on: its number is used again if it divides the batch. Otherwise,
-    on CUDA a forward and backward pass is tried with fewer and fewer sequences; elsewhere the estimate decides.
-
-    Raises:
-        ValueError: the batch cannot be divided among the ranks.
+    `resumed` is the checkpoint from which the run goes on: its number is used again if it divides a rank's share.
+    Otherwise, on CUDA a forward and backward pass is tried with fewer and fewer sequences; the estimate decides
+    elsewhere, and where ranks share a model, which none of them could try alone. `local_world_size` ranks are on this
+    machine (default: all).
     """
     if config.training.micro_batch_size != "auto":
         return config
-    share = _share(config.training.batch_size, world.world_size)
+    share = largest_share(config.training.batch_size, world.world_size)
     before = load_config_of(resumed).training.micro_batch_size if resumed else None
     if not isinstance(before, int) or share % before:
-        pick = _largest_that_runs if device.type == "cuda" else _largest_by_estimate
-        before = all_reduce_min(pick(config, divisors(share), device, precision, world), world)
+        if device.type == "cuda" and shard_size == 1:
+            chosen = _largest_that_runs(config, divisors(share), device, precision)
+        else:
+            free = memory_of_a_rank(available_memory_bytes(device), device, local_world_size or world.world_size)
+            chosen = _largest_within(config, divisors(share), device, precision, free, shard_size)
+        before = all_reduce_min(chosen, world)
     return _with_size(config, before)
 
 
-def resolve_elsewhere(config: Config, machine: Machine, *, precision: Precision) -> Config:
-    """Return what `resolve` would return on a machine that is not here, as far as the estimate can tell.
-
-    Raises:
-        ValueError: the batch cannot be divided among its processes.
-    """
+def resolve_elsewhere(config: Config, machine: Machine, *, precision: Precision, shard_size: int = 1) -> Config:
+    """Return what `resolve` would return on a machine that is not here, as far as the estimate can tell."""
     if config.training.micro_batch_size != "auto":
         return config
-    sizes = divisors(_share(config.training.batch_size, machine.num_processes))
-    return _with_size(config, _largest_within(config, sizes, machine.device, precision, machine.available_bytes))
+    sizes = divisors(largest_share(config.training.batch_size, machine.num_processes))
+    free = machine.available_bytes
+    return _with_size(config, _largest_within(config, sizes, machine.device, precision, free, shard_size))
 
 
-def _share(batch_size: int, num_processes: int) -> int:
-    share, rest = divmod(batch_size, num_processes)
-    if rest:
-        raise ValueError(
-            f"training.batch_size ({batch_size}) is not divisible by the number of processes ({num_processes})"
-        )
-    return share
+def largest_share(batch_size: int, num_ranks: int) -> int:
+    """Return how many sequences of a batch the rank with the most of them has; the others have as many or one less."""
+    return math.ceil(batch_size / num_ranks)
+
+
+def memory_of_a_rank(num_bytes: int, device: torch.device, local_world_size: int) -> int:
+    """Return how much of `num_bytes` of a device's memory one rank may use: on a CPU, an equal part."""
+    return num_bytes if device.type == "cuda" else num_bytes // local_world_size
 
 
 def _with_size(config: Config, size: int) -> Config:
@@ -100,25 +112,18 @@ def divisors(number: int) -> list[int]:
     return sorted({*low, *(number // divisor for divisor in low)}, reverse=True)
 
 
-def _largest_by_estimate(
-    config: TrainConfig, sizes: list[int], device: torch.device, precision: Precision, world: World
-) -> int:
-    available = available_memory_bytes(device) // world.world_size  # the ranks of a machine share its memory
-    return _largest_within(config, sizes, device, precision, available)
-
-
 def _largest_within(
-    config: TrainConfig, sizes: list[int], device: torch.device, precision: Precision, available: int
+    config: TrainConfig, sizes: list[int], device: torch.device, precision: Precision, available: int, shard_size: int
 ) -> int:
+    settings: dict[str, Any] = {"precision": precision, "device": device, "shard_size": shard_size}
+
     def total(size: int) -> int:
-        return memory_by_part(config, micro_batch_size=size, precision=precision, device=device)["total"]
+        return memory_by_part(config, micro_batch_size=size, **settings)["total"]
 
     return next((size for size in sizes if total(size) <= _BY_ESTIMATE * available), 1)
 
 
-def _largest_that_runs(
-    config: TrainConfig, sizes: list[int], device: torch.device, precision: Precision, world: World
-) -> int:
+def _largest_that_runs(config: TrainConfig, sizes: list[int], device: torch.device, precision: Precision) -> int:
     """Try one size after another, while a block takes the memory of what does not exist yet: the optimizer's state.
 
     The model is not compiled: compiled it needs less memory, and it would be compiled once for each size. A size that

@@ -10,7 +10,7 @@ from typing import Any
 from config.plan import PlanConfig
 from config.schemas import duration_seconds
 from config.train import TrainConfig
-from transformerlm.models.estimates import flops_per_token, parameters_by_part
+from transformerlm.models.estimates import checkpoint_bytes, flops_per_token, parameters_by_part
 from transformerlm.models.settings import ModelSettings
 from transformerlm.training.build import num_accumulation_steps, sequences_per_pass
 from transformerlm.training.planning.machine import Machine
@@ -38,7 +38,7 @@ def arithmetic(config: TrainConfig, *, run_dir: Path, machine: Machine, precisio
     per_pass = sequences_per_pass(training, machine.num_processes)
     free = {"disk.free_bytes": shutil.disk_usage(existing_parent(run_dir)).free} if machine.is_here else {}
     memory = _memory(config, machine, precision, per_pass)
-    checkpoint = 4 * parameters + memory["optimizer"]
+    checkpoint = checkpoint_bytes(model, optimizer=config.optimizer.name)
     return {
         "device": machine.name,
         "precision": precision,

@@ -13,11 +13,11 @@ import torch
 
 from config.train import TrainConfig
 from transformerlm.checkpoints.document_ids import ids_of_data
-from transformerlm.models.estimates import count_parameters
+from transformerlm.models.estimates import checkpoint_bytes
 from transformerlm.models.settings import ModelSettings
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.training.planning.micro_batch import memory_by_part
+from transformerlm.training.planning.micro_batch import memory_by_part, memory_of_a_rank
 from transformerlm.training.resume_checks import check_tokenizer_of_data
 from transformerlm.utils.device import device_memory_bytes
 from transformerlm.utils.dtypes import Precision
@@ -79,22 +79,29 @@ def check_vocab_size(tokenizer: Tokenizer, vocab_size: int) -> None:
 
 
 def check_memory(
-    config: TrainConfig, *, micro_batch_size: int, device: torch.device, precision: Precision
+    config: TrainConfig,
+    *,
+    micro_batch_size: int,
+    device: torch.device,
+    precision: Precision,
+    shard_size: int = 1,
+    local_world_size: int = 1,
 ) -> dict[str, int]:
-    """Return the estimated bytes of a training step by part.
+    """Return the estimated bytes of a training step on one rank by part; a machine's ranks share the memory of its CPU.
 
     Raises:
-        ValueError: they exceed the device's memory.
+        ValueError: they exceed the memory of a rank.
     """
-    place: Any = {"device": device, "precision": precision}
+    place: Any = {"device": device, "precision": precision, "shard_size": shard_size}
     parts = memory_by_part(config, micro_batch_size=micro_batch_size, **place)
-    available = device_memory_bytes(device)
+    available = memory_of_a_rank(device_memory_bytes(device), device, local_world_size)
     if parts["total"] > available:
         largest = max((name for name in parts if name != "total"), key=lambda name: parts[name])
         advice = _memory_advice(config, micro_batch_size, available, **place)
+        each = " for each process" if device.type != "cuda" and local_world_size > 1 else ""
         raise ValueError(
-            f"training needs about {gigabytes(parts['total'])}, but {device} has {gigabytes(available)}; most of it "
-            f"is {largest} ({gigabytes(parts[largest])}): {advice}"
+            f"training needs about {gigabytes(parts['total'])}, but {device} has {gigabytes(available)}{each}; "
+            f"most of it is {largest} ({gigabytes(parts[largest])}): {advice}"
         )
     return parts
 
@@ -106,9 +113,10 @@ def _memory_advice(config: TrainConfig, micro_batch_size: int, available: int, *
     least = memory_by_part(thrifty, micro_batch_size=1, **place)["total"]
     smaller = "use a smaller model"
     if least > available:
+        more = "; more GPUs can share them: see docs/distributed.md" if place["device"].type == "cuda" else ""
         return (
             f"{smaller} or vocabulary; weights, gradients and optimizer alone are too much, and with one sequence at a "
-            f"time and model.activation_checkpointing it is still {gigabytes(least)}"
+            f"time and model.activation_checkpointing it is still {gigabytes(least)}{more}"
         )
     remedies = [f"lower training.micro_batch_size ({micro_batch_size})"] if micro_batch_size > 1 else []
     if not config.model.activation_checkpointing:
@@ -116,13 +124,14 @@ def _memory_advice(config: TrainConfig, micro_batch_size: int, available: int, *
     return ", ".join([*remedies, f"or {smaller}"])
 
 
-def check_disk(run_dir: Path, model: dict[str, Any]) -> None:
-    """Refuse a disk without room for two checkpoints of the model.
+def check_disk(run_dir: Path, config: TrainConfig) -> None:
+    """Refuse a disk without room for two checkpoints, which are as large on many ranks as on one.
 
     Raises:
         OSError: there is too little free space where `run_dir` is, or will be.
     """
-    needed = int(_CHECKPOINTS_ON_DISK * 3 * 4 * count_parameters(ModelSettings(**model)))
+    model = ModelSettings(**config.model.model_dump())
+    needed = int(_CHECKPOINTS_ON_DISK * checkpoint_bytes(model, optimizer=config.optimizer.name))
     free = shutil.disk_usage(existing_parent(run_dir)).free
     if free < needed:
         raise OSError(

@@ -1,0 +1,86 @@
+"""`parallel.shard`: how many ranks share one copy of weights, gradients and optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from config.train import TrainConfig
+from transformerlm.training.planning.micro_batch import largest_share, memory_by_part, memory_of_a_rank
+from transformerlm.utils.device import device_memory_bytes
+from transformerlm.utils.dtypes import Precision
+
+# The share of a device's memory that "auto" fills: the estimate may be too low, and a wrong guess ends the run.
+_TO_FILL = 0.9
+
+
+def choose_shard_size(
+    config: TrainConfig, *, world_size: int, local_world_size: int, fits: Callable[[int], bool]
+) -> int:
+    """Return how many of `world_size` ranks share one copy, as `parallel.shard` says.
+
+    Args:
+        config: the run; "auto" takes the first of 1, a machine's ranks, and all ranks that fits, and all if none does.
+        world_size: the ranks of the run. One rank alone shares with nobody, whatever the key says.
+        local_world_size: the ranks of each machine. "auto" omits the machine where they do not divide all ranks.
+        fits: whether the memory of a rank is enough if so many ranks share.
+
+    Raises:
+        ValueError: the number does not divide the ranks, or the machines of "node" have different numbers of ranks.
+    """
+    shard = config.parallel.shard
+    if world_size == 1:
+        return 1
+    if isinstance(shard, int):
+        if world_size % shard:
+            possible = ", ".join(str(size) for size in shard_sizes(world_size))
+            raise ValueError(
+                f"parallel.shard = {shard}: expected a number that divides the {world_size} processes ({possible}); "
+                'set one of these, or "auto"'
+            )
+        return shard
+    has_equal_nodes = world_size % local_world_size == 0
+    if shard == "node":
+        if not has_equal_nodes:
+            raise ValueError(
+                f'parallel.shard = "node": expected the same number of processes on each machine, found '
+                f'{local_world_size} on this one of {world_size} in all; set parallel.shard = "all", or start as many '
+                "on each machine"
+            )
+        return local_world_size
+    choices = [] if shard == "all" else [1, local_world_size] if has_equal_nodes else [1]
+    return next((size for size in choices if fits(size)), world_size)
+
+
+def shard_sizes(world_size: int) -> list[int]:
+    """Return every number of ranks that can share one copy: the divisors of the world, the smallest first."""
+    return [size for size in range(1, world_size + 1) if world_size % size == 0]
+
+
+def memory_check(
+    config: TrainConfig, *, precision: Precision, device: torch.device, memory_bytes: int, world_size: int
+) -> Callable[[int], bool]:
+    """Return `fits` for `choose_shard_size`: whether the estimate for a rank leaves a tenth of `memory_bytes` free.
+
+    `memory_bytes` is the memory of one rank. The micro-batch is the configuration's, or one sequence if it is still to
+    be chosen.
+    """
+    size = config.training.micro_batch_size or largest_share(config.training.batch_size, world_size)
+    sequences = 1 if size == "auto" else size
+
+    def fits(shard_size: int) -> bool:
+        parts = memory_by_part(
+            config, micro_batch_size=sequences, precision=precision, device=device, shard_size=shard_size
+        )
+        return parts["total"] <= _TO_FILL * memory_bytes
+
+    return fits
+
+
+def memory_check_here(
+    config: TrainConfig, *, precision: Precision, device: torch.device, world_size: int, local_world_size: int
+) -> Callable[[int], bool]:
+    """Return `memory_check` for a rank on this machine, whose memory the ranks share on a CPU."""
+    memory = memory_of_a_rank(device_memory_bytes(device), device, local_world_size)
+    return memory_check(config, precision=precision, device=device, memory_bytes=memory, world_size=world_size)
