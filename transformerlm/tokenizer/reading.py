@@ -120,7 +120,10 @@ class DocumentSample:
     def choose(
         self, pieces: Iterable[TextBlock], splitter: SpecialTokenSplitter, *, stats: ReadStats
     ) -> Iterator[TextBlock]:
-        """Yield the chosen documents' text, without separators; a document's pieces stay safe pieces."""
+        """Yield the chosen documents' text, without separators; a document's pieces stay safe pieces.
+
+        Documents of white space alone are not chosen, and not counted.
+        """
         held: list[str] = []  # the document's beginning, until there is enough of it to choose by
         num_held, chosen = 0, False
         for text, ends_document in self._documents(pieces, splitter):
@@ -131,8 +134,9 @@ class DocumentSample:
                     continue
                 text = "".join(held)
                 held, num_held = [], max(num_held, KEY_CHARS)
-                chosen = self._is_chosen(text[:KEY_CHARS])
-                stats.documents += 1
+                is_blank = ends_document and not text.strip()
+                chosen = not is_blank and self._is_chosen(text[:KEY_CHARS])
+                stats.documents += not is_blank
                 stats.chosen_documents += chosen
             if chosen and text:
                 yield TextBlock(text, ends_document)
@@ -140,7 +144,7 @@ class DocumentSample:
                 num_held = 0
 
     def _documents(self, pieces: Iterable[TextBlock], splitter: SpecialTokenSplitter) -> Iterator[TextBlock]:
-        """Cut safe pieces of text at the ends of documents as well; omit documents without any text."""
+        """Cut safe pieces of text at the ends of documents as well; omit documents of no characters at all."""
         is_empty = True
         for text, ends_document in pieces:
             start = 0
