@@ -209,7 +209,12 @@ def write_words(folder: Path, words: WordList) -> None:
         laid_out[first:last] = words.data[np.arange(first, last) + shifts]
         start = end
     groups = np.stack([ends, num_bytes[ends]], axis=1).astype(np.int64)  # (groups, 2), in words and in bytes
-    arrays = (laid_out, sizes[order].astype(np.uint32), words.counts[order].astype(np.uint64), groups)
+    arrays: tuple[Array, ...] = (
+        laid_out,
+        sizes[order].astype(np.uint32),
+        words.counts[order].astype(np.uint64),
+        groups,
+    )
     for name, array in zip(_FILES, arrays, strict=True):
         np.save(folder / f"{name}.npy", array, allow_pickle=False)
 
