@@ -76,8 +76,8 @@ class TrainTokenizerConfig(TextInput):
         None,
         gt=0,
         lt=1,
-        description="train on this fraction of the documents, chosen by what they say; faster, and the merges differ a "
-        "little; none: all text",
+        description="train on this fraction of the documents, chosen by what they say: fewer distinct words to hold, "
+        "and merges that differ a little; none: all text",
     )
     tokenizer: TokenizerConfig
     cluster: ClusterConfig = ClusterConfig()

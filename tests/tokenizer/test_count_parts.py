@@ -191,13 +191,16 @@ def _wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def test_a_killed_process_costs_the_part_in_hand(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGKILL at five moments: the same call goes on, does one part again for each kill, and leaves nothing over."""
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_killed_process_costs_the_part_in_hand(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int
+) -> None:
+    """SIGKILL at several moments: the same call goes on, does one part again for each, and leaves nothing over."""
     folder, log = tmp_path / "t.parts", tmp_path / "log"
-    options: dict[str, Any] = {"engine": "reference", "part_bytes": 3000}
+    options: dict[str, Any] = {"engine": "reference", "part_bytes": 12_000 // kills}
     _slowly(monkeypatch, log, 0.03)
-    for number in range(5):
-        before = len(list(folder.glob("counts-*"))) if folder.exists() else 0
+    for number in range(kills):
+        before = len(list(folder.glob("counts-??????")))
         child = _forked(lambda: train([f"{files}/*"], folder, Request([EOT]), **options))
         _wait_for(lambda seen=before + 1 + number % 2: len(list(folder.glob("counts-??????"))) >= seen)
         os.kill(child, signal.SIGKILL)
@@ -206,7 +209,7 @@ def test_a_killed_process_costs_the_part_in_hand(files: Path, tmp_path: Path, mo
     expected, expected_stats = one_pass([f"{files}/*"], Request([EOT]), "reference")
     assert (trained, stats.invalid_utf8) == (expected, expected_stats.invalid_utf8)
     begun = log.read_text().splitlines()
-    assert len(set(begun)) <= len(begun) <= len(set(begun)) + 5
+    assert len(set(begun)) <= len(begun) <= len(set(begun)) + kills
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
@@ -283,5 +286,5 @@ def test_text_without_words_is_refused(tmp_path: Path) -> None:
     """As in one pass; a sample that chose nothing says the same."""
     (tmp_path / "a.txt").write_text(EOT * 100)
     for request in (Request([EOT]), Request([EOT], sample=0.5)):
-        with pytest.raises(ValueError, match=r"expected text to train on, found none in .*a\.txt"):
+        with pytest.raises(ValueError, match=r"expected text to train on, found none in (a sample .*)?.*a\.txt"):
             train([f"{tmp_path}/a.txt"], tmp_path / f"{request.sample}.parts", request)

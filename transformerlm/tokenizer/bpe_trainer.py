@@ -87,16 +87,17 @@ def train_bpe(
         "progress": progress, "stats": stats, "memory_limit_mb": memory_limit_mb,
         "sample": sample_of(sample, specials),
     }  # fmt: skip
+    where = name_inputs(paths, sample)
     # The counts have no name here, so that learning may free them once it has laid them out in its own way.
     if takes_kernels(engine, total_bytes(paths), pattern=pattern):
         from transformerlm.tokenizer.fast import counter, learner  # hand-over
 
         merges = learner.learn_merges(
-            _not_empty(counter.count_pre_tokens(paths, specials, **options), paths), num_merges, progress=progress
+            _not_empty(counter.count_pre_tokens(paths, specials, **options), where), num_merges, progress=progress
         )
     else:
         merges = learn_merges(
-            _not_empty(count_pre_tokens(paths, specials, **options), paths), num_merges, progress=progress
+            _not_empty(count_pre_tokens(paths, specials, **options), where), num_merges, progress=progress
         )
     return vocabulary_of(merges, specials), merges
 
@@ -133,18 +134,18 @@ def learn_from_lists(
     num_merges: int,
     *,
     compiled: bool,
-    paths: Sequence[Path],
+    where: str,
     memory_limit_mb: float | None = None,
     progress: ProgressCallback | None = None,
 ) -> list[tuple[bytes, bytes]]:
-    """Return the merges for the words of several lists (see `sum_counts`), which were counted in the files `paths`."""
+    """Return the merges for the words of several lists (see `sum_counts`); `where` tells in errors what was counted."""
     if not compiled:
         counts = sum_counts(groups, memory_limit_mb=memory_limit_mb)
-        return learn_merges(_not_empty(counts, paths), num_merges, progress=progress)
+        return learn_merges(_not_empty(counts, where), num_merges, progress=progress)
     from transformerlm.tokenizer.fast import counter, learner  # hand-over
 
     return learner.learn_merges(
-        _not_empty(counter.sum_counts(groups, memory_limit_mb=memory_limit_mb), paths), num_merges, progress=progress
+        _not_empty(counter.sum_counts(groups, memory_limit_mb=memory_limit_mb), where), num_merges, progress=progress
     )
 
 
@@ -160,11 +161,16 @@ def sample_of(fraction: float | None, special_tokens: Sequence[str]) -> Document
     return None if fraction is None else DocumentSample(fraction, next(iter(special_tokens), None))
 
 
-def _not_empty(word_counts: Counts, paths: Sequence[Path]) -> Counts:
+def name_inputs(paths: Sequence[Path], sample: float | None) -> str:
+    """Return in words what was trained on, for the error that it holds no text."""
+    names = ", ".join(map(str, paths[:_MAX_NAMED])) + ", ..." * (len(paths) > _MAX_NAMED)
+    return names if sample is None else f"a sample of {sample:g} of the documents of {names}"
+
+
+def _not_empty(word_counts: Counts, where: str) -> Counts:
     """Return the counts, which are of at least one word."""
     if not len(word_counts):
-        names = ", ".join(map(str, paths[:_MAX_NAMED])) + ", ..." * (len(paths) > _MAX_NAMED)
-        raise ValueError(f"input: expected text to train on, found none in {names}")
+        raise ValueError(f"input: expected text to train on, found none in {where}")
     return word_counts
 
 

@@ -29,6 +29,7 @@ from transformerlm.tokenizer.bpe_trainer import (
     check_request,
     count_words,
     learn_from_lists,
+    name_inputs,
     sample_of,
     takes_kernels,
     vocabulary_of,
@@ -169,15 +170,15 @@ def count_part(
     pieces: Sequence[Mapping[str, Any]],
     request: Mapping[str, Any],
     engine: Engine,
+    engine_bytes: int,
     num_workers: int | None,
     memory_limit_mb: float | None,
 ) -> Facts:
-    """Write the counts of some text to a folder, and return what reading it met."""
+    """Write the counts of some text to a folder, and return what reading it met; `engine_bytes` are those of all."""
     texts, wanted = [TextPart(**piece) for piece in pieces], Request(**request)
     stats = ReadStats(wanted.refuse_invalid)
-    num_bytes = sum(text.num_bytes for text in texts)
     words = count_words(
-        texts, wanted.special_tokens, compiled=takes_kernels(engine, num_bytes, pattern=wanted.pattern),
+        texts, wanted.special_tokens, compiled=takes_kernels(engine, engine_bytes, pattern=wanted.pattern),
         num_workers=num_workers, text_field=wanted.text_field, allow_special=wanted.allow_special,
         pattern=wanted.pattern, stats=stats, memory_limit_mb=memory_limit_mb,
         sample=sample_of(wanted.sample, wanted.special_tokens),
@@ -254,7 +255,8 @@ def _train(
     if facts is None or groups is None or not stack.enter_context(parts.alone("tokenizer")) or not parts.is_there:
         return None
     merges = learn_from_lists(
-        groups, vocab_size - 256 - len(request.special_tokens), compiled=compiled, paths=paths,
+        groups, vocab_size - 256 - len(request.special_tokens), compiled=compiled,
+        where=name_inputs(paths, request.sample),
         memory_limit_mb=means.memory_limit_mb, progress=means.progress,
     )  # fmt: skip
     _fill(means.stats, facts, paths, text_field=request.text_field)
@@ -266,12 +268,12 @@ def _count_all(parts: PartsFolder, request: Request, means: Means) -> dict[str, 
     """Do the parts that are left; None if other shares are still doing some."""
     on_ray = means.cluster.on == "ray"
     num_workers = (means.num_workers or 1) if on_ray else means.num_workers
+    sizes = [sum(piece["num_bytes"] for piece in pieces) for pieces in parts.items]
     shared = {
-        "request": asdict(request), "engine": means.engine, "num_workers": num_workers,
+        "request": asdict(request), "engine": means.engine, "engine_bytes": sum(sizes), "num_workers": num_workers,
         "memory_limit_mb": means.memory_limit_mb,
     }  # fmt: skip
     todo = [Part(f"counts-{n:06}", count_part, {"pieces": pieces, **shared}) for n, pieces in enumerate(parts.items)]
-    sizes = [sum(piece["num_bytes"] for piece in pieces) for pieces in parts.items]
     on_done = _progress_of({part.name: size for part, size in zip(todo, sizes, strict=True)}, means.progress)
     return parts.run(todo, num_cpus=num_workers or 1, wait=len(todo) > MERGE_ALONE, on_done=on_done)
 
