@@ -7,8 +7,12 @@ import json
 import os
 import random
 import signal
+import socket
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from hypothesis import strategies as st
 
 from config.schemas import ClusterConfig
 from tests.utils.packed import write_parquet, zstd
+from transformerlm.distributed.work import UNFINISHED
 from transformerlm.tokenizer import count_parts
 from transformerlm.tokenizer.bpe_trainer import train_bpe
 from transformerlm.tokenizer.count_parts import Means, Request, Trained, trained_by_parts
@@ -28,7 +33,7 @@ from transformerlm.utils.text_files import ReadStats
 
 EOT = "<|endoftext|>"
 VOCAB_SIZE = 400
-LOCAL, RAY = ClusterConfig(), ClusterConfig(on="ray")
+LOCAL = ClusterConfig()
 WORDS = [
     "don't",
     " we'LL",
@@ -132,7 +137,7 @@ def test_many_parts_are_added_up_group_by_group(
     assert {name[:6] for name in names} >= {"words-", "counts"}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.dictionaries(st.binary(min_size=1, max_size=20), st.integers(1, 2**63)))
 def test_words_are_written_by_groups_and_read_again(
     tmp_path_factory: pytest.TempPathFactory, counts: dict[bytes, int]
@@ -184,11 +189,12 @@ def _slowly(monkeypatch: pytest.MonkeyPatch, log: Path, seconds: float) -> None:
     monkeypatch.setattr(count_parts, "count_words", count_slowly)
 
 
-def _wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 120
-    while not condition():
+def _wait_for(condition: Callable[[], Any]) -> Any:
+    end = time.monotonic() + 300
+    while not (found := condition()):
         assert time.monotonic() < end
-        time.sleep(0.005)
+        time.sleep(0.002)
+    return found
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
@@ -288,3 +294,113 @@ def test_text_without_words_is_refused(tmp_path: Path) -> None:
     for request in (Request([EOT]), Request([EOT], sample=0.5)):
         with pytest.raises(ValueError, match=r"expected text to train on, found none in (a sample .*)?.*a\.txt"):
             train([f"{tmp_path}/a.txt"], tmp_path / f"{request.sample}.parts", request)
+
+
+# What a driver runs that is killed.
+DRIVER = "import sys; from tests.tokenizer.test_count_parts import train_on_ray; train_on_ray(*sys.argv[1:])"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Return a cluster of two nodes with a processor each."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    options = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=options)
+    cluster.add_node(**options)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file of some hundred parts."""
+    path = tmp_path_factory.mktemp("text") / "a.txt"
+    path.write_text("".join(_text(seed) for seed in range(80)), newline="")
+    return path
+
+
+def train_on_ray(address: str, text: str | Path, folder: str | Path) -> Trained | None:
+    """Return what a training on a cluster gives to the block that saves it."""
+    cluster = ClusterConfig(on="ray", address=address)
+    return train([str(text)], Path(folder), Request([EOT]), cluster=cluster, part_bytes=4000, engine="reference")[0]
+
+
+def _num_done(folder: Path) -> int:
+    return len(list(folder.glob("counts-??????")))
+
+
+def _worker_of(folder: Path, killed: list[int]) -> int | None:
+    """Return the number of a process that has begun a part; it is in the name of the unfinished folder."""
+    here = f"{UNFINISHED}{socket.gethostname()}-"
+    workers = [int(name.split(here)[1].split("-")[0]) for name in _names(folder) if here in name]
+    return next((worker for worker in workers if worker not in killed), None)  # killed ones leave their folders
+
+
+def _names(folder: Path) -> list[str]:
+    return [name for name in os.listdir(folder) if name.startswith("counts-")] if folder.exists() else []
+
+
+@pytest.mark.slow
+def test_a_killed_ray_worker_costs_the_part_in_hand(cluster: Any, text: Path, tmp_path: Path) -> None:
+    """Ray does the part again in another worker, and the merges are those of one pass."""
+    folder = tmp_path / "t.parts"
+    killed: list[int] = []
+
+    def kill() -> None:
+        for number in (3, 10, 20):
+            _wait_for(lambda number=number: _num_done(folder) >= number)
+            killed.append(_wait_for(lambda: _worker_of(folder, killed)))
+            os.kill(killed[-1], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    trained = train_on_ray(cluster.address, text, folder)
+    killer.join()
+    assert trained == one_pass([str(text)], Request([EOT]), "reference")[0]
+    assert len(killed) == 3
+    assert os.getpid() not in killed
+    assert not folder.exists()
+
+
+@pytest.mark.slow
+def test_a_killed_ray_driver_is_gone_on_with(cluster: Any, text: Path, tmp_path: Path) -> None:
+    """The parts that are done stay as they are."""
+    folder = tmp_path / "t.parts"
+    command = [sys.executable, "-c", DRIVER, cluster.address, str(text), str(folder)]
+    driver = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+    _wait_for(lambda: _num_done(folder) >= 5)
+    driver.kill()
+    driver.wait()
+    time.sleep(1)  # until Ray has noticed, too
+    before = {name: (folder / name / "part.json").stat().st_mtime_ns for name in _names(folder) if "." not in name}
+    seen: dict[str, int] = {}
+
+    def look() -> None:
+        _wait_for(lambda: _num_done(folder) > len(before) + 5)
+        seen.update({name: (folder / name / "part.json").stat().st_mtime_ns for name in before})
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    assert train_on_ray(cluster.address, text, folder) == one_pass([str(text)], Request([EOT]), "reference")[0]
+    looker.join()
+    assert len(before) >= 5
+    assert seen == before
+
+
+@pytest.mark.slow
+def test_a_lost_ray_node_costs_its_parts_in_hand(cluster: Any, text: Path, tmp_path: Path) -> None:
+    """The other node does them; the last test on the cluster, as the cluster has one node afterwards."""
+    folder = tmp_path / "t.parts"
+
+    def lose() -> None:
+        _wait_for(lambda: _num_done(folder) >= 5)
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+
+    loser = threading.Thread(target=lose)
+    loser.start()
+    trained = train_on_ray(cluster.address, text, folder)
+    loser.join()
+    assert trained == one_pass([str(text)], Request([EOT]), "reference")[0]
