@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cli.terminal import note
 from config.train import TrainConfig
 
 if TYPE_CHECKING:
+    from transformerlm.distributed.sharding import Shards
     from transformerlm.distributed.world import World
     from transformerlm.models.transformer import TransformerLM
     from transformerlm.tokenizer.tokenizer import Tokenizer
@@ -28,7 +29,7 @@ def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> Prepared
     """
     from logger import NoopLogger, require_wandb
     from transformerlm.tokenizer.tokenizer import Tokenizer
-    from transformerlm.training.build import build_model, build_optimizer, num_accumulation_steps, sequences_per_pass
+    from transformerlm.training.build import build_optimizer, num_accumulation_steps, sequences_per_pass
     from transformerlm.training.planning import micro_batch, preflight
     from transformerlm.training.prepared_run import PreparedRun
     from transformerlm.training.runtime import Runtime
@@ -44,24 +45,52 @@ def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> Prepared
     data = _open_data(config, tokenizer, world=world)
     device = resolve_device(config.training.device)
     keep_freed_memory(device)
-    precision = resolve_precision(config.training.precision, device)
+    place: dict[str, Any] = {"device": device, "precision": resolve_precision(config.training.precision, device)}
     newest = _find_checkpoint(config, run_dir / "checkpoints", world=world)
-    config = micro_batch.resolve(config, device=device, precision=precision, world=world, resumed=newest)
+    shard_size = _shard_size(config, world=world, **place)
+    ranks: dict[str, Any] = {"shard_size": shard_size, "local_world_size": world.local_world_size}
+    config = micro_batch.resolve(config, world=world, resumed=newest, **ranks, **place)
     # The configuration itself stays without a micro_batch_size if it has none: the run may go on with more processes.
     size = sequences_per_pass(config.training, world.world_size)
-    num_accumulation_steps(config.training.batch_size, size, world.world_size)  # raises if the batch cannot be divided
-    memory = preflight.check_memory(config, micro_batch_size=size, device=device, precision=precision)
-    runtime = Runtime(device=device, precision=precision, micro_batch_size=size, logger=NoopLogger(), world=world)
+    num_accumulation_steps(config.training.batch_size, size, world.world_size)  # raises if a rank would get nothing
+    memory = preflight.check_memory(config, micro_batch_size=size, **ranks, **place)
+    runtime = Runtime(micro_batch_size=size, logger=NoopLogger(), world=world, **place)
     preflight.check_disk(run_dir, config)
     saved = _read_checkpoint(config, newest, data=data, runtime=runtime) if newest else None
-    model = build_model(config, device=device, world=world)
-    optimizer = build_optimizer(model, config, precision=precision)
+    model, shards = _build(config, runtime=runtime, shard_size=shard_size)
+    optimizer = build_optimizer(model, config, precision=runtime.precision, shards=shards)
     if saved:
-        saved.load_into(model, optimizer)
+        saved.load_into(shards, optimizer)
     elif config.checkpoint.init_from:
-        _load_initial_weights(config, tokenizer, model)
+        _load_initial_weights(config, tokenizer, shards)
     state, wandb_id = (saved.state(), saved.wandb_id) if saved else (TrainState(), None)
-    return PreparedRun(config, run_dir, data, model, optimizer, state, wandb_id, runtime, memory["total"])
+    return PreparedRun(config, run_dir, data, model, optimizer, shards, state, wandb_id, runtime, memory["total"])
+
+
+def _shard_size(config: TrainConfig, *, world: World, **place: Any) -> int:
+    """Return how many ranks share one copy of the model; "auto" goes by the rank with the least room."""
+    from transformerlm.distributed.world import all_reduce_min
+    from transformerlm.training.planning import sharding
+
+    sizes: dict[str, Any] = {"world_size": world.world_size, "local_world_size": world.local_world_size}
+    fits = sharding.memory_check_here(config, **sizes, **place)
+    return -all_reduce_min(-sharding.choose_shard_size(config, fits=fits, **sizes), world)
+
+
+def _build(config: TrainConfig, *, runtime: Runtime, shard_size: int) -> tuple[TransformerLM, Shards]:
+    """Return the model with initial weights, and how the ranks share it."""
+    from transformerlm.distributed.sharding import Shards
+    from transformerlm.training.build import build_model, build_shards
+    from transformerlm.utils.device import should_compile
+
+    device, world, training = runtime.device, runtime.world, config.training
+    if not world.is_distributed:
+        model = build_model(config, device=device)
+        return model, Shards.whole(model)
+    compiled = should_compile(training.compile, device, training.max_steps)
+    return build_shards(
+        config, device=device, precision=runtime.precision, world=world, shard_size=shard_size, compiled=compiled
+    )
 
 
 def _open_data(config: TrainConfig, tokenizer: Tokenizer, *, world: World) -> RunData:
@@ -89,22 +118,13 @@ def _find_checkpoint(config: TrainConfig, root: Path, *, world: World) -> Path |
         FileExistsError, FileNotFoundError: `checkpoint.resume` forbids a checkpoint that is there, or misses one.
     """
     from transformerlm.checkpoints.directory import newest_whole, remove_leftovers, restore_links
-    from transformerlm.checkpoints.validation import CheckpointError
-    from transformerlm.distributed.world import barrier, is_main
+    from transformerlm.distributed.world import is_main, together
 
-    newest, problem = None, None
-    if is_main(world):
-        try:
+    with together(world):
+        if is_main(world):
             remove_leftovers(root)
             restore_links(root)
-            newest = newest_whole(root, warn=note)
-        except CheckpointError as error:  # raised after the barrier; the other ranks will find the same
-            problem = error
-    barrier(world)  # one rank sets damaged checkpoints aside, so that the others do not find them
-    if problem:
-        raise problem
-    if not is_main(world):
-        newest = newest_whole(root)
+    newest = newest_whole(root, warn=note, world=world)
     if newest and config.checkpoint.resume == "never":
         raise FileExistsError(
             f'{newest}: this run has a checkpoint already, but checkpoint.resume = "never"; '
@@ -161,7 +181,7 @@ def _shown(value: object) -> object:
     return "not set" if value is None else value
 
 
-def _load_initial_weights(config: TrainConfig, tokenizer: Tokenizer, model: TransformerLM) -> None:
+def _load_initial_weights(config: TrainConfig, tokenizer: Tokenizer, shards: Shards) -> None:
     """Load a checkpoint's weights; optimizer, step, data order and random numbers are those of a new run.
 
     Raises:
@@ -173,8 +193,8 @@ def _load_initial_weights(config: TrainConfig, tokenizer: Tokenizer, model: Tran
     from transformerlm.training import resume_checks
 
     assert config.checkpoint.init_from is not None
-    directory = resolve(config.checkpoint.init_from)
-    verify(directory)
+    directory = resolve(config.checkpoint.init_from, world=shards.world)
+    verify(directory, world=shards.world)
     resume_checks.check_same_architecture(directory, config)
     resume_checks.check_tokenizer_of_checkpoint(directory, tokenizer)
-    load_weights(model, directory)
+    load_weights(shards.rows, directory)

@@ -102,15 +102,16 @@ def train(config: TrainConfig) -> int:
         signals.deferred = world.is_distributed  # the ranks leave together
         with working("preparing the run"):
             run = prepare_run(config, run_dir, world=world)
-            samples = _Samples(run) if is_main(world) and run.config.samples.interval else None
+            samples = _Samples(run) if run.config.samples.interval else None
         logger = _make_logger(run)
         stack.callback(logger.close)
         progress, summary = _make_progress(run), Summary(run_dir, config=run.config, data=run.data)
         callbacks = _callbacks(run_dir, progress, summary) if is_main(world) else {}
-        hooks = [samples.hook(logger, doing=progress.doing)] if samples else []
+        hooks = [samples.hook(logger, doing=progress.doing, is_main=is_main(world))] if samples else []
         trainer = run.trainer(logger=logger, hooks=hooks, stop=lambda: signals.received, **callbacks)
+        seconds = _measure(trainer)
         if is_main(world):
-            _announce(trainer, run_dir, memory=run.memory_bytes)
+            _announce(trainer, run_dir, memory=run.memory_bytes, seconds=seconds)
             write_whole(run_dir / "config.toml", dump_toml(run.config))
         if run.config.wandb.log_artifacts and run.config.data.tokenizer.is_dir():  # not for files with a prefix
             logger.log_artifact(run.config.data.tokenizer, name=f"{run_dir.name}-tokenizer", type="tokenizer")
@@ -245,18 +246,29 @@ def _callbacks(run_dir: Path, progress: Progress, summary: Summary) -> dict[str,
     }
 
 
-def _announce(trainer: Trainer, run_dir: Path, *, memory: int) -> None:
-    """Log and say what begins: its size, its place, its speed. `memory` is the estimate for a step in bytes."""
-    from transformerlm.checkpoints.directory import resolve
+def _measure(trainer: Trainer) -> tuple[float, float]:
+    """Return about how long the run takes, and how long compiling took, in seconds; all ranks measure together."""
     from transformerlm.training.planning.calibration import estimate_seconds
+
+    if trainer.agenda().stop:
+        return 0.0, 0.0
+    with working("compiling the model" if trainer.is_compiled else "timing a step"):
+        return estimate_seconds(trainer)
+
+
+def _announce(trainer: Trainer, run_dir: Path, *, memory: int, seconds: tuple[float, float]) -> None:
+    """Log and say what begins: its size, its place, its speed.
+
+    `memory` is the estimate for a step in bytes, `seconds` what `_measure` returns.
+    """
+    from transformerlm.checkpoints.directory import resolve
     from transformerlm.training.planning.preflight import gigabytes
 
     model, training, runtime = trainer.raw_model, trainer.config.training, trainer.runtime
     parameters, flops, per_pass = model.num_parameters(), model.num_flops_per_token(), runtime.micro_batch_size
     tokens_per_step = training.batch_size * model.context_length
     steps = 0 if trainer.agenda().stop else training.max_steps - trainer.state.step
-    with working("compiling the model" if trainer.is_compiled else "timing a step"):
-        eta, compile_seconds = estimate_seconds(trainer) if steps else (0.0, 0.0)
+    eta, compile_seconds = seconds
     compiled = {"compile_seconds": compile_seconds} if trainer.is_compiled else {}
     runtime.logger.log_event(
         "started",
@@ -321,14 +333,16 @@ class _Samples:
 
         return Predictor(model, self._tokenizer, self._document_ids).stream(prompt, seed=seed, **self._settings)
 
-    def hook(self, logger: Logger, *, doing: Callable[[str], None]) -> Hook:
-        """Return the hook that generates a text from each prompt, logs it and shows it."""
+    def hook(self, logger: Logger, *, doing: Callable[[str], None], is_main: bool) -> Hook:
+        """Return the hook that generates a text from each prompt; the main process logs it and shows it."""
         from transformerlm.training.runtime import Hook
 
         def sample(step: int, model: TransformerLM) -> None:
             doing("sampling")
             for prompt in self._prompts:
                 text = "".join(self._texts_after(model, prompt, seed=step))
+                if not is_main:
+                    continue
                 logger.log_record({"event": "sample", "step": step, "text.prompt": prompt, "text.output": text})
                 note(framed(f"step {step:,}", prompt + text))
 

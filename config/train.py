@@ -31,8 +31,13 @@ PLAN_KEYS = {"calibration_steps", "machine"}
 class DataConfig(Section):
     """Files made by transformerlm-make-data, and the tokenizer that encoded them."""
 
-    train: FilePath = Field(description="token file to train on (.npy)")
-    valid: FilePath | None = Field(None, description="token file for the validation loss; none: no validation")
+    train: FilePath = Field(description="token file to train on (.npy), or a folder of them (.shards)")
+    valid: FilePath | None = Field(None, description="the same for the validation loss; none: no validation")
+    order: Literal["draw", "epoch"] = Field(
+        "draw",
+        description="draw: each window of context_length begins anywhere, by chance; epoch: the file is cut into "
+        "windows, and each comes once before any comes again",
+    )
     tokenizer: FilePath = Field(description="directory of the tokenizer; copied into every checkpoint")
 
 
@@ -112,6 +117,13 @@ class CheckpointConfig(Section):
 
     interval: Count = Field(500, description="steps between checkpoints; 0: save only at the end")
     keep: int = Field(2, ge=2, le=10**6, description="newest checkpoints to keep, besides the best")
+    max_file_mb: int = Field(
+        4096,
+        ge=1,
+        le=10**6,
+        description="weights, or optimizer state, of more megabytes than this are split into files of this size at "
+        "most and an index; processes write them side by side",
+    )
     resume: Literal["auto", "never", "required"] = Field(
         "auto",
         description="auto: continue if the run has a checkpoint; never: refuse if it has; required: refuse if not",

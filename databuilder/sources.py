@@ -63,6 +63,11 @@ class SourceFiles:
         self.paths = expand_inputs(self.input)
         self.disk_bytes = total_bytes(self.paths)
 
+    def check_documents(self, number: int) -> None:
+        """Raise ValueError if the source has no document."""
+        if not number:
+            raise ValueError(f"{self.name}: expected text, found none in {', '.join(map(str, self.paths))}")
+
 
 def find_sources(inputs: PathName | Sequence[PathName] | Sequence[Source], text_field: str) -> list[SourceFiles]:
     """Find the files of each source; inputs without weights are one source of weight 1.
@@ -151,8 +156,7 @@ class SourceWriter:
             ValueError: the source has no document.
         """
         source, train = self._source, self._writers[0]
-        if not num_documents.any():
-            raise ValueError(f"{source.name}: expected text, found none in {', '.join(map(str, source.paths))}")
+        source.check_documents(int(num_documents.sum()))
         end = train.tokens
         for number in range(1, math.ceil(source.weight)):
             for ids in train.blocks(self._starts[0], end):

@@ -23,7 +23,6 @@ import torch
 from torch import nn
 
 from benchmarking.gpu.shapes import SMALL, Shape
-from transformerlm.distributed.world import World
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.loop import train_step
 from transformerlm.training.optim import AdamW, parameter_groups
@@ -52,7 +51,6 @@ def losses(
             learning_rate=LEARNING_RATE * min(1.0, step / WARMUP_STEPS),
             max_grad_norm=1.0,
             autocast=partial(autocast, device, precision),
-            world=World(),
         ).loss
 
 

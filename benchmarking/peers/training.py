@@ -20,7 +20,6 @@ from benchmarking.peers.litgpt import build_litgpt
 from benchmarking.peers.llama import build_llama
 from benchmarking.peers.plain_gpt import PlainGPT
 from profiling.memory import peak_rss_bytes
-from transformerlm.distributed.world import World
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.loop import train_step
 from transformerlm.training.optim import AdamW, parameter_groups
@@ -72,11 +71,7 @@ def make_step(case: TrainCase, candidate: str, *, precision: Precision, compiled
         optimizer = AdamW(groups, lr=LEARNING_RATE, betas=BETAS)
         settings: dict[str, Any] = {"learning_rate": LEARNING_RATE, "max_grad_norm": MAX_GRAD_NORM}
         batches = [(inputs, targets)]
-        return lambda: (
-            train_step(
-                cast(TransformerLM, forward), optimizer, batches, autocast=context, world=World(), **settings
-            ).loss
-        )
+        return lambda: train_step(cast(TransformerLM, forward), optimizer, batches, autocast=context, **settings).loss
     fused = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, fused=device.type != "mps")
     arguments = {"use_cache": False} if candidate == "huggingface" else {}
     return partial(_torch_step, partial(forward, **arguments), model, fused, (inputs, targets), context)

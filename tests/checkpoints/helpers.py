@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch.optim import Optimizer
 
 from config.io import dump_toml
 from tests.training.tiny_run import TinyFiles, tiny_config
@@ -25,23 +26,31 @@ FILES = [
 ]
 
 
-def make_snapshot(files: TinyFiles, changes: dict | None = None, *, steps: int = 2) -> Snapshot:
-    """Return a model after a few steps, with its optimizer and everything else that a checkpoint holds."""
+def make_training(
+    files: TinyFiles, changes: dict | None = None, *, steps: int = 2
+) -> tuple[TransformerLM, Optimizer, Snapshot]:
+    """Return a model after a few steps, its optimizer, and what a checkpoint holds of them and besides."""
     config = tiny_config(files, Path("runs"), changes)
     model = TransformerLM(**config.model.model_dump())
     optimizer = AdamW(parameter_groups(model, weight_decay=0.1), 1e-2)
-    snapshot = Snapshot(model, optimizer, Tokenizer.from_directory(files.tokenizer), dump_toml(config), {"tokens": 7})
     for _ in range(steps):
-        take_step(snapshot)
-    return snapshot
+        take_step(model, optimizer)
+    tokenizer = Tokenizer.from_directory(files.tokenizer)
+    snapshot = Snapshot.of(model, optimizer, tokenizer, config_toml=dump_toml(config), state={"tokens": 7})
+    return model, optimizer, snapshot
 
 
-def take_step(snapshot: Snapshot) -> None:
+def make_snapshot(files: TinyFiles, changes: dict | None = None, *, steps: int = 2) -> Snapshot:
+    """Return what a checkpoint holds of a model after a few steps."""
+    return make_training(files, changes, steps=steps)[2]
+
+
+def take_step(model: TransformerLM, optimizer: Optimizer) -> None:
     """Make one optimizer step on fixed ids."""
     ids = torch.arange(24).view(2, 12)
-    cross_entropy(snapshot.model(ids), ids + 1).backward()
-    snapshot.optimizer.step()
-    snapshot.optimizer.zero_grad()
+    cross_entropy(model(ids), ids + 1).backward()
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def two_checkpoints(root: Path, files: TinyFiles) -> tuple[Path, Path]:

@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from config.io import dump_toml
-from tests.checkpoints.helpers import make_snapshot, take_step
-from transformerlm.checkpoints.load import load_config_of, load_model, load_optimizer, load_tokenizer, load_weights
+from tests.checkpoints.helpers import make_snapshot, make_training, take_step
+from transformerlm.checkpoints.load import (
+    load_config_of,
+    load_model,
+    load_optimizer,
+    load_tokenizer,
+    load_weights,
+    weights_of,
+)
 from transformerlm.checkpoints.save import save_checkpoint
 from transformerlm.checkpoints.validation import FORMAT, CheckpointError, verify
 
@@ -30,20 +37,20 @@ ABLATIONS = {
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_model_and_optimizer_come_back_bit_for_bit(name, files, tmp_path):
     """A loaded model gives the saved one's logits, and its next optimizer step is the same, for every kind of model."""
-    saved = make_snapshot(files, ABLATIONS[name])
-    directory = save_checkpoint(tmp_path, 2, saved)
+    *saved, snapshot = make_training(files, ABLATIONS[name])
+    directory = save_checkpoint(tmp_path, 2, snapshot)
     model = load_model(directory)
     ids = torch.arange(16).unsqueeze(0)
     assert not model.training
-    torch.testing.assert_close(model(ids), saved.model.eval()(ids), rtol=0, atol=0)
+    torch.testing.assert_close(model(ids), saved[0].eval()(ids), rtol=0, atol=0)
 
-    fresh = make_snapshot(files, ABLATIONS[name], steps=0)
-    load_weights(fresh.model, directory)
-    load_optimizer(fresh.optimizer, directory, verify(directory))
-    for snapshot in (saved, fresh):
-        snapshot.model.train()
-        take_step(snapshot)
-    torch.testing.assert_close(fresh.model.state_dict(), saved.model.state_dict(), rtol=0, atol=0)
+    *fresh, _ = make_training(files, ABLATIONS[name], steps=0)
+    load_weights(weights_of(fresh[0]), directory)
+    load_optimizer(fresh[1], directory, verify(directory))
+    for model, optimizer in (saved, fresh):
+        model.train()
+        take_step(model, optimizer)
+    torch.testing.assert_close(fresh[0].state_dict(), saved[0].state_dict(), rtol=0, atol=0)
 
 
 def test_state_config_and_tokenizer_come_back(files, tmp_path):
@@ -68,6 +75,6 @@ def test_weights_of_another_model_are_refused(files, tmp_path):
     """Weights whose names or shapes are not the model's are refused by name, and nothing is loaded."""
     directory = save_checkpoint(tmp_path, 2, make_snapshot(files))
     with pytest.raises(CheckpointError, match=r"layers\.2\.attn"):
-        load_weights(make_snapshot(files, {"model.num_layers": 3}, steps=0).model, directory)
+        load_weights(make_snapshot(files, {"model.num_layers": 3}, steps=0).weights, directory)
     with pytest.raises(CheckpointError, match=r"expected shape \(128, 32\), found \(64, 32\)"):
-        load_weights(make_snapshot(files, {"model.d_ff": 128}, steps=0).model, directory)
+        load_weights(make_snapshot(files, {"model.d_ff": 128}, steps=0).weights, directory)

@@ -61,7 +61,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
         return call
 
     for owner, name in [
-        (save, "save_file"),
+        (save.TensorFileWriter, "write"),
         (save, "file_sha256"),
         (validation, "file_sha256"),
         *((Path, name) for name in ("write_text", "mkdir", "rename", "replace", "symlink_to", "unlink")),
@@ -129,7 +129,9 @@ def test_everything_is_durable_before_the_name_appears(files, tmp_path, monkeypa
     sync, rename, real_point, real_verify = disk.sync, Path.rename, save.point, save.verify
     monkeypatch.setattr(disk, "sync", lambda path: (events.append(("sync", path.name)), sync(path)))
     monkeypatch.setattr(Path, "rename", lambda path, to: (events.append(("rename", path.name)), rename(path, to))[1])
-    monkeypatch.setattr(save, "verify", lambda path: (events.append(("verify", path.name)), real_verify(path))[1])
+    monkeypatch.setattr(
+        save, "verify", lambda path, **at: (events.append(("verify", path.name)), real_verify(path, **at))[1]
+    )
     monkeypatch.setattr(save, "point", lambda link, to: (events.append(("point", link.name)), real_point(link, to)))
     root = tmp_path / "checkpoints"
     save_checkpoint(root, 2, make_snapshot(files))
@@ -148,7 +150,7 @@ def test_a_full_disk_raises_and_leaves_nothing_behind(files, tmp_path, monkeypat
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(save, "save_file", fail)
+    monkeypatch.setattr(save.TensorFileWriter, "_append", fail)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(tmp_path, 2, snapshot)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", older.name]

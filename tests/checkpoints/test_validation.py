@@ -26,10 +26,9 @@ def write(path: Path) -> None:
 def test_what_the_library_writes_is_read(tmp_path: Path) -> None:
     """Names, dtypes and shapes are those that were saved, also of a tensor with one number or with none."""
     write(tmp_path / "w.safetensors")
-    assert read_header(tmp_path / "w.safetensors") == {
-        name: TensorFacts("F32", shape) for name, shape in SHAPES.items()
-    }
-    check_weights(tmp_path / "w.safetensors", SHAPES)
+    found = read_header(tmp_path / "w.safetensors")
+    assert found == {name: TensorFacts("F32", shape) for name, shape in SHAPES.items()}
+    check_weights(tmp_path, found, SHAPES)
 
 
 @pytest.mark.parametrize("cut", [0, 7, 8, 20, -1])

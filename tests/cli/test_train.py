@@ -191,7 +191,7 @@ def test_the_micro_batch_that_was_chosen_is_kept(pipeline, tmp_path, monkeypatch
     from transformerlm.training.planning import micro_batch
 
     def choose(size):
-        monkeypatch.setattr(micro_batch, "_largest_by_estimate", lambda *_: size)
+        monkeypatch.setattr(micro_batch, "_largest_within", lambda *_: size)
 
     auto = {"training.micro_batch_size": "auto", "logging.backend": "console", "checkpoint.interval": 3}
     whole, cut = (tiny_config(pipeline.files, tmp_path / name, auto) for name in ("whole", "cut"))

@@ -103,7 +103,10 @@ def test_other_settings_are_refused_in_words(tmp_path):
             pass
     with pytest.raises(ValueError, match="found 1 of value, now 2"), parts_folder(tmp_path, settings=changed * 2):
         pass
-    with parts_folder(tmp_path, settings=changed, restart=True) as folder:
+    with (
+        pytest.warns(UserWarning, match=r"beginning anew, since .* value\.0\.bytes = 10, now 12"),
+        parts_folder(tmp_path, settings=changed, restart=True) as folder,
+    ):
         assert {path.name for path in folder.path.iterdir()} == {".lock", "plan.json"}
 
 

@@ -5,9 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.distributed.ranks import run_ranks
-from transformerlm.distributed.world import World, gather_text, together
+from transformerlm.distributed.world import (
+    World,
+    all_reduce_min,
+    all_reduce_sum,
+    barrier,
+    gather_text,
+    init_from_env,
+    is_main,
+    shutdown,
+    together,
+)
 
 
 def _texts(world: World) -> tuple[list[str], list[str]]:
@@ -22,6 +33,18 @@ def _one_fails(world: World, folder: Path) -> str:
     except (ValueError, OSError) as error:
         return f"{type(error).__name__}: {error}"
     return "nothing"
+
+
+def _sums(world: World) -> tuple[float, float, int, str]:
+    count = torch.tensor(3.0 + world.rank)
+    total = all_reduce_sum(count, world)
+    return float(count), float(total), all_reduce_min(8 - world.rank, world), str(world)
+
+
+def test_sum_over_ranks():
+    """A sum, and the smallest number, reach every rank; the argument stays as it is; each rank knows its place."""
+    found = run_ranks(_sums, 2)
+    assert found == [(3.0 + rank, 7.0, 7, f"World(rank={rank}, local_rank={rank}, world_size=2)") for rank in range(2)]
 
 
 def test_every_rank_gets_the_texts_of_all():
@@ -42,3 +65,37 @@ def test_a_world_of_one_talks_to_itself():
     assert gather_text("alone", World()) == ["alone"]
     with pytest.raises(ValueError, match="mine"), together(World()):
         raise ValueError("mine")
+
+
+def test_world_of_one_is_free(monkeypatch):
+    """Without torchrun's variables nothing is initialised and no call changes or copies a tensor."""
+    monkeypatch.delenv("RANK", raising=False)
+    world = init_from_env()
+    assert world == World()
+    assert is_main(world)
+    assert not world.is_distributed
+    barrier(world)
+    shutdown(world)
+    tensor = torch.ones(1)
+    assert all_reduce_sum(tensor, world) is tensor
+    assert all_reduce_min(3, world) == 3
+    assert not torch.distributed.is_initialized()
+
+
+def test_one_rank_under_torchrun_needs_no_group(monkeypatch):
+    """`torchrun --nproc-per-node=1` is a world of one."""
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert init_from_env() == World()
+
+
+@pytest.mark.parametrize("value", [None, "", "two", "-1"])
+def test_half_described_world_is_refused(monkeypatch, value):
+    """RANK without a usable WORLD_SIZE names the variable and says how to start."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if value is not None:
+        monkeypatch.setenv("WORLD_SIZE", value)
+    with pytest.raises(ValueError, match=r"WORLD_SIZE: expected a whole number.*torchrun"):
+        init_from_env()

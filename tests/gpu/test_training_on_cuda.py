@@ -21,7 +21,6 @@ from torch import Tensor
 from cli.train import train
 from config.io import dump_toml
 from tests.training.tiny_run import TinyFiles, step_lines, tiny_config, write_tiny_files
-from transformerlm.distributed.world import World
 from transformerlm.models.attention import attend
 from transformerlm.models.functional import gated_silu, rms_norm
 from transformerlm.models.layers import Embedding
@@ -56,7 +55,7 @@ def make_batch(device: str, *, batch_size: int = 4) -> tuple[Tensor, Tensor]:
 
 
 def step_of(model: Any, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], precision: Any = "fp32") -> Any:
-    settings: dict[str, Any] = {"learning_rate": 1e-3, "max_grad_norm": 1.0, "world": World()}
+    settings: dict[str, Any] = {"learning_rate": 1e-3, "max_grad_norm": 1.0}
     return train_step(model, optimizer, [batch], autocast=partial(autocast, DEVICE, precision), **settings)
 
 
@@ -101,7 +100,7 @@ def test_losses_and_gradients_are_the_cpus(precision: Any) -> None:
     for device, kind in (("cpu", "fp32"), (DEVICE, precision)):
         model = make_model(device)
         optimizer, batch = AdamW(parameter_groups(model, weight_decay=0.1)), make_batch(device)
-        settings: dict[str, Any] = {"learning_rate": 1e-3, "max_grad_norm": 1.0, "world": World()}
+        settings: dict[str, Any] = {"learning_rate": 1e-3, "max_grad_norm": 1.0}
         context = partial(autocast, device, kind)
         results = [train_step(model, optimizer, [batch], autocast=context, **settings) for _ in range(10)]
         pairs.append(torch.tensor([[result.loss, result.grad_norm] for result in results]))

@@ -92,7 +92,8 @@ def make_good(home: Path) -> Good:
         "data": {**data, "tokenizer_sha256": tokenizer.fingerprint()},
     }
     root = home / "run" / "checkpoints"
-    return Good(files, save_checkpoint(root, 1, Snapshot(model, optimizer, tokenizer, dump_toml(config), state)))
+    snapshot = Snapshot.of(model, optimizer, tokenizer, config_toml=dump_toml(config), state=state)
+    return Good(files, save_checkpoint(root, 1, snapshot))
 
 
 # --- checkpoints ---------------------------------------------------------------------------------------------------

@@ -16,7 +16,12 @@ from pathlib import Path
 import torch
 
 from tests.cli.commands import call
-from tests.hostile import corpus_checkpoints, corpus_files, corpus_imports  # noqa: F401 (they fill the corpus)
+from tests.hostile import (  # noqa: F401 (they fill the corpus)
+    corpus_checkpoints,
+    corpus_files,
+    corpus_imports,
+    corpus_several_files,
+)
 from tests.hostile.corpus import CASES, make_good
 
 MORE_BYTES = 1 << 29

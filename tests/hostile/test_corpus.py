@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.hostile import corpus_checkpoints, corpus_files, corpus_imports  # noqa: F401 (they fill the corpus)
+from tests.hostile import (  # noqa: F401 (they fill the corpus)
+    corpus_checkpoints,
+    corpus_files,
+    corpus_imports,
+    corpus_several_files,
+)
 from tests.hostile.corpus import CASES
 
 ROOT = Path(__file__).parents[2]

@@ -152,7 +152,9 @@ def save_run(directory: Path, model: TransformerLM) -> None:
             "training": {"max_steps": 1, "batch_size": 1},
         }
     )
-    snapshot = Snapshot(model, AdamW(model.parameters()), make_tokenizer(), dump_toml(config), {"tokens": 0})
+    snapshot = Snapshot.of(
+        model, AdamW(model.parameters()), make_tokenizer(), config_toml=dump_toml(config), state={"tokens": 0}
+    )
     save_checkpoint(directory / "checkpoints", 1, snapshot)
 
 

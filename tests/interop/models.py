@@ -47,7 +47,7 @@ def make_checkpoint(home: Path, files: TinyFiles, *, tokenizer: Tokenizer | None
                 parameter.uniform_(0.5, 1.5)
     optimizer = AdamW(parameter_groups(network, weight_decay=0.1), 1e-3)
     state = {"tokens": 1280, "best_val_loss": 1.5, "best_step": 7}
-    snapshot = Snapshot(network, optimizer, tokenizer, dump_toml(config), state)
+    snapshot = Snapshot.of(network, optimizer, tokenizer, config_toml=dump_toml(config), state=state)
     return save_checkpoint(home / "run" / "checkpoints", 7, snapshot)
 
 

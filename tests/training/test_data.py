@@ -88,7 +88,7 @@ def test_data_of_one_window_always_gives_it() -> None:
     ("changes", "message"),
     [
         ({"context_length": 1000}, r"1000 tokens are too few for a window of context_length \+ 1 = 1001"),
-        ({"world_size": 13}, "a batch of 12 windows cannot be cut into 1 micro-batches x 13 ranks"),
+        ({"world_size": 13}, "a batch of 12 windows cannot be cut into 13 ranks"),
         ({"rank": 2, "world_size": 2}, "rank 2 of 2"),
         ({"micro_batch": 3, "num_micro_batches": 3}, "micro_batch 3 of 3"),
         ({"step": -1}, "seed 3 and step -1"),
@@ -190,3 +190,26 @@ def test_batches_made_ahead_are_right_on_the_gpu() -> None:
     prefetched = Prefetcher(lambda step: [get_batch(TOKENS, **{**BATCH, "step": step}, device="cuda")])
     for step in range(1, 50):
         assert torch.equal(prefetched(step)[0][0].cpu(), batch_of(step)[0][0])
+
+
+def test_an_empty_part_keeps_in_step() -> None:
+    """8 windows in 9 parts: one part has a window to compute with, and no target; the others are the batch."""
+    sizes = {"batch_size": 8, "world_size": 3, "num_micro_batches": 3}
+    parts = [get_batch(TOKENS, **{**BATCH, **sizes, "rank": r, "micro_batch": m}) for m in range(3) for r in range(3)]
+    whole, _ = get_batch(TOKENS, **{**BATCH, "batch_size": 8})
+    assert [len(targets) for _, targets in parts] == [0, *[1] * 8]
+    assert torch.equal(torch.cat([inputs for inputs, targets in parts if len(targets)]), whole)
+    assert torch.equal(parts[0][0], whole[:1])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_ranks_share_out_a_validation(world_size: int) -> None:
+    """Together they have each window once; each makes as many passes of one size."""
+    settings = {"batch_size": 4, "context_length": 8, "max_windows": 22}
+    shared = [list(sequential_batches(TOKENS, rank=r, world_size=world_size, **settings)) for r in range(world_size)]
+    assert len({len(batches) for batches in shared}) == 1
+    targets = torch.cat([targets for batches in shared for _, targets in batches])
+    whole = torch.cat([targets for _, targets in sequential_batches(TOKENS, **settings)])
+    assert sorted(targets.tolist()) == sorted(whole.tolist())
+    if world_size > 1:
+        assert {len(inputs) for batches in shared for inputs, _ in batches} == {4}

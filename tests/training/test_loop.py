@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from transformerlm.distributed.world import World
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.loop import EvalResult, evaluate, train_step
 from transformerlm.training.loss import cross_entropy
@@ -37,7 +36,7 @@ def make_batch(batch_size: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, batches: list, **settings):
     """Make a step in fp32, in one process, without clipping unless the settings ask for it."""
-    usual = {"learning_rate": 0.1, "max_grad_norm": 0.0, "autocast": nullcontext, "world": World()}
+    usual = {"learning_rate": 0.1, "max_grad_norm": 0.0, "autocast": nullcontext}
     return train_step(model, optimizer, batches, **{**usual, **settings})
 
 

@@ -625,23 +625,21 @@ def sizes(batch_size: int, micro_batch_size: int | None) -> SimpleNamespace:
 
 @pytest.mark.parametrize(
     ("batch_size", "micro_batch_size", "world_size", "expected"),
-    [(8, None, 1, 1), (8, 2, 1, 4), (8, 2, 2, 2), (8, None, 4, 1), (1, None, 1, 1)],
+    [
+        *[(8, None, 1, 1), (8, 2, 1, 4), (8, 2, 2, 2), (8, None, 4, 1), (1, None, 1, 1)],
+        *[(8, 3, 1, 3), (8, 4, 4, 1), (9, None, 2, 1), (8, None, 3, 1), (8, 1, 3, 3), (7, 2, 3, 2)],  # uneven
+    ],
 )
 def test_accumulation_steps(batch_size, micro_batch_size, world_size, expected):
-    """A batch is cut into equal micro-batches for every rank."""
+    """A batch is cut into equally many micro-batches for every rank, none of them larger than asked for."""
     per_pass = sequences_per_pass(sizes(batch_size, micro_batch_size), world_size)
     assert num_accumulation_steps(batch_size, per_pass, world_size) == expected
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "micro_batch_size", "world_size"), [(8, 3, 1), (8, 4, 4), (2, None, 4), (9, None, 2)]
-)
-def test_a_batch_that_cannot_be_divided_is_refused(batch_size, micro_batch_size, world_size):
-    """The refusal of sizes that do not divide names all three numbers, and comes before any batch."""
-    with pytest.raises(ValueError, match=rf"\({batch_size}\) is not divisible by .* x {world_size}\)"):
-        num_accumulation_steps(
-            batch_size, sequences_per_pass(sizes(batch_size, micro_batch_size), world_size), world_size
-        )
+def test_a_rank_without_a_sequence_is_refused():
+    """The refusal names both numbers, and comes before any batch."""
+    with pytest.raises(ValueError, match=r"batch_size: expected a sequence for each of the 4 processes, found 2"):
+        num_accumulation_steps(2, sequences_per_pass(sizes(2, None), 4), 4)
 
 
 def test_token_bytes_cover_the_model_vocabulary(files):

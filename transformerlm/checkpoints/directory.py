@@ -9,7 +9,15 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from transformerlm.checkpoints.validation import CheckpointError, CheckpointFormatError, read_state, verify
+from transformerlm.checkpoints.validation import (
+    CheckpointError,
+    CheckpointFormatError,
+    CheckpointNotSharedError,
+    agreed,
+    read_state,
+    verify,
+)
+from transformerlm.distributed.world import World, gather_text, is_main
 
 _LINKS = ("latest", "best")
 _NAME = re.compile(r"step-(\d{8,})")
@@ -35,29 +43,41 @@ def list_checkpoints(root: Path) -> list[Path]:
     return sorted((path for path in root.iterdir() if _NAME.fullmatch(path.name)), key=step_of, reverse=True)
 
 
-def newest_whole(root: Path, *, warn: Callable[[str], None] = warnings.warn) -> Path | None:
+def newest_whole(
+    root: Path,
+    *,
+    warn: Callable[[str], None] = warnings.warn,
+    world: World = World(),  # noqa: B008 (frozen)
+) -> Path | None:
     """Return the newest checkpoint that passes `verify`, and set aside damaged newer ones; None: there is none.
 
-    A warning names each damaged checkpoint and the one that is used instead.
+    All ranks call this, and share the reading. On rank 0 a warning names each damaged checkpoint and the one that is
+    used instead.
 
     Raises:
         CheckpointFormatError: one has another format, which is not damage.
         CheckpointError: all checkpoints are damaged, or there were some before and none is left; nothing is moved.
     """
-    newest, damaged = _first_whole(list_checkpoints(root))
-    if newest is None:
-        found = [str(error) for _, error in damaged]
-        found += [f"{path}: set aside as damaged before" for path in sorted(root.glob("step-*.bad*"))]
-        found += [f"{link}: its checkpoint is gone" for link in (root / name for name in _LINKS) if link.is_symlink()]
-        if not found and not _tells_of_checkpoints(root.parent / "metrics.jsonl"):
-            return None
+    newest, damaged = _first_whole(list_checkpoints(root), root, world=world)
+    with agreed(world):
+        if newest is not None:
+            for directory, error in damaged if is_main(world) else ():
+                warn(f"{error}; set aside as {set_aside(directory).name}, {newest.name} is used instead")
+        elif is_main(world):
+            _refuse_none(root, damaged)
+    return newest
+
+
+def _refuse_none(root: Path, damaged: list[tuple[Path, CheckpointError]]) -> None:
+    """Refuse a run that has no whole checkpoint, unless it never had one."""
+    found = [str(error) for _, error in damaged]
+    found += [f"{path}: set aside as damaged before" for path in sorted(root.glob("step-*.bad*"))]
+    found += [f"{link}: its checkpoint is gone" for link in (root / name for name in _LINKS) if link.is_symlink()]
+    if found or _tells_of_checkpoints(root.parent / "metrics.jsonl"):
         raise CheckpointError(
             f"{root}: expected a whole checkpoint to go on from, found {'; '.join(found) or 'none of those it saved'}; "
             f"put back a copy of one, or, to begin anew, remove {root.parent} or choose another logging.run_name"
         )
-    for directory, error in damaged:
-        warn(f"{error}; set aside as {set_aside(directory).name}, {newest.name} is used instead")
-    return newest
 
 
 def _tells_of_checkpoints(metrics: Path) -> bool:
@@ -68,13 +88,22 @@ def _tells_of_checkpoints(metrics: Path) -> bool:
         return any(b'"checkpoint_saved"' in line for line in lines)
 
 
-def _first_whole(directories: list[Path]) -> tuple[Path | None, list[tuple[Path, CheckpointError]]]:
-    """Return the first that passes `verify`, and those before it with their errors; another format is not damage."""
+def _first_whole(
+    directories: list[Path],
+    root: Path,
+    *,
+    world: World = World(),  # noqa: B008 (frozen)
+) -> tuple[Path | None, list[tuple[Path, CheckpointError]]]:
+    """Return the first that passes `verify`, and those before it with their errors; another format is not damage.
+
+    All are in `root`. The list is rank 0's: on a shared disk, another machine may see a new name a little later.
+    """
     damaged: list[tuple[Path, CheckpointError]] = []
-    for directory in directories:
+    names = gather_text(" ".join(directory.name for directory in directories), world)[0].split()
+    for directory in (root / name for name in names):
         try:
-            verify(directory)
-        except CheckpointFormatError:
+            verify(directory, world=world)
+        except (CheckpointFormatError, CheckpointNotSharedError):
             raise
         except CheckpointError as error:
             damaged.append((directory, error))
@@ -83,15 +112,32 @@ def _first_whole(directories: list[Path]) -> tuple[Path | None, list[tuple[Path,
     return None, damaged
 
 
-def resolve(path: Path) -> Path:
+def resolve(path: Path, *, world: World = World()) -> Path:  # noqa: B008 (frozen)
     """Return the checkpoint directory that `path` names: itself, or the newest whole one of a run directory.
 
     `RUN/best` and `RUN/latest` are the run's `checkpoints/best` and `checkpoints/latest`. Damaged
-    checkpoints of a run are skipped with a warning; they stay where they are.
+    checkpoints of a run are skipped with a warning; they stay where they are. All ranks call this.
 
     Raises:
         CheckpointError: there is none.
     """
+    named: Path | None = None
+    found: list[Path] = []
+    with agreed(world):
+        named, found = _candidates(path)
+    if named is not None:
+        return named
+    newest, damaged = _first_whole(found, found[0].parent, world=world)
+    for _, error in damaged if is_main(world) else ():
+        instead = f"{newest.name} is used instead" if newest else "there is no older one"
+        warnings.warn(f"{error}; {instead}", stacklevel=2)
+    if newest is not None:
+        return newest
+    raise CheckpointError(f"{path}: none of its {len(found)} checkpoints is whole")
+
+
+def _candidates(path: Path) -> tuple[Path | None, list[Path]]:
+    """Return the checkpoint that `path` names, or else those of the run directory that it names."""
     if path.name in _LINKS and not path.exists() and (path.parent / "checkpoints").is_dir():
         path = path.parent / "checkpoints" / path.name
         if _target(path) is None and not path.is_dir():
@@ -107,18 +153,12 @@ def resolve(path: Path) -> Path:
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such checkpoint or run directory; train one with transformerlm-train")
     if (path / "state.json").is_file():
-        return path
+        return path, []
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     found = list_checkpoints(root)
     if not found:
         raise CheckpointError(f"{path}: expected a checkpoint (with state.json) or a run directory, found neither")
-    newest, damaged = _first_whole(found)
-    for _, error in damaged:
-        instead = f"{newest.name} is used instead" if newest else "there is no older one"
-        warnings.warn(f"{error}; {instead}", stacklevel=2)
-    if newest is not None:
-        return newest
-    raise CheckpointError(f"{path}: none of its {len(found)} checkpoints is whole")
+    return None, found
 
 
 def _pointed_at(link: Path) -> Path:
@@ -183,7 +223,7 @@ def restore_links(root: Path) -> None:
         except CheckpointError:
             set_aside(link)
             continue
-        if own.exists() and _first_whole([own])[0]:
+        if own.exists() and _first_whole([own], root)[0]:
             shutil.rmtree(link)
         else:
             if own.exists():

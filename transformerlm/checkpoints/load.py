@@ -1,29 +1,32 @@
-"""A checkpoint's parts, back in memory: its configuration, tokenizer, weights and optimizer state."""
+"""A checkpoint's parts, back in memory: its configuration, tokenizer, weights and optimizer state.
+
+Tensors are read a slice at a time, so that a rank needs memory for the rows that are its own and for one tensor.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from config.io import load_config
 from config.train import TrainConfig
+from transformerlm.checkpoints.layout import MODEL, OPTIMIZER
 from transformerlm.checkpoints.optimizer_state import optimizer_state_from_tensors
+from transformerlm.checkpoints.tensor_files import StoredTensor, read_rows, stored_tensors
 from transformerlm.checkpoints.validation import (
-    CheckpointError,
     as_checkpoint_error,
     check_finite,
     check_optimizer_state,
     check_size,
     check_weights,
-    read_header,
     verify,
 )
+from transformerlm.distributed.rows import Rows
 from transformerlm.models.estimates import count_parameters
 from transformerlm.models.settings import ModelSettings
 from transformerlm.models.transformer import TransformerLM
@@ -51,48 +54,85 @@ def load_model(
     verify(directory)
     settings = ModelSettings(**load_config_of(directory).model.model_dump())
     with as_checkpoint_error():
-        check_size(directory / "model.safetensors", count_parameters(settings))
+        facts = {name: one.facts for name, one in stored_tensors(directory, MODEL).items()}
+        check_size(directory, facts, count_parameters(settings))
     model = TransformerLM(settings, device="meta")
     # This is what `to_empty` does, which first imports modules for a second.
     model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))  # type: ignore[no-untyped-call]
-    load_weights(model, directory)
+    load_weights(weights_of(model), directory)
     return model.to(device=device, dtype=dtype).eval()
 
 
-def load_weights(model: nn.Module, directory: Path) -> None:
-    """Copy the checkpoint's weights into `model`, whose names and shapes must be the same."""
-    path = directory / "model.safetensors"
-    parameters = dict(model.named_parameters())
-    with as_checkpoint_error():
-        check_weights(path, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
-        weights = _load_tensors(path)
-        check_finite(weights, directory)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+def weights_of(model: nn.Module) -> dict[str, Rows]:
+    """Return each parameter once, whole, under its name: loading rebuilds a tied output head from the embedding."""
+    return {name: Rows.whole(parameter) for name, parameter in model.named_parameters()}
 
 
-def load_optimizer(optimizer: Optimizer, directory: Path, state: dict[str, Any]) -> None:
+def load_weights(weights: Mapping[str, Rows], directory: Path) -> None:
+    """Copy the checkpoint's weights into these rows, in place; names and shapes must be those of the checkpoint.
+
+    Raises:
+        CheckpointError: they are not, or a weight is not finite.
+    """
+    with as_checkpoint_error(), torch.no_grad():
+        stored = stored_tensors(directory, MODEL)
+        shapes = {name: rows.shape for name, rows in weights.items()}
+        check_weights(directory, {name: one.facts for name, one in stored.items()}, shapes)
+        for name, values in read_rows(stored, {name: _range(rows) for name, rows in weights.items()}):
+            check_finite({name: values}, directory)
+            weights[name].local.copy_(values)
+
+
+def load_optimizer(
+    optimizer: Optimizer, directory: Path, state: dict[str, Any], *, rows: Sequence[Rows] | None = None
+) -> None:
     """Put the checkpoint's optimizer state into `optimizer`, which keeps its own settings (decay and so on).
+
+    `rows` says which part of each of its parameters is here, in the order of its groups; None: all of it.
 
     Raises:
         CheckpointError: the state does not fit the optimizer.
     """
-    path = directory / "optimizer.safetensors"
-    with as_checkpoint_error():
-        read_header(path)
-    tensors = _load_tensors(path)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    own = [Rows.whole(parameter) for parameter in parameters] if rows is None else rows
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    with as_checkpoint_error():
+        stored = stored_tensors(directory, OPTIMIZER)
     with as_checkpoint_error(f"{directory}: the optimizer's state does not fit: "):
-        loaded = optimizer_state_from_tensors(tensors, state["optimizer"])
-        check_optimizer_state(loaded, optimizer)
-        optimizer.load_state_dict(loaded)
-    for group, own in zip(optimizer.param_groups, settings, strict=True):
-        group.update(own)
+        shapes = {name: torch.empty(one.facts.shape, device="meta") for name, one in stored.items()}
+        outline = optimizer_state_from_tensors(shapes, state["optimizer"])
+        check_optimizer_state(outline, [one.shape for one in own])
+        optimizer.load_state_dict({"state": {}, "param_groups": outline["param_groups"]})
+        for index, values in state["optimizer"]["state"].items():
+            tensors = _OwnRows(stored, own[int(index)])
+            parameter = parameters[int(index)]
+            decoded = optimizer_state_from_tensors(tensors, {"state": {index: values}, "param_groups": []})
+            optimizer.state[parameter] = {
+                key: value.to(parameter.device) if isinstance(value, Tensor) and value.ndim else value
+                for key, value in decoded["state"][int(index)].items()
+            }
+    for group, before in zip(optimizer.param_groups, settings, strict=True):
+        group.update(before)
 
 
-def _load_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from None
+class _OwnRows(Mapping[str, Tensor]):
+    """The stored tensors of one parameter, of which the rows that are here are read when somebody asks for them."""
+
+    def __init__(self, stored: Mapping[str, StoredTensor], rows: Rows) -> None:
+        self._stored, self._rows = stored, rows
+
+    def __getitem__(self, name: str) -> Tensor:
+        for _, values in read_rows(self._stored, {name: _range(self._rows)}):
+            wide = torch.promote_types(values.dtype, torch.float32) if values.is_floating_point() else values.dtype
+            return values.to(wide if values.ndim else values.dtype, copy=True)
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+
+def _range(rows: Rows) -> range | None:
+    return range(rows.first, rows.first + rows.local.shape[0]) if rows.local.ndim else None

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,12 +19,36 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from transformerlm.distributed.rows import Rows
 from transformerlm.utils.files import write_whole
 
 FILE_FORMAT = "transformerlm-training-state-1"
 _FACTS = "training_state"
 _TUPLE = "__tuple__"
 _TENSOR = "__tensor__"
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """An optimizer's state as a checkpoint keeps it.
+
+    Args:
+        tensors: this rank's rows of each tensor; the names are those of `optimizer_state_to_tensors`.
+        values: everything else, for JSON, with references to the tensors.
+    """
+
+    tensors: Mapping[str, Rows]
+    values: dict[str, Any]
+
+    @classmethod
+    def of(cls, optimizer: Optimizer, rows: Sequence[Rows] | None = None) -> OptimizerState:
+        """Return the state of an optimizer; `rows` says which part of each of its parameters is here, None: all of it.
+
+        The parameters are in the order of the optimizer's groups. A tensor that belongs to a parameter and has the
+        shape of the rows that are here is cut as the parameter is; any other tensor is whole, and equal on all ranks.
+        """
+        tensors, values = optimizer_state_to_tensors(optimizer)
+        return cls({name: _rows_of(tensor, name, rows) for name, tensor in tensors.items()}, values)
 
 
 def save_training_state(
@@ -97,6 +122,13 @@ def optimizer_state_from_tensors(tensors: Mapping[str, Tensor], plain: Mapping[s
     }
     groups = [{key: _decode(value, tensors) for key, value in group.items()} for group in plain["param_groups"]]
     return {"state": state, "param_groups": groups}
+
+
+def _rows_of(tensor: Tensor, name: str, rows: Sequence[Rows] | None) -> Rows:
+    kind, index, _ = name.split(".", 2)
+    if rows is None or kind != "state" or tensor.shape != rows[int(index)].local.shape:
+        return Rows.whole(tensor)
+    return Rows(tensor, rows[int(index)].shape, rows[int(index)].first)
 
 
 def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -12,95 +12,245 @@ values; a directory that fails the check is set aside as `.bad`.
 from __future__ import annotations
 
 import json
-import shutil
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from transformerlm.checkpoints.directory import list_checkpoints, point, set_aside, step_name
-from transformerlm.checkpoints.optimizer_state import optimizer_state_to_tensors
-from transformerlm.checkpoints.validation import FORMAT, CheckpointError, file_names, verify
+from transformerlm.checkpoints.layout import MODEL, OPTIMIZER, index_name, index_text, plan_files
+from transformerlm.checkpoints.load import weights_of
+from transformerlm.checkpoints.optimizer_state import OptimizerState
+from transformerlm.checkpoints.tensor_files import TensorFileWriter, file_order
+from transformerlm.checkpoints.validation import (
+    FORMAT,
+    FORMAT_OF_SEVERAL_FILES,
+    CheckpointError,
+    file_names,
+    verify,
+)
+from transformerlm.distributed.owners import Delivery, deliver, find_senders
+from transformerlm.distributed.rows import Rows
+from transformerlm.distributed.world import World, gather_text, is_main, together
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils import files
 from transformerlm.utils.files import file_sha256
 from transformerlm.utils.json_files import values_sha256
 
+MAX_FILE_BYTES = 4096 * 10**6
+"""How large a file of tensors becomes, unless a caller says otherwise."""
+
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a training run puts into a checkpoint besides the step."""
+    """What a training run puts into a checkpoint besides the step.
 
-    model: nn.Module
-    optimizer: Optimizer
-    tokenizer: Tokenizer | None  # None: the model was imported without one
+    Args:
+        weights: this rank's rows of each parameter, under the parameter's name.
+        optimizer: its state, of which this rank has the same rows.
+        tokenizer: None: the model was imported without one.
+        config_toml: the run's configuration.
+        state: what `state.json` holds besides; rank 0's counts.
+    """
+
+    weights: Mapping[str, Rows]
+    optimizer: OptimizerState
+    tokenizer: Tokenizer | None
     config_toml: str
     state: dict[str, Any]
 
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        optimizer: Optimizer,
+        tokenizer: Tokenizer | None,
+        *,
+        config_toml: str,
+        state: dict[str, Any],
+    ) -> Snapshot:
+        """Return the snapshot of a model and an optimizer that are all here."""
+        return cls(weights_of(model), OptimizerState.of(optimizer), tokenizer, config_toml, state)
 
-def save_checkpoint(root: Path, step: int, snapshot: Snapshot) -> Path:
+
+def save_checkpoint(
+    root: Path,
+    step: int,
+    snapshot: Snapshot,
+    *,
+    world: World = World(),  # noqa: B008 (frozen)
+    shard_size: int = 1,
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> Path:
     """Write the checkpoint of `step` below `root` and return its directory, durable and read back.
+
+    Every rank calls this with its own rows; the first `shard_size` ranks have all rows together. An error of one rank
+    is an error on all.
 
     Raises:
         OSError: the disk is full, not writable, or does not return what was written; nothing that looks whole is left.
     """
     final = root / step_name(step)
     try:
-        with files.whole_directory(final, displace=set_aside) as directory:
-            _write_files(directory, step, snapshot)
-        for parent in root.parents[:2]:  # the run's directory may be new, too
-            files.sync(parent)
-    except (SafetensorError, OSError) as error:
+        _write(final, step, snapshot, world=world, shard_size=shard_size, max_file_bytes=max_file_bytes)
+    except (ValueError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         older = "older checkpoints are whole; " if list_checkpoints(root) else ""
         raise OSError(
             f"{final}: cannot be written: {reason}; {older}free some space and start the same command again"
         ) from None
-    _read_back(final)
-    point(root / "latest", final)
+    _read_back(final, world)
+    with together(world):
+        if is_main(world):
+            point(root / "latest", final)
     return final
 
 
-def _read_back(directory: Path) -> None:
-    """Compare what is on the disk with the sha256 of what was written; set the checkpoint aside if they differ."""
-    for name in file_names(directory):
-        files.forget_cached(directory / name)
-    try:
-        verify(directory)
-    except CheckpointError as error:
-        aside = set_aside(directory)
-        raise OSError(
-            f"{error}; the disk does not give back what was written: set aside as {aside.name}, "
-            "older checkpoints are whole"
-        ) from None
+def _write(final: Path, step: int, snapshot: Snapshot, *, world: World, shard_size: int, max_file_bytes: int) -> None:
+    """Let all ranks fill a directory beside `final`, which takes that name when all of it is on the disk."""
+    with ExitStack() as stack:
+        with together(world):
+            directory = stack.enter_context(_unfinished(final, world))
+        with together(world):
+            files.wait_for(directory)
+        plan = _plan(snapshot, max_file_bytes)
+        sums = _write_tensors(directory, plan, world=world, shard_size=shard_size)
+        with together(world):
+            if is_main(world):
+                _write_facts(directory, step, snapshot, plan, sums)
+        with together(world):
+            stack.close()
+            for parent in final.parents[1:3] if is_main(world) else ():  # the run's directory may be new, too
+                files.sync(parent)
 
 
-def _write_files(directory: Path, step: int, snapshot: Snapshot) -> None:
-    save_file(_weights(snapshot.model), directory / "model.safetensors")
-    tensors, optimizer = optimizer_state_to_tensors(snapshot.optimizer)
-    save_file(
-        {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, directory / "optimizer.safetensors"
-    )
+@contextmanager
+def _unfinished(final: Path, world: World) -> Iterator[Path]:
+    """Give all ranks the directory that rank 0 makes, renames to `final` at the end, and removes after an error."""
+    if is_main(world):
+        with files.whole_directory(final, displace=set_aside) as directory:
+            yield directory
+    else:
+        yield final.with_name(f"{final.name}.tmp")
+
+
+@dataclass(frozen=True)
+class _TensorFile:
+    """A file of the checkpoint, and the names of its tensors, each after its kind."""
+
+    name: str
+    kind: str
+    tensors: Mapping[str, Rows]
+
+
+def _plan(snapshot: Snapshot, max_bytes: int) -> list[_TensorFile]:
+    """Return all files of tensors, which follow from names and shapes alone."""
+    plan = []
+    for kind, tensors in ((MODEL, snapshot.weights), (OPTIMIZER, _in_order(snapshot.optimizer.tensors))):
+        sizes = {name: _num_bytes(rows) for name, rows in tensors.items()}
+        for file, names in plan_files(kind, sizes, max_bytes=max_bytes).items():
+            plan.append(_TensorFile(file, kind, {name: tensors[name] for name in names}))
+    return plan
+
+
+def _in_order(tensors: Mapping[str, Rows]) -> dict[str, Rows]:
+    """Return an optimizer's tensors in the order of its parameters, however its state came about."""
+    parts = {
+        name: [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
+        for name in tensors
+    }
+    return {name: tensors[name] for name in sorted(tensors, key=parts.__getitem__)}
+
+
+def _num_bytes(rows: Rows) -> int:
+    return rows.local.element_size() * math.prod(rows.shape)
+
+
+def _write_tensors(directory: Path, plan: Sequence[_TensorFile], *, world: World, shard_size: int) -> dict[str, str]:
+    """Write all files of tensors, as many side by side as there are ranks; return the sha256 of each, on all ranks."""
+    tensors = {f"{file.kind}.{name}": rows for file in plan for name, rows in file.tensors.items()}
+    facts = [[name, str(rows.local.dtype), *rows.shape] for name, rows in tensors.items()]
+    if len(set(gather_text(values_sha256({"tensors": facts}, kept_in=""), world))) > 1:
+        raise ValueError("expected the same names, dtypes and shapes of tensors on all ranks, found others")
+    senders = find_senders(tensors, world, shard_size=shard_size)
+    sums: dict[str, str] = {}
+    for first in range(0, len(plan), world.world_size):
+        with together(world):
+            sums |= _write_side_by_side(directory, plan[first : first + world.world_size], tensors, senders, world)
+    return {name: found for text in gather_text(json.dumps(sums), world) for name, found in json.loads(text).items()}
+
+
+def _write_side_by_side(
+    directory: Path,
+    part: Sequence[_TensorFile],
+    tensors: Mapping[str, Rows],
+    senders: Mapping[str, Sequence[range]],
+    world: World,
+) -> dict[str, str]:
+    """Write one file on each rank, from the rows of all; return the sha256 of ours."""
+    orders = [file_order({name: rows.local.dtype for name, rows in file.tensors.items()}) for file in part]
+    deliveries = [
+        Delivery(owner, [f"{file.kind}.{name}" for name in order])
+        for owner, (file, order) in enumerate(zip(part, orders, strict=True))
+    ]
+    if world.rank >= len(part):
+        deliver(deliveries, tensors, senders=senders, world=world, receive=_receive_nothing)
+        return {}
+    own = part[world.rank]
+    shapes = {name: (rows.local.dtype, rows.shape) for name, rows in own.tensors.items()}
+    writer = TensorFileWriter(directory / own.name, shapes)
+    deliver(deliveries, tensors, senders=senders, world=world, receive=writer.write)
+    writer.finish()
+    return {own.name: file_sha256(directory / own.name)}
+
+
+def _receive_nothing(data: Tensor) -> None:
+    raise AssertionError(data.shape)
+
+
+def _write_facts(
+    directory: Path, step: int, snapshot: Snapshot, plan: Sequence[_TensorFile], sums: Mapping[str, str]
+) -> None:
+    """Write everything but tensors; `state.json` comes last, with the sha256 of every other file."""
+    for kind in (MODEL, OPTIMIZER):
+        parts = [file for file in plan if file.kind == kind]
+        if len(parts) > 1:
+            total = sum(_num_bytes(rows) for file in parts for rows in file.tensors.values())
+            text = index_text({file.name: list(file.tensors) for file in parts}, total_bytes=total)
+            (directory / index_name(kind)).write_text(text, encoding="utf-8")
     (directory / "config.toml").write_text(snapshot.config_toml, encoding="utf-8")
-    for name in ("model.safetensors", "optimizer.safetensors"):  # the library makes them readable for their owner only
-        shutil.copymode(directory / "config.toml", directory / name)
     if snapshot.tokenizer is not None:
         snapshot.tokenizer.save(directory / "tokenizer")
+    for name in sums:
+        files.wait_for(directory / name)
     state = {
-        "format": FORMAT,
+        "format": FORMAT if len(plan) == len((MODEL, OPTIMIZER)) else FORMAT_OF_SEVERAL_FILES,
         "step": step,
         **snapshot.state,
-        "optimizer": optimizer,
-        "sha256": {name: file_sha256(directory / name) for name in file_names(directory)},
+        "optimizer": snapshot.optimizer.values,
+        "sha256": {name: sums.get(name) or file_sha256(directory / name) for name in file_names(directory)},
     }
     state["state_sha256"] = values_sha256(state, kept_in="state_sha256")
     (directory / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False), encoding="utf-8")
 
 
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return each parameter once: loading rebuilds a tied output head from the embedding."""
-    return {name: parameter.detach().contiguous().cpu() for name, parameter in model.named_parameters()}
+def _read_back(directory: Path, world: World) -> None:
+    """Compare what is on the disk with the sha256 of what was written; set the checkpoint aside if they differ."""
+    with together(world):
+        files.wait_for(directory / "state.json")
+        for name in file_names(directory):
+            files.forget_cached(directory / name)
+    try:
+        verify(directory, world=world)
+    except CheckpointError as error:
+        with together(world):
+            aside = set_aside(directory).name if is_main(world) else ""
+        raise OSError(
+            f"{error}; the disk does not give back what was written: set aside as {gather_text(aside, world)[0]}, "
+            "older checkpoints are whole"
+        ) from None

@@ -8,7 +8,7 @@ be a link that leads out of the checkpoint.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from transformerlm.utils.files import file_sha256
+from transformerlm.checkpoints.layout import missing_files
+from transformerlm.distributed.world import World, gather_text, is_main
+from transformerlm.utils.files import file_sha256, wait_for
 from transformerlm.utils.json_files import parse_json_object, read_json_object, values_sha256
 
 FORMAT = 1
+FORMAT_OF_SEVERAL_FILES = 2
+"""The format where weights or optimizer are in several files, so that versions that know only the first say so."""
 _MAX_STATE_BYTES = 64 * 2**20
 
 MAX_HEADER_BYTES = 1 << 25
@@ -54,6 +57,10 @@ class CheckpointFormatError(CheckpointError):
     """A checkpoint that another version wrote; it may well be whole."""
 
 
+class CheckpointNotSharedError(CheckpointError):
+    """A checkpoint that some ranks do not see; it may well be whole."""
+
+
 def read_state(directory: Path) -> dict[str, Any]:
     """Return the contents of a checkpoint's `state.json`.
 
@@ -69,8 +76,9 @@ def read_state(directory: Path) -> dict[str, Any]:
         raise CheckpointError(f"{error}; damaged") from None
     if type(state.get("format")) is not int:
         raise CheckpointError(f"{path}: expected an object with a format number; damaged")
-    if state["format"] != FORMAT:
-        raise CheckpointFormatError(f"{path}: expected checkpoint format {FORMAT}, found {state['format']}")
+    if state["format"] not in (FORMAT, FORMAT_OF_SEVERAL_FILES):
+        known = f"{FORMAT} or {FORMAT_OF_SEVERAL_FILES}"
+        raise CheckpointFormatError(f"{path}: expected checkpoint format {known}, found {state['format']}")
     if type(state.get("step")) is not int or not isinstance(state.get("sha256"), dict):
         raise CheckpointError(f"{path}: expected the keys step and sha256; damaged")
     if state.get("state_sha256") != values_sha256(state, kept_in="state_sha256"):
@@ -80,28 +88,80 @@ def read_state(directory: Path) -> dict[str, Any]:
     return state
 
 
-def verify(directory: Path) -> dict[str, Any]:
+def verify(directory: Path, *, world: World = World()) -> dict[str, Any]:  # noqa: B008 (frozen)
     """Return the checkpoint's state after checking that every file is there and has its recorded sha256.
+
+    All ranks call this. Each hashes its share of the files, and all come to the same result.
 
     Raises:
         CheckpointError: a file is missing, cannot be read, or has changed.
+        CheckpointNotSharedError: rank 0 sees another checkpoint than another rank, which is not damage.
     """
+    state: dict[str, Any] = {}
+    with agreed(world):
+        if is_main(world):
+            state = _read_listed(directory)
+    with agreed(world):
+        if not is_main(world):
+            state = _read_shared(directory)
+    if len(set(gather_text(state["state_sha256"], world))) > 1:
+        raise CheckpointNotSharedError(f"{directory}: expected the same checkpoint on all ranks, found several")
+    with agreed(world), as_checkpoint_error():
+        # Tensor files in order, each read by the rank after the one that wrote it, then the small files.
+        names = sorted(state["sha256"], key=lambda name: (not name.endswith(".safetensors"), name))
+        for name in names[(world.rank - 1) % world.world_size :: world.world_size]:
+            _check_sum(directory, name, state["sha256"][name])
+    return state
+
+
+def _read_listed(directory: Path) -> dict[str, Any]:
+    """Return the state of a checkpoint that has all files that it lists, and lists all that it must have."""
     with as_checkpoint_error():
         check_contained(directory)
     state = read_state(directory)
     found = set(file_names(directory)) - {"state.json"}
-    for name, expected in state["sha256"].items():
+    for name in state["sha256"]:
         if name not in found:
             raise CheckpointError(f"{directory}: {name} is missing")
-        actual = file_sha256(directory / name)
-        if actual != expected:
-            raise CheckpointError(
-                f"{directory}: {name} is damaged: sha256 {actual[:12]}..., recorded {expected[:12]}..."
-            )
-    missing = {"model.safetensors", "optimizer.safetensors", "config.toml"} - set(state["sha256"])
-    if missing:
-        raise CheckpointError(f"{directory}: state.json does not list {', '.join(sorted(missing))}")
+    may_be_several = state["format"] == FORMAT_OF_SEVERAL_FILES
+    if missing := missing_files(state["sha256"].keys(), may_be_several=may_be_several):
+        raise CheckpointError(f"{directory}: state.json does not list {', '.join(missing)}")
     return state
+
+
+def _read_shared(directory: Path) -> dict[str, Any]:
+    """Return the state of a checkpoint that rank 0 sees whole, once all of it is visible here, too."""
+    try:
+        wait_for(directory / "state.json")
+        state = read_state(directory)
+        for name in state["sha256"]:
+            wait_for(directory / name)
+    except (OSError, CheckpointError) as error:
+        raise CheckpointNotSharedError(
+            f"{error}, but rank 0 does: expected all machines to see the same directory"
+        ) from None
+    return state
+
+
+def _check_sum(directory: Path, name: str, expected: str) -> None:
+    actual = file_sha256(directory / name)
+    if actual != expected:
+        raise CheckpointError(f"{directory}: {name} is damaged: sha256 {actual[:12]}..., recorded {expected[:12]}...")
+
+
+@contextmanager
+def agreed(world: World) -> Iterator[None]:
+    """Let a CheckpointError of one rank be raised by all of them when the block ends, as the first rank has it."""
+    problem: CheckpointError | None = None
+    try:
+        yield
+    except CheckpointError as error:
+        problem = error
+    kinds = {kind.__name__: kind for kind in (CheckpointError, CheckpointFormatError, CheckpointNotSharedError)}
+    for found in gather_text("" if problem is None else f"{type(problem).__name__}: {problem}", world):
+        if found:
+            kind, message = found.split(": ", 1)
+            raise kinds[kind](message)
 
 
 @dataclass(frozen=True)
@@ -185,34 +245,33 @@ def _check_entry(path: Path, name: str, entry: Any) -> TensorFacts:
     return TensorFacts(dtype, tuple(shape))
 
 
-def check_weights(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a weights file whose header does not list exactly these tensors in fp32; no tensor is read.
+def check_weights(directory: Path, found: Mapping[str, TensorFacts], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a checkpoint whose headers do not list exactly these tensors in fp32; no tensor is read.
 
     Raises:
         ValueError: a tensor is missing or unknown, or has another shape or dtype.
     """
-    found = read_header(path)
     if found.keys() != shapes.keys():
         different = ", ".join(sorted(found.keys() ^ shapes.keys())[:4])
-        raise ValueError(f"{path.parent}: weights do not fit the model of config.toml: {different}")
+        raise ValueError(f"{directory}: weights do not fit the model of config.toml: {different}")
     for name, shape in shapes.items():
         if found[name].shape != shape:
-            raise ValueError(f"{path.parent}: {name}: expected shape {shape}, found {found[name].shape}")
+            raise ValueError(f"{directory}: {name}: expected shape {shape}, found {found[name].shape}")
         if found[name].dtype != "F32":
-            raise ValueError(f"{path.parent}: {name}: expected dtype F32, found {found[name].dtype}")
+            raise ValueError(f"{directory}: {name}: expected dtype F32, found {found[name].dtype}")
 
 
-def check_size(path: Path, num_parameters: int) -> None:
-    """Refuse a weights file that does not hold `num_parameters` numbers, before a model of that size is built.
+def check_size(directory: Path, found: Mapping[str, TensorFacts], num_parameters: int) -> None:
+    """Refuse a checkpoint whose weights are not `num_parameters` numbers, before a model of that size is built.
 
     Raises:
         ValueError: it holds more or fewer.
     """
-    found = sum(math.prod(facts.shape) for facts in read_header(path).values())
-    if found != num_parameters:
+    numbers = sum(math.prod(facts.shape) for facts in found.values())
+    if numbers != num_parameters:
         raise ValueError(
-            f"{path.parent}: weights do not fit the model of config.toml: expected {num_parameters:,} numbers, "
-            f"found {found:,}"
+            f"{directory}: weights do not fit the model of config.toml: expected {num_parameters:,} numbers, "
+            f"found {numbers:,}"
         )
 
 
@@ -227,20 +286,22 @@ def check_finite(tensors: Mapping[str, Tensor], directory: Path) -> None:
             raise ValueError(f"{directory}: {name}: expected finite numbers, found NaN or infinity")
 
 
-def check_optimizer_state(state_dict: Mapping[str, Any], optimizer: Optimizer) -> None:
+def check_optimizer_state(state_dict: Mapping[str, Any], shapes: Sequence[tuple[int, ...]]) -> None:
     """Refuse an optimizer's state with a tensor that is neither a single number nor has the shape of its parameter.
+
+    `shapes` are those of the parameters, in the order of the optimizer's groups.
 
     Raises:
         ValueError: there is such a tensor, or one that belongs to no parameter.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, values in state_dict["state"].items():
-        if not 0 <= index < len(parameters):
-            raise ValueError(f"expected the state of {len(parameters)} parameters, found one with number {index}")
+        if not 0 <= index < len(shapes):
+            raise ValueError(f"expected the state of {len(shapes)} parameters, found one with number {index}")
         for key, value in values.items():
-            if isinstance(value, Tensor) and value.ndim and value.shape != parameters[index].shape:
-                expected, found = tuple(parameters[index].shape), tuple(value.shape)
-                raise ValueError(f"{key} of parameter {index}: expected shape {expected}, found {found}")
+            if isinstance(value, Tensor) and value.ndim and tuple(value.shape) != shapes[index]:
+                raise ValueError(
+                    f"{key} of parameter {index}: expected shape {shapes[index]}, found {tuple(value.shape)}"
+                )
 
 
 @contextmanager

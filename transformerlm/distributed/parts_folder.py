@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import socket
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -24,7 +25,7 @@ from typing import Any, Self
 from config.schemas import ClusterConfig
 from transformerlm.distributed.ray_work import check_ray, do_on_ray
 from transformerlm.distributed.share_work import LOCK_SUFFIX, PLAN, do_share, hold, own_share
-from transformerlm.distributed.work import UNFINISHED, Facts, Part, do_part, read_facts, who
+from transformerlm.distributed.work import UNFINISHED, Facts, Part, do_part, read_facts, remove, who
 from transformerlm.utils import files
 from transformerlm.utils.json_files import read_json_object, values_sha256
 from transformerlm.utils.lock import try_lock
@@ -49,6 +50,11 @@ def check_cluster(cluster: ClusterConfig) -> None:
         check_ray()
     if cluster.on == "share":
         own_share(cluster.share, os.environ)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Return whether a folder of parts is one whose removal was interrupted: its plan, which goes first, is gone."""
+    return (path / _LOCK).exists() and not (path / PLAN).exists()
 
 
 class PartsFolder:
@@ -144,8 +150,8 @@ class PartsFolder:
         facts: dict[str, Facts] = {}
         while len(facts) < len(parts):
             done = self._names()
-            for part in parts if on_done is not None else ():
-                if part.name in done and part.name not in facts:
+            for part in parts:
+                if on_done is not None and part.name in done and part.name not in facts:
                     on_done(part.name)
             todo = [part for part in parts if part.name not in done]
             for name in self._do(todo, mapper=mapper, num_cpus=num_cpus, wait=wait):
@@ -166,7 +172,7 @@ class PartsFolder:
     def remove(self) -> None:
         """Remove the folder with all parts, once the outputs that were made from them are in place."""
         for name in (PLAN, *(self._names() - {_LOCK, PLAN})):  # a folder without a plan is emptied by the next start
-            _remove(self.path / name)
+            remove(self.path / name)
         shutil.rmtree(self.path, ignore_errors=True)
 
     @property
@@ -195,14 +201,13 @@ class PartsFolder:
             self._write_plan()
         plan = read_json_object(path, max_bytes=_MAX_PLAN_BYTES)
         if plan.get("format") != FORMAT or plan.get("settings") != self._settings:
+            found = _difference(self._settings, plan.get("settings"))
             if not self._restart:
-                found = _difference(self._settings, plan.get("settings"))
                 raise ValueError(
                     f"{self.path}: expected parts of the same inputs and settings, found {found}; give the earlier "
                     "ones to go on with them, or remove the folder to begin anew"
                 )
-            for name in self._names() - {_LOCK}:
-                _remove(self.path / name)
+            warnings.warn(f"{self.path}: beginning anew, since the parts there are of {found}", stacklevel=2)
             self._write_plan()
             plan = read_json_object(path, max_bytes=_MAX_PLAN_BYTES)
         self.items = plan["items"]
@@ -211,7 +216,7 @@ class PartsFolder:
     def _write_plan(self) -> None:
         """Write the plan unless another process has done so meanwhile; the first one counts."""
         for name in self._names() - {_LOCK} if self._cluster.on != "share" else ():
-            _remove(self.path / name)  # a removal that was killed
+            remove(self.path / name)  # parts of another plan, or a removal that was killed
         plan = {"format": FORMAT, "settings": self._settings, "items": self._list_items()}
         path = self.path / PLAN
         unfinished = path.with_name(f"{PLAN}{UNFINISHED}{who()}")
@@ -235,10 +240,10 @@ class PartsFolder:
             if UNFINISHED not in name:
                 continue
             if self._cluster.on != "share" or (here in name and not _is_alive(name.rpartition(here)[2])):
-                _remove(self.path / name)
+                remove(self.path / name)
         for name in self._names() - {_LOCK} if self._cluster.on != "share" else ():
             if name.endswith(LOCK_SUFFIX):
-                _remove(self.path / name)
+                remove(self.path / name)
 
 
 def _is_alive(who: str) -> bool:
@@ -250,13 +255,6 @@ def _is_alive(who: str) -> bool:
     except OSError:
         return True
     return True
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _difference(expected: Any, found: Any, name: str = "") -> str:

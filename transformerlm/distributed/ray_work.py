@@ -16,6 +16,7 @@ from transformerlm.distributed.work import Part
 
 MAX_RETRIES = 10  # of a part whose worker or machine was lost
 PARTS_PER_CPU = 2  # in flight
+_TRIES = 3  # to reach a cluster, each of several seconds
 
 
 def check_ray() -> None:
@@ -45,9 +46,10 @@ def do_on_ray(do: Callable[[Part], str], parts: Sequence[Part], *, address: str,
         def task(part: Part) -> str:
             return do(part)
 
-        waiting, pending = list(reversed(parts)), []
+        waiting = list(reversed(parts))
+        pending: list[Any] = []
         while waiting or pending:
-            room = max(2, int(PARTS_PER_CPU * ray.cluster_resources().get("CPU", 0) / num_cpus))
+            room = max(2, int(PARTS_PER_CPU * _num_cpus() / num_cpus))
             while waiting and len(pending) < room:
                 pending.append(task.remote(waiting.pop()))
             done, pending = ray.wait(pending, num_returns=1, timeout=None)
@@ -58,20 +60,32 @@ def do_on_ray(do: Callable[[Part], str], parts: Sequence[Part], *, address: str,
             ray.shutdown()
 
 
+def _num_cpus() -> float:
+    import ray
+
+    return float(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
+
+
 def _connect(address: str) -> None:
     import ray
 
     options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
-    if address != "auto":
-        _init(address=address, **options)
+    if address == "auto":
+        try:
+            _init(address, **options)
+        except ConnectionError:
+            ray.init(**options)
         return
-    try:
-        _init(address="auto", **options)
-    except ConnectionError:
-        ray.init(**options)
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            _init(address, **options)
+            return
+        except ConnectionError:  # a head that is busy, or still starting
+            if not tries_left:
+                raise
 
 
-def _init(*, address: str, **options: Any) -> None:
+def _init(address: str, **options: Any) -> None:
     import ray
 
     del options["include_dashboard"]  # the cluster has one or not
@@ -89,6 +103,8 @@ def _result(reference: Any) -> str:
         name: str = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
+    except ray.exceptions.LocalRayletDiedError as error:
+        raise RuntimeError("Ray has ended on this machine; start it, and give the same command again") from error
     except ray.exceptions.RayError as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise RuntimeError(

@@ -55,7 +55,8 @@ def do_part(folder: Path, plan: str, part: Part) -> str:
     unfinished.mkdir()
     try:
         facts = part.function(unfinished, **part.arguments)
-        sizes = {path.name: path.stat().st_size for path in unfinished.iterdir()}
+        files_in_it = [path for path in unfinished.rglob("*") if path.is_file()]
+        sizes = {path.relative_to(unfinished).as_posix(): path.stat().st_size for path in files_in_it}
         record = {"plan": plan, "sizes": sizes, "facts": facts}
         (unfinished / _FACTS).write_text(json.dumps(record), encoding="utf-8")
         files.sync_tree(unfinished)
@@ -87,3 +88,11 @@ def read_facts(place: Path, *, plan: str) -> Facts | None:
 def who() -> str:
     """Return a name that no other thread of no other process on no other machine has."""
     return f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

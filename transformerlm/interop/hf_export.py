@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
 
 from config.schemas import SamplingConfig
 from transformerlm.checkpoints.document_ids import DocumentIds, ids_of_checkpoint
+from transformerlm.checkpoints.layout import MODEL, index_name, index_text, plan_files, single_name
 from transformerlm.checkpoints.load import load_config_of, load_model, load_tokenizer
 from transformerlm.checkpoints.validation import read_state
 from transformerlm.interop import llama, tokenizer_json
@@ -31,8 +31,8 @@ from transformerlm.utils.files import check_free, whole_directory
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+WEIGHTS_FILE = single_name(MODEL)
+INDEX_FILE = index_name(MODEL)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -113,10 +113,9 @@ def _write_facts(
 def _write_weights(model: TransformerLM, directory: Path, *, max_shard_bytes: int) -> None:
     d_head, names = model.settings.d_head, llama.weight_names(model.settings)
     weights = dict(model.named_parameters())
-    shards = list(_shards({ours: weights[ours] for ours in names}, max_shard_bytes))
-    places: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        file = WEIGHTS_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    sizes = {ours: weights[ours].nbytes for ours in names}
+    plan = plan_files(MODEL, sizes, max_bytes=max_shard_bytes)
+    for file, shard in plan.items():
         tensors = {
             names[ours]: llama.halves_from_pairs(ours, weights[ours].detach(), d_head).contiguous() for ours in shard
         }
@@ -125,21 +124,7 @@ def _write_weights(model: TransformerLM, directory: Path, *, max_shard_bytes: in
         except SafetensorError as error:  # a full disk, too
             raise OSError(f"{directory / file}: cannot be written: {error}") from None
         shutil.copymode(directory / CONFIG_FILE, directory / file)  # the library makes it readable for its owner only
-        places |= dict.fromkeys(tensors, file)
-    if len(shards) > 1:
-        total = sum(weight.nbytes for weight in weights.values())
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-        (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _shards(weights: Mapping[str, Tensor], max_bytes: int) -> Iterator[list[str]]:
-    """Yield the names of each file's weights: as many as `max_bytes` hold, and at least one."""
-    names: list[str] = []
-    size = 0
-    for name, weight in weights.items():
-        if names and size + weight.nbytes > max_bytes:
-            yield names
-            names, size = [], 0
-        names.append(name)
-        size += weight.nbytes
-    yield names
+    if len(plan) > 1:
+        places = {file: [names[ours] for ours in shard] for file, shard in plan.items()}
+        text = index_text(places, total_bytes=sum(weight.nbytes for weight in weights.values()))
+        (directory / INDEX_FILE).write_text(text, encoding="utf-8")

@@ -65,12 +65,12 @@ def read_hf(
     config = _read_config(source / CONFIG_FILE)
     tokenizer = _read_tokenizer(source, config.vocab_size) if with_tokenizer else None
     model = _build(source, ModelSettings(**config.model_dump()))
-    snapshot = Snapshot(
+    snapshot = Snapshot.of(
         model,
         _fresh_optimizer(model),
         tokenizer,
-        _config_toml(config, source.name),
-        {"tokens": 0, "imported_from": source.name, KEY: _read_ids(source, config.vocab_size, tokenizer)},
+        config_toml=_config_toml(config, source.name),
+        state={"tokens": 0, "imported_from": source.name, KEY: _read_ids(source, config.vocab_size, tokenizer)},
     )
     with whole_directory(out) as directory:
         checkpoint = save_checkpoint(directory / "checkpoints", 0, snapshot)

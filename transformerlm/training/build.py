@@ -2,42 +2,81 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from config.train import TrainConfig, TrainingConfig
-from transformerlm.distributed.parallel import broadcast_parameters
+from transformerlm.distributed.sharding import Shards, shard_model
 from transformerlm.distributed.world import World
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.muon import Muon, muon_groups
 from transformerlm.training.optim import SGD, AdamW, parameter_groups
+from transformerlm.training.sharded_muon import ShardedMuon
 from transformerlm.utils.dtypes import Precision
 from transformerlm.utils.seed import seed_everything
 
 
-def build_model(config: TrainConfig, *, device: torch.device, world: World) -> TransformerLM:
-    """Seed all random generators, and return the model with initial weights, the same on every rank."""
+def build_model(config: TrainConfig, *, device: torch.device) -> TransformerLM:
+    """Seed all random generators, and return the model with initial weights."""
     seed_everything(config.training.seed)
-    model = TransformerLM(**config.model.model_dump()).to(device)
-    broadcast_parameters(model, world)
-    return model
+    return TransformerLM(**config.model.model_dump()).to(device)
 
 
-def build_optimizer(model: TransformerLM, config: TrainConfig, *, precision: Precision = "fp32") -> Optimizer:
-    """Return the optimizer that the configuration names, over the model's parameters."""
+def build_shards(
+    config: TrainConfig,
+    *,
+    device: torch.device,
+    precision: Precision,
+    world: World,
+    shard_size: int,
+    compiled: bool = False,
+) -> tuple[TransformerLM, Shards]:
+    """Return the model of a world of several ranks, cut among them; its initial weights are those of one process.
+
+    Rank 0 draws them on the CPU, in the order in which one process does. What FSDP2 gathers at once is compiled at once
+    with `compiled`, because its hooks would break up a larger graph.
+    """
+    seed_everything(config.training.seed)
+    source = TransformerLM(**config.model.model_dump()) if world.rank == 0 else None
+    model = TransformerLM(**config.model.model_dump(), device="meta")
+    in_bf16 = precision == "bf16"
+    units = [_gathered_together(layer, in_bf16=in_bf16) for layer in model.layers]
+    for module in (module for unit in units for module in unit if compiled):
+        module.compile()
+    shards = shard_model(model, units, world=world, shard_size=shard_size, device=device, bf16_units=in_bf16)
+    shards.fill_from_rank_zero(source)
+    return model, shards
+
+
+def _gathered_together(layer: nn.Module, *, in_bf16: bool) -> list[nn.Module]:
+    """Return the modules of a block that are gathered together; in bf16 its norms are not among them, to stay exact."""
+    return [module for name, module in layer.named_children() if name in ("attn", "ffn")] if in_bf16 else [layer]
+
+
+def build_optimizer(
+    model: TransformerLM, config: TrainConfig, *, precision: Precision = "fp32", shards: Shards | None = None
+) -> Optimizer:
+    """Return the optimizer that the configuration names, over the model's parameters or the rows that are here."""
     settings = config.optimizer
+    shards = shards or Shards.whole(model)
     decay, betas = settings.weight_decay, (settings.beta1, settings.beta2)
     if settings.name == "muon":
-        momentum = 0.95 if settings.momentum is None else settings.momentum
-        groups: Any = muon_groups(model, weight_decay=decay)
-        return Muon(
-            groups, settings.learning_rate, momentum=momentum, betas=betas, eps=settings.eps, precision=precision
-        )
-    groups = parameter_groups(model, weight_decay=decay)
+        groups = shards.groups(muon_groups(model, weight_decay=decay))
+        keywords: dict[str, Any] = {
+            "momentum": 0.95 if settings.momentum is None else settings.momentum,
+            "betas": betas,
+            "eps": settings.eps,
+            "precision": precision,
+        }
+        if shards.shard_size > 1:
+            return ShardedMuon(groups, settings.learning_rate, shards=shards, **keywords)
+        return Muon(groups, settings.learning_rate, **keywords)
+    groups = shards.groups(parameter_groups(model, weight_decay=decay))
     if settings.name == "sgd":
         return SGD(groups, settings.learning_rate, momentum=settings.momentum or 0.0)
     return AdamW(groups, settings.learning_rate, betas=betas, eps=settings.eps)
@@ -53,22 +92,22 @@ def sequences_per_pass(training: TrainingConfig, world_size: int) -> int:
         raise ValueError(
             'training.micro_batch_size: expected a number, found "auto"; choose one with micro_batch.resolve'
         )
-    return training.micro_batch_size or max(1, training.batch_size // world_size)
+    return training.micro_batch_size or math.ceil(training.batch_size / world_size)
 
 
 def num_accumulation_steps(batch_size: int, micro_batch_size: int, world_size: int) -> int:
-    """Return how many micro-batches each rank passes through the model in one step.
+    """Return how many micro-batches each rank passes through the model in one step, of `micro_batch_size` at most.
+
+    A batch that does not divide evenly gives micro-batches whose sizes differ by one; some may be empty.
 
     Raises:
-        ValueError: the batch cannot be divided evenly.
+        ValueError: a rank would have no sequence.
     """
-    per_round = micro_batch_size * world_size
-    if batch_size % per_round:
+    if batch_size < world_size:
         raise ValueError(
-            f"training.batch_size ({batch_size}) is not divisible by micro_batch_size x processes "
-            f"({micro_batch_size} x {world_size})"
+            f"training.batch_size: expected a sequence for each of the {world_size} processes, found {batch_size}"
         )
-    return batch_size // per_round
+    return math.ceil(batch_size / (micro_batch_size * world_size))
 
 
 def num_validation_windows(config: TrainConfig, num_tokens: int) -> int:

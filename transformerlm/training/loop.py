@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from profiling import nvtx
-from transformerlm.distributed.parallel import average_gradients
+from transformerlm.distributed.sharding import Shards
 from transformerlm.distributed.world import World, all_reduce_sum
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.data import Batch
 from transformerlm.training.loss import cross_entropy, training_loss
-from transformerlm.training.optim import clip_grad_norm
+from transformerlm.training.optim import grad_norm, scale_gradients
 from transformerlm.training.spike_guard import Trouble, not_finite
 from transformerlm.utils.row_blocks import logits_at_once
 
 Autocast = Callable[[], AbstractContextManager[object]]
+Flags = Callable[[], Sequence[float]]
 Judge = Callable[[float, float], Trouble | None]
 """Returns why a step with this loss and this gradient norm must not be made; None: it may."""
 
@@ -36,6 +37,7 @@ class StepResult:
         tokens: target tokens, of all ranks.
         learning_rate: the rate of the step.
         trouble: why the step was not made, with the weights left as they were; None: it was made.
+        flags: the sums over the ranks of what `train_step` was given as `flags`; nothing in a world of one.
     """
 
     loss: float
@@ -43,6 +45,7 @@ class StepResult:
     tokens: int
     learning_rate: float
     trouble: Trouble | None = None
+    flags: tuple[float, ...] = ()
 
     @property
     def made(self) -> bool:
@@ -71,53 +74,82 @@ def train_step(
     learning_rate: float,
     max_grad_norm: float,
     autocast: Autocast,
-    world: World,
+    shards: Shards | None = None,
+    num_tokens: int | None = None,
     z_loss: float = 0.0,
     judge: Judge = not_finite,
+    flags: Flags = tuple,
 ) -> StepResult:
     """Make one optimizer step on the mean loss over all tokens of all micro-batches and ranks.
 
-    `z_loss` is that of `training_loss`, and is not in the loss that is returned. `max_grad_norm` 0 does not clip.
-    `judge` is asked once, with numbers that are the same on all ranks; a step that it refuses is not made: weights,
-    optimizer and learning rate stay as they were. `model` may be compiled.
+    It has more than ten parameters because all that a step depends on is here.
+
+    Args:
+        model: the model, which may be compiled.
+        optimizer: an optimizer over the model's parameters, or over those of `shards`.
+        micro_batches: this rank's batches; all ranks have equally many, of any sizes.
+        learning_rate: the rate of this step.
+        max_grad_norm: the gradient's norm is clipped to it; 0: never.
+        autocast: makes the context of the forward pass.
+        shards: how the ranks share the model; None: one process trains it.
+        num_tokens: target tokens of this step over all ranks; None: those of `micro_batches`.
+        z_loss: that of `training_loss`; it is not in the loss that is returned.
+        judge: is asked once, with numbers that are the same on all ranks; a step that it refuses is not made: weights,
+            optimizer and learning rate stay as they were.
+        flags: numbers of this rank that travel with the loss to the other ranks; asked for after the backward pass.
     """
-    tokens = sum(targets.numel() for _, targets in micro_batches)
-    optimizer.zero_grad(set_to_none=True)
-    loss = _accumulate_gradients(model, micro_batches, tokens=tokens, autocast=autocast, z_loss=z_loss)
+    shards = Shards.whole(model) if shards is None else shards
+    parameters = shards.parameters.values()
+    own_tokens = sum(targets.numel() for _, targets in micro_batches)
+    num_tokens = num_tokens or own_tokens
+    shards.drop_gradients()
+    loss = _accumulate_gradients(
+        model, micro_batches, num_tokens=num_tokens, autocast=autocast, z_loss=z_loss, shards=shards
+    )
     with nvtx.range("optimizer"):
-        # (2,): the summed loss and the number of tokens of all ranks, whose batches may differ in size by a window.
-        totals = all_reduce_sum(torch.stack((loss * tokens, loss.new_full((), tokens))), world)
-        average_gradients(model.parameters(), world, share=tokens / totals[1])
-        norm = clip_grad_norm(model.parameters(), max_grad_norm or math.inf)
+        shards.take_gradients()
+        extra = loss.new_tensor(flags()) if shards.world.is_distributed else loss.new_empty(0)
+        sums, norm = shards.sum_with_norm(torch.cat(((loss * own_tokens).view(1), extra)), grad_norm(parameters))
+        scale_gradients(parameters, max_grad_norm or math.inf, norm)
         # The one time that a step waits for the device: a step that is not finite must not be made.
-        total_loss, num_tokens, grad_norm = torch.cat((totals, norm.to(totals).view(1))).tolist()
+        total_loss, joint_norm, *summed = torch.cat((sums[:1], norm.to(sums).view(1), sums[1:])).tolist()
         mean_loss = total_loss / num_tokens
-        trouble = judge(mean_loss, grad_norm)
+        trouble = judge(mean_loss, joint_norm)
         if trouble is None:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
             optimizer.step()
         else:
-            optimizer.zero_grad(set_to_none=True)
-    return StepResult(mean_loss, grad_norm, int(num_tokens), learning_rate, trouble)
+            shards.drop_gradients()
+    return StepResult(mean_loss, joint_norm, num_tokens, learning_rate, trouble, tuple(summed))
 
 
 def _accumulate_gradients(
-    model: TransformerLM, micro_batches: Sequence[Batch], *, tokens: int, autocast: Autocast, z_loss: float
+    model: TransformerLM,
+    micro_batches: Sequence[Batch],
+    *,
+    num_tokens: int,
+    autocast: Autocast,
+    z_loss: float,
+    shards: Shards,
 ) -> Tensor:
-    """Add up the gradients of the micro-batches `(batch, seq)`, and return their mean loss, a scalar on the device.
+    """Add up the gradients of the micro-batches `(batch, seq)`, and return the mean loss of this rank's, a scalar.
 
     Each adds the gradient of its share of the loss, so that k micro-batches of b sequences give the gradient of one
-    batch of k b.
+    batch of k b. The ranks' gradients are averaged, whatever their numbers of tokens, so each share is counted as often
+    as there are ranks.
     """
     loss = torch.zeros((), dtype=torch.float32, device=micro_batches[0][0].device)
-    for inputs, targets in micro_batches:
+    own_tokens = sum(targets.numel() for _, targets in micro_batches)
+    for number, (inputs, targets) in enumerate(micro_batches, 1):
+        shards.begin_micro_batch(is_last=number == len(micro_batches))
         with nvtx.range("forward"), autocast():
-            entropy, minimised = batch_loss(model, inputs, targets, z_loss=z_loss)
-        share = targets.numel() / tokens
+            # Without targets of its own a rank computes any loss, and counts it as nothing: it only keeps in step.
+            entropy, minimised = batch_loss(model, inputs, targets if len(targets) else inputs, z_loss=z_loss)
+        share = targets.numel() / num_tokens
         with nvtx.range("backward"):
-            (minimised * share).backward()  # type: ignore[no-untyped-call]
-        loss += entropy.detach() * share
+            (minimised * (share * shards.world.world_size)).backward()  # type: ignore[no-untyped-call]
+        loss += entropy.detach() * (targets.numel() / own_tokens)
     return loss
 
 
@@ -128,24 +160,38 @@ def batch_loss(model: TransformerLM, inputs: Tensor, targets: Tensor, *, z_loss:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch], *, token_bytes: Tensor, autocast: Autocast) -> EvalResult:
-    """Return the mean loss over the batches, and bits per byte.
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    token_bytes: Tensor,
+    autocast: Autocast,
+    world: World = World(),  # noqa: B008  # frozen
+) -> EvalResult:
+    """Return the mean loss over the batches of all ranks, and bits per byte.
 
     Bits per byte compares models with different tokenizers: the summed loss in bits over the number of bytes that the
     targets decode to. `token_bytes` `(vocab_size,)` holds each id's length in bytes, 0 for special tokens. A batch is
-    cut so that there are never more logits at once than in training: what can be trained can be evaluated.
+    cut so that there are never more logits at once than in training: what can be trained can be evaluated. A batch may
+    have fewer rows of targets than of inputs; rows without are only there to make all ranks' forward passes alike.
     """
     training = model.training
     model.eval()
     nats, tokens, num_bytes = 0.0, 0, 0
     try:
-        for inputs, targets in batches:  # (batch, seq)
+        for inputs, targets in batches:  # (batch, seq); targets may have fewer rows
             num_rows = max(1, logits_at_once(inputs.device.type) // (len(token_bytes) * inputs.shape[1]))
-            for some, theirs in zip(torch.split(inputs, num_rows), torch.split(targets, num_rows), strict=True):
+            for start in range(0, len(inputs), num_rows):
+                theirs = targets[start : start + num_rows]
                 with nvtx.range("evaluate"), autocast():
-                    nats += cross_entropy(model(some), theirs, reduction="sum").item()
+                    logits = model(inputs[start : start + num_rows])
+                    if len(theirs):
+                        nats += cross_entropy(logits[: len(theirs)], theirs, reduction="sum").item()
             tokens += targets.numel()
             num_bytes += int(token_bytes[targets].sum())
     finally:
         model.train(training)
+    nats, tokens, num_bytes = all_reduce_sum(
+        torch.tensor([nats, tokens, num_bytes], dtype=torch.float64), world
+    ).tolist()
     return EvalResult(loss=nats / tokens, bits_per_byte=nats / math.log(2) / max(1, num_bytes))

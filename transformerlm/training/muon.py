@@ -25,7 +25,7 @@ from transformerlm.utils.dtypes import Precision
 from transformerlm.utils.plain_forms import may_hand_over
 
 # The root mean square of a usual AdamW update (Liu et al. 2025).
-_UPDATE_RMS = 0.2
+UPDATE_RMS = 0.2
 # Five steps of the Polar Express (Amsel et al. 2025), each the best of its kind after those before it, with a margin of
 # 2 % for rounding: they bring singular values in [0.001, 1] into [0.84, 1.15].
 _MARGIN = 1.02
@@ -53,7 +53,7 @@ def muon_step(
     update = grad + momentum * buffer  # U
     update = orthogonalize(update[None].to(_dtype_of_products(update, precision)))[0].to(update.dtype)
     weight.mul_(1.0 - lr * weight_decay)
-    weight.sub_(lr * _UPDATE_RMS * math.sqrt(max(weight.shape)) * update)
+    weight.sub_(lr * UPDATE_RMS * math.sqrt(max(weight.shape)) * update)
 
 
 def foreach_muon_step(
@@ -69,10 +69,10 @@ def foreach_muon_step(
     """Update many matrices as `muon_step` updates one; those of one shape are made orthogonal together."""
     torch._foreach_mul_(buffers, momentum)
     torch._foreach_add_(buffers, grads)
-    updates = _orthogonalize_all(list(torch._foreach_add(grads, buffers, alpha=momentum)), precision)
+    updates = orthogonalize_all(list(torch._foreach_add(grads, buffers, alpha=momentum)), precision)
     if weight_decay:
         torch._foreach_mul_(weights, 1.0 - lr * weight_decay)
-    torch._foreach_mul_(updates, [-lr * _UPDATE_RMS * math.sqrt(max(update.shape)) for update in updates])
+    torch._foreach_mul_(updates, [-lr * UPDATE_RMS * math.sqrt(max(update.shape)) for update in updates])
     torch._foreach_add_(weights, updates)
 
 
@@ -150,7 +150,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     return x.mT if is_tall else x
 
 
-def _orthogonalize_all(matrices: list[Tensor], precision: Precision) -> list[Tensor]:
+def orthogonalize_all(matrices: list[Tensor], precision: Precision) -> list[Tensor]:
     """Return each matrix orthogonalized, in its dtype; matrices of one shape go through the products together."""
     places = defaultdict(list)
     for index, matrix in enumerate(matrices):

@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from transformerlm.distributed.sharding import Shards
 from transformerlm.models.transformer import TransformerLM
 
 
 class NormRecorder:
     """Watches the blocks of a model and reports, on demand, the norms of the last forward pass in training."""
 
-    def __init__(self, model: TransformerLM) -> None:
-        self._model = model
+    def __init__(self, model: TransformerLM, shards: Shards | None = None) -> None:
+        self._shards = shards or Shards.whole(model)
+        self._num_layers = len(model.layers)
         self._activations: dict[str, Tensor] = {}
         for index, layer in enumerate(model.layers):
             layer.register_forward_hook(self._hook(f"layers.{index}"))
@@ -27,10 +29,18 @@ class NormRecorder:
 
     @torch.no_grad()
     def norms(self) -> dict[str, float]:
-        """Return `activation_l2_norm.layers.{i}` (mean over tokens) and `weight_l2_norm.layers.{i}` (whole block)."""
+        """Return `activation_l2_norm.layers.{i}` (mean over tokens) and `weight_l2_norm.layers.{i}` (whole block).
+
+        Activations are those of this rank's tokens. All ranks call it together.
+        """
         activations = {f"activation_l2_norm.{name}": norm.item() for name, norm in self._activations.items()}
+        norms = torch.stack([self._weight_norm(f"layers.{index}.") for index in range(self._num_layers)])
         weights = {
-            f"weight_l2_norm.layers.{index}": torch.stack([p.norm() for p in layer.parameters()]).norm().item()
-            for index, layer in enumerate(self._model.layers)
+            f"weight_l2_norm.layers.{i}": norm for i, norm in enumerate(self._shards.whole_norms(norms).tolist())
         }
         return activations | weights
+
+    def _weight_norm(self, prefix: str) -> Tensor:
+        norms = [p.norm() for name, p in self._shards.parameters.items() if name.startswith(prefix)]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return norm

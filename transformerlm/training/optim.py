@@ -96,7 +96,7 @@ class _WideStateOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for bucket in _buckets([p for p in group["params"] if p.grad is not None]):
+            for bucket in self._buckets([p for p in group["params"] if p.grad is not None], group):
                 weights = [upcast(p) for p in bucket]  # the parameters themselves unless they are halves
                 self._update(bucket, weights, [upcast(_dense_grad(p)) for p in bucket], group)
                 for p, weight in zip(bucket, weights, strict=True):
@@ -126,6 +126,10 @@ class _WideStateOptimizer(Optimizer):
     def _update(self, params: list[Tensor], weights: list[Tensor], grads: list[Tensor], group: Group) -> None:
         """Change `weights` in place; `params` are the keys of the state."""
         raise NotImplementedError
+
+    def _buckets(self, params: list[Tensor], group: Group) -> list[list[Tensor]]:
+        """Return the parameters of a group in lists that are updated together."""
+        return _buckets(params)
 
     def _moments(self, params: list[Tensor], name: str) -> list[Tensor]:
         for p in params:
@@ -198,18 +202,33 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, *, eps: float 
     Returns the norm before clipping, a scalar in at least fp32 (Pascanu et al. 2013). Parameters without a gradient are
     skipped. Nothing waits for the device. Where the norm is not finite, the gradients are not either: check it.
     """
+    parameters = list(parameters)
+    total = grad_norm(parameters)
+    scale_gradients(parameters, max_norm, total, eps=eps)
+    return total
+
+
+def grad_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """Return the joint L2 norm of all gradients, a scalar in at least fp32."""
     grads = [_dense_grad(p) for p in parameters if p.grad is not None]
     if not grads:
         return torch.zeros(())
     norms = torch._foreach_norm(grads, 2, dtype=reduce(torch.promote_types, map(_wide, grads)))
     total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    return total
+
+
+def scale_gradients(parameters: Iterable[Tensor], max_norm: float, total: Tensor, *, eps: float = 1e-6) -> None:
+    """Scale all gradients, whose joint norm is `total`, as `clip_grad_norm` does."""
+    grads = [_dense_grad(p) for p in parameters if p.grad is not None]
+    if not grads:
+        return
     factor = (max_norm / (total + eps)).clamp(max=1.0)
     if grads[0].device.type == "cpu":
         for grad in grads:
             grad.mul_(factor)
     else:
         torch._foreach_mul_(grads, factor)
-    return total
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[Group]:

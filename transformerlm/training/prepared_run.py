@@ -9,6 +9,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from config.train import TrainConfig
+from transformerlm.distributed.sharding import Shards
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.data import RunData
 from transformerlm.training.runtime import Runtime
@@ -26,6 +27,7 @@ class PreparedRun:
         data: the token files and their tokenizer.
         model: on its device, with initial weights or those of a checkpoint.
         optimizer: an optimizer over the model's parameters.
+        shards: how the ranks share the model.
         state: what the run remembers of earlier starts.
         wandb_id: the id under which W&B knows the run, from its checkpoint.
         runtime: where the run computes; it has no logger and no callbacks yet.
@@ -37,6 +39,7 @@ class PreparedRun:
     data: RunData
     model: TransformerLM
     optimizer: Optimizer
+    shards: Shards
     state: TrainState
     wandb_id: str | None
     runtime: Runtime
@@ -52,4 +55,5 @@ class PreparedRun:
             optimizer=self.optimizer,
             runtime=replace(self.runtime, **callbacks),
             state=self.state,
+            shards=self.shards if self.runtime.world.is_distributed else None,
         )

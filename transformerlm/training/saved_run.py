@@ -7,15 +7,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from torch.optim import Optimizer
 
 from config.io import dump_toml
 from config.train import TrainConfig
 from transformerlm.checkpoints import document_ids
 from transformerlm.checkpoints.load import load_optimizer, load_weights
+from transformerlm.checkpoints.optimizer_state import OptimizerState
 from transformerlm.checkpoints.save import Snapshot
 from transformerlm.checkpoints.validation import CheckpointError, read_state
+from transformerlm.distributed.rows import Rows
+from transformerlm.distributed.sharding import Shards
 from transformerlm.distributed.world import is_main
 from transformerlm.training import resume_checks
 from transformerlm.training.data import RunData
@@ -82,19 +84,19 @@ class SavedRun:
         if changes and is_main(runtime.world):
             warnings.warn(changes, stacklevel=2)
 
-    def load_into(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Restore the weights, the optimizer's state and the states of the random generators.
+    def load_into(self, shards: Shards, optimizer: Optimizer) -> None:
+        """Restore the weights, the optimizer's state and the states of the random generators; each rank its own rows.
 
         Raises:
             CheckpointError: a file does not fit the model or its optimizer.
         """
-        load_weights(model, self.directory)
-        load_optimizer(optimizer, self.directory, self.values)
+        load_weights(shards.rows, self.directory)
+        load_optimizer(optimizer, self.directory, self.values, rows=_rows_of(shards, optimizer))
         set_rng_state(self.values["rng"])
 
 
 def snapshot(
-    model: nn.Module,
+    shards: Shards,
     optimizer: Optimizer,
     state: TrainState,
     *,
@@ -103,7 +105,7 @@ def snapshot(
     runtime: Runtime,
     val_loss: float | None,
 ) -> Snapshot:
-    """Return what goes into the checkpoint of this moment."""
+    """Return what goes into the checkpoint of this moment: of the tensors, the rows that are here."""
     values = {
         **asdict(state),
         "val_loss": val_loss,
@@ -112,7 +114,12 @@ def snapshot(
         "wandb_id": runtime.logger.run_id,
         "computed_with": _computed_with(runtime),
     } | document_ids.state_of_data(data.train, data.tokenizer)
-    return Snapshot(model, optimizer, data.tokenizer, dump_toml(config), values)
+    state_of_optimizer = OptimizerState.of(optimizer, _rows_of(shards, optimizer))
+    return Snapshot(shards.rows, state_of_optimizer, data.tokenizer, dump_toml(config), values)
+
+
+def _rows_of(shards: Shards, optimizer: Optimizer) -> list[Rows]:
+    return shards.rows_of(one for group in optimizer.param_groups for one in group["params"])
 
 
 def _computed_with(runtime: Runtime) -> dict[str, Any]:

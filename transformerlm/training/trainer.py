@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from profiling import nvtx
 from transformerlm.checkpoints.directory import point, prune, step_name
 from transformerlm.checkpoints.save import save_checkpoint
 from transformerlm.checkpoints.validation import verify
-from transformerlm.distributed.world import all_reduce_sum, barrier, is_main
+from transformerlm.distributed.sharding import Shards
+from transformerlm.distributed.world import all_reduce_sum, barrier, gather_text, is_main
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.build import (
     num_accumulation_steps,
@@ -30,7 +32,7 @@ from transformerlm.training.build import (
     sequences_per_pass,
     token_bytes,
 )
-from transformerlm.training.data import Batch, Prefetcher, RunData, get_batch, sample_starts, sequential_batches
+from transformerlm.training.data import ORDERS, Batch, Prefetcher, RunData, get_batch, sequential_batches
 from transformerlm.training.loop import EvalResult, StepResult, evaluate, train_step
 from transformerlm.training.norm_metrics import NormRecorder
 from transformerlm.training.runtime import Runtime
@@ -52,9 +54,10 @@ class Trainer:
         run_dir: the run's directory, which exists.
         data: the token files and their tokenizer, which goes into every checkpoint.
         model: the model to train, on the runtime's device.
-        optimizer: an optimizer over the model's parameters.
+        optimizer: an optimizer over the model's parameters, or over those of `shards`.
         runtime: device, precision, logger and callbacks.
         state: what the run remembers of earlier starts; None for a new run.
+        shards: how the ranks share the model, compiled already where it should be; None in a world of one.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Trainer:
         optimizer: Optimizer,
         runtime: Runtime,
         state: TrainState | None = None,
+        shards: Shards | None = None,
     ) -> None:
         self.config, self.runtime, self.data = config, runtime, data
         self.checkpoints = run_dir / "checkpoints"
@@ -77,10 +81,13 @@ class Trainer:
         self._rollbacks = 0  # to the checkpoint of that step
         self._spike_factor = config.training.spike_factor if config.training.spike_guard != "off" else None
         self.raw_model, self.optimizer = model, optimizer
-        self.norms = NormRecorder(model) if config.training.log_norms else None
+        self.shards = shards or Shards.whole(model)
+        self.norms = NormRecorder(model, self.shards) if config.training.log_norms else None
         set_tf32(config.training.tf32, runtime.device)
         self.is_compiled = should_compile(config.training.compile, runtime.device, config.training.max_steps)
-        self.model: TransformerLM = torch.compile(model) if self.is_compiled else model  # type: ignore[assignment]
+        compile_here = self.is_compiled and shards is None
+        self._timer = Timer(runtime.device, before=self.state.seconds)
+        self.model: TransformerLM = torch.compile(model) if compile_here else model  # type: ignore[assignment]
         self.autocast = partial(autocast, runtime.device, runtime.precision)
         self._batches = Prefetcher(self._make_batches) if runtime.device.type == "cuda" else self._make_batches
         self._token_bytes = token_bytes(data.tokenizer, config.model.vocab_size, runtime.device)
@@ -95,8 +102,8 @@ class Trainer:
                 finite; the newest checkpoint is whole.
             OSError: a checkpoint could not be written; older ones are whole.
         """
-        timer = Timer(self.runtime.device, before=self.state.seconds)
-        todo = self._agreed_agenda(timer)
+        self._timer = Timer(self.runtime.device, before=self.state.seconds)
+        todo = self._agreed_agenda()
         while todo.stop is None:
             result = self.step()
             if result.trouble:
@@ -104,34 +111,35 @@ class Trainer:
             self.runtime.tick(self.state.step, {"loss": result.loss})
             if self._must_roll_back(result.trouble):
                 self._roll_back(result)
-                timer.restart()
-                todo = self._agreed_agenda(timer)
+                self._timer.restart()
+                todo = self._agreed_agenda()
             else:
-                todo = self._do_what_is_due(result, timer)
+                todo = self._do_what_is_due(result)
         self._finish(todo.stop)
         return self.state
 
-    def _do_what_is_due(self, result: StepResult, timer: Timer) -> Agenda:
+    def _do_what_is_due(self, result: StepResult) -> Agenda:
         """Validate, log, save and run the hooks, each if it is due after this step; return the agenda."""
-        todo = self._agreed_agenda(timer)
-        metrics = self._metrics(result) | timer.rates(self.state.tokens) if todo.log else {}
+        todo = self._agenda_by(result.flags or self._flags())
+        metrics = self._metrics(result) | self._timer.rates(self.state.tokens) if todo.log else {}
         if todo.validate:
-            with timer.paused():
+            with self._timer.paused():
                 metrics |= self._validation_metrics()
             todo = self.agenda(stop=todo.stop)  # early stopping may have made this step the last
         if todo.log:
             self.runtime.logger.log_metrics(self.state.step, metrics)
             self.runtime.progress(self.state.step, metrics)
         if todo.save:
-            with timer.paused():
+            with self._timer.paused():
                 self.save(metrics.get("val_loss"))
         if todo.run_hooks:
-            self._run_hooks(timer)
+            self._run_hooks()
         return todo
 
     def step(self) -> StepResult:
         """Make the next step and count it; a step with `trouble` leaves the weights as they are."""
         config, step, guard = self.config, self.state.step + 1, self.state.guard
+        self.runtime.world.arrive(f"step {step}")
         with nvtx.range("data"):
             micro_batches = self.micro_batches(step)
         result = train_step(
@@ -141,9 +149,11 @@ class Trainer:
             learning_rate=self._learning_rate(step),
             max_grad_norm=config.optimizer.max_grad_norm,
             autocast=self.autocast,
-            world=self.runtime.world,
+            shards=self.shards,
+            num_tokens=config.training.batch_size * config.model.context_length,
             z_loss=config.training.z_loss,
             judge=partial(guard.trouble_with, spike_factor=self._spike_factor),
+            flags=self._flags,
         )
         self.state.step = step
         if result.made:
@@ -164,20 +174,26 @@ class Trainer:
             stop=stop,
         )
 
-    def _agreed_agenda(self, timer: Timer) -> Agenda:
-        """Return the agenda by the clocks and signals of all ranks, each of which must ask at the same step.
+    def _agreed_agenda(self) -> Agenda:
+        """Return the agenda by the clocks and signals of all ranks, each of which must ask at the same step."""
+        flags = torch.tensor(self._flags(), dtype=torch.float64)
+        return self._agenda_by(all_reduce_sum(flags, self.runtime.world).tolist())
 
-        Clocks and signals differ between ranks. Through their sums, all ranks leave the loop at the same step, for the
-        same reason, and have the same learning rate until then.
+    def _flags(self) -> list[float]:
+        """Return this rank's seconds, if time is limited, and for each of `STOP_SIGNALS` whether it has arrived here.
+
+        They travel with the loss, so that no rank waits once more. Clocks and signals differ between ranks. Through
+        the sums, all ranks leave the loop at one step, for one reason, and have the same learning rate until then.
         """
-        world, signal = self.runtime.world, self.runtime.stop()
-        has_limit = self.timetable.max_seconds is not None
-        seconds = timer.seconds() if has_limit else 0.0
-        # (1 + 3,): this rank's seconds, and for each signal whether it has arrived here; summed over the ranks.
-        flags = torch.tensor([seconds, *(float(signal == name) for name in STOP_SIGNALS)], dtype=torch.float64)
-        seconds, *received = all_reduce_sum(flags, world).tolist()
-        if has_limit:
-            self.state.seconds = seconds / world.world_size
+        signal = self.runtime.stop()
+        seconds = self._timer.seconds() if self.timetable.max_seconds is not None else 0.0
+        return [seconds, *(float(signal == name) for name in STOP_SIGNALS)]
+
+    def _agenda_by(self, flags: Sequence[float]) -> Agenda:
+        """Return the agenda by the sums of all ranks' flags."""
+        seconds, *received = flags
+        if self.timetable.max_seconds is not None:
+            self.state.seconds = seconds / self.runtime.world.world_size
         signals = (name for name, total in zip(STOP_SIGNALS, received, strict=True) if total)
         return self.agenda(signal=next(signals, None))
 
@@ -191,11 +207,22 @@ class Trainer:
         signal = {"signal": reason} if reason in STOP_SIGNALS else {}
         logger.log_event("finished", step=step, reason="signal" if signal else reason, **signal)
 
-    def _run_hooks(self, timer: Timer) -> None:
+    def _run_hooks(self) -> None:
         for hook in self.runtime.hooks:
             if self.timetable.is_due(self.state.step, hook.interval):
-                with timer.paused():
+                with self._timer.paused(), self._for_hooks():
                     hook.call(self.state.step, self.raw_model)
+
+    @contextmanager
+    def _for_hooks(self) -> Iterator[None]:
+        """Let the model generate outside of a step; several ranks do so together, in the precision of training."""
+        if not self.runtime.world.is_distributed:
+            yield
+            return
+        self.runtime.world.arrive(f"the samples of step {self.state.step}")
+        with self.autocast(), self.shards.same_outputs():
+            yield
+        self.shards.settle()
 
     # --- what a step needs ---------------------------------------------------------------------------------------
 
@@ -213,6 +240,7 @@ class Trainer:
             context_length=self.config.model.context_length,
             seed=training.seed,
             step=data_step,
+            order=self.config.data.order,
             device=self.runtime.device,
             rank=world.rank,
             world_size=world.world_size,
@@ -249,7 +277,7 @@ class Trainer:
         training, context_length, data = self.config.training, self.config.model.context_length, self.data.train
         data_step = self.state.step + self.state.guard.data_offset
         windows = {"batch_size": training.batch_size, "context_length": context_length, "seed": training.seed}
-        starts = sample_starts(len(data), step=data_step, **windows).tolist()
+        starts = ORDERS[self.config.data.order](len(data), step=data_step, **windows).tolist()
         folder = self.checkpoints.parent / "skipped"
         try:
             write_batch(folder, self.state.step, data=data, starts=starts, context_length=context_length, facts=facts)
@@ -264,9 +292,9 @@ class Trainer:
         assert self._saved_step is not None
         step, data_offset = self.state.step, self.state.guard.data_offset
         directory = self.checkpoints / step_name(self._saved_step)
-        verify(directory)
+        verify(directory, world=self.runtime.world)
         saved = SavedRun.read(directory)
-        saved.load_into(self.raw_model, self.optimizer)
+        saved.load_into(self.shards, self.optimizer)
         self.state = saved.state()
         self.state.guard.data_offset = data_offset + step - self.state.step
         self._rollbacks += 1
@@ -284,6 +312,8 @@ class Trainer:
     def _metrics(self, result: StepResult) -> dict[str, float]:
         metrics = {"loss": result.loss, "lr": result.learning_rate, "grad_l2_norm": result.grad_norm}
         metrics["tokens"] = self.state.tokens
+        if self.config.data.order == "epoch":
+            metrics["epoch"] = self.state.tokens / len(self.data.train)
         if self.state.guard.skipped_steps:
             metrics["skipped_steps"] = self.state.guard.skipped_steps
         return metrics | (self.norms.norms() if self.norms else {})
@@ -304,9 +334,10 @@ class Trainer:
         return {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte, "val_perplexity": result.perplexity}
 
     def validate(self) -> EvalResult:
-        """Evaluate on the first `eval_tokens` of the validation file; every rank computes the same."""
+        """Evaluate on the first `eval_tokens` of the validation file, which the ranks share out in batches."""
         assert self.data.valid is not None
-        size = sequences_per_pass(self.config.training, 1)  # as in a run of one process: ranks do not share this work
+        world = self.runtime.world
+        size = sequences_per_pass(self.config.training, 1)  # as in a run of one process
         num_windows = num_validation_windows(self.config, len(self.data.valid))
         batches = sequential_batches(
             self.data.valid.tokens,
@@ -314,12 +345,17 @@ class Trainer:
             context_length=self.config.model.context_length,
             max_windows=num_windows,
             device=self.runtime.device,
+            rank=world.rank,
+            world_size=world.world_size,
         )
-        batches = self._counted(batches, math.ceil(num_windows / size))
-        return evaluate(self.raw_model, batches, token_bytes=self._token_bytes, autocast=self.autocast)
+        batches = self._counted(batches, math.ceil(num_windows / (size * world.world_size)))
+        result = evaluate(self.raw_model, batches, token_bytes=self._token_bytes, autocast=self.autocast, world=world)
+        self.shards.settle()
+        return result
 
     def _counted(self, batches: Iterator[Batch], total: int) -> Iterator[Batch]:
         for number, batch in enumerate(batches, 1):
+            self.runtime.world.arrive(f"the validation of step {self.state.step}")
             self.runtime.doing(f"validating {number}/{total}")
             yield batch
 
@@ -331,10 +367,10 @@ class Trainer:
         `best` points to the checkpoint with the lowest validation loss among those that were saved.
         """
         self.runtime.doing("saving")
+        self.runtime.world.arrive(f"saving step {self.state.step}")
         self._check_weights()
         is_best = self.state.count_saved(val_loss)
-        if is_main(self.runtime.world):
-            self._write_checkpoint(val_loss, is_best=is_best)
+        self._write_checkpoint(val_loss, is_best=is_best)
         self._saved_step, self._rollbacks = self.state.step, 0
         barrier(self.runtime.world)
 
@@ -342,7 +378,7 @@ class Trainer:
         config, logger, step = self.config, self.runtime.logger, self.state.step
         logger.sync()  # a checkpoint never holds a step whose line is not on the disk
         taken = snapshot(
-            self.raw_model,
+            self.shards,
             self.optimizer,
             self.state,
             config=config,
@@ -350,7 +386,16 @@ class Trainer:
             runtime=self.runtime,
             val_loss=val_loss,
         )
-        directory = save_checkpoint(self.checkpoints, step, taken)
+        directory = save_checkpoint(
+            self.checkpoints,
+            step,
+            taken,
+            world=self.runtime.world,
+            shard_size=self.shards.shard_size,
+            max_file_bytes=config.checkpoint.max_file_mb * 10**6,
+        )
+        if not is_main(self.runtime.world):
+            return
         if is_best:
             point(self.checkpoints / "best", directory)
         logger.log_event("checkpoint_saved", step=step)
@@ -360,6 +405,6 @@ class Trainer:
 
     def _check_weights(self) -> None:
         """Refuse to save weights from which no run could go on."""
-        for name, parameter in self.raw_model.named_parameters():
-            if not parameter.isfinite().all():
-                raise FloatingPointError(self._advice(f"step {self.state.step}: {name} is not finite, not saved"))
+        bad = (name for name, rows in self.shards.parameters.items() if not rows.isfinite().all())
+        for name in filter(None, gather_text(next(bad, ""), self.runtime.world)):
+            raise FloatingPointError(self._advice(f"step {self.state.step}: {name} is not finite, not saved"))

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+
+VISIBLE_SECONDS = 60.0
+"""How long a network disk may take to show another machine's file: NFS asks again after a minute at the latest."""
 
 
 def sync(path: Path) -> None:
@@ -79,6 +83,21 @@ def forget_cached(path: Path) -> None:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
+
+
+def wait_for(path: Path, *, seconds: float = VISIBLE_SECONDS) -> None:
+    """Wait until `path` can be seen: on a network disk, what another machine has written appears some seconds later.
+
+    Raises:
+        FileNotFoundError: it is still not there.
+    """
+    end = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > end:
+            raise FileNotFoundError(f"{path}: this machine does not see it")
+        time.sleep(0.1)
+        if path.parent.is_dir():
+            os.listdir(path.parent)  # makes NFS ask its server again
 
 
 def check_free(path: Path, *, overwrite: bool, holds: str | None = None, beside: Sequence[str] = ()) -> None:

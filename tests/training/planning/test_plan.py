@@ -53,7 +53,7 @@ def test_the_checkpoint_is_as_large_as_said(files, tmp_path):
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     tokenizer = Tokenizer.from_directory(files.tokenizer)
-    snapshot = Snapshot(model, optimizer, tokenizer, "", {})
+    snapshot = Snapshot.of(model, optimizer, tokenizer, config_toml="", state={})
     saved = save_checkpoint(tmp_path / "checkpoints", 1, snapshot)
     found = sum(path.stat().st_size for path in saved.glob("*.safetensors"))
     facts = facts_of(config, tmp_path)

@@ -17,7 +17,6 @@ from config.schemas import duration_seconds
 from config.train import TrainConfig
 from logger import NoopLogger
 from profiling import memory
-from transformerlm.distributed.world import World
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.build import build_model, build_optimizer, num_validation_windows, sequences_per_pass
@@ -79,16 +78,16 @@ def measured_facts(config: TrainConfig, steps: int, *, plan: dict[str, Any], **s
 def estimate_seconds(trainer: Trainer) -> tuple[float, float]:
     """Return about how long the rest of a run takes, and how long compiling took, in seconds.
 
-    Two forward and backward passes are measured; weights, optimizer and data order are left as they are. Samples and
-    saves are not counted. `max_time` is the most that is returned.
+    All ranks measure two forward and backward passes together; weights, optimizer and data order are left as they are.
+    Samples and saves are not counted. `max_time` is the most that is returned.
     """
     inputs, targets = trainer.micro_batches(trainer.state.step + 1)[0]
 
     def forward_and_backward() -> None:
         with trainer.autocast():
-            _, loss = batch_loss(trainer.model, inputs, targets)
+            _, loss = batch_loss(trainer.model, inputs, targets if len(targets) else inputs)
         loss.backward()  # type: ignore[no-untyped-call]
-        trainer.optimizer.zero_grad(set_to_none=True)
+        trainer.shards.drop_gradients()
 
     first, second = (timed(forward_and_backward, trainer.runtime.device) for _ in range(2))
     valid_tokens = len(trainer.data.valid) if trainer.data.valid else 0
@@ -121,7 +120,7 @@ def trainer_on_random_tokens(
         train=RandomTokens(**sizes),
         valid=RandomTokens(**sizes, num_tokens=num_valid_tokens),
     )
-    model = build_model(config, device=device, world=World())
+    model = build_model(config, device=device)
     return Trainer(
         config,
         run_dir=Path(),
