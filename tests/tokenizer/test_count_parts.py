@@ -274,9 +274,10 @@ def test_other_text_or_settings_are_refused(files: Path, tmp_path: Path) -> None
         train([f"{files}/*"], folder, Request([EOT], pattern="cl100k"))
     with pytest.raises(ValueError, match=r"expected parts of the same inputs"):
         train([f"{files}/a.txt"], folder, Request([EOT]))
-    with trained_by_parts(
+    begun = trained_by_parts(
         [f"{files}/a.txt"], VOCAB_SIZE, Request([EOT]), folder=folder, means=Means(LOCAL), is_saved=bool, restart=True
-    ) as trained:
+    )
+    with pytest.warns(UserWarning, match="beginning anew"), begun as trained:
         assert trained == one_pass([f"{files}/a.txt"], Request([EOT]), "reference")[0]
 
 
