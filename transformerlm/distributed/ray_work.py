@@ -42,16 +42,16 @@ def do_on_ray(do: Callable[[Part], str], parts: Sequence[Part], *, address: str,
         _connect(address)
     try:
 
-        @ray.remote(num_cpus=num_cpus, max_retries=MAX_RETRIES, retry_exceptions=False)
         def task(part: Part) -> str:
             return do(part)
 
+        remote = ray.remote(num_cpus=num_cpus, max_retries=MAX_RETRIES, retry_exceptions=False)(task)
         waiting = list(reversed(parts))
         pending: list[Any] = []
         while waiting or pending:
             room = max(2, int(PARTS_PER_CPU * _num_cpus() / num_cpus))
             while waiting and len(pending) < room:
-                pending.append(task.remote(waiting.pop()))
+                pending.append(remote.remote(waiting.pop()))
             done, pending = ray.wait(pending, num_returns=1, timeout=None)
             for reference in done:
                 yield _result(reference)
@@ -63,7 +63,7 @@ def do_on_ray(do: Callable[[Part], str], parts: Sequence[Part], *, address: str,
 def _num_cpus() -> float:
     import ray
 
-    return float(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
+    return float(ray.cluster_resources().get("CPU", 0))
 
 
 def _connect(address: str) -> None:
