@@ -22,7 +22,7 @@ from cli.progress import Progress
 from cli.terminal import LIVE, note, print_record, working
 from cli.utils import Command
 from cli.utils import main as run_command
-from config.eval import EvalConfig
+from config.eval import EvalConfig, is_token_file
 from config.schemas import duration_seconds
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def evaluate(config: EvalConfig) -> int:
 
 
 def _is_token_file(config: EvalConfig) -> bool:
-    return config.input[0].endswith(".npy")
+    return is_token_file(config.input[0])
 
 
 @dataclass(frozen=True)

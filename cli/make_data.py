@@ -39,6 +39,7 @@ SHORT = (
 )
 EXAMPLES = (
     ("by the shipped settings, from data/corpus.txt", "--config make-data"),
+    ("one of 100 jobs that share the work", "--config make-data --cluster.on=share --cluster.share=3/100"),
     ("a sample of a large text", "--config make-data --max_tokens=50000000"),
 )
 
@@ -82,9 +83,14 @@ def make_data(config: MakeDataConfig) -> None:
                     max_tokens=config.max_tokens,
                     overwrite=config.overwrite,
                     num_workers=config.workers or None,
+                    cluster=config.cluster,
                     progress=StageProgress({"encode": "B"}),
                 )
-            _tell(report, logger, with_sources=bool(config.sources))
+            if report is None:
+                note(f"{train}: nothing is left to do for this share; the last one to finish writes the token files")
+                logger.log_event("share_done", path=str(train))
+            else:
+                _tell(report, logger, with_sources=bool(config.sources))
 
 
 def _one_for_each_input(config: MakeDataConfig) -> list[Build]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
+from config.adopt import AdoptConfig
 from config.bench_infer import BenchInferConfig
 from config.bench_tokenizer import BenchTokenizerConfig
 from config.bench_train import BenchTrainConfig
@@ -25,6 +26,7 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "transformerlm-download": DownloadConfig,
     "transformerlm-train-tokenizer": TrainTokenizerConfig,
     "transformerlm-make-data": MakeDataConfig,
+    "transformerlm-adopt": AdoptConfig,
     "transformerlm-train": TrainConfig,
     "transformerlm-plan": PlanConfig,
     "transformerlm-infer": InferConfig,

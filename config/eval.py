@@ -21,6 +21,11 @@ from config.schemas import (
 )
 
 
+def is_token_file(name: str) -> bool:
+    """Return whether an input is a token file or a folder of shards, rather than text: its name says so."""
+    return Path(name).suffix in (".npy", ".shards")
+
+
 class EvalConfig(Section):
     """Measure loss, perplexity and bits per byte of one checkpoint, or of two on the same text."""
 
@@ -31,7 +36,8 @@ class EvalConfig(Section):
         [], max_length=2, description="two checkpoints to evaluate and compare, instead of checkpoint"
     )
     input: list[InputName] = Field(
-        min_length=1, description="texts, folders, globs (.txt, .jsonl, .parquet, .gz, .zst), or one token file (.npy)"
+        min_length=1,
+        description="texts, folders, globs (.txt, .jsonl, .parquet, .gz, .zst), or one token file (.npy, .shards)",
     )
     text_field: TextField = Field("text", description=".jsonl, .parquet: the field that holds a document's text")
     allow_special: bool = Field(
@@ -88,6 +94,7 @@ class EvalConfig(Section):
 
     @model_validator(mode="after")
     def _check_token_file(self) -> Self:
-        if len(self.input) > 1 and any(name.endswith(".npy") for name in self.input):
-            raise ValueError(f"input: expected text files or one token file, found {len(self.input)} with a .npy")
+        if len(self.input) > 1 and any(map(is_token_file, self.input)):
+            ending = next(Path(name).suffix for name in self.input if is_token_file(name))
+            raise ValueError(f"input: expected text files or one token file, found {len(self.input)} with a {ending}")
         return self

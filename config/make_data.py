@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from config.schemas import (
+    ClusterConfig,
     Engine,
     FilePath,
     LoggingConfig,
@@ -46,7 +47,8 @@ class MakeDataConfig(TextInput):
         END_OF_TEXT, description="special token between documents in text files, and after each in the output"
     )
     train: FilePath = Field(
-        description="token file to write (.npy), with its facts in a .json beside it; a folder if outputs = per-input"
+        description="token file to write (.npy), with its facts in a .json beside it, or a folder of several "
+        "(.shards); a folder of token files if outputs = per-input"
     )
     valid: FilePath | None = Field(
         None, description="token file for validation, or a folder, like train; none: no validation split"
@@ -65,6 +67,7 @@ class MakeDataConfig(TextInput):
     overwrite: bool = Field(False, description="replace existing outputs")
     workers: Workers = Field(0, description="worker processes or threads; 0: one for each core")
     engine: Engine = Field("auto", description="auto: compiled (numba) for large inputs; both give the same result")
+    cluster: ClusterConfig = ClusterConfig()
     logging: LoggingConfig = LoggingConfig()
     wandb: WandbConfig = WandbConfig()
 
@@ -83,16 +86,31 @@ class MakeDataConfig(TextInput):
     @model_validator(mode="after")
     def _check_outputs(self) -> Self:
         for key, path in (("train", self.train), ("valid", self.valid)):
-            if path is not None and (path.suffix == ".npy") != (self.outputs == "one"):
+            if path is not None and (path.suffix in (".npy", ".shards")) != (self.outputs == "one"):
                 expected = "must end in .npy" if self.outputs == "one" else 'is a folder with outputs = "per-input"'
                 raise ValueError(f'{key} {expected}, found "{path}"')
+        if self.valid is not None and self.valid.suffix != self.train.suffix:
+            raise ValueError(f'valid must end as train does, in "{self.train.suffix}", found "{self.valid}"')
         if self.sources and (self.max_tokens is not None or self.outputs != "one"):
             raise ValueError('max_tokens and outputs = "per-input" are for input, found sources')
+        if self.max_tokens is not None and self.train.suffix == ".shards":
+            raise ValueError(f'max_tokens is for a token file (.npy), found train = "{self.train}"')
         if self.valid == self.train:
             raise ValueError(f'train and valid are the same file: "{self.train}"')
         if (self.valid is None) != (self.valid_fraction == 0):
             raise ValueError(
                 "valid and valid_fraction go together, "
                 f"found valid = {self.valid}, valid_fraction = {self.valid_fraction}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_cluster(self) -> Self:
+        on = self.cluster.on
+        if on != "local" and (self.max_tokens is not None or self.outputs != "one"):
+            raise ValueError(f'max_tokens and outputs = "per-input" are for cluster.on = "local", found "{on}"')
+        if on == "share" and self.overwrite:
+            raise ValueError(
+                'overwrite is not for cluster.on = "share": a late share would begin anew; remove the output'
             )
         return self

@@ -332,3 +332,50 @@ class WandbConfig(Section):
     project: Text = Field("transformerlm", min_length=1, max_length=128, description="project")
     log_artifacts: bool = Field(True, description="upload checkpoints and tokenizer files as artifacts")
     log_outputs: bool = Field(False, description="upload inference outputs as an artifact")
+
+
+class ClusterConfig(Section):
+    """Who works on the text: this machine, a Ray cluster, or several processes that see the same folders."""
+
+    on: Literal["local", "ray", "share"] = Field(
+        "local",
+        description="local: this machine; ray: a Ray cluster, or Ray on this machine; share: this process does its "
+        "share, as one of a job array",
+    )
+    address: Text = Field(
+        "auto",
+        min_length=1,
+        max_length=200,
+        description="ray: the cluster's address; auto: the one this machine belongs to, else Ray on this machine alone",
+    )
+    share: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[1-9]\d{0,5}/[1-9]\d{0,5}$",
+            json_schema_extra={"takes": 'a number and how many there are, such as "3/100"'},
+        ),
+    ] = Field(
+        None,
+        description="share: which share this process does, from 1/100 to 100/100; none: as SLURM's variables of a job "
+        "array, else of srun, say",
+    )
+    part_mb: int = Field(
+        256, ge=1, le=1_000_000, description="size of a part in MB of text on disk; a killed process costs a part"
+    )
+
+    @model_validator(mode="after")
+    def _check_idle_keys(self) -> Self:
+        problems = [
+            f'{key} = "{value}" does nothing with on = "{self.on}"'
+            for key, user in (("address", "ray"), ("share", "share"))
+            if (value := getattr(self, key)) != type(self).model_fields[key].default and self.on != user
+        ]
+        if self.share is not None:
+            place, num_shares = map(int, self.share.split("/"))
+            if place > num_shares:
+                problems.append(
+                    f"share: expected one of 1/{num_shares} to {num_shares}/{num_shares}, found {self.share}"
+                )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self

@@ -31,8 +31,13 @@ PLAN_KEYS = {"calibration_steps", "machine"}
 class DataConfig(Section):
     """Files made by transformerlm-make-data, and the tokenizer that encoded them."""
 
-    train: FilePath = Field(description="token file to train on (.npy)")
-    valid: FilePath | None = Field(None, description="token file for the validation loss; none: no validation")
+    train: FilePath = Field(description="token file to train on (.npy), or a folder of them (.shards)")
+    valid: FilePath | None = Field(None, description="the same for the validation loss; none: no validation")
+    order: Literal["draw", "epoch"] = Field(
+        "draw",
+        description="draw: each window of context_length begins anywhere, by chance; epoch: the file is cut into "
+        "windows, and each comes once before any comes again",
+    )
     tokenizer: FilePath = Field(description="directory of the tokenizer; copied into every checkpoint")
 
 
@@ -136,7 +141,7 @@ class ParallelConfig(Section):
     shard: PositiveInt | Literal["auto", "node", "all"] = Field(
         "auto",
         description="processes that share one copy of weights, gradients and optimizer: a number that divides the "
-        "processes, those of a machine (node), or all; auto: 1 where that fits, else node, else all",
+        "processes, those of a machine (node), or all; auto: 1 where that fits, else the fewest whole machines",
     )
     timeout: Duration = Field(
         "10m", description="a start, or a wait for another process, that takes longer ends the run and names it"

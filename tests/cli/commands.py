@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
 
+from config.adopt import AdoptConfig
 from config.download import DownloadConfig
 from config.eval import EvalConfig
 from config.export import ExportConfig
@@ -32,6 +33,7 @@ SCHEMAS = {
     "download": DownloadConfig,
     "train_tokenizer": TrainTokenizerConfig,
     "make_data": MakeDataConfig,
+    "adopt": AdoptConfig,
     "train": TrainConfig,
     "plan": PlanConfig,
     "export": ExportConfig,

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +73,73 @@ def test_the_sources_of_the_documentation_run(pipeline, tmp_path, monkeypatch):
     assert "mixture" not in TokenDataset("data/mixed.npy").metadata
 
 
+def tools(folder: Path, programs: dict[str, str]) -> dict[str, str]:
+    """Write shell programs, and return an environment in which they come first."""
+    folder.mkdir()
+    for name, text in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+
+
+def test_the_tasks_of_the_documented_job_array_share_the_work(arguments, tmp_path):
+    """Two tasks at once, and a late one: one writes the file, the others have nothing left to do, and all end well."""
+    (tmp_path / "data.toml").write_text(
+        "".join(f"{key[2:]} = {json.dumps(str(value))}\n" for key, value in batched(arguments)).replace(
+            f'"{arguments[1]}"', f'["{arguments[1]}"]'
+        )
+    )
+    environment = tools(tmp_path / "bin", {"transformerlm-make-data": f'exec {sys.executable} -m cli.make_data "$@"'})
+    script = ["bash", ROOT / "docs/examples/make-data-array.sbatch", tmp_path / "data.toml"]
+
+    def start(task: int) -> subprocess.Popen[str]:
+        array = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_COUNT": "3"}
+        return subprocess.Popen(
+            script, cwd=ROOT, env=environment | array, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    first = [start(3), start(4)]
+    ends = [process.communicate(timeout=300) for process in first]
+    late = start(5)
+    ends.append(late.communicate(timeout=300))
+    assert [process.returncode for process in (*first, late)] == [0, 0, 0], ends
+    events = [json.loads(line)["event"] for stdout, _ in ends for line in stdout.splitlines()]
+    assert sorted(events) == ["data_made", "share_done", "share_done"]
+    assert not (tmp_path / "train.npy.parts").exists()
+    shared = (tmp_path / "train.npy").read_bytes()
+    assert call("make_data", *arguments, "--overwrite").code == 0
+    assert (tmp_path / "train.npy").read_bytes() == shared
+
+
+def test_the_documented_ray_job_starts_a_cluster_and_ends_it(tmp_path):
+    """The head first, with the job's own port and folder, then the other nodes, then the command on the head."""
+    log = tmp_path / "log"
+    environment = tools(
+        tmp_path / "bin",
+        {
+            "scontrol": "printf 'localhost\\nother\\n'",
+            "srun": f'echo "$@" >> {log}; case "$*" in *block*) exec sleep 600;; *) exit 3;; esac',
+        },
+    )
+    job = {"SLURM_JOB_ID": "70123", "SLURM_JOB_NUM_NODES": "4", "SLURM_JOB_NODELIST": "n[1-4]"}
+    script = ["bash", ROOT / "docs/examples/make-data-ray.sbatch", "data.toml"]
+    done = subprocess.run(
+        script, env=environment | job | {"RAY_START_SECONDS": "1"}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 3, done.stderr  # the command's own code
+    head, others, command = sorted(log.read_text().splitlines(), key=lambda line: ("--head" not in line, line))
+    assert "--nodelist=localhost ray start --head" in head
+    assert "--port=20123" in head
+    assert "--temp-dir=/tmp/ray-70123 --block" in head
+    assert "--nodes=3 --ntasks=3 --exclude=localhost ray start --address=127.0.0.1:20123" in others
+    assert command.endswith("--config data.toml --cluster.on=ray --cluster.address=127.0.0.1:20123")
+
+
+def batched(items):
+    """Return the items in pairs."""
+    return zip(items[::2], items[1::2], strict=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -77,6 +148,11 @@ def test_the_sources_of_the_documentation_run(pipeline, tmp_path, monkeypatch):
         (["--separator=<sep>"], "<sep>"),
         (["--train=x.bin"], r"must end in \.npy"),
         (["--valid_fraction=0.5"], "go together"),
+        (["--cluster.share=1/2"], 'share = "1/2" does nothing with on = "local"'),
+        (["--cluster.on=share", "--cluster.share=3/2"], "expected one of 1/2 to 2/2, found 3/2"),
+        (["--cluster.on=share", "--overwrite"], "overwrite is not for"),
+        (["--cluster.on=ray", "--max_tokens=10"], "are for cluster"),
+        (["--cluster.on=share"], "expected a share such as"),
     ],
     ids=str,
 )
@@ -123,7 +199,7 @@ def test_each_input_may_have_a_token_file_of_its_own(pipeline, tmp_path):
     done = call("make_data", "--input", tmp_path / "one.txt", tmp_path / "two.md", *shared, "--outputs=per-input",
                 "--train", tmp_path / "tokens", "--valid", tmp_path / "held", "--valid_fraction=0.2")  # fmt: skip
     assert done.code == 0, done.stderr
-    names = ["one.json", "one.npy", "two.json", "two.npy"]
+    names = [f"{name}.{ending}" for name in ("one", "two") for ending in ("documents.npy", "json", "npy")]
     assert sorted(path.name for path in (tmp_path / "tokens").iterdir()) == names
     assert sorted(path.name for path in (tmp_path / "held").iterdir()) == names
     assert len(done.records) == 4

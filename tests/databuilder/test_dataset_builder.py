@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,9 +19,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from databuilder import Source, build_dataset, dataset_builder
+from databuilder import Source, build_dataset, checks, dataset_builder, encoding
 from databuilder.sources import are_chosen
 from tests.utils.packed import write_parquet, zstd
+from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer import Tokenizer, reading
 from transformerlm.tokenizer.pair_table import learn_merges
 from transformerlm.utils.json_files import values_sha256
@@ -59,7 +61,7 @@ def _names(folder: Path) -> list[str]:
 
 @pytest.fixture(params=[1, 100, 1 << 20])
 def _batch_chars(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(dataset_builder, "BATCH_CHARS", request.param)
+    monkeypatch.setattr(encoding, "BATCH_CHARS", request.param)
     return request.param
 
 
@@ -104,13 +106,14 @@ def test_the_sidecar_says_what_the_file_is(tmp_path: Path) -> None:
         "vocab_size": TOKENIZER.vocab_size,
         "tokenizer_sha256": TOKENIZER.fingerprint(),
         "sha256": hashlib.sha256((tmp_path / "train.npy").read_bytes()).hexdigest(),
+        "documents_sha256": hashlib.sha256((tmp_path / "train.documents.npy").read_bytes()).hexdigest(),
         "sources": [{"path": str(tmp_path / "in.txt"), "bytes": 22}],
         "separator": EOT,
         "separator_id": SEPARATOR_ID,
         "invalid_utf8": 0,
     }
     assert np.load(tmp_path / "train.npy").shape == (report.train.tokens,)
-    assert _names(tmp_path) == ["in.txt", "train.json", "train.npy"]
+    assert _names(tmp_path) == ["in.txt", "train.documents.npy", "train.json", "train.npy"]
 
 
 def test_large_vocabularies_get_wider_ids(tmp_path: Path) -> None:
@@ -157,7 +160,7 @@ def test_any_text_gives_the_ids_of_its_documents(
     (folder / "in.txt").write_bytes(text.encode())
     documents = [document for document in text.split(EOT) if document.strip()]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dataset_builder, "BATCH_CHARS", batch_chars)
+        patch.setattr(encoding, "BATCH_CHARS", batch_chars)
         if not documents:
             with pytest.raises(ValueError, match="input: expected text, found none"):
                 _build(folder)
@@ -174,7 +177,7 @@ def test_files_read_as_bytes_give_the_same_token_files(
 ) -> None:
     """The compiled engine reads plain text in chunks of bytes: ids, split, counts and sidecars are the reference's."""
     pytest.importorskip("numba")
-    monkeypatch.setattr(dataset_builder, "BATCH_CHARS", batch)
+    monkeypatch.setattr(encoding, "BATCH_CHARS", batch)
     monkeypatch.setattr(reading, "CHUNK_BYTES", 100)
     rng = random.Random(batch)
     for name in ("b.txt", "c.txt", "d.txt"):
@@ -232,7 +235,7 @@ def test_a_split_with_an_empty_side_is_refused(tmp_path: Path) -> None:
 
 def test_workers_do_not_change_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One process or two: the same bytes, sidecars included."""
-    monkeypatch.setattr(dataset_builder, "BATCH_CHARS", 500)
+    monkeypatch.setattr(encoding, "BATCH_CHARS", 500)
     (tmp_path / "in.txt").write_bytes(EOT.join(_documents(300)).encode())
     reports: list[tuple[str, int, int]] = []
     contents = []
@@ -373,7 +376,7 @@ def test_max_tokens_stops_at_the_last_document_that_fits(tmp_path: Path, max_tok
 
 def test_beyond_max_tokens_nothing_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bad line after the sample is never read."""
-    monkeypatch.setattr(dataset_builder, "BATCH_CHARS", 10)
+    monkeypatch.setattr(encoding, "BATCH_CHARS", 10)
     lines = [json.dumps({"text": f"document {number}"}) for number in range(20)]
     (tmp_path / "a.jsonl").write_text("\n".join([*lines, "no JSON"]))
     assert _build(tmp_path, tmp_path / "a.jsonl", max_tokens=60).train.documents >= 3
@@ -389,8 +392,8 @@ def test_an_output_among_the_inputs_is_refused(tmp_path: Path) -> None:
 
 def test_too_small_a_disk_is_refused_with_both_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first batch shows how much disk the whole will take."""
-    monkeypatch.setattr(dataset_builder, "BATCH_CHARS", 1000)
-    monkeypatch.setattr(dataset_builder.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000_000))
+    monkeypatch.setattr(encoding, "BATCH_CHARS", 1000)
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000_000))
     (tmp_path / "in.txt").write_text("漢字 one two\n" * 100_000)
     with pytest.raises(OSError, match=r"expected about 2 MB for the token files, found 1 MB free"):
         _build(tmp_path)
@@ -399,14 +402,15 @@ def test_too_small_a_disk_is_refused_with_both_numbers(tmp_path: Path, monkeypat
 
 _SCRIPT = """
 import resource, sys
-from databuilder import Source, build_dataset, dataset_builder
+from databuilder import Source, build_dataset, encoding
+from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer import Tokenizer, reading
 from transformerlm.utils.json_files import values_sha256
 if __name__ == "__main__":
     folder, workers, file_limit = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    dataset_builder.BATCH_CHARS = 50_000
+    encoding.BATCH_CHARS = 50_000
     tokenizer = Tokenizer({value: bytes([value]) for value in range(256)}, [], ["<|endoftext|>"])
     try:
         build_dataset(folder + "/in.txt", tokenizer=tokenizer, train_path=folder + "/train.npy", num_workers=workers,
@@ -433,7 +437,7 @@ def test_a_killed_build_leaves_nothing_that_looks_whole(tmp_path: Path, workers:
     assert [name for name in _names(tmp_path) if "tmp" not in name] == ["in.txt"]
     (tmp_path / "in.txt").write_text("one")
     _build(tmp_path)
-    assert _names(tmp_path) == ["in.txt", "train.json", "train.npy"]
+    assert _names(tmp_path) == ["in.txt", "train.documents.npy", "train.json", "train.npy"]
     assert np.load(tmp_path / "train.npy").tolist() == _ids(["one"])
 
 
@@ -450,3 +454,19 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
     assert "Traceback" not in error
     assert _names(tmp_path) == ["in.txt", "train.npy"]
     assert (tmp_path / "train.npy").read_text() == "old"
+
+
+def test_offsets_say_where_each_document_begins(tmp_path: Path) -> None:
+    """Beside each token file is one number a document, and the end: what lies between is the document's ids."""
+    texts = ["one", "two é", "three\n\nlines", "four", "five", "six"]
+    (tmp_path / "in.txt").write_text(EOT.join(texts))
+    _build(tmp_path, valid_path=tmp_path / "valid.npy", valid_fraction=0.3)
+    found = []
+    for name in ("train", "valid"):
+        data = TokenDataset(tmp_path / f"{name}.npy")
+        offsets = data.document_offsets
+        assert offsets is not None
+        assert offsets.dtype == np.int64
+        assert len(offsets) == data.num_documents + 1
+        found += [TOKENIZER.decode(data.tokens[start : end - 1].tolist()) for start, end in pairwise(offsets.tolist())]
+    assert sorted(found) == sorted(texts)

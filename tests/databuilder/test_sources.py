@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from databuilder import BuildReport, Source, build_dataset, dataset_builder
+from databuilder import BuildReport, Source, build_dataset, checks, encoding
 from databuilder.sources import are_chosen
 from tests.utils.packed import write_parquet, zstd
 from transformerlm.token_files import writer as token_file
@@ -53,7 +53,7 @@ def _read(path: Path) -> list[str]:
 @pytest.fixture(params=[(1, 1), (300, 50), (1 << 20, 1 << 20)])
 def _sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Set the size of the batches to read and of the blocks to repeat."""
-    monkeypatch.setattr(dataset_builder, "BATCH_CHARS", request.param[0])
+    monkeypatch.setattr(encoding, "BATCH_CHARS", request.param[0])
     monkeypatch.setattr(token_file, "BLOCK_TOKENS", request.param[1])
 
 
@@ -167,7 +167,7 @@ def _all_kinds(folder: Path) -> list[Source]:
 def test_workers_and_engines_do_not_change_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every kind of file: one worker or two, text or chunks of bytes, the same bytes in all four outputs."""
     pytest.importorskip("numba")
-    monkeypatch.setattr(dataset_builder, "BATCH_CHARS", 5000)
+    monkeypatch.setattr(encoding, "BATCH_CHARS", 5000)
     monkeypatch.setattr(reading, "CHUNK_BYTES", 1000)
     sources = _all_kinds(tmp_path)
     built = []
@@ -226,7 +226,7 @@ def test_the_disk_must_have_room_for_the_repeats(tmp_path: Path, monkeypatch: py
     """The early check of the disk includes the weights."""
     path = _write(tmp_path, "a", 1000)
     room = 5 * path.stat().st_size
-    monkeypatch.setattr(dataset_builder.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": room}))
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": room}))
     _build(tmp_path, [Source(path, 3)])
     with pytest.raises(OSError, match="for the token files, found"):
         _build(tmp_path, [Source(path, 5)])

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from databuilder import dataset_builder
+from databuilder import encoding
 from databuilder.dataset_builder import build_dataset
 from tests.cli.commands import Outcome, call
 from tests.utils.packed import write_parquet, zstd
@@ -75,7 +75,7 @@ def test_a_blocks_edge_anywhere_changes_no_token_file(engine, suffix, tmp_path, 
     expected = None
     for size in (1 << 20, *range(1, 24)):
         monkeypatch.setattr(text_files, "BLOCK_BYTES", size)
-        monkeypatch.setattr(dataset_builder, "BATCH_CHARS", size)
+        monkeypatch.setattr(encoding, "BATCH_CHARS", size)
         build_dataset(source, tokenizer=tokenizer, train_path=tmp_path / "out.npy", overwrite=True, num_workers=1)
         ids = np.load(tmp_path / "out.npy").tolist()
         expected = expected or ids

@@ -140,6 +140,11 @@ def _unfinished(final: Path, world: World) -> Iterator[Path]:
         yield final.with_name(f"{final.name}.tmp")
 
 
+def count_tensor_files(snapshot: Snapshot, *, max_file_bytes: int = MAX_FILE_BYTES) -> int:
+    """Return how many files of tensors a checkpoint would have; the tensors may be on the meta device."""
+    return len(plan_tensors(snapshot.weights, snapshot.optimizer.tensors, max_bytes=max_file_bytes))
+
+
 def _write_facts(
     directory: Path, step: int, snapshot: Snapshot, plan: Sequence[TensorFile], sums: Mapping[str, str]
 ) -> None:

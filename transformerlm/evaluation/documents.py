@@ -149,10 +149,10 @@ def _id_bytes(tokenizer: Tokenizer) -> Array:
 
 
 def open_token_file(path: str | Path, tokenizer: Tokenizer) -> Documents:
-    """Return the documents of a token file; a document's bytes are those of its tokens.
+    """Return the documents of a token file or a folder of shards; a document's bytes are those of its tokens.
 
     Raises:
-        FileNotFoundError: the file or its sidecar is missing.
+        FileNotFoundError: the file, its sidecar or a shard is missing.
         ValueError: it was made with another tokenizer, has changed since, or holds no document.
     """
     dataset = TokenDataset(path)
@@ -160,10 +160,10 @@ def open_token_file(path: str | Path, tokenizer: Tokenizer) -> Documents:
     tokenizer.check_fingerprint(
         dataset.tokenizer_sha256, made=f"{path}: made with", ours="the checkpoint's", advice=advice
     )
-    dataset.verify()
-    if dataset.max_id() >= tokenizer.vocab_size:
+    largest = dataset.check()
+    if largest >= tokenizer.vocab_size:
         raise ValueError(
-            f"{path}: expected ids below {tokenizer.vocab_size}, found {dataset.max_id()}; run transformerlm-make-data"
+            f"{path}: expected ids below {tokenizer.vocab_size}, found {largest}; run transformerlm-make-data"
         )
     known = ids_of_data(dataset, tokenizer)
     separator_id = tokenizer.special_token_ids.get(END_OF_TEXT) if known is None else known.eos_token_id

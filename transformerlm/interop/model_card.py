@@ -15,6 +15,7 @@ from transformerlm.checkpoints.validation import read_state
 from transformerlm.interop.llama import architecture_of
 from transformerlm.models.estimates import count_parameters
 from transformerlm.models.settings import ModelSettings
+from transformerlm.token_files.index import facts_path
 from transformerlm.tokenizer.tokenizer import Tokenizer
 
 _MAX_SPECIALS = 10
@@ -137,7 +138,7 @@ def _best(state: dict[str, Any]) -> dict[str, str]:
 def _sidecar(tokens: Path, *, sha256: str | None) -> dict[str, Any]:
     """Return what make-data wrote beside the token file, or nothing if another file has taken its place."""
     try:
-        record = json.loads(tokens.with_suffix(".json").read_text(encoding="utf-8"))
+        record = json.loads(facts_path(tokens).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) and sha256 is not None and record.get("sha256") == sha256 else {}

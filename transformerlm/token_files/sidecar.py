@@ -12,9 +12,10 @@ from transformerlm.utils.json_files import read_json_object, values_sha256
 
 FORMAT = 1
 """The version of a token file, which its sidecar names."""
+OFFSETS_SUFFIX = ".documents.npy"
 _OWN_SHA256 = "sidecar_sha256"
 _MAX_BYTES = 1 << 24
-_TYPES: dict[str, type] = {
+FACTS: dict[str, type] = {
     "tokens": int,
     "bytes": int,
     "documents": int,
@@ -23,6 +24,7 @@ _TYPES: dict[str, type] = {
     "tokenizer_sha256": str,
     "sha256": str,
 }
+"""The facts that every sidecar and index holds, with their types."""
 
 
 def sidecar_path(path: Path) -> Path:
@@ -30,11 +32,14 @@ def sidecar_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
+def offsets_path(path: Path) -> Path:
+    """Return the path of the file that says where documents begin: `train.documents.npy` beside `train.npy`."""
+    return path.with_suffix(OFFSETS_SUFFIX)
+
+
 def write_sidecar(path: Path, facts: Mapping[str, Any]) -> None:
     """Write the sidecar of the token file at `path`: the format, the facts, and the sha256 of these values."""
-    values = {"format": FORMAT, **facts}
-    values |= {_OWN_SHA256: values_sha256(values, kept_in=_OWN_SHA256)}
-    write_whole(sidecar_path(path), json.dumps(values, ensure_ascii=False, indent=2) + "\n")
+    write_facts(sidecar_path(path), {"format": FORMAT, **facts})
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
@@ -46,27 +51,51 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     """
     sidecar = sidecar_path(path)
     _check_both_there(path, sidecar)
+    return read_facts(sidecar, form=FORMAT, max_bytes=_MAX_BYTES)
+
+
+def write_facts(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write facts and the sha256 of their values to a JSON file, which appears whole or not at all."""
+    own = {_OWN_SHA256: values_sha256(facts, kept_in=_OWN_SHA256)}
+    write_whole(path, json.dumps({**facts, **own}, ensure_ascii=False, indent=2) + "\n")
+
+
+def read_facts(path: Path, *, form: int, max_bytes: int) -> dict[str, Any]:
+    """Return the facts in the JSON file at `path`, which is of the format `form`.
+
+    Raises:
+        ValueError: another format, a fact that is missing or of another type, or values that were changed.
+    """
     try:
-        facts = read_json_object(sidecar, max_bytes=_MAX_BYTES)
+        facts = read_json_object(path, max_bytes=max_bytes)
     except ValueError as error:
         raise ValueError(f"{error}; run transformerlm-make-data again") from None
-    if facts.get("format") != FORMAT:
+    if facts.get("format") != form:
         raise ValueError(
-            f"{sidecar}: expected format {FORMAT}, found {facts.get('format')!r}; run transformerlm-make-data again"
+            f"{path}: expected format {form}, found {facts.get('format')!r}; run transformerlm-make-data again"
         )
-    for key, kind in _TYPES.items():
-        if type(facts.get(key)) is not kind:
-            expected = f"expected {key} of type {kind.__name__}, found {facts.get(key)!r}"
-            raise ValueError(f"{sidecar}: {expected}; run transformerlm-make-data again")
-        if isinstance(facts[key], int) and facts[key] < 0:
-            raise ValueError(f"{sidecar}: expected {key} >= 0, found {facts[key]}; make the file again")
+    check_types(facts, FACTS, where=str(path))
     promised = facts.get(_OWN_SHA256)  # the first sidecars had none
     if promised is not None and promised != (found := values_sha256(facts, kept_in=_OWN_SHA256)):
         raise ValueError(
-            f"{sidecar}: its values have changed since it was written (their sha256 is {found}, sidecar_sha256 "
+            f"{path}: its values have changed since it was written (their sha256 is {found}, sidecar_sha256 "
             f"{promised}); run transformerlm-make-data again"
         )
     return facts
+
+
+def check_types(facts: Mapping[str, Any], types: Mapping[str, type], *, where: str) -> None:
+    """Refuse facts of which one is missing, of another type, or a number below 0; `where` begins the error.
+
+    Raises:
+        ValueError: one is.
+    """
+    for key, kind in types.items():
+        if type(facts.get(key)) is not kind:
+            expected = f"expected {key} of type {kind.__name__}, found {repr(facts.get(key))[:80]}"
+            raise ValueError(f"{where}: {expected}; run transformerlm-make-data again")
+        if isinstance(facts[key], int) and facts[key] < 0:
+            raise ValueError(f"{where}: expected {key} >= 0, found {facts[key]}; make the file again")
 
 
 def _check_both_there(path: Path, sidecar: Path) -> None:

@@ -3,6 +3,8 @@
 Ids are appended with plain writes to `.NAME.tmp`, and the length goes into the header at the end. (A memory map would
 need the length before the first id, and on a full disk a signal would kill the process instead of an error.) The
 sidecar is written last, so a token file that has a sidecar is whole.
+
+Where documents begin goes into a second `.npy` beside it, found by the separator's id while ids are appended.
 """
 
 from __future__ import annotations
@@ -11,36 +13,35 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from transformerlm.token_files.sidecar import sidecar_path, write_sidecar
+from transformerlm.token_files.array import OFFSET_TYPE
+from transformerlm.token_files.sidecar import offsets_path, sidecar_path, write_sidecar
 from transformerlm.utils import files
 from transformerlm.utils.lock import try_lock
 
 BLOCK_TOKENS = 1 << 20
 
+Array = np.ndarray[Any, Any]
 
-class TokenFileWriter:
-    """An unfinished token file, which is removed at the end of the `with` block unless it was published."""
+
+class RowFile:
+    """An unfinished `.npy` of one row of numbers, to which numbers are appended; it is removed unless it was renamed.
+
+    Raises:
+        FileExistsError: another build is writing the same file.
+    """
 
     def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
         self.path = path
         self.dtype = dtype
-        self.tokens = 0
+        self.length = 0
         self._unfinished = path.with_name(f".{path.name}.tmp")
-
-    def __enter__(self) -> Self:
-        """Create the unfinished file.
-
-        Raises:
-            FileExistsError: another build is writing the same file.
-        """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.fdopen(os.open(self._unfinished, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         try:
             _lock(self._file, self._unfinished)
@@ -49,46 +50,35 @@ class TokenFileWriter:
             raise
         self._file.truncate()
         self._header_bytes = self._write_header()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close, and remove what was not published."""
-        with suppress(OSError):
-            self._file.close()
-        with suppress(FileNotFoundError):
-            self._unfinished.unlink()
-
-    def append(self, ids: np.ndarray[Any, Any]) -> None:
-        """Write ids, an array of this file's dtype.
+    def append(self, numbers: Array) -> None:
+        """Write numbers, an array of this file's dtype.
 
         Raises:
             OSError: the disk is full, or another failure to write.
         """
         try:
-            self._file.write(ids.data)
+            self._file.write(numbers.data)
             self._file.flush()
         except OSError as error:
-            done = self.tokens * self.dtype.itemsize
+            done = self.length * self.dtype.itemsize
             reason = f"{error.strerror} after {done:,} bytes (the unfinished file is removed)"
             raise OSError(error.errno, reason, str(self.path)) from error
-        self.tokens += len(ids)
+        self.length += len(numbers)
 
-    def blocks(self, start: int, end: int) -> Iterator[np.ndarray[Any, Any]]:
-        """Yield the ids from `start` to before `end` in blocks, while others may be appended."""
-        for first in range(start, end, BLOCK_TOKENS):
-            self._file.seek(self._header_bytes + first * self.dtype.itemsize)
-            data = self._file.read(min(BLOCK_TOKENS, end - first) * self.dtype.itemsize)
-            self._file.seek(0, os.SEEK_END)
-            yield np.frombuffer(data, dtype=self.dtype)
+    def read(self, start: int, length: int) -> Array:
+        """Return `length` numbers from `start` on."""
+        self._file.seek(self._header_bytes + start * self.dtype.itemsize)
+        data = self._file.read(length * self.dtype.itemsize)
+        self._file.seek(0, os.SEEK_END)
+        return np.frombuffer(data, dtype=self.dtype)
 
     def finish(self) -> str:
         """Put the length into the header, make the file durable, and return its sha256."""
         self._file.seek(0)
         header_bytes = self._write_header()
         self._file.flush()
-        expected = header_bytes + self.tokens * self.dtype.itemsize
+        expected = header_bytes + self.length * self.dtype.itemsize
         size = os.fstat(self._file.fileno()).st_size
         assert (header_bytes, size) == (self._header_bytes, expected), (
             header_bytes,
@@ -107,10 +97,130 @@ class TokenFileWriter:
         """Move the finished file to its place."""
         self._unfinished.replace(self.path)
 
+    def close(self) -> None:
+        """Close the file, and remove it if it has not been renamed."""
+        with suppress(OSError):
+            self._file.close()
+        with suppress(FileNotFoundError):
+            self._unfinished.unlink()
+
     def _write_header(self) -> int:
-        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.tokens,)}
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.length,)}
         np.lib.format.write_array_header_1_0(self._file, header)  # numpy leaves room for the length to grow
         return self._file.tell()
+
+
+class OffsetsWriter:
+    """Finds where documents begin in the ids that are appended, and writes it down: int64 `(documents + 1,)`.
+
+    A document ends with the separator, or where the ids end; the last number is the number of ids.
+    """
+
+    def __init__(self, path: Path, separator_id: int) -> None:
+        self._row = RowFile(path, OFFSET_TYPE)
+        self._separator_id = separator_id
+        self._num_ids = 0
+        self._last = 0  # the end of the last document that has ended
+        self._row.append(np.zeros(1, dtype=OFFSET_TYPE))
+
+    @property
+    def num_documents(self) -> int:
+        """The number of documents, with the one that has not ended, if there is one."""
+        return self._row.length - 1 + (self._last < self._num_ids)
+
+    def append(self, ids: Array) -> None:
+        """Take note of the documents that end within the next ids."""
+        ends = np.flatnonzero(ids == self._separator_id) + (self._num_ids + 1)  # (documents that end,)
+        self._num_ids += len(ids)
+        if len(ends):
+            self._row.append(ends.astype(OFFSET_TYPE, copy=False))
+            self._last = int(ends[-1])
+
+    def finish(self) -> str:
+        """Write the end of a last document without a separator, make the file durable, and return its sha256."""
+        if self._last < self._num_ids:
+            self._row.append(np.array([self._num_ids], dtype=OFFSET_TYPE))
+            self._last = self._num_ids
+        return self._row.finish()
+
+    def rename(self) -> None:
+        """Move the finished file to its place."""
+        self._row.rename()
+
+    def close(self) -> None:
+        """Close the file, and remove it if it has not been renamed."""
+        self._row.close()
+
+
+class TokenFileWriter:
+    """An unfinished token file, which is removed at the end of the `with` block unless it was published.
+
+    With a `separator_id` the documents' offsets are written, too, to the file that `offsets_path` names.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], *, separator_id: int | None = None) -> None:
+        self.path = path
+        self.dtype = dtype
+        self._separator_id = separator_id
+        self._offsets: OffsetsWriter | None = None
+
+    def __enter__(self) -> Self:
+        """Create the unfinished file.
+
+        Raises:
+            FileExistsError: another build is writing the same file.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            self._ids = RowFile(self.path, self.dtype)
+            stack.callback(self._ids.close)
+            if self._separator_id is not None:
+                self._offsets = OffsetsWriter(offsets_path(self.path), self._separator_id)
+                stack.callback(self._offsets.close)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close, and remove what was not published."""
+        self._stack.close()
+
+    @property
+    def tokens(self) -> int:
+        """The number of ids so far."""
+        return self._ids.length
+
+    @property
+    def documents(self) -> int | None:
+        """The number of documents so far; None: without a separator nobody counts them."""
+        return None if self._offsets is None else self._offsets.num_documents
+
+    def append(self, ids: Array) -> None:
+        """Write ids, an array of this file's dtype.
+
+        Raises:
+            OSError: the disk is full, or another failure to write.
+        """
+        self._ids.append(ids)
+        if self._offsets is not None:
+            self._offsets.append(ids)
+
+    def blocks(self, start: int, end: int) -> Iterator[Array]:
+        """Yield the ids from `start` to before `end` in blocks, while others may be appended."""
+        for first in range(start, end, BLOCK_TOKENS):
+            yield self._ids.read(first, min(BLOCK_TOKENS, end - first))
+
+    def finish(self) -> dict[str, Any]:
+        """Make the files durable, and return what a sidecar says of them: tokens, dtype, sha256, documents_sha256."""
+        facts = {"tokens": self.tokens, "dtype": self.dtype.name, "sha256": self._ids.finish()}
+        return facts if self._offsets is None else {**facts, "documents_sha256": self._offsets.finish()}
+
+    def rename(self) -> None:
+        """Move the finished files to their places."""
+        if self._offsets is not None:
+            self._offsets.rename()
+        self._ids.rename()
 
 
 def publish(writers: Sequence[TokenFileWriter], facts: Sequence[Mapping[str, Any]]) -> None:
@@ -119,10 +229,7 @@ def publish(writers: Sequence[TokenFileWriter], facts: Sequence[Mapping[str, Any
     Old sidecars are removed first and new ones are written last, so that a file is never beside a sidecar that is not
     its own.
     """
-    finished = [
-        {"tokens": writer.tokens, "dtype": writer.dtype.name, "sha256": writer.finish(), **own}
-        for writer, own in zip(writers, facts, strict=True)
-    ]
+    finished = [{**writer.finish(), **own} for writer, own in zip(writers, facts, strict=True)]
     for writer in writers:
         sidecar_path(writer.path).unlink(missing_ok=True)
     for writer in writers:

@@ -241,15 +241,20 @@ class Tokenizer:
             [*map(whole_characters, texts)], num_workers=num_workers, allow_special=allow_special
         )
 
-    def read_chunks(self, path: Path, *, stats: ReadStats, size: int) -> Iterator[Chunk]:
+    def read_chunks(
+        self, path: Path, *, stats: ReadStats, size: int, start: int = 0, end: int | None = None
+    ) -> Iterator[Chunk]:
         """Yield a plain text file in chunks of about `size` bytes, for `encode_chunk`; see `runs_in_threads`.
 
+        With `start` and `end`, only the bytes of one part of it are read (see `transformerlm.utils.text_parts`).
         Invalid UTF-8 is left in them as it is. Memory: a chunk, or the longest run without a place to cut.
 
         Raises:
-            ValueError: a byte of invalid UTF-8, where `stats` refuses them, or a run that is too long to be text.
+            ValueError: a byte of invalid UTF-8, where `stats` refuses them, a run that is too long to be text, or a
+                file that ends before `end`.
         """
-        return self._engines.compiled("encode").read_chunks(path, self._splitter, stats=stats, size=size)
+        engine = self._engines.compiled("encode")
+        return engine.read_chunks(path, self._splitter, stats=stats, size=size, start=start, end=end)
 
     def encode_chunk(self, chunk: Chunk) -> tuple[np.ndarray, int]:
         """Return the ids of a chunk, and how many U+FFFD replaced its invalid bytes."""

@@ -9,20 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from transformerlm.token_files.dataset import TokenDataset
+from transformerlm.token_files.dataset import TokenDataset, Tokens
+from transformerlm.token_files.shards import ShardedTokens
+from transformerlm.training.epoch_order import epoch_starts
 
 if TYPE_CHECKING:  # batches need none of its libraries
     from transformerlm.tokenizer.tokenizer import Tokenizer
 
-Tokens = npt.NDArray[Any]
 Batch = tuple[Tensor, Tensor]
+Order = Literal["draw", "epoch"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,10 @@ def sample_starts(
     return (words % np.uint64(num_starts)).astype(np.int64)
 
 
+ORDERS: dict[Order, Callable[..., npt.NDArray[np.int64]]] = {"draw": sample_starts, "epoch": epoch_starts}
+"""Which windows are a batch, for each value of `data.order`."""
+
+
 def get_batch(
     tokens: Tokens,
     *,
@@ -62,6 +68,7 @@ def get_batch(
     context_length: int,
     seed: int,
     step: int,
+    order: Order = "draw",
     device: torch.device | str = "cpu",
     rank: int = 0,
     world_size: int = 1,
@@ -70,10 +77,11 @@ def get_batch(
 ) -> Batch:
     """Return one part of batch (seed, step): inputs and targets, int64, `(windows, context_length)`.
 
-    `batch_size` counts the windows of the whole batch. It is cut into `num_micro_batches * world_size` contiguous parts
-    whose sizes differ by one at most; part `micro_batch * world_size + rank` is returned. An empty part comes as one
-    window without targets. Raises ValueError when a rank would have no window at all, or the data is shorter than a
-    window. Its ten parameters are all that a batch depends on.
+    `order` says which windows: those of `sample_starts` or of `epoch_starts`. `batch_size` counts the windows of the
+    whole batch. It is cut into `num_micro_batches * world_size` contiguous parts whose sizes differ by one at most;
+    part `micro_batch * world_size + rank` is returned. An empty part comes as one window without targets. Raises
+    ValueError when a rank would have no window at all, or the data is shorter than a window. Its eleven parameters are
+    all that a batch depends on.
     """
     # One micro-batch after the other, and in each the ranks side by side: the same windows however they are shared.
     num_parts, part = num_micro_batches * world_size, micro_batch * world_size + rank
@@ -85,7 +93,9 @@ def get_batch(
         raise ValueError(
             f"data: a batch of {batch_size} windows cannot be cut into {world_size} ranks; use a larger batch_size"
         )
-    starts = sample_starts(len(tokens), batch_size=batch_size, context_length=context_length, seed=seed, step=step)
+    _num_starts(len(tokens), context_length)
+    window_starts = ORDERS[order]
+    starts = window_starts(len(tokens), batch_size=batch_size, context_length=context_length, seed=seed, step=step)
     own = starts[part * batch_size // num_parts : (part + 1) * batch_size // num_parts]
     inputs, targets = _windows(tokens, own if len(own) else starts[:1], context_length, device)
     return inputs, targets[: len(own)]
@@ -174,8 +184,12 @@ def _num_starts(num_tokens: int, context_length: int) -> int:
 
 def _windows(tokens: Tokens, starts: npt.NDArray[np.int64], context_length: int, device: torch.device | str) -> Batch:
     device = torch.device(device)
-    positions = starts[:, None] + np.arange(context_length + 1)  # (windows, context_length + 1)
-    windows = torch.from_numpy(np.asarray(tokens[positions]).astype(np.int64))
+    if isinstance(tokens, ShardedTokens):
+        ids = tokens.windows(starts, context_length + 1)
+    else:
+        positions = starts[:, None] + np.arange(context_length + 1)  # (windows, context_length + 1)
+        ids = np.asarray(tokens[positions])
+    windows = torch.from_numpy(ids.astype(np.int64, copy=False))
     if device.type == "cuda" and torch.cuda.is_available():
         windows = windows.pin_memory()  # lets the copy run while the device computes
     windows = windows.to(device, non_blocking=True)

@@ -32,7 +32,7 @@ from transformerlm.training.build import (
     sequences_per_pass,
     token_bytes,
 )
-from transformerlm.training.data import Batch, Prefetcher, RunData, get_batch, sample_starts, sequential_batches
+from transformerlm.training.data import ORDERS, Batch, Prefetcher, RunData, get_batch, sequential_batches
 from transformerlm.training.loop import EvalResult, StepResult, evaluate, train_step
 from transformerlm.training.norm_metrics import NormRecorder
 from transformerlm.training.runtime import Runtime
@@ -240,6 +240,7 @@ class Trainer:
             context_length=self.config.model.context_length,
             seed=training.seed,
             step=data_step,
+            order=self.config.data.order,
             device=self.runtime.device,
             rank=world.rank,
             world_size=world.world_size,
@@ -276,7 +277,7 @@ class Trainer:
         training, context_length, data = self.config.training, self.config.model.context_length, self.data.train
         data_step = self.state.step + self.state.guard.data_offset
         windows = {"batch_size": training.batch_size, "context_length": context_length, "seed": training.seed}
-        starts = sample_starts(len(data), step=data_step, **windows).tolist()
+        starts = ORDERS[self.config.data.order](len(data), step=data_step, **windows).tolist()
         folder = self.checkpoints.parent / "skipped"
         try:
             write_batch(folder, self.state.step, data=data, starts=starts, context_length=context_length, facts=facts)
@@ -311,6 +312,8 @@ class Trainer:
     def _metrics(self, result: StepResult) -> dict[str, float]:
         metrics = {"loss": result.loss, "lr": result.learning_rate, "grad_l2_norm": result.grad_norm}
         metrics["tokens"] = self.state.tokens
+        if self.config.data.order == "epoch":
+            metrics["epoch"] = self.state.tokens / len(self.data.train)
         if self.state.guard.skipped_steps:
             metrics["skipped_steps"] = self.state.guard.skipped_steps
         return metrics | (self.norms.norms() if self.norms else {})

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
-def try_lock(file: IO[Any], path: Path) -> bool:
+
+def try_lock(file: IO[Any], path: Path, *, shared: bool = False) -> bool:
     """Take the system's lock (`flock`) on `file`, which was opened at `path`; return False if another process has it.
 
-    Windows has no such lock: there the answer is always True.
+    Any number of processes may hold a `shared` lock at once, while none holds the other kind. Windows has no such lock,
+    nor have some network file systems: there the answer is always True.
     """
     try:
         import fcntl
     except ImportError:
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         # The previous holder may have removed the file that we opened: then the lock is on nothing.
         return path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return True
 
 
 class DirectoryLock:

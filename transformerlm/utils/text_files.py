@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import codecs
 import glob
+import io
 import json
 import os
 import re
@@ -22,7 +23,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from transformerlm.utils.file_kinds import HEAD_BYTES, check_is_json_lines, check_is_no_json_lines, check_is_text
 from transformerlm.utils.json_files import json_kind
@@ -54,6 +55,8 @@ class ReadStats:
 
     refuse_invalid: bool = False
     disk_bytes: int = 0  # of the files as they are on disk (compressed ones compressed)
+    documents: int = 0  # with a sample only
+    chosen_documents: int = 0  # of them
     invalid_utf8: int = 0  # replacement characters in place of invalid bytes (or lone surrogates)
     sample_chars: int = 0
     sample: list[str] = field(default_factory=list)
@@ -94,8 +97,17 @@ def total_bytes(paths: Sequence[Path]) -> int:
     return sum(path.stat().st_size for path in paths)
 
 
-def read_text(path: Path, *, text_field: str = "text", stats: ReadStats | None = None) -> Iterator[TextBlock]:
+def read_text(
+    path: Path, *, text_field: str = "text", stats: ReadStats | None = None, stretch: tuple[int, int] | None = None
+) -> Iterator[TextBlock]:
     """Yield the text of one file block by block; a JSON line, or a row of `.parquet`, is one block and one document.
+
+    Args:
+        path: the file.
+        text_field: the key of JSON lines, or the column of Parquet, that holds a document's text.
+        stats: filled with what the reading meets.
+        stretch: read only from one byte up to another, or these row groups of `.parquet`; see `text_parts.py`, which
+            knows where a file may be cut.
 
     Raises:
         ValueError: a damaged file, or a JSON line that is not an object with a string under `text_field`, named as
@@ -106,17 +118,21 @@ def read_text(path: Path, *, text_field: str = "text", stats: ReadStats | None =
     form = format_of(path)
     with path.open("rb") as raw, damage_named(path, form):
         if form.layout == "Parquet":
-            blocks = _rows(path, raw, text_field, stats)
+            blocks = _rows(path, raw, text_field, stats, groups=None if stretch is None else range(*stretch))
+        elif stretch is not None:
+            blocks = _text_of_stretch(path, form, raw, text_field, stats, stretch)
+            before -= stretch[0]
         elif form.layout == "JSON lines":
             blocks = _json_lines(path, form.unpacked(raw), text_field, stats)
         else:
-            blocks = _plain_text(path, form, raw, stats)
+            blocks = _plain_text(path, form.unpacked(raw), stats)
         for block in blocks:
             stats.disk_bytes = before + (raw.tell() if raw.seekable() else 0)
             if stats.sample_chars:
                 stats.keep(block.text)
             yield block
-    stats.disk_bytes = before + (path.stat().st_size if path.is_file() else 0)
+    if stretch is None:
+        stats.disk_bytes = before + (path.stat().st_size if path.is_file() else 0)
 
 
 def is_plain_text(path: Path) -> bool:
@@ -216,15 +232,59 @@ def _check_head(head: bytes, where: str, form: Format) -> None:
         check_is_no_json_lines(head, where)
 
 
-def _plain_text(path: Path, form: Format, raw: BinaryIO, stats: ReadStats) -> Iterator[TextBlock]:
-    stream = form.unpacked(raw)
+class _Stretch(io.RawIOBase):
+    """The bytes of an open file from where it is up to `end`, as a stream of its own."""
+
+    def __init__(self, path: Path, raw: BinaryIO, end: int) -> None:
+        self._path, self._raw, self._end = path, raw, end
+        self._left = end - raw.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._raw.read(min(len(buffer), self._left))
+        if self._left and len(buffer) and not data:
+            raise changed_since(self._path, expected=self._end)
+        buffer[: len(data)] = data
+        self._left -= len(data)
+        return len(data)
+
+
+def _text_of_stretch(
+    path: Path, form: Format, raw: BinaryIO, text_field: str, stats: ReadStats, stretch: tuple[int, int]
+) -> Iterator[TextBlock]:
+    """Yield the text of one stretch of a file that is not packed; errors name the same lines and bytes as the whole."""
+    start, end = stretch
+
+    def stream() -> BinaryIO:
+        raw.seek(start)
+        return io.BufferedReader(_Stretch(path, raw, end), BLOCK_BYTES)
+
+    if form.layout == "text":
+        yield from _plain_text(path, stream(), stats, position=start)
+        return
+    try:
+        yield from _json_lines(path, stream(), text_field, stats, number=min(start, 1))
+    except ValueError:
+        # Nobody counts the lines before a stretch until one is to be named; then it is read again.
+        raw.seek(0)
+        number, left = 0, start
+        while block := raw.read(min(BLOCK_BYTES, left)):
+            number, left = number + block.count(b"\n"), left - len(block)
+        for _ in _json_lines(path, stream(), text_field, ReadStats(stats.refuse_invalid), number=number):
+            pass
+        raise
+
+
+def _plain_text(path: Path, stream: BinaryIO, stats: ReadStats, *, position: int = 0) -> Iterator[TextBlock]:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    pending, more, position = b"", True, 0
+    pending, more = b"", True
     while more:
         block = stream.read(BLOCK_BYTES)
         more = bool(block)
         if position == 0 and not path.is_file():
-            _check_head(block[:HEAD_BYTES], str(path), form)
+            _check_head(block[:HEAD_BYTES], str(path), format_of(path))
         text = decoder.decode(block, final=not more)
         kept = decoder.getstate()[0]  # the first bytes of a character that the block cut in two
         if "\ufffd" in text:
@@ -251,8 +311,18 @@ def no_utf8(where: str, byte: int, offset: int) -> ValueError:
     return ValueError(f"{where}: expected UTF-8, found byte {byte:#04x} at offset {offset:,} ({_REPLACE_HINT})")
 
 
-def _json_lines(path: Path, stream: BinaryIO, text_field: str, stats: ReadStats) -> Iterator[TextBlock]:
-    number = 0
+def changed_since(path: Path, *, expected: int) -> ValueError:
+    """Return the error for a file that has become shorter since it was cut into parts."""
+    return ValueError(
+        f"{path}: expected {expected:,} bytes or more, found {path.stat().st_size:,} (the file has "
+        "changed since it was cut into parts)"
+    )
+
+
+def _json_lines(
+    path: Path, stream: BinaryIO, text_field: str, stats: ReadStats, *, number: int = 0
+) -> Iterator[TextBlock]:
+    """Yield the text of each line; `number` lines came before the stream."""
     while line := stream.readline(MAX_LINE_BYTES + 1):
         number += 1
         if len(line) > MAX_LINE_BYTES:
@@ -265,8 +335,8 @@ def _json_lines(path: Path, stream: BinaryIO, text_field: str, stats: ReadStats)
             yield TextBlock(_text_of_line(line, f"{path}:{number}", text_field, stats), ends_document=True)
 
 
-def _rows(path: Path, raw: BinaryIO, text_field: str, stats: ReadStats) -> Iterator[TextBlock]:
-    for where, data in parquet_rows(path, raw, text_field):
+def _rows(path: Path, raw: BinaryIO, text_field: str, stats: ReadStats, *, groups: range | None) -> Iterator[TextBlock]:
+    for where, data in parquet_rows(path, raw, text_field, groups=groups):
         text = data.decode("utf-8", "replace")
         if "\ufffd" in text:
             _count_replaced(data, text, stats, where=where)

@@ -120,8 +120,27 @@ def damage_named(path: Path, form: Format) -> Iterator[None]:
         raise _damaged(path, form.packing, error) from error
 
 
-def parquet_rows(path: Path, raw: BinaryIO, text_field: str) -> Iterator[tuple[str, bytes]]:
-    """Yield the place of each row, as `file: row N`, and the bytes of its text.
+def parquet_groups(path: Path, raw: BinaryIO) -> list[int]:
+    """Return how many bytes each row group of a Parquet file takes, packed.
+
+    Raises:
+        ValueError: a damaged file.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        facts = pyarrow.parquet.ParquetFile(pyarrow.PythonFile(raw, mode="r"), pre_buffer=False).metadata
+        groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
+        return [sum(group.column(n).total_compressed_size for n in range(group.num_columns)) for group in groups]
+    except pyarrow.ArrowException as error:
+        raise _damaged(path, "Parquet", error) from error
+
+
+def parquet_rows(
+    path: Path, raw: BinaryIO, text_field: str, *, groups: range | None = None
+) -> Iterator[tuple[str, bytes]]:
+    """Yield the place of each row, as `file: row N`, and the bytes of its text; of some row groups, or of all.
 
     Memory: one page of the column, as large as its writer made it, and a few rows.
 
@@ -134,8 +153,11 @@ def parquet_rows(path: Path, raw: BinaryIO, text_field: str) -> Iterator[tuple[s
     try:
         file = pyarrow.parquet.ParquetFile(pyarrow.PythonFile(raw, mode="r"), buffer_size=_READ_BYTES, pre_buffer=False)
         _check_column(path, file.schema_arrow, text_field)
-        number = 0
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=[text_field], use_threads=False):
+        groups = range(file.num_row_groups) if groups is None else groups
+        number = sum(file.metadata.row_group(before).num_rows for before in range(groups.start))
+        for batch in file.iter_batches(
+            batch_size=_BATCH_ROWS, row_groups=groups, columns=[text_field], use_threads=False
+        ):
             column = batch.column(0)
             if pyarrow.types.is_dictionary(column.type):
                 column = column.dictionary_decode()

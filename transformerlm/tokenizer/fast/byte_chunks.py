@@ -7,7 +7,6 @@ Part of: counter, engine
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterator, Sequence
 from io import FileIO
 from pathlib import Path
@@ -19,10 +18,9 @@ from transformerlm.tokenizer.fast import text_kernels as text_kernels
 from transformerlm.tokenizer.fast.arrays import PADDING, Array, padded
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter
 from transformerlm.tokenizer.reading import Chunk
-from transformerlm.utils.text_files import ReadStats, no_utf8
+from transformerlm.utils.text_files import ReadStats, changed_since, no_utf8
 
 _TAIL_BYTES = 1 << 12
-_CONTINUATION = bytes(range(0x80, 0xC0))  # bytes that go on with a character and begin none
 
 
 def chunk_of(texts: Sequence[str], *, ordinary: bool = False) -> Chunk:
@@ -32,28 +30,39 @@ def chunk_of(texts: Sequence[str], *, ordinary: bool = False) -> Chunk:
 
 
 def read_chunks(
-    path: Path, splitter: SpecialTokenSplitter, *, stats: ReadStats, size: int | None = None
+    path: Path,
+    splitter: SpecialTokenSplitter,
+    *,
+    stats: ReadStats,
+    size: int | None = None,
+    start: int = 0,
+    end: int | None = None,
 ) -> Iterator[Chunk]:
     """Yield a file of plain text in chunks of some `size` bytes, cut where the whole's pre-tokens are those of both.
 
-    Invalid UTF-8 is left as it is (see `made_valid`). Memory: a chunk, or the longest run without a place to cut.
+    With `start` and `end`, only the bytes of one part of it are read (see `transformerlm.utils.text_parts`). Invalid
+    UTF-8 is left as it is (see `made_valid`). Memory: a chunk, or the longest run without a place to cut.
 
     Raises:
-        ValueError: a byte of invalid UTF-8, where `stats` refuses them, or a run that is too long to be text.
+        ValueError: a byte of invalid UTF-8, where `stats` refuses them, a run that is too long to be text, or a file
+            that ends before `end`.
     """
     kept = np.empty(0, dtype=np.uint8)
-    more, position = True, 0
+    more, position = True, start
     with path.open("rb", buffering=0) as file:
+        if start:
+            file.seek(start)
         while more:
             data = np.empty(max(size or reading.CHUNK_BYTES, 2 * len(kept)) + PADDING, dtype=np.uint8)
             data[: len(kept)] = kept
-            end = _fill(file, data, len(kept))
-            stats.disk_bytes += end - len(kept)
-            more = end == len(data) - PADDING
-            cut = last_cut(data[:end], splitter) if more or end > pretokenize.MAX_UNCUT_CHARS else end
-            _check_run(data[cut:end], str(path))
-            cut = cut if more else end
-            kept = data[cut:end].copy()
+            left = len(data) if end is None else end - position - len(kept)
+            full = _fill(file, data, len(kept), left)
+            stats.disk_bytes += full - len(kept)
+            more = full == len(data) - PADDING
+            cut = last_cut(data[:full], splitter) if more or full > pretokenize.MAX_UNCUT_CHARS else full
+            _check_run(data[cut:full], str(path))
+            cut = cut if more else full
+            kept = data[cut:full].copy()
             data[cut : cut + PADDING] = 0
             if stats.refuse_invalid and (place := text_kernels.first_invalid(data, cut)) < cut:
                 raise no_utf8(str(path), int(data[place]), position + place)
@@ -62,6 +71,8 @@ def read_chunks(
                 stats.keep(data[:cut].tobytes().decode("utf-8", "replace"))
             if cut:
                 yield Chunk(data[: cut + PADDING], np.array([cut]))
+    if end is not None and position < end:
+        raise changed_since(path, expected=end)
 
 
 def _check_run(run: Array, where: str) -> None:
@@ -80,12 +91,9 @@ def last_cut(data: Array, splitter: SpecialTokenSplitter) -> int:
     size = _TAIL_BYTES
     while True:
         start = max(0, len(data) - size)
-        whole = data[start:].tobytes()
-        tail = whole.lstrip(_CONTINUATION)
-        text = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(tail)  # omits half a character
+        text, before = reading.whole_text(data[start:].tobytes(), start)
         cut = splitter.safe_cut(text)
         if start == 0 or cut > longest:
-            before = start + len(whole) - len(tail)
             return before + len(text[:cut].encode("utf-8", "surrogateescape")) if cut else 0
         size *= 16
 
@@ -100,9 +108,9 @@ def made_valid(chunk: Chunk) -> tuple[Chunk, int]:
     return chunk_of([text], ordinary=chunk.ordinary), text.count("\ufffd") - data.count("\ufffd".encode())
 
 
-def _fill(file: FileIO, data: Array, start: int) -> int:
-    """Read from `start` until only the padding is left, or the file has ended; return where that is."""
-    end = len(data) - PADDING
+def _fill(file: FileIO, data: Array, start: int, left: int) -> int:
+    """Read `left` bytes from `start` on, or until only the padding is left, or the file has ended; return the end."""
+    end = min(len(data) - PADDING, start + left)
     while start < end and (number := file.readinto(data[start:end].data)):
         start += number
     return start

@@ -89,10 +89,17 @@ class CompiledEngine:
         return self._encoder.encode_file(path, num_threads=num_workers)
 
     def read_chunks(
-        self, path: Path, splitter: SpecialTokenSplitter, *, stats: ReadStats, size: int
+        self,
+        path: Path,
+        splitter: SpecialTokenSplitter,
+        *,
+        stats: ReadStats,
+        size: int,
+        start: int = 0,
+        end: int | None = None,
     ) -> Iterator[Chunk]:
-        """Yield a plain text file in chunks of about `size` bytes; see `byte_chunks.read_chunks`."""
-        return byte_chunks.read_chunks(path, splitter, stats=stats, size=size)
+        """Yield a plain text file, or a part of it, in chunks of about `size` bytes; see `byte_chunks.read_chunks`."""
+        return byte_chunks.read_chunks(path, splitter, stats=stats, size=size, start=start, end=end)
 
     def encode_chunk(self, chunk: Chunk) -> tuple[Array, int]:
         """Return the ids of a chunk, and how many U+FFFD replaced its invalid bytes."""

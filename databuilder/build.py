@@ -1,0 +1,90 @@
+"""What a build of token files was asked for, with all that follows from it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from config.schemas import ClusterConfig
+from databuilder.encoding import Array, token_tables
+from databuilder.reports import SplitReport
+from databuilder.sources import SourceFiles
+from transformerlm.token_files.dataset import TokenDataset
+from transformerlm.tokenizer import Tokenizer
+from transformerlm.tokenizer.parallel import ProgressCallback
+
+
+@dataclass(frozen=True)
+class Build:
+    """The arguments of `build_dataset`, its sources found; `outputs` are train and, where there is one, valid."""
+
+    sources: Sequence[SourceFiles]
+    outputs: Sequence[Path]
+    tokenizer: Tokenizer
+    valid_fraction: float
+    separator: str
+    allow_special: bool
+    refuse_invalid: bool
+    overwrite: bool
+    num_workers: int | None
+    cluster: ClusterConfig
+    progress: ProgressCallback | None
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of the text on the disk."""
+        return sum(source.disk_bytes for source in self.sources)
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether the outputs are folders of shards."""
+        return self.outputs[0].suffix == ".shards"
+
+    @property
+    def pipes(self) -> list[Path]:
+        """The inputs that can be read only once."""
+        return [path for source in self.sources for path in source.paths if not path.is_file()]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the ids."""
+        return np.dtype(np.uint16 if self.tokenizer.vocab_size <= 1 << 16 else np.uint32)
+
+    @property
+    def id_bytes(self) -> Array:
+        """The bytes that each id stands for, 0 for the separator, uint32 `(vocab_size,)`."""
+        return token_tables(self.tokenizer, self.separator)[0]
+
+    @property
+    def separator_id(self) -> int:
+        """The separator's id."""
+        return self.tokenizer.special_token_ids[self.separator]
+
+    def own_facts(self, split: SplitReport) -> dict[str, Any]:
+        """Return what a sidecar says of its own file."""
+        mixture = {"mixture": [asdict(source) for source in split.sources]} if self.sources[0].weighted else {}
+        return {"bytes": split.bytes, "documents": split.documents, **mixture}
+
+    def shared_facts(self) -> dict[str, Any]:
+        """Return what the sidecars of all outputs say."""
+        paths = [path for source in self.sources for path in source.paths]
+        return {
+            "vocab_size": self.tokenizer.vocab_size,
+            "tokenizer_sha256": self.tokenizer.fingerprint(),
+            "separator": self.separator,
+            "separator_id": self.separator_id,
+            "sources": [{"path": str(path), "bytes": path.stat().st_size} for path in paths],
+        }
+
+    def is_made(self) -> bool:
+        """Return whether the outputs are there, and say that they were made of these texts with this tokenizer."""
+        with suppress(OSError, ValueError):
+            known = self.shared_facts()
+            found = [TokenDataset(path).metadata for path in self.outputs]
+            return all(facts.get(key) == value for facts in found for key, value in known.items())
+        return False

@@ -1,0 +1,111 @@
+"""What is checked before a build of token files begins, or as soon as it is known."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from databuilder.sources import SourceFiles
+from transformerlm.token_files.index import INDEX
+from transformerlm.token_files.sidecar import OFFSETS_SUFFIX, offsets_path, sidecar_path
+from transformerlm.tokenizer import Tokenizer
+from transformerlm.utils.files import check_free
+
+
+def check_split_documents(num_documents: Sequence[int], separator: str, valid_fraction: float) -> None:
+    """Refuse inputs that leave one side of the split without a document.
+
+    Raises:
+        ValueError: they do.
+    """
+    if valid_fraction > 0 and 0 in num_documents:
+        raise ValueError(
+            f"valid_fraction: expected at least one document on each side, found {sum(num_documents)} in all "
+            f"at {valid_fraction} (documents end at {separator!r})"
+        )
+
+
+def check_limit(max_tokens: int | None, sources: Sequence[SourceFiles]) -> None:
+    """Refuse a limit that is none, or that weights contradict.
+
+    Raises:
+        ValueError: it is.
+    """
+    if max_tokens is None:
+        return
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens: expected at least 1, found {max_tokens}")
+    if sources[0].weighted:
+        raise ValueError("max_tokens: expected input, found weighted sources, of which it would take the first alone")
+
+
+def check_room(folder: Path, expected: int) -> None:
+    """Refuse early if what was encoded first shows that the disk has too little room.
+
+    Raises:
+        OSError: it has too little.
+    """
+    free = shutil.disk_usage(folder).free
+    if expected > free:
+        needed = f"about {expected / 1e6:,.0f} MB for the token files"
+        raise OSError(f"{folder}: expected {needed}, found {free / 1e6:,.0f} MB free")
+
+
+def check_split(
+    train_path: str | os.PathLike[str], valid_path: str | os.PathLike[str] | None, valid_fraction: float
+) -> None:
+    """Refuse a split, or names of outputs, that do not fit together.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if not (math.isfinite(valid_fraction) and 0 <= valid_fraction < 1):
+        raise ValueError(f"valid_fraction: expected 0 or more and less than 1, found {valid_fraction}")
+    if (valid_path is None) != (valid_fraction == 0):
+        raise ValueError(
+            f"valid_path: expected exactly when valid_fraction is above 0, found {valid_path} with {valid_fraction}"
+        )
+    for path in (train_path, valid_path):
+        if path is not None and Path(path).suffix not in (".npy", ".shards"):
+            raise ValueError(f"expected token files that end in .npy, found {path}; a folder of them ends in .shards")
+        if path is not None and Path(path).name.endswith(OFFSETS_SUFFIX):
+            raise ValueError(f"expected a token file that does not end in {OFFSETS_SUFFIX}, found {path}")
+    if valid_path is not None and Path(valid_path).suffix != Path(train_path).suffix:
+        raise ValueError(f"valid_path: expected a name that ends as {train_path} does, found {valid_path}")
+    if valid_path is not None and Path(valid_path).resolve() == Path(train_path).resolve():
+        raise ValueError(f"valid_path: expected another file than train_path, found {valid_path} twice")
+
+
+def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path], *, overwrite: bool) -> None:
+    """Refuse token files that are inputs, or, without `overwrite`, that exist already.
+
+    Raises:
+        ValueError: an output among the inputs, or a folder in its place.
+        FileExistsError: an output exists already.
+    """
+    sources = {path.resolve() for path in inputs}
+    for output in outputs:
+        if output.suffix == ".shards":
+            check_free(output, overwrite=overwrite, holds=INDEX, beside=("*.npy",))
+            continue
+        for path in (output, sidecar_path(output), offsets_path(output)):
+            if path.resolve() in sources:
+                raise ValueError(f"{path}: expected an output that is not an input, found it among the inputs")
+            if path.is_dir():
+                raise ValueError(f"{path}: expected a file to write, found a folder")
+            if path.exists() and not overwrite:
+                raise FileExistsError(f"{path}: expected no such file yet, found one (overwrite replaces it)")
+
+
+def check_separator(tokenizer: Tokenizer, separator: str) -> None:
+    """Refuse a separator that is not one of the tokenizer's special tokens.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if separator not in tokenizer.special_token_ids:
+        known = ", ".join(map(repr, tokenizer.special_tokens)) or "none at all"
+        raise ValueError(f"separator: expected a special token of the tokenizer ({known}), found {separator!r}")

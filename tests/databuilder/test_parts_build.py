@@ -1,0 +1,336 @@
+"""A build by parts gives the files of a build in one pass, whoever does the parts and whatever is killed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import threading
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from config.schemas import ClusterConfig
+from databuilder import BuildReport, Source, build_dataset, parts_build, parts_output
+from tests.utils.packed import write_parquet, zstd
+from transformerlm.distributed import parts_folder
+from transformerlm.token_files.dataset import TokenDataset
+from transformerlm.tokenizer import Tokenizer
+
+EOT = "<|endoftext|>"
+BYTES = {number: bytes([number]) for number in range(256)} | {256: EOT.encode()}
+TOKENIZER = Tokenizer(BYTES, [], [EOT])
+HALF = {"valid_fraction": 0.3}
+
+
+def cluster(on: str = "local", **keys: Any) -> ClusterConfig:
+    """Return a cluster with parts of 4 kB, smaller than the schema allows."""
+    return ClusterConfig.model_construct(**{**dict(ClusterConfig(on=on)), "part_mb": 0.004, **keys})  # type: ignore[arg-type]
+
+
+def documents(name: str, number: int, seed: int = 0) -> list[str]:
+    rng = random.Random(f"{name}{seed}")
+    words = [" one", " two", "\n\n", "é漢", "'s", "  x", "42", ""]
+    return [f"{name} {index} " + "".join(rng.choices(words, k=rng.randint(0, 40))) for index in range(number)]
+
+
+def all_kinds(folder: Path) -> list[Source]:
+    """Write each kind of file, with blank documents, invalid UTF-8, empty files, and a document of many parts."""
+    folder.mkdir(exist_ok=True)
+    text = EOT.join([*documents("plain", 200), "", "  \n", *documents("more", 50)]).encode()
+    (folder / "a.txt").write_bytes(text[:3000] + b"\xff\xe2\x82 " + text[3000:] + b" \xf0\x9f")
+    (folder / "b.txt").write_bytes(
+        (documents("short", 1)[0] + EOT + "long " * 3000 + EOT + "end" + EOT + "\n").encode()
+    )
+    for name in ("c", "d"):
+        (folder / f"{name}.txt").write_text("")
+    for number in range(12):
+        (folder / f"small{number}.txt").write_text(EOT.join(documents(f"small{number}", number)))
+    (folder / "e.txt.gz").write_bytes(gzip.compress(EOT.join(documents("gzip", 200)).encode()))
+    (folder / "f.txt.zst").write_bytes(zstd(EOT.join(documents("zstd", 200)).encode()))
+    lines = [json.dumps({"body": one}) for one in [*documents("lines", 200), "  ", f"spelled {EOT} here"]]
+    (folder / "g.jsonl").write_bytes("\n".join(lines).encode() + b'\n{"body": "\xff"}')
+    write_parquet(folder / "h.parquet", {"body": documents("rows", 200)}, row_group_size=20)
+    return [
+        Source(folder / "g.jsonl", 2.5, text_field="body"),
+        Source([folder / "a.txt", folder / "b.txt", folder / "c.txt", f"{folder}/small*"], 0.5),
+        Source([folder / "d.txt", folder / "e.txt.gz", folder / "f.txt.zst"], 1),
+        Source(folder / "h.parquet", 3, text_field="body"),
+    ]
+
+
+def build(folder: Path, inputs: Any, *, kind: str = "npy", **options: Any) -> BuildReport | None:
+    paths: dict[str, Any] = {"train_path": folder / f"train.{kind}"}
+    if options.get("valid_fraction"):
+        paths["valid_path"] = folder / "held" / f"valid.{kind}"
+    return build_dataset(inputs, **{"tokenizer": TOKENIZER, **paths, **options})
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def told(report: BuildReport | None) -> list[Any]:
+    """Return what a report says but for the seconds and the folder."""
+    assert report is not None
+    splits = [
+        (split.tokens, split.bytes, split.documents, split.sources) for split in (report.train, report.valid) if split
+    ]
+    return [splits, report.invalid_utf8, report.empty_documents]
+
+
+def ids_of(path: Path) -> list[int]:
+    dataset = TokenDataset(path)
+    dataset.verify()
+    tokens = dataset.tokens
+    return tokens.tolist() if isinstance(tokens, np.ndarray) else tokens[0 : len(tokens)].tolist()
+
+
+@pytest.fixture(scope="module")
+def one_pass(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Source], Path, BuildReport]:
+    """The texts of every kind, and what one pass makes of them."""
+    folder = tmp_path_factory.mktemp("one-pass")
+    sources = all_kinds(folder / "texts")
+    report = build(folder / "out", sources, **HALF)
+    assert report is not None
+    return sources, folder / "out", report
+
+
+def test_parts_give_the_files_of_one_pass(tmp_path, one_pass):
+    """Token files and sidecars are equal byte for byte, and so are the reports; no folder of parts stays."""
+    sources, expected, report = one_pass
+    progress: list[tuple[int, int]] = []
+    made = build(
+        tmp_path, sources, cluster=cluster(), progress=lambda _, done, total: progress.append((done, total)), **HALF
+    )
+    assert files_of(tmp_path) == files_of(expected)
+    assert told(made) == told(report)
+    assert progress == sorted(progress)
+    assert progress[-1][0] == progress[-1][1]
+    assert report.invalid_utf8 == 4
+    assert len(progress) > 15
+
+
+def test_shares_give_the_files_of_one_pass(tmp_path, one_pass):
+    """Three shares at once: one of them writes the files, the others report nothing."""
+    sources, expected, report = one_pass
+    reports: list[BuildReport | None] = []
+    errors: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            reports.append(build(tmp_path, sources, cluster=cluster("share", share=f"{number}/3"), **HALF))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in (1, 2, 3)]
+    with warnings.catch_warnings():  # which is not for threads: this restores what they leave
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not errors
+    assert files_of(tmp_path) == files_of(expected)
+    assert [told(one) for one in reports if one is not None] == [told(report)]
+    assert build(tmp_path, sources, cluster=cluster("share", share="2/3"), **HALF) is None  # a late one
+
+
+@pytest.mark.parametrize("on", ["local", "share"])
+def test_shards_hold_the_ids_of_one_pass(tmp_path, one_pass, on):
+    """In order, train and valid, and the index says what the sidecar says; whole weights need no copies."""
+    sources, expected, report = one_pass
+    share = {"share": "1/1"} if on == "share" else {}
+    made = build(tmp_path, sources, kind="shards", cluster=cluster(on, **share), **HALF)
+    assert told(made) == told(report)
+    assert sorted(os.listdir(tmp_path)) == ["held", "train.shards"]
+    assert os.listdir(tmp_path / "held") == ["valid.shards"]
+    for name in ("train", "held/valid"):
+        assert ids_of(tmp_path / f"{name}.shards") == np.load(expected / f"{name}.npy").tolist()
+        index = json.loads((tmp_path / f"{name}.shards" / "index.json").read_text())
+        sidecar = json.loads((expected / f"{name}.json").read_text())
+        own = {"format", "sha256", "sidecar_sha256", "documents_sha256"}
+        assert {key: value for key, value in index.items() if key not in own | {"shards"}} == {
+            key: value for key, value in sidecar.items() if key not in own
+        }
+    listed = json.loads((tmp_path / "train.shards" / "index.json").read_text())["shards"]
+    assert len(listed) > len({one["file"] for one in listed}) > 10
+
+
+@pytest.mark.parametrize("kind", ["npy", "shards"])
+def test_without_a_split_each_document_is_in_train(tmp_path, kind):
+    """A small text in shards is one shard; in parts it is what one pass gives."""
+    (tmp_path / "in.txt").write_text(EOT.join(documents("a", 100)))
+    report = build(tmp_path / "whole", tmp_path / "in.txt")
+    made = build(tmp_path / "parts", tmp_path / "in.txt", kind=kind, cluster=cluster())
+    assert told(made) == told(report)
+    assert ids_of(tmp_path / "parts" / f"train.{kind}") == np.load(tmp_path / "whole" / "train.npy").tolist()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_size_of_parts_gives_the_same_files(tmp_path, seed):
+    """Parts that end at any document, with blank ones and empty files between."""
+    rng = random.Random(seed)
+    for number in range(4):
+        texts = [rng.choice(["", " ", "\n\n", "one", "é" * rng.randint(1, 300)]) for _ in range(rng.randint(0, 60))]
+        (tmp_path / f"{number}.txt").write_bytes(EOT.join(texts).encode() + rng.choice([b"", b"\xff", EOT.encode()]))
+    fraction = rng.choice([0.0, 0.2])
+    expected = build(tmp_path / "a", f"{tmp_path}/*.txt", valid_fraction=fraction)
+    size = rng.randint(10, 400) / 1e6
+    made = build(tmp_path / "b", f"{tmp_path}/*.txt", valid_fraction=fraction, cluster=cluster(part_mb=size))
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+    assert told(made) == told(expected)
+
+
+def test_a_killed_build_goes_on_where_it_was(tmp_path, one_pass, monkeypatch):
+    """After an interruption at any step, the same call does nothing twice but the part in hand."""
+    sources, expected, _ = one_pass
+    steps: list[str] = []
+    stop_at = ""
+
+    def watched(name: str, original):
+        def call(*args, **keywords):
+            steps.append(name)
+            if stop_at == f"{name} {steps.count(name)}":
+                raise KeyboardInterrupt
+            return original(*args, **keywords)
+
+        return call
+
+    for name in ("encode_part", "write_token_files", "put_in_place"):
+        monkeypatch.setattr(parts_build, name, watched(name, getattr(parts_build, name)))
+    build(tmp_path / "whole", sources, cluster=cluster(), **HALF)
+    number = steps.count("encode_part")
+    places = ["encode_part 1", "encode_part 7", f"encode_part {number}", "write_token_files 1", "put_in_place 1"]
+    for stop_at in [*places, "put_in_place 2"]:
+        steps.clear()
+        folder = tmp_path / stop_at
+        with pytest.raises(KeyboardInterrupt):
+            build(folder, sources, cluster=cluster(), **HALF)
+        stop_at = ""
+        build(folder, sources, cluster=cluster(), **HALF)
+        assert files_of(folder) == files_of(expected)
+        assert steps.count("encode_part") <= number + 1
+    with pytest.raises(FileExistsError, match="expected no such file yet"):
+        build(folder, sources, cluster=cluster(), **HALF)
+
+
+def test_changed_inputs_begin_anew_here_and_are_refused_by_a_share(tmp_path, monkeypatch):
+    """Nothing old gets into the files; the message names what changed."""
+    path = tmp_path / "in.txt"
+    path.write_text(EOT.join(documents("a", 100)))
+
+    def stop(*args: Any, **keywords: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts_build, "put_in_place", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path, path, cluster=cluster())
+    path.write_text(EOT.join(documents("b", 101)))
+    with pytest.raises(ValueError, match=r"found sources\.0\.files\.0\.bytes = .* remove the folder to begin anew"):
+        build(tmp_path, path, cluster=cluster("share", share="1/1"))
+    with pytest.warns(UserWarning, match=r"beginning anew, since .* sources\.0\.files\.0\.bytes"):
+        build(tmp_path, path, cluster=cluster())
+    build(tmp_path / "whole", path)
+    assert (tmp_path / "train.npy").read_bytes() == (tmp_path / "whole" / "train.npy").read_bytes()
+    assert not (tmp_path / "train.npy.parts").exists()
+
+
+def test_a_bad_line_is_named_as_in_one_pass(tmp_path):
+    """The error says file and line, also of a line in the middle of the parts."""
+    lines = [json.dumps({"text": one}) for one in documents("a", 100)]
+    lines[70] = "no JSON"
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    for keys in ({}, {"cluster": cluster()}):
+        with pytest.raises(ValueError, match=r"a\.jsonl:71: expected a JSON object"):
+            build(tmp_path, tmp_path / "a.jsonl", **keys)
+
+
+def test_rows_that_spell_special_tokens_are_warned_of_once(tmp_path):
+    """As in one pass, however many parts there are."""
+    (tmp_path / "a.jsonl").write_text("\n".join([json.dumps({"text": f"a {EOT} b" * 20})] * 100))
+    with pytest.warns(UserWarning, match="rows spell") as seen:
+        build(tmp_path, tmp_path / "a.jsonl", cluster=cluster())
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("kind", ["npy", "shards"])
+def test_publishing_may_be_interrupted_anywhere(tmp_path, monkeypatch, kind):
+    """After a stop before or after each file gets its name, and in the removal, the next call finishes it."""
+    path = tmp_path / "in.txt"
+    path.write_text(EOT.join(documents("a", 100)))
+    build(tmp_path / "whole", path, kind=kind, cluster=cluster(), **HALF)
+    expected = files_of(tmp_path / "whole")
+    stop_at, calls = 0, 0
+
+    def counted(original):
+        def call(*args: Any, **keywords: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == stop_at:
+                raise KeyboardInterrupt
+            done = original(*args, **keywords)
+            calls += 1
+            if calls == stop_at:
+                raise KeyboardInterrupt
+            return done
+
+        return call
+
+    for module, name in (
+        (parts_output, "_link_or_copy"),
+        (parts_output.files, "move_into_place"),
+        (parts_output.shutil, "copytree"),
+        (Path, "rename"),
+        (parts_folder, "remove"),
+    ):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    build(tmp_path / "counted", path, kind=kind, cluster=cluster(), **HALF)
+    for place in range(calls, calls - 30, -3):
+        stop_at, calls, folder = place, 0, tmp_path / str(place)
+        with pytest.raises(KeyboardInterrupt):
+            build(folder, path, kind=kind, cluster=cluster(), **HALF)
+        stop_at = 0
+        with suppress(FileExistsError):  # after the last step everything is in place already
+            build(folder, path, kind=kind, cluster=cluster(), **HALF)
+        assert files_of(folder) == expected, place
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_tokens": 10, "kind": "shards"}, "max_tokens: expected none with a folder of shards, found 10"),
+        ({"max_tokens": 10, "cluster": cluster("share", share="1/2")}, 'expected none with cluster.on = "share"'),
+        ({"overwrite": True, "cluster": cluster("share", share="1/2")}, "overwrite: expected false"),
+        ({"cluster": cluster("share")}, r"cluster\.share: expected a share such as"),
+        ({"valid_path": "v.npy", "valid_fraction": 0.1, "kind": "shards"}, r"a name that ends as .*train\.shards does"),
+        ({"kind": "shards"}, "is there already; choose another output"),
+    ],
+)
+def test_what_parts_cannot_do_is_refused(tmp_path, monkeypatch, options, message):
+    """One line, and nothing is left behind."""
+    for name in ("SLURM_PROCID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "in.txt").write_text("one")
+    if options == {"kind": "shards"}:
+        (tmp_path / "train.shards").mkdir()
+        (tmp_path / "train.shards" / "index.json").touch()
+    before = files_of(tmp_path)
+    with pytest.raises((ValueError, OSError), match=message):
+        build(tmp_path, tmp_path / "in.txt", **options)
+    assert files_of(tmp_path) == before
+
+
+def test_too_small_a_disk_is_refused_after_the_first_part(tmp_path, monkeypatch):
+    """The parts and the output need room at the same time."""
+    path = tmp_path / "in.txt"
+    path.write_text(EOT.join(documents("a", 500)))
+    usage = type("Usage", (), {"free": 3 * path.stat().st_size})
+    monkeypatch.setattr(parts_output.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(OSError, match=r"expected about .* MB for the token files"):
+        build(tmp_path, path, cluster=cluster())

@@ -1,0 +1,85 @@
+"""A folder of shards is read as one array of ids, whatever the sizes of its shards."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.token_files.shards import ids_with_documents, write_shards
+from transformerlm.token_files import shards
+from transformerlm.token_files.dataset import TokenDataset
+from transformerlm.training.data import get_batch, random_batch, sequential_batches
+
+
+def cut(ids: np.ndarray, size: int) -> list[np.ndarray]:
+    """Return the ids in parts of a size."""
+    return [ids[start : start + size] for start in range(0, len(ids), size)]
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+@pytest.mark.parametrize("size", [4, 100, 333, 999])
+def test_batches_are_those_of_one_file(tmp_path: Path, size: int, dtype: type) -> None:
+    """Training and evaluation see the same windows at any size of a shard, those across several borders too."""
+    ids = ids_with_documents(999, dtype=dtype)
+    folder = TokenDataset(write_shards(tmp_path / "a.shards", cut(ids, size)))
+    for step in range(20):
+        sizes = {"batch_size": 6, "context_length": 16, "seed": 3, "step": step}
+        for ours, theirs in zip(get_batch(folder.tokens, **sizes), get_batch(ids, **sizes), strict=True):
+            assert torch.equal(ours, theirs)
+    sizes = {"batch_size": 5, "context_length": 31}
+    pairs = zip(sequential_batches(folder.tokens, **sizes), sequential_batches(ids, **sizes), strict=True)
+    assert all(torch.equal(ours[1], theirs[1]) for ours, theirs in pairs)
+    rows = random_batch(folder.tokens, 4, 16, "cpu", rng=np.random.default_rng(0))[0]
+    assert torch.equal(rows, random_batch(ids, 4, 16, "cpu", rng=np.random.default_rng(0))[0])
+
+
+def test_an_array_of_several_files_is_indexed_like_one(tmp_path: Path) -> None:
+    """Length, slices, positions of any shape, single ids and the whole are numpy's, empty shards or not."""
+    ids = ids_with_documents(500)
+    parts = [ids[:100], ids[:0], ids[100:101], ids[101:101], ids[101:400], ids[400:], ids[:0]]
+    tokens = TokenDataset(write_shards(tmp_path / "a.shards", parts)).tokens
+    assert (len(tokens), tokens.shape, tokens.dtype) == (500, (500,), np.uint16)
+    rng = np.random.default_rng(1)
+    for start, stop in [(0, 500), (0, 0), (99, 102), (100, 101), (-5, None), (400, 900), (300, 200), (499, 500)]:
+        np.testing.assert_array_equal(tokens[start:stop], ids[start:stop])
+    for positions in (rng.integers(500, size=(3, 4, 5)), np.empty((0, 3), dtype=np.int64), np.array([[100], [99]])):
+        np.testing.assert_array_equal(tokens[positions], ids[positions])
+    assert tokens[100] == ids[100]
+    np.testing.assert_array_equal(tokens[10:400:7], ids[10:400:7])
+    np.testing.assert_array_equal(np.asarray(tokens), ids)
+    np.testing.assert_array_equal(tokens.windows(np.array([0, 95, 480]), 20)[1], ids[95:115])
+    for outside in (np.array([500]), np.array([-1])):
+        with pytest.raises(IndexError, match=r"positions from 0 to 499, found"):
+            tokens[outside]
+        with pytest.raises(IndexError, match=r"windows of 1 ids within 500"):
+            tokens.windows(outside, 1)
+
+
+def test_a_shard_that_is_listed_again_is_read_again(tmp_path: Path) -> None:
+    """A weight is a longer list: the stream repeats the shard, and its file is there, opened and checked once."""
+    ids = ids_with_documents(300)
+    parts = cut(ids, 100)
+    data = TokenDataset(write_shards(tmp_path / "a.shards", parts, order=[0, 1, 1, 2, 1]))
+    expected = np.concatenate([parts[number] for number in (0, 1, 1, 2, 1)])
+    np.testing.assert_array_equal(np.asarray(data.tokens), expected)
+    np.testing.assert_array_equal(
+        data.tokens.windows(np.array([150, 240]), 120), [expected[150:270], expected[240:360]]
+    )
+    assert data.num_tokens == 500
+    assert [file.path.name for file in data.files()] == ["00000.npy", "00001.npy", "00002.npy"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts this process's open files, in Linux's way")
+def test_no_more_files_are_open_than_a_process_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards are opened when they are read, not before, and closed when others have been read since."""
+    monkeypatch.setattr(shards, "MAX_OPEN", 8)
+    ids = ids_with_documents(300)
+    before = len(os.listdir("/proc/self/fd"))
+    tokens = TokenDataset(write_shards(tmp_path / "a.shards", cut(ids, 10))).tokens
+    assert len(os.listdir("/proc/self/fd")) == before
+    np.testing.assert_array_equal(tokens[np.arange(300)], ids)
+    assert before < len(os.listdir("/proc/self/fd")) <= before + 8
