@@ -199,6 +199,7 @@ def _load_initial_weights(config: TrainConfig, tokenizer: Tokenizer, shards: Sha
     from transformerlm.checkpoints.directory import resolve
     from transformerlm.checkpoints.load import load_weights
     from transformerlm.checkpoints.validation import verify
+    from transformerlm.distributed.world import together
     from transformerlm.training import resume_checks
 
     assert config.checkpoint.init_from is not None
@@ -206,4 +207,5 @@ def _load_initial_weights(config: TrainConfig, tokenizer: Tokenizer, shards: Sha
     verify(directory, world=shards.world)
     resume_checks.check_same_architecture(directory, config)
     resume_checks.check_tokenizer_of_checkpoint(directory, tokenizer)
-    load_weights(shards.rows, directory)
+    with together(shards.world):
+        load_weights(shards.rows, directory)

@@ -118,6 +118,9 @@ def fail_in_each_way(world: World, files: TinyFiles, root: Path) -> dict[str, tu
             told[name] = _refusal(root, own, files, world)
     with _small_disk(10_000 if world.rank == 1 else None):
         told["has a small disk"] = _refusal(root, own, files, world)
+    first = own.weights["few_rows"]
+    other = replace(own, weights={**own.weights, "few_rows": replace(first, local=first.local.double())})
+    told["has other tensors"] = _refusal(root, other if world.rank == 1 else own, files, world)
     if world.rank == 2:
         validation.file_sha256 = lambda path: "0" * 64
     told["reads back"] = _refusal(root, own, files, world)
@@ -150,7 +153,9 @@ def _refusal(root: Path, own: Training, files: TinyFiles, world: World) -> tuple
 def test_what_one_rank_cannot_do_is_one_error_on_all(files, tmp_path):
     """All ranks are told of it, nothing that looks whole is left, and the older checkpoint is whole."""
     reasons = dict.fromkeys(FAULTS, "No space left on device")
-    reasons |= {"has a small disk": "File too large", "reads back": "does not give back what was written: set aside as"}
+    reasons["has a small disk"] = "File too large"
+    reasons["has other tensors"] = "expected the same names, dtypes and shapes of tensors on all ranks"
+    reasons["reads back"] = "does not give back what was written: set aside as"
     for rank, told in enumerate(run_ranks(fail_in_each_way, 3, files, tmp_path)):
         for name, reason in reasons.items():
             message, names = told[name]

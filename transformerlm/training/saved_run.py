@@ -18,7 +18,7 @@ from transformerlm.checkpoints.save import Snapshot
 from transformerlm.checkpoints.validation import CheckpointError, read_state
 from transformerlm.distributed.rows import Rows
 from transformerlm.distributed.sharding import Shards
-from transformerlm.distributed.world import is_main
+from transformerlm.distributed.world import is_main, together
 from transformerlm.training import resume_checks
 from transformerlm.training.data import RunData
 from transformerlm.training.runtime import Runtime
@@ -90,8 +90,9 @@ class SavedRun:
         Raises:
             CheckpointError: a file does not fit the model or its optimizer.
         """
-        load_weights(shards.rows, self.directory)
-        load_optimizer(optimizer, self.directory, self.values, rows=_rows_of(shards, optimizer))
+        with together(shards.world):
+            load_weights(shards.rows, self.directory)
+            load_optimizer(optimizer, self.directory, self.values, rows=_rows_of(shards, optimizer))
         set_rng_state(self.values["rng"])
 
 
