@@ -21,8 +21,8 @@ from transformerlm.distributed.world import (
 )
 
 
-def _texts(world: World) -> tuple[list[str], list[str]]:
-    return gather_text("\u00e9" * world.rank, world), gather_text("", world)
+def _texts(world: World) -> tuple[list[str], ...]:
+    return gather_text("\u00e9" * world.rank, world), gather_text("", world), gather_text("\udcff", world)
 
 
 def _one_fails(world: World, folder: Path) -> str:
@@ -48,9 +48,9 @@ def test_sum_over_ranks():
 
 
 def test_every_rank_gets_the_texts_of_all():
-    """Texts of several lengths, the empty one too, arrive whole and in order."""
+    """Texts of several lengths, empty ones and those of odd bytes too, arrive whole and in order."""
     expected = ["", "\u00e9", "\u00e9\u00e9"]
-    assert run_ranks(_texts, 3) == [(expected, [""] * 3)] * 3
+    assert run_ranks(_texts, 3) == [(expected, [""] * 3, ["\\udcff"] * 3)] * 3
 
 
 def test_one_ranks_error_is_everybodys(tmp_path):

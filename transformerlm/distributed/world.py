@@ -160,9 +160,10 @@ def gather_text(text: str, world: World) -> list[str]:
     if not world.is_distributed:
         return [text]
     world.arrive()
-    data = torch.frombuffer(bytearray(text.encode() or b"\0"), dtype=torch.uint8)
+    encoded = text.encode("utf-8", "backslashreplace")  # a path of odd bytes must not stop a rank here
+    data = torch.frombuffer(bytearray(encoded or b"\0"), dtype=torch.uint8)
     lengths = [torch.zeros((), dtype=torch.int64) for _ in range(world.world_size)]
-    dist.all_gather(lengths, torch.tensor(len(text.encode())))
+    dist.all_gather(lengths, torch.tensor(len(encoded)))
     longest = max(1, *(int(length) for length in lengths))
     padded = torch.zeros(longest, dtype=torch.uint8)
     padded[: len(data)] = data

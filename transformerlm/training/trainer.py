@@ -24,7 +24,7 @@ from transformerlm.checkpoints.directory import point, prune, step_name
 from transformerlm.checkpoints.save import save_checkpoint
 from transformerlm.checkpoints.validation import verify
 from transformerlm.distributed.sharding import Shards
-from transformerlm.distributed.world import all_reduce_sum, barrier, gather_text, is_main
+from transformerlm.distributed.world import all_reduce_sum, gather_text, is_main, together
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.build import (
     num_accumulation_steps,
@@ -372,11 +372,11 @@ class Trainer:
         is_best = self.state.count_saved(val_loss)
         self._write_checkpoint(val_loss, is_best=is_best)
         self._saved_step, self._rollbacks = self.state.step, 0
-        barrier(self.runtime.world)
 
     def _write_checkpoint(self, val_loss: float | None, *, is_best: bool) -> None:
-        config, logger, step = self.config, self.runtime.logger, self.state.step
-        logger.sync()  # a checkpoint never holds a step whose line is not on the disk
+        config, step = self.config, self.state.step
+        with together(self.runtime.world):
+            self.runtime.logger.sync()  # a checkpoint never holds a step whose line is not on the disk
         taken = snapshot(
             self.shards,
             self.optimizer,
@@ -394,14 +394,17 @@ class Trainer:
             shard_size=self.shards.shard_size,
             max_file_bytes=config.checkpoint.max_file_mb * 10**6,
         )
-        if not is_main(self.runtime.world):
-            return
+        with together(self.runtime.world):  # an error here must not leave the other ranks waiting
+            if is_main(self.runtime.world):
+                self._announce(directory, is_best=is_best)
+
+    def _announce(self, directory: Path, *, is_best: bool) -> None:
         if is_best:
             point(self.checkpoints / "best", directory)
-        logger.log_event("checkpoint_saved", step=step)
-        if config.wandb.log_artifacts:
-            logger.log_artifact(directory, name=f"{self.checkpoints.parent.name}-checkpoint", type="model")
-        prune(self.checkpoints, config.checkpoint.keep)
+        self.runtime.logger.log_event("checkpoint_saved", step=self.state.step)
+        if self.config.wandb.log_artifacts:
+            self.runtime.logger.log_artifact(directory, name=f"{self.checkpoints.parent.name}-checkpoint", type="model")
+        prune(self.checkpoints, self.config.checkpoint.keep)
 
     def _check_weights(self) -> None:
         """Refuse to save weights from which no run could go on."""
