@@ -61,10 +61,11 @@ def remembered(config: TrainConfig, run_dir: Path, world: World) -> Iterator[Non
     if config.logging.run_name:
         yield
         return
-    known = sorted({one for text in gather_text(json.dumps(_launches(config)), world) for one in json.loads(text)})
+    known = {one for text in gather_text(json.dumps(_launches(config)), world) for one in json.loads(text)}
     is_new = is_main(world) and bool(known) and not path.exists()
     if is_main(world) and known:
-        write_whole(path, json.dumps({"launches": known}, indent=2) + "\n")
+        known |= _noted(path)  # a machine that is not here now may come back without those that are
+        write_whole(path, json.dumps({"launches": sorted(known)}, indent=2) + "\n")
     try:
         yield
     except BaseException:
@@ -83,16 +84,19 @@ def _launches(config: TrainConfig) -> list[str]:
 
 def _directory_of_launch(runs_dir: Path, launches: set[str]) -> Path | None:
     """Return the newest run that one of these launches has begun."""
+    notes = sorted(runs_dir.glob(f"*/{_LAUNCH}"), reverse=True)
+    return next((path.parent for path in notes if launches & _noted(path)), None)
+
+
+def _noted(path: Path) -> set[str]:
+    """Return the launches that a run's directory names; a note that is missing or damaged names none."""
     from transformerlm.utils.json_files import read_json_object
 
-    for path in sorted(runs_dir.glob(f"*/{_LAUNCH}"), reverse=True):
-        try:
-            found = read_json_object(path, max_bytes=_MAX_LAUNCH_BYTES).get("launches")
-        except (OSError, ValueError):  # a note that somebody damaged is nobody's
-            continue
-        if isinstance(found, list) and any(one in found for one in launches):
-            return path.parent
-    return None
+    try:
+        found = read_json_object(path, max_bytes=_MAX_LAUNCH_BYTES).get("launches")
+    except (OSError, ValueError):
+        return set()
+    return {one for one in found if isinstance(one, str)} if isinstance(found, list) else set()
 
 
 # --- the same on all ranks -----------------------------------------------------------------------------------------

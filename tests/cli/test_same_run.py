@@ -59,6 +59,18 @@ def test_a_job_that_was_queued_again_goes_on_in_its_directory(files, tmp_path, m
     assert begin(config) not in (first, second, with_other_settings)
 
 
+def test_a_machine_that_comes_back_alone_finds_the_run(files, tmp_path, monkeypatch):
+    """A start without some of the launchers keeps their names: each of them can still go on with the run later."""
+    config, both = nameless(files, tmp_path), ["torchrun a 1 2", "torchrun b 3 4"]
+    here = list(both)
+    monkeypatch.setattr(same_run, "_launches", lambda config: here)
+    run_dir = begin(config)
+    for alone in both[::-1]:
+        here[:] = [alone]
+        assert begin(config) == run_dir
+    assert json.loads((run_dir / "launch.json").read_text()) == {"launches": both}
+
+
 def test_a_start_that_nobody_repeats_leaves_no_note(files, tmp_path, monkeypatch):
     """A plain start, and a run with a name, keep no record of who launched them."""
     assert list(begin(nameless(files, tmp_path)).iterdir()) == []

@@ -112,7 +112,7 @@ def _watch_phases(folder: Path) -> None:
     def method(original: Callable[..., Any], phase: str) -> Callable[..., Any]:
         return lambda *args, **settings: watched(original, phase, *args, **settings)
 
-    train.prepare_run = partial(watched, train.prepare_run, "start")  # type: ignore[assignment]
+    vars(train)["prepare_run"] = partial(watched, vars(train)["prepare_run"], "start")
     for name, phase in (("step", "step"), ("validate", "evaluation"), ("save", "save"), ("_run_hooks", "sample")):
         setattr(Trainer, name, method(getattr(Trainer, name), phase))
 
