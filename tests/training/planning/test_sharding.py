@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from tests.distributed.ranks import run_ranks
 from tests.training.tiny_run import tiny_config, write_tiny_files
 from transformerlm.distributed.world import World
+from transformerlm.training.build import build_optimizer, build_shards
+from transformerlm.training.loop import batch_loss
 from transformerlm.training.planning import sharding
 from transformerlm.training.planning.micro_batch import memory_by_part
 from transformerlm.training.planning.sharding import choose_shard_size, memory_check
+from transformerlm.utils.dtypes import autocast
 
 CPU = torch.device("cpu")
 
@@ -89,3 +98,64 @@ def test_the_ranks_of_a_machine_share_its_memory(files, tmp_path, monkeypatch):
     for ranks, expected in ((1, True), (2, False)):
         fits = sharding.memory_check_here(config, world=World(world_size=ranks, local_world_size=ranks), **place)
         assert fits(1) is expected
+
+
+class Storages(TorchDispatchMode):
+    """The most bytes that were alive at once in the tensors that operations take and make."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.peak = {}, 0
+        for one in gc.get_objects():
+            self._see(one)
+
+    def _see(self, value):
+        if type(value) in (torch.Tensor, torch.nn.Parameter) and value.device.type == "cpu":
+            storage = value.untyped_storage()
+            self.alive[storage._cdata] = weakref.ref(storage)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for value in tree_leaves((args, kwargs, out)):
+            self._see(value)
+        sizes = [storage.nbytes() for one in self.alive.values() if (storage := one()) is not None]
+        self.peak = max(self.peak, sum(sizes))
+        return out
+
+
+def peaks_of_a_step(world, config, settings):
+    """Return the peak of the second step of a rank for each (precision, shard_size)."""
+    found = []
+    for precision, shard_size in settings:
+        model, shards = build_shards(config, device=CPU, precision=precision, world=world, shard_size=shard_size)
+        optimizer = build_optimizer(model, config, precision=precision, shards=shards)
+        ids = torch.randint(0, model.vocab_size, (1, model.context_length))
+
+        def step(model=model, shards=shards, optimizer=optimizer, precision=precision, ids=ids):
+            shards.drop_gradients()
+            with autocast(CPU, precision):
+                _, loss = batch_loss(model, ids, ids)
+            loss.backward()
+            shards.take_gradients()
+            optimizer.step()
+
+        step()
+        with Storages() as storages:
+            step()
+        found.append(storages.peak)
+        del model, shards, optimizer, step
+        gc.collect()
+    return found
+
+
+@pytest.mark.slow
+def test_the_estimate_is_no_less_than_a_rank_takes(files, tmp_path):
+    """It is at most a fifth above the tensors that are alive at the peak of a step, whoever shares the model."""
+    sizes = {"d_model": 512, "num_layers": 6, "num_heads": 8, "d_ff": 1408, "vocab_size": 4096, "context_length": 64}
+    config = tiny_config(files, tmp_path, {f"model.{name}": size for name, size in sizes.items()})
+    settings = [("fp32", 2), ("bf16", 2), ("bf16", 1)]
+    for (precision, shard_size), peak in zip(settings, run_ranks(peaks_of_a_step, 2, config, settings)[0], strict=True):
+        ranks = {"num_ranks": 2, "shard_size": shard_size}
+        place = {"precision": precision, "device": torch.device("cuda")}  # without what libraries take on a CPU
+        estimate = memory_by_part(config, micro_batch_size=1, **place, **ranks)["total"]
+        assert peak <= estimate <= 1.2 * peak, (precision, shard_size, estimate / peak)
