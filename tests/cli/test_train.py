@@ -343,7 +343,7 @@ def signal_in(monkeypatch, place: str, number: int) -> None:
         "data": (Trainer, "micro_batches"),
         "evaluation": (Trainer, "validate"),
         "sampling": (Predictor, "stream"),
-        "saving": (save, "_write_files"),
+        "saving": (save, "_write_facts"),
     }[place]
     original, calls = getattr(owner, name), [0]
 
