@@ -346,8 +346,8 @@ class ClusterConfig(Section):
         "auto",
         min_length=1,
         max_length=200,
-        description="ray: the cluster's address; local: Ray on this machine alone; auto: the cluster this machine belongs "
-        "to, else local",
+        description="ray: the cluster's address; local: Ray on this machine alone; auto: the cluster of this machine, "
+        "else local",
     )
     share: Annotated[
         str | None,
