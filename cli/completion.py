@@ -46,7 +46,12 @@ class Completed:
         self.verb = name.removeprefix(f"{MAIN}-")
         self.options = [
             *(Option(option, words, text, option == "print-config") for option, (words, text) in COMMON.items()),
-            *(Option(key.name, key.choices, key.description, key.is_bool) for key in keys if not key.in_list),
+            *(
+                Option(name, key.choices, key.description, key.is_bool)
+                for key in keys
+                for name in (key.name, key.short)
+                if name and not key.in_list
+            ),
         ]
 
     @property

@@ -166,6 +166,17 @@ def _add_key(group: argparse._ArgumentGroup, key: Key, *, brief: bool = False) -
         group.add_argument(f"--{key.name}", nargs="?", const="true", metavar="true|false", help=text)
     else:
         group.add_argument(f"--{key.name}", metavar="VALUE", help=text)
+    if key.short and not brief:
+        group.add_argument(f"--{key.short}", dest=key.name, metavar="VALUE", help=f"short for --{key.name}")
+
+
+def as_typed(lines: Iterable[str], keys: Iterable[Key], words: Sequence[str] | None) -> list[str]:
+    """Return lines about the options of a command line, in which an option has the short name that was typed."""
+    typed = {word.partition("=")[0] for word in (sys.argv[1:] if words is None else words)}
+    shorts = [key for key in keys if key.short and f"--{key.short}" in typed]
+    for key in shorts:
+        lines = [line.replace(f"--{key.name}", f"--{key.short}") for line in lines]
+    return list(lines)
 
 
 def package_version() -> str:

@@ -28,6 +28,7 @@ def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> Prepared
         ValueError, OSError: a check has failed.
     """
     from logger import NoopLogger, require_wandb
+    from transformerlm.distributed.world import together
     from transformerlm.tokenizer.tokenizer import Tokenizer
     from transformerlm.training.build import build_optimizer, num_accumulation_steps, sequences_per_pass
     from transformerlm.training.planning import micro_batch, preflight
@@ -48,14 +49,15 @@ def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> Prepared
     place: dict[str, Any] = {"device": device, "precision": resolve_precision(config.training.precision, device)}
     newest = _find_checkpoint(config, run_dir / "checkpoints", world=world)
     shard_size = _shard_size(config, world=world, **place)
-    ranks: dict[str, Any] = {"shard_size": shard_size, "local_world_size": world.local_world_size}
-    config = micro_batch.resolve(config, world=world, resumed=newest, **ranks, **place)
+    ranks: dict[str, Any] = {"world": world, "shard_size": shard_size}
+    config = micro_batch.resolve(config, resumed=newest, **ranks, **place)
     # The configuration itself stays without a micro_batch_size if it has none: the run may go on with more processes.
     size = sequences_per_pass(config.training, world.world_size)
     num_accumulation_steps(config.training.batch_size, size, world.world_size)  # raises if a rank would get nothing
-    memory = preflight.check_memory(config, micro_batch_size=size, **ranks, **place)
+    with together(world):
+        memory = preflight.check_memory(config, micro_batch_size=size, **ranks, **place)
+        preflight.check_disk(run_dir, config)
     runtime = Runtime(micro_batch_size=size, logger=NoopLogger(), world=world, **place)
-    preflight.check_disk(run_dir, config)
     saved = _read_checkpoint(config, newest, data=data, runtime=runtime) if newest else None
     model, shards = _build(config, runtime=runtime, shard_size=shard_size)
     optimizer = build_optimizer(model, config, precision=runtime.precision, shards=shards)
@@ -69,12 +71,14 @@ def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> Prepared
 
 def _shard_size(config: TrainConfig, *, world: World, **place: Any) -> int:
     """Return how many ranks share one copy of the model; "auto" goes by the rank with the least room."""
-    from transformerlm.distributed.world import all_reduce_min
+    from transformerlm.distributed.world import all_reduce_min, together
     from transformerlm.training.planning import sharding
 
     sizes: dict[str, Any] = {"world_size": world.world_size, "local_world_size": world.local_world_size}
-    fits = sharding.memory_check_here(config, **sizes, **place)
-    return -all_reduce_min(-sharding.choose_shard_size(config, fits=fits, **sizes), world)
+    fits = sharding.memory_check_here(config, world=world, **place)
+    with together(world):
+        chosen = sharding.choose_shard_size(config, fits=fits, **sizes)
+    return -all_reduce_min(-chosen, world)
 
 
 def _build(config: TrainConfig, *, runtime: Runtime, shard_size: int) -> tuple[TransformerLM, Shards]:
@@ -94,17 +98,22 @@ def _build(config: TrainConfig, *, runtime: Runtime, shard_size: int) -> tuple[T
 
 
 def _open_data(config: TrainConfig, tokenizer: Tokenizer, *, world: World) -> RunData:
-    from transformerlm.distributed.world import is_main
+    """Open the run's data and check it: first what is said of it, on each rank, then its ids, shared out."""
+    from transformerlm.distributed.world import is_main, together
     from transformerlm.token_files.dataset import TokenDataset
     from transformerlm.training.data import RunData
     from transformerlm.training.planning import preflight
+    from transformerlm.training.planning.token_check import check_tokens
 
-    train = TokenDataset(config.data.train)
-    preflight.check_dataset(train, config=config, tokenizer=tokenizer, key="data.train")
-    valid = TokenDataset(config.data.valid) if config.data.valid else None
-    if valid:
-        preflight.check_dataset(valid, config=config, tokenizer=tokenizer, key="data.valid")
-        preflight.check_separators(train, valid, tokenizer)
+    with together(world):
+        paths = {"data.train": config.data.train, "data.valid": config.data.valid}
+        opened = {key: TokenDataset(path) for key, path in paths.items() if path}
+        for key, dataset in opened.items():
+            preflight.check_dataset(dataset, config=config, tokenizer=tokenizer, key=key)
+        train, valid = opened["data.train"], opened.get("data.valid")
+        if valid:
+            preflight.check_separators(train, valid, tokenizer)
+    check_tokens(opened, config=config, tokenizer=tokenizer, world=world)
     if valid and valid.sha256 == train.sha256 and is_main(world):
         note("warning: data.valid holds the same tokens as data.train: val_loss will be that of text it trains on")
     return RunData(tokenizer, train, valid)

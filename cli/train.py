@@ -7,9 +7,11 @@ if __name__ == "__main__":  # before the imports that take time
 
     run("cli.train")
 
+import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -22,23 +24,28 @@ from cli.checkpoints import described
 from cli.entry import STOP_CODES, is_importing, leave
 from cli.prepare_run import prepare_run
 from cli.progress import Progress
+from cli.same_run import directory_of_run, refuse_different_directories, refuse_different_settings, remembered
 from cli.summary import Summary, going_on, say_what_next
 from cli.terminal import clock, framed, is_live, note, working
-from cli.utils import Command
+from cli.utils import EXIT_FAILED, Command
 from cli.utils import main as run_command
 from config.io import dump_toml, read_toml
+from config.schemas import duration_seconds
 from config.train import TrainConfig
 
 if TYPE_CHECKING:
     from logger import Logger
+    from transformerlm.distributed.world import World
     from transformerlm.models.transformer import TransformerLM
     from transformerlm.training.data import RunData
     from transformerlm.training.prepared_run import PreparedRun
     from transformerlm.training.runtime import Hook
     from transformerlm.training.trainer import Trainer
 
-# torchrun passes a signal on to processes that may already have it from the terminal or from SLURM.
+# torchrun passes a signal on to processes that may already have it from the terminal or from SLURM, after a while;
+# `uv run` and `timeout` do so at once.
 ECHO_SECONDS = 5.0
+BRIEF_ECHO_SECONDS = 1.0
 # After this time without a reader, stdout gets no more lines; `metrics.jsonl` has them all.
 STDOUT_PATIENCE = 5.0
 # What --help shows.
@@ -89,18 +96,11 @@ def train(config: TrainConfig) -> int:
     Nothing is written before everything that can be checked is checked.
     """
     with StopSignals() as signals, ExitStack() as stack:
-        with working("loading PyTorch"):
-            from transformerlm.distributed.world import init_from_env, is_main, shutdown
-        from transformerlm.utils.files import write_whole
-        from transformerlm.utils.lock import DirectoryLock
+        world, run_dir = _begin(config, stack)
+        from transformerlm.distributed.world import is_main
 
-        world = init_from_env()
-        stack.callback(shutdown, world)
-        run_dir = config.runs_dir / (config.logging.run_name or time.strftime("%Y%m%d-%H%M%S"))
-        if is_main(world):
-            stack.enter_context(DirectoryLock(run_dir))
         signals.deferred = world.is_distributed  # the ranks leave together
-        with working("preparing the run"):
+        with working("preparing the run"), remembered(config, run_dir, world):
             run = prepare_run(config, run_dir, world=world)
             samples = _Samples(run) if run.config.samples.interval else None
         logger = _make_logger(run)
@@ -111,18 +111,47 @@ def train(config: TrainConfig) -> int:
         trainer = run.trainer(logger=logger, hooks=hooks, stop=lambda: signals.received, **callbacks)
         seconds = _measure(trainer)
         if is_main(world):
-            _announce(trainer, run_dir, memory=run.memory_bytes, seconds=seconds)
-            write_whole(run_dir / "config.toml", dump_toml(run.config))
+            _say_what_begins(trainer, run_dir, memory=run.memory_bytes, seconds=seconds)
         if run.config.wandb.log_artifacts and run.config.data.tokenizer.is_dir():  # not for files with a prefix
             logger.log_artifact(run.config.data.tokenizer, name=f"{run_dir.name}-tokenizer", type="tokenizer")
         if run.state.step:
             logger.log_event("resumed", step=run.state.step)
         signals.deferred = True
+        world.arrive("the first step")
         if is_main(world):
             _train_and_tell(trainer, run_dir, progress, summary)
         else:
             trainer.train()
     return STOP_CODES.get(trainer.stopped_by or "", 0)
+
+
+def _begin(config: TrainConfig, stack: ExitStack) -> tuple[World, Path]:
+    """Join the other ranks, make sure that all mean the same run, and hold its directory until `stack` ends."""
+    from transformerlm.distributed.launcher import end_with_launcher
+
+    end_with_launcher(_end)
+    with working("loading PyTorch"):
+        from transformerlm.distributed.world import init_from_env, is_main, shutdown, together, without_tracebacks
+    from transformerlm.utils.lock import DirectoryLock
+
+    with working("waiting for the other processes"):
+        world = init_from_env(timeout=duration_seconds(config.parallel.timeout), end=_end)
+    stack.callback(shutdown, world)
+    stack.enter_context(without_tracebacks(world))
+    refuse_different_settings(config, world)
+    run_dir = directory_of_run(config, world)
+    with together(world):
+        if is_main(world):
+            stack.enter_context(DirectoryLock(run_dir))
+    refuse_different_directories(run_dir, world)
+    return world, run_dir
+
+
+def _end(line: str | None) -> None:
+    """End the process at once, from a thread, because another one that it needs is missing."""
+    if line is not None:
+        leave(line, EXIT_FAILED)
+    os._exit(EXIT_FAILED)
 
 
 def _train_and_tell(trainer: Trainer, run_dir: Path, progress: Progress, summary: Summary) -> None:
@@ -157,33 +186,36 @@ def _say_what_ended_it(trainer: Trainer, *, was_done: bool) -> None:
 class StopSignals:
     """Turns the first SIGINT, SIGTERM or SIGUSR1 into a request to stop; a second one ends the process at once.
 
-    While `deferred` is False there is nothing to save yet, so the first one ends the process, too, by SystemExit.
+    While `deferred` is False there is nothing to save yet, so the first one ends the process, too, by SystemExit. One
+    Ctrl-C may arrive several times, from the terminal and from a program that passes it on (torchrun, srun, uv run):
+    within a moment of the first, further signals are its echo.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
         self.deferred = False
-        self._since = 0.0
+        self._first = threading.Event()
+        self._lock = threading.Lock()
+        self._is_over = False
 
     def __enter__(self) -> StopSignals:
         numbers = [getattr(signal, name) for name in STOP_CODES if hasattr(signal, name)]  # Windows has no SIGUSR1
         self._previous = {number: signal.signal(number, self._receive) for number in numbers}
+        threading.Thread(target=self._end_the_echo, name="echo", daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._is_over = True
+        self._first.set()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:  # only under torchrun: elsewhere the first signal ends the catching
-            if time.monotonic() - self._since > ECHO_SECONDS:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
+        if self.received is not None:
             return
-        self.received, self._since = signal.Signals(number).name, time.monotonic()
-        if "TORCHELASTIC_RUN_ID" not in os.environ:
-            for each in self._previous:
-                signal.signal(each, signal.SIG_DFL)
+        self.received = signal.Signals(number).name
+        self._first.set()
         if not self.deferred:
             line, code = f"{self.received}: stopped before the first step", STOP_CODES[self.received]
             if is_importing(frame):
@@ -191,6 +223,17 @@ class StopSignals:
             note(line)
             sys.exit(code)
         note(f"{self.received}: saving after this step; once more to stop at once without saving")
+
+    def _end_the_echo(self) -> None:
+        """Let the next signal end the process, a while after the first; the body of a thread.
+
+        `signal.signal` works in the main thread only, and that may be in a call from which it does not come back.
+        """
+        self._first.wait()
+        time.sleep(ECHO_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else BRIEF_ECHO_SECONDS)
+        with self._lock:
+            for number in self._previous if not self._is_over else ():
+                ctypes.pythonapi.PyOS_setsig(number, signal.SIG_DFL.value)
 
 
 # --- what a run is given -----------------------------------------------------------------------------------------
@@ -244,6 +287,13 @@ def _callbacks(run_dir: Path, progress: Progress, summary: Summary) -> dict[str,
         "doing": progress.doing,
         "summary": summary,
     }
+
+
+def _say_what_begins(trainer: Trainer, run_dir: Path, *, memory: int, seconds: tuple[float, float]) -> None:
+    from transformerlm.utils.files import write_whole
+
+    _announce(trainer, run_dir, memory=memory, seconds=seconds)
+    write_whole(run_dir / "config.toml", dump_toml(trainer.config))
 
 
 def _measure(trainer: Trainer) -> tuple[float, float]:

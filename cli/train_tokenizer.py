@@ -31,6 +31,8 @@ SHORT = (
     "tokenizer.pattern",
     "text_field",
     "workers",
+    "sample",
+    "cluster.on",
     "memory_limit_mb",
     "overwrite",
 )
@@ -51,45 +53,122 @@ def main(argv: Sequence[str] | None = None) -> None:
 def train_tokenizer(config: TrainTokenizerConfig) -> None:
     """Train a tokenizer as the configuration says, save it and log what came out."""
     with working("starting"):
-        from transformerlm.tokenizer.bpe_trainer import train_bpe
-        from transformerlm.tokenizer.tokenizer import Tokenizer
         from transformerlm.utils.files import check_writable
         from transformerlm.utils.text_files import ReadStats
 
-    if (config.output_dir / "vocab.json").exists() and not config.overwrite:
-        raise FileExistsError(
-            f"{config.output_dir}: holds a tokenizer already; choose another output_dir or pass --overwrite"
-        )
+    if not _may_write(config):
+        return
     check_writable(config.output_dir)
     _note_odd_tokens(config.tokenizer.special_tokens)
     stats, start = ReadStats(config.invalid_utf8 == "refuse", sample_chars=SAMPLE_CHARACTERS), time.perf_counter()
     with working("reading the text"):
-        vocab, merges = train_bpe(
-            config.input,
-            config.tokenizer.vocab_size,
-            config.tokenizer.special_tokens,
-            num_workers=config.workers or None,
-            text_field=config.text_field,
-            allow_special=config.allow_special,
-            pattern=config.tokenizer.pattern,
-            engine=config.tokenizer.engine,
-            memory_limit_mb=config.memory_limit_mb,
-            progress=StageProgress({"count": "B", "merge": "merge"}),
-            stats=stats,
-        )
+        tokenizer = (_train_here if config.cluster.on == "local" else _train_by_parts)(config, stats)
+    if tokenizer is None:
+        note(f"{config.output_dir}: this share is done; the one that finds all parts done saves the tokenizer")
+        return
     seconds = time.perf_counter() - start
-    tokenizer = Tokenizer(vocab, merges, config.tokenizer.special_tokens, pattern=config.tokenizer.pattern)
-    try:
-        tokenizer.save(config.output_dir)
-    except OSError as error:  # a write that fails does not say to which file
-        raise OSError(error.errno, error.strerror, str(config.output_dir)) from None
     if tokenizer.vocab_size < config.tokenizer.vocab_size:
         wanted = config.tokenizer.vocab_size
         note(f"no more pairs to merge: this text needs {tokenizer.vocab_size:,} of the {wanted:,} tokens")
     if stats.invalid_utf8:
         note(f"the text is not all UTF-8: U+FFFD was read {stats.invalid_utf8:,} times in place of other bytes")
+    if config.sample is not None:
+        note(f"sample: trained on {stats.chosen_documents:,} of {stats.documents:,} documents")
     bytes_per_token = tokenizer.bytes_per_token("".join(stats.sample))
     _log(config, tokenizer, stats, bytes_per_token=bytes_per_token, seconds=seconds)
+
+
+def _may_write(config: TrainTokenizerConfig) -> bool:
+    """Return whether there is work to do; a share that comes late finds the tokenizer there.
+
+    Raises:
+        FileExistsError: a tokenizer is there already.
+    """
+    from transformerlm.tokenizer.count_parts import is_saving, parts_path
+
+    killed = config.cluster.on != "local" and is_saving(parts_path(config.output_dir))
+    if config.overwrite or killed or not (config.output_dir / "vocab.json").exists():
+        return True
+    if config.cluster.on == "share" and _is_saved(config):
+        note(f"{config.output_dir}: holds a tokenizer, so this share has nothing to do (remove an old one first)")
+        return False
+    raise FileExistsError(
+        f"{config.output_dir}: holds a tokenizer already; choose another output_dir or pass --overwrite"
+    )
+
+
+def _is_saved(config: TrainTokenizerConfig) -> bool:
+    return (config.output_dir / "special_tokens.json").exists()  # the last to be written
+
+
+def _train_here(config: TrainTokenizerConfig, stats: ReadStats) -> Tokenizer:
+    """Train in one pass over the text, in this machine's memory, and save."""
+    from transformerlm.tokenizer.bpe_trainer import train_bpe
+
+    vocab, merges = train_bpe(
+        config.input,
+        config.tokenizer.vocab_size,
+        config.tokenizer.special_tokens,
+        num_workers=config.workers or None,
+        text_field=config.text_field,
+        allow_special=config.allow_special,
+        pattern=config.tokenizer.pattern,
+        engine=config.tokenizer.engine,
+        memory_limit_mb=config.memory_limit_mb,
+        sample=config.sample,
+        progress=_progress(),
+        stats=stats,
+    )
+    return _save(config, vocab, merges)
+
+
+def _train_by_parts(config: TrainTokenizerConfig, stats: ReadStats) -> Tokenizer | None:
+    """Train on parts that several processes count, and save; None if another share does that."""
+    from transformerlm.distributed.parts_folder import check_cluster
+    from transformerlm.tokenizer.count_parts import Means, Request, parts_path, trained_by_parts
+
+    check_cluster(config.cluster)
+    request = Request(
+        config.tokenizer.special_tokens,
+        pattern=config.tokenizer.pattern,
+        text_field=config.text_field,
+        allow_special=config.allow_special,
+        refuse_invalid=config.invalid_utf8 == "refuse",
+        sample=config.sample,
+    )
+    means = Means(
+        config.cluster,
+        engine=config.tokenizer.engine,
+        num_workers=config.workers or None,
+        memory_limit_mb=config.memory_limit_mb,
+        progress=_progress(),
+        stats=stats,
+    )
+    with trained_by_parts(
+        config.input,
+        config.tokenizer.vocab_size,
+        request,
+        folder=parts_path(config.output_dir),
+        means=means,
+        is_saved=lambda: _is_saved(config),
+        restart=config.overwrite,
+    ) as trained:
+        return None if trained is None else _save(config, *trained)
+
+
+def _progress() -> StageProgress:
+    return StageProgress({"count": "B", "merge": "merge"})
+
+
+def _save(config: TrainTokenizerConfig, vocab: dict[int, bytes], merges: list[tuple[bytes, bytes]]) -> Tokenizer:
+    from transformerlm.tokenizer.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(vocab, merges, config.tokenizer.special_tokens, pattern=config.tokenizer.pattern)
+    try:
+        tokenizer.save(config.output_dir)
+    except OSError as error:  # a write that fails does not say to which file
+        raise OSError(error.errno, error.strerror, str(config.output_dir)) from None
+    return tokenizer
 
 
 def _note_odd_tokens(special_tokens: Sequence[str]) -> None:
@@ -116,6 +195,9 @@ def _log(
         f"{config.output_dir}: {tokenizer.vocab_size:,} tokens, {bytes_per_token:.2f} bytes per token, {seconds:.1f} s"
     )
     run_name = config.logging.run_name or config.output_dir.name
+    sample: dict[str, float] = {}
+    if config.sample is not None:
+        sample = {"sample": config.sample, "documents": stats.documents, "chosen_documents": stats.chosen_documents}
     with create_logger(
         config.logging.backend,
         run_name=run_name,
@@ -132,6 +214,7 @@ def _log(
             sha256=tokenizer.fingerprint(),
             invalid_utf8=stats.invalid_utf8,
             seconds=seconds,
+            **sample,
         )
         if config.wandb.log_artifacts:
             logger.log_artifact(config.output_dir, name=f"{run_name}-tokenizer", type="tokenizer")

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from cli.completion import Completed, completion_script
 from cli.entry import STOP_CODES
 from cli.hints import from_here
-from cli.options import Guide, build_parser
+from cli.options import Guide, as_typed, build_parser
 from cli.terminal import LIVE, note, plain
 from config.errors import ConfigError
 from config.io import SHIPPED, dump_json_schema, dump_origins, dump_toml, read_layers, validate
@@ -154,7 +154,10 @@ def configure(command: Command[Schema], argv: Sequence[str] | None = None) -> Sc
     layers = read_layers(command.schema, paths, options, snippets=snippets)
     if paths and (place := command.place_of(paths[-1])):
         layers.insert(len(paths), Layer(f"the place of {paths[-1].name}", place))
-    config = validate(command.schema, layers)
+    try:
+        config = validate(command.schema, layers)
+    except ConfigError as error:
+        raise ConfigError(as_typed(error.lines, keys, argv)) from None
     if print_config:
         text = dump_origins(config, layers) if print_config == "origin" else dump_toml(config)
         print(_in_encoding(text, getattr(sys.stdout, "encoding", None) or "utf-8"), end="")

@@ -12,7 +12,7 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-_LARGE_LIMIT = re.compile(r" and <= \d{7,}(\.0)?$")
+_LARGE_LIMIT = re.compile(r" and <= \d{7,}(\.0)?(?=$| or )")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Key:
     has_free_items: bool  # the elements of a list may be any text, such as prompts and file names
     choices: tuple[str, ...]  # the words that it takes, if they can be listed
     in_list: bool  # it is in each table of a list, [[section]], and cannot be set on the command line
+    short: str  # another, shorter name of its option; "": none
 
     @property
     def takes(self) -> str:
@@ -79,6 +80,7 @@ def _walk(
             has_free_items=_is_free_text(properties[name].get("items", {})),
             choices=tuple(_choices(properties[name])),
             in_list=False,
+            short=properties[name].get("short", ""),
         )
         if table := section_of(*get_args(field.annotation)) if "array" in kind else None:
             inner_properties = definitions[table.__name__]["properties"]
@@ -151,6 +153,7 @@ def _expected_variant(variant: dict[str, Any]) -> str:
     special = {
         "path": "a path",
         "duration": 'a duration such as "90s" or "2m"',
+        "size": 'a size such as "80GB"',
         "share": 'a share such as "5%"',
     }.get(variant.get("format", ""))
     noun = special or _NOUNS["object" if "$ref" in variant else variant.get("type", "string")]

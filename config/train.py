@@ -141,7 +141,7 @@ class ParallelConfig(Section):
     shard: PositiveInt | Literal["auto", "node", "all"] = Field(
         "auto",
         description="processes that share one copy of weights, gradients and optimizer: a number that divides the "
-        "processes, those of a machine (node), or all; auto: 1 where that fits, else node, else all",
+        "processes, those of a machine (node), or all; auto: 1 where that fits, else the fewest whole machines",
     )
     timeout: Duration = Field(
         "10m", description="a start, or a wait for another process, that takes longer ends the run and names it"

@@ -7,6 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from config.schemas import (
+    ClusterConfig,
     Engine,
     FilePath,
     LoggingConfig,
@@ -71,6 +72,23 @@ class TrainTokenizerConfig(TextInput):
         description="MB of memory for the distinct words; beyond it, the compiled engine continues in temporary "
         "files (in TMPDIR) and the reference refuses; none: no limit",
     )
+    sample: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="train on this fraction of the documents, chosen by what they say: fewer distinct words to hold, "
+        "and merges that differ a little; none: all text",
+    )
     tokenizer: TokenizerConfig
+    cluster: ClusterConfig = ClusterConfig()
     logging: LoggingConfig = LoggingConfig()
     wandb: WandbConfig = WandbConfig()
+
+    @model_validator(mode="after")
+    def _check_overwrite(self) -> Self:
+        if self.overwrite and self.cluster.on == "share":
+            raise ValueError(
+                'overwrite: expected false with cluster.on = "share", where a share that comes late would begin anew '
+                "(remove the old tokenizer first)"
+            )
+        return self

@@ -21,12 +21,11 @@ from typing import Any, cast
 import numpy as np
 
 from transformerlm.token_files.writer import TokenFileWriter
+from transformerlm.utils.choice import are_chosen as are_chosen
 from transformerlm.utils.text_files import expand_inputs, total_bytes
 
 Array = np.ndarray[Any, Any]
 PathName = str | os.PathLike[str]
-
-_GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)  # its fractional part, in units of 2^-64
 
 
 @dataclass(frozen=True)
@@ -103,16 +102,6 @@ def find_sources(inputs: PathName | Sequence[PathName] | Sequence[Source], text_
             if owner != name:  # a document held out of one would be trained on from the other
                 raise ValueError(f"{name}: expected files of its own, found {path}, which is in {owner} too")
     return sources
-
-
-def are_chosen(indexes: Array, fraction: float) -> Array:
-    """Return which documents belong to an evenly spread `fraction`, bool `(documents,)`, by their numbers from 0 on.
-
-    Document i is chosen if the fractional part of i times the golden ratio is below the fraction: these parts fill the
-    unit interval evenly (Weyl). Numbers of 64 bits wrap around, which leaves just that part.
-    """
-    chosen: Array = indexes.astype(np.uint64) * _GOLDEN_RATIO < np.uint64(math.ceil(fraction * (1 << 64)))
-    return chosen
 
 
 class Thinner:

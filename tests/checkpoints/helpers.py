@@ -73,5 +73,15 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def fill_with_zeros(path: Path) -> None:
+    """Replace the second half of a file by zeros, and more where it is zero anyway."""
+    data = path.read_bytes()
+    begin = len(data.rstrip(b"\0")) // 2
+    path.write_bytes(data[:begin] + bytes(len(data) - begin))
+
+
+DAMAGES = {"flipped": flip_bit, "cut": truncate, "zeroed": fill_with_zeros, "missing": Path.unlink}
+
+
 class Killed(BaseException):
     """Represents the moment at which the process stops."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints.helpers import FILES, Killed, flip_bit, make_snapshot, truncate, two_checkpoints
+from tests.checkpoints.helpers import DAMAGES, FILES, Killed, make_snapshot, two_checkpoints
 from transformerlm.checkpoints.directory import (
     list_checkpoints,
     newest_whole,
@@ -24,8 +24,6 @@ from transformerlm.checkpoints.directory import (
 from transformerlm.checkpoints.load import load_model
 from transformerlm.checkpoints.save import save_checkpoint
 from transformerlm.checkpoints.validation import CheckpointError, verify
-
-DAMAGES = {"flipped": flip_bit, "cut": truncate, "missing": Path.unlink}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

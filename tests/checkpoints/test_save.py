@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints.helpers import FILES, Killed, flip_bit, make_snapshot
-from transformerlm.checkpoints import save, validation
+from transformerlm.checkpoints import save, side_by_side, validation
 from transformerlm.checkpoints.directory import (
     list_checkpoints,
     newest_whole,
@@ -22,6 +22,7 @@ from transformerlm.checkpoints.directory import (
 )
 from transformerlm.checkpoints.load import load_model
 from transformerlm.checkpoints.save import save_checkpoint
+from transformerlm.checkpoints.tensor_files import TensorFileWriter
 from transformerlm.checkpoints.validation import verify
 from transformerlm.utils import files as disk
 
@@ -61,8 +62,10 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
         return call
 
     for owner, name in [
-        (save.TensorFileWriter, "write"),
+        (TensorFileWriter, "_begin"),
+        (TensorFileWriter, "finish"),
         (save, "file_sha256"),
+        (side_by_side, "file_sha256"),
         (validation, "file_sha256"),
         *((Path, name) for name in ("write_text", "mkdir", "rename", "replace", "symlink_to", "unlink")),
     ]:
@@ -150,7 +153,7 @@ def test_a_full_disk_raises_and_leaves_nothing_behind(files, tmp_path, monkeypat
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(save.TensorFileWriter, "_append", fail)
+    monkeypatch.setattr(TensorFileWriter, "_append", fail)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(tmp_path, 2, snapshot)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", older.name]

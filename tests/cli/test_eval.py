@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 
 from tests.cli.commands import call, shipped
+from tests.token_files.shards import as_shards
 from tests.training.tiny_run import read_records
 from transformerlm.checkpoints.directory import list_checkpoints
 
 USUAL = ("--config", shipped("eval"), "--device=cpu", "--resamples=50")
 
 
-def test_a_checkpoint_is_evaluated_on_text_and_on_its_token_file(pipeline):
+def test_a_checkpoint_is_evaluated_on_text_and_on_its_token_file(pipeline, tmp_path):
     """One JSON line on stdout with sizes, values and intervals; a table on stderr."""
-    for name in (pipeline.files.text, pipeline.files.valid):
+    for name in (pipeline.files.text, pipeline.files.valid, as_shards(pipeline.files.valid, tmp_path, shard_tokens=50)):
         done = call("eval", *USUAL, "--checkpoint", pipeline.run, "--input", name)
         assert done.code == 0, done.stderr
         (record,) = done.records
@@ -53,6 +54,7 @@ def test_two_checkpoints_are_compared_on_the_same_text(pipeline):
     [
         (("--compare", "one"), "compare: expected two checkpoints, found one (one)"),
         (("--input", "a.txt", "b.npy"), "input: expected text files or one token file, found 2"),
+        (("--input", "a.txt", "b.shards/"), "found 2 with a .shards"),
         (("--stride=9", "--context_length=8"), "stride (9) exceeds context_length (8)"),
         (("--checkpoint=nowhere",), "nowhere: no such checkpoint or run directory"),
         (("--checkpoint=none",), "expected checkpoint, or compare with two checkpoints, found neither"),

@@ -117,8 +117,50 @@ def test_gpus_that_are_not_here_are_planned_for():
     assert "40% of the 989 TFLOP/s that each has on paper" in done.stderr
     assert not {"tokens_per_second", "disk.free_bytes"} & facts.keys()
     done = call("plan", "--config", recipe, "--machine.gpu=L4", "--machine.num_gpus=7")
+    assert "480 on 7 GPUs: 68 or 69 each, in 3 forward passes a step on each" in done.stderr
+
+
+LARGE = ("--config", shipped("plan"), "--model.d_model=6144", "--model.num_layers=48")
+
+
+def test_a_number_of_gpus_is_enough_to_plan_for_them():
+    """`--gpus` and `--gpu_memory` are keys of [machine]; a table shows which shard fits, and no speed is made up."""
+    done = call("plan", *LARGE, "--gpus", "64", "--gpu_memory", "80GB")
+    (facts,) = done.records
+    assert (done.code, facts["num_processes"], facts["memory.device_bytes"]) == (0, 64, 80e9)
+    assert [row["shard_size"] for row in facts["sharding"]] == [1, 2, 4, 8, 16, 32, 64]
+    assert (facts["shard_size"], facts["memory.fits"]) == (8, True)
+    assert facts["sharding"][3]["total_bytes"] == facts["memory.total_bytes"]
+    assert not [name for name in facts if name.startswith("assumed")]
+    lines = done.stderr.splitlines()
+    assert f'{"shard":<14}8 GPUs to a copy of the model, 8 copies: parallel.shard = "auto"' in lines
+    table = [line.split() for line in lines if line.startswith("  ") and "fit" in line and "GPU" not in line]
+    assert [row[0] for row in table] == ["1", "2", "4", "8", "16", "32", "64"]
+    assert [" ".join(row[-2:]) for row in table if row[0] in ("1", "8")] == ["not fit", "fits, auto"]
+    assert f"{facts['checkpoint.write_seconds'] // 60:.0f}:" in done.stderr
+    assert "to write it at 2 GB/s: assumed, not measured" in done.stderr
+    chosen = call("plan", *LARGE, "--gpus=64", "--parallel.shard=16")
+    assert chosen.records[0]["shard_size"] == 16
+    assert [line for line in chosen.stderr.splitlines() if line.endswith("fits, used")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--gpus", "0"], "--gpus: expected an integer >= 1 and <= 1048576, found 0 (an integer)"),
+        (["--machine.num_gpus=0"], "--machine.num_gpus: expected an integer >= 1 and <= 1048576, found 0 (an integer)"),
+        (["--gpu_memory=80TB"], 'or a size such as "80GB", found "80TB" (a string)'),
+        (["--gpus"], "transformerlm-plan: argument --gpus: expected one argument"),
+        (["--gpu", "3"], "transformerlm-plan: --gpu is not a known option (did you mean --machine.gpu"),
+        (["--gpus=6", "--parallel.shard=4"], "error: parallel.shard = 4: expected a number that divides the 6 "),
+        (["--gpus=12", "--parallel.shard=node"], 'error: parallel.shard = "node": expected the same number of '),
+    ],
+)
+def test_errors_name_the_option_as_it_was_typed(arguments, line):
+    """A short name has errors of its own."""
+    done = call("plan", *LARGE, *arguments)
     assert (done.code, done.stdout) == (2, "")
-    assert "batch_size (480) is not divisible by the number of processes (7)" in done.stderr
+    assert line in done.stderr
 
 
 def test_without_cuda_the_way_to_plan_for_it_is_named(pipeline):

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -191,7 +192,7 @@ def test_the_micro_batch_that_was_chosen_is_kept(pipeline, tmp_path, monkeypatch
     from transformerlm.training.planning import micro_batch
 
     def choose(size):
-        monkeypatch.setattr(micro_batch, "_largest_within", lambda *_: size)
+        monkeypatch.setattr(micro_batch, "_largest_within", lambda *_, **__: size)
 
     auto = {"training.micro_batch_size": "auto", "logging.backend": "console", "checkpoint.interval": 3}
     whole, cut = (tiny_config(pipeline.files, tmp_path / name, auto) for name in ("whole", "cut"))
@@ -397,19 +398,25 @@ def test_a_signal_at_start_up_ends_the_run_there(number, code, pipeline, tmp_pat
 
 
 @posix
-@pytest.mark.parametrize(("environment", "ends_at_once"), [({}, True), ({"TORCHELASTIC_RUN_ID": "none"}, False)])
-def test_a_second_signal_ends_at_once(environment, ends_at_once):
-    """The second one ends the process; under torchrun, which repeats signals, it must come some seconds later."""
+@pytest.mark.parametrize("environment", [{}, {"TORCHELASTIC_RUN_ID": "none"}], ids=["alone", "torchrun"])
+def test_a_second_signal_ends_at_once_but_an_echo_does_not(environment):
+    """A signal right after the first is its echo; a later one ends the process, even if Python cannot see it come."""
     program = """
-import os, signal, sys
+import hashlib, os, signal, threading
 from cli import train
+train.ECHO_SECONDS = train.BRIEF_ECHO_SECONDS = 0.5
 with train.StopSignals() as signals:
     signals.deferred = True
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGTERM)
-    os.kill(os.getpid(), signal.SIGTERM)
-    print("an echo was ignored", flush=True)
-    train.ECHO_SECONDS = 0.0
-    os.kill(os.getpid(), signal.SIGTERM)
+    print(signals.received, "and two echoes", flush=True)
+    waiting, = [thread for thread in threading.enumerate() if thread.name == "echo"]
+    def once_more():
+        waiting.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+    threading.Thread(target=once_more).start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # half an hour during which Python calls no handler
     print("never")
 """
     done = subprocess.run(
@@ -419,37 +426,111 @@ with train.StopSignals() as signals:
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,
     )
     assert done.returncode == -signal.SIGTERM
-    assert done.stdout == ("" if ends_at_once else "an echo was ignored\n")
+    assert done.stdout == "SIGINT and two echoes\n"
 
 
 @posix
-def test_the_slurm_script_saves_requeues_and_goes_on(pipeline, tmp_path):
-    """The documented script, on the signal for its last minutes, saves a whole checkpoint and requeues its job once."""
-    tools = tmp_path / "bin"
+@pytest.mark.parametrize("deferred", [True, False])
+def test_an_echo_never_undoes_what_the_first_signal_began(deferred, capsys):
+    """Echoes change nothing while the run saves or ends before its first step; afterwards all is restored."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with contextlib.suppress(SystemExit), command.StopSignals() as signals:
+        signals.deferred = deferred
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signals.received == "SIGTERM"
+    assert capsys.readouterr().err.count("SIGTERM: ") == 1
+    assert before == {number: signal.getsignal(number) for number in before}
+
+
+# What passes a signal on to the program that it starts, and ends with a code of its own, as srun and torchrun do.
+PASSING_ON = """#!/usr/bin/env bash
+echo "$@" >> {folder}/{name}
+while [ "$1" != {inner} ]; do shift; done
+"$@" &
+child=$!
+trap 'kill -USR1 $child; wait $child; exit {code}' USR1
+wait $child
+exit {code}
+"""
+
+
+def slurm_job(script: str, folder: Path, config: TrainConfig) -> subprocess.Popen[str]:
+    """Start a job's script as SLURM does, with tools that note how they were called; torchrun ends with 1, as ever."""
+    tools = folder / "bin"
     tools.mkdir()
     (tools / "transformerlm-train").write_text(f'#!/bin/sh\nexec {sys.executable} -m cli.train "$@"\n')
-    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/requeued\n')
+    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {folder}/scontrol\n[ "$1" != show ] || echo gpu3\n')
+    for name, inner in (("srun", "torchrun"), ("torchrun", "transformerlm-train")):
+        (tools / name).write_text(PASSING_ON.format(folder=folder, name=name, inner=inner, code=1))
     for tool in tools.iterdir():
         tool.chmod(0o755)
-    config = tiny_config(pipeline.files, tmp_path, {"training.max_steps": 10**6, "logging.backend": "console"})
-    (tmp_path / "train.toml").write_text(dump_toml(config))
-    environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "OMP_NUM_THREADS": "1"}
-    command_line = ["bash", "docs/examples/train.sbatch", tmp_path / "train.toml"]
-    job = subprocess.Popen(
-        command_line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    (folder / "train.toml").write_text(dump_toml(config))
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "gpu[3-4]", "SLURM_GPUS_ON_NODE": "8"}
+    environment = os.environ | slurm | {"PATH": f"{tools}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        ["bash", f"docs/examples/{script}", folder / "train.toml"],
+        cwd=ROOT,
+        env=environment | {"RUNS_DIR": str(config.runs_dir)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
+
+
+@posix
+@pytest.mark.parametrize("script", ["train.sbatch", "train-nodes.sbatch"])
+def test_the_slurm_script_saves_requeues_and_goes_on(script, pipeline, tmp_path):
+    """The documented scripts, on the signal for the last minutes, save a whole checkpoint and requeue the job once."""
+    config = tiny_config(pipeline.files, tmp_path, {"training.max_steps": 10**6, "logging.backend": "console"})
+    job = slurm_job(script, tmp_path, config)
     for line in job.stdout:
         if '"step": 3' in line:
             break
     job.send_signal(signal.SIGUSR1)
     stdout, stderr = job.communicate(timeout=600)
-    assert (job.returncode, (tmp_path / "requeued").read_text()) == (0, "requeue 7\n"), stderr
+    assert job.returncode == 0, stderr
+    assert (tmp_path / "scontrol").read_text().splitlines()[-1] == "requeue 7"
+    assert (tmp_path / "scontrol").read_text().count("requeue") == 1
     assert '"event": "requeue"' in stdout
     run = tmp_path / "slurm-7"
     newest = newest_whole(run / "checkpoints")
     assert step_of(newest) == read_records(run)[-1]["step"]
+    if script == "train-nodes.sbatch":
+        says_what_torchrun_wants((tmp_path / "torchrun").read_text().split())
+
+
+def says_what_torchrun_wants(options: list[str]) -> None:
+    """Let torchrun itself read the options: machines, processes, the first machine, the signals that it passes on."""
+    from torch.distributed.run import parse_args
+
+    said = parse_args(options)
+    assert (said.nnodes, said.nproc_per_node, said.rdzv_backend, said.rdzv_id) == ("1:2", "8", "c10d", "7")
+    assert said.rdzv_endpoint == "gpu3:20007"
+    assert said.signals_to_handle == "SIGTERM,SIGINT,SIGUSR1"
+    assert said.shutdown_timeout < 300  # SLURM gives so many seconds
+    assert said.no_python
+    assert said.training_script == "transformerlm-train"
+
+
+@posix
+def test_the_slurm_script_for_several_machines_does_not_requeue_a_failure(pipeline, tmp_path):
+    """A run that is refused ends the job with torchrun's code; the next piece of one that has saved is judged anew."""
+    (tmp_path / "slurm-7").mkdir()
+    (tmp_path / "slurm-7/metrics.jsonl").write_text('{"event": "requeue", "step": 3}\n')  # by an earlier piece
+    config = tiny_config(pipeline.files, tmp_path, {"checkpoint.resume": "required"})
+    config = config.model_copy(update={"data": config.data.model_copy(update={"train": tmp_path / "no.npy"})})
+    job = slurm_job("train-nodes.sbatch", tmp_path, config)
+    _, stderr = job.communicate(timeout=600)
+    assert job.returncode == 1
+    assert "no.npy: no such token file" in stderr
+    assert (tmp_path / "scontrol").read_text() == "show hostnames gpu[3-4]\n"
 
 
 # --- a terminal --------------------------------------------------------------------------------------------------

@@ -181,3 +181,64 @@ def test_a_file_that_is_no_text_is_refused_before_any_work(command, pipeline, tm
     assert "found UTF-16 (iconv -f utf-16 -t utf-8" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.fixture
+def by_shares(arguments, pipeline, tmp_path):
+    """Return a command line for text of two parts, and the folder of its parts."""
+    text = pipeline.files.text.read_text()
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.txt").write_text(text * (700_000 // len(text)))
+    arguments[1] = tmp_path / "*.txt"
+    return [*arguments, "--cluster.on=share", "--cluster.part_mb=1"], tmp_path / "tokenizer.parts"
+
+
+def test_shares_write_the_tokenizer_that_one_machine_writes(by_shares, tmp_path):
+    """Files and numbers are the same; nothing of the parts is left, and a share that comes late has nothing to do."""
+    command, parts = by_shares
+    done = call("train_tokenizer", *command, "--cluster.share=2/3")
+    local = call("train_tokenizer", *command[:-2], "--output_dir", tmp_path / "local")
+    assert (done.code, local.code, parts.exists()) == (0, 0, False)
+    names = {"seconds", "output_dir"}
+    assert [{key: value for key, value in end.records[0].items() if key not in names} for end in (done, local)] == [
+        {key: value for key, value in local.records[0].items() if key not in names}
+    ] * 2
+    for file in (tmp_path / "local").iterdir():
+        assert (tmp_path / "tokenizer" / file.name).read_bytes() == file.read_bytes()
+    late = call("train_tokenizer", *command, "--cluster.share=1/3")
+    assert (late.code, late.stdout) == (0, "")
+    assert "holds a tokenizer, so this share has nothing to do" in late.stderr
+    refused = call("train_tokenizer", *command, "--cluster.share=1/3", "--overwrite")
+    assert refused.code == 2
+    assert 'expected false with cluster.on = "share"' in refused.stderr
+
+
+def test_a_saving_that_was_killed_is_gone_on_with(by_shares, tmp_path, monkeypatch):
+    """A half-saved tokenizer beside counted parts is finished by the same command, and refused by another."""
+    command, parts = by_shares
+    command.append("--cluster.share=1/1")
+
+    def half(self, directory):
+        (directory / "vocab.json").parent.mkdir()
+        (directory / "vocab.json").write_text("{}")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transformerlm.tokenizer.tokenizer.Tokenizer.save", half)
+        failed = call("train_tokenizer", *command)
+    assert failed.code != 0
+    assert "No space left on device" in failed.stderr
+    assert parts.exists()
+    assert "--overwrite" in call("train_tokenizer", *command[:-3]).stderr
+    assert call("train_tokenizer", *command).code == 0
+    assert Tokenizer.from_directory(tmp_path / "tokenizer").vocab_size == 280
+    assert not parts.exists()
+
+
+def test_a_sample_is_said_in_the_log_and_on_the_terminal(arguments):
+    """How many documents were trained on is never left to guess."""
+    done = call("train_tokenizer", *arguments, "--sample=0.5")
+    (record,) = done.records
+    assert record["sample"] == 0.5
+    assert 0 < record["chosen_documents"] < record["documents"]
+    assert f"trained on {record['chosen_documents']:,} of {record['documents']:,} documents" in done.stderr

@@ -19,7 +19,8 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, seconds
     longer than `seconds` fails the test with its traceback, and all ranks are killed.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "transformerlm.training.trainer"])
+    # The first optimizer of a process imports torch._dynamo, which takes longer than all else.
+    context.set_forkserver_preload(["torch", "torch._dynamo", "torch.distributed", "transformerlm.training.trainer"])
     port = _free_port()
     ranks = []
     for rank in range(world_size):

@@ -18,7 +18,7 @@ from transformerlm.distributed.sharding import Shards
 from transformerlm.distributed.world import World
 from transformerlm.training.build import build_model, build_optimizer, build_shards, num_accumulation_steps
 from transformerlm.training.data import get_batch, sequential_batches
-from transformerlm.training.loop import evaluate, train_step
+from transformerlm.training.loop import batch_loss, evaluate, train_step
 from transformerlm.utils.dtypes import autocast
 
 CPU = torch.device("cpu")
@@ -196,6 +196,37 @@ def test_a_rank_holds_its_share(shard_size):
     for held, whole in run_ranks(_bytes_held, 4, shard_size):
         assert held <= 1.15 * whole / shard_size
         assert held >= 0.85 * whole / shard_size
+
+
+def _bytes_of_saved_weights(world: World, shard_size: int) -> tuple[int, int]:
+    """Return the bytes of the blocks' bfloat16 weights that a forward pass keeps, and the number of those weights."""
+    config = _config({"model.d_ff": 48, "model.num_kv_heads": 2})
+    if world.is_distributed:
+        model, _ = build_shards(config, device=CPU, precision="bf16", world=world, shard_size=shard_size)
+    else:
+        model = build_model(config, device=CPU)
+    shapes = {tuple(one.shape) for one in model.layers.parameters() if one.ndim == 2}
+    saved: list[torch.Tensor] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        is_weight = tensor.ndim == 2 and bool({tuple(tensor.shape), tuple(tensor.shape)[::-1]} & shapes)
+        if is_weight and tensor.dtype == torch.bfloat16:
+            saved.append(tensor)
+        return tensor
+
+    ids = torch.zeros(3, CONTEXT, dtype=torch.int64)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast(CPU, "bf16"):
+        batch_loss(model, ids, ids)
+    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in saved}
+    return sum(storages.values()), sum(one.numel() for one in model.layers.parameters() if one.ndim == 2)
+
+
+def test_sharded_bf16_keeps_no_second_copy_of_the_weights():
+    """Autocast keeps two bytes of each weight of a block until the backward pass; sharded, none are left."""
+    alone, num_weights = _bytes_of_saved_weights(World(), 1)
+    assert alone == 2 * num_weights
+    for kept, _ in run_ranks(_bytes_of_saved_weights, 2, 2):
+        assert kept < 0.1 * num_weights
 
 
 # --- the whole command -------------------------------------------------------------------------------------------

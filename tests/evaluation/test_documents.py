@@ -10,6 +10,7 @@ import pytest
 
 from databuilder.dataset_builder import build_dataset
 from tests.evaluation.helpers import tiny_model
+from tests.token_files.shards import as_shards
 from transformerlm.evaluation.documents import draw, encode_documents, open_token_file, read_documents
 from transformerlm.evaluation.scoring import score_documents
 from transformerlm.evaluation.statistics import summarize
@@ -81,6 +82,20 @@ def test_a_token_file_gives_what_its_text_gives(tmp_path, tokenizer):
         assert getattr(found, name).tolist() == getattr(expected, name).tolist(), name
     assert found.separator_id == expected.separator_id == tokenizer.special_token_ids[END]
     assert found.num_bytes.sum() == json.loads((tmp_path / "data.json").read_text())["bytes"]
+
+
+def test_a_folder_of_shards_is_the_text_of_one_file(tmp_path, tokenizer):
+    """Documents are the same at any size of a shard; a shard that has changed is refused by name."""
+    build_dataset(write_cut(tmp_path, "one file"), tokenizer=tokenizer, train_path=tmp_path / "data.npy")
+    expected = open_token_file(tmp_path / "data.npy", tokenizer)
+    for size in (1, 20, 1000):
+        found = open_token_file(as_shards(tmp_path / "data.npy", tmp_path, shard_tokens=size), tokenizer)
+        for name in ("ids", "ends", "num_bytes"):
+            assert getattr(found, name).tolist() == getattr(expected, name).tolist(), name
+    folder = tmp_path / "data-1.shards"
+    (folder / "00002.npy").write_bytes((folder / "00001.npy").read_bytes())
+    with pytest.raises(ValueError, match=r"data-1.shards/00002.npy: (tokens|sha256) is"):
+        open_token_file(folder, tokenizer)
 
 
 def test_a_token_file_of_another_tokenizer_is_refused(tmp_path, tokenizer):

@@ -126,7 +126,9 @@ def test_a_rank_holds_its_rows_of_each_tensor(changes: dict[str, Any], shard_siz
     own, in_blocks = sum(rows.values()), {name for name, p in model.layers.named_parameters("layers") if p.ndim == 2}
     kept = own + sum(count for name, count in rows.items() if name not in in_blocks)
     for optimizer, states in {"adamw": 2 * own, "sgd": own, "muon": kept}.items():
-        parts = estimate_training_memory(settings, micro_batch_size=1, optimizer=optimizer, shard_size=shard_size)
+        parts = estimate_training_memory(
+            settings, micro_batch_size=1, optimizer=optimizer, num_ranks=256, shard_size=shard_size
+        )
         assert (parts["weights"], parts["gradients"], parts["optimizer"]) == (4 * own, 4 * own, 4 * states)
     assert checkpoint_bytes(settings) == 4 * 3 * sum(p.numel() for p in model.parameters())
 
@@ -134,23 +136,30 @@ def test_a_rank_holds_its_rows_of_each_tensor(changes: dict[str, Any], shard_siz
 @pytest.mark.parametrize("changes", CHOICES)
 @pytest.mark.parametrize(("precision", "number"), [("fp32", 4), ("bf16", 2)])
 def test_what_a_rank_gathers_is_the_root_and_two_blocks(changes: dict[str, Any], precision: str, number: int) -> None:
-    """The root is whole, with gradients; of a block there are weights and gradients, of the next one weights."""
+    """The root is whole, with gradients; of a block there are weights and gradients, of the next one weights.
+
+    In bf16 the norms of the blocks are in the root. One copy on each rank is gathered, too, and one rank alone is not.
+    """
     settings = ModelSettings(**MODEL, **changes)
     model = TransformerLM(settings, device="meta")
-    in_block = [p for half in (model.layers[0].attn, model.layers[0].ffn) for p in half.parameters()]
-    block = sum(p.numel() for p in in_block)
+    parts = [model.layers[0].attn, model.layers[0].ffn] if precision == "bf16" else [model.layers[0]]
+    block = sum(p.numel() for part in parts for p in part.parameters())
     root = sum(p.numel() for p in model.parameters()) - len(model.layers) * block
-    parts = estimate_training_memory(settings, micro_batch_size=1, precision=precision, shard_size=2)
-    assert parts["gathered"] == 8 * root + block * (3 * number + 4)
+    for shard_size in (1, 2):
+        parts = estimate_training_memory(
+            settings, micro_batch_size=1, precision=precision, num_ranks=2, shard_size=shard_size
+        )
+        assert parts["gathered"] == 8 * root + block * (3 * number + 4)
     assert estimate_training_memory(settings, micro_batch_size=1, precision=precision)["gathered"] == 0
 
 
-def test_sharded_training_keeps_no_copies_in_bf16() -> None:
+def test_several_ranks_keep_no_copies_in_bf16() -> None:
     """The blocks' weights are gathered in bf16, one after the other, so autocast has nothing to copy."""
 
-    def weights(precision: str, size: int) -> int:
+    def weights(precision: str, num_ranks: int) -> int:
         settings = ModelSettings(**MODEL)
-        return estimate_training_memory(settings, micro_batch_size=1, precision=precision, shard_size=size)["weights"]
+        parts = estimate_training_memory(settings, micro_batch_size=1, precision=precision, num_ranks=num_ranks)
+        return parts["weights"]
 
     assert weights("bf16", 2) == weights("fp32", 2)
     assert weights("bf16", 1) > weights("fp32", 1)
@@ -159,5 +168,6 @@ def test_sharded_training_keeps_no_copies_in_bf16() -> None:
 def test_the_root_is_summed_once_the_blocks_are_gone() -> None:
     """With a large vocabulary the end of backward is what takes most: the root's gradients in fp32 once more."""
     settings = ModelSettings(**MODEL | {"vocab_size": 20_000, "num_layers": 1})
-    root = 2 * 20_000 * 128 + 3 * 128
-    assert estimate_training_memory(settings, micro_batch_size=1, shard_size=2)["gathered"] == (8 + 4) * root
+    root = 2 * 20_000 * 128 + 128
+    parts = estimate_training_memory(settings, micro_batch_size=1, num_ranks=2, shard_size=2)
+    assert parts["gathered"] == (8 + 4) * root

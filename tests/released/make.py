@@ -1,4 +1,4 @@
-"""Makes the files of one released format, once: a tiny run, its data, and what is expected of it.
+"""Makes the files of each released format, once: a tiny run, its data, and what is expected of it.
 
     python -m tests.released.make
 
@@ -15,9 +15,11 @@ import tempfile
 from pathlib import Path
 
 from tests.cli.commands import call
-from transformerlm.checkpoints.load import load_model, load_tokenizer
-from transformerlm.checkpoints.validation import FORMAT
+from transformerlm.checkpoints.load import load_config_of, load_model, load_optimizer, load_tokenizer
+from transformerlm.checkpoints.save import Snapshot, save_checkpoint
+from transformerlm.checkpoints.validation import FORMAT, FORMAT_OF_SEVERAL_FILES, verify
 from transformerlm.inference.generate import generate
+from transformerlm.training.build import build_optimizer
 
 HERE = Path(__file__).parent
 CHECKPOINT = Path("runs/run/checkpoints/step-00000200")
@@ -87,11 +89,8 @@ def expected() -> dict[str, object]:
     return {"prompt": PROMPT, "prompt_ids": ids, "ids": new, "text": text, "losses": losses}
 
 
-def main() -> None:
-    """Write the folder of today's format."""
-    target = HERE / f"format-{FORMAT}"
-    if target.exists():
-        raise SystemExit(f"{target}: exists; what was released does not change")
+def write_first(target: Path) -> None:
+    """Make a run whose checkpoint holds weights and optimizer in one file each."""
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         make_run()
@@ -103,6 +102,34 @@ def main() -> None:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             (shutil.copytree if Path(name).is_dir() else shutil.copy)(name, target / name)
         os.chdir(HERE)
+
+
+def write_second(target: Path) -> None:
+    """Make the same run with the same checkpoint in several files."""
+    shutil.copytree(HERE / f"format-{FORMAT}", target)
+    source, root = HERE / f"format-{FORMAT}" / CHECKPOINT, (target / CHECKPOINT).parent
+    config, state, model = load_config_of(source), verify(source), load_model(source)
+    optimizer = build_optimizer(model, config)
+    load_optimizer(optimizer, source, state)
+    own = {"format", "step", "optimizer", "sha256", "state_sha256"}  # what saving adds
+    snapshot = Snapshot.of(
+        model,
+        optimizer,
+        load_tokenizer(source),
+        config_toml=(source / "config.toml").read_text(encoding="utf-8"),
+        state={key: value for key, value in state.items() if key not in own},
+    )
+    shutil.rmtree(root)
+    save_checkpoint(root, state["step"], snapshot, max_file_bytes=5_000)
+    (root / "latest").unlink()
+
+
+def main() -> None:
+    """Write the folders of today's formats that are not there yet."""
+    for number, write in ((FORMAT, write_first), (FORMAT_OF_SEVERAL_FILES, write_second)):
+        target = HERE / f"format-{number}"
+        if not target.exists():
+            write(target)
 
 
 if __name__ == "__main__":

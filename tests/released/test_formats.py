@@ -11,7 +11,7 @@ import pytest
 from tests.cli.commands import call
 from tests.training.tiny_run import step_lines
 from transformerlm.checkpoints.load import load_model, load_tokenizer
-from transformerlm.checkpoints.validation import FORMAT, verify
+from transformerlm.checkpoints.validation import FORMAT, FORMAT_OF_SEVERAL_FILES, verify
 from transformerlm.inference.generate import generate
 from transformerlm.token_files.dataset import TokenDataset
 
@@ -26,9 +26,11 @@ def expected(folder):
     return json.loads((folder / "expected.json").read_text(encoding="utf-8"))
 
 
-def test_the_format_of_today_is_kept_here():
-    """Whoever changes the format adds a folder of it (`python -m tests.released.make`) and keeps the older ones."""
-    assert HERE / f"format-{FORMAT}" in FOLDERS
+def test_the_formats_of_today_are_kept_here():
+    """Whoever changes a format adds a folder of it (`python -m tests.released.make`) and keeps the older ones."""
+    for number in (FORMAT, FORMAT_OF_SEVERAL_FILES):
+        assert HERE / f"format-{number}" in FOLDERS
+        assert json.loads((HERE / f"format-{number}" / CHECKPOINT / "state.json").read_text())["format"] == number
 
 
 @each_format

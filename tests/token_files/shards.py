@@ -44,14 +44,14 @@ def write_shards(folder: Path, parts: Sequence[np.ndarray], *, order: Sequence[i
     return folder
 
 
-def as_shards(path: Path, *, shard_tokens: int) -> Path:
-    """Write a token file's ids as a folder of shards beside it, and return the folder."""
+def as_shards(path: Path, into: Path, *, shard_tokens: int) -> Path:
+    """Write a token file's ids as a folder of shards in another folder, and return it."""
     data = TokenDataset(path)
     facts = {key: data.metadata[key] for key in FACTS}
     id_bytes = np.ones(data.vocab_size, dtype=np.int64)
     ids = np.array(data.tokens)
     separator_id = facts["separator_id"]
-    folder = path.with_name(f"{path.stem}-{shard_tokens}.shards")
+    folder = into / f"{path.stem}-{shard_tokens}.shards"
     with ShardWriter(
         folder, ids.dtype, separator_id=separator_id, id_bytes=id_bytes, shard_tokens=shard_tokens
     ) as writer:

@@ -130,8 +130,8 @@ def test_training_on_shards_is_training_on_one_file(order, files, tmp_path):
     seen = []
     for name, train_on, valid in (
         ("one", files.train, files.valid),
-        ("few", as_shards(files.train, shard_tokens=1000), files.valid),
-        ("many", as_shards(files.train, shard_tokens=60), as_shards(files.valid, shard_tokens=100)),
+        ("few", as_shards(files.train, tmp_path, shard_tokens=1000), files.valid),
+        ("many", as_shards(files.train, tmp_path, shard_tokens=60), as_shards(files.valid, tmp_path, shard_tokens=100)),
     ):
         changes = {"data.order": order, "data.train": str(train_on), "data.valid": str(valid), "training.max_steps": 6}
         train(tiny_config(files, tmp_path / name, {**changes, "training.eval_interval": 3}))

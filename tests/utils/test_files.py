@@ -103,3 +103,23 @@ def test_a_directory_that_cannot_be_written_is_refused_before_the_work(tmp_path,
     with pytest.raises(PermissionError, match="expected a directory that can be written to"):
         files.check_writable(tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_that_appears_later_is_waited_for(tmp_path, monkeypatch):
+    """What another machine has written may be seen later; what never appears is an error that names it."""
+    path = tmp_path / "folder" / "late"
+    looks = []
+
+    def slow(seconds):
+        looks.append(seconds)
+        if len(looks) == 3:
+            path.parent.mkdir()
+        if len(looks) == 5:
+            path.touch()
+
+    monkeypatch.setattr(files.time, "sleep", slow)
+    files.wait_for(path)
+    assert len(looks) == 5
+    monkeypatch.setattr(files, "VISIBLE_SECONDS", 0.0)
+    with pytest.raises(FileNotFoundError, match="never: this machine does not see it"):
+        files.wait_for(tmp_path / "never")

@@ -8,7 +8,6 @@ import json
 import os
 import random
 import threading
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.utils.packed import write_parquet, zstd
-from transformerlm.tokenizer.counting import BatchCounter
-from transformerlm.tokenizer.pretokenize import PATTERNS, SpecialTokenSplitter
-from transformerlm.tokenizer.reading import SafeCuts, Texts
+from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter
+from transformerlm.tokenizer.reading import SafeCuts
 from transformerlm.utils import text_files, text_parts
 from transformerlm.utils.text_files import ReadStats, read_text
 from transformerlm.utils.text_parts import DocumentEnds, TextPart, find_parts, read_part
@@ -94,36 +92,6 @@ def test_parts_of_plain_text_are_the_text(
             assert _text_and_stats(path, parts) == whole
             assert [part.start for part in parts[1:]] == [part.end for part in parts[:-1]]
             assert sum(part.num_bytes for part in parts) == len(data)
-
-
-@pytest.mark.parametrize("pattern", list(PATTERNS))
-def test_safe_cuts_keep_the_pre_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
-    """The counts of the two sides of the cut found from each byte add up to the whole's, with any special tokens."""
-    monkeypatch.setattr("transformerlm.tokenizer.reading._WINDOW_BYTES", 4)
-    rng = random.Random(pattern)
-    path = tmp_path / "a.txt"
-    for _ in range(40):
-        data = b"".join(rng.choices(PIECES, k=rng.randint(1, 14)))
-        path.write_bytes(data)
-        splitter = SpecialTokenSplitter(rng.sample([EOT, *OVERLAPS, "a", " "], rng.randint(0, 4)), pattern=pattern)
-        count, find_cut = BatchCounter(splitter), SafeCuts(splitter)
-        text = data.decode("utf-8", "replace")
-        with path.open("rb") as file:
-            for cut in {find_cut(file, at) for at in range(1, len(data) + 1)}:
-                sides = [data[:cut].decode("utf-8", "replace"), data[cut:].decode("utf-8", "replace")]
-                assert "".join(sides) == text
-                assert Counter(count(Texts(sides, ordinary=False))) == count(Texts([text], ordinary=False))
-
-
-def test_a_safe_cut_is_near(tmp_path: Path) -> None:
-    """In prose a part is at most a few kilobytes longer than asked for; without a place to cut it is the file."""
-    path = tmp_path / "a.txt"
-    path.write_text("some words and more of them\n" * 3000)
-    sizes = [part.num_bytes for part in find_parts([path], part_bytes=10_000, find_cut=_safe())]
-    assert len(sizes) > 5
-    assert max(sizes) < 20_000
-    path.write_text("a" * 84_000)
-    assert find_parts([path], part_bytes=10_000, find_cut=_safe()) == [TextPart(str(path), "bytes", 0, 84_000, 84_000)]
 
 
 def test_tokens_that_invalid_bytes_may_spell_are_never_cut(tmp_path: Path) -> None:

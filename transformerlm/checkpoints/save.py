@@ -12,21 +12,20 @@ values; a directory that fails the check is set aside as `.bad`.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from transformerlm.checkpoints.directory import list_checkpoints, point, set_aside, step_name
-from transformerlm.checkpoints.layout import MODEL, OPTIMIZER, index_name, index_text, plan_files
+from transformerlm.checkpoints.layout import MODEL, OPTIMIZER, index_name, index_text
 from transformerlm.checkpoints.load import weights_of
 from transformerlm.checkpoints.optimizer_state import OptimizerState
-from transformerlm.checkpoints.tensor_files import TensorFileWriter, file_order
+from transformerlm.checkpoints.side_by_side import TensorFile, num_bytes, plan_tensors, write_tensors
 from transformerlm.checkpoints.validation import (
     FORMAT,
     FORMAT_OF_SEVERAL_FILES,
@@ -34,7 +33,6 @@ from transformerlm.checkpoints.validation import (
     file_names,
     verify,
 )
-from transformerlm.distributed.owners import Delivery, deliver, find_senders
 from transformerlm.distributed.rows import Rows
 from transformerlm.distributed.world import World, gather_text, is_main, together
 from transformerlm.tokenizer.tokenizer import Tokenizer
@@ -104,10 +102,13 @@ def save_checkpoint(
         raise OSError(
             f"{final}: cannot be written: {reason}; {older}free some space and start the same command again"
         ) from None
-    _read_back(final, world)
-    with together(world):
-        if is_main(world):
-            point(root / "latest", final)
+    try:
+        _read_back(final, world)
+        with together(world):
+            if is_main(world):
+                point(root / "latest", final)
+    except ValueError as error:  # an OSError of another rank
+        raise OSError(str(error)) from None
     return final
 
 
@@ -118,8 +119,8 @@ def _write(final: Path, step: int, snapshot: Snapshot, *, world: World, shard_si
             directory = stack.enter_context(_unfinished(final, world))
         with together(world):
             files.wait_for(directory)
-        plan = _plan(snapshot, max_file_bytes)
-        sums = _write_tensors(directory, plan, world=world, shard_size=shard_size)
+        plan = plan_tensors(snapshot.weights, snapshot.optimizer.tensors, max_bytes=max_file_bytes)
+        sums = write_tensors(directory, plan, world=world, shard_size=shard_size)
         with together(world):
             if is_main(world):
                 _write_facts(directory, step, snapshot, plan, sums)
@@ -139,88 +140,19 @@ def _unfinished(final: Path, world: World) -> Iterator[Path]:
         yield final.with_name(f"{final.name}.tmp")
 
 
-@dataclass(frozen=True)
-class _TensorFile:
-    """A file of the checkpoint, and the names of its tensors, each after its kind."""
-
-    name: str
-    kind: str
-    tensors: Mapping[str, Rows]
-
-
-def _plan(snapshot: Snapshot, max_bytes: int) -> list[_TensorFile]:
-    """Return all files of tensors, which follow from names and shapes alone."""
-    plan = []
-    for kind, tensors in ((MODEL, snapshot.weights), (OPTIMIZER, _in_order(snapshot.optimizer.tensors))):
-        sizes = {name: _num_bytes(rows) for name, rows in tensors.items()}
-        for file, names in plan_files(kind, sizes, max_bytes=max_bytes).items():
-            plan.append(_TensorFile(file, kind, {name: tensors[name] for name in names}))
-    return plan
-
-
-def _in_order(tensors: Mapping[str, Rows]) -> dict[str, Rows]:
-    """Return an optimizer's tensors in the order of its parameters, however its state came about."""
-    parts = {
-        name: [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
-        for name in tensors
-    }
-    return {name: tensors[name] for name in sorted(tensors, key=parts.__getitem__)}
-
-
-def _num_bytes(rows: Rows) -> int:
-    return rows.local.element_size() * math.prod(rows.shape)
-
-
-def _write_tensors(directory: Path, plan: Sequence[_TensorFile], *, world: World, shard_size: int) -> dict[str, str]:
-    """Write all files of tensors, as many side by side as there are ranks; return the sha256 of each, on all ranks."""
-    tensors = {f"{file.kind}.{name}": rows for file in plan for name, rows in file.tensors.items()}
-    facts = [[name, str(rows.local.dtype), *rows.shape] for name, rows in tensors.items()]
-    if len(set(gather_text(values_sha256({"tensors": facts}, kept_in=""), world))) > 1:
-        raise ValueError("expected the same names, dtypes and shapes of tensors on all ranks, found others")
-    senders = find_senders(tensors, world, shard_size=shard_size)
-    sums: dict[str, str] = {}
-    for first in range(0, len(plan), world.world_size):
-        with together(world):
-            sums |= _write_side_by_side(directory, plan[first : first + world.world_size], tensors, senders, world)
-    return {name: found for text in gather_text(json.dumps(sums), world) for name, found in json.loads(text).items()}
-
-
-def _write_side_by_side(
-    directory: Path,
-    part: Sequence[_TensorFile],
-    tensors: Mapping[str, Rows],
-    senders: Mapping[str, Sequence[range]],
-    world: World,
-) -> dict[str, str]:
-    """Write one file on each rank, from the rows of all; return the sha256 of ours."""
-    orders = [file_order({name: rows.local.dtype for name, rows in file.tensors.items()}) for file in part]
-    deliveries = [
-        Delivery(owner, [f"{file.kind}.{name}" for name in order])
-        for owner, (file, order) in enumerate(zip(part, orders, strict=True))
-    ]
-    if world.rank >= len(part):
-        deliver(deliveries, tensors, senders=senders, world=world, receive=_receive_nothing)
-        return {}
-    own = part[world.rank]
-    shapes = {name: (rows.local.dtype, rows.shape) for name, rows in own.tensors.items()}
-    writer = TensorFileWriter(directory / own.name, shapes)
-    deliver(deliveries, tensors, senders=senders, world=world, receive=writer.write)
-    writer.finish()
-    return {own.name: file_sha256(directory / own.name)}
-
-
-def _receive_nothing(data: Tensor) -> None:
-    raise AssertionError(data.shape)
+def count_tensor_files(snapshot: Snapshot, *, max_file_bytes: int = MAX_FILE_BYTES) -> int:
+    """Return how many files of tensors a checkpoint would have; the tensors may be on the meta device."""
+    return len(plan_tensors(snapshot.weights, snapshot.optimizer.tensors, max_bytes=max_file_bytes))
 
 
 def _write_facts(
-    directory: Path, step: int, snapshot: Snapshot, plan: Sequence[_TensorFile], sums: Mapping[str, str]
+    directory: Path, step: int, snapshot: Snapshot, plan: Sequence[TensorFile], sums: Mapping[str, str]
 ) -> None:
     """Write everything but tensors; `state.json` comes last, with the sha256 of every other file."""
     for kind in (MODEL, OPTIMIZER):
         parts = [file for file in plan if file.kind == kind]
         if len(parts) > 1:
-            total = sum(_num_bytes(rows) for file in parts for rows in file.tensors.values())
+            total = sum(num_bytes(rows) for file in parts for rows in file.tensors.values())
             text = index_text({file.name: list(file.tensors) for file in parts}, total_bytes=total)
             (directory / index_name(kind)).write_text(text, encoding="utf-8")
     (directory / "config.toml").write_text(snapshot.config_toml, encoding="utf-8")

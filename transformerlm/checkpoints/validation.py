@@ -151,17 +151,22 @@ def _check_sum(directory: Path, name: str, expected: str) -> None:
 
 @contextmanager
 def agreed(world: World) -> Iterator[None]:
-    """Let a CheckpointError of one rank be raised by all of them when the block ends, as the first rank has it."""
-    problem: CheckpointError | None = None
+    """Let a CheckpointError of one rank be raised by all of them when the block ends, as the first rank has it.
+
+    An OSError remains one on its own rank, and is a CheckpointError on the others.
+    """
+    problem: CheckpointError | OSError | None = None
     try:
         yield
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:
         problem = error
     kinds = {kind.__name__: kind for kind in (CheckpointError, CheckpointFormatError, CheckpointNotSharedError)}
-    for found in gather_text("" if problem is None else f"{type(problem).__name__}: {problem}", world):
-        if found:
-            kind, message = found.split(": ", 1)
-            raise kinds[kind](message)
+    texts = gather_text("" if problem is None else f"{type(problem).__name__}: {problem}", world)
+    if isinstance(problem, OSError):
+        raise problem
+    for found in filter(None, texts):
+        kind, message = found.split(": ", 1)
+        raise kinds.get(kind, CheckpointError)(message)
 
 
 @dataclass(frozen=True)

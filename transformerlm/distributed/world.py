@@ -1,12 +1,11 @@
-"""The ranks that `torchrun` starts, our place among them, and what they tell each other.
+"""The ranks that `torchrun` or `srun` starts, our place among them, and what they tell each other.
 
 In a world of one, every call returns at once and changes nothing.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -14,12 +13,27 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
-from transformerlm.distributed.watch import Progress
+from transformerlm.distributed.launcher import Launch, read_launch
+from transformerlm.distributed.rendezvous import connect, meet
+from transformerlm.distributed.watch import Progress, Watch
 
 TIMEOUT = 600.0
 # The watch names the missing rank first; the backend's own timeout is for what the watch cannot see.
 _BACKEND_MARGIN = 15.0
+# What gloo and nccl say when a rank has gone.
+_LOST = (
+    "closed by peer",
+    "reset by peer",
+    "Broken pipe",
+    "refused",
+    "Timed out",
+    "timed out",
+    "gloo/",
+    "NCCL",
+    "Store",
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,9 @@ class World:
         local_world_size: how many of them are on this machine.
         timeout: the seconds that a rank waits for another.
         progress: how far this rank has come; `arrive` moves it.
+        hosts: the machine of each rank.
+        watch: what ends this process when another rank does not come; None: nothing does.
+        holds_store: whether the others need this process until they have left.
     """
 
     rank: int = 0
@@ -41,6 +58,9 @@ class World:
     local_world_size: int = field(default=1, repr=False)
     timeout: float = field(default=TIMEOUT, repr=False)
     progress: Progress = field(default_factory=Progress, repr=False, compare=False)
+    hosts: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    watch: Watch | None = field(default=None, repr=False, compare=False)
+    holds_store: bool = field(default=False, repr=False, compare=False)
 
     @property
     def is_distributed(self) -> bool:
@@ -57,33 +77,57 @@ class World:
         self.progress.arrive(where)
 
 
-def init_from_env(*, timeout: float = TIMEOUT) -> World:
-    """Join the ranks that `torchrun` describes in the environment; without RANK, return a world of one.
+def init_from_env(*, timeout: float = TIMEOUT, end: Callable[[str | None], object] | None = None) -> World:
+    """Join the ranks that `torchrun` or `srun` describes in the environment; without them, return a world of one.
 
-    On CUDA machines each rank uses the device of its LOCAL_RANK, and nccl for tensors on it; otherwise gloo. Raises
-    ValueError if the environment describes the ranks only in part, or if there is no such device. `timeout` is that of
-    `World`.
+    On CUDA machines each rank uses the device of its local rank, and nccl for tensors on it; otherwise gloo.
+
+    Args:
+        timeout: how long this rank waits for another, in seconds: now, and later.
+        end: ends the process when another rank has been missing for that long; it gets the line that names it, or None
+            if another rank has said it. None: nothing watches, and only the backend's own timeout applies.
+
+    Raises:
+        ValueError: the environment describes the ranks only in part, or there is no such device.
+        TimeoutError: a rank did not come; the line names it.
     """
-    if "RANK" not in os.environ:
+    launch = read_launch()
+    if launch.world_size == 1:
         return World()
-    rank, local_rank, world_size = (_integer(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-    if world_size == 1:
-        return World()
-    cuda = torch.cuda.is_available()
-    if cuda:
-        found = torch.cuda.device_count()
-        if local_rank >= found:
-            raise ValueError(
-                f"LOCAL_RANK: expected one of the {found} CUDA devices of this machine, got {local_rank}; "
-                f"start torchrun with --nproc-per-node={found}"
-            )
-        torch.cuda.set_device(local_rank)
+    device = _own_device(launch)
+    meeting = meet(launch, timeout=timeout)
+    progress, watch = Progress(), None
+    progress.arrive("the start")
+    if end is not None:
+        store = PrefixStore(f"watch/{meeting.name}", connect(launch, timeout=timeout))
+        watch = Watch(progress, store, rank=launch.rank, hosts=meeting.hosts, timeout=timeout, end=end)
+        watch.start()
     if not dist.is_initialized():
-        # Numbers on the host go through gloo even then, so that they wait for no device.
-        backend, device = ("cpu:gloo,cuda:nccl", torch.device("cuda", local_rank)) if cuda else ("gloo", None)
-        dist.init_process_group(backend, device_id=device, timeout=timedelta(seconds=timeout + _BACKEND_MARGIN))
-    local_world_size = _integer("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else world_size
-    return World(rank, local_rank, world_size, local_world_size, timeout)
+        dist.init_process_group(
+            # Numbers on the host go through gloo even with CUDA, so that they wait for no device.
+            "cpu:gloo,cuda:nccl" if device else "gloo",
+            store=PrefixStore(f"group/{meeting.name}", meeting.store),
+            rank=launch.rank,
+            world_size=launch.world_size,
+            timeout=timedelta(seconds=timeout + _BACKEND_MARGIN),
+            device_id=device,
+        )
+    sizes = (launch.rank, launch.local_rank, launch.world_size, launch.local_world_size)
+    return World(*sizes, timeout, progress, meeting.hosts, watch, launch.holds_store)
+
+
+def _own_device(launch: Launch) -> torch.device | None:
+    """Take the CUDA device of our local rank; None on a machine without."""
+    if not torch.cuda.is_available():
+        return None
+    found = torch.cuda.device_count()
+    if launch.local_rank >= found:
+        raise ValueError(
+            f"LOCAL_RANK: expected one of the {found} CUDA devices of this machine, got {launch.local_rank}; "
+            f"start torchrun with --nproc-per-node={found}"
+        )
+    torch.cuda.set_device(launch.local_rank)
+    return torch.device("cuda", launch.local_rank)
 
 
 def is_main(world: World) -> bool:
@@ -155,13 +199,27 @@ def barrier(world: World) -> None:
 
 def shutdown(world: World) -> None:
     """Leave the group; call it last, and on every rank."""
+    if world.watch is not None:
+        world.watch.stop(lingers=world.holds_store)
     if world.is_distributed and dist.is_initialized():
         dist.destroy_process_group()
 
 
-def _integer(name: str) -> int:
-    value = os.environ.get(name)
-    if value is None or not value.isdecimal():
-        found = "nothing" if value is None else repr(value)
-        raise ValueError(f"{name}: expected a whole number beside RANK, found {found}; start the run with torchrun")
-    return int(value)
+@contextmanager
+def without_tracebacks(world: World) -> Iterator[None]:
+    """Turn what the backend raises when another rank has gone into one line.
+
+    Raises:
+        ConnectionError: a collective failed, because another rank ended or the network broke.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not world.is_distributed or not any(words in str(error) for words in _LOST):
+            raise
+        said = str(error).splitlines()[0]
+        said = said.partition("] ")[2] if said.startswith("[") else said  # without the place in gloo's source
+        raise ConnectionError(
+            f'rank {world.rank} of {world.world_size} on {world.hosts[world.rank]}: lost another rank at "'
+            f'{world.progress.where}", and ends, too ({said.partition(". ")[0]})'
+        ) from error

@@ -63,27 +63,29 @@ def estimate_training_memory(
     precision: str = "fp32",
     optimizer: str = "adamw",
     device_type: str = "cpu",
+    num_ranks: int = 1,
     shard_size: int = 1,
 ) -> dict[str, int]:
     """Return the bytes that training needs on one rank: weights, gradients, optimizer, ..., and their total.
 
-    - Weights, gradients and optimizer states are fp32. Of each tensor a rank holds its share of the rows, rounded up.
-      With "bf16" on one rank, `weights` includes the bfloat16 copies that autocast keeps during a step.
-    - `gathered` is what a rank holds for a time besides its share; 0 without sharding.
+    - Weights, gradients and optimizer states are fp32. `shard_size` of the ranks share one copy: of each tensor a rank
+      holds its share of the rows, rounded up. With "bf16" and one rank, `weights` includes the bfloat16 copies that
+      autocast keeps during a step.
+    - `gathered` is what FSDP2 holds for a time besides a rank's share; 0 for one rank, which does without it.
     - `activations` are what the forward pass saves for the backward pass.
     - `logits` are those that the loss holds at a time.
     - `overhead` is what libraries and allocator take besides, on a CPU only.
     """
     tokens = micro_batch_size * model.context_length
     compute_bytes = 2 if precision == "bf16" else 4
-    own = _num_own([*_root_shapes(model), *_all_block_shapes(model)], shard_size)
-    has_copies = precision == "bf16" and shard_size == 1
+    own = _num_own(_all_shapes(model), shard_size)
+    has_copies = precision == "bf16" and num_ranks == 1
     copies = (count_parameters(model) - model.vocab_size * model.d_model) * 2 if has_copies else 0
     parts = {
         "weights": 4 * own + copies,
         "gradients": 4 * own,
         "optimizer": 4 * _num_optimizer_states(model, optimizer, shard_size=shard_size),
-        "gathered": _gathered_bytes(model, compute_bytes, shard_size),
+        "gathered": _gathered_bytes(model, compute_bytes, shard_size) if num_ranks > 1 else 0,
         "activations": tokens * _activation_bytes_per_token(model, compute_bytes, device_type),
         "logits": compute_bytes * min(tokens * model.vocab_size, logits_at_once(device_type)),
     }
@@ -99,11 +101,15 @@ def _gathered_bytes(model: ModelSettings, compute_bytes: int, shard_size: int) -
 
     Backward holds the weights of a block and of the next one, which it fetches ahead, the block's gradients, and once
     more in fp32 the gradients that are being summed over the ranks. The weights fetched and the gradients summed are in
-    one buffer of equal shares. At the end of backward the root's gradients are summed in the same way.
+    one buffer of equal shares. At the end of backward the root's gradients are summed in the same way. In bf16 the
+    norms of the blocks belong to the root, which stays fp32.
     """
-    if shard_size == 1:
-        return 0
     block, root = _block_shapes(model), _root_shapes(model)
+    norms = _norm_shapes(model)
+    if compute_bytes == 4:
+        block = block + norms
+    else:
+        root = root + norms * model.num_layers
     blocks = _num_own(block, 1) * 2 * compute_bytes
     blocks += shard_size * _num_own(block, shard_size) * (compute_bytes + 4)
     summed = shard_size * _num_own(root, shard_size) * 4
@@ -117,29 +123,33 @@ def _num_own(shapes: Iterable[tuple[int, int]], shard_size: int) -> int:
 
 def _num_optimizer_states(model: ModelSettings, optimizer: str, *, shard_size: int) -> int:
     """Count AdamW's two numbers a parameter, and SGD's momentum; Muon has one number for the blocks' matrices."""
-    own = _num_own([*_root_shapes(model), *_all_block_shapes(model)], shard_size)
-    blocks = _num_own((shape for shape in _all_block_shapes(model) if shape[1] > 1), shard_size)
+    own = _num_own(_all_shapes(model), shard_size)
+    blocks = _num_own((shape for shape in _block_shapes(model) if shape[1] > 1), shard_size) * model.num_layers
     with_one = {"adamw": 0, "muon": blocks, "sgd": own}
     return 2 * own - with_one[optimizer]
 
 
 def _block_shapes(model: ModelSettings) -> list[tuple[int, int]]:
-    """Return the rows and columns of what a block gathers: attention and feed-forward; a vector has one column."""
+    """Return the rows and columns of a block's attention and feed-forward layer; a vector has one column."""
     d_model, d_kv, d_ff = model.d_model, model.d_kv, model.d_ff
     attention = [(d_model, d_model), (d_kv, d_model), (d_kv, d_model), (d_model, d_model)]
     attention += [(model.d_head, 1)] * (2 if model.qk_norm else 0)
     return [*attention, *[(d_ff, d_model)] * len(feed_forward(model.ffn).UP), (d_model, d_ff)]
 
 
-def _all_block_shapes(model: ModelSettings) -> list[tuple[int, int]]:
-    return _block_shapes(model) * model.num_layers
+def _norm_shapes(model: ModelSettings) -> list[tuple[int, int]]:
+    """Return the shapes of a block's norms before or after its two halves."""
+    return [] if model.norm_position == "none" else [(model.d_model, 1)] * 2
 
 
 def _root_shapes(model: ModelSettings) -> list[tuple[int, int]]:
-    """Return the rows and columns of what is outside of the blocks' two halves: embedding, head and all norms."""
+    """Return the shapes of what is in no block: embedding, head and the last norm."""
     matrices = [(model.vocab_size, model.d_model)] * (1 if model.tie_embeddings else 2)
-    num_norms = {"pre": 2 * model.num_layers + 1, "post": 2 * model.num_layers, "none": 0}[model.norm_position]
-    return matrices + [(model.d_model, 1)] * num_norms
+    return matrices + [(model.d_model, 1)] * (model.norm_position == "pre")
+
+
+def _all_shapes(model: ModelSettings) -> list[tuple[int, int]]:
+    return [*_root_shapes(model), *(_block_shapes(model) + _norm_shapes(model)) * model.num_layers]
 
 
 def _activation_bytes_per_token(model: ModelSettings, compute_bytes: int, device_type: str) -> int:

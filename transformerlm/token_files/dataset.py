@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,13 @@ class TokenFile:
         Raises:
             ValueError: its sha256 or its number of ids is not the one promised, or it is no array of ids.
         """
+        return max(self.check_blocks(), default=-1)
+
+    def check_blocks(self) -> Iterator[int]:
+        """Read the file once, and yield the largest id so far after each block: `check` in steps.
+
+        It raises what `check` raises; only after its end is the file known to be the one promised.
+        """
         ids = open_token_array(self.path)
         _check_same(self.path, "tokens", self.tokens, len(ids), named_in=self.named_in)
         digest, largest = hashlib.sha256(), -1
@@ -45,8 +53,8 @@ class TokenFile:
             while block := file.read(_SCAN_ELEMENTS * ids.itemsize):
                 digest.update(block)
                 largest = max(largest, int(np.frombuffer(block, ids.dtype).max()))
+                yield largest
         _check_same(self.path, "sha256", self.sha256, digest.hexdigest(), named_in=self.named_in)
-        return largest
 
 
 class TokenDataset:

@@ -9,20 +9,24 @@ the same result; `engines.py` chooses.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence, Sized
+from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
 from typing import Any, TypeVar
 
 from transformerlm.tokenizer import io
-from transformerlm.tokenizer.counting import count_pre_tokens
+from transformerlm.tokenizer.counting import WordList, count_pre_tokens, list_words, sum_counts
 from transformerlm.tokenizer.engines import COMPILED_PATTERNS, Engine, check_engine, use_compiled
 from transformerlm.tokenizer.pair_table import learn_merges
 from transformerlm.tokenizer.parallel import ProgressCallback
 from transformerlm.tokenizer.pretokenize import DEFAULT_PATTERN
+from transformerlm.tokenizer.reading import DocumentSample
 from transformerlm.utils.strings import check_is_no_string
 from transformerlm.utils.text_files import ReadStats, expand_inputs, total_bytes
+from transformerlm.utils.text_parts import TextPart
 
 Counts = TypeVar("Counts", bound=Sized)
+
+_MAX_NAMED = 8
 
 
 def train_bpe(
@@ -36,6 +40,7 @@ def train_bpe(
     pattern: str = DEFAULT_PATTERN,
     engine: Engine = "auto",
     memory_limit_mb: float | None = None,
+    sample: float | None = None,
     progress: ProgressCallback | None = None,
     stats: ReadStats | None = None,
 ) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:
@@ -58,6 +63,8 @@ def train_bpe(
         memory_limit_mb: what counting and merging may hold in memory, in megabytes, not counting the libraries and the
             text in hand. Beyond it the compiled engine goes on in temporary files (see `memory_limit.Memory`), with a
             warning, and the reference refuses.
+        sample: train on this fraction of the documents alone, which are chosen by what they say (see
+            `reading.DocumentSample`); by default on all text. The first special token ends a document in plain text.
         progress: called with ("count", bytes read, bytes in all), then with ("merge", merges done, merges wanted).
         stats: filled with what the reading met, such as bytes that are not UTF-8.
 
@@ -71,46 +78,113 @@ def train_bpe(
             without any text, or with distinct words that need more memory than the limit (the reference only).
         OSError: a file that cannot be read, or no room for the temporary files.
     """
-    check_is_no_string(special_tokens, "special_tokens")
-    specials = list(special_tokens)
-    _check_request(vocab_size, specials)
+    specials = check_request(vocab_size, special_tokens)
     paths = expand_inputs(input_path)
     check_engine(engine, pattern=pattern)
     num_merges = vocab_size - 256 - len(specials)
     options: dict[str, Any] = {
         "num_workers": num_workers, "text_field": text_field, "allow_special": allow_special, "pattern": pattern,
         "progress": progress, "stats": stats, "memory_limit_mb": memory_limit_mb,
+        "sample": sample_of(sample, specials),
     }  # fmt: skip
+    where = name_inputs(paths, sample)
     # The counts have no name here, so that learning may free them once it has laid them out in its own way.
-    if pattern in COMPILED_PATTERNS and use_compiled(engine, total_bytes(paths), "train"):
+    if takes_kernels(engine, total_bytes(paths), pattern=pattern):
         from transformerlm.tokenizer.fast import counter, learner  # hand-over
 
         merges = learner.learn_merges(
-            _not_empty(counter.count_pre_tokens(paths, specials, **options), paths), num_merges, progress=progress
+            _not_empty(counter.count_pre_tokens(paths, specials, **options), where), num_merges, progress=progress
         )
     else:
         merges = learn_merges(
-            _not_empty(count_pre_tokens(paths, specials, **options), paths), num_merges, progress=progress
+            _not_empty(count_pre_tokens(paths, specials, **options), where), num_merges, progress=progress
         )
+    return vocabulary_of(merges, specials), merges
+
+
+def takes_kernels(engine: Engine, num_bytes: int, *, pattern: str) -> bool:
+    """Return whether the compiled engine counts and learns, for `num_bytes` bytes of text."""
+    return pattern in COMPILED_PATTERNS and use_compiled(engine, num_bytes, "train")
+
+
+def count_words(
+    parts: Sequence[TextPart], special_tokens: Sequence[str], *, compiled: bool, **options: Any
+) -> WordList:
+    """Count the pre-tokens of parts of text, with the options of `count_pre_tokens`."""
+    if not compiled:
+        return list_words(count_pre_tokens(parts, special_tokens, **options))
+    from transformerlm.tokenizer.fast import counter  # hand-over
+
+    words = counter.count_pre_tokens(parts, special_tokens, **options)
+    return WordList(words.data, words.ends, words.counts)
+
+
+def add_word_lists(words: Iterable[WordList], *, compiled: bool) -> WordList:
+    """Add up the counts of lists that may hold the same words."""
+    if not compiled:
+        return list_words(sum_counts([words]))
+    from transformerlm.tokenizer.fast import counter  # hand-over
+
+    total = counter.sum_counts([words])
+    return WordList(total.data, total.ends, total.counts)
+
+
+def learn_from_lists(
+    groups: Iterable[Iterable[WordList]],
+    num_merges: int,
+    *,
+    compiled: bool,
+    where: str,
+    memory_limit_mb: float | None = None,
+    progress: ProgressCallback | None = None,
+) -> list[tuple[bytes, bytes]]:
+    """Return the merges for the words of several lists (see `sum_counts`); `where` tells in errors what was counted."""
+    if not compiled:
+        counts = sum_counts(groups, memory_limit_mb=memory_limit_mb)
+        return learn_merges(_not_empty(counts, where), num_merges, progress=progress)
+    from transformerlm.tokenizer.fast import counter, learner  # hand-over
+
+    return learner.learn_merges(
+        _not_empty(counter.sum_counts(groups, memory_limit_mb=memory_limit_mb), where), num_merges, progress=progress
+    )
+
+
+def vocabulary_of(merges: Sequence[tuple[bytes, bytes]], special_tokens: Sequence[str]) -> dict[int, bytes]:
+    """Return the tokens by their ids: the bytes, the merges in order, the special tokens."""
     tokens = [bytes([value]) for value in range(256)] + [left + right for left, right in merges]
-    tokens += [special.encode() for special in specials]
-    return dict(enumerate(tokens)), merges
+    tokens += [special.encode() for special in special_tokens]
+    return dict(enumerate(tokens))
 
 
-def _not_empty(word_counts: Counts, paths: Sequence[Path]) -> Counts:
+def sample_of(fraction: float | None, special_tokens: Sequence[str]) -> DocumentSample | None:
+    """Return the choice of a fraction of the documents, None for all; the first special token separates them."""
+    return None if fraction is None else DocumentSample(fraction, next(iter(special_tokens), None))
+
+
+def name_inputs(paths: Sequence[Path], sample: float | None) -> str:
+    """Return in words what was trained on, for the error that it holds no text."""
+    names = ", ".join(map(str, paths[:_MAX_NAMED])) + ", ..." * (len(paths) > _MAX_NAMED)
+    return names if sample is None else f"a sample of {sample:g} of the documents of {names}"
+
+
+def _not_empty(word_counts: Counts, where: str) -> Counts:
     """Return the counts, which are of at least one word."""
     if not len(word_counts):
-        raise ValueError(f"input: expected text to train on, found none in {', '.join(map(str, paths))}")
+        raise ValueError(f"input: expected text to train on, found none in {where}")
     return word_counts
 
 
-def _check_request(vocab_size: int, special_tokens: Sequence[str]) -> None:
-    if len(set(special_tokens)) < len(special_tokens):
-        raise ValueError(f"special_tokens: expected each once, found {list(special_tokens)}")
-    io.check_special_tokens(special_tokens)
-    io.check_special_tokens_to_save(special_tokens)
-    if vocab_size < 256 + len(special_tokens):
+def check_request(vocab_size: int, special_tokens: Sequence[str]) -> list[str]:
+    """Return the special tokens as a list, or refuse what no tokenizer can have; see `train_bpe`."""
+    check_is_no_string(special_tokens, "special_tokens")
+    specials = list(special_tokens)
+    if len(set(specials)) < len(specials):
+        raise ValueError(f"special_tokens: expected each once, found {specials}")
+    io.check_special_tokens(specials)
+    io.check_special_tokens_to_save(specials)
+    if vocab_size < 256 + len(specials):
         raise ValueError(
-            f"vocab_size: expected at least {256 + len(special_tokens)} (256 bytes and {len(special_tokens)} "
+            f"vocab_size: expected at least {256 + len(specials)} (256 bytes and {len(specials)} "
             f"special tokens), found {vocab_size}"
         )
+    return specials

@@ -34,7 +34,7 @@ def check_memory_limit(memory_limit_mb: float | None, num_bytes: float, *, num_w
     if memory_limit_mb is not None and num_bytes > memory_limit_mb * 1e6:
         raise ValueError(
             f"memory_limit_mb: expected at least {math.ceil(num_bytes / 1e6)} for the {num_words:,} distinct words of "
-            f"the text so far, found {memory_limit_mb:g} (raise it, leave it out, train on less text, or take the "
+            f"the text so far, found {memory_limit_mb:g} (raise it, leave it out, set sample, or take the "
             "compiled engine, which goes on in files)"
         )
 

@@ -189,7 +189,7 @@ def _windows(tokens: Tokens, starts: npt.NDArray[np.int64], context_length: int,
     else:
         positions = starts[:, None] + np.arange(context_length + 1)  # (windows, context_length + 1)
         ids = np.asarray(tokens[positions])
-    windows = torch.from_numpy(ids.astype(np.int64))
+    windows = torch.from_numpy(ids.astype(np.int64, copy=False))
     if device.type == "cuda" and torch.cuda.is_available():
         windows = windows.pin_memory()  # lets the copy run while the device computes
     windows = windows.to(device, non_blocking=True)

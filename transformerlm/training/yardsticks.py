@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from transformerlm.token_files.dataset import Tokens
 from transformerlm.tokenizer.tokenizer import Tokenizer
 
 MAX_TEXT_TOKENS = 2**20  # of the validation text
@@ -28,7 +29,7 @@ class Yardsticks:
     unigram_bits_per_byte: float
 
 
-def yardsticks(train: Ids, text: Ids, tokenizer: Tokenizer) -> Yardsticks | None:
+def yardsticks(train: Tokens, text: Tokens, tokenizer: Tokenizer) -> Yardsticks | None:
     """Return what the first few MB of a text cost, given its tokens; None for a text without bytes.
 
     As in a model's bits per byte, special tokens cost bits and have no bytes.

@@ -85,13 +85,13 @@ def forget_cached(path: Path) -> None:
         os.close(descriptor)
 
 
-def wait_for(path: Path, *, seconds: float = VISIBLE_SECONDS) -> None:
+def wait_for(path: Path) -> None:
     """Wait until `path` can be seen: on a network disk, what another machine has written appears some seconds later.
 
     Raises:
-        FileNotFoundError: it is still not there.
+        FileNotFoundError: after `VISIBLE_SECONDS` it is still not there.
     """
-    end = time.monotonic() + seconds
+    end = time.monotonic() + VISIBLE_SECONDS
     while not path.exists():
         if time.monotonic() > end:
             raise FileNotFoundError(f"{path}: this machine does not see it")

@@ -55,6 +55,8 @@ class ReadStats:
 
     refuse_invalid: bool = False
     disk_bytes: int = 0  # of the files as they are on disk (compressed ones compressed)
+    documents: int = 0  # with a sample only
+    chosen_documents: int = 0  # of them
     invalid_utf8: int = 0  # replacement characters in place of invalid bytes (or lone surrogates)
     sample_chars: int = 0
     sample: list[str] = field(default_factory=list)

@@ -105,6 +105,19 @@ def find_parts(paths: Sequence[Path], *, part_bytes: int, find_cut: FindCut) -> 
     return [part for path in paths for part in _parts_of(path, part_bytes, find_cut)]
 
 
+def gather_parts(parts: Sequence[TextPart], *, part_bytes: int) -> list[list[TextPart]]:
+    """Put small parts together, in order, until they have `part_bytes` bytes: many small files are few lists."""
+    lists: list[list[TextPart]] = []
+    gathered = 0
+    for part in parts:
+        if not lists or gathered + part.num_bytes > part_bytes:
+            lists.append([])
+            gathered = 0
+        lists[-1].append(part)
+        gathered += part.num_bytes
+    return lists
+
+
 def read_part(part: TextPart, *, text_field: str = "text", stats: ReadStats | None = None) -> Iterator[TextBlock]:
     """Yield the text of one part as `read_text` does that of a file; the part's end counts as a document's end.
 

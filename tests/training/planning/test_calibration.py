@@ -84,6 +84,6 @@ def test_slow_steps_are_fewer(files, tmp_path, monkeypatch):
 def test_random_tokens_are_of_the_vocabulary_and_the_same_each_time():
     """They replace a token file of any vocabulary, and are longer than one window."""
     tokens, again = (RandomTokens(vocab_size=7, context_length=100) for _ in range(2))
-    assert tokens.max_id() == 6
+    assert tokens.tokens.max() == 6
     assert len(tokens) == len(tokens.tokens) > 100
     assert (tokens.tokens == again.tokens).all()

@@ -34,10 +34,34 @@ def test_this_machine_is_one_process_that_shares_its_memory():
 
 
 @pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, 80e9), ({"memory_gb": 24.5}, 24.5e9), ({"memory_gb": "0.5 GB"}, 5e8), ({"memory_gb": "24GiB"}, 24 * 2**30)],
+)
+def test_memory_is_a_number_or_has_its_unit(settings, expected):
+    """A GPU of which nothing is said has the usual memory, and no speed: the plan then gives no time."""
+    there = Machine.of(MachineConfig(**settings))
+    assert (there.memory_bytes, there.flops_per_second) == (expected, None)
+    assert there.expected_tokens_per_second(MachineConfig(**settings), flops_per_token=1) is None
+
+
+@pytest.mark.parametrize(("num_gpus", "expected"), [(1, 1), (4, 4), (8, 8), (64, 8)])
+def test_a_machine_has_eight_gpus_at_most(num_gpus, expected):
+    """Fewer GPUs are in one machine."""
+    assert Machine.of(MachineConfig(num_gpus=num_gpus)).local_world_size == expected
+
+
+@pytest.mark.parametrize("size", ["80", "0GB", "0.0GB", "-1GB", "80 TB", "1e2GB", "80GB "])
+def test_a_size_has_a_number_and_a_unit(size):
+    """Zero, and other units, are refused."""
+    with pytest.raises(ValueError, match="should match pattern"):
+        MachineConfig(memory_gb=size)
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mfu": 0.4}, "expected gpu, or memory_gb with"),
-        ({"memory_gb": 24.0}, "memory_gb = 24.0 needs flops_per_second or tokens_per_second"),
+        ({"mfu": 0.4}, "mfu = 0.4 needs gpu or flops_per_second"),
+        ({"memory_gb": 24.0, "mfu": 0.3}, "mfu = 0.3 needs gpu or flops_per_second"),
     ],
 )
 def test_a_gpu_of_which_too_little_is_said_is_refused(settings, message):

@@ -38,9 +38,9 @@ def free(monkeypatch, num_bytes):
     monkeypatch.setattr(micro_batch, "available_memory_bytes", lambda device: num_bytes)
 
 
-def total(config, size):
+def total(config, size, num_ranks=1):
     """The estimate for a micro-batch."""
-    return memory_by_part(config, micro_batch_size=size, **SETTINGS)["total"]
+    return memory_by_part(config, micro_batch_size=size, num_ranks=num_ranks, **SETTINGS)["total"]
 
 
 @pytest.mark.parametrize("size", [8, 4, 2, 1])
@@ -53,7 +53,7 @@ def test_the_largest_that_fits_is_taken(size, auto, monkeypatch):
 @pytest.mark.parametrize(("size", "expected"), [(8, 4), (4, 4), (2, 2)])
 def test_elsewhere_it_is_the_largest_share_that_fits_by_the_estimate(size, expected, auto):
     """Each of two processes takes at most half of the batch, within the usable part of its own device."""
-    room = int(total(auto, size) / micro_batch._BY_ESTIMATE) + 1
+    room = int(total(auto, size, num_ranks=2) / micro_batch._BY_ESTIMATE) + 1
     there = Machine("2 x GPU", CPU, room, room, num_processes=2)
     assert resolve_elsewhere(auto, there, precision="fp32").training.micro_batch_size == expected
 
@@ -75,13 +75,14 @@ def test_the_rest_of_the_configuration_stays(auto):
 def test_ranks_share_batch_and_memory(world_size, expected, auto, monkeypatch):
     """The number divides each rank's share, the ranks together stay within the memory, and the lowest number counts."""
     monkeypatch.setattr(micro_batch, "all_reduce_min", lambda number, world: number)
-    resolved = resolve(auto, world=World(world_size=world_size), **SETTINGS)
+    world = World(world_size=world_size, local_world_size=world_size)
+    resolved = resolve(auto, world=world, **SETTINGS)
     assert resolved.training.micro_batch_size == expected
-    free(monkeypatch, world_size * total(auto, 1) / micro_batch._BY_ESTIMATE + 1)
-    assert resolve(auto, world=World(world_size=world_size), **SETTINGS).training.micro_batch_size == 1
+    free(monkeypatch, world_size * total(auto, 1, world_size) / micro_batch._BY_ESTIMATE + 1)
+    assert resolve(auto, world=world, **SETTINGS).training.micro_batch_size == 1
     monkeypatch.setattr(micro_batch, "all_reduce_min", lambda number, world: 1)
     free(monkeypatch, 10**12)
-    assert resolve(auto, world=World(world_size=world_size), **SETTINGS).training.micro_batch_size == 1
+    assert resolve(auto, world=world, **SETTINGS).training.micro_batch_size == 1
 
 
 def test_a_batch_that_does_not_divide_is_cut_by_its_largest_share(auto, monkeypatch):
@@ -97,7 +98,7 @@ def test_ranks_that_share_a_model_do_not_try_it_whole(auto, monkeypatch):
     monkeypatch.setattr(micro_batch, "all_reduce_min", lambda number, world: number)
     monkeypatch.setattr(micro_batch, "_largest_that_runs", lambda *_: 7)
     place = {"device": torch.device("cuda"), "precision": "bf16"}
-    need = memory_by_part(auto, micro_batch_size=2, shard_size=2, **place)["total"]
+    need = memory_by_part(auto, micro_batch_size=2, num_ranks=2, shard_size=2, **place)["total"]
     free(monkeypatch, need / micro_batch._BY_ESTIMATE + 1)
     world = World(world_size=2)
     assert resolve(auto, world=world, shard_size=2, **place).training.micro_batch_size == 2
@@ -107,8 +108,8 @@ def test_ranks_that_share_a_model_do_not_try_it_whole(auto, monkeypatch):
 def test_only_the_ranks_of_this_machine_share_its_memory(auto, monkeypatch):
     """Of four ranks on two machines, two share the memory that is free here."""
     monkeypatch.setattr(micro_batch, "all_reduce_min", lambda number, world: number)
-    free(monkeypatch, 2 * total(auto, 2) / micro_batch._BY_ESTIMATE + 2)
-    chosen = resolve(auto, world=World(world_size=4), local_world_size=2, **SETTINGS)
+    free(monkeypatch, 2 * total(auto, 2, num_ranks=4) / micro_batch._BY_ESTIMATE + 2)
+    chosen = resolve(auto, world=World(world_size=4, local_world_size=2), **SETTINGS)
     assert chosen.training.micro_batch_size == 2
 
 

@@ -15,6 +15,7 @@ from transformerlm.tokenizer import Tokenizer
 from transformerlm.training.build import build_optimizer
 from transformerlm.training.planning import plan
 from transformerlm.training.planning.machine import Machine
+from transformerlm.training.planning.micro_batch import memory_by_part
 
 HERE = Machine.here(torch.device("cpu"))
 
@@ -57,6 +58,7 @@ def test_the_checkpoint_is_as_large_as_said(files, tmp_path):
     saved = save_checkpoint(tmp_path / "checkpoints", 1, snapshot)
     found = sum(path.stat().st_size for path in saved.glob("*.safetensors"))
     facts = facts_of(config, tmp_path)
+    assert facts["checkpoint.files"] == len(list(saved.glob("*.safetensors")))
     assert facts["checkpoint.bytes"] == pytest.approx(found, rel=0.05)
     assert facts["disk.needed_bytes"] == facts["checkpoint.bytes"] * (config.checkpoint.keep + 2)
 
@@ -98,8 +100,68 @@ def test_another_machine_is_as_fast_as_it_is_assumed_to_be(files, tmp_path):
     assert facts["assumed.eta_seconds"] * facts["assumed.tokens_per_second"] == pytest.approx(facts["tokens.total"])
     assert facts["memory.device_bytes"] == 80e9
     assert "disk.free_bytes" not in facts  # unknown for another machine
+    assert not [name for name in plan_on({"num_gpus": 2}) if name.startswith("assumed")]  # no speed is known
     facts = plan_on({"memory_gb": 24.0, "tokens_per_second": 100}, max_time="2s")
     assert (facts["assumed.tokens_per_second"], facts["assumed.eta_seconds"]) == (100, 2)
     assert "assumed.flops_utilisation" not in facts
-    with pytest.raises(ValueError, match=r"batch_size \(8\) is not divisible by micro_batch_size x processes"):
-        plan_on({"gpu": "L4", "num_gpus": 3})
+    assert plan_on({"gpu": "L4", "num_gpus": 3}, micro_batch_size=1)["accumulation_steps"] == 3
+
+
+def wide(files, tmp_path, **sections):
+    """A plan of a model whose weights are most of its memory, for 32 GPUs in machines of 8."""
+    changes = {"model.d_model": 1024, "model.num_layers": 24, "model.num_heads": 16, "model.d_ff": 4096}
+    run = tiny_config(files, tmp_path, changes).model_dump()
+    run["training"] |= {"precision": "auto", "batch_size": 64}
+    return PlanConfig(**{**run, **sections})
+
+
+def test_memory_is_planned_for_each_number_that_can_share(files, tmp_path):
+    """A copy is in a machine or on whole machines; each number comes with its own micro-batch and its own verdict."""
+    config = wide(files, tmp_path, machine=MachineConfig(num_gpus=32, memory_gb=1.7))
+    machine = Machine.of(config.machine)
+    rows = plan.by_shard_size(config, machine, precision="bf16")
+    assert [row["shard_size"] for row in rows] == [1, 2, 4, 8, 16, 32]
+    for row in rows:
+        parts = {name.removesuffix("_bytes"): size for name, size in row.items() if name.endswith("_bytes")}
+        size = {"micro_batch_size": row["micro_batch_size"], "shard_size": row["shard_size"], "num_ranks": 32}
+        assert parts == memory_by_part(config, precision="bf16", device=machine.device, **size)
+        assert row["fits"] == (row["total_bytes"] <= 1.7e9)
+    totals = [row["total_bytes"] for row in rows]
+    assert totals == sorted(totals, reverse=True)
+    assert [row["fits"] for row in rows] == [False, False, False, True, True, True]
+    assert [row["shard_size"] for row in rows if row["is_auto"]] == [8]  # the whole machine, not a part of it
+
+
+def test_the_shard_size_is_that_of_the_run(files, tmp_path):
+    """The plan's memory is for the number that the file says, whether it fits or not; a wrong number is refused."""
+    for shard, expected in {2: 2, "all": 32, "node": 8, "auto": 8}.items():
+        config = wide(files, tmp_path, machine=MachineConfig(num_gpus=32, memory_gb=1.7), parallel={"shard": shard})
+        machine = Machine.of(config.machine)
+        assert plan.shard_size_for(config, machine, precision="bf16") == expected
+        rows = plan.by_shard_size(config, machine, precision="bf16")
+        assert [row["shard_size"] for row in rows if row["is_used"]] == [expected]
+    config = wide(files, tmp_path, machine=MachineConfig(num_gpus=32), parallel={"shard": 5})
+    with pytest.raises(ValueError, match=r"parallel\.shard = 5: expected a number that divides the 32 processes"):
+        plan.shard_size_for(config, Machine.of(config.machine), precision="bf16")
+
+
+def test_a_checkpoint_is_as_large_and_as_long_to_write_from_any_number_of_gpus(files, tmp_path):
+    """Its size does not depend on who shares it, and its time follows from the storage."""
+    found = set()
+    for num_gpus in (1, 32):
+        config = wide(files, tmp_path, machine=MachineConfig(num_gpus=num_gpus, storage_gb_per_second=0.5))
+        where = {"run_dir": tmp_path, "machine": Machine.of(config.machine), "precision": "bf16"}
+        facts = plan.arithmetic(config, shard_size=num_gpus, **where)
+        facts |= plan.on_storage(config, plan=facts)
+        assert facts["checkpoint.write_seconds"] == facts["checkpoint.bytes"] / 0.5e9
+        found.add(facts["checkpoint.bytes"])
+    assert found == {12 * TransformerLM(**config.model.model_dump(), device="meta").num_parameters()}
+
+
+@pytest.mark.parametrize(("optimizer", "expected"), [("adamw", 2 + 3), ("muon", 2 + 2), ("sgd", 2 + 1)])
+def test_a_large_checkpoint_is_in_several_files(optimizer, expected, files, tmp_path):
+    """They are counted on a model without numbers: its 5.8 GB are two files, and AdamW's state is twice as large."""
+    sizes = {"d_model": 2048, "num_layers": 24, "num_heads": 16, "d_ff": 7168}
+    changes = {f"model.{name}": size for name, size in sizes.items()} | {"optimizer.name": optimizer}
+    facts = facts_of(tiny_config(files, tmp_path, changes), tmp_path)
+    assert facts["checkpoint.files"] == expected

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from tests.training.tiny_run import tiny_config, write_tiny_files
+from transformerlm.distributed.world import World
 from transformerlm.training.planning import sharding
 from transformerlm.training.planning.micro_batch import memory_by_part
-from transformerlm.training.planning.sharding import choose_shard_size, memory_check, shard_sizes
+from transformerlm.training.planning.sharding import choose_shard_size, memory_check
 
 CPU = torch.device("cpu")
 
@@ -31,10 +32,13 @@ def choose(files, tmp_path):
     return chosen
 
 
-@pytest.mark.parametrize(("enough", "expected"), [(1, 1), (2, 8), (8, 8), (9, 64), (65, 64)])
-def test_auto_takes_one_then_the_machine_then_all(enough, expected, choose):
-    """Sharing costs traffic, so that "auto" shares no further than the memory asks; the check of memory has the end."""
-    assert choose("auto", world_size=64, local_world_size=8, enough=enough) == expected
+@pytest.mark.parametrize(("enough", "expected"), [(1, 1), (2, 8), (8, 8), (9, 16), (17, 24), (25, 48), (49, 48)])
+def test_auto_takes_one_then_the_fewest_machines(enough, expected, choose):
+    """Sharing costs traffic, so "auto" shares no further than the memory asks; the check of memory has the last word.
+
+    Of six machines, one, two, three or six can share a copy.
+    """
+    assert choose("auto", world_size=48, local_world_size=8, enough=enough) == expected
 
 
 def test_auto_omits_machines_that_differ(choose):
@@ -66,17 +70,12 @@ def test_node_needs_machines_of_one_size(choose):
         choose("node", world_size=6, local_world_size=4)
 
 
-def test_the_sizes_are_the_divisors():
-    """A copy is on the same number of ranks everywhere."""
-    assert shard_sizes(12) == [1, 2, 3, 4, 6, 12]
-
-
 @pytest.mark.parametrize(("micro_batch_size", "sequences"), [("auto", 1), (2, 2), (None, 3)])
 def test_the_check_leaves_a_tenth_free(micro_batch_size, sequences, files, tmp_path):
     """It counts the sequences of a pass: those of the file, one if they are still to be chosen, or a rank's share."""
     config = tiny_config(files, tmp_path, {"training.micro_batch_size": micro_batch_size, "training.batch_size": 8})
     place = {"precision": "fp32", "device": CPU}
-    need = memory_by_part(config, micro_batch_size=sequences, shard_size=3, **place)["total"]
+    need = memory_by_part(config, micro_batch_size=sequences, num_ranks=3, shard_size=3, **place)["total"]
     for room, expected in ((need / 0.9 + 2, True), (need / 0.9 - 2, False)):
         assert memory_check(config, memory_bytes=int(room), world_size=3, **place)(3) is expected
 
@@ -88,5 +87,5 @@ def test_the_ranks_of_a_machine_share_its_memory(files, tmp_path, monkeypatch):
     need = memory_by_part(config, micro_batch_size=1, **place)["total"]
     monkeypatch.setattr(sharding, "device_memory_bytes", lambda device: int(1.5 * need))
     for ranks, expected in ((1, True), (2, False)):
-        fits = sharding.memory_check_here(config, world_size=ranks, local_world_size=ranks, **place)
+        fits = sharding.memory_check_here(config, world=World(world_size=ranks, local_world_size=ranks), **place)
         assert fits(1) is expected

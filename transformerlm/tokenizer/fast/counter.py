@@ -4,6 +4,7 @@ Each thread counts into a table of its own, so that none waits for another. A ta
 memory is added to one table of all threads, and emptied. Counts are 64-bit.
 
 Twin of `count_pre_tokens`: `transformerlm.tokenizer.counting.count_pre_tokens`
+Twin of `sum_counts`: `transformerlm.tokenizer.counting.sum_counts`
 Test: tests/tokenizer/fast/test_counter.py
 Pays: 29x the MB/s of the reference in training on 10 MB with 10,000 ids, together with `learner` (docs/benchmarks.md)
 """
@@ -20,6 +21,7 @@ from queue import Empty, LifoQueue
 import numpy as np
 
 from transformerlm.tokenizer import reading
+from transformerlm.tokenizer.counting import WordList
 from transformerlm.tokenizer.engines import compiling
 from transformerlm.tokenizer.fast import encode_kernels as kernels
 from transformerlm.tokenizer.fast.arrays import PADDING, Array, hash_shift
@@ -29,8 +31,9 @@ from transformerlm.tokenizer.fast.unicode_tables import unicode_table
 from transformerlm.tokenizer.memory_limit import Memory
 from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, resolve_num_workers
 from transformerlm.tokenizer.pretokenize import DEFAULT_PATTERN, SpecialTokenSplitter
-from transformerlm.tokenizer.reading import Chunk, comes_in_chunks, read_batches
-from transformerlm.utils.text_files import ReadStats, total_bytes
+from transformerlm.tokenizer.reading import Chunk, DocumentSample, as_parts, comes_in_chunks, read_batches
+from transformerlm.utils.text_files import ReadStats
+from transformerlm.utils.text_parts import TextPart
 
 TABLE_BYTES = 1 << 26  # a thread's share where no limit is given
 
@@ -57,7 +60,7 @@ class Words:
 
 
 def count_pre_tokens(
-    paths: Sequence[Path],
+    texts: Sequence[Path | TextPart],
     special_tokens: Sequence[str],
     *,
     num_workers: int | None = None,
@@ -67,14 +70,17 @@ def count_pre_tokens(
     progress: ProgressCallback | None = None,
     stats: ReadStats | None = None,
     memory_limit_mb: float | None = None,
+    sample: DocumentSample | None = None,
 ) -> Words:
-    """Return how often each pre-token occurs in the files' text, special tokens omitted; see `train_bpe`.
+    """Return how often each pre-token occurs in the text of files, or of parts of them, special tokens omitted.
 
-    Large files of plain text are read as the bytes they are; the text of all other files is gathered into chunks.
+    Large files of plain text are read as the bytes they are; the text of all other files, and of a sample, is gathered
+    into chunks.
     """
     splitter = SpecialTokenSplitter(special_tokens, pattern=pattern)
     stats = stats if stats is not None else ReadStats()
-    num_bytes = total_bytes(paths)
+    parts = as_parts(texts)
+    num_bytes = sum(part.num_bytes for part in parts)
     counter = PieceCounter(
         special_tokens, pattern=pattern, num_threads=resolve_num_workers(num_workers, num_bytes),
         memory=Memory(memory_limit_mb),
@@ -82,14 +88,17 @@ def count_pre_tokens(
 
     def chunks() -> Iterator[Chunk]:
         others = []
-        for path in paths:
-            if comes_in_chunks(path):
-                yield from read_chunks(path, splitter, stats=stats)
+        for part in parts:
+            path = Path(part.path)
+            if sample is None and comes_in_chunks(path):
+                end = None if part.kind == "file" else part.end
+                yield from read_chunks(path, splitter, stats=stats, start=part.start, end=end)
             else:
-                others.append(path)
+                others.append(part)
         for batch in read_batches(
-            others, splitter, size=reading.CHUNK_BYTES, text_field=text_field, allow_special=allow_special, stats=stats
-        ):
+            others, splitter, size=reading.CHUNK_BYTES, text_field=text_field, allow_special=allow_special, stats=stats,
+            sample=sample,
+        ):  # fmt: skip
             yield chunk_of(batch.texts, ordinary=batch.ordinary)
 
     for replaced in counter.count(chunks()):
@@ -97,6 +106,43 @@ def count_pre_tokens(
         if progress is not None:
             progress("count", stats.disk_bytes, num_bytes)
     return counter.words()
+
+
+def sum_counts(groups: Iterable[Iterable[WordList]], *, memory_limit_mb: float | None = None) -> Words:
+    """Add up counts; a word may be in several lists of one group, but not in two groups.
+
+    Memory: the table of one group at a time, and the distinct words of all.
+    """
+    memory, lists = Memory(memory_limit_mb), []
+    with compiling("train"):
+        for group in groups:
+            table = PieceCounts(memory)
+            for words in group:
+                data = np.zeros(len(words.data) + PADDING, dtype=np.uint8)
+                data[: len(words.data)] = words.data
+                add_words(table, Words(data, words.ends, words.counts))
+            lists.append(list_words(table))
+    return _joined(lists, memory)
+
+
+def _joined(lists: list[Words], memory: Memory) -> Words:
+    """Return lists of words as one, which takes their place."""
+    num_bytes = sum(int(words.ends[-1]) for words in lists if len(words)) + PADDING
+    number = sum(map(len, lists))
+    in_all = 2 * (num_bytes + 16 * number)
+    data = memory.zeros(num_bytes, np.uint8, in_all=in_all)
+    ends = memory.zeros(number, np.int64, in_all=in_all)
+    counts = memory.zeros(number, np.uint64, in_all=in_all)
+    place = first = 0
+    while lists:
+        words = lists.pop()
+        last = first + len(words)
+        size = int(words.ends[-1]) if len(words) else 0
+        data[place : place + size] = words.data[:size]
+        ends[first:last] = words.ends + place
+        counts[first:last] = words.counts
+        place, first = place + size, last
+    return Words(data, ends, counts, memory)
 
 
 class PieceCounter:

@@ -69,7 +69,7 @@ class _Learner:
         if num_slots >= MAX_SLOTS:
             raise ValueError(
                 f"input: expected distinct words of less than {MAX_SLOTS / 1e9:.1f} GB in all, found "
-                f"{num_slots / 1e9:.1f} GB (train on less text, or on text with shorter words)"
+                f"{num_slots / 1e9:.1f} GB (sample = 0.25, say, trains on a quarter of the documents)"
             )
         memory = self._memory = words.memory
         self.facts = np.zeros(6, dtype=np.int64)

@@ -25,13 +25,17 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a run would compute; memory and peak speed are those of each of its `num_processes` devices."""
+    """Where a run would compute; memory and peak speed are those of each of its `num_processes` devices.
+
+    `local_world_size` of them are in each machine.
+    """
 
     name: str
     device: torch.device
     memory_bytes: int
     available_bytes: int
     num_processes: int = 1
+    local_world_size: int = 1
     flops_per_second: float | None = None
     is_here: bool = False
 
@@ -44,19 +48,24 @@ class Machine:
     def of(cls, config: MachineConfig) -> Machine:
         """Return the GPUs that a configuration describes, all of their memory free."""
         peak, memory = GPUS[config.gpu] if config.gpu else (None, 0.0)
-        memory_bytes = int(config.memory_gb * 1e9 if config.memory_gb else memory)
+        memory_bytes = int(memory) if config.memory_bytes is None else config.memory_bytes
         return cls(
             name=f"{config.num_gpus} x {config.gpu or 'GPU'}",
             device=torch.device("cuda"),
             memory_bytes=memory_bytes,
             available_bytes=memory_bytes,
             num_processes=config.num_gpus,
+            local_world_size=min(config.gpus_per_node, config.num_gpus),
             flops_per_second=config.flops_per_second or peak,
         )
 
-    def expected_tokens_per_second(self, config: MachineConfig, *, flops_per_token: int) -> float:
-        """Return the tokens per second of all processes: as the configuration says, or by its share of the peak."""
+    def expected_tokens_per_second(self, config: MachineConfig, *, flops_per_token: int) -> float | None:
+        """Return the tokens per second of all processes: as the configuration says, or by its share of the peak.
+
+        Without a peak it is unknown: None.
+        """
         if config.tokens_per_second is not None:
             return float(config.tokens_per_second)
-        assert self.flops_per_second is not None, config
+        if self.flops_per_second is None:
+            return None
         return config.mfu * self.flops_per_second * self.num_processes / flops_per_token

@@ -32,11 +32,17 @@ _BY_TRIAL = 0.9
 
 
 def memory_by_part(
-    config: TrainConfig, *, micro_batch_size: int, precision: Precision, device: torch.device, shard_size: int = 1
+    config: TrainConfig,
+    *,
+    micro_batch_size: int,
+    precision: Precision,
+    device: torch.device,
+    num_ranks: int = 1,
+    shard_size: int = 1,
 ) -> dict[str, int]:
-    """Return the estimated bytes of a training step on one rank by part, and their total.
+    """Return the estimated bytes of a training step on one of `num_ranks` ranks by part, and their total.
 
-    `shard_size` ranks share one copy of weights, gradients and optimizer.
+    `shard_size` of the ranks share one copy of weights, gradients and optimizer.
     """
     return estimate_training_memory(
         ModelSettings(**config.model.model_dump()),
@@ -44,6 +50,7 @@ def memory_by_part(
         precision=precision,
         optimizer=config.optimizer.name,
         device_type=device.type,
+        num_ranks=num_ranks,
         shard_size=shard_size,
     )
 
@@ -59,25 +66,24 @@ def resolve(
     world: World,
     resumed: Path | None = None,
     shard_size: int = 1,
-    local_world_size: int | None = None,
 ) -> Config:
     """Return the configuration with a number in place of `micro_batch_size = "auto"`, the same on every rank.
 
     `resumed` is the checkpoint from which the run goes on: its number is used again if it divides a rank's share.
     Otherwise, on CUDA a forward and backward pass is tried with fewer and fewer sequences; the estimate decides
-    elsewhere, and where ranks share a model, which none of them could try alone. `local_world_size` ranks are on this
-    machine (default: all).
+    elsewhere, and where ranks share a model, which none of them could try alone.
     """
     if config.training.micro_batch_size != "auto":
         return config
     share = largest_share(config.training.batch_size, world.world_size)
     before = load_config_of(resumed).training.micro_batch_size if resumed else None
     if not isinstance(before, int) or share % before:
+        ranks = {"num_ranks": world.world_size, "shard_size": shard_size}
         if device.type == "cuda" and shard_size == 1:
-            chosen = _largest_that_runs(config, divisors(share), device, precision)
+            chosen = _largest_that_runs(config, divisors(share), device, precision, world.world_size)
         else:
-            free = memory_of_a_rank(available_memory_bytes(device), device, local_world_size or world.world_size)
-            chosen = _largest_within(config, divisors(share), device, precision, free, shard_size)
+            free = memory_of_a_rank(available_memory_bytes(device), device, world)
+            chosen = _largest_within(config, divisors(share), device, precision, free, **ranks)
         before = all_reduce_min(chosen, world)
     return _with_size(config, before)
 
@@ -87,8 +93,9 @@ def resolve_elsewhere(config: Config, machine: Machine, *, precision: Precision,
     if config.training.micro_batch_size != "auto":
         return config
     sizes = divisors(largest_share(config.training.batch_size, machine.num_processes))
-    free = machine.available_bytes
-    return _with_size(config, _largest_within(config, sizes, machine.device, precision, free, shard_size))
+    ranks = {"num_ranks": machine.num_processes, "shard_size": shard_size}
+    chosen = _largest_within(config, sizes, machine.device, precision, machine.available_bytes, **ranks)
+    return _with_size(config, chosen)
 
 
 def largest_share(batch_size: int, num_ranks: int) -> int:
@@ -96,9 +103,9 @@ def largest_share(batch_size: int, num_ranks: int) -> int:
     return math.ceil(batch_size / num_ranks)
 
 
-def memory_of_a_rank(num_bytes: int, device: torch.device, local_world_size: int) -> int:
-    """Return how much of `num_bytes` of a device's memory one rank may use: on a CPU, an equal part."""
-    return num_bytes if device.type == "cuda" else num_bytes // local_world_size
+def memory_of_a_rank(num_bytes: int, device: torch.device, world: World) -> int:
+    """Return how much of `num_bytes` of a device's memory one rank may use; the ranks of a machine share its CPU's."""
+    return num_bytes if device.type == "cuda" else num_bytes // world.local_world_size
 
 
 def _with_size(config: Config, size: int) -> Config:
@@ -113,26 +120,28 @@ def divisors(number: int) -> list[int]:
 
 
 def _largest_within(
-    config: TrainConfig, sizes: list[int], device: torch.device, precision: Precision, available: int, shard_size: int
+    config: TrainConfig, sizes: list[int], device: torch.device, precision: Precision, available: int, **ranks: int
 ) -> int:
-    settings: dict[str, Any] = {"precision": precision, "device": device, "shard_size": shard_size}
-
     def total(size: int) -> int:
-        return memory_by_part(config, micro_batch_size=size, **settings)["total"]
+        return memory_by_part(config, micro_batch_size=size, precision=precision, device=device, **ranks)["total"]
 
     return next((size for size in sizes if total(size) <= _BY_ESTIMATE * available), 1)
 
 
-def _largest_that_runs(config: TrainConfig, sizes: list[int], device: torch.device, precision: Precision) -> int:
+def _largest_that_runs(
+    config: TrainConfig, sizes: list[int], device: torch.device, precision: Precision, num_ranks: int = 1
+) -> int:
     """Try one size after another, while a block takes the memory of what does not exist yet: the optimizer's state.
 
+    With several ranks it also takes that of what a rank gathers.
     The model is not compiled: compiled it needs less memory, and it would be compiled once for each size. A size that
     the preflight would refuse is not tried.
     """
     room = device_memory_bytes(device)
-    parts = {size: memory_by_part(config, micro_batch_size=size, precision=precision, device=device) for size in sizes}
+    place: dict[str, Any] = {"precision": precision, "device": device, "num_ranks": num_ranks}
+    parts = {size: memory_by_part(config, micro_batch_size=size, **place) for size in sizes}
     model = TransformerLM(**config.model.model_dump(), device=device)
-    held = parts[1]["optimizer"] + int((1 - _BY_TRIAL) * room)
+    held = parts[1]["optimizer"] + parts[1]["gathered"] + int((1 - _BY_TRIAL) * room)
     likely = (size for size in sizes if parts[size]["total"] <= room)
     return next((size for size in likely if _runs(model, size, held, device, precision)), 1)
 

@@ -13,6 +13,7 @@ import torch
 
 from config.train import TrainConfig
 from transformerlm.checkpoints.document_ids import ids_of_data
+from transformerlm.distributed.world import World
 from transformerlm.models.estimates import checkpoint_bytes
 from transformerlm.models.settings import ModelSettings
 from transformerlm.token_files.dataset import TokenDataset
@@ -27,13 +28,15 @@ _CHECKPOINTS_ON_DISK = 2.2
 
 
 def check_dataset(dataset: TokenDataset, *, config: TrainConfig, tokenizer: Tokenizer, key: str) -> None:
-    """Refuse a token file that this model and tokenizer cannot be trained on; `key` is its name in the TOML.
+    """Refuse data that this model and tokenizer cannot be trained on, by what is said of it; `check_tokens` reads it.
+
+    `key` is its name in the TOML.
 
     Raises:
-        ValueError: too short for one window, made by another tokenizer, with a separator that is none of its special
-            tokens, changed since it was made, or with ids beyond the model's vocabulary.
+        ValueError: too short for one window, made by another tokenizer, or with a separator that is none of its special
+            tokens.
     """
-    context_length, vocab_size = config.model.context_length, config.model.vocab_size
+    context_length = config.model.context_length
     if dataset.num_tokens < context_length + 1:
         raise ValueError(
             f"{key}: {dataset.path} holds {dataset.num_tokens} tokens, fewer than model.context_length + 1 = "
@@ -41,13 +44,6 @@ def check_dataset(dataset: TokenDataset, *, config: TrainConfig, tokenizer: Toke
         )
     check_tokenizer_of_data(dataset, tokenizer, key=key, config=config)
     ids_of_data(dataset, tokenizer)
-    dataset.verify()
-    largest = dataset.max_id()
-    if largest >= vocab_size:
-        raise ValueError(
-            f"{key}: {dataset.path} holds the id {largest}, but model.vocab_size is {vocab_size}; "
-            f"set model.vocab_size to at least {tokenizer.vocab_size}"
-        )
 
 
 def check_separators(train: TokenDataset, valid: TokenDataset, tokenizer: Tokenizer) -> None:
@@ -84,21 +80,23 @@ def check_memory(
     micro_batch_size: int,
     device: torch.device,
     precision: Precision,
+    world: World | None = None,
     shard_size: int = 1,
-    local_world_size: int = 1,
 ) -> dict[str, int]:
     """Return the estimated bytes of a training step on one rank by part; a machine's ranks share the memory of its CPU.
 
     Raises:
         ValueError: they exceed the memory of a rank.
     """
-    place: Any = {"device": device, "precision": precision, "shard_size": shard_size}
+    world = world or World()
+    ranks = {"num_ranks": world.world_size, "shard_size": shard_size}
+    place: Any = {"device": device, "precision": precision, **ranks}
     parts = memory_by_part(config, micro_batch_size=micro_batch_size, **place)
-    available = memory_of_a_rank(device_memory_bytes(device), device, local_world_size)
+    available = memory_of_a_rank(device_memory_bytes(device), device, world)
     if parts["total"] > available:
         largest = max((name for name in parts if name != "total"), key=lambda name: parts[name])
         advice = _memory_advice(config, micro_batch_size, available, **place)
-        each = " for each process" if device.type != "cuda" and local_world_size > 1 else ""
+        each = " for each process" if device.type != "cuda" and world.is_distributed else ""
         raise ValueError(
             f"training needs about {gigabytes(parts['total'])}, but {device} has {gigabytes(available)}{each}; "
             f"most of it is {largest} ({gigabytes(parts[largest])}): {advice}"

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 
 from config.train import TrainConfig
-from transformerlm.training.planning.micro_batch import largest_share, memory_by_part, memory_of_a_rank
+from transformerlm.distributed.world import World
+from transformerlm.training.planning.micro_batch import divisors, largest_share, memory_by_part, memory_of_a_rank
 from transformerlm.utils.device import device_memory_bytes
 from transformerlm.utils.dtypes import Precision
 
@@ -21,9 +22,9 @@ def choose_shard_size(
     """Return how many of `world_size` ranks share one copy, as `parallel.shard` says.
 
     Args:
-        config: the run; "auto" takes the first of 1, a machine's ranks, and all ranks that fits, and all if none does.
+        config: the run; "auto" takes 1 if that fits, else the fewest whole machines that fit, else all.
         world_size: the ranks of the run. One rank alone shares with nobody, whatever the key says.
-        local_world_size: the ranks of each machine. "auto" omits the machine where they do not divide all ranks.
+        local_world_size: the ranks of each machine. Where they do not divide all ranks, "auto" takes 1 or all.
         fits: whether the memory of a rank is enough if so many ranks share.
 
     Raises:
@@ -34,7 +35,7 @@ def choose_shard_size(
         return 1
     if isinstance(shard, int):
         if world_size % shard:
-            possible = ", ".join(str(size) for size in shard_sizes(world_size))
+            possible = ", ".join(str(size) for size in reversed(divisors(world_size)))
             raise ValueError(
                 f"parallel.shard = {shard}: expected a number that divides the {world_size} processes ({possible}); "
                 'set one of these, or "auto"'
@@ -49,13 +50,11 @@ def choose_shard_size(
                 "on each machine"
             )
         return local_world_size
-    choices = [] if shard == "all" else [1, local_world_size] if has_equal_nodes else [1]
-    return next((size for size in choices if fits(size)), world_size)
-
-
-def shard_sizes(world_size: int) -> list[int]:
-    """Return every number of ranks that can share one copy: the divisors of the world, the smallest first."""
-    return [size for size in range(1, world_size + 1) if world_size % size == 0]
+    if shard == "all":
+        return world_size
+    machines = divisors(world_size // local_world_size)[::-1] if has_equal_nodes else []
+    sizes = (1, *(number * local_world_size for number in machines))
+    return next((size for size in sizes if fits(size)), world_size)
 
 
 def memory_check(
@@ -70,17 +69,16 @@ def memory_check(
     sequences = 1 if size == "auto" else size
 
     def fits(shard_size: int) -> bool:
-        parts = memory_by_part(
-            config, micro_batch_size=sequences, precision=precision, device=device, shard_size=shard_size
-        )
+        ranks = {"num_ranks": world_size, "shard_size": shard_size}
+        parts = memory_by_part(config, micro_batch_size=sequences, precision=precision, device=device, **ranks)
         return parts["total"] <= _TO_FILL * memory_bytes
 
     return fits
 
 
 def memory_check_here(
-    config: TrainConfig, *, precision: Precision, device: torch.device, world_size: int, local_world_size: int
+    config: TrainConfig, *, precision: Precision, device: torch.device, world: World
 ) -> Callable[[int], bool]:
-    """Return `memory_check` for a rank on this machine, whose memory the ranks share on a CPU."""
-    memory = memory_of_a_rank(device_memory_bytes(device), device, local_world_size)
-    return memory_check(config, precision=precision, device=device, memory_bytes=memory, world_size=world_size)
+    """Return `memory_check` for a rank of this machine, whose ranks share its memory if the device is a CPU."""
+    memory = memory_of_a_rank(device_memory_bytes(device), device, world)
+    return memory_check(config, precision=precision, device=device, memory_bytes=memory, world_size=world.world_size)

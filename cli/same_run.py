@@ -1,0 +1,196 @@
+"""Which run a start goes on with, and whether all ranks mean the same one."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli.terminal import note
+from cli.utils import EXIT_BAD_INPUT
+from config.train import TrainConfig
+
+if TYPE_CHECKING:
+    from transformerlm.distributed.world import World
+
+# A rank may have the same files under other names; what is in them is compared.
+_PLACES = {"runs_dir", "data.train", "data.valid", "data.tokenizer", "checkpoint.init_from"}
+_DATA_FACTS = ("format", "tokens", "bytes", "documents", "dtype", "vocab_size", "tokenizer_sha256", "sha256", "shards")
+_LAUNCH = "launch.json"
+_MAX_LAUNCH_BYTES = 1 << 24
+
+
+def directory_of_run(config: TrainConfig, world: World) -> Path:
+    """Return the directory of the run, the same on all ranks.
+
+    Without `logging.run_name` a new run is named after the time, by rank 0. If the launcher has started this run
+    before, as torchrun does after a failure and SLURM with a job that was queued again, it goes on in its directory.
+    """
+    from transformerlm.distributed.launcher import was_requeued
+    from transformerlm.distributed.world import gather_text, is_main, together
+
+    if config.logging.run_name:
+        return config.runs_dir / config.logging.run_name
+    ours = [one for one in _launches(config) if was_requeued() or not one.startswith("slurm")]
+    known = {one for text in gather_text(json.dumps(ours), world) for one in json.loads(text)}
+    name = ""
+    with together(world):
+        if is_main(world):
+            before = _directory_of_launch(config.runs_dir, known) if known else None
+            name = before.name if before else time.strftime("%Y%m%d-%H%M%S")
+            if before:
+                note(f"{before}: this launch goes on with the run that it began")
+    return config.runs_dir / gather_text(name, world)[0]
+
+
+@contextmanager
+def remembered(config: TrainConfig, run_dir: Path, world: World) -> Iterator[None]:
+    """Note in a run's directory who launched it, if it has no name of its own; forget it after an error in the block.
+
+    An error there means that the run has not begun: then nothing of it may stay behind.
+    """
+    from transformerlm.distributed.world import gather_text, is_main
+    from transformerlm.utils.files import write_whole
+
+    path = run_dir / _LAUNCH
+    if config.logging.run_name:
+        yield
+        return
+    known = sorted({one for text in gather_text(json.dumps(_launches(config)), world) for one in json.loads(text)})
+    is_new = is_main(world) and bool(known) and not path.exists()
+    if is_main(world) and known:
+        write_whole(path, json.dumps({"launches": known}, indent=2) + "\n")
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _launches(config: TrainConfig) -> list[str]:
+    """Return the names of this launch; a SLURM job may train several models in a row, so its settings belong to it."""
+    from transformerlm.distributed.launcher import launches
+
+    digest = sha256(json.dumps(_settings(config), sort_keys=True).encode()).hexdigest()[:16]
+    return [f"{one} {digest}" if one.startswith("slurm") else one for one in launches()]
+
+
+def _directory_of_launch(runs_dir: Path, launches: set[str]) -> Path | None:
+    """Return the newest run that one of these launches has begun."""
+    from transformerlm.utils.json_files import read_json_object
+
+    for path in sorted(runs_dir.glob(f"*/{_LAUNCH}"), reverse=True):
+        try:
+            found = read_json_object(path, max_bytes=_MAX_LAUNCH_BYTES).get("launches")
+        except (OSError, ValueError):  # a note that somebody damaged is nobody's
+            continue
+        if isinstance(found, list) and any(one in found for one in launches):
+            return path.parent
+    return None
+
+
+# --- the same on all ranks -----------------------------------------------------------------------------------------
+
+
+def refuse_different_settings(config: TrainConfig, world: World) -> None:
+    """End with exit code 2 where ranks have other settings, libraries, data files, tokenizers or initial weights.
+
+    Raises:
+        ValueError, OSError: they differ, or a file cannot be read; of each machine, one rank says so.
+    """
+    from transformerlm.distributed.handshake import difference
+    from transformerlm.distributed.world import together
+
+    if not world.is_distributed:
+        return
+    world.arrive("the comparison of the ranks")
+    with together(world):
+        facts = _facts(config)
+    _refuse(difference(facts, world), world)
+
+
+def refuse_different_directories(run_dir: Path, world: World) -> None:
+    """End with exit code 2 where ranks do not see the same run directory with the same newest checkpoint.
+
+    Raises:
+        ValueError, OSError: they do not; of each machine, one rank says so.
+    """
+    from transformerlm.distributed.handshake import shared_directory
+
+    if not world.is_distributed:
+        return
+    line = shared_directory(run_dir, world, look=lambda: _checkpoint_in_words(run_dir))
+    _refuse(f"{line}; every machine must see one and the same runs_dir" if line else None, world)
+
+
+def _refuse(line: str | None, world: World) -> None:
+    if line is None:
+        return
+    if world.local_rank:
+        sys.exit(EXIT_BAD_INPUT)
+    raise ValueError(line)
+
+
+def _settings(config: TrainConfig) -> dict[str, str]:
+    """Return the settings that must be the same on all ranks, by their dotted names."""
+    tree: dict[str, Any] = config.model_dump(mode="json")
+    flat = {
+        f"{section}.{key}" if isinstance(table, dict) else section: value
+        for section, table in tree.items()
+        for key, value in (table.items() if isinstance(table, dict) else (("", table),))
+    }
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in flat.items() if name not in _PLACES}
+
+
+def _facts(config: TrainConfig) -> dict[str, str]:
+    """Return what must be the same on all ranks before a run may begin, in words."""
+    from transformerlm.distributed.handshake import versions
+    from transformerlm.tokenizer.tokenizer import Tokenizer
+
+    facts = _settings(config) | versions()
+    for name, path in (("data.train", config.data.train), ("data.valid", config.data.valid)):
+        facts |= {f"{name}: {key}": value for key, value in (_data_facts(path) if path else {}).items()}
+    facts["the tokenizer"] = Tokenizer.from_directory(config.data.tokenizer).fingerprint()
+    if config.checkpoint.init_from:
+        facts["checkpoint.init_from"] = _checkpoint_in_words(config.checkpoint.init_from)
+    return facts
+
+
+def _data_facts(path: Path) -> dict[str, str]:
+    """Return what tells a token file from another: what its description says, its size, and a few of its blocks."""
+    from transformerlm.distributed.handshake import sampled
+    from transformerlm.token_files.sidecar import sidecar_path
+
+    description = path / "index.json" if path.is_dir() else sidecar_path(path)
+    if not path.exists() or not description.is_file():
+        return {}  # where all ranks lack it, what opens it says more
+    try:
+        said = dict(json.loads(description.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        said = {"sha256": "not readable"}
+    facts = {key: json.dumps(said[key]) for key in _DATA_FACTS if key in said}
+    if len(facts.get("shards", "")) > 80:
+        facts["shards"] = f"sha256 {sha256(facts['shards'].encode()).hexdigest()[:16]}"
+    return facts | sampled(sorted(path.glob("*.npy")) if path.is_dir() else [path])
+
+
+def _checkpoint_in_words(path: Path) -> str:
+    """Return which checkpoint a path means, by its name and the sha256 of its state, which has those of its files."""
+    from transformerlm.checkpoints.directory import list_checkpoints
+
+    if path.name in ("best", "latest") and not path.exists():
+        path = path.parent / "checkpoints" / path.name
+    if not (path / "state.json").is_file():
+        root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        path = next(iter(list_checkpoints(root)), path)
+    try:
+        state = (path / "state.json").read_bytes()
+    except OSError:
+        return "none" if "step-" not in path.name else f"{path.name} without a state.json"
+    return f"{path.resolve().name} (sha256 {sha256(state).hexdigest()[:16]})"
