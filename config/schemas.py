@@ -346,7 +346,8 @@ class ClusterConfig(Section):
         "auto",
         min_length=1,
         max_length=200,
-        description="ray: the cluster's address; auto: the one this machine belongs to, else Ray on this machine alone",
+        description="ray: the cluster's address; local: Ray on this machine alone; auto: the cluster of this machine, "
+        "else local",
     )
     share: Annotated[
         str | None,

@@ -153,9 +153,10 @@ def _taken(ids: Array, ends: Array, wanted: Array) -> Array:
     """Return the ids of the documents that are wanted, some or all of those that end at `ends`, `(documents,)`."""
     edges = [0, *(np.flatnonzero(wanted[1:] != wanted[:-1]) + 1).tolist(), len(wanted)]  # of runs, wanted or not
     if len(edges) > _MAX_RUNS:
-        return np.asarray(ids[np.repeat(wanted, np.diff(ends, prepend=0))])
+        taken: Array = ids[np.repeat(wanted, np.diff(ends, prepend=0))]
+        return taken
     places = [0, *ends[np.array(edges[1:]) - 1].tolist()]
-    runs = [ids[places[run] : places[run + 1]] for run, first in enumerate(edges[:-1]) if wanted[first]]
+    runs: list[Array] = [ids[places[run] : places[run + 1]] for run, first in enumerate(edges[:-1]) if wanted[first]]
     return runs[0] if len(runs) == 1 else np.concatenate(runs)
 
 

@@ -70,11 +70,14 @@ def _connect(address: str) -> None:
     import ray
 
     options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+    if address == "local":
+        ray.init(address, **options)
+        return
     if address == "auto":
         try:
             _init(address, **options)
         except ConnectionError:
-            ray.init(**options)
+            ray.init("local", **options)
         return
     for tries_left in reversed(range(_TRIES)):
         try:
@@ -104,7 +107,7 @@ def _result(reference: Any) -> str:
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.LocalRayletDiedError as error:
-        raise RuntimeError("Ray has ended on this machine; start it, and give the same command again") from error
+        raise RuntimeError("Ray has ended on this machine; give the same command again, which goes on") from error
     except ray.exceptions.RayError as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise RuntimeError(

@@ -16,11 +16,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from config.schemas import ClusterConfig
 from databuilder import build_dataset
 from transformerlm.distributed.work import UNFINISHED
+from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer import Tokenizer
 
 EOT = "<|endoftext|>"
@@ -37,6 +39,7 @@ import sys, os, json
 from pathlib import Path
 from config.schemas import ClusterConfig
 from databuilder import build_dataset, parts_build
+from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer import Tokenizer
 
 if __name__ == "__main__":
@@ -277,7 +280,6 @@ def test_ray_does_the_parts_whoever_is_killed(tmp_path, ray_cluster):
         if not builds.wait_for(2 * number + 1, process):
             builds.finish(process) if turn is not kill_driver else process.communicate()
             process = builds.start("ray", address=address)
-        print(number, turn.__name__, builds.num_done(), killed, flush=True)
         turn(process)
         if process.poll() is not None:
             process = builds.start("ray", address=address)
@@ -288,13 +290,15 @@ def test_ray_does_the_parts_whoever_is_killed(tmp_path, ray_cluster):
 @pytest.mark.slow
 @needs_ray
 def test_ray_alone_gives_the_files_of_one_pass_and_shards(tmp_path):
-    """Without a cluster Ray starts on this machine; a part's error comes through as it is."""
+    """Ray starts on this machine, and ends with the build; a part's error comes through as it is."""
     builds = Builds(tmp_path, num_documents=200)
-    builds.finish(builds.start("ray"))
+    builds.finish(builds.start("ray", address="local"))
     builds.check(kills=0, log=False)
-    builds.finish(builds.start("ray", train="train.shards"))
+    builds.finish(builds.start("ray", address="local", train="train.shards"))
+    shards = TokenDataset(builds.folder / "train.shards").tokens
+    assert np.array_equal(shards[0 : len(shards)], np.load(builds.folder / "expected.npy"))
     (builds.folder / "in.txt").write_bytes(b"one \xff")
-    cluster = ClusterConfig(on="ray")
+    cluster = ClusterConfig(on="ray", address="local")
     with pytest.raises(ValueError, match="expected UTF-8, found byte 0xff at offset 4"):
         build_dataset(
             builds.folder / "in.txt",
