@@ -59,14 +59,17 @@ def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> Prepared
         preflight.check_disk(run_dir, config)
     runtime = Runtime(micro_batch_size=size, logger=NoopLogger(), world=world, **place)
     saved = _read_checkpoint(config, newest, data=data, runtime=runtime) if newest else None
-    model, shards = _build(config, runtime=runtime, shard_size=shard_size)
+    starts_anew = saved is None and config.checkpoint.init_from is None
+    model, shards = _build(config, runtime=runtime, shard_size=shard_size, draw=starts_anew)
     optimizer = build_optimizer(model, config, precision=runtime.precision, shards=shards)
+    initial = None
     if saved:
         saved.load_into(shards, optimizer)
     elif config.checkpoint.init_from:
-        _load_initial_weights(config, tokenizer, shards)
+        initial = _load_initial_weights(config, tokenizer, shards)
     state, wandb_id = (saved.state(), saved.wandb_id) if saved else (TrainState(), None)
-    return PreparedRun(config, run_dir, data, model, optimizer, shards, state, wandb_id, runtime, memory["total"])
+    facts: dict[str, Any] = {"memory_bytes": memory["total"], "initial_weights": initial}
+    return PreparedRun(config, run_dir, data, model, optimizer, shards, state, wandb_id, runtime, **facts)
 
 
 def _shard_size(config: TrainConfig, *, world: World, **place: Any) -> int:
@@ -74,15 +77,20 @@ def _shard_size(config: TrainConfig, *, world: World, **place: Any) -> int:
     from transformerlm.distributed.world import all_reduce_min, together
     from transformerlm.training.planning import sharding
 
-    sizes: dict[str, Any] = {"world_size": world.world_size, "local_world_size": world.local_world_size}
+    here = world.local_world_size
+    machines_are_equal = all_reduce_min(here, world) == -all_reduce_min(-here, world)
+    sizes: dict[str, Any] = {
+        "world_size": world.world_size,
+        "local_world_size": here if machines_are_equal else None,
+    }
     fits = sharding.memory_check_here(config, world=world, **place)
     with together(world):
         chosen = sharding.choose_shard_size(config, fits=fits, **sizes)
     return -all_reduce_min(-chosen, world)
 
 
-def _build(config: TrainConfig, *, runtime: Runtime, shard_size: int) -> tuple[TransformerLM, Shards]:
-    """Return the model with initial weights, and how the ranks share it."""
+def _build(config: TrainConfig, *, runtime: Runtime, shard_size: int, draw: bool) -> tuple[TransformerLM, Shards]:
+    """Return the model, with initial weights unless ranks share it and do not `draw` them, and how they share it."""
     from transformerlm.distributed.sharding import Shards
     from transformerlm.training.build import build_model, build_shards
     from transformerlm.utils.device import should_compile
@@ -93,7 +101,13 @@ def _build(config: TrainConfig, *, runtime: Runtime, shard_size: int) -> tuple[T
         return model, Shards.whole(model)
     compiled = should_compile(training.compile, device, training.max_steps)
     return build_shards(
-        config, device=device, precision=runtime.precision, world=world, shard_size=shard_size, compiled=compiled
+        config,
+        device=device,
+        precision=runtime.precision,
+        world=world,
+        shard_size=shard_size,
+        compiled=compiled,
+        draw=draw,
     )
 
 
@@ -190,7 +204,7 @@ def _shown(value: object) -> object:
     return "not set" if value is None else value
 
 
-def _load_initial_weights(config: TrainConfig, tokenizer: Tokenizer, shards: Shards) -> None:
+def _load_initial_weights(config: TrainConfig, tokenizer: Tokenizer, shards: Shards) -> Path:
     """Load a checkpoint's weights; optimizer, step, data order and random numbers are those of a new run.
 
     Raises:
@@ -209,3 +223,4 @@ def _load_initial_weights(config: TrainConfig, tokenizer: Tokenizer, shards: Sha
     resume_checks.check_tokenizer_of_checkpoint(directory, tokenizer)
     with together(shards.world):
         load_weights(shards.rows, directory)
+    return directory

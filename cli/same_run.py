@@ -156,8 +156,12 @@ def _facts(config: TrainConfig) -> dict[str, str]:
     """Return what must be the same on all ranks before a run may begin, in words."""
     from transformerlm.distributed.handshake import versions
     from transformerlm.tokenizer.tokenizer import Tokenizer
+    from transformerlm.utils.device import resolve_device
+    from transformerlm.utils.dtypes import resolve_precision
 
     facts = _settings(config) | versions()
+    device = resolve_device(config.training.device)  # "auto" may mean another one on another machine
+    facts |= {"the device": device.type, "the precision": resolve_precision(config.training.precision, device)}
     for name, path in (("data.train", config.data.train), ("data.valid", config.data.valid)):
         facts |= {f"{name}: {key}": value for key, value in (_data_facts(path) if path else {}).items()}
     facts["the tokenizer"] = Tokenizer.from_directory(config.data.tokenizer).fingerprint()

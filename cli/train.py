@@ -98,6 +98,7 @@ def train(config: TrainConfig) -> int:
     with StopSignals() as signals, ExitStack() as stack:
         world, run_dir = _begin(config, stack)
         from transformerlm.distributed.world import is_main
+        from transformerlm.utils.files import write_whole
 
         signals.deferred = world.is_distributed  # the ranks leave together
         with working("preparing the run"), remembered(config, run_dir, world):
@@ -111,7 +112,8 @@ def train(config: TrainConfig) -> int:
         trainer = run.trainer(logger=logger, hooks=hooks, stop=lambda: signals.received, **callbacks)
         seconds = _measure(trainer)
         if is_main(world):
-            _say_what_begins(trainer, run_dir, memory=run.memory_bytes, seconds=seconds)
+            _announce(trainer, run, seconds=seconds)
+            write_whole(run_dir / "config.toml", dump_toml(run.config))
         if run.config.wandb.log_artifacts and run.config.data.tokenizer.is_dir():  # not for files with a prefix
             logger.log_artifact(run.config.data.tokenizer, name=f"{run_dir.name}-tokenizer", type="tokenizer")
         if run.state.step:
@@ -194,20 +196,17 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: str | None = None
         self.deferred = False
-        self._first = threading.Event()
         self._lock = threading.Lock()
         self._is_over = False
 
     def __enter__(self) -> StopSignals:
         numbers = [getattr(signal, name) for name in STOP_CODES if hasattr(signal, name)]  # Windows has no SIGUSR1
         self._previous = {number: signal.signal(number, self._receive) for number in numbers}
-        threading.Thread(target=self._end_the_echo, name="echo", daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
             self._is_over = True
-        self._first.set()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -215,7 +214,7 @@ class StopSignals:
         if self.received is not None:
             return
         self.received = signal.Signals(number).name
-        self._first.set()
+        threading.Thread(target=self._end_the_echo, name="echo", daemon=True).start()
         if not self.deferred:
             line, code = f"{self.received}: stopped before the first step", STOP_CODES[self.received]
             if is_importing(frame):
@@ -229,7 +228,6 @@ class StopSignals:
 
         `signal.signal` works in the main thread only, and that may be in a call from which it does not come back.
         """
-        self._first.wait()
         time.sleep(ECHO_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else BRIEF_ECHO_SECONDS)
         with self._lock:
             for number in self._previous if not self._is_over else ():
@@ -289,13 +287,6 @@ def _callbacks(run_dir: Path, progress: Progress, summary: Summary) -> dict[str,
     }
 
 
-def _say_what_begins(trainer: Trainer, run_dir: Path, *, memory: int, seconds: tuple[float, float]) -> None:
-    from transformerlm.utils.files import write_whole
-
-    _announce(trainer, run_dir, memory=memory, seconds=seconds)
-    write_whole(run_dir / "config.toml", dump_toml(trainer.config))
-
-
 def _measure(trainer: Trainer) -> tuple[float, float]:
     """Return about how long the run takes, and how long compiling took, in seconds; all ranks measure together."""
     from transformerlm.training.planning.calibration import estimate_seconds
@@ -306,12 +297,8 @@ def _measure(trainer: Trainer) -> tuple[float, float]:
         return estimate_seconds(trainer)
 
 
-def _announce(trainer: Trainer, run_dir: Path, *, memory: int, seconds: tuple[float, float]) -> None:
-    """Log and say what begins: its size, its place, its speed.
-
-    `memory` is the estimate for a step in bytes, `seconds` what `_measure` returns.
-    """
-    from transformerlm.checkpoints.directory import resolve
+def _announce(trainer: Trainer, run: PreparedRun, *, seconds: tuple[float, float]) -> None:
+    """Log and say what begins: its size, its place, its speed; `seconds` are those of `_measure`."""
     from transformerlm.training.planning.preflight import gigabytes
 
     model, training, runtime = trainer.raw_model, trainer.config.training, trainer.runtime
@@ -327,7 +314,7 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int, seconds: tuple[fl
         tokens_per_step=tokens_per_step,
         micro_batch_size=per_pass,
         flops_per_token=flops,
-        memory_estimate_bytes=memory,
+        memory_estimate_bytes=run.memory_bytes,
         max_steps=training.max_steps,
         eta_seconds=eta,
         **compiled,
@@ -337,10 +324,10 @@ def _announce(trainer: Trainer, run_dir: Path, *, memory: int, seconds: tuple[fl
     )
     if trainer.state.step:
         note(f"resumed at step {trainer.state.step:,}")
-    elif path := trainer.config.checkpoint.init_from:
-        note(f"begins with the weights of {described(path, resolve(path))}")
+    elif run.initial_weights and run.config.checkpoint.init_from:
+        note(f"begins with the weights of {described(run.config.checkpoint.init_from, run.initial_weights)}")
     size = f"{parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs per token"
-    note(f"{run_dir}: {size}, about {gigabytes(memory)} of memory")
+    note(f"{run.run_dir}: {size}, about {gigabytes(run.memory_bytes)} of memory")
     passes = f", {per_pass} of {training.batch_size} sequences at a time" if per_pass < training.batch_size else ""
     where = f"on {runtime.device} in {runtime.precision}"
     if compiled and steps:

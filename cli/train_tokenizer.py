@@ -32,7 +32,6 @@ SHORT = (
     "text_field",
     "workers",
     "sample",
-    "cluster.on",
     "memory_limit_mb",
     "overwrite",
 )

@@ -29,7 +29,7 @@ from transformerlm.checkpoints.save import save_checkpoint
 from transformerlm.checkpoints.tensor_files import TensorFileWriter
 from transformerlm.checkpoints.validation import CheckpointError, CheckpointNotSharedError, verify
 from transformerlm.distributed import owners
-from transformerlm.distributed.world import World, barrier
+from transformerlm.distributed.world import World, gather_text
 from transformerlm.utils import files as disk
 
 HEADERS_BYTES = 2_000  # of a file that a limit of its tensors' bytes does not count
@@ -144,9 +144,9 @@ def _small_disk(max_bytes: int | None) -> Iterator[None]:
 def _refusal(root: Path, own: Training, files: TinyFiles, world: World) -> tuple[str, list[str]]:
     with pytest.raises(OSError, match="older checkpoints are whole") as caught:
         save(root, own, files, world, shard_size=world.world_size, step=2)
-    barrier(world)
+    gather_text("", world)
     names = sorted(path.name for path in root.iterdir())
-    barrier(world)
+    gather_text("", world)
     return str(caught.value), names
 
 
@@ -177,11 +177,11 @@ def find_whole(world: World, root: Path) -> list[tuple[str, list[str]]]:
                 shutil.rmtree(root / "step-00000002", ignore_errors=True)
                 shutil.copytree(root / "step-00000001", root / "step-00000002")
                 damage(root / "step-00000002" / file)
-            barrier(world)
+            gather_text("", world)
             warnings: list[str] = []
             newest = newest_whole(root, warn=warnings.append, world=world)
             found.append((f"{name} {file} {newest.name}", [one for one in warnings if file in one]))
-            barrier(world)
+            gather_text("", world)
     return found
 
 

@@ -124,7 +124,7 @@ def test_the_documented_ray_job_starts_a_cluster_and_ends_it(tmp_path):
     job = {"SLURM_JOB_ID": "70123", "SLURM_JOB_NUM_NODES": "4", "SLURM_JOB_NODELIST": "n[1-4]"}
     script = ["bash", ROOT / "docs/examples/make-data-ray.sbatch", "data.toml"]
     done = subprocess.run(
-        script, env=environment | job | {"RAY_START_SECONDS": "1"}, capture_output=True, text=True, timeout=120
+        script, env=environment | job | {"RAY_START_SECONDS": "5"}, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 3, done.stderr  # the command's own code
     head, others, command = sorted(log.read_text().splitlines(), key=lambda line: ("--head" not in line, line))

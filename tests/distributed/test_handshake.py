@@ -28,7 +28,7 @@ def _ask_all(world: World, first: Path, second: Path, nowhere: Path) -> dict[str
         "nine facts": difference(counted, world),
         "shown late": shared_directory(first, world, look=_Late(world)),
     }
-    handshake.VISIBLE_SECONDS = 0.3
+    handshake.LATE_SECONDS = 0.3
     found |= {
         "same directory": shared_directory(first, world, look=lambda: "step 4"),
         "another directory": shared_directory(second if is_odd else first, world, look=lambda: "step 4"),

@@ -22,7 +22,7 @@ from transformerlm.training.loop import batch_loss, evaluate, train_step
 from transformerlm.utils.dtypes import autocast
 
 CPU = torch.device("cpu")
-NUM_STEPS = 5
+NUM_STEPS = 12
 VOCAB_SIZE = 57  # not a multiple of any number of ranks
 CONTEXT = 12
 
@@ -51,7 +51,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 # Rounding to bfloat16 makes small differences larger from step to step, the faster the weights move.
 SLOW = {f"slow {name}": {**SETTINGS[name], "optimizer.learning_rate": 1e-3} for name in ("adamw", "muon", "model")}
-WORLDS = [(2, 1), (2, 2), (3, 3), (4, 2), (4, 4)]
+WORLDS = [(2, 1), (2, 2), (3, 1), (3, 3), (4, 1), (4, 2), (4, 4)]
 
 
 def _config(settings: dict[str, Any]) -> TrainConfig:
@@ -66,7 +66,7 @@ def _config(settings: dict[str, Any]) -> TrainConfig:
         },
         "training": {"max_steps": NUM_STEPS, "batch_size": 8, "seed": 3},
         "data": {"train": "train.npy", "tokenizer": "tokenizer"},
-        "optimizer": {"learning_rate": 0.01},
+        "optimizer": {"learning_rate": 0.003},
     }
     for key, value in settings.items():
         section, name = key.split(".")
@@ -139,7 +139,7 @@ def test_ranks_make_the_steps_of_one_process(world_size, shard_size, alone):
         for rank, results in enumerate(found):
             result = results[name]
             assert result["loss"] == pytest.approx(expected["loss"], rel=1e-6), (name, rank)
-            assert result["norm"] == pytest.approx(expected["norm"], rel=1e-5), (name, rank)
+            assert result["norm"] == pytest.approx(expected["norm"], rel=1e-6), (name, rank)
             assert result["valid"] == pytest.approx(expected["valid"], rel=1e-6), (name, rank)
             assert result["flags"] == (sum(range(world_size)), world_size)
             assert result["batches"] == -(-expected["batches"] // world_size)

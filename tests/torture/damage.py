@@ -56,10 +56,13 @@ def prepare(trainer: Trainer, home: Path) -> Run:
 
 
 def files_of(run: Run) -> list[Path]:
-    """Return every file that the trainer reads when it resumes, relative to the home: newest checkpoint and data."""
+    """Return every file that the trainer reads when it resumes, relative to the home: newest checkpoint and data.
+
+    It does not read where documents begin.
+    """
     folders = (run.saved()[SAVED], run.home / "data")
     found = (path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file())
-    return [path.relative_to(run.home) for path in found]
+    return [path.relative_to(run.home) for path in found if not path.name.endswith(".documents.npy")]
 
 
 def cases(run: Run, *, every: bool) -> Iterator[tuple[Path, str]]:

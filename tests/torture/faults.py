@@ -10,10 +10,12 @@ import shutil
 import signal
 import struct
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cli.train import BRIEF_ECHO_SECONDS
 from tests.torture.harness import Finding, Run, begun, compare, one_line_refusal, resumed_step, saved_steps, shown_steps
 from tests.torture.process import Child, Surroundings
 
@@ -53,12 +55,13 @@ def stop_while_starting(run: Run, number: int, code: int, *, seed: int) -> list[
 
 
 def stop_by_two_signals(run: Run, *slow: str) -> list[Finding]:
-    """Send SIGTERM twice within a step that takes long: the second ends the process at once."""
+    """Send SIGTERM twice within a step that takes long, the second when it is no echo: it ends the process at once."""
     child = run.start(FOREVER, *slow)
     child.wait_until(begun(child))
     before, said = shown_steps(child), len(child.stderr)
     child.signal(signal.SIGTERM)
     child.wait_until(lambda: len(child.stderr) > said)
+    time.sleep(BRIEF_ECHO_SECONDS + 0.5)
     child.signal(signal.SIGTERM)
     child.wait_until(lambda: len(shown_steps(child)) > len(before))
     if child.poll() is None:

@@ -21,7 +21,7 @@ from tests.torture.faults import (
 from tests.torture.harness import Run, one_line_refusal
 from tests.torture.process import Surroundings
 
-SLOW = ("--training.batch_size=2048", "--training.micro_batch_size=8")
+SLOW = ("--training.batch_size=8192", "--training.micro_batch_size=8")
 
 
 @pytest.mark.parametrize(

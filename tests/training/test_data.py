@@ -192,14 +192,21 @@ def test_batches_made_ahead_are_right_on_the_gpu() -> None:
         assert torch.equal(prefetched(step)[0][0].cpu(), batch_of(step)[0][0])
 
 
-def test_an_empty_part_keeps_in_step() -> None:
-    """8 windows in 9 parts: one part has a window to compute with, and no target; the others are the batch."""
-    sizes = {"batch_size": 8, "world_size": 3, "num_micro_batches": 3}
-    parts = [get_batch(TOKENS, **{**BATCH, **sizes, "rank": r, "micro_batch": m}) for m in range(3) for r in range(3)]
-    whole, _ = get_batch(TOKENS, **{**BATCH, "batch_size": 8})
-    assert [len(targets) for _, targets in parts] == [0, *[1] * 8]
-    assert torch.equal(torch.cat([inputs for inputs, targets in parts if len(targets)]), whole)
-    assert torch.equal(parts[0][0], whole[:1])
+@pytest.mark.parametrize(("batch_size", "world_size", "count"), [(8, 3, 3), (4, 3, 2), (12, 8, 2), (12, 5, 3)])
+def test_every_rank_has_its_share_though_parts_are_empty(batch_size: int, world_size: int, count: int) -> None:
+    """Together the ranks have each window once; their shares differ by one; an empty part keeps in step."""
+    sizes = {"batch_size": batch_size, "world_size": world_size, "num_micro_batches": count}
+    whole, _ = get_batch(TOKENS, **{**BATCH, "batch_size": batch_size})
+    parts = [
+        [get_batch(TOKENS, **{**BATCH, **sizes, "rank": rank, "micro_batch": m}) for m in range(count)]
+        for rank in range(world_size)
+    ]
+    shares = [sum(len(targets) for _, targets in own) for own in parts]
+    assert sum(shares) == batch_size
+    assert max(shares) - min(shares) <= 1
+    read = [inputs for own in parts for inputs, targets in own if len(targets)]
+    assert torch.equal(torch.cat(read), whole)
+    assert all(len(inputs) == max(1, len(targets)) for own in parts for inputs, targets in own)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])

@@ -30,6 +30,7 @@ from transformerlm.checkpoints.validation import (
     FORMAT,
     FORMAT_OF_SEVERAL_FILES,
     CheckpointError,
+    CheckpointNotSharedError,
     file_names,
     verify,
 )
@@ -179,6 +180,8 @@ def _read_back(directory: Path, world: World) -> None:
             files.forget_cached(directory / name)
     try:
         verify(directory, world=world)
+    except CheckpointNotSharedError as error:  # it may well be whole
+        raise OSError(str(error)) from None
     except CheckpointError as error:
         with together(world):
             aside = set_aside(directory).name if is_main(world) else ""

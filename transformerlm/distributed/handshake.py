@@ -21,7 +21,7 @@ import torch
 from transformerlm.distributed.rendezvous import in_words
 from transformerlm.distributed.world import World, gather_text, is_main, together
 
-VISIBLE_SECONDS = 10.0
+LATE_SECONDS = 20.0
 """How long a file that another machine has just written may stay invisible on a shared file system."""
 _MARK = ".same-directory"
 _BLOCK = 4096
@@ -89,7 +89,7 @@ def shared_directory(directory: Path, world: World, *, look: Callable[[], str]) 
 
 def _wait_to_see(mark: Path, look: Callable[[], str], said: Sequence[str]) -> tuple[bool, str]:
     """Return whether the mark is here, and what `look` finds, as soon as both are as rank 0 said, or after a while."""
-    end = time.monotonic() + VISIBLE_SECONDS
+    end = time.monotonic() + LATE_SECONDS
     while True:
         with suppress(OSError):
             os.listdir(mark.parent)  # makes NFS ask its server

@@ -1,7 +1,8 @@
 """Tensors whose rows are on several ranks, sent whole to the ranks that own them: point to point, in small pieces.
 
 The first ranks, which together hold one copy of everything, send; any rank may receive, such as one that writes a
-file. A rank needs memory for its own rows and for one piece from each sender, however large a tensor is.
+file. An owner needs memory for its own rows and for one piece from each sender, however large a tensor is; a sender,
+for one piece for each owner.
 
 All ranks go through the same steps in the same order. In a step each owner gets one batch of pieces, and every rank
 starts all that it has to send and to receive before it waits for any of it. So no two ranks ever wait for each other,

@@ -24,7 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from transformerlm.distributed.rows import Rows, own_rows
-from transformerlm.distributed.world import World, all_reduce_sum
+from transformerlm.distributed.world import World, all_reduce_sum, set_timeout
 
 
 @dataclass(frozen=True)
@@ -141,20 +141,22 @@ class Shards:
             rows.local.copy_(value[rows.first : rows.first + len(rows.local)])
 
 
+@dataclass(frozen=True)
+class Unit:
+    """Modules whose weights are gathered together when one of them computes, in bfloat16 or as they are."""
+
+    modules: Sequence[nn.Module]
+    in_bf16: bool = False
+
+
 def shard_model(
-    model: nn.Module,
-    units: Sequence[Sequence[nn.Module]],
-    *,
-    world: World,
-    shard_size: int,
-    device: torch.device,
-    bf16_units: bool = False,
+    model: nn.Module, units: Sequence[Unit], *, world: World, shard_size: int, device: torch.device
 ) -> Shards:
     """Cut a model, built on the meta device, among the ranks; its parameters are then on `device`, without values.
 
-    The modules of a unit are gathered together when they compute; what is in no unit, from the first forward pass to
-    the end of the backward pass. With `bf16_units` the units are gathered as bfloat16, so that autocast keeps no second
-    copy of their weights, and gradients are summed in fp32; rows, and what is in no unit, stay fp32.
+    A unit inside another comes before it. What is in no unit is gathered from the first forward pass to the end of the
+    backward pass. Units in bfloat16 are gathered so, and autocast keeps no second copy of their weights; their
+    gradients are summed in fp32. Rows stay fp32.
 
     Raises:
         ValueError: `shard_size` does not divide the ranks.
@@ -166,9 +168,11 @@ def shard_model(
     _allow_views()
     sizes = (world.world_size // shard_size, shard_size)
     mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("replicate", "shard"))
+    for name in ("replicate", "shard"):  # their default is torch's, whatever the whole group waits
+        set_timeout(mesh.get_group(name), world)
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for unit in units:
-        fully_shard(list(unit), mesh=mesh, mp_policy=policy if bf16_units else MixedPrecisionPolicy())
+        fully_shard(list(unit.modules), mesh=mesh, mp_policy=policy if unit.in_bf16 else MixedPrecisionPolicy())
     fully_shard(model, mesh=mesh)
     model.to_empty(device=device)
     whole = dict(model.named_parameters())

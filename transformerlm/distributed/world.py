@@ -191,11 +191,9 @@ def together(world: World) -> Iterator[None]:
             raise ValueError(f"rank {rank} of {world.world_size}: {message}")
 
 
-def barrier(world: World) -> None:
-    """Wait until every rank gets here."""
-    if world.is_distributed:
-        world.arrive()
-        dist.barrier()
+def set_timeout(group: dist.ProcessGroup, world: World) -> None:
+    """Let a group of some ranks wait as long as the group of all."""
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=world.timeout + _BACKEND_MARGIN), group)
 
 
 def shutdown(world: World) -> None:

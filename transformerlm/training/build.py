@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from config.train import TrainConfig, TrainingConfig
-from transformerlm.distributed.sharding import Shards, shard_model
+from transformerlm.distributed.sharding import Shards, Unit, shard_model
 from transformerlm.distributed.world import World
+from transformerlm.models.layers import RMSNorm
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.muon import Muon, muon_groups
@@ -35,27 +36,35 @@ def build_shards(
     world: World,
     shard_size: int,
     compiled: bool = False,
+    draw: bool = True,
 ) -> tuple[TransformerLM, Shards]:
     """Return the model of a world of several ranks, cut among them; its initial weights are those of one process.
 
-    Rank 0 draws them on the CPU, in the order in which one process does. What FSDP2 gathers at once is compiled at once
-    with `compiled`, because its hooks would break up a larger graph.
+    Rank 0 draws them on the CPU, in the order in which one process does; without `draw`, weights have no values yet.
+    With `compiled`, what FSDP2 gathers at once is compiled at once: its hooks would break up a larger graph.
     """
     seed_everything(config.training.seed)
-    source = TransformerLM(**config.model.model_dump()) if world.rank == 0 else None
     model = TransformerLM(**config.model.model_dump(), device="meta")
     in_bf16 = precision == "bf16"
-    units = [_gathered_together(layer, in_bf16=in_bf16) for layer in model.layers]
-    for module in (module for unit in units for module in unit if compiled):
-        module.compile()
-    shards = shard_model(model, units, world=world, shard_size=shard_size, device=device, bf16_units=in_bf16)
-    shards.fill_from_rank_zero(source)
+    units = [unit for layer in model.layers for unit in _units(layer, in_bf16=in_bf16)]
+    exact = {one for unit in units if not unit.in_bf16 for module in unit.modules for one in module.modules()}
+    for module in (module for unit in units for module in unit.modules if compiled):
+        if not in_bf16 or exact.isdisjoint(module.modules()):
+            module.compile()
+    shards = shard_model(model, units, world=world, shard_size=shard_size, device=device)
+    if draw:
+        world.arrive("the initial weights")
+        shards.fill_from_rank_zero(TransformerLM(**config.model.model_dump()) if world.rank == 0 else None)
     return model, shards
 
 
-def _gathered_together(layer: nn.Module, *, in_bf16: bool) -> list[nn.Module]:
-    """Return the modules of a block that are gathered together; in bf16 its norms are not among them, to stay exact."""
-    return [module for name, module in layer.named_children() if name in ("attn", "ffn")] if in_bf16 else [layer]
+def _units(layer: nn.Module, *, in_bf16: bool) -> list[Unit]:
+    """Return what is gathered together of a block: all of it, or in bf16 its matrices; norms stay fp32, to be exact."""
+    if not in_bf16:
+        return [Unit([layer])]
+    parts = dict(layer.named_children())
+    norms = [module for module in parts["attn"].children() if isinstance(module, RMSNorm)]  # of queries and keys
+    return [*([Unit(norms)] if norms else []), Unit([parts["attn"], parts["ffn"]], in_bf16=True)]
 
 
 def build_optimizer(

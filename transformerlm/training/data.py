@@ -79,12 +79,12 @@ def get_batch(
 
     `order` says which windows: those of `sample_starts` or of `epoch_starts`. `batch_size` counts the windows of the
     whole batch. It is cut into `num_micro_batches * world_size` contiguous parts whose sizes differ by one at most;
-    part `micro_batch * world_size + rank` is returned. An empty part comes as one window without targets. Raises
+    part `rank * num_micro_batches + micro_batch` is returned. An empty part comes as one window without targets. Raises
     ValueError when a rank would have no window at all, or the data is shorter than a window. Its eleven parameters are
     all that a batch depends on.
     """
-    # One micro-batch after the other, and in each the ranks side by side: the same windows however they are shared.
-    num_parts, part = num_micro_batches * world_size, micro_batch * world_size + rank
+    # One rank after the other, so that each has its share even if some micro-batches are empty.
+    num_parts, part = num_micro_batches * world_size, rank * num_micro_batches + micro_batch
     if not (0 <= rank < world_size and 0 <= micro_batch < num_micro_batches):
         raise ValueError(
             f"data: rank {rank} of {world_size}, micro_batch {micro_batch} of {num_micro_batches}: counted from 0"

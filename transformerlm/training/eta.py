@@ -16,7 +16,8 @@ def work_left(config: TrainConfig, step: int, *, valid_tokens: int, world_size: 
     """
     windows = (config.training.max_steps - step) * config.training.batch_size / world_size
     if valid_tokens and step < config.training.max_steps:
-        windows += validations_left(config, step) * num_validation_windows(config, valid_tokens) * _VALIDATION_COST
+        validated = validations_left(config, step) * num_validation_windows(config, valid_tokens)
+        windows += validated * _VALIDATION_COST / world_size
     return windows
 
 

@@ -32,6 +32,7 @@ class PreparedRun:
         wandb_id: the id under which W&B knows the run, from its checkpoint.
         runtime: where the run computes; it has no logger and no callbacks yet.
         memory_bytes: the estimated memory of a step.
+        initial_weights: the checkpoint that `checkpoint.init_from` means; None where it was not read.
     """
 
     config: TrainConfig
@@ -44,6 +45,7 @@ class PreparedRun:
     wandb_id: str | None
     runtime: Runtime
     memory_bytes: int
+    initial_weights: Path | None = None
 
     def trainer(self, **callbacks: Any) -> Trainer:
         """Return the run's trainer; `callbacks` are a logger and other fields of `Runtime`."""

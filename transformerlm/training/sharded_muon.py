@@ -2,8 +2,7 @@
 
 A step of `muon.Muon` on whole matrices gives the same numbers. Momentum, decay and the last line are elementwise, so
 each rank does them for its own rows. Only `orthogonal(U)` needs a whole matrix: the ranks send their rows of U to its
-owner, and get those of the result back. Each rank owns an equal share of the matrices, so in all it receives about as
-many numbers as it holds.
+owner, and get those of the result back. Each rank owns an equal number of the matrices.
 """
 
 from __future__ import annotations
@@ -18,6 +17,9 @@ from transformerlm.distributed.rows import own_rows
 from transformerlm.distributed.sharding import Shards, exchange
 from transformerlm.training.muon import UPDATE_RMS, Muon, orthogonalize_all
 from transformerlm.training.optim import Group
+
+# For each rank. More make fewer exchanges, and need more memory for a moment.
+MATRICES_AT_ONCE = 4
 
 
 class ShardedMuon(Muon):
@@ -43,8 +45,11 @@ class ShardedMuon(Muon):
         torch._foreach_add_(weights, updates)
 
     def _buckets(self, params: list[Tensor], group: Group) -> list[list[Tensor]]:
-        """Keep the matrices together: one exchange for all."""
-        return [params] if group["orthogonal"] and params else super()._buckets(params, group)
+        """Take a few matrices for each rank at a time, which bounds the memory of an exchange."""
+        if not group["orthogonal"]:
+            return super()._buckets(params, group)
+        size = MATRICES_AT_ONCE * self._shards.shard_size
+        return [params[start : start + size] for start in range(0, len(params), size)]
 
     def _orthogonal_rows(self, updates: list[Tensor], shapes: list[tuple[int, ...]]) -> list[Tensor]:
         """Return this rank's rows of each matrix after it was made orthogonal; matrix i belongs to place i mod n."""

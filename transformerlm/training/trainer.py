@@ -337,8 +337,9 @@ class Trainer:
         """Evaluate on the first `eval_tokens` of the validation file, which the ranks share out in batches."""
         assert self.data.valid is not None
         world = self.runtime.world
-        size = sequences_per_pass(self.config.training, 1)  # as in a run of one process
         num_windows = num_validation_windows(self.config, len(self.data.valid))
+        share = math.ceil(num_windows / world.world_size)
+        size = min(share, sequences_per_pass(self.config.training, 1))  # as in a run of one process
         batches = sequential_batches(
             self.data.valid.tokens,
             batch_size=size,

@@ -75,7 +75,7 @@ def test_a_number_that_does_not_divide_the_ranks_is_refused(choose):
 
 def test_node_needs_machines_of_one_size(choose):
     """The refusal names both numbers and the way out."""
-    with pytest.raises(ValueError, match=r'"node": .* found 4 on this one of 6 in all; set parallel\.shard = "all"'):
+    with pytest.raises(ValueError, match=r'"node": .* found others of 6 in all; set parallel\.shard = "all"'):
         choose("node", world_size=6, local_world_size=4)
 
 

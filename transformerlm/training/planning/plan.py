@@ -90,7 +90,8 @@ def _num_tensor_files(config: TrainConfig) -> int:
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()  # its state begins here
-    return count_tensor_files(Snapshot.of(model, optimizer, None, config_toml="", state={}))
+    snapshot = Snapshot.of(model, optimizer, None, config_toml="", state={})
+    return count_tensor_files(snapshot, max_file_bytes=config.checkpoint.max_file_mb * 10**6)
 
 
 def shard_size_for(config: PlanConfig, machine: Machine, *, precision: Precision, shard: Shard | None = None) -> int:

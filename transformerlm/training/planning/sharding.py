@@ -17,14 +17,15 @@ _TO_FILL = 0.9
 
 
 def choose_shard_size(
-    config: TrainConfig, *, world_size: int, local_world_size: int, fits: Callable[[int], bool]
+    config: TrainConfig, *, world_size: int, local_world_size: int | None, fits: Callable[[int], bool]
 ) -> int:
     """Return how many of `world_size` ranks share one copy, as `parallel.shard` says.
 
     Args:
         config: the run; "auto" takes 1 if that fits, else the fewest whole machines that fit, else all.
         world_size: the ranks of the run. One rank alone shares with nobody, whatever the key says.
-        local_world_size: the ranks of each machine. Where they do not divide all ranks, "auto" takes 1 or all.
+        local_world_size: the ranks of each machine; None: machines have different numbers of them. Where it does not
+            divide all ranks, "auto" takes 1 or all.
         fits: whether the memory of a rank is enough if so many ranks share.
 
     Raises:
@@ -41,19 +42,19 @@ def choose_shard_size(
                 'set one of these, or "auto"'
             )
         return shard
-    has_equal_nodes = world_size % local_world_size == 0
+    if local_world_size is not None and world_size % local_world_size:
+        local_world_size = None
     if shard == "node":
-        if not has_equal_nodes:
+        if local_world_size is None:
             raise ValueError(
-                f'parallel.shard = "node": expected the same number of processes on each machine, found '
-                f'{local_world_size} on this one of {world_size} in all; set parallel.shard = "all", or start as many '
-                "on each machine"
+                f'parallel.shard = "node": expected the same number of processes on each machine, found others of '
+                f'{world_size} in all; set parallel.shard = "all", or start as many on each machine'
             )
         return local_world_size
     if shard == "all":
         return world_size
-    machines = divisors(world_size // local_world_size)[::-1] if has_equal_nodes else []
-    sizes = (1, *(number * local_world_size for number in machines))
+    machines = divisors(world_size // local_world_size)[::-1] if local_world_size else []
+    sizes = (1, *(number * (local_world_size or 0) for number in machines))
     return next((size for size in sizes if fits(size)), world_size)
 
 

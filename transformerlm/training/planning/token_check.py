@@ -32,9 +32,9 @@ def check_tokens(
         ValueError: a file is not the one that was written, or holds an id beyond the model's vocabulary.
     """
     files = {file.path: (key, file) for key, dataset in list(datasets.items())[::-1] for file in dataset.files()}
-    names = sorted(files)
-    mine = deal([files[name][1].tokens for name in names], world.world_size)[world.rank]
-    reading = _checked([files[names[index]] for index in mine], config.model.vocab_size, tokenizer)
+    in_order = list(files.values())  # not by path: machines may have their copies elsewhere
+    mine = deal([file.tokens for _, file in in_order], world.world_size)[world.rank]
+    reading = _checked([in_order[index] for index in mine], config.model.vocab_size, tokenizer)
     with together(world):
         _read_in_rounds(reading, world)
 
