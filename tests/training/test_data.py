@@ -58,8 +58,8 @@ def test_parts_put_together_are_the_batch(world_size: int, num_micro_batches: in
             ),
             dim=1,
         )
-        for micro_batch in range(num_micro_batches)
         for rank in range(world_size)
+        for micro_batch in range(num_micro_batches)
     ]
     assert torch.equal(torch.cat(parts), whole)
     sizes = [len(part) for part in parts]
