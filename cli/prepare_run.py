@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,13 +171,13 @@ def _read_checkpoint(config: TrainConfig, directory: Path, *, data: RunData, run
 
     saved = SavedRun.read(directory)
     saved.check(config, data, runtime=runtime)
-    _compare_settings(config, directory, saved.state().step)
+    _compare_settings(config, directory, saved.state().step, say=note if is_main(runtime.world) else str)
     if saved.is_best and is_main(runtime.world):
         point(directory.parent / "best", directory)  # a kill may have come before the link
     return saved
 
 
-def _compare_settings(config: TrainConfig, directory: Path, step: int) -> None:
+def _compare_settings(config: TrainConfig, directory: Path, step: int, *, say: Callable[[str], object]) -> None:
     """Say which settings differ from the checkpoint's, and refuse a run that should have ended before it.
 
     Raises:
@@ -197,7 +198,7 @@ def _compare_settings(config: TrainConfig, directory: Path, step: int) -> None:
         if value != before[section][key]
     ]
     if changed:
-        note(f"resuming with other settings: {'; '.join(changed)}")
+        say(f"resuming with other settings: {'; '.join(changed)}")
 
 
 def _shown(value: object) -> object:

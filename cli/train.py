@@ -221,7 +221,8 @@ class StopSignals:
                 leave(line, code)
             note(line)
             sys.exit(code)
-        note(f"{self.received}: saving after this step; once more to stop at once without saving")
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # once on a machine
+            note(f"{self.received}: saving after this step; once more to stop at once without saving")
 
     def _end_the_echo(self) -> None:
         """Let the next signal end the process, a while after the first; the body of a thread.

@@ -80,8 +80,8 @@ def exit_after(work: Callable[[], int | None]) -> NoReturn:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: note(plain(f"warning: {message}"))
             code = work()
-    except ConfigError as error:
-        fail(error.lines, EXIT_BAD_INPUT)
+    except ConfigError as error:  # the ranks of a machine read one file: one of them says what is wrong with it
+        fail(error.lines if os.environ.get("LOCAL_RANK", "0") == "0" else [], EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         fail(["interrupted"], STOP_CODES["SIGINT"])
     except BrokenPipeError:

@@ -78,6 +78,15 @@ Share = Annotated[
 """A part of the whole run, in percent: 5%, 2.5%."""
 
 
+ShareOf = Annotated[
+    str,
+    Field(
+        pattern=r"^[1-9]\d{0,5}/[1-9]\d{0,5}$",
+        json_schema_extra={"takes": 'a number and how many there are, such as "3/100"'},
+    ),
+]
+
+
 def steps_of(length: int | str, max_steps: int) -> int:
     """Return a number of steps unchanged, and a share such as "5%" as the nearest number of `max_steps`."""
     return length if isinstance(length, int) else round(float(length.removesuffix("%")) / 100 * max_steps)
@@ -349,16 +358,10 @@ class ClusterConfig(Section):
         description="ray: the cluster's address; local: Ray on this machine alone; auto: the cluster of this machine, "
         "else local",
     )
-    share: Annotated[
-        str | None,
-        Field(
-            pattern=r"^[1-9]\d{0,5}/[1-9]\d{0,5}$",
-            json_schema_extra={"takes": 'a number and how many there are, such as "3/100"'},
-        ),
-    ] = Field(
+    share: ShareOf | None = Field(
         None,
-        description="share: which share this process does, from 1/100 to 100/100; none: as SLURM's variables of a job "
-        "array, else of srun, say",
+        description="share: which share this process does, and of how many; none: as SLURM's variables of a job array, "
+        "else of srun, say",
     )
     part_mb: int = Field(
         256, ge=1, le=1_000_000, description="size of a part in MB of text on disk; a killed process costs a part"

@@ -58,6 +58,12 @@ def test_srun_says_which_rank_this_is():
     assert (of_step.address, of_step.local_world_size) == ("gpu9", 6)
 
 
+def test_a_rank_beyond_the_world_is_refused():
+    """It would wait for ranks that never come."""
+    with pytest.raises(ValueError, match="RANK: expected less than WORLD_SIZE = 2, found 5"):
+        read_launch(TORCHRUN | {"RANK": "5", "WORLD_SIZE": "2"})
+
+
 @pytest.mark.parametrize(
     "environment",
     [{}, SRUN | {"SLURM_NTASKS": "1"}, without(SRUN, "SLURM_STEP_ID"), TORCHRUN | {"WORLD_SIZE": "1"}],

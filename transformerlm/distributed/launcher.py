@@ -60,6 +60,9 @@ def _by_torchrun(environment: Mapping[str, str]) -> Launch:
     )
     if world_size == 1:
         return Launch()
+    if rank >= world_size:
+        found = f"expected less than WORLD_SIZE = {world_size}, found {rank}"
+        raise ValueError(f"RANK: {found}; start the run with torchrun")
     port = _number(environment, "MASTER_PORT", beside="RANK")
     if not environment.get("MASTER_ADDR"):
         raise ValueError("MASTER_ADDR: expected the address of rank 0, found nothing; start the run with torchrun")

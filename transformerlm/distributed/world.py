@@ -176,19 +176,30 @@ def gather_text(text: str, world: World) -> list[str]:
 def together(world: World) -> Iterator[None]:
     """Let a ValueError or OSError of one rank end the block on all ranks, so that none waits for the one that failed.
 
-    The rank with the error raises its own; the others raise a ValueError that names the rank and quotes it.
+    The rank with the error raises its own; the others raise one of its kind that names the rank and quotes it.
     """
     error: Exception | None = None
     try:
         yield
     except (ValueError, OSError) as found:
         error = found
-    messages = gather_text("" if error is None else str(error) or type(error).__name__, world)
+    messages = gather_text("" if error is None else f"{type(error).__name__} {_in_words(error)}", world)
     if error is not None:
         raise error
     for rank, message in enumerate(messages):
         if message:
-            raise ValueError(f"rank {rank} of {world.world_size}: {message}")
+            kind, _, words = message.partition(" ")
+            raise _KINDS.get(kind, ValueError)(f"rank {rank} of {world.world_size}: {words}")
+
+
+_KINDS = {kind.__name__: kind for kind in (OSError, FileNotFoundError, FileExistsError, PermissionError)}
+
+
+def _in_words(error: Exception) -> str:
+    """Return an error's message as people read it: of a file's error, the file and the reason."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
 
 
 def set_timeout(group: dist.ProcessGroup, world: World) -> None:

@@ -114,7 +114,8 @@ def num_accumulation_steps(batch_size: int, micro_batch_size: int, world_size: i
     """
     if batch_size < world_size:
         raise ValueError(
-            f"training.batch_size: expected a sequence for each of the {world_size} processes, found {batch_size}"
+            f"training.batch_size: expected a sequence for each of the {world_size} processes, found {batch_size}; "
+            f"set it to {world_size} or more, or start fewer"
         )
     return math.ceil(batch_size / (micro_batch_size * world_size))
 
