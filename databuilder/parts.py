@@ -31,7 +31,7 @@ from transformerlm.tokenizer.parallel import map_in_order
 from transformerlm.utils.text_files import ReadStats
 from transformerlm.utils.text_parts import TextPart
 
-_IDS, _ENDS = "ids", "ends"
+_IDS, _ENDS, _ID_BYTES = "ids", "ends", "id-bytes"
 _FLUSH_TOKENS = 1 << 23
 _MAX_RUNS = 1000  # of documents in a block; more are faster picked id by id
 
@@ -211,6 +211,12 @@ def append_source(
     return writer.finish(documents, num_bytes)
 
 
+def write_id_bytes(folder: Path, *, id_bytes: Array) -> Facts:
+    """Write the bytes that each id stands for, uint32 `(vocab_size,)`, for `write_part_shards` to read."""
+    id_bytes.tofile(folder / _ID_BYTES)
+    return {}
+
+
 def write_part_shards(
     folder: Path,
     *,
@@ -230,12 +236,12 @@ def write_part_shards(
         weight: the source's; below 1, the fraction is all that it takes.
         dtype: of the ids.
         separator_id: ends a document.
-        id_bytes: a file of uint32 `(vocab_size,)`: the bytes that each id stands for, 0 for the separator.
+        id_bytes: the folder that `write_id_bytes` has filled.
 
     Returns the entry of each shard that has documents, under "train", "valid" and "more".
     """
     part = EncodedPart(**{**encoded, "folder": Path(encoded["folder"])})
-    sizes = np.fromfile(id_bytes, dtype=np.uint32)
+    sizes = np.fromfile(Path(id_bytes) / _ID_BYTES, dtype=np.uint32)
     valid = part.are_valid()
     wanted = {"valid": valid}
     if weight >= 1:

@@ -18,7 +18,7 @@ from typing import Any
 
 from databuilder.build import Build
 from databuilder.checks import check_room, check_split_documents
-from databuilder.parts import EncodedPart, encode_part, numbered_parts, write_part_shards
+from databuilder.parts import EncodedPart, encode_part, numbered_parts, write_id_bytes, write_part_shards
 from databuilder.parts_output import SPLITS, put_in_place, write_shard_folders, write_token_files
 from databuilder.reports import BuildReport, SplitReport
 from databuilder.sources import SourceReport
@@ -217,12 +217,13 @@ class PartsBuild:
         return [train, sum(part.facts["documents"] for part in parts) - train]
 
     def _write_shards(self, folder: PartsFolder, encoded: Sequence[Sequence[EncodedPart]]) -> dict[str, Facts] | None:
-        id_bytes = folder.path / _ID_BYTES
-        files.write_whole(id_bytes, self.build.id_bytes.tobytes())
+        # A part like the others, since all shares come here at once.
+        table = Part(_ID_BYTES, write_id_bytes, {"id_bytes": self.build.id_bytes})
+        do_part(folder.path, folder.plan_sha256, table)
         shared = {
             "dtype": self.build.dtype.name,
             "separator_id": self.build.separator_id,
-            "id_bytes": str(id_bytes),
+            "id_bytes": str(folder.path / _ID_BYTES),
         }
         parts: list[Part] = []
         for source, of_source in zip(self.build.sources, encoded, strict=True):

@@ -116,15 +116,14 @@ def test_parts_give_the_files_of_one_pass(tmp_path, one_pass):
     assert len(progress) > 15
 
 
-def test_shares_give_the_files_of_one_pass(tmp_path, one_pass):
-    """Three shares at once: one of them writes the files, the others report nothing."""
-    sources, expected, report = one_pass
+def build_shares(folder: Path, sources: Any, **options: Any) -> list[BuildReport | None]:
+    """Build with three shares at once, and return what each reports."""
     reports: list[BuildReport | None] = []
     errors: list[BaseException] = []
 
     def work(number: int) -> None:
         try:
-            reports.append(build(tmp_path, sources, cluster=cluster("share", share=f"{number}/3"), **HALF))
+            reports.append(build(folder, sources, cluster=cluster("share", share=f"{number}/3"), **HALF, **options))
         except BaseException as error:
             errors.append(error)
 
@@ -135,9 +134,26 @@ def test_shares_give_the_files_of_one_pass(tmp_path, one_pass):
         for thread in threads:
             thread.join()
     assert not errors
+    return reports
+
+
+def test_shares_give_the_files_of_one_pass(tmp_path, one_pass):
+    """Three shares at once: one of them writes the files, the others report nothing."""
+    sources, expected, report = one_pass
+    reports = build_shares(tmp_path, sources)
     assert files_of(tmp_path) == files_of(expected)
     assert [told(one) for one in reports if one is not None] == [told(report)]
     assert build(tmp_path, sources, cluster=cluster("share", share="2/3"), **HALF) is None  # a late one
+
+
+def test_three_shares_at_once_write_the_shards_of_one_process(tmp_path, one_pass):
+    """They come to the writing of shards together, each with all that it needs."""
+    sources, _, report = one_pass
+    build(tmp_path / "alone", sources, kind="shards", **HALF, cluster=cluster())
+    for number in range(3):
+        reports = build_shares(tmp_path / str(number), sources, kind="shards")
+        assert [told(one) for one in reports if one is not None] == [told(report)]
+        assert files_of(tmp_path / str(number)) == files_of(tmp_path / "alone")
 
 
 @pytest.mark.parametrize("on", ["local", "share"])
