@@ -22,7 +22,7 @@ from databuilder.parts import EncodedPart, encode_part, numbered_parts, write_id
 from databuilder.parts_output import SPLITS, put_in_place, write_shard_folders, write_token_files
 from databuilder.reports import BuildReport, SplitReport
 from databuilder.sources import SourceReport
-from transformerlm.distributed.parts_folder import PartsFolder, check_cluster, is_abandoned
+from transformerlm.distributed.parts_folder import PartsFolder, check_cluster, is_abandoned, is_planned
 from transformerlm.distributed.work import Facts, Part, do_part, read_facts, remove
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.parallel import map_in_order, resolve_num_workers
@@ -46,8 +46,8 @@ class PartsBuild:
 
     @property
     def is_publishing(self) -> bool:
-        """Whether a build by parts that was interrupted has begun to put its outputs in place."""
-        return (self.path / _MARK).exists() and not is_abandoned(self.path)
+        """Whether this very build was interrupted after it had begun to put its outputs in place."""
+        return (self.path / _MARK).exists() and is_planned(self.path, self._settings())
 
     @property
     def is_needed(self) -> bool:

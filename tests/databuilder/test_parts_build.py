@@ -257,6 +257,27 @@ def test_changed_inputs_begin_anew_here_and_are_refused_by_a_share(tmp_path, mon
     assert not (tmp_path / "train.npy.parts").exists()
 
 
+@pytest.mark.parametrize("kind", ["npy", "shards"])
+def test_finished_outputs_are_not_replaced_by_a_build_with_other_settings(tmp_path, monkeypatch, kind):
+    """After a stop just before the removal, only the same call may put its outputs there again."""
+    path = tmp_path / "in.txt"
+    path.write_text(EOT.join(documents("a", 100)))
+
+    def stop(folder: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts_folder.PartsFolder, "remove", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path / "out", path, kind=kind, cluster=cluster(), **HALF)
+    made = files_of(tmp_path / "out")
+    with pytest.raises(FileExistsError, match="overwrite"):
+        build(tmp_path / "out", path, kind=kind, cluster=cluster(), valid_fraction=0.5)
+    assert files_of(tmp_path / "out") == made
+    build(tmp_path / "out", path, kind=kind, cluster=cluster(), **HALF)
+    assert files_of(tmp_path / "out") == {name: data for name, data in made.items() if ".parts/" not in name}
+
+
 def test_a_bad_line_is_named_as_in_one_pass(tmp_path):
     """The error says file and line, also of a line in the middle of the parts."""
     lines = [json.dumps({"text": one}) for one in documents("a", 100)]

@@ -16,7 +16,7 @@ import shutil
 import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -55,6 +55,14 @@ def check_cluster(cluster: ClusterConfig) -> None:
 def is_abandoned(path: Path) -> bool:
     """Return whether a folder of parts is one whose removal was interrupted: its plan, which goes first, is gone."""
     return (path / _LOCK).exists() and not (path / PLAN).exists()
+
+
+def is_planned(path: Path, settings: Mapping[str, Any]) -> bool:
+    """Return whether a folder of parts has a plan, and it is of these settings."""
+    with suppress(OSError, ValueError):
+        plan = read_json_object(path / PLAN, max_bytes=_MAX_PLAN_BYTES)
+        return bool(plan.get("settings") == json.loads(json.dumps(settings)))
+    return False
 
 
 class PartsFolder:
