@@ -47,13 +47,14 @@ class PartsBuild:
     @property
     def is_publishing(self) -> bool:
         """Whether this very build was interrupted after it had begun to put its outputs in place."""
-        return (self.path / _MARK).exists() and is_planned(self.path, self._settings())
+        return (self.path / _MARK).exists() and is_planned(self.path, self.build.settings())
 
     @property
     def is_needed(self) -> bool:
         """Whether to build by parts: for a cluster, for shards, to go on with parts, and where there are several."""
-        needed = self.build.in_shards or self.cluster.on != "local" or self.path.exists()
-        return needed or (self.build.num_bytes > self._part_bytes and not self.build.pipes and len(self.groups) > 1)
+        if self.build.in_shards or self.cluster.on != "local" or self.path.exists():
+            return True
+        return self.build.num_bytes > self.build.part_bytes and not self.build.pipes and len(self.groups) > 1
 
     def check(self, max_tokens: int | None) -> None:
         """Refuse what does not go together with parts, or with a cluster.
@@ -82,10 +83,6 @@ class PartsBuild:
         if self.cluster.on != "share" and self.build.is_made() and is_abandoned(self.path):
             remove(self.path)
 
-    @property
-    def _part_bytes(self) -> int:
-        return int(self.cluster.part_mb * 1_000_000)
-
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
         """The parts in order as JSON: the source's number and the pieces of text, small files together."""
@@ -93,8 +90,8 @@ class PartsBuild:
         groups: list[dict[str, Any]] = []
         for number, source in enumerate(self.build.sources):
             pieces: list[TextPart] = []
-            for piece in find_parts(source.paths, part_bytes=self._part_bytes, find_cut=find_cut):
-                if pieces and sum(one.num_bytes for one in pieces) + piece.num_bytes > self._part_bytes:
+            for piece in find_parts(source.paths, part_bytes=self.build.part_bytes, find_cut=find_cut):
+                if pieces and sum(one.num_bytes for one in pieces) + piece.num_bytes > self.build.part_bytes:
                     groups.append({"source": number, "pieces": [asdict(one) for one in pieces]})
                     pieces = []
                 pieces.append(piece)
@@ -113,7 +110,7 @@ class PartsBuild:
         start = time.perf_counter()
         folder = PartsFolder(
             self.path,
-            self._settings(),
+            self.build.settings(),
             list_items=lambda: self.groups,
             cluster=self.cluster,
             restart=self.build.overwrite or self.cluster.on == "local",
@@ -129,30 +126,6 @@ class PartsBuild:
                     raise
                 return None
         return None if report is None else replace(report, seconds=time.perf_counter() - start)
-
-    def _settings(self) -> dict[str, Any]:
-        """Return all that the parts and the output depend on."""
-        return {
-            "command": "make-data",
-            "tokenizer_sha256": self.build.tokenizer.fingerprint(),
-            "separator": self.build.separator,
-            "allow_special": self.build.allow_special,
-            "refuse_invalid": self.build.refuse_invalid,
-            "valid_fraction": self.build.valid_fraction,
-            "outputs": [path.name for path in self.build.outputs],
-            "part_bytes": self._part_bytes,
-            "sources": [
-                {
-                    "weight": source.weight,
-                    "text_field": source.text_field,
-                    "files": [
-                        {"path": str(path), "bytes": path.stat().st_size, "mtime": path.stat().st_mtime_ns}
-                        for path in source.paths
-                    ],
-                }
-                for source in self.build.sources
-            ],
-        }
 
     def _build(self, folder: PartsFolder) -> BuildReport | None:
         progress = _Progress(self.build, folder)

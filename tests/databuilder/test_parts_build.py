@@ -137,11 +137,24 @@ def build_shares(folder: Path, sources: Any, **options: Any) -> list[BuildReport
     return reports
 
 
+def assert_made_by_shares(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
+    """Assert that files are equal byte for byte, but that the JSONs of shares have the settings' sha256, too."""
+    assert found.keys() == expected.keys()
+    for name, data in found.items():
+        if name.endswith(".json"):
+            facts, others = json.loads(data), json.loads(expected[name])
+            assert len(facts.pop("settings_sha256")) == 64
+            assert facts.pop("sidecar_sha256") != others.pop("sidecar_sha256")
+            assert list(facts.items()) == list(others.items())
+        else:
+            assert data == expected[name], name
+
+
 def test_shares_give_the_files_of_one_pass(tmp_path, one_pass):
     """Three shares at once: one of them writes the files, the others report nothing."""
     sources, expected, report = one_pass
     reports = build_shares(tmp_path, sources)
-    assert files_of(tmp_path) == files_of(expected)
+    assert_made_by_shares(files_of(tmp_path), files_of(expected))
     assert [told(one) for one in reports if one is not None] == [told(report)]
     assert build(tmp_path, sources, cluster=cluster("share", share="2/3"), **HALF) is None  # a late one
 
@@ -153,7 +166,7 @@ def test_three_shares_at_once_write_the_shards_of_one_process(tmp_path, one_pass
     for number in range(3):
         reports = build_shares(tmp_path / str(number), sources, kind="shards")
         assert [told(one) for one in reports if one is not None] == [told(report)]
-        assert files_of(tmp_path / str(number)) == files_of(tmp_path / "alone")
+        assert_made_by_shares(files_of(tmp_path / str(number)), files_of(tmp_path / "alone"))
 
 
 @pytest.mark.parametrize("on", ["local", "share"])
@@ -169,7 +182,7 @@ def test_shards_hold_the_ids_of_one_pass(tmp_path, one_pass, on):
         assert ids_of(tmp_path / f"{name}.shards") == np.load(expected / f"{name}.npy").tolist()
         index = json.loads((tmp_path / f"{name}.shards" / "index.json").read_text())
         sidecar = json.loads((expected / f"{name}.json").read_text())
-        own = {"format", "sha256", "sidecar_sha256", "documents_sha256"}
+        own = {"format", "sha256", "sidecar_sha256", "documents_sha256", "settings_sha256"}
         assert {key: value for key, value in index.items() if key not in own | {"shards"}} == {
             key: value for key, value in sidecar.items() if key not in own
         }
@@ -255,6 +268,31 @@ def test_changed_inputs_begin_anew_here_and_are_refused_by_a_share(tmp_path, mon
     build(tmp_path / "whole", path)
     assert (tmp_path / "train.npy").read_bytes() == (tmp_path / "whole" / "train.npy").read_bytes()
     assert not (tmp_path / "train.npy.parts").exists()
+
+
+@pytest.mark.parametrize("kind", ["npy", "shards"])
+def test_a_late_share_with_other_settings_is_refused(tmp_path, kind):
+    """It is not told that nothing is left to do, whatever differs; nor is it where no share made the outputs."""
+    path = tmp_path / "in.jsonl"
+    path.write_text("\n".join(json.dumps({"text": one, "body": one}) for one in documents("a", 50)))
+    late = cluster("share", share="1/2")
+
+    def build_it(folder: str, on: ClusterConfig, **options: Any) -> BuildReport | None:
+        inputs = [Source(path, options.pop("weight", 2), text_field=options.pop("field", None))]
+        return build(tmp_path / folder, inputs, kind=kind, cluster=on, **{**HALF, **options})
+
+    assert build_it("out", late) is not None
+    assert build_it("out", late) is None
+    made = files_of(tmp_path / "out")
+    for other in (
+        {"valid_fraction": 0.5}, {"weight": 3}, {"field": "body"}, {"allow_special": True}, {"invalid_utf8": "refuse"}
+    ):  # fmt: skip
+        with pytest.raises(FileExistsError, match="overwrite"):
+            build_it("out", late, **other)
+    assert files_of(tmp_path / "out") == made
+    build_it("alone", cluster())
+    with pytest.raises(FileExistsError, match="overwrite"):
+        build_it("alone", late)
 
 
 @pytest.mark.parametrize("kind", ["npy", "shards"])
