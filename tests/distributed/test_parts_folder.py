@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -243,6 +244,22 @@ def test_a_killed_process_leaves_a_part_in_hand_that_the_next_one_removes(tmp_pa
         left = [path.name for path in folder.path.glob("*.tmp-*")]
         assert left == (["p1.tmp-elsewhere-1-2"] if on == "share" else [])
         assert folder.run(squares(tmp_path, 1)) == {"p0": {"square": 0}}
+
+
+def test_a_share_removes_only_what_nobody_can_be_at_work_on(tmp_path):
+    """A host whose name begins with this one's is another machine; of this one, what somebody holds stays, too."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    host = socket.gethostname()
+    others, held, left = (
+        f"{name}-{ended.pid}-1" for name in (f"p1.tmp-{host}-abc", f"p2.tmp-{host}", f"p3.tmp-{host}")
+    )
+    share = ClusterConfig(on="share", share="1/1")
+    with parts_folder(tmp_path, cluster=share) as folder, folder.alone("p2"):
+        for name in (others, held, left):
+            (folder.path / name).mkdir()
+        with parts_folder(tmp_path, cluster=share):
+            assert {path.name for path in folder.path.glob("*.tmp-*")} == {others, held}
 
 
 def test_neither_ray_nor_torch_is_imported_unless_asked(tmp_path):

@@ -90,6 +90,20 @@ def who() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
 
 
+def has_died(name: str) -> bool:
+    """Return whether a name that ends in `UNFINISHED` and `who()` is of a process of this machine that has gone."""
+    host, *numbers = name.rpartition(UNFINISHED)[2].rsplit("-", 2)
+    if host != socket.gethostname() or len(numbers) != 2:
+        return False
+    try:
+        os.kill(int(numbers[0]), 0)
+    except (ProcessLookupError, ValueError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def remove(path: Path) -> None:
     """Remove a file or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
