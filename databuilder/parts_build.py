@@ -19,7 +19,7 @@ from typing import Any
 from databuilder.build import Build
 from databuilder.checks import check_room, check_split_documents
 from databuilder.parts import EncodedPart, encode_part, numbered_parts, write_id_bytes, write_part_shards
-from databuilder.parts_output import SPLITS, put_in_place, write_shard_folders, write_token_files
+from databuilder.parts_output import SPLITS, put_in_place, remove_leftovers, write_shard_folders, write_token_files
 from databuilder.reports import BuildReport, SplitReport
 from databuilder.sources import SourceReport
 from transformerlm.distributed.parts_folder import PartsFolder, check_cluster, is_abandoned, is_planned
@@ -121,7 +121,7 @@ class PartsBuild:
                 return None
             try:
                 report = self._build(folder)
-            except FileNotFoundError:
+            except OSError:  # such as a part that another share was removing, since it has published
                 if self.cluster.on != "share" or folder.is_there:
                     raise
                 return None
@@ -149,7 +149,7 @@ class PartsBuild:
         if shards is None:
             return None
         with folder.alone(_OUTPUT) as held:
-            if not held:
+            if not held or not folder.is_there:  # another share is publishing, or has published
                 return None
             write = partial(write_shard_folders, shards=shards) if self.build.in_shards else write_token_files
             output = {"build": self.build, "encoded": encoded, "invalid_utf8": totals["invalid_utf8"]}
@@ -210,10 +210,13 @@ class PartsBuild:
     def _publish(self, folder: PartsFolder, *, invalid_utf8: int, empty_documents: int) -> BuildReport:
         """Put the outputs in place, remove the parts, and return what was written."""
         facts = read_facts(folder.path / _OUTPUT, plan=folder.plan_sha256)
-        assert facts is not None, folder.path
-        files.write_whole(folder.path / _MARK, b"")  # from now on, what is at the outputs' places is ours
+        if facts is None:
+            raise FileNotFoundError(f"{folder.path / _OUTPUT}: removed while it was about to be put in place")
+        (folder.path / _MARK).touch()  # from now on, what is at the outputs' places is ours
+        files.sync(folder.path)
         for split, path in zip(SPLITS, self.build.outputs, strict=False):
-            put_in_place(folder.path / _OUTPUT / split, path)
+            remove_leftovers(path, of_others=self.cluster.on != "share")
+            put_in_place(folder.path / _OUTPUT / split, path, is_whole=lambda: folder.is_there)
         folder.remove()
         splits = [
             SplitReport(path=path, **{**known, "sources": [SourceReport(**source) for source in known["sources"]]})

@@ -6,8 +6,12 @@ import gzip
 import json
 import os
 import random
+import socket
+import subprocess
+import sys
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,7 @@ import pytest
 from config.schemas import ClusterConfig
 from databuilder import BuildReport, Source, build_dataset, parts_build, parts_output
 from tests.utils.packed import write_parquet, zstd
-from transformerlm.distributed import parts_folder
+from transformerlm.distributed import parts_folder, share_work
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer import Tokenizer
 
@@ -271,6 +275,61 @@ def test_changed_inputs_begin_anew_here_and_are_refused_by_a_share(tmp_path, mon
 
 
 @pytest.mark.parametrize("kind", ["npy", "shards"])
+def test_without_locks_shares_may_publish_at_once(tmp_path, one_pass, monkeypatch, kind):
+    """Each does what the others do, and the files are those of one process."""
+    sources, _, _ = one_pass
+    for module in (parts_folder, share_work):
+        monkeypatch.setattr(module, "try_lock", lambda *args, **keywords: True)
+    build(tmp_path / "alone", sources, kind=kind, **HALF, cluster=cluster())
+    for number in range(3):
+        reports = build_shares(tmp_path / str(number), sources, kind=kind)
+        assert [one for one in reports if one is not None]
+        assert_made_by_shares(files_of(tmp_path / str(number)), files_of(tmp_path / "alone"))
+
+
+@pytest.mark.parametrize("kind", ["npy", "shards"])
+@pytest.mark.parametrize("step", [parts_build, parts_output])
+def test_a_share_that_comes_late_to_publishing_leaves_the_outputs_alone(tmp_path, monkeypatch, kind, step):
+    """Where nothing locks, another one may publish and remove the parts before it begins, and while it does."""
+    (tmp_path / "in.txt").write_text(EOT.join(documents("a", 100)))
+    for module in (parts_folder, share_work):
+        monkeypatch.setattr(module, "try_lock", lambda *args, **keywords: True)
+    name = "put_in_place" if step is parts_build else "_link_all"
+    original, made = getattr(step, name), {}
+
+    def after_another(*args: Any, **keywords: Any) -> Any:
+        monkeypatch.setattr(step, name, original)
+        if step is parts_output:
+            original(*args, **keywords)
+        with ThreadPoolExecutor(1) as pool:
+            share = cluster("share", share="2/2")
+            assert pool.submit(build, tmp_path, tmp_path / "in.txt", kind=kind, cluster=share, **HALF).result()
+        made.update(files_of(tmp_path))
+        return None if step is parts_output else original(*args, **keywords)
+
+    monkeypatch.setattr(step, name, after_another)
+    assert build(tmp_path, tmp_path / "in.txt", kind=kind, cluster=cluster("share", share="1/2"), **HALF) is None
+    assert len(made) > 3
+    assert files_of(tmp_path) | made == made
+    assert {key for key in made if key not in files_of(tmp_path)} <= {key for key in made if ".tmp-" in key}
+
+
+def test_leftovers_of_publishing_go_but_not_what_another_share_has_in_hand(tmp_path):
+    """Of this machine those of processes that have ended; the same output's alone."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    host = socket.gethostname()
+    names = [f".train.npy.tmp-{host}-{os.getpid()}-1", f".train.npy.tmp-{host}-x-{ended.pid}-1", ".train.npy.other"]
+    dead = f".train.npy.tmp-{host}-{ended.pid}-1"
+    for name in [*names, dead]:
+        (tmp_path / name).mkdir()
+    parts_output.remove_leftovers(tmp_path / "train.npy", of_others=False)
+    assert sorted(os.listdir(tmp_path)) == sorted(names)
+    parts_output.remove_leftovers(tmp_path / "train.npy", of_others=True)
+    assert os.listdir(tmp_path) == [".train.npy.other"]
+
+
+@pytest.mark.parametrize("kind", ["npy", "shards"])
 def test_a_late_share_with_other_settings_is_refused(tmp_path, kind):
     """It is not told that nothing is left to do, whatever differs; nor is it where no share made the outputs."""
     path = tmp_path / "in.jsonl"
@@ -360,7 +419,7 @@ def test_publishing_may_be_interrupted_anywhere(tmp_path, monkeypatch, kind):
     for module, name in (
         (parts_output, "_link_or_copy"),
         (parts_output.files, "move_into_place"),
-        (parts_output.shutil, "copytree"),
+        (parts_output, "_link_all"),
         (Path, "rename"),
         (parts_folder, "remove"),
     ):

@@ -101,7 +101,7 @@ def do_share(
                         yield do(part)
                         last_change = time.monotonic()
             there = {entry.name for entry in folder.iterdir()}
-        except FileNotFoundError:
+        except OSError:  # of a part that another process was removing, too
             if (folder / PLAN).exists():
                 raise
             return
