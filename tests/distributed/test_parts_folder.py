@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from config.schemas import ClusterConfig
+from transformerlm.distributed import work
 from transformerlm.distributed.parts_folder import PartsFolder
 from transformerlm.distributed.share_work import own_share
 from transformerlm.distributed.work import Part, do_part, read_facts
@@ -73,8 +75,9 @@ def test_an_error_of_a_part_comes_through_and_leaves_nothing_of_it(tmp_path):
         assert {path.name for path in folder.path.iterdir()} == {".lock", "plan.json", "p0", "p1"}
 
 
-def test_leftovers_of_killed_tries_are_removed_at_the_start(tmp_path):
+def test_leftovers_of_killed_tries_are_removed_at_the_start(tmp_path, monkeypatch):
     """Unfinished parts and locks go; a part that was cut short, or is of another plan, is done again."""
+    monkeypatch.setattr(work, "PATIENCE_SECONDS", 0)
     with parts_folder(tmp_path) as folder:
         folder.run(squares(tmp_path))
     (folder.path / "p7.tmp-host-1-2").mkdir()
@@ -88,6 +91,28 @@ def test_leftovers_of_killed_tries_are_removed_at_the_start(tmp_path):
         folder.run(squares(tmp_path))
         assert (folder.path / "p1" / "square.txt").read_text() == "1"
     assert done_in(tmp_path) == [0, 1, 2, 3, 4, 1, 2, 3]
+
+
+def test_an_error_of_the_disk_does_not_cost_a_part_that_is_done(tmp_path, monkeypatch):
+    """It comes through; a file that appears a little later is waited for."""
+    with parts_folder(tmp_path) as folder:
+        folder.run(squares(tmp_path, 1))
+        place, plan = folder.path / "p0", folder.plan_sha256
+
+        def fail(*args, **keywords) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(work, "read_json_object", fail)
+            with pytest.raises(OSError, match="Input/output"):
+                read_facts(place, plan=plan)
+        for name in ("part.json", "square.txt"):
+            hidden = (place / name).rename(tmp_path / name)
+            appearing = threading.Timer(0.2, hidden.rename, [place / name])
+            appearing.start()
+            assert read_facts(place, plan=plan) == {"square": 0}
+            appearing.join()
+    assert done_in(tmp_path) == [0]
 
 
 def test_other_settings_are_refused_in_words(tmp_path):

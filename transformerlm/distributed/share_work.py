@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from transformerlm.distributed.work import Part
+from transformerlm.distributed.work import PATIENCE_SECONDS, Part
 from transformerlm.utils.lock import try_lock
 
 PLAN = "plan.json"
@@ -22,8 +22,6 @@ PLAN = "plan.json"
 
 LOCK_SUFFIX = ".lock"
 
-# A network file system may show a new name a little later; so does the last look at what others have done.
-PATIENCE_SECONDS = 3.0
 POLL_SECONDS = 0.3
 
 

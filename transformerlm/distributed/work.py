@@ -12,8 +12,8 @@ import os
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,10 @@ Facts = dict[str, Any]
 UNFINISHED = ".tmp-"
 """What follows the name of a part, or of a plan, while it is being written."""
 
+PATIENCE_SECONDS = 3.0
+"""How long a network file system may take to show a new name."""
+
+_POLL_SECONDS = 0.1
 _FACTS = "part.json"
 _MAX_FACTS_BYTES = 1 << 24
 
@@ -72,16 +76,30 @@ def do_part(folder: Path, plan: str, part: Part) -> str:
 
 
 def read_facts(place: Path, *, plan: str) -> Facts | None:
-    """Return the facts of a part that is done; None, and nothing is left of it, where it does not fit the plan."""
-    if not place.is_dir():
-        return None
-    with suppress(OSError, ValueError):
-        record = read_json_object(place / _FACTS, max_bytes=_MAX_FACTS_BYTES)
-        sizes = record.get("sizes", {})
-        if record.get("plan") == plan and all((place / name).stat().st_size == size for name, size in sizes.items()):
-            facts: Facts = record["facts"]
-            return facts
-    shutil.rmtree(place, ignore_errors=True)
+    """Return the facts of a part that is done; None, and nothing is left of it, where it does not fit the plan.
+
+    A file that is missing is waited for: the part got its name with all its files, but a network file system may show
+    them a little later.
+
+    Raises:
+        OSError: the part cannot be read; it stays as it is.
+    """
+    end = time.monotonic() + PATIENCE_SECONDS
+    while place.is_dir():
+        try:
+            record = read_json_object(place / _FACTS, max_bytes=_MAX_FACTS_BYTES)
+            sizes = record.get("sizes", {})
+            if record.get("plan") == plan and all((place / name).stat().st_size == sizes[name] for name in sizes):
+                facts: Facts = record["facts"]
+                return facts
+        except FileNotFoundError:
+            if time.monotonic() < end:
+                time.sleep(_POLL_SECONDS)
+                continue
+        except ValueError:  # no JSON
+            pass
+        shutil.rmtree(place, ignore_errors=True)
+        break
     return None
 
 
