@@ -27,7 +27,7 @@ from transformerlm.distributed.work import Facts, Part, do_part, read_facts, rem
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.parallel import map_in_order, resolve_num_workers
 from transformerlm.utils import files
-from transformerlm.utils.text_parts import DocumentEnds, TextPart, find_parts
+from transformerlm.utils.text_parts import DocumentEnds, find_parts, gather_parts
 
 _OUTPUT, _MARK, _TOKENIZER, _ID_BYTES = "output", "publishing", "tokenizer", "id-bytes"
 
@@ -87,16 +87,12 @@ class PartsBuild:
     def groups(self) -> list[dict[str, Any]]:
         """The parts in order as JSON: the source's number and the pieces of text, small files together."""
         find_cut = DocumentEnds(self.build.separator, self.build.tokenizer.special_tokens)
-        groups: list[dict[str, Any]] = []
-        for number, source in enumerate(self.build.sources):
-            pieces: list[TextPart] = []
-            for piece in find_parts(source.paths, part_bytes=self.build.part_bytes, find_cut=find_cut):
-                if pieces and sum(one.num_bytes for one in pieces) + piece.num_bytes > self.build.part_bytes:
-                    groups.append({"source": number, "pieces": [asdict(one) for one in pieces]})
-                    pieces = []
-                pieces.append(piece)
-            groups.append({"source": number, "pieces": [asdict(one) for one in pieces]})
-        return groups
+        size = self.build.part_bytes
+        return [
+            {"source": number, "pieces": [asdict(piece) for piece in pieces]}
+            for number, source in enumerate(self.build.sources)
+            for pieces in gather_parts(find_parts(source.paths, part_bytes=size, find_cut=find_cut), part_bytes=size)
+        ]
 
     def run(self) -> BuildReport | None:
         """Do what is left to do, and return what was written.
