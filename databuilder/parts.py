@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -80,6 +80,7 @@ def encode_part(
         told = stack.enter_context(warnings.catch_warnings(record=True))
         warnings.simplefilter("always")
         ids_file, ends_file = (stack.enter_context((folder / name).open("wb")) for name in (_IDS, _ENDS))
+        flushes: list[Future[None]] = []
         flusher = stack.enter_context(ThreadPoolExecutor(1))
         encoded = map_in_order(encoder, batches, num_workers=num_workers, threads=threads)
         for batch in stack.enter_context(closing(encoded)):
@@ -87,11 +88,14 @@ def encode_part(
             ends_file.write((np.flatnonzero(ids == separator_id) + (num_ids + 1)).astype(np.int64).data)
             ids_file.write(ids.data)
             if (num_ids + len(ids)) // _FLUSH_TOKENS > num_ids // _FLUSH_TOKENS:
-                flusher.submit(os.fsync, ids_file.fileno())  # so that little is left to wait for at the end
+                # So that little is left to wait for at the end.
+                flushes.append(flusher.submit(os.fsync, ids_file.fileno()))
             num_ids += len(ids)
             stats.invalid_utf8 += batch.invalid_utf8
             if progress is not None:
                 progress(batch.disk_bytes)
+        for flush in flushes:
+            flush.result()  # an error of the disk is told once, to the flush that met it
     return {
         "documents": int(sorter.num_documents.sum()),
         "ids": num_ids,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 
 from config.schemas import ClusterConfig
-from databuilder import BuildReport, Source, build_dataset, parts_build, parts_output
+from databuilder import BuildReport, Source, build_dataset, parts, parts_build, parts_output
 from tests.utils.packed import write_parquet, zstd
 from transformerlm.distributed import parts_folder, share_work
 from transformerlm.token_files.dataset import TokenDataset
@@ -458,6 +459,25 @@ def test_what_parts_cannot_do_is_refused(tmp_path, monkeypatch, options, message
     with pytest.raises((ValueError, OSError), match=message):
         build(tmp_path, tmp_path / "in.txt", **options)
     assert files_of(tmp_path) == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds open files in /proc")
+def test_an_error_of_the_disk_while_a_part_is_written_is_not_lost(tmp_path, monkeypatch):
+    """The system tells it once, to the flush that meets it."""
+    (tmp_path / "in.txt").write_text(EOT.join(documents("a", 100)))
+    monkeypatch.setattr(parts, "_FLUSH_TOKENS", 100)
+    fsync = os.fsync
+
+    def fail_once(descriptor: int) -> None:
+        if os.fstat(descriptor).st_size and os.readlink(f"/proc/self/fd/{descriptor}").endswith("/ids"):
+            monkeypatch.setattr(os, "fsync", fsync)
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail_once)
+    with pytest.raises(OSError, match="Input/output"):
+        build(tmp_path, tmp_path / "in.txt", cluster=cluster())
+    assert not (tmp_path / "train.npy").exists()
 
 
 def test_too_small_a_disk_is_refused_after_the_first_part(tmp_path, monkeypatch):
