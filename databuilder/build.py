@@ -17,6 +17,7 @@ from databuilder.sources import SourceFiles
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.parallel import ProgressCallback
+from transformerlm.utils.json_files import values_sha256
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,43 @@ class Build:
         """The separator's id."""
         return self.tokenizer.special_token_ids[self.separator]
 
+    @property
+    def part_bytes(self) -> int:
+        """The size of a part of the text."""
+        return int(self.cluster.part_mb * 1_000_000)
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that the parts and the output depend on."""
+        return {
+            "command": "make-data",
+            "tokenizer_sha256": self.tokenizer.fingerprint(),
+            "separator": self.separator,
+            "allow_special": self.allow_special,
+            "refuse_invalid": self.refuse_invalid,
+            "valid_fraction": self.valid_fraction,
+            "outputs": [path.name for path in self.outputs],
+            "part_bytes": self.part_bytes,
+            "sources": [
+                {
+                    "weight": source.weight,
+                    "text_field": source.text_field,
+                    "files": [
+                        {"path": str(path), "bytes": path.stat().st_size, "mtime": path.stat().st_mtime_ns}
+                        for path in source.paths
+                    ],
+                }
+                for source in self.sources
+            ],
+        }
+
     def own_facts(self, split: SplitReport) -> dict[str, Any]:
         """Return what a sidecar says of its own file."""
         mixture = {"mixture": [asdict(source) for source in split.sources]} if self.sources[0].weighted else {}
         return {"bytes": split.bytes, "documents": split.documents, **mixture}
 
     def shared_facts(self) -> dict[str, Any]:
-        """Return what the sidecars of all outputs say."""
+        """Return what the sidecars of all outputs say; those of shares also name the settings, for late ones."""
+        settings = {"settings_sha256": values_sha256(self.settings(), kept_in="")} if self.cluster.on == "share" else {}
         paths = [path for source in self.sources for path in source.paths]
         return {
             "vocab_size": self.tokenizer.vocab_size,
@@ -79,10 +110,14 @@ class Build:
             "separator": self.separator,
             "separator_id": self.separator_id,
             "sources": [{"path": str(path), "bytes": path.stat().st_size} for path in paths],
+            **settings,
         }
 
     def is_made(self) -> bool:
-        """Return whether the outputs are there, and say that they were made of these texts with this tokenizer."""
+        """Return whether the outputs are there and say that they are of these texts and this tokenizer.
+
+        To a share they must also say that shares with these settings made them.
+        """
         with suppress(OSError, ValueError):
             known = self.shared_facts()
             found = [TokenDataset(path).metadata for path in self.outputs]

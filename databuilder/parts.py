@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -31,7 +31,7 @@ from transformerlm.tokenizer.parallel import map_in_order
 from transformerlm.utils.text_files import ReadStats
 from transformerlm.utils.text_parts import TextPart
 
-_IDS, _ENDS = "ids", "ends"
+_IDS, _ENDS, _ID_BYTES = "ids", "ends", "id-bytes"
 _FLUSH_TOKENS = 1 << 23
 _MAX_RUNS = 1000  # of documents in a block; more are faster picked id by id
 
@@ -80,6 +80,7 @@ def encode_part(
         told = stack.enter_context(warnings.catch_warnings(record=True))
         warnings.simplefilter("always")
         ids_file, ends_file = (stack.enter_context((folder / name).open("wb")) for name in (_IDS, _ENDS))
+        flushes: list[Future[None]] = []
         flusher = stack.enter_context(ThreadPoolExecutor(1))
         encoded = map_in_order(encoder, batches, num_workers=num_workers, threads=threads)
         for batch in stack.enter_context(closing(encoded)):
@@ -87,11 +88,14 @@ def encode_part(
             ends_file.write((np.flatnonzero(ids == separator_id) + (num_ids + 1)).astype(np.int64).data)
             ids_file.write(ids.data)
             if (num_ids + len(ids)) // _FLUSH_TOKENS > num_ids // _FLUSH_TOKENS:
-                flusher.submit(os.fsync, ids_file.fileno())  # so that little is left to wait for at the end
+                # So that little is left to wait for at the end.
+                flushes.append(flusher.submit(os.fsync, ids_file.fileno()))
             num_ids += len(ids)
             stats.invalid_utf8 += batch.invalid_utf8
             if progress is not None:
                 progress(batch.disk_bytes)
+        for flush in flushes:
+            flush.result()  # an error of the disk is told once, to the flush that met it
     return {
         "documents": int(sorter.num_documents.sum()),
         "ids": num_ids,
@@ -211,6 +215,12 @@ def append_source(
     return writer.finish(documents, num_bytes)
 
 
+def write_id_bytes(folder: Path, *, id_bytes: Array) -> Facts:
+    """Write the bytes that each id stands for, uint32 `(vocab_size,)`, for `write_part_shards` to read."""
+    id_bytes.tofile(folder / _ID_BYTES)
+    return {}
+
+
 def write_part_shards(
     folder: Path,
     *,
@@ -230,12 +240,12 @@ def write_part_shards(
         weight: the source's; below 1, the fraction is all that it takes.
         dtype: of the ids.
         separator_id: ends a document.
-        id_bytes: a file of uint32 `(vocab_size,)`: the bytes that each id stands for, 0 for the separator.
+        id_bytes: the folder that `write_id_bytes` has filled.
 
     Returns the entry of each shard that has documents, under "train", "valid" and "more".
     """
     part = EncodedPart(**{**encoded, "folder": Path(encoded["folder"])})
-    sizes = np.fromfile(id_bytes, dtype=np.uint32)
+    sizes = np.fromfile(Path(id_bytes) / _ID_BYTES, dtype=np.uint32)
     valid = part.are_valid()
     wanted = {"valid": valid}
     if weight >= 1:

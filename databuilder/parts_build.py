@@ -18,16 +18,16 @@ from typing import Any
 
 from databuilder.build import Build
 from databuilder.checks import check_room, check_split_documents
-from databuilder.parts import EncodedPart, encode_part, numbered_parts, write_part_shards
-from databuilder.parts_output import SPLITS, put_in_place, write_shard_folders, write_token_files
+from databuilder.parts import EncodedPart, encode_part, numbered_parts, write_id_bytes, write_part_shards
+from databuilder.parts_output import SPLITS, put_in_place, remove_leftovers, write_shard_folders, write_token_files
 from databuilder.reports import BuildReport, SplitReport
 from databuilder.sources import SourceReport
-from transformerlm.distributed.parts_folder import PartsFolder, check_cluster, is_abandoned
+from transformerlm.distributed.parts_folder import PartsFolder, check_cluster, is_abandoned, is_planned
 from transformerlm.distributed.work import Facts, Part, do_part, read_facts, remove
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.parallel import map_in_order, resolve_num_workers
 from transformerlm.utils import files
-from transformerlm.utils.text_parts import DocumentEnds, TextPart, find_parts
+from transformerlm.utils.text_parts import DocumentEnds, find_parts, gather_parts
 
 _OUTPUT, _MARK, _TOKENIZER, _ID_BYTES = "output", "publishing", "tokenizer", "id-bytes"
 
@@ -46,14 +46,15 @@ class PartsBuild:
 
     @property
     def is_publishing(self) -> bool:
-        """Whether a build by parts that was interrupted has begun to put its outputs in place."""
-        return (self.path / _MARK).exists() and not is_abandoned(self.path)
+        """Whether this very build was interrupted after it had begun to put its outputs in place."""
+        return (self.path / _MARK).exists() and is_planned(self.path, self.build.settings())
 
     @property
     def is_needed(self) -> bool:
         """Whether to build by parts: for a cluster, for shards, to go on with parts, and where there are several."""
-        needed = self.build.in_shards or self.cluster.on != "local" or self.path.exists()
-        return needed or (self.build.num_bytes > self._part_bytes and not self.build.pipes and len(self.groups) > 1)
+        if self.build.in_shards or self.cluster.on != "local" or self.path.exists():
+            return True
+        return self.build.num_bytes > self.build.part_bytes and not self.build.pipes and len(self.groups) > 1
 
     def check(self, max_tokens: int | None) -> None:
         """Refuse what does not go together with parts, or with a cluster.
@@ -82,24 +83,16 @@ class PartsBuild:
         if self.cluster.on != "share" and self.build.is_made() and is_abandoned(self.path):
             remove(self.path)
 
-    @property
-    def _part_bytes(self) -> int:
-        return int(self.cluster.part_mb * 1_000_000)
-
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
         """The parts in order as JSON: the source's number and the pieces of text, small files together."""
         find_cut = DocumentEnds(self.build.separator, self.build.tokenizer.special_tokens)
-        groups: list[dict[str, Any]] = []
-        for number, source in enumerate(self.build.sources):
-            pieces: list[TextPart] = []
-            for piece in find_parts(source.paths, part_bytes=self._part_bytes, find_cut=find_cut):
-                if pieces and sum(one.num_bytes for one in pieces) + piece.num_bytes > self._part_bytes:
-                    groups.append({"source": number, "pieces": [asdict(one) for one in pieces]})
-                    pieces = []
-                pieces.append(piece)
-            groups.append({"source": number, "pieces": [asdict(one) for one in pieces]})
-        return groups
+        size = self.build.part_bytes
+        return [
+            {"source": number, "pieces": [asdict(piece) for piece in pieces]}
+            for number, source in enumerate(self.build.sources)
+            for pieces in gather_parts(find_parts(source.paths, part_bytes=size, find_cut=find_cut), part_bytes=size)
+        ]
 
     def run(self) -> BuildReport | None:
         """Do what is left to do, and return what was written.
@@ -113,7 +106,7 @@ class PartsBuild:
         start = time.perf_counter()
         folder = PartsFolder(
             self.path,
-            self._settings(),
+            self.build.settings(),
             list_items=lambda: self.groups,
             cluster=self.cluster,
             restart=self.build.overwrite or self.cluster.on == "local",
@@ -124,35 +117,11 @@ class PartsBuild:
                 return None
             try:
                 report = self._build(folder)
-            except FileNotFoundError:
+            except OSError:  # such as a part that another share was removing, since it has published
                 if self.cluster.on != "share" or folder.is_there:
                     raise
                 return None
         return None if report is None else replace(report, seconds=time.perf_counter() - start)
-
-    def _settings(self) -> dict[str, Any]:
-        """Return all that the parts and the output depend on."""
-        return {
-            "command": "make-data",
-            "tokenizer_sha256": self.build.tokenizer.fingerprint(),
-            "separator": self.build.separator,
-            "allow_special": self.build.allow_special,
-            "refuse_invalid": self.build.refuse_invalid,
-            "valid_fraction": self.build.valid_fraction,
-            "outputs": [path.name for path in self.build.outputs],
-            "part_bytes": self._part_bytes,
-            "sources": [
-                {
-                    "weight": source.weight,
-                    "text_field": source.text_field,
-                    "files": [
-                        {"path": str(path), "bytes": path.stat().st_size, "mtime": path.stat().st_mtime_ns}
-                        for path in source.paths
-                    ],
-                }
-                for source in self.build.sources
-            ],
-        }
 
     def _build(self, folder: PartsFolder) -> BuildReport | None:
         progress = _Progress(self.build, folder)
@@ -176,7 +145,7 @@ class PartsBuild:
         if shards is None:
             return None
         with folder.alone(_OUTPUT) as held:
-            if not held:
+            if not held or not folder.is_there:  # another share is publishing, or has published
                 return None
             write = partial(write_shard_folders, shards=shards) if self.build.in_shards else write_token_files
             output = {"build": self.build, "encoded": encoded, "invalid_utf8": totals["invalid_utf8"]}
@@ -217,12 +186,13 @@ class PartsBuild:
         return [train, sum(part.facts["documents"] for part in parts) - train]
 
     def _write_shards(self, folder: PartsFolder, encoded: Sequence[Sequence[EncodedPart]]) -> dict[str, Facts] | None:
-        id_bytes = folder.path / _ID_BYTES
-        files.write_whole(id_bytes, self.build.id_bytes.tobytes())
+        # A part like the others, since all shares come here at once.
+        table = Part(_ID_BYTES, write_id_bytes, {"id_bytes": self.build.id_bytes})
+        do_part(folder.path, folder.plan_sha256, table)
         shared = {
             "dtype": self.build.dtype.name,
             "separator_id": self.build.separator_id,
-            "id_bytes": str(id_bytes),
+            "id_bytes": str(folder.path / _ID_BYTES),
         }
         parts: list[Part] = []
         for source, of_source in zip(self.build.sources, encoded, strict=True):
@@ -236,10 +206,13 @@ class PartsBuild:
     def _publish(self, folder: PartsFolder, *, invalid_utf8: int, empty_documents: int) -> BuildReport:
         """Put the outputs in place, remove the parts, and return what was written."""
         facts = read_facts(folder.path / _OUTPUT, plan=folder.plan_sha256)
-        assert facts is not None, folder.path
-        files.write_whole(folder.path / _MARK, b"")  # from now on, what is at the outputs' places is ours
+        if facts is None:
+            raise FileNotFoundError(f"{folder.path / _OUTPUT}: removed while it was about to be put in place")
+        (folder.path / _MARK).touch()  # from now on, what is at the outputs' places is ours
+        files.sync(folder.path)
         for split, path in zip(SPLITS, self.build.outputs, strict=False):
-            put_in_place(folder.path / _OUTPUT / split, path)
+            remove_leftovers(path, of_others=self.cluster.on != "share")
+            put_in_place(folder.path / _OUTPUT / split, path, is_whole=lambda: folder.is_there)
         folder.remove()
         splits = [
             SplitReport(path=path, **{**known, "sources": [SourceReport(**source) for source in known["sources"]]})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import glob
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from databuilder.build import Build
 from databuilder.parts import EncodedPart, append_source, write_shard
 from databuilder.reports import SplitReport, split_report
 from databuilder.sources import SourceReport
-from transformerlm.distributed.work import Facts, remove
-from transformerlm.token_files.index import Shard, write_index
+from transformerlm.distributed.work import UNFINISHED, Facts, has_died, remove, who
+from transformerlm.token_files.index import INDEX, Shard, write_index
 from transformerlm.token_files.sidecar import sidecar_path
 from transformerlm.token_files.writer import TokenFileWriter, publish
 from transformerlm.utils import files
@@ -91,33 +91,61 @@ def _empty_shard(build: Build, folder: Path) -> Shard:
     return Shard(**write_shard(path, [], dtype=dtype, separator_id=build.separator_id, id_bytes=build.id_bytes))
 
 
-def put_in_place(built: Path, output: Path) -> None:
+def remove_leftovers(output: Path, *, of_others: bool) -> None:
+    """Remove what a process that was killed in `put_in_place` left; `of_others`: also that of other machines."""
+    for left in output.parent.glob(f".{glob.escape(output.name)}{UNFINISHED}*"):
+        if of_others or has_died(left.name):
+            remove(left)
+
+
+def put_in_place(built: Path, output: Path, *, is_whole: Callable[[], bool]) -> None:
     """Give what is in the folder `built` the names of an output; it stays in `built`, too, so this may be repeated.
 
-    The sidecar, or the index, comes last; an older one goes first.
+    The sidecar, or the index, comes last; an older one goes first. Several processes may do this at once: each has all
+    files under names of its own before it touches the output, and leaves alone what is in place already.
+
+    Args:
+        built: holds the files.
+        output: the token file or the folder of shards.
+        is_whole: returns whether all of `built` is still there; another process may be removing it.
+
+    Raises:
+        FileNotFoundError: `built` is no longer whole; the output is as it was.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    for left in output.parent.glob(f".{glob.escape(output.name)}.tmp-*"):  # of a process that was killed right here
-        remove(left)
-    beside = output.with_name(f".{output.name}.tmp-{os.getpid()}")
-    if output.suffix == ".shards":
-        shutil.copytree(built, beside, copy_function=_link_or_copy)
-        files.sync_tree(beside)
-        if output.exists():
-            old = output.with_name(f".{output.name}.tmp-old")
-            output.rename(old)
-            beside.rename(output)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            beside.rename(output)
-        files.sync(output.absolute().parent)
-        return
-    sidecar = sidecar_path(output)
-    sidecar.unlink(missing_ok=True)
-    for path in sorted(built.iterdir(), key=lambda path: path.name == sidecar.name):
-        _link_or_copy(path, beside)
-        files.move_into_place(beside, output.with_name(path.name))
-        beside.unlink(missing_ok=True)  # a name of a file does not replace another name of the same file
+    beside = output.with_name(f".{output.name}{UNFINISHED}{who()}")
+    new, is_folder = beside / "new", output.suffix == ".shards"
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        beside.mkdir()
+        _link_all(built, new)
+        if not is_whole():
+            raise FileNotFoundError(f"{built}: another process has put it in place and removed it")
+        places = {path: output / path.name if is_folder else output.with_name(path.name) for path in new.iterdir()}
+        if all(place.exists() and place.samefile(path) for path, place in places.items()):
+            return
+        if is_folder:
+            _replace_folder(new, output, old=beside / "old")
+            return
+        sidecar = sidecar_path(output)
+        sidecar.unlink(missing_ok=True)
+        for path in sorted(places, key=lambda path: path.name == sidecar.name):
+            files.move_into_place(path, places[path])
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _replace_folder(new: Path, output: Path, *, old: Path) -> None:
+    """Put a folder in the place of another one, if there is one, which becomes `old`."""
+    files.sync_tree(new)
+    with suppress(FileNotFoundError):
+        output.rename(old)
+    try:
+        new.rename(output)
+    except OSError:
+        if not (output / INDEX).exists():  # another process has just put the same there
+            raise
+    files.sync(output.absolute().parent)
 
 
 def _link_or_copy(path: str | Path, to: str | Path) -> None:

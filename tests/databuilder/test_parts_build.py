@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
 import random
+import socket
+import subprocess
+import sys
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,9 +21,9 @@ import numpy as np
 import pytest
 
 from config.schemas import ClusterConfig
-from databuilder import BuildReport, Source, build_dataset, parts_build, parts_output
+from databuilder import BuildReport, Source, build_dataset, parts, parts_build, parts_output
 from tests.utils.packed import write_parquet, zstd
-from transformerlm.distributed import parts_folder
+from transformerlm.distributed import parts_folder, share_work
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer import Tokenizer
 
@@ -116,15 +121,14 @@ def test_parts_give_the_files_of_one_pass(tmp_path, one_pass):
     assert len(progress) > 15
 
 
-def test_shares_give_the_files_of_one_pass(tmp_path, one_pass):
-    """Three shares at once: one of them writes the files, the others report nothing."""
-    sources, expected, report = one_pass
+def build_shares(folder: Path, sources: Any, **options: Any) -> list[BuildReport | None]:
+    """Build with three shares at once, and return what each reports."""
     reports: list[BuildReport | None] = []
     errors: list[BaseException] = []
 
     def work(number: int) -> None:
         try:
-            reports.append(build(tmp_path, sources, cluster=cluster("share", share=f"{number}/3"), **HALF))
+            reports.append(build(folder, sources, cluster=cluster("share", share=f"{number}/3"), **HALF, **options))
         except BaseException as error:
             errors.append(error)
 
@@ -135,9 +139,39 @@ def test_shares_give_the_files_of_one_pass(tmp_path, one_pass):
         for thread in threads:
             thread.join()
     assert not errors
-    assert files_of(tmp_path) == files_of(expected)
+    return reports
+
+
+def assert_made_by_shares(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
+    """Assert that files are equal byte for byte, but that the JSONs of shares have the settings' sha256, too."""
+    assert found.keys() == expected.keys()
+    for name, data in found.items():
+        if name.endswith(".json"):
+            facts, others = json.loads(data), json.loads(expected[name])
+            assert len(facts.pop("settings_sha256")) == 64
+            assert facts.pop("sidecar_sha256") != others.pop("sidecar_sha256")
+            assert list(facts.items()) == list(others.items())
+        else:
+            assert data == expected[name], name
+
+
+def test_shares_give_the_files_of_one_pass(tmp_path, one_pass):
+    """Three shares at once: one of them writes the files, the others report nothing."""
+    sources, expected, report = one_pass
+    reports = build_shares(tmp_path, sources)
+    assert_made_by_shares(files_of(tmp_path), files_of(expected))
     assert [told(one) for one in reports if one is not None] == [told(report)]
     assert build(tmp_path, sources, cluster=cluster("share", share="2/3"), **HALF) is None  # a late one
+
+
+def test_three_shares_at_once_write_the_shards_of_one_process(tmp_path, one_pass):
+    """They come to the writing of shards together, each with all that it needs."""
+    sources, _, report = one_pass
+    build(tmp_path / "alone", sources, kind="shards", **HALF, cluster=cluster())
+    for number in range(3):
+        reports = build_shares(tmp_path / str(number), sources, kind="shards")
+        assert [told(one) for one in reports if one is not None] == [told(report)]
+        assert_made_by_shares(files_of(tmp_path / str(number)), files_of(tmp_path / "alone"))
 
 
 @pytest.mark.parametrize("on", ["local", "share"])
@@ -153,7 +187,7 @@ def test_shards_hold_the_ids_of_one_pass(tmp_path, one_pass, on):
         assert ids_of(tmp_path / f"{name}.shards") == np.load(expected / f"{name}.npy").tolist()
         index = json.loads((tmp_path / f"{name}.shards" / "index.json").read_text())
         sidecar = json.loads((expected / f"{name}.json").read_text())
-        own = {"format", "sha256", "sidecar_sha256", "documents_sha256"}
+        own = {"format", "sha256", "sidecar_sha256", "documents_sha256", "settings_sha256"}
         assert {key: value for key, value in index.items() if key not in own | {"shards"}} == {
             key: value for key, value in sidecar.items() if key not in own
         }
@@ -241,6 +275,107 @@ def test_changed_inputs_begin_anew_here_and_are_refused_by_a_share(tmp_path, mon
     assert not (tmp_path / "train.npy.parts").exists()
 
 
+@pytest.mark.parametrize("kind", ["npy", "shards"])
+def test_without_locks_shares_may_publish_at_once(tmp_path, one_pass, monkeypatch, kind):
+    """Each does what the others do, and the files are those of one process."""
+    sources, _, _ = one_pass
+    for module in (parts_folder, share_work):
+        monkeypatch.setattr(module, "try_lock", lambda *args, **keywords: True)
+    build(tmp_path / "alone", sources, kind=kind, **HALF, cluster=cluster())
+    for number in range(3):
+        reports = build_shares(tmp_path / str(number), sources, kind=kind)
+        assert [one for one in reports if one is not None]
+        assert_made_by_shares(files_of(tmp_path / str(number)), files_of(tmp_path / "alone"))
+
+
+@pytest.mark.parametrize("kind", ["npy", "shards"])
+@pytest.mark.parametrize("step", [parts_build, parts_output])
+def test_a_share_that_comes_late_to_publishing_leaves_the_outputs_alone(tmp_path, monkeypatch, kind, step):
+    """Where nothing locks, another one may publish and remove the parts before it begins, and while it does."""
+    (tmp_path / "in.txt").write_text(EOT.join(documents("a", 100)))
+    for module in (parts_folder, share_work):
+        monkeypatch.setattr(module, "try_lock", lambda *args, **keywords: True)
+    name = "put_in_place" if step is parts_build else "_link_all"
+    original, made = getattr(step, name), {}
+
+    def after_another(*args: Any, **keywords: Any) -> Any:
+        monkeypatch.setattr(step, name, original)
+        if step is parts_output:
+            original(*args, **keywords)
+        with ThreadPoolExecutor(1) as pool:
+            share = cluster("share", share="2/2")
+            assert pool.submit(build, tmp_path, tmp_path / "in.txt", kind=kind, cluster=share, **HALF).result()
+        made.update(files_of(tmp_path))
+        return None if step is parts_output else original(*args, **keywords)
+
+    monkeypatch.setattr(step, name, after_another)
+    assert build(tmp_path, tmp_path / "in.txt", kind=kind, cluster=cluster("share", share="1/2"), **HALF) is None
+    assert len(made) > 3
+    assert files_of(tmp_path) | made == made
+    assert {key for key in made if key not in files_of(tmp_path)} <= {key for key in made if ".tmp-" in key}
+
+
+def test_leftovers_of_publishing_go_but_not_what_another_share_has_in_hand(tmp_path):
+    """Of this machine those of processes that have ended; the same output's alone."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    host = socket.gethostname()
+    names = [f".train.npy.tmp-{host}-{os.getpid()}-1", f".train.npy.tmp-{host}-x-{ended.pid}-1", ".train.npy.other"]
+    dead = f".train.npy.tmp-{host}-{ended.pid}-1"
+    for name in [*names, dead]:
+        (tmp_path / name).mkdir()
+    parts_output.remove_leftovers(tmp_path / "train.npy", of_others=False)
+    assert sorted(os.listdir(tmp_path)) == sorted(names)
+    parts_output.remove_leftovers(tmp_path / "train.npy", of_others=True)
+    assert os.listdir(tmp_path) == [".train.npy.other"]
+
+
+@pytest.mark.parametrize("kind", ["npy", "shards"])
+def test_a_late_share_with_other_settings_is_refused(tmp_path, kind):
+    """It is not told that nothing is left to do, whatever differs; nor is it where no share made the outputs."""
+    path = tmp_path / "in.jsonl"
+    path.write_text("\n".join(json.dumps({"text": one, "body": one}) for one in documents("a", 50)))
+    late = cluster("share", share="1/2")
+
+    def build_it(folder: str, on: ClusterConfig, **options: Any) -> BuildReport | None:
+        inputs = [Source(path, options.pop("weight", 2), text_field=options.pop("field", None))]
+        return build(tmp_path / folder, inputs, kind=kind, cluster=on, **{**HALF, **options})
+
+    assert build_it("out", late) is not None
+    assert build_it("out", late) is None
+    made = files_of(tmp_path / "out")
+    for other in (
+        {"valid_fraction": 0.5}, {"weight": 3}, {"field": "body"}, {"allow_special": True}, {"invalid_utf8": "refuse"}
+    ):  # fmt: skip
+        with pytest.raises(FileExistsError, match="overwrite"):
+            build_it("out", late, **other)
+    assert files_of(tmp_path / "out") == made
+    build_it("alone", cluster())
+    with pytest.raises(FileExistsError, match="overwrite"):
+        build_it("alone", late)
+
+
+@pytest.mark.parametrize("kind", ["npy", "shards"])
+def test_finished_outputs_are_not_replaced_by_a_build_with_other_settings(tmp_path, monkeypatch, kind):
+    """After a stop just before the removal, only the same call may put its outputs there again."""
+    path = tmp_path / "in.txt"
+    path.write_text(EOT.join(documents("a", 100)))
+
+    def stop(folder: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts_folder.PartsFolder, "remove", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path / "out", path, kind=kind, cluster=cluster(), **HALF)
+    made = files_of(tmp_path / "out")
+    with pytest.raises(FileExistsError, match="overwrite"):
+        build(tmp_path / "out", path, kind=kind, cluster=cluster(), valid_fraction=0.5)
+    assert files_of(tmp_path / "out") == made
+    build(tmp_path / "out", path, kind=kind, cluster=cluster(), **HALF)
+    assert files_of(tmp_path / "out") == {name: data for name, data in made.items() if ".parts/" not in name}
+
+
 def test_a_bad_line_is_named_as_in_one_pass(tmp_path):
     """The error says file and line, also of a line in the middle of the parts."""
     lines = [json.dumps({"text": one}) for one in documents("a", 100)]
@@ -285,7 +420,7 @@ def test_publishing_may_be_interrupted_anywhere(tmp_path, monkeypatch, kind):
     for module, name in (
         (parts_output, "_link_or_copy"),
         (parts_output.files, "move_into_place"),
-        (parts_output.shutil, "copytree"),
+        (parts_output, "_link_all"),
         (Path, "rename"),
         (parts_folder, "remove"),
     ):
@@ -324,6 +459,25 @@ def test_what_parts_cannot_do_is_refused(tmp_path, monkeypatch, options, message
     with pytest.raises((ValueError, OSError), match=message):
         build(tmp_path, tmp_path / "in.txt", **options)
     assert files_of(tmp_path) == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds open files in /proc")
+def test_an_error_of_the_disk_while_a_part_is_written_is_not_lost(tmp_path, monkeypatch):
+    """The system tells it once, to the flush that meets it."""
+    (tmp_path / "in.txt").write_text(EOT.join(documents("a", 100)))
+    monkeypatch.setattr(parts, "_FLUSH_TOKENS", 100)
+    fsync = os.fsync
+
+    def fail_once(descriptor: int) -> None:
+        if os.fstat(descriptor).st_size and os.readlink(f"/proc/self/fd/{descriptor}").endswith("/ids"):
+            monkeypatch.setattr(os, "fsync", fsync)
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail_once)
+    with pytest.raises(OSError, match="Input/output"):
+        build(tmp_path, tmp_path / "in.txt", cluster=cluster())
+    assert not (tmp_path / "train.npy").exists()
 
 
 def test_too_small_a_disk_is_refused_after_the_first_part(tmp_path, monkeypatch):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from config.schemas import ClusterConfig
+from transformerlm.distributed import work
 from transformerlm.distributed.parts_folder import PartsFolder
 from transformerlm.distributed.share_work import own_share
 from transformerlm.distributed.work import Part, do_part, read_facts
@@ -72,8 +75,9 @@ def test_an_error_of_a_part_comes_through_and_leaves_nothing_of_it(tmp_path):
         assert {path.name for path in folder.path.iterdir()} == {".lock", "plan.json", "p0", "p1"}
 
 
-def test_leftovers_of_killed_tries_are_removed_at_the_start(tmp_path):
+def test_leftovers_of_killed_tries_are_removed_at_the_start(tmp_path, monkeypatch):
     """Unfinished parts and locks go; a part that was cut short, or is of another plan, is done again."""
+    monkeypatch.setattr(work, "PATIENCE_SECONDS", 0)
     with parts_folder(tmp_path) as folder:
         folder.run(squares(tmp_path))
     (folder.path / "p7.tmp-host-1-2").mkdir()
@@ -87,6 +91,28 @@ def test_leftovers_of_killed_tries_are_removed_at_the_start(tmp_path):
         folder.run(squares(tmp_path))
         assert (folder.path / "p1" / "square.txt").read_text() == "1"
     assert done_in(tmp_path) == [0, 1, 2, 3, 4, 1, 2, 3]
+
+
+def test_an_error_of_the_disk_does_not_cost_a_part_that_is_done(tmp_path, monkeypatch):
+    """It comes through; a file that appears a little later is waited for."""
+    with parts_folder(tmp_path) as folder:
+        folder.run(squares(tmp_path, 1))
+        place, plan = folder.path / "p0", folder.plan_sha256
+
+        def fail(*args, **keywords) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(work, "read_json_object", fail)
+            with pytest.raises(OSError, match="Input/output"):
+                read_facts(place, plan=plan)
+        for name in ("part.json", "square.txt"):
+            hidden = (place / name).rename(tmp_path / name)
+            appearing = threading.Timer(0.2, hidden.rename, [place / name])
+            appearing.start()
+            assert read_facts(place, plan=plan) == {"square": 0}
+            appearing.join()
+    assert done_in(tmp_path) == [0]
 
 
 def test_other_settings_are_refused_in_words(tmp_path):
@@ -243,6 +269,22 @@ def test_a_killed_process_leaves_a_part_in_hand_that_the_next_one_removes(tmp_pa
         left = [path.name for path in folder.path.glob("*.tmp-*")]
         assert left == (["p1.tmp-elsewhere-1-2"] if on == "share" else [])
         assert folder.run(squares(tmp_path, 1)) == {"p0": {"square": 0}}
+
+
+def test_a_share_removes_only_what_nobody_can_be_at_work_on(tmp_path):
+    """A host whose name begins with this one's is another machine; of this one, what somebody holds stays, too."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    host = socket.gethostname()
+    others, held, left = (
+        f"{name}-{ended.pid}-1" for name in (f"p1.tmp-{host}-abc", f"p2.tmp-{host}", f"p3.tmp-{host}")
+    )
+    share = ClusterConfig(on="share", share="1/1")
+    with parts_folder(tmp_path, cluster=share) as folder, folder.alone("p2"):
+        for name in (others, held, left):
+            (folder.path / name).mkdir()
+        with parts_folder(tmp_path, cluster=share):
+            assert {path.name for path in folder.path.glob("*.tmp-*")} == {others, held}
 
 
 def test_neither_ray_nor_torch_is_imported_unless_asked(tmp_path):

@@ -13,10 +13,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +24,7 @@ from typing import Any, Self
 from config.schemas import ClusterConfig
 from transformerlm.distributed.ray_work import check_ray, do_on_ray
 from transformerlm.distributed.share_work import LOCK_SUFFIX, PLAN, do_share, hold, own_share
-from transformerlm.distributed.work import UNFINISHED, Facts, Part, do_part, read_facts, remove, who
+from transformerlm.distributed.work import UNFINISHED, Facts, Part, do_part, has_died, read_facts, remove, who
 from transformerlm.utils import files
 from transformerlm.utils.json_files import read_json_object, values_sha256
 from transformerlm.utils.lock import try_lock
@@ -55,6 +54,14 @@ def check_cluster(cluster: ClusterConfig) -> None:
 def is_abandoned(path: Path) -> bool:
     """Return whether a folder of parts is one whose removal was interrupted: its plan, which goes first, is gone."""
     return (path / _LOCK).exists() and not (path / PLAN).exists()
+
+
+def is_planned(path: Path, settings: Mapping[str, Any]) -> bool:
+    """Return whether a folder of parts has a plan, and it is of these settings."""
+    with suppress(OSError, ValueError):
+        plan = read_json_object(path / PLAN, max_bytes=_MAX_PLAN_BYTES)
+        return bool(plan.get("settings") == json.loads(json.dumps(settings)))
+    return False
 
 
 class PartsFolder:
@@ -235,26 +242,18 @@ class PartsFolder:
 
     def _remove_leftovers(self) -> None:
         """Remove what killed processes left; of shares, which others may be doing, only those of this machine."""
-        here = f"{UNFINISHED}{socket.gethostname()}-"
         for name in self._names():
             if UNFINISHED not in name:
                 continue
-            if self._cluster.on != "share" or (here in name and not _is_alive(name.rpartition(here)[2])):
+            if self._cluster.on != "share":
                 remove(self.path / name)
+            elif has_died(name):
+                with hold(self.path / name.rpartition(UNFINISHED)[0]) as held:
+                    if held:  # a machine of the same name, such as another container, is not at work on it either
+                        remove(self.path / name)
         for name in self._names() - {_LOCK} if self._cluster.on != "share" else ():
             if name.endswith(LOCK_SUFFIX):
                 remove(self.path / name)
-
-
-def _is_alive(who: str) -> bool:
-    """Return whether a process of this machine is there; its number is what follows the host's name."""
-    try:
-        os.kill(int(who.partition("-")[0]), 0)
-    except (ProcessLookupError, ValueError):
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _difference(expected: Any, found: Any, name: str = "") -> str:

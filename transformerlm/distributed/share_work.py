@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from transformerlm.distributed.work import Part
+from transformerlm.distributed.work import PATIENCE_SECONDS, Part
 from transformerlm.utils.lock import try_lock
 
 PLAN = "plan.json"
@@ -22,8 +22,6 @@ PLAN = "plan.json"
 
 LOCK_SUFFIX = ".lock"
 
-# A network file system may show a new name a little later; so does the last look at what others have done.
-PATIENCE_SECONDS = 3.0
 POLL_SECONDS = 0.3
 
 
@@ -101,7 +99,7 @@ def do_share(
                         yield do(part)
                         last_change = time.monotonic()
             there = {entry.name for entry in folder.iterdir()}
-        except FileNotFoundError:
+        except OSError:  # of a part that another process was removing, too
             if (folder / PLAN).exists():
                 raise
             return

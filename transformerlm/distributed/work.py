@@ -12,8 +12,8 @@ import os
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,10 @@ Facts = dict[str, Any]
 UNFINISHED = ".tmp-"
 """What follows the name of a part, or of a plan, while it is being written."""
 
+PATIENCE_SECONDS = 3.0
+"""How long a network file system may take to show a new name."""
+
+_POLL_SECONDS = 0.1
 _FACTS = "part.json"
 _MAX_FACTS_BYTES = 1 << 24
 
@@ -72,22 +76,50 @@ def do_part(folder: Path, plan: str, part: Part) -> str:
 
 
 def read_facts(place: Path, *, plan: str) -> Facts | None:
-    """Return the facts of a part that is done; None, and nothing is left of it, where it does not fit the plan."""
-    if not place.is_dir():
-        return None
-    with suppress(OSError, ValueError):
-        record = read_json_object(place / _FACTS, max_bytes=_MAX_FACTS_BYTES)
-        sizes = record.get("sizes", {})
-        if record.get("plan") == plan and all((place / name).stat().st_size == size for name, size in sizes.items()):
-            facts: Facts = record["facts"]
-            return facts
-    shutil.rmtree(place, ignore_errors=True)
+    """Return the facts of a part that is done; None, and nothing is left of it, where it does not fit the plan.
+
+    A file that is missing is waited for: the part got its name with all its files, but a network file system may show
+    them a little later.
+
+    Raises:
+        OSError: the part cannot be read; it stays as it is.
+    """
+    end = time.monotonic() + PATIENCE_SECONDS
+    while place.is_dir():
+        try:
+            record = read_json_object(place / _FACTS, max_bytes=_MAX_FACTS_BYTES)
+            sizes = record.get("sizes", {})
+            if record.get("plan") == plan and all((place / name).stat().st_size == sizes[name] for name in sizes):
+                facts: Facts = record["facts"]
+                return facts
+        except FileNotFoundError:
+            if time.monotonic() < end:
+                time.sleep(_POLL_SECONDS)
+                continue
+        except ValueError:  # no JSON
+            pass
+        shutil.rmtree(place, ignore_errors=True)
+        break
     return None
 
 
 def who() -> str:
     """Return a name that no other thread of no other process on no other machine has."""
     return f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
+
+
+def has_died(name: str) -> bool:
+    """Return whether a name that ends in `UNFINISHED` and `who()` is of a process of this machine that has gone."""
+    host, *numbers = name.rpartition(UNFINISHED)[2].rsplit("-", 2)
+    if host != socket.gethostname() or len(numbers) != 2:
+        return False
+    try:
+        os.kill(int(numbers[0]), 0)
+    except (ProcessLookupError, ValueError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def remove(path: Path) -> None:
