@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.token_files.shards import FACTS, ids_with_documents, write_shards
+from transformerlm.token_files import sidecar
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.token_files.index import Shard, read_index, stream_sha256, write_index
 from transformerlm.token_files.sidecar import write_facts
@@ -189,3 +190,17 @@ def test_an_index_is_only_written_over_the_shards_that_it_lists(folder: Path) ->
         write_index(folder, shards[:2], {"dtype": "uint16"})
     write_index(folder, shards[:2], known)
     assert len(TokenDataset(folder)) == 200
+
+
+def test_an_index_that_nobody_could_read_is_not_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer's limit is the reader's: what it writes can be read, and one byte more is refused before that."""
+    facts, shards = read_index(folder)
+    known = {key: facts[key] for key in ("dtype", *FACTS)}
+    size = (folder / "index.json").stat().st_size
+    monkeypatch.setattr(sidecar, "MAX_BYTES", size)
+    write_index(folder, shards, known)
+    assert len(TokenDataset(folder)) == 400
+    monkeypatch.setattr(sidecar, "MAX_BYTES", size - 1)
+    with pytest.raises(ValueError, match=rf"index.json: expected at most {size - 1:,} bytes to write, found {size:,}"):
+        write_index(folder, shards, known)
+    assert not (folder / "index.json").exists()
