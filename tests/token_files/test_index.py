@@ -67,6 +67,8 @@ def test_the_total_sha256_is_that_of_the_ids_in_order() -> None:
         (lambda facts: facts.update(documents=1), "expected documents to be"),
         (lambda facts: facts.update(sha256="00" * 32), "expected sha256 .* that of its shards, found 000"),
         (lambda facts: facts.update(vocab_size=None), "expected vocab_size of type int, found None"),
+        (lambda facts: facts.update(dtype="nonsense"), "expected dtype uint16 or uint32, found 'nonsense'"),
+        (lambda facts: facts.update(dtype="float32"), "expected dtype uint16 or uint32, found 'float32'"),
         (lambda facts: facts.update(shards=[]), r"expected a list of shards, found \[\]"),
         (lambda facts: facts.update(shards=[1]), "expected a list of shards"),
         (lambda facts: facts["shards"][0].pop("sha256"), r"shards\[0\]: expected sha256 of type str, found None"),

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformerlm.token_files.array import open_token_array
+from transformerlm.token_files.array import TOKEN_TYPE_NAMES, open_token_array
 from transformerlm.token_files.sidecar import (
     FACTS,
     OFFSETS_SUFFIX,
@@ -146,6 +146,8 @@ def _checked_shards(facts: Mapping[str, Any], where: Path) -> list[Shard]:
         shown = str(found)[:100]
         return ValueError(f"{where}: expected {expected}, found {shown}; run transformerlm-make-data again")
 
+    if facts["dtype"] not in TOKEN_TYPE_NAMES:
+        raise error(f"dtype {' or '.join(TOKEN_TYPE_NAMES)}", repr(facts["dtype"]))
     entries = facts.get("shards")
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise error("a list of shards", repr(entries))
