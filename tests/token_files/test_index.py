@@ -50,6 +50,18 @@ def test_an_index_says_what_its_shards_say(folder: Path) -> None:
     )
 
 
+def test_documents_of_shards_are_found_in_the_stream(tmp_path: Path) -> None:
+    """Offsets count over all shards; the last document needs no separator; nothing is one shard of nothing."""
+    ids = np.append(ids_with_documents(300), 5).astype(np.uint16)
+    ends = np.flatnonzero(ids == 0) + 1
+    cut = int(ends[len(ends) // 2])
+    data = TokenDataset(write_shards(tmp_path / "a.shards", [ids[:cut], ids[cut:]]))
+    np.testing.assert_array_equal(data.document_offsets, [0, *ends, 301])
+    assert data.num_documents == len(ends) + 1
+    empty = TokenDataset(write_shards(tmp_path / "b.shards", [ids[:0]]))
+    assert (len(empty), empty.num_documents, empty.check(), len(empty.files())) == (0, 0, -1, 1)
+
+
 def test_the_total_sha256_is_that_of_the_ids_in_order() -> None:
     """It changes with the order and the number of entries, and not with the names of the files."""
     first, second = Shard("a.npy", 5, 5, 1, "aa" * 32), Shard("b.npy", 6, 5, 1, "bb" * 32)
@@ -159,23 +171,22 @@ def test_a_shard_that_is_not_what_the_index_says_is_refused_when_it_is_read(
     assert data.tokens[5] == IDS[5]
     with pytest.raises(ValueError, match=message):
         data.tokens[150:160]
-    with pytest.raises(ValueError, match="sha256 is"):
-        data.verify()
+    with pytest.raises(ValueError, match=f"{message}|sha256 is"):  # uint32 has as many ids
+        data.check()
 
 
 def test_the_files_are_checked_one_by_one(folder: Path) -> None:
     """Each distinct file is hashed and searched in one go, so that ranks can share them; a changed byte is found."""
     data = TokenDataset(folder)
     assert [file.check() for file in data.files()] == [int(part.max()) for part in PARTS]
-    assert data.max_id() == IDS.max()
-    data.verify()
+    assert data.check() == IDS.max()
     content = bytearray((folder / "00002.npy").read_bytes())
     content[-1] ^= 1
     (folder / "00002.npy").write_bytes(content)
     with pytest.raises(ValueError, match=r"00002.npy: sha256 is .* in index.json, found .* in the file"):
         data.files()[2].check()
     with pytest.raises(ValueError, match=r"00002.npy: sha256 is .* in index.json, found .* in the file"):
-        data.verify()
+        data.check()
 
 
 def test_an_index_is_only_written_over_the_shards_that_it_lists(folder: Path) -> None:
