@@ -7,6 +7,7 @@ one pass. The file itself is never changed, and nothing that exists is replaced.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -148,11 +149,15 @@ def _describe(path: Path, checked: _Checked, separator_id: int, facts: dict[str,
             "tokens": len(checked.ids),
             "dtype": checked.ids.dtype.name,
             "sha256": digest.hexdigest(),
-            "documents_sha256": offsets.finish(),
+            "documents_sha256": (documents_sha256 := offsets.finish()),
             "bytes": checked.num_bytes,
             "documents": offsets.num_documents,
         }
-        offsets.rename()
+        beside = offsets_path(path)
+        if not os.path.lexists(beside):
+            offsets.rename()
+        elif not beside.is_file() or files.file_sha256(beside) != documents_sha256:  # not of a call that was killed
+            raise FileExistsError(f"{beside}: is there already, with other offsets than these ids have; move that file")
         files.sync(path.absolute().parent)
         write_sidecar(path, {**known, **facts})
         return offsets.num_documents
@@ -170,13 +175,16 @@ def _copy(output: Path, checked: _Checked, separator_id: int, facts: dict[str, A
 
 
 def _check_names(source: Path, output: Path | None) -> None:
-    """Refuse a file that is not there, and files that are where new ones would be written."""
+    """Refuse a file that is not there, and files that are where new ones would be written.
+
+    Offsets beside a file that is described where it is may be those of a call that was killed: they are compared later.
+    """
     path = source if output is None else output
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such file")
     if path.name.endswith(OFFSETS_SUFFIX):
         raise ValueError(f"{path}: expected a token file that does not end in {OFFSETS_SUFFIX}, as those of offsets do")
-    for new in (sidecar_path(path), offsets_path(path), *([] if output is None else [output])):
+    for new in (sidecar_path(path), *([] if output is None else [offsets_path(path), output])):
         if new.exists() or new.is_symlink():
             advice = "it is a token file already, or move that file" if output is None else "choose another output"
             raise FileExistsError(f"{new}: is there already; {advice}")

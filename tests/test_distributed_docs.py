@@ -92,6 +92,17 @@ def test_the_large_model_is_one_that_can_be_trained():
 # --- the examples ------------------------------------------------------------------------------------------------
 
 
+def test_the_commands_that_make_shards_are_accepted():
+    """No test runs them as they stand, so their options are held here."""
+    shell = "".join(block.text for block in blocks(PAGE) if block.language == "bash")
+    lines = re.findall(r"^transformerlm-make-data (.*)$", shell, flags=re.MULTILINE)
+    assert len(lines) == 2
+    for line in lines:
+        arguments = [str(ROOT / word) if word.endswith(".toml") else word for word in shlex.split(line)]
+        done = call("make_data", *arguments, "--print-config")
+        assert done.code == 0, done.stderr
+
+
 def torchrun_of(text: str) -> tuple[Any, list[str]]:
     """Return the options of a script's torchrun, as torch reads them, and the command that it starts."""
     joined = re.sub(r"\\\n\s*", " ", text)

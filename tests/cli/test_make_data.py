@@ -29,7 +29,7 @@ def test_it_writes_both_splits_and_a_line_for_each(arguments, pipeline, tmp_path
     assert [record["event"] for record in done.records] == ["data_made", "data_made"]
     for record in done.records:
         dataset = TokenDataset(record["path"])
-        dataset.verify()
+        dataset.check()
         assert (record["tokens"], record["bytes"]) == (dataset.num_tokens, dataset.num_bytes)
     text = pipeline.files.text.read_text()
     assert sum(record["documents"] for record in done.records) == text.count("<|endoftext|>") + 1

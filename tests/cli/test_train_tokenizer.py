@@ -230,9 +230,30 @@ def test_a_saving_that_was_killed_is_gone_on_with(by_shares, tmp_path, monkeypat
     assert "No space left on device" in failed.stderr
     assert parts.exists()
     assert "--overwrite" in call("train_tokenizer", *command[:-3]).stderr
+    other = call("train_tokenizer", *command, "--tokenizer.vocab_size=290")
+    assert other.code == 2
+    assert "found vocab_size = 280, now 290" in other.stderr
+    assert (tmp_path / "tokenizer/vocab.json").read_text() == "{}"
     assert call("train_tokenizer", *command).code == 0
     assert Tokenizer.from_directory(tmp_path / "tokenizer").vocab_size == 280
     assert not parts.exists()
+
+
+@pytest.mark.parametrize("place", ["share", "ray"])
+def test_a_removal_that_was_killed_does_not_open_a_tokenizer_to_others(by_shares, tmp_path, place):
+    """Left-over parts beside a complete tokenizer let no command of other settings replace it."""
+    command, parts = by_shares
+    command.append("--cluster.share=1/1")
+    assert call("train_tokenizer", *command).code == 0
+    before = (tmp_path / "tokenizer/vocab.json").read_bytes()
+    parts.mkdir()
+    for name in (".lock", "saving"):  # the plan goes first
+        (parts / name).touch()
+    other = ["--tokenizer.vocab_size=290"] if place == "share" else ["--cluster.share=none", "--cluster.on=ray"]
+    again = call("train_tokenizer", *command, *other)
+    assert again.code == (0 if place == "share" else 2)
+    assert "holds a tokenizer" in again.stderr
+    assert (tmp_path / "tokenizer/vocab.json").read_bytes() == before
 
 
 def test_a_sample_is_said_in_the_log_and_on_the_terminal(arguments):

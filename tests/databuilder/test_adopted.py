@@ -52,7 +52,7 @@ def test_an_npy_is_described_where_it_is(
     report = adopt(path, progress=lambda *done: told.append(done))
     assert path.read_bytes() == ours.path.read_bytes()
     found = TokenDataset(path)
-    found.verify()
+    found.check()
     about_the_text = ("sources", "invalid_utf8", "sidecar_sha256")
     same = {key: value for key, value in ours.metadata.items() if key not in about_the_text}
     assert {key: value for key, value in found.metadata.items() if key not in about_the_text} == same
@@ -140,13 +140,34 @@ def test_what_is_no_file_of_ids_is_refused(
 
 @pytest.mark.parametrize("taken", ["a.json", "a.documents.npy", "out.npy", "out.json", "out.documents.npy"])
 def test_nothing_is_replaced(tmp_path: Path, taken: str) -> None:
-    """A file where one would be written is refused before any work, and stays."""
+    """A file where one would be written is refused, and stays."""
     np.save(tmp_path / "a.npy", np.array([65, 256], dtype=np.uint16))
     (tmp_path / taken).write_text("mine")
     before = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in names(tmp_path)}
     with pytest.raises(FileExistsError, match=rf"{taken}: is there already"):
         adopt(tmp_path / "a.npy", output=None if taken.startswith("a.") else tmp_path / "out.npy")
     assert {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in names(tmp_path)} == before
+
+
+def test_a_call_that_was_killed_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offsets without a sidecar, as a kill between the two leaves them, are taken; those of other ids are not."""
+    np.save(tmp_path / "a.npy", np.array([65, 256, 66], dtype=np.uint16))
+
+    def kill(path: Path, facts: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adopted, "write_sidecar", kill)
+        with pytest.raises(KeyboardInterrupt):
+            adopt(tmp_path / "a.npy")
+    assert names(tmp_path) == ["a.documents.npy", "a.npy"]
+    assert adopt(tmp_path / "a.npy").documents == 2
+    assert TokenDataset(tmp_path / "a.npy").document_offsets is not None
+    assert names(tmp_path) == ["a.documents.npy", "a.json", "a.npy"]
+    (tmp_path / "a.json").unlink()
+    np.save(tmp_path / "a.npy", np.array([65, 66, 67], dtype=np.uint16))
+    with pytest.raises(FileExistsError, match=r"a.documents.npy: is there already, with other offsets"):
+        adopt(tmp_path / "a.npy")
 
 
 def test_the_separator_is_one_of_the_tokenizer(tmp_path: Path) -> None:

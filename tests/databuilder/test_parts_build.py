@@ -91,7 +91,7 @@ def told(report: BuildReport | None) -> list[Any]:
 
 def ids_of(path: Path) -> list[int]:
     dataset = TokenDataset(path)
-    dataset.verify()
+    dataset.check()
     tokens = dataset.tokens
     return tokens.tolist() if isinstance(tokens, np.ndarray) else tokens[0 : len(tokens)].tolist()
 

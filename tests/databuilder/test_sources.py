@@ -144,7 +144,7 @@ def test_the_sidecar_says_what_each_source_gave(tmp_path: Path) -> None:
     assert first["tokens"] + second["tokens"] == sidecar["tokens"]
     for name in ("train.npy", "valid.npy"):
         dataset = TokenDataset(tmp_path / name)
-        dataset.verify()
+        dataset.check()
         assert dataset.num_documents == sum(source["documents"] for source in dataset.metadata["mixture"])
 
 

@@ -48,7 +48,7 @@ def test_model_and_tokenizer_load(folder):
 def test_the_token_file_loads(folder):
     """The token file is whole, and was made by the tokenizer in the checkpoint."""
     dataset = TokenDataset(folder / "data/train.npy")
-    dataset.verify()
+    dataset.check()
     tokenizer = load_tokenizer(folder / CHECKPOINT)
     assert dataset.tokenizer_sha256 == tokenizer.fingerprint()
     assert tokenizer.decode(dataset.tokens[:16].tolist()).startswith("Ada sees")

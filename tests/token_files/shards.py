@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.token_files.index import Shard, write_index
-from transformerlm.token_files.shard_writer import ShardWriter, finish_shard, publish_shards, shard_name
+from transformerlm.token_files.shard_writer import finish_shard
 from transformerlm.token_files.writer import TokenFileWriter
 
 SEPARATOR = 0
@@ -32,29 +32,29 @@ def ids_with_documents(num_tokens: int, *, dtype: Any = np.uint16, seed: int = 0
     return ids
 
 
-def write_shards(folder: Path, parts: Sequence[np.ndarray], *, order: Sequence[int] | None = None) -> Path:
+def write_shards(
+    folder: Path, parts: Sequence[np.ndarray], *, order: Sequence[int] | None = None, facts: Mapping[str, Any] = FACTS
+) -> Path:
     """Write each part as a shard, as workers do, and then an index that lists them in `order`, by default each once."""
     shards: list[Shard] = []
     for number, ids in enumerate(parts):
-        with TokenFileWriter(folder / shard_name(number), ids.dtype, separator_id=SEPARATOR) as writer:
+        with TokenFileWriter(folder / f"{number:05}.npy", ids.dtype, separator_id=facts["separator_id"]) as writer:
             writer.append(ids)
             shards.append(finish_shard(writer, num_bytes=2 * len(ids)))
     listed = [shards[number] for number in (range(len(parts)) if order is None else order)]
-    write_index(folder, listed, {"dtype": parts[0].dtype.name, **FACTS})
+    write_index(folder, listed, {"dtype": parts[0].dtype.name, **facts})
     return folder
 
 
 def as_shards(path: Path, into: Path, *, shard_tokens: int) -> Path:
-    """Write a token file's ids as a folder of shards in another folder, and return it."""
+    """Write a token file's ids as a folder of shards of whole documents in another folder, and return it."""
     data = TokenDataset(path)
-    facts = {key: data.metadata[key] for key in FACTS}
-    id_bytes = np.ones(data.vocab_size, dtype=np.int64)
+    assert data.document_offsets is not None
+    cuts = [0]
+    for end in data.document_offsets.tolist():
+        if end - cuts[-1] >= shard_tokens:
+            cuts.append(end)
     ids = np.array(data.tokens)
-    separator_id = facts["separator_id"]
-    folder = into / f"{path.stem}-{shard_tokens}.shards"
-    with ShardWriter(
-        folder, ids.dtype, separator_id=separator_id, id_bytes=id_bytes, shard_tokens=shard_tokens
-    ) as writer:
-        writer.append(ids)
-        publish_shards([writer], [facts])
-    return folder
+    parts = [part for part in np.split(ids, cuts[1:]) if len(part)]
+    facts = {key: data.metadata[key] for key in FACTS}
+    return write_shards(into / f"{path.stem}-{shard_tokens}.shards", parts, facts=facts)

@@ -48,25 +48,25 @@ def test_dataset_is_mapped_and_knows_its_sidecar(tmp_path: Path) -> None:
     assert not tokens.tokens.flags.writeable
     assert (len(tokens), tokens.num_documents, tokens.vocab_size) == (1000, 3, 1000)
     assert tokens.tokenizer_sha256 == "ab" * 32
-    tokens.verify()
+    tokens.check()
     assert torch.equal(get_batch(tokens.tokens, **BATCH)[0], get_batch(TOKENS, **BATCH)[0])
 
 
-def test_max_id_is_found_in_any_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_largest_id_is_found_in_any_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scan goes block by block and finds a maximum in the last, smaller one."""
     monkeypatch.setattr(dataset, "_SCAN_ELEMENTS", 300)
-    assert TokenDataset(write_dataset(tmp_path)).max_id() == 999
-    assert TokenDataset(write_dataset(tmp_path, TOKENS[:0])).max_id() == -1
+    assert TokenDataset(write_dataset(tmp_path)).check() == 999
+    assert TokenDataset(write_dataset(tmp_path, TOKENS[:0])).check() == -1
 
 
-def test_verify_notices_a_changed_byte(tmp_path: Path) -> None:
+def test_a_check_notices_a_changed_byte(tmp_path: Path) -> None:
     """The sha256 reveals a token that was changed later."""
     path = write_dataset(tmp_path)
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"sha256 is .* in train.json, found .*run transformerlm-make-data again"):
-        TokenDataset(path).verify()
+        TokenDataset(path).check()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.token_files.shards import FACTS, ids_with_documents, write_shards
+from transformerlm.token_files import sidecar
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.token_files.index import Shard, read_index, stream_sha256, write_index
 from transformerlm.token_files.sidecar import write_facts
@@ -49,6 +50,18 @@ def test_an_index_says_what_its_shards_say(folder: Path) -> None:
     )
 
 
+def test_documents_of_shards_are_found_in_the_stream(tmp_path: Path) -> None:
+    """Offsets count over all shards; the last document needs no separator; nothing is one shard of nothing."""
+    ids = np.append(ids_with_documents(300), 5).astype(np.uint16)
+    ends = np.flatnonzero(ids == 0) + 1
+    cut = int(ends[len(ends) // 2])
+    data = TokenDataset(write_shards(tmp_path / "a.shards", [ids[:cut], ids[cut:]]))
+    np.testing.assert_array_equal(data.document_offsets, [0, *ends, 301])
+    assert data.num_documents == len(ends) + 1
+    empty = TokenDataset(write_shards(tmp_path / "b.shards", [ids[:0]]))
+    assert (len(empty), empty.num_documents, empty.check(), len(empty.files())) == (0, 0, -1, 1)
+
+
 def test_the_total_sha256_is_that_of_the_ids_in_order() -> None:
     """It changes with the order and the number of entries, and not with the names of the files."""
     first, second = Shard("a.npy", 5, 5, 1, "aa" * 32), Shard("b.npy", 6, 5, 1, "bb" * 32)
@@ -66,6 +79,8 @@ def test_the_total_sha256_is_that_of_the_ids_in_order() -> None:
         (lambda facts: facts.update(documents=1), "expected documents to be"),
         (lambda facts: facts.update(sha256="00" * 32), "expected sha256 .* that of its shards, found 000"),
         (lambda facts: facts.update(vocab_size=None), "expected vocab_size of type int, found None"),
+        (lambda facts: facts.update(dtype="nonsense"), "expected dtype uint16 or uint32, found 'nonsense'"),
+        (lambda facts: facts.update(dtype="float32"), "expected dtype uint16 or uint32, found 'float32'"),
         (lambda facts: facts.update(shards=[]), r"expected a list of shards, found \[\]"),
         (lambda facts: facts.update(shards=[1]), "expected a list of shards"),
         (lambda facts: facts["shards"][0].pop("sha256"), r"shards\[0\]: expected sha256 of type str, found None"),
@@ -156,23 +171,22 @@ def test_a_shard_that_is_not_what_the_index_says_is_refused_when_it_is_read(
     assert data.tokens[5] == IDS[5]
     with pytest.raises(ValueError, match=message):
         data.tokens[150:160]
-    with pytest.raises(ValueError, match="sha256 is"):
-        data.verify()
+    with pytest.raises(ValueError, match=f"{message}|sha256 is"):  # uint32 has as many ids
+        data.check()
 
 
 def test_the_files_are_checked_one_by_one(folder: Path) -> None:
     """Each distinct file is hashed and searched in one go, so that ranks can share them; a changed byte is found."""
     data = TokenDataset(folder)
     assert [file.check() for file in data.files()] == [int(part.max()) for part in PARTS]
-    assert data.max_id() == IDS.max()
-    data.verify()
+    assert data.check() == IDS.max()
     content = bytearray((folder / "00002.npy").read_bytes())
     content[-1] ^= 1
     (folder / "00002.npy").write_bytes(content)
     with pytest.raises(ValueError, match=r"00002.npy: sha256 is .* in index.json, found .* in the file"):
         data.files()[2].check()
     with pytest.raises(ValueError, match=r"00002.npy: sha256 is .* in index.json, found .* in the file"):
-        data.verify()
+        data.check()
 
 
 def test_an_index_is_only_written_over_the_shards_that_it_lists(folder: Path) -> None:
@@ -189,3 +203,17 @@ def test_an_index_is_only_written_over_the_shards_that_it_lists(folder: Path) ->
         write_index(folder, shards[:2], {"dtype": "uint16"})
     write_index(folder, shards[:2], known)
     assert len(TokenDataset(folder)) == 200
+
+
+def test_an_index_that_nobody_could_read_is_not_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer's limit is the reader's: what it writes can be read, and one byte more is refused before that."""
+    facts, shards = read_index(folder)
+    known = {key: facts[key] for key in ("dtype", *FACTS)}
+    size = (folder / "index.json").stat().st_size
+    monkeypatch.setattr(sidecar, "MAX_BYTES", size)
+    write_index(folder, shards, known)
+    assert len(TokenDataset(folder)) == 400
+    monkeypatch.setattr(sidecar, "MAX_BYTES", size - 1)
+    with pytest.raises(ValueError, match=rf"index.json: expected at most {size - 1:,} bytes to write, found {size:,}"):
+        write_index(folder, shards, known)
+    assert not (folder / "index.json").exists()

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from tests.token_files.shards import ids_with_documents, write_shards
-from transformerlm.token_files import shards
+from transformerlm.token_files import index, shards
 from transformerlm.token_files.dataset import TokenDataset
+from transformerlm.token_files.index import Shard
 from transformerlm.training.data import get_batch, random_batch, sequential_batches
 
 
@@ -75,11 +76,47 @@ def test_a_shard_that_is_listed_again_is_read_again(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts this process's open files, in Linux's way")
 def test_no_more_files_are_open_than_a_process_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards are opened when they are read, not before, and closed when others have been read since."""
-    monkeypatch.setattr(shards, "MAX_OPEN", 8)
+    """Shards are opened when they are read, not before; those for which there is no room do not stay open."""
+    monkeypatch.setattr(shards, "max_open", lambda: 8)
     ids = ids_with_documents(300)
     before = len(os.listdir("/proc/self/fd"))
     tokens = TokenDataset(write_shards(tmp_path / "a.shards", cut(ids, 10))).tokens
     assert len(os.listdir("/proc/self/fd")) == before
     np.testing.assert_array_equal(tokens[np.arange(300)], ids)
+    np.testing.assert_array_equal(tokens[:], ids)
     assert before < len(os.listdir("/proc/self/fd")) <= before + 8
+
+
+def test_each_shard_is_checked_once_however_many_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of shards for which there is no room are read without another look at the header; a cut file shows."""
+    checked: list[str] = []
+    check = index.open_shard
+
+    def counted(folder: Path, shard: Shard, **options: str) -> object:
+        checked.append(shard.file)
+        return check(folder, shard, **options)
+
+    monkeypatch.setattr(shards, "open_shard", counted)
+    monkeypatch.setattr(shards, "max_open", lambda: 8)
+    ids = ids_with_documents(300)
+    tokens = TokenDataset(write_shards(tmp_path / "a.shards", cut(ids, 10))).tokens
+    assert isinstance(tokens, shards.ShardedTokens)
+    starts = np.random.default_rng(0).integers(300 - 15, size=200)
+    for _ in range(3):
+        np.testing.assert_array_equal(tokens.windows(starts, 15), ids[starts[:, None] + np.arange(15)])
+    assert sorted(checked) == sorted(set(checked))
+    assert len(checked) == 30
+    last = tmp_path / "a.shards" / checked[-1]
+    os.truncate(last, last.stat().st_size - 20)
+    with pytest.raises(ValueError, match=rf"{checked[-1]}: has become shorter since it was checked"):
+        tokens[:]
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(100, 25), (1024, 256), (20_000, 5000), (1 << 20, 16_384), (-1, 16_384)]
+)
+def test_a_quarter_of_the_descriptors_is_for_shards(limit: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest is for what else a process opens; without a limit, that of memory maps counts."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY if limit < 0 else limit, 1 << 20))
+    assert shards.max_open() == expected

@@ -20,6 +20,7 @@ _HEADER = re.compile(
 )
 OFFSET_TYPE = np.dtype("<i8")
 _TOKEN_TYPES: dict[str, np.dtype[Any]] = {"<u2": np.dtype("<u2"), "<u4": np.dtype("<u4")}
+TOKEN_TYPE_NAMES = ("uint16", "uint32")
 _OFFSET_TYPES: dict[str, np.dtype[Any]] = {"<i8": OFFSET_TYPE}
 ADVICE = "run transformerlm-make-data again"
 
@@ -30,7 +31,7 @@ def open_token_array(path: Path) -> np.memmap[Any, np.dtype[Any]]:
     Raises:
         ValueError: not an `.npy` file, another kind of array, or a size that contradicts the header.
     """
-    return open_row(path, _TOKEN_TYPES, kinds="uint16 or uint32")
+    return open_row(path, _TOKEN_TYPES, kinds=" or ".join(TOKEN_TYPE_NAMES))
 
 
 def open_offset_array(path: Path) -> np.memmap[Any, np.dtype[Any]]:

@@ -103,15 +103,6 @@ class TokenDataset:
         """
         return max(file.check() for file in self.files())
 
-    def max_id(self) -> int:
-        """Return the largest id, reading each file once in blocks; -1 when there is none."""
-        return max((_max_id(open_token_array(file.path)) for file in self.files()), default=-1)
-
-    def verify(self) -> None:
-        """Read each file once, and raise ValueError if its sha256 is not the one in the JSON."""
-        for file in self.files():
-            _check_same(file.path, "sha256", file.sha256, file_sha256(file.path), named_in=file.named_in)
-
     @cached_property
     def document_offsets(self) -> npt.NDArray[np.int64] | None:
         """Where each document begins in `tokens`, and where the last one ends, int64 `(documents + 1,)`.
@@ -133,11 +124,6 @@ class TokenDataset:
         starts = np.cumsum([0, *(shard.tokens for shard in self._shards)], dtype=np.int64)
         parts = [read[shard.file][:-1] + start for shard, start in zip(self._shards, starts, strict=False)]
         return np.concatenate([*parts, starts[-1:]])
-
-
-def _max_id(ids: npt.NDArray[Any]) -> int:
-    starts = range(0, len(ids), _SCAN_ELEMENTS)
-    return max((int(ids[start : start + _SCAN_ELEMENTS].max()) for start in starts), default=-1)
 
 
 def _offsets(path: Path, promised: str, *, tokens: int) -> npt.NDArray[np.int64]:

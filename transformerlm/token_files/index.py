@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformerlm.token_files.array import open_token_array
+from transformerlm.token_files.array import TOKEN_TYPE_NAMES, open_token_array
 from transformerlm.token_files.sidecar import (
     FACTS,
     OFFSETS_SUFFIX,
@@ -29,7 +29,6 @@ from transformerlm.utils import files
 FORMAT = 2
 """The version of a token file that is a folder, which its index names."""
 INDEX = "index.json"
-_MAX_BYTES = 1 << 26
 _MAX_TOKENS = 1 << 62
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.npy")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -77,7 +76,8 @@ def write_index(folder: Path, shards: Sequence[Shard], facts: Mapping[str, Any])
     removed first.
 
     Raises:
-        ValueError: a shard is not the array that its entry says, or the folder holds another `.npy`.
+        ValueError: a shard is not the array that its entry says, the folder holds another `.npy`, or the index would be
+            larger than a reader takes.
         FileNotFoundError: a shard is missing.
     """
     values = {
@@ -116,7 +116,7 @@ def read_index(folder: Path) -> tuple[dict[str, Any], list[Shard]]:
         raise FileNotFoundError(
             f"{folder}: expected a folder of token files with an {INDEX}, found none; run transformerlm-make-data again"
         )
-    facts = read_facts(where, form=FORMAT, max_bytes=_MAX_BYTES)
+    facts = read_facts(where, form=FORMAT)
     shards = _checked_shards(facts, where)
     _check_folder(folder, shards)
     return facts, shards
@@ -146,6 +146,8 @@ def _checked_shards(facts: Mapping[str, Any], where: Path) -> list[Shard]:
         shown = str(found)[:100]
         return ValueError(f"{where}: expected {expected}, found {shown}; run transformerlm-make-data again")
 
+    if facts["dtype"] not in TOKEN_TYPE_NAMES:
+        raise error(f"dtype {' or '.join(TOKEN_TYPE_NAMES)}", repr(facts["dtype"]))
     entries = facts.get("shards")
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise error("a list of shards", repr(entries))

@@ -5,9 +5,9 @@ Positions count over all entries of the index, and windows may cross from one sh
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,33 @@ from transformerlm.token_files.index import Shard, open_shard
 
 Array = npt.NDArray[Any]
 
-MAX_OPEN = 256  # each open shard takes a file descriptor, of which a process often has 1,024
+
+def max_open() -> int:
+    """Return how many shards may stay open: a quarter of the process's file descriptors, of which each takes one."""
+    if sys.platform == "win32":
+        return 256
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # often 1,024
+    unlimited = limit == resource.RLIM_INFINITY
+    return (1 << 16 if unlimited else min(limit, 1 << 16)) // 4  # the system has its own limit of maps, often 65,530
 
 
 class ShardedTokens:
-    """The ids of a folder of shards, to be read like a 1-D numpy array: `len`, a slice, or an array of positions."""
+    """The ids of a folder of shards, to be read like a 1-D numpy array: `len`, a slice, or an array of positions.
+
+    The first `max_open` shards that are read stay mapped. Windows in random order would throw others out and in again,
+    so of the others only the ids that are asked for are read, after a check the first time.
+    """
 
     def __init__(self, folder: Path, shards: Sequence[Shard], *, dtype: str) -> None:
         sizes = np.array([shard.tokens for shard in shards], dtype=np.int64)
         numbers = {name: number for number, name in enumerate(dict.fromkeys(shard.file for shard in shards))}
-        files = list({shard.file: shard for shard in shards}.values())
+        self._folder = folder
+        self._files = list({shard.file: shard for shard in shards}.values())
+        self._max_open = max_open()
+        self._mapped: dict[int, Array] = {}
+        self._headers: dict[int, int] = {}  # bytes before the ids of a shard that was checked and is not mapped
         self.dtype = np.dtype(dtype)
         self._ends = np.cumsum(sizes)  # (entries,): where each entry's ids end in the stream
         self._starts = self._ends - sizes
@@ -37,13 +54,6 @@ class ShardedTokens:
         self._entries: list[tuple[int, int, int]] = list(
             zip(self._file_of.tolist(), self._starts.tolist(), self._end_list, strict=True)
         )
-
-        @lru_cache(maxsize=MAX_OPEN)
-        def opened(number: int) -> Array:
-            ids: Array = open_shard(folder, files[number], dtype=dtype).view(np.ndarray)  # whose slices are cheap
-            return ids
-
-        self._opened = opened
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -92,7 +102,7 @@ class ShardedTokens:
         for start in places:
             number, base, end = self._entries[bisect_right(self._end_list, start)]
             if start + length <= end:
-                pieces.append(self._opened(number)[start - base : start - base + length])
+                pieces.append(self._stretch(number, start - base, start - base + length))
             else:
                 pieces += self._pieces(start, start + length)
         return np.concatenate(pieces, dtype=np.int64).reshape(len(places), length)
@@ -116,10 +126,36 @@ class ShardedTokens:
             yield self._opened(int(numbers[cut])), places[cut:end], rows[cut:end]
 
     def _pieces(self, start: int, stop: int) -> list[Array]:
-        """Return the ids from `start` to before `stop` as views, one for each entry."""
+        """Return the ids from `start` to before `stop` in pieces, one for each entry."""
         pieces = []
         while start < stop:
             number, base, end = self._entries[bisect_right(self._end_list, start)]
-            pieces.append(self._opened(number)[start - base : stop - base])
+            pieces.append(self._stretch(number, start - base, min(stop, end) - base))
             start = end
         return pieces
+
+    def _opened(self, number: int) -> Array:
+        """Return all ids of a file as a map, which is kept while there is room."""
+        if number in self._mapped:
+            return self._mapped[number]
+        opened = open_shard(self._folder, self._files[number], dtype=self.dtype.name)
+        ids: Array = opened.view(np.ndarray)  # whose slices are cheap
+        if len(self._mapped) < self._max_open:
+            self._mapped[number] = ids
+        else:
+            self._headers[number] = opened.offset
+        return ids
+
+    def _stretch(self, number: int, start: int, stop: int) -> Array:
+        """Return the ids from `start` to before `stop` of a file.
+
+        Raises:
+            ValueError: the file has become shorter since it was checked.
+        """
+        if number not in self._headers:
+            return self._opened(number)[start:stop]
+        path, offset = self._folder / self._files[number].file, self._headers[number] + start * self.dtype.itemsize
+        ids: Array = np.fromfile(path, self.dtype, count=stop - start, offset=offset)
+        if len(ids) < stop - start:
+            raise ValueError(f"{path}: has become shorter since it was checked; run transformerlm-make-data again")
+        return ids

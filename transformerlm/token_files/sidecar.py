@@ -14,7 +14,8 @@ FORMAT = 1
 """The version of a token file, which its sidecar names."""
 OFFSETS_SUFFIX = ".documents.npy"
 _OWN_SHA256 = "sidecar_sha256"
-_MAX_BYTES = 1 << 24
+MAX_BYTES = 1 << 28
+"""Of a sidecar or an index: some 800,000 shards. What would be larger is not written, as nobody could read it."""
 FACTS: dict[str, type] = {
     "tokens": int,
     "bytes": int,
@@ -51,23 +52,31 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     """
     sidecar = sidecar_path(path)
     _check_both_there(path, sidecar)
-    return read_facts(sidecar, form=FORMAT, max_bytes=_MAX_BYTES)
+    return read_facts(sidecar, form=FORMAT)
 
 
 def write_facts(path: Path, facts: Mapping[str, Any]) -> None:
-    """Write facts and the sha256 of their values to a JSON file, which appears whole or not at all."""
+    """Write facts and the sha256 of their values to a JSON file, which appears whole or not at all.
+
+    Raises:
+        ValueError: it would be larger than `MAX_BYTES`.
+    """
     own = {_OWN_SHA256: values_sha256(facts, kept_in=_OWN_SHA256)}
-    write_whole(path, json.dumps({**facts, **own}, ensure_ascii=False, indent=2) + "\n")
+    data = (json.dumps({**facts, **own}, ensure_ascii=False, indent=2) + "\n").encode()
+    if len(data) > MAX_BYTES:
+        advice = "give fewer and larger input files, a larger cluster.part_mb or smaller weights"
+        raise ValueError(f"{path}: expected at most {MAX_BYTES:,} bytes to write, found {len(data):,}; {advice}")
+    write_whole(path, data)
 
 
-def read_facts(path: Path, *, form: int, max_bytes: int) -> dict[str, Any]:
+def read_facts(path: Path, *, form: int) -> dict[str, Any]:
     """Return the facts in the JSON file at `path`, which is of the format `form`.
 
     Raises:
         ValueError: another format, a fact that is missing or of another type, or values that were changed.
     """
     try:
-        facts = read_json_object(path, max_bytes=max_bytes)
+        facts = read_json_object(path, max_bytes=MAX_BYTES)
     except ValueError as error:
         raise ValueError(f"{error}; run transformerlm-make-data again") from None
     if facts.get("format") != form:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from config.schemas import ClusterConfig
-from transformerlm.distributed.parts_folder import PartsFolder
+from transformerlm.distributed.parts_folder import PartsFolder, is_abandoned
 from transformerlm.distributed.work import Facts, Part
 from transformerlm.tokenizer.bpe_trainer import (
     add_word_lists,
@@ -131,7 +131,7 @@ def trained_by_parts(
     part_bytes = means.part_bytes or means.cluster.part_mb * 1_000_000
     settings = {
         "command": "train-tokenizer", "inputs": [_facts_of(path) for path in paths], "part_bytes": part_bytes,
-        **asdict(request),
+        "vocab_size": vocab_size, **asdict(request),
     }  # fmt: skip
 
     def list_items() -> list[Any]:
@@ -160,8 +160,11 @@ def parts_path(output: Path) -> Path:
 
 
 def is_saving(folder: Path) -> bool:
-    """Return whether the parts in a folder are all counted, and a tokenizer is being saved or the saving was killed."""
-    return (folder / _SAVING).exists()
+    """Return whether the parts in a folder are all counted, and a tokenizer is being saved or the saving was killed.
+
+    A folder whose removal was killed is no longer saving: its tokenizer is complete.
+    """
+    return (folder / _SAVING).exists() and not is_abandoned(folder)
 
 
 def count_part(
