@@ -22,7 +22,7 @@ PLAN = "plan.json"
 
 LOCK_SUFFIX = ".lock"
 
-POLL_SECONDS = 0.3
+POLL_SECONDS, MAX_POLL_SECONDS = 0.3, 5.0  # between looks at what others have done; longer each time
 
 
 def own_share(share: str | None, environment: Mapping[str, str]) -> tuple[int, int]:
@@ -91,13 +91,16 @@ def do_share(
     others = [part for part in [*parts[start:], *parts[:start]] if part.name not in names]
     left = [*own, *others]
     last_change = time.monotonic()
+    pause = POLL_SECONDS
     while left:
         try:
             for part in left:
+                if (folder / part.name).exists():
+                    continue
                 with hold(folder / part.name) as held:
                     if held and not (folder / part.name).exists():
                         yield do(part)
-                        last_change = time.monotonic()
+                        last_change, pause = time.monotonic(), POLL_SECONDS
             there = {entry.name for entry in folder.iterdir()}
         except OSError:  # of a part that another process was removing, too
             if (folder / PLAN).exists():
@@ -107,4 +110,5 @@ def do_share(
         if left and not wait and time.monotonic() - last_change > PATIENCE_SECONDS:
             return
         if left:
-            time.sleep(POLL_SECONDS)
+            time.sleep(pause)
+            pause = min(2 * pause, MAX_POLL_SECONDS)
