@@ -22,8 +22,8 @@ from databuilder.parts import EncodedPart, encode_part, numbered_parts, write_id
 from databuilder.parts_output import SPLITS, put_in_place, remove_leftovers, write_shard_folders, write_token_files
 from databuilder.reports import BuildReport, SplitReport
 from databuilder.sources import SourceReport
-from transformerlm.distributed.parts_folder import PartsFolder, check_cluster, is_abandoned, is_planned
-from transformerlm.distributed.work import Facts, Part, do_part, read_facts, remove
+from transformerlm.distributed.parts_folder import PartsFolder, check_cluster, finish_removal, is_abandoned, is_planned
+from transformerlm.distributed.work import Facts, Part, do_part, read_facts
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.parallel import map_in_order, resolve_num_workers
 from transformerlm.utils import files
@@ -80,8 +80,8 @@ class PartsBuild:
 
     def finish_removal(self) -> None:
         """Remove what is left of a folder of parts whose removal was interrupted, after the outputs were in place."""
-        if self.cluster.on != "share" and self.build.is_made() and is_abandoned(self.path):
-            remove(self.path)
+        if is_abandoned(self.path) and self.build.is_made():
+            finish_removal(self.path)
 
     @cached_property
     def groups(self) -> list[dict[str, Any]]:

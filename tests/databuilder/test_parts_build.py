@@ -26,6 +26,7 @@ from tests.utils.packed import write_parquet, zstd
 from transformerlm.distributed import parts_folder, share_work
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer import Tokenizer
+from transformerlm.utils.lock import try_lock
 
 EOT = "<|endoftext|>"
 BYTES = {number: bytes([number]) for number in range(256)} | {256: EOT.encode()}
@@ -488,3 +489,25 @@ def test_too_small_a_disk_is_refused_after_the_first_part(tmp_path, monkeypatch)
     monkeypatch.setattr(parts_output.shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(OSError, match=r"expected about .* MB for the token files"):
         build(tmp_path, path, cluster=cluster())
+
+
+@pytest.mark.parametrize("on", ["local", "share"])
+def test_a_removal_that_was_killed_is_finished_by_the_next_command(tmp_path, on):
+    """Not while another process is there."""
+    (tmp_path / "in.txt").write_text(EOT.join(documents("a", 100)))
+    share = cluster("share", share="1/1")
+    assert build(tmp_path, tmp_path / "in.txt", cluster=share) is not None
+    left = tmp_path / "train.npy.parts"
+    (left / "encoded-000003").mkdir(parents=True)
+    (left / ".lock").touch()
+
+    def again() -> None:
+        with suppress(FileExistsError):  # what a command without shares says of outputs that are there
+            assert build(tmp_path, tmp_path / "in.txt", cluster=share if on == "share" else cluster()) is None
+
+    with (left / ".lock").open("r+b") as lock:
+        assert try_lock(lock, left / ".lock", shared=True)
+        again()
+        assert (left / "encoded-000003").exists()
+    again()
+    assert not left.exists()
