@@ -256,8 +256,10 @@ class _Progress:
 
     def _check_room(self, name: str) -> None:
         facts = read_facts(self._folder.path / name, plan=self._folder.plan_sha256)
-        if facts is not None and self._sizes[name]:
-            # The ids of all parts, and the output, as often as the weights say; one part is on the disk already.
+        there = {path.name for path in self._folder.path.iterdir()}
+        size, done = self._sizes[name], sum(size for name, size in self._sizes.items() if name in there)
+        if facts is not None and size and self._sizes.keys() - there:
+            # The ids of the parts that are left, and the output, as often as the weights say.
             passes = sum(source.disk_bytes * (1 + source.weight) for source in self._build.sources)
-            left = passes / self._sizes[name] - 1
-            check_room(self._folder.path, int(facts["ids"] * self._build.dtype.itemsize * left))
+            expected = facts["ids"] * self._build.dtype.itemsize * (passes - done) / size
+            check_room(self._folder.path, int(expected))

@@ -491,6 +491,31 @@ def test_too_small_a_disk_is_refused_after_the_first_part(tmp_path, monkeypatch)
         build(tmp_path, path, cluster=cluster())
 
 
+def test_parts_that_are_there_need_no_room(tmp_path, monkeypatch):
+    """The same call goes on where there is room for what is left, and is refused again where there is not."""
+    path = tmp_path / "in.txt"
+    path.write_text(EOT.join(documents("a", 1000)))
+    encode_part, begun = parts_build.encode_part, []
+
+    def stop_late(*args: Any, **keywords: Any) -> Any:
+        begun.append(args)
+        if len(begun) > 10:
+            raise KeyboardInterrupt
+        return encode_part(*args, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts_build, "encode_part", stop_late)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path, path, cluster=cluster())
+    needed: list[int] = []
+    monkeypatch.setattr(parts_build, "check_room", lambda folder, expected: needed.append(expected))
+    build(tmp_path, path, cluster=cluster())
+    build(tmp_path / "whole", path, cluster=cluster())
+    done = 9 * 2 * 4000  # parts more than the one after which the other build looks, bytes of an id, ids at most
+    assert len(needed) == 2
+    assert 0.7 * done < needed[1] - needed[0] < done
+
+
 @pytest.mark.parametrize("on", ["local", "share"])
 def test_a_removal_that_was_killed_is_finished_by_the_next_command(tmp_path, on):
     """Not while another process is there."""
