@@ -3,7 +3,8 @@
 Share k of N begins with the parts k, k + N, ... Then it helps: it does parts that nobody has done and nobody holds. So
 it does not matter when a share starts, whether it is killed, or whether it ever comes: the others, or the same command
 later, finish what is left. A lock beside each part keeps two from doing the same. Where the file system has no locks,
-both do it and the first one wins (see `work.do_part`).
+both do it and the first one wins (see `work.do_part`). Then several may also publish what the parts make, and must
+bear it.
 """
 
 from __future__ import annotations
