@@ -22,6 +22,7 @@ import pytest
 
 from config.schemas import ClusterConfig
 from databuilder import BuildReport, Source, build_dataset, parts, parts_build, parts_output
+from databuilder.build import Build
 from tests.utils.packed import write_parquet, zstd
 from transformerlm.distributed import parts_folder, share_work
 from transformerlm.token_files.dataset import TokenDataset
@@ -314,6 +315,17 @@ def test_a_share_that_comes_late_to_publishing_leaves_the_outputs_alone(tmp_path
     assert len(made) > 3
     assert files_of(tmp_path) | made == made
     assert {key for key in made if key not in files_of(tmp_path)} <= {key for key in made if ".tmp-" in key}
+
+
+def test_a_share_that_starts_while_another_one_publishes_has_nothing_to_do(tmp_path, monkeypatch):
+    """The outputs appear between its first look and its check of what is in their place."""
+    (tmp_path / "in.txt").write_text(EOT.join(documents("a", 100)))
+    share = cluster("share", share="1/2")
+    assert build(tmp_path, tmp_path / "in.txt", cluster=share) is not None
+    answers = [False]
+    is_made = Build.is_made
+    monkeypatch.setattr(Build, "is_made", lambda self: answers.pop() if answers else is_made(self))
+    assert build(tmp_path, tmp_path / "in.txt", cluster=share) is None
 
 
 def test_leftovers_of_publishing_go_but_not_what_another_share_has_in_hand(tmp_path):
