@@ -122,7 +122,12 @@ def build_dataset(
     if build.cluster.on == "share" and build.is_made() and not by_parts.is_publishing:
         return None
     paths = [path for source in build.sources for path in source.paths]
-    check_outputs(build.outputs, paths, overwrite=overwrite or by_parts.is_publishing)
+    try:
+        check_outputs(build.outputs, paths, overwrite=overwrite or by_parts.is_publishing)
+    except FileExistsError:
+        if build.cluster.on == "share" and build.is_made():  # another share has just published
+            return None
+        raise
     if max_tokens is None and by_parts.is_needed:
         return by_parts.run()
     return _build_in_one_pass(build, max_tokens)

@@ -22,8 +22,8 @@ from databuilder.parts import EncodedPart, encode_part, numbered_parts, write_id
 from databuilder.parts_output import SPLITS, put_in_place, remove_leftovers, write_shard_folders, write_token_files
 from databuilder.reports import BuildReport, SplitReport
 from databuilder.sources import SourceReport
-from transformerlm.distributed.parts_folder import PartsFolder, check_cluster, is_abandoned, is_planned
-from transformerlm.distributed.work import Facts, Part, do_part, read_facts, remove
+from transformerlm.distributed.parts_folder import PartsFolder, check_cluster, finish_removal, is_abandoned, is_planned
+from transformerlm.distributed.work import Facts, Part, do_part, read_facts
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.parallel import map_in_order, resolve_num_workers
 from transformerlm.utils import files
@@ -80,8 +80,8 @@ class PartsBuild:
 
     def finish_removal(self) -> None:
         """Remove what is left of a folder of parts whose removal was interrupted, after the outputs were in place."""
-        if self.cluster.on != "share" and self.build.is_made() and is_abandoned(self.path):
-            remove(self.path)
+        if is_abandoned(self.path) and self.build.is_made():
+            finish_removal(self.path)
 
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
@@ -256,8 +256,10 @@ class _Progress:
 
     def _check_room(self, name: str) -> None:
         facts = read_facts(self._folder.path / name, plan=self._folder.plan_sha256)
-        if facts is not None and self._sizes[name]:
-            # The ids of all parts, and the output, as often as the weights say; one part is on the disk already.
+        there = {path.name for path in self._folder.path.iterdir()}
+        size, done = self._sizes[name], sum(size for name, size in self._sizes.items() if name in there)
+        if facts is not None and size and self._sizes.keys() - there:
+            # The ids of the parts that are left, and the output, as often as the weights say.
             passes = sum(source.disk_bytes * (1 + source.weight) for source in self._build.sources)
-            left = passes / self._sizes[name] - 1
-            check_room(self._folder.path, int(facts["ids"] * self._build.dtype.itemsize * left))
+            expected = facts["ids"] * self._build.dtype.itemsize * (passes - done) / size
+            check_room(self._folder.path, int(expected))

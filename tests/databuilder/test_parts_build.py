@@ -22,10 +22,12 @@ import pytest
 
 from config.schemas import ClusterConfig
 from databuilder import BuildReport, Source, build_dataset, parts, parts_build, parts_output
+from databuilder.build import Build
 from tests.utils.packed import write_parquet, zstd
 from transformerlm.distributed import parts_folder, share_work
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer import Tokenizer
+from transformerlm.utils.lock import try_lock
 
 EOT = "<|endoftext|>"
 BYTES = {number: bytes([number]) for number in range(256)} | {256: EOT.encode()}
@@ -315,6 +317,17 @@ def test_a_share_that_comes_late_to_publishing_leaves_the_outputs_alone(tmp_path
     assert {key for key in made if key not in files_of(tmp_path)} <= {key for key in made if ".tmp-" in key}
 
 
+def test_a_share_that_starts_while_another_one_publishes_has_nothing_to_do(tmp_path, monkeypatch):
+    """The outputs appear between its first look and its check of what is in their place."""
+    (tmp_path / "in.txt").write_text(EOT.join(documents("a", 100)))
+    share = cluster("share", share="1/2")
+    assert build(tmp_path, tmp_path / "in.txt", cluster=share) is not None
+    answers = [False]
+    is_made = Build.is_made
+    monkeypatch.setattr(Build, "is_made", lambda self: answers.pop() if answers else is_made(self))
+    assert build(tmp_path, tmp_path / "in.txt", cluster=share) is None
+
+
 def test_leftovers_of_publishing_go_but_not_what_another_share_has_in_hand(tmp_path):
     """Of this machine those of processes that have ended; the same output's alone."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
@@ -488,3 +501,50 @@ def test_too_small_a_disk_is_refused_after_the_first_part(tmp_path, monkeypatch)
     monkeypatch.setattr(parts_output.shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(OSError, match=r"expected about .* MB for the token files"):
         build(tmp_path, path, cluster=cluster())
+
+
+def test_parts_that_are_there_need_no_room(tmp_path, monkeypatch):
+    """The same call goes on where there is room for what is left, and is refused again where there is not."""
+    path = tmp_path / "in.txt"
+    path.write_text(EOT.join(documents("a", 1000)))
+    encode_part, begun = parts_build.encode_part, []
+
+    def stop_late(*args: Any, **keywords: Any) -> Any:
+        begun.append(args)
+        if len(begun) > 10:
+            raise KeyboardInterrupt
+        return encode_part(*args, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts_build, "encode_part", stop_late)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path, path, cluster=cluster())
+    needed: list[int] = []
+    monkeypatch.setattr(parts_build, "check_room", lambda folder, expected: needed.append(expected))
+    build(tmp_path, path, cluster=cluster())
+    build(tmp_path / "whole", path, cluster=cluster())
+    done = 9 * 2 * 4000  # parts more than the one after which the other build looks, bytes of an id, ids at most
+    assert len(needed) == 2
+    assert 0.7 * done < needed[1] - needed[0] < done
+
+
+@pytest.mark.parametrize("on", ["local", "share"])
+def test_a_removal_that_was_killed_is_finished_by_the_next_command(tmp_path, on):
+    """Not while another process is there."""
+    (tmp_path / "in.txt").write_text(EOT.join(documents("a", 100)))
+    share = cluster("share", share="1/1")
+    assert build(tmp_path, tmp_path / "in.txt", cluster=share) is not None
+    left = tmp_path / "train.npy.parts"
+    (left / "encoded-000003").mkdir(parents=True)
+    (left / ".lock").touch()
+
+    def again() -> None:
+        with suppress(FileExistsError):  # what a command without shares says of outputs that are there
+            assert build(tmp_path, tmp_path / "in.txt", cluster=share if on == "share" else cluster()) is None
+
+    with (left / ".lock").open("r+b") as lock:
+        assert try_lock(lock, left / ".lock", shared=True)
+        again()
+        assert (left / "encoded-000003").exists()
+    again()
+    assert not left.exists()

@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from config.schemas import ClusterConfig
-from transformerlm.distributed import work
+from transformerlm.distributed import share_work, work
 from transformerlm.distributed.parts_folder import PartsFolder
 from transformerlm.distributed.share_work import own_share
 from transformerlm.distributed.work import Part, do_part, read_facts
@@ -222,6 +224,35 @@ def test_the_first_of_two_that_do_the_same_part_wins(tmp_path):
         assert do_part(folder.path, folder.plan_sha256, late) == "p0"
         assert read_facts(folder.path / "p0", plan=folder.plan_sha256) == {"square": 0}
         assert {path.name for path in folder.path.iterdir()} == {".lock", "plan.json", "p0"}
+
+
+def test_a_share_that_waits_asks_little_of_the_disk(tmp_path, monkeypatch):
+    """It opens no lock of a part that is there, and looks less often the longer others take."""
+    share = ClusterConfig(on="share", share="1/1")
+    held, pauses = [], []
+    hold = share_work.hold
+
+    def noted(path: Path) -> AbstractContextManager[bool]:
+        held.append(path.name)
+        return hold(path)
+
+    with parts_folder(tmp_path, cluster=share) as folder:
+        parts = squares(tmp_path, 3)
+
+        def rest(seconds: float) -> None:
+            pauses.append(seconds)
+            if len(pauses) == 7:
+                do_part(folder.path, folder.plan_sha256, parts[1])
+
+        do_part(folder.path, folder.plan_sha256, parts[0])
+        monkeypatch.setattr(share_work, "hold", noted)
+        monkeypatch.setattr(share_work.time, "sleep", rest)
+        with folder.alone("p1"):
+            do = partial(do_part, folder.path, folder.plan_sha256)
+            assert list(share_work.do_share(do, parts, folder=folder.path, share="1/1", wait=True)) == ["p2"]
+    assert held == ["p1", "p2", *["p1"] * 6]
+    assert pauses[:3] == [0.3, 0.6, 1.2]
+    assert pauses[-2:] == [5.0, 5.0]
 
 
 def test_slurms_variables_say_which_share_this_is():

@@ -56,6 +56,13 @@ def is_abandoned(path: Path) -> bool:
     return (path / _LOCK).exists() and not (path / PLAN).exists()
 
 
+def finish_removal(path: Path) -> None:
+    """Remove a folder that `is_abandoned`, unless a process is just removing it, or opening it anew."""
+    with suppress(FileNotFoundError), (path / _LOCK).open("r+b") as lock:
+        if try_lock(lock, path / _LOCK) and is_abandoned(path):
+            remove(path)
+
+
 def is_planned(path: Path, settings: Mapping[str, Any]) -> bool:
     """Return whether a folder of parts has a plan, and it is of these settings."""
     with suppress(OSError, ValueError):

@@ -3,7 +3,8 @@
 Share k of N begins with the parts k, k + N, ... Then it helps: it does parts that nobody has done and nobody holds. So
 it does not matter when a share starts, whether it is killed, or whether it ever comes: the others, or the same command
 later, finish what is left. A lock beside each part keeps two from doing the same. Where the file system has no locks,
-both do it and the first one wins (see `work.do_part`).
+both do it and the first one wins (see `work.do_part`). Then several may also publish what the parts make, and must
+bear it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ PLAN = "plan.json"
 
 LOCK_SUFFIX = ".lock"
 
-POLL_SECONDS = 0.3
+POLL_SECONDS, MAX_POLL_SECONDS = 0.3, 5.0  # between looks at what others have done; longer each time
 
 
 def own_share(share: str | None, environment: Mapping[str, str]) -> tuple[int, int]:
@@ -91,13 +92,16 @@ def do_share(
     others = [part for part in [*parts[start:], *parts[:start]] if part.name not in names]
     left = [*own, *others]
     last_change = time.monotonic()
+    pause = POLL_SECONDS
     while left:
         try:
             for part in left:
+                if (folder / part.name).exists():
+                    continue
                 with hold(folder / part.name) as held:
                     if held and not (folder / part.name).exists():
                         yield do(part)
-                        last_change = time.monotonic()
+                        last_change, pause = time.monotonic(), POLL_SECONDS
             there = {entry.name for entry in folder.iterdir()}
         except OSError:  # of a part that another process was removing, too
             if (folder / PLAN).exists():
@@ -107,4 +111,5 @@ def do_share(
         if left and not wait and time.monotonic() - last_change > PATIENCE_SECONDS:
             return
         if left:
-            time.sleep(POLL_SECONDS)
+            time.sleep(pause)
+            pause = min(2 * pause, MAX_POLL_SECONDS)
