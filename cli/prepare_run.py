@@ -49,8 +49,7 @@ def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> Prepared
     keep_freed_memory(device)
     place: dict[str, Any] = {"device": device, "precision": resolve_precision(config.training.precision, device)}
     newest = _find_checkpoint(config, run_dir / "checkpoints", world=world)
-    shard_size = _shard_size(config, world=world, **place)
-    ranks: dict[str, Any] = {"world": world, "shard_size": shard_size}
+    ranks: dict[str, Any] = {"world": world, "shard_size": _shard_size(config, world=world, **place)}
     config = micro_batch.resolve(config, resumed=newest, **ranks, **place)
     # The configuration itself stays without a micro_batch_size if it has none: the run may go on with more processes.
     size = sequences_per_pass(config.training, world.world_size)
@@ -60,14 +59,12 @@ def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> Prepared
         preflight.check_disk(run_dir, config)
     runtime = Runtime(micro_batch_size=size, logger=NoopLogger(), world=world, **place)
     saved = _read_checkpoint(config, newest, data=data, runtime=runtime) if newest else None
-    starts_anew = saved is None and config.checkpoint.init_from is None
-    model, shards = _build(config, runtime=runtime, shard_size=shard_size, draw=starts_anew)
+    draw = not (saved or config.checkpoint.init_from)
+    model, shards = _build(config, runtime=runtime, shard_size=ranks["shard_size"], draw=draw)
     optimizer = build_optimizer(model, config, precision=runtime.precision, shards=shards)
-    initial = None
+    initial = None if saved else _load_initial_weights(config, tokenizer, shards)
     if saved:
         saved.load_into(shards, optimizer)
-    elif config.checkpoint.init_from:
-        initial = _load_initial_weights(config, tokenizer, shards)
     state, wandb_id = (saved.state(), saved.wandb_id) if saved else (TrainState(), None)
     facts: dict[str, Any] = {"memory_bytes": memory["total"], "initial_weights": initial}
     return PreparedRun(config, run_dir, data, model, optimizer, shards, state, wandb_id, runtime, **facts)
@@ -205,8 +202,8 @@ def _shown(value: object) -> object:
     return "not set" if value is None else value
 
 
-def _load_initial_weights(config: TrainConfig, tokenizer: Tokenizer, shards: Shards) -> Path:
-    """Load a checkpoint's weights; optimizer, step, data order and random numbers are those of a new run.
+def _load_initial_weights(config: TrainConfig, tokenizer: Tokenizer, shards: Shards) -> Path | None:
+    """Load the weights of `checkpoint.init_from` and return where they are; the rest is that of a new run.
 
     Raises:
         ValueError: the checkpoint is damaged, or of another architecture or tokenizer.
@@ -217,7 +214,8 @@ def _load_initial_weights(config: TrainConfig, tokenizer: Tokenizer, shards: Sha
     from transformerlm.distributed.world import together
     from transformerlm.training import resume_checks
 
-    assert config.checkpoint.init_from is not None
+    if config.checkpoint.init_from is None:
+        return None
     directory = resolve(config.checkpoint.init_from, world=shards.world)
     verify(directory, world=shards.world)
     resume_checks.check_same_architecture(directory, config)

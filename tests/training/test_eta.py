@@ -27,9 +27,9 @@ def test_validations_come_at_the_shorter_interval_and_at_the_end(
 
 
 def test_a_validation_costs_a_third_of_its_windows(tmp_path):
-    """Processes share the steps but not the validations; without validation data there are none."""
+    """Processes share steps and validations; without validation data there are no validations."""
     config = config_of(tmp_path)
     assert work_left(config, 0, valid_tokens=0) == 12 * 8
     assert work_left(config, 0, valid_tokens=10**6) == pytest.approx(12 * 8 + 3 * 16 / 3)
-    assert work_left(config, 8, valid_tokens=10**6, world_size=2) == pytest.approx(4 * 4 + 2 * 16 / 3)
+    assert work_left(config, 8, valid_tokens=10**6, world_size=2) == pytest.approx(4 * 4 + 2 * 8 / 3)
     assert work_left(config, 12, valid_tokens=10**6) == 0
