@@ -235,7 +235,8 @@ if os.environ["RANK"] == "1":
 finish = Trainer._finish
 def finish_and_show(self, reason):
     finish(self, reason)
-    save_file(self.raw_model.state_dict(), self.checkpoints.parent / f"rank{os.environ['RANK']}.safetensors")
+    weights = {name: rows.local for name, rows in self.shards.rows.items()}  # whole: each rank has a copy
+    save_file(weights, self.checkpoints.parent / f"rank{os.environ['RANK']}.safetensors")
 Trainer._finish = finish_and_show
 main()
 """
