@@ -27,7 +27,7 @@ from cli.progress import Progress
 from cli.same_run import directory_of_run, refuse_different_directories, refuse_different_settings, remembered
 from cli.summary import Summary, going_on, say_what_next
 from cli.terminal import clock, framed, is_live, note, working
-from cli.utils import EXIT_FAILED, Command
+from cli.utils import EXIT_FAILED, Command, speaks_for_machine
 from cli.utils import main as run_command
 from config.io import dump_toml, read_toml
 from config.schemas import duration_seconds
@@ -221,7 +221,7 @@ class StopSignals:
                 leave(line, code)
             note(line)
             sys.exit(code)
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # once on a machine
+        if speaks_for_machine():
             note(f"{self.received}: saving after this step; once more to stop at once without saving")
 
     def _end_the_echo(self) -> None:

@@ -81,7 +81,7 @@ def exit_after(work: Callable[[], int | None]) -> NoReturn:
             warnings.showwarning = lambda message, *_, **__: note(plain(f"warning: {message}"))
             code = work()
     except ConfigError as error:  # the ranks of a machine read one file: one of them says what is wrong with it
-        fail(error.lines if os.environ.get("LOCAL_RANK", "0") == "0" else [], EXIT_BAD_INPUT)
+        fail(error.lines if speaks_for_machine() else [], EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         fail(["interrupted"], STOP_CODES["SIGINT"])
     except BrokenPipeError:
@@ -100,6 +100,11 @@ def exit_after(work: Callable[[], int | None]) -> NoReturn:
     except (OSError, ImportError, RuntimeError, MemoryError, FloatingPointError) as error:
         _fail_with(error, EXIT_FAILED)
     sys.exit(code or 0)
+
+
+def speaks_for_machine() -> bool:
+    """Return whether this process says what all processes of its machine would say: torchrun's first one does."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 class _Notes(logging.Handler):
