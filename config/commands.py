@@ -17,6 +17,7 @@ from config.init import InitConfig
 from config.make_data import MakeDataConfig
 from config.plan import PlanConfig
 from config.quickstart import QuickstartConfig
+from config.serve import ServeConfig
 from config.train import TrainConfig
 from config.train_tokenizer import TrainTokenizerConfig
 
@@ -30,6 +31,7 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "transformerlm-train": TrainConfig,
     "transformerlm-plan": PlanConfig,
     "transformerlm-infer": InferConfig,
+    "transformerlm-serve": ServeConfig,
     "transformerlm-eval": EvalConfig,
     "transformerlm-export": ExportConfig,
     "transformerlm-import": ImportConfig,

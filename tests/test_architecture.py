@@ -24,6 +24,7 @@ FLOORS = {
     "transformerlm.inference": 6,
     "transformerlm.evaluation": 6,
     "transformerlm.interop": 6,
+    "transformerlm.experiments": 6,
     "transformerlm.training": 5,
     "transformerlm.checkpoints": 4,
     "transformerlm.models": 3,
@@ -49,6 +50,8 @@ ALLOWED = {
     "transformerlm.checkpoints": {"torch", "safetensors"},
     "transformerlm.training": {"torch", "numpy"},
     "transformerlm.inference": {"torch"},
+    "transformerlm.serving": {"starlette", "uvicorn", "prometheus_client", "h11", "pydantic", "torch"},
+    "transformerlm.experiments": {"numpy"},
     "transformerlm.interop": {
         "torch",
         "numpy",
