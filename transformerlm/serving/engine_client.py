@@ -235,6 +235,8 @@ class EngineClient:
         for skipped in told.skipped:
             _log.warning("%s is not taken over: %s", skipped.checkpoint, skipped.reason)
             self._tell("checkpoint_skipped", checkpoint=skipped.checkpoint, reason=skipped.reason)
+        if told.note is not None:
+            _log.warning("%s", told.note)
         if told.pong is not None and (told.is_loading or not self._sent):
             self._quiet = 0.0
         self._failed = told.failed or self._failed
@@ -292,7 +294,7 @@ class EngineClient:
         deaths = 0
         while True:
             began = time.monotonic()
-            reason = await self._run_process(is_restart=deaths > 0)
+            reason = await self._run_process()
             was_ready, self._state = self._state != "loading", "dead"
             assert self._started is not None
             if not self._started.done():
@@ -309,7 +311,7 @@ class EngineClient:
             self._restarts += 1
             self._tell("engine_restarted", reason=reason, restarts=self._restarts)
 
-    async def _run_process(self, *, is_restart: bool) -> str:
+    async def _run_process(self) -> str:
         """Run one process to its end; return why it ended."""
         self._state, self._failed, self._quiet = "loading", None, 0.0
         try:

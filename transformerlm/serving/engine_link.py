@@ -1,4 +1,4 @@
-"""One engine process, seen from the web process: how it is started, what is sent to it and read from it, how it ends."""
+"""One engine process, seen from the web process: how it starts, what goes to it and comes from it, how it ends."""
 
 from __future__ import annotations
 

@@ -87,6 +87,8 @@ class Told:
     """The names that a request may give, newest first; None: as before."""
     refused: list[Refused] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+    note: str | None = None
+    """Something that a person should know."""
     pong: int | None = None
     is_loading: bool = False
     """Beside a pong: a checkpoint is being read for a request."""
