@@ -93,8 +93,7 @@ def test_a_sum_that_is_exactly_p_is_enough(top_p: float, expected: int) -> None:
     """Of four equals, each of probability 1/4, the first `4 p` are kept, by the plain filter and by the fast form."""
     logits = torch.zeros(1, 4)
     assert kept(top_p_filter(logits, top_p)) == [list(range(expected))]
-    probabilities, ids = distribution(logits, SamplingParams(top_p=top_p))
-    assert ids[probabilities > 0].tolist() == list(range(expected))
+    assert distribution(logits, SamplingParams(top_p=top_p))[0].nonzero()[:, 0].tolist() == list(range(expected))
 
 
 def test_top_p_one_is_the_identity() -> None:
@@ -158,6 +157,36 @@ def test_half_precision_logits_are_sampled_in_fp32() -> None:
     assert sample(logits, SamplingParams(top_p=0.99), [None]).dtype == torch.int64
 
 
+def test_each_row_has_its_own_settings() -> None:
+    """Rows with different settings are drawn as each is alone; a greedy row takes no number."""
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
+    params = [
+        SamplingParams(temperature=0.0),
+        SamplingParams(top_k=5),
+        SamplingParams(temperature=0.7, top_p=0.6, min_p=0.1),
+        SamplingParams(),
+    ]
+    for seed in range(0, 80, 4):
+        generators = [torch.Generator().manual_seed(seed + row) for row in range(4)]
+        together = sample(logits, params, generators).tolist()
+        again = [torch.Generator().manual_seed(seed + row) for row in range(4)]
+        assert together == [int(sample(logits[i : i + 1], params[i], again[i : i + 1])) for i in range(4)]
+        assert torch.equal(generators[0].get_state(), torch.Generator().manual_seed(seed).get_state())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("broken", [math.nan, INF, -INF])
+def test_a_row_that_cannot_be_drawn_from_is_told_apart(temperature: float, broken: float) -> None:
+    """It gives -1; its neighbours are drawn as ever."""
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    for params in (SamplingParams(temperature), SamplingParams(temperature, top_k=9, min_p=0.01)):
+        whole = sample(logits, params, [torch.Generator().manual_seed(row) for row in range(3)]).tolist()
+        damaged = logits.clone()
+        damaged[1, slice(None) if broken == -INF else 7] = broken
+        found = sample(damaged, params, [torch.Generator().manual_seed(row) for row in range(3)]).tolist()
+        assert found == [whole[0], -1, whole[2]]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -192,5 +221,5 @@ def test_the_worked_example_of_the_page_is_true() -> None:
         torch.testing.assert_close(found, shown, rtol=0, atol=6e-5)
     for logits, column in zip(steps, columns[2:6], strict=True):
         assert [cell == "dropped" for cell in column] == logits.isinf()[0].tolist()
-    probabilities, ids = distribution(table[0], SamplingParams(temperature=0.5, top_k=4, top_p=0.95, min_p=0.2))
-    assert names[int(ids[0, draw(probabilities, torch.tensor([0.8], dtype=torch.float64))])] == "sofa"
+    probabilities = distribution(table[0], SamplingParams(temperature=0.5, top_k=4, top_p=0.95, min_p=0.2))
+    assert names[int(draw(probabilities, torch.tensor([0.8], dtype=torch.float64)))] == "sofa"

@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from transformerlm.checkpoints.validation import (
     CheckpointError,
@@ -98,17 +99,29 @@ def _first_whole(
 
     All are in `root`. The list is rank 0's: on a shared disk, another machine may see a new name a little later.
     """
+    found, damaged = _first_verified(directories, root, world=world)
+    return None if found is None else found[0], damaged
+
+
+def _first_verified(
+    directories: list[Path],
+    root: Path,
+    *,
+    world: World = World(),  # noqa: B008 (frozen)
+    weights_only: bool = False,
+) -> tuple[tuple[Path, dict[str, Any]] | None, list[tuple[Path, CheckpointError]]]:
+    """Do what `_first_whole` does, and return the state of the checkpoint beside it."""
     damaged: list[tuple[Path, CheckpointError]] = []
     names = gather_text(" ".join(directory.name for directory in directories), world)[0].split()
     for directory in (root / name for name in names):
         try:
-            verify(directory, world=world)
+            state = verify(directory, world=world, weights_only=weights_only)
         except (CheckpointFormatError, CheckpointNotSharedError):
             raise
         except CheckpointError as error:
             damaged.append((directory, error))
         else:
-            return directory, damaged
+            return (directory, state), damaged
     return None, damaged
 
 
@@ -127,13 +140,38 @@ def resolve(path: Path, *, world: World = World()) -> Path:  # noqa: B008 (froze
         named, found = _candidates(path)
     if named is not None:
         return named
-    newest, damaged = _first_whole(found, found[0].parent, world=world)
+    return _newest_of(path, found, world=world)[0]
+
+
+def resolve_verified(path: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the checkpoint that `path` names, as `resolve` does, and its state.
+
+    Its files are verified, once, but for the optimizer's: this is for those who use the weights.
+
+    Raises:
+        CheckpointError: there is none, or the one that is named is damaged.
+    """
+    named, found = _candidates(path)
+    if named is not None:
+        return named, verify(named, weights_only=True)
+    return _newest_of(path, found, weights_only=True)
+
+
+def _newest_of(
+    path: Path,
+    found: list[Path],
+    *,
+    world: World = World(),  # noqa: B008 (frozen)
+    weights_only: bool = False,
+) -> tuple[Path, dict[str, Any]]:
+    """Return the newest whole one of a run's checkpoints and its state, with a warning for each damaged newer one."""
+    newest, damaged = _first_verified(found, found[0].parent, world=world, weights_only=weights_only)
     for _, error in damaged if is_main(world) else ():
-        instead = f"{newest.name} is used instead" if newest else "there is no older one"
-        warnings.warn(f"{error}; {instead}", stacklevel=2)
-    if newest is not None:
-        return newest
-    raise CheckpointError(f"{path}: none of its {len(found)} checkpoints is whole")
+        instead = f"{newest[0].name} is used instead" if newest else "there is no older one"
+        warnings.warn(f"{error}; {instead}", stacklevel=3)
+    if newest is None:
+        raise CheckpointError(f"{path}: none of its {len(found)} checkpoints is whole")
+    return newest
 
 
 def _candidates(path: Path) -> tuple[Path | None, list[Path]]:

@@ -37,6 +37,15 @@ def part_names(kind: str, total: int) -> list[str]:
     return [f"{kind}-{number:05d}-of-{total:05d}.safetensors" for number in range(1, total + 1)]
 
 
+def kind_of(name: str) -> str | None:
+    """Return which kind of tensors a file of a checkpoint holds or indexes; None: it is another file."""
+    for kind in (MODEL, OPTIMIZER):
+        part = _PART.fullmatch(name)
+        if name in (single_name(kind), index_name(kind)) or (part is not None and part["kind"] == kind):
+            return kind
+    return None
+
+
 def plan_files(kind: str, sizes: Mapping[str, int], *, max_bytes: int) -> dict[str, list[str]]:
     """Return the files, each with the names of its tensors: in order, as many as `max_bytes` hold, and at least one.
 

@@ -44,14 +44,21 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
 
 def load_model(
-    directory: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    directory: Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    is_verified: bool = False,
 ) -> TransformerLM:
     """Return the checkpoint's model, verified, in evaluation mode, on `device` and in `dtype` (None: fp32 as saved).
+
+    `is_verified` says that the caller has just verified the weights, which are then not hashed again.
 
     Raises:
         CheckpointError: anything in the directory is missing or damaged.
     """
-    verify(directory)
+    if not is_verified:
+        verify(directory)
     settings = ModelSettings(**load_config_of(directory).model.model_dump())
     with as_checkpoint_error():
         facts = {name: one.facts for name, one in stored_tensors(directory, MODEL).items()}

@@ -7,6 +7,7 @@ be a link that leads out of the checkpoint.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transformerlm.checkpoints.layout import missing_files
+from transformerlm.checkpoints.layout import MODEL, OPTIMIZER, kind_of, missing_files, single_name
 from transformerlm.distributed.world import World, gather_text, is_main
 from transformerlm.utils.files import file_sha256, wait_for
 from transformerlm.utils.json_files import parse_json_object, read_json_object, values_sha256
@@ -88,10 +89,16 @@ def read_state(directory: Path) -> dict[str, Any]:
     return state
 
 
-def verify(directory: Path, *, world: World = World()) -> dict[str, Any]:  # noqa: B008 (frozen)
+def verify(
+    directory: Path,
+    *,
+    world: World = World(),  # noqa: B008 (frozen)
+    weights_only: bool = False,
+) -> dict[str, Any]:
     """Return the checkpoint's state after checking that every file is there and has its recorded sha256.
 
-    All ranks call this. Each hashes its share of the files, and all come to the same result.
+    All ranks call this. Each hashes its share of the files, and all come to the same result. With `weights_only` the
+    optimizer's files need only be there: they are two thirds of the bytes, and only a training reads them.
 
     Raises:
         CheckpointError: a file is missing, cannot be read, or has changed.
@@ -109,9 +116,23 @@ def verify(directory: Path, *, world: World = World()) -> dict[str, Any]:  # noq
     with agreed(world), as_checkpoint_error():
         # Tensor files in order, each read by the rank after the one that wrote it, then the small files.
         names = sorted(state["sha256"], key=lambda name: (not name.endswith(".safetensors"), name))
+        names = [name for name in names if not (weights_only and kind_of(name) == OPTIMIZER)]
         for name in names[(world.rank - 1) % world.world_size :: world.world_size]:
             _check_sum(directory, name, state["sha256"][name])
     return state
+
+
+def fingerprint(state: Mapping[str, Any]) -> str:
+    """Return step and the first eight digits of the sha256 of the weights, from a checkpoint's state.
+
+    Where several files hold the weights, it is the sha256 of their sums, in order.
+    """
+    sums = {name: value for name, value in state["sha256"].items() if kind_of(name) == MODEL}
+    whole = (
+        sums.get(single_name(MODEL))
+        or hashlib.sha256("".join(sums[name] for name in sorted(sums)).encode()).hexdigest()
+    )
+    return f"{state['step']}-{whole[:8]}"
 
 
 def _read_listed(directory: Path) -> dict[str, Any]:

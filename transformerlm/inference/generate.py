@@ -20,12 +20,23 @@ import torch
 from torch import Tensor
 
 from transformerlm.inference.arguments import Ends, check_prompts, end_ids, generators_of
+from transformerlm.inference.fast.batcher import Batcher
 from transformerlm.inference.fast.decoder import Decoder
 from transformerlm.inference.fast.prompt_lookup import decode as decode_speculatively
 from transformerlm.inference.fast.ragged_rows import decode as decode_ragged_rows
 from transformerlm.inference.sampling import SamplingParams, sample
 
-__all__ = ["Decoder", "LanguageModel", "TokenIds", "decode", "generate", "generate_batch", "generate_prompts", "stream"]
+__all__ = [
+    "Batcher",
+    "Decoder",
+    "LanguageModel",
+    "TokenIds",
+    "decode",
+    "generate",
+    "generate_batch",
+    "generate_prompts",
+    "stream",
+]
 
 # To see whether all rows have ended, the host waits for the device: on a GPU it looks only every 16 steps.
 _STEPS_BETWEEN_LOOKS = 16

@@ -14,10 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from transformerlm.inference.fast.top_candidates import candidates as fast_candidates
 from transformerlm.models.functional import softmax
 from transformerlm.utils.dtypes import upcast
-from transformerlm.utils.plain_forms import may_hand_over
 
 
 @dataclass(frozen=True)
@@ -47,40 +45,42 @@ class SamplingParams:
             )
 
 
-def sample(logits: Tensor, params: SamplingParams, generators: Sequence[torch.Generator | None]) -> Tensor:
-    """Draw one id a row from logits `(batch, vocab)`; return int64 `(batch)`.
+def sample(
+    logits: Tensor, params: SamplingParams | Sequence[SamplingParams], generators: Sequence[torch.Generator | None]
+) -> Tensor:
+    """Draw one id a row from logits `(batch, vocab)`; return int64 `(batch)`, -1 for a row that cannot be drawn from.
 
-    `generators[i]` gives row i its random number, so a row is drawn the same in any batch; a single generator serves
-    all rows, and None is torch's global one. They must be on the logits' device. Temperature 0 draws nothing.
+    `params` are those of all rows, or one for each. `generators[i]` gives row i its random number, so a row is drawn
+    the same in any batch; a single generator serves all rows, and None is torch's global one. They must be on the
+    logits' device. A row with temperature 0 takes no number. A row cannot be drawn from when it has a NaN or +inf, or
+    nothing but -inf; the other rows do not notice.
     """
-    if params.temperature == 0.0:
-        return logits.argmax(dim=-1)
-    probabilities, ids = distribution(logits, params)  # (batch, kept) each
-    shares = uniform(len(logits), generators, logits.device)  # (batch)
-    return ids.gather(-1, draw(probabilities, shares).unsqueeze(-1)).squeeze(-1)
+    rows = [params] * len(logits) if isinstance(params, SamplingParams) else list(params)
+    probabilities = distribution(logits, rows)  # (batch, vocab)
+    chosen = draw(probabilities, _shares(rows, generators, logits.device))
+    return chosen.masked_fill(~logits.amax(dim=-1).isfinite(), -1)
 
 
-def distribution(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Return the probabilities `(batch, kept)` that `sample` draws from, and the ids `(batch, kept)` they belong to."""
-    scaled = apply_temperature(upcast(logits), params.temperature)
-    return candidates(scaled, top_k=params.top_k, top_p=params.top_p, min_p=params.min_p)
+def distribution(logits: Tensor, params: SamplingParams | Sequence[SamplingParams]) -> Tensor:
+    """Return the probabilities `(batch, vocab)` that `sample` draws from, 0 where a filter dropped the id."""
+    if isinstance(params, SamplingParams):
+        return _filtered(upcast(logits), params)
+    groups: dict[SamplingParams, list[int]] = {}
+    for row, each in enumerate(params):
+        groups.setdefault(each, []).append(row)
+    if len(groups) == 1:
+        return _filtered(upcast(logits), params[0])
+    probabilities = torch.empty_like(upcast(logits))
+    for each, rows in groups.items():
+        indices = torch.tensor(rows, device=logits.device)
+        probabilities[indices] = _filtered(upcast(logits[indices]), each)
+    return probabilities
 
 
-def candidates(logits: Tensor, *, top_k: int | None, top_p: float, min_p: float) -> tuple[Tensor, Tensor]:
-    """Return the probabilities after the three filters and their ids, `(batch, kept)` each, most likely first.
-
-    With neither top-k nor top-p all ids come in their own order. `logits` are `(batch, vocab)`, fp32.
-    """
-    # hand-over: the same from a few tokens, without sorting all; None where that cannot be certain
-    few = fast_candidates(logits, top_k=top_k, top_p=top_p, min_p=min_p) if may_hand_over() else None
-    if few is not None:
-        return few
-    kept = min_p_filter(top_p_filter(top_k_filter(logits, top_k), top_p), min_p)
-    probabilities = softmax(kept, dim=-1)  # (batch, vocab), 0 where a filter dropped the token
-    if top_k is None and top_p == 1.0:
-        return probabilities, torch.arange(logits.shape[-1], device=logits.device).expand(len(logits), -1)
-    # In the order of the fast form: a row's draw must not depend on which form its neighbours needed.
-    return probabilities.sort(dim=-1, descending=True, stable=True)
+def _filtered(logits: Tensor, params: SamplingParams) -> Tensor:
+    """Return the probabilities `(batch, vocab)` after the temperature and the three filters."""
+    kept = top_k_filter(apply_temperature(logits, params.temperature), params.top_k)
+    return softmax(min_p_filter(top_p_filter(kept, params.top_p), params.min_p), dim=-1)
 
 
 def draw(probabilities: Tensor, shares: Tensor) -> Tensor:
@@ -101,6 +101,18 @@ def uniform(count: int, generators: Sequence[torch.Generator | None], device: to
     if len(generators) == 1:
         return torch.rand(count, generator=generators[0], device=device, dtype=dtype)
     return torch.cat([torch.rand(1, generator=each, device=device, dtype=dtype) for each in generators])
+
+
+def _shares(
+    params: Sequence[SamplingParams], generators: Sequence[torch.Generator | None], device: torch.device
+) -> Tensor:
+    """Return a number in [0, 1) for each row, 0 for those with temperature 0, which have one id to draw."""
+    drawn = [row for row, each in enumerate(params) if each.temperature > 0.0]
+    shares = torch.zeros(len(params), device=device, dtype=torch.float64 if device.type != "mps" else torch.float32)
+    if drawn:
+        own = generators if len(generators) == 1 else [generators[row] for row in drawn]
+        shares[torch.tensor(drawn, device=device)] = uniform(len(drawn), own, device)
+    return shares
 
 
 # --- the filters -------------------------------------------------------------------------------------------------
@@ -124,12 +136,12 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
 def top_k_filter(logits: Tensor, top_k: int | None) -> Tensor:
     """Keep the `top_k` most likely tokens (Fan et al. 2018); None, or at least the vocabulary's size, keeps all.
 
-    Exactly `top_k` are kept where several are equal. Raises ValueError when it is below 1.
+    Exactly `top_k` are kept: of equals, the lower ids. Raises ValueError when it is below 1.
     """
     SamplingParams(top_k=top_k)
     if top_k is None or top_k >= logits.shape[-1]:
         return logits
-    return _keep(logits, logits.topk(top_k, dim=-1).indices)
+    return _keep(logits, logits.sort(dim=-1, descending=True, stable=True).indices[..., :top_k])
 
 
 def top_p_filter(logits: Tensor, top_p: float) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 State = Literal["loading", "ok", "stalled", "dead", "draining"]
 
@@ -51,8 +51,9 @@ class Logprobs:
 class Piece:
     """What became of a request in one step of the engine.
 
-    `text` holds whole characters only; what may be the beginning of a stop string is held back. The last piece has a
-    `finish`. `prompt_logprobs` comes in the first piece of a request that asked for it.
+    `text` holds whole characters only; what may be the beginning of a stop string is held back, but not its
+    `token_ids`: they are those that this step drew, a stop string's too. The last piece has a `finish`.
+    `prompt_logprobs` comes in the first piece of a request that asked for it.
     """
 
     text: str = ""
@@ -136,7 +137,11 @@ class UnknownCheckpoint(Exception):
 
 
 class TextStream(Protocol):
-    """The pieces of one text; iterating raises EngineGone if the engine dies."""
+    """The pieces of one text.
+
+    Iterating raises EngineGone if the engine dies, and UnknownCheckpoint if the checkpoint that the request names is
+    damaged, gone, or has another tokenizer or context than the one that is served.
+    """
 
     def __aiter__(self) -> AsyncIterator[Piece]:
         """Return the iterator over the pieces; it ends after the one with a `finish`."""
@@ -146,7 +151,13 @@ class TextStream(Protocol):
 
 
 class Engine(Protocol):
-    """Makes texts; all methods are called on the event loop's thread."""
+    """Makes texts; all methods are called on the event loop's thread.
+
+    `on_event` gets a dict for each event, with its name as `event`: `reloaded` (checkpoint, step, val_loss,
+    fingerprint), `checkpoint_skipped` (checkpoint, reason) and `engine_restarted` (reason, restarts).
+    """
+
+    on_event: Callable[[dict[str, Any]], None]
 
     @property
     def status(self) -> EngineStatus:

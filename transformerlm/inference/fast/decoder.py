@@ -22,7 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transformerlm.inference.fast.cache import DecoderCache, LayerKV, NewPositions, RaggedPositions, check_room
+from transformerlm.inference.fast.cache import (
+    ChunkPositions,
+    DecoderCache,
+    LayerKV,
+    NewPositions,
+    RaggedPositions,
+    SlotPositions,
+    check_room,
+)
 from transformerlm.inference.fast.cuda_graph import CapturedStep
 from transformerlm.inference.fast.embedding_bag_matvec import KEY_BLOCK, has_fast_kernel
 from transformerlm.inference.fast.packed_linear import PackedLinear, pack
@@ -83,6 +91,19 @@ class Decoder:
         layers = [LayerKV(zeros(self._d_head, whole_blocks), zeros(length, self._d_head)) for _ in self._layers]
         return DecoderCache(layers, self._num_heads)
 
+    def make_slots(self, num_slots: int, max_length: int | None = None) -> DecoderCache:
+        """Return a cache for texts that come and go; on a CPU a slot takes memory when a text first uses it.
+
+        A slot holds `max_length` ids (default: context_length), rounded up to whole blocks.
+        """
+        length = self.context_length if max_length is None else min(max_length, self.context_length)
+        whole_blocks = -(-length // KEY_BLOCK) * KEY_BLOCK
+        # Embedding bags read what was written and nothing else, so there the memory may hold anything.
+        make = torch.empty if self._uses_bags else torch.zeros
+        shape = partial(make, num_slots, self._kv_heads, device=self.device, dtype=self.dtype)
+        layers = [LayerKV(shape(self._d_head, whole_blocks), shape(whole_blocks, self._d_head)) for _ in self._layers]
+        return DecoderCache(layers, self._num_heads)
+
     def __call__(
         self,
         token_ids: Tensor,
@@ -105,7 +126,7 @@ class Decoder:
                 cache.captured_step = CapturedStep(partial(self.step_at, cache=cache), cache.lengths, self.device)
             logits = cache.captured_step(token_ids, cache.lengths)  # (batch, vocab_size)
         else:
-            x = self._blocks(token_ids, self._positions(cache, seq_len), cache)  # (batch * seq, d_model)
+            x = self._blocks(token_ids, self._positions(cache, seq_len), cache.layers)  # (batch * seq, d_model)
             if last_only and seq_len > 1:  # the head is the largest matrix: only the rows that are asked for
                 last = torch.tensor([count - 1 + row * seq_len for row, count in enumerate(counts)], device=self.device)
                 x = x.index_select(0, last)  # (batch, d_model)
@@ -119,7 +140,56 @@ class Decoder:
 
         All shapes depend on the cache's memory alone, and nothing is read back to the host.
         """
-        return self._logits(self._blocks(token_ids, RaggedPositions(positions, cache.max_length, self.dtype), cache))
+        positions_of = RaggedPositions(positions, cache.max_length, self.dtype)
+        return self._logits(self._blocks(token_ids, positions_of, cache.layers))
+
+    def read_chunk(self, token_ids: Tensor, *, cache: DecoderCache, slots: list[int], start: int) -> Tensor:
+        """Read ids `(batch, seq)` into `slots` from position `start` on; return vectors `(batch, seq, d_model)`.
+
+        Several slots must start at 0. `head` makes logits of the vectors. The caller counts `cache.lengths`.
+        """
+        batch_size, seq_len = token_ids.shape
+        assert batch_size == 1 or start == 0, f"{batch_size} slots from position {start} on"
+        if batch_size > 1:
+            positions: NewPositions = ChunkPositions(slots, seq_len, self.device, self.dtype)
+            layers = cache.layers
+        else:
+            positions = NewPositions(start, seq_len, self.device, self.dtype)
+            layers = cache.layers_of(slots[0])
+        return self._blocks(token_ids, positions, layers).view(batch_size, seq_len, -1)
+
+    def head(self, vectors: Tensor) -> Tensor:
+        """Return the logits `(rows, vocab_size)` of vectors `(rows, d_model)` after the last block."""
+        return self._logits(vectors)
+
+    def step_slots(self, token_ids: list[int], *, cache: DecoderCache, slots: list[int]) -> Tensor:
+        """Read one more id in each of `slots`; return the logits after them, `(len(slots), vocab_size)`.
+
+        With embedding bags these rows alone are computed; else all slots of the cache are, in fixed shapes, and what
+        the others get is overwritten by their next ids.
+        """
+        if self._uses_bags:
+            positions = SlotPositions(cache, slots)
+            ids = torch.tensor(token_ids, device=self.device)
+            logits = self._logits(self._blocks(ids, positions, cache.layers))
+        else:
+            logits = self._step_all(token_ids, cache, slots)
+        for slot in slots:
+            cache.lengths[slot] += 1
+        return logits
+
+    def _step_all(self, token_ids: list[int], cache: DecoderCache, slots: list[int]) -> Tensor:
+        ids = torch.zeros(len(cache.lengths), 1, dtype=torch.int64)
+        ids[slots, 0] = torch.tensor(token_ids)
+        # A full row gets no more ids in this text, so its last place may be overwritten.
+        places = [min(length, cache.max_length - 1) for length in cache.lengths]
+        if self._captures:
+            if cache.captured_step is None:
+                cache.captured_step = CapturedStep(partial(self.step_at, cache=cache), places, self.device)
+            logits = cache.captured_step(ids.to(self.device), places)
+        else:
+            logits = self.step_at(ids.to(self.device), torch.tensor(places, device=self.device), cache)
+        return logits[slots]  # (len(slots), vocab_size)
 
     def _positions(self, cache: DecoderCache, seq_len: int) -> NewPositions:
         bags = cache.attention_rows.up_to(cache.length + 1) if seq_len == 1 and self._uses_bags else None
@@ -129,11 +199,11 @@ class Decoder:
             raise ValueError(f"KV cache: rows of different lengths take one id at a time, got {seq_len}")
         return RaggedPositions(torch.tensor(cache.lengths, device=self.device), cache.length + 1, self.dtype, bags)
 
-    def _blocks(self, token_ids: Tensor, positions: NewPositions, cache: DecoderCache) -> Tensor:
+    def _blocks(self, token_ids: Tensor, positions: NewPositions, layers: list[LayerKV]) -> Tensor:
         """Return the vectors after the last block, `(batch * seq, d_model)`; keys and values go to the cache."""
         rotation = None if self._rope is None else positions.rotation(self._rope)  # the same in all layers
         x = self._embedding.index_select(0, token_ids.reshape(-1)).to(self.dtype)  # (batch * seq, d_model)
-        for layer, memory in zip(self._layers, cache.layers, strict=True):
+        for layer, memory in zip(self._layers, layers, strict=True):
             x = layer(x, rotation, positions, memory)
         return x
 
@@ -215,6 +285,8 @@ class _Layer:
             scores = positions.bags.scores(query * self._scale, memory.keys)  # (batch * num_heads, end)
             shares = torch.softmax(_hide(scores, positions.bias, batch), -1)
             return positions.bags.mix(shares, memory.values).view(batch, -1)
+        if positions.slot_bags is not None:
+            return positions.slot_bags.attend(query * self._scale, *memory).view(batch, -1)
         if seq > 1 and positions.bias is None:
             key, value = new.unbind(2)
             parts = (each.transpose(1, 2) for each in (query, key, value))  # (batch, heads, seq, d_head)

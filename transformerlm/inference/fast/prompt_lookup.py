@@ -128,19 +128,18 @@ def _check_draft(
             (i for i, (ours, theirs) in enumerate(zip(most_likely, draft, strict=False)) if ours != theirs), len(draft)
         )
         return most_likely[: agreed + 1]
-    probabilities, ids = distribution(logits, params)  # (len(draft) + 1, kept) each
+    probabilities = distribution(logits, params)  # (len(draft) + 1, vocab)
     # Two numbers a place: one decides whether the drafted id is taken, one draws.
     shares = uniform(2 * len(draft) + 2, [generator], logits.device).view(-1, 2)
     for index, token_id in enumerate(draft):
         row = probabilities[index]
-        place = (ids[index] == token_id).nonzero()[:, 0]  # (1), or (0) where a filter dropped the id
-        chance = float(row[place].sum())
-        row[place] = 0.0
+        chance = float(row[token_id])  # 0 where a filter dropped the id
+        row[token_id] = 0.0
         # With no other id left, only rounding keeps the chance below 1.
         if float(shares[index, 0]) >= chance and bool(row.any()):
-            return [*draft[:index], _draw_id(row, ids[index], shares[index, 1])]
-    return [*draft, _draw_id(probabilities[-1], ids[-1], shares[-1, 1])]
+            return [*draft[:index], _draw_id(row, shares[index, 1])]
+    return [*draft, _draw_id(probabilities[-1], shares[-1, 1])]
 
 
-def _draw_id(probabilities: Tensor, ids: Tensor, share: Tensor) -> int:
-    return int(ids[draw(probabilities.unsqueeze(0), share.unsqueeze(0))])
+def _draw_id(probabilities: Tensor, share: Tensor) -> int:
+    return int(draw(probabilities.unsqueeze(0), share.unsqueeze(0)))

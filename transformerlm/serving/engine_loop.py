@@ -1,0 +1,122 @@
+"""The loop of the engine process: take what is asked, make a step of all texts, tell what came of it.
+
+Checkpoints are loaded by a thread beside the loop, so texts go on meanwhile. The one that is served is where new
+requests go; texts that run end on the checkpoint on which they began. Beside it there is at most one more that a
+request has named, the last one, and those whose texts still run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+
+from transformerlm.serving.checkpoint_loader import CannotOpen, CheckpointLoader, Opened
+from transformerlm.serving.engine import Piece, TextRequest
+from transformerlm.serving.protocol import Ask, Refused, Settings, Told
+from transformerlm.serving.served_model import ServedModel
+
+
+class EngineLoop:
+    """Serves what comes into `inbox`, and tells each step by `tell`."""
+
+    def __init__(self, settings: Settings, inbox: SimpleQueue[object], tell: Callable[[Told], None]) -> None:
+        self._inbox, self._tell = inbox, tell
+        self._loader = CheckpointLoader(settings, tell=tell, put=inbox.put)
+        self._served = self._loader.first()
+        self._named: ServedModel | None = None  # the last one that a request has named
+        self._old: list[ServedModel] = []  # no new texts begin on these
+        self._pending: dict[str, list[TextRequest]] = {}  # until the checkpoint that they name is loaded
+
+    def run(self) -> None:
+        """Serve until the process ends."""
+        self._tell(Told(serving=self._served.facts, checkpoints=self._loader.names()))
+        self._loader.start()
+        while True:
+            self._take_all()
+            self._step()
+            self._old = [model for model in self._old if not model.is_idle]
+
+    def _models(self) -> list[ServedModel]:
+        return [self._served, *([] if self._named is None else [self._named]), *self._old]
+
+    def _take_all(self) -> None:
+        """Take what has come; with nothing to do, wait for it."""
+        is_idle = all(model.is_idle for model in self._models())
+        while True:
+            try:
+                message = self._inbox.get(block=is_idle)
+            except Empty:
+                return
+            is_idle = False
+            if isinstance(message, Ask):
+                self._take_ask(message)
+            elif isinstance(message, Opened):
+                self._take_opened(message)
+            elif isinstance(message, CannotOpen):
+                self._refuse(message)
+            elif isinstance(message, Exception):  # of the loader's thread
+                raise message
+
+    def _step(self) -> None:
+        for model in self._models():
+            if not model.is_idle:
+                pieces, report = model.step()
+                self._tell(Told(pieces=pieces, report=report))
+
+    # --- what is asked ---------------------------------------------------------------------------------------------
+
+    def _take_ask(self, ask: Ask) -> None:
+        for request in ask.submit:
+            self._submit(request)
+        for request_id in ask.cancel:
+            self._cancel(request_id)
+        if ask.ping is not None:
+            self._tell(Told(pong=ask.ping, is_loading=bool(self._pending)))
+
+    def _submit(self, request: TextRequest) -> None:
+        for model in (self._served, self._named):
+            if model is not None and request.checkpoint in ("", model.facts.checkpoint):
+                self._start(model, request)
+                return
+        if request.checkpoint not in self._pending:
+            self._loader.ask(request.checkpoint)
+        self._pending.setdefault(request.checkpoint, []).append(request)
+
+    def _start(self, model: ServedModel, request: TextRequest) -> None:
+        try:
+            model.start(request)
+        except ValueError as error:
+            self._tell(Told(refused=[Refused(request_id=request.request_id, reason=str(error))]))
+
+    def _cancel(self, request_id: str) -> None:
+        for model in self._models():
+            model.cancel(request_id)
+        for requests in self._pending.values():
+            for request in [each for each in requests if each.request_id == request_id]:
+                requests.remove(request)
+                self._tell(Told(pieces=[(request_id, Piece(finish="cancelled"))]))
+
+    # --- what was loaded -------------------------------------------------------------------------------------------
+
+    def _take_opened(self, opened: Opened) -> None:
+        if opened.is_served:
+            self._old.append(self._served)
+            self._served = opened.model
+            self._tell(Told(serving=opened.model.facts))
+        if self._named is not None and (
+            not opened.is_served or self._named.facts.checkpoint == opened.model.facts.checkpoint
+        ):
+            self._old.append(self._named)
+            self._named = None
+        if not opened.is_served:
+            self._named = opened.model
+            for request in self._pending.pop(opened.model.facts.checkpoint, []):
+                self._start(opened.model, request)
+
+    def _refuse(self, cannot: CannotOpen) -> None:
+        refused = [
+            Refused(request_id=request.request_id, reason=cannot.reason, is_checkpoint=True)
+            for request in self._pending.pop(cannot.name, [])
+        ]
+        if refused:
+            self._tell(Told(refused=refused))

@@ -1,0 +1,190 @@
+"""One checkpoint ready to make texts: its decoder, its batcher, and the texts on their way as pieces."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from transformerlm.checkpoints.directory import resolve_verified
+from transformerlm.checkpoints.document_ids import ids_of_checkpoint
+from transformerlm.checkpoints.load import load_model, load_tokenizer
+from transformerlm.checkpoints.validation import fingerprint
+from transformerlm.inference.generate import Batcher, Decoder
+from transformerlm.inference.penalties import Penalties
+from transformerlm.inference.requests import Drawn, Event, Finished, PromptScored, Request, TokenLogprobs
+from transformerlm.inference.sampling import SamplingParams
+from transformerlm.inference.texts import Pieces
+from transformerlm.serving.engine import Logprobs, ModelFacts, Piece, StepReport, TextRequest
+from transformerlm.serving.protocol import Settings
+from transformerlm.utils.device import resolve_device
+from transformerlm.utils.dtypes import resolve_precision
+
+
+@dataclass
+class _Text:
+    """A text on its way, and what this step has added to it."""
+
+    pieces: Pieces
+    num_tokens: int = 0
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] | None = None
+
+
+class ServedModel:
+    """Makes the texts of one checkpoint, a step of all of them at a time.
+
+    `path` is what `resolve` takes. The weights are hashed once, and not mapped: a training may remove them meanwhile.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or damaged.
+        ValueError: it cannot be served as the settings say.
+    """
+
+    def __init__(self, path: Path, settings: Settings, *, prefix_cache_bytes: int) -> None:
+        directory, state = resolve_verified(path)
+        device, int8 = resolve_device(settings.device), settings.precision == "int8"
+        precision = "fp32" if int8 else resolve_precision(settings.precision, device)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        model = load_model(directory, device=device, dtype=dtype, is_verified=True)
+        self._tokenizer = load_tokenizer(directory)
+        ids = ids_of_checkpoint(directory, self._tokenizer)
+        is_best = state["step"] == state.get("best_step")
+        self.facts = ModelFacts(
+            path=str(directory.absolute()),
+            checkpoint=directory.name,
+            step=state["step"],
+            val_loss=state.get("best_val_loss" if is_best else "val_loss"),
+            fingerprint=fingerprint(state),
+            parameters=model.num_parameters(),
+            vocab_size=self._tokenizer.vocab_size,
+            context_length=model.context_length,
+            precision="int8" if int8 else precision,
+            device=str(device),
+            end_ids=list(ids.eos_token_ids),
+            start_id=ids.start_id,
+            starts_texts=ids.starts_texts,
+        )
+        self.tokenizer_sums = {name: one for name, one in state["sha256"].items() if name.startswith("tokenizer/")}
+        self._device = device
+        self._batcher = Batcher(
+            Decoder(model, int8=int8),
+            slots=settings.slots,
+            prefill_chunk=settings.prefill_chunk,
+            prefix_cache_bytes=prefix_cache_bytes,
+            vocab_size=self._tokenizer.vocab_size,
+        )
+        self._texts: dict[str, _Text] = {}
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return self._batcher.is_idle
+
+    def start(self, request: TextRequest) -> None:
+        """Take a request, of which `step` tells from now on.
+
+        Raises:
+            ValueError: the model cannot do what it asks.
+        """
+        pieces = Pieces(self._tokenizer.decode_bytes, stop=request.stop)
+        self._batcher.submit(
+            Request(
+                request_id=request.request_id,
+                prompt=request.prompt,
+                max_new_tokens=request.max_tokens,
+                sampling=SamplingParams(
+                    temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, min_p=request.min_p
+                ),
+                penalties=Penalties(
+                    presence=request.presence_penalty,
+                    frequency=request.frequency_penalty,
+                    repetition=request.repetition_penalty,
+                    logit_bias=request.logit_bias,
+                ),
+                generator=torch.Generator(self._device).manual_seed(request.seed),
+                ends=frozenset() if request.ignore_eos else frozenset(self.facts.end_ids),
+                min_tokens=request.min_tokens,
+                num_logprobs=request.num_logprobs,
+                num_prompt_logprobs=request.num_prompt_logprobs,
+            )
+        )
+        self._texts[request.request_id] = _Text(pieces)
+
+    def cancel(self, request_id: str) -> None:
+        """End a text at the next step; nothing happens where there is none of this id."""
+        if request_id in self._texts:
+            self._batcher.cancel(request_id)
+
+    def step(self) -> tuple[list[tuple[str, Piece]], StepReport]:
+        """Make one step of all texts; return the pieces that came of it, by request id, and what it took."""
+        began = time.perf_counter()
+        pieces: list[tuple[str, Piece]] = []
+        changed: dict[str, _Text] = {}
+        generated = reused = 0
+        for event in self._batcher.step():
+            generated += isinstance(event, Drawn)
+            text = self._texts.get(event.request_id)
+            if text is None:  # a stop string has ended it
+                continue
+            changed[event.request_id] = text
+            if last := self._take(event, text):
+                reused += last.num_prompt_reused
+                pieces.append((event.request_id, last))
+                del self._texts[event.request_id], changed[event.request_id]
+        pieces += [(request_id, self._piece(text)) for request_id, text in changed.items()]
+        report = StepReport(
+            seconds=time.perf_counter() - began,
+            choice_seconds=0.0,
+            prompt_tokens=0,
+            generated_tokens=generated,
+            reused_tokens=reused,
+        )
+        return pieces, report
+
+    def _take(self, event: Event, text: _Text) -> Piece | None:
+        """Add an event to its text; return the last piece if it ends the text."""
+        if isinstance(event, PromptScored):
+            text.prompt_logprobs = event.logprobs
+            return None
+        if isinstance(event, Drawn):
+            text.num_tokens += 1
+            text.text += text.pieces.push(event.token_id)
+            text.token_ids.append(event.token_id)
+            text.logprobs += [] if event.logprobs is None else [event.logprobs]
+            if text.pieces.stopped_by is None:
+                return None
+            self._batcher.cancel(event.request_id)
+            return self._piece(text, Finished(event.request_id, "stop"))
+        text.text += text.pieces.finish()
+        text.num_tokens += event.reason == "stop"  # the end token, of which nothing was told
+        return self._piece(text, event)
+
+    def _piece(self, text: _Text, finished: Finished | None = None) -> Piece:
+        """Return what a text has gained since its last piece."""
+        piece = Piece(
+            text=text.text,
+            token_ids=text.token_ids,
+            logprobs=_logprobs(text.logprobs) if text.logprobs else None,
+            prompt_logprobs=None if text.prompt_logprobs is None else _logprobs(text.prompt_logprobs),
+            finish="" if finished is None else finished.reason,
+            stop_string=text.pieces.stopped_by,
+            num_tokens=text.num_tokens,
+            num_prompt_reused=0 if finished is None else finished.num_prompt_reused,
+            step=self.facts.step,
+            fingerprint=self.facts.fingerprint,
+        )
+        text.text, text.token_ids, text.logprobs, text.prompt_logprobs = "", [], [], None
+        return piece
+
+
+def _logprobs(each: list[TokenLogprobs]) -> Logprobs:
+    return Logprobs(
+        token_ids=[one.token_id for one in each],
+        logprobs=[one.logprob for one in each],
+        top=[one.top for one in each],
+    )
