@@ -62,9 +62,8 @@ def serve(config: ServeConfig) -> int:
     key = _key_of(config)
     with working("starting"):
         try:
-            from transformerlm.serving.engine_client import EngineClient
-
             from transformerlm.serving import web_server  # noqa: F401
+            from transformerlm.serving.engine_client import EngineClient
         except ModuleNotFoundError as error:
             if error.name not in ("starlette", "uvicorn", "h11", "prometheus_client"):
                 raise
