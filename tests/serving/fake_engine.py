@@ -6,6 +6,7 @@ import asyncio
 import codecs
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformerlm.serving.engine import (
     EngineGone,
@@ -47,6 +48,7 @@ class FakeEngine:
     """
 
     def __init__(self, checkpoint: Path, *, slots: int = 4, waiting: int = 4, context_length: int = 64) -> None:
+        self.on_event: Callable[[dict[str, Any]], None] = lambda event: None
         self.tokenizer = fake_tokenizer()
         self.gate = asyncio.Event()
         self.gate.set()
