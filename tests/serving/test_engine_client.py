@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
-from tests.serving.helpers import LONG, read, request, running, until
-from transformerlm.serving.engine import EngineGone, QueueFull, UnknownCheckpoint
+from tests.checkpoints.helpers import flip_bit
+from tests.serving.helpers import LONG, read, request, running, tiny_checkpoint, until
+from transformerlm.checkpoints.directory import prune
+from transformerlm.serving.engine import EngineGone, Piece, QueueFull, UnknownCheckpoint
 from transformerlm.serving.engine_client import EngineClient
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
@@ -63,6 +65,61 @@ def test_texts_come_in_pieces_and_end(run):
             assert await client.drain(1)
 
     talk(with_engine)
+
+
+@pytest.mark.slow
+def test_a_training_is_followed_for_a_minute(files, tmp_path):
+    """Thirty checkpoints in a minute, two kept, two damaged: no text fails, each is of one step, and the last is served.
+
+    Nothing but the training changes the names in the run.
+    """
+    saved: dict[int, float] = {}
+    damaged = {9, 20}
+
+    def train() -> None:
+        for step in range(2, 32):
+            directory = tiny_checkpoint(tmp_path, files, step)
+            if step in damaged:
+                flip_bit(directory / "model.safetensors")
+            prune(tmp_path / "checkpoints", 2)
+            saved[step] = time.monotonic()
+            time.sleep(2)
+
+    async def write(client: EngineClient, number: int, texts: list[list[Piece]], until: asyncio.Task[None]) -> None:
+        count = 0
+        while not until.done():
+            count += 1
+            name = f"{number}-{count}"
+            texts.append(await read(client.submit([request(name, max_tokens=60, ignore_eos=True, seed=count)])[0]))
+
+    async def follow() -> None:
+        events: list[dict] = []
+        taken: dict[int, float] = {}
+
+        def take(event: dict) -> None:
+            events.append(event)
+            taken.setdefault(event.get("step", -1), time.monotonic())
+
+        texts: list[list[Piece]] = []
+        async with running(tmp_path, {"follow.checkpoint": "newest", "follow.interval": "1s"}) as client:
+            client.on_event = take
+            training = asyncio.create_task(asyncio.to_thread(train))
+            await asyncio.gather(*(write(client, number, texts, training) for number in range(4)))
+            await training
+            await until(lambda: client.status.facts is not None and client.status.facts.step == 31)
+        assert {pieces[-1].finish for pieces in texts} == {"length"}
+        assert all(len({(piece.step, piece.fingerprint) for piece in pieces}) == 1 for pieces in texts)
+        assert len({pieces[0].step for pieces in texts}) > 10
+        skipped = [event["checkpoint"] for event in events if event["event"] == "checkpoint_skipped"]
+        assert set(skipped) <= {"step-00000009", "step-00000020"}
+        assert len(set(skipped)) == len(skipped)
+        assert [event for event in events if event["event"] == "engine_restarted"] == []
+        print("lag in s:", sorted(round(taken[step] - saved[step], 2) for step in taken if step in saved))
+        names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+        assert names == {"step-00000030", "step-00000031", "latest"}
+
+    tiny_checkpoint(tmp_path, files, 1)
+    asyncio.run(asyncio.wait_for(follow(), 10 * LONG))
 
 
 def test_the_bounds_of_the_queue_hold_for_all_requests_together(tmp_path):

@@ -167,7 +167,7 @@ class EngineClient:
         self._state = "dead"
         self._fail([*self._sent.values(), *self._queue.values()], "the server stops")
         if self._started is not None and not self._started.done():
-            self._started.set_exception(EngineGone("the server stops"))
+            self._cannot_start(EngineGone("the server stops"))
 
     # --- the queue -------------------------------------------------------------------------------------------------
 
@@ -304,7 +304,7 @@ class EngineClient:
             was_ready, self._state = self._state != "loading", "dead"
             assert self._started is not None
             if not self._started.done():
-                self._started.set_exception(ValueError(reason))
+                self._cannot_start(ValueError(reason))
                 return
             self._fail(list(self._sent.values()), reason)
             if not was_ready:  # the second death in a row: what waited has waited for both
@@ -316,6 +316,11 @@ class EngineClient:
             await asyncio.sleep(pause)
             self._restarts += 1
             self._tell("engine_restarted", reason=reason, restarts=self._restarts)
+
+    def _cannot_start(self, error: Exception) -> None:
+        assert self._started is not None
+        self._started.set_exception(error)
+        self._started.exception()  # else asyncio complains where nobody waits for the start any more
 
     async def _run_process(self) -> str:
         """Run one process to its end; return why it ended."""
