@@ -40,7 +40,9 @@ def _most_likely(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     room = (values == border).sum(dim=-1, keepdim=True)
     first = (tied * (tied.cumsum(dim=-1) <= room)).topk(count, dim=-1)
     places = torch.where(first.values > 0, first.indices, logits.shape[-1]).sort(dim=-1).values
-    ids = torch.where(values > border, ids, places.gather(-1, (torch.arange(count, device=ids.device) - (count - room)).clamp_min(0)))
+    ids = torch.where(
+        values > border, ids, places.gather(-1, (torch.arange(count, device=ids.device) - (count - room)).clamp_min(0))
+    )
     ids = ids.sort(dim=-1).values
     values, order = logits.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
     return values, ids.gather(-1, order)
