@@ -44,7 +44,7 @@ def test_logits_change_by_the_definitions(penalties: Penalties) -> None:
     """After each of 200 ids, more than there is room for at first, the row is what the definitions say."""
     draws, logits = random.Random(0), torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(0))
     prompt = [draws.randrange(VOCAB) for _ in range(40)]
-    text, drawn = Occurrences(prompt, penalties, vocab_size=VOCAB, ends={2, 9}, min_tokens=50), []
+    text, drawn = Occurrences(prompt, penalties, ends={2, 9}, min_tokens=50), []
     for _ in range(200):
         banned = {2, 9} if len(drawn) < 50 else set[int]()
         expected = expected_row(logits[0].tolist(), prompt, drawn, penalties, banned)
@@ -57,7 +57,7 @@ def test_each_row_has_its_own_changes() -> None:
     """Rows that ask for nothing keep their bits; the given logits are not written to, and come back where none asks."""
     logits = torch.randn(3, 9)
     before = logits.clone()
-    text = Occurrences([1, 2], Penalties(repetition=2.0), vocab_size=9)
+    text = Occurrences([1, 2], Penalties(repetition=2.0))
     found = adjust(logits, [None, text, None])
     assert torch.equal(found[[0, 2]], logits[[0, 2]])
     assert (found[1] != logits[1]).nonzero()[:, 0].tolist() == [1, 2]
@@ -69,7 +69,7 @@ def test_ids_past_the_vocabulary_change_no_other_row() -> None:
     """A prompt may hold ids that cannot be drawn; the rows are a view of wider ones."""
     wide = torch.zeros(2, 12)
     penalties = Penalties(repetition=3.0, logit_bias={11: 7.0, 3: 1.0})
-    text = Occurrences([10, 4], penalties, vocab_size=8, ends={9}, min_tokens=5)
+    text = Occurrences([10, 4], penalties, ends={9}, min_tokens=5)
     text.add(3)
     found = adjust(wide[:, :8], [text, None])
     assert found.nonzero().tolist() == [[0, 3]]
@@ -78,7 +78,7 @@ def test_ids_past_the_vocabulary_change_no_other_row() -> None:
 def test_what_is_no_number_stays_what_it_is() -> None:
     """A ban stays -inf, and a NaN stays a NaN, which the choice of the id tells."""
     logits = torch.tensor([[-math.inf, math.nan, 1.0]])
-    text = Occurrences([0, 1, 2], Penalties(repetition=2.0, presence=1.0), vocab_size=3)
+    text = Occurrences([0, 1, 2], Penalties(repetition=2.0, presence=1.0))
     assert adjust(logits, [text])[0, 0] == -math.inf
     assert adjust(logits, [text])[0, 1].isnan()
 
@@ -86,7 +86,7 @@ def test_what_is_no_number_stays_what_it_is() -> None:
 def test_half_precision_is_rounded_once() -> None:
     """bfloat16 logits stay bfloat16, and are computed with in fp32."""
     logits = torch.randn(1, 50).bfloat16()
-    text = Occurrences(list(range(50)), Penalties(repetition=1.7), vocab_size=50)
+    text = Occurrences(list(range(50)), Penalties(repetition=1.7))
     wide = logits.float()
     expected = torch.where(wide > 0, wide / 1.7, wide * 1.7).bfloat16()
     assert torch.equal(adjust(logits, [text]), expected)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from transformerlm.utils.dtypes import upcast
@@ -46,19 +47,13 @@ class Penalties:
 class Occurrences:
     """The ids of one text whose next logits change, and how; `add` is told each id that is drawn.
 
-    None of `ends` can be drawn before `min_tokens` ids were. Ids from `vocab_size` on are not looked at.
+    None of `ends` can be drawn before `min_tokens` ids were.
     """
 
     def __init__(
-        self,
-        prompt: Sequence[int],
-        penalties: Penalties,
-        *,
-        vocab_size: int,
-        ends: Collection[int] = (),
-        min_tokens: int = 0,
+        self, prompt: Sequence[int], penalties: Penalties, *, ends: Collection[int] = (), min_tokens: int = 0
     ) -> None:
-        self._penalties, self._vocab_size = penalties, vocab_size
+        self._penalties = penalties
         self._places: dict[int, int] = {}  # id -> its index in the arrays
         self._counts: list[int] = []  # how often it was drawn
         self._ids, self._factors, self._terms = np.zeros(64, np.int64), np.ones(64), np.zeros(64)
@@ -68,7 +63,7 @@ class Occurrences:
         for token_id, bias in penalties.logit_bias.items():
             self._terms[self._place(token_id)] = bias
         self._num_left = min_tokens
-        self._banned = [self._place(token_id) for token_id in ends if token_id < vocab_size] if min_tokens > 0 else []
+        self._banned = [self._place(token_id) for token_id in ends] if min_tokens > 0 else []
         self._terms[self._banned] = -math.inf
 
     @staticmethod
@@ -88,11 +83,11 @@ class Occurrences:
             for banned in self._banned:
                 self._terms[banned] = self._term(ids[banned], self._counts[banned])
 
-    def changes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def changes(self, vocab_size: int) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
         """Return the ids below `vocab_size`, by what each one's logit is divided, and what is added then."""
         size = len(self._counts)
         ids = self._ids[:size]
-        known = ids < self._vocab_size
+        known = ids < vocab_size
         if known.all():
             return ids, self._factors[:size], self._terms[:size]
         return ids[known], self._factors[:size][known], self._terms[:size][known]
@@ -121,10 +116,10 @@ def adjust(logits: Tensor, texts: Sequence[Occurrences | None]) -> Tensor:
 
     The given logits stay as they are. `texts[i]` is None where row i asks for nothing.
     """
-    rows = [(row, text.changes()) for row, text in enumerate(texts) if text is not None]
+    vocab_size = logits.shape[1]
+    rows = [(row, text.changes(vocab_size)) for row, text in enumerate(texts) if text is not None]
     if not rows:
         return logits
-    vocab_size = logits.shape[1]
     places = np.concatenate([ids + row * vocab_size for row, (ids, _, _) in rows])  # in the rows one after another
     divided, added = (np.concatenate([changes[part] for _, changes in rows]).astype(np.float32) for part in (1, 2))
     index, factors, terms = (torch.from_numpy(each).to(logits.device) for each in (places, divided, added))
