@@ -7,7 +7,7 @@ A prompt is read in chunks of `prefill_chunk` ids from position 0 on; the last i
 ... that holds it. So a chunk's numbers depend on its ids and its place alone. Where a row's window is full, its last
 half is read again from position 0, as in the plain loop.
 
-Twin of `Batcher`: `transformerlm.inference.generate.decode_each`
+Twin of `Batcher`: `transformerlm.inference.generate.answer`
 Test: tests/inference/fast/test_batcher.py
 Pays: 2.7x the tokens/s of eight prompts of 8 to 96 ids, in fp32 on one core, against one at a time (docs/LOG.md)
 """
@@ -128,11 +128,14 @@ class Batcher:
         if not prompt or min(prompt) < 0 or max(prompt) >= bound:
             found = f"ids from {min(prompt)} to {max(prompt)}" if prompt else "none"
             raise ValueError(f"batcher: expected a prompt of ids from 0 to {bound - 1}, found {found}")
-        counts = Occurrences.needed(request.penalties, min_tokens=request.min_tokens)
-        occurrences = (
-            Occurrences(prompt, request.penalties, ends=request.ends, min_tokens=request.min_tokens) if counts else None
-        )
-        self._waiting.append(_Row(request, prompt[-self._context :], occurrences))
+        self._waiting.append(_Row(request, prompt[-self._context :], self._occurrences_of(request)))
+
+    def _occurrences_of(self, request: Request) -> Occurrences | None:
+        penalties, min_tokens = request.penalties, request.min_tokens
+        if not Occurrences.needed(penalties, min_tokens=min_tokens):
+            return None
+        bound = self._vocab_size
+        return Occurrences(request.prompt, penalties, vocab_size=bound, ends=request.ends, min_tokens=min_tokens)
 
     def cancel(self, request_id: str) -> None:
         """End a request at the next `step`; nothing happens where it has ended."""
