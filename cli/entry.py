@@ -23,16 +23,18 @@ def run(module: str) -> None:
     A Python that is too old or too new is refused first. A file of the user with the name of one of our packages, such
     as a `config.py`, is ignored.
 
-    Training handles all of `STOP_CODES` (Windows has no SIGUSR1), the other commands handle Ctrl-C, unless that is
-    ignored, as in what a shell starts in the background.
+    Training handles all of `STOP_CODES` (Windows has no SIGUSR1), a server handles SIGTERM, and all commands handle
+    Ctrl-C, unless that is ignored, as in what a shell starts in the background.
     """
     if not (3, 11) <= sys.version_info[:2] <= (3, 14):
         found = ".".join(map(str, sys.version_info[:2]))
         leave(f"transformerlm needs Python 3.11 to 3.14, found {found} ({sys.executable})", 1)
+    can_interrupt = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if module == "cli.train":
         handlers = {getattr(signal, name): _stop_training for name in STOP_CODES if hasattr(signal, name)}
+    elif module == "cli.serve":  # a service is ended by SIGTERM, and its exit code says so
+        handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM)[not can_interrupt :], _stop_serving)
     else:
-        can_interrupt = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         handlers = {signal.SIGINT: _interrupt} if can_interrupt else {}
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -98,6 +100,11 @@ def _stop_training(number: int, frame: FrameType | None) -> None:
     leave(f"{name}: stopped before the first step", STOP_CODES[name])
 
 
+def _stop_serving(number: int, frame: FrameType | None) -> None:
+    name = signal.Signals(number).name
+    leave(f"{name}: stopped before the server was ready", STOP_CODES[name])
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     if is_importing(frame):
         leave("interrupted", STOP_CODES["SIGINT"])
@@ -113,6 +120,7 @@ adopt = partial(run, "cli.adopt")
 plan = partial(run, "cli.plan")
 train = partial(run, "cli.train")
 infer = partial(run, "cli.infer")
+serve = partial(run, "cli.serve")
 export = partial(run, "cli.export")
 import_ = partial(run, "cli.import_")
 eval = partial(run, "cli.eval")

@@ -6,9 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from config.schemas import Device, Duration, FilePath, Probability, Section, Text, TextField
+from config.schemas import Device, Duration, FilePath, Probability, Section
 
-_LOCAL = ("127.0.0.1", "::1", "localhost")
+LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
 HostName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9.:\[\]_-]+$")]
 Origin = Annotated[
     str,
@@ -16,6 +16,20 @@ Origin = Annotated[
         pattern=r"^https?://[A-Za-z0-9.:\[\]_-]+$",
         max_length=300,
         json_schema_extra={"takes": "an origin such as https://example.org"},
+    ),
+]
+VariableName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,199}$",
+        json_schema_extra={"takes": "the name of an environment variable"},
+    ),
+]
+ModelName = Annotated[
+    str,
+    Field(
+        pattern=r"^[^@\x00-\x20\x7f]{1,200}$",
+        json_schema_extra={"takes": "a word without @"},
     ),
 ]
 
@@ -67,11 +81,16 @@ class TimeoutsConfig(Section):
 class AccessConfig(Section):
     """Who may ask."""
 
-    key_env: Text = Field("", description="environment variable with the key that every request must bring; none: open")
-    hosts: list[HostName] = Field(
-        ["localhost", "127.0.0.1", "[::1]"], min_length=1, max_length=100, description="names by which it may be called"
+    key_env: VariableName | None = Field(
+        None, description="environment variable that holds the key that every request must bring; none: no key"
     )
-    origins: list[Origin] = Field(
+    allowed_hosts: list[HostName] = Field(
+        ["localhost", "127.0.0.1", "[::1]"],
+        min_length=1,
+        max_length=100,
+        description="names by which the server may be called, beside host itself",
+    )
+    allowed_origins: list[Origin] = Field(
         [], max_length=100, description="web pages of other servers that may ask; none: its own page alone"
     )
 
@@ -119,7 +138,7 @@ class ServeConfig(Section):
     threads: int | None = Field(
         None, ge=1, le=4096, description="CPU threads of the engine; none: all cores, or 1 while following a run"
     )
-    name: TextField | None = Field(None, description="the model's name in the API; none: that of the run")
+    name: ModelName | None = Field(None, description="the model's name in the API; none: that of the run")
     host: HostName = Field("127.0.0.1", description="address to listen on; another than this machine's own needs a key")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free one")
     engine: EngineConfig = EngineConfig()
@@ -132,9 +151,18 @@ class ServeConfig(Section):
 
     @model_validator(mode="after")
     def _needs_a_key(self) -> Self:
-        if self.host not in _LOCAL and not self.access.key_env:
+        if self.host not in LOCAL_HOSTS and not self.access.key_env:
             raise ValueError(
                 f'host = "{self.host}" lets other machines ask, so it needs a key: access.key_env = "NAME" names the '
                 "environment variable that holds it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _default_is_allowed(self) -> Self:
+        if self.defaults.max_tokens > self.limits.max_tokens:
+            raise ValueError(
+                f"defaults.max_tokens: expected at most limits.max_tokens ({self.limits.max_tokens}), "
+                f"found {self.defaults.max_tokens}"
             )
         return self

@@ -362,7 +362,8 @@ def test_library_code_does_not_print_or_quit(path):
 @each_file
 def test_nothing_happens_at_import_time(path):
     """A module's top level defines and imports; its calls build constants and run nothing."""
-    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.If)
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    allowed = (ast.Import, ast.ImportFrom, *functions, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.If)
     for node in tree_of(path).body:
         is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         assert isinstance(node, allowed) or is_docstring, f"{path}:{node.lineno}: {ast.unparse(node)[:60]}"

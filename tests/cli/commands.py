@@ -24,6 +24,7 @@ from config.init import InitConfig
 from config.make_data import MakeDataConfig
 from config.plan import PlanConfig
 from config.quickstart import QuickstartConfig
+from config.serve import ServeConfig
 from config.train import TrainConfig
 from config.train_tokenizer import TrainTokenizerConfig
 
@@ -39,6 +40,7 @@ SCHEMAS = {
     "export": ExportConfig,
     "import_": ImportConfig,
     "infer": InferConfig,
+    "serve": ServeConfig,
     "eval": EvalConfig,
     "quickstart": QuickstartConfig,
 }

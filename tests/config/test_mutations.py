@@ -31,12 +31,20 @@ VALID: dict[str, set[str]] = {
     "zero": {
         "calibration_steps",  # arithmetic only
         "checkpoint.interval",  # only at the end
+        "defaults.min_p",
+        "defaults.temperature",  # the most likely token
+        "defaults.top_p",
+        "engine.prefix_cache_mb",  # no cache
+        "limits.logprobs",  # of the chosen tokens alone
+        "limits.stop",  # no stop strings
+        "limits.waiting",  # as many texts as there are slots
         "measure.warmup",
         "optimizer.beta1",  # no memory
         "optimizer.beta2",
         "optimizer.max_grad_norm",  # no clipping
         "optimizer.momentum",
         "optimizer.weight_decay",
+        "port",  # any free one
         "retries",  # the first failure ends it
         "resamples",  # no intervals
         "samples.interval",  # no samples
@@ -62,6 +70,7 @@ VALID: dict[str, set[str]] = {
     "empty": {"logging.architecture", "logging.dataset", "logging.run_name"},
     "NUL": {"separator"},  # a special token is any text
     "no items": {
+        "access.allowed_origins",
         "compare",
         "files",
         "language",

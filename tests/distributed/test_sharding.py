@@ -148,6 +148,23 @@ def test_ranks_make_the_steps_of_one_process(world_size, shard_size, alone):
                 np.testing.assert_allclose(rows, whole[first : first + len(rows)], rtol=2e-4, atol=2e-5, err_msg=name)
 
 
+def _train_in_fp64(world: World, shard_size: int, names: list[str]) -> dict[str, dict[str, Any]]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        return _train_all(world, shard_size, names, "fp32")
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_only_rounding_sets_ranks_apart_from_one_process():
+    """With weights of fp64, losses and norms agree as far as the fp32 in which they are summed can show."""
+    expected = _train_in_fp64(World(), 1, list(SETTINGS))
+    found = run_ranks(_train_in_fp64, 3, 3, list(SETTINGS))[0]
+    for name in SETTINGS:
+        assert found[name]["loss"] == pytest.approx(expected[name]["loss"], rel=4e-7), name
+        assert found[name]["norm"] == pytest.approx(expected[name]["norm"], rel=4e-7), name
+
+
 def test_bf16_is_that_of_unsharded_ranks_and_close_to_autocast():
     """Weights gathered as bfloat16 give the digits of autocast; only the order of sums differs."""
     cut, whole = (run_ranks(_train_all, 2, shard_size, list(SLOW), "bf16")[0] for shard_size in (2, 1))

@@ -1,0 +1,138 @@
+"""What a client is told of one text: pieces of the engine become parts of a choice, and parts become a whole one.
+
+A whole answer is the parts of the streamed one, put together, so the two cannot differ.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from typing import Any
+
+from transformerlm.serving.engine import Logprobs, Piece
+from transformerlm.serving.served import token_bytes, token_text
+from transformerlm.serving.texts_plan import Plan, Prompt
+from transformerlm.tokenizer.tokenizer import Tokenizer
+
+LOGPROB_KEYS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+
+
+class ChoiceWriter:
+    """The parts of one choice, made from the pieces of its text."""
+
+    def __init__(self, plan: Plan, index: int, prompt: Prompt, tokenizer: Tokenizer, end_ids: Sequence[int]) -> None:
+        self.index, self.prompt = index, prompt
+        self.num_tokens, self.num_reused = 0, 0
+        self.fingerprint = ""
+        self.sum_logprobs, self.num_logprobs = 0.0, 0
+        self._asked, self._tokenizer = plan.asked, tokenizer
+        self._end_ids, self._num_told = end_ids, 0
+        self._is_first = True
+        self._places = _Places(tokenizer, len(prompt.text) if plan.asked.echo else 0)
+
+    def part(self, piece: Piece) -> dict[str, Any]:
+        """Return what a piece adds to the choice; `finish_reason` is None until the last one."""
+        self.num_tokens = max(self.num_tokens, piece.num_tokens)
+        self.num_reused = max(self.num_reused, piece.num_prompt_reused)
+        self.fingerprint = piece.fingerprint or self.fingerprint
+        text = piece.text
+        logprobs: dict[str, list[Any]] = {key: [] for key in LOGPROB_KEYS}
+        if self._is_first and self._asked.echo:
+            text = self.prompt.text + text
+        if piece.prompt_logprobs is not None:
+            places = _Places(self._tokenizer, 0, num_hidden=self.prompt.num_hidden)
+            self._add(logprobs, piece.prompt_logprobs, places)
+        if piece.logprobs is not None:
+            self._count(piece.logprobs)
+            self._add(logprobs, piece.logprobs, self._places)
+        self._num_told += len(piece.token_ids)
+        if piece.finish == "stop" and self._num_told < self.num_tokens:
+            self._add_end(logprobs)
+        part: dict[str, Any] = {
+            "index": self.index,
+            "text": text,
+            "logprobs": None if self._asked.logprobs is None else logprobs,
+            "finish_reason": piece.finish or None,
+            "stop_reason": piece.stop_string,
+        }
+        if piece.finish or self._is_first:
+            part["step"] = piece.step
+        if self._asked.return_token_ids:
+            part["token_ids"] = list(piece.token_ids)
+            if self._is_first:
+                part["prompt_token_ids"] = self.prompt.ids
+        self._is_first = False
+        return part
+
+    @property
+    def mean_logprob(self) -> float:
+        """The mean log-probability of the drawn tokens, by which best_of ranks."""
+        return self.sum_logprobs / self.num_logprobs if self.num_logprobs else 0.0
+
+    def _count(self, logprobs: Logprobs) -> None:
+        known = [one for one in logprobs.logprobs if one is not None]
+        self.sum_logprobs += sum(known)
+        self.num_logprobs += len(known)
+
+    def _add(self, to: dict[str, list[Any]], logprobs: Logprobs, places: _Places) -> None:
+        for token_id, logprob, top in zip(logprobs.token_ids, logprobs.logprobs, logprobs.top, strict=True):
+            to["tokens"].append(token_text(self._tokenizer, token_id))
+            to["token_logprobs"].append(logprob)
+            to["top_logprobs"].append(self._alternatives(token_id, logprob, top))
+            to["text_offset"].append(places.of(token_id))
+
+    def _add_end(self, to: dict[str, list[Any]]) -> None:
+        """Add the end token, which is drawn as the others are and has no text.
+
+        Without it a client that cuts the drawn tokens off, as lm-eval does, would cut off one of the prompt.
+        """
+        to["tokens"].append(token_text(self._tokenizer, self._end_ids[0]) if self._end_ids else "")
+        to["token_logprobs"].append(None)
+        to["top_logprobs"].append(None)
+        to["text_offset"].append(self._places.of(None))
+
+    def _alternatives(
+        self, token_id: int, logprob: float | None, top: Sequence[tuple[int, float]]
+    ) -> dict[str, float] | None:
+        """Return the most likely tokens with their log-probabilities, the drawn one among them; None: none is known."""
+        if logprob is None:
+            return None
+        pairs = [*top] if any(one == token_id for one, _ in top) else [*top, (token_id, logprob)]
+        return {token_text(self._tokenizer, one): value for one, value in pairs}
+
+
+class _Places:
+    """Where tokens begin in a text, in characters; a token that begins within a character begins where that does."""
+
+    def __init__(self, tokenizer: Tokenizer, start: int, *, num_hidden: int = 0) -> None:
+        self._tokenizer, self._place, self._num_hidden = tokenizer, start, num_hidden
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def of(self, token_id: int | None) -> int:
+        """Return the place of the next token; the first `num_hidden` are not in the text, nor is None."""
+        place = self._place
+        if self._num_hidden:
+            self._num_hidden -= 1
+        elif token_id is not None:
+            self._place += len(self._decoder.decode(token_bytes(self._tokenizer, token_id)))
+        return place
+
+
+def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return a whole choice from all its parts, in order."""
+    whole: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            before = whole.get(key)
+            if key == "logprobs" and before is not None and value is not None:
+                whole[key] = {one: before[one] + value[one] for one in LOGPROB_KEYS}
+            elif key in ("text", "token_ids") and before is not None:
+                whole[key] = before + value
+            else:
+                whole[key] = value
+    return whole
+
+
+def best(choices: list[tuple[float, dict[str, Any]]], n: int) -> list[dict[str, Any]]:
+    """Return the n choices with the highest scores, the best first; of equal ones the earlier."""
+    return [choice for _, choice in sorted(choices, key=lambda pair: -pair[0])[:n]]

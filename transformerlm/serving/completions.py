@@ -1,0 +1,295 @@
+"""POST /v1/completions: texts of the engine as OpenAI's completions, whole or as a stream of events.
+
+Both kinds of answer watch the client all the time, while its texts wait for a slot too: when it leaves, its places in
+the queue and its slots are free at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import aclosing, suppress
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from config.schemas import duration_seconds
+from transformerlm.serving.api_schema import CompletionRequest, StreamOptions, parse
+from transformerlm.serving.choices import ChoiceWriter, best, joined
+from transformerlm.serving.engine import EngineGone, Piece, TextStream, UnknownCheckpoint
+from transformerlm.serving.errors import ApiError, of_engine, timed_out
+from transformerlm.serving.served import Served
+from transformerlm.serving.texts_plan import Plan, plan_texts
+
+_LONG_BODY = 50_000  # bytes; encoding a longer one in the event loop would delay the streams of others
+_DONE = b"data: [DONE]\n\n"
+Result = TypeVar("Result")
+
+
+class ClientLeft(Exception):
+    """The client closed its connection before it had its answer."""
+
+
+async def completions(request: Request) -> Response:
+    """Answer one request for completions."""
+    served: Served = request.app.state.served
+    body = await request.body()
+    asked = parse(CompletionRequest, body)
+    if len(body) > _LONG_BODY:
+        plan = await asyncio.to_thread(plan_texts, served, asked)
+    else:
+        plan = plan_texts(served, asked)
+    job = _Job(served, plan)
+    if asked.stream:
+        return _EventStream(job)
+    try:
+        return JSONResponse(await unless_client_leaves(job.whole(), request.receive))
+    except ClientLeft:
+        return Response(status_code=499)  # nobody reads it
+    finally:
+        job.cancel()
+
+
+class _Job:
+    """The texts of one request on their way."""
+
+    def __init__(self, served: Served, plan: Plan) -> None:
+        self.plan, self._served = plan, served
+        self._options = plan.asked.stream_options or StreamOptions()
+        self._began = time.monotonic()
+        self._seconds = duration_seconds(served.config.timeouts.request)
+        tokenizer, end_ids = served.tokens(), served.facts().end_ids
+        self.writers = [
+            ChoiceWriter(plan, number, plan.prompts[number // plan.best_of], tokenizer, end_ids)
+            for number in range(len(plan.requests))
+        ]
+        self._last: dict[int, float] = {}
+        self._streams = served.submit(plan.requests)
+
+    def cancel(self) -> None:
+        """Free what the texts hold; nothing happens where they have ended."""
+        for stream in self._streams:
+            stream.cancel()
+
+    async def whole(self) -> dict[str, Any]:
+        """Return the whole answer.
+
+        Raises:
+            ApiError: 503 the engine died, 504 it took too long, 500 the model's logits are not finite.
+        """
+        parts: list[list[dict[str, Any]]] = [[] for _ in self.writers]
+        async with aclosing(self.steps()) as steps:
+            async for pieces in steps:
+                for number, piece in pieces:
+                    parts[number].append(self.writers[number].part(piece))
+        plan, made = self.plan, [joined(one) for one in parts]
+        chosen: list[dict[str, Any]] = []
+        for first in range(0, len(made), plan.best_of):
+            group = range(first, first + plan.best_of)
+            chosen += best([(self.writers[number].mean_logprob, made[number]) for number in group], plan.n)
+        if plan.best_of > plan.n:
+            chosen = [{**choice, "index": index} for index, choice in enumerate(chosen)]
+        return self.envelope(chosen) | {"usage": self.usage(), "seed": plan.seed}
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the events of a streamed answer, those of one step of the engine together; errors are events, too."""
+        try:
+            async with aclosing(self.steps()) as steps:
+                async for pieces in steps:
+                    parts = [self.writers[number].part(piece) for number, piece in pieces]
+                    yield b"".join(map(_event, (self._chunk(part) for part in parts if _says_something(part))))
+            if self._options.include_usage:
+                yield _event(self.envelope([]) | {"usage": self.usage()})
+        except ApiError as error:
+            yield _event(error.body())
+        yield _DONE
+
+    def _chunk(self, part: dict[str, Any]) -> dict[str, Any]:
+        chunk = self.envelope([part])
+        if "step" in part:
+            chunk["seed"] = self.plan.seed
+        if self._options.continuous_usage_stats:
+            chunk["usage"] = self.usage()
+        elif self._options.include_usage:
+            chunk["usage"] = None
+        return chunk
+
+    def envelope(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the object that an answer, or one event of it, is."""
+        return {
+            "id": self.plan.request_id,
+            "object": "text_completion",
+            "created": self.plan.created,
+            "model": self.plan.model,
+            "system_fingerprint": next((one.fingerprint for one in self.writers if one.fingerprint), None),
+            "choices": choices,
+        }
+
+    def usage(self) -> dict[str, Any]:
+        """Return how many tokens were read and drawn so far; each prompt counts once."""
+        firsts = self.writers[:: self.plan.best_of]
+        prompt = sum(len(one.prompt.ids) for one in firsts)
+        drawn = sum(one.num_tokens for one in self.writers)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": drawn,
+            "total_tokens": prompt + drawn,
+            "prompt_tokens_details": {"cached_tokens": sum(one.num_reused for one in firsts)},
+        }
+
+    async def steps(self) -> AsyncIterator[list[tuple[int, Piece]]]:
+        """Yield the pieces that came together, each with the number of its text, until all texts have ended.
+
+        Raises:
+            ApiError: as `whole`.
+        """
+        finish = dict.fromkeys(range(len(self._streams)), "cancelled")
+        try:
+            async with asyncio.timeout(self._seconds), aclosing(read_together(self._streams)) as together:
+                async for pieces in together:
+                    self._observe(pieces)
+                    finish |= {number: piece.finish for number, piece in pieces if piece.finish}
+                    if "error" in finish.values():
+                        raise ApiError(500, "the model's logits are not finite numbers", code="not_finite")
+                    yield pieces
+        except TimeoutError:
+            finish = {number: "timeout" if one == "cancelled" else one for number, one in finish.items()}
+            raise timed_out(self._seconds) from None
+        except (EngineGone, UnknownCheckpoint) as error:
+            finish = {number: "error" if one == "cancelled" else one for number, one in finish.items()}
+            raise of_engine(error) from None
+        finally:
+            self.cancel()
+            self._tell(finish)
+
+    def _observe(self, pieces: Sequence[tuple[int, Piece]]) -> None:
+        now, metrics = time.monotonic(), self._served.metrics
+        for number, piece in pieces:
+            if piece.token_ids or piece.finish:
+                if number in self._last:
+                    metrics.text_went_on(now - self._last[number])
+                else:
+                    metrics.text_began(now - self._began)
+                self._last[number] = now
+
+    def _tell(self, finish: dict[int, str]) -> None:
+        seconds = time.monotonic() - self._began
+        for number, reason in finish.items():
+            self._served.metrics.text_ended(reason, seconds)
+            self._served.tell(
+                "request",
+                {
+                    "id": self.plan.requests[number].request_id,
+                    "finish": reason,
+                    "prompt_tokens": len(self.plan.requests[number].prompt),
+                    "tokens": self.writers[number].num_tokens,
+                    "ms": round(1000 * seconds, 1),
+                },
+            )
+
+
+async def read_together(streams: Sequence[TextStream]) -> AsyncIterator[list[tuple[int, Piece]]]:
+    """Yield what the streams have at the same time, each piece with the number of its stream, until all have ended.
+
+    Raises:
+        EngineGone: the engine died.
+        UnknownCheckpoint: the checkpoint that a request names cannot be used.
+    """
+    ready: asyncio.Queue[tuple[int, Piece | None]] = asyncio.Queue()
+
+    async def read(number: int, stream: TextStream) -> None:
+        async for piece in stream:
+            ready.put_nowait((number, piece))
+
+    def ended(number: int, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            ready.put_nowait((number, None))
+
+    readers = [asyncio.create_task(read(number, stream)) for number, stream in enumerate(streams)]
+    for number, reader in enumerate(readers):
+        reader.add_done_callback(lambda task, number=number: ended(number, task))
+    open_streams = len(readers)
+    try:
+        while open_streams:
+            found = [await ready.get()]
+            await asyncio.sleep(0)  # the other readers take what the same step of the engine brought them
+            while not ready.empty():
+                found.append(ready.get_nowait())
+            pieces = [(number, piece) for number, piece in found if piece is not None]
+            if pieces:
+                yield pieces
+            for number, piece in found:
+                if piece is None:
+                    open_streams -= 1
+                    readers[number].result()
+    finally:
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+
+
+async def unless_client_leaves(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
+    """Return what `work` returns, which is cancelled as soon as the client has gone; its body has been read.
+
+    Raises:
+        ClientLeft: it has gone.
+    """
+    task, watch = asyncio.create_task(work), asyncio.create_task(_has_left(receive))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientLeft
+    finally:
+        for one in (task, watch):
+            one.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(task, watch, return_exceptions=True)
+
+
+async def _has_left(receive: Callable[[], Awaitable[Any]]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class _EventStream(Response):
+    """Server-sent events, as they come."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, job: _Job) -> None:
+        super().__init__(headers={"X-Accel-Buffering": "no"})  # nginx would keep events back
+        del self.headers["content-length"]
+        self._job = job
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events until the texts have ended, or the client has gone."""
+
+        async def write() -> None:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async with aclosing(self._job.chunks()) as chunks:
+                async for chunk in chunks:
+                    if chunk:
+                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        try:
+            await unless_client_leaves(write(), receive)
+        except ClientLeft:
+            pass
+        finally:
+            self._job.cancel()
+
+
+def _says_something(part: dict[str, Any]) -> bool:
+    """Return whether a part is worth an event: what is held back, as half a character is, comes with a later one."""
+    logprobs = part["logprobs"]
+    return bool(part["text"] or part["finish_reason"] or part.get("token_ids") or (logprobs and logprobs["tokens"]))
+
+
+def _event(data: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()

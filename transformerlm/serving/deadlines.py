@@ -1,0 +1,146 @@
+"""uvicorn's HTTP/1.1 protocol with a time limit for headers, for bodies, and for clients that do not read.
+
+uvicorn waits without end for each of these, so that a few hundred half-sent requests keep a server from all others
+(encode/uvicorn#157). It also has no bound on the number of connections that only wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+
+from transformerlm.serving.errors import ApiError
+
+_LOOKS = 4  # a deadline is noticed this often within its time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deadlines:
+    """Seconds until a request's headers and its body are complete, and until a client reads; most connections."""
+
+    headers: float
+    body: float
+    write: float
+    connections: int
+
+
+def protocol_of(deadlines: Deadlines) -> type[asyncio.Protocol]:
+    """Return the protocol class that uvicorn is given as `http`."""
+
+    class BoundDeadlineProtocol(DeadlineProtocol):
+        """The protocol with these deadlines."""
+
+        limits = deadlines
+
+    return BoundDeadlineProtocol
+
+
+class DeadlineProtocol(H11Protocol):
+    """One connection."""
+
+    limits: Deadlines
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._state: object = h11.IDLE  # what the client has yet to send, in h11's words
+        self._since: float | None = None  # when we began to wait for that; None: nothing of it has come, and need not
+        self._has_bytes = False
+        self._unread, self._unread_since = 0, 0.0
+        self._look: asyncio.TimerHandle | None = None
+
+    # --- what asyncio calls ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin, or refuse the connection where there are too many that are all busy."""
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self._since = self._unread_since = self.loop.time()
+        self._look_again()
+        if len(self.connections) > self.limits.connections and not self._close_an_idle_one():
+            self._refuse(ApiError(503, "too many connections (limits.connections)", code="too_many_connections"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        if self._look is not None:
+            self._look.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes, and see whether something is complete now; a byte now and then is no progress."""
+        super().data_received(data)
+        self._note_progress()
+        if self._state is h11.IDLE:
+            self._has_bytes = True
+            self._since = self.loop.time() if self._since is None else self._since
+
+    # --- what uvicorn calls ---
+
+    def on_response_complete(self) -> None:
+        """Note the end of an answer; the time of the next request's headers begins with their first byte."""
+        super().on_response_complete()
+        self._note_progress()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP in the form of all other errors."""
+        self._refuse(ApiError(400, msg, code="invalid_http"))
+
+    # --- deadlines ---
+
+    def _note_progress(self) -> None:
+        state = self.conn.their_state
+        if state is not self._state:
+            self._state, self._has_bytes = state, False
+            self._since = self.loop.time() if state is h11.SEND_BODY else None
+
+    def _look_again(self) -> None:
+        limits = self.limits
+        self._look = self.loop.call_later(min(limits.headers, limits.body, limits.write) / _LOOKS, self._check)
+
+    def _check(self) -> None:
+        now = self.loop.time()
+        unread = self.transport.get_write_buffer_size()
+        if unread == 0 or unread < self._unread:
+            self._unread_since = now
+        self._unread = unread
+        limit = self.limits.body if self._state is h11.SEND_BODY else self.limits.headers
+        if now - self._unread_since > self.limits.write:
+            self.transport.abort()
+        elif self._since is not None and now - self._since > limit and not self.transport.is_closing():
+            if self._state is h11.IDLE and not self._has_bytes:
+                self.transport.close()  # nothing was asked, so nothing is answered
+            else:
+                what = "headers" if self._state is h11.IDLE else "body"
+                self._refuse(ApiError(408, f"the request's {what} took longer than {limit:g} s", code="timeout"))
+        self._look_again()
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer with an error if nothing is answered yet, and close; a route that waits sees the client leave."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            data = json.dumps(error.body()).encode()
+            headers = [
+                ("content-type", "application/json"),
+                ("content-length", str(len(data))),
+                ("connection", "close"),
+            ]
+            reason = STATUS_PHRASES[error.status]
+            events = (h11.Response(status_code=error.status, headers=headers, reason=reason), h11.Data(data=data))
+            for event in (*events, h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _close_an_idle_one(self) -> bool:
+        """Make room: close the connection that has waited longest for a request; return whether there was one."""
+        mine = [one for one in self.connections if isinstance(one, DeadlineProtocol) and one is not self]
+        idle = [one for one in mine if one.conn.their_state is h11.IDLE and not one.transport.is_closing()]
+        if not idle:
+            return False
+        # A set has no order; those that were never used have waited since they were made.
+        min(idle, key=lambda one: one._since or 0.0).transport.close()
+        return True
