@@ -157,13 +157,13 @@ async def _serve(
                 raise RuntimeError("the web server ended by itself")
             note(f"{stopping.name}: texts on their way end first; once more ends at once")
             all_ended = await engine.drain(duration_seconds(config.timeouts.drain))
-            events.tell("stopped", {"signal": stopping.name, "all_texts_ended": all_ended})
         finally:
             loading.cancel()
             stop.cancel()
             await engine.close()
             server.should_exit = True
             await asyncio.wait({web, loading, stop})
+    events.tell("stopped", {"signal": stopping.name, "all_texts_ended": all_ended})
     return STOP_CODES[stopping.name]
 
 
