@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from config.serve import ServeConfig
-from transformerlm.serving import tokens_api
+from transformerlm.serving import runs_api, tokens_api
 from transformerlm.serving.completions import completions
 from transformerlm.serving.engine import Engine
 from transformerlm.serving.errors import RETRY_SECONDS, ApiError
@@ -59,6 +59,7 @@ def routes(config: ServeConfig) -> list[BaseRoute]:
         Route("/health", health, methods=["GET"]),
         Route("/metrics", metrics, methods=["GET"]),
         *tokens_api.routes(),
+        *(runs_api.routes(runs_dir_of(config)) if config.web.enabled else ()),
     ]
 
 
