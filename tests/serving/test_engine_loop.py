@@ -14,30 +14,23 @@ import pytest
 
 from tests.checkpoints.helpers import flip_bit, make_snapshot
 from tests.inference.helpers import make_tokenizer
-from tests.serving.helpers import LONG, request, tiny_checkpoint
+from tests.serving.helpers import LONG, engine_settings, request, tiny_checkpoint
 from transformerlm.checkpoints.directory import point
 from transformerlm.checkpoints.save import save_checkpoint
 from transformerlm.serving.engine import Piece
 from transformerlm.serving.engine_loop import EngineLoop
-from transformerlm.serving.protocol import Ask, Settings, Told
+from transformerlm.serving.protocol import Ask, Told
 
 
 class Over(Exception):
     """Ends the loop."""
 
 
-def settings_of(checkpoint: Path, **changes: Any) -> Settings:
-    """Return the settings of an engine for tiny models."""
-    defaults = {"device": "cpu", "precision": "fp32", "threads": None, "slots": 4, "prefill_chunk": 16}
-    more = {"prefix_cache_mb": 1, "reproducible": True, "follow": "none", "interval": 0.05}
-    return Settings(**{"checkpoint": str(checkpoint), **defaults, **more, **changes})  # type: ignore[arg-type]
-
-
 class Talk:
     """A loop that runs in a thread, and what it has told."""
 
     def __init__(self, checkpoint: Path, **changes: Any) -> None:
-        self.settings = settings_of(checkpoint, **changes)
+        self.settings = engine_settings(checkpoint, **changes)
         self.inbox: SimpleQueue[object] = SimpleQueue()
         self.told: list[Told] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -241,6 +234,6 @@ def test_a_run_without_a_checkpoint_is_waited_for(files, tmp_path, talk):
 
 def test_a_run_that_is_not_there_is_refused(tmp_path):
     """A mistyped name is not waited for."""
-    settings = settings_of(tmp_path / "none", follow="newest")
+    settings = engine_settings(tmp_path / "none", follow="newest")
     with pytest.raises(ValueError, match="none: no such run directory"):
         EngineLoop(settings, SimpleQueue(), lambda told: None)
