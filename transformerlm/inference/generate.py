@@ -154,8 +154,7 @@ def stream(
             raise ValueError(
                 "generate: speculative decoding knows no penalties and no min_tokens; use one or the other"
             )
-        bound = model.vocab_size if vocab_size is None else vocab_size
-        occurrences = Occurrences(prompts[0], penalties, vocab_size=bound, ends=ends, min_tokens=min_tokens)
+        occurrences = Occurrences(prompts[0], penalties, ends=ends, min_tokens=min_tokens)
         changed = _Changed(model, occurrences)
         return _until(ends, changed.told(int(ids.item()) for ids in decode(changed, prompts, **settings)))
     # hand-over: several ids a step

@@ -121,21 +121,22 @@ class Batcher:
 
         Raises:
             ValueError: the prompt is empty or has an id that the model does not have, or that it cannot draw and whose
-                log-probability is asked for.
+                log-probability is asked for; or `max_new_tokens` is negative.
         """
         prompt = request.prompt
         bound = self._decoder.vocab_size if request.num_prompt_logprobs is None else self._vocab_size
         if not prompt or min(prompt) < 0 or max(prompt) >= bound:
             found = f"ids from {min(prompt)} to {max(prompt)}" if prompt else "none"
             raise ValueError(f"batcher: expected a prompt of ids from 0 to {bound - 1}, found {found}")
+        if request.max_new_tokens < 0:
+            raise ValueError(f"batcher: max_new_tokens must be at least 0, got {request.max_new_tokens}")
         self._waiting.append(_Row(request, prompt[-self._context :], self._occurrences_of(request)))
 
     def _occurrences_of(self, request: Request) -> Occurrences | None:
         penalties, min_tokens = request.penalties, request.min_tokens
         if not Occurrences.needed(penalties, min_tokens=min_tokens):
             return None
-        bound = self._vocab_size
-        return Occurrences(request.prompt, penalties, vocab_size=bound, ends=request.ends, min_tokens=min_tokens)
+        return Occurrences(request.prompt, penalties, ends=request.ends, min_tokens=min_tokens)
 
     def cancel(self, request_id: str) -> None:
         """End a request at the next `step`; nothing happens where it has ended."""
