@@ -127,7 +127,7 @@ def test_echo_with_log_probabilities_scores_the_prompt(tmp_path):
         [choice] = await web.choices(prompt=[97, 98], echo=True, logprobs=0, max_tokens=2, seed=0)
         assert choice["text"] == "abab"
         assert choice["logprobs"]["text_offset"] == [0, 1, 2, 3]
-        assert choice["logprobs"]["top_logprobs"][1:] == [{"b": -0.5}, {"a": -0.5}, {"b": -0.5}]
+        assert choice["logprobs"]["top_logprobs"][1:] == [{"b": -0.25}, {"a": -0.5}, {"b": -0.25}]
 
     run(tmp_path, ask)
 
@@ -174,10 +174,12 @@ def test_best_of_returns_the_most_likely(tmp_path):
 
     async def ask(web: Web) -> None:
         answer = (await web.complete(prompt="ab", best_of=3, n=2, max_tokens=1, seed=0)).json()
-        assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+        assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == [(0, "b"), (1, "a")]
         assert all(choice["logprobs"] is None for choice in answer["choices"])
         assert answer["usage"]["completion_tokens"] == 3
         assert [one.num_logprobs for one in web.engine.seen] == [0, 0, 0]
+        as_drawn = await web.choices(prompt="ab", n=2, max_tokens=1, seed=0, logprobs=0)
+        assert [choice["text"] for choice in as_drawn] == ["a", "b"]
 
     run(tmp_path, ask)
 

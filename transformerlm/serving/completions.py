@@ -86,13 +86,12 @@ class _Job:
             async for pieces in steps:
                 for number, piece in pieces:
                     parts[number].append(self.writers[number].part(piece))
-        plan, made = self.plan, [joined(one) for one in parts]
-        chosen: list[dict[str, Any]] = []
-        for first in range(0, len(made), plan.best_of):
-            group = range(first, first + plan.best_of)
-            chosen += best([(self.writers[number].mean_logprob, made[number]) for number in group], plan.n)
+        plan, chosen = self.plan, [joined(one) for one in parts]
         if plan.best_of > plan.n:
-            chosen = [{**choice, "index": index} for index, choice in enumerate(chosen)]
+            scored = list(zip((writer.mean_logprob for writer in self.writers), chosen, strict=True))
+            groups = [scored[first : first + plan.best_of] for first in range(0, len(scored), plan.best_of)]
+            ranked = [choice for group in groups for choice in best(group, plan.n)]
+            chosen = [{**choice, "index": index} for index, choice in enumerate(ranked)]
         return self.envelope(chosen) | {"usage": self.usage(), "seed": plan.seed}
 
     async def chunks(self) -> AsyncIterator[bytes]:
