@@ -153,9 +153,11 @@ class CheckpointLoader:
         """
         try:
             model = ServedModel(directory, self._settings, prefix_cache_bytes=prefix_cache_bytes)
+        except CheckpointError:
+            raise
         except (OSError, ConfigError) as error:
             raise CheckpointError(f"{directory}: cannot be read: {error}") from None
-        except (MemoryError, RuntimeError) as error:
+        except (ValueError, MemoryError, RuntimeError) as error:
             if self._served is None:
                 raise
             raise CheckpointError(f"{directory}: cannot be loaded beside the one that is served: {error}") from None

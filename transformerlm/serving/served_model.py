@@ -20,6 +20,7 @@ from transformerlm.inference.sampling import SamplingParams
 from transformerlm.inference.texts import Pieces
 from transformerlm.serving.engine import Logprobs, ModelFacts, Piece, StepReport, TextRequest
 from transformerlm.serving.protocol import Settings
+from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.device import resolve_device
 from transformerlm.utils.dtypes import resolve_precision
 
@@ -52,7 +53,7 @@ class ServedModel:
         precision = "fp32" if int8 else resolve_precision(settings.precision, device)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         model = load_model(directory, device=device, dtype=dtype, is_verified=True)
-        self._tokenizer = load_tokenizer(directory)
+        self._tokenizer = _tokenizer_of(directory, model.vocab_size)
         ids = ids_of_checkpoint(directory, self._tokenizer)
         is_best = state["step"] == state.get("best_step")
         self.facts = ModelFacts(
@@ -182,6 +183,25 @@ class ServedModel:
         )
         text.text, text.token_ids, text.logprobs, text.prompt_logprobs = "", [], [], None
         return piece
+
+
+def _tokenizer_of(directory: Path, vocab_size: int) -> Tokenizer:
+    """Return a checkpoint's tokenizer.
+
+    Raises:
+        ValueError: it has none, as a model that was imported without one, or one with more ids than the model.
+    """
+    if not (directory / "tokenizer").is_dir():
+        raise ValueError(
+            f"{directory}: expected a tokenizer, found none; import the model again, with tokenizer = true"
+        )
+    tokenizer = load_tokenizer(directory)
+    if tokenizer.vocab_size > vocab_size:
+        raise ValueError(
+            f"{directory}: expected a tokenizer of at most {vocab_size} ids, as the model has, found "
+            f"{tokenizer.vocab_size}"
+        )
+    return tokenizer
 
 
 def _logprobs(each: list[TokenLogprobs]) -> Logprobs:
