@@ -189,7 +189,7 @@ def test_a_request_may_name_another_checkpoint_of_the_run(run, talk):
 
 
 def test_checkpoints_that_do_not_fit_are_refused_with_the_reason(files, tmp_path, talk):
-    """Another context, another tokenizer or none, and damage; a request that waits for its checkpoint may be cancelled."""
+    """Another context, another tokenizer or none, and damage; who waits for a checkpoint may be cancelled."""
     tiny_checkpoint(tmp_path, files, 9)
     tiny_checkpoint(tmp_path, files, 5, {"model.context_length": 12})
     other = replace(make_snapshot(files), tokenizer=make_tokenizer())
