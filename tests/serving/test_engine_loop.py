@@ -17,6 +17,7 @@ from tests.inference.helpers import make_tokenizer
 from tests.serving.helpers import LONG, engine_settings, request, tiny_checkpoint
 from transformerlm.checkpoints.directory import point
 from transformerlm.checkpoints.save import save_checkpoint
+from transformerlm.inference.generate import Decoder
 from transformerlm.inference.predictor import Predictor
 from transformerlm.serving.engine import Piece
 from transformerlm.serving.engine_loop import EngineLoop
@@ -189,7 +190,7 @@ def test_a_request_may_name_another_checkpoint_of_the_run(run, talk):
 
 
 def test_checkpoints_that_do_not_fit_are_refused_with_the_reason(files, tmp_path, talk):
-    """Another context, another tokenizer or none, and damage; a request that waits for its checkpoint may be cancelled."""
+    """Another context, another tokenizer or none, and damage; who waits for a checkpoint may be cancelled."""
     tiny_checkpoint(tmp_path, files, 9)
     tiny_checkpoint(tmp_path, files, 5, {"model.context_length": 12})
     other = replace(make_snapshot(files), tokenizer=make_tokenizer())
@@ -207,6 +208,28 @@ def test_checkpoints_that_do_not_fit_are_refused_with_the_reason(files, tmp_path
     one.until(lambda: one.pieces("c"))
     assert one.pieces("c")[-1].finish == "cancelled"
     assert one.text("d", checkpoint="step-00000007")[-1].step == 7  # nobody here needs the optimizer
+
+
+def test_what_is_known_of_the_machine_is_not_found_out_again(files, tmp_path, talk, monkeypatch):
+    """Only the first model of a shape tests whether rows are independent, which takes longer than to load it."""
+    tested: list[int] = []
+    once = Decoder._rows_are_independent
+
+    def count(decoder: Decoder) -> bool:
+        tested.append(len(tested))
+        return once(decoder)
+
+    monkeypatch.setattr(Decoder, "_rows_are_independent", count)
+    tiny_checkpoint(tmp_path, files, 1)
+    one = talk(tmp_path, follow="newest")
+    one.serves(1)
+    found = len(tested)
+    tiny_checkpoint(tmp_path, files, 2)
+    one.serves(2)
+    assert len(tested) == found <= 1
+    tiny_checkpoint(tmp_path, files, 3, {"model.d_ff": 96})
+    one.serves(3)
+    assert len(tested) == 2 * found
 
 
 def test_texts_of_a_followed_run_are_each_of_one_step(files, tmp_path, talk):

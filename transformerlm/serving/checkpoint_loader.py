@@ -152,7 +152,7 @@ class CheckpointLoader:
             CheckpointError: it is not there, damaged, too large, or of another tokenizer than the one that is served.
         """
         try:
-            model = ServedModel(directory, self._settings, prefix_cache_bytes=prefix_cache_bytes)
+            model = ServedModel(directory, self._settings, prefix_cache_bytes=prefix_cache_bytes, earlier=self._served)
         except CheckpointError:
             raise
         except (OSError, ConfigError) as error:

@@ -41,13 +41,16 @@ class ServedModel:
     """Makes the texts of one checkpoint, a step of all of them at a time.
 
     `path` is what `resolve` takes. The weights are hashed once, and not mapped: a training may remove them meanwhile.
+    What the decoder of an `earlier` one found out about this machine is not tested again, if the models are alike.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
         ValueError: it cannot be served as the settings say.
     """
 
-    def __init__(self, path: Path, settings: Settings, *, prefix_cache_bytes: int) -> None:
+    def __init__(
+        self, path: Path, settings: Settings, *, prefix_cache_bytes: int, earlier: ServedModel | None = None
+    ) -> None:
         directory, state = resolve_verified(path)
         device, int8 = resolve_device(settings.device), settings.precision == "int8"
         precision = "fp32" if int8 else resolve_precision(settings.precision, device)
@@ -73,8 +76,12 @@ class ServedModel:
         )
         self.tokenizer_sums = {name: one for name, one in state["sha256"].items() if name.startswith("tokenizer/")}
         self._device = device
+        self._shape = model.hparams()
+        self._decoder = Decoder(model, int8=int8, reproducible=settings.reproducible)
+        if earlier is not None and earlier._shape == self._shape:
+            self._decoder.steps_all_slots = earlier._decoder.steps_all_slots
         self._batcher = Batcher(
-            Decoder(model, int8=int8, reproducible=settings.reproducible),
+            self._decoder,
             slots=settings.slots,
             prefill_chunk=settings.prefill_chunk,
             prefix_cache_bytes=prefix_cache_bytes,
