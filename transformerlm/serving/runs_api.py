@@ -24,12 +24,12 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from transformerlm.experiments.metric_lines import METRICS, read_lines
 from transformerlm.experiments.run_directories import RunDirectories, config_differences, config_of
-from transformerlm.serving.errors import ApiError
+from transformerlm.serving.errors import ApiError, JsonAnswer
 from transformerlm.serving.served import Served
 
 LOOK_SECONDS = 1.0
@@ -57,7 +57,7 @@ class _RunsApi:
     async def runs(self, request: Request) -> Response:
         """Answer the list of runs."""
         summaries = await run_in_threadpool(self._directories.summaries)
-        return JSONResponse({"runs": [asdict(one) for one in summaries]})
+        return JsonAnswer({"runs": [asdict(one) for one in summaries]})
 
     async def run(self, request: Request) -> Response:
         """Answer a run's configuration and checkpoints."""
@@ -70,7 +70,7 @@ class _RunsApi:
             )
             return {"name": name, "config": config_of(directory), "checkpoints": steps}
 
-        return JSONResponse(await run_in_threadpool(read))
+        return JsonAnswer(await run_in_threadpool(read))
 
     async def lines(self, request: Request) -> Response:
         """Answer the lines behind a place."""
@@ -99,7 +99,7 @@ class _RunsApi:
         def read() -> dict[str, Any]:
             return config_differences({name: config_of(self._directory(name)) for name in names})
 
-        return JSONResponse({"differences": await run_in_threadpool(read)})
+        return JsonAnswer({"differences": await run_in_threadpool(read)})
 
     async def events(self, request: Request) -> Response:
         """Answer with events until the client leaves or the server ends."""
