@@ -38,7 +38,7 @@ def make_request(name: object, prompt: list[int], count: int = 30, **settings: A
     return Request(request_id=str(name), prompt=prompt, max_new_tokens=count, **{"sampling": GREEDY, **settings})
 
 
-@pytest.mark.parametrize("context_length", [200, 16, 6, 5, 2, 1])
+@pytest.mark.parametrize("context_length", [200, 16, 5, 1])
 def test_texts_that_share_slots_are_as_alone(context_length: int) -> None:
     """Seven prompts in three slots, shorter and longer than the context and than a chunk: the plain model's ids."""
     model = make_model(context_length=context_length, num_kv_heads=2)
@@ -126,7 +126,15 @@ def test_a_text_is_the_same_whatever_the_others_do(precision: str) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_fifty_prompts_and_four_seeds_are_the_same_at_any_load(precision: str) -> None:
     """The same on a larger model, whose feed-forward layers pass 1,024 features, over more than one block of keys."""
-    sizes = {"context_length": 300, "d_model": 128, "num_heads": 4, "d_ff": 1376, "num_layers": 3, "vocab_size": 1000}
+    sizes = {
+        "context_length": 300,
+        "d_model": 128,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "d_ff": 1376,
+        "num_layers": 3,
+        "vocab_size": 1000,
+    }
     decoder, prompts = make_reproducible(precision, **sizes), prompts_of(random.Random(1), 50, 150)
     assert not decoder.steps_all_slots
     expected = undisturbed(decoder, seeded(prompts, range(4), 24))
