@@ -12,4 +12,6 @@ _PIECE = 16_384
 def row_sums(rows: Tensor) -> Tensor:
     """Return the sums of rows `(..., n)` as `(...)`, in fp64 where the device has it."""
     dtype = torch.float64 if rows.device.type != "mps" else torch.float32
+    if rows.shape[-1] <= _PIECE:
+        return rows.sum(dim=-1).to(dtype)
     return torch.stack([piece.sum(dim=-1).to(dtype) for piece in rows.split(_PIECE, dim=-1)]).sum(dim=0)
