@@ -3,7 +3,7 @@
 It holds what `transformerlm.models.kv_cache.KVCache` holds, with two differences: keys are transposed, and each row has
 its own length.
 
-Part of: decoder, ragged_rows, prompt_lookup
+Part of: decoder, prefix_cache, prompt_lookup
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from transformerlm.inference.fast.embedding_bag_matvec import AttentionBags, AttentionRows
+from transformerlm.inference.fast.embedding_bag_matvec import AttentionBags, AttentionRows, SlotBags
 from transformerlm.models.functional import causal_mask
 
 
@@ -58,8 +58,16 @@ class DecoderCache:
 
     def row(self, index: int) -> DecoderCache:
         """Return the memory of one row as an empty cache of its own."""
+        return DecoderCache(self.layers_of(index), self._num_heads)
+
+    def layers_of(self, index: int) -> list[LayerKV]:
+        """Return the memory of one row, with a batch of 1."""
         part = slice(index, index + 1)
-        return DecoderCache([LayerKV(keys[part], values[part]) for keys, values in self.layers], self._num_heads)
+        return [LayerKV(keys[part], values[part]) for keys, values in self.layers]
+
+    def slot_bags(self, slots: list[int], lengths: list[int]) -> SlotBags:
+        """Return the bags by which one query in each of `slots` reads its first `lengths[i]` positions."""
+        return SlotBags(*self.layers[0], self._num_heads, slots=slots, lengths=lengths)
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` positions; raise ValueError when a row has fewer."""
@@ -74,6 +82,8 @@ class DecoderCache:
 
 class NewPositions:
     """Where the new ids of a forward pass go in the cache; this class: from `start` on, in all rows."""
+
+    slot_bags: SlotBags | None = None
 
     def __init__(
         self, start: int, seq_len: int, device: torch.device, dtype: torch.dtype, bags: AttentionBags | None = None
@@ -117,6 +127,29 @@ class RaggedPositions(NewPositions):
         # Row i goes to positions[i]: one index a row.
         layer.keys[self._rows, :, :, self._positions] = keys
         layer.values[self._rows, :, self._positions] = values
+
+
+class ChunkPositions(NewPositions):
+    """The first ids of several texts, from position 0 on, each in a slot of its own."""
+
+    def __init__(self, slots: list[int], seq_len: int, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(0, seq_len, device, dtype)
+        self._slots = torch.tensor(slots, device=device)  # (batch)
+
+    def write(self, layer: LayerKV, new: Tensor) -> None:
+        keys, values = new.unbind(2)  # (batch, seq, kv_heads, d_head) each
+        layer.keys[self._slots, :, :, : self.end] = keys.permute(0, 2, 3, 1)  # (batch, kv_heads, d_head, seq)
+        layer.values[self._slots, :, : self.end] = values.transpose(1, 2)  # (batch, kv_heads, seq, d_head)
+
+
+class SlotPositions(RaggedPositions):
+    """One new id in each of some slots, which read by embedding bags."""
+
+    def __init__(self, cache: DecoderCache, slots: list[int]) -> None:
+        lengths = [cache.lengths[slot] for slot in slots]
+        self.seq_len, self.end, self.bias, self.bags = 1, max(lengths) + 1, None, None
+        self.slot_bags = cache.slot_bags(slots, [length + 1 for length in lengths])
+        self._positions, self._rows = torch.tensor(lengths), torch.tensor(slots)
 
 
 def _bias(hidden: Tensor, dtype: torch.dtype) -> Tensor:

@@ -85,6 +85,67 @@ class Int8EmbeddingBagMatvec(EmbeddingBagMatvec):
         return sums.view(1, -1)[:, : self._out_features] * self._scales
 
 
+class SlotBags:
+    """Attention of one query for each of some rows of a cache: each head reads up to its own row's length.
+
+    Row i of the step has the memory `slots[i]` and reads its first `lengths[i]` positions, of keys and values as in
+    `AttentionRows`. No number depends on the other rows: a bag is summed alone, and what a longer neighbour adds to the
+    width of the softmax is zeros after the row's own numbers.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, num_heads: int, *, slots: list[int], lengths: list[int]) -> None:
+        _, kv_heads, max_length, self._d_head = values.shape
+        heads = torch.arange(num_heads, dtype=torch.int32) // (num_heads // kv_heads)
+        # The key-value head that each query head reads, counted over all slots: (rows, num_heads, 1)
+        served = (torch.tensor(slots, dtype=torch.int32).view(-1, 1, 1) * kv_heads + heads.view(1, -1, 1)).contiguous()
+        ends = torch.tensor(lengths, dtype=torch.int32)  # (rows)
+        self._num_bags, self._shape = served.numel(), (len(slots), num_heads, -1)
+        self._set_keys(served, ends, keys.shape[3] // KEY_BLOCK)
+        self._set_values(served, ends, max_length)
+
+    def _set_keys(self, served: Tensor, ends: Tensor, num_blocks: int) -> None:
+        blocks = torch.arange(-(-int(ends.max()) // KEY_BLOCK), dtype=torch.int32)
+        self._width = len(blocks) * KEY_BLOCK
+        has_block = (blocks * KEY_BLOCK < ends.view(-1, 1, 1)).expand(
+            *served.shape[:2], -1
+        )  # (rows, num_heads, blocks)
+        firsts = served * (self._d_head * num_blocks) + blocks  # (rows, num_heads, blocks)
+        # Where in the rectangle of all blocks each bag's numbers go; None: the bags fill it.
+        self._places = None if bool(has_block.all()) else has_block.reshape(-1).nonzero().view(-1)
+        firsts = firsts.view(-1) if self._places is None else firsts.view(-1)[self._places]  # (bags)
+        owners = torch.arange(self._num_bags).repeat_interleave(len(blocks))
+        self._owners = owners if self._places is None else owners[self._places]  # (bags)
+        steps = torch.arange(self._d_head, dtype=torch.int32) * num_blocks
+        self._keys = _flatten_bags(firsts.view(-1, 1) + steps)
+        self._hidden = (torch.arange(self._width, dtype=torch.int32) >= ends.view(-1, 1)).unsqueeze(
+            1
+        )  # (rows, 1, width)
+
+    def _set_values(self, served: Tensor, ends: Tensor, max_length: int) -> None:
+        sizes = ends.view(-1, 1).expand(*served.shape[:2]).reshape(-1)  # (rows * num_heads)
+        starts = sizes.cumsum(0, dtype=torch.int32) - sizes
+        each = torch.arange(int(sizes.sum()), dtype=torch.int32)
+        # Number k of a bag from s on reads the (k - s)-th row of its values; its share is at bag * width + k - s
+        self._values = each + (served.view(-1) * max_length - starts).repeat_interleave(sizes), starts
+        bags = torch.arange(self._num_bags, dtype=torch.int32) * self._width
+        self._shares = each + (bags - starts).repeat_interleave(sizes)
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Return what each head mixes for scaled queries `(rows, num_heads, d_head)`: `(rows * num_heads, d_head)`."""
+        weights = query.reshape(-1, self._d_head).index_select(0, self._owners).view(-1)
+        scores = weighted_sums(keys.view(-1, KEY_BLOCK), *self._keys, weights)  # (bags, KEY_BLOCK)
+        if self._places is not None:
+            scores = scores.new_empty(self._num_bags * self._width // KEY_BLOCK, KEY_BLOCK).index_copy_(
+                0, self._places, scores
+            )
+        # Filled, not added to: what is in the memory after a row's end may be any number.
+        scores.view(self._shape).masked_fill_(self._hidden, -torch.inf)
+        shares = torch.softmax(scores.view(self._num_bags, self._width), dim=-1)
+        return weighted_sums(
+            values.view(-1, self._d_head), *self._values, shares.view(-1).index_select(0, self._shares)
+        )
+
+
 class AttentionRows:
     """Which rows of the cached keys and values each query head reads, with one query a sequence.
 
