@@ -152,7 +152,8 @@ def _below_top_k(weights: Floats, counts: Ints) -> Floats:
         return np.zeros((len(weights), 1), weights.dtype)
     greatest = weights[:, : num_blocks * _BLOCK].reshape(len(weights), _BLOCK, num_blocks).max(axis=1)
     greatest.sort(axis=-1)
-    return greatest[np.arange(len(weights)), num_blocks - counts][:, None]
+    low: Floats = greatest[np.arange(len(weights)), num_blocks - counts][:, None]
+    return low
 
 
 def _from_top_p(weights: Floats, group: _Group, shares: Floats) -> Ints:
