@@ -399,7 +399,7 @@ def test_schedule_keys_are_the_schedule_keywords():
 
 
 def test_sampling_keys_are_the_predictor_keywords():
-    """[sampling] holds names that `Predictor.stream`, `generate.stream` and `SamplingParams` know; infer has them all."""
+    """[sampling] holds names that `Predictor.stream`, `generate.stream` and `SamplingParams` know."""
     from config.schemas import InferSamplingConfig, SamplingConfig
     from transformerlm.inference.generate import stream
     from transformerlm.inference.predictor import Predictor
