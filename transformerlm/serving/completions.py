@@ -15,14 +15,14 @@ from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from config.schemas import duration_seconds
 from transformerlm.serving.api_schema import CompletionRequest, StreamOptions, parse
 from transformerlm.serving.choices import ChoiceWriter, best, joined
 from transformerlm.serving.engine import EngineGone, Piece, TextStream, UnknownCheckpoint
-from transformerlm.serving.errors import ApiError, of_engine, timed_out
+from transformerlm.serving.errors import ApiError, JsonAnswer, of_engine, timed_out
 from transformerlm.serving.served import Served
 from transformerlm.serving.texts_plan import Plan, plan_texts
 
@@ -48,7 +48,7 @@ async def completions(request: Request) -> Response:
     if asked.stream:
         return _EventStream(job)
     try:
-        return JSONResponse(await unless_client_leaves(job.whole(), request.receive))
+        return JsonAnswer(await unless_client_leaves(job.whole(), request.receive))
     except ClientLeft:
         return Response(status_code=499)  # nobody reads it
     finally:

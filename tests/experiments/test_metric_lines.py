@@ -1,0 +1,95 @@
+"""Lines are read while a run writes them: torn ones are counted, a replaced file begins anew, long ones are thinned."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from transformerlm.experiments import metric_lines
+from transformerlm.experiments.metric_lines import first_records, last_records, read_lines
+
+
+def step_line(step: int) -> str:
+    return json.dumps({"step": step, "metrics.loss": 1.0 + step, "metrics.tokens": 64 * step}) + "\n"
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(map(step_line, range(1, 4))))
+    return path
+
+
+def steps(found) -> list[int]:
+    return [json.loads(text)["step"] for text in found.texts]
+
+
+def test_what_comes_later_is_read_from_the_place_before(path):
+    """Each line once, a line that is being written not before it is whole."""
+    first = read_lines(path)
+    assert steps(first) == [1, 2, 3]
+    assert not first.reset
+    assert not first.more
+    with path.open("a") as file:
+        file.write(step_line(4) + step_line(5)[:20])
+    second = read_lines(path, file=first.file, offset=first.offset, every=first.every)
+    assert steps(second) == [4]
+    with path.open("a") as file:
+        file.write(step_line(5)[20:])
+    third = read_lines(path, file=second.file, offset=second.offset, every=second.every)
+    assert steps(third) == [5]
+    assert steps(read_lines(path, file=third.file, offset=third.offset, every=third.every)) == []
+
+
+def test_a_file_that_was_replaced_is_read_anew(path, tmp_path):
+    """A resumed run leaves later steps out, in a new file under the old name; a shorter file begins anew, too."""
+    first = read_lines(path)
+    (tmp_path / "new").write_text(step_line(1) + step_line(2))
+    os.replace(tmp_path / "new", path)
+    second = read_lines(path, file=first.file, offset=first.offset, every=first.every)
+    assert second.reset
+    assert steps(second) == [1, 2]
+    with path.open("r+") as file:
+        file.truncate(len(step_line(1)))
+    third = read_lines(path, file=second.file, offset=second.offset, every=second.every)
+    assert third.reset
+    assert steps(third) == [1]
+
+
+def test_lines_that_browsers_cannot_read_are_left_out_and_counted(path):
+    """What is no JSON object is no record: torn lines, NaN as Python writes it, numbers alone, deep nesting."""
+    with path.open("ab") as file:
+        file.write(b'{"step": 4, "metr\n{"step": NaN}\n17\n' + b"[" * 100_000 + b"\n\xff\xfe\n" + step_line(9).encode())
+    found = read_lines(path)
+    assert steps(found) == [1, 2, 3, 9]
+    assert found.bad == 5
+
+
+def test_of_a_long_file_events_and_validations_are_all_there(path, monkeypatch):
+    """Only step lines are thinned; several readings give the whole file."""
+    monkeypatch.setattr(metric_lines, "MOST_LINES", 50)
+    monkeypatch.setattr(metric_lines, "_CHUNK_BYTES", 4000)
+    special = {100: {"event": "checkpoint_saved"}, 101: {"metrics.val_loss": 2.0}, 777: {"event": "step_skipped"}}
+    with path.open("w") as file:
+        for step in range(1, 1001):
+            file.write(json.dumps({"step": step, "metrics.loss": 1.5, "pad": "x" * 90, **special.get(step, {})}) + "\n")
+    found, all_steps = read_lines(path), []
+    all_steps += steps(found)
+    assert found.every > 10
+    while found.more:
+        found = read_lines(path, file=found.file, offset=found.offset, every=found.every)
+        all_steps += steps(found)
+    assert all_steps == sorted(set(all_steps))
+    assert set(special) < set(all_steps)
+    assert 1000 in all_steps
+    assert len(all_steps) < 120
+    assert len(steps(read_lines(path, every=1))) > 20
+
+
+def test_records_of_both_ends_are_whole(path):
+    """Beginning and end of a file are read without the rest, and without the line that is cut."""
+    assert [one["step"] for one in first_records(path, most_bytes=len(step_line(1)) + 5)] == [1]
+    assert [one["step"] for one in last_records(path, most_bytes=len(step_line(3)) + 5)] == [3]
+    assert [one["step"] for one in last_records(path)] == [3, 2, 1]

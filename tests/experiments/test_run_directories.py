@@ -1,0 +1,159 @@
+"""Runs below a directory are listed with their state, without disturbing them and without leaving the directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from transformerlm.experiments import run_directories
+from transformerlm.experiments.run_directories import RunDirectories, config_differences, config_of
+from transformerlm.utils.lock import DirectoryLock
+
+STARTED = {"event": "started", "step": 0, "parameters": 1000, "max_steps": 50, "flops_per_token": 6000}
+STEP = {"step": 40, "metrics.loss": 2.5, "metrics.tokens": 2560, "metrics.tokens_per_second": 100.5}
+VALID = {"step": 30, "metrics.loss": 2.6, "metrics.val_loss": 2.7, "metrics.val_bits_per_byte": 1.1}
+FINISHED = {"event": "finished", "step": 50, "reason": "max_steps"}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Return a function that makes a run of some records, last written an hour ago."""
+
+    def make(name: str, *records: dict):
+        directory = tmp_path / "runs" / name
+        directory.mkdir(parents=True)
+        path = directory / "metrics.jsonl"
+        path.write_text("".join(json.dumps(one) + "\n" for one in records))
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+        return directory
+
+    (tmp_path / "runs").mkdir()
+    return make
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return RunDirectories(tmp_path / "runs")
+
+
+def states(runs: RunDirectories) -> dict[str, str]:
+    return {one.name: one.state for one in runs.summaries()}
+
+
+def test_numbers_come_from_both_ends_of_the_lines(write, runs):
+    """The last value of each quantity counts, wherever it stands."""
+    write("a", STARTED, VALID, STEP, {"event": "summary", "step": 40, "best_val_loss": 2.7}, FINISHED)
+    (one,) = runs.summaries()
+    assert one.name == "a"
+    assert one.state == "finished"
+    assert (one.step, one.max_steps, one.tokens, one.parameters) == (50, 50, 2560, 1000)
+    assert (one.loss, one.val_loss, one.best_val_loss, one.val_bits_per_byte) == (2.5, 2.7, 2.7, 1.1)
+    assert (one.tokens_per_second, one.flops_per_token) == (100.5, 6000.0)
+
+
+def test_states_are_those_of_the_last_start(write, runs):
+    """Finished, stopped, broken off, and broken off after it was resumed."""
+    write("finished", STARTED, STEP, FINISHED)
+    write("stopped", STARTED, STEP, {"event": "finished", "step": 40, "reason": "signal", "signal": "SIGTERM"})
+    write("killed", STARTED, STEP)
+    write("again", STARTED, STEP, FINISHED, {"event": "resumed", "step": 50}, STEP)
+    write("empty")
+    assert states(runs) == {
+        "finished": "finished", "stopped": "stopped", "killed": "interrupted", "again": "interrupted",
+        "empty": "interrupted",
+    }  # fmt: skip
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from transformerlm.utils.lock import DirectoryLock
+with DirectoryLock(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("has_locks_file", [True, False])
+def test_a_run_is_running_while_its_lock_is_held(has_locks_file, write, runs, monkeypatch):
+    """A killed training is none, though its lock file is still there; looking never takes the lock."""
+    if not has_locks_file:
+        monkeypatch.setattr(run_directories, "_locked_inodes", lambda: None)
+    elif run_directories._locked_inodes() is None:
+        pytest.skip("no /proc/locks here")
+    directory = write("a", STARTED, STEP)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    assert states(runs) == {"a": "running"}
+    holder.kill()
+    holder.communicate()
+    assert (directory / ".lock").exists()
+    assert states(runs) == {"a": "interrupted"}
+    with DirectoryLock(directory):
+        pass
+
+
+def test_runs_in_folders_are_found_and_links_are_not_followed(write, runs, tmp_path):
+    """Two levels deep; checkpoints, hidden folders and what lies elsewhere are no runs of this directory."""
+    write("first", STARTED)
+    write("quickstart/run", STARTED)
+    write("first/checkpoints/odd", STARTED)
+    write(".trash", STARTED)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/metrics.jsonl").write_text(json.dumps(STARTED) + "\n")
+    (tmp_path / "runs/link").symlink_to(tmp_path / "elsewhere")
+    write("linked").joinpath("metrics.jsonl").unlink()
+    (tmp_path / "runs/linked/metrics.jsonl").symlink_to(tmp_path / "elsewhere/metrics.jsonl")
+    assert set(states(runs)) == {"first", "quickstart/run"}
+
+
+def test_a_directory_that_is_missing_has_no_runs(tmp_path):
+    """It may come later."""
+    assert RunDirectories(tmp_path / "none").summaries() == []
+    assert RunDirectories(tmp_path / "none").sizes() == {}
+
+
+def test_what_has_not_changed_is_not_read_again(write, runs, monkeypatch):
+    """A list of many runs costs a look at each, no more."""
+    write("a", STARTED, STEP)
+    write("b", STARTED)
+    before = runs.summaries()
+    read: list[str] = []
+    summarize = run_directories.summarize
+    monkeypatch.setattr(
+        run_directories, "summarize", lambda name, *rest, **more: read.append(name) or summarize(name, *rest, **more)
+    )
+    assert runs.summaries() == before
+    assert read == []
+    with (runs.root / "b/metrics.jsonl").open("a") as file:
+        file.write(json.dumps(STEP) + "\n")
+    assert {one.name: one.step for one in runs.summaries()} == {"a": 40, "b": 40}
+    assert read == ["b"]
+
+
+def test_hostile_values_are_no_numbers(write, runs):
+    """Strings, nan as the log writes it, and truth values are left out."""
+    write("a", {**STARTED, "parameters": "<img>", "max_steps": True}, {"step": 3, "metrics.loss": "nan"})
+    (one,) = runs.summaries()
+    assert (one.step, one.parameters, one.max_steps, one.loss) == (3, None, None, None)
+
+
+def test_configurations_differ_in_the_keys_that_differ(write):
+    """Equal keys are left out; a missing one is None; a file that is no TOML is empty."""
+    for name, text in {
+        "a": "[model]\nd_model = 8\nnum_heads = 2",
+        "b": "[model]\nd_model = 16\nnum_heads = 2",
+        "c": "[",
+    }.items():
+        write(name).joinpath("config.toml").write_text(text)
+    home = write("z").parent
+    configs = {name: config_of(home / name) for name in "ab"}
+    assert config_differences(configs) == {"model.d_model": {"a": 8, "b": 16}}
+    assert config_of(home / "c") == {}
+    assert config_differences({"a": configs["a"], "c": {}})["model.num_heads"] == {"a": 2, "c": None}

@@ -1,0 +1,107 @@
+"""The lines of a run's `metrics.jsonl`, read while the run may be writing them.
+
+A line may be torn: the last one while it is written, others by a power cut. A resumed run replaces the file by one
+without the steps that it makes again; so a place in it is an offset and the file's identity.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+METRICS = "metrics.jsonl"
+MOST_LINES = 4000
+"""Of a longer file only every k-th step line is read, so that a curve of any length stays small."""
+_CHUNK_BYTES = 1_000_000
+_MOST_BYTES = 64_000_000  # of one reading that leaves lines out
+_STEP_LINE_BYTES = 150  # about
+
+
+@dataclass(frozen=True)
+class MetricLines:
+    """Whole lines of a file, and the place to go on from.
+
+    `texts` are JSON objects. `file` and `offset` are the place after them. `reset` says that the place asked for was in
+    another file, so these lines replace all that were read before. `bad` lines were no JSON objects. `every` is how
+    many step lines stand behind each of these; events and validations are never left out. `more` says that there are
+    lines left.
+    """
+
+    texts: list[str]
+    file: str
+    offset: int
+    reset: bool
+    bad: int
+    every: int
+    more: bool
+
+
+def read_lines(path: Path, *, file: str = "", offset: int = 0, every: int = 0) -> MetricLines:
+    """Return the lines behind a place, about a megabyte of them at most.
+
+    `every` is 0 for what suits the file's size, and then what the last answer had; 1 reads all lines. Raises OSError.
+    """
+    with open(path, "rb") as stream:
+        status = os.fstat(stream.fileno())
+        name = f"{status.st_dev:x}-{status.st_ino:x}"
+        reset = bool(file) and (file != name or offset > status.st_size)
+        if reset or not file:
+            offset = 0
+        every = every or max(1, round(status.st_size / _STEP_LINE_BYTES / MOST_LINES))
+        stream.seek(offset)
+        data = stream.read(min(_CHUNK_BYTES * every, _MOST_BYTES))
+    whole = data[: data.rfind(b"\n") + 1]
+    texts, bad = _chosen(whole, every)
+    end = offset + len(whole)
+    return MetricLines(texts, name, end, reset, bad, every, more=bool(whole) and end < status.st_size)
+
+
+def _chosen(data: bytes, every: int) -> tuple[list[str], int]:
+    """Return the lines that are JSON objects, of step lines each `every`-th, and how many were none."""
+    lines = data.split(b"\n")[:-1]
+    if every > 1:
+        plain = [b'"event"' not in line and b"metrics.val_loss" not in line for line in lines]
+        last = len(lines) - 1
+        lines = [
+            line for at, (line, is_plain) in enumerate(zip(lines, plain, strict=True))
+            if not is_plain or at % every == 0 or at == last
+        ]  # fmt: skip
+    texts = [line.decode("utf-8", "replace") for line in lines if as_record(line) is not None]
+    return texts, len(lines) - len(texts)
+
+
+def as_record(line: bytes | str) -> dict[str, Any] | None:
+    """Return a line's object; None where it is none, as JSON has it (Python reads NaN, browsers do not)."""
+    try:
+        record = json.loads(line, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _refuse(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def first_records(path: Path, *, most_bytes: int = 65536) -> Iterator[dict[str, Any]]:
+    """Yield the records at the beginning of a file; raise OSError."""
+    with open(path, "rb") as stream:
+        data = stream.read(most_bytes)
+    yield from _records(data[: data.rfind(b"\n") + 1].split(b"\n"))
+
+
+def last_records(path: Path, *, most_bytes: int = 65536) -> Iterator[dict[str, Any]]:
+    """Yield the records at the end of a file, the last one first; raise OSError."""
+    with open(path, "rb") as stream:
+        begin = max(0, stream.seek(0, os.SEEK_END) - most_bytes)
+        stream.seek(begin)
+        lines = stream.read().split(b"\n")
+    yield from _records(reversed(lines[1 if begin else 0 : -1]))
+
+
+def _records(lines: Any) -> Iterator[dict[str, Any]]:
+    return (record for record in map(as_record, lines) if record is not None)

@@ -1,0 +1,254 @@
+"""The runs below a directory, and how each one does, from the beginning and the end of its lines.
+
+Nothing here writes, takes a lock or follows a link out of the directory, so a training never notices that it is
+watched. Names come from listing; nothing joins a name to a path.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from transformerlm.experiments.metric_lines import METRICS, as_record, first_records, last_records
+
+RunState = Literal["running", "finished", "stopped", "interrupted"]
+"""Whether a run trains now, has come to its end, was ended by a signal, or broke off without a word."""
+_DEPTH = 2  # runs/first; quickstart has runs/quickstart/run
+_MOST_RUNS = 10_000
+_FRESH_SECONDS = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """One run in a few numbers; None is what its lines do not say.
+
+    Losses are in nats a token. `changed` is when its last line was written, in seconds since 1970.
+    """
+
+    name: str
+    state: RunState
+    step: int
+    max_steps: int | None
+    tokens: int | None
+    loss: float | None
+    val_loss: float | None
+    best_val_loss: float | None
+    val_bits_per_byte: float | None
+    tokens_per_second: float | None
+    parameters: int | None
+    flops_per_token: float | None
+    changed: float
+    metrics_bytes: int
+
+
+class RunDirectories:
+    """The runs below `root`, with what was read of them kept until it changes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._known: dict[Path, tuple[tuple[int, int, bool], RunSummary]] = {}
+
+    def paths(self) -> dict[str, Path]:
+        """Return the directory of each run by its name, which is its path below the root, in alphabetical order."""
+        found = dict(_runs_below(self.root, "", _DEPTH))
+        return dict(sorted(found.items())[:_MOST_RUNS])
+
+    def summaries(self) -> list[RunSummary]:
+        """Return all runs, the one that changed last first."""
+        paths, summaries, known = self.paths(), [], {}
+        locked = _locked_inodes()
+        for name, path in paths.items():
+            try:
+                status = (path / METRICS).stat()
+                running = is_running(path, locked)
+                key = (status.st_ino, status.st_size, running)
+                if path in self._known and self._known[path][0] == key:
+                    known[path] = self._known[path]
+                else:
+                    known[path] = (key, summarize(name, path, running=running))
+            except OSError:  # removed just now, or not ours to read
+                continue
+            summaries.append(known[path][1])
+        self._known = known
+        return sorted(summaries, key=lambda one: one.changed, reverse=True)
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Return the identity and the size of each run's lines: what differs from before has changed."""
+        sizes = {}
+        for name, path in self.paths().items():
+            try:
+                status = (path / METRICS).stat()
+            except OSError:
+                continue
+            sizes[name] = (status.st_ino, status.st_size)
+        return sizes
+
+
+def _runs_below(directory: Path, prefix: str, depth: int) -> list[tuple[str, Path]]:
+    try:
+        entries = [entry for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+    found: list[tuple[str, Path]] = []
+    for entry in entries:
+        name, path = prefix + entry.name, Path(entry.path)
+        if entry.name.startswith(".") or not _is_text(entry.name):
+            continue
+        if (path / METRICS).is_file() and not (path / METRICS).is_symlink():
+            found.append((name, path))
+        elif depth > 1 and entry.name != "checkpoints":
+            found += _runs_below(path, name + "/", depth - 1)
+    return found
+
+
+def _is_text(name: str) -> bool:
+    try:
+        return bool(name.encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
+
+
+def summarize(name: str, directory: Path, *, running: bool) -> RunSummary:
+    """Return a run in a few numbers; raise OSError where it cannot be read."""
+    path = directory / METRICS
+    status = path.stat()
+    started = next((one for one in first_records(path) if one.get("event") == "started"), {})
+    last: dict[str, Any] = {}
+    ended: dict[str, Any] | None = None
+    for record in last_records(path):  # from the end: the first one that says something counts
+        if ended is None and record.get("event") in ("started", "resumed", "finished"):
+            ended = record
+        facts = record if record.get("event") == "summary" else {k: v for k, v in record.items() if "metrics." in k}
+        if "step" in record:
+            facts = {"step": record["step"], **facts}
+        last = {**facts, **last}
+    numbers = _Numbers(last | {f"started.{key}": value for key, value in started.items()})
+    return RunSummary(
+        name=name,
+        state=_state_of(ended, running),
+        step=numbers.whole("step") or 0,
+        max_steps=numbers.whole("started.max_steps"),
+        tokens=numbers.whole("metrics.tokens"),
+        loss=numbers.real("metrics.loss"),
+        val_loss=numbers.real("metrics.val_loss"),
+        best_val_loss=numbers.real("best_val_loss") or _lowest_saved(directory),
+        val_bits_per_byte=numbers.real("metrics.val_bits_per_byte"),
+        tokens_per_second=numbers.real("metrics.tokens_per_second"),
+        parameters=numbers.whole("started.parameters"),
+        flops_per_token=numbers.real("started.flops_per_token"),
+        changed=status.st_mtime,
+        metrics_bytes=status.st_size,
+    )
+
+
+def _lowest_saved(directory: Path) -> float | None:
+    """Return the lowest validation loss that a run's newest checkpoint knows of."""
+    link = directory / "checkpoints" / "latest"
+    try:
+        target = os.readlink(link)
+        if not target.startswith("step-") or "/" in target:
+            return None
+        state = as_record((link.parent / target / "state.json").read_bytes())
+    except OSError:
+        return None
+    return _Numbers(state or {}).real("lowest_val_loss")
+
+
+class _Numbers:
+    """What a record has under a key, if it is a number."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        self._record = record
+
+    def real(self, key: str) -> float | None:
+        value = self._record.get(key)
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    def whole(self, key: str) -> int | None:
+        value = self._record.get(key)
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _state_of(ended: dict[str, Any] | None, running: bool) -> RunState:
+    if running:
+        return "running"
+    if ended is None or ended.get("event") != "finished":
+        return "interrupted"
+    return "stopped" if ended.get("reason") == "signal" else "finished"
+
+
+# --- whether a run trains now --------------------------------------------------------------------------------------
+
+
+def is_running(directory: Path, locked: set[int] | None) -> bool:
+    """Return whether a training holds the directory.
+
+    `locked` are the inodes on which this machine holds locks, None where the system does not tell. A training on
+    another machine is known by lines that are seconds old.
+    """
+    lock = directory / ".lock"
+    try:
+        inode = lock.stat().st_ino
+        if locked is not None:
+            return inode in locked or time.time() - (directory / METRICS).stat().st_mtime < _FRESH_SECONDS
+        return _lives(lock.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _locked_inodes() -> set[int] | None:
+    """Return the inodes with a lock, from /proc/locks; taking the lock to see would refuse a training that starts."""
+    try:
+        lines = Path("/proc/locks").read_text(encoding="utf-8").splitlines()
+        # "1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF"
+        return {int(word.rpartition(":")[2]) for line in lines for word in line.split() if word.count(":") == 2}
+    except (OSError, ValueError):
+        return None
+
+
+def _lives(holder: str) -> bool:
+    """Return whether the process that a lock file names, as `process 1234`, is there."""
+    number = holder.rpartition(" ")[2]
+    if not number.isdigit():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+# --- configurations ------------------------------------------------------------------------------------------------
+
+
+def config_of(directory: Path) -> dict[str, Any]:
+    """Return a run's configuration with dotted keys; empty where it has none that can be read."""
+    try:
+        return _flat(tomllib.loads((directory / "config.toml").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def config_differences(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the keys in which configurations differ, each with the value of every run; None: it has no such key."""
+    keys = sorted({key for config in configs.values() for key in config})
+    table = {key: {name: config.get(key) for name, config in configs.items()} for key in keys}
+    return {key: row for key, row in table.items() if any(one != next(iter(row.values())) for one in row.values())}
+
+
+def as_plain(summary: RunSummary) -> dict[str, Any]:
+    """Return a summary as JSON can hold it."""
+    return asdict(summary)
