@@ -53,7 +53,7 @@ export async function* events(response) {
           const colon = line.indexOf(":");
           return [line.slice(0, colon), line.slice(colon + 1).trim()];
         }));
-        if (fields.data === "[DONE]") return;
+        if (fields.data === "[DONE]") continue;
         if (fields.data) yield { event: fields.event, data: JSON.parse(fields.data) };
       }
     }

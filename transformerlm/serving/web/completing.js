@@ -59,7 +59,7 @@ export async function scored(pieces, model, context, signal) {
   const { prompt, num_cut } = await promptOf(pieces, context);
   const body = { model, prompt, echo: true, max_tokens: 0, logprobs: NUM_ALTERNATIVES, return_token_ids: true };
   const answer = await askJson("/v1/completions", { body, signal });
-  const found = tokensOf(answer.choices[0]);
+  const found = tokensOf(answer.choices[0], { echo: true });
   const shift = pieces.length - found.length; // a start token of the prompt is none of ours
   return {
     num_cut,

@@ -58,7 +58,6 @@ async function look() {
   clearTimeout(timer);
   timer = setTimeout(look, wait);
 }
-runs.onModel(look);
 
 open(fromAddress());
 if (fromAddress() === "write") write.focus();

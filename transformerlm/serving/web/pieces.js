@@ -107,20 +107,19 @@ export function show(place, pieces) {
   while (place.children.length > pieces.length) place.lastChild.remove();
 }
 
-// Return the tokens that one part of an answer brings.
-export function tokensOf(choice) {
+// Return the tokens that one part of an answer brings; with echo those of the prompt come first.
+export function tokensOf(choice, { echo = false } = {}) {
   const found = choice.logprobs;
   if (!found) return [];
-  const ids = choice.token_ids ?? [];
-  const skipped = found.tokens.length - ids.length; // with echo the prompt's come first
-  const all = [...(choice.prompt_token_ids ?? []).slice(0, Math.max(0, skipped)), ...ids];
-  return found.tokens.map((spelled, at) => ({
-    id: all[at],
-    bytes: bytesOf(spelled),
+  const prompt = (echo && choice.prompt_token_ids) || [];
+  // The end of a text has a place in the lists, too, and no id.
+  return [...prompt, ...(choice.token_ids ?? [])].map((id, at) => ({
+    id,
+    bytes: bytesOf(found.tokens[at]),
     text: "",
     logprob: found.token_logprobs[at],
     top: alternatives(found.top_logprobs[at], choice.top_token_ids?.[at]),
-    made: at >= skipped,
+    made: at >= prompt.length,
   }));
 }
 
