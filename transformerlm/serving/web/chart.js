@@ -40,24 +40,24 @@ export class Chart {
   }
 
   // Show curves: [{name, colour, xs, ys, faint}], and marks: [{x, colour}].
-  draw(curves, { xLabel = "", logX = false, logY = false, marks = [] } = {}) {
+  draw(curves, { xLabel = "", logX = false, logY = false, marks = [], from0 = false } = {}) {
     const shown = curves.filter((curve) => curve.ys.some((y) => y != null));
     this.card.hidden = !shown.length;
     if (!shown.length) return;
     this.marks = marks;
-    this.last = [curves, { xLabel, logX, logY, marks }];
+    this.last = [curves, { xLabel, logX, logY, marks, from0 }];
     const data = joined(shown, logX, logY);
-    const kind = JSON.stringify([shown.map((curve) => [curve.name, curve.colour, curve.faint]), xLabel, logX, logY, dark.matches]);
+    const kind = JSON.stringify([shown.map((curve) => [curve.name, curve.colour, curve.faint, isPoint(curve)]), xLabel, logX, logY, dark.matches]);
     if (this.plot && kind === this.kind) {
       this.plot.setData(data);
       return;
     }
     this.kind = kind;
     this.plot?.destroy();
-    this.plot = new uPlot(this.options(shown, { xLabel, logX, logY }), data, this.body);
+    this.plot = new uPlot(this.options(shown, { xLabel, logX, logY, from0 }), data, this.body);
   }
 
-  options(curves, { xLabel, logX, logY }) {
+  options(curves, { xLabel, logX, logY, from0 }) {
     const quiet = variable("--quiet");
     const axis = { stroke: quiet, grid: { stroke: variable("--line"), width: 1 }, ticks: { show: false }, font: `11px ${variable("--sans")}` };
     const values = (_, splits) => splits.map((value) => (value == null ? "" : tick(value)));
@@ -66,7 +66,7 @@ export class Chart {
       height: HEIGHT,
       cursor: { sync: { key: SYNC, setSeries: false }, points: { size: 6 } },
       legend: { live: true },
-      scales: { x: { time: false, distr: logX ? 3 : 1 }, y: { distr: logY ? 3 : 1 } },
+      scales: { x: { time: false, distr: logX ? 3 : 1 }, y: { distr: logY ? 3 : 1, ...(from0 && { range: (_, low, high) => [0, Math.max(1, 1.1 * high)] }) } },
       axes: [{ ...axis, values, label: xLabel, labelSize: 18, size: 26, labelFont: axis.font, labelGap: 0 }, { ...axis, values, size: 52 }],
       series: [
         { label: xLabel, value: (_, value) => amount(value) },
@@ -75,7 +75,7 @@ export class Chart {
           stroke: curve.faint ? `${colourOf(curve.colour)}44` : colourOf(curve.colour),
           width: curve.faint ? 1 : 1.75,
           spanGaps: true,
-          points: { show: curve.ys.filter((y) => y != null).length < 2 || !!curve.points, size: 4 },
+          points: { show: !!curve.points || isPoint(curve), size: 4 },
           value: (_, value) => amount(value),
         })),
       ],
@@ -109,6 +109,9 @@ export class Chart {
     if (this.last && !this.card.hidden) this.draw(...this.last);
   }
 }
+
+// Return whether a curve is one point, which no line would show.
+const isPoint = (curve) => curve.ys.filter((y) => y != null).length < 2;
 
 // Return uPlot's columns: all places on x in order, and each curve's value there.
 function joined(curves, logX, logY) {

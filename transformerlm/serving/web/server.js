@@ -50,7 +50,7 @@ function show(health, sum, buckets) {
   // A server that was started again counts from 0.
   const rate = last && now.tokens >= last.tokens ? (now.tokens - last.tokens) / (now.seconds - last.seconds) : null;
   last = now;
-  const words = { ok: "Makes tokens", loading: "Loads the model", draining: "Ends", dead: "Starts again", stalled: "Makes no tokens" };
+  const words = { ok: "Ready", loading: "Loads the model", draining: "Ends", dead: "Starts again", stalled: "Stalled" };
   say("server-status", health.status === "ok" ? "" : `${words[health.status] ?? health.status}.`, health.status !== "ok");
   showNumbers(byId("server-numbers"), [
     ["State", words[health.status] ?? health.status],
@@ -62,8 +62,8 @@ function show(health, sum, buckets) {
     ["Tokens generated", whole(sum("generated_tokens_total"))],
     ["Prompt tokens read", whole(sum("prompt_tokens_total"))],
     ["Prompt tokens reused", whole(sum("reused_tokens_total"))],
-    ["First token, half", below(median(buckets("time_to_first_token_seconds")))],
-    ["Between tokens, half", below(median(buckets("inter_token_seconds")))],
+    ["First token, median", below(median(buckets("time_to_first_token_seconds")))],
+    ["Between tokens, median", below(median(buckets("inter_token_seconds")))],
     ["Restarts · reloads", `${health.restarts} · ${health.reloads}`],
   ]);
   for (const [name, value] of Object.entries({ seconds: now.seconds, rate, running: health.running, waiting: health.waiting })) {
@@ -76,7 +76,7 @@ function show(health, sum, buckets) {
 function draw() {
   charts ??= [new Chart(byId("server-charts"), "Tokens a second"), new Chart(byId("server-charts"), "Texts")];
   const xs = columns.seconds.map((one) => one - columns.seconds.at(-1));
-  const options = { xLabel: "seconds ago" };
+  const options = { xLabel: "seconds ago", from0: true };
   charts[0].draw([{ name: "tokens a second", colour: 0, xs, ys: columns.rate }], options);
   charts[1].draw([
     { name: "running", colour: 0, xs, ys: columns.running },

@@ -8,6 +8,7 @@ import * as popover from "/static/popover.js";
 import * as settings from "/static/settings.js";
 
 const KEPT = "transformerlm.text";
+const HOVER_MS = 120; // so that nothing flickers while the mouse passes over a text
 const TYPING_MS = 800; // what is typed within it is undone together
 const field = byId("text");
 const backdrop = byId("backdrop");
@@ -111,15 +112,14 @@ function goOn(head, tail) {
   if (!asked || running) return;
   popover.close();
   byId("branches").replaceChildren();
-  byId("score").textContent = "";
-  remember();
   job(async (signal) => {
     say("write-status", "Reading…");
     const read = await withIds(head, signal);
+    if (asked.models.length * asked.keys.n > 1) return sideBySide(asked, read, tail, signal);
+    remember();
     pieces = joined([...read, ...tail]);
     render(textOf(read).length);
-    if (asked.models.length * asked.keys.n === 1) await inline(asked, read, tail, signal);
-    else await sideBySide(asked, read, tail, signal);
+    return inline(asked, read, tail, signal);
   });
 }
 
@@ -135,6 +135,7 @@ async function inline(asked, read, tail, signal) {
   const { body, num_cut } = await bodyFor(asked.models[0], asked, read);
   const began = performance.now();
   const made = [];
+  byId("score").textContent = "";
   say("write-status", "Waiting for the first token…");
   const told = await complete(body, {
     signal,
@@ -245,7 +246,17 @@ function measure() {
 
 // Show the alternatives to the token under the mouse; `over` is what gets its events.
 function watch(place, tokens, choose, over = place) {
+  let timer = 0;
+  const soon = (event) => {
+    clearTimeout(timer);
+    timer = setTimeout(look, HOVER_MS, event);
+  };
+  const leave = () => {
+    clearTimeout(timer);
+    popover.closeSoon();
+  };
   const look = (event) => {
+    clearTimeout(timer);
     if (running) return;
     const span = document.elementsFromPoint(event.clientX, event.clientY).find((one) => one.parentElement === place);
     const number = span ? [...place.children].indexOf(span) : -1;
@@ -253,9 +264,9 @@ function watch(place, tokens, choose, over = place) {
     if (!piece?.top?.length) return popover.closeSoon();
     popover.open(span, piece, (one) => choose(number, one));
   };
-  over.addEventListener("mousemove", look);
+  over.addEventListener("mousemove", soon);
   over.addEventListener("click", look);
-  over.addEventListener("mouseleave", popover.closeSoon);
+  over.addEventListener("mouseleave", leave);
 }
 
 watch(backdrop, () => pieces, (number, one) => goOnFrom(pieces.slice(0, number), one, pieces[number].top), field);
