@@ -36,7 +36,7 @@ def routes() -> list[Route]:
 
 def is_open(path: str) -> bool:
     """Return whether a path is one of the page's own files, which need no key."""
-    return path == "/" or path.removeprefix("/static/") in files() and path.startswith("/static/")
+    return path == "/" or (path.removeprefix("/static/") in files() and path.startswith("/static/"))
 
 
 async def page(request: Request) -> Response:

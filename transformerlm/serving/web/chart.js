@@ -29,7 +29,8 @@ const tick = (value) => {
 
 export class Chart {
   constructor(place, title) {
-    this.card = make("figure", { className: "card", "aria-label": title }, make("h2", {}, title));
+    this.title = title;
+    this.card = make("figure", { className: "card" }, make("h2", {}, title));
     this.body = make("div");
     this.card.append(this.body);
     place.append(this.card);
@@ -45,6 +46,7 @@ export class Chart {
     this.card.hidden = !shown.length;
     if (!shown.length) return;
     this.marks = marks;
+    this.card.setAttribute("aria-label", `${this.title}: ${shown.filter((curve) => !curve.faint).map(inWords).join(", ")}`);
     this.last = [curves, { xLabel, logX, logY, marks, from0 }];
     const data = joined(shown, logX, logY);
     const kind = JSON.stringify([shown.map((curve) => [curve.name, curve.colour, curve.faint, isPoint(curve)]), xLabel, logX, logY, dark.matches]);
@@ -108,6 +110,12 @@ export class Chart {
     this.plot = null;
     if (this.last && !this.card.hidden) this.draw(...this.last);
   }
+}
+
+// Return a curve's last value in words, for those who do not see it.
+function inWords(curve) {
+  const at = curve.ys.findLastIndex((y) => y != null);
+  return `${curve.name} ${Number(curve.ys[at].toPrecision(4))} at ${amount(curve.xs[at])}`;
 }
 
 // Return whether a curve is one point, which no line would show.
