@@ -9,6 +9,7 @@ import * as tokens from "/static/tokens_tab.js";
 import * as write from "/static/write.js";
 
 const PARTS = { write: null, tokens, runs, server };
+const ADDRESS = "#/"; // with an element's id alone, the browser would go there and take the focus away
 const LOOK_MS = 10_000;
 const RETRY_MS = 1000;
 const tabs = [...document.querySelectorAll("[role=tab]")];
@@ -26,7 +27,7 @@ function open(name, { focus = false } = {}) {
     else part?.close?.();
   }
   document.title = `${tabs.find((tab) => tab.id === `tab-${name}`).textContent} · transformerlm`;
-  if (location.hash !== `#${name}`) history.replaceState(null, "", `#${name}`);
+  if (location.hash !== ADDRESS + name) history.replaceState(null, "", ADDRESS + name);
 }
 
 for (const [at, tab] of tabs.entries()) {
@@ -38,7 +39,10 @@ for (const [at, tab] of tabs.entries()) {
     open(tabs[(to + tabs.length) % tabs.length].id.slice(4), { focus: true });
   });
 }
-const fromAddress = () => (location.hash.slice(1) in PARTS ? location.hash.slice(1) : "write");
+const fromAddress = () => {
+  const name = location.hash.slice(ADDRESS.length);
+  return Object.hasOwn(PARTS, name) ? name : "write";
+};
 addEventListener("hashchange", () => open(fromAddress()));
 
 // What is served; asked again now and then, since a server that follows a run takes over new checkpoints.
