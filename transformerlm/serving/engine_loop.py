@@ -54,7 +54,7 @@ class EngineLoop:
                 self._take_opened(message)
             elif isinstance(message, CannotOpen):
                 self._refuse(message)
-            elif isinstance(message, Exception):  # of the loader's thread
+            elif isinstance(message, Exception):  # of another thread
                 raise message
 
     def _step(self) -> None:

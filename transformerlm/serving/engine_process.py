@@ -43,11 +43,12 @@ def main() -> None:
 
 def _read(lines: BinaryIO, inbox: SimpleQueue[object]) -> None:
     """Pass on what is asked; when nobody can ask any more, end the process, whatever it does at the time."""
-    try:
-        for line in lines:
+    for line in lines:
+        try:
             inbox.put(ASK.decode(line))
-    finally:
-        os._exit(0)
+        except ValueError as error:
+            inbox.put(error)
+    os._exit(0)
 
 
 def _serve(settings: Settings, inbox: SimpleQueue[object], answers: BinaryIO) -> None:
