@@ -69,9 +69,9 @@ def test_texts_come_in_pieces_and_end(run):
 
 @pytest.mark.slow
 def test_a_training_is_followed_for_a_minute(files, tmp_path):
-    """Thirty checkpoints in a minute, two kept, two damaged: no text fails, each is of one step, and the last is served.
+    """No text fails, each is of one step, and the last one is served, of thirty that are saved every two seconds.
 
-    Nothing but the training changes the names in the run.
+    Two are kept and two are damaged; nothing but the training changes the names in the run.
     """
     saved: dict[int, float] = {}
     damaged = {9, 20}
@@ -249,7 +249,7 @@ def test_a_line_that_is_not_of_the_protocol_ends_the_engine(tmp_path):
 
     async def garble() -> None:
         async with standing_in(tmp_path) as client:
-            assert "cannot be read" in await ends_with_gone(client.submit([request("a", prompt=[5])])[0])
+            assert "cannot be used" in await ends_with_gone(client.submit([request("a", prompt=[5])])[0])
             await until(lambda: client.status.state == "ok")
 
     talk(garble)

@@ -335,8 +335,10 @@ class EngineClient:
             async for told in link:
                 self._receive(told)
             return self._failed or await link.reason()
-        except ValueError as error:  # a line that is not of the protocol
-            return f"the engine wrote what cannot be read: {error}"
+        except Exception as error:  # a line that is not of the protocol, or an error of ours, which must not hang all
+            if not isinstance(error, ValueError):
+                _log.exception("while taking what the engine told")
+            return f"what the engine told cannot be used: {type(error).__name__}: {error}"
         finally:
             self._link = None
             watchdog.cancel()
