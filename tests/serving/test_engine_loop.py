@@ -128,6 +128,26 @@ def test_a_text_ends_at_its_limit_at_a_stop_string_or_by_a_cancel(run, talk):
     assert any(told.pong == 5 and not told.is_loading for told in one.told)
 
 
+def test_what_was_reused_and_how_likely_the_ids_were_is_told(run, talk):
+    """The same prompt again is not read again, and its text is the same; log-probabilities come with their ids."""
+    one = talk(run)
+    prompt = list(range(40, 50))
+    first, second = one.text("a", prompt=prompt), one.text("b", prompt=prompt)
+    assert ids_of(first) == ids_of(second)
+    assert (first[-1].num_prompt_reused, second[-1].num_prompt_reused) == (0, 10)
+    reports = [told.report for told in one.told if told.report is not None]
+    assert sum(report.prompt_tokens for report in reports) == 10
+    assert sum(report.reused_tokens for report in reports) == 10
+    assert sum(report.generated_tokens for report in reports) == 16
+    assert all(0 <= report.choice_seconds <= report.seconds for report in reports)
+    scored = one.text("c", prompt=prompt, num_logprobs=2, num_prompt_logprobs=1, max_tokens=3)
+    found = [piece.logprobs for piece in scored if piece.logprobs is not None]
+    assert [token_id for each in found for token_id in each.token_ids] == ids_of(first)[:3]
+    assert [len(top) for each in found for top in each.top] == [2, 2, 2]
+    prompts = [piece.prompt_logprobs for piece in scored if piece.prompt_logprobs is not None]
+    assert [(each.token_ids, each.logprobs[0]) for each in prompts] == [(prompt, None)]
+
+
 def test_a_request_that_the_model_cannot_do_is_refused_alone(run, talk):
     """An id that the model does not have and an empty stop string end no other text."""
     one = talk(run)

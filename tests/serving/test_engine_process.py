@@ -65,10 +65,9 @@ def test_a_text_comes_a_line_a_step_and_signals_are_left_to_the_parent(run):
             process.send_signal(number)
         process.stdin.write(ASK.encode(Ask(submit=[request("a"), request("b", seed=2)])))
         process.stdin.flush()
-        steps = []
-        while len(steps) < 30 and not (steps and {piece.finish for _, piece in steps[-1].pieces} == {"length"}):
+        steps: list[Told] = []
+        while {name for step in steps for name, piece in step.pieces if piece.finish} != {"a", "b"}:
             steps.append(next_line(process))
-        assert [name for name, _ in steps[-1].pieces] in (["a"], ["b"])
         assert any(len(step.pieces) == 2 for step in steps)
         assert all(step.report is not None for step in steps)
         assert sum(step.report.generated_tokens for step in steps if step.report) == 16

@@ -7,7 +7,7 @@ A prompt is read in chunks of `prefill_chunk` ids from position 0 on; the last i
 ... that holds it. So a chunk's numbers depend on its ids and its place alone. Where a row's window is full, its last
 half is read again from position 0, as in the plain loop.
 
-Twin of `Batcher`: `transformerlm.inference.generate.decode_each`
+Twin of `Batcher`: `transformerlm.inference.generate.answer`
 Test: tests/inference/fast/test_batcher.py
 Pays: 2.7x the tokens/s of eight prompts of 8 to 96 ids, in fp32 on one core, against one at a time (docs/LOG.md)
 """
@@ -15,6 +15,7 @@ Pays: 2.7x the tokens/s of eight prompts of 8 to 96 ids, in fp32 on one core, ag
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -95,6 +96,10 @@ class Batcher:
         self._running: list[_Row] = []
         self._slides_next = True
         self._cancelled: set[str] = set()
+        self.num_read = 0
+        """How many ids of prompts were read so far; those of the prefix cache were not."""
+        self.choice_seconds = 0.0
+        """The time that drawing took so far; on a GPU, with that of the logits, for which it waits."""
 
     @property
     def running(self) -> int:
@@ -116,18 +121,22 @@ class Batcher:
 
         Raises:
             ValueError: the prompt is empty or has an id that the model does not have, or that it cannot draw and whose
-                log-probability is asked for.
+                log-probability is asked for; or `max_new_tokens` is negative.
         """
         prompt = request.prompt
         bound = self._decoder.vocab_size if request.num_prompt_logprobs is None else self._vocab_size
         if not prompt or min(prompt) < 0 or max(prompt) >= bound:
             found = f"ids from {min(prompt)} to {max(prompt)}" if prompt else "none"
             raise ValueError(f"batcher: expected a prompt of ids from 0 to {bound - 1}, found {found}")
-        counts = Occurrences.needed(request.penalties, min_tokens=request.min_tokens)
-        occurrences = (
-            Occurrences(prompt, request.penalties, ends=request.ends, min_tokens=request.min_tokens) if counts else None
-        )
-        self._waiting.append(_Row(request, prompt[-self._context :], occurrences))
+        if request.max_new_tokens < 0:
+            raise ValueError(f"batcher: max_new_tokens must be at least 0, got {request.max_new_tokens}")
+        self._waiting.append(_Row(request, prompt[-self._context :], self._occurrences_of(request)))
+
+    def _occurrences_of(self, request: Request) -> Occurrences | None:
+        penalties, min_tokens = request.penalties, request.min_tokens
+        if not Occurrences.needed(penalties, min_tokens=min_tokens):
+            return None
+        return Occurrences(request.prompt, penalties, ends=request.ends, min_tokens=min_tokens)
 
     def cancel(self, request_id: str) -> None:
         """End a request at the next `step`; nothing happens where it has ended."""
@@ -148,7 +157,9 @@ class Batcher:
             for row in stepping:
                 row.length += 1
         if logits:
+            began = time.perf_counter()
             self._choose(rows + stepping, torch.cat(logits)[:, : self._vocab_size], events)
+            self.choice_seconds += time.perf_counter() - began
         return events
 
     # --- joining and leaving ---------------------------------------------------------------------------------------
@@ -258,6 +269,7 @@ class Batcher:
         vectors = self._decoder.read_chunk(padded, cache=self._cache, slots=slots, start=start)  # (rows, seq, d_model)
         done: list[tuple[_Row, Tensor]] = []
         for row, ids, own in zip(rows, chunks, vectors, strict=True):
+            self.num_read += 0 if row.drawn else len(ids)
             row.length = self._cache.lengths[row.slot] = start + len(ids)
             if row.request.num_prompt_logprobs is not None and not row.drawn:
                 self._score(row, own[: len(ids)], start)

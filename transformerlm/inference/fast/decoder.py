@@ -384,7 +384,7 @@ def by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     rows = max(1, _ONE_THREAD // x.shape[1]) if x.shape[1] % _VECTORS == 0 else 1
     if len(x) <= rows:
         return function(x)
-    return torch.cat([function(part) for part in x.split(rows)])
+    return torch.cat([function(part) for part in torch.split(x, rows)])
 
 
 def check_known(hparams: Mapping[str, Any]) -> None:

@@ -149,7 +149,7 @@ class ReproducibleLinear:
     def __call__(self, x: Tensor) -> Tensor:
         x = self._pad(x)
         if self._is_grouped and _INT8_MAX_ROWS < len(x) <= MOST_EQUAL_ROWS:
-            return torch.cat([self._linear(rows) for rows in x.split(_INT8_MAX_ROWS)])
+            return torch.cat([self._linear(rows) for rows in torch.split(x, _INT8_MAX_ROWS)])
         return self._linear(x)
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
