@@ -49,6 +49,7 @@ QUANTITIES = (
 )
 _GGUF_DTYPES = {"fp32": "fp32", "bf16": "bf16", "int8": "q8_0"}
 _SHORTEST_PROMPT = 8
+_MOST_SEQUENTIAL = 8  # texts one after the other; more have the same speed and take long
 _Answers = dict[str, Any]
 _SendAll = Callable[[list[dict[str, Any]], int], tuple[_Answers, float | None]]
 """From bodies of requests and a number of clients to what `load.Answers` holds, and the CPU seconds that it took."""
@@ -140,7 +141,7 @@ def _candidates(
         )
 
         def one_by_one(requests: list[dict[str, Any]], streams: int) -> tuple[_Answers, float | None]:
-            answers = call("send_all", requests)
+            answers = call("send_all", requests[:_MOST_SEQUENTIAL])
             return answers, answers["cpu_seconds"]
 
         candidates["sequential"] = one_by_one

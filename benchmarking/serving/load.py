@@ -96,12 +96,12 @@ class _Client:
         )
         began = time.perf_counter()
         writer.write(head.encode() + body)
-        status, keep = await self._read_head(reader)
+        keep = await self._read_head(reader)
         times: list[float] = []
         tokens = 0
         async for event in _events(reader):
-            if "error" in event or status != 200:
-                raise ValueError(f"port {self._port}: expected a text, found {status}: {str(event)[:300]}")
+            if "error" in event:
+                raise ValueError(f"port {self._port}: expected a text, found {str(event)[:300]}")
             if event.get("choices"):
                 times.append(time.perf_counter())
             if event.get("usage"):
@@ -112,13 +112,13 @@ class _Client:
         if not keep:
             self._close()
 
-    async def _read_head(self, reader: asyncio.StreamReader) -> tuple[int, bool]:
-        """Return the status, and whether the connection stays open."""
+    async def _read_head(self, reader: asyncio.StreamReader) -> bool:
+        """Return whether the connection stays open."""
         lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().split("\r\n")
-        status = int(lines[0].split()[1])
-        if status != 200:
-            raise ValueError(f"port {self._port}: expected a text, found {lines[0]}")
-        return status, "connection: close" not in lines
+        if lines[0].split()[1] != "200":
+            said = (await reader.read(1000)).decode(errors="replace")
+            raise ValueError(f"port {self._port}: expected a text, found {lines[0]} {said}".rstrip())
+        return "connection: close" not in lines
 
     def _close(self) -> None:
         if self._pipe is not None:
