@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from transformerlm.inference.fast.choice import choose as fast_choose
+from transformerlm.inference.row_sums import row_sums
 from transformerlm.utils.dtypes import upcast
 from transformerlm.utils.plain_forms import may_hand_over
 
@@ -201,9 +202,10 @@ def top_p_filter(logits: Tensor, top_p: float) -> Tensor:
     SamplingParams(top_p=top_p)
     if top_p == 1.0:
         return logits
-    ordered, order = _weights(logits).sort(dim=-1, descending=True, stable=True)
-    sums = ordered.cumsum(dim=-1, dtype=_sums_dtype(logits.device))
-    dropped = sums - ordered >= top_p * sums[..., -1:]  # the more likely tokens are enough
+    weights = _weights(logits)
+    ordered, order = weights.sort(dim=-1, descending=True, stable=True)
+    before = ordered.cumsum(dim=-1, dtype=_sums_dtype(logits.device)) - ordered  # of all more likely tokens
+    dropped = before >= top_p * row_sums(weights).unsqueeze(-1)
     dropped[..., 0] = False  # with top_p = 0 too, one token stays
     return logits.masked_fill(dropped.scatter(-1, order, dropped), -math.inf)  # scatter: back to the order of the ids
 
