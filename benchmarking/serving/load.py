@@ -116,7 +116,8 @@ class _Client:
         """Return whether the connection stays open."""
         lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().split("\r\n")
         if lines[0].split()[1] != "200":
-            said = (await reader.read(1000)).decode(errors="replace")
+            sizes = [int(line.partition(":")[2]) for line in lines if line.startswith("content-length:")]
+            said = (await reader.readexactly(min([*sizes, 1000]) if sizes else 0)).decode(errors="replace")
             raise ValueError(f"port {self._port}: expected a text, found {lines[0]} {said}".rstrip())
         return "connection: close" not in lines
 

@@ -125,13 +125,13 @@ def test_an_answer_that_is_an_error_ends_the_benchmark() -> None:
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _take_request(reader)
-        writer.write(b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n\r\n")
+        writer.write(b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 4\r\n\r\nbusy")
 
     async def run() -> None:
         async with answering(refuse) as url:
             await send_all(url, [{"prompt": [1]}], streams=1)
 
-    with pytest.raises(ValueError, match=r"expected a text, found http/1\.1 429"):
+    with pytest.raises(ValueError, match=r"expected a text, found http/1\.1 429 too many requests busy"):
         asyncio.run(run())
 
 
