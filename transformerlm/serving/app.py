@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from config.serve import ServeConfig
-from transformerlm.serving import runs_api, tokens_api
+from transformerlm.serving import runs_api, tokens_api, web
 from transformerlm.serving.completions import completions
 from transformerlm.serving.engine import Engine
 from transformerlm.serving.errors import RETRY_SECONDS, ApiError, JsonAnswer
@@ -35,6 +35,7 @@ def build_app(config: ServeConfig, engine: Engine, *, key: str | None, tell: Tel
         hosts=[*config.access.allowed_hosts, config.host],
         origins=config.access.allowed_origins,
         max_body_bytes=config.limits.body_mb * 1_000_000,
+        is_open=web.is_open if config.web.enabled else lambda path: False,
     )
 
     def rejected(reason: str) -> None:

@@ -62,6 +62,8 @@ class ChoiceWriter:
             part["step"] = piece.step
         if self._asked.return_token_ids:
             part["token_ids"] = list(piece.token_ids)
+            if self._asked.logprobs is not None:
+                part["top_token_ids"] = self._ids_of(piece.prompt_logprobs) + self._ids_of(piece.logprobs)
             if self._is_first:
                 part["prompt_token_ids"] = self.prompt.ids
         self._is_first = False
@@ -93,6 +95,16 @@ class ChoiceWriter:
         to["token_logprobs"].append(None)
         to["top_logprobs"].append(None)
         to["text_offset"].append(self._places.of(None))
+
+    def _ids_of(self, logprobs: Logprobs | None) -> list[dict[str, int] | None]:
+        """Return which id each key of `top_logprobs` is, for clients that go on from another token than was drawn."""
+        if logprobs is None:
+            return []
+        found: list[dict[str, int] | None] = []
+        for token_id, logprob, top in zip(logprobs.token_ids, logprobs.logprobs, logprobs.top, strict=True):
+            ids = [*(one for one, _ in top), token_id]
+            found.append(None if logprob is None else {token_text(self._tokenizer, one): one for one in ids})
+        return found
 
     def _alternatives(
         self, token_id: int, logprob: float | None, top: Sequence[tuple[int, float]]
@@ -129,7 +141,7 @@ def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
             before = whole.get(key)
             if key == "logprobs" and before is not None and value is not None:
                 whole[key] = {one: before[one] + value[one] for one in LOGPROB_KEYS}
-            elif key in ("text", "token_ids") and before is not None:
+            elif key in ("text", "token_ids", "top_token_ids") and before is not None:
                 whole[key] = before + value
             else:
                 whole[key] = value

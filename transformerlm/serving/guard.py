@@ -45,11 +45,22 @@ class Access:
     hosts: frozenset[str]
     origins: frozenset[str]
     max_body_bytes: int
+    is_open: Callable[[str], bool] = lambda path: False
+    """Whether a path may be read without the key, since it is a file that everybody has."""
 
     @classmethod
-    def of(cls, *, key: str | None, hosts: Sequence[str], origins: Sequence[str], max_body_bytes: int) -> Access:
+    def of(
+        cls,
+        *,
+        key: str | None,
+        hosts: Sequence[str],
+        origins: Sequence[str],
+        max_body_bytes: int,
+        is_open: Callable[[str], bool] = lambda path: False,
+    ) -> Access:
         """Return the rules, with names of hosts and origins as they are compared."""
         return cls(
+            is_open=is_open,
             key=key,
             hosts=frozenset(_bracketed(host.lower()) for host in hosts),
             origins=frozenset(origin.lower() for origin in origins),
@@ -85,7 +96,9 @@ class Guard:
             if is_known and scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
                 await _preflight(headers)(scope, receive, send_guarded)
                 return
-            self._check_key(headers, scope["method"])
+            # The page must be there to ask for the key.
+            if not (scope["method"] in ("GET", "HEAD") and self._access.is_open(scope["path"])):
+                self._check_key(headers, scope["method"])
             await self._app(scope, self._limited(receive), send_guarded)
         except ApiError as error:
             if error.status < 500 or error.status == 503:  # others came after the request was taken

@@ -1,0 +1,170 @@
+"""What all tabs share, in a real browser: colours, width, the key, and the other tabs."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.serving.browser.runs_of_lines import HOSTILE, append_line, lines_of, step_line, write_lines, write_run
+from tests.serving.web import Web, run, until
+
+pytestmark = pytest.mark.browser
+TABS = ("write", "tokens", "runs", "server")
+KEY = "a-key-of-the-page"
+
+
+def open_runs(page: Any, *names: str) -> None:
+    """Open the tab Runs with these runs chosen, and no others."""
+    page.click("#tab-runs")
+    page.wait_for_selector("#runs-list tr")
+    for row in page.locator("#runs-list tr").all():
+        box, name = row.locator("input"), row.locator(".name").text_content()
+        if box.is_checked() != (name in names):
+            box.click()
+
+
+def test_all_tabs_are_quiet(page, site, seen):
+    """No tab asks another host for anything, writes to the console, or breaks its content policy."""
+    page.evaluate("document.addEventListener('securitypolicyviolation', event => console.log(event.violatedDirective))")
+    for name in TABS:
+        page.click(f"#tab-{name}")
+        page.wait_for_selector(f"#{name}:visible")
+    page.wait_for_selector("#server-numbers dd:text-is('Ready')")
+    page.wait_for_selector("#server-charts figure:visible canvas")
+    assert seen.messages == []
+    assert {one.url.split("/")[2] for one in seen.requests} == {site.url.split("/")[2]}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_narrow_window_shows_everything(site, new_page, scheme):
+    """At 360 pixels no tab is wider than the window; light and dark have their own ground."""
+    page = new_page(site.url, viewport={"width": 360, "height": 740}, color_scheme=scheme)
+    page.wait_for_selector("#served:has-text('step 2')")
+    for name in TABS:
+        page.click(f"#tab-{name}")
+        if name == "runs":
+            open_runs(page, "first", "second")
+            page.wait_for_selector("#charts figure:visible canvas")
+        assert page.evaluate("document.documentElement.scrollWidth") == 360, name
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, ground[4:-1].split(","))) < 300) == (scheme == "dark")
+
+
+def test_tokens_have_ids_bytes_and_a_count(page, site):
+    """Each token of a text has its id and its bytes, in hex alone where it is no whole character."""
+    page.click("#tab-tokens")
+    page.fill("#tokens-text", "Ada 日")
+    found = httpx.post(f"{site.url}/tokenize", json={"prompt": "Ada 日", "add_special_tokens": False}).json()
+    page.wait_for_selector("#tokens-numbers dd:text-is('7')")  # bytes
+    shown = [one.split("\n") for one in page.locator("#tokens-list li").all_inner_texts()]
+    assert [one[1] for one in shown] == [str(one) for one in found["tokens"]]
+    assert "".join(one[2].replace(" ", "") for one in shown) == "Ada 日".encode().hex()
+    assert shown[-1][0] == "a5"  # the last byte of 日
+
+
+def test_curves_grow_and_are_never_fetched_again(page, site, seen):
+    """A new line appears in the open chart, and so do those of a file that replaces it; what was read stays read."""
+    home = site.runs_dir / "growing"
+    write_run(home, steps=10)
+    try:
+        open_runs(page, "growing")
+        page.wait_for_selector("#charts figure[aria-label*='growing 3.9 at 10']")
+        append_line(home, step_line(11))
+        page.wait_for_selector("#charts figure[aria-label*='growing 3.89 at 11']")
+        offsets = [int(dict(httpx.URL(one.url).params)["offset"]) for one in seen.of("/api/lines")][-2:]
+        assert offsets[0] > 0 or offsets[1] > 0
+        write_lines(home, lines_of(8))
+        page.wait_for_selector("#charts figure[aria-label*='growing 3.92 at 8']")
+    finally:
+        for path in home.iterdir():
+            path.unlink()
+        home.rmdir()
+    starts = [one.url for one in seen.of("/api/lines") if "run=growing" in one.url and "offset=0" in one.url]
+    assert len(starts) == 1
+
+
+def test_several_runs_their_samples_events_and_differences(page):
+    """Two runs share each chart; the slider shows a sample of each time; what differs is in a table; skips are told."""
+    open_runs(page, "first", "second")
+    page.wait_for_selector("#charts figure[aria-label*='first 3.6 at 40'][aria-label*='second 3.7 at 30']")
+    page.select_option("#curves [name=x]", "tokens")
+    page.wait_for_selector("#charts figure[aria-label*='first 3.6 at 4,000']")
+    page.check("#curves [name=log_x]")
+    page.fill("#curves [name=smoothing]", "0.5")
+    assert page.text_content("#sample-text") == "a at 4"
+    page.press("#sample-step", "ArrowLeft")
+    assert page.text_content("#sample-text") == "a at 2"
+    assert "skipped step 3: loss is not finite" in page.text_content("#run-events")
+    page.wait_for_selector("#config-title:has-text('Differences')")
+    key, *values = page.locator("#config tr").all_inner_texts()[1].split("\t")
+    assert (key, sorted(values)) == ("optimizer.learning_rate", ["0.001", "0.01"])
+
+
+def test_a_run_that_is_html_stays_text(page, seen):
+    """Name, configuration and samples of a run are shown as they are, and nothing of them runs."""
+    name = HOSTILE.replace("/", "-")
+    open_runs(page, name)
+    page.wait_for_selector("#sample-text:has-text('at 4')")
+    page.wait_for_selector("#config td")
+    assert HOSTILE in page.text_content("#sample-text")
+    assert HOSTILE in page.text_content("#config")
+    assert name in page.text_content("#runs-list")
+    assert page.locator("img").count() == 0
+    assert page.evaluate("document.body.dataset.broken") is None
+    assert seen.messages == []
+
+
+def test_the_page_asks_for_the_key(tmp_path, new_page):
+    """The page opens without the key, asks for it, asks again for a wrong one, and keeps it in its tab alone."""
+    ready, done, urls = threading.Event(), threading.Event(), []
+
+    async def hold(web: Web) -> None:
+        urls.append(f"http://127.0.0.1:{web.port}")
+        ready.set()
+        await until(done.is_set)
+
+    server = threading.Thread(target=lambda: run(tmp_path, hold, over_network=True, key=KEY))
+    server.start()
+    try:
+        assert ready.wait(60)
+        page = new_page(urls[0])
+        page.wait_for_selector("#key:focus")
+        page.keyboard.type("wrong")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#key-status:has-text('refused')")
+        page.fill("#key", KEY)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#served:has-text('step 140')")
+        assert page.evaluate("[localStorage.length, document.cookie, sessionStorage['transformerlm.key']]") == [
+            0,
+            "",
+            KEY,
+        ]
+    finally:
+        done.set()
+        server.join()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(site, new_page, scheme):
+    """axe-core, from TRANSFORMERLM_AXE (what `npm pack axe-core` unpacks to), finds no serious fault in any tab."""
+    folder = os.environ.get("TRANSFORMERLM_AXE")
+    if not folder:
+        pytest.skip("TRANSFORMERLM_AXE names no folder with axe.min.js")
+    page = new_page(site.url, color_scheme=scheme, bypass_csp=True)
+    page.wait_for_selector("#served:has-text('step 2')")
+    page.evaluate((Path(folder) / "axe.min.js").read_text())
+    for name in TABS:
+        page.click(f"#tab-{name}")
+        if name == "runs":
+            open_runs(page, "first", "second")
+        page.wait_for_timeout(300)
+        found = page.evaluate("axe.run().then(result => result.violations)")
+        serious = [one for one in found if one["impact"] in ("serious", "critical")]
+        assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in serious] == [], name

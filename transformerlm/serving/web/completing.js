@@ -1,0 +1,78 @@
+// Asking for text: pieces in, tokens out as they come. Prompts go as ids: text that the model made would get other ids
+// if it were tokenized again.
+
+import { ask, askJson, events } from "/static/api.js";
+import { bytesOf, bytesOfHex, spellAll, tokensOf } from "/static/pieces.js";
+
+export const NUM_ALTERNATIVES = 10;
+let start = null;
+
+// Return the pieces with the user's words as tokens, too.
+export async function withIds(pieces, signal) {
+  const result = [];
+  for (const piece of pieces) {
+    if (piece.id !== undefined) result.push(piece);
+    else if (piece.text) {
+      const body = { prompt: piece.text, add_special_tokens: false, allow_special: false };
+      const found = await askJson("/tokenize", { body, signal });
+      result.push(...found.tokens.map((id, at) => ({ id, bytes: bytesOfHex(found.bytes[at]), text: "", made: false })));
+    }
+  }
+  return spellAll(result);
+}
+
+// Return the id that each text of this model begins with, in a list; an empty one where there is none.
+async function startIds() {
+  start ??= askJson("/tokenizer_info").then(async (info) => {
+    if (!info.add_bos_token || info.bos_token == null) return [];
+    const body = { prompt: info.bos_token, add_special_tokens: false, allow_special: true };
+    return (await askJson("/tokenize", { body })).tokens;
+  });
+  start.catch(() => (start = null));
+  return start;
+}
+
+// Return a prompt that fits the model's context with the tokens that are asked for, and how many of its ids are cut off.
+export async function promptOf(pieces, room) {
+  const ids = [...(await startIds()), ...pieces.map((piece) => piece.id)];
+  const num_cut = Math.max(0, ids.length - room);
+  return { prompt: ids.length ? ids.slice(num_cut) : "", num_cut };
+}
+
+// Ask for text and call `onTokens(index, tokens)` as it comes. Returns {seed, step, finish}.
+export async function complete(body, { signal, onTokens }) {
+  const asked = { ...body, logprobs: NUM_ALTERNATIVES, return_token_ids: true, stream: true };
+  const told = { seed: body.seed, finish: [] };
+  for await (const { data } of events(await ask("/v1/completions", { body: asked, signal }))) {
+    if (data.error) throw new Error(data.error.message);
+    for (const choice of data.choices) {
+      if (choice.step !== undefined) told.step = choice.step;
+      if (choice.finish_reason) told.finish[choice.index] = choice.finish_reason;
+      onTokens(choice.index, tokensOf(choice));
+    }
+  }
+  return told;
+}
+
+// Return the tokens of a prompt with what the model thinks of each; the first one has nothing before it.
+export async function scored(pieces, model, context, signal) {
+  const { prompt, num_cut } = await promptOf(pieces, context);
+  const body = { model, prompt, echo: true, max_tokens: 0, logprobs: NUM_ALTERNATIVES, return_token_ids: true };
+  const answer = await askJson("/v1/completions", { body, signal });
+  const found = tokensOf(answer.choices[0], { echo: true });
+  const shift = pieces.length - found.length; // a start token of the prompt is none of ours
+  return {
+    num_cut,
+    pieces: pieces.map((piece, at) => {
+      const one = found[at - shift];
+      return one ? { ...piece, logprob: one.logprob, top: one.top } : { ...piece, logprob: undefined, top: undefined };
+    }),
+  };
+}
+
+// Return an alternative as a piece that follows the ones before it.
+export function chosen(one, top) {
+  const bytes = bytesOf(one.spelled);
+  if (one.id === undefined) return { text: new TextDecoder().decode(bytes) };
+  return { id: one.id, bytes, text: "", logprob: one.logprob, top, made: true };
+}
