@@ -93,6 +93,26 @@ def test_a_stream_is_the_whole_answer(tmp_path, body):
     run(tmp_path, ask)
 
 
+def test_alternatives_have_ids_when_ids_are_asked_for(tmp_path):
+    """Each key of `top_logprobs` has its id, in prompt and text; without return_token_ids there are none."""
+
+    async def ask(web: Web) -> None:
+        body = {"prompt": "once a", "max_tokens": 3, "seed": 0, "logprobs": 2, "echo": True}
+        [choice] = await web.choices(**body, return_token_ids=True)
+        places = list(zip(choice["logprobs"]["top_logprobs"], choice["top_token_ids"], strict=True))
+        assert len(places) == 5
+        assert places[0] == (None, None)  # nothing comes before the first token
+        for top, ids in places[1:]:
+            assert top.keys() == ids.keys()
+            assert {web.engine.tokenizer.decode([one]) for one in ids.values()} >= {
+                key for key in top if not key.startswith("bytes:")
+            }
+        [plain] = await web.choices(**body)
+        assert "top_token_ids" not in plain
+
+    run(tmp_path, ask)
+
+
 def test_a_stream_tells_its_usage_when_asked(tmp_path):
     """The last event has it and no choices; continuous, each event has it so far."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,29 @@ def test_the_page_asks_for_the_key(tmp_path, new_page):
     finally:
         done.set()
         server.join()
+
+
+@pytest.mark.slow
+def test_long_runs_stay_small(site, new_page):
+    """Of ten runs of 50,000 steps each, among a hundred, the page is sent some thousand lines and stays small."""
+    home = site.runs_dir / "long-000"
+    write_run(home, steps=50_000)
+    others = [site.runs_dir / f"long-{number:03}" for number in range(1, 100)]
+    try:
+        for other in others:
+            other.mkdir()
+            os.link(home / "metrics.jsonl", other / "metrics.jsonl")
+        page = new_page(site.url)
+        open_runs(page, *(path.name for path in [home, *others[:9]]))
+        for path in [home, *others[:9]]:
+            page.wait_for_selector(f"#charts figure[aria-label*='{path.name} ']")
+        assert page.locator("#runs-list tr").count() >= 100
+        assert page.evaluate("performance.memory.usedJSHeapSize") < 300e6
+        lines = httpx.get(f"{site.url}/api/lines", params={"run": home.name, "offset": 0, "every": 0}).json()["lines"]
+        assert 1000 < len(lines) < 6000
+    finally:
+        for path in [home, *others]:
+            shutil.rmtree(path)
 
 
 @pytest.mark.slow

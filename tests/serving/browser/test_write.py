@@ -158,8 +158,8 @@ def test_perplexity_is_that_of_the_servers_logprobs(page, site, seen):
     assert page.locator(COLOURED).count() == len(known)
 
 
-def test_stop_frees_the_slot(page, site, seen):
-    """Stop ends the text, keeps what is there, and the server makes no more of it."""
+def test_stop_ends_the_wait(page):
+    """Stop takes back a request that has no answer yet, and leaves the text as it is."""
     page.fill("[name=max_tokens]", "64")
     page.route("**/v1/completions", lambda route: None)  # an answer that never comes
     page.fill("#text", PROMPT)

@@ -60,15 +60,23 @@ function fill(row, run) {
   row.querySelector(".dot").style.background = one ? colourOf(one.colour) : "";
 }
 
+function add(name) {
+  const taken = new Set([...chosen.values()].map((one) => one.colour));
+  const colour = [...Array(MOST).keys()].find((number) => !taken.has(number));
+  chosen.set(name, { lines: new RunLines(name), colour });
+}
+
+function fillAll() {
+  const known = new Map(summaries.map((run) => [run.name, run]));
+  for (const row of byId("runs-list").children) fill(row, known.get(row.run));
+}
+
 async function choose(name, isOn) {
   if (isOn && chosen.size >= MOST) say("runs-status", `At most ${MOST} runs are shown at once.`, true);
-  else if (isOn) {
-    const taken = new Set([...chosen.values()].map((one) => one.colour));
-    const colour = [...Array(MOST).keys()].find((number) => !taken.has(number));
-    chosen.set(name, { lines: new RunLines(name), colour });
-  } else chosen.delete(name);
+  else if (isOn) add(name);
+  else chosen.delete(name);
   sessionStorage.setItem(CHOSEN, JSON.stringify([...chosen.keys()]));
-  for (const row of byId("runs-list").children) fill(row, summaries.find((run) => run.name === row.run));
+  fillAll();
   if (isOn) await refresh([name]);
   else draw();
   await showConfig();
@@ -198,7 +206,9 @@ async function begin(signal) {
   try {
     await list();
     const kept = JSON.parse(sessionStorage.getItem(CHOSEN) ?? "null") ?? summaries.slice(0, 1).map((run) => run.name);
-    for (const name of kept) if (!chosen.has(name) && summaries.some((run) => run.name === name)) await choose(name, true);
+    for (const { name } of summaries) if (kept.includes(name) && !chosen.has(name) && chosen.size < MOST) add(name);
+    fillAll();
+    await showConfig();
   } catch (error) {
     say("runs-status", error.message, true);
   }
