@@ -77,6 +77,9 @@ def test_curves_grow_and_are_never_fetched_again(page, site, seen):
         page.wait_for_selector("#charts figure[aria-label*='growing 3.9 at 10']")
         append_line(home, step_line(11))
         page.wait_for_selector("#charts figure[aria-label*='growing 3.89 at 11']")
+        append_line(home, {"event": "rolled_back", "step": 5, "from_step": 11, "loss": 9.0})
+        append_line(home, step_line(6))  # made again
+        page.wait_for_selector("#charts figure[aria-label*='growing 3.94 at 6']")
         offsets = [int(dict(httpx.URL(one.url).params)["offset"]) for one in seen.of("/api/lines")][-2:]
         assert offsets[0] > 0 or offsets[1] > 0
         write_lines(home, lines_of(8))

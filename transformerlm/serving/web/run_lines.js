@@ -56,8 +56,8 @@ export class RunLines {
       const words = `${MARKED[line.event]} step ${line.step}`;
       this.events.push({ step: line.step, kind: line.event, words: line.reason ? `${words}: ${line.reason}` : words });
     }
-    if (line.event === "rolled_back") this.now.tokens = Math.min(this.now.tokens, this.tokensAt(line.step));
     if (line.event !== undefined || typeof line.step !== "number") return;
+    if (line.step < this.now.step) this.forgetAfter(line.step);
     const { now, columns } = this;
     const tokens = line["metrics.tokens"] ?? now.tokens;
     const rate = line["metrics.tokens_per_second"];
@@ -78,8 +78,13 @@ export class RunLines {
     this.samples.set(prompt, list);
   }
 
-  tokensAt(step) {
-    return this.columns.tokens[this.indexOf(step)] ?? 0;
+  // Drop the steps from `step` on, which the run makes again after a rollback.
+  forgetAfter(step) {
+    const { step: steps } = this.columns;
+    let count = steps.length;
+    while (count && steps[count - 1] >= step) count--;
+    for (const column of Object.values(this.columns)) column.length = count;
+    this.now.tokens = this.columns.tokens[count - 1] ?? 0; // the hours go on
   }
 
   // Return the number of the last line at or before a step.
