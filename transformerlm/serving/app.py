@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -68,10 +66,7 @@ def routes(config: ServeConfig) -> list[BaseRoute]:
 
 def _page_routes(config: ServeConfig) -> list[BaseRoute]:
     """Return the routes of the page and of the runs that it shows."""
-    found: list[BaseRoute] = [*runs_api.routes(runs_dir_of(config))]
-    if find_spec("transformerlm.serving.web") is not None:
-        found += import_module("transformerlm.serving.web").routes()
-    return found
+    return [*runs_api.routes(runs_dir_of(config)), *web.routes()]
 
 
 async def no_chat(request: Request) -> Response:
