@@ -16,11 +16,12 @@ export function bytesOf(spelled) {
 
 export const bytesOfHex = (hex) => Uint8Array.from(hex.match(/../g) ?? [], (pair) => parseInt(pair, 16));
 
-// Give each token of a run of tokens its text.
+// Give each token of a run of tokens its text. A field of HTML has one kind of line end, so its pieces have, too; the
+// model is given ids, and those stay as they were.
 export function spell(tokens) {
   const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   tokens.forEach((token, at) => {
-    token.text = decoder.decode(token.bytes, { stream: at < tokens.length - 1 });
+    token.text = decoder.decode(token.bytes, { stream: at < tokens.length - 1 }).replace(/\r\n?/g, "\n");
   });
   return tokens;
 }
