@@ -313,6 +313,43 @@ class SamplingConfig(Section):
         return self
 
 
+class InferSamplingConfig(SamplingConfig):
+    """How the next token is chosen, what it should not repeat, and where a text ends."""
+
+    presence_penalty: float = Field(
+        0.0, ge=-2, le=2, description="subtracted from the logit of each token that the text has; not from the prompt's"
+    )
+    frequency_penalty: float = Field(
+        0.0, ge=-2, le=2, description="subtracted from it once for each time that the text has the token"
+    )
+    repetition_penalty: float = Field(
+        1.0,
+        gt=0,
+        le=100,
+        description="divides the positive logits of the tokens in prompt and text, multiplies the negative ones; "
+        "1: changes nothing",
+    )
+    min_tokens: int = Field(
+        0, ge=0, le=2**31 - 1, description="tokens before one may come that ends the model's documents"
+    )
+    stop: list[Annotated[Prompt, Field(min_length=1, max_length=1000)]] = Field(
+        [], max_length=16, description="strings that end a text; what comes from there on is not shown"
+    )
+
+    @property
+    def is_penalised(self) -> bool:
+        """Whether what the text has already changes the next token."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1 or self.min_tokens)
+
+    @model_validator(mode="after")
+    def _check_min_tokens(self) -> Self:
+        if self.min_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_tokens: expected at most max_new_tokens, {self.max_new_tokens}, found {self.min_tokens}"
+            )
+        return self
+
+
 _RUN_NAME = "a name of at most 128 letters, digits, spaces and . _ + = @ -, beginning with a letter or digit"
 RunName = Annotated[
     str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._+=@ -]{0,127})?$", json_schema_extra={"takes": _RUN_NAME})

@@ -47,7 +47,7 @@ QUICK = (
     "distributed",
     "evaluation",
     "golden",
-    "inference/fast/test_filters.py",
+    "inference/fast/test_choice.py",
     "inference/fast/test_decoder.py",
     "inference/test_predictor.py",
     "inference/fast/test_packed_linear.py",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from config.errors import ConfigError
 from config.io import SHIPPED, load_config
 from config.make_data import MakeDataConfig
 from config.plan import PlanConfig
-from config.schemas import duration_seconds
+from config.schemas import InferSamplingConfig, duration_seconds
 from config.train import TrainConfig
 from config.train_tokenizer import TrainTokenizerConfig
 from tests.config.helpers import TRAIN
@@ -62,3 +63,20 @@ def test_a_default_holds_beside_other_keys_of_its_table(tmp_path):
     """`samples.sampling.max_new_tokens` is 64 if the file sets another key of that table, as the reference says."""
     config = load_config(PlanConfig, SHIPPED / "plan.toml", {"samples.sampling.temperature": "0.5"})
     assert config.samples.sampling.max_new_tokens == 64
+
+
+def test_a_text_cannot_end_later_than_it_must():
+    """`min_tokens` beyond `max_new_tokens` is refused, and so is a stop string of no character."""
+    with pytest.raises(ValidationError, match="min_tokens: expected at most max_new_tokens, 20, found 21"):
+        InferSamplingConfig(max_new_tokens=20, min_tokens=21)
+    with pytest.raises(ValidationError, match=r"stop\.0"):
+        InferSamplingConfig(stop=[""])
+
+
+@pytest.mark.parametrize(
+    "settings", [{"presence_penalty": 0.5}, {"frequency_penalty": -0.5}, {"repetition_penalty": 1.1}, {"min_tokens": 1}]
+)
+def test_a_penalty_is_one_of_four_settings(settings):
+    """Those that look at what the text has; a stop string does not change which token comes next."""
+    assert InferSamplingConfig(**settings).is_penalised
+    assert not InferSamplingConfig(stop=["."]).is_penalised

@@ -11,14 +11,16 @@ import pytest
 import torch
 
 from transformerlm.inference.sampling import (
+    RandomNumbers,
     SamplingParams,
     apply_temperature,
-    distribution,
+    choose,
     draw,
     min_p_filter,
     sample,
     top_k_filter,
     top_p_filter,
+    uniform,
 )
 
 # Probabilities 0.5, 0.25, 0.15, 0.1, out of order.
@@ -93,7 +95,8 @@ def test_a_sum_that_is_exactly_p_is_enough(top_p: float, expected: int) -> None:
     """Of four equals, each of probability 1/4, the first `4 p` are kept, by the plain filter and by the fast form."""
     logits = torch.zeros(1, 4)
     assert kept(top_p_filter(logits, top_p)) == [list(range(expected))]
-    assert distribution(logits, SamplingParams(top_p=top_p))[0].nonzero()[:, 0].tolist() == list(range(expected))
+    last = torch.tensor([1 - 2**-53], dtype=torch.float64)
+    assert choose(logits, [SamplingParams(top_p=top_p)], last).tolist() == [expected - 1]
 
 
 def test_top_p_one_is_the_identity() -> None:
@@ -221,5 +224,28 @@ def test_the_worked_example_of_the_page_is_true() -> None:
         torch.testing.assert_close(found, shown, rtol=0, atol=6e-5)
     for logits, column in zip(steps, columns[2:6], strict=True):
         assert [cell == "dropped" for cell in column] == logits.isinf()[0].tolist()
-    probabilities = distribution(table[0], SamplingParams(temperature=0.5, top_k=4, top_p=0.95, min_p=0.2))
-    assert names[int(draw(probabilities, torch.tensor([0.8], dtype=torch.float64)))] == "sofa"
+    params = [SamplingParams(temperature=0.5, top_k=4, top_p=0.95, min_p=0.2)]
+    assert names[int(choose(table[0], params, torch.tensor([0.8], dtype=torch.float64)))] == "sofa"
+
+
+def test_ids_of_weight_zero_are_never_picked() -> None:
+    """Neither the lowest number, nor the highest below 1, nor the last id gives one."""
+    weights = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]])
+    for number, expected in ((0.0, 1), (0.5, 3), (1 - 2**-53, 3)):
+        shares = torch.tensor([number], dtype=torch.float64)
+        assert int(draw(weights, shares)) == expected
+        assert int(choose(weights.log(), [SamplingParams()], shares)) == expected
+
+
+def test_numbers_drawn_ahead_are_those_of_the_generator() -> None:
+    """One by one they are the same, whoever asks; the last ones can be had again."""
+    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    ahead = [RandomNumbers(torch.Generator().manual_seed(seed), torch.device("cpu")) for seed in range(3)]
+    for _ in range(150):
+        one = uniform(3, generators, torch.device("cpu"))
+        assert torch.equal(uniform(3, ahead, torch.device("cpu")), one)
+    again = RandomNumbers(torch.Generator().manual_seed(0), torch.device("cpu"))
+    first = [again.take() for _ in range(100)]
+    again.put_back(64)
+    assert [again.take() for _ in range(64)] == first[36:]
+    assert torch.rand(100, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist() == first

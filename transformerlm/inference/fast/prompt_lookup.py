@@ -2,9 +2,9 @@
 
 Leviathan et al. (2023) check several proposed ids in one pass of the model, which reads the weights once for all of
 them. Here prompt lookup proposes: where the last few ids occurred earlier in the text, what came after them is likely
-now. The proposal is deterministic, so the rule of acceptance is short: take the proposed id with its probability p; if
-it is refused, draw from the other ids, with their probabilities divided by 1 - p. An id x that was not proposed has the
-chance (1 - p) * p(x) / (1 - p) = p(x): the distribution is that of plain sampling.
+now. The proposal is deterministic, so the rule of acceptance is short: draw an id as ever, and if it is the proposed
+one, the next place is known too. A proposed id is taken with its own probability, and all ids are those of plain
+sampling, with the same random numbers: a seed has the same text with drafts and without.
 
 Twin of `decode`: `transformerlm.inference.generate.decode`
 Beyond the twin: `num_drafted`, the ids that are proposed a step
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from transformerlm.inference.fast.cache import DecoderCache
 from transformerlm.inference.fast.decoder import Decoder
-from transformerlm.inference.sampling import SamplingParams, distribution, draw, uniform
+from transformerlm.inference.sampling import RandomNumbers, SamplingParams, sample
 
 # How many ids must have occurred before: the longest match that is looked for, and the shortest that counts.
 _LONGEST, _SHORTEST = 4, 2
@@ -85,6 +85,7 @@ def _decode(
     vocab_size: int,
 ) -> Iterator[int]:
     context_length, half = decoder.context_length, max(1, decoder.context_length // 2)
+    numbers = RandomNumbers(generator, decoder.device)
     cache = decoder.make_cache(1, min(context_length, len(prompt) + max_new_tokens + num_drafted))
     lookup, unread = PromptLookup(prompt), prompt[-context_length:]
     remaining = max_new_tokens
@@ -94,7 +95,7 @@ def _decode(
         # Up to the first id that may not be drawn.
         draft = draft[: next((i for i, token_id in enumerate(draft) if token_id >= vocab_size), None)]
         logits = _read(decoder, unread, draft, cache)[:, :vocab_size]  # (len(draft) + 1, vocab)
-        accepted = _check_draft(logits, draft, params, generator)
+        accepted = _check_draft(logits, draft, params, numbers)
         # The refused ids are in the cache; the next pass overwrites them.
         cache.truncate(cache.length - (len(draft) - len(accepted) + 1))
         for token_id in accepted:
@@ -115,31 +116,13 @@ def _read(decoder: Decoder, unread: list[int], draft: list[int], cache: DecoderC
     return decoder(torch.tensor([unread + draft], device=decoder.device), cache=cache, last_only=not draft)[0]
 
 
-def _check_draft(
-    logits: Tensor, draft: list[int], params: SamplingParams, generator: torch.Generator | None
-) -> list[int]:
+def _check_draft(logits: Tensor, draft: list[int], params: SamplingParams, numbers: RandomNumbers) -> list[int]:
     """Return the drafted ids that are taken and one more: a different one at the first refusal, or one after them all.
 
     `logits` `(len(draft) + 1, vocab)`: row i is for the place of the i-th drafted id.
     """
-    if params.temperature == 0.0:
-        most_likely: list[int] = logits.argmax(dim=-1).tolist()
-        agreed = next(
-            (i for i, (ours, theirs) in enumerate(zip(most_likely, draft, strict=False)) if ours != theirs), len(draft)
-        )
-        return most_likely[: agreed + 1]
-    probabilities = distribution(logits, params)  # (len(draft) + 1, vocab)
-    # Two numbers a place: one decides whether the drafted id is taken, one draws.
-    shares = uniform(2 * len(draft) + 2, [generator], logits.device).view(-1, 2)
-    for index, token_id in enumerate(draft):
-        row = probabilities[index]
-        chance = float(row[token_id])  # 0 where a filter dropped the id
-        row[token_id] = 0.0
-        # With no other id left, only rounding keeps the chance below 1.
-        if float(shares[index, 0]) >= chance and bool(row.any()):
-            return [*draft[:index], _draw_id(row, shares[index, 1])]
-    return [*draft, _draw_id(probabilities[-1], shares[-1, 1])]
-
-
-def _draw_id(probabilities: Tensor, share: Tensor) -> int:
-    return int(draw(probabilities.unsqueeze(0), share.unsqueeze(0)))
+    drawn: list[int] = sample(logits, params, [numbers]).tolist()
+    agreed = next((i for i, (ours, theirs) in enumerate(zip(drawn, draft, strict=False)) if ours != theirs), len(draft))
+    if params.temperature > 0.0:
+        numbers.put_back(len(draft) - agreed)  # those of the places after the refusal
+    return drawn[: agreed + 1]
