@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from cli.terminal import note, working
 from cli.utils import Command
 from cli.utils import main as run_command
 from config.infer import InferConfig, OutputConfig
+from config.schemas import SamplingConfig
 
 if TYPE_CHECKING:
     from logger import Logger
@@ -68,7 +70,9 @@ def infer(config: InferConfig) -> None:
     prompts = [*config.prompt, *map(_prompt_of_file, config.prompt_file)]
     with working("loading the model"):
         checkpoint = resolve(config.checkpoint)
-        predictor = Predictor.from_checkpoint(checkpoint, device=config.device, precision=config.precision)
+        predictor = Predictor.from_checkpoint(
+            checkpoint, device=config.device, precision=config.precision, reproducible=config.reproducible
+        )
     note(described(config.checkpoint, checkpoint))
     with ExitStack() as stack:
         # The directory is left after the logger, which may still be reading the file.
@@ -163,13 +167,12 @@ class _Sample:
     seed: int
 
 
-def _groups(config: InferConfig, prompts: list[str]) -> Iterator[list[_Sample]]:
-    """Yield the samples that are generated together."""
-    size = 1 if config.output.format == "text" or config.speculative else config.batch_size
+def _groups(config: InferConfig, prompts: list[str]) -> Iterator[Iterator[_Sample]]:
+    """Yield the samples of which some may be generated together: all, or those of one line of stdin."""
     if prompts:
-        return _cut(_samples(config, enumerate(prompts)), size)
+        return iter([_samples(config, enumerate(prompts))])
     # Who writes the next line may be waiting for the answer to this one.
-    return (group for pair in enumerate(_prompts_of_stdin()) for group in _cut(_samples(config, [pair]), size))
+    return (_samples(config, [pair]) for pair in enumerate(_prompts_of_stdin()))
 
 
 def _samples(config: InferConfig, prompts: Iterable[tuple[int, str]]) -> Iterator[_Sample]:
@@ -178,26 +181,16 @@ def _samples(config: InferConfig, prompts: Iterable[tuple[int, str]]) -> Iterato
             yield _Sample(number, prompt, config.seed + number)
 
 
-def _cut(samples: Iterator[_Sample], size: int) -> Iterator[list[_Sample]]:
-    while group := list(itertools.islice(samples, size)):
-        yield group
-
-
-def _answers(predictor: Predictor, config: InferConfig, samples: list[_Sample]) -> Iterator[dict[str, Any]]:
-    """Generate the samples, show them on stdout, and yield their records."""
-    start = time.perf_counter()
+def _answers(predictor: Predictor, config: InferConfig, samples: Iterator[_Sample]) -> Iterator[dict[str, Any]]:
+    """Generate the samples, show them on stdout, and yield their records, in order."""
     settings = {**config.sampling.model_dump(), "allow_special": config.allow_special}
     ends = predictor.document_ids.eos_token_ids
-    if len(samples) > 1:
-        prompts = [sample.prompt for sample in samples]
-        whole = predictor.generate_prompts(prompts, seeds=[sample.seed for sample in samples], **settings)
-        texts = [text.removeprefix(prompt) for text, prompt in zip(whole, prompts, strict=True)]
-    else:
-        texts = [_stream_one(predictor, config, samples[0], settings)]
-    for sample, text in zip(samples, texts, strict=True):
+    # What changes nothing is not told, beyond the settings that every line has.
+    told = [*SamplingConfig.model_fields, *config.sampling.model_dump(exclude_defaults=True), "allow_special"]
+    for sample, start, text in _texts(predictor, config, samples, settings):
         record = {
             "event": "sample",
-            **{f"params.{_LOG_NAMES.get(name, name)}": value for name, value in settings.items()},
+            **{f"params.{_LOG_NAMES.get(name, name)}": settings[name] for name in dict.fromkeys(told)},
             "params.eos_token_id": list(ends) if len(ends) > 1 else predictor.eos_token_id,
             "params.seed": sample.seed,
             "text.prompt": sample.prompt,
@@ -207,6 +200,27 @@ def _answers(predictor: Predictor, config: InferConfig, samples: list[_Sample]) 
         if config.output.format == "json" and config.logging.backend != "noop":
             print(json.dumps(record), flush=True)
         yield record
+
+
+def _texts(
+    predictor: Predictor, config: InferConfig, samples: Iterator[_Sample], settings: dict[str, Any]
+) -> Iterator[tuple[_Sample, float, str]]:
+    """Yield each sample, when it was begun, and its text: one at a time where they are shown as they come."""
+    size = 1 if config.output.format == "text" or config.speculative else config.batch_size
+    first = list(itertools.islice(samples, size))  # no more slots than there are samples
+    if len(first) < 2:
+        for sample in itertools.chain(first, samples):
+            yield sample, time.perf_counter(), _stream_one(predictor, config, sample, settings)
+        return
+    begun: deque[tuple[_Sample, float]] = deque()
+
+    def begin() -> Iterator[tuple[str, int]]:
+        for sample in itertools.chain(first, samples):
+            begun.append((sample, time.perf_counter()))
+            yield sample.prompt, sample.seed
+
+    for text in predictor.generate_each(begin(), slots=len(first), **settings):
+        yield (*begun.popleft(), text)
 
 
 def _stream_one(predictor: Predictor, config: InferConfig, sample: _Sample, settings: dict[str, Any]) -> str:

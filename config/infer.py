@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from config.schemas import Device, FilePath, LoggingConfig, Prompt, SamplingConfig, Section, WandbConfig
+from config.schemas import Device, FilePath, InferSamplingConfig, LoggingConfig, Prompt, Section, WandbConfig
 
 
 class OutputConfig(Section):
@@ -46,7 +46,25 @@ class InferConfig(Section):
         le=64,
         description="tokens to draft from the text so far and check together in each step; needs batch_size = 1",
     )
-    sampling: SamplingConfig = SamplingConfig()
+    reproducible: bool = Field(
+        False,
+        description="give a prompt and a seed the same text alone, with any batch_size and from transformerlm-serve; "
+        "one text at a time takes up to half as long again",
+    )
+    sampling: InferSamplingConfig = InferSamplingConfig()
     output: OutputConfig = OutputConfig()
     logging: LoggingConfig = LoggingConfig()
     wandb: WandbConfig = WandbConfig()
+
+    @model_validator(mode="after")
+    def _check_speculative(self) -> Self:
+        if self.speculative and self.reproducible:
+            raise ValueError(
+                f"speculative: expected 0 with reproducible = true, found {self.speculative}: drafts are drawn in "
+                "another way than single tokens"
+            )
+        if self.speculative and self.sampling.is_penalised:
+            raise ValueError(
+                f"speculative: expected 0 with penalties or min_tokens, found {self.speculative}: drafts know neither"
+            )
+        return self

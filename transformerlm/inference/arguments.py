@@ -40,13 +40,23 @@ def end_ids(eos_token_id: Ends) -> frozenset[int]:
 
 
 def generators_of(
-    generator: torch.Generator | Sequence[torch.Generator] | None, num_prompts: int
+    generator: torch.Generator | Sequence[torch.Generator] | None, num_prompts: int, device: torch.device
 ) -> list[torch.Generator | None]:
-    """Return one generator for all prompts or one for each; raise ValueError for any other number."""
-    generators: list[torch.Generator | None] = list(generator) if isinstance(generator, Sequence) else [generator]
-    if len(generators) not in (1, num_prompts):
-        raise ValueError(f"generate: expected a generator for each of {num_prompts} prompts, got {len(generators)}")
-    return generators
+    """Return a generator for each prompt, on `device`; raise ValueError for any other number than one or one for each.
+
+    One generator for several prompts gives each a seed for one of its own, so that no text depends on when the others
+    end. None is torch's global one.
+    """
+    if isinstance(generator, Sequence):
+        if len(generator) not in (1, num_prompts):
+            raise ValueError(f"generate: expected a generator for each of {num_prompts} prompts, got {len(generator)}")
+        if len(generator) == num_prompts:
+            return list(generator)
+        (generator,) = generator
+    if num_prompts == 1:
+        return [generator]
+    seeds = torch.randint(2**63 - 1, (num_prompts,), generator=generator, device=device).tolist()
+    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
 
 # What a caller may pass by mistake has any type, hence Any.

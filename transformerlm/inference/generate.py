@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Protocol, TypedDict, TypeVar, Unpack
+from typing import Generic, Protocol, TypedDict, TypeVar, Unpack
 
 import torch
 from torch import Tensor
@@ -23,8 +23,10 @@ from transformerlm.inference.arguments import Ends, check_prompts, end_ids, gene
 from transformerlm.inference.fast.batcher import Batcher
 from transformerlm.inference.fast.decoder import Decoder
 from transformerlm.inference.fast.prompt_lookup import decode as decode_speculatively
-from transformerlm.inference.fast.ragged_rows import decode as decode_ragged_rows
+from transformerlm.inference.penalties import Occurrences, Penalties, adjust
+from transformerlm.inference.requests import Drawn, Finished, Request
 from transformerlm.inference.sampling import SamplingParams, sample
+from transformerlm.models.transformer import TransformerLM
 
 __all__ = [
     "Batcher",
@@ -38,8 +40,10 @@ __all__ = [
     "stream",
 ]
 
-# To see whether all rows have ended, the host waits for the device: on a GPU it looks only every 16 steps.
-_STEPS_BETWEEN_LOOKS = 16
+NOT_FINITE = "generate: expected finite logits from the model, found NaN or infinity; its weights may be damaged"
+"""The error where no id can be drawn."""
+PREFIX_BYTES = 64 * 2**20
+"""What several samples of one prompt may take for its keys and values, so that it is read once."""
 
 
 class Cache(Protocol):
@@ -111,35 +115,6 @@ def decode(
             unread = torch.cat((window, torch.stack(drawn[-half:], dim=1)), dim=1)[:, -half:]  # (batch, half)
 
 
-def decode_each(
-    model: LanguageModel[CacheT],
-    prompts: list[list[int]],
-    *,
-    max_new_tokens: int,
-    params: SamplingParams,
-    generators: Sequence[torch.Generator | None],
-    vocab_size: int | None = None,
-) -> Iterator[Tensor]:
-    """Yield the next ids `(batch)` of prompts of any lengths, each decoded by itself; else as `decode`."""
-    # hand-over: rows of different lengths side by side; None where the model is not one that fast/ knows
-    together = decode_ragged_rows(
-        model,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        params=params,
-        generators=generators,
-        vocab_size=vocab_size,
-    )
-    if together is not None:
-        yield from together
-        return
-    one_row = partial(decode, model, max_new_tokens=max_new_tokens, params=params, vocab_size=vocab_size)
-    each = list(generators) * (len(prompts) if len(generators) == 1 else 1)
-    rows = [one_row([prompt], generators=[one]) for prompt, one in zip(prompts, each, strict=True)]
-    for ids in zip(*rows, strict=True):  # a tensor (1) from each row
-        yield torch.cat(ids)
-
-
 def stream(
     model: LanguageModel[CacheT],
     prompt_ids: Sequence[int],
@@ -153,26 +128,58 @@ def stream(
     vocab_size: int | None = None,
     generator: torch.Generator | None = None,
     speculative: int = 0,
+    penalties: Penalties | None = None,
+    min_tokens: int = 0,
 ) -> Iterator[int]:
     """Yield the ids that follow `prompt_ids`, at most `max_new_tokens`, as they are drawn.
 
-    Ends before `eos_token_id`, or the first of several, which is not yielded. Only ids below `vocab_size` are drawn, by
-    default the model's (a model may have more ids than its tokenizer). `temperature` to `min_p` are those of
-    `SamplingParams`; `generator` must be on the model's device. `speculative` drafts that many ids a step from the text
-    so far and needs a `Decoder`; the ids have the same distribution, and with temperature 0 they are the same. Raises
-    ValueError, at once, for an empty prompt, several rows of ids, or an id the model does not have.
+    Ends before `eos_token_id`, or the first of several, which is not yielded, nor drawn before `min_tokens` others.
+    Only ids below `vocab_size` are drawn, by default the model's (a model may have more ids than its tokenizer).
+    `temperature` to `min_p` are those of `SamplingParams`; `generator` must be on the model's device. `speculative`
+    drafts that many ids a step from the text so far and needs a `Decoder`; the ids have the same distribution, and with
+    temperature 0 they are the same. Raises ValueError, at once, for an empty prompt, several rows of ids, an id the
+    model does not have, or drafts with penalties.
 
-    Eleven parameters: those who stream see each setting by its name.
+    Thirteen parameters: those who stream see each setting by its name.
     """
     prompts = check_prompts([prompt_ids], max_new_tokens=max_new_tokens, vocab_size=model.vocab_size)
     ends = end_ids(eos_token_id)
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    settings: DecodeKeywords = {
+        "max_new_tokens": max_new_tokens, "params": params, "generators": [generator], "vocab_size": vocab_size
+    }  # fmt: skip
+    penalties = Penalties() if penalties is None else penalties
+    if Occurrences.needed(penalties, min_tokens=min_tokens):
+        if speculative:
+            raise ValueError(
+                "generate: speculative decoding knows no penalties and no min_tokens; use one or the other"
+            )
+        occurrences = Occurrences(prompts[0], penalties, ends=ends, min_tokens=min_tokens)
+        changed = _Changed(model, occurrences)
+        return _until(ends, changed.told(int(ids.item()) for ids in decode(changed, prompts, **settings)))
     # hand-over: several ids a step
     loop = partial(decode_speculatively, num_drafted=speculative) if speculative else decode
-    steps = loop(
-        model, prompts, max_new_tokens=max_new_tokens, params=params, generators=[generator], vocab_size=vocab_size
-    )
-    return _until(ends, (int(ids.item()) for ids in steps))
+    return _until(ends, (int(ids.item()) for ids in loop(model, prompts, **settings)))
+
+
+class _Changed(Generic[CacheT]):
+    """A model of which the logits of one text's next id are changed by what occurred in it."""
+
+    def __init__(self, model: LanguageModel[CacheT], occurrences: Occurrences) -> None:
+        self._model, self._occurrences = model, occurrences
+        self.vocab_size, self.context_length, self.device = model.vocab_size, model.context_length, model.device
+        self.make_cache = model.make_cache
+
+    def __call__(self, token_ids: Tensor, *, cache: CacheT, last_only: bool = False) -> Tensor:
+        """Return the changed logits after the last id, `(1, 1, vocab_size)`."""
+        logits = self._model(token_ids, cache=cache, last_only=True)[:, -1]  # (1, vocab)
+        return adjust(logits, [self._occurrences]).unsqueeze(1)
+
+    def told(self, ids: Iterator[int]) -> Iterator[int]:
+        """Yield the ids, each counted before the next is drawn."""
+        for token_id in ids:
+            self._occurrences.add(token_id)
+            yield token_id
 
 
 class SamplingKeywords(TypedDict, total=False):
@@ -184,9 +191,20 @@ class SamplingKeywords(TypedDict, total=False):
     min_p: float
 
 
+class DecodeKeywords(TypedDict):
+    """The keywords of `decode`."""
+
+    max_new_tokens: int
+    params: SamplingParams
+    generators: Sequence[torch.Generator | None]
+    vocab_size: int | None
+
+
 class BatchKeywords(SamplingKeywords, total=False):
     """The keywords of `generate_prompts` beside the prompts and their number of tokens."""
 
+    penalties: Penalties | None
+    min_tokens: int
     eos_token_id: Ends
     vocab_size: int | None
     generator: torch.Generator | Sequence[torch.Generator] | None
@@ -199,6 +217,8 @@ class StreamKeywords(SamplingKeywords, total=False):
     vocab_size: int | None
     generator: torch.Generator | None
     speculative: int
+    penalties: Penalties | None
+    min_tokens: int
 
 
 class TokenIds(list[int]):
@@ -241,6 +261,8 @@ def generate_prompts(
     eos_token_id: Ends = None,
     vocab_size: int | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    penalties: Penalties | None = None,
+    min_tokens: int = 0,
     **settings: Unpack[SamplingKeywords],
 ) -> list[list[int]]:
     """Return a continuation of each prompt, decoded together; each ends before its own EOS.
@@ -250,22 +272,66 @@ def generate_prompts(
     ValueError as `stream` does.
     """
     checked = check_prompts(prompts, max_new_tokens=max_new_tokens, vocab_size=model.vocab_size)
-    ends, generators = end_ids(eos_token_id), generators_of(generator, len(checked))
-    params = SamplingParams(**settings)
-    loop = decode if len({len(prompt) for prompt in checked}) == 1 else decode_each
-    columns: list[Tensor] = []
-    ended = torch.zeros(len(checked), dtype=torch.bool, device=model.device)
-    every = 1 if ended.device.type == "cpu" else _STEPS_BETWEEN_LOOKS
-    for ids in loop(
-        model, checked, max_new_tokens=max_new_tokens, params=params, generators=generators, vocab_size=vocab_size
-    ):
-        columns.append(ids)
-        for end in ends:
-            ended |= ids == end
-        if ends and len(columns) % every == 0 and ended.all():
-            break
-    rows = torch.stack(columns, dim=1).tolist() if columns else [[] for _ in checked]
-    return [list(_until(ends, iter(row))) for row in rows]
+    generators = generators_of(generator, len(checked), model.device)
+    requests = [
+        Request(
+            request_id=str(number),
+            prompt=prompt,
+            max_new_tokens=max_new_tokens,
+            sampling=SamplingParams(**settings),
+            penalties=Penalties() if penalties is None else penalties,
+            generator=generators[number],
+            ends=end_ids(eos_token_id),
+            min_tokens=min_tokens,
+        )
+        for number, prompt in enumerate(checked)
+    ]
+    if isinstance(model, Decoder | TransformerLM):  # hand-over: texts side by side
+        decoder = model if isinstance(model, Decoder) else Decoder(model)
+        return _generate_together(decoder, requests, vocab_size)
+    return [answer(model, request, vocab_size=vocab_size) for request in requests]
+
+
+def answer(model: LanguageModel[CacheT], request: Request, *, vocab_size: int | None = None) -> list[int]:
+    """Return the ids of one request by the plain loop: what a `Batcher` gives it beside others."""
+    sampling = request.sampling
+    ids = stream(
+        model,
+        request.prompt,
+        max_new_tokens=request.max_new_tokens,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        eos_token_id=request.ends,
+        vocab_size=vocab_size,
+        generator=request.generator,
+        penalties=request.penalties,
+        min_tokens=request.min_tokens,
+    )
+    return list(ids)
+
+
+def _generate_together(decoder: Decoder, requests: list[Request], vocab_size: int | None) -> list[list[int]]:
+    longest = max(len(request.prompt) + request.max_new_tokens for request in requests)
+    batcher = Batcher(
+        decoder,
+        slots=len(requests),
+        prefix_cache_bytes=PREFIX_BYTES,
+        vocab_size=vocab_size,
+        max_length=longest,
+        reads_first=True,
+    )
+    rows: dict[str, list[int]] = {request.request_id: [] for request in requests}
+    for request in requests:
+        batcher.submit(request)
+    while not batcher.is_idle:
+        for event in batcher.step():
+            if isinstance(event, Drawn):
+                rows[event.request_id].append(event.token_id)
+            if isinstance(event, Finished) and event.reason == "error":
+                raise ValueError(NOT_FINITE)
+    return list(rows.values())
 
 
 def _until(ends: frozenset[int], ids: Iterator[int]) -> Iterator[int]:
@@ -273,4 +339,6 @@ def _until(ends: frozenset[int], ids: Iterator[int]) -> Iterator[int]:
     for token_id in ids:
         if token_id in ends:
             return
+        if token_id < 0:
+            raise ValueError(NOT_FINITE)
         yield token_id

@@ -2,24 +2,54 @@
 
 from __future__ import annotations
 
-import codecs
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Self, TypedDict, Unpack
 
 import torch
 
 from transformerlm.checkpoints.directory import resolve
 from transformerlm.checkpoints.document_ids import DocumentIds, guess_ids, ids_of_checkpoint
 from transformerlm.checkpoints.load import load_model, load_tokenizer
-from transformerlm.inference.generate import Decoder, generate_prompts, stream
+from transformerlm.inference.arguments import check_prompts, generators_of
+from transformerlm.inference.generate import PREFIX_BYTES, Batcher, Decoder, stream
+from transformerlm.inference.in_order import drawn_ids, texts_in_order
+from transformerlm.inference.penalties import Penalties
+from transformerlm.inference.requests import Request
+from transformerlm.inference.sampling import SamplingParams
+from transformerlm.inference.texts import Pieces, pieces_of
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.device import resolve_device
 from transformerlm.utils.dtypes import resolve_precision
 from transformerlm.utils.strings import check_are_strings, check_is_string
+
+
+class _Keywords(TypedDict):
+    """The settings that every way to generate has, under the names of `SamplingConfig` and `InferSamplingConfig`."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float
+    min_p: float
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    min_tokens: int
+    stop: Sequence[str]
+    stop_at_eos: bool
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What a text is asked for: a request without its prompt and generator, and the strings that end it."""
+
+    request: Request
+    stop: Sequence[str]
 
 
 class Predictor:
@@ -42,7 +72,7 @@ class Predictor:
         self.model, self.tokenizer = model, tokenizer
         self.document_ids = guess_ids(tokenizer) if document_ids is None else document_ids
         self._decoder: Decoder | None = None
-        self._is_fixed, self._int8 = False, False
+        self._is_fixed, self._int8, self._is_reproducible = False, False, False
 
     def __repr__(self) -> str:
         dtype = self.model.token_embeddings.weight.dtype
@@ -58,23 +88,37 @@ class Predictor:
         return self.document_ids.eos_token_id
 
     @classmethod
-    def from_checkpoint(cls, directory: str | Path, *, device: str = "auto", precision: str = "fp32") -> Self:
+    def from_checkpoint(
+        cls, directory: str | Path, *, device: str = "auto", precision: str = "fp32", reproducible: bool = False
+    ) -> Self:
         """Load a checkpoint, or a run directory's newest one, onto `device` in `precision`.
 
         `precision` is "fp32", "bf16", "auto" or "int8". "bf16" stores the weights in bfloat16: half the memory, and up
         to twice the speed where memory is the limit. "int8" generates with matrices of 8 bits; `model` stays fp32.
+        With `reproducible` a prompt and a seed give the same text alone, beside others and from `transformerlm-serve`.
         """
         place, int8 = resolve_device(device), precision == "int8"
         dtype = torch.bfloat16 if not int8 and resolve_precision(precision, place) == "bf16" else torch.float32
         path = resolve(Path(directory))
         model, tokenizer = load_model(path, device=place, dtype=dtype), load_tokenizer(path)
         predictor = cls(model, tokenizer, ids_of_checkpoint(path, tokenizer))
-        predictor._is_fixed, predictor._int8 = True, int8
+        predictor._is_fixed, predictor._int8, predictor._is_reproducible = True, int8, reproducible
         return predictor
 
     def prepare(self) -> None:
         """Prepare a fast copy of the model's weights as they are now; it takes their memory once more, or twice."""
-        self._decoder = Decoder(self.model, int8=self._int8)
+        self._decoder = Decoder(self.model, int8=self._int8, reproducible=self._is_reproducible)
+
+    def batcher(self, *, slots: int, prefill_chunk: int = 128, prefix_cache_bytes: int = 0) -> Batcher:
+        """Return a batcher of this model, which draws ids of the tokenizer alone; several share the weights."""
+        decoder = self._prepared() or Decoder(self.model)
+        return Batcher(
+            decoder,
+            slots=slots,
+            prefill_chunk=prefill_chunk,
+            prefix_cache_bytes=prefix_cache_bytes,
+            vocab_size=self.tokenizer.vocab_size,
+        )
 
     def _prepared(self, *, speculative: bool = False) -> Decoder | None:
         """Return the decoder to generate with, or None for the model itself."""
@@ -93,6 +137,11 @@ class Predictor:
         top_k: int | None = None,
         top_p: float = 1.0,
         min_p: float = 0.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        repetition_penalty: float = 1.0,
+        min_tokens: int = 0,
+        stop: Sequence[str] = (),
         seed: int | None = None,
         stop_at_eos: bool = True,
         allow_special: bool = False,
@@ -101,25 +150,26 @@ class Predictor:
         """Yield the text that follows `prompt`, in pieces of whole characters, without the prompt.
 
         The same `seed` gives the same text; None draws from torch's global generator. A prompt longer than the model's
-        context keeps its end, with a warning. `speculative` drafts that many tokens a step from the text so far. Raises
+        context keeps its end, with a warning. `speculative` drafts that many tokens a step from the text so far. The
+        first string of `stop` that appears ends the text before it; `min_tokens` come before the end token may. Raises
         ValueError for parameters out of range.
         """
         check_is_string(prompt, "prompt")
-        decoder = self._prepared(speculative=speculative > 0)
-        start = partial(stream, self.model) if decoder is None else partial(stream, decoder)
-        ids = start(
-            self._encode(prompt, allow_special),
+        settings = self._settings(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
             min_p=min_p,
-            eos_token_id=self.document_ids.eos_token_ids if stop_at_eos else None,
-            vocab_size=self.tokenizer.vocab_size,
-            generator=self._generator(seed),
-            speculative=speculative,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            repetition_penalty=repetition_penalty,
+            min_tokens=min_tokens,
+            stop=stop,
+            stop_at_eos=stop_at_eos,
         )
-        return self._decode_stream(ids)
+        request = replace(settings.request, prompt=self._encode(prompt, allow_special), generator=self._generator(seed))
+        return pieces_of(self._ids(request, speculative), Pieces(self.tokenizer.decode_bytes, stop=stop))
 
     def generate(
         self,
@@ -130,6 +180,11 @@ class Predictor:
         top_k: int | None = None,
         top_p: float = 1.0,
         min_p: float = 0.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        repetition_penalty: float = 1.0,
+        min_tokens: int = 0,
+        stop: Sequence[str] = (),
         seed: int | None = None,
         stop_at_eos: bool = True,
         allow_special: bool = False,
@@ -143,6 +198,11 @@ class Predictor:
             top_k=top_k,
             top_p=top_p,
             min_p=min_p,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            repetition_penalty=repetition_penalty,
+            min_tokens=min_tokens,
+            stop=stop,
             seed=seed,
             stop_at_eos=stop_at_eos,
             allow_special=allow_special,
@@ -160,6 +220,11 @@ class Predictor:
         top_k: int | None = None,
         top_p: float = 1.0,
         min_p: float = 0.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        repetition_penalty: float = 1.0,
+        min_tokens: int = 0,
+        stop: Sequence[str] = (),
         seed: int | None = None,
         stop_at_eos: bool = True,
         allow_special: bool = False,
@@ -176,6 +241,11 @@ class Predictor:
             top_k=top_k,
             top_p=top_p,
             min_p=min_p,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            repetition_penalty=repetition_penalty,
+            min_tokens=min_tokens,
+            stop=stop,
             seeds=seed,
             stop_at_eos=stop_at_eos,
             allow_special=allow_special,
@@ -190,6 +260,11 @@ class Predictor:
         top_k: int | None = None,
         top_p: float = 1.0,
         min_p: float = 0.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        repetition_penalty: float = 1.0,
+        min_tokens: int = 0,
+        stop: Sequence[str] = (),
         seeds: int | Sequence[int] | None = None,
         stop_at_eos: bool = True,
         allow_special: bool = False,
@@ -200,20 +275,137 @@ class Predictor:
         all prompts together. Raises TypeError for a single str, which `generate` takes.
         """
         check_are_strings(prompts, "prompts")
-        decoder = self._prepared()
-        start = partial(generate_prompts, self.model) if decoder is None else partial(generate_prompts, decoder)
-        rows = start(
-            [self._encode(prompt, allow_special) for prompt in prompts],
+        generator = [self._seeded(seed) for seed in seeds] if isinstance(seeds, Sequence) else self._generator(seeds)
+        settings = self._settings(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
             min_p=min_p,
-            eos_token_id=self.document_ids.eos_token_ids if stop_at_eos else None,
-            vocab_size=self.tokenizer.vocab_size,
-            generator=[self._seeded(seed) for seed in seeds] if isinstance(seeds, Sequence) else self._generator(seeds),
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            repetition_penalty=repetition_penalty,
+            min_tokens=min_tokens,
+            stop=stop,
+            stop_at_eos=stop_at_eos,
         )
-        return [prompt + "".join(self._decode_stream(ids)) for prompt, ids in zip(prompts, rows, strict=True)]
+        all_ids = check_prompts(
+            [self._encode(prompt, allow_special) for prompt in prompts],
+            max_new_tokens=max_new_tokens,
+            vocab_size=self.model.vocab_size,
+        )
+        generators = generators_of(generator, len(prompts), self.model.device)
+        pairs = zip(all_ids, generators, strict=True)
+        longest = max(map(len, all_ids)) + max_new_tokens
+        texts = self._texts(pairs, settings, slots=len(prompts), max_length=longest)
+        return [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+
+    def generate_each(
+        self,
+        samples: Iterable[tuple[str, int]],
+        *,
+        slots: int,
+        max_new_tokens: int = 256,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        repetition_penalty: float = 1.0,
+        min_tokens: int = 0,
+        stop: Sequence[str] = (),
+        stop_at_eos: bool = True,
+        allow_special: bool = False,
+    ) -> Iterator[str]:
+        """Yield the continuation of each prompt and seed, in order, `slots` of them decoded together.
+
+        A text that has ended is replaced at once by the next sample, which is asked for only then. The texts are those
+        of `generate_prompts` with a seed for each.
+        """
+        settings = self._settings(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            repetition_penalty=repetition_penalty,
+            min_tokens=min_tokens,
+            stop=stop,
+            stop_at_eos=stop_at_eos,
+        )
+        pairs = ((self._encode(prompt, allow_special), self._seeded(seed)) for prompt, seed in samples)
+        return self._texts(pairs, settings, slots=slots)
+
+    def _settings(self, **keywords: Unpack[_Keywords]) -> _Settings:
+        request = Request(
+            request_id="",
+            prompt=[],
+            max_new_tokens=keywords["max_new_tokens"],
+            sampling=SamplingParams(
+                temperature=keywords["temperature"],
+                top_k=keywords["top_k"],
+                top_p=keywords["top_p"],
+                min_p=keywords["min_p"],
+            ),
+            penalties=Penalties(
+                presence=keywords["presence_penalty"],
+                frequency=keywords["frequency_penalty"],
+                repetition=keywords["repetition_penalty"],
+            ),
+            ends=frozenset(self.document_ids.eos_token_ids if keywords["stop_at_eos"] else ()),
+            min_tokens=keywords["min_tokens"],
+        )
+        return _Settings(request, keywords["stop"])
+
+    def _ids(self, request: Request, speculative: int) -> Iterator[int]:
+        """Yield the ids of one text as they are drawn."""
+        if self._is_reproducible and not speculative:
+            return drawn_ids(self.batcher(slots=1), request)
+        decoder = self._prepared(speculative=speculative > 0)
+        start = partial(stream, self.model) if decoder is None else partial(stream, decoder)
+        return start(
+            request.prompt,
+            max_new_tokens=request.max_new_tokens,
+            temperature=request.sampling.temperature,
+            top_k=request.sampling.top_k,
+            top_p=request.sampling.top_p,
+            min_p=request.sampling.min_p,
+            eos_token_id=request.ends,
+            vocab_size=self.tokenizer.vocab_size,
+            generator=request.generator,
+            speculative=speculative,
+            penalties=request.penalties,
+            min_tokens=request.min_tokens,
+        )
+
+    def _texts(
+        self,
+        samples: Iterable[tuple[list[int], torch.Generator | None]],
+        settings: _Settings,
+        *,
+        slots: int,
+        max_length: int | None = None,
+    ) -> Iterator[str]:
+        """Yield the text of each prompt's ids and generator, in order."""
+        requests = (
+            replace(settings.request, request_id=str(number), prompt=ids, generator=generator)
+            for number, (ids, generator) in enumerate(samples)
+        )
+        make_pieces = partial(Pieces, self.tokenizer.decode_bytes, stop=settings.stop)
+        if not isinstance(self.model, TransformerLM):  # a model of another make, which no Decoder knows
+            return ("".join(pieces_of(self._ids(request, 0), make_pieces())) for request in requests)
+        batcher = Batcher(
+            self._prepared() or Decoder(self.model),
+            slots=slots,
+            prefix_cache_bytes=PREFIX_BYTES,
+            vocab_size=self.tokenizer.vocab_size,
+            max_length=max_length,
+            reads_first=True,
+        )
+        return texts_in_order(batcher, requests, most=slots, make_pieces=make_pieces)
 
     def _encode(self, prompt: str, allow_special: bool) -> list[int]:
         ids = self.tokenizer.encode(prompt) if allow_special else self.tokenizer.encode_ordinary(prompt)
@@ -237,14 +429,3 @@ class Predictor:
 
     def _seeded(self, seed: int) -> torch.Generator:
         return torch.Generator(self.model.device).manual_seed(seed)
-
-    def _decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        # A token may end within a character; its bytes wait for the rest, and become U+FFFD when none comes.
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        for token_id in ids:
-            text = decoder.decode(self.tokenizer.decode_bytes([token_id]))
-            if text:
-                yield text
-        text = decoder.decode(b"", final=True)
-        if text:
-            yield text

@@ -7,30 +7,26 @@ A prompt is read in chunks of `prefill_chunk` ids from position 0 on; the last i
 ... that holds it. So a chunk's numbers depend on its ids and its place alone. Where a row's window is full, its last
 half is read again from position 0, as in the plain loop.
 
-Twin of `Batcher`: `transformerlm.inference.generate.decode_each`
+Twin of `Batcher`: `transformerlm.inference.generate.answer`
 Test: tests/inference/fast/test_batcher.py
 Pays: 2.7x the tokens/s of eight prompts of 8 to 96 ids, in fp32 on one core, against one at a time (docs/LOG.md)
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from transformerlm.inference.fast.decoder import Decoder
-from transformerlm.inference.requests import (
-    Drawn,
-    Event,
-    Finished,
-    FinishReason,
-    Request,
-    TokenLogprobs,
-)
-from transformerlm.inference.sampling import SamplingParams, sample
+from transformerlm.inference.fast.prefix_cache import PrefixCache, put_back
+from transformerlm.inference.logprobs import log_probabilities
+from transformerlm.inference.penalties import Occurrences, adjust
+from transformerlm.inference.requests import Drawn, Event, Finished, FinishReason, PromptScored, Request, TokenLogprobs
+from transformerlm.inference.sampling import sample
 
 SMALLEST_CHUNK = 16
 """What the last chunk of a prompt is padded to at least."""
@@ -40,23 +36,30 @@ _SCORED_AT_ONCE = 128
 
 @dataclass(eq=False)
 class _Row:
-    """A request on its way: `window` is what its slot reads from position 0 on, before the ids that follow it."""
+    """A request on its way: `window` is what its slot reads from position 0 on, before the ids drawn after it."""
 
     request: Request
     window: list[int]
+    occurrences: Occurrences | None
     slot: int = -1
     length: int = 0
     drawn: list[int] = field(default_factory=list)
-    num_reused: int = 0
     scored: list[TokenLogprobs] = field(default_factory=list)
+    num_reused: int = 0
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the window is in the slot."""
+        return self.length >= len(self.window)
 
 
 class Batcher:
     """Generates the texts of many requests, up to `slots` at a time, by repeated calls of `step`.
 
     Only ids below `vocab_size` are drawn, by default the model's. A slot holds `max_length` ids, by default the
-    context; no text may need more. With `reads_first` all waiting prompts are read before the next step, as suits
-    those who wait for all texts; else at most one chunk is.
+    context; no text may need more. `prefix_cache_bytes` keeps the keys and values of prompts for the next one that
+    begins alike. With `reads_first` all waiting prompts are read before the next step, as suits those who wait for all
+    texts; else at most one chunk is. Raises ValueError for a number that cannot be.
     """
 
     def __init__(
@@ -73,21 +76,30 @@ class Batcher:
         if slots < 1:
             raise ValueError(f"batcher: slots must be at least 1, got {slots}")
         if prefill_chunk < SMALLEST_CHUNK or prefill_chunk & (prefill_chunk - 1):
-            raise ValueError(f"batcher: prefill_chunk must be a power of two from 16 on, got {prefill_chunk}")
+            raise ValueError(
+                f"batcher: prefill_chunk must be a power of two from {SMALLEST_CHUNK} on, got {prefill_chunk}"
+            )
         self._decoder, self._chunk, self._reads_first = decoder, prefill_chunk, reads_first
         self._vocab_size = decoder.vocab_size if vocab_size is None else vocab_size
         self._context = decoder.context_length
-        self._cache = decoder.make_slots(slots, max_length)
+        length = (
+            self._context if max_length is None else -(-max_length // prefill_chunk) * prefill_chunk
+        )  # whole chunks
+        self._cache = decoder.make_slots(slots, length)
+        self._prefixes = PrefixCache(prefix_cache_bytes)
         self._free = list(range(slots - 1, -1, -1))
         self._waiting: deque[_Row] = deque()
-        self._reading: deque[_Row] = deque()  # in slots, their windows not read whole
+        # In slots: prompts that are not read whole; rows that read a half window again; rows that have drawn an id.
+        self._reading: deque[_Row] = deque()
+        self._sliding: deque[_Row] = deque()
         self._running: list[_Row] = []
+        self._slides_next = True
         self._cancelled: set[str] = set()
 
     @property
     def running(self) -> int:
         """The number of requests that have a slot."""
-        return len(self._reading) + len(self._running)
+        return len(self._reading) + len(self._sliding) + len(self._running)
 
     @property
     def waiting(self) -> int:
@@ -97,21 +109,29 @@ class Batcher:
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not (self._waiting or self._reading or self._running)
+        return not (self._waiting or self.running)
 
     def submit(self, request: Request) -> None:
-        """Take a request; its first event comes from a later `step`.
+        """Take a request; its first event comes from a later `step`. Its `request_id` must be new.
 
         Raises:
-            ValueError: the prompt is empty or has an id that the model does not have.
+            ValueError: the prompt is empty or has an id that the model does not have, or that it cannot draw and whose
+                log-probability is asked for; or `max_new_tokens` is negative.
         """
         prompt = request.prompt
-        if not prompt or min(prompt) < 0 or max(prompt) >= self._decoder.vocab_size:
-            raise ValueError(
-                f"batcher: expected a prompt of ids from 0 to {self._decoder.vocab_size - 1}, found "
-                f"{f'ids from {min(prompt)} to {max(prompt)}' if prompt else 'none'}"
-            )
-        self._waiting.append(_Row(request, prompt[-self._context :]))
+        bound = self._decoder.vocab_size if request.num_prompt_logprobs is None else self._vocab_size
+        if not prompt or min(prompt) < 0 or max(prompt) >= bound:
+            found = f"ids from {min(prompt)} to {max(prompt)}" if prompt else "none"
+            raise ValueError(f"batcher: expected a prompt of ids from 0 to {bound - 1}, found {found}")
+        if request.max_new_tokens < 0:
+            raise ValueError(f"batcher: max_new_tokens must be at least 0, got {request.max_new_tokens}")
+        self._waiting.append(_Row(request, prompt[-self._context :], self._occurrences_of(request)))
+
+    def _occurrences_of(self, request: Request) -> Occurrences | None:
+        penalties, min_tokens = request.penalties, request.min_tokens
+        if not Occurrences.needed(penalties, min_tokens=min_tokens):
+            return None
+        return Occurrences(request.prompt, penalties, ends=request.ends, min_tokens=min_tokens)
 
     def cancel(self, request_id: str) -> None:
         """End a request at the next `step`; nothing happens where it has ended."""
@@ -121,13 +141,14 @@ class Batcher:
     def step(self) -> list[Event]:
         """Cancel, admit, read at most one chunk, let each running row read its last id, and draw an id for each."""
         events: list[Event] = []
-        self._drop_cancelled(events)
+        if self._cancelled:
+            self._drop_cancelled(events)
         self._admit(events)
+        stepping = list(self._running)
         rows, logits = self._read(events)
-        stepping = [row for row in self._running if row not in rows]
         if stepping:
-            slots = [row.slot for row in stepping]
-            logits.append(self._decoder.step_slots([row.drawn[-1] for row in stepping], cache=self._cache, slots=slots))
+            ids, slots = [row.drawn[-1] for row in stepping], [row.slot for row in stepping]
+            logits.append(self._decoder.step_slots(ids, cache=self._cache, slots=slots))
             for row in stepping:
                 row.length += 1
         if logits:
@@ -137,9 +158,7 @@ class Batcher:
     # --- joining and leaving ---------------------------------------------------------------------------------------
 
     def _drop_cancelled(self, events: list[Event]) -> None:
-        if not self._cancelled:
-            return
-        for rows in (self._waiting, self._reading, self._running):
+        for rows in (self._waiting, self._reading, self._sliding, self._running):
             for row in [each for each in rows if each.request.request_id in self._cancelled]:
                 self._finish(row, "cancelled", events)
         self._cancelled.clear()
@@ -147,17 +166,23 @@ class Batcher:
     def _admit(self, events: list[Event]) -> None:
         while self._waiting and self._free:
             row = self._waiting.popleft()
+            if row.request.max_new_tokens == 0 and row.request.num_prompt_logprobs is None:
+                self._finish(row, "length", events)
+                continue
             row.slot = self._free.pop()
             self._cache.lengths[row.slot] = 0
             self._reading.append(row)
 
     def _finish(self, row: _Row, reason: FinishReason, events: list[Event]) -> None:
-        for rows in (self._waiting, self._reading, self._running):
+        for rows in (self._waiting, self._reading, self._sliding, self._running):
             if row in rows:
                 rows.remove(row)
         if row.slot >= 0:
             self._cache.lengths[row.slot] = 0
             self._free.append(row.slot)
+        if reason == "error":  # A NaN that is left in the memory would spoil masked sums: 0 times NaN is NaN.
+            for tensor in (each for layer in self._cache.layers_of(row.slot) for each in layer):
+                tensor.zero_()
         events.append(Finished(row.request.request_id, reason, row.num_reused))
 
     # --- reading ---------------------------------------------------------------------------------------------------
@@ -166,58 +191,152 @@ class Batcher:
         """Read chunks; return the rows whose windows are read now, and the logits `(1, vocab_size)` after each."""
         rows: list[_Row] = []
         logits: list[Tensor] = []
-        while self._reading:
-            row = self._reading[0]
-            last = self._read_chunk(row)
-            if last is not None:
-                self._reading.popleft()
-                self._running.append(row)
-                rows.append(row)
-                logits.append(last)
-            if not self._reads_first:
+        has_read = False
+        while self._reading or self._sliding:
+            row = self._next_row()
+            known = self._reuse(row)
+            if known is None and has_read and not self._reads_first:
                 break
+            done = [(row, known)] if known is not None else self._read_chunk(self._rows_to_read(row))
+            has_read |= known is None
+            for each, last in done:
+                self._sliding.remove(each) if each.drawn else self._reading.remove(each)
+                self._running.append(each)
+                if self._goes_on(each, events):
+                    rows.append(each)
+                    logits.append(last)
         return rows, logits
 
-    def _read_chunk(self, row: _Row) -> Tensor | None:
-        """Read a row's next chunk; return the logits `(1, vocab_size)` after its window, or None if more is to come."""
-        ids = row.window[row.length : row.length + self._chunk]
-        size = min(self._padded(len(ids)), self._context - row.length)
-        padded = torch.tensor([ids + [0] * (size - len(ids))], device=self._decoder.device)
-        vectors = self._decoder.read_chunk(padded, cache=self._cache, slots=[row.slot], start=row.length)[0]
-        row.length += len(ids)
-        self._cache.lengths[row.slot] = row.length
-        return self._decoder.head(vectors[len(ids) - 1 : len(ids)]) if row.length == len(row.window) else None
+    def _next_row(self) -> _Row:
+        """Return whose chunk is read next: prompts in their order, rows that slide in theirs, in turns."""
+        self._slides_next = not self._slides_next
+        return (self._sliding if self._sliding and (self._slides_next or not self._reading) else self._reading)[0]
+
+    def _reuse(self, row: _Row) -> Tensor | None:
+        """Copy the chunks of a prompt that are known; return the logits `(1, vocab_size)` after it, if they are too."""
+        if row.drawn or row.request.num_prompt_logprobs is not None:
+            return None
+        while True:
+            end = min(row.length + self._chunk, len(row.window))
+            kept = self._prefixes.find(row.window[:end], is_whole=end == len(row.window))
+            if kept is None:
+                return None
+            put_back(kept, self._cache, row.slot)
+            row.num_reused += end - row.length
+            row.length = self._cache.lengths[row.slot] = end
+            if kept.logits is not None:
+                self._prefixes.use(row.window, self._chunk)
+                return kept.logits
+
+    def _rows_to_read(self, row: _Row) -> list[_Row]:
+        """Return the row, and others whose short windows fit into one chunk with its own.
+
+        Where bits must not depend on the others, each is read alone.
+        """
+        size = self._padded(len(row.window))
+        rows, windows = [row], {tuple(row.window)}
+        if self._decoder.is_reproducible or not self._can_be_read_with_others(row, size):
+            return rows
+        for other in (*self._reading, *self._sliding):
+            if (len(rows) + 1) * size > self._chunk:
+                break
+            # The same window is copied, once it was read.
+            if other is not row and self._can_be_read_with_others(other, size) and tuple(other.window) not in windows:
+                rows.append(other)
+                windows.add(tuple(other.window))
+        return rows
+
+    def _can_be_read_with_others(self, row: _Row, size: int) -> bool:
+        is_scored = row.request.num_prompt_logprobs is not None and not row.drawn
+        return not (row.length or is_scored) and self._padded(len(row.window)) == size <= min(
+            self._chunk, self._context
+        )
+
+    def _read_chunk(self, rows: list[_Row]) -> list[tuple[_Row, Tensor]]:
+        """Read the next chunk of each row; return those whose windows are read now, with the logits after them."""
+        start = rows[0].length
+        chunks = [row.window[start : start + self._chunk] for row in rows]
+        size = min(max(self._padded(len(ids)) for ids in chunks), self._context - start)
+        padded = torch.tensor([ids + [0] * (size - len(ids)) for ids in chunks], device=self._decoder.device)
+        slots = [row.slot for row in rows]
+        vectors = self._decoder.read_chunk(padded, cache=self._cache, slots=slots, start=start)  # (rows, seq, d_model)
+        done: list[tuple[_Row, Tensor]] = []
+        for row, ids, own in zip(rows, chunks, vectors, strict=True):
+            row.length = self._cache.lengths[row.slot] = start + len(ids)
+            if row.request.num_prompt_logprobs is not None and not row.drawn:
+                self._score(row, own[: len(ids)], start)
+            # One row at a time, whatever else is read: its logits are those of the same product always.
+            last = self._decoder.head(own[len(ids) - 1 : len(ids)]) if row.is_read else None  # (1, vocab_size)
+            self._keep(row, start, last)
+            if last is not None:
+                done.append((row, last))
+        return done
+
+    def _keep(self, row: _Row, start: int, logits: Tensor | None) -> None:
+        if row.drawn:
+            return
+        ids = row.window[: row.length]
+        if row.length - start == self._chunk:
+            self._prefixes.keep(self._cache, row.slot, ids, start=start, logits=None)
+        if logits is not None:
+            self._prefixes.keep(self._cache, row.slot, ids, start=start, logits=logits)
+            self._prefixes.use(row.window, self._chunk)
 
     def _padded(self, count: int) -> int:
-        size = SMALLEST_CHUNK
-        while size < count:
-            size *= 2
-        return size
+        """Return the smallest size of the grid that holds `count` ids."""
+        return max(SMALLEST_CHUNK, 1 << (count - 1).bit_length())
+
+    def _score(self, row: _Row, vectors: Tensor, start: int) -> None:
+        """Add the log-probabilities of the prompt's ids that follow the vectors `(ids, d_model)` from `start` on."""
+        num_top = row.request.num_prompt_logprobs or 0
+        following = row.window[start + 1 : start + 1 + len(vectors)]
+        for place in range(0, len(following), _SCORED_AT_ONCE):
+            ids = following[place : place + _SCORED_AT_ONCE]
+            logits = self._decoder.head(vectors[place : place + len(ids)])[:, : self._vocab_size]
+            row.scored += log_probabilities(logits, ids, num_top=num_top)
+
+    def _goes_on(self, row: _Row, events: list[Event]) -> bool:
+        """Tell what is known when a window was read; return whether an id is to be drawn."""
+        request = row.request
+        if request.num_prompt_logprobs is not None and not row.drawn:
+            if not all(math.isfinite(one.logprob or 0.0) for one in row.scored):
+                self._finish(row, "error", events)
+                return False
+            # Nothing precedes the first id that was read; those before a prompt's last window were not.
+            before = request.prompt[: len(request.prompt) - len(row.scored)]
+            unknown = [TokenLogprobs(token_id, None, []) for token_id in before]
+            events.append(PromptScored(request.request_id, unknown + row.scored))
+            row.scored = []
+        if request.max_new_tokens == 0:
+            self._finish(row, "length", events)
+        return request.max_new_tokens > 0
 
     # --- choosing --------------------------------------------------------------------------------------------------
 
     def _choose(self, rows: list[_Row], logits: Tensor, events: list[Event]) -> None:
         """Draw an id for each row from the logits `(rows, vocab)`, and tell it."""
-        finite = logits.sum(dim=-1).isfinite()  # one infinity or NaN makes the sum one
-        if not bool(finite.all()):
-            for row, is_finite in zip(rows, finite.tolist(), strict=True):
-                if not is_finite:
-                    self._finish(row, "error", events)
-            rows = [row for row, is_finite in zip(rows, finite.tolist(), strict=True) if is_finite]
-            logits = logits[finite]
-        if not rows:
-            return
-        ids = _sample(logits, [row.request.sampling for row in rows], [row.request.generator for row in rows]).tolist()
-        for row, token_id in zip(rows, ids, strict=True):
-            self._tell(row, token_id, events)
+        changed = adjust(logits, [row.occurrences for row in rows])
+        ids = sample(changed, [row.request.sampling for row in rows], [row.request.generator for row in rows]).tolist()
+        asked = [index for index, row in enumerate(rows) if row.request.num_logprobs is not None and ids[index] >= 0]
+        scores: dict[int, TokenLogprobs] = {}
+        if asked:
+            num_top = max(rows[index].request.num_logprobs or 0 for index in asked)
+            of_asked = log_probabilities(logits[asked], [ids[index] for index in asked], num_top=num_top)
+            scores = dict(zip(asked, of_asked, strict=True))
+        for index, (row, token_id) in enumerate(zip(rows, ids, strict=True)):
+            self._tell(row, token_id, scores.get(index), events)
 
-    def _tell(self, row: _Row, token_id: int, events: list[Event]) -> None:
+    def _tell(self, row: _Row, token_id: int, scores: TokenLogprobs | None, events: list[Event]) -> None:
         request = row.request
-        if token_id in request.ends:
-            self._finish(row, "stop", events)
+        if token_id < 0 or token_id in request.ends:
+            self._finish(row, "error" if token_id < 0 else "stop", events)
             return
         row.drawn.append(token_id)
-        events.append(Drawn(request.request_id, token_id))
+        if row.occurrences is not None:
+            row.occurrences.add(token_id)
+        if scores is not None:
+            scores = TokenLogprobs(token_id, scores.logprob, scores.top[: request.num_logprobs])
+        events.append(Drawn(request.request_id, token_id, scores))
         if len(row.drawn) == request.max_new_tokens:
             self._finish(row, "length", events)
         elif row.length == self._context:
@@ -229,9 +348,4 @@ class Batcher:
         row.window = (row.request.prompt + row.drawn)[-half:]
         row.length = self._cache.lengths[row.slot] = 0
         self._running.remove(row)
-        self._reading.append(row)
-
-
-def _sample(logits: Tensor, params: Sequence[SamplingParams], generators: Sequence[torch.Generator | None]) -> Tensor:
-    each = zip(logits.split(1), params, generators, strict=True)
-    return torch.cat([sample(one, settings, [generator]) for one, settings, generator in each])
+        self._sliding.append(row)

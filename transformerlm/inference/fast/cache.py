@@ -3,7 +3,7 @@
 It holds what `transformerlm.models.kv_cache.KVCache` holds, with two differences: keys are transposed, and each row has
 its own length.
 
-Part of: decoder, ragged_rows, prompt_lookup
+Part of: decoder, prefix_cache, prompt_lookup
 """
 
 from __future__ import annotations

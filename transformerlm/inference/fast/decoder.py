@@ -15,8 +15,8 @@ Pays: 1.35x the tokens/s of the model, fp32, one row, on a busy machine (docs/LO
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from transformerlm.inference.fast.cache import (
 )
 from transformerlm.inference.fast.cuda_graph import CapturedStep
 from transformerlm.inference.fast.embedding_bag_matvec import KEY_BLOCK, has_fast_kernel
-from transformerlm.inference.fast.packed_linear import PackedLinear, pack
+from transformerlm.inference.fast.packed_linear import MOST_EQUAL_ROWS, PackedLinear, pack
 from transformerlm.models.attention import attend
 from transformerlm.models.functional import soft_cap
 from transformerlm.models.layers import RotaryEmbedding, feed_forward
@@ -50,15 +50,24 @@ _SETTINGS = {
 }  # fmt: skip
 
 
+# PyTorch's elementwise functions take two vectors of 16 numbers at a time, and share out more numbers than these.
+_VECTORS, _ONE_THREAD = 32, 32768
+
+
 class Decoder:
     """A `TransformerLM` for generation alone; it has its own copy of the weights, as they were when it was made.
 
     The matrices keep the model's dtype, or with `int8` are kept in 8 bits (`packed_linear.Int8Linear`). On a CPU
     everything but their products is computed in fp32, which is faster there than bfloat16; elsewhere in the model's
     dtype. On CUDA single steps are captured as a CUDA graph, unless `cuda_graph` is False.
+
+    With `reproducible` a text's bits do not depend on the texts that a `Batcher` decodes beside it. That costs a single
+    text some speed: one row is multiplied as several are. A test of this machine decides (`steps_all_slots`).
     """
 
-    def __init__(self, model: TransformerLM, *, int8: bool = False, cuda_graph: bool = True) -> None:
+    def __init__(
+        self, model: TransformerLM, *, int8: bool = False, cuda_graph: bool = True, reproducible: bool = False
+    ) -> None:
         check_known(model.hparams())
         settings, weights = model.settings, _group_by_layer(model.state_dict())
         self.vocab_size, self.context_length = model.vocab_size, model.context_length
@@ -70,11 +79,14 @@ class Decoder:
         self._captures = cuda_graph and self.device.type == "cuda"
         self._num_heads, self._kv_heads, self._d_head = settings.num_heads, settings.num_kv_heads, settings.d_head
         self._rope = _rotations(settings, self.device)
-        self._layers = [_Layer(weights[str(i)], settings, int8=int8) for i in range(settings.num_layers)]
+        self.is_reproducible = reproducible
+        # This dtype's matrices are packed so everywhere.
+        stack = partial(_stack, int8=int8, reproducible=reproducible)
+        self._layers = [_Layer(weights[str(i)], settings, stack) for i in range(settings.num_layers)]
         final = weights[""].get("ln_final")
         self._norm = None if final is None else _Norm(final, settings.norm_eps)
         head = weights[""].get("lm_head", self._embedding)  # (vocab_size, d_model)
-        self._head = _stack([head], None if self._norm is None else self._norm.take_gain(), int8=int8)
+        self._head = stack([head], None if self._norm is None else self._norm.take_gain())
         self._soft_cap = settings.logit_soft_cap
 
     def make_cache(self, batch_size: int, max_length: int | None = None) -> DecoderCache:
@@ -97,9 +109,11 @@ class Decoder:
         A slot holds `max_length` ids (default: context_length), rounded up to whole blocks.
         """
         length = self.context_length if max_length is None else min(max_length, self.context_length)
-        whole_blocks = -(-length // KEY_BLOCK) * KEY_BLOCK
         # Embedding bags read what was written and nothing else, so there the memory may hold anything.
-        make = torch.empty if self._uses_bags else torch.zeros
+        return self._allocate(num_slots, length, torch.zeros if self.steps_all_slots else torch.empty)
+
+    def _allocate(self, num_slots: int, length: int, make: Callable[..., Tensor]) -> DecoderCache:
+        whole_blocks = -(-length // KEY_BLOCK) * KEY_BLOCK
         shape = partial(make, num_slots, self._kv_heads, device=self.device, dtype=self.dtype)
         layers = [LayerKV(shape(self._d_head, whole_blocks), shape(whole_blocks, self._d_head)) for _ in self._layers]
         return DecoderCache(layers, self._num_heads)
@@ -160,6 +174,8 @@ class Decoder:
 
     def head(self, vectors: Tensor) -> Tensor:
         """Return the logits `(rows, vocab_size)` of vectors `(rows, d_model)` after the last block."""
+        if self.is_reproducible and len(vectors) == 1:
+            return self._logits(vectors.expand(2, -1).contiguous())[:1]
         return self._logits(vectors)
 
     def step_slots(self, token_ids: list[int], *, cache: DecoderCache, slots: list[int]) -> Tensor:
@@ -168,15 +184,51 @@ class Decoder:
         With embedding bags these rows alone are computed; else all slots of the cache are, in fixed shapes, and what
         the others get is overwritten by their next ids.
         """
-        if self._uses_bags:
-            positions = SlotPositions(cache, slots)
-            ids = torch.tensor(token_ids, device=self.device)
-            logits = self._logits(self._blocks(ids, positions, cache.layers))
-        else:
-            logits = self._step_all(token_ids, cache, slots)
+        step = self._step_all if self.steps_all_slots else self._step_some
+        logits = step(token_ids, cache, slots)
         for slot in slots:
             cache.lengths[slot] += 1
         return logits
+
+    @cached_property
+    def steps_all_slots(self) -> bool:
+        """Whether a step computes all slots of a cache, as always without embedding bags.
+
+        Equal shapes give equal bits, so a reproducible decoder does it too where this machine's products of some rows
+        are found to depend on their number.
+        """
+        return not self._uses_bags or (self.is_reproducible and not self._rows_are_independent())
+
+    @torch.inference_mode()
+    def _rows_are_independent(self) -> bool:
+        """Return whether the logits of 1, 2, 3, 5, 17 and 32 rows have the bits that each row has alone."""
+        dice = torch.Generator().manual_seed(0)
+        num_slots, length = 32, min(self.context_length, 2 * KEY_BLOCK)
+        cache = self._allocate(num_slots, length, torch.empty)
+        for keys, values in cache.layers:
+            keys.normal_(generator=dice)
+            values.normal_(generator=dice)
+        ids = torch.randint(self.vocab_size, (num_slots,), generator=dice).tolist()
+        cache.lengths = torch.randint(length, (num_slots,), generator=dice).tolist()
+        # A step writes what it reads, so it can be repeated.
+        alone = torch.cat([self._step_some([token_id], cache, [slot]) for slot, token_id in enumerate(ids)])
+        groups = [slice(0, 32), slice(15, 32), slice(10, 15), slice(7, 10), slice(5, 7)]
+        slots = list(range(num_slots))
+        return all(torch.equal(self._step_some(ids[some], cache, slots[some]), alone[some]) for some in groups)
+
+    def _step_some(self, token_ids: list[int], cache: DecoderCache, slots: list[int]) -> Tensor:
+        if not self.is_reproducible:
+            return self._step_rows(token_ids, cache, slots)
+        if len(slots) == 1:  # One row is summed in another order than two: take it twice.
+            return self._step_rows(token_ids * 2, cache, slots * 2)[:1]
+        parts = [slice(first, first + MOST_EQUAL_ROWS) for first in range(0, len(slots), MOST_EQUAL_ROWS)]
+        if len(parts) == 1:
+            return self._step_rows(token_ids, cache, slots)
+        return torch.cat([self._step_some(token_ids[part], cache, slots[part]) for part in parts])
+
+    def _step_rows(self, token_ids: list[int], cache: DecoderCache, slots: list[int]) -> Tensor:
+        ids = torch.tensor(token_ids, device=self.device)  # (rows)
+        return self._logits(self._blocks(ids, SlotPositions(cache, slots), cache.layers))
 
     def _step_all(self, token_ids: list[int], cache: DecoderCache, slots: list[int]) -> Tensor:
         ids = torch.zeros(len(cache.lengths), 1, dtype=torch.int64)
@@ -209,7 +261,7 @@ class Decoder:
 
     def _logits(self, x: Tensor) -> Tensor:
         logits = self._head(x if self._norm is None else self._norm(x))  # (rows, vocab_size)
-        return logits if self._soft_cap is None else soft_cap(logits, self._soft_cap)
+        return logits if self._soft_cap is None else by_rows(partial(soft_cap, cap=self._soft_cap), logits)
 
 
 class _Norm:
@@ -239,7 +291,7 @@ class _Norm:
 class _Layer:
     """One block: attention and feed-forward with their norms and residuals, on rows `(batch * seq, d_model)`."""
 
-    def __init__(self, weights: Weights, settings: ModelSettings, *, int8: bool) -> None:
+    def __init__(self, weights: Weights, settings: ModelSettings, stack: Callable[..., PackedLinear]) -> None:
         self._num_heads, self._kv_heads, self._d_head = settings.num_heads, settings.num_kv_heads, settings.d_head
         self._scale = self._d_head**-0.5
         eps, self._is_post = settings.norm_eps, settings.norm_position == "post"
@@ -248,10 +300,10 @@ class _Layer:
         # After a "post" norm comes a residual, not a matrix, so its gain stays.
         gains = [None if self._is_post or norm is None else norm.take_gain() for norm in self._norms]
         projections = [weights[f"attn.{name}_proj"] for name in ("q", "k", "v")]
-        self._qkv = _stack(projections, gains[0], int8=int8)
-        self._output = _stack([weights["attn.output_proj"]], None, int8=int8)
-        self._up = _stack([weights[f"ffn.{name}"] for name in self._ffn.UP], gains[1], int8=int8)
-        self._down = _stack([weights["ffn.w2"]], None, int8=int8)
+        self._qkv = stack(projections, gains[0])
+        self._output = stack([weights["attn.output_proj"]], None)
+        self._up = stack([weights[f"ffn.{name}"] for name in self._ffn.UP], gains[1])
+        self._down = stack([weights["ffn.w2"]], None)
         self._qk_norm: tuple[Tensor, float] | None = None
         if settings.qk_norm:
             rows = [weights["attn.q_norm"]] * self._num_heads + [weights["attn.k_norm"]] * self._kv_heads
@@ -267,7 +319,7 @@ class _Layer:
         return self._down.add(self._activate(self._up(x if ln2 is None else ln2(x))), x)
 
     def _activate(self, x: Tensor) -> Tensor:
-        return self._ffn.activate(*x.chunk(len(self._ffn.UP), dim=1))  # (batch * seq, d_ff)
+        return by_rows(lambda rows: self._ffn.activate(*rows.chunk(len(self._ffn.UP), dim=1)), x)  # (batch * seq, d_ff)
 
     def _attend(self, qkv: Tensor, rotation: Tensor | None, positions: NewPositions, memory: LayerKV) -> Tensor:
         """Rotate, store and attend: `(batch * seq, q + k + v)` to `(batch * seq, d_model)`.
@@ -323,6 +375,18 @@ class _Layer:
             heads.copy_(wide)
 
 
+def by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return an elementwise function of `x` `(rows, width)`, so that no number depends on how many rows there are.
+
+    PyTorch computes whole vectors of numbers, and those left over at the end one by one, by another approximation of
+    exp. So rows go together only if they fill whole vectors, and are so few that one thread does them all.
+    """
+    rows = max(1, _ONE_THREAD // x.shape[1]) if x.shape[1] % _VECTORS == 0 else 1
+    if len(x) <= rows:
+        return function(x)
+    return torch.cat([function(part) for part in torch.split(x, rows)])
+
+
 def check_known(hparams: Mapping[str, Any]) -> None:
     """Refuse a model with a setting that this module has not been taught: it would silently generate another text.
 
@@ -344,11 +408,12 @@ def _hide(scores: Tensor, bias: Tensor | None, batch: int) -> Tensor:
     return scores
 
 
-def _stack(weights: list[Tensor], gain: Tensor | None, *, int8: bool) -> PackedLinear:
+def _stack(weights: list[Tensor], gain: Tensor | None, *, int8: bool, reproducible: bool) -> PackedLinear:
     """Pack the stacked weights `(out, in)`, with the gain `(in)` of the norm before them multiplied in."""
     weight = torch.cat(weights)  # (sum of out, in)
     # W (g * x) = (W g) x, a column of W for each feature.
-    return pack(weight if gain is None else (upcast(weight) * gain).to(weight.dtype), int8=int8)
+    weight = weight if gain is None else (upcast(weight) * gain).to(weight.dtype)
+    return pack(weight, int8=int8, reproducible=reproducible)
 
 
 def _group_by_layer(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
