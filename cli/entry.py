@@ -33,7 +33,7 @@ def run(module: str) -> None:
     if module == "cli.train":
         handlers = {getattr(signal, name): _stop_training for name in STOP_CODES if hasattr(signal, name)}
     elif module == "cli.serve":  # a service is ended by SIGTERM, and its exit code says so
-        handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM)[not can_interrupt :], _stop_serving)
+        handlers = {signal.SIGTERM: _stop_serving, **({signal.SIGINT: _interrupt} if can_interrupt else {})}
     else:
         handlers = {signal.SIGINT: _interrupt} if can_interrupt else {}
     for number, handler in handlers.items():

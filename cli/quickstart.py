@@ -341,6 +341,10 @@ def _say_what_next(config: QuickstartConfig, home: Path, budget: Budget) -> None
             command_line("quickstart", "--corpus=docstrings", "--time=5m"),
         ),
         ("every setting of the training, with its default", command_line("train", "--help-all")),
+        (
+            "serve it, to a browser and to programs that speak OpenAI's API",
+            command_line("serve", f"--checkpoint={run}", "--limits.overflow=slide"),
+        ),
     ]
     note("\n".join(["", f"Everything is in {home}. Next:", "", *hint_lines(hints)]))
 

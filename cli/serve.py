@@ -8,6 +8,7 @@ if __name__ == "__main__":  # before the imports that take time
     run("cli.serve")
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -118,7 +119,7 @@ def _listening(config: ServeConfig) -> Iterator[list[socket.socket]]:
             raise ValueError(f"port: expected one that this user may use (1024 or more), found {port}") from None
         except OSError as error:
             taken = "another program uses it; --port=0 takes any free one"
-            why = taken if error.errno == 98 or "in use" in str(error) else error.strerror
+            why = taken if error.errno == errno.EADDRINUSE else error.strerror
             raise ValueError(f"port: cannot listen on {host}:{port}: {why}") from None
         listener.setblocking(False)
         yield [listener]
@@ -156,13 +157,13 @@ async def _serve(
                 raise RuntimeError("the web server ended by itself")
             note(f"{stopping.name}: texts on their way end first; once more ends at once")
             all_ended = await engine.drain(duration_seconds(config.timeouts.drain))
-            events.tell("stopped", {"signal": stopping.name, "all_texts_ended": all_ended})
         finally:
             loading.cancel()
             stop.cancel()
             await engine.close()
             server.should_exit = True
             await asyncio.wait({web, loading, stop})
+    events.tell("stopped", {"signal": stopping.name, "all_texts_ended": all_ended})
     return STOP_CODES[stopping.name]
 
 

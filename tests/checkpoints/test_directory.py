@@ -16,6 +16,7 @@ from transformerlm.checkpoints.directory import (
     prune,
     remove_leftovers,
     resolve,
+    resolve_verified,
     restore_links,
     set_aside,
     step_name,
@@ -163,6 +164,23 @@ def test_resolve_passes_over_damage_with_a_warning(files, tmp_path):
         pytest.raises(CheckpointError, match="none of its 2 checkpoints is whole"),
     ):
         resolve(tmp_path)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", FILES)
+def test_who_wants_the_weights_alone_finds_all_damage_to_what_is_used(name, damage, files, tmp_path):
+    """Every damaged file is found but the optimizer's, which must only be there; nothing is moved."""
+    older, newer = two_checkpoints(tmp_path, files)
+    DAMAGES[damage](newer / name)
+    if name.startswith("optimizer") and damage != "missing":
+        assert resolve_verified(tmp_path) == (newer, verify(newer, weights_only=True))
+        assert resolve_verified(newer)[1]["step"] == 2
+        return
+    with pytest.raises(CheckpointError):
+        resolve_verified(newer)
+    with pytest.warns(UserWarning, match="step-00000001 is used instead"):
+        assert resolve_verified(tmp_path) == (older, verify(older))
+    assert newer.is_dir()
 
 
 def test_resolve_says_what_it_found_instead(tmp_path):

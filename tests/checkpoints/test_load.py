@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from config.io import dump_toml
 from tests.checkpoints.helpers import make_snapshot, make_training, take_step
+from transformerlm.checkpoints import validation
+from transformerlm.checkpoints.directory import resolve_verified
 from transformerlm.checkpoints.load import (
     load_config_of,
     load_model,
@@ -17,6 +21,7 @@ from transformerlm.checkpoints.load import (
 )
 from transformerlm.checkpoints.save import save_checkpoint
 from transformerlm.checkpoints.validation import FORMAT, CheckpointError, verify
+from transformerlm.utils.files import file_sha256
 
 ABLATIONS = {
     "default": {},
@@ -78,3 +83,20 @@ def test_weights_of_another_model_are_refused(files, tmp_path):
         load_weights(make_snapshot(files, {"model.num_layers": 3}, steps=0).weights, directory)
     with pytest.raises(CheckpointError, match=r"expected shape \(128, 32\), found \(64, 32\)"):
         load_weights(make_snapshot(files, {"model.d_ff": 128}, steps=0).weights, directory)
+
+
+def test_each_file_that_is_used_is_hashed_once(files, tmp_path, monkeypatch):
+    """Finding the newest whole checkpoint and loading its model hashes each file once, and the optimizer's never."""
+    directory = save_checkpoint(tmp_path, 2, make_snapshot(files))
+    hashed: list[str] = []
+
+    def count(path):
+        hashed.append(path.name)
+        return file_sha256(path)
+
+    monkeypatch.setattr(validation, "file_sha256", count)
+    found, state = resolve_verified(tmp_path)
+    model = load_model(found, is_verified=True)
+    assert sorted(hashed) == sorted(Path(name).name for name in state["sha256"] if name != "optimizer.safetensors")
+    monkeypatch.undo()
+    torch.testing.assert_close(model.state_dict(), load_model(directory).state_dict(), rtol=0, atol=0)

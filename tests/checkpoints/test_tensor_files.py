@@ -117,6 +117,17 @@ def test_a_file_that_was_cut_after_its_header_was_read_is_named(several):
         list(read_rows(stored, {"2.a": None}))
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux to say what is mapped")
+def test_what_is_read_is_not_mapped(several):
+    """A file that is cut while its tensors are in use cannot end the process: they are in its own memory."""
+    stored = stored_tensors(several, "model")
+    path = several / "model-00001-of-00003.safetensors"
+    name, values = next(read_rows(stored, {"1.a": None}))
+    assert path.name not in Path("/proc/self/maps").read_text()
+    path.write_bytes(b"")
+    assert (name, values.tolist()) == ("1.a", [[0.0, 0.0]] * 4)
+
+
 FIRST = "model-00001-of-00003.safetensors"
 
 

@@ -12,7 +12,15 @@ from safetensors.torch import save_file
 
 from tests.checkpoints.helpers import make_snapshot
 from transformerlm.checkpoints.save import save_checkpoint
-from transformerlm.checkpoints.validation import CheckpointError, TensorFacts, check_weights, read_header, verify
+from transformerlm.checkpoints.validation import (
+    CheckpointError,
+    TensorFacts,
+    check_weights,
+    fingerprint,
+    read_header,
+    verify,
+)
+from transformerlm.utils.files import file_sha256
 from transformerlm.utils.json_files import values_sha256
 
 SHAPES = {"a": (2, 3), "b": (), "c": (0, 4)}
@@ -100,3 +108,15 @@ def test_a_changed_value_in_the_state_is_found(key, files, tmp_path):
     (directory / "state.json").write_text(json.dumps(state))
     with pytest.raises(CheckpointError, match=r"state\.json|more"):
         verify(directory)
+
+
+def test_a_fingerprint_is_the_step_and_the_beginning_of_the_sum_of_the_weights(files, tmp_path):
+    """It is the file's own sha256; of several files, it changes with each of them, and with nothing else."""
+    state = verify(save_checkpoint(tmp_path, 2, make_snapshot(files)))
+    sums = state["sha256"]
+    assert fingerprint(state) == f"2-{file_sha256(tmp_path / 'step-00000002' / 'model.safetensors')[:8]}"
+    assert fingerprint({"step": 2, "sha256": {**sums, "optimizer.safetensors": "00"}}) == fingerprint(state)
+    several = verify(save_checkpoint(tmp_path, 3, make_snapshot(files), max_file_bytes=60_000))
+    parts = [name for name in several["sha256"] if name.startswith("model-")]
+    found = {fingerprint({**several, "sha256": {**several["sha256"], name: "00"}}) for name in parts}
+    assert len(found | {fingerprint(several)}) == len(parts) + 1 > 2

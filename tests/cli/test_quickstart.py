@@ -309,7 +309,8 @@ def test_the_whole_of_it_on_a_small_text(tmp_path):
     assert "val loss" in done.stderr
     assert "bits/byte" in done.stderr
     hints = [line for line in done.stderr.split("Next:\n")[1].splitlines() if line and not line.startswith("# ")]
-    assert len(hints) == 5
+    assert len(hints) == 6
+    assert "transformerlm-serve --checkpoint=" in hints[-1]
     for line in hints:
         words = shlex.split(line)
         verb = next(word for word in words if "transformerlm-" in word).rpartition("transformerlm-")[2]

@@ -6,6 +6,7 @@ import asyncio
 import codecs
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformerlm.serving.engine import (
     EngineGone,
@@ -40,13 +41,14 @@ def write_checkpoint(home: Path, *, run: str = "tiny", step: int = 140) -> Path:
 
 
 class FakeEngine:
-    """Text k of a prompt is its ids over and over, from id `seed` on; each token has the log-probability -0.5.
+    """A text is the ids of its prompt over and over, from id `seed` on; a token has the log-probability -0.5, b -0.25.
 
     A test holds all texts back with `gate.clear()`, or ends the engine with `die`. An end token is drawn where a prompt
     ends in one.
     """
 
     def __init__(self, checkpoint: Path, *, slots: int = 4, waiting: int = 4, context_length: int = 64) -> None:
+        self.on_event: Callable[[dict[str, Any]], None] = lambda event: None
         self.tokenizer = fake_tokenizer()
         self.gate = asyncio.Event()
         self.gate.set()
@@ -205,5 +207,8 @@ class FakeStream:
         return Logprobs(token_ids=prompt, logprobs=[None, *known.logprobs[1:]], top=[[], *known.top[1:]])
 
     def _logprobs(self, ids: Sequence[int], number: int) -> Logprobs:
-        top = [[(one, -0.5), (ord("z"), -1.5), (ord("y"), -2.5)][:number] for one in ids]
-        return Logprobs(token_ids=list(ids), logprobs=[-0.5] * len(ids), top=top)
+        known = [-0.25 if one == ord("b") else -0.5 for one in ids]
+        top = [
+            [(one, value), (ord("z"), -1.5), (ord("y"), -2.5)][:number] for one, value in zip(ids, known, strict=True)
+        ]
+        return Logprobs(token_ids=list(ids), logprobs=list(known), top=top)

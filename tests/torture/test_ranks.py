@@ -275,7 +275,7 @@ def test_a_run_survives_fifty_kills_at_random(num_ranks, seed, ranks):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_stopped_rank_ends_the_others_by_the_timeout(rank, phase, ranks):
     """SIGSTOP of either rank in any phase: the other one names it and ends, and so does the launcher."""
-    folder = ranks.write(f"stop-{rank}-{phase}", {"parallel.timeout": "8s"})
+    folder = ranks.write(f"stop-{rank}-{phase}", {"parallel.timeout": "20s"})  # a busy machine starts ranks slowly
     step = 0 if phase in ("join", "start") else 6
     child = ranks.start(folder, [Strike(rank, phase, step=step, signal="SIGSTOP")], shutdown_timeout=1)
     assert child.wait(600) == 1

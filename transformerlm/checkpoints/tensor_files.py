@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from transformerlm.checkpoints.layout import index_name, parts_of_index, single_name
@@ -25,6 +24,7 @@ _DTYPES = {
     torch.int32: "I32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint16: "U16", torch.int16: "I16",
     torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
+_OF_NAMES = {name: dtype for dtype, name in _DTYPES.items()}
 _MAX_INDEX_BYTES = 1 << 25
 
 
@@ -144,23 +144,37 @@ def stored_tensors(directory: Path, kind: str) -> dict[str, StoredTensor]:
 def read_rows(stored: Mapping[str, StoredTensor], wanted: Mapping[str, range | None]) -> Iterator[tuple[str, Tensor]]:
     """Yield each wanted tensor, or only these rows of it (None: all), a file at a time.
 
-    What is yielded is a view on the file, to be copied: it is not to be kept or changed.
+    The bytes are read, not mapped: a process that maps a file dies where somebody shortens it, or a network disk fails.
 
     Raises:
         CheckpointError: a file cannot be read.
     """
     for path in dict.fromkeys(stored[name].path for name in wanted):
         try:
-            with safe_open(path, framework="pt") as tensors:
+            read_header(path)  # once more: it may have become shorter since
+            with path.open("rb") as file:
                 for name, rows in wanted.items():
-                    if stored[name].path != path:
-                        continue
-                    if rows is None or not stored[name].facts.shape:
-                        yield name, tensors.get_tensor(name)
-                    else:
-                        yield name, tensors.get_slice(name)[rows.start : rows.stop]
-        except (SafetensorError, OSError) as error:
+                    if stored[name].path == path:
+                        yield name, _read(file, stored[name].facts, rows)
+        except (OSError, ValueError) as error:
             raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from None
+
+
+def _read(file: BinaryIO, facts: TensorFacts, rows: range | None) -> Tensor:
+    """Return a tensor, or these rows of it, from its file.
+
+    Raises:
+        OSError: the file is shorter than its header said.
+    """
+    shape, dtype = facts.shape, _OF_NAMES[facts.dtype]
+    if rows is None or not shape:
+        rows = range(shape[0]) if shape else range(1)
+    values = torch.empty((len(rows), *shape[1:]) if shape else (), dtype=dtype)
+    file.seek(facts.begin + rows.start * math.prod(shape[1:]) * dtype.itemsize)
+    data = values.reshape(-1).view(torch.uint8)  # (num_bytes)
+    if file.readinto(data.numpy().data) != len(data):  # type: ignore[attr-defined]
+        raise OSError("it ends too early")
+    return values
 
 
 def _few(names: list[str]) -> str:

@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +196,8 @@ class TensorFacts:
 
     dtype: str
     shape: tuple[int, ...]
+    begin: int = field(default=0, compare=False)
+    """Where its data begin in the file."""
 
 
 def check_contained(directory: Path) -> None:
@@ -245,7 +247,7 @@ def read_header(path: Path) -> dict[str, TensorFacts]:
         text = file.read(length)
     header = parse_json_object(text.decode("utf-8", "replace"), where=f"{path}: header")
     header.pop("__metadata__", None)
-    facts = {name: _check_entry(path, name, entry) for name, entry in header.items()}
+    facts = {name: _check_entry(path, name, entry, data_begin=8 + length) for name, entry in header.items()}
     end = 0
     for begin, stop, name in sorted((*entry["data_offsets"], name) for name, entry in header.items()):
         if begin != end:
@@ -256,7 +258,7 @@ def read_header(path: Path) -> dict[str, TensorFacts]:
     return facts
 
 
-def _check_entry(path: Path, name: str, entry: Any) -> TensorFacts:
+def _check_entry(path: Path, name: str, entry: Any, *, data_begin: int) -> TensorFacts:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{path}: {name}: expected dtype, shape and data_offsets, found {str(entry)[:60]}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -268,7 +270,7 @@ def _check_entry(path: Path, name: str, entry: Any) -> TensorFacts:
     if len(shape) > 8 or len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * _ITEM_BYTES[dtype]:
         found = f"shape {str(shape)[:60]} at {str(offsets)[:60]}"
         raise ValueError(f"{path}: {name}: expected offsets that hold the shape, found {dtype}, {found}")
-    return TensorFacts(dtype, tuple(shape))
+    return TensorFacts(dtype, tuple(shape), data_begin + offsets[0])
 
 
 def check_weights(directory: Path, found: Mapping[str, TensorFacts], shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -1,12 +1,9 @@
-"""The web application: its routes, what surrounds them, and its beginning and end."""
+"""The web application: its routes, and what surrounds them."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -23,8 +20,6 @@ from transformerlm.serving.errors import RETRY_SECONDS, ApiError
 from transformerlm.serving.guard import Access, Guard
 from transformerlm.serving.metrics import CONTENT_TYPE
 from transformerlm.serving.served import Served, Tell, model_card
-
-_LOOK_SECONDS = 0.5
 
 
 def build_app(config: ServeConfig, engine: Engine, *, key: str | None, tell: Tell) -> Starlette:
@@ -48,9 +43,9 @@ def build_app(config: ServeConfig, engine: Engine, *, key: str | None, tell: Tel
         routes=routes(config),
         middleware=[Middleware(Guard, access=access, rejected=rejected)],
         exception_handlers={HTTPException: _http_error},
-        lifespan=_lifespan,
     )
     app.state.served = served
+    engine.on_event = lambda event: tell(event["event"], {name: event[name] for name in event if name != "event"})
     return app
 
 
@@ -60,7 +55,7 @@ def routes(config: ServeConfig) -> list[BaseRoute]:
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/chat/completions", no_chat, methods=["POST"]),
         Route("/v1/models", models, methods=["GET"]),
-        Route("/v1/models/{name}", model, methods=["GET"]),
+        Route("/v1/models/{name:path}", model, methods=["GET"]),
         Route("/health", health, methods=["GET"]),
         Route("/metrics", metrics, methods=["GET"]),
         *tokens_api.routes(),
@@ -122,31 +117,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
     message = words.get(error.status_code, str(error.detail))
     headers: Mapping[str, str] = error.headers or {}
     return ApiError(error.status_code, message, code="unknown_url", headers=headers).response()
-
-
-@asynccontextmanager
-async def _lifespan(app: Starlette) -> AsyncIterator[None]:
-    watch = asyncio.create_task(_tell_of_engine(app.state.served))
-    try:
-        yield
-    finally:
-        watch.cancel()
-        with suppress(asyncio.CancelledError):
-            await watch
-
-
-async def _tell_of_engine(served: Served) -> None:
-    """Tell when the engine was started again, and when it took over another checkpoint."""
-    restarts, reloads = served.status.restarts, served.status.reloads
-    while True:
-        await asyncio.sleep(_LOOK_SECONDS)
-        status = served.status
-        if status.restarts != restarts:
-            served.tell("engine_restarted", {"restarts": status.restarts})
-        if status.reloads != reloads and status.facts is not None:
-            facts: dict[str, Any] = {"step": status.facts.step, "checkpoint": status.facts.checkpoint}
-            served.tell("reloaded", facts | {"system_fingerprint": status.facts.fingerprint})
-        restarts, reloads = status.restarts, status.reloads
 
 
 def runs_dir_of(config: ServeConfig) -> Path:

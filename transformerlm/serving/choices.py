@@ -20,12 +20,13 @@ LOGPROB_KEYS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 class ChoiceWriter:
     """The parts of one choice, made from the pieces of its text."""
 
-    def __init__(self, plan: Plan, index: int, prompt: Prompt, tokenizer: Tokenizer) -> None:
+    def __init__(self, plan: Plan, index: int, prompt: Prompt, tokenizer: Tokenizer, end_ids: Sequence[int]) -> None:
         self.index, self.prompt = index, prompt
         self.num_tokens, self.num_reused = 0, 0
         self.fingerprint = ""
         self.sum_logprobs, self.num_logprobs = 0.0, 0
         self._asked, self._tokenizer = plan.asked, tokenizer
+        self._end_ids, self._num_told = end_ids, 0
         self._is_first = True
         self._places = _Places(tokenizer, len(prompt.text) if plan.asked.echo else 0)
 
@@ -44,6 +45,9 @@ class ChoiceWriter:
         if piece.logprobs is not None:
             self._count(piece.logprobs)
             self._add(logprobs, piece.logprobs, self._places)
+        self._num_told += len(piece.token_ids)
+        if piece.finish == "stop" and self._num_told < self.num_tokens:
+            self._add_end(logprobs)
         part: dict[str, Any] = {
             "index": self.index,
             "text": text,
@@ -77,6 +81,16 @@ class ChoiceWriter:
             to["top_logprobs"].append(self._alternatives(token_id, logprob, top))
             to["text_offset"].append(places.of(token_id))
 
+    def _add_end(self, to: dict[str, list[Any]]) -> None:
+        """Add the end token, which is drawn as the others are and has no text.
+
+        Without it a client that cuts the drawn tokens off, as lm-eval does, would cut off one of the prompt.
+        """
+        to["tokens"].append(token_text(self._tokenizer, self._end_ids[0]) if self._end_ids else "")
+        to["token_logprobs"].append(None)
+        to["top_logprobs"].append(None)
+        to["text_offset"].append(self._places.of(None))
+
     def _alternatives(
         self, token_id: int, logprob: float | None, top: Sequence[tuple[int, float]]
     ) -> dict[str, float] | None:
@@ -94,12 +108,12 @@ class _Places:
         self._tokenizer, self._place, self._num_hidden = tokenizer, start, num_hidden
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
-    def of(self, token_id: int) -> int:
-        """Return the place of the next token; the first `num_hidden` are not in the text."""
+    def of(self, token_id: int | None) -> int:
+        """Return the place of the next token; the first `num_hidden` are not in the text, nor is None."""
         place = self._place
         if self._num_hidden:
             self._num_hidden -= 1
-        else:
+        elif token_id is not None:
             self._place += len(self._decoder.decode(token_bytes(self._tokenizer, token_id)))
         return place
 

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from config.schemas import duration_seconds
 from transformerlm.serving.api_schema import CompletionRequest, StreamOptions, parse
 from transformerlm.serving.choices import ChoiceWriter, best, joined
-from transformerlm.serving.engine import EngineGone, Piece, TextStream
+from transformerlm.serving.engine import EngineGone, Piece, TextStream, UnknownCheckpoint
 from transformerlm.serving.errors import ApiError, of_engine, timed_out
 from transformerlm.serving.served import Served
 from transformerlm.serving.texts_plan import Plan, plan_texts
@@ -62,9 +62,9 @@ class _Job:
         self._options = plan.asked.stream_options or StreamOptions()
         self._began = time.monotonic()
         self._seconds = duration_seconds(served.config.timeouts.request)
-        tokenizer = served.tokens()
+        tokenizer, end_ids = served.tokens(), served.facts().end_ids
         self.writers = [
-            ChoiceWriter(plan, number, plan.prompts[number // plan.best_of], tokenizer)
+            ChoiceWriter(plan, number, plan.prompts[number // plan.best_of], tokenizer, end_ids)
             for number in range(len(plan.requests))
         ]
         self._last: dict[int, float] = {}
@@ -86,13 +86,12 @@ class _Job:
             async for pieces in steps:
                 for number, piece in pieces:
                     parts[number].append(self.writers[number].part(piece))
-        plan, made = self.plan, [joined(one) for one in parts]
-        chosen: list[dict[str, Any]] = []
-        for first in range(0, len(made), plan.best_of):
-            group = range(first, first + plan.best_of)
-            chosen += best([(self.writers[number].mean_logprob, made[number]) for number in group], plan.n)
+        plan, chosen = self.plan, [joined(one) for one in parts]
         if plan.best_of > plan.n:
-            chosen = [{**choice, "index": index} for index, choice in enumerate(chosen)]
+            scored = list(zip((writer.mean_logprob for writer in self.writers), chosen, strict=True))
+            groups = [scored[first : first + plan.best_of] for first in range(0, len(scored), plan.best_of)]
+            ranked = [choice for group in groups for choice in best(group, plan.n)]
+            chosen = [{**choice, "index": index} for index, choice in enumerate(ranked)]
         return self.envelope(chosen) | {"usage": self.usage(), "seed": plan.seed}
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -159,7 +158,7 @@ class _Job:
         except TimeoutError:
             finish = {number: "timeout" if one == "cancelled" else one for number, one in finish.items()}
             raise timed_out(self._seconds) from None
-        except EngineGone as error:
+        except (EngineGone, UnknownCheckpoint) as error:
             finish = {number: "error" if one == "cancelled" else one for number, one in finish.items()}
             raise of_engine(error) from None
         finally:
@@ -197,6 +196,7 @@ async def read_together(streams: Sequence[TextStream]) -> AsyncIterator[list[tup
 
     Raises:
         EngineGone: the engine died.
+        UnknownCheckpoint: the checkpoint that a request names cannot be used.
     """
     ready: asyncio.Queue[tuple[int, Piece | None]] = asyncio.Queue()
 

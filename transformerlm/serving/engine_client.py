@@ -167,7 +167,7 @@ class EngineClient:
         self._state = "dead"
         self._fail([*self._sent.values(), *self._queue.values()], "the server stops")
         if self._started is not None and not self._started.done():
-            self._started.set_exception(EngineGone("the server stops"))
+            self._cannot_start(EngineGone("the server stops"))
 
     # --- the queue -------------------------------------------------------------------------------------------------
 
@@ -238,13 +238,14 @@ class EngineClient:
         if told.note is not None:
             _log.warning("%s", told.note)
         if told.pong is not None and (told.is_loading or not self._sent):
-            self._quiet = 0.0
+            self._note_alive()
         self._failed = told.failed or self._failed
         self._feed()
 
     def _take_over(self, facts: ModelFacts) -> None:
         is_other = self._facts is not None and self._facts.fingerprint != facts.fingerprint
-        self._facts, self._state, self._quiet = facts, "ok", 0.0
+        self._facts, self._state = facts, "ok"
+        self._note_alive()
         if self._started is not None and not self._started.done():
             self._started.set_result(None)
         if is_other:
@@ -259,7 +260,7 @@ class EngineClient:
 
     def _take_report(self, report: StepReport) -> None:
         if report.generated_tokens or report.prompt_tokens:
-            self._quiet = 0.0
+            self._note_alive()
         if report.generated_tokens:
             self._last_token = time.monotonic()
         for watch in self._watchers:
@@ -284,6 +285,11 @@ class EngineClient:
             _log.warning("a request was refused: %s", refused.reason)
             text.add(Piece(finish="error"))
 
+    def _note_alive(self) -> None:
+        self._quiet = 0.0
+        if self._state == "stalled":
+            self._state = "ok"
+
     def _tell(self, event: str, **values: Any) -> None:
         self.on_event({"event": event, **values})
 
@@ -298,7 +304,7 @@ class EngineClient:
             was_ready, self._state = self._state != "loading", "dead"
             assert self._started is not None
             if not self._started.done():
-                self._started.set_exception(ValueError(reason))
+                self._cannot_start(ValueError(reason))
                 return
             self._fail(list(self._sent.values()), reason)
             if not was_ready:  # the second death in a row: what waited has waited for both
@@ -310,6 +316,11 @@ class EngineClient:
             await asyncio.sleep(pause)
             self._restarts += 1
             self._tell("engine_restarted", reason=reason, restarts=self._restarts)
+
+    def _cannot_start(self, error: Exception) -> None:
+        assert self._started is not None
+        self._started.set_exception(error)
+        self._started.exception()  # else asyncio complains where nobody waits for the start any more
 
     async def _run_process(self) -> str:
         """Run one process to its end; return why it ended."""
@@ -324,15 +335,17 @@ class EngineClient:
             async for told in link:
                 self._receive(told)
             return self._failed or await link.reason()
-        except ValueError as error:  # a line that is not of the protocol
-            return f"the engine wrote what cannot be read: {error}"
+        except Exception as error:  # a line that is not of the protocol, or an error of ours, which must not hang all
+            if not isinstance(error, ValueError):
+                _log.exception("while taking what the engine told")
+            return f"what the engine told cannot be used: {type(error).__name__}: {error}"
         finally:
             self._link = None
             watchdog.cancel()
             await link.close()
 
     async def _watch(self, link: EngineLink) -> None:
-        """Kill a process that shows no sign of work for `timeouts.stalled`."""
+        """Say `stalled` of a process that shows no sign of work for `timeouts.stalled`, and kill it a little later."""
         tick = min(1.0, self._stalled_seconds / 4)
         number, last = 0, time.monotonic()
         while True:
@@ -343,11 +356,12 @@ class EngineClient:
             last, number = now, number + 1
             if self._state == "loading":
                 self._quiet = 0.0
-            elif self._quiet > self._stalled_seconds:
-                self._state = "stalled"
+            elif self._quiet > self._stalled_seconds + 2 * tick:
                 self._failed = f"the engine made no token for {self._stalled_seconds:g} s and was ended"
                 link.kill()
                 return
+            elif self._quiet > self._stalled_seconds:
+                self._state = "stalled"
             link.send(Ask(ping=number))
 
     def _settings(self) -> Settings:

@@ -71,13 +71,10 @@ class EngineLink:
             self._process.kill()
 
     async def close(self) -> None:
-        """Close the pipe, at which the process ends, and end it by force if it does not; return when it has ended."""
+        """End the process, which has nothing to save; return when it has ended."""
         self._stdin.close()
-        try:
-            await asyncio.wait_for(self._process.wait(), _SECONDS_TO_END)
-        except TimeoutError:
-            self.kill()
-            await self._process.wait()
+        self.kill()
+        await self._process.wait()
 
     async def reason(self) -> str:
         """Return how the process ended, in words, once its output has ended."""

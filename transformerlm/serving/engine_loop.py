@@ -54,7 +54,7 @@ class EngineLoop:
                 self._take_opened(message)
             elif isinstance(message, CannotOpen):
                 self._refuse(message)
-            elif isinstance(message, Exception):  # of the loader's thread
+            elif isinstance(message, Exception):  # of another thread
                 raise message
 
     def _step(self) -> None:
@@ -74,8 +74,11 @@ class EngineLoop:
             self._tell(Told(pong=ask.ping, is_loading=bool(self._pending)))
 
     def _submit(self, request: TextRequest) -> None:
-        for model in (self._served, self._named):
-            if model is not None and request.checkpoint in ("", model.facts.checkpoint):
+        for model in self._models():  # the served one comes first
+            if request.checkpoint in ("", model.facts.checkpoint):
+                if model in self._old:  # it is needed again
+                    self._old.remove(model)
+                    self._name(model)
                 self._start(model, request)
                 return
         if request.checkpoint not in self._pending:
@@ -103,15 +106,17 @@ class EngineLoop:
             self._old.append(self._served)
             self._served = opened.model
             self._tell(Told(serving=opened.model.facts))
-        if self._named is not None and (
-            not opened.is_served or self._named.facts.checkpoint == opened.model.facts.checkpoint
-        ):
-            self._old.append(self._named)
-            self._named = None
-        if not opened.is_served:
-            self._named = opened.model
+            if self._named is not None and self._named.facts.checkpoint == opened.model.facts.checkpoint:
+                self._name(None)
+        else:
+            self._name(opened.model)
             for request in self._pending.pop(opened.model.facts.checkpoint, []):
                 self._start(opened.model, request)
+
+    def _name(self, model: ServedModel | None) -> None:
+        """Keep a model for requests that name it, in place of the one that was kept for that."""
+        self._old += [] if self._named is None else [self._named]
+        self._named = model
 
     def _refuse(self, cannot: CannotOpen) -> None:
         refused = [

@@ -35,7 +35,7 @@ def main() -> None:
     except BrokenPipeError:  # nobody reads any more
         os._exit(0)
     except Exception as error:
-        if not isinstance(error, ValueError):  # those are for the user; others are for us
+        if not (isinstance(error, ValueError) or _is_of_memory(error)):  # those are for the user; others are for us
             traceback.print_exc()
         _write(answers, Told(failed=_in_one_line(error)))
         os._exit(1)
@@ -43,11 +43,12 @@ def main() -> None:
 
 def _read(lines: BinaryIO, inbox: SimpleQueue[object]) -> None:
     """Pass on what is asked; when nobody can ask any more, end the process, whatever it does at the time."""
-    try:
-        for line in lines:
+    for line in lines:
+        try:
             inbox.put(ASK.decode(line))
-    finally:
-        os._exit(0)
+        except ValueError as error:
+            inbox.put(error)
+    os._exit(0)
 
 
 def _serve(settings: Settings, inbox: SimpleQueue[object], answers: BinaryIO) -> None:
@@ -69,9 +70,14 @@ def _write(answers: BinaryIO, told: Told) -> None:
 def _in_one_line(error: Exception) -> str:
     """Return an error as a user reads it, in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return f"the engine has too little memory: {text}; fewer engine.slots, or precision int8, need less"
+    if _is_of_memory(error):
+        return f"the engine has too little memory: {text}; fewer engine.slots or another precision need less"
     return text if isinstance(error, ValueError) else f"the engine failed: {type(error).__name__}: {text}"
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Return whether there was too little memory; torch says so in a RuntimeError, on a CPU in its text alone."""
+    return isinstance(error, MemoryError) or ("memory" in str(error) and isinstance(error, RuntimeError))
 
 
 if __name__ == "__main__":

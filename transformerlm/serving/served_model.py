@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -14,7 +15,7 @@ from transformerlm.checkpoints.load import load_model, load_tokenizer
 from transformerlm.checkpoints.validation import fingerprint
 from transformerlm.inference.generate import Batcher, Decoder
 from transformerlm.inference.penalties import Penalties
-from transformerlm.inference.requests import Drawn, Event, Finished, PromptScored, Request, TokenLogprobs
+from transformerlm.inference.requests import Drawn, Finished, FinishReason, PromptScored, Request, TokenLogprobs
 from transformerlm.inference.sampling import SamplingParams
 from transformerlm.inference.texts import Pieces
 from transformerlm.serving.engine import Logprobs, ModelFacts, Piece, StepReport, TextRequest
@@ -72,7 +73,7 @@ class ServedModel:
         self.tokenizer_sums = {name: one for name, one in state["sha256"].items() if name.startswith("tokenizer/")}
         self._device = device
         self._batcher = Batcher(
-            Decoder(model, int8=int8),
+            Decoder(model, int8=int8, reproducible=settings.reproducible),
             slots=settings.slots,
             prefill_chunk=settings.prefill_chunk,
             prefix_cache_bytes=prefix_cache_bytes,
@@ -122,59 +123,60 @@ class ServedModel:
 
     def step(self) -> tuple[list[tuple[str, Piece]], StepReport]:
         """Make one step of all texts; return the pieces that came of it, by request id, and what it took."""
-        began = time.perf_counter()
+        batcher, began = self._batcher, time.perf_counter()
+        read, choosing = batcher.num_read, batcher.choice_seconds
         pieces: list[tuple[str, Piece]] = []
         changed: dict[str, _Text] = {}
         generated = reused = 0
-        for event in self._batcher.step():
-            generated += isinstance(event, Drawn)
-            text = self._texts.get(event.request_id)
-            if text is None:  # a stop string has ended it
-                continue
-            changed[event.request_id] = text
-            if last := self._take(event, text):
-                reused += last.num_prompt_reused
-                pieces.append((event.request_id, last))
-                del self._texts[event.request_id], changed[event.request_id]
+        for event in batcher.step():
+            text = self._texts[event.request_id]
+            if isinstance(event, Finished):
+                reused += event.num_prompt_reused
+                pieces.append((event.request_id, self._last_piece(text, event)))
+                del self._texts[event.request_id]
+                changed.pop(event.request_id, None)
+            else:
+                generated += isinstance(event, Drawn)
+                self._take(event, text)
+                changed[event.request_id] = text
         pieces += [(request_id, self._piece(text)) for request_id, text in changed.items()]
         report = StepReport(
             seconds=time.perf_counter() - began,
-            choice_seconds=0.0,
-            prompt_tokens=0,
+            choice_seconds=batcher.choice_seconds - choosing,
+            prompt_tokens=batcher.num_read - read,
             generated_tokens=generated,
             reused_tokens=reused,
         )
         return pieces, report
 
-    def _take(self, event: Event, text: _Text) -> Piece | None:
-        """Add an event to its text; return the last piece if it ends the text."""
+    def _take(self, event: PromptScored | Drawn, text: _Text) -> None:
         if isinstance(event, PromptScored):
             text.prompt_logprobs = event.logprobs
-            return None
-        if isinstance(event, Drawn):
-            text.num_tokens += 1
-            text.text += text.pieces.push(event.token_id)
-            text.token_ids.append(event.token_id)
-            text.logprobs += [] if event.logprobs is None else [event.logprobs]
-            if text.pieces.stopped_by is None:
-                return None
-            self._batcher.cancel(event.request_id)
-            return self._piece(text, Finished(event.request_id, "stop"))
-        text.text += text.pieces.finish()
-        text.num_tokens += event.reason == "stop"  # the end token, of which nothing was told
-        return self._piece(text, event)
+            return
+        text.num_tokens += 1
+        text.text += text.pieces.push(event.token_id)
+        text.token_ids.append(event.token_id)
+        text.logprobs += [] if event.logprobs is None else [event.logprobs]
+        if text.pieces.stopped_by is not None:
+            self._batcher.cancel(event.request_id)  # the next step tells its end
 
-    def _piece(self, text: _Text, finished: Finished | None = None) -> Piece:
+    def _last_piece(self, text: _Text, finished: Finished) -> Piece:
+        by_string = text.pieces.stopped_by is not None
+        text.text += text.pieces.finish()
+        text.num_tokens += finished.reason == "stop"  # the end token, of which nothing was told
+        return self._piece(text, "stop" if by_string else finished.reason, reused=finished.num_prompt_reused)
+
+    def _piece(self, text: _Text, finish: FinishReason | Literal[""] = "", *, reused: int = 0) -> Piece:
         """Return what a text has gained since its last piece."""
         piece = Piece(
             text=text.text,
             token_ids=text.token_ids,
             logprobs=_logprobs(text.logprobs) if text.logprobs else None,
             prompt_logprobs=None if text.prompt_logprobs is None else _logprobs(text.prompt_logprobs),
-            finish="" if finished is None else finished.reason,
-            stop_string=text.pieces.stopped_by,
+            finish=finish,
+            stop_string=text.pieces.stopped_by if finish else None,
             num_tokens=text.num_tokens,
-            num_prompt_reused=0 if finished is None else finished.num_prompt_reused,
+            num_prompt_reused=reused,
             step=self.facts.step,
             fingerprint=self.facts.fingerprint,
         )

@@ -155,13 +155,14 @@ def _max_tokens(served: Served, asked: CompletionRequest, facts: ModelFacts, pro
     if limits.overflow == "refuse" and tokens > room:
         raise _too_long(
             f"expected prompt and max_tokens to fit the context of {facts.context_length} tokens, "
-            f"found {length} + {tokens}"
+            f"found {length} + {tokens}",
+            param="max_tokens",
         )
     return tokens
 
 
-def _too_long(message: str) -> ApiError:
-    return ApiError(400, f"prompt: {message}", param="prompt", code="context_length_exceeded")
+def _too_long(message: str, param: str = "prompt") -> ApiError:
+    return ApiError(400, f"{param}: {message}", param=param, code="context_length_exceeded")
 
 
 # --- prompts -------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ Pays: 2.7x the tokens/s of eight prompts of 8 to 96 ids, in fp32 on one core, ag
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -95,6 +96,10 @@ class Batcher:
         self._running: list[_Row] = []
         self._slides_next = True
         self._cancelled: set[str] = set()
+        self.num_read = 0
+        """How many ids of prompts were read so far; those of the prefix cache were not."""
+        self.choice_seconds = 0.0
+        """The time that drawing took so far; on a GPU, with that of the logits, for which it waits."""
 
     @property
     def running(self) -> int:
@@ -152,7 +157,9 @@ class Batcher:
             for row in stepping:
                 row.length += 1
         if logits:
+            began = time.perf_counter()
             self._choose(rows + stepping, torch.cat(logits)[:, : self._vocab_size], events)
+            self.choice_seconds += time.perf_counter() - began
         return events
 
     # --- joining and leaving ---------------------------------------------------------------------------------------
@@ -262,6 +269,7 @@ class Batcher:
         vectors = self._decoder.read_chunk(padded, cache=self._cache, slots=slots, start=start)  # (rows, seq, d_model)
         done: list[tuple[_Row, Tensor]] = []
         for row, ids, own in zip(rows, chunks, vectors, strict=True):
+            self.num_read += 0 if row.drawn else len(ids)
             row.length = self._cache.lengths[row.slot] = start + len(ids)
             if row.request.num_prompt_logprobs is not None and not row.drawn:
                 self._score(row, own[: len(ids)], start)

@@ -1,0 +1,246 @@
+"""The engine's loop in a thread of the test: texts, checkpoints beside the served one, and taking over new ones."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+
+from tests.checkpoints.helpers import flip_bit, make_snapshot
+from tests.inference.helpers import make_tokenizer
+from tests.serving.helpers import LONG, request, tiny_checkpoint
+from transformerlm.checkpoints.directory import point
+from transformerlm.checkpoints.save import save_checkpoint
+from transformerlm.serving.engine import Piece
+from transformerlm.serving.engine_loop import EngineLoop
+from transformerlm.serving.protocol import Ask, Settings, Told
+
+
+class Over(Exception):
+    """Ends the loop."""
+
+
+def settings_of(checkpoint: Path, **changes: Any) -> Settings:
+    """Return the settings of an engine for tiny models."""
+    defaults = {"device": "cpu", "precision": "fp32", "threads": None, "slots": 4, "prefill_chunk": 16}
+    more = {"prefix_cache_mb": 1, "reproducible": True, "follow": "none", "interval": 0.05}
+    return Settings(**{"checkpoint": str(checkpoint), **defaults, **more, **changes})  # type: ignore[arg-type]
+
+
+class Talk:
+    """A loop that runs in a thread, and what it has told."""
+
+    def __init__(self, checkpoint: Path, **changes: Any) -> None:
+        self.settings = settings_of(checkpoint, **changes)
+        self.inbox: SimpleQueue[object] = SimpleQueue()
+        self.told: list[Told] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            EngineLoop(self.settings, self.inbox, self.told.append).run()
+        except Over:
+            return
+
+    def close(self) -> None:
+        self.inbox.put(Over())
+        self._thread.join(LONG)
+
+    def until(self, condition: Callable[[], object]) -> None:
+        end = time.monotonic() + LONG
+        while not condition():
+            assert time.monotonic() < end, self.told[-3:]
+            assert self._thread.is_alive() or condition()
+            time.sleep(0.005)
+
+    def pieces(self, name: str) -> list[Piece]:
+        return [piece for told in list(self.told) for one, piece in told.pieces if one == name]
+
+    def text(self, name: str, **changes: Any) -> list[Piece]:
+        """Ask for a text and return its pieces."""
+        self.inbox.put(Ask(submit=[request(name, **changes)]))
+        self.until(lambda: any(piece.finish for piece in self.pieces(name)))
+        return self.pieces(name)
+
+    def refusal(self, name: str, **changes: Any) -> str:
+        """Ask for what is refused and return why."""
+        self.inbox.put(Ask(submit=[request(name, **changes)]))
+        found: list[str] = []
+        self.until(
+            lambda: (
+                found.extend(r.reason for told in list(self.told) for r in told.refused if r.request_id == name)
+                or found
+            )
+        )
+        return found[0]
+
+    def serves(self, step: int) -> None:
+        """Wait until new requests go to this step."""
+        self.until(lambda: any(told.serving and told.serving.step == step for told in list(self.told)))
+
+
+@pytest.fixture
+def talk() -> Iterator[Callable[..., Talk]]:
+    """Return what begins a loop; all end with the test."""
+    talks: list[Talk] = []
+
+    def begin(checkpoint: Path, **changes: Any) -> Talk:
+        talks.append(Talk(checkpoint, **changes))
+        return talks[-1]
+
+    yield begin
+    for one in talks:
+        one.close()
+
+
+def ids_of(pieces: list[Piece]) -> list[int]:
+    """Return the ids of a text."""
+    return [token_id for piece in pieces for token_id in piece.token_ids]
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """Return every file below a directory."""
+    return {str(path): path.read_bytes() for path in run.rglob("*") if path.is_file() and not path.is_symlink()}
+
+
+def test_a_text_ends_at_its_limit_at_a_stop_string_or_by_a_cancel(run, talk):
+    """Pieces add up to the whole text, before the stop string; a text that was cancelled makes room."""
+    one = talk(run)
+    whole = one.text("whole", max_tokens=14, seed=3)
+    text = "".join(piece.text for piece in whole)
+    assert (whole[-1].finish, whole[-1].num_tokens, len(ids_of(whole))) == ("length", 14, 14)
+    stop = text[4:6]
+    stopped = one.text("stopped", max_tokens=14, seed=3, stop=["never", stop])
+    assert "".join(piece.text for piece in stopped) == text[: text.index(stop)]
+    assert (stopped[-1].finish, stopped[-1].stop_string) == ("stop", stop)
+    assert ids_of(stopped) == ids_of(whole)[: stopped[-1].num_tokens]
+    one.inbox.put(Ask(submit=[request("long", max_tokens=10**6, ignore_eos=True)]))
+    one.until(lambda: one.pieces("long"))
+    one.inbox.put(Ask(cancel=["long", "unknown"], ping=5))
+    one.until(lambda: one.pieces("long")[-1].finish == "cancelled")
+    assert any(told.pong == 5 and not told.is_loading for told in one.told)
+
+
+def test_what_was_reused_and_how_likely_the_ids_were_is_told(run, talk):
+    """The same prompt again is not read again, and its text is the same; log-probabilities come with their ids."""
+    one = talk(run)
+    prompt = list(range(40, 50))
+    first, second = one.text("a", prompt=prompt), one.text("b", prompt=prompt)
+    assert ids_of(first) == ids_of(second)
+    assert (first[-1].num_prompt_reused, second[-1].num_prompt_reused) == (0, 10)
+    reports = [told.report for told in one.told if told.report is not None]
+    assert sum(report.prompt_tokens for report in reports) == 10
+    assert sum(report.reused_tokens for report in reports) == 10
+    assert sum(report.generated_tokens for report in reports) == 16
+    assert all(0 <= report.choice_seconds <= report.seconds for report in reports)
+    scored = one.text("c", prompt=prompt, num_logprobs=2, num_prompt_logprobs=1, max_tokens=3)
+    found = [piece.logprobs for piece in scored if piece.logprobs is not None]
+    assert [token_id for each in found for token_id in each.token_ids] == ids_of(first)[:3]
+    assert [len(top) for each in found for top in each.top] == [2, 2, 2]
+    prompts = [piece.prompt_logprobs for piece in scored if piece.prompt_logprobs is not None]
+    assert [(each.token_ids, each.logprobs[0]) for each in prompts] == [(prompt, None)]
+
+
+def test_a_request_that_the_model_cannot_do_is_refused_alone(run, talk):
+    """An id that the model does not have and an empty stop string end no other text."""
+    one = talk(run)
+    assert "ids from 0 to 289" in one.refusal("a", prompt=[290])
+    assert "empty" in one.refusal("b", stop=[""])
+    assert one.text("c")[-1].finish == "length"
+
+
+def test_a_request_may_name_another_checkpoint_of_the_run(run, talk):
+    """Its text is that of the step it names, beside texts of the served one, and each piece says so."""
+    one, other = talk(run), talk(run / "checkpoints" / "step-00000001")
+    served, named = one.text("a"), one.text("b", checkpoint="step-00000001")
+    expected = other.text("a")
+    assert ids_of(named) == ids_of(expected) != ids_of(served)
+    assert {(piece.step, piece.fingerprint) for piece in named} == {(1, expected[0].fingerprint)}
+    assert {piece.step for piece in served} == {2}
+    assert ids_of(one.text("c", checkpoint="step-00000002")) == ids_of(served)
+    assert ids_of(one.text("d", checkpoint="step-00000001")) == ids_of(named)
+    assert "no longer" in one.refusal("e", checkpoint="../checkpoints/step-00000001")
+    assert not one.pieces("e")
+
+
+def test_checkpoints_that_do_not_fit_are_refused_with_the_reason(files, tmp_path, talk):
+    """Another context, another tokenizer, and damage; a request that waits for its checkpoint may be cancelled."""
+    tiny_checkpoint(tmp_path, files, 9)
+    tiny_checkpoint(tmp_path, files, 5, {"model.context_length": 12})
+    other = replace(make_snapshot(files), tokenizer=make_tokenizer())
+    save_checkpoint(tmp_path / "checkpoints", 4, other)
+    damaged = tiny_checkpoint(tmp_path, files, 6)
+    flip_bit(damaged / "model.safetensors")
+    flip_bit(tiny_checkpoint(tmp_path, files, 7) / "optimizer.safetensors")
+    one = talk(tmp_path)
+    assert "expected the tokenizer of step-00000009, found another" in one.refusal("t", checkpoint="step-00000004")
+    assert "expected context_length 16" in one.refusal("a", checkpoint="step-00000005")
+    assert "model.safetensors is damaged" in one.refusal("b", checkpoint="step-00000006")
+    one.inbox.put(Ask(submit=[request("c", checkpoint="step-00000007")], cancel=["c"], ping=1))
+    one.until(lambda: one.pieces("c"))
+    assert one.pieces("c")[-1].finish == "cancelled"
+    assert one.text("d", checkpoint="step-00000007")[-1].step == 7  # nobody here needs the optimizer
+
+
+def test_texts_of_a_followed_run_are_each_of_one_step(files, tmp_path, talk):
+    """A running text ends on the step on which it began, new ones are of the new step, and its name is told."""
+    tiny_checkpoint(tmp_path, files, 1)
+    one = talk(tmp_path, follow="newest")
+    one.serves(1)
+    one.inbox.put(Ask(submit=[request("old", max_tokens=10**6, ignore_eos=True)]))
+    one.until(lambda: one.pieces("old"))
+    tiny_checkpoint(tmp_path, files, 2)
+    one.serves(2)
+    assert {piece.step for piece in one.text("new")} == {2}
+    so_far = len(one.pieces("old"))
+    one.until(lambda: len(one.pieces("old")) > so_far)
+    one.inbox.put(Ask(cancel=["old"]))
+    one.until(lambda: one.pieces("old")[-1].finish)
+    assert {piece.step for piece in one.pieces("old")} == {1}
+    one.until(lambda: any(told.checkpoints == ["step-00000002", "step-00000001"] for told in one.told))
+
+
+def test_a_damaged_newest_checkpoint_is_told_once_and_nothing_is_renamed(files, tmp_path, talk):
+    """The server goes on with the old one; not a byte and not a name in the run changes."""
+    tiny_checkpoint(tmp_path, files, 1)
+    one = talk(tmp_path, follow="newest")
+    one.serves(1)
+    flip_bit(tiny_checkpoint(tmp_path / "other", files, 2) / "model.safetensors")
+    (tmp_path / "other" / "checkpoints" / "step-00000002").rename(tmp_path / "checkpoints" / "step-00000002")
+    before = contents(tmp_path)
+    one.until(lambda: any(told.skipped for told in one.told))
+    time.sleep(0.3)  # six looks more
+    assert [(skip.checkpoint, "damaged" in skip.reason) for told in one.told for skip in told.skipped] == [
+        ("step-00000002", True)
+    ]
+    assert one.text("a")[-1].step == 1
+    assert contents(tmp_path) == before
+    tiny_checkpoint(tmp_path, files, 3)
+    one.serves(3)
+
+
+def test_a_run_without_a_checkpoint_is_waited_for(files, tmp_path, talk):
+    """The loop begins when the first one is there, and says once that it waits."""
+    run = tmp_path / "run"
+    run.mkdir()
+    one = talk(run / "best", follow="best")
+    one.until(lambda: one.told)
+    directory = tiny_checkpoint(run, files, 1)
+    time.sleep(0.2)
+    assert [told.note for told in one.told] == [f"{run}: waiting for its first checkpoint"]
+    point(run / "checkpoints" / "best", directory)
+    one.serves(1)
+
+
+def test_a_run_that_is_not_there_is_refused(tmp_path):
+    """A mistyped name is not waited for."""
+    settings = settings_of(tmp_path / "none", follow="newest")
+    with pytest.raises(ValueError, match="none: no such run directory"):
+        EngineLoop(settings, SimpleQueue(), lambda told: None)
