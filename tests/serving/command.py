@@ -104,6 +104,11 @@ class Server:
         assert answer.status_code == 200, answer.text
         return [choice["text"] for choice in answer.json()["choices"]]
 
+    def metric(self, name: str) -> float:
+        """Return one number of /metrics, by its name and labels."""
+        lines = self.get("/metrics").text.splitlines()
+        return next(float(line.split()[-1]) for line in lines if line.startswith(f"transformerlm_{name} "))
+
     def wait_until_idle(self, seconds: float = WAIT) -> None:
         """Wait until nothing runs and nothing waits."""
         wait_until(lambda: (now := self.health())["running"] + now["waiting"] == 0, seconds)

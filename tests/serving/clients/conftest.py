@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.serving.command import save_random_model
+from tests.serving.command import Server, save_random_model, serving
 from tests.training.conftest import files  # noqa: F401 (a fixture)
 from tests.training.tiny_run import TinyFiles
 
@@ -15,3 +16,10 @@ from tests.training.tiny_run import TinyFiles
 def untrained(tmp_path_factory: pytest.TempPathFactory, files: TinyFiles) -> Path:  # noqa: F811 (the fixture)
     """Return a run with one checkpoint, which no test changes."""
     return save_random_model(tmp_path_factory.mktemp("untrained") / "run", files)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, untrained: Path) -> Iterator[Server]:
+    """Give a server that tests share: each leaves it able to make texts, and idle."""
+    with serving(untrained, tmp_path_factory.mktemp("server")) as server:
+        yield server
