@@ -401,13 +401,13 @@ def test_schedule_keys_are_the_schedule_keywords():
 
 def test_sampling_keys_are_the_predictor_keywords():
     """[sampling] holds names that `Predictor.stream`, `generate.stream` and `SamplingParams` know."""
-    from config.schemas import SamplingConfig
+    from config.schemas import InferSamplingConfig, SamplingConfig
     from transformerlm.inference.generate import stream
     from transformerlm.inference.predictor import Predictor
     from transformerlm.inference.sampling import SamplingParams
 
-    keys = set(SamplingConfig.model_fields)
-    assert keys == keywords_of(Predictor.stream) - {"prompt", "seed", "allow_special", "speculative"}
+    keys, all_keys = set(SamplingConfig.model_fields), set(InferSamplingConfig.model_fields)
+    assert all_keys == keywords_of(Predictor.stream) - {"prompt", "seed", "allow_special", "speculative"}
     assert keys - {"stop_at_eos"} <= keywords_of(stream)
     assert keys - {"stop_at_eos", "max_new_tokens"} == keywords_of(SamplingParams)
 

@@ -20,7 +20,7 @@ class Request:
 
     The draws come from `generator`, on the model's device; None is torch's global one. `min_tokens` ids are drawn
     before one of `ends` may be. `num_logprobs` asks for the log-probability of each drawn id and of that many of the
-    likeliest; None asks for none. `num_prompt_logprobs` asks the same of the prompt's ids.
+    most likely ones; None asks for none. `num_prompt_logprobs` asks the same of the prompt's ids.
     """
 
     request_id: str
@@ -43,7 +43,7 @@ class TokenLogprobs:
     logprob: float | None
     """Of `token_id`; None for the first id of a prompt, which nothing precedes."""
     top: list[tuple[int, float]]
-    """The likeliest ids, in descending order, each with its log-probability."""
+    """The most likely ids, in descending order, each with its log-probability."""
 
 
 @dataclass(frozen=True)

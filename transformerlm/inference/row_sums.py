@@ -14,4 +14,5 @@ def row_sums(rows: Tensor) -> Tensor:
     dtype = torch.float64 if rows.device.type != "mps" else torch.float32
     if rows.shape[-1] <= _PIECE:
         return rows.sum(dim=-1).to(dtype)
-    return torch.stack([piece.sum(dim=-1).to(dtype) for piece in rows.split(_PIECE, dim=-1)]).sum(dim=0)
+    pieces = torch.split(rows, _PIECE, dim=-1)
+    return torch.stack([piece.sum(dim=-1).to(dtype) for piece in pieces]).sum(dim=0)

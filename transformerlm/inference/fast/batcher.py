@@ -27,7 +27,7 @@ from transformerlm.inference.fast.prefix_cache import PrefixCache, put_back
 from transformerlm.inference.logprobs import log_probabilities
 from transformerlm.inference.penalties import Occurrences, adjust
 from transformerlm.inference.requests import Drawn, Event, Finished, FinishReason, PromptScored, Request, TokenLogprobs
-from transformerlm.inference.sampling import sample
+from transformerlm.inference.sampling import RandomNumbers, sample
 
 SMALLEST_CHUNK = 16
 """What the last chunk of a prompt is padded to at least."""
@@ -42,6 +42,7 @@ class _Row:
     request: Request
     window: list[int]
     occurrences: Occurrences | None
+    numbers: RandomNumbers
     slot: int = -1
     length: int = 0
     drawn: list[int] = field(default_factory=list)
@@ -130,7 +131,8 @@ class Batcher:
             raise ValueError(f"batcher: expected a prompt of ids from 0 to {bound - 1}, found {found}")
         if request.max_new_tokens < 0:
             raise ValueError(f"batcher: max_new_tokens must be at least 0, got {request.max_new_tokens}")
-        self._waiting.append(_Row(request, prompt[-self._context :], self._occurrences_of(request)))
+        numbers = RandomNumbers(request.generator, self._decoder.device)
+        self._waiting.append(_Row(request, prompt[-self._context :], self._occurrences_of(request), numbers))
 
     def _occurrences_of(self, request: Request) -> Occurrences | None:
         penalties, min_tokens = request.penalties, request.min_tokens
@@ -324,7 +326,7 @@ class Batcher:
     def _choose(self, rows: list[_Row], logits: Tensor, events: list[Event]) -> None:
         """Draw an id for each row from the logits `(rows, vocab)`, and tell it."""
         changed = adjust(logits, [row.occurrences for row in rows])
-        ids = sample(changed, [row.request.sampling for row in rows], [row.request.generator for row in rows]).tolist()
+        ids = sample(changed, [row.request.sampling for row in rows], [row.numbers for row in rows]).tolist()
         asked = [index for index, row in enumerate(rows) if row.request.num_logprobs is not None and ids[index] >= 0]
         scores: dict[int, TokenLogprobs] = {}
         if asked:
