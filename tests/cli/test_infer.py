@@ -151,6 +151,8 @@ def test_a_long_prompt_keeps_its_end(infer):
         (["--sampling.temperature=-1.0"], "--sampling.temperature: expected a number >= 0"),
         (["--sampling.top_p=1.5"], "--sampling.top_p"),
         (["--sampling.top_k=0"], "--sampling.top_k"),
+        (["--speculative=2", "--reproducible"], "speculative: expected 0 with reproducible = true, found 2"),
+        (["--speculative=2", "--sampling.min_tokens=1"], "speculative: expected 0 with penalties or min_tokens"),
         (["--sampling.top_k=5", "--sampling.top_p=0"], "top_p = 0 keeps the likeliest token alone, so top_k = 5"),
     ],
     ids=str,
@@ -206,6 +208,16 @@ def test_samples_generated_together_are_those_generated_alone(infer):
     together, alone = (outputs(infer(*prompts, f"--batch_size={size}")) for size in (4, 1))
     assert together == alone
     assert len(together) == 6
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_reproducible_texts_are_the_same_in_any_batch_and_streamed(infer, precision):
+    """Where rounding differs between one row and several, `reproducible` makes it the same."""
+    options = ["--prompt", "Return the", "--num_samples=3", "--reproducible", f"--precision={precision}"]
+    together, alone = (outputs(infer(*options, f"--batch_size={size}")) for size in (8, 1))
+    assert together == alone
+    shown = infer(*options, "--output.format=text").stdout
+    assert all(text in shown for text in alone)
 
 
 def test_drafted_tokens_leave_the_likeliest_text_as_it_is(infer):

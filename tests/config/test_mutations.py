@@ -51,7 +51,10 @@ VALID: dict[str, set[str]] = {
         "samples.sampling.min_p",
         "samples.sampling.temperature",  # the most likely token
         "samples.sampling.top_p",
+        "sampling.frequency_penalty",  # none
         "sampling.min_p",
+        "sampling.min_tokens",
+        "sampling.presence_penalty",
         "sampling.temperature",
         "sampling.top_p",
         "schedule.decay_steps",
@@ -77,6 +80,7 @@ VALID: dict[str, set[str]] = {
         "peers",
         "prompt",
         "prompt_file",
+        "sampling.stop",
         "sha256",
         "sizes_mb",
         "sources",
@@ -86,7 +90,7 @@ VALID: dict[str, set[str]] = {
     },
     "many items": {"input", "prompt", "prompt_file", "sources.input", "special_tokens", "text"},
     "an item: empty": {"prompt", "samples.prompts"},  # a prompt is any text
-    "an item: NUL": {"prompt", "samples.prompts", "special_tokens", "tokenizer.special_tokens"},
+    "an item: NUL": {"prompt", "samples.prompts", "sampling.stop", "special_tokens", "tokenizer.special_tokens"},
     "an item: long": {"prompt", "samples.prompts"},
 }
 # A list of tables in place of what it replaces, for the keys of these tables.

@@ -10,8 +10,9 @@ import torch
 
 from tests.inference.helpers import make_model, make_tokenizer
 from transformerlm.inference.fast.decoder import Decoder
-from transformerlm.inference.generate import generate, generate_prompts
+from transformerlm.inference.generate import Batcher, generate, generate_prompts
 from transformerlm.inference.predictor import Predictor
+from transformerlm.inference.requests import Drawn, Request
 from transformerlm.inference.sampling import SamplingParams, choose, uniform
 
 pytestmark = pytest.mark.gpu
@@ -107,3 +108,23 @@ def test_a_seed_gives_the_same_text_again() -> None:
     first = predictor.generate("Hello", **settings)
     assert predictor.generate("Hello", **settings) == first
     assert len(first) > len("Hello")
+
+
+def test_a_batcher_gives_a_text_the_same_ids_beside_any_others() -> None:
+    """All slots in one captured step: greedy ids are the CPU's, with fewer slots than texts and a prefix cache."""
+    model = make_model(context_length=64)
+    expected = generate_prompts(Decoder(model), PROMPTS * 2, max_new_tokens=40, temperature=0.0)
+    decoder = Decoder(model.to(DEVICE), reproducible=True)
+    assert decoder.steps_all_slots
+    batcher, greedy = (
+        Batcher(decoder, slots=3, prefill_chunk=16, prefix_cache_bytes=10**7),
+        SamplingParams(temperature=0.0),
+    )
+    ids: dict[str, list[int]] = {}
+    for number, prompt in enumerate(PROMPTS * 2):
+        batcher.submit(Request(request_id=str(number), prompt=prompt, max_new_tokens=40, sampling=greedy))
+    while not batcher.is_idle:
+        for event in batcher.step():
+            if isinstance(event, Drawn):
+                ids.setdefault(event.request_id, []).append(event.token_id)
+    assert [ids[str(number)] for number in range(len(expected))] == expected

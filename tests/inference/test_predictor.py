@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from config.io import dump_toml
+from config.schemas import InferSamplingConfig
 from config.train import TrainConfig
 from tests.inference.helpers import EOS, Script, make_model, make_tokenizer
 from transformerlm.checkpoints.document_ids import DocumentIds
@@ -215,11 +216,52 @@ def test_a_predictor_shows_its_sizes() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["stream", "generate", "generate_batch", "generate_prompts"])
+@pytest.mark.parametrize("name", ["stream", "generate", "generate_batch", "generate_prompts", "generate_each"])
 def test_every_way_to_generate_names_its_settings(name: str) -> None:
     """Editors and `help` show each setting: none is hidden in `**settings`, and the defaults are the same."""
     parameters = inspect.signature(getattr(Predictor, name)).parameters
     expected = inspect.signature(Predictor.stream).parameters
-    for setting in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "stop_at_eos", "allow_special"):
+    for setting in {*InferSamplingConfig.model_fields, "allow_special"}:
         assert parameters[setting] == expected[setting]
     assert all(one.kind is not inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+
+
+def test_settings_beyond_the_filters_reach_every_way_to_generate() -> None:
+    """Penalties, the earliest end and stop strings: one text, several, and several in turn are the same."""
+    predictor = Predictor(make_model(), make_tokenizer())
+    options: dict[str, Any] = {"max_new_tokens": 40, "temperature": 0.0}
+    plain = predictor.generate("ab", **options)
+    settings = {"repetition_penalty": 1.5, "presence_penalty": 0.5, "frequency_penalty": 0.2, "min_tokens": 3}
+    changed = predictor.generate("ab", **options, **settings)
+    assert changed != plain
+    stop = changed[-9:-8]
+    assert predictor.generate("ab", **options, **settings, stop=[stop]) == "ab" + changed[2:].partition(stop)[0]
+    for extra in ({}, {"stop": [stop]}):
+        one = predictor.generate("ab", **options, **settings, **extra)
+        assert predictor.generate_prompts(["ab", "ab"], **options, **settings, **extra) == [one, one]
+        assert predictor.generate_batch("ab", num_samples=2, **options, **settings, **extra) == [one, one]
+        each = predictor.generate_each([("ab", 1), ("ab", 2)], slots=2, **options, **settings, **extra)
+        assert ["ab" + text for text in each] == [one, one]
+
+
+def test_drafts_know_no_penalties() -> None:
+    """An error says so, rather than a text that ignores them."""
+    predictor = Predictor(make_model(), make_tokenizer())
+    predictor.prepare()
+    with pytest.raises(ValueError, match="speculative decoding knows no penalties"):
+        predictor.generate("ab", speculative=2, presence_penalty=1.0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_a_reproducible_predictor_gives_one_text_in_every_way(tmp_path: Path, precision: str) -> None:
+    """Streamed, with others, in turn and by a batcher of more slots: the same text for prompt and seed."""
+    model = make_model(context_length=32, d_model=48, num_heads=4)
+    save_run(tmp_path, model)
+    predictor = Predictor.from_checkpoint(tmp_path, device="cpu", precision=precision, reproducible=True)
+    prompts, options = ["a", "The cat", "x" * 40, "The cat"], {"max_new_tokens": 30, "temperature": 1.5}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one prompt is longer than the context
+        alone = [predictor.generate(prompt, seed=seed, **options) for seed, prompt in enumerate(prompts)]
+        assert predictor.generate_prompts(prompts, seeds=range(4), **options) == alone
+        each = predictor.generate_each(zip(prompts, range(4), strict=True), slots=3, **options)
+        assert [prompt + text for prompt, text in zip(prompts, each, strict=True)] == alone

@@ -69,3 +69,17 @@ def test_int8_product_is_that_of_its_weights(rows: int, in_features: int) -> Non
     product = Int8Linear(torch.randn(32, in_features))
     x = torch.randn(rows, in_features)
     torch.testing.assert_close(product(x), x @ product.dequantised().T, rtol=0.02, atol=0.15)
+
+
+@pytest.mark.parametrize("in_features", [40, 64, 1100])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_a_reproducible_product_is_the_plain_one_and_the_same_for_any_rows(precision: str, in_features: int) -> None:
+    """Features that fill no block or pass 1,024; 2 to 32 rows have the bits that they have in pairs."""
+    weight = torch.randn(48, in_features).to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    linear, x, residual = pack(weight, int8=precision == "int8", reproducible=True), torch.randn(32, in_features), 1.0
+    expected = x @ weight.float().T
+    torch.testing.assert_close(linear(x), expected, rtol=0.02, atol=1.5 if precision != "fp32" else 1e-4)
+    torch.testing.assert_close(linear.add(x, torch.ones(32, 48)), linear(x) + residual, rtol=1e-5, atol=1e-4)
+    pairs = torch.cat([linear(x[first : first + 2]) for first in range(0, 32, 2)])
+    for count in (2, 3, 5, 16, 17, 32):
+        assert torch.equal(linear(x[32 - count :]), pairs[32 - count :]), count

@@ -3,13 +3,14 @@
 Each text has a slot, one row of a `Decoder`'s cache, from its first chunk to its last id. Between two steps of all
 running rows at most one chunk of a prompt is read, so a long prompt delays nobody by more than that.
 
-A prompt is read in chunks of `prefill_chunk` ids from position 0 on; the last is padded to the smallest of 16, 32, 64,
-... that holds it. So a chunk's numbers depend on its ids and its place alone. Where a row's window is full, its last
-half is read again from position 0, as in the plain loop.
+A prompt is read in chunks of `prefill_chunk` ids from position 0 on. With a reproducible decoder each is read alone,
+and the last is padded to the smallest of 16, 32, 64, ... that holds it: so a chunk's numbers depend on its ids and its
+place alone. With another, short prompts are read together. Where a row's window is full, its last half is read again
+from position 0, as in the plain loop.
 
 Twin of `Batcher`: `transformerlm.inference.generate.answer`
 Test: tests/inference/fast/test_batcher.py
-Pays: 2.7x the tokens/s of eight prompts of 8 to 96 ids, in fp32 on one core, against one at a time (docs/LOG.md)
+Pays: 3.8 s of CPU to 1.5 for 192 texts in 32 slots, with the faster choice of ids (docs/batching.md)
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from transformerlm.inference.sampling import RandomNumbers, sample
 
 SMALLEST_CHUNK = 16
 """What the last chunk of a prompt is padded to at least."""
+# Who waits for all texts has short prompts read together, as many as fill so many chunks.
+_MOST_READ_TOGETHER = 4
 # Log-probabilities of a prompt are computed for this many of its ids at a time, to bound their memory.
 _SCORED_AT_ONCE = 128
 
@@ -238,48 +241,52 @@ class Batcher:
                 return kept.logits
 
     def _rows_to_read(self, row: _Row) -> list[_Row]:
-        """Return the row, and others whose short windows fit into one chunk with its own.
+        """Return the row, and others whose windows are read whole in one pass with its own.
 
         Where bits must not depend on the others, each is read alone.
         """
-        size = self._padded(len(row.window))
-        rows, windows = [row], {tuple(row.window)}
-        if self._decoder.is_reproducible or not self._can_be_read_with_others(row, size):
+        rows, longest = [row], len(row.window)
+        if self._decoder.is_reproducible or not self._can_be_read_with_others(row):
             return rows
+        windows = {tuple(row.window)}
+        most = _MOST_READ_TOGETHER * self._chunk if self._reads_first else self._chunk
         for other in (*self._reading, *self._sliding):
-            if (len(rows) + 1) * size > self._chunk:
-                break
             # The same window is copied, once it was read.
-            if other is not row and self._can_be_read_with_others(other, size) and tuple(other.window) not in windows:
-                rows.append(other)
-                windows.add(tuple(other.window))
+            if other is row or not self._can_be_read_with_others(other) or tuple(other.window) in windows:
+                continue
+            longest = max(longest, len(other.window))
+            if (len(rows) + 1) * longest > most:
+                break
+            rows.append(other)
+            windows.add(tuple(other.window))
         return rows
 
-    def _can_be_read_with_others(self, row: _Row, size: int) -> bool:
+    def _can_be_read_with_others(self, row: _Row) -> bool:
         is_scored = row.request.num_prompt_logprobs is not None and not row.drawn
-        return not (row.length or is_scored) and self._padded(len(row.window)) == size <= min(
-            self._chunk, self._context
-        )
+        return not (row.length or is_scored) and 1 < len(row.window) <= self._chunk
 
     def _read_chunk(self, rows: list[_Row]) -> list[tuple[_Row, Tensor]]:
         """Read the next chunk of each row; return those whose windows are read now, with the logits after them."""
         start = rows[0].length
         chunks = [row.window[start : start + self._chunk] for row in rows]
-        size = min(max(self._padded(len(ids)) for ids in chunks), self._context - start)
+        size = max(map(len, chunks))
+        if self._decoder.is_reproducible:
+            size = min(_padded(size), self._context - start)
         padded = torch.tensor([ids + [0] * (size - len(ids)) for ids in chunks], device=self._decoder.device)
         slots = [row.slot for row in rows]
         vectors = self._decoder.read_chunk(padded, cache=self._cache, slots=slots, start=start)  # (rows, seq, d_model)
-        done: list[tuple[_Row, Tensor]] = []
         for row, ids, own in zip(rows, chunks, vectors, strict=True):
             self.num_read += 0 if row.drawn else len(ids)
             row.length = self._cache.lengths[row.slot] = start + len(ids)
             if row.request.num_prompt_logprobs is not None and not row.drawn:
                 self._score(row, own[: len(ids)], start)
-            # One row at a time, whatever else is read: its logits are those of the same product always.
-            last = self._decoder.head(own[len(ids) - 1 : len(ids)]) if row.is_read else None  # (1, vocab_size)
-            self._keep(row, start, last)
-            if last is not None:
-                done.append((row, last))
+        if not rows[0].is_read:  # then it is alone
+            self._keep(rows[0], start, None)
+            return []
+        last = torch.stack([own[len(ids) - 1] for ids, own in zip(chunks, vectors, strict=True)])  # (rows, d_model)
+        done = list(zip(rows, torch.split(self._decoder.head(last), 1), strict=True))
+        for row, logits in done:
+            self._keep(row, start, logits)
         return done
 
     def _keep(self, row: _Row, start: int, logits: Tensor | None) -> None:
@@ -291,10 +298,6 @@ class Batcher:
         if logits is not None:
             self._prefixes.keep(self._cache, row.slot, ids, start=start, logits=logits)
             self._prefixes.use(row.window, self._chunk)
-
-    def _padded(self, count: int) -> int:
-        """Return the smallest size of the grid that holds `count` ids."""
-        return max(SMALLEST_CHUNK, 1 << (count - 1).bit_length())
 
     def _score(self, row: _Row, vectors: Tensor, start: int) -> None:
         """Add the log-probabilities of the prompt's ids that follow the vectors `(ids, d_model)` from `start` on."""
@@ -359,3 +362,8 @@ class Batcher:
         row.length = self._cache.lengths[row.slot] = 0
         self._running.remove(row)
         self._sliding.append(row)
+
+
+def _padded(count: int) -> int:
+    """Return the smallest size of the grid that holds `count` ids."""
+    return max(SMALLEST_CHUNK, 1 << (count - 1).bit_length())
