@@ -13,10 +13,10 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cli.entry import STOP_CODES, leave
 from cli.event_lines import EventLines
@@ -200,9 +200,7 @@ class _Stopping:
     def signals(self) -> Iterator[None]:
         """Handle them; what was ignored before, as in what a shell starts in the background, stays so."""
         numbers = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) is not signal.SIG_IGN]
-        before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
-        for number in numbers:
-            before[number] = signal.signal(number, self._handle)
+        before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield
         finally:

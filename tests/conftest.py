@@ -62,6 +62,8 @@ QUICK = (
     "models/test_layers.py",
     "profiling",
     "released",
+    "serving/test_api_schema.py",
+    "serving/test_guard.py",
     "tokenizer/test_bpe_merge.py",
     "tokenizer/fast/test_byte_chunks.py",
     "tokenizer/test_engines.py",

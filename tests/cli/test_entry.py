@@ -72,6 +72,12 @@ def test_training_that_is_not_begun_ends_with_the_signals_code(number, code, lib
     assert ending(process) == (code, "", f"{number.name}: stopped before the first step\n")
 
 
+def test_a_server_that_is_not_ready_ends_with_the_signals_code(tmp_path):
+    """A service manager that stops it during its imports gets 143 and one line."""
+    process = start(tmp_path, "serve", "--checkpoint=x", pydantic=PLAIN.format(number=int(signal.SIGTERM)))
+    assert ending(process) == (143, "", "SIGTERM: stopped before the server was ready\n")
+
+
 @pytest.mark.parametrize(
     ("name", "library", "source", "arguments"),
     [

@@ -8,9 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +119,40 @@ def test_its_texts_are_those_of_infer_and_a_signal_lets_them_end(pipeline):
     assert events[-1] == {"event": "stopped", "signal": "SIGTERM", "all_texts_ended": True}
     assert "Ctrl-C ends" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_second_signal_ends_at_once(pipeline):
+    """While a long text drains, /health says so and new texts are refused; the second signal does not wait for it."""
+    with serving(pipeline.run, "--limits.overflow=slide", "--limits.max_tokens=1000000") as (process, url):
+        body = {"prompt": "on", "max_tokens": 1_000_000, "ignore_eos": True}
+
+        def ask() -> None:
+            with suppress(OSError):  # the answer never comes
+                completed(url, **body)
+
+        long = threading.Thread(target=ask)
+        long.start()
+        while health(url)["running"] == 0:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        while health(url)["status"] != "draining":
+            time.sleep(0.05)
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            completed(url, prompt="on")
+        time.sleep(1)  # two signals within half a second count as one
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=WAIT)
+        long.join(WAIT)
+    assert process.returncode == 143
+    assert "SIGTERM: ended at once" in err
+
+
+def health(url: str) -> Any:
+    """Return what /health says, whatever its status is."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=WAIT) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        return json.load(error)

@@ -15,6 +15,7 @@ from transformerlm.checkpoints.save import save_checkpoint
 from transformerlm.serving.engine import Piece, TextRequest, TextStream
 from transformerlm.serving.engine_client import EngineClient
 from transformerlm.serving.engine_link import COMMAND
+from transformerlm.serving.protocol import Settings
 
 LONG = 60.0
 """Seconds that a test waits at most for what comes at once on a quiet machine."""
@@ -36,6 +37,13 @@ def serve_config(checkpoint: Path, changes: dict[str, Any] | None = None) -> Ser
             table = table.setdefault(section, {})
         table[leaf] = value
     return ServeConfig.model_validate(tree)
+
+
+def engine_settings(checkpoint: Path, **changes: Any) -> Settings:
+    """Return the settings of an engine process for tiny models."""
+    defaults = {"device": "cpu", "precision": "fp32", "threads": None, "slots": 4, "prefill_chunk": 16}
+    more = {"prefix_cache_mb": 1, "reproducible": True, "follow": "none", "interval": 0.05}
+    return Settings(**{"checkpoint": str(checkpoint), **defaults, **more, **changes})  # type: ignore[arg-type]
 
 
 @asynccontextmanager

@@ -169,6 +169,25 @@ def test_special_tokens_in_a_prompt_are_text_unless_allowed(tmp_path):
     run(tmp_path, ask)
 
 
+def test_half_a_character_is_answered(tmp_path):
+    """JSON can spell one; it counts as U+FFFD in a prompt, and an error shows it."""
+
+    async def ask(web: Web) -> None:
+        headers = {"Content-Type": "application/json"}
+        for body in (
+            rb'{"prompt": "a\ud800", "echo": true, "stop": "\udfff"}',
+            rb'{"prompt": ["\ud83d"], "stream": true}',
+        ):
+            answer = await web.client.post("/v1/completions", content=body, headers=headers)
+            assert answer.status_code == 200
+        assert web.engine.seen[0].stop == ["\ufffd"]
+        for body in (rb'{"\ud800": 1}', rb'{"temperature": "\ud800"}', rb'{"model": "\ud800"}'):
+            answer = await web.client.post("/v1/completions", content=body, headers=headers)
+            assert answer.status_code in (400, 404)
+
+    run(tmp_path, ask)
+
+
 def test_best_of_returns_the_most_likely(tmp_path):
     """All candidates are drawn and counted; the best are returned, without log-probabilities nobody asked for."""
 

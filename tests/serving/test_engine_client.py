@@ -233,8 +233,8 @@ def test_a_stopped_engine_is_noticed_without_work(tmp_path):
     """SIGSTOP makes an idle engine stall; one that is idle and well does not."""
 
     async def stop() -> None:
-        async with standing_in(tmp_path, {"timeouts.stalled": "1s"}) as client:
-            await asyncio.sleep(1.5)
+        async with standing_in(tmp_path, {"timeouts.stalled": "2s"}) as client:
+            await asyncio.sleep(3)
             assert (client.status.state, client.status.restarts) == ("ok", 0)
             assert client.pid is not None
             os.kill(client.pid, signal.SIGSTOP)

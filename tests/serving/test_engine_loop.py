@@ -14,30 +14,25 @@ import pytest
 
 from tests.checkpoints.helpers import flip_bit, make_snapshot
 from tests.inference.helpers import make_tokenizer
-from tests.serving.helpers import LONG, request, tiny_checkpoint
+from tests.serving.helpers import LONG, engine_settings, request, tiny_checkpoint
 from transformerlm.checkpoints.directory import point
 from transformerlm.checkpoints.save import save_checkpoint
+from transformerlm.inference.generate import Decoder
+from transformerlm.inference.predictor import Predictor
 from transformerlm.serving.engine import Piece
 from transformerlm.serving.engine_loop import EngineLoop
-from transformerlm.serving.protocol import Ask, Settings, Told
+from transformerlm.serving.protocol import Ask, Told
 
 
 class Over(Exception):
     """Ends the loop."""
 
 
-def settings_of(checkpoint: Path, **changes: Any) -> Settings:
-    """Return the settings of an engine for tiny models."""
-    defaults = {"device": "cpu", "precision": "fp32", "threads": None, "slots": 4, "prefill_chunk": 16}
-    more = {"prefix_cache_mb": 1, "reproducible": True, "follow": "none", "interval": 0.05}
-    return Settings(**{"checkpoint": str(checkpoint), **defaults, **more, **changes})  # type: ignore[arg-type]
-
-
 class Talk:
     """A loop that runs in a thread, and what it has told."""
 
     def __init__(self, checkpoint: Path, **changes: Any) -> None:
-        self.settings = settings_of(checkpoint, **changes)
+        self.settings = engine_settings(checkpoint, **changes)
         self.inbox: SimpleQueue[object] = SimpleQueue()
         self.told: list[Told] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -128,6 +123,30 @@ def test_a_text_ends_at_its_limit_at_a_stop_string_or_by_a_cancel(run, talk):
     assert any(told.pong == 5 and not told.is_loading for told in one.told)
 
 
+def test_a_text_is_the_one_that_infer_gives(run, talk):
+    """The same prompt, seed and settings give the text of `Predictor`, byte for byte, at four streams."""
+    one = talk(run)
+    predictor = Predictor.from_checkpoint(run, device="cpu", reproducible=True)
+    prompts = ["Ada", "Bob sees", "Émile likes the sea.", "Zoë"]
+    settings = {"temperature": 0.9, "top_p": 0.9}
+    asked = [
+        request(name, prompt=predictor.tokenizer.encode_ordinary(name), seed=seed, max_tokens=7, **settings)
+        for seed, name in enumerate(prompts)
+    ]
+    one.inbox.put(Ask(submit=asked))
+    for seed, name in enumerate(prompts):
+        one.until(lambda name=name: [piece for piece in one.pieces(name) if piece.finish])
+        text = name + "".join(piece.text for piece in one.pieces(name))
+        assert text == predictor.generate(name, seed=seed, max_new_tokens=7, **settings)
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused(files, tmp_path):
+    """A model that was imported without one can make no text, and the error says so."""
+    save_checkpoint(tmp_path / "checkpoints", 1, replace(make_snapshot(files), tokenizer=None))
+    with pytest.raises(ValueError, match="step-00000001: expected a tokenizer, found none"):
+        EngineLoop(engine_settings(tmp_path), SimpleQueue(), lambda told: None)
+
+
 def test_what_was_reused_and_how_likely_the_ids_were_is_told(run, talk):
     """The same prompt again is not read again, and its text is the same; log-probabilities come with their ids."""
     one = talk(run)
@@ -171,22 +190,46 @@ def test_a_request_may_name_another_checkpoint_of_the_run(run, talk):
 
 
 def test_checkpoints_that_do_not_fit_are_refused_with_the_reason(files, tmp_path, talk):
-    """Another context, another tokenizer, and damage; a request that waits for its checkpoint may be cancelled."""
+    """Another context, another tokenizer or none, and damage; who waits for a checkpoint may be cancelled."""
     tiny_checkpoint(tmp_path, files, 9)
     tiny_checkpoint(tmp_path, files, 5, {"model.context_length": 12})
     other = replace(make_snapshot(files), tokenizer=make_tokenizer())
     save_checkpoint(tmp_path / "checkpoints", 4, other)
+    save_checkpoint(tmp_path / "checkpoints", 3, replace(other, tokenizer=None))
     damaged = tiny_checkpoint(tmp_path, files, 6)
     flip_bit(damaged / "model.safetensors")
     flip_bit(tiny_checkpoint(tmp_path, files, 7) / "optimizer.safetensors")
     one = talk(tmp_path)
     assert "expected the tokenizer of step-00000009, found another" in one.refusal("t", checkpoint="step-00000004")
+    assert "expected a tokenizer, found none" in one.refusal("n", checkpoint="step-00000003")
     assert "expected context_length 16" in one.refusal("a", checkpoint="step-00000005")
     assert "model.safetensors is damaged" in one.refusal("b", checkpoint="step-00000006")
     one.inbox.put(Ask(submit=[request("c", checkpoint="step-00000007")], cancel=["c"], ping=1))
     one.until(lambda: one.pieces("c"))
     assert one.pieces("c")[-1].finish == "cancelled"
     assert one.text("d", checkpoint="step-00000007")[-1].step == 7  # nobody here needs the optimizer
+
+
+def test_what_is_known_of_the_machine_is_not_found_out_again(files, tmp_path, talk, monkeypatch):
+    """Only the first model of a shape tests whether rows are independent, which takes longer than to load it."""
+    tested: list[int] = []
+    once = Decoder._rows_are_independent
+
+    def count(decoder: Decoder) -> bool:
+        tested.append(len(tested))
+        return once(decoder)
+
+    monkeypatch.setattr(Decoder, "_rows_are_independent", count)
+    tiny_checkpoint(tmp_path, files, 1)
+    one = talk(tmp_path, follow="newest")
+    one.serves(1)
+    found = len(tested)
+    tiny_checkpoint(tmp_path, files, 2)
+    one.serves(2)
+    assert len(tested) == found <= 1
+    tiny_checkpoint(tmp_path, files, 3, {"model.d_ff": 96})
+    one.serves(3)
+    assert len(tested) == 2 * found
 
 
 def test_texts_of_a_followed_run_are_each_of_one_step(files, tmp_path, talk):
@@ -241,6 +284,6 @@ def test_a_run_without_a_checkpoint_is_waited_for(files, tmp_path, talk):
 
 def test_a_run_that_is_not_there_is_refused(tmp_path):
     """A mistyped name is not waited for."""
-    settings = settings_of(tmp_path / "none", follow="newest")
+    settings = engine_settings(tmp_path / "none", follow="newest")
     with pytest.raises(ValueError, match="none: no such run directory"):
         EngineLoop(settings, SimpleQueue(), lambda told: None)

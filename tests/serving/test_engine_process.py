@@ -13,16 +13,14 @@ from typing import Any
 
 import pytest
 
-from tests.serving.helpers import LONG, request
+from tests.serving.helpers import LONG, engine_settings, request
 from transformerlm.serving.engine_link import COMMAND
-from transformerlm.serving.protocol import ASK, SETTINGS, TOLD, Ask, Settings, Told
+from transformerlm.serving.protocol import ASK, SETTINGS, TOLD, Ask, Told
 
 
 def settings_of(checkpoint: Path, **changes: Any) -> bytes:
     """Return the first line."""
-    defaults = {"device": "cpu", "precision": "fp32", "threads": 1, "slots": 2, "prefill_chunk": 16}
-    more = {"prefix_cache_mb": 1, "reproducible": True, "follow": "none", "interval": 1.0}
-    return SETTINGS.encode(Settings(**{"checkpoint": str(checkpoint), **defaults, **more, **changes}))  # type: ignore[arg-type]
+    return SETTINGS.encode(engine_settings(checkpoint, threads=1, slots=2, **changes))
 
 
 @contextmanager

@@ -135,14 +135,14 @@ def test_a_body_has_a_limit(tmp_path):
             yield b" " * 100_000
 
     async def ask(web: Web) -> None:
-        for content in (b" " * 1_100_000, pieces()):
+        for content in (b" " * 9_000_000, pieces()):
             answer = await web.client.post("/v1/completions", content=content)
             assert answer.status_code == 413
             assert "limits.body_mb" in answer.json()["error"]["message"]
         assert web.engine.seen == []
         assert [event["reason"] for event in web.events] == ["body_too_large"] * 2
 
-    run(tmp_path, ask, sections={"limits": {"body_mb": 1}})
+    run(tmp_path, ask, over_network=True, sections={"limits": {"body_mb": 1}})
 
 
 def test_a_mistake_of_ours_is_an_answer_without_a_traceback(tmp_path, monkeypatch, caplog):

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from config.serve import ServeConfig
 from transformerlm.serving import tokens_api
 from transformerlm.serving.completions import completions
 from transformerlm.serving.engine import Engine
-from transformerlm.serving.errors import RETRY_SECONDS, ApiError
+from transformerlm.serving.errors import RETRY_SECONDS, ApiError, JsonAnswer
 from transformerlm.serving.guard import Access, Guard
 from transformerlm.serving.metrics import CONTENT_TYPE
 from transformerlm.serving.served import Served, Tell, model_card
@@ -59,7 +61,18 @@ def routes(config: ServeConfig) -> list[BaseRoute]:
         Route("/health", health, methods=["GET"]),
         Route("/metrics", metrics, methods=["GET"]),
         *tokens_api.routes(),
+        *(_page_routes(config) if config.web.enabled else []),
     ]
+
+
+def _page_routes(config: ServeConfig) -> list[BaseRoute]:
+    """Return the routes of the page and of the runs that it shows."""
+    found: list[BaseRoute] = []
+    if find_spec("transformerlm.serving.runs_api") is not None:
+        found += import_module("transformerlm.serving.runs_api").routes(runs_dir_of(config))
+    if find_spec("transformerlm.serving.web") is not None:
+        found += import_module("transformerlm.serving.web").routes()
+    return found
 
 
 async def no_chat(request: Request) -> Response:
@@ -70,7 +83,7 @@ async def no_chat(request: Request) -> Response:
 async def models(request: Request) -> Response:
     """Answer the names that a request may give as its model."""
     served: Served = request.app.state.served
-    return JSONResponse({"object": "list", "data": [model_card(served, name) for name in served.names()]})
+    return JsonAnswer({"object": "list", "data": [model_card(served, name) for name in served.names()]})
 
 
 async def model(request: Request) -> Response:
@@ -78,7 +91,7 @@ async def model(request: Request) -> Response:
     served: Served = request.app.state.served
     name = request.path_params["name"]
     served.checkpoint_of(name)
-    return JSONResponse(model_card(served, name))
+    return JsonAnswer(model_card(served, name))
 
 
 async def health(request: Request) -> Response:
@@ -100,7 +113,7 @@ async def health(request: Request) -> Response:
         "reloads": status.reloads,
     }
     headers = {} if is_ok else {"Retry-After": str(RETRY_SECONDS)}
-    return JSONResponse(body, status_code=200 if is_ok else 503, headers=headers)
+    return JsonAnswer(body, status_code=200 if is_ok else 503, headers=headers)
 
 
 async def metrics(request: Request) -> Response:

@@ -152,10 +152,12 @@ class CheckpointLoader:
             CheckpointError: it is not there, damaged, too large, or of another tokenizer than the one that is served.
         """
         try:
-            model = ServedModel(directory, self._settings, prefix_cache_bytes=prefix_cache_bytes)
+            model = ServedModel(directory, self._settings, prefix_cache_bytes=prefix_cache_bytes, earlier=self._served)
+        except CheckpointError:
+            raise
         except (OSError, ConfigError) as error:
             raise CheckpointError(f"{directory}: cannot be read: {error}") from None
-        except (MemoryError, RuntimeError) as error:
+        except (ValueError, MemoryError, RuntimeError) as error:
             if self._served is None:
                 raise
             raise CheckpointError(f"{directory}: cannot be loaded beside the one that is served: {error}") from None

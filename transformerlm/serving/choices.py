@@ -16,6 +16,9 @@ from transformerlm.tokenizer.tokenizer import Tokenizer
 
 LOGPROB_KEYS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
+LEAST_LOGPROB = -9999.0
+"""In place of minus infinity, which JSON has no number for; vLLM's, too."""
+
 
 class ChoiceWriter:
     """The parts of one choice, made from the pieces of its text."""
@@ -77,7 +80,7 @@ class ChoiceWriter:
     def _add(self, to: dict[str, list[Any]], logprobs: Logprobs, places: _Places) -> None:
         for token_id, logprob, top in zip(logprobs.token_ids, logprobs.logprobs, logprobs.top, strict=True):
             to["tokens"].append(token_text(self._tokenizer, token_id))
-            to["token_logprobs"].append(logprob)
+            to["token_logprobs"].append(None if logprob is None else max(logprob, LEAST_LOGPROB))
             to["top_logprobs"].append(self._alternatives(token_id, logprob, top))
             to["text_offset"].append(places.of(token_id))
 
@@ -98,7 +101,7 @@ class ChoiceWriter:
         if logprob is None:
             return None
         pairs = [*top] if any(one == token_id for one, _ in top) else [*top, (token_id, logprob)]
-        return {token_text(self._tokenizer, one): value for one, value in pairs}
+        return {token_text(self._tokenizer, one): max(value, LEAST_LOGPROB) for one, value in pairs}
 
 
 class _Places:

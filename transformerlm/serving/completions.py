@@ -9,19 +9,20 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from config.schemas import duration_seconds
 from transformerlm.serving.api_schema import CompletionRequest, StreamOptions, parse
 from transformerlm.serving.choices import ChoiceWriter, best, joined
 from transformerlm.serving.engine import EngineGone, Piece, TextStream, UnknownCheckpoint
-from transformerlm.serving.errors import ApiError, of_engine, timed_out
+from transformerlm.serving.errors import ApiError, JsonAnswer, of_engine, timed_out
 from transformerlm.serving.served import Served
 from transformerlm.serving.texts_plan import Plan, plan_texts
 
@@ -47,7 +48,7 @@ async def completions(request: Request) -> Response:
     if asked.stream:
         return _EventStream(job)
     try:
-        return JSONResponse(await unless_client_leaves(job.whole(), request.receive))
+        return JsonAnswer(await unless_client_leaves(job.whole(), request.receive))
     except ClientLeft:
         return Response(status_code=499)  # nobody reads it
     finally:
@@ -94,7 +95,7 @@ class _Job:
             chosen = [{**choice, "index": index} for index, choice in enumerate(ranked)]
         return self.envelope(chosen) | {"usage": self.usage(), "seed": plan.seed}
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Yield the events of a streamed answer, those of one step of the engine together; errors are events, too."""
         try:
             async with aclosing(self.steps()) as steps:
@@ -140,7 +141,7 @@ class _Job:
             "prompt_tokens_details": {"cached_tokens": sum(one.num_reused for one in firsts)},
         }
 
-    async def steps(self) -> AsyncIterator[list[tuple[int, Piece]]]:
+    async def steps(self) -> AsyncGenerator[list[tuple[int, Piece]], None]:
         """Yield the pieces that came together, each with the number of its text, until all texts have ended.
 
         Raises:
@@ -191,7 +192,7 @@ class _Job:
             )
 
 
-async def read_together(streams: Sequence[TextStream]) -> AsyncIterator[list[tuple[int, Piece]]]:
+async def read_together(streams: Sequence[TextStream]) -> AsyncGenerator[list[tuple[int, Piece]], None]:
     """Yield what the streams have at the same time, each piece with the number of its stream, until all have ended.
 
     Raises:
@@ -210,7 +211,7 @@ async def read_together(streams: Sequence[TextStream]) -> AsyncIterator[list[tup
 
     readers = [asyncio.create_task(read(number, stream)) for number, stream in enumerate(streams)]
     for number, reader in enumerate(readers):
-        reader.add_done_callback(lambda task, number=number: ended(number, task))
+        reader.add_done_callback(partial(ended, number))
     open_streams = len(readers)
     try:
         while open_streams:

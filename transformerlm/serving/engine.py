@@ -163,7 +163,7 @@ class Engine(Protocol):
     def status(self) -> EngineStatus:
         """How the engine does now."""
 
-    def submit(self, requests: Sequence[TextRequest]) -> list[TextStream]:
+    def submit(self, requests: Sequence[TextRequest]) -> Sequence[TextStream]:
         """Take all of these requests or none; return their streams, in order.
 
         Raises:

@@ -354,13 +354,14 @@ class EngineClient:
             # At most two ticks: this process may itself have been stopped, or busy.
             self._quiet += min(now - last, 2 * tick)
             last, number = now, number + 1
-            if self._state == "loading":
+            if self._state == "loading":  # which may take as long as a run has no checkpoint
                 self._quiet = 0.0
-            elif self._quiet > self._stalled_seconds + 2 * tick:
+                continue
+            if self._quiet > self._stalled_seconds + 2 * tick:
                 self._failed = f"the engine made no token for {self._stalled_seconds:g} s and was ended"
                 link.kill()
                 return
-            elif self._quiet > self._stalled_seconds:
+            if self._quiet > self._stalled_seconds:
                 self._state = "stalled"
             link.send(Ask(ping=number))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -15,6 +16,7 @@ from transformerlm.serving.protocol import ASK, SETTINGS, TOLD, Ask, Settings, T
 COMMAND = (sys.executable, "-P", "-m", "transformerlm.serving.engine_process")
 _READ_BYTES = 1 << 16
 _SECONDS_TO_END = 5.0
+_SIGKILL = 9  # Windows has no such name
 
 
 class EngineLink:
@@ -67,8 +69,14 @@ class EngineLink:
 
     def kill(self) -> None:
         """End the process at once."""
-        with suppress(ProcessLookupError):
+        if self._process.returncode is not None:
+            return
+        if sys.platform == "win32":
             self._process.kill()
+            return
+        # Popen's own `kill` first asks whether the process has ended; that takes its exit code away from asyncio.
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
 
     async def close(self) -> None:
         """End the process, which has nothing to save; return when it has ended."""
@@ -83,7 +91,7 @@ class EngineLink:
         except TimeoutError:
             self.kill()
             return "the engine closed its output"
-        if code == -signal.SIGKILL:
+        if code == -_SIGKILL:
             return "the engine was killed (SIGKILL); the system does that when memory runs out"
         if code < 0:
             return f"the engine was ended by a signal ({signal.Signals(-code).name})"

@@ -35,7 +35,7 @@ def main() -> None:
     except BrokenPipeError:  # nobody reads any more
         os._exit(0)
     except Exception as error:
-        if not (isinstance(error, ValueError) or _is_of_memory(error)):  # those are for the user; others are for us
+        if not (isinstance(error, ValueError | OSError) or _is_of_memory(error)):  # for the user; others are for us
             traceback.print_exc()
         _write(answers, Told(failed=_in_one_line(error)))
         os._exit(1)
@@ -72,7 +72,7 @@ def _in_one_line(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if _is_of_memory(error):
         return f"the engine has too little memory: {text}; fewer engine.slots or another precision need less"
-    return text if isinstance(error, ValueError) else f"the engine failed: {type(error).__name__}: {text}"
+    return text if isinstance(error, ValueError | OSError) else f"the engine failed: {type(error).__name__}: {text}"
 
 
 def _is_of_memory(error: Exception) -> bool:

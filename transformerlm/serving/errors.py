@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from typing import Any
 
 from starlette.responses import JSONResponse
 
@@ -15,6 +17,14 @@ _TYPES = {
 }
 RETRY_SECONDS = 1
 """After how long a client should ask again where the engine is loading or was started again."""
+
+
+class JsonAnswer(JSONResponse):
+    """JSON in ASCII: a client may send half a character, and gets it back as it was written."""
+
+    def render(self, content: Any) -> bytes:
+        """Return the bytes of the body."""
+        return json.dumps(content, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 class ApiError(Exception):
@@ -42,9 +52,9 @@ class ApiError(Exception):
         """Return the JSON object that is sent."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
-    def response(self) -> JSONResponse:
+    def response(self) -> JsonAnswer:
         """Return the answer to the request."""
-        return JSONResponse(self.body(), status_code=self.status, headers=self.headers)
+        return JsonAnswer(self.body(), status_code=self.status, headers=self.headers)
 
 
 def of_engine(error: QueueFull | EngineGone | UnknownCheckpoint) -> ApiError:

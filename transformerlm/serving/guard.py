@@ -151,12 +151,8 @@ class Guard:
 
     def _too_large(self) -> ApiError:
         megabytes = self._access.max_body_bytes / 1e6
-        return ApiError(
-            413,
-            f"expected a body of at most {megabytes:g} MB (limits.body_mb)",
-            code="body_too_large",
-            headers={"Connection": "close"},
-        )
+        # The rest is read and dropped until timeouts.body: most clients read no answer before they have sent all.
+        return ApiError(413, f"expected a body of at most {megabytes:g} MB (limits.body_mb)", code="body_too_large")
 
 
 def _key_of(headers: Headers) -> bytes:

@@ -102,7 +102,7 @@ class Served:
             404, f"model {model[:80]!r} is not served here; there is {known}", param="model", code="model_not_found"
         )
 
-    def submit(self, requests: Sequence[TextRequest]) -> list[TextStream]:
+    def submit(self, requests: Sequence[TextRequest]) -> Sequence[TextStream]:
         """Hand texts to the engine, all or none.
 
         Raises:

@@ -20,6 +20,7 @@ from transformerlm.inference.sampling import SamplingParams
 from transformerlm.inference.texts import Pieces
 from transformerlm.serving.engine import Logprobs, ModelFacts, Piece, StepReport, TextRequest
 from transformerlm.serving.protocol import Settings
+from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.device import resolve_device
 from transformerlm.utils.dtypes import resolve_precision
 
@@ -40,19 +41,22 @@ class ServedModel:
     """Makes the texts of one checkpoint, a step of all of them at a time.
 
     `path` is what `resolve` takes. The weights are hashed once, and not mapped: a training may remove them meanwhile.
+    What the decoder of an `earlier` one found out about this machine is not tested again, if the models are alike.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
         ValueError: it cannot be served as the settings say.
     """
 
-    def __init__(self, path: Path, settings: Settings, *, prefix_cache_bytes: int) -> None:
+    def __init__(
+        self, path: Path, settings: Settings, *, prefix_cache_bytes: int, earlier: ServedModel | None = None
+    ) -> None:
         directory, state = resolve_verified(path)
         device, int8 = resolve_device(settings.device), settings.precision == "int8"
         precision = "fp32" if int8 else resolve_precision(settings.precision, device)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         model = load_model(directory, device=device, dtype=dtype, is_verified=True)
-        self._tokenizer = load_tokenizer(directory)
+        self._tokenizer = _tokenizer_of(directory, model.vocab_size)
         ids = ids_of_checkpoint(directory, self._tokenizer)
         is_best = state["step"] == state.get("best_step")
         self.facts = ModelFacts(
@@ -72,8 +76,12 @@ class ServedModel:
         )
         self.tokenizer_sums = {name: one for name, one in state["sha256"].items() if name.startswith("tokenizer/")}
         self._device = device
+        self._shape = model.hparams()
+        self._decoder = Decoder(model, int8=int8, reproducible=settings.reproducible)
+        if earlier is not None and earlier._shape == self._shape:
+            self._decoder.steps_all_slots = earlier._decoder.steps_all_slots
         self._batcher = Batcher(
-            Decoder(model, int8=int8, reproducible=settings.reproducible),
+            self._decoder,
             slots=settings.slots,
             prefill_chunk=settings.prefill_chunk,
             prefix_cache_bytes=prefix_cache_bytes,
@@ -182,6 +190,25 @@ class ServedModel:
         )
         text.text, text.token_ids, text.logprobs, text.prompt_logprobs = "", [], [], None
         return piece
+
+
+def _tokenizer_of(directory: Path, vocab_size: int) -> Tokenizer:
+    """Return a checkpoint's tokenizer.
+
+    Raises:
+        ValueError: it has none, as a model that was imported without one, or one with more ids than the model.
+    """
+    if not (directory / "tokenizer").is_dir():
+        raise ValueError(
+            f"{directory}: expected a tokenizer, found none; import the model again, with tokenizer = true"
+        )
+    tokenizer = load_tokenizer(directory)
+    if tokenizer.vocab_size > vocab_size:
+        raise ValueError(
+            f"{directory}: expected a tokenizer of at most {vocab_size} ids, as the model has, found "
+            f"{tokenizer.vocab_size}"
+        )
+    return tokenizer
 
 
 def _logprobs(each: list[TokenLogprobs]) -> Logprobs:

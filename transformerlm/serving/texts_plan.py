@@ -13,6 +13,7 @@ from transformerlm.serving.engine import ModelFacts, TextRequest
 from transformerlm.serving.errors import ApiError
 from transformerlm.serving.served import Served
 from transformerlm.tokenizer.tokenizer import Tokenizer
+from transformerlm.utils.strings import whole_characters
 
 SEEDS = 2**63
 _RANDOM_SEEDS = 2**31  # every client's language has integers of this size
@@ -120,7 +121,7 @@ def _settings(served: Served, asked: CompletionRequest, tokenizer: Tokenizer) ->
         "repetition_penalty": _given(asked.repetition_penalty, 1.0),
         "logit_bias": _biases(asked.logit_bias or {}, tokenizer.vocab_size),
         "min_tokens": asked.min_tokens or 0,
-        "stop": list(stops),
+        "stop": [whole_characters(one) for one in stops],
         "ignore_eos": bool(asked.ignore_eos),
     }
 
@@ -189,6 +190,7 @@ def read_prompts(served: Served, asked: CompletionRequest) -> list[Prompt]:
 
 def _read_text(served: Served, asked: CompletionRequest, text: str) -> Prompt:
     facts, tokenizer = served.facts(), served.tokens()
+    text = whole_characters(text)
     check_length(served, text)
     ids = encode(tokenizer, text, allow_special=bool(asked.allow_special))
     add_start = facts.starts_texts and asked.add_special_tokens is not False and ids[:1] != [facts.start_id]

@@ -6,10 +6,11 @@ import asyncio
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from transformerlm.serving.api_schema import DetokenizeRequest, TokenizeRequest, parse
+from transformerlm.serving.errors import JsonAnswer
 from transformerlm.serving.served import Served, token_bytes, token_text
 from transformerlm.serving.texts_plan import check_ids, encode
 
@@ -31,7 +32,7 @@ async def tokenize(request: Request) -> Response:
     served: Served = request.app.state.served
     asked = parse(TokenizeRequest, await request.body())
     served.checkpoint_of(asked.model)
-    return JSONResponse(await asyncio.to_thread(_tokenized, served, asked))
+    return JsonAnswer(await asyncio.to_thread(_tokenized, served, asked))
 
 
 def _tokenized(served: Served, asked: TokenizeRequest) -> dict[str, Any]:
@@ -57,7 +58,7 @@ async def detokenize(request: Request) -> Response:
     served.checkpoint_of(asked.model)
     tokenizer = served.tokens()
     check_ids(tokenizer, asked.tokens, "tokens")
-    return JSONResponse({"prompt": tokenizer.decode(asked.tokens)})
+    return JsonAnswer({"prompt": tokenizer.decode(asked.tokens)})
 
 
 async def tokenizer_info(request: Request) -> Response:
@@ -66,7 +67,7 @@ async def tokenizer_info(request: Request) -> Response:
     facts, tokenizer = served.facts(), served.tokens()
     ends = [tokenizer.decode([one]) for one in facts.end_ids if one < tokenizer.vocab_size]
     start = None if facts.start_id is None else tokenizer.decode([facts.start_id])
-    return JSONResponse(
+    return JsonAnswer(
         {
             "tokenizer_class": "transformerlm",
             "vocab_size": tokenizer.vocab_size,

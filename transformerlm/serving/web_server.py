@@ -30,7 +30,8 @@ class WebServer(uvicorn.Server):
 
 def make_server(config: ServeConfig, engine: Engine, *, key: str | None, tell: Tell) -> tuple[WebServer, Served]:
     """Return the server and what its routes share; arguments as those of `build_app`."""
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a client's nonsense is no news
+    # A client's nonsense is no news, nor is a stream that the end of the server cuts; the guard tells of our mistakes.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     app = build_app(config, engine, key=key, tell=tell)
     deadlines = Deadlines(
         headers=duration_seconds(config.timeouts.headers),

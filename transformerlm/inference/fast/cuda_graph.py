@@ -38,7 +38,8 @@ class CapturedStep:
                 step(self._ids, self._positions)
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # thread_local: another thread may load the next model meanwhile, whose allocations would end the capture.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._logits = step(self._ids, self._positions)  # (batch, vocab_size)
             self._positions.add_(1)
 
