@@ -16,6 +16,7 @@ from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.strings import whole_characters
 
 SEEDS = 2**63
+_LONGEST_STOP = 1000  # characters; the engine prepares a table of each stop string for each text
 _RANDOM_SEEDS = 2**31  # every client's language has integers of this size
 
 
@@ -110,6 +111,8 @@ def _settings(served: Served, asked: CompletionRequest, tokenizer: Tokenizer) ->
     _at_most("stop", len(stops), served.config.limits.stop, "limits.stop", what="strings")
     if "" in stops:
         raise _refused("stop", "expected strings with at least one character, found an empty one")
+    if (longest := max(map(len, stops), default=0)) > _LONGEST_STOP:
+        raise _refused("stop", f"expected strings of at most {_LONGEST_STOP} characters, found one of {longest}")
     top_k = defaults.top_k if asked.top_k is None else asked.top_k
     return {
         "temperature": _given(asked.temperature, defaults.temperature),

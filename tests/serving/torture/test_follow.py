@@ -65,6 +65,7 @@ def test_a_training_is_followed_and_no_request_fails(files, tmp_path):
         return count
 
     with training(files, tmp_path) as run:
+        wait_until(run.is_dir)
         with serving(run, tmp_path / "server", *FOLLOW) as server, ThreadPoolExecutor(4) as pool:
             asked = [pool.submit(ask_on, server, number) for number in range(4)]
             end = time.monotonic() + 60

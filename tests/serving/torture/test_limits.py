@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -43,6 +46,38 @@ def test_a_full_queue_is_429_and_n_choices_count_n(server):
         os.kill(pid, signal.SIGCONT)
     server.wait_until_idle()
     assert server.texts(prompt="a", max_tokens=2)
+
+
+def test_a_stop_string_that_no_text_could_hold_is_refused(server):
+    """The engine would make a table of each of its characters for each text, and all others would wait for that."""
+    refused = server.complete(prompt="a", n=16, stop=["b" * 1_000_000])
+    assert refused.status_code == 400
+    assert (
+        refused.json()["error"]["message"] == "stop: expected strings of at most 1000 characters, found one of 1000000"
+    )
+    assert server.texts(prompt="a", max_tokens=2, stop="b" * 1000)
+
+
+def test_a_slash_too_many_is_no_redirect(server):
+    """A redirect would name a host, and behind a proxy that is the wrong one."""
+    answer = server.get("/health/")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_url")
+
+
+@pytest.mark.slow
+def test_many_long_texts_are_tokenized_in_the_memory_of_one(untrained, tmp_path):
+    """Eight at once, each with an answer of ten times its size: their parts are not all there at the same time."""
+    text = "xyz " * 200_000
+    with serving(untrained, tmp_path) as server, ThreadPoolExecutor(8) as pool:
+
+        def ask(number: int) -> int:
+            answer = httpx.post(f"{server.url}/tokenize", json={"prompt": text}, timeout=WAIT)
+            return int(answer.json()["count"])
+
+        one = ask(0)
+        before = peak_memory_of(server.process.pid)
+        assert list(pool.map(ask, range(8))) == [one] * 8
+        assert peak_memory_of(server.process.pid) < before + 250_000_000
 
 
 @pytest.mark.slow
@@ -97,8 +132,6 @@ def test_scores_of_a_long_prompt_take_little_memory(files, tmp_path):
 
 def peak_memory_of(pid: int) -> int:
     """Return the most bytes of memory that a process has had."""
-    from pathlib import Path
-
     status = Path(f"/proc/{pid}/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
@@ -106,9 +139,6 @@ def peak_memory_of(pid: int) -> int:
 @pytest.mark.slow
 def test_memory_stays_where_it_is(untrained, tmp_path):
     """Minutes of 4 streams with ever new prompts: after the first of them, the processes do not grow."""
-    import random
-    import time
-
     rng, end = random.Random(1), time.monotonic() + 300
 
     def ask(server: Server) -> None:
