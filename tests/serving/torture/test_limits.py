@@ -58,6 +58,29 @@ def test_a_stop_string_that_no_text_could_hold_is_refused(server):
     assert server.texts(prompt="a", max_tokens=2, stop="b" * 1000)
 
 
+def test_settings_at_their_ends_give_texts(server):
+    """The smallest and the largest of each setting, alone and beside the others: no text ends in an error."""
+    ends = {
+        "temperature": (0, 1e-300, 100),
+        "top_p": (0, -0.0, 1e-300, 1),
+        "top_k": (-1, 0, 1, 2**31 - 1),
+        "min_p": (0, 1e-300, 1),
+        "repetition_penalty": (0.01, 100),
+        "presence_penalty": (-2, 2),
+        "frequency_penalty": (-2, 2),
+        "logit_bias": ({}, {str(one): -100 for one in range(290)}, {str(one): 100 for one in range(290)}),
+        "min_tokens": (0, 4),
+    }
+    rng = random.Random(3)
+    bodies = [{name: value} for name, values in ends.items() for value in values]
+    bodies += [{name: rng.choice(values) for name, values in ends.items()} for _ in range(60)]
+    for body in bodies:
+        answer = server.complete(prompt="Ada", max_tokens=4, **body)
+        assert answer.status_code == 200, (body, answer.text)
+    for penalty in (0, 1e-300):
+        assert server.complete(prompt="Ada", repetition_penalty=penalty).status_code == 400
+
+
 def test_a_slash_too_many_is_no_redirect(server):
     """A redirect would name a host, and behind a proxy that is the wrong one."""
     answer = server.get("/health/")
