@@ -60,6 +60,7 @@ def test_a_stop_string_that_no_text_could_hold_is_refused(server):
 
 def test_settings_at_their_ends_give_texts(server):
     """The smallest and the largest of each setting, alone and beside the others: no text ends in an error."""
+    restarts = server.health()["restarts"]
     ends = {
         "temperature": (0, 1e-300, 100),
         "top_p": (0, -0.0, 1e-300, 1),
@@ -77,8 +78,11 @@ def test_settings_at_their_ends_give_texts(server):
     for body in bodies:
         answer = server.complete(prompt="Ada", max_tokens=4, **body)
         assert answer.status_code == 200, (body, answer.text)
+    ids = list(range(100))  # more than there is room for at first
+    assert server.complete(prompt=ids, max_tokens=4, repetition_penalty=1.1).status_code == 200
     for penalty in (0, 1e-300):
         assert server.complete(prompt="Ada", repetition_penalty=penalty).status_code == 400
+    assert server.health()["restarts"] == restarts
 
 
 def test_a_slash_too_many_is_no_redirect(server):
