@@ -6,6 +6,7 @@ from pydantic import BaseModel
 
 from config.adopt import AdoptConfig
 from config.bench_infer import BenchInferConfig
+from config.bench_serve import BenchServeConfig
 from config.bench_tokenizer import BenchTokenizerConfig
 from config.bench_train import BenchTrainConfig
 from config.download import DownloadConfig
@@ -38,4 +39,5 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "python -m benchmarking.bench_tokenizer": BenchTokenizerConfig,
     "python -m benchmarking.bench_train": BenchTrainConfig,
     "python -m benchmarking.bench_infer_latency": BenchInferConfig,
+    "python -m benchmarking.bench_serve": BenchServeConfig,
 }

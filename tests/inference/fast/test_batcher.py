@@ -172,6 +172,27 @@ def test_a_long_prompt_delays_a_text_by_one_chunk_at_most() -> None:
     assert drawn == [["runs"]] * 4 + [["comes", "runs"]]
 
 
+@pytest.mark.parametrize(("length", "expected"), [(10, [3, 3, 1]), (30, [2, 2, 2, 1]), (100, [1] * 7)])
+def test_a_step_reads_the_short_prompts_that_take_no_longer_than_one_chunk(length: int, expected: list[int]) -> None:
+    """Seven texts begin in fewer steps if their prompts are shorter; their ids are those that each has alone."""
+    decoder = Decoder(make_model(context_length=200), reproducible=True)
+    batcher = Batcher(decoder, slots=7)
+    requests = [make_request(number, [number + 1] * length, 8) for number in range(7)]
+    for request in requests:
+        batcher.submit(request)
+    drawn: dict[str, list[Drawn]] = {}
+    begun = []
+    while not batcher.is_idle:
+        before = len(drawn)
+        for event in batcher.step():
+            if isinstance(event, Drawn):
+                drawn.setdefault(event.request_id, []).append(event)
+        begun.append(len(drawn) - before)
+    assert [count for count in begun if count] == expected
+    alone = [run(Batcher(decoder, slots=1), [request])[0] for request in requests]
+    assert [{name: [one.token_id for one in events]} for name, events in drawn.items()] == alone
+
+
 def test_a_request_may_be_cancelled_while_it_waits_is_read_or_runs() -> None:
     """Each ends with one event, its slot goes to the next, and the others' ids stay."""
     decoder = Decoder(make_model(context_length=200))

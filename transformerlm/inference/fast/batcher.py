@@ -1,7 +1,8 @@
 """Texts that are decoded together while others join and leave: continuous batching (Orca, Yu et al. 2022).
 
 Each text has a slot, one row of a `Decoder`'s cache, from its first chunk to its last id. Between two steps of all
-running rows at most one chunk of a prompt is read, so a long prompt delays nobody by more than that.
+running rows at most one chunk of a prompt is read, or some short prompts that take no longer, so a prompt delays nobody
+by more than that.
 
 A prompt is read in chunks of `prefill_chunk` ids from position 0 on. With a reproducible decoder each is read alone,
 and the last is padded to the smallest of 16, 32, 64, ... that holds it: so a chunk's numbers depend on its ids and its
@@ -34,6 +35,8 @@ SMALLEST_CHUNK = 16
 """What the last chunk of a prompt is padded to at least."""
 # Who waits for all texts has short prompts read together, as many as fill so many chunks.
 _MOST_READ_TOGETHER = 4
+# A pass through the layers takes as long as if it had this many ids more: with 16 ids a third of its time with 128.
+_IDS_OF_A_PASS = 40
 # Log-probabilities of a prompt are computed for this many of its ids at a time, to bound their memory.
 _SCORED_AT_ONCE = 128
 
@@ -203,14 +206,17 @@ class Batcher:
         """Read chunks; return the rows whose windows are read now, and the logits `(1, vocab_size)` after each."""
         rows: list[_Row] = []
         logits: list[Tensor] = []
-        has_read = False
+        spent = 0  # in ids that would take as long
         while self._reading or self._sliding:
             row = self._next_row()
             known = self._reuse(row)
-            if known is None and has_read and not self._reads_first:
-                break
-            done = [(row, known)] if known is not None else self._read_chunk(self._rows_to_read(row))
-            has_read |= known is None
+            if known is None:
+                together = self._rows_to_read(row)
+                cost = len(together) * self._size(together) + _IDS_OF_A_PASS
+                if spent and spent + cost > self._chunk + _IDS_OF_A_PASS and not self._reads_first:
+                    break
+                spent += cost
+            done = [(row, known)] if known is not None else self._read_chunk(together)
             for each, last in done:
                 self._sliding.remove(each) if each.drawn else self._reading.remove(each)
                 self._running.append(each)
@@ -265,13 +271,17 @@ class Batcher:
         is_scored = row.request.num_prompt_logprobs is not None and not row.drawn
         return not (row.length or is_scored) and 1 < len(row.window) <= self._chunk
 
+    def _size(self, rows: list[_Row]) -> int:
+        """Return how many ids of each row the next pass reads, with those that fill it up."""
+        start = rows[0].length
+        size = min(self._chunk, max(len(row.window) for row in rows) - start)
+        return min(_padded(size), self._context - start) if self._decoder.is_reproducible else size
+
     def _read_chunk(self, rows: list[_Row]) -> list[tuple[_Row, Tensor]]:
         """Read the next chunk of each row; return those whose windows are read now, with the logits after them."""
         start = rows[0].length
         chunks = [row.window[start : start + self._chunk] for row in rows]
-        size = max(map(len, chunks))
-        if self._decoder.is_reproducible:
-            size = min(_padded(size), self._context - start)
+        size = self._size(rows)
         padded = torch.tensor([ids + [0] * (size - len(ids)) for ids in chunks], device=self._decoder.device)
         slots = [row.slot for row in rows]
         vectors = self._decoder.read_chunk(padded, cache=self._cache, slots=slots, start=start)  # (rows, seq, d_model)
