@@ -457,7 +457,7 @@ def test_every_command_is_four_things():
 def test_every_test_file_mirrors_a_source_file():
     """tests/<room>/test_<file>.py stands for a file of that room, so that one finds the tests of a file at once."""
     for path in sorted((ROOT / "tests").glob("*/**/test_*.py")):
-        whole = ("browser", "golden", "gpu", "hostile", "released", "torture")
+        whole = ("browser", "clients", "golden", "gpu", "hostile", "released", "torture")
         if path.parent.name in whole or path.name == "test_mutations.py":
             continue  # promises of the whole, not of one file
         room, name = path.parent.relative_to(ROOT / "tests"), path.name.removeprefix("test_")

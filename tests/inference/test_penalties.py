@@ -112,3 +112,14 @@ def test_numbers_out_of_range_are_refused(settings: dict[str, Any], message: str
     """Each error names the penalty, its range and what was given."""
     with pytest.raises(ValueError, match=message):
         Penalties(**settings)
+
+
+@pytest.mark.parametrize(
+    "penalties", [Penalties(repetition=1.3), Penalties(logit_bias={id: id / 10 for id in range(200)})]
+)
+def test_more_ids_than_there_is_room_for_are_known_from_the_start(penalties: Penalties) -> None:
+    """A prompt of 200 different ids, and a bias for 200, change all of them before one was drawn."""
+    logits, prompt = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(0)), list(range(200))
+    text = Occurrences(prompt, penalties, ends={250}, min_tokens=1)
+    expected = expected_row(logits[0].tolist(), prompt, [], penalties, {250})
+    torch.testing.assert_close(adjust(logits, [text])[0], torch.tensor(expected), rtol=1e-5, atol=1e-5)

@@ -59,9 +59,11 @@ class Occurrences:
         self._ids, self._factors, self._terms = np.zeros(64, np.int64), np.ones(64), np.zeros(64)
         if penalties.repetition != 1.0:
             for token_id in dict.fromkeys(prompt):
-                self._factors[self._place(token_id)] = penalties.repetition
+                place = self._place(token_id)  # first, since it may make the arrays anew
+                self._factors[place] = penalties.repetition
         for token_id, bias in penalties.logit_bias.items():
-            self._terms[self._place(token_id)] = bias
+            place = self._place(token_id)
+            self._terms[place] = bias
         self._num_left = min_tokens
         self._banned = [self._place(token_id) for token_id in ends] if min_tokens > 0 else []
         self._terms[self._banned] = -math.inf

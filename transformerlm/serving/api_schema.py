@@ -102,7 +102,7 @@ class CompletionRequest(Body):
     top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=2**31 - 1)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)  # logits divided by less would not stay finite
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(None, ge=0)
     return_token_ids: bool | None = None

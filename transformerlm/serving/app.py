@@ -45,6 +45,7 @@ def build_app(config: ServeConfig, engine: Engine, *, key: str | None, tell: Tel
         middleware=[Middleware(Guard, access=access, rejected=rejected)],
         exception_handlers={HTTPException: _http_error},
     )
+    app.router.redirect_slashes = False  # a redirect names a host, and behind a proxy that is the wrong one
     app.state.served = served
     engine.on_event = lambda event: tell(event["event"], {name: event[name] for name in event if name != "event"})
     return app

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ class Served:
     tokenizer: Tokenizer | None = None
     longest_token: int = 1
     """Bytes of the tokenizer's longest token."""
+    tokenizing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a text is tokenized for its own sake, so that one at a time takes memory."""
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(lambda: self.engine.status)

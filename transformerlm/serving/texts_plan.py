@@ -16,6 +16,7 @@ from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.strings import whole_characters
 
 SEEDS = 2**63
+_LONGEST_STOP = 1000  # characters; the engine prepares a table of each stop string for each text
 _RANDOM_SEEDS = 2**31  # every client's language has integers of this size
 
 
@@ -110,11 +111,15 @@ def _settings(served: Served, asked: CompletionRequest, tokenizer: Tokenizer) ->
     _at_most("stop", len(stops), served.config.limits.stop, "limits.stop", what="strings")
     if "" in stops:
         raise _refused("stop", "expected strings with at least one character, found an empty one")
+    if (longest := max(map(len, stops), default=0)) > _LONGEST_STOP:
+        raise _refused("stop", f"expected strings of at most {_LONGEST_STOP} characters, found one of {longest}")
     top_k = defaults.top_k if asked.top_k is None else asked.top_k
+    top_p = _given(asked.top_p, defaults.top_p)
     return {
         "temperature": _given(asked.temperature, defaults.temperature),
-        "top_p": _given(asked.top_p, defaults.top_p),
-        "top_k": top_k if top_k is not None and top_k > 0 else None,  # vLLM's -1 and 0: all
+        "top_p": top_p,
+        # vLLM's -1 and 0: all; beside top_p = 0, which keeps the most likely token alone, it does nothing
+        "top_k": top_k if top_k is not None and top_k > 0 and top_p else None,
         "min_p": _given(asked.min_p, defaults.min_p),
         "presence_penalty": _given(asked.presence_penalty, 0.0),
         "frequency_penalty": _given(asked.frequency_penalty, 0.0),

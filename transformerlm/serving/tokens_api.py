@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -32,23 +31,26 @@ async def tokenize(request: Request) -> Response:
     served: Served = request.app.state.served
     asked = parse(TokenizeRequest, await request.body())
     served.checkpoint_of(asked.model)
-    return JsonAnswer(await asyncio.to_thread(_tokenized, served, asked))
+    async with served.tokenizing:  # an answer takes up to a hundred times the memory of its request
+        return await asyncio.to_thread(_tokenized, served, asked)
 
 
-def _tokenized(served: Served, asked: TokenizeRequest) -> dict[str, Any]:
+def _tokenized(served: Served, asked: TokenizeRequest) -> Response:
     facts, tokenizer = served.facts(), served.tokens()
     ids = encode(tokenizer, asked.prompt, allow_special=asked.allow_special is not False)
     if asked.add_special_tokens is not False and facts.starts_texts and facts.start_id is not None:
         ids = ids if ids[:1] == [facts.start_id] else [facts.start_id, *ids]
     pieces = [token_text(tokenizer, one) for one in ids]
-    return {
-        "count": len(ids),
-        "max_model_len": facts.context_length,
-        "tokens": ids,
-        "token_strs": pieces if asked.return_token_strs else None,
-        "pieces": pieces,
-        "bytes": [token_bytes(tokenizer, one).hex() for one in ids],
-    }
+    return JsonAnswer(
+        {
+            "count": len(ids),
+            "max_model_len": facts.context_length,
+            "tokens": ids,
+            "token_strs": pieces if asked.return_token_strs else None,
+            "pieces": pieces,
+            "bytes": [token_bytes(tokenizer, one).hex() for one in ids],
+        }
+    )
 
 
 async def detokenize(request: Request) -> Response:

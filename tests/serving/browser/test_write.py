@@ -48,7 +48,7 @@ def test_the_text_goes_on_in_colours(page, site, seen):
     """The text that the server makes follows what was typed, each of its tokens coloured; nothing else is asked for."""
     go_on(page)
     body = sent(seen)[0]
-    text = ask(site, **{**body, "stream": False})["text"].replace("\r", "\n")  # a field of HTML has one kind of line end
+    text = ask(site, **{**body, "stream": False})["text"].replace("\r", "\n")  # as a field of HTML has it
     assert page.input_value("#text").startswith(PROMPT + text.rstrip("\ufffd"))
     assert page.locator(COLOURED).count() >= 20
     assert "seed 7" in page.text_content("#write-status")
