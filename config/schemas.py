@@ -324,7 +324,7 @@ class InferSamplingConfig(SamplingConfig):
     )
     repetition_penalty: float = Field(
         1.0,
-        gt=0,
+        ge=0.01,
         le=100,
         description="divides the positive logits of the tokens in prompt and text, multiplies the negative ones; "
         "1: changes nothing",

@@ -286,7 +286,7 @@ def generate_prompts(
         )
         for number, prompt in enumerate(checked)
     ]
-    if isinstance(model, Decoder | TransformerLM):  # hand-over: texts side by side
+    if isinstance(model, Decoder | TransformerLM):  # hand-over: texts side by side, by a copy of a model's weights
         decoder = model if isinstance(model, Decoder) else Decoder(model)
         return _generate_together(decoder, requests, vocab_size)
     return [answer(model, request, vocab_size=vocab_size) for request in requests]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,42 @@ def test_penalties_and_an_earliest_end_are_those_of_the_plain_loop() -> None:
     assert ids == {request.request_id: answer(decoder, request) for request in requests}
     assert len({tuple(each) for each in ids.values()}) == 3
     assert len(ids["ends late"]) >= 8
+
+
+@pytest.mark.parametrize("before", [0, 1, 2, 3])
+def test_a_text_that_slides_goes_on_beside_a_stream_of_long_prompts(before: int) -> None:
+    """Prompts and windows are read in turns, whatever was read before: neither waits for the other to end."""
+    batcher = Batcher(Decoder(make_model(context_length=32)), slots=6, prefill_chunk=16)
+    dice = random.Random(1)
+
+    def long_prompt(number: int) -> Request:
+        return make_request(f"long {number}", [dice.randrange(257) for _ in range(32)], 1)
+
+    for number in range(before):
+        run(batcher, [make_request(f"before {number}", [number], 1)])
+    batcher.submit(make_request("slides", [*range(31)], 200))
+    told: list[int] = []
+    for step in range(120):
+        for number in range(3):
+            batcher.submit(long_prompt(3 * step + number))
+        told += [step for event in batcher.step() if isinstance(event, Drawn) and event.request_id == "slides"]
+    assert max(later - earlier for earlier, later in itertools.pairwise([*told, 120])) < 12
+
+
+def test_alternatives_are_the_same_beside_a_text_that_asks_for_more() -> None:
+    """Where logits are equal, which of them are among the first few does not depend on the neighbour."""
+    decoder = Decoder(make_model().bfloat16(), reproducible=True)
+    one = make_request("one", [1, 2, 3], num_logprobs=5)
+
+    def tops(*others: Request) -> list[list[tuple[int, float]]]:
+        batcher = Batcher(decoder, slots=2)
+        for request in (one, *others):
+            batcher.submit(request)
+        events = [event for _ in range(60) for event in batcher.step() if isinstance(event, Drawn)]
+        return [event.logprobs.top for event in events if event.request_id == "one" and event.logprobs is not None]
+
+    assert len(tops()) == 30
+    assert tops() == tops(make_request("two", [4, 5], num_logprobs=20))
 
 
 def resident_bytes() -> int:

@@ -195,7 +195,8 @@ class Batcher:
         if row.slot >= 0:
             self._cache.lengths[row.slot] = 0
             self._free.append(row.slot)
-        if reason == "error":  # A NaN that is left in the memory would spoil masked sums: 0 times NaN is NaN.
+        # A NaN that is left in the memory would spoil masked sums: 0 times NaN is NaN.
+        if row.slot >= 0 and (reason == "error" or self._decoder.steps_all_slots):
             for tensor in (each for layer in self._cache.layers_of(row.slot) for each in layer):
                 tensor.zero_()
         events.append(Finished(row.request.request_id, reason, row.num_reused))
@@ -216,6 +217,7 @@ class Batcher:
                 if spent and spent + cost > self._chunk + _IDS_OF_A_PASS and not self._reads_first:
                     break
                 spent += cost
+            self._slides_next = not row.drawn
             done = [(row, known)] if known is not None else self._read_chunk(together)
             for each, last in done:
                 self._sliding.remove(each) if each.drawn else self._reading.remove(each)
@@ -227,7 +229,6 @@ class Batcher:
 
     def _next_row(self) -> _Row:
         """Return whose chunk is read next: prompts in their order, rows that slide in theirs, in turns."""
-        self._slides_next = not self._slides_next
         return (self._sliding if self._sliding and (self._slides_next or not self._reading) else self._reading)[0]
 
     def _reuse(self, row: _Row) -> Tensor | None:
@@ -258,7 +259,8 @@ class Batcher:
         most = _MOST_READ_TOGETHER * self._chunk if self._reads_first else self._chunk
         for other in (*self._reading, *self._sliding):
             # The same window is copied, once it was read.
-            if other is row or not self._can_be_read_with_others(other) or tuple(other.window) in windows:
+            is_known = tuple(other.window) in windows or self._prefixes.find(other.window, is_whole=True) is not None
+            if other is row or is_known or not self._can_be_read_with_others(other):
                 continue
             longest = max(longest, len(other.window))
             if (len(rows) + 1) * longest > most:
@@ -342,10 +344,11 @@ class Batcher:
         ids = sample(changed, [row.request.sampling for row in rows], [row.numbers for row in rows]).tolist()
         asked = [index for index, row in enumerate(rows) if row.request.num_logprobs is not None and ids[index] >= 0]
         scores: dict[int, TokenLogprobs] = {}
-        if asked:
-            num_top = max(rows[index].request.num_logprobs or 0 for index in asked)
-            of_asked = log_probabilities(logits[asked], [ids[index] for index in asked], num_top=num_top)
-            scores = dict(zip(asked, of_asked, strict=True))
+        # Each number by itself: where logits are equal, the first few of many are not those of a few.
+        for num_top in {rows[index].request.num_logprobs or 0 for index in asked}:
+            same = [index for index in asked if rows[index].request.num_logprobs == num_top]
+            found = log_probabilities(logits[same], [ids[index] for index in same], num_top=num_top)
+            scores |= dict(zip(same, found, strict=True))
         for index, (row, token_id) in enumerate(zip(rows, ids, strict=True)):
             self._tell(row, token_id, scores.get(index), events)
 
@@ -357,8 +360,6 @@ class Batcher:
         row.drawn.append(token_id)
         if row.occurrences is not None:
             row.occurrences.add(token_id)
-        if scores is not None:
-            scores = TokenLogprobs(token_id, scores.logprob, scores.top[: request.num_logprobs])
         events.append(Drawn(request.request_id, token_id, scores))
         if len(row.drawn) == request.max_new_tokens:
             self._finish(row, "length", events)

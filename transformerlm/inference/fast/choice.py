@@ -54,7 +54,7 @@ class Settings(Protocol):
 
 
 def choose(logits: Tensor, params: Sequence[Settings], shares: Tensor) -> Tensor | None:
-    """Return what the plain form does, or None on a GPU, which sorts fast and must not be waited for."""
+    """Return what the plain form does, or None on a GPU, which sorts fast."""
     if logits.device.type != "cpu":
         return None
     logits, groups = upcast(logits), _groups(tuple(params))

@@ -60,7 +60,7 @@ class PrefixCache:
             LayerKV(keys[0, :, :, start:end].clone(), values[0, :, start:end].clone())
             for keys, values in cache.layers_of(slot)
         ]
-        kept = Kept(start, end, layers, logits)
+        kept = Kept(start, end, layers, None if logits is None else logits.clone())  # its own row, no view of many
         if kept.num_bytes + len(key[1]) > self._max_bytes:
             return
         self._kept[key] = kept
