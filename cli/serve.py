@@ -171,7 +171,15 @@ async def _load(engine: Engine, served: Served, url: str, events: EventLines) ->
     """Start the engine, and say when texts can be asked for."""
     with working("loading the model"):
         await engine.start()
-        served.load_tokenizer()
+        while True:
+            try:
+                served.load_tokenizer()
+                break
+            except OSError:
+                # A training may have removed this checkpoint just now; the next one is taken over soon.
+                if served.config.follow.checkpoint == "none":
+                    raise
+                await asyncio.sleep(duration_seconds(served.config.follow.interval))
     facts = served.facts()
     loss = "" if facts.val_loss is None else f", val loss {facts.val_loss:.3f}"
     note(f"{url}  {served.name}: step {facts.step:,}{loss}; Ctrl-C ends")

@@ -144,6 +144,35 @@ def test_hostile_values_are_no_numbers(write, runs):
     assert (one.step, one.parameters, one.max_steps, one.loss) == (3, None, None, None)
 
 
+def test_numbers_beyond_those_of_floats_are_none(write, runs):
+    """One line must not spoil the list of all runs."""
+    directory = write("a", STARTED)
+    with (directory / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "metrics.loss": 1e999, "metrics.val_loss": 1' + "0" * 400 + "}\n")
+    (one,) = runs.summaries()
+    assert (one.step, one.loss, one.val_loss) == (3, None, None)
+
+
+def test_a_run_that_has_ended_is_not_running(write, runs):
+    """Its last line says so, whoever holds the directory now."""
+    directory = write("a", STARTED, STEP, FINISHED)
+    with DirectoryLock(directory):
+        assert states(runs) == {"a": "finished"}
+
+
+def test_a_configuration_is_a_small_file_of_the_run(write, tmp_path):
+    """A link out of the run, a pipe, and a file that is too large are none; odd values become words."""
+    (tmp_path / "secret.toml").write_text("password = 1")
+    write("linked").joinpath("config.toml").symlink_to(tmp_path / "secret.toml")
+    os.mkfifo(write("pipe") / "config.toml")
+    write("large").joinpath("config.toml").write_text("a = 1\n" + "# " + "x" * 2_000_000)
+    write("deep").joinpath("config.toml").write_text("a = " + "[" * 50_000)
+    home = write("odd").parent
+    (home / "odd/config.toml").write_text("a = inf\nb = 2026-01-01\nc = [nan, 1]\n")
+    assert [config_of(home / name) for name in ("linked", "pipe", "large", "deep")] == [{}] * 4
+    assert config_of(home / "odd") == {"a": "inf", "b": "2026-01-01", "c": ["nan", 1]}
+
+
 def test_configurations_differ_in_the_keys_that_differ(write):
     """Equal keys are left out; a missing one is None; a file that is no TOML is empty."""
     for name, text in {

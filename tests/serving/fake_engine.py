@@ -58,7 +58,7 @@ class FakeEngine:
         self.kept = [checkpoint.name, "step-00000020"]
         self._slots, self._waiting = slots, waiting
         self._watches: list[Callable[[StepReport], None]] = []
-        self._facts = ModelFacts(
+        self.facts = ModelFacts(
             path=str(checkpoint),
             checkpoint=checkpoint.name,
             step=140,
@@ -85,7 +85,7 @@ class FakeEngine:
         running = min(len(self.active), self._slots)
         return EngineStatus(
             state=self.state,
-            facts=None if self.state == "loading" else self._facts,
+            facts=None if self.state == "loading" else self.facts,
             running=running,
             waiting=len(self.active) - running,
             slots=self._slots,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -23,6 +24,18 @@ def test_models_are_the_served_one_and_what_the_run_keeps(tmp_path):
         for card in cards:
             assert (await web.client.get(f"/v1/models/{card['id']}")).json() == card
         assert (await web.client.get("/v1/models/other")).json()["error"]["code"] == "model_not_found"
+
+    run(tmp_path, ask)
+
+
+def test_a_checkpoint_may_lie_anywhere(tmp_path):
+    """A directory that was copied out of its run has a card, too, under its own name."""
+
+    async def ask(web: Web) -> None:
+        copy = str(tmp_path / "copied")
+        web.engine.facts, web.engine.kept = replace(web.engine.facts, path=copy, checkpoint="copied"), ["copied"]
+        cards = (await web.client.get("/v1/models")).json()["data"]
+        assert [(card["id"], card["step"]) for card in cards] == [("copied", 140), ("copied@copied", 140)]
 
     run(tmp_path, ask)
 

@@ -6,10 +6,11 @@ watched. Names come from listing; nothing joins a name to a path.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import tomllib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ RunState = Literal["running", "finished", "stopped", "interrupted"]
 """Whether a run trains now, has come to its end, was ended by a signal, or broke off without a word."""
 _DEPTH = 2  # runs/first; quickstart has runs/quickstart/run
 _MOST_RUNS = 10_000
+_MOST_BYTES = 1_000_000  # of a configuration or a state
 _FRESH_SECONDS = 30.0
 
 
@@ -98,11 +100,23 @@ def _runs_below(directory: Path, prefix: str, depth: int) -> list[tuple[str, Pat
         name, path = prefix + entry.name, Path(entry.path)
         if entry.name.startswith(".") or not _is_text(entry.name):
             continue
-        if (path / METRICS).is_file() and not (path / METRICS).is_symlink():
+        if _is_own_file(path / METRICS):
             found.append((name, path))
         elif depth > 1 and entry.name != "checkpoints":
             found += _runs_below(path, name + "/", depth - 1)
     return found
+
+
+def _is_own_file(path: Path) -> bool:
+    """Return whether a path is a file and no link; one that we may not look at is none."""
+    return os.path.isfile(path) and not os.path.islink(path)
+
+
+def _read_small(path: Path) -> bytes:
+    """Return the bytes of a file of at most a megabyte that is no link; raise OSError for any other."""
+    if not _is_own_file(path) or path.stat().st_size > _MOST_BYTES:
+        raise OSError(f"{path}: expected a file of at most {_MOST_BYTES:,} bytes")
+    return path.read_bytes()
 
 
 def _is_text(name: str) -> bool:
@@ -152,7 +166,7 @@ def _lowest_saved(directory: Path) -> float | None:
         target = os.readlink(link)
         if not target.startswith("step-") or "/" in target:
             return None
-        state = as_record((link.parent / target / "state.json").read_bytes())
+        state = as_record(_read_small(link.parent / target / "state.json"))
     except OSError:
         return None
     return _Numbers(state or {}).real("lowest_val_loss")
@@ -166,7 +180,9 @@ class _Numbers:
 
     def real(self, key: str) -> float | None:
         value = self._record.get(key)
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**1000:
+            return None  # JSON has numbers beyond those of floats, and 1e999 is read as infinity
+        return float(value)
 
     def whole(self, key: str) -> int | None:
         value = self._record.get(key)
@@ -174,11 +190,9 @@ class _Numbers:
 
 
 def _state_of(ended: dict[str, Any] | None, running: bool) -> RunState:
-    if running:
-        return "running"
-    if ended is None or ended.get("event") != "finished":
-        return "interrupted"
-    return "stopped" if ended.get("reason") == "signal" else "finished"
+    if ended is not None and ended.get("event") == "finished":
+        return "stopped" if ended.get("reason") == "signal" else "finished"
+    return "running" if running else "interrupted"
 
 
 # --- whether a run trains now --------------------------------------------------------------------------------------
@@ -230,16 +244,24 @@ def _lives(holder: str) -> bool:
 def config_of(directory: Path) -> dict[str, Any]:
     """Return a run's configuration with dotted keys; empty where it has none that can be read."""
     try:
-        return _flat(tomllib.loads((directory / "config.toml").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        return _flat(tomllib.loads(_read_small(directory / "config.toml").decode("utf-8")))
+    except (OSError, ValueError, RecursionError):
         return {}
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: _plain(value)}
     return flat
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of TOML as JSON can hold it: a date and a number that is not finite are words."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    is_odd = isinstance(value, float) and not math.isfinite(value)
+    return str(value) if is_odd or not isinstance(value, str | int | float) else value
 
 
 def config_differences(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -247,8 +269,3 @@ def config_differences(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str
     keys = sorted({key for config in configs.values() for key in config})
     table = {key: {name: config.get(key) for name, config in configs.items()} for key in keys}
     return {key: row for key, row in table.items() if any(one != next(iter(row.values())) for one in row.values())}
-
-
-def as_plain(summary: RunSummary) -> dict[str, Any]:
-    """Return a summary as JSON can hold it."""
-    return asdict(summary)

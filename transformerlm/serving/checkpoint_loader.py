@@ -114,7 +114,10 @@ class CheckpointLoader:
                 try:
                     self._open_named(self._asked.get(timeout=max(0.0, next_look - time.monotonic())))
                 except Empty:
-                    self._look()
+                    try:
+                        self._look()
+                    except OSError as error:  # a directory that is gone for a moment, as over a network
+                        self._tell(Told(note=f"the run's checkpoints cannot be listed: {error}"))
                     next_look = time.monotonic() + self._settings.interval
         except Exception as error:
             self._put(error)
@@ -131,7 +134,11 @@ class CheckpointLoader:
 
     def _open_named(self, name: str) -> None:
         # Looked up, never joined: a name that is not in the list names no file.
-        found = [] if self._root is None else [one for one in list_checkpoints(self._root) if one.name == name]
+        try:
+            found = [] if self._root is None else [one for one in list_checkpoints(self._root) if one.name == name]
+        except OSError as error:
+            self._put(CannotOpen(name, f"the run's checkpoints cannot be listed: {error}"))
+            return
         if not found:
             self._put(CannotOpen(name, f"{name}: the run keeps this checkpoint no longer"))
             return

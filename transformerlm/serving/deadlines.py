@@ -58,7 +58,7 @@ class DeadlineProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, or refuse the connection where there are too many that are all busy."""
         super().connection_made(transport)  # type: ignore[arg-type]
-        self._since = self._unread_since = self.loop.time()
+        self._since = self._unread_since = self._idle_since = self.loop.time()
         self._look_again()
         if len(self.connections) > self.limits.connections and not self._close_an_idle_one():
             self._refuse(ApiError(503, "too many connections (limits.connections)", code="too_many_connections"))
@@ -93,7 +93,7 @@ class DeadlineProtocol(H11Protocol):
     def _note_progress(self) -> None:
         state = self.conn.their_state
         if state is not self._state:
-            self._state, self._has_bytes = state, False
+            self._state, self._has_bytes, self._idle_since = state, False, self.loop.time()
             self._since = self.loop.time() if state is h11.SEND_BODY else None
 
     def _look_again(self) -> None:
@@ -141,6 +141,5 @@ class DeadlineProtocol(H11Protocol):
         idle = [one for one in mine if one.conn.their_state is h11.IDLE and not one.transport.is_closing()]
         if not idle:
             return False
-        # A set has no order; those that were never used have waited since they were made.
-        min(idle, key=lambda one: one._since or 0.0).transport.close()
+        min(idle, key=lambda one: one._idle_since).transport.close()
         return True

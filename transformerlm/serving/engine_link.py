@@ -82,7 +82,9 @@ class EngineLink:
         """End the process, which has nothing to save; return when it has ended."""
         self._stdin.close()
         self.kill()
-        await self._process.wait()
+        # In Python 3.11 `wait` also waits for output that nobody reads any more.
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), _SECONDS_TO_END)
 
     async def reason(self) -> str:
         """Return how the process ended, in words, once its output has ended."""

@@ -155,7 +155,10 @@ class _Watch:
         before = await run_in_threadpool(self._directories.sizes)
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            now = await run_in_threadpool(self._directories.sizes)
+            try:
+                now = await run_in_threadpool(self._directories.sizes)
+            except OSError:  # gone for a moment, as over a network
+                continue
             grown = {name for name in now.keys() | before.keys() if now.get(name) != before.get(name)}
             before = now
             for queue in self._listeners if grown else ():

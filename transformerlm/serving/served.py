@@ -138,7 +138,7 @@ def model_card(served: Served, name: str) -> dict[str, Any]:
     """Return what /v1/models says about one name."""
     facts = served.facts()
     checkpoint = name.partition(_CHECKPOINT)[2] or facts.checkpoint
-    step = int(checkpoint.rpartition("-")[2]) if _CHECKPOINT in name else facts.step
+    step = facts.step if checkpoint == facts.checkpoint else int(checkpoint.rpartition("-")[2])
     card: dict[str, Any] = {
         "id": name,
         "object": "model",

@@ -60,7 +60,7 @@ async def detokenize(request: Request) -> Response:
     served.checkpoint_of(asked.model)
     tokenizer = served.tokens()
     check_ids(tokenizer, asked.tokens, "tokens")
-    return JsonAnswer({"prompt": tokenizer.decode(asked.tokens)})
+    return JsonAnswer({"prompt": await asyncio.to_thread(tokenizer.decode, asked.tokens)})
 
 
 async def tokenizer_info(request: Request) -> Response:
