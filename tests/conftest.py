@@ -46,6 +46,7 @@ QUICK = (
     "token_files",
     "distributed",
     "evaluation",
+    "experiments",
     "golden",
     "inference/fast/test_choice.py",
     "inference/fast/test_decoder.py",

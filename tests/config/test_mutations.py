@@ -62,6 +62,8 @@ VALID: dict[str, set[str]] = {
         "schedule.warmup_steps",
         "seed",
         "speculative",  # nothing is drafted
+        "temperature",  # of the benchmark of serving
+        "top_p",
         "training.early_stop_patience",  # never
         "training.eval_interval",  # only before a checkpoint
         "training.max_skipped_steps",  # stop at the first
@@ -69,6 +71,7 @@ VALID: dict[str, set[str]] = {
         "training.z_loss",  # no such term
         "workers",  # one for each core
     },
+    "negative": {"sampling.frequency_penalty", "sampling.presence_penalty"},  # more of what the text has
     "huge": {"seed", "training.seed"},
     "empty": {"logging.architecture", "logging.dataset", "logging.run_name"},
     "NUL": {"separator"},  # a special token is any text

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.serving.helpers import engine_settings
+from transformerlm.serving import engine_link
 from transformerlm.serving.engine import Piece
 from transformerlm.serving.engine_link import EngineLink
 from transformerlm.serving.protocol import TOLD, Told
@@ -44,7 +45,7 @@ def test_how_a_process_ended_is_known_after_many_kills(tmp_path, caplog):
 )
 def test_each_way_to_end_has_its_words(code, reason, tmp_path, monkeypatch):
     """An exit code, a signal, and a process that is still there but says nothing more."""
-    monkeypatch.setattr("transformerlm.serving.engine_link._SECONDS_TO_END", 0.2 if "close" in code else 60.0)
+    monkeypatch.setattr(engine_link, "_SECONDS_TO_END", 0.2 if "close" in code else 60.0)
 
     async def end() -> str:
         link = await start(tmp_path, code)
