@@ -109,8 +109,19 @@ class Predictor:
         """Prepare a fast copy of the model's weights as they are now; it takes their memory once more, or twice."""
         self._decoder = Decoder(self.model, int8=self._int8, reproducible=self._is_reproducible)
 
-    def batcher(self, *, slots: int, prefill_chunk: int = 128, prefix_cache_bytes: int = 0) -> Batcher:
-        """Return a batcher of this model, which draws ids of the tokenizer alone; several share the weights."""
+    def batcher(
+        self,
+        *,
+        slots: int,
+        prefill_chunk: int = 128,
+        prefix_cache_bytes: int = 0,
+        max_length: int | None = None,
+        reads_first: bool = False,
+    ) -> Batcher:
+        """Return a batcher of this model, which draws ids of the tokenizer alone; several share the weights.
+
+        `max_length` and `reads_first` are those of `Batcher`.
+        """
         decoder = self._prepared() or Decoder(self.model)
         return Batcher(
             decoder,
@@ -118,6 +129,8 @@ class Predictor:
             prefill_chunk=prefill_chunk,
             prefix_cache_bytes=prefix_cache_bytes,
             vocab_size=self.tokenizer.vocab_size,
+            max_length=max_length,
+            reads_first=reads_first,
         )
 
     def _prepared(self, *, speculative: bool = False) -> Decoder | None:
@@ -397,14 +410,7 @@ class Predictor:
         make_pieces = partial(Pieces, self.tokenizer.decode_bytes, stop=settings.stop)
         if not isinstance(self.model, TransformerLM):  # a model of another make, which no Decoder knows
             return ("".join(pieces_of(self._ids(request, 0), make_pieces())) for request in requests)
-        batcher = Batcher(
-            self._prepared() or Decoder(self.model),
-            slots=slots,
-            prefix_cache_bytes=PREFIX_BYTES,
-            vocab_size=self.tokenizer.vocab_size,
-            max_length=max_length,
-            reads_first=True,
-        )
+        batcher = self.batcher(slots=slots, prefix_cache_bytes=PREFIX_BYTES, max_length=max_length, reads_first=True)
         return texts_in_order(batcher, requests, most=slots, make_pieces=make_pieces)
 
     def _encode(self, prompt: str, allow_special: bool) -> list[int]:

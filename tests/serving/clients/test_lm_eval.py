@@ -12,21 +12,12 @@ from typing import Any
 
 import pytest
 
+from tests.benchmarking.test_lm_eval import TASK
 from tests.serving.command import CONTEXT, ENVIRONMENT, WAIT, Server
 
 HAS_HARNESS = all(importlib.util.find_spec(name) is not None for name in ("lm_eval", "aiohttp", "tenacity"))
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not HAS_HARNESS, reason="needs the extra serve-test")]
 
-TASK = """\
-task: {name}
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {data}
-test_split: test
-output_type: {kind}
-doc_to_text: "{{{{question}}}}"
-"""
 KINDS = {
     "multiple_choice": 'doc_to_choice: "{{choices}}"\ndoc_to_target: 0\nmetric_list: [{metric: acc}]\n',
     "loglikelihood_rolling": 'doc_to_target: "{{question}}{{choices[0]}}"\nmetric_list: [{metric: bits_per_byte}]\n',

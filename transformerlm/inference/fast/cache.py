@@ -56,10 +56,6 @@ class DecoderCache:
         """The rows that single queries read by embedding bags, on a CPU."""
         return AttentionRows(*self.layers[0], self._num_heads)
 
-    def row(self, index: int) -> DecoderCache:
-        """Return the memory of one row as an empty cache of its own."""
-        return DecoderCache(self.layers_of(index), self._num_heads)
-
     def layers_of(self, index: int) -> list[LayerKV]:
         """Return the memory of one row, with a batch of 1."""
         part = slice(index, index + 1)
