@@ -18,6 +18,7 @@ from config.init import InitConfig
 from config.make_data import MakeDataConfig
 from config.plan import PlanConfig
 from config.quickstart import QuickstartConfig
+from config.runs_compare import RunsCompareConfig
 from config.runs_list import RunsListConfig
 from config.serve import ServeConfig
 from config.train import TrainConfig
@@ -33,6 +34,7 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "transformerlm-train": TrainConfig,
     "transformerlm-plan": PlanConfig,
     "transformerlm-runs list": RunsListConfig,
+    "transformerlm-runs compare": RunsCompareConfig,
     "transformerlm-infer": InferConfig,
     "transformerlm-serve": ServeConfig,
     "transformerlm-eval": EvalConfig,

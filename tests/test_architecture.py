@@ -51,7 +51,7 @@ ALLOWED = {
     "transformerlm.training": {"torch", "numpy"},
     "transformerlm.inference": {"torch", "numpy"},
     "transformerlm.serving": {"starlette", "uvicorn", "prometheus_client", "h11", "pydantic", "torch"},
-    "transformerlm.experiments": {"numpy"},
+    "transformerlm.experiments": {"numpy", "pydantic", "pydantic_core", "matplotlib"},
     "transformerlm.interop": {
         "torch",
         "numpy",
