@@ -20,6 +20,8 @@ from config.plan import PlanConfig
 from config.quickstart import QuickstartConfig
 from config.runs_compare import RunsCompareConfig
 from config.runs_list import RunsListConfig
+from config.runs_show import RunsShowConfig
+from config.runs_tail import RunsTailConfig
 from config.serve import ServeConfig
 from config.train import TrainConfig
 from config.train_tokenizer import TrainTokenizerConfig
@@ -34,6 +36,8 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "transformerlm-train": TrainConfig,
     "transformerlm-plan": PlanConfig,
     "transformerlm-runs list": RunsListConfig,
+    "transformerlm-runs show": RunsShowConfig,
+    "transformerlm-runs tail": RunsTailConfig,
     "transformerlm-runs compare": RunsCompareConfig,
     "transformerlm-infer": InferConfig,
     "transformerlm-serve": ServeConfig,

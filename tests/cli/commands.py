@@ -26,6 +26,8 @@ from config.plan import PlanConfig
 from config.quickstart import QuickstartConfig
 from config.runs_compare import RunsCompareConfig
 from config.runs_list import RunsListConfig
+from config.runs_show import RunsShowConfig
+from config.runs_tail import RunsTailConfig
 from config.serve import ServeConfig
 from config.train import TrainConfig
 from config.train_tokenizer import TrainTokenizerConfig
@@ -46,6 +48,8 @@ SCHEMAS = {
     "eval": EvalConfig,
     "quickstart": QuickstartConfig,
     "runs_list": RunsListConfig,
+    "runs_show": RunsShowConfig,
+    "runs_tail": RunsTailConfig,
     "runs_compare": RunsCompareConfig,
 }
 
