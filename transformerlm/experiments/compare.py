@@ -260,8 +260,8 @@ def _tokens(group: Group, measure: str, *, at: At, place: float | None) -> float
         tokens = run.axis("tokens", steps) if len(steps) else None
         if tokens is None:
             continue
-        places = None if at == "end" or place is None else run.axis(at, steps)
-        found.append(float(tokens[-1] if places is None else np.interp(place, places, tokens)))
+        places = None if at == "end" else run.axis(at, steps)
+        found.append(float(tokens[-1] if places is None or place is None else np.interp(place, places, tokens)))
     return max(found, default=None)
 
 
