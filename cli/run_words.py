@@ -66,7 +66,7 @@ def rows_of(facts: Record) -> Iterator[tuple[str, str]]:
         words = "lines of metrics.jsonl are no JSON objects, and are" if several else ""
         words = words or "line of metrics.jsonl is no JSON object, and is"
         yield "damage", f"{facts['bad_lines']} {words} left out"
-    yield "make it again", shell_line(facts["reproduce"])
+    yield "reproduce", shell_line(facts["reproduce"])
 
 
 def _loss_rows(facts: Record) -> Iterator[tuple[str, str]]:

@@ -11,12 +11,12 @@ from transformerlm.experiments.history import read_history
 
 
 def test_a_real_run_in_words(pipeline):
-    """State, losses, settings, environment, checkpoints, events, and the command that makes it again."""
+    """State, losses, settings, environment, checkpoints, events, and the command that reproduces it."""
     done = call("runs_show", pipeline.run, "--output.format=text")
     assert (done.code, done.stderr) == (0, "")
     titles = [line[:14].strip() for line in done.stdout.splitlines()[1:]]
     wanted = ["state", "step", "parameters", "validation", "bits per byte", "training loss", "settings", "measured on"]
-    wanted += ["environment", "checkpoints", "size", "events", "make it again"]
+    wanted += ["environment", "checkpoints", "size", "events", "reproduce"]
     assert [title for title in titles if title] == wanted
     assert "finished, ended by max_steps" in done.stdout
     assert "model.d_model = " in done.stdout
@@ -29,7 +29,7 @@ def test_a_real_run_in_words(pipeline):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_made_again_has_the_same_losses(pipeline, tmp_path):
+def test_the_command_reproduces_the_run(pipeline, tmp_path):
     """The command that is shown trains beside the run, and gives the same losses bit for bit."""
     history = read_history(pipeline.run)
     words = reproduction(history)

@@ -128,7 +128,7 @@ def checkpoints_of(directory: Path) -> Facts:
 
 
 def reproduction(history: RunHistory) -> list[str]:
-    """Return the words of the command that makes a run again, beside it: its own settings under another name.
+    """Return the words of the command that reproduces a run beside it: its own settings under another name.
 
     What "auto" was on its machine is written out, because rounding depends on it: the micro-batch, the precision and
     the device. `OMP_NUM_THREADS=N` goes before the command where the number of threads is known.
