@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.commands import ROOT, call, call_in_terminal
-from tests.experiments.runs import STARTED, validation, write_run
+from tests.experiments.runs import STARTED, lines, step, validation, write_run
 
 FACTS = {"tokenizer_sha256": "a", "valid_sha256": "b", "valid_tokens": 100}
 
@@ -90,10 +90,13 @@ def test_a_run_that_diverged_has_no_number(tmp_path):
     """Its loss, more than twice the first run's or no number, means nothing, nor does a mean or a test with it."""
     runs = [make_run(tmp_path, "a-0", 5.0, 4.0), make_run(tmp_path, "b-0", 3.0, 3.0, rate=0.1)]
     runs += [make_run(tmp_path, "b-1", 8.1, seed=1, rate=0.1), make_run(tmp_path, "b-2", 5.0, "nan", seed=2, rate=0.1)]
+    runs.append(make_run(tmp_path, "b-3", seed=3, rate=0.1))  # which came to no validation
+    with (runs[-1] / "metrics.jsonl").open("a") as file:
+        file.write(lines([step(3, "nan")]))
     shown = markdown(*runs)
     assert shown[4:6] == [
-        "| a | 1,280 | 4.000 |  |  | 4.000 | +0.000 |",
-        "| b | 1,280 | 3.000 | diverged | diverged |  |  |",
+        "| a | 1,280 | 4.000 |  |  |  | 4.000 | +0.000 |",
+        "| b | 1,280 | 3.000 | diverged | diverged | diverged |  |  |",
     ]
     assert "| b |  |  |  |  | cannot tell: a run of b diverged |" in shown
 

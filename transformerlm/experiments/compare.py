@@ -22,7 +22,7 @@ from transformerlm.experiments.statistics import LEAST_SEEDS, Difference, paired
 
 At = Literal["steps", "tokens", "flops", "seconds", "end"]
 AXES: tuple[Axis, ...] = get_args(Axis)
-NATS, BITS = "metrics.val_loss", "metrics.val_bits_per_byte"
+LOSS, NATS, BITS = "metrics.loss", "metrics.val_loss", "metrics.val_bits_per_byte"
 UNITS = {NATS: "nats per token", BITS: "bits per byte"}
 # What a run's losses are measured on: the keys of its line `started`, and their meaning.
 MEASURED_ON = {
@@ -188,9 +188,11 @@ def _limit(runs: Sequence[RunHistory], measure: str) -> float:
 
 
 def has_diverged(run: RunHistory, measure: str, *, limit: float) -> bool:
-    """Return whether a run's last validation is above a limit, or no number."""
-    values = _curve(run, measure)[1]
-    return bool(len(values)) and not values[-1] <= limit
+    """Return whether a run's last validation is above a limit, or no number; without any, its last loss counts."""
+    values, losses = _curve(run, measure)[1], _curve(run, LOSS)[1]
+    if not len(values):
+        return bool(len(losses)) and not math.isfinite(losses[-1])
+    return not values[-1] <= limit
 
 
 def _common_place(runs: Sequence[RunHistory], axis: Axis, *, measure: str, limit: float) -> float | None:
@@ -225,10 +227,10 @@ def _result(group: Group, measure: str, *, at: At, place: float | None, limit: f
     words, seeds = [], set()
     for run in group.runs:
         loss, word, seed = value_at(run, measure, at=at, place=place), "", run.config.get(SEED)
-        if not len(_curve(run, measure)[0]):
-            word = "no validation"
-        elif has_diverged(run, measure, limit=limit):
+        if has_diverged(run, measure, limit=limit):
             loss, word = None, "diverged"
+        elif not len(_curve(run, measure)[0]):
+            word = "no validation"
         elif loss is None or not math.isfinite(loss):
             loss, word = None, "not there"
         elif seed is not None and seed in seeds:
