@@ -1,0 +1,84 @@
+"""Groups, places and pairs of runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.experiments.runs import STARTED, step, validation, write_run
+from transformerlm.experiments.compare import NATS, compare_runs, group_runs, value_at
+from transformerlm.experiments.history import read_history
+from transformerlm.experiments.statistics import paired_difference
+
+FACTS = {"tokenizer_sha256": "a", "valid_sha256": "b", "valid_tokens": 100}
+
+
+def run(folder, name, *losses, seconds: float | None = None, seed: int = 0, **settings):
+    """Return a run with a validation at each tenth step, and with the seconds that a step took if given."""
+    records = [STARTED | FACTS]
+    for number, loss in enumerate(losses):
+        at = 10 * (number + 1)
+        records.append(validation(at, loss) | ({} if seconds is None else {"time.elapsed_s": seconds * at}))
+    config = {"training.seed": seed, "training.batch_size": 4} | {
+        key.replace("__", "."): one for key, one in settings.items()
+    }
+    return read_history(write_run(folder, name, *records, config=config))
+
+
+def test_losses_are_interpolated_between_validations_only(tmp_path):
+    """On a straight line over the axis; before the first validation and after the last one there is no loss."""
+    one = run(tmp_path, "a", 5.0, 4.0, 3.0)
+    assert [value_at(one, NATS, at="steps", place=place) for place in (10, 15, 20, 27.5, 30)] == [5, 4.5, 4, 3.25, 3]
+    assert [value_at(one, NATS, at="steps", place=place) for place in (9, 31)] == [None, None]
+    assert value_at(one, NATS, at="tokens", place=64 * 15) == 4.5
+    assert value_at(one, NATS, at="flops", place=6000 * 64 * 15) == 4.5
+    assert value_at(one, NATS, at="end", place=None) == 3
+    assert value_at(one, "metrics.none", at="steps", place=10) is None
+
+
+def test_a_slow_run_is_behind_at_equal_seconds(tmp_path):
+    """At equal steps it is better, at equal time it is not: each axis has its place and its means."""
+    fast = run(tmp_path, "fast", 5.0, 4.0, 3.5, 3.0, seconds=1.0)
+    slow = run(tmp_path, "slow", 4.8, 3.8, seconds=2.0, model__qk_norm=True)
+    found = compare_runs([fast, slow], at="seconds")
+    assert found.place == 40
+    assert [result.mean for result in found.results] == [3.0, 3.8]
+    assert [result.tokens for result in found.results] == [40 * 64, 20 * 64]
+    assert found.elsewhere["steps"] == (20, [4.0, 3.8])
+    assert found.elsewhere["seconds"] == (40, [3.0, 3.8])
+    assert found.settings == {"model.qk_norm": [False, True]}
+    assert found.notes == []
+
+
+def test_groups_are_by_settings_and_have_names_of_their_own(tmp_path):
+    """Whatever runs are called; two groups whose short names are the same have those of their first runs."""
+    runs = [run(tmp_path, "x-1", 4.0, seed=1), run(tmp_path, "x-2", 4.0, model__qk_norm=True)]
+    runs += [
+        run(tmp_path, "other", 4.0, seed=2, logging__run_name="other"),
+        run(tmp_path, "y-7", 3.0, training__z_loss=0.1),
+    ]
+    groups = group_runs(runs, [])
+    assert [(group.name, [one.name for one in group.runs]) for group in groups] == [
+        ("x-1", ["x-1", "other"]), ("x-2", ["x-2"]), ("y", ["y-7"]),
+    ]  # fmt: skip
+
+
+def test_pairs_are_of_equal_batches(tmp_path):
+    """Seeds that only one group has are left out of a paired test, if three pairs are left."""
+    first = [run(tmp_path, f"a-{seed}", 4.0 + seed / 10, seed=seed) for seed in range(4)]
+    second = [run(tmp_path, f"b-{seed}", 3.9 + seed * 0.101, seed=seed, model__qk_norm=True) for seed in (3, 1, 2, 9)]
+    (_, result) = compare_runs(first + second).results
+    losses = {seed: (4.0 + seed / 10, 3.9 + seed * 0.101) for seed in (1, 2, 3)}
+    expected = paired_difference(*zip(*(losses[seed] for seed in (3, 1, 2)), strict=True))
+    assert result.versus.method == "paired"
+    assert (result.versus.mean, result.versus.low) == (pytest.approx(expected.mean), pytest.approx(expected.low))
+
+
+def test_a_run_that_diverged_sets_no_place(tmp_path):
+    """It ends early, and the others are compared as if it were not there."""
+    runs = [run(tmp_path, "a", 5.0, 4.0, 3.0), run(tmp_path, "b", 90.0, model__qk_norm=True)]
+    found = compare_runs(runs)
+    assert found.place == 30 * 64
+    assert found.results[1].words == ["diverged"]
+    none = read_history(write_run(tmp_path, "c", STARTED, step(3, 4.0), config={"training.seed": 1}))
+    with pytest.raises(ValueError, match=r"expected validations with metrics\.val_loss, found none"):
+        compare_runs([none])
