@@ -159,6 +159,11 @@ def summarize(name: str, directory: Path, *, running: bool) -> RunSummary:
     )
 
 
+def summary_of(directory: Path, *, name: str) -> RunSummary:
+    """Return a single run in a few numbers, as it is now; raise OSError where it cannot be read."""
+    return summarize(name, directory, running=is_running(directory, _locked_inodes()))
+
+
 def _lowest_saved(directory: Path) -> float | None:
     """Return the lowest validation loss that a run's newest checkpoint knows of."""
     link = directory / "checkpoints" / "latest"
