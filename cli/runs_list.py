@@ -46,15 +46,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def list_runs(config: RunsListConfig) -> None:
     """Print the runs: JSON lines, or a table for people."""
-    from transformerlm.experiments.listing import Settings, filtered, rows_of, sorted_rows
-    from transformerlm.experiments.run_directories import RunDirectories
+    from transformerlm.experiments.listing import Listing, Settings, filtered, sorted_rows
 
     if not config.runs_dir.is_dir():
         raise ValueError(f"runs_dir: expected a directory of runs, found no directory {config.runs_dir}")
-    rows, settings = rows_of(RunDirectories(config.runs_dir)), Settings()
+    listing = Listing(config.runs_dir)
+    rows, settings = listing.rows(), Settings(listing.settings_of)
     conditions = [split_filter(one) for one in config.filter]
     _refuse_unknown(config, rows, settings)
     chosen = sorted_rows(filtered(rows, conditions, settings), config.sort, settings, reverse=config.reverse)
+    listing.keep()
     if config.output.format == "json" or (config.output.format == "auto" and not sys.stdout.isatty()):
         for row in chosen:
             print(json.dumps(row, allow_nan=False))
@@ -96,17 +97,19 @@ def _table(rows: Sequence[Row]) -> list[str]:
 
 
 def _cells(row: Row) -> list[str]:
+    from transformerlm.experiments.sparkline import blocks_for, sparkline
+
     return [
         plain(row["name"]),
         row["state"],
         f"{row['step']:,}",
         "" if row["max_steps"] is None else f"{row['max_steps']:,}",
         real(row["best_val_loss"]),
-        real(row["val_bits_per_byte"]),
+        real(row["best_val_bits_per_byte"]),
         short_number(row["tokens"]),
         short_number(row["tokens_per_second"]),
         short_number(row["parameters"]),
         short_time(row["age_seconds"]),
         short_bytes(row["disk_bytes"]),
-        row.get("sparkline", ""),
+        sparkline(list(map(float, row["curve"])), width=16, blocks=blocks_for(sys.stdout.encoding)),
     ]

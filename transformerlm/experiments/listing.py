@@ -6,30 +6,74 @@ import os
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from transformerlm.experiments.run_directories import RunDirectories, config_of
+from transformerlm.experiments.listing_cache import load_kept, save_kept
+from transformerlm.experiments.run_directories import RunDirectories, RunSummary, config_key, config_of
+from transformerlm.experiments.run_scan import RunScan, scan_run
 
 Row = dict[str, Any]
 Condition = tuple[str, str, str]
 """A key, one of `= != < <= > >=`, and a value as it was typed."""
 
 
-def rows_of(directories: RunDirectories) -> list[Row]:
-    """Return a row for each run: the fields of `RunSummary`, its directory, its age in seconds and its size on disk."""
-    paths, now = directories.paths(), time.time()
-    return [
-        asdict(one)
-        | {
-            "directory": str(paths[one.name]),
-            "age_seconds": max(0.0, now - one.changed),
-            "disk_bytes": disk_bytes(paths[one.name]),
-        }
-        for one in directories.summaries()
-        if one.name in paths
-    ]
+class Listing:
+    """The runs below a directory as rows, with all that was read of them kept until the next time."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._kept = load_kept(root)
+        self._directories = RunDirectories(root, self._kept.summaries)
+        self._has_changed = False
+
+    def rows(self) -> list[Row]:
+        """Return a row for each run: the fields of `RunSummary` and more, and the losses of its curve."""
+        paths, now, rows = self._directories.paths(), time.time(), []
+        known = self._directories.known
+        before = {path: key for path, (key, _) in known.items()}
+        for one in self._directories.summaries():
+            path = paths.get(one.name)
+            if path is None:  # new since the first look
+                continue
+            scan = self._scan(path, is_same=before.get(path) == self._directories.known[path][0])
+            rows.append(_row(one, path, scan, now=now))
+        return rows
+
+    def _scan(self, path: Path, *, is_same: bool) -> RunScan:
+        before = self._kept.scans.get(path)
+        self._has_changed |= before is None or not is_same
+        if before is not None and is_same:
+            return before
+        try:
+            self._kept.scans[path] = scan_run(path, before)
+        except OSError:
+            return RunScan()
+        return self._kept.scans[path]
+
+    def settings_of(self, directory: Path) -> dict[str, Any]:
+        """Return a run's configuration by dotted keys."""
+        key, (known, config) = config_key(directory), self._kept.settings.get(directory, ([], {}))
+        if not key or key != known:
+            config, self._has_changed = config_of(directory), True
+            self._kept.settings[directory] = (key, config)
+        return config
+
+    def keep(self) -> None:
+        """Write what was read for the next time, if it was more than last time."""
+        if not self._has_changed:
+            return
+        names = {path: name for name, path in self._directories.paths().items()}
+        save_kept(self._root, replace(self._kept, summaries=self._directories.known), names=names)
+
+
+def _row(one: RunSummary, path: Path, scan: RunScan, *, now: float) -> Row:
+    row = asdict(one) | {"directory": str(path), "age_seconds": max(0.0, now - one.changed)}
+    if scan.best_val_loss is not None:
+        row["best_val_loss"] = scan.best_val_loss
+    best = {"best_val_bits_per_byte": scan.best_val_bits_per_byte, "best_val_step": scan.best_val_step}
+    return row | best | {"disk_bytes": disk_bytes(path), "curve": scan.curve}
 
 
 def disk_bytes(directory: Path) -> int:
@@ -107,7 +151,7 @@ def holds(found: Any, sign: str, text: str) -> bool:
     if sign not in ("=", "!="):
         return False
     words = "none" if found is None else str(found).lower() if isinstance(found, bool) else str(found)
-    is_equal = found == wanted if isinstance(found, list) else words == text or found == wanted
+    is_equal = words == text or (found == wanted and isinstance(found, list | str))
     return is_equal == (sign == "=")
 
 

@@ -14,7 +14,9 @@ _STATES = {
     "running": "is training now; it is at step {step:,}{of}.",
     "finished": "finished after {step:,} steps{of}.",
     "stopped": "was stopped by a signal after {step:,} steps{of}.",
+    "failed": "ended by an error after {step:,} steps{of}.",
     "interrupted": "broke off after {step:,} steps{of}, without a last word.",
+    "damaged": "cannot be read whole: its lines or its settings are damaged. What can be read ends at step {step:,}{of}.",
 }
 
 

@@ -3,7 +3,7 @@
 export const METRICS = { loss: "metrics.loss", val_loss: "metrics.val_loss", bits_per_byte: "metrics.val_bits_per_byte", lr: "metrics.lr",
   grad_norm: "metrics.grad_l2_norm", tokens_per_second: "metrics.tokens_per_second", memory: "memory.peak_bytes" };
 const WORDS = { started: "started at", resumed: "resumed at", checkpoint_saved: "saved a checkpoint at", step_skipped: "skipped",
-  rolled_back: "rolled back to", requeue: "asked to be queued again at", finished: "finished at" };
+  rolled_back: "rolled back to", requeue: "asked to be queued again at", finished: "finished at", failed: "failed at" };
 
 // Numbers that are not finite are words in JSON; no curve goes there.
 const numberOf = (value) => (typeof value === "number" ? value : null);
