@@ -16,7 +16,7 @@ _STATES = {
     "stopped": "was stopped by a signal after {step:,} steps{of}.",
     "failed": "ended by an error after {step:,} steps{of}.",
     "interrupted": "broke off after {step:,} steps{of}, without a last word.",
-    "damaged": "cannot be read whole: its lines or its settings are damaged. What can be read ends at step {step:,}{of}.",
+    "damaged": "has damaged lines or settings; what can be read ends at step {step:,}{of}.",
 }
 
 

@@ -72,7 +72,7 @@ export class RunLines {
     if (line.event === "sample") this.addSample(line.step, String(line["text.prompt"] ?? ""), String(line["text.output"] ?? ""));
     if (!Object.hasOwn(WORDS, line.event) || typeof line.step !== "number") return;
     const words = `${WORDS[line.event]} step ${line.step}`;
-    const why = line.reason ?? line.signal;
+    const why = line.reason ?? line.signal ?? line.error;
     this.events.push({ step: line.step, kind: line.event, words: why ? `${words}: ${why}` : words });
   }
 
