@@ -81,7 +81,8 @@ export class Chart {
         { label: xLabel, value: (_, value) => amount(value) },
         ...curves.map((curve) => ({
           label: curve.name,
-          stroke: curve.faint ? `${colourOf(curve.colour)}44` : colourOf(curve.colour),
+          class: curve.faint ? "faint" : undefined,
+          stroke: curve.faint ? colourOf(curve.colour) + (curves.length > 6 ? "26" : "4d") : colourOf(curve.colour),
           width: curve.faint ? 1 : 1.75,
           dash: dashOf(curve.colour),
           points: { show: !!curve.points || isPoint(curve), size: 4 },

@@ -127,7 +127,7 @@ function drawNow() {
   for (const [metric, { title }] of Object.entries(CHARTS)) {
     if (!charts.has(metric)) charts.set(metric, new Chart(byId("charts"), title, { onZoom: zoomTo }));
     const curves = [...chosen].flatMap(([name, one]) => curvesOf(name, one, metric, { axis, unit, weight }));
-    charts.get(metric).draw(curves, options);
+    charts.get(metric).draw(curves.sort((one, other) => !!other.faint - !!one.faint), options); // what is faint is behind
   }
   showSamples();
   showEvents();
@@ -243,7 +243,10 @@ async function showConfig() {
     return;
   }
   if (names.join("\n") !== chosenNames().join("\n")) return; // others were chosen meanwhile
-  setOptions(byId("config-shown"), names.length > 1 ? ["differences", "changed", "all"] : ["changed", "all"], (kind) => SHOWN[kind]);
+  const kinds = names.length > 1 ? ["differences", "changed", "all"] : ["changed", "all"];
+  const wereSeveral = byId("config-shown").options.length === 3;
+  setOptions(byId("config-shown"), kinds, (kind) => SHOWN[kind]);
+  if (names.length > 1 && !wereSeveral) byId("config-shown").value = "differences";
   showKeys(names, byId("config-shown").value);
 }
 
