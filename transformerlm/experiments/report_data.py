@@ -132,7 +132,7 @@ def _samples(run: RunHistory, most_bytes: int) -> tuple[list[list[Any]], int]:
 
     Of too many, each second one is left out, and again, until they fit; the last ones of all prompts stay.
     """
-    found = [
+    found: list[list[Any]] = [
         [
             event.get("step"),
             _cut(event.get("text.prompt"), _LONGEST_SAMPLE),
