@@ -26,7 +26,7 @@ def test_a_short_curve_stays_whole():
     assert found.means is None
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(st.lists(VALUES, min_size=40, max_size=400), st.integers(16, 39))
 def test_points_are_the_curves_own_and_few(values, most):
     """Each point is one of the curve, both ends stay, so do its highest and lowest, and no more than asked for."""
