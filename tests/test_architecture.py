@@ -51,7 +51,7 @@ ALLOWED = {
     "transformerlm.training": {"torch", "numpy"},
     "transformerlm.inference": {"torch", "numpy"},
     "transformerlm.serving": {"starlette", "uvicorn", "prometheus_client", "h11", "pydantic", "torch"},
-    "transformerlm.experiments": {"numpy"},
+    "transformerlm.experiments": {"numpy", "matplotlib"},
     "transformerlm.interop": {
         "torch",
         "numpy",
@@ -64,7 +64,7 @@ ALLOWED = {
     },
     "databuilder": {"numpy"},
     "transformerlm.utils": {"torch", "numpy", "pyarrow"},
-    "cli": {"pydantic", "matplotlib"},
+    "cli": {"pydantic"},
 }
 MAX_FILE_LINES = 500
 MAX_BODY_LINES = 40

@@ -10,7 +10,8 @@ import torch
 from benchmarking.gpu.results import Results
 from benchmarking.gpu.task import Task
 from benchmarking.limits import CopyBandwidth, MatmulPeak
-from benchmarking.machine import cpu_model, describe
+from benchmarking.machine import describe
+from transformerlm.utils.environment import cpu_model
 
 _PACKAGES = ("triton", "transformers", "safetensors", "pydantic", "numba", "tokenizers", "wandb")
 _ROUNDS = 3

@@ -133,7 +133,7 @@ def train_tokenizer(case: Case) -> tuple[Series, Facts]:
             output_dir=Path(folder) / "tokenizer",
             workers=case.threads,
             tokenizer=TokenizerConfig(vocab_size=case.vocab_size, special_tokens=[case.separator], engine=case.engine),
-            logging=LoggingConfig(backend="noop"),
+            logging=LoggingConfig(backend=["noop"]),
         )
         run(config)
     peak = peak_rss_bytes()

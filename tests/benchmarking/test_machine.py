@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from benchmarking.fresh_process import in_fresh_process
-from benchmarking.machine import describe, installed_version, is_installed
+from benchmarking.machine import describe, is_installed
 from profiling.memory import peak_rss_bytes, reset_peak_rss
+from transformerlm.utils.environment import installed_version
 
 
 def test_environment_names_hardware_and_versions() -> None:
