@@ -49,6 +49,7 @@ ECHO_SECONDS = 5.0
 BRIEF_ECHO_SECONDS = 1.0
 # After this time without a reader, stdout gets no more lines; `metrics.jsonl` has them all.
 STDOUT_PATIENCE = 5.0
+MAX_ERROR_CHARS = 500  # of the error that ended a run, in its log
 # What --help shows.
 SHORT = (
     "logging.run_name",
@@ -170,7 +171,8 @@ def _train_and_tell(trainer: Trainer, run_dir: Path, progress: Progress, summary
             with closing(progress):
                 progress.begin("the first step")
                 trainer.train()
-        except Exception:  # the curve of a run that has failed says most of all
+        except Exception as error:  # the curve of a run that has failed says most of all
+            _log_failure(trainer, error)
             draw_loss_curve(run_dir, seconds=trainer.state.elapsed_s)
             raise
         finally:
@@ -195,6 +197,12 @@ def _report(run_dir: Path) -> None:
         note(f"{output}: curves, samples and settings; open it in a browser")
     except (OSError, ValueError) as error:
         note(f"no report: {error}")
+
+
+def _log_failure(trainer: Trainer, error: Exception) -> None:
+    """Log what ended the run, so that nobody who reads its lines takes it for one that was killed."""
+    text = f"{type(error).__name__}: {error}"
+    trainer.runtime.logger.log_event("failed", step=trainer.state.step, error=text[:MAX_ERROR_CHARS])
 
 
 def _say_what_ended_it(trainer: Trainer, *, was_done: bool) -> None:

@@ -18,8 +18,11 @@ from config.init import InitConfig
 from config.make_data import MakeDataConfig
 from config.plan import PlanConfig
 from config.quickstart import QuickstartConfig
+from config.runs_compare import RunsCompareConfig
 from config.runs_list import RunsListConfig
 from config.runs_report import RunsReportConfig
+from config.runs_show import RunsShowConfig
+from config.runs_tail import RunsTailConfig
 from config.serve import ServeConfig
 from config.train import TrainConfig
 from config.train_tokenizer import TrainTokenizerConfig
@@ -35,6 +38,9 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "transformerlm-plan": PlanConfig,
     "transformerlm-runs list": RunsListConfig,
     "transformerlm-runs report": RunsReportConfig,
+    "transformerlm-runs show": RunsShowConfig,
+    "transformerlm-runs tail": RunsTailConfig,
+    "transformerlm-runs compare": RunsCompareConfig,
     "transformerlm-infer": InferConfig,
     "transformerlm-serve": ServeConfig,
     "transformerlm-eval": EvalConfig,

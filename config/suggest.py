@@ -134,6 +134,7 @@ def nearest(dotted: str, names: Sequence[str], *, sections: bool) -> list[str]:
     near, far = closest(leaf, siblings, cutoff=0.6), closest(leaf, elsewhere, cutoff=0.75)
     if far and (not near or _likeness(far[0], leaf) > _likeness(near[0], leaf)):
         return [elsewhere[name] for name in far]
+    near = near or [name for name in siblings if name == leaf[::-1]]  # two letters in the wrong order are not alike
     return [siblings[name] for name in near] or closest(dotted, names, cutoff=0.75)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import keyword
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -51,7 +52,7 @@ ALLOWED = {
     "transformerlm.training": {"torch", "numpy"},
     "transformerlm.inference": {"torch", "numpy"},
     "transformerlm.serving": {"starlette", "uvicorn", "prometheus_client", "h11", "pydantic", "torch"},
-    "transformerlm.experiments": {"numpy", "matplotlib"},
+    "transformerlm.experiments": {"numpy", "pydantic", "pydantic_core", "matplotlib"},
     "transformerlm.interop": {
         "torch",
         "numpy",
@@ -76,13 +77,34 @@ def source_files() -> list[Path]:
 
 
 FILES = source_files()
-FILE_IDS = [path.as_posix() for path in FILES]
-each_file = pytest.mark.parametrize("path", FILES, ids=FILE_IDS)
 
 
+def each_file(check: Callable[[Path], None]) -> Callable[[], None]:
+    """Make one test of a check of one file; a test a file would be thousands, and each costs more than its check."""
+
+    def test() -> None:
+        failures = []
+        for path in FILES:
+            try:
+                check(path)
+            except (AssertionError, pytest.fail.Exception) as failure:
+                failures.append(f"{path.as_posix()}: {failure}")
+        assert not failures, "\n\n".join(failures)
+
+    test.__name__, test.__doc__ = check.__name__, check.__doc__
+    return test
+
+
+@functools.cache
 def tree_of(path: Path) -> ast.Module:
     """Return a file's syntax tree."""
     return ast.parse((ROOT / path).read_text(encoding="utf-8"))
+
+
+@functools.cache
+def imports_from(path: Path) -> list[ast.ImportFrom]:
+    """Return a file's `from ... import ...`."""
+    return [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.ImportFrom)]
 
 
 def module_of(path: Path) -> str:
@@ -220,6 +242,7 @@ FAST_FILES = [path for path in FILES if path.parent.name == "fast" and path.name
 each_fast_file = pytest.mark.parametrize("path", FAST_FILES, ids=[path.as_posix() for path in FAST_FILES])
 
 
+@functools.cache
 def front_names(module: str) -> dict[Path, set[str]]:
     """Return the files outside `fast/` that import a fast module, each with the names that it uses of it."""
     package, _, last = module.rpartition(".")
@@ -228,10 +251,10 @@ def front_names(module: str) -> dict[Path, set[str]]:
         if path.parent.name == "fast":
             continue
         tree, aliases = tree_of(path), set()
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module == module:
+        for node in imports_from(path):
+            if node.module == module:
                 found.setdefault(path, set()).update(alias.name for alias in node.names)
-            if isinstance(node, ast.ImportFrom) and node.module == package:
+            if node.module == package:
                 aliases |= {alias.asname or alias.name for alias in node.names if alias.name == last}
         for node in ast.walk(tree) if aliases else ():
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases:

@@ -9,8 +9,6 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 INSTEAD = {
     r"tell(s)? whether": "return whether, say whether",
@@ -40,10 +38,15 @@ def prose_of(path: Path) -> Iterator[str]:
             yield token.string
 
 
-@pytest.mark.parametrize("path", PAGES + SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_the_words_are_those_that_one_says(path: Path) -> None:
+def test_the_words_are_those_that_one_says() -> None:
     """A phrase of the list is found nowhere; the message has what to say instead."""
-    for prose in prose_of(path):
+    failures = []
+    for path in PAGES + SOURCES:
+        if re.search("|".join(INSTEAD), " ".join(path.read_text(encoding="utf-8").split()), re.IGNORECASE) is None:
+            continue  # nor in its prose, which takes far longer to find
+        prose = "\n".join(" ".join(part.split()) for part in prose_of(path))
         for phrase, instead in INSTEAD.items():
-            found = re.search(phrase, " ".join(prose.split()), flags=re.IGNORECASE)
-            assert found is None, f"{path.relative_to(ROOT)}: {found[0]!r}; say: {instead}"
+            found = re.search(phrase, prose, flags=re.IGNORECASE)
+            if found is not None:
+                failures.append(f"{path.relative_to(ROOT)}: {found[0]!r}; say: {instead}")
+    assert not failures, "\n".join(failures)

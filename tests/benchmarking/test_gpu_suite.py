@@ -43,6 +43,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_every_part_runs_at_toy_size(toy: Path) -> None:
     """Each part ends well, writes something, and everything that it promises holds."""
     lines = read(toy)
@@ -54,6 +55,7 @@ def test_every_part_runs_at_toy_size(toy: Path) -> None:
     assert all(line["held"] for line in lines if line["kind"] == "check")
 
 
+@pytest.mark.slow
 def test_the_toys_report_says_that_it_is_one(toy: Path) -> None:
     """The report has a table of each part, and a warning; the recipe's losses are in a file of their own."""
     report = (toy / "report.md").read_text()

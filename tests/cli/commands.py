@@ -24,8 +24,11 @@ from config.init import InitConfig
 from config.make_data import MakeDataConfig
 from config.plan import PlanConfig
 from config.quickstart import QuickstartConfig
+from config.runs_compare import RunsCompareConfig
 from config.runs_list import RunsListConfig
 from config.runs_report import RunsReportConfig
+from config.runs_show import RunsShowConfig
+from config.runs_tail import RunsTailConfig
 from config.serve import ServeConfig
 from config.train import TrainConfig
 from config.train_tokenizer import TrainTokenizerConfig
@@ -47,6 +50,9 @@ SCHEMAS = {
     "quickstart": QuickstartConfig,
     "runs_list": RunsListConfig,
     "runs_report": RunsReportConfig,
+    "runs_show": RunsShowConfig,
+    "runs_tail": RunsTailConfig,
+    "runs_compare": RunsCompareConfig,
 }
 
 

@@ -211,12 +211,13 @@ def test_a_run_without_a_name_is_called_after_its_start(pipeline, tmp_path):
 
 
 def test_training_that_diverges_exits_1(pipeline, tmp_path):
-    """A loss that stays not finite is a failure, not a wrong input: exit 1, and one line at the end of stderr."""
+    """A loss that stays not finite is a failure, not a wrong input: exit 1, a last line on stderr and an event."""
     changes = ["--optimizer.name=sgd", "--optimizer.learning_rate=1000.0", "--optimizer.max_grad_norm=0.0"]
     done = call("train", "--config", pipeline.train_toml, "--runs_dir", tmp_path, *changes, "--training.max_steps=100")
     assert done.code == 1
     assert "lower optimizer.learning_rate" in done.stderr.splitlines()[-1]
-    assert done.records
+    assert done.records[-1]["event"] == "failed"
+    assert "lower optimizer.learning_rate" in done.records[-1]["error"]
 
 
 @pytest.mark.parametrize("keep", [0, 1])

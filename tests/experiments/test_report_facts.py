@@ -20,7 +20,7 @@ def facts(folder, *records: dict[str, Any], **config: Any) -> dict[str, dict[str
     """Return the facts of a run of these records."""
     run = write_run(folder, "one", *records, config=config)
     history = read_history(run)
-    return {title: dict(rows) for title, rows in facts_of(history, summary_of(run, name="one")).items()}
+    return {title: dict(rows) for title, rows in facts_of(history, summary_of(run)).items()}
 
 
 def test_plan_and_outcome(tmp_path):

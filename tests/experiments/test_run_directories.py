@@ -186,3 +186,27 @@ def test_configurations_differ_in_the_keys_that_differ(write):
     assert config_differences(configs) == {"model.d_model": {"a": 8, "b": 16}}
     assert config_of(home / "c") == {}
     assert config_differences({"a": configs["a"], "c": {}})["model.num_heads"] == {"a": 2, "c": None}
+
+
+def test_the_length_of_a_run_is_that_of_its_last_start(write, runs):
+    """Its settings are written at each start; the first lines know only the first one."""
+    directory = write("a", STARTED, STEP)
+    assert [one.max_steps for one in runs.summaries()] == [50]
+    (directory / "config.toml").write_text("[training]\nmax_steps = 200\n")
+    assert [one.max_steps for one in runs.summaries()] == [200]
+
+
+def test_a_run_that_cannot_be_read_is_damaged(write, runs, monkeypatch):
+    """It stays in the list, and spoils no other row; one that was removed just now is none."""
+    write("a", STARTED, FINISHED)
+    write("broken", STARTED)
+    write("gone", STARTED)
+    summarize = run_directories.summarize
+
+    def failing(name, *rest, **more):
+        if name != "a":
+            raise FileNotFoundError if name == "gone" else OSError("input/output error")
+        return summarize(name, *rest, **more)
+
+    monkeypatch.setattr(run_directories, "summarize", failing)
+    assert states(runs) == {"a": "finished", "broken": "damaged"}

@@ -77,13 +77,15 @@ def is_false(node: ast.expr | None) -> bool:
     return isinstance(node, ast.Constant) and node.value is False
 
 
-@pytest.mark.parametrize("path", FILES, ids=[path.relative_to(ROOT).as_posix() for path in FILES])
-def test_no_file_of_the_tree_runs_code_from_files(path):
+def test_no_file_of_the_tree_runs_code_from_files():
     """No pickle, eval, exec, yaml, shell or unpickling torch.load in the product, nor, but for a few, in its tests."""
-    name = path.relative_to(ROOT).as_posix()
-    found = list(offences(path.read_text(encoding="utf-8")))
-    kinds = {line.partition(": ")[2] for line in found}
-    assert kinds == ALLOWED_IN_TESTS.get(name, set()), f"{name}: {'; '.join(found)}"
+    failures = []
+    for path in FILES:
+        name = path.relative_to(ROOT).as_posix()
+        found = list(offences(path.read_text(encoding="utf-8")))
+        if {line.partition(": ")[2] for line in found} != ALLOWED_IN_TESTS.get(name, set()):
+            failures.append(f"{name}: {'; '.join(found) or 'nothing that the table allows'}")
+    assert not failures, "\n".join(failures)
 
 
 @pytest.mark.parametrize(

@@ -109,24 +109,32 @@ def undisturbed(whole: Path) -> list[dict]:
     return step_lines(whole / "run")
 
 
+# One for each phase, then a stop; the others hit the other rank, and other moments.
+STRIKES = [
+    *[Strike(0, "join", delay=0.05), Strike(1, "start"), Strike(0, "step", step=3, delay=0.002)],
+    *[Strike(1, "evaluation", step=4), Strike(0, "sample", step=6), Strike(0, "save", step=8, delay=0.005)],
+    Strike(0, "step", step=18, signal="SIGSTOP"),
+]
+MORE_STRIKES = [
+    *[Strike(1, "join"), Strike(0, "start", delay=0.05), Strike(1, "step", step=2)],
+    *[Strike(0, "evaluation", step=4, delay=0.005), Strike(1, "save", step=4), Strike(1, "sample", step=6, delay=0.01)],
+    *[Strike(0, "save", step=8), Strike(1, "step", step=10), Strike(0, "evaluation", step=12)],
+    *[Strike(1, "sample", step=12), Strike(1, "save", step=16), Strike(1, "evaluation", step=20, delay=0.005)],
+    *[Strike(0, "save", step=20), Strike(1, "step", step=23)],
+]
+
+
 def left_strikes(folder: Path) -> list[str]:
     """Return the strikes that have not come, of all launches in a folder."""
     return sorted(path.name for path in folder.glob("launch-*/strikes/*.json"))
 
 
-def test_a_run_survives_kills_of_any_rank_in_every_phase(ranks, undisturbed):
-    """Twenty kills and a stop, in every phase: the run ends with the undisturbed one's numbers, each step once."""
-    strikes = [
-        *[Strike(1, "join"), Strike(0, "join", delay=0.05), Strike(0, "start", delay=0.05), Strike(1, "start")],
-        *[Strike(1, "step", step=2), Strike(0, "step", step=3, delay=0.002)],
-        *[Strike(0, "evaluation", step=4, delay=0.005), Strike(1, "evaluation", step=4), Strike(1, "save", step=4)],
-        *[Strike(0, "sample", step=6), Strike(1, "sample", step=6, delay=0.01)],
-        *[Strike(0, "save", step=8, delay=0.005), Strike(0, "save", step=8), Strike(1, "step", step=10)],
-        *[Strike(0, "evaluation", step=12), Strike(1, "sample", step=12), Strike(1, "save", step=16)],
-        Strike(0, "step", step=18, signal="SIGSTOP"),
-        *[Strike(1, "evaluation", step=20, delay=0.005), Strike(0, "save", step=20), Strike(1, "step", step=23)],
-    ]
-    folder = ranks.write("kills", {"parallel.timeout": "8s"})
+@pytest.mark.parametrize(
+    "strikes", [STRIKES, pytest.param([*STRIKES, *MORE_STRIKES], marks=pytest.mark.slow)], ids=["seven", "all"]
+)
+def test_a_run_survives_kills_of_any_rank_in_every_phase(strikes, ranks, undisturbed):
+    """Kills and a stop, in every phase: the run ends with the undisturbed one's numbers, each step once."""
+    folder = ranks.write(f"kills-{len(strikes)}", {"parallel.timeout": "8s"})
     # On a machine that is very busy 8 s may pass without a fault, too: that costs a start, not the result.
     child = ranks.start(folder, strikes, max_restarts=2 * len(strikes), shutdown_timeout=1)
     assert child.wait() == 0, child.stderr

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ def distinct_names(runs: Sequence[RunHistory]) -> list[str]:
 
 
 def _data_of(run: RunHistory, name: str, *, most_points: int, most_bytes: int) -> dict[str, Any]:
-    summary = summary_of(run.directory, name=name)
+    summary = replace(summary_of(run.directory), name=name)
     samples, left_out = _samples(run, most_bytes)
     return {
         "name": name,

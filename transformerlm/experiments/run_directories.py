@@ -133,6 +133,11 @@ def _is_text(name: str) -> bool:
         return False
 
 
+def summary_of(directory: Path) -> RunSummary:
+    """Return one run in a few numbers, by the name of its directory; raise OSError where it cannot be read."""
+    return summarize(directory.resolve().name, directory, running=is_held(directory))
+
+
 def _unreadable(name: str) -> RunSummary:
     nothing: dict[str, Any] = dict.fromkeys(field.name for field in fields(RunSummary))
     return RunSummary(**nothing | {"name": name, "state": "damaged", "step": 0, "changed": 0.0, "metrics_bytes": 0})
@@ -152,12 +157,15 @@ def summarize(name: str, directory: Path, *, running: bool) -> RunSummary:
         if "step" in record:
             facts = {"step": record["step"], **facts}
         last = {**facts, **last}
-    numbers = _Numbers(last | {f"started.{key}": value for key, value in started.items()})
+    settings = _settings(directory)
+    is_damaged = settings is None or (status.st_size and not last and _has_no_record(path, status.st_size))
+    numbers = _Numbers(last | {f"started.{key}": value for key, value in started.items()} | (settings or {}))
+    max_steps = numbers.whole("training.max_steps")  # of the last start; the first one may have had another
     return RunSummary(
         name=name,
-        state="damaged" if _is_damaged(directory, status.st_size, is_empty=not last) else _state_of(ended, running),
+        state="damaged" if is_damaged else _state_of(ended, running),
         step=numbers.whole("step") or 0,
-        max_steps=numbers.whole("started.max_steps"),
+        max_steps=numbers.whole("started.max_steps") if max_steps is None else max_steps,
         tokens=numbers.whole("metrics.tokens"),
         loss=numbers.real("metrics.loss"),
         val_loss=numbers.real("metrics.val_loss"),
@@ -171,22 +179,18 @@ def summarize(name: str, directory: Path, *, running: bool) -> RunSummary:
     )
 
 
-def summary_of(directory: Path, *, name: str) -> RunSummary:
-    """Return a single run in a few numbers, as it is now; raise OSError where it cannot be read."""
-    return summarize(name, directory, running=is_running(directory, _locked_inodes()))
-
-
-def _is_damaged(directory: Path, size: int, *, is_empty: bool) -> bool:
-    """Return whether no line at a file's end is a record though there are lines, or the settings are not TOML."""
-    if size and is_empty and next(last_records(directory / METRICS, most_bytes=size), None) is None:
-        return True
+def _settings(directory: Path) -> dict[str, Any] | None:
+    """Return a run's settings, none where it has not written them yet; None where they cannot be read."""
     try:
-        _read_toml(directory / "config.toml")
-    except FileNotFoundError:  # it is written after the lock is taken
-        return False
+        return _flat(_read_toml(directory / "config.toml"))
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError, RecursionError):
-        return True
-    return False
+        return None
+
+
+def _has_no_record(path: Path, size: int) -> bool:
+    return next(last_records(path, most_bytes=size), None) is None
 
 
 def _lowest_saved(directory: Path) -> float | None:
@@ -251,6 +255,11 @@ def is_running(directory: Path, locked: set[int] | None) -> bool:
         return False
 
 
+def is_held(directory: Path) -> bool:
+    """Return whether a training holds the directory now."""
+    return is_running(directory, _locked_inodes())
+
+
 def _locked_inodes() -> set[int] | None:
     """Return the inodes with a lock, from /proc/locks; taking the lock to see would refuse a training that starts."""
     try:
@@ -289,10 +298,7 @@ def config_key(directory: Path) -> list[int]:
 
 def config_of(directory: Path) -> dict[str, Any]:
     """Return a run's configuration with dotted keys; empty where it has none that can be read."""
-    try:
-        return _flat(_read_toml(directory / "config.toml"))
-    except (OSError, ValueError, RecursionError):
-        return {}
+    return _settings(directory) or {}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

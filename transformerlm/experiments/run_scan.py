@@ -137,5 +137,6 @@ def _losses_along(stream: Any, size: int) -> Iterator[float | str]:
 
 def _loss_of(line: bytes) -> Iterator[float | str]:
     loss = (as_record(line) or {}).get("metrics.loss")
-    if _real(loss) is not None or loss in ("nan", "inf", "-inf"):
-        yield loss
+    value = str(loss) if loss in ("nan", "inf", "-inf") else _real(loss)
+    if value is not None:
+        yield value
