@@ -266,6 +266,7 @@ def _train(config: QuickstartConfig, home: Path, shared: dict[str, Any], budget:
         "samples.prompts": [_prompts(config)[0]],
         "samples.sampling.max_new_tokens": SAMPLE_TOKENS,
         "logging.run_name": RUN_NAME,
+        "logging.report": True,
     }
     _run(home, "train", settings, config="recipes/fast")
     lines = (home / RUN_NAME / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

@@ -175,11 +175,28 @@ def _train_and_tell(trainer: Trainer, run_dir: Path, progress: Progress, summary
             _log_failure(trainer, error)
             draw_loss_curve(run_dir, seconds=trainer.state.elapsed_s)
             raise
+        finally:
+            if trainer.config.logging.report:
+                _report(run_dir)
     _say_what_ended_it(trainer, was_done=was_done)
     if was_done:
         say_what_next([going_on(trainer, run_dir)])
     else:
         summary.show(trainer)
+
+
+def _report(run_dir: Path) -> None:
+    """Write the run's report; without it the run is as good, so an error is only told."""
+    from transformerlm.experiments.history import read_history
+    from transformerlm.experiments.report import write_report
+
+    output = run_dir / "report.html"
+    try:
+        with working("writing the report"):
+            write_report([read_history(run_dir)], output)
+        note(f"{output}: curves, samples and settings; open it in a browser")
+    except (OSError, ValueError) as error:
+        note(f"no report: {error}")
 
 
 def _log_failure(trainer: Trainer, error: Exception) -> None:

@@ -20,6 +20,7 @@ from config.plan import PlanConfig
 from config.quickstart import QuickstartConfig
 from config.runs_compare import RunsCompareConfig
 from config.runs_list import RunsListConfig
+from config.runs_report import RunsReportConfig
 from config.runs_show import RunsShowConfig
 from config.runs_tail import RunsTailConfig
 from config.serve import ServeConfig
@@ -36,6 +37,7 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "transformerlm-train": TrainConfig,
     "transformerlm-plan": PlanConfig,
     "transformerlm-runs list": RunsListConfig,
+    "transformerlm-runs report": RunsReportConfig,
     "transformerlm-runs show": RunsShowConfig,
     "transformerlm-runs tail": RunsTailConfig,
     "transformerlm-runs compare": RunsCompareConfig,

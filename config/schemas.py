@@ -384,6 +384,9 @@ class TrainLoggingConfig(LoggingConfig):
         validate_default=True,
         description=f"{_BACKENDS}; tensorboard: event files in the run's directory; {_IN_ANY_CASE}",
     )
+    report: bool = Field(
+        False, description="at its end, write report.html into the run's directory, as transformerlm-runs report does"
+    )
 
 
 class WandbConfig(Section):

@@ -99,7 +99,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the quick tests, before those that are not asked for are left out."""
     for item in items:
-        if is_quick(item.path) and not any(item.iter_markers("slow")) and not any(item.iter_markers("gpu")):
+        takes_longer = any(marker.name in ("slow", "gpu", "browser") for marker in item.iter_markers())
+        if is_quick(item.path) and not takes_longer:
             item.add_marker("quick")
 
 

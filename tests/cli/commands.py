@@ -26,6 +26,7 @@ from config.plan import PlanConfig
 from config.quickstart import QuickstartConfig
 from config.runs_compare import RunsCompareConfig
 from config.runs_list import RunsListConfig
+from config.runs_report import RunsReportConfig
 from config.runs_show import RunsShowConfig
 from config.runs_tail import RunsTailConfig
 from config.serve import ServeConfig
@@ -48,6 +49,7 @@ SCHEMAS = {
     "eval": EvalConfig,
     "quickstart": QuickstartConfig,
     "runs_list": RunsListConfig,
+    "runs_report": RunsReportConfig,
     "runs_show": RunsShowConfig,
     "runs_tail": RunsTailConfig,
     "runs_compare": RunsCompareConfig,

@@ -301,6 +301,7 @@ def test_the_whole_of_it_on_a_small_text(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "home/run"
     assert (run / "loss.svg").is_file()
+    assert (run / "report.html").is_file()
     assert (run / "checkpoints/latest/model.safetensors").is_file()
     samples = done.stdout.split("-" * 72)
     assert len(samples) == 3

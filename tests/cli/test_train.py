@@ -71,6 +71,20 @@ def test_the_order_of_a_step_is_kept(pipeline):
     assert last.index("checkpoint_saved") < last.index("summary") < last.index("finished") == len(last) - 1
 
 
+def test_a_report_is_written_if_asked_for(pipeline, tmp_path):
+    """With logging.report the run's directory has a report of its end; where it cannot be, the run ends well, too."""
+    changes = [f"--runs_dir={tmp_path}", "--training.max_steps=4", "--logging.report=true"]
+    taken = tmp_path / "second" / "report.html"
+    taken.mkdir(parents=True)
+    for name in ("first", "second"):
+        done = call("train", "--config", pipeline.train_toml, *changes, f"--logging.run_name={name}")
+        assert done.code == 0, done.stderr
+        assert ("no report: " in done.stderr) == (name == "second")
+    text = (tmp_path / "first" / "report.html").read_text()
+    assert "first finished after 4 steps." in text
+    assert not (pipeline.run / "report.html").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.serving.web import Web, run
+from transformerlm.experiments.defaults import default_config
 from transformerlm.serving import runs_api
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -49,12 +50,13 @@ def test_runs_are_listed_with_their_names_as_they_are(tmp_path):
 
 
 def test_a_run_has_its_configuration_and_checkpoints(tmp_path):
-    """With dotted keys."""
+    """With dotted keys, and the defaults of training beside them."""
     write_run(tmp_path, "quick/run")
     (answer,) = ask_for(tmp_path, "/api/run?run=quick/run")
     assert answer.json() == {
         "name": "quick/run",
         "config": {"model.d_model": 8, "model.num_heads": 2},
+        "defaults": default_config(),
         "checkpoints": [2],
     }
 

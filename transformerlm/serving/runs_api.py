@@ -1,7 +1,8 @@
 """What the page reads of the runs below a directory; nothing here writes, and a name is looked up in the listing.
 
     GET /api/runs                           {"runs": [RunSummary, ...]}, the one that changed last first
-    GET /api/run?run=NAME                   {"name", "config": {dotted key: value}, "checkpoints": [step, ...]}
+    GET /api/run?run=NAME                   {"name", "config": {dotted key: value}, "checkpoints": [step, ...],
+                                             "defaults": {dotted key: value}}
     GET /api/lines?run=NAME                 the lines of its metrics.jsonl from the beginning, about 1 MB of them:
         &file=F&offset=N&every=K            those behind the place that the last answer gave
         {"file", "offset", "every", "reset", "bad", "more", "lines": [record, ...]}
@@ -27,6 +28,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from transformerlm.experiments.defaults import default_config
 from transformerlm.experiments.metric_lines import METRICS, read_lines
 from transformerlm.experiments.run_directories import RunDirectories, config_differences, config_of
 from transformerlm.serving.errors import ApiError, JsonAnswer
@@ -68,7 +70,8 @@ class _RunsApi:
             steps = sorted(
                 int(path.name[5:]) for path in directory.glob("checkpoints/step-*") if path.name[5:].isdigit()
             )
-            return {"name": name, "config": config_of(directory), "checkpoints": steps}
+            config = config_of(directory)
+            return {"name": name, "config": config, "defaults": default_config(), "checkpoints": steps}
 
         return JsonAnswer(await run_in_threadpool(read))
 

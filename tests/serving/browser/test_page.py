@@ -109,6 +109,32 @@ def test_several_runs_their_samples_events_and_differences(page):
     assert (key, sorted(values)) == ("optimizer.learning_rate", ["0.001", "0.01"])
 
 
+def test_time_memory_and_environment_are_those_of_the_lines(page, site):
+    """The axis of time is the run's own clock, memory has a chart, and what the run was made with is in a table."""
+    home = site.runs_dir / "clocked"
+    write_run(home, steps=3)
+    try:
+        append_line(home, {"event": "environment", "step": 0, "versions.torch": "2.13.0", "threads": 2})
+        for step in (4, 5):
+            append_line(home, step_line(step) | {"time.elapsed_s": 2.0 * step, "memory.peak_bytes": 3e9})
+        open_runs(page, "clocked")
+        page.wait_for_selector("#charts figure[aria-label='Peak memory, GB: clocked 3 at 5']")
+        page.select_option("#curves [name=x]", "seconds")
+        page.wait_for_selector("#charts figure[aria-label*='clocked 3.95 at 10']")
+        assert "versions.torch\t2.13.0" in page.inner_text("#environment")
+        page.fill("#curves [name=from]", "8")
+        append_line(home, step_line(6) | {"time.elapsed_s": 12.0})
+        page.wait_for_selector("#charts figure[aria-label*='clocked 3.94 at 12']")
+        assert page.input_value("#curves [name=from]") == "8"  # the part stays while lines come
+        page.fill("#curves [name=from]", "")
+        page.select_option("#config-shown", "all")
+        assert "logging.note" in page.inner_text("#config")
+    finally:
+        for path in home.iterdir():
+            path.unlink()
+        home.rmdir()
+
+
 def test_a_run_that_is_html_stays_text(page, seen):
     """Name, configuration and samples of a run are shown as they are, and nothing of them runs."""
     name = HOSTILE.replace("/", "-")

@@ -1,8 +1,8 @@
 """The page: files that the server sends as they are.
 
 They hold nothing secret, so they need no key; what the page then asks for does. Their host is checked as everywhere.
-The page uses no framework and nothing from another server. `vendor/` holds uPlot, which draws curves; docs/page.md says
-how to update it.
+The page uses no framework and nothing from another server. What shows runs is in `transformerlm/experiments/page/`,
+which a run's report holds, too.
 """
 
 from __future__ import annotations
@@ -15,15 +15,26 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
+from transformerlm.experiments import page as shared
+
 _HERE = Path(__file__).parent
-_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_TYPES = {".css": "text/css", ".js": "text/javascript"}
+_REPORT_ONLY = {"report.js"}
+# Not no-store, as answers about a model have: the browser keeps a file and asks whether it is still the same.
+_HEADERS = {"Cache-Control": "no-cache"}
 
 
 @cache
 def files() -> dict[str, Path]:
     """Return the files below /static/ by their names; a name is looked up here and never joined to a path."""
-    found = [*_HERE.glob("*.css"), *_HERE.glob("*.js"), *(_HERE / "vendor").glob("*.css"), *_HERE.glob("vendor/*.js")]
-    return {path.relative_to(_HERE).as_posix(): path for path in sorted(found)}
+    theirs = {name: path for name, path in shared.files().items() if name not in _REPORT_ONLY}
+    return theirs | {path.name: path for path in sorted([*_HERE.glob("*.css"), *_HERE.glob("*.js")])}
+
+
+@cache
+def page_html() -> str:
+    """Return the page, with the elements of the tab Runs in their place."""
+    return (_HERE / "index.html").read_text(encoding="utf-8").replace("<!-- runs.html -->\n", shared.read("runs.html"))
 
 
 def routes() -> list[Route]:
@@ -41,7 +52,7 @@ def is_open(path: str) -> bool:
 
 async def page(request: Request) -> Response:
     """Answer the page."""
-    return _file(_HERE / "index.html")
+    return Response(page_html(), media_type="text/html", headers=_HEADERS)
 
 
 async def static(request: Request) -> Response:
@@ -49,10 +60,4 @@ async def static(request: Request) -> Response:
     path = files().get(request.path_params["name"])
     if path is None:
         raise HTTPException(404)
-    return _file(path)
-
-
-def _file(path: Path) -> Response:
-    # Not no-store, as answers about a model have: the browser keeps a file and asks whether it is still the same.
-    headers = {"Cache-Control": "no-cache"}
-    return FileResponse(path, media_type=_TYPES[path.suffix], headers=headers)
+    return FileResponse(path, media_type=_TYPES[path.suffix], headers=_HEADERS)

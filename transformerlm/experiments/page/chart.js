@@ -8,8 +8,12 @@ const COLOURS_DARK = ["#56b4e9", "#ff8a4c", "#2fc79a", "#e8a0c8", "#f0b429", "#9
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const HEIGHT = 220;
 const SYNC = "curves";
+const KEY_STEPS = 40; // from one side of a chart to the other
 
 export const colourOf = (number) => (dark.matches ? COLOURS_DARK : COLOURS)[number % COLOURS.length];
+
+// Curves past the last colour have the first colours again, dashed.
+const dashOf = (number) => (number < COLOURS.length ? undefined : [7, 4]);
 
 const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -28,10 +32,13 @@ const tick = (value) => {
 };
 
 export class Chart {
-  constructor(place, title) {
+  // `onZoom` is told [from, to] when someone drags over the chart, and null after a double click.
+  constructor(place, title, { onZoom = () => {} } = {}) {
     this.title = title;
+    this.onZoom = onZoom;
     this.card = make("figure", { className: "card" }, make("h2", {}, title));
-    this.body = make("div");
+    this.body = make("div", { tabIndex: 0, role: "group", "aria-label": `${title}: ← and → move along it, Esc leaves` });
+    this.body.addEventListener("keydown", (event) => this.moveBy(event));
     this.card.append(this.body);
     place.append(this.card);
     this.plot = null;
@@ -40,7 +47,7 @@ export class Chart {
     dark.addEventListener("change", () => this.forget());
   }
 
-  // Show curves: [{name, colour, xs, ys, faint}], and marks: [{x, colour}].
+  // Show curves: [{name, colour, xs, ys, faint, points}], and marks: [{x, colour, isSmall}].
   draw(curves, { xLabel = "", logX = false, logY = false, marks = [], from0 = false, xRange = null } = {}) {
     const shown = curves.filter((curve) => curve.ys.some((y) => y != null));
     this.card.hidden = !shown.length;
@@ -49,7 +56,7 @@ export class Chart {
     this.card.setAttribute("aria-label", `${this.title}: ${shown.filter((curve) => !curve.faint).map(inWords).join(", ")}`);
     this.last = [curves, { xLabel, logX, logY, marks, from0, xRange }];
     const data = joined(shown, logX, logY);
-    const kind = JSON.stringify([shown.map((curve) => [curve.name, curve.colour, curve.faint, isPoint(curve)]), xLabel, logX, logY, dark.matches]);
+    const kind = JSON.stringify([shown.map((curve) => [curve.name, curve.colour, curve.faint, isPoint(curve)]), xLabel, logX, logY, xRange, dark.matches]);
     if (this.plot && kind === this.kind) {
       this.plot.setData(data);
       return;
@@ -66,7 +73,7 @@ export class Chart {
     return {
       width: Math.max(this.body.clientWidth, 200),
       height: HEIGHT,
-      cursor: { sync: { key: SYNC, setSeries: false }, points: { size: 6 } },
+      cursor: { sync: { key: SYNC, setSeries: false }, points: { size: 6 }, drag: { setScale: false }, bind: { dblclick: () => () => this.onZoom(null) } },
       legend: { live: true },
       scales: { x: { time: false, distr: logX ? 3 : 1, ...(xRange && { range: () => xRange }) }, y: { distr: logY ? 3 : 1, ...(from0 && { range: (_, low, high) => [0, Math.max(1, 1.1 * high)] }) } },
       axes: [{ ...axis, values, label: xLabel, labelSize: 18, size: 26, labelFont: axis.font, labelGap: 0 }, { ...axis, values, size: 52 }],
@@ -74,15 +81,34 @@ export class Chart {
         { label: xLabel, value: (_, value) => amount(value) },
         ...curves.map((curve) => ({
           label: curve.name,
-          stroke: curve.faint ? `${colourOf(curve.colour)}44` : colourOf(curve.colour),
+          class: curve.faint ? "faint" : undefined,
+          stroke: curve.faint ? colourOf(curve.colour) + (curves.length > 6 ? "26" : "4d") : colourOf(curve.colour),
           width: curve.faint ? 1 : 1.75,
-          spanGaps: true,
+          dash: dashOf(curve.colour),
           points: { show: !!curve.points || isPoint(curve), size: 4 },
           value: (_, value) => amount(value),
         })),
       ],
-      hooks: { draw: [(plot) => this.drawMarks(plot)] },
+      hooks: { draw: [(plot) => this.drawMarks(plot)], setSelect: [(plot) => this.zoomTo(plot)] },
     };
+  }
+
+  zoomTo(plot) {
+    const { left, width } = plot.select;
+    if (width < 4) return;
+    plot.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
+    this.onZoom([plot.posToVal(left, "x"), plot.posToVal(left + width, "x")]);
+  }
+
+  // Move the cursor by keys, so that the legend shows the values there.
+  moveBy(event) {
+    if (!this.plot) return;
+    const width = this.plot.bbox.width / devicePixelRatio;
+    const at = this.plot.cursor.left >= 0 ? this.plot.cursor.left : width;
+    const to = { ArrowLeft: at - width / KEY_STEPS, ArrowRight: at + width / KEY_STEPS, Home: 0, End: width, Escape: -10 }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    this.plot.setCursor({ left: event.key === "Escape" ? to : Math.min(Math.max(to, 0), width), top: 10 });
   }
 
   drawMarks(plot) {
@@ -92,9 +118,9 @@ export class Chart {
       if (!(x >= bbox.left && x <= bbox.left + bbox.width)) continue;
       ctx.save();
       ctx.strokeStyle = colourOf(mark.colour);
-      ctx.setLineDash([3 * devicePixelRatio, 3 * devicePixelRatio]);
+      if (!mark.isSmall) ctx.setLineDash([3 * devicePixelRatio, 3 * devicePixelRatio]);
       ctx.beginPath();
-      ctx.moveTo(x, bbox.top);
+      ctx.moveTo(x, mark.isSmall ? bbox.top + bbox.height - 6 * devicePixelRatio : bbox.top);
       ctx.lineTo(x, bbox.top + bbox.height);
       ctx.stroke();
       ctx.restore();
@@ -121,12 +147,13 @@ function inWords(curve) {
 // Return whether a curve is one point, which no line would show.
 const isPoint = (curve) => curve.ys.filter((y) => y != null).length < 2;
 
-// Return uPlot's columns: all places on x in order, and each curve's value there.
+// Return uPlot's columns: all places on x in order, and each curve's value there; null, which makes a gap, where its own
+// value is missing, and undefined, which makes none, where it has no point.
 function joined(curves, logX, logY) {
   const tables = curves.map(({ xs, ys }) => {
     const kept = [[], []];
     for (let at = 0; at < xs.length; at++) {
-      if (xs[at] == null || ys[at] == null || (logX && xs[at] <= 0) || (logY && ys[at] <= 0)) continue;
+      if (xs[at] == null || (logX && xs[at] <= 0) || (logY && ys[at] != null && ys[at] <= 0)) continue;
       kept[0].push(xs[at]);
       kept[1].push(ys[at]);
     }
