@@ -21,6 +21,7 @@ class TrainState:
             `early_stop_min_delta` or less. None where a checkpoint of an earlier version does not hold it.
         validations_since_lowest: validations at `eval_interval` after the one with that loss.
         seconds: time used of `training.max_time`, over all starts, the same on every rank.
+        elapsed_s: seconds that it took to get to this step, with steps that were made again counted once.
         guard: the memory of the spike guard.
     """
 
@@ -32,6 +33,7 @@ class TrainState:
     patience_val_loss: float | None = None
     validations_since_lowest: int = 0
     seconds: float = 0.0
+    elapsed_s: float = 0.0
     guard: GuardState = field(default_factory=GuardState)
 
     def count_validation(self, val_loss: float, *, min_delta: float = 0.0) -> None:
