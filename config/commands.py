@@ -1,4 +1,4 @@
-"""The commands and the schema of each one's TOML file."""
+"""The commands and the schema of each one's TOML file; of a command with several words, each has one."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from config.init import InitConfig
 from config.make_data import MakeDataConfig
 from config.plan import PlanConfig
 from config.quickstart import QuickstartConfig
+from config.runs_list import RunsListConfig
 from config.serve import ServeConfig
 from config.train import TrainConfig
 from config.train_tokenizer import TrainTokenizerConfig
@@ -31,6 +32,7 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "transformerlm-adopt": AdoptConfig,
     "transformerlm-train": TrainConfig,
     "transformerlm-plan": PlanConfig,
+    "transformerlm-runs list": RunsListConfig,
     "transformerlm-infer": InferConfig,
     "transformerlm-serve": ServeConfig,
     "transformerlm-eval": EvalConfig,
@@ -41,3 +43,5 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "python -m benchmarking.bench_infer_latency": BenchInferConfig,
     "python -m benchmarking.bench_serve": BenchServeConfig,
 }
+SUMMARIES = {"transformerlm-runs": "List your training runs, those that train now too, and look into them"}
+"""What a command does that has several words, each with a schema of its own."""

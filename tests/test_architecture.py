@@ -441,7 +441,12 @@ def test_weights_have_the_documented_names():
 
 
 def test_every_command_is_four_things():
-    """A console script of pyproject has a module in cli, a schema in config and a shipped TOML of its name."""
+    """A console script of pyproject has a module in cli, a schema in config and a shipped TOML of its name.
+
+    One with several words has these for each word.
+    """
+    from config.commands import COMMANDS
+
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts
     assert scripts.pop("transformerlm") == "cli.entry:transformerlm"
@@ -450,7 +455,11 @@ def test_every_command_is_four_things():
         verb += "_" * keyword.iskeyword(verb)  # no module can be called `import`
         assert target == f"cli.entry:{verb}", script
         assert f'\n{verb} = partial(run, "cli.{verb}")\n' in (ROOT / "cli/entry.py").read_text(), script
-        for path in (f"cli/{verb}.py", f"config/{verb}.py", f"config/resources/{verb}.toml"):
+        words = [name.partition(" ")[2] for name in COMMANDS if name.startswith(f"{script} ")]
+        paths = [f"cli/{verb}.py", f"config/{verb}.py"]
+        for one in [f"{verb}_{word}" for word in words] or [verb]:
+            paths += [f"cli/{one}.py", f"config/{one}.py", f"config/resources/{one}.toml"]
+        for path in paths:
             assert (ROOT / path).is_file(), f"{script}: {path} is missing"
 
 

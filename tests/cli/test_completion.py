@@ -12,7 +12,7 @@ from cli.completion import SHELLS, Completed, completion_script
 from cli.options import Guide, build_parser
 from config.commands import COMMANDS
 from config.keys import iter_keys
-from tests.cli.commands import ROOT, SCHEMAS, call
+from tests.cli.commands import ROOT, SCHEMAS, call, script_of
 
 PREFIX = "transformerlm-"
 COMPLETED = [Completed(name, iter_keys(schema)) for name, schema in COMMANDS.items() if name.startswith(PREFIX)]
@@ -39,6 +39,10 @@ CASES = [
     (["transformerlm", "plan", "--cal"], ["--calibration_steps"]),
     (["transformerlm", "make-data", "--outputs", "=", "p"], ["per-input"]),
     (["transformerlm", "--v"], ["--version"]),
+    (["transformerlm-runs", "l"], ["list"]),
+    (["transformerlm-runs", "list", "--so"], ["--sort"]),
+    (["transformerlm", "runs", "li"], ["list"]),
+    (["transformerlm", "runs", "list", "--output.format", "=", "j"], ["json"]),
 ]
 
 
@@ -67,6 +71,8 @@ def test_bash_completes_options_and_what_they_take(words, expected, script):
         ("transformerlm-train --training.device=c", ["--training.device=cpu", "--training.device=cuda"]),
         ("transformerlm make-data --outputs ", ["one", "per-input"]),
         ("transformerlm tr", ["train", "train-tokenizer"]),
+        ("transformerlm-runs l", ["list"]),
+        ("transformerlm runs list --rev", ["--reverse"]),
     ],
 )
 def test_fish_completes_them_too(line, expected):
@@ -95,7 +101,7 @@ def test_every_command_prints_its_own(name, shell):
     parser = build_parser(keys, Guide(name, ""))
     for option in {one for action in parser._actions for one in action.option_strings} - {"-h"}:
         assert (f"-l {option[2:]} " if shell == "fish" else option) in done.stdout
-    others = [one.name for one in COMPLETED if one.name != PREFIX + name.rstrip("_").replace("_", "-")]
+    others = [one.program for one in COMPLETED if one.program != script_of(name)[0]]
     assert [other for other in others if f" {other}\n" in done.stdout] == []
 
 

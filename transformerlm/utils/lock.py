@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -62,7 +63,7 @@ class DirectoryLock:
             )
         try:
             self._file.truncate(0)
-            self._file.write(f"process {os.getpid()}")
+            self._file.write(f"process {os.getpid()} on {platform.node()}")
             self._file.flush()
         except OSError as error:
             error.filename = str(self._path)  # a write on a full disk does not say where
