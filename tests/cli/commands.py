@@ -25,6 +25,7 @@ from config.make_data import MakeDataConfig
 from config.plan import PlanConfig
 from config.quickstart import QuickstartConfig
 from config.runs_list import RunsListConfig
+from config.runs_verify import RunsVerifyConfig
 from config.serve import ServeConfig
 from config.train import TrainConfig
 from config.train_tokenizer import TrainTokenizerConfig
@@ -45,6 +46,7 @@ SCHEMAS = {
     "eval": EvalConfig,
     "quickstart": QuickstartConfig,
     "runs_list": RunsListConfig,
+    "runs_verify": RunsVerifyConfig,
 }
 
 

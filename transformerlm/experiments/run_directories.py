@@ -246,6 +246,11 @@ def is_running(directory: Path, locked: set[int] | None) -> bool:
         return False
 
 
+def trains_now(directory: Path) -> bool:
+    """Return whether a training holds the directory now."""
+    return is_running(directory, _locked_inodes())
+
+
 def _locked_inodes() -> set[int] | None:
     """Return the inodes with a lock, from /proc/locks; taking the lock to see would refuse a training that starts."""
     try:
@@ -292,6 +297,11 @@ def config_of(directory: Path) -> dict[str, Any]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     return tomllib.loads(_read_small(path).decode("utf-8"))
+
+
+def flat_settings(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a tree of settings, or of an event, with dotted keys, and values that JSON can hold."""
+    return _flat(tree)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
