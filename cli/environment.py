@@ -28,22 +28,22 @@ def environment(settings: str, data: RunData, *, runtime: Runtime) -> dict[str, 
     from transformerlm.training.resume_checks import computed_with
     from transformerlm.utils import environment as here
 
-    with_ = computed_with(runtime.device, runtime.precision, world_size=runtime.world.world_size)
+    computed = computed_with(runtime.device, runtime.precision, world_size=runtime.world.world_size)
     is_gpu = runtime.device.type == "cuda"
     files = {"train": data.train, "valid": data.valid}
     return {
         "versions": {
             "transformerlm": here.installed_version("transformerlm"),
             "python": platform.python_version(),
-            "torch": with_["torch"],
+            "torch": computed["torch"],
             "numpy": here.installed_version("numpy"),
         },
         "host": platform.node(),
         "platform": platform.platform(),
         "processor": here.cpu_model(),
-        "threads": with_["num_threads"],
-        "device": f"{runtime.device} ({with_['device']})" if is_gpu else str(runtime.device),
-        "processes": with_["processes"],
+        "threads": computed["num_threads"],
+        "device": f"{runtime.device} ({computed['device']})" if is_gpu else str(runtime.device),
+        "processes": computed["processes"],
         "git": here.package_commit(),
         "source_sha256": here.source_sha256(),
         "command": here.without_secrets(sys.argv),

@@ -267,7 +267,7 @@ def _make_progress(run: PreparedRun) -> Progress:
     from transformerlm.training.eta import work_left
     from transformerlm.training.timetable import Timetable
 
-    has_room = not (run.config.logging.backend == "json" and is_terminal())
+    has_room = not ("json" in run.config.logging.backend and is_terminal())
     valid_tokens = len(run.data.valid) if run.data.valid else 0
     return Progress(
         run.config.training.max_steps,

@@ -18,6 +18,7 @@ from config.init import InitConfig
 from config.make_data import MakeDataConfig
 from config.plan import PlanConfig
 from config.quickstart import QuickstartConfig
+from config.runs_compare import RunsCompareConfig
 from config.runs_list import RunsListConfig
 from config.runs_verify import RunsVerifyConfig
 from config.serve import ServeConfig
@@ -34,6 +35,7 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "transformerlm-train": TrainConfig,
     "transformerlm-plan": PlanConfig,
     "transformerlm-runs list": RunsListConfig,
+    "transformerlm-runs compare": RunsCompareConfig,
     "transformerlm-runs verify": RunsVerifyConfig,
     "transformerlm-infer": InferConfig,
     "transformerlm-serve": ServeConfig,

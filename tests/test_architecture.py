@@ -41,7 +41,7 @@ PACKAGES = sorted({room.split(".")[0] for room in FLOORS})
 CORE = {"torch", "numpy", "regex", "pydantic", "tomli_w", "safetensors"}
 ALLOWED = {
     "config": {"pydantic", "pydantic_core", "tomli_w"},
-    "logger": {"wandb"},
+    "logger": {"wandb", "tensorboard"},
     "profiling": {"torch"},
     "transformerlm.distributed": {"torch", "ray"},
     "transformerlm.tokenizer": {"regex", "numpy", "numba", "llvmlite"},
@@ -51,7 +51,7 @@ ALLOWED = {
     "transformerlm.training": {"torch", "numpy"},
     "transformerlm.inference": {"torch", "numpy"},
     "transformerlm.serving": {"starlette", "uvicorn", "prometheus_client", "h11", "pydantic", "torch"},
-    "transformerlm.experiments": {"numpy"},
+    "transformerlm.experiments": {"numpy", "pydantic", "pydantic_core", "matplotlib"},
     "transformerlm.interop": {
         "torch",
         "numpy",
@@ -151,6 +151,7 @@ def test_optional_and_heavy_libraries_are_imported_where_they_are_used(path):
         for name in names:
             assert name.split(".")[0] not in (
                 "wandb",
+                "tensorboard",
                 "matplotlib",
                 "transformers",
                 "pyarrow",

@@ -24,6 +24,7 @@ from config.init import InitConfig
 from config.make_data import MakeDataConfig
 from config.plan import PlanConfig
 from config.quickstart import QuickstartConfig
+from config.runs_compare import RunsCompareConfig
 from config.runs_list import RunsListConfig
 from config.runs_verify import RunsVerifyConfig
 from config.serve import ServeConfig
@@ -46,6 +47,7 @@ SCHEMAS = {
     "eval": EvalConfig,
     "quickstart": QuickstartConfig,
     "runs_list": RunsListConfig,
+    "runs_compare": RunsCompareConfig,
     "runs_verify": RunsVerifyConfig,
 }
 

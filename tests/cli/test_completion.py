@@ -75,10 +75,11 @@ def test_bash_completes_options_and_what_they_take(words, expected, script):
         ("transformerlm runs list --rev", ["--reverse"]),
     ],
 )
-def test_fish_completes_them_too(line, expected):
+def test_fish_completes_them_too(line, expected, tmp_path):
     """Fish completes the same, and shows the meaning beside each."""
-    program = f"{call('overview', '--print-completion', 'fish').stdout}\ncomplete -C '{line}'"
-    done = subprocess.run(["fish", "--no-config", "-c", program], capture_output=True, text=True, check=True)
+    program = tmp_path / "ask.fish"  # as an argument it would be too long
+    program.write_text(f"{call('overview', '--print-completion', 'fish').stdout}\ncomplete -C '{line}'")
+    done = subprocess.run(["fish", "--no-config", program], capture_output=True, text=True, check=True)
     assert sorted(one.partition("\t")[0] for one in done.stdout.splitlines()) == expected
 
 
