@@ -26,7 +26,7 @@ from cli.environment import log_environment
 from cli.prepare_run import prepare_run
 from cli.progress import Progress
 from cli.same_run import directory_of_run, refuse_different_directories, refuse_different_settings, remembered
-from cli.summary import Summary, going_on, say_what_next
+from cli.summary import Summary, draw_loss_curve, going_on, say_what_next
 from cli.terminal import clock, framed, is_live, note, working
 from cli.utils import EXIT_FAILED, Command, speaks_for_machine
 from cli.utils import main as run_command
@@ -166,9 +166,13 @@ def _train_and_tell(trainer: Trainer, run_dir: Path, progress: Progress, summary
         trainer.train()
     else:
         summary.begin(trainer.state)
-        with closing(progress):
-            progress.begin("the first step")
-            trainer.train()
+        try:
+            with closing(progress):
+                progress.begin("the first step")
+                trainer.train()
+        except Exception:  # the curve of a run that has failed says most of all
+            draw_loss_curve(run_dir, seconds=trainer.state.elapsed_s)
+            raise
     _say_what_ended_it(trainer, was_done=was_done)
     if was_done:
         say_what_next([going_on(trainer, run_dir)])

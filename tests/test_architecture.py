@@ -64,7 +64,7 @@ ALLOWED = {
     },
     "databuilder": {"numpy"},
     "transformerlm.utils": {"torch", "numpy", "pyarrow"},
-    "cli": {"pydantic", "matplotlib"},
+    "cli": {"pydantic"},
 }
 MAX_FILE_LINES = 500
 MAX_BODY_LINES = 40
