@@ -23,7 +23,7 @@ SHORT = ("run", "share", "seed", "output.format")
 EXAMPLES = (
     ("a run, by 5 % of its steps", "runs/first"),
     ("all of it that its checkpoints allow", "runs/first --share=1"),
-    ("the receipt as a file", "runs/first --output.format=json > receipt.json"),
+    ("the same segments as another time, with the receipt as JSON", "runs/first --seed=7 --output.format=json"),
 )
 _VERDICTS = {
     "verified": "verified: what was checked is as the run says",
