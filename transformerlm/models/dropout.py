@@ -57,7 +57,8 @@ def dropped(key: Tensor, shape: Sequence[int], probability: float) -> Tensor:
     words = _fold(words * _MULTIPLIERS[1], 16)
     # A word is equally likely to be any int32.
     threshold = min(round(probability * 2**32), 2**32 - 1) - 2**31
-    return (words < threshold).view(len(key), *shape)
+    gone: Tensor = words < threshold
+    return gone.view(len(key), *shape)
 
 
 def _fold(words: Tensor, bits: int) -> Tensor:
