@@ -17,6 +17,7 @@ from typing import Any, Literal
 from transformerlm.experiments.run_checks import Finding, Record, RunLines, read_run_lines, step_of
 from transformerlm.experiments.saved_checkpoints import SavedCheckpoint, read_checkpoint
 
+Outcome = Literal["equal", "differ", "missing"]
 _NAME = "replay"
 # What a clock or the machine's memory gives, and no replay gives again.
 _MEASURED = ("per_second", "_bytes", "seconds", "elapsed")
@@ -51,8 +52,8 @@ class Replay:
     begin: int
     end: int
     lines: int
-    losses: Literal["equal", "differ", "missing"]
-    weights: Literal["equal", "differ", "missing"]
+    losses: Outcome
+    weights: Outcome
     first_step: int | None
     largest_difference: float
     seconds: float | None
@@ -183,7 +184,7 @@ def _compared(
     steps = sorted({*theirs, *(step for step in ours if step != segment.end)})
     differ = [step for step in steps if step not in ours or step not in theirs or _differs(theirs[step], ours[step])]
     gaps = [_gap(theirs[step], ours[step]) for step in steps if step in ours and step in theirs]
-    losses = "equal" if not differ else "differ" if ours else "missing"
+    losses: Outcome = "equal" if not differ else "differ" if ours else "missing"
     return Replay(
         begin=segment.begin,
         end=segment.end,
@@ -207,10 +208,10 @@ def _is_computed(key: str) -> bool:
 
 
 def _gap(theirs: Record, ours: Record) -> float:
-    pair = [line.get("metrics.loss") for line in (theirs, ours)]
-    if not all(isinstance(one, int | float) for one in pair):  # a number that is not finite is a word
-        return 0.0 if pair[0] == pair[1] else 1.0
-    return abs(pair[0] - pair[1]) / max(abs(pair[0]), abs(pair[1]), 1e-30)  # type: ignore[operator]
+    one, other = theirs.get("metrics.loss"), ours.get("metrics.loss")
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return float(abs(one - other) / max(abs(one), abs(other), 1e-30))
+    return 0.0 if one == other else 1.0  # a number that is not finite is a word
 
 
 def _seconds(lines: Mapping[int, Record]) -> float | None:

@@ -52,13 +52,12 @@ def dropout(x: Tensor, probability: float, key: Tensor | None) -> Tensor:
 def dropped(key: Tensor, shape: Sequence[int], probability: float) -> Tensor:
     """Return which numbers of `(batch, *shape)` are dropped, bool, by the keys `(batch, 2)`, int32."""
     first, second = key.unsqueeze(-1).unbind(dim=-2)  # (batch, 1)
-    words = torch.arange(math.prod(shape), dtype=torch.int32, device=key.device) ^ first  # (batch, numbers)
+    words: Tensor = torch.arange(math.prod(shape), dtype=torch.int32, device=key.device) ^ first  # (batch, numbers)
     words = _fold(words * _MULTIPLIERS[0], 15) ^ second
     words = _fold(words * _MULTIPLIERS[1], 16)
     # A word is equally likely to be any int32.
     threshold = min(round(probability * 2**32), 2**32 - 1) - 2**31
-    gone: Tensor = words < threshold
-    return gone.view(len(key), *shape)
+    return (words < threshold).view(len(key), *shape)
 
 
 def _fold(words: Tensor, bits: int) -> Tensor:

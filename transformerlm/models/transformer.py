@@ -225,7 +225,7 @@ class TransformerLM(nn.Module):
             return [None] * num_layers
         if len(dropout_keys) != num_keys(num_layers):
             raise ValueError(f"model: expected {num_keys(num_layers)} rows of dropout_keys, got {len(dropout_keys)}")
-        return dropout_keys[1:].split(KEYS_OF_LAYER)
+        return list(torch.split(dropout_keys[1:], KEYS_OF_LAYER))
 
     def _zero_outputs(self) -> None:
         for name, parameter in self.layers.named_parameters():
