@@ -52,7 +52,7 @@ def dropout(x: Tensor, probability: float, key: Tensor | None) -> Tensor:
 def dropped(key: Tensor, shape: Sequence[int], probability: float) -> Tensor:
     """Return which numbers of `(batch, *shape)` are dropped, bool, by the keys `(batch, 2)`, int32."""
     first, second = key.unsqueeze(-1).unbind(dim=-2)  # (batch, 1)
-    words: Tensor = torch.arange(math.prod(shape), dtype=torch.int32, device=key.device) ^ first  # (batch, numbers)
+    words = torch.arange(math.prod(shape), dtype=torch.int32, device=key.device) ^ first  # (batch, numbers)
     words = _fold(words * _MULTIPLIERS[0], 15) ^ second
     words = _fold(words * _MULTIPLIERS[1], 16)
     # A word is equally likely to be any int32.
@@ -62,4 +62,4 @@ def dropped(key: Tensor, shape: Sequence[int], probability: float) -> Tensor:
 
 def _fold(words: Tensor, bits: int) -> Tensor:
     """Return `words ^ (words >> bits)`, with zeros shifted in: torch's shift repeats the sign."""
-    return words ^ ((words >> bits) & (2 ** (32 - bits) - 1))
+    return words.bitwise_xor((words >> bits) & (2 ** (32 - bits) - 1))
