@@ -23,6 +23,7 @@ from config.runs_list import RunsListConfig
 from config.runs_report import RunsReportConfig
 from config.runs_show import RunsShowConfig
 from config.runs_tail import RunsTailConfig
+from config.runs_verify import RunsVerifyConfig
 from config.serve import ServeConfig
 from config.train import TrainConfig
 from config.train_tokenizer import TrainTokenizerConfig
@@ -41,6 +42,7 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "transformerlm-runs show": RunsShowConfig,
     "transformerlm-runs tail": RunsTailConfig,
     "transformerlm-runs compare": RunsCompareConfig,
+    "transformerlm-runs verify": RunsVerifyConfig,
     "transformerlm-infer": InferConfig,
     "transformerlm-serve": ServeConfig,
     "transformerlm-eval": EvalConfig,

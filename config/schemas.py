@@ -158,6 +158,18 @@ class RopeScaling(Section):
         return self
 
 
+class DropoutConfig(Section):
+    """Numbers that training sets to zero by chance, against overfitting (Srivastava et al. 2014); by place."""
+
+    embedding: float = Field(0.0, ge=0, lt=1, description="probability of each number of the embedded tokens")
+    attention: float = Field(
+        0.0, ge=0, lt=1, description="of each of attention's probabilities, which are then written out, not fused"
+    )
+    residual: float = Field(
+        0.0, ge=0, lt=1, description="of each number that attention or a feed-forward layer adds to the stream"
+    )
+
+
 class ModelConfig(Section):
     """The decoder-only Transformer; each key is a keyword of `transformerlm.models.transformer.TransformerLM`."""
 
@@ -195,6 +207,7 @@ class ModelConfig(Section):
     zero_init_outputs: bool = Field(
         False, description="initialise each sub-layer's last matrix (output_proj, w2) to zero"
     )
+    dropout: DropoutConfig | None = None
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:

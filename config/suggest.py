@@ -85,7 +85,6 @@ EXPLAINED: dict[str, tuple[str, str]] = {
         "training.micro_batch_size",
         "accumulation is training.batch_size / training.micro_batch_size",
     ),
-    "dropout": ("model.d_model", "the model has no dropout"),
     "bias": ("model.d_model", "no layer of the model has a bias"),
     "do_sample": ("sampling.temperature", "sampling.temperature = 0 takes the likeliest token"),
 }

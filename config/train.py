@@ -80,6 +80,12 @@ class TrainingConfig(Section):
         0,
         description="stop after this many validations at eval_interval in a row without a new lowest loss; 0: never",
     )
+    early_stop_min_delta: float = Field(
+        0.0,
+        ge=0,
+        le=1e3,
+        description="a loss is a new lowest one for early_stop_patience if it is lower by more than this, in nats",
+    )
     z_loss: float = Field(
         0.0,
         ge=0,
@@ -109,6 +115,10 @@ class TrainingConfig(Section):
             )
         if self.early_stop_patience and not self.eval_interval:
             raise ValueError(f"early_stop_patience = {self.early_stop_patience} needs eval_interval >= 1, found 0")
+        if self.early_stop_min_delta and not self.early_stop_patience:
+            raise ValueError(
+                f"early_stop_min_delta = {self.early_stop_min_delta} does nothing: early_stop_patience is 0"
+            )
         return self
 
 

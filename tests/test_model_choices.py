@@ -42,6 +42,7 @@ NUMBERS: dict[str, list[Any]] = {
     "rope_scaling": [{"factor": 4.0, "low_freq_factor": 0.5, "high_freq_factor": 3.0, "original_context_length": 16}],
     "norm_eps": [1e-2],
     "logit_soft_cap": [None, 0.5],
+    "dropout": [{"embedding": 0.1, "attention": 0.2, "residual": 0.3}],
 }
 
 

@@ -29,6 +29,7 @@ from config.runs_list import RunsListConfig
 from config.runs_report import RunsReportConfig
 from config.runs_show import RunsShowConfig
 from config.runs_tail import RunsTailConfig
+from config.runs_verify import RunsVerifyConfig
 from config.serve import ServeConfig
 from config.train import TrainConfig
 from config.train_tokenizer import TrainTokenizerConfig
@@ -53,6 +54,7 @@ SCHEMAS = {
     "runs_show": RunsShowConfig,
     "runs_tail": RunsTailConfig,
     "runs_compare": RunsCompareConfig,
+    "runs_verify": RunsVerifyConfig,
 }
 
 

@@ -64,6 +64,7 @@ VALID: dict[str, set[str]] = {
         "speculative",  # nothing is drafted
         "temperature",  # of the benchmark of serving
         "top_p",
+        "training.early_stop_min_delta",
         "training.early_stop_patience",  # never
         "training.eval_interval",  # only before a checkpoint
         "training.max_skipped_steps",  # stop at the first

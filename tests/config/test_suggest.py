@@ -60,7 +60,7 @@ def test_every_synonym_is_one_of_some_command():
         assert any(key in names for names in ALL), key
 
 
-@pytest.mark.parametrize("word", ["epochs", "num_train_epochs", "training.gradient_accumulation_steps", "dropout"])
+@pytest.mark.parametrize("word", ["epochs", "num_train_epochs", "training.gradient_accumulation_steps", "bias"])
 def test_a_word_without_a_key_is_answered_in_words(word):
     """What we do differently is explained, if the command has what it names, before a similar name."""
     text = hint(word, TRAIN, sections=False, prefix="--")

@@ -17,7 +17,8 @@ from tests.training.tiny_run import TinyFiles, read_records, step_lines, tiny_co
 from transformerlm.distributed.sharding import Shards
 from transformerlm.distributed.world import World
 from transformerlm.training.build import build_model, build_optimizer, build_shards, num_accumulation_steps
-from transformerlm.training.data import get_batch, sequential_batches
+from transformerlm.training.data import get_batch, rows_of_part, sequential_batches
+from transformerlm.training.dropout_keys import dropout_keys
 from transformerlm.training.loop import batch_loss, evaluate, train_step
 from transformerlm.utils.dtypes import autocast
 
@@ -29,7 +30,12 @@ CONTEXT = 12
 # One setting after the other: keys of the configuration that differ from the usual ones.
 SETTINGS: dict[str, dict[str, Any]] = {
     "adamw": {},
-    "sgd": {"optimizer.name": "sgd", "optimizer.momentum": 0.9, "optimizer.learning_rate": 0.1},
+    "sgd, dropout": {
+        "optimizer.name": "sgd",
+        "optimizer.momentum": 0.9,
+        "optimizer.learning_rate": 0.1,
+        "model.dropout": {"embedding": 0.1, "attention": 0.2, "residual": 0.1},
+    },
     "muon": {"optimizer.name": "muon", "optimizer.learning_rate": 0.02},
     "accumulation": {"training.micro_batch_size": 1},
     "model": {
@@ -90,7 +96,10 @@ def _train(
     size = config.training.micro_batch_size or -(-config.training.batch_size // world.world_size)
     count = num_accumulation_steps(config.training.batch_size, size, world.world_size)
     batch = partial(get_batch, tokens, batch_size=8, context_length=CONTEXT, seed=3, num_micro_batches=count)
-    batch = partial(batch, rank=world.rank, world_size=world.world_size)
+    ranks = {"rank": world.rank, "world_size": world.world_size}
+    batch = partial(batch, **ranks)
+    parts = [rows_of_part(8, micro_batch=index, num_micro_batches=count, **ranks) or range(1) for index in range(count)]
+    keys = partial(dropout_keys, model.settings, seed=3)
     context = partial(autocast, CPU, precision)
     results = [
         train_step(
@@ -103,6 +112,7 @@ def _train(
             shards=shards,
             num_tokens=8 * CONTEXT,
             z_loss=config.training.z_loss,
+            dropout_keys=[keys(rows, step=step) for rows in parts],
             flags=lambda: [world.rank, 1.0],
         )
         for step in range(NUM_STEPS)

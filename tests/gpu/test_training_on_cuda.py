@@ -22,12 +22,13 @@ from cli.train import train
 from config.io import dump_toml
 from tests.training.tiny_run import TinyFiles, step_lines, tiny_config, write_tiny_files
 from transformerlm.models.attention import attend
+from transformerlm.models.dropout import dropped
 from transformerlm.models.functional import gated_silu, rms_norm
 from transformerlm.models.layers import Embedding
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.data import Prefetcher, get_batch
 from transformerlm.training.fast.linear_cross_entropy import training_loss
-from transformerlm.training.loop import evaluate, train_step
+from transformerlm.training.loop import batch_loss, evaluate, train_step
 from transformerlm.training.muon import Muon, muon_groups
 from transformerlm.training.optim import SGD, AdamW, clip_grad_norm, parameter_groups
 from transformerlm.utils.dtypes import autocast
@@ -280,3 +281,21 @@ def test_wandb_beside_cuda(files: TinyFiles, tmp_path: Path, monkeypatch: pytest
     assert train(tiny_config(files, tmp_path, changes)) == 0
     assert [line["step"] for line in step_lines(tmp_path / "run")] == list(range(1, 13))
     assert list((tmp_path / "wandb").rglob("*.wandb"))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_dropout_drops_what_it_drops_on_a_cpu(compiled: bool) -> None:
+    """The masks are those of the CPU, bit for bit, eager or compiled; the losses of a model that drops are near."""
+    key = torch.randint(-(2**31), 2**31, (7, 5, 2), generator=torch.Generator().manual_seed(0)).to(torch.int32)
+    mask = torch.compile(dropped) if compiled else dropped
+    for shape in ((33, 65), (4, 31, 31)):
+        found = mask(key[0].to(DEVICE), shape, 0.3)
+        assert torch.equal(found.cpu(), dropped(key[0], shape, 0.3))
+    drops = {"dropout": {"embedding": 0.1, "attention": 0.2, "residual": 0.1}}
+    ids = torch.randint(257, (5, 32), generator=torch.Generator().manual_seed(1))
+    models = [make_model(device, **drops).train() for device in ("cpu", DEVICE)]
+    losses = [
+        batch_loss(model, ids.to(model.device), ids.to(model.device), dropout_keys=key.to(model.device))[0].item()
+        for model in models
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)

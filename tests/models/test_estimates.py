@@ -11,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from transformerlm.distributed.rows import own_rows
+from transformerlm.models.dropout import num_keys
 from transformerlm.models.estimates import (
     checkpoint_bytes,
     count_parameters,
@@ -70,18 +71,27 @@ def saved_bytes(model: TransformerLM, ids: torch.Tensor, precision: str) -> int:
         return tensor
 
     enabled = precision == "bf16"
+    keys = torch.randint(2**31, (num_keys(len(model.layers)), len(ids), 2), dtype=torch.int32)
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled),
     ):
-        logits = model(ids)
+        logits = model(ids, dropout_keys=keys)
     assert logits.requires_grad
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
-    "changes", [{}, {"attention": "reference"}, {"num_kv_heads": 1, "qk_norm": True}, {"ffn": "silu"}]
+    "changes",
+    [
+        {},
+        {"attention": "reference"},
+        {"num_kv_heads": 1, "qk_norm": True},
+        {"ffn": "silu"},
+        {"dropout": {"embedding": 0.1, "residual": 0.1}},
+        {"dropout": {"attention": 0.1}},
+    ],
 )
 def test_activation_memory_is_near_what_autograd_saves(precision: str, changes: dict[str, Any]) -> None:
     """The estimate of activations is within 15 % of the tensors the forward pass keeps."""

@@ -248,14 +248,19 @@ SCHEDULES = {
     "wsd": {"schedule.name": "wsd", "schedule.decay_steps": 5, "schedule.min_learning_rate": 1e-4},
     "cosine": {"schedule.min_learning_rate": 1e-4},
 }
-HARD = {"training.precision": "bf16", "training.micro_batch_size": 2, "model.activation_checkpointing": True}
+HARD = {
+    "training.precision": "bf16",
+    "training.micro_batch_size": 2,
+    "model.activation_checkpointing": True,
+    "model.dropout": {"embedding": 0.1, "attention": 0.1, "residual": 0.1},
+}
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_resumed_equals_uninterrupted_in_every_phase(schedule, files, tmp_path):
     """Killed in warm-up, middle and decay, between micro-batches and in validations, a hard run ends bit for bit equal.
 
-    Hard: bf16 autocast, four micro-batches a step, recomputed activations.
+    Hard: bf16 autocast, four micro-batches a step, recomputed activations, dropout.
     """
     changes = {
         **HARD,

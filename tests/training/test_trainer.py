@@ -127,6 +127,7 @@ VARIANTS = {
     "sgd": {"optimizer.name": "sgd", "optimizer.momentum": 0.9},
     "muon": {"optimizer.name": "muon", "training.z_loss": 1e-3, "model.logit_soft_cap": 15.0},
     "muon in bf16": {"optimizer.name": "muon", "training.precision": "bf16", "model.zero_init_outputs": True},
+    "dropout": {"model.dropout": {"embedding": 0.1, "attention": 0.1, "residual": 0.1}, "data.order": "epoch"},
     "tied": {"model.tie_embeddings": True, "model.num_kv_heads": 1, "model.qk_norm": True},
 }
 
@@ -278,6 +279,7 @@ def test_another_model_or_optimizer_is_refused(name, files, tmp_path):
         {"training.micro_batch_size": 4},
         {"training.z_loss": 1e-4},
         {"model.zero_init_outputs": True},  # only for initial weights
+        {"model.dropout": {"residual": 0.1}},
     ],
     ids=str,
 )
@@ -486,6 +488,27 @@ def test_a_run_that_gets_no_better_stops_early(files, tmp_path, monkeypatch, cap
     assert step_lines(tmp_path / "pieces/run") == lines
     assert train(tiny_config(files, tmp_path / "pieces", {**changes, "training.early_stop_patience": 4})) == 0
     assert step_lines(tmp_path / "pieces/run")[-1]["step"] > last["step"]
+
+
+def test_small_improvements_do_not_reset_patience_until_they_add_up(files, tmp_path, monkeypatch):
+    """A run in pieces stops where the whole one does: after three validations that are not lower by more than 0.5."""
+    changes = {
+        "training.max_steps": 30,
+        "training.eval_interval": 1,
+        "training.early_stop_patience": 3,
+        "training.early_stop_min_delta": 0.5,
+        "checkpoint.interval": 2,
+    }
+    losses = [5.0, 4.75, 4.25, 4.0, 3.75, 3.0, 2.75, 2.625, 2.5, 1.0]  # lower by enough at steps 1, 3 and 6
+    monkeypatch.setattr(
+        trainer.Trainer, "validate", lambda self: EvalResult(loss=losses[self.state.step - 1], bits_per_byte=1.0)
+    )
+    train(tiny_config(files, tmp_path / "whole", changes))
+    run_in_pieces(tiny_config(files, tmp_path / "pieces", changes), [4, 8], monkeypatch)
+    for name in ("whole", "pieces"):
+        state = read_state(resolve(tmp_path / name / "run"))
+        assert (state["step"], state["patience_val_loss"], state["lowest_val_loss"]) == (9, 3.0, 2.5)
+        assert (state["best_step"], read_records(tmp_path / name / "run")[-1]["reason"]) == (9, "early_stop")
 
 
 @pytest.mark.parametrize(

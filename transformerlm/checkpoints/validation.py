@@ -40,6 +40,7 @@ _STATE_TYPES: dict[str, tuple[type, ...]] = {
     "val_loss": (float, int, type(None)),
     "best_step": (int, type(None)),
     "lowest_val_loss": (float, int, type(None)),
+    "patience_val_loss": (float, int, type(None)),
     "validations_since_lowest": (int,),
     "seconds": (float, int),
     "elapsed_s": (float, int),

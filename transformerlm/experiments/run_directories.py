@@ -305,6 +305,11 @@ def _read_toml(path: Path) -> dict[str, Any]:
     return tomllib.loads(_read_small(path).decode("utf-8"))
 
 
+def flat_settings(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a tree of settings, or of an event, with dotted keys, and values that JSON can hold."""
+    return _flat(tree)
+
+
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():

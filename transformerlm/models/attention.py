@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,22 +42,28 @@ def attend(
     *,
     is_causal: bool = False,
     implementation: AttentionImplementation = "reference",
+    dropout_probability: float = 0.0,
+    dropout_key: Tensor | None = None,
 ) -> Tensor:
     """Return the attention of `functional.scaled_dot_product_attention`, computed by one of two implementations.
 
-    Shapes, `mask` and shared heads are as there. `is_causal` stands for `causal_mask` and excludes `mask`. Raises
-    ValueError for both together, and for an unknown implementation.
+    Shapes, `mask`, shared heads and dropout are as there. Attention that drops probabilities is always the one written
+    out: PyTorch's kernel would draw them from a generator whose state a resumed or divided run does not repeat.
+    `is_causal` stands for `causal_mask` and excludes `mask`. Raises ValueError for both together, and for an unknown
+    implementation.
     """
     if is_causal and mask is not None:
         raise ValueError("attention: give a mask or is_causal=True, not both")
     if implementation not in ATTENTION_IMPLEMENTATIONS:
         raise ValueError(f"attention: expected one of {', '.join(ATTENTION_IMPLEMENTATIONS)}, got {implementation!r}")
     is_causal = is_causal and query.shape[-2] > 1  # a single query is the last position, and sees every key
-    if implementation == "fused" and may_hand_over():  # hand-over
+    drops = dropout_key is not None and dropout_probability > 0.0
+    if implementation == "fused" and not drops and may_hand_over():  # hand-over
         return _fused_attention(query, key, value, mask, is_causal)
+    dropping: dict[str, Any] = {"dropout_probability": dropout_probability, "dropout_key": dropout_key}
     if is_causal:
-        return causal_attention(query, key, value)
-    return scaled_dot_product_attention(query, key, value, mask)
+        return causal_attention(query, key, value, **dropping)
+    return scaled_dot_product_attention(query, key, value, mask, **dropping)
 
 
 def _fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
@@ -81,8 +87,8 @@ class MultiHeadSelfAttention(nn.Module):
     """Causal self-attention, `(batch, seq, d_model)` in and out.
 
     `rope` is shared by the layers of a model; without it positions are not encoded. `num_kv_heads` below `num_heads`
-    groups queries. `qk_norm` puts an RMSNorm over each head's queries and keys, before the rotary embedding. Raises
-    ValueError when heads do not divide.
+    groups queries. `qk_norm` puts an RMSNorm over each head's queries and keys, before the rotary embedding. `dropout`
+    is the probability of each of attention's probabilities to be dropped. Raises ValueError when heads do not divide.
     """
 
     def __init__(
@@ -95,6 +101,7 @@ class MultiHeadSelfAttention(nn.Module):
         qk_norm: bool = False,
         implementation: AttentionImplementation = "fused",
         norm_eps: float = 1e-5,
+        dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -105,7 +112,7 @@ class MultiHeadSelfAttention(nn.Module):
         if num_heads % num_kv_heads:
             raise ValueError(f"num_heads ({num_heads}) is not divisible by num_kv_heads ({num_kv_heads})")
         self.num_heads, self.num_kv_heads, self.d_head = num_heads, num_kv_heads, d_model // num_heads
-        self.rope, self.implementation = rope, implementation
+        self.rope, self.implementation, self.dropout = rope, implementation, dropout
         d_kv = num_kv_heads * self.d_head
         self.q_proj = Linear(d_model, d_model, device=device, dtype=dtype)
         self.k_proj = Linear(d_model, d_kv, device=device, dtype=dtype)
@@ -114,11 +121,18 @@ class MultiHeadSelfAttention(nn.Module):
         self.q_norm = RMSNorm(self.d_head, norm_eps, device=device, dtype=dtype) if qk_norm else None
         self.k_norm = RMSNorm(self.d_head, norm_eps, device=device, dtype=dtype) if qk_norm else None
 
-    def forward(self, x: Tensor, *, token_positions: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        token_positions: Tensor | None = None,
+        cache: LayerCache | None = None,
+        dropout_key: Tensor | None = None,
+    ) -> Tensor:
         """Attend over `x`, and over what `cache` holds before it; `x` is appended to the cache.
 
         `token_positions` `(seq)` or `(batch, seq)` place the rows for the rotary embedding; by default they follow each
-        other, after those of the cache.
+        other, after those of the cache. With a `dropout_key` `(batch, 2)` probabilities are dropped.
         """
         with nvtx.range("attention", level="fine"):
             x = cast_for_matmul(x)
@@ -129,7 +143,15 @@ class MultiHeadSelfAttention(nn.Module):
             if cache is not None:
                 key, value = cache.append(key, value)
                 query = query.to(key.dtype)
-            heads = attend(query, key, value, is_causal=True, implementation=self.implementation)
+            heads = attend(
+                query,
+                key,
+                value,
+                is_causal=True,
+                implementation=self.implementation,
+                dropout_probability=self.dropout,
+                dropout_key=dropout_key,
+            )
             merged = heads.transpose(-3, -2).flatten(-2)  # (batch, seq, d_model)
             return self.output_proj(merged)  # type: ignore[no-any-return]
 

@@ -171,14 +171,18 @@ def _layer_activation_bytes_per_token(model: ModelSettings, compute_bytes: int, 
     heads = (2 * d_model + 2 * d_kv) * compute_bytes  # query, key, value, and the attention's result
     qk_norms = (d_model + d_kv) * compute_bytes if model.qk_norm else 0
     hidden = feed_forward(model.ffn).NUM_KEPT * d_ff * compute_bytes
+    masks = 2 * d_model if model.dropout_at("residual") else 0  # what is dropped, a byte a number
     scores = 0
-    if model.attention == "reference":
+    if model.dropout_at("attention"):
+        # As below, with what is dropped, and the rest scaled, which is multiplied with the values.
+        scores = model.num_heads * model.context_length * (8 + compute_bytes + 1)
+    elif model.attention == "reference":
         # The exponentials, the probabilities in fp32, and in the compute dtype when that is another; plus the mask.
         scores = model.num_heads * model.context_length * (8 + cast)
     elif device_type == "cpu" and cast:
         kept = num_kept_probabilities(model.context_length, model.d_head)
         scores = model.num_heads * kept * compute_bytes // model.context_length
-    return int(norms + inputs + heads + qk_norms + hidden + scores)
+    return int(norms + inputs + heads + qk_norms + hidden + masks + scores)
 
 
 def _attention_matrices(model: ModelSettings) -> int:

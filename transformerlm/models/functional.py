@@ -15,6 +15,7 @@ import math
 import torch
 from torch import Tensor
 
+from transformerlm.models.dropout import dropout
 from transformerlm.models.fast.gated_silu import gated_silu as fast_gated_silu
 from transformerlm.models.fast.rms_norm import rms_norm as fast_rms_norm
 from transformerlm.models.fast.rotate import rotate as fast_rotate
@@ -61,25 +62,43 @@ def softmax(x: Tensor, dim: int) -> Tensor:
     return (exponentials / total).to(x.dtype)
 
 
-def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    *,
+    dropout_probability: float = 0.0,
+    dropout_key: Tensor | None = None,
+) -> Tensor:
     """Return `softmax(query key^T / sqrt(d_k)) value` (Vaswani et al. 2017, eq. 1).
 
     Shapes: query `(..., queries, d_k)`, key `(..., keys, d_k)`, value `(..., keys, d_v)`, result `(..., queries, d_v)`.
     `mask` is bool, broadcastable to `(..., queries, keys)`, True where a query may look; a query that may look nowhere
-    gives zeros. Key and value may have fewer heads (dimension -3) than query: see `share_heads`.
+    gives zeros. Key and value may have fewer heads (dimension -3) than query: see `share_heads`. With a `dropout_key`
+    probabilities are dropped: see `dropout`.
     """
     key, value = share_heads(key, query), share_heads(value, query)
     # Scaling the query is cheaper than scaling the scores, which are larger.
     scores = (query * (1.0 / math.sqrt(query.shape[-1]))) @ key.transpose(-2, -1)  # (..., queries, keys)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
-    return softmax(scores, dim=-1) @ value
+    return dropout(softmax(scores, dim=-1), dropout_probability, dropout_key) @ value
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def causal_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    dropout_probability: float = 0.0,
+    dropout_key: Tensor | None = None,
+) -> Tensor:
     """Return the attention in which no query sees a later key; the queries are the last positions of the keys."""
     mask = causal_mask(query.shape[-2], key.shape[-2], query.device)
-    return scaled_dot_product_attention(query, key, value, mask)
+    return scaled_dot_product_attention(
+        query, key, value, mask, dropout_probability=dropout_probability, dropout_key=dropout_key
+    )
 
 
 def causal_mask(num_queries: int, num_keys: int, device: torch.device | str | None = None) -> Tensor:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from transformerlm.models.attention import AttentionImplementation
+from transformerlm.models.dropout import check_probabilities
 from transformerlm.models.layers import FEED_FORWARDS, feed_forward
 
 NormPosition = Literal["pre", "post", "none"]
 Position = Literal["rope", "none"]
-SAME_FUNCTION = frozenset({"activation_checkpointing", "attention", "zero_init_outputs"})
-"""The settings that change how a model is computed or begins, not which function its weights are."""
+SAME_FUNCTION = frozenset({"activation_checkpointing", "attention", "dropout", "zero_init_outputs"})
+"""The settings that change how a model is computed, trained or begins, not which function its weights are."""
 ROPE_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_context_length")
 _SIZES = ("vocab_size", "context_length", "d_model", "num_layers", "num_heads", "d_ff", "num_kv_heads")
 
@@ -46,6 +47,7 @@ class ModelSettings:
     activation_checkpointing: bool = False
     logit_soft_cap: float | None = None
     zero_init_outputs: bool = False
+    dropout: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         if self.num_kv_heads is None:
@@ -54,6 +56,7 @@ class ModelSettings:
             object.__setattr__(self, "d_ff", default_d_ff(self.d_model, self.ffn))
         self._check_values()
         self._check_heads()
+        check_probabilities(self.dropout or {})
         if self.rope_scaling is not None:
             _check_rope_scaling(self.rope_scaling, self.position)
 
@@ -66,6 +69,15 @@ class ModelSettings:
     def d_kv(self) -> int:
         """The features of all keys, or all values, of one token."""
         return self.num_kv_heads * self.d_head
+
+    @property
+    def drops(self) -> bool:
+        """Whether training drops numbers somewhere."""
+        return any((self.dropout or {}).values())
+
+    def dropout_at(self, place: str) -> float:
+        """Return the probability with which a number is dropped there, one of `dropout.PLACES`."""
+        return (self.dropout or {}).get(place, 0.0)
 
     def _check_values(self) -> None:
         for name in _SIZES:

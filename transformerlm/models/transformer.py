@@ -8,6 +8,7 @@ ablations.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from transformerlm.models.attention import MultiHeadSelfAttention
+from transformerlm.models.dropout import KEYS_OF_LAYER, dropout, num_keys
 from transformerlm.models.estimates import count_parameters, flops_per_token
 from transformerlm.models.functional import soft_cap
 from transformerlm.models.kv_cache import KVCache, LayerCache
@@ -27,7 +29,8 @@ class TransformerBlock(nn.Module):
     """Self-attention and a feed-forward layer, each with a residual connection; `(batch, seq, d_model)` in and out.
 
     `norm_position` is "pre" for `x + f(norm(x))`, "post" for `norm(x + f(x))`, "none" for `x + f(x)`. `ffn` names
-    one of `FEED_FORWARDS`. Further keywords go to `MultiHeadSelfAttention`.
+    one of `FEED_FORWARDS`. `residual_dropout` is the probability of each number that a sub-layer adds to be dropped.
+    Further keywords go to `MultiHeadSelfAttention`.
     """
 
     def __init__(
@@ -39,25 +42,36 @@ class TransformerBlock(nn.Module):
         norm_position: NormPosition = "pre",
         ffn: str = "swiglu",
         norm_eps: float = 1e-5,
+        residual_dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **attention: Any,
     ) -> None:
         super().__init__()
         place: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.norm_position = norm_position
+        self.norm_position, self.residual_dropout = norm_position, residual_dropout
         self.attn = MultiHeadSelfAttention(d_model, num_heads, norm_eps=norm_eps, **attention, **place)
         self.ffn = feed_forward(ffn)(d_model, d_ff, **place)
         has_norms = norm_position != "none"
         self.ln1: nn.Module = RMSNorm(d_model, norm_eps, **place) if has_norms else nn.Identity()
         self.ln2: nn.Module = RMSNorm(d_model, norm_eps, **place) if has_norms else nn.Identity()
 
-    def forward(self, x: Tensor, *, token_positions: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        token_positions: Tensor | None = None,
+        cache: LayerCache | None = None,
+        dropout_keys: Tensor | None = None,
+    ) -> Tensor:
+        """Return the block's output; with the `dropout_keys` of its layer, `(3, batch, 2)`, numbers are dropped."""
+        keys = [None] * KEYS_OF_LAYER if dropout_keys is None else dropout_keys
+        attention = {"token_positions": token_positions, "cache": cache, "dropout_key": keys[0]}
         if self.norm_position == "post":
-            x = self.ln1(x + self.attn(x, token_positions=token_positions, cache=cache))
-            return self.ln2(x + self.ffn(x))  # type: ignore[no-any-return]
-        x = x + self.attn(self.ln1(x), token_positions=token_positions, cache=cache)
-        x = x + self.ffn(self.ln2(x))
+            x = self.ln1(x + dropout(self.attn(x, **attention), self.residual_dropout, keys[1]))
+            return self.ln2(x + dropout(self.ffn(x), self.residual_dropout, keys[2]))  # type: ignore[no-any-return]
+        x = x + dropout(self.attn(self.ln1(x), **attention), self.residual_dropout, keys[1])
+        x = x + dropout(self.ffn(self.ln2(x)), self.residual_dropout, keys[2])
         return x  # noqa: RET504  # so that the block is two lines of one form
 
 
@@ -78,6 +92,8 @@ class TransformerLM(nn.Module):
       block begins as `f(x) = 0` beside its residual connection (as in Fixup, Zhang et al. 2019). A tied head then sees
       each token itself, as it does after a "post" norm, and would expect it again: the last norm begins with less
       weight.
+    - `dropout` holds a probability for each of `dropout.PLACES`; one that is absent is 0. Numbers are dropped in a
+      forward pass that gets `dropout_keys`, and in no other.
 
     Raises ValueError when sizes do not divide or a choice is unknown.
     """
@@ -112,23 +128,34 @@ class TransformerLM(nn.Module):
             self._soften_last_norm()
 
     def forward(
-        self, token_ids: Tensor, *, cache: KVCache | None = None, last_only: bool = False, head: bool = True
+        self,
+        token_ids: Tensor,
+        *,
+        cache: KVCache | None = None,
+        last_only: bool = False,
+        head: bool = True,
+        dropout_keys: Tensor | None = None,
     ) -> Tensor:
         """Return the logits after each of `token_ids`; with a cache, the ids follow what it holds and are appended.
 
         `last_only` gives the logits after the last id alone, `(batch, 1, vocab_size)`, which is enough to generate.
         Without `head` the vectors before the output head are returned, `(batch, seq, d_model)`; see `head_weight`.
-        Raises ValueError when the sequence is longer than `context_length`, or than the room left in the cache.
+        `dropout_keys` are a key for each sequence and each place that drops numbers, `(num_keys, batch, 2)` in int32:
+        see `transformerlm.models.dropout`. Raises ValueError when the sequence is longer than `context_length`, or than
+        the room left in the cache, and in training for a model with dropout and no keys.
         """
         self._check_length(token_ids, cache)
+        keys = self._keys_by_layer(dropout_keys)
         x = self.token_embeddings(token_ids)  # (batch, seq, d_model)
+        if dropout_keys is not None:
+            x = dropout(x, self.settings.dropout_at("embedding"), dropout_keys[0])
         for index, layer in enumerate(self.layers):
             if cache is not None:
                 x = layer(x, cache=cache.layers[index])
             elif self.settings.activation_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(layer, x, use_reentrant=False)
+                x = checkpoint(layer, x, use_reentrant=False, dropout_keys=keys[index])
             else:
-                x = layer(x)
+                x = layer(x, dropout_keys=keys[index])
         x = x[:, -1:] if last_only else x
         if self.ln_final is not None:
             x = self.ln_final(x)
@@ -189,6 +216,17 @@ class TransformerLM(nn.Module):
         """Return the FLOPs of a forward and backward pass per token, at `seq_len` (default: context_length) tokens."""
         return flops_per_token(self.settings, self.context_length if seq_len is None else seq_len)
 
+    def _keys_by_layer(self, dropout_keys: Tensor | None) -> Sequence[Tensor | None]:
+        """Return each layer's keys `(3, batch, 2)`, of those of the whole model; None where nothing is dropped."""
+        num_layers = len(self.layers)
+        if dropout_keys is None:
+            if self.settings.drops and self.training and torch.is_grad_enabled():
+                raise ValueError("model: expected dropout_keys, as the model has dropout and is in training, got none")
+            return [None] * num_layers
+        if len(dropout_keys) != num_keys(num_layers):
+            raise ValueError(f"model: expected {num_keys(num_layers)} rows of dropout_keys, got {len(dropout_keys)}")
+        return list(torch.split(dropout_keys[1:], KEYS_OF_LAYER))
+
     def _zero_outputs(self) -> None:
         for name, parameter in self.layers.named_parameters():
             if name.endswith(("output_proj.weight", "w2.weight")):
@@ -230,5 +268,7 @@ def _block(settings: ModelSettings, rope: RotaryEmbedding | None, place: dict[st
         rope=rope,
         qk_norm=settings.qk_norm,
         implementation=settings.attention,
+        dropout=settings.dropout_at("attention"),
+        residual_dropout=settings.dropout_at("residual"),
         **place,
     )

@@ -83,8 +83,7 @@ def get_batch(
     ValueError when a rank would have no window at all, or the data is shorter than a window. Its eleven parameters are
     all that a batch depends on.
     """
-    # One rank after the other, so that each has its share even if some micro-batches are empty.
-    num_parts, part = num_micro_batches * world_size, rank * num_micro_batches + micro_batch
+    place = {"rank": rank, "world_size": world_size, "micro_batch": micro_batch, "num_micro_batches": num_micro_batches}
     if not (0 <= rank < world_size and 0 <= micro_batch < num_micro_batches):
         raise ValueError(
             f"data: rank {rank} of {world_size}, micro_batch {micro_batch} of {num_micro_batches}: counted from 0"
@@ -96,9 +95,17 @@ def get_batch(
     _num_starts(len(tokens), context_length)
     window_starts = ORDERS[order]
     starts = window_starts(len(tokens), batch_size=batch_size, context_length=context_length, seed=seed, step=step)
-    own = starts[part * batch_size // num_parts : (part + 1) * batch_size // num_parts]
+    rows = rows_of_part(batch_size, **place)
+    own = starts[rows.start : rows.stop]
     inputs, targets = _windows(tokens, own if len(own) else starts[:1], context_length, device)
     return inputs, targets[: len(own)]
+
+
+def rows_of_part(batch_size: int, *, rank: int, world_size: int, micro_batch: int, num_micro_batches: int) -> range:
+    """Return which rows of a batch are one part of it, in the order of `get_batch`; a part may be empty."""
+    # One rank after the other, so that each has its share even if some micro-batches are empty.
+    num_parts, part = num_micro_batches * world_size, rank * num_micro_batches + micro_batch
+    return range(part * batch_size // num_parts, (part + 1) * batch_size // num_parts)
 
 
 class Prefetcher:

@@ -77,6 +77,7 @@ def train_step(
     shards: Shards | None = None,
     num_tokens: int | None = None,
     z_loss: float = 0.0,
+    dropout_keys: Sequence[Tensor | None] | None = None,
     judge: Judge = not_finite,
     flags: Flags = tuple,
 ) -> StepResult:
@@ -94,6 +95,7 @@ def train_step(
         shards: how the ranks share the model; None: one process trains it.
         num_tokens: target tokens of this step over all ranks; None: those of `micro_batches`.
         z_loss: that of `training_loss`; it is not in the loss that is returned.
+        dropout_keys: the keys with which the model drops numbers, for each micro-batch; None: nothing is dropped.
         judge: is asked once, with numbers that are the same on all ranks; a step that it refuses is not made: weights,
             optimizer and learning rate stay as they were.
         flags: numbers of this rank that travel with the loss to the other ranks; asked for after the backward pass.
@@ -104,7 +106,13 @@ def train_step(
     num_tokens = num_tokens or own_tokens
     shards.drop_gradients()
     loss = _accumulate_gradients(
-        model, micro_batches, num_tokens=num_tokens, autocast=autocast, z_loss=z_loss, shards=shards
+        model,
+        micro_batches,
+        num_tokens=num_tokens,
+        autocast=autocast,
+        z_loss=z_loss,
+        dropout_keys=dropout_keys or [None] * len(micro_batches),
+        shards=shards,
     )
     with nvtx.range("optimizer"):
         shards.take_gradients()
@@ -131,6 +139,7 @@ def _accumulate_gradients(
     num_tokens: int,
     autocast: Autocast,
     z_loss: float,
+    dropout_keys: Sequence[Tensor | None],
     shards: Shards,
 ) -> Tensor:
     """Add up the gradients of the micro-batches `(batch, seq)`, and return the mean loss of this rank's, a scalar.
@@ -141,11 +150,12 @@ def _accumulate_gradients(
     """
     loss = torch.zeros((), dtype=torch.float32, device=micro_batches[0][0].device)
     own_tokens = sum(targets.numel() for _, targets in micro_batches)
-    for number, (inputs, targets) in enumerate(micro_batches, 1):
+    for number, ((inputs, targets), keys) in enumerate(zip(micro_batches, dropout_keys, strict=True), 1):
         shards.begin_micro_batch(is_last=number == len(micro_batches))
         with nvtx.range("forward"), autocast():
             # Without targets of its own a rank computes any loss, and counts it as nothing: it only keeps in step.
-            entropy, minimised = batch_loss(model, inputs, targets if len(targets) else inputs, z_loss=z_loss)
+            theirs = targets if len(targets) else inputs
+            entropy, minimised = batch_loss(model, inputs, theirs, z_loss=z_loss, dropout_keys=keys)
         share = targets.numel() / num_tokens
         with nvtx.range("backward"):
             (minimised * (share * shards.world.world_size)).backward()  # type: ignore[no-untyped-call]
@@ -153,9 +163,17 @@ def _accumulate_gradients(
     return loss
 
 
-def batch_loss(model: TransformerLM, inputs: Tensor, targets: Tensor, *, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
+def batch_loss(
+    model: TransformerLM,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    z_loss: float = 0.0,
+    dropout_keys: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Return `training_loss` of ids and targets `(batch, seq)`: the cross-entropy, and what to minimise."""
-    hidden = model(inputs, head=False)  # (batch, seq, d_model): the logits are made with the loss, in blocks of rows
+    # (batch, seq, d_model): the logits are made with the loss, in blocks of rows.
+    hidden = model(inputs, head=False, dropout_keys=dropout_keys)
     return training_loss(hidden, model.head_weight, targets, soft_cap=model.settings.logit_soft_cap, z_loss=z_loss)
 
 

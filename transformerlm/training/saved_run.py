@@ -26,8 +26,8 @@ from transformerlm.training.spike_guard import GuardState
 from transformerlm.training.state import TrainState
 from transformerlm.utils.seed import rng_state, set_rng_state
 
-# The checkpoints of the first version lack these.
-_LATER = ("guard", "lowest_val_loss", "validations_since_lowest", "seconds", "elapsed_s")
+# The checkpoints of earlier versions lack these.
+_LATER = ("guard", "lowest_val_loss", "patience_val_loss", "validations_since_lowest", "seconds", "elapsed_s")
 
 
 @dataclass(frozen=True)

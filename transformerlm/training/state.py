@@ -17,7 +17,9 @@ class TrainState:
         best_val_loss: the lowest validation loss among the saved checkpoints.
         best_step: the step of that checkpoint.
         lowest_val_loss: the lowest loss of all validations at `eval_interval`, saved or not.
-        validations_since_lowest: validations at `eval_interval` after that one.
+        patience_val_loss: the loss that early stopping compares with; the lowest one, unless later ones were lower by
+            `early_stop_min_delta` or less. None where a checkpoint of an earlier version does not hold it.
+        validations_since_lowest: validations at `eval_interval` after the one with that loss.
         seconds: time used of `training.max_time`, over all starts, the same on every rank.
         elapsed_s: seconds that it took to get to this step, with steps that were made again counted once.
         guard: the memory of the spike guard.
@@ -28,17 +30,24 @@ class TrainState:
     best_val_loss: float | None = None
     best_step: int | None = None
     lowest_val_loss: float | None = None
+    patience_val_loss: float | None = None
     validations_since_lowest: int = 0
     seconds: float = 0.0
     elapsed_s: float = 0.0
     guard: GuardState = field(default_factory=GuardState)
 
-    def count_validation(self, val_loss: float) -> None:
-        """Count a validation at `eval_interval` for early stopping."""
-        if self.lowest_val_loss is None or val_loss < self.lowest_val_loss:
-            self.lowest_val_loss, self.validations_since_lowest = val_loss, 0
+    def count_validation(self, val_loss: float, *, min_delta: float = 0.0) -> None:
+        """Count a validation at `eval_interval` for early stopping; one that is lower by more than `min_delta` resets.
+
+        Small improvements add up: each is compared with the loss of the last reset, not with the one before.
+        """
+        before = self.lowest_val_loss if self.patience_val_loss is None else self.patience_val_loss
+        if before is None or val_loss < before - min_delta:
+            self.patience_val_loss, self.validations_since_lowest = val_loss, 0
         else:
+            self.patience_val_loss = before
             self.validations_since_lowest += 1
+        self.lowest_val_loss = val_loss if self.lowest_val_loss is None else min(val_loss, self.lowest_val_loss)
 
     def count_saved(self, val_loss: float | None) -> bool:
         """Return whether this step's checkpoint is the best so far, and remember it if so."""

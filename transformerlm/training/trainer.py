@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from config.train import TrainConfig
@@ -32,7 +33,8 @@ from transformerlm.training.build import (
     sequences_per_pass,
     token_bytes,
 )
-from transformerlm.training.data import ORDERS, Batch, Prefetcher, RunData, get_batch, sequential_batches
+from transformerlm.training.data import ORDERS, Batch, Prefetcher, RunData, get_batch, rows_of_part, sequential_batches
+from transformerlm.training.dropout_keys import dropout_keys
 from transformerlm.training.loop import EvalResult, StepResult, evaluate, train_step
 from transformerlm.training.norm_metrics import NormRecorder
 from transformerlm.training.runtime import Runtime
@@ -155,6 +157,7 @@ class Trainer:
             shards=self.shards,
             num_tokens=config.training.batch_size * config.model.context_length,
             z_loss=config.training.z_loss,
+            dropout_keys=self.dropout_keys(step),
             judge=partial(guard.trouble_with, spike_factor=self._spike_factor),
             flags=self._flags,
         )
@@ -233,9 +236,24 @@ class Trainer:
         """Return this process's batches for a step."""
         return self._batches(step + self.state.guard.data_offset)
 
-    def _make_batches(self, data_step: int) -> list[Batch]:
+    def dropout_keys(self, step: int) -> list[Tensor | None]:
+        """Return the keys with which the model drops numbers, for each of `micro_batches(step)`."""
+        training, settings = self.config.training, self.raw_model.settings
+        data_step = step + self.state.guard.data_offset
+        keys = partial(dropout_keys, settings, seed=training.seed, step=data_step, device=self.runtime.device)
+        place = self._place
+        parts = (rows_of_part(training.batch_size, micro_batch=i, **place) for i in range(place["num_micro_batches"]))
+        return [keys(rows or range(1)) for rows in parts]  # an empty part comes as one window
+
+    @property
+    def _place(self) -> dict[str, int]:
+        """Which parts of each batch are this rank's."""
         training, world = self.config.training, self.runtime.world
         count = num_accumulation_steps(training.batch_size, self.runtime.micro_batch_size, world.world_size)
+        return {"rank": world.rank, "world_size": world.world_size, "num_micro_batches": count}
+
+    def _make_batches(self, data_step: int) -> list[Batch]:
+        training, place = self.config.training, self._place
         batch = partial(
             get_batch,
             self.data.train.tokens,
@@ -245,11 +263,9 @@ class Trainer:
             step=data_step,
             order=self.config.data.order,
             device=self.runtime.device,
-            rank=world.rank,
-            world_size=world.world_size,
-            num_micro_batches=count,
+            **place,
         )
-        return [batch(micro_batch=index) for index in range(count)]
+        return [batch(micro_batch=index) for index in range(place["num_micro_batches"])]
 
     def _learning_rate(self, step: int) -> float:
         schedule, limits = self.config.schedule, self.timetable
@@ -333,7 +349,7 @@ class Trainer:
         if not math.isfinite(result.loss):
             raise FloatingPointError(self._advice(f"step {step}: validation loss {result.loss}: not finite"))
         if interval and step % interval == 0:
-            self.state.count_validation(result.loss)
+            self.state.count_validation(result.loss, min_delta=self.config.training.early_stop_min_delta)
         return {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte, "val_perplexity": result.perplexity}
 
     def validate(self) -> EvalResult:

@@ -81,11 +81,12 @@ def estimate_seconds(trainer: Trainer) -> tuple[float, float]:
     All ranks measure two forward and backward passes together; weights, optimizer and data order are left as they are.
     Samples and saves are not counted. `max_time` is the most that is returned.
     """
-    inputs, targets = trainer.micro_batches(trainer.state.step + 1)[0]
+    step = trainer.state.step + 1
+    (inputs, targets), keys = trainer.micro_batches(step)[0], trainer.dropout_keys(step)[0]
 
     def forward_and_backward() -> None:
         with trainer.autocast():
-            _, loss = batch_loss(trainer.model, inputs, targets if len(targets) else inputs)
+            _, loss = batch_loss(trainer.model, inputs, targets if len(targets) else inputs, dropout_keys=keys)
         loss.backward()  # type: ignore[no-untyped-call]
         trainer.shards.drop_gradients()
 

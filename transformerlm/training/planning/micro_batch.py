@@ -19,6 +19,7 @@ from transformerlm.distributed.world import World, all_reduce_min
 from transformerlm.models.estimates import estimate_training_memory
 from transformerlm.models.settings import ModelSettings
 from transformerlm.models.transformer import TransformerLM
+from transformerlm.training.dropout_keys import dropout_keys
 from transformerlm.training.loop import batch_loss
 from transformerlm.training.planning.machine import Machine
 from transformerlm.utils.device import available_memory_bytes, device_memory_bytes, synchronize
@@ -151,8 +152,9 @@ def _runs(model: TransformerLM, size: int, held: int, device: torch.device, prec
         block = torch.empty(held, dtype=torch.uint8, device=device)
         # (size, context_length): any ids do, each below vocab_size.
         ids = torch.arange(size * model.context_length, device=device).view(size, -1) % model.vocab_size
+        keys = dropout_keys(model.settings, range(size), seed=0, step=1, device=device)
         with autocast(device, precision):
-            _, loss = batch_loss(model, ids, ids)
+            _, loss = batch_loss(model, ids, ids, dropout_keys=keys)
         loss.backward()  # type: ignore[no-untyped-call]
         synchronize(device)
         del block

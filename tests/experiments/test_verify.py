@@ -1,0 +1,255 @@
+"""Whether a run is what it says: an honest one is verified, and each planted change is found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.experiments.verified_run import (
+    change_event,
+    change_lines,
+    change_settings,
+    change_step,
+    make_run,
+    replay_here,
+    take_weights,
+)
+from tests.training.tiny_run import write_tiny_files
+from transformerlm.experiments.verify import verify
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Return a run of 12 steps with three checkpoints."""
+    return make_run(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    """Return a copy of the run, to be changed."""
+    return made.copy(tmp_path)
+
+
+def words(receipt: dict[str, Any]) -> str:
+    return "\n".join(f"{one['kind']}: {one['what']}" for one in receipt["findings"])
+
+
+def files_of(directory: Path) -> dict[Path, tuple[int, bytes]]:
+    """Each file's bytes and its time."""
+    found = {path: path.lstat().st_mtime_ns for path in directory.rglob("*")}
+    return {path: (time, path.read_bytes() if path.is_file() else b"") for path, time in found.items()}
+
+
+def test_an_honest_run_is_verified_and_left_as_it_is(made, monkeypatch):
+    """All of it is replayed, bit for bit; nothing in its directory changes, and the receipt is JSON."""
+    ends, before = replay_here(monkeypatch), files_of(made.directory)
+    receipt = verify(made.directory, share=1.0, seed=0)
+    assert (receipt["verdict"], receipt["findings"]) == ("verified", [])
+    assert (ends, receipt["share_replayed"]) == ([4, 8, 12], 1.0)
+    assert {(one["losses"], one["weights"], one["lines"]) for one in receipt["replays"]} == {("equal", "equal", 4)}
+    assert files_of(made.directory) == before
+    assert json.loads(json.dumps(receipt, allow_nan=False)) == receipt
+
+
+# --- what a look at the files finds ------------------------------------------------------------------------------
+
+
+def _line_removed(run: Path) -> None:
+    change_lines(run, lambda record: None if record.get("step") == 6 and "metrics.loss" in record else record)
+
+
+def _line_torn(run: Path) -> None:
+    path = run / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"metrics.loss"', '"metrics.loss', 1))
+
+
+def _line_doubled(run: Path) -> None:
+    path = run / "metrics.jsonl"
+    line = next(line for line in path.read_text().splitlines() if '"metrics.loss"' in line)
+    path.write_text(path.read_text().replace(line, f"{line}\n{line}"))
+
+
+def _save_removed(run: Path) -> None:
+    change_lines(run, lambda record: None if record.get("event") == "checkpoint_saved" else record)
+
+
+def _seed_in_settings(run: Path) -> None:
+    path = run / "config.toml"
+    path.write_text(path.read_text().replace("seed = 1", "seed = 2"))
+
+
+def _weights_of_another_step(run: Path) -> None:
+    source, goal = (run / "checkpoints" / f"step-{step:08d}" / "model.safetensors" for step in (4, 8))
+    shutil.copyfile(source, goal)
+
+
+def _state_changed(run: Path) -> None:
+    path = run / "checkpoints/step-00000012/state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokens": 7}))
+
+
+CHANGED = {
+    "validation at a checkpoint": (
+        lambda run: change_step(run, 8, **{"metrics.val_loss": 1.0}),
+        "step 8: metrics.val_loss is 1.0, but",
+    ),
+    "tokens": (lambda run: change_step(run, 4, **{"metrics.tokens": 1}), "step 4: metrics.tokens is 1, but 512"),
+    "time before a checkpoint": (lambda run: change_step(run, 7, **{"time.elapsed_s": 9e5}), "runs backwards: 900000"),
+    "time after a checkpoint": (lambda run: change_step(run, 9, **{"time.elapsed_s": 0.0}), "then 0.000 s at step 9"),
+    "a line removed": (_line_removed, "1 lines of steps are missing: 6"),
+    "a line torn": (_line_torn, "1 lines are no JSON objects"),
+    "a line doubled": (_line_doubled, "expected each step once, in order"),
+    "no line of a save": (_save_removed, "step-00000004: no line says that it was saved"),
+    "seed in the settings": (_seed_in_settings, "config.toml was changed: expected sha256"),
+    "weights": (_weights_of_another_step, "step-00000008: model.safetensors was changed: expected sha256"),
+    "state": (_state_changed, "step-00000012: state.json was changed"),
+    "environment": (
+        lambda run: change_event(run, "environment", tokenizer_sha256="0" * 64),
+        "is not the tokenizer of the run: its sha256 has changed",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_what_was_changed_afterwards_is_found_without_training(change, run, monkeypatch):
+    """Each plain change contradicts another file, which is named."""
+    monkeypatch.setattr("transformerlm.experiments.verify.choose_segments", lambda *args, **kwargs: [])
+    plant, message = CHANGED[change]
+    plant(run)
+    receipt = verify(run, share=0.05, seed=0)
+    assert receipt["verdict"] == "differs"
+    assert message in words(receipt)
+
+
+@pytest.mark.parametrize("name", ["train", "valid", "tokenizer"])
+def test_swapped_data_is_found(name, made, tmp_path, monkeypatch):
+    """Other data of the same name, whole by its own sums, is not that of the run."""
+    monkeypatch.setattr("transformerlm.experiments.verify.choose_segments", lambda *args, **kwargs: [])
+    (tmp_path / "other").mkdir()
+    others = write_tiny_files(tmp_path / "other", seed=5)
+    ours, theirs = getattr(made.files, name), getattr(others, name)
+    kept = tmp_path / "kept"
+    shutil.copytree(made.files.text.parent, kept, symlinks=True)
+    try:
+        for path in theirs.iterdir() if theirs.is_dir() else theirs.parent.glob(f"{theirs.stem}.*"):
+            shutil.copyfile(path, ours / path.name if ours.is_dir() else ours.parent / path.name)
+        found = words(verify(made.directory, share=0.05, seed=0))
+        with (made.files.train).open("r+b") as file:  # and a number of it, without its sums
+            file.seek(-2, 2)
+            file.write(b"\x07\x00")
+        damaged = words(verify(made.directory, share=0.05, seed=0))
+    finally:
+        shutil.copytree(kept, made.files.text.parent, symlinks=True, dirs_exist_ok=True)
+    assert f"differs: data.{name}: " in found
+    assert "of the run: its sha256 has changed" in found
+    assert "differs: data.train: " in damaged
+
+
+# --- what only a replay finds ------------------------------------------------------------------------------------
+
+
+def test_an_edited_loss_is_found(run, monkeypatch):
+    """One digit in one line of a replayed segment is enough; with an honest clock and sums, no file contradicts it."""
+    replay_here(monkeypatch)
+    loss = json.loads(next(x for x in (run / "metrics.jsonl").read_text().splitlines() if '"step": 10' in x))
+    change_step(run, 10, **{"metrics.loss": loss["metrics.loss"] - 1e-6})
+    receipt = verify(run, share=0.05, seed=0)
+    assert receipt["verdict"] == "differs"
+    assert "steps 9 to 12: a replay gives other values for the numbers from step 10 on" in words(receipt)
+    assert receipt["replays"][-1]["first_step"] == 10
+
+
+def test_weights_that_were_never_trained_are_found_in_the_last_checkpoint(run, monkeypatch):
+    """However few steps are replayed, the last segment is among them, though all sums are right."""
+    replay_here(monkeypatch)
+    take_weights(run, 12, run / "checkpoints/step-00000008")
+    receipt = verify(run, share=0.01, seed=3)
+    assert (receipt["verdict"], len(receipt["replays"])) == ("differs", 1)
+    assert "steps 9 to 12: a replay gives other values for the weights" in words(receipt)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [4, 8])
+def test_foreign_weights_in_the_middle_are_found(step, run, monkeypatch):
+    """The segment that ends there gives other weights, and the one that begins there other losses."""
+    replay_here(monkeypatch)
+    take_weights(run, step, run / "checkpoints/step-00000012")
+    receipt = verify(run, share=1.0, seed=0)
+    assert receipt["verdict"] == "differs"
+    assert f"steps {step - 3} to {step}: a replay gives other values for the weights" in words(receipt)
+    assert f"steps {step + 1} to {step + 4}: a replay gives other values for the numbers from step" in words(receipt)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("old", "new"), [("seed = 1", "seed = 2"), ("residual = 0.1", "residual = 0.2")])
+def test_other_settings_with_right_sums_are_found(old, new, run, monkeypatch):
+    """A seed or a dropout that the run was not made with gives other losses."""
+    replay_here(monkeypatch)
+    change_settings(run, old, new)
+    receipt = verify(run, share=0.05, seed=0)
+    assert receipt["verdict"] == "differs"
+    assert "a replay gives other values" in words(receipt)
+
+
+# --- what cannot be told here ------------------------------------------------------------------------------------
+
+
+def test_another_machine_is_no_proof_of_tampering(run, monkeypatch):
+    """Where versions or processor are not those of the run, other values are undecided, and the reason is named."""
+    replay_here(monkeypatch)
+    change_event(run, "environment", processor="another processor")
+    receipt = verify(run, share=0.05, seed=0)
+    assert receipt["verdict"] == "verified"  # the same bits all the same
+    change_step(run, 12, **{"metrics.grad_l2_norm": 0.5})
+    receipt = verify(run, share=0.05, seed=0)
+    assert receipt["verdict"] == "undecided"
+    assert "may be no more than rounding: processor was another processor, here" in words(receipt)
+
+
+def test_a_run_that_kept_too_few_checkpoints_says_what_to_set(run, monkeypatch):
+    """What can be replayed is, and the rest is named with the setting that would have kept it."""
+    monkeypatch.setattr("transformerlm.experiments.verify.choose_segments", lambda *args, **kwargs: [])
+    shutil.rmtree(run / "checkpoints/step-00000004")
+    receipt = verify(run, share=0.5, seed=0)
+    assert receipt["verdict"] == "undecided"
+    assert "33.3% of its steps can be replayed, 50.0% were asked for" in words(receipt)
+    assert "set checkpoint.keep (here 10) to 3 or more" in words(receipt)
+    assert verify(run, share=0.3, seed=0)["verdict"] == "verified"
+
+
+def test_a_run_without_its_environment_is_undecided(run, monkeypatch):
+    """Runs of earlier versions do not say what they were made with."""
+    monkeypatch.setattr("transformerlm.experiments.verify.choose_segments", lambda *args, **kwargs: [])
+    change_lines(run, lambda record: None if record.get("event") == "environment" else record)
+    assert verify(run, share=0.05, seed=0)["verdict"] == "undecided"
+
+
+def _no_checkpoints(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda run: (run / "metrics.jsonl").unlink(), "expected the directory of a run, found no metrics.jsonl"),
+        (lambda run: (run / "config.toml").write_text("= 3"), "expected a TOML file"),
+        (_no_checkpoints, "expected a run with a checkpoint, found none"),
+    ],
+)
+def test_what_is_no_run_is_refused(spoil, message, run):
+    """The error names what is missing."""
+    spoil(run)
+    with pytest.raises(ValueError, match=message):
+        verify(run, share=0.05, seed=0)
+
+
+@pytest.mark.slow
+def test_replays_are_processes_of_their_own(made):
+    """As users start them, with the threads of the run: the verdict is that of replays within this process."""
+    receipt = verify(made.directory, share=0.05, seed=0)
+    assert (receipt["verdict"], receipt["findings"]) == ("verified", [])
+    assert receipt["replays"][0]["seconds"] > 0

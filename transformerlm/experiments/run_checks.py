@@ -1,0 +1,189 @@
+"""What can be checked of a run without training: that its files fit each other, and none was changed afterwards."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+from transformerlm.experiments.metric_lines import METRICS, as_record
+from transformerlm.experiments.run_directories import flat_settings
+from transformerlm.experiments.saved_checkpoints import SavedCheckpoint
+from transformerlm.token_files.dataset import TokenDataset
+from transformerlm.tokenizer.tokenizer import Tokenizer
+
+Record = dict[str, Any]
+_ROUNDED_SECONDS = 0.001
+# What may differ between a run's settings and those in its checkpoints.
+_PLACES = {"runs_dir", "logging.run_name"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that speaks against a run: it `differs` from what it says, or stays `undecided` here."""
+
+    kind: Literal["differs", "undecided"]
+    what: str
+
+
+@dataclass(frozen=True)
+class RunLines:
+    """The lines of a run: `steps` and `events` in the order of the file; `bad` were no JSON objects."""
+
+    steps: Sequence[Record]
+    events: Sequence[Record]
+    bad: int
+
+    @property
+    def last_step(self) -> int:
+        """The last step that any line tells of; 0 for none."""
+        return max((step_of(one) for one in (*self.steps, *self.events)), default=0)
+
+    @property
+    def environment(self) -> Record:
+        """The last event `environment`, with dotted keys; empty where there is none."""
+        return self.environment_of(self.last_step + 1)
+
+    def environment_of(self, step: int) -> Record:
+        """Return the event `environment` of the process that made a step, with dotted keys."""
+        events = [one for one in self.events if one["event"] == "environment" and step_of(one) < step]
+        return flat_settings(events[-1]) if events else {}
+
+    def saved(self) -> list[int]:
+        """Return the steps at which a checkpoint was saved, in order."""
+        return sorted({step_of(one) for one in self.events if one["event"] == "checkpoint_saved"})
+
+
+def read_run_lines(run_dir: Path) -> RunLines:
+    """Read all lines of a run; raise OSError where they cannot be read."""
+    records, bad = [], 0
+    with open(run_dir / METRICS, "rb") as stream:
+        for line in stream:
+            record = as_record(line)
+            bad += record is None
+            records += [record] if record is not None else []
+    events = [one for one in records if isinstance(one.get("event"), str)]
+    steps = [one for one in records if "event" not in one and "metrics.loss" in one]
+    return RunLines(steps, events, bad)
+
+
+def step_of(record: Mapping[str, Any]) -> int:
+    """Return the step of a line; 0 where it has none."""
+    step = record.get("step")
+    return step if isinstance(step, int) and not isinstance(step, bool) else 0
+
+
+def check_lines(lines: RunLines, checkpoints: Sequence[SavedCheckpoint], log_interval: int) -> Iterator[Finding]:
+    """Say where lines are missing, out of order, or contradict each other or a checkpoint."""
+    if lines.bad:
+        yield Finding("differs", f"{METRICS}: {lines.bad} lines are no JSON objects")
+    steps = [step_of(one) for one in lines.steps]
+    if any(after <= before for before, after in pairwise(steps)):
+        yield Finding("differs", f"{METRICS}: expected each step once, in order")
+    expected = range(log_interval, lines.last_step + 1, log_interval)
+    if missing := sorted(set(expected) - set(steps)):
+        named = ", ".join(f"{step:,}" for step in missing[:5]) + (", ..." if len(missing) > 5 else "")
+        yield Finding("differs", f"{METRICS}: {len(missing)} lines of steps are missing: {named}")
+    by_step, saved = dict(zip(steps, lines.steps, strict=True)), lines.saved()
+    for one in checkpoints:
+        if one.step not in saved:
+            yield Finding("differs", f"{one.directory.name}: no line says that it was saved")
+        for key, name in (("metrics.tokens", "tokens"), ("metrics.val_loss", "val_loss")):
+            said, kept = by_step.get(one.step, {}).get(key), one.state.get(name)
+            if said is not None and kept is not None and said != kept:
+                yield Finding("differs", f"step {one.step:,}: {key} is {said}, but {kept} in its checkpoint")
+    yield from _check_times(lines, checkpoints)
+
+
+def _check_times(lines: RunLines, checkpoints: Sequence[SavedCheckpoint]) -> Iterator[Finding]:
+    """Say where the clock of the lines runs backwards, or past what the checkpoints between them say."""
+    times = [(step_of(one), 0, one.get("time.elapsed_s")) for one in lines.steps]
+    times += [(one.step, 1, one.state.get("elapsed_s")) for one in checkpoints]
+    known = sorted((step, place, float(time)) for step, place, time in times if isinstance(time, int | float))
+    for (before, _, earlier), (after, _, later) in pairwise(known):
+        if not later >= earlier - _ROUNDED_SECONDS or not math.isfinite(later):
+            words = f"{earlier:.3f} s at step {before:,}, then {later:.3f} s at step {after:,}"
+            yield Finding("differs", f"time.elapsed_s runs backwards: {words}")
+
+
+def check_config(run_dir: Path, lines: RunLines, checkpoints: Sequence[SavedCheckpoint]) -> Iterator[Finding]:
+    """Say where the run's settings are not those that it was started with, or those of its newest checkpoint."""
+    data = (run_dir / "config.toml").read_bytes()
+    said = lines.environment.get("config_sha256")
+    found = sha256(data).hexdigest()
+    if said is not None and said != found:
+        yield Finding("differs", f"config.toml was changed: expected sha256 {str(said)[:12]}..., found {found[:12]}...")
+    newest = checkpoints[-1] if checkpoints else None
+    started = max((step_of(one) for one in lines.events if one["event"] in ("environment", "started")), default=0)
+    if newest is None or newest.step <= started:  # started again with other settings, and saved nothing since
+        return
+    ours = flat_settings_of(data)
+    keys = sorted(key for key in {*ours, *newest.config} - _PLACES if ours.get(key) != newest.config.get(key))
+    if keys:
+        words = ", ".join(f"{key} is {ours.get(key)}, there {newest.config.get(key)}" for key in keys[:5])
+        yield Finding("differs", f"config.toml has other settings than {newest.directory.name}: {words}")
+
+
+def flat_settings_of(data: bytes) -> dict[str, Any]:
+    """Return the settings in the bytes of a TOML file, by dotted keys; empty where it is none."""
+    try:
+        return flat_settings(tomllib.loads(data.decode("utf-8")))
+    except (ValueError, RecursionError):
+        return {}
+
+
+def check_checkpoints(checkpoints: Sequence[SavedCheckpoint], lines: RunLines) -> Iterator[Finding]:
+    """Say which checkpoints were changed, or are of other data or another tokenizer than the run's."""
+    environment = lines.environment
+    said = {
+        "train_sha256": environment.get("data.train.sha256"),
+        "tokenizer_sha256": environment.get("tokenizer_sha256"),
+    }
+    for one in checkpoints:
+        yield from (Finding("differs", f"{one.directory.name}: {problem}") for problem in one.problems)
+        kept = one.state.get("data")
+        for key, value in said.items():
+            if value is not None and isinstance(kept, dict) and kept.get(key) != value:
+                yield Finding("differs", f"{one.directory.name}: its {key} is not that of the run")
+
+
+def check_data(config: Mapping[str, Any], environment: Mapping[str, Any], base: Path) -> Iterator[Finding]:
+    """Say which token files and tokenizer are not those that the run was started with, by reading all of them.
+
+    `base` is the directory in which relative paths begin.
+    """
+    for name in ("train", "valid"):
+        path, said = config.get(f"data.{name}"), environment.get(f"data.{name}.sha256")
+        if path is None and said is None:
+            continue
+        if path is None:
+            yield Finding("differs", f"data.{name}: the run had such data, but its settings name none")
+            continue
+        try:
+            dataset = TokenDataset(base / str(path))
+            dataset.check()
+        except FileNotFoundError as error:
+            yield Finding("undecided", f"data.{name}: {error}")
+            continue
+        except (OSError, ValueError) as error:
+            yield Finding("differs", f"data.{name}: {error}")
+            continue
+        if said is not None and said != dataset.sha256:
+            yield Finding("differs", f"data.{name}: {path} is not the data of the run: its sha256 has changed")
+    yield from _check_tokenizer(base / str(config.get("data.tokenizer")), environment.get("tokenizer_sha256"))
+
+
+def _check_tokenizer(path: Path, said: object) -> Iterator[Finding]:
+    try:
+        found = Tokenizer.from_directory(path).fingerprint()
+    except (OSError, ValueError) as error:
+        kind: Literal["differs", "undecided"] = "undecided" if isinstance(error, FileNotFoundError) else "differs"
+        yield Finding(kind, f"data.tokenizer: {error}")
+        return
+    if said is not None and said != found:
+        yield Finding("differs", f"data.tokenizer: {path} is not the tokenizer of the run: its sha256 has changed")
