@@ -153,7 +153,7 @@ def _train(
     signals: _Signals,
     progress: SweepProgress,
 ) -> str | None:
-    from transformerlm.experiments.sweep.scheduler import Scheduler
+    from transformerlm.experiments.sweep.scheduler import Scheduler, train_command
 
     scheduler = Scheduler(
         directory,
@@ -163,6 +163,7 @@ def _train(
         tell=progress.tell,
         tick=progress.tick,
         stop=lambda: signals.received,
+        command=train_command,
     )
     try:
         scheduler.work(source)
