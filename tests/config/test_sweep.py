@@ -80,8 +80,11 @@ def test_settings_are_those_of_a_command_line():
 
 def test_a_file_has_what_it_says(tmp_path):
     """Values of any type, keys that go together, and ranges of integers."""
-    text = '[[axes]]\nkey = "model.qk_norm"\nvalues = [true, false]\n[[axes]]\nkey = "model.num_layers"\nlow = 1\nhigh = 4\n'
-    config = answer(f'method = "random"\ntrials = 2\n{text}', tmp_path)
+    axes = [
+        '[[axes]]\nkey = "model.qk_norm"\nvalues = [true, false]\n',
+        '[[axes]]\nkey = "model.num_layers"\nlow = 1\nhigh = 4\n',
+    ]
+    config = answer(f'method = "random"\ntrials = 2\n{"".join(axes)}', tmp_path)
     assert isinstance(config, SweepConfig), config
     assert config.axes[0].settings() == [{"model.qk_norm": "true"}, {"model.qk_norm": "false"}]
     assert config.axes[1].is_integer
