@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli.checkpoints import described
 from cli.entry import STOP_CODES, is_importing, leave
+from cli.environment import log_environment
 from cli.prepare_run import prepare_run
 from cli.progress import Progress
 from cli.same_run import directory_of_run, refuse_different_directories, refuse_different_settings, remembered
@@ -112,8 +113,10 @@ def train(config: TrainConfig) -> int:
         trainer = run.trainer(logger=logger, hooks=hooks, stop=lambda: signals.received, **callbacks)
         seconds = _measure(trainer)
         if is_main(world):
+            settings = dump_toml(run.config)
             _announce(trainer, run, seconds=seconds)
-            write_whole(run_dir / "config.toml", dump_toml(run.config))
+            log_environment(trainer, settings)
+            write_whole(run_dir / "config.toml", settings)
         if run.config.wandb.log_artifacts and run.config.data.tokenizer.is_dir():  # not for files with a prefix
             logger.log_artifact(run.config.data.tokenizer, name=f"{run_dir.name}-tokenizer", type="tokenizer")
         if run.state.step:
@@ -264,7 +267,7 @@ def _make_progress(run: PreparedRun) -> Progress:
     from transformerlm.training.eta import work_left
     from transformerlm.training.timetable import Timetable
 
-    has_room = not (run.config.logging.backend == "json" and is_terminal())
+    has_room = not ("json" in run.config.logging.backend and is_terminal())
     valid_tokens = len(run.data.valid) if run.data.valid else 0
     return Progress(
         run.config.training.max_steps,
