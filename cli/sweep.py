@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from cli.entry import STOP_CODES
 from cli.hints import command_line, hint_lines, hints_are_wanted
 from cli.sweep_progress import SweepProgress
+from cli.tables import table_lines
 from cli.terminal import clock, note, print_record, working
 from cli.utils import EXIT_FAILED, Command
 from cli.utils import main as run_command
@@ -219,11 +220,13 @@ def _finish(config: SweepConfig, outcomes: Sequence[Outcome], directory: SweepDi
     rows = rows_of(outcomes)
     lines = [json.dumps({"event": "result", **row.record()}) for row in rows]
     write_whole(directory.root / "results.jsonl", "".join(f"{line}\n" for line in lines))
+    heads, cells = table(rows)
     note("")
-    for line in table(rows):
+    for line in table_lines(heads, cells, left=[len(heads) - 1]):
         note(line)
     for row in rows:
         print_record({"event": "result", **row.record()})
+    _compare(rows, outcomes, directory)
     _draw(rows, directory.root / "effects.png")
     best = best_of(rows, outcomes)
     if best is not None:
@@ -234,6 +237,21 @@ def _finish(config: SweepConfig, outcomes: Sequence[Outcome], directory: SweepDi
         for line in one.words:
             note(f"   {line}")
     return EXIT_FAILED if failed else 0
+
+
+def _compare(rows: Sequence[Row], outcomes: Sequence[Outcome], directory: SweepDirectory) -> None:
+    """Say of the settings behind the best one whether the difference is more than luck."""
+    from transformerlm.experiments.compare_tables import records, title, verdict_table
+    from transformerlm.experiments.sweep.results import compared
+
+    if (comparison := compared(rows, outcomes, directory.root)) is None:
+        return
+    heads, cells = verdict_table(comparison)
+    note(f"\n{title(comparison)}:")
+    for line in [*comparison.notes, *table_lines(heads, cells, left=[0, len(heads) - 1])]:
+        note(line)
+    for record in records(comparison):
+        print_record({"event": "compared", **record})
 
 
 def _draw(rows: Sequence[Row], path: Path) -> None:

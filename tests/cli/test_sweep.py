@@ -60,12 +60,14 @@ def test_a_sweep_ends_with_the_best_setting(here):
     assert [record["settings"]["learning_rate"] for record in results] == ["0.01", "0.001", "0.1"]
     assert [json.loads(line) for line in Path("sweep/results.jsonl").read_text().splitlines()] == results
     assert "6/6" in done.stderr
+    compared = [record for record in done.records if record["event"] == "compared"]
+    assert len(compared) == 3
     assert "best: learning_rate = 0.01; its settings are in sweep/best.toml" in done.stderr
     best = load_config(TrainConfig, Path("sweep/best.toml"))
     assert (best.optimizer.learning_rate, best.runs_dir, best.logging.run_name) == (1e-2, Path(), "sweep-best")
     assert Path("sweep/effects.png").read_bytes()[:4] == b"\x89PNG"
     again = call("sweep", "--config", "sweep.toml")
-    assert {record["event"] for record in again.records} == {"skipped", "result", "best"}
+    assert {record["event"] for record in again.records} == {"skipped", "result", "compared", "best"}
     assert again.stderr.count("as trained before") == 6
 
 

@@ -10,9 +10,12 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from config.io import dump_toml
+from transformerlm.experiments.compare import Comparison, compare_runs
+from transformerlm.experiments.history import read_history
 from transformerlm.experiments.sweep.plan import SweepRun
 from transformerlm.experiments.sweep.scheduler import Outcome
 
+_MOST_COMPARED = 10  # further behind, nobody doubts who is better
 _ORDER = {"finished": 0, "stopped": 1, "failed": 2}
 
 
@@ -96,16 +99,24 @@ def best_toml(run: SweepRun, *, runs_dir: Path, name: str) -> str:
     return dump_toml(run.config.model_copy(update={"runs_dir": runs_dir, "logging": logging}))
 
 
-def table(rows: Sequence[Row]) -> list[str]:
-    """Return the rows as lines for people."""
+def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Return the heads and the cells of the rows, for people."""
     axes = list(rows[0].labels) if rows else []
-    head = [*axes, "val loss", "+-", "bits/byte", "seeds", "steps", ""]
-    body = [[*(row.labels.get(axis, "") for axis in axes), *_cells(row)] for row in rows]
-    widths = [max(len(line[column]) for line in [head, *body]) for column in range(len(head))]
-    return [
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in [head, *body]
-    ]
+    heads = [*axes, "val loss", "+-", "bits/byte", "seeds", "steps", ""]
+    return heads, [[*(row.labels.get(axis, "") for axis in axes), *_cells(row)] for row in rows]
+
+
+def compared(rows: Sequence[Row], outcomes: Sequence[Outcome], root: Path) -> Comparison | None:
+    """Return the best setting beside the next ones, each run where it ended; None with fewer than two that finished.
+
+    Raises:
+        OSError: the lines of a run cannot be read.
+    """
+    best = [row.group for row in rows if row.state == "finished" and math.isfinite(row.mean)][:_MOST_COMPARED]
+    if len(best) < 2:
+        return None
+    names = [one.task.run.name for group in best for one in outcomes if one.task.run.group == group]
+    return compare_runs([read_history(root / name, name=name) for name in names], at="end")
 
 
 def _cells(row: Row) -> list[str]:
