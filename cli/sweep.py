@@ -228,9 +228,8 @@ def _finish(config: SweepConfig, outcomes: Sequence[Outcome], directory: SweepDi
         print_record({"event": "result", **row.record()})
     _compare(rows, outcomes, directory)
     _draw(rows, directory.root / "effects.png")
-    best = best_of(rows, outcomes)
-    if best is not None:
-        _say_what_is_best(config, best, directory)
+    if (best := best_of(rows, outcomes)) is not None:
+        _say_what_is_best(config, best, rows, directory)
     failed = [one for one in outcomes if one.state == "failed"]
     for one in failed:
         note(f"\n{one.task.run.name} failed; its last lines, from {directory.log_path(one.task.run)}:")
@@ -242,14 +241,18 @@ def _finish(config: SweepConfig, outcomes: Sequence[Outcome], directory: SweepDi
 def _compare(rows: Sequence[Row], outcomes: Sequence[Outcome], directory: SweepDirectory) -> None:
     """Say of the settings behind the best one whether the difference is more than luck."""
     from transformerlm.experiments.compare_tables import records, title, verdict_table
+    from transformerlm.experiments.statistics import LEAST_SEEDS
     from transformerlm.experiments.sweep.results import compared
 
     if (comparison := compared(rows, outcomes, directory.root)) is None:
         return
-    heads, cells = verdict_table(comparison)
-    note(f"\n{title(comparison)}:")
-    for line in [*comparison.notes, *table_lines(heads, cells, left=[0, len(heads) - 1])]:
-        note(line)
+    if len(comparison.results[0].losses) < LEAST_SEEDS:
+        note(f"\n{LEAST_SEEDS} seeds or more would say whether a difference is more than luck")
+    else:
+        heads, cells = verdict_table(comparison)
+        note(f"\n{title(comparison)}:")
+        for line in [*comparison.notes, *table_lines(heads, cells, left=[0, len(heads) - 1])]:
+            note(line)
     for record in records(comparison):
         print_record({"event": "compared", **record})
 
@@ -266,9 +269,9 @@ def _draw(rows: Sequence[Row], path: Path) -> None:
         note(f"\nno picture: {error}")
 
 
-def _say_what_is_best(config: SweepConfig, best: SweepRun, directory: SweepDirectory) -> None:
+def _say_what_is_best(config: SweepConfig, best: SweepRun, rows: Sequence[Row], directory: SweepDirectory) -> None:
     from transformerlm.experiments.sweep.plan import as_name
-    from transformerlm.experiments.sweep.results import best_toml
+    from transformerlm.experiments.sweep.results import best_toml, on_the_edge
     from transformerlm.utils.files import write_whole
 
     path = directory.root / "best.toml"
@@ -276,6 +279,8 @@ def _say_what_is_best(config: SweepConfig, best: SweepRun, directory: SweepDirec
     write_whole(path, text)
     words = ", ".join(f"{name} = {label}" for name, label in best.point.labels.items()) or "base"
     note(f"best: {words}; its settings are in {path}")
+    for line in on_the_edge(rows, best):
+        note(line)
     print_record({"event": "best", "run": best.name, "settings": dict(best.point.labels), "config": str(path)})
     if hints_are_wanted():
         hints = [

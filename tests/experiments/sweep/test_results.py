@@ -10,7 +10,7 @@ import tomllib
 from config.io import dump_toml, load_config
 from config.train import TrainConfig
 from tests.experiments.sweep.helpers import planned
-from transformerlm.experiments.sweep.results import best_of, best_toml, compared, rows_of, table
+from transformerlm.experiments.sweep.results import best_of, best_toml, compared, on_the_edge, rows_of, table
 from transformerlm.experiments.sweep.scheduler import Outcome, Task
 
 
@@ -84,3 +84,18 @@ def test_there_is_no_best_one_where_none_has_finished(tmp_path):
     endless = outcomes_of(tmp_path, *[(math.inf, math.inf)] * 3)
     assert best_of(rows_of(endless), endless) is None
     assert best_of([], []) is None
+
+
+def test_a_best_value_on_the_edge_is_said_to_be_one(tmp_path):
+    """The best rate may be beyond those that were tried; words have no edge, nor has a value in the middle."""
+    for losses, expected in (
+        (
+            [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)],
+            ["learning_rate = 0.001 is the lowest that was tried; a better one may"],
+        ),
+        ([(2.0, 2.0), (1.0, 1.0), (3.0, 3.0)], []),
+        ([(3.0, 3.0), (2.0, 2.0), (1.0, 1.0)], ["learning_rate = 0.1 is the highest that was tried; a better one may"]),
+    ):
+        outcomes = outcomes_of(tmp_path, *losses)
+        rows = rows_of(outcomes)
+        assert [words.partition(" be ")[0] for words in on_the_edge(rows, best_of(rows, outcomes))] == expected

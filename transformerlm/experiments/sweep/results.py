@@ -36,7 +36,7 @@ class Row:
     bits_per_byte: float
     state: Literal["finished", "stopped", "failed"]
     step: int
-    flops: int
+    flops: float
 
     def record(self) -> dict[str, Any]:
         """Return the row as JSON can hold it."""
@@ -48,7 +48,7 @@ class Row:
             "val_loss_spread": finite(self.spread),
             "val_bits_per_byte": finite(self.bits_per_byte),
             "val_loss_by_seed": {str(seed): finite(loss) for seed, loss in self.losses.items()},
-            "flops": self.flops,
+            "flops": finite(self.flops),
             "runs": self.group,
         }
 
@@ -82,7 +82,7 @@ def _row(group: str, outcomes: Sequence[Outcome]) -> Row:
         bits_per_byte=fmean(one.best_bits_per_byte for one in outcomes),
         state=last.state,
         step=last.step,
-        flops=last.step * run.tokens_per_step * run.flops_per_token,
+        flops=last.flops,
     )
 
 
@@ -90,7 +90,21 @@ def best_of(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> SweepRun | None
     """Return the first run of the best setting of which all runs have finished; None if there is none."""
     if not rows or rows[0].state != "finished" or not math.isfinite(rows[0].mean):
         return None
-    return next(one.task.run for one in outcomes if one.task.run.group == rows[0].group)
+    return min((one.task.run for one in outcomes if one.task.run.group == rows[0].group), key=lambda run: run.seed)
+
+
+def on_the_edge(rows: Sequence[Row], best: SweepRun) -> list[str]:
+    """Return the axes of numbers on which the best setting is the lowest or the highest that was tried, in words."""
+    words = []
+    for axis, label in best.point.labels.items():
+        try:
+            values = {float(row.labels[axis]) for row in rows}
+        except ValueError:  # words have no order
+            continue
+        if len(values) > 1 and float(label) in (min(values), max(values)):
+            side = "lowest" if float(label) == min(values) else "highest"
+            words.append(f"{axis} = {label} is the {side} that was tried; a better one may be beyond it")
+    return words
 
 
 def best_toml(run: SweepRun, *, runs_dir: Path, name: str) -> str:
@@ -115,7 +129,8 @@ def compared(rows: Sequence[Row], outcomes: Sequence[Outcome], root: Path) -> Co
     best = [row.group for row in rows if row.state == "finished" and math.isfinite(row.mean)][:_MOST_COMPARED]
     if len(best) < 2:
         return None
-    names = [one.task.run.name for group in best for one in outcomes if one.task.run.group == group]
+    by_seed = sorted((one.task.run for one in outcomes), key=lambda run: run.seed)
+    names = [run.name for group in best for run in by_seed if run.group == group]
     return compare_runs([read_history(root / name, name=name) for name in names], at="end")
 
 
