@@ -149,7 +149,7 @@ def test_a_signal_stops_the_runs_and_the_sweep(name, code, here, monkeypatch):
     done = call("sweep", "--config", "sweep.toml", "--seeds=0")
     thread.join()
     assert done.code == code, done.stderr
-    assert f"{name}: 0 of 3 runs are done; the same command goes on" in done.stderr
+    assert f"{name}: 0 of 3 runs have finished; the same command goes on" in done.stderr
     monkeypatch.setenv("FAKE_SECONDS", "0")
     rest = call("sweep", "--config", "sweep.toml", "--parallel=3", "--seeds=0")
     assert rest.code == 0
@@ -163,6 +163,20 @@ def test_halving_leaves_the_best_to_finish(here):
     states = [record["state"] for record in done.records if record["event"] == "result"]
     assert states[0] == "finished"
     assert "best: learning_rate = 0.01" in done.stderr
+
+
+def test_a_guided_search_tries_as_many_points_as_asked(here):
+    """Each is a run a seed; again, all are there."""
+    pytest.importorskip("optuna")
+    text = SWEEP.replace("values = [1e-3, 1e-2, 1e-1]", 'low = 1e-3\nhigh = 1e-1\nscale = "log"')
+    Path("sweep.toml").write_text(f'method = "tpe"\ntrials = 2\n{text}')
+    done = call("sweep", "--config", "sweep.toml")
+    assert done.code == 0, done.stderr
+    assert [record["event"] for record in done.records].count("ended") == 4
+    assert "4/4" in done.stderr
+    assert len(Path("sweep/trials.jsonl").read_text().splitlines()) == 4
+    again = call("sweep", "--config", "sweep.toml", "--trials=2")
+    assert {record["event"] for record in again.records} == {"skipped", "result", "compared", "best"}
 
 
 def test_a_second_sweep_is_refused(here):

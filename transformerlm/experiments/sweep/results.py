@@ -24,8 +24,8 @@ class Row:
     """The runs of one setting.
 
     `losses` are the lowest validation losses of its runs by seed, in nats a token; `mean` is over them, and `spread` is
-    their standard deviation, None with fewer than two. `state` is that of the run that got least far, `step` the last
-    step of it.
+    their standard deviation, None with fewer than two. `state` is that of the run that got least far, `step` its
+    last step, or the rung that it stopped at.
     """
 
     group: str
@@ -81,7 +81,7 @@ def _row(group: str, outcomes: Sequence[Outcome]) -> Row:
         spread=stdev(known) if len(known) > 1 else None,
         bits_per_byte=fmean(one.best_bits_per_byte for one in outcomes),
         state=last.state,
-        step=last.step,
+        step=(last.task.until or last.step) if last.state == "stopped" else last.step,
         flops=last.flops,
     )
 
