@@ -25,6 +25,7 @@ from config.runs_show import RunsShowConfig
 from config.runs_tail import RunsTailConfig
 from config.runs_verify import RunsVerifyConfig
 from config.serve import ServeConfig
+from config.sweep import SweepConfig
 from config.train import TrainConfig
 from config.train_tokenizer import TrainTokenizerConfig
 
@@ -37,6 +38,7 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "transformerlm-adopt": AdoptConfig,
     "transformerlm-train": TrainConfig,
     "transformerlm-plan": PlanConfig,
+    "transformerlm-sweep": SweepConfig,
     "transformerlm-runs list": RunsListConfig,
     "transformerlm-runs report": RunsReportConfig,
     "transformerlm-runs show": RunsShowConfig,

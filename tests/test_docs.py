@@ -44,6 +44,7 @@ NOT_OURS = (
     "torchrun",
     "uv",
     "wandb",
+    "xargs",
 )
 SMALL = """--model.d_model=32 --model.num_layers=1 --model.num_heads=2 --model.d_ff=64 --model.context_length=128
     --training.max_steps=3 --training.batch_size=8 --training.log_interval=1 --training.eval_tokens=256
