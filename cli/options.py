@@ -167,7 +167,8 @@ def _add_key(group: argparse._ArgumentGroup, key: Key, *, brief: bool = False) -
     else:
         group.add_argument(f"--{key.name}", metavar="VALUE", help=text)
     if key.short and not brief:
-        group.add_argument(f"--{key.short}", dest=key.name, metavar="VALUE", help=f"short for --{key.name}")
+        flag: dict[str, Any] = {"nargs": "?", "const": "true"} if key.is_bool else {}
+        group.add_argument(f"--{key.short}", dest=key.name, metavar="VALUE", help=f"short for --{key.name}", **flag)
 
 
 def as_typed(lines: Iterable[str], keys: Iterable[Key], words: Sequence[str] | None) -> list[str]:

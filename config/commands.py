@@ -19,6 +19,7 @@ from config.make_data import MakeDataConfig
 from config.plan import PlanConfig
 from config.quickstart import QuickstartConfig
 from config.serve import ServeConfig
+from config.sweep import SweepConfig
 from config.train import TrainConfig
 from config.train_tokenizer import TrainTokenizerConfig
 
@@ -31,6 +32,7 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "transformerlm-adopt": AdoptConfig,
     "transformerlm-train": TrainConfig,
     "transformerlm-plan": PlanConfig,
+    "transformerlm-sweep": SweepConfig,
     "transformerlm-infer": InferConfig,
     "transformerlm-serve": ServeConfig,
     "transformerlm-eval": EvalConfig,

@@ -51,7 +51,7 @@ ALLOWED = {
     "transformerlm.training": {"torch", "numpy"},
     "transformerlm.inference": {"torch", "numpy"},
     "transformerlm.serving": {"starlette", "uvicorn", "prometheus_client", "h11", "pydantic", "torch"},
-    "transformerlm.experiments": {"numpy"},
+    "transformerlm.experiments": {"numpy", "matplotlib", "optuna"},
     "transformerlm.interop": {
         "torch",
         "numpy",
@@ -157,6 +157,7 @@ def test_optional_and_heavy_libraries_are_imported_where_they_are_used(path):
                 "gguf",
                 "litgpt",
                 "ray",
+                "optuna",
             ), f"{path}:{node.lineno}: {name}"
             if room_of(module_of(path)) == "cli":
                 assert room_of(name) in ("cli", "config", None), f"{path}:{node.lineno}: {name} at the top"

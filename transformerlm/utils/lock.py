@@ -40,13 +40,25 @@ class DirectoryLock:
     The lock is the system's (`flock`) on a file `.lock` that names its holder. A directory that was created here and
     is still empty at the end is removed. Without `flock` (Windows) nothing is held.
 
+    Args:
+        directory: what is held.
+        work: what the next one should have been and what was found, for its error; `{holder}` is replaced.
+        instead: what the next one can do besides waiting.
+
     Raises:
         FileExistsError: another process holds the directory.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        work: str = "the only run here, found {holder} training in it",
+        instead: str = "choose another logging.run_name",
+    ) -> None:
         self._directory = directory
         self._path = directory / ".lock"
+        self._work, self._instead = work, instead
 
     def __enter__(self) -> Self:
         self._made = [path for path in (self._directory, *self._directory.parents) if not path.exists()]
@@ -56,10 +68,8 @@ class DirectoryLock:
             self._file.seek(0)
             holder = self._file.read().strip() or "another process"
             self._file.close()
-            raise FileExistsError(
-                f"{self._directory}: expected to be the only run here, found {holder} training in it; "
-                "wait for it, or choose another logging.run_name"
-            )
+            found = self._work.format(holder=holder)
+            raise FileExistsError(f"{self._directory}: expected to be {found}; wait for it, or {self._instead}")
         try:
             self._file.truncate(0)
             self._file.write(f"process {os.getpid()}")

@@ -1,0 +1,324 @@
+"""`transformerlm-sweep`: many trainings that differ in some settings, and which is best."""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports that take time
+    from cli.entry import run
+
+    run("cli.sweep")
+
+import json
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from cli.entry import STOP_CODES
+from cli.hints import command_line, hint_lines, hints_are_wanted
+from cli.sweep_progress import SweepProgress
+from cli.terminal import clock, note, print_record, working
+from cli.utils import EXIT_FAILED, Command
+from cli.utils import main as run_command
+from config.extras import how_to_install
+from config.shipped import find_config
+from config.sweep import SweepConfig
+from config.train import TrainConfig
+
+if TYPE_CHECKING:
+    from transformerlm.experiments.sweep.guided import Guided
+    from transformerlm.experiments.sweep.halving import Halving
+    from transformerlm.experiments.sweep.plan import Planner, SweepRun
+    from transformerlm.experiments.sweep.points import Axis, Point
+    from transformerlm.experiments.sweep.queue import SweepDirectory
+    from transformerlm.experiments.sweep.results import Row
+    from transformerlm.experiments.sweep.scheduler import InOrder, Outcome
+
+CALIBRATION_STEPS = 3
+# SIGHUP: the terminal was closed; trainings save on SIGTERM.
+_SIGNALS = {"SIGINT": "SIGINT", "SIGTERM": "SIGTERM", "SIGUSR1": "SIGUSR1", "SIGHUP": "SIGTERM"}
+_CODES = {**STOP_CODES, "SIGHUP": 129}
+# What --help shows.
+SHORT = ("base", "dir", "set", "method", "trials", "seeds", "match", "budget", "parallel", "dry_run", "print_commands")
+EXAMPLES = (
+    ("what the shipped example would run, and for how long", "--config sweep --dry-run"),
+    ("three learning rates with two seeds each", "--config sweep"),
+    ("a published ablation: the model without its norms", "--config ablations/norm"),
+    ("two runs at a time", "--config sweep --parallel=2"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the console script."""
+    run_command(Command("transformerlm-sweep", SweepConfig, sweep, short=SHORT, examples=EXAMPLES), argv)
+
+
+def sweep(config: SweepConfig) -> int:
+    """Train what the configuration describes and has not been trained yet, compare, and return the exit code.
+
+    Every run is resolved and checked before the first one begins.
+    """
+    with working("starting"):
+        from transformerlm.experiments.sweep.plan import Planner
+        from transformerlm.experiments.sweep.points import axes_of
+        from transformerlm.experiments.sweep.queue import SweepDirectory
+
+        planner = Planner(config, find_config(config.base), _price)
+        axes = axes_of(config)
+        runs = planner.runs(_points(config, axes))
+        _check_files(runs)
+    directory = SweepDirectory(config.dir)
+    if config.dry_run:
+        _say_what_would_run(config, runs)
+        return 0
+    if config.print_commands:
+        directory.write_queue(runs)
+        for one in runs:
+            print(command_line("train", "--config", directory.config_path(one)))
+        return 0
+    with directory.hold(), _Signals() as signals:
+        source = _source(config, planner, axes, runs, directory)
+        progress = SweepProgress(_count(config, runs))
+        ended = _train(config, source, directory, signals, progress)
+    if ended is not None:
+        note(f"{ended}: {progress.done_words()}; the same command goes on")
+        return _CODES[ended]
+    return _finish(config, source.outcomes, directory)
+
+
+def _points(config: SweepConfig, axes: Sequence[Axis]) -> list[Point]:
+    """Return the points of a sweep; of guided search, those that say whether each value is valid."""
+    from transformerlm.experiments.sweep.points import by_chance, edges, grid
+
+    if config.method == "grid":
+        return list(grid(axes))
+    if config.method == "random":
+        assert config.trials is not None
+        return list(by_chance(axes, trials=config.trials, seed=config.seed))
+    return list(edges(axes))
+
+
+def _price(config: TrainConfig) -> int:
+    """Return the FLOPs of a token, as transformerlm-plan counts them."""
+    from transformerlm.models.estimates import flops_per_token
+    from transformerlm.models.settings import ModelSettings
+
+    return flops_per_token(ModelSettings(**config.model.model_dump()), config.model.context_length)
+
+
+def _check_files(runs: Sequence[SweepRun]) -> None:
+    """Refuse data that is not there: each run would end with the same error.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+    """
+    for name in ("train", "valid", "tokenizer"):
+        for path in dict.fromkeys(getattr(one.config.data, name) for one in runs):
+            # A tokenizer may be files with a common prefix.
+            if path is not None and not path.exists() and not (name == "tokenizer" and any(_beside(path))):
+                raise FileNotFoundError(f"data.{name}: {path}: no such file; base or set names it")
+
+
+def _beside(path: Path) -> Iterator[Path]:
+    return path.parent.glob(f"{path.name}*") if path.parent.is_dir() else iter(())
+
+
+def _source(
+    config: SweepConfig, planner: Planner, axes: Sequence[Axis], runs: Sequence[SweepRun], directory: SweepDirectory
+) -> InOrder | Halving | Guided:
+    """Return what hands out the runs of a sweep."""
+    from transformerlm.experiments.sweep.guided import TRIALS, Guided, TrialLog, load_optuna
+    from transformerlm.experiments.sweep.halving import Halving
+    from transformerlm.experiments.sweep.scheduler import InOrder
+
+    if config.halving:
+        return Halving(runs, rungs=config.halving.rungs, factor=config.halving.factor)
+    if config.method != "tpe":
+        return InOrder(runs)
+    assert config.trials is not None
+    load_optuna()
+    log = TrialLog(directory.root / TRIALS, axes)
+    return Guided(axes, lambda point: planner.runs([point]), trials=config.trials, seed=config.seed, log=log)
+
+
+def _count(config: SweepConfig, runs: Sequence[SweepRun]) -> int:
+    return (config.trials or 0) * len(config.seeds) if config.method == "tpe" else len(runs)
+
+
+def _train(
+    config: SweepConfig,
+    source: InOrder | Halving | Guided,
+    directory: SweepDirectory,
+    signals: _Signals,
+    progress: SweepProgress,
+) -> str | None:
+    from transformerlm.experiments.sweep.scheduler import Scheduler
+
+    scheduler = Scheduler(
+        directory,
+        parallel=config.parallel,
+        retries=config.retries,
+        environment=_environment(config.parallel),
+        tell=progress.tell,
+        tick=progress.tick,
+        stop=lambda: signals.received,
+    )
+    try:
+        scheduler.work(source)
+    finally:
+        progress.close()
+    return signals.first
+
+
+def _environment(parallel: int) -> dict[str, str]:
+    """Return the environment of the trainings, which share the cores equally."""
+    environment = {**os.environ, "TRANSFORMERLM_HINTS": "0"}  # ours come at the end
+    if parallel > 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        given = os.environ.get("OMP_NUM_THREADS", "")
+        most = max(1, cores // parallel)
+        environment["OMP_NUM_THREADS"] = str(min(most, int(given)) if given.isdigit() and int(given) else most)
+    return environment
+
+
+class _Signals:
+    """Collects the signals that stop a sweep, which then hands each of them on to its trainings."""
+
+    def __init__(self) -> None:
+        self.first: str | None = None
+        self.received: list[str] = []
+
+    def __enter__(self) -> _Signals:
+        numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+        heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
+        self._previous = {number: signal.signal(number, self._receive) for number in heard}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self.first is None:
+            self.first = name
+            note(f"{name}: the trainings save and stop; once more to stop them without saving")
+        self.received.append(_SIGNALS[name])
+
+
+# --- the end -------------------------------------------------------------------------------------------------------
+
+
+def _finish(config: SweepConfig, outcomes: Sequence[Outcome], directory: SweepDirectory) -> int:
+    """Write and say what came of it; return the exit code."""
+    from transformerlm.experiments.sweep.results import best_of, rows_of, table
+    from transformerlm.utils.files import write_whole
+
+    rows = rows_of(outcomes)
+    lines = [json.dumps({"event": "result", **row.record()}) for row in rows]
+    write_whole(directory.root / "results.jsonl", "".join(f"{line}\n" for line in lines))
+    note("")
+    for line in table(rows):
+        note(line)
+    for row in rows:
+        print_record({"event": "result", **row.record()})
+    _draw(rows, directory.root / "effects.png")
+    best = best_of(rows, outcomes)
+    if best is not None:
+        _say_what_is_best(config, best, directory)
+    failed = [one for one in outcomes if one.state == "failed"]
+    for one in failed:
+        note(f"\n{one.task.run.name} failed; its last lines, from {directory.log_path(one.task.run)}:")
+        for line in one.words:
+            note(f"   {line}")
+    return EXIT_FAILED if failed else 0
+
+
+def _draw(rows: Sequence[Row], path: Path) -> None:
+    from transformerlm.experiments.sweep.effects import draw_effects
+
+    try:
+        draw_effects(rows, path)
+        note(f"\npicture: {path}")
+    except ImportError as error:
+        note(f"\nno picture: {error}; {how_to_install('plot')}")
+    except ValueError as error:
+        note(f"\nno picture: {error}")
+
+
+def _say_what_is_best(config: SweepConfig, best: SweepRun, directory: SweepDirectory) -> None:
+    from transformerlm.experiments.sweep.results import best_toml
+    from transformerlm.utils.files import write_whole
+
+    path = directory.root / "best.toml"
+    text = best_toml(best, runs_dir=config.dir.parent, name=f"{config.dir.name}-best"[:128])
+    write_whole(path, text)
+    words = ", ".join(f"{name} = {label}" for name, label in best.point.labels.items()) or "base"
+    note(f"best: {words}; its settings are in {path}")
+    print_record({"event": "best", "run": best.name, "settings": dict(best.point.labels), "config": str(path)})
+    if hints_are_wanted():
+        hints = [
+            ("text from the best run", command_line("infer", "--checkpoint", directory.run_dir(best))),
+            ("the best settings as a run of its own", command_line("train", "--config", path)),
+        ]
+        for line in hint_lines(hints):
+            note(line)
+
+
+# --- before the first run ------------------------------------------------------------------------------------------
+
+
+def _say_what_would_run(config: SweepConfig, runs: Sequence[SweepRun]) -> None:
+    """Print a line for each run with its settings, steps, FLOPs and time, and what they need together."""
+    from transformerlm.models.estimates import checkpoint_bytes
+    from transformerlm.models.settings import ModelSettings
+    from transformerlm.training.planning.preflight import gigabytes
+
+    with working("timing a few steps"):
+        rate = _flops_per_second(sorted(runs, key=lambda one: one.flops_per_token)[len(runs) // 2])
+    total, disk = 0.0, 0
+    for one in runs:
+        seconds = config.budget if config.match == "seconds" else one.flops / rate
+        assert seconds is not None
+        total += seconds
+        model = ModelSettings(**one.config.model.model_dump())
+        keep = one.config.checkpoint.keep + 2
+        disk += keep * checkpoint_bytes(model, optimizer=one.config.optimizer.name)
+        _say_one_run(one, seconds, is_timed=config.match == "seconds")
+    over = f" at {config.parallel} a time" if config.parallel > 1 else ""
+    how_many = f"{len(runs)} run{'s' * (len(runs) > 1)}{over}"
+    if config.method == "tpe":
+        tried = _count(config, runs)
+        note(f"guided search would try {tried:,} runs; these are the ends of its axes")
+        total *= tried / len(runs)
+    elif config.match == "seconds":
+        total /= config.parallel
+    until = "at most " if config.halving else "about "
+    note(f"{how_many}: {until}{clock(total)} on this machine, validations not counted; {gigabytes(disk)} of disk")
+
+
+def _say_one_run(one: SweepRun, seconds: float, *, is_timed: bool) -> None:
+    steps, flops = one.config.training.max_steps, one.flops
+    facts = {"steps": None if is_timed else steps, "flops": None if is_timed else flops, "seconds": seconds}
+    size = "" if is_timed else f"{steps:,} steps, {flops:.3g} FLOPs, "
+    note(f"{one.name}: {size}about {clock(seconds)}")
+    settings = {**one.point.settings, "training.seed": str(one.seed)}
+    print_record({"event": "planned", "run": one.name, "settings": settings, **facts})
+
+
+def _flops_per_second(one: SweepRun) -> float:
+    """Return the FLOPs a second that a run reaches here, by a few of its steps on random tokens."""
+    from transformerlm.distributed.world import World
+    from transformerlm.training.planning import micro_batch
+    from transformerlm.training.planning.calibration import calibrate
+    from transformerlm.utils.allocator import keep_freed_memory
+    from transformerlm.utils.device import resolve_device
+    from transformerlm.utils.dtypes import resolve_precision
+
+    device = resolve_device(one.config.training.device)
+    keep_freed_memory(device)
+    precision = resolve_precision(one.config.training.precision, device)
+    config = micro_batch.resolve(one.config, device=device, precision=precision, world=World())
+    found = calibrate(config, CALIBRATION_STEPS, device=device, precision=precision)
+    return one.tokens_per_step * one.flops_per_token / found.seconds_per_step

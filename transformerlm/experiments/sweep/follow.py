@@ -1,0 +1,86 @@
+"""How far a run is, from its `metrics.jsonl`, read a little further each time while the run may be writing it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from transformerlm.experiments.metric_lines import METRICS, read_lines
+
+VAL_LOSS, BITS = "metrics.val_loss", "metrics.val_bits_per_byte"
+
+
+class RunFollower:
+    """The numbers of one run by which a sweep judges it.
+
+    `val_losses` are by step; one that is not finite counts as infinite. `finished` says that the run has come to its
+    end; one that a signal ended has not. `step` is the last step of which a line is there, and `seconds` how long the
+    run has trained by then, if its lines say so.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._file, self._offset = "", 0
+        self._forget()
+
+    def _forget(self) -> None:
+        self.step, self.loss = 0, math.nan
+        self.finished, self.reason = False, ""
+        self.seconds = math.nan
+        self.val_losses: dict[int, float] = {}
+        self.bits_per_byte: dict[int, float] = {}
+
+    def update(self) -> None:
+        """Read the lines that were written since; a resumed run replaces its file, which is then read anew."""
+        more = True
+        while more:
+            try:
+                found = read_lines(self.directory / METRICS, file=self._file, offset=self._offset, every=1)
+            except OSError:  # not begun yet
+                return
+            if found.reset:
+                self._forget()
+            self._file, self._offset, more = found.file, found.offset, found.more
+            for text in found.texts:
+                self._take(json.loads(text))
+
+    def _take(self, record: dict[str, Any]) -> None:
+        event = record.get("event")
+        if event in ("started", "resumed"):
+            self.finished, self.reason = False, ""
+        elif event == "finished":
+            self.reason = str(record.get("reason"))
+            self.finished = self.reason != "signal"
+        step = record.get("step")
+        if not isinstance(step, int) or isinstance(step, bool):
+            return
+        self.step = max(self.step, step)
+        if event is not None:
+            return
+        self.loss = _number(record.get("metrics.loss"), self.loss)
+        self.seconds = _number(record.get("time.elapsed_s"), self.seconds)
+        for key, table in ((VAL_LOSS, self.val_losses), (BITS, self.bits_per_byte)):
+            if key in record:
+                table[step] = _number(record[key], math.inf)
+
+    @property
+    def best_val_loss(self) -> float:
+        """The lowest validation loss so far, in nats a token; infinite without one."""
+        return min(self.val_losses.values(), default=math.inf)
+
+    @property
+    def best_bits_per_byte(self) -> float:
+        """The lowest validation loss in bits per byte; infinite without one."""
+        return min(self.bits_per_byte.values(), default=math.inf)
+
+    @property
+    def last_val_loss(self) -> float:
+        """The validation loss of the last step that has one; infinite without one."""
+        return self.val_losses[max(self.val_losses)] if self.val_losses else math.inf
+
+
+def _number(value: object, otherwise: float) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**1000
+    return float(value) if is_number else otherwise  # type: ignore[arg-type]

@@ -1,0 +1,220 @@
+"""Which runs a sweep has: each point and seed as a checked configuration with a name that says what it is.
+
+Everything is resolved and checked before the first run begins. The name ends in a hash of all settings that can change
+the losses, and the seed; so a run is known by its directory, and equal configurations are trained once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from config.errors import MAX_ERRORS, ConfigError
+from config.io import read_layers, validate
+from config.layers import Layer
+from config.sweep import SweepConfig, overrides_of, parsed_setting
+from config.train import TrainConfig
+from transformerlm.experiments.sweep.points import Point
+from transformerlm.token_files.sidecar import sidecar_path
+from transformerlm.utils.files import file_sha256
+from transformerlm.utils.json_files import read_json_object
+
+# They say where a run is and what is written of it; no loss depends on them.
+_IDLE_SECTIONS = ("logging", "wandb", "samples", "parallel")
+_IDLE_KEYS = {
+    "training": ("log_interval", "log_norms", "seed"),  # the seed is in the name by itself
+    "checkpoint": ("keep", "max_file_mb", "resume"),
+}
+_HASH_DIGITS = 10
+_MOST_NAME_CHARS = 80
+# With match = "seconds" the time ends a run, and the schedule follows it; no run makes this many steps.
+_ENDLESS_STEPS = 10**9
+
+Price = Callable[[TrainConfig], int]
+"""Returns the FLOPs of a token; it needs the model, so that a command hands it in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRun:
+    """One training of a sweep.
+
+    `group` names the settings without the seed, and `name` is the run's directory. `flops_per_token` is that of forward
+    and backward pass.
+    """
+
+    name: str
+    group: str
+    point: Point
+    seed: int
+    config: TrainConfig
+    flops_per_token: int
+
+    @property
+    def tokens_per_step(self) -> int:
+        """The tokens of a step."""
+        return self.config.training.batch_size * self.config.model.context_length
+
+    @property
+    def flops(self) -> int:
+        """The FLOPs of the whole run; those of a run that time ends are not known."""
+        return self.config.training.max_steps * self.tokens_per_step * self.flops_per_token
+
+
+class Planner:
+    """Makes runs of points, all from one base file.
+
+    Raises:
+        ConfigError: the base file, with the sweep's own settings, is not a configuration of transformerlm-train.
+    """
+
+    def __init__(self, config: SweepConfig, base: Path, price: Price) -> None:
+        self._config, self._price = config, price
+        self._layers = read_layers(TrainConfig, [base], {})[:-1]
+        self._own = dict(map(parsed_setting, config.set))
+        self._hashes: dict[Path, str] = {}
+        self._resolved({})
+
+    def runs(self, points: Iterable[Point]) -> list[SweepRun]:
+        """Return the runs of all points and seeds, each configuration once.
+
+        Raises:
+            ConfigError: some are not valid; there is a line for each problem.
+        """
+        runs: dict[str, SweepRun] = {}
+        lines: list[str] = []
+        for point in points:
+            try:
+                for run in self._runs_of(point):
+                    runs.setdefault(run.name, run)
+            except ConfigError as error:
+                lines += [f"{_in_words(point)}: {line}" for line in error.lines]
+            if len(lines) >= MAX_ERRORS:
+                break
+        if lines:
+            raise ConfigError(list(dict.fromkeys(lines))[:MAX_ERRORS])
+        return list(runs.values())
+
+    def _runs_of(self, point: Point) -> list[SweepRun]:
+        config, flops = self._matched(point.settings)
+        self._check_comparable(config)
+        group = f"{_label(point)}{self._hash(config)}"
+        return [
+            SweepRun(
+                name=f"{group}-{seed}",
+                group=group,
+                point=point,
+                seed=seed,
+                config=_placed(config, self._config.dir, f"{group}-{seed}", seed),
+                flops_per_token=flops,
+            )
+            for seed in self._config.seeds
+        ]
+
+    def _resolved(self, settings: Mapping[str, str], *layers: Layer) -> TrainConfig:
+        options = read_layers(TrainConfig, None, overrides_of({**self._own, **settings}))
+        return validate(TrainConfig, [*self._layers, *options, *layers])
+
+    def _matched(self, settings: Mapping[str, str]) -> tuple[TrainConfig, int]:
+        """Return the configuration of a point with its share of compute, and its FLOPs a token."""
+        config = self._resolved(settings)
+        flops = self._price(config)
+        if self._config.match is None:
+            return config, flops
+        changes = _spending(config, self._config, flops)
+        return self._resolved(settings, Layer("match", {"training": changes})), flops
+
+    def _check_comparable(self, config: TrainConfig) -> None:
+        problems = []
+        if config.data.valid is None:
+            problems.append("data.valid: expected a token file, whose loss a sweep compares, found none")
+        rungs = self._config.halving.rungs if self._config.halving else []
+        interval, last = config.training.eval_interval, config.training.max_steps
+        problems += [
+            f"halving.rungs: expected multiples of training.eval_interval ({interval}) below training.max_steps "
+            f"({last}), found {rung}"
+            for rung in rungs
+            if not interval or rung % interval or rung >= last
+        ]
+        if problems:
+            raise ConfigError(problems)
+
+    def _hash(self, config: TrainConfig) -> str:
+        """Return the hash of all settings that can change a loss, the seed excepted; data counts by its content."""
+        tree: dict[str, Any] = config.model_dump(mode="json", exclude={"runs_dir", *_IDLE_SECTIONS})
+        for section, keys in _IDLE_KEYS.items():
+            for key in keys:
+                del tree[section][key]
+        data = config.data
+        for name, path in (("train", data.train), ("valid", data.valid), ("tokenizer", data.tokenizer)):
+            if path is not None:
+                tree["data"][name] = self._content(path)
+        return sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:_HASH_DIGITS]
+
+    def _content(self, path: Path) -> str:
+        if path not in self._hashes:
+            self._hashes[path] = content_of(path)
+        return self._hashes[path]
+
+
+def content_of(path: Path) -> str:
+    """Return what tells a token file or a tokenizer from others: a hash of its content, its path if that is not there.
+
+    A token file's own description has the hash of its ids.
+    """
+    description = path / "index.json" if path.suffix == ".shards" else sidecar_path(path)
+    try:
+        if path.suffix in (".npy", ".shards"):
+            return json.dumps(read_json_object(description, max_bytes=1 << 28), sort_keys=True)
+        files = sorted(one for one in path.iterdir() if one.is_file())
+        return ",".join(f"{one.name}:{file_sha256(one)}" for one in files)
+    except (OSError, ValueError):  # what opens it later says more
+        return str(path.absolute())
+
+
+def _spending(config: TrainConfig, sweep: SweepConfig, flops_per_token: int) -> dict[str, Any]:
+    """Return the keys of [training] with which a run spends the sweep's budget, to the nearest step."""
+    assert sweep.budget is not None
+    if sweep.match == "seconds":
+        return {"max_time": f"{sweep.budget:.3f}".rstrip("0").rstrip(".") + "s", "max_steps": _ENDLESS_STEPS}
+    tokens = config.training.batch_size * config.model.context_length
+    each = {"steps": 1, "tokens": tokens, "flops": tokens * flops_per_token}[sweep.match or "steps"]
+    steps = round(sweep.budget / each)
+    if steps < 1:
+        raise ConfigError([f"budget: expected at least one step, {each:.3g} {sweep.match}, found {sweep.budget:.3g}"])
+    return {"max_steps": steps}
+
+
+def _placed(config: TrainConfig, runs_dir: Path, name: str, seed: int) -> TrainConfig:
+    """Return the configuration of one seed, in its own directory; it has been checked before."""
+    return config.model_copy(
+        update={
+            "runs_dir": runs_dir,
+            "training": config.training.model_copy(update={"seed": seed}),
+            "logging": config.logging.model_copy(update={"run_name": name}),
+            "checkpoint": config.checkpoint.model_copy(update={"resume": "auto"}),
+        }
+    )
+
+
+def _in_words(point: Point) -> str:
+    return ", ".join(f"{name} = {label}" for name, label in point.labels.items()) or "base"
+
+
+def _label(point: Point) -> str:
+    """Return a point as the beginning of a directory's name, cut where it is too long: the hash says what it is."""
+    parts = [label if name == "variant" else f"{name}={label}" for name, label in point.labels.items()]
+    text = re.sub(r"[^A-Za-z0-9._+=@-]", "_", "-".join(parts))[:_MOST_NAME_CHARS].lstrip("._+=@-")
+    return f"{text}-" if text else "base-"
+
+
+def group_runs(runs: Sequence[SweepRun]) -> dict[str, list[SweepRun]]:
+    """Return the runs by their settings: those of a group differ in the seed alone."""
+    groups: dict[str, list[SweepRun]] = {}
+    for run in runs:
+        groups.setdefault(run.group, []).append(run)
+    return groups
