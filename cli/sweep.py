@@ -95,7 +95,7 @@ def _points(config: SweepConfig, axes: Sequence[Axis]) -> list[Point]:
         return list(grid(axes))
     if config.method == "random":
         assert config.trials is not None
-        return list(by_chance(axes, trials=config.trials, seed=config.seed))
+        return list(by_chance(axes, trials=config.trials, seed=config.search_seed))
     return list(edges(axes))
 
 
@@ -139,7 +139,7 @@ def _source(
     assert config.trials is not None
     load_optuna()
     log = TrialLog(directory.root / TRIALS, axes)
-    return Guided(axes, lambda point: planner.runs([point]), trials=config.trials, seed=config.seed, log=log)
+    return Guided(axes, lambda point: planner.runs([point]), trials=config.trials, seed=config.search_seed, log=log)
 
 
 def _count(config: SweepConfig, runs: Sequence[SweepRun]) -> int:

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from config.errors import ConfigError, problem_lines
-from config.keys import Key, iter_keys
-from config.layers import MISSING, Layer
+from config.keys import iter_keys
+from config.layers import MISSING, Layer, Overrides, options_layer, set_key
 from config.lines import key_lines
 from config.paths import names_in_paths
 
@@ -31,7 +31,6 @@ SHIPPED = Path(__file__).parent / "resources"
 
 Schema = TypeVar("Schema", bound=BaseModel)
 Paths = Path | Sequence[Path] | None
-Overrides = Mapping[str, str | list[str]]
 
 
 # --- reading ---------------------------------------------------------------------------------------------
@@ -65,11 +64,7 @@ def read_layers(
     paths = [path] if isinstance(path, Path) else list(path or ())
     layers = [Layer(one.name, read_toml(one), _lines_of(one)) for one in paths]
     layers += [Layer("--toml", _parsed(text, "--toml")) for text in snippets]
-    options: dict[str, Any] = {}
-    keys = {key.name: key for key in iter_keys(schema)}
-    for name, value in overrides.items():
-        _set(options, name, _parse_override(value, keys[name]))
-    return [*layers, Layer("command line", options, is_options=True)]
+    return [*layers, options_layer(schema, overrides)]
 
 
 def validate(schema: type[Schema], layers: Sequence[Layer]) -> Schema:
@@ -141,32 +136,6 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return both
 
 
-def _set(tree: dict[str, Any], name: str, value: object) -> None:
-    *sections, leaf = name.split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-    tree[leaf] = value
-
-
-def _parse_override(value: str | list[str], key: Key) -> object:
-    if value == "none" and key.is_optional:
-        return None
-    if isinstance(value, list):
-        if key.has_free_items:  # a prompt may look like a TOML list
-            return value
-        whole = _toml_value(value[0]) if len(value) == 1 and value[0].startswith("[") else None
-        return whole if isinstance(whole, list) else [_toml_value(word) for word in value]
-    return value if key.is_text else _toml_value(value)
-
-
-def _toml_value(text: str) -> object:
-    try:
-        parsed = tomllib.loads(f"value = {text}")
-    except (tomllib.TOMLDecodeError, RecursionError, ValueError):
-        return text
-    return parsed["value"] if len(parsed) == 1 else text
-
-
 # --- writing ---------------------------------------------------------------------------------------------
 
 
@@ -183,7 +152,7 @@ def dump_settings(settings: Mapping[str, Any]) -> str:
 
     tree: dict[str, Any] = {}
     for name, value in settings.items():
-        _set(tree, name, str(value) if isinstance(value, Path) else value)
+        set_key(tree, name, str(value) if isinstance(value, Path) else value)
     return tomli_w.dumps(tree)
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
+from pydantic import BaseModel
+
+from config.keys import Key, iter_keys
+
 MISSING = object()
+Overrides = Mapping[str, str | list[str]]
+"""Dotted keys, each with its value as written on the command line: a list of words for a list."""
 
 
 @dataclass(frozen=True)
@@ -41,3 +48,39 @@ class Layer:
         known = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
         line = next((self.lines[name] for name in known if name in self.lines), None)
         return f"{self.name}:{line}" if line else self.name
+
+
+def options_layer(schema: type[BaseModel], overrides: Overrides) -> Layer:
+    """Return options as a source; each has a key of the schema."""
+    options: dict[str, Any] = {}
+    keys = {key.name: key for key in iter_keys(schema)}
+    for name, value in overrides.items():
+        set_key(options, name, _parse_override(value, keys[name]))
+    return Layer("command line", options, is_options=True)
+
+
+def set_key(tree: dict[str, Any], name: str, value: object) -> None:
+    """Set the key of a dotted name in nested tables."""
+    *sections, leaf = name.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+    tree[leaf] = value
+
+
+def _parse_override(value: str | list[str], key: Key) -> object:
+    if value == "none" and key.is_optional:
+        return None
+    if isinstance(value, list):
+        if key.has_free_items:  # a prompt may look like a TOML list
+            return value
+        whole = _toml_value(value[0]) if len(value) == 1 and value[0].startswith("[") else None
+        return whole if isinstance(whole, list) else [_toml_value(word) for word in value]
+    return value if key.is_text else _toml_value(value)
+
+
+def _toml_value(text: str) -> object:
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError):
+        return text
+    return parsed["value"] if len(parsed) == 1 else text

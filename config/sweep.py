@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from config.io import read_layers
 from config.keys import Key, describe_value, iter_keys
+from config.layers import options_layer
 from config.schemas import FilePath, PositiveInt, Section
 from config.suggest import hint
 from config.train import TrainConfig
@@ -60,7 +60,7 @@ def parsed_setting(setting: Setting) -> tuple[str, str]:
 
 
 def overrides_of(settings: Mapping[str, str]) -> dict[str, str | list[str]]:
-    """Return settings as `config.io.load_config` takes them from the command line."""
+    """Return settings as `config.layers.options_layer` takes them from the command line."""
     return {key: [text] if train_keys()[key].is_list else text for key, text in settings.items()}
 
 
@@ -70,7 +70,7 @@ def setting_problem(key: str, text: str) -> str | None:
         return f"{key} cannot be varied: {_OURS[key]}"
     if key not in train_keys():
         return f"{key} is not a key of transformerlm-train{hint(key, list(train_keys()), sections=False)}"
-    [layer] = read_layers(TrainConfig, None, overrides_of({key: text}))
+    layer = options_layer(TrainConfig, overrides_of({key: text}))
     try:
         TrainConfig.model_validate(layer.tree)
     except ValidationError as error:
@@ -222,7 +222,7 @@ class SweepConfig(Section):
         "sweep)",
     )
     trials: int | None = Field(None, ge=1, le=100_000, description="random, tpe: number of settings to try")
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="random, tpe: seed of the choice")
+    search_seed: int = Field(0, ge=0, le=2**32 - 1, description="random, tpe: seed of the choice")
     seeds: list[Annotated[int, Field(ge=0, le=2**63 - 1)]] = Field(
         [0], min_length=1, max_length=1000, description="seeds that each setting is trained with (training.seed)"
     )

@@ -60,6 +60,7 @@ VALID: dict[str, set[str]] = {
         "schedule.decay_steps",
         "schedule.min_learning_rate",
         "schedule.warmup_steps",
+        "search_seed",
         "seed",
         "speculative",  # nothing is drafted
         "temperature",  # of the benchmark of serving
@@ -77,6 +78,7 @@ VALID: dict[str, set[str]] = {
     "NUL": {"separator"},  # a special token is any text
     "no items": {
         "access.allowed_origins",
+        "axes",  # base alone, with several seeds
         "compare",
         "files",
         "language",
@@ -84,20 +86,29 @@ VALID: dict[str, set[str]] = {
         "prompt",
         "prompt_file",
         "sampling.stop",
+        "set",
         "sha256",
         "sizes_mb",
         "sources",
         "special_tokens",
         "text",
         "tokenizer.special_tokens",
+        "variants",
+        "variants.set",  # the baseline
     },
     "many items": {"input", "prompt", "prompt_file", "sources.input", "special_tokens", "text"},
+    "an item: zero": {"seeds"},
+    "an item: huge": {"seeds"},
     "an item: empty": {"prompt", "samples.prompts"},  # a prompt is any text
     "an item: NUL": {"prompt", "samples.prompts", "sampling.stop", "special_tokens", "tokenizer.special_tokens"},
     "an item: long": {"prompt", "samples.prompts"},
 }
 # A list of tables in place of what it replaces, for the keys of these tables.
-TABLES: dict[str, dict[str, Any]] = {"sources": {"sources": [{"input": ["x"]}], "input": []}}
+TABLES: dict[str, dict[str, Any]] = {
+    "sources": {"sources": [{"input": ["x"]}], "input": []},
+    "axes": {"axes": [{"key": "optimizer.learning_rate", "values": [1e-3]}]},
+    "variants": {"variants": [{"name": "a", "set": []}]},
+}
 
 
 def good_tree(name: str) -> dict[str, Any]:

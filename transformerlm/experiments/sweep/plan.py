@@ -16,7 +16,7 @@ from typing import Any
 
 from config.errors import MAX_ERRORS, ConfigError
 from config.io import read_layers, validate
-from config.layers import Layer
+from config.layers import Layer, options_layer
 from config.sweep import SweepConfig, overrides_of, parsed_setting
 from config.train import TrainConfig
 from transformerlm.experiments.sweep.points import Point
@@ -116,8 +116,8 @@ class Planner:
         ]
 
     def _resolved(self, settings: Mapping[str, str], *layers: Layer) -> TrainConfig:
-        options = read_layers(TrainConfig, None, overrides_of({**self._own, **settings}))
-        return validate(TrainConfig, [*self._layers, *options, *layers])
+        options = options_layer(TrainConfig, overrides_of({**self._own, **settings}))
+        return validate(TrainConfig, [*self._layers, options, *layers])
 
     def _matched(self, settings: Mapping[str, str]) -> tuple[TrainConfig, int]:
         """Return the configuration of a point with its share of compute, and its FLOPs a token."""

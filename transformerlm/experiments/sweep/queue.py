@@ -12,6 +12,8 @@ trains, and ends with it. So a sweep that was killed leaves no claim, and a trai
 from __future__ import annotations
 
 import os
+import platform
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +24,7 @@ from transformerlm.experiments.sweep.plan import SweepRun
 from transformerlm.utils.lock import DirectoryLock, try_lock
 
 _LAST_LINES, _LAST_BYTES = 12, 8192
+_HOLDER = re.compile(r"process (\d+)(?: on (.*))?")
 
 
 class SweepDirectory:
@@ -73,11 +76,11 @@ class SweepDirectory:
         return not any(map(_is_locked, (self.config_path(run), self.run_dir(run) / ".lock")))
 
     def process_of(self, run: SweepRun) -> int | None:
-        """Return the number of the process that holds a run's directory, by what it wrote there."""
-        with suppress(OSError, ValueError):
-            path = self.run_dir(run) / ".lock"
-            if _is_locked(path):
-                return int(path.read_text(encoding="utf-8").removeprefix("process "))
+        """Return the number of the process of this machine that holds a run's directory, by what it wrote there."""
+        path = self.run_dir(run) / ".lock"
+        with suppress(OSError, UnicodeDecodeError):
+            if _is_locked(path) and (found := _HOLDER.fullmatch(path.read_text(encoding="utf-8"))):
+                return int(found[1]) if found[2] in (None, platform.node()) else None
         return None
 
     def open_log(self, run: SweepRun) -> IO[bytes]:

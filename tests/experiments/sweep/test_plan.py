@@ -1,0 +1,122 @@
+"""Runs from points: checked before anything begins, named by what they are, and equal in compute."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from pydantic import TypeAdapter
+
+from config.errors import ConfigError
+from config.schemas import RunName
+from tests.experiments.sweep.helpers import planned, planner_of, sweep_config
+from transformerlm.experiments.sweep.plan import group_runs
+from transformerlm.experiments.sweep.points import Point, axes_of, grid
+
+
+def test_a_name_says_what_the_run_is(tmp_path):
+    """It has the values and ends in the seed; the runs of a group differ in the seed alone."""
+    runs = planned(tmp_path)
+    assert len(runs) == 6
+    assert re.fullmatch(r"learning_rate=0\.001-[0-9a-f]{10}-0", runs[0].name)
+    assert [len(group) for group in group_runs(runs).values()] == [2, 2, 2]
+    assert [run.config.training.seed for run in runs] == [0, 1] * 3
+    assert [run.config.optimizer.learning_rate for run in runs] == [1e-3, 1e-3, 1e-2, 1e-2, 1e-1, 1e-1]
+    assert {run.config.runs_dir for run in runs} == {tmp_path / "sweep"}
+    assert [run.config.logging.run_name for run in runs] == [run.name for run in runs]
+
+
+def test_any_label_makes_a_valid_name(tmp_path):
+    """Long or odd values are shortened; the hash still tells them apart."""
+    axes = [{"key": "data.train", "values": ["a/b c/ü.npy", "x/" * 200 + "y.npy", "x/" * 200 + "z.npy"]}]
+    names = [run.name for run in planned(tmp_path, axes=axes)]
+    assert len(set(names)) == 6
+    for name in names:
+        TypeAdapter(RunName).validate_python(name)
+
+
+def test_equal_configurations_are_one_run(tmp_path):
+    """However they are written; what says only where a run is or what is logged makes no other run."""
+    variants = [
+        {"name": "default"},
+        {"name": "spelled-out", "set": ["model.norm_position=pre"]},
+        {"name": "logged", "set": ["logging.dataset=x", "training.log_interval=5", "samples.interval=7"]},
+        {"name": "other", "set": ["model.norm_position=post"]},
+    ]
+    runs = planned(tmp_path, variants=variants, axes=[], seeds=[0])
+    hashes = [run.group[-10:] for run in runs]
+    assert len(set(hashes)) == 2
+    moved = planned(tmp_path, dir=str(tmp_path / "elsewhere"), axes=[], seeds=[0])
+    assert moved[0].group[-10:] == hashes[0]
+
+
+def test_data_counts_by_its_content(tmp_path, monkeypatch):
+    """A token file that was moved makes no other run; one that was made anew does."""
+    monkeypatch.chdir(tmp_path)
+
+    def name_with(path: str) -> str:
+        return planned(tmp_path, axes=[], set=[f"data.train={path}"])[0].name
+
+    (tmp_path / "a.json").write_text('{"sha256": "1"}')
+    (tmp_path / "b.json").write_text('{"sha256": "1"}')
+    (tmp_path / "c.json").write_text('{"sha256": "2"}')
+    assert name_with("a.npy") == name_with("b.npy") != name_with("c.npy")
+    assert name_with("no.npy") != name_with("none.npy")
+
+
+def test_an_error_in_one_point_is_found_before_any_run(tmp_path):
+    """The line names the values, the file and the key."""
+    config = sweep_config(tmp_path, axes=[{"key": "model.num_heads", "values": [2, 5, 3]}])
+    with pytest.raises(ConfigError) as caught:
+        planner_of(config).runs(grid(axes_of(config)))
+    lines = [
+        f"num_heads = {heads}: base.toml:4 with --model.num_heads: model: d_model (32) is not divisible by num_heads "
+        f"({heads})"
+        for heads in (5, 3)
+    ]
+    assert caught.value.lines == lines
+
+
+def test_a_sweep_needs_validation_losses(tmp_path):
+    """Without data.valid there is nothing to compare."""
+    config = sweep_config(tmp_path, set=["data.valid=none"])
+    with pytest.raises(ConfigError, match=r"data.valid: expected a token file, whose loss a sweep compares"):
+        planner_of(config).runs([Point()])
+
+
+@pytest.mark.parametrize(("match", "budget"), [("steps", 50), ("tokens", 50_000), ("flops", 3e9)])
+def test_runs_spend_the_same(match, budget, tmp_path):
+    """What all runs realise is within one step of the others', however large a step is."""
+    axes = [
+        {"key": "model.d_model", "values": [16, 32, 64, 128]},
+        {"key": "training.batch_size", "values": [1, 4, 9]},
+    ]
+    for run in planned(tmp_path, axes=axes, match=match, budget=budget, set=["schedule.warmup_steps=10%"]):
+        steps = run.config.training.max_steps
+        each = {"steps": 1, "tokens": run.tokens_per_step, "flops": run.flops / steps}[match]
+        assert abs(steps * each - budget) <= each / 2
+        assert run.config.schedule.in_steps(steps)["warmup_steps"] == round(steps / 10)
+
+
+def test_a_budget_of_time_ends_runs_by_the_clock(tmp_path):
+    """The schedule follows the time, as the steps never end."""
+    run = planned(tmp_path, axes=[], match="seconds", budget=90.5)[0]
+    assert (run.config.training.max_time, run.config.training.max_steps) == ("90.5s", 10**9)
+
+
+def test_a_budget_below_one_step_is_refused(tmp_path):
+    """It would be no training."""
+    with pytest.raises(
+        ConfigError, match=r"learning_rate = 0.001: budget: expected at least one step, .* flops, found 10"
+    ):
+        planned(tmp_path, match="flops", budget=10)
+
+
+def test_rungs_are_steps_with_a_validation(tmp_path):
+    """Others have no loss to compare."""
+    with pytest.raises(
+        ConfigError, match=r"multiples of training.eval_interval \(2\) below training.max_steps \(12\), found 5"
+    ):
+        planned(tmp_path, halving={"rungs": [4, 5]})
+    with pytest.raises(ConfigError, match="found 12"):
+        planned(tmp_path, halving={"rungs": [12]})

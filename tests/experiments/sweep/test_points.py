@@ -1,0 +1,81 @@
+"""Axes, and points on them: every combination, or some by chance."""
+
+from __future__ import annotations
+
+import math
+
+from tests.experiments.sweep.helpers import sweep_config
+from transformerlm.experiments.sweep.points import axes_of, by_chance, edges, grid
+
+
+def test_a_grid_has_every_combination_once(tmp_path):
+    """Axes and variants are multiplied; keys that go together count as one axis."""
+    axes = [
+        {"key": "optimizer.learning_rate", "values": [1e-3, 1e-2]},
+        {"key": "model.d_model, model.num_heads", "values": ["32, 2", "64, 4"]},
+    ]
+    variants = [{"name": "plain"}, {"name": "silu", "set": ["model.ffn=silu"]}]
+    points = list(grid(axes_of(sweep_config(tmp_path, axes=axes, variants=variants))))
+    assert len({tuple(point.labels.values()) for point in points}) == len(points) == 8
+    assert points[-1].labels == {"variant": "silu", "learning_rate": "0.01", "d_model+num_heads": "64,4"}
+    assert points[-1].settings == {
+        "model.ffn": "silu",
+        "optimizer.learning_rate": "0.01",
+        "model.d_model": "64",
+        "model.num_heads": "4",
+    }
+
+
+def test_a_range_in_a_grid_is_cut_evenly(tmp_path):
+    """On a log scale the values have equal ratios; integers come once each."""
+    axes = [
+        {"key": "optimizer.learning_rate", "low": 1e-4, "high": 1e-2, "scale": "log", "points": 3},
+        {"key": "model.num_layers", "low": 1, "high": 3, "points": 9},
+    ]
+    rates, layers = axes_of(sweep_config(tmp_path, axes=axes))
+    assert [option.label for option in rates.options] == ["0.0001", "0.001", "0.01"]
+    assert [option.label for option in layers.options] == ["1", "2", "3"]
+
+
+def test_chance_is_even_on_the_axis_scale_and_stays_inside(tmp_path):
+    """Half of the draws are below the middle of the scale; the first draws do not depend on how many there are."""
+    axes = [
+        {"key": "optimizer.learning_rate", "low": 1e-4, "high": 1e-2, "scale": "log"},
+        {"key": "optimizer.weight_decay", "low": 0.0, "high": 1.0},
+        {"key": "model.num_layers", "low": 1, "high": 4},
+        {"key": "model.ffn", "values": ["swiglu", "silu"]},
+    ]
+    found = axes_of(sweep_config(tmp_path, axes=axes, method="random", trials=1))
+    points = list(by_chance(found, trials=1000, seed=5))
+    assert points[:10] == list(by_chance(found, trials=10, seed=5)) != list(by_chance(found, trials=10, seed=6))
+    rates = [float(point.labels["learning_rate"]) for point in points]
+    assert all(1e-4 <= rate <= 1e-2 for rate in rates)
+    assert 430 < sum(rate < 1e-3 for rate in rates) < 570
+    assert 430 < sum(float(point.labels["weight_decay"]) < 0.5 for point in points) < 570
+    assert {point.labels["num_layers"] for point in points} == {"1", "2", "3", "4"}
+    assert 430 < sum(point.labels["ffn"] == "silu" for point in points) < 570
+    assert math.isclose(min(rates), 1e-4, rel_tol=0.1)
+
+
+def test_the_edges_hold_every_option_and_both_ends(tmp_path):
+    """They are what is checked before a search whose points are not known yet."""
+    axes = [
+        {"key": "optimizer.learning_rate", "low": 1e-4, "high": 1e-2, "scale": "log"},
+        {"key": "model.ffn", "values": ["swiglu", "silu"]},
+    ]
+    found = list(edges(axes_of(sweep_config(tmp_path, axes=axes, method="random", trials=1))))
+    assert [tuple(point.labels.values()) for point in found] == [
+        ("0.0001", "swiglu"),
+        ("0.01", "swiglu"),
+        ("0.0001", "swiglu"),
+        ("0.0001", "silu"),
+    ]
+
+
+def test_axes_whose_keys_end_alike_keep_their_whole_names(tmp_path):
+    """schedule.name and optimizer.name would both be called name."""
+    axes = [
+        {"key": "schedule.name", "values": ["cosine", "constant"]},
+        {"key": "optimizer.name", "values": ["adamw", "muon"]},
+    ]
+    assert [axis.name for axis in axes_of(sweep_config(tmp_path, axes=axes))] == ["schedule.name", "optimizer.name"]
