@@ -153,7 +153,7 @@ def _train(
     signals: _Signals,
     progress: SweepProgress,
 ) -> str | None:
-    from transformerlm.experiments.sweep.scheduler import Scheduler
+    from transformerlm.experiments.sweep.scheduler import Scheduler, train_command
 
     scheduler = Scheduler(
         directory,
@@ -163,6 +163,7 @@ def _train(
         tell=progress.tell,
         tick=progress.tick,
         stop=lambda: signals.received,
+        command=train_command,
     )
     try:
         scheduler.work(source)
@@ -248,11 +249,12 @@ def _draw(rows: Sequence[Row], path: Path) -> None:
 
 
 def _say_what_is_best(config: SweepConfig, best: SweepRun, directory: SweepDirectory) -> None:
+    from transformerlm.experiments.sweep.plan import as_name
     from transformerlm.experiments.sweep.results import best_toml
     from transformerlm.utils.files import write_whole
 
     path = directory.root / "best.toml"
-    text = best_toml(best, runs_dir=config.dir.parent, name=f"{config.dir.name}-best"[:128])
+    text = best_toml(best, runs_dir=config.dir.parent, name=f"{as_name(config.dir.name)}-best")
     write_whole(path, text)
     words = ", ".join(f"{name} = {label}" for name, label in best.point.labels.items()) or "base"
     note(f"best: {words}; its settings are in {path}")

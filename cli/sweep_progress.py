@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cli.terminal import LIVE, clock, is_live, note, print_record
+from config.schemas import duration_seconds
+from config.sweep import ENDLESS_STEPS
 
 if TYPE_CHECKING:
     from transformerlm.experiments.sweep.plan import SweepRun
@@ -42,10 +45,11 @@ class SweepProgress:
             self._settle(event, outcome)
             return
         if event in ("began", "goes on"):
-            self._from[run.name] = facts["step"] / run.config.training.max_steps
+            self._from[run.name] = _share(run, facts["step"])
         if event == "retry":
             code = facts["code"]
-            note(f"{run.name} ended with exit code {code} at step {facts['step']:,}; it is started again")
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            note(f"{run.name} {how} after step {facts['step']:,}; it is started again")
         elif event == "waiting":
             note(f"{run.name} is being trained by another process; waiting for it")
         elif event == "goes on":
@@ -56,7 +60,8 @@ class SweepProgress:
     def _settle(self, event: str, outcome: Outcome) -> None:
         run = outcome.task.run
         self._ended[run.name] = outcome.state
-        self._worked += max(0.0, _share(run, outcome.step) - self._from.pop(run.name, 1.0))
+        share = 1.0 if outcome.state == "finished" else _share(run, outcome.step, outcome.seconds)
+        self._worked += max(0.0, share - self._from.pop(run.name, 1.0))
         place = f"{len(self._ended)}/{max(self._total, len(self._ended))}"
         if event == "ended" or outcome.state == "failed":
             note(f"{place}  {run.name}  {_in_words(outcome)}")
@@ -95,19 +100,24 @@ class SweepProgress:
         parts = []
         for training in trainings:
             run, follower = training.task.run, training.follower
-            now += max(0.0, _share(run, follower.step) - self._from.get(run.name, 0.0))
+            now += max(0.0, _share(run, follower.step, follower.seconds) - self._from.get(run.name, 0.0))
             loss = f" loss {follower.loss:.3f}" if math.isfinite(follower.loss) else ""
             until = training.task.until or run.config.training.max_steps
-            parts.append(f"{run.name} step {follower.step:,}/{until:,}{loss}")
-        open_shares = sum(1 - _share(one.task.run, one.follower.step) for one in trainings)
+            total = f"/{until:,}" if until < ENDLESS_STEPS else ""
+            parts.append(f"{run.name} step {follower.step:,}{total}{loss}")
+        open_shares = sum(1 - _share(one.task.run, one.follower.step, one.follower.seconds) for one in trainings)
         left = max(0, self._total - len(self._ended) - len(trainings)) + open_shares
         worked = self._worked + now
         eta = f"ETA {clock(seconds * left / worked)}" if worked > 0 else clock(seconds)
         return "  ".join([f"{len(self._ended)}/{self._total:,} runs", eta, *parts])
 
 
-def _share(run: SweepRun, step: int) -> float:
-    return min(1.0, step / run.config.training.max_steps)
+def _share(run: SweepRun, step: int, seconds: float = math.nan) -> float:
+    """Return which share of a run is made, by its steps or, if time ends it, by its clock."""
+    training = run.config.training
+    if training.max_time and math.isfinite(seconds):
+        return min(1.0, max(step / training.max_steps, seconds / duration_seconds(training.max_time)))
+    return min(1.0, step / training.max_steps)
 
 
 def _in_words(outcome: Outcome) -> str:

@@ -22,6 +22,8 @@ _OURS = {
     "training.seed": "seeds names the seeds",
     "checkpoint.resume": "a sweep always resumes its runs",
 }
+# With match = "seconds" the time ends a run, and the schedule follows it; no run makes this many steps.
+ENDLESS_STEPS = 10**9
 _MATCHED = {"steps": "training.max_steps", "tokens": "training.max_steps", "flops": "training.max_steps"}
 
 Value = bool | int | float | Annotated[str, Field(min_length=1, max_length=1000)]

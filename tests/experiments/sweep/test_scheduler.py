@@ -81,11 +81,8 @@ def test_a_crashed_run_is_set_aside_with_its_last_lines(tmp_path):
     assert len(failed) == 2
     assert len(source.outcomes) == len(runs)
     assert failed[0].words[-2:] == ("something went wrong", "error: no luck")
-    assert [event for event, task, _ in told if task.run == failed[0].task.run] == ["began", "retry", "began"] + [
-        "retry",
-        "began",
-        "ended",
-    ]
+    events = [event for event, task, _ in told if task.run == failed[0].task.run]
+    assert events == ["began", "retry", "began", "retry", "began", "ended"]
 
 
 def test_a_training_that_outlived_its_sweep_is_waited_for(tmp_path):

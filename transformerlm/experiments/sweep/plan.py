@@ -17,7 +17,7 @@ from typing import Any
 from config.errors import MAX_ERRORS, ConfigError
 from config.io import read_layers, validate
 from config.layers import Layer, options_layer
-from config.sweep import SweepConfig, overrides_of, parsed_setting
+from config.sweep import ENDLESS_STEPS, SweepConfig, overrides_of, parsed_setting
 from config.train import TrainConfig
 from transformerlm.experiments.sweep.points import Point
 from transformerlm.token_files.sidecar import sidecar_path
@@ -32,8 +32,6 @@ _IDLE_KEYS = {
 }
 _HASH_DIGITS = 10
 _MOST_NAME_CHARS = 80
-# With match = "seconds" the time ends a run, and the schedule follows it; no run makes this many steps.
-_ENDLESS_STEPS = 10**9
 
 Price = Callable[[TrainConfig], int]
 """Returns the FLOPs of a token; it needs the model, so that a command hands it in."""
@@ -180,7 +178,7 @@ def _spending(config: TrainConfig, sweep: SweepConfig, flops_per_token: int) -> 
     """Return the keys of [training] with which a run spends the sweep's budget, to the nearest step."""
     assert sweep.budget is not None
     if sweep.match == "seconds":
-        return {"max_time": f"{sweep.budget:.3f}".rstrip("0").rstrip(".") + "s", "max_steps": _ENDLESS_STEPS}
+        return {"max_time": f"{sweep.budget:.3f}".rstrip("0").rstrip(".") + "s", "max_steps": ENDLESS_STEPS}
     tokens = config.training.batch_size * config.model.context_length
     each = {"steps": 1, "tokens": tokens, "flops": tokens * flops_per_token}[sweep.match or "steps"]
     steps = round(sweep.budget / each)
@@ -208,8 +206,12 @@ def _in_words(point: Point) -> str:
 def _label(point: Point) -> str:
     """Return a point as the beginning of a directory's name, cut where it is too long: the hash says what it is."""
     parts = [label if name == "variant" else f"{name}={label}" for name, label in point.labels.items()]
-    text = re.sub(r"[^A-Za-z0-9._+=@-]", "_", "-".join(parts))[:_MOST_NAME_CHARS].lstrip("._+=@-")
-    return f"{text}-" if text else "base-"
+    return f"{as_name('-'.join(parts))}-"
+
+
+def as_name(text: str) -> str:
+    """Return a text as the beginning of a run's name: short, and of the characters that a name may have."""
+    return re.sub(r"[^A-Za-z0-9._+=@-]", "_", text)[:_MOST_NAME_CHARS].lstrip("._+=@-") or "base"
 
 
 def group_runs(runs: Sequence[SweepRun]) -> dict[str, list[SweepRun]]:

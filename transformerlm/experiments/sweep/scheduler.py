@@ -86,6 +86,7 @@ class Training:
     failures: int = 0
     reached: int = -1
     was_told_to_stop: bool = False
+    signals: int = 0
     began: float = field(default_factory=time.monotonic)
 
 
@@ -125,7 +126,6 @@ class Scheduler:
         self._environment = dict(os.environ if environment is None else environment)
         self._tell, self._tick, self._stop, self._command = tell, tick, stop, command
         self._active: list[Training] = []
-        self._passed_on = 0
 
     def work(self, source: Source) -> str | None:
         """Train until the source has no more; return the name of the signal that ended the work before, if any.
@@ -255,15 +255,16 @@ class Scheduler:
         return False
 
     def _end(self) -> None:
-        """End the trainings that are at work, and wait until they have saved."""
-        told: set[int] = set()
+        """End the trainings that are at work, and wait until they have saved.
+
+        One that another sweep began may not have said yet which process it is; it gets its signals when it has.
+        """
         while self._active:
-            received = self._stop()
-            news = received[self._passed_on :] or ([] if told or received else ["SIGTERM"])
-            self._passed_on = len(received)
             for training in self._active:
-                for name in news:
-                    self._signal(training, getattr(signal, name))
-                told.add(id(training))
+                names = self._stop() or ("SIGTERM",)
+                while training.signals < len(names) and self._signal(
+                    training, getattr(signal, names[training.signals])
+                ):
+                    training.signals += 1
+            time.sleep(POLL_SECONDS)
             self._active = [training for training in self._active if not self._has_ended(training)]
-            time.sleep(POLL_SECONDS if self._active else 0)

@@ -1,0 +1,70 @@
+"""Rows, the best first, and the best one's configuration."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import tomllib
+
+from config.io import load_config
+from config.train import TrainConfig
+from tests.experiments.sweep.helpers import planned
+from transformerlm.experiments.sweep.results import best_of, best_toml, rows_of, table
+from transformerlm.experiments.sweep.scheduler import Outcome, Task
+
+
+def outcomes_of(folder, *losses: tuple[float, float], states: str = "fff") -> list[Outcome]:
+    """Return made-up outcomes of three settings with two seeds; a state by its first letter."""
+    words = {"f": "finished", "s": "stopped", "x": "failed"}
+    made = []
+    for place, run in enumerate(planned(folder)):
+        loss, state = losses[place // 2][place % 2], words[states[place // 2]]
+        numbers = {"val_loss": loss, "best_val_loss": loss, "best_bits_per_byte": loss / 2, "seconds": 1.0}
+        made.append(Outcome(task=Task(run), state=state, step=12 if state == "finished" else 4, **numbers))
+    return made
+
+
+def test_rows_are_sorted_by_the_mean_over_the_seeds(tmp_path):
+    """Mean and standard deviation are those of the statistics module; each seed's loss is there."""
+    rows = rows_of(outcomes_of(tmp_path, (3.0, 2.0), (1.0, 1.5), (1.25, 1.0)))
+    assert [row.labels["learning_rate"] for row in rows] == ["0.1", "0.01", "0.001"]
+    assert rows[0].mean == statistics.mean([1.25, 1.0])
+    assert rows[0].spread == statistics.stdev([1.25, 1.0])
+    assert (rows[0].losses, rows[0].bits_per_byte) == ({0: 1.25, 1: 1.0}, 0.5625)
+    json.dumps([row.record() for row in rows], allow_nan=False)
+
+
+def test_what_did_not_finish_comes_after_what_did(tmp_path):
+    """However low its loss: a run that was stopped early has not finished its schedule."""
+    rows = rows_of(outcomes_of(tmp_path, (1.0, 1.0), (3.0, math.inf), (2.0, 2.0), states="sxf"))
+    assert [(row.labels["learning_rate"], row.state) for row in rows] == [
+        ("0.1", "finished"),
+        ("0.001", "stopped"),
+        ("0.01", "failed"),
+    ]
+    assert rows[2].record()["val_loss"] is None
+    assert [line.split()[-2:] for line in table(rows)[2:]] == [["stopped", "early"], ["4", "failed"]]
+
+
+def test_the_best_configuration_is_a_run_of_its_own(tmp_path):
+    """transformerlm-train reads it; it differs from the best run in its name and place alone."""
+    outcomes = outcomes_of(tmp_path, (3.0, 2.0), (1.0, 1.5), (5.0, 5.0))
+    best = best_of(rows_of(outcomes), outcomes)
+    assert best.config.optimizer.learning_rate == 1e-2
+    path = tmp_path / "best.toml"
+    path.write_text(best_toml(best, runs_dir=tmp_path / "runs", name="sweep-best"))
+    config = load_config(TrainConfig, path)
+    assert (config.runs_dir, config.logging.run_name) == (tmp_path / "runs", "sweep-best")
+    for section in ("model", "optimizer", "training", "data"):
+        assert getattr(config, section) == getattr(best.config, section)
+    assert tomllib.loads(path.read_text())["optimizer"]["learning_rate"] == 1e-2
+
+
+def test_there_is_no_best_one_where_none_has_finished(tmp_path):
+    """Nor where its loss is not finite."""
+    stopped = outcomes_of(tmp_path, (1.0, 1.0), (2.0, 2.0), (3.0, 3.0), states="sss")
+    assert best_of(rows_of(stopped), stopped) is None
+    endless = outcomes_of(tmp_path, *[(math.inf, math.inf)] * 3)
+    assert best_of(rows_of(endless), endless) is None
+    assert best_of([], []) is None
