@@ -18,6 +18,7 @@ from config.init import InitConfig
 from config.make_data import MakeDataConfig
 from config.plan import PlanConfig
 from config.quickstart import QuickstartConfig
+from config.scaling import ScalingConfig
 from config.serve import ServeConfig
 from config.sweep import SweepConfig
 from config.train import TrainConfig
@@ -33,6 +34,7 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "transformerlm-train": TrainConfig,
     "transformerlm-plan": PlanConfig,
     "transformerlm-sweep": SweepConfig,
+    "transformerlm-scaling": ScalingConfig,
     "transformerlm-infer": InferConfig,
     "transformerlm-serve": ServeConfig,
     "transformerlm-eval": EvalConfig,

@@ -14,7 +14,8 @@ from transformerlm.experiments.scaling.points import Points
 from transformerlm.experiments.scaling.support import why_not_both
 
 Array = np.ndarray
-_HELD_OUT = 2.0
+_SAME_BUDGET = 2.0
+_LEAST_SHARE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +45,11 @@ class Rollout:
 def roll_out(fit: Fit, *, resamples: int, seed: int) -> Rollout | str:
     """Return how the law would have predicted the largest budget; or, in words, why that cannot be said.
 
-    The largest budget are the runs with more than half of the FLOPs of the most expensive one.
+    Held out are the runs with more than half of the FLOPs of the most expensive one, and a tenth of all runs at least.
     """
     points = fit.points
-    is_large = points.flops > points.flops.max() / _HELD_OUT
+    least = np.sort(points.flops)[-int(np.ceil(_LEAST_SHARE * len(points)))]
+    is_large = (points.flops > points.flops.max() / _SAME_BUDGET) | (points.flops >= least)
     rest, held_out = points.where(~is_large), points.where(is_large)
     if fit.kind == "both":
         problem = why_not_both(rest)
