@@ -6,10 +6,10 @@ import os
 import platform
 import time
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
+
+from transformerlm.utils.environment import cpu_model, cpuinfo, installed_version
 
 _CPU_FEATURES = ("amx_tile", "amx_bf16", "avx512_bf16", "avx512f", "avx2")
 
@@ -42,33 +42,10 @@ def is_installed(module: str) -> bool:
     return find_spec(module) is not None
 
 
-def installed_version(distribution: str) -> str | None:
-    """Return the version of a distribution, or None if it is not installed."""
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
-
-
-def cpu_model() -> str:
-    """Return the processor's name according to the operating system."""
-    for line in _cpuinfo():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def cpu_features() -> list[str]:
     """Return the processor's instruction sets that matter for matrix products (Linux only)."""
-    flags = next((line.partition(":")[2].split() for line in _cpuinfo() if line.startswith("flags")), [])
+    flags = next((line.partition(":")[2].split() for line in cpuinfo() if line.startswith("flags")), [])
     return [name for name in _CPU_FEATURES if name in flags]
-
-
-def _cpuinfo() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
 
 
 def _ram_bytes() -> int:

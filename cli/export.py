@@ -70,8 +70,8 @@ def _export_hf(config: ExportConfig) -> str:
 
 def _card_notes(config: ExportConfig, checkpoint: Path, directory: Path) -> CardNotes:
     """Return what the card says besides facts: for a model that was trained here, also a sample and the loss curve."""
-    from cli.loss_curve import save_loss_curve
     from transformerlm.checkpoints.validation import read_state
+    from transformerlm.experiments.loss_curve import save_loss_curve
     from transformerlm.interop.model_card import CardNotes
 
     notes = CardNotes(license=config.license, languages=config.language)
@@ -79,7 +79,7 @@ def _card_notes(config: ExportConfig, checkpoint: Path, directory: Path) -> Card
         return notes
     notes = _with_sample(notes, checkpoint)
     with suppress(OSError, ValueError):  # a checkpoint may have been copied without the run's losses
-        picture = save_loss_curve(checkpoint.parents[1] / "metrics.jsonl", directory / "loss.png")
+        picture = save_loss_curve(checkpoint.parents[1], directory / "loss.png")
         notes = replace(notes, picture=picture.name)
     return notes
 

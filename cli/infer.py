@@ -92,7 +92,7 @@ def _with_format(config: InferConfig) -> InferConfig:
 
     if config.output.format != "auto":
         return config
-    form: Literal["json", "text"] = "text" if is_terminal() and config.logging.backend != "json" else "json"
+    form: Literal["json", "text"] = "text" if is_terminal() and "json" not in config.logging.backend else "json"
     return config.model_copy(update={"output": OutputConfig(format=form)})
 
 
@@ -100,7 +100,7 @@ def _make_logger(config: InferConfig) -> Logger:
     """Return the logger of the answers besides stdout, where they go in any case."""
     from logger import NoopLogger, create_logger
 
-    if config.logging.backend != "wandb":
+    if "wandb" not in config.logging.backend:
         return NoopLogger()
     return create_logger(
         "wandb",
@@ -197,7 +197,7 @@ def _answers(predictor: Predictor, config: InferConfig, samples: Iterator[_Sampl
             "text.output": text,
             "metrics.latency_ms": 1000 * (time.perf_counter() - start),
         }
-        if config.output.format == "json" and config.logging.backend != "noop":
+        if config.output.format == "json" and "noop" not in config.logging.backend:
             print(json.dumps(record), flush=True)
         yield record
 

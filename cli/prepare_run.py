@@ -28,7 +28,7 @@ def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> Prepared
     Raises:
         ValueError, OSError: a check has failed.
     """
-    from logger import NoopLogger, require_wandb
+    from logger import NoopLogger, require_backends
     from transformerlm.distributed.world import together
     from transformerlm.tokenizer.tokenizer import Tokenizer
     from transformerlm.training.build import build_optimizer, num_accumulation_steps, sequences_per_pass
@@ -42,8 +42,7 @@ def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> Prepared
 
     tokenizer = Tokenizer.from_directory(config.data.tokenizer)
     preflight.check_vocab_size(tokenizer, config.model.vocab_size)
-    if config.logging.backend == "wandb":
-        require_wandb()
+    require_backends(config.logging.backend)
     data = _open_data(config, tokenizer, world=world)
     device = resolve_device(config.training.device)
     keep_freed_memory(device)

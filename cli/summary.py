@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.checkpoints import is_worse
 from cli.hints import command_line, hint_lines, hints_are_wanted
-from cli.loss_curve import save_loss_curve
-from cli.terminal import clock, note, ruled
+from cli.terminal import clock, note, ruled, working
 from config.schemas import duration_seconds
 
 if TYPE_CHECKING:
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from transformerlm.training.trainer import Trainer
 
 Facts = dict[str, Any]
+PNG_FROM_SECONDS = 30.0
+"""A run that has trained for less time gets no PNG: to import matplotlib takes a second or two."""
 
 
 class Summary:
@@ -55,15 +56,11 @@ class Summary:
 
     def show(self, trainer: Trainer) -> None:
         """Say how the run went, draw its curve, and say what to do next."""
+        pictures = draw_loss_curve(self._run_dir, seconds=trainer.state.elapsed_s)
         if not self._facts:
             return
-        try:
-            picture = _draw(self._run_dir)
-        except OSError as error:
-            note(f"no picture of the loss: {error}")
-            picture = None
         title = f"{self._run_dir}: step {trainer.state.step:,}"
-        note("\n".join(["", ruled(title), *rows(self._facts, picture=picture)]))
+        note("\n".join(["", ruled(title), *rows(self._facts, pictures=pictures)]))
         say_what_next(next_commands(trainer, self._run_dir, self._facts))
 
 
@@ -71,6 +68,28 @@ def say_what_next(commands: list[tuple[str, str]]) -> None:
     """Show commands to paste, unless the command that runs this one says what is next."""
     if hints_are_wanted():
         note("\n".join(["", *hint_lines(commands)]))
+
+
+def draw_loss_curve(run_dir: Path, *, seconds: float) -> list[Path]:
+    """Draw the loss of a run that has trained for `seconds`; return the pictures. A failure is one line, no error.
+
+    `loss.svg` takes no time. `loss.png` comes after it, if matplotlib is installed and the run was long enough.
+    """
+    from transformerlm.experiments import loss_curve
+
+    drawn: list[Path] = []
+    try:
+        try:
+            curve = loss_curve.read_loss_curve(run_dir)
+        except ValueError:  # the run is too short for a curve
+            return drawn
+        drawn.append(loss_curve.save_svg(curve, run_dir / "loss.svg"))
+        if seconds >= PNG_FROM_SECONDS and loss_curve.can_draw_png():
+            with working("drawing the loss curve"):
+                drawn.append(loss_curve.save_png(curve, run_dir / "loss.png"))
+    except Exception as error:  # the run is saved by now, and a library may fail in its own ways
+        note(f"no picture of the loss: {error}")
+    return drawn
 
 
 # --- facts -------------------------------------------------------------------------------------------------------
@@ -115,7 +134,7 @@ def _yardsticks(config: TrainConfig, data: RunData) -> Facts:
 # --- words -------------------------------------------------------------------------------------------------------
 
 
-def rows(facts: Facts, *, picture: Path | None) -> Iterator[str]:
+def rows(facts: Facts, *, pictures: Sequence[Path]) -> Iterator[str]:
     """Yield the lines for people, which are shorter than 80 columns unless a path is long."""
     if "val_loss" in facts:
         best, last = (f"{facts[f'{name}val_loss']:.3f} at step {facts[f'{name}val_step']:,}" for name in ("best_", ""))
@@ -133,8 +152,8 @@ def rows(facts: Facts, *, picture: Path | None) -> Iterator[str]:
     speed = f"{facts['tokens_per_second']:,.0f} tokens/s overall"
     steps = f"{facts['steps']:,} step{'s' * (facts['steps'] != 1)}"
     yield _row("time", f"{clock(facts['seconds'])} for {steps}, {speed}")
-    if picture:
-        yield _row("loss curve", str(picture))
+    if pictures:
+        yield _row("loss curve", ", ".join([str(pictures[0]), *(picture.name for picture in pictures[1:])]))
     if has_risen(facts):
         yield f"   Validation has risen since step {facts['best_val_step']:,}: {_best(facts)}."
 
@@ -153,13 +172,6 @@ def _best(facts: Facts) -> str:
 
 def _row(name: str, text: str) -> str:
     return f"   {name:<17}{text}"
-
-
-def _draw(run_dir: Path) -> Path | None:
-    try:
-        return save_loss_curve(run_dir / "metrics.jsonl", run_dir / "loss.svg")
-    except ValueError:  # the run is too short for a curve
-        return None
 
 
 # --- what next ---------------------------------------------------------------------------------------------------

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 from cli.checkpoints import described
 from cli.entry import STOP_CODES, is_importing, leave
+from cli.environment import log_environment
 from cli.prepare_run import prepare_run
 from cli.progress import Progress
 from cli.same_run import directory_of_run, refuse_different_directories, refuse_different_settings, remembered
-from cli.summary import Summary, going_on, say_what_next
+from cli.summary import Summary, draw_loss_curve, going_on, say_what_next
 from cli.terminal import clock, framed, is_live, note, working
 from cli.utils import EXIT_FAILED, Command, speaks_for_machine
 from cli.utils import main as run_command
@@ -112,8 +113,10 @@ def train(config: TrainConfig) -> int:
         trainer = run.trainer(logger=logger, hooks=hooks, stop=lambda: signals.received, **callbacks)
         seconds = _measure(trainer)
         if is_main(world):
+            settings = dump_toml(run.config)
             _announce(trainer, run, seconds=seconds)
-            write_whole(run_dir / "config.toml", dump_toml(run.config))
+            log_environment(trainer, settings)
+            write_whole(run_dir / "config.toml", settings)
         if run.config.wandb.log_artifacts and run.config.data.tokenizer.is_dir():  # not for files with a prefix
             logger.log_artifact(run.config.data.tokenizer, name=f"{run_dir.name}-tokenizer", type="tokenizer")
         if run.state.step:
@@ -163,9 +166,13 @@ def _train_and_tell(trainer: Trainer, run_dir: Path, progress: Progress, summary
         trainer.train()
     else:
         summary.begin(trainer.state)
-        with closing(progress):
-            progress.begin("the first step")
-            trainer.train()
+        try:
+            with closing(progress):
+                progress.begin("the first step")
+                trainer.train()
+        except Exception:  # the curve of a run that has failed says most of all
+            draw_loss_curve(run_dir, seconds=trainer.state.elapsed_s)
+            raise
     _say_what_ended_it(trainer, was_done=was_done)
     if was_done:
         say_what_next([going_on(trainer, run_dir)])
@@ -264,7 +271,7 @@ def _make_progress(run: PreparedRun) -> Progress:
     from transformerlm.training.eta import work_left
     from transformerlm.training.timetable import Timetable
 
-    has_room = not (run.config.logging.backend == "json" and is_terminal())
+    has_room = not ("json" in run.config.logging.backend and is_terminal())
     valid_tokens = len(run.data.valid) if run.data.valid else 0
     return Progress(
         run.config.training.max_steps,

@@ -70,9 +70,9 @@ def _walk(
         yield Key(
             name=prefix + name,
             expected=_expected(properties[name]),
-            default=None if default is ... else _as_toml(default),
+            default=None if default is ... else _as_toml(_as_written(default, kind)),
             description=field.description or "",
-            is_list="array" in kind,
+            is_list=kind == {"array"},  # beside one value, several are a word with commas
             is_bool="boolean" in kind,
             is_text=kind == {"string"},
             is_optional=any(variant.get("type") == "null" for variant in properties[name].get("anyOf", [])),
@@ -115,6 +115,8 @@ def _kinds(definition: dict[str, Any]) -> set[str]:
 
 def _expected(definition: dict[str, Any]) -> str:
     """Say in words what a JSON-schema property takes: `an integer >= 1`, `one of "pre", "post"`, ..."""
+    if "takes" in definition:  # a pattern or a choice, in words
+        return str(definition["takes"])
     return " or ".join(_expected_variant(variant) for variant in _variants(definition))
 
 
@@ -148,7 +150,7 @@ def _expected_variant(variant: dict[str, Any]) -> str:
         if not nouns:
             return f"a list, each {item}"
         return f"a list of {limit}{_PLURALS[nouns[0]]}{item.removeprefix(nouns[0])}".replace("that is", "that are")
-    if "takes" in variant:  # a pattern, in words
+    if "takes" in variant:
         return str(variant["takes"])
     special = {
         "path": "a path",
@@ -162,6 +164,12 @@ def _expected_variant(variant: dict[str, Any]) -> str:
     if variant.get("minLength") == 1:
         limits.append("that is not empty")
     return " ".join([noun, " and ".join(limits)]).strip()
+
+
+def _as_written(default: object, kind: set[str]) -> object:
+    """Return a default as one writes it: one name alone, where the key takes one or a list of several."""
+    is_one = "string" in kind and isinstance(default, list) and len(default) == 1
+    return default[0] if is_one and isinstance(default, list) else default
 
 
 def _as_toml(value: object) -> str:

@@ -28,16 +28,22 @@ def reference() -> str:
     seen: dict[str, str] = {}
     for command, schema in COMMANDS.items():
         parts.append(f"### {command}\n\n{_summary(schema)}")
-        for section, table in _tables(key for key in iter_keys(schema) if key.name.split(".")[0] not in SHARED):
+        shared = {name for name in SHARED if _has(schema, name)}
+        for section, table in _tables(key for key in iter_keys(schema) if key.name.split(".")[0] not in shared):
             first = seen.setdefault(table, command)
             title = f"**[{section}]**" if section else ""
             parts += [f"{title}: as in {first}."] if first != command else [title, table]
-    owners = [name for name, schema in COMMANDS.items() if set(SHARED) <= set(schema.model_fields)]
-    parts.append("### Shared sections\n\nThe same in " + ", ".join(owners) + ".")
+    parts.append("### Shared sections")
     for name, schema in SHARED.items():
+        owners = ", ".join(command for command, owner in COMMANDS.items() if _has(owner, name))
         for section, table in _tables(iter_keys(schema), prefix=f"{name}."):
-            parts += [f"**[{section}]**", table]
+            parts += [f"**[{section}]**, the same in {owners}:", table]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _has(schema: type[BaseModel], name: str) -> bool:
+    """Return whether a command's section of this name is the shared one."""
+    return name in schema.model_fields and schema.model_fields[name].annotation is SHARED[name]
 
 
 def _summary(schema: type[BaseModel]) -> str:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
+from config.backends import Backends, TrainBackends
 from config.paths import MAX_PATH_CHARS, checked_path, is_utf8, not_utf8
 
 
@@ -356,14 +357,17 @@ RunName = Annotated[
 ]
 
 
+_BACKENDS = (
+    "console: JSON lines on stdout, unless that is a terminal; json: JSON lines on stdout always; "
+    "wandb: Weights & Biases; noop: nothing"
+)
+_IN_ANY_CASE = "messages for people go to stderr in any case"
+
+
 class LoggingConfig(Section):
     """Where numbers go. The commands that have a run directory write files there in any case."""
 
-    backend: Literal["console", "json", "wandb", "noop"] = Field(
-        "console",
-        description="console: JSON lines on stdout, unless that is a terminal; json: JSON lines on stdout always; "
-        "wandb: Weights & Biases; noop: nothing; messages for people go to stderr in any case",
-    )
+    backend: Backends = Field("console", validate_default=True, description=f"{_BACKENDS}; {_IN_ANY_CASE}")
     run_name: Annotated[RunName | None, BeforeValidator(lambda name: None if name == "" else name)] = Field(
         None, description="name of the run; none or empty: its start time"
     )
@@ -371,8 +375,19 @@ class LoggingConfig(Section):
     dataset: Text = Field("", max_length=200, description="free text, stored with the run")
 
 
+class TrainLoggingConfig(LoggingConfig):
+    """Where numbers go, besides the files in the run's directory."""
+
+    # mypy: the wider list is read only, since a section never changes
+    backend: TrainBackends = Field(  # type: ignore[assignment]
+        "console",
+        validate_default=True,
+        description=f"{_BACKENDS}; tensorboard: event files in the run's directory; {_IN_ANY_CASE}",
+    )
+
+
 class WandbConfig(Section):
-    """Weights & Biases; read only when logging.backend is "wandb"."""
+    """Weights & Biases; read only when logging.backend names "wandb"."""
 
     entity: Text | None = Field(None, min_length=1, max_length=200, description="account or team; none: your default")
     project: Text = Field("transformerlm", min_length=1, max_length=128, description="project")

@@ -13,7 +13,6 @@ from config.schemas import (
     Device,
     Duration,
     FilePath,
-    LoggingConfig,
     ModelConfig,
     OptimizerConfig,
     PositiveInt,
@@ -22,6 +21,7 @@ from config.schemas import (
     SamplingConfig,
     ScheduleConfig,
     Section,
+    TrainLoggingConfig,
     WandbConfig,
 )
 
@@ -180,7 +180,7 @@ class TrainConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     parallel: ParallelConfig = ParallelConfig()
     samples: SamplesConfig = SamplesConfig()
-    logging: LoggingConfig = LoggingConfig()
+    logging: TrainLoggingConfig = TrainLoggingConfig()
     wandb: WandbConfig = WandbConfig()
 
     @model_validator(mode="before")

@@ -37,15 +37,7 @@ class JsonlLogger(Logger):
         if len(lines) > MAX_WAITING_BYTES:
             lines = lines[lines.index(b"\n", len(lines) - MAX_WAITING_BYTES) + 1 :]
         self._waiting = lines
-        size = os.fstat(self._file.fileno()).st_size
-        written = 0
-        try:
-            while written < len(lines):
-                written += self._file.write(lines[written:])
-        except OSError:
-            if written:
-                self._file.truncate(size)
-            raise
+        append_whole(self._file, lines)
         self._waiting = b""
 
     def sync(self) -> None:
@@ -59,6 +51,19 @@ class JsonlLogger(Logger):
     def _open(self) -> FileIO:
         _cut_torn_line(self.path)
         return open(self.path, "ab", buffering=0)
+
+
+def append_whole(file: FileIO, data: bytes) -> None:
+    """Append to a file that was opened for that; what a full disk did not take whole is withdrawn. Raises OSError."""
+    size = os.fstat(file.fileno()).st_size
+    written = 0
+    try:
+        while written < len(data):
+            written += file.write(data[written:])
+    except OSError:
+        if written:
+            file.truncate(size)
+        raise
 
 
 def truncate_after_step(path: str | os.PathLike[str], step: int) -> int:

@@ -8,7 +8,6 @@ looking, and at the end.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from config.extras import how_to_install
+from config.extras import require_extra
 from logger.base import Logger
 
 _log = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ class WandbLogger(Logger):
         close_timeout: float = 10.0,
         queue_size: int = 10_000,
     ) -> None:
-        require_wandb()
+        require_extra("wandb")
         self._run_id = run_id or secrets.token_hex(4)
         self._close_timeout = close_timeout
         self._queue_size = queue_size
@@ -145,14 +144,6 @@ class WandbLogger(Logger):
             _log.warning("W&B failed, the run goes on without it: its process ended unexpectedly")
         self._ended.set()
         self._answered.set()
-
-
-def require_wandb() -> None:
-    """Raise ValueError if the package wandb is not installed."""
-    spec = importlib.util.find_spec("wandb")
-    # The folder `wandb/` that offline runs leave behind can be imported, too, as a namespace package without an origin.
-    if spec is None or spec.origin is None:
-        raise ValueError(f"wandb is not installed: {how_to_install('wandb')}")
 
 
 def _start_process() -> subprocess.Popen[bytes]:

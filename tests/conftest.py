@@ -28,7 +28,6 @@ QUICK = (
     "benchmarking/test_machine.py",
     "cli/test_export.py",
     "cli/test_infer.py",
-    "cli/test_loss_curve.py",
     "cli/test_make_data.py",
     "cli/test_options.py",
     "config/test_errors.py",

@@ -30,7 +30,21 @@ from tests.training.tiny_run import tiny_config, write_tiny_files
 OURS = re.compile(r"^ *(?:[A-Z_]+=\S+ )*(?:uv |pip |python3? -m |transformerlm-)", flags=re.M)
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 SHELL_PAGES = [page for page in (*PAGES, ROOT / "CONTRIBUTING.md") if page.name != "recipes.md"]
-NOT_OURS = ("cd", "export", "git", "jq", "nsys", "pip", "python3", "ray", "source", "torchrun", "uv", "wandb")
+NOT_OURS = (
+    "cd",
+    "export",
+    "git",
+    "jq",
+    "nsys",
+    "pip",
+    "python3",
+    "ray",
+    "source",
+    "tensorboard",
+    "torchrun",
+    "uv",
+    "wandb",
+)
 SMALL = """--model.d_model=32 --model.num_layers=1 --model.num_heads=2 --model.d_ff=64 --model.context_length=128
     --training.max_steps=3 --training.batch_size=8 --training.log_interval=1 --training.eval_tokens=256
     --samples.sampling.max_new_tokens=4 --training.device=cpu"""

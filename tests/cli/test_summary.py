@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import os
 import shlex
+import signal
 from pathlib import Path
 
 import pytest
 
 from cli import summary
+from cli.entry import STOP_CODES
 from tests.cli.commands import call
+from tests.training.faults import poison, stop_before
 from tests.training.tiny_run import read_records
+from transformerlm.experiments import loss_curve
+from transformerlm.experiments.loss_curve import read_loss_curve, save_svg
 from transformerlm.training.loop import EvalResult
 from transformerlm.training.trainer import Trainer
 
@@ -40,13 +47,13 @@ def commands_in(stderr: str) -> dict[str, list[str]]:
 
 def test_the_story_is_told_in_a_few_lines():
     """The lines have best and last loss with their steps, yardsticks, passes, time and speed, and tell of a rise."""
-    lines = list(summary.rows(FACTS, picture=Path("runs/first/loss.svg")))
+    lines = list(summary.rows(FACTS, pictures=[Path("runs/first/loss.svg"), Path("runs/first/loss.png")]))
     assert lines == [
         "   validation loss  5.925 at step 240, the lowest; 6.220 at step 600, the last",
         "   training loss    1.780 at the end, after 19 passes over the data",
         "   bits per byte    2.690; by gzip 2.953, by the tokens' frequencies 3.412",
         "   time             4:02 for 600 steps, 5,080 tokens/s overall",
-        "   loss curve       runs/first/loss.svg",
+        "   loss curve       runs/first/loss.svg, loss.png",
         "   Validation has risen since step 240: `best` is step 240.",
     ]
     assert all(len(line) < 80 for line in lines)
@@ -55,15 +62,15 @@ def test_the_story_is_told_in_a_few_lines():
 def test_a_best_checkpoint_of_another_step_is_told_with_its_loss():
     """The lowest loss may have been at a step that was not saved."""
     facts = FACTS | {"best_checkpoint_step": 200, "best_checkpoint_val_loss": 5.96}
-    assert list(summary.rows(facts, picture=None))[-1].endswith("since step 240: `best` is step 200, with 5.960.")
+    assert list(summary.rows(facts, pictures=[]))[-1].endswith("since step 240: `best` is step 200, with 5.960.")
     facts["best_checkpoint_step"] = None
-    assert list(summary.rows(facts, picture=None))[-1].endswith("no checkpoint has a validation loss.")
+    assert list(summary.rows(facts, pictures=[]))[-1].endswith("no checkpoint has a validation loss.")
 
 
 def test_a_run_without_validation_has_fewer_lines():
     """What was not measured is not told."""
     facts = {name: FACTS[name] for name in ("steps", "seconds", "tokens_per_second", "passes_over_data", "train_loss")}
-    assert [line.split()[0] for line in summary.rows(facts, picture=None)] == ["training", "time"]
+    assert [line.split()[0] for line in summary.rows(facts, pictures=[])] == ["training", "time"]
 
 
 def test_the_log_has_the_same_numbers(pipeline):
@@ -76,7 +83,30 @@ def test_the_log_has_the_same_numbers(pipeline):
     assert 0 < told["gzip_bits_per_byte"] < 8
     assert told["unigram_bits_per_byte"] > 0
     assert f"validation loss  {told['best_val_loss']:.3f} at step {told['best_val_step']}" in pipeline.outcome.stderr
-    assert "<svg" in (pipeline.run / "loss.svg").read_text()
+
+
+def test_every_run_has_its_curve(pipeline, tmp_path):
+    """It shows the steps and validations of the run's lines, under the run's name; a short run gets no PNG."""
+    curve = read_loss_curve(pipeline.run)
+    assert (curve.title, curve.steps.steps.tolist()) == ("run", list(range(1, 13)))
+    assert curve.valid.steps.tolist() == [4, 5, 8, 10, 12]
+    assert (pipeline.run / "loss.svg").read_bytes() == save_svg(curve, tmp_path / "loss.svg").read_bytes()
+    assert not (pipeline.run / "loss.png").exists()
+
+
+@pytest.mark.parametrize("ending", ["a signal", "an error"])
+def test_a_run_of_some_time_has_a_png_whatever_ended_it(ending, pipeline, tmp_path, monkeypatch):
+    """With matplotlib, the PNG comes after the SVG, after a signal and after losses that are not finite, too."""
+    monkeypatch.setattr(summary, "PNG_FROM_SECONDS", 0.0)
+    if ending == "a signal":
+        stop_before(monkeypatch, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    else:
+        poison(monkeypatch, {6: math.nan})
+    done = call("train", "--config", pipeline.train_toml, "--runs_dir", tmp_path, "--training.max_skipped_steps=0")
+    assert done.code == {"a signal": STOP_CODES["SIGTERM"], "an error": 1}[ending], done.stderr
+    assert ("loss.svg, loss.png" in done.stderr) == (ending == "a signal")
+    assert (tmp_path / "run/loss.png").read_bytes()[:4] == b"\x89PNG"
+    assert "training" in (tmp_path / "run/loss.svg").read_text()
 
 
 def test_the_commands_can_be_pasted(pipeline, tmp_path):
@@ -123,18 +153,29 @@ def test_a_command_that_runs_others_says_itself_what_is_next(pipeline, tmp_path,
     assert commands_in(done.stderr) == {}
 
 
-@pytest.mark.parametrize(("where", "line"), [("facts_of", "no summary"), ("save_loss_curve", "no picture of the loss")])
-def test_a_summary_that_fails_ends_no_run(where, line, pipeline, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("place", "name", "line"),
+    [
+        (summary, "facts_of", "no summary"),
+        (loss_curve, "save_svg", "no picture of the loss"),
+        (loss_curve, "save_png", "no picture of the loss"),
+    ],
+    ids=["facts", "svg", "png"],
+)
+def test_a_summary_that_fails_ends_no_run(place, name, line, pipeline, tmp_path, monkeypatch):
     """The run is saved by then: a full disk or a lost log costs one line, and the rest is still shown."""
 
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(summary, where, fail)
+    monkeypatch.setattr(summary, "PNG_FROM_SECONDS", 0.0 if name == "save_png" else math.inf)
+    monkeypatch.setattr(place, name, fail)
     done = call("train", "--config", pipeline.train_toml, "--runs_dir", tmp_path)
     assert done.code == 0
-    assert f"{line}: [Errno 28] No space left on device\n" in done.stderr
-    assert ("validation loss  " in done.stderr) == (where == "save_loss_curve")
+    assert done.stderr.count(f"{line}: [Errno 28] No space left on device\n") == 1
+    assert ("validation loss  " in done.stderr) == (name != "facts_of")
+    assert ("loss curve  " in done.stderr) == (name == "save_png")
+    assert (tmp_path / "run/loss.svg").exists() == (name != "save_svg")
     assert done.records[-1]["event"] == "finished"
 
 

@@ -95,13 +95,40 @@ def test_what_cannot_run_is_refused_in_one_line(change, message, pipeline, tmp_p
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_backend_that_is_not_installed_is_refused_before_the_run_is_there(pipeline, tmp_path, monkeypatch):
-    """Without the package wandb nothing is written, not even a directory."""
+@pytest.mark.parametrize("package", ["wandb", "tensorboard"])
+def test_a_backend_that_is_not_installed_is_refused_before_the_run_is_there(package, pipeline, tmp_path, monkeypatch):
+    """Without the package nothing is written, not even a directory, whatever other backends are named."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    done = call("train", "--config", pipeline.train_toml, "--runs_dir", tmp_path / "runs", "--logging.backend=wandb")
+    where = ("--config", pipeline.train_toml, "--runs_dir", tmp_path / "runs")
+    done = call("train", *where, f"--logging.backend=console,{package}")
     assert (done.code, len(done.stderr.splitlines())) == (2, 1)
-    assert "wandb is not installed" in done.stderr
+    assert f"{package} is not installed" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="needs the extra tensorboard")
+def test_tensorboard_has_what_the_file_has_after_a_kill_too(pipeline, tmp_path):
+    """Its event files are in the run directory, with each step once and the settings; stdout has the lines, too."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    changes = {"logging.backend": ["json", "tensorboard"], "samples.interval": 4}
+    config = tiny_config(pipeline.files, tmp_path, changes)
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, step=8)
+        with pytest.raises(Killed):
+            command.train(config)
+    (tmp_path / "train.toml").write_text(dump_toml(config))
+    done = call("train", "--config", tmp_path / "train.toml")
+    assert done.records[-1]["event"] == "finished"
+    found = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    found.Reload()
+    lines = step_lines(tmp_path / "run")
+    for key in ("metrics.loss", "metrics.val_loss"):
+        points = [(point.step, point.value) for point in found.Scalars(key)]
+        assert points == [(line["step"], pytest.approx(line[key])) for line in lines if key in line]
+    assert [sample.step for sample in found.Tensors("sample/1")] == [4, 8, 12]
+    settings = found.Tensors("config")[0].tensor_proto.string_val[0].decode()
+    assert json.loads(settings)["logging"]["backend"] == ["json", "tensorboard"]
 
 
 def test_a_prompt_that_is_refused_is_refused_before_the_run_is_there(pipeline, tmp_path, monkeypatch):

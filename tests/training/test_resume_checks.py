@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,14 +53,20 @@ def eventful(patch: pytest.MonkeyPatch) -> None:
     Batch 2 is not finite, so a step was skipped before the first checkpoint, and batch 5 is a spike, so the data are
     shifted from the second on. The validation loss rises, so the best step lies before. Each step's line shows numbers
     of all generators. Logging begins with another id where it is not told the old one. By the clock each step takes 7
-    seconds, so that the time is ahead of the steps and says how far the schedule is.
+    seconds, so that the time is ahead of the steps and says how far the schedule is. Each look at the time that the log
+    shows finds it 3 seconds later.
     """
 
     def seconds(self: Timer) -> float:
         self.looks = getattr(self, "looks", -1) + 1
         return self._before + 7.0 * self.looks
 
+    def elapsed_s(self: Timer) -> float:
+        self.reads = getattr(self, "reads", 0) + 1
+        return self._elapsed_before + 3.0 * self.reads
+
     patch.setattr(Timer, "seconds", seconds)
+    patch.setattr(Timer, "elapsed_s", elapsed_s)
     poison(patch, {2: float("nan"), 5: 10.0})
     patch.setattr(spike_guard, "NUM_LOSSES_BEFORE_SPIKES", 3)
     patch.setattr(Trainer, "validate", lambda self: EvalResult(loss=1 + self.state.step, bits_per_byte=1.0))
@@ -101,8 +108,13 @@ def eventful_runs(files: TinyFiles, tmp_path_factory: pytest.TempPathFactory) ->
     return home / "whole/run", home / "killed/run"
 
 
-def what_tells_them_apart(run: Path, whole: Path, resumed: list[int]) -> str | None:
-    """Return the first difference between what a finished run and the uninterrupted one have written, or None."""
+def what_tells_them_apart(
+    run: Path, whole: Path, resumed: list[int], *, but_for: Sequence[str] = ("elapsed_s",)
+) -> str | None:
+    """Return the first difference between what a finished run and the uninterrupted one have written, or None.
+
+    Left out is what a real clock measures; `but_for` are such keys of the state.
+    """
     ours, theirs = (resolve(path) for path in (run, whole))
     if [record["step"] for record in read_records(run) if record.get("event") == "resumed"] != resumed:
         return "resumed from another checkpoint"
@@ -115,6 +127,8 @@ def what_tells_them_apart(run: Path, whole: Path, resumed: list[int]) -> str | N
     states = [read_state(directory) for directory in (ours, theirs)]
     for state in states:
         del state["state_sha256"], state["sha256"]["config.toml"]  # it names the run's own directory
+        for key in but_for:
+            del state[key]
     return None if states[0] == states[1] else "state"
 
 
@@ -130,7 +144,7 @@ def go_on(files: TinyFiles, eventful_runs: tuple[Path, Path], home: Path, mutate
             train(tiny_config(files, home, EVENTFUL))
         except (ValueError, FloatingPointError) as error:
             return f"refused: {error}"
-    return f"warned: {caught[0].message}" if caught else what_tells_them_apart(home / "run", whole, [6])
+    return f"warned: {caught[0].message}" if caught else what_tells_them_apart(home / "run", whole, [6], but_for=())
 
 
 def rewrite(directory: Path, change: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from transformerlm.checkpoints.directory import newest_whole, resolve, step_of
 from transformerlm.checkpoints.load import load_model
 from transformerlm.checkpoints.validation import read_state
 from transformerlm.token_files.dataset import TokenDataset
-from transformerlm.training import spike_guard
+from transformerlm.training import spike_guard, timer
 from transformerlm.training.data import sample_starts
 from transformerlm.training.spike_guard import NUM_LOSSES_BEFORE_SPIKES, GuardState, write_batch
 from transformerlm.training.trainer import Trainer
@@ -219,6 +220,26 @@ def test_before_the_first_checkpoint_a_rollback_is_a_skip(files, tmp_path, monke
     assert events(tmp_path / "run", "rolled_back") == []
 
 
+def test_time_goes_on_over_kills_and_counts_repeated_steps_once(files, tmp_path, monkeypatch, early_spikes):
+    """Where each step takes 7 s, step s is at 7 s seconds, though a kill and a rollback cost steps; saves take none."""
+    clock, make = SimpleNamespace(now=1000.0), Trainer.step
+
+    def slow(self):
+        clock.now += 7.0
+        return make(self)
+
+    monkeypatch.setattr(Trainer, "step", slow)
+    monkeypatch.setattr(timer, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    poison(monkeypatch, {7: 10.0})
+    config = tiny_config(files, tmp_path, {"training.spike_guard": "rollback", "checkpoint.interval": 3})
+    train_until_killed(config, step=5)
+    assert train(config) == 0
+    lines = [record for record in read_records(tmp_path / "run") if "metrics.loss" in record]
+    assert len(events(tmp_path / "run", "rolled_back")) == 1
+    assert [(line["step"], line["time.elapsed_s"]) for line in lines] == [(step, 7.0 * step) for step in range(1, 13)]
+    assert read_state(resolve(tmp_path / "run"))["elapsed_s"] == 7.0 * 12
+
+
 # One rank's loss jumps once; each rank saves its last weights.
 SPIKE_ON_ONE_RANK = """
 import os
@@ -226,7 +247,7 @@ import pytest
 from safetensors.torch import save_file
 from cli.train import main
 from tests.training.faults import poison
-from transformerlm.training import spike_guard
+from transformerlm.training import spike_guard, timer
 from transformerlm.training.trainer import Trainer
 
 spike_guard.NUM_LOSSES_BEFORE_SPIKES = 3

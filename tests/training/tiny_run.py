@@ -15,6 +15,8 @@ from transformerlm.tokenizer import Tokenizer, train_bpe
 
 END = "<|endoftext|>"
 VOCAB_SIZE = 290
+CLOCK_KEYS = {"metrics.tokens_per_second", "time.elapsed_s"}
+"""The keys of a step line that a clock has measured: two equal runs differ in them."""
 
 
 @dataclass(frozen=True)
@@ -100,4 +102,4 @@ def read_records(run_dir: Path) -> list[dict[str, Any]]:
 def step_lines(run_dir: Path) -> list[dict[str, Any]]:
     """Return the step lines of a run without the values that a clock has measured."""
     lines = [record for record in read_records(run_dir) if "metrics.loss" in record]
-    return [{key: value for key, value in line.items() if key != "metrics.tokens_per_second"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in CLOCK_KEYS} for line in lines]

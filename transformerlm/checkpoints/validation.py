@@ -42,6 +42,7 @@ _STATE_TYPES: dict[str, tuple[type, ...]] = {
     "lowest_val_loss": (float, int, type(None)),
     "validations_since_lowest": (int,),
     "seconds": (float, int),
+    "elapsed_s": (float, int),
     "wandb_id": (str, type(None)),
     "data": (dict,),
     "rng": (dict,),

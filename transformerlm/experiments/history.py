@@ -6,7 +6,7 @@ are no JSON objects are counted and left out, and a run that trains now may be r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -63,8 +63,11 @@ class RunHistory:
         return places * float(per_token) if isinstance(per_token, int | float) else None
 
 
-def read_history(directory: Path, *, name: str | None = None) -> RunHistory:
-    """Return all that a run's directory says of it; raise OSError where its lines cannot be read."""
+def read_history(directory: Path, *, name: str | None = None, keys: Collection[str] | None = None) -> RunHistory:
+    """Return all that a run's directory says of it; raise OSError where its lines cannot be read.
+
+    With `keys`, the series are those of these keys alone, which takes less time.
+    """
     records, bad = [], 0
     with open(directory / METRICS, "rb") as stream:
         for line in stream:
@@ -81,18 +84,18 @@ def read_history(directory: Path, *, name: str | None = None) -> RunHistory:
         started=last.get("started", {}),
         environment=last.get("environment", {}),
         events=events,
-        series=_series([record for record in records if "event" not in record]),
+        series=_series([record for record in records if "event" not in record], keys),
         bad=bad,
     )
 
 
-def _series(records: list[dict[str, Any]]) -> dict[str, Series]:
+def _series(records: list[dict[str, Any]], keys: Collection[str] | None) -> dict[str, Series]:
     found: dict[str, dict[int, float]] = {}
     for record in records:
         step = record.get("step")
         if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 2**62:
             continue
-        for key, value in record.items():
+        for key, value in record.items() if keys is None else [(key, record[key]) for key in keys if key in record]:
             # Numbers that are not finite are words in JSON; of the others, Python reads some that no float holds.
             is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**1000
             if key != "step" and (is_number or value in ("nan", "inf", "-inf")):

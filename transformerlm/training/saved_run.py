@@ -27,7 +27,7 @@ from transformerlm.training.state import TrainState
 from transformerlm.utils.seed import rng_state, set_rng_state
 
 # The checkpoints of the first version lack these.
-_LATER = ("guard", "lowest_val_loss", "validations_since_lowest", "seconds")
+_LATER = ("guard", "lowest_val_loss", "validations_since_lowest", "seconds", "elapsed_s")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ class TrainState:
         lowest_val_loss: the lowest loss of all validations at `eval_interval`, saved or not.
         validations_since_lowest: validations at `eval_interval` after that one.
         seconds: time used of `training.max_time`, over all starts, the same on every rank.
+        elapsed_s: seconds that it took to get to this step, with steps that were made again counted once.
         guard: the memory of the spike guard.
     """
 
@@ -29,6 +30,7 @@ class TrainState:
     lowest_val_loss: float | None = None
     validations_since_lowest: int = 0
     seconds: float = 0.0
+    elapsed_s: float = 0.0
     guard: GuardState = field(default_factory=GuardState)
 
     def count_validation(self, val_loss: float) -> None:

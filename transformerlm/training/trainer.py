@@ -86,7 +86,7 @@ class Trainer:
         set_tf32(config.training.tf32, runtime.device)
         self.is_compiled = should_compile(config.training.compile, runtime.device, config.training.max_steps)
         compile_here = self.is_compiled and shards is None
-        self._timer = Timer(runtime.device, before=self.state.seconds)
+        self._timer = self._new_timer()
         self.model: TransformerLM = torch.compile(model) if compile_here else model  # type: ignore[assignment]
         self.autocast = partial(autocast, runtime.device, runtime.precision)
         self._batches = Prefetcher(self._make_batches) if runtime.device.type == "cuda" else self._make_batches
@@ -102,7 +102,7 @@ class Trainer:
                 finite; the newest checkpoint is whole.
             OSError: a checkpoint could not be written; older ones are whole.
         """
-        self._timer = Timer(self.runtime.device, before=self.state.seconds)
+        self._timer = self._new_timer()
         todo = self._agreed_agenda()
         while todo.stop is None:
             result = self.step()
@@ -111,12 +111,15 @@ class Trainer:
             self.runtime.tick(self.state.step, {"loss": result.loss})
             if self._must_roll_back(result.trouble):
                 self._roll_back(result)
-                self._timer.restart()
+                self._timer.restart(elapsed_s=self.state.elapsed_s)
                 todo = self._agreed_agenda()
             else:
                 todo = self._do_what_is_due(result)
         self._finish(todo.stop)
         return self.state
+
+    def _new_timer(self) -> Timer:
+        return Timer(self.runtime.device, before=self.state.seconds, elapsed_s=self.state.elapsed_s)
 
     def _do_what_is_due(self, result: StepResult) -> Agenda:
         """Validate, log, save and run the hooks, each if it is due after this step; return the agenda."""
@@ -127,7 +130,7 @@ class Trainer:
                 metrics |= self._validation_metrics()
             todo = self.agenda(stop=todo.stop)  # early stopping may have made this step the last
         if todo.log:
-            self.runtime.logger.log_metrics(self.state.step, metrics)
+            self.runtime.logger.log_metrics(self.state.step, metrics, elapsed_s=round(self._timer.elapsed_s(), 3))
             self.runtime.progress(self.state.step, metrics)
         if todo.save:
             with self._timer.paused():
@@ -378,6 +381,7 @@ class Trainer:
         config, step = self.config, self.state.step
         with together(self.runtime.world):
             self.runtime.logger.sync()  # a checkpoint never holds a step whose line is not on the disk
+        self.state.elapsed_s = self._timer.elapsed_s()
         taken = snapshot(
             self.shards,
             self.optimizer,
