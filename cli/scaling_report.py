@@ -34,11 +34,9 @@ def _plain(value: Any) -> Any:
 
 def table(points: Points, study: Study) -> Iterator[str]:
     """Yield the points as lines, the cheapest first; of many, the first and the last."""
-    import numpy as np
-
     fit = study.fit
     errors = dict(zip(fit.points.names, fit.errors, strict=True))
-    order = np.argsort(points.flops, kind="stable")
+    order = sorted(range(len(points)), key=lambda at: float(points.flops[at]))
     yield f"{'parameters':>12}{'tokens':>10}{'FLOPs':>11}{'loss':>9}{'the law':>9}  run"
     left_out = len(order) - _MOST_ROWS
     for place, at in enumerate(order):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,7 +126,6 @@ def say_what_would_run(config: ScalingConfig, grid: Grid) -> None:
 
 def _between(ends: Sequence[tuple[int, float]], flops_per_token: int) -> float:
     """Return the FLOPs a second of a model between two that were timed, on a straight line of logarithms."""
-    import numpy as np
-
-    costs, rates = zip(*ends, strict=True)
-    return float(np.exp(np.interp(np.log(flops_per_token), np.log(costs), np.log(rates))))
+    (low, slow), (high, fast) = ends
+    share = math.log(flops_per_token / low) / math.log(high / low) if high > low else 0.0
+    return slow * (fast / slow) ** share
