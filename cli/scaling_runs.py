@@ -128,4 +128,4 @@ def _between(ends: Sequence[tuple[int, float]], flops_per_token: int) -> float:
     """Return the FLOPs a second of a model between two that were timed, on a straight line of logarithms."""
     (low, slow), (high, fast) = ends
     share = math.log(flops_per_token / low) / math.log(high / low) if high > low else 0.0
-    return slow * (fast / slow) ** share
+    return float(slow * (fast / slow) ** share)
