@@ -9,7 +9,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 from config.keys import Key
 
@@ -43,7 +42,8 @@ class Completed:
 
     def __init__(self, name: str, keys: Iterable[Key]) -> None:
         self.name = name
-        self.verb = name.removeprefix(f"{MAIN}-")
+        self.program, _, self.word = name.partition(" ")
+        self.verb = self.program.removeprefix(f"{MAIN}-")
         self.options = [
             *(Option(option, words, text, option == "print-config") for option, (words, text) in COMMON.items()),
             *(
@@ -57,13 +57,29 @@ class Completed:
     @property
     def function(self) -> str:
         """The name of the command's function in a script."""
-        return "_" + re.sub(r"\W", "_", self.name)
+        return _function(self.name)
+
+
+def _function(name: str) -> str:
+    return "_" + re.sub(r"\W", "_", name)
 
 
 def completion_script(shell: str, commands: Sequence[Completed]) -> str:
-    """Return a shell's script for some commands; for several, also for `transformerlm` with them as its words."""
+    """Return a shell's script for some commands; for several programs, also for `transformerlm` with them as words."""
     writer = {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell]
     return "\n".join(writer(commands))
+
+
+def _programs(commands: Sequence[Completed]) -> dict[str, list[Completed]]:
+    """Return the commands by program; one such as `transformerlm-runs` has several, each with a word."""
+    programs: dict[str, list[Completed]] = defaultdict(list)
+    for command in commands:
+        programs[command.program].append(command)
+    return programs
+
+
+def _words(commands: Sequence[Completed]) -> str:
+    return " ".join(command.word for command in commands)
 
 
 # --- bash --------------------------------------------------------------------------------------------------------
@@ -80,8 +96,18 @@ _BASH = """\
   esac
   case "$word" in -*) words="$all" ;; esac
   COMPREPLY=($(compgen -W "$words" -- "$word"))
-}}
-complete -o default -F {function} {name}"""
+}}"""
+
+_BASH_WORDS = """\
+{function}() {{
+  local word
+  for word in "${{COMP_WORDS[@]:1:$((COMP_CWORD - 1))}}"; do
+    case "$word" in
+{cases}
+    esac
+  done
+  COMPREPLY=($(compgen -W "{words} --help --version --print-completion" -- "${{COMP_WORDS[COMP_CWORD]}}"))
+}}"""
 
 _BASH_MAIN = """\
 _{main}_() {{
@@ -105,22 +131,25 @@ def _bash(commands: Sequence[Completed]) -> Iterator[str]:
                 after[" ".join(option.words)] += forms
         cases = (f'    {"|".join(forms)}) words="{words}" ;;' for words, forms in after.items())
         options = " ".join(f"--{option.name}" for option in command.options)
-        yield _BASH.format(function=command.function, options=options, cases="\n".join(cases), name=command.name)
-    if len(commands) > 1:
-        verbs = " ".join(command.verb for command in commands)
-        yield _BASH_MAIN.format(
-            main=MAIN,
-            verbs=verbs,
-            cases="\n".join(f"    {command.verb}) {command.function} ;;" for command in commands),
-        )
+        yield _BASH.format(function=command.function, options=options, cases="\n".join(cases))
+    programs = _programs(commands)
+    for program, some in programs.items():
+        if some[0].word:
+            cases = (f"      {command.word}) {command.function}; return ;;" for command in some)
+            yield _BASH_WORDS.format(function=_function(program), words=_words(some), cases="\n".join(cases))
+        yield f"complete -o default -F {_function(program)} {program}"
+    if len(programs) > 1:
+        verbs = [(some[0].verb, _function(program)) for program, some in programs.items()]
+        cases = (f"    {verb}) {function} ;;" for verb, function in verbs)
+        yield _BASH_MAIN.format(main=MAIN, verbs=" ".join(verb for verb, _ in verbs), cases="\n".join(cases))
 
 
 # --- zsh ---------------------------------------------------------------------------------------------------------
 
-_ZSH_MAIN = """\
-_{main}_() {{
+_ZSH_WORDS = """\
+{function}() {{
   if (( CURRENT == 2 )); then
-    compadd {verbs} --help --version --print-completion
+    compadd {words} --help --version --print-completion
     return
   fi
   shift words
@@ -129,17 +158,26 @@ _{main}_() {{
 {cases}
   esac
 }}
-compdef _{main}_ {main}"""
+compdef {function} {name}"""
 
 
 def _zsh(commands: Sequence[Completed]) -> Iterator[str]:
     for command in commands:
         yield f"{command.function}() {{\n  _arguments \\"
         yield from (f"    {_zsh_option(option)} \\" for option in command.options)
-        yield f"    '*:file:_files'\n}}\ncompdef {command.function} {command.name}"
-    if len(commands) > 1:
-        cases = "\n".join(f"    {command.verb}) {command.function} ;;" for command in commands)
-        yield _ZSH_MAIN.format(main=MAIN, verbs=" ".join(command.verb for command in commands), cases=cases)
+        yield "    '*:file:_files'\n}" + ("" if command.word else f"\ncompdef {command.function} {command.name}")
+    programs = _programs(commands)
+    for program, some in programs.items():
+        if some[0].word:
+            yield _zsh_words(_function(program), program, {command.word: command.function for command in some})
+    if len(programs) > 1:
+        functions = {some[0].verb: _function(program) for program, some in programs.items()}
+        yield _zsh_words(f"_{MAIN}_", MAIN, functions)
+
+
+def _zsh_words(function: str, name: str, functions: dict[str, str]) -> str:
+    cases = "\n".join(f"    {word}) {of_word} ;;" for word, of_word in functions.items())
+    return _ZSH_WORDS.format(function=function, name=name, words=" ".join(functions), cases=cases)
 
 
 def _zsh_option(option: Option) -> str:
@@ -155,13 +193,28 @@ def _zsh_option(option: Option) -> str:
 
 
 def _fish(commands: Sequence[Completed]) -> Iterator[str]:
-    for command in commands:
-        yield from (f"complete -c {command.name} {_fish_option(option)}" for option in command.options)
-    if len(commands) > 1:
-        verbs = " ".join(command.verb for command in commands)
+    programs = _programs(commands)
+    for program, some in programs.items():
+        yield from _fish_program(program, some, before=[])
+    if len(programs) > 1:
+        verbs = " ".join(some[0].verb for some in programs.values())
         yield f"complete -c {MAIN} -n __fish_use_subcommand -f -a '{verbs} --help --version --print-completion'"
-        for command, option in chain.from_iterable(((one, option) for option in one.options) for one in commands):
-            yield f"complete -c {MAIN} -n '__fish_seen_subcommand_from {command.verb}' {_fish_option(option)}"
+        for some in programs.values():
+            yield from _fish_program(MAIN, some, before=[f"__fish_seen_subcommand_from {some[0].verb}"])
+
+
+def _fish_program(program: str, commands: Sequence[Completed], *, before: list[str]) -> Iterator[str]:
+    """Yield the lines of a program's options, of each of its words if it has some, under the conditions `before`."""
+    if commands[0].word:
+        no_word = f"not __fish_seen_subcommand_from {_words(commands)}"
+        yield f"complete -c {program}{_fish_when([*before, no_word])} -f -a '{_words(commands)}'"
+    for command in commands:
+        when = _fish_when([*before, *[f"__fish_seen_subcommand_from {command.word}"] * bool(command.word)])
+        yield from (f"complete -c {program}{when} {_fish_option(option)}" for option in command.options)
+
+
+def _fish_when(conditions: Sequence[str]) -> str:
+    return f" -n '{'; and '.join(conditions)}'" if conditions else ""
 
 
 def _fish_option(option: Option) -> str:

@@ -33,6 +33,7 @@ class Guide:
         default_config: the shipped TOML that it reads without `--config`.
         shipped: its shipped TOML, with comments.
         first_word: the key that a word without an option sets.
+        words: the list to which all words without an option belong, such as "runs".
         short: the keys that `--help` shows, in this order; none: all.
         examples: what each does, and its arguments.
     """
@@ -42,6 +43,7 @@ class Guide:
     default_config: str | None = None
     shipped: Path | None = None
     first_word: str | None = None
+    words: str | None = None
     short: Sequence[str] = ()
     examples: Sequence[tuple[str, str]] = ()
 
@@ -51,8 +53,9 @@ def build_parser(keys: Sequence[Key], guide: Guide) -> argparse.ArgumentParser:
 
     It raises a ConfigError for what it refuses.
     """
-    parser = _new_parser(guide)
+    parser = _new_parser(keys, guide)
     parser.short_help = lambda: short_help(keys, guide)
+    parser.words = guide.words
     _add_common(parser, guide)
     groups: dict[str, argparse._ArgumentGroup] = {}
     for key in keys:
@@ -68,7 +71,7 @@ def short_help(keys: Sequence[Key], guide: Guide) -> str:
     """Return the short help of a command: the keys that people need most, examples, and where to find more."""
     if not guide.short:
         return build_parser(keys, guide).format_help()
-    parser = _new_parser(guide)
+    parser = _new_parser(keys, guide)
     parser.formatter_class = partial(argparse.RawDescriptionHelpFormatter, max_help_position=36)
     parser.description = textwrap.fill(guide.description, max(40, shutil.get_terminal_size().columns - 2))
     parser.epilog = "\n".join(_ending(guide, number=len(keys)))
@@ -82,7 +85,7 @@ def short_help(keys: Sequence[Key], guide: Guide) -> str:
 
 def _ending(guide: Guide, *, number: int) -> Iterator[str]:
     yield "examples:"
-    command = command_line(guide.prog.removeprefix("transformerlm-"))
+    command = command_line(*guide.prog.removeprefix("transformerlm-").split(" "))
     for line in hint_lines((what, f"{command} {arguments}".rstrip()) for what, arguments in guide.examples):
         yield f"  {line}"
     if number > len(guide.short):
@@ -92,12 +95,23 @@ def _ending(guide: Guide, *, number: int) -> Iterator[str]:
     yield f"Documentation: {docs / 'usage.md'}" if docs.is_dir() else "Documentation: docs/usage.md of the source"
 
 
-def _new_parser(guide: Guide) -> _Parser:
-    config = "[--config FILE.toml]" if guide.default_config or guide.first_word else "--config FILE.toml"
-    word = f" {guide.first_word.upper()}" if guide.first_word else ""
+def usage_word(key: str) -> str:
+    """Return how a usage line names the word, or the words, that a key takes: RUN, or RUN... for the list `runs`."""
+    return f"{key.upper()[:-1]}..." if key.endswith("s") else key.upper()
+
+
+def _usage(keys: Sequence[Key], guide: Guide) -> str:
+    name = guide.first_word or guide.words
+    config = "[--config FILE.toml]" if guide.default_config or name else "--config FILE.toml"
+    is_optional = any(key.name == name and key.default is not None for key in keys)
+    word = f" [{usage_word(name)}]" if name and is_optional else f" {usage_word(name)}" if name else ""
+    return f"{guide.prog}{word} {config} [--key=value ...]"
+
+
+def _new_parser(keys: Sequence[Key], guide: Guide) -> _Parser:
     return _Parser(
         prog=guide.prog,
-        usage=f"{guide.prog}{word} {config} [--key=value ...]",
+        usage=_usage(keys, guide),
         description=guide.description,
         epilog="Values come from the defaults, then the files in their order, then --toml, then the other options. "
         "none: not set.",
@@ -192,6 +206,7 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser that reports all unknown words at once, each with what was most likely meant."""
 
     short_help: Callable[[], str]
+    words: str | None = None
 
     def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """Return the options of a command line.
@@ -201,9 +216,17 @@ class _Parser(argparse.ArgumentParser):
         """
         self._words = list(sys.argv[1:] if args is None else args)
         options, rest = self.parse_known_args(self._words, namespace)
-        if rest:
-            self._refuse([self._unknown(word) for word in _without_values(rest)])
+        unknown = list(_without_values(rest))
+        if self.words and (free := [word for word in unknown if self._is_free(word)]):
+            unknown = [word for word in unknown if word not in free]
+            setattr(options, self.words, [*getattr(options, self.words, []), *free])
+        if unknown:
+            self._refuse([self._unknown(word) for word in unknown])
         return options
+
+    def _is_free(self, word: str) -> bool:
+        """Return whether a word is no option, nor one without its dashes."""
+        return not word.startswith("-") and f"--{word.partition('=')[0]}" not in self._option_string_actions
 
     def error(self, message: str) -> NoReturn:
         """Refuse the command line for argparse's reason; for a value that looks like an option, say how to write it."""

@@ -12,13 +12,14 @@ from functools import partial
 from cli.completion import SHELLS, Completed, completion_script
 from cli.options import package_version
 from cli.utils import exit_after
-from config.commands import COMMANDS
+from config.commands import COMMANDS, SUMMARIES
 from config.errors import ConfigError
 from config.keys import iter_keys
 from config.suggest import closest
 
 PREFIX = "transformerlm-"
-VERBS = {name.removeprefix(PREFIX): schema for name, schema in COMMANDS.items() if name.startswith(PREFIX)}
+PROGRAMS = {name: schema for name, schema in COMMANDS.items() if name.startswith(PREFIX)}
+VERBS = list(dict.fromkeys(name.removeprefix(PREFIX).partition(" ")[0] for name in PROGRAMS))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,7 +41,7 @@ def answer(words: Sequence[str]) -> None:
     elif word == "--print-completion":
         if value not in SHELLS:
             raise ConfigError([f"--print-completion: expected one of {', '.join(SHELLS)}, found {value!r}"])
-        print(completion_script(value, [Completed(PREFIX + verb, iter_keys(VERBS[verb])) for verb in VERBS]))
+        print(completion_script(value, [Completed(name, iter_keys(schema)) for name, schema in PROGRAMS.items()]))
     else:
         raise ConfigError([_unknown(word), "transformerlm: see transformerlm --help"])
 
@@ -49,8 +50,9 @@ def _overview() -> Iterator[str]:
     yield "usage: transformerlm COMMAND [--config FILE.toml] [--key=value ...]\n"
     yield "From raw text to a language model of your own, in the order of the work:\n"
     width = max(40, shutil.get_terminal_size().columns - 1)
-    for verb, schema in VERBS.items():
-        yield textwrap.fill(f"  {verb:<17}{summary(schema.__doc__ or '')}", width, subsequent_indent=" " * 19)
+    for verb in VERBS:
+        text = SUMMARIES[PREFIX + verb] if PREFIX + verb in SUMMARIES else PROGRAMS[PREFIX + verb].__doc__
+        yield textwrap.fill(f"  {verb:<17}{summary(text or '')}", width, subsequent_indent=" " * 19)
     yield "\ntransformerlm COMMAND --help says more of one."
     yield "Each is a program of its own, too, such as transformerlm-train."
     yield 'Completion: eval "$(transformerlm --print-completion bash)"; also zsh, fish.'

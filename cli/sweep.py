@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from cli.entry import STOP_CODES
 from cli.hints import command_line, hint_lines, hints_are_wanted
 from cli.sweep_progress import SweepProgress
+from cli.tables import table_lines
 from cli.terminal import clock, note, print_record, working
 from cli.utils import EXIT_FAILED, Command
 from cli.utils import main as run_command
@@ -220,21 +221,41 @@ def _finish(config: SweepConfig, outcomes: Sequence[Outcome], directory: SweepDi
     rows = rows_of(outcomes)
     lines = [json.dumps({"event": "result", **row.record()}) for row in rows]
     write_whole(directory.root / "results.jsonl", "".join(f"{line}\n" for line in lines))
+    heads, cells = table(rows)
     note("")
-    for line in table(rows):
+    for line in table_lines(heads, cells, left=[len(heads) - 1]):
         note(line)
     for row in rows:
         print_record({"event": "result", **row.record()})
+    _compare(rows, outcomes, directory)
     _draw(rows, directory.root / "effects.png")
-    best = best_of(rows, outcomes)
-    if best is not None:
-        _say_what_is_best(config, best, directory)
+    if (best := best_of(rows, outcomes)) is not None:
+        _say_what_is_best(config, best, rows, directory)
     failed = [one for one in outcomes if one.state == "failed"]
     for one in failed:
         note(f"\n{one.task.run.name} failed; its last lines, from {directory.log_path(one.task.run)}:")
         for line in one.words:
             note(f"   {line}")
     return EXIT_FAILED if failed else 0
+
+
+def _compare(rows: Sequence[Row], outcomes: Sequence[Outcome], directory: SweepDirectory) -> None:
+    """Say of the settings behind the best one whether the difference is more than luck."""
+    from transformerlm.experiments.compare_tables import records, title, verdict_table
+    from transformerlm.experiments.statistics import LEAST_SEEDS
+    from transformerlm.experiments.sweep.results import compared
+
+    if (comparison := compared(rows, outcomes, directory.root)) is None:
+        return
+    if len(comparison.results[0].losses) < LEAST_SEEDS:
+        note(f"\n{LEAST_SEEDS} seeds or more would say whether a difference is more than luck")
+    else:
+        heads, cells = verdict_table(comparison)
+        note(f"\n{title(comparison)}:")
+        for line in [*comparison.notes, *table_lines(heads, cells, left=[0, len(heads) - 1])]:
+            note(line)
+    for record in records(comparison):
+        print_record({"event": "compared", **record})
 
 
 def _draw(rows: Sequence[Row], path: Path) -> None:
@@ -249,9 +270,9 @@ def _draw(rows: Sequence[Row], path: Path) -> None:
         note(f"\nno picture: {error}")
 
 
-def _say_what_is_best(config: SweepConfig, best: SweepRun, directory: SweepDirectory) -> None:
+def _say_what_is_best(config: SweepConfig, best: SweepRun, rows: Sequence[Row], directory: SweepDirectory) -> None:
     from transformerlm.experiments.sweep.plan import as_name
-    from transformerlm.experiments.sweep.results import best_toml
+    from transformerlm.experiments.sweep.results import best_toml, on_the_edge
     from transformerlm.utils.files import write_whole
 
     path = directory.root / "best.toml"
@@ -259,6 +280,8 @@ def _say_what_is_best(config: SweepConfig, best: SweepRun, directory: SweepDirec
     write_whole(path, text)
     words = ", ".join(f"{name} = {label}" for name, label in best.point.labels.items()) or "base"
     note(f"best: {words}; its settings are in {path}")
+    for line in on_the_edge(rows, best):
+        note(line)
     print_record({"event": "best", "run": best.name, "settings": dict(best.point.labels), "config": str(path)})
     if hints_are_wanted():
         hints = [

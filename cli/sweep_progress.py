@@ -35,8 +35,8 @@ class SweepProgress:
         self._live = is_live()
 
     def done_words(self) -> str:
-        """Return how many runs have ended, in words."""
-        return f"{len(self._ended)} of {self._total:,} runs are done"
+        """Return how many runs have finished, in words; one that waits at a rung has not."""
+        return f"{list(self._ended.values()).count('finished'):,} of {self._total:,} runs have finished"
 
     def tell(self, event: str, task: Task, facts: Mapping[str, Any]) -> None:
         """Say what happened to a run; the events are those of `Scheduler`."""
@@ -104,7 +104,7 @@ class SweepProgress:
             loss = f" loss {follower.loss:.3f}" if math.isfinite(follower.loss) else ""
             until = training.task.until or run.config.training.max_steps
             total = f"/{until:,}" if until < ENDLESS_STEPS else ""
-            parts.append(f"{run.name} step {follower.step:,}{total}{loss}")
+            parts.append(f"{run.name} step {min(follower.step, until):,}{total}{loss}")
         open_shares = sum(1 - _share(one.task.run, one.follower.step, one.follower.seconds) for one in trainings)
         left = max(0, self._total - len(self._ended) - len(trainings)) + open_shares
         worked = self._worked + now

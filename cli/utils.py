@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from cli.completion import Completed, completion_script
 from cli.entry import STOP_CODES
 from cli.hints import from_here
-from cli.options import Guide, as_typed, build_parser
+from cli.options import Guide, as_typed, build_parser, usage_word
 from cli.terminal import LIVE, note, plain
 from config.errors import ConfigError
 from config.io import SHIPPED, dump_json_schema, dump_origins, dump_toml, read_layers, validate
@@ -37,7 +37,7 @@ class Command(Generic[Schema]):
 
     `run` imports the heavy libraries itself, so that `--help`, `--print-config` and errors answer at once. `place_of`
     returns settings that follow from the place of the last TOML file; they override the file, and the command line
-    overrides them. `short`, `examples` and `first_word` are those of `Guide`.
+    overrides them. `short`, `examples`, `first_word` and `words` are those of `Guide`.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Command(Generic[Schema]):
     default_config: str | None = None
     place_of: Callable[[Path], dict[str, Any]] = lambda path: {}
     first_word: str | None = None
+    words: str | None = None
     short: tuple[str, ...] = ()
     examples: tuple[tuple[str, str], ...] = ()
 
@@ -146,7 +147,7 @@ def configure(command: Command[Schema], argv: Sequence[str] | None = None) -> Sc
     if shell and command.name.startswith("python "):
         raise ConfigError([f"{command.name}: only the programs transformerlm-... have completions"])
     if shell or print_schema:
-        completed = [Completed(command.name, keys)]
+        completed = [Completed(name, iter_keys(schema)) for name, schema in _of_program(command).items()]
         print(completion_script(shell, completed) if shell else dump_json_schema(command.schema))
         return None
     paths = [_found(path) for path in options.pop("config")]
@@ -154,7 +155,8 @@ def configure(command: Command[Schema], argv: Sequence[str] | None = None) -> Sc
     print_config, snippets = options.pop("print_config"), options.pop("toml")
     if not paths and not options and not snippets and any(key.default is None and not key.in_list for key in keys):
         name = command.shipped.stem.replace("_", "-").rstrip("-")
-        wanted = f"{command.first_word.upper()}, or " if command.first_word else ""
+        word = command.first_word or command.words
+        wanted = f"{usage_word(word)}, or " if word else ""
         raise ConfigError([f"{command.name}: expected {wanted}--config FILE.toml; --config {name} is the shipped one"])
     layers = read_layers(command.schema, paths, options, snippets=snippets)
     if paths and (place := command.place_of(paths[-1])):
@@ -170,6 +172,16 @@ def configure(command: Command[Schema], argv: Sequence[str] | None = None) -> Sc
     return config
 
 
+def _of_program(command: Command[Schema]) -> dict[str, type[BaseModel]]:
+    """Return the command, or all those of its program: a shell completes a program whole."""
+    program, _, word = command.name.partition(" ")
+    if not word or program == "python":
+        return {command.name: command.schema}
+    from config.commands import COMMANDS
+
+    return {name: schema for name, schema in COMMANDS.items() if name.startswith(f"{program} ")}
+
+
 def _guide(command: Command[Schema]) -> Guide:
     return Guide(
         command.name,
@@ -177,6 +189,7 @@ def _guide(command: Command[Schema]) -> Guide:
         command.default_config,
         shipped=command.shipped,
         first_word=command.first_word,
+        words=command.words,
         short=command.short,
         examples=command.examples,
     )

@@ -1,4 +1,4 @@
-"""The commands and the schema of each one's TOML file."""
+"""The commands and the schema of each one's TOML file; of a command with several words, each has one."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ from config.init import InitConfig
 from config.make_data import MakeDataConfig
 from config.plan import PlanConfig
 from config.quickstart import QuickstartConfig
+from config.runs_compare import RunsCompareConfig
+from config.runs_list import RunsListConfig
+from config.runs_show import RunsShowConfig
+from config.runs_tail import RunsTailConfig
 from config.scaling import ScalingConfig
 from config.serve import ServeConfig
 from config.sweep import SweepConfig
@@ -35,6 +39,10 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "transformerlm-plan": PlanConfig,
     "transformerlm-sweep": SweepConfig,
     "transformerlm-scaling": ScalingConfig,
+    "transformerlm-runs list": RunsListConfig,
+    "transformerlm-runs show": RunsShowConfig,
+    "transformerlm-runs tail": RunsTailConfig,
+    "transformerlm-runs compare": RunsCompareConfig,
     "transformerlm-infer": InferConfig,
     "transformerlm-serve": ServeConfig,
     "transformerlm-eval": EvalConfig,
@@ -45,3 +53,5 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "python -m benchmarking.bench_infer_latency": BenchInferConfig,
     "python -m benchmarking.bench_serve": BenchServeConfig,
 }
+SUMMARIES = {"transformerlm-runs": "List your training runs, those that train now too, and look into them"}
+"""What a command does that has several words, each with a schema of its own."""

@@ -24,7 +24,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # What `pytest -m quick` runs, beside tests/: whole rooms and single files, a minute of one core in all.
 QUICK = (
-    "benchmarking/test_compare_runs.py",
     "benchmarking/test_machine.py",
     "cli/test_export.py",
     "cli/test_infer.py",

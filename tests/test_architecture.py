@@ -51,7 +51,7 @@ ALLOWED = {
     "transformerlm.training": {"torch", "numpy"},
     "transformerlm.inference": {"torch", "numpy"},
     "transformerlm.serving": {"starlette", "uvicorn", "prometheus_client", "h11", "pydantic", "torch"},
-    "transformerlm.experiments": {"numpy", "matplotlib", "optuna"},
+    "transformerlm.experiments": {"numpy", "pydantic", "pydantic_core", "matplotlib", "optuna"},
     "transformerlm.interop": {
         "torch",
         "numpy",
@@ -443,7 +443,12 @@ def test_weights_have_the_documented_names():
 
 
 def test_every_command_is_four_things():
-    """A console script of pyproject has a module in cli, a schema in config and a shipped TOML of its name."""
+    """A console script of pyproject has a module in cli, a schema in config and a shipped TOML of its name.
+
+    One with several words has these for each word.
+    """
+    from config.commands import COMMANDS
+
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts
     assert scripts.pop("transformerlm") == "cli.entry:transformerlm"
@@ -452,7 +457,11 @@ def test_every_command_is_four_things():
         verb += "_" * keyword.iskeyword(verb)  # no module can be called `import`
         assert target == f"cli.entry:{verb}", script
         assert f'\n{verb} = partial(run, "cli.{verb}")\n' in (ROOT / "cli/entry.py").read_text(), script
-        for path in (f"cli/{verb}.py", f"config/{verb}.py", f"config/resources/{verb}.toml"):
+        words = [name.partition(" ")[2] for name in COMMANDS if name.startswith(f"{script} ")]
+        paths = [f"cli/{verb}.py", f"config/{verb}.py"]
+        for one in [f"{verb}_{word}" for word in words] or [verb]:
+            paths += [f"cli/{one}.py", f"config/{one}.py", f"config/resources/{one}.toml"]
+        for path in paths:
             assert (ROOT / path).is_file(), f"{script}: {path} is missing"
 
 

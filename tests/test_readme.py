@@ -24,7 +24,7 @@ BY_HAND = ("train-tokenizer", "make-data", "train", "infer")
 # Commands whose lines are checked by appending an option that prints and runs nothing: --print-config, but for these.
 PRINTS = {"benchmarking.gpu_suite": "--dry-run"}
 # Those without a configuration, which only running them can check (tests/test_docs.py).
-PLAIN = ("benchmarking.compare_runs", "benchmarking.plot_tokenizer", "benchmarking.lm_eval")
+PLAIN = ("benchmarking.plot_tokenizer", "benchmarking.lm_eval")
 ENDS = ("|", ">", ">>", "2>", "<", "&&", ";", "&", "$@", "$@;")  # "$@" is what a function of the shell was given
 COMMAND = re.compile(r"transformerlm-([\w-]+)|(?:cli|benchmarking)\.(\w+)")
 

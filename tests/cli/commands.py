@@ -24,6 +24,10 @@ from config.init import InitConfig
 from config.make_data import MakeDataConfig
 from config.plan import PlanConfig
 from config.quickstart import QuickstartConfig
+from config.runs_compare import RunsCompareConfig
+from config.runs_list import RunsListConfig
+from config.runs_show import RunsShowConfig
+from config.runs_tail import RunsTailConfig
 from config.serve import ServeConfig
 from config.train import TrainConfig
 from config.train_tokenizer import TrainTokenizerConfig
@@ -43,6 +47,10 @@ SCHEMAS = {
     "serve": ServeConfig,
     "eval": EvalConfig,
     "quickstart": QuickstartConfig,
+    "runs_list": RunsListConfig,
+    "runs_show": RunsShowConfig,
+    "runs_tail": RunsTailConfig,
+    "runs_compare": RunsCompareConfig,
 }
 
 
@@ -58,6 +66,13 @@ class Outcome:
     def records(self) -> list[dict[str, Any]]:
         """The JSON lines on stdout; every line must be one."""
         return [json.loads(line) for line in self.stdout.splitlines()]
+
+
+def script_of(name: str) -> list[str]:
+    """Return the console script of a command, and the word that follows it where a script has several."""
+    if name.startswith("runs_"):
+        return ["transformerlm-runs", name.removeprefix("runs_")]
+    return ["transformerlm-" + name.rstrip("_").replace("_", "-")]
 
 
 def module_of(name: str) -> ModuleType:

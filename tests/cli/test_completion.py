@@ -12,7 +12,7 @@ from cli.completion import SHELLS, Completed, completion_script
 from cli.options import Guide, build_parser
 from config.commands import COMMANDS
 from config.keys import iter_keys
-from tests.cli.commands import ROOT, SCHEMAS, call
+from tests.cli.commands import ROOT, SCHEMAS, call, script_of
 
 PREFIX = "transformerlm-"
 COMPLETED = [Completed(name, iter_keys(schema)) for name, schema in COMMANDS.items() if name.startswith(PREFIX)]
@@ -39,6 +39,10 @@ CASES = [
     (["transformerlm", "plan", "--cal"], ["--calibration_steps"]),
     (["transformerlm", "make-data", "--outputs", "=", "p"], ["per-input"]),
     (["transformerlm", "--v"], ["--version"]),
+    (["transformerlm-runs", "l"], ["list"]),
+    (["transformerlm-runs", "list", "--so"], ["--sort"]),
+    (["transformerlm", "runs", "li"], ["list"]),
+    (["transformerlm", "runs", "list", "--output.format", "=", "j"], ["json"]),
 ]
 
 
@@ -67,13 +71,15 @@ def test_bash_completes_options_and_what_they_take(words, expected, script):
         ("transformerlm-train --training.device=c", ["--training.device=cpu", "--training.device=cuda"]),
         ("transformerlm make-data --outputs ", ["one", "per-input"]),
         ("transformerlm tr", ["train", "train-tokenizer"]),
+        ("transformerlm-runs l", ["list"]),
+        ("transformerlm runs list --rev", ["--reverse"]),
     ],
 )
-def test_fish_completes_them_too(line, expected):
+def test_fish_completes_them_too(line, expected, tmp_path):
     """Fish completes the same, and shows the meaning beside each."""
-    program = f"{call('overview', '--print-completion', 'fish').stdout}\ncomplete -C '{line}'"
-    # The script is too long for one argument.
-    done = subprocess.run(["fish", "--no-config"], input=program, capture_output=True, text=True, check=True)
+    program = tmp_path / "ask.fish"  # as an argument it would be too long
+    program.write_text(f"{call('overview', '--print-completion', 'fish').stdout}\ncomplete -C '{line}'")
+    done = subprocess.run(["fish", "--no-config", program], capture_output=True, text=True, check=True)
     assert sorted(one.partition("\t")[0] for one in done.stdout.splitlines()) == expected
 
 
@@ -96,7 +102,7 @@ def test_every_command_prints_its_own(name, shell):
     parser = build_parser(keys, Guide(name, ""))
     for option in {one for action in parser._actions for one in action.option_strings} - {"-h"}:
         assert (f"-l {option[2:]} " if shell == "fish" else option) in done.stdout
-    others = [one.name for one in COMPLETED if one.name != PREFIX + name.rstrip("_").replace("_", "-")]
+    others = [one.program for one in COMPLETED if one.program != script_of(name)[0]]
     assert [other for other in others if f" {other}\n" in done.stdout] == []
 
 

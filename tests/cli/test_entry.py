@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.commands import ROOT, SCHEMAS, shipped
+from tests.cli.commands import ROOT, SCHEMAS, script_of, shipped
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 
@@ -39,8 +39,10 @@ def start(folder: Path, name: str, *arguments: object, how: str = "script", **fi
     """Start a command as its console script or `python -m` does, with some libraries in place of the real ones."""
     for library, source in files.items():
         (folder / f"{library}.py").write_text(source)
-    script = f"from cli.entry import {name}; {name}()"
-    command = [sys.executable, *(["-c", script] if how == "script" else ["-m", f"cli.{name}"]), *map(str, arguments)]
+    _, *word = script_of(name)
+    entry = "runs" if word else name
+    script = ["-c", f"from cli.entry import {entry}; {entry}()", *word]
+    command = [sys.executable, *(script if how == "script" else ["-m", f"cli.{name}"]), *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, process_group=0, **pipes)

@@ -60,12 +60,14 @@ def test_a_sweep_ends_with_the_best_setting(here):
     assert [record["settings"]["learning_rate"] for record in results] == ["0.01", "0.001", "0.1"]
     assert [json.loads(line) for line in Path("sweep/results.jsonl").read_text().splitlines()] == results
     assert "6/6" in done.stderr
+    compared = [record for record in done.records if record["event"] == "compared"]
+    assert len(compared) == 3
     assert "best: learning_rate = 0.01; its settings are in sweep/best.toml" in done.stderr
     best = load_config(TrainConfig, Path("sweep/best.toml"))
     assert (best.optimizer.learning_rate, best.runs_dir, best.logging.run_name) == (1e-2, Path(), "sweep-best")
     assert Path("sweep/effects.png").read_bytes()[:4] == b"\x89PNG"
     again = call("sweep", "--config", "sweep.toml")
-    assert {record["event"] for record in again.records} == {"skipped", "result", "best"}
+    assert {record["event"] for record in again.records} == {"skipped", "result", "compared", "best"}
     assert again.stderr.count("as trained before") == 6
 
 
@@ -107,16 +109,16 @@ def test_a_dry_run_says_what_would_run(here, monkeypatch):
 
 def test_commands_for_another_scheduler(here):
     """One line a run; a sweep of the same file later takes what they have trained."""
-    done = call("sweep", "--config", "sweep.toml", "--print-commands")
+    done = call("sweep", "--config", "sweep.toml", "--print-commands", "--seeds=3")
     lines = [shlex.split(line) for line in done.stdout.splitlines()]
-    assert (done.code, len(lines)) == (0, 6)
+    assert (done.code, len(lines)) == (0, 3)
     assert all(Path(line[-3]).name == "transformerlm-train" and line[-2] == "--config" for line in lines)
     seeds = [load_config(TrainConfig, Path(line[-1])).training.seed for line in lines]
-    assert seeds == [0, 1] * 3
-    subprocess.run([sys.executable, str(FAKE), lines[4][-1]], check=True)
-    rest = call("sweep", "--config", "sweep.toml", "--parallel=3")
+    assert seeds == [3] * 3
+    subprocess.run([sys.executable, str(FAKE), lines[1][-1]], check=True)
+    rest = call("sweep", "--config", "sweep.toml", "--parallel=3", "--seeds=3")
     assert [record["event"] for record in rest.records].count("skipped") == 1
-    assert [record["event"] for record in rest.records].count("began") == 5
+    assert [record["event"] for record in rest.records].count("began") == 2
 
 
 def test_a_failed_run_is_shown_with_its_last_lines(here, monkeypatch):
@@ -124,9 +126,9 @@ def test_a_failed_run_is_shown_with_its_last_lines(here, monkeypatch):
     monkeypatch.setattr(
         scheduler, "train_command", lambda path: [sys.executable, str(FAKE), str(path), "--fail", "0.1-"]
     )
-    done = call("sweep", "--config", "sweep.toml", "--retries=0", "--parallel=3")
+    done = call("sweep", "--config", "sweep.toml", "--retries=0", "--parallel=3", "--seeds=0")
     assert done.code == 1
-    assert done.stderr.count("error: no luck") == 4  # when it happens, and at the end
+    assert done.stderr.count("error: no luck") == 2  # when it happens, and at the end
     assert [record["state"] for record in done.records if record["event"] == "result"] == ["finished"] * 2 + ["failed"]
     assert "best: learning_rate = 0.01" in done.stderr
 
@@ -144,12 +146,12 @@ def test_a_signal_stops_the_runs_and_the_sweep(name, code, here, monkeypatch):
 
     thread = threading.Thread(target=stop)
     thread.start()
-    done = call("sweep", "--config", "sweep.toml")
+    done = call("sweep", "--config", "sweep.toml", "--seeds=0")
     thread.join()
     assert done.code == code, done.stderr
-    assert f"{name}: 0 of 6 runs are done; the same command goes on" in done.stderr
+    assert f"{name}: 0 of 3 runs have finished; the same command goes on" in done.stderr
     monkeypatch.setenv("FAKE_SECONDS", "0")
-    rest = call("sweep", "--config", "sweep.toml", "--parallel=3")
+    rest = call("sweep", "--config", "sweep.toml", "--parallel=3", "--seeds=0")
     assert rest.code == 0
     assert "goes_on" in [record["event"] for record in rest.records]
 
@@ -157,10 +159,24 @@ def test_a_signal_stops_the_runs_and_the_sweep(name, code, here, monkeypatch):
 def test_halving_leaves_the_best_to_finish(here):
     """The table says which settings stopped early; they are no candidates."""
     Path("sweep.toml").write_text(SWEEP + "[halving]\nrungs = [2]\nfactor = 3\n")
-    done = call("sweep", "--config", "sweep.toml", "--parallel=6")
+    done = call("sweep", "--config", "sweep.toml", "--parallel=3", "--seeds=0")
     states = [record["state"] for record in done.records if record["event"] == "result"]
     assert states[0] == "finished"
     assert "best: learning_rate = 0.01" in done.stderr
+
+
+def test_a_guided_search_tries_as_many_points_as_asked(here):
+    """Each is a run a seed; again, all are there."""
+    pytest.importorskip("optuna")
+    text = SWEEP.replace("values = [1e-3, 1e-2, 1e-1]", 'low = 1e-3\nhigh = 1e-1\nscale = "log"')
+    Path("sweep.toml").write_text(f'method = "tpe"\ntrials = 2\n{text}')
+    done = call("sweep", "--config", "sweep.toml")
+    assert done.code == 0, done.stderr
+    assert [record["event"] for record in done.records].count("ended") == 4
+    assert "4/4" in done.stderr
+    assert len(Path("sweep/trials.jsonl").read_text().splitlines()) == 4
+    again = call("sweep", "--config", "sweep.toml", "--trials=2")
+    assert {record["event"] for record in again.records} == {"skipped", "result", "compared", "best"}
 
 
 def test_a_second_sweep_is_refused(here):
@@ -241,6 +257,7 @@ def losses_of(folder: Path) -> dict[str, dict[int, float]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_real_training_is_what_the_command_alone_makes(tmp_path):
     """The losses of a run of the sweep are those of transformerlm-train with its TOML file, bit for bit."""
     done = call("sweep", "--config", real_sweep(tmp_path, rates="[1e-2]", seeds="[1]"))

@@ -52,7 +52,7 @@ def test_the_eta_follows_what_this_process_has_trained(tmp_path, clock):
     # One run's worth of steps in 70 s, and 3.5 are left.
     assert said == f"2/6 runs  ETA 4:05  {third.run.name} step 6/12 loss 3.000\n"
     assert said_by(lambda: progress.tick([])) == ""
-    assert progress.done_words() == "2 of 6 runs are done"
+    assert progress.done_words() == "2 of 6 runs have finished"
 
 
 def test_a_failure_and_a_rung_are_told_apart(tmp_path):

@@ -18,7 +18,7 @@ from config.errors import ConfigError
 from config.io import dump_json_schema, dump_toml, load_config
 from config.keys import iter_keys
 from config.quickstart import QuickstartConfig
-from tests.cli.commands import ROOT, SCHEMAS, call, module_of, shipped
+from tests.cli.commands import ROOT, SCHEMAS, call, module_of, script_of, shipped
 
 each_command = pytest.mark.parametrize("name", SCHEMAS)
 
@@ -93,7 +93,7 @@ def test_the_examples_of_help_run_when_pasted(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/first").mkdir(parents=True)
     (tmp_path / "runs/first/config.toml").write_bytes(shipped("train").read_bytes())
-    script = "transformerlm-" + name.rstrip("_").replace("_", "-")
+    script = " ".join(script_of(name))
     lines = re.findall(r"^  # .+\n  (.+)$", call(name, "--help").stdout, flags=re.MULTILINE)
     assert len(lines) >= 2 or name == "quickstart"
     for line in lines:
@@ -167,7 +167,7 @@ def test_every_key_can_be_set_on_the_command_line(name):
 )
 def test_errors_are_lines_on_stderr_and_exit_2(name, arguments, message):
     """A wrong command line gives exit 2, its reason on stderr without traceback, and nothing on stdout."""
-    if name == "init":  # its first word is the directory
+    if name in ("init", "runs_list"):  # its first word is the directory
         arguments = ["new", *arguments]
     done = call(name, *arguments)
     assert (done.code, done.stdout) == (2, "")

@@ -74,17 +74,20 @@ def _chosen(data: bytes, every: int) -> tuple[list[str], int]:
     return texts, len(lines) - len(texts)
 
 
+def _refuse(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)  # json.loads would build one for each line
+
+
 def as_record(line: bytes | str) -> dict[str, Any] | None:
     """Return a line's object; None where it is none, as JSON has it (Python reads NaN, browsers do not)."""
     try:
-        record = json.loads(line, parse_constant=_refuse)
+        record = _DECODER.decode(line if isinstance(line, str) else line.decode("utf-8"))
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
-
-
-def _refuse(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
 
 
 def first_records(path: Path, *, most_bytes: int = 65536) -> Iterator[dict[str, Any]]:

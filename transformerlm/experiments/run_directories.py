@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import time
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from transformerlm.experiments.metric_lines import METRICS, as_record, first_records, last_records
 
-RunState = Literal["running", "finished", "stopped", "interrupted"]
-"""Whether a run trains now, has come to its end, was ended by a signal, or broke off without a word."""
+RunState = Literal["running", "finished", "stopped", "failed", "interrupted", "damaged"]
+"""How a run is.
+
+It trains now, has come to its end, was ended by a signal or by an error, or broke off without a word (killed, no
+power). Of a damaged one the lines or the settings cannot be read.
+"""
 _DEPTH = 2  # runs/first; quickstart has runs/quickstart/run
 _MOST_RUNS = 10_000
 _MOST_BYTES = 1_000_000  # of a configuration or a state
@@ -47,12 +52,16 @@ class RunSummary:
     metrics_bytes: int
 
 
-class RunDirectories:
-    """The runs below `root`, with what was read of them kept until it changes."""
+Known = tuple[tuple[Any, ...], RunSummary]
+"""What was read of a run, and of which files: number, size and time of each, and whether the run was running."""
 
-    def __init__(self, root: Path) -> None:
+
+class RunDirectories:
+    """The runs below `root`, with what was read of them kept in `known` until it changes."""
+
+    def __init__(self, root: Path, known: dict[Path, Known] | None = None) -> None:
         self.root = root
-        self._known: dict[Path, tuple[tuple[int, int, bool], RunSummary]] = {}
+        self.known = known or {}
 
     def paths(self) -> dict[str, Path]:
         """Return the directory of each run by its name, which is its path below the root, in alphabetical order."""
@@ -61,22 +70,20 @@ class RunDirectories:
 
     def summaries(self) -> list[RunSummary]:
         """Return all runs, the one that changed last first."""
-        paths, summaries, known = self.paths(), [], {}
-        locked = _locked_inodes()
+        paths, known, locked = self.paths(), {}, _locked_inodes()
         for name, path in paths.items():
             try:
                 status = (path / METRICS).stat()
                 running = is_running(path, locked)
-                key = (status.st_ino, status.st_size, running)
-                if path in self._known and self._known[path][0] == key:
-                    known[path] = self._known[path]
-                else:
-                    known[path] = (key, summarize(name, path, running=running))
-            except OSError:  # removed just now, or not ours to read
+                key = (status.st_ino, status.st_size, status.st_mtime_ns, running, *config_key(path))
+                same = self.known[path] if path in self.known and self.known[path][0] == key else None
+                known[path] = same or (key, summarize(name, path, running=running))
+            except FileNotFoundError:  # removed just now
                 continue
-            summaries.append(known[path][1])
-        self._known = known
-        return sorted(summaries, key=lambda one: one.changed, reverse=True)
+            except OSError:  # not ours to read, or a disk that fails
+                known[path] = ((), _unreadable(name))
+        self.known = known
+        return sorted((summary for _, summary in known.values()), key=lambda one: one.changed, reverse=True)
 
     def sizes(self) -> dict[str, tuple[int, int]]:
         """Return the identity and the size of each run's lines: what differs from before has changed."""
@@ -114,7 +121,7 @@ def _is_own_file(path: Path) -> bool:
 
 def _read_small(path: Path) -> bytes:
     """Return the bytes of a file of at most a megabyte that is no link; raise OSError for any other."""
-    if not _is_own_file(path) or path.stat().st_size > _MOST_BYTES:
+    if path.lstat() and (not _is_own_file(path) or path.stat().st_size > _MOST_BYTES):
         raise OSError(f"{path}: expected a file of at most {_MOST_BYTES:,} bytes")
     return path.read_bytes()
 
@@ -126,6 +133,16 @@ def _is_text(name: str) -> bool:
         return False
 
 
+def summary_of(directory: Path) -> RunSummary:
+    """Return one run in a few numbers, by the name of its directory; raise OSError where it cannot be read."""
+    return summarize(directory.resolve().name, directory, running=is_held(directory))
+
+
+def _unreadable(name: str) -> RunSummary:
+    nothing: dict[str, Any] = dict.fromkeys(field.name for field in fields(RunSummary))
+    return RunSummary(**nothing | {"name": name, "state": "damaged", "step": 0, "changed": 0.0, "metrics_bytes": 0})
+
+
 def summarize(name: str, directory: Path, *, running: bool) -> RunSummary:
     """Return a run in a few numbers; raise OSError where it cannot be read."""
     path = directory / METRICS
@@ -134,18 +151,21 @@ def summarize(name: str, directory: Path, *, running: bool) -> RunSummary:
     last: dict[str, Any] = {}
     ended: dict[str, Any] | None = None
     for record in last_records(path):  # from the end: the first one that says something counts
-        if ended is None and record.get("event") in ("started", "resumed", "finished"):
+        if ended is None and record.get("event") in ("started", "resumed", "finished", "failed"):
             ended = record
         facts = record if record.get("event") == "summary" else {k: v for k, v in record.items() if "metrics." in k}
         if "step" in record:
             facts = {"step": record["step"], **facts}
         last = {**facts, **last}
-    numbers = _Numbers(last | {f"started.{key}": value for key, value in started.items()})
+    settings = _settings(directory)
+    is_damaged = settings is None or (status.st_size and not last and _has_no_record(path, status.st_size))
+    numbers = _Numbers(last | {f"started.{key}": value for key, value in started.items()} | (settings or {}))
+    max_steps = numbers.whole("training.max_steps")  # of the last start; the first one may have had another
     return RunSummary(
         name=name,
-        state=_state_of(ended, running),
+        state="damaged" if is_damaged else _state_of(ended, running),
         step=numbers.whole("step") or 0,
-        max_steps=numbers.whole("started.max_steps"),
+        max_steps=numbers.whole("started.max_steps") if max_steps is None else max_steps,
         tokens=numbers.whole("metrics.tokens"),
         loss=numbers.real("metrics.loss"),
         val_loss=numbers.real("metrics.val_loss"),
@@ -157,6 +177,20 @@ def summarize(name: str, directory: Path, *, running: bool) -> RunSummary:
         changed=status.st_mtime,
         metrics_bytes=status.st_size,
     )
+
+
+def _settings(directory: Path) -> dict[str, Any] | None:
+    """Return a run's settings, none where it has not written them yet; None where they cannot be read."""
+    try:
+        return _flat(_read_toml(directory / "config.toml"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _has_no_record(path: Path, size: int) -> bool:
+    return next(last_records(path, most_bytes=size), None) is None
 
 
 def _lowest_saved(directory: Path) -> float | None:
@@ -190,6 +224,8 @@ class _Numbers:
 
 
 def _state_of(ended: dict[str, Any] | None, running: bool) -> RunState:
+    if ended is not None and ended.get("event") == "failed":
+        return "failed"
     if ended is not None and ended.get("event") == "finished":
         return "stopped" if ended.get("reason") == "signal" else "finished"
     return "running" if running else "interrupted"
@@ -202,16 +238,26 @@ def is_running(directory: Path, locked: set[int] | None) -> bool:
     """Return whether a training holds the directory.
 
     `locked` are the inodes on which this machine holds locks, None where the system does not tell. A training on
-    another machine is known by lines that are seconds old.
+    another machine is known by lines that are seconds old; the lock file says which machine it is, in versions that
+    write it.
     """
     lock = directory / ".lock"
     try:
         inode = lock.stat().st_ino
-        if locked is not None:
-            return inode in locked or time.time() - (directory / METRICS).stat().st_mtime < _FRESH_SECONDS
-        return _lives(lock.read_text(encoding="utf-8"))
+        if locked is not None and inode in locked:
+            return True
+        holder = lock.read_text(encoding="utf-8")
+        if locked is None:
+            return _lives(holder)
+        is_here = holder.partition(" on ")[2] == platform.node()
+        return not is_here and time.time() - (directory / METRICS).stat().st_mtime < _FRESH_SECONDS
     except (OSError, UnicodeDecodeError):
         return False
+
+
+def is_held(directory: Path) -> bool:
+    """Return whether a training holds the directory now."""
+    return is_running(directory, _locked_inodes())
 
 
 def _locked_inodes() -> set[int] | None:
@@ -225,8 +271,8 @@ def _locked_inodes() -> set[int] | None:
 
 
 def _lives(holder: str) -> bool:
-    """Return whether the process that a lock file names, as `process 1234`, is there."""
-    number = holder.rpartition(" ")[2]
+    """Return whether the process that a lock file names, as `process 1234 on HOST`, is there."""
+    number = holder.partition(" on ")[0].rpartition(" ")[2]
     if not number.isdigit():
         return False
     try:
@@ -241,12 +287,22 @@ def _lives(holder: str) -> bool:
 # --- configurations ------------------------------------------------------------------------------------------------
 
 
+def config_key(directory: Path) -> list[int]:
+    """Return what tells one configuration file of a run from another: its number, its size, its time."""
+    try:
+        status = os.lstat(directory / "config.toml")
+    except OSError:
+        return []
+    return [status.st_ino, status.st_size, status.st_mtime_ns]
+
+
 def config_of(directory: Path) -> dict[str, Any]:
     """Return a run's configuration with dotted keys; empty where it has none that can be read."""
-    try:
-        return _flat(tomllib.loads(_read_small(directory / "config.toml").decode("utf-8")))
-    except (OSError, ValueError, RecursionError):
-        return {}
+    return _settings(directory) or {}
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    return tomllib.loads(_read_small(path).decode("utf-8"))
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -72,7 +73,7 @@ class DirectoryLock:
             raise FileExistsError(f"{self._directory}: expected to be {found}; wait for it, or {self._instead}")
         try:
             self._file.truncate(0)
-            self._file.write(f"process {os.getpid()}")
+            self._file.write(f"process {os.getpid()} on {platform.node()}")
             self._file.flush()
         except OSError as error:
             error.filename = str(self._path)  # a write on a full disk does not say where

@@ -7,10 +7,10 @@ import math
 import statistics
 import tomllib
 
-from config.io import load_config
+from config.io import dump_toml, load_config
 from config.train import TrainConfig
 from tests.experiments.sweep.helpers import planned
-from transformerlm.experiments.sweep.results import best_of, best_toml, rows_of, table
+from transformerlm.experiments.sweep.results import best_of, best_toml, compared, on_the_edge, rows_of, table
 from transformerlm.experiments.sweep.scheduler import Outcome, Task
 
 
@@ -44,7 +44,23 @@ def test_what_did_not_finish_comes_after_what_did(tmp_path):
         ("0.01", "failed"),
     ]
     assert rows[2].record()["val_loss"] is None
-    assert [line.split()[-2:] for line in table(rows)[2:]] == [["stopped", "early"], ["4", "failed"]]
+    assert [cells[-2:] for cells in table(rows)[1]] == [["12", ""], ["4", "stopped early"], ["4", "failed"]]
+
+
+def test_the_best_are_compared_where_they_ended(tmp_path):
+    """The best one first, with the losses of the runs' last validations; one alone is not compared."""
+    outcomes = outcomes_of(tmp_path, (1.75, 1.5), (1.0, 1.5), (1.25, 1.5))
+    for one in outcomes:
+        run_dir = tmp_path / "sweep" / one.task.run.name
+        run_dir.mkdir(parents=True)
+        (run_dir / "config.toml").write_text(dump_toml(one.task.run.config))
+        lines = [{"step": 2, "metrics.val_loss": 9.0}, {"step": 12, "metrics.val_loss": one.val_loss}]
+        (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = rows_of(outcomes)
+    comparison = compared(rows, outcomes, tmp_path / "sweep")
+    assert [result.group.name for result in comparison.results] == [row.group for row in rows]
+    assert [result.losses for result in comparison.results] == [[1.0, 1.5], [1.25, 1.5], [1.75, 1.5]]
+    assert compared(rows[:1], outcomes, tmp_path / "sweep") is None
 
 
 def test_the_best_configuration_is_a_run_of_its_own(tmp_path):
@@ -68,3 +84,18 @@ def test_there_is_no_best_one_where_none_has_finished(tmp_path):
     endless = outcomes_of(tmp_path, *[(math.inf, math.inf)] * 3)
     assert best_of(rows_of(endless), endless) is None
     assert best_of([], []) is None
+
+
+def test_a_best_value_on_the_edge_is_said_to_be_one(tmp_path):
+    """The best rate may be beyond those that were tried; words have no edge, nor has a value in the middle."""
+    for losses, expected in (
+        (
+            [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)],
+            ["learning_rate = 0.001 is the lowest that was tried; a better one may"],
+        ),
+        ([(2.0, 2.0), (1.0, 1.0), (3.0, 3.0)], []),
+        ([(3.0, 3.0), (2.0, 2.0), (1.0, 1.0)], ["learning_rate = 0.1 is the highest that was tried; a better one may"]),
+    ):
+        outcomes = outcomes_of(tmp_path, *losses)
+        rows = rows_of(outcomes)
+        assert [words.partition(" be ")[0] for words in on_the_edge(rows, best_of(rows, outcomes))] == expected

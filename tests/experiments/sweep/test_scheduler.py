@@ -74,11 +74,11 @@ def test_every_run_is_trained_once(tmp_path):
 
 def test_a_crashed_run_is_set_aside_with_its_last_lines(tmp_path):
     """It is started again as often as allowed, and the others go on."""
-    runs, told = planned(tmp_path), []
+    runs, told = planned(tmp_path, seeds=[0]), []
     source = InOrder(runs)
     scheduler_of(tmp_path, "--fail", "0.01-", retries=2, tell=lambda *facts: told.append(facts)).work(source)
     failed = [one for one in source.outcomes if one.state == "failed"]
-    assert len(failed) == 2
+    assert len(failed) == 1
     assert len(source.outcomes) == len(runs)
     assert failed[0].words[-2:] == ("something went wrong", "error: no luck")
     events = [event for event, task, _ in told if task.run == failed[0].task.run]
@@ -153,7 +153,9 @@ def test_the_second_sweep_of_a_directory_is_refused(tmp_path):
     """It says who holds the directory, and what else to do."""
     directory = SweepDirectory(tmp_path / "sweep")
     with directory.hold():
-        with pytest.raises(FileExistsError, match=f"only sweep here, found process {os.getpid()} at work.*another dir"):
+        with pytest.raises(
+            FileExistsError, match=f"only sweep here, found process {os.getpid()}.* at work.*another dir"
+        ):
             directory.hold().__enter__()
         (tmp_path / "sweep" / "x").touch()
 

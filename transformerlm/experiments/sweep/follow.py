@@ -17,7 +17,7 @@ class RunFollower:
 
     `val_losses` are by step; one that is not finite counts as infinite. `finished` says that the run has come to its
     end; one that a signal ended has not. `step` is the last step of which a line is there, and `seconds` how long the
-    run has trained by then, if its lines say so.
+    run has trained by then, and `flops_per_token` what a token costs, if its lines say so.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -28,7 +28,7 @@ class RunFollower:
     def _forget(self) -> None:
         self.step, self.loss = 0, math.nan
         self.finished, self.reason = False, ""
-        self.seconds = math.nan
+        self.seconds = self.flops_per_token = math.nan
         self.val_losses: dict[int, float] = {}
         self.bits_per_byte: dict[int, float] = {}
 
@@ -50,6 +50,7 @@ class RunFollower:
         event = record.get("event")
         if event in ("started", "resumed"):
             self.finished, self.reason = False, ""
+            self.flops_per_token = _number(record.get("flops_per_token"), self.flops_per_token)
         elif event == "finished":
             self.reason = str(record.get("reason"))
             self.finished = self.reason != "signal"

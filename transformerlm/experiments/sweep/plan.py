@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,7 @@ Price = Callable[[TrainConfig], int]
 class SweepRun:
     """One training of a sweep.
 
-    `group` names the settings without the seed, and `name` is the run's directory. `flops_per_token` is that of forward
-    and backward pass.
+    `group` names the settings without the seed, and `name` is the run's directory.
     """
 
     name: str
@@ -50,7 +49,12 @@ class SweepRun:
     point: Point
     seed: int
     config: TrainConfig
-    flops_per_token: int
+    price: Price = field(repr=False, compare=False)
+
+    @property
+    def flops_per_token(self) -> int:
+        """The FLOPs of forward and backward pass of a token; the price is asked for them only now."""
+        return self.price(self.config)
 
     @property
     def tokens_per_step(self) -> int:
@@ -98,7 +102,7 @@ class Planner:
         return list(runs.values())
 
     def _runs_of(self, point: Point) -> list[SweepRun]:
-        config, flops = self._matched(point.settings)
+        config = self._matched(point.settings)
         self._check_comparable(config)
         group = f"{_label(point)}{self._hash(config)}"
         return [
@@ -108,7 +112,7 @@ class Planner:
                 point=point,
                 seed=seed,
                 config=_placed(config, self._config.dir, f"{group}-{seed}", seed),
-                flops_per_token=flops,
+                price=self._price,
             )
             for seed in self._config.seeds
         ]
@@ -117,14 +121,13 @@ class Planner:
         options = options_layer(TrainConfig, overrides_of({**self._own, **settings}))
         return validate(TrainConfig, [*self._layers, options, *layers])
 
-    def _matched(self, settings: Mapping[str, str]) -> tuple[TrainConfig, int]:
-        """Return the configuration of a point with its share of compute, and its FLOPs a token."""
+    def _matched(self, settings: Mapping[str, str]) -> TrainConfig:
+        """Return the configuration of a point with its share of compute."""
         config = self._resolved(settings)
-        flops = self._price(config)
         if self._config.match is None:
-            return config, flops
-        changes = _spending(config, self._config, flops)
-        return self._resolved(settings, Layer("match", {"training": changes})), flops
+            return config
+        changes = _spending(config, self._config, self._price)
+        return self._resolved(settings, Layer("match", {"training": changes}))
 
     def _check_comparable(self, config: TrainConfig) -> None:
         problems = []
@@ -174,13 +177,13 @@ def content_of(path: Path) -> str:
         return str(path.absolute())
 
 
-def _spending(config: TrainConfig, sweep: SweepConfig, flops_per_token: int) -> dict[str, Any]:
+def _spending(config: TrainConfig, sweep: SweepConfig, price: Price) -> dict[str, Any]:
     """Return the keys of [training] with which a run spends the sweep's budget, to the nearest step."""
     assert sweep.budget is not None
     if sweep.match == "seconds":
         return {"max_time": f"{sweep.budget:.3f}".rstrip("0").rstrip(".") + "s", "max_steps": ENDLESS_STEPS}
     tokens = config.training.batch_size * config.model.context_length
-    each = {"steps": 1, "tokens": tokens, "flops": tokens * flops_per_token}[sweep.match or "steps"]
+    each = {"steps": 1, "tokens": tokens}.get(sweep.match or "steps") or tokens * price(config)
     steps = round(sweep.budget / each)
     if steps < 1:
         raise ConfigError([f"budget: expected at least one step, {each:.3g} {sweep.match}, found {sweep.budget:.3g}"])

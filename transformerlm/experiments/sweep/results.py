@@ -10,9 +10,12 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from config.io import dump_toml
+from transformerlm.experiments.compare import Comparison, compare_runs
+from transformerlm.experiments.history import read_history
 from transformerlm.experiments.sweep.plan import SweepRun
 from transformerlm.experiments.sweep.scheduler import Outcome
 
+_MOST_COMPARED = 10  # further behind, nobody doubts who is better
 _ORDER = {"finished": 0, "stopped": 1, "failed": 2}
 
 
@@ -21,8 +24,8 @@ class Row:
     """The runs of one setting.
 
     `losses` are the lowest validation losses of its runs by seed, in nats a token; `mean` is over them, and `spread` is
-    their standard deviation, None with fewer than two. `state` is that of the run that got least far, `step` the last
-    step of it.
+    their standard deviation, None with fewer than two. `state` is that of the run that got least far, `step` its
+    last step, or the rung that it stopped at.
     """
 
     group: str
@@ -33,7 +36,7 @@ class Row:
     bits_per_byte: float
     state: Literal["finished", "stopped", "failed"]
     step: int
-    flops: int
+    flops: float
 
     def record(self) -> dict[str, Any]:
         """Return the row as JSON can hold it."""
@@ -45,7 +48,7 @@ class Row:
             "val_loss_spread": finite(self.spread),
             "val_bits_per_byte": finite(self.bits_per_byte),
             "val_loss_by_seed": {str(seed): finite(loss) for seed, loss in self.losses.items()},
-            "flops": self.flops,
+            "flops": finite(self.flops),
             "runs": self.group,
         }
 
@@ -78,8 +81,8 @@ def _row(group: str, outcomes: Sequence[Outcome]) -> Row:
         spread=stdev(known) if len(known) > 1 else None,
         bits_per_byte=fmean(one.best_bits_per_byte for one in outcomes),
         state=last.state,
-        step=last.step,
-        flops=last.step * run.tokens_per_step * run.flops_per_token,
+        step=(last.task.until or last.step) if last.state == "stopped" else last.step,
+        flops=last.flops,
     )
 
 
@@ -87,7 +90,21 @@ def best_of(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> SweepRun | None
     """Return the first run of the best setting of which all runs have finished; None if there is none."""
     if not rows or rows[0].state != "finished" or not math.isfinite(rows[0].mean):
         return None
-    return next(one.task.run for one in outcomes if one.task.run.group == rows[0].group)
+    return min((one.task.run for one in outcomes if one.task.run.group == rows[0].group), key=lambda run: run.seed)
+
+
+def on_the_edge(rows: Sequence[Row], best: SweepRun) -> list[str]:
+    """Return the axes of numbers on which the best setting is the lowest or the highest that was tried, in words."""
+    words = []
+    for axis, label in best.point.labels.items():
+        try:
+            values = {float(row.labels[axis]) for row in rows}
+        except ValueError:  # words have no order
+            continue
+        if len(values) > 1 and float(label) in (min(values), max(values)):
+            side = "lowest" if float(label) == min(values) else "highest"
+            words.append(f"{axis} = {label} is the {side} that was tried; a better one may be beyond it")
+    return words
 
 
 def best_toml(run: SweepRun, *, runs_dir: Path, name: str) -> str:
@@ -96,16 +113,25 @@ def best_toml(run: SweepRun, *, runs_dir: Path, name: str) -> str:
     return dump_toml(run.config.model_copy(update={"runs_dir": runs_dir, "logging": logging}))
 
 
-def table(rows: Sequence[Row]) -> list[str]:
-    """Return the rows as lines for people."""
+def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Return the heads and the cells of the rows, for people."""
     axes = list(rows[0].labels) if rows else []
-    head = [*axes, "val loss", "+-", "bits/byte", "seeds", "steps", ""]
-    body = [[*(row.labels.get(axis, "") for axis in axes), *_cells(row)] for row in rows]
-    widths = [max(len(line[column]) for line in [head, *body]) for column in range(len(head))]
-    return [
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in [head, *body]
-    ]
+    heads = [*axes, "val loss", "+-", "bits/byte", "seeds", "steps", ""]
+    return heads, [[*(row.labels.get(axis, "") for axis in axes), *_cells(row)] for row in rows]
+
+
+def compared(rows: Sequence[Row], outcomes: Sequence[Outcome], root: Path) -> Comparison | None:
+    """Return the best setting beside the next ones, each run where it ended; None with fewer than two that finished.
+
+    Raises:
+        OSError: the lines of a run cannot be read.
+    """
+    best = [row.group for row in rows if row.state == "finished" and math.isfinite(row.mean)][:_MOST_COMPARED]
+    if len(best) < 2:
+        return None
+    by_seed = sorted((one.task.run for one in outcomes), key=lambda run: run.seed)
+    names = [run.name for group in best for run in by_seed if run.group == group]
+    return compare_runs([read_history(root / name, name=name) for name in names], at="end")
 
 
 def _cells(row: Row) -> list[str]:

@@ -6,6 +6,7 @@ who trains what from locks (see `queue.py`).
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -37,7 +38,8 @@ class Task:
 class Outcome:
     """How a task ended. Losses are validation losses in nats a token, infinite where there is none.
 
-    `val_loss` is that of the step `until`, or the last one. `words` are the last lines of a run that failed.
+    `val_loss` is that of the step `until`, or the last one. `seconds` and `flops` are what the run has spent, if its
+    lines say so. `words` are the last lines of a run that failed.
     """
 
     task: Task
@@ -47,6 +49,7 @@ class Outcome:
     best_val_loss: float
     best_bits_per_byte: float
     seconds: float
+    flops: float = math.nan
     words: tuple[str, ...] = ()
 
 
@@ -236,6 +239,7 @@ class Scheduler:
             best_val_loss=follower.best_val_loss,
             best_bits_per_byte=follower.best_bits_per_byte,
             seconds=follower.seconds,
+            flops=follower.step * training.task.run.tokens_per_step * follower.flops_per_token,
             words=tuple(self._directory.last_words(training.task.run)) if state == "failed" else (),
         )
         self._tell(event, training.task, {"outcome": outcome})

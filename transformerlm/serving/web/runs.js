@@ -8,7 +8,7 @@ import { RunLines, smoothed } from "/static/run_lines.js";
 const CHOSEN = "transformerlm.runs";
 const TITLES = { loss: "Loss", val_loss: "Validation loss", lr: "Learning rate", grad_norm: "Gradient norm", tokens_per_second: "Tokens a second" };
 const X_LABELS = { step: "step", tokens: "tokens", hours: "hours of training", flops: "FLOPs" };
-const STATES = { running: "running", finished: "finished", stopped: "stopped", interrupted: "interrupted" };
+const STATES = { running: "running", finished: "finished", stopped: "stopped", interrupted: "interrupted", failed: "failed", damaged: "damaged" };
 const RETRY_MS = 2000;
 const MOST = 12;
 const form = byId("curves");

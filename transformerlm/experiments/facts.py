@@ -1,0 +1,144 @@
+"""All that a run's directory says of it, as facts on one level."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformerlm.experiments.compare import BITS, MEASURED_ON, NATS
+from transformerlm.experiments.history import RunHistory, read_history
+from transformerlm.experiments.listing import disk_bytes
+from transformerlm.experiments.run_directories import RunSummary, summary_of
+from transformerlm.experiments.settings import changed
+
+Facts = dict[str, Any]
+CURVE_POINTS = 200
+_CHECKPOINT = re.compile(r"step-(\d{8,})")
+_TRAINING_LOSS, _SPEED, _SECONDS = "metrics.loss", "metrics.tokens_per_second", "time.elapsed_s"
+
+
+def facts_of(directory: Path) -> Facts:
+    """Return a run's facts; raise OSError where its lines cannot be read.
+
+    Keys with a dot belong together: `settings.` are those that differ from the defaults, `environment.` and
+    `measured_on.` are from the last start, `events.` counts. A number that is not finite is None.
+    """
+    history, summary = read_history(directory, name=directory.resolve().name), summary_of(directory)
+    loss = history.series.get(_TRAINING_LOSS)
+    return {
+        "name": history.name,
+        "directory": str(directory),
+        "state": summary.state,
+        **_reached(history, summary),
+        **_validations(history),
+        "elapsed_s": _last(history, _SECONDS),
+        "disk_bytes": disk_bytes(directory),
+        "bad_lines": history.bad,
+        "curve": [] if loss is None else _thinned([_finite(value) for value in loss.values.tolist()]),
+        **{f"settings.{key}": value for key, value in changed(history.config).items()},
+        **{f"measured_on.{key}": history.started[key] for key in MEASURED_ON if key in history.started},
+        **{f"environment.{key}": value for key, value in _plain(history.environment).items()},
+        **checkpoints_of(directory),
+        "reproduce": reproduction(history),
+        **{f"events.{name}": number for name, number in Counter(one["event"] for one in history.events).items()},
+        "resumed_at": [one.get("step") for one in history.events if one["event"] == "resumed"],
+        "ended_by": next((_reason(one) for one in reversed(history.events) if one["event"] in _ENDS), None),
+    }
+
+
+_ENDS = ("started", "finished", "failed")
+
+
+def _reason(event: Mapping[str, Any]) -> Any:
+    return {"finished": event.get("signal") or event.get("reason"), "failed": event.get("error")}.get(event["event"])
+
+
+def _reached(history: RunHistory, summary: RunSummary) -> Facts:
+    return {
+        "step": summary.step,
+        "max_steps": summary.max_steps,
+        "tokens": summary.tokens,
+        "parameters": summary.parameters,
+        "flops_per_token": summary.flops_per_token,
+        "loss": _last(history, _TRAINING_LOSS),
+        "tokens_per_second": _last(history, _SPEED),
+    }
+
+
+def _last(history: RunHistory, key: str) -> float | None:
+    series = history.series.get(key)
+    return _finite(float(series.values[-1])) if series is not None and len(series.values) else None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _validations(history: RunHistory) -> Facts:
+    """Return the last and the lowest validation; nothing for a run without any."""
+    series = history.series.get(NATS)
+    if series is None or not len(series.steps):
+        return {}
+    bits = history.series.get(BITS)
+    by_step = {} if bits is None else dict(zip(bits.steps.tolist(), bits.values.tolist(), strict=True))
+    found = list(zip(series.steps.tolist(), series.values.tolist(), strict=True))
+    finite = [pair for pair in found if math.isfinite(pair[1])]
+    facts: Facts = {"num_validations": len(found)}
+    for name, pairs in (("", found[-1:]), ("best_", sorted(finite, key=lambda pair: pair[1])[:1])):
+        for step, loss in pairs:
+            facts |= {f"{name}val_step": step, f"{name}val_loss": _finite(loss)}
+            facts[f"{name}val_bits_per_byte"] = _finite(by_step.get(step, math.nan))
+    return facts
+
+
+def _plain(event: Mapping[str, Any]) -> Facts:
+    return {key: value for key, value in event.items() if key not in ("event", "step")}
+
+
+def _thinned(values: list[float | None]) -> list[float | None]:
+    return values[:: max(1, math.ceil(len(values) / CURVE_POINTS))]
+
+
+def checkpoints_of(directory: Path) -> Facts:
+    """Return the steps and sizes of a run's checkpoints, the oldest first, and the steps of `latest` and `best`."""
+    root = directory / "checkpoints"
+    try:
+        found = sorted(
+            (int(match[1]), root / name) for name in os.listdir(root) if (match := _CHECKPOINT.fullmatch(name))
+        )
+    except OSError:
+        return {"checkpoints.steps": [], "checkpoints.bytes": []}
+    facts: Facts = {
+        "checkpoints.steps": [step for step, _ in found],
+        "checkpoints.bytes": [disk_bytes(path) for _, path in found],
+    }
+    for link in ("latest", "best"):
+        try:
+            match = _CHECKPOINT.fullmatch(os.readlink(root / link))
+        except OSError:
+            continue
+        if match:
+            facts[f"checkpoints.{link}"] = int(match[1])
+    return facts
+
+
+def reproduction(history: RunHistory) -> list[str]:
+    """Return the words of the command that makes a run again, beside it: its own settings under another name.
+
+    What "auto" was on its machine is written out, because rounding depends on it: the micro-batch, the precision and
+    the device. `OMP_NUM_THREADS=N` goes before the command where the number of threads is known.
+    """
+    threads = history.environment.get("threads")
+    words = [f"OMP_NUM_THREADS={threads}"] if isinstance(threads, int) else []
+    words += ["transformerlm-train", "--config", str(history.directory / "config.toml")]
+    words.append(f"--logging.run_name={history.name}-again")
+    for key, fact in {"micro_batch_size": "micro_batch_size", "precision": "precision", "device": "device"}.items():
+        value = history.started.get(fact)
+        if history.config.get(f"training.{key}", "auto") == "auto" and isinstance(value, int | str):
+            words.append(f"--training.{key}={value}")
+    return words

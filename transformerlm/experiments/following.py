@@ -1,0 +1,92 @@
+"""The lines of a run as they come, also over a resume, which replaces the file."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from transformerlm.experiments.metric_lines import METRICS, as_record, read_lines
+from transformerlm.experiments.run_directories import RunState, is_held, summary_of
+
+Line = tuple[str, dict[str, Any]]
+_MOST_LOSSES = 4000
+
+
+class RunLines:
+    """Reads a run's lines, each once, and keeps what the last ones say.
+
+    Raises:
+        FileNotFoundError: there is no such run: neither lines nor a training that will write some.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory, self._path = directory, directory / METRICS
+        if not self._path.exists() and not is_held(directory):
+            with open(self._path, "rb"):  # which says that it is not there
+                pass
+        self._file, self._offset = "", 0
+        self._seen: set[int] = set()
+        self.losses: list[float] = []
+        self.step = 0
+        self.max_steps: int | None = None
+        self.tokens_per_second: float | None = None
+        self._tokens_per_step: float | None = None
+        self._last_end: str | None = None
+        self._read_at = time.monotonic()
+
+    def new(self) -> list[Line]:
+        """Return the lines that have come since the last call; a file that was replaced gives those not seen before."""
+        found: list[Line] = []
+        while True:
+            try:
+                part = read_lines(self._path, file=self._file, offset=self._offset, every=1)
+            except FileNotFoundError:  # it trains, but has written nothing
+                return found
+            if part.reset:
+                self.losses.clear()
+            self._file, self._offset = part.file, part.offset
+            for text in part.texts:
+                record = as_record(text) or {}
+                self._take(record)
+                if hash(text) not in self._seen:
+                    self._seen.add(hash(text))
+                    found.append((text, record))
+            if not part.more:
+                return found
+
+    def _take(self, record: dict[str, Any]) -> None:
+        event, step, loss = record.get("event"), record.get("step"), record.get("metrics.loss")
+        if isinstance(step, int) and not isinstance(step, bool):
+            self.step = step
+        if event == "started":
+            self.max_steps = _whole(record.get("max_steps"))
+            self._tokens_per_step = _whole(record.get("tokens_per_step"))
+        if event in ("started", "resumed", "finished", "failed"):
+            self._last_end = event
+        if isinstance(record.get("metrics.tokens_per_second"), int | float):
+            self.tokens_per_second = float(record["metrics.tokens_per_second"])
+        if isinstance(loss, int | float) or loss in ("nan", "inf", "-inf"):
+            self.losses.append(float(loss))
+            if len(self.losses) > _MOST_LOSSES:
+                self.losses = self.losses[::2]
+            self._read_at = time.monotonic()
+
+    def has_ended(self) -> bool:
+        """Return whether nothing trains in the directory, or the last start has said that it is done."""
+        return not is_held(self._directory) or self._last_end in ("finished", "failed")
+
+    def state(self) -> RunState:
+        """Return the run's state."""
+        return summary_of(self._directory).state
+
+    def eta_seconds(self) -> float | None:
+        """Return the seconds until the last step at the speed of the last line; None where that is not known."""
+        if not self.max_steps or not self._tokens_per_step or not self.tokens_per_second:
+            return None
+        left = (self.max_steps - self.step) * self._tokens_per_step / self.tokens_per_second
+        return max(0.0, left - (time.monotonic() - self._read_at))
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
