@@ -77,7 +77,7 @@ def _isoflop(figure: Figure, study: Study) -> None:
     if best:
         axes.plot(*zip(*best, strict=True), "*", color="tab:red", markersize=11, label="lowest by the law", zorder=4)
         axes.legend()
-    axes.set(ylim=_limits(points.losses))
+    axes.set(ylim=_limits(np.array([*points.losses, *(loss for _, loss in best)])))
     figure.colorbar(dots, label="FLOPs")
 
 
@@ -110,7 +110,8 @@ def _frontier(figure: Figure, study: Study) -> None:
     axes.plot(budgets[~inside], losses[~inside], "--", color="tab:red", label="beyond the runs")
     if between is not None:
         axes.fill_between(budgets, *between, color="tab:red", alpha=0.15, linewidth=0, label="80 % interval of the law")
-    axes.set(ylabel="loss (nats per token)", ylim=(min(float(np.nanmin(losses)), _limits(points.losses)[0]), None))
+    lowest = losses if between is None else np.array([*losses, *between[0]])
+    axes.set(ylabel="loss (nats per token)", ylim=(_limits(np.array([*points.losses, np.nanmin(lowest)]))[0], None))
     axes.legend()
     figure.colorbar(dots, label=_COUNTS[study.count])
 
