@@ -14,7 +14,11 @@ from transformerlm.experiments.scaling.study import study_points
 
 
 @pytest.mark.parametrize(
-    ("law", "names"), [("both", ["isoflop", "frontier", "residuals"]), ("tokens", ["law", "residuals"])]
+    ("law", "names"),
+    [
+        ("both", ["isoflop", "frontier", "residuals"]),
+        pytest.param("tokens", ["law", "residuals"], marks=pytest.mark.slow),
+    ],
 )
 def test_each_law_has_its_pictures(tmp_path: Path, law: str, names: list[str]) -> None:
     """Each is a PNG file."""
