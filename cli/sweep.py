@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 CALIBRATION_STEPS = 3
 # SIGHUP: the terminal was closed; trainings save on SIGTERM.
 _SIGNALS = {"SIGINT": "SIGINT", "SIGTERM": "SIGTERM", "SIGUSR1": "SIGUSR1", "SIGHUP": "SIGTERM"}
-_CODES = {**STOP_CODES, "SIGHUP": 129}
+SIGNAL_CODES = {**STOP_CODES, "SIGHUP": 129}
 # What --help shows.
 SHORT = ("base", "dir", "set", "method", "trials", "seeds", "match", "budget", "parallel", "dry_run", "print_commands")
 EXAMPLES = (
@@ -65,10 +65,10 @@ def sweep(config: SweepConfig) -> int:
         from transformerlm.experiments.sweep.points import axes_of
         from transformerlm.experiments.sweep.queue import SweepDirectory
 
-        planner = Planner(config, find_config(config.base), _price)
+        planner = Planner(config, find_config(config.base), price)
         axes = axes_of(config)
         runs = planner.runs(_points(config, axes))
-        _check_files(runs)
+        check_files(runs)
     directory = SweepDirectory(config.dir)
     if config.dry_run:
         _say_what_would_run(config, runs)
@@ -78,13 +78,13 @@ def sweep(config: SweepConfig) -> int:
         for one in runs:
             print(command_line("train", "--config", directory.config_path(one)))
         return 0
-    with directory.hold(), _Signals() as signals:
+    with directory.hold(), Signals() as signals:
         source = _source(config, planner, axes, runs, directory)
         progress = SweepProgress(_count(config, runs))
-        ended = _train(config, source, directory, signals, progress)
+        ended = train(config, source, directory, signals, progress)
     if ended is not None:
         note(f"{ended}: {progress.done_words()}; the same command goes on")
-        return _CODES[ended]
+        return SIGNAL_CODES[ended]
     return _finish(config, source.outcomes, directory)
 
 
@@ -100,7 +100,7 @@ def _points(config: SweepConfig, axes: Sequence[Axis]) -> list[Point]:
     return list(edges(axes))
 
 
-def _price(config: TrainConfig) -> int:
+def price(config: TrainConfig) -> int:
     """Return the FLOPs of a token, as transformerlm-plan counts them."""
     from transformerlm.models.estimates import flops_per_token
     from transformerlm.models.settings import ModelSettings
@@ -108,7 +108,7 @@ def _price(config: TrainConfig) -> int:
     return flops_per_token(ModelSettings(**config.model.model_dump()), config.model.context_length)
 
 
-def _check_files(runs: Sequence[SweepRun]) -> None:
+def check_files(runs: Sequence[SweepRun]) -> None:
     """Refuse data that is not there: each run would end with the same error.
 
     Raises:
@@ -147,13 +147,14 @@ def _count(config: SweepConfig, runs: Sequence[SweepRun]) -> int:
     return (config.trials or 0) * len(config.seeds) if config.method == "tpe" else len(runs)
 
 
-def _train(
+def train(
     config: SweepConfig,
     source: InOrder | Halving | Guided,
     directory: SweepDirectory,
-    signals: _Signals,
+    signals: Signals,
     progress: SweepProgress,
 ) -> str | None:
+    """Train what a source hands out; return the name of the signal that ended it before, if any."""
     from transformerlm.experiments.sweep.scheduler import Scheduler, train_command
 
     scheduler = Scheduler(
@@ -184,14 +185,14 @@ def _environment(parallel: int) -> dict[str, str]:
     return environment
 
 
-class _Signals:
+class Signals:
     """Collects the signals that stop a sweep, which then hands each of them on to its trainings."""
 
     def __init__(self) -> None:
         self.first: str | None = None
         self.received: list[str] = []
 
-    def __enter__(self) -> _Signals:
+    def __enter__(self) -> Signals:
         numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
         heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
         self._previous = {number: signal.signal(number, self._receive) for number in heard}
@@ -301,7 +302,7 @@ def _say_what_would_run(config: SweepConfig, runs: Sequence[SweepRun]) -> None:
     from transformerlm.training.planning.preflight import gigabytes
 
     with working("timing a few steps"):
-        rate = _flops_per_second(sorted(runs, key=lambda one: one.flops_per_token)[len(runs) // 2])
+        rate = flops_per_second(sorted(runs, key=lambda one: one.flops_per_token)[len(runs) // 2])
     total, disk = 0.0, 0
     for one in runs:
         seconds = config.budget if config.match == "seconds" else one.flops / rate
@@ -332,7 +333,7 @@ def _say_one_run(one: SweepRun, seconds: float, *, is_timed: bool) -> None:
     print_record({"event": "planned", "run": one.name, "settings": settings, **facts})
 
 
-def _flops_per_second(one: SweepRun) -> float:
+def flops_per_second(one: SweepRun) -> float:
     """Return the FLOPs a second that a run reaches here, by a few of its steps on random tokens."""
     from transformerlm.distributed.world import World
     from transformerlm.training.planning import micro_batch

@@ -24,6 +24,7 @@ from config.runs_report import RunsReportConfig
 from config.runs_show import RunsShowConfig
 from config.runs_tail import RunsTailConfig
 from config.runs_verify import RunsVerifyConfig
+from config.scaling import ScalingConfig
 from config.serve import ServeConfig
 from config.sweep import SweepConfig
 from config.train import TrainConfig
@@ -39,6 +40,7 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "transformerlm-train": TrainConfig,
     "transformerlm-plan": PlanConfig,
     "transformerlm-sweep": SweepConfig,
+    "transformerlm-scaling": ScalingConfig,
     "transformerlm-runs list": RunsListConfig,
     "transformerlm-runs report": RunsReportConfig,
     "transformerlm-runs show": RunsShowConfig,

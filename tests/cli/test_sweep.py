@@ -96,7 +96,7 @@ def test_an_error_is_reported_before_any_run(text, expected, here):
 
 def test_a_dry_run_says_what_would_run(here, monkeypatch):
     """A line for each run with settings, steps, FLOPs and time; nothing is written."""
-    monkeypatch.setattr(command, "_flops_per_second", lambda run: 1e8)
+    monkeypatch.setattr(command, "flops_per_second", lambda run: 1e8)
     done = call("sweep", "--config", "sweep.toml", "--dry-run", "--match=flops", "--budget=1e9")
     assert done.code == 0, done.stderr
     assert [record["settings"]["training.seed"] for record in done.records] == ["0", "1"] * 3
@@ -224,7 +224,7 @@ def test_the_speed_is_measured(here):
 @pytest.mark.parametrize(("given", "found"), [("steps", 12), ("seconds", None)])
 def test_a_dry_run_of_a_budget_of_time_knows_no_steps(given, found, here, monkeypatch):
     """Nor FLOPs: they depend on the machine."""
-    monkeypatch.setattr(command, "_flops_per_second", lambda run: 1e8)
+    monkeypatch.setattr(command, "flops_per_second", lambda run: 1e8)
     done = call("sweep", "--config", "sweep.toml", "--dry-run", f"--match={given}", "--budget=12")
     assert {record["steps"] for record in done.records} == {found}
     assert (done.records[0]["seconds"] == 12) == (given == "seconds")

@@ -35,6 +35,9 @@ VALID: dict[str, set[str]] = {
         "defaults.temperature",  # the most likely token
         "defaults.top_p",
         "engine.prefix_cache_mb",  # no cache
+        "fit.drop_highest",  # none
+        "fit.resamples",  # no intervals
+        "fit.resample_seed",
         "limits.logprobs",  # of the chosen tokens alone
         "limits.stop",  # no stop strings
         "limits.waiting",  # as many texts as there are slots
@@ -74,18 +77,24 @@ VALID: dict[str, set[str]] = {
         "workers",  # one for each core
     },
     "negative": {"sampling.frequency_penalty", "sampling.presence_penalty"},  # more of what the text has
-    "huge": {"seed", "training.seed"},
+    "huge": {"fit.resample_seed", "seed", "training.seed"},
     "empty": {"logging.architecture", "logging.dataset", "logging.run_name"},
     "NUL": {"separator"},  # a special token is any text
     "no items": {
         "access.allowed_origins",
         "axes",  # base alone, with several seeds
+        "budgets",
         "compare",
         "files",
+        "holdout",
         "language",
+        "optimum.flops",
+        "optimum.time",
+        "optimum.tokens",
         "peers",
         "prompt",
         "prompt_file",
+        "runs",
         "sampling.stop",
         "set",
         "sha256",
@@ -97,9 +106,9 @@ VALID: dict[str, set[str]] = {
         "variants",
         "variants.set",  # the baseline
     },
-    "many items": {"input", "prompt", "prompt_file", "sources.input", "special_tokens", "text"},
+    "many items": {"input", "prompt", "prompt_file", "runs", "sources.input", "special_tokens", "text"},
     "an item: zero": {"seeds"},
-    "an item: huge": {"seeds"},
+    "an item: huge": {"optimum.flops", "seeds"},
     "an item: empty": {"prompt", "samples.prompts"},  # a prompt is any text
     "an item: NUL": {"prompt", "samples.prompts", "sampling.stop", "special_tokens", "tokenizer.special_tokens"},
     "an item: long": {"prompt", "samples.prompts"},
@@ -109,6 +118,8 @@ TABLES: dict[str, dict[str, Any]] = {
     "sources": {"sources": [{"input": ["x"]}], "input": []},
     "axes": {"axes": [{"key": "optimizer.learning_rate", "values": [1e-3]}]},
     "variants": {"variants": [{"name": "a", "set": []}]},
+    "sizes": {"sizes": [{"d_model": 64, "num_layers": 1, "num_heads": 2}]},
+    "holdout": {"holdout": [{"d_model": 64, "num_layers": 9, "num_heads": 2, "tokens": 10**6}]},
 }
 
 

@@ -1,0 +1,38 @@
+"""The rollout: cheap runs must predict the expensive ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.experiments.scaling.laws import drawn, points_of
+from transformerlm.experiments.scaling.fit import fit_law
+from transformerlm.experiments.scaling.rollout import Rollout, roll_out
+
+
+def test_a_true_law_predicts_the_largest_budget() -> None:
+    """Without noise the error is nothing; the runs held out are the most expensive ones, a tenth at least."""
+    found = roll_out(fit_law(drawn()), resamples=5, seed=0)
+    assert isinstance(found, Rollout)
+    assert np.abs(found.errors).max() < 1e-6
+    assert found.points.flops.min() > found.fit.points.flops.max()
+    assert len(found.points) + len(found.fit.points) == 25
+    assert len(found.points) >= 3
+
+
+def test_what_breaks_the_law_at_the_end_is_seen() -> None:
+    """Losses that stop falling at the largest budget are above what was predicted for them."""
+    points = drawn(noise=0.003)
+    is_large = points.flops >= np.sort(points.flops)[-3]
+    losses = np.where(is_large, points.losses * 1.1, points.losses)
+    found = roll_out(fit_law(points_of(points.parameters, points.tokens, losses)), resamples=40, seed=0)
+    assert isinstance(found, Rollout)
+    assert found.errors == pytest.approx(1 / 1.1 - 1, abs=0.02)
+    assert found.inside == 0
+
+
+def test_too_few_runs_are_said_not_fitted() -> None:
+    """Where the cheaper runs cannot bear the law, the reason is the answer."""
+    found = roll_out(fit_law(drawn(4, 3, span=10)), resamples=5, seed=0)
+    assert isinstance(found, str)
+    assert "without the largest budget" in found
