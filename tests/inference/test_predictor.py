@@ -192,7 +192,7 @@ def test_nobody_who_generates_needs_the_optimizer(tmp_path: Path) -> None:
     for path in (tmp_path, directory):
         assert Predictor.from_checkpoint(path, device="cpu").checkpoint == directory
     flip_bit(directory / "model.safetensors")
-    with pytest.raises(CheckpointError, match="model.safetensors is damaged"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
         Predictor.from_checkpoint(directory, device="cpu")
 
 

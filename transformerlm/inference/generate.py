@@ -97,8 +97,8 @@ def decode(
 ) -> Iterator[Tensor]:
     """Yield the next ids `(batch)` of prompts of one length, `max_new_tokens` times.
 
-    Only ids below `vocab_size` are drawn, by default the model's. `params` and `generators` are those of `sample`; their
-    numbers are drawn ahead, as a `Batcher` draws them: on a GPU numbers drawn one by one would be others.
+    Only ids below `vocab_size` are drawn, by default the model's. `params` and `generators` are those of `sample`.
+    Numbers are drawn ahead, as a `Batcher` draws them: on a GPU, those drawn one by one would be others.
     """
     numbers = [RandomNumbers(generator, model.device) for generator in generators]
     context_length, half = model.context_length, max(1, model.context_length // 2)
