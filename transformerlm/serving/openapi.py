@@ -87,7 +87,7 @@ def _request_schemas(kind: type[Body]) -> Json:
 def _operations(config: ServeConfig) -> Json:
     """Return each path's operation."""
     complete = _post("Texts that go on from prompts, whole or as events", CompletionRequest, "Completion")
-    complete["responses"]["200"]["content"]["text/event-stream"] = {"schema": _TEXT}
+    complete["responses"]["200"]["content"]["text/event-stream"] = {"schema": _ANY}
     for status, words in (("429", "too many texts wait"), ("500", "a text failed"), ("504", "it took too long")):
         complete["responses"][status] = _error(words)
     model = _get("One model", "Model")
