@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from transformerlm.checkpoints.naming import LINKS
 from transformerlm.checkpoints.validation import (
     CheckpointError,
     CheckpointFormatError,
@@ -20,8 +21,6 @@ from transformerlm.checkpoints.validation import (
 )
 from transformerlm.distributed.world import World, gather_text, is_main
 
-LINKS = ("latest", "best")
-"""The names in `checkpoints/` that stand for one of the checkpoints, and in a run for those."""
 _NAME = re.compile(r"step-(\d{8,})")
 _MAX_LINK_BYTES = 256
 
@@ -43,19 +42,6 @@ def list_checkpoints(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
     return sorted((path for path in root.iterdir() if _NAME.fullmatch(path.name)), key=step_of, reverse=True)
-
-
-def run_of(path: Path) -> Path:
-    """Return the run that a path names, as itself, by `RUN/best`, or by something in its `checkpoints`.
-
-    Only the names count; a checkpoint outside of a run is returned as it is.
-    """
-    path = path.absolute()
-    if path.name in LINKS:
-        path = path.parent
-    if path.parent.name == "checkpoints":
-        path = path.parent
-    return path.parent if path.name == "checkpoints" else path
 
 
 def newest_whole(

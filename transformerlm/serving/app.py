@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from config.serve import ServeConfig
-from transformerlm.checkpoints.directory import run_of
+from transformerlm.checkpoints.naming import run_of
 from transformerlm.serving import openapi, runs_api, tokens_api, web
 from transformerlm.serving.completions import completions
 from transformerlm.serving.engine import Engine

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-from transformerlm.checkpoints.directory import LINKS, list_checkpoints, resolve, run_of, step_of
+from transformerlm.checkpoints.directory import list_checkpoints, resolve, step_of
+from transformerlm.checkpoints.naming import LINKS, run_of
 from transformerlm.checkpoints.validation import CheckpointError
 
 LoadedT = TypeVar("LoadedT")

@@ -303,6 +303,18 @@ def test_alternatives_are_the_same_beside_a_text_that_asks_for_more() -> None:
     assert tops() == tops(make_request("two", [4, 5], num_logprobs=20))
 
 
+def test_of_a_long_prompt_only_its_last_window_counts() -> None:
+    """What comes before it may be left out, past the next windows too, unless its ids have a penalty of their own."""
+    decoder = Decoder(make_model())
+    prompt = torch.randint(0, 257, (50,)).tolist()
+
+    def text(prompt: list[int], **penalties: float) -> list[int]:
+        return run(Batcher(decoder, slots=1), [make_request("a", prompt, penalties=Penalties(**penalties))])[0]["a"]
+
+    assert text(prompt, presence=0.5) == text(prompt[-16:], presence=0.5)
+    assert text(prompt, repetition=5.0) != text(prompt[-16:], repetition=5.0)
+
+
 def test_the_end_that_was_drawn_is_scored_as_the_other_ids_are() -> None:
     """Its log-probability is the model's own; nothing is said where nobody asks, or where the limit ends the text."""
     model, prompt = make_model(), [5, 6, 7]
