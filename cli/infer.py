@@ -63,23 +63,22 @@ def infer(config: InferConfig) -> None:
     `logging.backend = "noop"` no line is written at all, and only `output.format = "text"` shows the answers.
     """
     with working("starting"):
-        from transformerlm.checkpoints.directory import resolve
         from transformerlm.inference.predictor import Predictor
 
     config = _with_format(config)
     prompts = [*config.prompt, *map(_prompt_of_file, config.prompt_file)]
     with working("loading the model"):
-        checkpoint = resolve(config.checkpoint)
         predictor = Predictor.from_checkpoint(
-            checkpoint, device=config.device, precision=config.precision, reproducible=config.reproducible
+            config.checkpoint, device=config.device, precision=config.precision, reproducible=config.reproducible
         )
-    note(described(config.checkpoint, checkpoint))
+    assert predictor.checkpoint is not None, "it was loaded"
+    note(described(config.checkpoint, predictor.checkpoint))
     with ExitStack() as stack:
         # The directory is left after the logger, which may still be reading the file.
         outputs = _Outputs(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "outputs.jsonl")
         logger = stack.enter_context(_make_logger(config))
-        for samples in _groups(config, prompts):
-            for record in _answers(predictor, config, samples):
+        for group in _groups(config, prompts):
+            for record in _answers(predictor, config, group):
                 logger.log_record({key: _cut_short(value) for key, value in record.items()})
                 outputs.write(record)
         if config.wandb.log_outputs and outputs.path.exists():
@@ -167,12 +166,20 @@ class _Sample:
     seed: int
 
 
-def _groups(config: InferConfig, prompts: list[str]) -> Iterator[Iterator[_Sample]]:
-    """Yield the samples of which some may be generated together: all, or those of one line of stdin."""
+@dataclass(frozen=True)
+class _Group:
+    """The samples of some prompts, of which some may be generated together."""
+
+    prompts: list[str]
+    samples: Iterator[_Sample]
+
+
+def _groups(config: InferConfig, prompts: list[str]) -> Iterator[_Group]:
+    """Yield the samples of all prompts, or those of one line of stdin after the other."""
     if prompts:
-        return iter([_samples(config, enumerate(prompts))])
+        return iter([_Group(prompts, _samples(config, enumerate(prompts)))])
     # Who writes the next line may be waiting for the answer to this one.
-    return (_samples(config, [pair]) for pair in enumerate(_prompts_of_stdin()))
+    return (_Group([text], _samples(config, [(index, text)])) for index, text in enumerate(_prompts_of_stdin()))
 
 
 def _samples(config: InferConfig, prompts: Iterable[tuple[int, str]]) -> Iterator[_Sample]:
@@ -181,13 +188,13 @@ def _samples(config: InferConfig, prompts: Iterable[tuple[int, str]]) -> Iterato
             yield _Sample(number, prompt, config.seed + number)
 
 
-def _answers(predictor: Predictor, config: InferConfig, samples: Iterator[_Sample]) -> Iterator[dict[str, Any]]:
+def _answers(predictor: Predictor, config: InferConfig, group: _Group) -> Iterator[dict[str, Any]]:
     """Generate the samples, show them on stdout, and yield their records, in order."""
     settings = {**config.sampling.model_dump(), "allow_special": config.allow_special}
     ends = predictor.document_ids.eos_token_ids
     # What changes nothing is not told, beyond the settings that every line has.
     told = [*SamplingConfig.model_fields, *config.sampling.model_dump(exclude_defaults=True), "allow_special"]
-    for sample, start, text in _texts(predictor, config, samples, settings):
+    for sample, start, text in _texts(predictor, config, group, settings):
         record = {
             "event": "sample",
             **{f"params.{_LOG_NAMES.get(name, name)}": settings[name] for name in dict.fromkeys(told)},
@@ -203,23 +210,24 @@ def _answers(predictor: Predictor, config: InferConfig, samples: Iterator[_Sampl
 
 
 def _texts(
-    predictor: Predictor, config: InferConfig, samples: Iterator[_Sample], settings: dict[str, Any]
+    predictor: Predictor, config: InferConfig, group: _Group, settings: dict[str, Any]
 ) -> Iterator[tuple[_Sample, float, str]]:
     """Yield each sample, when it was begun, and its text: one at a time where they are shown as they come."""
     size = 1 if config.output.format == "text" or config.speculative else config.batch_size
-    first = list(itertools.islice(samples, size))  # no more slots than there are samples
+    first = list(itertools.islice(group.samples, size))  # no more slots than there are samples
     if len(first) < 2:
-        for sample in itertools.chain(first, samples):
+        for sample in itertools.chain(first, group.samples):
             yield sample, time.perf_counter(), _stream_one(predictor, config, sample, settings)
         return
     begun: deque[tuple[_Sample, float]] = deque()
 
     def begin() -> Iterator[tuple[str, int]]:
-        for sample in itertools.chain(first, samples):
+        for sample in itertools.chain(first, group.samples):
             begun.append((sample, time.perf_counter()))
             yield sample.prompt, sample.seed
 
-    for text in predictor.generate_each(begin(), slots=len(first), **settings):
+    longest = max(predictor.num_tokens(one, allow_special=config.allow_special) for one in group.prompts)
+    for text in predictor.generate_each(begin(), slots=len(first), longest_prompt=longest, **settings):
         yield (*begun.popleft(), text)
 
 

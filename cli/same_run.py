@@ -191,8 +191,9 @@ def _data_facts(path: Path) -> dict[str, str]:
 def _checkpoint_in_words(path: Path) -> str:
     """Return which checkpoint a path means, by its name and the sha256 of its state, which has those of its files."""
     from transformerlm.checkpoints.directory import list_checkpoints
+    from transformerlm.checkpoints.naming import LINKS
 
-    if path.name in ("best", "latest") and not path.exists():
+    if path.name in LINKS and not path.exists():
         path = path.parent / "checkpoints" / path.name
     if not (path / "state.json").is_file():
         root = path / "checkpoints" if (path / "checkpoints").is_dir() else path

@@ -38,13 +38,16 @@ class InferConfig(Section):
         "fp32", description="precision of the weights; auto: bf16 if the hardware has it, else fp32"
     )
     batch_size: int = Field(
-        8, ge=1, le=4096, description="samples generated together; format text and lines of stdin: one prompt at a time"
+        8,
+        ge=1,
+        le=4096,
+        description="samples generated together; format text, speculative and lines of stdin: one at a time",
     )
     speculative: int = Field(
         0,
         ge=0,
         le=64,
-        description="tokens to draft from the text so far and check together in each step; needs batch_size = 1",
+        description="tokens to draft from the text so far and check together in each step; samples come one at a time",
     )
     reproducible: bool = Field(
         False,

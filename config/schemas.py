@@ -361,6 +361,10 @@ class InferSamplingConfig(SamplingConfig):
             raise ValueError(
                 f"min_tokens: expected at most max_new_tokens, {self.max_new_tokens}, found {self.min_tokens}"
             )
+        if self.min_tokens and not self.stop_at_eos:
+            raise ValueError(
+                f"min_tokens: expected 0 with stop_at_eos = false, found {self.min_tokens}: no token ends a text there"
+            )
         return self
 
 

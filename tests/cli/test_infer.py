@@ -153,6 +153,10 @@ def test_a_long_prompt_keeps_its_end(infer):
         (["--sampling.top_k=0"], "--sampling.top_k"),
         (["--speculative=2", "--reproducible"], "speculative: expected 0 with reproducible = true, found 2"),
         (["--speculative=2", "--sampling.min_tokens=1"], "speculative: expected 0 with penalties or min_tokens"),
+        (
+            ["--sampling.min_tokens=3", "--sampling.stop_at_eos=false"],
+            "min_tokens: expected 0 with stop_at_eos = false, found 3: no token ends a text there",
+        ),
         (["--sampling.top_k=5", "--sampling.top_p=0"], "top_p = 0 keeps the likeliest token alone, so top_k = 5"),
     ],
     ids=str,

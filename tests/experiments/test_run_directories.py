@@ -91,8 +91,10 @@ def test_a_run_is_running_while_its_lock_is_held(has_locks_file, write, runs, mo
     )
     assert holder.stdout.readline() == "held\n"
     assert states(runs) == {"a": "running"}
+    while_held = runs.sizes()
     holder.kill()
     holder.communicate()
+    assert while_held != runs.sizes() == runs.sizes()  # so who watches is told, though no line was written
     assert (directory / ".lock").exists()
     assert states(runs) == {"a": "interrupted"}
     with DirectoryLock(directory):

@@ -48,6 +48,16 @@ def test_same_seed_same_ids() -> None:
     assert all(len(ids) == 30 for ids in draws)
 
 
+def test_one_text_and_texts_side_by_side_take_the_same_numbers() -> None:
+    """Both draw a generator's numbers the same number at a time: on a GPU, other calls give other numbers."""
+    model, left = make_model(), []
+    for decode in (generate, lambda *args, **settings: generate_prompts(args[0], [args[1]], **settings)[0]):
+        generator = torch.Generator().manual_seed(5)
+        found = decode(model, PROMPT, max_new_tokens=70, generator=generator)
+        left.append((list(found), torch.rand(1, generator=generator).item()))
+    assert left[0] == left[1]
+
+
 def test_stream_yields_as_it_goes() -> None:
     """A token comes before the next one is computed, and an abandoned stream computes no more."""
     model = Script([10, 20, 30, 40])

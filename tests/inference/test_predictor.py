@@ -14,9 +14,13 @@ import torch
 from config.io import dump_toml
 from config.schemas import InferSamplingConfig
 from config.train import TrainConfig
+from tests.checkpoints.helpers import flip_bit
 from tests.inference.helpers import EOS, Script, make_model, make_tokenizer
 from transformerlm.checkpoints.document_ids import DocumentIds
 from transformerlm.checkpoints.save import Snapshot, save_checkpoint
+from transformerlm.checkpoints.validation import CheckpointError
+from transformerlm.inference.fast.cache import DecoderCache
+from transformerlm.inference.fast.decoder import Decoder
 from transformerlm.inference.predictor import Predictor
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.optim import AdamW
@@ -178,6 +182,42 @@ def test_from_checkpoint_refuses_what_is_not_there(tmp_path: Path) -> None:
         Predictor.from_checkpoint(tmp_path)
     with pytest.raises(ValueError, match="device: expected auto"):
         Predictor.from_checkpoint(tmp_path, device="gpu")
+
+
+def test_nobody_who_generates_needs_the_optimizer(tmp_path: Path) -> None:
+    """A damaged optimizer's file harms no text; damaged weights are refused, and a run's older checkpoint is used."""
+    save_run(tmp_path, make_model())
+    directory = tmp_path / "checkpoints" / "step-00000001"
+    flip_bit(directory / "optimizer.safetensors")
+    for path in (tmp_path, directory):
+        assert Predictor.from_checkpoint(path, device="cpu").checkpoint == directory
+    flip_bit(directory / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+        Predictor.from_checkpoint(directory, device="cpu")
+
+
+def test_slots_take_what_the_longest_prompt_and_its_text_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the caller knows the longest prompt, and a text need not be the same beside others; else whole contexts."""
+    predictor = Predictor(make_model(context_length=512), make_tokenizer())
+    lengths: list[int | None] = []
+    once = Decoder.make_slots
+
+    def make_slots(decoder: Decoder, num_slots: int, max_length: int | None = None) -> DecoderCache:
+        lengths.append(max_length)
+        return once(decoder, num_slots, max_length)
+
+    monkeypatch.setattr(Decoder, "make_slots", make_slots)
+    prompts = ["abc", "", "é" * 4]
+    assert [predictor.num_tokens(prompt) for prompt in [*prompts, "x" * 999]] == [3, 1, 8, 512]
+    settings: dict[str, Any] = {"slots": 2, "max_new_tokens": 5, "temperature": 0.0}
+    texts = [
+        list(predictor.generate_each([(one, 0) for one in prompts], longest_prompt=longest, **settings))
+        for longest in (8, None)
+    ]
+    assert texts[0] == texts[1]
+    predictor._is_reproducible = True
+    assert len(list(predictor.generate_each([("abc", 0)], longest_prompt=3, **settings))) == 1
+    assert lengths == [128, 512, 512]  # whole chunks of a prompt
 
 
 def test_drafts_do_not_freeze_a_model_that_may_change() -> None:

@@ -53,6 +53,8 @@ class FakeEngine:
         self.gate = asyncio.Event()
         self.gate.set()
         self.state: State = "loading"
+        self.ends_by: Exception | Piece | None = None
+        """What each text comes to instead of its first token."""
         self.seen: list[TextRequest] = []
         self.active: list[FakeStream] = []
         self.kept = [checkpoint.name, "step-00000020"]
@@ -150,6 +152,7 @@ class FakeStream:
     def __init__(self, engine: FakeEngine, request: TextRequest) -> None:
         self._engine, self._request = engine, request
         self.is_cancelled = False
+        self.queue_seconds = 0.25
 
     def cancel(self) -> None:
         """Free the place."""
@@ -175,10 +178,16 @@ class FakeStream:
             await asyncio.sleep(0)
             if engine.state == "dead":
                 raise EngineGone("the engine died")
+            if isinstance(engine.ends_by, Exception):
+                raise engine.ends_by
+            if engine.ends_by is not None:
+                yield engine.ends_by
+                return
             token = request.prompt[(request.seed + number) % len(request.prompt)]
             engine.stepped()
             if token == engine.end_id and not request.ignore_eos and number >= request.min_tokens:
-                yield Piece(finish="stop", num_tokens=number + 1, prompt_logprobs=scored, **shared)
+                end = None if request.num_logprobs is None else self._logprobs([token], request.num_logprobs)
+                yield Piece(finish="stop", num_tokens=number + 1, prompt_logprobs=scored, end=end, **shared)
                 return
             new = decoder.decode(engine.tokenizer.decode_bytes([token]), final=number + 1 == request.max_tokens)
             before, text = text, text + new

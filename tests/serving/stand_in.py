@@ -47,6 +47,8 @@ def main() -> None:
     counter, fails = Path(sys.argv[1]), sys.argv[2:]
     start = int(counter.read_text()) + 1 if counter.exists() else 1
     counter.write_text(str(start))
+    with Path(f"{counter}.earlier").open("a") as file:
+        print(settings.earlier and settings.earlier.checkpoint, file=file)
     if "first" in fails or ("later" in fails and start > 1):
         tell(Told(failed=f"no good: {settings.checkpoint}"))
         return

@@ -82,6 +82,8 @@ def test_metrics_count(tmp_path):
         assert lines['transformerlm_requests_rejected_total{reason="invalid_value"}'] == "1.0"
         assert lines["transformerlm_generated_tokens_total"] == "6.0"
         assert lines["transformerlm_time_to_first_token_seconds_count"] == "2.0"
+        assert lines["transformerlm_queue_seconds_count"] == "2.0"
+        assert lines["transformerlm_queue_seconds_sum"] == "0.5"
         assert lines["transformerlm_inter_token_seconds_count"] == "4.0"
         assert lines["transformerlm_step_seconds_count"] == "6.0"
         assert (lines["transformerlm_slots"], lines["transformerlm_model_step"]) == ("4.0", "140.0")

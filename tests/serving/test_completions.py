@@ -11,6 +11,7 @@ import pytest
 from tests.serving.fake_engine import END
 from tests.serving.web import Web, run, until
 from transformerlm.serving.choices import joined
+from transformerlm.serving.engine import Piece, RequestRefused, UnknownCheckpoint
 
 
 def test_a_text_goes_on(tmp_path):
@@ -160,6 +161,8 @@ def test_an_end_token_has_its_place_among_the_log_probabilities(tmp_path):
         [choice] = await web.choices(prompt=prompt, echo=True, logprobs=1, max_tokens=1, seed=1)
         assert (choice["text"], choice["finish_reason"]) == ("a" + END, "stop")
         assert choice["logprobs"]["tokens"] == ["a", END, END]
+        assert choice["logprobs"]["token_logprobs"] == [None, -0.5, -0.5]
+        assert choice["logprobs"]["top_logprobs"][2] == {END: -0.5}
         assert len(choice["logprobs"]["text_offset"]) == 3
 
     run(tmp_path, ask)
@@ -278,8 +281,11 @@ def test_a_context_that_is_full_may_slide(tmp_path):
     """With limits.overflow = "slide" long texts are taken; the prompt cannot be scored, then."""
 
     async def ask(web: Web) -> None:
-        await web.choices(prompt="ab" * 50, max_tokens=200)
-        assert len(web.engine.seen[-1].prompt) == 100
+        answer = (await web.complete(prompt="ab" * 50 + "c", max_tokens=200)).json()
+        assert answer["usage"]["prompt_tokens"] == web.events[-1]["prompt_tokens"] == 101
+        assert web.engine.seen[-1].prompt == [*("ba" * 31 + "bc").encode()]  # the model's window, no more
+        await web.choices(prompt="ab" * 50, max_tokens=20, repetition_penalty=1.1)
+        assert len(web.engine.seen[-1].prompt) == 100  # a penalty for each id of the prompt
         refused = await web.complete(prompt="ab" * 50, max_tokens=0, echo=True, logprobs=0)
         assert refused.json()["error"]["code"] == "context_length_exceeded"
 
@@ -358,6 +364,31 @@ def test_an_engine_that_dies_is_told(tmp_path):
         [event] = await stream
         assert event["error"]["code"] == "engine_unavailable"
         assert (await web.complete(prompt="ab")).status_code == 503
+
+    run(tmp_path, ask)
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "code", "words"),
+    [
+        (Piece(finish="error"), 500, "not_finite", "the model's logits are not finite numbers"),
+        (Piece(finish="error", error="KeyError: 7"), 500, "internal", "the engine failed at this text: KeyError: 7"),
+        (RequestRefused("ids from 0 to 9"), 400, "refused", "the engine refuses the request: ids from 0 to 9"),
+        (UnknownCheckpoint("step-3: damaged"), 404, "model_not_found", "step-3: damaged"),
+    ],
+    ids=str,
+)
+def test_a_text_that_ends_with_an_error_says_which(tmp_path, end, status, code, words):
+    """Whole and streamed: what went wrong is told in its own words, and counted as an error."""
+
+    async def ask(web: Web) -> None:
+        web.engine.ends_by = end
+        answer = await web.complete(prompt="ab")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+        assert answer.json()["error"]["message"] == words
+        [event] = await web.chunks(prompt="ab")
+        assert event["error"] == answer.json()["error"]
+        assert [one["finish"] for one in web.events if one["event"] == "request"] == ["error", "error"]
 
     run(tmp_path, ask)
 

@@ -34,6 +34,12 @@ async def standing_in(
         yield client
 
 
+def pid_of(client: EngineClient) -> int:
+    """Return the number of the engine's process."""
+    assert client._link is not None
+    return client._link.pid
+
+
 def talk(what: Callable[[], Awaitable[None]]) -> None:
     """Run a conversation to its end."""
     asyncio.run(asyncio.wait_for(what(), 4 * LONG))
@@ -175,8 +181,7 @@ def test_a_killed_engine_is_restarted_and_what_waited_survives(tmp_path):
             begun = client.submit([request(f"a{i}", prompt=[1], max_tokens=FOREVER) for i in range(4)])
             waiting = client.submit([request(f"b{i}", prompt=[1]) for i in range(3)])
             await anext(aiter(begun[0]))
-            assert client.pid is not None
-            os.kill(client.pid, signal.SIGKILL)
+            os.kill(pid_of(client), signal.SIGKILL)
             for stream in begun:
                 assert "SIGKILL" in await ends_with_gone(stream)
             assert client.status.state in ("dead", "loading")
@@ -184,9 +189,24 @@ def test_a_killed_engine_is_restarted_and_what_waited_survives(tmp_path):
                 client.submit([request("c")])
             for stream in waiting:
                 assert (await read(stream))[-1].finish == "length"
+                assert stream.queue_seconds > begun[0].queue_seconds == pytest.approx(0, abs=LONG)
             assert client.status.restarts == 1
             assert client.status.state == "ok"
             assert events == [{"event": "engine_restarted", "reason": events[0]["reason"], "restarts": 1}]
+
+    talk(kill)
+
+
+def test_the_next_engine_is_told_for_which_tokenizer_requests_are_prepared(tmp_path):
+    """The first one is told nothing; after a death the next gets the facts of the model that was served."""
+
+    async def kill() -> None:
+        async with standing_in(tmp_path) as client:
+            first = client._settings()
+            assert first.earlier == client.status.facts != None  # noqa: E711
+            os.kill(pid_of(client), signal.SIGKILL)
+            await until(lambda: client.status.restarts == 1 and client.status.state == "ok")
+            assert (tmp_path / "starts.earlier").read_text().split() == ["None", "step-00000001"]
 
     talk(kill)
 
@@ -199,8 +219,7 @@ def test_what_waited_ends_if_the_next_engine_cannot_start(tmp_path):
             begun = client.submit([request(f"a{i}", prompt=[1], max_tokens=FOREVER) for i in range(4)])
             waiting = client.submit([request("b", prompt=[1])])
             client.submit([])
-            assert client.pid is not None
-            os.kill(client.pid, signal.SIGKILL)
+            os.kill(pid_of(client), signal.SIGKILL)
             assert "SIGKILL" in await ends_with_gone(begun[0])
             assert "no good" in await ends_with_gone(waiting[0])
             assert client.status.state in ("dead", "loading")
@@ -216,14 +235,14 @@ def test_an_engine_without_a_token_is_killed_and_restarted(prompt, tmp_path):
 
     async def stall() -> None:
         async with standing_in(tmp_path, {"timeouts.stalled": "1s"}) as client:
-            pid, states = client.pid, set()
+            pid, states = pid_of(client), set()
             stream = client.submit([request("a", prompt=prompt)])[0]
             waits = asyncio.create_task(ends_with_gone(stream))
             await until(lambda: states.add(client.status.state) or client.status.restarts == 1)
             assert "no token for 1 s" in await waits
             assert "stalled" in states
             await until(lambda: client.status.state == "ok")
-            assert client.pid != pid
+            assert pid_of(client) != pid
             assert (await read(client.submit([request("b", prompt=[1])])[0]))[-1].finish == "length"
 
     talk(stall)
@@ -236,8 +255,7 @@ def test_a_stopped_engine_is_noticed_without_work(tmp_path):
         async with standing_in(tmp_path, {"timeouts.stalled": "2s"}) as client:
             await asyncio.sleep(3)
             assert (client.status.state, client.status.restarts) == ("ok", 0)
-            assert client.pid is not None
-            os.kill(client.pid, signal.SIGSTOP)
+            os.kill(pid_of(client), signal.SIGSTOP)
             await until(lambda: client.status.restarts == 1)
             await until(lambda: client.status.state == "ok")
 
@@ -316,14 +334,14 @@ def test_closing_ends_the_process_even_if_it_is_stopped(tmp_path):
 
     async def close() -> None:
         async with standing_in(tmp_path) as client:
-            pid = client.pid
+            pid = pid_of(client)
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
         command = [sys.executable, "-c", "import time; time.sleep(3600)"]
         client = EngineClient(client._config, tmp_path, command=command)
         starts = asyncio.create_task(client.start())
-        await until(lambda: client.pid is not None)
-        pid, began = client.pid, time.monotonic()
+        await until(lambda: client._link is not None)
+        pid, began = pid_of(client), time.monotonic()
         await client.close()
         with pytest.raises(EngineGone):
             await starts

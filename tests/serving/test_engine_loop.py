@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from transformerlm.checkpoints.directory import point
 from transformerlm.checkpoints.save import save_checkpoint
 from transformerlm.inference.generate import Decoder
 from transformerlm.inference.predictor import Predictor
+from transformerlm.inference.texts import Pieces
 from transformerlm.serving.engine import Piece
 from transformerlm.serving.engine_loop import EngineLoop
 from transformerlm.serving.protocol import Ask, Told
@@ -187,6 +189,86 @@ def test_a_request_may_name_another_checkpoint_of_the_run(run, talk):
     assert ids_of(one.text("d", checkpoint="step-00000001")) == ids_of(named)
     assert "no longer" in one.refusal("e", checkpoint="../checkpoints/step-00000001")
     assert not one.pieces("e")
+
+
+def test_one_kept_checkpoint_is_in_memory_beside_the_served_one(files, tmp_path, talk, monkeypatch):
+    """Requests that name others wait for the texts of the one before, in their order; each has the text of its step."""
+    for step in (1, 2, 3, 4):
+        tiny_checkpoint(tmp_path, files, step)
+    most: list[int] = []
+    once = EngineLoop._step
+
+    def step(loop: EngineLoop) -> None:
+        most.append(len(loop._models()))
+        once(loop)
+
+    monkeypatch.setattr(EngineLoop, "_step", step)
+    one = talk(tmp_path)
+    names = [f"step-0000000{step}" for step in (1, 2, 3, 1, 2, 3, 4, 1)]
+    asked = [request(f"r{number}", checkpoint=name) for number, name in enumerate(names)]
+    gone = request("gone", checkpoint="step-00000003")
+    one.inbox.put(Ask(submit=[*asked[:4], gone, *asked[4:], request("served")], cancel=["gone"]))
+    for number, name in enumerate(names):
+        one.until(lambda number=number: [piece for piece in one.pieces(f"r{number}") if piece.finish])
+        assert {piece.step for piece in one.pieces(f"r{number}")} == {int(name[-1])}
+    assert ids_of(one.pieces("r0")) == ids_of(one.pieces("r3")) == ids_of(one.pieces("r7"))
+    assert ids_of(one.pieces("r6")) == ids_of(one.pieces("served"))
+    assert [piece.finish for piece in one.pieces("gone")] == ["cancelled"]
+    assert max(most) == 2
+
+
+def test_another_tokenizer_is_noticed_after_a_restart_too(files, tmp_path, talk):
+    """A run that began anew with another tokenizer is not served to requests that were prepared with the first."""
+    tiny_checkpoint(tmp_path, files, 5)
+    facts = next(told.serving for told in _first_told(talk(tmp_path)) if told.serving is not None)
+    assert set(facts.tokenizer_sums) == {"tokenizer/" + path.name for path in files.tokenizer.iterdir()}
+    shutil.rmtree(tmp_path / "checkpoints")
+    save_checkpoint(tmp_path / "checkpoints", 1, replace(make_snapshot(files), tokenizer=make_tokenizer()))
+    with pytest.raises(ValueError, match="step-00000001: expected the tokenizer of step-00000005, found another"):
+        EngineLoop(engine_settings(tmp_path, earlier=facts), SimpleQueue(), lambda told: None)
+    one = talk(tmp_path, follow="newest", earlier=facts)
+    one.until(lambda: any("waiting for a checkpoint that can be served" in (told.note or "") for told in one.told))
+    [skipped] = [skip for told in one.told for skip in told.skipped]
+    assert "expected the tokenizer of step-00000005, found another" in skipped.reason
+    tiny_checkpoint(tmp_path, files, 2)
+    one.serves(2)
+
+
+def _first_told(one: Talk) -> list[Told]:
+    one.until(lambda: any(told.serving for told in list(one.told)))
+    return one.told
+
+
+def test_an_error_of_ours_ends_the_text_that_it_is_of(run, talk, monkeypatch, capfd):
+    """At its start and in the middle: the text says so, the log has the traceback, another text is as ever."""
+    one = talk(run)
+    expected = ids_of(one.text("before"))
+    once = Pieces.push
+
+    def push(pieces: Pieces, token_id: int) -> str:
+        if pieces._matchers:
+            raise KeyError(token_id)
+        return once(pieces, token_id)
+
+    monkeypatch.setattr(Pieces, "push", push)
+    one.inbox.put(Ask(submit=[request("bad", stop=["never"]), request("good")]))
+    one.until(lambda: [piece for piece in one.pieces("good") if piece.finish])
+    assert ids_of(one.pieces("good")) == expected
+    assert [piece.finish for piece in one.pieces("bad")] == ["error"]
+    assert one.pieces("bad")[-1].error == f"KeyError: {expected[0]}"
+    assert one.text("odd", seed="x")[-1].error == "RuntimeError: manual_seed expected a long, but got str"
+    assert ids_of(one.text("after")) == expected
+    assert capfd.readouterr().err.count("Traceback") == 2
+
+
+def test_the_end_token_is_scored(run, talk):
+    """A text that asks for log-probabilities is told that of the token that ended it."""
+    one = talk(run)
+    end = Predictor.from_checkpoint(run, device="cpu").document_ids.eos_token_ids[0]
+    sure = {"logit_bias": {end: 100.0}, "seed": 1}
+    [piece] = one.text("asked", num_logprobs=1, **sure)
+    assert (piece.finish, piece.num_tokens, piece.end and piece.end.token_ids) == ("stop", 1, [end])
+    assert one.text("quiet", **sure)[-1].end is None
 
 
 def test_checkpoints_that_do_not_fit_are_refused_with_the_reason(files, tmp_path, talk):

@@ -25,12 +25,14 @@ FACTS = ModelFacts(
     end_ids=[256],
     start_id=None,
     starts_texts=False,
+    tokenizer_sums={"tokenizer/vocab.json": "ab12"},
 )
 LOGPROBS = Logprobs(token_ids=[3, 4], logprobs=[None, -math.inf], top=[[], [(4, -0.25), (7, -math.inf)]])
 TELLING = [
     Told(pieces=[("a", Piece(text="é\n\u2028", token_ids=[3, 4], logprobs=LOGPROBS, num_tokens=2, step=1))]),
     Told(pieces=[("a", Piece(finish="stop", stop_string="\n\n", prompt_logprobs=LOGPROBS)), ("b", Piece(text="x"))]),
     Told(report=StepReport(seconds=0.5, choice_seconds=0.1, prompt_tokens=3, generated_tokens=2, reused_tokens=0)),
+    Told(pieces=[("a", Piece(finish="stop", end=LOGPROBS)), ("b", Piece(finish="error", error="KeyError: 3"))]),
     Told(serving=FACTS, checkpoints=["step-00000140"]),
     Told(refused=[Refused(request_id="a", reason="gone", is_checkpoint=True)], pong=3, is_loading=True),
     Told(skipped=[Skipped(checkpoint="step-00000150", reason="damaged")], failed="no"),
@@ -71,6 +73,7 @@ def test_settings_are_read_back():
         reproducible=True,
         follow="best",
         interval=2.0,
+        earlier=FACTS,
     )
     assert SETTINGS.decode(SETTINGS.encode(settings)) == settings
 
@@ -101,9 +104,11 @@ def test_a_line_that_is_not_exactly_that_is_refused(line, message):
 
 
 def test_the_web_side_needs_no_torch():
-    """Neither the lines nor the client of the engine import torch or numpy."""
+    """It would take 200 MB and seconds: not the lines, nor the client of the engine, nor the server with all routes."""
     code = (
-        "import sys, transformerlm.serving.engine_client, transformerlm.serving.protocol; "
-        "sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
+        "import sys, transformerlm.serving.engine_client, transformerlm.serving.protocol\n"
+        "if {'torch', 'numpy'} & set(sys.modules): sys.exit(1)\n"
+        "import transformerlm.serving.web_server\n"
+        "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

@@ -23,6 +23,21 @@ def test_a_text_comes_back(tmp_path):
     run(tmp_path, ask)
 
 
+def test_a_long_text_is_answered_in_parts_that_make_one_answer(tmp_path):
+    """More tokens than one part has: the same answer as that of its pieces, in JSON that is whole."""
+
+    async def ask(web: Web) -> None:
+        text = "once \u00e9 a\U0001f600" * 3000 + END
+        answer = (await web.client.post("/tokenize", json={"prompt": text, "return_token_strs": True})).json()
+        assert answer["tokens"] == web.engine.tokenizer.encode(text)
+        assert answer["pieces"] == answer["token_strs"]
+        assert bytes.fromhex("".join(answer["bytes"])).decode() == text
+        none = (await web.client.post("/tokenize", json={"prompt": "", "add_special_tokens": False})).json()
+        assert none == {"count": 0, "max_model_len": 64, "tokens": [], "token_strs": None, "pieces": [], "bytes": []}
+
+    run(tmp_path, ask)
+
+
 def test_special_tokens_may_be_plain_text(tmp_path):
     """They are tokens, as in vLLM, unless a request says otherwise."""
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from transformerlm.checkpoints.naming import LINKS
 from transformerlm.checkpoints.validation import (
     CheckpointError,
     CheckpointFormatError,
@@ -20,7 +21,6 @@ from transformerlm.checkpoints.validation import (
 )
 from transformerlm.distributed.world import World, gather_text, is_main
 
-_LINKS = ("latest", "best")
 _NAME = re.compile(r"step-(\d{8,})")
 _MAX_LINK_BYTES = 256
 
@@ -73,7 +73,7 @@ def _refuse_none(root: Path, damaged: list[tuple[Path, CheckpointError]]) -> Non
     """Refuse a run that has no whole checkpoint, unless it never had one."""
     found = [str(error) for _, error in damaged]
     found += [f"{path}: set aside as damaged before" for path in sorted(root.glob("step-*.bad*"))]
-    found += [f"{link}: its checkpoint is gone" for link in (root / name for name in _LINKS) if link.is_symlink()]
+    found += [f"{link}: its checkpoint is gone" for link in (root / name for name in LINKS) if link.is_symlink()]
     if found or _tells_of_checkpoints(root.parent / "metrics.jsonl"):
         raise CheckpointError(
             f"{root}: expected a whole checkpoint to go on from, found {'; '.join(found) or 'none of those it saved'}; "
@@ -176,12 +176,12 @@ def _newest_of(
 
 def _candidates(path: Path) -> tuple[Path | None, list[Path]]:
     """Return the checkpoint that `path` names, or else those of the run directory that it names."""
-    if path.name in _LINKS and not path.exists() and (path.parent / "checkpoints").is_dir():
+    if path.name in LINKS and not path.exists() and (path.parent / "checkpoints").is_dir():
         path = path.parent / "checkpoints" / path.name
         if _target(path) is None and not path.is_dir():
             none = "none: none was saved with a validation loss"
             raise CheckpointError(f"{path.parent.parent}: expected one checkpoint to be {path.name}, found {none}")
-    if path.name in _LINKS and (path.is_symlink() or path.is_file()):
+    if path.name in LINKS and (path.is_symlink() or path.is_file()):
         path = _pointed_at(path)
     if path.is_file():
         raise CheckpointError(
@@ -251,7 +251,7 @@ def restore_links(root: Path) -> None:
     Such a directory is a checkpoint like any other. If the checkpoint of its step is missing or damaged, it takes that
     place; if that checkpoint is whole, the directory is removed.
     """
-    for link in (root / name for name in _LINKS):
+    for link in (root / name for name in LINKS):
         if link.is_symlink() or not link.is_dir():
             continue
         try:

@@ -85,15 +85,15 @@ class RunDirectories:
         self.known = known
         return sorted((summary for _, summary in known.values()), key=lambda one: one.changed, reverse=True)
 
-    def sizes(self) -> dict[str, tuple[int, int]]:
-        """Return the identity and the size of each run's lines: what differs from before has changed."""
-        sizes = {}
+    def sizes(self) -> dict[str, tuple[int, int, bool]]:
+        """Return the identity and the size of each run's lines, and whether it trains: what differs has changed."""
+        sizes, locked = {}, _locked_inodes()
         for name, path in self.paths().items():
             try:
                 status = (path / METRICS).stat()
             except OSError:
                 continue
-            sizes[name] = (status.st_ino, status.st_size)
+            sizes[name] = (status.st_ino, status.st_size, is_running(path, locked))
         return sizes
 
 

@@ -25,7 +25,7 @@ from transformerlm.inference.fast.decoder import Decoder
 from transformerlm.inference.fast.prompt_lookup import decode as decode_speculatively
 from transformerlm.inference.penalties import Occurrences, Penalties, adjust
 from transformerlm.inference.requests import Drawn, Finished, Request
-from transformerlm.inference.sampling import SamplingParams, sample
+from transformerlm.inference.sampling import RandomNumbers, SamplingParams, sample
 from transformerlm.models.transformer import TransformerLM
 
 __all__ = [
@@ -98,7 +98,9 @@ def decode(
     """Yield the next ids `(batch)` of prompts of one length, `max_new_tokens` times.
 
     Only ids below `vocab_size` are drawn, by default the model's. `params` and `generators` are those of `sample`.
+    Numbers are drawn ahead, as a `Batcher` draws them: on a GPU, those drawn one by one would be others.
     """
+    numbers = [RandomNumbers(generator, model.device) for generator in generators]
     context_length, half = model.context_length, max(1, model.context_length // 2)
     # The last token drawn is never read, so it needs no room.
     cache = model.make_cache(len(prompts), min(context_length, len(prompts[0]) + max(0, max_new_tokens - 1)))
@@ -106,7 +108,7 @@ def decode(
     unread, drawn = window, []
     for _ in range(max_new_tokens):
         logits = model(unread, cache=cache, last_only=True)[:, -1]  # (batch, vocab)
-        drawn.append(sample(logits[:, :vocab_size], params, generators))  # (batch)
+        drawn.append(sample(logits[:, :vocab_size], params, numbers))  # (batch)
         yield drawn[-1]
         if cache.length < context_length:
             unread = drawn[-1].unsqueeze(-1)  # (batch, 1): the cache has the rest
@@ -246,7 +248,7 @@ def generate_batch(
 ) -> list[list[int]]:
     """Return `num_samples` independent continuations of one prompt, decoded together; each ends before its own EOS.
 
-    `settings` are the keywords of `generate_prompts`.
+    `settings` are the keywords of `generate_prompts`, which copies the weights of a `TransformerLM` at each call.
     """
     if num_samples < 1:
         raise ValueError(f"generate: num_samples must be at least 1, got {num_samples}")
@@ -268,8 +270,11 @@ def generate_prompts(
     """Return a continuation of each prompt, decoded together; each ends before its own EOS.
 
     Prompts may have different lengths; each continuation is the one that its prompt has alone. A generator for each
-    prompt makes the draws of a row independent of the others too. `settings` are the fields of `SamplingParams`. Raises
-    ValueError as `stream` does.
+    prompt makes the draws of a row independent of the others too. `settings` are the fields of `SamplingParams`.
+
+    The weights of a `TransformerLM` are copied into a `Decoder` at each call, since they may have changed: that takes
+    their memory once more, and time. Who calls more than once makes the `Decoder`, and passes that. Raises ValueError
+    as `stream` does.
     """
     checked = check_prompts(prompts, max_new_tokens=max_new_tokens, vocab_size=model.vocab_size)
     generators = generators_of(generator, len(checked), model.device)

@@ -11,7 +11,7 @@ from typing import Self, TypedDict, Unpack
 
 import torch
 
-from transformerlm.checkpoints.directory import resolve
+from transformerlm.checkpoints.directory import resolve_verified
 from transformerlm.checkpoints.document_ids import DocumentIds, guess_ids, ids_of_checkpoint
 from transformerlm.checkpoints.load import load_model, load_tokenizer
 from transformerlm.inference.arguments import check_prompts, generators_of
@@ -71,6 +71,8 @@ class Predictor:
             )
         self.model, self.tokenizer = model, tokenizer
         self.document_ids = guess_ids(tokenizer) if document_ids is None else document_ids
+        self.checkpoint: Path | None = None
+        """The directory of the checkpoint that was loaded."""
         self._decoder: Decoder | None = None
         self._is_fixed, self._int8, self._is_reproducible = False, False, False
 
@@ -96,12 +98,14 @@ class Predictor:
         `precision` is "fp32", "bf16", "auto" or "int8". "bf16" stores the weights in bfloat16: half the memory, and up
         to twice the speed where memory is the limit. "int8" generates with matrices of 8 bits; `model` stays fp32.
         With `reproducible` a prompt and a seed give the same text alone, beside others and from `transformerlm-serve`.
+        All files but the optimizer's are verified, once. Raises CheckpointError where one is missing or damaged.
         """
         place, int8 = resolve_device(device), precision == "int8"
         dtype = torch.bfloat16 if not int8 and resolve_precision(precision, place) == "bf16" else torch.float32
-        path = resolve(Path(directory))
-        model, tokenizer = load_model(path, device=place, dtype=dtype), load_tokenizer(path)
+        path, _ = resolve_verified(Path(directory))
+        model, tokenizer = load_model(path, device=place, dtype=dtype, is_verified=True), load_tokenizer(path)
         predictor = cls(model, tokenizer, ids_of_checkpoint(path, tokenizer))
+        predictor.checkpoint = path
         predictor._is_fixed, predictor._int8, predictor._is_reproducible = True, int8, reproducible
         return predictor
 
@@ -318,6 +322,7 @@ class Predictor:
         samples: Iterable[tuple[str, int]],
         *,
         slots: int,
+        longest_prompt: int | None = None,
         max_new_tokens: int = 256,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -334,7 +339,8 @@ class Predictor:
         """Yield the continuation of each prompt and seed, in order, `slots` of them decoded together.
 
         A text that has ended is replaced at once by the next sample, which is asked for only then. The texts are those
-        of `generate_prompts` with a seed for each.
+        of `generate_prompts` with a seed for each. `longest_prompt` is the greatest number of tokens that a prompt has
+        (see `num_tokens`), where the caller knows it: then the slots take no more memory than their texts need.
         """
         settings = self._settings(
             max_new_tokens=max_new_tokens,
@@ -350,7 +356,14 @@ class Predictor:
             stop_at_eos=stop_at_eos,
         )
         pairs = ((self._encode(prompt, allow_special), self._seeded(seed)) for prompt, seed in samples)
-        return self._texts(pairs, settings, slots=slots)
+        # A reproducible text must not depend on the cache's shape, which serving makes for whole contexts.
+        is_known = longest_prompt is not None and not self._is_reproducible
+        max_length = (longest_prompt or 0) + max_new_tokens if is_known else None
+        return self._texts(pairs, settings, slots=slots, max_length=max_length)
+
+    def num_tokens(self, prompt: str, *, allow_special: bool = False) -> int:
+        """Return how many tokens the model reads of a prompt, with the one that starts it: at most its context."""
+        return min(max(1, len(self._ids_of(prompt, allow_special))), self.model.context_length)
 
     def _settings(self, **keywords: Unpack[_Keywords]) -> _Settings:
         request = Request(
@@ -414,20 +427,25 @@ class Predictor:
         return texts_in_order(batcher, requests, most=slots, make_pieces=make_pieces)
 
     def _encode(self, prompt: str, allow_special: bool) -> list[int]:
-        ids = self.tokenizer.encode(prompt) if allow_special else self.tokenizer.encode_ordinary(prompt)
-        start_id = self.document_ids.start_id
-        if self.document_ids.starts_texts and start_id is not None and ids[:1] != [start_id]:
-            ids = [start_id, *ids]
+        """Return the ids that a prompt is to the model, with a warning where it cannot read them all."""
+        ids, context_length = self._ids_of(prompt, allow_special), self.model.context_length
         if not ids:
-            if start_id is None:
+            if self.document_ids.start_id is None:
                 raise ValueError("predictor: the prompt is empty, and no token is known at which a document starts")
-            return [start_id]
-        context_length = self.model.context_length
+            return [self.document_ids.start_id]
         if len(ids) > context_length:
             warnings.warn(
                 f"the prompt has {len(ids)} tokens, more than context_length {context_length}; the model reads its end",
                 stacklevel=3,
             )
+        return ids
+
+    def _ids_of(self, prompt: str, allow_special: bool) -> list[int]:
+        """Return a prompt's ids, after the one with which texts start, where they do."""
+        ids = self.tokenizer.encode(prompt) if allow_special else self.tokenizer.encode_ordinary(prompt)
+        start_id = self.document_ids.start_id
+        if self.document_ids.starts_texts and start_id is not None and ids[:1] != [start_id]:
+            ids = [start_id, *ids]
         return ids
 
     def _generator(self, seed: int | None) -> torch.Generator | None:

@@ -71,6 +71,8 @@ class Finished:
     reason: FinishReason
     num_prompt_reused: int = 0
     """How many ids of the prompt were not read, since the prefix cache had them."""
+    end: TokenLogprobs | None = None
+    """The end id that was drawn, where `num_logprobs` asked for its log-probability."""
 
 
 Event = PromptScored | Drawn | Finished

@@ -13,7 +13,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from config.serve import ServeConfig
-from transformerlm.serving import runs_api, tokens_api, web
+from transformerlm.checkpoints.naming import run_of
+from transformerlm.serving import openapi, runs_api, tokens_api, web
 from transformerlm.serving.completions import completions
 from transformerlm.serving.engine import Engine
 from transformerlm.serving.errors import RETRY_SECONDS, ApiError, JsonAnswer
@@ -60,6 +61,7 @@ def routes(config: ServeConfig) -> list[BaseRoute]:
         Route("/v1/models/{name:path}", model, methods=["GET"]),
         Route("/health", health, methods=["GET"]),
         Route("/metrics", metrics, methods=["GET"]),
+        *openapi.routes(),
         *tokens_api.routes(),
         *(_page_routes(config) if config.web.enabled else []),
     ]
@@ -131,9 +133,4 @@ def runs_dir_of(config: ServeConfig) -> Path:
     """Return the directory whose runs the page shows: the configured one, or the one that the served run is in."""
     if config.web.runs_dir is not None:
         return config.web.runs_dir
-    path = config.checkpoint
-    if path.name in ("best", "latest"):
-        path = path.parent
-    if path.parent.name == "checkpoints":
-        path = path.parent
-    return (path.parent if path.name == "checkpoints" else path).absolute().parent
+    return run_of(config.checkpoint).parent

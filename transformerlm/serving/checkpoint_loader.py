@@ -13,6 +13,7 @@ from typing import Literal, cast
 from config.errors import ConfigError
 from transformerlm.checkpoints.directory import list_checkpoints
 from transformerlm.checkpoints.validation import CheckpointError
+from transformerlm.serving.engine import ModelFacts
 from transformerlm.serving.following import Following, checkpoints_of
 from transformerlm.serving.protocol import Settings, Skipped, Told
 from transformerlm.serving.served_model import ServedModel
@@ -48,6 +49,7 @@ class CheckpointLoader:
         self._path = Path(settings.checkpoint)
         self._asked: SimpleQueue[str] = SimpleQueue()
         self._served: ServedModel | None = None
+        self._like = settings.earlier  # its tokenizer and context are those for which requests are prepared
         self._root: Path | None = None
         self._following: Following[ServedModel] | None = None
         self._names: list[str] = []
@@ -60,6 +62,9 @@ class CheckpointLoader:
         """
         if self._settings.follow == "none":
             self._served = ServedModel(self._path, self._settings, prefix_cache_bytes=self._cache_bytes)
+            if self._like is not None:
+                _check_same_texts(self._like, self._served.facts)
+            self._like = self._served.facts
             directory = Path(self._served.facts.path)
             self._root = directory.parent if directory in list_checkpoints(directory.parent) else None
         else:
@@ -97,7 +102,8 @@ class CheckpointLoader:
         waits = False
         while (model := self._following.look()) is None:
             if not waits:
-                self._tell(Told(note=f"{self._root.parent}: waiting for its first checkpoint"))
+                first = "its first checkpoint" if self._like is None else "a checkpoint that can be served"
+                self._tell(Told(note=f"{self._root.parent}: waiting for {first}"))
             waits = True
             time.sleep(self._settings.interval)
         return model
@@ -150,13 +156,15 @@ class CheckpointLoader:
             self._put(Opened(model, is_served=False))
 
     def _load_to_serve(self, directory: Path) -> ServedModel:
-        return self._load(directory, prefix_cache_bytes=self._cache_bytes)
+        model = self._load(directory, prefix_cache_bytes=self._cache_bytes)
+        self._like = model.facts
+        return model
 
     def _load(self, directory: Path, *, prefix_cache_bytes: int) -> ServedModel:
         """Return a checkpoint's model.
 
         Raises:
-            CheckpointError: it is not there, damaged, too large, or of another tokenizer than the one that is served.
+            CheckpointError: it is not there, damaged, too large, or of another tokenizer or context than the requests.
         """
         try:
             model = ServedModel(directory, self._settings, prefix_cache_bytes=prefix_cache_bytes, earlier=self._served)
@@ -164,24 +172,29 @@ class CheckpointLoader:
             raise
         except (OSError, ConfigError) as error:
             raise CheckpointError(f"{directory}: cannot be read: {error}") from None
-        except (ValueError, MemoryError, RuntimeError) as error:
+        except Exception as error:  # whatever is wrong with one checkpoint must not end the texts of another
             if self._served is None:
                 raise
-            raise CheckpointError(f"{directory}: cannot be loaded beside the one that is served: {error}") from None
-        if self._served is not None:
-            _check_same_texts(self._served, model)
+            what = str(error) or type(error).__name__
+            raise CheckpointError(f"{directory}: cannot be loaded beside the one that is served: {what}") from None
+        if self._like is not None:
+            _check_same_texts(self._like, model.facts)
         return model
 
 
-def _check_same_texts(served: ServedModel, other: ServedModel) -> None:
-    """Refuse a checkpoint whose ids or context are not those for which the web process prepares requests."""
-    name = other.facts.checkpoint
+def _check_same_texts(served: ModelFacts, other: ModelFacts) -> None:
+    """Refuse a checkpoint whose ids or context are not those for which the web process prepares requests.
+
+    Raises:
+        CheckpointError: says what differs.
+    """
+    name = other.checkpoint
     if other.tokenizer_sums != served.tokenizer_sums:
         raise CheckpointError(
-            f"{name}: expected the tokenizer of {served.facts.checkpoint}, found another; start the server anew with it"
+            f"{name}: expected the tokenizer of {served.checkpoint}, found another; start the server anew with it"
         )
-    if other.facts.context_length != served.facts.context_length:
+    if other.context_length != served.context_length:
         raise CheckpointError(
-            f"{name}: expected context_length {served.facts.context_length}, as {served.facts.checkpoint} has, found "
-            f"{other.facts.context_length}; start the server anew with it"
+            f"{name}: expected context_length {served.context_length}, as {served.checkpoint} has, found "
+            f"{other.context_length}; start the server anew with it"
         )

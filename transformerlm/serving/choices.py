@@ -23,13 +23,13 @@ LEAST_LOGPROB = -9999.0
 class ChoiceWriter:
     """The parts of one choice, made from the pieces of its text."""
 
-    def __init__(self, plan: Plan, index: int, prompt: Prompt, tokenizer: Tokenizer, end_ids: Sequence[int]) -> None:
+    def __init__(self, plan: Plan, index: int, prompt: Prompt, tokenizer: Tokenizer) -> None:
         self.index, self.prompt = index, prompt
         self.num_tokens, self.num_reused = 0, 0
         self.fingerprint = ""
         self.sum_logprobs, self.num_logprobs = 0.0, 0
         self._asked, self._tokenizer = plan.asked, tokenizer
-        self._end_ids, self._num_told = end_ids, 0
+        self._num_told = 0
         self._is_first = True
         self._places = _Places(tokenizer, len(prompt.text) if plan.asked.echo else 0)
 
@@ -50,7 +50,7 @@ class ChoiceWriter:
             self._add(logprobs, piece.logprobs, self._places)
         self._num_told += len(piece.token_ids)
         if piece.finish == "stop" and self._num_told < self.num_tokens:
-            self._add_end(logprobs)
+            self._add_end(logprobs, piece.end)
         part: dict[str, Any] = {
             "index": self.index,
             "text": text,
@@ -63,7 +63,8 @@ class ChoiceWriter:
         if self._asked.return_token_ids:
             part["token_ids"] = list(piece.token_ids)
             if self._asked.logprobs is not None:
-                part["top_token_ids"] = self._ids_of(piece.prompt_logprobs) + self._ids_of(piece.logprobs)
+                known = (piece.prompt_logprobs, piece.logprobs, piece.end)
+                part["top_token_ids"] = [one for each in known for one in self._ids_of(each)]
             if self._is_first:
                 part["prompt_token_ids"] = self.prompt.ids
         self._is_first = False
@@ -86,15 +87,15 @@ class ChoiceWriter:
             to["top_logprobs"].append(self._alternatives(token_id, logprob, top))
             to["text_offset"].append(places.of(token_id))
 
-    def _add_end(self, to: dict[str, list[Any]]) -> None:
+    def _add_end(self, to: dict[str, list[Any]], end: Logprobs | None) -> None:
         """Add the end token, which is drawn as the others are and has no text.
 
         Without it a client that cuts the drawn tokens off, as lm-eval does, would cut off one of the prompt.
         """
-        to["tokens"].append(token_text(self._tokenizer, self._end_ids[0]) if self._end_ids else "")
-        to["token_logprobs"].append(None)
-        to["top_logprobs"].append(None)
-        to["text_offset"].append(self._places.of(None))
+        if end is not None:
+            self._count(end)
+            place = self._places.of(None)
+            self._add(to, end, _Places(self._tokenizer, place))
 
     def _ids_of(self, logprobs: Logprobs | None) -> list[dict[str, int] | None]:
         """Return which id each key of `top_logprobs` is, for clients that go on from another token than was drawn."""

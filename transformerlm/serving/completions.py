@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from config.schemas import duration_seconds
 from transformerlm.serving.api_schema import CompletionRequest, StreamOptions, parse
 from transformerlm.serving.choices import ChoiceWriter, best, joined
-from transformerlm.serving.engine import EngineGone, Piece, TextStream, UnknownCheckpoint
+from transformerlm.serving.engine import TEXT_ERRORS, Piece, TextStream
 from transformerlm.serving.errors import ApiError, JsonAnswer, of_engine, timed_out
 from transformerlm.serving.served import Served
 from transformerlm.serving.texts_plan import Plan, plan_texts
@@ -63,9 +63,9 @@ class _Job:
         self._options = plan.asked.stream_options or StreamOptions()
         self._began = time.monotonic()
         self._seconds = duration_seconds(served.config.timeouts.request)
-        tokenizer, end_ids = served.tokens(), served.facts().end_ids
+        tokenizer = served.tokens()
         self.writers = [
-            ChoiceWriter(plan, number, plan.prompts[number // plan.best_of], tokenizer, end_ids)
+            ChoiceWriter(plan, number, plan.prompts[number // plan.best_of], tokenizer)
             for number in range(len(plan.requests))
         ]
         self._last: dict[int, float] = {}
@@ -80,7 +80,8 @@ class _Job:
         """Return the whole answer.
 
         Raises:
-            ApiError: 503 the engine died, 504 it took too long, 500 the model's logits are not finite.
+            ApiError: 503 the engine died, 504 it took too long, 400 and 404 it refuses the request, 500 the model's
+                logits are not finite, or something else went wrong with a text.
         """
         parts: list[list[dict[str, Any]]] = [[] for _ in self.writers]
         async with aclosing(self.steps()) as steps:
@@ -153,13 +154,14 @@ class _Job:
                 async for pieces in together:
                     self._observe(pieces)
                     finish |= {number: piece.finish for number, piece in pieces if piece.finish}
-                    if "error" in finish.values():
-                        raise ApiError(500, "the model's logits are not finite numbers", code="not_finite")
+                    for _, piece in pieces:
+                        if piece.finish == "error":
+                            raise _failed(piece)
                     yield pieces
         except TimeoutError:
             finish = {number: "timeout" if one == "cancelled" else one for number, one in finish.items()}
             raise timed_out(self._seconds) from None
-        except (EngineGone, UnknownCheckpoint) as error:
+        except TEXT_ERRORS as error:
             finish = {number: "error" if one == "cancelled" else one for number, one in finish.items()}
             raise of_engine(error) from None
         finally:
@@ -173,7 +175,7 @@ class _Job:
                 if number in self._last:
                     metrics.text_went_on(now - self._last[number])
                 else:
-                    metrics.text_began(now - self._began)
+                    metrics.text_began(now - self._began, queue_seconds=self._streams[number].queue_seconds)
                 self._last[number] = now
 
     def _tell(self, finish: dict[int, str]) -> None:
@@ -185,7 +187,7 @@ class _Job:
                 {
                     "id": self.plan.requests[number].request_id,
                     "finish": reason,
-                    "prompt_tokens": len(self.plan.requests[number].prompt),
+                    "prompt_tokens": len(self.writers[number].prompt.ids),
                     "tokens": self.writers[number].num_tokens,
                     "ms": round(1000 * seconds, 1),
                 },
@@ -196,8 +198,7 @@ async def read_together(streams: Sequence[TextStream]) -> AsyncGenerator[list[tu
     """Yield what the streams have at the same time, each piece with the number of its stream, until all have ended.
 
     Raises:
-        EngineGone: the engine died.
-        UnknownCheckpoint: the checkpoint that a request names cannot be used.
+        EngineGone, UnknownCheckpoint, RequestRefused: as the streams do.
     """
     ready: asyncio.Queue[tuple[int, Piece | None]] = asyncio.Queue()
 
@@ -283,6 +284,13 @@ class _EventStream(Response):
             pass
         finally:
             self._job.cancel()
+
+
+def _failed(piece: Piece) -> ApiError:
+    """Return what a client is told of a text that ended with an error."""
+    if piece.error:
+        return ApiError(500, f"the engine failed at this text: {piece.error}", code="internal")
+    return ApiError(500, "the model's logits are not finite numbers", code="not_finite")
 
 
 def _says_something(part: dict[str, Any]) -> bool:

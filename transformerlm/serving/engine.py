@@ -61,6 +61,10 @@ class Piece:
     logprobs: Logprobs | None = None
     prompt_logprobs: Logprobs | None = None
     finish: Literal["", "stop", "length", "cancelled", "error"] = ""
+    error: str = ""
+    """With `finish` error: what went wrong in the engine; "": the model's logits are not finite."""
+    end: Logprobs | None = None
+    """The end token that was drawn, where the request asked for log-probabilities."""
     stop_string: str | None = None
     """The stop string that ended the text; None: the model's end token or the limit did."""
     num_tokens: int = 0
@@ -92,6 +96,8 @@ class ModelFacts:
     start_id: int | None
     starts_texts: bool
     """Whether each text begins with `start_id`."""
+    tokenizer_sums: dict[str, str] = field(default_factory=dict)
+    """The SHA-256 of each file of the tokenizer, by its path in the checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,12 +142,24 @@ class UnknownCheckpoint(Exception):
     """The run keeps no checkpoint of this name."""
 
 
+class RequestRefused(Exception):
+    """The engine cannot do what a request asks; the message says why."""
+
+
+TEXT_ERRORS = (EngineGone, UnknownCheckpoint, RequestRefused)
+"""Why a text may end without its last piece."""
+
+
 class TextStream(Protocol):
     """The pieces of one text.
 
-    Iterating raises EngineGone if the engine dies, and UnknownCheckpoint if the checkpoint that the request names is
-    damaged, gone, or has another tokenizer or context than the one that is served.
+    Iterating raises EngineGone if the engine dies, UnknownCheckpoint if the checkpoint that the request names is
+    damaged, gone, or has another tokenizer or context than the one that is served, and RequestRefused.
     """
+
+    @property
+    def queue_seconds(self) -> float:
+        """How long the text has waited for a slot of the engine, or had."""
 
     def __aiter__(self) -> AsyncIterator[Piece]:
         """Return the iterator over the pieces; it ends after the one with a `finish`."""

@@ -27,6 +27,7 @@ from transformerlm.serving.engine import (
     ModelFacts,
     Piece,
     QueueFull,
+    RequestRefused,
     State,
     StepReport,
     TextRequest,
@@ -89,11 +90,6 @@ class EngineClient:
             restarts=self._restarts,
             reloads=self._reloads,
         )
-
-    @property
-    def pid(self) -> int | None:
-        """The number of the engine's process; None: there is none now."""
-        return None if self._link is None else self._link.pid
 
     def submit(self, requests: Sequence[TextRequest]) -> list[Text]:
         """Take all of these requests or none; return their streams, in order.
@@ -201,6 +197,7 @@ class EngineClient:
         while self._queue and len(self._sent) < self._config.engine.slots:
             text = self._leave_queue(next(iter(self._queue)))
             text.sent_at = time.monotonic()
+            text.queue_seconds = text.sent_at - text.asked_at
             self._sent[text.request.request_id] = text
             batch.append(text.request)
         if batch:
@@ -283,7 +280,7 @@ class EngineClient:
             text.fail(UnknownCheckpoint(refused.reason))
         else:
             _log.warning("a request was refused: %s", refused.reason)
-            text.add(Piece(finish="error"))
+            text.fail(RequestRefused(refused.reason))
 
     def _note_alive(self) -> None:
         self._quiet = 0.0
@@ -381,18 +378,20 @@ class EngineClient:
             reproducible=config.engine.reproducible,
             follow=config.follow.checkpoint,
             interval=duration_seconds(config.follow.interval),
+            earlier=self._facts,
         )
 
 
 class Text:
     """The stream of one text: its pieces, in order, as an asynchronous iterator.
 
-    Iterating raises EngineGone if the engine dies before the last piece, and UnknownCheckpoint if the checkpoint that
-    the request names cannot be used.
+    Iterating raises EngineGone if the engine dies before the last piece, UnknownCheckpoint if the checkpoint that the
+    request names cannot be used, and RequestRefused if the engine cannot do what it asks.
     """
 
     def __init__(self, request: TextRequest, client: EngineClient) -> None:
-        self.request, self.sent_at = request, 0.0
+        self.request, self.asked_at, self.sent_at = request, time.monotonic(), 0.0
+        self.queue_seconds = 0.0
         self._client = client
         self._pieces: deque[Piece] = deque()
         self._error: Exception | None = None

@@ -1,8 +1,8 @@
 """The loop of the engine process: take what is asked, make a step of all texts, tell what came of it.
 
 Checkpoints are loaded by a thread beside the loop, so texts go on meanwhile. The one that is served is where new
-requests go; texts that run end on the checkpoint on which they began. Beside it there is at most one more that a
-request has named, the last one, and those whose texts still run.
+requests go; texts that run end on the checkpoint on which they began. Beside it there is at most one more that requests
+name: those that name a third wait until the texts of the second have ended, in the order in which they came.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from queue import Empty, SimpleQueue
 from transformerlm.serving.checkpoint_loader import CannotOpen, CheckpointLoader, Opened
 from transformerlm.serving.engine import Piece, TextRequest
 from transformerlm.serving.protocol import Ask, Refused, Settings, Told
-from transformerlm.serving.served_model import ServedModel
+from transformerlm.serving.served_model import ServedModel, failed_piece
 
 
 class EngineLoop:
@@ -23,9 +23,10 @@ class EngineLoop:
         self._inbox, self._tell = inbox, tell
         self._loader = CheckpointLoader(settings, tell=tell, put=inbox.put)
         self._served = self._loader.first()
-        self._named: ServedModel | None = None  # the last one that a request has named
-        self._old: list[ServedModel] = []  # no new texts begin on these
-        self._pending: dict[str, list[TextRequest]] = {}  # until the checkpoint that they name is loaded
+        self._named: ServedModel | None = None  # the last one that requests have named
+        self._old: list[ServedModel] = []  # that were served; no new texts begin on these
+        self._pending: dict[str, list[TextRequest]] = {}  # until the checkpoint that they name has its turn
+        self._loading = ""  # the name that the loader was given
 
     def run(self) -> None:
         """Serve until the process ends."""
@@ -35,6 +36,7 @@ class EngineLoop:
             self._take_all()
             self._step()
             self._old = [model for model in self._old if not model.is_idle]
+            self._open_next()
 
     def _models(self) -> list[ServedModel]:
         return [self._served, *([] if self._named is None else [self._named]), *self._old]
@@ -71,25 +73,48 @@ class EngineLoop:
         for request_id in ask.cancel:
             self._cancel(request_id)
         if ask.ping is not None:
-            self._tell(Told(pong=ask.ping, is_loading=bool(self._pending)))
+            self._tell(Told(pong=ask.ping, is_loading=bool(self._loading)))
 
     def _submit(self, request: TextRequest) -> None:
-        for model in self._models():  # the served one comes first
-            if request.checkpoint in ("", model.facts.checkpoint):
-                if model in self._old:  # it is needed again
-                    self._old.remove(model)
-                    self._name(model)
-                self._start(model, request)
-                return
-        if request.checkpoint not in self._pending:
-            self._loader.ask(request.checkpoint)
-        self._pending.setdefault(request.checkpoint, []).append(request)
+        if request.checkpoint in ("", self._served.facts.checkpoint):
+            self._start(self._served, request)
+        else:
+            self._pending.setdefault(request.checkpoint, []).append(request)
+            if len(self._pending) == 1 and self._named is not None and self._is(self._named, request.checkpoint):
+                self._begin(self._named)
+
+    def _open_next(self) -> None:
+        """Turn to the checkpoint whose requests have waited longest, once nobody uses the one before."""
+        if self._loading or not self._pending or not (self._named is None or self._named.is_idle):
+            return
+        name = next(iter(self._pending))
+        known = next((model for model in self._models() if self._is(model, name)), None)
+        if known is None:
+            self._named = None  # it goes first, so that there is room
+            self._loading = name
+            self._loader.ask(name)
+            return
+        if known in self._old:  # it was served before, and is needed again
+            self._old.remove(known)
+            self._named = known
+        self._begin(known)
+
+    def _begin(self, model: ServedModel) -> None:
+        """Begin the texts that wait for a model."""
+        for request in self._pending.pop(model.facts.checkpoint, []):
+            self._start(model, request)
+
+    @staticmethod
+    def _is(model: ServedModel, name: str) -> bool:
+        return model.facts.checkpoint == name
 
     def _start(self, model: ServedModel, request: TextRequest) -> None:
         try:
             model.start(request)
         except ValueError as error:
             self._tell(Told(refused=[Refused(request_id=request.request_id, reason=str(error))]))
+        except Exception as error:  # the batcher takes a request last of all, so it has nothing of this one
+            self._tell(Told(pieces=[(request.request_id, failed_piece(error))]))
 
     def _cancel(self, request_id: str) -> None:
         for model in self._models():
@@ -98,6 +123,7 @@ class EngineLoop:
             for request in [each for each in requests if each.request_id == request_id]:
                 requests.remove(request)
                 self._tell(Told(pieces=[(request_id, Piece(finish="cancelled"))]))
+        self._pending = {name: requests for name, requests in self._pending.items() if requests}
 
     # --- what was loaded -------------------------------------------------------------------------------------------
 
@@ -106,19 +132,15 @@ class EngineLoop:
             self._old.append(self._served)
             self._served = opened.model
             self._tell(Told(serving=opened.model.facts))
-            if self._named is not None and self._named.facts.checkpoint == opened.model.facts.checkpoint:
-                self._name(None)
+            if self._named is not None and self._is(self._named, opened.model.facts.checkpoint):
+                self._old.append(self._named)  # until its texts have ended
+                self._named = None
         else:
-            self._name(opened.model)
-            for request in self._pending.pop(opened.model.facts.checkpoint, []):
-                self._start(opened.model, request)
-
-    def _name(self, model: ServedModel | None) -> None:
-        """Keep a model for requests that name it, in place of the one that was kept for that."""
-        self._old += [] if self._named is None else [self._named]
-        self._named = model
+            self._named, self._loading = opened.model, ""
+            self._begin(opened.model)
 
     def _refuse(self, cannot: CannotOpen) -> None:
+        self._loading = ""
         refused = [
             Refused(request_id=request.request_id, reason=cannot.reason, is_checkpoint=True)
             for request in self._pending.pop(cannot.name, [])

@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from transformerlm.serving.engine import EngineGone, QueueFull, UnknownCheckpoint
+from transformerlm.serving.engine import EngineGone, QueueFull, RequestRefused, UnknownCheckpoint
 
 _TYPES = {
     401: "authentication_error",
@@ -57,13 +57,15 @@ class ApiError(Exception):
         return JsonAnswer(self.body(), status_code=self.status, headers=self.headers)
 
 
-def of_engine(error: QueueFull | EngineGone | UnknownCheckpoint) -> ApiError:
+def of_engine(error: QueueFull | EngineGone | UnknownCheckpoint | RequestRefused) -> ApiError:
     """Return what a client is told when the engine takes no request, or died while it made a text."""
     if isinstance(error, QueueFull):
         retry = {"Retry-After": str(error.retry_after)}
         return ApiError(429, f"the server is busy: {error}", code="queue_full", headers=retry)
     if isinstance(error, UnknownCheckpoint):
         return ApiError(404, str(error) or "the run keeps no such checkpoint", param="model", code="model_not_found")
+    if isinstance(error, RequestRefused):
+        return ApiError(400, f"the engine refuses the request: {error}", code="refused")
     message = str(error) or "the engine makes no tokens now"
     return ApiError(503, message, code="engine_unavailable", headers={"Retry-After": str(RETRY_SECONDS)})
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 from transformerlm.checkpoints.directory import list_checkpoints, resolve, step_of
+from transformerlm.checkpoints.naming import LINKS, run_of
 from transformerlm.checkpoints.validation import CheckpointError
 
 LoadedT = TypeVar("LoadedT")
 Identity = tuple[tuple[str, int, int], ...]
 
-_LINKS = ("latest", "best")
 _TRIES = 3
 
 
@@ -27,13 +27,11 @@ def checkpoints_of(path: Path) -> Path:
         ValueError: `path` is a checkpoint that is not in a run.
     """
     path = path.absolute()
-    if path.name in _LINKS:  # RUN/best or RUN/checkpoints/best
-        path = path.parent
-    if (path / "state.json").is_file():
+    if path.name not in LINKS and (path / "state.json").is_file():
         if not any(one == path for one in list_checkpoints(path.parent)):
             raise ValueError(f"{path}: expected a run to follow, found a checkpoint outside of one")
         return path.parent
-    return path if path.name == "checkpoints" else path / "checkpoints"
+    return run_of(path) / "checkpoints"
 
 
 class Following(Generic[LoadedT]):

@@ -25,6 +25,7 @@ class Metrics:
         self._prompt = self._counter("prompt_tokens", "Tokens of prompts that were read")
         self._generated = self._counter("generated_tokens", "Tokens that were drawn")
         self._reused = self._counter("reused_tokens", "Tokens of prompts that the prefix cache had")
+        self._queue = self._histogram("queue_seconds", "From a request to a slot of the engine, of texts that began")
         self._first = self._histogram("time_to_first_token_seconds", "From a request to its first token")
         self._between = self._histogram("inter_token_seconds", "Between two tokens of a text")
         self._request = self._histogram("request_seconds", "From a request to the end of its text")
@@ -45,9 +46,10 @@ class Metrics:
         self._generated.inc(report.generated_tokens)
         self._reused.inc(report.reused_tokens)
 
-    def text_began(self, seconds: float) -> None:
-        """Count the first token of a text, `seconds` after its request."""
+    def text_began(self, seconds: float, *, queue_seconds: float) -> None:
+        """Count the first token of a text, `seconds` after its request, of which it waited some for a slot."""
         self._first.observe(seconds)
+        self._queue.observe(queue_seconds)
 
     def text_went_on(self, seconds: float) -> None:
         """Count a later token of a text, `seconds` after the one before it."""

@@ -39,6 +39,8 @@ class Settings:
     """none, newest or best."""
     interval: float
     """Seconds between two looks at the run's checkpoints."""
+    earlier: ModelFacts | None = None
+    """What the process before this one served: requests are prepared for its tokenizer and its context."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@
         &file=F&offset=N&every=K            those behind the place that the last answer gave
         {"file", "offset", "every", "reset", "bad", "more", "lines": [record, ...]}
     GET /api/differences?run=A&run=B...     {"differences": {dotted key: {run: value}}}
-    GET /api/events                         server-sent events: `grown` {"runs": [NAME, ...]}, whose lines have changed,
+    GET /api/events                         server-sent events: `grown` {"runs": [NAME, ...]}, lines or state changed,
                                             and `model` {"step", "fingerprint"}, when another checkpoint is served
 
 `reset` says that the run has replaced its lines (it was resumed): drop those that were read before. Of a long file only

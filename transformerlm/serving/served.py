@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -52,8 +53,16 @@ class Served:
         return self.engine.status
 
     def load_tokenizer(self) -> None:
-        """Read the tokenizer that the checkpoint holds; call this when the engine has loaded the model."""
-        self.tokenizer = Tokenizer.from_directory(Path(self.facts().path) / "tokenizer")
+        """Read the tokenizer that the checkpoint holds; call this when the engine has loaded the model.
+
+        Raises:
+            OSError: it is not there any more, or another one is, since a training began anew at this place.
+        """
+        directory = Path(self.facts().path)
+        for name, expected in self.facts().tokenizer_sums.items():
+            if hashlib.sha256((directory / name).read_bytes()).hexdigest() != expected:
+                raise OSError(f"{directory / name}: expected the file that the engine has read, found another")
+        self.tokenizer = Tokenizer.from_directory(directory / "tokenizer")
         self.longest_token = max(map(len, self.tokenizer.vocab.values()))
 
     def facts(self) -> ModelFacts:

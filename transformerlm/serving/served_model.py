@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+import traceback
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ from transformerlm.checkpoints.load import load_model, load_tokenizer
 from transformerlm.checkpoints.validation import fingerprint
 from transformerlm.inference.generate import Batcher, Decoder
 from transformerlm.inference.penalties import Penalties
-from transformerlm.inference.requests import Drawn, Finished, FinishReason, PromptScored, Request, TokenLogprobs
+from transformerlm.inference.requests import Drawn, Event, Finished, FinishReason, PromptScored, Request, TokenLogprobs
 from transformerlm.inference.sampling import SamplingParams
 from transformerlm.inference.texts import Pieces
 from transformerlm.serving.engine import Logprobs, ModelFacts, Piece, StepReport, TextRequest
@@ -73,8 +74,8 @@ class ServedModel:
             end_ids=list(ids.eos_token_ids),
             start_id=ids.start_id,
             starts_texts=ids.starts_texts,
+            tokenizer_sums={name: one for name, one in state["sha256"].items() if name.startswith("tokenizer/")},
         )
-        self.tokenizer_sums = {name: one for name, one in state["sha256"].items() if name.startswith("tokenizer/")}
         self._device = device
         self._shape = model.hparams()
         self._decoder = Decoder(model, int8=int8, reproducible=settings.reproducible)
@@ -137,16 +138,20 @@ class ServedModel:
         changed: dict[str, _Text] = {}
         generated = reused = 0
         for event in batcher.step():
-            text = self._texts[event.request_id]
-            if isinstance(event, Finished):
-                reused += event.num_prompt_reused
-                pieces.append((event.request_id, self._last_piece(text, event)))
-                del self._texts[event.request_id]
-                changed.pop(event.request_id, None)
-            else:
-                generated += isinstance(event, Drawn)
-                self._take(event, text)
-                changed[event.request_id] = text
+            text = self._texts.get(event.request_id)
+            if text is None:  # it failed: this is the end of its slot
+                continue
+            generated += isinstance(event, Drawn)
+            try:
+                piece = self._take(event, text)
+            except Exception as error:  # of this text: the batcher's step is whole, and no other text is touched
+                batcher.cancel(event.request_id)
+                piece = failed_piece(error)
+            changed[event.request_id] = text
+            if piece is not None:
+                reused += piece.num_prompt_reused
+                pieces.append((event.request_id, piece))
+                del self._texts[event.request_id], changed[event.request_id]
         pieces += [(request_id, self._piece(text)) for request_id, text in changed.items()]
         report = StepReport(
             seconds=time.perf_counter() - began,
@@ -157,24 +162,30 @@ class ServedModel:
         )
         return pieces, report
 
-    def _take(self, event: PromptScored | Drawn, text: _Text) -> None:
+    def _take(self, event: Event, text: _Text) -> Piece | None:
+        """Take what became of a text; return its last piece, if this is its end."""
+        if isinstance(event, Finished):
+            return self._last_piece(text, event)
         if isinstance(event, PromptScored):
             text.prompt_logprobs = event.logprobs
-            return
+            return None
         text.num_tokens += 1
         text.text += text.pieces.push(event.token_id)
         text.token_ids.append(event.token_id)
         text.logprobs += [] if event.logprobs is None else [event.logprobs]
         if text.pieces.stopped_by is not None:
             self._batcher.cancel(event.request_id)  # the next step tells its end
+        return None
 
     def _last_piece(self, text: _Text, finished: Finished) -> Piece:
         by_string = text.pieces.stopped_by is not None
         text.text += text.pieces.finish()
         text.num_tokens += finished.reason == "stop"  # the end token, of which nothing was told
-        return self._piece(text, "stop" if by_string else finished.reason, reused=finished.num_prompt_reused)
+        piece = self._piece(text, "stop" if by_string else finished.reason)
+        end = None if finished.end is None else _logprobs([finished.end])
+        return replace(piece, num_prompt_reused=finished.num_prompt_reused, end=end)
 
-    def _piece(self, text: _Text, finish: FinishReason | Literal[""] = "", *, reused: int = 0) -> Piece:
+    def _piece(self, text: _Text, finish: FinishReason | Literal[""] = "") -> Piece:
         """Return what a text has gained since its last piece."""
         piece = Piece(
             text=text.text,
@@ -184,12 +195,17 @@ class ServedModel:
             finish=finish,
             stop_string=text.pieces.stopped_by if finish else None,
             num_tokens=text.num_tokens,
-            num_prompt_reused=reused,
             step=self.facts.step,
             fingerprint=self.facts.fingerprint,
         )
         text.text, text.token_ids, text.logprobs, text.prompt_logprobs = "", [], [], None
         return piece
+
+
+def failed_piece(error: Exception) -> Piece:
+    """Return the last piece of a text that an error of ours ends, which the log has whole."""
+    traceback.print_exception(error)
+    return Piece(finish="error", error=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
 
 def _tokenizer_of(directory: Path, vocab_size: int) -> Tokenizer:

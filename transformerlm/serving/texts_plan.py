@@ -69,7 +69,7 @@ def plan_texts(served: Served, asked: CompletionRequest) -> Plan:
     requests = [
         TextRequest(
             request_id=f"{request_id}-{number}",
-            prompt=prompts[number // best_of].ids,
+            prompt=_ids_to_send(facts, asked, prompts[number // best_of].ids),
             max_tokens=_max_tokens(served, asked, facts, prompts[number // best_of]),
             seed=(seed + number) % SEEDS,  # as transformerlm-infer numbers its samples
             **shared,  # type: ignore[arg-type]
@@ -165,6 +165,12 @@ def _max_tokens(served: Served, asked: CompletionRequest, facts: ModelFacts, pro
             param="max_tokens",
         )
     return tokens
+
+
+def _ids_to_send(facts: ModelFacts, asked: CompletionRequest, ids: list[int]) -> list[int]:
+    """Return what the engine needs of a prompt: its last window, or all of it where each id counts."""
+    counts_all = asked.repetition_penalty not in (None, 1.0)
+    return ids if counts_all else ids[-facts.context_length :]
 
 
 def _too_long(message: str, param: str = "prompt") -> ApiError:

@@ -303,6 +303,43 @@ def test_alternatives_are_the_same_beside_a_text_that_asks_for_more() -> None:
     assert tops() == tops(make_request("two", [4, 5], num_logprobs=20))
 
 
+def test_of_a_long_prompt_only_its_last_window_counts() -> None:
+    """What comes before it may be left out, past the next windows too, unless its ids have a penalty of their own."""
+    decoder = Decoder(make_model())
+    prompt = torch.randint(0, 257, (50,)).tolist()
+
+    def text(prompt: list[int], **penalties: float) -> list[int]:
+        return run(Batcher(decoder, slots=1), [make_request("a", prompt, penalties=Penalties(**penalties))])[0]["a"]
+
+    assert text(prompt, presence=0.5) == text(prompt[-16:], presence=0.5)
+    assert text(prompt, repetition=5.0) != text(prompt[-16:], repetition=5.0)
+
+
+def test_the_end_that_was_drawn_is_scored_as_the_other_ids_are() -> None:
+    """Its log-probability is the model's own; nothing is said where nobody asks, or where the limit ends the text."""
+    model, prompt = make_model(), [5, 6, 7]
+    batcher = Batcher(Decoder(model), slots=3)
+    ids = greedy_without_cache(model, prompt, 8)
+    end = next(token_id for token_id in ids if token_id != ids[0])
+    before = ids[: ids.index(end)]
+    asked = {"ends": frozenset([end]), "num_logprobs": 1}
+    _, ends = run(
+        batcher,
+        [
+            make_request("asked", prompt, 8, **asked),
+            make_request("quiet", prompt, 8, ends=frozenset([end])),
+            make_request("limit", prompt, len(before), **asked),
+        ],
+    )
+    with torch.no_grad():
+        expected = model(torch.tensor([prompt + before]))[0, -1].log_softmax(-1)[end].item()
+    found = ends["asked"].end
+    assert found is not None
+    assert (found.token_id, [token_id for token_id, _ in found.top]) == (end, [end])
+    assert found.logprob == pytest.approx(expected, abs=1e-4)
+    assert (ends["asked"].reason, ends["quiet"], ends["limit"].end) == ("stop", Finished("quiet", "stop"), None)
+
+
 def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 

@@ -73,18 +73,23 @@ def test_a_decoder_keeps_the_weights_it_was_made_with(changes: dict[str, Any]) -
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_rows_of_different_lengths_are_as_alone(changes: dict[str, Any]) -> None:
-    """Prompts of 3, 7 and 5 ids in one batch, then steps: each row has the logits it would have by itself."""
+    """Prompts of 3, 7 and 5 ids in slots, then steps of all: each row has the logits it would have by itself."""
     model, counts = make_varied(**changes), [3, 7, 5]
     decoder, ids = Decoder(model), torch.randint(257, (3, 16))
     with torch.no_grad():
         expected = model(ids)
-    cache = decoder.make_cache(3, 12)
-    found = [decoder(ids[:, :7], cache=cache, last_only=True, counts=counts)]
+    cache = decoder.make_slots(3, 12)
+    last: list[torch.Tensor] = []
+    for slot, count in enumerate(counts):
+        vectors = decoder.read_chunk(ids[slot : slot + 1, :count], cache=cache, slots=[slot], start=0)
+        cache.lengths[slot] = count
+        last.append(decoder.head(vectors[:, -1]))
+    found = [torch.cat(last)]
     for step in range(4):
-        column = torch.stack([row[count + step] for row, count in zip(ids, counts, strict=True)])
-        found.append(decoder(column.unsqueeze(1), cache=cache))
+        column = [int(row[count + step]) for row, count in zip(ids, counts, strict=True)]
+        found.append(decoder.step_slots(column, cache=cache, slots=[0, 1, 2]))
     for row, count in enumerate(counts):
-        rows = torch.stack([logits[row, 0] for logits in found])
+        rows = torch.stack([logits[row] for logits in found])
         torch.testing.assert_close(rows, expected[row, count - 1 : count + 4], rtol=1e-4, atol=1e-4)
 
 
@@ -139,7 +144,7 @@ def test_a_decoder_keeps_float64() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    """Too many ids, another batch, several ids after uneven rows: the error has the numbers."""
+    """Too many ids, another batch, a cut beyond what there is: the error has the numbers."""
     decoder = Decoder(make_model())
     cache = decoder.make_cache(2, 8)
     with pytest.raises(ValueError, match="0 \\+ 9 positions exceed its max_length of 8"):
@@ -148,9 +153,7 @@ def test_what_does_not_fit_is_refused() -> None:
         decoder(torch.zeros(1, 2, dtype=torch.int64), cache=cache)
     with pytest.raises(ValueError, match="max_length 17 exceeds the model's context_length 16"):
         decoder.make_cache(1, 17)
-    decoder(torch.zeros(2, 3, dtype=torch.int64), cache=cache, last_only=True, counts=[1, 3])
-    with pytest.raises(ValueError, match="rows of different lengths take one id at a time, got 2"):
-        decoder(torch.zeros(2, 2, dtype=torch.int64), cache=cache)
+    decoder(torch.zeros(2, 1, dtype=torch.int64), cache=cache)
     with pytest.raises(ValueError, match="cannot keep 2 positions, it holds 1"):
         cache.truncate(2)
 

@@ -16,6 +16,7 @@ from tests.serving.command import WAIT, Server, memory_of, save_random_model, se
 from tests.serving.torture.test_leaving import LONG_TEXT, connect, raw_request, sum_of
 from tests.serving.web import settings
 from transformerlm.serving.app import routes
+from transformerlm.serving.web import is_open
 
 
 def test_a_full_queue_is_429_and_n_choices_count_n(server):
@@ -104,7 +105,7 @@ def test_many_long_texts_are_tokenized_in_the_memory_of_one(untrained, tmp_path)
         one = ask(0)
         before = peak_memory_of(server.process.pid)
         assert list(pool.map(ask, range(8))) == [one] * 8
-        assert peak_memory_of(server.process.pid) < before + 250_000_000
+        assert peak_memory_of(server.process.pid) < before + 100_000_000
 
 
 @pytest.mark.slow
@@ -122,10 +123,12 @@ def test_every_route_checks_key_host_and_origin(untrained, tmp_path):
             path = path.replace("{name:path}", "run").replace("{name}", "run")
 
             def ask(**headers: str) -> httpx.Response:
-                return httpx.request(method, server.url + path, headers=headers, timeout=WAIT)  # noqa: B023
+                with httpx.stream(method, server.url + path, headers=headers, timeout=WAIT) as answer:  # noqa: B023
+                    return answer  # events come without end
 
-            assert ask().status_code == 401, path
-            assert ask(Authorization="Bearer secre").status_code == 401, path
+            expected = 200 if is_open(path) else 401  # the page itself is there to ask for the key
+            assert ask().status_code == expected, path
+            assert ask(Authorization="Bearer secre").status_code == expected, path
             assert ask(**key, Host="evil.example").status_code == 403, path
             evil = ask(**key, Origin="http://evil.example")
             assert evil.status_code == 403, path

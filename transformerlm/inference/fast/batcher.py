@@ -188,7 +188,7 @@ class Batcher:
             self._cache.lengths[row.slot] = 0
             self._reading.append(row)
 
-    def _finish(self, row: _Row, reason: FinishReason, events: list[Event]) -> None:
+    def _finish(self, row: _Row, reason: FinishReason, events: list[Event], end: TokenLogprobs | None = None) -> None:
         for rows in (self._waiting, self._reading, self._sliding, self._running):
             if row in rows:
                 rows.remove(row)
@@ -199,7 +199,7 @@ class Batcher:
         if row.slot >= 0 and (reason == "error" or self._decoder.steps_all_slots):
             for tensor in (each for layer in self._cache.layers_of(row.slot) for each in layer):
                 tensor.zero_()
-        events.append(Finished(row.request.request_id, reason, row.num_reused))
+        events.append(Finished(row.request.request_id, reason, row.num_reused, end))
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
@@ -355,7 +355,7 @@ class Batcher:
     def _tell(self, row: _Row, token_id: int, scores: TokenLogprobs | None, events: list[Event]) -> None:
         request = row.request
         if token_id < 0 or token_id in request.ends:
-            self._finish(row, "error" if token_id < 0 else "stop", events)
+            self._finish(row, "error" if token_id < 0 else "stop", events, scores)
             return
         row.drawn.append(token_id)
         if row.occurrences is not None:

@@ -46,11 +46,6 @@ class DecoderCache:
         """The number of positions filled in the longest row."""
         return max(self.lengths)
 
-    @property
-    def is_even(self) -> bool:
-        """Whether all rows are equally long."""
-        return min(self.lengths) == max(self.lengths)
-
     @cached_property
     def attention_rows(self) -> AttentionRows:
         """The rows that single queries read by embedding bags, on a CPU."""
@@ -108,8 +103,8 @@ class NewPositions:
 class RaggedPositions(NewPositions):
     """One new id for each row, after rows of different lengths; the shapes depend on the cache's memory alone."""
 
-    def __init__(self, positions: Tensor, end: int, dtype: torch.dtype, bags: AttentionBags | None = None) -> None:
-        self.seq_len, self.end, self.bags, self._positions = 1, end, bags, positions
+    def __init__(self, positions: Tensor, end: int, dtype: torch.dtype) -> None:
+        self.seq_len, self.end, self.bags, self._positions = 1, end, None, positions
         self._rows = torch.arange(len(positions), device=positions.device)  # (batch)
         # A short row must not see the memory between its own end and the longest row's.
         hidden = torch.arange(end, device=positions.device) > positions.unsqueeze(1)  # (batch, end)

@@ -118,35 +118,26 @@ class Decoder:
         layers = [LayerKV(shape(self._d_head, whole_blocks), shape(whole_blocks, self._d_head)) for _ in self._layers]
         return DecoderCache(layers, self._num_heads)
 
-    def __call__(
-        self,
-        token_ids: Tensor,
-        *,
-        cache: DecoderCache,
-        last_only: bool = False,
-        counts: list[int] | None = None,
-    ) -> Tensor:
+    def __call__(self, token_ids: Tensor, *, cache: DecoderCache, last_only: bool = False) -> Tensor:
         """Append ids `(batch, seq)` to the cache and return the logits after each, `(batch, seq, vocab_size)`.
 
-        `last_only` gives those after the last id alone, `(batch, 1, vocab_size)`. With `counts` only the first
-        `counts[i]` ids of row i are real; the others fill the rectangle. Raises ValueError when the ids do not fit, or
-        when more than one id a row is given to rows of different lengths.
+        `last_only` gives those after the last id alone, `(batch, 1, vocab_size)`. Raises ValueError when the ids do not
+        fit.
         """
         batch_size, seq_len = token_ids.shape
-        counts = [seq_len] * batch_size if counts is None else counts
         check_room(cache, batch_size, seq_len)
         if seq_len == 1 and self._captures:
             if cache.captured_step is None:
                 cache.captured_step = CapturedStep(partial(self.step_at, cache=cache), cache.lengths, self.device)
             logits = cache.captured_step(token_ids, cache.lengths)  # (batch, vocab_size)
         else:
-            x = self._blocks(token_ids, self._positions(cache, seq_len), cache.layers)  # (batch * seq, d_model)
+            bags = cache.attention_rows.up_to(cache.length + 1) if seq_len == 1 and self._uses_bags else None
+            positions = NewPositions(cache.length, seq_len, self.device, self.dtype, bags)
+            x = self._blocks(token_ids, positions, cache.layers)  # (batch * seq, d_model)
             if last_only and seq_len > 1:  # the head is the largest matrix: only the rows that are asked for
-                last = torch.tensor([count - 1 + row * seq_len for row, count in enumerate(counts)], device=self.device)
-                x = x.index_select(0, last)  # (batch, d_model)
+                x = x.view(batch_size, seq_len, -1)[:, -1].contiguous()  # (batch, d_model)
             logits = self._logits(x)
-        # What fills the rectangle is in the cache too; the next ids of its row overwrite it.
-        cache.lengths = [length + count for length, count in zip(cache.lengths, counts, strict=True)]
+        cache.lengths = [length + seq_len for length in cache.lengths]
         return logits.view(batch_size, -1, self.vocab_size)
 
     def step_at(self, token_ids: Tensor, positions: Tensor, cache: DecoderCache) -> Tensor:
@@ -242,14 +233,6 @@ class Decoder:
         else:
             logits = self.step_at(ids.to(self.device), torch.tensor(places, device=self.device), cache)
         return logits[slots]  # (len(slots), vocab_size)
-
-    def _positions(self, cache: DecoderCache, seq_len: int) -> NewPositions:
-        bags = cache.attention_rows.up_to(cache.length + 1) if seq_len == 1 and self._uses_bags else None
-        if cache.is_even:
-            return NewPositions(cache.length, seq_len, self.device, self.dtype, bags)
-        if seq_len > 1:
-            raise ValueError(f"KV cache: rows of different lengths take one id at a time, got {seq_len}")
-        return RaggedPositions(torch.tensor(cache.lengths, device=self.device), cache.length + 1, self.dtype, bags)
 
     def _blocks(self, token_ids: Tensor, positions: NewPositions, layers: list[LayerKV]) -> Tensor:
         """Return the vectors after the last block, `(batch * seq, d_model)`; keys and values go to the cache."""

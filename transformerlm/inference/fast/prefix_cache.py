@@ -42,11 +42,6 @@ class PrefixCache:
         self._max_bytes, self._num_bytes = max_bytes, 0
         self._kept: OrderedDict[tuple[bool, bytes], Kept] = OrderedDict()  # the least recently used first
 
-    @property
-    def num_bytes(self) -> int:
-        """The memory of what is kept."""
-        return self._num_bytes
-
     def find(self, ids: list[int], *, is_whole: bool) -> Kept | None:
         """Return the last chunk of `ids`: of a prompt that is these ids with `is_whole`, else of any beginning."""
         return self._kept.get(_key(ids, is_whole)) if self._kept else None

@@ -62,6 +62,7 @@ function show(health, sum, buckets) {
     ["Tokens generated", whole(sum("generated_tokens_total"))],
     ["Prompt tokens read", whole(sum("prompt_tokens_total"))],
     ["Prompt tokens reused", whole(sum("reused_tokens_total"))],
+    ["In the queue, median", below(median(buckets("queue_seconds")))],
     ["First token, median", below(median(buckets("time_to_first_token_seconds")))],
     ["Between tokens, median", below(median(buckets("inter_token_seconds")))],
     ["Restarts · reloads", `${health.restarts} · ${health.reloads}`],
