@@ -34,8 +34,10 @@ class DecoderCache:
     Row i is filled up to `lengths[i]`. What is in the memory after that changes nothing as long as it is finite.
     """
 
-    def __init__(self, layers: list[LayerKV], num_heads: int) -> None:
+    def __init__(self, layers: list[LayerKV], num_heads: int, whole: LayerKV | None = None) -> None:
         self.layers, self._num_heads = layers, num_heads
+        self.whole = whole
+        """The memory of all layers where it is one, with the layers first."""
         self.max_length = layers[0].values.shape[2]
         self.lengths = [0] * len(layers[0].values)
         # On CUDA: the step captured for this memory; it takes ids `(batch, 1)` and the lengths before them.

@@ -31,6 +31,7 @@ from transformerlm.inference.fast.cache import (
     SlotPositions,
     check_room,
 )
+from transformerlm.inference.fast.compiled_step import CompiledStep, why_not
 from transformerlm.inference.fast.cuda_graph import CapturedStep
 from transformerlm.inference.fast.embedding_bag_matvec import KEY_BLOCK, has_fast_kernel
 from transformerlm.inference.fast.packed_linear import MOST_EQUAL_ROWS, PackedLinear, pack
@@ -61,8 +62,9 @@ class Decoder:
     everything but their products is computed in fp32, which is faster there than bfloat16; elsewhere in the model's
     dtype. On CUDA single steps are captured as a CUDA graph, unless `cuda_graph` is False.
 
-    With `reproducible` a text's bits do not depend on the texts that a `Batcher` decodes beside it. That costs a single
-    text some speed: one row is multiplied as several are. A test of this machine decides (`steps_all_slots`).
+    With `reproducible` a text's bits do not depend on the texts that a `Batcher` decodes beside it. Its steps are
+    compiled where they can be (`compiled_step`), else one row is multiplied as several are, which takes longer. A test
+    of this machine decides (`steps_all_slots`).
     """
 
     def __init__(
@@ -80,14 +82,17 @@ class Decoder:
         self._num_heads, self._kv_heads, self._d_head = settings.num_heads, settings.num_kv_heads, settings.d_head
         self._rope = _rotations(settings, self.device)
         self.is_reproducible = reproducible
-        # This dtype's matrices are packed so everywhere.
-        stack = partial(_stack, int8=int8, reproducible=reproducible)
+        fused: list[Tensor] = []  # in the order of their use
+        stack = partial(_stack, fused, int8=int8, reproducible=reproducible)  # the same for all matrices
         self._layers = [_Layer(weights[str(i)], settings, stack) for i in range(settings.num_layers)]
         final = weights[""].get("ln_final")
         self._norm = None if final is None else _Norm(final, settings.norm_eps)
         head = weights[""].get("lm_head", self._embedding)  # (vocab_size, d_model)
         self._head = stack([head], None if self._norm is None else self._norm.take_gain())
         self._soft_cap = settings.logit_soft_cap
+        self._compiled: CompiledStep | None = None
+        if reproducible and not int8 and not why_not(settings, device=self.device, dtype=self._embedding.dtype):
+            self._compiled = CompiledStep(settings, self._embedding, fused, [layer.head_gains for layer in self._layers], self._rope)
 
     def make_cache(self, batch_size: int, max_length: int | None = None) -> DecoderCache:
         """Return an empty cache for `batch_size` sequences of at most `max_length` (default: context_length) tokens.
@@ -114,9 +119,9 @@ class Decoder:
 
     def _allocate(self, num_slots: int, length: int, make: Callable[..., Tensor]) -> DecoderCache:
         whole_blocks = -(-length // KEY_BLOCK) * KEY_BLOCK
-        shape = partial(make, num_slots, self._kv_heads, device=self.device, dtype=self.dtype)
-        layers = [LayerKV(shape(self._d_head, whole_blocks), shape(whole_blocks, self._d_head)) for _ in self._layers]
-        return DecoderCache(layers, self._num_heads)
+        shape = partial(make, len(self._layers), num_slots, self._kv_heads, device=self.device, dtype=self.dtype)
+        whole = LayerKV(shape(self._d_head, whole_blocks), shape(whole_blocks, self._d_head))
+        return DecoderCache([LayerKV(*layer) for layer in zip(*whole, strict=True)], self._num_heads, whole)
 
     def __call__(
         self,
@@ -197,7 +202,16 @@ class Decoder:
         Equal shapes give equal bits, so a reproducible decoder does it too where this machine's products of some rows
         are found to depend on their number.
         """
+        if self._compiled is not None and not self._rows_are_independent():
+            self._compiled = None
+        if self._compiled is not None:
+            return False
         return not self._uses_bags or (self.is_reproducible and not self._rows_are_independent())
+
+    def take_findings(self, earlier: Decoder) -> None:
+        """Take over what an earlier decoder of the same sizes has found out about this machine."""
+        self.steps_all_slots = earlier.steps_all_slots
+        self._compiled = None if earlier._compiled is None else self._compiled
 
     @torch.inference_mode()
     def _rows_are_independent(self) -> bool:
@@ -217,6 +231,8 @@ class Decoder:
         return all(torch.equal(self._step_some(ids[some], cache, slots[some]), alone[some]) for some in groups)
 
     def _step_some(self, token_ids: list[int], cache: DecoderCache, slots: list[int]) -> Tensor:
+        if self._compiled is not None:
+            return self._capped(self._compiled(token_ids, slots, cache))
         if not self.is_reproducible:
             return self._step_rows(token_ids, cache, slots)
         if len(slots) == 1:  # One row is summed in another order than two: take it twice.
@@ -260,7 +276,9 @@ class Decoder:
         return x
 
     def _logits(self, x: Tensor) -> Tensor:
-        logits = self._head(x if self._norm is None else self._norm(x))  # (rows, vocab_size)
+        return self._capped(self._head(x if self._norm is None else self._norm(x)))  # (rows, vocab_size)
+
+    def _capped(self, logits: Tensor) -> Tensor:
         return logits if self._soft_cap is None else by_rows(partial(soft_cap, cap=self._soft_cap), logits)
 
 
@@ -308,6 +326,11 @@ class _Layer:
         if settings.qk_norm:
             rows = [weights["attn.q_norm"]] * self._num_heads + [weights["attn.k_norm"]] * self._kv_heads
             self._qk_norm = torch.stack(rows).float(), eps  # (num_heads + kv_heads, d_head)
+
+    @property
+    def head_gains(self) -> Tensor | None:
+        """The gains of the norms of queries and keys, `(num_heads + kv_heads, d_head)`."""
+        return None if self._qk_norm is None else self._qk_norm[0]
 
     def __call__(self, x: Tensor, rotation: Tensor | None, positions: NewPositions, memory: LayerKV) -> Tensor:
         ln1, ln2 = self._norms
@@ -408,11 +431,17 @@ def _hide(scores: Tensor, bias: Tensor | None, batch: int) -> Tensor:
     return scores
 
 
-def _stack(weights: list[Tensor], gain: Tensor | None, *, int8: bool, reproducible: bool) -> PackedLinear:
-    """Pack the stacked weights `(out, in)`, with the gain `(in)` of the norm before them multiplied in."""
+def _stack(
+    fused: list[Tensor], weights: list[Tensor], gain: Tensor | None, *, int8: bool, reproducible: bool
+) -> PackedLinear:
+    """Pack the stacked weights `(out, in)`, with the gain `(in)` of the norm before them multiplied in.
+
+    What is packed is added to `fused`.
+    """
     weight = torch.cat(weights)  # (sum of out, in)
     # W (g * x) = (W g) x, a column of W for each feature.
     weight = weight if gain is None else (upcast(weight) * gain).to(weight.dtype)
+    fused.append(weight)
     return pack(weight, int8=int8, reproducible=reproducible)
 
 
