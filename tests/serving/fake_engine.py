@@ -151,6 +151,10 @@ class FakeStream:
         self._engine, self._request = engine, request
         self.is_cancelled = False
 
+    def take_ready(self) -> list[Piece]:
+        """Nothing: each piece is waited for."""
+        return []
+
     def cancel(self) -> None:
         """Free the place."""
         self.is_cancelled = True

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from transformerlm.inference.fast.embedding_bag_matvec import AttentionBags, AttentionRows, SlotBags
 from transformerlm.models.functional import causal_mask
+
+Array = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class LayerKV(NamedTuple):
@@ -52,6 +55,12 @@ class DecoderCache:
     def is_even(self) -> bool:
         """Whether all rows are equally long."""
         return min(self.lengths) == max(self.lengths)
+
+    @cached_property
+    def arrays(self) -> tuple[Array, Array]:
+        """The keys and values of all layers for compiled loops, which share their memory."""
+        assert self.whole is not None, "made by `make_slots`"
+        return self.whole.keys.numpy(), self.whole.values.numpy()
 
     @cached_property
     def attention_rows(self) -> AttentionRows:

@@ -16,6 +16,7 @@ Pays: 1.35x the tokens/s of the model, fp32, one row, on a busy machine (docs/LO
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from typing import Any
 
@@ -41,6 +42,7 @@ from transformerlm.models.layers import RotaryEmbedding, feed_forward
 from transformerlm.models.settings import SAME_FUNCTION, ModelSettings
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.utils.dtypes import upcast
+from transformerlm.utils.threads import at_most
 
 Weights = Mapping[str, Tensor]
 # The settings that are computed here too, those with a few values with these; `check_known` refuses all others.
@@ -53,6 +55,10 @@ _SETTINGS = {
 
 # PyTorch's elementwise functions take two vectors of 16 numbers at a time, and share out more numbers than these.
 _VECTORS, _ONE_THREAD = 32, 32768
+# So many products of a number with a weight take about a millisecond.
+_WORTH_THREADS = 40_000_000
+# A prompt with more products than these is read in less time by oneDNN: 64 ids of 0.8 million weights, 16 of 5.5.
+_READ_COMPILED = 90_000_000
 
 
 class Decoder:
@@ -90,6 +96,7 @@ class Decoder:
         head = weights[""].get("lm_head", self._embedding)  # (vocab_size, d_model)
         self._head = stack([head], None if self._norm is None else self._norm.take_gain())
         self._soft_cap = settings.logit_soft_cap
+        self._is_int8, self._products = int8, sum(each.numel() for each in fused)  # for each row
         self._compiled: CompiledStep | None = None
         if reproducible and not int8 and not why_not(settings, device=self.device, dtype=self._embedding.dtype):
             self._compiled = CompiledStep(settings, self._embedding, fused, [layer.head_gains for layer in self._layers], self._rope)
@@ -175,13 +182,31 @@ class Decoder:
         else:
             positions = NewPositions(start, seq_len, self.device, self.dtype)
             layers = cache.layers_of(slots[0])
-        return self._blocks(token_ids, positions, layers).view(batch_size, seq_len, -1)
+        with self._threads_for(batch_size * seq_len):
+            return self._blocks(token_ids, positions, layers).view(batch_size, seq_len, -1)
+
+    def reads_rows(self, count: int) -> bool:
+        """Return whether so many ids of a text are read by `read_rows`: then with others, and no bit depends on them.
+
+        A function of the model and the number alone, since `read_chunk` gives other bits. It takes less for many.
+        """
+        return not self.steps_all_slots and self._compiled is not None and count * self._products <= _READ_COMPILED
+
+    def read_rows(
+        self, chunks: list[list[int]], *, cache: DecoderCache, slots: list[int], starts: list[int]
+    ) -> list[Tensor]:
+        """Read the next ids of some texts, each in its slot from its start on; return vectors `(ids, d_model)`."""
+        assert self._compiled is not None, "`reads_rows` says so"
+        return self._compiled.read(chunks, slots, starts, cache)
 
     def head(self, vectors: Tensor) -> Tensor:
         """Return the logits `(rows, vocab_size)` of vectors `(rows, d_model)` after the last block."""
-        if self.is_reproducible and len(vectors) == 1:
-            return self._logits(vectors.expand(2, -1).contiguous())[:1]
-        return self._logits(vectors)
+        if self._compiled is not None:
+            return self._capped(self._compiled.head(vectors))
+        with self._threads_for(len(vectors)):
+            if self.is_reproducible and len(vectors) == 1:
+                return self._logits(vectors.expand(2, -1).contiguous())[:1]
+            return self._logits(vectors)
 
     def step_slots(self, token_ids: list[int], *, cache: DecoderCache, slots: list[int]) -> Tensor:
         """Read one more id in each of `slots`; return the logits after them, `(len(slots), vocab_size)`.
@@ -228,11 +253,25 @@ class Decoder:
         alone = torch.cat([self._step_some([token_id], cache, [slot]) for slot, token_id in enumerate(ids)])
         groups = [slice(0, 32), slice(15, 32), slice(10, 15), slice(7, 10), slice(5, 7)]
         slots = list(range(num_slots))
-        return all(torch.equal(self._step_some(ids[some], cache, slots[some]), alone[some]) for some in groups)
+        vectors = torch.randn(num_slots, self._embedding.shape[1], generator=dice)
+        heads = torch.cat([self.head(vector) for vector in vectors.split(1)])
+        return all(
+            torch.equal(self._step_some(ids[some], cache, slots[some]), alone[some])
+            and torch.equal(self.head(vectors[some]), heads[some])
+            for some in groups
+        )
 
     def _step_some(self, token_ids: list[int], cache: DecoderCache, slots: list[int]) -> Tensor:
         if self._compiled is not None:
             return self._capped(self._compiled(token_ids, slots, cache))
+        with self._threads_for(len(slots)):
+            return self._step_equal(token_ids, cache, slots)
+
+    def _threads_for(self, rows: int) -> AbstractContextManager[None]:
+        """Let one thread do what is so little that two would wait for each other; in int8 their number changes bits."""
+        return at_most(1) if rows * self._products < _WORTH_THREADS and not self._is_int8 else nullcontext()
+
+    def _step_equal(self, token_ids: list[int], cache: DecoderCache, slots: list[int]) -> Tensor:
         if not self.is_reproducible:
             return self._step_rows(token_ids, cache, slots)
         if len(slots) == 1:  # One row is summed in another order than two: take it twice.
@@ -240,7 +279,7 @@ class Decoder:
         parts = [slice(first, first + MOST_EQUAL_ROWS) for first in range(0, len(slots), MOST_EQUAL_ROWS)]
         if len(parts) == 1:
             return self._step_rows(token_ids, cache, slots)
-        return torch.cat([self._step_some(token_ids[part], cache, slots[part]) for part in parts])
+        return torch.cat([self._step_equal(token_ids[part], cache, slots[part]) for part in parts])
 
     def _step_rows(self, token_ids: list[int], cache: DecoderCache, slots: list[int]) -> Tensor:
         ids = torch.tensor(token_ids, device=self.device)  # (rows)

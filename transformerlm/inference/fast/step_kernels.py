@@ -9,37 +9,23 @@ rows' results stays in the nearest cache while the strip is read from its beginn
 
 Shapes: `rows` is the number of rows, filled up to a multiple of four if it is not one; `size` that of a matrix.
 
-Importing this module imports numba and fails where it is not installed.
-
 Part of: compiled_step
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from transformerlm.inference.fast.jit import kernel
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 STRIP = 256
 _LANES = 16
-
-# contract: a product and a sum are one instruction, rounded once. Nothing is summed in another order than it is written.
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-
-
-def kernel(function: Function) -> Function:
-    """Compile on the first call, without the GIL, and keep the machine code on disk where there is a place for it."""
-    try:
-        return njit(cache=True, **_OPTIONS)(function)  # type: ignore[no-any-return]
-    except RuntimeError:  # numba finds no folder that can be written
-        return njit(**_OPTIONS)(function)  # type: ignore[no-any-return]
 
 
 class Weights(NamedTuple):
@@ -85,17 +71,25 @@ def strips(weight: Floats) -> Floats:
 
 @kernel
 def step(
-    ids: Ints, slots: Ints, lengths: Ints, weights: Weights, shape: Shape, keys: Floats, values: Floats, logits: Floats
+    ids: Ints,
+    slots: Ints,
+    lengths: Ints,
+    weights: Weights,
+    shape: Shape,
+    keys: Floats,
+    values: Floats,
+    x: Floats,
+    logits: Floats,
 ) -> None:
-    """Read one more id in each slot and write the logits after it, `(rows, vocab_size)`.
+    """Read ids in slots, each after so many others; write the vectors and the logits after them.
 
-    `lengths` are those before. `keys` are `(num_layers, slots, kv_heads, d_head, max_length)` and `values`
-    `(num_layers, slots, kv_heads, max_length, d_head)`.
+    An id reads what those before it wrote, so several of one slot may be read, in their order. `keys` are
+    `(num_layers, slots, kv_heads, d_head, max_length)` and `values` `(num_layers, slots, kv_heads, max_length,
+    d_head)`; `x` is `(rows, d_model)`, and `logits` are `(rows, vocab_size)`, or have no rows where none are asked for.
     """
-    d_model = weights.embedding.shape[1]
-    count, rows = len(ids), len(logits)
+    count, (rows, d_model) = len(ids), x.shape
     d_kv = keys.shape[2] * keys.shape[3]
-    x = np.zeros((rows, d_model), np.float32)
+    x[:] = np.float32(0)
     for row in range(count):
         x[row] = weights.embedding[ids[row]]
     normed = np.empty((rows, d_model), np.float32)
@@ -118,6 +112,14 @@ def step(
             _activate(up[row], shape.is_gated, active[row])
         _multiply(active, weights.down[layer], normed)
         _add(x, normed)
+    if len(logits):
+        head(x, weights, shape, logits)
+
+
+@kernel
+def head(x: Floats, weights: Weights, shape: Shape, logits: Floats) -> None:
+    """Write the logits `(rows, vocab_size)` of vectors `(rows, d_model)` after the last layer."""
+    normed = np.empty(x.shape, np.float32)
     _normalise(x, shape, normed)
     _multiply(normed, weights.head, logits)
 
