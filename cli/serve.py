@@ -8,8 +8,8 @@ if __name__ == "__main__":  # before the imports that take time
     run("cli.serve")
 
 import asyncio
-import gc
 import errno
+import gc
 import os
 import signal
 import socket

@@ -49,7 +49,7 @@ ALLOWED = {
     "transformerlm.token_files": {"numpy"},
     "transformerlm.checkpoints": {"torch", "safetensors"},
     "transformerlm.training": {"torch", "numpy"},
-    "transformerlm.inference": {"torch", "numpy"},
+    "transformerlm.inference": {"torch", "numpy", "numba"},
     "transformerlm.serving": {"starlette", "uvicorn", "prometheus_client", "h11", "pydantic", "torch"},
     "transformerlm.experiments": {"numpy"},
     "transformerlm.interop": {

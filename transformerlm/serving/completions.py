@@ -201,8 +201,8 @@ async def read_together(streams: Sequence[TextStream]) -> AsyncGenerator[list[tu
         UnknownCheckpoint: the checkpoint that a request names cannot be used.
     """
     if len(streams) == 1:  # a queue and a task of its own would take half of the time of a token here
-        async for piece in streams[0]:
-            yield [(0, one) for one in (piece, *streams[0].take_ready())]
+        async for first in streams[0]:
+            yield [(0, one) for one in (first, *streams[0].take_ready())]
         return
     ready: asyncio.Queue[tuple[int, Piece | None]] = asyncio.Queue()
 

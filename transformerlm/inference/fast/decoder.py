@@ -57,6 +57,8 @@ _SETTINGS = {
 _VECTORS, _ONE_THREAD = 32, 32768
 # So many products of a number with a weight take about a millisecond.
 _WORTH_THREADS = 40_000_000
+# Above, oneDNN's products with many rows, by all threads, gain more than the compiled step does between them.
+_MOST_COMPILED = 50_000_000
 # A prompt with more products than these is read in less time by oneDNN: 64 ids of 0.8 million weights, 16 of 5.5.
 _READ_COMPILED = 90_000_000
 
@@ -98,8 +100,11 @@ class Decoder:
         self._soft_cap = settings.logit_soft_cap
         self._is_int8, self._products = int8, sum(each.numel() for each in fused)  # for each row
         self._compiled: CompiledStep | None = None
-        if reproducible and not int8 and not why_not(settings, device=self.device, dtype=self._embedding.dtype):
-            self._compiled = CompiledStep(settings, self._embedding, fused, [layer.head_gains for layer in self._layers], self._rope)
+        can_be_compiled = reproducible and not int8 and self._products <= _MOST_COMPILED
+        if can_be_compiled and not why_not(settings, device=self.device, dtype=self._embedding.dtype):
+            self._compiled = CompiledStep(
+                settings, self._embedding, fused, [layer.head_gains for layer in self._layers], self._rope
+            )
 
     def make_cache(self, batch_size: int, max_length: int | None = None) -> DecoderCache:
         """Return an empty cache for `batch_size` sequences of at most `max_length` (default: context_length) tokens.
@@ -254,7 +259,7 @@ class Decoder:
         groups = [slice(0, 32), slice(15, 32), slice(10, 15), slice(7, 10), slice(5, 7)]
         slots = list(range(num_slots))
         vectors = torch.randn(num_slots, self._embedding.shape[1], generator=dice)
-        heads = torch.cat([self.head(vector) for vector in vectors.split(1)])
+        heads = torch.cat([self.head(vector) for vector in torch.split(vectors, 1)])
         return all(
             torch.equal(self._step_some(ids[some], cache, slots[some]), alone[some])
             and torch.equal(self.head(vectors[some]), heads[some])

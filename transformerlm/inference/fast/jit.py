@@ -12,7 +12,7 @@ from numba import njit
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# contract: a product and a sum are one instruction, rounded once. Nothing is summed in another order than it is written.
+# contract: a product and a sum are one instruction, rounded once. Nothing is summed in another order than is written.
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 

@@ -44,7 +44,7 @@ class Weights(NamedTuple):
     head: Floats
     """`(size)`"""
     head_gains: Floats
-    """`(num_layers, num_heads + num_kv_heads, d_head)`: of the norms of queries and keys; empty where there are none."""
+    """`(num_layers, num_heads + num_kv_heads, d_head)`: of the norms of queries and keys; or empty."""
     rotations: Floats
     """`(context_length, d_head / 2, 2)`: cosines and sines; empty where positions are not rotated."""
 
@@ -101,9 +101,7 @@ def step(
         _normalise(x, shape, normed)
         _multiply(normed, weights.qkv[layer], qkv)
         for row in range(count):
-            _attend(
-                qkv[row], layer, slots[row], lengths[row], weights, shape, keys[layer], values[layer], mixed[row]
-            )
+            _attend(qkv[row], layer, slots[row], lengths[row], weights, shape, keys[layer], values[layer], mixed[row])
         _multiply(mixed, weights.output[layer], normed)
         _add(x, normed)
         _normalise(x, shape, normed)
