@@ -9,6 +9,7 @@ if __name__ == "__main__":  # before the imports that take time
 
 import asyncio
 import errno
+import gc
 import os
 import signal
 import socket
@@ -180,6 +181,7 @@ async def _load(engine: Engine, served: Served, url: str, events: EventLines) ->
                 if served.config.follow.checkpoint == "none":
                     raise
                 await asyncio.sleep(duration_seconds(served.config.follow.interval))
+    gc.freeze()  # to look at all that was imported for garbage takes some ten milliseconds, for which texts would wait
     facts = served.facts()
     loss = "" if facts.val_loss is None else f", val loss {facts.val_loss:.3f}"
     note(f"{url}  {served.name}: step {facts.step:,}{loss}; Ctrl-C ends")

@@ -154,6 +154,10 @@ class FakeStream:
         self.is_cancelled = False
         self.queue_seconds = 0.25
 
+    def take_ready(self) -> list[Piece]:
+        """Nothing: each piece is waited for."""
+        return []
+
     def cancel(self) -> None:
         """Free the place."""
         self.is_cancelled = True

@@ -164,6 +164,9 @@ class TextStream(Protocol):
     def __aiter__(self) -> AsyncIterator[Piece]:
         """Return the iterator over the pieces; it ends after the one with a `finish`."""
 
+    def take_ready(self) -> list[Piece]:
+        """Return the pieces that have come already, without waiting; iterating does not give them again."""
+
     def cancel(self) -> None:
         """Free the slot, or the place in the queue; nothing happens where the text has ended."""
 

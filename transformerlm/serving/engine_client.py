@@ -411,6 +411,12 @@ class Text:
             await self._news.wait()
         return self._pieces.popleft()
 
+    def take_ready(self) -> list[Piece]:
+        """Return the pieces that have come already, without waiting; iterating does not give them again."""
+        ready = list(self._pieces)
+        self._pieces.clear()
+        return ready
+
     def cancel(self) -> None:
         """Free the slot, or the place in the queue; nothing happens where the text has ended."""
         self._client.cancel(self)

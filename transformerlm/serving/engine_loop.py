@@ -7,6 +7,7 @@ name: those that name a third wait until the texts of the second have ended, in 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
@@ -32,6 +33,7 @@ class EngineLoop:
         """Serve until the process ends."""
         self._tell(Told(serving=self._served.facts, checkpoints=self._loader.names()))
         self._loader.start()
+        gc.freeze()  # to look at all that was loaded for garbage takes a tenth of a second, for which texts would wait
         while True:
             self._take_all()
             self._step()

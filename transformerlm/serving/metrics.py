@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from transformerlm.serving.engine import EngineStatus, StepReport
 
@@ -35,16 +37,20 @@ class Metrics:
     def _counter(self, name: str, words: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(name, words, labels, namespace=PREFIX, registry=self.registry)
 
-    def _histogram(self, name: str, words: str) -> Histogram:
-        return Histogram(name, words, namespace=PREFIX, registry=self.registry, buckets=_SECONDS)
+    def _histogram(self, name: str, words: str) -> _Seconds:
+        seconds = _Seconds(f"{PREFIX}_{name}", words)
+        self.registry.register(seconds)
+        return seconds
 
     def engine_stepped(self, report: StepReport) -> None:
         """Count one step of the engine."""
         self._step.observe(report.seconds)
         self._choice.observe(report.choice_seconds)
-        self._prompt.inc(report.prompt_tokens)
         self._generated.inc(report.generated_tokens)
-        self._reused.inc(report.reused_tokens)
+        if report.prompt_tokens:
+            self._prompt.inc(report.prompt_tokens)
+        if report.reused_tokens:
+            self._reused.inc(report.reused_tokens)
 
     def text_began(self, seconds: float, *, queue_seconds: float) -> None:
         """Count the first token of a text, `seconds` after its request, of which it waited some for a slot."""
@@ -67,6 +73,25 @@ class Metrics:
     def text(self) -> bytes:
         """Return what /metrics answers."""
         return generate_latest(self.registry)
+
+
+class _Seconds:
+    """A histogram of seconds; several are counted for each token, and prometheus_client's own take longer for that."""
+
+    def __init__(self, name: str, words: str) -> None:
+        self._name, self._words = name, words
+        self._counts, self._sum = [0] * (len(_SECONDS) + 1), 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one time."""
+        self._counts[bisect_left(_SECONDS, seconds)] += 1
+        self._sum += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield how many times were at most as long as each bound."""
+        bounds = [*map(str, _SECONDS), "+Inf"]
+        buckets = [(bound, float(count)) for bound, count in zip(bounds, accumulate(self._counts), strict=True)]
+        yield HistogramMetricFamily(self._name, self._words, buckets=buckets, sum_value=self._sum)
 
 
 class _StatusMetrics:

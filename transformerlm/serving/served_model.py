@@ -80,7 +80,7 @@ class ServedModel:
         self._shape = model.hparams()
         self._decoder = Decoder(model, int8=int8, reproducible=settings.reproducible)
         if earlier is not None and earlier._shape == self._shape:
-            self._decoder.steps_all_slots = earlier._decoder.steps_all_slots
+            self._decoder.take_findings(earlier._decoder)
         self._batcher = Batcher(
             self._decoder,
             slots=settings.slots,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def wait_politely() -> None:
@@ -25,3 +27,19 @@ def wait_politely() -> None:
             "torch.set_num_threads(1)",
             stacklevel=2,
         )
+
+
+@contextmanager
+def at_most(count: int) -> Iterator[None]:
+    """Let torch share out its work among at most `count` threads inside the block."""
+    import torch
+
+    before = torch.get_num_threads()
+    if count >= before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.inference.helpers import greedy_without_cache, make_model
+from transformerlm.inference.fast import decoder as decoder_module
 from transformerlm.inference.generate import Batcher, Decoder, answer
 from transformerlm.inference.penalties import Penalties
 from transformerlm.inference.requests import Drawn, Finished, PromptScored, Request, TokenLogprobs
@@ -107,10 +108,22 @@ def seeded(prompts: list[list[int]], seeds: range, count: int) -> list[Request]:
     ]
 
 
+@pytest.fixture
+def without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are not compiled, as where the extra `fast` is not installed."""
+    monkeypatch.setattr(decoder_module, "why_not", lambda *_, **__: "numba is not installed")
+
+
 def make_reproducible(precision: str, **changes: Any) -> Decoder:
     model = make_model(**{"context_length": 200, "d_model": 48, "num_heads": 6, "num_kv_heads": 3, **changes})
     model = model.bfloat16() if precision == "bf16" else model
     return Decoder(model, int8=precision == "int8", reproducible=True)
+
+
+@pytest.mark.usefixtures("without_numba")
+def test_a_text_is_the_same_without_numba() -> None:
+    """In fp32, as below: the products of PyTorch do not depend on the other rows either, as they are called."""
+    test_a_text_is_the_same_whatever_the_others_do("fp32")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
@@ -173,9 +186,21 @@ def test_a_long_prompt_delays_a_text_by_one_chunk_at_most() -> None:
     assert drawn == [["runs"]] * 4 + [["comes", "runs"]]
 
 
-@pytest.mark.parametrize(("length", "expected"), [(10, [3, 3, 1]), (30, [2, 2, 2, 1]), (100, [1] * 7)])
+@pytest.mark.parametrize(("length", "expected"), [(10, [7]), (30, [4, 3]), (100, [1] * 7)])
 def test_a_step_reads_the_short_prompts_that_take_no_longer_than_one_chunk(length: int, expected: list[int]) -> None:
     """Seven texts begin in fewer steps if their prompts are shorter; their ids are those that each has alone."""
+    check_begun(length, expected)
+
+
+@pytest.mark.usefixtures("without_numba")
+@pytest.mark.parametrize(("length", "expected"), [(10, [3, 3, 1]), (30, [2, 2, 2, 1]), (100, [1] * 7)])
+def test_without_numba_each_prompt_costs_a_pass(length: int, expected: list[int]) -> None:
+    """So fewer of them take no longer than one chunk."""
+    check_begun(length, expected)
+
+
+def check_begun(length: int, expected: list[int]) -> None:
+    """Assert that of seven texts so many begin in each step, with the ids that each has alone."""
     decoder = Decoder(make_model(context_length=200), reproducible=True)
     batcher = Batcher(decoder, slots=7)
     requests = [make_request(number, [number + 1] * length, 8) for number in range(7)]

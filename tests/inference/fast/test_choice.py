@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from transformerlm.inference import sampling
+from transformerlm.inference.fast import choice as choice_module
+from transformerlm.inference.fast import choice_kernels
 from transformerlm.inference.sampling import SamplingParams, choose, sample
 from transformerlm.utils.plain_forms import plain_forms
 
@@ -30,6 +32,14 @@ SETTINGS: list[dict[str, Any]] = [
     {"temperature": 0.0},
 ]
 ROWS = 18
+
+
+@pytest.fixture(autouse=True, params=["compiled", "NumPy"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both forms: compiled loops, and NumPy where the decoder has not loaded them."""
+    kernels = choice_kernels if request.param == "compiled" else None
+    monkeypatch.setattr(choice_module, "_kernels", lambda: kernels)
+    return str(request.param)
 
 
 def table(kind: str, vocab_size: int) -> torch.Tensor:

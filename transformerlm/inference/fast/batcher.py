@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,6 +31,7 @@ from transformerlm.inference.logprobs import log_probabilities
 from transformerlm.inference.penalties import Occurrences, adjust
 from transformerlm.inference.requests import Drawn, Event, Finished, FinishReason, PromptScored, Request, TokenLogprobs
 from transformerlm.inference.sampling import RandomNumbers, sample
+from transformerlm.utils.threads import at_most
 
 SMALLEST_CHUNK = 16
 """What the last chunk of a prompt is padded to at least."""
@@ -166,7 +168,8 @@ class Batcher:
                 row.length += 1
         if logits:
             began = time.perf_counter()
-            self._choose(rows + stepping, torch.cat(logits)[:, : self._vocab_size], events)
+            with at_most(1):  # small things, for which threads would wait longer than they work
+                self._choose(rows + stepping, torch.cat(logits)[:, : self._vocab_size], events)
             self.choice_seconds += time.perf_counter() - began
         return events
 
@@ -213,7 +216,7 @@ class Batcher:
             known = self._reuse(row)
             if known is None:
                 together = self._rows_to_read(row)
-                cost = len(together) * self._size(together) + _IDS_OF_A_PASS
+                cost = self._cost(together)
                 if spent and spent + cost > self._chunk + _IDS_OF_A_PASS and not self._reads_first:
                     break
                 spent += cost
@@ -252,6 +255,8 @@ class Batcher:
 
         Where bits must not depend on the others, each is read alone.
         """
+        if self._is_read_by_rows(row):
+            return self._short_rows(row)
         rows, longest = [row], len(row.window)
         if self._decoder.is_reproducible or not self._can_be_read_with_others(row):
             return rows
@@ -269,6 +274,36 @@ class Batcher:
             windows.add(tuple(other.window))
         return rows
 
+    def _is_read_by_rows(self, row: _Row) -> bool:
+        return self._decoder.reads_rows(self._next_ids(row))
+
+    def _next_ids(self, row: _Row) -> int:
+        """Return how many ids the next chunk of a row has."""
+        return min(self._chunk, len(row.window) - row.length)
+
+    def _short_rows(self, row: _Row) -> list[_Row]:
+        """Return the row, and others with short chunks, whose bits do not depend on what is read beside them."""
+        rows, count = [row], self._next_ids(row)
+        windows = {tuple(row.window)}
+        most = _MOST_READ_TOGETHER * self._chunk if self._reads_first else self._chunk
+        for other in (*self._reading, *self._sliding):
+            end = other.length + self._next_ids(other)
+            is_known = self._prefixes.find(other.window[:end], is_whole=end == len(other.window)) is not None
+            if other is row or is_known or tuple(other.window) in windows or not self._is_read_by_rows(other):
+                continue
+            count += self._next_ids(other)
+            if count > most:
+                break
+            rows.append(other)
+            windows.add(tuple(other.window))
+        return rows
+
+    def _cost(self, rows: list[_Row]) -> int:
+        """Return how many ids would take as long as the next pass for these rows does."""
+        if self._is_read_by_rows(rows[0]):
+            return sum(map(self._next_ids, rows))
+        return len(rows) * self._size(rows) + _IDS_OF_A_PASS
+
     def _can_be_read_with_others(self, row: _Row) -> bool:
         is_scored = row.request.num_prompt_logprobs is not None and not row.drawn
         return not (row.length or is_scored) and 1 < len(row.window) <= self._chunk
@@ -281,25 +316,33 @@ class Batcher:
 
     def _read_chunk(self, rows: list[_Row]) -> list[tuple[_Row, Tensor]]:
         """Read the next chunk of each row; return those whose windows are read now, with the logits after them."""
-        start = rows[0].length
-        chunks = [row.window[start : start + self._chunk] for row in rows]
-        size = self._size(rows)
-        padded = torch.tensor([ids + [0] * (size - len(ids)) for ids in chunks], device=self._decoder.device)
-        slots = [row.slot for row in rows]
-        vectors = self._decoder.read_chunk(padded, cache=self._cache, slots=slots, start=start)  # (rows, seq, d_model)
-        for row, ids, own in zip(rows, chunks, vectors, strict=True):
+        starts = [row.length for row in rows]
+        chunks = [row.window[start : start + self._chunk] for row, start in zip(rows, starts, strict=True)]
+        last: list[Tensor] = []  # (d_model) of each row that is read
+        for row, ids, start, own in zip(rows, chunks, starts, self._vectors(rows, chunks, starts), strict=True):
             self.num_read += 0 if row.drawn else len(ids)
             row.length = self._cache.lengths[row.slot] = start + len(ids)
             if row.request.num_prompt_logprobs is not None and not row.drawn:
-                self._score(row, own[: len(ids)], start)
-        if not rows[0].is_read:  # then it is alone
-            self._keep(rows[0], start, None)
-            return []
-        last = torch.stack([own[len(ids) - 1] for ids, own in zip(chunks, vectors, strict=True)])  # (rows, d_model)
-        done = list(zip(rows, torch.split(self._decoder.head(last), 1), strict=True))
-        for row, logits in done:
-            self._keep(row, start, logits)
-        return done
+                self._score(row, own, start)
+            if row.is_read:
+                last.append(own[-1])
+            else:
+                self._keep(row, start, None)
+        read = [(row, start) for row, start in zip(rows, starts, strict=True) if row.is_read]
+        logits = torch.split(self._decoder.head(torch.stack(last)), 1) if last else ()
+        for (row, start), own in zip(read, logits, strict=True):
+            self._keep(row, start, own)
+        return [(row, own) for (row, _), own in zip(read, logits, strict=True)]
+
+    def _vectors(self, rows: list[_Row], chunks: list[list[int]], starts: list[int]) -> Sequence[Tensor]:
+        """Read a chunk of each row; return the vectors `(ids, d_model)` after them."""
+        slots = [row.slot for row in rows]
+        if self._is_read_by_rows(rows[0]):
+            return self._decoder.read_rows(chunks, cache=self._cache, slots=slots, starts=starts)
+        size = self._size(rows)
+        padded = torch.tensor([ids + [0] * (size - len(ids)) for ids in chunks], device=self._decoder.device)
+        vectors = self._decoder.read_chunk(padded, cache=self._cache, slots=slots, start=starts[0])
+        return [own[: len(ids)] for ids, own in zip(chunks, vectors, strict=True)]
 
     def _keep(self, row: _Row, start: int, logits: Tensor | None) -> None:
         if row.drawn:

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from transformerlm.inference.fast.embedding_bag_matvec import AttentionBags, AttentionRows, SlotBags
 from transformerlm.models.functional import causal_mask
+
+Array = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class LayerKV(NamedTuple):
@@ -34,8 +37,10 @@ class DecoderCache:
     Row i is filled up to `lengths[i]`. What is in the memory after that changes nothing as long as it is finite.
     """
 
-    def __init__(self, layers: list[LayerKV], num_heads: int) -> None:
+    def __init__(self, layers: list[LayerKV], num_heads: int, whole: LayerKV | None = None) -> None:
         self.layers, self._num_heads = layers, num_heads
+        self.whole = whole
+        """The memory of all layers where it is one, with the layers first."""
         self.max_length = layers[0].values.shape[2]
         self.lengths = [0] * len(layers[0].values)
         # On CUDA: the step captured for this memory; it takes ids `(batch, 1)` and the lengths before them.
@@ -45,6 +50,12 @@ class DecoderCache:
     def length(self) -> int:
         """The number of positions filled in the longest row."""
         return max(self.lengths)
+
+    @cached_property
+    def arrays(self) -> tuple[Array, Array]:
+        """The keys and values of all layers for compiled loops, which share their memory."""
+        assert self.whole is not None, "made by `make_slots`"
+        return self.whole.keys.numpy(), self.whole.values.numpy()
 
     @cached_property
     def attention_rows(self) -> AttentionRows:

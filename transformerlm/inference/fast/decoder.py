@@ -16,6 +16,7 @@ Pays: 1.35x the tokens/s of the model, fp32, one row, on a busy machine (docs/LO
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from typing import Any
 
@@ -31,6 +32,7 @@ from transformerlm.inference.fast.cache import (
     SlotPositions,
     check_room,
 )
+from transformerlm.inference.fast.compiled_step import CompiledStep, why_not
 from transformerlm.inference.fast.cuda_graph import CapturedStep
 from transformerlm.inference.fast.embedding_bag_matvec import KEY_BLOCK, has_fast_kernel
 from transformerlm.inference.fast.packed_linear import MOST_EQUAL_ROWS, PackedLinear, pack
@@ -40,6 +42,7 @@ from transformerlm.models.layers import RotaryEmbedding, feed_forward
 from transformerlm.models.settings import SAME_FUNCTION, ModelSettings
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.utils.dtypes import upcast
+from transformerlm.utils.threads import at_most
 
 Weights = Mapping[str, Tensor]
 # The settings that are computed here too, those with a few values with these; `check_known` refuses all others.
@@ -52,6 +55,12 @@ _SETTINGS = {
 
 # PyTorch's elementwise functions take two vectors of 16 numbers at a time, and share out more numbers than these.
 _VECTORS, _ONE_THREAD = 32, 32768
+# So many products of a number with a weight take about a millisecond.
+_WORTH_THREADS = 40_000_000
+# Above, oneDNN's products with many rows, by all threads, gain more than the compiled step does between them.
+_MOST_COMPILED = 50_000_000
+# A prompt with more products than these is read in less time by oneDNN: 64 ids of 0.8 million weights, 16 of 5.5.
+_READ_COMPILED = 90_000_000
 
 
 class Decoder:
@@ -61,8 +70,9 @@ class Decoder:
     everything but their products is computed in fp32, which is faster there than bfloat16; elsewhere in the model's
     dtype. On CUDA single steps are captured as a CUDA graph, unless `cuda_graph` is False.
 
-    With `reproducible` a text's bits do not depend on the texts that a `Batcher` decodes beside it. That costs a single
-    text some speed: one row is multiplied as several are. A test of this machine decides (`steps_all_slots`).
+    With `reproducible` a text's bits do not depend on the texts that a `Batcher` decodes beside it. Its steps are
+    compiled where they can be (`compiled_step`), else one row is multiplied as several are, which takes longer. A test
+    of this machine decides (`steps_all_slots`).
     """
 
     def __init__(
@@ -80,14 +90,21 @@ class Decoder:
         self._num_heads, self._kv_heads, self._d_head = settings.num_heads, settings.num_kv_heads, settings.d_head
         self._rope = _rotations(settings, self.device)
         self.is_reproducible = reproducible
-        # This dtype's matrices are packed so everywhere.
-        stack = partial(_stack, int8=int8, reproducible=reproducible)
+        fused: list[Tensor] = []  # in the order of their use
+        stack = partial(_stack, fused, int8=int8, reproducible=reproducible)  # the same for all matrices
         self._layers = [_Layer(weights[str(i)], settings, stack) for i in range(settings.num_layers)]
         final = weights[""].get("ln_final")
         self._norm = None if final is None else _Norm(final, settings.norm_eps)
         head = weights[""].get("lm_head", self._embedding)  # (vocab_size, d_model)
         self._head = stack([head], None if self._norm is None else self._norm.take_gain())
         self._soft_cap = settings.logit_soft_cap
+        self._is_int8, self._products = int8, sum(each.numel() for each in fused)  # for each row
+        self._compiled: CompiledStep | None = None
+        can_be_compiled = reproducible and not int8 and self._products <= _MOST_COMPILED
+        if can_be_compiled and not why_not(settings, device=self.device, dtype=self._embedding.dtype):
+            self._compiled = CompiledStep(
+                settings, self._embedding, fused, [layer.head_gains for layer in self._layers], self._rope
+            )
 
     def make_cache(self, batch_size: int, max_length: int | None = None) -> DecoderCache:
         """Return an empty cache for `batch_size` sequences of at most `max_length` (default: context_length) tokens.
@@ -114,9 +131,9 @@ class Decoder:
 
     def _allocate(self, num_slots: int, length: int, make: Callable[..., Tensor]) -> DecoderCache:
         whole_blocks = -(-length // KEY_BLOCK) * KEY_BLOCK
-        shape = partial(make, num_slots, self._kv_heads, device=self.device, dtype=self.dtype)
-        layers = [LayerKV(shape(self._d_head, whole_blocks), shape(whole_blocks, self._d_head)) for _ in self._layers]
-        return DecoderCache(layers, self._num_heads)
+        shape = partial(make, len(self._layers), num_slots, self._kv_heads, device=self.device, dtype=self.dtype)
+        whole = LayerKV(shape(self._d_head, whole_blocks), shape(whole_blocks, self._d_head))
+        return DecoderCache([LayerKV(*layer) for layer in zip(*whole, strict=True)], self._num_heads, whole)
 
     def __call__(self, token_ids: Tensor, *, cache: DecoderCache, last_only: bool = False) -> Tensor:
         """Append ids `(batch, seq)` to the cache and return the logits after each, `(batch, seq, vocab_size)`.
@@ -161,13 +178,31 @@ class Decoder:
         else:
             positions = NewPositions(start, seq_len, self.device, self.dtype)
             layers = cache.layers_of(slots[0])
-        return self._blocks(token_ids, positions, layers).view(batch_size, seq_len, -1)
+        with self._threads_for(batch_size * seq_len):
+            return self._blocks(token_ids, positions, layers).view(batch_size, seq_len, -1)
+
+    def reads_rows(self, count: int) -> bool:
+        """Return whether so many ids of a text are read by `read_rows`: then with others, and no bit depends on them.
+
+        A function of the model and the number alone, since `read_chunk` gives other bits. It takes less for many.
+        """
+        return not self.steps_all_slots and self._compiled is not None and count * self._products <= _READ_COMPILED
+
+    def read_rows(
+        self, chunks: list[list[int]], *, cache: DecoderCache, slots: list[int], starts: list[int]
+    ) -> list[Tensor]:
+        """Read the next ids of some texts, each in its slot from its start on; return vectors `(ids, d_model)`."""
+        assert self._compiled is not None, "`reads_rows` says so"
+        return self._compiled.read(chunks, slots, starts, cache)
 
     def head(self, vectors: Tensor) -> Tensor:
         """Return the logits `(rows, vocab_size)` of vectors `(rows, d_model)` after the last block."""
-        if self.is_reproducible and len(vectors) == 1:
-            return self._logits(vectors.expand(2, -1).contiguous())[:1]
-        return self._logits(vectors)
+        if self._compiled is not None:
+            return self._capped(self._compiled.head(vectors))
+        with self._threads_for(len(vectors)):
+            if self.is_reproducible and len(vectors) == 1:
+                return self._logits(vectors.expand(2, -1).contiguous())[:1]
+            return self._logits(vectors)
 
     def step_slots(self, token_ids: list[int], *, cache: DecoderCache, slots: list[int]) -> Tensor:
         """Read one more id in each of `slots`; return the logits after them, `(len(slots), vocab_size)`.
@@ -188,7 +223,16 @@ class Decoder:
         Equal shapes give equal bits, so a reproducible decoder does it too where this machine's products of some rows
         are found to depend on their number.
         """
+        if self._compiled is not None and not self._rows_are_independent():
+            self._compiled = None
+        if self._compiled is not None:
+            return False
         return not self._uses_bags or (self.is_reproducible and not self._rows_are_independent())
+
+    def take_findings(self, earlier: Decoder) -> None:
+        """Take over what an earlier decoder of the same sizes has found out about this machine."""
+        self.steps_all_slots = earlier.steps_all_slots
+        self._compiled = None if earlier._compiled is None else self._compiled
 
     @torch.inference_mode()
     def _rows_are_independent(self) -> bool:
@@ -205,9 +249,25 @@ class Decoder:
         alone = torch.cat([self._step_some([token_id], cache, [slot]) for slot, token_id in enumerate(ids)])
         groups = [slice(0, 32), slice(15, 32), slice(10, 15), slice(7, 10), slice(5, 7)]
         slots = list(range(num_slots))
-        return all(torch.equal(self._step_some(ids[some], cache, slots[some]), alone[some]) for some in groups)
+        vectors = torch.randn(num_slots, self._embedding.shape[1], generator=dice)
+        heads = torch.cat([self.head(vector) for vector in torch.split(vectors, 1)])
+        return all(
+            torch.equal(self._step_some(ids[some], cache, slots[some]), alone[some])
+            and torch.equal(self.head(vectors[some]), heads[some])
+            for some in groups
+        )
 
     def _step_some(self, token_ids: list[int], cache: DecoderCache, slots: list[int]) -> Tensor:
+        if self._compiled is not None:
+            return self._capped(self._compiled(token_ids, slots, cache))
+        with self._threads_for(len(slots)):
+            return self._step_equal(token_ids, cache, slots)
+
+    def _threads_for(self, rows: int) -> AbstractContextManager[None]:
+        """Let one thread do what is so little that two would wait for each other; in int8 their number changes bits."""
+        return at_most(1) if rows * self._products < _WORTH_THREADS and not self._is_int8 else nullcontext()
+
+    def _step_equal(self, token_ids: list[int], cache: DecoderCache, slots: list[int]) -> Tensor:
         if not self.is_reproducible:
             return self._step_rows(token_ids, cache, slots)
         if len(slots) == 1:  # One row is summed in another order than two: take it twice.
@@ -215,7 +275,7 @@ class Decoder:
         parts = [slice(first, first + MOST_EQUAL_ROWS) for first in range(0, len(slots), MOST_EQUAL_ROWS)]
         if len(parts) == 1:
             return self._step_rows(token_ids, cache, slots)
-        return torch.cat([self._step_some(token_ids[part], cache, slots[part]) for part in parts])
+        return torch.cat([self._step_equal(token_ids[part], cache, slots[part]) for part in parts])
 
     def _step_rows(self, token_ids: list[int], cache: DecoderCache, slots: list[int]) -> Tensor:
         ids = torch.tensor(token_ids, device=self.device)  # (rows)
@@ -243,7 +303,9 @@ class Decoder:
         return x
 
     def _logits(self, x: Tensor) -> Tensor:
-        logits = self._head(x if self._norm is None else self._norm(x))  # (rows, vocab_size)
+        return self._capped(self._head(x if self._norm is None else self._norm(x)))  # (rows, vocab_size)
+
+    def _capped(self, logits: Tensor) -> Tensor:
         return logits if self._soft_cap is None else by_rows(partial(soft_cap, cap=self._soft_cap), logits)
 
 
@@ -291,6 +353,11 @@ class _Layer:
         if settings.qk_norm:
             rows = [weights["attn.q_norm"]] * self._num_heads + [weights["attn.k_norm"]] * self._kv_heads
             self._qk_norm = torch.stack(rows).float(), eps  # (num_heads + kv_heads, d_head)
+
+    @property
+    def head_gains(self) -> Tensor | None:
+        """The gains of the norms of queries and keys, `(num_heads + kv_heads, d_head)`."""
+        return None if self._qk_norm is None else self._qk_norm[0]
 
     def __call__(self, x: Tensor, rotation: Tensor | None, positions: NewPositions, memory: LayerKV) -> Tensor:
         ln1, ln2 = self._norms
@@ -391,11 +458,17 @@ def _hide(scores: Tensor, bias: Tensor | None, batch: int) -> Tensor:
     return scores
 
 
-def _stack(weights: list[Tensor], gain: Tensor | None, *, int8: bool, reproducible: bool) -> PackedLinear:
-    """Pack the stacked weights `(out, in)`, with the gain `(in)` of the norm before them multiplied in."""
+def _stack(
+    fused: list[Tensor], weights: list[Tensor], gain: Tensor | None, *, int8: bool, reproducible: bool
+) -> PackedLinear:
+    """Pack the stacked weights `(out, in)`, with the gain `(in)` of the norm before them multiplied in.
+
+    What is packed is added to `fused`.
+    """
     weight = torch.cat(weights)  # (sum of out, in)
     # W (g * x) = (W g) x, a column of W for each feature.
     weight = weight if gain is None else (upcast(weight) * gain).to(weight.dtype)
+    fused.append(weight)
     return pack(weight, int8=int8, reproducible=reproducible)
 
 

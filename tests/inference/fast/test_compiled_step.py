@@ -1,0 +1,69 @@
+"""The compiled step against the model, and its rows against themselves alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.inference.fast.test_decoder import VARIANTS, make_varied
+from transformerlm.inference.fast import compiled_step
+from transformerlm.inference.fast.decoder import Decoder
+
+CASES = [changes for changes in VARIANTS if changes.get("norm_position") != "post"]
+
+
+@pytest.mark.parametrize("changes", CASES, ids=str)
+def test_logits_are_the_models(changes: dict[str, Any]) -> None:
+    """Prompts of 3, 7 and 5 ids read together in slots out of order, then single steps: one full pass's logits."""
+    model, counts, slots = make_varied(**changes), [3, 7, 5], [2, 0, 3]
+    decoder, ids = Decoder(model, reproducible=True), torch.randint(257, (3, 16))
+    assert decoder.reads_rows(7)
+    with torch.inference_mode():
+        expected = model(ids)
+        cache = decoder.make_slots(4)
+        chunks = [row[:count].tolist() for row, count in zip(ids, counts, strict=True)]
+        vectors = decoder.read_rows(chunks, cache=cache, slots=slots, starts=[0, 0, 0])
+        for row, (own, count, slot) in enumerate(zip(vectors, counts, slots, strict=True)):
+            torch.testing.assert_close(decoder.head(own), expected[row, :count], rtol=1e-4, atol=1e-4)
+            cache.lengths[slot] = count
+        for step in range(4):
+            new = [int(row[count + step]) for row, count in zip(ids, counts, strict=True)]
+            logits = decoder.step_slots(new, cache=cache, slots=slots)
+            rows = torch.stack([expected[row, count + step] for row, count in enumerate(counts)])
+            torch.testing.assert_close(logits, rows, rtol=1e-4, atol=1e-4)
+
+
+def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads share out the rows of a step and the texts that are read; one alone gives the same bits."""
+    decoder, ids = Decoder(make_varied(), reproducible=True), torch.randint(257, (9, 12)).tolist()
+
+    def outcome() -> list[torch.Tensor]:
+        cache = decoder.make_slots(9)
+        vectors = decoder.read_rows(ids, cache=cache, slots=[*range(9)], starts=[0] * 9)
+        cache.lengths = [12] * 9
+        return [*vectors, decoder.step_slots([*range(9)], cache=cache, slots=[*range(9)])]
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = outcome()
+        monkeypatch.setattr(compiled_step, "_LEAST_WORK", 1)
+        torch.set_num_threads(3)
+        assert all(map(torch.equal, outcome(), alone))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"), [({"norm_position": "post"}, "norm_position"), ({"dtype": torch.float64}, "only fp32")]
+)
+def test_what_is_not_compiled_is_said(changes: dict[str, Any], reason: str) -> None:
+    """Such a decoder takes PyTorch's products, as where numba is missing."""
+    settings = {name: value for name, value in changes.items() if name != "dtype"}
+    model = make_varied(**settings).to(changes.get("dtype", torch.float32))
+    device = torch.device("cpu")
+    dtype = model.token_embeddings.weight.dtype
+    assert reason in compiled_step.why_not(model.settings, device=device, dtype=dtype)
+    assert not Decoder(model, reproducible=True).reads_rows(1)

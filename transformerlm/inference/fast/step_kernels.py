@@ -1,0 +1,349 @@
+"""One decoding step of some rows as compiled loops, from ids to logits, for weights in fp32.
+
+At the sizes of a small model, PyTorch takes longer to begin its some hundred operations than the processor takes for
+all of them. Here a whole step is one call. All that is computed of a row is summed in an order that depends on its own
+length alone, so its bits are the same beside any others.
+
+A matrix is kept in strips of `STRIP` output features, each transposed, one after the other: a strip's part of four
+rows' results stays in the nearest cache while the strip is read from its beginning to its end.
+
+Shapes: `rows` is the number of rows, filled up to a multiple of four if it is not one; `size` that of a matrix.
+
+Part of: compiled_step
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transformerlm.inference.fast.jit import kernel
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+STRIP = 256
+_LANES = 16
+
+
+class Weights(NamedTuple):
+    """The model's; matrices as `strips` makes them, with the gains of the norms before them."""
+
+    embedding: Floats
+    """`(vocab_size, d_model)`"""
+    qkv: Floats
+    """`(num_layers, size)`"""
+    output: Floats
+    """`(num_layers, size)`"""
+    up: Floats
+    """`(num_layers, size)`; the gate's features first, where there is a gate."""
+    down: Floats
+    """`(num_layers, size)`"""
+    head: Floats
+    """`(size)`"""
+    head_gains: Floats
+    """`(num_layers, num_heads + num_kv_heads, d_head)`: of the norms of queries and keys; or empty."""
+    rotations: Floats
+    """`(context_length, d_head / 2, 2)`: cosines and sines; empty where positions are not rotated."""
+
+
+class Shape(NamedTuple):
+    """The sizes that the arrays do not tell."""
+
+    num_heads: int
+    d_ff: int
+    vocab_size: int
+    is_gated: bool
+    has_norms: bool
+    norm_floor: float
+    """`sqrt(d_model * eps)`"""
+    norm_eps: float
+    """Of the norms of queries and keys."""
+
+
+def strips(weight: Floats) -> Floats:
+    """Return a matrix `(out_features, in_features)` as `multiply` reads it, `(size)`."""
+    parts = [weight[first : first + STRIP].T.reshape(-1) for first in range(0, len(weight), STRIP)]
+    return np.concatenate(parts)
+
+
+@kernel
+def step(
+    ids: Ints,
+    slots: Ints,
+    lengths: Ints,
+    weights: Weights,
+    shape: Shape,
+    keys: Floats,
+    values: Floats,
+    x: Floats,
+    logits: Floats,
+) -> None:
+    """Read ids in slots, each after so many others; write the vectors and the logits after them.
+
+    An id reads what those before it wrote, so several of one slot may be read, in their order. `keys` are
+    `(num_layers, slots, kv_heads, d_head, max_length)` and `values` `(num_layers, slots, kv_heads, max_length,
+    d_head)`; `x` is `(rows, d_model)`, and `logits` are `(rows, vocab_size)`, or have no rows where none are asked for.
+    """
+    count, (rows, d_model) = len(ids), x.shape
+    d_kv = keys.shape[2] * keys.shape[3]
+    x[:] = np.float32(0)
+    for row in range(count):
+        x[row] = weights.embedding[ids[row]]
+    normed = np.empty((rows, d_model), np.float32)
+    qkv = np.empty((rows, d_model + 2 * d_kv), np.float32)
+    mixed = np.zeros((rows, d_model), np.float32)
+    up = np.empty((rows, shape.d_ff * (2 if shape.is_gated else 1)), np.float32)
+    active = np.empty((rows, shape.d_ff), np.float32)
+    for layer in range(len(weights.qkv)):
+        _normalise(x, shape, normed)
+        _multiply(normed, weights.qkv[layer], qkv)
+        for row in range(count):
+            _attend(qkv[row], layer, slots[row], lengths[row], weights, shape, keys[layer], values[layer], mixed[row])
+        _multiply(mixed, weights.output[layer], normed)
+        _add(x, normed)
+        _normalise(x, shape, normed)
+        _multiply(normed, weights.up[layer], up)
+        for row in range(rows):
+            _activate(up[row], shape.is_gated, active[row])
+        _multiply(active, weights.down[layer], normed)
+        _add(x, normed)
+    if len(logits):
+        head(x, weights, shape, logits)
+
+
+@kernel
+def head(x: Floats, weights: Weights, shape: Shape, logits: Floats) -> None:
+    """Write the logits `(rows, vocab_size)` of vectors `(rows, d_model)` after the last layer."""
+    normed = np.empty(x.shape, np.float32)
+    _normalise(x, shape, normed)
+    _multiply(normed, weights.head, logits)
+
+
+@kernel
+def _normalise(x: Floats, shape: Shape, out: Floats) -> None:
+    """Write RMSNorm of each row; its gain and the root of its width are in the matrix that follows."""
+    for row in range(len(x)):
+        scale = np.float32(1)
+        if shape.has_norms:
+            squares = np.float64(0)
+            for i in range(x.shape[1]):
+                squares += np.float64(x[row, i]) * np.float64(x[row, i])
+            scale = np.float32(1.0 / np.sqrt(squares + shape.norm_floor * shape.norm_floor))
+        for i in range(x.shape[1]):
+            out[row, i] = x[row, i] * scale
+
+
+@kernel
+def _add(x: Floats, product: Floats) -> None:
+    for row in range(len(x)):
+        for i in range(x.shape[1]):
+            x[row, i] += product[row, i]
+
+
+# --- products ------------------------------------------------------------------------------------------------------
+
+
+@kernel
+def _multiply(x: Floats, weight: Floats, out: Floats) -> None:
+    """Write the product of `x` `(rows, in_features)` with a matrix in strips: `(rows, out_features)`.
+
+    Each number is one chain of sums in the order of the input's features, whether four rows go together or one alone.
+    """
+    rows, in_features = x.shape
+    for first in range(0, out.shape[1], STRIP):
+        end = min(first + STRIP, out.shape[1])
+        strip = weight[first * in_features : end * in_features].reshape(in_features, end - first)
+        if rows == 1:
+            _multiply_one(x[0], strip, out[0, first:end])
+        for row in range(0, rows - 3, 4):
+            _multiply_four(
+                strip,
+                x[row],
+                x[row + 1],
+                x[row + 2],
+                x[row + 3],
+                out[row, first:end],
+                out[row + 1, first:end],
+                out[row + 2, first:end],
+                out[row + 3, first:end],
+            )
+
+
+@kernel
+def _multiply_one(x: Floats, strip: Floats, out: Floats) -> None:
+    width = len(out)
+    out[:] = np.float32(0)
+    whole = len(x) // 4 * 4
+    for k in range(0, whole, 4):
+        w0, w1, w2, w3 = strip[k], strip[k + 1], strip[k + 2], strip[k + 3]
+        a0, a1, a2, a3 = x[k], x[k + 1], x[k + 2], x[k + 3]
+        for i in range(width):
+            out[i] = a3 * w3[i] + (a2 * w2[i] + (a1 * w1[i] + (a0 * w0[i] + out[i])))
+    for k in range(whole, len(x)):
+        w0, a0 = strip[k], x[k]
+        for i in range(width):
+            out[i] = a0 * w0[i] + out[i]
+
+
+@kernel
+def _multiply_four(
+    strip: Floats,
+    x0: Floats,
+    x1: Floats,
+    x2: Floats,
+    x3: Floats,
+    out0: Floats,
+    out1: Floats,
+    out2: Floats,
+    out3: Floats,
+) -> None:
+    in_features, width = strip.shape
+    for i in range(width):
+        out0[i] = out1[i] = out2[i] = out3[i] = np.float32(0)
+    whole = in_features // 4 * 4
+    for k in range(0, whole, 4):
+        w0, w1, w2, w3 = strip[k], strip[k + 1], strip[k + 2], strip[k + 3]
+        a0, a1, a2, a3 = x0[k], x0[k + 1], x0[k + 2], x0[k + 3]
+        b0, b1, b2, b3 = x1[k], x1[k + 1], x1[k + 2], x1[k + 3]
+        c0, c1, c2, c3 = x2[k], x2[k + 1], x2[k + 2], x2[k + 3]
+        d0, d1, d2, d3 = x3[k], x3[k + 1], x3[k + 2], x3[k + 3]
+        for i in range(width):
+            v0, v1, v2, v3 = w0[i], w1[i], w2[i], w3[i]
+            out0[i] = a3 * v3 + (a2 * v2 + (a1 * v1 + (a0 * v0 + out0[i])))
+            out1[i] = b3 * v3 + (b2 * v2 + (b1 * v1 + (b0 * v0 + out1[i])))
+            out2[i] = c3 * v3 + (c2 * v2 + (c1 * v1 + (c0 * v0 + out2[i])))
+            out3[i] = d3 * v3 + (d2 * v2 + (d1 * v1 + (d0 * v0 + out3[i])))
+    for k in range(whole, in_features):
+        w0 = strip[k]
+        for i in range(width):
+            out0[i] = x0[k] * w0[i] + out0[i]
+            out1[i] = x1[k] * w0[i] + out1[i]
+            out2[i] = x2[k] * w0[i] + out2[i]
+            out3[i] = x3[k] * w0[i] + out3[i]
+
+
+# --- one row's attention and gate ----------------------------------------------------------------------------------
+
+
+@kernel
+def _attend(
+    qkv: Floats,
+    layer: int,
+    slot: int,
+    length: int,
+    weights: Weights,
+    shape: Shape,
+    keys: Floats,
+    values: Floats,
+    mixed: Floats,
+) -> None:
+    """Turn and store a row's key and value after the first `length`, and write what its heads mix, `(d_model)`."""
+    _, kv_heads, d_head, _ = keys.shape
+    heads = qkv.reshape(-1, d_head)  # (heads of queries, keys, values; d_head)
+    for head in range(shape.num_heads + kv_heads):
+        if len(weights.head_gains):
+            _normalise_head(heads[head], weights.head_gains[layer, head], shape.norm_eps)
+        if len(weights.rotations):
+            _rotate(heads[head], weights.rotations[length])
+    for head in range(kv_heads):
+        for i in range(d_head):
+            keys[slot, head, i, length] = heads[shape.num_heads + head, i]
+        values[slot, head, length] = heads[shape.num_heads + kv_heads + head]
+    group = shape.num_heads // kv_heads
+    shares = np.empty(-(-(length + 1) // _LANES) * _LANES, np.float32)
+    for head in range(shape.num_heads):
+        _share_out(heads[head], keys[slot, head // group], length + 1, shares)
+        _mix(shares, values[slot, head // group], length + 1, mixed[head * d_head : (head + 1) * d_head])
+
+
+@kernel
+def _normalise_head(x: Floats, gain: Floats, eps: float) -> None:
+    squares = np.float64(0)
+    for i in range(len(x)):
+        squares += np.float64(x[i]) * np.float64(x[i])
+    scale = np.float32(1.0 / np.sqrt(squares / len(x) + eps))
+    for i in range(len(x)):
+        x[i] = x[i] * scale * gain[i]
+
+
+@kernel
+def _rotate(x: Floats, rotation: Floats) -> None:
+    """Turn each pair of neighbours by its angle."""
+    for pair in range(len(rotation)):
+        cos, sin = rotation[pair]
+        first, second = x[2 * pair], x[2 * pair + 1]
+        x[2 * pair] = first * cos - second * sin
+        x[2 * pair + 1] = first * sin + second * cos
+
+
+@kernel
+def _share_out(query: Floats, keys: Floats, end: int, shares: Floats) -> None:
+    """Write the softmax of the query's products with the first `end` keys `(d_head, max_length)`."""
+    shares[:] = np.float32(0)
+    for i in range(len(query)):
+        a, row = query[i], keys[i]
+        for place in range(end):
+            shares[place] = a * row[place] + shares[place]
+    scale = np.float32(1.0 / np.sqrt(len(query)))
+    greatest = np.float32(-np.inf)
+    for place in range(end):
+        shares[place] *= scale
+        greatest = max(greatest, shares[place])
+    for place in range(end):
+        shares[place] = _exp(shares[place] - greatest)
+    shares[end:] = np.float32(0)
+    lanes = np.zeros(_LANES, np.float32)
+    for first in range(0, len(shares), _LANES):
+        for lane in range(_LANES):
+            lanes[lane] += shares[first + lane]
+    total = np.float32(0)
+    for lane in range(_LANES):
+        total += lanes[lane]
+    part = np.float32(1) / total
+    for place in range(end):
+        shares[place] *= part
+
+
+@kernel
+def _mix(shares: Floats, values: Floats, end: int, mixed: Floats) -> None:
+    """Write the sum of the first `end` values `(max_length, d_head)` by their shares."""
+    mixed[:] = np.float32(0)
+    whole = end // 4 * 4
+    for place in range(0, whole, 4):
+        v0, v1, v2, v3 = values[place], values[place + 1], values[place + 2], values[place + 3]
+        a0, a1, a2, a3 = shares[place], shares[place + 1], shares[place + 2], shares[place + 3]
+        for i in range(len(mixed)):
+            mixed[i] = a3 * v3[i] + (a2 * v2[i] + (a1 * v1[i] + (a0 * v0[i] + mixed[i])))
+    for place in range(whole, end):
+        a0, v0 = shares[place], values[place]
+        for i in range(len(mixed)):
+            mixed[i] = a0 * v0[i] + mixed[i]
+
+
+@kernel
+def _activate(up: Floats, is_gated: bool, out: Floats) -> None:
+    """Write `silu(gate) * x`, or without a gate `silu(x)`."""
+    for i in range(len(out)):
+        x = up[i]
+        silu = x / (np.float32(1) + _exp(-x))
+        out[i] = silu * up[len(out) + i] if is_gated else silu
+
+
+@kernel
+def _exp(x: np.float32) -> np.float32:
+    """Return exp to 1e-7 of itself, between exp(-87) and exp(88): 2^n times a polynomial (Cephes, Moshier 1992)."""
+    x = min(max(x, np.float32(-87)), np.float32(88))
+    n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
+    rest = x - n * np.float32(0.693359375) - n * np.float32(-2.12194440e-4)  # ln 2 in two parts
+    sum_ = np.float32(1.9875691500e-4)
+    sum_ = sum_ * rest + np.float32(1.3981999507e-3)
+    sum_ = sum_ * rest + np.float32(8.3334519073e-3)
+    sum_ = sum_ * rest + np.float32(4.1665795894e-2)
+    sum_ = sum_ * rest + np.float32(1.6666665459e-1)
+    sum_ = sum_ * rest + np.float32(5.0000001201e-1)
+    sum_ = sum_ * (rest * rest) + rest + np.float32(1)
+    power = np.int32((np.int32(n) + 127) << 23).view(np.float32)  # the bits of 2^n
+    return sum_ * power
