@@ -38,6 +38,7 @@ VALID: dict[str, set[str]] = {
         "fit.drop_highest",  # none
         "fit.resamples",  # no intervals
         "fit.resample_seed",
+        "lines",  # only those to come
         "limits.logprobs",  # of the chosen tokens alone
         "limits.stop",  # no stop strings
         "limits.waiting",  # as many texts as there are slots
@@ -77,7 +78,7 @@ VALID: dict[str, set[str]] = {
         "workers",  # one for each core
     },
     "negative": {"sampling.frequency_penalty", "sampling.presence_penalty"},  # more of what the text has
-    "huge": {"fit.resample_seed", "seed", "training.seed"},
+    "huge": {"fit.resample_seed", "place", "seed", "training.seed"},  # place: runs that did not come so far say so
     "empty": {"logging.architecture", "logging.dataset", "logging.run_name"},
     "NUL": {"separator"},  # a special token is any text
     "no items": {
@@ -87,6 +88,7 @@ VALID: dict[str, set[str]] = {
         "compare",
         "files",
         "holdout",
+        "filter",
         "language",
         "optimum.flops",
         "optimum.time",
