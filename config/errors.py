@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from config.keys import describe_value, iter_keys, section_of
 from config.layers import Layer
 from config.paths import not_utf8
-from config.suggest import hint
+from config.suggest import closest, hint
 
 MAX_ERRORS = 50
 _WRITE = "; write "
@@ -166,6 +166,8 @@ def _owner_of(schema: type[BaseModel], tree: dict[str, Any]) -> str | None:
     """Say which command a file is for if `schema` does not know all of its keys and another command does."""
     unknown = _unfit(schema, tree, ("extra_forbidden",))
     if not unknown:
+        return None
+    if len(unknown) == 1 and closest(unknown[0], _names_of(schema), cutoff=0.8):  # misspelt, so far as anyone can say
         return None
     from config.commands import COMMANDS
 

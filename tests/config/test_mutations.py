@@ -43,6 +43,9 @@ VALID: dict[str, set[str]] = {
         "limits.stop",  # no stop strings
         "limits.waiting",  # as many texts as there are slots
         "measure.warmup",
+        "model.dropout.attention",  # none
+        "model.dropout.embedding",
+        "model.dropout.residual",
         "optimizer.beta1",  # no memory
         "optimizer.beta2",
         "optimizer.max_grad_norm",  # no clipping

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -79,6 +80,7 @@ def test_no_more_files_are_open_than_a_process_may_have(tmp_path: Path, monkeypa
     """Shards are opened when they are read, not before; those for which there is no room do not stay open."""
     monkeypatch.setattr(shards, "max_open", lambda: 8)
     ids = ids_with_documents(300)
+    gc.collect()  # or what other tests left open may close in between
     before = len(os.listdir("/proc/self/fd"))
     tokens = TokenDataset(write_shards(tmp_path / "a.shards", cut(ids, 10))).tokens
     assert len(os.listdir("/proc/self/fd")) == before

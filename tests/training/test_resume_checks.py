@@ -41,7 +41,9 @@ EVENTFUL = {
     "training.micro_batch_size": 4,
     "training.spike_guard": "rollback",
     "training.max_skipped_steps": 1,
-    "training.eval_interval": 3,
+    "training.eval_interval": 1,
+    "training.early_stop_min_delta": 0.5,
+    "training.early_stop_patience": 100,
     "schedule.min_learning_rate": 1e-4,
     "training.max_time": "110s",
 }
@@ -51,10 +53,10 @@ def eventful(patch: pytest.MonkeyPatch) -> None:
     """Make every field of the state matter.
 
     Batch 2 is not finite, so a step was skipped before the first checkpoint, and batch 5 is a spike, so the data are
-    shifted from the second on. The validation loss rises, so the best step lies before. Each step's line shows numbers
-    of all generators. Logging begins with another id where it is not told the old one. By the clock each step takes 7
-    seconds, so that the time is ahead of the steps and says how far the schedule is. Each look at the time that the log
-    shows finds it 3 seconds later.
+    shifted from the second on. The validation loss rises after step 3, so the best step lies before; that one is too
+    little lower to count for early stopping. Each step's line shows numbers of all generators. Logging begins with
+    another id where it is not told the old one. By the clock each step takes 7 seconds, so the time is ahead of the
+    steps and says how far the schedule is. Each look at the time that the log shows finds it 3 seconds later.
     """
 
     def seconds(self: Timer) -> float:
@@ -69,7 +71,11 @@ def eventful(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Timer, "elapsed_s", elapsed_s)
     poison(patch, {2: float("nan"), 5: 10.0})
     patch.setattr(spike_guard, "NUM_LOSSES_BEFORE_SPIKES", 3)
-    patch.setattr(Trainer, "validate", lambda self: EvalResult(loss=1 + self.state.step, bits_per_byte=1.0))
+    patch.setattr(
+        Trainer,
+        "validate",
+        lambda self: EvalResult(loss=max(4.2, 1 + self.state.step) if self.state.step != 3 else 4.0, bits_per_byte=1.0),
+    )
     metrics, create = Trainer._metrics, logger.create_logger
 
     def with_noise(self: Trainer, *args: Any) -> dict[str, float]:

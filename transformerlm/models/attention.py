@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -60,10 +60,12 @@ def attend(
     drops = dropout_key is not None and dropout_probability > 0.0
     if implementation == "fused" and not drops and may_hand_over():  # hand-over
         return _fused_attention(query, key, value, mask, is_causal)
-    dropping: dict[str, Any] = {"dropout_probability": dropout_probability, "dropout_key": dropout_key}
-    if is_causal:
-        return causal_attention(query, key, value, **dropping)
-    return scaled_dot_product_attention(query, key, value, mask, **dropping)
+    if is_causal and not drops:
+        return causal_attention(query, key, value)
+    mask = causal_mask(query.shape[-2], key.shape[-2], query.device) if is_causal else mask
+    return scaled_dot_product_attention(
+        query, key, value, mask, dropout_probability=dropout_probability, dropout_key=dropout_key
+    )
 
 
 def _fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:

@@ -86,19 +86,10 @@ def scaled_dot_product_attention(
     return dropout(softmax(scores, dim=-1), dropout_probability, dropout_key) @ value
 
 
-def causal_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    dropout_probability: float = 0.0,
-    dropout_key: Tensor | None = None,
-) -> Tensor:
+def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Return the attention in which no query sees a later key; the queries are the last positions of the keys."""
     mask = causal_mask(query.shape[-2], key.shape[-2], query.device)
-    return scaled_dot_product_attention(
-        query, key, value, mask, dropout_probability=dropout_probability, dropout_key=dropout_key
-    )
+    return scaled_dot_product_attention(query, key, value, mask)
 
 
 def causal_mask(num_queries: int, num_keys: int, device: torch.device | str | None = None) -> Tensor:

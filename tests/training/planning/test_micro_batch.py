@@ -154,7 +154,7 @@ def test_running_out_of_memory_is_an_answer(auto, monkeypatch):
     assert micro_batch._runs(model, 2, 10, CPU, "fp32")
     assert all(parameter.grad is None for parameter in model.parameters())
 
-    def full(*_):
+    def full(*_, **__):
         raise torch.OutOfMemoryError("full")
 
     monkeypatch.setattr(micro_batch, "batch_loss", full)
