@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +12,11 @@ from transformerlm.experiments.compare import BITS, MEASURED_ON, NATS
 from transformerlm.experiments.history import RunHistory, read_history
 from transformerlm.experiments.listing import disk_bytes
 from transformerlm.experiments.run_directories import RunSummary, summary_of
+from transformerlm.experiments.saved_checkpoints import checkpoint_directories, linked_names
 from transformerlm.experiments.settings import changed
 
 Facts = dict[str, Any]
 CURVE_POINTS = 200
-_CHECKPOINT = re.compile(r"step-(\d{8,})")
 _TRAINING_LOSS, _SPEED, _SECONDS = "metrics.loss", "metrics.tokens_per_second", "time.elapsed_s"
 
 
@@ -106,25 +104,17 @@ def _thinned(values: list[float | None]) -> list[float | None]:
 
 def checkpoints_of(directory: Path) -> Facts:
     """Return the steps and sizes of a run's checkpoints, the oldest first, and the steps of `latest` and `best`."""
-    root = directory / "checkpoints"
     try:
-        found = sorted(
-            (int(match[1]), root / name) for name in os.listdir(root) if (match := _CHECKPOINT.fullmatch(name))
-        )
+        found = checkpoint_directories(directory)
     except OSError:
-        return {"checkpoints.steps": [], "checkpoints.bytes": []}
-    facts: Facts = {
-        "checkpoints.steps": [step for step, _ in found],
-        "checkpoints.bytes": [disk_bytes(path) for _, path in found],
+        found = {}
+    steps = {path.name: step for step, path in found.items()}
+    links = {link: steps[name] for link, name in linked_names(directory).items() if name in steps}
+    return {
+        "checkpoints.steps": list(found),
+        "checkpoints.bytes": [disk_bytes(path) for path in found.values()],
+        **{f"checkpoints.{link}": step for link, step in links.items()},
     }
-    for link in ("latest", "best"):
-        try:
-            match = _CHECKPOINT.fullmatch(os.readlink(root / link))
-        except OSError:
-            continue
-        if match:
-            facts[f"checkpoints.{link}"] = int(match[1])
-    return facts
 
 
 def reproduction(history: RunHistory) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from transformerlm.experiments.history import RunHistory
+from transformerlm.experiments.listing import disk_bytes
 from transformerlm.experiments.metric_lines import as_record
 from transformerlm.experiments.run_directories import RunSummary
+from transformerlm.experiments.saved_checkpoints import checkpoint_directories, linked_names
 
 Rows = list[tuple[str, str]]
 """Words, and what is to be said of them."""
@@ -224,12 +225,12 @@ def _notes(run: RunHistory) -> Iterator[str]:
 
 def checkpoints_of(directory: Path) -> list[dict[str, Any]]:
     """Return the checkpoints that a run has now: step, names, bytes, validation loss and the sha256 of the weights."""
-    folder = directory / "checkpoints"
-    names = {name: _target(folder / name) for name in ("latest", "best")}
-    found = []
-    for path in sorted(folder.glob("step-*")):
-        if not path.name[5:].isdigit() or path.is_symlink() or not path.is_dir():
-            continue
+    try:
+        directories = checkpoint_directories(directory)
+    except OSError:
+        directories = {}
+    names, found = linked_names(directory), []
+    for step, path in directories.items():
         state = _state_of(path)
         sums = state.get("sha256")
         weights = (
@@ -237,21 +238,14 @@ def checkpoints_of(directory: Path) -> list[dict[str, Any]]:
         )
         found.append(
             {
-                "step": int(path.name[5:]),
+                "step": step,
                 "names": [name for name, target in names.items() if target == path.name],
-                "bytes": _bytes_of(path),
+                "bytes": disk_bytes(path),
                 "val_loss": _number(state.get("val_loss")),
                 "sha256": {str(name): str(one)[:64] for name, one in sorted(weights.items())},
             }
         )
     return found
-
-
-def _target(link: Path) -> str | None:
-    try:
-        return os.readlink(link)
-    except OSError:
-        return None
 
 
 def _state_of(checkpoint: Path) -> Mapping[str, Any]:
@@ -262,17 +256,6 @@ def _state_of(checkpoint: Path) -> Mapping[str, Any]:
         return as_record(path.read_bytes()) or {}
     except OSError:
         return {}
-
-
-def _bytes_of(directory: Path) -> int:
-    total = 0
-    for folder, _, names in os.walk(directory):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(folder, name)).st_size
-            except OSError:  # removed just now
-                continue
-    return total
 
 
 # --- values ------------------------------------------------------------------------------------------------------

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformerlm.checkpoints.naming import LINKS
 from transformerlm.experiments.run_directories import flat_settings
 from transformerlm.utils.files import file_sha256
 from transformerlm.utils.json_files import read_json_object, values_sha256
@@ -45,6 +48,15 @@ def checkpoint_directories(run_dir: Path) -> dict[int, Path]:
     found = root.iterdir() if root.is_dir() and not root.is_symlink() else ()
     names = ((_NAME.fullmatch(path.name), path) for path in found if path.is_dir() and not path.is_symlink())
     return dict(sorted((int(match[1]), path) for match, path in names if match))
+
+
+def linked_names(run_dir: Path) -> dict[str, str]:
+    """Return the names of the checkpoints that `latest` and `best` stand for; a link that is not there has none."""
+    names = {}
+    for link in LINKS:
+        with suppress(OSError):
+            names[link] = os.readlink(run_dir / "checkpoints" / link)
+    return names
 
 
 def read_checkpoint(directory: Path, step: int) -> SavedCheckpoint:
