@@ -66,7 +66,8 @@ def rows_of(facts: Record) -> Iterator[tuple[str, str]]:
         words = "lines of metrics.jsonl are no JSON objects, and are" if several else ""
         words = words or "line of metrics.jsonl is no JSON object, and is"
         yield "damage", f"{facts['bad_lines']} {words} left out"
-    yield "reproduce", shell_line(facts["reproduce"])
+    if facts["reproduce"]:
+        yield "reproduce", facts["reproduce"]
 
 
 def _loss_rows(facts: Record) -> Iterator[tuple[str, str]]:
@@ -93,7 +94,7 @@ def _several(title: str, texts: Iterator[str]) -> Iterator[tuple[str, str]]:
 
 def _value(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(word, str) for word in value):
-        return shell_line(value)
+        return shlex.join(value)
     return str(value).lower() if isinstance(value, bool) else "unknown" if value is None else str(value)
 
 
@@ -101,8 +102,3 @@ def _checkpoints(facts: Record) -> Iterator[str]:
     for step, size in zip(facts["checkpoints.steps"], facts["checkpoints.bytes"], strict=True):
         links = [link for link in ("latest", "best") if facts.get(f"checkpoints.{link}") == step]
         yield f"step {step:,}, {short_bytes(size)}{', ' if links else ''}{', '.join(links)}"
-
-
-def shell_line(words: list[str]) -> str:
-    """Return words as a line of a shell; a setting of its environment before the command is not quoted."""
-    return " ".join(word if word.startswith("OMP_NUM_THREADS=") else shlex.quote(word) for word in words)

@@ -46,7 +46,10 @@ def compare(config: RunsCompareConfig) -> None:
         from transformerlm.experiments.compare import compare_runs
         from transformerlm.experiments.compare_tables import records
         from transformerlm.experiments.history import read_history
+        from transformerlm.experiments.run_directories import check_is_run
 
+        for path in config.runs:
+            check_is_run(path)
         runs = [read_history(path, name=path.resolve().name) for path in config.runs]
         comparison = compare_runs(runs, at=config.at, place=config.place)
     for line in comparison.notes:

@@ -35,12 +35,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def report(config: RunsReportConfig) -> None:
     """Write the report, and say where it is: for people on stderr, and a JSON line on stdout that is no terminal."""
     from transformerlm.experiments.history import read_history
-    from transformerlm.experiments.metric_lines import METRICS
     from transformerlm.experiments.report import check_output, write_report
+    from transformerlm.experiments.run_directories import check_is_run
 
     for path in config.runs:
-        if not (path / METRICS).is_file():
-            raise ValueError(f"runs: expected directories of runs, found no {METRICS} in {path}")
+        check_is_run(path)
     check_output(config.output)
     with working("reading the runs"):
         histories = [read_history(path.resolve(), name=path.resolve().name) for path in config.runs]

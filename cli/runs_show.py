@@ -36,8 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def show(config: RunsShowConfig) -> None:
     """Print the facts: a JSON line, or words for people."""
     from transformerlm.experiments.facts import facts_of
+    from transformerlm.experiments.run_directories import check_is_run
     from transformerlm.experiments.sparkline import blocks_for, sparkline
 
+    check_is_run(config.run)
     facts = facts_of(config.run)
     if config.output.format == "json" or (config.output.format == "auto" and not sys.stdout.isatty()):
         print(json.dumps(facts, allow_nan=False))

@@ -48,10 +48,10 @@ def tail(config: RunsTailConfig) -> int:
 
 
 def _follow(config: RunsTailConfig) -> None:
-    from transformerlm.experiments.following import RunLines
+    from transformerlm.experiments.following import FollowedRun
 
     is_json = config.output.format == "json" or (config.output.format == "auto" and not sys.stdout.isatty())
-    lines = RunLines(config.run)
+    lines = FollowedRun(config.run)
     has_ended = lines.has_ended()  # asked before the lines are read: what was written before its end is among them
     if has_ended or not config.follow:
         _show(lines.new()[-config.lines :] if config.lines else [], lines, is_json=is_json)

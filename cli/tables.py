@@ -32,6 +32,12 @@ def columns_that_fit(heads: Cells, rows: Sequence[Cells], *, width: int, drop: S
     return kept
 
 
+def shortened(text: str, most: int) -> str:
+    """Return a text of at most `most` characters: its beginning and its end, which mostly tell it from others."""
+    end = (most - 3) // 2
+    return text if len(text) <= most else f"{text[: most - 3 - end]}...{text[len(text) - end :]}"
+
+
 def short_number(value: float | None) -> str:
     """Return a count in at most five characters: 512, 5.3M, 12.9G; nothing for None."""
     if value is None:

@@ -25,13 +25,17 @@ class Logger(ABC):
     def write(self, record: Mapping[str, Any]) -> None:
         """Take one flat record, as `flatten` returns it."""
 
-    def log_metrics(self, step: int, metrics: Mapping[str, Any], *, elapsed_s: float | None = None) -> None:
+    def log_metrics(
+        self, step: int, metrics: Mapping[str, Any], *, elapsed_s: float | None = None, peak_bytes: int | None = None
+    ) -> None:
         """Log the measurements of a step; `{"loss": 2.5}` is written as `metrics.loss`.
 
-        `elapsed_s`, the seconds from the run's beginning to this step, is written as `time.elapsed_s`.
+        `elapsed_s`, the seconds from the run's beginning to this step, is written as `time.elapsed_s`, and
+        `peak_bytes`, the most memory until then, as `memory.peak_bytes`.
         """
-        clock = {} if elapsed_s is None else {"time.elapsed_s": elapsed_s}
-        self.write({"step": step, **flatten(metrics, prefix="metrics."), **clock})
+        beside = {"time.elapsed_s": elapsed_s, "memory.peak_bytes": peak_bytes}
+        known = {key: value for key, value in beside.items() if value is not None}
+        self.write({"step": step, **flatten(metrics, prefix="metrics."), **known})
 
     def log_event(self, event: str, **fields: Any) -> None:
         """Log that something happened, as `{"event": "checkpoint_saved", "step": 1000}`."""

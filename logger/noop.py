@@ -14,5 +14,7 @@ class NoopLogger(Logger):
     def write(self, record: Mapping[str, Any]) -> None:
         """Do nothing."""
 
-    def log_metrics(self, step: int, metrics: Mapping[str, Any], *, elapsed_s: float | None = None) -> None:
+    def log_metrics(
+        self, step: int, metrics: Mapping[str, Any], *, elapsed_s: float | None = None, peak_bytes: int | None = None
+    ) -> None:
         """Do nothing; in particular, do not wait for a device to hand over its scalars."""

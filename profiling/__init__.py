@@ -1,1 +1,1 @@
-"""NVTX ranges (`profiling.nvtx`) and CUDA memory (`profiling.memory`); without CUDA both do nothing."""
+"""NVTX ranges (`profiling.nvtx`) and memory (`profiling.memory`); without CUDA, only a process's memory is counted."""

@@ -9,6 +9,10 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def start_history(enabled: bool = True, *, max_entries: int = 100_000) -> bool:
@@ -69,6 +73,18 @@ def peaks() -> dict[str, int]:
         found["cuda_peak_allocated_bytes"] = torch.cuda.max_memory_allocated()
         found["cuda_peak_reserved_bytes"] = torch.cuda.max_memory_reserved()
     return found
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """Return the most memory so far where a model computes; None if the system does not say.
+
+    On a CUDA device, that is what torch has allocated there, else the resident memory of this process.
+    """
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    return peak_rss_bytes()
 
 
 def reset_peaks() -> None:

@@ -73,3 +73,12 @@ def test_every_step_line_has_a_time(pipeline):
     assert times == sorted(times)
     assert times[0] > 0
     assert sum("time.elapsed_s" in record for record in records) == 12
+
+
+def test_every_step_line_has_the_peak_of_memory(pipeline):
+    """It is that of the process in bytes, which no later line undercuts by more than the kernel's rounding."""
+    records = read_records(pipeline.run)
+    peaks = [record["memory.peak_bytes"] for record in records if "memory.peak_bytes" in record]
+    assert len(peaks) == sum("metrics.loss" in record for record in records) == 12
+    assert all(1 << 20 < peak < 1 << 42 for peak in peaks)
+    assert peaks[-1] >= peaks[0] - (8 << 20)

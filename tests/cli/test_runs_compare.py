@@ -252,7 +252,7 @@ def test_a_picture_is_written(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "metrics.jsonl: No such file or directory"),
+        (None, "expected the directory of a run, found no metrics.jsonl in it"),
         ('{"a": 1}\n', "expected validations with metrics.val_loss, found none (set data.valid)"),
         ("{", "expected validations with metrics.val_loss, found none"),
     ],

@@ -30,7 +30,7 @@ def test_refusals_are_one_line(tmp_path):
     kept = tmp_path / "kept.txt"
     kept.write_text("mine")
     for arguments, words in (
-        ([tmp_path], f"found no metrics.jsonl in {tmp_path}"),
+        ([tmp_path], f"{tmp_path}: expected the directory of a run, found no metrics.jsonl in it"),
         ([run, f"--output={kept}"], "expected a new name or an older report"),
         ([run, f"--output={tmp_path}"], "found a directory"),
     ):
@@ -45,7 +45,7 @@ def test_refusals_are_one_line(tmp_path):
 def test_the_command_in_it_gives_the_same_losses(pipeline, tmp_path):
     """A shell that runs the report's command in a fresh place trains the same run, bit for bit."""
     from transformerlm.experiments.history import read_history
-    from transformerlm.experiments.report_facts import command_of
+    from transformerlm.experiments.reproduction import command_of
 
     history = read_history(pipeline.run)
     subprocess.run(["bash", "-c", command_of(history)], check=True, cwd=tmp_path, capture_output=True, timeout=600)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.cli.commands import call, call_in_terminal
 from tests.experiments.runs import FINISHED, STARTED, step, validation, write_run
-from transformerlm.experiments.facts import reproduction
-from transformerlm.experiments.history import read_history
 
 
 def test_a_real_run_in_words(pipeline):
@@ -26,18 +22,8 @@ def test_a_real_run_in_words(pipeline):
     assert record["state"] == "finished"
     assert record["checkpoints.latest"] == record["step"]
     assert record["environment.versions.python"]
-
-
-@pytest.mark.slow
-def test_the_command_reproduces_the_run(pipeline, tmp_path):
-    """The command that is shown trains beside the run, and gives the same losses bit for bit."""
-    history = read_history(pipeline.run)
-    words = reproduction(history)
-    done = call("train", *words[words.index("transformerlm-train") + 1 :], f"--runs_dir={tmp_path}")
-    assert done.code == 0, done.stderr
-    again = read_history(tmp_path / "run-again")
-    for key in ("metrics.loss", "metrics.val_loss", "metrics.grad_l2_norm"):
-        assert again.series[key].values.tolist() == history.series[key].values.tolist()
+    assert f"reproduce     {record['reproduce']}\n" in done.stdout
+    assert record["reproduce"].startswith("cd ")
 
 
 def test_a_run_that_trains_is_shown_as_far_as_it_is(tmp_path):
@@ -68,5 +54,5 @@ def test_what_is_no_run_is_refused(tmp_path):
     """Exit 2, with a line that names the file; without a run, the line says what is expected."""
     done = call("runs_show", tmp_path)
     assert (done.code, done.stdout) == (2, "")
-    assert done.stderr == f"error: {tmp_path}/metrics.jsonl: No such file or directory\n"
+    assert done.stderr == f"error: {tmp_path}: expected the directory of a run, found no metrics.jsonl in it\n"
     assert call("runs_show").stderr.startswith("transformerlm-runs show: expected RUN, or --config FILE.toml")

@@ -86,4 +86,4 @@ def test_what_is_no_run_is_refused(tmp_path):
     """Exit 2, with a line that names the file."""
     done = call("runs_tail", tmp_path)
     assert (done.code, done.stdout) == (2, "")
-    assert done.stderr == f"error: {tmp_path}/metrics.jsonl: No such file or directory\n"
+    assert done.stderr == f"error: {tmp_path}: expected the directory of a run, found no metrics.jsonl in it\n"

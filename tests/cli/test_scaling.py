@@ -12,26 +12,12 @@ import pytest
 from tests.cli.commands import ROOT, call
 from tests.experiments.scaling import fake_train
 from tests.experiments.scaling.laws import KNOWN, drawn
+from tests.experiments.sweep.helpers import BASE as SWEPT
 from tests.training.tiny_run import write_tiny_files
 from transformerlm.experiments.scaling import pictures
 from transformerlm.experiments.sweep import scheduler
 
-BASE = """\
-[model]
-vocab_size = 300
-context_length = 16
-d_model = 32
-num_layers = 1
-num_heads = 2
-d_ff = 64
-[data]
-train = "train.npy"
-valid = "valid.npy"
-tokenizer = "tokenizer"
-[training]
-max_steps = 12
-batch_size = 4
-"""
+BASE = SWEPT.replace("[data]", "d_ff = 64\n[data]")
 SCALING = """\
 base = "base.toml"
 dir = "law"

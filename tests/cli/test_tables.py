@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cli.tables import columns_that_fit, real, short_bytes, short_number, short_time, table_lines
+from cli.tables import columns_that_fit, real, short_bytes, short_number, short_time, shortened, table_lines
 
 
 def test_columns_are_as_wide_as_their_cells():
@@ -22,6 +22,12 @@ def test_columns_go_until_the_rest_fits():
     assert columns_that_fit(heads, rows, width=16, drop=[1, 2]) == [0, 1, 2]
     assert columns_that_fit(heads, rows, width=15, drop=[1, 2]) == [0, 2]
     assert columns_that_fit(heads, rows, width=1, drop=[1, 2]) == [0]
+
+
+def test_a_long_text_is_cut_in_its_middle():
+    """Both ends stay, and no more characters than may be."""
+    assert shortened("rates/learning_rate=0.002-4e097a67b0-2", 14) == "rates/...7b0-2"
+    assert [shortened("abcdefgh", most) for most in (9, 8, 7)] == ["abcdefgh", "abcdefgh", "ab...gh"]
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import shlex
 
-from cli.run_words import shell_line
 from tests.experiments.runs import FINISHED, STARTED, step, validation, write_run
-from transformerlm.experiments.facts import checkpoints_of, facts_of, reproduction
-from transformerlm.experiments.history import read_history
+from transformerlm.experiments.facts import checkpoints_of, facts_of
 
 ENVIRONMENT = {
     "event": "environment",
@@ -68,16 +65,3 @@ def test_checkpoints_have_steps_and_sizes(tmp_path):
     assert checkpoints_of(tmp_path) == {
         "checkpoints.steps": [3, 20], "checkpoints.bytes": [10, 30], "checkpoints.latest": 20,
     }  # fmt: skip
-
-
-def test_the_command_writes_out_what_was_automatic(tmp_path):
-    """Threads, micro-batch, precision and device; what the settings say is not repeated."""
-    started = STARTED | {"micro_batch_size": 4, "precision": "bf16", "device": "cpu"}
-    directory = write_run(tmp_path, "my run", started, ENVIRONMENT, config={"training.device": "cpu"})
-    words = reproduction(read_history(directory))
-    assert words == [
-        "OMP_NUM_THREADS=2", "transformerlm-train", "--config", str(directory / "config.toml"),
-        "--logging.run_name=my run-again", "--training.micro_batch_size=4", "--training.precision=bf16",
-    ]  # fmt: skip
-    assert shlex.split(shell_line(words)) == words
-    assert shell_line(words).startswith("OMP_NUM_THREADS=2 transformerlm-train --config ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.experiments.runs import FINISHED, STARTED, lines, step, write_run
-from transformerlm.experiments.following import RunLines
+from transformerlm.experiments.following import FollowedRun
 from transformerlm.utils.lock import DirectoryLock
 
 
@@ -17,7 +17,7 @@ def texts(found) -> list[int]:
 def test_each_line_comes_once(tmp_path):
     """A line that is half written comes when it is whole."""
     directory = write_run(tmp_path, "a", STARTED, step(1, 5.0))
-    follower, path = RunLines(directory), directory / "metrics.jsonl"
+    follower, path = FollowedRun(directory), directory / "metrics.jsonl"
     assert texts(follower.new()) == [0, 1]
     assert follower.new() == []
     text = lines([step(2, 4.0), step(3, 3.0)])
@@ -33,7 +33,7 @@ def test_each_line_comes_once(tmp_path):
 def test_a_resume_replaces_the_file(tmp_path):
     """Steps that are made again come again, those before do not, and the curve has each step once."""
     directory = write_run(tmp_path, "a", STARTED, step(1, 5.0), step(2, 4.0), step(3, 3.5))
-    follower, path = RunLines(directory), directory / "metrics.jsonl"
+    follower, path = FollowedRun(directory), directory / "metrics.jsonl"
     follower.new()
     again = directory / "metrics.jsonl.tmp"
     again.write_text(lines([STARTED, step(1, 5.0), step(2, 4.0), {"event": "resumed", "step": 2}, step(3, 3.4)]))
@@ -46,11 +46,11 @@ def test_a_resume_replaces_the_file(tmp_path):
 def test_the_remaining_time_is_that_at_the_last_speed(tmp_path):
     """Steps that are left, times tokens a step, by tokens a second; without these it is not known."""
     started = STARTED | {"tokens_per_step": 64, "max_steps": 51}
-    follower = RunLines(write_run(tmp_path, "a", started, step(1, 5.0)))
+    follower = FollowedRun(write_run(tmp_path, "a", started, step(1, 5.0)))
     assert follower.eta_seconds() is None
     follower.new()
     assert 30 < follower.eta_seconds() <= 32
-    follower = RunLines(write_run(tmp_path, "b", STARTED | {"max_steps": "x"}, step(1, "nan")))
+    follower = FollowedRun(write_run(tmp_path, "b", STARTED | {"max_steps": "x"}, step(1, "nan")))
     follower.new()
     assert follower.eta_seconds() is None
     assert str(follower.losses) == "[nan]"
@@ -59,7 +59,7 @@ def test_the_remaining_time_is_that_at_the_last_speed(tmp_path):
 def test_a_run_has_ended_when_nobody_holds_it_or_it_says_so(tmp_path):
     """A training that draws its picture at the end holds it, but writes no more lines."""
     directory = write_run(tmp_path, "a", STARTED, step(1, 5.0))
-    follower = RunLines(directory)
+    follower = FollowedRun(directory)
     assert follower.has_ended()
     with DirectoryLock(directory):
         follower.new()
@@ -74,17 +74,17 @@ def test_a_run_has_ended_when_nobody_holds_it_or_it_says_so(tmp_path):
 def test_a_run_that_has_written_nothing(tmp_path):
     """One that trains is waited for; otherwise there is no run."""
     with DirectoryLock(tmp_path / "a"):
-        follower = RunLines(tmp_path / "a")
+        follower = FollowedRun(tmp_path / "a")
         assert follower.new() == []
         assert not follower.has_ended()
-    with pytest.raises(FileNotFoundError):
-        RunLines(tmp_path / "none")
+    with pytest.raises(ValueError, match="expected the directory of a run"):
+        FollowedRun(tmp_path / "none")
 
 
 def test_a_long_curve_is_thinned(tmp_path, monkeypatch):
     """The list of losses stays small, and its last one is the last loss."""
     monkeypatch.setattr("transformerlm.experiments.following._MOST_LOSSES", 10)
-    follower = RunLines(write_run(tmp_path, "a", *[step(at, float(at)) for at in range(1, 101)]))
+    follower = FollowedRun(write_run(tmp_path, "a", *[step(at, float(at)) for at in range(1, 101)]))
     follower.new()
     assert len(follower.losses) <= 10
     assert follower.losses == sorted(follower.losses)

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from transformerlm.experiments import loss_curve
-from transformerlm.experiments.history import Series
 from transformerlm.experiments.loss_curve import (
     HEIGHT,
     MARGIN,
@@ -28,7 +27,6 @@ from transformerlm.experiments.loss_curve import (
     save_loss_curve,
     save_png,
     save_svg,
-    thinned,
 )
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -188,21 +186,6 @@ def test_the_running_mean_is_the_mean_of_the_neighbours() -> None:
     assert mean[20] == pytest.approx(values[15:26].mean())
     assert mean[-1] == pytest.approx(values[-6:].mean())
     assert running_mean(values, 0) == pytest.approx(values)
-
-
-@pytest.mark.parametrize("count", [2, 799, 800, 801, 12_345])
-def test_thinning_keeps_ends_and_extremes_in_order(count: int) -> None:
-    """Few points are all kept; of many, the first, the last, the lowest and the highest are."""
-    values = np.random.default_rng(count).normal(size=count)
-    found = thinned(Series(np.arange(count) * 3, values), 800)
-    assert len(found.steps) == min(count, len(found.steps)) <= 802
-    assert set(zip(found.steps.tolist(), found.values.tolist(), strict=True)) <= set(
-        zip((np.arange(count) * 3).tolist(), values.tolist(), strict=True)
-    )
-    assert (np.diff(found.steps) > 0).all()
-    assert (found.steps[0], found.steps[-1]) == (0, 3 * (count - 1))
-    assert (found.values.min(), found.values.max()) == (values.min(), values.max())
-    assert len(found.steps) == count or count > 800
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 12), (0, 1), (1.93, 2.07), (0, 100_000), (-3, 1e-3), (2.0, 2.0001)])

@@ -8,7 +8,14 @@ import os
 import pytest
 
 from transformerlm.experiments import metric_lines
-from transformerlm.experiments.metric_lines import first_records, last_records, read_lines
+from transformerlm.experiments.metric_lines import (
+    LineReader,
+    all_records,
+    as_record,
+    first_records,
+    last_records,
+    read_lines,
+)
 
 
 def step_line(step: int) -> str:
@@ -65,6 +72,41 @@ def test_lines_that_browsers_cannot_read_are_left_out_and_counted(path):
     found = read_lines(path)
     assert steps(found) == [1, 2, 3, 9]
     assert found.bad == 5
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1" + "0" * 400, "9" * 5000, "1" + "0" * 18])
+def test_a_number_that_no_run_writes_is_none(number):
+    """Beyond floats and 64 bits: what counts, formats or sorts such a number would fail, for one damaged line."""
+    assert as_record(f'{{"step": 3, "metrics.tokens": [{number}]}}') == {"step": 3, "metrics.tokens": [None]}
+    assert as_record('{"metrics.loss": 1e300, "step": 999999999999999999}') == {
+        "metrics.loss": 1e300,
+        "step": 10**18 - 1,
+    }
+
+
+def test_a_reader_goes_on_where_it_was(path, tmp_path):
+    """Each line comes once; a file in the place of the one before is read from its beginning, and says so."""
+    reader = LineReader(path)
+    assert [steps(part) for part in reader.new()] == [[1, 2, 3]]
+    assert [steps(part) for part in reader.new()] == [[]]
+    with path.open("a") as file:
+        file.write(step_line(4))
+    assert [steps(part) for part in reader.new()] == [[4]]
+    (tmp_path / "new").write_text(step_line(1))
+    (tmp_path / "new").replace(path)
+    [part] = reader.new()
+    assert (part.reset, steps(part)) == (True, [1])
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        next(reader.new())
+
+
+def test_all_records_but_the_half_line(path):
+    """The last line of a killed run is no damage; a whole one that is no object is."""
+    with path.open("ab") as file:
+        file.write(b'[1]\n{"step": 4')
+    records, bad = all_records(path)
+    assert ([one["step"] for one in records], bad) == ([1, 2, 3], 1)
 
 
 def test_of_a_long_file_events_and_validations_are_all_there(path, monkeypatch):

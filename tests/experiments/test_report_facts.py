@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
 from typing import Any
 
 import pytest
 
 from tests.experiments.runs import FINISHED, STARTED, step, validation, write_run
 from transformerlm.experiments.history import read_history
-from transformerlm.experiments.report_facts import checkpoints_of, command_of, duration, facts_of, reproduction_of
+from transformerlm.experiments.report_facts import checkpoints_of, duration, facts_of
 from transformerlm.experiments.run_directories import summary_of
 
 PLANNED = STARTED | {"tokens_per_step": 64, "eta_seconds": 10.0, "memory_estimate_bytes": 3 * 10**8, "device": "cpu"}
@@ -34,6 +33,11 @@ def test_plan_and_outcome(tmp_path):
     assert plan["Time"] == "10.0 s planned for 50 steps, 20.0 s trained in all"
     assert plan["Tokens a second"] == "320 planned, 100 came"
     assert plan["Memory"] == "0.30 GB planned, not measured"
+    measured = [step(number, 3.0) | {"memory.peak_bytes": 4e8 + number} for number in range(1, 3)]
+    words = facts(tmp_path / "cpu", PLANNED, *measured)["Plan and outcome"]["Memory"]
+    assert words == "0.30 GB planned, 0.40 GB came, Python and its libraries included"
+    words = facts(tmp_path / "cuda", PLANNED | {"device": "cuda:0"}, *measured)["Plan and outcome"]["Memory"]
+    assert words == "0.30 GB planned, 0.40 GB came"
     assert plan["FLOPs"] == "1.54e+07"
 
 
@@ -84,39 +88,3 @@ def test_checkpoints_have_sizes_and_sums(tmp_path):
     assert (first["names"], first["val_loss"], first["sha256"]) == (["best"], 2.5, {"model.safetensors": "cd" * 32})
     assert first["bytes"] == 1000 + (run / "checkpoints/step-00000005/state.json").stat().st_size
     assert (second["names"], second["val_loss"], second["sha256"]) == (["latest"], None, {})
-
-
-def test_the_command_is_one_for_a_shell(tmp_path):
-    """It goes where the run was started, with its threads; a name with spaces and quotes is one word."""
-    environment = {
-        "event": "environment",
-        "step": 0,
-        "threads": 2,
-        "directory": "/a b",
-        "command": ["x", "it's"],
-        "git.dirty": True,
-    }
-    run = write_run(tmp_path, "a 'run'", environment, PLANNED, config={"training.max_time": "100s"})
-    words = shlex.split(command_of(read_history(run)))
-    assert words[:5] == ["cd", "/a b", "&&", "OMP_NUM_THREADS=2", "transformerlm-train"]
-    assert words[5:] == [
-        "--config",
-        str(run / "config.toml"),
-        f"--runs_dir={tmp_path / 'reproduced'}",
-        "--logging.run_name=a 'run'",
-    ]
-    found = reproduction_of(read_history(run))
-    assert found["typed"] == "x 'it'\"'\"'s'"
-    assert "follows the clock" in " ".join(found["notes"])
-    assert "not committed" in " ".join(found["notes"])
-
-
-def test_without_settings_there_is_no_command(tmp_path):
-    """A run whose config.toml is gone says so."""
-    run = write_run(tmp_path, "one", PLANNED)
-    (run / "config.toml").unlink()
-    assert reproduction_of(read_history(run)) == {
-        "command": "",
-        "typed": "",
-        "notes": ["Its config.toml is missing, so there is no command that trains it again."],
-    }

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
 from transformerlm.experiments import run_directories
-from transformerlm.experiments.run_directories import RunDirectories, config_differences, config_of
+from transformerlm.experiments.run_directories import RunDirectories, check_is_run, config_differences, config_of
 from transformerlm.utils.lock import DirectoryLock
 
 STARTED = {"event": "started", "step": 0, "parameters": 1000, "max_steps": 50, "flops_per_token": 6000}
@@ -212,3 +213,29 @@ def test_a_run_that_cannot_be_read_is_damaged(write, runs, monkeypatch):
 
     monkeypatch.setattr(run_directories, "summarize", failing)
     assert states(runs) == {"a": "finished", "broken": "damaged"}
+
+
+def test_what_is_no_run_is_refused_with_a_hint(write, tmp_path):
+    """A typo, a name without its directory, a directory of runs: the message names the run that may be meant."""
+    runs_dir = write("first", STARTED).parent
+    check_is_run(runs_dir / "first")
+    for path, words in {
+        runs_dir / "frist": f"found no such directory (did you mean {runs_dir / 'first'}?)",
+        tmp_path / "first": f"found no such directory (did you mean {runs_dir / 'first'}?)",
+        runs_dir: f"found no metrics.jsonl in it (did you mean {runs_dir / 'first'}?)",
+        runs_dir / "other": "expected the directory of a run, found no such directory",
+    }.items():
+        with pytest.raises(ValueError, match=re.escape(words) + "$"):
+            check_is_run(path, runs_dir=runs_dir)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+def test_a_pipe_or_a_device_is_no_run(tmp_path):
+    """The one would be waited for, and the other never ends."""
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(ValueError, match=r"found no metrics\.jsonl in it"):
+        check_is_run(tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=r"found no metrics\.jsonl in it"):
+        check_is_run(tmp_path)

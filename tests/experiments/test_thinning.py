@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformerlm.experiments.history import Series
-from transformerlm.experiments.thinning import few_places, thinned
+from transformerlm.experiments.thinning import few_places, thinned, with_peaks
 
 VALUES = st.floats(allow_nan=True, allow_infinity=True, width=32)
 
@@ -74,3 +74,18 @@ def test_a_clock_keeps_where_tokens_bend(count):
     places = few_places(steps, tokens, 100)
     assert len(places) <= 110
     np.testing.assert_allclose(np.interp(steps, steps[places], tokens[places]), tokens)
+
+
+@pytest.mark.parametrize("count", [2, 799, 800, 801, 12_345])
+def test_few_points_have_ends_and_extremes_in_order(count):
+    """Few points are all kept; of many, the first, the last, the lowest and the highest are."""
+    values = np.random.default_rng(count).normal(size=count)
+    found = with_peaks(Series(np.arange(count) * 3, values), 800)
+    assert len(found.steps) == min(count, len(found.steps)) <= 802
+    assert set(zip(found.steps.tolist(), found.values.tolist(), strict=True)) <= set(
+        zip((np.arange(count) * 3).tolist(), values.tolist(), strict=True)
+    )
+    assert (np.diff(found.steps) > 0).all()
+    assert (found.steps[0], found.steps[-1]) == (0, 3 * (count - 1))
+    assert (found.values.min(), found.values.max()) == (values.min(), values.max())
+    assert len(found.steps) == count or count > 800

@@ -36,6 +36,15 @@ def test_metrics_are_prefixed_and_flat():
     assert next(iter(logger.records[0])) == "step"
 
 
+def test_time_and_memory_are_beside_the_metrics():
+    """What was measured of the machine has keys of its own; what is not known is not in the line."""
+    logger = ListLogger()
+    logger.log_metrics(3, {"loss": 2.5}, elapsed_s=0.5, peak_bytes=7)
+    logger.log_metrics(4, {"loss": 2.5}, elapsed_s=0.0)
+    assert logger.records[0] == {"step": 3, "metrics.loss": 2.5, "time.elapsed_s": 0.5, "memory.peak_bytes": 7}
+    assert logger.records[1] == {"step": 4, "metrics.loss": 2.5, "time.elapsed_s": 0.0}
+
+
 def test_events_and_records_keep_their_keys():
     """An event starts with its name; a record's keys are kept as given."""
     logger = ListLogger()

@@ -40,6 +40,15 @@ def test_process_peak_is_in_bytes_and_never_falls(no_cuda):
     assert memory.peaks()["cpu_peak_rss_bytes"] >= during["cpu_peak_rss_bytes"] - (8 << 20)
 
 
+def test_peak_is_that_of_the_place_where_a_model_computes(monkeypatch):
+    """On a CPU the peak is the process's, on a CUDA device what torch allocated there; it may be unknown."""
+    assert memory.peak_bytes(torch.device("cpu")) == memory.peaks()["cpu_peak_rss_bytes"] > 1 << 20
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1000 + device.index)
+    assert memory.peak_bytes(torch.device("cuda", 1)) == 1001
+    monkeypatch.setattr(memory, "peak_rss_bytes", lambda: None)
+    assert memory.peak_bytes(torch.device("cpu")) is None
+
+
 def test_snapshot_appears_whole(monkeypatch, tmp_path):
     """A snapshot is written beside and renamed, folders included."""
     seen = []

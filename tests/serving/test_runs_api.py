@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.serving.web import Web, run
-from transformerlm.experiments.defaults import default_config
+from transformerlm.experiments.settings import named_defaults
 from transformerlm.serving import runs_api
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -56,7 +56,7 @@ def test_a_run_has_its_configuration_and_checkpoints(tmp_path):
     assert answer.json() == {
         "name": "quick/run",
         "config": {"model.d_model": 8, "model.num_heads": 2},
-        "defaults": default_config(),
+        "defaults": named_defaults(),
         "checkpoints": [2],
     }
 

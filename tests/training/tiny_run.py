@@ -15,8 +15,8 @@ from transformerlm.tokenizer import Tokenizer, train_bpe
 
 END = "<|endoftext|>"
 VOCAB_SIZE = 290
-CLOCK_KEYS = {"metrics.tokens_per_second", "time.elapsed_s"}
-"""The keys of a step line that a clock has measured: two equal runs differ in them."""
+CLOCK_KEYS = {"metrics.tokens_per_second", "time.elapsed_s", "memory.peak_bytes"}
+"""The keys of a step line that were measured on the machine: two equal runs differ in them."""
 
 
 @dataclass(frozen=True)

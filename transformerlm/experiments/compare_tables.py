@@ -11,6 +11,7 @@ from transformerlm.experiments.settings import SEED
 
 Table = tuple[list[str], list[list[str]]]
 """Heads, and rows of as many cells."""
+_FEW_SECONDS = 10.0
 _WORDS = {"steps": "steps", "tokens": "tokens", "flops": "FLOPs", "seconds": "seconds of training"}
 
 
@@ -98,7 +99,11 @@ def place_words(axis: str, place: float | None) -> str:
     """Return a place in words: `1,000 steps`, `1.23e+15 FLOPs`."""
     if axis == "end" or place is None:
         return "each run's end"
-    return f"{place:.3g} FLOPs" if axis == "flops" else f"{place:,.0f} {_WORDS[axis]}"
+    if axis == "flops":
+        return f"{place:.3g} FLOPs"
+    if axis == "seconds" and place < _FEW_SECONDS:  # of a run so short, whole seconds say too little
+        return f"{place:.2f} {_WORDS[axis]}"
+    return f"{place:,.0f} {_WORDS[axis]}"
 
 
 def title(comparison: Comparison) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from transformerlm.experiments.compare import BITS, MEASURED_ON, NATS
 from transformerlm.experiments.history import RunHistory, read_history
 from transformerlm.experiments.listing import disk_bytes
+from transformerlm.experiments.reproduction import command_of
 from transformerlm.experiments.run_directories import RunSummary, summary_of
 from transformerlm.experiments.saved_checkpoints import checkpoint_directories, linked_names
 from transformerlm.experiments.settings import changed
@@ -42,7 +43,7 @@ def facts_of(directory: Path) -> Facts:
         **{f"measured_on.{key}": history.started[key] for key in MEASURED_ON if key in history.started},
         **{f"environment.{key}": value for key, value in _plain(history.environment).items()},
         **checkpoints_of(directory),
-        "reproduce": reproduction(history),
+        "reproduce": command_of(history),
         **{f"events.{name}": number for name, number in Counter(one["event"] for one in history.events).items()},
         "resumed_at": [one.get("step") for one in history.events if one["event"] == "resumed"],
         "ended_by": next((_reason(one) for one in reversed(history.events) if one["event"] in _ENDS), None),
@@ -115,20 +116,3 @@ def checkpoints_of(directory: Path) -> Facts:
         "checkpoints.bytes": [disk_bytes(path) for path in found.values()],
         **{f"checkpoints.{link}": step for link, step in links.items()},
     }
-
-
-def reproduction(history: RunHistory) -> list[str]:
-    """Return the words of the command that reproduces a run beside it: its own settings under another name.
-
-    What "auto" was on its machine is written out, because rounding depends on it: the micro-batch, the precision and
-    the device. `OMP_NUM_THREADS=N` goes before the command where the number of threads is known.
-    """
-    threads = history.environment.get("threads")
-    words = [f"OMP_NUM_THREADS={threads}"] if isinstance(threads, int) else []
-    words += ["transformerlm-train", "--config", str(history.directory / "config.toml")]
-    words.append(f"--logging.run_name={history.name}-again")
-    for key, fact in {"micro_batch_size": "micro_batch_size", "precision": "precision", "device": "device"}.items():
-        value = history.started.get(fact)
-        if history.config.get(f"training.{key}", "auto") == "auto" and isinstance(value, int | str):
-            words.append(f"--training.{key}={value}")
-    return words

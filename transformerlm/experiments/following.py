@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformerlm.experiments.metric_lines import METRICS, as_record, read_lines
-from transformerlm.experiments.run_directories import RunState, is_held, summary_of
+from transformerlm.experiments.metric_lines import METRICS, LineReader, as_record
+from transformerlm.experiments.run_directories import RunState, check_is_run, is_held, summary_of
 
 Line = tuple[str, dict[str, Any]]
 _MOST_LOSSES = 4000
 
 
-class RunLines:
+class FollowedRun:
     """Reads a run's lines, each once, and keeps what the last ones say.
 
     Raises:
-        FileNotFoundError: there is no such run: neither lines nor a training that will write some.
+        ValueError: there is no such run: neither lines nor a training that will write some.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory, self._path = directory, directory / METRICS
-        if not self._path.exists() and not is_held(directory):
-            with open(self._path, "rb"):  # which says that it is not there
-                pass
-        self._file, self._offset = "", 0
+        if self._path.exists() or not is_held(directory):
+            check_is_run(directory)
+        self._reader = LineReader(self._path)
         self._seen: set[int] = set()
         self.losses: list[float] = []
         self.step = 0
@@ -38,22 +38,22 @@ class RunLines:
     def new(self) -> list[Line]:
         """Return the lines that have come since the last call; a file that was replaced gives those not seen before."""
         found: list[Line] = []
-        while True:
-            try:
-                part = read_lines(self._path, file=self._file, offset=self._offset, every=1)
-            except FileNotFoundError:  # it trains, but has written nothing
-                return found
-            if part.reset:
-                self.losses.clear()
-            self._file, self._offset = part.file, part.offset
-            for text in part.texts:
-                record = as_record(text) or {}
-                self._take(record)
-                if hash(text) not in self._seen:
-                    self._seen.add(hash(text))
-                    found.append((text, record))
-            if not part.more:
-                return found
+        try:
+            for part in self._reader.new():
+                if part.reset:
+                    self.losses.clear()
+                found += self._unseen(part.texts)
+        except FileNotFoundError:  # it trains, but has written nothing, or it was removed
+            pass
+        return found
+
+    def _unseen(self, texts: Sequence[str]) -> Iterator[Line]:
+        for text in texts:
+            record = as_record(text) or {}
+            self._take(record)
+            if hash(text) not in self._seen:
+                self._seen.add(hash(text))
+                yield text, record
 
     def _take(self, record: dict[str, Any]) -> None:
         event, step, loss = record.get("event"), record.get("step"), record.get("metrics.loss")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from transformerlm.experiments.metric_lines import METRICS, as_record
+from transformerlm.experiments.metric_lines import METRICS, all_records
 from transformerlm.experiments.run_directories import config_of
 
 Axis = Literal["steps", "tokens", "flops", "seconds"]
@@ -68,13 +68,7 @@ def read_history(directory: Path, *, name: str | None = None, keys: Collection[s
 
     With `keys`, the series are those of these keys alone, which takes less time.
     """
-    records, bad = [], 0
-    with open(directory / METRICS, "rb") as stream:
-        for line in stream:
-            record = as_record(line) if line.endswith(b"\n") else None
-            bad += record is None and line.endswith(b"\n")  # the last line may be half written
-            if record is not None:
-                records.append(record)
+    records, bad = all_records(directory / METRICS)
     events = [record for record in records if isinstance(record.get("event"), str)]
     last = {event["event"]: event for event in events}
     return RunHistory(

@@ -14,12 +14,12 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from transformerlm.experiments.history import RunHistory, Series, read_history
+from transformerlm.experiments.thinning import with_peaks
 from transformerlm.utils.files import write_whole
 
 WIDTH, HEIGHT, MARGIN = 800, 450, 60
@@ -122,24 +122,6 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
     return mean
 
 
-def thinned(series: Series, most: int = WIDTH) -> Series:
-    """Return about `most` points at most: the lowest and the highest of each stretch, so that every spike is seen."""
-    count = len(series.steps)
-    if count <= most:
-        return series
-    chosen = {0, count - 1}
-    for begin, end in _stretches(count, most // 2):
-        part = series.values[begin:end]
-        chosen |= {begin + int(np.argmin(part)), begin + int(np.argmax(part))}
-    places = sorted(chosen)
-    return Series(series.steps[places], series.values[places])
-
-
-def _stretches(count: int, number: int) -> Iterator[tuple[int, int]]:
-    ends = [round(count * part / number) for part in range(number + 1)]
-    return pairwise(ends)
-
-
 # --- axes --------------------------------------------------------------------------------------------------------
 
 
@@ -211,7 +193,7 @@ def save_png(curve: LossCurve, picture: Path) -> Path:
     axes = figure.add_subplot()
     axes.set_yscale("log" if axes_of.is_log else "linear")
     for series, color, words in curve.lines:
-        points = thinned(series)
+        points = with_peaks(series, WIDTH)
         marker = "o" if color == VALID_COLOR and len(points.steps) <= 50 else ""
         axes.plot(points.steps, points.values, color=color, label=words or None, marker=marker, markersize=4)
     axes.set(xlabel=X_NAME, ylabel=Y_NAME, xlim=(0, axes_of.last), ylim=(axes_of.lowest, axes_of.highest))
@@ -234,7 +216,7 @@ def save_svg(curve: LossCurve, picture: Path) -> Path:
     axes = Axes.of(curve)
     body = [*_frame(axes), _text(MARGIN, MARGIN - 28, curve.title, anchor="start", size=15)]
     for number, (series, color, words) in enumerate(curve.lines):
-        body.append(_line(axes, thinned(series), color))
+        body.append(_line(axes, with_peaks(series, WIDTH), color))
         if color == VALID_COLOR and len(series.steps) <= 50:
             places = (axes.place(*point) for point in zip(series.steps, series.values, strict=True))
             body += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>' for x, y in places]

@@ -7,6 +7,7 @@ without the steps that it makes again; so a place in it is an offset and the fil
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ MOST_LINES = 4000
 _CHUNK_BYTES = 1_000_000
 _MOST_BYTES = 64_000_000  # of one reading that leaves lines out
 _STEP_LINE_BYTES = 150  # about
+_MOST_DIGITS = 18  # 64 bits hold them
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,37 @@ def read_lines(path: Path, *, file: str = "", offset: int = 0, every: int = 0) -
     return MetricLines(texts, name, end, reset, bad, every, more=bool(whole) and end < status.st_size)
 
 
+class LineReader:
+    """Reads all lines of a file, a little further each time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file, self._offset = "", 0
+
+    def new(self) -> Iterator[MetricLines]:
+        """Yield the lines that have come since, in parts; a file that was replaced is read anew. Raises OSError."""
+        more = True
+        while more:
+            found = read_lines(self._path, file=self._file, offset=self._offset, every=1)
+            self._file, self._offset, more = found.file, found.offset, found.more
+            yield found
+
+
+def all_records(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the objects of all whole lines, and how many lines were none; raise OSError.
+
+    The last line may be half written, by a run that trains or that was killed.
+    """
+    records, bad = [], 0
+    with open(path, "rb") as stream:
+        for line in stream:
+            record = as_record(line) if line.endswith(b"\n") else None
+            bad += record is None and line.endswith(b"\n")
+            if record is not None:
+                records.append(record)
+    return records, bad
+
+
 def _chosen(data: bytes, every: int) -> tuple[list[str], int]:
     """Return the lines that are JSON objects, of step lines each `every`-th, and how many were none."""
     lines = data.split(b"\n")[:-1]
@@ -86,11 +119,25 @@ def _refuse(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse)  # json.loads would build one for each line
+def _whole(text: str) -> int | None:
+    return int(text) if len(text) <= _MOST_DIGITS else None
+
+
+def _real(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
+# json.loads would build one for each line.
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_int=_whole, parse_float=_real)
 
 
 def as_record(line: bytes | str) -> dict[str, Any] | None:
-    """Return a line's object; None where it is none, as JSON has it (Python reads NaN, browsers do not)."""
+    """Return a line's object; None where it is none, as JSON has it (Python reads NaN, browsers do not).
+
+    A number that no run writes, because neither a float nor 64 bits can hold it, is None: whatever counts, sorts or
+    shows it would fail.
+    """
     try:
         record = _DECODER.decode(line if isinstance(line, str) else line.decode("utf-8"))
     except (ValueError, RecursionError):

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from transformerlm.experiments import page
-from transformerlm.experiments.defaults import default_config
 from transformerlm.experiments.history import RunHistory
 from transformerlm.experiments.page.bundle import bundled
 from transformerlm.experiments.report_data import report_data
+from transformerlm.experiments.settings import named_defaults
 from transformerlm.experiments.verdict import verdict
 from transformerlm.utils.files import write_whole
 
@@ -71,7 +71,7 @@ def report_html(runs: Sequence[RunHistory], *, title: str | None, now: datetime)
         "title": title or (data[0]["name"] if len(data) == 1 else f"{len(data)} runs"),
         "made": now.strftime("made on %Y-%m-%d %H:%M UTC"),
         "verdict": verdict(runs, data),
-        "defaults": default_config(),
+        "defaults": named_defaults(),
         "runs": data,
     }
     style = page.read(page.UPLOT_CSS) + page.read("page.css")

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from transformerlm.experiments.history import RunHistory, Series
-from transformerlm.experiments.report_facts import best_validation, checkpoints_of, facts_of, reproduction_of
+from transformerlm.experiments.report_facts import best_validation, checkpoints_of, facts_of
+from transformerlm.experiments.reproduction import reproduction_of
 from transformerlm.experiments.run_directories import summary_of
 from transformerlm.experiments.thinning import MOST_POINTS, few_places, thinned
 

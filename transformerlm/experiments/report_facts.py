@@ -1,9 +1,8 @@
-"""What a report says of a run in words: how it ended, plan and outcome, data, checkpoints, and its command."""
+"""What a report says of a run in words: how it ended, plan and outcome, data and checkpoints."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,12 @@ import numpy as np
 
 from transformerlm.experiments.history import RunHistory
 from transformerlm.experiments.listing import disk_bytes
-from transformerlm.experiments.metric_lines import as_record
 from transformerlm.experiments.run_directories import RunSummary
-from transformerlm.experiments.saved_checkpoints import checkpoint_directories, linked_names
+from transformerlm.experiments.saved_checkpoints import checkpoint_directories, linked_names, state_of
 
 Rows = list[tuple[str, str]]
 """Words, and what is to be said of them."""
 _UNKNOWN = "-"
-_MOST_STATE_BYTES = 64 * 2**20
 
 
 def facts_of(run: RunHistory, summary: RunSummary) -> dict[str, Rows]:
@@ -99,7 +96,7 @@ def _plan(run: RunHistory) -> Rows:
         ("FLOPs", _beside(None, flops and tokens and flops * tokens[1], "{:.3g}")),
         ("Time", _duration_row(eta, seconds, begin=begin, planned=planned)),
         ("Tokens a second", _beside(rate, _median_rate(run), "{:,.0f}")),
-        ("Memory", _beside(_gigabytes(started.get("memory_estimate_bytes")), _gigabytes(_peak(run)), "{:.2f} GB")),
+        ("Memory", _memory(started, _peak(run))),
         ("Parameters", _whole(started.get("parameters"))),
         ("Sequences at a time", _whole(started.get("micro_batch_size"))),
         (
@@ -107,6 +104,13 @@ def _plan(run: RunHistory) -> Rows:
             " in ".join(str(started[key]) for key in ("device", "precision") if key in started) or _UNKNOWN,
         ),
     ]
+
+
+def _memory(started: Mapping[str, Any], peak: float | None) -> str:
+    """Return the memory as it was planned, which is that of the model and its batches, and as it came."""
+    words = _beside(_gigabytes(started.get("memory_estimate_bytes")), _gigabytes(peak), "{:.2f} GB")
+    is_process = peak is not None and not str(started.get("device", "cpu")).startswith("cuda")
+    return f"{words}, Python and its libraries included" if is_process else words
 
 
 def _beside(planned: float | None, came: float | None, form: str) -> str:
@@ -176,50 +180,6 @@ def _data(run: RunHistory) -> Rows:
     ]
 
 
-# --- the command that trains a run again --------------------------------------------------------------------------
-
-
-def reproduction_of(run: RunHistory) -> dict[str, Any]:
-    """Return the command that trains a run again, the one that was typed, "" where unknown, and what to know of it."""
-    typed = run.environment.get("command")
-    words = " ".join(shlex.quote(str(word)) for word in typed) if isinstance(typed, list) else ""
-    return {"command": command_of(run), "typed": words, "notes": list(_notes(run))}
-
-
-def command_of(run: RunHistory) -> str:
-    """Return the shell command that trains a run again, into `reproduced/` beside it; "" where it has no settings.
-
-    It reads the run's own `config.toml`, in which each setting is, from the directory in which the run was started,
-    since paths in it may be relative to that.
-    """
-    if not run.config:
-        return ""
-    directory = run.directory.resolve()
-    words = ["transformerlm-train", "--config", str(directory / "config.toml")]
-    words += [f"--runs_dir={directory.parent / 'reproduced'}", f"--logging.run_name={directory.name}"]
-    command = " ".join(shlex.quote(word) for word in words)
-    threads, begun_in = run.environment.get("threads"), run.environment.get("directory")
-    if isinstance(threads, int) and not isinstance(threads, bool):
-        command = f"OMP_NUM_THREADS={threads} {command}"
-    return f"cd {shlex.quote(begun_in)} && {command}" if isinstance(begun_in, str) else command
-
-
-def _notes(run: RunHistory) -> Iterator[str]:
-    environment = run.environment
-    if not run.config:
-        yield "Its config.toml is missing, so there is no command that trains it again."
-        return
-    yield "On the same machine, with the same versions and the same data, it gives the same losses, bit for bit."
-    if run.config.get("training.max_time"):
-        yield "It is limited by training.max_time and its learning rate follows the clock, so another one differs."
-    if environment.get("git.dirty"):
-        yield "The source had changes that were not committed."
-    if _number(run.started.get("step")):
-        yield "This run was resumed; a run without a break gives the same."
-    if not environment:
-        yield "This run does not say with which versions it was made."
-
-
 # --- checkpoints -------------------------------------------------------------------------------------------------
 
 
@@ -231,7 +191,7 @@ def checkpoints_of(directory: Path) -> list[dict[str, Any]]:
         directories = {}
     names, found = linked_names(directory), []
     for step, path in directories.items():
-        state = _state_of(path)
+        state = state_of(path)
         sums = state.get("sha256")
         weights = (
             {name: one for name, one in sums.items() if str(name).startswith("model")} if isinstance(sums, dict) else {}
@@ -246,16 +206,6 @@ def checkpoints_of(directory: Path) -> list[dict[str, Any]]:
             }
         )
     return found
-
-
-def _state_of(checkpoint: Path) -> Mapping[str, Any]:
-    path = checkpoint / "state.json"
-    try:
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > _MOST_STATE_BYTES:
-            return {}
-        return as_record(path.read_bytes()) or {}
-    except OSError:
-        return {}
 
 
 # --- values ------------------------------------------------------------------------------------------------------

@@ -7,11 +7,11 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from transformerlm.experiments.metric_lines import METRICS, as_record
+from transformerlm.experiments.metric_lines import METRICS, all_records
 from transformerlm.experiments.run_directories import flat_settings
 from transformerlm.experiments.saved_checkpoints import SavedCheckpoint
 from transformerlm.token_files.dataset import TokenDataset
@@ -61,12 +61,7 @@ class RunLines:
 
 def read_run_lines(run_dir: Path) -> RunLines:
     """Read all lines of a run; raise OSError where they cannot be read."""
-    records, bad = [], 0
-    with open(run_dir / METRICS, "rb") as stream:
-        for line in stream:
-            record = as_record(line)
-            bad += record is None
-            records += [record] if record is not None else []
+    records, bad = all_records(run_dir / METRICS)
     events = [one for one in records if isinstance(one.get("event"), str)]
     steps = [one for one in records if "event" not in one and "metrics.loss" in one]
     return RunLines(steps, events, bad)
@@ -85,10 +80,7 @@ def check_lines(lines: RunLines, checkpoints: Sequence[SavedCheckpoint], log_int
     steps = [step_of(one) for one in lines.steps]
     if any(after <= before for before, after in pairwise(steps)):
         yield Finding("differs", f"{METRICS}: expected each step once, in order")
-    expected = range(log_interval, lines.last_step + 1, log_interval)
-    if missing := sorted(set(expected) - set(steps)):
-        named = ", ".join(f"{step:,}" for step in missing[:5]) + (", ..." if len(missing) > 5 else "")
-        yield Finding("differs", f"{METRICS}: {len(missing)} lines of steps are missing: {named}")
+    yield from _check_all_there(steps, range(log_interval, lines.last_step + 1, log_interval))
     by_step, saved = dict(zip(steps, lines.steps, strict=True)), lines.saved()
     for one in checkpoints:
         if one.step not in saved:
@@ -98,6 +90,14 @@ def check_lines(lines: RunLines, checkpoints: Sequence[SavedCheckpoint], log_int
             if said is not None and kept is not None and said != kept:
                 yield Finding("differs", f"step {one.step:,}: {key} is {said}, but {kept} in its checkpoint")
     yield from _check_times(lines, checkpoints)
+
+
+def _check_all_there(steps: Sequence[int], expected: range) -> Iterator[Finding]:
+    """Say which steps have no line; a damaged line may promise more of them than any memory holds."""
+    found = {step for step in steps if step in expected}
+    if missing := len(expected) - len(found):
+        named = ", ".join(f"{step:,}" for step in islice((step for step in expected if step not in found), 5))
+        yield Finding("differs", f"{METRICS}: {missing} lines of steps are missing: {named}{', ...' * (missing > 5)}")
 
 
 def _check_times(lines: RunLines, checkpoints: Sequence[SavedCheckpoint]) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from config.suggest import closest
 from transformerlm.experiments.metric_lines import METRICS, as_record, first_records, last_records
 
 RunState = Literal["running", "finished", "stopped", "failed", "interrupted", "damaged"]
@@ -136,6 +137,29 @@ def _is_text(name: str) -> bool:
 def summary_of(directory: Path) -> RunSummary:
     """Return one run in a few numbers, by the name of its directory; raise OSError where it cannot be read."""
     return summarize(directory.resolve().name, directory, running=is_held(directory))
+
+
+def check_is_run(directory: Path, *, runs_dir: Path = Path("runs")) -> None:
+    """Refuse what is no run, before anything of it is read: a pipe would be waited for, a device never ends.
+
+    Raises:
+        ValueError: it is none; the message says which run may be meant, beside it or in `runs_dir`.
+        OSError: it may not be read.
+    """
+    if (directory / METRICS).is_file():
+        return
+    found = f"found no {METRICS} in it" if directory.is_dir() else "found no such directory"
+    raise ValueError(f"{directory}: expected the directory of a run, {found}{_meant(directory, runs_dir)}")
+
+
+def _meant(directory: Path, runs_dir: Path) -> str:
+    """Return a hint at runs of nearly this name, or below this directory; "" for none."""
+    below = [str(path) for _, path in sorted(_runs_below(directory, "", _DEPTH))][:2]
+    if below:
+        return f" (did you mean {' or '.join(below)}?)"
+    beside = {path.name: path for root in (directory.parent, runs_dir) for _, path in _runs_below(root, "", 1)}
+    meant = [str(beside[name]) for name in closest(directory.name, sorted(beside), cutoff=0.7)]
+    return f" (did you mean {' or '.join(meant)}?)" if meant else ""
 
 
 def _unreadable(name: str) -> RunSummary:
@@ -318,10 +342,10 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of TOML as JSON can hold it: a date and a number that is not finite are words."""
+    """Return a value of TOML as JSON can hold it: a date is words, and so is a number beyond floats or 64 bits."""
     if isinstance(value, list):
         return [_plain(one) for one in value]
-    is_odd = isinstance(value, float) and not math.isfinite(value)
+    is_odd = isinstance(value, int | float) and not abs(value) < (2**63 if isinstance(value, int) else math.inf)
     return str(value) if is_odd or not isinstance(value, str | int | float) else value
 
 

@@ -59,6 +59,14 @@ def linked_names(run_dir: Path) -> dict[str, str]:
     return names
 
 
+def state_of(checkpoint: Path) -> Mapping[str, Any]:
+    """Return what a checkpoint's `state.json` says; nothing where that cannot be read."""
+    try:
+        return read_json_object(checkpoint / "state.json", max_bytes=_MOST_STATE_BYTES)
+    except (OSError, ValueError):
+        return {}
+
+
 def read_checkpoint(directory: Path, step: int) -> SavedCheckpoint:
     """Read a checkpoint and hash each of its files; what is wrong with it is in `problems`."""
     problems, sums, state = [], {}, {}

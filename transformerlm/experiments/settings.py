@@ -56,6 +56,12 @@ def _defaults(schema: type[BaseModel], prefix: str) -> list[tuple[str, Any]]:
     return found
 
 
+@cache
+def named_defaults() -> dict[str, Any]:
+    """Return the defaults that a run's own settings can name, too: TOML has no word for one that is not set."""
+    return {key: value for key, value in defaults().items() if value is not None}
+
+
 def changed(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that differ from their defaults; a version that did not know a key had its default."""
     usual = defaults()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -34,22 +35,39 @@ def thinned(series: Series, most: int = MOST_POINTS) -> Thinned:
     if count <= most:
         return Thinned(series, None)
     finite = np.isfinite(series.values)
-    edges = np.linspace(0, count, (most - 2) // (3 if finite.all() else 4) + 1).astype(np.int64)
+    edges = _edges(count, (most - 2) // (3 if finite.all() else 4))
     begins = edges[:-1]
-    low = np.where(finite, series.values, np.inf)
-    high = np.where(finite, series.values, -np.inf)
-    kept = {0, count - 1}
-    for begin, end in zip(begins, edges[1:], strict=True):
-        kept |= {begin + int(low[begin:end].argmin()), begin + int(high[begin:end].argmax())}
-        if not finite[begin:end].all():
-            kept.add(begin + int(finite[begin:end].argmin()))
-    places = np.array(sorted(kept), dtype=np.int64)
     number = np.add.reduceat(finite.astype(np.int64), begins)
     total = np.add.reduceat(np.where(finite, series.values, 0.0), begins)
     has = number > 0
     middles = series.steps[(begins + edges[1:]) // 2][has]
     means = Series(middles, total[has] / number[has])
-    return Thinned(_without_straight(Series(series.steps[places], series.values[places])), means)
+    return Thinned(_without_straight(_peaks(series, edges)), means)
+
+
+def with_peaks(series: Series, most: int) -> Series:
+    """Return about `most` points at most: the lowest and the highest of each stretch, so that every spike is seen."""
+    count = len(series.steps)
+    return series if count <= most else _peaks(series, _edges(count, most // 2))
+
+
+def _edges(count: int, stretches: int) -> np.ndarray:
+    """Return where stretches of about as many points each begin, and after them the number of points."""
+    return np.linspace(0, count, stretches + 1).astype(np.int64)
+
+
+def _peaks(series: Series, edges: np.ndarray) -> Series:
+    """Return the first and the last point, and of each stretch the lowest, the highest and the first not finite one."""
+    finite = np.isfinite(series.values)
+    low = np.where(finite, series.values, np.inf)
+    high = np.where(finite, series.values, -np.inf)
+    kept = {0, len(series.steps) - 1}
+    for begin, end in pairwise(edges.tolist()):
+        kept |= {begin + int(low[begin:end].argmin()), begin + int(high[begin:end].argmax())}
+        if not finite[begin:end].all():
+            kept.add(begin + int(finite[begin:end].argmin()))
+    places = np.array(sorted(kept), dtype=np.int64)
+    return Series(series.steps[places], series.values[places])
 
 
 def _without_straight(series: Series) -> Series:

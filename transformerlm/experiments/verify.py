@@ -26,7 +26,7 @@ from transformerlm.experiments.replay import (
     segments_of,
 )
 from transformerlm.experiments.run_checks import Finding, Record, RunLines
-from transformerlm.experiments.run_directories import is_held
+from transformerlm.experiments.run_directories import check_is_run, is_held
 from transformerlm.experiments.saved_checkpoints import SavedCheckpoint, checkpoint_directories, read_checkpoint
 from transformerlm.utils import environment as here
 
@@ -71,9 +71,9 @@ def verify(run_dir: Path, *, share: float, seed: int, note: Callable[[str], None
 
 
 def _refuse_no_run(run_dir: Path) -> None:
-    for name in (METRICS, "config.toml"):
-        if not (run_dir / name).is_file():
-            raise ValueError(f"{run_dir}: expected the directory of a run, found no {name} in it")
+    check_is_run(run_dir)
+    if not (run_dir / "config.toml").is_file():
+        raise ValueError(f"{run_dir}: expected the directory of a run, found no config.toml in it")
     if is_held(run_dir):
         raise ValueError(f"{run_dir}: this run trains now; verify it when it has ended")
 
@@ -100,6 +100,8 @@ def _static_findings(
     base: Path,
 ) -> list[Finding]:
     log_interval = config.get("training.log_interval", 1)
+    if not isinstance(log_interval, int) or log_interval < 1:
+        raise ValueError(f"{run_dir / 'config.toml'}: training.log_interval: expected steps, found {log_interval!r}")
     is_known = all(one.config.get("training.log_interval", 1) == log_interval for one in checkpoints if one.config)
     findings = [
         *run_checks.check_lines(lines, checkpoints, log_interval if is_known else lines.last_step + 1),

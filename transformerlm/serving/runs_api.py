@@ -28,9 +28,9 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from transformerlm.experiments.defaults import default_config
 from transformerlm.experiments.metric_lines import METRICS, read_lines
 from transformerlm.experiments.run_directories import RunDirectories, config_differences, config_of
+from transformerlm.experiments.settings import named_defaults
 from transformerlm.serving.errors import ApiError, JsonAnswer
 from transformerlm.serving.served import Served
 
@@ -71,7 +71,7 @@ class _RunsApi:
                 int(path.name[5:]) for path in directory.glob("checkpoints/step-*") if path.name[5:].isdigit()
             )
             config = config_of(directory)
-            return {"name": name, "config": config, "defaults": default_config(), "checkpoints": steps}
+            return {"name": name, "config": config, "defaults": named_defaults(), "checkpoints": steps}
 
         return JsonAnswer(await run_in_threadpool(read))
 

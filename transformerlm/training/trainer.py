@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from config.train import TrainConfig
-from profiling import nvtx
+from profiling import memory, nvtx
 from transformerlm.checkpoints.directory import point, prune, step_name
 from transformerlm.checkpoints.save import save_checkpoint
 from transformerlm.checkpoints.validation import verify
@@ -132,7 +132,8 @@ class Trainer:
                 metrics |= self._validation_metrics()
             todo = self.agenda(stop=todo.stop)  # early stopping may have made this step the last
         if todo.log:
-            self.runtime.logger.log_metrics(self.state.step, metrics, elapsed_s=round(self._timer.elapsed_s(), 3))
+            elapsed_s, peak_bytes = round(self._timer.elapsed_s(), 3), memory.peak_bytes(self.runtime.device)
+            self.runtime.logger.log_metrics(self.state.step, metrics, elapsed_s=elapsed_s, peak_bytes=peak_bytes)
             self.runtime.progress(self.state.step, metrics)
         if todo.save:
             with self._timer.paused():

@@ -114,14 +114,20 @@ def test_time_memory_and_environment_are_those_of_the_lines(page, site):
     home = site.runs_dir / "clocked"
     write_run(home, steps=3)
     try:
-        append_line(home, {"event": "environment", "step": 0, "versions.torch": "2.13.0", "threads": 2})
+        append_line(
+            home,
+            {"event": "environment", "step": 0, "versions.torch": "2.13.0", "threads": 2, "command": ["a", "it's b"]},
+        )
         for step in (4, 5):
             append_line(home, step_line(step) | {"time.elapsed_s": 2.0 * step, "memory.peak_bytes": 3e9})
         open_runs(page, "clocked")
         page.wait_for_selector("#charts figure[aria-label='Peak memory, GB: clocked 3 at 5']")
         page.select_option("#curves [name=x]", "seconds")
         page.wait_for_selector("#charts figure[aria-label*='clocked 3.95 at 10']")
-        assert "versions.torch\t2.13.0" in page.inner_text("#environment")
+        shown = page.inner_text("#environment")
+        assert "versions.torch\t2.13.0" in shown
+        assert """command\ta 'it'"'"'s b'""" in shown
+        assert "step" not in shown
         page.fill("#curves [name=from]", "8")
         append_line(home, step_line(6) | {"time.elapsed_s": 12.0})
         page.wait_for_selector("#charts figure[aria-label*='clocked 3.94 at 12']")

@@ -47,14 +47,15 @@ export class Chart {
     dark.addEventListener("change", () => this.forget());
   }
 
-  // Show curves: [{name, colour, xs, ys, faint, points}], and marks: [{x, colour, isSmall}].
-  draw(curves, { xLabel = "", logX = false, logY = false, marks = [], from0 = false, xRange = null } = {}) {
+  // Show curves: [{name, colour, xs, ys, faint, points}], and marks: [{x, colour, isSmall}]. With `leastTop`, a linear scale begins
+  // at 0 and goes up to that at least.
+  draw(curves, { xLabel = "", logX = false, logY = false, marks = [], leastTop = null, xRange = null } = {}) {
     const shown = curves.filter((curve) => curve.ys.some((y) => y != null));
     this.card.hidden = !shown.length;
     if (!shown.length) return;
     this.marks = marks;
     this.card.setAttribute("aria-label", `${this.title}: ${shown.filter((curve) => !curve.faint).map(inWords).join(", ")}`);
-    this.last = [curves, { xLabel, logX, logY, marks, from0, xRange }];
+    this.last = [curves, { xLabel, logX, logY, marks, leastTop, xRange }];
     const data = joined(shown, logX, logY);
     const kind = JSON.stringify([shown.map((curve) => [curve.name, curve.colour, curve.faint, isPoint(curve)]), xLabel, logX, logY, xRange, dark.matches]);
     if (this.plot && kind === this.kind) {
@@ -63,10 +64,10 @@ export class Chart {
     }
     this.kind = kind;
     this.plot?.destroy();
-    this.plot = new uPlot(this.options(shown, { xLabel, logX, logY, from0, xRange }), data, this.body);
+    this.plot = new uPlot(this.options(shown, { xLabel, logX, logY, leastTop, xRange }), data, this.body);
   }
 
-  options(curves, { xLabel, logX, logY, from0, xRange }) {
+  options(curves, { xLabel, logX, logY, leastTop, xRange }) {
     const quiet = variable("--quiet");
     const axis = { stroke: quiet, grid: { stroke: variable("--line"), width: 1 }, ticks: { show: false }, font: `11px ${variable("--sans")}` };
     const values = (_, splits) => splits.map((value) => (value == null ? "" : tick(value)));
@@ -75,7 +76,7 @@ export class Chart {
       height: HEIGHT,
       cursor: { sync: { key: SYNC, setSeries: false }, points: { size: 6 }, drag: { setScale: false }, bind: { dblclick: () => () => this.onZoom(null) } },
       legend: { live: true },
-      scales: { x: { time: false, distr: logX ? 3 : 1, ...(xRange && { range: () => xRange }) }, y: { distr: logY ? 3 : 1, ...(from0 && { range: (_, low, high) => [0, Math.max(1, 1.1 * high)] }) } },
+      scales: { x: { time: false, distr: logX ? 3 : 1, ...(xRange && { range: () => xRange }) }, y: { distr: logY ? 3 : 1, ...(leastTop !== null && !logY && { range: (_, low, high) => [0, Math.max(leastTop, 1.1 * high)] }) } },
       axes: [{ ...axis, values, label: xLabel, labelSize: 18, size: 26, labelFont: axis.font, labelGap: 0 }, { ...axis, values, size: 52 }],
       series: [
         { label: xLabel, value: (_, value) => amount(value) },

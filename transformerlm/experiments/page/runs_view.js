@@ -10,7 +10,7 @@ import { RunLines, smoothed } from "/static/run_lines.js";
 const MOST = 12;
 const CHARTS = { loss: { title: "Loss" }, val_loss: { title: "Validation loss", isExact: true }, bits_per_byte: { title: "Validation, bits per byte", isExact: true },
   lr: { title: "Learning rate", isExact: true }, grad_norm: { title: "Gradient norm" }, tokens_per_second: { title: "Tokens a second" },
-  memory: { title: "Peak memory, GB", isExact: true, factor: 1e-9 } };
+  memory: { title: "Peak memory, GB", isExact: true, factor: 1e-9, leastTop: 1e-3 } };
 const TIMES = [[2 * 3600, 3600, "hours of training"], [300, 60, "minutes of training"], [0, 1, "seconds of training"]];
 const X_LABELS = { step: "step", tokens: "tokens", flops: "FLOPs" };
 const SMALL = new Set(["checkpoint_saved"]);
@@ -124,10 +124,10 @@ function drawNow() {
   const weight = Number(field("smoothing").value);
   const [unit, xLabel] = unitOf(axis);
   const options = { xLabel, logX: field("log_x").checked, logY: field("log_y").checked, marks: marksOn(axis, unit), xRange: rangeOf(axis, unit) };
-  for (const [metric, { title }] of Object.entries(CHARTS)) {
+  for (const [metric, { title, leastTop = null }] of Object.entries(CHARTS)) {
     if (!charts.has(metric)) charts.set(metric, new Chart(byId("charts"), title, { onZoom: zoomTo }));
     const curves = [...chosen].flatMap(([name, one]) => curvesOf(name, one, metric, { axis, unit, weight }));
-    charts.get(metric).draw(curves.sort((one, other) => !!other.faint - !!one.faint), options); // what is faint is behind
+    charts.get(metric).draw(curves.sort((one, other) => !!other.faint - !!one.faint), { ...options, leastTop }); // what is faint is behind
   }
   showSamples();
   showEvents();
@@ -204,8 +204,14 @@ function showEvents() {
 function showEnvironment() {
   const known = new Map([...chosen].map(([name, { lines }]) => [name, lines.environment]).filter(([, facts]) => facts.event));
   byId("environment-card").hidden = !known.size;
-  const keys = [...new Set([...known.values()].flatMap((facts) => Object.keys(facts)))].filter((key) => key !== "event");
-  fillTable(byId("environment"), [...known.keys()], keys.map((key) => [key, ...[...known.values()].map((facts) => facts[key])]));
+  const keys = [...new Set([...known.values()].flatMap((facts) => Object.keys(facts)))].filter((key) => !["event", "step"].includes(key));
+  fillTable(byId("environment"), [...known.keys()], keys.map((key) => [key, ...[...known.values()].map((facts) => typed(facts[key]))]));
+}
+
+// Return words of a command line as a shell takes them; any other value as it is.
+function typed(value) {
+  const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\"'\"'")}'`);
+  return Array.isArray(value) ? value.map(String).map(quoted).join(" ") : value;
 }
 
 // --- samples ---

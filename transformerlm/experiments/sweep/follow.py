@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from transformerlm.experiments.metric_lines import METRICS, read_lines
+from transformerlm.experiments.metric_lines import METRICS, LineReader, as_record
 
 VAL_LOSS, BITS = "metrics.val_loss", "metrics.val_bits_per_byte"
 
@@ -22,7 +22,7 @@ class RunFollower:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._file, self._offset = "", 0
+        self._reader = LineReader(directory / METRICS)
         self._forget()
 
     def _forget(self) -> None:
@@ -34,17 +34,12 @@ class RunFollower:
 
     def update(self) -> None:
         """Read the lines that were written since; a resumed run replaces its file, which is then read anew."""
-        more = True
-        while more:
-            try:
-                found = read_lines(self.directory / METRICS, file=self._file, offset=self._offset, every=1)
-            except OSError:  # not begun yet
-                return
-            if found.reset:
-                self._forget()
-            self._file, self._offset, more = found.file, found.offset, found.more
-            for text in found.texts:
-                self._take(json.loads(text))
+        with suppress(OSError):  # not begun yet
+            for found in self._reader.new():
+                if found.reset:
+                    self._forget()
+                for text in found.texts:
+                    self._take(as_record(text) or {})
 
     def _take(self, record: dict[str, Any]) -> None:
         event = record.get("event")

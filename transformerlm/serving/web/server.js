@@ -77,7 +77,7 @@ function show(health, sum, buckets) {
 function draw() {
   charts ??= [new Chart(byId("server-charts"), "Tokens a second"), new Chart(byId("server-charts"), "Texts")];
   const xs = columns.seconds.map((one) => one - columns.seconds.at(-1));
-  const options = { xLabel: "seconds ago", from0: true, xRange: [-KEPT, 0] };
+  const options = { xLabel: "seconds ago", leastTop: 1, xRange: [-KEPT, 0] };
   charts[0].draw([{ name: "tokens a second", colour: 0, xs, ys: columns.rate }], options);
   charts[1].draw([
     { name: "running", colour: 0, xs, ys: columns.running },

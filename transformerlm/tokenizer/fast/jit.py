@@ -12,14 +12,14 @@ Part of: encode_kernels, merge_kernels, piece_kernels, text_kernels, train_kerne
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from transformerlm.utils.compiled import compiled
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -30,22 +30,7 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "_nrt": False}
 
 def kernel(function: Function) -> Function:
     """Compile on the first call, without the GIL, and keep the machine code on disk where there is a place for it."""
-    try:
-        compiled = njit(cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # numba finds no folder that can be written, neither beside the file nor at home
-        return njit(**_OPTIONS)(function)  # type: ignore[no-any-return]
-    # numba throws its kept code away when the function's own file changes; a kernel holds code of the others as well.
-    cache_file: Any = getattr(compiled._cache, "_cache_file", None)
-    if hasattr(cache_file, "_source_stamp"):
-        cache_file._source_stamp = _source_stamp()
-    return compiled  # type: ignore[no-any-return]
-
-
-@cache
-def _source_stamp() -> tuple[tuple[str, int, int], ...]:
-    """Return what changes when a file of this folder does."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+    return compiled(function, **_OPTIONS)
 
 
 def helper(function: Function) -> Function:
