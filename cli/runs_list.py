@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from cli.tables import columns_that_fit, real, short_bytes, short_number, short_time, shortened, table_lines
+from cli.tables import columns_of, columns_that_fit, real, short_bytes, short_number, short_time, shortened, table_lines
 from cli.terminal import note, plain
 from cli.utils import Command
 from cli.utils import main as run_command
@@ -93,7 +93,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
     cells = [_cells(row) for row in rows]
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
     kept = columns_that_fit(_HEADS, cells, width=width, drop=_LESS_NEEDED)
-    others = sum(max(len(one[number]) for one in (_HEADS, *cells)) + 2 for number in kept if number)
+    others = sum(max(columns_of(one[number]) for one in (_HEADS, *cells)) + 2 for number in kept if number)
     cells = [[shortened(name, max(_LEAST_NAME, width - others)), *row] for name, *row in cells]
     left = [kept.index(number) for number in (0, 1, len(_HEADS) - 1) if number in kept]
     return table_lines([_HEADS[one] for one in kept], [[row[one] for one in kept] for row in cells], left=left)

@@ -51,7 +51,7 @@ def _follow(config: RunsTailConfig) -> None:
     from transformerlm.experiments.following import FollowedRun
 
     is_json = config.output.format == "json" or (config.output.format == "auto" and not sys.stdout.isatty())
-    lines = FollowedRun(config.run)
+    lines = FollowedRun(config.run, last_lines=config.lines)
     has_ended = lines.has_ended()  # asked before the lines are read: what was written before its end is among them
     if has_ended or not config.follow:
         _show(lines.new()[-config.lines :] if config.lines else [], lines, is_json=is_json)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli import scaling_report as report
 from cli.scaling_runs import make_runs, parameters_of, plan_runs, say_what_would_run
-from cli.terminal import note, print_record, working
+from cli.terminal import note, print_record, records_as, working
 from cli.utils import EXIT_FAILED, Command
 from cli.utils import main as run_command
 from config.extras import how_to_install
@@ -31,7 +31,10 @@ DIRECTORY = Path("runs/scaling")
 RESULT = "scaling.json"
 METRICS = "metrics.jsonl"
 # What --help shows.
-SHORT = ("base", "dir", "runs", "points", "tokens", "budgets", "parallel", "fit.law", "optimum.flops", "dry_run")
+SHORT = (
+    "base", "dir", "runs", "points", "tokens",
+    "budgets", "parallel", "fit.law", "optimum.flops", "dry_run", "output.format",
+)  # fmt: skip
 EXAMPLES = (
     ("what the shipped example would run, and for how long", "--config scaling --dry-run"),
     ("twelve small runs, their law, and the best size for an hour", "--config scaling"),
@@ -46,6 +49,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def scaling(config: ScalingConfig) -> int:
+    """Fit a scaling law and return the exit code."""
+    with records_as(config.output.format):
+        return _scaling(config)
+
+
+def _scaling(config: ScalingConfig) -> int:
     """Make the runs that are missing, fit the law, say what follows from it, and return the exit code."""
     with working("starting"):
         from transformerlm.experiments.scaling.study import study_points

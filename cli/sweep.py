@@ -19,7 +19,7 @@ from cli.entry import STOP_CODES
 from cli.hints import command_line, hint_lines, hints_are_wanted
 from cli.sweep_progress import SweepProgress
 from cli.tables import table_lines
-from cli.terminal import clock, note, print_record, working
+from cli.terminal import clock, note, print_record, records_as, working
 from cli.utils import EXIT_FAILED, Command
 from cli.utils import main as run_command
 from config.extras import how_to_install
@@ -41,7 +41,10 @@ CALIBRATION_STEPS = 3
 _SIGNALS = {"SIGINT": "SIGINT", "SIGTERM": "SIGTERM", "SIGUSR1": "SIGUSR1", "SIGHUP": "SIGTERM"}
 SIGNAL_CODES = {**STOP_CODES, "SIGHUP": 129}
 # What --help shows.
-SHORT = ("base", "dir", "set", "method", "trials", "seeds", "match", "budget", "parallel", "dry_run", "print_commands")
+SHORT = (
+    "base", "dir", "set", "method", "trials", "seeds",
+    "match", "budget", "parallel", "dry_run", "print_commands", "output.format",
+)  # fmt: skip
 EXAMPLES = (
     ("what the shipped example would run, and for how long", "--config sweep --dry-run"),
     ("three learning rates with two seeds each", "--config sweep"),
@@ -56,6 +59,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def sweep(config: SweepConfig) -> int:
+    """Make a sweep and return the exit code."""
+    with records_as(config.output.format):
+        return _sweep(config)
+
+
+def _sweep(config: SweepConfig) -> int:
     """Train what the configuration describes and has not been trained yet, compare, and return the exit code.
 
     Every run is resolved and checked before the first one begins.

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from unicodedata import combining, east_asian_width
 
 Cells = Sequence[str]
 
 
 def table_lines(heads: Cells, rows: Sequence[Cells], *, left: Sequence[int] = (0,), gap: str = "  ") -> list[str]:
     """Return a line for the heads and one for each row; columns in `left` are flush left, all others flush right."""
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    widths = [max(map(columns_of, column)) for column in zip(heads, *rows, strict=True)]
 
     def line(cells: Cells) -> str:
         padded = (
-            cell.ljust(width) if number in left else cell.rjust(width)
+            cell + " " * (width - columns_of(cell)) if number in left else " " * (width - columns_of(cell)) + cell
             for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
         )
         return gap.join(padded).rstrip()
@@ -21,9 +22,16 @@ def table_lines(heads: Cells, rows: Sequence[Cells], *, left: Sequence[int] = (0
     return [line(heads), *map(line, rows)]
 
 
+def columns_of(text: str) -> int:
+    """Return how many columns of a terminal a text takes: a Chinese sign two, an accent by itself none."""
+    if text.isascii():
+        return len(text)
+    return sum((2 if east_asian_width(char) in "WF" else 1) * (not combining(char)) for char in text)
+
+
 def columns_that_fit(heads: Cells, rows: Sequence[Cells], *, width: int, drop: Sequence[int]) -> list[int]:
     """Return the numbers of the columns that fit a width: those in `drop` go, the first of them first."""
-    widths = [max(map(len, column)) + 2 for column in zip(heads, *rows, strict=True)]
+    widths = [max(map(columns_of, column)) + 2 for column in zip(heads, *rows, strict=True)]
     kept = list(range(len(heads)))
     for number in drop:
         if sum(widths[one] for one in kept) - 2 <= width:

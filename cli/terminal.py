@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Literal
 
 WIDTH = 80
 _MAX_LINE_CHARS = 2_000
@@ -79,6 +79,7 @@ class LiveLine:
 
 
 LIVE = LiveLine()
+_records: Literal["auto", "json", "text"] = "auto"
 
 
 def _columns() -> int:
@@ -99,11 +100,22 @@ def note(line: str) -> None:
     LIVE.write_above(f"{line}\n")
 
 
+@contextmanager
+def records_as(form: Literal["auto", "json", "text"]) -> Iterator[None]:
+    """Return a context in which `print_record` always writes ("json"), never does ("text"), or as is usual ("auto")."""
+    global _records
+    before, _records = _records, form
+    try:
+        yield
+    finally:
+        _records = before
+
+
 def print_record(record: Mapping[str, Any]) -> None:
     """Write a result as a JSON line on stdout, unless that is a terminal whose reader has read it on stderr."""
     from logger import has_read_it
 
-    if not has_read_it():
+    if _records == "json" or (_records == "auto" and not has_read_it()):
         print(json.dumps(record, allow_nan=False), flush=True)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from config.schemas import Count, Duration, FilePath, InputName, PositiveInt, Section
-from config.sweep import Setting, parsed_setting, setting_problem
+from config.sweep import RecordsConfig, Setting, parsed_setting, setting_problem
 
 _OURS = ("model.d_model", "model.num_layers", "model.num_heads", "training.max_steps", "training.max_time")
 _ABOUT_RUNS = ("sizes", "tokens", "budgets", "holdout", "set")
@@ -126,6 +126,7 @@ class ScalingConfig(Section):
     fit: FitConfig = FitConfig()
     optimum: OptimumConfig = OptimumConfig()
     predict: PredictConfig = PredictConfig()
+    output: RecordsConfig = RecordsConfig()
     dry_run: bool = Field(
         False, description="say what would run and how long it takes, only", json_schema_extra={"short": "dry-run"}
     )

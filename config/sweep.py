@@ -212,6 +212,14 @@ class HalvingConfig(Section):
         return self
 
 
+class RecordsConfig(Section):
+    """What is written to stdout; stderr has the words for people."""
+
+    format: Literal["auto", "json", "text"] = Field(
+        "auto", description="json: JSON lines; text: none of them; auto: none on a terminal, elsewhere json"
+    )
+
+
 class SweepConfig(Section):
     """Train many models that differ in some settings, and compare them; the same command goes on after a stop."""
 
@@ -242,6 +250,7 @@ class SweepConfig(Section):
         [], max_length=1000, description="named sets of settings, each combined with every point of the axes"
     )
     halving: HalvingConfig | None = None
+    output: RecordsConfig = RecordsConfig()
     dry_run: bool = Field(
         False, description="say what would run and how long it takes, only", json_schema_extra={"short": "dry-run"}
     )

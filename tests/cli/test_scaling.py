@@ -172,7 +172,7 @@ def test_mistakes_of_the_base_are_named(here):
         ('max_time = "1m"', "training.max_time: expected none"),
         ("early_stop_patience = 3", "training.early_stop_patience: expected 0, found 3"),
     ):
-        Path("base.toml").write_text(BASE + line + "\n")
+        Path("base.toml").write_text(BASE.replace("[training]", f"[training]\n{line}"))
         done = call("scaling", "--config", "scaling.toml")
         assert (done.code, words in done.stderr) == (2, True), done.stderr
     Path("base.toml").write_text(BASE)
@@ -207,6 +207,7 @@ def test_points_of_a_file_are_fitted_and_nothing_is_written(here):
     [prediction] = by_event(done.records, "prediction")
     assert prediction["loss"] == pytest.approx(float(KNOWN.loss(1e9, 1e11)), rel=1e-6)
     assert "the intervals suppose that the law still holds there" in done.stderr
+    assert call("scaling", *options, "--output.format=text").stdout == ""
     assert set(Path().iterdir()) == before
 
 

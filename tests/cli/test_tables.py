@@ -16,6 +16,12 @@ def test_columns_are_as_wide_as_their_cells():
     ]
 
 
+def test_wide_signs_take_two_columns():
+    """What follows them in a line is below its head all the same."""
+    lines = table_lines(["name", "n"], [["日本", "1"], ["e\u0301", "22"]])
+    assert lines == ["name   n", "日本   1", "e\u0301     22"]
+
+
 def test_columns_go_until_the_rest_fits():
     """In the order given, and no more than must."""
     heads, rows = ["aaaa", "bbbb", "cccc"], [["1", "2", "3"]]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.terminal import LIVE, LiveLine, clock, framed, is_live, note, plain, working
+from cli.terminal import LIVE, LiveLine, clock, framed, is_live, note, plain, print_record, records_as, working
 from tests.cli.commands import call, call_in_terminal, lines_on_screen
 from tests.cli.test_progress import terminal
 
@@ -180,3 +180,15 @@ def test_json_on_a_terminal_is_a_word_away(option, pipeline, tmp_path):
     done = call_in_terminal("infer", *arguments_of("infer", pipeline, tmp_path), option)
     (line,) = (line for line in lines_on_screen(done.stdout) if line.startswith("{"))
     assert json.loads(line)["text.prompt"] == "Ada"
+
+
+@pytest.mark.parametrize(("form", "at_terminal", "in_pipe"), [("auto", 0, 1), ("json", 1, 1), ("text", 0, 0)])
+def test_records_are_written_where_they_are_wanted(form, at_terminal, in_pipe, monkeypatch, capsys):
+    """On a terminal a person has read them as words; who asks for JSON, or for none, gets that everywhere."""
+    for has_read, expected in ((True, at_terminal), (False, in_pipe)):
+        monkeypatch.setattr("logger.has_read_it", lambda has_read=has_read: has_read)
+        with records_as(form):
+            print_record({"event": "x"})
+        assert capsys.readouterr().out == '{"event": "x"}\n' * expected
+    print_record({"event": "as before"})
+    assert "as before" in capsys.readouterr().out

@@ -89,3 +89,19 @@ def test_a_long_curve_is_thinned(tmp_path, monkeypatch):
     assert len(follower.losses) <= 10
     assert follower.losses == sorted(follower.losses)
     assert follower.losses[-1] >= 90
+
+
+def test_of_a_long_file_only_the_end_is_read(tmp_path, monkeypatch):
+    """Its last lines come, and what follows; after a resume replaced the file, no line from long before does."""
+    monkeypatch.setattr("transformerlm.experiments.following._LEAST_BYTES", 500)
+    monkeypatch.setattr("transformerlm.experiments.following._BYTES_PER_LINE", 1)
+    directory = write_run(tmp_path, "a", STARTED, *(step(number, 3.0) for number in range(1, 101)))
+    followed = FollowedRun(directory, last_lines=2)
+    shown = [record["step"] for _, record in followed.new()]
+    assert shown == list(range(shown[0], 101))
+    assert 2 <= len(shown) < 10
+    assert followed.max_steps == STARTED["max_steps"]
+    assert len(followed.losses) > len(shown)
+    other = write_run(tmp_path, "b", STARTED, *(step(number, 3.0) for number in [*range(1, 100), 101, 102]))
+    (other / "metrics.jsonl").replace(directory / "metrics.jsonl")
+    assert [record["step"] for _, record in followed.new()] == [101, 102]

@@ -10,8 +10,8 @@ import pytest
 from transformerlm.experiments import metric_lines
 from transformerlm.experiments.metric_lines import (
     LineReader,
-    all_records,
     as_record,
+    each_record,
     first_records,
     last_records,
     read_lines,
@@ -105,8 +105,20 @@ def test_all_records_but_the_half_line(path):
     """The last line of a killed run is no damage; a whole one that is no object is."""
     with path.open("ab") as file:
         file.write(b'[1]\n{"step": 4')
-    records, bad = all_records(path)
-    assert ([one["step"] for one in records], bad) == ([1, 2, 3], 1)
+    assert [one and one["step"] for one in each_record(path)] == [1, 2, 3, None]
+
+
+@pytest.mark.parametrize(("most_bytes", "first"), [(10**6, 1), (1, 4), (len(step_line(3)) + 5, 3)])
+def test_a_reader_may_begin_near_the_end(path, most_bytes, first):
+    """It begins with a whole line, goes on like any other, and begins anew where the file is replaced."""
+    reader = LineReader(path)
+    reader.skip_to_end(most_bytes)
+    with path.open("a") as file:
+        file.write(step_line(4))
+    assert [steps(part) for part in reader.new()] == [list(range(first, 5))]
+    path.write_text(step_line(1))
+    [part] = reader.new()
+    assert (part.reset, steps(part)) == (True, [1])
 
 
 def test_of_a_long_file_events_and_validations_are_all_there(path, monkeypatch):

@@ -7,21 +7,26 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformerlm.experiments.metric_lines import METRICS, LineReader, as_record
+from transformerlm.experiments.metric_lines import METRICS, LineReader, as_record, first_records
 from transformerlm.experiments.run_directories import RunState, check_is_run, is_held, summary_of
+from transformerlm.experiments.run_scan import scan_run
 
 Line = tuple[str, dict[str, Any]]
 _MOST_LOSSES = 4000
+_LEAST_BYTES = 4_000_000
+_BYTES_PER_LINE = 2000
 
 
 class FollowedRun:
     """Reads a run's lines, each once, and keeps what the last ones say.
 
+    Of a long file only the end is read, which has some `last_lines` lines at least; the losses before it are few.
+
     Raises:
         ValueError: there is no such run: neither lines nor a training that will write some.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, last_lines: int = 0) -> None:
         self._directory, self._path = directory, directory / METRICS
         if self._path.exists() or not is_held(directory):
             check_is_run(directory)
@@ -34,6 +39,19 @@ class FollowedRun:
         self._tokens_per_step: float | None = None
         self._last_end: str | None = None
         self._read_at = time.monotonic()
+        self._first_step = 0
+        self._skip(max(_LEAST_BYTES, last_lines * _BYTES_PER_LINE))
+
+    def _skip(self, most_bytes: int) -> None:
+        """Leave out what is long before the end, but what it says of the whole run."""
+        if not self._path.exists() or self._path.stat().st_size <= most_bytes:
+            return
+        self._reader.skip_to_end(most_bytes)
+        for record in first_records(self._path):
+            if record.get("event") == "started":
+                self._take(record)
+        self.losses = [float(loss) for loss in scan_run(self._directory).curve]
+        self._first_step = -1  # not known yet
 
     def new(self) -> list[Line]:
         """Return the lines that have come since the last call; a file that was replaced gives those not seen before."""
@@ -51,7 +69,9 @@ class FollowedRun:
         for text in texts:
             record = as_record(text) or {}
             self._take(record)
-            if hash(text) not in self._seen:
+            if self._first_step < 0:
+                self._first_step = self.step
+            if hash(text) not in self._seen and self.step >= self._first_step:
                 self._seen.add(hash(text))
                 yield text, record
 

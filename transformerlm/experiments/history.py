@@ -6,14 +6,16 @@ are no JSON objects are counted and left out, and a run that trains now may be r
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from array import array
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from transformerlm.experiments.metric_lines import METRICS, all_records
+from transformerlm.experiments.metric_lines import METRICS, each_record
 from transformerlm.experiments.run_directories import config_of
 
 Axis = Literal["steps", "tokens", "flops", "seconds"]
@@ -63,13 +65,19 @@ class RunHistory:
         return places * float(per_token) if isinstance(per_token, int | float) else None
 
 
-def read_history(directory: Path, *, name: str | None = None, keys: Collection[str] | None = None) -> RunHistory:
+def read_history(directory: Path, *, name: str | None = None, keys: AbstractSet[str] | None = None) -> RunHistory:
     """Return all that a run's directory says of it; raise OSError where its lines cannot be read.
 
     With `keys`, the series are those of these keys alone, which takes less time.
     """
-    records, bad = all_records(directory / METRICS)
-    events = [record for record in records if isinstance(record.get("event"), str)]
+    bad, events, columns = 0, [], _Columns(keys)
+    for record in each_record(directory / METRICS):
+        if record is None:
+            bad += 1
+        elif "event" not in record:
+            columns.take(record)
+        elif isinstance(record["event"], str):
+            events.append(record)
     last = {event["event"]: event for event in events}
     return RunHistory(
         name=directory.name if name is None else name,
@@ -78,25 +86,38 @@ def read_history(directory: Path, *, name: str | None = None, keys: Collection[s
         started=last.get("started", {}),
         environment=last.get("environment", {}),
         events=events,
-        series=_series([record for record in records if "event" not in record], keys),
+        series=columns.series(),
         bad=bad,
     )
 
 
-def _series(records: list[dict[str, Any]], keys: Collection[str] | None) -> dict[str, Series]:
-    found: dict[str, dict[int, float]] = {}
-    for record in records:
+class _Columns:
+    """The numbers of step lines by their keys: eight bytes each, so that a run of any length fits into memory."""
+
+    def __init__(self, keys: AbstractSet[str] | None) -> None:
+        self._keys = keys
+        self._found: dict[str, tuple[array[int], array[float]]] = {}
+
+    def take(self, record: Mapping[str, Any]) -> None:
         step = record.get("step")
         if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 2**62:
-            continue
-        for key, value in record.items() if keys is None else [(key, record[key]) for key in keys if key in record]:
-            # Numbers that are not finite are words in JSON; of the others, Python reads some that no float holds.
-            is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**1000
+            return
+        for key in record if self._keys is None else self._keys & record.keys():
+            value = record[key]
+            # Numbers that are not finite are words in JSON.
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if key != "step" and (is_number or value in ("nan", "inf", "-inf")):
-                found.setdefault(key, {})[step] = float(value)
-    return {key: _one_series(by_step) for key, by_step in found.items()}
+                if key not in self._found:
+                    self._found[key] = array("q"), array("d")
+                steps, values = self._found[key]
+                steps.append(step)
+                values.append(float(value))
+
+    def series(self) -> dict[str, Series]:
+        """Return the series of each key; of a step that is there twice, the last line counts."""
+        return {key: _one_series(*columns) for key, columns in self._found.items()}
 
 
-def _one_series(by_step: dict[int, float]) -> Series:
-    steps = sorted(by_step)
-    return Series(np.array(steps, dtype=np.int64), np.array([by_step[step] for step in steps], dtype=np.float64))
+def _one_series(steps: array[int], values: array[float]) -> Series:
+    ascending, last = np.unique(np.array(steps, dtype=np.int64)[::-1], return_index=True)
+    return Series(ascending, np.array(values, dtype=np.float64)[::-1][last])

@@ -49,7 +49,7 @@ def read_lines(path: Path, *, file: str = "", offset: int = 0, every: int = 0) -
     """
     with open(path, "rb") as stream:
         status = os.fstat(stream.fileno())
-        name = f"{status.st_dev:x}-{status.st_ino:x}"
+        name = _identity(status)
         reset = bool(file) and (file != name or offset > status.st_size)
         if reset or not file:
             offset = 0
@@ -62,12 +62,25 @@ def read_lines(path: Path, *, file: str = "", offset: int = 0, every: int = 0) -
     return MetricLines(texts, name, end, reset, bad, every, more=bool(whole) and end < status.st_size)
 
 
+def _identity(status: os.stat_result) -> str:
+    return f"{status.st_dev:x}-{status.st_ino:x}"
+
+
 class LineReader:
     """Reads all lines of a file, a little further each time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file, self._offset = "", 0
+
+    def skip_to_end(self, most_bytes: int) -> None:
+        """Leave out all lines but those in about the last `most_bytes` of the file; raise OSError."""
+        with open(self._path, "rb") as stream:
+            status = os.fstat(stream.fileno())
+            stream.seek(max(0, status.st_size - most_bytes))
+            if stream.tell():
+                stream.readline(most_bytes)
+            self._file, self._offset = _identity(status), stream.tell()
 
     def new(self) -> Iterator[MetricLines]:
         """Yield the lines that have come since, in parts; a file that was replaced is read anew. Raises OSError."""
@@ -78,19 +91,15 @@ class LineReader:
             yield found
 
 
-def all_records(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return the objects of all whole lines, and how many lines were none; raise OSError.
+def each_record(path: Path) -> Iterator[dict[str, Any] | None]:
+    """Yield the objects of all whole lines, None for a line that is none; raise OSError.
 
-    The last line may be half written, by a run that trains or that was killed.
+    The last line may be half written, by a run that trains or that was killed; it does not count.
     """
-    records, bad = [], 0
     with open(path, "rb") as stream:
         for line in stream:
-            record = as_record(line) if line.endswith(b"\n") else None
-            bad += record is None and line.endswith(b"\n")
-            if record is not None:
-                records.append(record)
-    return records, bad
+            if line.endswith(b"\n"):
+                yield as_record(line)
 
 
 def _chosen(data: bytes, every: int) -> tuple[list[str], int]:

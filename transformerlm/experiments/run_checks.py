@@ -11,7 +11,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from transformerlm.experiments.metric_lines import METRICS, all_records
+from transformerlm.experiments.metric_lines import METRICS, each_record
 from transformerlm.experiments.run_directories import flat_settings
 from transformerlm.experiments.saved_checkpoints import SavedCheckpoint
 from transformerlm.token_files.dataset import TokenDataset
@@ -61,10 +61,11 @@ class RunLines:
 
 def read_run_lines(run_dir: Path) -> RunLines:
     """Read all lines of a run; raise OSError where they cannot be read."""
-    records, bad = all_records(run_dir / METRICS)
+    found = list(each_record(run_dir / METRICS))
+    records = [one for one in found if one is not None]
     events = [one for one in records if isinstance(one.get("event"), str)]
     steps = [one for one in records if "event" not in one and "metrics.loss" in one]
-    return RunLines(steps, events, bad)
+    return RunLines(steps, events, len(found) - len(records))
 
 
 def step_of(record: Mapping[str, Any]) -> int:

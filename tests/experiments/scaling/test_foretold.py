@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,16 @@ def test_a_loss_is_judged_by_the_statement(tmp_path: Path) -> None:
     inside, outside = judge(statement, 2.95), judge(statement, 2.5)
     assert (inside["inside"], outside["inside"]) == ({"80": True}, {"80": False})
     assert outside["error"] == pytest.approx(3.0 / 2.5 - 1)
+
+
+def test_an_interval_without_an_end_is_kept_and_judged(tmp_path: Path) -> None:
+    """A law that some resamples put at infinity has none on that side: the next start reads what this one wrote."""
+    ends = {0.8: (2.0, math.inf), 0.95: (-math.inf, 2.5)}
+    wide = Prediction(name="a", parameters=1e6, tokens=1e8, loss=3.0, intervals=ends, far=2.0)
+    first = state_predictions(tmp_path, [wide], law={}, made=[])
+    assert first["a"]["intervals"] == {"80": [2.0, None], "95": [None, 2.5]}
+    assert state_predictions(tmp_path, [wide], law={}, made=[]) == first
+    assert judge(first["a"], 2.9)["inside"] == {"80": True, "95": False}
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,18 @@ def test_a_log_of_other_axes_is_refused(tmp_path):
             TrialLog(tmp_path / "trials.jsonl", axes_of(config_of(tmp_path, axes=axes)))
 
 
+@pytest.mark.parametrize(
+    "line", ["{}", "[1]", '{"trial": [0], "loss": 1.0}', '{"trial": 0}', '{"trial": 0, "loss": "x"}']
+)
+def test_a_log_of_something_else_is_refused(tmp_path, line):
+    """A damaged line is named before anything is trained; its file stays as it is."""
+    path = tmp_path / "trials.jsonl"
+    path.write_text(f"{line}\n")
+    with pytest.raises(ValueError, match=r"trials.jsonl: expected the points and results of a search"):
+        TrialLog(path, [])
+    assert path.read_text() == f"{line}\n"
+
+
 def test_a_point_that_no_model_can_have_is_a_failure(tmp_path):
     """Which combinations are valid is known only when they are asked for; the search goes on."""
     axes = [{"key": "model.num_heads", "values": [2, 3]}, {"key": "optimizer.learning_rate", "low": 0.01, "high": 0.1}]

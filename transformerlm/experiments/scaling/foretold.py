@@ -66,9 +66,14 @@ def read_predictions(path: Path) -> dict[str, dict[str, Any]]:
 def _has_intervals(statement: Mapping[str, Any]) -> bool:
     intervals = statement.get("intervals")
     return isinstance(intervals, dict) and all(
-        isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends)
+        isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int | float | None) for end in ends)
         for ends in intervals.values()
     )
+
+
+def _is_between(value: float, low: float | None, high: float | None) -> bool:
+    """Return whether a value is in an interval; a side that is None has no end."""
+    return (low is None or low <= value) and (high is None or value <= high)
 
 
 def judge(statement: Mapping[str, Any], measured: float) -> dict[str, Any]:
@@ -78,7 +83,7 @@ def judge(statement: Mapping[str, Any], measured: float) -> dict[str, Any]:
         "intervals": statement["intervals"],
         "measured": measured,
         "error": statement["loss"] / measured - 1,
-        "inside": {level: bool(low <= measured <= high) for level, (low, high) in statement["intervals"].items()},
+        "inside": {level: _is_between(measured, *ends) for level, ends in statement["intervals"].items()},
         "before_the_run": bool(statement.get("before_the_run")),
         "written": statement.get("written"),
     }

@@ -31,7 +31,7 @@ class TrialLog:
     """The file of points and results: `asked` are labels by axis, `losses` the results by trial, None for a failure.
 
     Raises:
-        ValueError: the file is of a search with other axes.
+        ValueError: the file is of a search with other axes, or of no search.
     """
 
     def __init__(self, path: Path, axes: Sequence[Axis]) -> None:
@@ -43,9 +43,13 @@ class TrialLog:
             self._take(as_record(line) or {})
 
     def _take(self, record: Mapping[str, Any]) -> None:
-        labels = record.get("labels")
-        if labels is None:
-            self.losses[record["trial"]] = record["loss"]
+        labels, trial, loss = record.get("labels"), record.get("trial"), record.get("loss")
+        if not isinstance(labels, dict):
+            if not isinstance(trial, int) or "loss" not in record or not isinstance(loss, float | int | None):
+                raise ValueError(
+                    f"{self._path}: expected the points and results of a search, found another line; move the file away"
+                )
+            self.losses[trial] = loss
             return
         if set(labels) != set(self._axes) or not all(_fits(axis, labels[name]) for name, axis in self._axes.items()):
             raise ValueError(
@@ -80,7 +84,7 @@ def _fits(axis: Axis, label: str) -> bool:
         return any(option.label == label for option in axis.options)
     try:
         return axis.low <= float(label) <= axis.high
-    except ValueError:
+    except (ValueError, TypeError):
         return False
 
 
