@@ -28,6 +28,7 @@ from transformerlm.token_files.shard_writer import finish_shard
 from transformerlm.token_files.writer import BLOCK_TOKENS, TokenFileWriter
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.parallel import map_in_order
+from transformerlm.utils.interrupts import ctrl_c_held_back, result_of
 from transformerlm.utils.text_files import ReadStats
 from transformerlm.utils.text_parts import TextPart
 
@@ -89,13 +90,14 @@ def encode_part(
             ids_file.write(ids.data)
             if (num_ids + len(ids)) // _FLUSH_TOKENS > num_ids // _FLUSH_TOKENS:
                 # So that little is left to wait for at the end.
-                flushes.append(flusher.submit(os.fsync, ids_file.fileno()))
+                with ctrl_c_held_back():
+                    flushes.append(flusher.submit(os.fsync, ids_file.fileno()))
             num_ids += len(ids)
             stats.invalid_utf8 += batch.invalid_utf8
             if progress is not None:
                 progress(batch.disk_bytes)
         for flush in flushes:
-            flush.result()  # an error of the disk is told once, to the flush that met it
+            result_of(flush)  # an error of the disk is told once, to the flush that met it
     return {
         "documents": int(sorter.num_documents.sum()),
         "ids": num_ids,

@@ -94,14 +94,55 @@ def test_workers_never_hear_ctrl_c() -> None:
 def test_workers_leave_with_their_parent(how: signal.Signals) -> None:
     """When the parent is killed, or stopped with Ctrl-C, its workers exit at once."""
     process = subprocess.Popen([sys.executable, "-c", _SLEEPERS], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert process.stdout is not None
-    workers = {int(process.stdout.readline()) for _ in range(2)}
-    process.send_signal(how)
-    process.wait(timeout=300)
+    with process:
+        assert process.stdout is not None
+        workers = {int(process.stdout.readline()) for _ in range(2)}
+        process.send_signal(how)
+        try:
+            process.wait(timeout=300)
+        finally:
+            process.kill()
     deadline = time.monotonic() + 300
     while any(map(_is_alive, workers)):
         assert time.monotonic() < deadline, "workers outlived their parent"
         time.sleep(0.05)
+
+
+_AT_THE_WORST_MOMENT = """
+import signal, sys, threading
+from concurrent.futures import _base
+from transformerlm.tokenizer.parallel import map_in_order
+
+class Condition(threading.Condition):
+    # The lock of a future; Ctrl-C comes when `result` has just taken it.
+    def __enter__(self):
+        super().__enter__()
+        if begun and threading.current_thread() is threading.main_thread():
+            begun.clear()
+            signal.raise_signal(signal.SIGINT)
+
+class Threading:
+    Condition = Condition
+    def __getattr__(self, name):
+        return getattr(threading, name)
+
+if __name__ == "__main__":
+    begun = []
+    _base.threading = Threading()
+    tasks = ["1"] * 2 + ["__import__('time').sleep(0.2)"] * 9
+    for result in map_in_order(eval, tasks, num_workers=2, threads=sys.argv[1] == "threads"):
+        if result is None and not begun:
+            begun.append(True)
+"""
+
+
+@pytest.mark.parametrize("workers", ["processes", "threads"])
+def test_ctrl_c_at_the_worst_moment_ends_the_map(workers: str) -> None:
+    """Ctrl-C right after the caller took a result's lock raises when the lock is free, so no worker waits for it."""
+    command = [sys.executable, "-c", _AT_THE_WORST_MOMENT, workers]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stderr.endswith("KeyboardInterrupt\n")
+    assert done.returncode == -signal.SIGINT
 
 
 def test_small_inputs_start_no_process() -> None:

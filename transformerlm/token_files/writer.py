@@ -23,6 +23,7 @@ import numpy as np
 from transformerlm.token_files.array import OFFSET_TYPE
 from transformerlm.token_files.sidecar import offsets_path, sidecar_path, write_sidecar
 from transformerlm.utils import files
+from transformerlm.utils.interrupts import ctrl_c_held_back, result_of
 from transformerlm.utils.lock import try_lock
 
 BLOCK_TOKENS = 1 << 20
@@ -87,10 +88,11 @@ class RowFile:
             expected,
         )
         with ThreadPoolExecutor(1) as pool:  # one thread waits for the disk while the other computes
-            synced = pool.submit(os.fsync, self._file.fileno())
+            with ctrl_c_held_back():
+                synced = pool.submit(os.fsync, self._file.fileno())
             self._file.seek(0)
             digest = hashlib.file_digest(self._file, "sha256").hexdigest()
-            synced.result()
+            result_of(synced)
         return digest
 
     def rename(self) -> None:

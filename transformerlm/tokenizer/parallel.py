@@ -12,12 +12,13 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
+
+from transformerlm.utils.interrupts import ctrl_c_held_back, result_of
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -78,12 +79,12 @@ def map_in_order(
     pending: deque[Future[Result]] = deque()
     try:
         for item in items:
-            with _ctrl_c_held_back():
+            with ctrl_c_held_back():  # what is started here never hears it
                 pending.append(pool.submit(call, item))
             if len(pending) >= 2 * num_workers:
-                yield pending.popleft().result()
+                yield result_of(pending.popleft())
         while pending:
-            yield pending.popleft().result()
+            yield result_of(pending.popleft())
     except BrokenProcessPool as error:
         raise RuntimeError(
             "a worker process died: killed (out of memory?), or started from a script without "
@@ -99,19 +100,6 @@ def _check_num_workers(num_workers: int) -> None:
         raise TypeError(f"num_workers: expected a whole number, found {found}")
     if num_workers < 1:
         raise ValueError(f"num_workers: expected at least 1, found {num_workers}")
-
-
-@contextmanager
-def _ctrl_c_held_back() -> Iterator[None]:
-    """Block SIGINT, which a worker that is started inherits: else Ctrl-C ends it in its imports, with a traceback."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(function: Callable[[Any], Any]) -> None:
