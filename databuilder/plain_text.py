@@ -6,6 +6,9 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from transformerlm.utils.choice import are_chosen
 from transformerlm.utils.strings import check_is_no_string
 from transformerlm.utils.text_files import read_text
 
@@ -61,3 +64,43 @@ def _lines(path: Path) -> Iterator[str]:
         yield from lines
     if rest:
         yield rest
+
+
+def write_part(inputs: Sequence[Path], path: str | os.PathLike[str], *, fraction: float, separator: str) -> int:
+    """Write an evenly spread `fraction` of the documents in `inputs`, a separator after each; return their number.
+
+    A document ends at a separator, at the end of a file, or with its JSON line or row. It is written as it is read, so
+    it may be of any length.
+
+    Raises:
+        ValueError: no document was chosen.
+    """
+    check_is_no_string(inputs, "inputs")
+    number = taken = 0
+    is_chosen, has_text = True, False  # the first one always is
+    with Path(path).open("w", encoding="utf-8", newline="") as file:
+        for piece, ends_document in _pieces(inputs, separator):
+            has_text = has_text or not piece.isspace()
+            if is_chosen:
+                file.write(piece)
+            if ends_document and has_text:
+                if is_chosen:
+                    file.write(f"{separator}\n")
+                number, taken, has_text = number + 1, taken + is_chosen, False
+                is_chosen = bool(are_chosen(np.array([number]), fraction)[0])
+    if not taken:
+        raise ValueError(f"{', '.join(map(str, inputs))}: expected text, found none")
+    return taken
+
+
+def _pieces(inputs: Sequence[Path], separator: str) -> Iterator[tuple[str, bool]]:
+    """Yield the text of files without its separators, and with each piece whether its document ends there."""
+    for source in inputs:
+        rest = ""
+        for block in read_text(source):
+            *documents, last = (rest + block.text).split(separator)
+            yield from ((document, True) for document in documents)
+            # the next block may begin inside a separator
+            keep = 0 if block.ends_document else min(len(last), len(separator) - 1)
+            yield last[: len(last) - keep], block.ends_document
+            rest = last[len(last) - keep :]
