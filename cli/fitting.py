@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli.stages import read_json, run_stage, run_with
 from cli.terminal import clock, note, working
+from config.commented_toml import commented_toml
 from config.special_tokens import END_OF_TEXT
 
 if TYPE_CHECKING:
@@ -160,12 +161,11 @@ def prepare(task: Task, text: Text, speed: Speed, spent: float) -> Prepared:
 
 
 def _probe(task: Task, plan: Plan, seconds: float) -> RunResult:
-    from transformerlm.experiments.fit.commented_toml import values_of
     from transformerlm.experiments.fit.results import read_result
 
     settings = {
         **_places(task),
-        **values_of(plan.settings),
+        **plan.values,
         "training.device": task.device,
         "training.seed": task.seed,
         "training.max_steps": plan.probe_steps,
@@ -185,14 +185,11 @@ def _probe(task: Task, plan: Plan, seconds: float) -> RunResult:
 
 def write_run(task: Task, plan: Plan, seconds: float) -> None:
     """Write the TOML of the run, with a reason over each setting that was chosen."""
-    from transformerlm.experiments.fit.choice import Chosen
-    from transformerlm.experiments.fit.commented_toml import commented_toml
-
     path = task.home / "train.toml"
     settings = {
         **_places(task),
-        **plan.settings,
-        "training.max_time": Chosen(f"{seconds:.1f}s", "what the probes have left of the time"),
+        **plan.values,
+        "training.max_time": f"{seconds:.1f}s",
         "training.seed": task.seed,
         "training.device": task.device,
         "samples.prompts": list(task.prompts),
@@ -200,8 +197,10 @@ def write_run(task: Task, plan: Plan, seconds: float) -> None:
         "logging.run_name": RUN_NAME,
         "logging.report": True,
     }
+    reasons = {key: chosen.why for key, chosen in plan.settings.items()}
+    reasons["training.max_time"] = f"what the short runs before it have left of {clock(task.seconds)}"
     head = f"transformerlm-train --config={path}\nThe comments say why. Change what you like, and run that line."
-    path.write_text(commented_toml(settings, head=head), encoding="utf-8")
+    path.write_text(commented_toml(settings, reasons, head=head), encoding="utf-8")
 
 
 # --- the prediction ------------------------------------------------------------------------------------------------

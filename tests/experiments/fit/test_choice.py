@@ -6,10 +6,10 @@ import tomllib
 
 import pytest
 
+from config.io import dump_settings
 from config.train import TrainConfig
 from transformerlm.experiments.fit import choice
 from transformerlm.experiments.fit.choice import Speed, Text, choose, keep_time
-from transformerlm.experiments.fit.commented_toml import commented_toml
 
 FLOPS = 14_000_000
 
@@ -84,7 +84,7 @@ def test_all_settings_are_valid_and_each_has_a_reason(seconds, train_tokens):
     """The strict schema of transformerlm-train takes them, and no choice is silent."""
     found = plan(seconds, tokens_per_second=5e3, train_tokens=train_tokens)
     data = {"data.train": "a.npy", "data.valid": "b.npy", "data.tokenizer": "t"}
-    config = TrainConfig.model_validate(tomllib.loads(commented_toml({**data, **found.settings})))
+    config = TrainConfig.model_validate(tomllib.loads(dump_settings({**data, **found.values})))
     assert config.training.max_steps == found.settings["training.max_steps"].value
     assert all(chosen.why and "\n" not in chosen.why for chosen in found.settings.values())
     assert config.model.context_length * choice.MIN_TRAIN_WINDOWS <= max(train_tokens, 16 * 50)

@@ -97,6 +97,11 @@ class Plan:
     seconds_per_step: float
 
     @property
+    def values(self) -> dict[str, Any]:
+        """The settings without their reasons."""
+        return {key: chosen.value for key, chosen in self.settings.items()}
+
+    @property
     def passes(self) -> float:
         """How often the run reads the training text."""
         return self.steps * self.tokens_per_step / self.train_tokens

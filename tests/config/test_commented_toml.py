@@ -7,18 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from transformerlm.experiments.fit.choice import Chosen
-from transformerlm.experiments.fit.commented_toml import WIDTH, commented_toml, values_of
+from config.commented_toml import WIDTH, commented_toml
 
 SETTINGS = {
     "runs_dir": Path('runs/a "b" \\c'),
-    "model.d_model": Chosen(256, "small"),
-    "model.num_layers": Chosen(4, "small"),
-    "training.max_steps": Chosen(10, "ten"),
-    "model.dropout.residual": Chosen(0.1, "few words"),
+    "model.d_model": 256,
+    "model.num_layers": 4,
+    "training.max_steps": 10,
+    "model.dropout.residual": 0.1,
     "model.qk_norm": True,
     "samples.prompts": ["", "a\n[b]", "it's"],
     "schedule.warmup_steps": "5%",
+    "training.batch_size": 4,
+}
+REASONS = {
+    "model.d_model": "small",
+    "model.num_layers": "small",
+    "training.max_steps": "ten",
+    "model.dropout.residual": "few words",
 }
 
 
@@ -43,15 +49,14 @@ def flat(tree, prefix=""):
 )
 def test_whatever_a_comment_says_the_settings_come_back(why):
     """No reason and no head can add a key, break a line or make the TOML invalid."""
-    settings = {**SETTINGS, "training.batch_size": Chosen(4, why)}
-    text = commented_toml(settings, head=why)
-    expected = {key: str(value) if isinstance(value, Path) else value for key, value in values_of(settings).items()}
+    text = commented_toml(SETTINGS, {**REASONS, "training.batch_size": why}, head=why)
+    expected = {key: str(value) if isinstance(value, Path) else value for key, value in SETTINGS.items()}
     assert dict(flat(tomllib.loads(text))) == expected
 
 
 def test_a_reason_is_over_its_key_and_neighbours_share_one():
     """People find the reason where the key is; long ones are wrapped."""
-    lines = commented_toml({**SETTINGS, "training.batch_size": Chosen(4, "long " * 60)}).splitlines()
+    lines = commented_toml(SETTINGS, {**REASONS, "training.batch_size": "long " * 60}).splitlines()
     at = lines.index("d_model = 256")
     assert lines[at - 2 : at + 2] == ["[model]", "# small", "d_model = 256", "num_layers = 4"]
     assert lines[lines.index("max_steps = 10") - 1] == "# ten"
