@@ -15,11 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli import fitting
-from cli.fitting import RUN_NAME, Prepared, Task
+from cli.fitting import Prepared, Task
 from cli.hints import command_line, hint_lines
-from cli.stages import exit_code_of, free_directory, fresh_directory, in_documents, text_files
+from cli.stages import (
+    RUN_NAME,
+    exit_code_of,
+    free_directory,
+    fresh_directory,
+    in_documents,
+    naming_what_stays,
+    text_files,
+)
 from cli.terminal import clock, note
-from cli.utils import Command
+from cli.utils import EXIT_FAILED, Command
 from cli.utils import main as run_command
 from config.fit import FitConfig
 from config.schemas import duration_seconds
@@ -47,21 +55,26 @@ def fit(config: FitConfig) -> int:
     _check_past_runs(config.past_runs)
     home = free_directory(config.dir)
     try:
-        with fresh_directory(home):
-            text, num_bytes = in_documents(files, home / "corpus.txt")
-            task = _task(config, home, text, num_bytes)
-            encoded = fitting.encode(task)
-        prepared = fitting.prepare(task, *encoded)
-        note("\n" + "\n".join(_table(prepared.plan.settings)) + "\n")
-        fitting.state(task, prepared)
-        if config.dry_run:
-            _say_how_to_begin(home, prepared)
-            return 0
-        fitting.train(task, prepared, corpus=Path(files[0]).name)
+        with naming_what_stays(home):
+            return _fit_in(config, files, home)
     except subprocess.CalledProcessError as error:
         return exit_code_of(error, home)
+
+
+def _fit_in(config: FitConfig, files: Sequence[str], home: Path) -> int:
+    with fresh_directory(home):
+        text, num_bytes = in_documents(files, home / "corpus.txt")
+        task = _task(config, home, text, num_bytes)
+        encoded = fitting.encode(task)
+    prepared = fitting.prepare(task, *encoded)
+    note("\n" + "\n".join(_table(prepared.plan.settings)) + "\n")
+    fitting.state(task, prepared)
+    if config.dry_run:
+        _say_how_to_begin(home, prepared)
+        return 0
+    is_judged = fitting.train(task, prepared, corpus=Path(files[0]).name)
     _say_what_next(home, prepared)
-    return 0
+    return 0 if is_judged else EXIT_FAILED
 
 
 def _check_past_runs(path: Path | None) -> None:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.stages import read_json, run_stage, run_with
+from cli.stages import RUN_NAME, read_json, run_stage, run_with
 from cli.terminal import clock, note, working
 from config.commented_toml import commented_toml
 from config.special_tokens import END_OF_TEXT
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformerlm.experiments.fit.prediction import Interval, Probe
     from transformerlm.experiments.fit.results import RunResult
 
-RUN_NAME, PROBE_NAME = "run", "probe"
+PROBE_NAME = "probe"
 PREDICTION, OUTCOME = "prediction.json", "outcome.json"
 PROBE_SHARE = 0.1  # of the time, for all that is tried before the run
 MIN_PROBE_SHARE = 0.02  # for the short run, however long it took to time the steps

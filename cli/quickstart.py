@@ -17,9 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli import fitting
-from cli.fitting import RUN_NAME, Task
+from cli.fitting import Task
 from cli.hints import command_line, hint_lines
-from cli.stages import exit_code_of, free_directory, fresh_directory, in_documents, run_stage, shipped, text_files
+from cli.stages import (
+    RUN_NAME,
+    exit_code_of,
+    free_directory,
+    fresh_directory,
+    in_documents,
+    naming_what_stays,
+    run_stage,
+    shipped,
+    text_files,
+)
 from cli.terminal import note, working
 from cli.utils import Command
 from cli.utils import main as run_command
@@ -61,18 +71,22 @@ def quickstart(config: QuickstartConfig) -> int:
     files = text_files(config.text)
     home = free_directory(config.dir)
     try:
-        with fresh_directory(home):
-            task = _task(config, files, home)
-            encoded = fitting.encode(task)
-        prepared = fitting.prepare(task, *encoded)
-        fitting.state(task, prepared)
-        fitting.train(task, prepared, corpus=config.corpus if not files else files[0])
-        samples = _generate(config, home)
+        with naming_what_stays(home):
+            _quickstart_in(config, files, home)
     except subprocess.CalledProcessError as error:
         return exit_code_of(error, home)
-    _show(config, samples)
-    _say_what_next(config, home, prepared.plan)
     return 0
+
+
+def _quickstart_in(config: QuickstartConfig, files: list[str], home: Path) -> None:
+    with fresh_directory(home):
+        task = _task(config, files, home)
+        encoded = fitting.encode(task)
+    prepared = fitting.prepare(task, *encoded)
+    fitting.state(task, prepared)
+    fitting.train(task, prepared, corpus=Path(files[0]).name if files else config.corpus)
+    _show(config, _generate(config, home))
+    _say_what_next(config, home, prepared.plan)
 
 
 def _task(config: QuickstartConfig, files: list[str], home: Path) -> Task:

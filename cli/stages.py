@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cli.hints import from_here
+from cli.hints import command_line, from_here, hint_lines
 from cli.terminal import note, working
 from cli.utils import EXIT_BAD_INPUT, EXIT_FAILED
 from config.io import SHIPPED, dump_settings
@@ -26,6 +26,7 @@ from config.special_tokens import END_OF_TEXT
 MIN_DOCUMENTS = 20
 MIN_TEXT_BYTES = 20_000
 MAX_FILES = 1_000  # listed one by one in a TOML
+RUN_NAME = "run"
 
 
 # --- a fresh directory -------------------------------------------------------------------------------------------
@@ -42,10 +43,7 @@ def free_directory(wanted: Path) -> Path:
 
 @contextmanager
 def fresh_directory(home: Path) -> Iterator[None]:
-    """Make a directory; if it stays empty or the text is refused, remove it with the parents made for it.
-
-    After any other end that is none of success, say that what there is stays.
-    """
+    """Make a directory; if it stays empty or the text is refused, remove it with the parents made for it."""
     made = [path for path in (home, *home.parents) if not path.exists()]
     home.mkdir(parents=True)
     try:
@@ -60,10 +58,24 @@ def fresh_directory(home: Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def naming_what_stays(home: Path) -> Iterator[None]:
+    """If Ctrl-C or a full disk ends the work between two stages, say where everything is."""
+    try:
+        yield
+    except (KeyboardInterrupt, OSError):
+        if home.exists():
+            note(f"everything so far is in {home}")
+        raise
+
+
 def exit_code_of(error: subprocess.CalledProcessError, home: Path) -> int:
-    """Say which stage has failed and what there is, and return the exit code to end with."""
+    """Say which stage has failed, what there is and how to go on with it; return the exit code to end with."""
     kept = f"; everything so far is in {home}" if home.exists() else ""
     note(f"{error.cmd} ended with exit code {error.returncode}{kept}")
+    if error.cmd == "transformerlm-train" and (home / RUN_NAME / "checkpoints").is_dir():
+        again = command_line("train", f"--config={home / 'train.toml'}")
+        note("\n".join(hint_lines([("go on with the training where it stopped", again)])))
     return int(error.returncode) if error.returncode > 0 else EXIT_FAILED
 
 

@@ -24,7 +24,11 @@ class FitConfig(Section):
         validate_default=True,
         description="directory for everything; if it is taken, a number is added",
     )
-    dry_run: bool = Field(False, description="stop before the training: choose, predict and say how to begin it")
+    dry_run: bool = Field(
+        False,
+        description="stop before the training: choose, predict and say how to begin it",
+        json_schema_extra={"short": "dry-run"},
+    )
     device: Device = "auto"
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of the initial weights and of the data order")
     prompt: list[Prompt] = Field(

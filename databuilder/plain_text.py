@@ -80,7 +80,7 @@ def write_part(inputs: Sequence[Path], path: str | os.PathLike[str], *, fraction
     is_chosen, has_text = True, False  # the first one always is
     with Path(path).open("w", encoding="utf-8", newline="") as file:
         for piece, ends_document in _pieces(inputs, separator):
-            has_text = has_text or not piece.isspace()
+            has_text = has_text or bool(piece.strip())
             if is_chosen:
                 file.write(piece)
             if ends_document and has_text:

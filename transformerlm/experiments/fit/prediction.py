@@ -34,6 +34,7 @@ GUESS_WEIGHT = np.array([4.0, 4.0, 4.0])
 # Fewer corpora than this are filled up by guessed ones, whose errors are of this size.
 ENOUGH_CORPORA = 4
 GUESSED_SPREAD = 0.1
+WORST = 1.5  # times what the probe reached: no run that trains ends above that, however little is known
 MIN_SPREAD = 0.005  # two seeds of one run differ by about this much
 _MOST_BYTES = 50_000_000
 
@@ -90,7 +91,7 @@ def predict(probe: Probe, plan: Plan, text: Text, rows: Sequence[Row], confidenc
     margin = t_quantile((1 + confidence) / 2, freedom) * spread * math.sqrt(1 + at @ covariance @ at)
     change = float(at @ coefficients)
     low, middle, high = (probe.bits_per_byte * math.exp(change + side * margin) for side in (-1, 0, 1))
-    return Interval(low, middle, high, confidence)
+    return Interval(low, middle, max(middle, min(high, WORST * probe.bits_per_byte)), confidence)
 
 
 # --- the fit -----------------------------------------------------------------------------------------------------
