@@ -57,7 +57,7 @@ def _measure(folder: Path, out: Path, times: Sequence[float], *, work: Path, dev
     failed = []
     for seconds in sorted(times):
         for text in texts:
-            home = work / f"{text.stem}-{seconds:g}s"
+            home = work / f"{text.name}-{seconds:g}s"
             code = 0 if (home / "outcome.json").exists() else _fit(text, seconds, home=home, device=device)
             if code in (130, 143):
                 return code

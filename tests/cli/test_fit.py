@@ -27,6 +27,15 @@ def text(tmp_path) -> Path:
     return path
 
 
+def past_runs(folder, *, share):
+    """Write a file of past runs that all ended at about a share of what their probes reached."""
+    row = Row("a", 10**6, 250_000, 2000, 10**6, 3.1, 1000, 100, 1.0, 3.0, 3.0)
+    rows = [{**vars(row), "corpus": str(number), "bits_per_byte": 3 * share + number / 1000} for number in range(20)]
+    path = folder / "rows.json"
+    path.write_text(json.dumps({"rows": rows}))
+    return path
+
+
 def read(path):
     """Return what a JSON file holds."""
     return json.loads(path.read_text())
@@ -68,12 +77,12 @@ def test_each_chosen_setting_is_in_the_toml_and_on_the_screen_with_its_reason(pr
     assert f"training.max_steps = {settings['training.max_steps']}" in done.stderr
 
 
-@pytest.mark.parametrize(("reached", "words"), [(2.4, "inside"), (9.0, "outside"), (0.1, "outside")])
+@pytest.mark.parametrize(("reached", "words"), [(2.45, "inside"), (9.0, "outside"), (0.1, "outside")])
 def test_the_outcome_is_held_against_the_prediction(reached, words, pretend, text, tmp_path):
     """The last lines say whether it came as expected, and the file keeps it with a row for later predictions."""
     pretend.reached["run"] = reached
     home = tmp_path / "home"
-    done = call("fit", text, "--dir", home, "--time=10m")
+    done = call("fit", text, "--dir", home, "--time=10m", "--past_runs", past_runs(tmp_path, share=0.8))
     found, said = read(home / "outcome.json"), read(home / "prediction.json")["bits_per_byte"]
     assert found["inside"] is (words == "inside")
     side = "above" if reached > said["middle"] else "below"
@@ -100,15 +109,12 @@ def test_a_dry_run_ends_before_the_training(pretend, text, tmp_path):
 
 
 def test_own_past_runs_decide_the_prediction(pretend, text, tmp_path):
-    """Runs that all ended at half of their probe predict half of this probe; a bad file is refused at once."""
-    row = Row("a", 10**6, 250_000, 2000, 10**6, 3.1, 1000, 100, 1.0, 3.0, 1.5)
-    rows = [{**vars(row), "corpus": str(number), "bits_per_byte": 1.5 + number / 1000} for number in range(20)]
-    path = tmp_path / "rows.json"
-    path.write_text(json.dumps({"rows": rows}))
-    call("fit", text, "--dir", tmp_path / "a", "--time=10m", "--past_runs", path, "--dry-run")
-    call("fit", text, "--dir", tmp_path / "b", "--time=10m", "--dry-run")
-    own, shipped = (read(tmp_path / name / "prediction.json")["bits_per_byte"] for name in "ab")
-    assert own["middle"] < 2 < shipped["middle"]
+    """Runs that ended at half of their probes predict less than runs that ended at the same; a bad file is refused."""
+    for name, share in (("a", 0.5), ("b", 1.0)):
+        path = past_runs(tmp_path, share=share)
+        call("fit", text, "--dir", tmp_path / name, "--time=10m", "--past_runs", path, "--dry-run")
+    halved, equal = (read(tmp_path / name / "prediction.json")["bits_per_byte"] for name in "ab")
+    assert halved["middle"] < 2 < 2.8 < equal["middle"]
     path.write_text("{}")
     done = call("fit", text, "--dir", tmp_path / "c", "--past_runs", path)
     assert (done.code, len(done.stderr.splitlines())) == (2, 1)
