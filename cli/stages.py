@@ -108,7 +108,7 @@ def in_documents(files: Sequence[str], corpus: Path) -> tuple[list[str], int]:
 
     Beside them is how many bytes of text they hold, unpacked.
     """
-    from databuilder.plain_text import write_documents
+    from databuilder.plain_text import DOCUMENT_CHARACTERS, write_documents
     from transformerlm.utils.text_files import read_text
 
     paths = [Path(file) for file in files]
@@ -119,7 +119,7 @@ def in_documents(files: Sequence[str], corpus: Path) -> tuple[list[str], int]:
             size += len(block.text.encode())
     if ends >= MIN_DOCUMENTS and len(files) <= MAX_FILES:
         return list(files), size
-    number = write_documents(paths, corpus, separator=END_OF_TEXT)
+    number = write_documents(paths, corpus, separator=END_OF_TEXT, longest_line=DOCUMENT_CHARACTERS)
     note(f"{corpus}: the text, cut at blank lines into {number:,} documents")
     return [str(corpus)], size
 

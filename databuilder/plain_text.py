@@ -36,8 +36,12 @@ def cut_into_documents(lines: Iterable[str], *, characters: int = DOCUMENT_CHARA
         yield "".join(document)
 
 
-def write_documents(inputs: Sequence[Path], path: str | os.PathLike[str], *, separator: str) -> int:
+def write_documents(
+    inputs: Sequence[Path], path: str | os.PathLike[str], *, separator: str, longest_line: int | None = None
+) -> int:
     """Write the text of `inputs`, cut into documents with the separator's line after each; return their number.
+
+    A line of more than `longest_line` characters is cut, too, after a space if there is one; with None, none is.
 
     Raises:
         ValueError: the inputs hold no text.
@@ -46,7 +50,8 @@ def write_documents(inputs: Sequence[Path], path: str | os.PathLike[str], *, sep
     number = 0
     with Path(path).open("w", encoding="utf-8", newline="") as file:
         for source in inputs:
-            for document in cut_into_documents(_lines(source)):
+            lines = _lines(source)
+            for document in cut_into_documents(_cut(lines, longest_line) if longest_line else lines):
                 if document.strip():
                     file.write(f"{document.rstrip()}\n{separator}\n")
                     number += 1
@@ -64,6 +69,18 @@ def _lines(path: Path) -> Iterator[str]:
         yield from lines
     if rest:
         yield rest
+
+
+def _cut(lines: Iterable[str], longest: int) -> Iterator[str]:
+    """Yield the lines in pieces of at most `longest` characters; joined, they are the lines."""
+    for line in lines:
+        start = 0
+        while len(line) - start > longest:
+            after_space = line.rfind(" ", start + longest // 2, start + longest) + 1
+            end = after_space or start + longest
+            yield line[start:end]
+            start = end
+        yield line[start:]
 
 
 def write_part(inputs: Sequence[Path], path: str | os.PathLike[str], *, fraction: float, separator: str) -> int:

@@ -81,3 +81,15 @@ def test_a_part_of_json_lines_has_a_document_a_line(tmp_path):
     (tmp_path / "empty.txt").write_text(" \n")
     with pytest.raises(ValueError, match="expected text, found none"):
         write_part([tmp_path / "empty.txt"], tmp_path / "part.txt", fraction=0.5, separator="<|end|>")
+
+
+@pytest.mark.parametrize("line", ["words and more words " * 5000, "x" * 100_000, "字" * 100_000])
+def test_a_text_of_one_huge_line_is_cut_into_documents(line, tmp_path):
+    """Where asked to, a line without an end is cut, after a space if it has some; nothing is lost."""
+    (tmp_path / "a.txt").write_text(line, encoding="utf-8")
+    number = write_documents([tmp_path / "a.txt"], tmp_path / "b.txt", separator="<|end|>", longest_line=4000)
+    documents = (tmp_path / "b.txt").read_text(encoding="utf-8").split("\n<|end|>\n")[:-1]
+    assert number == len(documents) > 5
+    joined = " ".join(documents) if " " in line else "".join(documents)
+    assert joined == line.rstrip()
+    assert write_documents([tmp_path / "a.txt"], tmp_path / "c.txt", separator="<|end|>") == 1
