@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from cli.entry import STOP_CODES
 from cli.hints import command_line, from_here, hint_lines
 from cli.terminal import note, working
 from cli.utils import EXIT_BAD_INPUT, EXIT_FAILED
@@ -76,7 +77,8 @@ def exit_code_of(error: subprocess.CalledProcessError, home: Path) -> int:
     if error.cmd == "transformerlm-train" and (home / RUN_NAME / "checkpoints").is_dir():
         again = command_line("train", f"--config={home / 'train.toml'}")
         note("\n".join(hint_lines([("go on with the training where it stopped", again)])))
-    return int(error.returncode) if error.returncode > 0 else EXIT_FAILED
+    by_signal = {-signal.SIGINT: STOP_CODES["SIGINT"], -signal.SIGTERM: STOP_CODES["SIGTERM"]}
+    return int(error.returncode) if error.returncode > 0 else by_signal.get(error.returncode, EXIT_FAILED)
 
 
 # --- the text ------------------------------------------------------------------------------------------------------

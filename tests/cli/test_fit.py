@@ -151,7 +151,7 @@ def test_the_probes_and_the_training_share_the_time(pretend, text, tmp_path):
 
 
 @pytest.mark.parametrize("stage", range(5))
-@pytest.mark.parametrize(("code", "expected"), [(130, 130), (143, 143), (1, 1), (-9, 1)])
+@pytest.mark.parametrize(("code", "expected"), [(130, 130), (143, 143), (-15, 143), (1, 1), (-9, 1)])
 def test_a_stage_that_is_ended_ends_it_with_its_code(code, expected, stage, pretend, text, tmp_path):
     """Whatever ends a stage: nothing more is started, what there is stays, and its place and the stage are named."""
     pretend.codes = {stage: code}
