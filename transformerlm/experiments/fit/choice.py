@@ -202,7 +202,7 @@ def keep_time(plan: Plan, *, seconds_per_step: float, seconds: float) -> Plan:
 def _context_length(train_tokens: float, valid_tokens: float) -> int:
     """Return the largest power of two of which both parts of the text hold enough windows."""
     longest = int(min(train_tokens / MIN_TRAIN_WINDOWS, valid_tokens / MIN_VALID_WINDOWS))
-    return min(CONTEXT_LENGTH, max(MIN_CONTEXT_LENGTH, 2 ** max(0, longest.bit_length() - 1)))
+    return min(CONTEXT_LENGTH, max(MIN_CONTEXT_LENGTH, 1 << max(0, longest.bit_length() - 1)))
 
 
 def _why_context(context_length: int, text: Text) -> Chosen:

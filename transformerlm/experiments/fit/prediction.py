@@ -115,7 +115,7 @@ def _features_of(rows: Sequence[Row]) -> Array:
 def _fit(features: Array, changes: Array) -> tuple[Array, Array]:
     """Return the coefficients (3,) by least squares drawn to `GUESS`, and their covariance (3, 3) per spread^2."""
     information = features.T @ features + np.diag(GUESS_WEIGHT)
-    covariance = np.linalg.inv(information)
+    covariance = np.linalg.inv(information).astype(np.float64)
     return covariance @ (features.T @ changes + GUESS_WEIGHT * GUESS), covariance
 
 
