@@ -12,6 +12,7 @@ from config.bench_train import BenchTrainConfig
 from config.download import DownloadConfig
 from config.eval import EvalConfig
 from config.export import ExportConfig
+from config.fit import FitConfig
 from config.import_ import ImportConfig
 from config.infer import InferConfig
 from config.init import InitConfig
@@ -41,6 +42,7 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "transformerlm-plan": PlanConfig,
     "transformerlm-sweep": SweepConfig,
     "transformerlm-scaling": ScalingConfig,
+    "transformerlm-fit": FitConfig,
     "transformerlm-runs list": RunsListConfig,
     "transformerlm-runs report": RunsReportConfig,
     "transformerlm-runs show": RunsShowConfig,

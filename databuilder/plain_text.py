@@ -6,6 +6,9 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from transformerlm.utils.choice import are_chosen
 from transformerlm.utils.strings import check_is_no_string
 from transformerlm.utils.text_files import read_text
 
@@ -33,8 +36,12 @@ def cut_into_documents(lines: Iterable[str], *, characters: int = DOCUMENT_CHARA
         yield "".join(document)
 
 
-def write_documents(inputs: Sequence[Path], path: str | os.PathLike[str], *, separator: str) -> int:
+def write_documents(
+    inputs: Sequence[Path], path: str | os.PathLike[str], *, separator: str, longest_line: int | None = None
+) -> int:
     """Write the text of `inputs`, cut into documents with the separator's line after each; return their number.
+
+    A line of more than `longest_line` characters is cut, too, after a space if there is one; with None, none is.
 
     Raises:
         ValueError: the inputs hold no text.
@@ -43,7 +50,8 @@ def write_documents(inputs: Sequence[Path], path: str | os.PathLike[str], *, sep
     number = 0
     with Path(path).open("w", encoding="utf-8", newline="") as file:
         for source in inputs:
-            for document in cut_into_documents(_lines(source)):
+            lines = _lines(source)
+            for document in cut_into_documents(_cut(lines, longest_line) if longest_line else lines):
                 if document.strip():
                     file.write(f"{document.rstrip()}\n{separator}\n")
                     number += 1
@@ -61,3 +69,55 @@ def _lines(path: Path) -> Iterator[str]:
         yield from lines
     if rest:
         yield rest
+
+
+def _cut(lines: Iterable[str], longest: int) -> Iterator[str]:
+    """Yield the lines in pieces of at most `longest` characters; joined, they are the lines."""
+    for line in lines:
+        start = 0
+        while len(line) - start > longest:
+            after_space = line.rfind(" ", start + longest // 2, start + longest) + 1
+            end = after_space or start + longest
+            yield line[start:end]
+            start = end
+        yield line[start:]
+
+
+def write_part(inputs: Sequence[Path], path: str | os.PathLike[str], *, fraction: float, separator: str) -> int:
+    """Write an evenly spread `fraction` of the documents in `inputs`, a separator after each; return their number.
+
+    A document ends at a separator, at the end of a file, or with its JSON line or row. It is written as it is read, so
+    it may be of any length.
+
+    Raises:
+        ValueError: no document was chosen.
+    """
+    check_is_no_string(inputs, "inputs")
+    number = taken = 0
+    is_chosen, has_text = True, False  # the first one always is
+    with Path(path).open("w", encoding="utf-8", newline="") as file:
+        for piece, ends_document in _pieces(inputs, separator):
+            has_text = has_text or bool(piece.strip())
+            if is_chosen:
+                file.write(piece)
+            if ends_document and has_text:
+                if is_chosen:
+                    file.write(f"{separator}\n")
+                number, taken, has_text = number + 1, taken + is_chosen, False
+                is_chosen = bool(are_chosen(np.array([number]), fraction)[0])
+    if not taken:
+        raise ValueError(f"{', '.join(map(str, inputs))}: expected text, found none")
+    return taken
+
+
+def _pieces(inputs: Sequence[Path], separator: str) -> Iterator[tuple[str, bool]]:
+    """Yield the text of files without its separators, and with each piece whether its document ends there."""
+    for source in inputs:
+        rest = ""
+        for block in read_text(source):
+            *documents, last = (rest + block.text).split(separator)
+            yield from ((document, True) for document in documents)
+            # the next block may begin inside a separator
+            keep = 0 if block.ends_document else min(len(last), len(separator) - 1)
+            yield last[: len(last) - keep], block.ends_document
+            rest = last[len(last) - keep :]

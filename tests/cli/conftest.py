@@ -9,6 +9,7 @@ import pytest
 
 from config.io import dump_toml
 from tests.cli.commands import Outcome, call
+from tests.cli.pretended import Pretended
 from tests.training.tiny_run import TinyFiles, tiny_config, write_tiny_files
 
 
@@ -34,3 +35,17 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     train_toml = home / "train.toml"
     train_toml.write_text(dump_toml(config))
     return Pipeline(files, home / "run", train_toml, call("train", "--config", train_toml))
+
+
+@pytest.fixture(scope="session")
+def pretended_files(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
+    """Return the tokenizer and token files that pretended stages leave."""
+    return write_tiny_files(tmp_path_factory.mktemp("pretended"))
+
+
+@pytest.fixture
+def pretend(pretended_files: TinyFiles, monkeypatch: pytest.MonkeyPatch) -> Pretended:
+    """Replace the stages of quickstart and fit by pretended ones."""
+    pretended = Pretended(pretended_files)
+    monkeypatch.setattr("cli.stages.wait_for", pretended)
+    return pretended

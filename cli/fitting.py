@@ -1,0 +1,278 @@
+"""From a text to a trained model whose quality was said beforehand: what quickstart and `transformerlm-fit` share."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli.stages import RUN_NAME, read_json, run_stage, run_with
+from cli.terminal import clock, note, working
+from config.commented_toml import commented_toml
+from config.special_tokens import END_OF_TEXT
+
+if TYPE_CHECKING:
+    from transformerlm.experiments.fit.choice import Plan, Speed, Text
+    from transformerlm.experiments.fit.prediction import Interval, Probe
+    from transformerlm.experiments.fit.results import RunResult
+
+PROBE_NAME = "probe"
+PREDICTION, OUTCOME = "prediction.json", "outcome.json"
+PROBE_SHARE = 0.1  # of the time, for all that is tried before the run
+MIN_PROBE_SHARE = 0.02  # for the short run, however long it took to time the steps
+PROBE_PATIENCE = 3.0  # a probe ends after so many times what it should take
+SAMPLE_TOKENS = 100
+SLOW = 0.6  # of the steps that were planned
+MANY_PASSES = 5
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked for: a text of about `num_bytes` and a time; everything goes to the directory `home`."""
+
+    home: Path
+    files: Sequence[str]
+    num_bytes: int
+    seconds: float
+    device: str
+    prompts: Sequence[str]
+    seed: int = 0
+    past_runs: Path | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run before it begins: its text, its settings, its probe, and what it should reach in `seconds`."""
+
+    text: Text
+    plan: Plan
+    probe: Probe
+    prediction: Interval
+    unigram_bits_per_byte: float
+    seconds: float
+
+
+# --- before the run ------------------------------------------------------------------------------------------------
+
+
+def encode(task: Task) -> tuple[Text, Speed, float]:
+    """Learn a vocabulary and encode the text; return its facts, this machine's speed, and how long timing that took."""
+    from transformerlm.experiments.fit import choice
+
+    size = task.num_bytes
+    speed, spent = _time_steps(task, size)
+    began = time.monotonic()
+    amount = choice.choose_bytes(size, speed, task.seconds)
+    files = list(task.files) if amount.value >= size else _part_of(task, amount.value / size, why=amount.why)
+    size = min(size, amount.value)
+    tokenizer = task.home / "tokenizer"
+    vocab_size = choice.choose_vocab_size(size, task.seconds).value
+    run_stage(
+        task.home, "train-tokenizer", {"input": files, "output_dir": tokenizer, "tokenizer.vocab_size": vocab_size}
+    )
+    outputs = {name: task.home / f"{name}.npy" for name in ("train", "valid")}
+    share = {"valid_fraction": choice.choose_valid_fraction(size).value}
+    run_stage(task.home, "make-data", {"input": files, "tokenizer": tokenizer, **outputs, **share})
+    note(f"the text took {clock(time.monotonic() - began)} to encode; that is no part of the {clock(task.seconds)}")
+    return _facts_of_text(task.home, size), speed, spent
+
+
+def _time_steps(task: Task, num_bytes: int) -> tuple[Speed, float]:
+    """Return the speed of one size on this machine, and the seconds that the steps took which say so."""
+    from transformerlm.experiments.fit import choice
+
+    with working(f"timing a few steps, to fill {clock(task.seconds)}"):
+        settings = _places(task) | choice.timed_settings(num_bytes, task.seconds) | {"training.device": task.device}
+        out = run_stage(task.home, "plan", settings, config="recipes/fast", quiet=True)
+    facts = json.loads(out)
+    steps = facts["calibration.steps"] * facts["calibration.seconds_per_step"]
+    speed = choice.Speed(
+        flops_per_token=facts["flops.per_token"],
+        seconds_per_token=1 / facts["tokens_per_second"],
+        seconds_per_validation_token=facts["calibration.seconds_per_validation"] / choice.MAX_EVAL_TOKENS,
+    )
+    return speed, steps + facts["calibration.first_step_seconds"]
+
+
+def _part_of(task: Task, fraction: float, *, why: str) -> list[str]:
+    from databuilder.plain_text import write_part
+
+    part = task.home / "part.txt"
+    with working("taking a part of the text"):
+        number = write_part([Path(file) for file in task.files], part, fraction=fraction, separator=END_OF_TEXT)
+    note(f"{part}: {number:,} documents, {why}")
+    return [str(part)]
+
+
+def _facts_of_text(home: Path, num_bytes: int) -> Text:
+    from transformerlm.experiments.fit.choice import Text
+    from transformerlm.token_files.dataset import TokenDataset
+    from transformerlm.tokenizer.tokenizer import Tokenizer
+    from transformerlm.training.yardsticks import yardsticks
+
+    train, valid = (TokenDataset(home / f"{name}.npy") for name in ("train", "valid"))
+    tokenizer = Tokenizer.from_directory(home / "tokenizer")
+    found = yardsticks(train.tokens, valid.tokens, tokenizer)
+    if found is None:
+        raise ValueError(f"{home / 'valid.npy'}: expected text to validate on, found none")
+    return Text(
+        num_bytes=num_bytes,
+        train_tokens=len(train),
+        valid_tokens=len(valid),
+        valid_bytes=read_json(home / "valid.json")["bytes"],
+        vocab_size=tokenizer.vocab_size,
+        gzip_bits_per_byte=found.gzip_bits_per_byte,
+    )
+
+
+def _places(task: Task) -> dict[str, Any]:
+    home = task.home
+    data = {f"data.{name}": home / f"{name}.npy" for name in ("train", "valid")}
+    return {"runs_dir": home, **data, "data.tokenizer": home / "tokenizer"}
+
+
+def prepare(task: Task, text: Text, speed: Speed, spent: float) -> Prepared:
+    """Choose the settings, try them in a short run, and predict what a run in the time that is left will reach."""
+    from transformerlm.experiments.fit import choice
+    from transformerlm.experiments.fit.prediction import PAST_RUNS, predict, read_rows
+    from transformerlm.experiments.fit.results import probe_of
+
+    rows = read_rows(task.past_runs or PAST_RUNS)
+    share = max(MIN_PROBE_SHARE * task.seconds, PROBE_SHARE * task.seconds - spent)
+    seconds = max(task.seconds / 2, task.seconds - spent - share)
+    plan = choice.choose(text, speed, seconds=seconds, probe_seconds=share)
+    size = f"{plan.parameters / 1e6:.2g} million parameters"
+    with working(f"a short run of {plan.probe_steps:,} steps, to know what the whole one will reach"):
+        result = _probe(task, plan, share)
+    seconds = max(task.seconds / 2, task.seconds - spent - result.seconds)
+    step_seconds = result.seconds_per_step or plan.seconds_per_step
+    plan = choice.keep_time(plan, seconds_per_step=step_seconds, seconds=seconds)
+    write_run(task, plan, seconds)
+    probe = probe_of(result)
+    prediction = predict(probe, plan, text, rows)
+    note(f"{size}, about {plan.steps:,} steps in {clock(seconds)}, {_times(plan.passes)} through the text")
+    if plan.passes > MANY_PASSES:
+        note("more text would help more than more time")
+    return Prepared(text, plan, probe, prediction, result.unigram_bits_per_byte, seconds)
+
+
+def _probe(task: Task, plan: Plan, seconds: float) -> RunResult:
+    from transformerlm.experiments.fit.results import read_result
+
+    settings = {
+        **_places(task),
+        **plan.values,
+        "training.device": task.device,
+        "training.seed": task.seed,
+        "training.max_steps": plan.probe_steps,
+        "training.max_time": f"{max(1.0, PROBE_PATIENCE * seconds):.1f}s",
+        "training.log_interval": 1,
+        "training.eval_interval": 0,
+        "checkpoint.interval": 0,
+        "samples.interval": 0,
+        "logging.run_name": PROBE_NAME,
+        "logging.backend": "noop",
+    }
+    for key in ("training.early_stop_patience", "training.early_stop_min_delta"):
+        settings.pop(key, None)
+    run_stage(task.home, "train", settings, config="recipes/fast", name="probe", quiet=True)
+    return read_result(task.home / PROBE_NAME, tokens_per_step=plan.tokens_per_step, stops_early=False)
+
+
+def write_run(task: Task, plan: Plan, seconds: float) -> None:
+    """Write the TOML of the run, with a reason over each setting that was chosen."""
+    path = task.home / "train.toml"
+    settings = {
+        **_places(task),
+        **plan.values,
+        "training.max_time": f"{seconds:.1f}s",
+        "training.seed": task.seed,
+        "training.device": task.device,
+        "samples.prompts": list(task.prompts),
+        "samples.sampling.max_new_tokens": SAMPLE_TOKENS,
+        "logging.run_name": RUN_NAME,
+        "logging.report": True,
+    }
+    reasons = {key: chosen.why for key, chosen in plan.settings.items()}
+    reasons["training.max_time"] = f"what the short runs before it have left of {clock(task.seconds)}"
+    head = f"transformerlm-train --config={path}\nThe comments say why. Change what you like, and run that line."
+    path.write_text(commented_toml(settings, reasons, head=head), encoding="utf-8")
+
+
+# --- the prediction ------------------------------------------------------------------------------------------------
+
+
+def state(task: Task, prepared: Prepared) -> None:
+    """Say what the run should reach, and write it down, before the run begins."""
+    from transformerlm.utils.files import write_whole
+
+    found, probe, text = prepared.prediction, prepared.probe, prepared.text
+    record = {
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "bits_per_byte": asdict(found),
+        "gzip_bits_per_byte": probe.gzip_bits_per_byte,
+        "unigram_bits_per_byte": prepared.unigram_bits_per_byte,
+        "probe": asdict(probe),
+        "text": asdict(text),
+        "steps": prepared.plan.steps,
+        "passes": prepared.plan.passes,
+        "parameters": prepared.plan.parameters,
+        "seconds": prepared.seconds,
+    }
+    write_whole(task.home / PREDICTION, json.dumps(record, indent=1) + "\n")
+    note(
+        f"expected: {found.middle:.3f} bits per byte on the validation text, between {found.low:.3f} and "
+        f"{found.high:.3f} in {_cases(found.confidence)}"
+    )
+    note(
+        f"for comparison: {probe.bits_per_byte:.3f} after the short run, {probe.gzip_bits_per_byte:.3f} by gzip, "
+        f"{prepared.unigram_bits_per_byte:.3f} by the tokens' frequencies"
+    )
+
+
+def _cases(confidence: float) -> str:
+    tenths = 10 * confidence
+    return f"{tenths:.0f} of 10 cases" if abs(tenths - round(tenths)) < 1e-9 else f"{confidence:.0%} of all cases"
+
+
+def _times(passes: float) -> str:
+    return f"{passes:.2g} times" if passes < 9.5 else f"{passes:.0f} times"
+
+
+# --- the run -------------------------------------------------------------------------------------------------------
+
+
+def train(task: Task, prepared: Prepared, *, corpus: str) -> bool:
+    """Run the training, say how good the prediction was, and write that down; return whether it can be said."""
+    from transformerlm.experiments.fit.results import judgement, read_result, row_of
+    from transformerlm.utils.files import write_whole
+
+    run_with("train", [f"--config={task.home / 'train.toml'}"])
+    plan = prepared.plan
+    stops_early = "training.early_stop_patience" in plan.settings
+    try:
+        result = read_result(task.home / RUN_NAME, tokens_per_step=plan.tokens_per_step, stops_early=stops_early)
+    except ValueError as error:
+        note(f"nothing to hold against the prediction: {error}")
+        return False
+    row = row_of(result, corpus=corpus, text=prepared.text, probe=prepared.probe)
+    found = judgement(prepared.prediction, result)
+    write_whole(task.home / OUTCOME, json.dumps({**found, "row": asdict(row)}, indent=1) + "\n")
+    note("\n" + _verdict(found, is_best=result.is_best))
+    if result.steps < SLOW * plan.steps and result.stopped_by == "max_time":
+        note(f"the machine was slower than it was while it was timed: {result.steps:,} steps instead of {plan.steps:,}")
+    return True
+
+
+def _verdict(found: dict[str, Any], *, is_best: bool) -> str:
+    side = "above" if found["above_middle"] > 0 else "below"
+    where = "inside" if found["inside"] else "outside"
+    best = " at its best, in RUN/best," if is_best else ""
+    return (
+        f"it came to {found['bits_per_byte']:.3f} bits per byte{best}: {where} the interval, "
+        f"{abs(found['above_middle']):.1%} {side} what was expected"
+    )

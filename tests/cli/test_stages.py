@@ -1,0 +1,39 @@
+"""Stages are processes of their own: signals reach them, and their last word counts."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import pytest
+
+from cli import stages
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_leaves_the_last_word_to_the_running_command(monkeypatch, tmp_path):
+    """SIGINT reaches the command that runs; the caller waits for it to save instead of killing it."""
+    marker = tmp_path / "saved"
+    child = (
+        "import signal, sys, time, os, pathlib\n"
+        "def save(*_):\n    time.sleep(0.6); pathlib.Path(sys.argv[1]).touch(); sys.exit(130)\n"
+        "signal.signal(signal.SIGINT, save)\n"
+        "os.kill(os.getppid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(10)\n"
+    )
+    code, *_ = stages.wait_for([sys.executable, "-c", child, marker], quiet=True)
+    assert code == 130
+    assert marker.exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_request_to_end_is_passed_on():
+    """SIGTERM to the caller alone, as a batch system sends it, ends the command that runs, and leaves no orphan."""
+    child = (
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(600)\n"
+    )
+    code, *_ = stages.wait_for([sys.executable, "-c", child], quiet=True)
+    assert code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -1,0 +1,164 @@
+"""How good a run will be, from a short run with the same settings and from what came of such pairs before.
+
+With L the logarithm of the steps' ratio, past runs give by least squares
+
+    log(bits per byte / those of the probe) = L (b0 + b1 log(1 + passes) + b2 log(probe / gzip)),
+
+which is 0 for a run no longer than its probe. The interval comes from corpora that the fit had not seen: each is left
+out in turn, and the errors on it give the spread of Student's t. Nothing here knows the text but by three numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from transformerlm.experiments.fit.choice import Plan, Text
+from transformerlm.experiments.statistics import t_quantile
+from transformerlm.utils.json_files import read_json_object
+
+Array = npt.NDArray[np.float64]
+
+PAST_RUNS = Path(__file__).with_name("past_runs.json")
+CONFIDENCE = 0.9
+# Before any run is known: ten times the steps save a fifth of the bits, give or take. The weights are those of a past
+# run twice as long as its probe, so that a few of ten times the length outweigh the guess.
+GUESS = np.array([-0.1, 0.0, 0.0])
+GUESS_WEIGHT = np.array([4.0, 4.0, 4.0])
+# Fewer corpora than this are filled up by guessed ones, whose errors are of this size.
+ENOUGH_CORPORA = 4
+GUESSED_SPREAD = 0.1
+WORST = 1.5  # times what the probe reached: no run that trains ends above that, however little is known
+MIN_SPREAD = 0.005  # two seeds of one run differ by about this much
+_MOST_BYTES = 50_000_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """A past run and its probe; `bits_per_byte` is what the whole run reached on its validation text."""
+
+    corpus: str
+    num_bytes: int
+    train_tokens: int
+    vocab_size: int
+    parameters: int
+    gzip_bits_per_byte: float
+    steps: int
+    probe_steps: int
+    passes: float
+    probe_bits_per_byte: float
+    bits_per_byte: float
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a short run reached, on the tokens on which the whole run will be measured."""
+
+    bits_per_byte: float
+    gzip_bits_per_byte: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Bits per byte: the most probable value, and an interval that holds the outcome in `confidence` of all cases."""
+
+    low: float
+    middle: float
+    high: float
+    confidence: float
+
+    def holds(self, value: float) -> bool:
+        """Return whether a value is inside."""
+        return self.low <= value <= self.high
+
+
+def predict(probe: Probe, plan: Plan, text: Text, rows: Sequence[Row], confidence: float = CONFIDENCE) -> Interval:
+    """Return what a run should reach, from its probe and from past runs; without any, a wide guess."""
+    features, changes = (
+        _features_of(rows),
+        np.array([math.log(row.bits_per_byte / row.probe_bits_per_byte) for row in rows]),
+    )
+    at = _features(plan.steps / probe.steps, plan.passes, probe.bits_per_byte / probe.gzip_bits_per_byte)
+    coefficients, covariance = _fit(features, changes)
+    spread, freedom = _spread(features, changes, [row.corpus for row in rows])
+    margin = t_quantile((1 + confidence) / 2, freedom) * spread * math.sqrt(1 + at @ covariance @ at)
+    change = float(at @ coefficients)
+    low, middle, high = (probe.bits_per_byte * math.exp(change + side * margin) for side in (-1, 0, 1))
+    return Interval(low, middle, max(middle, min(high, WORST * probe.bits_per_byte)), confidence)
+
+
+# --- the fit -----------------------------------------------------------------------------------------------------
+
+
+def _features(steps_ratio: float, passes: float, against_gzip: float) -> Array:
+    """Return what the change depends on, (3,)."""
+    length = math.log(max(1.0, steps_ratio))
+    return length * np.array([1.0, math.log1p(passes), math.log(against_gzip)])
+
+
+def _features_of(rows: Sequence[Row]) -> Array:
+    """Return the features of past runs, (rows, 3)."""
+    found = [
+        _features(row.steps / row.probe_steps, row.passes, row.probe_bits_per_byte / row.gzip_bits_per_byte)
+        for row in rows
+    ]
+    return np.array(found).reshape(-1, len(GUESS))
+
+
+def _fit(features: Array, changes: Array) -> tuple[Array, Array]:
+    """Return the coefficients (3,) by least squares drawn to `GUESS`, and their covariance (3, 3) per spread^2."""
+    information = features.T @ features + np.diag(GUESS_WEIGHT)
+    covariance = np.linalg.inv(information).astype(np.float64)
+    return covariance @ (features.T @ changes + GUESS_WEIGHT * GUESS), covariance
+
+
+def _spread(features: Array, changes: Array, corpora: Sequence[str]) -> tuple[float, float]:
+    """Return the size of an error on a corpus that the fit has not seen, and its degrees of freedom.
+
+    The runs on one corpus err together, so each corpus counts once.
+    """
+    names = np.array(corpora)
+    squares = [GUESSED_SPREAD**2] * max(0, ENOUGH_CORPORA - len(set(corpora)))
+    for name in sorted(set(corpora)):
+        seen, left_out = names != name, names == name
+        coefficients, covariance = _fit(features[seen], changes[seen])
+        errors = changes[left_out] - features[left_out] @ coefficients
+        expected = 1 + np.einsum("ij,jk,ik->i", features[left_out], covariance, features[left_out])
+        squares.append(float(np.mean(errors**2 / expected)))
+    return max(MIN_SPREAD, math.sqrt(sum(squares) / len(squares))), len(squares) - 1
+
+
+# --- past runs ---------------------------------------------------------------------------------------------------
+
+
+def read_rows(path: Path = PAST_RUNS) -> list[Row]:
+    """Return the past runs in a file: a JSON object whose `rows` is a list of them.
+
+    Raises:
+        ValueError: the file holds something else.
+        OSError: it cannot be read.
+    """
+    rows = read_json_object(path, max_bytes=_MOST_BYTES).get("rows")
+    if not isinstance(rows, list):
+        raise ValueError(f'{path}: expected past runs as a list under "rows", found {type(rows).__name__}')
+    return [_row(row, where=f"{path}: rows[{number}]") for number, row in enumerate(rows)]
+
+
+def _row(row: Any, *, where: str) -> Row:
+    names = [field.name for field in fields(Row)]
+    if not isinstance(row, dict) or set(row) != set(names):
+        found = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+        raise ValueError(f"{where}: expected the keys {', '.join(names)}, found {found}")
+    for name in names[1:]:
+        if isinstance(row[name], bool) or not isinstance(row[name], int | float) or not 0 < row[name] < 1e18:
+            raise ValueError(f"{where}: {name}: expected a positive number, found {row[name]!r}")
+    if not isinstance(row["corpus"], str):
+        raise ValueError(f"{where}: corpus: expected a string, found {row['corpus']!r}")
+    return Row(**row)

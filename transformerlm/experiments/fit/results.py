@@ -1,0 +1,101 @@
+"""What a run of a fit came to: read from its lines, kept as a row for later predictions, and held against its own."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformerlm.experiments.fit.choice import Text
+from transformerlm.experiments.fit.prediction import Interval, Probe, Row
+from transformerlm.experiments.metric_lines import METRICS
+
+ENOUGH_RATES = 3  # lines with a speed, of which the median is taken
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: its size, its length, what it reached, and what its validation text costs without a model.
+
+    `seconds_per_step` is that of training alone, validations left out; None for a run of a few steps. `is_best` says
+    that what it reached was reached before its end, by the checkpoint RUN/best.
+    """
+
+    parameters: int
+    steps: int
+    seconds: float
+    seconds_per_step: float | None
+    passes: float
+    bits_per_byte: float
+    gzip_bits_per_byte: float
+    unigram_bits_per_byte: float
+    is_best: bool
+    stopped_by: str
+
+
+def read_result(run_dir: Path, *, tokens_per_step: int, stops_early: bool) -> RunResult:
+    """Return what a run came to, by the loss of its last validation; of `RUN/best` if it may have stopped early.
+
+    Raises:
+        ValueError: the run has not ended with a validation.
+    """
+    with (run_dir / METRICS).open(encoding="utf-8") as lines:
+        records = [json.loads(line) for line in lines]
+    events = {record["event"]: record for record in records if "event" in record}
+    summary, started = events.get("summary", {}), events.get("started", {})
+    last = summary.get("val_bits_per_byte")
+    if not isinstance(last, float) or not math.isfinite(last) or "gzip_bits_per_byte" not in summary:
+        raise ValueError(f"{run_dir}: it ended without a validation loss")
+    best = summary.get("best_checkpoint_val_loss")
+    found = last * best / summary["val_loss"] if stops_early and isinstance(best, float) else last
+    rates = [record.get("metrics.tokens_per_second") for record in records]
+    rates = sorted(rate for rate in rates if isinstance(rate, float) and rate > 0)
+    rate = rates[len(rates) // 2] if len(rates) >= ENOUGH_RATES else None
+    return RunResult(
+        parameters=started["parameters"],
+        steps=summary["steps"],
+        seconds=summary["seconds"],
+        seconds_per_step=tokens_per_step / rate if rate else None,
+        passes=summary["passes_over_data"],
+        bits_per_byte=found,
+        gzip_bits_per_byte=summary["gzip_bits_per_byte"],
+        unigram_bits_per_byte=summary["unigram_bits_per_byte"],
+        is_best=found < last,
+        stopped_by=str(events.get("finished", {}).get("reason")),
+    )
+
+
+def probe_of(result: RunResult) -> Probe:
+    """Return a short run as what a prediction begins with."""
+    return Probe(result.bits_per_byte, result.gzip_bits_per_byte, result.steps)
+
+
+def row_of(result: RunResult, *, corpus: str, text: Text, probe: Probe) -> Row:
+    """Return the run and its probe as a past run, from which later ones are predicted."""
+    return Row(
+        corpus=corpus,
+        num_bytes=text.num_bytes,
+        train_tokens=text.train_tokens,
+        vocab_size=text.vocab_size,
+        parameters=result.parameters,
+        gzip_bits_per_byte=result.gzip_bits_per_byte,
+        steps=result.steps,
+        probe_steps=probe.steps,
+        passes=result.passes,
+        probe_bits_per_byte=probe.bits_per_byte,
+        bits_per_byte=result.bits_per_byte,
+    )
+
+
+def judgement(interval: Interval, result: RunResult) -> dict[str, Any]:
+    """Return how good a prediction was: the relative error of its middle, and whether the outcome is inside."""
+    return {
+        "bits_per_byte": result.bits_per_byte,
+        "inside": interval.holds(result.bits_per_byte),
+        "above_middle": result.bits_per_byte / interval.middle - 1,
+        "predicted": asdict(interval),
+        "steps": result.steps,
+        "seconds": result.seconds,
+    }
