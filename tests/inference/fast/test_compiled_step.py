@@ -19,7 +19,7 @@ def test_logits_are_the_models(changes: dict[str, Any]) -> None:
     """Prompts of 3, 7 and 5 ids read together in slots out of order, then single steps: one full pass's logits."""
     model, counts, slots = make_varied(**changes), [3, 7, 5], [2, 0, 3]
     decoder, ids = Decoder(model, reproducible=True), torch.randint(257, (3, 16))
-    assert decoder.reads_rows(7)
+    assert decoder.reads_rows
     with torch.inference_mode():
         expected = model(ids)
         cache = decoder.make_slots(4)
@@ -66,4 +66,4 @@ def test_what_is_not_compiled_is_said(changes: dict[str, Any], reason: str) -> N
     device = torch.device("cpu")
     dtype = model.token_embeddings.weight.dtype
     assert reason in compiled_step.why_not(model.settings, device=device, dtype=dtype)
-    assert not Decoder(model, reproducible=True).reads_rows(1)
+    assert not Decoder(model, reproducible=True).reads_rows

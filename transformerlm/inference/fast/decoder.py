@@ -59,8 +59,6 @@ _VECTORS, _ONE_THREAD = 32, 32768
 _WORTH_THREADS = 40_000_000
 # Above, oneDNN's products with many rows, by all threads, gain more than the compiled step does between them.
 _MOST_COMPILED = 50_000_000
-# A prompt with more products than these is read in less time by oneDNN: 64 ids of 0.8 million weights, 16 of 5.5.
-_READ_COMPILED = 90_000_000
 
 
 class Decoder:
@@ -181,12 +179,10 @@ class Decoder:
         with self._threads_for(batch_size * seq_len):
             return self._blocks(token_ids, positions, layers).view(batch_size, seq_len, -1)
 
-    def reads_rows(self, count: int) -> bool:
-        """Return whether so many ids of a text are read by `read_rows`: then with others, and no bit depends on them.
-
-        A function of the model and the number alone, since `read_chunk` gives other bits. It takes less for many.
-        """
-        return not self.steps_all_slots and self._compiled is not None and count * self._products <= _READ_COMPILED
+    @property
+    def reads_rows(self) -> bool:
+        """Whether prompts are read by `read_rows`, which computes each id alone; else by `read_chunk`."""
+        return not self.steps_all_slots and self._compiled is not None
 
     def read_rows(
         self, chunks: list[list[int]], *, cache: DecoderCache, slots: list[int], starts: list[int]
