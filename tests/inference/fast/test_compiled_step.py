@@ -36,12 +36,13 @@ def test_logits_are_the_models(changes: dict[str, Any]) -> None:
 
 
 def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads share out the rows of a step and the texts that are read; one alone gives the same bits."""
+    """Threads share out the rows of a step and the ids of a prompt; one alone gives the same bits."""
     decoder, ids = Decoder(make_varied(), reproducible=True), torch.randint(257, (9, 12)).tolist()
 
     def outcome() -> list[torch.Tensor]:
         cache = decoder.make_slots(9)
         vectors = decoder.read_rows(ids, cache=cache, slots=[*range(9)], starts=[0] * 9)
+        vectors += decoder.read_rows([[*range(16)]], cache=cache, slots=[3], starts=[0])
         cache.lengths = [12] * 9
         return [*vectors, decoder.step_slots([*range(9)], cache=cache, slots=[*range(9)])]
 
@@ -50,6 +51,7 @@ def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.set_num_threads(1)
         alone = outcome()
         monkeypatch.setattr(compiled_step, "_LEAST_WORK", 1)
+        monkeypatch.setattr(compiled_step, "_IDS_TOGETHER", 1)
         torch.set_num_threads(3)
         assert all(map(torch.equal, outcome(), alone))
     finally:

@@ -88,17 +88,41 @@ def step(
     `(num_layers, slots, kv_heads, d_head, max_length)` and `values` `(num_layers, slots, kv_heads, max_length,
     d_head)`; `x` is `(rows, d_model)`, and `logits` are `(rows, vocab_size)`, or have no rows where none are asked for.
     """
-    count, (rows, d_model) = len(ids), x.shape
-    d_kv = keys.shape[2] * keys.shape[3]
+    embed(ids, weights, x)
+    layers(0, len(weights.qkv), slots, lengths, weights, shape, keys, values, x)
+    if len(logits):
+        head(x, weights, shape, logits)
+
+
+@kernel
+def embed(ids: Ints, weights: Weights, x: Floats) -> None:
+    """Write the vectors `(rows, d_model)` of ids, and zeros after them."""
     x[:] = np.float32(0)
-    for row in range(count):
+    for row in range(len(ids)):
         x[row] = weights.embedding[ids[row]]
+
+
+@kernel
+def layers(
+    first: int,
+    end: int,
+    slots: Ints,
+    lengths: Ints,
+    weights: Weights,
+    shape: Shape,
+    keys: Floats,
+    values: Floats,
+    x: Floats,
+) -> None:
+    """Let vectors `(rows, d_model)` pass the layers from `first` to `end`."""
+    count, (rows, d_model) = len(slots), x.shape
+    d_kv = keys.shape[2] * keys.shape[3]
     normed = np.empty((rows, d_model), np.float32)
     qkv = np.empty((rows, d_model + 2 * d_kv), np.float32)
     mixed = np.zeros((rows, d_model), np.float32)
     up = np.empty((rows, shape.d_ff * (2 if shape.is_gated else 1)), np.float32)
     active = np.empty((rows, shape.d_ff), np.float32)
-    for layer in range(len(weights.qkv)):
+    for layer in range(first, end):
         _normalise(x, shape, normed)
         multiply(normed, weights.qkv[layer], qkv)
         for row in range(count):
@@ -111,8 +135,6 @@ def step(
             _activate(up[row], shape.is_gated, active[row])
         multiply(active, weights.down[layer], normed)
         _add(x, normed)
-    if len(logits):
-        head(x, weights, shape, logits)
 
 
 @kernel
