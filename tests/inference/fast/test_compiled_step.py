@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.inference.fast.test_decoder import VARIANTS, make_varied
-from transformerlm.inference.fast import compiled_step
+from transformerlm.inference.fast import compiled_step, uncompiled
 from transformerlm.inference.fast.decoder import Decoder
 
 CASES = [changes for changes in VARIANTS if changes.get("norm_position") != "post"]
@@ -69,3 +69,31 @@ def test_what_is_not_compiled_is_said(changes: dict[str, Any], reason: str) -> N
     dtype = model.token_embeddings.weight.dtype
     assert reason in compiled_step.why_not(model.settings, device=device, dtype=dtype)
     assert not Decoder(model, reproducible=True).reads_rows
+
+
+def test_a_step_that_cannot_be_compiled_is_the_plain_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """numba compiles at the first call: where it fails, texts are made all the same, with one warning for both uses."""
+
+    def fail(*_: object) -> None:
+        raise OSError("[Errno 28] No space left on device")
+
+    model = make_varied()
+    plain = Decoder(model, reproducible=True)
+    monkeypatch.setattr(plain, "_compiled", None)
+    uncompiled.warn_once.cache_clear()
+    with torch.inference_mode():
+        for decoder in (Decoder(model, reproducible=True), Decoder(model, reproducible=True)):
+            monkeypatch.setattr(decoder._compiled, "_step", fail)
+            assert not decoder.reads_rows
+            caches = [each.make_slots(2) for each in (decoder, plain)]
+            for each, cache in zip((decoder, plain), caches, strict=True):
+                each.read_chunk(torch.arange(5).view(1, 5), cache=cache, slots=[1], start=0)
+                cache.lengths[1] = 5
+            steps = [
+                each.step_slots([7], cache=cache, slots=[1])
+                for each, cache in zip((decoder, plain), caches, strict=True)
+            ]
+            assert torch.equal(*steps)
+    assert [record.message.count("No space left") for record in caplog.records] == [1]

@@ -184,10 +184,8 @@ class Batcher:
             for row in stepping:
                 row.length += 1
         if logits:
-            began = time.perf_counter()
             with at_most(1):  # small things, for which threads would wait longer than they work
                 self._choose(rows + stepping, torch.cat(logits)[:, : self._vocab_size], events)
-            self.choice_seconds += time.perf_counter() - began
         return events
 
     # --- joining and leaving ---------------------------------------------------------------------------------------
@@ -424,6 +422,7 @@ class Batcher:
 
     def _choose(self, rows: list[_Row], logits: Tensor, events: list[Event]) -> None:
         """Draw an id for each row from the logits `(rows, vocab)`, and tell it."""
+        began = time.perf_counter()
         changed = adjust(logits, [row.occurrences for row in rows])
         ids = sample(changed, [row.request.sampling for row in rows], [row.numbers for row in rows]).tolist()
         asked = [index for index, row in enumerate(rows) if row.request.num_logprobs is not None and ids[index] >= 0]
@@ -433,6 +432,7 @@ class Batcher:
             same = [index for index in asked if rows[index].request.num_logprobs == num_top]
             found = log_probabilities(logits[same], [ids[index] for index in same], num_top=num_top)
             scores |= dict(zip(same, found, strict=True))
+        self.choice_seconds += time.perf_counter() - began
         for index, (row, token_id) in enumerate(zip(rows, ids, strict=True)):
             self._tell(row, token_id, scores.get(index), events)
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from transformerlm.inference.fast.cache import DecoderCache
+from transformerlm.inference.fast.uncompiled import reason_of
 from transformerlm.models.layers import feed_forward
 from transformerlm.models.settings import ModelSettings
 
@@ -169,7 +170,7 @@ def _missing() -> str:
     try:
         from transformerlm.inference.fast import step_kernels  # noqa: F401
     except Exception as error:  # numba raises many types: too new a Python or numpy, a broken llvmlite
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+        return reason_of(error)
     return ""
 
 

@@ -36,6 +36,7 @@ from transformerlm.inference.fast.compiled_step import CompiledStep, why_not
 from transformerlm.inference.fast.cuda_graph import CapturedStep
 from transformerlm.inference.fast.embedding_bag_matvec import KEY_BLOCK, has_fast_kernel
 from transformerlm.inference.fast.packed_linear import MOST_EQUAL_ROWS, PackedLinear, pack
+from transformerlm.inference.fast.uncompiled import reason_of, warn_once
 from transformerlm.models.attention import attend
 from transformerlm.models.functional import soft_cap
 from transformerlm.models.layers import RotaryEmbedding, feed_forward
@@ -219,7 +220,7 @@ class Decoder:
         Equal shapes give equal bits, so a reproducible decoder does it too where this machine's products of some rows
         are found to depend on their number.
         """
-        if self._compiled is not None and not self._rows_are_independent():
+        if self._compiled is not None and not self._compiles():
             self._compiled = None
         if self._compiled is not None:
             return False
@@ -229,6 +230,14 @@ class Decoder:
         """Take over what an earlier decoder of the same sizes has found out about this machine."""
         self.steps_all_slots = earlier.steps_all_slots
         self._compiled = None if earlier._compiled is None else self._compiled
+
+    def _compiles(self) -> bool:
+        """Return whether compiled steps work on this machine; they are compiled here, if they were not before."""
+        try:
+            return self._rows_are_independent()
+        except Exception as error:  # of many types: LLVM's, a full disk, a folder that cannot be written
+            warn_once("the step of the model", reason_of(error))
+            return False
 
     @torch.inference_mode()
     def _rows_are_independent(self) -> bool:
@@ -247,6 +256,10 @@ class Decoder:
         slots = list(range(num_slots))
         vectors = torch.randn(num_slots, self._embedding.shape[1], generator=dice)
         heads = torch.cat([self.head(vector) for vector in torch.split(vectors, 1)])
+        if self._compiled is not None:
+            read = self._compiled.read([[token_id] for token_id in ids], slots, cache.lengths, cache)
+            if not torch.equal(self.head(torch.cat(read)), alone):
+                return False
         return all(
             torch.equal(self._step_some(ids[some], cache, slots[some]), alone[some])
             and torch.equal(self.head(vectors[some]), heads[some])
