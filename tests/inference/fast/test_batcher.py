@@ -192,7 +192,7 @@ def test_a_step_reads_the_prompts_that_its_budget_holds(length: int, expected: l
     check_begun(length, expected)
 
 
-@pytest.mark.parametrize(("slots", "most"), [(2, 16), (16, 38), (32, 78), (64, 128)])
+@pytest.mark.parametrize(("slots", "most"), [(2, 16), (16, 46), (32, 94), (64, 128)])
 def test_what_is_read_between_two_steps_is_bounded_by_the_slots(slots: int, most: int) -> None:
     """A long prompt beside one text that runs is read in parts, larger ones with more slots; no part passes a chunk."""
     batcher = Batcher(Decoder(make_model(context_length=300), reproducible=True), slots=slots)
@@ -212,7 +212,7 @@ def test_what_is_read_between_two_steps_is_bounded_by_the_slots(slots: int, most
 
 
 def test_short_prompts_pass_a_long_one_but_not_without_end() -> None:
-    """Beside a stream of prompts of 20 ids one of 100 ids begins before the fourth part of what it may wait for."""
+    """Beside a stream of prompts of 20 ids one of 100 ids begins when some 200 ids of others were read."""
     batcher = Batcher(Decoder(make_model(context_length=200), reproducible=True), slots=16)
     batcher.submit(make_request("runs", [1], 190))
     batcher.step()
@@ -223,7 +223,7 @@ def test_short_prompts_pass_a_long_one_but_not_without_end() -> None:
         batcher.submit(make_request(f"other {number}", [99 + number] * 20, 1))
         begun += [e.request_id for e in batcher.step() if isinstance(e, Drawn) and e.request_id != "runs"]
     assert "short" in begun[0]
-    assert 5 < begun.index("long") < 4 * 100 // 20
+    assert 5 < begun.index("long") < 15
 
 
 @pytest.mark.usefixtures("without_numba")

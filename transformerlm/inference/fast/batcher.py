@@ -42,9 +42,9 @@ _MOST_READ_TOGETHER = 4
 # A pass through the layers takes as long as if it had this many ids more: with 16 ids a third of its time with 128.
 _IDS_OF_A_PASS = 40
 # A row's step, with head and choice, takes longer than to read this many ids.
-_IDS_OF_A_ROW = 1.25
+_IDS_OF_A_ROW = 1.5
 # A prompt of n ids lets others pass that come before so many times n ids were read.
-_PATIENCE = 4
+_PATIENCE = 2
 # Log-probabilities of a prompt are computed for this many of its ids at a time, to bound their memory.
 _SCORED_AT_ONCE = 128
 
