@@ -41,8 +41,9 @@ SMALLEST_CHUNK = 16
 _MOST_READ_TOGETHER = 4
 # A pass through the layers takes as long as if it had this many ids more: with 16 ids a third of its time with 128.
 _IDS_OF_A_PASS = 40
-# A row's step, with head and choice, takes longer than to read this many ids.
-_IDS_OF_A_ROW = 1.5
+# A row's step, with head and choice, takes longer than to read this many ids; what a step takes besides takes as long
+# as so many products.
+_IDS_OF_A_ROW, _PRODUCTS_OF_A_STEP = 1.25, 10_000_000
 # A prompt of n ids lets others pass that come before so many times n ids were read.
 _PATIENCE = 2
 # Log-probabilities of a prompt are computed for this many of its ids at a time, to bound their memory.
@@ -254,7 +255,8 @@ class Batcher:
         if not self._running:
             return self._chunk
         slots = len(self._cache.lengths)
-        return max(SMALLEST_CHUNK, min(self._chunk, _IDS_OF_A_ROW * (2 * slots - len(self._running))))
+        ids = _IDS_OF_A_ROW * (2 * slots - len(self._running)) + _PRODUCTS_OF_A_STEP // self._decoder.num_products
+        return max(SMALLEST_CHUNK, min(self._chunk, ids))
 
     def _next_row(self) -> _Row:
         """Return whose chunk is read next: prompts as they are due, rows that slide in their order, in turns."""
