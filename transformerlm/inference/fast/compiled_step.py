@@ -92,7 +92,7 @@ class CompiledStep:
         """
         numbers = np.concatenate(
             [
-                [ids, [slot] * len(ids), range(start, start + len(ids))]
+                np.array([ids, [slot] * len(ids), range(start, start + len(ids))])
                 for ids, slot, start in zip(chunks, slots, starts, strict=True)
             ],
             axis=1,
