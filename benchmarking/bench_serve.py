@@ -42,13 +42,17 @@ LATENCIES = ("time_to_first_token_ms", "time_between_tokens_ms")
 QUANTITIES = (
     TOKENS,
     *(Quantity(f"{name}.{part}", higher_is_better=False) for name in LATENCIES for part in ("p50", "p99")),
+    Quantity("time_between_tokens_p99_over_p50", higher_is_better=False),
     Quantity("cpu_ms_per_token", higher_is_better=False),
     Quantity("client_cpu_ms_per_token", higher_is_better=None),
     Quantity("choice_share_of_step", higher_is_better=None),
     Quantity("retries", higher_is_better=None),
 )
+_CLOCK_TICK = 0.01  # seconds; the CPU time of a process is told in whole ones, so a short run may have none
 _GGUF_DTYPES = {"fp32": "fp32", "bf16": "bf16", "int8": "q8_0"}
 _SHORTEST_PROMPT = 8
+_LONGEST_OF_A_BURST = 120
+_ALONE = 16  # texts of a client that asks alone
 _MOST_SEQUENTIAL = 8  # texts one after the other; more have the same speed and take long
 _Answers = dict[str, Any]
 _SendAll = Callable[[list[dict[str, Any]], int], tuple[_Answers, float | None]]
@@ -87,8 +91,14 @@ def bench_serve(config: BenchServeConfig) -> None:
         candidates = _candidates(config, checkpoint, gguf, context_length, stack)
         for streams in config.streams:
             _bench_case(config, candidates, report, streams, _Texts(config, ids, None))
+        most = max(config.streams)
         if config.mixed:
-            _bench_case(config, candidates, report, max(config.streams), _Texts(config, ids, context_length))
+            _bench_case(config, candidates, report, most, _Texts(config, ids, context_length))
+        if config.burst:
+            short = _Texts(config, ids, context_length, longest=_LONGEST_OF_A_BURST)
+            _bench_case(config, candidates, report, 1, short, count=_ALONE)
+            _bench_case(config, candidates, report, most, short, count=most)  # all at the same instant
+            _bench_case(config, candidates, report, most, short, count=most * (config.texts_per_stream + 1))
     note(report.table())
 
 
@@ -179,7 +189,7 @@ def _of_server(server: Server, clients: Callable[[dict[str, Any]], _Answers], *,
         answers["client_cpu_seconds"] = answers["cpu_seconds"]
         if tells_steps:
             answers["share"] = _choice_share(metrics, server.metrics())
-        return answers, None if before is None or after is None else after - before
+        return answers, None if before is None or after is None else max(after - before, _CLOCK_TICK)
 
     return send_all
 
@@ -192,11 +202,20 @@ def _choice_share(before: Mapping[str, float], after: Mapping[str, float]) -> fl
 
 
 class _Texts:
-    """The bodies of requests, new ones for each round; with a `context_length` of mixed lengths up to that."""
+    """The bodies of requests, new ones for each round.
 
-    def __init__(self, config: BenchServeConfig, ids: Sequence[int], context_length: int | None) -> None:
+    With a `context_length` their lengths are mixed, up to `longest` or nearly the context, and texts are cut to fit.
+    """
+
+    def __init__(
+        self, config: BenchServeConfig, ids: Sequence[int], context_length: int | None, *, longest: int | None = None
+    ) -> None:
         self._config, self._ids, self._context_length = config, ids, context_length
         self.name = "equal" if context_length is None else "mixed"
+        if context_length is not None:
+            most = context_length - _SHORTEST_PROMPT
+            self._longest = most if longest is None else max(_SHORTEST_PROMPT, min(most, longest))
+            self.name += "" if longest is None else f" to {longest}"
 
     def bodies(self, count: int, seed: str) -> list[dict[str, Any]]:
         """Return the bodies of `count` requests."""
@@ -205,7 +224,7 @@ class _Texts:
         for number in range(count):
             length, tokens = config.prompt_length, config.max_new_tokens
             if self._context_length is not None:
-                length = rng.randint(_SHORTEST_PROMPT, self._context_length - _SHORTEST_PROMPT)
+                length = rng.randint(_SHORTEST_PROMPT, self._longest)
                 tokens = min(tokens, self._context_length - length)
             prompt = rng.choices(self._ids, k=length)
             bodies.append(
@@ -217,10 +236,22 @@ class _Texts:
 
 
 def _bench_case(
-    config: BenchServeConfig, candidates: Mapping[str, _SendAll], report: Report, streams: int, texts: _Texts
+    config: BenchServeConfig,
+    candidates: Mapping[str, _SendAll],
+    report: Report,
+    streams: int,
+    texts: _Texts,
+    *,
+    count: int | None = None,
 ) -> None:
+    """Measure `count` texts of so many clients, by default `texts_per_stream` of each.
+
+    One text after the other has no use for mixed lengths, so that candidate has a case without.
+    """
     note(f"{streams} clients, lengths {texts.name}")
-    count = streams * config.texts_per_stream
+    count = streams * config.texts_per_stream if count is None else count
+    if texts.name != "equal":
+        candidates = {name: send for name, send in candidates.items() if name != "sequential"}
     rounds = dict.fromkeys(candidates, 0)
 
     def measured(name: str) -> Callable[[], Sample]:
@@ -248,6 +279,7 @@ def _sample(answers: _Answers, cpu_seconds: float | None) -> Sample:
     for name, seconds in zip(LATENCIES, (answers["first"], answers["between"]), strict=True):
         hundredths = statistics.quantiles(seconds * 2, n=100, method="inclusive")  # twice: one text is enough
         sample |= {f"{name}.p50": 1e3 * hundredths[49], f"{name}.p99": 1e3 * hundredths[98]}
+    sample["time_between_tokens_p99_over_p50"] = sample[f"{LATENCIES[1]}.p99"] / sample[f"{LATENCIES[1]}.p50"]
     if cpu_seconds is not None:
         sample["cpu_ms_per_token"] = 1e3 * cpu_seconds / tokens
     if "share" in answers:

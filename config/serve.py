@@ -39,7 +39,7 @@ class EngineConfig(Section):
 
     slots: int = Field(16, ge=1, le=1024, description="texts that are generated at the same time; others wait")
     prefill_chunk: int = Field(
-        128, ge=16, le=65536, description="tokens of a prompt that are read between two steps of the running texts"
+        128, ge=16, le=65536, description="most tokens of a prompt that are read between two steps of the running texts"
     )
     prefix_cache_mb: int = Field(
         256, ge=0, le=2**20, description="memory for prompts that begin as earlier ones did, in MB; 0: none"

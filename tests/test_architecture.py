@@ -50,7 +50,7 @@ ALLOWED = {
     "transformerlm.token_files": {"numpy"},
     "transformerlm.checkpoints": {"torch", "safetensors"},
     "transformerlm.training": {"torch", "numpy"},
-    "transformerlm.inference": {"torch", "numpy", "numba"},
+    "transformerlm.inference": {"torch", "numpy", "numba", "llvmlite"},
     "transformerlm.serving": {"starlette", "uvicorn", "prometheus_client", "h11", "pydantic", "torch"},
     "transformerlm.experiments": {"numpy", "pydantic", "pydantic_core", "matplotlib", "optuna"},
     "transformerlm.interop": {

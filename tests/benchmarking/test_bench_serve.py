@@ -49,6 +49,16 @@ def test_texts_fit_the_context_and_are_the_same_for_every_candidate(context_leng
     assert all(len(body["prompt"]) + body["max_tokens"] <= (context_length or 80) for body in bodies)
 
 
+def test_a_burst_has_prompts_of_eight_to_120_tokens_whose_texts_fit() -> None:
+    """Whatever the context is: in a short one prompts and texts are cut."""
+    config = BenchServeConfig(checkpoint=Path("run"))
+    for context_length, longest in ((512, 120), (96, 88), (16, 8)):
+        bodies = bench._Texts(config, range(40, 80), context_length, longest=120).bodies(200, "a")
+        lengths = [len(body["prompt"]) for body in bodies]
+        assert (min(lengths), max(lengths)) == (8, longest)
+        assert all(len(body["prompt"]) + body["max_tokens"] <= context_length for body in bodies)
+
+
 EVENTS = [
     b'data: {"choices": [{"text": "a"}]}\n\ndata: {"choices": [{"text": "b"}]}\n\n',
     b'data: {"choices": [{"te',
@@ -186,6 +196,12 @@ def test_lines_of_a_small_run(serve_run: Path, capsys: pytest.CaptureFixture[str
             assert {name for one, name in found if one == quantity} == names
         assert ("choice_share_of_step", "transformerlm") in found
     assert "3 clients, lengths equal" in stderr
+    bursts = {
+        (line["params.streams"], line["params.texts"], line["candidate"])
+        for line in lines
+        if line["params.lengths"] == "mixed to 120"
+    }
+    assert bursts == {(*case, name) for case in ((1, 16), (3, 3), (3, 6)) for name in names - {"sequential"}}
     assert json.dumps(lines)
 
 

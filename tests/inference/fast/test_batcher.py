@@ -186,10 +186,51 @@ def test_a_long_prompt_delays_a_text_by_one_chunk_at_most() -> None:
     assert drawn == [["runs"]] * 4 + [["comes", "runs"]]
 
 
-@pytest.mark.parametrize(("length", "expected"), [(10, [7]), (30, [4, 3]), (100, [1] * 7)])
-def test_a_step_reads_the_short_prompts_that_take_no_longer_than_one_chunk(length: int, expected: list[int]) -> None:
-    """Seven texts begin in fewer steps if their prompts are shorter; their ids are those that each has alone."""
+@pytest.mark.parametrize(("length", "expected"), [(10, [7]), (30, [4, 3]), (100, [1, 1, 1, 2, 1, 1])])
+def test_a_step_reads_the_prompts_that_its_budget_holds(length: int, expected: list[int]) -> None:
+    """In a model this small a chunk always takes less than a step. Their ids are those that each has alone."""
     check_begun(length, expected)
+
+
+def with_many_products() -> Decoder:
+    """Return a decoder of which the batcher believes that a row takes long."""
+    decoder = Decoder(make_model(context_length=300), reproducible=True)
+    decoder.num_products = 10**9
+    return decoder
+
+
+@pytest.mark.parametrize(("slots", "most"), [(2, 16), (16, 38), (32, 78), (64, 128)])
+def test_what_is_read_between_two_steps_is_bounded_by_the_slots(slots: int, most: int) -> None:
+    """A long prompt beside one text that runs is read in parts, larger ones with more slots; no part passes a chunk."""
+    batcher = Batcher(with_many_products(), slots=slots)
+    batcher.submit(make_request("runs", [1], 99))
+    batcher.step()
+    batcher.submit(make_request("comes", [2] * 250, 5))
+    read, drawn = [], 0
+    while not drawn:
+        before = batcher.num_read
+        events = batcher.step()
+        assert "runs" in [event.request_id for event in events]
+        drawn = sum(event.request_id == "comes" for event in events)
+        read.append(batcher.num_read - before)
+    assert read[0] == most
+    assert max(read) <= most
+    assert sum(read) == 250
+
+
+def test_short_prompts_pass_a_long_one_but_not_without_end() -> None:
+    """Beside a stream of prompts of 20 ids one of 100 ids begins when some 200 ids of others were read."""
+    batcher = Batcher(with_many_products(), slots=16)
+    batcher.submit(make_request("runs", [1], 190))
+    batcher.step()
+    batcher.submit(make_request("long", [2] * 100, 1))
+    begun: list[str] = []
+    for number in range(60):
+        batcher.submit(make_request(f"short {number}", [3 + number] * 20, 1))
+        batcher.submit(make_request(f"other {number}", [99 + number] * 20, 1))
+        begun += [e.request_id for e in batcher.step() if isinstance(e, Drawn) and e.request_id != "runs"]
+    assert "short" in begun[0]
+    assert 5 < begun.index("long") < 15
 
 
 @pytest.mark.usefixtures("without_numba")

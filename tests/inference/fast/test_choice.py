@@ -10,7 +10,7 @@ import torch
 
 from transformerlm.inference import sampling
 from transformerlm.inference.fast import choice as choice_module
-from transformerlm.inference.fast import choice_kernels
+from transformerlm.inference.fast import choice_kernels, uncompiled
 from transformerlm.inference.sampling import SamplingParams, choose, sample
 from transformerlm.utils.plain_forms import plain_forms
 
@@ -123,3 +123,21 @@ def test_the_arrays_of_the_caller_stay_as_they_are() -> None:
         params = [SamplingParams(**settings)] * ROWS
         assert np.array_equal(choose(logits, params, shares), choose(logits, params, shares))
     assert torch.equal(logits, before)
+
+
+def test_a_choice_that_cannot_be_compiled_is_made_by_numpy(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where numba fails at the first call there is one warning, and no compiled loops from then on."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("LLVM cannot allocate memory")
+
+    monkeypatch.setattr(choice_kernels, "draw_from_top_p", fail)
+    choice_module._compiled_kernels.cache_clear()
+    uncompiled.warn_once.cache_clear()
+    try:
+        assert [choice_module._compiled_kernels() for _ in range(2)] == [None, None]
+    finally:
+        choice_module._compiled_kernels.cache_clear()
+    assert [record.message.count("LLVM cannot") for record in caplog.records] == [1]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.inference.fast.test_decoder import VARIANTS, make_varied
-from transformerlm.inference.fast import compiled_step
+from transformerlm.inference.fast import compiled_step, uncompiled
 from transformerlm.inference.fast.decoder import Decoder
 
 CASES = [changes for changes in VARIANTS if changes.get("norm_position") != "post"]
@@ -19,7 +19,7 @@ def test_logits_are_the_models(changes: dict[str, Any]) -> None:
     """Prompts of 3, 7 and 5 ids read together in slots out of order, then single steps: one full pass's logits."""
     model, counts, slots = make_varied(**changes), [3, 7, 5], [2, 0, 3]
     decoder, ids = Decoder(model, reproducible=True), torch.randint(257, (3, 16))
-    assert decoder.reads_rows(7)
+    assert decoder.reads_rows
     with torch.inference_mode():
         expected = model(ids)
         cache = decoder.make_slots(4)
@@ -36,12 +36,13 @@ def test_logits_are_the_models(changes: dict[str, Any]) -> None:
 
 
 def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads share out the rows of a step and the texts that are read; one alone gives the same bits."""
+    """Threads share out the rows of a step and the ids of a prompt; one alone gives the same bits."""
     decoder, ids = Decoder(make_varied(), reproducible=True), torch.randint(257, (9, 12)).tolist()
 
     def outcome() -> list[torch.Tensor]:
         cache = decoder.make_slots(9)
         vectors = decoder.read_rows(ids, cache=cache, slots=[*range(9)], starts=[0] * 9)
+        vectors += decoder.read_rows([[*range(16)]], cache=cache, slots=[3], starts=[0])
         cache.lengths = [12] * 9
         return [*vectors, decoder.step_slots([*range(9)], cache=cache, slots=[*range(9)])]
 
@@ -50,6 +51,7 @@ def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.set_num_threads(1)
         alone = outcome()
         monkeypatch.setattr(compiled_step, "_LEAST_WORK", 1)
+        monkeypatch.setattr(compiled_step, "_IDS_TOGETHER", 1)
         torch.set_num_threads(3)
         assert all(map(torch.equal, outcome(), alone))
     finally:
@@ -66,4 +68,32 @@ def test_what_is_not_compiled_is_said(changes: dict[str, Any], reason: str) -> N
     device = torch.device("cpu")
     dtype = model.token_embeddings.weight.dtype
     assert reason in compiled_step.why_not(model.settings, device=device, dtype=dtype)
-    assert not Decoder(model, reproducible=True).reads_rows(1)
+    assert not Decoder(model, reproducible=True).reads_rows
+
+
+def test_a_step_that_cannot_be_compiled_is_the_plain_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """numba compiles at the first call: where it fails, texts are made all the same, with one warning for both uses."""
+
+    def fail(*_: object) -> None:
+        raise OSError("[Errno 28] No space left on device")
+
+    model = make_varied()
+    plain = Decoder(model, reproducible=True)
+    monkeypatch.setattr(plain, "_compiled", None)
+    uncompiled.warn_once.cache_clear()
+    with torch.inference_mode():
+        for decoder in (Decoder(model, reproducible=True), Decoder(model, reproducible=True)):
+            monkeypatch.setattr(decoder._compiled, "_step", fail)
+            assert not decoder.reads_rows
+            caches = [each.make_slots(2) for each in (decoder, plain)]
+            for each, cache in zip((decoder, plain), caches, strict=True):
+                each.read_chunk(torch.arange(5).view(1, 5), cache=cache, slots=[1], start=0)
+                cache.lengths[1] = 5
+            steps = [
+                each.step_slots([7], cache=cache, slots=[1])
+                for each, cache in zip((decoder, plain), caches, strict=True)
+            ]
+            assert torch.equal(*steps)
+    assert [record.message.count("No space left") for record in caplog.records] == [1]

@@ -1,13 +1,14 @@
 """Texts that are decoded together while others join and leave: continuous batching (Orca, Yu et al. 2022).
 
 Each text has a slot, one row of a `Decoder`'s cache, from its first chunk to its last id. Between two steps of all
-running rows at most one chunk of a prompt is read, or some short prompts that take no longer, so a prompt delays nobody
-by more than that.
+running rows so many ids of prompts are read that the pause is not twice a step of all slots, and never more than a
+chunk. Short prompts come first, but no prompt lets others pass without end.
 
-A prompt is read in chunks of `prefill_chunk` ids from position 0 on. With a reproducible decoder each is read alone,
-and the last is padded to the smallest of 16, 32, 64, ... that holds it: so a chunk's numbers depend on its ids and its
-place alone. With another, short prompts are read together. Where a row's window is full, its last half is read again
-from position 0, as in the plain loop.
+A prompt is read in chunks of `prefill_chunk` ids from position 0 on. A decoder with compiled steps computes each id
+alone, so a chunk is read in parts, as the budget allows. Without them, with a reproducible decoder, a chunk is read
+alone, and the last is padded to the smallest of 16, 32, 64, ... that holds it: so a chunk's numbers depend on its ids
+and its place alone. With another, short prompts are read together. Where a row's window is full, its last half is read
+again from position 0, as in the plain loop.
 
 Twin of `Batcher`: `transformerlm.inference.generate.answer`
 Test: tests/inference/fast/test_batcher.py
@@ -21,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +41,11 @@ SMALLEST_CHUNK = 16
 _MOST_READ_TOGETHER = 4
 # A pass through the layers takes as long as if it had this many ids more: with 16 ids a third of its time with 128.
 _IDS_OF_A_PASS = 40
+# A row's step, with head and choice, takes longer than to read this many ids; what a step takes besides takes as long
+# as so many products.
+_IDS_OF_A_ROW, _PRODUCTS_OF_A_STEP = 1.25, 10_000_000
+# A prompt of n ids lets others pass that come before so many times n ids were read.
+_PATIENCE = 2
 # Log-probabilities of a prompt are computed for this many of its ids at a time, to bound their memory.
 _SCORED_AT_ONCE = 128
 
@@ -52,6 +59,8 @@ class _Row:
     occurrences: Occurrences | None
     numbers: RandomNumbers
     slot: int = -1
+    due: int = 0
+    """What has the least is read first."""
     length: int = 0
     drawn: list[int] = field(default_factory=list)
     scored: list[TokenLogprobs] = field(default_factory=list)
@@ -63,13 +72,21 @@ class _Row:
         return self.length >= len(self.window)
 
 
+class _Part(NamedTuple):
+    """Some ids of a row's window, from position `start` on, that are read in one pass."""
+
+    row: _Row
+    start: int
+    ids: list[int]
+
+
 class Batcher:
     """Generates the texts of many requests, up to `slots` at a time, by repeated calls of `step`.
 
     Only ids below `vocab_size` are drawn, by default the model's. A slot holds `max_length` ids, by default the
     context; no text may need more. `prefix_cache_bytes` keeps the keys and values of prompts for the next one that
     begins alike. With `reads_first` all waiting prompts are read before the next step, as suits those who wait for all
-    texts; else at most one chunk is. Raises ValueError for a number that cannot be.
+    texts. Raises ValueError for a number that cannot be.
     """
 
     def __init__(
@@ -104,6 +121,7 @@ class Batcher:
         self._sliding: deque[_Row] = deque()
         self._running: list[_Row] = []
         self._slides_next = True
+        self._num_seen = 0  # ids that were read, those of rows that slide as well
         self._cancelled: set[str] = set()
         self.num_read = 0
         """How many ids of prompts were read so far; those of the prefix cache were not."""
@@ -154,7 +172,7 @@ class Batcher:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Cancel, admit, read at most one chunk, let each running row read its last id, and draw an id for each."""
+        """Cancel, admit, read some ids of prompts, let each running row read its last id, and draw an id for each."""
         events: list[Event] = []
         if self._cancelled:
             self._drop_cancelled(events)
@@ -167,10 +185,8 @@ class Batcher:
             for row in stepping:
                 row.length += 1
         if logits:
-            began = time.perf_counter()
             with at_most(1):  # small things, for which threads would wait longer than they work
                 self._choose(rows + stepping, torch.cat(logits)[:, : self._vocab_size], events)
-            self.choice_seconds += time.perf_counter() - began
         return events
 
     # --- joining and leaving ---------------------------------------------------------------------------------------
@@ -189,6 +205,7 @@ class Batcher:
                 continue
             row.slot = self._free.pop()
             self._cache.lengths[row.slot] = 0
+            row.due = 0 if self._reads_first else self._num_seen + _PATIENCE * len(row.window)
             self._reading.append(row)
 
     def _finish(self, row: _Row, reason: FinishReason, events: list[Event], end: TokenLogprobs | None = None) -> None:
@@ -207,21 +224,20 @@ class Batcher:
     # --- reading ---------------------------------------------------------------------------------------------------
 
     def _read(self, events: list[Event]) -> tuple[list[_Row], list[Tensor]]:
-        """Read chunks; return the rows whose windows are read now, and the logits `(1, vocab_size)` after each."""
+        """Read prompts; return the rows whose windows are read now, and the logits `(1, vocab_size)` after each."""
         rows: list[_Row] = []
         logits: list[Tensor] = []
-        spent = 0  # in ids that would take as long
+        budget, spent = self._budget(), 0.0  # in ids that would take as long
         while self._reading or self._sliding:
             row = self._next_row()
             known = self._reuse(row)
-            if known is None:
-                together = self._rows_to_read(row)
-                cost = self._cost(together)
-                if spent and spent + cost > self._chunk + _IDS_OF_A_PASS and not self._reads_first:
-                    break
-                spent += cost
+            parts = [] if known is not None else self._parts_to_read(row, budget - spent)
+            cost = self._cost(parts)
+            if (spent and spent + cost > budget) or (known is None and not parts):
+                break
+            spent += cost
             self._slides_next = not row.drawn
-            done = [(row, known)] if known is not None else self._read_chunk(together)
+            done = [(row, known)] if known is not None else self._read_parts(parts)
             for each, last in done:
                 self._sliding.remove(each) if each.drawn else self._reading.remove(each)
                 self._running.append(each)
@@ -230,15 +246,29 @@ class Batcher:
                     logits.append(last)
         return rows, logits
 
+    def _budget(self) -> float:
+        """Return for how many ids the running rows may wait now."""
+        if self._reads_first:
+            return math.inf
+        if not self._decoder.reads_rows:
+            return self._chunk + _IDS_OF_A_PASS
+        if not self._running:
+            return self._chunk
+        slots = len(self._cache.lengths)
+        ids = _IDS_OF_A_ROW * (2 * slots - len(self._running)) + _PRODUCTS_OF_A_STEP // self._decoder.num_products
+        return max(SMALLEST_CHUNK, min(self._chunk, ids))
+
     def _next_row(self) -> _Row:
-        """Return whose chunk is read next: prompts in their order, rows that slide in theirs, in turns."""
-        return (self._sliding if self._sliding and (self._slides_next or not self._reading) else self._reading)[0]
+        """Return whose chunk is read next: prompts as they are due, rows that slide in their order, in turns."""
+        if self._sliding and (self._slides_next or not self._reading):
+            return self._sliding[0]
+        return min(self._reading, key=lambda row: row.due)
 
     def _reuse(self, row: _Row) -> Tensor | None:
         """Copy the chunks of a prompt that are known; return the logits `(1, vocab_size)` after it, if they are too."""
         if row.drawn or row.request.num_prompt_logprobs is not None:
             return None
-        while True:
+        while row.length % self._chunk == 0:
             end = min(row.length + self._chunk, len(row.window))
             kept = self._prefixes.find(row.window[:end], is_whole=end == len(row.window))
             if kept is None:
@@ -249,105 +279,116 @@ class Batcher:
             if kept.logits is not None:
                 self._prefixes.use(row.window, self._chunk)
                 return kept.logits
+        return None
 
-    def _rows_to_read(self, row: _Row) -> list[_Row]:
-        """Return the row, and others whose windows are read whole in one pass with its own.
+    def _parts_to_read(self, row: _Row, budget: float) -> list[_Part]:
+        """Return a part of the row's window, and of others that are read in one pass with it.
 
-        Where bits must not depend on the others, each is read alone.
+        Where bits must not depend on the others, each is read alone, unless the decoder computes each id alone.
         """
-        if self._is_read_by_rows(row):
-            return self._short_rows(row)
-        rows, longest = [row], len(row.window)
+        if self._decoder.reads_rows:
+            return self._parts_by_ids(row, budget)
+        parts, longest = [self._whole_chunk(row)], len(row.window)
         if self._decoder.is_reproducible or not self._can_be_read_with_others(row):
-            return rows
+            return parts
         windows = {tuple(row.window)}
-        most = _MOST_READ_TOGETHER * self._chunk if self._reads_first else self._chunk
         for other in (*self._reading, *self._sliding):
-            # The same window is copied, once it was read.
-            is_known = tuple(other.window) in windows or self._prefixes.find(other.window, is_whole=True) is not None
-            if other is row or is_known or not self._can_be_read_with_others(other):
+            if other is row or self._is_known(other, windows) or not self._can_be_read_with_others(other):
                 continue
             longest = max(longest, len(other.window))
-            if (len(rows) + 1) * longest > most:
+            if (len(parts) + 1) * longest > self._most_together:
                 break
-            rows.append(other)
+            parts.append(self._whole_chunk(other))
             windows.add(tuple(other.window))
-        return rows
+        return parts
 
-    def _is_read_by_rows(self, row: _Row) -> bool:
-        return self._decoder.reads_rows(self._next_ids(row))
-
-    def _next_ids(self, row: _Row) -> int:
-        """Return how many ids the next chunk of a row has."""
-        return min(self._chunk, len(row.window) - row.length)
-
-    def _short_rows(self, row: _Row) -> list[_Row]:
-        """Return the row, and others with short chunks, whose bits do not depend on what is read beside them."""
-        rows, count = [row], self._next_ids(row)
-        windows = {tuple(row.window)}
-        most = _MOST_READ_TOGETHER * self._chunk if self._reads_first else self._chunk
-        for other in (*self._reading, *self._sliding):
-            end = other.length + self._next_ids(other)
-            is_known = self._prefixes.find(other.window[:end], is_whole=end == len(other.window)) is not None
-            if other is row or is_known or tuple(other.window) in windows or not self._is_read_by_rows(other):
+    def _parts_by_ids(self, row: _Row, budget: float) -> list[_Part]:
+        """Return as many ids as the budget allows, the row's first."""
+        parts: list[_Part] = []
+        room = int(min(budget, self._most_together))
+        windows: set[tuple[int, ...]] = set()
+        for other in (row, *sorted(self._reading, key=lambda one: one.due), *self._sliding):
+            if (other is row and parts) or (other is not row and self._is_known(other, windows)):
                 continue
-            count += self._next_ids(other)
-            if count > most:
+            part = self._whole_chunk(other)
+            part = part._replace(ids=part.ids[:room])
+            if not part.ids:
                 break
-            rows.append(other)
+            room -= len(part.ids)
+            parts.append(part)
             windows.add(tuple(other.window))
-        return rows
+        return parts
 
-    def _cost(self, rows: list[_Row]) -> int:
-        """Return how many ids would take as long as the next pass for these rows does."""
-        if self._is_read_by_rows(rows[0]):
-            return sum(map(self._next_ids, rows))
-        return len(rows) * self._size(rows) + _IDS_OF_A_PASS
+    @property
+    def _most_together(self) -> int:
+        """The most ids that are read in one pass."""
+        return _MOST_READ_TOGETHER * self._chunk if self._reads_first else self._chunk
+
+    def _is_known(self, row: _Row, windows: set[tuple[int, ...]]) -> bool:
+        """Return whether a row's next chunk is in the prefix cache, or will be: its window is one that is read now."""
+        end = min(len(row.window), (row.length // self._chunk + 1) * self._chunk)
+        is_kept = row.length % self._chunk == 0 and not row.drawn
+        is_kept = is_kept and self._prefixes.find(row.window[:end], is_whole=end == len(row.window)) is not None
+        return is_kept or tuple(row.window) in windows
+
+    def _whole_chunk(self, row: _Row) -> _Part:
+        """Return what is left of the chunk in which a row is."""
+        return _Part(row, row.length, row.window[row.length : (row.length // self._chunk + 1) * self._chunk])
+
+    def _cost(self, parts: list[_Part]) -> int:
+        """Return how many ids would take as long as the next pass does."""
+        if not parts:
+            return 0
+        if self._decoder.reads_rows:
+            return sum(len(part.ids) for part in parts)
+        return len(parts) * self._size(parts) + _IDS_OF_A_PASS
 
     def _can_be_read_with_others(self, row: _Row) -> bool:
         is_scored = row.request.num_prompt_logprobs is not None and not row.drawn
         return not (row.length or is_scored) and 1 < len(row.window) <= self._chunk
 
-    def _size(self, rows: list[_Row]) -> int:
-        """Return how many ids of each row the next pass reads, with those that fill it up."""
-        start = rows[0].length
-        size = min(self._chunk, max(len(row.window) for row in rows) - start)
-        return min(_padded(size), self._context - start) if self._decoder.is_reproducible else size
+    def _size(self, parts: list[_Part]) -> int:
+        """Return how many ids of each row a pass reads, with those that fill it up."""
+        size = max(len(part.ids) for part in parts)
+        return min(_padded(size), self._context - parts[0].start) if self._decoder.is_reproducible else size
 
-    def _read_chunk(self, rows: list[_Row]) -> list[tuple[_Row, Tensor]]:
-        """Read the next chunk of each row; return those whose windows are read now, with the logits after them."""
-        starts = [row.length for row in rows]
-        chunks = [row.window[start : start + self._chunk] for row, start in zip(rows, starts, strict=True)]
+    def _read_parts(self, parts: list[_Part]) -> list[tuple[_Row, Tensor]]:
+        """Read a part of each row's window; return the rows whose windows are read now, with the logits after them."""
+        read: list[_Row] = []
         last: list[Tensor] = []  # (d_model) of each row that is read
-        for row, ids, start, own in zip(rows, chunks, starts, self._vectors(rows, chunks, starts), strict=True):
+        for (row, start, ids), own in zip(parts, self._vectors(parts), strict=True):
             self.num_read += 0 if row.drawn else len(ids)
+            self._num_seen += len(ids)
             row.length = self._cache.lengths[row.slot] = start + len(ids)
             if row.request.num_prompt_logprobs is not None and not row.drawn:
                 self._score(row, own, start)
             if row.is_read:
+                read.append(row)
                 last.append(own[-1])
             else:
-                self._keep(row, start, None)
-        read = [(row, start) for row, start in zip(rows, starts, strict=True) if row.is_read]
+                self._keep(row, None)
         logits = torch.split(self._decoder.head(torch.stack(last)), 1) if last else ()
-        for (row, start), own in zip(read, logits, strict=True):
-            self._keep(row, start, own)
-        return [(row, own) for (row, _), own in zip(read, logits, strict=True)]
+        for row, own in zip(read, logits, strict=True):
+            self._keep(row, own)
+        return list(zip(read, logits, strict=True))
 
-    def _vectors(self, rows: list[_Row], chunks: list[list[int]], starts: list[int]) -> Sequence[Tensor]:
-        """Read a chunk of each row; return the vectors `(ids, d_model)` after them."""
-        slots = [row.slot for row in rows]
-        if self._is_read_by_rows(rows[0]):
-            return self._decoder.read_rows(chunks, cache=self._cache, slots=slots, starts=starts)
-        size = self._size(rows)
-        padded = torch.tensor([ids + [0] * (size - len(ids)) for ids in chunks], device=self._decoder.device)
+    def _vectors(self, parts: list[_Part]) -> Sequence[Tensor]:
+        """Read a part of each row's window; return the vectors `(ids, d_model)` after it."""
+        slots, starts = [part.row.slot for part in parts], [part.start for part in parts]
+        if self._decoder.reads_rows:
+            return self._decoder.read_rows([part.ids for part in parts], cache=self._cache, slots=slots, starts=starts)
+        size = self._size(parts)
+        padded = torch.tensor(
+            [[*part.ids, *[0] * (size - len(part.ids))] for part in parts], device=self._decoder.device
+        )
         vectors = self._decoder.read_chunk(padded, cache=self._cache, slots=slots, start=starts[0])
-        return [own[: len(ids)] for ids, own in zip(chunks, vectors, strict=True)]
+        return [own[: len(part.ids)] for part, own in zip(parts, vectors, strict=True)]
 
-    def _keep(self, row: _Row, start: int, logits: Tensor | None) -> None:
+    def _keep(self, row: _Row, logits: Tensor | None) -> None:
+        """Keep the chunk of a prompt that was read whole; with the logits after it, if it ends the prompt."""
         if row.drawn:
             return
-        ids = row.window[: row.length]
+        ids, start = row.window[: row.length], (row.length - 1) // self._chunk * self._chunk
         if row.length - start == self._chunk:
             self._prefixes.keep(self._cache, row.slot, ids, start=start, logits=None)
         if logits is not None:
@@ -383,6 +424,7 @@ class Batcher:
 
     def _choose(self, rows: list[_Row], logits: Tensor, events: list[Event]) -> None:
         """Draw an id for each row from the logits `(rows, vocab)`, and tell it."""
+        began = time.perf_counter()
         changed = adjust(logits, [row.occurrences for row in rows])
         ids = sample(changed, [row.request.sampling for row in rows], [row.numbers for row in rows]).tolist()
         asked = [index for index, row in enumerate(rows) if row.request.num_logprobs is not None and ids[index] >= 0]
@@ -392,6 +434,7 @@ class Batcher:
             same = [index for index in asked if rows[index].request.num_logprobs == num_top]
             found = log_probabilities(logits[same], [ids[index] for index in same], num_top=num_top)
             scores |= dict(zip(same, found, strict=True))
+        self.choice_seconds += time.perf_counter() - began
         for index, (row, token_id) in enumerate(zip(rows, ids, strict=True)):
             self._tell(row, token_id, scores.get(index), events)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from transformerlm.inference.fast.uncompiled import reason_of, warn_once
 from transformerlm.inference.row_sums import row_sums
 from transformerlm.utils.dtypes import upcast
 
@@ -133,8 +134,21 @@ def _kernels() -> ModuleType | None:
     """Return the compiled loops, where the decoder's are loaded: to load numba takes longer than to make a text."""
     if "transformerlm.inference.fast.step_kernels" not in sys.modules:
         return None
-    from transformerlm.inference.fast import choice_kernels
+    return _compiled_kernels()
 
+
+@cache
+def _compiled_kernels() -> ModuleType | None:
+    """Compile the loops, if they were not before, by two draws; return None where that fails."""
+    plain = _Group(np.zeros(1, np.int64), is_greedy=False, temperature=None, top_k=None, top_p=None, min_p=None)
+    try:
+        from transformerlm.inference.fast import choice_kernels
+
+        for group in (plain, plain._replace(top_p=np.full(1, 0.9))):
+            _choose_compiled(choice_kernels, torch.zeros(1, 2), group, np.full(1, 0.5))
+    except Exception as error:  # of many types: LLVM's, a full disk, a folder that cannot be written
+        warn_once("the choice of tokens", reason_of(error))
+        return None
     return choice_kernels
 
 

@@ -7,9 +7,10 @@ Part of: decoder
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,16 @@ import torch
 from torch import Tensor
 
 from transformerlm.inference.fast.cache import DecoderCache
+from transformerlm.inference.fast.uncompiled import reason_of
 from transformerlm.models.layers import feed_forward
 from transformerlm.models.settings import ModelSettings
+from transformerlm.utils.interrupts import ctrl_c_held_back
 
 # A thread that is given less than so many products of a number with a weight costs more than it saves.
 _LEAST_WORK = 40_000_000
 _ROWS_TOGETHER = 4
+# So many ids of a prompt at least are worth a thread of their own, which begins a layer later.
+_IDS_TOGETHER = 16
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -41,7 +46,7 @@ class CompiledStep:
         head_gains: Sequence[Tensor | None],
         rotations: Tensor | None,
     ) -> None:
-        from transformerlm.inference.fast.step_kernels import Shape, Weights, head, step, strips
+        from transformerlm.inference.fast.step_kernels import Shape, Weights, embed, head, layers, step, strips
 
         *of_layers, last = [strips(each.numpy()) for each in matrices]
         qkv, output, up, down = (np.stack(of_layers[first::4]) for first in range(4))
@@ -66,7 +71,7 @@ class CompiledStep:
             norm_floor=(settings.d_model * settings.norm_eps) ** 0.5,
             norm_eps=settings.norm_eps,
         )
-        self._step, self._head = step, head
+        self._step, self._head, self._embed, self._layers = step, head, embed, layers
         self._work = sum(each.numel() for each in matrices)  # products for one row
 
     def __call__(self, token_ids: list[int], slots: list[int], cache: DecoderCache) -> Tensor:
@@ -75,28 +80,53 @@ class CompiledStep:
         count = len(slots)
         groups = max(1, min(torch.get_num_threads(), count // _ROWS_TOGETHER, count * self._work // _LEAST_WORK))
         size = -(-count // (groups * _ROWS_TOGETHER)) * _ROWS_TOGETHER
-        parts = self._by_threads([numbers[:, first : first + size] for first in range(0, count, size)], cache)
-        return parts[0][1] if len(parts) == 1 else torch.cat([logits for _, logits in parts])
+        parts = [numbers[:, first : first + size] for first in range(0, count, size)]
+        logits = _by_threads([partial(self._compute, part, cache) for part in parts])
+        return logits[0] if len(parts) == 1 else torch.cat(logits)
 
     def read(
         self, chunks: Sequence[Sequence[int]], slots: Sequence[int], starts: Sequence[int], cache: DecoderCache
     ) -> list[Tensor]:
-        """Read the next ids of some texts from `starts` on; return the vectors `(ids, d_model)` after them."""
-        numbers = [
-            np.array([ids, [slot] * len(ids), range(start, start + len(ids))])
-            for ids, slot, start in zip(chunks, slots, starts, strict=True)
-        ]
-        is_much = sum(map(len, chunks)) * self._work > _LEAST_WORK
-        groups = min(torch.get_num_threads(), len(chunks)) if is_much else 1
-        # A thread takes whole texts, the longest ones first, each where there is the least so far.
-        shares: list[list[int]] = [[] for _ in range(groups)]
-        for text in sorted(range(len(chunks)), key=lambda text: -len(chunks[text])):
-            min(shares, key=lambda share: sum(len(chunks[one]) for one in share)).append(text)
-        together = [np.concatenate([numbers[text] for text in share], axis=1) for share in shares]
-        vectors: dict[int, Tensor] = {}
-        for share, (read, _) in zip(shares, self._by_threads(together, cache, is_read=True), strict=True):
-            vectors |= zip(share, torch.split(read, [len(chunks[text]) for text in share]), strict=True)
-        return [vectors[text] for text in range(len(chunks))]
+        """Read the next ids of some texts from `starts` on; return the vectors `(ids, d_model)` after them.
+
+        Threads share out the ids. One that begins within a text is a layer later than the one that has the ids before.
+        """
+        numbers = np.concatenate(
+            [
+                np.array([ids, [slot] * len(ids), range(start, start + len(ids))])
+                for ids, slot, start in zip(chunks, slots, starts, strict=True)
+            ],
+            axis=1,
+        )  # (3, ids)
+        count = numbers.shape[1]
+        groups = max(1, min(torch.get_num_threads(), count // _IDS_TOGETHER, count * self._work // _LEAST_WORK))
+        size = -(-count // (groups * _ROWS_TOGETHER)) * _ROWS_TOGETHER
+        tasks: list[Callable[[], Tensor]] = []
+        before: list[Event] = []
+        for first in range(0, count, size):
+            after = [Event() for _ in self._weights.qkv]
+            is_same_text = first > 0 and numbers[1, first] == numbers[1, first - 1]
+            part = numbers[:, first : first + size]
+            tasks.append(partial(self._read_part, part, cache, before if is_same_text else [], after))
+            before = after
+        return list(torch.split(torch.cat(_by_threads(tasks)), [len(ids) for ids in chunks]))
+
+    def _read_part(self, numbers: Numbers, cache: DecoderCache, before: list[Event], after: list[Event]) -> Tensor:
+        """Read ids, slots and lengths `(3, ids)`, each layer when it is done `before`; set `after` as each is done."""
+        ids, slots, lengths = numbers
+        vectors = torch.empty(_filled_up(len(ids)), self._weights.embedding.shape[1])
+        try:
+            self._embed(ids, self._weights, vectors.numpy())
+            for layer, done in enumerate(after):
+                if before:
+                    before[layer].wait()
+                rest = self._weights, self._shape, *cache.arrays, vectors.numpy()
+                self._layers(layer, layer + 1, slots, lengths, *rest)
+                done.set()
+        finally:  # who waits for it must not wait for ever
+            for done in after:
+                done.set()
+        return vectors[: len(ids)]
 
     def head(self, vectors: Tensor) -> Tensor:
         """Return the logits `(rows, vocab_size)` of vectors `(rows, d_model)`."""
@@ -106,21 +136,21 @@ class CompiledStep:
         self._head(padded.numpy(), self._weights, self._shape, logits.numpy())
         return logits[:count]
 
-    def _by_threads(
-        self, parts: list[Numbers], cache: DecoderCache, *, is_read: bool = False
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Read ids, slots and lengths `(3, rows)` of each part in a thread of its own; return vectors and logits."""
-        later = [_helpers(len(parts) - 1).submit(self._compute, part, cache, is_read) for part in parts[1:]]
-        first = self._compute(parts[0], cache, is_read)
-        return [first, *(each.result() for each in later)]
-
-    def _compute(self, numbers: Numbers, cache: DecoderCache, is_read: bool) -> tuple[Tensor, Tensor]:
+    def _compute(self, numbers: Numbers, cache: DecoderCache) -> Tensor:
+        """Return the logits `(rows, vocab_size)` after ids in slots of lengths `(3, rows)`."""
         ids, slots, lengths = numbers
-        count, rows = len(ids), _filled_up(len(ids))
+        rows = _filled_up(len(ids))
         vectors = torch.empty(rows, self._weights.embedding.shape[1])
-        logits = torch.empty(0 if is_read else rows, self._shape.vocab_size)
+        logits = torch.empty(rows, self._shape.vocab_size)
         self._step(ids, slots, lengths, self._weights, self._shape, *cache.arrays, vectors.numpy(), logits.numpy())
-        return vectors[:count], logits[:count]
+        return logits[: len(ids)]
+
+
+def _by_threads(tasks: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
+    """Do each task in a thread of its own; return their results."""
+    with ctrl_c_held_back():
+        later = [_helpers(len(tasks) - 1).submit(task) for task in tasks[1:]]
+        return [tasks[0](), *(each.result() for each in later)]
 
 
 def _filled_up(count: int) -> int:
@@ -142,7 +172,7 @@ def _missing() -> str:
     try:
         from transformerlm.inference.fast import step_kernels  # noqa: F401
     except Exception as error:  # numba raises many types: too new a Python or numpy, a broken llvmlite
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+        return reason_of(error)
     return ""
 
 

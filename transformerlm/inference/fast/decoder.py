@@ -36,6 +36,7 @@ from transformerlm.inference.fast.compiled_step import CompiledStep, why_not
 from transformerlm.inference.fast.cuda_graph import CapturedStep
 from transformerlm.inference.fast.embedding_bag_matvec import KEY_BLOCK, has_fast_kernel
 from transformerlm.inference.fast.packed_linear import MOST_EQUAL_ROWS, PackedLinear, pack
+from transformerlm.inference.fast.uncompiled import reason_of, warn_once
 from transformerlm.models.attention import attend
 from transformerlm.models.functional import soft_cap
 from transformerlm.models.layers import RotaryEmbedding, feed_forward
@@ -59,8 +60,6 @@ _VECTORS, _ONE_THREAD = 32, 32768
 _WORTH_THREADS = 40_000_000
 # Above, oneDNN's products with many rows, by all threads, gain more than the compiled step does between them.
 _MOST_COMPILED = 50_000_000
-# A prompt with more products than these is read in less time by oneDNN: 64 ids of 0.8 million weights, 16 of 5.5.
-_READ_COMPILED = 90_000_000
 
 
 class Decoder:
@@ -98,9 +97,9 @@ class Decoder:
         head = weights[""].get("lm_head", self._embedding)  # (vocab_size, d_model)
         self._head = stack([head], None if self._norm is None else self._norm.take_gain())
         self._soft_cap = settings.logit_soft_cap
-        self._is_int8, self._products = int8, sum(each.numel() for each in fused)  # for each row
+        self._is_int8, self.num_products = int8, sum(each.numel() for each in fused)  # for each row
         self._compiled: CompiledStep | None = None
-        can_be_compiled = reproducible and not int8 and self._products <= _MOST_COMPILED
+        can_be_compiled = reproducible and not int8 and self.num_products <= _MOST_COMPILED
         if can_be_compiled and not why_not(settings, device=self.device, dtype=self._embedding.dtype):
             self._compiled = CompiledStep(
                 settings, self._embedding, fused, [layer.head_gains for layer in self._layers], self._rope
@@ -181,12 +180,10 @@ class Decoder:
         with self._threads_for(batch_size * seq_len):
             return self._blocks(token_ids, positions, layers).view(batch_size, seq_len, -1)
 
-    def reads_rows(self, count: int) -> bool:
-        """Return whether so many ids of a text are read by `read_rows`: then with others, and no bit depends on them.
-
-        A function of the model and the number alone, since `read_chunk` gives other bits. It takes less for many.
-        """
-        return not self.steps_all_slots and self._compiled is not None and count * self._products <= _READ_COMPILED
+    @property
+    def reads_rows(self) -> bool:
+        """Whether prompts are read by `read_rows`, which computes each id alone; else by `read_chunk`."""
+        return not self.steps_all_slots and self._compiled is not None
 
     def read_rows(
         self, chunks: list[list[int]], *, cache: DecoderCache, slots: list[int], starts: list[int]
@@ -223,7 +220,7 @@ class Decoder:
         Equal shapes give equal bits, so a reproducible decoder does it too where this machine's products of some rows
         are found to depend on their number.
         """
-        if self._compiled is not None and not self._rows_are_independent():
+        if self._compiled is not None and not self._compiles():
             self._compiled = None
         if self._compiled is not None:
             return False
@@ -233,6 +230,14 @@ class Decoder:
         """Take over what an earlier decoder of the same sizes has found out about this machine."""
         self.steps_all_slots = earlier.steps_all_slots
         self._compiled = None if earlier._compiled is None else self._compiled
+
+    def _compiles(self) -> bool:
+        """Return whether compiled steps work on this machine; they are compiled here, if they were not before."""
+        try:
+            return self._rows_are_independent()
+        except Exception as error:  # of many types: LLVM's, a full disk, a folder that cannot be written
+            warn_once("the step of the model", reason_of(error))
+            return False
 
     @torch.inference_mode()
     def _rows_are_independent(self) -> bool:
@@ -251,6 +256,10 @@ class Decoder:
         slots = list(range(num_slots))
         vectors = torch.randn(num_slots, self._embedding.shape[1], generator=dice)
         heads = torch.cat([self.head(vector) for vector in torch.split(vectors, 1)])
+        if self._compiled is not None:
+            read = self._compiled.read([[token_id] for token_id in ids], slots, cache.lengths, cache)
+            if not torch.equal(self.head(torch.cat(read)), alone):
+                return False
         return all(
             torch.equal(self._step_some(ids[some], cache, slots[some]), alone[some])
             and torch.equal(self.head(vectors[some]), heads[some])
@@ -265,7 +274,7 @@ class Decoder:
 
     def _threads_for(self, rows: int) -> AbstractContextManager[None]:
         """Let one thread do what is so little that two would wait for each other; in int8 their number changes bits."""
-        return at_most(1) if rows * self._products < _WORTH_THREADS and not self._is_int8 else nullcontext()
+        return at_most(1) if rows * self.num_products < _WORTH_THREADS and not self._is_int8 else nullcontext()
 
     def _step_equal(self, token_ids: list[int], cache: DecoderCache, slots: list[int]) -> Tensor:
         if not self.is_reproducible:

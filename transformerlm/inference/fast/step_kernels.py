@@ -4,8 +4,8 @@ At the sizes of a small model, PyTorch takes longer to begin its some hundred op
 all of them. Here a whole step is one call. All that is computed of a row is summed in an order that depends on its own
 length alone, so its bits are the same beside any others.
 
-A matrix is kept in strips of `STRIP` output features, each transposed, one after the other: a strip's part of four
-rows' results stays in the nearest cache while the strip is read from its beginning to its end.
+A matrix is kept in strips of `STRIP` output features, each transposed, one after the other, and the last filled up with
+zeros: a strip's part of four rows' results stays in registers while the strip is read from its beginning to its end.
 
 Shapes: `rows` is the number of rows, filled up to a multiple of four if it is not one; `size` that of a matrix.
 
@@ -19,12 +19,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from transformerlm.inference.fast.jit import kernel
+from transformerlm.inference.fast.jit import LANES, VECTORS, kernel, multiply_block
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-STRIP = 256
+STRIP = LANES * VECTORS
 _LANES = 16
 
 
@@ -65,8 +65,9 @@ class Shape(NamedTuple):
 
 def strips(weight: Floats) -> Floats:
     """Return a matrix `(out_features, in_features)` as `multiply` reads it, `(size)`."""
-    parts = [weight[first : first + STRIP].T.reshape(-1) for first in range(0, len(weight), STRIP)]
-    return np.concatenate(parts)
+    padded = np.zeros((-(-len(weight) // STRIP) * STRIP, weight.shape[1]), np.float32)
+    padded[: len(weight)] = weight
+    return padded.reshape(-1, STRIP, weight.shape[1]).transpose(0, 2, 1).reshape(-1)
 
 
 @kernel
@@ -87,31 +88,53 @@ def step(
     `(num_layers, slots, kv_heads, d_head, max_length)` and `values` `(num_layers, slots, kv_heads, max_length,
     d_head)`; `x` is `(rows, d_model)`, and `logits` are `(rows, vocab_size)`, or have no rows where none are asked for.
     """
-    count, (rows, d_model) = len(ids), x.shape
-    d_kv = keys.shape[2] * keys.shape[3]
+    embed(ids, weights, x)
+    layers(0, len(weights.qkv), slots, lengths, weights, shape, keys, values, x)
+    if len(logits):
+        head(x, weights, shape, logits)
+
+
+@kernel
+def embed(ids: Ints, weights: Weights, x: Floats) -> None:
+    """Write the vectors `(rows, d_model)` of ids, and zeros after them."""
     x[:] = np.float32(0)
-    for row in range(count):
+    for row in range(len(ids)):
         x[row] = weights.embedding[ids[row]]
+
+
+@kernel
+def layers(
+    first: int,
+    end: int,
+    slots: Ints,
+    lengths: Ints,
+    weights: Weights,
+    shape: Shape,
+    keys: Floats,
+    values: Floats,
+    x: Floats,
+) -> None:
+    """Let vectors `(rows, d_model)` pass the layers from `first` to `end`."""
+    count, (rows, d_model) = len(slots), x.shape
+    d_kv = keys.shape[2] * keys.shape[3]
     normed = np.empty((rows, d_model), np.float32)
     qkv = np.empty((rows, d_model + 2 * d_kv), np.float32)
     mixed = np.zeros((rows, d_model), np.float32)
     up = np.empty((rows, shape.d_ff * (2 if shape.is_gated else 1)), np.float32)
     active = np.empty((rows, shape.d_ff), np.float32)
-    for layer in range(len(weights.qkv)):
+    for layer in range(first, end):
         _normalise(x, shape, normed)
-        _multiply(normed, weights.qkv[layer], qkv)
+        multiply(normed, weights.qkv[layer], qkv)
         for row in range(count):
             _attend(qkv[row], layer, slots[row], lengths[row], weights, shape, keys[layer], values[layer], mixed[row])
-        _multiply(mixed, weights.output[layer], normed)
+        multiply(mixed, weights.output[layer], normed)
         _add(x, normed)
         _normalise(x, shape, normed)
-        _multiply(normed, weights.up[layer], up)
+        multiply(normed, weights.up[layer], up)
         for row in range(rows):
             _activate(up[row], shape.is_gated, active[row])
-        _multiply(active, weights.down[layer], normed)
+        multiply(active, weights.down[layer], normed)
         _add(x, normed)
-    if len(logits):
-        head(x, weights, shape, logits)
 
 
 @kernel
@@ -119,7 +142,7 @@ def head(x: Floats, weights: Weights, shape: Shape, logits: Floats) -> None:
     """Write the logits `(rows, vocab_size)` of vectors `(rows, d_model)` after the last layer."""
     normed = np.empty(x.shape, np.float32)
     _normalise(x, shape, normed)
-    _multiply(normed, weights.head, logits)
+    multiply(normed, weights.head, logits)
 
 
 @kernel
@@ -146,83 +169,30 @@ def _add(x: Floats, product: Floats) -> None:
 # --- products ------------------------------------------------------------------------------------------------------
 
 
+_multiply_one, _multiply_four = multiply_block(1), multiply_block(4)
+
+
 @kernel
-def _multiply(x: Floats, weight: Floats, out: Floats) -> None:
+def multiply(x: Floats, weight: Floats, out: Floats) -> None:
     """Write the product of `x` `(rows, in_features)` with a matrix in strips: `(rows, out_features)`.
 
     Each number is one chain of sums in the order of the input's features, whether four rows go together or one alone.
     """
-    rows, in_features = x.shape
-    for first in range(0, out.shape[1], STRIP):
-        end = min(first + STRIP, out.shape[1])
-        strip = weight[first * in_features : end * in_features].reshape(in_features, end - first)
-        if rows == 1:
-            _multiply_one(x[0], strip, out[0, first:end])
+    (rows, in_features), out_features = x.shape, out.shape[1]
+    last = np.empty((4, STRIP), np.float32)  # of a strip that the features do not fill
+    for first in range(0, out_features, STRIP):
+        strip, count = weight[first * in_features : (first + STRIP) * in_features], min(STRIP, out_features - first)
+        if rows == 1 and count == STRIP:
+            _multiply_one(x, 0, strip, out, 0, first)
+        elif rows == 1:
+            _multiply_one(x, 0, strip, last, 0, 0)
+            out[0, first:] = last[0, :count]
         for row in range(0, rows - 3, 4):
-            _multiply_four(
-                strip,
-                x[row],
-                x[row + 1],
-                x[row + 2],
-                x[row + 3],
-                out[row, first:end],
-                out[row + 1, first:end],
-                out[row + 2, first:end],
-                out[row + 3, first:end],
-            )
-
-
-@kernel
-def _multiply_one(x: Floats, strip: Floats, out: Floats) -> None:
-    width = len(out)
-    out[:] = np.float32(0)
-    whole = len(x) // 4 * 4
-    for k in range(0, whole, 4):
-        w0, w1, w2, w3 = strip[k], strip[k + 1], strip[k + 2], strip[k + 3]
-        a0, a1, a2, a3 = x[k], x[k + 1], x[k + 2], x[k + 3]
-        for i in range(width):
-            out[i] = a3 * w3[i] + (a2 * w2[i] + (a1 * w1[i] + (a0 * w0[i] + out[i])))
-    for k in range(whole, len(x)):
-        w0, a0 = strip[k], x[k]
-        for i in range(width):
-            out[i] = a0 * w0[i] + out[i]
-
-
-@kernel
-def _multiply_four(
-    strip: Floats,
-    x0: Floats,
-    x1: Floats,
-    x2: Floats,
-    x3: Floats,
-    out0: Floats,
-    out1: Floats,
-    out2: Floats,
-    out3: Floats,
-) -> None:
-    in_features, width = strip.shape
-    for i in range(width):
-        out0[i] = out1[i] = out2[i] = out3[i] = np.float32(0)
-    whole = in_features // 4 * 4
-    for k in range(0, whole, 4):
-        w0, w1, w2, w3 = strip[k], strip[k + 1], strip[k + 2], strip[k + 3]
-        a0, a1, a2, a3 = x0[k], x0[k + 1], x0[k + 2], x0[k + 3]
-        b0, b1, b2, b3 = x1[k], x1[k + 1], x1[k + 2], x1[k + 3]
-        c0, c1, c2, c3 = x2[k], x2[k + 1], x2[k + 2], x2[k + 3]
-        d0, d1, d2, d3 = x3[k], x3[k + 1], x3[k + 2], x3[k + 3]
-        for i in range(width):
-            v0, v1, v2, v3 = w0[i], w1[i], w2[i], w3[i]
-            out0[i] = a3 * v3 + (a2 * v2 + (a1 * v1 + (a0 * v0 + out0[i])))
-            out1[i] = b3 * v3 + (b2 * v2 + (b1 * v1 + (b0 * v0 + out1[i])))
-            out2[i] = c3 * v3 + (c2 * v2 + (c1 * v1 + (c0 * v0 + out2[i])))
-            out3[i] = d3 * v3 + (d2 * v2 + (d1 * v1 + (d0 * v0 + out3[i])))
-    for k in range(whole, in_features):
-        w0 = strip[k]
-        for i in range(width):
-            out0[i] = x0[k] * w0[i] + out0[i]
-            out1[i] = x1[k] * w0[i] + out1[i]
-            out2[i] = x2[k] * w0[i] + out2[i]
-            out3[i] = x3[k] * w0[i] + out3[i]
+            if count == STRIP:
+                _multiply_four(x, row, strip, out, row, first)
+            else:
+                _multiply_four(x, row, strip, last, 0, 0)
+                out[row : row + 4, first:] = last[:, :count]
 
 
 # --- one row's attention and gate ----------------------------------------------------------------------------------
