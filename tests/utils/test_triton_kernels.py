@@ -59,11 +59,24 @@ BUILD = """
 import sys, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from transformerlm.models.fast import row_kernels as rows
 from transformerlm.training.fast import loss_kernel
 
 LOSS = dict(logits="*bf16", targets="*i64", nats="*fp32", row_stride="i32", target_stride="i32", num_columns="i32",
             share="fp32", twice_z_loss="fp32", cap="fp32", HAS_CAP="constexpr", BLOCK="constexpr")
-KERNELS = [(loss_kernel._loss_kernel, LOSS, {"HAS_CAP": True, "BLOCK": 4096})]
+NORM = dict(x="*fp32", weight="*fp32", output="*fp32", scale="*fp32", num_rows="i32", num_columns="i32", eps="fp32",
+            ROWS="constexpr", COLUMNS="constexpr")
+BACK = dict(grad="*fp32", x="*fp32", weight="*fp32", scale="*fp32", grad_x="*fp32", parts="*fp32", num_rows="i32",
+            num_columns="i32", num_tiles="i32", ROWS="constexpr", COLUMNS="constexpr")
+GATE = dict(gate="*bf16", x="*bf16", output="*bf16", size="i32", TILE="constexpr")
+UNGATE = dict(grad="*bf16", gate="*bf16", x="*bf16", grad_gate="*bf16", grad_x="*bf16", size="i64", TILE="constexpr")
+KERNELS = [
+    (loss_kernel._loss_kernel, LOSS, {"HAS_CAP": True, "BLOCK": 4096}),
+    (rows._norm_forward_kernel, NORM, {"ROWS": 4, "COLUMNS": 1024}),
+    (rows._norm_backward_kernel, BACK, {"ROWS": 4, "COLUMNS": 1024}),
+    (rows._gate_forward_kernel, GATE, {"TILE": 4096}),
+    (rows._gate_backward_kernel, UNGATE, {"TILE": 4096}),
+]
 for kernel, signature, constants in KERNELS:
     for capability in (80, 90):
         source = ASTSource(kernel, signature, constexprs=constants)
