@@ -39,7 +39,8 @@ def blocked_causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tenso
     flat = [x.reshape(-1, *x.shape[-2:]) for x in (query, key, value)]
     keep = torch.is_grad_enabled() and num_kept_probabilities(*query.shape[-2:]) > 0
     if torch.compiler.is_compiling():  # the compiler cannot look into what follows, and takes it as one operator
-        return traced_attention(*flat, keep)[0].view(*query.shape[:-1], value.shape[-1])
+        traced: Tensor = traced_attention(*flat, keep)[0]
+        return traced.view(*query.shape[:-1], value.shape[-1])
     with torch.autocast(query.device.type, enabled=False):  # it would widen the softmax
         result: Tensor = _BlockedCausalAttention.apply(*flat, keep)  # type: ignore[no-untyped-call]
     return result.view(*query.shape[:-1], value.shape[-1])
