@@ -16,6 +16,9 @@ if sys.dont_write_bytecode and sys.pycache_prefix is None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 os.environ.setdefault("WANDB_MODE", "offline")
+# Without a device Triton runs our kernels in Python; it looks here when it is imported.
+if not any(Path("/dev", name).exists() for name in ("nvidiactl", "dxg", "kfd")):
+    os.environ["TRITON_INTERPRET"] = "1"
 os.environ.pop("UV_RUN_RECURSION_DEPTH", None)  # under `uv run pytest` commands would propose `uv run`, too
 # Started in the background, the tests would ignore Ctrl-C, and so would each command that they send it to.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -46,10 +46,10 @@ ALLOWED = {
     "profiling": {"torch"},
     "transformerlm.distributed": {"torch", "ray"},
     "transformerlm.tokenizer": {"regex", "numpy", "numba", "llvmlite"},
-    "transformerlm.models": {"torch"},
+    "transformerlm.models": {"torch", "triton"},
     "transformerlm.token_files": {"numpy"},
     "transformerlm.checkpoints": {"torch", "safetensors"},
-    "transformerlm.training": {"torch", "numpy"},
+    "transformerlm.training": {"torch", "numpy", "triton"},
     "transformerlm.inference": {"torch", "numpy", "numba", "llvmlite"},
     "transformerlm.serving": {"starlette", "uvicorn", "prometheus_client", "h11", "pydantic", "torch"},
     "transformerlm.experiments": {"numpy", "pydantic", "pydantic_core", "matplotlib", "optuna"},
@@ -64,7 +64,7 @@ ALLOWED = {
         "gguf",
     },
     "databuilder": {"numpy"},
-    "transformerlm.utils": {"torch", "numpy", "pyarrow", "numba"},
+    "transformerlm.utils": {"torch", "numpy", "pyarrow", "numba", "triton"},
     "cli": {"pydantic"},
 }
 MAX_FILE_LINES = 500

@@ -53,7 +53,10 @@ def test_an_array_of_several_files_is_indexed_like_one(tmp_path: Path) -> None:
     assert tokens[100] == ids[100]
     np.testing.assert_array_equal(tokens[10:400:7], ids[10:400:7])
     np.testing.assert_array_equal(np.asarray(tokens), ids)
-    np.testing.assert_array_equal(tokens.windows(np.array([0, 95, 480]), 20)[1], ids[95:115])
+    found = tokens.windows(np.array([0, 95, 480]), 20)
+    np.testing.assert_array_equal(found[1], ids[95:115])
+    assert found.dtype == tokens.dtype
+    assert tokens.windows(np.array([0]), 20, dtype=np.int64).dtype == np.int64
     for outside in (np.array([500]), np.array([-1])):
         with pytest.raises(IndexError, match=r"positions from 0 to 499, found"):
             tokens[outside]

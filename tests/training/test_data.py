@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,16 @@ import pytest
 import torch
 
 from transformerlm.training import data
-from transformerlm.training.data import Prefetcher, get_batch, random_batch, sample_starts, sequential_batches
+from transformerlm.training.data import (
+    Prefetcher,
+    as_signed,
+    get_batch,
+    made_ahead,
+    random_batch,
+    sample_starts,
+    sequential_batches,
+    widened,
+)
 
 TOKENS = np.arange(1000, dtype=np.uint16)
 BATCH = {"batch_size": 12, "context_length": 8, "seed": 3, "step": 7}
@@ -104,6 +115,50 @@ def test_large_ids_survive() -> None:
     """uint32 ids above 2^31 become the same int64."""
     tokens = np.full(20, 2**32 - 1, dtype=np.uint32)
     assert int(get_batch(tokens, **BATCH)[0].max()) == 2**32 - 1
+
+
+@pytest.mark.parametrize("dtype", ["<u2", ">u2", "<u4", ">u4", "u1", "<i4", "<i8"])
+def test_ids_travel_as_they_are_in_the_file_and_are_widened_after(dtype: str) -> None:
+    """No byte more goes to a device than the ids have, and there they are the same int64, the largest too."""
+    limits = np.iinfo(np.dtype(dtype))
+    ids = np.array([[0, 1, limits.max], [limits.max // 2 + 1, 7, 2]]).astype(dtype)
+    signed, bits = as_signed(ids)
+    assert signed.nbytes == ids.nbytes
+    assert torch.equal(widened(signed, bits), torch.from_numpy(ids.astype(np.int64)))
+
+
+def test_a_cuda_device_gets_narrow_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent to it has the two bytes an id of the file; what comes out is the batch of a CPU."""
+    sent: list[Any] = []
+    send = data._sent
+    monkeypatch.setattr(data, "_sent", lambda ids, device: (sent.append(ids), send(ids, torch.device("cpu")))[1])
+    found = get_batch(TOKENS, **BATCH, device="cuda")
+    assert [(ids.dtype, ids.shape) for ids in sent] == [(np.uint16, (12, 9))]
+    for one, other in zip(found, get_batch(TOKENS, **BATCH), strict=True):
+        assert torch.equal(one, other)
+    assert len(sent) == 1, "a CPU's ids are widened as they are read"
+
+
+def test_batches_of_a_validation_are_made_ahead_in_order() -> None:
+    """Each is made while the one before it is used; an error comes where its batch would be."""
+    whole = list(sequential_batches(TOKENS, batch_size=4, context_length=7))
+    made = threading.Event()
+
+    def slow() -> Iterator[data.Batch]:
+        yield whole[0]
+        made.set()
+        yield whole[1]
+        raise OSError("the disk is gone")
+
+    batches = made_ahead(slow())
+    assert next(batches) is whole[0]
+    assert made.wait(60), "the second is made before anybody asks for it"
+    assert next(batches) is whole[1]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(batches)
+    ahead = list(made_ahead(iter(whole)))
+    assert len(ahead) == len(whole)
+    assert all(one is other for one, other in zip(ahead, whole, strict=True))
 
 
 def test_random_batch_follows_its_generator() -> None:

@@ -87,8 +87,8 @@ class ShardedTokens:
         found = self._gather(positions.reshape(-1)).reshape(positions.shape)
         return found if positions.ndim else found[()]
 
-    def windows(self, starts: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
-        """Return the `length` ids from each of `starts` on, int64 `(windows, length)`.
+    def windows(self, starts: npt.NDArray[np.int64], length: int, *, dtype: npt.DTypeLike | None = None) -> Array:
+        """Return the `length` ids from each of `starts` on, `(windows, length)`, in `dtype`; None: as in the files.
 
         They are those of `[starts[:, None] + arange(length)]`, in less time: a window is copied as one stretch.
 
@@ -105,7 +105,7 @@ class ShardedTokens:
                 pieces.append(self._stretch(number, start - base, start - base + length))
             else:
                 pieces += self._pieces(start, start + length)
-        return np.concatenate(pieces, dtype=np.int64).reshape(len(places), length)
+        return np.concatenate(pieces, dtype=dtype or self.dtype).reshape(len(places), length)
 
     def _gather(self, positions: npt.NDArray[np.int64]) -> Array:
         """Return the ids at a 1-D array of positions."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -128,6 +128,15 @@ class Prefetcher:
         return batches
 
 
+def made_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield the batches of an iterator, each made in a thread while the device computes the one before it."""
+    with ThreadPoolExecutor(1, "batches", initializer=_take_device, initargs=(_current_device(),)) as thread:
+        following = thread.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = thread.submit(next, batches, None)
+            yield batch
+
+
 def _current_device() -> int | None:
     return torch.cuda.current_device() if torch.cuda.is_available() else None
 
@@ -191,13 +200,37 @@ def _num_starts(num_tokens: int, context_length: int) -> int:
 
 def _windows(tokens: Tokens, starts: npt.NDArray[np.int64], context_length: int, device: torch.device | str) -> Batch:
     device = torch.device(device)
+    widens = device.type == "cuda"  # it gets the ids as they are in the file: a quarter of the bytes, for uint16
     if isinstance(tokens, ShardedTokens):
-        ids = tokens.windows(starts, context_length + 1)
+        ids = tokens.windows(starts, context_length + 1, dtype=None if widens else np.int64)
     else:
         positions = starts[:, None] + np.arange(context_length + 1)  # (windows, context_length + 1)
         ids = np.asarray(tokens[positions])
-    windows = torch.from_numpy(ids.astype(np.int64, copy=False))
-    if device.type == "cuda" and torch.cuda.is_available():
-        windows = windows.pin_memory()  # lets the copy run while the device computes
-    windows = windows.to(device, non_blocking=True)
+    windows = _sent(ids, device) if widens else torch.from_numpy(ids.astype(np.int64, copy=False)).to(device)
     return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+
+
+def _sent(ids: npt.NDArray[np.integer[Any]], device: torch.device) -> Tensor:
+    """Return `ids` as int64 on a device to which they travel with as few bytes as they have."""
+    signed, bits = as_signed(ids)
+    if torch.cuda.is_available():
+        signed = signed.pin_memory()  # lets the copy run while the device computes
+    return widened(signed.to(device, non_blocking=True), bits)
+
+
+def as_signed(ids: npt.NDArray[np.integer[Any]]) -> tuple[Tensor, int | None]:
+    """Return the bytes of `ids` as signed numbers of their size, and how many bits unsigned ones have; else None.
+
+    PyTorch does not compute with all unsigned numbers on every device. The bytes are copied only where their order is
+    another machine's.
+    """
+    native = np.ascontiguousarray(ids, dtype=ids.dtype.newbyteorder("="))
+    size = native.dtype.itemsize
+    bits = 8 * size if native.dtype.kind == "u" and size < 8 else None
+    return torch.from_numpy(native.view(f"i{size}")), bits
+
+
+def widened(signed: Tensor, bits: int | None) -> Tensor:
+    """Return the ids that `as_signed` gave, as int64, on the device where they are now."""
+    wide = signed.to(torch.int64)
+    return wide if bits is None else wide.bitwise_and_((1 << bits) - 1)

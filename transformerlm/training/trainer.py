@@ -33,7 +33,16 @@ from transformerlm.training.build import (
     sequences_per_pass,
     token_bytes,
 )
-from transformerlm.training.data import ORDERS, Batch, Prefetcher, RunData, get_batch, rows_of_part, sequential_batches
+from transformerlm.training.data import (
+    ORDERS,
+    Batch,
+    Prefetcher,
+    RunData,
+    get_batch,
+    made_ahead,
+    rows_of_part,
+    sequential_batches,
+)
 from transformerlm.training.dropout_keys import dropout_keys
 from transformerlm.training.loop import EvalResult, StepResult, evaluate, train_step
 from transformerlm.training.norm_metrics import NormRecorder
@@ -369,6 +378,8 @@ class Trainer:
             rank=world.rank,
             world_size=world.world_size,
         )
+        if self.runtime.device.type == "cuda":
+            batches = made_ahead(batches)
         batches = self._counted(batches, math.ceil(num_windows / (size * world.world_size)))
         result = evaluate(self.raw_model, batches, token_bytes=self._token_bytes, autocast=self.autocast, world=world)
         self.shards.settle()

@@ -118,3 +118,23 @@ def test_scores_of_long_sequences_are_never_held_whole(monkeypatch: pytest.Monke
         blocked_causal_attention(*_inputs(8, 256, 4)).sum().backward()
     assert max(made) <= 128 * 256
     assert sum(saved) < 5 * 8 * 256 * 4
+
+
+@pytest.mark.parametrize("kept", [0, 8], ids=["recomputed", "kept"])
+def test_a_compiler_sees_one_operator_and_gets_the_same_bits(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced without a break, under autocast too, result and gradients are eager code's; blocks of heads are uneven."""
+    monkeypatch.setattr(blocked_attention, "_KEPT_SEQ_LEN_PER_DIM", kept)
+    monkeypatch.setattr(blocked_attention, "_QUERY_ROWS", 4)
+    monkeypatch.setattr(blocked_attention, "_BLOCK_SCORES", 60)
+    torch._dynamo.reset()
+    inputs, results = _inputs(2, 3, 10, 4, dtype=torch.bfloat16), []
+
+    def attention_of(*qkv: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return attend(*qkv, is_causal=True, implementation="fused") * 2.0
+
+    grad = torch.randn(2, 3, 10, 4).bfloat16()
+    for function in (attention_of, torch.compile(attention_of, backend="aot_eager", fullgraph=True)):
+        found = function(*inputs)
+        results.append((found, *torch.autograd.grad(found, inputs, grad)))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))

@@ -1,11 +1,12 @@
 """RMSNorm with a backward pass of its own, a block of rows at a time.
 
 Autograd would keep the result of every step of the formula and pass over memory for each. Here the input alone is kept,
-with one number a row, and each block of rows stays in the processor's cache.
+with one number a row, and each block of rows stays in the processor's cache. On CUDA each pass is one kernel.
 
 Twin of `rms_norm`: `transformerlm.models.functional.rms_norm`
 Test: tests/models/fast/test_rms_norm.py
-Pays: 28.6 ms to 9.3 for 4,096 rows of 512 forward and backward, one thread (docs/LOG.md, 2026-11-26)
+Pays: 28.6 ms to 9.3 for 4,096 rows of 512 forward and backward, one thread (docs/LOG.md, 2026-11-26);
+  on CUDA the kernels move 20 bytes a number, not 100, by arithmetic (docs/gpu.md): their speed is not measured yet
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from transformerlm.utils.dtypes import upcast
 from transformerlm.utils.row_blocks import row_blocks
+from transformerlm.utils.triton_kernels import can_launch
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -31,6 +33,12 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        if _takes_kernel(x):
+            from transformerlm.models.fast.row_kernels import norm_forward
+
+            output, scale = norm_forward(x, weight, eps)
+            ctx.save_for_backward(x, weight, scale)
+            return output
         output = torch.empty_like(x)  # (rows, d)
         scale = upcast(x[:, :1]).clone()  # 1 / rms(x), (rows, 1)
         for block in row_blocks(x):
@@ -44,6 +52,11 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
+        if _takes_kernel(x):
+            from transformerlm.models.fast.row_kernels import norm_backward
+
+            grad_x, grad_weight = norm_backward(grad, x, weight, scale)
+            return grad_x, grad_weight.to(weight.dtype), None
         # Every row adds to the weight's gradient, so its sum is kept wide.
         grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight, dtype=scale.dtype)
         wide_weight = weight.to(scale.dtype)  # (d)
@@ -54,3 +67,11 @@ class _RMSNorm(torch.autograd.Function):
             mean = (product @ wide_weight).unsqueeze(-1) / weight.numel()  # mean(g w n), (block, 1)
             grad_x[block] = (wide * wide_weight).addcmul_(normed, mean, value=-1).mul_(scale[block])
         return grad_x, grad_weight.to(weight.dtype), None
+
+
+def _takes_kernel(x: Tensor) -> bool:
+    if x.numel() == 0 or not can_launch(x):
+        return False
+    from transformerlm.models.fast.row_kernels import MAX_COLUMNS
+
+    return x.shape[-1] <= MAX_COLUMNS

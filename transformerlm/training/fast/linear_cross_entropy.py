@@ -3,11 +3,13 @@
 With a big vocabulary the logits `(tokens, vocab)` are a language model's largest tensor, their gradient is another one,
 and fp32 doubles both. Here they are made for some tokens at a time and turned into their own gradient in place, which
 the head's two backward products use at once (as in Liger Kernel, Hsu et al. 2024). So there is one buffer of logits,
-for a few tokens, and each exponential is computed once. The fp32 work goes in blocks that fit the processor's cache.
+for a few tokens, and each exponential is computed once. The fp32 work goes in blocks that fit the processor's cache; on
+CUDA one kernel does it, `loss_kernel.py`.
 
 Twin of `training_loss`: `transformerlm.training.loss.training_loss`
 Test: tests/training/fast/test_linear_cross_entropy.py
-Pays: 1.68x the speed in fp32, 3.7x in bf16, for 4,096 tokens and 10,000 logits, one thread (docs/LOG.md)
+Pays: 1.68x the speed in fp32, 3.7x in bf16, for 4,096 tokens and 10,000 logits, one thread (docs/LOG.md);
+  on CUDA the kernel moves 4 bytes a bf16 logit, not 44, by arithmetic (docs/gpu.md): its speed is not measured yet
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from transformerlm.utils.dtypes import cast_for_matmul, upcast
 from transformerlm.utils.row_blocks import logits_at_once, row_blocks
+from transformerlm.utils.triton_kernels import can_launch
 
 
 def training_loss(
@@ -51,8 +54,7 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, len(hidden), num_rows):
             chunk = slice(start, start + num_rows)
             logits = hidden[chunk] @ cast_weight.T  # (chunk, vocab): the only tensor of this size
-            for block in row_blocks(logits):
-                sums += _replace_by_gradient(logits[block], targets[chunk][block], len(hidden), soft_cap, z_loss)
+            _replace_by_gradient(logits, targets[chunk], sums, len(hidden), soft_cap, z_loss)
             # The logits are their own gradient now.
             torch.mm(logits, cast_weight, out=grad_hidden[chunk])  # (chunk, d_model)
             grad_weight += logits.T @ hidden[chunk]
@@ -72,9 +74,20 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _replace_by_gradient(
-    logits: Tensor, targets: Tensor, num_rows: int, soft_cap: float | None, z_loss: float
-) -> Tensor:
-    """Put the gradient of the mean over `num_rows` rows in place of the logits; return the sums of both terms.
+    logits: Tensor, targets: Tensor, sums: Tensor, num_rows: int, soft_cap: float | None, z_loss: float
+) -> None:
+    """Put the gradient of the mean over `num_rows` rows in place of the logits; add up both terms in `sums` `(2)`."""
+    if can_launch(logits):
+        from transformerlm.training.fast.loss_kernel import replace_by_gradient
+
+        sums += replace_by_gradient(logits, targets, num_rows=num_rows, soft_cap=soft_cap, z_loss=z_loss)
+        return
+    for block in row_blocks(logits):
+        sums += _replace_block(logits[block], targets[block], num_rows, soft_cap, z_loss)
+
+
+def _replace_block(logits: Tensor, targets: Tensor, num_rows: int, soft_cap: float | None, z_loss: float) -> Tensor:
+    """Put the gradient in place of some rows of logits, by the formulas; return the sums of both terms.
 
     With p the softmax, it is `(p (1 + 2 z_loss log(Z)) - one_hot(target)) / num_rows`, times the slope of the soft cap.
     """
