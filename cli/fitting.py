@@ -42,6 +42,7 @@ class Task:
     prompts: Sequence[str]
     seed: int = 0
     past_runs: Path | None = None
+    most_context: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def _time_steps(task: Task, num_bytes: int) -> tuple[Speed, float]:
     from transformerlm.experiments.fit import choice
 
     with working(f"timing a few steps, to fill {clock(task.seconds)}"):
-        settings = _places(task) | choice.timed_settings(num_bytes, task.seconds) | {"training.device": task.device}
+        settings = _places(task) | choice.timed_settings(num_bytes, task.seconds, most_context=_most_context(task))
+        settings |= {"training.device": task.device}
         out = run_stage(task.home, "plan", settings, config="recipes/fast", quiet=True)
     facts = json.loads(out)
     steps = facts["calibration.steps"] * facts["calibration.seconds_per_step"]
@@ -96,6 +98,12 @@ def _time_steps(task: Task, num_bytes: int) -> tuple[Speed, float]:
         seconds_per_validation_token=facts["calibration.seconds_per_validation"] / choice.MAX_EVAL_TOKENS,
     )
     return speed, steps + facts["calibration.first_step_seconds"]
+
+
+def _most_context(task: Task) -> int:
+    from transformerlm.experiments.fit.choice import CONTEXT_LENGTH
+
+    return task.most_context or CONTEXT_LENGTH
 
 
 def _part_of(task: Task, fraction: float, *, why: str) -> list[str]:
@@ -144,7 +152,7 @@ def prepare(task: Task, text: Text, speed: Speed, spent: float) -> Prepared:
     rows = read_rows(task.past_runs or PAST_RUNS)
     share = max(MIN_PROBE_SHARE * task.seconds, PROBE_SHARE * task.seconds - spent)
     seconds = max(task.seconds / 2, task.seconds - spent - share)
-    plan = choice.choose(text, speed, seconds=seconds, probe_seconds=share)
+    plan = choice.choose(text, speed, seconds=seconds, probe_seconds=share, most_context=_most_context(task))
     size = f"{plan.parameters / 1e6:.2g} million parameters"
     with working(f"a short run of {plan.probe_steps:,} steps, to know what the whole one will reach"):
         result = _probe(task, plan, share)

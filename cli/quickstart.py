@@ -47,6 +47,7 @@ EXAMPLES = (
 )
 CORPUS_BYTES = 6_000_000
 DOCSTRING_PROMPTS = ["Return the", "Create a new", "Raise"]
+STORY_CONTEXT = 512  # two or three stories, so that most windows see how one begins
 STORY_TOKENS, STORY_TEMPERATURE = 300, 0.6  # a grammar leaves fewer choices than text by people
 TEXT_TOKENS, TEXT_TEMPERATURE = 160, 0.8
 NUM_STORIES = 20  # generated at the end, to be checked by the grammar
@@ -99,6 +100,7 @@ def _task(config: QuickstartConfig, files: list[str], home: Path) -> Task:
         seconds=duration_seconds(config.time),
         device=config.device,
         prompts=[_prompts(config)[0]],
+        most_context=STORY_CONTEXT if _tells_stories(config) else None,
     )
 
 

@@ -17,13 +17,21 @@ from transformerlm.models.settings import ModelSettings
 # --- the numbers -------------------------------------------------------------------------------------------------
 
 # d_model, num_layers, num_heads, in ascending order; one of them is timed.
-SIZES = ((96, 3, 4), (128, 3, 4), (192, 3, 4), (256, 3, 4), (256, 4, 4), (384, 6, 6), (512, 8, 8), (768, 12, 12))
-TIMED = 3
-# A size is worth its time if this many tokens are left for each of its parameters (docs/LOG.md).
-TOKENS_PER_PARAMETER = 0.15
-CONTEXT_LENGTH, MIN_CONTEXT_LENGTH = 512, 16
+SIZES = (
+    *((64, 2, 2), (96, 3, 3), (128, 3, 4), (160, 3, 4), (192, 3, 4), (192, 4, 4), (256, 3, 4), (256, 4, 4)),
+    *((320, 5, 5), (384, 6, 6), (512, 8, 8), (640, 10, 10), (768, 12, 12)),
+)
+TIMED = 4
+# A size is worth its time if this many tokens are left for each weight of its blocks' matrices (docs/LOG.md).
+TOKENS_PER_WEIGHT = 1.2
+# Tokens that are read again are worth less: reading a text for ever is worth reading 1 + 15.4 texts of its size once
+# (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models", equation 5). Dropout comes on top of that.
+REPETITION = 15.4
+DROPOUT = ((2.0, 0.0), (6.0, 0.1), (math.inf, 0.2))  # up to so many passes over the text
+MAX_PASSES = 40.0  # more were never better
+CONTEXT_LENGTH, MIN_CONTEXT_LENGTH = 256, 16
 MIN_TRAIN_WINDOWS, MIN_VALID_WINDOWS = 50, 2  # of the context
-BATCH_SIZE = 4
+TOKENS_PER_STEP, MIN_STEPS_PER_PASS = 2048, 50
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 512, 4096
 BYTES_PER_TOKEN_OF_VOCAB = 200
 VALID_FRACTION = 0.05
@@ -38,6 +46,7 @@ MIN_EVAL_TOKENS, MAX_EVAL_TOKENS = 2**10, 2**15
 STEPS_MARGIN = 1.15
 CALIBRATION_STEPS = 6
 MIN_PROBE_STEPS = 4
+PROBE_AT_MOST = 1 / 8  # of the steps of the run
 BYTES_PER_TOKEN = 3.0  # before there is a tokenizer; a guess on the small side
 SPARE_TEXT = 2.0  # so many times what the fastest size could read is worth encoding
 MIN_BYTES = 1_000_000  # a text of this size is never cut
@@ -110,16 +119,17 @@ class Plan:
 # --- before the text is encoded ----------------------------------------------------------------------------------
 
 
-def timed_settings(num_bytes: int, seconds: float) -> dict[str, Any]:
+def timed_settings(num_bytes: int, seconds: float, *, most_context: int = CONTEXT_LENGTH) -> dict[str, Any]:
     """Return the settings of the model whose steps are timed, by dotted keys of transformerlm-plan."""
     vocab_size = choose_vocab_size(num_bytes, seconds).value
-    context_length = _context_length(num_bytes / BYTES_PER_TOKEN, VALID_FRACTION * num_bytes / BYTES_PER_TOKEN)
+    train_tokens = num_bytes / BYTES_PER_TOKEN
+    context_length = _context_length(train_tokens, VALID_FRACTION * train_tokens, most=most_context)
     return {
         "calibration_steps": CALIBRATION_STEPS,
         "model.vocab_size": vocab_size,
         "model.context_length": context_length,
         **_shape_keys(SIZES[TIMED]),
-        "training.batch_size": BATCH_SIZE,
+        "training.batch_size": _batch_size(train_tokens, context_length),
         "training.eval_tokens": MAX_EVAL_TOKENS,
     }
 
@@ -153,80 +163,114 @@ def choose_valid_fraction(num_bytes: int) -> Chosen:
 # --- the run -----------------------------------------------------------------------------------------------------
 
 
-def choose(text: Text, speed: Speed, *, seconds: float, probe_seconds: float) -> Plan:
+def choose(
+    text: Text, speed: Speed, *, seconds: float, probe_seconds: float, most_context: int = CONTEXT_LENGTH
+) -> Plan:
     """Return the settings of a run of `seconds`, before which a short one takes `probe_seconds` at most."""
-    context_length = _context_length(text.train_tokens, text.valid_tokens)
+    context_length = _context_length(text.train_tokens, text.valid_tokens, most=most_context)
     sizes = {"vocab_size": text.vocab_size, "context_length": context_length}
-    shape = _largest_shape(speed, seconds, sizes=sizes)
+    shape = _largest_shape(text, speed, (1 - VALIDATION_SHARE) * seconds, sizes=sizes)
     flops, parameters = _costs(shape, **sizes)
-    tokens_per_step = BATCH_SIZE * context_length
+    batch_size = _batch_size(text.train_tokens, context_length)
+    tokens_per_step = batch_size * context_length
     step_seconds = tokens_per_step / speed.tokens_in(1.0, flops)
-    steps = max(2, round((1 - VALIDATION_SHARE) * seconds / step_seconds))
     validation_token = speed.seconds_per_validation_token * flops / speed.flops_per_token
     eval_tokens = _eval_tokens(VALIDATION_SHARE * seconds / validation_token)
     probe_steps = round((probe_seconds - eval_tokens * validation_token) / step_seconds)
     plan = Plan(
         settings={
             "model.vocab_size": Chosen(text.vocab_size, "what the tokenizer has"),
-            "model.context_length": _why_context(context_length, text),
+            "model.context_length": _why_context(context_length, text, most=most_context),
             **{key: Chosen(value, "") for key, value in _shape_keys(shape).items()},
             **_fixed(),
-            "training.batch_size": Chosen(BATCH_SIZE, f"{tokens_per_step:,} tokens a step"),
+            "data.order": Chosen("epoch", "each window once before any is read again"),
+            "training.batch_size": Chosen(batch_size, f"{tokens_per_step:,} tokens a step"),
             "optimizer.learning_rate": Chosen(LEARNING_RATE, "suits Muon at these sizes"),
             "optimizer.weight_decay": Chosen(WEIGHT_DECAY, "of the matrices"),
             "training.eval_tokens": Chosen(eval_tokens, f"of the {text.valid_tokens:,} tokens kept for validation"),
         },
-        steps=steps,
-        probe_steps=max(1, min(steps // 2, max(MIN_PROBE_STEPS, probe_steps))),
+        steps=0,
+        probe_steps=probe_steps,
         parameters=parameters,
         tokens_per_step=tokens_per_step,
         train_tokens=text.train_tokens,
         seconds_per_step=step_seconds,
     )
     affordable = VALIDATION_SHARE * seconds / (eval_tokens * validation_token)
-    num_validations = max(1, min(NUM_VALIDATIONS, int(affordable)))
-    return _with_length(plan, steps, seconds=seconds, num_validations=num_validations)
+    plan = _with_length(plan, seconds=seconds, num_validations=max(1, min(NUM_VALIDATIONS, int(affordable))))
+    return replace(
+        plan,
+        settings={**plan.settings, **_against_overfitting(plan.passes)},
+        probe_steps=max(
+            1, min(plan.steps // 2, MIN_PROBE_STEPS), min(round(PROBE_AT_MOST * plan.steps), plan.probe_steps)
+        ),
+    )
 
 
 def keep_time(plan: Plan, *, seconds_per_step: float, seconds: float) -> Plan:
     """Return the plan with the steps that fit into `seconds`, now that its own steps have been timed."""
-    steps = max(2, round((1 - VALIDATION_SHARE) * seconds / seconds_per_step))
     num_validations = max(1, round(plan.steps / plan.settings["training.eval_interval"].value))
     plan = replace(plan, seconds_per_step=seconds_per_step)
-    return _with_length(plan, steps, seconds=seconds, num_validations=num_validations)
+    return _with_length(plan, seconds=seconds, num_validations=num_validations)
 
 
 # --- the rules ---------------------------------------------------------------------------------------------------
 
 
-def _context_length(train_tokens: float, valid_tokens: float) -> int:
-    """Return the largest power of two of which both parts of the text hold enough windows."""
+def _context_length(train_tokens: float, valid_tokens: float, *, most: int) -> int:
+    """Return the largest power of two up to `most` of which both parts of the text hold enough windows."""
     longest = int(min(train_tokens / MIN_TRAIN_WINDOWS, valid_tokens / MIN_VALID_WINDOWS))
-    return min(CONTEXT_LENGTH, max(MIN_CONTEXT_LENGTH, 1 << max(0, longest.bit_length() - 1)))
+    return min(most, max(MIN_CONTEXT_LENGTH, 1 << max(0, longest.bit_length() - 1)))
 
 
-def _why_context(context_length: int, text: Text) -> Chosen:
+def _why_context(context_length: int, text: Text, *, most: int) -> Chosen:
     windows = f"{text.train_tokens // context_length:,} windows of the {text.train_tokens:,} training tokens"
-    is_longest = context_length == CONTEXT_LENGTH
+    is_longest = context_length == most
     return Chosen(context_length, f"the longest used here; {windows}" if is_longest else f"short, for {windows}")
 
 
-def _largest_shape(speed: Speed, seconds: float, *, sizes: Mapping[str, int]) -> tuple[int, int, int]:
+def _batch_size(train_tokens: float, context_length: int) -> int:
+    """Return the number of windows in a step; a short text is still read in some steps."""
+    return max(1, int(min(TOKENS_PER_STEP, train_tokens / MIN_STEPS_PER_PASS)) // context_length)
+
+
+def _largest_shape(text: Text, speed: Speed, seconds: float, *, sizes: Mapping[str, int]) -> tuple[int, int, int]:
     """Return the largest of `SIZES` that sees enough tokens in the time, or the smallest."""
     found = SIZES[0]
     for shape in SIZES[1:]:
-        flops, parameters = _costs(shape, **sizes)
-        if speed.tokens_in((1 - VALIDATION_SHARE) * seconds, flops) >= TOKENS_PER_PARAMETER * parameters:
+        flops, _ = _costs(shape, **sizes)
+        tokens = min(speed.tokens_in(seconds, flops), MAX_PASSES * text.train_tokens)
+        if _worth(tokens, text.train_tokens) >= TOKENS_PER_WEIGHT * _weights(shape):
             found = shape
     return found
 
 
+def _worth(tokens: float, train_tokens: int) -> float:
+    """Return how many new tokens are worth as much as reading a text again and again until `tokens` are read."""
+    repeats = max(0.0, tokens / train_tokens - 1)
+    return min(tokens, train_tokens) + train_tokens * REPETITION * -math.expm1(-repeats / REPETITION)
+
+
+def _weights(shape: tuple[int, int, int]) -> int:
+    """Return about how many weights the matrices of the blocks have."""
+    d_model, num_layers, _ = shape
+    return 12 * num_layers * d_model**2
+
+
+def _against_overfitting(passes: float) -> dict[str, Chosen]:
+    """Return the dropout for so many passes over the text."""
+    rate = next(rate for most, rate in DROPOUT if passes <= most)
+    why = f"the text is read {passes:.2g} times" if passes < 10 else f"the text is read {passes:.0f} times"
+    return {f"model.dropout.{place}": Chosen(rate, why) for place in ("embedding", "residual")}
+
+
 def _why_shape(plan: Plan, steps: int, seconds: float) -> dict[str, Chosen]:
     tokens = steps * plan.tokens_per_step
+    shape = tuple(plan.settings[key].value for key in _shape_keys(SIZES[0]))
     why = (
-        f"{plan.parameters / 1e6:.2g} million parameters: of {len(SIZES)} sizes the largest that sees "
-        f"{TOKENS_PER_PARAMETER:g} tokens for each of them, or the smallest; in {seconds:.0f} s it sees "
-        f"{tokens / 1e6:.3g} million tokens on this machine"
+        f"{plan.parameters / 1e6:.2g} million parameters, {_weights(shape) / 1e6:.2g} of them in the blocks: of "
+        f"{len(SIZES)} sizes the largest that sees {TOKENS_PER_WEIGHT:g} tokens for each of those, or the smallest; in "
+        f"{seconds:.0f} s it sees {tokens / 1e6:.3g} million tokens on this machine"
     )
     return {key: Chosen(plan.settings[key].value, why) for key in _shape_keys(SIZES[0])}
 
@@ -235,14 +279,18 @@ def _eval_tokens(affordable: float) -> int:
     return round(max(MIN_EVAL_TOKENS, min(MAX_EVAL_TOKENS, affordable / NUM_VALIDATIONS)))
 
 
-def _with_length(plan: Plan, steps: int, *, seconds: float, num_validations: int) -> Plan:
-    """Return the plan with `steps`, and with all settings and reasons that count in steps or seconds."""
+def _with_length(plan: Plan, *, seconds: float, num_validations: int) -> Plan:
+    """Return the plan with the steps that fit into the time, and with all settings and reasons that follow."""
+    fitting = max(2, round((1 - VALIDATION_SHARE) * seconds / plan.seconds_per_step))
+    useful = max(2, round(MAX_PASSES * plan.train_tokens / plan.tokens_per_step))
+    steps = min(fitting, useful)
     eval_interval = math.ceil(steps / num_validations)
+    length = f"{STEPS_MARGIN:g} times the {steps:,} that should fit: the time ends the run"
+    if useful < fitting:
+        length = f"{MAX_PASSES:g} times through the text; the {fitting:,} that would fit make it no better"
     why = f"{num_validations} validation{'s' * (num_validations > 1)} in {steps:,} steps"
     counted = {
-        "training.max_steps": Chosen(
-            round(STEPS_MARGIN * steps), f"{STEPS_MARGIN:g} times the {steps:,} that should fit: the time ends the run"
-        ),
+        "training.max_steps": Chosen(useful if useful < fitting else round(STEPS_MARGIN * steps), length),
         "training.log_interval": Chosen(max(1, steps // NUM_LOG_LINES), f"about {NUM_LOG_LINES} lines"),
         "training.eval_interval": Chosen(eval_interval, why),
         "checkpoint.interval": Chosen(
