@@ -64,7 +64,7 @@ ALLOWED = {
         "gguf",
     },
     "databuilder": {"numpy"},
-    "transformerlm.utils": {"torch", "numpy", "pyarrow"},
+    "transformerlm.utils": {"torch", "numpy", "pyarrow", "numba", "llvmlite"},
     "cli": {"pydantic"},
 }
 MAX_FILE_LINES = 500
