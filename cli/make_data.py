@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.progress import StageProgress
-from cli.terminal import note, working
+from cli.terminal import compiling_shown, note, working
 from cli.utils import Command
 from cli.utils import main as run_command
 from config.make_data import MakeDataConfig
@@ -69,7 +69,7 @@ def make_data(config: MakeDataConfig) -> None:
         config=config.model_dump(mode="json"),
     ) as logger:
         for inputs, train, valid in builds:
-            with working("reading the text"):
+            with working("reading the text"), compiling_shown():
                 report = build_dataset(
                     inputs,
                     tokenizer=tokenizer,

@@ -14,7 +14,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Literal
 
 WIDTH = 80
@@ -130,6 +130,25 @@ def working(words: str) -> Iterator[None]:
     finally:
         if is_live():
             LIVE.show(before)
+
+
+@contextmanager
+def compiling_shown() -> Iterator[None]:
+    """Return a context in which the live line names each of the tokenizer's kernels while it is compiled."""
+    from transformerlm.utils.kernel import told_of_compiling
+
+    before: list[Callable[[], str] | None] = []
+
+    def show(name: str, is_done: bool) -> None:
+        if is_done:
+            LIVE.show(before.pop())
+            return
+        before.append(LIVE.words)
+        began = time.monotonic()
+        LIVE.show(lambda: f"compiling {name.rpartition('.')[2]}, this once  {clock(time.monotonic() - began)}")
+
+    with told_of_compiling(show) if is_live() else nullcontext():
+        yield
 
 
 def framed(title: str, text: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cli.progress import StageProgress
-from cli.terminal import note, working
+from cli.terminal import compiling_shown, note, working
 from cli.utils import Command
 from cli.utils import main as run_command
 from config.train_tokenizer import TrainTokenizerConfig
@@ -60,7 +60,7 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
     check_writable(config.output_dir)
     _note_odd_tokens(config.tokenizer.special_tokens)
     stats, start = ReadStats(config.invalid_utf8 == "refuse", sample_chars=SAMPLE_CHARACTERS), time.perf_counter()
-    with working("reading the text"):
+    with working("reading the text"), compiling_shown():
         tokenizer = (_train_here if config.cluster.on == "local" else _train_by_parts)(config, stats)
     if tokenizer is None:
         note(f"{config.output_dir}: this share is done; the one that finds all parts done saves the tokenizer")

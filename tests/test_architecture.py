@@ -64,7 +64,7 @@ ALLOWED = {
         "gguf",
     },
     "databuilder": {"numpy"},
-    "transformerlm.utils": {"torch", "numpy", "pyarrow", "numba", "triton"},
+    "transformerlm.utils": {"torch", "numpy", "pyarrow", "numba", "llvmlite", "triton"},
     "cli": {"pydantic"},
 }
 MAX_FILE_LINES = 500

@@ -10,9 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from cli.terminal import LIVE, LiveLine, clock, framed, is_live, note, plain, print_record, records_as, working
+from cli.terminal import (
+    LIVE,
+    LiveLine,
+    clock,
+    compiling_shown,
+    framed,
+    is_live,
+    note,
+    plain,
+    print_record,
+    records_as,
+    working,
+)
 from tests.cli.commands import call, call_in_terminal, lines_on_screen
 from tests.cli.test_progress import terminal
+from transformerlm.utils import kernel
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +93,19 @@ def test_what_takes_time_is_named_on_a_terminal_only(monkeypatch):
     with working("importing"):
         pass
     assert sys.stderr.getvalue() == ""
+
+
+def test_a_function_that_is_compiled_is_named_on_a_terminal(monkeypatch):
+    """The live line names it while it is compiled, then says again what it said before; later nobody listens."""
+    stream = terminal(monkeypatch)
+    monkeypatch.setattr("cli.terminal._REDRAW_SECONDS", 0)
+    with working("reading the text"), compiling_shown():
+        (listener,) = kernel._listeners
+        listener("encode_kernels.count_pieces", False)
+        assert screen(stream.getvalue()) == ["compiling count_pieces, this once  0:00"]
+        listener("encode_kernels.count_pieces", True)
+        assert screen(stream.getvalue()) == ["reading the text  0:00"]
+    assert kernel._listeners == []
 
 
 @pytest.mark.parametrize(("name", "value"), [("RANK", "1"), ("TERM", "dumb")])

@@ -15,8 +15,14 @@ import pytest
 
 from config.extras import how_to_install
 from transformerlm.tokenizer import Tokenizer, engines, train_bpe
+from transformerlm.utils.kernel import Kernel
+from transformerlm.utils.machine_code import environment_key
 
 BYTES = {value: bytes([value]) for value in range(256)}
+
+
+def _doubled(number: int) -> int:
+    return 2 * number
 
 
 @pytest.fixture
@@ -66,28 +72,47 @@ def test_small_work_does_not_import_numba(tmp_path: Path) -> None:
     assert result.stdout.split() == ["False"]
 
 
-def test_kernels_that_numba_keeps_elsewhere_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels compiled into NUMBA_CACHE_DIR count as compiled, so that 2 MB of work take them."""
-    monkeypatch.setattr(engines, "__file__", str(tmp_path / "tokenizer" / "engines.py"))
+def test_kernels_that_are_kept_elsewhere_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels compiled into NUMBA_CACHE_DIR count as compiled, so that 0.5 MB take them; other versions do not."""
+    pytest.importorskip("numba")
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kept"))
     assert not engines._is_kept.__wrapped__("encode")
-    (tmp_path / "kept" / "fast_0123").mkdir(parents=True)
-    (tmp_path / "kept" / "fast_0123" / "encode_kernels.encode_segments-1.py311.nbi").touch()
+    folder = tmp_path / "kept" / "transformerlm"
+    folder.mkdir(parents=True)
+    (folder / "encode_kernels.encode_segments-0123456789abcdef-0.code").touch()
+    assert not engines._is_kept.__wrapped__("encode")
+    key = environment_key(Path(engines.__file__).parent / "fast")
+    (folder / f"encode_kernels.encode_segments-{key[:16]}-0.code").touch()
     assert engines._is_kept.__wrapped__("encode")
     assert not engines._is_kept.__wrapped__("train")
 
 
+def test_kept_kernels_encode_without_numba() -> None:
+    """A process that finds the kernels compiled encodes with them, and does not import numba."""
+    pytest.importorskip("numba")
+    text = "one two three " * 1000
+    ids = Tokenizer(BYTES, [], engine="compiled").encode(text)
+    script = (
+        "import sys; from transformerlm.tokenizer import Tokenizer;"
+        "tokenizer = Tokenizer({v: bytes([v]) for v in range(256)}, [], engine='compiled');"
+        "ids = tokenizer.encode('one two three ' * 1000); print(len(ids), sum(ids), 'numba' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == [str(len(ids)), str(sum(ids)), "False"]
+
+
 @pytest.mark.parametrize(("compiles", "said"), [(True, 1), (False, 0)])
 def test_compiling_is_said_only_where_something_is_compiled(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, compiles: bool, said: int
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiles: bool, said: int
 ) -> None:
     """Kernels that are compiled, or slow to read, cause no line that announces ten seconds."""
-    numba = pytest.importorskip("numba")
+    pytest.importorskip("numba")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(engines, "COMPILING_SECONDS", 0)
     engines._say_once.cache_clear()
-    double = numba.njit(lambda number: 2 * number)
     if not compiles:
-        double(1)
+        Kernel(_doubled)(1)
+    double = Kernel(_doubled)
     spoken = threading.Event()
     monkeypatch.setattr(engines._logger, "warning", lambda message: (caplog.records.append(message), spoken.set()))
     with engines.compiling("encode"):
@@ -108,7 +133,6 @@ def test_an_install_that_cannot_be_written_works(tmp_path: Path) -> None:
     for room in ("tokenizer", "utils"):
         shutil.copytree(source / room, package / room, ignore=shutil.ignore_patterns("__pycache__"))
     (package / "__init__.py").touch()
-    (package / "tokenizer" / "fast" / "__pycache__").touch()  # a file where numba wants a folder
     script = (
         "from transformerlm.tokenizer import Tokenizer, tokenizer; print(tokenizer.__file__);"
         "print(Tokenizer({v: bytes([v]) for v in range(256)}, [], engine='compiled').encode('ab'))"

@@ -2,8 +2,8 @@
 
 `EncodingEngine` is what a tokenizer asks of either; `Engines` holds a tokenizer's two.
 
-`auto` takes the kernels when there is enough to do: numba has to be imported, and on the very first use the kernels
-have to be compiled, which takes seconds. Where numba is missing or cannot work, the reference does the work, and a
+`auto` takes the kernels when there is enough to do: they have to be loaded, and on the very first use numba has to be
+imported to compile them, which takes seconds. Where numba is missing or cannot work, the reference does the work, and a
 warning says so once where that is slow.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from config.extras import how_to_install
 from transformerlm.tokenizer.reference import ReferenceEngine, Vocabulary
+from transformerlm.utils.kernel import is_kept, told_of_compiling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +35,7 @@ COMPILED_PATTERNS = ("gpt2", "cl100k")
 # From how many bytes on the kernels pay: when they are loaded, when they are on the disk compiled, and when neither.
 # Compiling takes some 8 s, in which the reference reads some 30 MB on two cores, but the next run finds them compiled.
 LOADED_BYTES = 100_000
-WARM_BYTES = 2_000_000
+WARM_BYTES = 500_000
 COLD_BYTES = 30_000_000
 COMPILING_SECONDS = 2.0  # whoever has waited this long is told why
 # What the reference encodes, or decodes to ids, in the time that entering a kernel takes.
@@ -133,12 +133,13 @@ def use_compiled(engine: str, num_bytes: int, work: Work) -> bool:
     if engine == "reference":
         return False
     if engine == "compiled":
-        if reason := _refusal():
+        if reason := _refusal(work):
             raise ImportError(f"engine: expected numba for the compiled one, found {reason}: {how_to_install('fast')}")
         return True
-    if num_bytes < LOADED_BYTES or num_bytes < _smallest_input(work):
+    least = LOADED_BYTES if work in _ready else WARM_BYTES  # a smaller input is not worth a look at the disk
+    if num_bytes < least or (work not in _ready and num_bytes < COLD_BYTES and not _is_kept(work)):
         return False
-    if reason := _refusal():
+    if reason := _refusal(work):
         _say_once(f"the compiled tokenizer, some ten times as fast, is not used ({reason}): {how_to_install('fast')}")
         return False
     return True
@@ -150,54 +151,43 @@ def compiling(work: Work) -> Iterator[None]:
 
     Kernels that are read from the disk are not compiled, however slowly a busy machine reads them.
     """
-    from numba.core import event
-
     timer = threading.Timer(
         COMPILING_SECONDS, _say_once, ["compiling the tokenizer's kernels, this once: it takes some ten seconds"]
     )
     timer.daemon = True
 
-    class Compilation(event.Listener):
-        def on_start(self, event: object) -> None:
-            if timer.ident is None:
-                timer.start()
-
-        def on_end(self, event: object) -> None:
-            pass
+    def start(name: str, is_done: bool) -> None:
+        if timer.ident is None:
+            timer.start()
 
     try:
-        with event.install_listener("numba:compile", Compilation()):
+        with told_of_compiling(start):
             yield
     finally:
         timer.cancel()
     _ready.add(work)
 
 
-def _smallest_input(work: Work) -> int:
-    if work in _ready:
-        return LOADED_BYTES
-    return WARM_BYTES if _is_kept(work) else COLD_BYTES
-
-
 @cache
 def _is_kept(work: Work) -> bool:
-    """Return whether numba has kept the kernels for this work: beside their source, or elsewhere."""
-    here = Path(__file__).parent / "fast"
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    elsewhere = Path(os.environ.get("NUMBA_CACHE_DIR") or os.path.join(caches, "numba"))
-    folders = [here / "__pycache__", *elsewhere.glob(f"{here.name}_*")]
-    return any(path for folder in folders for path in folder.glob(_LAST_COMPILED[work] + "*.nbi"))
+    """Return whether the kernels for this work are on the disk, compiled."""
+    try:
+        return is_kept(Path(__file__).parent / "fast", _LAST_COMPILED[work])
+    except (ImportError, OSError):  # `_refusal` says why
+        return False
 
 
 @cache
-def _refusal() -> str:
+def _refusal(work: Work) -> str:
     """Return why the kernels cannot be used, nothing if they can."""
     if importlib.util.find_spec("numba") is None:
         return "numba is not installed"
-    if sys.byteorder != "little":
-        return "the machine's byte order is big-endian"
+    if sys.byteorder != "little" or sys.maxsize < 1 << 32:
+        return f"the machine is {sys.byteorder}-endian with {sys.maxsize.bit_length() + 1} bits"
     try:
         importlib.import_module(_KERNELS)
+        if not _is_kept(work):
+            importlib.import_module("numba")
     except Exception as error:  # numba raises many types: too new a Python or numpy, a broken llvmlite, a full disk
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return ""

@@ -11,25 +11,41 @@ Part of: step_kernels, choice_kernels
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from llvmlite import ir  # type: ignore[import-untyped]
 from llvmlite.binding import get_host_cpu_features  # type: ignore[import-untyped]
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic
-
-from transformerlm.utils.compiled import compiled
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+# contract: a product and a sum are one instruction, rounded once. Nothing is summed in another order than is written.
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 # Four rows' sums take half of the registers: 32 of 16 numbers with AVX-512, else at least 16 of 8 or 32 of 4.
 LANES, VECTORS = (16, 4) if get_host_cpu_features().get("avx512f") else (8, 2)
 
 
 def kernel(function: Function) -> Function:
     """Compile on the first call, without the GIL, and keep the machine code on disk where there is a place for it."""
-    # contract: a product and a sum are one instruction, rounded once. All is summed in the order that is written.
-    return compiled(function, nogil=True, error_model="numpy", fastmath={"contract"})
+    try:
+        compiled = njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError:  # numba finds no folder that can be written
+        return njit(**_OPTIONS)(function)  # type: ignore[no-any-return]
+    # numba throws its kept code away when the function's own file changes; it holds code of the others as well.
+    cache_file: Any = getattr(compiled._cache, "_cache_file", None)
+    if hasattr(cache_file, "_source_stamp"):
+        cache_file._source_stamp = _source_stamp()
+    return compiled  # type: ignore[no-any-return]
+
+
+@cache
+def _source_stamp() -> tuple[tuple[str, int, int], ...]:
+    """Return what changes when a file of compiled loops does."""
+    files = sorted(Path(__file__).parent.glob("*_kernels.py"))
+    return tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in [*files, Path(__file__)])
 
 
 def multiply_block(num_rows: int, lanes: int = LANES, vectors: int = VECTORS) -> Any:

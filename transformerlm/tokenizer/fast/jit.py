@@ -1,10 +1,10 @@
-"""What the kernels need of numba: the decorator, and a few machine instructions that Python cannot spell.
+"""What the kernels need of numba: the decorators, and a few machine instructions that Python cannot spell.
 
 `byte_at`, `word_at` and `bytes_between` look at raw memory: no bounds are checked and no negative index wraps around,
 which is why the kernels are given texts with `arrays.PADDING` zero bytes after them. Each is a function of a uint8
 array and a position; tests/tokenizer/plain_kernels.py spells them in plain Python, where the kernels run uncompiled.
 
-Importing this module imports numba and fails where it is not installed.
+numba is imported where a kernel has to be compiled, and not where its machine code is kept (`utils/kernel.py`).
 
 Part of: encode_kernels, merge_kernels, piece_kernels, text_kernels, train_kernels
 """
@@ -12,14 +12,9 @@ Part of: encode_kernels, merge_kernels, piece_kernels, text_kernels, train_kerne
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
-
-from transformerlm.utils.compiled import compiled
+from transformerlm.utils.kernel import Kernel
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -30,70 +25,32 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "_nrt": False}
 
 def kernel(function: Function) -> Function:
     """Compile on the first call, without the GIL, and keep the machine code on disk where there is a place for it."""
-    return compiled(function, **_OPTIONS)
+    return cast(Function, Kernel(function, **_OPTIONS))
 
 
 def helper(function: Function) -> Function:
     """Compile as a part of the kernels that call it."""
-    return njit(inline="always", **_OPTIONS)(function)  # type: ignore[no-any-return]
+    return cast(Function, Kernel(function, inline="always", **_OPTIONS))
 
 
-def _address(context: Any, builder: Any, array_type: Any, array: Any, position: Any, pointee: Any) -> Any:
-    data = context.make_array(array_type)(context, builder, array).data
-    place = builder.gep(builder.bitcast(data, cgutils.voidptr_t), [position])
-    return builder.bitcast(place, pointee.as_pointer())
+class _Instruction:
+    """A function of `instructions.py`, which numba finds when it compiles a kernel that names it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, *args: Any) -> Any:
+        """Refuse: an instruction is part of compiled code."""
+        raise TypeError(f"{self._name}: only compiled kernels can use it")
+
+    @property
+    def _numba_type_(self) -> Any:
+        from numba.core.registry import cpu_target
+
+        from transformerlm.tokenizer.fast import instructions
+
+        cpu_target.typing_context.refresh()  # numba has noted the instructions, but not looked at its notes
+        return cpu_target.typing_context.resolve_value_type(getattr(instructions, self._name))
 
 
-@intrinsic
-def byte_at(typing: Any, data: Any, position: Any) -> Any:
-    """Return the byte as a signed 64-bit number, so that sums with positions stay whole numbers."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        byte = builder.load(_address(context, builder, signature.args[0], args[0], args[1], ir.IntType(8)), align=1)
-        return builder.zext(byte, ir.IntType(64))
-
-    return types.int64(data, types.int64), generate
-
-
-@intrinsic
-def word_at(typing: Any, data: Any, position: Any) -> Any:
-    """Return eight bytes as one unsigned number, the first the least."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(_address(context, builder, signature.args[0], args[0], args[1], ir.IntType(64)), align=1)
-
-    return types.uint64(data, types.int64), generate
-
-
-@intrinsic
-def bytes_between(typing: Any, data: Any, position: Any, set_bits: Any, least: Any, number: Any) -> Any:
-    """Return which of the 64 bytes from here on are `least` or one of the `number - 1` values after it, bit by bit.
-
-    `set_bits` are set in each byte before that: with 0x20 a capital is its small letter.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vector = ir.VectorType(ir.IntType(8), 64)
-
-        def everywhere(value: Any) -> Any:
-            byte = builder.trunc(value, ir.IntType(8))
-            one = builder.insert_element(ir.Constant(vector, ir.Undefined), byte, ir.Constant(ir.IntType(32), 0))
-            lanes = ir.Constant(ir.VectorType(ir.IntType(32), 64), [0] * 64)
-            return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), lanes)
-
-        block = builder.load(_address(context, builder, signature.args[0], args[0], args[1], vector), align=1)
-        # Unsigned: what is below `least` wraps around and is far above `number`, so one comparison does for both ends.
-        offset = builder.sub(builder.or_(block, everywhere(args[2])), everywhere(args[3]))
-        return builder.bitcast(builder.icmp_unsigned("<", offset, everywhere(args[4])), ir.IntType(64))
-
-    return types.uint64(data, *[types.int64] * 4), generate
-
-
-@intrinsic
-def lowest_bit(typing: Any, bits: Any) -> Any:
-    """Return the place of the lowest bit that is set, 64 if none is."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
-
-    return types.int64(types.uint64), generate
+byte_at, word_at, bytes_between, lowest_bit = map(_Instruction, ("byte_at", "word_at", "bytes_between", "lowest_bit"))

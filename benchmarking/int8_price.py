@@ -1,0 +1,129 @@
+"""What 8 bits cost: loss and greedy texts of `int8` against `fp32`, on text of yours.
+
+    python -m benchmarking.int8_price runs/first data/valid.txt
+
+A window is as many ids as fit the context. In each, every id is predicted from those before it, twice in int8: one row
+at a time, as a single text is generated, and all rows at once, as a prompt is read. Then the model continues texts
+greedily, in each precision, and the line says after how many ids the two differ. JSON on stdout.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports that take time
+    from cli.entry import run
+
+    run("benchmarking.int8_price")
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarking.machine import describe
+
+if TYPE_CHECKING:
+    import torch
+
+    from transformerlm.inference.generate import Decoder
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure what the command line asks for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarking.int8_price", description="Compare a model's int8 with its fp32, on text."
+    )
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint or a run directory")
+    parser.add_argument("text", type=Path, help="a file of text that the model has not been trained on")
+    parser.add_argument("--windows", type=int, default=32, help="how many pieces of the text to measure (default: 32)")
+    parser.add_argument("--new_tokens", type=int, default=64, help="how many ids to generate for each (default: 64)")
+    arguments = parser.parse_args(argv)
+    try:
+        print(json.dumps(measure(**vars(arguments))))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+def measure(checkpoint: Path, text: Path, *, windows: int, new_tokens: int) -> dict[str, Any]:
+    """Return the losses in nats, how often the most likely id is the same, and where greedy texts part.
+
+    Raises:
+        ValueError: the text has less than two ids.
+        OSError: a file that cannot be read.
+    """
+    import torch
+
+    from transformerlm import Predictor
+    from transformerlm.inference.generate import Decoder
+
+    predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
+    model = predictor.model
+    pieces = _windows(predictor.tokenizer.encode_file(text), size=model.context_length, number=windows)
+    decoders = {"fp32": Decoder(model), "int8": Decoder(model, int8=True)}
+    with torch.inference_mode():
+        exact = [_one_by_one(decoders["fp32"], piece) for piece in pieces]
+        rough = [_one_by_one(decoders["int8"], piece) for piece in pieces]
+        as_prompt = [decoders["int8"](piece[None, :-1], cache=decoders["int8"].make_cache(1))[0] for piece in pieces]
+        parted = [_parted_after(decoders, piece, new_tokens) for piece in pieces]
+    losses = {
+        "fp32": _loss(exact, pieces),
+        "int8": _loss(rough, pieces),
+        "int8_prompt": _loss(as_prompt, pieces),
+    }
+    same = torch.cat([one.argmax(1) == other.argmax(1) for one, other in zip(exact, rough, strict=True)])
+    return {
+        **describe(threads=torch.get_num_threads()),
+        "benchmark": "int8_price",
+        "checkpoint": str(predictor.checkpoint),
+        "parameters": model.num_parameters(),
+        "predicted_tokens": len(same),
+        **{f"loss_{name}": loss for name, loss in losses.items()},
+        "loss_rises_percent": 100 * (losses["int8"] / losses["fp32"] - 1),
+        "loss_rises_percent_prompt": 100 * (losses["int8_prompt"] / losses["fp32"] - 1),
+        "same_first_choice_percent": 100 * same.double().mean().item(),
+        "greedy_texts": len(parted),
+        "greedy_texts_equal": sum(after == new_tokens for after in parted),
+        "greedy_parted_after": sorted(parted),
+    }
+
+
+def _windows(ids: Any, *, size: int, number: int) -> list[torch.Tensor]:
+    """Return at most `number` pieces of `size` ids, evenly spread over the text."""
+    import numpy as np
+    import torch
+
+    size = min(size, len(ids))
+    if size < 2:
+        raise ValueError(f"expected a text of two tokens or more, found {size}")
+    number = min(number, len(ids) // size)
+    starts = np.linspace(0, len(ids) - size, number).astype(int)
+    return [torch.from_numpy(ids[start : start + size].astype(np.int64)) for start in starts]
+
+
+def _one_by_one(decoder: Decoder, ids: torch.Tensor) -> torch.Tensor:
+    """Return the logits after each id but the last, `(ids - 1, vocab_size)`, a step an id."""
+    import torch
+
+    cache = decoder.make_cache(1)
+    return torch.cat([decoder(one.view(1, 1), cache=cache)[0] for one in ids[:-1]])
+
+
+def _loss(logits: Sequence[torch.Tensor], pieces: Sequence[torch.Tensor]) -> float:
+    import torch
+
+    from transformerlm.training.loss import cross_entropy
+
+    nats = [cross_entropy(one, ids[1:], reduction="none") for one, ids in zip(logits, pieces, strict=True)]
+    return torch.cat(nats).double().mean().item()
+
+
+def _parted_after(decoders: dict[str, Decoder], ids: torch.Tensor, new_tokens: int) -> int:
+    """Return how many new ids after the first half of a window are the same in both precisions."""
+    from transformerlm.inference.generate import generate
+
+    prompt = ids[: max(1, len(ids) // 2)].tolist()
+    first, second = (
+        generate(decoder, prompt, max_new_tokens=new_tokens, temperature=0.0) for decoder in decoders.values()
+    )  # fmt: skip
+    differ = [place for place, (one, other) in enumerate(zip(first, second, strict=False)) if one != other]
+    return differ[0] if differ else new_tokens
