@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -142,6 +143,7 @@ def tokenizer_parts(tokenizer: Tokenizer) -> Parts:
     }
 
 
+@cache
 def _ranges(pattern: str) -> np.ndarray:
     characters = "".join(map(chr, range(0x110000)))
     spans = (match.span() for match in regex.finditer(pattern, characters))
