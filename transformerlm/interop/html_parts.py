@@ -10,18 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from functools import cache
-from itertools import chain
 from typing import Any
 
 import numpy as np
-import regex  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
 from transformerlm.models.layers import feed_forward, rope_factors
 from transformerlm.models.settings import SAME_FUNCTION, ModelSettings
 from transformerlm.models.transformer import TransformerLM
+from transformerlm.tokenizer.pretokenize import code_points
 from transformerlm.tokenizer.tokenizer import Tokenizer
 
 Parts = dict[str, np.ndarray]
@@ -137,14 +135,11 @@ def tokenizer_parts(tokenizer: Tokenizer) -> Parts:
         "token_ends": np.cumsum([len(token) for token in tokens], dtype=np.uint32),
         "merges": np.array(merges, np.uint32).reshape(-1),
         "special": np.array(sorted(tokenizer.special_token_ids.values()), np.uint32),
-        "letters": _ranges(r"\p{L}+"),
-        "numbers": _ranges(r"\p{N}+"),
-        "spaces": _ranges(r"\s+"),
+        "letters": _ranges(r"\p{L}"),
+        "numbers": _ranges(r"\p{N}"),
+        "spaces": _ranges(r"\s"),
     }
 
 
-@cache
-def _ranges(pattern: str) -> np.ndarray:
-    characters = "".join(map(chr, range(0x110000)))
-    spans = (match.span() for match in regex.finditer(pattern, characters))
-    return np.array(list(chain.from_iterable((first, end - 1) for first, end in spans)), np.uint32)
+def _ranges(kind: str) -> np.ndarray:
+    return np.array(code_points(kind), np.uint32).reshape(-1)

@@ -156,6 +156,15 @@ def opened(new_page, path: Path, **options):
     return page
 
 
+def never_ends(predictor: Predictor, prompt: str) -> bool:
+    """Return whether the most likely tokens have come into a circle, as those of a random model do."""
+    ends, goes_on = (
+        "".join(predictor.stream(prompt, max_new_tokens=200, temperature=0.0, stop_at_eos=stops))
+        for stops in (True, False)
+    )
+    return ends == goes_on
+
+
 def test_a_person_writes_with_it(files, tmp_path, new_page, seen):
     """Write, Stop, Again, Undo by keys and buttons; nothing is asked for but the file and its worker."""
     checkpoint = make_checkpoint(tmp_path, files)
@@ -177,6 +186,8 @@ def test_a_person_writes_with_it(files, tmp_path, new_page, seen):
     assert page.input_value("#text") == "Ada" + second.replace("\r", "\n")
     page.click("#undo")
     assert page.input_value("#text") == "Ada"
+    page.fill("#text", next(prompt for prompt in PROMPTS if never_ends(predictor, prompt)))
+    page.fill("[name=temperature]", "0")
     page.fill("[name=max_new_tokens]", "1000000")
     page.click("#write")
     page.wait_for_selector("#status:has-text('from here on it reads the last 32 tokens')")
