@@ -32,6 +32,7 @@ SHORT = ("checkpoint", "format", "output", "dtype", "license", "language", "veri
 EXAMPLES = (
     ("for transformers, vLLM and others", "--config export"),
     ("for llama.cpp and others", "--checkpoint runs/first --format=gguf --output exports/first.gguf"),
+    ("for a friend's browser", "--checkpoint runs/first --format=html --output exports/first.html"),
 )
 SAMPLE_SEED = 0
 
@@ -109,6 +110,23 @@ def _export_gguf(config: ExportConfig) -> str:
     return verified
 
 
+def _export_html(config: ExportConfig) -> str:
+    from transformerlm.checkpoints.directory import resolve
+    from transformerlm.interop.html import write_html
+
+    checkpoint = resolve(config.checkpoint)
+    verified = write_html(
+        checkpoint,
+        config.output,
+        license=config.license,
+        languages=config.language,
+        verify=config.verify,
+        overwrite=config.overwrite,
+    )
+    note(described(config.checkpoint, checkpoint))
+    return f"{config.output.stat().st_size / 1e6:.1f} MB; {verified}"
+
+
 def _say_how_to_open(config: ExportConfig) -> None:
     """Write the commands that come next; the Modelfile is beside the file."""
     from transformerlm.interop.gguf import modelfile_path
@@ -142,6 +160,7 @@ def _export_tiktoken(config: ExportConfig) -> str:
 _WRITERS = {
     "hf": _export_hf,
     "gguf": _export_gguf,
+    "html": _export_html,
     "tokenizer_json": _export_tokenizer_json,
     "tiktoken": _export_tiktoken,
 }

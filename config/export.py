@@ -31,22 +31,27 @@ class ExportConfig(Section):
         description="a run directory RUN (its newest checkpoint), RUN/best, or one checkpoint; for a tokenizer, "
         "also its own directory"
     )
-    format: Literal["hf", "gguf", "tokenizer_json", "tiktoken"] = Field(
+    format: Literal["hf", "gguf", "html", "tokenizer_json", "tiktoken"] = Field(
         "hf",
         description="hf: a directory for transformers, vLLM and others; gguf: a file for llama.cpp and others; "
+        "html: one page with the model in it, for a browser without a network; "
         "tokenizer_json: Hugging Face's tokenizer.json; tiktoken: a file of ranks",
     )
     output: FilePath = Field(description="the directory (hf) or the file to write")
     dtype: Literal["fp32", "bf16", "fp16", "q8_0"] = Field(
         "fp32",
-        description="hf, gguf: precision of the weights; q8_0 (gguf only): 8 bits each, and a scale for every 32",
+        description="hf, gguf: precision of the weights; q8_0 (gguf only): 8 bits each, and a scale for every 32; "
+        "html has 8 bits in any case",
     )
     max_shard_mb: int = Field(5000, ge=1, le=10**6, description="hf: weights are split into files of this size at most")
     license: License | None = Field(
-        None, description="hf: the license that the model card names, by the Hub's identifier; none: it names none"
+        None,
+        description="hf, html: the license that the model card names, by the Hub's identifier; none: it names none",
     )
     language: list[Language] = Field(
-        [], max_length=100, description='hf: the languages that the model card names, such as "en"; none: it names none'
+        [],
+        max_length=100,
+        description='hf, html: the languages that the model card names, such as "en"; none: it names none',
     )
     verify: bool = Field(True, description="open the result with the tool it is for, if installed, and compare")
     overwrite: bool = Field(False, description="replace an existing output")
@@ -59,7 +64,9 @@ class ExportConfig(Section):
             raise ValueError(
                 f'dtype: expected none for format "{self.format}", which has no weights, found {self.dtype}'
             )
+        if self.format == "html" and self.dtype != "fp32":
+            raise ValueError(f'dtype: expected none for format "html", whose weights have 8 bits, found {self.dtype}')
         for name in ("license", "language"):
-            if self.format != "hf" and (found := getattr(self, name)):
+            if self.format not in ("hf", "html") and (found := getattr(self, name)):
                 raise ValueError(f'{name}: expected none for format "{self.format}", which has no card, found {found}')
         return self

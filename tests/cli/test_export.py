@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -35,6 +36,17 @@ def test_a_run_is_exported_for_llama_cpp(dtype, pipeline, tmp_path):
     assert output.read_bytes()[:4] == b"GGUF"
 
 
+def test_a_run_is_exported_as_a_page(pipeline, tmp_path):
+    """There is one file; its size and what was compared are said on stderr."""
+    output = tmp_path / "out.html"
+    done = call("export", "--checkpoint", pipeline.run, "--output", output, "--format", "html", "--license", "mit")
+    assert (done.code, done.stdout) == (0, "")
+    took, wrote = done.stderr.splitlines()
+    assert took.startswith(f"{pipeline.run}: step 12, val loss ")
+    assert re.fullmatch(rf"{output}: written; [\d.]+ MB; verified: \d+ arrays read back equal", wrote)
+    assert output.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
 @pytest.mark.parametrize("source", ["run", "tokenizer"])
 @pytest.mark.parametrize(("form", "tool"), [("tokenizer_json", "tokenizers"), ("tiktoken", "tiktoken")])
 def test_a_tokenizer_is_exported_alone(form, tool, source, pipeline, tmp_path):
@@ -59,6 +71,8 @@ def test_a_tokenizer_is_exported_alone(form, tool, source, pipeline, tmp_path):
         (["--format", "tiktoken", "--dtype", "bf16"], 'expected none for format "tiktoken", which has no weights'),
         (["--format", "gguf", "--license", "mit"], 'license: expected none for format "gguf", which has no card'),
         (["--format", "tiktoken", "--language", "en"], 'language: expected none for format "tiktoken"'),
+        (["--format", "html", "--dtype", "bf16"], 'expected none for format "html", whose weights have 8 bits'),
+        (["--format", "html", "--output", "there", "--overwrite"], "there: expected a file to overwrite"),
         (["--license", "My own"], "--license: expected an identifier of the Hub, such as"),
         (["--language", "English"], "expected a code of ISO 639"),
         (["--format", "onnx"], '--format: expected one of "hf"'),

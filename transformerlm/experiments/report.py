@@ -6,21 +6,18 @@ become code, and nothing is fetched. The data is a block of JSON that scripts re
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from transformerlm.experiments import page
 from transformerlm.experiments.history import RunHistory
-from transformerlm.experiments.page.bundle import bundled
 from transformerlm.experiments.report_data import report_data
 from transformerlm.experiments.settings import named_defaults
 from transformerlm.experiments.verdict import verdict
+from transformerlm.utils.bundle import bundled
 from transformerlm.utils.files import write_whole
+from transformerlm.utils.one_page import fill, json_block, policy
 
 _MARK = b'<meta name="generator" content="transformerlm-runs report">'
 _HEAD_BYTES = 4096
@@ -77,44 +74,11 @@ def report_html(runs: Sequence[RunHistory], *, title: str | None, now: datetime)
     style = page.read(page.UPLOT_CSS) + page.read("page.css")
     uplot, script = page.read(page.UPLOT_JS), bundled("report.js", page.read)
     filled = {
-        "policy": _policy(scripts=[uplot, script], style=style),
+        "policy": policy(scripts=[uplot, script], style=style),
         "style": style,
         "runs": page.read("runs.html"),
-        "data": _as_block(content),
+        "data": json_block(content),
         "uplot": uplot,
         "script": script,
     }
-    return _fill(page.read("report.html"), filled)
-
-
-def _fill(template: str, parts: dict[str, str]) -> str:
-    """Put parts into a template; what a part holds is never looked at again."""
-    pieces = []
-    rest = template
-    for name, part in parts.items():
-        before, mark, rest = rest.partition("{" + name + "}")
-        assert mark, f"report.html: no {name} where it was expected"
-        pieces += [before, part]
-    return "".join([*pieces, rest])
-
-
-def _policy(*, scripts: Sequence[str], style: str) -> str:
-    # img-src: the icon of the tab, an empty one, for which browsers would ask otherwise.
-    allowed = " ".join(_sum(script) for script in scripts)
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src {_sum(style)}; img-src data:; base-uri 'none'; "
-        "form-action 'none'"
-    )
-
-
-def _sum(text: str) -> str:
-    digest = hashlib.sha256(text.encode()).digest()
-    return f"'sha256-{base64.b64encode(digest).decode()}'"
-
-
-def _as_block(content: Any) -> str:
-    """Return JSON that is safe within <script>: ASCII, and without a character that HTML gives a meaning."""
-    text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+    return fill(page.read("report.html"), filled)

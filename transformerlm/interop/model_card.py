@@ -69,8 +69,7 @@ class CardNotes:
 def model_card(checkpoint: Path, *, name: str, notes: CardNotes | None = None) -> str:
     """Return the README of the model in a checkpoint; it names the files of the data, but not their folders."""
     notes = notes or CardNotes()
-    config, state, tokenizer = load_config_of(checkpoint), read_state(checkpoint), load_tokenizer(checkpoint)
-    facts = _facts(config, state, tokenizer)
+    config, facts = load_config_of(checkpoint), card_facts(checkpoint)
     rows = (f"| {key} | {' '.join(value.split()).replace('|', chr(92) + '|')} |" for key, value in facts.items())
     architecture = architecture_of(ModelSettings(**config.model.model_dump()))
     return _CARD.format(
@@ -81,6 +80,11 @@ def model_card(checkpoint: Path, *, name: str, notes: CardNotes | None = None) -
         sections=_sections(notes),
         facts="\n".join(rows),
     )
+
+
+def card_facts(checkpoint: Path) -> dict[str, str]:
+    """Return the facts of a checkpoint in words: sizes, tokenizer, data, training."""
+    return _facts(load_config_of(checkpoint), read_state(checkpoint), load_tokenizer(checkpoint))
 
 
 def _fields(notes: CardNotes) -> str:

@@ -65,6 +65,14 @@ def pre_tokenize(text: str, *, pattern: str = DEFAULT_PATTERN) -> list[str]:
     return pieces
 
 
+@cache
+def code_points(kind: str) -> tuple[tuple[int, int], ...]:
+    r"""Return the code points of a kind of characters, such as `\p{L}`: the first and the last of each range."""
+    characters = "".join(map(chr, range(0x110000)))
+    spans = (match.span() for match in _compiled(f"(?:{kind})+").finditer(characters))
+    return tuple((start, end - 1) for start, end in spans)
+
+
 def check_pattern(pattern: str) -> None:
     """Refuse a name that is no pattern's."""
     if pattern not in PATTERNS:

@@ -2,7 +2,8 @@
 
 `runs_view.js` draws what a source gives it (a server, or data in the page itself), `runs.html` holds its elements, and
 `report.js` and `report.html` are the report's own. Modules import each other as `/static/NAME`, as the server sends
-them; `bundle.py` makes one script of them. `vendor/` has uPlot, which draws curves; docs/page.md says how to update it.
+them; `transformerlm/utils/bundle.py` makes one script of them. `vendor/` has uPlot, which draws curves; docs/page.md
+says how to update it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from transformerlm.experiments import page
-from transformerlm.experiments.page.bundle import bundled
+from transformerlm.utils.bundle import bundled
 
 
 def test_modules_come_after_those_they_import_and_each_once():
