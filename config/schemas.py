@@ -197,6 +197,10 @@ class ModelConfig(Section):
     attention: Literal["fused", "reference"] = Field(
         "fused", description="PyTorch's fused attention, or the one written out in steps"
     )
+    document_mask: bool = Field(
+        False,
+        description="in training, attention never crosses from one document into another, and positions restart",
+    )
     norm_eps: float = Field(1e-5, gt=0, le=1, description="epsilon of RMSNorm")
     activation_checkpointing: bool = Field(
         False, description="recompute each block's activations in the backward pass to save memory"

@@ -18,9 +18,12 @@ from torch import Tensor
 
 from transformerlm.token_files.dataset import TokenDataset, Tokens
 from transformerlm.token_files.shards import ShardedTokens
+from transformerlm.training.document_rows import DocumentRows
 from transformerlm.training.epoch_order import epoch_starts
+from transformerlm.training.reading import Reading
 
 if TYPE_CHECKING:  # batches need none of its libraries
+    from config.train import TrainConfig
     from transformerlm.tokenizer.tokenizer import Tokenizer
 
 Batch = tuple[Tensor, Tensor]
@@ -29,15 +32,53 @@ Order = Literal["draw", "epoch"]
 
 @dataclass(frozen=True)
 class RunData:
-    """The tokenizer of a run, the token file to train on, and the one to validate on, if there is one."""
+    """The tokenizer of a run, the token file to train on, and the one to validate on, if there is one.
+
+    `separator_id` is the id between their documents; None: nobody knows it.
+    """
 
     tokenizer: Tokenizer
     train: TokenDataset
     valid: TokenDataset | None
+    separator_id: int | None = None
 
     def fingerprints(self) -> dict[str, str]:
         """Return the sha256 of what a run must not change between two starts; a checkpoint keeps them."""
         return {"train_sha256": self.train.sha256, "tokenizer_sha256": self.tokenizer.fingerprint()}
+
+
+def rows_of(dataset: TokenDataset, data: RunData, *, config: TrainConfig, seed: int = 0) -> Tokens | DocumentRows:
+    """Return what batches are cut from: the ids of a token file of the run, or rows of its documents.
+
+    Raises:
+        ValueError: `data.packing` asks for documents, and nothing says where they are.
+    """
+    if config.data.packing == "windows":
+        return dataset.tokens
+    offsets = dataset.document_offsets
+    if offsets is None or data.separator_id is None:
+        raise ValueError(
+            f'data.packing = "documents": expected a token file that says where documents are, found {dataset.path} '
+            "of an earlier version; run transformerlm-make-data again"
+        )
+    sizes = {"context_length": config.model.context_length, "separator_id": data.separator_id}
+    return DocumentRows(dataset.tokens, offsets, seed=seed, **sizes)
+
+
+def reading_of(data: RunData, *, config: TrainConfig) -> Reading:
+    """Return how the batches of a run are read.
+
+    Raises:
+        ValueError: `model.document_mask` is set, and nothing says which id is between documents.
+    """
+    if config.model.document_mask and data.separator_id is None:
+        raise ValueError(
+            f"model.document_mask: expected a token file that names its separator, found {data.train.path} of an "
+            "earlier version; run transformerlm-make-data again"
+        )
+    return Reading(
+        data.separator_id if config.model.document_mask else None, some_ignored=config.data.packing == "documents"
+    )
 
 
 def sample_starts(
@@ -62,7 +103,7 @@ ORDERS: dict[Order, Callable[..., npt.NDArray[np.int64]]] = {"draw": sample_star
 
 
 def get_batch(
-    tokens: Tokens,
+    tokens: Tokens | DocumentRows,
     *,
     batch_size: int,
     context_length: int,
@@ -77,7 +118,8 @@ def get_batch(
 ) -> Batch:
     """Return one part of batch (seed, step): inputs and targets, int64, `(windows, context_length)`.
 
-    `order` says which windows: those of `sample_starts` or of `epoch_starts`. `batch_size` counts the windows of the
+    `order` says which windows: those of `sample_starts` or of `epoch_starts`. `DocumentRows` have an order, a seed and
+    a length of their own. `batch_size` counts the windows of the
     whole batch. It is cut into `num_micro_batches * world_size` contiguous parts whose sizes differ by one at most;
     part `rank * num_micro_batches + micro_batch` is returned. An empty part comes as one window without targets. Raises
     ValueError when a rank would have no window at all, or the data is shorter than a window. Its eleven parameters are
@@ -92,9 +134,12 @@ def get_batch(
         raise ValueError(
             f"data: a batch of {batch_size} windows cannot be cut into {world_size} ranks; use a larger batch_size"
         )
-    _num_starts(len(tokens), context_length)
-    window_starts = ORDERS[order]
-    starts = window_starts(len(tokens), batch_size=batch_size, context_length=context_length, seed=seed, step=step)
+    if isinstance(tokens, DocumentRows):
+        starts = tokens.places(batch_size=batch_size, step=step)
+    else:
+        _num_starts(len(tokens), context_length)
+        window = {"context_length": context_length, "seed": seed}
+        starts = ORDERS[order](len(tokens), batch_size=batch_size, step=step, **window)
     rows = rows_of_part(batch_size, **place)
     own = starts[rows.start : rows.stop]
     inputs, targets = _windows(tokens, own if len(own) else starts[:1], context_length, device)
@@ -155,7 +200,7 @@ def random_batch(
 
 
 def sequential_batches(
-    tokens: Tokens,
+    tokens: Tokens | DocumentRows,
     *,
     batch_size: int,
     context_length: int,
@@ -168,10 +213,14 @@ def sequential_batches(
 
     Every token but the first is a target once, except for a rest shorter than a window. Of several ranks each gets
     every `world_size`-th batch, and all get equally many of one size: where windows run out, the first one fills up the
-    inputs, without targets. Raises ValueError when the data is shorter than context_length + 1 tokens.
+    inputs, without targets. `DocumentRows` come in the order of their first epoch. Raises ValueError when the data is
+    shorter than context_length + 1 tokens.
     """
-    _num_starts(len(tokens), context_length)
-    starts = (np.arange((len(tokens) - 1) // context_length, dtype=np.int64) * context_length)[:max_windows]
+    if isinstance(tokens, DocumentRows):
+        starts = np.arange(len(tokens), dtype=np.int64)[:max_windows]
+    else:
+        _num_starts(len(tokens), context_length)
+        starts = (np.arange((len(tokens) - 1) // context_length, dtype=np.int64) * context_length)[:max_windows]
     per_round = world_size * batch_size
     for first in range(0, len(starts), per_round):
         own = starts[first + rank * batch_size :][:batch_size]
@@ -189,15 +238,23 @@ def _num_starts(num_tokens: int, context_length: int) -> int:
     return num_tokens - context_length
 
 
-def _windows(tokens: Tokens, starts: npt.NDArray[np.int64], context_length: int, device: torch.device | str) -> Batch:
-    device = torch.device(device)
+def _windows(
+    tokens: Tokens | DocumentRows, starts: npt.NDArray[np.int64], context_length: int, device: torch.device | str
+) -> Batch:
+    if isinstance(tokens, DocumentRows):
+        inputs, targets = _on(device, torch.from_numpy(tokens.read(starts)))
+        return inputs, targets
     if isinstance(tokens, ShardedTokens):
         ids = tokens.windows(starts, context_length + 1)
     else:
         positions = starts[:, None] + np.arange(context_length + 1)  # (windows, context_length + 1)
         ids = np.asarray(tokens[positions])
-    windows = torch.from_numpy(ids.astype(np.int64, copy=False))
-    if device.type == "cuda" and torch.cuda.is_available():
-        windows = windows.pin_memory()  # lets the copy run while the device computes
-    windows = windows.to(device, non_blocking=True)
+    windows = _on(device, torch.from_numpy(ids.astype(np.int64, copy=False)))
     return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+
+
+def _on(device: torch.device | str, rows: Tensor) -> Tensor:
+    device = torch.device(device)
+    if device.type == "cuda" and torch.cuda.is_available():
+        rows = rows.pin_memory()  # lets the copy run while the device computes
+    return rows.to(device, non_blocking=True)
