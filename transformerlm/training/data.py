@@ -17,16 +17,31 @@ import torch
 from torch import Tensor
 
 from transformerlm.token_files.dataset import TokenDataset, Tokens
+from transformerlm.token_files.loss_mask import LossMask
 from transformerlm.token_files.shards import ShardedTokens
 from transformerlm.training.document_rows import DocumentRows
 from transformerlm.training.epoch_order import epoch_starts
-from transformerlm.training.reading import Reading
+from transformerlm.training.reading import IGNORED, Reading
 
 if TYPE_CHECKING:  # batches need none of its libraries
     from config.train import TrainConfig
     from transformerlm.tokenizer.tokenizer import Tokenizer
 
+
+@dataclass(frozen=True)
+class MaskedTokens:
+    """Ids of which only those that a mask names are learnt; windows of them have targets that are `IGNORED`."""
+
+    tokens: Tokens
+    mask: LossMask
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
 Batch = tuple[Tensor, Tensor]
+TrainingRows = Tokens | MaskedTokens | DocumentRows
+"""What batches are cut from."""
 Order = Literal["draw", "epoch"]
 
 
@@ -47,14 +62,15 @@ class RunData:
         return {"train_sha256": self.train.sha256, "tokenizer_sha256": self.tokenizer.fingerprint()}
 
 
-def rows_of(dataset: TokenDataset, data: RunData, *, config: TrainConfig, seed: int = 0) -> Tokens | DocumentRows:
+def rows_of(dataset: TokenDataset, data: RunData, *, config: TrainConfig, seed: int = 0) -> TrainingRows:
     """Return what batches are cut from: the ids of a token file of the run, or rows of its documents.
 
     Raises:
         ValueError: `data.packing` asks for documents, and nothing says where they are.
     """
+    mask = LossMask(dataset.mask) if dataset.has_mask and dataset.mask else None
     if config.data.packing == "windows":
-        return dataset.tokens
+        return dataset.tokens if mask is None else MaskedTokens(dataset.tokens, mask)
     offsets = dataset.document_offsets
     if offsets is None or data.separator_id is None:
         raise ValueError(
@@ -62,7 +78,7 @@ def rows_of(dataset: TokenDataset, data: RunData, *, config: TrainConfig, seed: 
             "of an earlier version; run transformerlm-make-data again"
         )
     sizes = {"context_length": config.model.context_length, "separator_id": data.separator_id}
-    return DocumentRows(dataset.tokens, offsets, seed=seed, **sizes)
+    return DocumentRows(dataset.tokens, offsets, seed=seed, mask=mask, **sizes)
 
 
 def reading_of(data: RunData, *, config: TrainConfig) -> Reading:
@@ -76,8 +92,10 @@ def reading_of(data: RunData, *, config: TrainConfig) -> Reading:
             f"model.document_mask: expected a token file that names its separator, found {data.train.path} of an "
             "earlier version; run transformerlm-make-data again"
         )
+    has_mask = any(one.has_mask for one in (data.train, data.valid) if one)
     return Reading(
-        data.separator_id if config.model.document_mask else None, some_ignored=config.data.packing == "documents"
+        data.separator_id if config.model.document_mask else None,
+        some_ignored=has_mask or config.data.packing == "documents",
     )
 
 
@@ -103,7 +121,7 @@ ORDERS: dict[Order, Callable[..., npt.NDArray[np.int64]]] = {"draw": sample_star
 
 
 def get_batch(
-    tokens: Tokens | DocumentRows,
+    tokens: TrainingRows,
     *,
     batch_size: int,
     context_length: int,
@@ -200,7 +218,7 @@ def random_batch(
 
 
 def sequential_batches(
-    tokens: Tokens | DocumentRows,
+    tokens: TrainingRows,
     *,
     batch_size: int,
     context_length: int,
@@ -239,10 +257,15 @@ def _num_starts(num_tokens: int, context_length: int) -> int:
 
 
 def _windows(
-    tokens: Tokens | DocumentRows, starts: npt.NDArray[np.int64], context_length: int, device: torch.device | str
+    tokens: TrainingRows, starts: npt.NDArray[np.int64], context_length: int, device: torch.device | str
 ) -> Batch:
     if isinstance(tokens, DocumentRows):
         inputs, targets = _on(device, torch.from_numpy(tokens.read(starts)))
+        return inputs, targets
+    if isinstance(tokens, MaskedTokens):
+        inputs, targets = _windows(tokens.tokens, starts, context_length, "cpu")
+        learnt = np.stack([tokens.mask.read(start + 1, start + 1 + context_length) for start in starts.tolist()])
+        inputs, targets = _on(device, torch.stack([inputs, targets.where(torch.from_numpy(learnt), IGNORED)]))
         return inputs, targets
     if isinstance(tokens, ShardedTokens):
         ids = tokens.windows(starts, context_length + 1)

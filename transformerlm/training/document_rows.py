@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transformerlm.token_files.dataset import Tokens
+from transformerlm.token_files.loss_mask import LossMask
 from transformerlm.training.epoch_order import hashed, permuted
 from transformerlm.training.reading import IGNORED
 
@@ -30,13 +31,22 @@ Array = npt.NDArray[Any]
 class DocumentRows:
     """The documents of a token file as rows of `context_length` inputs and targets.
 
-    `offsets` `(documents + 1,)` are where documents begin, and where the last one ends. Reading costs time only for the
+    `offsets` `(documents + 1,)` are where documents begin, and where the last one ends. With a `mask` the targets that
+    it does not name are `IGNORED`, too. Reading costs time only for the
     rows that are asked for.
     """
 
     def __init__(
-        self, tokens: Tokens, offsets: Array, *, context_length: int, separator_id: int, seed: int = 0
+        self,
+        tokens: Tokens,
+        offsets: Array,
+        *,
+        context_length: int,
+        separator_id: int,
+        seed: int = 0,
+        mask: LossMask | None = None,
     ) -> None:
+        self._mask = mask
         self.tokens, self.context_length, self.separator_id, self.seed = tokens, context_length, separator_id, seed
         sizes = np.diff(offsets)
         self.num_documents = int(np.count_nonzero(sizes))
@@ -76,6 +86,8 @@ class DocumentRows:
                 ids = np.asarray(self.tokens[first : start + length]).astype(np.int64)
                 inputs[row, at + length + 1 - len(ids) : at + length] = ids[:-1]
                 targets[row, at : at + length] = ids[len(ids) - length :]
+                if self._mask is not None:
+                    targets[row, at : at + length][~self._mask.read(start, start + length)] = IGNORED
                 at += length
         return np.stack([inputs, targets])
 

@@ -352,7 +352,7 @@ class Trainer:
         metrics = {"loss": result.loss, "lr": result.learning_rate, "grad_l2_norm": result.grad_norm}
         metrics["tokens"] = self.state.tokens
         if self.config.data.order == "epoch":
-            metrics["epoch"] = self.state.tokens / len(self.data.train)
+            metrics["epoch"] = self.state.tokens / self.data.train.num_learnt
         if self.state.guard.skipped_steps:
             metrics["skipped_steps"] = self.state.guard.skipped_steps
         return metrics | (self.norms.norms() if self.norms else {})

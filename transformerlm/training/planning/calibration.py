@@ -107,7 +107,8 @@ class RandomTokens(TokenDataset):
         self.num_tokens = num_tokens + context_length
         self.path = Path("random tokens")
         self.tokens = rng.integers(vocab_size, size=self.num_tokens, dtype=np.uint32)
-        self.sha256 = ""
+        self.sha256, self.metadata = "", {}
+        self._shards = []
         # Documents of a quarter of the context.
         self.document_offsets = np.append(np.arange(0, self.num_tokens, max(1, context_length // 4)), self.num_tokens)
 
