@@ -58,9 +58,8 @@ def make_data(config: MakeDataConfig) -> None:
         from transformerlm.tokenizer.tokenizer import Tokenizer
 
     sources = [Source(**vars(source)) for source in config.sources]
-    builds: list[Build] = [(config.input or sources, config.train, config.valid)]
-    if config.outputs == "per-input":
-        builds = _one_for_each_input(config)
+    one: Build = (config.input or sources, config.train, config.valid)
+    builds = _one_for_each_input(config) if config.outputs == "per-input" else [one]
     tokenizer = Tokenizer.from_directory(config.tokenizer, engine=config.engine)
     with create_logger(
         config.logging.backend,
