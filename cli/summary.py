@@ -123,7 +123,7 @@ def _yardsticks(config: TrainConfig, data: RunData) -> Facts:
     from transformerlm.training.build import num_validation_windows
     from transformerlm.training.yardsticks import yardsticks
 
-    if data.valid is None:
+    if data.valid is None or data.valid.has_mask:  # they would measure what nobody learns, too
         return {}
     num_tokens = num_validation_windows(config, len(data.valid)) * config.model.context_length
     targets = data.valid.tokens[1 : num_tokens + 1]  # the tokens that a validation predicts
