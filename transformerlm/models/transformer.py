@@ -163,7 +163,7 @@ class TransformerLM(nn.Module):
             x = dropout(x, self.settings.dropout_at("embedding"), dropout_keys[0])
         where: dict[str, Any] = {"token_positions": document_positions, "mask": None}
         if document_positions is not None:
-            where["mask"] = attention_mask(document_positions, self.layers[0].attn)
+            where["mask"] = attention_mask(document_positions, self.layers[0].attn)  # type: ignore[arg-type]
         for index, layer in enumerate(self.layers):
             if cache is not None:
                 x = layer(x, cache=cache.layers[index])

@@ -177,7 +177,7 @@ def _accumulate_gradients(
 
 def _count_learnt_alone(parameters: Iterable[nn.Parameter], norm: Tensor, factor: Tensor) -> Tensor:
     """Multiply all gradients, and return their norm, by a factor: a mean over all becomes one over those learnt."""
-    torch._foreach_mul_([one.grad for one in parameters if one.grad is not None], factor)  # type: ignore[arg-type]
+    torch._foreach_mul_([one.grad for one in parameters if one.grad is not None], factor)
     return norm * factor
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -393,7 +394,7 @@ class Trainer:
             world_size=world.world_size,
         )
         batches = self._counted(batches, math.ceil(num_windows / (size * world.world_size)))
-        how = {"token_bytes": self._token_bytes, "autocast": self.autocast, "reading": self.reading}
+        how: dict[str, Any] = {"token_bytes": self._token_bytes, "autocast": self.autocast, "reading": self.reading}
         result = evaluate(self.raw_model, batches, world=world, **how)
         self.shards.settle()
         return result
