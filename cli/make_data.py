@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from databuilder.dataset_builder import BuildReport
     from databuilder.sources import Source, SourceReport
     from logger.base import Logger
+    from transformerlm.tokenizer.chat import ChatFormat
 
     Build = tuple[Sequence[Path] | Sequence[str] | Sequence[Source], Path, Path | None]
 
@@ -57,9 +58,8 @@ def make_data(config: MakeDataConfig) -> None:
         from transformerlm.tokenizer.tokenizer import Tokenizer
 
     sources = [Source(**vars(source)) for source in config.sources]
-    builds: list[Build] = [(config.input or sources, config.train, config.valid)]
-    if config.outputs == "per-input":
-        builds = _one_for_each_input(config)
+    one: Build = (config.input or sources, config.train, config.valid)
+    builds = _one_for_each_input(config) if config.outputs == "per-input" else [one]
     tokenizer = Tokenizer.from_directory(config.tokenizer, engine=config.engine)
     with create_logger(
         config.logging.backend,
@@ -77,9 +77,10 @@ def make_data(config: MakeDataConfig) -> None:
                     valid_path=valid,
                     valid_fraction=config.valid_fraction,
                     separator=config.separator,
-                    text_field=config.text_field,
+                    text_field=config.chat.messages_field if config.chat else config.text_field,
                     allow_special=config.allow_special,
                     invalid_utf8=config.invalid_utf8,
+                    chat=_format_of(config),
                     max_tokens=config.max_tokens,
                     overwrite=config.overwrite,
                     num_workers=config.workers or None,
@@ -91,6 +92,12 @@ def make_data(config: MakeDataConfig) -> None:
                 logger.log_event("share_done", path=str(train))
             else:
                 _tell(report, logger, with_sources=bool(config.sources))
+
+
+def _format_of(config: MakeDataConfig) -> ChatFormat | None:
+    from transformerlm.tokenizer.chat import ChatFormat
+
+    return ChatFormat.of(config.chat.model_dump(exclude={"messages_field"})) if config.chat else None
 
 
 def _one_for_each_input(config: MakeDataConfig) -> list[Build]:

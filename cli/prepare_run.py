@@ -110,6 +110,7 @@ def _build(config: TrainConfig, *, runtime: Runtime, shard_size: int, draw: bool
 
 def _open_data(config: TrainConfig, tokenizer: Tokenizer, *, world: World) -> RunData:
     """Open the run's data and check it: first what is said of it, on each rank, then its ids, shared out."""
+    from transformerlm.checkpoints.document_ids import ids_of_data
     from transformerlm.distributed.world import is_main, together
     from transformerlm.token_files.dataset import TokenDataset
     from transformerlm.training.data import RunData
@@ -127,7 +128,8 @@ def _open_data(config: TrainConfig, tokenizer: Tokenizer, *, world: World) -> Ru
     check_tokens(opened, config=config, tokenizer=tokenizer, world=world)
     if valid and valid.sha256 == train.sha256 and is_main(world):
         note("warning: data.valid holds the same tokens as data.train: val_loss will be that of text it trains on")
-    return RunData(tokenizer, train, valid)
+    known = ids_of_data(train, tokenizer)
+    return RunData(tokenizer, train, valid, known.eos_token_id if known else None)
 
 
 def _find_checkpoint(config: TrainConfig, root: Path, *, world: World) -> Path | None:

@@ -100,7 +100,7 @@ def facts_of(state: TrainState, *, run_dir: Path, config: TrainConfig, data: Run
     with (run_dir / "metrics.jsonl").open(encoding="utf-8") as lines:
         records = [json.loads(line) for line in lines if '"metrics.loss"' in line]
     losses = [record["metrics.loss"] for record in records if isinstance(record["metrics.loss"], float)]
-    facts: Facts = {"passes_over_data": state.tokens / len(data.train)}
+    facts: Facts = {"passes_over_data": state.tokens / data.train.num_learnt}
     if losses:
         facts["train_loss"] = statistics.fmean(losses[-max(1, len(losses) // 10) :])
     best = {"best_checkpoint_step": state.best_step, "best_checkpoint_val_loss": state.best_val_loss}
@@ -123,7 +123,7 @@ def _yardsticks(config: TrainConfig, data: RunData) -> Facts:
     from transformerlm.training.build import num_validation_windows
     from transformerlm.training.yardsticks import yardsticks
 
-    if data.valid is None:
+    if data.valid is None or data.valid.has_mask:  # they would measure what nobody learns, too
         return {}
     num_tokens = num_validation_windows(config, len(data.valid)) * config.model.context_length
     targets = data.valid.tokens[1 : num_tokens + 1]  # the tokens that a validation predicts

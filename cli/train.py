@@ -354,11 +354,13 @@ def _announce(trainer: Trainer, run: PreparedRun, *, seconds: tuple[float, float
         device=str(runtime.device),
         precision=runtime.precision,
         **_measured_on(trainer.config, trainer.data),
+        **_packing_facts(trainer),
     )
     if trainer.state.step:
         note(f"resumed at step {trainer.state.step:,}")
     elif run.initial_weights and run.config.checkpoint.init_from:
         note(f"begins with the weights of {described(run.config.checkpoint.init_from, run.initial_weights)}")
+    _note_packing(trainer)
     size = f"{parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs per token"
     note(f"{run.run_dir}: {size}, about {gigabytes(run.memory_bytes)} of memory")
     passes = f", {per_pass} of {training.batch_size} sequences at a time" if per_pass < training.batch_size else ""
@@ -368,6 +370,28 @@ def _announce(trainer: Trainer, run: PreparedRun, *, seconds: tuple[float, float
     if steps:
         until = f", or training.max_time = {training.max_time}" if training.max_time else ""
         note(f"{steps:,} steps of {tokens_per_step:,} tokens{passes}{until} {where}, ETA {clock(eta)}")
+
+
+def _packing_facts(trainer: Trainer) -> dict[str, int]:
+    """Return what packing made of the documents; nothing for windows."""
+    from transformerlm.training.document_rows import DocumentRows
+
+    rows = trainer.train_rows
+    if not isinstance(rows, DocumentRows):
+        return {}
+    counts = {"rows": len(rows), "documents": rows.num_documents, "cut": rows.num_cut, "padding": rows.num_padding}
+    return {f"packing.{name}": count for name, count in counts.items()}
+
+
+def _note_packing(trainer: Trainer) -> None:
+    if facts := _packing_facts(trainer):
+        length = trainer.config.model.context_length
+        padding = facts["packing.padding"] / (facts["packing.rows"] * length)
+        cut = f", {facts['packing.cut']:,} of them cut" if facts["packing.cut"] else ""
+        note(
+            f"{facts['packing.documents']:,} documents{cut} in {facts['packing.rows']:,} rows of {length:,} tokens, "
+            f"of which {padding:.2%} is padding"
+        )
 
 
 def _measured_on(config: TrainConfig, data: RunData) -> dict[str, Any]:

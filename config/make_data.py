@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from config.schemas import (
+    ChatConfig,
     ClusterConfig,
     Engine,
     FilePath,
@@ -67,6 +68,7 @@ class MakeDataConfig(TextInput):
     overwrite: bool = Field(False, description="replace existing outputs")
     workers: Workers = Field(0, description="worker processes or threads; 0: one for each core")
     engine: Engine = Field("auto", description="auto: compiled (numba) for large inputs; both give the same result")
+    chat: ChatConfig | None = None
     cluster: ClusterConfig = ClusterConfig()
     logging: LoggingConfig = LoggingConfig()
     wandb: WandbConfig = WandbConfig()
@@ -102,6 +104,12 @@ class MakeDataConfig(TextInput):
                 "valid and valid_fraction go together, "
                 f"found valid = {self.valid}, valid_fraction = {self.valid_fraction}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_chat(self) -> Self:
+        if self.chat is not None and self.allow_special:
+            raise ValueError("allow_special is not for conversations: what a message says is plain text")
         return self
 
     @model_validator(mode="after")

@@ -131,6 +131,26 @@ class TextInput(Section):
     )
 
 
+class ChatConfig(Section):
+    """Rows of .jsonl are conversations; these strings are around their messages, and the defaults are ChatML."""
+
+    messages_field: TextField = Field("messages", description="the field that holds a row's list of messages")
+    system: Prompt = Field("<|im_start|>system\n", max_length=1000, description="before what the system says")
+    user: Prompt = Field("<|im_start|>user\n", max_length=1000, description="before what the user says")
+    assistant: Prompt = Field(
+        "<|im_start|>assistant\n", max_length=1000, description="before what the assistant says, which is learnt"
+    )
+    end: Prompt = Field(
+        "<|im_end|>", min_length=1, max_length=1000, description="after each message; learnt after the assistant's"
+    )
+    after: Prompt = Field("\n", max_length=1000, description="after that, never learnt")
+    special_tokens: list[SpecialToken] = Field(
+        ["<|im_start|>", "<|im_end|>"],
+        max_length=100,
+        description="those of these strings that are special tokens of the tokenizer; []: all are plain text",
+    )
+
+
 class RopeScaling(Section):
     """Llama 3.1's scaling of the rotary embedding, for a context longer than that of the first training."""
 
@@ -196,6 +216,10 @@ class ModelConfig(Section):
     qk_norm: bool = Field(False, description="RMSNorm on queries and keys, before the rotary embedding")
     attention: Literal["fused", "reference"] = Field(
         "fused", description="PyTorch's fused attention, or the one written out in steps"
+    )
+    document_mask: bool = Field(
+        False,
+        description="in training, attention never crosses from one document into another, and positions restart",
     )
     norm_eps: float = Field(1e-5, gt=0, le=1, description="epsilon of RMSNorm")
     activation_checkpointing: bool = Field(

@@ -38,7 +38,18 @@ class DataConfig(Section):
         description="draw: each window of context_length begins anywhere, by chance; epoch: the file is cut into "
         "windows, and each comes once before any comes again",
     )
+    packing: Literal["windows", "documents"] = Field(
+        "windows",
+        description="windows: rows of context_length are cut from the stream of ids; documents: each row is whole "
+        'documents, packed by best fit, and order = "epoch"; only one longer than a row is cut',
+    )
     tokenizer: FilePath = Field(description="directory of the tokenizer; copied into every checkpoint")
+
+    @model_validator(mode="after")
+    def _check_packing(self) -> Self:
+        if self.packing == "documents" and self.order != "epoch":
+            raise ValueError(f'packing = "documents" needs order = "epoch", found order = "{self.order}"')
+        return self
 
 
 class TrainingConfig(Section):

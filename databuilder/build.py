@@ -15,7 +15,9 @@ from databuilder.encoding import Array, token_tables
 from databuilder.reports import SplitReport
 from databuilder.sources import SourceFiles
 from transformerlm.token_files.dataset import TokenDataset
+from transformerlm.token_files.loss_mask import MARKED_TYPE
 from transformerlm.tokenizer import Tokenizer
+from transformerlm.tokenizer.chat import ChatFormat
 from transformerlm.tokenizer.parallel import ProgressCallback
 from transformerlm.utils.json_files import values_sha256
 
@@ -35,6 +37,7 @@ class Build:
     num_workers: int | None
     cluster: ClusterConfig
     progress: ProgressCallback | None
+    chat: ChatFormat | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -57,6 +60,11 @@ class Build:
         return np.dtype(np.uint16 if self.tokenizer.vocab_size <= 1 << 16 else np.uint32)
 
     @property
+    def stream_dtype(self) -> np.dtype[Any]:
+        """The type in which ids are on their way to the output: those of conversations are marked."""
+        return self.dtype if self.chat is None else MARKED_TYPE
+
+    @property
     def id_bytes(self) -> Array:
         """The bytes that each id stands for, 0 for the separator, uint32 `(vocab_size,)`."""
         return token_tables(self.tokenizer, self.separator)[0]
@@ -65,6 +73,11 @@ class Build:
     def separator_id(self) -> int:
         """The separator's id."""
         return self.tokenizer.special_token_ids[self.separator]
+
+    @property
+    def writing(self) -> dict[str, Any]:
+        """The keywords with which token files are written."""
+        return {"separator_id": self.separator_id, "has_mask": self.chat is not None}
 
     @property
     def part_bytes(self) -> int:
@@ -80,6 +93,7 @@ class Build:
             "allow_special": self.allow_special,
             "refuse_invalid": self.refuse_invalid,
             "valid_fraction": self.valid_fraction,
+            **self._chat_facts,
             "outputs": [path.name for path in self.outputs],
             "part_bytes": self.part_bytes,
             "sources": [
@@ -95,6 +109,10 @@ class Build:
             ],
         }
 
+    @property
+    def _chat_facts(self) -> dict[str, Any]:
+        return {} if self.chat is None else {"chat": self.chat.to_json()}
+
     def own_facts(self, split: SplitReport) -> dict[str, Any]:
         """Return what a sidecar says of its own file."""
         mixture = {"mixture": [asdict(source) for source in split.sources]} if self.sources[0].weighted else {}
@@ -109,6 +127,7 @@ class Build:
             "tokenizer_sha256": self.tokenizer.fingerprint(),
             "separator": self.separator,
             "separator_id": self.separator_id,
+            **self._chat_facts,
             "sources": [{"path": str(path), "bytes": path.stat().st_size} for path in paths],
             **settings,
         }

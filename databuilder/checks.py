@@ -10,6 +10,7 @@ from pathlib import Path
 
 from databuilder.sources import SourceFiles
 from transformerlm.token_files.index import INDEX
+from transformerlm.token_files.loss_mask import MASK_SUFFIX, mask_path
 from transformerlm.token_files.sidecar import OFFSETS_SUFFIX, offsets_path, sidecar_path
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.utils.files import check_free
@@ -71,8 +72,9 @@ def check_split(
     for path in (train_path, valid_path):
         if path is not None and Path(path).suffix not in (".npy", ".shards"):
             raise ValueError(f"expected token files that end in .npy, found {path}; a folder of them ends in .shards")
-        if path is not None and Path(path).name.endswith(OFFSETS_SUFFIX):
-            raise ValueError(f"expected a token file that does not end in {OFFSETS_SUFFIX}, found {path}")
+        for suffix in (OFFSETS_SUFFIX, MASK_SUFFIX):
+            if path is not None and Path(path).name.endswith(suffix):
+                raise ValueError(f"expected a token file that does not end in {suffix}, found {path}")
     if valid_path is not None and Path(valid_path).suffix != Path(train_path).suffix:
         raise ValueError(f"valid_path: expected a name that ends as {train_path} does, found {valid_path}")
     if valid_path is not None and Path(valid_path).resolve() == Path(train_path).resolve():
@@ -91,7 +93,7 @@ def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path], *, overwrite:
         if output.suffix == ".shards":
             check_free(output, overwrite=overwrite, holds=INDEX, beside=("*.npy",))
             continue
-        for path in (output, sidecar_path(output), offsets_path(output)):
+        for path in (output, sidecar_path(output), offsets_path(output), mask_path(output)):
             if path.resolve() in sources:
                 raise ValueError(f"{path}: expected an output that is not an input, found it among the inputs")
             if path.is_dir():

@@ -41,6 +41,7 @@ from databuilder.reports import BuildReport, SplitReport, split_report
 from databuilder.sources import PathName, Source, SourceFiles, SourceReport, SourceWriter, Thinner, find_sources
 from transformerlm.token_files.writer import TokenFileWriter, publish
 from transformerlm.tokenizer import Tokenizer
+from transformerlm.tokenizer.chat import ChatFormat
 from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, resolve_num_workers
 from transformerlm.utils.text_files import ReadStats
 from transformerlm.utils.text_parts import whole_file
@@ -63,6 +64,7 @@ def build_dataset(
     overwrite: bool = False,
     num_workers: int | None = None,
     cluster: ClusterConfig | None = None,
+    chat: ChatFormat | None = None,
     progress: ProgressCallback | None = None,
 ) -> BuildReport | None:
     """Encode text files into `train_path` and, where a fraction is given, `valid_path`, each an `.npy` with a sidecar.
@@ -89,6 +91,8 @@ def build_dataset(
         overwrite: replace existing outputs, at the very end; otherwise they are refused before any work.
         num_workers: processes or threads that encode; by default one for each CPU, one below 8 MB. On Ray, of one part.
         cluster: who does the parts; by default this process.
+        chat: read rows of JSON lines as conversations, whose messages are under `text_field`, and render them by this
+            format; a mask beside the token file says which ids are learnt.
         progress: called with ("encode", bytes read, bytes in total), in bytes on disk.
 
     Returns None with `cluster.on = "share"` alone: if other shares are still at work, or have written the outputs.
@@ -114,7 +118,10 @@ def build_dataset(
         num_workers=num_workers,
         cluster=cluster or ClusterConfig(),
         progress=progress,
+        chat=chat,
     )
+    if chat is not None:
+        chat.check(tokenizer)
     check_limit(max_tokens, build.sources)
     by_parts = PartsBuild(build)
     by_parts.check(max_tokens)
@@ -136,19 +143,16 @@ def build_dataset(
 def _build_in_one_pass(build: Build, max_tokens: int | None) -> BuildReport:
     start = time.perf_counter()
     sources, tokenizer, separator = build.sources, build.tokenizer, build.separator
-    stats = ReadStats(refuse_invalid=build.refuse_invalid)
+    stats = ReadStats(refuse_invalid=build.refuse_invalid, conversations=build.chat is not None)
     limited = iter if max_tokens is None else Limit(max_tokens, build.separator_id)
-    sorter = DocumentSorter(tokenizer, separator, build.valid_fraction)
-    max_bytes = math.inf if max_tokens is None else max_tokens * build.dtype.itemsize
+    sorter = DocumentSorter(tokenizer, separator, build.valid_fraction, is_marked=build.chat is not None)
+    max_bytes = math.inf if max_tokens is None else max_tokens * build.stream_dtype.itemsize
     threads = tokenizer.runs_in_threads(build.num_bytes)
     workers = resolve_num_workers(build.num_workers, build.num_bytes)
     batches = _batches(sources, tokenizer, stats=stats, as_bytes=threads, allow_special=build.allow_special)
     with ExitStack() as stack:
-        writers = [
-            stack.enter_context(TokenFileWriter(path, build.dtype, separator_id=build.separator_id))
-            for path in build.outputs
-        ]
-        encoder = BatchEncoder(tokenizer, separator)
+        writers = [stack.enter_context(TokenFileWriter(path, build.dtype, **build.writing)) for path in build.outputs]
+        encoder = BatchEncoder(tokenizer, separator, build.chat)
         encoded = stack.enter_context(closing(map_in_order(encoder, batches, num_workers=workers, threads=threads)))
         held = _write_all(
             limited(encoded), sources, sorter, writers, max_bytes=max_bytes, stats=stats, progress=build.progress

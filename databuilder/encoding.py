@@ -16,9 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from databuilder.sources import are_chosen
+from transformerlm.token_files.loss_mask import ids_of, marked
 from transformerlm.tokenizer import Tokenizer
+from transformerlm.tokenizer.chat import ChatFormat, ChatRenderer
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, safe_pieces
 from transformerlm.tokenizer.reading import Chunk, comes_in_chunks
+from transformerlm.utils.conversations import messages_of
 from transformerlm.utils.text_files import ReadStats
 from transformerlm.utils.text_formats import format_of
 from transformerlm.utils.text_parts import TextPart, read_part
@@ -52,15 +55,20 @@ class Encoded(NamedTuple):
 class BatchEncoder:
     """The work on one batch, as an object that can be sent to a worker process or shared by threads."""
 
-    def __init__(self, tokenizer: Tokenizer, separator: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, separator: str, chat: ChatFormat | None = None) -> None:
         self._tokenizer = tokenizer
+        self._renderer = ChatRenderer(tokenizer, chat) if chat else None
         self._separator_id = tokenizer.special_token_ids[separator]
 
     def __call__(self, batch: Batch) -> Encoded:
         if not isinstance(batch.texts, list):
             ids, replaced = self._tokenizer.encode_chunk(batch.texts)
             return Encoded(ids, batch.disk_bytes, batch.source, replaced)
-        ids, ends = self._tokenizer.encode_batch_to_array(batch.texts, allow_special=not batch.ordinary)
+        if self._renderer is not None:
+            plain, learnt, ends = self._renderer.render_all([messages_of(text) for text in batch.texts])
+            ids = marked(plain, learnt)
+        else:
+            ids, ends = self._tokenizer.encode_batch_to_array(batch.texts, allow_special=not batch.ordinary)
         if any(batch.ends_document):
             ids = np.insert(ids, ends[batch.ends_document], self._separator_id)
         return Encoded(ids, batch.disk_bytes, batch.source)
@@ -81,10 +89,12 @@ def token_tables(tokenizer: Tokenizer, separator: str) -> tuple[Array, Array]:
 class DocumentSorter:
     """Finds the documents in a stream of ids, drops those without text, and assigns each of the others to its split.
 
-    A document without text holds only white space. One that has only white space so far waits in `_held`.
+    A document without text holds only white space. One that has only white space so far waits in `_held`. With
+    `is_marked`, ids come with the marks of `loss_mask`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, separator: str, valid_fraction: float) -> None:
+    def __init__(self, tokenizer: Tokenizer, separator: str, valid_fraction: float, *, is_marked: bool = False) -> None:
+        self._marked = is_marked
         self.num_documents = np.zeros(2, dtype=np.int64)
         self.num_bytes = np.zeros(2, dtype=np.int64)
         self.num_empty = 0
@@ -115,15 +125,19 @@ class DocumentSorter:
         else:
             split_of = np.repeat(splits, ends - starts)  # the split of each id: (ids,)
             parts = [ids[split_of == split] for split in (TRAIN, VALID)]
-        self.num_bytes += [self._token_bytes.take(part).sum(dtype=np.int64) for part in parts]
+        self.num_bytes += [self.num_bytes_of(part) for part in parts]
         return parts
 
     def num_bytes_of(self, ids: Array) -> int:
         """Return how many bytes of text the ids stand for."""
-        return int(self._token_bytes.take(ids).sum(dtype=np.int64))
+        return int(self._token_bytes.take(self._plain(ids)).sum(dtype=np.int64))
+
+    def _plain(self, ids: Array) -> Array:
+        return ids_of(ids) if self._marked else ids
 
     def _are_blank(self, ids: Array, starts: Array, ends: Array) -> Array:
         """Return which stretches of ids have no text, bool; the first two ids of nearly all with text show it."""
+        ids = self._plain(ids)
         if len(ids) == 0:
             return np.ones(1, dtype=np.bool_)
         firsts, seconds = (np.minimum(places, ends - 1) for places in (starts, starts + 1))  # the last may be empty
@@ -190,6 +204,9 @@ def read_batches(
         return as_bytes and comes_in_chunks(path), format_of(path).holds_rows and not allow_special
 
     for (in_chunks, ordinary), group in groupby(parts, key=kind):
+        if stats.conversations:
+            yield from _conversations(group, text_field=text_field, stats=stats)
+            continue
         if not in_chunks:
             cutter = splitter.without_tokens() if ordinary else splitter
             for number, batch in enumerate(_text_batches(group, cutter, text_field=text_field, stats=stats)):
@@ -202,6 +219,26 @@ def read_batches(
             for chunk in tokenizer.read_chunks(Path(part.path), stats=stats, size=BATCH_CHARS, **span):
                 yield Batch(chunk, [], stats.disk_bytes)
             yield Batch([""], [True], stats.disk_bytes)
+
+
+def _conversations(parts: Iterable[TextPart], *, text_field: str, stats: ReadStats) -> Iterator[Batch]:
+    """Read the parts as batches of whole conversations.
+
+    Raises:
+        ValueError: a file is not JSON lines, or as `conversation_as_text`.
+    """
+    texts: list[str] = []
+    gathered = 0
+    for part in parts:
+        if format_of(Path(part.path)).layout != "JSON lines":
+            raise ValueError(f"{part.path}: expected conversations as JSON lines (.jsonl), found another kind of file")
+        for block in read_part(part, text_field=text_field, stats=stats):
+            texts.append(block.text)
+            gathered += len(block.text)
+            if gathered >= BATCH_CHARS:
+                yield Batch(texts, [True] * len(texts), stats.disk_bytes)
+                texts, gathered = [], 0
+    yield Batch(texts, [True] * len(texts), stats.disk_bytes)
 
 
 def _warn_of_special_tokens(batch: Batch, special_tokens: Sequence[str]) -> None:

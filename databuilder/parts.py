@@ -24,9 +24,11 @@ import numpy as np
 from databuilder.encoding import TRAIN, Array, BatchEncoder, DocumentSorter, read_batches
 from databuilder.sources import SourceFiles, SourceReport, SourceWriter, Thinner, are_chosen
 from transformerlm.distributed.work import Facts
+from transformerlm.token_files.loss_mask import MARKED_TYPE, ids_of
 from transformerlm.token_files.shard_writer import finish_shard
 from transformerlm.token_files.writer import BLOCK_TOKENS, TokenFileWriter
 from transformerlm.tokenizer import Tokenizer
+from transformerlm.tokenizer.chat import ChatFormat
 from transformerlm.tokenizer.parallel import map_in_order
 from transformerlm.utils.interrupts import ctrl_c_held_back, result_of
 from transformerlm.utils.text_files import ReadStats
@@ -46,6 +48,7 @@ def encode_part(
     separator: str,
     allow_special: bool,
     refuse_invalid: bool,
+    chat: Mapping[str, Any] | None = None,
     engine_bytes: int,
     num_workers: int,
     progress: Callable[[int], object] | None = None,
@@ -60,6 +63,7 @@ def encode_part(
         separator: ends a document.
         allow_special: recognise special tokens in rows.
         refuse_invalid: refuse invalid UTF-8.
+        chat: the format of conversations, as JSON; None: rows are text.
         engine_bytes: the size of the whole text, by which the engine is chosen.
         num_workers: of this part.
         progress: called with the bytes that have been read.
@@ -68,14 +72,14 @@ def encode_part(
     warnings.
     """
     known = tokenizer if isinstance(tokenizer, Tokenizer) else _tokenizer_of(**tokenizer)
-    stats = ReadStats(refuse_invalid=refuse_invalid)
+    stats = ReadStats(refuse_invalid=refuse_invalid, conversations=chat is not None)
     threads = known.runs_in_threads(engine_bytes)
     parts = [TextPart(**piece) for piece in pieces]
     batches = read_batches(
         parts, known, text_field=text_field, stats=stats, as_bytes=threads, allow_special=allow_special
     )
-    sorter = DocumentSorter(known, separator, 0.0)
-    encoder = BatchEncoder(known, separator)
+    sorter = DocumentSorter(known, separator, 0.0, is_marked=chat is not None)
+    encoder = BatchEncoder(known, separator, ChatFormat.of(chat) if chat else None)
     separator_id, num_ids = known.special_token_ids[separator], 0
     with ExitStack() as stack:
         told = stack.enter_context(warnings.catch_warnings(record=True))
@@ -197,7 +201,7 @@ def append_source(
     """
 
     def num_bytes_of(ids: Array) -> int:
-        return int(id_bytes.take(ids).sum(dtype=np.int64))
+        return int(id_bytes.take(ids_of(ids)).sum(dtype=np.int64))
 
     thinner = Thinner(source.weight % 1, separator_id, num_bytes_of)
     writer = SourceWriter(source, writers, thinner)
@@ -230,7 +234,7 @@ def write_part_shards(
     name: str,
     weight: float,
     dtype: str,
-    separator_id: int,
+    writing: Mapping[str, Any],
     id_bytes: str,
 ) -> Facts:
     """Write an encoded part's shards: `train/`, `valid/`, and `more/` of what a weight's fraction takes once more.
@@ -241,7 +245,7 @@ def write_part_shards(
         name: of the shards; `-more` is added to that of the fraction.
         weight: the source's; below 1, the fraction is all that it takes.
         dtype: of the ids.
-        separator_id: ends a document.
+        writing: the keywords of `TokenFileWriter`.
         id_bytes: the folder that `write_id_bytes` has filled.
 
     Returns the entry of each shard that has documents, under "train", "valid" and "more".
@@ -257,9 +261,9 @@ def write_part_shards(
     return {
         kind: write_shard(
             folder / kind / f"{name}{'-more' if kind == 'more' else ''}.npy",
-            part.blocks(chosen, np.dtype(dtype)),
+            part.blocks(chosen, MARKED_TYPE if writing["has_mask"] else np.dtype(dtype)),
             dtype=np.dtype(dtype),
-            separator_id=separator_id,
+            writing=writing,
             id_bytes=sizes,
         )
         for kind, chosen in wanted.items()
@@ -268,12 +272,12 @@ def write_part_shards(
 
 
 def write_shard(
-    path: Path, blocks: Iterable[Array], *, dtype: np.dtype[Any], separator_id: int, id_bytes: Array
+    path: Path, blocks: Iterable[Array], *, dtype: np.dtype[Any], writing: Mapping[str, Any], id_bytes: Array
 ) -> Facts:
     """Write ids as one shard, and return its entry in an index as JSON."""
     num_bytes = 0
-    with TokenFileWriter(path, dtype, separator_id=separator_id) as writer:
+    with TokenFileWriter(path, dtype, **writing) as writer:
         for ids in blocks:
             writer.append(ids)
-            num_bytes += int(id_bytes.take(ids).sum(dtype=np.int64))
+            num_bytes += int(id_bytes.take(ids_of(ids)).sum(dtype=np.int64))
         return asdict(finish_shard(writer, num_bytes=num_bytes))

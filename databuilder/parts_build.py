@@ -162,6 +162,7 @@ class PartsBuild:
             "separator": self.build.separator,
             "allow_special": self.build.allow_special,
             "refuse_invalid": self.build.refuse_invalid,
+            "chat": self.build.chat.to_json() if self.build.chat else None,
             "engine_bytes": self.build.num_bytes,
             "num_workers": self._workers_of_a_part(),
             "progress": None if self.cluster.on == "ray" else progress.show,
@@ -191,7 +192,7 @@ class PartsBuild:
         do_part(folder.path, folder.plan_sha256, table)
         shared = {
             "dtype": self.build.dtype.name,
-            "separator_id": self.build.separator_id,
+            "writing": self.build.writing,
             "id_bytes": str(folder.path / _ID_BYTES),
         }
         parts: list[Part] = []
@@ -261,5 +262,5 @@ class _Progress:
         if facts is not None and size and self._sizes.keys() - there:
             # The ids of the parts that are left, and the output, as often as the weights say.
             passes = sum(source.disk_bytes * (1 + source.weight) for source in self._build.sources)
-            expected = facts["ids"] * self._build.dtype.itemsize * (passes - done) / size
+            expected = facts["ids"] * self._build.stream_dtype.itemsize * (passes - done) / size
             check_room(self._folder.path, int(expected))

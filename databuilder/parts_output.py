@@ -30,7 +30,7 @@ def write_token_files(
     dtype, id_bytes = build.dtype, build.id_bytes
     with ExitStack() as stack:
         writers = [
-            stack.enter_context(TokenFileWriter(folder / split / path.name, dtype, separator_id=build.separator_id))
+            stack.enter_context(TokenFileWriter(folder / split / path.name, dtype, **build.writing))
             for split, path in zip(SPLITS, build.outputs, strict=False)
         ]
         held = [
@@ -88,7 +88,7 @@ def _as_json(split: SplitReport) -> Facts:
 def _empty_shard(build: Build, folder: Path) -> Shard:
     """Write a shard without documents, where there are no others."""
     path, dtype = folder / "000000.npy", build.dtype
-    return Shard(**write_shard(path, [], dtype=dtype, separator_id=build.separator_id, id_bytes=build.id_bytes))
+    return Shard(**write_shard(path, [], dtype=dtype, writing=build.writing, id_bytes=build.id_bytes))
 
 
 def remove_leftovers(output: Path, *, of_others: bool) -> None:

@@ -82,12 +82,22 @@ VALID: dict[str, set[str]] = {
     },
     "negative": {"sampling.frequency_penalty", "sampling.presence_penalty"},  # more of what the text has
     "huge": {"fit.resample_seed", "place", "seed", "training.seed"},  # place: runs that did not come so far say so
-    "empty": {"logging.architecture", "logging.dataset", "logging.run_name"},
-    "NUL": {"separator"},  # a special token is any text
+    "empty": {
+        "chat.after",
+        "chat.assistant",
+        "chat.system",
+        "chat.user",
+        "logging.architecture",
+        "logging.dataset",
+        "logging.run_name",
+    },
+    # a special token, and a string around messages, is any text
+    "NUL": {"chat.after", "chat.assistant", "chat.end", "chat.system", "chat.user", "separator"},
     "no items": {
         "access.allowed_origins",
         "axes",  # base alone, with several seeds
         "budgets",
+        "chat.special_tokens",
         "compare",
         "files",
         "holdout",
@@ -115,7 +125,14 @@ VALID: dict[str, set[str]] = {
     "an item: zero": {"seeds"},
     "an item: huge": {"optimum.flops", "seeds"},
     "an item: empty": {"prompt", "samples.prompts"},  # a prompt is any text
-    "an item: NUL": {"prompt", "samples.prompts", "sampling.stop", "special_tokens", "tokenizer.special_tokens"},
+    "an item: NUL": {
+        "chat.special_tokens",
+        "prompt",
+        "samples.prompts",
+        "sampling.stop",
+        "special_tokens",
+        "tokenizer.special_tokens",
+    },
     "an item: long": {"prompt", "samples.prompts"},
 }
 # A list of tables in place of what it replaces, for the keys of these tables.

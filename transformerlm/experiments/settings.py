@@ -29,7 +29,7 @@ _WITHOUT_EFFECT = (
     "training.eval_interval",
 )
 # What a batch is a function of, besides the step.
-_OF_BATCH = (SEED, "training.batch_size", "model.context_length", "data.order")
+_OF_BATCH = (SEED, "training.batch_size", "model.context_length", "data.order", "data.packing")
 
 
 def has_effect(key: str) -> bool:

@@ -7,13 +7,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from profiling import nvtx
+from transformerlm.models.fast.block_mask import block_mask
+from transformerlm.models.fast.block_mask import document_attention as fast_document_attention
 from transformerlm.models.fast.blocked_attention import blocked_causal_attention
 from transformerlm.models.fast.blocked_attention import (
     num_kept_probabilities as num_kept_probabilities,
@@ -22,6 +24,7 @@ from transformerlm.models.functional import (
     causal_attention,
     causal_mask,
     count_heads,
+    document_mask,
     scaled_dot_product_attention,
     share_heads,
 )
@@ -31,14 +34,25 @@ from transformerlm.utils.dtypes import cast_for_matmul
 from transformerlm.utils.plain_forms import may_hand_over
 
 AttentionImplementation = Literal["reference", "fused"]
+AttentionMask = Any
+"""A bool tensor, or the mask of `fast/block_mask.py`."""
+_MIN_BLOCK_HEAD = 16  # features of a head; the smallest tile of that kernel
 ATTENTION_IMPLEMENTATIONS: tuple[AttentionImplementation, ...] = ("reference", "fused")
+
+
+def attention_mask(positions: Tensor, attention: MultiHeadSelfAttention) -> AttentionMask:
+    """Return the mask of causal attention within documents for all layers like `attention`; see `document_mask`."""
+    fused = attention.implementation == "fused" and not attention.dropout and may_hand_over()
+    if fused and positions.device.type == "cuda" and attention.d_head >= _MIN_BLOCK_HEAD:  # hand-over
+        return block_mask(positions)
+    return document_mask(positions)
 
 
 def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | None = None,
+    mask: AttentionMask | None = None,
     *,
     is_causal: bool = False,
     implementation: AttentionImplementation = "reference",
@@ -56,6 +70,8 @@ def attend(
         raise ValueError("attention: give a mask or is_causal=True, not both")
     if implementation not in ATTENTION_IMPLEMENTATIONS:
         raise ValueError(f"attention: expected one of {', '.join(ATTENTION_IMPLEMENTATIONS)}, got {implementation!r}")
+    if not isinstance(mask, Tensor | None):
+        return fast_document_attention(query, key, value, mask)
     is_causal = is_causal and query.shape[-2] > 1  # a single query is the last position, and sees every key
     drops = dropout_key is not None and dropout_probability > 0.0
     if implementation == "fused" and not drops and may_hand_over():  # hand-over
@@ -128,13 +144,15 @@ class MultiHeadSelfAttention(nn.Module):
         x: Tensor,
         *,
         token_positions: Tensor | None = None,
+        mask: AttentionMask | None = None,
         cache: LayerCache | None = None,
         dropout_key: Tensor | None = None,
     ) -> Tensor:
         """Attend over `x`, and over what `cache` holds before it; `x` is appended to the cache.
 
         `token_positions` `(seq)` or `(batch, seq)` place the rows for the rotary embedding; by default they follow each
-        other, after those of the cache. With a `dropout_key` `(batch, 2)` probabilities are dropped.
+        other, after those of the cache. `mask` is that of `attention_mask`; None: causal. With a `dropout_key`
+        `(batch, 2)` probabilities are dropped.
         """
         with nvtx.range("attention", level="fine"):
             x = cast_for_matmul(x)
@@ -149,7 +167,8 @@ class MultiHeadSelfAttention(nn.Module):
                 query,
                 key,
                 value,
-                is_causal=True,
+                mask,
+                is_causal=mask is None,
                 implementation=self.implementation,
                 dropout_probability=self.dropout,
                 dropout_key=dropout_key,

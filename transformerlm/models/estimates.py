@@ -179,6 +179,9 @@ def _layer_activation_bytes_per_token(model: ModelSettings, compute_bytes: int, 
     elif model.attention == "reference":
         # The exponentials, the probabilities in fp32, and in the compute dtype when that is another; plus the mask.
         scores = model.num_heads * model.context_length * (8 + cast)
+    elif model.document_mask and device_type != "cuda":
+        # The mask as numbers of the compute dtype, which the kernel keeps for each layer.
+        scores = model.context_length * compute_bytes
     elif device_type == "cpu" and cast:
         kept = num_kept_probabilities(model.context_length, model.d_head)
         scores = model.num_heads * kept * compute_bytes // model.context_length

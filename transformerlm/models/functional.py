@@ -101,6 +101,36 @@ def causal_mask(num_queries: int, num_keys: int, device: torch.device | str | No
     return mask.tril(diagonal=num_keys - num_queries)
 
 
+def document_positions(token_ids: Tensor, separator_id: int) -> Tensor:
+    """Return the place of each id of `token_ids` `(..., seq)` in its document, counted from 0.
+
+    A document begins with the separator before its text, as a text that is generated does. What comes before a row's
+    first separator is the end of a document; its first id here is at place 0.
+    """
+    places = torch.arange(token_ids.shape[-1], device=token_ids.device)  # (seq)
+    starts = (
+        torch.where(token_ids == separator_id, places, 0).cummax(dim=-1).values
+    )  # (..., seq), of each id's document
+    return places - starts
+
+
+def document_mask(positions: Tensor) -> Tensor:
+    """Return the bool mask `(..., 1, seq, seq)` of causal attention within documents, True where a query may look.
+
+    `positions` `(..., seq)` are the places of the ids in their documents: the id at place p sees itself and the p ids
+    before it. The 1 stands for the heads.
+    """
+    seq_len = positions.shape[-1]
+    places = torch.arange(seq_len, device=positions.device)  # (seq)
+    starts = (places - positions).unsqueeze(-1)  # (..., seq, 1), where each query's document begins
+    return ((places >= starts) & causal_mask(seq_len, seq_len, positions.device)).unsqueeze(-3)
+
+
+def document_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Return the attention under the `document_mask` of a batch; shapes are `(batch, heads, seq, d)`."""
+    return scaled_dot_product_attention(query, key, value, mask)
+
+
 def share_heads(x: Tensor, query: Tensor) -> Tensor:
     """Repeat each head of `x` `(..., heads, seq, d)` for the consecutive heads of `query` that it serves.
 

@@ -13,7 +13,7 @@ from transformerlm.models.layers import FEED_FORWARDS, feed_forward
 
 NormPosition = Literal["pre", "post", "none"]
 Position = Literal["rope", "none"]
-SAME_FUNCTION = frozenset({"activation_checkpointing", "attention", "dropout", "zero_init_outputs"})
+SAME_FUNCTION = frozenset({"activation_checkpointing", "attention", "document_mask", "dropout", "zero_init_outputs"})
 """The settings that change how a model is computed, trained or begins, not which function its weights are."""
 ROPE_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_context_length")
 _SIZES = ("vocab_size", "context_length", "d_model", "num_layers", "num_heads", "d_ff", "num_kv_heads")
@@ -43,6 +43,7 @@ class ModelSettings:
     tie_embeddings: bool = False
     qk_norm: bool = False
     attention: AttentionImplementation = "fused"
+    document_mask: bool = False
     norm_eps: float = 1e-5
     activation_checkpointing: bool = False
     logit_soft_cap: float | None = None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from transformerlm.models.attention import MultiHeadSelfAttention
+from transformerlm.models.attention import AttentionMask, MultiHeadSelfAttention, attention_mask
 from transformerlm.models.dropout import KEYS_OF_LAYER, dropout, num_keys
 from transformerlm.models.estimates import count_parameters, flops_per_token
 from transformerlm.models.functional import soft_cap
@@ -61,12 +61,18 @@ class TransformerBlock(nn.Module):
         x: Tensor,
         *,
         token_positions: Tensor | None = None,
+        mask: AttentionMask | None = None,
         cache: LayerCache | None = None,
         dropout_keys: Tensor | None = None,
     ) -> Tensor:
         """Return the block's output; with the `dropout_keys` of its layer, `(3, batch, 2)`, numbers are dropped."""
         keys = [None] * KEYS_OF_LAYER if dropout_keys is None else dropout_keys
-        attention = {"token_positions": token_positions, "cache": cache, "dropout_key": keys[0]}
+        attention: dict[str, Any] = {
+            "token_positions": token_positions,
+            "mask": mask,
+            "cache": cache,
+            "dropout_key": keys[0],
+        }
         if self.norm_position == "post":
             x = self.ln1(x + dropout(self.attn(x, **attention), self.residual_dropout, keys[1]))
             return self.ln2(x + dropout(self.ffn(x), self.residual_dropout, keys[2]))  # type: ignore[no-any-return]
@@ -92,6 +98,8 @@ class TransformerLM(nn.Module):
       block begins as `f(x) = 0` beside its residual connection (as in Fixup, Zhang et al. 2019). A tied head then sees
       each token itself, as it does after a "post" norm, and would expect it again: the last norm begins with less
       weight.
+    - With `document_mask` training must say where documents are, by `document_positions`. A text that is generated is a
+      document by itself, and needs none.
     - `dropout` holds a probability for each of `dropout.PLACES`; one that is absent is 0. Numbers are dropped in a
       forward pass that gets `dropout_keys`, and in no other.
 
@@ -134,28 +142,35 @@ class TransformerLM(nn.Module):
         cache: KVCache | None = None,
         last_only: bool = False,
         head: bool = True,
+        document_positions: Tensor | None = None,
         dropout_keys: Tensor | None = None,
     ) -> Tensor:
         """Return the logits after each of `token_ids`; with a cache, the ids follow what it holds and are appended.
 
         `last_only` gives the logits after the last id alone, `(batch, 1, vocab_size)`, which is enough to generate.
         Without `head` the vectors before the output head are returned, `(batch, seq, d_model)`; see `head_weight`.
+        `document_positions` `(batch, seq)`, those of `functional.document_positions`, keep attention within documents.
         `dropout_keys` are a key for each sequence and each place that drops numbers, `(num_keys, batch, 2)` in int32:
         see `transformerlm.models.dropout`. Raises ValueError when the sequence is longer than `context_length`, or than
-        the room left in the cache, and in training for a model with dropout and no keys.
+        the room left in the cache, for document positions together with a cache, and in training for a model with
+        `document_mask` and no positions, or with dropout and no keys.
         """
         self._check_length(token_ids, cache)
+        self._check_documents(document_positions, cache)
         keys = self._keys_by_layer(dropout_keys)
         x = self.token_embeddings(token_ids)  # (batch, seq, d_model)
         if dropout_keys is not None:
             x = dropout(x, self.settings.dropout_at("embedding"), dropout_keys[0])
+        where: dict[str, Any] = {"token_positions": document_positions, "mask": None}
+        if document_positions is not None:
+            where["mask"] = attention_mask(document_positions, self.layers[0].attn)  # type: ignore[arg-type]
         for index, layer in enumerate(self.layers):
             if cache is not None:
                 x = layer(x, cache=cache.layers[index])
             elif self.settings.activation_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(layer, x, use_reentrant=False, dropout_keys=keys[index])
+                x = checkpoint(layer, x, use_reentrant=False, dropout_keys=keys[index], **where)
             else:
-                x = layer(x, dropout_keys=keys[index])
+                x = layer(x, dropout_keys=keys[index], **where)
         x = x[:, -1:] if last_only else x
         if self.ln_final is not None:
             x = self.ln_final(x)
@@ -226,6 +241,14 @@ class TransformerLM(nn.Module):
         if len(dropout_keys) != num_keys(num_layers):
             raise ValueError(f"model: expected {num_keys(num_layers)} rows of dropout_keys, got {len(dropout_keys)}")
         return list(torch.split(dropout_keys[1:], KEYS_OF_LAYER))
+
+    def _check_documents(self, document_positions: Tensor | None, cache: KVCache | None) -> None:
+        if document_positions is not None and cache is not None:
+            raise ValueError("model: expected document_positions or a cache, got both")
+        if document_positions is None and self.settings.document_mask and self.training and torch.is_grad_enabled():
+            raise ValueError(
+                "model: expected document_positions, as the model has document_mask and is in training, got none"
+            )
 
     def _zero_outputs(self) -> None:
         for name, parameter in self.layers.named_parameters():

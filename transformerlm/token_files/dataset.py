@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from transformerlm.token_files.array import ADVICE, open_offset_array, open_token_array
 from transformerlm.token_files.index import INDEX, Shard, facts_path, read_index
+from transformerlm.token_files.loss_mask import open_mask
 from transformerlm.token_files.shards import ShardedTokens
 from transformerlm.token_files.sidecar import offsets_path, read_sidecar, sidecar_path
 from transformerlm.utils.files import file_sha256
@@ -124,6 +125,39 @@ class TokenDataset:
         starts = np.cumsum([0, *(shard.tokens for shard in self._shards)], dtype=np.int64)
         parts = [read[shard.file][:-1] + start for shard, start in zip(self._shards, starts, strict=False)]
         return np.concatenate([*parts, starts[-1:]])
+
+    @cached_property
+    def mask(self) -> list[tuple[int, npt.NDArray[np.uint8]]] | None:
+        """Which ids are learnt: stretches of numbers 1 and 0, in order, each with the place of its first id.
+
+        None: all of them are. The files with the masks are read and checked here.
+
+        Raises:
+            FileNotFoundError: one is missing.
+            ValueError: one has changed since it was written, does not fit the ids, or only some shards have one.
+        """
+        if not self._shards:
+            promised = self.metadata.get("mask_sha256")
+            return None if promised is None else [(0, open_mask(self.path, str(promised), tokens=self.num_tokens))]
+        promises = {shard.file: (shard.mask_sha256, shard.tokens) for shard in self._shards}
+        hashes = [sha for sha, _ in promises.values()]
+        if hashes == [None] * len(hashes):
+            return None
+        if None in hashes:
+            raise ValueError(f"{self.path}: expected a mask for each shard or for none, found one for some; {ADVICE}")
+        read = {name: open_mask(self.path / name, str(sha), tokens=size) for name, (sha, size) in promises.items()}
+        starts = np.cumsum([0, *(shard.tokens for shard in self._shards)], dtype=np.int64).tolist()
+        return [(start, read[shard.file]) for shard, start in zip(self._shards, starts, strict=False)]
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether some ids may not be learnt, as in conversations."""
+        return "mask_sha256" in self.metadata or any(shard.mask_sha256 for shard in self._shards)
+
+    @cached_property
+    def num_learnt(self) -> int:
+        """The number of ids that are learnt; raises as `mask`."""
+        return self.num_tokens if self.mask is None else sum(int(one.sum(dtype=np.int64)) for _, one in self.mask)
 
 
 def _offsets(path: Path, promised: str, *, tokens: int) -> npt.NDArray[np.int64]:

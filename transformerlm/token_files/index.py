@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from transformerlm.token_files.array import TOKEN_TYPE_NAMES, open_token_array
+from transformerlm.token_files.loss_mask import MASK_SUFFIX, mask_path
 from transformerlm.token_files.sidecar import (
     FACTS,
     OFFSETS_SUFFIX,
@@ -33,6 +34,7 @@ _MAX_TOKENS = 1 << 62
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.npy")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TYPES: dict[str, type] = {"file": str, "tokens": int, "bytes": int, "documents": int, "sha256": str}
+_BESIDE = ("documents_sha256", "mask_sha256")  # of files that a shard may have
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Shard:
     """One entry of an index: a token file in its folder, and what it holds.
 
     `bytes` are the documents' UTF-8 bytes, without separators; `sha256` is that of the whole `.npy`, and
-    `documents_sha256` that of the file of document offsets beside it; None: there is no such file.
+    `documents_sha256` that of the file of document offsets beside it, `mask_sha256` that of the mask beside it; None:
+    there is no such file.
     """
 
     file: str
@@ -49,6 +52,7 @@ class Shard:
     documents: int
     sha256: str
     documents_sha256: str | None = None
+    mask_sha256: str | None = None
 
 
 def facts_path(path: Path) -> Path:
@@ -99,6 +103,8 @@ def write_index(folder: Path, shards: Sequence[Shard], facts: Mapping[str, Any])
         files.sync(folder / shard.file)
         if shard.documents_sha256 is not None:
             files.sync(offsets_path(folder / shard.file))
+        if shard.mask_sha256 is not None:
+            files.sync(mask_path(folder / shard.file))
     files.sync(folder)  # the shards' names before the index's
     write_facts(where, values)
 
@@ -168,11 +174,11 @@ def _checked_shards(facts: Mapping[str, Any], where: Path) -> list[Shard]:
 
 def _shard(entry: Mapping[str, Any], where: str) -> Shard:
     check_types(entry, _TYPES, where=where)
-    shard = Shard(**{key: entry.get(key) for key in (*_TYPES, "documents_sha256")})  # type: ignore[arg-type]
-    if not _NAME.fullmatch(shard.file) or shard.file.endswith(OFFSETS_SUFFIX):
+    shard = Shard(**{key: entry.get(key) for key in (*_TYPES, *_BESIDE)})  # type: ignore[arg-type]
+    if not _NAME.fullmatch(shard.file) or shard.file.endswith((OFFSETS_SUFFIX, MASK_SUFFIX)):
         expected = "expected the name of a token file in this folder, such as 00000.npy"
         raise ValueError(f"{where}: {expected}, found {shard.file[:100]!r}; run transformerlm-make-data again")
-    for key, value in (("sha256", shard.sha256), ("documents_sha256", shard.documents_sha256)):
+    for key, value in (("sha256", shard.sha256), *((key, getattr(shard, key)) for key in _BESIDE)):
         if value is not None and not (isinstance(value, str) and _SHA256.fullmatch(value)):
             expected = f"expected {key} of 64 hexadecimal digits"
             raise ValueError(f"{where}: {expected}, found {str(value)[:100]!r}; run transformerlm-make-data again")
@@ -189,7 +195,7 @@ def _check_folder(folder: Path, shards: Sequence[Shard]) -> None:
             f"{folder / missing[0]}: listed in {INDEX}, but missing, as {len(missing)} of {len(named)} shards are; "
             "restore it, or run transformerlm-make-data again"
         )
-    if extra := sorted(name for name in there.keys() - named if not name.endswith(OFFSETS_SUFFIX)):
+    if extra := sorted(name for name in there.keys() - named if not name.endswith((OFFSETS_SUFFIX, MASK_SUFFIX))):
         raise ValueError(
             f"{folder / extra[0]}: expected only the {len(named)} shards that {INDEX} lists, found this one, too; move "
             "it out of the folder"

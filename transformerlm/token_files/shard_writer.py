@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformerlm.token_files.index import Shard
 from transformerlm.token_files.writer import TokenFileWriter
 from transformerlm.utils import files
@@ -13,5 +15,5 @@ def finish_shard(writer: TokenFileWriter, *, num_bytes: int) -> Shard:
     facts = writer.finish()
     writer.rename()
     files.sync(writer.path.parent)
-    hashes = {"sha256": facts["sha256"], "documents_sha256": facts["documents_sha256"]}
+    hashes: dict[str, Any] = {name: facts.get(name) for name in ("sha256", "documents_sha256", "mask_sha256")}
     return Shard(writer.path.name, writer.tokens, num_bytes, writer.documents, **hashes)

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from transformerlm.token_files.array import OFFSET_TYPE
+from transformerlm.token_files.loss_mask import MARKED_TYPE, MASK_TYPE, are_learnt, ids_of, marked, mask_path
 from transformerlm.token_files.sidecar import offsets_path, sidecar_path, write_sidecar
 from transformerlm.utils import files
 from transformerlm.utils.interrupts import ctrl_c_held_back, result_of
@@ -157,12 +158,17 @@ class OffsetsWriter:
 class TokenFileWriter:
     """An unfinished token file, which is removed at the end of the `with` block unless it was published.
 
-    With a `separator_id` the documents' offsets are written, too, to the file that `offsets_path` names.
+    With a `separator_id` the documents' offsets are written, too, to the file that `offsets_path` names. With
+    `has_mask`, ids come marked (see `loss_mask`), and the marks go to the file that `mask_path` names.
     """
 
-    def __init__(self, path: Path, dtype: np.dtype[Any], *, separator_id: int | None = None) -> None:
+    def __init__(
+        self, path: Path, dtype: np.dtype[Any], *, separator_id: int | None = None, has_mask: bool = False
+    ) -> None:
         self.path = path
-        self.dtype = dtype
+        self.dtype = MARKED_TYPE if has_mask else dtype
+        self._written, self._has_mask = dtype, has_mask
+        self._mask: RowFile | None = None
         self._separator_id = separator_id
         self._offsets: OffsetsWriter | None = None
 
@@ -174,8 +180,11 @@ class TokenFileWriter:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            self._ids = RowFile(self.path, self.dtype)
+            self._ids = RowFile(self.path, self._written)
             stack.callback(self._ids.close)
+            if self._has_mask:
+                self._mask = RowFile(mask_path(self.path), MASK_TYPE)
+                stack.callback(self._mask.close)
             if self._separator_id is not None:
                 self._offsets = OffsetsWriter(offsets_path(self.path), self._separator_id)
                 stack.callback(self._offsets.close)
@@ -204,24 +213,34 @@ class TokenFileWriter:
         Raises:
             OSError: the disk is full, or another failure to write.
         """
-        self._ids.append(ids)
+        plain = ids
+        if self._mask is not None:
+            self._mask.append(are_learnt(ids))
+            plain = ids_of(ids).astype(self._written)
+        self._ids.append(plain)
         if self._offsets is not None:
-            self._offsets.append(ids)
+            self._offsets.append(plain)
 
     def blocks(self, start: int, end: int) -> Iterator[Array]:
         """Yield the ids from `start` to before `end` in blocks, while others may be appended."""
         for first in range(start, end, BLOCK_TOKENS):
-            yield self._ids.read(first, min(BLOCK_TOKENS, end - first))
+            length = min(BLOCK_TOKENS, end - first)
+            ids = self._ids.read(first, length)
+            yield ids if self._mask is None else marked(ids, self._mask.read(first, length))
 
     def finish(self) -> dict[str, Any]:
-        """Make the files durable, and return what a sidecar says of them: tokens, dtype, sha256, documents_sha256."""
-        facts = {"tokens": self.tokens, "dtype": self.dtype.name, "sha256": self._ids.finish()}
+        """Make the files durable, and return what a sidecar says of them: tokens, dtype, and the sha256 of each."""
+        facts = {"tokens": self.tokens, "dtype": self._written.name, "sha256": self._ids.finish()}
+        if self._mask is not None:
+            facts["mask_sha256"] = self._mask.finish()
         return facts if self._offsets is None else {**facts, "documents_sha256": self._offsets.finish()}
 
     def rename(self) -> None:
         """Move the finished files to their places."""
         if self._offsets is not None:
             self._offsets.rename()
+        if self._mask is not None:
+            self._mask.rename()
         self._ids.rename()
 
 

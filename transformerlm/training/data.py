@@ -17,27 +17,86 @@ import torch
 from torch import Tensor
 
 from transformerlm.token_files.dataset import TokenDataset, Tokens
+from transformerlm.token_files.loss_mask import LossMask
 from transformerlm.token_files.shards import ShardedTokens
+from transformerlm.training.document_rows import DocumentRows
 from transformerlm.training.epoch_order import epoch_starts
+from transformerlm.training.reading import IGNORED, Reading
 
 if TYPE_CHECKING:  # batches need none of its libraries
+    from config.train import TrainConfig
     from transformerlm.tokenizer.tokenizer import Tokenizer
 
+
+@dataclass(frozen=True)
+class MaskedTokens:
+    """Ids of which only those that a mask names are learnt; windows of them have targets that are `IGNORED`."""
+
+    tokens: Tokens
+    mask: LossMask
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
 Batch = tuple[Tensor, Tensor]
+TrainingRows = Tokens | MaskedTokens | DocumentRows
+"""What batches are cut from."""
 Order = Literal["draw", "epoch"]
 
 
 @dataclass(frozen=True)
 class RunData:
-    """The tokenizer of a run, the token file to train on, and the one to validate on, if there is one."""
+    """The tokenizer of a run, the token file to train on, and the one to validate on, if there is one.
+
+    `separator_id` is the id between their documents; None: nobody knows it.
+    """
 
     tokenizer: Tokenizer
     train: TokenDataset
     valid: TokenDataset | None
+    separator_id: int | None = None
 
     def fingerprints(self) -> dict[str, str]:
         """Return the sha256 of what a run must not change between two starts; a checkpoint keeps them."""
         return {"train_sha256": self.train.sha256, "tokenizer_sha256": self.tokenizer.fingerprint()}
+
+
+def rows_of(dataset: TokenDataset, data: RunData, *, config: TrainConfig, seed: int = 0) -> TrainingRows:
+    """Return what batches are cut from: the ids of a token file of the run, or rows of its documents.
+
+    Raises:
+        ValueError: `data.packing` asks for documents, and nothing says where they are.
+    """
+    mask = LossMask(dataset.mask) if dataset.has_mask and dataset.mask else None
+    if config.data.packing == "windows":
+        return dataset.tokens if mask is None else MaskedTokens(dataset.tokens, mask)
+    offsets = dataset.document_offsets
+    if offsets is None or data.separator_id is None:
+        raise ValueError(
+            f'data.packing = "documents": expected a token file that says where documents are, found {dataset.path} '
+            "of an earlier version; run transformerlm-make-data again"
+        )
+    sizes = {"context_length": config.model.context_length, "separator_id": data.separator_id}
+    return DocumentRows(dataset.tokens, offsets, seed=seed, mask=mask, **sizes)
+
+
+def reading_of(data: RunData, *, config: TrainConfig) -> Reading:
+    """Return how the batches of a run are read.
+
+    Raises:
+        ValueError: `model.document_mask` is set, and nothing says which id is between documents.
+    """
+    if config.model.document_mask and data.separator_id is None:
+        raise ValueError(
+            f"model.document_mask: expected a token file that names its separator, found {data.train.path} of an "
+            "earlier version; run transformerlm-make-data again"
+        )
+    has_mask = any(one.has_mask for one in (data.train, data.valid) if one)
+    return Reading(
+        data.separator_id if config.model.document_mask else None,
+        some_ignored=has_mask or config.data.packing == "documents",
+    )
 
 
 def sample_starts(
@@ -62,7 +121,7 @@ ORDERS: dict[Order, Callable[..., npt.NDArray[np.int64]]] = {"draw": sample_star
 
 
 def get_batch(
-    tokens: Tokens,
+    tokens: TrainingRows,
     *,
     batch_size: int,
     context_length: int,
@@ -77,7 +136,8 @@ def get_batch(
 ) -> Batch:
     """Return one part of batch (seed, step): inputs and targets, int64, `(windows, context_length)`.
 
-    `order` says which windows: those of `sample_starts` or of `epoch_starts`. `batch_size` counts the windows of the
+    `order` says which windows: those of `sample_starts` or of `epoch_starts`. `DocumentRows` have an order, a seed and
+    a length of their own. `batch_size` counts the windows of the
     whole batch. It is cut into `num_micro_batches * world_size` contiguous parts whose sizes differ by one at most;
     part `rank * num_micro_batches + micro_batch` is returned. An empty part comes as one window without targets. Raises
     ValueError when a rank would have no window at all, or the data is shorter than a window. Its eleven parameters are
@@ -92,9 +152,12 @@ def get_batch(
         raise ValueError(
             f"data: a batch of {batch_size} windows cannot be cut into {world_size} ranks; use a larger batch_size"
         )
-    _num_starts(len(tokens), context_length)
-    window_starts = ORDERS[order]
-    starts = window_starts(len(tokens), batch_size=batch_size, context_length=context_length, seed=seed, step=step)
+    if isinstance(tokens, DocumentRows):
+        starts = tokens.places(batch_size=batch_size, step=step)
+    else:
+        _num_starts(len(tokens), context_length)
+        window = {"context_length": context_length, "seed": seed}
+        starts = ORDERS[order](len(tokens), batch_size=batch_size, step=step, **window)
     rows = rows_of_part(batch_size, **place)
     own = starts[rows.start : rows.stop]
     inputs, targets = _windows(tokens, own if len(own) else starts[:1], context_length, device)
@@ -164,7 +227,7 @@ def random_batch(
 
 
 def sequential_batches(
-    tokens: Tokens,
+    tokens: TrainingRows,
     *,
     batch_size: int,
     context_length: int,
@@ -177,10 +240,14 @@ def sequential_batches(
 
     Every token but the first is a target once, except for a rest shorter than a window. Of several ranks each gets
     every `world_size`-th batch, and all get equally many of one size: where windows run out, the first one fills up the
-    inputs, without targets. Raises ValueError when the data is shorter than context_length + 1 tokens.
+    inputs, without targets. `DocumentRows` come in the order of their first epoch. Raises ValueError when the data is
+    shorter than context_length + 1 tokens.
     """
-    _num_starts(len(tokens), context_length)
-    starts = (np.arange((len(tokens) - 1) // context_length, dtype=np.int64) * context_length)[:max_windows]
+    if isinstance(tokens, DocumentRows):
+        starts = np.arange(len(tokens), dtype=np.int64)[:max_windows]
+    else:
+        _num_starts(len(tokens), context_length)
+        starts = (np.arange((len(tokens) - 1) // context_length, dtype=np.int64) * context_length)[:max_windows]
     per_round = world_size * batch_size
     for first in range(0, len(starts), per_round):
         own = starts[first + rank * batch_size :][:batch_size]
@@ -198,20 +265,32 @@ def _num_starts(num_tokens: int, context_length: int) -> int:
     return num_tokens - context_length
 
 
-def _windows(tokens: Tokens, starts: npt.NDArray[np.int64], context_length: int, device: torch.device | str) -> Batch:
+def _windows(
+    tokens: TrainingRows, starts: npt.NDArray[np.int64], context_length: int, device: torch.device | str
+) -> Batch:
     device = torch.device(device)
-    widens = device.type == "cuda"  # it gets the ids as they are in the file: a quarter of the bytes, for uint16
+    if isinstance(tokens, DocumentRows):
+        inputs, targets = _on(device, tokens.read(starts))
+        return inputs, targets
+    if isinstance(tokens, MaskedTokens):
+        inputs, targets = _windows(tokens.tokens, starts, context_length, "cpu")
+        learnt = np.stack([tokens.mask.read(start + 1, start + 1 + context_length) for start in starts.tolist()])
+        inputs, targets = _on(device, torch.stack([inputs, targets.where(torch.from_numpy(learnt), IGNORED)]).numpy())
+        return inputs, targets
     if isinstance(tokens, ShardedTokens):
-        ids = tokens.windows(starts, context_length + 1, dtype=None if widens else np.int64)
+        # A GPU gets the ids as they are in the file: a quarter of the bytes, for uint16.
+        ids = tokens.windows(starts, context_length + 1, dtype=None if device.type == "cuda" else np.int64)
     else:
         positions = starts[:, None] + np.arange(context_length + 1)  # (windows, context_length + 1)
         ids = np.asarray(tokens[positions])
-    windows = _sent(ids, device) if widens else torch.from_numpy(ids.astype(np.int64, copy=False)).to(device)
+    windows = _on(device, ids)
     return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
 
-def _sent(ids: npt.NDArray[np.integer[Any]], device: torch.device) -> Tensor:
-    """Return `ids` as int64 on a device to which they travel with as few bytes as they have."""
+def _on(device: torch.device, ids: npt.NDArray[np.integer[Any]]) -> Tensor:
+    """Return `ids` as int64 on a device; a GPU gets as few bytes as they have, and widens them."""
+    if device.type != "cuda":
+        return torch.from_numpy(ids.astype(np.int64, copy=False)).to(device)
     signed, bits = as_signed(ids)
     if torch.cuda.is_available():
         signed = signed.pin_memory()  # lets the copy run while the device computes

@@ -39,29 +39,35 @@ def epoch_starts(
     return num_before + permuted(places, size=num_windows, key=key) * context_length
 
 
-def permuted(numbers: npt.NDArray[np.int64], *, size: int, key: Words) -> npt.NDArray[np.int64]:
+def permuted(numbers: npt.NDArray[np.int64], *, size: int | npt.NDArray[np.int64], key: Words) -> npt.NDArray[np.int64]:
     """Return the numbers that a permutation of `range(size)` sends these `numbers` to, int64, in their shape.
 
-    `key`, one word or one for each number, chooses the permutation.
+    `key`, one word or one for each number, chooses the permutation; `size` may be one for each number, too.
     """
-    side = math.isqrt(size - 1) + 1  # the network permutes side * side numbers, of which `size` are ours
     found = numbers.astype(np.uint64)
-    key = np.broadcast_to(key, found.shape)
+    key, sizes = np.broadcast_to(key, found.shape), np.broadcast_to(np.asarray(size, dtype=np.uint64), found.shape)
+    side = _sides(sizes)  # the network permutes side * side numbers, of which `size` are ours
     outside = np.ones(found.shape, dtype=np.bool_)
     while outside.any():  # a number that is not ours walks on along its cycle, which leads back to ours
-        found[outside] = _network(found[outside], side=side, key=key[outside])
-        outside = found >= np.uint64(size)
+        found[outside] = _network(found[outside], side=side[outside], key=key[outside])
+        outside = found >= sizes
     return found.astype(np.int64)
 
 
-def _network(numbers: Words, *, side: int, key: Words) -> Words:
+def _sides(sizes: Words) -> Words:
+    """Return the least number whose square is at least the size, of each."""
+    found, places = np.unique(sizes, return_inverse=True)
+    sides = np.array([math.isqrt(size - 1) + 1 for size in found.tolist()], dtype=np.uint64)
+    return sides[places].reshape(sizes.shape)
+
+
+def _network(numbers: Words, *, side: Words, key: Words) -> Words:
     """Permute `range(side * side)`: a number is a pair, and in each round one half is moved by a hash of the other."""
-    width = np.uint64(side)
-    left, right = numbers // width, numbers % width
+    left, right = numbers // side, numbers % side
     for number in range(NUM_ROUNDS):
         moved_by = hashed(key + np.uint64(number), right) >> np.uint64(1)  # so that the sum stays below 2^64
-        left, right = right, (left + moved_by) % width
-    return left * width + right
+        left, right = right, (left + moved_by) % side
+    return left * side + right
 
 
 def hashed(*words: Words | int) -> Words:

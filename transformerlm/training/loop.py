@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.data import Batch
 from transformerlm.training.loss import cross_entropy, training_loss
 from transformerlm.training.optim import grad_norm, scale_gradients
+from transformerlm.training.reading import IGNORED, Reading
 from transformerlm.training.spike_guard import Trouble, not_finite
 from transformerlm.utils.row_blocks import logits_at_once
 
@@ -34,7 +36,7 @@ class StepResult:
     Args:
         loss: mean loss in nats over all micro-batches and ranks.
         grad_norm: L2 norm of the gradient before clipping.
-        tokens: target tokens, of all ranks.
+        tokens: target tokens that are learnt, of all ranks.
         learning_rate: the rate of the step.
         trouble: why the step was not made, with the weights left as they were; None: it was made.
         flags: the sums over the ranks of what `train_step` was given as `flags`; nothing in a world of one.
@@ -78,6 +80,7 @@ def train_step(
     num_tokens: int | None = None,
     z_loss: float = 0.0,
     dropout_keys: Sequence[Tensor | None] | None = None,
+    reading: Reading = Reading(),  # noqa: B008  # frozen
     judge: Judge = not_finite,
     flags: Flags = tuple,
 ) -> StepResult:
@@ -96,6 +99,7 @@ def train_step(
         num_tokens: target tokens of this step over all ranks; None: those of `micro_batches`.
         z_loss: that of `training_loss`; it is not in the loss that is returned.
         dropout_keys: the keys with which the model drops numbers, for each micro-batch; None: nothing is dropped.
+        reading: which targets are learnt, and where documents begin. A step in which nothing is learnt has no loss.
         judge: is asked once, with numbers that are the same on all ranks; a step that it refuses is not made: weights,
             optimizer and learning rate stay as they were.
         flags: numbers of this rank that travel with the loss to the other ranks; asked for after the backward pass.
@@ -112,16 +116,23 @@ def train_step(
         autocast=autocast,
         z_loss=z_loss,
         dropout_keys=dropout_keys or [None] * len(micro_batches),
+        reading=reading,
         shards=shards,
     )
     with nvtx.range("optimizer"):
         shards.take_gradients()
         extra = loss.new_tensor(flags()) if shards.world.is_distributed else loss.new_empty(0)
+        if reading.some_ignored:
+            extra = torch.cat((sum(reading.num_learnt(targets) for _, targets in micro_batches).view(1), extra))  # type: ignore[union-attr]
         sums, norm = shards.sum_with_norm(torch.cat(((loss * own_tokens).view(1), extra)), grad_norm(parameters))
+        if reading.some_ignored:  # the gradients are those of a mean over all targets
+            norm = _count_learnt_alone(parameters, norm, num_tokens / sums[1])
         scale_gradients(parameters, max_grad_norm or math.inf, norm)
         # The one time that a step waits for the device: a step that is not finite must not be made.
         total_loss, joint_norm, *summed = torch.cat((sums[:1], norm.to(sums).view(1), sums[1:])).tolist()
-        mean_loss = total_loss / num_tokens
+        if reading.some_ignored:
+            num_tokens = int(summed.pop(0))
+        mean_loss = total_loss / num_tokens if num_tokens else math.nan
         trouble = judge(mean_loss, joint_norm)
         if trouble is None:
             for group in optimizer.param_groups:
@@ -140,6 +151,7 @@ def _accumulate_gradients(
     autocast: Autocast,
     z_loss: float,
     dropout_keys: Sequence[Tensor | None],
+    reading: Reading,
     shards: Shards,
 ) -> Tensor:
     """Add up the gradients of the micro-batches `(batch, seq)`, and return the mean loss of this rank's, a scalar.
@@ -155,12 +167,18 @@ def _accumulate_gradients(
         with nvtx.range("forward"), autocast():
             # Without targets of its own a rank computes any loss, and counts it as nothing: it only keeps in step.
             theirs = targets if len(targets) else inputs
-            entropy, minimised = batch_loss(model, inputs, theirs, z_loss=z_loss, dropout_keys=keys)
+            entropy, minimised = batch_loss(model, inputs, theirs, z_loss=z_loss, dropout_keys=keys, reading=reading)
         share = targets.numel() / num_tokens
         with nvtx.range("backward"):
             (minimised * (share * shards.world.world_size)).backward()  # type: ignore[no-untyped-call]
         loss += entropy.detach() * (targets.numel() / own_tokens)
     return loss
+
+
+def _count_learnt_alone(parameters: Iterable[nn.Parameter], norm: Tensor, factor: Tensor) -> Tensor:
+    """Multiply all gradients, and return their norm, by a factor: a mean over all becomes one over those learnt."""
+    torch._foreach_mul_([one.grad for one in parameters if one.grad is not None], factor)
+    return norm * factor
 
 
 def batch_loss(
@@ -170,11 +188,24 @@ def batch_loss(
     *,
     z_loss: float = 0.0,
     dropout_keys: Tensor | None = None,
+    reading: Reading = Reading(),  # noqa: B008  # frozen
 ) -> tuple[Tensor, Tensor]:
-    """Return `training_loss` of ids and targets `(batch, seq)`: the cross-entropy, and what to minimise."""
+    """Return `training_loss` of ids and targets `(batch, seq)`: the cross-entropy, and what to minimise.
+
+    Both are means over all targets; those that are ignored count as 0.
+    """
     # (batch, seq, d_model): the logits are made with the loss, in blocks of rows.
-    hidden = model(inputs, head=False, dropout_keys=dropout_keys)
-    return training_loss(hidden, model.head_weight, targets, soft_cap=model.settings.logit_soft_cap, z_loss=z_loss)
+    hidden, weight = model(inputs, head=False, dropout_keys=dropout_keys, **reading.places(inputs)), model.head_weight
+    loss = partial(training_loss, soft_cap=model.settings.logit_soft_cap, z_loss=z_loss)
+    if not reading.some_ignored:
+        return loss(hidden, weight, targets)
+    learnt = targets != IGNORED  # (batch, seq)
+    if not learnt.any():
+        nothing = 0.0 * (hidden.sum() + weight.sum())  # so that a backward pass meets all weights, as on other ranks
+        return nothing.detach(), nothing
+    entropy, minimised = loss(hidden[learnt], weight, targets[learnt])
+    share = reading.num_learnt(targets) / targets.numel()
+    return entropy * share, minimised * share
 
 
 @torch.no_grad()
@@ -184,6 +215,7 @@ def evaluate(
     *,
     token_bytes: Tensor,
     autocast: Autocast,
+    reading: Reading = Reading(),  # noqa: B008  # frozen
     world: World = World(),  # noqa: B008  # frozen
 ) -> EvalResult:
     """Return the mean loss over the batches of all ranks, and bits per byte.
@@ -192,6 +224,7 @@ def evaluate(
     targets decode to. `token_bytes` `(vocab_size,)` holds each id's length in bytes, 0 for special tokens. A batch is
     cut so that there are never more logits at once than in training: what can be trained can be evaluated. A batch may
     have fewer rows of targets than of inputs; rows without are only there to make all ranks' forward passes alike.
+    `reading` says which targets count, and where documents begin.
     """
     training = model.training
     model.eval()
@@ -200,11 +233,14 @@ def evaluate(
         for inputs, targets in batches:  # (batch, seq); targets may have fewer rows
             num_rows = max(1, logits_at_once(inputs.device.type) // (len(token_bytes) * inputs.shape[1]))
             for start in range(0, len(inputs), num_rows):
-                theirs = targets[start : start + num_rows]
+                own, theirs = inputs[start : start + num_rows], targets[start : start + num_rows]
                 with nvtx.range("evaluate"), autocast():
-                    logits = model(inputs[start : start + num_rows])
+                    logits = model(own, **reading.places(own))[: len(theirs)]
+                    if reading.some_ignored:
+                        logits, theirs = logits[theirs != IGNORED], theirs[theirs != IGNORED]
                     if len(theirs):
-                        nats += cross_entropy(logits[: len(theirs)], theirs, reduction="sum").item()
+                        nats += cross_entropy(logits, theirs, reduction="sum").item()
+            targets = targets[targets != IGNORED] if reading.some_ignored else targets
             tokens += targets.numel()
             num_bytes += int(token_bytes[targets].sum())
     finally:
@@ -212,4 +248,4 @@ def evaluate(
     nats, tokens, num_bytes = all_reduce_sum(
         torch.tensor([nats, tokens, num_bytes], dtype=torch.float64), world
     ).tolist()
-    return EvalResult(loss=nats / tokens, bits_per_byte=nats / math.log(2) / max(1, num_bytes))
+    return EvalResult(loss=nats / tokens if tokens else math.nan, bits_per_byte=nats / math.log(2) / max(1, num_bytes))

@@ -115,6 +115,8 @@ def snapshot(
         "wandb_id": runtime.logger.run_id,
         "computed_with": _computed_with(runtime),
     } | document_ids.state_of_data(data.train, data.tokenizer)
+    if "chat" in data.train.metadata:  # how conversations become ids, for whoever answers
+        values["chat"] = data.train.metadata["chat"]
     state_of_optimizer = OptimizerState.of(optimizer, _rows_of(shards, optimizer))
     return Snapshot(shards.rows, state_of_optimizer, data.tokenizer, dump_toml(config), values)
 

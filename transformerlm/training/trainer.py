@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,9 +41,12 @@ from transformerlm.training.data import (
     RunData,
     get_batch,
     made_ahead,
+    reading_of,
+    rows_of,
     rows_of_part,
     sequential_batches,
 )
+from transformerlm.training.document_rows import DocumentRows
 from transformerlm.training.dropout_keys import dropout_keys
 from transformerlm.training.loop import EvalResult, StepResult, evaluate, train_step
 from transformerlm.training.norm_metrics import NormRecorder
@@ -84,6 +88,9 @@ class Trainer:
         shards: Shards | None = None,
     ) -> None:
         self.config, self.runtime, self.data = config, runtime, data
+        self.reading = reading_of(data, config=config)
+        self.train_rows = rows_of(data.train, data, config=config, seed=config.training.seed)
+        self._valid_rows = rows_of(data.valid, data, config=config) if data.valid else None
         self.checkpoints = run_dir / "checkpoints"
         self.state = state or TrainState()
         self.timetable = Timetable.of(config)
@@ -168,6 +175,7 @@ class Trainer:
             num_tokens=config.training.batch_size * config.model.context_length,
             z_loss=config.training.z_loss,
             dropout_keys=self.dropout_keys(step),
+            reading=self.reading,
             judge=partial(guard.trouble_with, spike_factor=self._spike_factor),
             flags=self._flags,
         )
@@ -266,7 +274,7 @@ class Trainer:
         training, place = self.config.training, self._place
         batch = partial(
             get_batch,
-            self.data.train.tokens,
+            self.train_rows,
             batch_size=training.batch_size,
             context_length=self.config.model.context_length,
             seed=training.seed,
@@ -306,7 +314,12 @@ class Trainer:
         training, context_length, data = self.config.training, self.config.model.context_length, self.data.train
         data_step = self.state.step + self.state.guard.data_offset
         windows = {"batch_size": training.batch_size, "context_length": context_length, "seed": training.seed}
-        starts = ORDERS[self.config.data.order](len(data), step=data_step, **windows).tolist()
+        if isinstance(self.train_rows, DocumentRows):
+            places = self.train_rows.places(batch_size=training.batch_size, step=data_step)
+            facts = {**facts, "rows": self.train_rows.read(places)[0].tolist()}
+            starts: list[int] = []
+        else:
+            starts = ORDERS[self.config.data.order](len(data), step=data_step, **windows).tolist()
         folder = self.checkpoints.parent / "skipped"
         try:
             write_batch(folder, self.state.step, data=data, starts=starts, context_length=context_length, facts=facts)
@@ -342,7 +355,7 @@ class Trainer:
         metrics = {"loss": result.loss, "lr": result.learning_rate, "grad_l2_norm": result.grad_norm}
         metrics["tokens"] = self.state.tokens
         if self.config.data.order == "epoch":
-            metrics["epoch"] = self.state.tokens / len(self.data.train)
+            metrics["epoch"] = self.state.tokens / self.data.train.num_learnt
         if self.state.guard.skipped_steps:
             metrics["skipped_steps"] = self.state.guard.skipped_steps
         return metrics | (self.norms.norms() if self.norms else {})
@@ -365,12 +378,16 @@ class Trainer:
     def validate(self) -> EvalResult:
         """Evaluate on the first `eval_tokens` of the validation file, which the ranks share out in batches."""
         assert self.data.valid is not None
+        assert self._valid_rows is not None
         world = self.runtime.world
         num_windows = num_validation_windows(self.config, len(self.data.valid))
+        if isinstance(self._valid_rows, DocumentRows):
+            wanted = self.config.training.eval_tokens // self.config.model.context_length
+            num_windows = min(max(1, wanted), len(self._valid_rows))
         share = math.ceil(num_windows / world.world_size)
         size = min(share, sequences_per_pass(self.config.training, 1))  # as in a run of one process
         batches = sequential_batches(
-            self.data.valid.tokens,
+            self._valid_rows,
             batch_size=size,
             context_length=self.config.model.context_length,
             max_windows=num_windows,
@@ -381,7 +398,8 @@ class Trainer:
         if self.runtime.device.type == "cuda":
             batches = made_ahead(batches)
         batches = self._counted(batches, math.ceil(num_windows / (size * world.world_size)))
-        result = evaluate(self.raw_model, batches, token_bytes=self._token_bytes, autocast=self.autocast, world=world)
+        how: dict[str, Any] = {"token_bytes": self._token_bytes, "autocast": self.autocast, "reading": self.reading}
+        result = evaluate(self.raw_model, batches, world=world, **how)
         self.shards.settle()
         return result
 

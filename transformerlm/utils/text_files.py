@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from transformerlm.utils.conversations import conversation_as_text
 from transformerlm.utils.file_kinds import HEAD_BYTES, check_is_json_lines, check_is_no_json_lines, check_is_text
 from transformerlm.utils.json_files import json_kind
 from transformerlm.utils.text_formats import Format, check_can_unpack, damage_named, format_of, parquet_rows
@@ -50,10 +51,12 @@ class ReadStats:
     """What reading has found so far; the caller passes it in, and it fills up while the stream is consumed.
 
     With `refuse_invalid` the first byte of invalid UTF-8 is an error instead of being counted. The first `sample_chars`
-    characters are kept, since an input may be a pipe, which cannot be read twice.
+    characters are kept, since an input may be a pipe, which cannot be read twice. With `conversations`, the text of a
+    row is that of `conversation_as_text`.
     """
 
     refuse_invalid: bool = False
+    conversations: bool = False  # rows hold messages instead of text
     disk_bytes: int = 0  # of the files as they are on disk (compressed ones compressed)
     documents: int = 0  # with a sample only
     chosen_documents: int = 0  # of them
@@ -272,7 +275,8 @@ def _text_of_stretch(
         number, left = 0, start
         while block := raw.read(min(BLOCK_BYTES, left)):
             number, left = number + block.count(b"\n"), left - len(block)
-        for _ in _json_lines(path, stream(), text_field, ReadStats(stats.refuse_invalid), number=number):
+        again = ReadStats(stats.refuse_invalid, stats.conversations)
+        for _ in _json_lines(path, stream(), text_field, again, number=number):
             pass
         raise
 
@@ -362,10 +366,13 @@ def _text_of_line(line: bytes, where: str, text_field: str, stats: ReadStats) ->
     if text_field not in record:
         raise ValueError(f"{where}: expected the field {text_field!r}, found {sorted(record)[:8]} (set text_field)")
     text = record[text_field]
-    if not isinstance(text, str):
+    if stats.conversations:
+        text, num_surrogates = conversation_as_text(text, where=where)
+    elif not isinstance(text, str):
         raise ValueError(f"{where}: expected text under {text_field!r}, found {json_kind(text)}")
-    text, num_surrogates = _SURROGATE.subn("\ufffd", text)  # JSON can spell half a character: "\\ud83d"
+    else:
+        text, num_surrogates = _SURROGATE.subn("\ufffd", text)  # JSON can spell half a character: "\\ud83d"
     stats.invalid_utf8 += num_surrogates
     if num_surrogates and stats.refuse_invalid:
         raise ValueError(f"{where}: expected whole characters, found half of one spelled with \\u ({_REPLACE_HINT})")
-    return text
+    return str(text)

@@ -83,10 +83,11 @@ def estimate_seconds(trainer: Trainer) -> tuple[float, float]:
     """
     step = trainer.state.step + 1
     (inputs, targets), keys = trainer.micro_batches(step)[0], trainer.dropout_keys(step)[0]
+    theirs = targets if len(targets) else inputs
 
     def forward_and_backward() -> None:
         with trainer.autocast():
-            _, loss = batch_loss(trainer.model, inputs, targets if len(targets) else inputs, dropout_keys=keys)
+            _, loss = batch_loss(trainer.model, inputs, theirs, dropout_keys=keys, reading=trainer.reading)
         loss.backward()  # type: ignore[no-untyped-call]
         trainer.shards.drop_gradients()
 
@@ -104,8 +105,12 @@ class RandomTokens(TokenDataset):
     def __init__(self, *, vocab_size: int, context_length: int, num_tokens: int = _NUM_TOKENS) -> None:
         rng = np.random.default_rng(0)
         self.num_tokens = num_tokens + context_length
+        self.path = Path("random tokens")
         self.tokens = rng.integers(vocab_size, size=self.num_tokens, dtype=np.uint32)
-        self.sha256 = ""
+        self.sha256, self.metadata = "", {}
+        self._shards = []
+        # Documents of a quarter of the context.
+        self.document_offsets = np.append(np.arange(0, self.num_tokens, max(1, context_length // 4)), self.num_tokens)
 
 
 def trainer_on_random_tokens(
@@ -120,6 +125,7 @@ def trainer_on_random_tokens(
         tokenizer=Tokenizer({byte: bytes([byte]) for byte in range(256)}, []),
         train=RandomTokens(**sizes),
         valid=RandomTokens(**sizes, num_tokens=num_valid_tokens),
+        separator_id=0,
     )
     model = build_model(config, device=device)
     return Trainer(

@@ -22,6 +22,7 @@ from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.dropout_keys import dropout_keys
 from transformerlm.training.loop import batch_loss
 from transformerlm.training.planning.machine import Machine
+from transformerlm.training.reading import Reading
 from transformerlm.utils.device import available_memory_bytes, device_memory_bytes, synchronize
 from transformerlm.utils.dtypes import Precision, autocast
 
@@ -153,8 +154,9 @@ def _runs(model: TransformerLM, size: int, held: int, device: torch.device, prec
         # (size, context_length): any ids do, each below vocab_size.
         ids = torch.arange(size * model.context_length, device=device).view(size, -1) % model.vocab_size
         keys = dropout_keys(model.settings, range(size), seed=0, step=1, device=device)
+        reading = Reading(0 if model.settings.document_mask else None)
         with autocast(device, precision):
-            _, loss = batch_loss(model, ids, ids, dropout_keys=keys)
+            _, loss = batch_loss(model, ids, ids, dropout_keys=keys, reading=reading)
         loss.backward()  # type: ignore[no-untyped-call]
         synchronize(device)
         del block

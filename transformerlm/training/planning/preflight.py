@@ -37,7 +37,7 @@ def check_dataset(dataset: TokenDataset, *, config: TrainConfig, tokenizer: Toke
             tokens.
     """
     context_length = config.model.context_length
-    if dataset.num_tokens < context_length + 1:
+    if dataset.num_tokens < context_length + 1 and config.data.packing == "windows":
         raise ValueError(
             f"{key}: {dataset.path} holds {dataset.num_tokens} tokens, fewer than model.context_length + 1 = "
             f"{context_length + 1}; use more text or a smaller context_length"

@@ -1,0 +1,115 @@
+"""Conversations as ids: one function renders messages, for data, for training and for whoever answers.
+
+What a message says is plain text, whatever it spells: only the format's own strings may be special tokens. So no
+message can end another one's turn, or begin one. What the assistant says, and the string that ends its message, is
+learnt; nothing else is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from transformerlm.tokenizer.tokenizer import Tokenizer
+
+Message = tuple[str, str]
+"""A role, which is system, user or assistant, and a content."""
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """The strings around messages; the defaults are ChatML.
+
+    A message is `system`, `user` or `assistant`, by its role, then its content, `end` and `after`. `special_tokens` are
+    those of the strings that must be special tokens of the tokenizer.
+    """
+
+    system: str = "<|im_start|>system\n"
+    user: str = "<|im_start|>user\n"
+    assistant: str = "<|im_start|>assistant\n"
+    end: str = "<|im_end|>"
+    after: str = "\n"
+    special_tokens: tuple[str, ...] = ("<|im_start|>", "<|im_end|>")
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> ChatFormat:
+        """Return the format that `to_json` wrote.
+
+        Raises:
+            TypeError: a key that does not exist.
+        """
+        return cls(**{**record, "special_tokens": tuple(record.get("special_tokens", ()))})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the format as a sidecar and a checkpoint keep it."""
+        return {**asdict(self), "special_tokens": list(self.special_tokens)}
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Refuse a tokenizer that lacks one of the special tokens.
+
+        Raises:
+            ValueError: it does.
+        """
+        if missing := [token for token in self.special_tokens if token not in tokenizer.special_token_ids]:
+            known = ", ".join(map(repr, tokenizer.special_tokens)) or "none at all"
+            raise ValueError(
+                f"chat.special_tokens: expected special tokens of the tokenizer ({known}), found {missing[0]!r}; train "
+                "a tokenizer with it in special_tokens, or set chat.special_tokens = [], and it is plain text"
+            )
+
+
+class ChatRenderer:
+    """Renders conversations as ids by a format; its strings are encoded once.
+
+    Raises:
+        ValueError: the tokenizer lacks a special token of the format.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, chat: ChatFormat) -> None:
+        chat.check(tokenizer)
+        self.tokenizer, self.chat = tokenizer, chat
+        names = ("system", "user", "assistant", "end", "after")
+        self._strings = {name: np.array(self._encoded(getattr(chat, name)), dtype=np.uint32) for name in names}
+
+    def render(self, messages: Sequence[Message]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
+        """Return the ids of a conversation, and which of them are learnt, each `(tokens,)`."""
+        ids, learnt, _ = self.render_all([messages])
+        return ids, learnt
+
+    def prompt(self, messages: Sequence[Message]) -> npt.NDArray[np.uint32]:
+        """Return the ids after which the assistant answers: those of the messages, and the beginning of its own."""
+        return np.concatenate([self.render(messages)[0], self._strings["assistant"]])
+
+    def render_all(
+        self, conversations: Sequence[Sequence[Message]]
+    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+        """Return ids and what is learnt of conversations, one after the other, and where each ends."""
+        contents = [content for messages in conversations for _, content in messages]
+        encoded, content_ends = self.tokenizer.encode_batch_to_array(contents, allow_special=False)
+        texts = iter(np.split(encoded, content_ends[:-1]) if contents else [])
+        ids, learnt, ends = [np.empty(0, dtype=np.uint32)], [np.empty(0, dtype=np.bool_)], []
+        total = 0
+        for messages in conversations:
+            for role, _ in messages:
+                said = next(texts)
+                parts = (self._strings[role], said, self._strings["end"], self._strings["after"])
+                is_learnt = (False, role == "assistant", role == "assistant", False)
+                for part, yes in zip(parts, is_learnt, strict=True):
+                    ids.append(part.astype(np.uint32, copy=False))
+                    learnt.append(np.full(len(part), yes))
+                    total += len(part)
+            ends.append(total)
+        return np.concatenate(ids), np.concatenate(learnt), np.array(ends, dtype=np.int64)
+
+    def _encoded(self, text: str) -> list[int]:
+        """Return the ids of a string of the format: its special tokens, and all between them as plain text."""
+        for token in self.chat.special_tokens:
+            before, found, rest = text.partition(token)
+            if found:
+                middle = [self.tokenizer.special_token_ids[token]]
+                return [*self._encoded(before), *middle, *self._encoded(rest)]
+        return self.tokenizer.encode_ordinary(text)
