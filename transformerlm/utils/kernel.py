@@ -89,7 +89,8 @@ class Kernel:
         """The function as numba has it."""
         from numba import njit
 
-        return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **self.targetoptions)(self.py_func)
+        options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **self.targetoptions}
+        return njit(**options)(self.py_func)
 
     @property
     def _numba_type_(self) -> Any:
@@ -112,9 +113,10 @@ class Kernel:
             return self._calls[form]
 
     def _compile(self, args: tuple[Any, ...]) -> MachineCode:
-        from numba import typeof, types
+        import numba
 
-        signature = tuple(types.int64 if isinstance(arg, int) else typeof(arg) for arg in args)
+        typeof: Any = numba.typeof
+        signature = tuple(numba.types.int64 if isinstance(arg, int) else typeof(arg) for arg in args)
         for listener in _listeners:
             listener(self._name, False)
         self.dispatcher.compile(signature)
