@@ -288,9 +288,13 @@ def _windows(
 
 
 def _on(device: torch.device, ids: npt.NDArray[np.integer[Any]]) -> Tensor:
-    """Return `ids` as int64 on a device; a GPU gets as few bytes as they have, and widens them."""
-    if device.type != "cuda":
-        return torch.from_numpy(ids.astype(np.int64, copy=False)).to(device)
+    if device.type == "cuda":
+        return _sent(ids, device)
+    return torch.from_numpy(ids.astype(np.int64, copy=False)).to(device)
+
+
+def _sent(ids: npt.NDArray[np.integer[Any]], device: torch.device) -> Tensor:
+    """Return `ids` as int64 on a device to which they travel with as few bytes as they have."""
     signed, bits = as_signed(ids)
     if torch.cuda.is_available():
         signed = signed.pin_memory()  # lets the copy run while the device computes
