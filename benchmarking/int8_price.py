@@ -53,8 +53,8 @@ def measure(checkpoint: Path, text: Path, *, windows: int, new_tokens: int) -> d
     """
     import torch
 
-    from transformerlm import Predictor
     from transformerlm.inference.generate import Decoder
+    from transformerlm.inference.predictor import Predictor
 
     predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
     model = predictor.model

@@ -24,7 +24,7 @@ BY_HAND = ("train-tokenizer", "make-data", "train", "infer")
 # Commands whose lines are checked by appending an option that prints and runs nothing: --print-config, but for these.
 PRINTS = {"benchmarking.gpu_suite": "--dry-run"}
 # Those without a configuration, which only running them can check (tests/test_docs.py).
-PLAIN = ("benchmarking.plot_tokenizer", "benchmarking.lm_eval")
+PLAIN = ("benchmarking.plot_tokenizer", "benchmarking.lm_eval", "benchmarking.fit_rows")
 ENDS = ("|", ">", ">>", "2>", "<", "&&", ";", "&", "$@", "$@;")  # "$@" is what a function of the shell was given
 COMMAND = re.compile(r"transformerlm-([\w-]+)|(?:cli|benchmarking)\.(\w+)")
 
@@ -85,7 +85,7 @@ def test_the_command_is_accepted(line, checkout):
     """The line's options and values are valid: the command prints its configuration or plan instead of running."""
     module, arguments = our_part(line)
     for place, word in enumerate(arguments):
-        if word.endswith("/config.toml") and not Path(word).exists():  # that of a run
+        if word.endswith(("/config.toml", "/train.toml")) and not Path(word).exists():  # that of a run, or for one
             arguments[place] = "train.toml"
     stdout, stderr = io.StringIO(), io.StringIO()
     with redirect_stdout(stdout), redirect_stderr(stderr), pytest.raises(SystemExit) as done:

@@ -52,7 +52,9 @@ def test_damage_and_resumes_are_said(tmp_path):
 
 def test_what_is_no_run_is_refused(tmp_path):
     """Exit 2, with a line that names the file; without a run, the line says what is expected."""
-    done = call("runs_show", tmp_path)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    done = call("runs_show", folder)
     assert (done.code, done.stdout) == (2, "")
-    assert done.stderr == f"error: {tmp_path}: expected the directory of a run, found no metrics.jsonl in it\n"
+    assert done.stderr == f"error: {folder}: expected the directory of a run, found no metrics.jsonl in it\n"
     assert call("runs_show").stderr.startswith("transformerlm-runs show: expected RUN, or --config FILE.toml")

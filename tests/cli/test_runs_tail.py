@@ -84,6 +84,8 @@ def test_ctrl_c_is_a_quiet_end(tmp_path):
 
 def test_what_is_no_run_is_refused(tmp_path):
     """Exit 2, with a line that names the file."""
-    done = call("runs_tail", tmp_path)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    done = call("runs_tail", folder)
     assert (done.code, done.stdout) == (2, "")
-    assert done.stderr == f"error: {tmp_path}: expected the directory of a run, found no metrics.jsonl in it\n"
+    assert done.stderr == f"error: {folder}: expected the directory of a run, found no metrics.jsonl in it\n"

@@ -133,7 +133,8 @@ def _take_apart(args: Iterable[Any], numbers: list[int], types: list[str]) -> No
             facts = arg.__array_interface__
             address, is_read_only = facts["data"]
             if is_read_only or facts["strides"] is not None:
-                raise TypeError(f"expected an array without gaps that may be written, found strides {arg.strides}")
+                found = "a read-only one" if is_read_only else f"one with strides {arg.strides}"
+                raise TypeError(f"expected an array without gaps that may be written, found {found}")
             types.append(f"{facts['typestr']}{arg.ndim}")
             numbers += 0, 0, arg.size, arg.itemsize, address, *arg.shape, *arg.strides
         elif isinstance(arg, tuple):

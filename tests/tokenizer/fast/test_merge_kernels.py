@@ -40,7 +40,7 @@ class Merger:
 
     def by_kernel(self, kernels: ModuleType, word: bytes) -> list[int]:
         """Return the ids that a kernel writes after one that is there."""
-        data = np.frombuffer(word + bytes(PADDING), dtype=np.uint8)
+        data = np.frombuffer(bytearray(word + bytes(PADDING)), dtype=np.uint8)
         work = np.full(kernels.WORK_PER_BYTE * max(1, len(word)), -7, dtype=np.int64)
         out = np.full(1 + len(word), 97, dtype=np.uint32)
         end = kernels.merge_piece(data, 0, len(word), self.merges, work, out, 1)

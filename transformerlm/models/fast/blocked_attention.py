@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
@@ -146,11 +147,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(*inputs[:3], *output)
 
 
+@partial(traced_attention.register_autograd, setup_context=_save)
 def _backward(ctx: Any, grad_output: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     return *_traced_backward(grad_output, *ctx.saved_tensors), None
-
-
-traced_attention.register_autograd(_backward, setup_context=_save)
 
 
 def _room_for_probabilities(query: Tensor, keep: bool) -> Tensor:
