@@ -25,17 +25,18 @@ TIMED = 4
 # A size is worth its time if this many tokens are left for each weight of its blocks' matrices (docs/LOG.md).
 TOKENS_PER_WEIGHT = 1.2
 # Tokens that are read again are worth less: reading a text for ever is worth reading 1 + 15.4 texts of its size once
-# (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models", equation 5). Dropout comes on top of that.
+# (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models", equation 5).
 REPETITION = 15.4
-DROPOUT = ((2.0, 0.0), (6.0, 0.1), (math.inf, 0.2))  # up to so many passes over the text
-MAX_PASSES = 40.0  # more were never better
+# Dropout and weight decay up to so many passes over the text (docs/LOG.md). After the last, more time gave nothing.
+AGAINST_OVERFITTING = ((1.5, 0.0, 0.1), (5.0, 0.1, 0.2), (12.0, 0.2, 0.5), (math.inf, 0.2, 1.0))
+MAX_PASSES = 20.0
 CONTEXT_LENGTH, MIN_CONTEXT_LENGTH = 256, 16
 MIN_TRAIN_WINDOWS, MIN_VALID_WINDOWS = 50, 2  # of the context
 TOKENS_PER_STEP, MIN_STEPS_PER_PASS = 2048, 50
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 512, 4096
-BYTES_PER_TOKEN_OF_VOCAB = 200
+BYTES_PER_TOKEN_OF_VOCAB = 1000
 VALID_FRACTION = 0.05
-LEARNING_RATE, WEIGHT_DECAY = 0.01, 0.1
+LEARNING_RATE = 0.01
 VALIDATION_SHARE = 0.08  # of the time, for all validations together
 NUM_VALIDATIONS = 10
 NUM_SAMPLES = 6
@@ -186,7 +187,6 @@ def choose(
             "data.order": Chosen("epoch", "each window once before any is read again"),
             "training.batch_size": Chosen(batch_size, f"{tokens_per_step:,} tokens a step"),
             "optimizer.learning_rate": Chosen(LEARNING_RATE, "suits Muon at these sizes"),
-            "optimizer.weight_decay": Chosen(WEIGHT_DECAY, "of the matrices"),
             "training.eval_tokens": Chosen(eval_tokens, f"of the {text.valid_tokens:,} tokens kept for validation"),
         },
         steps=0,
@@ -258,10 +258,11 @@ def _weights(shape: tuple[int, int, int]) -> int:
 
 
 def _against_overfitting(passes: float) -> dict[str, Chosen]:
-    """Return the dropout for so many passes over the text."""
-    rate = next(rate for most, rate in DROPOUT if passes <= most)
+    """Return dropout and weight decay for so many passes over the text."""
+    rate, decay = next((rate, decay) for most, rate, decay in AGAINST_OVERFITTING if passes <= most)
     why = f"the text is read {passes:.2g} times" if passes < 10 else f"the text is read {passes:.0f} times"
-    return {f"model.dropout.{place}": Chosen(rate, why) for place in ("embedding", "residual")}
+    values = {"model.dropout.embedding": rate, "model.dropout.residual": rate, "optimizer.weight_decay": decay}
+    return {key: Chosen(value, why) for key, value in values.items()}
 
 
 def _why_shape(plan: Plan, steps: int, seconds: float) -> dict[str, Chosen]:
