@@ -259,8 +259,12 @@ def _weights(shape: tuple[int, int, int]) -> int:
 
 def _against_overfitting(passes: float) -> dict[str, Chosen]:
     """Return dropout and weight decay for so many passes over the text."""
-    rate, decay = next((rate, decay) for most, rate, decay in AGAINST_OVERFITTING if passes <= most)
-    why = f"the text is read {passes:.2g} times" if passes < 10 else f"the text is read {passes:.0f} times"
+    least = 0.0
+    for most, rate, decay in AGAINST_OVERFITTING:
+        if passes <= most:
+            break
+        least = most
+    why = f"for a text that is read up to {most:g} times" if not least else f"for one read more than {least:g} times"
     values = {"model.dropout.embedding": rate, "model.dropout.residual": rate, "optimizer.weight_decay": decay}
     return {key: Chosen(value, why) for key, value in values.items()}
 
