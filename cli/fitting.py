@@ -83,14 +83,23 @@ def encode(task: Task) -> tuple[Text, Speed, float]:
 
 
 def _time_steps(task: Task, num_bytes: int) -> tuple[Speed, float]:
-    """Return the speed of one size on this machine, and the seconds that the steps took which say so."""
+    """Return the speed of two sizes on this machine, and the seconds that the steps took which say so."""
     from transformerlm.experiments.fit import choice
 
     with working(f"timing a few steps, to fill {clock(task.seconds)}"):
-        settings = _places(task) | choice.timed_settings(num_bytes, task.seconds, most_context=_most_context(task))
-        settings |= {"training.device": task.device}
-        out = run_stage(task.home, "plan", settings, config="recipes/fast", quiet=True)
-    facts = json.loads(out)
+        (small, first), (large, second) = (_time_size(task, num_bytes, size) for size in choice.TIMED)
+    return large.beside(small), first + second
+
+
+def _time_size(task: Task, num_bytes: int, size: int) -> tuple[Speed, float]:
+    """Return the speed of one of the sizes, and the seconds that its steps took."""
+    from transformerlm.experiments.fit import choice
+
+    most = _most_context(task)
+    settings = choice.timed_settings(num_bytes, task.seconds, size=size, most_context=most)
+    settings |= _places(task) | {"training.device": task.device}
+    name = f"plan_{settings['model.d_model']}"
+    facts = json.loads(run_stage(task.home, "plan", settings, config="recipes/fast", name=name, quiet=True))
     steps = facts["calibration.steps"] * facts["calibration.seconds_per_step"]
     speed = choice.Speed(
         flops_per_token=facts["flops.per_token"],

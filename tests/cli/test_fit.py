@@ -101,7 +101,7 @@ def test_a_dry_run_ends_before_the_training(pretend, text, tmp_path):
     done = call("fit", text, "--dir", home, "--time=10m", "--dry-run")
     assert done.code == 0
     names = [command[3].removeprefix("cli.") for command in pretend.started]
-    assert names == ["plan", "train_tokenizer", "make_data", "train"]  # the last is the probe
+    assert names == ["plan", "plan", "train_tokenizer", "make_data", "train"]  # the last is the probe
     assert (home / "prediction.json").exists()
     words = shlex.split(done.stderr.splitlines()[-1])
     assert words[-1] == f"--config={home / 'train.toml'}"
@@ -131,14 +131,14 @@ def test_a_text_too_long_for_the_time_is_cut_and_it_is_said(pretend, tmp_path):
     done = call("fit", text, "--dir", home, "--time=10s", "--dry-run")
     assert done.code == 0, done.stderr
     part = home / "part.txt"
-    assert settings_of(pretend.started[1])["input"] == settings_of(pretend.started[2])["input"] == [str(part)]
+    assert settings_of(pretend.started[2])["input"] == settings_of(pretend.started[3])["input"] == [str(part)]
     assert part.stat().st_size == pytest.approx(1_000_000, rel=0.1)
     numbers = [int(one.split()[1].rstrip(".")) for one in part.read_text().split(END) if one.strip()]
     assert numbers == sorted(numbers)
     assert numbers[-1] > 690
     assert f"of {text.stat().st_size / 1e6:.3g} MB" in done.stderr
     call("fit", text, "--dir", home, "--time=10h", "--dry-run")
-    assert settings_of(pretend.started[5])["input"] == [str(text)]
+    assert settings_of(pretend.started[7])["input"] == [str(text)]
 
 
 def test_the_probes_and_the_training_share_the_time(pretend, text, tmp_path):
@@ -147,10 +147,10 @@ def test_the_probes_and_the_training_share_the_time(pretend, text, tmp_path):
     for name, seconds in (("a", 600), ("b", 10)):
         call("fit", text, "--dir", tmp_path / name, f"--time={seconds}s", "--dry-run")
         train = read(tmp_path / name / "prediction.json")["seconds"]
-        assert train == pytest.approx(max(seconds / 2, seconds - 8.0 - 1.5))
+        assert train == pytest.approx(max(seconds / 2, seconds - 2 * 8.0 - 1.5))
 
 
-@pytest.mark.parametrize("stage", range(5))
+@pytest.mark.parametrize("stage", range(6))
 @pytest.mark.parametrize(("code", "expected"), [(130, 130), (143, 143), (-15, 143), (1, 1), (-9, 1)])
 def test_a_stage_that_is_ended_ends_it_with_its_code(code, expected, stage, pretend, text, tmp_path):
     """Whatever ends a stage: nothing more is started, what there is stays, and its place and the stage are named."""
@@ -160,7 +160,7 @@ def test_a_stage_that_is_ended_ends_it_with_its_code(code, expected, stage, pret
     assert done.code == expected
     assert len(pretend.started) == stage + 1
     assert f"ended with exit code {code}; everything so far is in {home}" in done.stderr
-    assert (home / "plan.toml").exists()
+    assert (home / "plan_128.toml").exists()
     assert (home / "outcome.json").exists() is False
 
 
@@ -258,7 +258,7 @@ def read_rows_of(outcome):
 
 
 STAGES = {  # the file that a stage has written as soon as it begins
-    "plan": "plan.toml",
+    "plan": "plan_128.toml",
     "train-tokenizer": "train_tokenizer.toml",
     "make-data": "make_data.toml",
     "probe": "probe.toml",

@@ -45,7 +45,7 @@ def test_the_commands_that_are_shown_are_run_in_order_and_valid(corpus, pretend,
     assert done.stdout == "\n".join([STORY, "-" * 72, STORY, "-" * 72, STORY, ""])
     shown = [shlex.split(line[2:]) for line in done.stderr.splitlines() if line.startswith("$ ")]
     names = [words[0].removeprefix("transformerlm-").replace("-", "_") for words in shown]
-    assert names == ["plan", "train_tokenizer", "make_data", "train", "train", "infer"]
+    assert names == ["plan", "plan", "train_tokenizer", "make_data", "train", "train", "infer"]
     for name, words, command in zip(names, shown, pretend.started, strict=True):
         assert command == [sys.executable, "-P", "-m", f"cli.{name}", *words[1:]]
         checked = call(name, *words[1:], "--print-config")
@@ -55,8 +55,8 @@ def test_the_commands_that_are_shown_are_run_in_order_and_valid(corpus, pretend,
 def test_the_run_is_what_was_planned(pretend, text, tmp_path):
     """Size and data are those of the TOML with the reasons; the probe has the same, and both share the time."""
     call("quickstart", "--text", text, "--dir", tmp_path / "home", "--time=1000s")
-    plan, probe, train = (settings_of(pretend.started[number]) for number in (0, 3, 4))
-    assert pretend.started[4][4:] == [f"--config={tmp_path / 'home/train.toml'}"]
+    plan, probe, train = (settings_of(pretend.started[number]) for number in (1, 4, 5))
+    assert pretend.started[5][4:] == [f"--config={tmp_path / 'home/train.toml'}"]
     assert 0.9 * 1000 <= float(train["training.max_time"].removesuffix("s")) < 1000
     assert probe["training.max_steps"] < train["training.max_steps"] / 5
     assert train["checkpoint.interval"] % train["training.eval_interval"] == 0  # no validation of its own
@@ -107,13 +107,13 @@ def test_a_short_time_still_trains(pretend, text, tmp_path):
     """However short the time and slow the machine, there are steps; every interval is at least 1."""
     pretend.plan["tokens_per_second"], pretend.probe_speed = 1.0, 1.0
     assert call("quickstart", "--text", text, "--dir", tmp_path / "home", "--time=1s").code == 0
-    assert settings_of(pretend.started[4])["training.max_steps"] >= 2
+    assert settings_of(pretend.started[5])["training.max_steps"] >= 2
 
 
 @pytest.mark.parametrize(("code", "is_kept"), [(2, False), (1, True), (130, True)])
 def test_a_text_that_is_refused_leaves_nothing_behind(code, is_kept, pretend, text, tmp_path):
     """If a command refuses, the directory and the parents made for it are removed; after any other end they stay."""
-    pretend.codes = {2: code}
+    pretend.codes = {3: code}
     done = call("quickstart", "--text", text, "--dir", tmp_path / "new/deep/home")
     assert done.code == code
     assert (tmp_path / "new").exists() is is_kept
@@ -134,7 +134,7 @@ def test_a_text_without_documents_is_cut_into_some(pretend, tmp_path):
     book.write_text("A line of a book that goes on for a while.\n\n" * 3000)
     done = call("quickstart", "--text", book, "--dir", tmp_path / "home")
     corpus = tmp_path / "home/corpus.txt"
-    assert settings_of(pretend.started[1])["input"] == [str(corpus)]
+    assert settings_of(pretend.started[2])["input"] == [str(corpus)]
     assert corpus.read_text().count(END) > 10
     assert str(corpus) in done.stderr
 
@@ -145,17 +145,17 @@ def test_files_without_number_become_one(pretend, tmp_path, monkeypatch):
     for number in range(30):
         (tmp_path / f"{number}.txt").write_text("Some words of a page.\n" * 40)
     assert call("quickstart", "--text", tmp_path, "--dir", tmp_path / "home").code == 0
-    assert settings_of(pretend.started[1])["input"] == [str(tmp_path / "home/corpus.txt")]
+    assert settings_of(pretend.started[2])["input"] == [str(tmp_path / "home/corpus.txt")]
 
 
 def test_a_text_with_documents_is_used_as_it_is(pretend, text, tmp_path):
     """The user's own files go to the commands, untouched."""
     call("quickstart", "--text", text, "--dir", tmp_path / "home")
-    assert settings_of(pretend.started[1])["input"] == [str(text)]
+    assert settings_of(pretend.started[2])["input"] == [str(text)]
     assert not (tmp_path / "home/corpus.txt").exists()
 
 
-@pytest.mark.parametrize("stage", range(6))
+@pytest.mark.parametrize("stage", range(7))
 @pytest.mark.parametrize(("code", "expected"), [(2, 2), (130, 130), (-9, 1)])
 def test_a_stage_that_fails_ends_it_with_its_code(code, expected, stage, pretend, text, tmp_path):
     """The first command that fails is named, nothing more is started, and its exit code is passed on."""
@@ -163,9 +163,9 @@ def test_a_stage_that_fails_ends_it_with_its_code(code, expected, stage, pretend
     done = call("quickstart", "--text", text, "--dir", tmp_path / "home")
     assert done.code == expected
     assert len(pretend.started) == stage + 1
-    name = ("plan", "train-tokenizer", "make-data", "train", "train", "infer")[stage]
+    name = ("plan", "plan", "train-tokenizer", "make-data", "train", "train", "infer")[stage]
     assert f"transformerlm-{name} ended with exit code {code}" in done.stderr
-    assert ("what it said" in done.stderr) is (stage in (0, 3, 5))  # what is quiet otherwise
+    assert ("what it said" in done.stderr) is (stage in (0, 1, 4, 6))  # what is quiet otherwise
 
 
 def test_too_little_text_is_refused_before_anything_is_written(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tomllib
 
 import pytest
@@ -109,8 +110,21 @@ def test_a_text_that_cannot_be_read_in_the_time_is_cut():
 
 def test_the_timed_model_is_one_that_the_plan_command_takes():
     """The settings of the timing are whole, for the shortest text and for a long one."""
-    for size in (20_000, 10**9):
-        settings = choice.timed_settings(size, 60.0)
+    for size, shape in itertools.product((20_000, 10**9), choice.TIMED):
+        settings = choice.timed_settings(size, 60.0, size=shape)
         assert settings["model.vocab_size"] == choice.choose_vocab_size(size, 60.0).value
         assert settings["calibration_steps"] > 0
         assert settings["model.context_length"] >= choice.MIN_CONTEXT_LENGTH
+
+
+def test_what_any_size_takes_makes_small_models_no_faster():
+    """Two sizes that are timed give a line: where half of a token's time is overhead, half the size saves a quarter."""
+    large = Speed(20e6, 2e-4, 1e-4).beside(Speed(10e6, 1.5e-4, 1e-4))
+    assert large.overhead == pytest.approx(1e-4)
+    assert large.ratio(20e6) == 1.0
+    assert large.ratio(10e6) == pytest.approx(0.75)
+    assert large.tokens_in(3.0, 40e6) == pytest.approx(10_000)
+    steep = Speed(20e6, 2e-4, 1e-4).beside(Speed(10e6, 0.5e-4, 1e-4))
+    assert (steep.overhead, steep.ratio(10e6)) == (0.0, 0.5)
+    flat = Speed(20e6, 2e-4, 1e-4).beside(Speed(10e6, 3e-4, 1e-4))
+    assert flat.ratio(10e6) == flat.ratio(40e6) == 1.0

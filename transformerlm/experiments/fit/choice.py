@@ -21,7 +21,7 @@ SIZES = (
     *((64, 2, 2), (96, 3, 3), (128, 3, 4), (160, 3, 4), (192, 3, 4), (192, 4, 4), (256, 3, 4), (256, 4, 4)),
     *((320, 5, 5), (384, 6, 6), (512, 8, 8), (640, 10, 10), (768, 12, 12)),
 )
-TIMED = 4
+TIMED = (2, 6)  # of these, so that the cost of the others follows
 # A size is worth its time if this many tokens are left for each weight of its blocks' matrices (docs/LOG.md).
 TOKENS_PER_WEIGHT = 1.2
 # Tokens that are read again are worth less: reading a text for ever is worth reading 1 + 15.4 texts of its size once
@@ -79,15 +79,31 @@ class Text:
 
 @dataclass(frozen=True)
 class Speed:
-    """The speed measured with a model whose tokens cost `flops_per_token`."""
+    """The speed measured with a model whose tokens cost `flops_per_token`.
+
+    `overhead` is the part of `seconds_per_token` that a model of any size takes.
+    """
 
     flops_per_token: float
     seconds_per_token: float
     seconds_per_validation_token: float
+    overhead: float = 0.0
+
+    def beside(self, smaller: Speed) -> Speed:
+        """Return this speed with the overhead that a smaller model shows: time is a line over FLOPs."""
+        more = max(1.0, self.flops_per_token - smaller.flops_per_token)
+        slope = (self.seconds_per_token - smaller.seconds_per_token) / more
+        overhead = self.seconds_per_token - max(0.0, slope) * self.flops_per_token
+        return replace(self, overhead=max(0.0, min(overhead, smaller.seconds_per_token)))
+
+    def ratio(self, flops: float) -> float:
+        """Return how many times as long a token of `flops` takes."""
+        growing = (self.seconds_per_token - self.overhead) * flops / self.flops_per_token
+        return (self.overhead + growing) / self.seconds_per_token
 
     def tokens_in(self, seconds: float, flops: float) -> float:
         """Return how many tokens of `flops` each fit into a time of training."""
-        return seconds / (self.seconds_per_token * flops / self.flops_per_token)
+        return seconds / (self.seconds_per_token * self.ratio(flops))
 
 
 @dataclass(frozen=True)
@@ -120,8 +136,8 @@ class Plan:
 # --- before the text is encoded ----------------------------------------------------------------------------------
 
 
-def timed_settings(num_bytes: int, seconds: float, *, most_context: int = CONTEXT_LENGTH) -> dict[str, Any]:
-    """Return the settings of the model whose steps are timed, by dotted keys of transformerlm-plan."""
+def timed_settings(num_bytes: int, seconds: float, *, size: int, most_context: int = CONTEXT_LENGTH) -> dict[str, Any]:
+    """Return the settings of a model whose steps are timed, one of `TIMED`, by dotted keys of transformerlm-plan."""
     vocab_size = choose_vocab_size(num_bytes, seconds).value
     train_tokens = num_bytes / BYTES_PER_TOKEN
     context_length = _context_length(train_tokens, VALID_FRACTION * train_tokens, most=most_context)
@@ -129,7 +145,7 @@ def timed_settings(num_bytes: int, seconds: float, *, most_context: int = CONTEX
         "calibration_steps": CALIBRATION_STEPS,
         "model.vocab_size": vocab_size,
         "model.context_length": context_length,
-        **_shape_keys(SIZES[TIMED]),
+        **_shape_keys(SIZES[size]),
         "training.batch_size": _batch_size(train_tokens, context_length),
         "training.eval_tokens": MAX_EVAL_TOKENS,
     }
@@ -175,7 +191,7 @@ def choose(
     batch_size = _batch_size(text.train_tokens, context_length)
     tokens_per_step = batch_size * context_length
     step_seconds = tokens_per_step / speed.tokens_in(1.0, flops)
-    validation_token = speed.seconds_per_validation_token * flops / speed.flops_per_token
+    validation_token = speed.seconds_per_validation_token * speed.ratio(flops)
     eval_tokens = _eval_tokens(VALIDATION_SHARE * seconds / validation_token)
     probe_steps = round((probe_seconds - eval_tokens * validation_token) / step_seconds)
     plan = Plan(
@@ -259,12 +275,10 @@ def _weights(shape: tuple[int, int, int]) -> int:
 
 def _against_overfitting(passes: float) -> dict[str, Chosen]:
     """Return dropout and weight decay for so many passes over the text."""
-    least = 0.0
-    for most, rate, decay in AGAINST_OVERFITTING:
-        if passes <= most:
-            break
-        least = most
-    why = f"for a text that is read up to {most:g} times" if not least else f"for one read more than {least:g} times"
+    place = next(place for place, (most, _, _) in enumerate(AGAINST_OVERFITTING) if passes <= most)
+    most, rate, decay = AGAINST_OVERFITTING[place]
+    least = AGAINST_OVERFITTING[place - 1][0] if place else 0.0
+    why = f"the text is read more than {least:g} times" if place else f"the text is read at most {most:g} times"
     values = {"model.dropout.embedding": rate, "model.dropout.residual": rate, "optimizer.weight_decay": decay}
     return {key: Chosen(value, why) for key, value in values.items()}
 
