@@ -92,6 +92,8 @@ def _quickstart_in(config: QuickstartConfig, files: list[str], home: Path) -> No
 
 def _task(config: QuickstartConfig, files: list[str], home: Path) -> Task:
     """Return what the shared stages are asked for; without files of the user, write a text for them."""
+    from transformerlm.experiments.fit.prediction import STORY_RUNS
+
     text, num_bytes = in_documents(files, home / "corpus.txt") if files else _write_corpus(config, home)
     return Task(
         home=home,
@@ -101,6 +103,7 @@ def _task(config: QuickstartConfig, files: list[str], home: Path) -> Task:
         device=config.device,
         prompts=[_prompts(config)[0]],
         most_context=STORY_CONTEXT if _tells_stories(config) else None,
+        past_runs=STORY_RUNS if _tells_stories(config) else None,
     )
 
 

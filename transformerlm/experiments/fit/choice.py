@@ -45,11 +45,11 @@ VALIDATIONS_PER_CHECKPOINT = 3
 MIN_EVAL_TOKENS, MAX_EVAL_TOKENS = 2**10, 2**15
 # The time ends the run and its schedule; the number of steps is a little more than should fit.
 STEPS_MARGIN = 1.15
-CALIBRATION_STEPS = 6
+CALIBRATION_STEPS = 12
 MIN_PROBE_STEPS = 4
 PROBE_AT_MOST = 1 / 8  # of the steps of the run
 BYTES_PER_TOKEN = 3.0  # before there is a tokenizer; a guess on the small side
-SPARE_TEXT = 2.0  # so many times what the fastest size could read is worth encoding
+SPARE_TEXT = 4.0  # so many times what the fastest size could read is worth encoding
 MIN_BYTES = 1_000_000  # a text of this size is never cut
 WORTH_CUTTING = 1.5  # a text that is not so many times as long as what is wanted is taken whole
 
