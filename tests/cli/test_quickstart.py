@@ -242,7 +242,7 @@ def test_the_whole_of_it_on_a_small_text(tmp_path):
 
 
 def test_stories_are_predicted_from_past_stories(pretend, text, tmp_path, monkeypatch):
-    """A grammar is learnt to a small part of the probe's bits, text by people is not; each has past runs of its kind."""
+    """A grammar falls to a small part of the probe's bits, text by people does not; each has past runs of its kind."""
     monkeypatch.setattr(quickstart, "CORPUS_BYTES", 100_000)
     said = {}
     for name, source in (("stories", []), ("text", ["--text", text])):
