@@ -26,9 +26,7 @@ from transformerlm.utils.json_files import read_json_object
 Array = npt.NDArray[np.float64]
 
 PAST_RUNS = Path(__file__).with_name("past_runs.json")
-STORY_RUNS = Path(__file__).with_name(
-    "story_runs.json"
-)  # a grammar is learnt unlike any text by people
+STORY_RUNS = Path(__file__).with_name("story_runs.json")  # a grammar is learnt unlike any text by people
 CONFIDENCE = 0.9
 # Before any run is known: ten times the steps save a fifth of the bits, give or take. The weights are those of a past
 # run twice as long as its probe, so that a few of ten times the length outweigh the guess.
