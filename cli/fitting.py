@@ -170,7 +170,7 @@ def prepare(task: Task, text: Text, speed: Speed, spent: float) -> Prepared:
     plan = choice.keep_time(plan, seconds_per_step=step_seconds, seconds=seconds)
     write_run(task, plan, seconds)
     probe = probe_of(result)
-    prediction = predict(probe, plan, text, rows)
+    prediction = predict(probe, plan, rows)
     note(f"{size}, about {plan.steps:,} steps in {clock(seconds)}, {_times(plan.passes)} through the text")
     if plan.passes > MANY_PASSES:
         note("more text would help more than more time")

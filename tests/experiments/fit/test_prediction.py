@@ -9,10 +9,8 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from transformerlm.experiments.fit.choice import Plan, Text
+from transformerlm.experiments.fit.choice import Plan
 from transformerlm.experiments.fit.prediction import PAST_RUNS, Probe, Row, predict, read_rows
-
-TEXT = Text(4_000_000, 1_000_000, 50_000, 200_000, 2000, 3.0)
 
 
 def row(corpus, *, steps=1000, passes=1.0, probe=2.6, change=-0.25, gzip=3.0):
@@ -28,7 +26,7 @@ def plan_of(steps=1000, passes=1.0):
 
 def predicted(rows, *, probe=2.6, steps=1000, passes=1.0, **options):
     """Return the prediction for a run after a probe of 100 steps."""
-    return predict(Probe(probe, 3.0, 100), plan_of(steps, passes), TEXT, rows, **options)
+    return predict(Probe(probe, 3.0, 100), plan_of(steps, passes), rows, **options)
 
 
 def drawn(rng, corpora, *, noise):
@@ -62,7 +60,7 @@ def test_the_interval_holds_as_often_as_it_says(corpora):
         rows = drawn(rng, corpora + 1, noise=0.05)
         past, new = rows[:-2], rows[-1]
         plan = plan_of(new.steps, new.passes)
-        hits += predict(Probe(new.probe_bits_per_byte, 3.0, 100), plan, TEXT, past).holds(new.bits_per_byte)
+        hits += predict(Probe(new.probe_bits_per_byte, 3.0, 100), plan, past).holds(new.bits_per_byte)
     assert 80 <= hits <= 99
 
 

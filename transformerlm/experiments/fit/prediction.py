@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from transformerlm.experiments.fit.choice import Plan, Text
+from transformerlm.experiments.fit.choice import Plan
 from transformerlm.experiments.statistics import t_quantile
 from transformerlm.utils.json_files import read_json_object
 
@@ -80,7 +80,7 @@ class Interval:
         return self.low <= value <= self.high
 
 
-def predict(probe: Probe, plan: Plan, text: Text, rows: Sequence[Row], confidence: float = CONFIDENCE) -> Interval:
+def predict(probe: Probe, plan: Plan, rows: Sequence[Row], confidence: float = CONFIDENCE) -> Interval:
     """Return what a run should reach, from its probe and from past runs; without any, a wide guess."""
     features, changes = (
         _features_of(rows),
