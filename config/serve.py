@@ -73,7 +73,7 @@ class TimeoutsConfig(Section):
     headers: Duration = Field("10s", description="until a request's headers are complete")
     body: Duration = Field("30s", description="until a request's body is complete")
     request: Duration = Field("10m", description="until a text is complete, with its time in the queue")
-    write: Duration = Field("30s", description="until a client reads what was sent to it")
+    write: Duration = Field("30s", description="until a client has taken 16 KiB of what waits for it, or all")
     stalled: Duration = Field("30s", description="without a token while work waits; then the engine is started again")
     drain: Duration = Field("30s", description="for running texts to end, when the server is stopped")
 

@@ -6,6 +6,8 @@ import asyncio
 import json
 import socket
 
+import pytest
+
 from tests.serving.web import Web, run, until
 
 SHORT = {"headers": "0.3s", "body": "0.3s", "write": "0.3s"}
@@ -78,25 +80,35 @@ def test_a_text_may_take_longer_than_headers_and_body(tmp_path):
     run(tmp_path, ask, over_network=True, sections={"timeouts": SHORT})
 
 
-def test_a_reader_that_never_reads_frees_its_place(tmp_path):
-    """When a client reads nothing of a long stream, its connection is ended and its text with it."""
+@pytest.mark.parametrize("pause", [None, 0.02])
+def test_a_reader_that_hardly_reads_frees_its_place(pause, tmp_path):
+    """When a client reads nothing of a long stream, or a few bytes now and then, its connection and text are ended."""
 
     async def ask(web: Web) -> None:
-        client = socket.socket()
+        loop, client = asyncio.get_running_loop(), socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", web.port))
+        await loop.sock_connect(client, ("127.0.0.1", web.port))
         prompt = "ab" * 500
         body = json.dumps({"prompt": prompt, "max_tokens": 10**6, "logprobs": 5, "stream": True}).encode()
         head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
-        await asyncio.get_running_loop().sock_sendall(client, head + body)
+        await loop.sock_sendall(client, head + body)
+        reading = asyncio.create_task(sip(client, pause)) if pause is not None else None
         await until(lambda: len(web.engine.active) == 1)
         await until(lambda: len(web.events) == 1)
         assert [event["finish"] for event in web.events] == ["cancelled"]
+        if reading is not None:
+            reading.cancel()  # what the system has buffered would take it long
         client.close()
 
     sections = {"timeouts": SHORT, "limits": {"overflow": "slide", "max_tokens": 10**6}}
     run(tmp_path, ask, over_network=True, sections=sections)
+
+
+async def sip(client: socket.socket, pause: float) -> None:
+    """Read some 250 bytes and wait, again and again."""
+    while await asyncio.get_running_loop().sock_recv(client, 250):
+        await asyncio.sleep(pause)
 
 
 def test_beyond_the_limit_the_idlest_connection_makes_room(tmp_path):

@@ -97,6 +97,7 @@ async def _real(config: ServeConfig, engine: FakeEngine, key: str | None) -> Asy
     await engine.start()
     served.load_tokenizer()
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)  # what a client does not read is soon noticed
         port = listener.getsockname()[1]
         task = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started:

@@ -17,11 +17,15 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from transformerlm.serving.errors import ApiError
 
 _LOOKS = 4  # a deadline is noticed this often within its time
+_LEAST_READ = 1 << 14  # bytes that a client reads within `write`, or all there are; a few now and then are no progress
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deadlines:
-    """Seconds until a request's headers and its body are complete, and until a client reads; most connections."""
+    """Seconds until a request's headers and its body are complete, and until a client reads; most connections.
+
+    Within `write` a client takes 16 KiB of what waits for it, or all of it.
+    """
 
     headers: float
     body: float
@@ -40,6 +44,29 @@ def protocol_of(deadlines: Deadlines) -> type[asyncio.Protocol]:
     return BoundDeadlineProtocol
 
 
+class _CountingTransport:
+    """A transport that counts the bytes it is given; in all else it is the other one."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport, self._written = transport, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send bytes."""
+        self._written += len(data)
+        self._transport.write(data)
+
+    def waiting(self) -> int:
+        """Return how many bytes the client has not taken; those in the system's buffers count as taken."""
+        return self._transport.get_write_buffer_size()
+
+    def taken(self) -> int:
+        """Return how many bytes it has taken."""
+        return self._written - self.waiting()
+
+
 class DeadlineProtocol(H11Protocol):
     """One connection."""
 
@@ -50,14 +77,15 @@ class DeadlineProtocol(H11Protocol):
         self._state: object = h11.IDLE  # what the client has yet to send, in h11's words
         self._since: float | None = None  # when we began to wait for that; None: nothing of it has come, and need not
         self._has_bytes = False
-        self._unread, self._unread_since = 0, 0.0
+        self._read_before, self._unread_since = 0, 0.0
         self._look: asyncio.TimerHandle | None = None
 
     # --- what asyncio calls ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, or refuse the connection where there are too many that are all busy."""
-        super().connection_made(transport)  # type: ignore[arg-type]
+        self._counting = _CountingTransport(transport)  # type: ignore[arg-type]
+        super().connection_made(self._counting)  # type: ignore[arg-type]
         self._since = self._unread_since = self._idle_since = self.loop.time()
         self._look_again()
         if len(self.connections) > self.limits.connections and not self._close_an_idle_one():
@@ -102,10 +130,9 @@ class DeadlineProtocol(H11Protocol):
 
     def _check(self) -> None:
         now = self.loop.time()
-        unread = self.transport.get_write_buffer_size()
-        if unread == 0 or unread < self._unread:
-            self._unread_since = now
-        self._unread = unread
+        taken = self._counting.taken()
+        if self._counting.waiting() == 0 or taken >= self._read_before + _LEAST_READ:
+            self._read_before, self._unread_since = taken, now
         limit = self.limits.body if self._state is h11.SEND_BODY else self.limits.headers
         if now - self._unread_since > self.limits.write:
             self.transport.abort()

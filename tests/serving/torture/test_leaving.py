@@ -79,7 +79,7 @@ def test_slow_sockets_are_closed_and_a_good_client_goes_on(untrained, tmp_path):
     heads = {
         "headers": b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: ",
         "body": b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{",
-        "unread": tokenize_request("Ada sees the sea. " * 20_000),
+        "unread": tokenize_request("Ada sees the sea. " * 200_000),
     }
     times = ["--timeouts.headers=3s", "--timeouts.body=3s", "--timeouts.write=3s", "--limits.connections=300"]
     with serving(untrained, tmp_path, *times) as server, ExitStack() as stack:
