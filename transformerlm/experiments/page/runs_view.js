@@ -8,6 +8,7 @@ import { byId, fixed, make, say, setOptions, short, whole } from "/static/dom.js
 import { RunLines, smoothed } from "/static/run_lines.js";
 
 const MOST = 12;
+const PATIENCE_MS = 500; // while more runs are on their way, those that are there are drawn this often
 const CHARTS = { loss: { title: "Loss" }, val_loss: { title: "Validation loss", isExact: true }, bits_per_byte: { title: "Validation, bits per byte", isExact: true },
   lr: { title: "Learning rate", isExact: true }, grad_norm: { title: "Gradient norm" }, tokens_per_second: { title: "Tokens a second" },
   memory: { title: "Peak memory, GB", isExact: true, factor: 1e-9, leastTop: 1e-3 } };
@@ -25,6 +26,8 @@ let source = null;
 let remember = () => {};
 let summaries = [];
 let drawing = 0;
+let loading = 0; // how many answers are on their way
+let drawnAt = 0;
 let zoom = null; // [from, to] on the axis that is shown; either may be null
 
 // Show the runs of a source; `remembered` is told which ones are chosen.
@@ -106,10 +109,12 @@ async function choose(name, isOn) {
 // Take what is new of these runs, and draw.
 export async function refresh(names) {
   const found = names.map((name) => chosen.get(name)).filter(Boolean);
+  loading += 1;
   const all = await Promise.allSettled(found.map((one) => one.lines.update()));
+  loading -= 1;
   const failed = all.find((one) => one.status === "rejected");
   if (failed) say("runs-status", failed.reason.message, true);
-  draw();
+  if (loading === 0 || performance.now() - drawnAt > PATIENCE_MS) draw();
 }
 
 // --- curves ---
@@ -120,6 +125,7 @@ function draw() {
 }
 
 function drawNow() {
+  drawnAt = performance.now();
   const axis = field("x").value;
   const weight = Number(field("smoothing").value);
   const [unit, xLabel] = unitOf(axis);
