@@ -274,10 +274,10 @@ def test_other_commands_read_the_merged_model(home, lora_run, twin):
 
 def test_a_server_answers_with_the_merged_model(lora_run, twin):
     """To the same prompts transformerlm-serve gives the answers of the plain model."""
-    sampling = ("--sampling.max_new_tokens=16", "--sampling.temperature=0")
+    sampling = ("--sampling.max_new_tokens=8", "--sampling.temperature=0")
     inferred = call("infer", "--checkpoint", twin, "--prompt", "Ada", "Bob", *sampling)
     with serving(lora_run) as (_, url):
-        answer = completed(url, prompt=["Ada", "Bob"], max_tokens=16, temperature=0)
+        answer = completed(url, prompt=["Ada", "Bob"], max_tokens=8, temperature=0)
     texts = [choice["text"] for choice in answer["choices"]]
     assert texts == [record["text.output"] for record in inferred.records]
 

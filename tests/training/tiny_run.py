@@ -61,7 +61,9 @@ def write_chat_files(folder: Path, *, number: int = 80) -> TinyFiles:
     files = TinyFiles(folder / "chat.jsonl", folder / "tokenizer", folder / "train.npy", folder / "valid.npy")
     files.text.write_text("".join(rows), encoding="utf-8")
     specials = [END, "<|im_start|>", "<|im_end|>"]
-    Tokenizer(*train_bpe(files.text, VOCAB_SIZE, specials), specials).save(files.tokenizer)
+    said = [message["content"] for row in rows for message in json.loads(row)["messages"]]
+    (folder / "said.txt").write_text("\n".join(said), encoding="utf-8")
+    Tokenizer(*train_bpe(folder / "said.txt", VOCAB_SIZE, specials), specials).save(files.tokenizer)
     build_dataset(
         files.text,
         tokenizer=Tokenizer.from_directory(files.tokenizer),
