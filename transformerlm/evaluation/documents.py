@@ -73,8 +73,8 @@ class Documents:
         sizes = np.diff(self.ends, prepend=0)  # (documents,), tokens of each
         of_ids = np.repeat(chosen, sizes)  # the choice once per token: (tokens,)
         learnt = None if self.learnt is None else self.learnt[of_ids]
-        parts = {"ends": np.cumsum(sizes[chosen]), "num_bytes": self.num_bytes[chosen], "learnt": learnt}
-        return replace(self, ids=self.ids[of_ids], **parts)
+        parts: dict[str, Any] = {"ends": np.cumsum(sizes[chosen]), "num_bytes": self.num_bytes[chosen]}
+        return replace(self, ids=self.ids[of_ids], learnt=learnt, **parts)
 
 
 def draw(num: int, of: int, *, seed: int) -> Array:
