@@ -80,6 +80,7 @@ def evaluate(config: EvalConfig) -> int:
     record |= {f"params.{name}": value for name, value in settings.items()}
     record |= {"params.time": config.time, "params.max_documents": config.max_documents}
     record |= {"partial": is_partial, "stopped_by": stopped_by, "documents": tasks[0].num_documents}
+    record |= {"learnt_only": tasks[0].learnt_only}
     parts = [
         task.facts | {f"metrics.{name}": value for name, value in summarize(each, **settings).items()}
         for task, each in zip(tasks, scores, strict=True)
@@ -154,10 +155,14 @@ def _read(config: EvalConfig, separator: str) -> list[str]:
 
 @dataclass(frozen=True)
 class _Task:
-    """One checkpoint's scoring, the number of documents in the whole text, and what the record says about both."""
+    """One checkpoint's scoring, and what the record says about it.
+
+    `num_documents` are those of the whole text; `learnt_only`: it says which tokens are learnt, and those alone count.
+    """
 
     scoring: Scoring
     num_documents: int
+    learnt_only: bool
     facts: dict[str, Any]
 
 
@@ -183,7 +188,7 @@ def _task(config: EvalConfig, subject: _Subject, texts: list[str] | None) -> _Ta
     params = {"context_length": context_length, "stride": stride, "precision": precision}
     scoring = Scoring(model, documents, mode=config.mode, windowing=windowing, seed=config.seed)
     facts = {"checkpoint": str(subject.path), **{f"params.{name}": value for name, value in params.items()}}
-    return _Task(scoring, num_documents, facts)
+    return _Task(scoring, num_documents, documents.learnt is not None, facts)
 
 
 def _drawn(config: EvalConfig, num_documents: int) -> Array:
@@ -201,7 +206,7 @@ def _score(config: EvalConfig, scorings: list[Scoring]) -> str | None:
     try:
         while unfinished := [scoring for scoring in scorings if not scoring.is_done]:
             behind = min(unfinished, key=lambda scoring: scoring.num_tokens[0] / scoring.num_tokens[1])
-            if limit is not None and behind.num_tokens[0] and time.monotonic() - began >= limit:
+            if limit is not None and time.monotonic() - began >= limit and _so_far(scorings):
                 return "time"
             behind.advance()
             if time.monotonic() - shown > SECONDS_BETWEEN_ESTIMATES:
@@ -221,7 +226,7 @@ def _so_far(scorings: list[Scoring]) -> dict[str, float]:
     from transformerlm.evaluation.statistics import estimate
 
     scores = scores_in_common(scorings)
-    if not len(scores[0].nats):
+    if not scores[0].num_bytes.any():
         return {}
     value, margin = estimate(*scores)
     name = "bits_per_byte" if len(scores) == 1 else "bits_per_byte_difference"
@@ -244,6 +249,8 @@ def _show(record: dict[str, Any], parts: list[dict[str, Any]]) -> None:
             ("bits_per_byte", "bits/byte"),
         ):
             note(f"  {title:<18} {_with_interval(_metrics(part), name)}")
+    if record["learnt_only"]:
+        note("conversations: the tokens that are learnt count alone, and special tokens among them have no bytes")
     if len(parts) > 1:
         difference = _with_interval(_metrics(record), "bits_per_byte_difference")
         note(f"second - first, bits/byte  {difference}")

@@ -138,13 +138,18 @@ def _table(facts: Facts, config: PlanConfig, *, changes: list[tuple[str, int]]) 
 
     by_part = ", ".join(f"{name.replace('_', '-')} {facts[f'parameters.{name}']:,}" for name in _PARTS[:-1])
     yield _row("parameters", f"{facts['parameters.total']:,}: {by_part}")
+    if "parameters.trained" in facts:
+        share = facts["parameters.trained"] / facts["parameters.total"]
+        beside = "in LoRA's matrices, beside those" if config.fine_tuning.lora else "of them"
+        yield _row("trained", f"{facts['parameters.trained']:,} {beside}: {share:.2%}")
     yield _row("FLOPs", f"{facts['flops.per_token']:,} per token, {facts['flops.total']:.3g} in all")
     tokens = f"{facts['tokens.total']:,}: {facts['steps']:,} steps of {facts['tokens.per_step']:,}"
     if facts.get("data.tokens"):
         tokens += f"; {facts['tokens.total'] / facts['data.tokens']:.2g} times the {facts['data.tokens']:,} of the data"
     yield _row("tokens", tokens)
-    ratio = facts["tokens.per_parameter"]
-    yield _row("per parameter", f"{ratio:.3g} tokens, {_against_best(ratio, CHINCHILLA)}")
+    if "parameters.trained" not in facts:  # the rest has learnt from other tokens before
+        ratio = facts["tokens.per_parameter"]
+        yield _row("per parameter", f"{ratio:.3g} tokens, {_against_best(ratio, CHINCHILLA)}")
     how = ', chosen by micro_batch_size = "auto"' if config.training.micro_batch_size == "auto" else ""
     yield _row("micro-batch", f"{facts['micro_batch_size']} of {facts['batch_size']} sequences{how}")
     if facts["num_processes"] > 1:

@@ -42,6 +42,7 @@ def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> Prepared
 
     tokenizer = Tokenizer.from_directory(config.data.tokenizer)
     preflight.check_vocab_size(tokenizer, config.model.vocab_size)
+    preflight.check_fine_tuning(config)
     require_backends(config.logging.backend)
     data = _open_data(config, tokenizer, world=world)
     device = resolve_device(config.training.device)
@@ -58,7 +59,7 @@ def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> Prepared
         preflight.check_disk(run_dir, config)
     runtime = Runtime(micro_batch_size=size, logger=NoopLogger(), world=world, **place)
     saved = _read_checkpoint(config, newest, data=data, runtime=runtime) if newest else None
-    draw = not (saved or config.checkpoint.init_from)
+    draw = not saved and (config.checkpoint.init_from is None or config.fine_tuning.lora is not None)
     model, shards = _build(config, runtime=runtime, shard_size=ranks["shard_size"], draw=draw)
     optimizer = build_optimizer(model, config, precision=runtime.precision, shards=shards)
     initial = None if saved else _load_initial_weights(config, tokenizer, shards)
@@ -129,7 +130,10 @@ def _open_data(config: TrainConfig, tokenizer: Tokenizer, *, world: World) -> Ru
     if valid and valid.sha256 == train.sha256 and is_main(world):
         note("warning: data.valid holds the same tokens as data.train: val_loss will be that of text it trains on")
     known = ids_of_data(train, tokenizer)
-    return RunData(tokenizer, train, valid, known.eos_token_id if known else None)
+    data = RunData(tokenizer, train, valid, known.eos_token_id if known else None)
+    with together(world):
+        preflight.check_validation(data, config)
+    return data
 
 
 def _find_checkpoint(config: TrainConfig, root: Path, *, world: World) -> Path | None:
@@ -206,13 +210,16 @@ def _shown(value: object) -> object:
 def _load_initial_weights(config: TrainConfig, tokenizer: Tokenizer, shards: Shards) -> Path | None:
     """Load the weights of `checkpoint.init_from` and return where they are; the rest is that of a new run.
 
+    Those of a run with LoRA are merged; LoRA's matrices of this run begin anew.
+
     Raises:
         ValueError: the checkpoint is damaged, or of another architecture or tokenizer.
     """
     from transformerlm.checkpoints.directory import resolve
-    from transformerlm.checkpoints.load import load_weights
+    from transformerlm.checkpoints.load import load_plain_weights
     from transformerlm.checkpoints.validation import verify
     from transformerlm.distributed.world import together
+    from transformerlm.models.fine_tuning import is_lora
     from transformerlm.training import resume_checks
 
     if config.checkpoint.init_from is None:
@@ -222,5 +229,5 @@ def _load_initial_weights(config: TrainConfig, tokenizer: Tokenizer, shards: Sha
     resume_checks.check_same_architecture(directory, config)
     resume_checks.check_tokenizer_of_checkpoint(directory, tokenizer)
     with together(shards.world):
-        load_weights(shards.rows, directory)
+        load_plain_weights({name: rows for name, rows in shards.rows.items() if not is_lora(name)}, directory)
     return directory

@@ -98,8 +98,8 @@ def draw_loss_curve(run_dir: Path, *, seconds: float) -> list[Path]:
 def facts_of(state: TrainState, *, run_dir: Path, config: TrainConfig, data: RunData) -> Facts:
     """Return a run's losses over all its starts, what its text costs without a model, and its passes over the data."""
     with (run_dir / "metrics.jsonl").open(encoding="utf-8") as lines:
-        records = [json.loads(line) for line in lines if '"metrics.loss"' in line]
-    losses = [record["metrics.loss"] for record in records if isinstance(record["metrics.loss"], float)]
+        records = [json.loads(line) for line in lines if '"metrics.' in line]
+    losses = [record["metrics.loss"] for record in records if isinstance(record.get("metrics.loss"), float)]
     facts: Facts = {"passes_over_data": state.tokens / data.train.num_learnt}
     if losses:
         facts["train_loss"] = statistics.fmean(losses[-max(1, len(losses) // 10) :])

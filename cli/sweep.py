@@ -13,7 +13,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cli.entry import STOP_CODES
 from cli.hints import command_line, hint_lines, hints_are_wanted
@@ -111,10 +111,12 @@ def _points(config: SweepConfig, axes: Sequence[Axis]) -> list[Point]:
 
 def price(config: TrainConfig) -> int:
     """Return the FLOPs of a token, as transformerlm-plan counts them."""
+    from transformerlm.checkpoints.load import fine_tuning_of
     from transformerlm.models.estimates import flops_per_token
     from transformerlm.models.settings import ModelSettings
 
-    return flops_per_token(ModelSettings(**config.model.model_dump()), config.model.context_length)
+    model = ModelSettings(**config.model.model_dump())
+    return flops_per_token(model, config.model.context_length, fine_tuning_of(config))
 
 
 def check_files(runs: Sequence[SweepRun]) -> None:
@@ -306,6 +308,7 @@ def _say_what_is_best(config: SweepConfig, best: SweepRun, rows: Sequence[Row], 
 
 def _say_what_would_run(config: SweepConfig, runs: Sequence[SweepRun]) -> None:
     """Print a line for each run with its settings, steps, FLOPs and time, and what they need together."""
+    from transformerlm.checkpoints.load import fine_tuning_of
     from transformerlm.models.estimates import checkpoint_bytes
     from transformerlm.models.settings import ModelSettings
     from transformerlm.training.planning.preflight import gigabytes
@@ -319,7 +322,8 @@ def _say_what_would_run(config: SweepConfig, runs: Sequence[SweepRun]) -> None:
         total += seconds
         model = ModelSettings(**one.config.model.model_dump())
         keep = one.config.checkpoint.keep + 2
-        disk += keep * checkpoint_bytes(model, optimizer=one.config.optimizer.name)
+        kept: dict[str, Any] = {"optimizer": one.config.optimizer.name, "fine_tuning": fine_tuning_of(one.config)}
+        disk += keep * checkpoint_bytes(model, **kept)
         _say_one_run(one, seconds, is_timed=config.match == "seconds")
     over = f" at {config.parallel} a time" if config.parallel > 1 else ""
     how_many = f"{len(runs)} run{'s' * (len(runs) > 1)}{over}"

@@ -335,7 +335,7 @@ def _announce(trainer: Trainer, run: PreparedRun, *, seconds: tuple[float, float
     from transformerlm.training.planning.preflight import gigabytes
 
     model, training, runtime = trainer.raw_model, trainer.config.training, trainer.runtime
-    parameters, flops, per_pass = model.num_parameters(), model.num_flops_per_token(), runtime.micro_batch_size
+    sizes, per_pass = _sizes(trainer), runtime.micro_batch_size
     tokens_per_step = training.batch_size * model.context_length
     steps = 0 if trainer.agenda().stop else training.max_steps - trainer.state.step
     eta, compile_seconds = seconds
@@ -343,10 +343,9 @@ def _announce(trainer: Trainer, run: PreparedRun, *, seconds: tuple[float, float
     runtime.logger.log_event(
         "started",
         step=trainer.state.step,
-        parameters=parameters,
+        **sizes,
         tokens_per_step=tokens_per_step,
         micro_batch_size=per_pass,
-        flops_per_token=flops,
         memory_estimate_bytes=run.memory_bytes,
         max_steps=training.max_steps,
         eta_seconds=eta,
@@ -361,8 +360,9 @@ def _announce(trainer: Trainer, run: PreparedRun, *, seconds: tuple[float, float
     elif run.initial_weights and run.config.checkpoint.init_from:
         note(f"begins with the weights of {described(run.config.checkpoint.init_from, run.initial_weights)}")
     _note_packing(trainer)
-    size = f"{parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs per token"
+    size = f"{sizes['parameters']:,} parameters, {sizes['flops_per_token'] / 1e6:,.1f} MFLOPs per token"
     note(f"{run.run_dir}: {size}, about {gigabytes(run.memory_bytes)} of memory")
+    _note_trained(trainer.config, sizes)
     passes = f", {per_pass} of {training.batch_size} sequences at a time" if per_pass < training.batch_size else ""
     where = f"on {runtime.device} in {runtime.precision}"
     if compiled and steps:
@@ -370,6 +370,25 @@ def _announce(trainer: Trainer, run: PreparedRun, *, seconds: tuple[float, float
     if steps:
         until = f", or training.max_time = {training.max_time}" if training.max_time else ""
         note(f"{steps:,} steps of {tokens_per_step:,} tokens{passes}{until} {where}, ETA {clock(eta)}")
+
+
+def _sizes(trainer: Trainer) -> dict[str, int]:
+    """Return the numbers in the model, those that are trained if not all of them, and the FLOPs of a token."""
+    from transformerlm.checkpoints.load import fine_tuning_of
+    from transformerlm.models.estimates import count_trained, flops_per_token
+
+    model, fine_tuning = trainer.raw_model, fine_tuning_of(trainer.config)
+    trained = {"trained_parameters": count_trained(model.settings, fine_tuning)} if fine_tuning else {}
+    flops = flops_per_token(model.settings, model.context_length, fine_tuning)
+    return {"parameters": model.num_parameters(), **trained, "flops_per_token": flops}
+
+
+def _note_trained(config: TrainConfig, sizes: dict[str, int]) -> None:
+    if "trained_parameters" not in sizes:
+        return
+    lora = config.fine_tuning.lora
+    how = "of them" if lora is None else f"numbers by LoRA of rank {lora.rank}"
+    note(f"trains {sizes['trained_parameters']:,} {how}; all others are frozen")
 
 
 def _packing_facts(trainer: Trainer) -> dict[str, int]:

@@ -112,6 +112,8 @@ MAX_ANGLES = 2**27  # a million positions of 128 features; as a table of fp64, h
 InvalidUtf8 = Literal["replace", "refuse"]
 Pattern = Literal["gpt2", "cl100k", "smollm"]
 SpecialToken = Annotated[str, Field(min_length=1, max_length=256)]
+WeightNames = Annotated[list[TextField], Field(max_length=1000)]
+"""Patterns of the names of weights or layers, as of a file system: * and ? stand for any characters."""
 TextFiles = Annotated[
     list[InputName],
     Field(description="text files, folders or globs: .txt, .jsonl, .parquet, .gz, .zst (another name is read as text)"),

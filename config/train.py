@@ -23,6 +23,7 @@ from config.schemas import (
     Section,
     TrainLoggingConfig,
     WandbConfig,
+    WeightNames,
 )
 
 PLAN_KEYS = {"calibration_steps", "machine"}
@@ -156,6 +157,41 @@ class CheckpointConfig(Section):
     )
 
 
+class LoRAConfig(Section):
+    """Small matrices A and B that are trained beside frozen ones: W + alpha / rank B A (Hu et al. 2021)."""
+
+    rank: int = Field(8, ge=1, le=2**16, description="rows of A and columns of B: the most that an update can do")
+    alpha: float = Field(16.0, gt=0, le=1e6, description="the update is multiplied by alpha / rank")
+    targets: WeightNames = Field(
+        ["layers.*"], min_length=1, description="matrices of the blocks that get A and B: attn, w1, layers.0 and so on"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="probability of each number that A reads to be dropped")
+    train: WeightNames = Field(
+        [],
+        description="weights that are trained as they are, besides A and B, such as token_embeddings; all others are "
+        "frozen",
+    )
+
+
+class FineTuningConfig(Section):
+    """Which weights a run trains; without these keys, all of them.
+
+    A name may have * for any text and ? for one character, and a layer's name stands for all weights in it.
+    """
+
+    freeze: WeightNames = Field([], description="weights that stay as they are, such as token_embeddings or layers.0")
+    lora: LoRAConfig | None = None
+
+    @model_validator(mode="after")
+    def _check_freeze(self) -> Self:
+        if self.lora is not None and self.freeze:
+            raise ValueError(
+                "freeze is not for LoRA, which trains its matrices and lora.train alone, "
+                f"found freeze = {self.freeze}; remove freeze"
+            )
+        return self
+
+
 class ParallelConfig(Section):
     """Several processes that train one model, started by torchrun or srun; nothing here matters to one process."""
 
@@ -199,6 +235,7 @@ class TrainConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    fine_tuning: FineTuningConfig = FineTuningConfig()
     parallel: ParallelConfig = ParallelConfig()
     samples: SamplesConfig = SamplesConfig()
     logging: TrainLoggingConfig = TrainLoggingConfig()
@@ -237,6 +274,14 @@ class TrainConfig(Section):
         if self.training.early_stop_patience and self.data.valid is None:
             patience = self.training.early_stop_patience
             raise ValueError(f"training.early_stop_patience = {patience} needs a token file in data.valid, found none")
+        return self
+
+    @model_validator(mode="after")
+    def _check_fine_tuning(self) -> Self:
+        if self.fine_tuning.lora is not None and self.checkpoint.init_from is None:
+            raise ValueError(
+                "fine_tuning.lora needs trained weights: expected a run in checkpoint.init_from, found none"
+            )
         return self
 
     @model_validator(mode="after")

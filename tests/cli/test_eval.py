@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from config.io import dump_toml
+from databuilder.dataset_builder import build_dataset
 from tests.cli.commands import call, shipped
 from tests.token_files.shards import as_shards
-from tests.training.tiny_run import read_records
+from tests.training.tiny_run import read_records, tiny_config, write_chat_files
 from transformerlm.checkpoints.directory import list_checkpoints
+from transformerlm.token_files.dataset import TokenDataset
+from transformerlm.tokenizer import Tokenizer
+from transformerlm.tokenizer.chat import ChatFormat
 
 USUAL = ("--config", shipped("eval"), "--device=cpu", "--resamples=50")
 
@@ -166,3 +173,96 @@ def test_the_estimate_so_far_stands_in_the_line(pipeline, monkeypatch):
     assert shown[-1]["margin"] == pytest.approx(half, rel=0.5)  # of 50 resamples
     (record,) = call("eval", *USUAL, "--compare", older, newest, "--input", pipeline.files.text).records
     assert shown[-1]["bits_per_byte_difference"] == pytest.approx(record["metrics.bits_per_byte_difference"])
+
+
+# --- conversations -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    """Return the files of a run on conversations, and its directory: each conversation is whole in a row."""
+    home = tmp_path_factory.mktemp("chat")
+    files = write_chat_files(home)
+    changes = {
+        "model.context_length": 128,
+        "model.document_mask": True,
+        "data.packing": "documents",
+        "data.order": "epoch",
+        "training.max_steps": 6,
+        "training.eval_tokens": 10**6,
+    }
+    (home / "train.toml").write_text(dump_toml(tiny_config(files, home, changes)))
+    done = call("train", "--config", home / "train.toml")
+    assert done.code == 0, done.stderr
+    return files, home / "run"
+
+
+def test_of_conversations_what_is_learnt_counts_alone(chat):
+    """Loss, bits per byte and tokens are those of the run's own validation, and the output says what counts."""
+    files, run = chat
+    done = call("eval", *USUAL, "--checkpoint", run, "--input", files.valid)
+    assert done.code == 0, done.stderr
+    (record,) = done.records
+    dataset = TokenDataset(files.valid)
+    assert record["learnt_only"] is True
+    assert record["metrics.tokens"] == dataset.num_learnt < len(dataset) / 2
+    (line,) = [line for line in read_records(run) if line.get("step") == 6 and "metrics.val_loss" in line]
+    assert record["metrics.loss"] == pytest.approx(line["metrics.val_loss"], rel=1e-5)
+    assert record["metrics.bits_per_byte"] == pytest.approx(line["metrics.val_bits_per_byte"], rel=1e-5)
+    answers = [
+        message["content"]
+        for row in files.text.read_text(encoding="utf-8").splitlines()
+        for message in json.loads(row)["messages"]
+        if message["role"] == "assistant"
+    ]
+    assert 0 < record["metrics.bytes"] < sum(len(answer.encode()) for answer in answers)
+    assert "conversations: the tokens that are learnt count alone" in done.stderr
+    assert record["metrics.documents"] == dataset.num_documents
+
+
+def test_learnt_tokens_of_shards_and_of_a_stream_are_the_same(chat, tmp_path):
+    """Mode sliding and shards count the same tokens and bytes, and a part of the documents fewer."""
+    files, run = chat
+    shards = tmp_path / "valid.shards"
+    build_dataset(
+        files.text,
+        tokenizer=Tokenizer.from_directory(files.tokenizer),
+        train_path=tmp_path / "train.shards",
+        valid_path=shards,
+        valid_fraction=0.3,
+        text_field="messages",
+        chat=ChatFormat(),
+    )
+    found = []
+    for arguments in ((files.valid, "--mode=sliding"), (shards, "--mode=sliding"), (shards, "--mode=documents")):
+        (record,) = call("eval", *USUAL, "--checkpoint", run, "--input", *arguments).records
+        found.append((record["metrics.tokens"], record["metrics.bytes"], record["learnt_only"]))
+    assert found[0] == found[1] == found[2]
+    done = call("eval", *USUAL, "--compare", run, run, "--input", files.valid, "--max_documents=9")
+    (record,) = done.records
+    assert record["a.metrics.tokens"] == record["b.metrics.tokens"] < found[0][0]
+    assert record["metrics.bits_per_byte_difference"] == 0
+
+
+def test_conversations_without_an_answer_are_refused(chat, tmp_path):
+    """There is nothing to count: one line, exit code 2."""
+    files, run = chat
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(json.dumps({"messages": [{"role": "user", "content": "Why?"}]}) + "\n")
+    made = ("--input", questions, "--tokenizer", files.tokenizer, "--train", tmp_path / "q.npy", "--toml", "[chat]")
+    assert call("make_data", *made, "--valid=none", "--valid_fraction=0").code == 0
+    done = call("eval", *USUAL, "--checkpoint", run, "--input", tmp_path / "q.npy")
+    assert (done.code, done.stdout) == (2, "")
+    assert "q.npy: expected text that is learnt, found none in 1 documents" in done.stderr
+    for key in ("train", "valid"):
+        config = tiny_config(files, tmp_path, {f"data.{key}": str(tmp_path / "q.npy"), "model.context_length": 4})
+        (tmp_path / "train.toml").write_text(dump_toml(config))
+        done = call("train", "--config", tmp_path / "train.toml")
+        assert done.code == 2
+        assert f"data.{key}: {tmp_path / 'q.npy'}: expected some tokens that are learnt, found none" in done.stderr
+
+
+def test_text_counts_all_tokens(pipeline):
+    """A token file without a mask is what it was: everything counts."""
+    (record,) = call("eval", *USUAL, "--checkpoint", pipeline.run, "--input", pipeline.files.valid).records
+    assert record["learnt_only"] is False

@@ -100,6 +100,7 @@ VALID: dict[str, set[str]] = {
         "chat.special_tokens",
         "compare",
         "files",
+        "fine_tuning.freeze",  # nothing
         "holdout",
         "filter",
         "language",

@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from tests.utils.packed import write_parquet, zstd
 from transformerlm.distributed import parts_folder, share_work
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer import Tokenizer
+from transformerlm.tokenizer.chat import ChatFormat
 from transformerlm.utils.lock import try_lock
 
 EOT = "<|endoftext|>"
@@ -253,6 +255,63 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path, one_pass, monkeypatch):
         assert steps.count("encode_part") <= number + 1
     with pytest.raises(FileExistsError, match="expected no such file yet"):
         build(folder, sources, cluster=cluster(), **HALF)
+
+
+CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")
+CHATTING = Tokenizer(
+    BYTES | {257 + number: token.encode() for number, token in enumerate(CHAT_TOKENS)}, [], [EOT, *CHAT_TOKENS]
+)
+KILLED = """
+import os, signal, sys
+from databuilder import parts_build
+from tests.databuilder.test_parts_build import build_conversations
+
+folder, kind, name, calls = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+original, left = getattr(parts_build, name), [calls]
+
+def killed(*args, **keywords):
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args, **keywords)
+
+setattr(parts_build, name, killed)
+build_conversations(folder, kind)
+"""
+
+
+def build_conversations(folder: str, kind: str, *, cut: bool = True) -> None:
+    """Build token files and masks of conversations in parts of 4 kB, or in one pass."""
+    where = {"cluster": cluster()} if cut else {}
+    inputs = [Source(Path(folder).parent / "chat.jsonl", 1.5, text_field="messages")]
+    build(Path(folder), inputs, kind=kind, tokenizer=CHATTING, chat=ChatFormat(), num_workers=1, **HALF, **where)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize(
+    ("kind", "name", "calls"), [("npy", "encode_part", 3), ("npy", "put_in_place", 2), ("shards", "encode_part", 4)]
+)
+def test_a_killed_build_of_conversations_gives_the_files_of_one_that_was_not(tmp_path, kind, name, calls):
+    """After SIGKILL in the middle the same call goes on; ids and masks are those of an uninterrupted build."""
+    rows = []
+    for number, text in enumerate(documents("chat", 120)):
+        said = [{"role": "user", "content": text}, {"role": "assistant", "content": f"{text[:40]} <|im_end|>"}]
+        rows.append(json.dumps({"messages": said[: 1 + number % 4]}) + "\n")
+    (tmp_path / "chat.jsonl").write_text("".join(rows))
+    build_conversations(str(tmp_path / "whole"), kind)
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), kind, name, str(calls)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    found = tmp_path / "killed"
+    assert files_of(found) != files_of(tmp_path / "whole")
+    build_conversations(str(found), kind)
+    assert files_of(found) == files_of(tmp_path / "whole")
+    assert any(one.endswith(".mask.npy") for one in files_of(found))
+    assert TokenDataset(found / f"train.{kind}").num_learnt > 0
+    if kind == "npy":
+        build_conversations(str(tmp_path / "one-pass"), kind, cut=False)
+        assert files_of(tmp_path / "one-pass") == files_of(found)
 
 
 def test_changed_inputs_begin_anew_here_and_are_refused_by_a_share(tmp_path, monkeypatch):

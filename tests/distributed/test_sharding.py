@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,24 @@ import torch
 from cli.train import train
 from config.train import TrainConfig
 from tests.distributed.ranks import run_ranks
-from tests.training.tiny_run import TinyFiles, read_records, step_lines, tiny_config, write_tiny_files
+from tests.training.tiny_run import (
+    TinyFiles,
+    read_records,
+    step_lines,
+    tiny_config,
+    write_chat_files,
+    write_tiny_files,
+)
 from transformerlm.distributed.sharding import Shards
 from transformerlm.distributed.world import World
+from transformerlm.models.lora import num_lora_keys
+from transformerlm.token_files.loss_mask import LossMask
 from transformerlm.training.build import build_model, build_optimizer, build_shards, num_accumulation_steps
-from transformerlm.training.data import get_batch, rows_of_part, sequential_batches
+from transformerlm.training.data import MaskedTokens, TrainingRows, get_batch, rows_of_part, sequential_batches
+from transformerlm.training.document_rows import DocumentRows
 from transformerlm.training.dropout_keys import dropout_keys
 from transformerlm.training.loop import batch_loss, evaluate, train_step
+from transformerlm.training.reading import Reading
 from transformerlm.utils.dtypes import autocast
 
 CPU = torch.device("cpu")
@@ -54,6 +66,21 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "model.num_kv_heads": 2,
         "training.z_loss": 1e-2,
     },
+    "frozen": {"fine_tuning.freeze": ["token_embeddings", "layers.1", "layers.2.attn.q_proj"]},
+    "frozen, muon": {"fine_tuning.freeze": ["lm_head", "layers.0", "layers.2.ffn"], "optimizer.name": "muon"},
+    "lora": {
+        "checkpoint.init_from": "base",  # which is not read here
+        "fine_tuning.lora": {"rank": 2, "alpha": 8.0, "targets": ["layers.*"], "dropout": 0.1, "train": ["ln_final"]},
+        "model.activation_checkpointing": True,
+        "training.micro_batch_size": 2,
+        "optimizer.learning_rate": 0.03,
+    },
+    "lora, muon": {
+        "checkpoint.init_from": "base",
+        "fine_tuning.lora": {"rank": 5, "alpha": 8.0, "targets": ["layers.[12].attn"]},
+        "optimizer.name": "muon",
+        "optimizer.learning_rate": 0.02,
+    },
 }
 # Rounding to bfloat16 makes small differences larger from step to step, the faster the weights move.
 SLOW = {f"slow {name}": {**SETTINGS[name], "optimizer.learning_rate": 1e-3} for name in ("adamw", "muon", "model")}
@@ -82,10 +109,17 @@ def _config(settings: dict[str, Any]) -> TrainConfig:
 
 
 def _train(
-    config: TrainConfig, world: World, shard_size: int, precision: Any = "fp32", compiled: bool = False
+    config: TrainConfig,
+    world: World,
+    shard_size: int,
+    precision: Any = "fp32",
+    compiled: bool = False,
+    data: TrainingRows | None = None,
+    reading: Reading = Reading(),  # noqa: B008  # frozen
 ) -> dict[str, Any]:
     """Return losses and gradient norms of a few steps, a validation loss, and all rows of the weights after them."""
-    tokens = np.random.default_rng(0).integers(VOCAB_SIZE, size=500).astype(np.uint16)
+    random_tokens = np.random.default_rng(0).integers(VOCAB_SIZE, size=500).astype(np.uint16)
+    tokens = random_tokens if data is None else data
     if world.is_distributed:
         place: dict[str, Any] = {"device": CPU, "world": world, "precision": precision, "compiled": compiled}
         model, shards = build_shards(config, shard_size=shard_size, **place)
@@ -99,7 +133,7 @@ def _train(
     ranks = {"rank": world.rank, "world_size": world.world_size}
     batch = partial(batch, **ranks)
     parts = [rows_of_part(8, micro_batch=index, num_micro_batches=count, **ranks) or range(1) for index in range(count)]
-    keys = partial(dropout_keys, model.settings, seed=3)
+    keys = partial(dropout_keys, model.settings, seed=3, num_more=num_lora_keys(model))
     context = partial(autocast, CPU, precision)
     results = [
         train_step(
@@ -113,19 +147,21 @@ def _train(
             num_tokens=8 * CONTEXT,
             z_loss=config.training.z_loss,
             dropout_keys=[keys(rows, step=step) for rows in parts],
+            reading=reading,
             flags=lambda: [world.rank, 1.0],
         )
-        for step in range(NUM_STEPS)
+        for step in range(1, NUM_STEPS + 1)
     ]
     share = {"rank": world.rank, "world_size": world.world_size}
     batches = list(sequential_batches(tokens, batch_size=4, context_length=CONTEXT, max_windows=38, **share))
-    evaluated = evaluate(
-        model, batches, token_bytes=torch.ones(VOCAB_SIZE, dtype=torch.int64), autocast=context, world=world
-    )
+    how: dict[str, Any] = {"token_bytes": torch.ones(VOCAB_SIZE, dtype=torch.int64), "reading": reading}
+    evaluated = evaluate(model, batches, autocast=context, world=world, **how)
     shards.settle()
     return {
         "loss": [result.loss for result in results],
         "norm": [result.grad_norm for result in results],
+        "tokens": [result.tokens for result in results],
+        "trouble": [result.trouble for result in results],
         "flags": results[-1].flags,
         "valid": evaluated.loss,
         "batches": len(batches),
@@ -157,6 +193,58 @@ def test_ranks_make_the_steps_of_one_process(world_size, shard_size, alone):
             for key, (first, rows) in result["rows"].items():
                 whole = expected["rows"][key][1]
                 np.testing.assert_allclose(rows, whole[first : first + len(rows)], rtol=2e-4, atol=2e-5, err_msg=name)
+
+
+# --- masks -------------------------------------------------------------------------------------------------------
+
+MASKED: dict[str, dict[str, Any]] = {
+    "adamw": {"model.document_mask": True},
+    "accumulation": {"model.document_mask": True, "training.micro_batch_size": 1, "optimizer.name": "muon"},
+    "written out": {"model.document_mask": True, "model.attention": "reference", "model.qk_norm": True},
+}
+
+
+def _masked_rows(packing: str) -> TrainingRows:
+    """Return ids of documents, of which every third one learns its second half: some rows learn nothing at all."""
+    rng = np.random.default_rng(1)
+    sizes = rng.integers(2, 20, size=70)
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    tokens = rng.integers(1, VOCAB_SIZE, size=offsets[-1]).astype(np.uint16)
+    tokens[offsets[1:] - 1] = 0
+    learnt = np.zeros(len(tokens), dtype=np.uint8)
+    for start, end in list(pairwise(offsets.tolist()))[::3]:
+        learnt[(start + end) // 2 : end - 1] = 1
+    mask = LossMask([(0, learnt)])
+    if packing == "windows":
+        return MaskedTokens(tokens, mask)
+    return DocumentRows(tokens, offsets, context_length=CONTEXT, separator_id=0, seed=3, mask=mask)
+
+
+def _train_masked(world: World, shard_size: int) -> dict[str, dict[str, Any]]:
+    reading = Reading(separator_id=0, some_ignored=True)
+    return {
+        f"{name}, {packing}": _train(_config(settings), world, shard_size, data=_masked_rows(packing), reading=reading)
+        for name, settings in MASKED.items()
+        for packing in ("windows", "documents")
+    }
+
+
+@pytest.mark.parametrize(("world_size", "shard_size"), [(2, 1), (2, 2), (3, 3), (4, 2)])
+def test_masks_mean_the_same_on_any_number_of_ranks(world_size, shard_size):
+    """With documents and what is learnt masked, losses, norms, tokens and validation are those of one process."""
+    alone = _train_masked(World(), 1)
+    for rank, results in enumerate(run_ranks(_train_masked, world_size, shard_size)):
+        for name, expected in alone.items():
+            result = results[name]
+            assert result["trouble"] == expected["trouble"] == [None] * NUM_STEPS
+            assert result["tokens"] == expected["tokens"]
+            assert 0 < min(expected["tokens"]) <= max(expected["tokens"]) < 8 * CONTEXT / 2
+            assert result["loss"] == pytest.approx(expected["loss"], rel=2e-6), (name, rank)
+            assert result["norm"] == pytest.approx(expected["norm"], rel=1e-5), (name, rank)
+            assert result["valid"] == pytest.approx(expected["valid"], rel=2e-6), (name, rank)
+
+
+# --- precision ---------------------------------------------------------------------------------------------------
 
 
 def _train_in_fp64(world: World, shard_size: int, names: list[str]) -> dict[str, dict[str, Any]]:
@@ -271,6 +359,18 @@ EVERYTHING = {
 }
 
 
+CHAT = {
+    "data.packing": "documents",
+    "data.order": "epoch",
+    "model.document_mask": True,
+    "model.context_length": 32,
+    "training.batch_size": 6,
+    "training.micro_batch_size": 2,
+    "schedule.name": "constant",
+    "logging.backend": "json",
+}
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
     return write_tiny_files(tmp_path_factory.mktemp("tiny"))
@@ -304,3 +404,21 @@ def test_a_run_goes_on_with_any_number_of_ranks(files, tmp_path):
         for run in (tmp_path / "alone/run", tmp_path / "shared/run")
     ]
     assert samples[0] == {step: samples[1][step] for step in (6, 12)}
+
+
+def test_a_run_on_conversations_goes_on_with_any_number_of_ranks(tmp_path):
+    """What is learnt of conversations, and where they end, is the same on 2 ranks, on 3, and then on one."""
+    files = write_chat_files(tmp_path)
+    alone, shared = (tiny_config(files, tmp_path / name, CHAT) for name in ("alone", "shared"))
+    assert train(alone) == 0
+    for world_size, max_steps, shard in ((2, 4, 1), (2, 7, 2), (3, 10, 3)):
+        assert run_ranks(_run, world_size, shared.model_dump_json(), max_steps, shard) == [0] * world_size
+    assert train(shared) == 0
+    expected, found = step_lines(tmp_path / "alone/run"), step_lines(tmp_path / "shared/run")
+    assert [line["step"] for line in found] == list(range(1, 13))
+    for theirs, ours in zip(expected, found, strict=True):
+        assert ours["metrics.tokens"] == theirs["metrics.tokens"]
+        for key in ("metrics.loss", "metrics.grad_l2_norm", "metrics.val_loss", "metrics.val_bits_per_byte"):
+            assert (key in ours) or key.startswith("metrics.val")
+            if key in ours and key in theirs:
+                assert ours[key] == pytest.approx(theirs[key], rel=2e-5), (theirs["step"], key)

@@ -15,9 +15,14 @@ from transformerlm.models.dropout import num_keys
 from transformerlm.models.estimates import (
     checkpoint_bytes,
     count_parameters,
+    count_trained,
     estimate_training_memory,
+    flops_per_token,
+    parameter_shapes,
     parameters_by_part,
 )
+from transformerlm.models.fine_tuning import FineTuning
+from transformerlm.models.lora import fine_tune
 from transformerlm.models.settings import ModelSettings
 from transformerlm.models.transformer import TransformerLM
 
@@ -60,7 +65,7 @@ def test_flops_equal_those_torch_counts(changes: dict[str, Any]) -> None:
     assert counter.get_total_flops() == model.num_flops_per_token() * 2 * 64
 
 
-def saved_bytes(model: TransformerLM, ids: torch.Tensor, precision: str) -> int:
+def saved_bytes(model: TransformerLM, ids: torch.Tensor, precision: str, *, more_keys: int = 0) -> int:
     """The bytes autograd keeps between the forward and the backward pass, weights omitted."""
     kept = {}
     weights = {p.shape for p in model.parameters()} | {p.T.shape for p in model.parameters() if p.ndim == 2}
@@ -71,7 +76,7 @@ def saved_bytes(model: TransformerLM, ids: torch.Tensor, precision: str) -> int:
         return tensor
 
     enabled = precision == "bf16"
-    keys = torch.randint(2**31, (num_keys(len(model.layers)), len(ids), 2), dtype=torch.int32)
+    keys = torch.randint(2**31, (num_keys(len(model.layers)) + more_keys, len(ids), 2), dtype=torch.int32)
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled),
@@ -121,6 +126,70 @@ def test_memory_parts_are_bytes_and_sum_to_the_total() -> None:
     assert bf16["overhead"] == 200_000_000 + int(0.15 * bf16["activations"]) + bf16["logits"]
     saving = estimate_training_memory(replace(model, activation_checkpointing=True), micro_batch_size=8)
     assert saving["activations"] < parts["activations"] / 2
+
+
+LORA = {"rank": 4, "alpha": 8.0, "targets": ["layers.*"]}
+FINE_TUNINGS = {
+    "embedding": {"freeze": ["token_embeddings"]},
+    "all but the last block": {"freeze": ["token_embeddings", "lm_head", "layers.[01]"]},
+    "LoRA": {"lora": LORA},
+    "LoRA of attention, and the head": {"lora": {**LORA, "targets": ["layers.*.attn"], "train": ["lm_head"]}},
+}
+each_fine_tuning = pytest.mark.parametrize(
+    "fine_tuning", list(map(FineTuning.of, FINE_TUNINGS.values())), ids=FINE_TUNINGS
+)
+
+
+def fine_tuned(fine_tuning: FineTuning, **changes: Any) -> TransformerLM:
+    model = TransformerLM(**MODEL, **changes)
+    fine_tune(model, fine_tuning)
+    return model
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": True, "qk_norm": True, "num_kv_heads": 2}, {"ffn": "silu"}])
+@pytest.mark.parametrize("fine_tuning", [FineTuning(), FineTuning.of({"lora": LORA})], ids=["plain", "LoRA"])
+def test_names_and_shapes_are_those_of_the_model(changes: dict[str, Any], fine_tuning: FineTuning) -> None:
+    """They need no model, and are in its order."""
+    model = fine_tuned(fine_tuning, **changes)
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    assert parameter_shapes(ModelSettings(**MODEL, **changes), fine_tuning) == expected
+
+
+@each_fine_tuning
+def test_what_is_frozen_has_no_gradients_and_no_states(fine_tuning: FineTuning) -> None:
+    """Gradients and states are those of the weights that are trained; all weights are there."""
+    settings, model = ModelSettings(**MODEL), fine_tuned(fine_tuning)
+    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    whole = sum(one.numel() for one in model.parameters())
+    parts = estimate_training_memory(settings, micro_batch_size=2, fine_tuning=fine_tuning)
+    assert count_trained(settings, fine_tuning) == trained < whole
+    assert (parts["weights"], parts["gradients"], parts["optimizer"]) == (4 * whole, 4 * trained, 8 * trained)
+    assert checkpoint_bytes(settings, fine_tuning=fine_tuning) == 4 * (whole + 2 * trained)
+    shared: dict[str, Any] = {"micro_batch_size": 2, "num_ranks": 2, "shard_size": 2}
+    with_less = estimate_training_memory(settings, **shared, fine_tuning=fine_tuning)["gathered"]
+    assert with_less < estimate_training_memory(settings, **shared)["gathered"]
+
+
+@each_fine_tuning
+def test_flops_of_what_is_frozen_are_near_those_torch_counts(fine_tuning: FineTuning) -> None:
+    """No gradient of frozen matrices, no backward pass below the first trained block; its first matrices differ."""
+    model = fine_tuned(fine_tuning, attention="reference")
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randint(0, 300, (2, 64))).sum().backward()
+    found = flops_per_token(model.settings, 64, fine_tuning) * 2 * 64
+    assert counter.get_total_flops() <= found <= 1.1 * counter.get_total_flops()
+    assert found <= model.num_flops_per_token() * 2 * 64
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activations_of_lora_are_near_what_autograd_saves(precision: str, dropout: float) -> None:
+    """Within 15 %, with what its dropout keeps."""
+    fine_tuning = FineTuning.of({"lora": {**LORA, "rank": 16, "dropout": dropout}})
+    model, settings = fine_tuned(fine_tuning).train(), ModelSettings(**MODEL)
+    measured = saved_bytes(model, torch.randint(0, 300, (4, 64)), precision, more_keys=21 if dropout else 0)
+    parts = estimate_training_memory(settings, micro_batch_size=4, precision=precision, fine_tuning=fine_tuning)
+    assert parts["activations"] == pytest.approx(measured, rel=0.15)
 
 
 CHOICES = [{}, {"tie_embeddings": True, "qk_norm": True, "num_kv_heads": 2}, {"norm_position": "post", "ffn": "silu"}]

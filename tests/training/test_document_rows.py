@@ -183,7 +183,7 @@ def test_a_step_that_learns_nothing_is_not_made(files: TinyFiles, tmp_path: Path
     step: Any = {"learning_rate": 1e-3, "max_grad_norm": 1.0, "autocast": trainer.autocast, "reading": trainer.reading}
     before = [one.detach().clone() for one in trainer.raw_model.parameters()]
     result = train_step(trainer.raw_model, trainer.optimizer, [(inputs, nothing)], **step)
-    assert result.trouble == "not_finite"
+    assert (result.trouble, result.tokens) == ("nothing_learnt", 0)
     assert all(one.equal(other) for one, other in zip(before, trainer.raw_model.parameters(), strict=True))
     both = train_step(trainer.raw_model, trainer.optimizer, [(inputs, nothing), (inputs, targets)], **step)
     assert both.made

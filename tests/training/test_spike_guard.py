@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -15,13 +16,15 @@ from config.io import dump_toml
 from tests.training.faults import poison
 from tests.training.test_resume_checks import train_until_killed, what_tells_them_apart
 from tests.training.test_trainer import several, torchrun
-from tests.training.tiny_run import read_records, step_lines, tiny_config
+from tests.training.tiny_run import read_records, step_lines, tiny_config, write_chat_files
 from transformerlm.checkpoints.directory import newest_whole, resolve, step_of
 from transformerlm.checkpoints.load import load_model
 from transformerlm.checkpoints.validation import read_state
+from transformerlm.experiments.run_checks import check_lines, read_run_lines
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.training import spike_guard, timer
 from transformerlm.training.data import sample_starts
+from transformerlm.training.reading import IGNORED
 from transformerlm.training.spike_guard import NUM_LOSSES_BEFORE_SPIKES, GuardState, write_batch
 from transformerlm.training.trainer import Trainer
 
@@ -97,6 +100,46 @@ def test_only_the_first_batches_are_written(files, tmp_path, monkeypatch):
 
 
 # --- in a run ----------------------------------------------------------------------------------------------------
+
+
+def test_a_step_in_which_nothing_is_learnt_spoils_nothing(tmp_path, monkeypatch):
+    """It is told of by its own name, changes no weight, state or average, has no loss, and is no reason to stop."""
+    files, states = write_chat_files(tmp_path), []
+    make, batches = Trainer.step, Trainer.micro_batches
+
+    def watched(self):
+        result = make(self)
+        weights = [one.detach().clone() for one in self.raw_model.parameters()]
+        kept = [one for values in self.optimizer.state_dict()["state"].values() for one in values.values()]
+        moments = [torch.as_tensor(one).clone() for one in kept]
+        states.append((weights + moments, asdict(self.state.guard), self.state.tokens))
+        return result
+
+    def masked(self, step):
+        found = batches(self, step)
+        return [(one, two * 0 + IGNORED) for one, two in found] if step in (4, 5) else found
+
+    monkeypatch.setattr(Trainer, "step", watched)
+    monkeypatch.setattr(Trainer, "micro_batches", masked)
+    changes = {"data.packing": "documents", "data.order": "epoch", "training.max_skipped_steps": 0}
+    assert train(tiny_config(files, tmp_path, {**changes, "training.eval_interval": 5})) == 0
+    run = tmp_path / "run"
+    assert events(run, "step_skipped") == [{"step": step, "reason": "nothing_learnt"} for step in (4, 5)]
+    for before, after in ((2, 3), (3, 4)):
+        assert all(one.equal(other) for one, other in zip(states[before][0], states[after][0], strict=True))
+        assert states[before][1:] == states[after][1:]
+    assert states[-1][1]["num_losses"] == 10
+    lines = [record for record in read_records(run) if "metrics.tokens" in record]
+    assert [line["step"] for line in lines if "metrics.loss" not in line] == [4, 5]
+    assert not any("metrics.grad_l2_norm" in line for line in lines[3:5])
+    assert "metrics.val_loss" in lines[4]
+    assert not any("metrics.skipped_steps" in line for line in lines)
+    assert not (run / "skipped").exists()
+    assert list(check_lines(read_run_lines(run), [], 1)) == []
+    (summary,) = events(run, "summary")
+    assert math.isfinite(summary["train_loss"])
+    losses = [line["metrics.val_loss"] for line in lines if "metrics.val_loss" in line]
+    assert summary["best_val_loss"] == min(losses)
 
 
 @pytest.mark.parametrize("value", [NAN, INF])

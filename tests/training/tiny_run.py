@@ -12,6 +12,7 @@ from config.train import TrainConfig
 from databuilder.dataset_builder import build_dataset
 from databuilder.docstring_corpus import write_corpus
 from transformerlm.tokenizer import Tokenizer, train_bpe
+from transformerlm.tokenizer.chat import ChatFormat
 
 END = "<|endoftext|>"
 VOCAB_SIZE = 290
@@ -43,6 +44,36 @@ def write_docstring_files(folder: Path) -> TinyFiles:
     """Write a megabyte of real text, the docstrings of this Python, a tokenizer of 512 tokens and its token files."""
     write_corpus(folder / "text.txt", max_bytes=1_000_000)
     return _tokenize(folder, vocab_size=512)
+
+
+def write_chat_files(folder: Path, *, number: int = 80) -> TinyFiles:
+    """Write conversations, every fifth without an answer, a tokenizer with ChatML's tokens, and token files."""
+    rng = random.Random(0)
+    things = ["a tree", "the sea", "two 🍎"]
+    rows = []
+    for one in range(number):
+        messages = [{"role": "user", "content": f"What is {rng.choice(things)}?"}]
+        if one % 5:
+            messages.append({"role": "assistant", "content": f"{rng.choice(things)} and {rng.choice(things)}."})
+            messages.append({"role": "user", "content": "Sure?"})
+            messages.append({"role": "assistant", "content": rng.choice(["Yes.", "No.", ""])})
+        rows.append(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+    files = TinyFiles(folder / "chat.jsonl", folder / "tokenizer", folder / "train.npy", folder / "valid.npy")
+    files.text.write_text("".join(rows), encoding="utf-8")
+    specials = [END, "<|im_start|>", "<|im_end|>"]
+    said = [message["content"] for row in rows for message in json.loads(row)["messages"]]
+    (folder / "said.txt").write_text("\n".join(said), encoding="utf-8")
+    Tokenizer(*train_bpe(folder / "said.txt", VOCAB_SIZE, specials), specials).save(files.tokenizer)
+    build_dataset(
+        files.text,
+        tokenizer=Tokenizer.from_directory(files.tokenizer),
+        train_path=files.train,
+        valid_path=files.valid,
+        valid_fraction=0.3,
+        text_field="messages",
+        chat=ChatFormat(),
+    )
+    return files
 
 
 def _tokenize(folder: Path, *, vocab_size: int) -> TinyFiles:

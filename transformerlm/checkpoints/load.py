@@ -28,6 +28,8 @@ from transformerlm.checkpoints.validation import (
 )
 from transformerlm.distributed.rows import Rows
 from transformerlm.models.estimates import count_parameters
+from transformerlm.models.fine_tuning import A, B, FineTuning, LoRA, is_lora
+from transformerlm.models.lora import merged
 from transformerlm.models.settings import ModelSettings
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
@@ -36,6 +38,11 @@ from transformerlm.tokenizer.tokenizer import Tokenizer
 def load_config_of(directory: Path) -> TrainConfig:
     """Return the configuration that the checkpoint was trained with."""
     return load_config(TrainConfig, directory / "config.toml")
+
+
+def fine_tuning_of(config: TrainConfig) -> FineTuning:
+    """Return which weights a run with this configuration trains."""
+    return FineTuning.of(config.fine_tuning.model_dump())
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
@@ -52,6 +59,7 @@ def load_model(
 ) -> TransformerLM:
     """Return the checkpoint's model, verified, in evaluation mode, on `device` and in `dtype` (None: fp32 as saved).
 
+    It is a plain model, that of a run with LoRA too, whose matrices are merged into the weights beside them.
     `is_verified` says that the caller has just verified the weights, which are then not hashed again.
 
     Raises:
@@ -61,12 +69,13 @@ def load_model(
         verify(directory)
     settings = ModelSettings(**load_config_of(directory).model.model_dump())
     with as_checkpoint_error():
-        facts = {name: one.facts for name, one in stored_tensors(directory, MODEL).items()}
+        stored = stored_tensors(directory, MODEL)
+        facts = {name: one.facts for name, one in stored.items() if not is_lora(name)}
         check_size(directory, facts, count_parameters(settings))
     model = TransformerLM(settings, device="meta")
     # This is what `to_empty` does, which first imports modules for a second.
     model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))  # type: ignore[no-untyped-call]
-    load_weights(weights_of(model), directory)
+    load_plain_weights(weights_of(model), directory)
     return model.to(device=device, dtype=dtype).eval()
 
 
@@ -81,13 +90,50 @@ def load_weights(weights: Mapping[str, Rows], directory: Path) -> None:
     Raises:
         CheckpointError: they are not, or a weight is not finite.
     """
-    with as_checkpoint_error(), torch.no_grad():
-        stored = stored_tensors(directory, MODEL)
-        shapes = {name: rows.shape for name, rows in weights.items()}
-        check_weights(directory, {name: one.facts for name, one in stored.items()}, shapes)
-        for name, values in read_rows(stored, {name: _range(rows) for name, rows in weights.items()}):
-            check_finite({name: values}, directory)
-            weights[name].local.copy_(values)
+    with as_checkpoint_error():
+        stored = _checked(directory, {name: rows.shape for name, rows in weights.items()})
+        _copy(weights, stored, directory)
+
+
+def load_plain_weights(weights: Mapping[str, Rows], directory: Path) -> None:
+    """Copy the checkpoint's weights into these rows of a plain model, in place; LoRA's matrices are merged into them.
+
+    Raises:
+        CheckpointError: names or shapes are not those of the checkpoint, or a weight is not finite.
+    """
+    fine_tuning = fine_tuning_of(load_config_of(directory))
+    with as_checkpoint_error():
+        plain = {name: rows.shape for name, rows in weights.items()}
+        stored = _checked(directory, fine_tuning.extended(plain))
+        _copy(weights, stored, directory)
+        if fine_tuning.lora is not None:
+            _merge(weights, stored, fine_tuning.lora, directory)
+
+
+def _checked(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, StoredTensor]:
+    """Return where the checkpoint's weights are, which must have these names and shapes."""
+    stored = stored_tensors(directory, MODEL)
+    check_weights(directory, {name: one.facts for name, one in stored.items()}, shapes)
+    return stored
+
+
+@torch.no_grad()
+def _copy(weights: Mapping[str, Rows], stored: Mapping[str, StoredTensor], directory: Path) -> None:
+    for name, values in read_rows(stored, {name: _range(rows) for name, rows in weights.items()}):
+        check_finite({name: values}, directory)
+        weights[name].local.copy_(values)
+
+
+@torch.no_grad()
+def _merge(weights: Mapping[str, Rows], stored: Mapping[str, StoredTensor], lora: LoRA, directory: Path) -> None:
+    """Add to each target's rows its B A: the same rows of B, and all of A."""
+    for layer in lora.layers({name: rows.shape for name, rows in weights.items()}):
+        rows = weights[f"{layer}.weight"]
+        wanted = {f"{layer}.{A}": None, f"{layer}.{B}": _range(rows)}
+        found = dict(read_rows(stored, wanted))
+        check_finite(found, directory)
+        a, b = (found[name].to(rows.local.device) for name in wanted)
+        rows.local.copy_(merged(rows.local, a, b, scale=lora.scale))
 
 
 def load_optimizer(

@@ -1,5 +1,7 @@
 """What is evaluated: documents as ids, with the true UTF-8 bytes of each, from text files or from a token file.
 
+Of a token file with conversations, what nobody should learn is read, and not counted.
+
 Documents are those of make-data: plain text is cut at the separator and at the end of a file. A row of JSON lines or
 Parquet is one document, whose special tokens are plain text unless asked for. Documents without text are omitted. So
 it does not matter how a text is split into files.
@@ -20,6 +22,7 @@ import numpy.typing as npt
 from config.special_tokens import END_OF_TEXT
 from transformerlm.checkpoints.document_ids import DocumentIds, ids_of_data
 from transformerlm.token_files.dataset import TokenDataset
+from transformerlm.token_files.loss_mask import LossMask
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, safe_pieces
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.strings import check_is_no_string, whole_characters
@@ -44,7 +47,8 @@ class Documents:
     `ids` `(tokens,)` has no separators; document i ends at `ends[i]` and has `num_bytes[i]` bytes, both `(documents,)`.
     `separator_id` ends a document in a stream of several, and is None if there is no such token. `start_id` goes before
     a document that is read by itself: the separator, unless the model knows another. `id_bytes` `(ids of the
-    tokenizer,)` are the bytes that each id stands for, to count those of a part of a document.
+    tokenizer,)` are the bytes that each id stands for, to count those of a part of a document. `learnt` `(tokens,)`
+    says which ids count, None: all, and the separators; `num_bytes` are those of the ids that count.
     """
 
     ids: Array
@@ -53,6 +57,7 @@ class Documents:
     separator_id: int | None
     start_id: int | None = None
     id_bytes: Array | None = None
+    learnt: Array | None = None
 
     def __post_init__(self) -> None:
         if self.start_id is None:
@@ -66,8 +71,10 @@ class Documents:
         chosen = np.zeros(len(self), dtype=np.bool_)  # (documents,)
         chosen[numbers] = True
         sizes = np.diff(self.ends, prepend=0)  # (documents,), tokens of each
-        ids = self.ids[np.repeat(chosen, sizes)]  # the choice once per token: (tokens,)
-        return replace(self, ids=ids, ends=np.cumsum(sizes[chosen]), num_bytes=self.num_bytes[chosen])
+        of_ids = np.repeat(chosen, sizes)  # the choice once per token: (tokens,)
+        learnt = None if self.learnt is None else self.learnt[of_ids]
+        parts: dict[str, Any] = {"ends": np.cumsum(sizes[chosen]), "num_bytes": self.num_bytes[chosen]}
+        return replace(self, ids=self.ids[of_ids], learnt=learnt, **parts)
 
 
 def draw(num: int, of: int, *, seed: int) -> Array:
@@ -151,9 +158,13 @@ def _id_bytes(tokenizer: Tokenizer) -> Array:
 def open_token_file(path: str | Path, tokenizer: Tokenizer) -> Documents:
     """Return the documents of a token file or a folder of shards; a document's bytes are those of its tokens.
 
+    Where it says which ids are learnt, those alone count, and special tokens among them have no bytes, as in a
+    validation while training.
+
     Raises:
-        FileNotFoundError: the file, its sidecar or a shard is missing.
-        ValueError: it was made with another tokenizer, has changed since, or holds no document.
+        FileNotFoundError: the file, its sidecar, its mask or a shard is missing.
+        ValueError: it was made with another tokenizer, has changed since, or holds no document, or nothing that is
+            learnt.
     """
     dataset = TokenDataset(path)
     advice = "evaluate the text itself instead"
@@ -167,10 +178,16 @@ def open_token_file(path: str | Path, tokenizer: Tokenizer) -> Documents:
         )
     known = ids_of_data(dataset, tokenizer)
     separator_id = tokenizer.special_token_ids.get(END_OF_TEXT) if known is None else known.eos_token_id
-    return _split(np.asarray(dataset.tokens), separator_id, tokenizer, path)
+    learnt = LossMask(dataset.mask).read(0, len(dataset)) if dataset.mask is not None else None
+    documents = _split(np.asarray(dataset.tokens), separator_id, tokenizer, path, learnt=learnt)
+    if not documents.num_bytes.any():
+        raise ValueError(f"{path}: expected text that is learnt, found none in {len(documents):,} documents")
+    return documents
 
 
-def _split(tokens: Array, separator_id: int | None, tokenizer: Tokenizer, path: str | Path) -> Documents:
+def _split(
+    tokens: Array, separator_id: int | None, tokenizer: Tokenizer, path: str | Path, *, learnt: Array | None = None
+) -> Documents:
     is_separator = tokens == (-1 if separator_id is None else separator_id)  # (tokens,)
     ids = tokens[~is_separator]
     places = np.flatnonzero(is_separator)
@@ -179,6 +196,7 @@ def _split(tokens: Array, separator_id: int | None, tokenizer: Tokenizer, path: 
     ends = ends[ends > 0]
     if not len(ends):
         raise ValueError(f"{path}: expected documents, found none")
-    id_bytes = _id_bytes(tokenizer)
-    totals = np.cumsum(id_bytes[ids])[ends - 1]
-    return Documents(ids, ends, np.diff(totals, prepend=0), separator_id, id_bytes=id_bytes)
+    id_bytes = _id_bytes(tokenizer) if learnt is None else np.array(tokenizer.token_byte_lengths(), dtype=np.int64)
+    learnt = None if learnt is None else learnt[~is_separator]
+    totals = np.cumsum(id_bytes[ids] if learnt is None else id_bytes[ids] * learnt)[ends - 1]
+    return Documents(ids, ends, np.diff(totals, prepend=0), separator_id, id_bytes=id_bytes, learnt=learnt)

@@ -182,7 +182,7 @@ class Scoring:
     With the same `seed` and number of documents, two models read them in the same order.
 
     Raises:
-        ValueError: the windows do not fit the model, or an id is beyond its vocabulary.
+        ValueError: the windows do not fit the model, an id is beyond its vocabulary, or no id counts.
     """
 
     def __init__(
@@ -200,9 +200,9 @@ class Scoring:
             found = documents.ids.max()
             raise ValueError(f"expected ids below the model's vocab_size {model.vocab_size}, found {found}")
         self._model, self._documents = model.eval(), documents
-        self._ids, lengths, self._owners = _streams(documents, mode)
+        self._ids, lengths, self._owners, self._counted = _streams(documents, mode)
         self._windows = cut_windows(lengths, context_length=context_length, stride=stride)
-        self._nats, self._counted = np.zeros(len(self._ids)), np.ones(len(self._ids), dtype=np.bool_)
+        self._nats = np.zeros(len(self._ids))
         self._is_first = np.zeros(len(self._ids), dtype=np.bool_)
         firsts = np.cumsum(lengths) - lengths
         self._is_first[firsts] = True
@@ -210,11 +210,13 @@ class Scoring:
             self._nats[firsts] = math.log(model.vocab_size)
         else:
             self._counted[firsts] = False
-        self._id_bytes = _bytes_of_ids(documents, model.vocab_size)
+        self._bytes = _bytes_of_ids(documents, model.vocab_size)[self._ids] * self._counted
         self._totals = np.bincount(self._owners, weights=self._counted, minlength=len(documents))
         self._sums = np.zeros((len(documents), 3))  # nats, tokens and bytes of what has been read, of each document
         self._order = self._order_of_windows(len(lengths), seed, self._windowing.batch_size * context_length)
         self._done, self._tokens_done, self._num_tokens = 0, 0, int(self._totals.sum())
+        if not self._num_tokens:
+            raise ValueError(f"expected tokens that are learnt in {len(documents):,} documents, found none")
         self._add(firsts[lengths == 1])  # no window reads a stream of one id
 
     def _order_of_windows(self, num_streams: int, seed: int, batch_tokens: int) -> Array:
@@ -258,7 +260,8 @@ class Scoring:
 
     def _add(self, places: Array) -> None:
         self._tokens_done += int(self._counted[places].sum())
-        columns = self._nats[places], self._counted[places], self._id_bytes[self._ids[places]]
+        counted = self._counted[places]
+        columns = self._nats[places] * counted, counted, self._bytes[places]
         np.add.at(self._sums, self._owners[places], np.stack(columns, axis=1))  # one call: Ctrl-C does not cut it
 
     def reached(self) -> Array:
@@ -284,8 +287,9 @@ class Scoring:
 
     def _cut(self, document: int, num_bytes: int) -> Array:
         places = np.flatnonzero(self._owners == document)
-        places = places[np.cumsum(self._id_bytes[self._ids[places]]) <= num_bytes]
-        return np.array([self._nats[places].sum(), self._counted[places].sum(), num_bytes])
+        places = places[np.cumsum(self._bytes[places]) <= num_bytes]
+        places = places[self._counted[places]]
+        return np.array([self._nats[places].sum(), len(places), num_bytes])
 
 
 def scores_in_common(scorings: Sequence[Scoring]) -> list[Scores]:
@@ -303,8 +307,12 @@ def _bytes_of_ids(documents: Documents, vocab_size: int) -> Array:
     return num_bytes
 
 
-def _streams(documents: Documents, mode: Mode) -> tuple[Array, Array, Array]:
-    """Return the streams' ids `(ids,)`, their lengths `(streams,)`, and the document of each id `(ids,)`."""
+def _streams(documents: Documents, mode: Mode) -> tuple[Array, Array, Array, Array]:
+    """Return the streams' ids `(ids,)`, their lengths `(streams,)`, and for each id its document and whether it counts.
+
+    A separator counts where all ids do.
+    """
+    counted = np.ones(len(documents.ids), dtype=np.bool_) if documents.learnt is None else documents.learnt
     sizes = np.diff(documents.ends, prepend=0)
     owners = np.repeat(np.arange(len(sizes)), sizes)
     ids, by_itself = documents.ids, mode == "documents"
@@ -312,7 +320,7 @@ def _streams(documents: Documents, mode: Mode) -> tuple[Array, Array, Array]:
     if inserted is not None:
         places = documents.ends - sizes if by_itself else np.r_[0, documents.ends]
         numbers = np.arange(len(sizes))
-        ids = np.insert(ids, places, inserted)
+        ids, counted = np.insert(ids, places, inserted), np.insert(counted, places, documents.learnt is None)
         owners = np.insert(owners, places, numbers if by_itself else np.r_[0, numbers])
         sizes = sizes + 1
-    return ids, sizes if by_itself else np.array([len(ids)]), owners
+    return ids, sizes if by_itself else np.array([len(ids)]), owners, counted

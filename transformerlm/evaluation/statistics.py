@@ -26,7 +26,7 @@ Metrics = dict[str, float | int | None]
 def summarize(scores: Scores, *, resamples: int = 1000, seed: int = 0) -> Metrics:
     """Return loss (nats a token), perplexity and bits per byte, each with the ends of its interval, and the sizes.
 
-    An interval's ends are None for a single document, or without resamples.
+    An interval's ends are None for a single document, without resamples, and where a resample has nothing that counts.
     """
     table = _table(scores)
     values = _ratios(table.sum(axis=0))
@@ -81,7 +81,8 @@ def _table(scores: Scores) -> Array:
 def _ratios(sums: Array) -> Array:
     """Return loss and bits per byte of each model, `(..., 2 models)`, from sums `(..., 3 models)`."""
     nats, tokens, num_bytes = sums[..., 0::3], sums[..., 1::3], sums[..., 2::3]
-    both = np.stack([nats / tokens, nats / num_bytes / math.log(2)], axis=-1)  # (..., models, 2)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resample may have conversations without an answer alone
+        both = np.stack([nats / tokens, nats / num_bytes / math.log(2)], axis=-1)  # (..., models, 2)
     return both.reshape(*both.shape[:-2], 2 * both.shape[-2])
 
 
@@ -100,6 +101,8 @@ def _sums(table: Array, resamples: int, rng: np.random.Generator) -> Iterator[Ar
 
 def _interval(name: str, drawn: Array) -> Metrics:
     if not len(drawn):
+        return {f"{name}_low": None, f"{name}_high": None}
+    if not np.isfinite(drawn).all():
         return {f"{name}_low": None, f"{name}_high": None}
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return {f"{name}_low": float(low), f"{name}_high": float(high)}

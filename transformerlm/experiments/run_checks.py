@@ -64,7 +64,8 @@ def read_run_lines(run_dir: Path) -> RunLines:
     found = list(each_record(run_dir / METRICS))
     records = [one for one in found if one is not None]
     events = [one for one in records if isinstance(one.get("event"), str)]
-    steps = [one for one in records if "event" not in one and "metrics.loss" in one]
+    # A step in which nothing is learnt has no loss; lines of early versions have no tokens.
+    steps = [one for one in records if "event" not in one and one.keys() & {"metrics.loss", "metrics.tokens"}]
     return RunLines(steps, events, len(found) - len(records))
 
 

@@ -10,11 +10,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from config.train import TrainConfig, TrainingConfig
+from transformerlm.checkpoints.load import fine_tuning_of
 from transformerlm.distributed.sharding import Shards, Unit, shard_model
 from transformerlm.distributed.world import World
 from transformerlm.models.layers import RMSNorm
+from transformerlm.models.lora import fine_tune
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
+from transformerlm.training.data import TrainingRows
+from transformerlm.training.document_rows import DocumentRows
 from transformerlm.training.muon import Muon, muon_groups
 from transformerlm.training.optim import SGD, AdamW, parameter_groups
 from transformerlm.training.sharded_muon import ShardedMuon
@@ -23,9 +27,19 @@ from transformerlm.utils.seed import seed_everything
 
 
 def build_model(config: TrainConfig, *, device: torch.device) -> TransformerLM:
-    """Seed all random generators, and return the model with initial weights."""
+    """Seed all random generators, and return the model with initial weights, ready for what [fine_tuning] says.
+
+    Raises:
+        ValueError: [fine_tuning] names what the model does not have.
+    """
     seed_everything(config.training.seed)
-    return TransformerLM(**config.model.model_dump()).to(device)
+    return _model(config).to(device)
+
+
+def _model(config: TrainConfig, **place: Any) -> TransformerLM:
+    model = TransformerLM(**config.model.model_dump(), **place)
+    fine_tune(model, fine_tuning_of(config))
+    return model
 
 
 def build_shards(
@@ -44,7 +58,7 @@ def build_shards(
     With `compiled`, what FSDP2 gathers at once is compiled at once: its hooks would break up a larger graph.
     """
     seed_everything(config.training.seed)
-    model = TransformerLM(**config.model.model_dump(), device="meta")
+    model = _model(config, device="meta")
     in_bf16 = precision == "bf16"
     units = [unit for layer in model.layers for unit in _units(layer, in_bf16=in_bf16)]
     exact = {one for unit in units if not unit.in_bf16 for module in unit.modules for one in module.modules()}
@@ -54,7 +68,7 @@ def build_shards(
     shards = shard_model(model, units, world=world, shard_size=shard_size, device=device)
     if draw:
         world.arrive("the initial weights")
-        shards.fill_from_rank_zero(TransformerLM(**config.model.model_dump()) if world.rank == 0 else None)
+        shards.fill_from_rank_zero(_model(config) if world.rank == 0 else None)
     return model, shards
 
 
@@ -124,6 +138,13 @@ def num_validation_windows(config: TrainConfig, num_tokens: int) -> int:
     """Return how many windows a validation takes from a file of `num_tokens`: those of `eval_tokens`, at least one."""
     context_length = config.model.context_length
     return min(max(1, config.training.eval_tokens // context_length), (num_tokens - 1) // context_length)
+
+
+def num_validation_rows(config: TrainConfig, rows: TrainingRows) -> int:
+    """Return how many rows a validation takes: windows, as above, or rows of documents."""
+    if isinstance(rows, DocumentRows):
+        return min(max(1, config.training.eval_tokens // config.model.context_length), len(rows))
+    return num_validation_windows(config, len(rows))
 
 
 def token_bytes(tokenizer: Tokenizer, vocab_size: int, device: torch.device) -> Tensor:

@@ -99,9 +99,10 @@ def train_step(
         num_tokens: target tokens of this step over all ranks; None: those of `micro_batches`.
         z_loss: that of `training_loss`; it is not in the loss that is returned.
         dropout_keys: the keys with which the model drops numbers, for each micro-batch; None: nothing is dropped.
-        reading: which targets are learnt, and where documents begin. A step in which nothing is learnt has no loss.
-        judge: is asked once, with numbers that are the same on all ranks; a step that it refuses is not made: weights,
-            optimizer and learning rate stay as they were.
+        reading: which targets are learnt, and where documents begin. A step in which nothing is learnt has no loss, and
+            is not made.
+        judge: is asked once, if there is a loss, with numbers that are the same on all ranks; a step that it refuses is
+            not made: weights, optimizer and learning rate stay as they were.
         flags: numbers of this rank that travel with the loss to the other ranks; asked for after the backward pass.
     """
     shards = Shards.whole(model) if shards is None else shards
@@ -133,7 +134,7 @@ def train_step(
         if reading.some_ignored:
             num_tokens = int(summed.pop(0))
         mean_loss = total_loss / num_tokens if num_tokens else math.nan
-        trouble = judge(mean_loss, joint_norm)
+        trouble = judge(mean_loss, joint_norm) if num_tokens else "nothing_learnt"
         if trouble is None:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate

@@ -27,6 +27,7 @@ def check_same_model(directory: Path, config: TrainConfig) -> None:
     """
     saved = load_config_of(directory)
     changed = [f"{name} was {theirs}, now {ours}" for name, theirs, ours in _other_settings(saved, config)]
+    changed += [f"{name} was {_said(theirs)}, now {_said(ours)}" for name, theirs, ours in _trained(saved, config)]
     if saved.optimizer.name != config.optimizer.name:
         changed.append(f"optimizer.name was {saved.optimizer.name}, now {config.optimizer.name}")
     if changed:
@@ -34,6 +35,20 @@ def check_same_model(directory: Path, config: TrainConfig) -> None:
             f"{directory}: this run was started with another model or optimizer ({'; '.join(changed)}); "
             "use its settings, or start a new run with another logging.run_name"
         )
+
+
+def _trained(saved: TrainConfig, config: TrainConfig) -> list[tuple[str, Any, Any]]:
+    """Return name, value there and value here of each setting by which other weights are trained; dropout may vary."""
+    theirs, ours = (each.fine_tuning.model_dump() for each in (saved, config))
+    pairs = [("fine_tuning.freeze", theirs["freeze"], ours["freeze"])]
+    there, here = (each["lora"] or {} for each in (theirs, ours))
+    names = [name for name in {**there, **here} if name != "dropout"]
+    pairs += [(f"fine_tuning.lora.{name}", there.get(name), here.get(name)) for name in names]
+    return [pair for pair in pairs if pair[1] != pair[2]]
+
+
+def _said(value: object) -> object:
+    return "not set" if value is None else value
 
 
 def check_same_architecture(directory: Path, config: TrainConfig) -> None:

@@ -1,4 +1,4 @@
-"""Steps to skip: a loss or gradient that is not finite, and a loss that jumps.
+"""Steps to skip: a loss or gradient that is not finite, a loss that jumps, and a batch in which nothing is learnt.
 
 Pure rules, the little memory that they need, and a file for each batch that was refused. The memory is in every
 checkpoint, so a resumed run judges each step as the uninterrupted one does. The numbers that are judged are the same on
@@ -17,7 +17,8 @@ from typing import Any, Literal
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.utils.files import write_whole
 
-Trouble = Literal["not_finite", "spike"]
+Trouble = Literal["not_finite", "spike", "nothing_learnt"]
+"""Why a step is not made. The last is a fact of the data, not of the model: the guard does not count it."""
 
 # How many losses it takes to tell a jump from an ordinary loss, and the weight of a new loss in the average.
 NUM_LOSSES_BEFORE_SPIKES = 20

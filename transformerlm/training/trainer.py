@@ -27,10 +27,11 @@ from transformerlm.checkpoints.save import save_checkpoint
 from transformerlm.checkpoints.validation import verify
 from transformerlm.distributed.sharding import Shards
 from transformerlm.distributed.world import all_reduce_sum, gather_text, is_main, together
+from transformerlm.models.lora import num_lora_keys
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.build import (
     num_accumulation_steps,
-    num_validation_windows,
+    num_validation_rows,
     sequences_per_pass,
     token_bytes,
 )
@@ -100,6 +101,7 @@ class Trainer:
         self._spike_factor = config.training.spike_factor if config.training.spike_guard != "off" else None
         self.raw_model, self.optimizer = model, optimizer
         self.shards = shards or Shards.whole(model)
+        self._num_lora_keys = num_lora_keys(model)
         self.norms = NormRecorder(model, self.shards) if config.training.log_norms else None
         set_tf32(config.training.tf32, runtime.device)
         self.is_compiled = should_compile(config.training.compile, runtime.device, config.training.max_steps)
@@ -126,7 +128,7 @@ class Trainer:
             result = self.step()
             if result.trouble:
                 self._report_trouble(result, result.trouble)
-            self.runtime.tick(self.state.step, {"loss": result.loss})
+            self.runtime.tick(self.state.step, {} if result.trouble == "nothing_learnt" else {"loss": result.loss})
             if self._must_roll_back(result.trouble):
                 self._roll_back(result)
                 self._timer.restart(elapsed_s=self.state.elapsed_s)
@@ -183,7 +185,7 @@ class Trainer:
         if result.made:
             self.state.tokens += result.tokens
             guard.made(result.loss)
-        else:
+        elif result.trouble != "nothing_learnt":
             guard.skipped()
         return result
 
@@ -259,6 +261,7 @@ class Trainer:
         training, settings = self.config.training, self.raw_model.settings
         data_step = step + self.state.guard.data_offset
         keys = partial(dropout_keys, settings, seed=training.seed, step=data_step, device=self.runtime.device)
+        keys = partial(keys, num_more=self._num_lora_keys)
         place = self._place
         parts = (rows_of_part(training.batch_size, micro_batch=i, **place) for i in range(place["num_micro_batches"]))
         return [keys(rows or range(1)) for rows in parts]  # an empty part comes as one window
@@ -299,8 +302,14 @@ class Trainer:
     # --- steps that were not made --------------------------------------------------------------------------------
 
     def _report_trouble(self, result: StepResult, trouble: Trouble) -> None:
-        """Log a step that was not made, keep its batch, and raise where there are too many such steps."""
+        """Log a step that was not made, keep its batch, and raise where there are too many such steps.
+
+        One in whose batch nothing is learnt is told of, and no more: it has no loss that could be wrong.
+        """
         step, guard, limit = self.state.step, self.state.guard, self.config.training.max_skipped_steps
+        if trouble == "nothing_learnt":
+            self.runtime.logger.log_event("step_skipped", step=step, reason=trouble)
+            return
         numbers = {"loss": result.loss, "grad_l2_norm": result.grad_norm}
         if is_main(self.runtime.world):
             self._write_batch({"reason": trouble, **numbers})
@@ -353,6 +362,8 @@ class Trainer:
 
     def _metrics(self, result: StepResult) -> dict[str, float]:
         metrics = {"loss": result.loss, "lr": result.learning_rate, "grad_l2_norm": result.grad_norm}
+        if result.trouble == "nothing_learnt":  # there is no loss, and no mean should have one
+            del metrics["loss"], metrics["grad_l2_norm"]
         metrics["tokens"] = self.state.tokens
         if self.config.data.order == "epoch":
             metrics["epoch"] = self.state.tokens / self.data.train.num_learnt
@@ -380,10 +391,7 @@ class Trainer:
         assert self.data.valid is not None
         assert self._valid_rows is not None
         world = self.runtime.world
-        num_windows = num_validation_windows(self.config, len(self.data.valid))
-        if isinstance(self._valid_rows, DocumentRows):
-            wanted = self.config.training.eval_tokens // self.config.model.context_length
-            num_windows = min(max(1, wanted), len(self._valid_rows))
+        num_windows = num_validation_rows(self.config, self._valid_rows)
         share = math.ceil(num_windows / world.world_size)
         size = min(share, sequences_per_pass(self.config.training, 1))  # as in a run of one process
         batches = sequential_batches(

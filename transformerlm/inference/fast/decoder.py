@@ -40,6 +40,7 @@ from transformerlm.inference.fast.uncompiled import reason_of, warn_once
 from transformerlm.models.attention import attend
 from transformerlm.models.functional import soft_cap
 from transformerlm.models.layers import RotaryEmbedding, feed_forward
+from transformerlm.models.lora import plain_weights
 from transformerlm.models.settings import SAME_FUNCTION, ModelSettings
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.utils.dtypes import upcast
@@ -52,7 +53,6 @@ _SETTINGS = {
     "context_length", "d_ff", "d_model", "ffn", "logit_soft_cap", "norm_eps", "num_heads", "num_kv_heads",
     "num_layers", "qk_norm", "rope_scaling", "rope_theta", "tie_embeddings", "vocab_size",
 }  # fmt: skip
-
 
 # PyTorch's elementwise functions take two vectors of 16 numbers at a time, and share out more numbers than these.
 _VECTORS, _ONE_THREAD = 32, 32768
@@ -78,7 +78,7 @@ class Decoder:
         self, model: TransformerLM, *, int8: bool = False, cuda_graph: bool = True, reproducible: bool = False
     ) -> None:
         check_known(model.hparams())
-        settings, weights = model.settings, _group_by_layer(model.state_dict())
+        settings, weights = model.settings, _group_by_layer(plain_weights(model))
         self.vocab_size, self.context_length = model.vocab_size, model.context_length
         self._embedding = weights[""]["token_embeddings"].clone()  # (vocab_size, d_model)
         self.device, self.dtype = self._embedding.device, self._embedding.dtype

@@ -34,21 +34,27 @@ def training_loss(
     """
     rows = cast_for_matmul(hidden).reshape(-1, hidden.shape[-1])
     with torch.autocast(hidden.device.type, enabled=False):
-        return _HeadLoss.apply(rows, weight, targets.reshape(-1), soft_cap, z_loss)  # type: ignore[no-untyped-call,no-any-return]
+        return _HeadLoss.apply(rows, weight, targets.reshape(-1), soft_cap, z_loss, weight.requires_grad)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class _HeadLoss(torch.autograd.Function):
     """Both losses; the gradients are computed on the way, and scaled in the backward pass.
 
-    With D the gradient of the logits: `d hidden = D weight`, `d weight = D^T hidden`.
+    With D the gradient of the logits: `d hidden = D weight`, `d weight = D^T hidden`, if the weight `learns`.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, soft_cap: float | None, z_loss: float
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        soft_cap: float | None,
+        z_loss: float,
+        learns: bool,
     ) -> tuple[Tensor, Tensor]:
         cast_weight = weight.to(hidden.dtype)  # (vocab, d_model)
-        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight) if learns else None
         sums = hidden.new_zeros(2, dtype=upcast(hidden[:0]).dtype)
         num_rows = max(1, logits_at_once(hidden.device.type) // len(weight))
         for start in range(0, len(hidden), num_rows):
@@ -57,7 +63,8 @@ class _HeadLoss(torch.autograd.Function):
             _replace_by_gradient(logits, targets[chunk], sums, len(hidden), soft_cap, z_loss)
             # The logits are their own gradient now.
             torch.mm(logits, cast_weight, out=grad_hidden[chunk])  # (chunk, d_model)
-            grad_weight += logits.T @ hidden[chunk]
+            if grad_weight is not None:
+                grad_weight += logits.T @ hidden[chunk]
         ctx.save_for_backward(grad_hidden, grad_weight)
         entropy, square = sums / len(hidden)
         ctx.mark_non_differentiable(entropy)
@@ -70,7 +77,8 @@ class _HeadLoss(torch.autograd.Function):
             raise RuntimeError("training_loss: expected one backward pass, found a second; compute the loss again")
         grad_hidden, grad_weight = ctx.saved_tensors
         ctx.is_spent = True
-        return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None, None
+        grad_weight = None if grad_weight is None else grad_weight.mul_(grad)
+        return grad_hidden.mul_(grad), grad_weight, None, None, None, None
 
 
 def _replace_by_gradient(

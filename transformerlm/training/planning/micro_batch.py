@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 import torch
 
 from config.train import TrainConfig
-from transformerlm.checkpoints.load import load_config_of
+from transformerlm.checkpoints.load import fine_tuning_of, load_config_of
 from transformerlm.distributed.world import World, all_reduce_min
 from transformerlm.models.estimates import estimate_training_memory
+from transformerlm.models.lora import fine_tune, num_lora_keys
 from transformerlm.models.settings import ModelSettings
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.dropout_keys import dropout_keys
@@ -54,6 +55,7 @@ def memory_by_part(
         device_type=device.type,
         num_ranks=num_ranks,
         shard_size=shard_size,
+        fine_tuning=fine_tuning_of(config),
     )
 
 
@@ -143,6 +145,7 @@ def _largest_that_runs(
     place: dict[str, Any] = {"precision": precision, "device": device, "num_ranks": num_ranks}
     parts = {size: memory_by_part(config, micro_batch_size=size, **place) for size in sizes}
     model = TransformerLM(**config.model.model_dump(), device=device)
+    fine_tune(model, fine_tuning_of(config))
     held = parts[1]["optimizer"] + parts[1]["gathered"] + int((1 - _BY_TRIAL) * room)
     likely = (size for size in sizes if parts[size]["total"] <= room)
     return next((size for size in likely if _runs(model, size, held, device, precision)), 1)
@@ -153,7 +156,8 @@ def _runs(model: TransformerLM, size: int, held: int, device: torch.device, prec
         block = torch.empty(held, dtype=torch.uint8, device=device)
         # (size, context_length): any ids do, each below vocab_size.
         ids = torch.arange(size * model.context_length, device=device).view(size, -1) % model.vocab_size
-        keys = dropout_keys(model.settings, range(size), seed=0, step=1, device=device)
+        more = num_lora_keys(model)
+        keys = dropout_keys(model.settings, range(size), seed=0, step=1, num_more=more, device=device)
         reading = Reading(0 if model.settings.document_mask else None)
         with autocast(device, precision):
             _, loss = batch_loss(model, ids, ids, dropout_keys=keys, reading=reading)

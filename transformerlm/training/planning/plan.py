@@ -12,8 +12,10 @@ import torch
 from config.plan import PlanConfig
 from config.schemas import duration_seconds
 from config.train import TrainConfig
+from transformerlm.checkpoints.load import fine_tuning_of
 from transformerlm.checkpoints.save import Snapshot, count_tensor_files
-from transformerlm.models.estimates import checkpoint_bytes, flops_per_token, parameters_by_part
+from transformerlm.models.estimates import checkpoint_bytes, count_trained, flops_per_token, parameters_by_part
+from transformerlm.models.lora import fine_tune
 from transformerlm.models.settings import ModelSettings
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.build import build_optimizer, num_accumulation_steps, sequences_per_pass
@@ -38,12 +40,13 @@ def arithmetic(
     a process. The matrix of a tied head counts in FLOPs, but not in parameters.
 
     Raises:
-        ValueError: a process would have no sequence.
+        ValueError: a process would have no sequence, or [fine_tuning] names what the model does not have.
     """
     training, model = config.training, ModelSettings(**config.model.model_dump())
-    parts = parameters_by_part(model)
+    parts, fine_tuning = parameters_by_part(model), fine_tuning_of(config)
     parameters, tokens_per_step = sum(parts.values()), training.batch_size * config.model.context_length
-    flops, tokens = flops_per_token(model, config.model.context_length), tokens_per_step * training.max_steps
+    flops = flops_per_token(model, config.model.context_length, fine_tuning)
+    tokens = tokens_per_step * training.max_steps
     per_pass = sequences_per_pass(training, machine.num_processes)
     memory = _memory(config, machine, precision, per_pass, shard_size)
     return {
@@ -51,6 +54,7 @@ def arithmetic(
         "precision": precision,
         **{f"parameters.{name}": count for name, count in parts.items()},
         "parameters.total": parameters,
+        **({"parameters.trained": count_trained(model, fine_tuning)} if fine_tuning else {}),
         "flops.per_token": flops,
         "flops.total": flops * tokens,
         "steps": training.max_steps,
@@ -72,7 +76,7 @@ def arithmetic(
 
 def _disk(config: TrainConfig, run_dir: Path, machine: Machine) -> Facts:
     model = ModelSettings(**config.model.model_dump())
-    checkpoint = checkpoint_bytes(model, optimizer=config.optimizer.name)
+    checkpoint = checkpoint_bytes(model, optimizer=config.optimizer.name, fine_tuning=fine_tuning_of(config))
     free = {"disk.free_bytes": shutil.disk_usage(existing_parent(run_dir)).free} if machine.is_here else {}
     return {
         "checkpoint.bytes": checkpoint,
@@ -86,9 +90,10 @@ def _disk(config: TrainConfig, run_dir: Path, machine: Machine) -> Facts:
 def _num_tensor_files(config: TrainConfig) -> int:
     """Return the number of a checkpoint's files of tensors, from a model and an optimizer that hold no numbers."""
     model = TransformerLM(**config.model.model_dump(), device="meta")
+    fine_tune(model, fine_tuning_of(config))
     optimizer = build_optimizer(model, config)
     for parameter in model.parameters():
-        parameter.grad = torch.empty_like(parameter)
+        parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
     optimizer.step()  # its state begins here
     snapshot = Snapshot.of(model, optimizer, None, config_toml="", state={})
     return count_tensor_files(snapshot, max_file_bytes=config.checkpoint.max_file_mb * 10**6)

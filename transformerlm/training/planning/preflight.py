@@ -13,12 +13,16 @@ import torch
 
 from config.train import TrainConfig
 from transformerlm.checkpoints.document_ids import ids_of_data
+from transformerlm.checkpoints.load import fine_tuning_of
 from transformerlm.distributed.world import World
-from transformerlm.models.estimates import checkpoint_bytes
+from transformerlm.models.estimates import checkpoint_bytes, trained_shapes
 from transformerlm.models.settings import ModelSettings
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer.tokenizer import Tokenizer
+from transformerlm.training.build import num_validation_rows
+from transformerlm.training.data import RunData, rows_of, sequential_batches
 from transformerlm.training.planning.micro_batch import memory_by_part, memory_of_a_rank
+from transformerlm.training.reading import IGNORED
 from transformerlm.training.resume_checks import check_tokenizer_of_data
 from transformerlm.utils.device import device_memory_bytes
 from transformerlm.utils.dtypes import Precision
@@ -33,8 +37,8 @@ def check_dataset(dataset: TokenDataset, *, config: TrainConfig, tokenizer: Toke
     `key` is its name in the TOML.
 
     Raises:
-        ValueError: too short for one window, made by another tokenizer, or with a separator that is none of its special
-            tokens.
+        ValueError: too short for one window, made by another tokenizer, with a separator that is none of its special
+            tokens, or with nothing that is learnt.
     """
     context_length = config.model.context_length
     if dataset.num_tokens < context_length + 1 and config.data.packing == "windows":
@@ -44,6 +48,29 @@ def check_dataset(dataset: TokenDataset, *, config: TrainConfig, tokenizer: Toke
         )
     check_tokenizer_of_data(dataset, tokenizer, key=key, config=config)
     ids_of_data(dataset, tokenizer)
+    if dataset.has_mask and not dataset.num_learnt:
+        raise ValueError(
+            f"{key}: {dataset.path}: expected some tokens that are learnt, found none of {dataset.num_tokens:,}; "
+            "conversations need messages of the assistant"
+        )
+
+
+def check_validation(data: RunData, config: TrainConfig) -> None:
+    """Refuse a validation whose rows hold nothing that is learnt: it would have no loss.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if data.valid is None or not data.valid.has_mask:
+        return
+    rows, context_length = rows_of(data.valid, data, config=config), config.model.context_length
+    num_windows = num_validation_rows(config, rows)
+    batches = sequential_batches(rows, batch_size=1, context_length=context_length, max_windows=num_windows)
+    if all(bool((targets == IGNORED).all()) for _, targets in batches):
+        raise ValueError(
+            f"data.valid: {data.valid.path}: expected something that is learnt in its first {num_windows} rows of "
+            f"{context_length} tokens, found nothing; raise training.eval_tokens ({config.training.eval_tokens})"
+        )
 
 
 def check_separators(train: TokenDataset, valid: TokenDataset, tokenizer: Tokenizer) -> None:
@@ -72,6 +99,15 @@ def check_vocab_size(tokenizer: Tokenizer, vocab_size: int) -> None:
             f"model.vocab_size ({vocab_size}) is smaller than the tokenizer's ({tokenizer.vocab_size}); "
             f"set model.vocab_size = {tokenizer.vocab_size}"
         )
+
+
+def check_fine_tuning(config: TrainConfig) -> None:
+    """Refuse names in [fine_tuning] that the model does not have, and a run that would train nothing.
+
+    Raises:
+        ValueError: there is such a name; the message has those that are most like it.
+    """
+    trained_shapes(ModelSettings(**config.model.model_dump()), fine_tuning_of(config))
 
 
 def check_memory(
@@ -129,7 +165,8 @@ def check_disk(run_dir: Path, config: TrainConfig) -> None:
         OSError: there is too little free space where `run_dir` is, or will be.
     """
     model = ModelSettings(**config.model.model_dump())
-    needed = int(_CHECKPOINTS_ON_DISK * checkpoint_bytes(model, optimizer=config.optimizer.name))
+    size = checkpoint_bytes(model, optimizer=config.optimizer.name, fine_tuning=fine_tuning_of(config))
+    needed = int(_CHECKPOINTS_ON_DISK * size)
     free = shutil.disk_usage(existing_parent(run_dir)).free
     if free < needed:
         raise OSError(
