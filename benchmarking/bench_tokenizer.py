@@ -52,7 +52,8 @@ def bench_tokenizer(config: BenchTokenizerConfig) -> None:
     candidates = (OURS, *(peer for peer in config.peers if _takes_part(peer, engine)))
     environment = describe(threads=max(config.threads), packages=["numba", *config.peers])
     report = Report("tokenizer", environment | {"clock": config.measure.clock})
-    for kind in config.kinds or [None]:
+    kinds: Sequence[str | None] = config.kinds or [None]
+    for kind in kinds:
         with tempfile.TemporaryDirectory() as folder:
             for size, path in write_texts(config, Path(folder), kind=kind):
                 case = Case(

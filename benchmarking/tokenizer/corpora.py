@@ -90,11 +90,11 @@ def tables(root: Path) -> Iterator[str]:
 
 
 def json_logs(root: Path) -> Iterator[str]:
-    """Yield logs of a thousand lines, a JSON object a line."""
+    """Yield logs of a thousand lines, a JSON object a line, after a heading as `tail` prints it."""
     rng = random.Random(0)
     names, seconds = sorted(sys.stdlib_module_names), 0.0
-    for _ in range(_NUM_LOGS):
-        lines = []
+    for number in range(_NUM_LOGS):
+        lines = [f"==> server.{number}.log <=="]  # else the text were taken for JSON lines, and refused
         for _ in range(_LINES_A_LOG):
             seconds += rng.expovariate(20)
             status = rng.choice([*[HTTPStatus.OK] * 20, *HTTPStatus])
@@ -146,8 +146,8 @@ CORPORA: dict[str, Corpus] = {
 
 
 def _paragraphs(page: str) -> Iterator[str]:
-    """Yield the text of each paragraph and heading on one line; they are cut by eye, as these pages have one form."""
-    for match in _PARAGRAPH.finditer(page):
+    """Yield the text of each paragraph and heading of a help page on one line, without what only its authors need."""
+    for match in _PARAGRAPH.finditer(page.partition('id="DEBUG"')[0]):
         yield " ".join(html.unescape(_TAG.sub("", match[2])).split())
 
 

@@ -12,11 +12,11 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformerlm.tokenizer import engines, io
 from transformerlm.tokenizer.engines import Engine, Engines
@@ -284,6 +284,7 @@ class Tokenizer:
         size = total_bytes(paths)
         workers = resolve_num_workers(num_workers, size)
         engine = self._engines.for_text(size)
+        results: Generator[tuple[np.ndarray, Any], None, None]  # ids, and what is not needed here
         if engine.takes_bytes and is_plain_text(paths[0]):
             chunks = self.read_chunks(paths[0], stats=ReadStats(), size=_FILE_CHUNK_BYTES)
             results = map_in_order(self.encode_chunk, chunks, num_workers=workers, threads=workers > 1)

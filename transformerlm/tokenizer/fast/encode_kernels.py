@@ -311,7 +311,7 @@ def write_known(
         if start >= piece_end:
             piece_end, seen_from, seen = next_end(data, start, end, pattern, kinds, seen_from, seen)
         stop = piece_end
-        if may_have_seams(data, start):
+        if seen == _U0 and may_have_seams(data, start):  # a look shows no piece that has seams
             stop = first_seam(data, start, piece_end, seams)
         if stop - start > SHORT_BYTES:
             return start, stop, piece_end, written

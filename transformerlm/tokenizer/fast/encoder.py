@@ -135,8 +135,7 @@ class CompiledEncoder:
         self._no_specials = SpecialTokens({})
         self._cache_bytes = cache_bytes
         self._tables: LifoQueue[PieceTable] = LifoQueue()
-        num_slots = 1 << max(4, (4 * len(merges)).bit_length())
-        pairs = merge_kernels.Pairs(np.full(merge_kernels.HASHED + 2 * num_slots, -1, np.int64), hash_shift(num_slots))
+        pairs = merge_kernels.empty_pairs(len(merges))
         merge_kernels.fill_pairs(np.array(merges, dtype=np.int64).reshape(-1, 3), pairs)
         sizes = np.fromiter(map(len, tokens), dtype=np.int64, count=len(tokens))
         self._merges = merge_kernels.Merges(np.array(byte_ids, dtype=np.int64), pairs, sizes)
