@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def bench_tokenizer(config: BenchTokenizerConfig) -> None:
     """Measure as the configuration says; JSON lines on stdout, a table on stderr."""
-    from benchmarking.tokenizer.tasks import TASKS, Case
+    from benchmarking.tokenizer.tasks import Case
 
     for threads in config.threads:
         clock_of(config.measure.clock, threads=threads)
@@ -52,25 +52,37 @@ def bench_tokenizer(config: BenchTokenizerConfig) -> None:
     candidates = (OURS, *(peer for peer in config.peers if _takes_part(peer, engine)))
     environment = describe(threads=max(config.threads), packages=["numba", *config.peers])
     report = Report("tokenizer", environment | {"clock": config.measure.clock})
-    with tempfile.TemporaryDirectory() as folder:
-        for size, path in write_texts(config, Path(folder)):
-            case = Case(
-                path, path.with_name("sample.txt"), path.with_suffix(".tokenizer"), candidates,
-                max(config.vocab_sizes), 1, config.separator, engine, config.measure,
-            )  # fmt: skip
-            write_sample(path, case.sample)
-            if any(not TASKS[task].trains for task in config.tasks):
-                _train_for_encoding(case)
-            for task in config.tasks:
-                spec = TASKS[task]
-                vocab_sizes = config.vocab_sizes if spec.trains else [case.vocab_size]
-                for vocab_size, threads in product(vocab_sizes, [1] if spec.one_thread else config.threads):
-                    _measure(task, replace(case, vocab_size=vocab_size, threads=threads), size, report)
+    kinds: Sequence[str | None] = config.kinds or [None]
+    for kind in kinds:
+        with tempfile.TemporaryDirectory() as folder:
+            for size, path in write_texts(config, Path(folder), kind=kind):
+                case = Case(
+                    path, path.with_name("sample.txt"), path.with_suffix(".tokenizer"), candidates,
+                    max(config.vocab_sizes), 1, config.separator, engine, config.measure,
+                )  # fmt: skip
+                write_sample(path, case.sample)
+                _measure_text(config, case, {"size_mb": size} | ({"kind": kind} if kind else {}), report)
     note(report.table())
 
 
-def write_texts(config: BenchTokenizerConfig, folder: Path) -> list[tuple[float, Path]]:
+def _measure_text(config: BenchTokenizerConfig, case: Case, params: dict[str, Any], report: Report) -> None:
+    """Run all tasks on one text."""
+    from benchmarking.tokenizer.tasks import TASKS
+
+    facts = {"sources": _sources(config, params["kind"])} if "kind" in params else {}
+    if any(not TASKS[task].trains for task in config.tasks):
+        _train_for_encoding(case)
+    for task in config.tasks:
+        spec = TASKS[task]
+        vocab_sizes = config.vocab_sizes if spec.trains else [case.vocab_size]
+        for vocab_size, threads in product(vocab_sizes, [1] if spec.one_thread else config.threads):
+            _measure(task, replace(case, vocab_size=vocab_size, threads=threads), params, facts, report)
+
+
+def write_texts(config: BenchTokenizerConfig, folder: Path, *, kind: str | None = None) -> list[tuple[float, Path]]:
     """Write each size of the text to a file of its own; return megabytes and file, the smallest first.
+
+    Of a kind there is what the packages ship: all of it where that is less than a size, no file where there is none.
 
     Raises:
         ValueError: there is no text, or less than the smallest size.
@@ -79,16 +91,19 @@ def write_texts(config: BenchTokenizerConfig, folder: Path) -> list[tuple[float,
     largest = int(max(config.sizes_mb, default=0) * 1e6)
     whole = folder / "text.txt"
     with whole.open("wb") as file:
-        for data in _blocks(config, largest or None):
+        for data in _documents_of(config, kind) if kind else _blocks(config, largest or None):
             file.write(data)
             if largest and file.tell() >= largest:
                 break
     found = whole.stat().st_size
+    if kind and not found:
+        _say_what_is_missing(config, kind)
+        return []
     if not found:
         raise ValueError(f"text: expected some text to measure on, found none in {', '.join(config.text)}")
-    if not config.sizes_mb:
-        return [(round(found / 1e6, 1), whole)]
     sizes = [size for size in sorted(config.sizes_mb) if size * 1e6 <= found]
+    if not config.sizes_mb or (kind and not sizes):
+        return [(round(found / 1e6, 1), whole)]
     for size in sorted(set(config.sizes_mb) - set(sizes)):
         note(f"sizes_mb: {size:g} is left out, the text has {found / 1e6:.1f} MB")
     if not sizes:
@@ -97,6 +112,30 @@ def write_texts(config: BenchTokenizerConfig, folder: Path) -> list[tuple[float,
             f"{min(config.sizes_mb):g} (name more text, or take sizes_mb = [] for all of it)"
         )
     return [(size, _first_bytes(whole, folder / f"text-{size:g}.txt", int(size * 1e6))) for size in sizes]
+
+
+def _documents_of(config: BenchTokenizerConfig, kind: str) -> Iterator[bytes]:
+    """Yield a kind of text, the separator after each document."""
+    from benchmarking.tokenizer.corpora import CORPORA
+
+    for document in CORPORA[kind].documents(config.debian_root):
+        yield f"{document}\n{config.separator}\n".encode()
+
+
+def _sources(config: BenchTokenizerConfig, kind: str) -> str:
+    from benchmarking.tokenizer.corpora import CORPORA
+
+    return ", ".join(CORPORA[kind].sources(config.debian_root))
+
+
+def _say_what_is_missing(config: BenchTokenizerConfig, kind: str) -> None:
+    from benchmarking.tokenizer.corpora import CORPORA
+
+    names = " ".join(CORPORA[kind].debian)
+    note(
+        f"{kind}: skipped, as {config.debian_root} has no files of Debian's {names} (apt-get download {names}, unpack "
+        f"each with dpkg-deb -x FILE.deb FOLDER, and name it by --debian_root=FOLDER)"
+    )
 
 
 def write_sample(path: Path, sample: Path) -> None:
@@ -140,16 +179,17 @@ def _train_for_encoding(case: Case) -> None:
     in_fresh_process(train_for_encoding, case)
 
 
-def _measure(task: str, case: Case, size: float, report: Report) -> None:
-    """Run a task in processes of its own and report it."""
+def _measure(task: str, case: Case, params: dict[str, Any], more_facts: dict[str, Any], report: Report) -> None:
+    """Run a task in processes of its own and report it; the facts given are those of every candidate."""
     from benchmarking.fresh_process import in_fresh_process
     from benchmarking.tokenizer.tasks import TASKS, run_task
 
     spec = TASKS[task]
     case = replace(case, candidates=tuple(name for name in case.candidates if name in spec.candidates))
-    params: dict[str, Any] = {"size_mb": size, "bytes": case.path.stat().st_size}
-    params |= {"vocab_size": case.vocab_size, "threads": case.threads, "engine": case.engine}
-    note(f"{task}: {size:g} MB, {case.vocab_size:,} ids, threads {case.threads}: {', '.join(case.candidates)}")
+    what = f"{params.get('kind', 'text')}, {params['size_mb']:g} MB, {case.vocab_size:,} ids, threads {case.threads}"
+    note(f"{task}: {what}: {', '.join(case.candidates)}")
+    params = params | {"bytes": case.path.stat().st_size, "vocab_size": case.vocab_size}
+    params |= {"threads": case.threads, "engine": case.engine}
     series: Series = {}
     facts: Facts = {}
     with _peer_threads(case.threads):
@@ -157,6 +197,7 @@ def _measure(task: str, case: Case, size: float, report: Report) -> None:
             (found, more), _ = in_fresh_process(run_task, task, replace(case, candidates=names))
             series |= found
             facts |= more
+    facts = {name: facts.get(name, {}) | more_facts for name in series}
     for name, entries in facts.items():
         _warn_of_differences(name, entries)
     warmup = 0 if spec.alone else case.measure.warmup

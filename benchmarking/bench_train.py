@@ -3,7 +3,8 @@
     python -m benchmarking.bench_train --config config/resources/bench_train.toml
 
 Each candidate makes whole steps: forward, loss, backward, clipping, optimizer. It has a process of its own, so that its
-memory is its own and the allocator is set as its users have it. The compiler's cache is empty at first.
+memory is its own and the allocator is set as its users have it. Ours runs a second time with the C library's default
+allocator, which the peers have. The compiler's cache is empty at first.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ TOKENS = Quantity("tokens_per_second")
 FIRST_STEP = Quantity("time_to_first_step_s", higher_is_better=False)
 MEMORY = Quantity("peak_memory_mb", higher_is_better=False)
 _LIMIT = "limit"
+_DEFAULT_ALLOCATOR = "default_allocator"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -102,6 +104,12 @@ def _bench_case(
         first = {name: _first_step(call) for name, call in calls.items()}
         for quantity in (FIRST_STEP, MEMORY):
             report.add(quantity, first, params=params, warmup=0)
+        if len(names) > 1 and calls[OURS]("keeps_memory"):
+            plain = partial(TrainingSteps, default_allocator=True)
+            calls[_DEFAULT_ALLOCATOR] = stack.enter_context(
+                object_in_fresh_process(plain, case, OURS, precision, compiled)
+            )
+            _first_step(calls[_DEFAULT_ALLOCATOR])
 
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         candidates: dict[str, Callable[[], Sample]] = {
@@ -110,9 +118,10 @@ def _bench_case(
         candidates[_LIMIT] = MatmulPeak(resolve_device(config.device), dtype, clock=clock)
         series = run_rounds(candidates, warmup=config.measure.warmup, repeats=config.measure.repeats)
     peak = series.pop(_LIMIT)["flops_per_second"]
+    ours_with = {name: {OURS: series.pop(name)} for name in (_DEFAULT_ALLOCATOR,) if name in series}
     flops = flops_per_token(model, model.context_length)
     facts = {name: _utilisation(measured[TOKENS.name], peak, flops) for name, measured in series.items()}
-    report.add(TOKENS, series, params=params, warmup=config.measure.warmup, facts=facts)
+    report.add(TOKENS, series, params=params, warmup=config.measure.warmup, facts=facts, ours_with=ours_with)
 
 
 def _first_step(call: Callable[..., Any]) -> dict[str, list[float]]:

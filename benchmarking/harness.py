@@ -140,6 +140,7 @@ class Report:
         params: Mapping[str, Any],
         warmup: int,
         facts: Mapping[str, Mapping[str, Any]] | None = None,
+        ours_with: Mapping[str, Series] | None = None,
     ) -> None:
         """Print one line for each candidate that measured `quantity`.
 
@@ -149,18 +150,22 @@ class Report:
             params: what was measured: sizes, precision, ...
             warmup: rounds that were not counted.
             facts: candidate -> more entries for its line.
+            ours_with: settings under which ours ran in the same rounds as well -> what it measured then. A peer's line
+                has our ratio with each of them too.
         """
         common = {f"params.{name}": value for name, value in params.items()} | self._environment
-        ours = series.get(OURS, {}).get(quantity.name, [])
+        settings = {"": series, **{f".{name}": other for name, other in (ours_with or {}).items()}}
+        ours = {name: other.get(OURS, {}).get(quantity.name, []) for name, other in settings.items()}
         for candidate, measured in series.items():
             if quantity.name not in measured:
                 continue
             values = measured[quantity.name]
             line: dict[str, Any] = {"benchmark": self._benchmark, "candidate": candidate, "quantity": quantity.name}
             line |= {"warmup": warmup, "repeats": len(values), **vars(summarise(values)), "values": values}
-            if ours and candidate != OURS and quantity.higher_is_better is not None:
-                speedup = summarise(speedups(ours, values, quantity))
-                line |= {f"speedup.{name}": value for name, value in vars(speedup).items()}
+            if candidate != OURS and quantity.higher_is_better is not None:
+                for name, own in ours.items():
+                    speedup = vars(summarise(speedups(own, values, quantity))) if own else {}
+                    line |= {f"speedup{name}.{what}": value for what, value in speedup.items()}
             line |= dict((facts or {}).get(candidate, {})) | common
             print(json.dumps(line), file=self._out, flush=True)
             self._results.append(line)
@@ -183,6 +188,9 @@ def _row(line: Mapping[str, Any], varying: list[str]) -> tuple[str, ...]:
     ratio = ""
     if "speedup.median" in line:
         ratio = f"{line['speedup.median']:.2f}x ({line['speedup.min']:.2f} .. {line['speedup.max']:.2f})"
+    for name in line:
+        if name.startswith("speedup.") and name.count(".") == 2 and name.endswith(".median"):
+            ratio += f"; with {name.split('.')[1].replace('_', ' ')} {line[name]:.2f}x"
     return line["quantity"], line["candidate"], case, _short(line["median"]), extent, ratio
 
 

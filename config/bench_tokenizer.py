@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from config.measure import MeasureConfig
-from config.schemas import Engine, InputName, Section, SpecialToken
+from config.schemas import Engine, FilePath, InputName, Section, SpecialToken
 from config.special_tokens import END_OF_TEXT
 
 Peer = Literal["reference", "tokenizers", "tiktoken", "rustbpe", "gigabpe", "gigatoken"]
 Task = Literal[
     "train", "train_memory", "train_tokenizer", "encode_file", "encode_documents", "decode", "make_data"
+]  # fmt: skip
+Kind = Literal[
+    "chinese", "japanese", "korean", "thai", "european", "russian", "code", "tables", "json_logs", "indented"
 ]  # fmt: skip
 
 
@@ -21,6 +25,12 @@ class BenchTokenizerConfig(Section):
 
     text: list[InputName] = Field(
         [], description="text files or globs; none: the docstrings of the installed Python, torch and numpy"
+    )
+    kinds: list[Kind] = Field(
+        [], description="kinds of text to build from installed packages, each measured by itself; none: `text`"
+    )
+    debian_root: FilePath = Field(
+        Path("/"), description="where files of Debian packages are, for kinds of languages: / if they are installed"
     )
     sizes_mb: list[Annotated[float, Field(gt=0, le=10**6)]] = Field(
         [3], description="megabytes of that text to measure on; a size larger than the text is skipped; none: all of it"
@@ -46,7 +56,9 @@ class BenchTokenizerConfig(Section):
 
     @model_validator(mode="after")
     def _check_lists(self) -> Self:
-        for name in ("sizes_mb", "vocab_sizes", "threads", "tasks", "peers"):
+        if self.text and self.kinds:
+            raise ValueError("kinds: expected no `text` beside it, found both (measure one after the other)")
+        for name in ("kinds", "sizes_mb", "vocab_sizes", "threads", "tasks", "peers"):
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise ValueError(f"{name}: expected each value once, found {values}")

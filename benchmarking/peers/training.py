@@ -78,17 +78,31 @@ def make_step(case: TrainCase, candidate: str, *, precision: Precision, compiled
 
 
 class TrainingSteps:
-    """A candidate's steps, in a process of its own that is set up as its users have it."""
+    """A candidate's steps, in a process of its own that is set up as its users have it.
 
-    def __init__(self, case: TrainCase, candidate: str, precision: Precision, compiled: bool) -> None:
+    With `default_allocator`, ours leaves the C library's allocator as it is, like the others.
+    """
+
+    def __init__(
+        self,
+        case: TrainCase,
+        candidate: str,
+        precision: Precision,
+        compiled: bool,
+        *,
+        default_allocator: bool = False,
+    ) -> None:
         if case.threads:
             torch.set_num_threads(case.threads)
         self._device = resolve_device(case.device)
         self._make = partial(make_step, case, candidate, precision=precision, compiled=compiled)
         clock = clock_of(case.clock, threads=torch.get_num_threads(), device=self._device.type)
         self._timed = partial(timed, synchronize=partial(synchronize, self._device), clock=clock)
-        if candidate == OURS:
-            keep_freed_memory(self._device)
+        self._keeps_memory = candidate == OURS and not default_allocator and keep_freed_memory(self._device)
+
+    def keeps_memory(self) -> bool:
+        """Return whether the C library's allocator has our settings here."""
+        return self._keeps_memory
 
     def first(self) -> tuple[float, int | None]:
         """Build everything and make a step; return the seconds that took, and the peak memory in bytes where known."""

@@ -11,6 +11,7 @@ from benchmarking import bench_tokenizer as bench
 from config.bench_tokenizer import BenchTokenizerConfig
 from config.io import SHIPPED, dump_json_schema, dump_toml, load_config
 from tests.benchmarking.commands import by_quantity, check_line, run_command
+from tests.benchmarking.tokenizer.debian_files import write_messages
 
 EOT = "<|endoftext|>"
 DOCUMENTS = ["The cat sat on the mat, the cat's mat.\n\n\tIt's 42 cats — früh, 漢字! ", "Once upon a time…\r\n" * 4]
@@ -97,10 +98,10 @@ def test_the_cpu_clock_is_refused_with_threads(text_file: Path, capsys: pytest.C
     assert "expected one thread" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("key", ["sizes_mb", "vocab_sizes", "threads", "tasks", "peers"])
+@pytest.mark.parametrize("key", ["kinds", "sizes_mb", "vocab_sizes", "threads", "tasks", "peers"])
 def test_a_value_that_is_named_twice_is_refused(key: str) -> None:
     """Lists hold each value once: a second one would overwrite the first one's files and lines."""
-    value = {"vocab_sizes": 300, "tasks": "train", "peers": "tiktoken"}.get(key, 1)
+    value = {"kinds": "thai", "vocab_sizes": 300, "tasks": "train", "peers": "tiktoken"}.get(key, 1)
     with pytest.raises(ValueError, match=f"{key}: expected each value once"):
         BenchTokenizerConfig.model_validate({key: [value, value]})
 
@@ -138,6 +139,32 @@ def test_the_embedded_corpus_is_used_without_files(tmp_path: Path) -> None:
     [(size, path)] = bench.write_texts(BenchTokenizerConfig(sizes_mb=[0.02]), tmp_path)
     assert (size, path.stat().st_size) == (0.02, 20_000)
     assert path.read_text().count(f"\n{EOT}\n") > 10
+
+
+@pytest.mark.usefixtures("no_new_process")
+def test_kinds_are_measured_one_by_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A kind's lines name it and its packages; one whose packages are missing is named on stderr and skipped."""
+    argv = ['--kinds=["thai", "json_logs"]', f"--debian_root={tmp_path}", "--sizes_mb=[0.02]", "--vocab_sizes=[300]"]
+    argv += ["--threads=[1]", '--tasks=["encode_file"]', "--peers=[]", "--measure.warmup=0", "--measure.repeats=1"]
+    lines, stderr = run_command(bench.main, [*argv, "--engine=reference"], capsys)
+    assert {line["params.kind"] for line in lines} == {"json_logs"}
+    assert all(line["sources"].startswith("Python 3") and line["params.bytes"] == 20_000 for line in lines)
+    assert f"thai: skipped, as {tmp_path} has no files of Debian's libreoffice-l10n-th (apt-get download" in stderr
+
+
+def test_a_kind_with_less_text_than_asked_for_is_measured_whole(tmp_path: Path) -> None:
+    """Packages ship what they ship: the line says how much it was."""
+    write_messages(tmp_path, "th", ["สวัสดี", "ข้อความที่สอง"])
+    config = BenchTokenizerConfig(kinds=["thai"], debian_root=tmp_path, sizes_mb=[1])
+    [(size, path)] = bench.write_texts(config, tmp_path, kind="thai")
+    assert size == 0.0
+    assert path.read_text(encoding="utf-8") == f"สวัสดี\nข้อความที่สอง\n{EOT}\n"
+
+
+def test_kinds_and_text_exclude_each_other() -> None:
+    """Whoever names both does not see one of them ignored."""
+    with pytest.raises(ValueError, match="kinds: expected no `text` beside it"):
+        BenchTokenizerConfig.model_validate({"kinds": ["thai"], "text": ["a.txt"]})
 
 
 @pytest.mark.parametrize(("sizes", "message"), [([], "expected some text"), ([1], r"expected.*found none.*empty")])

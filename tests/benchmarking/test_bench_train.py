@@ -55,6 +55,22 @@ def test_lines_of_a_small_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("small_limits", "no_new_process")
+def test_ours_runs_with_the_default_allocator_as_well(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where our settings of the allocator hold, a peer's line has our ratio without them, too."""
+    built: list[bool] = []
+    monkeypatch.setattr(train_peers, "keep_freed_memory", lambda device: built.append(True) or True)
+    argv = [*TINY, '--peers=["nanogpt_style"]', '--precision=["fp32"]', "--measure.warmup=0", "--measure.repeats=2"]
+    lines, stderr = run_command(bench.main, argv, capsys)
+    tokens = by_quantity([line for line in lines if line["quantity"] == "tokens_per_second"])
+    assert {name for _, name in tokens} == {"transformerlm", "nanogpt_style"}
+    assert tokens["tokens_per_second", "nanogpt_style"]["speedup.default_allocator.median"] > 0
+    assert len(built) == 1
+    assert "with default allocator" in stderr
+
+
+@pytest.mark.usefixtures("small_limits", "no_new_process")
 def test_a_missing_peer_is_skipped_with_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

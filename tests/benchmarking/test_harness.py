@@ -117,6 +117,14 @@ def test_report_prints_one_json_line_a_result() -> None:
     assert peer == common | compared | measured
 
 
+def test_our_ratio_with_other_settings_is_beside_the_first() -> None:
+    """Where ours ran with other settings as well, a peer's line and the table have both ratios."""
+    (ours, peer), table = report_of(RATE, ours_with={"default_allocator": {OURS: {RATE.name: [3.0, 3.0]}}})
+    assert (peer["speedup.median"], peer["speedup.default_allocator.median"]) == (2.5, 1.5)
+    assert not any(name.startswith("speedup") for name in ours)
+    assert table.endswith("2.50x (2.00 .. 3.00); with default allocator 1.50x")
+
+
 def test_report_does_not_compare_facts() -> None:
     """A quantity of which neither more nor less is better has no speedup."""
     lines, table = report_of(FACT)

@@ -20,6 +20,7 @@ _NAMES = [
     "merge_kernels",
     "piece_kernels",
     "text_kernels",
+    "seam_kernels",
     "encode_kernels",
     "train_kernels",
     "encoder",

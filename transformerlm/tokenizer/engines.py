@@ -74,9 +74,6 @@ class EncodingEngine(Protocol):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of all texts in one array, and where those of each text end."""
 
-    def encode_file(self, path: Path, *, num_workers: int) -> np.ndarray | None:
-        """Return the ids of a plain text file; `None` where it has to be read as text."""
-
     def decode(self, ids: Iterable[int]) -> bytes | memoryview:
         """Return the bytes of the ids; raise KeyError for an unknown id, TypeError for what is no id."""
 

@@ -12,7 +12,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformerlm.tokenizer.bpe_merge import Pair, merge_by_windows
@@ -102,10 +101,6 @@ class ReferenceEngine:
         lists = self.encode_batch(texts, num_workers=num_workers, allow_special=allow_special)
         ends = np.cumsum([len(ids) for ids in lists], dtype=np.int64)
         return np.array(list(chain.from_iterable(lists)), dtype=self._vocabulary.id_type), ends
-
-    def encode_file(self, path: Path, *, num_workers: int) -> np.ndarray | None:
-        """Return `None`: this engine takes files as text."""
-        return None
 
     def decode(self, ids: Iterable[int]) -> bytes:
         """Return the bytes of the ids."""

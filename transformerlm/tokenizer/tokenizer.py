@@ -12,11 +12,11 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformerlm.tokenizer import engines, io
 from transformerlm.tokenizer.engines import Engine, Engines
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _FILE_PIECE_CHARS = 1 << 22
-_WHOLE_FILE_BYTES = 1 << 28
+_FILE_CHUNK_BYTES = 1 << 20  # a thread's work: cut, checked and encoded while it is in the processor's cache
 
 
 class Tokenizer:
@@ -270,7 +270,7 @@ class Tokenizer:
         """Return the ids of a file's text as an array, as `encode` gives them.
 
         A row of JSON lines or Parquet counts by itself, and is plain text unless `allow_special` is given. Memory: the
-        ids, and the text of files up to 256 MB, beyond some 8 MB of it a worker (or the longest pre-token).
+        ids twice, and some 8 MB of text a worker (or the longest pre-token).
 
         Raises:
             FileNotFoundError: no such file.
@@ -284,16 +284,18 @@ class Tokenizer:
         size = total_bytes(paths)
         workers = resolve_num_workers(num_workers, size)
         engine = self._engines.for_text(size)
-        if size <= _WHOLE_FILE_BYTES and is_plain_text(paths[0]):
-            ids = engine.encode_file(paths[0], num_workers=workers)
-            if ids is not None:
-                return ids
-        allow_special = allow_special or not format_of(paths[0]).holds_rows
-        splitter = self._splitter if allow_special else self._splitter.without_tokens()
-        pieces = safe_pieces(read_text(paths[0]), splitter, size=_FILE_PIECE_CHARS, where=str(paths[0]))
-        texts = ([whole_characters(piece.text)] for piece in pieces)
-        encode = partial(engine.encode_batch_to_array, num_workers=1, allow_special=allow_special)
-        with closing(map_in_order(encode, texts, num_workers=workers, threads=engine.takes_bytes)) as results:
+        results: Generator[tuple[np.ndarray, Any], None, None]  # ids, and what is not needed here
+        if engine.takes_bytes and is_plain_text(paths[0]):
+            chunks = self.read_chunks(paths[0], stats=ReadStats(), size=_FILE_CHUNK_BYTES)
+            results = map_in_order(self.encode_chunk, chunks, num_workers=workers, threads=workers > 1)
+        else:
+            allow_special = allow_special or not format_of(paths[0]).holds_rows
+            splitter = self._splitter if allow_special else self._splitter.without_tokens()
+            pieces = safe_pieces(read_text(paths[0]), splitter, size=_FILE_PIECE_CHARS, where=str(paths[0]))
+            texts = ([whole_characters(piece.text)] for piece in pieces)
+            encode = partial(engine.encode_batch_to_array, num_workers=1, allow_special=allow_special)
+            results = map_in_order(encode, texts, num_workers=workers, threads=engine.takes_bytes)
+        with closing(results):
             parts = [ids for ids, _ in results]
         return np.concatenate([np.empty(0, dtype=self._vocabulary.id_type), *parts])
 

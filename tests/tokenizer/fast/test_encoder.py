@@ -58,7 +58,7 @@ def _encoder(modules: object = encoder, **options: int) -> encoder.CompiledEncod
     return modules.CompiledEncoder(  # type: ignore[attr-defined, no-any-return]
         byte_ids=known.byte_ids,
         merges=[(*pair, new) for pair, new in zip(known.ranks, known.merged, strict=True)],
-        sizes=known.sizes,
+        tokens=[known.tokens[token_id] for token_id in range(len(known.tokens))],
         special_token_ids=known.special_token_ids,
         pattern="gpt2",
         dtype=np.uint16,

@@ -15,7 +15,7 @@ from transformerlm.tokenizer.pair_table import learn_merges
 
 pytest.importorskip("numba")
 from transformerlm.tokenizer.fast import merge_kernels as compiled_kernels
-from transformerlm.tokenizer.fast.arrays import PADDING, hash_shift
+from transformerlm.tokenizer.fast.arrays import PADDING
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered")  # hashes wrap around
 PLAIN = plain_kernels.load()["merge_kernels"]
@@ -33,7 +33,7 @@ class Merger:
         ids = {token: token_id for token_id, token in enumerate(tokens)}
         self.ranks = {(ids[left], ids[right]): rank for rank, (left, right) in enumerate(merges)}
         rows = [(*pair, 256 + rank) for pair, rank in self.ranks.items()]
-        pairs = compiled_kernels.Pairs(np.full(PLAIN.HASHED + 2 * 512, -1, dtype=np.int64), hash_shift(512))
+        pairs = compiled_kernels.empty_pairs(len(rows))
         PLAIN.fill_pairs(np.array(rows, dtype=np.int64).reshape(-1, 3), pairs)
         lengths = np.array(list(map(len, tokens)), dtype=np.int64)
         self.merges = compiled_kernels.Merges(BYTE_IDS, pairs, lengths)

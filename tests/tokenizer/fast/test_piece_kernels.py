@@ -21,6 +21,7 @@ from transformerlm.tokenizer.fast import encoder, piece_kernels
 from transformerlm.tokenizer.fast.arrays import padded
 
 ALPHABET = list("aZsvlretdmSVLRETDM\u017f'1926.  \n\r\t\u3000\u00a0é漢²\x1c<|>e\u2019—\u0301🇩")
+WIDE = list("aé\u00d7÷ñ\u017fɿ\u0280жЂ\u0482\u04c1ß'1. \n\u2010\u2019…\u2027\u2028\u200a\u20ac漢한の々e\u0301")
 PLAIN = plain_kernels.load()
 BROKEN = st.lists(st.sampled_from([b"\xf0", b"\xe3\x80", b" ", b"a"])).map(b"".join)
 EACH_PATTERN = pytest.mark.parametrize("pattern", encoder.PATTERNS)
@@ -72,9 +73,9 @@ def test_every_code_point_is_cut_as_regex_cuts_it(context: str, pattern: str) ->
 def test_random_text_is_cut_as_regex_cuts_it(pattern: str) -> None:
     """20,000 texts of the characters at which the patterns decide: short ones, and longer than one look takes in."""
     rng = random.Random(0)
-    alphabets = [ALPHABET, [character for character in ALPHABET if character.isascii()], list("it's  \n we'll")]
+    alphabets = [ALPHABET, [character for character in ALPHABET if character.isascii()], list("it's  \n we'll"), WIDE]
     for number in range(20_000):
-        text = "".join(rng.choices(alphabets[number % 3], k=rng.choice([3, 10, 40, 63, 64, 65, 200])))
+        text = "".join(rng.choices(alphabets[number % 4], k=rng.choice([3, 10, 40, 63, 64, 65, 200])))
         assert _pieces(text.encode(), pattern) == _expected(text, pattern), text
 
 

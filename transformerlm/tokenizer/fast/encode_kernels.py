@@ -14,8 +14,8 @@ Arrays that belong together come as one named tuple. What all kernels here call 
 
     data      uint8 (bytes + PADDING,)   the texts, one after the other
     segments  int64 (segments, 3)        start, end, id to write after it or -1 (counting needs the first two columns)
-    cursor    int64 (4,)                 SEGMENT, POSITION, WRITTEN: where to go on; NEEDED: the length of the piece
-                                         that lacks room
+    cursor    int64 (5,)                 SEGMENT, POSITION, WRITTEN, PIECE_END: where to go on, and where the pre-token
+                                         ends in which that is; NEEDED: the length of the piece that lacks room
     kinds     uint16                     `unicode_tables.unicode_table()`
     out       uint32                     the ids of this call
     ends      int64 (segments,)          how many ids are written after each segment
@@ -38,10 +38,11 @@ from transformerlm.tokenizer.fast.arrays import Array, hash_shift
 from transformerlm.tokenizer.fast.jit import byte_at, helper, kernel, word_at
 from transformerlm.tokenizer.fast.merge_kernels import WORK_PER_BYTE, Merges, merge_piece
 from transformerlm.tokenizer.fast.piece_kernels import next_end
+from transformerlm.tokenizer.fast.seam_kernels import Seams, first_seam, may_have_seams
 
 DONE, NEED_SLOTS, NEED_LONG_BYTES, NEED_IDS, NEED_WORK = 0, 1, 2, 3, 4
 # Places in `cursor` and in `used`, the arrays in which kernels and their callers keep where they are.
-SEGMENT, POSITION, WRITTEN, NEEDED = 0, 1, 2, 3
+SEGMENT, POSITION, WRITTEN, NEEDED, PIECE_END = 0, 1, 2, 3, 4
 USED_SLOTS, USED_BYTES, USED_IDS = 0, 1, 2
 
 SLOT_WORDS = 4
@@ -98,11 +99,12 @@ def long_hash(data: Array, start: int, length: int) -> Any:
 
 @kernel
 def equal_bytes(left: Array, left_start: int, right: Array, right_start: int, length: int) -> bool:
-    """Return whether two stretches of bytes are the same."""
-    for offset in range(length):
-        if byte_at(left, left_start + offset) != byte_at(right, right_start + offset):
+    """Return whether two stretches of eight bytes or more are the same."""
+    # Eight at a time; the last eight may overlap those before.
+    for offset in range(0, length - 7, 8):
+        if word_at(left, left_start + offset) != word_at(right, right_start + offset):
             return False
-    return True
+    return word_at(left, left_start + length - 8) == word_at(right, right_start + length - 8)
 
 
 @kernel
@@ -284,29 +286,44 @@ def add_counts(data: Array, ends: Array, values: Array, cursor: Array, pieces: P
 
 @helper
 def write_known(
-    data: Array, start: int, end: int, pattern: int, kinds: Array, pieces: Pieces, out: Array, written: int
-) -> tuple[int, int, int]:
+    data: Array,
+    start: int,
+    piece_end: int,
+    end: int,
+    pattern: int,
+    kinds: Array,
+    pieces: Pieces,
+    seams: Seams,
+    out: Array,
+    written: int,
+) -> tuple[int, int, int, int]:
     """Write the ids of short pieces that are in the table, up to the first other one.
 
-    Return where that one begins, where it ends, and how many ids are written now. A slot's value holds, above all, how
-    its ids are kept: 0 one id, 1 two ids, both in the value itself; 2 more of them, at a place in `ids`.
+    A pre-token is cut at its seams: `piece_end` is where the present one ends, and not after `start` if none has begun.
+    Return where that other piece begins and ends, where its pre-token ends, and how many ids are written now. A slot's
+    value holds, above all, how its ids are kept: 0 one id, 1 two ids, both in the value itself; 2 more of them, at a
+    place in `ids`.
     """
     slots, shift, ids = pieces.slots, pieces.shift, pieces.ids
     mask = np.uint64(slots.size - 1)
     seen_from, seen = start, _U0  # what is left of the scanner's last look
     while start < end:
-        stop, seen_from, seen = next_end(data, start, end, pattern, kinds, seen_from, seen)
+        if start >= piece_end:
+            piece_end, seen_from, seen = next_end(data, start, end, pattern, kinds, seen_from, seen)
+        stop = piece_end
+        if seen == _U0 and may_have_seams(data, start):  # a look shows no piece that has seams
+            stop = first_seam(data, start, piece_end, seams)
         if stop - start > SHORT_BYTES:
-            return start, stop, written
+            return start, stop, piece_end, written
         first, second = short_key(data, start, stop - start)
         place = home_slot(first, second, shift)
         while slots[place] != first or slots[place + _U1] != second:
             if slots[place + _U1] == _U0:
-                return start, stop, written
+                return start, stop, piece_end, written
             place = (place + _U4) & mask
         written = write_value(slots[place + _U2], ids, out, written)
         start = stop
-    return end, end, written
+    return end, end, end, written
 
 
 @helper
@@ -348,6 +365,7 @@ def encode_segments(
     pattern: int,
     kinds: Array,
     merges: Merges,
+    seams: Seams,
     pieces: Pieces,
     work: Array,
     out: Array,
@@ -359,10 +377,13 @@ def encode_segments(
         row = cursor[SEGMENT]
         end = segments[row, 1]
         start = max(cursor[POSITION], segments[row, 0])
-        written = cursor[WRITTEN]
+        written, piece_end = cursor[WRITTEN], cursor[PIECE_END]
         while start < end:
-            start, stop, written = write_known(data, start, end, pattern, kinds, pieces, out, written)
-            cursor[POSITION], cursor[WRITTEN] = start, written  # from here another call could go on
+            start, stop, piece_end, written = write_known(
+                data, start, piece_end, end, pattern, kinds, pieces, seams, out, written
+            )
+            # From here another call could go on.
+            cursor[POSITION], cursor[WRITTEN], cursor[PIECE_END] = start, written, piece_end
             length = stop - start
             if length == 0:
                 break
@@ -384,7 +405,7 @@ def encode_segments(
             out[written] = segments[row, 2]
             written += 1
         ends[row] = written
-        cursor[SEGMENT], cursor[POSITION], cursor[WRITTEN] = row + 1, 0, written
+        cursor[SEGMENT], cursor[POSITION], cursor[WRITTEN], cursor[PIECE_END] = row + 1, 0, written, 0
     return DONE
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from pathlib import Path
 from queue import Empty, LifoQueue
 
 import numpy as np
 
 from transformerlm.tokenizer.fast import encode_kernels as kernels
 from transformerlm.tokenizer.fast import merge_kernels as merge_kernels
+from transformerlm.tokenizer.fast import seam_kernels as seam_kernels
 from transformerlm.tokenizer.fast import text_kernels as text_kernels
 from transformerlm.tokenizer.fast.arrays import PADDING, Array, hash_shift, padded
 from transformerlm.tokenizer.fast.unicode_tables import unicode_table
@@ -122,23 +122,24 @@ class CompiledEncoder:
         *,
         byte_ids: Sequence[int],
         merges: Sequence[tuple[int, int, int]],
-        sizes: Sequence[int],
+        tokens: Sequence[bytes],
         special_token_ids: Mapping[str, int],
         pattern: str,
         dtype: type[np.uint16] | type[np.uint32],
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        """Make the tables; `merges` are (left id, right id, merged id) in order, `sizes` the bytes of each id."""
+        """Make the tables; `merges` are (left id, right id, merged id) in order, `tokens` the bytes of each id."""
         self._dtype = dtype
         self._pattern = PATTERNS[pattern]
         self._specials = SpecialTokens(special_token_ids)
         self._no_specials = SpecialTokens({})
         self._cache_bytes = cache_bytes
         self._tables: LifoQueue[PieceTable] = LifoQueue()
-        num_slots = 1 << max(4, (4 * len(merges)).bit_length())
-        pairs = merge_kernels.Pairs(np.full(merge_kernels.HASHED + 2 * num_slots, -1, np.int64), hash_shift(num_slots))
+        pairs = merge_kernels.empty_pairs(len(merges))
         merge_kernels.fill_pairs(np.array(merges, dtype=np.int64).reshape(-1, 3), pairs)
-        self._merges = merge_kernels.Merges(np.array(byte_ids, dtype=np.int64), pairs, np.array(sizes, dtype=np.int64))
+        sizes = np.fromiter(map(len, tokens), dtype=np.int64, count=len(tokens))
+        self._merges = merge_kernels.Merges(np.array(byte_ids, dtype=np.int64), pairs, sizes)
+        self._seams = _seams_of([tokens[made] for _, _, made in merges])
         self.encode_texts([b"a"])  # compiles the kernels
 
     def encode_texts(
@@ -155,18 +156,6 @@ class CompiledEncoder:
         """Return the ids of texts, valid UTF-8 with `PADDING` zeros after it, which end at `ends`."""
         return self._encode(data, ends, num_threads=1, ordinary=ordinary)[0]
 
-    def encode_file(self, path: Path, *, num_threads: int) -> Array | None:
-        """Return the ids of a file of plain text, read at once; `None` where it is not valid UTF-8."""
-        size = path.stat().st_size
-        data = np.zeros(size + PADDING, dtype=np.uint8)
-        with path.open("rb", buffering=0) as file:
-            read = 0
-            while number := file.readinto(data[read:size].data):
-                read += number
-        if text_kernels.first_invalid(data, read) < read:
-            return None
-        return self._encode(data, np.array([read], dtype=np.int64), num_threads=num_threads)[0]
-
     def _encode(self, data: Array, ends: Array, *, num_threads: int, ordinary: bool = False) -> tuple[Array, Array]:
         segments, last = (self._no_specials if ordinary else self._specials).segments(data, bounds_of(ends))
         # Each run of segments gives its ids and where each segment's end; the ends are counted from the run's first id.
@@ -181,12 +170,13 @@ class CompiledEncoder:
                 part_ends.append(id_ends + total)
                 total += len(ids)
         all_ends = np.concatenate([np.zeros(1, dtype=np.int64), *part_ends])
-        return np.concatenate([np.empty(0, dtype=self._dtype), *parts]), all_ends[last]
+        ids = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype=self._dtype), *parts])
+        return ids, all_ends[last]
 
     def _encode_run(self, task: tuple[Array, Array]) -> tuple[Array, Array]:
         data, segments = task
         ends = np.empty(len(segments), dtype=np.int64)
-        cursor = np.zeros(4, dtype=np.int64)
+        cursor = np.zeros(5, dtype=np.int64)
         with self._table() as table:
             # A token has a byte or more, an id may follow each segment, and two ids are written at a time.
             out = table.room_to_write(int((segments[:, 1] - segments[:, 0]).sum()) + len(segments) + 2)
@@ -197,6 +187,7 @@ class CompiledEncoder:
                 self._pattern,
                 unicode_table(),
                 self._merges,
+                self._seams,
                 table.pieces,
                 table.work,
                 out,
@@ -242,6 +233,16 @@ class CompiledDecoder:
         out = np.empty(length + PADDING, dtype=np.uint8)
         text_kernels.decode_ids(ids, self._offsets, self._spelled, out)
         return out[:length].data
+
+
+def _seams_of(tokens: Sequence[bytes]) -> seam_kernels.Seams:
+    """Return where tokens that merges make may be crossed; the table has room for the keys that there are."""
+    spelled, places = padded(b"".join(tokens)), np.cumsum([0, *map(len, tokens)], dtype=np.int64)
+    number = seam_kernels.fill_seams(spelled, places, seam_kernels.Seams(np.zeros(0, np.uint64), np.uint64(0)))
+    num_bits = 1 << max(6, (seam_kernels.BITS_PER_KEY * number - 1).bit_length())
+    seams = seam_kernels.Seams(np.zeros(num_bits // 64, dtype=np.uint64), hash_shift(num_bits))
+    seam_kernels.fill_seams(spelled, places, seams)
+    return seams
 
 
 def _runs(segments: Array) -> Iterator[Array]:

@@ -12,6 +12,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -20,10 +23,13 @@ import numpy as np
 from transformerlm.tokenizer.fast import byte_chunks
 from transformerlm.tokenizer.fast.arrays import Array
 from transformerlm.tokenizer.fast.encoder import CompiledDecoder, CompiledEncoder
+from transformerlm.tokenizer.parallel import map_in_order
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter
 from transformerlm.tokenizer.reading import Chunk
 from transformerlm.tokenizer.reference import Vocabulary, join_tokens
 from transformerlm.utils.text_files import ReadStats
+
+BATCH_CHARS = 1 << 20  # a thread's work, which stays in the processor's cache
 
 Part = Literal["encode", "decode"]
 
@@ -55,7 +61,7 @@ class CompiledEngine:
         self._encoder = CompiledEncoder(
             byte_ids=known.byte_ids,
             merges=[(*pair, new) for pair, new in zip(known.ranks, known.merged, strict=True)],
-            sizes=known.sizes,
+            tokens=[known.tokens[token_id] for token_id in range(len(known.tokens))],
             special_token_ids=known.special_token_ids,
             pattern=known.pattern,
             dtype=known.id_type,
@@ -66,14 +72,27 @@ class CompiledEngine:
         return list(self.encode_batch_to_array([text], num_workers=1, allow_special=allow_special)[0].tolist())
 
     def encode_batch(self, texts: Sequence[str], *, num_workers: int, allow_special: bool) -> list[list[int]]:
-        """Return the ids of each text, encoded by `num_workers` threads."""
-        ids, ends = self.encode_batch_to_array(texts, num_workers=num_workers, allow_special=allow_special)
+        """Return the ids of each text, encoded by `num_workers` threads.
+
+        Texts go to the threads in batches. While they work, the ids of earlier batches become lists here.
+        """
         # One Python number for each id, made once and then shared: a list of new ones takes far longer to build.
         if self._numbers is None:
             self._numbers = np.array(range(len(self._vocabulary.tokens)), dtype=object)
-        numbers = self._numbers[ids]
-        starts = [0, *ends[:-1].tolist()]
-        return [numbers[start:stop].tolist() for start, stop in zip(starts, ends.tolist(), strict=False)]
+        batches = list(_batches(texts))
+        several = min(num_workers, len(batches)) > 1
+        encode = partial(
+            self.encode_batch_to_array, num_workers=1 if several else num_workers, allow_special=allow_special
+        )
+        lists: list[list[int]] = []
+        with closing(
+            map_in_order(encode, batches, num_workers=num_workers if several else 1, threads=several)
+        ) as results:
+            for ids, ends in results:
+                numbers = self._numbers[ids]
+                bounds = [0, *ends.tolist()]
+                lists += [numbers[start:stop].tolist() for start, stop in pairwise(bounds)]
+        return lists
 
     def encode_batch_to_array(
         self, texts: Sequence[str], *, num_workers: int, allow_special: bool
@@ -82,11 +101,6 @@ class CompiledEngine:
         assert self._encoder is not None, "encoding is not loaded"
         spelled = [text.encode() for text in texts]
         return self._encoder.encode_texts(spelled, num_threads=num_workers, ordinary=not allow_special)
-
-    def encode_file(self, path: Path, *, num_workers: int) -> Array | None:
-        """Return the ids of a plain text file, read at once; `None` where it is not valid UTF-8."""
-        assert self._encoder is not None, "encoding is not loaded"
-        return self._encoder.encode_file(path, num_threads=num_workers)
 
     def read_chunks(
         self,
@@ -114,6 +128,16 @@ class CompiledEngine:
             return join_tokens(ids, self._vocabulary.tokens)
         assert self._decoder is not None, "decoding is not loaded"
         return self._decoder.decode(numbers)
+
+
+def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield texts in batches of some `BATCH_CHARS` characters."""
+    start = size = 0
+    for stop, text in enumerate(texts, start=1):
+        size += len(text)
+        if size >= BATCH_CHARS or stop == len(texts):
+            yield texts[start:stop]
+            start, size = stop, 0
 
 
 def _as_array(ids: Collection[int]) -> Array | None:

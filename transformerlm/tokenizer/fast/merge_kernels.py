@@ -4,7 +4,8 @@ The rules of `encode_kernels.py` hold here too. A piece is merged in `work`, int
 each of its bytes; its ids go to `out`, uint32, from `written` on. The table of pairs begins with the values of all
 pairs of ids below `DIRECT_IDS`, which are those of bytes in most vocabularies. The others follow: open addressing over
 (key, value), the key -1 where a place is empty. A value is a pair's rank above 32 bits, and below them the id that it
-makes: so the least value is the pair that comes first.
+makes: so the least value is the pair that comes first. Most pairs that are asked for merge to nothing, and the table is
+larger than the processor's nearest caches; so `bits`, which fits them, has a bit set for each pair that is there.
 
 How `merge_by_scan` uses `work` for a piece of n bytes, from `base` on:
 
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from transformerlm.tokenizer.fast.arrays import Array
+from transformerlm.tokenizer.fast.arrays import Array, hash_shift
 from transformerlm.tokenizer.fast.jit import byte_at, helper, kernel
 
 SCANNED_BYTES = 64  # up to here a scan for the best pair beats a heap
@@ -34,6 +35,7 @@ ID_BITS = (1 << 32) - 1
 PLACE_MASK, PLACED_RANK = SCANNED_BYTES - 1, 38  # a place takes the six bits between a pair's rank and its id
 NO_PAIR = (1 << 63) - 1
 
+_U0, _U1, _U6, _U63 = (np.uint64(number) for number in (0, 1, 6, 63))
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -42,6 +44,8 @@ class Pairs(NamedTuple):
 
     values: Array  # int64: `HASHED` values of pairs of small ids, then (key, value) of all other pairs; see above
     shift: Any  # uint64: by how much the hash of a key is shifted to give its place
+    bits: Array  # uint64: a bit for each place of a longer hash, set if a pair has it
+    bits_shift: Any  # uint64: by how much the hash of a key is shifted to give its bit
 
 
 class Merges(NamedTuple):
@@ -52,6 +56,14 @@ class Merges(NamedTuple):
     lengths: Array  # int64 (ids,): the number of bytes of each id
 
 
+def empty_pairs(num_merges: int) -> Pairs:
+    """Return a table for that many merges, which `fill_pairs` fills: half of its places stay empty, and most bits."""
+    num_slots = 1 << max(4, (2 * num_merges).bit_length())
+    num_bits = 16 * num_slots
+    values = np.full(HASHED + 2 * num_slots, -1, dtype=np.int64)
+    return Pairs(values, hash_shift(num_slots), np.zeros(num_bits // 64, dtype=np.uint64), hash_shift(num_bits))
+
+
 @helper
 def find_pair(pairs: Pairs, left: int, right: int) -> int:
     """Return a pair's rank and, in the low 32 bits, the id that merging it makes; `NO_PAIR` if nothing merges it."""
@@ -59,7 +71,11 @@ def find_pair(pairs: Pairs, left: int, right: int) -> int:
     if left | right < DIRECT_IDS:
         return values[left * DIRECT_IDS + right]
     key = left << 31 | right  # ids have 31 bits at most, so a key is positive and never -1
-    place = HASHED + np.int64(np.uint64(key) * _MIX >> pairs.shift) * 2
+    digest = np.uint64(key) * _MIX
+    bit = digest >> pairs.bits_shift
+    if pairs.bits[bit >> _U6] >> (bit & _U63) & _U1 == _U0:
+        return NO_PAIR
+    place = HASHED + np.int64(digest >> pairs.shift) * 2
     while values[place] != key:
         if values[place] < 0:
             return NO_PAIR
@@ -71,7 +87,7 @@ def find_pair(pairs: Pairs, left: int, right: int) -> int:
 
 @kernel
 def fill_pairs(ids: Array, pairs: Pairs) -> None:
-    """Fill the table of pairs, all -1 before, from merges in order: rows of (left id, right id, merged id)."""
+    """Fill the table of pairs, all -1 before and no bit set, from merges in order: rows of (left, right, merged id)."""
     values = pairs.values
     for place in range(HASHED):
         values[place] = NO_PAIR
@@ -81,7 +97,10 @@ def fill_pairs(ids: Array, pairs: Pairs) -> None:
             values[left * DIRECT_IDS + right] = value
             continue
         key = left << 31 | right
-        place = HASHED + np.int64(np.uint64(key) * _MIX >> pairs.shift) * 2
+        digest = np.uint64(key) * _MIX
+        bit = digest >> pairs.bits_shift
+        pairs.bits[bit >> _U6] |= _U1 << (bit & _U63)
+        place = HASHED + np.int64(digest >> pairs.shift) * 2
         while values[place] >= 0:  # taken: look on in the next place
             place += 2
             if place == values.size:

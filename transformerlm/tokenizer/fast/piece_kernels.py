@@ -2,7 +2,8 @@
 
 `piece_end` gives what the regular expressions of `pretokenize.py` give, alternative by alternative, without trying one
 after the other: the first character or two say which one it is. For GPT-2's pattern `gpt2_ends` looks at 64 bytes at
-once and leaves to `piece_end` only what is not ASCII. The rules of `encode_kernels.py` hold here too.
+once, as far as they are ASCII, or Latin and Cyrillic letters, or dashes and quotation marks. The rules of
+`encode_kernels.py` hold here too.
 
 In all kernels here `data` is the text, uint8 `(bytes + PADDING,)`, `start`, `place` and `end` are positions in it, and
 `kinds` is `unicode_tables.unicode_table()`, uint16.
@@ -24,6 +25,7 @@ GPT2, CL100K = 0, 1
 
 _NONE, _ONE, _ALL = np.uint64(0), np.uint64(1), np.uint64((1 << 64) - 1)
 _SEEN = np.uint64((1 << 61) - 1)
+_TWO = np.uint64(2)
 _APOSTROPHE, _BLANK, _NEWLINE, _RETURN = ord("'"), ord(" "), ord("\n"), ord("\r")
 
 
@@ -45,10 +47,19 @@ def kind_at(data: Array, place: int, kinds: Array) -> tuple[int, int]:
     return kinds[np.int64(kinds[code >> 8]) + (code & 255)], width
 
 
+@helper
+def begins_wide_letter(first: int) -> bool:
+    """Return whether all characters that begin with this byte are letters of three bytes: U+5000 on, most of Hangul."""
+    return 0xE5 <= first <= 0xE9 or 0xEB <= first <= 0xEC
+
+
 @kernel
 def run_end(data: Array, place: int, end: int, kind: int, kinds: Array) -> int:
     """Return where the run of characters of one kind ends that begins at `place`."""
     while place < end:
+        if kind == LETTER and begins_wide_letter(byte_at(data, place)):
+            place += 3
+            continue
         found, width = kind_at(data, place, kinds)
         if found != kind:
             return place
@@ -127,8 +138,9 @@ def gpt2_ends(data: Array, start: int, end: int) -> Any:
 
     One bit a byte, all bytes at once: a piece begins where the kind of character changes, but a blank belongs to what
     follows it, and of several characters of white space the last is a piece of its own. Two stretches are left to
-    `piece_end`: the last three bytes, whose neighbours are not seen, and everything from the first byte that is not
-    ASCII. An example, the byte at `start` on the left and the lowest bit of each mask below it:
+    `piece_end`: the last three bytes, whose neighbours are not seen, and everything from the first character that is
+    neither ASCII nor one of those that `wide_letters` and `wide_marks` know. An example, the byte at `start` on the
+    left and the lowest bit of each mask below it:
 
         text         It's 42  now!
         letters      11.1.....111....
@@ -149,6 +161,11 @@ def gpt2_ends(data: Array, start: int, end: int) -> Any:
     numbers = bytes_between(data, start, 0, ord("0"), 10)
     blanks = bytes_between(data, start, 0, _BLANK, 1)
     spaces = bytes_between(data, start, 0, ord("\t"), 5) | blanks | beyond  # tab to carriage return
+    odd = bytes_between(data, start, 0, 0x80, 0x80) & ~beyond  # not ASCII
+    if odd != _NONE:
+        wide = wide_letters(data, start)
+        letters |= wide
+        odd &= ~(wide | wide_marks(data, start))
     others = ~(letters | numbers | spaces)
     inside = letters & letters << _ONE | numbers & numbers << _ONE | others & others << _ONE | blanks << _ONE
     # White space begins a piece unless white space is on both sides; so does the end of the text.
@@ -160,9 +177,29 @@ def gpt2_ends(data: Array, start: int, end: int) -> Any:
         stop = contraction_end(data, start + place, end, False) - start
         if stop > place:
             begins = begins & ~(_ONE << np.uint64(place + 1)) | _ONE << np.uint64(stop)
-    odd = bytes_between(data, start, 0, 0x80, 0x80) & ~beyond  # not ASCII
     # `~odd & (odd - 1)` has the bits below the first odd byte; one fewer, as that byte may belong to the piece before.
     return begins & (~odd & (odd - _ONE)) >> _ONE & _SEEN & ~_ONE
+
+
+@helper
+def wide_letters(data: Array, start: int) -> Any:
+    """Return the bytes of letters of Latin and Cyrillic alphabets that have two bytes, U+00C0 to U+027F and U+0400 on.
+
+    All of these begin with one of nine bytes, and all that begin so are letters but for the signs of multiplication and
+    division.
+    """
+    begin = bytes_between(data, start, 0, 0xC3, 7) | bytes_between(data, start, 0, 0xD0, 2)
+    # 0x97 and 0xB7 after 0xC3; 0x20 makes one the other.
+    signs = bytes_between(data, start, 0x20, 0xB7, 1) & bytes_between(data, start, 0, 0xC3, 1) << _ONE
+    return (begin | begin << _ONE) & ~(signs | signs >> _ONE)
+
+
+@helper
+def wide_marks(data: Array, start: int) -> Any:
+    """Return the bytes of the marks from U+2010 to U+2027, which have three: dashes, quotation marks, the ellipsis."""
+    second = bytes_between(data, start, 0, 0x80, 1) & bytes_between(data, start, 0, 0xE2, 1) << _ONE
+    third = bytes_between(data, start, 0, 0x90, 0x18) & second << _ONE
+    return third | third >> _ONE | third >> _TWO
 
 
 @kernel
@@ -209,9 +246,15 @@ def number_end(data: Array, start: int, end: int, kinds: Array) -> int:
 @helper
 def ends_from(data: Array, start: int, end: int, pattern: int) -> Any:
     """Return where pre-tokens end after `start`, bit n for `start + n`: as many as one look shows, or none."""
-    if pattern == GPT2:
+    if pattern == GPT2 and is_worth_a_look(max(byte_at(data, start), byte_at(data, start + 1))):
         return gpt2_ends(data, start, end)
     return _NONE
+
+
+@helper
+def is_worth_a_look(byte: int) -> bool:
+    """Return whether a look knows the characters that begin with this byte; a piece begins with it, or with a blank."""
+    return byte < 0xC2 or 0xC3 <= byte <= 0xC9 or 0xD0 <= byte <= 0xD1
 
 
 @kernel
