@@ -11,19 +11,23 @@ from tests.inference.helpers import greedy_without_cache
 from transformerlm.checkpoints.directory import list_checkpoints
 from transformerlm.checkpoints.load import load_model, load_tokenizer
 
-PLAIN = ("--chat.system=", "--chat.user=", "--chat.assistant= ", "--chat.end=.", "--chat.after=")
-USUAL = ("--mode=answers", "--device=cpu", "--resamples=50", *PLAIN, "--chat.special_tokens=")
+PLAIN = 'chat = {system = "", user = "", assistant = " ", end = ".", after = "", special_tokens = []}'
+USUAL = ("--mode=answers", "--device=cpu", "--resamples=50", "--toml", PLAIN)
 NAMES = ["Ada", "Bob", "Zoë", "Émile"]
 TOKENS = 12
 
 
-def answer_of(checkpoint, name: str) -> tuple[str, bool]:
-    """Return what the plain loop answers to a name, and whether that ends."""
+def drawn(checkpoint, name: str) -> list[int]:
+    """Return the ids that the plain loop draws as an answer to a name."""
     tokenizer = load_tokenizer(checkpoint)
     parts = [tokenizer.encode_ordinary(text) for text in (name, ".", " ")]
     prompt = [tokenizer.special_token_ids["<|endoftext|>"], *(one for part in parts for one in part)]
-    ids = greedy_without_cache(load_model(checkpoint), prompt, TOKENS)
-    text, end, _ = tokenizer.decode(ids).partition(".")
+    return greedy_without_cache(load_model(checkpoint), prompt, TOKENS)
+
+
+def answer_of(checkpoint, name: str) -> tuple[str, bool]:
+    """Return the text of these ids up to its end, and whether it has one."""
+    text, end, _ = load_tokenizer(checkpoint).decode(drawn(checkpoint, name)).partition(".")
     return text, bool(end)
 
 
@@ -76,12 +80,13 @@ def test_the_model_ends_its_answers(asked):
     assert asked[1] == 2
 
 
-def test_an_answer_that_does_not_end_is_wrong(asked, newest):
+def test_an_answer_that_does_not_end_is_wrong(newest, tmp_path):
     """Even if it is right as far as it goes."""
-    path, _ = asked
-    text = json.loads(path.read_text().splitlines()[0])["messages"][1]["content"]
-    length = len(load_tokenizer(newest).encode_ordinary(text))
-    done = evaluate(path, "--checkpoint", newest, f"--max_new_tokens={length}", "--max_documents=4")
+    text = load_tokenizer(newest).decode(drawn(newest, "Ada")[:1])
+    assert "." not in text
+    messages = [{"role": "user", "content": "Ada"}, {"role": "assistant", "content": text}]
+    (tmp_path / "cut.jsonl").write_text(json.dumps({"messages": messages}))
+    done = evaluate(tmp_path / "cut.jsonl", "--checkpoint", newest, "--max_new_tokens=1")
     assert done.records[0]["metrics.exact_match"] == 0.0
     assert "found no end, expected" in done.stderr
 
@@ -131,7 +136,6 @@ def test_questions_longer_than_the_context_are_told_of(newest, tmp_path):
         (("--mode=answers", "--context_length=4"), 'context_length is not for mode = "answers"'),
         (("--mode=answers", "--allow_special=true"), 'allow_special is not for mode = "answers"'),
         (("--chat.end=.",), 'chat is for mode = "answers", found mode = "documents"'),
-        (("--mode=answers", "--input=nowhere.jsonl"), "nowhere.jsonl"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(arguments, message):
