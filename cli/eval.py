@@ -1,4 +1,4 @@
-"""`transformerlm-eval`: one checkpoint or two and a text in, loss, perplexity and bits per byte out."""
+"""`transformerlm-eval`: one checkpoint or two and a text in; loss and bits per byte, or right answers, out."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ EXAMPLES = (
     ("on the validation split", "--config eval"),
     ("on a text", "--checkpoint runs/first --input data/corpus.txt"),
     ("two models on the same text", "--compare runs/first runs/second --input data/corpus.txt"),
+    ("answers in conversations", "--mode answers --checkpoint runs/chat --input data/chat/test.jsonl"),
 )
 SECONDS_BETWEEN_ESTIMATES = 0.5
 
@@ -62,6 +63,10 @@ def evaluate(config: EvalConfig) -> int:
 
     If Ctrl-C or `time` ends the text early, the results so far are reported. Returns the exit code.
     """
+    if config.mode == "answers":
+        from cli.eval_answers import evaluate_answers
+
+        return evaluate_answers(config)
     with working("starting"):
         from transformerlm.checkpoints.directory import resolve
         from transformerlm.evaluation.scoring import scores_in_common

@@ -15,6 +15,7 @@ _SHOWN = {
     "val_bits_per_byte": "{:.3f} bits/byte",
     "bits_per_byte": "{:.3f} bits/byte",
     "bits_per_byte_difference": "second - first {:+.3f} bits/byte",
+    "exact_match": "{:.1%} exactly right",
     "margin": "+- {:.3f}",
     "tokens_per_second": "{:,.0f} tokens/s",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
+from config.add_tokens import AddTokensConfig
 from config.adopt import AdoptConfig
 from config.bench_infer import BenchInferConfig
 from config.bench_serve import BenchServeConfig
@@ -38,6 +39,7 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "transformerlm-train-tokenizer": TrainTokenizerConfig,
     "transformerlm-make-data": MakeDataConfig,
     "transformerlm-adopt": AdoptConfig,
+    "transformerlm-add-tokens": AddTokensConfig,
     "transformerlm-train": TrainConfig,
     "transformerlm-plan": PlanConfig,
     "transformerlm-sweep": SweepConfig,

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from config.schemas import (
+    ChatConfig,
     Device,
     Duration,
     FilePath,
@@ -27,7 +28,7 @@ def is_token_file(name: str) -> bool:
 
 
 class EvalConfig(Section):
-    """Measure loss, perplexity and bits per byte of one checkpoint, or of two on the same text."""
+    """Measure loss, perplexity and bits per byte, or right answers, of one checkpoint, or of two on the same text."""
 
     checkpoint: FilePath | None = Field(
         None, description="a run directory RUN (its newest checkpoint), RUN/best, or one checkpoint's directory"
@@ -51,14 +52,27 @@ class EvalConfig(Section):
         description="token between documents in text files; none: the token that ends the model's documents; a token "
         "file names its own",
     )
-    mode: Literal["documents", "sliding"] = Field(
-        "documents", description="each document by itself, or all of them as one stream"
+    mode: Literal["documents", "sliding", "answers"] = Field(
+        "documents",
+        description="documents: each document by itself; sliding: all of them as one stream; answers: of conversations "
+        "(.jsonl), the share of the assistant's messages that the model gives exactly, by its most likely tokens",
+    )
+    kind_field: TextField = Field(
+        "kind", description="answers: the field that names a conversation's kind; kinds are counted apart, too"
+    )
+    max_new_tokens: PositiveInt = Field(
+        64, description="answers: most tokens of an answer; one that has not ended by then is wrong"
+    )
+    chat: ChatConfig | None = Field(
+        None, description="answers: strings around messages; none: the checkpoint's own, or else ChatML"
     )
     context_length: PositiveInt | None = Field(None, description="tokens in a window; none: the model's")
     stride: PositiveInt | None = Field(
         None, description="tokens between the starts of two windows; none: half the context"
     )
-    batch_size: int = Field(8, ge=1, le=2**20, description="windows computed at once; the result does not depend on it")
+    batch_size: int = Field(
+        8, ge=1, le=2**20, description="windows, or answers, computed at once; the result does not depend on it"
+    )
     device: Device = "auto"
     precision: Precision = Field(
         "fp32", description="fp32, or bf16 autocast over fp32 weights; auto: bf16 if the hardware has it"
@@ -94,7 +108,20 @@ class EvalConfig(Section):
 
     @model_validator(mode="after")
     def _check_token_file(self) -> Self:
-        if len(self.input) > 1 and any(map(is_token_file, self.input)):
+        if self.mode != "answers" and len(self.input) > 1 and any(map(is_token_file, self.input)):
             ending = next(Path(name).suffix for name in self.input if is_token_file(name))
             raise ValueError(f"input: expected text files or one token file, found {len(self.input)} with a {ending}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_answers(self) -> Self:
+        if self.mode != "answers":
+            if self.chat is not None:
+                raise ValueError(f'chat is for mode = "answers", found mode = "{self.mode}"')
+            return self
+        given = {"context_length": self.context_length, "stride": self.stride, "separator": self.separator}
+        if unused := [name for name, value in given.items() if value is not None]:
+            raise ValueError(f'{unused[0]} is not for mode = "answers", found {unused[0]} = {given[unused[0]]}')
+        if self.allow_special:
+            raise ValueError('allow_special is not for mode = "answers": what a message says is plain text')
         return self

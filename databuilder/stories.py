@@ -37,6 +37,7 @@ __all__ = [
     "count_stories",
     "read_stories",
     "summarize",
+    "tell_scenes",
     "tell_stories",
     "write_corpus",
 ]
@@ -53,6 +54,11 @@ MAX_FAULTS = 10
 
 def tell_stories(*, seed: int = 0) -> Iterator[str]:
     """Yield stories for ever, the same for the same seed."""
+    return (story for story, _ in tell_scenes(seed=seed))
+
+
+def tell_scenes(*, seed: int = 0) -> Iterator[tuple[str, Row]]:
+    """Yield the stories of `tell_stories`, each with the words that fill its slots: what is true in it."""
     plots = [parse_plot(plot) for plot in PLOTS.values()]
     casts = [[_cast(plot, world) for world in WORLDS] for plot in plots]
     draw = random.Random(seed).random  # the only method whose numbers Python promises not to change
@@ -62,7 +68,7 @@ def tell_stories(*, seed: int = 0) -> Iterator[str]:
         yield _tell_story(plots[number], tables, draw)
 
 
-def _tell_story(plot: list[list[Beat]], tables: list[Table], draw: Callable[[], float]) -> str:
+def _tell_story(plot: list[list[Beat]], tables: list[Table], draw: Callable[[], float]) -> tuple[str, Row]:
     """Take a row of each table and a form of each beat, and fill the slots; `draw` returns numbers in [0, 1)."""
     scene: Row = {}
     for table in tables:
@@ -71,7 +77,7 @@ def _tell_story(plot: list[list[Beat]], tables: list[Table], draw: Callable[[], 
     for paragraph in plot:
         told = [beat.forms for beat in paragraph if not beat.is_optional or draw() < OPTIONAL_SHARE]
         paragraphs.append(" ".join(forms[int(draw() * len(forms))] for forms in told))
-    return "\n\n".join(paragraphs).format_map(scene)
+    return "\n\n".join(paragraphs).format_map(scene), scene
 
 
 def _cast(plot: list[list[Beat]], world: dict[str, Table]) -> list[Table]:

@@ -28,7 +28,7 @@ LINES = [part for part in map(our_part, commands_of(ROOT / "docs/recipes.md")) i
 # What makes the model and its training so small that they take a second.
 SMALL = """--model.d_model=32 --model.num_layers=1 --model.num_heads=2 --model.d_ff=64 --model.context_length=16
     --training.max_steps=3 --training.batch_size=4 --training.log_interval=1 --training.eval_tokens=64
-    --samples.sampling.max_new_tokens=4 --training.device=cpu""".split()  # noqa: SIM905 (it reads as one types it)
+    --samples.sampling.max_new_tokens=4 --training.device=cpu --checkpoint.init_from=none""".split()  # noqa: SIM905 (it reads as one types it)
 
 
 @pytest.fixture(scope="module")

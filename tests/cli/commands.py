@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
 
+from config.add_tokens import AddTokensConfig
 from config.adopt import AdoptConfig
 from config.download import DownloadConfig
 from config.eval import EvalConfig
@@ -41,6 +42,7 @@ SCHEMAS = {
     "train_tokenizer": TrainTokenizerConfig,
     "make_data": MakeDataConfig,
     "adopt": AdoptConfig,
+    "add_tokens": AddTokensConfig,
     "train": TrainConfig,
     "plan": PlanConfig,
     "export": ExportConfig,

@@ -163,13 +163,17 @@ def open_token_file(path: str | Path, tokenizer: Tokenizer) -> Documents:
 
     Raises:
         FileNotFoundError: the file, its sidecar, its mask or a shard is missing.
-        ValueError: it was made with another tokenizer, has changed since, or holds no document, or nothing that is
-            learnt.
+        ValueError: it was made with another tokenizer (one with fewer special tokens is none), has changed since, or
+            holds no document, or nothing that is learnt.
     """
     dataset = TokenDataset(path)
     advice = "evaluate the text itself instead"
     tokenizer.check_fingerprint(
-        dataset.tokenizer_sha256, made=f"{path}: made with", ours="the checkpoint's", advice=advice
+        dataset.tokenizer_sha256,
+        vocab_size=dataset.vocab_size,
+        made=f"{path}: made with",
+        ours="the checkpoint's",
+        advice=advice,
     )
     largest = dataset.check()
     if largest >= tokenizer.vocab_size:

@@ -33,7 +33,7 @@ def summarize(scores: Scores, *, resamples: int = 1000, seed: int = 0) -> Metric
     drawn = _resample(table, resamples=resamples, seed=seed)
     metrics: Metrics = {}
     for column, name in enumerate(("loss", "bits_per_byte")):
-        metrics |= {name: float(values[column]), **_interval(name, drawn[:, column])}
+        metrics |= {name: float(values[column]), **interval(name, drawn[:, column])}
     for end in ("", "_low", "_high"):
         loss = metrics[f"loss{end}"]
         metrics[f"perplexity{end}"] = None if loss is None else _exp(loss)
@@ -55,7 +55,7 @@ def compare(first: Scores, second: Scores, *, resamples: int = 1000, seed: int =
     values = _ratios(table.sum(axis=0))
     drawn = _resample(table, resamples=resamples, seed=seed)
     name = "bits_per_byte_difference"
-    return {name: float(values[3] - values[1]), **_interval(name, drawn[:, 3] - drawn[:, 1])}
+    return {name: float(values[3] - values[1]), **interval(name, drawn[:, 3] - drawn[:, 1])}
 
 
 def estimate(first: Scores, second: Scores | None = None) -> tuple[float, float | None]:
@@ -89,17 +89,19 @@ def _ratios(sums: Array) -> Array:
 def _resample(table: Array, *, resamples: int, seed: int) -> Array:
     """Return the ratios of each resample, `(resamples, 2 models)`."""
     resamples = resamples if len(table) > 1 else 0
-    return _ratios(np.concatenate([table[:0], *_sums(table, resamples, np.random.default_rng(seed))]))
+    return _ratios(np.concatenate([table[:0], *resampled_sums(table, resamples, np.random.default_rng(seed))]))
 
 
-def _sums(table: Array, resamples: int, rng: np.random.Generator) -> Iterator[Array]:
+def resampled_sums(table: Array, resamples: int, rng: np.random.Generator) -> Iterator[Array]:
+    """Yield the sums of the columns of a table `(documents, columns)` over each resample of its rows, many at once."""
     at_once = max(1, _DRAWS_AT_ONCE // len(table))
     for first in range(0, resamples, at_once):
         drawn = rng.integers(0, len(table), size=(min(at_once, resamples - first), len(table)))
         yield table[drawn].sum(axis=1)
 
 
-def _interval(name: str, drawn: Array) -> Metrics:
+def interval(name: str, drawn: Array) -> Metrics:
+    """Return the ends of the middle 95 % of what was drawn `(resamples,)`; None where nothing was."""
     if not len(drawn):
         return {f"{name}_low": None, f"{name}_high": None}
     if not np.isfinite(drawn).all():

@@ -353,26 +353,70 @@ class Tokenizer:
             raise ValueError("bytes_per_token: expected some text, found an empty one")
         return len(whole_characters(text).encode()) / len(self.encode(text))
 
+    def with_special_tokens(self, tokens: Sequence[str]) -> Tokenizer:
+        """Return this tokenizer with more special tokens, which get the next ids; every id of this one stays.
+
+        A token that is a special token already keeps its id, too.
+
+        Raises:
+            TypeError: `tokens` is one string.
+            ValueError: a token is an ordinary one already, or its files could not tell it from one, or there are too
+                many.
+        """
+        io.check_special_tokens(tokens)
+        new = [token for token in dict.fromkeys(tokens) if token not in self.special_token_ids]
+        ids = {token: token_id for token_id, token in self.vocab.items()}
+        for token in new:
+            if (known := ids.get(whole_characters(token).encode())) is not None:
+                raise ValueError(
+                    f"special_tokens: expected tokens that are not in the vocabulary, found {token!r}, which is the "
+                    f"ordinary token {known}: texts that spell it would get other ids (choose another name)"
+                )
+        io.check_special_tokens_to_save(new)
+        all_tokens = [*self.special_tokens, *new]
+        if len(all_tokens) > io.MAX_SPECIALS:
+            found = f"{len(self.special_tokens):,} and {len(new):,} more"
+            raise ValueError(f"special_tokens: expected {io.MAX_SPECIALS:,} in a tokenizer at most, found {found}")
+        return Tokenizer(self.vocab, self.merges, all_tokens, pattern=self.pattern, engine=self.engine)
+
     def fingerprint(self) -> str:
         """Return a sha256 in hex over vocabulary, merges, special tokens and pattern, not over the files' layout."""
         if self._fingerprint is None:
-            tokens = [self.vocab[token_id].hex() for token_id in range(self.vocab_size)]
-            merges = [[left.hex(), right.hex()] for left, right in self.merges]
-            specials = sorted(self.special_token_ids.items(), key=lambda item: item[1])
-            record = {"pattern": self.pattern, "vocab": tokens, "merges": merges, "special_tokens": specials}
-            self._fingerprint = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+            self._fingerprint = self._sha256_of(self.vocab_size)
         return self._fingerprint
 
-    def check_fingerprint(self, sha256: str, *, made: str, ours: str, advice: str) -> None:
+    def _sha256_of(self, vocab_size: int) -> str:
+        """Return the fingerprint of a tokenizer that has only the first `vocab_size` of these ids."""
+        tokens = [self.vocab[token_id].hex() for token_id in range(vocab_size)]
+        merges = [[left.hex(), right.hex()] for left, right in self.merges]
+        known = [item for item in self.special_token_ids.items() if item[1] < vocab_size]
+        specials = sorted(known, key=lambda item: item[1])
+        record = {"pattern": self.pattern, "vocab": tokens, "merges": merges, "special_tokens": specials}
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+    def extends(self, sha256: str, vocab_size: int) -> bool:
+        """Return whether this is that tokenizer with more special tokens, so that each of its ids means the same here.
+
+        `sha256` is that tokenizer's fingerprint and `vocab_size` the number of its ids, which must be fewer. Nothing is
+        taken on trust: the fingerprint is computed from what this tokenizer would be without its later ids.
+        """
+        later = range(vocab_size, self.vocab_size)
+        are_special = set(later) <= set(self.special_token_ids.values())
+        return len(later) > 0 and are_special and self._sha256_of(vocab_size) == sha256
+
+    def check_fingerprint(
+        self, sha256: str, *, made: str, ours: str, advice: str, vocab_size: int | None = None
+    ) -> None:
         """Refuse what was made with another tokenizer, whose ids mean other tokens.
 
-        `made` says what was made, `ours` names this tokenizer, `advice` says how to mend it.
+        `made` says what was made, `ours` names this tokenizer, `advice` says how to mend it. With the `vocab_size` of
+        the other one, this tokenizer may have more special tokens than it.
 
         Raises:
             ValueError: `sha256` is not this tokenizer's fingerprint; both are named.
         """
         own = self.fingerprint()
-        if sha256 != own:
+        if sha256 != own and not (vocab_size is not None and self.extends(sha256, vocab_size)):
             raise ValueError(f"{made} the tokenizer {sha256[:12]}..., but {ours} is {own[:12]}...; {advice}")
 
     def encode_piece(self, piece: str) -> list[int]:

@@ -81,13 +81,17 @@ def _other_settings(saved: TrainConfig, config: TrainConfig) -> list[tuple[str, 
 def check_tokenizer_of_data(dataset: TokenDataset, tokenizer: Tokenizer, *, key: str, config: TrainConfig) -> None:
     """Refuse a token file of another tokenizer; `key` is its name in the TOML.
 
+    The tokenizer may have more special tokens than the one that made the file: its ids mean the same.
+
     Raises:
         ValueError: it is of another one; both are named.
     """
     made = f"{key}: {dataset.path} was made with"
     setting = f"data.tokenizer ({config.data.tokenizer})"
     advice = "run transformerlm-make-data again with this tokenizer"
-    tokenizer.check_fingerprint(dataset.tokenizer_sha256, made=made, ours=setting, advice=advice)
+    tokenizer.check_fingerprint(
+        dataset.tokenizer_sha256, vocab_size=dataset.vocab_size, made=made, ours=setting, advice=advice
+    )
 
 
 def check_tokenizer_of_checkpoint(directory: Path, tokenizer: Tokenizer) -> None:
@@ -98,7 +102,10 @@ def check_tokenizer_of_checkpoint(directory: Path, tokenizer: Tokenizer) -> None
     """
     if (directory / "tokenizer").exists():
         made = f"checkpoint.init_from: {directory} was trained with"
-        advice = f"set data.tokenizer to {directory / 'tokenizer'} and make the data with it"
+        advice = (
+            f"set data.tokenizer to {directory / 'tokenizer'} and make the data with it (transformerlm-add-tokens adds "
+            "special tokens to a checkpoint)"
+        )
         theirs = load_tokenizer(directory).fingerprint()
         tokenizer.check_fingerprint(theirs, made=made, ours="data.tokenizer", advice=advice)
 

@@ -13,6 +13,7 @@ from config.io import dump_toml
 from config.train import TrainConfig
 from transformerlm.checkpoints import document_ids
 from transformerlm.checkpoints.load import load_optimizer, load_weights
+from transformerlm.checkpoints.more_tokens import EXTENDED
 from transformerlm.checkpoints.optimizer_state import OptimizerState
 from transformerlm.checkpoints.save import Snapshot
 from transformerlm.checkpoints.validation import CheckpointError, read_state
@@ -48,11 +49,10 @@ class SavedRun:
         values = {name: fresh[name] for name in _LATER} | read_state(directory)
         missing = {*fresh, "data", "optimizer", "rng", "wandb_id"} - values.keys()
         if missing:
-            hint = "; an imported model: choose another logging.run_name, and name it in checkpoint.init_from"
-            raise CheckpointError(
-                f"{directory}: state.json does not hold {', '.join(sorted(missing))}"
-                f"{hint if 'imported_from' in values else ''}"
-            )
+            kinds = {"imported_from": "an imported model", EXTENDED: "a model with tokens added"}
+            advice = "choose another logging.run_name, and name it in checkpoint.init_from"
+            hint = next((f"; {kind}: {advice}" for key, kind in kinds.items() if key in values), "")
+            raise CheckpointError(f"{directory}: state.json does not hold {', '.join(sorted(missing))}{hint}")
         return cls(directory, values)
 
     @property
