@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, TextIO
 
 from config.adopt import AdoptConfig
+from config.chat import ChatCommandConfig
 from config.download import DownloadConfig
 from config.eval import EvalConfig
 from config.export import ExportConfig
@@ -46,6 +47,7 @@ SCHEMAS = {
     "export": ExportConfig,
     "import_": ImportConfig,
     "infer": InferConfig,
+    "chat": ChatCommandConfig,
     "serve": ServeConfig,
     "eval": EvalConfig,
     "quickstart": QuickstartConfig,
