@@ -10,9 +10,12 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from cli.summary import next_commands
 from tests.cli.commands import ROOT, call, shipped
 from tests.training.chat_run import ANSWER, train_chat_run
 
@@ -146,6 +149,21 @@ def test_no_input_and_odd_bytes(chat, chat_run):
     assert done.returncode == 2
     assert len(done.stdout.splitlines()) == 1
     assert b"stdin: line 2: expected a message in UTF-8, found the byte 0xff after 0 others" in done.stderr
+
+
+@pytest.mark.parametrize(("facts", "command"), [({"chat": {}}, "transformerlm-chat"), ({}, "transformerlm-infer")])
+def test_a_run_on_conversations_is_talked_to(facts, command):
+    """The end of a training names the command that suits its data."""
+    data = SimpleNamespace(train=SimpleNamespace(metadata=facts))
+    world = SimpleNamespace(is_distributed=True)
+    trainer = SimpleNamespace(
+        data=data,
+        config=SimpleNamespace(data=SimpleNamespace(valid=None)),
+        runtime=SimpleNamespace(world=world),
+        state=SimpleNamespace(step=1),
+    )
+    first = next_commands(trainer, Path("runs/x"), {"best_checkpoint_step": None})[0][1]
+    assert f"{command} --checkpoint=runs/x" in first
 
 
 def test_the_shipped_file_is_for_a_run():

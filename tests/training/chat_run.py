@@ -60,8 +60,11 @@ def write_chat_files(folder: Path, *, chat: ChatFormat | None = None) -> TinyFil
 
 def train_chat_run(folder: Path, *, chat: ChatFormat | None = None, changes: dict[str, Any] | None = None) -> Path:
     """Train on conversations until the answer is learnt, and return the run."""
+    import torch
+
     from cli.train import train
 
+    torch.set_num_threads(1)  # a session's fixture runs before the one that does this for each test
     files = write_chat_files(folder, chat=chat)
     settings = {
         "model.vocab_size": Tokenizer.from_directory(files.tokenizer).vocab_size,
@@ -69,8 +72,9 @@ def train_chat_run(folder: Path, *, chat: ChatFormat | None = None, changes: dic
         "model.document_mask": True,
         "data.order": "epoch",
         "data.packing": "documents",
-        "training.max_steps": 80,
-        "training.eval_interval": 80,
+        "training.max_steps": 40,
+        "training.eval_interval": 40,
+        "checkpoint.interval": 0,
         "optimizer.learning_rate": 1e-2,
     }
     train(tiny_config(files, folder, {**settings, **(changes or {})}))

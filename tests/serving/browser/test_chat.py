@@ -12,11 +12,11 @@ import httpx
 import pytest
 
 from tests.serving.browser.conftest import Site, serving_site
-from tests.serving.browser.runs_of_lines import HOSTILE
 from tests.training.chat_run import ANSWER
 
 pytestmark = pytest.mark.browser
 QUESTION = "Is Ada here?"
+MARKUP = "<img src=x onerror=broken()>"
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +129,10 @@ def test_stop_keeps_what_was_said(page):
 
 def test_a_message_that_is_html_stays_text(page, seen):
     """What is said, and what the model says of it, is text."""
-    say(page, HOSTILE)
-    assert said(page)[0] == HOSTILE
+    page.fill("#chat-settings [name=max_tokens]", "8")
+    say(page, MARKUP)
+    assert said(page)[0] == MARKUP
     assert page.locator("#chat-log img").count() == 0
-    assert page.evaluate("document.body.dataset.broken") is None
     assert seen.messages == []
 
 
