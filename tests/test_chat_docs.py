@@ -10,6 +10,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import httpx
 import pytest
 
 from cli.chat import HELP
@@ -18,6 +19,8 @@ from tests.pages import blocks
 from tests.test_readme import ROOT
 from tests.training.chat_run import ANSWER, train_chat_run
 from transformerlm.serving.api_schema import ChatRequest
+from transformerlm.tokenizer import Tokenizer
+from transformerlm.tokenizer.chat import ChatFormat, ChatRenderer
 
 PAGE = ROOT / "docs/chat.md"
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a shell")
@@ -83,6 +86,29 @@ def test_the_programs_of_the_page_work(home):
     assert (home / "exports/chat.gguf").is_file()
     said = run([sys.executable, "-c", block_with("python", "apply_chat_template")], home)
     assert said.strip() == ANSWER
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("xllamacpp") is None, reason="needs the extra serve-test")
+def test_llama_cpp_chats_with_the_gguf_file(home):
+    """Its own server makes our prompt by the file's template, gives the answer of training, and stops there."""
+    run(["bash", "-c", block_with("bash", "transformerlm-export").replace("exports/", "others/")], home)
+    command = [sys.executable, "-m", "benchmarking.peers.llama_server", "others/chat.gguf", "1", "1", "96"]
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is Ada here?"}]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, cwd=home, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as server:
+        assert server.stdout is not None
+        url = json.loads(server.stdout.readline())["url"]
+        prompt = httpx.post(f"{url}/apply-template", json={"messages": messages}, timeout=WAIT).json()["prompt"]
+        body = {"messages": messages, "temperature": 0}
+        [choice] = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=WAIT).json()["choices"]
+        server.communicate()  # closes its stdin, at which it ends
+    tokenizer = Tokenizer.from_directory(next((home / "runs/chat/checkpoints").glob("step-*")) / "tokenizer")
+    renderer = ChatRenderer(tokenizer, ChatFormat(), start_id=tokenizer.special_token_ids["<|endoftext|>"])
+    assert tokenizer.encode(prompt) == renderer.prompt([(one["role"], one["content"]) for one in messages]).tolist()
+    assert (choice["message"]["content"], choice["finish_reason"]) == (ANSWER, "stop")
 
 
 def test_the_page_has_every_key_and_every_command():

@@ -54,7 +54,8 @@ def test_a_stream_is_the_whole_answer(client):
 
 def test_the_helper_for_streams_puts_an_answer_together(client):
     """`chat.completions.stream` of the client, with log-probabilities, ends in the same answer."""
-    settings = {"model": "run", "messages": HI, "seed": 5, "logprobs": True, "top_logprobs": 2, **DRAWN}
+    # Temperature 0: the helper takes an answer that was cut at max_tokens for an error.
+    settings = {"model": "run", "messages": HI, "temperature": 0, "logprobs": True, "top_logprobs": 2}
     whole = client.chat.completions.create(**settings)
     with client.chat.completions.stream(**settings) as stream:
         final = stream.get_final_completion()
@@ -63,7 +64,7 @@ def test_the_helper_for_streams_puts_an_answer_together(client):
     assert all(len(one.top_logprobs) == 2 for one in told)
     assert [one.token for one in final.choices[0].logprobs.content] == [one.token for one in told]
     spelled = b"".join(bytes(one.bytes) for one in told)
-    assert spelled.decode("utf-8", "replace").startswith(whole.choices[0].message.content[:5])
+    assert spelled.decode() == f"{whole.choices[0].message.content}<|im_end|>"
 
 
 def test_stops_biases_and_errors(client):
