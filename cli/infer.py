@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cli.checkpoints import described
+from cli.stdin_lines import odd_byte, stdin_lines
 from cli.terminal import note, working
 from cli.utils import Command
 from cli.utils import main as run_command
@@ -130,30 +131,19 @@ def _prompt_of_file(path: Path) -> str:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         way_out = TO_UTF8.format("ENCODING")
-        raise ValueError(f"{path}: expected a prompt in UTF-8, found {_odd_byte(error)} ({way_out})") from None
+        raise ValueError(f"{path}: expected a prompt in UTF-8, found {odd_byte(error)} ({way_out})") from None
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _odd_byte(error: UnicodeDecodeError) -> str:
-    return f"the byte 0x{error.object[error.start]:02x} after {error.start} others"
-
-
 def _prompts_of_stdin() -> Iterator[str]:
-    """Yield the lines of stdin, which are UTF-8 whatever the terminal's encoding is.
-
-    Raises:
-        ValueError: a line is not UTF-8; those before it have been answered by then.
-    """
-    number, asks = 0, sys.stdin.isatty()
+    """Yield the lines of stdin; raises as `stdin_lines`."""
+    is_empty, asks = True, sys.stdin.isatty()
     if asks:
         note("type a prompt and Enter; Ctrl-D ends")
-    for number, line in enumerate(getattr(sys.stdin, "buffer", sys.stdin), 1):
-        try:
-            text = line.decode("utf-8") if isinstance(line, bytes) else line
-        except UnicodeDecodeError as error:
-            raise ValueError(f"stdin: line {number}: expected a prompt in UTF-8, found {_odd_byte(error)}") from None
-        yield text.rstrip("\r\n")
-    if not (number or asks):
+    for line in stdin_lines("a prompt"):
+        is_empty = False
+        yield line
+    if is_empty and not asks:
         note("no prompt: stdin has no line, and neither --prompt nor --prompt_file is given")
 
 

@@ -1,4 +1,4 @@
-"""`transformerlm-serve`: a checkpoint in, OpenAI's completions API and a page out."""
+"""`transformerlm-serve`: a checkpoint in, OpenAI's completions and chat API and a page out."""
 
 from __future__ import annotations
 

@@ -183,6 +183,8 @@ def next_commands(trainer: Trainer, run_dir: Path, facts: Facts) -> list[tuple[s
     better = best not in (None, trainer.state.step) and has_risen(facts)
     checkpoint = f"--checkpoint={run_dir / 'best' if better else run_dir}"
     commands = [("talk to it: type a beginning and Enter; Ctrl-D ends", command_line("infer", checkpoint))]
+    if "chat" in trainer.data.train.metadata:
+        commands = [("talk to it: type a message and Enter; Ctrl-D ends", command_line("chat", checkpoint))]
     if valid := trainer.config.data.valid:
         measure = command_line("eval", checkpoint, f"--input={valid}")
         commands.append(("measure it on the whole validation text", measure))

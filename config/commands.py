@@ -10,6 +10,7 @@ from config.bench_infer import BenchInferConfig
 from config.bench_serve import BenchServeConfig
 from config.bench_tokenizer import BenchTokenizerConfig
 from config.bench_train import BenchTrainConfig
+from config.chat import ChatCommandConfig
 from config.download import DownloadConfig
 from config.eval import EvalConfig
 from config.export import ExportConfig
@@ -52,6 +53,7 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "transformerlm-runs compare": RunsCompareConfig,
     "transformerlm-runs verify": RunsVerifyConfig,
     "transformerlm-infer": InferConfig,
+    "transformerlm-chat": ChatCommandConfig,
     "transformerlm-serve": ServeConfig,
     "transformerlm-eval": EvalConfig,
     "transformerlm-export": ExportConfig,

@@ -133,10 +133,9 @@ class TextInput(Section):
     )
 
 
-class ChatConfig(Section):
-    """Rows of .jsonl are conversations; these strings are around their messages, and the defaults are ChatML."""
+class ChatStrings(Section):
+    """The strings around messages; the defaults are ChatML."""
 
-    messages_field: TextField = Field("messages", description="the field that holds a row's list of messages")
     system: Prompt = Field("<|im_start|>system\n", max_length=1000, description="before what the system says")
     user: Prompt = Field("<|im_start|>user\n", max_length=1000, description="before what the user says")
     assistant: Prompt = Field(
@@ -151,6 +150,12 @@ class ChatConfig(Section):
         max_length=100,
         description="those of these strings that are special tokens of the tokenizer; []: all are plain text",
     )
+
+
+class ChatConfig(ChatStrings):
+    """Rows of .jsonl are conversations; these strings are around their messages, and the defaults are ChatML."""
+
+    messages_field: TextField = Field("messages", description="the field that holds a row's list of messages")
 
 
 class RopeScaling(Section):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from config.schemas import Device, Duration, FilePath, Probability, Section
+from config.schemas import ChatStrings, Device, Duration, FilePath, Probability, Section
 
 LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
 HostName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9.:\[\]_-]+$")]
@@ -126,7 +126,7 @@ class WebConfig(Section):
 
 
 class ServeConfig(Section):
-    """Serve a trained model: OpenAI's completions API, and a page to write with it and to watch runs."""
+    """Serve a trained model: OpenAI's completions and chat API, and a page to write with it and to watch runs."""
 
     checkpoint: FilePath = Field(
         description="a run directory RUN (its newest checkpoint), RUN/best, or one checkpoint's directory"
@@ -147,6 +147,7 @@ class ServeConfig(Section):
     access: AccessConfig = AccessConfig()
     follow: FollowConfig = FollowConfig()
     defaults: DefaultsConfig = DefaultsConfig()
+    chat: ChatStrings | None = None
     web: WebConfig = WebConfig()
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 from config.add_tokens import AddTokensConfig
 from config.adopt import AdoptConfig
+from config.chat import ChatCommandConfig
 from config.download import DownloadConfig
 from config.eval import EvalConfig
 from config.export import ExportConfig
@@ -48,6 +49,7 @@ SCHEMAS = {
     "export": ExportConfig,
     "import_": ImportConfig,
     "infer": InferConfig,
+    "chat": ChatCommandConfig,
     "serve": ServeConfig,
     "eval": EvalConfig,
     "quickstart": QuickstartConfig,

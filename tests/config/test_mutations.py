@@ -90,9 +90,10 @@ VALID: dict[str, set[str]] = {
         "logging.architecture",
         "logging.dataset",
         "logging.run_name",
+        "system",  # a message that says nothing
     },
-    # a special token, and a string around messages, is any text
-    "NUL": {"chat.after", "chat.assistant", "chat.end", "chat.system", "chat.user", "separator"},
+    # a special token, a message, and a string around messages, is any text
+    "NUL": {"chat.after", "chat.assistant", "chat.end", "chat.system", "chat.user", "separator", "system"},
     "no items": {
         "access.allowed_origins",
         "axes",  # base alone, with several seeds

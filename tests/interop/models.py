@@ -34,8 +34,15 @@ def make_tokenizer(text: Path, *, pattern: str = "gpt2") -> Tokenizer:
     return Tokenizer(*train_bpe(hard, 512, SPECIALS, pattern=pattern), SPECIALS, pattern=pattern)
 
 
-def make_checkpoint(home: Path, files: TinyFiles, *, tokenizer: Tokenizer | None = None, **model: Any) -> Path:
-    """Save a random model with norms that are not all one, and return the checkpoint."""
+def make_checkpoint(
+    home: Path,
+    files: TinyFiles,
+    *,
+    tokenizer: Tokenizer | None = None,
+    state: dict[str, Any] | None = None,
+    **model: Any,
+) -> Path:
+    """Save a random model with norms that are not all one, and return the checkpoint; its state may hold more."""
     tokenizer = tokenizer or Tokenizer.from_directory(files.tokenizer)
     sizes = {"vocab_size": tokenizer.vocab_size + 3, "context_length": 64, "num_heads": 4, "d_ff": 48}
     config = tiny_config(files, home, {f"model.{key}": value for key, value in {**sizes, **model}.items()})
@@ -46,7 +53,7 @@ def make_checkpoint(home: Path, files: TinyFiles, *, tokenizer: Tokenizer | None
             if parameter.ndim == 1:
                 parameter.uniform_(0.5, 1.5)
     optimizer = AdamW(parameter_groups(network, weight_decay=0.1), 1e-3)
-    state = {"tokens": 1280, "best_val_loss": 1.5, "best_step": 7}
+    state = {"tokens": 1280, "best_val_loss": 1.5, "best_step": 7, **(state or {})}
     snapshot = Snapshot.of(network, optimizer, tokenizer, config_toml=dump_toml(config), state=state)
     return save_checkpoint(home / "run" / "checkpoints", 7, snapshot)
 

@@ -32,11 +32,18 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def save_random_model(
-    run: Path, files: TinyFiles, *, step: int = 1, sharpness: float = 8.0, changes: dict[str, Any] | None = None
+    run: Path,
+    files: TinyFiles,
+    *,
+    step: int = 1,
+    sharpness: float = 8.0,
+    changes: dict[str, Any] | None = None,
+    state: dict[str, Any] | None = None,
 ) -> Path:
     """Save a checkpoint of a model that nobody trained, and return the run; another step has other weights.
 
-    `sharpness` multiplies its logits: with 1 all tokens are about as likely as each other.
+    `state` is what its `state.json` has besides. `sharpness` multiplies its logits: with 1 all tokens are about as
+    likely as each other.
     """
     torch.manual_seed(step)
     config = tiny_config(files, run.parent, {"model.context_length": CONTEXT, **(changes or {})})
@@ -48,7 +55,9 @@ def save_random_model(
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     tokenizer = Tokenizer.from_directory(files.tokenizer)
-    snapshot = Snapshot.of(model, optimizer, tokenizer, config_toml=dump_toml(config), state={"tokens": 7})
+    snapshot = Snapshot.of(
+        model, optimizer, tokenizer, config_toml=dump_toml(config), state={"tokens": 7, **(state or {})}
+    )
     save_checkpoint(run / "checkpoints", step, snapshot)
     return run
 
@@ -97,6 +106,10 @@ class Server:
     def complete(self, **body: Any) -> httpx.Response:
         """Ask for completions."""
         return httpx.post(f"{self.url}/v1/completions", json=body, timeout=WAIT, verify=False)
+
+    def chat(self, **body: Any) -> httpx.Response:
+        """Ask for an answer."""
+        return httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=WAIT, verify=False)
 
     def texts(self, **body: Any) -> list[str]:
         """Return the texts of an answer that must be right."""

@@ -1,4 +1,4 @@
-"""The files of a tiny run, as the tests of training have them, runs with checkpoints, and a server to share."""
+"""The files of a tiny run, as the tests of training have them, runs with checkpoints, and servers to share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from tests.serving.command import Server, save_random_model, serving
 from tests.serving.helpers import tiny_checkpoint
+from tests.training.chat_run import train_chat_run
 from tests.training.conftest import files  # noqa: F401 (a fixture)
 from tests.training.tiny_run import TinyFiles
 
@@ -32,4 +33,17 @@ def untrained(tmp_path_factory: pytest.TempPathFactory, files: TinyFiles) -> Pat
 def server(tmp_path_factory: pytest.TempPathFactory, untrained: Path) -> Iterator[Server]:
     """Give a server that tests share: each leaves it able to make texts, and idle."""
     with serving(untrained, tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def chat_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run that was trained on conversations, which no test changes."""
+    return train_chat_run(tmp_path_factory.mktemp("chat"))
+
+
+@pytest.fixture(scope="session")
+def chat_server(tmp_path_factory: pytest.TempPathFactory, chat_run: Path) -> Iterator[Server]:
+    """Give a server of a model that chats, which tests share as they do the other one."""
+    with serving(chat_run, tmp_path_factory.mktemp("chat-server")) as server:
         yield server

@@ -20,6 +20,7 @@ from transformerlm.serving.engine import (
     TextRequest,
     UnknownCheckpoint,
 )
+from transformerlm.tokenizer.chat import ChatFormat
 from transformerlm.tokenizer.tokenizer import Tokenizer
 
 END = "<|endoftext|>"
@@ -47,7 +48,15 @@ class FakeEngine:
     ends in one.
     """
 
-    def __init__(self, checkpoint: Path, *, slots: int = 4, waiting: int = 4, context_length: int = 64) -> None:
+    def __init__(
+        self,
+        checkpoint: Path,
+        *,
+        slots: int = 4,
+        waiting: int = 4,
+        context_length: int = 64,
+        chat: ChatFormat | None = None,
+    ) -> None:
         self.on_event: Callable[[dict[str, Any]], None] = lambda event: None
         self.tokenizer = fake_tokenizer()
         self.gate = asyncio.Event()
@@ -74,6 +83,7 @@ class FakeEngine:
             end_ids=[self.end_id],
             start_id=self.end_id,
             starts_texts=False,
+            chat=None if chat is None else chat.to_json(),
         )
 
     @property
@@ -189,7 +199,8 @@ class FakeStream:
                 return
             token = request.prompt[(request.seed + number) % len(request.prompt)]
             engine.stepped()
-            if token == engine.end_id and not request.ignore_eos and number >= request.min_tokens:
+            ends = (engine.end_id, *request.end_ids)
+            if token in ends and not request.ignore_eos and number >= request.min_tokens:
                 end = None if request.num_logprobs is None else self._logprobs([token], request.num_logprobs)
                 yield Piece(finish="stop", num_tokens=number + 1, prompt_logprobs=scored, end=end, **shared)
                 return

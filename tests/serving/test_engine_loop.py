@@ -271,19 +271,34 @@ def test_the_end_token_is_scored(run, talk):
     assert one.text("quiet", **sure)[-1].end is None
 
 
+def test_a_request_may_have_ends_of_its_own(files, tmp_path, talk):
+    """A token that ends an answer ends this text and no other one; ignore_eos goes on past it."""
+    tiny_checkpoint(tmp_path, files)
+    one = talk(tmp_path)
+    sure = {"logit_bias": {65: 100.0}, "seed": 1, "max_tokens": 3}
+    [piece] = one.text("ends", end_ids=[65], **sure)
+    assert (piece.finish, piece.text, piece.num_tokens) == ("stop", "", 1)
+    for name, more in (("goes on", {}), ("ignores", {"end_ids": [65], "ignore_eos": True})):
+        pieces = one.text(name, **sure, **more)
+        assert (pieces[-1].finish, "".join(piece.text for piece in pieces)) == ("length", "AAA")
+
+
 def test_checkpoints_that_do_not_fit_are_refused_with_the_reason(files, tmp_path, talk):
-    """Another context, another tokenizer or none, and damage; who waits for a checkpoint may be cancelled."""
+    """Another context, chat format or tokenizer, or none, and damage; who waits for a checkpoint may be cancelled."""
     tiny_checkpoint(tmp_path, files, 9)
     tiny_checkpoint(tmp_path, files, 5, {"model.context_length": 12})
     other = replace(make_snapshot(files), tokenizer=make_tokenizer())
     save_checkpoint(tmp_path / "checkpoints", 4, other)
     save_checkpoint(tmp_path / "checkpoints", 3, replace(other, tokenizer=None))
+    chat = make_snapshot(files)
+    save_checkpoint(tmp_path / "checkpoints", 8, replace(chat, state={**chat.state, "chat": {"user": "U:"}}))
     damaged = tiny_checkpoint(tmp_path, files, 6)
     flip_bit(damaged / "model.safetensors")
     flip_bit(tiny_checkpoint(tmp_path, files, 7) / "optimizer.safetensors")
     one = talk(tmp_path)
     assert "expected the tokenizer of step-00000009, found another" in one.refusal("t", checkpoint="step-00000004")
     assert "expected a tokenizer, found none" in one.refusal("n", checkpoint="step-00000003")
+    assert "expected the chat format of step-00000009, found" in one.refusal("f", checkpoint="step-00000008")
     assert "expected context_length 16" in one.refusal("a", checkpoint="step-00000005")
     assert "model.safetensors is damaged" in one.refusal("b", checkpoint="step-00000006")
     one.inbox.put(Ask(submit=[request("c", checkpoint="step-00000007")], cancel=["c"], ping=1))

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tests.serving.command import ENVIRONMENT, WAIT, save_random_model, serving
+from tests.serving.test_chat_completions import CHAT, PLAIN
 from tests.serving.web import Web, run, settings
-from transformerlm.serving.api_schema import CompletionRequest
+from transformerlm.serving.api_schema import ChatRequest, CompletionRequest
 from transformerlm.serving.app import routes
 from transformerlm.serving.openapi import openapi
 
@@ -38,6 +39,10 @@ def test_the_document_has_every_route_and_every_key(tmp_path):
         schemas = document["components"]["schemas"]
         asked = schemas["CompletionRequest"]
         assert set(CompletionRequest.model_fields) < set(asked["properties"])
+        of_chats = schemas["ChatRequest"]["properties"]
+        assert set(ChatRequest.model_fields) < set(of_chats)
+        assert of_chats["messages"]["items"] == {"$ref": "#/components/schemas/ChatMessage"}
+        assert (of_chats["tools"]["type"], asked["properties"]["messages"]["type"]) == ("null", "null")
         assert (asked["additionalProperties"], asked["properties"]["suffix"]["type"]) == (False, "null")
         assert refs_of(document) == {f"#/components/schemas/{name}" for name in schemas}
         assert "security" not in document
@@ -71,15 +76,25 @@ def test_an_answer_has_the_keys_of_the_document(tmp_path):
         assert set(answer["choices"][0]) == set(schemas["Choice"]["properties"])
         card = (await web.client.get("/v1/models/tiny")).json()
         assert set(card) == set(schemas["Model"]["properties"])
+        body = {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 1, "seed": 1}
+        answer = (await web.client.post("/v1/chat/completions", json={**body, "return_token_ids": True})).json()
+        assert set(answer) == set(schemas["ChatCompletion"]["required"])
+        [choice] = answer["choices"]
+        assert set(choice) == set(schemas["ChatChoice"]["properties"])
+        logprobs = schemas["ChatChoice"]["properties"]["logprobs"]["anyOf"][0]["properties"]
+        assert set(choice["logprobs"]) == set(logprobs)
+        token = logprobs["content"]["items"]["properties"]
+        assert set(choice["logprobs"]["content"][0]) == set(token)
+        assert set(choice["logprobs"]["content"][0]["top_logprobs"][0]) == set(token) - {"top_logprobs"}
 
-    run(tmp_path, ask)
+    run(tmp_path, ask, chat=CHAT)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("schemathesis") is None, reason="needs the extra serve-test")
 def test_whatever_the_document_allows_is_answered_as_it_says(files, tmp_path):
     """schemathesis asks for it, and for what the document refuses: no 5xx, and answers as described."""
-    run = save_random_model(tmp_path / "runs" / "run", files)
+    run = save_random_model(tmp_path / "runs" / "run", files, state={"chat": PLAIN.to_json()})
     limits = ["--limits.max_tokens=8", "--defaults.max_tokens=8", "--limits.overflow=slide"]
     with serving(run, tmp_path / "server", *limits) as server:
         command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", f"--checks={CHECKS}"]

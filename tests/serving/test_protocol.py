@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from transformerlm.serving.engine import Logprobs, ModelFacts, Piece, StepReport, TextRequest
 from transformerlm.serving.protocol import ASK, SETTINGS, TOLD, Ask, Refused, Settings, Skipped, Told
+from transformerlm.tokenizer.chat import ChatFormat
 
 FACTS = ModelFacts(
     path="runs/r/checkpoints/step-00000140",
@@ -34,12 +36,15 @@ TELLING = [
     Told(report=StepReport(seconds=0.5, choice_seconds=0.1, prompt_tokens=3, generated_tokens=2, reused_tokens=0)),
     Told(pieces=[("a", Piece(finish="stop", end=LOGPROBS)), ("b", Piece(finish="error", error="KeyError: 3"))]),
     Told(serving=FACTS, checkpoints=["step-00000140"]),
+    Told(serving=replace(FACTS, chat=ChatFormat().to_json())),
+    Told(serving=replace(FACTS, chat=ChatFormat(user="U\u2028:", end="\n", special_tokens=("<a>",)).to_json())),
     Told(refused=[Refused(request_id="a", reason="gone", is_checkpoint=True)], pong=3, is_loading=True),
     Told(skipped=[Skipped(checkpoint="step-00000150", reason="damaged")], failed="no"),
 ]
 ASKING = [
     Ask(submit=[TextRequest(request_id="a", prompt=[1, 2], max_tokens=3, seed=2**63 - 1)]),
     Ask(submit=[TextRequest(request_id="a", prompt=[], max_tokens=3, seed=0, logit_bias={5: -100.0}, stop=["\n"])]),
+    Ask(submit=[TextRequest(request_id="a", prompt=[1], max_tokens=3, seed=0, end_ids=[7])]),
     Ask(cancel=["a", "b"], ping=7),
 ]
 

@@ -68,6 +68,40 @@ def test_what_the_assistant_says_and_its_end_is_learnt() -> None:
     assert prompt.tolist() == [*user, *begin]
 
 
+def test_a_prompt_begins_as_a_document_and_says_how_its_answer_ends() -> None:
+    """The separator that is before a conversation in training begins a prompt; a token or a string ends the answer."""
+    separator, end = (TOKENIZER.special_token_ids[token] for token in (END, "<|im_end|>"))
+    renderer = ChatRenderer(TOKENIZER, ChatFormat(), start_id=separator)
+    bare = ChatRenderer(TOKENIZER, ChatFormat())
+    assert renderer.prompt([("user", "Hi")]).tolist() == [separator, *bare.prompt([("user", "Hi")]).tolist()]
+    assert renderer.render([("user", "Hi")])[0].tolist() == bare.render([("user", "Hi")])[0].tolist()
+    assert (renderer.end_ids, renderer.end_strings) == ((end,), ())
+    plain = ChatRenderer(TOKENIZER, ChatFormat(end="<|im_end|>\n", after=""))
+    assert (plain.end_ids, plain.end_strings) == ((), ("<|im_end|>\n",))
+
+
+def test_what_does_not_fit_is_left_out_from_the_oldest_pair_on() -> None:
+    """The system's message and the last one stay, an answer never without its question; all where there is room."""
+    separator = TOKENIZER.special_token_ids[END]
+    renderer = ChatRenderer(TOKENIZER, ChatFormat(), start_id=separator)
+    system = ("system", "Be brief.")
+    turns = [("user", "a" * 10), ("assistant", "b" * 10), ("user", "c" * 10), ("assistant", "d"), ("user", "last")]
+    for messages in (turns, [system, *turns]):
+        num_system = len(messages) - len(turns)
+        for context in range(1, 200):
+            kept = renderer.fitting(messages, context_length=context, max_tokens=8)
+            assert kept[:num_system] == messages[:num_system]
+            rest = kept[num_system:]
+            assert rest == turns[len(turns) - len(rest) :]
+            assert rest[0][0] == "user"
+            room = context + 1 - max(1, min(8, context // 2))
+            assert len(renderer.prompt(kept)) <= room or len(rest) == 1
+            if len(rest) < len(turns):  # one pair more would be too much
+                assert len(renderer.prompt([*messages[:num_system], *turns[len(turns) - len(rest) - 2 :]])) > room
+        assert renderer.fitting(messages, context_length=1000, max_tokens=8) == messages
+        assert len(renderer.fitting(messages, context_length=10, max_tokens=8)) == num_system + 1
+
+
 def test_a_format_of_plain_strings_needs_no_special_token() -> None:
     """With special_tokens = [] its strings are plain text; a tokenizer that lacks one that it names is refused."""
     bare = Tokenizer({byte: bytes([byte]) for byte in range(256)}, [], [END])

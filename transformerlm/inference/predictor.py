@@ -147,7 +147,7 @@ class Predictor:
 
     def stream(
         self,
-        prompt: str,
+        prompt: str | list[int],
         *,
         max_new_tokens: int = 256,
         temperature: float = 1.0,
@@ -164,14 +164,15 @@ class Predictor:
         allow_special: bool = False,
         speculative: int = 0,
     ) -> Iterator[str]:
-        """Yield the text that follows `prompt`, in pieces of whole characters, without the prompt.
+        """Yield the text that follows `prompt`, a text or its ids, in pieces of whole characters, without the prompt.
 
         The same `seed` gives the same text; None draws from torch's global generator. A prompt longer than the model's
         context keeps its end, with a warning. `speculative` drafts that many tokens a step from the text so far. The
         first string of `stop` that appears ends the text before it; `min_tokens` come before the end token may. Raises
         ValueError for parameters out of range.
         """
-        check_is_string(prompt, "prompt")
+        if not isinstance(prompt, list):
+            check_is_string(prompt, "prompt")
         settings = self._settings(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
@@ -426,9 +427,10 @@ class Predictor:
         batcher = self.batcher(slots=slots, prefix_cache_bytes=PREFIX_BYTES, max_length=max_length, reads_first=True)
         return texts_in_order(batcher, requests, most=slots, make_pieces=make_pieces)
 
-    def _encode(self, prompt: str, allow_special: bool) -> list[int]:
+    def _encode(self, prompt: str | list[int], allow_special: bool) -> list[int]:
         """Return the ids that a prompt is to the model, with a warning where it cannot read them all."""
-        ids, context_length = self._ids_of(prompt, allow_special), self.model.context_length
+        ids = prompt if isinstance(prompt, list) else self._ids_of(prompt, allow_special)
+        context_length = self.model.context_length
         if not ids:
             if self.document_ids.start_id is None:
                 raise ValueError("predictor: the prompt is empty, and no token is known at which a document starts")

@@ -22,14 +22,17 @@ from torch import Tensor
 
 from config.extras import how_to_install
 from config.schemas import SamplingConfig
+from transformerlm.checkpoints.chat_format import ids_with_chat, renderer_of
 from transformerlm.checkpoints.document_ids import DocumentIds, guess_ids, ids_of_checkpoint
 from transformerlm.checkpoints.load import load_config_of, load_model, load_tokenizer
 from transformerlm.checkpoints.validation import read_state
+from transformerlm.interop.chat_template import template_to_export
 from transformerlm.interop.llama import Architecture, architecture_of, halves_from_pairs
 from transformerlm.interop.verify import NOT_ASKED
 from transformerlm.models.layers import rope_factors
 from transformerlm.models.settings import ModelSettings
 from transformerlm.models.transformer import TransformerLM
+from transformerlm.tokenizer.chat import ChatRenderer
 from transformerlm.tokenizer.io import token_to_text
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.files import check_free, whole_file, write_whole
@@ -87,7 +90,8 @@ def write_gguf(
         found = f"{tokenizer.vocab_size} in its tokenizer, {model.vocab_size} in its model"
         raise ValueError(f"{checkpoint}: expected ids for the model's vocab_size at most, found {found}")
     ids = ids_of_checkpoint(checkpoint, tokenizer)
-    outcome = write_model(model, tokenizer, out, dtype=dtype, verify=verify, document_ids=ids)
+    chat = renderer_of(checkpoint, tokenizer, ids)
+    outcome = write_model(model, tokenizer, out, dtype=dtype, verify=verify, document_ids=ids, chat=chat)
     sampling = None if "imported_from" in read_state(checkpoint) else config.samples.sampling
     write_whole(modelfile_path(out), _modelfile(out.name, model.context_length, sampling))
     return outcome
@@ -115,13 +119,17 @@ def write_model(
     dtype: Dtype = "fp32",
     verify: bool = True,
     document_ids: DocumentIds | None = None,
+    chat: ChatRenderer | None = None,
 ) -> str:
-    """Write a model and its tokenizer as `write_gguf` does."""
+    """Write a model and its tokenizer as `write_gguf` does, and the template of its chat format, if it has one."""
     gguf, settings = _import_gguf(), model.settings
+    ids = document_ids or guess_ids(tokenizer)
     architecture = _architecture_of(settings)
     out.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(None, architecture)
-    _add_tokenizer(gguf, writer, tokenizer, document_ids or guess_ids(tokenizer))
+    _add_tokenizer(gguf, writer, tokenizer, ids if chat is None else ids_with_chat(ids, chat))
+    if chat is not None and (template := template_to_export(chat)) is not None:
+        writer.add_chat_template(template)
     _add_sizes(writer, replace(settings, vocab_size=tokenizer.vocab_size), name=out.stem)
     writer.add_file_type(gguf.LlamaFileType[_TYPES[dtype][1]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

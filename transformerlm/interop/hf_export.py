@@ -1,7 +1,7 @@
 """A checkpoint as a directory that Hugging Face's `transformers`, and what builds on it, opens without changes.
 
 config.json  generation_config.json  model.safetensors (or shards and their index)
-tokenizer.json  tokenizer_config.json  README.md
+tokenizer.json  tokenizer_config.json  README.md  chat_template.jinja (of a model that was trained on conversations)
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from config.schemas import SamplingConfig
+from transformerlm.checkpoints.chat_format import ids_with_chat, renderer_of
 from transformerlm.checkpoints.document_ids import DocumentIds, ids_of_checkpoint
 from transformerlm.checkpoints.layout import MODEL, index_name, index_text, plan_files, single_name
 from transformerlm.checkpoints.load import load_config_of, load_model, load_tokenizer
 from transformerlm.checkpoints.validation import read_state
-from transformerlm.interop import llama, tokenizer_json
+from transformerlm.interop import chat_template, llama, tokenizer_json
 from transformerlm.interop.model_card import CardNotes, model_card
 from transformerlm.interop.verify import NOT_ASKED, verify_hf
 from transformerlm.models.settings import ModelSettings
 from transformerlm.models.transformer import TransformerLM
+from transformerlm.tokenizer.chat import ChatRenderer
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.files import check_free, whole_directory
 
@@ -33,6 +35,7 @@ CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 WEIGHTS_FILE = single_name(MODEL)
 INDEX_FILE = index_name(MODEL)
+_BESIDE = ("*.json", "*.safetensors", "README.md", "loss.*", chat_template.FILE)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -57,19 +60,31 @@ def write_hf(
         CheckpointError: the checkpoint is missing or damaged.
         OSError: it cannot be written.
     """
-    check_free(out, overwrite=overwrite, holds=CONFIG_FILE, beside=("*.json", "*.safetensors", "README.md", "loss.*"))
+    check_free(out, overwrite=overwrite, holds=CONFIG_FILE, beside=_BESIDE)
     config = load_config_of(checkpoint)
     llama.architecture_of(ModelSettings(**config.model.model_dump()))
     tokenizer, model = load_tokenizer(checkpoint), load_model(checkpoint).to(_DTYPES[dtype])
     with whole_directory(out) as directory:
         ids = ids_of_checkpoint(checkpoint, tokenizer)
+        renderer = renderer_of(checkpoint, tokenizer, ids)
+        ids = ids if renderer is None else ids_with_chat(ids, renderer)
         sampling = {} if "imported_from" in read_state(checkpoint) else to_sampling(config.samples.sampling)
         _write_facts(model, tokenizer, ids, directory, dtype=dtype, sampling=sampling)
         _write_weights(model, directory, max_shard_bytes=max_shard_mb * 10**6)
+        has_template = renderer is not None and _write_template(renderer, directory)
         card = model_card(checkpoint, name=out.name, notes=notes(directory) if notes else None)
         (directory / "README.md").write_text(card, encoding="utf-8")
         leading = [ids.start_id] if ids.starts_texts else []
-        return verify_hf(model.float(), tokenizer, directory, leading=leading) if verify else NOT_ASKED
+        chat = renderer if has_template else None
+        return verify_hf(model.float(), tokenizer, directory, leading=leading, chat=chat) if verify else NOT_ASKED
+
+
+def _write_template(renderer: ChatRenderer, directory: Path) -> bool:
+    """Write the chat template, which transformers reads from a file of its own; return whether there is one."""
+    template = chat_template.template_to_export(renderer)
+    if template is not None:
+        (directory / chat_template.FILE).write_text(template, encoding="utf-8")
+    return template is not None
 
 
 def to_sampling(sampling: SamplingConfig) -> dict[str, Any]:

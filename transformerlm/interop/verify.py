@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from config.extras import how_to_install
+from transformerlm.interop.chat_template import PROBES
+from transformerlm.tokenizer.chat import ChatRenderer
 from transformerlm.tokenizer.pretokenize import PATTERNS
 from transformerlm.tokenizer.tokenizer import Tokenizer
 
@@ -116,11 +118,16 @@ def verify_ranks(tokenizer: Tokenizer, ranks: dict[bytes, int]) -> str:
 
 
 def verify_hf(
-    model: TransformerLM, tokenizer: Tokenizer, directory: Path, *, leading: Sequence[int | None] = ()
+    model: TransformerLM,
+    tokenizer: Tokenizer,
+    directory: Path,
+    *,
+    leading: Sequence[int | None] = (),
+    chat: ChatRenderer | None = None,
 ) -> str:
     """Open a directory as users of `transformers` do, and compare ids and logits with those of ours, in fp32.
 
-    The directory's tokenizer puts the ids `leading` before each text.
+    The directory's tokenizer puts the ids `leading` before each text, and has a chat template if `chat` is given.
     """
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -136,8 +143,23 @@ def verify_hf(
         lambda ids: str(theirs.decode(ids, clean_up_tokenization_spaces=False)),
         library="transformers",
     )
+    chats = "" if chat is None else f"those of {compare_chats(chat, theirs)} conversations, too, "
     logits = compare_logits(model, _open(AutoModelForCausalLM, directory), tokenizer)
-    return f"verified with transformers: the ids of {count} hard texts are equal, {logits}"
+    return f"verified with transformers: the ids of {count} hard texts are equal, {chats}{logits}"
+
+
+def compare_chats(ours: ChatRenderer, theirs: Any) -> int:
+    """Render conversations by a chat template of `transformers` and by ours, and return how many there were.
+
+    Raises:
+        ValueError: a conversation whose ids differ.
+    """
+    for messages in PROBES:
+        said = [{"role": role, "content": content} for role, content in messages]
+        found = theirs.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
+        if list(found) != ours.prompt(messages).tolist():
+            raise ValueError(f"verify: transformers renders {said} as {list(found)[:20]}, other ids than ours")
+    return len(PROBES)
 
 
 def verify_model(model: TransformerLM, tokenizer: Tokenizer | None, directory: Path) -> str:

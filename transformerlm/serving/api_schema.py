@@ -6,7 +6,8 @@ thinks. So a key that could change the text and that the server does not know, o
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
 
@@ -20,12 +21,23 @@ IGNORED = ("user", "metadata", "store", "safety_identifier", "service_tier", "pr
 # Keys of OpenAI's or vLLM's that are not done, each with what to do instead.
 NOT_DONE = {
     "suffix": "the model continues texts and cannot fill a gap",
-    "tools": "the model continues texts and calls no tools",
-    "tool_choice": "the model continues texts and calls no tools",
-    "functions": "the model continues texts and calls no tools",
-    "function_call": "the model continues texts and calls no tools",
-    "messages": "there is no chat; give the text to continue as prompt",
+    "tools": "the model writes texts and calls no tools",
+    "tool_choice": "the model writes texts and calls no tools",
+    "parallel_tool_calls": "the model writes texts and calls no tools",
+    "functions": "the model writes texts and calls no tools",
+    "function_call": "the model writes texts and calls no tools",
+    "web_search_options": "the model writes texts and calls no tools",
+    "messages": "conversations are for /v1/chat/completions; give the text to continue as prompt",
     "response_format": "texts have no other format than text",
+    "modalities": "the model writes texts alone",
+    "audio": "the model writes texts alone",
+    "prediction": "each token is drawn",
+    "reasoning_effort": "the model answers at once",
+    "verbosity": "a system message says how to answer",
+    "chat_template": "the model has the chat format that it was trained with",
+    "chat_template_kwargs": "the model has the chat format that it was trained with",
+    "add_generation_prompt": "the assistant's answer is always a message of its own",
+    "continue_final_message": "the assistant's answer is always a message of its own",
     "guided_json": "texts are not bound to a grammar",
     "guided_regex": "texts are not bound to a grammar",
     "guided_choice": "texts are not bound to a grammar",
@@ -58,6 +70,8 @@ _SYNONYMS = {
     "random_seed": "seed",
     "texts": "prompt",
     "input": "prompt",
+    "prompt": "messages",
+    "best_of": "n",
 }
 MAX_BIASES = 1024
 
@@ -81,16 +95,12 @@ Prompts = StrictStr | list[StrictStr] | Ids | list[Ids]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
-class CompletionRequest(Body):
-    """POST /v1/completions: OpenAI's parameters, and vLLM's names for what OpenAI has not. None: the default."""
+class TextKeys(Body):
+    """What every request for texts may hold: OpenAI's parameters, and vLLM's names for what OpenAI has not."""
 
     model: str | None = None
-    prompt: Prompts | None = None
-    best_of: int | None = Field(None, ge=1)
-    echo: bool | None = None
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: dict[str, Bias] | None = Field(None, max_length=MAX_BIASES)
-    logprobs: int | None = Field(None, ge=0)
     max_tokens: int | None = Field(None, ge=0)
     n: int | None = Field(None, ge=1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
@@ -106,8 +116,58 @@ class CompletionRequest(Body):
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(None, ge=0)
     return_token_ids: bool | None = None
+
+
+class CompletionRequest(TextKeys):
+    """POST /v1/completions: OpenAI's parameters, and vLLM's names for what OpenAI has not. None: the default."""
+
+    prompt: Prompts | None = None
+    best_of: int | None = Field(None, ge=1)
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0)
     allow_special: bool | None = None
     add_special_tokens: bool | None = None
+
+
+class TextPart(Body):
+    """A part of what a message says."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(Body):
+    """A message; keys that may only be null are those of an answer, which clients send back as they got it."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
+
+    @property
+    def text(self) -> str:
+        """What the message says."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class TextFormat(Body):
+    """The only format of an answer."""
+
+    type: Literal["text"]
+
+
+class ChatRequest(TextKeys):
+    """POST /v1/chat/completions: OpenAI's parameters, and vLLM's names for what OpenAI has not. None: the default."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0)
+    max_completion_tokens: int | None = Field(None, ge=0)
+    modalities: list[Literal["text"]] | None = None
+    response_format: TextFormat | None = None
 
 
 class TokenizeRequest(Body):
@@ -165,25 +225,52 @@ def _unknown(name: str, known: list[str]) -> ApiError:
 
 def _invalid(error: ValidationError, schema: type[Body]) -> ApiError:
     """Return the first problem; a key with several types has one for each, of which its own words are better."""
-    first = error.errors(include_url=False)[0]
+    problems = error.errors(include_url=False)
+    first = problems[0]
     names = [str(part) for part in first["loc"]]
     key = names[0] if names else "body"
     if key == "stream_options" and first["type"] == "extra_forbidden":
         return _unknown(names[1], list(StreamOptions.model_fields))
+    if key == "messages" and len(names) > 2:
+        return _invalid_message(problems, names[:3])
     expected = _EXPECTED.get(key)
     if first["type"] == "missing":
         return ApiError(400, f"{key}: expected {expected or 'a value'}, found none", param=key, code="missing")
     if expected is None or "expected " in first["msg"]:
         expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
         expected = expected[:1].lower() + expected[1:]
-    value = first["input"]
-    found = json_kind(value) if isinstance(value, dict | list) or value is None else describe_value(value)
     where = key if key in _EXPECTED else ".".join(names)[:80]
-    return ApiError(400, f"{where}: expected {expected}, found {found}", param=key, code="invalid_value")
+    return ApiError(
+        400, f"{where}: expected {expected}, found {_shown(first['input'])}", param=key, code="invalid_value"
+    )
+
+
+def _invalid_message(problems: Sequence[Mapping[str, Any]], place: list[str]) -> ApiError:
+    """Return the problem of one key of a message: of content's several types, the one that was nearest."""
+    of_key = [one for one in problems if [str(part) for part in one["loc"][:3]] == place]
+    nearest, key = max(of_key, key=lambda one: len(one["loc"])), place[2]
+    where = f"messages.{place[1]}"
+    if nearest["type"] == "extra_forbidden" and len(nearest["loc"]) == 3:
+        maybe = hint(key[:80], ["role", "content"], sections=False)
+        return ApiError(
+            400, f"{where}: {key[:80]!r} is not a known key{maybe}", param="messages", code="unknown_parameter"
+        )
+    found = "none" if nearest["type"] == "missing" else _shown(nearest["input"])
+    expected = _EXPECTED_OF_MESSAGE.get(key, "null")
+    return ApiError(400, f"{where}.{key}: expected {expected}, found {found}", param="messages", code="invalid_value")
+
+
+def _shown(value: Any) -> str:
+    return json_kind(value) if isinstance(value, dict | list) or value is None else describe_value(value)
 
 
 _EXPECTED = {
     "prompt": "a string, a list of strings, a list of token ids, or a list of lists of token ids",
     "stop": "a string or a list of strings",
     "tokens": "a list of token ids",
+    "messages": "a list of at least one message with role and content",
+}
+_EXPECTED_OF_MESSAGE = {
+    "role": "system, user or assistant",
+    "content": 'text, or a list of parts such as {"type": "text", "text": "..."}',
 }

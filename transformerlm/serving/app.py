@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute, Route
 from config.serve import ServeConfig
 from transformerlm.checkpoints.naming import run_of
 from transformerlm.serving import openapi, runs_api, tokens_api, web
+from transformerlm.serving.chat_completions import chat_completions
 from transformerlm.serving.completions import completions
 from transformerlm.serving.engine import Engine
 from transformerlm.serving.errors import RETRY_SECONDS, ApiError, JsonAnswer
@@ -56,7 +57,7 @@ def routes(config: ServeConfig) -> list[BaseRoute]:
     """Return all routes."""
     return [
         Route("/v1/completions", completions, methods=["POST"]),
-        Route("/v1/chat/completions", no_chat, methods=["POST"]),
+        Route("/v1/chat/completions", chat_completions, methods=["POST"]),
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/{name:path}", model, methods=["GET"]),
         Route("/health", health, methods=["GET"]),
@@ -70,11 +71,6 @@ def routes(config: ServeConfig) -> list[BaseRoute]:
 def _page_routes(config: ServeConfig) -> list[BaseRoute]:
     """Return the routes of the page and of the runs that it shows."""
     return [*runs_api.routes(runs_dir_of(config)), *web.routes()]
-
-
-async def no_chat(request: Request) -> Response:
-    """Say that there is no chat, and what there is."""
-    raise ApiError(404, "the model continues texts and does not chat; use /v1/completions", code="unknown_url")
 
 
 async def models(request: Request) -> Response:

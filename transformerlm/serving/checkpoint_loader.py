@@ -193,6 +193,10 @@ def _check_same_texts(served: ModelFacts, other: ModelFacts) -> None:
         raise CheckpointError(
             f"{name}: expected the tokenizer of {served.checkpoint}, found another; start the server anew with it"
         )
+    if other.chat != served.chat:
+        raise CheckpointError(
+            f"{name}: expected the chat format of {served.checkpoint}, found another; start the server anew with it"
+        )
     if other.context_length != served.context_length:
         raise CheckpointError(
             f"{name}: expected context_length {served.context_length}, as {served.checkpoint} has, found "

@@ -6,15 +6,14 @@ A whole answer is the parts of the streamed one, put together, so the two cannot
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from transformerlm.serving.engine import Logprobs, Piece
 from transformerlm.serving.served import token_bytes, token_text
 from transformerlm.serving.texts_plan import Plan, Prompt
 from transformerlm.tokenizer.tokenizer import Tokenizer
-
-LOGPROB_KEYS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
 LEAST_LOGPROB = -9999.0
 """In place of minus infinity, which JSON has no number for; vLLM's, too."""
@@ -23,15 +22,17 @@ LEAST_LOGPROB = -9999.0
 class ChoiceWriter:
     """The parts of one choice, made from the pieces of its text."""
 
+    logprob_keys: tuple[str, ...] = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+
     def __init__(self, plan: Plan, index: int, prompt: Prompt, tokenizer: Tokenizer) -> None:
         self.index, self.prompt = index, prompt
         self.num_tokens, self.num_reused = 0, 0
         self.fingerprint = ""
         self.sum_logprobs, self.num_logprobs = 0.0, 0
-        self._asked, self._tokenizer = plan.asked, tokenizer
+        self._asked, self.tokenizer = plan.asked, tokenizer
         self._num_told = 0
         self._is_first = True
-        self._places = _Places(tokenizer, len(prompt.text) if plan.asked.echo else 0)
+        self._places = Places(tokenizer, len(prompt.text) if plan.asked.echo else 0)
 
     def part(self, piece: Piece) -> dict[str, Any]:
         """Return what a piece adds to the choice; `finish_reason` is None until the last one."""
@@ -39,15 +40,15 @@ class ChoiceWriter:
         self.num_reused = max(self.num_reused, piece.num_prompt_reused)
         self.fingerprint = piece.fingerprint or self.fingerprint
         text = piece.text
-        logprobs: dict[str, list[Any]] = {key: [] for key in LOGPROB_KEYS}
+        logprobs: dict[str, list[Any]] = {key: [] for key in self.logprob_keys}
         if self._is_first and self._asked.echo:
             text = self.prompt.text + text
         if piece.prompt_logprobs is not None:
-            places = _Places(self._tokenizer, 0, num_hidden=self.prompt.num_hidden)
-            self._add(logprobs, piece.prompt_logprobs, places)
+            places = Places(self.tokenizer, 0, num_hidden=self.prompt.num_hidden)
+            self.add(logprobs, piece.prompt_logprobs, places)
         if piece.logprobs is not None:
             self._count(piece.logprobs)
-            self._add(logprobs, piece.logprobs, self._places)
+            self.add(logprobs, piece.logprobs, self._places)
         self._num_told += len(piece.token_ids)
         if piece.finish == "stop" and self._num_told < self.num_tokens:
             self._add_end(logprobs, piece.end)
@@ -80,9 +81,10 @@ class ChoiceWriter:
         self.sum_logprobs += sum(known)
         self.num_logprobs += len(known)
 
-    def _add(self, to: dict[str, list[Any]], logprobs: Logprobs, places: _Places) -> None:
+    def add(self, to: dict[str, list[Any]], logprobs: Logprobs, places: Places) -> None:
+        """Add the log-probabilities at some places to the lists of a part."""
         for token_id, logprob, top in zip(logprobs.token_ids, logprobs.logprobs, logprobs.top, strict=True):
-            to["tokens"].append(token_text(self._tokenizer, token_id))
+            to["tokens"].append(token_text(self.tokenizer, token_id))
             to["token_logprobs"].append(None if logprob is None else max(logprob, LEAST_LOGPROB))
             to["top_logprobs"].append(self._alternatives(token_id, logprob, top))
             to["text_offset"].append(places.of(token_id))
@@ -95,7 +97,7 @@ class ChoiceWriter:
         if end is not None:
             self._count(end)
             place = self._places.of(None)
-            self._add(to, end, _Places(self._tokenizer, place))
+            self.add(to, end, Places(self.tokenizer, place))
 
     def _ids_of(self, logprobs: Logprobs | None) -> list[dict[str, int] | None]:
         """Return which id each key of `top_logprobs` is, for clients that go on from another token than was drawn."""
@@ -104,7 +106,7 @@ class ChoiceWriter:
         found: list[dict[str, int] | None] = []
         for token_id, logprob, top in zip(logprobs.token_ids, logprobs.logprobs, logprobs.top, strict=True):
             ids = [*(one for one, _ in top), token_id]
-            found.append(None if logprob is None else {token_text(self._tokenizer, one): one for one in ids})
+            found.append(None if logprob is None else {token_text(self.tokenizer, one): one for one in ids})
         return found
 
     def _alternatives(
@@ -114,10 +116,10 @@ class ChoiceWriter:
         if logprob is None:
             return None
         pairs = [*top] if any(one == token_id for one, _ in top) else [*top, (token_id, logprob)]
-        return {token_text(self._tokenizer, one): max(value, LEAST_LOGPROB) for one, value in pairs}
+        return {token_text(self.tokenizer, one): max(value, LEAST_LOGPROB) for one, value in pairs}
 
 
-class _Places:
+class Places:
     """Where tokens begin in a text, in characters; a token that begins within a character begins where that does."""
 
     def __init__(self, tokenizer: Tokenizer, start: int, *, num_hidden: int = 0) -> None:
@@ -141,7 +143,7 @@ def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for key, value in part.items():
             before = whole.get(key)
             if key == "logprobs" and before is not None and value is not None:
-                whole[key] = {one: before[one] + value[one] for one in LOGPROB_KEYS}
+                whole[key] = {one: before[one] + value[one] for one in value}
             elif key in ("text", "token_ids", "top_token_ids") and before is not None:
                 whole[key] = before + value
             else:
@@ -152,3 +154,26 @@ def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def best(choices: list[tuple[float, dict[str, Any]]], n: int) -> list[dict[str, Any]]:
     """Return the n choices with the highest scores, the best first; of equal ones the earlier."""
     return [choice for _, choice in sorted(choices, key=lambda pair: -pair[0])[:n]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """How an API tells texts: what its answers are called, and what becomes of a choice and of each part of one."""
+
+    whole_name: str
+    part_name: str
+    writer: type[ChoiceWriter]
+    whole_choice: Callable[[dict[str, Any]], dict[str, Any]]
+    part: Callable[[dict[str, Any]], dict[str, Any]]
+    opening: Callable[[int], list[dict[str, Any]]]
+    """What a stream of so many choices begins with."""
+
+
+COMPLETION = Shape(
+    whole_name="text_completion",
+    part_name="text_completion",
+    writer=ChoiceWriter,
+    whole_choice=lambda choice: choice,
+    part=lambda part: part,
+    opening=lambda number: [],
+)

@@ -1,5 +1,7 @@
 """POST /v1/completions: texts of the engine as OpenAI's completions, whole or as a stream of events.
 
+`answer` does the work for chats, too, which are told in another `Shape`.
+
 Both kinds of answer watch the client all the time, while its texts wait for a slot too: when it leaves, its places in
 the queue and its slots are free at once.
 """
@@ -20,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from config.schemas import duration_seconds
 from transformerlm.serving.api_schema import CompletionRequest, StreamOptions, parse
-from transformerlm.serving.choices import ChoiceWriter, best, joined
+from transformerlm.serving.choices import COMPLETION, Shape, best, joined
 from transformerlm.serving.engine import TEXT_ERRORS, Piece, TextStream
 from transformerlm.serving.errors import ApiError, JsonAnswer, of_engine, timed_out
 from transformerlm.serving.served import Served
@@ -41,12 +43,22 @@ async def completions(request: Request) -> Response:
     served: Served = request.app.state.served
     body = await request.body()
     asked = parse(CompletionRequest, body)
-    if len(body) > _LONG_BODY:
-        plan = await asyncio.to_thread(plan_texts, served, asked)
-    else:
-        plan = plan_texts(served, asked)
-    job = _Job(served, plan)
-    if asked.stream:
+    return await answer(request, await planned(body, partial(plan_texts, served, asked)), COMPLETION)
+
+
+async def planned(body: bytes, make_plan: Callable[[], Plan]) -> Plan:
+    """Return the plan of a request, made in a thread where the body is so long that others would wait for it."""
+    return await asyncio.to_thread(make_plan) if len(body) > _LONG_BODY else make_plan()
+
+
+async def answer(request: Request, plan: Plan, shape: Shape) -> Response:
+    """Answer a request whose texts are planned, whole or as a stream; its body has been read.
+
+    Raises:
+        ApiError: as the engine says.
+    """
+    job = _Job(request.app.state.served, plan, shape)
+    if plan.asked.stream:
         return _EventStream(job)
     try:
         return JsonAnswer(await unless_client_leaves(job.whole(), request.receive))
@@ -59,14 +71,14 @@ async def completions(request: Request) -> Response:
 class _Job:
     """The texts of one request on their way."""
 
-    def __init__(self, served: Served, plan: Plan) -> None:
-        self.plan, self._served = plan, served
+    def __init__(self, served: Served, plan: Plan, shape: Shape) -> None:
+        self.plan, self._served, self._shape = plan, served, shape
         self._options = plan.asked.stream_options or StreamOptions()
         self._began = time.monotonic()
         self._seconds = duration_seconds(served.config.timeouts.request)
         tokenizer = served.tokens()
         self.writers = [
-            ChoiceWriter(plan, number, plan.prompts[number // plan.best_of], tokenizer)
+            shape.writer(plan, number, plan.prompts[number // plan.best_of], tokenizer)
             for number in range(len(plan.requests))
         ]
         self._last: dict[int, float] = {}
@@ -95,23 +107,27 @@ class _Job:
             groups = [scored[first : first + plan.best_of] for first in range(0, len(scored), plan.best_of)]
             ranked = [choice for group in groups for choice in best(group, plan.n)]
             chosen = [{**choice, "index": index} for index, choice in enumerate(ranked)]
-        return self.envelope(chosen) | {"usage": self.usage(), "seed": plan.seed}
+        chosen = [self._shape.whole_choice(choice) for choice in chosen]
+        return self.envelope(self._shape.whole_name, chosen) | {"usage": self.usage(), "seed": plan.seed}
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Yield the events of a streamed answer, those of one step of the engine together; errors are events, too."""
         try:
             async with aclosing(self.steps()) as steps:
+                opening = self._shape.opening(len(self.writers))
                 async for pieces in steps:
                     parts = [self.writers[number].part(piece) for number, piece in pieces]
-                    yield b"".join(map(_event, (self._chunk(part) for part in parts if _says_something(part))))
+                    told = [self._shape.part(part) for part in parts if _says_something(part)]
+                    yield b"".join(map(_event, (self._chunk(one) for one in (*opening, *told))))
+                    opening = []
             if self._options.include_usage:
-                yield _event(self.envelope([]) | {"usage": self.usage()})
+                yield _event(self.envelope(self._shape.part_name, []) | {"usage": self.usage()})
         except ApiError as error:
             yield _event(error.body())
         yield _DONE
 
     def _chunk(self, part: dict[str, Any]) -> dict[str, Any]:
-        chunk = self.envelope([part])
+        chunk = self.envelope(self._shape.part_name, [part])
         if "step" in part:
             chunk["seed"] = self.plan.seed
         if self._options.continuous_usage_stats:
@@ -120,11 +136,11 @@ class _Job:
             chunk["usage"] = None
         return chunk
 
-    def envelope(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def envelope(self, name: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the object that an answer, or one event of it, is."""
         return {
             "id": self.plan.request_id,
-            "object": "text_completion",
+            "object": name,
             "created": self.plan.created,
             "model": self.plan.model,
             "system_fingerprint": next((one.fingerprint for one in self.writers if one.fingerprint), None),
@@ -301,7 +317,7 @@ def _failed(piece: Piece) -> ApiError:
 def _says_something(part: dict[str, Any]) -> bool:
     """Return whether a part is worth an event: what is held back, as half a character is, comes with a later one."""
     logprobs = part["logprobs"]
-    return bool(part["text"] or part["finish_reason"] or part.get("token_ids") or (logprobs and logprobs["tokens"]))
+    return bool(part["text"] or part["finish_reason"] or part.get("token_ids") or (logprobs and any(logprobs.values())))
 
 
 def _event(data: dict[str, Any]) -> bytes:

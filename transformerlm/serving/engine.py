@@ -35,6 +35,8 @@ class TextRequest:
     ignore_eos: bool = False
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
+    end_ids: list[int] = field(default_factory=list)
+    """Tokens that end this text besides the model's own, as the one after an answer does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,8 @@ class ModelFacts:
     """Whether each text begins with `start_id`."""
     tokenizer_sums: dict[str, str] = field(default_factory=dict)
     """The SHA-256 of each file of the tokenizer, by its path in the checkpoint."""
+    chat: dict[str, Any] | None = None
+    """How the conversations that it was trained on became ids, as `ChatFormat.to_json` says; None: there were none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from transformerlm.serving.api_schema import (
     IGNORED,
     NOT_DONE,
     Body,
+    ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
@@ -53,14 +54,14 @@ def openapi(config: ServeConfig, served_routes: Sequence[BaseRoute]) -> Json:
             method = "post" if "POST" in (route.methods or ()) else "get"
             paths[path] = {method: known[path]}
     schemas: Json = {}
-    for kind in (CompletionRequest, TokenizeRequest, DetokenizeRequest):
+    for kind in (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest):
         schemas |= _request_schemas(kind)
     document: Json = {
         "openapi": "3.1.0",
         "info": {
             "title": "transformerlm-serve",
             "version": "1",
-            "description": "OpenAI's completions API over a model that continues texts, and what its page asks for.",
+            "description": "OpenAI's completions and chat API over a model, and what its page asks for.",
         },
         "paths": paths,
         "components": {"schemas": {**schemas, **_ANSWERS}},
@@ -80,19 +81,22 @@ def _request_schemas(kind: type[Body]) -> Json:
     parts: Json = schema.pop("$defs", {})
     # Keys that are taken and change nothing, and those that may only be null.
     schema["properties"] |= dict.fromkeys(IGNORED, _ANY)
-    schema["properties"] |= {name: {"type": "null", "description": why} for name, why in NOT_DONE.items()}
+    not_done = {name: why for name, why in NOT_DONE.items() if name not in kind.model_fields}
+    schema["properties"] |= {name: {"type": "null", "description": why} for name, why in not_done.items()}
     return {kind.__name__: schema, **parts}
 
 
 def _operations(config: ServeConfig) -> Json:
     """Return each path's operation."""
     complete = _post("Texts that go on from prompts, whole or as events", CompletionRequest, "Completion")
-    complete["responses"]["200"]["content"]["text/event-stream"] = {"schema": _ANY}
-    for status, words in (("429", "too many texts wait"), ("500", "a text failed"), ("504", "it took too long")):
-        complete["responses"][status] = _error(words)
+    chat = _post("Answers to a conversation, whole or as events", ChatRequest, "ChatCompletion")
+    chat["responses"]["404"] = _error("the model has no chat format, or there is no such model")
+    for one in (complete, chat):
+        one["responses"]["200"]["content"]["text/event-stream"] = {"schema": _ANY}
+        for status, words in (("429", "too many texts wait"), ("500", "a text failed"), ("504", "it took too long")):
+            one["responses"][status] = _error(words)
     model = _get("One model", "Model")
     model["parameters"] = [_parameter("name", _TEXT, where="path")]
-    chat = {"summary": "There is no chat", "responses": {"404": _error("always")} | _errors("400", "403", "413")}
     run = _parameter("run", _TEXT)
     places = [_parameter(one, {"type": "integer", "minimum": 0}, required=False) for one in ("offset", "every")]
     health = _get("How the engine does", "Health")
@@ -209,6 +213,16 @@ _LOGPROBS = _object(
     top_logprobs=_list(_or_null(_map(_REAL))),
     text_offset=_list(_WHOLE),
 )
+_TOKEN = _object(token=_TEXT, logprob=_REAL, bytes=_list(_WHOLE))
+_CHAT_LOGPROBS = _object(
+    content=_list(_object(**_TOKEN["properties"], top_logprobs=_list(_TOKEN))), refusal={"type": "null"}
+)
+_USAGE = _object(
+    prompt_tokens=_WHOLE,
+    completion_tokens=_WHOLE,
+    total_tokens=_WHOLE,
+    prompt_tokens_details=_object(cached_tokens=_WHOLE),
+)
 _ANSWERS: Json = {
     "Error": _object(error=_object(message=_TEXT, type=_TEXT, param=_or_null(_TEXT), code=_or_null(_TEXT))),
     "Choice": _some(
@@ -231,12 +245,29 @@ _ANSWERS: Json = {
         model=_TEXT,
         system_fingerprint=_or_null(_TEXT),
         choices=_list(_ref("Choice")),
-        usage=_object(
-            prompt_tokens=_WHOLE,
-            completion_tokens=_WHOLE,
-            total_tokens=_WHOLE,
-            prompt_tokens_details=_object(cached_tokens=_WHOLE),
+        usage=_USAGE,
+        seed=_WHOLE,
+    ),
+    "ChatChoice": _some(
+        _object(
+            index=_WHOLE,
+            message=_object(role={"const": "assistant"}, content=_TEXT, refusal={"type": "null"}),
+            logprobs=_or_null(_CHAT_LOGPROBS),
+            finish_reason={"enum": ["stop", "length"]},
+            stop_reason=_or_null(_TEXT),
+            step=_WHOLE,
         ),
+        token_ids=_list(_WHOLE),
+        prompt_token_ids=_list(_WHOLE),
+    ),
+    "ChatCompletion": _object(
+        id=_TEXT,
+        object={"const": "chat.completion"},
+        created=_WHOLE,
+        model=_TEXT,
+        system_fingerprint=_or_null(_TEXT),
+        choices=_list(_ref("ChatChoice")),
+        usage=_USAGE,
         seed=_WHOLE,
     ),
     "Model": _some(
@@ -287,6 +318,7 @@ _ANSWERS: Json = {
         pad_token=_or_null(_TEXT),
         add_bos_token=_YES_NO,
         special_tokens=_list(_TEXT),
+        chat_template=_or_null(_TEXT),
         fingerprint=_TEXT,
     ),
     "Runs": _object(runs=_list({"type": "object", "required": ["name", "state", "step"]})),

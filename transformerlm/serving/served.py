@@ -23,6 +23,7 @@ from transformerlm.serving.engine import (
 )
 from transformerlm.serving.errors import ApiError, of_engine
 from transformerlm.serving.metrics import Metrics
+from transformerlm.tokenizer.chat import ChatFormat, ChatRenderer
 from transformerlm.tokenizer.tokenizer import Tokenizer
 
 Tell = Callable[[str, dict[str, Any]], None]
@@ -40,6 +41,8 @@ class Served:
     tokenizer: Tokenizer | None = None
     longest_token: int = 1
     """Bytes of the tokenizer's longest token."""
+    renderer: ChatRenderer | None = None
+    """What makes ids of conversations; None: the model was not trained on any."""
     tokenizing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a text is tokenized for its own sake, so that one at a time takes memory."""
 
@@ -57,12 +60,18 @@ class Served:
 
         Raises:
             OSError: it is not there any more, or another one is, since a training began anew at this place.
+            ValueError: the tokenizer lacks a special token of the chat format.
         """
         directory = Path(self.facts().path)
         for name, expected in self.facts().tokenizer_sums.items():
             if hashlib.sha256((directory / name).read_bytes()).hexdigest() != expected:
                 raise OSError(f"{directory / name}: expected the file that the engine has read, found another")
-        self.tokenizer = Tokenizer.from_directory(directory / "tokenizer")
+        tokenizer = Tokenizer.from_directory(directory / "tokenizer")
+        facts, by_hand = self.facts(), self.config.chat
+        chat = facts.chat if by_hand is None else by_hand.model_dump()
+        if chat is not None:
+            self.renderer = ChatRenderer(tokenizer, ChatFormat.of(chat), start_id=facts.start_id)
+        self.tokenizer = tokenizer
         self.longest_token = max(map(len, self.tokenizer.vocab.values()))
 
     def facts(self) -> ModelFacts:

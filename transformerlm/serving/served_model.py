@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from transformerlm.checkpoints.chat_format import chat_format_of
 from transformerlm.checkpoints.directory import resolve_verified
 from transformerlm.checkpoints.document_ids import ids_of_checkpoint
 from transformerlm.checkpoints.load import load_model, load_tokenizer
@@ -58,7 +59,7 @@ class ServedModel:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         model = load_model(directory, device=device, dtype=dtype, is_verified=True)
         self._tokenizer = _tokenizer_of(directory, model.vocab_size)
-        ids = ids_of_checkpoint(directory, self._tokenizer)
+        ids, chat = ids_of_checkpoint(directory, self._tokenizer), chat_format_of(directory)
         is_best = state["step"] == state.get("best_step")
         self.facts = ModelFacts(
             path=str(directory.absolute()),
@@ -75,6 +76,7 @@ class ServedModel:
             start_id=ids.start_id,
             starts_texts=ids.starts_texts,
             tokenizer_sums={name: one for name, one in state["sha256"].items() if name.startswith("tokenizer/")},
+            chat=None if chat is None else chat.to_json(),
         )
         self._device = device
         self._shape = model.hparams()
@@ -117,7 +119,7 @@ class ServedModel:
                     logit_bias=request.logit_bias,
                 ),
                 generator=torch.Generator(self._device).manual_seed(request.seed),
-                ends=frozenset() if request.ignore_eos else frozenset(self.facts.end_ids),
+                ends=frozenset() if request.ignore_eos else frozenset([*self.facts.end_ids, *request.end_ids]),
                 min_tokens=request.min_tokens,
                 num_logprobs=request.num_logprobs,
                 num_prompt_logprobs=request.num_prompt_logprobs,

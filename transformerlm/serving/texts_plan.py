@@ -1,4 +1,4 @@
-"""From the body of /v1/completions to the texts that the engine is asked for: defaults, limits, seeds."""
+"""From the body of a request to the texts that the engine is asked for: defaults, limits, seeds."""
 
 from __future__ import annotations
 
@@ -30,6 +30,15 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Turn:
+    """What a chat brings instead of prompts: one prompt, and what ends its answers besides what the request names."""
+
+    prompt: Prompt
+    end_ids: tuple[int, ...]
+    end_strings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """A request with everything decided; text k of prompt j is `requests[j * best_of + k]`."""
 
@@ -44,8 +53,8 @@ class Plan:
     asked: CompletionRequest
 
 
-def plan_texts(served: Served, asked: CompletionRequest) -> Plan:
-    """Return what a request asks for, with the server's defaults and limits.
+def plan_texts(served: Served, asked: CompletionRequest, turn: Turn | None = None) -> Plan:
+    """Return what a request asks for, with the server's defaults and limits; of a chat, `turn` has the prompt.
 
     Raises:
         ApiError: 400 for a value beyond a limit or a relation that does not hold, 404 for another model, 503 while the
@@ -55,13 +64,13 @@ def plan_texts(served: Served, asked: CompletionRequest) -> Plan:
     checkpoint = served.checkpoint_of(asked.model)
     n, best_of = _numbers(served, asked)
     _at_most("logprobs", asked.logprobs or 0, served.config.limits.logprobs, "limits.logprobs")
-    prompts = read_prompts(served, asked)
+    prompts = read_prompts(served, asked) if turn is None else [turn.prompt]
     total = len(prompts) * best_of
     room = served.config.engine.slots + served.config.limits.waiting
     _at_most("prompt", total, room, "engine.slots + limits.waiting", what="texts in one request")
     seed = secrets.randbelow(_RANDOM_SEEDS) if asked.seed is None else asked.seed % SEEDS
-    request_id = f"cmpl-{secrets.token_hex(12)}"
-    shared = _settings(served, asked, tokenizer) | {
+    request_id = f"{'cmpl' if turn is None else 'chatcmpl'}-{secrets.token_hex(12)}"
+    shared = _settings(served, asked, tokenizer, turn) | {
         "checkpoint": checkpoint,
         "num_logprobs": 0 if best_of > n and asked.logprobs is None else asked.logprobs,  # best_of ranks by them
         "num_prompt_logprobs": asked.logprobs if asked.echo else None,
@@ -104,7 +113,7 @@ def _numbers(served: Served, asked: CompletionRequest) -> tuple[int, int]:
     return n, best_of
 
 
-def _settings(served: Served, asked: CompletionRequest, tokenizer: Tokenizer) -> dict[str, object]:
+def _settings(served: Served, asked: CompletionRequest, tokenizer: Tokenizer, turn: Turn | None) -> dict[str, object]:
     """Return what all texts of a request share."""
     defaults, stop = served.config.defaults, asked.stop
     stops = [] if stop is None else [stop] if isinstance(stop, str) else stop
@@ -126,8 +135,9 @@ def _settings(served: Served, asked: CompletionRequest, tokenizer: Tokenizer) ->
         "repetition_penalty": _given(asked.repetition_penalty, 1.0),
         "logit_bias": _biases(asked.logit_bias or {}, tokenizer.vocab_size),
         "min_tokens": asked.min_tokens or 0,
-        "stop": [whole_characters(one) for one in stops],
+        "stop": [*map(whole_characters, stops), *(turn.end_strings if turn and not asked.ignore_eos else ())],
         "ignore_eos": bool(asked.ignore_eos),
+        "end_ids": list(turn.end_ids) if turn else [],
     }
 
 

@@ -65,13 +65,16 @@ class ChatFormat:
 class ChatRenderer:
     """Renders conversations as ids by a format; its strings are encoded once.
 
+    `start_id` begins a prompt: in training a conversation follows the token that separates documents.
+
     Raises:
         ValueError: the tokenizer lacks a special token of the format.
     """
 
-    def __init__(self, tokenizer: Tokenizer, chat: ChatFormat) -> None:
+    def __init__(self, tokenizer: Tokenizer, chat: ChatFormat, *, start_id: int | None = None) -> None:
         chat.check(tokenizer)
-        self.tokenizer, self.chat = tokenizer, chat
+        self.tokenizer, self.chat, self.start_id = tokenizer, chat, start_id
+        self._start = np.array([] if start_id is None else [start_id], dtype=np.uint32)
         names = ("system", "user", "assistant", "end", "after")
         self._strings = {name: np.array(self._encoded(getattr(chat, name)), dtype=np.uint32) for name in names}
 
@@ -82,7 +85,33 @@ class ChatRenderer:
 
     def prompt(self, messages: Sequence[Message]) -> npt.NDArray[np.uint32]:
         """Return the ids after which the assistant answers: those of the messages, and the beginning of its own."""
-        return np.concatenate([self.render(messages)[0], self._strings["assistant"]])
+        return np.concatenate([self._start, self.render(messages)[0], self._strings["assistant"]])
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The special token that ends an answer, if the format's `end` is one."""
+        ends_by_token = self.chat.end in self.chat.special_tokens
+        return (self.tokenizer.special_token_ids[self.chat.end],) if ends_by_token else ()
+
+    @property
+    def end_strings(self) -> tuple[str, ...]:
+        """The string that ends an answer, if no special token does."""
+        return () if self.end_ids else (self.chat.end,)
+
+    def fitting(self, messages: Sequence[Message], *, context_length: int, max_tokens: int) -> list[Message]:
+        """Return the messages that leave room for an answer: without the oldest pairs, but with the system's.
+
+        The room is `max_tokens`, but at most half of the context. The last message always stays, however long it is.
+        """
+        room = context_length + 1 - max(1, min(max_tokens, context_length // 2))  # the last token is not read
+        kept, (_, _, ends) = list(messages), self.render_all([[one] for one in messages])
+        sizes = np.diff(ends, prepend=0).tolist()
+        total = len(self._start) + sum(sizes) + len(self._strings["assistant"])
+        first = 1 if kept and kept[0][0] == "system" else 0
+        while len(kept) > first + 1 and (total > room or (len(kept) < len(messages) and kept[first][0] == "assistant")):
+            total -= sizes.pop(first)
+            del kept[first]
+        return kept
 
     def render_all(
         self, conversations: Sequence[Sequence[Message]]

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,17 +74,24 @@ def site(tmp_path_factory: pytest.TempPathFactory, files: TinyFiles, browser: An
     write_run(runs_dir / "first", steps=40)
     write_run(runs_dir / "second", steps=30, learning_rate=0.01)
     write_run(runs_dir / HOSTILE.replace("/", "-"), steps=5, note=HOSTILE)
-    command = [sys.executable, "-m", "cli.serve", f"--checkpoint={runs_dir / 'tiny'}", "--port=0", "--device=cpu"]
+    with serving_site(runs_dir / "tiny", tmp_path_factory.mktemp("log")) as found:
+        yield found
+
+
+@contextmanager
+def serving_site(run: Path, log: Path) -> Iterator[Site]:
+    """Give a server of a run."""
+    command = [sys.executable, "-m", "cli.serve", f"--checkpoint={run}", "--port=0", "--device=cpu"]
     command += ["--threads=1", "--engine.slots=4", "--engine.prefill_chunk=16", "--engine.prefix_cache_mb=1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    errors = (tmp_path_factory.mktemp("log") / "stderr").open("w+")
+    errors = (log / "stderr").open("w+")
     with errors, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as server:
         try:
             assert server.stdout is not None
             line = server.stdout.readline()
             errors.seek(0)
             assert line, errors.read()
-            yield Site(json.loads(line)["url"], runs_dir)
+            yield Site(json.loads(line)["url"], run.parent)
         finally:
             server.terminate()
             server.communicate(timeout=60)

@@ -1,4 +1,4 @@
-// The form beside the text: what a request for more text holds.
+// The forms beside a text and a conversation: what a request for more text holds.
 
 import { byId, setOptions } from "/static/dom.js";
 
@@ -9,20 +9,28 @@ const form = byId("settings");
 const field = (name) => form.elements.namedItem(name);
 let cards = [];
 
-// Return what the form says: the request's keys, the models that are asked, how many choices, and the seed.
-export function read() {
+// Return a form's numbers as the keys of a request, with a seed in any case; null where one of them is wrong.
+export function keysOf(form) {
   const wrong = [...form.elements].find((one) => one.willValidate && !one.checkValidity());
   if (wrong) {
     wrong.closest("details")?.setAttribute("open", "");
     wrong.reportValidity();
     return null;
   }
+  const valueOf = (name) => form.elements.namedItem(name)?.value ?? "";
   const keys = {};
-  for (const name of NUMBERS) if (field(name).value !== "") keys[name] = Number(field(name).value);
-  for (const name of WHOLE_NUMBERS) if (field(name).value !== "") keys[name] = Math.trunc(Number(field(name).value));
+  for (const name of NUMBERS) if (valueOf(name) !== "") keys[name] = Number(valueOf(name));
+  for (const name of WHOLE_NUMBERS) if (valueOf(name) !== "") keys[name] = Math.trunc(Number(valueOf(name)));
+  keys.seed ??= crypto.getRandomValues(new Uint32Array(1))[0] >>> 1; // known, so that two checkpoints get the same
+  return keys;
+}
+
+// Return what the form says: the request's keys, the models that are asked, how many choices, and the seed.
+export function read() {
+  const keys = keysOf(form);
+  if (!keys) return null;
   keys.n ??= 1;
   keys.max_tokens ??= 64;
-  keys.seed ??= crypto.getRandomValues(new Uint32Array(1))[0] >>> 1; // known, so that two checkpoints get the same
   const beside = field("beside").value;
   return { keys, models: [field("model").value, ...(beside ? [beside] : [])] };
 }
@@ -31,7 +39,7 @@ export function read() {
 export function setModels(found) {
   cards = found;
   const names = cards.map((card) => card.id);
-  setOptions(field("model"), names, labelOf);
+  for (const one of [form, byId("chat-settings")]) setOptions(one.elements.namedItem("model"), names, labelOf);
   setOptions(field("beside"), ["", ...names], (name) => (name ? labelOf(name) : "nothing"));
 }
 
@@ -44,13 +52,15 @@ export function labelOf(name) {
   return name.includes("@") ? step : `${name} (${step})`;
 }
 
-function keep() {
-  const values = [...form.elements].filter((one) => one.name && one.tagName === "INPUT").map((one) => [one.name, one.value]);
-  sessionStorage.setItem(KEPT, JSON.stringify(Object.fromEntries(values)));
+// Keep what a form says until the page's tab is closed, and show what was kept; nothing is sent by it.
+export function keepForm(form, name) {
+  const fields = () => [...form.elements].filter((one) => one.name && one.tagName !== "SELECT");
+  const kept = JSON.parse(sessionStorage.getItem(name) ?? "{}");
+  for (const one of fields()) if (Object.hasOwn(kept, one.name)) one.value = kept[one.name];
+  form.addEventListener("change", () => {
+    sessionStorage.setItem(name, JSON.stringify(Object.fromEntries(fields().map((one) => [one.name, one.value]))));
+  });
+  form.addEventListener("submit", (event) => event.preventDefault());
 }
 
-for (const [name, value] of Object.entries(JSON.parse(sessionStorage.getItem(KEPT) ?? "{}"))) {
-  if (field(name)) field(name).value = value;
-}
-form.addEventListener("change", keep);
-form.addEventListener("submit", (event) => event.preventDefault());
+keepForm(form, KEPT);
