@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import re
 import tracemalloc
 from collections.abc import Callable
 from functools import partial
@@ -396,3 +397,78 @@ def test_encode_file_takes_one_file(tmp_path):
     (tmp_path / "b.txt").write_text("b")
     with pytest.raises(ValueError, match=f"expected one file, found 2 at {tmp_path}"):
         tokenizer.encode_file(tmp_path)
+
+
+# --- more special tokens ----------------------------------------
+
+SHORT_MERGES = [(b"t", b"h"), (b"th", b"e")]
+SHORT_VOCAB = dict(enumerate([*(bytes([value]) for value in range(256)), b"th", b"the", EOT.encode()]))
+SHORT = Tokenizer(SHORT_VOCAB, SHORT_MERGES, [EOT])
+CHATML = ["<|im_start|>", "<|im_end|>"]
+
+
+def test_old_ids_stay_and_new_ones_follow(tmp_path) -> None:
+    """The new tokens are found in text, all else has the ids it had, and the files give the same tokenizer back."""
+    longer = SHORT.with_special_tokens(CHATML)
+    assert {number: longer.vocab[number] for number in range(SHORT.vocab_size)} == SHORT.vocab
+    assert longer.special_token_ids == {EOT: 258, "<|im_start|>": 259, "<|im_end|>": 260}
+    assert longer.encode(f"the <|im_end|>{EOT}") == [*SHORT.encode("the "), 260, 258]
+    longer.save(tmp_path)
+    assert Tokenizer.from_directory(tmp_path).fingerprint() == longer.fingerprint() != SHORT.fingerprint()
+
+
+def test_a_token_that_is_special_already_keeps_its_id() -> None:
+    """Adding it changes nothing, and adding it twice neither."""
+    assert SHORT.with_special_tokens([EOT]).fingerprint() == SHORT.fingerprint()
+    again = SHORT.with_special_tokens([*CHATML, EOT, *CHATML]).with_special_tokens(CHATML)
+    assert again.fingerprint() == SHORT.with_special_tokens(CHATML).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (["the"], "found 'the', which is the ordinary token 257"),
+        (["x"], "expected two bytes or more, found 'x'"),
+        (["Ġa"], "expected tokens that vocab.json can tell from all others, found 'Ġa'"),
+        ([f"<|{number}|>" for number in range(10_000)], "found 1 and 10,000 more"),
+    ],
+)
+def test_what_cannot_be_added_is_refused(tokens, message) -> None:
+    """An ordinary token, a byte, what the files could not tell from one, and too many."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SHORT.with_special_tokens(tokens)
+
+
+def test_one_string_is_not_a_list_of_tokens() -> None:
+    """It would be read as its letters."""
+    with pytest.raises(TypeError, match="special_tokens"):
+        SHORT.with_special_tokens("<|im_start|>")
+
+
+def test_ids_of_the_shorter_tokenizer_are_known_by_its_fingerprint() -> None:
+    """Only a tokenizer of the same first ids is extended, and only by special tokens."""
+    longer = SHORT.with_special_tokens(CHATML)
+    assert longer.extends(SHORT.fingerprint(), SHORT.vocab_size)
+    assert longer.with_special_tokens(["<|more|>"]).extends(SHORT.fingerprint(), SHORT.vocab_size)
+    assert not SHORT.extends(longer.fingerprint(), longer.vocab_size)
+    assert not SHORT.extends(SHORT.fingerprint(), SHORT.vocab_size)
+    assert not longer.extends(SHORT.fingerprint(), SHORT.vocab_size + 1)
+    other = Tokenizer({**SHORT_VOCAB, 258: b"<|endoftexts|>"}, SHORT_MERGES, ["<|endoftexts|>"])
+    assert not other.with_special_tokens(CHATML).extends(SHORT.fingerprint(), SHORT.vocab_size)
+
+
+def test_a_longer_vocabulary_of_ordinary_tokens_is_another_tokenizer() -> None:
+    """Text would get other ids, so what the shorter one encoded is no data of the longer one."""
+    without = Tokenizer({number: SHORT_VOCAB[number] for number in range(257)}, SHORT_MERGES[:1])
+    trained_on = Tokenizer({number: SHORT_VOCAB[number] for number in range(258)}, SHORT_MERGES)
+    assert not trained_on.extends(without.fingerprint(), without.vocab_size)
+
+
+def test_the_check_accepts_a_shorter_one_only_where_its_size_is_given() -> None:
+    """A checkpoint of it, whose model may lack the rows, is refused as before."""
+    longer = SHORT.with_special_tokens(CHATML)
+    words = {"made": "a.npy was made with", "ours": "t", "advice": "make it again"}
+    longer.check_fingerprint(SHORT.fingerprint(), vocab_size=SHORT.vocab_size, **words)
+    for sizes in ({}, {"vocab_size": 100}):
+        with pytest.raises(ValueError, match=r"a.npy was made with the tokenizer \w+\.\.\., but t is \w+\.\.\.; make"):
+            longer.check_fingerprint(SHORT.fingerprint(), **sizes, **words)
