@@ -136,6 +136,16 @@ def test_a_prompt_is_one_string(prompt: object) -> None:
         predictor.generate_prompts(["a", prompt])
 
 
+def test_a_prompt_of_ids_is_taken_as_it_is() -> None:
+    """`stream` goes on from ids as from their text; no ids begin a document."""
+    for text in ("ab", ""):
+        found, expected = (
+            "".join(scripted(b"xyz").stream(one, max_new_tokens=3, temperature=0.0))
+            for one in (list(text.encode()), text)
+        )
+        assert found == expected == "xyz"
+
+
 def test_one_string_is_not_a_list_of_prompts() -> None:
     """`generate_prompts("the")` would be three texts."""
     with pytest.raises(TypeError, match="prompts: expected a list of strings, found the string 'the'"):

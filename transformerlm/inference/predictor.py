@@ -171,7 +171,7 @@ class Predictor:
         first string of `stop` that appears ends the text before it; `min_tokens` come before the end token may. Raises
         ValueError for parameters out of range.
         """
-        if not isinstance(prompt, list):
+        if not (isinstance(prompt, list) and all(type(one) is int for one in prompt)):
             check_is_string(prompt, "prompt")
         settings = self._settings(
             max_new_tokens=max_new_tokens,
@@ -209,6 +209,7 @@ class Predictor:
         speculative: int = 0,
     ) -> str:
         """Return `prompt` and its continuation, as `stream` gives it."""
+        check_is_string(prompt, "prompt")
         pieces = self.stream(
             prompt,
             max_new_tokens=max_new_tokens,
