@@ -88,13 +88,13 @@ def train_bpe(
         "sample": sample_of(sample, specials),
     }  # fmt: skip
     where = name_inputs(paths, sample)
-    # Nothing here holds the counts, so that learning may free them once it has laid them out in its own way.
+    # The counts have no name here, so that learning may free them once it has laid them out in its own way.
     if takes_kernels(engine, total_bytes(paths), pattern=pattern):
         from transformerlm.tokenizer.fast import counter, learner  # hand-over
 
-        with learner.compiled_beside():
-            counted = [_not_empty(counter.count_pre_tokens(paths, specials, **options), where)]
-        merges = learner.learn_merges(counted.pop(), num_merges, progress=progress)
+        merges = learner.learn_merges(
+            _not_empty(counter.count_pre_tokens(paths, specials, **options), where), num_merges, progress=progress
+        )
     else:
         merges = learn_merges(
             _not_empty(count_pre_tokens(paths, specials, **options), where), num_merges, progress=progress

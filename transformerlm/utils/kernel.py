@@ -50,12 +50,6 @@ def told_of_compiling(listener: Listener) -> Iterator[None]:
         _listeners.remove(listener)
 
 
-def tell_of_compiling(name: str, is_done: bool) -> None:
-    """Tell the listeners of a kernel whose code is being made: here, or by a process that this one waits for."""
-    for listener in _listeners:
-        listener(name, is_done)
-
-
 def is_kept(source: Path, name: str) -> bool:
     """Return whether the code of a kernel of the folder `source`, named "module.function", is on the disk."""
     return any(code_folder().glob(f"{name}-{environment_key(source)[:16]}-*"))
@@ -123,10 +117,12 @@ class Kernel:
 
         typeof: Any = numba.typeof
         signature = tuple(numba.types.int64 if isinstance(arg, int) else typeof(arg) for arg in args)
-        tell_of_compiling(self._name, False)
+        for listener in _listeners:
+            listener(self._name, False)
         self.dispatcher.compile(signature)
         result = self.dispatcher.overloads[signature]
-        tell_of_compiling(self._name, True)
+        for listener in _listeners:
+            listener(self._name, True)
         return MachineCode(result.fndesc.llvm_func_name, result.library._get_compiled_object())
 
 

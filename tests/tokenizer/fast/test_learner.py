@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from tests.tokenizer.test_bpe_trainer import _sample_text
 from transformerlm.tokenizer import bpe, pair_table, reading, train_bpe
 from transformerlm.tokenizer.counting import count_pre_tokens
 from transformerlm.tokenizer.memory_limit import Memory
-from transformerlm.utils.kernel import is_kept
 
 pytest.importorskip("numba")
 from transformerlm.tokenizer.fast import byte_chunks, learner
@@ -146,71 +144,3 @@ def test_tables_for_more_pairs_go_to_files_under_a_limit(monkeypatch: pytest.Mon
     assert learner.learn_merges(_words(words, 30), 700) == expected
     with pytest.warns(UserWarning, match="the distinct words need 11 MB or more, the limit is 8; training goes on in"):
         assert learner.learn_merges(_words(words, 8), 700) == expected
-
-
-class _Started:
-    """A process that ends when it is waited for."""
-
-    def __init__(self, command: list[str], **_: object) -> None:
-        self.command, self.calls = command, []
-        STARTED.append(self)
-
-    def wait(self) -> None:
-        self.calls.append("wait")
-
-    def kill(self) -> None:
-        self.calls.append("kill")
-
-
-STARTED: list[_Started] = []
-
-
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[_Started]:
-    STARTED.clear()
-    monkeypatch.setattr(learner.subprocess, "Popen", _Started)
-    monkeypatch.setattr(learner, "default_num_workers", lambda num_bytes: 2)
-    return STARTED
-
-
-def test_a_process_compiles_while_words_are_counted(
-    started: list[_Started], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Where nothing is kept, one process is started, and waited for before the learning; merges are the same."""
-    (tmp_path / "a.txt").write_text(_sample_text(200))
-    expected = train_bpe(tmp_path / "a.txt", 300, [EOT], engine="compiled")
-    assert not started  # the kernels are on the disk now
-    monkeypatch.setattr(learner, "is_kept", lambda source, name: False)
-    assert train_bpe(tmp_path / "a.txt", 300, [EOT], engine="compiled") == expected
-    assert [process.calls for process in started] == [["wait", "kill", "wait"]]
-
-
-def test_a_failure_ends_the_process_that_compiles(started: list[_Started], monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not waited for, and leaves with the one that failed."""
-    monkeypatch.setattr(learner, "is_kept", lambda source, name: False)
-    with pytest.raises(ValueError, match="no text"), learner.compiled_beside():
-        raise ValueError("no text")
-    assert [process.calls for process in started] == [["kill", "wait"]]
-
-
-def test_on_one_processor_nothing_is_compiled_beside(started: list[_Started], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes would take turns there."""
-    monkeypatch.setattr(learner, "is_kept", lambda source, name: False)
-    monkeypatch.setattr(learner, "default_num_workers", lambda num_bytes: 1)
-    with learner.compiled_beside():
-        pass
-    assert not started
-
-
-def test_what_that_process_runs_compiles_the_kernels_of_learning() -> None:
-    """The command works, and leaves behind what training looks for."""
-    with pytest.MonkeyPatch.context() as patch:
-        commands: list[list[str]] = []
-        patch.setattr(learner, "is_kept", lambda source, name: False)
-        patch.setattr(learner, "default_num_workers", lambda num_bytes: 2)
-        patch.setattr(learner.subprocess, "Popen", lambda command, **_: commands.append(command) or _Started(command))
-        with learner.compiled_beside():
-            pass
-    subprocess.run(commands[0], check=True)
-    assert is_kept(Path(learner.__file__).parent, "train_kernels.learn")
-    assert is_kept(Path(learner.__file__).parent, "train_kernels.index_pairs")

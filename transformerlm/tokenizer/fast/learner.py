@@ -7,28 +7,20 @@ Pays: 29x the MB/s of the reference in training on 10 MB with 10,000 ids, togeth
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
 import numpy as np
 
 from transformerlm.tokenizer.engines import compiling
 from transformerlm.tokenizer.fast import train_kernels as train_kernels
-from transformerlm.tokenizer.fast.arrays import Array, hash_shift, padded
+from transformerlm.tokenizer.fast.arrays import Array, hash_shift
 from transformerlm.tokenizer.fast.counter import Words
 from transformerlm.tokenizer.memory_limit import COMPILED_BYTES_PER_SLOT
-from transformerlm.tokenizer.parallel import SMALL_INPUT_BYTES, ProgressCallback, default_num_workers
-from transformerlm.utils.kernel import is_kept, tell_of_compiling
+from transformerlm.tokenizer.parallel import ProgressCallback
 
 MAX_SLOTS = 1 << 31  # places are 32-bit
 _FIRST_PAIRS = 1 << 17  # never less than the 2^16 pairs of bytes
 _PAIR_BYTES = 56  # of all arrays with a row for each pair
 _MERGES_AT_ONCE = 256
 _HASH_START = 0x4F29CE4842
-_LAST_COMPILED = "train_kernels.learn"
 
 
 def learn_merges(
@@ -55,37 +47,6 @@ def learn_merges(
     made_of = learner.made_of[256 : 256 + learner.num_merges]
     del learner
     return spelled_merges(made_of)
-
-
-@contextmanager
-def compiled_beside() -> Iterator[None]:
-    """Have a process of its own compile the kernels of learning, where none are kept, while the block counts words.
-
-    The block's end waits for it. If that process fails, or nothing can be kept, this one compiles them when it learns.
-    """
-    if is_kept(Path(__file__).parent, _LAST_COMPILED) or default_num_workers(SMALL_INPUT_BYTES) == 1:
-        yield
-        return
-    nothing = subprocess.DEVNULL
-    command = [sys.executable, "-c", f"from {__name__} import learn_a_little; learn_a_little()"]
-    process = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
-    try:
-        yield
-        with compiling("train"):
-            tell_of_compiling(_LAST_COMPILED, False)
-            process.wait()
-            tell_of_compiling(_LAST_COMPILED, True)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def learn_a_little() -> None:
-    """Learn one merge, and make room for more pairs: this compiles all kernels of learning."""
-    learner = _Learner(Words(padded(b"aba"), np.array([3]), np.array([1], dtype=np.uint64)), 1)
-    learner.start()
-    learner._more_pairs()
-    learner.learn(1)
 
 
 def spelled_merges(made_of: Array) -> list[tuple[bytes, bytes]]:

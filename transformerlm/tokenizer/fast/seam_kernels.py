@@ -91,9 +91,9 @@ def window_of(spelled: Array, start: int, place: int, end: int) -> Any:
 
 
 @helper
-def may_have_seams(data: Array, start: int) -> bool:
+def may_have_seams(data: Array, start: int) -> Any:
     """Return whether one of the first two bytes of a piece begins a long character: a blank may come before it."""
-    return max(byte_at(data, start), byte_at(data, start + 1)) >= LONG_CHARACTER
+    return byte_at(data, start) >= LONG_CHARACTER or byte_at(data, start + 1) >= LONG_CHARACTER
 
 
 @kernel
