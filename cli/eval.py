@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cli.checkpoints import described
 from cli.entry import STOP_CODES
@@ -191,7 +191,8 @@ def _task(config: EvalConfig, subject: _Subject, texts: list[str] | None) -> _Ta
         some, num_documents = [texts[number] for number in _drawn(config, len(texts))], len(texts)
         documents = encode_documents(some, subject.tokenizer, document_ids=subject.ids)
     params = {"context_length": context_length, "stride": stride, "precision": precision}
-    scoring = Scoring(model, documents, mode=config.mode, windowing=windowing, seed=config.seed)
+    mode: Literal["documents", "sliding"] = "sliding" if config.mode == "sliding" else "documents"
+    scoring = Scoring(model, documents, mode=mode, windowing=windowing, seed=config.seed)
     facts = {"checkpoint": str(subject.path), **{f"params.{name}": value for name, value in params.items()}}
     return _Task(scoring, num_documents, documents.learnt is not None, facts)
 
