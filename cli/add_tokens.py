@@ -41,10 +41,12 @@ def add(config: AddTokensConfig) -> None:
         note(f"{token}: {token_id:,}")
     for token, token_id in added.known.items():
         note(f"{token}: {token_id:,}, a special token before")
-    if added.vocab_size is not None:
+    if added.vocab_size is not None and added.ids:
         before, after = added.vocab_size
         grown = f"the model has {after:,} rows, {after - before:,} of them new"
         note(grown if after > before else f"the model had rows to spare: all of its {before:,} stay as they are")
+    if not added.ids:
+        note("nothing is new: all of these are special tokens already")
     note(f"{added.path}: written; {config.source} is as it was")
     if added.vocab_size is not None and hints_are_wanted():
         note(_hint(config, added.path))

@@ -17,6 +17,7 @@ from tests.experiments.verified_run import replay_here
 from tests.training.tiny_run import TinyFiles, read_records, step_lines, tiny_config, write_tiny_files
 from transformerlm.checkpoints.directory import resolve
 from transformerlm.checkpoints.load import load_config_of, load_model, load_weights, weights_of
+from transformerlm.checkpoints.more_tokens import add_tokens
 from transformerlm.checkpoints.validation import CheckpointError
 from transformerlm.models.fine_tuning import is_lora
 from transformerlm.training.build import build_model
@@ -175,6 +176,15 @@ def test_settings_that_contradict_each_other_are_refused(home):
     done = call("train", *arguments, f"--checkpoint.init_from={home[0] / 'base'}", "--fine_tuning.freeze=lm_head")
     assert done.code == 2
     assert "fine_tuning: freeze is not for LoRA" in done.stderr
+
+
+def test_a_lora_run_with_more_tokens_is_a_plain_model(lora_run, tmp_path):
+    """The matrices are in the weights, so the checkpoint's settings have no LoRA, and it can be read."""
+    added = add_tokens(lora_run, tmp_path / "more", ["<|im_start|>"])
+    assert load_config_of(added.path).fine_tuning.lora is None
+    before, after = load_model(resolve(lora_run)), load_model(added.path)
+    name = "layers.0.attn.q_proj.weight"
+    assert torch.equal(after.get_parameter(name), before.get_parameter(name))
 
 
 def test_a_run_does_not_change_what_it_trains(home, lora_run):

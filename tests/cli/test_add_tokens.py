@@ -57,6 +57,15 @@ def test_all_commands_take_the_result(extended, pipeline, tmp_path):
     assert json.loads((tmp_path / "hf/config.json").read_text())["vocab_size"] == VOCAB_SIZE + 2
 
 
+def test_what_is_there_already_is_not_new(extended, tmp_path):
+    """The tokens a second time: the command says that nothing is new, and not that they took rows to spare."""
+    done = call("add_tokens", "--source", extended, "--output", tmp_path / "out")
+    assert done.code == 0, done.stderr
+    assert done.records[0]["added"] == {}
+    assert "nothing is new" in done.stderr
+    assert "to spare" not in done.stderr
+
+
 def test_a_run_begins_with_it_on_old_and_on_new_token_files(extended, pipeline, tmp_path):
     """The old files are valid for the new tokenizer, and conversations are encoded with it."""
     messages = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada sees the sea."}]

@@ -44,6 +44,13 @@ def test_a_pattern_that_means_nothing_is_answered_with_near_names() -> None:
         matching(["zzz"], NAMES, key="key", what="thing")
 
 
+def test_a_list_in_one_word_is_answered_with_how_to_write_it() -> None:
+    """`--fine_tuning.freeze='["layers.0"]'` is one pattern, as any word of a list of texts; the error says so."""
+    for pattern in ('["layers.0"]', "[]"):
+        with pytest.raises(ValueError, match=r"on a command line patterns are words: PATTERN PATTERN, not a list$"):
+            matching([pattern], ["layers.0.ln1.weight"], key="fine_tuning.freeze", what="weight")
+
+
 def test_a_training_of_nothing_is_refused() -> None:
     """Whatever the patterns are that freeze all of it."""
     for patterns in (("*",), ("layers", "token_embeddings", "lm_head", "ln_final")):

@@ -109,7 +109,8 @@ def test_a_format_of_plain_strings_needs_no_special_token() -> None:
     ids, learnt = ChatRenderer(bare, chat).render([("user", "Hi"), ("assistant", "Ho")])
     assert bare.decode(ids.tolist()) == "User: Hi\nBot: Ho\n"
     assert bare.decode(ids[learnt].tolist()) == "Ho\n"
-    with pytest.raises(ValueError, match=r"chat.special_tokens: expected special tokens .* found '<\|im_start\|>'"):
+    mend = r"add it with transformerlm-add-tokens"
+    with pytest.raises(ValueError, match=rf"chat.special_tokens: expected special .* found '<\|im_start\|>'; {mend}"):
         ChatRenderer(bare, ChatFormat())
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from config.io import dump_toml
-from config.train import TrainConfig
+from config.train import FineTuningConfig, TrainConfig
 from transformerlm.checkpoints import document_ids
 from transformerlm.checkpoints.directory import resolve_verified
 from transformerlm.checkpoints.load import load_config_of, load_model, load_tokenizer
@@ -125,7 +125,8 @@ def _told(before: Tokenizer, after: Tokenizer, special_tokens: Sequence[str]) ->
 def _for_new_run(config: TrainConfig, vocab_size: int, *, tokenizer: Path) -> TrainConfig:
     model = config.model.model_copy(update={"vocab_size": vocab_size})
     data = config.data.model_copy(update={"tokenizer": tokenizer})
-    return config.model_copy(update={"model": model, "data": data})
+    plain = FineTuningConfig()  # the weights are a plain model's: LoRA's matrices are in them
+    return config.model_copy(update={"model": model, "data": data, "fine_tuning": plain})
 
 
 def grow(model: TransformerLM, vocab_size: int, *, num_used: int, seed: int = 0) -> TransformerLM:

@@ -118,7 +118,9 @@ def matching(patterns: Iterable[str], names: Sequence[str], *, key: str, what: s
     for pattern in patterns:
         mine = {name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")}
         if not mine:
-            raise ValueError(f"{key}: {pattern!r} is no {what} of this model; {_near(pattern, names)}")
+            is_list = pattern.startswith("[") and pattern.endswith("]")
+            words = "; on a command line patterns are words: PATTERN PATTERN, not a list" * is_list
+            raise ValueError(f"{key}: {pattern!r} is no {what} of this model; {_near(pattern, names)}{words}")
         found |= mine
     return found
 

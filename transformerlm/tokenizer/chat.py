@@ -57,8 +57,9 @@ class ChatFormat:
         if missing := [token for token in self.special_tokens if token not in tokenizer.special_token_ids]:
             known = ", ".join(map(repr, tokenizer.special_tokens)) or "none at all"
             raise ValueError(
-                f"chat.special_tokens: expected special tokens of the tokenizer ({known}), found {missing[0]!r}; train "
-                "a tokenizer with it in special_tokens, or set chat.special_tokens = [], and it is plain text"
+                f"chat.special_tokens: expected special tokens of the tokenizer ({known}), found {missing[0]!r}; add "
+                "it with transformerlm-add-tokens, train a tokenizer with it in special_tokens, or set "
+                "chat.special_tokens = [], and it is plain text"
             )
 
 
