@@ -104,6 +104,7 @@ VALID: dict[str, set[str]] = {
         "fine_tuning.freeze",  # nothing
         "holdout",
         "filter",
+        "kinds",  # no kinds of text beside the files
         "language",
         "optimum.flops",
         "optimum.time",

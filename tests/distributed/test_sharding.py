@@ -186,7 +186,7 @@ def test_ranks_make_the_steps_of_one_process(world_size, shard_size, alone):
         for rank, results in enumerate(found):
             result = results[name]
             assert result["loss"] == pytest.approx(expected["loss"], rel=1e-6), (name, rank)
-            assert result["norm"] == pytest.approx(expected["norm"], rel=2e-6), (name, rank)
+            assert result["norm"] == pytest.approx(expected["norm"], rel=2e-5), (name, rank)  # sums in another order
             assert result["valid"] == pytest.approx(expected["valid"], rel=1e-6), (name, rank)
             assert result["flags"] == (sum(range(world_size)), world_size)
             assert result["batches"] == -(-expected["batches"] // world_size)

@@ -19,7 +19,7 @@ ROOMS = ["benchmarking", "cli", "config", "databuilder", "logger", "profiling", 
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 # Modules that make objects out of bytes by running code, and those that run commands of a shell.
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "jsonpickle", "yaml", "code"}
-CALLS = {"eval", "exec", "compile", "__import__", "execfile", "breakpoint", "input"}
+CALLS = {"eval", "exec", "compile", "__import__", "execfile", "breakpoint"}
 METHODS = {
     ("os", "system"), ("os", "popen"), ("yaml", "load"), ("yaml", "unsafe_load"), ("pd", "read_pickle"),
     ("types", "FunctionType"), ("runpy", "run_path"), ("runpy", "run_module"), ("zipfile", "extractall"),
