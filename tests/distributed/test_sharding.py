@@ -229,7 +229,10 @@ def _train_masked(world: World, shard_size: int) -> dict[str, dict[str, Any]]:
     }
 
 
-@pytest.mark.parametrize(("world_size", "shard_size"), [(2, 1), (2, 2), (3, 3), (4, 2)])
+@pytest.mark.parametrize(
+    ("world_size", "shard_size"),
+    [(2, 2), *(pytest.param(*world, marks=pytest.mark.slow) for world in ((2, 1), (3, 3), (4, 2)))],
+)
 def test_masks_mean_the_same_on_any_number_of_ranks(world_size, shard_size):
     """With documents and what is learnt masked, losses, norms, tokens and validation are those of one process."""
     alone = _train_masked(World(), 1)
@@ -406,6 +409,7 @@ def test_a_run_goes_on_with_any_number_of_ranks(files, tmp_path):
     assert samples[0] == {step: samples[1][step] for step in (6, 12)}
 
 
+@pytest.mark.slow
 def test_a_run_on_conversations_goes_on_with_any_number_of_ranks(tmp_path):
     """What is learnt of conversations, and where they end, is the same on 2 ranks, on 3, and then on one."""
     files = write_chat_files(tmp_path)
