@@ -20,7 +20,6 @@ from config.schemas import duration_seconds
 if TYPE_CHECKING:
     from transformerlm.evaluation.answers import Question
     from transformerlm.inference.answers import Answer
-    from transformerlm.inference.predictor import Predictor
     from transformerlm.tokenizer.chat import ChatFormat
 
 NUM_WRONG = 5
@@ -97,11 +96,8 @@ def _subject(config: EvalConfig, path: Path, questions: Sequence[Question]) -> _
     from transformerlm.tokenizer.chat import ChatRenderer
 
     predictor = Predictor.from_checkpoint(path, device=config.device, precision=config.precision)
-    chat = _format(config, path)
-    renderer = ChatRenderer(predictor.tokenizer, chat)
-    start_id = predictor.document_ids.start_id
-    start = [] if start_id is None else [start_id]
-    prompts = [[*start, *renderer.prompt(question.messages).tolist()] for question in questions]
+    renderer = ChatRenderer(predictor.tokenizer, _format(config, path), start_id=predictor.document_ids.start_id)
+    prompts = [renderer.prompt(question.messages).tolist() for question in questions]
     longest = max(map(len, prompts))
     if longest > predictor.model.context_length:
         count = sum(len(prompt) > predictor.model.context_length for prompt in prompts)
@@ -112,34 +108,24 @@ def _subject(config: EvalConfig, path: Path, questions: Sequence[Question]) -> _
         max_length=min(longest + config.max_new_tokens, predictor.model.context_length),
         reads_first=True,
     )
-    ends, stop = _ends(predictor, chat)
     given = answers(
         batcher,
         prompts,
         tokenizer=predictor.tokenizer,
         max_new_tokens=config.max_new_tokens,
-        ends=ends,
-        stop=stop,
+        ends=frozenset({*predictor.document_ids.eos_token_ids, *renderer.end_ids}),
+        stop=renderer.end_strings,
     )
     return _Subject(path, given)
 
 
 def _format(config: EvalConfig, path: Path) -> ChatFormat:
-    from transformerlm.checkpoints.validation import read_state
+    from transformerlm.checkpoints.chat_format import chat_format_of
     from transformerlm.tokenizer.chat import ChatFormat
 
     if config.chat is not None:
         return ChatFormat.of(config.chat.model_dump(exclude={"messages_field"}))
-    recorded = read_state(path).get("chat")
-    return ChatFormat() if recorded is None else ChatFormat.of(recorded)
-
-
-def _ends(predictor: Predictor, chat: ChatFormat) -> tuple[frozenset[int], list[str]]:
-    """Return the ids and the strings that end an answer."""
-    ids = set(predictor.document_ids.eos_token_ids)
-    if chat.end in chat.special_tokens:
-        return frozenset(ids | {predictor.tokenizer.special_token_ids[chat.end]}), []
-    return frozenset(ids), [chat.end]
+    return chat_format_of(path) or ChatFormat()
 
 
 def _answer_all(config: EvalConfig, subjects: Sequence[_Subject], questions: Sequence[Question]) -> str | None:

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from config.io import dump_toml
 from config.train import FineTuningConfig, TrainConfig
-from transformerlm.checkpoints import document_ids
+from transformerlm.checkpoints import chat_format, document_ids
 from transformerlm.checkpoints.directory import resolve_verified
 from transformerlm.checkpoints.load import load_config_of, load_model, load_tokenizer
 from transformerlm.checkpoints.naming import run_of
@@ -33,7 +33,7 @@ NOISE = 0.02
 """The standard deviation of the noise in a new row, as a share of that of the rows in use, for each feature."""
 EXTENDED = "extended_from"
 """Where `state.json` says which checkpoint has got which tokens."""
-_KEPT = ("tokens", document_ids.KEY, "chat", "imported_from")
+_KEPT = ("tokens", document_ids.KEY, chat_format.KEY, "imported_from")
 
 
 @dataclass(frozen=True)
