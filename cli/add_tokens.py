@@ -56,13 +56,28 @@ def add(config: AddTokensConfig) -> None:
 
 
 def _hint(config: AddTokensConfig, checkpoint: Path) -> str:
-    """Return the line that begins a run with the new weights; its settings are those of the old run."""
-    settings = {
+    """Return the lines that make data of conversations and train on it; other settings are those of the old run."""
+    train, valid = "data/chat-train.npy", "data/chat-valid.npy"
+    data = {
+        "input": "conversations.jsonl",
+        "tokenizer": config.output / "tokenizer",
+        "train": train,
+        "valid": valid,
+        "valid_fraction": "0.02",
+        "chat.messages_field": "messages",
+    }
+    run = {
         "config": checkpoint / "config.toml",
         "checkpoint.init_from": config.output,
-        "data.train": "data/chat.npy",
+        "data.train": train,
+        "data.valid": valid,
+        "data.order": "epoch",
+        "data.packing": "documents",
+        "model.document_mask": "true",
         "logging.run_name": f"{config.output.name}-tuned",
     }
-    line = command_line("train", *(f"--{key}={value}" for key, value in settings.items()))
-    words = f"train it on data made with {config.output / 'tokenizer'}"
-    return "\n".join(["", *hint_lines([(words, line)])])
+    lines = [
+        command_line(program, *(f"--{key}={value}" for key, value in settings.items()))
+        for program, settings in (("make-data", data), ("train", run))
+    ]
+    return "\n".join(["", *hint_lines(zip(("make data of your conversations", "train on them"), lines, strict=True))])

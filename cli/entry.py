@@ -23,8 +23,8 @@ def run(module: str) -> None:
     A Python that is too old or too new is refused first. A file of the user with the name of one of our packages, such
     as a `config.py`, is ignored.
 
-    Training handles all of `STOP_CODES` (Windows has no SIGUSR1), a server handles SIGTERM, and all commands handle
-    Ctrl-C, unless that is ignored, as in what a shell starts in the background.
+    Training handles all of `STOP_CODES` (Windows has no SIGUSR1), a server and what starts servers handle SIGTERM, and
+    all commands handle Ctrl-C, unless that is ignored, as in what a shell starts in the background.
     """
     if not (3, 11) <= sys.version_info[:2] <= (3, 14):
         found = ".".join(map(str, sys.version_info[:2]))
@@ -32,8 +32,8 @@ def run(module: str) -> None:
     can_interrupt = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if module == "cli.train":
         handlers = {getattr(signal, name): _stop_training for name in STOP_CODES if hasattr(signal, name)}
-    elif module == "cli.serve":  # a service is ended by SIGTERM, and its exit code says so
-        handlers = {signal.SIGTERM: _stop_serving, **({signal.SIGINT: _interrupt} if can_interrupt else {})}
+    elif module in _HANDLE_SIGTERM:
+        handlers = {signal.SIGTERM: _HANDLE_SIGTERM[module], **({signal.SIGINT: _interrupt} if can_interrupt else {})}
     else:
         handlers = {signal.SIGINT: _interrupt} if can_interrupt else {}
     for number, handler in handlers.items():
@@ -110,6 +110,13 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         leave("interrupted", STOP_CODES["SIGINT"])
     raise KeyboardInterrupt
 
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(STOP_CODES[signal.Signals(number).name])
+
+
+# A service is ended by SIGTERM, and its exit code says so. What measures servers ends them with itself.
+_HANDLE_SIGTERM = {"cli.serve": _stop_serving, "benchmarking.bench_serve": _end}
 
 quickstart = partial(run, "cli.quickstart")
 init = partial(run, "cli.init")

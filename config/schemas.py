@@ -39,6 +39,12 @@ def _check_prompt(text: str) -> str:
     return text
 
 
+def _check_special_token(text: str) -> str:
+    if text.startswith('["') and text.endswith('"]'):
+        raise ValueError("expected a token, found a list as one word; on a command line tokens are words: TOKEN TOKEN")
+    return text
+
+
 FilePath = Annotated[
     Path, BeforeValidator(_to_path), PlainSerializer(str, return_type=str), Field(json_schema_extra={"format": "path"})
 ]
@@ -111,7 +117,7 @@ Engine = Literal["auto", "reference", "compiled"]
 MAX_ANGLES = 2**27  # a million positions of 128 features; as a table of fp64, half a gigabyte
 InvalidUtf8 = Literal["replace", "refuse"]
 Pattern = Literal["gpt2", "cl100k", "smollm"]
-SpecialToken = Annotated[str, Field(min_length=1, max_length=256)]
+SpecialToken = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_check_special_token)]
 WeightNames = Annotated[list[TextField], Field(max_length=1000)]
 """Patterns of the names of weights or layers, as of a file system: * and ? stand for any characters."""
 TextFiles = Annotated[

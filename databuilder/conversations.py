@@ -157,8 +157,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     numbers = {"train": arguments.train, "test": arguments.test, "seed": arguments.seed}
     try:
         written = write_conversations(arguments.directory, **numbers)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         parser.error(str(error))
+    except OSError as error:
+        parser.error(f"DIR: expected a directory to write to, found {error.filename}: {error.strerror}")
     for name, number in written.items():
         sys.stderr.write(f"{arguments.directory / name}: {number:,} conversations\n")
 

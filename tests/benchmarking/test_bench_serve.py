@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +23,7 @@ from config.bench_serve import BenchServeConfig
 from config.errors import ConfigError
 from config.io import SHIPPED, dump_json_schema, dump_toml, load_config
 from tests.benchmarking.commands import run_command
+from tests.serving.command import wait_until
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]
 
@@ -203,6 +208,25 @@ def test_lines_of_a_small_run(serve_run: Path, capsys: pytest.CaptureFixture[str
     }
     assert bursts == {(*case, name) for case in ((1, 16), (3, 3), (3, 6)) for name in names - {"sequential"}}
     assert json.dumps(lines)
+
+
+@pytest.mark.slow
+def test_its_servers_end_with_it(serve_run: Path, tmp_path: Path) -> None:
+    """SIGTERM while it measures: the server that it has started ends too."""
+    command = [sys.executable, "-m", "benchmarking.bench_serve", f"--checkpoint={serve_run}", "--peers=sequential"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+
+    def urls() -> list[str]:
+        lines = [line for path in tmp_path.rglob("*.out") for line in path.read_text().splitlines()]
+        return [json.loads(line)["url"] for line in lines if '"url"' in line]
+
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as bench:
+        wait_until(urls)
+        (url,) = urls()
+        bench.terminate()
+        assert bench.wait(60) == 143
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(url, timeout=10)
 
 
 @pytest.fixture(scope="module")

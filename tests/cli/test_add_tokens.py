@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,11 @@ def test_the_command_says_what_is_new(pipeline, tmp_path):
     assert "a special token before" in done.stderr
     assert f"the model has {VOCAB_SIZE + 1} rows, 1 of them new" in done.stderr
     assert f"--checkpoint.init_from={tmp_path / 'out'}" in done.stderr
+    for line in done.stderr.splitlines():
+        if "transformerlm-" in line:  # what to do next: the commands take these words
+            program, *words = shlex.split(line)
+            asked = call(program.rpartition("transformerlm-")[2].replace("-", "_"), *words, "--print-config")
+            assert asked.code == 0, asked.stderr
 
 
 def test_all_commands_take_the_result(extended, pipeline, tmp_path):

@@ -128,3 +128,12 @@ def test_a_mistake_is_an_error(arguments, tmp_path, capsys):
     assert done.value.code == 2
     assert "error:" in capsys.readouterr().err
     assert not (tmp_path / "chat").exists()
+
+
+def test_a_file_is_no_place_for_them(tmp_path, capsys):
+    """The line names the file and says what was expected."""
+    (tmp_path / "chat").write_text("")
+    with pytest.raises(SystemExit) as done:
+        main([str(tmp_path / "chat")])
+    assert done.value.code == 2
+    assert f"DIR: expected a directory to write to, found {tmp_path / 'chat'}: File exists" in capsys.readouterr().err

@@ -85,6 +85,15 @@ def test_what_is_no_linear_layer_of_a_block_is_no_target(target: str) -> None:
         lora(target).extended(SHAPES)
 
 
+def test_a_rank_above_a_side_of_a_layer_is_refused() -> None:
+    """B A has no higher rank than W; the message says which layer it was."""
+    shapes = {"layers.0.attn.k_proj.weight": (4, 16), "layers.0.attn.q_proj.weight": (16, 16)}
+    with pytest.raises(ValueError, match=r"lora\.rank: expected at most 4, the smaller side of .*k_proj, found 5"):
+        LoRA(rank=5, alpha=8.0, targets=("layers.*.attn",)).layers(shapes)
+    assert len(LoRA(rank=4, alpha=8.0, targets=("layers.*.attn",)).layers(shapes)) == 2
+    assert LoRA(rank=5, alpha=8.0, targets=("layers.*.attn.q_proj",)).layers(shapes)
+
+
 def test_the_scale_is_alpha_over_rank() -> None:
     """So another rank needs no other learning rate."""
     assert LoRA(rank=16, alpha=8.0, targets=()).scale == 0.5

@@ -189,7 +189,7 @@ def test_where_texts_slide_the_oldest_pairs_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ([], "messages: expected a list of at least one message with role and content, found an array"),
+        ([], "messages: expected a list of at least one message with role and content, found an empty list"),
         ("hi", "messages: expected a list of at least one message with role and content, found "),
         (["hi"], "messages: expected a list of at least one message with role and content, found "),
         ([{"role": "user"}], "messages.0.content: expected text, or a list of parts such as {"),

@@ -25,7 +25,7 @@ from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.token_files.loss_mask import LossMask
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, safe_pieces
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.utils.strings import check_is_no_string, whole_characters
+from transformerlm.utils.strings import check_is_no_string, to_utf8
 from transformerlm.utils.text_files import ReadStats, expand_inputs, read_text
 from transformerlm.utils.text_formats import format_of
 
@@ -145,7 +145,7 @@ def encode_documents(
         ids, ends = tokenizer.encode_batch_to_array(list(group), allow_special=not is_plain)
         parts.append(ids)
         part_ends.append(ends + part_ends[-1][-1])
-    num_bytes = np.array([len(whole_characters(text).encode()) for text in texts], dtype=np.int64)
+    num_bytes = np.array([len(to_utf8(text)) for text in texts], dtype=np.int64)
     ids, ends = np.concatenate(parts), np.concatenate(part_ends)[1:]
     known = document_ids or DocumentIds.of_separator(tokenizer.special_token_ids.get(separator))
     return Documents(ids, ends, num_bytes, known.eos_token_id, known.start_id, _id_bytes(tokenizer))

@@ -44,10 +44,16 @@ class LoRA:
         """Return the names of the layers that get an A and a B, of a model with weights of these `shapes`, in order.
 
         Raises:
-            ValueError: a pattern means none of them.
+            ValueError: a pattern means none of them, or the rank is larger than a side of one.
         """
         found = [name.removesuffix(".weight") for name, shape in shapes.items() if _is_linear(name, shape)]
         chosen = matching(self.targets, found, key="fine_tuning.lora.targets", what="linear layer of the blocks")
+        for name in chosen:
+            if self.rank > (side := min(shapes[f"{name}.weight"])):
+                raise ValueError(
+                    f"fine_tuning.lora.rank: expected at most {side}, the smaller side of {name}, found {self.rank}; "
+                    "more teaches it nothing (lower the rank, or leave the layer out of fine_tuning.lora.targets)"
+                )
         return [name for name in found if name in chosen]
 
 

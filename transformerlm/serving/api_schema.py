@@ -261,6 +261,8 @@ def _invalid_message(problems: Sequence[Mapping[str, Any]], place: list[str]) ->
 
 
 def _shown(value: Any) -> str:
+    if value == []:
+        return "an empty list"
     return json_kind(value) if isinstance(value, dict | list) or value is None else describe_value(value)
 
 

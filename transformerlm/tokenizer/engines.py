@@ -54,7 +54,7 @@ _logger = logging.getLogger(__name__)
 
 
 class EncodingEngine(Protocol):
-    """What both engines do for a tokenizer; texts are whole characters (`utils.strings.whole_characters`).
+    """What both engines do for a tokenizer; half a character in a text is as in `utils.strings.whole_characters`.
 
     Without `allow_special`, special tokens are plain text. Arrays of ids are uint16 where all ids fit and uint32
     otherwise, shape `(tokens,)`; ends are int64, shape `(texts,)`.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from transformerlm.tokenizer.bpe_merge import Pair, merge_by_windows
 from transformerlm.tokenizer.parallel import map_in_order
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, pre_tokenize
+from transformerlm.utils.strings import whole_characters
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,6 +75,7 @@ class ReferenceEngine:
 
     def encode(self, text: str, *, allow_special: bool) -> list[int]:
         """Return the ids of one text."""
+        text = whole_characters(text)
         if not allow_special:
             return self._encode_segment(text)
         ids: list[int] = []

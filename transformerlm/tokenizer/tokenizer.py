@@ -25,7 +25,7 @@ from transformerlm.tokenizer.pretokenize import DEFAULT_PATTERN, SpecialTokenSpl
 from transformerlm.tokenizer.reading import Chunk
 from transformerlm.tokenizer.reference import Vocabulary
 from transformerlm.utils.files import write_whole
-from transformerlm.utils.strings import check_are_strings, check_is_string, ends_in_half, whole_characters
+from transformerlm.utils.strings import check_are_strings, check_is_string, ends_in_half, to_utf8, whole_characters
 from transformerlm.utils.text_files import (
     ReadStats,
     expand_inputs,
@@ -188,12 +188,12 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, special tokens recognised; half a character (a lone surrogate) counts as U+FFFD."""
-        text = whole_characters(text)
+        check_is_string(text, "text")
         return self._engines.for_text(len(text), least=engines.CALL_CHARS).encode(text, allow_special=True)
 
     def encode_ordinary(self, text: str) -> list[int]:
         """Return the ids of `text` taken as plain text, special tokens spelled out: for text of unknown origin."""
-        text = whole_characters(text)
+        check_is_string(text, "text")
         return self._engines.for_text(len(text), least=engines.CALL_CHARS).encode(text, allow_special=False)
 
     def encode_iterable(self, parts: Iterable[str]) -> Iterator[int]:
@@ -223,9 +223,7 @@ class Tokenizer:
         size = sum(map(len, texts))
         num_workers = resolve_num_workers(num_workers, size)
         engine = self._engines.for_text(size)
-        return engine.encode_batch(
-            [*map(whole_characters, texts)], num_workers=num_workers, allow_special=allow_special
-        )
+        return engine.encode_batch(texts, num_workers=num_workers, allow_special=allow_special)
 
     def encode_batch_to_array(
         self, texts: Sequence[str], *, num_workers: int = 1, allow_special: bool = True
@@ -237,9 +235,7 @@ class Tokenizer:
         check_are_strings(texts, "texts")
         num_workers = resolve_num_workers(num_workers, 0)
         engine = self._engines.for_text(sum(map(len, texts)))
-        return engine.encode_batch_to_array(
-            [*map(whole_characters, texts)], num_workers=num_workers, allow_special=allow_special
-        )
+        return engine.encode_batch_to_array(texts, num_workers=num_workers, allow_special=allow_special)
 
     def read_chunks(
         self, path: Path, *, stats: ReadStats, size: int, start: int = 0, end: int | None = None
@@ -292,7 +288,7 @@ class Tokenizer:
             allow_special = allow_special or not format_of(paths[0]).holds_rows
             splitter = self._splitter if allow_special else self._splitter.without_tokens()
             pieces = safe_pieces(read_text(paths[0]), splitter, size=_FILE_PIECE_CHARS, where=str(paths[0]))
-            texts = ([whole_characters(piece.text)] for piece in pieces)
+            texts = ([piece.text] for piece in pieces)
             encode = partial(engine.encode_batch_to_array, num_workers=1, allow_special=allow_special)
             results = map_in_order(encode, texts, num_workers=workers, threads=engine.takes_bytes)
         with closing(results):
@@ -351,7 +347,7 @@ class Tokenizer:
         """
         if not text:
             raise ValueError("bytes_per_token: expected some text, found an empty one")
-        return len(whole_characters(text).encode()) / len(self.encode(text))
+        return len(to_utf8(text)) / len(self.encode(text))
 
     def with_special_tokens(self, tokens: Sequence[str]) -> Tokenizer:
         """Return this tokenizer with more special tokens, which get the next ids; every id of this one stays.
@@ -367,7 +363,7 @@ class Tokenizer:
         new = [token for token in dict.fromkeys(tokens) if token not in self.special_token_ids]
         ids = {token: token_id for token_id, token in self.vocab.items()}
         for token in new:
-            if (known := ids.get(whole_characters(token).encode())) is not None:
+            if (known := ids.get(to_utf8(token))) is not None:
                 raise ValueError(
                     f"special_tokens: expected tokens that are not in the vocabulary, found {token!r}, which is the "
                     f"ordinary token {known}: texts that spell it would get other ids (choose another name)"

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sized
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_is_no_string(value: object, name: str) -> None:
@@ -53,9 +50,19 @@ def whole_characters(text: str) -> str:
     """
     if not isinstance(text, str):
         check_is_string(text, "text")
-    if text.isascii() or _SURROGATE.search(text) is None:
-        return text
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    try:
+        text.encode()  # several times faster than a search for surrogates
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def to_utf8(text: str) -> bytes:
+    """Return text as UTF-8, its halves of characters as `whole_characters` makes them."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return whole_characters(text).encode()
 
 
 def ends_in_half(text: str) -> bool:

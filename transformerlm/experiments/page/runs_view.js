@@ -22,6 +22,7 @@ const field = (name) => form.elements.namedItem(name);
 const chosen = new Map(); // name -> {lines, colour}
 const charts = new Map();
 const configs = new Map(); // name -> {config, defaults}
+const asked = new Map(); // name -> the promise of its configuration, so that nobody asks a second time
 let source = null;
 let remember = () => {};
 let summaries = [];
@@ -244,12 +245,18 @@ function showSamples() {
 
 // --- configurations ---
 
+async function configure(name) {
+  if (configs.has(name)) return;
+  if (!asked.has(name)) asked.set(name, source.config(name).finally(() => asked.delete(name)));
+  configs.set(name, await asked.get(name));
+}
+
 async function showConfig() {
   const names = chosenNames();
   byId("config-card").hidden = !names.length;
   if (!names.length) return;
   try {
-    for (const name of names) if (!configs.has(name)) configs.set(name, await source.config(name));
+    await Promise.all(names.map(configure));
   } catch (error) {
     say("runs-status", error.message, true);
     return;

@@ -27,6 +27,7 @@ from transformerlm.tokenizer.parallel import map_in_order
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter
 from transformerlm.tokenizer.reading import Chunk
 from transformerlm.tokenizer.reference import Vocabulary, join_tokens
+from transformerlm.utils.strings import to_utf8
 from transformerlm.utils.text_files import ReadStats
 
 BATCH_CHARS = 1 << 20  # a thread's work, which stays in the processor's cache
@@ -99,7 +100,7 @@ class CompiledEngine:
     ) -> tuple[Array, Array]:
         """Return the ids of all texts in one array, and where those of each text end."""
         assert self._encoder is not None, "encoding is not loaded"
-        spelled = [text.encode() for text in texts]
+        spelled = [*map(to_utf8, texts)]
         return self._encoder.encode_texts(spelled, num_threads=num_workers, ordinary=not allow_special)
 
     def read_chunks(
