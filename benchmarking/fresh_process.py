@@ -1,4 +1,7 @@
-"""Run code in a new process, with its own peak memory, no warm caches, and no settings of other code."""
+"""Run code in a new process, with its own peak memory, no warm caches, and no settings of other code.
+
+Where the benchmark is killed, the process ends too.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from profiling.memory import peak_rss_bytes
+from transformerlm.utils.interrupts import leave_with_parent
 
 T = TypeVar("T")
 
@@ -36,7 +40,7 @@ def object_in_fresh_process(build: Callable[..., object], *args: Any) -> Iterato
 
 
 def _new_process() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=leave_with_parent)
 
 
 def _with_peak(function: Callable[..., T], args: tuple[Any, ...]) -> tuple[T, int | None]:

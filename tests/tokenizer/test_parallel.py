@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +67,17 @@ if __name__ == "__main__":
     for pid in map_in_order(eval, tasks, num_workers=2):
         print(pid, flush=True)
 """
+_MEASURED = """
+import os, time
+from benchmarking.fresh_process import object_in_fresh_process
+class Peer:
+    pid = staticmethod(os.getpid)
+    sleep = staticmethod(time.sleep)
+if __name__ == "__main__":
+    with object_in_fresh_process(Peer) as call:
+        print(call("pid"), call("pid"), sep="\\n", flush=True)
+        call("sleep", 300)
+"""
 
 
 def _is_alive(pid: int) -> bool:
@@ -90,10 +102,14 @@ def test_workers_never_hear_ctrl_c() -> None:
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks processes up in /proc")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_workers_leave_with_their_parent(how: signal.Signals) -> None:
-    """When the parent is killed, or stopped with Ctrl-C, its workers exit at once."""
-    process = subprocess.Popen([sys.executable, "-c", _SLEEPERS], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+@pytest.mark.parametrize(
+    ("program", "how"), [(_SLEEPERS, signal.SIGKILL), (_SLEEPERS, signal.SIGINT), (_MEASURED, signal.SIGTERM)]
+)
+def test_workers_leave_with_their_parent(program: str, how: signal.Signals, tmp_path: Path) -> None:
+    """When the parent is killed, or stopped with Ctrl-C, its workers exit at once; so do those of a benchmark."""
+    (tmp_path / "program.py").write_text(program)
+    command = [sys.executable, str(tmp_path / "program.py")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     with process:
         assert process.stdout is not None
         workers = {int(process.stdout.readline()) for _ in range(2)}

@@ -10,15 +10,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
-from transformerlm.utils.interrupts import ctrl_c_held_back, result_of
+from transformerlm.utils.interrupts import ctrl_c_held_back, leave_with_parent, result_of
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -106,14 +104,7 @@ def _start_worker(function: Callable[[Any], Any]) -> None:
     global _worker_function
     _worker_function = function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+    leave_with_parent()
 
 
 def _call(item: Any) -> Any:

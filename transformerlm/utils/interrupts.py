@@ -1,4 +1,4 @@
-"""Ctrl-C at a moment when nothing is half done.
+"""Ctrl-C at a moment when nothing is half done, and processes that end with their parent.
 
 Python runs the handler of a signal between any two steps of the main thread, and Ctrl-C's raises KeyboardInterrupt
 there. In `concurrent.futures` that may be the moment after a future's lock was taken and before the `with` began that
@@ -7,11 +7,14 @@ gives it back. The thread that sets the future's result then waits for that lock
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -64,3 +67,15 @@ def _ctrl_c_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_with_parent() -> None:
+    """Let this process, which `multiprocessing` has started, end as soon as its parent has, even if that was killed."""
+    threading.Thread(target=_end_after_parent, daemon=True).start()
+
+
+def _end_after_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
