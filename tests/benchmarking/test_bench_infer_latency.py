@@ -31,6 +31,7 @@ def test_shipped_toml_loads_and_names_its_schema(tmp_path: Path) -> None:
     assert (SHIPPED / "bench_infer.schema.json").read_text() == dump_json_schema(BenchInferConfig) + "\n"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_limits")
 def test_lines_of_a_small_run(capsys: pytest.CaptureFixture[str]) -> None:
     """Each candidate has a line for each quantity, batch size and prompt length, and generates the same ids."""

@@ -35,6 +35,7 @@ def test_shipped_toml_loads_and_names_its_schema(tmp_path: Path) -> None:
     assert (SHIPPED / "bench_train.schema.json").read_text() == dump_json_schema(BenchTrainConfig) + "\n"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_limits", "no_new_process")
 def test_lines_of_a_small_run(capsys: pytest.CaptureFixture[str]) -> None:
     """Each candidate and precision has a line for each quantity, with the requested rounds and a FLOPs utilisation."""

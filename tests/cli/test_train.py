@@ -527,7 +527,7 @@ def slurm_job(script: str, folder: Path, config: TrainConfig) -> subprocess.Pope
 
 
 @posix
-@pytest.mark.parametrize("script", ["train.sbatch", "train-nodes.sbatch"])
+@pytest.mark.parametrize("script", ["train.sbatch", pytest.param("train-nodes.sbatch", marks=pytest.mark.slow)])
 def test_the_slurm_script_saves_requeues_and_goes_on(script, pipeline, tmp_path):
     """The documented scripts, on the signal for the last minutes, save a whole checkpoint and requeue the job once."""
     config = tiny_config(pipeline.files, tmp_path, {"training.max_steps": 10**6, "logging.backend": "console"})
@@ -562,6 +562,7 @@ def says_what_torchrun_wants(options: list[str]) -> None:
 
 
 @posix
+@pytest.mark.slow
 def test_the_slurm_script_for_several_machines_does_not_requeue_a_failure(pipeline, tmp_path):
     """A run that is refused ends the job with torchrun's code; the next piece of one that has saved is judged anew."""
     (tmp_path / "slurm-7").mkdir()

@@ -17,12 +17,11 @@ import numpy as np
 
 from transformerlm.evaluation.documents import Array
 from transformerlm.evaluation.statistics import Metrics, interval, resampled_sums
+from transformerlm.tokenizer.chat import Message
 from transformerlm.utils.conversations import conversation_as_text, messages_of
 from transformerlm.utils.json_files import json_kind, parse_json_object
 from transformerlm.utils.text_files import expand_inputs
 from transformerlm.utils.text_formats import check_can_unpack, damage_named, format_of
-
-Message = tuple[str, str]
 
 _BOM = "\ufeff"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 METRICS = "metrics.jsonl"
-MOST_LINES = 2000
+MOST_LINES = 4000
 """Of a longer file only every k-th step line is read, so that a curve of any length stays small."""
 _CHUNK_BYTES = 1_000_000
 _MOST_BYTES = 64_000_000  # of one reading that leaves lines out

@@ -48,13 +48,14 @@ class LoRA:
         """
         found = [name.removesuffix(".weight") for name, shape in shapes.items() if _is_linear(name, shape)]
         chosen = matching(self.targets, found, key="fine_tuning.lora.targets", what="linear layer of the blocks")
-        for name in chosen:
+        layers = [name for name in found if name in chosen]
+        for name in layers:
             if self.rank > (side := min(shapes[f"{name}.weight"])):
                 raise ValueError(
                     f"fine_tuning.lora.rank: expected at most {side}, the smaller side of {name}, found {self.rank}; "
                     "more teaches it nothing (lower the rank, or leave the layer out of fine_tuning.lora.targets)"
                 )
-        return [name for name in found if name in chosen]
+        return layers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from config.io import dump_toml
 from config.train import TrainConfig
-from transformerlm.checkpoints import document_ids
+from transformerlm.checkpoints import chat_format, document_ids
 from transformerlm.checkpoints.load import load_optimizer, load_weights
 from transformerlm.checkpoints.more_tokens import EXTENDED
 from transformerlm.checkpoints.optimizer_state import OptimizerState
@@ -115,8 +115,8 @@ def snapshot(
         "wandb_id": runtime.logger.run_id,
         "computed_with": _computed_with(runtime),
     } | document_ids.state_of_data(data.train, data.tokenizer)
-    if "chat" in data.train.metadata:  # how conversations become ids, for whoever answers
-        values["chat"] = data.train.metadata["chat"]
+    if chat_format.KEY in data.train.metadata:  # how conversations become ids, for whoever answers
+        values[chat_format.KEY] = data.train.metadata[chat_format.KEY]
     state_of_optimizer = OptimizerState.of(optimizer, _rows_of(shards, optimizer))
     return Snapshot(shards.rows, state_of_optimizer, data.tokenizer, dump_toml(config), values)
 

@@ -6,14 +6,12 @@ A row has a list of messages, each an object with a `role` and a `content`. Othe
 from __future__ import annotations
 
 import json
-import re
 from typing import NoReturn
 
 from transformerlm.utils.json_files import json_kind
+from transformerlm.utils.strings import replace_halves
 
 ROLES = ("system", "user", "assistant")
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def conversation_as_text(messages: object, *, where: str) -> tuple[str, int]:
@@ -29,7 +27,7 @@ def conversation_as_text(messages: object, *, where: str) -> tuple[str, int]:
     pairs, replaced = [], 0
     for number, message in enumerate(messages, 1):
         role, content = _checked(message, number, f"{where}: message {number}")
-        content, halves = _SURROGATE.subn("\ufffd", content)  # JSON can spell half a character
+        content, halves = replace_halves(content)
         pairs.append((role, content))
         replaced += halves
     return json.dumps(pairs, ensure_ascii=False), replaced

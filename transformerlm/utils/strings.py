@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sized
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_is_no_string(value: object, name: str) -> None:
@@ -55,6 +58,15 @@ def whole_characters(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
+
+
+def replace_halves(text: str) -> tuple[str, int]:
+    """Return text with U+FFFD for each surrogate, and how many: JSON can spell half a character, "\\ud83d"."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return _SURROGATE.subn("\ufffd", text)
+    return text, 0
 
 
 def to_utf8(text: str) -> bytes:

@@ -18,7 +18,6 @@ import glob
 import io
 import json
 import os
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,12 +27,12 @@ from typing import Any, BinaryIO, NamedTuple
 from transformerlm.utils.conversations import conversation_as_text
 from transformerlm.utils.file_kinds import HEAD_BYTES, check_is_json_lines, check_is_no_json_lines, check_is_text
 from transformerlm.utils.json_files import json_kind
+from transformerlm.utils.strings import replace_halves
 from transformerlm.utils.text_formats import Format, check_can_unpack, damage_named, format_of, parquet_rows
 
 BLOCK_BYTES = 1 << 20
 MAX_LINE_BYTES = 1 << 26
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_NAMED = 3  # of the files in a folder that are not text
 _REPLACE_HINT = 'invalid_utf8 = "replace" reads it as U+FFFD'
 _UTF8_BOM = b"\xef\xbb\xbf"
@@ -371,7 +370,7 @@ def _text_of_line(line: bytes, where: str, text_field: str, stats: ReadStats) ->
     elif not isinstance(text, str):
         raise ValueError(f"{where}: expected text under {text_field!r}, found {json_kind(text)}")
     else:
-        text, num_surrogates = _SURROGATE.subn("\ufffd", text)  # JSON can spell half a character: "\\ud83d"
+        text, num_surrogates = replace_halves(text)
     stats.invalid_utf8 += num_surrogates
     if num_surrogates and stats.refuse_invalid:
         raise ValueError(f"{where}: expected whole characters, found half of one spelled with \\u ({_REPLACE_HINT})")

@@ -25,7 +25,7 @@ _TAIL_BYTES = 1 << 12
 
 def chunk_of(texts: Sequence[str], *, ordinary: bool = False) -> Chunk:
     """Return texts as a chunk."""
-    encoded = [text.encode("utf-8", "replace") for text in texts]
+    encoded = [text.encode() for text in texts]
     return Chunk(padded(b"".join(encoded)), np.cumsum([len(text) for text in encoded], dtype=np.int64), ordinary)
 
 
