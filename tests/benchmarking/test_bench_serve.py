@@ -213,7 +213,8 @@ def test_lines_of_a_small_run(serve_run: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.slow
 def test_its_servers_end_with_it(serve_run: Path, tmp_path: Path) -> None:
     """SIGTERM while it measures: the server that it has started ends too."""
-    command = [sys.executable, "-m", "benchmarking.bench_serve", f"--checkpoint={serve_run}", "--peers=sequential"]
+    sizes = ["--streams=1", "--prompt_length=2", "--max_new_tokens=8", "--threads=1", "--peers=sequential"]
+    command = [sys.executable, "-m", "benchmarking.bench_serve", f"--checkpoint={serve_run}", *sizes]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
 
     def urls() -> list[str]:
@@ -221,7 +222,7 @@ def test_its_servers_end_with_it(serve_run: Path, tmp_path: Path) -> None:
         return [json.loads(line)["url"] for line in lines if '"url"' in line]
 
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as bench:
-        wait_until(urls)
+        wait_until(lambda: urls() or bench.poll() is not None)
         (url,) = urls()
         bench.terminate()
         assert bench.wait(60) == 143
