@@ -39,6 +39,8 @@ def run(module: str) -> None:
     for number, handler in handlers.items():
         signal.signal(number, handler)
     try:
+        if signal.SIGINT in handlers and hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # `stages.wait_for` holds it back until now
         _put_ours_first()
         import_module(module).main()
     except KeyboardInterrupt:  # a second one, while the command cleaned up after the first

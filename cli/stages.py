@@ -171,12 +171,18 @@ def wait_for(command: Sequence[str], *, quiet: bool) -> tuple[int, str, str]:
     Ctrl-C reaches the command, too, which may want to save what it has; other requests to end are passed on to it. Its
     exit code says how it ended.
     """
+    from transformerlm.utils.interrupts import ctrl_c_held_back
+
     environment = {**os.environ, "TRANSFORMERLM_HINTS": "0"}  # ours come at the end
     pipe = subprocess.PIPE
-    child = subprocess.Popen(command, stdout=pipe, stderr=pipe if quiet else None, encoding="utf-8", env=environment)
     passed_on = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    previous = {number: signal.signal(number, lambda number, _: child.send_signal(number)) for number in passed_on}
-    previous[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)
+    previous = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None)}
+    with ctrl_c_held_back():  # the command hears it from `cli.entry` on: Python that only starts would crash
+        child = subprocess.Popen(
+            command, stdout=pipe, stderr=pipe if quiet else None, encoding="utf-8", env=environment
+        )
+    for number in passed_on:
+        previous[number] = signal.signal(number, lambda number, _: child.send_signal(number))
     try:
         out, err = child.communicate()
     finally:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,7 +50,11 @@ def test_the_command_in_it_gives_the_same_losses(pipeline, tmp_path):
     from transformerlm.experiments.reproduction import command_of
 
     history = read_history(pipeline.run)
-    subprocess.run(["bash", "-c", command_of(history)], check=True, cwd=tmp_path, capture_output=True, timeout=600)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    command = ["bash", "-c", command_of(history)]
+    subprocess.run(
+        command, check=True, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, timeout=600
+    )
     again = pipeline.run.resolve().parent / "reproduced" / pipeline.run.name
 
     def losses(run: Path) -> list[object]:

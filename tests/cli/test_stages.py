@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -17,13 +18,27 @@ def test_ctrl_c_leaves_the_last_word_to_the_running_command(monkeypatch, tmp_pat
     child = (
         "import signal, sys, time, os, pathlib\n"
         "def save(*_):\n    time.sleep(0.6); pathlib.Path(sys.argv[1]).touch(); sys.exit(130)\n"
-        "signal.signal(signal.SIGINT, save)\n"
+        "signal.signal(signal.SIGINT, save); signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])\n"
         "os.kill(os.getppid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(10)\n"
     )
     code, *_ = stages.wait_for([sys.executable, "-c", child, marker], quiet=True)
     assert code == 130
     assert marker.exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_while_python_starts_waits_for_the_command(monkeypatch):
+    """It is heard when the command can answer: one line and code 130, where Python alone would end in a traceback."""
+
+    class StartedAndInterrupted(subprocess.Popen):
+        def __init__(self, *args, **keywords):
+            super().__init__(*args, **keywords)
+            self.send_signal(signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", StartedAndInterrupted)
+    code, out, err = stages.wait_for([sys.executable, "-P", "-m", "cli.plan", "--config=train"], quiet=True)
+    assert (code, out, err) == (130, "", "interrupted\n")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
