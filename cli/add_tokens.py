@@ -41,12 +41,12 @@ def add(config: AddTokensConfig) -> None:
         note(f"{token}: {token_id:,}")
     for token, token_id in added.known.items():
         note(f"{token}: {token_id:,}, a special token before")
-    if added.vocab_size is not None and added.ids:
+    if not added.ids:
+        note("nothing is new: all of these are special tokens already")
+    elif added.vocab_size is not None:
         before, after = added.vocab_size
         grown = f"the model has {after:,} rows, {after - before:,} of them new"
         note(grown if after > before else f"the model had rows to spare: all of its {before:,} stay as they are")
-    if not added.ids:
-        note("nothing is new: all of these are special tokens already")
     note(f"{added.path}: written; {config.source} is as it was")
     if added.vocab_size is not None and hints_are_wanted():
         note(_hint(config, added.path))
@@ -76,8 +76,9 @@ def _hint(config: AddTokensConfig, checkpoint: Path) -> str:
         "model.document_mask": "true",
         "logging.run_name": f"{config.output.name}-tuned",
     }
-    lines = [
-        command_line(program, *(f"--{key}={value}" for key, value in settings.items()))
-        for program, settings in (("make-data", data), ("train", run))
+    commands = (("make data of your conversations", "make-data", data), ("train on them", "train", run))
+    hints = [
+        (words, command_line(program, *(f"--{key}={value}" for key, value in settings.items())))
+        for words, program, settings in commands
     ]
-    return "\n".join(["", *hint_lines(zip(("make data of your conversations", "train on them"), lines, strict=True))])
+    return "\n".join(["", *hint_lines(hints)])

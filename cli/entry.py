@@ -30,12 +30,11 @@ def run(module: str) -> None:
         found = ".".join(map(str, sys.version_info[:2]))
         leave(f"transformerlm needs Python 3.11 to 3.14, found {found} ({sys.executable})", 1)
     can_interrupt = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    handlers = {signal.SIGINT: _interrupt} if can_interrupt else {}
     if module == "cli.train":
         handlers = {getattr(signal, name): _stop_training for name in STOP_CODES if hasattr(signal, name)}
     elif module in _HANDLE_SIGTERM:
-        handlers = {signal.SIGTERM: _HANDLE_SIGTERM[module], **({signal.SIGINT: _interrupt} if can_interrupt else {})}
-    else:
-        handlers = {signal.SIGINT: _interrupt} if can_interrupt else {}
+        handlers[signal.SIGTERM] = _HANDLE_SIGTERM[module]
     for number, handler in handlers.items():
         signal.signal(number, handler)
     try:

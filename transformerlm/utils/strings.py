@@ -53,20 +53,12 @@ def whole_characters(text: str) -> str:
     """
     if not isinstance(text, str):
         check_is_string(text, "text")
-    try:
-        text.encode()  # several times faster than a search for surrogates
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace") if _has_halves(text) else text
 
 
 def replace_halves(text: str) -> tuple[str, int]:
     """Return text with U+FFFD for each surrogate, and how many: JSON can spell half a character, "\\ud83d"."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return _SURROGATE.subn("\ufffd", text)
-    return text, 0
+    return _SURROGATE.subn("\ufffd", text) if _has_halves(text) else (text, 0)
 
 
 def to_utf8(text: str) -> bytes:
@@ -75,6 +67,16 @@ def to_utf8(text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError:
         return whole_characters(text).encode()
+
+
+def _has_halves(text: str) -> bool:
+    if text.isascii():  # Python knows, and does not look
+        return False
+    try:
+        text.encode()  # several times faster than a search for surrogates
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def ends_in_half(text: str) -> bool:
