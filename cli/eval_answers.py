@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,7 @@ def evaluate_answers(config: EvalConfig) -> int:
     for named, path in zip(config.checkpoints, paths, strict=True):
         note(described(named, path))
     stopped_by = _answer_all(config, subjects, questions)
-    answered = sorted(set.intersection(*(set(subject.given) for subject in subjects)))
+    answered = range(_num_answered(subjects))
     record = _record(config, subjects, [questions[number] for number in answered], answered, questions)
     record |= {"partial": len(answered) < num_all, "stopped_by": stopped_by, "questions": num_all}
     _show(record, subjects, questions)
@@ -70,7 +71,7 @@ def evaluate_answers(config: EvalConfig) -> int:
 def _drawn(config: EvalConfig, questions: list[Question]) -> list[Question]:
     """Return the questions of at most `max_documents` conversations, in an order that `seed` draws.
 
-    So those that are answered in a part of the time are a sample of all.
+    So the first ones of them are a sample of all.
     """
     from transformerlm.evaluation.documents import draw
 
@@ -78,6 +79,14 @@ def _drawn(config: EvalConfig, questions: list[Question]) -> list[Question]:
     drawn = {rows[number] for number in draw(config.max_documents or len(rows), len(rows), seed=config.seed)}
     chosen = [question for question in questions if question.conversation in drawn]
     return [chosen[number] for number in _shuffled(len(chosen), seed=config.seed)]
+
+
+def _num_answered(subjects: Sequence[_Subject]) -> int:
+    """Return how many questions were answered by all up to the first that was not.
+
+    Others may be answered, too, but short answers end first, and would count too often.
+    """
+    return next(number for number in count() if not all(number in subject.given for subject in subjects))
 
 
 def _shuffled(count: int, *, seed: int) -> list[int]:
@@ -137,7 +146,7 @@ def _answer_all(config: EvalConfig, subjects: Sequence[_Subject], questions: Seq
     num_right = 0
     try:
         while len((behind := min(subjects, key=lambda subject: len(subject.given))).given) < total:
-            if limit is not None and behind.given and time.monotonic() - began >= limit:
+            if limit is not None and time.monotonic() - began >= limit and _num_answered(subjects):
                 return "time"
             answer = next(behind.answers)
             behind.given[answer.number] = answer.text if answer.is_whole else None
@@ -145,7 +154,7 @@ def _answer_all(config: EvalConfig, subjects: Sequence[_Subject], questions: Seq
             done = sum(len(subject.given) for subject in subjects)
             progress(done, {"exact_match": num_right / done} if len(subjects) == 1 else {})
     except KeyboardInterrupt:
-        if not all(subject.given for subject in subjects):
+        if not _num_answered(subjects):
             raise
         return "SIGINT"
     finally:

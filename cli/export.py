@@ -45,18 +45,28 @@ def main(argv: Sequence[str] | None = None) -> None:
 def export(config: ExportConfig) -> None:
     """Write the output in the format that the configuration names, and say how it was checked."""
     with working("exporting"):
-        verified = _WRITERS[config.format](config)
+        verified = _written(config)
     note(f"{config.output}: written; {verified}")
     if config.format == "gguf":
         _say_how_to_open(config)
 
 
-def _export_hf(config: ExportConfig) -> str:
+def _written(config: ExportConfig) -> str:
+    """Write the output, or nothing; return one line about how it was verified, and say which checkpoint it is of."""
     from transformerlm.checkpoints.directory import resolve
+
+    if config.format in _OF_TOKENIZERS:
+        return _OF_TOKENIZERS[config.format](config)
+    checkpoint = resolve(config.checkpoint)
+    verified = _OF_MODELS[config.format](config, checkpoint)
+    note(described(config.checkpoint, checkpoint))
+    return verified
+
+
+def _export_hf(config: ExportConfig, checkpoint: Path) -> str:
     from transformerlm.interop.hf_export import write_hf
 
-    checkpoint = resolve(config.checkpoint)
-    verified = write_hf(
+    return write_hf(
         checkpoint,
         config.output,
         dtype=config.dtype,
@@ -65,8 +75,6 @@ def _export_hf(config: ExportConfig) -> str:
         overwrite=config.overwrite,
         notes=partial(_card_notes, config, checkpoint),
     )
-    note(described(config.checkpoint, checkpoint))
-    return verified
 
 
 def _card_notes(config: ExportConfig, checkpoint: Path, directory: Path) -> CardNotes:
@@ -100,21 +108,16 @@ def _with_sample(notes: CardNotes, checkpoint: Path) -> CardNotes:
     return replace(notes, sample=sample, sample_settings=f"Written {beginning} with {drawn}, seed = {SAMPLE_SEED}:")
 
 
-def _export_gguf(config: ExportConfig) -> str:
-    from transformerlm.checkpoints.directory import resolve
+def _export_gguf(config: ExportConfig, checkpoint: Path) -> str:
     from transformerlm.interop.gguf import write_gguf
 
-    checkpoint, settings = resolve(config.checkpoint), {"verify": config.verify, "overwrite": config.overwrite}
-    verified = write_gguf(checkpoint, config.output, dtype=config.dtype, **settings)
-    note(described(config.checkpoint, checkpoint))
-    return verified
+    settings = {"verify": config.verify, "overwrite": config.overwrite}
+    return write_gguf(checkpoint, config.output, dtype=config.dtype, **settings)
 
 
-def _export_html(config: ExportConfig) -> str:
-    from transformerlm.checkpoints.directory import resolve
+def _export_html(config: ExportConfig, checkpoint: Path) -> str:
     from transformerlm.interop.html import write_html
 
-    checkpoint = resolve(config.checkpoint)
     verified = write_html(
         checkpoint,
         config.output,
@@ -123,7 +126,6 @@ def _export_html(config: ExportConfig) -> str:
         verify=config.verify,
         overwrite=config.overwrite,
     )
-    note(described(config.checkpoint, checkpoint))
     return f"{config.output.stat().st_size / 1e6:.1f} MB; {verified}"
 
 
@@ -156,11 +158,5 @@ def _export_tiktoken(config: ExportConfig) -> str:
     return write_ranks(tokenizer, config.output, verify=config.verify, overwrite=config.overwrite)
 
 
-# Each writes the output, or nothing, and returns one line about how it was verified.
-_WRITERS = {
-    "hf": _export_hf,
-    "gguf": _export_gguf,
-    "html": _export_html,
-    "tokenizer_json": _export_tokenizer_json,
-    "tiktoken": _export_tiktoken,
-}
+_OF_MODELS = {"hf": _export_hf, "gguf": _export_gguf, "html": _export_html}
+_OF_TOKENIZERS = {"tokenizer_json": _export_tokenizer_json, "tiktoken": _export_tiktoken}

@@ -194,10 +194,8 @@ def _probe(task: Task, plan: Plan, seconds: float) -> RunResult:
         "logging.run_name": PROBE_NAME,
         "logging.backend": "noop",
     }
-    for key in ("training.early_stop_patience", "training.early_stop_min_delta"):
-        settings.pop(key, None)
     run_stage(task.home, "train", settings, config="recipes/fast", name="probe", quiet=True)
-    return read_result(task.home / PROBE_NAME, tokens_per_step=plan.tokens_per_step, stops_early=False)
+    return read_result(task.home / PROBE_NAME, tokens_per_step=plan.tokens_per_step)
 
 
 def write_run(task: Task, plan: Plan, seconds: float) -> None:
@@ -270,26 +268,24 @@ def train(task: Task, prepared: Prepared, *, corpus: str) -> bool:
 
     run_with("train", [f"--config={task.home / 'train.toml'}"])
     plan = prepared.plan
-    stops_early = "training.early_stop_patience" in plan.settings
     try:
-        result = read_result(task.home / RUN_NAME, tokens_per_step=plan.tokens_per_step, stops_early=stops_early)
+        result = read_result(task.home / RUN_NAME, tokens_per_step=plan.tokens_per_step)
     except ValueError as error:
         note(f"nothing to hold against the prediction: {error}")
         return False
     row = row_of(result, corpus=corpus, text=prepared.text, probe=prepared.probe)
     found = judgement(prepared.prediction, result)
     write_whole(task.home / OUTCOME, json.dumps({**found, "row": asdict(row)}, indent=1) + "\n")
-    note("\n" + _verdict(found, is_best=result.is_best))
+    note("\n" + _verdict(found))
     if result.steps < SLOW * plan.steps and result.stopped_by == "max_time":
         note(f"the machine was slower than it was while it was timed: {result.steps:,} steps instead of {plan.steps:,}")
     return True
 
 
-def _verdict(found: dict[str, Any], *, is_best: bool) -> str:
+def _verdict(found: dict[str, Any]) -> str:
     side = "above" if found["above_middle"] > 0 else "below"
     where = "inside" if found["inside"] else "outside"
-    best = " at its best, in RUN/best," if is_best else ""
     return (
-        f"it came to {found['bits_per_byte']:.3f} bits per byte{best}: {where} the interval, "
+        f"it came to {found['bits_per_byte']:.3f} bits per byte: {where} the interval, "
         f"{abs(found['above_middle']):.1%} {side} what was expected"
     )

@@ -70,7 +70,7 @@ def _scaling(config: ScalingConfig) -> int:
         say_what_would_run(config, grid)
         return 0
     code, failed = make_runs(config, grid.runs, directory)
-    if code:
+    if code is not None:
         return code
     points = _with_grid(config, grid, directory)
     study = study_points(points, config.fit)
@@ -78,7 +78,9 @@ def _scaling(config: ScalingConfig) -> int:
     if grid.holdout:
         code, more = _foretell(config, study, grid, directory, result)
         failed += more
-    return code or (EXIT_FAILED if failed else 0)
+        if code is not None:
+            return code
+    return EXIT_FAILED if failed else 0
 
 
 # --- the points ----------------------------------------------------------------------------------------------------
@@ -233,8 +235,8 @@ def _write(directory: Path, result: dict[str, Any], study: Study) -> None:
 
 def _foretell(
     config: ScalingConfig, study: Study, grid: Grid, directory: Path, result: dict[str, Any]
-) -> tuple[int, int]:
-    """Write down what the law says of the holdout runs, make them, and compare; return the exit code and the failures.
+) -> tuple[int | None, int]:
+    """Write down what the law says of the holdout runs, make them, and compare; return what `make_runs` does.
 
     Raises:
         ValueError: the law is one of one variable, which says nothing of a run that differs in both.
@@ -253,7 +255,7 @@ def _foretell(
             note(line)
         print_record({"event": "foretold", "run": one.name, **statements[one.name]})
     code, failed = make_runs(config, grid.holdout, directory)
-    if code:
+    if code is not None:
         return code, failed
     measured = read_runs(_begun(paths)).points
     note("")
@@ -264,7 +266,7 @@ def _foretell(
         print_record({"event": "judged", **outcome})
         judged.append(outcome)
     _write(directory, result | {"foretold": judged}, study)
-    return 0, failed
+    return None, failed
 
 
 def _predictions(config: ScalingConfig, study: Study, grid: Grid) -> Any:

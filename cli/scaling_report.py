@@ -35,7 +35,8 @@ def _plain(value: Any) -> Any:
 def table(points: Points, study: Study) -> Iterator[str]:
     """Yield the points as lines, the cheapest first; of many, the first and the last."""
     fit = study.fit
-    errors = dict(zip(fit.points.names, fit.errors, strict=True))
+    errors = {key: float(error) for key, error in zip(_keys(fit.points), fit.errors, strict=True)}
+    keys = _keys(points)
     order = sorted(range(len(points)), key=lambda at: float(points.flops[at]))
     yield f"{'parameters':>12}{'tokens':>10}{'FLOPs':>11}{'loss':>9}{'the law':>9}  run"
     left_out = len(order) - _MOST_ROWS
@@ -45,9 +46,14 @@ def table(points: Points, study: Study) -> Iterator[str]:
         if left_out > 0 and _MOST_ROWS // 2 <= place < len(order) - _MOST_ROWS // 2:
             continue
         name, loss = points.names[at], points.losses[at]
-        law = f"{loss / math.exp(errors[name]):9.4f}" if name in errors else f"{'-':>9}"
+        law = f"{loss / math.exp(errors[keys[at]]):9.4f}" if keys[at] in errors else f"{'-':>9}"
         size = f"{_large(points.parameters[at]):>12}{_large(points.tokens[at]):>10}{points.flops[at]:11.3g}"
         yield f"{size}{loss:9.4f}{law}  {name}"
+
+
+def _keys(points: Points) -> list[tuple[Any, ...]]:
+    """Return what tells a point from others: in a file of points, many may have one name."""
+    return list(zip(points.names, points.tokens, points.flops, points.losses, strict=True))
 
 
 def law_lines(study: Study) -> Iterator[str]:

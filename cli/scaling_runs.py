@@ -79,8 +79,8 @@ def parameters_of(run: SweepRun, count: str) -> int:
     return sum(parts.values()) - (0 if count == "all" else parts["embeddings"] + parts["head"])
 
 
-def make_runs(config: ScalingConfig, runs: Sequence[SweepRun], directory: Path) -> tuple[int, int]:
-    """Train the runs that are not finished; return the exit code, 0 unless a signal ended it, and how many failed."""
+def make_runs(config: ScalingConfig, runs: Sequence[SweepRun], directory: Path) -> tuple[int | None, int]:
+    """Train the runs that are not finished; return the exit code if a signal ended it, and how many failed."""
     from transformerlm.experiments.scaling.grid import as_sweep
     from transformerlm.experiments.sweep.queue import SweepDirectory
     from transformerlm.experiments.sweep.scheduler import InOrder
@@ -97,7 +97,7 @@ def make_runs(config: ScalingConfig, runs: Sequence[SweepRun], directory: Path) 
         note(f"\n{one.task.run.name} failed; its last lines, from {place.log_path(one.task.run)}:")
         for line in one.words:
             note(f"   {line}")
-    return 0, len(failed)
+    return None, len(failed)
 
 
 def say_what_would_run(config: ScalingConfig, grid: Grid) -> None:

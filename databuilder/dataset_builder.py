@@ -121,7 +121,7 @@ def build_dataset(
         chat=chat,
     )
     if chat is not None:
-        chat.check(tokenizer)
+        chat.check(tokenizer, separator=separator)
     check_limit(max_tokens, build.sources)
     by_parts = PartsBuild(build)
     by_parts.check(max_tokens)

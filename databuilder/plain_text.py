@@ -11,6 +11,7 @@ import numpy as np
 from transformerlm.utils.choice import are_chosen
 from transformerlm.utils.strings import check_is_no_string
 from transformerlm.utils.text_files import read_text
+from transformerlm.utils.text_formats import format_of
 
 DOCUMENT_CHARACTERS = 4_000
 # Text without blank lines is cut at a line's end, after this many times as many characters.
@@ -41,6 +42,8 @@ def write_documents(
 ) -> int:
     """Write the text of `inputs`, cut into documents with the separator's line after each; return their number.
 
+    Files are cut, and each row of files of rows; neither is put together with the next one.
+
     A line of more than `longest_line` characters is cut, too, after a space if there is one; with None, none is.
 
     Raises:
@@ -49,8 +52,7 @@ def write_documents(
     check_is_no_string(inputs, "inputs")
     number = 0
     with Path(path).open("w", encoding="utf-8", newline="") as file:
-        for source in inputs:
-            lines = _lines(source)
+        for lines in (lines for source in inputs for lines in _texts(source)):
             for document in cut_into_documents(_cut(lines, longest_line) if longest_line else lines):
                 if document.strip():
                     file.write(f"{document.rstrip()}\n{separator}\n")
@@ -58,6 +60,14 @@ def write_documents(
     if not number:
         raise ValueError(f"{', '.join(map(str, inputs))}: expected text, found none")
     return number
+
+
+def _texts(path: Path) -> Iterator[Iterable[str]]:
+    """Yield the lines of what is never put together with anything else: a file, or each row of one."""
+    if format_of(path).holds_rows:
+        yield from (block.text.splitlines(keepends=True) for block in read_text(path))
+    else:
+        yield _lines(path)
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -19,6 +19,8 @@ _BY_CALLER = (
     ("optimizer", re.compile(r"Optimizer\.step|_foreach_|_fused_adamw|linalg_vector_norm")),
 )
 _BY_NAME = (
+    ("loss", re.compile(r"_loss_kernel")),
+    ("optimizer", re.compile(r"_adamw_kernel")),
     ("attention", re.compile(r"flash|fmha|attention|sdpa|softmax_(?:warp|forward|backward)", re.IGNORECASE)),
     (
         "products",

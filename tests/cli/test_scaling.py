@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cli import scaling_runs
 from tests.cli.commands import ROOT, call
 from tests.experiments.scaling import fake_train
 from tests.experiments.scaling.laws import KNOWN, drawn
@@ -111,6 +112,16 @@ def test_runs_a_law_and_a_run_foretold(here):
     assert Path("law/predictions.json").read_bytes() == stated
 
 
+def test_a_signal_is_the_end_also_where_nothing_has_failed(here, monkeypatch):
+    """SIGUSR1 says that time is nearly over: exit code 0, and neither a law of half a grid nor more runs."""
+    Path("scaling.toml").write_text(SCALING + HOLDOUT)
+    monkeypatch.setattr(scaling_runs, "train", lambda *args: "SIGUSR1")
+    done = call("scaling", "--config", "scaling.toml")
+    assert (done.code, by_event(done.records, "law")) == (0, [])
+    assert "SIGUSR1: " in done.stderr
+    assert not Path("law/predictions.json").exists()
+
+
 def test_budgets_are_answered(here):
     """The best sizes for FLOPs, for time on this machine and for tokens, with what is at the edge said."""
     done = call("scaling", "--config", "scaling.toml")
@@ -196,7 +207,8 @@ def test_points_of_a_file_are_fitted_and_nothing_is_written(here):
     """The constants of a known law come back; with --dir there are files."""
     points = drawn(noise=0)
     rows = zip(points.parameters, points.tokens, points.losses, strict=True)
-    Path("points.csv").write_text("parameters,tokens,loss\n" + "".join(f"{n},{d},{loss}\n" for n, d, loss in rows))
+    lines = [f"{n},{d},{loss},{n / 1e6:.0f}M" for n, d, loss in rows]  # five of each name
+    Path("points.csv").write_text("\n".join(["parameters,tokens,loss,name", *lines]))
     before = set(Path().iterdir())
     options = ("--points", "points.csv", "--fit.resamples=20", "--predict.parameters=1e9", "--predict.tokens=1e11")
     done = call("scaling", *options)
@@ -207,6 +219,9 @@ def test_points_of_a_file_are_fitted_and_nothing_is_written(here):
     [prediction] = by_event(done.records, "prediction")
     assert prediction["loss"] == pytest.approx(float(KNOWN.loss(1e9, 1e11)), rel=1e-6)
     assert "the intervals suppose that the law still holds there" in done.stderr
+    shown = [line.split() for line in done.stderr.splitlines() if line.endswith("M") and line[:1] == " "]
+    assert len(shown) == 25
+    assert all(loss == law for *_, loss, law, _ in shown)
     assert call("scaling", *options, "--output.format=text").stdout == ""
     assert set(Path().iterdir()) == before
 

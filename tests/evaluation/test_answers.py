@@ -63,7 +63,7 @@ def test_several_files_are_read_packed_or_not(tmp_path):
         ("[]", "a.jsonl:2: expected a JSON object"),
         ("{", "a.jsonl:2:1: expected JSON"),
         ('{"chat": []}', "a.jsonl:2: expected the field 'messages', found ['chat'] (set chat.messages_field)"),
-        ('{"messages": []}', "a.jsonl:2: expected a list of messages, found an empty list"),
+        ('{"messages": []}', "a.jsonl:2: expected a list of messages, found an empty array"),
         ('{"messages": [{"role": "tool", "content": ""}]}', "a.jsonl:2: message 1: expected the role system, user or"),
         ('{"messages": [], "kind": 3}', "a.jsonl:2: expected text under 'kind', found a number (set kind_field)"),
     ],

@@ -62,6 +62,39 @@ def test_groups_are_by_settings_and_have_names_of_their_own(tmp_path):
     ]  # fmt: skip
 
 
+def test_other_data_under_the_same_name_are_another_group(tmp_path):
+    """What a run was trained on is known by its sum, wherever it was; where it says none, by its path."""
+
+    def trained(name: str, path: str, known: str | None, seed: int = 0):
+        said = [] if known is None else [{"event": "environment", "step": 0, "data.train.sha256": known * 64}]
+        config = {"training.seed": seed, "data.train": path}
+        return read_history(write_run(tmp_path, name, *said, STARTED | FACTS, validation(10, 4.0), config=config))
+
+    runs = [trained("a-0", "x.npy", "a"), trained("a-1", "elsewhere/x.npy", "a", seed=1), trained("b-0", "x.npy", "b")]
+    runs += [trained("c-0", "x.npy", None), trained("c-1", "x.npy", None, seed=1)]
+    found = compare_runs(runs)
+    assert [[one.name for one in result.group.runs] for result in found.results] == [
+        ["a-0", "a-1"], ["b-0"], ["c-0", "c-1"],
+    ]  # fmt: skip
+    assert found.settings["data.train.sha256"] == ["a" * 12, "b" * 12, None]
+
+
+def test_a_seed_counts_once_it_has_a_loss(tmp_path):
+    """A run that ended before its first validation takes no other's place, nor does a cut batch make another group."""
+    failed = read_history(write_run(tmp_path, "a-0", STARTED | FACTS, step(1, 5.0), config={"training.seed": 0}))
+    again = read_history(
+        write_run(
+            tmp_path,
+            "a-0b",
+            STARTED | FACTS,
+            validation(10, 4.0),
+            config={"training.seed": 0, "training.micro_batch_size": 2},
+        )
+    )
+    (found,) = compare_runs([failed, again]).results
+    assert (found.losses, found.words) == ([None, 4.0], ["no validation", ""])
+
+
 def test_pairs_are_of_equal_batches(tmp_path):
     """Seeds that only one group has are left out of a paired test, if three pairs are left."""
     first = [run(tmp_path, f"a-{seed}", 4.0 + seed / 10, seed=seed) for seed in range(4)]

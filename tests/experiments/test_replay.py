@@ -24,12 +24,13 @@ def test_a_segment_needs_both_of_its_checkpoints(kept, saved, expected):
 
 
 def test_segments_are_drawn_by_the_seed_with_the_last_always_among_them():
-    """They have at least the steps wanted, no more of them than needed, and each is drawn about as often."""
+    """Besides it they have the steps wanted, no more of them than needed, and each is drawn about as often."""
     segments = [Segment(10 * number, 10 * (number + 1)) for number in range(20)]
     drawn = [choose_segments(segments, num_steps=25, seed=seed) for seed in range(300)]
-    assert all(len(one) == 3 and one[-1] == segments[-1] and one == sorted(one, key=lambda x: x.begin) for one in drawn)
+    assert all(len(one) == 4 and one[-1] == segments[-1] and one == sorted(one, key=lambda x: x.begin) for one in drawn)
     assert drawn[7] == choose_segments(segments, num_steps=25, seed=7)
     counts = [sum(segment in one for one in drawn) for segment in segments[:-1]]
     assert min(counts) > 10
     assert choose_segments(segments, num_steps=1000, seed=0) == segments
     assert choose_segments([], num_steps=5, seed=0) == []
+    assert choose_segments(segments[:1], num_steps=5, seed=0) == segments[:1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,24 @@ def _state_changed(run: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tokens": 7}))
 
 
+def _line_added(record: dict[str, Any], end: str = "\n") -> Callable[[Path], None]:
+    def add(run: Path) -> None:
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + end)
+
+    return add
+
+
+BETTER = {"step": 6, "metrics.val_bits_per_byte": 0.05, "time.elapsed_s": 0.1}
+FOREIGN = "1 lines are such as no training writes"
 CHANGED = {
+    "a line that is no step": (_line_added(BETTER), FOREIGN),
+    "an event that measures": (_line_added({"event": "x", **BETTER}), FOREIGN),
+    "a last line without an end": (_line_added({"metrics.loss": 1.0, **BETTER}, end=""), FOREIGN),
+    "bits per byte alone": (
+        lambda run: change_step(run, 8, **{"metrics.val_bits_per_byte": 0.05}),
+        "metrics.val_bits_per_byte does not fit metrics.val_loss: at step 8",
+    ),
     "validation at a checkpoint": (
         lambda run: change_step(run, 8, **{"metrics.val_loss": 1.0}),
         "step 8: metrics.val_loss is 1.0, but",
@@ -168,8 +186,44 @@ def test_weights_that_were_never_trained_are_found_in_the_last_checkpoint(run, m
     replay_here(monkeypatch)
     take_weights(run, 12, run / "checkpoints/step-00000008")
     receipt = verify(run, share=0.01, seed=3)
-    assert (receipt["verdict"], len(receipt["replays"])) == ("differs", 1)
+    assert (receipt["verdict"], len(receipt["replays"])) == ("differs", 2)
     assert "steps 9 to 12: a replay gives other values for the weights" in words(receipt)
+
+
+def test_a_measurement_that_was_taken_away_is_found(run, monkeypatch):
+    """A line must have all that its replay has."""
+    replay_here(monkeypatch)
+    without = "metrics.grad_l2_norm"
+    change_lines(run, lambda one: {k: v for k, v in one.items() if k != without} if one.get("step") == 10 else one)
+    receipt = verify(run, share=0.05, seed=0)
+    assert receipt["verdict"] == "differs"
+    assert "the numbers from step 10 on" in words(receipt)
+
+
+@pytest.mark.parametrize("gone", ["step-00000008", "step-00000012"])
+def test_an_end_that_cannot_be_replayed_is_undecided(gone, run, monkeypatch):
+    """Whoever removes a checkpoint, and the line of it, could invent the rest."""
+    replay_here(monkeypatch)
+    shutil.rmtree(run / "checkpoints" / gone)
+    step = int(gone[-2:])
+    change_lines(run, lambda one: None if (one.get("event"), one.get("step")) == ("checkpoint_saved", step) else one)
+    receipt = verify(run, share=0.05, seed=0)
+    end = {8: 12, 12: 8}[step]
+    expected = "verified" if end == 12 else "undecided"
+    assert receipt["verdict"] == expected
+    assert ("steps 9 to 12 cannot be replayed" in words(receipt)) == (expected == "undecided")
+
+
+def test_a_save_before_a_kill_is_no_tampering(run, monkeypatch):
+    """A run that was killed before it said that it saved went on from there, and says so."""
+    replay_here(monkeypatch)
+
+    def change(record: dict[str, Any]) -> dict[str, Any]:
+        is_save = (record.get("event"), record.get("step")) == ("checkpoint_saved", 8)
+        return {"event": "resumed", "step": 8} if is_save else record
+
+    change_lines(run, change)
+    assert verify(run, share=1.0, seed=0)["verdict"] == "verified"
 
 
 @pytest.mark.slow

@@ -147,6 +147,20 @@ def test_a_step_that_is_not_finite_is_not_made(compiled: bool) -> None:
     assert step_of(forward, optimizer, batch, "bf16").made
 
 
+def test_the_device_decides_from_the_second_step_on() -> None:
+    """AdamW's kernel takes the step, and its numbers are those of the operators."""
+    pytest.importorskip("triton", reason="no Triton for this system")
+    models = [make_model(DEVICE), make_model(DEVICE)]
+    ours, plain = [AdamW(parameter_groups(model, weight_decay=0.1)) for model in models]
+    plain.can_step_where = lambda: False  # type: ignore[method-assign]
+    for number in range(4):
+        steps = [step_of(m, o, make_batch(DEVICE)) for m, o in zip(models, (ours, plain), strict=True)]
+        assert steps[0].loss == pytest.approx(steps[1].loss, rel=1e-4)
+        assert ours.can_step_where(), f"after step {number + 1} there are moments"
+    for found, expected in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_evaluation_beside_a_compiled_model() -> None:
     """Validating the model itself between compiled steps compiles nothing, and gives the loss that a CPU gives."""
     model = make_model(DEVICE)

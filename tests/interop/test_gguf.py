@@ -338,6 +338,7 @@ def test_a_modelfile_tells_ollama_the_context_and_the_sampling(files, tmp_path):
     write_gguf(checkpoint, tmp_path / "m.gguf")
     assert (tmp_path / "m.Modelfile").read_text() == (
         "FROM ./m.gguf\nPARAMETER num_ctx 64\nPARAMETER temperature 0.8\nPARAMETER top_p 0.95\nPARAMETER min_p 0.0\n"
+        "PARAMETER top_k 0\nPARAMETER repeat_penalty 1.0\n"
     )
     (tmp_path / "m.gguf").unlink()
     with pytest.raises(FileExistsError, match=r"m\.Modelfile: is there already"):

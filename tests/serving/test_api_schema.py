@@ -5,9 +5,20 @@ from __future__ import annotations
 import json
 
 import pytest
+from pydantic import ValidationError
 
 from transformerlm.serving.api_schema import IGNORED, NOT_DONE, CompletionRequest, parse
 from transformerlm.serving.errors import ApiError
+
+
+@pytest.mark.parametrize(
+    "body", [{"prompt": [1.5] * 1000}, {"prompt": [[1.5]] * 1000}, {"prompt": "a", "stop": [3] * 1000}]
+)
+def test_a_long_list_with_many_faults_has_few_problems(body):
+    """Millions of them would take the server's time from all others, and an answer names one."""
+    with pytest.raises(ValidationError) as caught:
+        CompletionRequest.model_validate(body)
+    assert caught.value.error_count() <= 5
 
 
 def refusal(**body: object) -> ApiError:

@@ -95,6 +95,9 @@ def test_a_plain_format_ends_an_answer_by_its_string(tmp_path):
         assert (choice["message"]["content"], choice["stop_reason"]) == ("U:a", "b")
         [choice] = (await post(web, seed=1, max_tokens=6, ignore_eos=True)).json()["choices"]
         assert (choice["message"]["content"], choice["finish_reason"]) == ("U:ab\nA", "length")
+        refused = await post(web, min_tokens=3)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "min_tokens")
+        assert (await post(web, min_tokens=3, max_tokens=4, ignore_eos=True)).status_code == 200
 
     run(tmp_path, ask, chat=PLAIN)
 
@@ -182,6 +185,9 @@ def test_where_texts_slide_the_oldest_pairs_are_left_out(tmp_path):
         await post(web, messages=messages)
         request = web.engine.seen[-1]
         assert request.max_tokens == 64 - len(request.prompt) + 1 >= 32
+        await post(web, messages=[{"role": "user", "content": "q" * 100}])  # the last message always stays
+        request = web.engine.seen[-1]
+        assert (request.max_tokens, len(request.prompt) > 64) == (32, True)
 
     run(tmp_path, ask, chat=CHAT, sections={"limits": {"overflow": "slide"}})
 
@@ -189,7 +195,7 @@ def test_where_texts_slide_the_oldest_pairs_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ([], "messages: expected a list of at least one message with role and content, found an empty list"),
+        ([], "messages: expected a list of at least one message with role and content, found an empty array"),
         ("hi", "messages: expected a list of at least one message with role and content, found "),
         (["hi"], "messages: expected a list of at least one message with role and content, found "),
         ([{"role": "user"}], "messages.0.content: expected text, or a list of parts such as {"),

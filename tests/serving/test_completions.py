@@ -277,6 +277,19 @@ def test_what_is_beyond_a_limit_is_refused(tmp_path, body, status, words):
     run(tmp_path, ask, sections={"engine": {"slots": 40}, "limits": {"waiting": 40}})
 
 
+def test_what_could_never_wait_is_no_busy_server(tmp_path):
+    """Prompts beyond the slots that are longer than all that may wait are refused for good, not until later."""
+
+    async def ask(web: Web) -> None:
+        slots = web.config.engine.slots
+        fits = await web.complete(prompt=["ab"] * slots, max_tokens=1)
+        refused = await web.complete(prompt=[*["ab"] * slots, "abcd"], max_tokens=1)
+        assert (fits.status_code, refused.status_code) == (200, 400)
+        assert "at most 3 tokens that wait (limits.waiting_tokens), found 4" in refused.json()["error"]["message"]
+
+    run(tmp_path, ask, slots=16, sections={"limits": {"waiting_tokens": 3}})
+
+
 def test_a_context_that_is_full_may_slide(tmp_path):
     """With limits.overflow = "slide" long texts are taken; the prompt cannot be scored, then."""
 

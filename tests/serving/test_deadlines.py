@@ -105,6 +105,49 @@ def test_a_reader_that_hardly_reads_frees_its_place(pause, tmp_path):
     run(tmp_path, ask, over_network=True, sections=sections)
 
 
+def test_a_text_whose_time_ends_while_its_reader_is_slow_says_so(tmp_path):
+    """The error is an event, though the server was waiting for the client when the time was up."""
+
+    async def ask(web: Web) -> None:
+        loop, client = asyncio.get_running_loop(), socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await loop.sock_connect(client, ("127.0.0.1", web.port))
+        body = json.dumps({"prompt": "ab" * 500, "max_tokens": 10**6, "logprobs": 5, "stream": True}).encode()
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+        await loop.sock_sendall(client, head + body)
+        await asyncio.sleep(1.5)
+        end = b""
+        while b"data: [DONE]" not in end:
+            got = await loop.sock_recv(client, 1 << 16)
+            assert got, end[-300:]
+            end = (end + got)[-2000:]
+        assert b'"code":"timeout"' in end
+        assert [event["finish"] for event in web.events] == ["timeout"]
+        client.close()
+
+    sections = {"timeouts": {"request": "0.5s"}, "limits": {"overflow": "slide", "max_tokens": 10**6}}
+    run(tmp_path, ask, over_network=True, sections=sections)
+
+
+def test_the_rest_of_a_refused_body_is_no_next_request(tmp_path):
+    """A request that was refused before its body had come leaves a connection on which nothing is said unasked."""
+
+    async def ask(web: Web) -> None:
+        reader, writer = await connect(web)
+        writer.write(POST + b"\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 401 ")
+        length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+        await reader.readexactly(length)
+        writer.write(b"x" * 30)
+        await asyncio.sleep(1.0)
+        writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer k\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200 ")
+
+    run(tmp_path, ask, over_network=True, key="k", sections={"timeouts": SHORT})
+
+
 async def sip(client: socket.socket, pause: float) -> None:
     """Read some 250 bytes and wait, again and again."""
     while await asyncio.get_running_loop().sock_recv(client, 250):

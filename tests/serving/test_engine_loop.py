@@ -23,7 +23,7 @@ from transformerlm.inference.predictor import Predictor
 from transformerlm.inference.texts import Pieces
 from transformerlm.serving.engine import Piece
 from transformerlm.serving.engine_loop import EngineLoop
-from transformerlm.serving.protocol import Ask, Told
+from transformerlm.serving.protocol import MOST_UNTAKEN, Ask, Told
 
 
 class Over(Exception):
@@ -37,14 +37,20 @@ class Talk:
         self.settings = engine_settings(checkpoint, **changes)
         self.inbox: SimpleQueue[object] = SimpleQueue()
         self.told: list[Told] = []
+        self.takes_steps = True
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
-            EngineLoop(self.settings, self.inbox, self.told.append).run()
+            EngineLoop(self.settings, self.inbox, self._take).run()
         except Over:
             return
+
+    def _take(self, told: Told) -> None:
+        self.told.append(told)
+        if told.report is not None and self.takes_steps:
+            self.inbox.put(Ask(taken=1))
 
     def close(self) -> None:
         self.inbox.put(Over())
@@ -189,6 +195,37 @@ def test_a_request_may_name_another_checkpoint_of_the_run(run, talk):
     assert ids_of(one.text("d", checkpoint="step-00000001")) == ids_of(named)
     assert "no longer" in one.refusal("e", checkpoint="../checkpoints/step-00000001")
     assert not one.pieces("e")
+
+
+def test_a_step_that_a_run_wrote_again_is_loaded_again(files, tmp_path, talk):
+    """The name of a checkpoint is what its directory holds now, also where the one before is still in memory."""
+    for step in (1, 2):
+        tiny_checkpoint(tmp_path, files, step)
+    one = talk(tmp_path)
+    name = "step-00000001"
+    before = {piece.fingerprint for piece in [*one.text("a", checkpoint=name), *one.text("b", checkpoint=name)]}
+    shutil.rmtree(tmp_path / "checkpoints" / name)
+    save_checkpoint(tmp_path / "checkpoints", 1, make_snapshot(files, steps=7))
+    after = {piece.fingerprint for piece in [*one.text("c", checkpoint=name), *one.text("d", checkpoint=name)]}
+    assert (len(before), len(after), before & after) == (1, 1, set())
+
+
+def test_no_more_than_two_steps_are_ahead_of_who_takes_them(run, talk):
+    """The loop waits for its reader, still answers it, and goes on by as many steps as were taken."""
+    one = talk(run)
+    one.takes_steps = False
+    one.inbox.put(Ask(submit=[request("a", max_tokens=10**6, ignore_eos=True)]))
+
+    def steps_after(ping: int, **ask: Any) -> int:
+        one.inbox.put(Ask(ping=ping, **ask))
+        one.until(lambda: any(told.pong == ping for told in list(one.told)))
+        return sum(told.report is not None for told in list(one.told))
+
+    one.until(lambda: sum(told.report is not None for told in list(one.told)) == MOST_UNTAKEN)
+    assert [steps_after(1), steps_after(2)] == [MOST_UNTAKEN] * 2
+    one.inbox.put(Ask(taken=1))
+    one.until(lambda: sum(told.report is not None for told in list(one.told)) == MOST_UNTAKEN + 1)
+    assert steps_after(3) == MOST_UNTAKEN + 1
 
 
 def test_one_kept_checkpoint_is_in_memory_beside_the_served_one(files, tmp_path, talk, monkeypatch):

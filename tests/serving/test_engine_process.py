@@ -66,6 +66,8 @@ def test_a_text_comes_a_line_a_step_and_signals_are_left_to_the_parent(run):
         steps: list[Told] = []
         while {name for step in steps for name, piece in step.pieces if piece.finish} != {"a", "b"}:
             steps.append(next_line(process))
+            process.stdin.write(ASK.encode(Ask(taken=1)))
+            process.stdin.flush()
         assert any(len(step.pieces) == 2 for step in steps)
         assert all(step.report is not None for step in steps)
         assert sum(step.report.generated_tokens for step in steps if step.report) == 16

@@ -150,7 +150,7 @@ def test_shards_workers_and_weights_keep_ids_and_mask_together(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ('{"messages": []}', "expected a list of messages, found an empty list"),
+        ('{"messages": []}', "expected a list of messages, found an empty array"),
         ('{"messages": "hi"}', "expected a list of messages, found "),
         ('{"text": "hi"}', "expected the field 'messages', found"),
         ('{"messages": ["hi"]}', "message 1: expected an object with role and content, found"),

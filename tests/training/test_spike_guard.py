@@ -25,7 +25,7 @@ from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.training import spike_guard, timer
 from transformerlm.training.data import sample_starts
 from transformerlm.training.reading import IGNORED
-from transformerlm.training.spike_guard import NUM_LOSSES_BEFORE_SPIKES, GuardState, write_batch
+from transformerlm.training.spike_guard import NUM_LOSSES_BEFORE_SPIKES, GuardState, trouble_with, write_batch
 from transformerlm.training.trainer import Trainer
 
 NAN, INF = math.nan, math.inf
@@ -41,21 +41,22 @@ def events(run_dir, name):
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(NAN, 1.0), (INF, 1.0), (-INF, 1.0), (2.0, NAN), (2.0, INF)])
-@pytest.mark.parametrize("factor", [None, 2.0])
-def test_what_is_not_finite_is_trouble(loss, norm, factor):
-    """A loss or a norm that is not finite is refused from the first step on, with or without a spike guard."""
-    assert GuardState().trouble_with(loss, norm, spike_factor=factor) == "not_finite"
+@pytest.mark.parametrize("max_loss", [INF, 3.0])
+def test_what_is_not_finite_is_trouble(loss, norm, max_loss):
+    """A loss or a norm that is not finite is refused, with or without a spike guard."""
+    assert trouble_with(loss, norm, max_loss=max_loss) == "not_finite"
 
 
 def test_a_spike_is_a_loss_above_the_factor_times_the_average():
     """A loss at the factor times the average is still ordinary, and above that a spike; without a factor none is."""
     state = GuardState()
     for _ in range(NUM_LOSSES_BEFORE_SPIKES):
-        assert state.trouble_with(1e9, 1.0, spike_factor=2.0) is None, "too early to know"
+        assert state.max_loss(2.0) == INF, "too early to know"
         state.made(3.0)
-    assert state.trouble_with(6.0, 1.0, spike_factor=2.0) is None
-    assert state.trouble_with(6.01, 1.0, spike_factor=2.0) == "spike"
-    assert state.trouble_with(6.01, 1.0, spike_factor=None) is None
+    assert state.max_loss(2.0) == pytest.approx(6.0)
+    assert trouble_with(6.0, 1.0, max_loss=6.0) is None
+    assert trouble_with(6.01, 1.0, max_loss=6.0) == "spike"
+    assert state.max_loss(None) == INF
 
 
 def test_the_average_is_the_mean_at_first_and_follows_later():

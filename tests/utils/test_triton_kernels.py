@@ -60,8 +60,10 @@ import sys, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from transformerlm.models.fast import row_kernels as rows
-from transformerlm.training.fast import loss_kernel
+from transformerlm.training.fast import adamw_kernel, loss_kernel
 
+ADAMW = dict(may="*i32", weights="*fp32", grads="*fp32", means="*fp32", squares="*fp32", size="i32", kept="fp32",
+             new_mean="fp32", new_square="fp32", rate="fp32", floor="fp32", BLOCK="constexpr")
 LOSS = dict(logits="*bf16", targets="*i64", nats="*fp32", row_stride="i32", target_stride="i32", num_columns="i32",
             share="fp32", twice_z_loss="fp32", cap="fp32", HAS_CAP="constexpr", BLOCK="constexpr")
 NORM = dict(x="*fp32", weight="*fp32", output="*fp32", scale="*fp32", num_rows="i32", num_columns="i32", eps="fp32",
@@ -71,6 +73,7 @@ BACK = dict(grad="*fp32", x="*fp32", weight="*fp32", scale="*fp32", grad_x="*fp3
 GATE = dict(gate="*bf16", x="*bf16", output="*bf16", size="i32", TILE="constexpr")
 UNGATE = dict(grad="*bf16", gate="*bf16", x="*bf16", grad_gate="*bf16", grad_x="*bf16", size="i64", TILE="constexpr")
 KERNELS = [
+    (adamw_kernel._adamw_kernel, ADAMW, {"BLOCK": 1024}),
     (loss_kernel._loss_kernel, LOSS, {"HAS_CAP": True, "BLOCK": 4096}),
     (rows._norm_forward_kernel, NORM, {"ROWS": 4, "COLUMNS": 1024}),
     (rows._norm_backward_kernel, BACK, {"ROWS": 4, "COLUMNS": 1024}),

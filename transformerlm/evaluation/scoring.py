@@ -213,20 +213,29 @@ class Scoring:
         self._bytes = _bytes_of_ids(documents, model.vocab_size)[self._ids] * self._counted
         self._totals = np.bincount(self._owners, weights=self._counted, minlength=len(documents))
         self._sums = np.zeros((len(documents), 3))  # nats, tokens and bytes of what has been read, of each document
-        self._order = self._order_of_windows(len(lengths), seed, self._windowing.batch_size * context_length)
+        self._order = self._order_of_windows(len(lengths), seed)
+        self._begins = np.zeros(len(documents), dtype=np.int64)  # where each document is in this order
+        if len(lengths) > 1:
+            self._begins[:] = len(self._order)
+            np.minimum.at(self._begins, self._owners[self._windows.starts[self._order]], np.arange(len(self._order)))
         self._done, self._tokens_done, self._num_tokens = 0, 0, int(self._totals.sum())
         if not self._num_tokens:
             raise ValueError(f"expected tokens that are learnt in {len(documents):,} documents, found none")
         self._add(firsts[lengths == 1])  # no window reads a stream of one id
 
-    def _order_of_windows(self, num_streams: int, seed: int, batch_tokens: int) -> Array:
-        """Return the windows stream by stream, sorted by length within some batches; a stream's stay in order."""
+    @property
+    def _block(self) -> int:
+        """How many windows are sorted by length, so that those of a batch are about equally long."""
+        return _BATCHES_SORTED * self._windowing.batch_size
+
+    def _order_of_windows(self, num_streams: int, seed: int) -> Array:
+        """Return the windows stream by stream, sorted by length within blocks; a stream's stay in order."""
         order = np.arange(len(self._windows.starts))
         if num_streams > 1:  # each is a document
             turns = np.random.default_rng(seed).permutation(num_streams)
             order = np.argsort(turns[self._owners[self._windows.starts]], kind="stable")
         sizes = (self._windows.ends - self._windows.starts)[order]
-        return order[np.lexsort((-sizes, np.cumsum(sizes) // (_BATCHES_SORTED * batch_tokens)))]
+        return order[np.lexsort((-sizes, np.arange(len(sizes)) // self._block))]
 
     @property
     def is_done(self) -> bool:
@@ -267,9 +276,13 @@ class Scoring:
     def reached(self) -> Array:
         """Return how many bytes of each document have been read `(documents,)`.
 
-        If the documents do not know the bytes of their ids, one that has not been read to its end counts as unread.
+        If the documents do not know the bytes of their ids, one that has not been read to its end counts as unread. So
+        do those that were begun in a block that is not whole, since its longest come first, unless it is the first.
         """
-        return np.where(self._sums[:, 1] == self._totals, self._documents.num_bytes, self._sums[:, 2]).astype(np.int64)
+        reached = np.where(self._sums[:, 1] == self._totals, self._documents.num_bytes, self._sums[:, 2])
+        whole = self._done if self.is_done or self._done < self._block else self._done // self._block * self._block
+        is_begun = (self._begins < whole) | (self._begins == len(self._order))  # the latter have no windows
+        return np.where(is_begun, reached, 0).astype(np.int64)
 
     def scores(self, reached: Array | None = None) -> Scores:
         """Return the costs of the documents that have been begun, each as far as it has been read.
@@ -286,10 +299,15 @@ class Scoring:
         return Scores(nats, tokens.astype(np.int64), reached[begun])
 
     def _cut(self, document: int, num_bytes: int) -> Array:
-        places = np.flatnonzero(self._owners == document)
-        places = places[np.cumsum(self._bytes[places]) <= num_bytes]
-        places = places[self._counted[places]]
-        return np.array([self._nats[places].sum(), len(places), num_bytes])
+        """Return what the first bytes of a document cost; a token that is cut costs in proportion to its bytes."""
+        places = np.flatnonzero((self._owners == document) & self._counted)
+        ends = np.cumsum(self._bytes[places])
+        number = int(np.searchsorted(ends, num_bytes, side="right"))  # of whole tokens
+        nats = self._nats[places[:number]].sum()
+        if number < len(places):
+            size = self._bytes[places[number]]
+            nats += self._nats[places[number]] * (1 - (ends[number] - num_bytes) / size)
+        return np.array([nats, number, num_bytes])
 
 
 def scores_in_common(scorings: Sequence[Scoring]) -> list[Scores]:

@@ -33,6 +33,7 @@ MEASURED_ON = {
 UNKNOWN = "unknown"
 """The settings of a run whose directory does not hold them."""
 _NUMBER = re.compile(r"-\d+$")
+_DATA, _SHORT_SUM = "data.train.sha256", 12  # in an event `environment`; so many digits are shown
 _DIVERGED = 2.0  # times the last loss of the first run that has one
 
 
@@ -151,15 +152,14 @@ def choose_measure(runs: Sequence[RunHistory], notes: list[str]) -> str:
 
 
 def group_runs(runs: Sequence[RunHistory], notes: list[str]) -> list[Group]:
-    """Return the runs in groups by their settings without the seed, in the order in which each first occurs.
+    """Return the runs in groups by their settings and data without the seed, in the order in which each first occurs.
 
     A run without settings, as those of other programs, is grouped by its name without a final `-` and digits. Names of
     groups are those of their first runs without that, or whole where two would be equal.
     """
     found: dict[str, list[RunHistory]] = {}
     for run in runs:
-        law = law_of(run.config)
-        key = repr(sorted(law.items())) if run.config else f"name: {_NUMBER.sub('', run.name)}"
+        key = repr(sorted(_law(run).items())) if run.config else f"name: {_NUMBER.sub('', run.name)}"
         found.setdefault(key, []).append(run)
     if any(not run.config for run in runs):
         notes.append("a run without a config.toml is grouped by its name without a final number")
@@ -167,10 +167,15 @@ def group_runs(runs: Sequence[RunHistory], notes: list[str]) -> list[Group]:
     names = [
         name if short.count(name) == 1 else some[0].name for name, some in zip(short, found.values(), strict=True)
     ]  # fmt: skip
-    return [
-        Group(name=name, runs=some, law=law_of(some[0].config))
-        for name, some in zip(names, found.values(), strict=True)
-    ]
+    return [Group(name=name, runs=some, law=_law(some[0])) for name, some in zip(names, found.values(), strict=True)]
+
+
+def _law(run: RunHistory) -> dict[str, Any]:
+    """Return a run's settings without the seed; data that it knows by their fingerprint are named by that."""
+    law, fingerprint = law_of(run.config), run.environment.get(_DATA)
+    if not isinstance(fingerprint, str) or "data.train" not in law:
+        return law
+    return {key: value for key, value in law.items() if key != "data.train"} | {_DATA: fingerprint[:_SHORT_SUM]}
 
 
 # --- curves and places -------------------------------------------------------------------------------------------
@@ -235,7 +240,8 @@ def _result(group: Group, measure: str, *, at: At, place: float | None, limit: f
             loss, word = None, "not there"
         elif seed is not None and seed in seeds:
             loss, word = None, "same seed"
-        seeds.add(seed)
+        if loss is not None:
+            seeds.add(seed)
         losses.append(loss)
         words.append(word)
     bits = [
@@ -321,4 +327,4 @@ def _pairs(first: GroupResult, other: GroupResult) -> list[tuple[float, float]]:
 
 
 def _batches(run: RunHistory) -> tuple[Any, ...] | None:
-    return batches_of(run.config, run.environment.get("data.train.sha256"))
+    return batches_of(run.config, run.environment.get(_DATA))

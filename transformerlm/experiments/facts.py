@@ -46,14 +46,16 @@ def facts_of(directory: Path) -> Facts:
         "reproduce": command_of(history),
         **{f"events.{name}": number for name, number in Counter(one["event"] for one in history.events).items()},
         "resumed_at": [one.get("step") for one in history.events if one["event"] == "resumed"],
-        "ended_by": next((_reason(one) for one in reversed(history.events) if one["event"] in _ENDS), None),
+        "ended_by": ended_by(history),
     }
 
 
 _ENDS = ("started", "finished", "failed")
 
 
-def _reason(event: Mapping[str, Any]) -> Any:
+def ended_by(history: RunHistory) -> Any:
+    """Return the signal, the reason or the error with which a run ended; None while it goes on, or was killed."""
+    event = next((one for one in reversed(history.events) if one["event"] in _ENDS), {"event": "started"})
     return {"finished": event.get("signal") or event.get("reason"), "failed": event.get("error")}.get(event["event"])
 
 

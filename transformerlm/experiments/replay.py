@@ -77,18 +77,19 @@ def segments_of(kept: Sequence[int], saved: Sequence[int]) -> list[Segment]:
 
 
 def choose_segments(segments: Sequence[Segment], *, num_steps: int, seed: int) -> list[Segment]:
-    """Return segments of at least `num_steps` steps together, if there are as many, in the order of their steps.
+    """Return the last segment, whose end is the model that others use, and others that are drawn, in order.
 
-    The last one is always among them, because its end is the model that others use. The rest is drawn.
+    Those that are drawn have at least `num_steps` steps together, if there are as many: whoever made the run knew that
+    the last one would be looked at.
     """
     drawn = list(segments[:-1])
     random.Random(seed).shuffle(drawn)
     chosen: list[Segment] = []
-    for segment in [*segments[-1:], *drawn]:
-        if chosen and sum(one.steps for one in chosen) >= num_steps:
+    for segment in drawn:
+        if sum(one.steps for one in chosen) >= num_steps:
             break
         chosen.append(segment)
-    return sorted(chosen, key=lambda one: one.begin)
+    return sorted([*chosen, *segments[-1:]], key=lambda one: one.begin)
 
 
 def replay(
@@ -111,9 +112,11 @@ def replay(
         shutil.copytree(start, run_dir / "checkpoints" / start.name)
     settings = scratch / "settings.toml"
     shutil.copyfile(goal.directory / "config.toml", settings)
-    command = [sys.executable, "-m", "transformerlm", "train", "--config", str(settings), *_options(segment, goal)]
+    command = [sys.executable, "-P", "-m", "transformerlm", "train", "--config", str(settings)]
     threads = lines.environment_of(segment.end).get("threads")
-    failure = _train_until_saved([*command, f"--runs_dir={scratch}"], run_dir, segment.end, base=base, threads=threads)
+    failure = _train_until_saved(
+        [*command, *_options(segment, goal), f"--runs_dir={scratch}"], run_dir, segment.end, base=base, threads=threads
+    )
     made = read_run_lines(run_dir) if (run_dir / "metrics.jsonl").is_file() else RunLines([], [], 0)
     directory = run_dir / "checkpoints" / goal.directory.name
     found = read_checkpoint(directory, segment.end) if directory.is_dir() else None
@@ -182,7 +185,11 @@ def _compared(
     theirs = {step_of(one): one for one in lines.steps if segment.begin < step_of(one) <= segment.end}
     # At its end a replay always logs; the run need not have, if a signal ended it there.
     steps = sorted({*theirs, *(step for step in ours if step != segment.end)})
-    differ = [step for step in steps if step not in ours or step not in theirs or _differs(theirs[step], ours[step])]
+    differ = [
+        step
+        for step in steps
+        if step not in ours or step not in theirs or _differs(theirs[step], ours[step], is_end=step == segment.end)
+    ]
     gaps = [_gap(theirs[step], ours[step]) for step in steps if step in ours and step in theirs]
     losses: Outcome = "equal" if not differ else "differ" if ours else "missing"
     return Replay(
@@ -198,9 +205,10 @@ def _compared(
     )
 
 
-def _differs(theirs: Record, ours: Record) -> bool:
-    """Return whether a line has another number than its replay; what only the replay has is no difference."""
-    return any(ours.get(key) != value for key, value in theirs.items() if _is_computed(key))
+def _differs(theirs: Record, ours: Record, *, is_end: bool) -> bool:
+    """Return whether a line has another number than its replay; at its end a replay may have measured more."""
+    keys = {key for key in (*theirs, *({} if is_end else ours)) if _is_computed(key)}
+    return any(ours.get(key) != theirs.get(key) for key in keys)
 
 
 def _is_computed(key: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from transformerlm.experiments.facts import ended_by
 from transformerlm.experiments.history import RunHistory
 from transformerlm.experiments.listing import disk_bytes
 from transformerlm.experiments.run_directories import RunSummary
@@ -33,9 +34,9 @@ def facts_of(run: RunHistory, summary: RunSummary) -> dict[str, Rows]:
 
 def _result(run: RunHistory, summary: RunSummary) -> Rows:
     best, told = best_validation(run), _last(run, "summary")
-    ended = _last(run, "finished")
+    reason = ended_by(run) if summary.state != "failed" else None  # an error has a place of its own
     return [
-        ("State", summary.state + (f" ({ended['reason']})" if isinstance(ended.get("reason"), str) else "")),
+        ("State", summary.state + (f" ({reason})" if isinstance(reason, str) else "")),
         ("Best validation loss", _at(best, "step {:,}")),
         ("Last validation loss", _at(_end(run, "metrics.val_loss"), "step {:,}")),
         ("Bits per byte at best", _fixed(bits_per_byte(run))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +12,15 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from transformerlm.experiments.metric_lines import METRICS, each_record
+from transformerlm.experiments.metric_lines import METRICS, as_record, each_record
 from transformerlm.experiments.run_directories import flat_settings
 from transformerlm.experiments.saved_checkpoints import SavedCheckpoint
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer.tokenizer import Tokenizer
 
 Record = dict[str, Any]
-_ROUNDED_SECONDS = 0.001
+_ROUNDED_SECONDS, _ROUNDED_FACTOR = 0.001, 1e-9
+_LONGEST_LINE = 1_000_000
 # What may differ between a run's settings and those in its checkpoints.
 _PLACES = {"runs_dir", "logging.run_name"}
 
@@ -33,11 +35,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class RunLines:
-    """The lines of a run: `steps` and `events` in the order of the file; `bad` were no JSON objects."""
+    """The lines of a run: `steps` and `events` in the order of the file.
+
+    `bad` were no JSON objects. No training writes the `foreign`: neither step nor event, or an event with measurements,
+    or a last line without an end.
+    """
 
     steps: Sequence[Record]
     events: Sequence[Record]
     bad: int
+    foreign: int = 0
 
     @property
     def last_step(self) -> int:
@@ -54,19 +61,45 @@ class RunLines:
         events = [one for one in self.events if one["event"] == "environment" and step_of(one) < step]
         return flat_settings(events[-1]) if events else {}
 
+    @property
+    def last_start(self) -> int:
+        """The step after which the last process began."""
+        return max((step_of(one) for one in self.events if one["event"] in ("environment", "started")), default=0)
+
+    @property
+    def has_one_configuration(self) -> bool:
+        """Whether the run was never started again with other settings, as far as its lines say."""
+        said = {one.get("config_sha256") for one in self.events if one["event"] == "environment"}
+        return len(said) <= 1
+
     def saved(self) -> list[int]:
-        """Return the steps at which a checkpoint was saved, in order."""
-        return sorted({step_of(one) for one in self.events if one["event"] == "checkpoint_saved"})
+        """Return the steps at which a checkpoint was saved, in order.
+
+        A run that was killed after it saved one, before it said so, went on from there.
+        """
+        return sorted({step_of(one) for one in self.events if one["event"] in ("checkpoint_saved", "resumed")} - {0})
 
 
 def read_run_lines(run_dir: Path) -> RunLines:
     """Read all lines of a run; raise OSError where they cannot be read."""
     found = list(each_record(run_dir / METRICS))
     records = [one for one in found if one is not None]
-    events = [one for one in records if isinstance(one.get("event"), str)]
+    events = [one for one in records if isinstance(one.get("event"), str) and not _measures(one)]
     # A step in which nothing is learnt has no loss; lines of early versions have no tokens.
     steps = [one for one in records if "event" not in one and one.keys() & {"metrics.loss", "metrics.tokens"}]
-    return RunLines(steps, events, len(found) - len(records))
+    foreign = len(records) - len(events) - len(steps) + _ends_within_a_record(run_dir / METRICS)
+    return RunLines(steps, events, len(found) - len(records), foreign)
+
+
+def _measures(record: Record) -> bool:
+    return any(key.startswith("metrics.") for key in record)
+
+
+def _ends_within_a_record(path: Path) -> bool:
+    """Return whether the last line lacks its end, and is a JSON object all the same: others would read it."""
+    with open(path, "rb") as stream:
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - _LONGEST_LINE))
+        return as_record(stream.read().rpartition(b"\n")[2]) is not None
 
 
 def step_of(record: Mapping[str, Any]) -> int:
@@ -79,10 +112,15 @@ def check_lines(lines: RunLines, checkpoints: Sequence[SavedCheckpoint], log_int
     """Say where lines are missing, out of order, or contradict each other or a checkpoint."""
     if lines.bad:
         yield Finding("differs", f"{METRICS}: {lines.bad} lines are no JSON objects")
+    if lines.foreign:
+        yield Finding("differs", f"{METRICS}: {lines.foreign} lines are such as no training writes")
     steps = [step_of(one) for one in lines.steps]
     if any(after <= before for before, after in pairwise(steps)):
         yield Finding("differs", f"{METRICS}: expected each step once, in order")
-    yield from _check_all_there(steps, range(log_interval, lines.last_step + 1, log_interval))
+    # With other settings before, not even their log_interval is known.
+    begin = 0 if lines.has_one_configuration else lines.last_start
+    expected = range(begin - begin % log_interval + log_interval, lines.last_step + 1, log_interval)
+    yield from _check_all_there([step for step in steps if step > begin], expected)
     by_step, saved = dict(zip(steps, lines.steps, strict=True)), lines.saved()
     for one in checkpoints:
         if one.step not in saved:
@@ -92,6 +130,7 @@ def check_lines(lines: RunLines, checkpoints: Sequence[SavedCheckpoint], log_int
             if said is not None and kept is not None and said != kept:
                 yield Finding("differs", f"step {one.step:,}: {key} is {said}, but {kept} in its checkpoint")
     yield from _check_times(lines, checkpoints)
+    yield from _check_bits(lines)
 
 
 def _check_all_there(steps: Sequence[int], expected: range) -> Iterator[Finding]:
@@ -113,6 +152,21 @@ def _check_times(lines: RunLines, checkpoints: Sequence[SavedCheckpoint]) -> Ite
             yield Finding("differs", f"time.elapsed_s runs backwards: {words}")
 
 
+def _check_bits(lines: RunLines) -> Iterator[Finding]:
+    """Say where bits per byte do not follow from the validation loss: one factor leads from each to the other."""
+    begin = 0 if lines.has_one_configuration else lines.last_start
+    first: tuple[int, float] | None = None
+    for one in lines.steps:
+        loss, bits = one.get("metrics.val_loss"), one.get("metrics.val_bits_per_byte")
+        if step_of(one) <= begin or not isinstance(loss, float) or not isinstance(bits, float) or not loss:
+            continue
+        first = first or (step_of(one), bits / loss)
+        if abs(bits / loss - first[1]) > _ROUNDED_FACTOR * first[1]:
+            words = f"at step {step_of(one):,} {bits / loss:.6g} of the loss, at step {first[0]:,} {first[1]:.6g}"
+            yield Finding("differs", f"metrics.val_bits_per_byte does not fit metrics.val_loss: {words}")
+            return
+
+
 def check_config(run_dir: Path, lines: RunLines, checkpoints: Sequence[SavedCheckpoint]) -> Iterator[Finding]:
     """Say where the run's settings are not those that it was started with, or those of its newest checkpoint."""
     data = (run_dir / "config.toml").read_bytes()
@@ -121,8 +175,7 @@ def check_config(run_dir: Path, lines: RunLines, checkpoints: Sequence[SavedChec
     if said is not None and said != found:
         yield Finding("differs", f"config.toml was changed: expected sha256 {str(said)[:12]}..., found {found[:12]}...")
     newest = checkpoints[-1] if checkpoints else None
-    started = max((step_of(one) for one in lines.events if one["event"] in ("environment", "started")), default=0)
-    if newest is None or newest.step <= started:  # started again with other settings, and saved nothing since
+    if newest is None or newest.step <= lines.last_start:  # started again with other settings, and saved nothing since
         return
     ours = flat_settings_of(data)
     keys = sorted(key for key in {*ours, *newest.config} - _PLACES if ours.get(key) != newest.config.get(key))

@@ -24,6 +24,7 @@ _WITHOUT_EFFECT = (
     "checkpoint.keep",
     "checkpoint.max_file_mb",
     "checkpoint.resume",
+    "training.micro_batch_size",  # how a batch is cut changes the last bits alone
     "training.log_interval",
     "training.log_norms",
     "training.eval_interval",

@@ -59,6 +59,7 @@ def verify(run_dir: Path, *, share: float, seed: int, note: Callable[[str], None
     wanted = max(1, round(share * lines.last_step))
     chosen = choose_segments(segments, num_steps=wanted, seed=seed)
     findings += _too_few(segments, wanted, lines, config)
+    findings += _no_end(segments, lines)
     whole = {one.step: one for one in checkpoints if not one.problems}
     replays: list[Replay] = []
     for segment in chosen:
@@ -124,6 +125,15 @@ def _too_few(segments: Sequence[Segment], wanted: int, lines: RunLines, config: 
     found = f"{possible / total:.1%} of its steps can be replayed, {wanted / total:.1%} were asked for"
     advice = f"a segment needs the checkpoint before it: set checkpoint.keep (here {keep}) to {len(lines.saved())}"
     return [Finding("undecided", f"{found}; {advice} or more for the next run")]
+
+
+def _no_end(segments: Sequence[Segment], lines: RunLines) -> list[Finding]:
+    """Say so where the run's last steps cannot be replayed, which made the model that others use."""
+    last = segments[-1].end if segments else 0
+    if last == lines.last_step:
+        return []
+    words = f"steps {last + 1:,} to {lines.last_step:,} cannot be replayed: no two checkpoints hold them"
+    return [Finding("undecided", words)]
 
 
 def _replay(

@@ -103,10 +103,15 @@ def modelfile_path(out: Path) -> Path:
 
 
 def _modelfile(name: str, context_length: int, sampling: SamplingConfig | None) -> str:
-    """Return what Ollama needs to know: its default context would be longer than any that the model has seen."""
+    """Return what Ollama needs to know.
+
+    Its default context would be longer than any that the model has seen, and its own top-k and penalty for repetition
+    apply where none is named.
+    """
     lines = [f"FROM ./{name}", f"PARAMETER num_ctx {context_length}"]
     if sampling is not None:
-        chosen = sampling.model_dump(include={"temperature", "top_p", "top_k", "min_p"}, exclude_none=True)
+        chosen = {name: getattr(sampling, name) for name in ("temperature", "top_p", "min_p")}
+        chosen |= {"top_k": sampling.top_k or 0, "repeat_penalty": 1.0}
         lines += [f"PARAMETER {key} {value}" for key, value in chosen.items()]
     return "\n".join(lines) + "\n"
 

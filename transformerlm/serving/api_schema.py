@@ -90,8 +90,10 @@ class StreamOptions(Body):
     include_obfuscation: bool | None = None
 
 
-Ids = list[StrictInt]
-Prompts = StrictStr | list[StrictStr] | Ids | list[Ids]
+# Of a long list with many faults the first is enough: an answer names one.
+Ids = Annotated[list[StrictInt], Field(fail_fast=True)]
+Strings = Annotated[list[StrictStr], Field(fail_fast=True)]
+Prompts = StrictStr | Strings | Ids | Annotated[list[Ids], Field(fail_fast=True)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
@@ -105,7 +107,7 @@ class TextKeys(Body):
     n: int | None = Field(None, ge=1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: StrictStr | list[StrictStr] | None = None
+    stop: StrictStr | Strings | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=100)
@@ -261,8 +263,6 @@ def _invalid_message(problems: Sequence[Mapping[str, Any]], place: list[str]) ->
 
 
 def _shown(value: Any) -> str:
-    if value == []:
-        return "an empty list"
     return json_kind(value) if isinstance(value, dict | list) or value is None else describe_value(value)
 
 

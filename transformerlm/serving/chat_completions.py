@@ -51,7 +51,9 @@ def plan_answer(served: Served, renderer: ChatRenderer, asked: ChatRequest) -> P
     try:
         check_length(served, "".join(content for _, content in messages))
         prompt = _prompt(served, renderer, messages, wanted)
-        room = max(1, served.facts().context_length - len(prompt.ids) + 1)
+        context_length = served.facts().context_length
+        slid = context_length // 2 if served.config.limits.overflow == "slide" else 1  # what `fitting` makes room for
+        room = max(slid, context_length - len(prompt.ids) + 1)
         keys: dict[str, Any] = {key: getattr(asked, key) for key in TextKeys.model_fields if key != "stream_options"}
         keys["max_tokens"] = min(room, served.config.limits.max_tokens) if wanted is None else wanted
         completion = CompletionRequest(**keys, logprobs=num_logprobs, stream_options=asked.stream_options)

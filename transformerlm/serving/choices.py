@@ -6,7 +6,7 @@ A whole answer is the parts of the streamed one, put together, so the two cannot
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,14 +141,19 @@ def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     whole: dict[str, Any] = {}
     for part in parts:
         for key, value in part.items():
-            before = whole.get(key)
-            if key == "logprobs" and before is not None and value is not None:
-                whole[key] = {one: before[one] + value[one] for one in value}
-            elif key in ("text", "token_ids", "top_token_ids") and before is not None:
-                whole[key] = before + value
+            if key == "logprobs" and value is not None:
+                _extend(whole.setdefault(key, {}), value)
+            elif key in ("token_ids", "top_token_ids"):
+                _extend(whole, {key: value})
             else:
                 whole[key] = value
-    return whole
+    return whole | {"text": "".join(part["text"] for part in parts)}
+
+
+def _extend(lists: dict[str, list[Any]], more: Mapping[str, list[Any]]) -> None:
+    """Add to the end of each list; a text has a part for each token, so none is copied whole."""
+    for key, values in more.items():
+        lists.setdefault(key, []).extend(values)
 
 
 def best(choices: list[tuple[float, dict[str, Any]]], n: int) -> list[dict[str, Any]]:

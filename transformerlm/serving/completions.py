@@ -167,14 +167,17 @@ class _Job:
         """
         finish = dict.fromkeys(range(len(self._streams)), "cancelled")
         try:
-            async with asyncio.timeout(self._seconds), aclosing(read_together(self._streams)) as together:
+            async with asyncio.timeout(self._seconds) as limit, aclosing(read_together(self._streams)) as together:
+                deadline = limit.when()
                 async for pieces in together:
                     self._observe(pieces)
                     finish |= {number: piece.finish for number, piece in pieces if piece.finish}
                     for _, piece in pieces:
                         if piece.finish == "error":
                             raise _failed(piece)
+                    limit.reschedule(None)  # whoever takes the pieces may have to wait for a client that reads slowly
                     yield pieces
+                    limit.reschedule(deadline)
         except TimeoutError:
             finish = {number: "timeout" if one == "cancelled" else one for number, one in finish.items()}
             raise timed_out(self._seconds) from None

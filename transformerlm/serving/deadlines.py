@@ -99,9 +99,11 @@ class DeadlineProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes, and see whether something is complete now; a byte now and then is no progress."""
+        was_idle = self._state is h11.IDLE
         super().data_received(data)
         self._note_progress()
-        if self._state is h11.IDLE:
+        # The rest of a body that was refused before is no beginning of a request.
+        if self._state is h11.IDLE and (was_idle or self.conn.trailing_data[0]):
             self._has_bytes = True
             self._since = self.loop.time() if self._since is None else self._since
 

@@ -81,7 +81,7 @@ class EngineClient:
         """How the engine does now."""
         age = None if self._last_token is None else time.monotonic() - self._last_token
         return EngineStatus(
-            state="draining" if self._is_draining and self._state != "dead" else self._state,
+            state="draining" if self._is_closed or (self._is_draining and self._state != "dead") else self._state,
             facts=self._facts,
             running=len(self._sent),
             waiting=len(self._queue),
@@ -331,6 +331,8 @@ class EngineClient:
         try:
             async for told in link:
                 self._receive(told)
+                if told.report is not None:
+                    link.send(Ask(taken=1))
             return self._failed or await link.reason()
         except Exception as error:  # a line that is not of the protocol, or an error of ours, which must not hang all
             if not isinstance(error, ValueError):

@@ -8,12 +8,13 @@ name: those that name a third wait until the texts of the second have ended, in 
 from __future__ import annotations
 
 import gc
+from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
 from transformerlm.serving.checkpoint_loader import CannotOpen, CheckpointLoader, Opened
 from transformerlm.serving.engine import Piece, TextRequest
-from transformerlm.serving.protocol import Ask, Refused, Settings, Told
+from transformerlm.serving.protocol import FEW_PIECES, MOST_UNTAKEN, Ask, Refused, Settings, Told
 from transformerlm.serving.served_model import ServedModel, failed_piece
 
 
@@ -28,6 +29,7 @@ class EngineLoop:
         self._old: list[ServedModel] = []  # that were served; no new texts begin on these
         self._pending: dict[str, list[TextRequest]] = {}  # until the checkpoint that they name has its turn
         self._loading = ""  # the name that the loader was given
+        self._untaken: deque[int] = deque()  # steps on their way to the web process, by their numbers of pieces
 
     def run(self) -> None:
         """Serve until the process ends."""
@@ -44,11 +46,11 @@ class EngineLoop:
         return [self._served, *([] if self._named is None else [self._named]), *self._old]
 
     def _take_all(self) -> None:
-        """Take what has come; with nothing to do, wait for it."""
+        """Take what has come; wait for it with nothing to do, and while too many steps are on their way."""
         is_idle = all(model.is_idle for model in self._models())
         while True:
             try:
-                message = self._inbox.get(block=is_idle)
+                message = self._inbox.get(block=is_idle or self._is_ahead)
             except Empty:
                 return
             is_idle = False
@@ -61,15 +63,22 @@ class EngineLoop:
             elif isinstance(message, Exception):  # of another thread
                 raise message
 
+    @property
+    def _is_ahead(self) -> bool:
+        return len(self._untaken) >= MOST_UNTAKEN or sum(self._untaken) > FEW_PIECES
+
     def _step(self) -> None:
         for model in self._models():
             if not model.is_idle:
                 pieces, report = model.step()
+                self._untaken.append(len(pieces))
                 self._tell(Told(pieces=pieces, report=report))
 
     # --- what is asked ---------------------------------------------------------------------------------------------
 
     def _take_ask(self, ask: Ask) -> None:
+        for _ in range(ask.taken):
+            self._untaken.popleft()
         for request in ask.submit:
             self._submit(request)
         for request_id in ask.cancel:
@@ -78,7 +87,7 @@ class EngineLoop:
             self._tell(Told(pong=ask.ping, is_loading=bool(self._loading)))
 
     def _submit(self, request: TextRequest) -> None:
-        if request.checkpoint in ("", self._served.facts.checkpoint):
+        if not request.checkpoint or self._is(self._served, request.checkpoint):
             self._start(self._served, request)
         else:
             self._pending.setdefault(request.checkpoint, []).append(request)
@@ -108,7 +117,8 @@ class EngineLoop:
 
     @staticmethod
     def _is(model: ServedModel, name: str) -> bool:
-        return model.facts.checkpoint == name
+        """Return whether a model is what a checkpoint's name means now: a run that began anew writes it again."""
+        return model.facts.checkpoint == name and not model.is_replaced()
 
     def _start(self, model: ServedModel, request: TextRequest) -> None:
         try:

@@ -1,8 +1,9 @@
 """What the web process and the engine process tell each other: JSON lines, whose objects are the dataclasses below.
 
 The web process writes `Settings` first, then one `Ask` a line. The engine process writes one `Told` a line, at most one
-for each step, with the pieces of all texts. Fields that have their default are omitted. Nothing here needs torch, and
-nothing that is read can name code.
+for each step, with the pieces of all texts, and is told when they were taken: it is never more than `MOST_UNTAKEN`
+steps ahead, or a new text's first token would wait behind all that is on its way. Fields that have their default are
+omitted. Nothing here needs torch, and nothing that is read can name code.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from transformerlm.serving.engine import ModelFacts, Piece, StepReport, TextRequ
 _STRICT = ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="constants")
 
 MessageT = TypeVar("MessageT")
+
+MOST_UNTAKEN, FEW_PIECES = 2, 16
+"""So many steps may be on their way, and no more than one of them with more pieces than a few."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,8 @@ class Ask:
     """Ids of requests whose texts are to end; one that has ended is ignored."""
     ping: int | None = None
     """To be answered with the same number, between two steps."""
+    taken: int = 0
+    """How many more steps it has taken, lines with a `report`."""
 
 
 @dataclass(frozen=True, kw_only=True)

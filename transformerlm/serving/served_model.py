@@ -21,6 +21,7 @@ from transformerlm.inference.requests import Drawn, Event, Finished, FinishReaso
 from transformerlm.inference.sampling import SamplingParams
 from transformerlm.inference.texts import Pieces
 from transformerlm.serving.engine import Logprobs, ModelFacts, Piece, StepReport, TextRequest
+from transformerlm.serving.following import identity
 from transformerlm.serving.protocol import Settings
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.device import resolve_device
@@ -54,6 +55,7 @@ class ServedModel:
         self, path: Path, settings: Settings, *, prefix_cache_bytes: int, earlier: ServedModel | None = None
     ) -> None:
         directory, state = resolve_verified(path)
+        self._files = identity(directory)
         device, int8 = resolve_device(settings.device), settings.precision == "int8"
         precision = "fp32" if int8 else resolve_precision(settings.precision, device)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -96,6 +98,11 @@ class ServedModel:
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
         return self._batcher.is_idle
+
+    def is_replaced(self) -> bool:
+        """Return whether the checkpoint's directory holds another one now; one that was removed is not replaced."""
+        found = identity(Path(self.facts.path))
+        return found is not None and found != self._files
 
     def start(self, request: TextRequest) -> None:
         """Take a request, of which `step` tells from now on.

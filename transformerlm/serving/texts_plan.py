@@ -85,6 +85,9 @@ def plan_texts(served: Served, asked: CompletionRequest, turn: Turn | None = Non
         )
         for number in range(total)
     ]
+    # More could never wait, however little there is to do: no 429, after which clients ask again.
+    waiting = sum(len(request.prompt) for request in requests[served.config.engine.slots :])
+    _at_most("prompt", waiting, served.config.limits.waiting_tokens, "limits.waiting_tokens", what="tokens that wait")
     return Plan(
         request_id=request_id,
         created=int(time.time()),
@@ -122,6 +125,8 @@ def _settings(served: Served, asked: CompletionRequest, tokenizer: Tokenizer, tu
         raise _refused("stop", "expected strings with at least one character, found an empty one")
     if (longest := max(map(len, stops), default=0)) > _LONGEST_STOP:
         raise _refused("stop", f"expected strings of at most {_LONGEST_STOP} characters, found one of {longest}")
+    if turn and turn.end_strings and asked.min_tokens and not asked.ignore_eos:
+        raise _refused("min_tokens", "this model's answers end with a string, not a token, and cannot be made longer")
     top_k = defaults.top_k if asked.top_k is None else asked.top_k
     top_p = _given(asked.top_p, defaults.top_p)
     return {

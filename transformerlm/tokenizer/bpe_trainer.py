@@ -150,8 +150,19 @@ def learn_from_lists(
 
 
 def vocabulary_of(merges: Sequence[tuple[bytes, bytes]], special_tokens: Sequence[str]) -> dict[int, bytes]:
-    """Return the tokens by their ids: the bytes, the merges in order, the special tokens."""
+    """Return the tokens by their ids: the bytes, the merges in order, the special tokens.
+
+    Raises:
+        ValueError: merges make a special token, which is plain text in JSON lines and Parquet.
+    """
     tokens = [bytes([value]) for value in range(256)] + [left + right for left, right in merges]
+    made = {*tokens}
+    for special in special_tokens:
+        if special.encode() in made:
+            raise ValueError(
+                f"special_tokens: expected tokens that the text does not make by itself, found {special!r}, which it "
+                "has as plain text; name another, or set allow_special = true if it is meant as a special token there"
+            )
     tokens += [special.encode() for special in special_tokens]
     return dict(enumerate(tokens))
 

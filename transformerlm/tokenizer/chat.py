@@ -48,11 +48,11 @@ class ChatFormat:
         """Return the format as a sidecar and a checkpoint keep it."""
         return {**asdict(self), "special_tokens": list(self.special_tokens)}
 
-    def check(self, tokenizer: Tokenizer) -> None:
-        """Refuse a tokenizer that lacks one of the special tokens.
+    def check(self, tokenizer: Tokenizer, *, separator: str | None = None) -> None:
+        """Refuse a tokenizer that lacks one of the special tokens, and a separator that the format itself uses.
 
         Raises:
-            ValueError: it does.
+            ValueError: so it is.
         """
         if missing := [token for token in self.special_tokens if token not in tokenizer.special_token_ids]:
             known = ", ".join(map(repr, tokenizer.special_tokens)) or "none at all"
@@ -60,6 +60,12 @@ class ChatFormat:
                 f"chat.special_tokens: expected special tokens of the tokenizer ({known}), found {missing[0]!r}; add "
                 "it with transformerlm-add-tokens, train a tokenizer with it in special_tokens, or set "
                 "chat.special_tokens = [], and it is plain text"
+            )
+        strings = {name: getattr(self, name) for name in ("system", "user", "assistant", "end", "after")}
+        if used := [name for name, text in strings.items() if separator in self.special_tokens and separator in text]:
+            raise ValueError(
+                f"chat.{used[0]}: expected a string without {separator!r}, which separates the documents and would cut "
+                "a conversation apart, found it there; name another special token as separator"
             )
 
 

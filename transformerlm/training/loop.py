@@ -18,15 +18,14 @@ from transformerlm.distributed.world import World, all_reduce_sum
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.data import Batch
 from transformerlm.training.loss import cross_entropy, training_loss
-from transformerlm.training.optim import grad_norm, scale_gradients
+from transformerlm.training.optim import AdamW, grad_norm, scale_gradients
 from transformerlm.training.reading import IGNORED, Reading
-from transformerlm.training.spike_guard import Trouble, not_finite
+from transformerlm.training.spike_guard import Trouble, trouble_with
+from transformerlm.utils.device import to_host
 from transformerlm.utils.row_blocks import logits_at_once
 
 Autocast = Callable[[], AbstractContextManager[object]]
 Flags = Callable[[], Sequence[float]]
-Judge = Callable[[float, float], Trouble | None]
-"""Returns why a step with this loss and this gradient norm must not be made; None: it may."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def train_step(
     z_loss: float = 0.0,
     dropout_keys: Sequence[Tensor | None] | None = None,
     reading: Reading = Reading(),  # noqa: B008  # frozen
-    judge: Judge = not_finite,
+    max_loss: float = math.inf,
     flags: Flags = tuple,
 ) -> StepResult:
     """Make one optimizer step on the mean loss over all tokens of all micro-batches and ranks.
@@ -101,8 +100,8 @@ def train_step(
         dropout_keys: the keys with which the model drops numbers, for each micro-batch; None: nothing is dropped.
         reading: which targets are learnt, and where documents begin. A step in which nothing is learnt has no loss, and
             is not made.
-        judge: is asked once, if there is a loss, with numbers that are the same on all ranks; a step that it refuses is
-            not made: weights, optimizer and learning rate stay as they were.
+        max_loss: a step with a higher loss, or with a loss or a norm that is not finite, is not made: weights,
+            optimizer and learning rate stay as they were.
         flags: numbers of this rank that travel with the loss to the other ranks; asked for after the backward pass.
     """
     shards = Shards.whole(model) if shards is None else shards
@@ -129,16 +128,22 @@ def train_step(
         if reading.some_ignored:  # the gradients are those of a mean over all targets
             norm = _count_learnt_alone(parameters, norm, num_tokens / sums[1])
         scale_gradients(parameters, max_grad_norm or math.inf, norm)
-        # The one time that a step waits for the device: a step that is not finite must not be made.
-        total_loss, joint_norm, *summed = torch.cat((sums[:1], norm.to(sums).view(1), sums[1:])).tolist()
+        on_their_way = to_host(torch.cat((sums[:1], norm.to(sums).view(1), sums[1:])))
+        # Where the device itself can tell whether the step may be made, it is busy while the host reads the numbers.
+        deciding = optimizer if isinstance(optimizer, AdamW) and optimizer.can_step_where() else None
+        if deciding is not None:
+            loss = sums[0].double() / (sums[1] if reading.some_ignored else num_tokens)
+            deciding.step_where((loss <= max_loss) & loss.isfinite() & norm.isfinite(), lr=learning_rate)
+        # The one time that a step waits for the device.
+        total_loss, joint_norm, *summed = on_their_way()
         if reading.some_ignored:
             num_tokens = int(summed.pop(0))
         mean_loss = total_loss / num_tokens if num_tokens else math.nan
-        trouble = judge(mean_loss, joint_norm) if num_tokens else "nothing_learnt"
+        trouble = trouble_with(mean_loss, joint_norm, max_loss=max_loss) if num_tokens else "nothing_learnt"
         if trouble is None:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            optimizer.step()
+            optimizer.step() if deciding is None else deciding.count_step()
         else:
             shards.drop_gradients()
     return StepResult(mean_loss, joint_norm, num_tokens, learning_rate, trouble, tuple(summed))

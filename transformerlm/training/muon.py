@@ -106,6 +106,10 @@ class Muon(AdamW):
                 if p.ndim != 2:
                     raise ValueError(f"Muon: what is made orthogonal must be a matrix, got shape {tuple(p.shape)}")
 
+    def can_step_where(self) -> bool:
+        """Return whether there are no matrices to make orthogonal: that takes longer than a wait."""
+        return super().can_step_where() and not any(group["orthogonal"] for group in self.param_groups)
+
     def _update(self, params: list[Tensor], weights: list[Tensor], grads: list[Tensor], group: Group) -> None:
         if not group["orthogonal"]:
             super()._update(params, weights, grads, group)

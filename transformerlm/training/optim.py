@@ -10,14 +10,15 @@ AdamW (Loshchilov & Hutter 2019, algorithm 2; the decay is scaled by the learnin
 m and v begin as 0, so early means are too small; m' and v' correct that. `adamw_step` is this for one parameter,
 `foreach_adamw_step` the same for a list of them, with fewer passes over memory.
 
-Updates and states are fp32, or fp64 for parameters in fp64. On a GPU one update covers all parameters in a few kernels;
-on a CPU it goes one parameter at a time, which stays in the cache.
+Updates and states are fp32, or fp64 for parameters in fp64. On a GPU one update covers all parameters in a few kernels,
+or, where Triton works, takes one kernel for each, which itself asks whether the step may be made
+(`fast/adamw_kernel.py`). On a CPU it goes one parameter at a time, which stays in the cache.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
 from typing import Any, overload
 
@@ -27,8 +28,10 @@ from torch.optim import Optimizer
 
 from transformerlm.utils.dtypes import upcast
 from transformerlm.utils.plain_forms import may_hand_over
+from transformerlm.utils.triton_kernels import can_launch
 
 Group = dict[str, Any]
+_NUMBERS_AT_ONCE = 1 << 26  # of a device's parameters in one update, which has a temporary tensor of each
 
 
 def adamw_step(
@@ -180,6 +183,37 @@ class AdamW(_WideStateOptimizer):
                 raise ValueError(f"AdamW: betas must lie in [0, 1), got {tuple(betas)}")
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
 
+    def can_step_where(self) -> bool:
+        """Return whether `step_where` works: on CUDA, with Triton, in fp32, from the second step on."""
+        return may_hand_over() and all(self._is_for_the_kernel(p) for _, p in self._with_gradients())
+
+    def step_where(self, may: Tensor, *, lr: float) -> None:
+        """Update where `may`, a truth value on the device, is true, without a wait for it; nothing else changes.
+
+        Call `count_step` when it was true. Ask `can_step_where` first.
+        """
+        from transformerlm.training.fast.adamw_kernel import adamw_step_where  # hand-over
+
+        number = may.to(torch.int32)
+        for group, p in self._with_gradients():
+            state, settings = self.state[p], {name: group[name] for name in ("betas", "eps", "weight_decay")}
+            tensors = p.detach(), _dense_grad(p), state["exp_avg"], state["exp_avg_sq"]
+            adamw_step_where(number, *tensors, step=state["step"] + 1, lr=lr, **settings)
+
+    def count_step(self) -> None:
+        """Count what `step_where` has done."""
+        self._count_steps([p for _, p in self._with_gradients()])
+
+    def _with_gradients(self) -> Iterator[tuple[Group, Tensor]]:
+        for group in self.param_groups:
+            yield from ((group, p) for p in group["params"] if p.grad is not None)
+
+    def _is_for_the_kernel(self, p: Tensor) -> bool:
+        state = self.state.get(p, {})
+        tensors = [p, _dense_grad(p), *(state[name] for name in ("exp_avg", "exp_avg_sq") if name in state)]
+        is_plain = all(each.dtype == torch.float32 and each.is_contiguous() for each in tensors)
+        return len(tensors) == 4 and is_plain and all(can_launch(each) for each in tensors)
+
     def _update(self, params: list[Tensor], weights: list[Tensor], grads: list[Tensor], group: Group) -> None:
         means, squares = self._moments(params, "exp_avg"), self._moments(params, "exp_avg_sq")
         steps = self._count_steps(params)
@@ -247,9 +281,16 @@ def _wide(tensor: Tensor) -> torch.dtype:
 
 
 def _buckets(params: list[Tensor]) -> list[list[Tensor]]:
-    on_host = [[p] for p in params if p.device.type == "cpu"]
-    elsewhere = [p for p in params if p.device.type != "cpu"]
-    return [*on_host, elsewhere] if elsewhere else on_host
+    """Return one parameter of the host at a time, and of a device so many that what an update needs stays small."""
+    buckets: list[list[Tensor]] = []
+    room = -1
+    for p in params:
+        if p.device.type == "cpu" or p.numel() > room:
+            buckets.append([])
+            room = _NUMBERS_AT_ONCE
+        buckets[-1].append(p)
+        room = -1 if p.device.type == "cpu" else room - p.numel()
+    return buckets
 
 
 def _dense_grad(p: Tensor) -> Tensor:

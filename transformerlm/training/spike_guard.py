@@ -26,9 +26,11 @@ NEW_LOSS_WEIGHT = 0.02
 MAX_BATCH_FILES = 20
 
 
-def not_finite(loss: float, grad_norm: float) -> Trouble | None:
-    """Return "not_finite" for a loss or gradient norm that is nan or infinite: the least that is asked of a step."""
-    return None if math.isfinite(loss) and math.isfinite(grad_norm) else "not_finite"
+def trouble_with(loss: float, grad_norm: float, *, max_loss: float) -> Trouble | None:
+    """Return why a step with this loss and gradient norm must not be made; None: it may."""
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        return "not_finite"
+    return "spike" if loss > max_loss else None
 
 
 @dataclass
@@ -49,16 +51,11 @@ class GuardState:
     num_losses: int = 0
     loss_average: float = 0.0
 
-    def trouble_with(self, loss: float, grad_norm: float, *, spike_factor: float | None) -> Trouble | None:
-        """Return why a step with this loss and gradient norm must not be made; None: it may.
-
-        A loss above `spike_factor` times the average is a spike; None: no loss is one.
-        """
-        if trouble := not_finite(loss, grad_norm):
-            return trouble
-        knows_enough = self.num_losses >= NUM_LOSSES_BEFORE_SPIKES
-        is_spike = spike_factor is not None and knows_enough and loss > spike_factor * self.loss_average
-        return "spike" if is_spike else None
+    def max_loss(self, spike_factor: float | None) -> float:
+        """Return above what loss the next step is a spike: so many times the average; None: no loss is one."""
+        if spike_factor is None or self.num_losses < NUM_LOSSES_BEFORE_SPIKES:
+            return math.inf
+        return spike_factor * self.loss_average
 
     def made(self, loss: float) -> None:
         """Count a step that was made, and let the average follow its loss."""

@@ -178,7 +178,7 @@ class Trainer:
             z_loss=config.training.z_loss,
             dropout_keys=self.dropout_keys(step),
             reading=self.reading,
-            judge=partial(guard.trouble_with, spike_factor=self._spike_factor),
+            max_loss=guard.max_loss(self._spike_factor),
             flags=self._flags,
         )
         self.state.step = step

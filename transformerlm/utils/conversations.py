@@ -22,8 +22,7 @@ def conversation_as_text(messages: object, *, where: str) -> tuple[str, int]:
             one, or content that is no text; `where` and the message's number begin the error.
     """
     if not isinstance(messages, list) or not messages:
-        found = "an empty list" if messages == [] else json_kind(messages)
-        raise ValueError(f"{where}: expected a list of messages, found {found}")
+        raise ValueError(f"{where}: expected a list of messages, found {json_kind(messages)}")
     pairs, replaced = [], 0
     for number, message in enumerate(messages, 1):
         role, content = _checked(message, number, f"{where}: message {number}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 COMPILED_STEPS = 1000
 
@@ -48,6 +50,21 @@ def _check_cuda(name: str, device: torch.device) -> None:
     count = torch.cuda.device_count()
     if device.index is not None and device.index >= count:
         raise ValueError(f"device: {name!r} is not available, found {count} CUDA device(s), numbered from 0")
+
+
+def to_host(numbers: Tensor) -> Callable[[], list[float]]:
+    """Begin to copy numbers `(n,)` to the host; what is returned waits for them, and for nothing queued after them."""
+    if numbers.device.type != "cuda":
+        return numbers.tolist
+    host = numbers.to("cpu", non_blocking=True)  # to pinned memory
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def wait() -> list[float]:
+        copied.synchronize()
+        return host.tolist()
+
+    return wait
 
 
 def synchronize(device: torch.device | str) -> None:

@@ -82,7 +82,9 @@ def json_kind(value: object) -> str:
         list: "an array",
         dict: "an object",
     }
-    return "null" if value is None else kinds[type(value)]
+    if value is None:
+        return "null"
+    return "an empty array" if value == [] else kinds[type(value)]
 
 
 def values_sha256(record: Mapping[str, Any], *, kept_in: str) -> str:

@@ -36,6 +36,8 @@ MAX_LINE_BYTES = 1 << 26
 _MAX_NAMED = 3  # of the files in a folder that are not text
 _REPLACE_HINT = 'invalid_utf8 = "replace" reads it as U+FFFD'
 _UTF8_BOM = b"\xef\xbb\xbf"
+# In a folder: what is no text though it may look like it.
+_OF_TOKEN_FILES, _TOKENIZER = (".parts", ".shards"), {"vocab.json", "merges.txt"}
 
 
 class TextBlock(NamedTuple):
@@ -186,10 +188,15 @@ def _texts_below(folder: str) -> list[Path]:
 
 
 def _below(folder: str) -> list[Path]:
-    """Return the files below a folder in order, each once, without hidden ones; links to folders are not followed."""
+    """Return the files below a folder in order, each once, without hidden ones; links to folders are not followed.
+
+    What our own commands write beside a text is left out, too: token files in parts, and tokenizers.
+    """
     found: dict[str, Path] = {}
     for here, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and not name.endswith(_OF_TOKEN_FILES)]
+        if {*names} >= _TOKENIZER:
+            continue
         for path in (os.path.join(here, name) for name in names if not name.startswith(".")):
             real = os.path.realpath(path)
             found[real] = min(found.get(real, Path(path)), Path(path))

@@ -29,6 +29,8 @@ from benchmarking.gpu.kernels import OTHERS, purpose_of, shares, trace
             "optimizer",
         ),
         ("triton_red_fused__to_copy_add_mean_mul_pow_rsqrt_0", ["CompiledFunction"], OTHERS),
+        ("_adamw_kernel", [], "optimizer"),
+        ("_loss_kernel", [], "loss"),
         ("Memcpy HtoD (Pinned -> Device)", ["aten::copy_"], "copies"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
@@ -44,10 +45,20 @@ def test_equal_configurations_are_one_run(tmp_path):
         {"name": "other", "set": ["model.norm_position=post"]},
     ]
     runs = planned(tmp_path, variants=variants, axes=[], seeds=[0])
-    hashes = [run.group[-10:] for run in runs]
-    assert len(set(hashes)) == 2
+    assert [run.group[:-11] for run in runs] == ["default", "other"]
     moved = planned(tmp_path, dir=str(tmp_path / "elsewhere"), axes=[], seeds=[0])
-    assert moved[0].group[-10:] == hashes[0]
+    assert moved[0].group[-10:] == runs[0].group[-10:]
+
+
+def test_a_run_that_is_there_keeps_its_name(tmp_path):
+    """A variant that was renamed, or an axis more with the value that there was, makes no run anew."""
+    settings: dict[str, Any] = {"axes": [], "seeds": [0, 1], "dir": str(tmp_path / "sweep")}
+    before = planned(tmp_path, variants=[{"name": "first"}], **settings)
+    (tmp_path / "sweep" / before[0].name).mkdir(parents=True)
+    (tmp_path / "sweep" / "a-file").touch()
+    after = planned(tmp_path, variants=[{"name": "renamed"}, {"name": "new", "set": ["model.ffn=silu"]}], **settings)
+    assert [run.name for run in after[:2]] == [run.name for run in before]
+    assert after[2].group.startswith("new-")
 
 
 def test_data_counts_by_its_content(tmp_path, monkeypatch):

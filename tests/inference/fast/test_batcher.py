@@ -177,13 +177,13 @@ def test_a_prompt_that_is_known_is_not_read_again(cache: int) -> None:
 
 
 def test_a_long_prompt_delays_a_text_by_one_chunk_at_most() -> None:
-    """While five chunks are read, one a step, the text that runs gets an id in each step."""
+    """While five chunks are read, one a step, the text that runs gets an id in each step but the last one's."""
     batcher = Batcher(Decoder(make_model(context_length=200)), slots=2, prefill_chunk=16)
     batcher.submit(make_request("runs", [1], 50))
     batcher.step()
     batcher.submit(make_request("comes", [2] * 70, 50))
-    drawn = [[event.request_id for event in batcher.step()] for _ in range(5)]
-    assert drawn == [["runs"]] * 4 + [["comes", "runs"]]
+    drawn = [[event.request_id for event in batcher.step()] for _ in range(7)]
+    assert drawn == [["runs"]] * 5 + [["comes"], ["runs", "comes"]]
 
 
 @pytest.mark.parametrize(("length", "expected"), [(10, [7]), (30, [4, 3]), (100, [1, 1, 1, 2, 1, 1])])
@@ -192,35 +192,28 @@ def test_a_step_reads_the_prompts_that_its_budget_holds(length: int, expected: l
     check_begun(length, expected)
 
 
-def with_many_products() -> Decoder:
-    """Return a decoder of which the batcher believes that a row takes long."""
-    decoder = Decoder(make_model(context_length=300), reproducible=True)
-    decoder.num_products = 10**9
-    return decoder
-
-
-@pytest.mark.parametrize(("slots", "most"), [(2, 16), (16, 38), (32, 78), (64, 128)])
-def test_what_is_read_between_two_steps_is_bounded_by_the_slots(slots: int, most: int) -> None:
-    """A long prompt beside one text that runs is read in parts, larger ones with more slots; no part passes a chunk."""
-    batcher = Batcher(with_many_products(), slots=slots)
-    batcher.submit(make_request("runs", [1], 99))
+@pytest.mark.parametrize("chunk", [16, 128])
+def test_between_two_ids_of_a_text_at_most_a_chunk_is_read(chunk: int) -> None:
+    """However many prompts come; one that was read whole has its first id before the others go on."""
+    batcher = Batcher(Decoder(make_model(context_length=300), reproducible=True), slots=8, prefill_chunk=chunk)
+    batcher.submit(make_request("runs", [1], 200))
     batcher.step()
-    batcher.submit(make_request("comes", [2] * 250, 5))
-    read, drawn = [], 0
-    while not drawn:
+    for number, length in enumerate((250, 3, 16, 17, 90, 128)):
+        batcher.submit(make_request(number, [number + 2] * length, 5))
+    waited, begun, most = 0, set(), 0
+    while len(begun) < 6:
         before = batcher.num_read
-        events = batcher.step()
-        assert "runs" in [event.request_id for event in events]
-        drawn = sum(event.request_id == "comes" for event in events)
-        read.append(batcher.num_read - before)
-    assert read[0] == most
-    assert max(read) <= most
-    assert sum(read) == 250
+        drawn = {event.request_id for event in batcher.step() if isinstance(event, Drawn)}
+        waited = waited + batcher.num_read - before
+        most, waited = max(most, waited), 0 if "runs" in drawn else waited
+        assert "runs" not in drawn or not drawn - begun - {"runs"}
+        begun |= drawn - {"runs"}
+    assert most == chunk
 
 
 def test_short_prompts_pass_a_long_one_but_not_without_end() -> None:
     """Beside a stream of prompts of 20 ids one of 100 ids begins when some 200 ids of others were read."""
-    batcher = Batcher(with_many_products(), slots=16)
+    batcher = Batcher(Decoder(make_model(context_length=300), reproducible=True), slots=16, prefill_chunk=64)
     batcher.submit(make_request("runs", [1], 190))
     batcher.step()
     batcher.submit(make_request("long", [2] * 100, 1))

@@ -19,8 +19,7 @@ ENOUGH_RATES = 3  # lines with a speed, of which the median is taken
 class RunResult:
     """A finished run: its size, its length, what it reached, and what its validation text costs without a model.
 
-    `seconds_per_step` is that of training alone, validations left out; None for a run of a few steps. `is_best` says
-    that what it reached was reached before its end, by the checkpoint RUN/best.
+    `seconds_per_step` is that of training alone, validations left out; None for a run of a few steps.
     """
 
     parameters: int
@@ -31,12 +30,11 @@ class RunResult:
     bits_per_byte: float
     gzip_bits_per_byte: float
     unigram_bits_per_byte: float
-    is_best: bool
     stopped_by: str
 
 
-def read_result(run_dir: Path, *, tokens_per_step: int, stops_early: bool) -> RunResult:
-    """Return what a run came to, by the loss of its last validation; of `RUN/best` if it may have stopped early.
+def read_result(run_dir: Path, *, tokens_per_step: int) -> RunResult:
+    """Return what a run came to, by the loss of its last validation.
 
     Raises:
         ValueError: the run has not ended with a validation.
@@ -48,8 +46,6 @@ def read_result(run_dir: Path, *, tokens_per_step: int, stops_early: bool) -> Ru
     last = summary.get("val_bits_per_byte")
     if not isinstance(last, float) or not math.isfinite(last) or "gzip_bits_per_byte" not in summary:
         raise ValueError(f"{run_dir}: it ended without a validation loss")
-    best = summary.get("best_checkpoint_val_loss")
-    found = last * best / summary["val_loss"] if stops_early and isinstance(best, float) else last
     rates = [record.get("metrics.tokens_per_second") for record in records]
     rates = sorted(rate for rate in rates if isinstance(rate, float) and rate > 0)
     rate = rates[len(rates) // 2] if len(rates) >= ENOUGH_RATES else None
@@ -59,10 +55,9 @@ def read_result(run_dir: Path, *, tokens_per_step: int, stops_early: bool) -> Ru
         seconds=summary["seconds"],
         seconds_per_step=tokens_per_step / rate if rate else None,
         passes=summary["passes_over_data"],
-        bits_per_byte=found,
+        bits_per_byte=last,
         gzip_bits_per_byte=summary["gzip_bits_per_byte"],
         unigram_bits_per_byte=summary["unigram_bits_per_byte"],
-        is_best=found < last,
         stopped_by=str(events.get("finished", {}).get("reason")),
     )
 

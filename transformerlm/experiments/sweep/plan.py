@@ -1,7 +1,8 @@
 """Which runs a sweep has: each point and seed as a checked configuration with a name that says what it is.
 
 Everything is resolved and checked before the first run begins. The name ends in a hash of all settings that can change
-the losses, and the seed; so a run is known by its directory, and equal configurations are trained once.
+the losses, and the seed. Points with the same hash are one run, under the name of the first, or the one that it has in
+the sweep's directory already.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _IDLE_KEYS = {
 }
 _HASH_DIGITS = 10
 _MOST_NAME_CHARS = 80
+_GROUP = re.compile(rf"(?P<group>.+-(?P<key>[0-9a-f]{{{_HASH_DIGITS}}}))-\d+")  # a run's name without its seed
 
 Price = Callable[[TrainConfig], int]
 """Returns the FLOPs of a token; it needs the model, so that a command hands it in."""
@@ -79,6 +81,7 @@ class Planner:
         self._layers = read_layers(TrainConfig, [base], {})[:-1]
         self._own = dict(map(parsed_setting, config.set))
         self._hashes: dict[Path, str] = {}
+        self._groups = _groups_in(config.dir)  # by the hash
         self._resolved({})
 
     def runs(self, points: Iterable[Point]) -> list[SweepRun]:
@@ -104,7 +107,8 @@ class Planner:
     def _runs_of(self, point: Point) -> list[SweepRun]:
         config = self._matched(point.settings)
         self._check_comparable(config)
-        group = f"{_label(point)}{self._hash(config)}"
+        key = self._hash(config)
+        group = self._groups.setdefault(key, f"{_label(point)}{key}")
         return [
             SweepRun(
                 name=f"{group}-{seed}",
@@ -160,6 +164,12 @@ class Planner:
         if path not in self._hashes:
             self._hashes[path] = content_of(path)
         return self._hashes[path]
+
+
+def _groups_in(directory: Path) -> dict[str, str]:
+    """Return the names of the groups that have runs in a sweep's directory, by their hashes."""
+    found = (_GROUP.fullmatch(path.name) for path in sorted(directory.iterdir())) if directory.is_dir() else ()
+    return {match["key"]: match["group"] for match in found if match}
 
 
 def content_of(path: Path) -> str:

@@ -1,11 +1,11 @@
 """Texts that are decoded together while others join and leave: continuous batching (Orca, Yu et al. 2022).
 
 Each text has a slot, one row of a `Decoder`'s cache, from its first chunk to its last id. Between two steps of all
-running rows so many ids of prompts are read that the pause is not twice a step of all slots, and never more than a
-chunk. Short prompts come first, but no prompt lets others pass without end.
+running rows prompts are read, at most a chunk's ids of them, and those that are read whole get their first ids at once.
+Short prompts come first, but no prompt lets others pass without end.
 
 A prompt is read in chunks of `prefill_chunk` ids from position 0 on. A decoder with compiled steps computes each id
-alone, so a chunk is read in parts, as the budget allows. Without them, with a reproducible decoder, a chunk is read
+alone, so parts of several prompts are read together. Without them, with a reproducible decoder, a chunk is read
 alone, and the last is padded to the smallest of 16, 32, 64, ... that holds it: so a chunk's numbers depend on its ids
 and its place alone. With another, short prompts are read together. Where a row's window is full, its last half is read
 again from position 0, as in the plain loop.
@@ -41,9 +41,6 @@ SMALLEST_CHUNK = 16
 _MOST_READ_TOGETHER = 4
 # A pass through the layers takes as long as if it had this many ids more: with 16 ids a third of its time with 128.
 _IDS_OF_A_PASS = 40
-# A row's step, with head and choice, takes longer than to read this many ids; what a step takes besides takes as long
-# as so many products.
-_IDS_OF_A_ROW, _PRODUCTS_OF_A_STEP = 1.25, 10_000_000
 # A prompt of n ids lets others pass that come before so many times n ids were read.
 _PATIENCE = 2
 # Log-probabilities of a prompt are computed for this many of its ids at a time, to bound their memory.
@@ -121,6 +118,7 @@ class Batcher:
         self._sliding: deque[_Row] = deque()
         self._running: list[_Row] = []
         self._slides_next = True
+        self._has_read = False  # the call before has drawn first ids, and let no row read
         self._num_seen = 0  # ids that were read, those of rows that slide as well
         self._cancelled: set[str] = set()
         self.num_read = 0
@@ -172,21 +170,28 @@ class Batcher:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Cancel, admit, read some ids of prompts, let each running row read its last id, and draw an id for each."""
+        """Cancel, admit, and read some ids of prompts; then let each running row read its last id; draw an id for each.
+
+        Where prompts were read to their ends, the running rows wait for the next call, so that nobody waits for them.
+        """
         events: list[Event] = []
         if self._cancelled:
             self._drop_cancelled(events)
         self._admit(events)
-        stepping = list(self._running)
-        rows, logits = self._read(events)
-        if stepping:
-            ids, slots = [row.drawn[-1] for row in stepping], [row.slot for row in stepping]
-            logits.append(self._decoder.step_slots(ids, cache=self._cache, slots=slots))
-            for row in stepping:
+        rows: list[_Row] = []
+        logits: list[Tensor] = []
+        if not (self._has_read and self._running):
+            rows, logits = self._read(events)
+        self._has_read = bool(rows)
+        if not rows:
+            rows = list(self._running)
+            ids, slots = [row.drawn[-1] for row in rows], [row.slot for row in rows]
+            logits = [self._decoder.step_slots(ids, cache=self._cache, slots=slots)] if rows else []
+            for row in rows:
                 row.length += 1
         if logits:
             with at_most(1):  # small things, for which threads would wait longer than they work
-                self._choose(rows + stepping, torch.cat(logits)[:, : self._vocab_size], events)
+                self._choose(rows, torch.cat(logits)[:, : self._vocab_size], events)
         return events
 
     # --- joining and leaving ---------------------------------------------------------------------------------------
@@ -250,13 +255,7 @@ class Batcher:
         """Return for how many ids the running rows may wait now."""
         if self._reads_first:
             return math.inf
-        if not self._decoder.reads_rows:
-            return self._chunk + _IDS_OF_A_PASS
-        if not self._running:
-            return self._chunk
-        slots = len(self._cache.lengths)
-        ids = _IDS_OF_A_ROW * (2 * slots - len(self._running)) + _PRODUCTS_OF_A_STEP // self._decoder.num_products
-        return max(SMALLEST_CHUNK, min(self._chunk, ids))
+        return self._chunk + (0 if self._decoder.reads_rows else _IDS_OF_A_PASS)
 
     def _next_row(self) -> _Row:
         """Return whose chunk is read next: prompts as they are due, rows that slide in their order, in turns."""

@@ -37,10 +37,14 @@ class DecoderCache:
     Row i is filled up to `lengths[i]`. What is in the memory after that changes nothing as long as it is finite.
     """
 
-    def __init__(self, layers: list[LayerKV], num_heads: int, whole: LayerKV | None = None) -> None:
+    def __init__(
+        self, layers: list[LayerKV], num_heads: int, whole: LayerKV | None = None, keys_together: int = 0
+    ) -> None:
         self.layers, self._num_heads = layers, num_heads
         self.whole = whole
         """The memory of all layers where it is one, with the layers first."""
+        self.keys_together = keys_together
+        """Of how many keys each feature lies together, in memory of the same size, for compiled loops; 0: of all."""
         self.max_length = layers[0].values.shape[2]
         self.lengths = [0] * len(layers[0].values)
         # On CUDA: the step captured for this memory; it takes ids `(batch, 1)` and the lengths before them.
@@ -53,9 +57,9 @@ class DecoderCache:
 
     @cached_property
     def arrays(self) -> tuple[Array, Array]:
-        """The keys and values of all layers for compiled loops, which share their memory."""
+        """The keys and values of all layers for compiled loops, as those have them."""
         assert self.whole is not None, "made by `make_slots`"
-        return self.whole.keys.numpy(), self.whole.values.numpy()
+        return _in_blocks(self.whole.keys, self.keys_together).numpy(), self.whole.values.numpy()
 
     @cached_property
     def attention_rows(self) -> AttentionRows:
@@ -66,6 +70,17 @@ class DecoderCache:
         """Return the memory of one row, with a batch of 1."""
         part = slice(index, index + 1)
         return [LayerKV(keys[part], values[part]) for keys, values in self.layers]
+
+    def part_of(self, index: int, start: int, end: int) -> list[LayerKV]:
+        """Return the memory of one row from position `start` on, where a block begins, to `end`, or a little more."""
+        together = self.keys_together
+        if not together:
+            return [LayerKV(keys[index, ..., start:end], values[index, :, start:end]) for keys, values in self.layers]
+        blocks = slice(start // together, -(-end // together))
+        return [
+            LayerKV(_in_blocks(keys[index], together)[:, blocks], values[index, :, start:end])
+            for keys, values in self.layers
+        ]
 
     def slot_bags(self, slots: list[int], lengths: list[int]) -> SlotBags:
         """Return the bags by which one query in each of `slots` reads its first `lengths[i]` positions."""
@@ -80,6 +95,12 @@ class DecoderCache:
     def reset(self) -> None:
         """Forget everything; the memory is kept."""
         self.truncate(0)
+
+
+def _in_blocks(keys: Tensor, together: int) -> Tensor:
+    """Return keys `(..., d_head, max_length)` as `(..., max_length / together, d_head, together)`, in their memory."""
+    *rest, d_head, max_length = keys.shape
+    return keys.view(*rest, max_length // together, d_head, together)
 
 
 class NewPositions:

@@ -46,7 +46,16 @@ class CompiledStep:
         head_gains: Sequence[Tensor | None],
         rotations: Tensor | None,
     ) -> None:
-        from transformerlm.inference.fast.step_kernels import Shape, Weights, embed, head, layers, step, strips
+        from transformerlm.inference.fast.step_kernels import (
+            TOGETHER,
+            Shape,
+            Weights,
+            embed,
+            head,
+            layers,
+            step,
+            strips,
+        )
 
         *of_layers, last = [strips(each.numpy()) for each in matrices]
         qkv, output, up, down = (np.stack(of_layers[first::4]) for first in range(4))
@@ -72,6 +81,8 @@ class CompiledStep:
             norm_eps=settings.norm_eps,
         )
         self._step, self._head, self._embed, self._layers = step, head, embed, layers
+        self.keys_together = TOGETHER
+        """How a `DecoderCache` has keys that these loops read."""
         self._work = sum(each.numel() for each in matrices)  # products for one row
 
     def __call__(self, token_ids: list[int], slots: list[int], cache: DecoderCache) -> Tensor:

@@ -120,19 +120,17 @@ class Decoder:
         return DecoderCache(layers, self._num_heads)
 
     def make_slots(self, num_slots: int, max_length: int | None = None) -> DecoderCache:
-        """Return a cache for texts that come and go; on a CPU a slot takes memory when a text first uses it.
-
-        A slot holds `max_length` ids (default: context_length), rounded up to whole blocks.
-        """
+        """Return a cache for texts of at most `max_length` ids (default: context_length), which come and go."""
         length = self.context_length if max_length is None else min(max_length, self.context_length)
-        # Embedding bags read what was written and nothing else, so there the memory may hold anything.
+        # Where not all slots are computed, what was written is read and nothing else: the memory may hold anything.
         return self._allocate(num_slots, length, torch.zeros if self.steps_all_slots else torch.empty)
 
     def _allocate(self, num_slots: int, length: int, make: Callable[..., Tensor]) -> DecoderCache:
         whole_blocks = -(-length // KEY_BLOCK) * KEY_BLOCK
         shape = partial(make, len(self._layers), num_slots, self._kv_heads, device=self.device, dtype=self.dtype)
         whole = LayerKV(shape(self._d_head, whole_blocks), shape(whole_blocks, self._d_head))
-        return DecoderCache([LayerKV(*layer) for layer in zip(*whole, strict=True)], self._num_heads, whole)
+        layers = [LayerKV(*layer) for layer in zip(*whole, strict=True)]
+        return DecoderCache(layers, self._num_heads, whole, self._compiled.keys_together if self._compiled else 0)
 
     def __call__(self, token_ids: Tensor, *, cache: DecoderCache, last_only: bool = False) -> Tensor:
         """Append ids `(batch, seq)` to the cache and return the logits after each, `(batch, seq, vocab_size)`.

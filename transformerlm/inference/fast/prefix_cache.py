@@ -51,10 +51,7 @@ class PrefixCache:
         key, end = _key(ids, logits is not None), len(ids)
         if self._max_bytes <= 0 or key in self._kept:
             return
-        layers = [
-            LayerKV(keys[0, :, :, start:end].clone(), values[0, :, start:end].clone())
-            for keys, values in cache.layers_of(slot)
-        ]
+        layers = [LayerKV(keys.clone(), values.clone()) for keys, values in cache.part_of(slot, start, end)]
         kept = Kept(start, end, layers, None if logits is None else logits.clone())  # its own row, no view of many
         if kept.num_bytes + len(key[1]) > self._max_bytes:
             return
@@ -75,9 +72,9 @@ class PrefixCache:
 
 def put_back(kept: Kept, cache: DecoderCache, slot: int) -> None:
     """Copy a chunk into a slot."""
-    for (keys, values), layer in zip(cache.layers_of(slot), kept.layers, strict=True):
-        keys[0, :, :, kept.start : kept.end] = layer.keys
-        values[0, :, kept.start : kept.end] = layer.values
+    for (keys, values), layer in zip(cache.part_of(slot, kept.start, kept.end), kept.layers, strict=True):
+        keys.copy_(layer.keys)
+        values.copy_(layer.values)
 
 
 def _key(ids: list[int], is_whole: bool) -> tuple[bool, bytes]:

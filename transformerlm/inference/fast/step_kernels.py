@@ -25,7 +25,8 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 STRIP = LANES * VECTORS
-_LANES = 16
+TOGETHER = 16
+"""So many keys lie together, one feature after the other."""
 
 
 class Weights(NamedTuple):
@@ -84,9 +85,10 @@ def step(
 ) -> None:
     """Read ids in slots, each after so many others; write the vectors and the logits after them.
 
-    An id reads what those before it wrote, so several of one slot may be read, in their order. `keys` are
-    `(num_layers, slots, kv_heads, d_head, max_length)` and `values` `(num_layers, slots, kv_heads, max_length,
-    d_head)`; `x` is `(rows, d_model)`, and `logits` are `(rows, vocab_size)`, or have no rows where none are asked for.
+    An id reads what those before it wrote, so several of one slot may be read, in their order. `keys` are `(num_layers,
+    slots, kv_heads, max_length / TOGETHER, d_head, TOGETHER)`, so that those of a text lie one after the other, and
+    `values` `(num_layers, slots, kv_heads, max_length, d_head)`; `x` is `(rows, d_model)`, and `logits` are `(rows,
+    vocab_size)`, or have no rows where none are asked for.
     """
     embed(ids, weights, x)
     layers(0, len(weights.qkv), slots, lengths, weights, shape, keys, values, x)
@@ -116,7 +118,7 @@ def layers(
 ) -> None:
     """Let vectors `(rows, d_model)` pass the layers from `first` to `end`."""
     count, (rows, d_model) = len(slots), x.shape
-    d_kv = keys.shape[2] * keys.shape[3]
+    d_kv = keys.shape[2] * keys.shape[4]
     normed = np.empty((rows, d_model), np.float32)
     qkv = np.empty((rows, d_model + 2 * d_kv), np.float32)
     mixed = np.zeros((rows, d_model), np.float32)
@@ -170,6 +172,7 @@ def _add(x: Floats, product: Floats) -> None:
 
 
 _multiply_one, _multiply_four = multiply_block(1), multiply_block(4)
+_multiply_keys = multiply_block(1, LANES, TOGETHER // LANES)
 
 
 @kernel
@@ -211,7 +214,7 @@ def _attend(
     mixed: Floats,
 ) -> None:
     """Turn and store a row's key and value after the first `length`, and write what its heads mix, `(d_model)`."""
-    _, kv_heads, d_head, _ = keys.shape
+    _, kv_heads, _, d_head, _ = keys.shape
     heads = qkv.reshape(-1, d_head)  # (heads of queries, keys, values; d_head)
     for head in range(shape.num_heads + kv_heads):
         if len(weights.head_gains):
@@ -220,13 +223,13 @@ def _attend(
             _rotate(heads[head], weights.rotations[length])
     for head in range(kv_heads):
         for i in range(d_head):
-            keys[slot, head, i, length] = heads[shape.num_heads + head, i]
+            keys[slot, head, length // TOGETHER, i, length % TOGETHER] = heads[shape.num_heads + head, i]
         values[slot, head, length] = heads[shape.num_heads + kv_heads + head]
     group = shape.num_heads // kv_heads
-    shares = np.empty(-(-(length + 1) // _LANES) * _LANES, np.float32)
+    shares = np.empty((1, -(-(length + 1) // TOGETHER) * TOGETHER), np.float32)
     for head in range(shape.num_heads):
-        _share_out(heads[head], keys[slot, head // group], length + 1, shares)
-        _mix(shares, values[slot, head // group], length + 1, mixed[head * d_head : (head + 1) * d_head])
+        _share_out(heads, head, keys[slot, head // group], length + 1, shares)
+        _mix(shares[0], values[slot, head // group], length + 1, mixed[head * d_head : (head + 1) * d_head])
 
 
 @kernel
@@ -250,14 +253,11 @@ def _rotate(x: Floats, rotation: Floats) -> None:
 
 
 @kernel
-def _share_out(query: Floats, keys: Floats, end: int, shares: Floats) -> None:
-    """Write the softmax of the query's products with the first `end` keys `(d_head, max_length)`."""
-    shares[:] = np.float32(0)
-    for i in range(len(query)):
-        a, row = query[i], keys[i]
-        for place in range(end):
-            shares[place] = a * row[place] + shares[place]
-    scale = np.float32(1.0 / np.sqrt(len(query)))
+def _share_out(heads: Floats, head: int, keys: Floats, end: int, rows: Floats) -> None:
+    """Write the softmax of a head's products with the first `end` keys `(blocks, d_head, TOGETHER)`, `(1, blocks)`."""
+    for block in range(rows.shape[1] // TOGETHER):
+        _multiply_keys(heads, head, keys[block], rows, 0, block * TOGETHER)
+    shares, scale = rows[0], np.float32(1.0 / np.sqrt(heads.shape[1]))
     greatest = np.float32(-np.inf)
     for place in range(end):
         shares[place] *= scale
@@ -265,12 +265,12 @@ def _share_out(query: Floats, keys: Floats, end: int, shares: Floats) -> None:
     for place in range(end):
         shares[place] = _exp(shares[place] - greatest)
     shares[end:] = np.float32(0)
-    lanes = np.zeros(_LANES, np.float32)
-    for first in range(0, len(shares), _LANES):
-        for lane in range(_LANES):
+    lanes = np.zeros(TOGETHER, np.float32)
+    for first in range(0, len(shares), TOGETHER):
+        for lane in range(TOGETHER):
             lanes[lane] += shares[first + lane]
     total = np.float32(0)
-    for lane in range(_LANES):
+    for lane in range(TOGETHER):
         total += lanes[lane]
     part = np.float32(1) / total
     for place in range(end):
