@@ -56,7 +56,6 @@ def make_data(config: MakeDataConfig) -> None:
         from databuilder import Source, build_dataset
         from logger import create_logger
         from transformerlm.tokenizer.tokenizer import Tokenizer
-        from transformerlm.utils.text_files import expand_inputs
 
     sources = [Source(**vars(source)) for source in config.sources]
     one: Build = (config.input or sources, config.train, config.valid)
@@ -92,9 +91,15 @@ def make_data(config: MakeDataConfig) -> None:
                 note(f"{train}: nothing is left to do for this share; the last one to finish writes the token files")
                 logger.log_event("share_done", path=str(train))
             else:
-                given = [one.input for one in config.sources] or [config.input]
-                num_files = 1 if config.outputs == "per-input" else sum(len(expand_inputs(each)) for each in given)
-                _tell(report, logger, with_sources=bool(config.sources), num_files=num_files)
+                _tell(report, logger, with_sources=bool(config.sources), num_files=_num_files(config))
+
+
+def _num_files(config: MakeDataConfig) -> int:
+    """Return how many files are read for one output."""
+    from transformerlm.utils.text_files import expand_inputs
+
+    given = [one.input for one in config.sources] or [config.input]
+    return 1 if config.outputs == "per-input" else sum(len(expand_inputs(each)) for each in given)
 
 
 def _format_of(config: MakeDataConfig) -> ChatFormat | None:

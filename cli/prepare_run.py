@@ -114,7 +114,7 @@ def _open_data(config: TrainConfig, tokenizer: Tokenizer, *, world: World) -> Ru
     from transformerlm.checkpoints.document_ids import ids_of_data
     from transformerlm.distributed.world import is_main, together
     from transformerlm.token_files.dataset import TokenDataset
-    from transformerlm.training.data import RunData
+    from transformerlm.training.data import RunData, check_documents
     from transformerlm.training.planning import preflight
     from transformerlm.training.planning.token_check import check_tokens
 
@@ -133,6 +133,7 @@ def _open_data(config: TrainConfig, tokenizer: Tokenizer, *, world: World) -> Ru
     data = RunData(tokenizer, train, valid, known.eos_token_id if known else None)
     with together(world):
         preflight.check_validation(data, config)
+        check_documents(data, config)
     return data
 
 
@@ -179,6 +180,9 @@ def _read_checkpoint(config: TrainConfig, directory: Path, *, data: RunData, run
     return saved
 
 
+_SAID = {"model", "data", "training", "optimizer", "schedule", "fine_tuning"}
+
+
 def _compare_settings(config: TrainConfig, directory: Path, step: int, *, say: Callable[[str], object]) -> None:
     """Say which settings differ from the checkpoint's, and refuse a run that should have ended before it.
 
@@ -192,12 +196,16 @@ def _compare_settings(config: TrainConfig, directory: Path, step: int, *, say: C
             f"training.max_steps ({config.training.max_steps}) is below the step of {directory} ({step}); "
             "raise it, or choose another logging.run_name"
         )
-    before, now = (settings.model_dump(mode="json") for settings in (load_config_of(directory), config))
+    from transformerlm.experiments.run_directories import flat_settings
+
+    before, now = (
+        flat_settings(settings.model_dump(mode="json", include=_SAID))
+        for settings in (load_config_of(directory), config)
+    )
     changed = [
-        f"{section}.{key} was {_shown(before[section][key])}, now {_shown(value)}"
-        for section in ("data", "training", "optimizer", "schedule")
-        for key, value in now[section].items()
-        if value != before[section][key]
+        f"{key} was {_shown(before.get(key))}, now {_shown(now.get(key))}"
+        for key in dict.fromkeys((*now, *before))
+        if now.get(key) != before.get(key)
     ]
     if changed:
         say(f"resuming with other settings: {'; '.join(changed)}")

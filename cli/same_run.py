@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 # A rank may have the same files under other names; what is in them is compared.
 _PLACES = {"runs_dir", "data.train", "data.valid", "data.tokenizer", "checkpoint.init_from"}
-_DATA_FACTS = ("format", "tokens", "bytes", "documents", "dtype", "vocab_size", "tokenizer_sha256", "sha256", "shards")
+_DATA_FACTS = (
+    *("format", "tokens", "bytes", "documents", "dtype", "vocab_size", "tokenizer_sha256", "sha256", "shards"),
+    *("mask_sha256", "documents_sha256"),
+)
 _LAUNCH = "launch.json"
 _MAX_LAUNCH_BYTES = 1 << 24
 

@@ -125,6 +125,8 @@ def _yardsticks(config: TrainConfig, data: RunData) -> Facts:
 
     if data.valid is None or data.valid.has_mask:  # they would measure what nobody learns, too
         return {}
+    if config.data.packing == "documents":  # a validation reads other parts of the text
+        return {}
     num_tokens = num_validation_windows(config, len(data.valid)) * config.model.context_length
     targets = data.valid.tokens[1 : num_tokens + 1]  # the tokens that a validation predicts
     measured = yardsticks(data.train.tokens, targets, data.tokenizer)

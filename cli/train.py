@@ -421,6 +421,8 @@ def _measured_on(config: TrainConfig, data: RunData) -> dict[str, Any]:
     if data.valid is not None:
         tokens = num_validation_windows(config, len(data.valid)) * config.model.context_length
         facts |= {"valid_sha256": data.valid.sha256, "valid_tokens": tokens}
+        if config.data.packing == "documents":  # rows from all over the text, not its beginning
+            facts["valid_packing"] = "documents"
     return facts
 
 

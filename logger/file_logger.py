@@ -29,11 +29,12 @@ class JsonlLogger(Logger):
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one line in one call, so that no reader and no other writer sees a part of it."""
-        # The file was replaced (`truncate_after_step`) or deleted: continue in the one that has the name now.
-        if os.fstat(self._file.fileno()).st_nlink == 0:
+        self._append(self._waiting + to_json_line(record).encode())
+
+    def _append(self, lines: bytes) -> None:
+        if not self._has_the_name():  # it was replaced (`truncate_after_step`) or deleted
             self._file.close()
             self._file = self._open()
-        lines = self._waiting + to_json_line(record).encode()
         if len(lines) > MAX_WAITING_BYTES:
             lines = lines[lines.index(b"\n", len(lines) - MAX_WAITING_BYTES) + 1 :]
         self._waiting = lines
@@ -41,12 +42,26 @@ class JsonlLogger(Logger):
         self._waiting = b""
 
     def sync(self) -> None:
-        """Flush the file to the disk."""
+        """Flush the file to the disk, with the lines that wait for room on it."""
+        if self._waiting:
+            self._append(self._waiting)
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file, once lines that wait were tried again."""
+        try:
+            if self._waiting:
+                self._append(self._waiting)
+        finally:
+            self._file.close()
+
+    def _has_the_name(self) -> bool:
+        """Return whether the open file is the one of this name; on NFS one that was replaced still has a link."""
+        try:
+            named = self.path.stat()
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(named, os.fstat(self._file.fileno()))
 
     def _open(self) -> FileIO:
         _cut_torn_line(self.path)

@@ -113,7 +113,7 @@ def test_a_part_of_the_conversations_is_drawn_or_the_time_ends_it(asked, newest)
     """The record says so, and at least one question is answered."""
     (record,) = evaluate(asked[0], "--checkpoint", newest, "--max_documents=2").records
     assert (record["partial"], record["stopped_by"], record["metrics.conversations"]) == (True, None, 2)
-    done = evaluate(asked[0], "--checkpoint", newest, "--time=0.0001s")
+    done = evaluate(asked[0], "--checkpoint", newest, "--time=0.0001s", "--batch_size=1")
     (record,) = done.records
     assert (record["partial"], record["stopped_by"]) == (True, "time")
     assert 1 <= record["metrics.answers"] < 4

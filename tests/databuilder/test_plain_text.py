@@ -35,6 +35,14 @@ def test_files_are_written_with_separators(tmp_path):
     assert out.read_bytes() == "first\r\n\r\nstill first\n<sep>\nzweités\n<sep>\n".encode()
 
 
+def test_rows_are_not_glued_together(tmp_path):
+    """Each row of JSON lines is cut by itself, however short it is."""
+    (tmp_path / "a.jsonl").write_text('{"text": "The end."}\n{"text": "Once upon"}\n{"text": " "}\n')
+    out = tmp_path / "corpus.txt"
+    assert write_documents([tmp_path / "a.jsonl"], out, separator="<sep>") == 2
+    assert out.read_text() == "The end.\n<sep>\nOnce upon\n<sep>\n"
+
+
 def test_empty_files_are_refused(tmp_path):
     """Files without text are an error that names them."""
     (tmp_path / "a.txt").write_text(" \n")

@@ -284,6 +284,27 @@ def test_documents_are_read_in_an_order_of_chance():
     assert np.mean(begun(0)) > 60  # the first come no sooner than the last
 
 
+def test_a_part_is_no_sample_of_the_longest():
+    """Within a block the longest documents come first, so those of a block that is not whole do not count."""
+    lengths = np.random.default_rng(1).integers(1, 8, size=60).tolist()  # a window each
+    scoring = Scoring(tiny_model(), random_documents(*lengths), mode="documents", windowing=Windowing(batch_size=1))
+    counts = []
+    while not scoring.is_done:
+        scoring.advance()
+        counts.append(int(np.count_nonzero(scoring.reached())))
+    assert counts == [*range(1, 17), *[16] * 15, *[32] * 16, *[48] * 12, 60]
+
+
+def test_a_token_that_is_cut_costs_in_proportion():
+    """Two models with other tokens are compared at the same byte, which may be within a token of one."""
+    scoring = Scoring(tiny_model(), random_documents(20), mode="documents")
+    while not scoring.is_done:
+        scoring.advance()
+    costs = [float(scoring.scores(np.array([size])).nats[0]) for size in (15, 16, 17, 18)]
+    assert costs == pytest.approx(np.linspace(costs[0], costs[3], 4), rel=1e-12)
+    assert costs[0] < costs[3]
+
+
 def test_where_the_bytes_of_ids_are_not_known_whole_documents_count():
     """Documents that a program builds itself may lack them."""
     plain = random_documents(*LENGTHS)

@@ -79,6 +79,15 @@ def test_other_data_under_the_same_name_are_another_group(tmp_path):
     assert found.settings["data.train.sha256"] == ["a" * 12, "b" * 12, None]
 
 
+def test_validations_of_other_parts_of_a_text_are_named(tmp_path):
+    """With documents packed into rows a validation reads rows from all over the file, not its beginning."""
+    plain = run(tmp_path, "plain", 4.0)
+    records = [STARTED | FACTS | {"valid_packing": "documents"}, validation(10, 3.9)]
+    packed = read_history(write_run(tmp_path, "packed", *records, config={"data.packing": "documents"}))
+    (note,) = compare_runs([plain, packed]).notes
+    assert note.startswith("the runs differ in packing of the validation text: comparing bits per byte")
+
+
 def test_a_seed_counts_once_it_has_a_loss(tmp_path):
     """A run that ended before its first validation takes no other's place, nor does a cut batch make another group."""
     failed = read_history(write_run(tmp_path, "a-0", STARTED | FACTS, step(1, 5.0), config={"training.seed": 0}))

@@ -91,6 +91,7 @@ def test_what_waits_for_a_full_disk_is_bounded(tmp_path, monkeypatch):
     logger = JsonlLogger(tmp_path / "metrics.jsonl")
     with open("/dev/full", "ab", buffering=0) as full:
         file, logger._file = logger._file, full
+        logger._has_the_name = lambda: True
         for step in range(9):
             with pytest.raises(OSError, match="No space left"):
                 logger.log_metrics(step, {"loss": 1.0})
@@ -146,6 +147,34 @@ def test_open_logger_follows_the_renamed_file(tmp_path):
         truncate_after_step(path, 1)
         logger.log_metrics(2, {})
     assert _steps(path) == [1, 2]
+
+
+def test_open_logger_leaves_a_file_that_still_has_another_name(tmp_path):
+    """A file that is replaced while it is open keeps a link on NFS, under a name of the client's."""
+    path = tmp_path / "metrics.jsonl"
+    with JsonlLogger(path) as logger:
+        logger.log_metrics(1, {})
+        logger.log_metrics(2, {})
+        os.link(path, tmp_path / ".nfs0001")
+        truncate_after_step(path, 1)
+        logger.log_metrics(2, {})
+    assert _steps(path) == [1, 2]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is always full")
+@pytest.mark.parametrize("end", ["sync", "close"])
+def test_lines_that_wait_are_written_before_a_checkpoint_and_at_the_end(end, tmp_path):
+    """Nobody may log another line after there is room again."""
+    logger = JsonlLogger(tmp_path / "metrics.jsonl")
+    with open("/dev/full", "ab", buffering=0) as full:
+        file, logger._file = logger._file, full
+        logger._has_the_name = lambda: True
+        with pytest.raises(OSError, match="No space left"):
+            logger.log_metrics(1, {"loss": 1.0})
+    logger._file = file
+    getattr(logger, end)()
+    assert _steps(tmp_path / "metrics.jsonl") == [1]
+    logger.close()
 
 
 def test_unwritable_path_is_an_os_error(tmp_path):

@@ -165,6 +165,14 @@ def test_rows_are_plain_text_in_training_unless_special_tokens_are_allowed(tmp_p
     assert (b"|", b">") not in merges["a.txt", True]
 
 
+@pytest.mark.parametrize("engine", ["reference", "compiled"])
+def test_a_special_token_that_the_text_makes_by_itself_is_named(tmp_path: Path, engine: Engine) -> None:
+    """Two ids would have its bytes; the error says what to do."""
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "### a\n" * 50}) + "\n")
+    with pytest.raises(ValueError, match=r"special_tokens: expected tokens that the text does not make .* found '###'"):
+        train_bpe(tmp_path / "a.jsonl", 290, [EOT, "###"], engine=engine)
+
+
 def test_a_sample_of_the_text_is_kept_while_it_is_read(tmp_path: Path) -> None:
     """Both engines keep the beginning of the text, so that nobody needs to open a pipe a second time."""
     (tmp_path / "a.txt").write_text("one two three " * 30_000)

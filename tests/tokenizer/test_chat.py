@@ -102,6 +102,15 @@ def test_what_does_not_fit_is_left_out_from_the_oldest_pair_on() -> None:
         assert len(renderer.fitting(messages, context_length=10, max_tokens=8)) == num_system + 1
 
 
+def test_a_separator_of_documents_within_a_conversation_is_refused() -> None:
+    """It would cut the conversation apart; as plain text it is no separator."""
+    with pytest.raises(
+        ValueError, match="chat.end: expected a string without '<|im_end|>', which separates".replace("|", r"\|")
+    ):
+        ChatFormat().check(TOKENIZER, separator="<|im_end|>")
+    ChatFormat().check(TOKENIZER, separator="<|endoftext|>")
+
+
 def test_a_format_of_plain_strings_needs_no_special_token() -> None:
     """With special_tokens = [] its strings are plain text; a tokenizer that lacks one that it names is refused."""
     bare = Tokenizer({byte: bytes([byte]) for byte in range(256)}, [], [END])

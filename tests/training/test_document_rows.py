@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cli.train import train
 from logger import NoopLogger
 from tests.training.tiny_run import TinyFiles, tiny_config
 from transformerlm.token_files.dataset import TokenDataset
@@ -135,6 +138,17 @@ def _trainer(config: Any, run_dir: Path) -> Trainer:
     return Trainer(
         config, run_dir=run_dir, data=data, model=model, optimizer=build_optimizer(model, config), runtime=runtime
     )
+
+
+def test_without_the_documents_places_nothing_is_begun(files, tmp_path):
+    """The file that says where they are is looked for before anything is written."""
+    place = tmp_path / "files"
+    shutil.copytree(files.train.parent, place, symlinks=True)
+    (place / "train.documents.npy").unlink()
+    moved = replace(files, **{name: place / getattr(files, name).name for name in ("train", "valid", "tokenizer")})
+    with pytest.raises(FileNotFoundError, match=r"train\.documents\.npy"):
+        train(tiny_config(moved, tmp_path / "runs", {"data.packing": "documents", "data.order": "epoch"}))
+    assert not (tmp_path / "runs").exists()
 
 
 DOCUMENTS = {"data.packing": "documents", "data.order": "epoch", "model.document_mask": True, "training.batch_size": 6}

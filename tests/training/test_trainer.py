@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,6 +36,7 @@ from transformerlm.tokenizer import Tokenizer
 from transformerlm.training import trainer
 from transformerlm.training.build import num_accumulation_steps, sequences_per_pass, token_bytes
 from transformerlm.training.loop import EvalResult
+from transformerlm.training.resume_checks import check_same_data
 from transformerlm.training.timer import Timer
 from transformerlm.utils.json_files import values_sha256
 
@@ -318,6 +320,14 @@ def test_a_changed_tokenizer_is_refused_by_fingerprint(files, tmp_path):
     with pytest.raises(ValueError, match="tokenizer has changed since this checkpoint") as caught:
         train(config)
     assert all(fingerprint[:12] in str(caught.value) for fingerprint in fingerprints)
+
+
+@pytest.mark.parametrize(("before", "now", "is_refused"), [("a", "b", True), ("a", None, True), (None, "b", False)])
+def test_other_targets_of_the_same_ids_are_refused(before, now, is_refused):
+    """What of a conversation is learnt may change while its ids stay; earlier checkpoints do not say what it was."""
+    theirs, ours = ({"train_sha256": "x"} | ({"train_mask_sha256": one} if one else {}) for one in (before, now))
+    with pytest.raises(ValueError, match="train_mask has changed") if is_refused else nullcontext():
+        check_same_data(Path("step"), theirs, ours)
 
 
 def test_a_state_without_what_a_resume_needs_is_refused(files, tmp_path):

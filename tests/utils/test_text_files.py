@@ -95,6 +95,22 @@ def test_a_folder_leaves_out_what_is_no_text_and_says_so(tmp_path: Path) -> None
         expand_inputs(tmp_path)
 
 
+def test_a_folder_leaves_out_what_our_commands_write(tmp_path: Path) -> None:
+    """A tokenizer beside the text would be trained on, and the parts of a killed build would change its input."""
+    for name in (
+        "a.txt",
+        "tokenizer/vocab.json",
+        "tokenizer/merges.txt",
+        "train.npy.parts/plan.json",
+        "t.shards/x.txt",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert expand_inputs(tmp_path) == [tmp_path / "a.txt"]
+
+
 def test_a_folder_does_not_hide_a_damaged_file(tmp_path: Path) -> None:
     """Text that is lost to damage is an error, not something to skip."""
     (tmp_path / "a.txt").write_text("text")

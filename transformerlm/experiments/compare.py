@@ -29,7 +29,9 @@ MEASURED_ON = {
     "tokenizer_sha256": "tokenizer",
     "valid_sha256": "validation file",
     "valid_tokens": "number of validation tokens",
+    "valid_packing": "packing of the validation text",
 }
+_UNSAID = {"valid_packing": "windows"}
 UNKNOWN = "unknown"
 """The settings of a run whose directory does not hold them."""
 _NUMBER = re.compile(r"-\d+$")
@@ -142,13 +144,18 @@ def choose_measure(runs: Sequence[RunHistory], notes: list[str]) -> str:
             "and text"
         )
     different = [
-        name for key, name in MEASURED_ON.items() if len({str(started.get(key)) for started in known}) > 1
+        name for key, name in MEASURED_ON.items() if len({str(measured_on(started)[key]) for started in known}) > 1
     ]  # fmt: skip
     if not different:
         return NATS
     texts = "" if different == ["tokenizer"] else "; of different texts a difference says nothing of the models"
     notes.append(f"the runs differ in {', '.join(different)}: comparing bits per byte, not nats per token{texts}")
     return BITS
+
+
+def measured_on(started: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the losses of a run are measured on, by its event `started`; None: it does not say."""
+    return {key: started.get(key, _UNSAID.get(key)) for key in MEASURED_ON}
 
 
 def group_runs(runs: Sequence[RunHistory], notes: list[str]) -> list[Group]:

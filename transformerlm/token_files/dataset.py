@@ -154,6 +154,15 @@ class TokenDataset:
         """Whether some ids may not be learnt, as in conversations."""
         return "mask_sha256" in self.metadata or any(shard.mask_sha256 for shard in self._shards)
 
+    @property
+    def mask_sha256(self) -> str | None:
+        """What tells masks apart, also over all shards; None: all ids are learnt."""
+        if not self._shards:
+            found = self.metadata.get("mask_sha256")
+            return None if found is None else str(found)
+        sums = [str(shard.mask_sha256) for shard in self._shards if shard.mask_sha256]
+        return hashlib.sha256("".join(sums).encode()).hexdigest() if sums else None
+
     @cached_property
     def num_learnt(self) -> int:
         """The number of ids that are learnt; raises as `mask`."""

@@ -59,7 +59,9 @@ class RunData:
 
     def fingerprints(self) -> dict[str, str]:
         """Return the sha256 of what a run must not change between two starts; a checkpoint keeps them."""
-        return {"train_sha256": self.train.sha256, "tokenizer_sha256": self.tokenizer.fingerprint()}
+        mask = self.train.mask_sha256
+        learnt = {} if mask is None else {"train_mask_sha256": mask}
+        return {"train_sha256": self.train.sha256, **learnt, "tokenizer_sha256": self.tokenizer.fingerprint()}
 
 
 def rows_of(dataset: TokenDataset, data: RunData, *, config: TrainConfig, seed: int = 0) -> TrainingRows:
@@ -71,14 +73,31 @@ def rows_of(dataset: TokenDataset, data: RunData, *, config: TrainConfig, seed: 
     mask = LossMask(dataset.mask) if dataset.has_mask and dataset.mask else None
     if config.data.packing == "windows":
         return dataset.tokens if mask is None else MaskedTokens(dataset.tokens, mask)
+    offsets, separator_id = _documents_of(dataset, data)
+    sizes = {"context_length": config.model.context_length, "separator_id": separator_id}
+    return DocumentRows(dataset.tokens, offsets, seed=seed, mask=mask, **sizes)
+
+
+def check_documents(data: RunData, config: TrainConfig) -> None:
+    """Open what says where documents are, if the run asks for it.
+
+    Raises:
+        FileNotFoundError, ValueError: it is missing or damaged, or the token file is of an earlier version.
+    """
+    reading_of(data, config=config)
+    if config.data.packing == "documents":
+        for dataset in filter(None, (data.train, data.valid)):
+            _documents_of(dataset, data)
+
+
+def _documents_of(dataset: TokenDataset, data: RunData) -> tuple[npt.NDArray[np.int64], int]:
     offsets = dataset.document_offsets
     if offsets is None or data.separator_id is None:
         raise ValueError(
             f'data.packing = "documents": expected a token file that says where documents are, found {dataset.path} '
             "of an earlier version; run transformerlm-make-data again"
         )
-    sizes = {"context_length": config.model.context_length, "separator_id": data.separator_id}
-    return DocumentRows(dataset.tokens, offsets, seed=seed, mask=mask, **sizes)
+    return offsets, data.separator_id
 
 
 def reading_of(data: RunData, *, config: TrainConfig) -> Reading:

@@ -129,11 +129,8 @@ def train_step(
             norm = _count_learnt_alone(parameters, norm, num_tokens / sums[1])
         scale_gradients(parameters, max_grad_norm or math.inf, norm)
         on_their_way = to_host(torch.cat((sums[:1], norm.to(sums).view(1), sums[1:])))
-        # Where the device itself can tell whether the step may be made, it is busy while the host reads the numbers.
-        deciding = optimizer if isinstance(optimizer, AdamW) and optimizer.can_step_where() else None
-        if deciding is not None:
-            loss = sums[0].double() / (sums[1] if reading.some_ignored else num_tokens)
-            deciding.step_where((loss <= max_loss) & loss.isfinite() & norm.isfinite(), lr=learning_rate)
+        number = sums[1] if reading.some_ignored else num_tokens
+        under_way = _begin_step(optimizer, sums[0], number, norm, max_loss=max_loss, learning_rate=learning_rate)
         # The one time that a step waits for the device.
         total_loss, joint_norm, *summed = on_their_way()
         if reading.some_ignored:
@@ -143,10 +140,30 @@ def train_step(
         if trouble is None:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            optimizer.step() if deciding is None else deciding.count_step()
+            optimizer.step() if under_way is None else under_way.count_step()
         else:
             shards.drop_gradients()
     return StepResult(mean_loss, joint_norm, num_tokens, learning_rate, trouble, tuple(summed))
+
+
+def _begin_step(
+    optimizer: Optimizer,
+    total_loss: Tensor,
+    num_tokens: Tensor | int,
+    norm: Tensor,
+    *,
+    max_loss: float,
+    learning_rate: float,
+) -> AdamW | None:
+    """Let the device itself decide whether the step may be made, and make it, while the host reads the numbers.
+
+    Returns the optimizer, which does not know yet whether it was made; None: it cannot, and nothing was begun.
+    """
+    if not (isinstance(optimizer, AdamW) and optimizer.can_step_where()):
+        return None
+    loss = total_loss.double() / num_tokens
+    optimizer.step_where((loss <= max_loss) & loss.isfinite() & norm.isfinite(), lr=learning_rate)
+    return optimizer
 
 
 def _accumulate_gradients(

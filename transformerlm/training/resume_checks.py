@@ -110,17 +110,21 @@ def check_tokenizer_of_checkpoint(directory: Path, tokenizer: Tokenizer) -> None
         tokenizer.check_fingerprint(theirs, made=made, ours="data.tokenizer", advice=advice)
 
 
+_MASK = "train_mask_sha256"
+
+
 def check_same_data(directory: Path, theirs: dict[str, str], ours: dict[str, str]) -> None:
     """Refuse a checkpoint of other data; `theirs` and `ours` hold a sha256 under names such as `train_sha256`.
 
     Raises:
         ValueError: one differs; both values are named.
     """
-    for name, fingerprint in ours.items():
-        if theirs.get(name) != fingerprint:
+    for name in dict.fromkeys((*ours, _MASK)):
+        before, now = theirs.get(name), ours.get(name)
+        if before != now and not (name == _MASK and before is None):  # checkpoints of earlier versions do not say
             raise ValueError(
                 f"{directory}: {name.removesuffix('_sha256')} has changed since this checkpoint: it was "
-                f"{str(theirs.get(name))[:12]}..., now it is {fingerprint[:12]}...; restore it, or start a new run "
+                f"{str(before)[:12]}..., now it is {str(now)[:12]}...; restore it, or start a new run "
                 "with another logging.run_name"
             )
 

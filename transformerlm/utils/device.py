@@ -57,7 +57,7 @@ def to_host(numbers: Tensor) -> Callable[[], list[float]]:
     if numbers.device.type != "cuda":
         return numbers.tolist
     host = numbers.to("cpu", non_blocking=True)  # to pinned memory
-    copied = torch.cuda.Event()
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
     copied.record()
 
     def wait() -> list[float]:

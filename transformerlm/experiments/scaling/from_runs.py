@@ -15,17 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from transformerlm.experiments.compare import MEASURED_ON, measured_on
 from transformerlm.experiments.history import RunHistory, read_history
 from transformerlm.experiments.metric_lines import METRICS
 from transformerlm.experiments.scaling.points import Points
 
 _WHOLE = ("max_steps", "max_time")
-# What losses are measured on: the keys of the event `started`, and their meaning.
-_MEASURED_ON = {
-    "tokenizer_sha256": "tokenizer",
-    "valid_sha256": "validation file",
-    "valid_tokens": "number of validation tokens",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +125,9 @@ def _outside(config: Mapping[str, Any]) -> float:
 
 
 def _check_comparable(histories: Sequence[RunHistory]) -> None:
-    for key, word in _MEASURED_ON.items():
-        known = {str(one.started[key]): one.directory for one in histories if one.started.get(key) is not None}
+    said = [(measured_on(one.started), one.directory) for one in histories]
+    for key, word in MEASURED_ON.items():
+        known = {str(each[key]): directory for each, directory in said if each[key] is not None}
         if len(known) > 1:
             first, second = list(known.values())[:2]
             raise ValueError(

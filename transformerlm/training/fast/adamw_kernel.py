@@ -35,7 +35,7 @@ def adamw_step_where(
     eps: float,
     weight_decay: float,
 ) -> None:
-    """Do what the plain form does, if `may`, an integer on the device, is not 0; all four are fp32 without gaps."""
+    """Do what the plain form does, if `may`, an integer on the device, is 1 and not 0; all are fp32 without gaps."""
     beta1, beta2 = betas
     correction = math.sqrt(1.0 - beta2**step)
     with torch.cuda.device_of(weight):
@@ -72,7 +72,7 @@ def _adamw_kernel(
     BLOCK: tl.constexpr,
 ):
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = (place < size) & (tl.load(may) != 0)
+    mask = place < size * tl.load(may)
     grad = tl.load(grads + place, mask=mask, other=0.0)
     mean = tl.load(means + place, mask=mask, other=0.0)
     square = tl.load(squares + place, mask=mask, other=0.0)
