@@ -55,6 +55,7 @@ def test_lines_of_a_small_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "fp32 on cpu: transformerlm, nanogpt_style" in stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_limits", "no_new_process")
 def test_ours_runs_with_the_default_allocator_as_well(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
