@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from transformerlm.models.transformer import TransformerLM
+from transformerlm.training import optim
 from transformerlm.training.muon import Muon
 from transformerlm.training.optim import (
     SGD,
@@ -292,3 +293,11 @@ def test_its_repr_shows_what_it_updates() -> None:
         "SGD(1 tensors of 1,500 numbers, weight_decay=0.1, lr=0.5, momentum=0.0; "
         "1 tensors of 4 numbers, lr=0.5, momentum=0.0, weight_decay=0.0)"
     )
+
+
+def test_what_a_device_updates_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update has temporary tensors of a whole bucket; a large parameter is alone, and devices are not mixed."""
+    monkeypatch.setattr(optim, "_NUMBERS_AT_ONCE", 10)
+    sizes = [("meta", 4), ("meta", 6), ("meta", 1), ("meta", 20), ("cpu", 3), ("cpu", 2), ("meta", 0), ("meta", 9)]
+    buckets = optim._buckets([torch.empty(size, device=device) for device, size in sizes])
+    assert [[p.numel() for p in bucket] for bucket in buckets] == [[4, 6], [1], [20], [3], [2], [0, 9]]
