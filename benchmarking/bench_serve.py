@@ -53,10 +53,12 @@ _GGUF_DTYPES = {"fp32": "fp32", "bf16": "bf16", "int8": "q8_0"}
 _SHORTEST_PROMPT = 8
 _LONGEST_OF_A_BURST = 120
 _ALONE = 16  # texts of a client that asks alone
+_APART = 0.025  # seconds between the beginnings of two clients
 _MOST_SEQUENTIAL = 8  # texts one after the other; more have the same speed and take long
 _Answers = dict[str, Any]
-_SendAll = Callable[[list[dict[str, Any]], int], tuple[_Answers, float | None]]
-"""From bodies of requests and a number of clients to what `load.Answers` holds, and the CPU seconds that it took."""
+_SendAll = Callable[[list[dict[str, Any]], int, float], tuple[_Answers, float | None]]
+"""From bodies of requests, a number of clients and the seconds between two of their beginnings to what `load.Answers`
+holds, and the CPU seconds that it took."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -98,7 +100,9 @@ def bench_serve(config: BenchServeConfig) -> None:
             short = _Texts(config, ids, context_length, longest=_LONGEST_OF_A_BURST)
             _bench_case(config, candidates, report, 1, short, count=_ALONE)
             _bench_case(config, candidates, report, most, short, count=most)  # all at the same instant
-            _bench_case(config, candidates, report, most, short, count=most * (config.texts_per_stream + 1))
+            several = most * (config.texts_per_stream + 1)
+            _bench_case(config, candidates, report, most, short, count=several)
+            _bench_case(config, candidates, report, most, short, count=several, apart=_APART)
     note(report.table())
 
 
@@ -150,7 +154,7 @@ def _candidates(
             object_in_fresh_process(sequential.build, checkpoint, config.precision, config.threads)
         )
 
-        def one_by_one(requests: list[dict[str, Any]], streams: int) -> tuple[_Answers, float | None]:
+        def one_by_one(requests: list[dict[str, Any]], streams: int, apart: float) -> tuple[_Answers, float | None]:
             answers = call("send_all", requests[:_MOST_SEQUENTIAL])
             return answers, answers["cpu_seconds"]
 
@@ -182,9 +186,9 @@ def _clients() -> Iterator[Callable[[dict[str, Any]], _Answers]]:
 def _of_server(server: Server, clients: Callable[[dict[str, Any]], _Answers], *, tells_steps: bool) -> _SendAll:
     """Return the candidate that a server is; ours also tells how its steps' time divides."""
 
-    def send_all(requests: list[dict[str, Any]], streams: int) -> tuple[_Answers, float | None]:
+    def send_all(requests: list[dict[str, Any]], streams: int, apart: float) -> tuple[_Answers, float | None]:
         before, metrics = server.cpu_seconds(), server.metrics() if tells_steps else {}
-        answers = clients({"url": server.url, "streams": streams, "requests": requests})
+        answers = clients({"url": server.url, "streams": streams, "requests": requests, "apart": apart})
         after = server.cpu_seconds()
         answers["client_cpu_seconds"] = answers["cpu_seconds"]
         if tells_steps:
@@ -243,12 +247,13 @@ def _bench_case(
     texts: _Texts,
     *,
     count: int | None = None,
+    apart: float = 0.0,
 ) -> None:
-    """Measure `count` texts of so many clients, by default `texts_per_stream` of each.
+    """Measure `count` texts of so many clients, by default `texts_per_stream` of each, begun `apart` seconds apart.
 
     One text after the other has no use for mixed lengths, so that candidate has a case without.
     """
-    note(f"{streams} clients, lengths {texts.name}")
+    note(f"{streams} clients, lengths {texts.name}{f', {1e3 * apart:g} ms apart' if apart else ''}")
     count = streams * config.texts_per_stream if count is None else count
     if texts.name != "equal":
         candidates = {name: send for name, send in candidates.items() if name != "sequential"}
@@ -259,13 +264,14 @@ def _bench_case(
             rounds[name] += 1
             bodies = texts.bodies(count, f"{texts.name} {streams} {rounds[name]}")
             extra = {} if name != "llama_cpp" else {"top_k": 0, "min_p": 0.0}  # else it takes defaults of its own
-            return _sample(*candidates[name]([body | extra for body in bodies], streams))
+            return _sample(*candidates[name]([body | extra for body in bodies], streams, apart))
 
         return measure
 
     measure = config.measure
     series = run_rounds({name: measured(name) for name in candidates}, warmup=measure.warmup, repeats=measure.repeats)
     params = {"streams": streams, "lengths": texts.name, "precision": config.precision, "texts": count}
+    params |= {"apart_ms": 1e3 * apart} if apart else {}
     params |= {"prompt_length": config.prompt_length, "max_new_tokens": config.max_new_tokens}
     params |= {"temperature": config.temperature, "top_p": config.top_p, "reproducible": config.reproducible}
     for quantity in QUANTITIES:

@@ -24,7 +24,8 @@ class BenchServeConfig(Section):
         True, description="also, at the most clients: prompts of 8 tokens up to nearly the context, and texts to fit"
     )
     burst: bool = Field(
-        True, description="also, prompts of 8 to 120 tokens: one client alone, and the most clients at the same instant"
+        True,
+        description="also, prompts of 8 to 120 tokens: one client alone, and the most at the same instant or apart",
     )
     temperature: float = Field(0.8, ge=0, le=100, description="divides the logits; 0 takes the most likely token")
     top_p: Probability = Field(1.0, description="keep the most likely tokens that together have this probability")

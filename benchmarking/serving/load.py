@@ -2,8 +2,9 @@
 
     python -m benchmarking.serving.load
 
-It reads a JSON object a line: `url`, `streams`, and `requests`, the bodies to send. That many connections send them,
-each its next one as soon as it has its answer. It writes a JSON object a line: what `Answers` holds.
+It reads a JSON object a line: `url`, `streams`, `requests`, the bodies to send, and `apart`, the seconds between the
+beginnings of two connections. That many connections send them, each its next one as soon as it has its answer. It
+writes a JSON object a line: what `Answers` holds.
 """
 
 from __future__ import annotations
@@ -40,11 +41,12 @@ def main() -> None:
     """Serve one order after the other, until stdin ends."""
     for line in sys.stdin:
         order = json.loads(line)
-        answers = asyncio.run(send_all(order["url"], order["requests"], streams=order["streams"]))
+        place = {"streams": order["streams"], "apart": order["apart"]}
+        answers = asyncio.run(send_all(order["url"], order["requests"], **place))
         print(json.dumps(vars(answers)), flush=True)
 
 
-async def send_all(url: str, requests: list[dict[str, Any]], *, streams: int) -> Answers:
+async def send_all(url: str, requests: list[dict[str, Any]], *, streams: int, apart: float = 0.0) -> Answers:
     """Send all requests over `streams` connections, and return what came.
 
     Raises:
@@ -54,7 +56,7 @@ async def send_all(url: str, requests: list[dict[str, Any]], *, streams: int) ->
     answers, waiting = Answers(), deque(requests)
     clients = [_Client(url, answers) for _ in range(streams)]
     began, cpu = time.perf_counter(), time.process_time()
-    await asyncio.gather(*(client.send_while(waiting) for client in clients))
+    await asyncio.gather(*(client.send_while(waiting, number * apart) for number, client in enumerate(clients)))
     answers.seconds, answers.cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
     return answers
 
@@ -68,8 +70,9 @@ class _Client:
         self._host, self._port, self._answers = parts.hostname, parts.port or 80, answers
         self._pipe: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def send_while(self, waiting: deque[dict[str, Any]]) -> None:
-        """Send requests while there are some."""
+    async def send_while(self, waiting: deque[dict[str, Any]], after: float = 0.0) -> None:
+        """Send requests while there are some, the first one after some seconds."""
+        await asyncio.sleep(after)
         while waiting:
             await self._send(waiting.popleft())
         self._close()

@@ -179,9 +179,9 @@ def test_the_share_of_the_choice_is_that_between_two_looks(monkeypatch: pytest.M
         order.update(asked)
         return {"tokens": 10, "seconds": 2.0, "first": [0.5], "between": [0.25], "cpu_seconds": 0.01, "retries": 0}
 
-    answers, _ = bench._of_server(Server("http://here", 1), clients, tells_steps=True)([{"prompt": [1]}], 4)
+    answers, _ = bench._of_server(Server("http://here", 1), clients, tells_steps=True)([{"prompt": [1]}], 4, 0.5)
     sample = bench._sample(answers, 0.5)
-    assert order == {"url": "http://here", "streams": 4, "requests": [{"prompt": [1]}]}
+    assert order == {"url": "http://here", "streams": 4, "requests": [{"prompt": [1]}], "apart": 0.5}
     assert sample["choice_share_of_step"] == pytest.approx(0.1)
     assert (sample["tokens_per_second"], sample["cpu_ms_per_token"]) == (5.0, 50.0)
     assert sample["time_to_first_token_ms.p99"] == 500.0
@@ -202,11 +202,12 @@ def test_lines_of_a_small_run(serve_run: Path, capsys: pytest.CaptureFixture[str
         assert ("choice_share_of_step", "transformerlm") in found
     assert "3 clients, lengths equal" in stderr
     bursts = {
-        (line["params.streams"], line["params.texts"], line["candidate"])
+        (line["params.streams"], line["params.texts"], line.get("params.apart_ms", 0), line["candidate"])
         for line in lines
         if line["params.lengths"] == "mixed to 120"
     }
-    assert bursts == {(*case, name) for case in ((1, 16), (3, 3), (3, 6)) for name in names - {"sequential"}}
+    cases = ((1, 16, 0), (3, 3, 0), (3, 6, 0), (3, 6, 25))
+    assert bursts == {(*case, name) for case in cases for name in names - {"sequential"}}
     assert json.dumps(lines)
 
 
