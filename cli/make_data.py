@@ -91,15 +91,7 @@ def make_data(config: MakeDataConfig) -> None:
                 note(f"{train}: nothing is left to do for this share; the last one to finish writes the token files")
                 logger.log_event("share_done", path=str(train))
             else:
-                _tell(report, logger, with_sources=bool(config.sources), num_files=_num_files(config))
-
-
-def _num_files(config: MakeDataConfig) -> int:
-    """Return how many files are read for one output."""
-    from transformerlm.utils.text_files import expand_inputs
-
-    given = [one.input for one in config.sources] or [config.input]
-    return 1 if config.outputs == "per-input" else sum(len(expand_inputs(each)) for each in given)
+                _tell(report, logger, with_sources=bool(config.sources))
 
 
 def _format_of(config: MakeDataConfig) -> ChatFormat | None:
@@ -131,11 +123,11 @@ def _one_for_each_input(config: MakeDataConfig) -> list[Build]:
     return builds
 
 
-def _tell(report: BuildReport, logger: Logger, *, with_sources: bool, num_files: int) -> None:
+def _tell(report: BuildReport, logger: Logger, *, with_sources: bool) -> None:
     """Report the results to the person at the terminal and to the log."""
     if report.invalid_utf8:
         note(f"the text is not all UTF-8: U+FFFD was read {report.invalid_utf8:,} times in place of other bytes")
-    if report.empty_documents > num_files:  # the line end after a file's last separator is not one
+    if report.empty_documents > report.num_files:  # the line end after a file's last separator is not one
         note(f"documents of white space alone, left out: {report.empty_documents:,}")
     for split in filter(None, (report.train, report.valid)):
         size = f"{split.bytes / 1e6:,.1f} MB of text"

@@ -190,14 +190,13 @@ def _compare_settings(config: TrainConfig, directory: Path, step: int, *, say: C
         ValueError: training.max_steps is below the checkpoint's step.
     """
     from transformerlm.checkpoints.load import load_config_of
+    from transformerlm.experiments.run_directories import flat_settings
 
     if config.training.max_steps < step:
         raise ValueError(
             f"training.max_steps ({config.training.max_steps}) is below the step of {directory} ({step}); "
             "raise it, or choose another logging.run_name"
         )
-    from transformerlm.experiments.run_directories import flat_settings
-
     before, now = (
         flat_settings(settings.model_dump(mode="json", include=_SAID))
         for settings in (load_config_of(directory), config)

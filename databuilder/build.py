@@ -45,6 +45,11 @@ class Build:
         return sum(source.disk_bytes for source in self.sources)
 
     @property
+    def num_files(self) -> int:
+        """The number of files that the text is in."""
+        return sum(len(source.paths) for source in self.sources)
+
+    @property
     def in_shards(self) -> bool:
         """Whether the outputs are folders of shards."""
         return self.outputs[0].suffix == ".shards"

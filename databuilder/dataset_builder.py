@@ -168,6 +168,7 @@ def _build_in_one_pass(build: Build, max_tokens: int | None) -> BuildReport:
         seconds=time.perf_counter() - start,
         invalid_utf8=stats.invalid_utf8,
         empty_documents=sorter.num_empty,
+        num_files=build.num_files,
     )
 
 

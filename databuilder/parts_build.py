@@ -220,7 +220,8 @@ class PartsBuild:
             for path, known in zip(self.build.outputs, facts["splits"], strict=True)
         ]
         valid = splits[1] if len(splits) > 1 else None
-        return BuildReport(splits[0], valid, 0.0, invalid_utf8=invalid_utf8, empty_documents=empty_documents)
+        found = {"invalid_utf8": invalid_utf8, "empty_documents": empty_documents, "num_files": self.build.num_files}
+        return BuildReport(splits[0], valid, 0.0, **found)
 
 
 def _in_threads(num_workers: int, do: Callable[[Part], str], parts: Iterable[Part]) -> Iterable[str]:

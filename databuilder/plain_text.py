@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def write_documents(
     check_is_no_string(inputs, "inputs")
     number = 0
     with Path(path).open("w", encoding="utf-8", newline="") as file:
-        for lines in (lines for source in inputs for lines in _texts(source)):
+        for lines in chain.from_iterable(map(_texts, inputs)):
             for document in cut_into_documents(_cut(lines, longest_line) if longest_line else lines):
                 if document.strip():
                     file.write(f"{document.rstrip()}\n{separator}\n")

@@ -22,13 +22,14 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build wrote, and what it found in the text."""
+    """What a build wrote, and what it found in the text, in how many files."""
 
     train: SplitReport
     valid: SplitReport | None
     seconds: float
     invalid_utf8: int
     empty_documents: int
+    num_files: int
 
 
 def split_report(path: Path, sources: Sequence[SourceReport]) -> SplitReport:

@@ -40,9 +40,7 @@ class Answers:
 def main() -> None:
     """Serve one order after the other, until stdin ends."""
     for line in sys.stdin:
-        order = json.loads(line)
-        place = {"streams": order["streams"], "apart": order["apart"]}
-        answers = asyncio.run(send_all(order["url"], order["requests"], **place))
+        answers = asyncio.run(send_all(**json.loads(line)))
         print(json.dumps(vars(answers)), flush=True)
 
 

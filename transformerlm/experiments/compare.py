@@ -143,9 +143,8 @@ def choose_measure(runs: Sequence[RunHistory], notes: list[str]) -> str:
             f"{unknown[0].directory}: does not say what it was measured on; comparing it supposes the same tokenizer "
             "and text"
         )
-    different = [
-        name for key, name in MEASURED_ON.items() if len({str(measured_on(started)[key]) for started in known}) > 1
-    ]  # fmt: skip
+    said = [measured_on(started) for started in known]
+    different = [name for key, name in MEASURED_ON.items() if len({str(each[key]) for each in said}) > 1]
     if not different:
         return NATS
     texts = "" if different == ["tokenizer"] else "; of different texts a difference says nothing of the models"

@@ -67,10 +67,10 @@ class RunLines:
         return max((step_of(one) for one in self.events if one["event"] in ("environment", "started")), default=0)
 
     @property
-    def has_one_configuration(self) -> bool:
-        """Whether the run was never started again with other settings, as far as its lines say."""
+    def settings_since(self) -> int:
+        """The step after which the run had the settings of now, as far as its lines say."""
         said = {one.get("config_sha256") for one in self.events if one["event"] == "environment"}
-        return len(said) <= 1
+        return 0 if len(said) <= 1 else self.last_start
 
     def saved(self) -> list[int]:
         """Return the steps at which a checkpoint was saved, in order.
@@ -118,7 +118,7 @@ def check_lines(lines: RunLines, checkpoints: Sequence[SavedCheckpoint], log_int
     if any(after <= before for before, after in pairwise(steps)):
         yield Finding("differs", f"{METRICS}: expected each step once, in order")
     # With other settings before, not even their log_interval is known.
-    begin = 0 if lines.has_one_configuration else lines.last_start
+    begin = lines.settings_since
     expected = range(begin - begin % log_interval + log_interval, lines.last_step + 1, log_interval)
     yield from _check_all_there([step for step in steps if step > begin], expected)
     by_step, saved = dict(zip(steps, lines.steps, strict=True)), lines.saved()
@@ -154,7 +154,7 @@ def _check_times(lines: RunLines, checkpoints: Sequence[SavedCheckpoint]) -> Ite
 
 def _check_bits(lines: RunLines) -> Iterator[Finding]:
     """Say where bits per byte do not follow from the validation loss: one factor leads from each to the other."""
-    begin = 0 if lines.has_one_configuration else lines.last_start
+    begin = lines.settings_since
     first: tuple[int, float] | None = None
     for one in lines.steps:
         loss, bits = one.get("metrics.val_loss"), one.get("metrics.val_bits_per_byte")

@@ -110,7 +110,7 @@ def _modelfile(name: str, context_length: int, sampling: SamplingConfig | None) 
     """
     lines = [f"FROM ./{name}", f"PARAMETER num_ctx {context_length}"]
     if sampling is not None:
-        chosen = {name: getattr(sampling, name) for name in ("temperature", "top_p", "min_p")}
+        chosen = {key: getattr(sampling, key) for key in ("temperature", "top_p", "min_p")}
         chosen |= {"top_k": sampling.top_k or 0, "repeat_penalty": 1.0}
         lines += [f"PARAMETER {key} {value}" for key, value in chosen.items()]
     return "\n".join(lines) + "\n"

@@ -44,6 +44,11 @@ class ChatFormat:
         """
         return cls(**{**record, "special_tokens": tuple(record.get("special_tokens", ()))})
 
+    @property
+    def strings(self) -> dict[str, str]:
+        """The strings around messages, by their names."""
+        return {name: getattr(self, name) for name in ("system", "user", "assistant", "end", "after")}
+
     def to_json(self) -> dict[str, Any]:
         """Return the format as a sidecar and a checkpoint keep it."""
         return {**asdict(self), "special_tokens": list(self.special_tokens)}
@@ -52,7 +57,7 @@ class ChatFormat:
         """Refuse a tokenizer that lacks one of the special tokens, and a separator that the format itself uses.
 
         Raises:
-            ValueError: so it is.
+            ValueError: it is one of these.
         """
         if missing := [token for token in self.special_tokens if token not in tokenizer.special_token_ids]:
             known = ", ".join(map(repr, tokenizer.special_tokens)) or "none at all"
@@ -61,8 +66,8 @@ class ChatFormat:
                 "it with transformerlm-add-tokens, train a tokenizer with it in special_tokens, or set "
                 "chat.special_tokens = [], and it is plain text"
             )
-        strings = {name: getattr(self, name) for name in ("system", "user", "assistant", "end", "after")}
-        if used := [name for name, text in strings.items() if separator in self.special_tokens and separator in text]:
+        used = [name for name, text in self.strings.items() if separator in self.special_tokens and separator in text]
+        if used:
             raise ValueError(
                 f"chat.{used[0]}: expected a string without {separator!r}, which separates the documents and would cut "
                 "a conversation apart, found it there; name another special token as separator"
@@ -82,8 +87,7 @@ class ChatRenderer:
         chat.check(tokenizer)
         self.tokenizer, self.chat, self.start_id = tokenizer, chat, start_id
         self._start = np.array([] if start_id is None else [start_id], dtype=np.uint32)
-        names = ("system", "user", "assistant", "end", "after")
-        self._strings = {name: np.array(self._encoded(getattr(chat, name)), dtype=np.uint32) for name in names}
+        self._strings = {name: np.array(self._encoded(text), dtype=np.uint32) for name, text in chat.strings.items()}
 
     def render(self, messages: Sequence[Message]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
         """Return the ids of a conversation, and which of them are learnt, each `(tokens,)`."""

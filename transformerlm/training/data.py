@@ -79,7 +79,7 @@ def rows_of(dataset: TokenDataset, data: RunData, *, config: TrainConfig, seed: 
 
 
 def check_documents(data: RunData, config: TrainConfig) -> None:
-    """Open what says where documents are, if the run asks for it.
+    """Open what says where documents are, if the packing or the model's mask asks for it.
 
     Raises:
         FileNotFoundError, ValueError: it is missing or damaged, or the token file is of an earlier version.

@@ -97,9 +97,9 @@ class Decoder:
         head = weights[""].get("lm_head", self._embedding)  # (vocab_size, d_model)
         self._head = stack([head], None if self._norm is None else self._norm.take_gain())
         self._soft_cap = settings.logit_soft_cap
-        self._is_int8, self.num_products = int8, sum(each.numel() for each in fused)  # for each row
+        self._is_int8, self._num_products = int8, sum(each.numel() for each in fused)  # for each row
         self._compiled: CompiledStep | None = None
-        can_be_compiled = reproducible and not int8 and self.num_products <= _MOST_COMPILED
+        can_be_compiled = reproducible and not int8 and self._num_products <= _MOST_COMPILED
         if can_be_compiled and not why_not(settings, device=self.device, dtype=self._embedding.dtype):
             self._compiled = CompiledStep(
                 settings, self._embedding, fused, [layer.head_gains for layer in self._layers], self._rope
@@ -272,7 +272,7 @@ class Decoder:
 
     def _threads_for(self, rows: int) -> AbstractContextManager[None]:
         """Let one thread do what is so little that two would wait for each other; in int8 their number changes bits."""
-        return at_most(1) if rows * self.num_products < _WORTH_THREADS and not self._is_int8 else nullcontext()
+        return at_most(1) if rows * self._num_products < _WORTH_THREADS and not self._is_int8 else nullcontext()
 
     def _step_equal(self, token_ids: list[int], cache: DecoderCache, slots: list[int]) -> Tensor:
         if not self.is_reproducible:

@@ -254,7 +254,7 @@ def _rotate(x: Floats, rotation: Floats) -> None:
 
 @kernel
 def _share_out(heads: Floats, head: int, keys: Floats, end: int, rows: Floats) -> None:
-    """Write the softmax of a head's products with the first `end` keys `(blocks, d_head, TOGETHER)`, `(1, blocks)`."""
+    """Write the softmax of a head's products with the first `end` keys `(blocks, d_head, TOGETHER)`, `(1, places)`."""
     for block in range(rows.shape[1] // TOGETHER):
         _multiply_keys(heads, head, keys[block], rows, 0, block * TOGETHER)
     shares, scale = rows[0], np.float32(1.0 / np.sqrt(heads.shape[1]))
