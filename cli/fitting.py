@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PROBE_NAME = "probe"
 PREDICTION, OUTCOME = "prediction.json", "outcome.json"
 PROBE_SHARE = 0.1  # of the time, for all that is tried before the run
-MIN_PROBE_SHARE = 0.02  # for the short run, however long it took to time the steps
+MIN_PROBE_SHARE = 0.05  # for the short run, however long it took to time the steps
 PROBE_PATIENCE = 3.0  # a probe ends after so many times what it should take
 SAMPLE_TOKENS = 100
 SLOW = 0.6  # of the steps that were planned

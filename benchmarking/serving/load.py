@@ -14,7 +14,6 @@ import json
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -59,14 +58,18 @@ async def send_all(url: str, requests: list[dict[str, Any]], *, streams: int, ap
     return answers
 
 
-class _Client:
-    """One connection, which is kept between requests."""
+class _Client(asyncio.Protocol):
+    """One connection, which is kept between requests.
+
+    It takes what comes in a callback: a coroutine that is woken for each token would take time from the server beside it.
+    """
 
     def __init__(self, url: str, answers: Answers) -> None:
         parts = urlsplit(url)
         assert parts.hostname, url
         self._host, self._port, self._answers = parts.hostname, parts.port or 80, answers
-        self._pipe: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._answer = _Answer()
 
     async def send_while(self, waiting: deque[dict[str, Any]], after: float = 0.0) -> None:
         """Send requests while there are some, the first one after some seconds."""
@@ -80,65 +83,111 @@ class _Client:
             try:
                 await self._exchange(json.dumps(body).encode())
                 return
-            except (ConnectionError, asyncio.IncompleteReadError):
+            except ConnectionError:
                 self._close()
                 if attempt == _TRIES - 1:
                     raise ConnectionError(f"port {self._port}: closed before the answer was complete") from None
                 self._answers.retries += 1
 
     async def _exchange(self, body: bytes) -> None:
-        """Send one request and read the events of its answer."""
-        if self._pipe is None:
-            self._pipe = await asyncio.open_connection(self._host, self._port)
-        reader, writer = self._pipe
+        """Send one request and wait for the whole of its answer."""
+        self._answer = answer = _Answer()
+        loop = asyncio.get_running_loop()
+        self._done: asyncio.Future[None] = loop.create_future()
+        if self._transport is None:
+            self._transport, _ = await loop.create_connection(lambda: self, self._host, self._port)
         head = (
             f"POST /v1/completions HTTP/1.1\r\nHost: {self._host}:{self._port}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         began = time.perf_counter()
-        writer.write(head.encode() + body)
-        keep = await self._read_head(reader)
-        times: list[float] = []
-        tokens = 0
-        async for event in _events(reader):
-            if "error" in event:
-                raise ValueError(f"port {self._port}: expected a text, found {str(event)[:300]}")
-            if event.get("choices"):
-                times.append(time.perf_counter())
-            if event.get("usage"):
-                tokens = event["usage"]["completion_tokens"]
-        self._answers.tokens += tokens
-        self._answers.first += [times[0] - began]
-        self._answers.between += [after - before for before, after in pairwise(times)]
-        if not keep:
+        self._transport.write(head.encode() + body)
+        await self._done
+        self._answers.tokens += answer.tokens
+        self._answers.first += [answer.times[0] - began]
+        self._answers.between += [after - before for before, after in pairwise(answer.times)]
+        if not answer.keeps_open:
             self._close()
 
-    async def _read_head(self, reader: asyncio.StreamReader) -> bool:
-        """Return whether the connection stays open."""
-        lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().split("\r\n")
-        if lines[0].split()[1] != "200":
-            sizes = [int(line.partition(":")[2]) for line in lines if line.startswith("content-length:")]
-            said = (await reader.readexactly(min([*sizes, 1000]) if sizes else 0)).decode(errors="replace")
-            raise ValueError(f"port {self._port}: expected a text, found {lines[0]} {said}".rstrip())
-        return "connection: close" not in lines
+    def data_received(self, data: bytes) -> None:
+        """Take what has come."""
+        if self._done.done():
+            return
+        try:
+            if self._answer.take(data):
+                self._done.set_result(None)
+        except ValueError as error:
+            self._done.set_exception(ValueError(f"port {self._port}: expected a text, found {error}"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End what is awaited; the next request opens another connection."""
+        self._transport = None
+        if not self._done.done():
+            self._done.set_exception(ConnectionError())
 
     def _close(self) -> None:
-        if self._pipe is not None:
-            self._pipe[1].close()
-            self._pipe = None
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
 
 
-async def _events(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, Any]]:
-    """Yield the JSON objects of server-sent events in chunks of HTTP/1.1, until the answer ends."""
-    rest = b""
-    while size := int((await reader.readuntil(b"\r\n")).split(b";")[0], 16):
-        rest += await reader.readexactly(size)
-        await reader.readexactly(2)
-        *events, rest = rest.split(b"\n\n")
-        for event in events:
-            if event.startswith(b"data: {"):
-                yield json.loads(event[6:])
-    await reader.readexactly(2)
+class _Answer:
+    """One answer on its way: server-sent events in chunks of HTTP/1.1."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        """When each event with text came."""
+        self.tokens = 0
+        self.keeps_open = True
+        self._has_head = False
+        self._raw, self._events = b"", b""
+
+    def take(self, data: bytes) -> bool:
+        """Take bytes; return whether the answer is complete.
+
+        Raises:
+            ValueError: it is an error.
+        """
+        self._raw += data
+        if not self._has_head and not self._take_head():
+            return False
+        while True:
+            line, end, rest = self._raw.partition(b"\r\n")
+            size = int(line.split(b";")[0], 16) if end else 0
+            if not end or len(rest) < size + 2:
+                return False
+            self._raw = rest[size + 2 :]
+            if size == 0:
+                return True
+            self._take_events(rest[:size])
+
+    def _take_head(self) -> bool:
+        """Read the head, once it is whole; of an answer that is an error, wait for its body, too."""
+        head, end, rest = self._raw.partition(b"\r\n\r\n")
+        lines = head.decode("latin-1").lower().split("\r\n")
+        if not end:
+            return False
+        if lines[0].split()[1] != "200":
+            size = next((int(line.partition(":")[2]) for line in lines if line.startswith("content-length:")), 0)
+            if len(rest) < size:
+                return False
+            raise ValueError(f"{lines[0]} {rest[:1000].decode(errors='replace')}".rstrip())
+        self.keeps_open = "connection: close" not in lines
+        self._has_head, self._raw = True, rest
+        return True
+
+    def _take_events(self, data: bytes) -> None:
+        *events, self._events = (self._events + data).split(b"\n\n")
+        for text in events:
+            if not text.startswith(b"data: {"):
+                continue
+            event = json.loads(text[6:])
+            if "error" in event:
+                raise ValueError(str(event)[:300])
+            if event.get("choices"):
+                self.times.append(time.perf_counter())
+            if event.get("usage"):
+                self.tokens = event["usage"]["completion_tokens"]
 
 
 if __name__ == "__main__":

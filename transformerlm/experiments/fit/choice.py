@@ -45,7 +45,7 @@ VALIDATIONS_PER_CHECKPOINT = 3
 MIN_EVAL_TOKENS, MAX_EVAL_TOKENS = 2**10, 2**15
 # The time ends the run and its schedule; the number of steps is a little more than should fit.
 STEPS_MARGIN = 1.15
-CALIBRATION_STEPS = 12
+CALIBRATION_STEPS = 8
 MIN_PROBE_STEPS = 4
 PROBE_AT_MOST = 1 / 8  # of the steps of the run
 BYTES_PER_TOKEN = 3.0  # before there is a tokenizer; a guess on the small side

@@ -1,11 +1,12 @@
 """How good a run will be, from a short run with the same settings and from what came of such pairs before.
 
-With L the logarithm of the steps' ratio, past runs give by least squares
+With L the logarithm of the steps' ratio, past runs give by least squares the slope
 
-    log(bits per byte / those of the probe) = L (b0 + b1 log(1 + passes) + b2 log(probe / gzip)),
+    log(bits per byte / those of the probe) / L = b0 + b1 log(1 + passes) + b2 log(probe / gzip).
 
-which is 0 for a run no longer than its probe. The interval comes from corpora that the fit had not seen: each is left
-out in turn, and the errors on it give the spread of Student's t. Nothing here knows the text but by three numbers.
+Texts differ in their slope, so an error grows with L, as the change itself does. The interval comes from corpora that
+the fit had not seen: each is left out in turn, and the errors of their slopes give the spread of Student's t. Nothing
+here knows the text but by three numbers.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ Array = npt.NDArray[np.float64]
 PAST_RUNS = Path(__file__).with_name("past_runs.json")
 STORY_RUNS = Path(__file__).with_name("story_runs.json")  # a grammar is learnt unlike any text by people
 CONFIDENCE = 0.9
-# Before any run is known: ten times the steps save a fifth of the bits, give or take. The weights are those of a past
-# run twice as long as its probe, so that a few of ten times the length outweigh the guess.
+# Before any run is known: ten times the steps save a fifth of the bits, give or take. The guess weighs less than a run.
 GUESS = np.array([-0.1, 0.0, 0.0])
-GUESS_WEIGHT = np.array([4.0, 4.0, 4.0])
-# Fewer corpora than this are filled up by guessed ones, whose errors are of this size.
+GUESS_WEIGHT = np.array([0.75, 0.75, 0.75])
+# Fewer corpora than this are filled up by guessed ones, whose slopes err by this much.
 ENOUGH_CORPORA = 4
-GUESSED_SPREAD = 0.1
+GUESSED_SPREAD = 0.045
+MIN_LENGTH = math.log(2.0)  # a run that was hardly longer than its probe says little of its slope
 WORST = 1.5  # times what the probe reached: no run that trains ends above that, however little is known
-MIN_SPREAD = 0.005  # two seeds of one run differ by about this much
+SEED_SPREAD = 0.005  # two seeds of one run differ by about this much, however long it is
 _MOST_BYTES = 50_000_000
 
 
@@ -82,15 +83,14 @@ class Interval:
 
 def predict(probe: Probe, plan: Plan, rows: Sequence[Row], confidence: float = CONFIDENCE) -> Interval:
     """Return what a run should reach, from its probe and from past runs; without any, a wide guess."""
-    features, changes = (
-        _features_of(rows),
-        np.array([math.log(row.bits_per_byte / row.probe_bits_per_byte) for row in rows]),
-    )
-    at = _features(plan.steps / probe.steps, plan.passes, probe.bits_per_byte / probe.gzip_bits_per_byte)
-    coefficients, covariance = _fit(features, changes)
-    spread, freedom = _spread(features, changes, [row.corpus for row in rows])
-    margin = t_quantile((1 + confidence) / 2, freedom) * spread * math.sqrt(1 + at @ covariance @ at)
-    change = float(at @ coefficients)
+    features, slopes = _features_of(rows), np.array([_slope(row) for row in rows])
+    at = _features(plan.passes, probe.bits_per_byte / probe.gzip_bits_per_byte)
+    length = math.log(max(1.0, plan.steps / probe.steps))
+    coefficients, covariance = _fit(features, slopes)
+    spread, freedom = _spread(features, slopes, [row.corpus for row in rows])
+    error = math.hypot(SEED_SPREAD, length * spread * math.sqrt(1 + at @ covariance @ at))
+    margin = t_quantile((1 + confidence) / 2, freedom) * error
+    change = length * float(at @ coefficients)
     low, middle, high = (probe.bits_per_byte * math.exp(change + side * margin) for side in (-1, 0, 1))
     return Interval(low, middle, max(middle, min(high, WORST * probe.bits_per_byte)), confidence)
 
@@ -98,30 +98,32 @@ def predict(probe: Probe, plan: Plan, rows: Sequence[Row], confidence: float = C
 # --- the fit -----------------------------------------------------------------------------------------------------
 
 
-def _features(steps_ratio: float, passes: float, against_gzip: float) -> Array:
-    """Return what the change depends on, (3,)."""
-    length = math.log(max(1.0, steps_ratio))
-    return length * np.array([1.0, math.log1p(passes), math.log(against_gzip)])
+def _features(passes: float, against_gzip: float) -> Array:
+    """Return what the slope depends on, (3,)."""
+    return np.array([1.0, math.log1p(passes), math.log(against_gzip)])
+
+
+def _slope(row: Row) -> float:
+    """Return by how much the logarithm of the bits changed for each factor e of steps, from the probe to the run."""
+    length = max(MIN_LENGTH, math.log(row.steps / row.probe_steps))
+    return math.log(row.bits_per_byte / row.probe_bits_per_byte) / length
 
 
 def _features_of(rows: Sequence[Row]) -> Array:
     """Return the features of past runs, (rows, 3)."""
-    found = [
-        _features(row.steps / row.probe_steps, row.passes, row.probe_bits_per_byte / row.gzip_bits_per_byte)
-        for row in rows
-    ]
+    found = [_features(row.passes, row.probe_bits_per_byte / row.gzip_bits_per_byte) for row in rows]
     return np.array(found).reshape(-1, len(GUESS))
 
 
-def _fit(features: Array, changes: Array) -> tuple[Array, Array]:
+def _fit(features: Array, slopes: Array) -> tuple[Array, Array]:
     """Return the coefficients (3,) by least squares drawn to `GUESS`, and their covariance (3, 3) per spread^2."""
     information = features.T @ features + np.diag(GUESS_WEIGHT)
     covariance = np.linalg.inv(information).astype(np.float64)
-    return covariance @ (features.T @ changes + GUESS_WEIGHT * GUESS), covariance
+    return covariance @ (features.T @ slopes + GUESS_WEIGHT * GUESS), covariance
 
 
-def _spread(features: Array, changes: Array, corpora: Sequence[str]) -> tuple[float, float]:
-    """Return the size of an error on a corpus that the fit has not seen, and its degrees of freedom.
+def _spread(features: Array, slopes: Array, corpora: Sequence[str]) -> tuple[float, float]:
+    """Return how much a slope on a corpus that the fit has not seen errs, and the degrees of freedom.
 
     The runs on one corpus err together, so each corpus counts once.
     """
@@ -129,11 +131,11 @@ def _spread(features: Array, changes: Array, corpora: Sequence[str]) -> tuple[fl
     squares = [GUESSED_SPREAD**2] * max(0, ENOUGH_CORPORA - len(set(corpora)))
     for name in sorted(set(corpora)):
         seen, left_out = names != name, names == name
-        coefficients, covariance = _fit(features[seen], changes[seen])
-        errors = changes[left_out] - features[left_out] @ coefficients
+        coefficients, covariance = _fit(features[seen], slopes[seen])
+        errors = slopes[left_out] - features[left_out] @ coefficients
         expected = 1 + np.einsum("ij,jk,ik->i", features[left_out], covariance, features[left_out])
         squares.append(float(np.mean(errors**2 / expected)))
-    return max(MIN_SPREAD, math.sqrt(sum(squares) / len(squares))), len(squares) - 1
+    return math.sqrt(sum(squares) / len(squares)), len(squares) - 1
 
 
 # --- past runs ---------------------------------------------------------------------------------------------------
