@@ -61,7 +61,7 @@ async def send_all(url: str, requests: list[dict[str, Any]], *, streams: int, ap
 class _Client(asyncio.Protocol):
     """One connection, which is kept between requests.
 
-    It takes what comes in a callback: a coroutine that is woken for each token would take time from the server beside it.
+    It takes what comes in a callback: to wake a coroutine for each token takes more time from the server beside it.
     """
 
     def __init__(self, url: str, answers: Answers) -> None:

@@ -1,12 +1,12 @@
 """How good a run will be, from a short run with the same settings and from what came of such pairs before.
 
-With L the logarithm of the steps' ratio, past runs give by least squares the slope
+From the probe to the run, bits per byte fall as a power of the steps, bits = those of the probe * (steps ratio)^-s.
+Prose has an exponent s of a tenth, text by programs of a half; past runs give it by least squares as
 
-    log(bits per byte / those of the probe) / L = b0 + b1 log(1 + passes) + b2 log(probe / gzip).
+    log s = b0 + b1 log(1 + passes) + b2 log(probe / gzip).
 
-Texts differ in their slope, so an error grows with L, as the change itself does. The interval comes from corpora that
-the fit had not seen: each is left out in turn, and the errors of their slopes give the spread of Student's t. Nothing
-here knows the text but by three numbers.
+The interval comes from corpora that the fit had not seen: each is left out in turn, and the errors of their log s give
+the spread of Student's t. Nothing here knows the text but by three numbers.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ Array = npt.NDArray[np.float64]
 PAST_RUNS = Path(__file__).with_name("past_runs.json")
 STORY_RUNS = Path(__file__).with_name("story_runs.json")  # a grammar is learnt unlike any text by people
 CONFIDENCE = 0.9
-# Before any run is known: ten times the steps save a fifth of the bits, give or take. The guess weighs less than a run.
-GUESS = np.array([-0.1, 0.0, 0.0])
-GUESS_WEIGHT = np.array([0.75, 0.75, 0.75])
-# Fewer corpora than this are filled up by guessed ones, whose slopes err by this much.
+# Before any run is known: ten times the steps save a quarter of the bits, give or take. That weighs less than a run.
+GUESS = np.array([math.log(0.13), 0.0, 0.0])
+GUESS_WEIGHT = np.array([0.3, 0.3, 0.3])
+# Fewer corpora than this are filled up by guessed ones, whose log s errs by this much.
 ENOUGH_CORPORA = 4
-GUESSED_SPREAD = 0.045
-MIN_LENGTH = math.log(2.0)  # a run that was hardly longer than its probe says little of its slope
-WORST = 1.5  # times what the probe reached: no run that trains ends above that, however little is known
+GUESSED_SPREAD = 0.3
 SEED_SPREAD = 0.005  # two seeds of one run differ by about this much, however long it is
+MIN_EXPONENT = 0.01  # of a run that was no better than its probe
+MIN_LENGTH = math.log(2.0)  # a run that was hardly longer than its probe says little of its exponent
 _MOST_BYTES = 50_000_000
 
 
@@ -83,30 +83,33 @@ class Interval:
 
 def predict(probe: Probe, plan: Plan, rows: Sequence[Row], confidence: float = CONFIDENCE) -> Interval:
     """Return what a run should reach, from its probe and from past runs; without any, a wide guess."""
-    features, slopes = _features_of(rows), np.array([_slope(row) for row in rows])
+    features, exponents = _features_of(rows), np.array([_log_exponent(row) for row in rows])
     at = _features(plan.passes, probe.bits_per_byte / probe.gzip_bits_per_byte)
     length = math.log(max(1.0, plan.steps / probe.steps))
-    coefficients, covariance = _fit(features, slopes)
-    spread, freedom = _spread(features, slopes, [row.corpus for row in rows])
-    error = math.hypot(SEED_SPREAD, length * spread * math.sqrt(1 + at @ covariance @ at))
-    margin = t_quantile((1 + confidence) / 2, freedom) * error
-    change = length * float(at @ coefficients)
-    low, middle, high = (probe.bits_per_byte * math.exp(change + side * margin) for side in (-1, 0, 1))
-    return Interval(low, middle, max(middle, min(high, WORST * probe.bits_per_byte)), confidence)
+    coefficients, covariance = _fit(features, exponents)
+    spread, freedom = _spread(features, exponents, [row.corpus for row in rows])
+    quantile = t_quantile((1 + confidence) / 2, freedom)
+    margin = quantile * spread * math.sqrt(1 + at @ covariance @ at)
+
+    def bits(side: int) -> float:
+        change = length * math.exp(at @ coefficients - side * margin)
+        return probe.bits_per_byte * math.exp(side * quantile * SEED_SPREAD - change)
+
+    return Interval(bits(-1), bits(0), bits(1), confidence)
 
 
 # --- the fit -----------------------------------------------------------------------------------------------------
 
 
 def _features(passes: float, against_gzip: float) -> Array:
-    """Return what the slope depends on, (3,)."""
+    """Return what the exponent depends on, (3,)."""
     return np.array([1.0, math.log1p(passes), math.log(against_gzip)])
 
 
-def _slope(row: Row) -> float:
-    """Return by how much the logarithm of the bits changed for each factor e of steps, from the probe to the run."""
+def _log_exponent(row: Row) -> float:
+    """Return the logarithm of the exponent with which the bits fell from the probe to the run."""
     length = max(MIN_LENGTH, math.log(row.steps / row.probe_steps))
-    return math.log(row.bits_per_byte / row.probe_bits_per_byte) / length
+    return math.log(max(MIN_EXPONENT, math.log(row.probe_bits_per_byte / row.bits_per_byte) / length))
 
 
 def _features_of(rows: Sequence[Row]) -> Array:
@@ -115,15 +118,15 @@ def _features_of(rows: Sequence[Row]) -> Array:
     return np.array(found).reshape(-1, len(GUESS))
 
 
-def _fit(features: Array, slopes: Array) -> tuple[Array, Array]:
+def _fit(features: Array, exponents: Array) -> tuple[Array, Array]:
     """Return the coefficients (3,) by least squares drawn to `GUESS`, and their covariance (3, 3) per spread^2."""
     information = features.T @ features + np.diag(GUESS_WEIGHT)
     covariance = np.linalg.inv(information).astype(np.float64)
-    return covariance @ (features.T @ slopes + GUESS_WEIGHT * GUESS), covariance
+    return covariance @ (features.T @ exponents + GUESS_WEIGHT * GUESS), covariance
 
 
-def _spread(features: Array, slopes: Array, corpora: Sequence[str]) -> tuple[float, float]:
-    """Return how much a slope on a corpus that the fit has not seen errs, and the degrees of freedom.
+def _spread(features: Array, exponents: Array, corpora: Sequence[str]) -> tuple[float, float]:
+    """Return how much log s errs on a corpus that the fit has not seen, and the degrees of freedom.
 
     The runs on one corpus err together, so each corpus counts once.
     """
@@ -131,8 +134,8 @@ def _spread(features: Array, slopes: Array, corpora: Sequence[str]) -> tuple[flo
     squares = [GUESSED_SPREAD**2] * max(0, ENOUGH_CORPORA - len(set(corpora)))
     for name in sorted(set(corpora)):
         seen, left_out = names != name, names == name
-        coefficients, covariance = _fit(features[seen], slopes[seen])
-        errors = slopes[left_out] - features[left_out] @ coefficients
+        coefficients, covariance = _fit(features[seen], exponents[seen])
+        errors = exponents[left_out] - features[left_out] @ coefficients
         expected = 1 + np.einsum("ij,jk,ik->i", features[left_out], covariance, features[left_out])
         squares.append(float(np.mean(errors**2 / expected)))
     return math.sqrt(sum(squares) / len(squares)), len(squares) - 1
