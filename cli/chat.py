@@ -47,13 +47,13 @@ EXAMPLES = (
     ("a model whose checkpoint knows no chat format", "--checkpoint runs/first --toml '[chat]'"),
 )
 HELP = """\
-/reset        forget the conversation; the system message stays
-/save FILE    add the conversation to FILE.jsonl as a line that transformerlm-make-data reads
-/seed N       draw the answers with this seed
-/system TEXT  tell the model TEXT before all messages; without TEXT, nothing
-/help         this list
-/exit         end, as Ctrl-D does
-//...         a message that begins with a slash
+/reset            forget the conversation; the system message stays
+/save FILE.jsonl  add the conversation to this file as a line that transformerlm-make-data reads
+/seed N           draw the answers with this seed
+/system TEXT      tell the model TEXT before all messages; without TEXT, nothing
+/help             this list
+/exit             end, as Ctrl-D does
+//...             a message that begins with a slash
 Ctrl-C stops an answer; at the prompt it ends the program."""
 MAX_SEED = 2**63 - 1
 

@@ -78,7 +78,7 @@ def encode(task: Task) -> tuple[Text, Speed, float]:
     outputs = {name: task.home / f"{name}.npy" for name in ("train", "valid")}
     share = {"valid_fraction": choice.choose_valid_fraction(size).value}
     run_stage(task.home, "make-data", {"input": files, "tokenizer": tokenizer, **outputs, **share})
-    note(f"the text took {clock(time.monotonic() - began)} to encode; that is no part of the {clock(task.seconds)}")
+    note(f"the text took {clock(time.monotonic() - began)} to encode, not counted in the {clock(task.seconds)}")
     return _facts_of_text(task.home, size), speed, spent
 
 

@@ -406,7 +406,7 @@ def _note_packing(trainer: Trainer) -> None:
     if facts := _packing_facts(trainer):
         length = trainer.config.model.context_length
         padding = facts["packing.padding"] / (facts["packing.rows"] * length)
-        cut = f", {facts['packing.cut']:,} of them cut" if facts["packing.cut"] else ""
+        cut = f" ({facts['packing.cut']:,} of them cut)" if facts["packing.cut"] else ""
         note(
             f"{facts['packing.documents']:,} documents{cut} in {facts['packing.rows']:,} rows of {length:,} tokens, "
             f"of which {padding:.2%} is padding"

@@ -1,4 +1,4 @@
-"""The section [measure], which the three benchmarks share."""
+"""The section [measure], which the four benchmarks share."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from config.schemas import Device, Duration, FilePath, InputName, Prompt, Sectio
 
 
 class QuickstartConfig(Section):
-    """From raw text to generated text: run train-tokenizer, make-data, plan, train and infer with shipped settings."""
+    """From raw text to generated text: plan, train-tokenizer, make-data, train (a short run first) and infer."""
 
     text: list[InputName] = Field(
         [], description="text files, folders or globs to train on; none: the corpus that `corpus` names"

@@ -358,8 +358,8 @@ class SamplingConfig(Section):
     def _check_top_p(self) -> Self:
         if self.top_p == 0 and self.top_k is not None:
             raise ValueError(
-                f"top_p = 0 keeps the likeliest token alone, so top_k = {self.top_k} would do nothing: top_p = 1 keeps "
-                "all, temperature = 0 takes the likeliest token"
+                f"top_p = 0 keeps the most likely token alone, so top_k = {self.top_k} would do nothing: top_p = 1 "
+                "keeps all, temperature = 0 takes the most likely token"
             )
         return self
 

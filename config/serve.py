@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from config.schemas import ChatStrings, Device, Duration, FilePath, Probability, Section
 
@@ -39,7 +39,10 @@ class EngineConfig(Section):
 
     slots: int = Field(16, ge=1, le=1024, description="texts that are generated at the same time; others wait")
     prefill_chunk: int = Field(
-        128, ge=16, le=65536, description="most tokens of a prompt that are read between two steps of the running texts"
+        128,
+        ge=16,
+        le=65536,
+        description="most tokens of a prompt that are read between two steps of the running texts; a power of two",
     )
     prefix_cache_mb: int = Field(
         256, ge=0, le=2**20, description="memory for prompts that begin as earlier ones did, in MB; 0: none"
@@ -47,6 +50,14 @@ class EngineConfig(Section):
     reproducible: bool = Field(
         True, description="the same prompt and seed give the same text, whatever else the server does"
     )
+
+    @field_validator("prefill_chunk")
+    @classmethod
+    def _check_power_of_two(cls, tokens: int) -> int:
+        if tokens & (tokens - 1):
+            below = 1 << (tokens.bit_length() - 1)
+            raise ValueError(f"expected a power of two, found {tokens}; {below} and {2 * below} are the nearest")
+        return tokens
 
 
 class LimitsConfig(Section):

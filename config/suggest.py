@@ -86,7 +86,7 @@ EXPLAINED: dict[str, tuple[str, str]] = {
         "accumulation is training.batch_size / training.micro_batch_size",
     ),
     "bias": ("model.d_model", "no layer of the model has a bias"),
-    "do_sample": ("sampling.temperature", "sampling.temperature = 0 takes the likeliest token"),
+    "do_sample": ("sampling.temperature", "sampling.temperature = 0 takes the most likely token"),
 }
 _SAME = {
     "num_train_epochs": "epochs",

@@ -25,7 +25,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# What `pytest -m quick` runs, beside tests/: whole rooms and single files, a minute of one core in all.
+# What `pytest -m quick` runs, beside tests/: whole rooms and single files, in about two minutes.
 QUICK = (
     "benchmarking/test_machine.py",
     "cli/test_export.py",

@@ -1,4 +1,4 @@
-"""The house keeps its floors, its names and its sizes: what DESIGN says about the code as a whole, held by `ast`."""
+"""The house keeps its floors, names and sizes: what CONTRIBUTING says about the code as a whole, held by `ast`."""
 
 from __future__ import annotations
 
@@ -448,7 +448,7 @@ def test_data_keys_are_the_builder_keywords():
 
 
 def test_weights_have_the_documented_names():
-    """The names in a checkpoint are those of DESIGN, for every choice of layers."""
+    """The names in a checkpoint are these, for every choice of layers."""
     import re
 
     from transformerlm.models.transformer import TransformerLM

@@ -1,4 +1,4 @@
-"""The words of CONTRIBUTING's list: no page, docstring or comment uses a phrase that a native speaker would not say."""
+"""The words of `INSTEAD`: no page, docstring or comment uses a phrase that a native speaker would not say."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
 import os
@@ -15,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.pages import blocks
+from tests.pages import FENCE, blocks
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINKING = [*PAGES, *(ROOT / f"{name}.md" for name in ("CONTRIBUTING", "SECURITY", "CHANGELOG"))]
 TOMLS = [path for folder in ("config/resources", "docs/recipes") for path in sorted((ROOT / folder).rglob("*.toml"))]
 BY_HAND = ("train-tokenizer", "make-data", "train", "infer")
 # Commands whose lines are checked by appending an option that prints and runs nothing: --print-config, but for these.
@@ -114,12 +116,22 @@ def test_readme_shows_every_command():
     assert [script for script in scripts if script not in text] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@functools.cache
+def anchors_of(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them of their words."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    words = [re.sub(r"\]\([^)]*\)", "", heading) for heading in re.findall(r"^#+ +(.+?) *$", text, flags=re.M)]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in words}
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    """Every relative link and picture of a page is a file of the repository."""
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+    """Every relative link and picture of a page is a file of the repository, and its anchor a heading there."""
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text(encoding="utf-8")):
         if "://" not in target and not target.startswith("mailto:"):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+            path = page.parent / target if target else page
+            assert path.exists(), f"{page.name}: {target}"
+            assert not anchor or anchor in anchors_of(path), f"{page.name}: {target}#{anchor}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

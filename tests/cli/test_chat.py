@@ -113,7 +113,7 @@ def test_commands_are_told_apart_from_messages(chat):
     done = chat("/rest", "/help", "//reset", "/exit", "not read")
     assert [record["text.user"] for record in done.records] == ["/reset"]
     assert "/rest is not a command (did you mean /reset?); /help lists them" in done.stderr
-    for command in ("/reset", "/save FILE", "/seed N", "/system TEXT", "/help", "/exit", "Ctrl-C"):
+    for command in ("/reset", "/save FILE.jsonl", "/seed N", "/system TEXT", "/help", "/exit", "Ctrl-C"):
         assert command in done.stderr
 
 

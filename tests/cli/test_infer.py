@@ -157,7 +157,7 @@ def test_a_long_prompt_keeps_its_end(infer):
             ["--sampling.min_tokens=3", "--sampling.stop_at_eos=false"],
             "min_tokens: expected 0 with stop_at_eos = false, found 3: no token ends a text there",
         ),
-        (["--sampling.top_k=5", "--sampling.top_p=0"], "top_p = 0 keeps the likeliest token alone, so top_k = 5"),
+        (["--sampling.top_k=5", "--sampling.top_p=0"], "top_p = 0 keeps the most likely token alone, so top_k = 5"),
     ],
     ids=str,
 )

@@ -10,12 +10,18 @@ import numpy as np
 import pytest
 
 from cli import scaling_runs
+from cli.sweep import price
+from config.io import SHIPPED, load_config
+from config.scaling import ScalingConfig
+from config.shipped import find_config
 from tests.cli.commands import ROOT, call
 from tests.experiments.scaling import fake_train
 from tests.experiments.scaling.laws import KNOWN, drawn
 from tests.experiments.sweep.helpers import BASE as SWEPT
 from tests.training.tiny_run import write_tiny_files
 from transformerlm.experiments.scaling import pictures
+from transformerlm.experiments.scaling.grid import plan_grid, planned_points
+from transformerlm.experiments.scaling.support import why_not_both
 from transformerlm.experiments.sweep import scheduler
 
 BASE = SWEPT.replace("[data]", "d_ff = 64\n[data]")
@@ -224,6 +230,16 @@ def test_points_of_a_file_are_fitted_and_nothing_is_written(here):
     assert all(loss == law for *_, loss, law, _ in shown)
     assert call("scaling", *options, "--output.format=text").stdout == ""
     assert set(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize("count", ["all", "without_embeddings"])
+def test_the_shipped_file_bears_the_law_of_both(tmp_path, count):
+    """The runs that `--config scaling` plans bear the law of sizes and tokens, however N is counted."""
+    config = load_config(ScalingConfig, SHIPPED / "scaling.toml")
+    runs = plan_grid(config, find_config(config.base), tmp_path / "law", price).runs
+    points = planned_points(runs, [scaling_runs.parameters_of(one, count) for one in runs])
+    assert len(points) == 12
+    assert why_not_both(points) == ""
 
 
 def test_the_one_decade_set_is_refused(here):

@@ -43,8 +43,8 @@ def test_what_does_not_go_together(tmp_path: Path, text: str, words: str) -> Non
 
 
 def test_the_shipped_file_is_a_grid_that_bears_the_law() -> None:
-    """Twelve runs."""
+    """Twelve runs, and a decade of tokens; tests/cli/test_scaling.py plans them."""
     config = load_config(ScalingConfig, SHIPPED / "scaling.toml")
     assert len(config.sizes) * len(config.tokens) >= 12
-    assert max(config.tokens) >= 9 * min(config.tokens)
+    assert max(config.tokens) >= 10 * min(config.tokens)
     assert config.sizes[0].settings["optimizer.learning_rate"] == "0.01"

@@ -198,7 +198,7 @@ def test_a_row_that_cannot_be_drawn_from_is_told_apart(temperature: float, broke
         ({"temperature": math.nan}, "temperature must be at least 0 and finite, got nan"),
         ({"top_k": 0}, "top_k must be at least 1, got 0"),
         ({"top_p": 1.1}, "top_p must lie between 0 and 1, got 1.1"),
-        ({"top_p": 0.0, "top_k": 50}, "top_p = 0 keeps the likeliest token alone, so top_k = 50 would do nothing"),
+        ({"top_p": 0.0, "top_k": 50}, "top_p = 0 keeps the most likely token alone, so top_k = 50 would do nothing"),
         ({"min_p": -0.5}, "min_p must lie between 0 and 1, got -0.5"),
     ],
 )

@@ -48,8 +48,8 @@ class SamplingParams:
                 raise ValueError(f"sampling: {name} must lie between 0 and 1, got {value}")
         if self.top_p == 0.0 and self.top_k is not None:
             raise ValueError(
-                f"sampling: top_p = 0 keeps the likeliest token alone, so top_k = {self.top_k} would do nothing; "
-                "top_p = 1 keeps all, temperature = 0 takes the likeliest token"
+                f"sampling: top_p = 0 keeps the most likely token alone, so top_k = {self.top_k} would do nothing; "
+                "top_p = 1 keeps all, temperature = 0 takes the most likely token"
             )
 
 

@@ -3,7 +3,7 @@
 Each kernel does to arrays what the readable code does to strings: `count_pieces` is `counting.BatchCounter`,
 `encode_segments` is `ReferenceEngine.encode`. `piece_kernels.py` has the pattern, `merge_kernels.py` the merges of one
 piece, `text_kernels.py` what is done to whole texts, and `train_kernels.py` the learning of merges. docs/tokenizer.md
-explains them one by one.
+says why they are fast.
 
 Rules for all kernels. A kernel never allocates: where an array is too small it stops at a whole piece, says in `cursor`
 where, and returns what it needs; its caller in `encoder.py` or `counter.py` makes room and calls again. Positions are
