@@ -109,6 +109,18 @@ def test_runs_spend_the_same(match, budget, tmp_path):
         assert run.config.schedule.in_steps(steps)["warmup_steps"] == round(steps / 10)
 
 
+@pytest.mark.parametrize(("match", "budget"), [("steps", 50), ("tokens", 50_000), ("flops", 3e9), ("seconds", 9)])
+def test_what_ends_runs_before_their_budget_is_refused(match, budget, tmp_path):
+    """Early stopping, and a time that is not the budget: runs would be compared at unequal compute."""
+    early = ["training.early_stop_patience=3"]
+    with pytest.raises(ConfigError, match=r"training.early_stop_patience: expected 0, .* found 3"):
+        planned(tmp_path, match=match, budget=budget, set=early)
+    if match != "seconds":
+        with pytest.raises(ConfigError, match=r'training.max_time: expected none, .* found "30m"; set = '):
+            planned(tmp_path, match=match, budget=budget, set=["training.max_time=30m"])
+    assert planned(tmp_path, set=[*early, "training.max_time=30m"])  # at what base says, nothing is promised
+
+
 def test_a_budget_of_time_ends_runs_by_the_clock(tmp_path):
     """The schedule follows the time, as the steps never end."""
     run = planned(tmp_path, axes=[], match="seconds", budget=90.5)[0]

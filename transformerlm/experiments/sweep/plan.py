@@ -137,6 +137,8 @@ class Planner:
         problems = []
         if config.data.valid is None:
             problems.append("data.valid: expected a token file, whose loss a sweep compares, found none")
+        if self._config.match:
+            problems += early_ends(config, is_timed=self._config.match == "seconds")
         rungs = self._config.halving.rungs if self._config.halving else []
         interval, last = config.training.eval_interval, config.training.max_steps
         problems += [
@@ -198,6 +200,25 @@ def _spending(config: TrainConfig, sweep: SweepConfig, price: Price) -> dict[str
     if steps < 1:
         raise ConfigError([f"budget: expected at least one step, {each:.3g} {sweep.match}, found {sweep.budget:.3g}"])
     return {"max_steps": steps}
+
+
+def early_ends(config: TrainConfig, *, is_timed: bool = False) -> list[str]:
+    """Return the settings that can end a run before its last step, each as a problem; the time of a timed run is none.
+
+    Runs that end so do not spend what they were planned to, and their schedules are cut.
+    """
+    time, patience, problems = config.training.max_time, config.training.early_stop_patience, []
+    if time is not None and not is_timed:
+        problems.append(
+            f'training.max_time: expected none, so that each run makes all of its steps, found "{time}"; '
+            'set = ["training.max_time=none"]'
+        )
+    if patience:
+        problems.append(
+            f"training.early_stop_patience: expected 0, so that each run goes to its end, found {patience}; "
+            'set = ["training.early_stop_patience=0"]'
+        )
+    return problems
 
 
 def _placed(config: TrainConfig, runs_dir: Path, name: str, seed: int) -> TrainConfig:
