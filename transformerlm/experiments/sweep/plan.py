@@ -20,7 +20,7 @@ from config.io import read_layers, validate
 from config.layers import Layer, options_layer
 from config.sweep import ENDLESS_STEPS, SweepConfig, overrides_of, parsed_setting
 from config.train import TrainConfig
-from transformerlm.experiments.sweep.points import Point
+from transformerlm.experiments.sweep.points import Axis, Point, edges, points_with
 from transformerlm.token_files.sidecar import sidecar_path
 from transformerlm.utils.files import file_sha256
 from transformerlm.utils.json_files import read_json_object
@@ -103,6 +103,34 @@ class Planner:
         if lines:
             raise ConfigError(list(dict.fromkeys(lines))[:MAX_ERRORS])
         return list(runs.values())
+
+    def edge_runs(self, axes: Sequence[Axis]) -> list[SweepRun]:
+        """Return runs that show that each option, and each end of a range, is valid with some options of the others.
+
+        Raises:
+            ConfigError: some are not; there is a line for each problem.
+        """
+        runs: dict[str, SweepRun] = {}
+        lines: list[str] = []
+        for place, option in edges(axes):
+            found, problems = self._first_valid(points_with(axes, place, option))
+            runs |= {run.name: run for run in found}
+            lines += problems
+            if not runs or len(lines) >= MAX_ERRORS:  # what is wrong with every point is said once
+                break
+        if lines:
+            raise ConfigError(list(dict.fromkeys(lines))[:MAX_ERRORS])
+        return list(runs.values())
+
+    def _first_valid(self, points: Iterable[Point]) -> tuple[list[SweepRun], list[str]]:
+        """Return the runs of the first valid point; without one, none, and what is wrong with the first point."""
+        problems: list[str] = []
+        for point in points:
+            try:
+                return self.runs([point]), []
+            except ConfigError as error:
+                problems = problems or error.lines
+        return [], problems
 
     def _runs_of(self, point: Point) -> list[SweepRun]:
         config = self._matched(point.settings)
