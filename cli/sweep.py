@@ -329,7 +329,7 @@ def _say_what_would_run(config: SweepConfig, runs: Sequence[SweepRun]) -> None:
         tried = _count(config, runs)
         note(f"guided search would try {tried:,} runs; these are the ends of its axes")
         total *= tried / len(runs)
-    elif config.match == "seconds":
+    if config.match == "seconds":
         total /= config.parallel
     until = "at most " if config.halving else "about "
     note(f"{how_many}: {until}{clock(total)} on this machine, validations not counted; {gigabytes(disk)} of disk")
