@@ -159,7 +159,7 @@ def test_a_signal_stops_the_runs_and_the_sweep(name, code, here, monkeypatch):
 
 
 def test_halving_leaves_the_best_to_finish(here, monkeypatch):
-    """The others make no steps that nobody needs; the table says that they stopped early, and they are no candidates."""
+    """The others make no steps that nobody needs; the table says that they stopped early, and none of them is best."""
     monkeypatch.setenv("FAKE_SECONDS", "0.3")
     Path("sweep.toml").write_text(SWEEP + "[halving]\nrungs = [2]\nfactor = 3\n")
     done = call("sweep", "--config", "sweep.toml", "--parallel=3", "--seeds=0")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import stat
 import time
 import tomllib
 from dataclasses import dataclass, fields
@@ -118,7 +119,10 @@ def _runs_below(directory: Path, prefix: str, depth: int) -> list[tuple[str, Pat
 
 def _is_own_file(path: Path) -> bool:
     """Return whether a path is a file and no link; one that we may not look at is none."""
-    return os.path.isfile(path) and not os.path.islink(path)
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False
 
 
 def _read_small(path: Path) -> bytes:
