@@ -107,17 +107,17 @@ def _runs_below(directory: Path, prefix: str, depth: int) -> list[tuple[str, Pat
         return []
     found: list[tuple[str, Path]] = []
     for entry in entries:
-        name, path = prefix + entry.name, Path(entry.path)
+        name = prefix + entry.name
         if entry.name.startswith(".") or not _is_text(entry.name):
             continue
-        if _is_own_file(path / METRICS):
-            found.append((name, path))
+        if _is_own_file(os.path.join(entry.path, METRICS)):
+            found.append((name, Path(entry.path)))
         elif depth > 1 and entry.name != "checkpoints":
-            found += _runs_below(path, name + "/", depth - 1)
+            found += _runs_below(Path(entry.path), name + "/", depth - 1)
     return found
 
 
-def _is_own_file(path: Path) -> bool:
+def _is_own_file(path: Path | str) -> bool:
     """Return whether a path is a file and no link; one that we may not look at is none."""
     try:
         return stat.S_ISREG(os.lstat(path).st_mode)
