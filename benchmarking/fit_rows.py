@@ -4,7 +4,8 @@
     transformerlm-fit book.txt --past_runs rows.json
 
 Each text file in the folder is fitted with each time, one after the other, and gives a row. A fit that is in the
-working folder already is not made again, so the same command goes on after a stop.
+working folder already is not made again, so the same command goes on after a stop; one that was stopped, or failed,
+begins anew.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if __name__ == "__main__":  # before the imports that take time
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,6 +28,7 @@ from cli.stages import read_json, wait_for
 from cli.terminal import note
 from cli.utils import exit_after
 from transformerlm.utils.files import write_whole
+from transformerlm.utils.lock import DirectoryLock
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,6 +57,12 @@ def _measure(folder: Path, out: Path, times: Sequence[float], *, work: Path, dev
     texts = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     if not texts:
         raise ValueError(f"{folder}: expected text files, found none")
+    alone = {"work": "the only measurement here, found {holder} at work in it", "instead": "choose another --work"}
+    with DirectoryLock(work, **alone):
+        return _measure_all(texts, out, times, work=work, device=device)
+
+
+def _measure_all(texts: Sequence[Path], out: Path, times: Sequence[float], *, work: Path, device: str) -> int:
     failed = []
     for seconds in sorted(times):
         for text in texts:
@@ -66,13 +75,13 @@ def _measure(folder: Path, out: Path, times: Sequence[float], *, work: Path, dev
             write_whole(out, rows_text(_rows(work)))
     note(f"{out}: {len(list(_rows(work)))} rows")
     if failed:
-        raise RuntimeError(f"no row from {', '.join(failed)}: move them away to try again")
+        raise RuntimeError(f"no row from {', '.join(failed)}; the same command tries them again")
     return 0
 
 
 def _fit(text: Path, seconds: float, *, home: Path, device: str) -> int:
-    if home.exists():
-        raise ValueError(f"{home}: expected a finished fit, found one without outcome.json; move it away")
+    if home.exists():  # stopped or failed; transformerlm-fit would take another directory beside it
+        shutil.rmtree(home)
     words = [str(text), f"--time={seconds:g}s", f"--dir={home}", f"--device={device}"]
     note(f"\n$ transformerlm-fit {subprocess.list2cmdline(words)}")
     return wait_for([sys.executable, "-P", "-m", "cli.fit", *words], quiet=False)[0]

@@ -69,13 +69,16 @@ def list_runs(config: RunsListConfig) -> None:
 
 def _refuse_unknown(config: RunsListConfig, rows: Sequence[Row], settings: Any) -> None:
     """Refuse a key that neither the table nor the settings of any run have, unless there is no run."""
-    from config.keys import iter_keys
-    from config.train import TrainConfig
     from transformerlm.experiments.listing import SHORT_NAMES, known_keys
 
     wanted = [("filter", split_filter(one)[0]) for one in config.filter] + [("sort", config.sort)]
-    cheap = {*SHORT_NAMES, *(key.name for key in iter_keys(TrainConfig)), *(rows[0] if rows else ())}
-    if not rows or all(key in cheap for _, key in wanted):
+    if not rows or all(key in SHORT_NAMES or key in rows[0] for _, key in wanted):
+        return
+    from config.keys import iter_keys  # to import the settings takes as long as a list
+    from config.train import TrainConfig
+
+    cheap = {*SHORT_NAMES, *(key.name for key in iter_keys(TrainConfig)), *rows[0]}
+    if all(key in cheap for _, key in wanted):
         return
     known = sorted(known_keys(rows, settings) | cheap)
     meant = {key: closest(key, known, cutoff=0.8) for _, key in wanted}

@@ -171,12 +171,12 @@ def _optima(config: ScalingConfig, study: Study) -> Any:
     wanted += [(study.seconds, duration_seconds(time), {"time": time}) for time in asked.time]
     wanted += [(flops, budget_for_tokens(study, flops, tokens), {"tokens": tokens}) for tokens in asked.tokens]
     for cost, budget, question in wanted:
-        if (record := _one_optimum(study, cost, budget, question)) is not None:
+        if (record := _one_optimum(study, cost, budget, question, parallel=config.parallel)) is not None:
             yield record
 
 
 def _one_optimum(
-    study: Study, cost: Cost | None, budget: float | None, question: dict[str, Any]
+    study: Study, cost: Cost | None, budget: float | None, question: dict[str, Any], *, parallel: int
 ) -> dict[str, Any] | None:
     from transformerlm.experiments.scaling.study import optimum_of
 
@@ -189,7 +189,7 @@ def _one_optimum(
     if found is None or budget is None:
         note(f"{'best for':<10}{value}: not known, because the law does not say how N and D trade against each other")
         return None
-    words = report.budget_words(cost.unit, budget)
+    words = report.budget_words(cost.unit, budget, parallel=parallel)
     for line in report.optimum_lines(found, f"{value:,} tokens, {words}" if name == "tokens" else words):
         note(line)
     return report.optimum_record(found, question)
@@ -241,7 +241,7 @@ def _foretell(
     Raises:
         ValueError: the law is one of one variable, which says nothing of a run that differs in both.
     """
-    from transformerlm.experiments.scaling.foretold import PREDICTIONS, judge, state_predictions
+    from transformerlm.experiments.scaling.foretold import PREDICTIONS, as_stated, judge, state_predictions
     from transformerlm.experiments.scaling.from_runs import read_runs
 
     predictions = _predictions(config, study, grid)
@@ -249,9 +249,9 @@ def _foretell(
     before = read_runs(_begun(paths))
     made = [Path(name).name for name in before.points.names]
     statements = state_predictions(directory, predictions, law=result["law"], made=made)
-    note(f"\nwritten before these runs are made, to {directory / PREDICTIONS}:")
+    note(f"\nstated in {directory / PREDICTIONS}, where each prediction stays as it was first written:")
     for one in predictions:
-        for line in report.prediction_lines(one):
+        for line in report.prediction_lines(as_stated(one, statements[one.name])):
             note(line)
         print_record({"event": "foretold", "run": one.name, **statements[one.name]})
     code, failed = make_runs(config, grid.holdout, directory)

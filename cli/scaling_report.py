@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformerlm.experiments.scaling.study import Intervals, Optimum, Prediction, Study
 
 COUNTS = {"all": "all parameters", "without_embeddings": "parameters without embedding and head"}
-_MEANING = {"a": "the best N grows as FLOPs^a"}
+_MEANING = {"a": "the best N grows as FLOPs^a, if a token costs 6 N FLOPs"}
 _MOST_ROWS = 40
 
 
@@ -167,9 +167,11 @@ def optimum_record(optimum: Optimum, asked: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def budget_words(unit: str, budget: float) -> str:
-    """Return a budget as people say it."""
-    return f"{clock(budget)} on this machine" if unit == "seconds" else f"{budget:.3g} FLOPs"
+def budget_words(unit: str, budget: float, *, parallel: int) -> str:
+    """Return a budget as people say it; runs that were made in parallel have measured a share of the machine."""
+    if unit != "seconds":
+        return f"{budget:.3g} FLOPs"
+    return f"{clock(budget)} on this machine" + (f", shared by {parallel} runs" if parallel > 1 else "")
 
 
 def _large(number: float) -> str:

@@ -76,7 +76,7 @@ def _sweep(config: SweepConfig) -> int:
 
         planner = Planner(config, find_config(config.base), price)
         axes = axes_of(config)
-        runs = planner.runs(_points(config, axes))
+        runs = planner.edge_runs(axes) if config.method == "tpe" else planner.runs(_points(config, axes))
         check_files(runs)
     directory = SweepDirectory(config.dir)
     if config.dry_run:
@@ -98,15 +98,13 @@ def _sweep(config: SweepConfig) -> int:
 
 
 def _points(config: SweepConfig, axes: Sequence[Axis]) -> list[Point]:
-    """Return the points of a sweep; of guided search, those that say whether each value is valid."""
-    from transformerlm.experiments.sweep.points import by_chance, edges, grid
+    """Return the points of a sweep that knows them beforehand."""
+    from transformerlm.experiments.sweep.points import by_chance, grid
 
     if config.method == "grid":
         return list(grid(axes))
-    if config.method == "random":
-        assert config.trials is not None
-        return list(by_chance(axes, trials=config.trials, seed=config.search_seed))
-    return list(edges(axes))
+    assert config.trials is not None
+    return list(by_chance(axes, trials=config.trials, seed=config.search_seed))
 
 
 def price(config: TrainConfig) -> int:
@@ -331,7 +329,7 @@ def _say_what_would_run(config: SweepConfig, runs: Sequence[SweepRun]) -> None:
         tried = _count(config, runs)
         note(f"guided search would try {tried:,} runs; these are the ends of its axes")
         total *= tried / len(runs)
-    elif config.match == "seconds":
+    if config.match == "seconds":
         total /= config.parallel
     until = "at most " if config.halving else "about "
     note(f"{how_many}: {until}{clock(total)} on this machine, validations not counted; {gigabytes(disk)} of disk")

@@ -52,6 +52,8 @@ class SweepProgress:
             note(f"{run.name} {how} after step {facts['step']:,}; it is started again")
         elif event == "waiting":
             note(f"{run.name} is being trained by another process; waiting for it")
+        elif event == "left":
+            note(f"{run.name} goes on: its process is another machine's or another user's")
         elif event == "goes on":
             note(f"{run.name} goes on after step {facts['step']:,}")
         plain = {key: value for key, value in facts.items() if key != "words"}

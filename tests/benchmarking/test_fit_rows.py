@@ -10,6 +10,7 @@ import pytest
 
 from benchmarking import fit_rows
 from transformerlm.experiments.fit.prediction import Row, read_rows
+from transformerlm.utils.lock import DirectoryLock
 
 
 @pytest.fixture
@@ -21,10 +22,10 @@ def fits(monkeypatch):
     def run(command, *, quiet):
         started.append(command[4:])
         text, seconds, home = (word.rpartition("=")[2] for word in command[4:7])
+        Path(home).mkdir(parents=True)  # transformerlm-fit takes no directory that is there
         if code := codes.get(len(started) - 1, 0):
             return code, "", ""
         row = Row(Path(text).name, 10**6, 250_000, 2000, 10**6, 3.1, 1000, 100, float(seconds[:-1]), 3.0, 2.5)
-        Path(home).mkdir(parents=True)
         (Path(home) / "outcome.json").write_text(json.dumps({"row": asdict(row)}))
         return 0, "", ""
 
@@ -76,13 +77,25 @@ def test_the_same_command_goes_on_after_a_stop(fits, folder, tmp_path):
 
 
 def test_a_fit_that_fails_is_named_and_the_others_go_on(fits, folder, tmp_path, capsys):
-    """One text that cannot be fitted costs no other row, and the exit code says that something is missing."""
-    _, codes = fits
-    codes[0] = 1
+    """One text that cannot be fitted costs no other row, also the next time; the exit code says what is missing."""
+    started, codes = fits
+    codes[0] = codes[4] = 1
     out = tmp_path / "rows.json"
-    assert measure(folder, out) == 1
-    assert len(read_rows(out)) == 3
-    assert f"no row from {tmp_path / 'rows' / 'a.txt-20s'}" in capsys.readouterr().err
+    for number in (4, 5):
+        assert measure(folder, out) == 1
+        assert len(read_rows(out)) == 3
+        assert f"no row from {tmp_path / 'rows' / 'a.txt-20s'}" in capsys.readouterr().err
+        assert len(started) == number
+    assert measure(folder, out) == 0
+    assert len(read_rows(out)) == 4
+
+
+def test_a_folder_in_which_another_command_measures_is_refused(fits, folder, tmp_path, capsys):
+    """It would remove what the other one has not finished."""
+    with DirectoryLock(tmp_path / "rows"):
+        assert measure(folder, tmp_path / "rows.json") == 2
+    assert "expected to be the only measurement here, found process" in capsys.readouterr().err
+    assert fits[0] == []
 
 
 def test_a_folder_without_files_is_refused(tmp_path, capsys):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from cli.runs import WORDS
+from cli.runs import schemas_of_words
 from tests.cli.commands import call
+
+WORDS = list(schemas_of_words())
 
 
 @pytest.mark.parametrize("word", WORDS)

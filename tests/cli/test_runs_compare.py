@@ -10,6 +10,7 @@ import pytest
 
 from tests.cli.commands import ROOT, call, call_in_terminal
 from tests.experiments.runs import STARTED, lines, step, validation, write_run
+from transformerlm.experiments.statistics import welch_difference
 
 FACTS = {"tokenizer_sha256": "a", "valid_sha256": "b", "valid_tokens": 100}
 
@@ -181,6 +182,17 @@ def test_other_batches_make_two_samples(tmp_path):
     # n >= 2 (t(0.975) + t(0.8))^2 with 2 (n - 1) degrees of freedom: 17
     assert second["more_seeds"] == 14
     assert "cannot tell: about 14 more seeds of each would" in text_of(*runs)
+
+
+@pytest.mark.parametrize("sizes", [(3, 6), (6, 3)])
+def test_more_seeds_are_counted_from_the_smaller_group(sizes, tmp_path):
+    """Whichever of the two it is: that number of seeds of each is needed."""
+    losses = [[4.0 + 0.1 * group + 0.1 * (seed % 3) for seed in range(size)] for group, size in enumerate(sizes)]
+    runs = [make_run(tmp_path, f"a-{seed}", loss, seed=seed) for seed, loss in enumerate(losses[0])]
+    runs += [make_run(tmp_path, f"b-{seed}", loss, seed=10 + seed, rate=0.1) for seed, loss in enumerate(losses[1])]
+    *_, second = call("runs_compare", *runs).records
+    assert (second["difference.method"], second["verdict"]) == ("welch", "cannot tell")
+    assert second["more_seeds"] == welch_difference(*losses).seeds_needed() - 3
 
 
 @pytest.mark.parametrize(

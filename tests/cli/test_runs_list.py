@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
-from tests.cli.commands import call, call_in_terminal, lines_on_screen
+from tests.cli.commands import ROOT, call, call_in_terminal, lines_on_screen
 from tests.experiments.runs import FINISHED, STARTED, step, validation, write_run
 
 
@@ -37,6 +40,27 @@ def test_each_run_is_a_json_line(runs):
     files = list((runs / "wide").iterdir())
     assert first["disk_bytes"] == sum(path.stat().st_size for path in files)
     assert third["best_val_loss"] is None
+
+
+IMPORTED = """
+import sys
+from cli.runs import main
+try:
+    main(["list", sys.argv[1]])
+except SystemExit:
+    heavy = ("config.commands", "config.train", "numpy", "torch")
+    print(*(name for name in heavy if name in sys.modules), file=sys.stderr)
+"""
+
+
+def test_a_list_imports_no_more_than_it_needs(runs, tmp_path, monkeypatch):
+    """The schemas of all commands take longer than a look at a thousand runs that have not changed."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    command = [sys.executable, "-c", IMPORTED, str(runs)]
+    for _ in range(2):  # the first one reads the runs
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 3
+    assert done.stderr == "\n"
 
 
 @pytest.mark.parametrize(

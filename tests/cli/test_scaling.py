@@ -116,6 +116,8 @@ def test_runs_a_law_and_a_run_foretold(here):
     assert not by_event(again.records, "began")
     assert by_event(again.records, "judged") == [judged | {"event": "judged"}]
     assert Path("law/predictions.json").read_bytes() == stated
+    said = [[line for line in one.stderr.splitlines() if line.startswith("predicted")] for one in (done, again)]
+    assert said[0] == said[1]  # though the intervals of the law are others now
 
 
 def test_a_signal_is_the_end_also_where_nothing_has_failed(here, monkeypatch):
@@ -142,6 +144,9 @@ def test_budgets_are_answered(here):
     assert found["optima"] == [
         {key: value for key, value in one.items() if key != "event"} for one in (flops, time, tokens)
     ]
+    assert "best for  1:00 on this machine, shared by 4 runs: " in done.stderr
+    alone = call("scaling", "--config", "scaling.toml", "--parallel=1")
+    assert "best for  1:00 on this machine: " in alone.stderr
     far = call("scaling", "--runs", "law/size*", "--optimum.flops", "1e20")
     assert far.code == 0, far.stderr
     assert by_event(far.records, "optimum")[0]["edges"] == ["parameters above", "tokens above"]
@@ -187,7 +192,7 @@ def test_mistakes_of_the_base_are_named(here):
     """A time limit and early stopping, which end a schedule early, and a shape that cannot be."""
     for line, words in (
         ('max_time = "1m"', "training.max_time: expected none"),
-        ("early_stop_patience = 3", "training.early_stop_patience: expected 0, found 3"),
+        ("early_stop_patience = 3", "training.early_stop_patience: expected 0, so that "),
     ):
         Path("base.toml").write_text(BASE.replace("[training]", f"[training]\n{line}"))
         done = call("scaling", "--config", "scaling.toml")

@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from tests.cli.commands import ROOT, call
 from tests.experiments.sweep.helpers import BASE, FAKE
 from tests.training.tiny_run import read_records, tiny_config, write_tiny_files
 from transformerlm.experiments.sweep import scheduler
+from transformerlm.experiments.sweep.follow import RunFollower
 from transformerlm.experiments.sweep.plan import Planner
 from transformerlm.experiments.sweep.points import axes_of, grid
 
@@ -156,12 +158,17 @@ def test_a_signal_stops_the_runs_and_the_sweep(name, code, here, monkeypatch):
     assert "goes_on" in [record["event"] for record in rest.records]
 
 
-def test_halving_leaves_the_best_to_finish(here):
-    """The table says which settings stopped early; they are no candidates."""
+def test_halving_leaves_the_best_to_finish(here, monkeypatch):
+    """The others make no steps that nobody needs; the table says that they stopped early, and none of them is best."""
+    monkeypatch.setenv("FAKE_SECONDS", "0.3")
     Path("sweep.toml").write_text(SWEEP + "[halving]\nrungs = [2]\nfactor = 3\n")
     done = call("sweep", "--config", "sweep.toml", "--parallel=3", "--seeds=0")
-    states = [record["state"] for record in done.records if record["event"] == "result"]
-    assert states[0] == "finished"
+    results = [record for record in done.records if record["event"] == "result"]
+    assert [record["state"] for record in results] == ["finished", "stopped", "stopped"]
+    made = [len(Path(f"sweep/{record['runs']}-0/made.txt").read_text().splitlines()) for record in results]
+    assert made[0] == 12
+    assert all(2 <= steps < 12 for steps in made[1:])
+    assert done.stderr.count("stopped early") == 2
     assert "best: learning_rate = 0.01" in done.stderr
 
 
@@ -230,14 +237,39 @@ def test_a_dry_run_of_a_budget_of_time_knows_no_steps(given, found, here, monkey
     assert (done.records[0]["seconds"] == 12) == (given == "seconds")
 
 
+def test_a_dry_run_of_guided_search_knows_how_many_runs_it_makes_at_a_time(here, monkeypatch):
+    """Sixteen runs of 12 seconds, four at a time."""
+    monkeypatch.setattr(command, "flops_per_second", lambda run: 1e8)
+    text = SWEEP.replace("values = [1e-3, 1e-2, 1e-1]", "low = 1e-3\nhigh = 1e-1")
+    Path("sweep.toml").write_text(f'method = "tpe"\ntrials = 8\n{text}')
+    done = call("sweep", "--config", "sweep.toml", "--dry-run", "--match=seconds", "--budget=12", "--parallel=4")
+    assert done.code == 0, done.stderr
+    assert "guided search would try 16 runs" in done.stderr
+    assert "about 0:48 on this machine" in done.stderr
+
+
+def test_guided_search_takes_options_that_fit_some_others(here, monkeypatch):
+    """Six heads fit a width of 96 alone; five fit none, and are refused before any run."""
+    monkeypatch.setattr(command, "flops_per_second", lambda run: 1e8)
+    axes = '[[axes]]\nkey = "model.d_model"\nvalues = [64, 96]\n[[axes]]\nkey = "model.num_heads"\nvalues = [4, 6]\n'
+    Path("sweep.toml").write_text(f'method = "tpe"\ntrials = 8\n{SWEEP.partition("[[axes]]")[0]}{axes}')
+    done = call("sweep", "--config", "sweep.toml", "--dry-run")
+    assert done.code == 0, done.stderr
+    wrong = Path("sweep.toml").read_text().replace("[4, 6]", "[4, 5]")
+    Path("sweep.toml").write_text(wrong)
+    done = call("sweep", "--config", "sweep.toml", "--dry-run")
+    assert done.code == 2
+    assert "d_model (64) is not divisible by num_heads (5)" in done.stderr
+
+
 # --- real trainings ------------------------------------------------------------------------------------------------
 
 
-def real_sweep(folder: Path, *, rates: str, seeds: str) -> Path:
+def real_sweep(folder: Path, *, rates: str, seeds: str, steps: int = 30, interval: int = 4) -> Path:
     """Write a sweep of tiny real trainings of some steps, with checkpoints on the way."""
     if not (folder / "base.toml").exists():
         files = write_tiny_files(folder)
-        config = tiny_config(files, folder, {"training.max_steps": 30, "checkpoint.interval": 4})
+        config = tiny_config(files, folder, {"training.max_steps": steps, "checkpoint.interval": interval})
         (folder / "base.toml").write_text(dump_toml(config))
     path = folder / "sweep.toml"
     path.write_text(
@@ -252,7 +284,7 @@ def losses_of(folder: Path) -> dict[str, dict[int, float]]:
     found = {}
     for run in sorted((folder / "sweep").glob("*-[01]")):
         records = read_records(run)
-        assert [record["reason"] for record in records if record.get("event") == "finished"][-1] == "max_steps"
+        assert [record["reason"] for record in records if record.get("event") == "finished"] == ["max_steps"]
         found[run.name] = {record["step"]: record["metrics.loss"] for record in records if "metrics.loss" in record}
     return found
 
@@ -273,7 +305,7 @@ def test_a_real_training_is_what_the_command_alone_makes(tmp_path):
 def test_real_trainings_survive_thirty_kills(tmp_path):
     """Eight runs: sweep, trainings or both are killed at random; all end once, as in an undisturbed sweep."""
     rng, kills = random.Random(0), 0
-    eight = {"rates": "[1e-3, 3e-3, 1e-2, 3e-2]", "seeds": "[0, 1]"}
+    eight: dict[str, Any] = {"rates": "[1e-3, 3e-3, 1e-2, 3e-2]", "seeds": "[0, 1]", "steps": 800, "interval": 50}
     path = real_sweep(tmp_path, **eight)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-m", "cli.sweep", "--config", str(path), "--parallel=2"]
@@ -281,12 +313,13 @@ def test_real_trainings_survive_thirty_kills(tmp_path):
     while kills < 30:
         if sweep is None or sweep.poll() is not None:
             sweep = subprocess.Popen(words, env=environment, stdout=log, stderr=log)
-        time.sleep(rng.uniform(1, 12))
+        _wait_for_work(tmp_path, steps=rng.randint(-100, 200))
+        assert sum(_steps_of(tmp_path)) < 8 * 800  # there is work left to disturb
         at_work = [int(one) for one in _trainings_of(tmp_path)]
         for pid in rng.choice([[sweep.pid], at_work, [sweep.pid, *at_work], [*at_work, sweep.pid]]):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                kills += 1
+            kills += _kill(pid)
+        with suppress(subprocess.TimeoutExpired):
+            sweep.wait(0.5)  # a signal takes a moment
     sweep.kill()
     sweep.wait()
     assert subprocess.run(words, env=environment, stdout=log, stderr=log, check=False).returncode == 0
@@ -301,6 +334,32 @@ def test_real_trainings_survive_thirty_kills(tmp_path):
         "queue",
         "logs",
     }
+
+
+def _steps_of(folder: Path) -> list[int]:
+    """Return how far each run is."""
+    followers = [RunFollower(path.parent) for path in (folder / "sweep").glob("*/metrics.jsonl")]
+    for follower in followers:
+        follower.update()
+    return [follower.step for follower in followers]
+
+
+def _wait_for_work(folder: Path, *, steps: int) -> None:
+    """Wait until a training is there and some steps were made, however fast the machine is."""
+    end, low = time.monotonic() + 300, sum(_steps_of(folder))
+    while (made := sum(_steps_of(folder))) < low + steps or not _trainings_of(folder):
+        assert time.monotonic() < end
+        low = min(low, made)  # a resume takes some back
+        time.sleep(0.1)
+
+
+def _kill(pid: int) -> bool:
+    """Kill a process; return whether it was at work: one that has ended may still wait for its parent."""
+    with suppress(OSError):
+        is_at_work = "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+        os.kill(pid, signal.SIGKILL)
+        return is_at_work
+    return False
 
 
 def _trainings_of(folder: Path) -> list[str]:

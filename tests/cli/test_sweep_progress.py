@@ -93,3 +93,10 @@ def test_a_retry_says_how_the_run_ended(tmp_path):
         f"{task.run.name} ended with exit code {1} after step 4; it is started again\n",
         f"{task.run.name} was ended by SIGKILL after step 4; it is started again\n",
     ]
+
+
+def test_a_run_that_goes_on_elsewhere_is_told_of(tmp_path):
+    """The sweep ends before it, so this is its last word on it."""
+    task = Task(planned(tmp_path)[0])
+    said = said_by(lambda: SweepProgress(6).tell("left", task, {}))
+    assert said == f"{task.run.name} goes on: its process is another machine's or another user's\n"

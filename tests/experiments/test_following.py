@@ -43,6 +43,25 @@ def test_a_resume_replaces_the_file(tmp_path):
     assert follower.losses == [5.0, 4.0, 3.4]
 
 
+@pytest.mark.parametrize("is_replaced", [True, False])
+def test_a_second_resume_from_one_step_comes_too(is_replaced, tmp_path):
+    """Its line is equal to that of the first one, letter by letter."""
+    resumed = {"event": "resumed", "step": 2}
+    before = [STARTED, step(1, 5.0), step(2, 4.0), resumed]
+    directory = write_run(tmp_path, "a", *before, *[step(3, 3.5)] * is_replaced)
+    follower, path = FollowedRun(directory), directory / "metrics.jsonl"
+    follower.new()
+    again = directory / "metrics.jsonl.tmp"
+    if is_replaced:
+        again.write_text(lines([*before, resumed]))
+        again.replace(path)
+    else:
+        with path.open("a") as file:
+            file.write(lines([resumed]))
+    assert [record for _, record in follower.new()] == [resumed]
+    assert follower.new() == []
+
+
 def test_the_remaining_time_is_that_at_the_last_speed(tmp_path):
     """Steps that are left, times tokens a step, by tokens a second; without these it is not known."""
     started = STARTED | {"tokens_per_step": 64, "max_steps": 51}
@@ -66,6 +85,28 @@ def test_a_run_has_ended_when_nobody_holds_it_or_it_says_so(tmp_path):
         assert not follower.has_ended()
         with (directory / "metrics.jsonl").open("a") as file:
             file.write(lines([FINISHED]))
+        follower.new()
+        assert follower.has_ended()
+    assert follower.state() == "finished"
+
+
+def test_a_run_that_is_being_resumed_has_not_ended(tmp_path):
+    """Until it is prepared its lines tell of the end before, and its first line may come between two looks."""
+    directory = write_run(tmp_path, "a", STARTED, step(1, 5.0), FINISHED)
+    follower, path = FollowedRun(directory), directory / "metrics.jsonl"
+    follower.new()
+    assert follower.has_ended()
+    with DirectoryLock(directory):
+        follower.new()
+        assert not follower.has_ended()
+        assert follower.state() == "running"
+        with path.open("a") as file:
+            file.write(lines([STARTED]))
+        assert not follower.has_ended()
+        follower.new()
+        assert not follower.has_ended()
+        with path.open("a") as file:
+            file.write(lines([FINISHED | {"step": 60}]))
         follower.new()
         assert follower.has_ended()
     assert follower.state() == "finished"

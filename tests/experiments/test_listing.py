@@ -27,21 +27,23 @@ import sys
 from pathlib import Path
 from transformerlm.utils.lock import DirectoryLock
 with DirectoryLock(Path(sys.argv[1])):
-    with open(sys.argv[1] + "/metrics.jsonl", "a") as file:
-        print('{"step": 7, "metrics.loss": 3.0}', file=file)
+    if not sys.argv[1].endswith("begins"):
+        with open(sys.argv[1] + "/metrics.jsonl", "a") as file:
+            print('{"step": 7, "metrics.loss": 3.0}', file=file)
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
 def test_states_of_runs_that_live_and_die(tmp_path):
-    """Running, also after SIGSTOP and a resume; killed just now; ended in each way; cut off; damaged."""
+    """Running, also after SIGSTOP, in a resume and after it; killed just now; ended in each way; cut off; damaged."""
     if run_directories._locked_inodes() is None:
         pytest.skip("no /proc/locks here")
     runs = tmp_path / "runs"
     holders = {}
-    for name in ("running", "paused", "killed", "resumed"):
-        directory = write_run(runs, name, STARTED, step(3, 4.0), *[FINISHED, STARTED] * (name == "resumed"))
+    ended = {"resumed": [FINISHED, STARTED], "begins": [FINISHED]}
+    for name in ("running", "paused", "killed", "resumed", "begins"):
+        directory = write_run(runs, name, STARTED, step(3, 4.0), *ended.get(name, []))
         holders[name] = subprocess.Popen(
             [sys.executable, "-c", HOLD, str(directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -59,8 +61,8 @@ def test_states_of_runs_that_live_and_die(tmp_path):
     try:
         assert {row["name"]: row["state"] for row in Listing(runs).rows()} == {
             "running": "running", "paused": "running", "killed": "interrupted", "resumed": "running",
-            "finished": "finished", "stopped": "stopped", "failed": "failed", "cut": "interrupted",
-            "no lines": "damaged", "no settings": "damaged",
+            "begins": "running", "finished": "finished", "stopped": "stopped", "failed": "failed",
+            "cut": "interrupted", "no lines": "damaged", "no settings": "damaged",
         }  # fmt: skip
     finally:
         holders["paused"].send_signal(signal.SIGCONT)
@@ -70,7 +72,7 @@ def test_states_of_runs_that_live_and_die(tmp_path):
 
 
 def test_a_training_on_another_machine_is_known_by_its_lines(tmp_path):
-    """Its lock is not ours to see; one of this machine that is not held is nobody's."""
+    """And by its start. Its lock is not ours to see; one of this machine that is not held is nobody's."""
     if run_directories._locked_inodes() is None:
         pytest.skip("no /proc/locks here")
     directory = write_run(tmp_path, "a", STARTED, step(3, 4.0))
@@ -79,6 +81,8 @@ def test_a_training_on_another_machine_is_known_by_its_lines(tmp_path):
     os.utime(path)
     assert [row["state"] for row in Listing(tmp_path).rows()] == ["running"]
     os.utime(path, (1e9, 1e9))
+    assert [row["state"] for row in Listing(tmp_path).rows()] == ["running"]
+    os.utime(directory / ".lock", (1e9, 1e9))
     assert [row["state"] for row in Listing(tmp_path).rows()] == ["interrupted"]
 
 

@@ -56,6 +56,13 @@ def test_what_was_automatic_is_written_out(tmp_path):
     assert words[-3:] == ["--logging.run_name=my run", "--training.micro_batch_size=4", "--training.precision=bf16"]
 
 
+@pytest.mark.parametrize(("resume", "words"), [("required", ["--checkpoint.resume=auto"]), ("never", []), ("auto", [])])
+def test_a_run_that_had_to_resume_begins_anew(resume, words, tmp_path):
+    """In another directory there is no checkpoint, and the settings would refuse to begin without one."""
+    run = write_run(tmp_path, "one", STARTED, config={"checkpoint.resume": resume})
+    assert shlex.split(command_of(read_history(run)))[5:] == words
+
+
 @pytest.mark.parametrize("processes", [None, True, "2", 1, 2])
 def test_a_run_of_several_processes_is_started_by_torchrun(tmp_path, processes):
     """Each process has its share of a batch, so fewer of them would round otherwise; a note says where they start."""

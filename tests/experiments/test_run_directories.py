@@ -56,6 +56,18 @@ def test_numbers_come_from_both_ends_of_the_lines(write, runs):
     assert (one.tokens_per_second, one.flops_per_token) == (100.5, 6000.0)
 
 
+def test_the_lowest_loss_is_that_of_all_starts(write, runs):
+    """After a resume, the checkpoint or the last validation knows of a lower one than the summary before."""
+    ended = [STARTED, VALID, {"event": "summary", "step": 30, "best_val_loss": 2.7}, FINISHED | {"step": 30}]
+    checkpoint = write("a", *ended, STARTED, STEP) / "checkpoints" / "step-00000040"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text('{"lowest_val_loss": 2.5}')
+    (checkpoint.parent / "latest").symlink_to(checkpoint.name)
+    write("b", *ended, STARTED, VALID | {"step": 50, "metrics.val_loss": 2.6})
+    write("c", *ended, STARTED, VALID | {"step": 50, "metrics.val_loss": 2.8})
+    assert {one.name: one.best_val_loss for one in runs.summaries()} == {"a": 2.5, "b": 2.6, "c": 2.7}
+
+
 def test_states_are_those_of_the_last_start(write, runs):
     """Finished, stopped, broken off, and broken off after it was resumed."""
     write("finished", STARTED, STEP, FINISHED)
@@ -157,10 +169,16 @@ def test_numbers_beyond_those_of_floats_are_none(write, runs):
 
 
 def test_a_run_that_has_ended_is_not_running(write, runs):
-    """Its last line says so, whoever holds the directory now."""
-    directory = write("a", STARTED, STEP, FINISHED)
+    """Its last line says so, though it holds the directory; a line from before it took the directory does not."""
+    directory = write("a", STARTED, STEP, FINISHED | {"reason": "signal"})
+    assert states(runs) == {"a": "stopped"}
     with DirectoryLock(directory):
+        assert states(runs) == {"a": "running"}
+        with (directory / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(FINISHED) + "\n")
         assert states(runs) == {"a": "finished"}
+        os.utime(directory / ".lock", (2e9, 2e9))  # as of a process that took it from that one
+        assert states(runs) == {"a": "running"}
 
 
 def test_a_configuration_is_a_small_file_of_the_run(write, tmp_path):

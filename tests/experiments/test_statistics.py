@@ -110,7 +110,7 @@ def test_as_many_seeds_as_it_says_would_tell(compare):
 
 def test_equal_values_need_no_more():
     """Without any spread the interval is a point; without a difference no number of seeds would find one."""
-    assert paired_difference([1.0] * 3, [1.5] * 3) == Difference(0.5, 0.5, 0.5, 2, "paired", (0.0,))
+    assert paired_difference([1.0] * 3, [1.5] * 3) == Difference(0.5, 0.5, 0.5, 2, "paired", (0.0,), 3)
     same = welch_difference([1.0] * 3, [1.0] * 3)
     assert (same.low, same.high, same.verdict, same.seeds_needed()) == (0, 0, "cannot tell", None)
     far = welch_difference([0.0, 1.0, 2.0], [0.001, 1.001, 2.001])

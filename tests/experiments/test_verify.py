@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from tests.experiments.verified_run import (
     replay_here,
     take_weights,
 )
-from tests.training.tiny_run import write_tiny_files
+from tests.training.faults import poison
+from tests.training.tiny_run import read_records, write_tiny_files
 from transformerlm.experiments.verify import verify
+from transformerlm.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +169,39 @@ def test_swapped_data_is_found(name, made, tmp_path, monkeypatch):
     assert f"differs: data.{name}: " in found
     assert "of the run: its sha256 has changed" in found
     assert "differs: data.train: " in damaged
+
+
+@pytest.mark.parametrize("what", ["loss", "validation"])
+def test_a_run_that_failed_is_no_fake(what, tmp_path, monkeypatch):
+    """The step with which it failed has events, but no line: nobody took that away."""
+    monkeypatch.setattr("transformerlm.experiments.verify.choose_segments", lambda *args, **kwargs: [])
+    validate = Trainer.validate
+    if what == "loss":
+        poison(monkeypatch, {8: math.nan})
+    else:
+        worst = {8: math.nan}
+        monkeypatch.setattr(
+            Trainer, "validate", lambda self: replace(validate(self), loss=worst.get(self.state.step, 1.0))
+        )
+    with pytest.raises(FloatingPointError, match="step 8: "):
+        make_run(tmp_path, **{"training.max_skipped_steps": 0})
+    directory = tmp_path / "runs" / "run"
+    assert read_records(directory)[-1]["event"] == "failed"
+    receipt = verify(directory, share=0.05, seed=0)
+    assert words(receipt) == "undecided: steps 5 to 8 cannot be replayed: no two checkpoints hold them"
+
+
+@pytest.mark.parametrize(
+    ("event", "step", "missing"),
+    [("step_skipped", 13, ""), ("failed", 13, ""), ("failed", 15, "13, 14"), ("sample", 13, "13")],
+)
+def test_an_event_promises_the_lines_before_it(event, step, missing, run, monkeypatch):
+    """A step that is skipped, or fails, is told of before its own line; a kill may come between the two."""
+    monkeypatch.setattr("transformerlm.experiments.verify.choose_segments", lambda *args, **kwargs: [])
+    _line_added({"event": event, "step": step})(run)
+    found = words(verify(run, share=0.05, seed=0))
+    assert ("lines of steps are missing" in found) == bool(missing)
+    assert f"are missing: {missing}\n" in f"{found}\n" or not missing
 
 
 # --- what only a replay finds ------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cli.train import train
 from tests.cli.commands import call
@@ -35,6 +36,7 @@ class MadeRun:
 
 def make_run(folder: Path, **changes: Any) -> MadeRun:
     """Train for 12 steps; a checkpoint is saved at steps 4, 8 and 12, and all are kept."""
+    torch.set_num_threads(1)  # a module's fixture runs before the one that does this for each test
     (folder / "files").mkdir()
     files = write_tiny_files(folder / "files")
     assert train(tiny_config(files, folder / "runs", {**CHANGES, **changes})) == 0

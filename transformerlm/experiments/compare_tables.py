@@ -50,7 +50,7 @@ def _verdict_row(result: GroupResult) -> list[str]:
 def _test(result: GroupResult) -> str:
     assert result.versus is not None
     if result.versus.method == "paired":
-        return f"{result.versus.degrees_of_freedom + 1:.0f} pairs"
+        return f"{result.versus.seeds} pairs"
     return f"Welch, {result.versus.degrees_of_freedom:.1f} d.f."
 
 
@@ -65,14 +65,11 @@ def _verdict(result: GroupResult) -> str:
 
 
 def more_seeds(result: GroupResult) -> int | None:
-    """Return how many more seeds of both groups would tell, if the difference is what it seems; None: too many."""
+    """Return how many more seeds of each group would tell, if the difference is what it seems; None: too many."""
     if result.versus is None or result.versus.verdict != "cannot tell":
         return None
     needed = result.versus.seeds_needed()
-    have = len([loss for loss in result.losses if loss is not None])
-    if result.versus.method == "paired":
-        have = round(result.versus.degrees_of_freedom) + 1
-    return None if needed is None else max(1, needed - have)
+    return None if needed is None else max(1, needed - result.versus.seeds)
 
 
 def settings_table(comparison: Comparison) -> Table:

@@ -46,7 +46,7 @@ def facts_of(directory: Path) -> Facts:
         "reproduce": command_of(history),
         **{f"events.{name}": number for name, number in Counter(one["event"] for one in history.events).items()},
         "resumed_at": [one.get("step") for one in history.events if one["event"] == "resumed"],
-        "ended_by": ended_by(history),
+        "ended_by": None if summary.state == "running" else ended_by(history),
     }
 
 

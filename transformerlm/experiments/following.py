@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformerlm.experiments.metric_lines import METRICS, LineReader, as_record, first_records
-from transformerlm.experiments.run_directories import RunState, check_is_run, is_held, summary_of
+from transformerlm.experiments.run_directories import RunState, check_is_run, has_begun_since, is_held, summary_of
 from transformerlm.experiments.run_scan import scan_run
 
 Line = tuple[str, dict[str, Any]]
@@ -31,13 +32,15 @@ class FollowedRun:
         if self._path.exists() or not is_held(directory):
             check_is_run(directory)
         self._reader = LineReader(self._path)
-        self._seen: set[int] = set()
+        self._seen: Counter[int] = Counter()  # how often each line was shown, by its hash
+        self._here: Counter[int] = Counter()  # and how often it is in the file so far
         self.losses: list[float] = []
         self.step = 0
         self.max_steps: int | None = None
         self.tokens_per_second: float | None = None
         self._tokens_per_step: float | None = None
         self._last_end: str | None = None
+        self._written_ns = 0  # the time of the lines that were read; later ones count the next time
         self._read_at = time.monotonic()
         self._first_step = 0
         self._skip(max(_LEAST_BYTES, last_lines * _BYTES_PER_LINE))
@@ -57,9 +60,11 @@ class FollowedRun:
         """Return the lines that have come since the last call; a file that was replaced gives those not seen before."""
         found: list[Line] = []
         try:
+            self._written_ns = self._path.stat().st_mtime_ns
             for part in self._reader.new():
                 if part.reset:
                     self.losses.clear()
+                    self._here.clear()
                 found += self._unseen(part.texts)
         except FileNotFoundError:  # it trains, but has written nothing, or it was removed
             pass
@@ -71,8 +76,10 @@ class FollowedRun:
             self._take(record)
             if self._first_step < 0:
                 self._first_step = self.step
-            if hash(text) not in self._seen and self.step >= self._first_step:
-                self._seen.add(hash(text))
+            key = hash(text)
+            self._here[key] += 1
+            if self._here[key] > self._seen[key] and self.step >= self._first_step:
+                self._seen[key] = self._here[key]
                 yield text, record
 
     def _take(self, record: dict[str, Any]) -> None:
@@ -93,8 +100,9 @@ class FollowedRun:
             self._read_at = time.monotonic()
 
     def has_ended(self) -> bool:
-        """Return whether nothing trains in the directory, or the last start has said that it is done."""
-        return not is_held(self._directory) or self._last_end in ("finished", "failed")
+        """Return whether nothing trains in the directory, or what trains there has said that it is done."""
+        has_said = self._last_end in ("finished", "failed") and not has_begun_since(self._directory, self._written_ns)
+        return has_said or not is_held(self._directory)
 
     def state(self) -> RunState:
         """Return the run's state."""

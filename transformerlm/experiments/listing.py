@@ -6,7 +6,7 @@ import os
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,12 @@ class Listing:
 
     def rows(self) -> list[Row]:
         """Return a row for each run: the fields of `RunSummary` and more, and the losses of its curve."""
-        paths, now, rows = self._directories.paths(), time.time(), []
-        known = self._directories.known
-        before = {path: key for path, (key, _) in known.items()}
-        for one in self._directories.summaries():
-            path = paths.get(one.name)
-            if path is None:  # new since the first look
-                continue
-            scan = self._scan(path, is_same=before.get(path) == self._directories.known[path][0])
+        before, now, rows = self._directories.known, time.time(), []
+        summaries = self._directories.summaries()
+        paths = {one.name: path for path, (_, one) in self._directories.known.items()}
+        for one in summaries:
+            path = paths[one.name]
+            scan = self._scan(path, is_same=path in before and before[path][0] == self._directories.known[path][0])
             rows.append(_row(one, path, scan, now=now))
         return rows
 
@@ -69,7 +67,7 @@ class Listing:
 
 
 def _row(one: RunSummary, path: Path, scan: RunScan, *, now: float) -> Row:
-    row = asdict(one) | {"directory": str(path), "age_seconds": max(0.0, now - one.changed)}
+    row = vars(one) | {"directory": str(path), "age_seconds": max(0.0, now - one.changed)}
     if scan.best_val_loss is not None:
         row["best_val_loss"] = scan.best_val_loss
     best = {"best_val_bits_per_byte": scan.best_val_bits_per_byte, "best_val_step": scan.best_val_step}

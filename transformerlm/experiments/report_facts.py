@@ -34,7 +34,7 @@ def facts_of(run: RunHistory, summary: RunSummary) -> dict[str, Rows]:
 
 def _result(run: RunHistory, summary: RunSummary) -> Rows:
     best, told = best_validation(run), _last(run, "summary")
-    reason = ended_by(run) if summary.state != "failed" else None  # an error has a place of its own
+    reason = ended_by(run) if summary.state not in ("failed", "running") else None  # an error has a place of its own
     return [
         ("State", summary.state + (f" ({reason})" if isinstance(reason, str) else "")),
         ("Best validation loss", _at(best, "step {:,}")),

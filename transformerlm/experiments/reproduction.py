@@ -30,6 +30,8 @@ def command_of(run: RunHistory) -> str:
     directory = run.directory.resolve()
     words = [*_launcher(run), "transformerlm-train", "--config", str(directory / "config.toml")]
     words += [f"--runs_dir={directory.parent / 'reproduced'}", f"--logging.run_name={directory.name}"]
+    if run.config.get("checkpoint.resume") == "required":  # there is nothing to resume there
+        words.append("--checkpoint.resume=auto")
     for key in _AUTOMATIC:
         found = run.started.get(key)
         if run.config.get(f"training.{key}", "auto") == "auto" and isinstance(found, int | str):

@@ -23,6 +23,8 @@ _ROUNDED_SECONDS, _ROUNDED_FACTOR = 0.001, 1e-9
 _LONGEST_LINE = 1_000_000
 # What may differ between a run's settings and those in its checkpoints.
 _PLACES = {"runs_dir", "logging.run_name"}
+# A training tells of these before it writes the line of their step; where it ends there, that line never comes.
+_BEFORE_THE_LINE = ("step_skipped", "failed")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,13 @@ class RunLines:
     def last_step(self) -> int:
         """The last step that any line tells of; 0 for none."""
         return max((step_of(one) for one in (*self.steps, *self.events)), default=0)
+
+    @property
+    def promised_step(self) -> int:
+        """The last step whose line must be there, if its step is one to log; 0 for none."""
+        return max(
+            (step_of(one) - (one.get("event") in _BEFORE_THE_LINE) for one in (*self.steps, *self.events)), default=0
+        )
 
     @property
     def environment(self) -> Record:
@@ -119,7 +128,7 @@ def check_lines(lines: RunLines, checkpoints: Sequence[SavedCheckpoint], log_int
         yield Finding("differs", f"{METRICS}: expected each step once, in order")
     # With other settings before, not even their log_interval is known.
     begin = lines.settings_since
-    expected = range(begin - begin % log_interval + log_interval, lines.last_step + 1, log_interval)
+    expected = range(begin - begin % log_interval + log_interval, lines.promised_step + 1, log_interval)
     yield from _check_all_there([step for step in steps if step > begin], expected)
     by_step, saved = dict(zip(steps, lines.steps, strict=True)), lines.saved()
     for one in checkpoints:

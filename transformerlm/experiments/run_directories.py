@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import stat
 import time
 import tomllib
 from dataclasses import dataclass, fields
@@ -76,7 +77,8 @@ class RunDirectories:
             try:
                 status = (path / METRICS).stat()
                 running = is_running(path, locked)
-                key = (status.st_ino, status.st_size, status.st_mtime_ns, running, *config_key(path))
+                begins = running and has_begun_since(path, status.st_mtime_ns)
+                key = (status.st_ino, status.st_size, status.st_mtime_ns, running, begins, *config_key(path))
                 same = self.known[path] if path in self.known and self.known[path][0] == key else None
                 known[path] = same or (key, summarize(name, path, running=running))
             except FileNotFoundError:  # removed just now
@@ -105,19 +107,22 @@ def _runs_below(directory: Path, prefix: str, depth: int) -> list[tuple[str, Pat
         return []
     found: list[tuple[str, Path]] = []
     for entry in entries:
-        name, path = prefix + entry.name, Path(entry.path)
+        name = prefix + entry.name
         if entry.name.startswith(".") or not _is_text(entry.name):
             continue
-        if _is_own_file(path / METRICS):
-            found.append((name, path))
+        if _is_own_file(os.path.join(entry.path, METRICS)):
+            found.append((name, Path(entry.path)))
         elif depth > 1 and entry.name != "checkpoints":
-            found += _runs_below(path, name + "/", depth - 1)
+            found += _runs_below(Path(entry.path), name + "/", depth - 1)
     return found
 
 
-def _is_own_file(path: Path) -> bool:
+def _is_own_file(path: Path | str) -> bool:
     """Return whether a path is a file and no link; one that we may not look at is none."""
-    return os.path.isfile(path) and not os.path.islink(path)
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False
 
 
 def _read_small(path: Path) -> bytes:
@@ -172,6 +177,35 @@ def summarize(name: str, directory: Path, *, running: bool) -> RunSummary:
     path = directory / METRICS
     status = path.stat()
     started = next((one for one in first_records(path) if one.get("event") == "started"), {})
+    last, ended = _what_is_last(path)
+    if running and has_begun_since(directory, status.st_mtime_ns):
+        ended = None  # that was the end of the start before
+    settings = _settings(directory)
+    is_damaged = settings is None or (status.st_size and not last and _has_no_record(path, status.st_size))
+    numbers = _Numbers(last | {f"started.{key}": value for key, value in started.items()} | (settings or {}))
+    max_steps = numbers.whole("training.max_steps")  # of the last start; the first one may have had another
+    # A summary may be of an earlier start, and a checkpoint older than the last validation.
+    best = (numbers.real("best_val_loss"), _lowest_saved(directory), numbers.real("metrics.val_loss"))
+    return RunSummary(
+        name=name,
+        state="damaged" if is_damaged else _state_of(ended, running),
+        step=numbers.whole("step") or 0,
+        max_steps=numbers.whole("started.max_steps") if max_steps is None else max_steps,
+        tokens=numbers.whole("metrics.tokens"),
+        loss=numbers.real("metrics.loss"),
+        val_loss=numbers.real("metrics.val_loss"),
+        best_val_loss=min((loss for loss in best if loss is not None), default=None),
+        val_bits_per_byte=numbers.real("metrics.val_bits_per_byte"),
+        tokens_per_second=numbers.real("metrics.tokens_per_second"),
+        parameters=numbers.whole("started.parameters"),
+        flops_per_token=numbers.real("started.flops_per_token"),
+        changed=status.st_mtime,
+        metrics_bytes=status.st_size,
+    )
+
+
+def _what_is_last(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return the last value of each number in the lines, and the last event that says a start or an end."""
     last: dict[str, Any] = {}
     ended: dict[str, Any] | None = None
     for record in last_records(path):  # from the end: the first one that says something counts
@@ -181,26 +215,7 @@ def summarize(name: str, directory: Path, *, running: bool) -> RunSummary:
         if "step" in record:
             facts = {"step": record["step"], **facts}
         last = {**facts, **last}
-    settings = _settings(directory)
-    is_damaged = settings is None or (status.st_size and not last and _has_no_record(path, status.st_size))
-    numbers = _Numbers(last | {f"started.{key}": value for key, value in started.items()} | (settings or {}))
-    max_steps = numbers.whole("training.max_steps")  # of the last start; the first one may have had another
-    return RunSummary(
-        name=name,
-        state="damaged" if is_damaged else _state_of(ended, running),
-        step=numbers.whole("step") or 0,
-        max_steps=numbers.whole("started.max_steps") if max_steps is None else max_steps,
-        tokens=numbers.whole("metrics.tokens"),
-        loss=numbers.real("metrics.loss"),
-        val_loss=numbers.real("metrics.val_loss"),
-        best_val_loss=numbers.real("best_val_loss") or _lowest_saved(directory),
-        val_bits_per_byte=numbers.real("metrics.val_bits_per_byte"),
-        tokens_per_second=numbers.real("metrics.tokens_per_second"),
-        parameters=numbers.whole("started.parameters"),
-        flops_per_token=numbers.real("started.flops_per_token"),
-        changed=status.st_mtime,
-        metrics_bytes=status.st_size,
-    )
+    return last, ended
 
 
 def _settings(directory: Path) -> dict[str, Any] | None:
@@ -262,20 +277,33 @@ def is_running(directory: Path, locked: set[int] | None) -> bool:
     """Return whether a training holds the directory.
 
     `locked` are the inodes on which this machine holds locks, None where the system does not tell. A training on
-    another machine is known by lines that are seconds old; the lock file says which machine it is, in versions that
-    write it.
+    another machine is known by a start or lines that are seconds old; the lock file says which machine it is, in
+    versions that write it.
     """
     lock = directory / ".lock"
     try:
-        inode = lock.stat().st_ino
-        if locked is not None and inode in locked:
+        status = lock.stat()
+        if locked is not None and status.st_ino in locked:
             return True
         holder = lock.read_text(encoding="utf-8")
         if locked is None:
             return _lives(holder)
         is_here = holder.partition(" on ")[2] == platform.node()
-        return not is_here and time.time() - (directory / METRICS).stat().st_mtime < _FRESH_SECONDS
+        newest = max(status.st_mtime, (directory / METRICS).stat().st_mtime)
+        return not is_here and time.time() - newest < _FRESH_SECONDS
     except (OSError, UnicodeDecodeError):
+        return False
+
+
+def has_begun_since(directory: Path, time_ns: int) -> bool:
+    """Return whether a training that holds the directory took it after a time, in nanoseconds since 1970.
+
+    It writes its lock file at that moment, and its first line only when the run is prepared: an end that older lines
+    tell of is not its own.
+    """
+    try:
+        return (directory / ".lock").stat().st_mtime_ns > time_ns
+    except OSError:
         return False
 
 

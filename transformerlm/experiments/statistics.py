@@ -28,7 +28,8 @@ Verdict = Literal["better", "worse", "cannot tell"]
 class Difference:
     """The mean of a second group less that of a first, with its interval and how that was found.
 
-    `variances` are those of the groups (welch), or that of the differences of the pairs (paired).
+    `variances` are those of the groups (welch), or that of the differences of the pairs (paired). `seeds` counts the
+    pairs, or the values of the smaller group.
     """
 
     mean: float
@@ -37,6 +38,7 @@ class Difference:
     degrees_of_freedom: float
     method: Literal["paired", "welch"]
     variances: tuple[float, ...]
+    seeds: int
 
     @property
     def verdict(self) -> Verdict:
@@ -76,7 +78,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Differ
     count = _enough(len(differences))
     mean, spread = statistics.fmean(differences), statistics.stdev(differences)
     margin = t_quantile((1 + CONFIDENCE) / 2, count - 1) * spread / math.sqrt(count)
-    return Difference(mean, mean - margin, mean + margin, count - 1, "paired", (spread**2,))
+    return Difference(mean, mean - margin, mean + margin, count - 1, "paired", (spread**2,), count)
 
 
 def welch_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
@@ -91,7 +93,7 @@ def welch_difference(first: Sequence[float], second: Sequence[float]) -> Differe
     errors = [variance / size for variance, size in zip(variances, sizes, strict=True)]
     freedom = _satterthwaite(errors, sizes)
     margin = t_quantile((1 + CONFIDENCE) / 2, freedom) * math.sqrt(sum(errors))
-    return Difference(mean, mean - margin, mean + margin, freedom, "welch", tuple(variances))
+    return Difference(mean, mean - margin, mean + margin, freedom, "welch", tuple(variances), min(sizes))
 
 
 def _enough(count: int) -> int:

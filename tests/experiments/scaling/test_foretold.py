@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from transformerlm.experiments.scaling.foretold import PREDICTIONS, judge, read_predictions, state_predictions
+from transformerlm.experiments.scaling.foretold import (
+    PREDICTIONS,
+    as_stated,
+    judge,
+    read_predictions,
+    state_predictions,
+)
 from transformerlm.experiments.scaling.study import Prediction
 
 
@@ -25,6 +31,7 @@ def test_a_statement_is_kept(tmp_path: Path) -> None:
     assert (again["a"]["loss"], again["a"]["before_the_run"]) == (3.0, True)
     assert (again["b"]["loss"], again["b"]["before_the_run"]) == (2.5, False)
     assert read_predictions(tmp_path / PREDICTIONS) == again
+    assert as_stated(prediction("a", 2.0), again["a"]) == prediction("a", 3.0)
 
 
 def test_a_loss_is_judged_by_the_statement(tmp_path: Path) -> None:
@@ -43,6 +50,7 @@ def test_an_interval_without_an_end_is_kept_and_judged(tmp_path: Path) -> None:
     assert first["a"]["intervals"] == {"80": [2.0, None], "95": [None, 2.5]}
     assert state_predictions(tmp_path, [wide], law={}, made=[]) == first
     assert judge(first["a"], 2.9)["inside"] == {"80": True, "95": False}
+    assert as_stated(wide, first["a"]) == wide
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,31 @@ def test_an_error_in_one_point_is_found_before_any_run(tmp_path):
     assert caught.value.lines == lines
 
 
+@pytest.mark.parametrize("heads", [[2, 3], [3, 2]])
+def test_an_option_must_be_valid_with_one_of_the_others(heads, tmp_path):
+    """For a search whose points are not known yet: 3 heads need a width of 48, and 5 fit no width."""
+    width = {"key": "model.d_model", "values": [32, 48]}
+    rate = {"key": "optimizer.learning_rate", "low": 1e-4, "high": 1e-2}
+    search: dict[str, Any] = {"method": "random", "trials": 1}
+    config = sweep_config(tmp_path, axes=[width, {"key": "model.num_heads", "values": heads}, rate], **search)
+    runs = planner_of(config).edge_runs(axes_of(config))
+    assert {(run.config.model.d_model, run.config.model.num_heads) for run in runs} >= {(48, 3)}
+    assert {run.config.optimizer.learning_rate for run in runs} >= {1e-4, 1e-2}
+    wrong = sweep_config(tmp_path, axes=[width, {"key": "model.num_heads", "values": [*heads, 5]}, rate], **search)
+    with pytest.raises(ConfigError) as caught:
+        planner_of(wrong).edge_runs(axes_of(wrong))
+    [line] = caught.value.lines
+    assert line.endswith("model: d_model (32) is not divisible by num_heads (5)")
+
+
+def test_what_is_wrong_with_every_point_is_said_once(tmp_path):
+    """It is no option's fault."""
+    config = sweep_config(tmp_path, set=["data.valid=none"])
+    with pytest.raises(ConfigError, match=r"data.valid: expected a token file") as caught:
+        planner_of(config).edge_runs(axes_of(config))
+    assert len(caught.value.lines) == 1
+
+
 def test_a_sweep_needs_validation_losses(tmp_path):
     """Without data.valid there is nothing to compare."""
     config = sweep_config(tmp_path, set=["data.valid=none"])
@@ -107,6 +132,18 @@ def test_runs_spend_the_same(match, budget, tmp_path):
         each = {"steps": 1, "tokens": run.tokens_per_step, "flops": run.flops / steps}[match]
         assert abs(steps * each - budget) <= each / 2
         assert run.config.schedule.in_steps(steps)["warmup_steps"] == round(steps / 10)
+
+
+@pytest.mark.parametrize(("match", "budget"), [("steps", 50), ("tokens", 50_000), ("flops", 3e9), ("seconds", 9)])
+def test_what_ends_runs_before_their_budget_is_refused(match, budget, tmp_path):
+    """Early stopping, and a time that is not the budget: runs would be compared at unequal compute."""
+    early = ["training.early_stop_patience=3"]
+    with pytest.raises(ConfigError, match=r"training.early_stop_patience: expected 0, .* found 3"):
+        planned(tmp_path, match=match, budget=budget, set=early)
+    if match != "seconds":
+        with pytest.raises(ConfigError, match=r'training.max_time: expected none, .* found "30m"; set = '):
+            planned(tmp_path, match=match, budget=budget, set=["training.max_time=30m"])
+    assert planned(tmp_path, set=[*early, "training.max_time=30m"])  # at what base says, nothing is promised
 
 
 def test_a_budget_of_time_ends_runs_by_the_clock(tmp_path):

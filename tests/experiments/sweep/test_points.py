@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from tests.experiments.sweep.helpers import sweep_config
-from transformerlm.experiments.sweep.points import axes_of, by_chance, edges, grid
+from transformerlm.experiments.sweep.points import axes_of, by_chance, edges, grid, points_with
 
 
 def test_a_grid_has_every_combination_once(tmp_path):
@@ -64,12 +64,31 @@ def test_the_edges_hold_every_option_and_both_ends(tmp_path):
         {"key": "model.ffn", "values": ["swiglu", "silu"]},
     ]
     found = list(edges(axes_of(sweep_config(tmp_path, axes=axes, method="random", trials=1))))
-    assert [tuple(point.labels.values()) for point in found] == [
-        ("0.0001", "swiglu"),
-        ("0.01", "swiglu"),
-        ("0.0001", "swiglu"),
-        ("0.0001", "silu"),
+    assert [(place, option.label) for place, option in found] == [
+        (0, "0.0001"),
+        (0, "0.01"),
+        (1, "swiglu"),
+        (1, "silu"),
     ]
+
+
+def test_the_points_with_an_option_are_all_or_many(tmp_path):
+    """All combinations of few options, each other one by chance of many, however many axes there are."""
+    few = [{"key": "model.num_heads", "values": [2, 4]}, {"key": "model.d_model", "values": [32, 48, 64]}]
+    found = axes_of(sweep_config(tmp_path, axes=few))
+    points = list(points_with(found, 0, found[0].options[1]))
+    assert {tuple(point.labels.values()) for point in points} == {("4", "32"), ("4", "48"), ("4", "64")}
+    keys = ["beta1", "beta2", "weight_decay", "eps", "learning_rate"]
+    many = [{"key": f"optimizer.{key}", "values": [0.1, 0.2, 0.3, 0.4, 0.5]} for key in keys]
+    found = axes_of(sweep_config(tmp_path, axes=many))
+    points = list(points_with(found, 1, found[1].options[2]))
+    assert len(points) == 201
+    assert points[0].labels == {"beta1": "0.1", "beta2": "0.3", "weight_decay": "0.1", "eps": "0.1"} | {
+        "learning_rate": "0.1"
+    }
+    assert {point.labels["beta2"] for point in points} == {"0.3"}
+    for key in {*keys} - {"beta2"}:
+        assert len({point.labels[key] for point in points}) == 5
 
 
 def test_axes_whose_keys_end_alike_keep_their_whole_names(tmp_path):

@@ -137,6 +137,61 @@ def test_a_signal_is_handed_on_and_the_runs_save(tmp_path):
         assert [step for _, step in steps_made(tmp_path, run)] == list(range(1, 13))
 
 
+HOLD = """
+import sys
+from pathlib import Path
+from transformerlm.utils.lock import DirectoryLock
+directory = Path(sys.argv[1])
+with DirectoryLock(directory):
+    (directory / ".lock").write_text(sys.argv[2])
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("holder", ["process 1 on elsewhere", "process 1"])
+def test_a_signal_ends_a_sweep_that_waits_for_what_it_cannot_reach(holder, tmp_path, monkeypatch):
+    """A training on another machine, or of another user, goes on; it is told of, and the sweep ends."""
+    run, told, signals = planned(tmp_path)[0], [], []
+    kill = os.kill
+
+    def kill_no_others(pid: int, number: int) -> None:
+        if pid == 1:
+            raise PermissionError
+        kill(pid, number)
+
+    monkeypatch.setattr(os, "kill", kill_no_others)
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "sweep" / run.name), holder]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert other.stdout.readline() == "held\n"
+    scheduler = scheduler_of(
+        tmp_path,
+        tell=lambda *facts: told.append(facts),
+        tick=lambda trainings: signals.extend(["SIGTERM"] * any(one.process is None for one in trainings)),
+        stop=lambda: signals[:1],
+    )
+    ending = threading.Thread(target=scheduler.work, args=[InOrder([run])], daemon=True)
+    ending.start()
+    ending.join(60)
+    assert not ending.is_alive()
+    assert [event for event, _, _ in told][-2:] == ["waiting", "left"]
+    assert other.poll() is None
+    other.communicate("")
+
+
+def test_a_stop_after_a_rung_is_no_second_signal(tmp_path):
+    """A run that is to stop at a rung saves; a second signal meanwhile would end it unsaved."""
+    run, sent = planned(tmp_path)[0], []
+    source = InOrder([])
+    source._tasks = iter([Task(run, until=4)])
+    scheduler = scheduler_of(tmp_path, seconds=0.3, stop=lambda: ["SIGTERM"] if sent else [])
+    signal_it = scheduler._signal
+    scheduler._signal = lambda training, name: sent.append(name) or signal_it(training, name)
+    assert scheduler.work(source) == "SIGTERM"
+    assert sent == ["SIGTERM"]
+    assert [step for _, step in steps_made(tmp_path, run)][:4] == [1, 2, 3, 4]
+
+
 def test_a_task_ends_at_its_step(tmp_path):
     """A run that is to stop at a validation is told to; its loss there counts, and the rest is made later."""
     run = planned(tmp_path)[0]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,16 @@ def state_predictions(
     directory.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(known, indent=1) + "\n")
     return {one.name: known[one.name] for one in predictions}
+
+
+def as_stated(prediction: Prediction, statement: Mapping[str, Any]) -> Prediction:
+    """Return the prediction of a run as its statement has it, whatever the law says by now."""
+    intervals = {
+        float(level) / 100: (-math.inf if low is None else low, math.inf if high is None else high)
+        for level, (low, high) in statement["intervals"].items()
+    }
+    far = statement.get("times_beyond_runs", prediction.far)
+    return replace(prediction, loss=statement["loss"], intervals=intervals, far=far)
 
 
 def read_predictions(path: Path) -> dict[str, dict[str, Any]]:

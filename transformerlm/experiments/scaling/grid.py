@@ -14,9 +14,8 @@ import numpy as np
 from config.errors import ConfigError
 from config.scaling import HoldoutConfig, ScalingConfig, SizeConfig
 from config.sweep import SweepConfig
-from config.train import TrainConfig
 from transformerlm.experiments.scaling.points import Points
-from transformerlm.experiments.sweep.plan import Planner, Price, SweepRun
+from transformerlm.experiments.sweep.plan import Planner, Price, SweepRun, early_ends
 from transformerlm.experiments.sweep.points import Point
 
 
@@ -51,7 +50,8 @@ def plan_grid(config: ScalingConfig, base: Path, directory: Path, price: Price) 
     points: list[Point] = []
     for size in config.sizes:
         one = _probe(planner, size)
-        _check_whole(one.config)
+        if problems := early_ends(one.config):  # tokens say how long a run is, and a law needs whole schedules
+            raise ConfigError(problems)
         amounts = [(float(tokens), str(tokens)) for tokens in config.tokens]
         amounts += [(budget / one.flops_per_token, f"{budget:g}FLOPs") for budget in config.budgets]
         points += [_point(size, one, tokens, label) for tokens, label in amounts]
@@ -76,20 +76,6 @@ def _each_once(points: Sequence[Point]) -> list[Point]:
 def _probe(planner: Planner, size: SizeConfig) -> SweepRun:
     """Return a run of a size, with the steps of base, for what does not depend on them."""
     return planner.runs([Point({"size": size.label}, size.settings)])[0]
-
-
-def _check_whole(config: TrainConfig) -> None:
-    training = config.training
-    problems = []
-    if training.max_time is not None:
-        problems.append(f'training.max_time: expected none, found "{training.max_time}": tokens say how long a run is')
-    if training.early_stop_patience:
-        problems.append(
-            f"training.early_stop_patience: expected 0, found {training.early_stop_patience}: a law needs whole "
-            "schedules"
-        )
-    if problems:
-        raise ConfigError(problems)
 
 
 def _foretold(planner: Planner, size: HoldoutConfig) -> Point:

@@ -20,7 +20,7 @@ from config.io import read_layers, validate
 from config.layers import Layer, options_layer
 from config.sweep import ENDLESS_STEPS, SweepConfig, overrides_of, parsed_setting
 from config.train import TrainConfig
-from transformerlm.experiments.sweep.points import Point
+from transformerlm.experiments.sweep.points import Axis, Point, edges, points_with
 from transformerlm.token_files.sidecar import sidecar_path
 from transformerlm.utils.files import file_sha256
 from transformerlm.utils.json_files import read_json_object
@@ -104,6 +104,34 @@ class Planner:
             raise ConfigError(list(dict.fromkeys(lines))[:MAX_ERRORS])
         return list(runs.values())
 
+    def edge_runs(self, axes: Sequence[Axis]) -> list[SweepRun]:
+        """Return runs that show that each option, and each end of a range, is valid with some options of the others.
+
+        Raises:
+            ConfigError: some are not; there is a line for each problem.
+        """
+        runs: dict[str, SweepRun] = {}
+        lines: list[str] = []
+        for place, option in edges(axes):
+            found, problems = self._first_valid(points_with(axes, place, option))
+            runs |= {run.name: run for run in found}
+            lines += problems
+            if not runs or len(lines) >= MAX_ERRORS:  # what is wrong with every point is said once
+                break
+        if lines:
+            raise ConfigError(list(dict.fromkeys(lines))[:MAX_ERRORS])
+        return list(runs.values())
+
+    def _first_valid(self, points: Iterable[Point]) -> tuple[list[SweepRun], list[str]]:
+        """Return the runs of the first valid point; without one, none, and what is wrong with the first point."""
+        problems: list[str] = []
+        for point in points:
+            try:
+                return self.runs([point]), []
+            except ConfigError as error:
+                problems = problems or error.lines
+        return [], problems
+
     def _runs_of(self, point: Point) -> list[SweepRun]:
         config = self._matched(point.settings)
         self._check_comparable(config)
@@ -137,6 +165,8 @@ class Planner:
         problems = []
         if config.data.valid is None:
             problems.append("data.valid: expected a token file, whose loss a sweep compares, found none")
+        if self._config.match:
+            problems += early_ends(config, is_timed=self._config.match == "seconds")
         rungs = self._config.halving.rungs if self._config.halving else []
         interval, last = config.training.eval_interval, config.training.max_steps
         problems += [
@@ -198,6 +228,25 @@ def _spending(config: TrainConfig, sweep: SweepConfig, price: Price) -> dict[str
     if steps < 1:
         raise ConfigError([f"budget: expected at least one step, {each:.3g} {sweep.match}, found {sweep.budget:.3g}"])
     return {"max_steps": steps}
+
+
+def early_ends(config: TrainConfig, *, is_timed: bool = False) -> list[str]:
+    """Return the settings that can end a run before its last step, each as a problem; the time of a timed run is none.
+
+    Runs that end so do not spend what they were planned to, and their schedules are cut.
+    """
+    time, patience, problems = config.training.max_time, config.training.early_stop_patience, []
+    if time is not None and not is_timed:
+        problems.append(
+            f'training.max_time: expected none, so that each run makes all of its steps, found "{time}"; '
+            'set = ["training.max_time=none"]'
+        )
+    if patience:
+        problems.append(
+            f"training.early_stop_patience: expected 0, so that each run goes to its end, found {patience}; "
+            'set = ["training.early_stop_patience=0"]'
+        )
+    return problems
 
 
 def _placed(config: TrainConfig, runs_dir: Path, name: str, seed: int) -> TrainConfig:

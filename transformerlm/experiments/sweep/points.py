@@ -6,12 +6,13 @@ import itertools
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from config.sweep import AxisConfig, SweepConfig, as_text, parsed_setting
 
 VARIANT = "variant"
 _DIGITS = 4  # of a value from a range: more say nothing, and names stay short
+_MOST_TRIED = 200  # points, to find a valid one with some option
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,20 @@ def by_chance(axes: Sequence[Axis], *, trials: int, seed: int) -> Iterator[Point
     return (Point.of(axes, [axis.at(rng.random()) for axis in axes]) for _ in range(trials))
 
 
-def edges(axes: Sequence[Axis]) -> Iterator[Point]:
-    """Yield points that show whether each value is valid: every option, and both ends of each range."""
-    middle = [axis.at(0.0) for axis in axes]
-    for place, axis in enumerate(axes):
-        for option in axis.options or (axis.at(0.0), axis.at(1.0)):
-            yield Point.of(axes, [*middle[:place], option, *middle[place + 1 :]])
+def edges(axes: Sequence[Axis]) -> Iterator[tuple[int, Option]]:
+    """Yield the options that must be valid, with the place of their axis: all of each, and both ends of a range."""
+    ends = (axis.options or (axis.at(0.0), axis.at(1.0)) for axis in axes)
+    return ((place, option) for place, options in enumerate(ends) for option in options)
+
+
+def points_with(axes: Sequence[Axis], place: int, option: Option) -> Iterator[Point]:
+    """Yield points with an option on an axis, of which one must be valid.
+
+    First comes that with the first options of the others, then every combination or, of too many, some by chance.
+    """
+    some = [replace(axis, options=(option,)) if at == place else axis for at, axis in enumerate(axes)]
+    yield Point.of(some, [axis.at(0.0) for axis in some])
+    if all(axis.options for axis in some) and math.prod(len(axis.options) for axis in some) <= _MOST_TRIED:
+        yield from grid(some)
+    else:
+        yield from by_chance(some, trials=_MOST_TRIED, seed=0)

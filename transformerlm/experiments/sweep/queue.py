@@ -73,7 +73,11 @@ class SweepDirectory:
 
     def is_free(self, run: SweepRun) -> bool:
         """Return whether nobody trains a run: neither from this queue nor by a command of its own."""
-        return not any(map(_is_locked, (self.config_path(run), self.run_dir(run) / ".lock")))
+        return not _is_locked(self.config_path(run)) and not self.is_held(run)
+
+    def is_held(self, run: SweepRun) -> bool:
+        """Return whether a training holds a run's directory; one that begins has only the claim yet."""
+        return _is_locked(self.run_dir(run) / ".lock")
 
     def process_of(self, run: SweepRun) -> int | None:
         """Return the number of the process of this machine that holds a run's directory, by what it wrote there."""

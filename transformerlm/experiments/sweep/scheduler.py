@@ -81,14 +81,16 @@ class InOrder:
 
 @dataclass(kw_only=True)
 class Training:
-    """A task at work. `process` is None for one that another sweep began, or that was started by hand."""
+    """A task at work. `process` is None for one that another sweep began, or that was started by hand.
+
+    `signals` counts those that its process was sent: the first lets it save, the second ends it at once.
+    """
 
     task: Task
     follower: RunFollower
     process: subprocess.Popen[bytes] | None = None
     failures: int = 0
     reached: int = -1
-    was_told_to_stop: bool = False
     signals: int = 0
     began: float = field(default_factory=time.monotonic)
 
@@ -106,8 +108,8 @@ class Scheduler:
         parallel: runs at a time.
         retries: how often a run is started again that crashed and got no further than before.
         environment: the environment of the trainings.
-        tell: called with what happens: "skipped", "began", "goes on", "waiting", "retry", "ended", each with the task
-            and facts about it.
+        tell: called with what happens: "skipped", "began", "goes on", "waiting", "retry", "ended", "left", each with
+            the task and facts about it.
         tick: called now and then with the trainings at work.
         stop: returns the names of the stop signals so far; the first ends the scheduler, and each goes to the runs.
         command: returns the command line that trains the run of a TOML file.
@@ -133,7 +135,7 @@ class Scheduler:
     def work(self, source: Source) -> str | None:
         """Train until the source has no more; return the name of the signal that ended the work before, if any.
 
-        The trainings have ended, too, when this returns or raises.
+        The trainings have ended, too, when this returns or raises, but those that no signal reaches from here.
         """
         try:
             while not self._stop() and (self._fill(source) or self._active):
@@ -168,7 +170,7 @@ class Scheduler:
 
     def _start(self, training: Training) -> None:
         """Start the process of a training, or wait for the one that is there."""
-        run, training.process, training.was_told_to_stop = training.task.run, None, False
+        run, training.process, training.signals = training.task.run, None, 0
         claim = self._directory.claim(run)
         if claim is None:
             self._tell("waiting", training.task, {})
@@ -198,8 +200,8 @@ class Scheduler:
                 self._settle(source, training, state, "ended")
             elif ended:
                 self._go_on(source, training)
-            elif state == "stopped" and not training.was_told_to_stop and not training.follower.finished:
-                training.was_told_to_stop = self._signal(training, signal.SIGTERM)
+            elif state == "stopped" and not training.signals and not training.follower.finished:
+                training.signals += self._signal(training, "SIGTERM")
 
     def _has_ended(self, training: Training) -> bool:
         if training.process is not None:
@@ -247,28 +249,32 @@ class Scheduler:
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
-    def _signal(self, training: Training, number: int) -> bool:
+    def _signal(self, training: Training, name: str) -> bool:
         """Send a signal to a training's process; return whether there was one."""
         process = training.process
         pid = process.pid if process else self._directory.process_of(training.task.run)
         if pid is None or (process is not None and process.poll() is not None):
             return False
         with suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, number)
+            os.kill(pid, getattr(signal, name))
             return True
         return False
 
     def _end(self) -> None:
         """End the trainings that are at work, and wait until they have saved.
 
-        One that another sweep began may not have said yet which process it is; it gets its signals when it has.
+        One that another sweep began may not have said yet which process it is; it gets its signals when it has. One
+        whose process is on another machine, or another user's, goes on.
         """
         while self._active:
-            for training in self._active:
-                names = self._stop() or ("SIGTERM",)
-                while training.signals < len(names) and self._signal(
-                    training, getattr(signal, names[training.signals])
-                ):
+            names = self._stop() or ("SIGTERM",)
+            for training in list(self._active):
+                run = training.task.run
+                was_held = training.process is None and self._directory.is_held(run)
+                while training.signals < len(names) and self._signal(training, names[training.signals]):
                     training.signals += 1
+                if training.signals < len(names) and was_held and self._directory.is_held(run):
+                    self._active.remove(training)
+                    self._tell("left", training.task, {})
             time.sleep(POLL_SECONDS)
             self._active = [training for training in self._active if not self._has_ended(training)]
