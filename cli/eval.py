@@ -123,7 +123,7 @@ def _open(config: EvalConfig, path: Path) -> _Subject:
         return _Subject(path, tokenizer, ids_of_checkpoint(path, tokenizer))
     separator = None if _is_token_file(config) else config.separator  # a token file names its own
     given = DocumentIds.of_separator(tokenizer.special_token_ids.get(separator or ""))
-    return _Subject(path, tokenizer, recorded_ids(path) or given)
+    return _Subject(path, tokenizer, recorded_ids(path, tokenizer) or given)
 
 
 def _separator_of(subjects: list[_Subject]) -> str:

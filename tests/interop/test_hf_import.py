@@ -299,4 +299,5 @@ def test_an_end_that_is_no_special_token_is_left_out_with_a_word(files, tmp_path
     change_config(source, eos_token_id=2)
     with pytest.warns(UserWarning, match=r"eos_token_id: expected special tokens of the tokenizer, found 2: left out"):
         read_hf(source, tmp_path / "run", verify=False)
-    assert recorded_ids(resolve(tmp_path / "run")) is None
+    checkpoint = resolve(tmp_path / "run")
+    assert recorded_ids(checkpoint, load_tokenizer(checkpoint)) is None

@@ -45,6 +45,9 @@ _STATE_TYPES: dict[str, tuple[type, ...]] = {
     "seconds": (float, int),
     "elapsed_s": (float, int),
     "wandb_id": (str, type(None)),
+    "imported_from": (str,),
+    "guard": (dict,),
+    "computed_with": (dict,),
     "data": (dict,),
     "rng": (dict,),
     "optimizer": (dict,),
@@ -212,8 +215,15 @@ def check_contained(directory: Path) -> None:
         raise ValueError(f"{directory}: expected a directory, found a link (name the directory itself)")
     root = directory.resolve()
     for path in directory.rglob("*"):
-        if path.is_symlink() and not path.resolve().is_relative_to(root):
+        if path.is_symlink() and not _leads_into(root, path):
             raise ValueError(f"{path}: expected a file of the checkpoint, found a link out of it (copy the file here)")
+
+
+def _leads_into(root: Path, link: Path) -> bool:
+    try:
+        return link.resolve().is_relative_to(root)
+    except (OSError, RuntimeError):  # it leads to itself
+        return False
 
 
 def check_state_types(state: Mapping[str, Any]) -> None:
@@ -231,6 +241,8 @@ def check_state_types(state: Mapping[str, Any]) -> None:
     for key in ("data", "sha256"):
         if not all(isinstance(value, str) for value in state.get(key, {}).values()):
             raise ValueError(f"expected {key} to hold strings")
+    if state.get("best_val_loss") is not None and state.get("best_step") is None:
+        raise ValueError("expected the step of best_val_loss in best_step, found none")
 
 
 def read_header(path: Path) -> dict[str, TensorFacts]:

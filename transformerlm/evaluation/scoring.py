@@ -8,8 +8,8 @@ context, `stride = context_length` reads each id once, as validation in training
 In mode "documents" each document is a stream that begins with the id at which documents start. In mode "sliding" all
 documents are one stream, with a separator before the first and after each, as in a token file: context reaches into
 earlier documents, unless the model was trained with `document_mask`, which then holds here, too. A separator is scored
-with the document that it ends. If there is no such id, a stream begins
-with its own first id, which costs log(vocab_size) nats: every id is equally likely.
+with the document that it ends. If there is no such id, a stream begins with its own first id, which costs
+log(vocab_size) nats: every id is equally likely.
 
 A text may take longer than anybody wants to wait. `Scoring` reads it batch by batch, in mode "documents" in random
 order, so that the part read so far represents the whole.
