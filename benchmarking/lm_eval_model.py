@@ -74,8 +74,14 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return self._tokenizer.fingerprint()
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **settings: Any) -> list[int]:
-        """Return the ids of a text, special tokens recognised; none are added."""
-        return self._tokenizer.encode(string)
+        """Return the ids of a text, special tokens recognised, after the one before each text of a model that has one.
+
+        With `add_special_tokens` False, none is added.
+        """
+        ids, known = self._tokenizer.encode(string), self._predictor.document_ids
+        if known.starts_texts and add_special_tokens is not False and ids[:1] != [self.prefix_token_id]:
+            ids = [self.prefix_token_id, *ids]
+        return ids
 
     def _loglikelihood_tokens(self, requests: list[Request], **settings: Any) -> list[tuple[float, bool]]:
         """Return for each continuation its log-likelihood in nats, and whether greedy decoding would give it."""
@@ -87,9 +93,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         parts: list[Request] = []
         owners: list[int] = []
         for number, request in enumerate(requests):
-            windows = get_rolling_token_windows(
-                self.tok_encode(request.args[0]), self.prefix_token_id, self._model.context_length, context_len=1
-            )
+            ids = self.tok_encode(request.args[0], add_special_tokens=False)  # the windows begin with the prefix
+            windows = get_rolling_token_windows(ids, self.prefix_token_id, self._model.context_length, context_len=1)
             parts += [(("", ""), *make_disjoint_window(window)) for window in windows]
             owners += [number] * (len(parts) - len(owners))
         answers = [0.0] * len(requests)

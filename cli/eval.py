@@ -107,7 +107,7 @@ def _is_token_file(config: EvalConfig) -> bool:
 
 @dataclass(frozen=True)
 class _Subject:
-    """A checkpoint to evaluate; `ids` are those at which its documents begin and end, as far as a text needs them."""
+    """A checkpoint to evaluate; `ids` say where its documents begin and end, as far as the input needs them."""
 
     path: Path
     tokenizer: Tokenizer
@@ -121,8 +121,9 @@ def _open(config: EvalConfig, path: Path) -> _Subject:
     tokenizer = load_tokenizer(path)
     if config.separator is None and not _is_token_file(config):
         return _Subject(path, tokenizer, ids_of_checkpoint(path, tokenizer))
-    given = DocumentIds.of_separator(tokenizer.special_token_ids.get(config.separator or ""))
-    return _Subject(path, tokenizer, recorded_ids(path) or given)
+    separator = None if _is_token_file(config) else config.separator  # a token file names its own
+    given = DocumentIds.of_separator(tokenizer.special_token_ids.get(separator or ""))
+    return _Subject(path, tokenizer, recorded_ids(path, tokenizer) or given)
 
 
 def _separator_of(subjects: list[_Subject]) -> str:
@@ -185,7 +186,7 @@ def _task(config: EvalConfig, subject: _Subject, texts: list[str] | None) -> _Ta
     windowing = Windowing(config.context_length, config.stride, batch_size=config.batch_size, autocast=compute)
     context_length, stride = windowing.resolve(model)
     if texts is None:
-        whole = open_token_file(config.input[0], subject.tokenizer)
+        whole = open_token_file(config.input[0], subject.tokenizer, document_ids=subject.ids)
         documents, num_documents = whole.take(_drawn(config, len(whole))), len(whole)
     else:
         some, num_documents = [texts[number] for number in _drawn(config, len(texts))], len(texts)

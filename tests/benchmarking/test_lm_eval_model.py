@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -54,6 +55,12 @@ def test_a_continuation_is_scored_given_its_context(model):
         assert answer == (pytest.approx(expected[0], rel=1e-4), expected[1])
 
 
+def naive_from(model, ids: list[int], starts: list[int]) -> float:
+    """Return the log-likelihood of all ids but the first; the model reads each from the place in `starts` on."""
+    places = zip(starts, range(1, len(ids)), strict=True)
+    return sum(naive(model, ids[start : place + 1], place - start)[0] for start, place in places)
+
+
 def test_of_a_long_context_the_end_is_read(model):
     """A context beyond the model's gives what its last tokens give."""
     context, target = model.tok_encode("Ada sees the sea. " * 10), model.tok_encode(" Bob likes")
@@ -70,8 +77,11 @@ def test_a_continuation_longer_than_the_context_is_scored_whole(model):
     target = model.tok_encode("Ada sees the sea. " * 6)
     assert len(target) > 2 * CONTEXT
     (answer,) = model._loglikelihood_tokens([(("", ""), [model.eot_token_id], target)])
-    # Each token has at least half a context, the loop's the whole: the result is close, without one token missing.
-    assert answer[0] == pytest.approx(naive(model, [model.eot_token_id, *target], 1)[0], rel=0.1)
+    # The first window reads a whole context; each one after it begins half a context further.
+    half = CONTEXT // 2
+    starts = [max(0, -((CONTEXT - place) // half)) * half for place in range(1, len(target) + 1)]
+    assert starts[CONTEXT - 1 : CONTEXT + 2] == [0, half, half]
+    assert answer[0] == pytest.approx(naive_from(model, [model.eot_token_id, *target], starts), rel=1e-6)
 
 
 def test_rolling_is_the_loop_where_the_text_fits_the_context(model):
@@ -80,8 +90,26 @@ def test_rolling_is_the_loop_where_the_text_fits_the_context(model):
     assert len(model.tok_encode(short)) <= CONTEXT < len(model.tok_encode(long))
     found = model.loglikelihood_rolling(requests((short,), (long,), ("",)))
     assert found[0] == pytest.approx(naive(model, [model.eot_token_id, *model.tok_encode(short)], 1)[0], rel=1e-4)
-    assert found[1] == pytest.approx(naive(model, [model.eot_token_id, *model.tok_encode(long)], 1)[0], rel=0.3)
+    ids = model.tok_encode(long)
+    # The harness's windows follow each other; the last one begins earlier, so that it is full.
+    starts = [min((place - 1) // CONTEXT * CONTEXT, len(ids) - CONTEXT) for place in range(1, len(ids) + 1)]
+    assert found[1] == pytest.approx(naive_from(model, [model.eot_token_id, *ids], starts), rel=1e-6)
     assert found[2] == 0
+
+
+def test_the_token_before_each_text_is_read(model, monkeypatch):
+    """As in Llama 3, a context begins with it, once; so do a text's windows, and an empty context is it alone."""
+    start, plain = model.prefix_token_id, model.tok_encode("Ada sees")
+    monkeypatch.setattr(model._predictor, "document_ids", replace(model._predictor.document_ids, starts_texts=True))
+    assert model.tok_encode("Ada sees") == model.tok_encode("<|endoftext|>Ada sees") == [start, *plain]
+    assert model.tok_encode("Ada sees", add_special_tokens=False) == plain
+    whole = model.tok_encode("Ada sees the sea.")
+    found = model.loglikelihood(requests(("Ada sees", " the sea."), ("", "Ada sees")), disable_tqdm=True)
+    expected = [naive(model, whole, 1 + len(plain)), naive(model, [start, *plain], 1)]
+    assert [nats for nats, _ in found] == pytest.approx([nats for nats, _ in expected], rel=1e-4)
+    assert model.loglikelihood_rolling(requests(("Ada sees the sea.",))) == [
+        pytest.approx(naive(model, whole, 1)[0], rel=1e-4)
+    ]
 
 
 def test_generation_ends_at_a_stop_text(model):

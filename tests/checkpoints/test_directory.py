@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.checkpoints.helpers import DAMAGES, FILES, Killed, make_snapshot, two_checkpoints
+from tests.cli.commands import call
 from transformerlm.checkpoints.directory import (
     list_checkpoints,
     newest_whole,
@@ -24,7 +29,7 @@ from transformerlm.checkpoints.directory import (
 )
 from transformerlm.checkpoints.load import load_model
 from transformerlm.checkpoints.save import save_checkpoint
-from transformerlm.checkpoints.validation import CheckpointError, verify
+from transformerlm.checkpoints.validation import CheckpointError, CheckpointUnreadableError, verify
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -42,6 +47,56 @@ def test_damage_is_found_and_the_older_checkpoint_used(name, damage, files, tmp_
     assert "step-00000002" in warnings[0]
     assert warnings[0].endswith("set aside as step-00000002.bad, step-00000001 is used instead")
     assert "\n" not in warnings[0]
+
+
+def cannot_open(patch: pytest.MonkeyPatch, path: Path, number: int) -> None:
+    """Let the system refuse to open a file, with the error of this number."""
+    open_file = Path.open
+
+    def opened(self: Path, *args: Any, **settings: Any) -> Any:
+        if self == path:
+            raise OSError(number, os.strerror(number), str(self))
+        return open_file(self, *args, **settings)
+
+    patch.setattr(Path, "open", opened)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_cannot_be_read_now_is_not_damage(name, files, tmp_path, monkeypatch):
+    """Too many open files, no permission, a disk that is away: one error that names the file, and nothing is moved."""
+    older, newer = two_checkpoints(tmp_path / "checkpoints", files)
+    for number in (errno.EMFILE, errno.EACCES, errno.ESTALE, errno.ENOMEM):
+        reason = re.escape(f"{newer / name}: cannot be read: {os.strerror(number)}; that is no damage")
+        with monkeypatch.context() as patch:
+            cannot_open(patch, newer / name, number)
+            for read in (newest_whole, resolve, verify):
+                with pytest.raises(CheckpointUnreadableError, match=reason):
+                    read(newer if read is verify else newer.parent)
+    with monkeypatch.context() as patch:
+        cannot_open(patch, newer / name, errno.EMFILE)
+        done = call("infer", f"--checkpoint={newer}", "--prompt=Ada", "--device=cpu")
+        if not name.startswith("optimizer"):
+            assert (done.code, done.stderr.count("\n")) == (1, 1)
+            assert f"{newer / name}: cannot be read: {os.strerror(errno.EMFILE)}" in done.stderr
+    assert list_checkpoints(newer.parent) == [newer, older]
+    cannot_open(monkeypatch, newer / name, errno.EIO)
+    assert newest_whole(newer.parent, warn=lambda line: None) == older
+    assert not newer.exists()
+
+
+def test_a_folder_that_cannot_be_listed_is_not_damage(files, tmp_path, monkeypatch):
+    """Its files are not missing."""
+    _, newer = two_checkpoints(tmp_path, files)
+    scan = os.scandir
+
+    def scanned(path: Any) -> Any:
+        if Path(path) == newer / "tokenizer":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scanned)
+    with pytest.raises(CheckpointUnreadableError, match="tokenizer: cannot be read: Permission denied"):
+        newest_whole(tmp_path)
 
 
 def test_many_damaged_checkpoints_are_kept_apart(files, tmp_path):

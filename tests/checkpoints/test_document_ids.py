@@ -203,10 +203,11 @@ def test_a_guess_that_is_hardly_wrong_is_made_without_a_word():
         {**DocumentIds().to_state(), "eos_token_ids": 7},
         {**DocumentIds().to_state(), "pad_token_id": 0.5},
         {**DocumentIds().to_state(), "starts_texts": 1},
+        {**DocumentIds().to_state(), "bos_token_id": 1000},  # more than the tokenizer has
     ],
 )
 def test_ids_that_are_none_are_refused(found, files, tmp_path, monkeypatch):
     """A stranger's checkpoint may hold anything there: one line names the key."""
     monkeypatch.setattr("transformerlm.checkpoints.document_ids.read_state", lambda directory: {"document_ids": found})
-    with pytest.raises(CheckpointError, match=r"expected ids in document_ids of state\.json, found"):
+    with pytest.raises(CheckpointError, match=r"expected ids below \d+ in document_ids of state\.json, found"):
         ids_of_checkpoint(tmp_path, Tokenizer.from_directory(files.tokenizer))

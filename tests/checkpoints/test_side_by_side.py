@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 import shutil
 import signal
@@ -192,6 +193,30 @@ def test_all_ranks_notice_damage_and_use_the_older_checkpoint(files, tmp_path):
     assert len(first) == 3 * len(DAMAGES)
     assert all(text.endswith("step-00000001") and len(warnings) == 1 for text, warnings in first)
     assert others == [[(text, []) for text, _ in first]] * 2
+
+
+def read_with_one_rank_short_of_files(world: World, root: Path) -> str:
+    """Let rank 2 meet a limit of open files, while rank 1 finds damage; return what this rank is told."""
+    if world.rank == 2:
+        validation.file_sha256 = _no_file
+    with pytest.raises(OSError, match="Too many open files") as caught:
+        newest_whole(root, world=world)
+    return str(caught.value)
+
+
+def _no_file(path: Path) -> str:
+    raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+
+def test_no_rank_goes_on_without_one_that_cannot_read_now(files, tmp_path):
+    """All end with that rank's error, which names the file, and not even a damaged checkpoint is set aside."""
+    for step in (1, 2):
+        save(tmp_path, whole_training(files), files, World(), shard_size=1, step=step)
+    DAMAGES["flipped"](tmp_path / "step-00000002" / "model-00001-of-00005.safetensors")
+    first, *others = run_ranks(read_with_one_rank_short_of_files, 3, tmp_path)
+    assert re.search(r"step-00000002/\S+: cannot be read: Too many open files; that is no damage", first)
+    assert others == [first] * 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001", "step-00000002"]
 
 
 def look_elsewhere(world: World, root: Path) -> list[str]:

@@ -9,9 +9,11 @@ import pytest
 from config.io import dump_toml
 from databuilder.dataset_builder import build_dataset
 from tests.cli.commands import call, shipped
+from tests.interop.models import make_checkpoint
 from tests.token_files.shards import as_shards
 from tests.training.tiny_run import read_records, tiny_config, write_chat_files
 from transformerlm.checkpoints.directory import list_checkpoints
+from transformerlm.checkpoints.document_ids import KEY, DocumentIds
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.chat import ChatFormat
@@ -42,6 +44,21 @@ def test_the_validation_loss_of_the_run_comes_out_again(pipeline):
     (record,) = call("eval", *USUAL, *arguments).records
     logged = [line["metrics.val_loss"] for line in read_records(pipeline.run) if "metrics.val_loss" in line][-1]
     assert record["metrics.loss"] == pytest.approx(logged, rel=0.02)  # 20 windows of 43, each shifted by one token
+
+
+def test_documents_of_a_token_file_begin_as_those_of_a_text(pipeline, tmp_path):
+    """A model that knows another token before a text than after it reads that one in both."""
+    tokenizer = Tokenizer.from_directory(pipeline.files.tokenizer)
+    ends = (tokenizer.special_token_ids["<|endoftext|>"],)
+    build_dataset(pipeline.files.text, tokenizer=tokenizer, train_path=tmp_path / "all.npy")
+    losses = []
+    for number, ids in enumerate((DocumentIds(7, ends, starts_texts=True), DocumentIds(ends[0], ends))):
+        checkpoint = make_checkpoint(tmp_path / str(number), pipeline.files, state={KEY: ids.to_state()})
+        for name in (pipeline.files.text, tmp_path / "all.npy"):
+            (record,) = call("eval", *USUAL, "--checkpoint", checkpoint, "--input", name).records
+            losses.append(record["metrics.loss"])
+    assert losses[::2] == pytest.approx(losses[1::2], rel=1e-6)
+    assert losses[0] != pytest.approx(losses[2], rel=1e-4)
 
 
 def test_two_checkpoints_are_compared_on_the_same_text(pipeline):

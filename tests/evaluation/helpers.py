@@ -12,11 +12,12 @@ VOCAB_SIZE = 23
 CONTEXT = 8
 
 
-def tiny_model(*, seed: int = 0, vocab_size: int = VOCAB_SIZE) -> TransformerLM:
+def tiny_model(*, seed: int = 0, vocab_size: int = VOCAB_SIZE, document_mask: bool = False) -> TransformerLM:
     """Return an untrained model in fp64, so that the order of its sums does not show."""
     torch.manual_seed(seed)
     sizes = {"d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 32}
-    return TransformerLM(vocab_size=vocab_size, context_length=CONTEXT, **sizes).double().eval()
+    choices = {"context_length": CONTEXT, "document_mask": document_mask}
+    return TransformerLM(vocab_size=vocab_size, **choices, **sizes).double().eval()
 
 
 def random_documents(*lengths: int, separator_id: int | None = 0, seed: int = 0) -> Documents:

@@ -16,6 +16,7 @@ from transformerlm.evaluation.documents import Documents
 from transformerlm.evaluation.scoring import Scoring, Windowing, cut_windows, score_continuations, score_documents
 from transformerlm.training.data import sequential_batches
 from transformerlm.training.loop import evaluate
+from transformerlm.training.reading import Reading
 from transformerlm.utils.dtypes import autocast
 
 MODES = pytest.mark.parametrize("mode", ["documents", "sliding"])
@@ -29,6 +30,15 @@ def naive_nats(model, stream, *, context_length=CONTEXT) -> list[float]:
         before = torch.tensor([stream[max(0, place - context_length) : place].tolist()])
         with torch.no_grad():
             nats.append(-torch.log_softmax(model(before)[0, -1], dim=-1)[stream[place]].item())
+    return nats
+
+
+def nats_in_halves(model, stream) -> list[float]:
+    """Return what `naive_nats` does, where all windows after the first begin half a context further each."""
+    nats, half = [], CONTEXT // 2
+    for place in range(1, len(stream)):
+        start = max(0, math.ceil((place - CONTEXT) / half)) * half
+        nats.append(naive_nats(model, stream[start : place + 1])[-1])
     return nats
 
 
@@ -56,17 +66,20 @@ def test_stride_one_is_the_loop_over_tokens_in_document_mode():
     assert scores.tokens.tolist() == list(LENGTHS)
 
 
+@pytest.mark.parametrize("document_mask", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_a_stride_of_the_context_gives_the_validation_loss_of_training(batch_size):
+def test_a_stride_of_the_context_gives_the_validation_loss_of_training(batch_size, document_mask):
     """On a stream of whole windows, loss and bits per byte are those of the trainer's validation on the same ids."""
-    model, documents = tiny_model(), random_documents(20, 13, 4)  # with 4 separators: 41 ids, 5 windows
+    model = tiny_model(document_mask=document_mask)
+    documents = random_documents(20, 13, 4)  # with 4 separators: 41 ids, 5 windows
     windowing = Windowing(stride=CONTEXT, batch_size=batch_size)
     scores = score_documents(model, documents, mode="sliding", windowing=windowing)
     stream = np.insert(documents.ids, np.r_[0, documents.ends], 0)
     assert len(stream) == 5 * CONTEXT + 1
     batches = sequential_batches(stream, batch_size=batch_size, context_length=CONTEXT)
     token_bytes = torch.tensor([0] + [3] * (VOCAB_SIZE - 1))
-    validated = evaluate(model, batches, token_bytes=token_bytes, autocast=partial(autocast, "cpu", "fp32"))
+    settings = {"token_bytes": token_bytes, "autocast": partial(autocast, "cpu", "fp32")}
+    validated = evaluate(model, batches, reading=Reading(0 if document_mask else None), **settings)
     assert scores.nats.sum() / scores.tokens.sum() == pytest.approx(validated.loss, rel=1e-12)
     assert scores.nats.sum() / scores.num_bytes.sum() / math.log(2) == pytest.approx(validated.bits_per_byte, rel=1e-12)
 
@@ -126,6 +139,15 @@ def test_without_a_separator_nothing_stands_before_a_document():
     scores = score_documents(model, documents, mode="documents", windowing=Windowing(stride=1))
     naive = [math.log(VOCAB_SIZE) + sum(naive_nats(model, text)) for text in texts_of(documents)]
     assert scores.nats == pytest.approx(naive, rel=1e-12)
+
+
+def test_a_model_that_never_read_on_into_the_next_document_does_not_here():
+    """With `document_mask` a document of a stream costs what it does by itself, and its end comes on top."""
+    model, documents = tiny_model(document_mask=True), random_documents(3, 2, 1)  # the last id is in a second window
+    stream = score_documents(model, documents, mode="sliding")
+    with_ends = [np.r_[0, text, 0] for text in texts_of(documents)]
+    assert stream.nats == pytest.approx([sum(naive_nats(model, text)) for text in with_ends], rel=1e-12)
+    assert stream.nats.tolist() != score_documents(tiny_model(), documents, mode="sliding").nats.tolist()
 
 
 def test_a_document_costs_the_same_in_any_company():
@@ -215,7 +237,7 @@ def test_a_continuation_longer_than_the_context_is_scored_whole():
     model = tiny_model()
     continuation = np.random.default_rng(1).integers(1, VOCAB_SIZE, size=2 * CONTEXT + 3).tolist()
     ((likelihood, _),) = score_continuations(model, [([1], continuation)], Windowing())
-    assert likelihood == pytest.approx(-sum(naive_nats(model, np.array([1, *continuation]))), rel=0.1)
+    assert likelihood == pytest.approx(-sum(nats_in_halves(model, np.array([1, *continuation]))), rel=1e-6)
     assert score_continuations(model, [], Windowing()) == []
 
 

@@ -127,6 +127,11 @@ def infer(directory: Path) -> list[str]:
     return [f"--checkpoint={directory}", "--prompt", "Ada", "--sampling.max_new_tokens=1", "--device=cpu"]
 
 
+def evaluate(directory: Path, good: Good) -> list[str]:
+    """Return the arguments of `eval` that read a checkpoint."""
+    return [f"--checkpoint={directory}", f"--input={good.files.text}", "--device=cpu", "--resamples=0"]
+
+
 def resume(home: Path, good: Good) -> list[str]:
     """Return the arguments of `train` that resume the run of `home`."""
     config = home / "train.toml"

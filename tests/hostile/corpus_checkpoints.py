@@ -16,6 +16,7 @@ from tests.hostile.corpus import (
     Payload,
     case,
     copy_checkpoint,
+    evaluate,
     infer,
     read_safetensors,
     resume,
@@ -23,6 +24,7 @@ from tests.hostile.corpus import (
     write_safetensors,
     write_state,
 )
+from transformerlm.checkpoints.document_ids import DocumentIds
 
 Header = dict[str, Any]
 Change = Callable[[Header], Header | bytes | None]
@@ -257,11 +259,32 @@ def _(home: Path, good: Good) -> list[str]:
     return infer(directory)
 
 
-@case("a step that is text", "infer", "state.json")
-def _(home: Path, good: Good) -> list[str]:
-    directory = copy_checkpoint(home, good)
-    sign(directory, {"step": "1"})
-    return infer(directory)
+def value_case(name: str, **changes: Any) -> None:
+    """Put a checkpoint whose `state.json` has other values into the corpus, signed."""
+
+    @case(name, "infer", "state.json")
+    def _(home: Path, good: Good) -> list[str]:
+        directory = copy_checkpoint(home, good)
+        sign(directory, changes)
+        return infer(directory)
+
+
+value_case("a step that is text", step="1")
+value_case("a best loss of no step", best_val_loss=1.0, best_step=None)
+value_case("a model that was imported from a number", imported_from=7)
+
+
+for where, lie in (
+    ("begin", {"bos_token_id": 290}),
+    ("end", {"eos_token_ids": [2**62]}),
+    ("pad", {"pad_token_id": 290}),
+):
+
+    @case(f"documents that {where} at an id that is not there", "eval", "document_ids")
+    def _(home: Path, good: Good, lie: dict[str, Any] = lie) -> list[str]:
+        directory = copy_checkpoint(home, good)
+        sign(directory, {"document_ids": {**DocumentIds(289, (289,)).to_state(), **lie}})
+        return evaluate(directory, good)
 
 
 def config_case(name: str, old: str, new: str, blames: str) -> None:
@@ -304,6 +327,12 @@ resume_case(
         "optimizer": {**state["optimizer"], "state": {**state["optimizer"]["state"], "99": {"step": 1}}},
     },
 )
+resume_case("a guard that is a number", lambda state: {"guard": 7})
+resume_case("a guard that remembers text", lambda state: {"guard": {"data_offset": "1"}})
+resume_case("a guard that remembers what no guard does", lambda state: {"guard": {"__class__": 1}})
+resume_case("a machine that is a number", lambda state: {"computed_with": 7})
+resume_case("random numbers from beyond numpy's memory", lambda state: {"rng": _numpy(state["rng"], 2, 10**7)})
+resume_case("random numbers from numbers below 0", lambda state: {"rng": _numpy(state["rng"], 1, [-1] * 624)})
 resume_case("data of another run", lambda state: {"data": {**state["data"], "train_sha256": "0" * 64}})
 resume_case("an optimizer whose tensors have another shape", lambda state: {"optimizer": _swap(state["optimizer"])})
 
@@ -313,6 +342,11 @@ def _rename(optimizer: dict[str, Any]) -> dict[str, Any]:
     key = next(key for key, value in first.items() if isinstance(value, dict))
     first[key] = {"__tensor__": "../../secret"}
     return optimizer
+
+
+def _numpy(rng: dict[str, Any], place: int, value: Any) -> dict[str, Any]:
+    rng["numpy"][place] = value
+    return rng
 
 
 def _swap(optimizer: dict[str, Any]) -> dict[str, Any]:

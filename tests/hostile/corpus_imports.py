@@ -92,6 +92,12 @@ def _(model: Path, home: Path) -> None:
     (model / "config.json").symlink_to(home / "config.json")
 
 
+@import_case("a link to itself", "model.safetensors")
+def _(model: Path, home: Path) -> None:
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors").symlink_to("model.safetensors")
+
+
 for name in ("../../../../etc/passwd", "/etc/passwd", "x" * 100_000, "no-such-file.safetensors", ["x"]):
 
     @import_case(f"an index that names {str(name)[:30]}", "safetensors")

@@ -52,12 +52,13 @@ def main(home: Path) -> None:
 
 def warm_up(home, good) -> None:
     """Run each command on the good files: they pass, so it is the lie that is refused; and all modules are loaded."""
-    from tests.hostile.corpus import copy_checkpoint, infer, make_data, resume, train_tokenizer
+    from tests.hostile.corpus import copy_checkpoint, evaluate, infer, make_data, resume, train_tokenizer
 
     copy_checkpoint(home, good)
     for command, arguments in (
         ("infer", infer(good.checkpoint)),
         ("infer", infer(home / "run")),
+        ("eval", evaluate(good.checkpoint, good)),
         ("make_data", make_data(home, good)),
         ("train_tokenizer", train_tokenizer(home, good.files.text)),
         ("train", resume(home, good)),

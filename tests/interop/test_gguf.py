@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import sys
+import warnings
 
 import gguf
 import numpy as np
@@ -17,6 +18,7 @@ from torch.testing import assert_close
 from cli.train import train
 from tests.interop.models import SCALING, make_checkpoint, make_tokenizer
 from tests.training.tiny_run import tiny_config
+from transformerlm.checkpoints.document_ids import KEY, DocumentIds
 from transformerlm.checkpoints.load import load_model
 from transformerlm.inference.predictor import Predictor
 from transformerlm.interop import gguf as interop
@@ -169,6 +171,24 @@ def test_the_tokenizer_is_the_checkpoint_s(files, tmp_path):
     end = tokenizer.special_token_ids["<|endoftext|>"]
     assert found["tokenizer.ggml.eos_token_id"] == found["tokenizer.ggml.bos_token_id"] == end
     assert found["tokenizer.ggml.add_bos_token"] is False
+
+
+def test_further_ends_of_a_text_have_places_of_their_own_or_are_named(files, tmp_path):
+    """An imported model may end texts at several tokens; llama.cpp has room for three, the warning names the rest."""
+    tokenizer = make_tokenizer(files.text)
+    first, second, third = tokenizer.special_token_ids.values()
+    for ends in ((second, third, first), (second, third, first, 5)):
+        state = {KEY: DocumentIds(first, ends).to_state()}
+        home = tmp_path / str(len(ends))
+        checkpoint = make_checkpoint(home, files, tokenizer=tokenizer, state=state)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            write_gguf(checkpoint, home / "m.gguf")
+        found = read_metadata(home / "m.gguf")
+        assert [found[f"tokenizer.ggml.{key}_token_id"] for key in ("eos", "eot", "eom")] == [second, third, first]
+        said = [str(one.message) for one in told if "that end a text" in str(one.message)]
+        left = found["tokenizer.ggml.tokens"][5]
+        assert said == [f"GGUF has room for 3 tokens that end a text: {left!r} left out"] * (len(ends) - 3)
 
 
 @pytest.mark.parametrize(

@@ -147,12 +147,25 @@ def test_weights_that_do_not_fit_are_refused(change, message, copy, tmp_path):
 
 
 def test_what_follows_from_other_weights_is_passed_over(copy, tmp_path):
-    """The angles that old files keep, and a head that is tied to the embedding, are not needed."""
+    """The angles that old files keep, and a head that is the embedding once more, are not needed."""
     change_config(copy, tie_word_embeddings=True)
     angles = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
     change_weights(copy, lambda tensors: tensors.update(angles))
-    read_hf(copy, tmp_path / "run", verify=False)
+    change_weights(
+        copy, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].clone()})
+    )
+    read_hf(copy, tmp_path / "run")
     assert load_model(resolve(tmp_path / "run")).hparams()["tie_embeddings"]
+
+
+@pytest.mark.parametrize("rows", [520, 519])
+def test_a_head_of_its_own_beside_a_tied_one_is_refused(rows, copy, tmp_path):
+    """Transformers does not tie such a model, so one of the two is wrong; nobody can know which."""
+    change_config(copy, tie_word_embeddings=True)
+    change_weights(copy, lambda tensors: tensors.update({"lm_head.weight": tensors["lm_head.weight"][:rows].clone()}))
+    with pytest.raises(ValueError, match=r"lm_head\.weight: expected the numbers of the embedding.*tie_word"):
+        read_hf(copy, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_pickles_are_not_read(copy, tmp_path):
@@ -286,4 +299,5 @@ def test_an_end_that_is_no_special_token_is_left_out_with_a_word(files, tmp_path
     change_config(source, eos_token_id=2)
     with pytest.warns(UserWarning, match=r"eos_token_id: expected special tokens of the tokenizer, found 2: left out"):
         read_hf(source, tmp_path / "run", verify=False)
-    assert recorded_ids(resolve(tmp_path / "run")) is None
+    checkpoint = resolve(tmp_path / "run")
+    assert recorded_ids(checkpoint, load_tokenizer(checkpoint)) is None

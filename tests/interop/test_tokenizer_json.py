@@ -159,6 +159,17 @@ def test_tokens_that_are_put_around_a_text_are_warned_of(record, tmp_path):
         read(record, tmp_path)
 
 
+def test_an_added_token_that_is_not_special_is_warned_of(record, tokenizer, tmp_path):
+    """It is special here, and in exports; the warning names it and no other one."""
+    first, second, *_ = record["added_tokens"]
+    second["special"] = False
+    with pytest.warns(UserWarning, match="not special there, and special tokens here: ") as told:
+        found = read(record, tmp_path)
+    assert second["content"] in str(told[0].message)
+    assert first["content"] not in str(told[0].message)
+    assert found.fingerprint() == tokenizer.fingerprint()
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 1_000_000, '{"model": {}, "model": {}}', '{"model": NaN}'])
 def test_a_file_that_is_no_tokenizer_is_refused(text, tmp_path):
     """One line that names the file, whatever is in it."""

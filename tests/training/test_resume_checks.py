@@ -336,6 +336,7 @@ def test_a_checkpoint_says_what_it_was_computed_with(files, tmp_path):
         ("num_threads", 64, "num_threads was 64, now 1"),
         ("cpu_flags", ["avx2", "avx1024"], "cpu_flags was with avx1024"),
         ("precision", "bf16", "precision was bf16, now fp32"),
+        ("cpu_flags", [{"by": "a stranger"}], "cpu_flags was with {'by': 'a stranger'}"),
     ],
 )
 def test_a_resume_by_other_means_is_said_in_one_line(name, before, message, files, tmp_path):

@@ -36,7 +36,22 @@ def test_state_through_json_continues_where_it_was() -> None:
     assert draw() == expected
 
 
-@pytest.mark.parametrize("broken", [{}, {"python": 3}, {**rng_state(), "torch": "AAAA"}, {**rng_state(), "numpy": []}])
+NUMPY = rng_state()["numpy"]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {},
+        {"python": 3},
+        {**rng_state(), "torch": "AAAA"},
+        {**rng_state(), "numpy": []},
+        {**rng_state(), "numpy": [*NUMPY[:2], 10**7, *NUMPY[3:]]},  # numpy would read there
+        {**rng_state(), "numpy": [NUMPY[0], [-1] * 624, *NUMPY[2:]]},
+        {**rng_state(), "python": [3, [2**70] * 625, None]},
+    ],
+    ids=range(7),
+)
 def test_malformed_state_is_refused(broken: dict[str, object]) -> None:
     """Anything but what rng_state returned is a ValueError."""
     with pytest.raises(ValueError, match="rng state: expected the dict"):

@@ -58,6 +58,7 @@ def newest_whole(
     Raises:
         CheckpointFormatError: one has another format, which is not damage.
         CheckpointError: all checkpoints are damaged, or there were some before and none is left; nothing is moved.
+        CheckpointUnreadableError: one cannot be read now, which is not damage; nothing is moved.
     """
     newest, damaged = _first_whole(list_checkpoints(root), root, world=world)
     with agreed(world):

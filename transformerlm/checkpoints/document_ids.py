@@ -67,12 +67,12 @@ def ids_of_checkpoint(directory: Path, tokenizer: Tokenizer) -> DocumentIds:
     """Return the ids that the checkpoint records, or else those that `guess_ids` guesses.
 
     Raises:
-        CheckpointError: `state.json` is missing or damaged, or what it holds is not ids.
+        CheckpointError: `state.json` is missing or damaged, or what it holds is not ids of the tokenizer.
     """
-    return recorded_ids(directory) or guess_ids(tokenizer, where=f"{directory}: ")
+    return recorded_ids(directory, tokenizer) or guess_ids(tokenizer, where=f"{directory}: ")
 
 
-def recorded_ids(directory: Path) -> DocumentIds | None:
+def recorded_ids(directory: Path, tokenizer: Tokenizer) -> DocumentIds | None:
     """Return the ids that the checkpoint records; None: none, as in older versions. Raises as `ids_of_checkpoint`."""
     found = read_state(directory).get(KEY)
     if found is None:
@@ -81,10 +81,13 @@ def recorded_ids(directory: Path) -> DocumentIds | None:
         bos, ends, pad = found["bos_token_id"], found["eos_token_ids"], found["pad_token_id"]
         said = [*ends, *(one for one in (bos, pad) if one is not None)]
         starts_texts = found["starts_texts"]
-        if not all(type(one) is int and one >= 0 for one in said) or type(starts_texts) is not bool:
+        known = range(tokenizer.vocab_size)
+        if not all(type(one) is int and one in known for one in said) or type(starts_texts) is not bool:
             raise ValueError
     except (TypeError, KeyError, ValueError):
-        raise CheckpointError(f"{directory}: expected ids in {KEY} of state.json, found {str(found)[:80]}") from None
+        raise CheckpointError(
+            f"{directory}: expected ids below {tokenizer.vocab_size} in {KEY} of state.json, found {str(found)[:80]}"
+        ) from None
     return DocumentIds(bos, tuple(ends), pad, starts_texts)
 
 

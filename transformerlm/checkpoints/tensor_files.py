@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from transformerlm.checkpoints.layout import index_name, parts_of_index, single_name
-from transformerlm.checkpoints.validation import CheckpointError, TensorFacts, read_header
+from transformerlm.checkpoints.validation import CheckpointError, TensorFacts, read_header, unreadable
 from transformerlm.utils import files
 from transformerlm.utils.json_files import read_json_object
 
@@ -147,7 +147,8 @@ def read_rows(stored: Mapping[str, StoredTensor], wanted: Mapping[str, range | N
     The bytes are read, not mapped: a process that maps a file dies where somebody shortens it, or a network disk fails.
 
     Raises:
-        CheckpointError: a file cannot be read.
+        CheckpointError: a file is missing or damaged.
+        CheckpointUnreadableError: a file cannot be read now.
     """
     for path in dict.fromkeys(stored[name].path for name in wanted):
         try:
@@ -156,7 +157,9 @@ def read_rows(stored: Mapping[str, StoredTensor], wanted: Mapping[str, range | N
                 for name, rows in wanted.items():
                     if stored[name].path == path:
                         yield name, _read(file, stored[name].facts, rows)
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise unreadable(error, path) from None
+        except ValueError as error:
             raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from None
 
 
@@ -164,7 +167,7 @@ def _read(file: BinaryIO, facts: TensorFacts, rows: range | None) -> Tensor:
     """Return a tensor, or these rows of it, from its file.
 
     Raises:
-        OSError: the file is shorter than its header said.
+        OSError, ValueError: it cannot be read, or is shorter than its header said.
     """
     shape, dtype = facts.shape, _OF_NAMES[facts.dtype]
     if rows is None or not shape:
@@ -173,7 +176,7 @@ def _read(file: BinaryIO, facts: TensorFacts, rows: range | None) -> Tensor:
     file.seek(facts.begin + rows.start * math.prod(shape[1:]) * dtype.itemsize)
     data = values.reshape(-1).view(torch.uint8)  # (num_bytes)
     if file.readinto(data.numpy().data) != len(data):  # type: ignore[attr-defined]
-        raise OSError("it ends too early")
+        raise ValueError("it ends too early")
     return values
 
 

@@ -7,8 +7,10 @@ be a link that leads out of the checkpoint.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from transformerlm.checkpoints.layout import MODEL, OPTIMIZER, kind_of, missing_files, single_name
 from transformerlm.distributed.world import World, gather_text, is_main
-from transformerlm.utils.files import file_sha256, wait_for
+from transformerlm.utils.files import file_sha256, naming, wait_for
 from transformerlm.utils.json_files import parse_json_object, read_json_object, values_sha256
 
 FORMAT = 1
@@ -45,11 +47,19 @@ _STATE_TYPES: dict[str, tuple[type, ...]] = {
     "seconds": (float, int),
     "elapsed_s": (float, int),
     "wandb_id": (str, type(None)),
+    "imported_from": (str,),
+    "guard": (dict,),
+    "computed_with": (dict,),
     "data": (dict,),
     "rng": (dict,),
     "optimizer": (dict,),
     "sha256": (dict,),
 }
+
+
+# Of the errors in reading a file, those that say something of the file: it is missing or something else, or the disk
+# cannot read it. Any other, as too many open files, is one of this process or of this moment.
+_DAMAGE = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO}
 
 
 class CheckpointError(ValueError):
@@ -64,17 +74,22 @@ class CheckpointNotSharedError(CheckpointError):
     """A checkpoint that some ranks do not see; it may well be whole."""
 
 
+class CheckpointUnreadableError(OSError):
+    """A checkpoint that this process cannot read now; it may well be whole."""
+
+
 def read_state(directory: Path) -> dict[str, Any]:
     """Return the contents of a checkpoint's `state.json`.
 
     Raises:
         CheckpointError: it is missing, not JSON, or in another format.
+        CheckpointUnreadableError: it cannot be read now.
     """
     path = directory / "state.json"
     try:
         state = read_json_object(path, max_bytes=_MAX_STATE_BYTES)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+        raise unreadable(error, path) from None
     except ValueError as error:
         raise CheckpointError(f"{error}; damaged") from None
     if type(state.get("format")) is not int:
@@ -103,7 +118,8 @@ def verify(
     optimizer's files need only be there: they are two thirds of the bytes, and only a training reads them.
 
     Raises:
-        CheckpointError: a file is missing, cannot be read, or has changed.
+        CheckpointError: a file is missing, has changed, or the disk cannot read it.
+        CheckpointUnreadableError: a file cannot be read now, which is no damage.
         CheckpointNotSharedError: rank 0 sees another checkpoint than another rank, which is not damage.
     """
     state: dict[str, Any] = {}
@@ -142,7 +158,8 @@ def _read_listed(directory: Path) -> dict[str, Any]:
     with as_checkpoint_error():
         check_contained(directory)
     state = read_state(directory)
-    found = set(file_names(directory)) - {"state.json"}
+    with as_checkpoint_error():
+        found = set(file_names(directory)) - {"state.json"}
     for name in state["sha256"]:
         if name not in found:
             raise CheckpointError(f"{directory}: {name} is missing")
@@ -159,6 +176,8 @@ def _read_shared(directory: Path) -> dict[str, Any]:
         state = read_state(directory)
         for name in state["sha256"]:
             wait_for(directory / name)
+    except CheckpointUnreadableError:
+        raise
     except (OSError, CheckpointError) as error:
         raise CheckpointNotSharedError(
             f"{error}, but rank 0 does: expected all machines to see the same directory"
@@ -174,9 +193,10 @@ def _check_sum(directory: Path, name: str, expected: str) -> None:
 
 @contextmanager
 def agreed(world: World) -> Iterator[None]:
-    """Let a CheckpointError of one rank be raised by all of them when the block ends, as the first rank has it.
+    """Let an error of one rank be raised by all of them when the block ends, as the first rank has it.
 
-    An OSError remains one on its own rank, and is a CheckpointError on the others.
+    An OSError of any rank, which says nothing of the checkpoint, comes before a CheckpointError: none goes on without
+    that rank.
     """
     problem: CheckpointError | OSError | None = None
     try:
@@ -187,9 +207,9 @@ def agreed(world: World) -> Iterator[None]:
     texts = gather_text("" if problem is None else f"{type(problem).__name__}: {problem}", world)
     if isinstance(problem, OSError):
         raise problem
-    for found in filter(None, texts):
-        kind, message = found.split(": ", 1)
-        raise kinds.get(kind, CheckpointError)(message)
+    found = [text.split(": ", 1) for text in texts if text]
+    for kind, message in sorted(found, key=lambda one: one[0] in kinds):
+        raise kinds.get(kind, OSError)(message)
 
 
 @dataclass(frozen=True)
@@ -212,8 +232,15 @@ def check_contained(directory: Path) -> None:
         raise ValueError(f"{directory}: expected a directory, found a link (name the directory itself)")
     root = directory.resolve()
     for path in directory.rglob("*"):
-        if path.is_symlink() and not path.resolve().is_relative_to(root):
+        if path.is_symlink() and not _leads_into(root, path):
             raise ValueError(f"{path}: expected a file of the checkpoint, found a link out of it (copy the file here)")
+
+
+def _leads_into(root: Path, link: Path) -> bool:
+    try:
+        return link.resolve().is_relative_to(root)
+    except (OSError, RuntimeError):  # it leads to itself
+        return False
 
 
 def check_state_types(state: Mapping[str, Any]) -> None:
@@ -231,6 +258,8 @@ def check_state_types(state: Mapping[str, Any]) -> None:
     for key in ("data", "sha256"):
         if not all(isinstance(value, str) for value in state.get(key, {}).values()):
             raise ValueError(f"expected {key} to hold strings")
+    if state.get("best_val_loss") is not None and state.get("best_step") is None:
+        raise ValueError("expected the step of best_val_loss in best_step, found none")
 
 
 def read_header(path: Path) -> dict[str, TensorFacts]:
@@ -241,7 +270,7 @@ def read_header(path: Path) -> dict[str, TensorFacts]:
         OSError: the file cannot be read.
     """
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         room = min(size - 8, MAX_HEADER_BYTES)
         if size < 8 or length > room:
@@ -336,19 +365,37 @@ def check_optimizer_state(state_dict: Mapping[str, Any], shapes: Sequence[tuple[
 
 @contextmanager
 def as_checkpoint_error(prefix: str = "") -> Iterator[None]:
-    """Turn any error that a stranger's file causes into a CheckpointError."""
+    """Turn any error that a stranger's file causes into a CheckpointError, and another OSError into what it means."""
     try:
         yield
-    except CheckpointError:
+    except (CheckpointError, CheckpointUnreadableError):
         raise
     except OSError as error:
-        raise CheckpointError(f"{prefix}{error.filename}: cannot be read: {error.strerror}") from None
+        raise unreadable(error, error.filename, prefix=prefix) from None
     except KeyError as error:
         raise CheckpointError(f"{prefix}expected the key {error}, found none") from None
     except (ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         raise CheckpointError(f"{prefix}{error}") from None
 
 
+def unreadable(error: OSError, path: object, *, prefix: str = "") -> CheckpointError | CheckpointUnreadableError:
+    """Return what it means that a file of a checkpoint cannot be read: damage, or nothing about the checkpoint."""
+    reason = f"{prefix}{path}: cannot be read: {error.strerror or error}"
+    if error.errno in _DAMAGE:
+        return CheckpointError(reason)
+    return CheckpointUnreadableError(f"{reason}; that is no damage: try again when it can be read")
+
+
 def file_names(directory: Path) -> Iterator[str]:
-    """Yield the name of each file in a checkpoint, relative to it, in order."""
-    return (path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*")) if path.is_file())
+    """Yield the name of each file in a checkpoint, relative to it, in order.
+
+    Raises:
+        OSError: a folder cannot be listed.
+    """
+    folders = os.walk(directory, onerror=_raise)  # `rglob` omits what it cannot list
+    paths = sorted(Path(folder, name) for folder, _, names in folders for name in names)
+    return (path.relative_to(directory).as_posix() for path in paths if path.is_file())
+
+
+def _raise(error: OSError) -> None:
+    raise error

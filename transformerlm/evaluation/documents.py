@@ -155,11 +155,12 @@ def _id_bytes(tokenizer: Tokenizer) -> Array:
     return np.array([len(tokenizer.vocab[token_id]) for token_id in range(tokenizer.vocab_size)], dtype=np.int64)
 
 
-def open_token_file(path: str | Path, tokenizer: Tokenizer) -> Documents:
+def open_token_file(path: str | Path, tokenizer: Tokenizer, *, document_ids: DocumentIds | None = None) -> Documents:
     """Return the documents of a token file or a folder of shards; a document's bytes are those of its tokens.
 
-    Where it says which ids are learnt, those alone count, and special tokens among them have no bytes, as in a
-    validation while training.
+    They end at the file's own separator, and begin with the model's `document_ids`, or, without them, with that
+    separator. Where the file says which ids are learnt, those alone count, and special tokens among them have no bytes,
+    as in a validation while training.
 
     Raises:
         FileNotFoundError: the file, its sidecar, its mask or a shard is missing.
@@ -186,7 +187,8 @@ def open_token_file(path: str | Path, tokenizer: Tokenizer) -> Documents:
     documents = _split(np.asarray(dataset.tokens), separator_id, tokenizer, path, learnt=learnt)
     if not documents.num_bytes.any():
         raise ValueError(f"{path}: expected text that is learnt, found none in {len(documents):,} documents")
-    return documents
+    start_id = None if document_ids is None else document_ids.start_id
+    return documents if start_id is None else replace(documents, start_id=start_id)
 
 
 def _split(

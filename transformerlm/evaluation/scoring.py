@@ -7,8 +7,9 @@ context, `stride = context_length` reads each id once, as validation in training
 
 In mode "documents" each document is a stream that begins with the id at which documents start. In mode "sliding" all
 documents are one stream, with a separator before the first and after each, as in a token file: context reaches into
-earlier documents, and a separator is scored with the document that it ends. If there is no such id, a stream begins
-with its own first id, which costs log(vocab_size) nats: every id is equally likely.
+earlier documents, unless the model was trained with `document_mask`, which then holds here, too. A separator is scored
+with the document that it ends. If there is no such id, a stream begins with its own first id, which costs
+log(vocab_size) nats: every id is equally likely.
 
 A text may take longer than anybody wants to wait. `Scoring` reads it batch by batch, in mode "documents" in random
 order, so that the part read so far represents the whole.
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 
 from transformerlm.evaluation.documents import Array, Documents
-from transformerlm.models.functional import token_nats
+from transformerlm.models.functional import document_positions, token_nats
 from transformerlm.models.transformer import TransformerLM
 
 Mode = Literal["documents", "sliding"]
@@ -108,10 +109,12 @@ def score_windows(
     *,
     nats: Array | None = None,
     greedy: Array | None = None,
+    separator_id: int | None = None,
 ) -> Array:
     """Return the nats of each of `ids` `(tokens,)`, fp64; 0, or what `nats` held, for those that no window predicts.
 
-    If `greedy` `(tokens,)` is given, it is set to True for ids that were the most likely, and False for others.
+    If `separator_id` is given, attention stays within the documents that begin with it, as `document_mask` says. If
+    `greedy` `(tokens,)` is given, it is set to True for ids that were the most likely, and False for others.
     Windows of similar length share a batch. A shorter one is padded with the ids that happen to follow it: a causal
     model sees them only after the positions that count.
     """
@@ -125,8 +128,9 @@ def score_windows(
         positions = windows.starts[batch, None] + np.arange(lengths[batch[0]] + 1)  # (batch, length + 1)
         read = ids[np.minimum(positions, len(ids) - 1)].astype(np.int64)
         rows = torch.from_numpy(read).to(device)
+        within = None if separator_id is None else document_positions(rows[:, :-1], separator_id)
         with windowing.autocast():
-            logits = model(rows[:, :-1])
+            logits = model(rows[:, :-1], document_positions=within)
             losses = token_nats(logits, rows[:, 1:])
         before = positions[:, :-1]  # (batch, length), the place before each predicted id
         scored = (before >= windows.scored_from[batch, None]) & (before < windows.ends[batch, None])
@@ -202,6 +206,8 @@ class Scoring:
         self._model, self._documents = model.eval(), documents
         self._ids, lengths, self._owners, self._counted = _streams(documents, mode)
         self._windows = cut_windows(lengths, context_length=context_length, stride=stride)
+        is_masked = mode == "sliding" and model.settings.document_mask
+        self._separator_id = documents.separator_id if is_masked else None
         self._nats = np.zeros(len(self._ids))
         self._is_first = np.zeros(len(self._ids), dtype=np.bool_)
         firsts = np.cumsum(lengths) - lengths
@@ -255,7 +261,9 @@ class Scoring:
         """
         chosen = self._order[self._done : self._done + self._windowing.batch_size]
         windows = Windows(*(column[chosen] for column in self._windows))
-        score_windows(self._model, self._ids, windows, self._windowing, nats=self._nats)
+        score_windows(
+            self._model, self._ids, windows, self._windowing, nats=self._nats, separator_id=self._separator_id
+        )
         # No window predicts the first id of a stream; it counts with the stream's first window.
         begins = windows.scored_from + ~self._is_first[windows.starts]
         counts = windows.ends + 1 - begins

@@ -25,7 +25,7 @@ from transformerlm.inference.fast.decoder import Decoder
 from transformerlm.inference.fast.prompt_lookup import decode as decode_speculatively
 from transformerlm.inference.penalties import Occurrences, Penalties, adjust
 from transformerlm.inference.requests import Drawn, Finished, Request
-from transformerlm.inference.sampling import RandomNumbers, SamplingParams, sample
+from transformerlm.inference.sampling import NUM_AHEAD, RandomNumbers, SamplingParams, sample
 from transformerlm.models.transformer import TransformerLM
 
 __all__ = [
@@ -138,9 +138,9 @@ def stream(
     Ends before `eos_token_id`, or the first of several, which is not yielded, nor drawn before `min_tokens` others.
     Only ids below `vocab_size` are drawn, by default the model's (a model may have more ids than its tokenizer).
     `temperature` to `min_p` are those of `SamplingParams`; `generator` must be on the model's device. `speculative`
-    drafts that many ids a step from the text so far and needs a `Decoder`; the ids have the same distribution, and with
-    temperature 0 they are the same. Raises ValueError, at once, for an empty prompt, several rows of ids, an id the
-    model does not have, or drafts with penalties.
+    drafts that many ids a step, at most 64, from the text so far and needs a `Decoder`; the ids have the same
+    distribution, and with temperature 0 they are the same. Raises ValueError, at once, for an empty prompt, several
+    rows of ids, an id the model does not have, more drafts, or drafts with penalties.
 
     Thirteen parameters: those who stream see each setting by its name.
     """
@@ -150,6 +150,8 @@ def stream(
     settings: DecodeKeywords = {
         "max_new_tokens": max_new_tokens, "params": params, "generators": [generator], "vocab_size": vocab_size
     }  # fmt: skip
+    if not 0 <= speculative <= NUM_AHEAD:  # the numbers of refused drafts are put back
+        raise ValueError(f"generate: speculative must lie between 0 and {NUM_AHEAD}, got {speculative}")
     penalties = Penalties() if penalties is None else penalties
     if Occurrences.needed(penalties, min_tokens=min_tokens):
         if speculative:

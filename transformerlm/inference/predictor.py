@@ -167,9 +167,9 @@ class Predictor:
         """Yield the text that follows `prompt`, a text or its ids, in pieces of whole characters, without the prompt.
 
         The same `seed` gives the same text; None draws from torch's global generator. A prompt longer than the model's
-        context keeps its end, with a warning. `speculative` drafts that many tokens a step from the text so far. The
-        first string of `stop` that appears ends the text before it; `min_tokens` come before the end token may. Raises
-        ValueError for parameters out of range.
+        context keeps its end, with a warning. `speculative` drafts that many tokens a step, at most 64, from the text
+        so far. The first string of `stop` that appears ends the text before it; `min_tokens` come before the end token
+        may. Raises ValueError for parameters out of range.
         """
         if not (isinstance(prompt, list) and all(type(one) is int for one in prompt)):
             check_is_string(prompt, "prompt")

@@ -22,8 +22,8 @@ from transformerlm.inference.row_sums import row_sums
 from transformerlm.utils.dtypes import upcast
 from transformerlm.utils.plain_forms import may_hand_over
 
-# How many random numbers are drawn at once.
-_AHEAD = 64
+NUM_AHEAD = 64
+"""How many random numbers are drawn at once, and how many of them can be put back at most."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class RandomNumbers:
     """
 
     def __init__(self, generator: torch.Generator | None, device: torch.device) -> None:
-        self._draw = partial(torch.rand, _AHEAD, generator=generator, device=device, dtype=_sums_dtype(device))
+        self._draw = partial(torch.rand, NUM_AHEAD, generator=generator, device=device, dtype=_sums_dtype(device))
         self._numbers: list[float] = []
         self._next = 0
 
@@ -68,13 +68,16 @@ class RandomNumbers:
         """Return the next number."""
         if self._next == len(self._numbers):
             # Those before are kept for `put_back`.
-            self._numbers, self._next = [*self._numbers[-_AHEAD:], *self._draw().tolist()], min(self._next, _AHEAD)
+            self._numbers, self._next = (
+                [*self._numbers[-NUM_AHEAD:], *self._draw().tolist()],
+                min(self._next, NUM_AHEAD),
+            )
         self._next += 1
         return self._numbers[self._next - 1]
 
     def put_back(self, count: int) -> None:
         """Give the last `count` numbers, at most 64, again."""
-        assert 0 <= count <= min(self._next, _AHEAD), (count, self._next)
+        assert 0 <= count <= min(self._next, NUM_AHEAD), (count, self._next)
         self._next -= count
 
 

@@ -11,6 +11,7 @@ in llama.cpp's own converter.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -252,9 +253,13 @@ def _add_tokenizer(gguf: ModuleType, writer: GGUFWriter, tokenizer: Tokenizer, d
     writer.add_token_types([gguf.TokenType.CONTROL if index in specials else gguf.TokenType.NORMAL for index in ids])
     writer.add_token_merges([" ".join(parts) for parts in merges])
     writer.add_bos_token_id(bos)
-    writer.add_eos_token_id(ends[0])
-    if len(ends) > 1:  # llama.cpp stops there, too
-        writer.add_eot_token_id(ends[1])
+    places = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)  # llama.cpp stops at each
+    for add, end in zip(places, ends, strict=False):
+        add(end)
+    if left := [repr(tokens[end]) for end in ends[len(places) :]]:
+        warnings.warn(
+            f"GGUF has room for {len(places)} tokens that end a text: {', '.join(left)} left out", stacklevel=4
+        )
     if pad is not None:
         writer.add_pad_token_id(pad)
     writer.add_add_bos_token(document_ids.starts_texts)

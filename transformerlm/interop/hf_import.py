@@ -15,6 +15,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -42,6 +43,7 @@ _MAX_INDEX_BYTES = 1 << 25
 _SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
 _DTYPES = ("F32", "F16", "BF16")
 _IGNORED = ".rotary_emb.inv_freq"  # old files keep the angles, which follow from rope_theta
+_HEAD = "lm_head.weight"  # under this name here, too
 
 
 def read_hf(
@@ -137,24 +139,28 @@ def _build(source: Path, settings: ModelSettings) -> TransformerLM:
     """Return the model with its weights in fp32, once the headers of all files agree with it."""
     names = llama.weight_names(settings)
     ours = {theirs: name for name, theirs in names.items()}
-    tied = {"lm_head.weight"} if settings.tie_embeddings else set()
     places: dict[str, Path] = {}
     facts: dict[str, TensorFacts] = {}
     for path in _weight_files(source):
-        used = {
-            name: one for name, one in read_header(path).items() if not name.endswith(_IGNORED) and name not in tied
-        }
+        used = {name: one for name, one in read_header(path).items() if not name.endswith(_IGNORED)}
         if twice := sorted(used.keys() & facts.keys()):
             raise ValueError(f"{path}: expected each weight in one file, found {twice[0][:80]!r} in two")
         facts |= used
         places |= dict.fromkeys(used, path)
-    _check_names(source, facts.keys(), ours.keys())
-    found = sum(math.prod(one.shape) for one in facts.values())
+    doubled = {_HEAD} & facts.keys() if settings.tie_embeddings else set()
+    _check_names(source, facts.keys() - doubled, ours.keys())
+    found = sum(math.prod(one.shape) for name, one in facts.items() if name not in doubled)
     if found != count_parameters(settings):
         raise ValueError(f"{source}: expected {count_parameters(settings):,} numbers in weights, found {found:,}")
     model = TransformerLM(settings, device="meta")
     _check_shapes(source, facts, {theirs: tuple(model.get_parameter(name).shape) for theirs, name in ours.items()})
-    model.load_state_dict(_load(places, ours, settings.d_head), assign=True)
+    weights = _load(places, {**ours, _HEAD: _HEAD}, settings.d_head)
+    if doubled and not torch.equal(weights.pop(_HEAD), weights["token_embeddings.weight"]):
+        raise ValueError(
+            f"{source}: {_HEAD}: expected the numbers of the embedding, as {CONFIG_FILE} says that the two are tied, "
+            "found others, with which transformers would compute; for a head of its own set tie_word_embeddings = false"
+        )
+    model.load_state_dict(weights, assign=True)
     check_finite(dict(model.named_parameters()), source)
     return model
 

@@ -124,7 +124,7 @@ def _facts(config: TrainConfig, state: dict[str, Any], tokenizer: Tokenizer) -> 
         **facts,
         "dataset": config.logging.dataset or _text_names(sidecar) or config.data.train.name,
         "steps": f"{state['step']:,} of {training.max_steps:,}",
-        "tokens seen": f"{state['tokens']:,}",
+        **({"tokens seen": f"{state['tokens']:,}"} if "tokens" in state else {}),
         "sequences per step": f"{training.batch_size:,}",
         "optimizer": f"{optimizer.name}, learning rate {optimizer.learning_rate:g}, {config.schedule.name}",
         "seed": str(training.seed),

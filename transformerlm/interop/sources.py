@@ -18,7 +18,7 @@ def open_tokenizer(path: Path) -> Tokenizer:
 
 def leading_token_of(path: Path, tokenizer: Tokenizer) -> str | None:
     """Return the special token before each text, which a checkpoint may record and a tokenizer's directory does not."""
-    known = None if tokenizer_files(path)[0].exists() else recorded_ids(resolve(path))
+    known = None if tokenizer_files(path)[0].exists() else recorded_ids(resolve(path), tokenizer)
     if known is None or not known.starts_texts:
         return None
     return next((text for text, index in tokenizer.special_token_ids.items() if index == known.start_id), None)

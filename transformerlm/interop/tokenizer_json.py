@@ -19,6 +19,7 @@ from transformerlm.utils.json_files import read_json_object
 
 FILE = "tokenizer.json"
 MAX_FILE_BYTES = 1 << 28
+_MAX_NAMES = 5
 # GPT-4's pattern (cl100k) as Hugging Face's tokenizers can write it; the possessive `++` of tiktoken is only for speed.
 # Other exports omit the rule for white space at the end of a text (`\s++$`), and differ from OpenAI's there.
 _WHITE_SPACE_TO_THE_END = r"|\s+(?![\s\S])"
@@ -205,15 +206,25 @@ def _refuse(key: str, found: Any, expected: list[Any]) -> None:
 
 
 def _added_tokens(tokens: list[Any]) -> dict[str, int]:
-    """Return content and id of each added token; like our special tokens, all are kept whole wherever they are."""
-    found = {}
+    """Return content and id of each added token; like our special tokens, all are kept whole wherever they are.
+
+    Those that are not special there are so here, with a warning: a prompt has them as plain text unless `allow_special`
+    is given, and an export says that they are special.
+    """
+    found, plain = {}, []
     for token in tokens:
         for key in ("single_word", "lstrip", "rstrip"):
             _refuse(f"added token {str(token.get('content'))[:40]!r}: {key}", token.get(key, False), [False])
         found[token["content"]] = token["id"]
+        if token.get("special") is False:
+            plain.append(token["content"])
     if len(tokens) > MAX_SPECIALS:
         raise ValueError(f"expected at most {MAX_SPECIALS:,} added tokens, found {len(tokens):,}")
-    return _ids(found)
+    ids = _ids(found)
+    if plain:
+        names = ", ".join(plain[:_MAX_NAMES]) + (f" and {len(plain) - _MAX_NAMES} more" if plain[_MAX_NAMES:] else "")
+        warnings.warn(f"added tokens that are not special there, and special tokens here: {names}", stacklevel=4)
+    return ids
 
 
 def _ids(vocab: Any) -> dict[str, int]:

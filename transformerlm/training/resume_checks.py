@@ -167,7 +167,7 @@ def changed_bits(theirs: dict[str, Any] | None, ours: dict[str, Any]) -> str | N
 def _shown(value: object, other: object) -> object:
     """Return a value for the line above; of a list, only what the other one lacks."""
     if isinstance(value, list) and isinstance(other, list):
-        return f"with {', '.join(sorted(set(value) - set(other))) or 'less'}"
+        return f"with {', '.join(str(one) for one in value if one not in other) or 'less'}"
     return value
 
 

@@ -16,7 +16,7 @@ from transformerlm.checkpoints.load import load_optimizer, load_weights
 from transformerlm.checkpoints.more_tokens import EXTENDED
 from transformerlm.checkpoints.optimizer_state import OptimizerState
 from transformerlm.checkpoints.save import Snapshot
-from transformerlm.checkpoints.validation import CheckpointError, read_state
+from transformerlm.checkpoints.validation import CheckpointError, as_checkpoint_error, read_state
 from transformerlm.distributed.rows import Rows
 from transformerlm.distributed.sharding import Shards
 from transformerlm.distributed.world import is_main, together
@@ -53,6 +53,7 @@ class SavedRun:
             advice = "choose another logging.run_name, and name it in checkpoint.init_from"
             hint = next((f"; {kind}: {advice}" for key, kind in kinds.items() if key in values), "")
             raise CheckpointError(f"{directory}: state.json does not hold {', '.join(sorted(missing))}{hint}")
+        _check_guard(values["guard"], directory)
         return cls(directory, values)
 
     @property
@@ -93,7 +94,20 @@ class SavedRun:
         with together(shards.world):
             load_weights(shards.rows, self.directory)
             load_optimizer(optimizer, self.directory, self.values, rows=_rows_of(shards, optimizer))
-        set_rng_state(self.values["rng"])
+        with as_checkpoint_error(f"{self.directory}: "):
+            set_rng_state(self.values["rng"])
+
+
+def _check_guard(found: dict[str, Any], directory: Path) -> None:
+    """Refuse a memory of the spike guard that is not one; checkpoints of earlier versions may lack parts of it."""
+    fresh = asdict(GuardState())
+    for name, value in found.items():
+        is_count = type(value) is int and 0 <= value < 2**63
+        if name not in fresh or not (is_count or type(value) is type(fresh[name]) is float):
+            known = ", ".join(f"{key} of {type(one).__name__}" for key, one in fresh.items())
+            raise CheckpointError(
+                f"{directory}: guard of state.json: expected {known}, found {name[:40]!r}: {str(value)[:60]}"
+            )
 
 
 def snapshot(

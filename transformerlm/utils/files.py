@@ -60,17 +60,23 @@ def write_whole(path: Path, data: str | bytes) -> None:
     Raises:
         OSError: it cannot be written; the error names the file.
     """
+    with naming(path), whole_file(path) as unfinished:
+        unfinished.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError name the file: a read or a write that fails does not say where."""
     try:
-        with whole_file(path) as unfinished:
-            unfinished.write_bytes(data.encode() if isinstance(data, str) else data)
+        yield
     except OSError as error:
-        error.filename = str(path)  # a write on a full disk does not say where
+        error.filename = str(path)
         raise
 
 
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

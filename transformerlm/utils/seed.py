@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_NUM_KEYS = 624  # of a Mersenne twister
+
 
 def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, numpy and torch (all devices)."""
@@ -40,10 +42,12 @@ def set_rng_state(state: dict[str, Any]) -> None:
         version, internal, gauss = state["python"]
         random.setstate((version, tuple(internal), gauss))
         name, keys, position, has_gauss, cached = state["numpy"]
+        if not (len(keys) == _NUM_KEYS and 0 <= position <= _NUM_KEYS):  # numpy would read beyond its memory
+            raise ValueError(f"numpy's position {position} in {len(keys)} keys")
         np.random.set_state((name, np.asarray(keys, dtype=np.uint32), position, has_gauss, cached))
         torch.set_rng_state(_to_tensor(state["torch"]))
         cuda = [_to_tensor(text) for text in state["cuda"]]
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise ValueError(
             f"rng state: expected the dict that rng_state() returns, found a malformed one ({error})"
         ) from error

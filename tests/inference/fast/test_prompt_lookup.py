@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
+from config.infer import InferConfig
 from tests.inference.helpers import make_model
 from transformerlm.inference.fast.decoder import Decoder
 from transformerlm.inference.fast.prompt_lookup import PromptLookup, _check_draft
 from transformerlm.inference.generate import generate, stream
-from transformerlm.inference.sampling import RandomNumbers, SamplingParams, top_k_filter, top_p_filter
+from transformerlm.inference.sampling import NUM_AHEAD, RandomNumbers, SamplingParams, top_k_filter, top_p_filter
 
 REPEATING = [5, 9, 200, 7, 5, 9, 200, 7, 5, 9]
 
@@ -95,3 +97,16 @@ def test_the_model_itself_is_refused() -> None:
     """Drafts are checked in one pass of a Decoder; the error says how to make one."""
     with pytest.raises(ValueError, match="speculative decoding needs a Decoder"):
         stream(make_model(), [1], max_new_tokens=2, speculative=3)
+
+
+def test_more_drafts_than_can_be_put_back_are_refused() -> None:
+    """The limit is that of the command; up to it, a text whose drafts are refused is drawn to its end."""
+    decoder, prompt = Decoder(make_model(context_length=256)), [*range(100), 0, 1, 2]
+    options: dict[str, Any] = {"max_new_tokens": 70, "temperature": 50.0}
+    assert len(PromptLookup(prompt).propose(NUM_AHEAD)) == NUM_AHEAD
+    assert len(generate(decoder, prompt, **options, speculative=NUM_AHEAD)) == 70
+    for number in (-1, NUM_AHEAD + 1):
+        with pytest.raises(ValueError, match=f"speculative must lie between 0 and 64, got {number}"):
+            stream(decoder, prompt, **options, speculative=number)
+    with pytest.raises(ValidationError, match="less than or equal to 64"):
+        InferConfig.model_validate({"checkpoint": "runs/first", "speculative": NUM_AHEAD + 1})

@@ -13,7 +13,12 @@ from typing import Any
 import pytest
 
 from tests.benchmarking.test_lm_eval import TASK
-from tests.serving.command import CONTEXT, ENVIRONMENT, WAIT, Server
+from tests.serving.command import CONTEXT, ENVIRONMENT, WAIT, Server, save_random_model, serving
+from tests.training.tiny_run import TinyFiles
+from transformerlm.checkpoints.directory import resolve
+from transformerlm.checkpoints.document_ids import KEY, DocumentIds
+from transformerlm.interop.hf_export import write_hf
+from transformerlm.tokenizer import Tokenizer
 
 HAS_HARNESS = all(importlib.util.find_spec(name) is not None for name in ("lm_eval", "aiohttp", "tenacity"))
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not HAS_HARNESS, reason="needs the extra serve-test")]
@@ -88,3 +93,21 @@ def test_results_are_those_of_the_adapter(server: Server, untrained: Path, tmp_p
         assert len(numbers(there[task])) == (72 if task == choice else 24)
     assert there[generate] == here[generate]
     assert len({str(one) for one in there[generate]}) > 1
+
+
+def test_a_token_before_each_text_is_read_on_both_ways(files: TinyFiles, tmp_path: Path):
+    """With the tokenizer of an export, which adds it, choices and greedy texts are those of the adapter."""
+    pytest.importorskip("transformers")
+    end = Tokenizer.from_directory(files.tokenizer).special_token_ids["<|endoftext|>"]
+    state = {KEY: DocumentIds(end, (end,), starts_texts=True).to_state()}
+    run = save_random_model(tmp_path / "run", files, state=state)
+    write_hf(resolve(run), tmp_path / "hf", verify=False)
+    choice, _, generate = write_tasks(tmp_path)
+    with serving(run, tmp_path / "server") as server:
+        over_http = f"model=run,base_url={server.url}/v1/completions,num_concurrent=4,max_length={CONTEXT}"
+        over_http += f",tokenizer_backend=huggingface,tokenizer={tmp_path / 'hf'},add_bos_token=True"
+        there = evaluate("lm_eval", "local-completions", over_http, [choice, generate], tmp_path, "there")
+    ours = ("benchmarking.lm_eval", "transformerlm", f"checkpoint={run}")
+    here = evaluate(*ours, [choice, generate], tmp_path, "here")
+    assert numbers(there[choice]) == pytest.approx(numbers(here[choice]), abs=1e-3)
+    assert there[generate] == here[generate]

@@ -65,7 +65,8 @@ def decode(
 ) -> Iterator[Tensor]:
     """Yield the next ids `(1)` of a single prompt, `max_new_tokens` times; one pass checks `num_drafted` ids or fewer.
 
-    Raises ValueError, at once, when `model` is not a `Decoder`.
+    `num_drafted` is at most `NUM_AHEAD`: the random numbers of refused ids are put back. Raises ValueError, at once,
+    when `model` is not a `Decoder`.
     """
     if not isinstance(model, Decoder):
         raise ValueError("generate: speculative decoding needs a Decoder, not the model itself: Decoder(model)")
