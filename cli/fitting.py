@@ -100,6 +100,8 @@ def _time_size(task: Task, num_bytes: int, size: int) -> tuple[Speed, float]:
     settings |= _places(task) | {"training.device": task.device}
     name = f"plan_{settings['model.d_model']}"
     facts = json.loads(run_stage(task.home, "plan", settings, config="recipes/fast", name=name, quiet=True))
+    if "calibration.steps" not in facts:
+        raise ValueError(_why_not_timed(facts))
     steps = facts["calibration.steps"] * facts["calibration.seconds_per_step"]
     speed = choice.Speed(
         flops_per_token=facts["flops.per_token"],
@@ -107,6 +109,16 @@ def _time_size(task: Task, num_bytes: int, size: int) -> tuple[Speed, float]:
         seconds_per_validation_token=facts["calibration.seconds_per_validation"] / choice.MAX_EVAL_TOKENS,
     )
     return speed, steps + facts["calibration.first_step_seconds"]
+
+
+def _why_not_timed(facts: dict[str, Any]) -> str:
+    from transformerlm.training.planning.preflight import gigabytes
+
+    needed, free = (gigabytes(facts[f"memory.{name}_bytes"]) for name in ("total", "available"))
+    return (
+        f"memory: expected about {needed} for the steps that are timed first, found {free} free on {facts['device']}; "
+        "end other programs, raise the container's limit, or set another device"
+    )
 
 
 def _most_context(task: Task) -> int:

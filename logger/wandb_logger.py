@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from config.extras import require_extra
 from logger.base import Logger
 
 _log = logging.getLogger(__name__)
+_MOST_CHARACTERS = 128  # in the name of an artifact
 
 
 class WandbLogger(Logger):
@@ -85,7 +87,11 @@ class WandbLogger(Logger):
         self._add({"log": dict(record)})
 
     def log_artifact(self, path: str | os.PathLike[str], *, name: str, type: str) -> None:
-        """Pass a file or directory on and return at once; one that no longer exists by then is reported and skipped."""
+        """Pass a file or directory on and return at once; one that no longer exists by then is reported and skipped.
+
+        Characters of `name` that W&B refuses become dashes, and the beginning of a long name is cut off.
+        """
+        name = re.sub(r"[^a-zA-Z0-9_.-]", "-", name)[-_MOST_CHARACTERS:]
         self._add({"artifact": {"path": str(Path(path).resolve()), "name": name, "type": type}})
 
     def close(self) -> None:

@@ -56,16 +56,15 @@ def _upload(wandb: Any, run: Any, answers: TextIO, *, path: str, name: str, type
     if not Path(path).exists():
         _answer(answers, "note", f"{path} was gone before it could be uploaded as {name}")
         return
-    artifact = wandb.Artifact(name=name, type=type)
     try:
+        artifact = wandb.Artifact(name=name, type=type)
         if Path(path).is_dir():
             artifact.add_dir(path)
         else:
             artifact.add_file(path)
-    except OSError as error:  # an old checkpoint may be removed while it is read
+        run.log_artifact(artifact)
+    except (OSError, ValueError) as error:  # an old checkpoint may be removed while it is read, or W&B refuse a name
         _answer(answers, "note", f"{path} could not be uploaded as {name}: {error}")
-        return
-    run.log_artifact(artifact)
 
 
 def _answer(answers: TextIO, kind: str, value: object) -> None:

@@ -87,13 +87,13 @@ def peak_bytes(device: torch.device) -> int | None:
     return peak_rss_bytes()
 
 
-def reset_peaks() -> None:
-    """Reset the peaks; that of the process only if the system can (Linux)."""
+def reset_peaks(device: torch.device | None = None) -> None:
+    """Reset the peaks of a CUDA `device` (None: the current one), and the process's if the system can (Linux)."""
     reset_peak_rss()
-    if _has_cuda():
+    if _has_cuda() and (device is None or device.type == "cuda"):
         import torch
 
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_rss_bytes() -> int | None:

@@ -26,7 +26,7 @@ from benchmarking.peers.inference import (
     weight_bytes,
 )
 from benchmarking.peers.nanochat_style import NanochatStyle
-from transformerlm.inference.generate import Decoder
+from transformerlm.inference.generate import Decoder, generate
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.utils.device import synchronize
 
@@ -63,9 +63,9 @@ def _check_ids(task: Task, model: TransformerLM) -> None:
     """Whether a graph and eager steps choose the ids of the model itself: in fp32, since bf16 rounds logits to ties."""
     prompt, count = _prompt(task, model.vocab_size), 8 if task.tiny else _NEW_TOKENS
     wide = copy.deepcopy(model).float()
-    graph, eager, plain = (
-        GENERATE[OURS](each, prompt, 2, count) for each in (Decoder(wide), Decoder(wide, cuda_graph=False), wide)
-    )
+    graph, eager = (GENERATE[OURS](each, prompt, 2, count) for each in (Decoder(wide), Decoder(wide, cuda_graph=False)))
+    # `generate_batch` would make a decoder of the model; this is the plain loop over the model itself.
+    plain = [generate(wide, prompt, max_new_tokens=count, temperature=0.0)] * 2
     task.check("in fp32 a CUDA graph's steps give the ids of the model", graph == plain)
     task.check("in fp32 eager steps give the ids of the model", eager == plain)
 
@@ -76,8 +76,10 @@ def _measure(task: Task, models: dict[str, tuple[str, Any]], batch_size: int, nu
     calls: dict[str, Generate] = {
         name: partial(GENERATE[kind], model, prompt, batch_size) for name, (kind, model) in models.items()
     }
+    between = {GRAPH: (count, 2 * count)}  # each of its calls captures the step: two long ones differ by steps alone
     runs: dict[str, Callable[[], Sample]] = {
-        name: partial(measure_generation, call, batch_size, count, timer) for name, call in calls.items()
+        name: partial(measure_generation, call, batch_size, count, timer, step_between=between.get(name))
+        for name, call in calls.items()
     }
     repeats = 1 if task.tiny else _REPEATS
     series = run_rounds({**runs, _LIMIT: CopyBandwidth(device)}, warmup=1, repeats=repeats)

@@ -35,11 +35,11 @@ class Part:
 ENVIRONMENT = Part("environment", "benchmarking.gpu.environment", "card, versions, products, copies", 15, 60, least=5)
 
 PARTS = (
-    Part("tests", "benchmarking.gpu.tests", "the tests marked gpu", 80, 150, needs=(*COMMANDS, "pytest")),
+    Part("tests", "benchmarking.gpu.tests", "the tests marked gpu", 100, 180, needs=(*COMMANDS, "pytest")),
     Part("training", "benchmarking.gpu.training", "22.7 M parameters: losses, speed, memory, peers", 100, 160),
     Part("gpt2", "benchmarking.gpu.gpt2", "124 M parameters: speed, utilisation, kernels", 80, 130),
     Part("generation", "benchmarking.gpu.generation", "batches of 1, 8, 64: eager, CUDA graph, peers", 50, 90),
     Part("memory", "benchmarking.gpu.memory", "micro-batch, estimates, recompilation", 45, 80, needs=COMMANDS),
     Part("resume", "benchmarking.gpu.resume", "kill and resume; NVTX; memory history", 45, 90, needs=COMMANDS),
-    Part("recipe", "benchmarking.gpu.recipe", "TinyStories' recipe in the time left", 60, 86400, 40, needs=COMMANDS),
+    Part("recipe", "benchmarking.gpu.recipe", "TinyStories' recipe in the time left", 90, 86400, 75, needs=COMMANDS),
 )

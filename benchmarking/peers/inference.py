@@ -41,13 +41,25 @@ def weight_bytes(model: TransformerLM, precision: str) -> int:
     return (model.num_parameters() - looked_up) * _BYTES[precision]
 
 
-def measure_generation(generate: Generate, batch_size: int, max_new_tokens: int, timer: Callable[..., float]) -> Sample:
-    """Time the generation of one token, which is the prompt's work, and of all."""
-    first = timer(partial(generate, 1))
-    whole = timer(partial(generate, max_new_tokens))
+def measure_generation(
+    generate: Generate,
+    batch_size: int,
+    max_new_tokens: int,
+    timer: Callable[..., float],
+    *,
+    step_between: tuple[int, int] | None = None,
+) -> Sample:
+    """Time the generation of one token, which is the prompt's work, and of all.
+
+    A step is what a token more takes, between one token and all, or between two other numbers of them: a call that
+    captures a CUDA graph does so before its second token, so both numbers must be larger than one there.
+    """
+    low, high = step_between or (1, max_new_tokens)
+    seconds = {count: timer(partial(generate, count)) for count in sorted({1, max_new_tokens, low, high})}
     # On a busy machine the longer run can be the shorter one; such a pair says nothing about a step, but must not be 0.
-    step = max(whole - first, 1e-9) / (max_new_tokens - 1)
-    return {FIRST_TOKEN.name: first * 1e3, TOKENS.name: batch_size * max_new_tokens / whole, DECODE.name: step * 1e3}
+    step = max(seconds[high] - seconds[low], 1e-9) / (high - low)
+    rate = batch_size * max_new_tokens / seconds[max_new_tokens]
+    return {FIRST_TOKEN.name: seconds[1] * 1e3, TOKENS.name: rate, DECODE.name: step * 1e3}
 
 
 def _generate_ours(decoder: Decoder, prompt: list[int], batch_size: int, count: int) -> list[list[int]]:

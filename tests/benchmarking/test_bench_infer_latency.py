@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarking import bench_infer_latency as bench
-from benchmarking.peers.inference import weight_bytes
+from benchmarking.peers.inference import measure_generation, weight_bytes
 from benchmarking.peers.llama import build_llama, copy_weights, why_not
 from config.bench_infer import BenchInferConfig
 from config.errors import ConfigError
@@ -143,6 +144,25 @@ def test_a_step_reads_all_weights_but_an_untied_embedding(tied: bool) -> None:
         2 * numbers,
         numbers,
     ]
+
+
+def test_a_step_is_what_a_token_more_takes() -> None:
+    """From the first token to all, or between two numbers that are given; each number of tokens is timed once."""
+    timed: list[int] = []
+
+    def timer(generate: Callable[[], list[list[int]]]) -> float:
+        timed.append(len(generate()[0]))
+        return {1: 2.0, 5: 12.0, 9: 14.0, 11: 15.0}[timed[-1]]
+
+    def generate(count: int) -> list[list[int]]:
+        return [[0] * count]
+
+    expected = {"time_to_first_token_ms": 2000.0, "tokens_per_second": 2 * 9 / 14}
+    assert measure_generation(generate, 2, 9, timer) == {**expected, "decode_step_ms": 1500.0}
+    assert timed == [1, 9]
+    found = measure_generation(generate, 2, 9, timer, step_between=(5, 11))
+    assert found == {**expected, "decode_step_ms": 500.0}
+    assert timed[2:] == [1, 5, 9, 11]
 
 
 def test_config_needs_a_model_that_is_long_enough(tmp_path: Path) -> None:

@@ -150,6 +150,17 @@ def test_the_probes_and_the_training_share_the_time(pretend, text, tmp_path):
         assert train == pytest.approx(max(seconds / 2, seconds - 2 * 8.0 - 1.5))
 
 
+def test_steps_that_do_not_fit_are_an_error_with_both_numbers(pretend, text, tmp_path):
+    """Nothing can be chosen without their speed; the error is one line, and no directory stays."""
+    pretend.plan = {"device": "cpu", "memory.total_bytes": 2_500_000_000, "memory.available_bytes": 300_000_000}
+    home = tmp_path / "home"
+    done = call("fit", text, "--dir", home, "--time=10m")
+    assert (done.code, home.exists()) == (2, False)
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: memory: expected about 2.5 GB for the steps that are timed first, found 300 MB free on cpu; end other"
+    )
+
+
 @pytest.mark.parametrize("stage", range(6))
 @pytest.mark.parametrize(("code", "expected"), [(130, 130), (143, 143), (-15, 143), (1, 1), (-9, 1)])
 def test_a_stage_that_is_ended_ends_it_with_its_code(code, expected, stage, pretend, text, tmp_path):

@@ -330,7 +330,7 @@ def test_a_reader_of_stdout_cannot_stop_the_run(reader, pipeline, tmp_path, monk
 
 
 FAKE_WANDB = """
-import time
+import re, time
 class Run:
     def define_metric(self, name, step_metric): pass
     def log(self, record):
@@ -338,7 +338,7 @@ class Run:
     def log_artifact(self, artifact): pass
     def finish(self): pass
 class Artifact:
-    def __init__(self, name, type): pass
+    def __init__(self, name, type): assert re.fullmatch("[a-zA-Z0-9_.-]+", name) and len(name) <= 128, name
     def add_dir(self, path): pass
 def init(**options):
     {init}

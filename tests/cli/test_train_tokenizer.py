@@ -9,7 +9,9 @@ import threading
 
 import pytest
 
+from logger import WandbLogger
 from tests.cli.commands import call
+from tests.logger.test_wandb_logger import FAKE
 from transformerlm.tokenizer import Tokenizer
 
 
@@ -121,6 +123,23 @@ def test_noop_logging_leaves_stdout_empty(arguments):
     """`logging.backend = "noop"` writes no record; the tokenizer is made all the same."""
     done = call("train_tokenizer", *arguments, "--logging.backend=noop")
     assert (done.code, done.stdout) == (0, "")
+
+
+def test_wandb_gets_the_tokenizer_whatever_its_name_and_finishes(arguments, tmp_path, monkeypatch):
+    """The line and the files arrive, under a name that W&B takes, and the run there is ended."""
+    pytest.importorskip("wandb")
+    package, calls = tmp_path / "fake/wandb", tmp_path / "calls.jsonl"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(FAKE.format(init="pass", log="pass", finish="pass"))
+    monkeypatch.setenv("PYTHONPATH", str(package.parent), prepend=os.pathsep)
+    monkeypatch.setenv("FAKE_WANDB_CALLS", str(calls))
+    for name in ("init_timeout", "close_timeout"):
+        monkeypatch.setitem(WandbLogger.__init__.__kwdefaults__, name, 300.0)
+    done = call("train_tokenizer", *arguments, "--output_dir", tmp_path / "my own", "--logging.backend=wandb")
+    assert done.code == 0, done.stderr
+    found = [json.loads(line) for line in calls.read_text().splitlines()]
+    assert [kind for kind, *_ in found] == ["init", "log", "artifact", "finish"]
+    assert found[2][1:] == ["my-own-tokenizer", "tokenizer", ["dir", str(tmp_path / "my own")]]
 
 
 def test_training_goes_on_beyond_a_memory_limit(arguments):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from typing import Any
 
@@ -34,6 +35,17 @@ def test_a_graph_gives_the_ids_of_eager_steps() -> None:
     texts = [
         generate_prompts(Decoder(model, cuda_graph=captured), PROMPTS, max_new_tokens=150, temperature=0.0)
         for captured in (True, False)
+    ]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_graph_of_another_device_gives_the_same_ids() -> None:
+    """The current device is the first; a model on the second is captured and replayed there."""
+    model = make_model(context_length=64)
+    texts = [
+        generate_prompts(Decoder(copy.deepcopy(model).to(device)), PROMPTS, max_new_tokens=40, temperature=0.0)
+        for device in ("cuda:0", "cuda:1")
     ]
     assert texts[0] == texts[1]
 

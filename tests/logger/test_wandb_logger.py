@@ -20,14 +20,17 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reaso
 
 # Every call to it goes to a file as one JSON line.
 FAKE = """
-import json, os, sys, time
+import json, os, re, sys, time
 
 def note(*call):
     with open(os.environ["FAKE_WANDB_CALLS"], "a") as file:
         file.write(json.dumps(call, allow_nan=True) + "\\n")
 
 class Artifact:
-    def __init__(self, name, type): self.files = [name, type]
+    def __init__(self, name, type):
+        if not re.fullmatch("[a-zA-Z0-9_.-]+", name) or len(name) > 128 or type == "job":
+            raise ValueError("refused: " + name)
+        self.files = [name, type]
     def add_dir(self, path): self.files.append(["dir", path])
     def add_file(self, path): self.files.append(["file", path])
 
@@ -228,6 +231,33 @@ def test_missing_artifact_is_left_out(fake, tmp_path, caplog):
     assert _messages(caplog) == [f"W&B: {tmp_path / 'gone'} was gone before it could be uploaded as model"]
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("base lr=0.001 + @home/é-checkpoint", "base-lr-0.001----home---checkpoint"),
+        (f"{'x' * 200}=1-checkpoint", f"{'x' * 115}-1-checkpoint"),
+    ],
+)
+def test_an_artifact_has_a_name_that_wandb_takes(fake, tmp_path, caplog, name, expected):
+    """A run may have any name: what its artifact may not contain becomes a dash, and a long name keeps its end."""
+    calls = fake()
+    with WandbLogger(run_name="a") as logger:
+        logger.log_artifact(tmp_path, name=name, type="model")
+    assert calls()[1:] == [["artifact", expected, "model", ["dir", str(tmp_path)]], ["finish"]]
+    assert len(expected) <= 128
+    assert _messages(caplog) == []
+
+
+def test_an_artifact_that_wandb_refuses_is_left_out(fake, tmp_path, caplog):
+    """W&B goes on with the lines; one warning says which artifact is missing there, and why."""
+    calls = fake()
+    with WandbLogger(run_name="a") as logger:
+        logger.log_artifact(tmp_path, name="model", type="job")
+        logger.log_event("after")
+    assert [call[0] for call in calls()] == ["init", "log", "finish"]
+    assert _messages(caplog) == [f"W&B: {tmp_path} could not be uploaded as model: refused: model"]
+
+
 def test_run_id_is_known_without_the_network(fake):
     """Each logger chooses an id of eight characters itself, or continues under the given one."""
     fake()
@@ -262,13 +292,13 @@ def test_real_package_offline(tmp_path, monkeypatch, caplog, capfd):
     assert _train(logger)[0] == LOSSES
     logger.log_event("checkpoint_saved", step=4)
     logger.log_record({"text.prompt": "a", "text.output": "é"})
-    logger.log_artifact(tmp_path / "vocab.json", name="tokenizer", type="tokenizer")
+    logger.log_artifact(tmp_path / "vocab.json", name=f"{'long ' * 30}lr=0.1-tokenizer", type="tokenizer")
     logger.close()
     assert caplog.records == []
     (run,) = tmp_path.glob("wandb/offline-run-*")
     assert run.name.endswith(logger.run_id)
     stored = (run / f"run-{logger.run_id}.wandb").read_bytes()
-    for part in (b"metrics.loss", b"checkpoint_saved", b"text.prompt", b"vocab.json", b"d_model"):
+    for part in (b"metrics.loss", b"checkpoint_saved", b"text.prompt", b"vocab.json", b"d_model", b"lr-0.1-tokenizer"):
         assert part in stored
     assert capfd.readouterr().out == ""
     assert len((tmp_path / "m.jsonl").read_text().splitlines()) == 7

@@ -49,6 +49,17 @@ def test_peak_is_that_of_the_place_where_a_model_computes(monkeypatch):
     assert memory.peak_bytes(torch.device("cpu")) is None
 
 
+def test_the_peak_that_is_reset_is_the_device_s(monkeypatch):
+    """On a machine with GPUs it is that of the GPU where a model computes, and none for a model on the CPU."""
+    reset = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    memory.reset_peaks(torch.device("cuda", 1))
+    memory.reset_peaks(torch.device("cpu"))
+    memory.reset_peaks()
+    assert reset == [torch.device("cuda", 1), None]
+
+
 def test_snapshot_appears_whole(monkeypatch, tmp_path):
     """A snapshot is written beside and renamed, folders included."""
     seen = []

@@ -15,6 +15,7 @@ from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.loop import EvalResult, evaluate, train_step
 from transformerlm.training.loss import cross_entropy
 from transformerlm.training.optim import SGD, AdamW
+from transformerlm.training.reading import IGNORED, Reading
 from transformerlm.utils import row_blocks as blocks
 from transformerlm.utils.dtypes import autocast
 from transformerlm.utils.plain_forms import plain_forms
@@ -159,23 +160,54 @@ def test_a_step_that_is_refused_changes_nothing():
     assert made.state_dict()["state"] == {}
 
 
+class Reads(TorchDispatchMode):
+    """Collects the operators that would let the host wait for a GPU; a mask as an index does, to know its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        waits = function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        indices = args[1] if function.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put) else ()
+        if waits or any(index is not None and index.dtype == torch.bool for index in indices):
+            self.found.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def reads(monkeypatch) -> Reads:
+    """Return what collects reads; `tolist` is one, too."""
+    reads, to_list = Reads(), Tensor.tolist
+    monkeypatch.setattr(Tensor, "tolist", lambda tensor: reads.found.append("tolist") or to_list(tensor))
+    return reads
+
+
 @pytest.mark.parametrize("optimizer", [partial(SGD, momentum=0.9), AdamW])
-def test_a_step_reads_from_its_device_once(optimizer, monkeypatch):
+def test_a_step_reads_from_its_device_once(optimizer, reads):
     """On a GPU the host waits for each number that it reads, so it reads one list alone: loss and norm."""
-    reads: list[str] = []
-
-    class Reads(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
-                reads.append(str(function))
-            return function(*args, **(kwargs or {}))
-
-    to_list = Tensor.tolist
-    monkeypatch.setattr(Tensor, "tolist", lambda tensor: reads.append("tolist") or to_list(tensor))
     model = make_model()
-    with Reads():
+    with reads:
         step(model, optimizer(model.parameters()), [make_batch(2), make_batch(3)])
-    assert reads == ["tolist"]
+    assert reads.found == ["tolist"]
+
+
+def test_where_targets_are_ignored_each_micro_batch_reads_once_more(reads):
+    """How many of its targets are learnt; the loss and gradients are then those of the others alone."""
+    every_third = torch.arange(0, 12, 3)
+    made = [make_batch(2), make_batch(3, seed=1)]
+    model, batches = make_model(), [(ids, targets.index_fill(1, every_third, IGNORED)) for ids, targets in made]
+    with reads:
+        found = step(model, SGD(model.parameters(), 0.1), batches, reading=Reading(some_ignored=True))
+    assert reads.found == ["aten::nonzero", "aten::nonzero", "tolist"]
+    reference = make_model()
+    logits = torch.cat([reference(inputs).flatten(0, 1) for inputs, _ in batches])
+    targets = torch.cat([targets.flatten() for _, targets in batches])
+    loss = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED)
+    loss.backward()
+    assert (found.loss, found.tokens) == (pytest.approx(loss.item(), rel=1e-6), 5 * 8)
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-7)
 
 
 def test_a_bf16_step_keeps_fp32_weights_and_loss():

@@ -15,6 +15,7 @@ from transformerlm.utils.device import (
     resolve_device,
     should_compile,
     synchronize,
+    to_host,
 )
 
 
@@ -80,15 +81,29 @@ def test_memory_is_bounded_by_the_control_group(
     assert device_memory_bytes("cpu") == expected
 
 
-@pytest.mark.parametrize(("used", "expected"), [("400\n", 600), ("950\n", 50), ("1200\n", 0)])
+VERSION_2 = "anon 100\nfile 800\nshmem 50\ninactive_file 500\nactive_file 250\n"
+VERSION_1 = "cache 0\ninactive_file 1\nactive_file 2\ntotal_inactive_file 500\ntotal_active_file 250\n"
+
+
+@pytest.mark.parametrize(
+    ("used", "parts", "expected"),
+    [
+        ("400\n", None, 600),
+        ("950\n", "", 50),
+        ("1200\n", "", 0),
+        ("950\n", VERSION_2, 800),
+        ("950\n", VERSION_1, 800),
+        ("700\n", VERSION_2, 1000),  # the files are not read at one moment
+    ],
+)
 def test_what_a_control_group_uses_is_not_free(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, used: str, expected: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, used: str, parts: str | None, expected: int
 ) -> None:
-    """The free memory is the smaller of the machine's and the control group's."""
-    for name, text in (("limit", "1000\n"), ("usage", used)):
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(device_module, "_CGROUP_LIMITS", (str(tmp_path / "limit"),))
-    monkeypatch.setattr(device_module, "_CGROUP_USAGES", (str(tmp_path / "usage"),))
+    """The free memory is the smaller of the machine's and the control group's; pages of files are free."""
+    for name, text in (("LIMITS", "1000\n"), ("USAGES", used), ("PARTS", parts)):
+        if text is not None:
+            (tmp_path / name).write_text(text)
+        monkeypatch.setattr(device_module, f"_CGROUP_{name}", (str(tmp_path / name),))
     assert available_memory_bytes("cpu") == expected
     monkeypatch.setattr(device_module, "_meminfo_available", lambda: 7)
     assert available_memory_bytes("cpu") == min(7, expected)
@@ -102,6 +117,17 @@ def test_free_memory_is_at_most_what_there_is(monkeypatch: pytest.MonkeyPatch) -
     assert available_memory_bytes("cpu") == device_memory_bytes("cpu")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 77))
     assert available_memory_bytes("cuda") == 5
+
+
+def test_a_copy_to_the_host_is_waited_for_on_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers of cuda:1 are whole when its own stream has come so far, whichever device is the current one."""
+    recorded = []
+    event = SimpleNamespace(record=lambda stream=None: recorded.append(stream), synchronize=lambda: None)
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"stream of {device}")
+    numbers = SimpleNamespace(device=torch.device("cuda", 1), to=lambda *_, **__: torch.tensor([1.0, 2.0]))
+    assert to_host(numbers)() == [1.0, 2.0]  # type: ignore[arg-type]
+    assert recorded == ["stream of cuda:1"]
 
 
 def test_memory_of_this_machine_is_plausible() -> None:

@@ -121,17 +121,16 @@ def train_step(
     )
     with nvtx.range("optimizer"):
         shards.take_gradients()
-        extra = loss.new_tensor(flags()) if shards.world.is_distributed else loss.new_empty(0)
-        if reading.some_ignored:
-            extra = torch.cat((sum(reading.num_learnt(targets) for _, targets in micro_batches).view(1), extra))  # type: ignore[union-attr]
-        sums, norm = shards.sum_with_norm(torch.cat(((loss * own_tokens).view(1), extra)), grad_norm(parameters))
+        told = flags() if shards.world.is_distributed else ()
+        own = _own_numbers(loss * own_tokens, micro_batches, reading=reading, flags=told)
+        sums, norm = shards.sum_with_norm(own, grad_norm(parameters))
         if reading.some_ignored:  # the gradients are those of a mean over all targets
             norm = _count_learnt_alone(parameters, norm, num_tokens / sums[1])
         scale_gradients(parameters, max_grad_norm or math.inf, norm)
         on_their_way = to_host(torch.cat((sums[:1], norm.to(sums).view(1), sums[1:])))
         number = sums[1] if reading.some_ignored else num_tokens
         under_way = _begin_step(optimizer, sums[0], number, norm, max_loss=max_loss, learning_rate=learning_rate)
-        # The one time that a step waits for the device.
+        # The one time that a step waits for the device, but for `batch_loss` where targets are ignored.
         total_loss, joint_norm, *summed = on_their_way()
         if reading.some_ignored:
             num_tokens = int(summed.pop(0))
@@ -144,6 +143,16 @@ def train_step(
         else:
             shards.drop_gradients()
     return StepResult(mean_loss, joint_norm, num_tokens, learning_rate, trouble, tuple(summed))
+
+
+def _own_numbers(
+    total_loss: Tensor, micro_batches: Sequence[Batch], *, reading: Reading, flags: Sequence[float]
+) -> Tensor:
+    """Return what this rank adds to the sums over all: its loss, how many targets it learns if not all, and `flags`."""
+    learnt = [reading.num_learnt(targets) for _, targets in micro_batches] if reading.some_ignored else []
+    counts = [torch.stack(learnt).sum()] if learnt else []
+    # The device fills the flags in: it would have to be waited for before a copy from here.
+    return torch.stack([total_loss, *counts, *(total_loss.new_full((), flag) for flag in flags)])
 
 
 def _begin_step(
@@ -222,11 +231,13 @@ def batch_loss(
     loss = partial(training_loss, soft_cap=model.settings.logit_soft_cap, z_loss=z_loss)
     if not reading.some_ignored:
         return loss(hidden, weight, targets)
-    learnt = targets != IGNORED  # (batch, seq)
-    if not learnt.any():
+    # The host waits here for the number of places. With a mask as an index it would wait at each use of it.
+    places = (targets.flatten() != IGNORED).nonzero().squeeze(1)  # (learnt,)
+    if not len(places):
         nothing = 0.0 * (hidden.sum() + weight.sum())  # so that a backward pass meets all weights, as on other ranks
         return nothing.detach(), nothing
-    entropy, minimised = loss(hidden[learnt], weight, targets[learnt])
+    learnt = partial(torch.index_select, dim=0, index=places)
+    entropy, minimised = loss(learnt(hidden.flatten(0, 1)), weight, learnt(targets.flatten()))
     share = reading.num_learnt(targets) / targets.numel()
     return entropy * share, minimised * share
 

@@ -15,6 +15,7 @@ COMPILED_STEPS = 1000
 
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _CGROUP_USAGES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
+_CGROUP_PARTS = ("/sys/fs/cgroup/memory.stat", "/sys/fs/cgroup/memory/memory.stat")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -58,7 +59,7 @@ def to_host(numbers: Tensor) -> Callable[[], list[float]]:
         return numbers.tolist
     host = numbers.to("cpu", non_blocking=True)  # to pinned memory
     copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    copied.record()
+    copied.record(torch.cuda.current_stream(numbers.device))
 
     def wait() -> list[float]:
         copied.synchronize()
@@ -88,14 +89,17 @@ def device_memory_bytes(device: torch.device | str) -> int:
 
 
 def available_memory_bytes(device: torch.device | str) -> int:
-    """Return how many bytes of `device_memory_bytes` are free now; all of them if the system does not say."""
+    """Return how many bytes of `device_memory_bytes` are free now; all of them if the system does not say.
+
+    Pages of files that the system keeps in RAM are free: it drops them when a program asks for memory.
+    """
     device = torch.device(device)
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = [_meminfo_available()]
-    for limit, usage in zip(_CGROUP_LIMITS, _CGROUP_USAGES, strict=True):
+    for limit, usage, parts in zip(_CGROUP_LIMITS, _CGROUP_USAGES, _CGROUP_PARTS, strict=True):
         if (most := _number_in(limit)) is not None and (used := _number_in(usage)) is not None:
-            free.append(max(0, most - used))
+            free.append(max(0, most - max(0, used - _file_pages_in(parts))))
     return min([device_memory_bytes(device), *(each for each in free if each is not None)])
 
 
@@ -138,6 +142,17 @@ def _number_in(path: str) -> int | None:
         text = Path(path).read_text().strip()
         return int(text) if text.isdigit() else None  # "max" means no limit
     return None
+
+
+def _file_pages_in(path: str) -> int:
+    """Return the bytes of a control group's use that are pages of files, without shared memory, which must stay."""
+    counts: dict[str, int] = {}
+    with suppress(OSError):
+        for line in Path(path).read_text().splitlines():
+            name, _, number = line.partition(" ")
+            if number.isdigit():
+                counts[name.removeprefix("total_")] = int(number)  # version 1 counts the groups within it last
+    return counts.get("active_file", 0) + counts.get("inactive_file", 0)
 
 
 def should_compile(choice: bool | Literal["auto"], device: torch.device, num_steps: int) -> bool:

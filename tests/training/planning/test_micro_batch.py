@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
@@ -147,6 +149,28 @@ def test_a_trial_leaves_out_what_the_preflight_would_refuse(auto, monkeypatch):
     assert micro_batch._largest_that_runs(auto, divisors(8), CPU, "fp32") == 2
 
 
+def test_a_model_too_large_for_the_device_is_not_made(auto, monkeypatch):
+    """The preflight refuses it with both numbers, before torch runs out of memory."""
+    room = memory_by_part(auto, micro_batch_size=1, **SETTINGS)["total"] - 1
+    monkeypatch.setattr(micro_batch, "device_memory_bytes", lambda device: room)
+    monkeypatch.setattr(micro_batch, "TransformerLM", lambda **_: pytest.fail("a model was made"))
+    assert micro_batch._largest_that_runs(auto, divisors(8), CPU, "fp32") == 1
+
+
+def test_the_peak_of_a_trial_is_not_the_run_s(auto, monkeypatch):
+    """The model of the trial is gone when the peak is reset, on the device where it was."""
+    models, found = [], []
+
+    def runs(model, *_):
+        models.append(weakref.ref(model))
+        return len(models) == 2
+
+    monkeypatch.setattr(micro_batch, "_runs", runs)
+    monkeypatch.setattr(micro_batch.memory, "reset_peaks", lambda device: found.append((device, models[-1]())))
+    micro_batch._largest_that_runs(auto, divisors(8), CPU, "fp32")
+    assert found == [(CPU, None)]
+
+
 def test_running_out_of_memory_is_an_answer(auto, monkeypatch):
     """A pass without enough memory returns False; another error is an error."""
     model = micro_batch.TransformerLM(**auto.model.model_dump())
@@ -171,6 +195,7 @@ def test_the_choice_on_cuda_trains(files, tmp_path):
     config = tiny_config(files, tmp_path, {**changes, "model.d_ff": 4096})
     device = torch.device("cuda")
     resolved = resolve(config, device=device, precision="bf16", world=World())
+    assert torch.cuda.max_memory_allocated() == torch.cuda.memory_allocated(), "the trial has left a peak"
     size = resolved.training.micro_batch_size
     assert 1 <= size < 2**14
     training = resolved.training.model_copy(update={"batch_size": size})

@@ -31,17 +31,18 @@ class CapturedStep:
         self._ids = torch.zeros(len(lengths), 1, dtype=torch.int64, device=device)
         # Kernels must have run before they are captured, on a stream other than the default one. What these steps write
         # goes to the positions that the first real step writes again.
-        side = _side_stream(device)
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                step(self._ids, self._positions)
-        torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        # thread_local: another thread may load the next model meanwhile, whose allocations would end the capture.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._logits = step(self._ids, self._positions)  # (batch, vocab_size)
-            self._positions.add_(1)
+        side, captured = _streams(device)
+        with torch.cuda.device(device):  # its streams are the current ones
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(3):
+                    step(self._ids, self._positions)
+            torch.cuda.current_stream().wait_stream(side)
+            self._graph = torch.cuda.CUDAGraph()
+            # thread_local: another thread may load the next model meanwhile, whose allocations would end the capture.
+            with torch.cuda.graph(self._graph, stream=captured, capture_error_mode="thread_local"):
+                self._logits = step(self._ids, self._positions)  # (batch, vocab_size)
+                self._positions.add_(1)
 
     def __call__(self, token_ids: Tensor, lengths: list[int]) -> Tensor:
         """Return the logits `(batch, vocab_size)` after one more id a row, `(batch, 1)`, at the positions `lengths`."""
@@ -54,6 +55,8 @@ class CapturedStep:
 
 
 @cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    # One for all graphs: the libraries keep some 30 MB for every stream that a product ever ran on.
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call, unused-ignore]
+def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """Return the streams of a device on which steps are tried, and those on which they are captured."""
+    # The same for all graphs: the libraries keep some 30 MB for every stream that a product ever ran on. A graph works
+    # in that memory, so what is tried, maybe in another thread, has a stream of its own.
+    return torch.cuda.Stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call, unused-ignore]

@@ -159,8 +159,8 @@ def calibrate(
     Raises:
         torch.OutOfMemoryError: a CUDA device has too little memory.
     """
-    memory.reset_peaks()
-    before = memory.peaks()
+    memory.reset_peaks(device)
+    before = (memory.peak_bytes(device) or 0) if device.type == "cpu" else 0
     clock = Timer(device)
     batch = sequences_per_pass(config.training, 1) * config.model.context_length
     trainer = trainer_on_random_tokens(config, device=device, precision=precision, num_valid_tokens=batch)
@@ -171,7 +171,7 @@ def calibrate(
         seconds.append(_timed_step(trainer))
         progress(len(seconds))
     validation = _timed_validation(trainer)
-    after, key = memory.peaks(), "cuda_peak_allocated_bytes" if device.type == "cuda" else "cpu_peak_rss_bytes"
+    after = memory.peak_bytes(device)
     del trainer
     gc.collect()  # it and its prefetcher hold each other, and the product below needs memory
     return Calibration(
@@ -179,7 +179,7 @@ def calibrate(
         first_step_seconds=first,
         seconds_per_step=statistics.median(seconds),
         seconds_per_validation=validation,
-        peak_bytes=max(0, after[key] - (before[key] if device.type == "cpu" else 0)) if key in after else None,
+        peak_bytes=None if after is None else max(0, after - before),
         matmul_flops_per_second=_matmul_peak(device, precision),
     )
 

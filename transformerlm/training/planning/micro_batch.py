@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from config.train import TrainConfig
+from profiling import memory
 from transformerlm.checkpoints.load import fine_tuning_of, load_config_of
 from transformerlm.distributed.world import World, all_reduce_min
 from transformerlm.models.estimates import estimate_training_memory
@@ -139,16 +140,21 @@ def _largest_that_runs(
 
     With several ranks it also takes that of what a rank gathers.
     The model is not compiled: compiled it needs less memory, and it would be compiled once for each size. A size that
-    the preflight would refuse is not tried.
+    the preflight would refuse is not tried, and where it would refuse all, no model is made.
     """
     room = device_memory_bytes(device)
     place: dict[str, Any] = {"precision": precision, "device": device, "num_ranks": num_ranks}
     parts = {size: memory_by_part(config, micro_batch_size=size, **place) for size in sizes}
+    if parts[1]["total"] > room:
+        return 1
     model = TransformerLM(**config.model.model_dump(), device=device)
     fine_tune(model, fine_tuning_of(config))
     held = parts[1]["optimizer"] + parts[1]["gathered"] + int((1 - _BY_TRIAL) * room)
     likely = (size for size in sizes if parts[size]["total"] <= room)
-    return next((size for size in likely if _runs(model, size, held, device, precision)), 1)
+    chosen = next((size for size in likely if _runs(model, size, held, device, precision)), 1)
+    del model
+    memory.reset_peaks(device)  # the peak that a run logs is its own
+    return chosen
 
 
 def _runs(model: TransformerLM, size: int, held: int, device: torch.device, precision: Precision) -> bool:
