@@ -281,7 +281,7 @@ class Tokenizer:
         workers = resolve_num_workers(num_workers, size)
         engine = self._engines.for_text(size)
         results: Generator[tuple[np.ndarray, Any], None, None]  # ids, and what is not needed here
-        if engine.takes_bytes and is_plain_text(paths[0]):
+        if engine.takes_bytes and is_plain_text(paths[0]) and not self._splitter.needs_text:
             chunks = self.read_chunks(paths[0], stats=ReadStats(), size=_FILE_CHUNK_BYTES)
             results = map_in_order(self.encode_chunk, chunks, num_workers=workers, threads=workers > 1)
         else:
