@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -50,22 +50,54 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         yield unfinished
         move_into_place(unfinished, path)
-    finally:
+    except BaseException:
         unfinished.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def whole_files(contents: Mapping[Path, str | bytes]) -> Iterator[None]:
+    """Write files, each as `NAME.tmp`, and flush them; they take their places, in order, when the block ends.
+
+    So a full disk, or an error in the block, leaves what was there before, and nothing of the new files.
+
+    Raises:
+        OSError: one cannot be written; the error names the file.
+    """
+    unfinished = {path: path.with_name(f"{path.name}.tmp") for path in contents}
+    try:
+        for path, data in contents.items():
+            with _named_in_errors(path):
+                unfinished[path].write_bytes(data.encode() if isinstance(data, str) else data)
+                sync(unfinished[path])
+        yield
+        for path in contents:
+            with _named_in_errors(path):
+                unfinished[path].replace(path)
+                sync(path.absolute().parent)
+    except BaseException:
+        for path in unfinished.values():
+            path.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _named_in_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)  # a write on a full disk does not say where
+        raise
 
 
 def write_whole(path: Path, data: str | bytes) -> None:
-    """Write a file as `whole_file` does.
+    """Write one file as `whole_files` does.
 
     Raises:
         OSError: it cannot be written; the error names the file.
     """
-    try:
-        with whole_file(path) as unfinished:
-            unfinished.write_bytes(data.encode() if isinstance(data, str) else data)
-    except OSError as error:
-        error.filename = str(path)  # a write on a full disk does not say where
-        raise
+    with whole_files({path: data}):
+        pass
 
 
 def file_sha256(path: Path) -> str:
