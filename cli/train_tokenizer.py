@@ -86,9 +86,9 @@ def _may_write(config: TrainTokenizerConfig) -> bool:
     from transformerlm.tokenizer.count_parts import is_saving, parts_path
 
     killed = config.cluster.on != "local" and is_saving(parts_path(config.output_dir))
-    if config.overwrite or killed or not (config.output_dir / "vocab.json").exists():
+    if config.overwrite or killed or not _is_saved(config):
         return True
-    if config.cluster.on == "share" and _is_saved(config):
+    if config.cluster.on == "share":
         note(f"{config.output_dir}: holds a tokenizer, so this share has nothing to do (remove an old one first)")
         return False
     raise FileExistsError(
@@ -97,7 +97,7 @@ def _may_write(config: TrainTokenizerConfig) -> bool:
 
 
 def _is_saved(config: TrainTokenizerConfig) -> bool:
-    return (config.output_dir / "special_tokens.json").exists()  # the last to be written
+    return (config.output_dir / "vocab.json").exists()  # the last to be written
 
 
 def _train_here(config: TrainTokenizerConfig, stats: ReadStats) -> Tokenizer:

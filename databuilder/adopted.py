@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from config.paths import is_utf8, not_utf8
 from transformerlm.token_files.array import open_row
-from transformerlm.token_files.sidecar import OFFSETS_SUFFIX, offsets_path, sidecar_path, write_sidecar
+from transformerlm.token_files.sidecar import OFFSETS_SUFFIX, new_sidecars, offsets_path, sidecar_path
 from transformerlm.token_files.writer import OffsetsWriter, TokenFileWriter, publish
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.parallel import ProgressCallback
@@ -154,12 +155,13 @@ def _describe(path: Path, checked: _Checked, separator_id: int, facts: dict[str,
             "documents": offsets.num_documents,
         }
         beside = offsets_path(path)
-        if not os.path.lexists(beside):
-            offsets.rename()
-        elif not beside.is_file() or files.file_sha256(beside) != documents_sha256:  # not of a call that was killed
-            raise FileExistsError(f"{beside}: is there already, with other offsets than these ids have; move that file")
-        files.sync(path.absolute().parent)
-        write_sidecar(path, {**known, **facts})
+        with new_sidecars({path: {**known, **facts}}):
+            if not os.path.lexists(beside):
+                offsets.rename()
+            elif not beside.is_file() or files.file_sha256(beside) != documents_sha256:  # not of a call that was killed
+                advice = "is there already, with other offsets than these ids have; move that file"
+                raise FileExistsError(f"{beside}: {advice}")
+            files.sync(path.absolute().parent)
         return offsets.num_documents
 
 
@@ -180,6 +182,8 @@ def _check_names(source: Path, output: Path | None) -> None:
     Offsets beside a file that is described where it is may be those of a call that was killed: they are compared later.
     """
     path = source if output is None else output
+    if not is_utf8(str(source)):  # the sidecar names it
+        raise ValueError(f"source: {not_utf8(str(source)[-60:])}")
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such file")
     if path.name.endswith(OFFSETS_SUFFIX):

@@ -154,19 +154,19 @@ def _build_in_one_pass(build: Build, max_tokens: int | None) -> BuildReport:
         writers = [stack.enter_context(TokenFileWriter(path, build.dtype, **build.writing)) for path in build.outputs]
         encoder = BatchEncoder(tokenizer, separator, build.chat)
         encoded = stack.enter_context(closing(map_in_order(encoder, batches, num_workers=workers, threads=threads)))
-        held = _write_all(
-            limited(encoded), sources, sorter, writers, max_bytes=max_bytes, stats=stats, progress=build.progress
+        held, num_invalid = _write_all(
+            limited(encoded), sources, sorter, writers, max_bytes=max_bytes, progress=build.progress
         )
         check_split_documents(sorter.num_documents.tolist(), separator, build.valid_fraction)
         splits = [split_report(writer.path, reports) for writer, reports in zip(writers, held, strict=True)]
-        shared = {**build.shared_facts(), "invalid_utf8": stats.invalid_utf8}
+        shared = {**build.shared_facts(), "invalid_utf8": num_invalid}
         shared |= {} if max_tokens is None else {"max_tokens": max_tokens}
         publish(writers, [{**build.own_facts(split), **shared} for split in splits])
     return BuildReport(
         train=splits[TRAIN],
         valid=splits[VALID] if len(splits) > 1 else None,
         seconds=time.perf_counter() - start,
-        invalid_utf8=stats.invalid_utf8,
+        invalid_utf8=num_invalid,
         empty_documents=sorter.num_empty,
         num_files=build.num_files,
     )
@@ -196,13 +196,16 @@ def _write_all(
     writers: Sequence[TokenFileWriter],
     *,
     max_bytes: float,
-    stats: ReadStats,
     progress: ProgressCallback | None,
-) -> list[tuple[SourceReport, ...]]:
-    """Append all documents to their files, and return what each file holds from each source."""
+) -> tuple[list[tuple[SourceReport, ...]], int]:
+    """Append all documents to their files.
+
+    Returns what each file holds from each source, and how many U+FFFD were read in place of invalid bytes.
+    """
     disk_bytes = sum(source.disk_bytes for source in sources)
     room = sum(source.disk_bytes * source.weight for source in sources)
     reports: list[list[SourceReport]] = []
+    num_invalid = 0
     for number, batches in groupby(encoded, key=lambda batch: batch.source):
         documents, num_bytes = sorter.num_documents.copy(), sorter.num_bytes.copy()
         thinner = Thinner(sources[number].weight % 1, sorter._separator_id, sorter.num_bytes_of)
@@ -213,8 +216,8 @@ def _write_all(
                 check_room(writers[0].path.parent, int(min(expected, max_bytes)))
             room = 0
             writer.append(sorter.sort(batch.ids))
-            stats.invalid_utf8 += batch.invalid_utf8
+            num_invalid += batch.invalid_utf8
             if progress is not None:
                 progress("encode", batch.disk_bytes, disk_bytes)
         reports.append(writer.finish(sorter.num_documents - documents, sorter.num_bytes - num_bytes))
-    return list(zip(*reports, strict=True))
+    return list(zip(*reports, strict=True)), num_invalid

@@ -132,7 +132,7 @@ class Download:
             if not _is_right(self._part, facts.size, checksum):
                 part.truncate(0)
                 raise TransientError(f"{self.file.url(hub.endpoint)}: expected {checked} {checksum}, found wrong bytes")
-        move_into_place(self._part, self.path)
+            move_into_place(self._part, self.path)  # while it is locked: the next one finds no part to empty
         self._record.unlink(missing_ok=True)
         return DownloadReport(self.path, facts.size, checked, fetched=True)
 

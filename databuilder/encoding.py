@@ -41,6 +41,7 @@ class Batch(NamedTuple):
     disk_bytes: int  # read up to the end of this batch
     source: int = 0
     ordinary: bool = False  # special tokens in it are plain text
+    invalid_utf8: int = 0  # replaced while it was read; a chunk's bytes are replaced when it is encoded
 
 
 class Encoded(NamedTuple):
@@ -49,7 +50,7 @@ class Encoded(NamedTuple):
     ids: Array  # the separator's after each document
     disk_bytes: int
     source: int
-    invalid_utf8: int = 0  # replaced in a chunk
+    invalid_utf8: int  # replaced in the text of this batch
 
 
 class BatchEncoder:
@@ -63,7 +64,7 @@ class BatchEncoder:
     def __call__(self, batch: Batch) -> Encoded:
         if not isinstance(batch.texts, list):
             ids, replaced = self._tokenizer.encode_chunk(batch.texts)
-            return Encoded(ids, batch.disk_bytes, batch.source, replaced)
+            return Encoded(ids, batch.disk_bytes, batch.source, batch.invalid_utf8 + replaced)
         if self._renderer is not None:
             plain, learnt, ends = self._renderer.render_all([messages_of(text) for text in batch.texts])
             ids = marked(plain, learnt)
@@ -71,7 +72,7 @@ class BatchEncoder:
             ids, ends = self._tokenizer.encode_batch_to_array(batch.texts, allow_special=not batch.ordinary)
         if any(batch.ends_document):
             ids = np.insert(ids, ends[batch.ends_document], self._separator_id)
-        return Encoded(ids, batch.disk_bytes, batch.source)
+        return Encoded(ids, batch.disk_bytes, batch.source, batch.invalid_utf8)
 
 
 @lru_cache(maxsize=2)
@@ -196,29 +197,49 @@ def read_batches(
     as_bytes: bool,
     allow_special: bool,
 ) -> Iterator[Batch]:
-    """Read files, or parts of them, as one batch or more; with `as_bytes`, read large plain files as bytes."""
+    """Read files, or parts of them, as one batch or more; with `as_bytes`, read large plain files as bytes.
+
+    Batches are read ahead, so `stats` may count what is never used; each batch says what was replaced in it.
+    """
     splitter = SpecialTokenSplitter(tokenizer.special_tokens, pattern=tokenizer.pattern)
+    before = stats.invalid_utf8
 
     def kind(part: TextPart) -> tuple[bool, bool]:
         path = Path(part.path)
-        return as_bytes and comes_in_chunks(path), format_of(path).holds_rows and not allow_special
+        return as_bytes and comes_in_chunks(path, splitter), format_of(path).holds_rows and not allow_special
 
     for (in_chunks, ordinary), group in groupby(parts, key=kind):
+        batches: Iterator[Batch]
         if stats.conversations:
-            yield from _conversations(group, text_field=text_field, stats=stats)
-            continue
-        if not in_chunks:
-            cutter = splitter.without_tokens() if ordinary else splitter
-            for number, batch in enumerate(_text_batches(group, cutter, text_field=text_field, stats=stats)):
-                if ordinary and number == 0:
-                    _warn_of_special_tokens(batch, splitter.special_tokens)
-                yield batch._replace(ordinary=ordinary)
-            continue
-        for part in group:
-            span = {} if part.kind == "file" else {"start": part.start, "end": part.end}
-            for chunk in tokenizer.read_chunks(Path(part.path), stats=stats, size=BATCH_CHARS, **span):
-                yield Batch(chunk, [], stats.disk_bytes)
-            yield Batch([""], [True], stats.disk_bytes)
+            batches = _conversations(group, text_field=text_field, stats=stats)
+        elif in_chunks:
+            batches = _chunk_batches(group, tokenizer, stats=stats)
+        elif ordinary:
+            batches = _row_batches(group, splitter, text_field=text_field, stats=stats)
+        else:
+            batches = _text_batches(group, splitter, text_field=text_field, stats=stats)
+        for batch in batches:
+            yield batch._replace(invalid_utf8=stats.invalid_utf8 - before)
+            before = stats.invalid_utf8
+
+
+def _chunk_batches(parts: Iterable[TextPart], tokenizer: Tokenizer, *, stats: ReadStats) -> Iterator[Batch]:
+    for part in parts:
+        span = {} if part.kind == "file" else {"start": part.start, "end": part.end}
+        for chunk in tokenizer.read_chunks(Path(part.path), stats=stats, size=BATCH_CHARS, **span):
+            yield Batch(chunk, [], stats.disk_bytes)
+        yield Batch([""], [True], stats.disk_bytes)
+
+
+def _row_batches(
+    parts: Iterable[TextPart], splitter: SpecialTokenSplitter, *, text_field: str, stats: ReadStats
+) -> Iterator[Batch]:
+    """Read the parts as batches of rows, in which special tokens are plain text, and warn if the first spell any."""
+    batches = _text_batches(parts, splitter.without_tokens(), text_field=text_field, stats=stats)
+    for number, batch in enumerate(batches):
+        if number == 0:
+            _warn_of_special_tokens(batch, splitter.special_tokens)
+        yield batch._replace(ordinary=True)
 
 
 def _conversations(parts: Iterable[TextPart], *, text_field: str, stats: ReadStats) -> Iterator[Batch]:

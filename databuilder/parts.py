@@ -80,7 +80,7 @@ def encode_part(
     )
     sorter = DocumentSorter(known, separator, 0.0, is_marked=chat is not None)
     encoder = BatchEncoder(known, separator, ChatFormat.of(chat) if chat else None)
-    separator_id, num_ids = known.special_token_ids[separator], 0
+    separator_id, num_ids, num_invalid = known.special_token_ids[separator], 0, 0
     with ExitStack() as stack:
         told = stack.enter_context(warnings.catch_warnings(record=True))
         warnings.simplefilter("always")
@@ -97,7 +97,7 @@ def encode_part(
                 with ctrl_c_held_back():
                     flushes.append(flusher.submit(os.fsync, ids_file.fileno()))
             num_ids += len(ids)
-            stats.invalid_utf8 += batch.invalid_utf8
+            num_invalid += batch.invalid_utf8
             if progress is not None:
                 progress(batch.disk_bytes)
         for flush in flushes:
@@ -107,7 +107,7 @@ def encode_part(
         "ids": num_ids,
         "bytes": int(sorter.num_bytes.sum()),
         "empty_documents": sorter.num_empty,
-        "invalid_utf8": stats.invalid_utf8,
+        "invalid_utf8": num_invalid,
         "warnings": [str(warning.message) for warning in told],
     }
 

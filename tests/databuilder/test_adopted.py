@@ -153,11 +153,14 @@ def test_a_call_that_was_killed_is_done_again(tmp_path: Path, monkeypatch: pytes
     """Offsets without a sidecar, as a kill between the two leaves them, are taken; those of other ids are not."""
     np.save(tmp_path / "a.npy", np.array([65, 256, 66], dtype=np.uint16))
 
-    def kill(path: Path, facts: object) -> None:
+    rename = adopted.OffsetsWriter.rename
+
+    def rename_and_die(offsets: adopted.OffsetsWriter) -> None:
+        rename(offsets)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(adopted, "write_sidecar", kill)
+        patch.setattr(adopted.OffsetsWriter, "rename", rename_and_die)
         with pytest.raises(KeyboardInterrupt):
             adopt(tmp_path / "a.npy")
     assert names(tmp_path) == ["a.documents.npy", "a.npy"]
@@ -168,6 +171,25 @@ def test_a_call_that_was_killed_is_done_again(tmp_path: Path, monkeypatch: pytes
     np.save(tmp_path / "a.npy", np.array([65, 66, 67], dtype=np.uint16))
     with pytest.raises(FileExistsError, match=r"a.documents.npy: is there already, with other offsets"):
         adopt(tmp_path / "a.npy")
+
+
+def test_a_full_disk_leaves_nothing_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offsets get their name only if the sidecar can be written."""
+    np.save(tmp_path / "a.npy", np.array([65, 256, 66], dtype=np.uint16))
+
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        adopt(tmp_path / "a.npy")
+    assert names(tmp_path) == ["a.npy"]
+
+
+def test_a_name_that_no_sidecar_can_hold_is_refused(tmp_path: Path) -> None:
+    """Before the file is read."""
+    with pytest.raises(ValueError, match=r"source: expected text in UTF-8, found '.*a\\udcff\.npy'"):
+        adopt(tmp_path / "a\udcff.npy")
 
 
 def test_the_separator_is_one_of_the_tokenizer(tmp_path: Path) -> None:

@@ -382,6 +382,45 @@ def test_beyond_max_tokens_nothing_is_read(tmp_path: Path, monkeypatch: pytest.M
     assert _build(tmp_path, tmp_path / "a.jsonl", max_tokens=60).train.documents >= 3
 
 
+@pytest.mark.parametrize("engine", ["reference", "compiled"])
+def test_what_is_read_ahead_of_max_tokens_shows_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    """Invalid bytes and a bad line beyond the sample change neither files nor numbers, for any number of workers."""
+    pytest.importorskip("numba")
+    monkeypatch.setattr(encoding, "BATCH_CHARS", 20)
+    lines = [b'{"text": "document %d \xff"}' % number for number in range(8)]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([*lines, b"no JSON"]))
+    tokenizer = Tokenizer(TOKENIZER.vocab, MERGES, TOKENIZER.special_tokens, engine=engine)  # type: ignore[arg-type]
+    built = []
+    for workers in (1, 2, 4):
+        report = _build(
+            tmp_path, tmp_path / "a.jsonl", tokenizer=tokenizer, max_tokens=60, num_workers=workers, overwrite=True
+        )
+        built.append([report.invalid_utf8, *((tmp_path / name).read_bytes() for name in ("train.npy", "train.json"))])
+    assert built[0] == built[1] == built[2]
+    assert built[0][0] == 6
+
+
+@pytest.mark.parametrize("separator", [EOT, "\ufffd t"])
+def test_special_tokens_that_invalid_bytes_may_spell_are_found_by_both_engines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: str
+) -> None:
+    """Where U+FFFD is part of a special token, the file is read as text, so the size of chunks changes no id."""
+    pytest.importorskip("numba")
+    monkeypatch.setattr(encoding, "BATCH_CHARS", 7)
+    monkeypatch.setattr(reading, "CHUNK_BYTES", 7)
+    data = b"one \xff two \xff three <|endoftext|>" * 20
+    (tmp_path / "in.txt").write_bytes(data)
+    for engine in ("reference", "compiled"):
+        tokenizer = Tokenizer(TOKENIZER.vocab, MERGES, (EOT, "\ufffd t"), engine=engine)  # type: ignore[arg-type]
+        _build(tmp_path, tokenizer=tokenizer, separator=separator, overwrite=True, num_workers=1)
+        expected = tokenizer.encode(data.decode("utf-8", "replace"))
+        if separator != EOT:
+            expected.append(tokenizer.special_token_ids[separator])
+        assert np.load(tmp_path / "train.npy").tolist() == expected
+
+
 def test_an_output_among_the_inputs_is_refused(tmp_path: Path) -> None:
     """Even with `overwrite` an input is never overwritten."""
     (tmp_path / "train.json").write_text("one")

@@ -388,6 +388,24 @@ def test_two_downloads_of_one_file_do_not_mix(server: HubServer, task: Download)
     assert _run(task).fetched
 
 
+def test_a_part_is_held_until_the_file_has_its_name(
+    server: HubServer, task: Download, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second download that took it over while it becomes the file would begin by emptying it."""
+    pytest.importorskip("fcntl")
+    move, taken = download.move_into_place, []
+
+    def take_over(part: Path, path: Path) -> None:
+        with part.open("a+b") as second:
+            taken.append(try_lock(second, part))
+        move(part, path)
+
+    monkeypatch.setattr(download, "move_into_place", take_over)
+    assert _run(task).fetched
+    assert taken == [False]
+    assert task.path.read_bytes() == DATA
+
+
 def test_too_small_a_disk_is_refused_before_a_byte(
     server: HubServer, task: Download, monkeypatch: pytest.MonkeyPatch
 ) -> None:

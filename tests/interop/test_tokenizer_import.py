@@ -10,7 +10,6 @@ from transformerlm.interop.tiktoken_ranks import write_ranks
 from transformerlm.interop.tokenizer_import import import_tokenizer
 from transformerlm.interop.tokenizer_json import write_tokenizer_json
 from transformerlm.tokenizer import Tokenizer
-from transformerlm.tokenizer.io import save_merges, save_vocab
 
 
 def write(tokenizer, form, home):
@@ -20,9 +19,8 @@ def write(tokenizer, form, home):
     elif form == "tiktoken":
         write_ranks(tokenizer, home / "source", verify=False)
     else:
-        (home / "source").mkdir()
-        save_vocab(tokenizer.vocab, home / "source" / "vocab.json", tokenizer.special_tokens)
-        save_merges(tokenizer.merges, home / "source" / "merges.txt")
+        tokenizer.save(home / "source")
+        (home / "source" / "special_tokens.json").unlink()
     return home / "source"
 
 

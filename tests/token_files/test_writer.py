@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from transformerlm.token_files.sidecar import sidecar_path
 from transformerlm.token_files.writer import TokenFileWriter, publish
+from transformerlm.utils.lock import try_lock
 
 UINT16 = np.dtype(np.uint16)
 
@@ -72,4 +74,58 @@ def test_the_sidecar_comes_last_and_the_old_one_goes_first(tmp_path: Path, monke
         monkeypatch.setattr(writer, "rename", crash)
         with pytest.raises(OSError, match="pulled the plug"):
             publish([writer], [{}])
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_that_fills_at_the_sidecar_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old ids, offsets and sidecar are replaced when all that is new is on the disk, and not before."""
+    path = tmp_path / "train.npy"
+    with TokenFileWriter(path, UINT16, separator_id=5) as writer:
+        writer.append(np.array([7, 5], dtype=np.uint16))
+        publish([writer], [{}])
+    before = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
+    write_bytes = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        write_bytes(path, data[:3])
+        raise OSError(28, "No space left on device")
+
+    with TokenFileWriter(path, UINT16, separator_id=5) as writer:
+        writer.append(np.array([8, 9, 5], dtype=np.uint16))
+        monkeypatch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            publish([writer], [{}])
+    assert caught.value.filename == str(sidecar_path(path))
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == before
+
+
+def test_a_build_removes_its_own_unfinished_file_alone(tmp_path: Path) -> None:
+    """The next build of the same file may begin as soon as this one's ids have their name."""
+    path = tmp_path / "train.npy"
+    with ExitStack() as later:
+        with TokenFileWriter(path, UINT16) as first:
+            first.append(np.array([5], dtype=np.uint16))
+            publish([first], [{}])
+            second = later.enter_context(TokenFileWriter(path, UINT16))
+        second.append(np.array([6], dtype=np.uint16))
+        publish([second], [{}])
+    assert np.load(path).tolist() == [6]
+
+
+def test_an_unfinished_file_is_removed_while_it_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So no other build can take it over and lose it."""
+    pytest.importorskip("fcntl")
+    unlink = Path.unlink
+    taken: list[bool] = []
+
+    def take_over(path: Path, **options: bool) -> None:
+        with path.open("r+b") as file:
+            taken.append(try_lock(file, path))
+        unlink(path, **options)
+
+    with TokenFileWriter(tmp_path / "train.npy", UINT16):
+        monkeypatch.setattr(Path, "unlink", take_over)
+    assert taken == [False]
     assert os.listdir(tmp_path) == []

@@ -60,6 +60,19 @@ def test_without_numba_the_reference_takes_over_and_says_so_once(caplog: pytest.
         Tokenizer(BYTES, [], engine="compiled").encode("a")
 
 
+def test_without_numbas_compiler_the_reference_takes_over() -> None:
+    """With NUMBA_DISABLE_JIT set, which debugging asks for, `auto` takes the reference and says why."""
+    pytest.importorskip("numba")
+    script = (
+        "from transformerlm.tokenizer import engines;"
+        "print([engines.use_compiled('auto', 10**9, work) for work in ('encode', 'decode', 'train')])"
+    )
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout == "[False, False, False]\n"
+    assert "is not used (NUMBA_DISABLE_JIT is set)" in result.stderr
+
+
 def test_small_work_does_not_import_numba(tmp_path: Path) -> None:
     """Training on 100 kB, encoding and decoding them does not import numba."""
     script = (

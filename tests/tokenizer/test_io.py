@@ -62,19 +62,32 @@ def test_saving_is_deterministic_and_leaves_nothing_else(tmp_path: Path) -> None
     assert (tmp_path / "a/merges.txt").read_text(encoding="utf-8").startswith("#version: 0.2\nĠ t\nh e\nĠt he\n")
 
 
-def test_a_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A write that fails halfway changes nothing and leaves nothing."""
-    path = tmp_path / "vocab.json"
-    path.write_text("old")
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_failed_save_keeps_the_old_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """A write that fails, of whichever file, changes nothing and leaves nothing."""
+    _tokenizer().save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    flushed: list[int] = []
+    fsync = os.fsync
 
     def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
+        flushed.append(descriptor)
+        if len(flushed) == number:
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        io.save_vocab(_tokenizer().vocab, path)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["vocab.json"]
-    assert path.read_text() == "old"
+        _tokenizer(()).save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_vocabulary_takes_its_place_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands take a folder with a vocab.json for one that holds a whole tokenizer."""
+    replace, moved = Path.replace, []
+    monkeypatch.setattr(Path, "replace", lambda path, to: (moved.append(to.name), replace(path, to))[1])
+    _tokenizer().save(tmp_path)
+    assert moved == ["merges.txt", "special_tokens.json", "vocab.json"]
 
 
 def test_the_version_line_and_crlf_are_optional(tmp_path: Path) -> None:

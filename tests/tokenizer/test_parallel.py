@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,20 @@ def test_an_exception_in_the_function_comes_through(num_workers: int) -> None:
     """The caller sees the function's own error."""
     with pytest.raises(ValueError, match="three is refused"):
         list(map_in_order(_fail_at_three, range(8), num_workers=num_workers))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
+def test_an_error_of_the_items_comes_after_what_they_gave(num_workers: int) -> None:
+    """A caller that needs only the first items never meets it, however far the items are read ahead."""
+
+    def items() -> Iterator[int]:
+        yield from range(4)
+        raise ValueError("a bad line")
+
+    results = map_in_order(_square, items(), num_workers=num_workers, threads=True)
+    assert [next(results) for _ in range(4)] == [0, 1, 4, 9]
+    with pytest.raises(ValueError, match="a bad line"):
+        next(results)
 
 
 def test_a_killed_worker_is_an_error() -> None:

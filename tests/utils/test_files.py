@@ -36,6 +36,54 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
     assert (tmp_path / "a").read_text() == "old"
 
 
+def test_files_take_their_places_together(tmp_path, monkeypatch):
+    """All are flushed before the block, and take their places in order after it."""
+    told = []
+    sync, replace = files.sync, Path.replace
+    monkeypatch.setattr(files, "sync", lambda path: (told.append(("sync", path.name)), sync(path)))
+    monkeypatch.setattr(Path, "replace", lambda path, to: (told.append(("replace", path.name)), replace(path, to))[1])
+    with files.whole_files({tmp_path / "b": "1", tmp_path / "a": b"2"}):
+        told.append("block")
+    home = ("sync", tmp_path.name)
+    assert told == [
+        ("sync", "b.tmp"),
+        ("sync", "a.tmp"),
+        "block",
+        ("replace", "b.tmp"),
+        home,
+        ("replace", "a.tmp"),
+        home,
+    ]
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "2", "b": "1"}
+
+
+def test_files_that_cannot_all_be_written_leave_what_was_there(tmp_path):
+    """An error at one of them, or in the block, changes nothing and leaves nothing."""
+    (tmp_path / "a").write_text("old")
+    with (
+        pytest.raises(FileNotFoundError, match="gone/b"),
+        files.whole_files({tmp_path / "a": "1", tmp_path / "gone/b": ""}),
+    ):
+        pass
+    with pytest.raises(KeyboardInterrupt), files.whole_files({tmp_path / "a": "1"}):
+        raise KeyboardInterrupt
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old"}
+
+
+def test_an_unfinished_file_of_another_process_stays(tmp_path, monkeypatch):
+    """Once a file has its place, a file with the unfinished name is not ours."""
+    move = files.move_into_place
+
+    def move_and_meet(unfinished, path):
+        move(unfinished, path)
+        unfinished.write_text("another's")
+
+    monkeypatch.setattr(files, "move_into_place", move_and_meet)
+    with files.whole_file(tmp_path / "a") as unfinished:
+        unfinished.write_text("ours")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "ours", "a.tmp": "another's"}
+
+
 def test_a_tree_is_flushed_from_its_leaves(tmp_path, monkeypatch):
     """Every file and folder is flushed, contents before their folder."""
     (tmp_path / "folder").mkdir()

@@ -79,14 +79,16 @@ def test_what_cannot_be_written_is_not_kept(tmp_path: Path) -> None:
     assert read_code(tmp_path / "folder" / "name.code", KEY) is None
 
 
-def test_code_of_other_versions_goes_after_months(kept: Path) -> None:
-    """Code that was written long ago is deleted when other code is kept; a stranger's file stays."""
-    stranger = kept.with_name("notes.txt")
+def test_code_that_nobody_reads_goes_after_months(kept: Path) -> None:
+    """It is deleted when other code is kept; code that is in use stays, and so does a stranger's file."""
+    used, stranger = kept.with_name("used.code"), kept.with_name("notes.txt")
+    keep_code(used, KEY, CODE)
     stranger.touch()
-    for path in (kept, stranger):
+    for path in (kept, used, stranger):
         os.utime(path, (0, 0))
+    assert read_code(used, KEY) == CODE
     keep_code(kept.with_name("new.code"), KEY, CODE)
-    assert sorted(os.listdir(kept.parent)) == ["new.code", "notes.txt"]
+    assert sorted(os.listdir(kept.parent)) == ["new.code", "notes.txt", "used.code"]
 
 
 def test_the_key_changes_with_source_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -96,11 +97,17 @@ def test_a_folder_leaves_out_what_is_no_text_and_says_so(tmp_path: Path) -> None
 
 
 def test_a_folder_leaves_out_what_our_commands_write(tmp_path: Path) -> None:
-    """A tokenizer beside the text would be trained on, and the parts of a killed build would change its input."""
+    """A tokenizer beside the text would be trained on, and the parts of a killed build would change its input.
+
+    Of the files in a tokenizer's folder only its own are left out.
+    """
     for name in (
         "a.txt",
+        "b/merges.txt",
         "tokenizer/vocab.json",
         "tokenizer/merges.txt",
+        "tokenizer/special_tokens.json",
+        "tokenizer/notes.txt",
         "train.npy.parts/plan.json",
         "t.shards/x.txt",
     ):
@@ -108,7 +115,34 @@ def test_a_folder_leaves_out_what_our_commands_write(tmp_path: Path) -> None:
         (tmp_path / name).write_text("text")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert expand_inputs(tmp_path) == [tmp_path / "a.txt"]
+        assert expand_inputs(tmp_path) == [tmp_path / name for name in ("a.txt", "b/merges.txt", "tokenizer/notes.txt")]
+
+
+def test_a_folder_below_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its text would be missing without a word."""
+    (tmp_path / "sub").mkdir()
+    for name in ("a.txt", "sub/b.txt"):
+        (tmp_path / name).write_text("text")
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if path.endswith("sub"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match=r"expected a folder that can be read, found .*sub \(Permission denied\)"):
+        expand_inputs(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+@pytest.mark.parametrize("name", ["", "*.txt", "b*"])
+def test_a_name_that_is_not_utf8_is_refused_before_any_work(tmp_path: Path, name: str) -> None:
+    """No sidecar could name such an input; it is found by a folder or a glob."""
+    (tmp_path / "a.txt").write_text("text")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xff.txt")).write_text("text")
+    with pytest.raises(ValueError, match=r"^input: expected text in UTF-8, found '.*b\\udcff\.txt'; a file"):
+        expand_inputs(f"{tmp_path}/{name}")
 
 
 def test_a_folder_does_not_hide_a_damaged_file(tmp_path: Path) -> None:

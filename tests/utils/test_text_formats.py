@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import os
 from pathlib import Path
@@ -44,6 +45,19 @@ def test_zstd_with_a_huge_window_is_refused(tmp_path: Path) -> None:
     for read in (expand_inputs, _read):
         with pytest.raises(ValueError, match=message):
             read(tmp_path / "a.zst")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.txt.gz", "gzip"), ("a.jsonl.gz", "gzip"), ("a.zst", "Zstandard"), ("a.parquet", "Parquet")]
+)
+def test_a_packed_file_without_a_byte_is_no_empty_text(tmp_path: Path, name: str, kind: str) -> None:
+    """A copy that failed at once is refused; a packed text without a character is read."""
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"{name}: expected a whole {kind} file, found a damaged one"):
+        _read(tmp_path / name)
+    packed = {"gzip": gzip.compress(b""), "Zstandard": zstd(b""), "Parquet": parquet_bytes({"text": [""]})}[kind]
+    (tmp_path / name).write_bytes(packed)
+    assert _read(tmp_path / name) == ""
 
 
 @pytest.mark.parametrize("damage", ["cut", "broken footer", "not parquet", "empty"])
@@ -106,8 +120,9 @@ def test_a_missing_library_is_one_line_that_says_how_to_get_it(
 ) -> None:
     """Without pyarrow the file is refused before any work, with the command that installs it; text needs none."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for one in (name, "a.txt", "a.txt.gz"):
+    for one in (name, "a.txt"):
         (tmp_path / one).write_bytes(b"")
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b""))
     with pytest.raises(ValueError, match=r'files need pyarrow: pip install "transformerlm\[data\]"'):
         expand_inputs(tmp_path / name)
     assert len(expand_inputs([tmp_path / "a.txt", tmp_path / "a.txt.gz"])) == 2

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformerlm.utils.files import write_whole
+from transformerlm.utils.files import whole_files, write_whole
 from transformerlm.utils.json_files import read_json_object, values_sha256
 
 FORMAT = 1
@@ -38,9 +39,23 @@ def offsets_path(path: Path) -> Path:
     return path.with_suffix(OFFSETS_SUFFIX)
 
 
-def write_sidecar(path: Path, facts: Mapping[str, Any]) -> None:
-    """Write the sidecar of the token file at `path`: the format, the facts, and the sha256 of these values."""
-    write_facts(sidecar_path(path), {"format": FORMAT, **facts})
+@contextmanager
+def new_sidecars(sidecars: Mapping[Path, Mapping[str, Any]]) -> Iterator[None]:
+    """Write the sidecars of token files beside their places; they take these when the block, which moves ids, ends.
+
+    So a disk that fills up is met before an old file is touched.
+
+    Args:
+        sidecars: the facts of each token file by its path; a sidecar holds the format, the facts, and the sha256 of
+            these values.
+
+    Raises:
+        ValueError: one would be larger than `MAX_BYTES`.
+        OSError: one cannot be written; the error names it.
+    """
+    contents = {sidecar_path(path): {"format": FORMAT, **facts} for path, facts in sidecars.items()}
+    with whole_files({path: _as_json(path, facts) for path, facts in contents.items()}):
+        yield
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
@@ -61,12 +76,16 @@ def write_facts(path: Path, facts: Mapping[str, Any]) -> None:
     Raises:
         ValueError: it would be larger than `MAX_BYTES`.
     """
+    write_whole(path, _as_json(path, facts))
+
+
+def _as_json(path: Path, facts: Mapping[str, Any]) -> bytes:
     own = {_OWN_SHA256: values_sha256(facts, kept_in=_OWN_SHA256)}
     data = (json.dumps({**facts, **own}, ensure_ascii=False, indent=2) + "\n").encode()
     if len(data) > MAX_BYTES:
         advice = "give fewer and larger input files, a larger cluster.part_mb or smaller weights"
         raise ValueError(f"{path}: expected at most {MAX_BYTES:,} bytes to write, found {len(data):,}; {advice}")
-    write_whole(path, data)
+    return data
 
 
 def read_facts(path: Path, *, form: int) -> dict[str, Any]:

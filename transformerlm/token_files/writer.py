@@ -22,7 +22,7 @@ import numpy as np
 
 from transformerlm.token_files.array import OFFSET_TYPE
 from transformerlm.token_files.loss_mask import MARKED_TYPE, MASK_TYPE, are_learnt, ids_of, marked, mask_path
-from transformerlm.token_files.sidecar import offsets_path, sidecar_path, write_sidecar
+from transformerlm.token_files.sidecar import new_sidecars, offsets_path, sidecar_path
 from transformerlm.utils import files
 from transformerlm.utils.interrupts import ctrl_c_held_back, result_of
 from transformerlm.utils.lock import try_lock
@@ -44,6 +44,7 @@ class RowFile:
         self.dtype = dtype
         self.length = 0
         self._unfinished = path.with_name(f".{path.name}.tmp")
+        self._is_in_place = False
         self._file = os.fdopen(os.open(self._unfinished, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         try:
             _lock(self._file, self._unfinished)
@@ -99,13 +100,17 @@ class RowFile:
     def rename(self) -> None:
         """Move the finished file to its place."""
         self._unfinished.replace(self.path)
+        self._is_in_place = True
 
     def close(self) -> None:
-        """Close the file, and remove it if it has not been renamed."""
+        """Remove the file if it has not been renamed, and close it.
+
+        It is removed while its lock is held: afterwards that name may be another build's.
+        """
+        if not self._is_in_place:
+            self._unfinished.unlink(missing_ok=True)
         with suppress(OSError):
             self._file.close()
-        with suppress(FileNotFoundError):
-            self._unfinished.unlink()
 
     def _write_header(self) -> int:
         header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.length,)}
@@ -247,17 +252,17 @@ class TokenFileWriter:
 def publish(writers: Sequence[TokenFileWriter], facts: Sequence[Mapping[str, Any]]) -> None:
     """Finish the files and put them in place with their sidecars, which hold `facts` and what the file itself says.
 
-    Old sidecars are removed first and new ones are written last, so that a file is never beside a sidecar that is not
-    its own.
+    Old sidecars are removed first and new ones get their names last, so that a file is never beside a sidecar that is
+    not its own. Before anything is removed, all that is new is on the disk.
     """
-    finished = [{**writer.finish(), **own} for writer, own in zip(writers, facts, strict=True)]
-    for writer in writers:
-        sidecar_path(writer.path).unlink(missing_ok=True)
-    for writer in writers:
-        writer.rename()
-    for writer, known in zip(writers, finished, strict=True):
-        files.sync(writer.path.parent)  # the token file's name before its sidecar's
-        write_sidecar(writer.path, known)
+    finished = {writer.path: {**writer.finish(), **own} for writer, own in zip(writers, facts, strict=True)}
+    with new_sidecars(finished):
+        for path in finished:
+            sidecar_path(path).unlink(missing_ok=True)
+        for writer in writers:
+            writer.rename()
+        for path in finished:
+            files.sync(path.parent)  # the token file's name before its sidecar's
 
 
 def _lock(file: BinaryIO, path: Path) -> None:

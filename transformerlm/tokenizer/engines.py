@@ -183,8 +183,8 @@ def _refusal(work: Work) -> str:
         return f"the machine is {sys.byteorder}-endian with {sys.maxsize.bit_length() + 1} bits"
     try:
         importlib.import_module(_KERNELS)
-        if not _is_kept(work):
-            importlib.import_module("numba")
+        if not _is_kept(work) and importlib.import_module("numba").config.DISABLE_JIT:
+            return "NUMBA_DISABLE_JIT is set"
     except Exception as error:  # numba raises many types: too new a Python or numpy, a broken llvmlite, a full disk
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return ""

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from transformerlm.tokenizer.pretokenize import PATTERNS
-from transformerlm.utils.files import write_whole
 from transformerlm.utils.json_files import read_json_object, read_limited
 from transformerlm.utils.strings import check_is_no_string
 
@@ -68,8 +67,12 @@ def text_to_token(text: str) -> bytes:
         ) from None
 
 
-def save_vocab(vocab: Mapping[int, bytes], path: Path, special_tokens: Iterable[str] = ()) -> None:
-    """Write `vocab.json`, a token a line in the order of the ids; the file appears whole or not at all."""
+def vocab_as_text(vocab: Mapping[int, bytes], path: Path, special_tokens: Iterable[str] = ()) -> str:
+    """Return what `vocab.json` holds: a token a line in the order of the ids; `path` is for errors.
+
+    Raises:
+        ValueError: a special token reads as another token.
+    """
     check_is_no_string(special_tokens, "special_tokens")
     specials = {special.encode(): special for special in special_tokens}
     ids: dict[str, int] = {}
@@ -81,13 +84,13 @@ def save_vocab(vocab: Mapping[int, bytes], path: Path, special_tokens: Iterable[
                 "as another token"
             )
         ids[name] = token_id
-    write_whole(path, json.dumps(ids, ensure_ascii=False, indent=0) + "\n")
+    return json.dumps(ids, ensure_ascii=False, indent=0) + "\n"
 
 
-def save_merges(merges: Sequence[tuple[bytes, bytes]], path: Path) -> None:
-    """Write `merges.txt`, the merges in order; the file appears whole or not at all."""
+def merges_as_text(merges: Sequence[tuple[bytes, bytes]]) -> str:
+    """Return what `merges.txt` holds: the merges in order."""
     lines = [_VERSION_LINE, *(f"{token_to_text(left)} {token_to_text(right)}" for left, right in merges)]
-    write_whole(path, "\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 def load_vocab(path: Path, special_tokens: Iterable[str] = ()) -> dict[int, bytes]:

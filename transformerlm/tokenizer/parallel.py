@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
@@ -59,6 +59,8 @@ def map_in_order(
     workers are threads and nothing is pickled: for functions that give up the GIL. Then even a single worker works
     while the caller reads the items and uses the results.
 
+    What `items` raises comes after the results of all items before it, so reading ahead changes nothing for the caller.
+
     Raises:
         ValueError: fewer workers than one.
         RuntimeError: a worker process died. What the function itself raises comes through unchanged.
@@ -75,14 +77,17 @@ def map_in_order(
         pool = ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(function,))
         call = _call
     pending: deque[Future[Result]] = deque()
+    errors: list[Exception] = []
     try:
-        for item in items:
+        for item in _until_error(items, errors):
             with ctrl_c_held_back():  # what is started here never hears it
                 pending.append(pool.submit(call, item))
             if len(pending) >= 2 * num_workers:
                 yield result_of(pending.popleft())
         while pending:
             yield result_of(pending.popleft())
+        if errors:
+            raise errors[0]
     except BrokenProcessPool as error:
         raise RuntimeError(
             "a worker process died: killed (out of memory?), or started from a script without "
@@ -90,6 +95,14 @@ def map_in_order(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _until_error(items: Iterable[Item], errors: list[Exception]) -> Iterator[Item]:
+    """Yield the items; an error that ends them goes to `errors`."""
+    try:
+        yield from items
+    except Exception as error:
+        errors.append(error)
 
 
 def _check_num_workers(num_workers: int) -> None:

@@ -103,6 +103,11 @@ class SpecialTokenSplitter:
         """Pickle as the tokens and a name: compiled patterns need not travel to worker processes."""
         return partial(SpecialTokenSplitter, pattern=self.pattern), (self.special_tokens,)
 
+    @property
+    def needs_text(self) -> bool:
+        """Whether bytes do not show where special tokens are: U+FFFD, which one holds, is read for invalid bytes."""
+        return any("\ufffd" in token for token in self.special_tokens)
+
     def without_tokens(self) -> SpecialTokenSplitter:
         """Return a splitter of the same pattern that knows no special tokens, for plain text."""
         return SpecialTokenSplitter((), pattern=self.pattern)
@@ -186,10 +191,9 @@ class StreamCutter:
             return ""
         buffer = "".join(self._parts)
         cut = self._splitter.safe_cut(buffer, looked_through=self._looked_through)
+        check_runs(buffer, cut, self._splitter, where=self._where)
         self._parts = [buffer[cut:]]
         self._length = self._looked_through = len(buffer) - cut
-        if self._length > MAX_UNCUT_CHARS:
-            raise too_long_run(self._where, buffer[cut : cut + 20])
         # Twice as much as is held back: a run without a cut is then looked through O(log n) times, not once a part.
         wanted = max(min(2 * self._wanted, self._size), 2 * self._length)
         self._wanted = min(wanted, MAX_UNCUT_CHARS + 1)
@@ -203,11 +207,22 @@ class StreamCutter:
         return rest
 
 
-def too_long_run(where: str, beginning: str) -> ValueError:
-    """Return the error for a run without a cut that is longer than `MAX_UNCUT_CHARS`."""
-    return ValueError(
+def check_runs(text: str, cut: int, splitter: SpecialTokenSplitter, *, where: str) -> None:
+    """Refuse a run without a cut that is too long to be text, at the beginning of `text` or after its last cut.
+
+    A run is refused however much of what comes after it was read with it.
+
+    Raises:
+        ValueError: a run is longer than `MAX_UNCUT_CHARS`; `where` begins the error.
+    """
+    if len(text) <= MAX_UNCUT_CHARS:
+        return
+    start = cut if splitter.safe_cut(text[: MAX_UNCUT_CHARS + 1]) else 0
+    if start and len(text) - start <= MAX_UNCUT_CHARS:
+        return
+    raise ValueError(
         f"{where}: expected words of at most {MAX_UNCUT_CHARS:,} characters, found a longer run without "
-        f"a blank that begins with {beginning!r} (split it into lines)"
+        f"a blank that begins with {text[start : start + 20]!r} (split it into lines)"
     )
 
 

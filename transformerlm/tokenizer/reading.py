@@ -58,8 +58,6 @@ class SafeCuts:
     def __init__(self, splitter: SpecialTokenSplitter) -> None:
         self._splitter = splitter
         self._longest = max(map(len, splitter.special_tokens), default=0)
-        # U+FFFD is read in place of invalid bytes, so bytes alone do not show where such a token is.
-        self._is_certain = not any("\ufffd" in token for token in splitter.special_tokens)
 
     def __call__(self, file: BinaryIO, at: int) -> int:
         """Return a safe cut at or after byte `at`, the file's size if there is none.
@@ -70,7 +68,7 @@ class SafeCuts:
         size = file.seek(0, 2)
         before = max(0, at - 4 * (self._longest + 2))  # a character has four bytes at most
         window = _WINDOW_BYTES
-        while self._is_certain and at < size:
+        while at < size and not self._splitter.needs_text:
             file.seek(before)
             whole = file.read(at - before + window)
             text, start = whole_text(whole, before)
@@ -94,9 +92,9 @@ def whole_text(data: bytes, place: int) -> tuple[str, int]:
     return text, place + len(data) - len(begun)
 
 
-def comes_in_chunks(path: Path) -> bool:
-    """Return whether a file is plain text of a chunk or more."""
-    return is_plain_text(path) and path.stat().st_size >= CHUNK_BYTES
+def comes_in_chunks(path: Path, splitter: SpecialTokenSplitter) -> bool:
+    """Return whether a file is plain text of a chunk or more, and its bytes show where it may be cut."""
+    return is_plain_text(path) and path.stat().st_size >= CHUNK_BYTES and not splitter.needs_text
 
 
 class DocumentSample:

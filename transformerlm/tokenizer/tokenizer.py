@@ -24,7 +24,7 @@ from transformerlm.tokenizer.parallel import map_in_order, resolve_num_workers
 from transformerlm.tokenizer.pretokenize import DEFAULT_PATTERN, SpecialTokenSplitter, StreamCutter, safe_pieces
 from transformerlm.tokenizer.reading import Chunk
 from transformerlm.tokenizer.reference import Vocabulary
-from transformerlm.utils.files import write_whole
+from transformerlm.utils.files import whole_files
 from transformerlm.utils.strings import check_are_strings, check_is_string, ends_in_half, to_utf8, whole_characters
 from transformerlm.utils.text_files import (
     ReadStats,
@@ -151,18 +151,29 @@ class Tokenizer:
         return tokenizer
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write vocab.json, merges.txt and special_tokens.json, each whole; equal tokenizers give equal bytes."""
+        """Write merges.txt, special_tokens.json and vocab.json; equal tokenizers give equal bytes.
+
+        All are on the disk before the first takes its place. vocab.json is the last, so where it is, all are.
+
+        Raises:
+            OSError: the disk is full, or another failure to write; a tokenizer that was there is as it was.
+        """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        io.save_vocab(self.vocab, directory / io.VOCAB_FILE, self.special_tokens)
-        io.save_merges(self.merges, directory / io.MERGES_FILE)
+        vocab = directory / io.VOCAB_FILE
         record = {
             "format": 1,
             "pattern": self.pattern,
             "special_tokens": self.special_tokens,
             "sha256": self.fingerprint(),
         }
-        write_whole(directory / io.SPECIALS_FILE, json.dumps(record, ensure_ascii=False, indent=2) + "\n")
+        contents = {
+            directory / io.MERGES_FILE: io.merges_as_text(self.merges),
+            directory / io.SPECIALS_FILE: json.dumps(record, ensure_ascii=False, indent=2) + "\n",
+            vocab: io.vocab_as_text(self.vocab, vocab, self.special_tokens),
+        }
+        with whole_files(contents):
+            pass
 
     def __repr__(self) -> str:
         """Return the tokenizer's sizes."""
@@ -281,7 +292,7 @@ class Tokenizer:
         workers = resolve_num_workers(num_workers, size)
         engine = self._engines.for_text(size)
         results: Generator[tuple[np.ndarray, Any], None, None]  # ids, and what is not needed here
-        if engine.takes_bytes and is_plain_text(paths[0]):
+        if engine.takes_bytes and is_plain_text(paths[0]) and not self._splitter.needs_text:
             chunks = self.read_chunks(paths[0], stats=ReadStats(), size=_FILE_CHUNK_BYTES)
             results = map_in_order(self.encode_chunk, chunks, num_workers=workers, threads=workers > 1)
         else:

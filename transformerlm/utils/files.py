@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -50,18 +50,35 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         yield unfinished
         move_into_place(unfinished, path)
-    finally:
+    except BaseException:
         unfinished.unlink(missing_ok=True)
+        raise
 
 
-def write_whole(path: Path, data: str | bytes) -> None:
-    """Write a file as `whole_file` does.
+@contextmanager
+def whole_files(contents: Mapping[Path, str | bytes]) -> Iterator[None]:
+    """Write files, each as `NAME.tmp`, and flush them; they take their places, in order, when the block ends.
+
+    So a full disk, or an error in the block, leaves what was there before, and nothing of the new files.
 
     Raises:
-        OSError: it cannot be written; the error names the file.
+        OSError: one cannot be written; the error names the file.
     """
-    with naming(path), whole_file(path) as unfinished:
-        unfinished.write_bytes(data.encode() if isinstance(data, str) else data)
+    unfinished = {path: path.with_name(f"{path.name}.tmp") for path in contents}
+    try:
+        for path, data in contents.items():
+            with naming(path):
+                unfinished[path].write_bytes(data.encode() if isinstance(data, str) else data)
+                sync(unfinished[path])
+        yield
+        for path in contents:
+            with naming(path):
+                unfinished[path].replace(path)
+                sync(path.absolute().parent)
+    except BaseException:
+        for path in unfinished.values():
+            path.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -72,6 +89,16 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = str(path)
         raise
+
+
+def write_whole(path: Path, data: str | bytes) -> None:
+    """Write one file as `whole_files` does.
+
+    Raises:
+        OSError: it cannot be written; the error names the file.
+    """
+    with whole_files({path: data}):
+        pass
 
 
 def file_sha256(path: Path) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 
 _FORMAT = b"transformerlm machine code 1"
 _LONGEST_LINE, _MOST_BYTES = 1 << 16, 1 << 26
-_KEPT_SECONDS = 90 * 86400  # code of other versions is deleted after that
+_KEPT_SECONDS = 90 * 86400  # code that nobody has read for that long is deleted
 _engines: list[Any] = []  # code stays loaded as long as these are there
 
 
@@ -86,6 +86,8 @@ def read_code(path: Path, key: str) -> MachineCode | None:
         return None
     if form != _FORMAT or found != key.encode() or checksum != _checksum(found, symbol, code):
         return None
+    with suppress(OSError):
+        os.utime(path)  # it is in use
     return MachineCode(symbol.decode(), code)
 
 

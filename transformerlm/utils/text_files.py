@@ -22,8 +22,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
+from config.paths import is_utf8, not_utf8
 from transformerlm.utils.conversations import conversation_as_text
 from transformerlm.utils.file_kinds import HEAD_BYTES, check_is_json_lines, check_is_no_json_lines, check_is_text
 from transformerlm.utils.json_files import json_kind
@@ -79,8 +80,9 @@ def expand_inputs(patterns: str | os.PathLike[str] | Sequence[str | os.PathLike[
 
     Raises:
         FileNotFoundError: a name or glob without a match, or a folder without a text file.
-        ValueError: no input at all, a file that is named twice, or one that is not text, by name or content.
-        PermissionError: a file that cannot be read.
+        ValueError: no input at all, a file that is named twice, or one that is not text, by name or content, or whose
+            name is not UTF-8.
+        PermissionError: a file or a folder that cannot be read.
     """
     names = [patterns] if isinstance(patterns, str | os.PathLike) else list(patterns)
     if not names:
@@ -89,6 +91,8 @@ def expand_inputs(patterns: str | os.PathLike[str] | Sequence[str | os.PathLike[
     named_by: dict[Path, str] = {}
     for name in names:
         for path in _files_of(os.path.expanduser(os.fspath(name))):
+            if not is_utf8(str(path)):  # a sidecar names its inputs
+                raise ValueError(f"input: {not_utf8(str(path)[-60:])}")
             if (real := path.resolve()) in named_by:
                 raise ValueError(f"inputs: {path} is named twice (by {named_by[real]!r} and {os.fspath(name)!r})")
             named_by[real] = os.fspath(name)
@@ -190,17 +194,20 @@ def _texts_below(folder: str) -> list[Path]:
 def _below(folder: str) -> list[Path]:
     """Return the files below a folder in order, each once, without hidden ones; links to folders are not followed.
 
-    What our own commands write beside a text is left out, too: token files in parts, and tokenizers.
+    What our own commands write beside a text is left out, too: token files in parts, and the files of a tokenizer.
     """
     found: dict[str, Path] = {}
-    for here, folders, names in os.walk(folder):
+    for here, folders, names in os.walk(folder, onerror=_refuse_folder):
         folders[:] = [name for name in folders if not name.startswith(".") and not name.endswith(_OF_TOKEN_FILES)]
-        if {*names} >= _TOKENIZER:
-            continue
-        for path in (os.path.join(here, name) for name in names if not name.startswith(".")):
+        not_texts = {*_TOKENIZER, "special_tokens.json"} if {*names} >= _TOKENIZER else set()
+        for path in (os.path.join(here, name) for name in {*names} - not_texts if not name.startswith(".")):
             real = os.path.realpath(path)
             found[real] = min(found.get(real, Path(path)), Path(path))
     return sorted(found.values())
+
+
+def _refuse_folder(error: OSError) -> NoReturn:
+    raise type(error)(f"input: expected a folder that can be read, found {error.filename} ({error.strerror})") from None
 
 
 def _is_text(path: Path) -> bool:

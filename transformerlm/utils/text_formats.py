@@ -59,8 +59,14 @@ class Format:
         """What has to be unpacked to reach the text, by the name that people use; None: nothing."""
         return "Parquet" if self.layout == "Parquet" else self.compression
 
-    def unpacked(self, raw: BinaryIO) -> BinaryIO:
-        """Return the stream of a file's decompressed bytes."""
+    def unpacked(self, raw: io.BufferedReader) -> BinaryIO:
+        """Return the stream of a file's decompressed bytes.
+
+        Raises:
+            EOFError: a packed file without a byte, which no packer writes.
+        """
+        if self.compression is not None and not raw.peek(1):
+            raise EOFError("it is empty")
         if self.compression == "gzip":
             return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
         if self.compression == "Zstandard":
@@ -110,7 +116,7 @@ def damage_named(path: Path, form: Format) -> Iterator[None]:
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _damaged(path, "gzip", error) from error
+        raise _damaged(path, form.packing or "gzip", error) from error
     except OSError as error:
         # pyarrow's own errors have no number; a disk that cannot be read gives one.
         if error.errno is not None or form.packing not in _NEEDS_PYARROW:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 
-from transformerlm.tokenizer import pretokenize, reading, train_bpe
+from transformerlm.tokenizer import Tokenizer, pretokenize, reading, train_bpe
+from transformerlm.tokenizer import tokenizer as tokenizer_module
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter
-from transformerlm.utils.text_files import ReadStats
+from transformerlm.utils import text_files
+from transformerlm.utils.text_files import ReadStats, read_text
 
 pytest.importorskip("numba")
 from transformerlm.tokenizer.fast import byte_chunks
@@ -54,3 +57,37 @@ def test_a_run_that_is_no_text_is_refused(
             list(chunks)
     else:
         assert sum(int(chunk.ends[-1]) for chunk in chunks) == (tmp_path / "a.txt").stat().st_size
+
+
+@pytest.mark.parametrize("character", [b"x", "é".encode(), "漢".encode(), b"\x80"])
+@pytest.mark.parametrize("after", [b"", b" and more" * 200])
+def test_both_engines_refuse_the_same_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, character: bytes, after: bytes
+) -> None:
+    """A run of one character more than the limit is refused, and one less passes, wherever blocks of the file end."""
+    monkeypatch.setattr(pretokenize, "MAX_UNCUT_CHARS", 1000)
+    path, splitter = tmp_path / "a.txt", SpecialTokenSplitter([])
+    for length, size in itertools.product([500, 999, 1000, 1001, 1100, 1999, 2600], [64, 300]):
+        monkeypatch.setattr(text_files, "BLOCK_BYTES", size)
+        path.write_bytes(b"some words and " + character * length + after)
+        for read in (
+            byte_chunks.read_chunks(path, splitter, stats=ReadStats(), size=size),
+            pretokenize.safe_pieces(read_text(path), splitter, size=size, where=str(path)),
+        ):
+            if length > 999:  # and a blank before it
+                with pytest.raises(ValueError, match=r"a\.txt: expected words of at most 1,000 characters"):
+                    list(read)
+            else:
+                list(read)
+
+
+def test_special_tokens_that_invalid_bytes_may_spell_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where U+FFFD is part of a special token, files are read as text: the size of chunks changes nothing."""
+    monkeypatch.setattr(reading, "CHUNK_BYTES", 7)
+    monkeypatch.setattr(tokenizer_module, "_FILE_CHUNK_BYTES", 7)
+    data = b"one \xff two \xff three" * 20
+    (tmp_path / "a.txt").write_bytes(data)
+    vocab, merges = train_bpe(tmp_path / "a.txt", 270, ["\ufffd t"], engine="reference")
+    assert train_bpe(tmp_path / "a.txt", 270, ["\ufffd t"], engine="compiled") == (vocab, merges)
+    tokenizer = Tokenizer(vocab, merges, ["\ufffd t"], engine="compiled")
+    assert tokenizer.encode_file(tmp_path / "a.txt").tolist() == tokenizer.encode(data.decode("utf-8", "replace"))

@@ -7,6 +7,7 @@ Part of: counter, engine
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator, Sequence
 from io import FileIO
 from pathlib import Path
@@ -41,7 +42,8 @@ def read_chunks(
     """Yield a file of plain text in chunks of some `size` bytes, cut where the whole's pre-tokens are those of both.
 
     With `start` and `end`, only the bytes of one part of it are read (see `transformerlm.utils.text_parts`). Invalid
-    UTF-8 is left as it is (see `made_valid`). Memory: a chunk, or the longest run without a place to cut.
+    UTF-8 is left as it is (see `made_valid`), so this is not for a splitter that needs text. Memory: a chunk, or the
+    longest run without a place to cut.
 
     Raises:
         ValueError: a byte of invalid UTF-8, where `stats` refuses them, a run that is too long to be text, or a file
@@ -53,14 +55,15 @@ def read_chunks(
         if start:
             file.seek(start)
         while more:
-            data = np.empty(max(size or reading.CHUNK_BYTES, 2 * len(kept)) + PADDING, dtype=np.uint8)
+            room = max(size or reading.CHUNK_BYTES, len(kept) + min(len(kept), pretokenize.MAX_UNCUT_CHARS))
+            data = np.empty(room + PADDING, dtype=np.uint8)
             data[: len(kept)] = kept
             left = len(data) if end is None else end - position - len(kept)
             full = _fill(file, data, len(kept), left)
             stats.disk_bytes += full - len(kept)
             more = full == len(data) - PADDING
             cut = last_cut(data[:full], splitter) if more or full > pretokenize.MAX_UNCUT_CHARS else full
-            _check_run(data[cut:full], str(path))
+            _check_runs(data[:full], cut, splitter, str(path))
             cut = cut if more else full
             kept = data[cut:full].copy()
             data[cut : cut + PADDING] = 0
@@ -75,10 +78,13 @@ def read_chunks(
         raise changed_since(path, expected=end)
 
 
-def _check_run(run: Array, where: str) -> None:
-    # The characters among the bytes are those that do not go on with one; they are counted only where it matters.
-    if len(run) > pretokenize.MAX_UNCUT_CHARS < np.count_nonzero(run & 0xC0 != 0x80):
-        raise pretokenize.too_long_run(where, run[:80].tobytes().decode("utf-8", "replace")[:20])
+def _check_runs(data: Array, cut: int, splitter: SpecialTokenSplitter, where: str) -> None:
+    if len(data) <= pretokenize.MAX_UNCUT_CHARS:  # which nearly all are: others become text
+        return
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # omits half a character
+    before = decoder.decode(data[:cut].tobytes())
+    text = before + decoder.decode(data[cut:].tobytes())
+    pretokenize.check_runs(text, len(before), splitter, where=where)
 
 
 def last_cut(data: Array, splitter: SpecialTokenSplitter) -> int:

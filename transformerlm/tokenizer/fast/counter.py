@@ -90,7 +90,7 @@ def count_pre_tokens(
         others = []
         for part in parts:
             path = Path(part.path)
-            if sample is None and comes_in_chunks(path):
+            if sample is None and comes_in_chunks(path, splitter):
                 end = None if part.kind == "file" else part.end
                 yield from read_chunks(path, splitter, stats=stats, start=part.start, end=end)
             else:
