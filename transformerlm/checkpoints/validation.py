@@ -64,6 +64,10 @@ class CheckpointNotSharedError(CheckpointError):
     """A checkpoint that some ranks do not see; it may well be whole."""
 
 
+class CheckpointNotNowError(CheckpointError):
+    """A checkpoint that cannot be read now, as by an error of the disk or for lack of memory; it may well be whole."""
+
+
 def read_state(directory: Path) -> dict[str, Any]:
     """Return the contents of a checkpoint's `state.json`.
 
@@ -74,7 +78,7 @@ def read_state(directory: Path) -> dict[str, Any]:
     try:
         state = read_json_object(path, max_bytes=_MAX_STATE_BYTES)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+        raise CheckpointNotNowError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise CheckpointError(f"{error}; damaged") from None
     if type(state.get("format")) is not int:
@@ -183,7 +187,7 @@ def agreed(world: World) -> Iterator[None]:
         yield
     except (CheckpointError, OSError) as error:
         problem = error
-    kinds = {kind.__name__: kind for kind in (CheckpointError, CheckpointFormatError, CheckpointNotSharedError)}
+    kinds = {kind.__name__: kind for kind in (CheckpointFormatError, CheckpointNotSharedError, CheckpointNotNowError)}
     texts = gather_text("" if problem is None else f"{type(problem).__name__}: {problem}", world)
     if isinstance(problem, OSError):
         raise problem
@@ -342,7 +346,7 @@ def as_checkpoint_error(prefix: str = "") -> Iterator[None]:
     except CheckpointError:
         raise
     except OSError as error:
-        raise CheckpointError(f"{prefix}{error.filename}: cannot be read: {error.strerror}") from None
+        raise CheckpointNotNowError(f"{prefix}{error.filename}: cannot be read: {error.strerror}") from None
     except KeyError as error:
         raise CheckpointError(f"{prefix}expected the key {error}, found none") from None
     except (ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
