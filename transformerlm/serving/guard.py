@@ -101,7 +101,7 @@ class Guard:
                 self._check_key(headers, scope["method"])
             await self._app(scope, self._limited(receive), send_guarded)
         except ApiError as error:
-            if error.status < 500 or error.status == 503:  # others came after the request was taken
+            if not error.was_taken:
                 self._rejected(error.code or "invalid")
             if not began:
                 await error.response()(scope, receive, send_guarded)

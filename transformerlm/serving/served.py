@@ -55,6 +55,11 @@ class Served:
         """How the engine does now."""
         return self.engine.status
 
+    def rejected(self, reason: str) -> None:
+        """Count and tell of a request that is refused."""
+        self.metrics.rejected(reason)
+        self.tell("rejected", {"reason": reason})
+
     def load_tokenizer(self) -> None:
         """Read the tokenizer that the checkpoint holds; call this when the engine has loaded the model.
 

@@ -41,7 +41,7 @@ def make_server(config: ServeConfig, engine: Engine, *, key: str | None, tell: T
     )
     settings = uvicorn.Config(
         app,
-        http=protocol_of(deadlines),
+        http=protocol_of(deadlines, app.state.served.rejected),
         ws="none",
         loop="asyncio",
         log_config=None,
