@@ -172,6 +172,7 @@ def model_card(served: Served, name: str) -> dict[str, Any]:
         "step": step,
         "parameters": facts.parameters,
         "vocab_size": facts.vocab_size,
+        "max_logprobs": served.config.limits.logprobs,
     }
     if step == facts.step:
         card |= {
