@@ -147,6 +147,7 @@ async def _serve(
     web = asyncio.create_task(server.serve(sockets=sockets))
     loading = asyncio.create_task(_load(engine, served, url, events))
     stop = asyncio.create_task(stopping.first.wait())
+    drain = duration_seconds(config.timeouts.drain)
     with stopping.signals():
         try:
             await asyncio.wait({web, loading, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -157,14 +158,14 @@ async def _serve(
                 web.result()
                 raise RuntimeError("the web server ended by itself")
             note(f"{stopping.name}: texts on their way end first; once more ends at once")
-            all_ended = await engine.drain(duration_seconds(config.timeouts.drain))
+            all_ended = await engine.drain(drain)
         finally:
             loading.cancel()
             stop.cancel()
             await engine.close()
-            server.should_exit = True
+            server.end(stopping.at + drain - time.monotonic())  # slow clients may have much to read yet
             await asyncio.wait({web, loading, stop})
-    events.tell("stopped", {"signal": stopping.name, "all_texts_ended": all_ended})
+    events.tell("stopped", {"signal": stopping.name, "all_texts_ended": all_ended and server.has_sent_all})
     return STOP_CODES[stopping.name]
 
 
@@ -203,7 +204,7 @@ class _Stopping:
     def __init__(self) -> None:
         self.first = asyncio.Event()
         self.name = ""
-        self._at = 0.0
+        self.at = 0.0
         self._loop = asyncio.get_running_loop()
 
     @contextmanager
@@ -219,9 +220,9 @@ class _Stopping:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if self.name and time.monotonic() - self._at < _TWICE_SECONDS:
+        if self.name and time.monotonic() - self.at < _TWICE_SECONDS:
             return
         if self.name:
             leave(f"{name}: ended at once", STOP_CODES[name])
-        self.name, self._at = name, time.monotonic()
+        self.name, self.at = name, time.monotonic()
         self._loop.call_soon_threadsafe(self.first.set)

@@ -9,7 +9,15 @@ from pydantic import Field, field_validator, model_validator
 from config.schemas import ChatStrings, Device, Duration, FilePath, Probability, Section
 
 LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
-HostName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9.:\[\]_-]+$")]
+_IPV6 = r"[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*"  # at least two colons, so that no port is taken for a part of it
+HostName = Annotated[
+    str,
+    Field(
+        max_length=253,
+        pattern=rf"^([A-Za-z0-9._-]+|{_IPV6}|\[{_IPV6}\])$",
+        json_schema_extra={"takes": "a host's name or address, without a port"},
+    ),
+]
 Origin = Annotated[
     str,
     Field(
@@ -99,7 +107,7 @@ class AccessConfig(Section):
         ["localhost", "127.0.0.1", "[::1]"],
         min_length=1,
         max_length=100,
-        description="names by which the server may be called, beside host itself",
+        description="names by which the server may be called, at any port, beside host itself",
     )
     allowed_origins: list[Origin] = Field(
         [], max_length=100, description="web pages of other servers that may ask; none: its own page alone"
@@ -163,7 +171,7 @@ class ServeConfig(Section):
 
     @model_validator(mode="after")
     def _needs_a_key(self) -> Self:
-        if self.host not in LOCAL_HOSTS and not self.access.key_env:
+        if self.host.strip("[]") not in LOCAL_HOSTS and not self.access.key_env:
             raise ValueError(
                 f'host = "{self.host}" lets other machines ask, so it needs a key: access.key_env = "NAME" names the '
                 "environment variable that holds it"

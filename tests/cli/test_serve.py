@@ -33,6 +33,7 @@ WAIT = 300  # seconds, for what takes a second unless the machine is busy
         (["--access.key_env=BAD_KEY"], "found characters that no header takes"),
         (["--host=no.such.host.invalid", "--access.key_env=GOOD_KEY"], "expected an address of this machine"),
         (["--host=192.0.2.1", "--access.key_env=GOOD_KEY", "--port=0"], "cannot listen on 192.0.2.1:0"),
+        (["--access.allowed_hosts=a.example:8443"], "address, without a port, found"),
         (["--defaults.max_tokens=5000"], "expected at most limits.max_tokens (4096)"),
     ],
 )

@@ -60,6 +60,15 @@ def test_a_run_that_says_nothing_has_few_rows(tmp_path):
     assert found["Data"] == {}
 
 
+@pytest.mark.parametrize("elapsed", ["nan", "inf"])
+def test_a_clock_that_is_no_number_is_no_time(tmp_path, elapsed):
+    """A stranger's lines may say so; then the time is that of the summary, where there is one."""
+    odd = step(1, 3.0) | {"time.elapsed_s": elapsed}
+    assert "Time" not in facts(tmp_path / "none", STARTED, odd)["Plan and outcome"]
+    told = {"event": "summary", "step": 1, "seconds": 90}
+    assert facts(tmp_path / "told", STARTED, odd, told)["Plan and outcome"]["Time"] == "1 min 30 s"
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [(0.25, "0.2 s"), (59.9, "59.9 s"), (90, "1 min 30 s"), (7325, "2 h 2 min"), (3.6e6, "1,000 h 0 min")],

@@ -1,8 +1,9 @@
 """A stand-in for the engine process: it speaks the same lines, needs no torch, and behaves as the test asks.
 
 A request's prompt says what happens: [1] makes a token every few milliseconds until its limit, [2] kills the process,
-[3] never makes a token though pings are answered, [4] stops answering, [5] writes what is no line. The first argument
-is the path of a file that counts the starts; the second says which starts fail.
+[3] never makes a token though pings are answered, [4] stops answering, [5] writes what is no line, [6] makes its tokens
+after it has read its window again for a while. The first argument is the path of a file that counts the starts; the
+second says which starts fail.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from threading import Thread
 
 from transformerlm.serving.engine import ModelFacts, Piece, StepReport
 from transformerlm.serving.protocol import ASK, SETTINGS, TOLD, Ask, Refused, Told
+
+AGAIN = 1500
+"""Steps that read again, of at least two milliseconds each."""
 
 
 def tell(told: Told) -> None:
@@ -57,7 +61,7 @@ def main() -> None:
         target=lambda: [inbox.put(ASK.decode(line)) for line in sys.stdin.buffer] and os._exit(0), daemon=True
     ).start()
     tell(Told(serving=facts(1, settings.checkpoint), checkpoints=["step-00000001", "step-00000009"]))
-    texts: dict[str, list[int]] = {}  # tokens made, and the limit
+    texts: dict[str, list[int]] = {}  # tokens made, or below 0 steps that read again, and the limit
     while True:
         time.sleep(0.002)
         try:
@@ -81,26 +85,29 @@ def take(ask: Ask, texts: dict[str, list[int]]) -> None:
             sys.stdout.buffer.write(b"{}{}\n")
             sys.stdout.buffer.flush()
         else:
-            texts[one.request_id] = [0, one.max_tokens if one.prompt[0] == 1 else -1]
+            begins = -AGAIN if one.prompt[0] == 6 else 0
+            texts[one.request_id] = [begins, -1 if one.prompt[0] == 3 else one.max_tokens]
     for name in ask.cancel:
         if texts.pop(name, None):
             tell(Told(pieces=[(name, Piece(finish="cancelled"))]))
 
 
 def step(texts: dict[str, list[int]]) -> None:
-    pieces = []
+    pieces, again = [], 0
     for name, text in list(texts.items()):
         if text[1] < 0:
             continue
         text[0] += 1
+        if text[0] <= 0:
+            again += 8
+            continue
         ended = text[0] == text[1]
         pieces.append((name, Piece(text="x", token_ids=[5], num_tokens=text[0], finish="length" if ended else "")))
         if ended:
             del texts[name]
-    if pieces:
-        report = StepReport(
-            seconds=0.1, choice_seconds=0.0, prompt_tokens=0, generated_tokens=len(pieces), reused_tokens=0
-        )
+    if pieces or again:
+        counts = {"prompt_tokens": 0, "generated_tokens": len(pieces), "reused_tokens": 0, "read_again_tokens": again}
+        report = StepReport(seconds=0.1, choice_seconds=0.0, **counts)
         tell(Told(pieces=pieces, report=report))
 
 

@@ -17,7 +17,7 @@ def test_models_are_the_served_one_and_what_the_run_keeps(tmp_path):
     async def ask(web: Web) -> None:
         cards = (await web.client.get("/v1/models")).json()["data"]
         assert [card["id"] for card in cards] == ["tiny", "tiny@step-00000140", "tiny@step-00000020"]
-        assert cards[0]["max_model_len"] == 64
+        assert (cards[0]["max_model_len"], cards[0]["max_logprobs"]) == (64, 20)
         assert (cards[0]["step"], cards[0]["val_loss"], cards[0]["parameters"]) == (140, 2.5, 1000)
         assert cards[2]["step"] == 20
         assert "val_loss" not in cards[2]

@@ -376,7 +376,9 @@ def test_an_engine_that_dies_is_told(tmp_path):
         assert answer.headers["retry-after"]
         [event] = await stream
         assert event["error"]["code"] == "engine_unavailable"
+        assert [one["event"] for one in web.events] == ["request"] * 2  # both were taken, and neither was refused
         assert (await web.complete(prompt="ab")).status_code == 503
+        assert web.events[2:] == [{"event": "rejected", "reason": "engine_unavailable"}]
 
     run(tmp_path, ask)
 
@@ -392,7 +394,7 @@ def test_an_engine_that_dies_is_told(tmp_path):
     ids=str,
 )
 def test_a_text_that_ends_with_an_error_says_which(tmp_path, end, status, code, words):
-    """Whole and streamed: what went wrong is told in its own words, and counted as an error."""
+    """Whole and streamed: what went wrong is told in its own words, and counted as an error; nothing was refused."""
 
     async def ask(web: Web) -> None:
         web.engine.ends_by = end
@@ -401,7 +403,8 @@ def test_a_text_that_ends_with_an_error_says_which(tmp_path, end, status, code, 
         assert answer.json()["error"]["message"] == words
         [event] = await web.chunks(prompt="ab")
         assert event["error"] == answer.json()["error"]
-        assert [one["finish"] for one in web.events if one["event"] == "request"] == ["error", "error"]
+        assert [(one["event"], one.get("finish")) for one in web.events] == [("request", "error")] * 2
+        assert b"requests_rejected_total{" not in (await web.client.get("/metrics")).content
 
     run(tmp_path, ask)
 

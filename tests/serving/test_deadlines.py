@@ -37,6 +37,7 @@ def test_headers_that_drip_are_ended(tmp_path):
         answer = await reader.read()
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b"headers took longer than 0.3 s" in answer
+        assert web.events == [{"event": "rejected", "reason": "timeout"}]
         dripping.cancel()
 
     run(tmp_path, ask, over_network=True, sections={"timeouts": SHORT})
@@ -52,6 +53,9 @@ def test_a_body_that_never_comes_is_ended(tmp_path):
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "timeout"
         assert web.engine.seen == []
+        assert web.events == [{"event": "rejected", "reason": "timeout"}]
+        metrics = (await web.client.get("/metrics")).text
+        assert 'transformerlm_requests_rejected_total{reason="timeout"} 1.0' in metrics
 
     run(tmp_path, ask, over_network=True, sections={"timeouts": SHORT})
 
@@ -62,6 +66,7 @@ def test_a_connection_that_says_nothing_is_closed_without_an_answer(tmp_path):
     async def ask(web: Web) -> None:
         reader, _ = await connect(web)
         assert await reader.read() == b""
+        assert web.events == []
 
     run(tmp_path, ask, over_network=True, sections={"timeouts": SHORT})
 
@@ -170,6 +175,7 @@ def test_beyond_the_limit_the_idlest_connection_makes_room(tmp_path):
         reader, writer = await connect(web)
         writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert (await reader.read()).startswith(b"HTTP/1.1 503 ")
+        assert web.events == [{"event": "rejected", "reason": "too_many_connections"}]
         web.engine.gate.set()
         for reader, _ in busy:
             assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
@@ -187,5 +193,6 @@ def test_what_is_no_http_is_refused(tmp_path):
             answer = await reader.read()
             assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 431 ")), answer
             assert b'"error"' in answer
+        assert web.events == [{"event": "rejected", "reason": "invalid_http"}] * 3
 
     run(tmp_path, ask, over_network=True)

@@ -248,6 +248,18 @@ def test_an_engine_without_a_token_is_killed_and_restarted(prompt, tmp_path):
     talk(stall)
 
 
+def test_an_engine_that_reads_a_window_again_is_alive(tmp_path):
+    """A slow machine may read the half of a long context for longer than `timeouts.stalled`: that is work."""
+
+    async def slide() -> None:
+        async with standing_in(tmp_path, {"timeouts.stalled": "1s"}) as client:
+            pieces = await read(client.submit([request("a", prompt=[6])])[0])
+            assert pieces[-1].finish == "length"
+            assert client.status.restarts == 0
+
+    talk(slide)
+
+
 def test_a_stopped_engine_is_noticed_without_work(tmp_path):
     """SIGSTOP makes an idle engine stall; one that is idle and well does not."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -401,6 +403,73 @@ def test_a_damaged_newest_checkpoint_is_told_once_and_nothing_is_renamed(files, 
     assert contents(tmp_path) == before
     tiny_checkpoint(tmp_path, files, 3)
     one.serves(3)
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("transformerlm.checkpoints.validation.file_sha256", OSError(errno.EIO, "Input/output error", "weights")),
+        ("transformerlm.serving.served_model.load_model", RuntimeError("CUDA out of memory")),
+        ("transformerlm.serving.served_model.load_model", MemoryError()),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_cannot_be_read_now_is_taken_over_later(files, tmp_path, talk, monkeypatch, place, error):
+    """The disk fails or memory runs out, once: that is told, and the same files are served a moment later."""
+    tiny_checkpoint(tmp_path, files, 1)
+    one = talk(tmp_path, follow="newest")
+    one.serves(1)
+    room, name = place.rsplit(".", 1)
+    once, calls = getattr(import_module(room), name), []
+
+    def fail_once(*arguments: Any, **more: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise error
+        return once(*arguments, **more)
+
+    directory = tiny_checkpoint(tmp_path / "other", files, 2)
+    monkeypatch.setattr(place, fail_once)
+    directory.rename(tmp_path / "checkpoints" / directory.name)
+    one.serves(2)
+    [skipped] = [skip for told in one.told for skip in told.skipped]
+    assert skipped.checkpoint == "step-00000002"
+    assert skipped.reason.endswith("; it is tried again")
+
+
+def test_a_model_that_is_served_no_longer_keeps_no_prompts(files, tmp_path, talk, monkeypatch):
+    """While its last text goes on, the memory for prompts that begin alike is that of the served one alone."""
+    kept: list[list[bool]] = []
+    once = EngineLoop._step
+
+    def step(loop: EngineLoop) -> None:
+        once(loop)
+        kept.append([bool(model._batcher._prefixes._kept) for model in loop._models()])
+
+    monkeypatch.setattr(EngineLoop, "_step", step)
+    tiny_checkpoint(tmp_path, files, 1)
+    one = talk(tmp_path, follow="newest")
+    one.serves(1)
+    one.inbox.put(Ask(submit=[request("old", max_tokens=10**6, ignore_eos=True)]))
+    one.until(lambda: kept and kept[-1] == [True])
+    tiny_checkpoint(tmp_path, files, 2)
+    one.serves(2)
+    one.text("new")
+    one.until(lambda: len(kept[-1]) == 2)
+    assert kept[-1] == [True, False]
+    one.inbox.put(Ask(cancel=["old"]))
+    one.until(lambda: one.pieces("old")[-1].finish)
+
+
+def test_what_a_text_that_slides_reads_again_is_told(run, talk):
+    """So that whoever watches the engine sees that it works; it counts as no prompt."""
+    one = talk(run)
+    one.text("a", max_tokens=40, ignore_eos=True)  # the context has 16 ids
+    reports = [told.report for told in one.told if told.report is not None]
+    assert sum(report.prompt_tokens for report in reports) == 2
+    again = sum(report.read_again_tokens for report in reports)
+    assert again > 0
+    assert again % 8 == 0
 
 
 def test_a_run_without_a_checkpoint_is_waited_for(files, tmp_path, talk):

@@ -10,7 +10,7 @@ import pytest
 
 from transformerlm.checkpoints.directory import point
 from transformerlm.checkpoints.validation import CheckpointError
-from transformerlm.serving.following import Following, checkpoints_of, identity
+from transformerlm.serving.following import CheckpointNotNowError, Following, checkpoints_of, identity
 
 
 def save(root: Path, step: int, content: str = "whole") -> Path:
@@ -77,6 +77,37 @@ def test_what_is_not_whole_is_told_once_and_tried_again_when_it_changes(tmp_path
     (tmp_path / "step-00000003" / "weights").write_text("whole")  # a copy whose state.json comes last
     assert look() is None
     assert len(skipped) == 1
+
+
+def test_what_cannot_be_read_now_is_told_once_and_tried_again(tmp_path, skipped):
+    """Less and less often, though none of its files changes; damage that is found then is told, too."""
+    tries: list[int] = []
+    looks = [0]
+
+    def load_later(directory: Path) -> str:
+        tries.append(looks[0])
+        if len(tries) < 4:
+            raise CheckpointNotNowError("no memory")
+        return load(directory)
+
+    found = Following(tmp_path, "newest", load=load_later, skip=lambda name, why: skipped.append(f"{name}: {why}"))
+
+    def look_eight_times() -> list[str | None]:
+        looks[0], results = 0, []
+        for _ in range(8):
+            looks[0] += 1
+            results.append(found.look())
+        return results
+
+    save(tmp_path, 1)
+    assert look_eight_times() == [None] * 7 + ["step-00000001"]
+    assert tries == [1, 2, 4, 8]
+    assert skipped == ["step-00000001: no memory; it is tried again"]
+    tries.clear()
+    save(tmp_path, 2, "damaged")
+    assert look_eight_times() == [None] * 8
+    assert tries == [1, 2, 4, 8]
+    assert skipped[1:] == ["step-00000002: no memory; it is tried again", "step-00000002: damaged"]
 
 
 def test_a_newer_one_is_taken_where_the_newest_is_damaged(tmp_path, skipped):

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from starlette.routing import Route
 
 from config.serve import ServeConfig
-from tests.serving.web import Web, run
+from tests.serving.web import Web, run, settings
 from transformerlm.serving.app import routes
 from transformerlm.serving.web import is_open
 
@@ -50,7 +51,8 @@ def test_every_route_wants_the_key(tmp_path, method, path):
     """Without the key, with a wrong one or with none in its place: 401, and how to give it."""
     basic = base64.b64encode(b"me:wrong").decode()
     wrong = ({}, {"Authorization": "Bearer"}, {"Authorization": "Bearer \u00fc"}, {"Authorization": f"Basic {basic}"})
-    wrong += ({"Authorization": f"Basic {KEY}"}, {"Authorization": f"Bearer {KEY}x"}, {"Authorization": KEY})
+    wrong += ({"Authorization": f"Basic {KEY}"}, {"Authorization": "Basic \u00fc"})
+    wrong += ({"Authorization": f"Bearer {KEY}x"}, {"Authorization": KEY})
 
     async def ask(web: Web) -> None:
         for headers in wrong:
@@ -121,6 +123,22 @@ def test_the_configured_host_is_allowed(tmp_path):
     assert answers(tmp_path, "GET", "/health", headers, key="k", sections=sections).status_code == 200
 
 
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1", "[::1]"])
+def test_this_machine_alone_needs_no_key(tmp_path, host):
+    """An address of IPv6 may be written as in a URL, or without its brackets."""
+    name = f"[{host.strip('[]')}]:8000" if ":" in host else host
+    sections = {"host": host, "access": {"allowed_hosts": ["my.example"]}}
+    assert answers(tmp_path, "GET", "/health", {"Host": name}, sections=sections).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["my.example:8443", "127.0.0.1:8000", "[::1]:8000", "cafe:80", "[cafe]", "http://a"])
+def test_a_name_of_the_server_has_no_port(host):
+    """A name with one would never be that of a request, whose port may be any."""
+    for sections in ({"host": host, "access": {"key_env": "KEY"}}, {"access": {"allowed_hosts": ["a", host]}}):
+        with pytest.raises(ValidationError, match="String should match pattern"):
+            settings(**sections)
+
+
 def test_a_page_of_its_own_may_ask(tmp_path):
     """The server's own page is allowed, behind a proxy that speaks https too."""
     for origin in ("http://localhost:8000", "https://localhost:8000"):
@@ -128,9 +146,10 @@ def test_a_page_of_its_own_may_ask(tmp_path):
         assert answers(tmp_path, "GET", "/health", headers).status_code == 200
 
 
-def test_a_page_that_is_named_may_ask(tmp_path):
+@pytest.mark.parametrize("named", ["https://example.org", "https://Example.org:443"])
+def test_a_page_that_is_named_may_ask(tmp_path, named):
     """A configured origin may read answers, and its browser may ask beforehand without the key."""
-    sections = {"access": {"allowed_origins": ["https://example.org"]}}
+    sections = {"access": {"allowed_origins": [named]}}
     headers = {"Origin": "https://example.org", "Authorization": f"Bearer {KEY}"}
     answer = answers(tmp_path, "GET", "/health", headers, sections=sections, key=KEY)
     assert answer.status_code == 200

@@ -11,6 +11,7 @@ import pytest
 
 from tests.serving.command import ENVIRONMENT, WAIT, save_random_model, serving
 from tests.serving.test_chat_completions import CHAT, PLAIN
+from tests.serving.test_runs_api import write_run
 from tests.serving.web import Web, run, settings
 from transformerlm.serving.api_schema import ChatRequest, CompletionRequest
 from transformerlm.serving.app import routes
@@ -74,6 +75,14 @@ def test_an_answer_has_the_keys_of_the_document(tmp_path):
         answer = (await web.complete(prompt="ab", logprobs=1, return_token_ids=True)).json()
         assert set(answer) == set(schemas["Completion"]["required"])
         assert set(answer["choices"][0]) == set(schemas["Choice"]["properties"])
+        of_runs = {
+            "/api/runs": "Runs",
+            "/api/run?run=first": "Run",
+            "/api/lines?run=first": "Lines",
+            "/api/differences?run=first&run=second": "Differences",
+        }
+        for path, name in of_runs.items():
+            assert set((await web.client.get(path)).json()) == set(schemas[name]["required"]), path
         card = (await web.client.get("/v1/models/tiny")).json()
         assert set(card) == set(schemas["Model"]["properties"])
         body = {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 1, "seed": 1}
@@ -87,7 +96,9 @@ def test_an_answer_has_the_keys_of_the_document(tmp_path):
         assert set(choice["logprobs"]["content"][0]) == set(token)
         assert set(choice["logprobs"]["content"][0]["top_logprobs"][0]) == set(token) - {"top_logprobs"}
 
-    run(tmp_path, ask, chat=CHAT)
+    for name in ("first", "second"):
+        write_run(tmp_path, name)
+    run(tmp_path, ask, chat=CHAT, sections={"web": {"runs_dir": str(tmp_path / "runs")}})
 
 
 @pytest.mark.slow

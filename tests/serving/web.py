@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from config.serve import ServeConfig
 from tests.serving.fake_engine import FakeEngine, write_checkpoint
 from transformerlm.serving.app import build_app
-from transformerlm.serving.web_server import make_server
+from transformerlm.serving.web_server import WebServer, make_server
 
 WAIT = 60.0  # seconds, for what comes at once unless the machine is busy
 
@@ -32,6 +32,7 @@ class Web:
     app: Starlette
     events: list[dict[str, Any]]
     port: int = 0
+    server: WebServer | None = None
 
     async def complete(self, **body: Any) -> httpx.Response:
         """Ask for completions."""
@@ -106,7 +107,7 @@ async def _real(config: ServeConfig, engine: FakeEngine, key: str | None) -> Asy
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=WAIT) as client:
                 app = server.config.app
                 assert isinstance(app, Starlette)
-                yield Web(config=config, engine=engine, client=client, app=app, events=events, port=port)
+                yield Web(config=config, engine=engine, client=client, app=app, events=events, port=port, server=server)
         finally:
             server.should_exit = True
             await task

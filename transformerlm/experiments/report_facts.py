@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,9 @@ def duration(seconds: float) -> str:
 
 def _trained_seconds(run: RunHistory) -> float | None:
     elapsed = _end(run, "time.elapsed_s")
-    return elapsed[1] if elapsed else _number(_last(run, "summary").get("seconds"))
+    if elapsed and math.isfinite(elapsed[1]):
+        return elapsed[1]
+    return _number(_last(run, "summary").get("seconds"))
 
 
 def _median_rate(run: RunHistory) -> float | None:

@@ -79,7 +79,7 @@ def _of_several(runs: Sequence[RunHistory], names: Sequence[str]) -> list[str]:
 
 def _not_comparable(runs: Sequence[RunHistory]) -> str:
     def differ(key: str, other: str) -> bool:
-        return len({value for run in runs if (value := run.environment.get(key, run.started.get(other)))}) > 1
+        return len({str(value) for run in runs if (value := run.environment.get(key, run.started.get(other)))}) > 1
 
     if differ("data.valid.sha256", "valid_sha256"):
         return "The runs were validated on different tokens, so their losses cannot be compared."

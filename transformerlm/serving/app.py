@@ -37,14 +37,9 @@ def build_app(config: ServeConfig, engine: Engine, *, key: str | None, tell: Tel
         max_body_bytes=config.limits.body_mb * 1_000_000,
         is_open=web.is_open if config.web.enabled else lambda path: False,
     )
-
-    def rejected(reason: str) -> None:
-        served.metrics.rejected(reason)
-        tell("rejected", {"reason": reason})
-
     app = Starlette(
         routes=routes(config),
-        middleware=[Middleware(Guard, access=access, rejected=rejected)],
+        middleware=[Middleware(Guard, access=access, rejected=served.rejected)],
         exception_handlers={HTTPException: _http_error},
     )
     app.router.redirect_slashes = False  # a redirect names a host, and behind a proxy that is the wrong one

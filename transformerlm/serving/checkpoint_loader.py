@@ -14,7 +14,7 @@ from config.errors import ConfigError
 from transformerlm.checkpoints.directory import list_checkpoints
 from transformerlm.checkpoints.validation import CheckpointError
 from transformerlm.serving.engine import ModelFacts
-from transformerlm.serving.following import Following, checkpoints_of
+from transformerlm.serving.following import CheckpointNotNowError, Following, checkpoints_of
 from transformerlm.serving.protocol import Settings, Skipped, Told
 from transformerlm.serving.served_model import ServedModel
 
@@ -164,19 +164,24 @@ class CheckpointLoader:
         """Return a checkpoint's model.
 
         Raises:
-            CheckpointError: it is not there, damaged, too large, or of another tokenizer or context than the requests.
+            CheckpointError: it is not there, damaged, or of another tokenizer or context than the requests.
+            CheckpointNotNowError: it cannot be read, or there is too little memory for it.
         """
         try:
             model = ServedModel(directory, self._settings, prefix_cache_bytes=prefix_cache_bytes, earlier=self._served)
         except CheckpointError:
             raise
-        except (OSError, ConfigError) as error:
+        except ConfigError as error:
             raise CheckpointError(f"{directory}: cannot be read: {error}") from None
+        except OSError as error:
+            raise CheckpointNotNowError(f"{directory}: cannot be read: {error}") from None
         except Exception as error:  # whatever is wrong with one checkpoint must not end the texts of another
             if self._served is None:
                 raise
             what = str(error) or type(error).__name__
-            raise CheckpointError(f"{directory}: cannot be loaded beside the one that is served: {what}") from None
+            # Too little memory is a MemoryError, and with torch a RuntimeError, as most that passes by itself is.
+            kind = CheckpointNotNowError if isinstance(error, MemoryError | RuntimeError) else CheckpointError
+            raise kind(f"{directory}: cannot be loaded beside the one that is served: {what}") from None
         if self._like is not None:
             _check_same_texts(self._like, model.facts)
         return model

@@ -64,6 +64,9 @@ async def answer(request: Request, plan: Plan, shape: Shape) -> Response:
         return JsonAnswer(await unless_client_leaves(job.whole(), request.receive))
     except ClientLeft:
         return Response(status_code=499)  # nobody reads it
+    except ApiError as error:
+        error.was_taken = True
+        raise
     finally:
         job.cancel()
 

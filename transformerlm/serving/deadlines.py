@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,13 +34,14 @@ class Deadlines:
     connections: int
 
 
-def protocol_of(deadlines: Deadlines) -> type[asyncio.Protocol]:
-    """Return the protocol class that uvicorn is given as `http`."""
+def protocol_of(deadlines: Deadlines, rejected: Callable[[str], None]) -> type[asyncio.Protocol]:
+    """Return the protocol class that uvicorn is given as `http`; `rejected` is told the reason of each refusal."""
 
     class BoundDeadlineProtocol(DeadlineProtocol):
         """The protocol with these deadlines."""
 
         limits = deadlines
+        tell_rejected = staticmethod(rejected)
 
     return BoundDeadlineProtocol
 
@@ -71,6 +73,7 @@ class DeadlineProtocol(H11Protocol):
     """One connection."""
 
     limits: Deadlines
+    tell_rejected: Callable[[str], None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -152,6 +155,7 @@ class DeadlineProtocol(H11Protocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self.tell_rejected(error.code or "invalid")
             data = json.dumps(error.body()).encode()
             headers = [
                 ("content-type", "application/json"),

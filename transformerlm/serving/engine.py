@@ -128,6 +128,8 @@ class StepReport:
     prompt_tokens: int
     generated_tokens: int
     reused_tokens: int
+    read_again_tokens: int = 0
+    """Of texts that had filled the context, of which the last half is read again."""
 
 
 class QueueFull(Exception):

@@ -256,7 +256,7 @@ class EngineClient:
             )
 
     def _take_report(self, report: StepReport) -> None:
-        if report.generated_tokens or report.prompt_tokens:
+        if report.generated_tokens or report.prompt_tokens or report.read_again_tokens:
             self._note_alive()
         if report.generated_tokens:
             self._last_token = time.monotonic()

@@ -141,15 +141,20 @@ class EngineLoop:
 
     def _take_opened(self, opened: Opened) -> None:
         if opened.is_served:
-            self._old.append(self._served)
+            self._retire(self._served)
             self._served = opened.model
             self._tell(Told(serving=opened.model.facts))
             if self._named is not None and self._is(self._named, opened.model.facts.checkpoint):
-                self._old.append(self._named)  # until its texts have ended
+                self._retire(self._named)
                 self._named = None
         else:
             self._named, self._loading = opened.model, ""
             self._begin(opened.model)
+
+    def _retire(self, model: ServedModel) -> None:
+        """Keep a model until its texts have ended, and of its memory what they need."""
+        model.forget_prefixes()
+        self._old.append(model)
 
     def _refuse(self, cannot: CannotOpen) -> None:
         self._loading = ""

@@ -30,6 +30,9 @@ class JsonAnswer(JSONResponse):
 class ApiError(Exception):
     """A request that is refused or that failed: the status, and what the client is told."""
 
+    was_taken = False
+    """Whether its texts had begun, so that their end is told already, and nothing was refused."""
+
     def __init__(
         self,
         status: int,

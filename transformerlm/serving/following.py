@@ -1,7 +1,8 @@
 """Which checkpoint of a run to take over next, while a training writes, prunes and damages them.
 
 The run belongs to the training: nothing in it is renamed, written or locked. A checkpoint that cannot be used is told
-once, and looked at again only when one of its files changes.
+once, and looked at again only when one of its files changes. One that cannot be read now is told once and tried again,
+less and less often.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ LoadedT = TypeVar("LoadedT")
 Identity = tuple[tuple[str, int, int], ...]
 
 _TRIES = 3
+_LONGEST_PAUSE = 64  # looks; a try reads the whole checkpoint, beside a training that needs the machine
+
+
+class CheckpointNotNowError(CheckpointError):
+    """A checkpoint that cannot be read now, as by an error of the disk or for lack of memory; it may well be whole."""
 
 
 def checkpoints_of(path: Path) -> Path:
@@ -40,7 +46,8 @@ class Following(Generic[LoadedT]):
     Args:
         root: the folder with the checkpoints; it need not be there yet.
         which: the one to take.
-        load: what makes something of a checkpoint's directory; a CheckpointError says that it cannot be used.
+        load: what makes something of a checkpoint's directory; a CheckpointError says that it cannot be used, and a
+            CheckpointNotNowError that it cannot be used now.
         skip: is told the name of a checkpoint that cannot be used, and why.
     """
 
@@ -55,15 +62,18 @@ class Following(Generic[LoadedT]):
         self._root, self._which, self._load, self._skip = root, which, load, skip
         self._current: tuple[int, Identity] | None = None
         self._unusable: set[Identity] = set()
-        self._told: set[str] = set()
+        self._looks = 0
+        self._not_now: dict[Identity, tuple[int, int]] = {}  # the look that tries it again, and the pause after that
+        self._told: set[tuple[str, type[CheckpointError]]] = set()
 
     def look(self) -> LoadedT | None:
         """Return what `load` made of the checkpoint to take over; None: there is none."""
+        self._looks += 1
         for _ in range(_TRIES):
             candidates = self._candidates()
             for place, directory in enumerate(candidates):
                 before = identity(directory)
-                if before is None or before in self._unusable:
+                if before is None or before in self._unusable or self._looks < self._not_now.get(before, (0, 1))[0]:
                     continue
                 if self._current is not None and (
                     before == self._current[1] or (place > 0 and step_of(directory) <= self._current[0])
@@ -81,13 +91,22 @@ class Following(Generic[LoadedT]):
             loaded = self._load(directory)
         except CheckpointError as error:
             if identity(directory) == before:  # else it was removed or changed while it was read, which is no damage
-                self._unusable.add(before)
-                if directory.name not in self._told:
-                    self._told.add(directory.name)
-                    self._skip(directory.name, str(error))
+                self._pass_over(directory.name, before, error)
             return None
         self._current = step_of(directory), before
         return loaded
+
+    def _pass_over(self, name: str, found: Identity, error: CheckpointError) -> None:
+        reason = str(error)
+        if isinstance(error, CheckpointNotNowError):
+            pause = self._not_now.get(found, (0, 1))[1]
+            self._not_now[found] = self._looks + pause, min(2 * pause, _LONGEST_PAUSE)
+            reason += "; it is tried again"
+        else:
+            self._unusable.add(found)
+        if (name, type(error)) not in self._told:
+            self._told.add((name, type(error)))
+            self._skip(name, reason)
 
     def _candidates(self) -> list[Path]:
         """Return the checkpoints that may be taken, the first choice first."""

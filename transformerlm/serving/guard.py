@@ -7,7 +7,6 @@ client that leaves (Starlette's `BaseHTTPMiddleware` does).
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import logging
 from collections.abc import Callable, Sequence
@@ -63,7 +62,7 @@ class Access:
             is_open=is_open,
             key=key,
             hosts=frozenset(_bracketed(host.lower()) for host in hosts),
-            origins=frozenset(origin.lower() for origin in origins),
+            origins=frozenset(_without_usual_port(origin.lower()) for origin in origins),
             max_body_bytes=max_body_bytes,
         )
 
@@ -101,7 +100,7 @@ class Guard:
                 self._check_key(headers, scope["method"])
             await self._app(scope, self._limited(receive), send_guarded)
         except ApiError as error:
-            if error.status < 500 or error.status == 503:  # others came after the request was taken
+            if not error.was_taken:
                 self._rejected(error.code or "invalid")
             if not began:
                 await error.response()(scope, receive, send_guarded)
@@ -176,7 +175,7 @@ def _key_of(headers: Headers) -> bytes:
     if scheme.lower() == "basic":
         try:
             return base64.b64decode(value.strip(), validate=True).partition(b":")[2]
-        except binascii.Error:
+        except ValueError:  # no base64, or not even ASCII
             return b""
     return b""
 
@@ -189,6 +188,11 @@ def _bracketed(host: str) -> str:
 def _without_port(host: str) -> str:
     name, colon, port = host.rpartition(":")
     return name if colon and port.isdecimal() and not (host.startswith("[") and host.endswith("]")) else host
+
+
+def _without_usual_port(origin: str) -> str:
+    """Return an origin as browsers send it, which leave out the port that its scheme has anyway."""
+    return origin.removesuffix(":443" if origin.startswith("https:") else ":80")
 
 
 def _add_headers(headers: MutableHeaders, origin: str | None) -> None:

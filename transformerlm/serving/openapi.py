@@ -281,6 +281,7 @@ _ANSWERS: Json = {
             step=_WHOLE,
             parameters=_WHOLE,
             vocab_size=_WHOLE,
+            max_logprobs=_WHOLE,
         ),
         val_loss=_or_null(_REAL),
         precision=_TEXT,
@@ -322,7 +323,7 @@ _ANSWERS: Json = {
         fingerprint=_TEXT,
     ),
     "Runs": _object(runs=_list({"type": "object", "required": ["name", "state", "step"]})),
-    "Run": _object(name=_TEXT, config=_map(_ANY), checkpoints=_list(_WHOLE)),
+    "Run": _object(name=_TEXT, config=_map(_ANY), defaults=_map(_ANY), checkpoints=_list(_WHOLE)),
     "Lines": _object(
         file=_TEXT,
         offset=_WHOLE,

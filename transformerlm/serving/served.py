@@ -55,6 +55,11 @@ class Served:
         """How the engine does now."""
         return self.engine.status
 
+    def rejected(self, reason: str) -> None:
+        """Count and tell of a request that is refused."""
+        self.metrics.rejected(reason)
+        self.tell("rejected", {"reason": reason})
+
     def load_tokenizer(self) -> None:
         """Read the tokenizer that the checkpoint holds; call this when the engine has loaded the model.
 
@@ -167,6 +172,7 @@ def model_card(served: Served, name: str) -> dict[str, Any]:
         "step": step,
         "parameters": facts.parameters,
         "vocab_size": facts.vocab_size,
+        "max_logprobs": served.config.limits.logprobs,
     }
     if step == facts.step:
         card |= {

@@ -99,6 +99,10 @@ class ServedModel:
         """Whether there is nothing to do."""
         return self._batcher.is_idle
 
+    def forget_prefixes(self) -> None:
+        """Free the memory for prompts that begin alike: from now on there are few new ones, or none."""
+        self._batcher.forget_prefixes()
+
     def is_replaced(self) -> bool:
         """Return whether the checkpoint's directory holds another one now; one that was removed is not replaced."""
         found = identity(Path(self.facts.path))
@@ -142,7 +146,7 @@ class ServedModel:
     def step(self) -> tuple[list[tuple[str, Piece]], StepReport]:
         """Make one step of all texts; return the pieces that came of it, by request id, and what it took."""
         batcher, began = self._batcher, time.perf_counter()
-        read, choosing = batcher.num_read, batcher.choice_seconds
+        read, again, choosing = batcher.num_read, batcher.num_read_again, batcher.choice_seconds
         pieces: list[tuple[str, Piece]] = []
         changed: dict[str, _Text] = {}
         generated = reused = 0
@@ -168,6 +172,7 @@ class ServedModel:
             prompt_tokens=batcher.num_read - read,
             generated_tokens=generated,
             reused_tokens=reused,
+            read_again_tokens=batcher.num_read_again - again,
         )
         return pieces, report
 

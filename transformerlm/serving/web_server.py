@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,11 +17,23 @@ from transformerlm.serving.engine import Engine
 from transformerlm.serving.served import Served, Tell
 
 _KEEP_ALIVE_SECONDS = 60  # longer than clients keep a connection, or they would write into a closed one
-_CLOSE_SECONDS = 2  # for answers on their way after the last text has ended
+_CLOSE_SECONDS = 2  # for answers on their way after the last text has ended, at the least
 
 
 class WebServer(uvicorn.Server):
     """uvicorn's server, which leaves signals to the command that runs it."""
+
+    has_sent_all = False
+    """Whether all answers had gone out when it ended."""
+
+    def end(self, seconds: float) -> None:
+        """Begin to end; for so long, and no less than a moment, answers on their way may still go out."""
+        self.config.timeout_graceful_shutdown = max(_CLOSE_SECONDS, math.ceil(seconds))
+        self.should_exit = True
+
+    async def _wait_tasks_to_complete(self) -> None:
+        await super()._wait_tasks_to_complete()  # cancelled when the time is up
+        self.has_sent_all = True
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -41,7 +54,7 @@ def make_server(config: ServeConfig, engine: Engine, *, key: str | None, tell: T
     )
     settings = uvicorn.Config(
         app,
-        http=protocol_of(deadlines),
+        http=protocol_of(deadlines, app.state.served.rejected),
         ws="none",
         loop="asyncio",
         log_config=None,

@@ -324,6 +324,25 @@ def test_penalties_and_an_earliest_end_are_those_of_the_plain_loop() -> None:
     assert len(ids["ends late"]) >= 8
 
 
+def test_what_is_read_is_counted_and_what_is_read_again_apart() -> None:
+    """Half of the context each time that a text has filled it; and nothing of a prompt once it is known."""
+    batcher = Batcher(Decoder(make_model(context_length=32)), slots=1, prefill_chunk=16, prefix_cache_bytes=10**6)
+    run(batcher, [make_request("slides", [*range(31)], 40)])  # full after 2 ids, 19 and 36
+    assert (batcher.num_read, batcher.num_read_again) == (31, 3 * 16)
+    run(batcher, [make_request("known", [*range(31)], 1)])
+    assert (batcher.num_read, batcher.num_read_again) == (31, 3 * 16)
+
+
+def test_prompts_that_are_forgotten_are_read_again() -> None:
+    """The ids are the same, and none is kept any more."""
+    batcher = Batcher(Decoder(make_model(context_length=32)), slots=1, prefill_chunk=16, prefix_cache_bytes=10**6)
+    found = [run(batcher, [make_request("a", [*range(20)], 5)])[0]]
+    batcher.forget_prefixes()
+    found += [run(batcher, [make_request("a", [*range(20)], 5)])[0] for _ in range(2)]
+    assert found[0] == found[1] == found[2]
+    assert batcher.num_read == 60
+
+
 @pytest.mark.parametrize("before", [0, 1, 2, 3])
 def test_a_text_that_slides_goes_on_beside_a_stream_of_long_prompts(before: int) -> None:
     """Prompts and windows are read in turns, whatever was read before: neither waits for the other to end."""

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import pytest
 
 from tests.serving.browser.runs_of_lines import HOSTILE, write_run
 from tests.serving.helpers import tiny_checkpoint
+from tests.serving.web import Web, run, until
 from tests.training.conftest import files  # noqa: F401 (a fixture)
 from tests.training.tiny_run import TinyFiles
 
@@ -95,6 +97,26 @@ def serving_site(run: Path, log: Path) -> Iterator[Site]:
         finally:
             server.terminate()
             server.communicate(timeout=60)
+
+
+@contextmanager
+def serving_fake(tmp_path: Path, **more: Any) -> Iterator[str]:
+    """Give the address of a server with the fake engine, in a thread: playwright's loop is in this one."""
+    ready, done, urls = threading.Event(), threading.Event(), []
+
+    async def hold(web: Web) -> None:
+        urls.append(f"http://127.0.0.1:{web.port}")
+        ready.set()
+        await until(done.is_set)
+
+    server = threading.Thread(target=lambda: run(tmp_path, hold, over_network=True, **more))
+    server.start()
+    try:
+        assert ready.wait(60)
+        yield urls[0]
+    finally:
+        done.set()
+        server.join()
 
 
 @pytest.fixture

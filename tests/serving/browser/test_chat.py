@@ -56,13 +56,14 @@ def test_a_conversation_has_a_history(page, seen):
     """Question and answer stay, the next request holds them and the system's message, and a reload keeps them."""
     page.fill("#chat-settings [name=system]", "Be brief.")
     page.fill("#chat-settings [name=seed]", "3")
+    page.fill("#chat-settings [name=top_p]", "0.955")
     say(page, QUESTION)
     say(page, "Is Bob\nat sea?")
     assert said(page) == [QUESTION, ANSWER, "Is Bob\nat sea?", ANSWER]
     first, second = sent(seen)
     assert first["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
     assert second["messages"][2] == {"role": "assistant", "content": ANSWER}
-    assert (second["seed"], second["temperature"], second["stream"]) == (3, 0, True)
+    assert (second["seed"], second["temperature"], second["top_p"], second["stream"]) == (3, 0, 0.955, True)
     assert "seed 3" in page.text_content("#chat-status")
     page.reload()
     page.wait_for_selector("#chat:visible")

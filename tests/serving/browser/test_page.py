@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.serving.browser.conftest import serving_fake
 from tests.serving.browser.runs_of_lines import HOSTILE, append_line, lines_of, step_line, write_lines, write_run
-from tests.serving.web import Web, run, until
 
 pytestmark = pytest.mark.browser
 TABS = ("write", "tokens", "runs", "server")
@@ -141,6 +140,68 @@ def test_time_memory_and_environment_are_those_of_the_lines(page, site):
         home.rmdir()
 
 
+def test_a_run_that_is_started_anew_has_its_new_configuration(page, site):
+    """While it is shown, and where it is chosen again later."""
+    home = site.runs_dir / "anew"
+    write_run(home, steps=3, learning_rate=0.5)
+    try:
+        open_runs(page, "anew")
+        page.wait_for_selector("#config:has-text('0.5')")
+        page.wait_for_selector("#charts figure[aria-label*='anew 3.97 at 3']")
+        for number, rate in enumerate((0.25, 0.125), 4):
+            if rate == 0.125:
+                open_runs(page)
+            (home / "config.toml").write_text(f"[optimizer]\nlearning_rate = {rate}\n")
+            append_line(home, {"event": "resumed", "step": number - 1})
+            append_line(home, step_line(number))
+            if rate == 0.125:
+                open_runs(page, "anew")
+            page.wait_for_selector(f"#config:has-text('{rate}')")
+    finally:
+        shutil.rmtree(home)
+
+
+def test_what_has_no_place_on_an_axis_has_no_mark(page, site):
+    """Without FLOPs a token, the events of a run are nowhere over FLOPs, rather than all at 0."""
+    home = site.runs_dir / "unplaced"
+    write_run(home, steps=3)
+    lines = lines_of(3)
+    del lines[0]["flops_per_token"]
+    write_lines(home, lines)
+    try:
+        page.evaluate(
+            """async () => {
+              const { Chart } = await import("/static/chart.js");
+              const draw = Chart.prototype.draw;
+              Chart.prototype.draw = function (curves, options) {
+                window.marks = options.marks.length;
+                return draw.call(this, curves, options);
+              };
+            }"""
+        )
+        open_runs(page, "unplaced")
+        page.wait_for_function("window.marks === 1")
+        page.select_option("#curves [name=x]", "flops")
+        page.wait_for_function("window.marks === 0")
+    finally:
+        shutil.rmtree(home)
+
+
+def test_the_words_of_a_choice_are_those_of_now(page):
+    """A model that is offered goes on with its training: its step changes, its name and what is chosen do not."""
+    found = page.evaluate(
+        """async () => {
+          const { setOptions } = await import("/static/dom.js");
+          const select = document.createElement("select");
+          setOptions(select, ["a", "b"], (name) => `${name} (step 1)`);
+          select.value = "b";
+          setOptions(select, ["a", "b"], (name) => `${name} (step 2)`);
+          return [select.value, ...[...select.options].map((option) => option.textContent)];
+        }"""
+    )
+    assert found == ["b", "a (step 2)", "b (step 2)"]
+
+
 def test_a_run_that_is_html_stays_text(page, seen):
     """Name, configuration and samples of a run are shown as they are, and nothing of them runs."""
     name = HOSTILE.replace("/", "-")
@@ -156,19 +217,13 @@ def test_a_run_that_is_html_stays_text(page, seen):
 
 
 def test_the_page_asks_for_the_key(tmp_path, new_page):
-    """The page opens without the key, asks for it, asks again for a wrong one, and keeps it in its tab alone."""
-    ready, done, urls = threading.Event(), threading.Event(), []
-
-    async def hold(web: Web) -> None:
-        urls.append(f"http://127.0.0.1:{web.port}")
-        ready.set()
-        await until(done.is_set)
-
-    server = threading.Thread(target=lambda: run(tmp_path, hold, over_network=True, key=KEY))
-    server.start()
-    try:
-        assert ready.wait(60)
-        page = new_page(urls[0])
+    """The page opens without the key, asks for it until it has the right one, and keeps it in its tab alone."""
+    with serving_fake(tmp_path, key=KEY) as url:
+        page = new_page(url)
+        page.wait_for_selector("#key:focus")
+        for _ in range(3):
+            page.keyboard.press("Escape")  # without a key the page is of no use
+            page.wait_for_timeout(100)
         page.wait_for_selector("#key:focus")
         page.keyboard.type("wrong")
         page.keyboard.press("Enter")
@@ -181,9 +236,7 @@ def test_the_page_asks_for_the_key(tmp_path, new_page):
             "",
             KEY,
         ]
-    finally:
-        done.set()
-        server.join()
+        assert page.is_hidden("#key-dialog")
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.serving.browser.conftest import WAIT_MS, Seen, Site
+from tests.serving.browser.conftest import WAIT_MS, Seen, Site, serving_fake
 from tests.serving.browser.runs_of_lines import HOSTILE
 
 pytestmark = pytest.mark.browser
@@ -74,11 +74,15 @@ def test_prompts_go_as_ids_and_what_was_made_keeps_its_own(page, seen):
 
 
 def test_alternatives_are_the_servers_and_one_is_gone_on_from(page, site, seen):
-    """The list beside a token has the ten of /v1/completions; the third one replaces it, and the text goes on."""
+    """The list beside a token has the ten of /v1/completions, and Esc closes it; the third one goes into the text."""
     go_on(page)
     body = {**sent(seen)[0], "stream": False, "return_token_ids": True}
     choice = ask(site, **body)
     expected = sorted(choice["logprobs"]["top_logprobs"][0].items(), key=lambda pair: -pair[1])[:10]
+    page.locator(COLOURED).nth(3).hover(force=True)
+    page.wait_for_selector("#popover button")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#popover", state="hidden")
     page.locator(COLOURED).first.hover(force=True)
     page.wait_for_selector("#popover button")
     shown = page.locator("#popover button").all_inner_texts()
@@ -161,6 +165,36 @@ def test_perplexity_is_that_of_the_servers_logprobs(page, site, seen):
     expected = math.exp(-sum(known) / len(known))
     assert f"perplexity {expected:.2f}" in page.text_content("#score")
     assert page.locator(COLOURED).count() == len(known)
+
+
+def test_every_number_that_the_server_takes_is_asked_with(page, seen):
+    """Also one between the steps of the arrows, which go on from it; a part of a token is none."""
+    numbers = {"temperature": 0.83, "top_p": 0.955, "min_p": 0.0005}
+    go_on(page, max_tokens=2, **numbers)
+    assert {name: sent(seen)[0][name] for name in numbers} == numbers
+    page.press("[name=temperature]", "ArrowUp")
+    assert page.input_value("[name=temperature]") == "0.85"
+    for name, value in (("max_tokens", "2.5"), ("top_p", "1.5"), ("temperature", "-1")):
+        before = page.input_value(f"[name={name}]")
+        page.fill(f"#settings [name={name}]", value)
+        page.click("#continue")
+        assert page.evaluate("document.activeElement.name") == name
+        page.fill(f"#settings [name={name}]", before)
+    assert len(sent(seen)) == 1
+
+
+def test_no_more_alternatives_are_asked_for_than_the_server_gives(tmp_path, new_page):
+    """With a small limits.logprobs texts go on, too, and have a perplexity."""
+    with serving_fake(tmp_path, sections={"limits": {"logprobs": 2}}) as url:
+        page = new_page(url)
+        page.wait_for_selector("#served:has-text('step 140')")
+        go_on(page, "ab", max_tokens=4)
+        assert page.locator(COLOURED).count() == 4
+        page.locator(COLOURED).first.hover(force=True)
+        page.wait_for_selector("#popover button")
+        assert page.locator("#popover button").count() == 2
+        page.click("#perplexity")
+        page.wait_for_selector("#score:has-text('perplexity')")
 
 
 def test_stop_ends_the_wait(page):

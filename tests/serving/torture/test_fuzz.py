@@ -101,3 +101,14 @@ def test_many_mutated_requests_are_answered_and_take_no_memory(strict):
     check(strict, range(1_000, 10_000))
     for pid, bytes_before in zip(pids, before, strict=True):
         assert memory_of(pid) < bytes_before + 50_000_000
+
+
+@pytest.mark.slow
+def test_mutated_requests_without_the_key_are_refused(untrained, tmp_path):
+    """A thousand, some with a key that is none: each has an answer that is no 5xx, and the engine is asked nothing."""
+    arguments = [*LIMITS, *TIMES, "--access.key_env=FUZZ_KEY"]
+    with serving(untrained, tmp_path, *arguments, environment={"FUZZ_KEY": "a-key"}) as server:
+        found = asyncio.run(ask_all(server.port, range(1_000)))
+        assert found[401] > 500, found
+        assert server.events("request") == []
+        assert "Traceback" not in server.stderr

@@ -46,24 +46,28 @@ def stopped_engine(server: Server) -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", ["streaming", "whole", "queued"])
 def test_sixteen_that_leave_free_sixteen_places(kind, server):
-    """Of 16 texts, streamed, whole or still waiting, whose clients close, none runs or waits a moment later."""
-    before = server.metric('requests_total{finish="cancelled"}') if kind != "streaming" else None
+    """Of 16 texts, streamed, whole or still waiting, whose clients close, none runs or waits a moment later.
+
+    The engine stands still until all are cancelled, so that none can have ended by itself; then it makes no text whole.
+    """
+    is_told = len(server.events("request"))
     with stopped_engine(server):
         others = [connect(server) for _ in range(16)] if kind == "queued" else []
         mine = [connect(server) for _ in range(16)]
         for one in [*others, *mine]:
             one.sendall(raw_request(LONG_TEXT, stream=kind == "streaming"))
         wait_until(lambda: sum_of(server) == len(others) + 16)
-        for one in mine:
-            one.close()
-        if kind == "queued":
-            wait_until(lambda: sum_of(server) == 16)  # though the engine does nothing
-            assert server.health()["waiting"] == 0
-    for one in others:
-        one.close()
+        drawn = server.metric("generated_tokens_total")
+        for clients in (mine, others):
+            for one in clients:
+                one.close()
+            if kind == "queued" and clients is mine:
+                wait_until(lambda: sum_of(server) == 16)
+                assert server.health()["waiting"] == 0
+        wait_until(lambda: len(server.events("request")) == is_told + len(others) + 16)
+        assert {event["finish"] for event in server.events("request")[is_told:]} == {"cancelled"}
     server.wait_until_idle()
-    if before is not None:
-        wait_until(lambda: server.metric('requests_total{finish="cancelled"}') == before + len(others) + 16)
+    assert server.metric("generated_tokens_total") - drawn < 16 * LONG_TEXT["max_tokens"]
     assert server.texts(prompt="a", max_tokens=2)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -149,6 +150,29 @@ def test_texts_on_their_way_end_whole_when_the_server_is_told_to_end(number, cod
         assert all(one.is_whole and one.finish == "length" and one.error is None for one in whole)
         assert whole[0].text == expected[0]
         assert state_of(pid) == "X"
+        assert server.events("stopped")[0]["all_texts_ended"]
+
+
+@pytest.mark.slow
+def test_a_slow_reader_has_its_text_whole_when_the_server_is_told_to_end(untrained, tmp_path):
+    """Megabytes that the engine has made and the client has not read go out within `timeouts.drain`."""
+    body = {**LONG_TEXT, "max_tokens": 4000, "logprobs": 20, "stream": True}
+    times = ["--limits.overflow=slide", "--timeouts.drain=5m", "--timeouts.write=5m"]
+    with serving(untrained, tmp_path, *times) as server, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(WAIT)
+        client.connect(("127.0.0.1", server.port))
+        data = json.dumps(body).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
+        client.sendall(head.encode() + data)
+        wait_until(lambda: server.metric("generated_tokens_total") >= body["max_tokens"])
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(4)  # longer than a client that reads at once has
+        end = b""
+        while got := client.recv(1 << 16):
+            end = (end + got)[-2000:]
+        assert b"data: [DONE]" in end
+        assert server.process.wait(WAIT) == 143
         assert server.events("stopped")[0]["all_texts_ended"]
 
 

@@ -40,8 +40,14 @@ export const percent = (p) => (p >= 0.0995 ? `${(100 * p).toFixed(0)} %` : p >= 
 // Keep options of a <select> as they are wanted, and what is chosen.
 export function setOptions(select, values, label = (value) => value) {
   const before = select.value;
-  const now = [...select.options].map((option) => option.value);
-  if (now.length === values.length && now.every((value, at) => value === values[at])) return;
+  const now = [...select.options];
+  if (now.length === values.length && now.every((option, at) => option.value === values[at])) {
+    now.forEach((option, at) => {
+      const words = label(values[at]);
+      if (option.textContent !== words) option.textContent = words;
+    });
+    return;
+  }
   select.replaceChildren(...values.map((value) => make("option", { value }, label(value))));
   if (values.includes(before)) select.value = before;
 }

@@ -14,10 +14,12 @@ export class RunLines {
     this.source = source;
     this.updating = null;
     this.again = false;
+    this.starts = 0; // grows when the run is started or resumed, which may have changed its configuration
     this.clear();
   }
 
   clear() {
+    this.starts++;
     this.curves = {}; // metric -> {steps, values, means}; means, where there are any, are {steps, values} of many lines each
     for (const metric of Object.keys(METRICS)) this.curves[metric] = { steps: [], values: [], means: null };
     this.clock = { steps: [0], tokens: [0], seconds: [0] };
@@ -68,6 +70,7 @@ export class RunLines {
 
   addEvent(line) {
     if (line.event === "started") this.started = line;
+    if (line.event === "started" || line.event === "resumed") this.starts++;
     if (line.event === "environment") this.environment = line;
     if (line.event === "sample") this.addSample(line.step, String(line["text.prompt"] ?? ""), String(line["text.output"] ?? ""));
     if (!Object.hasOwn(WORDS, line.event) || typeof line.step !== "number") return;

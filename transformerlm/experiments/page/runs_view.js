@@ -19,7 +19,7 @@ const LISTED_ALONE = new Set(["started", "finished"]); // listed, and not drawn:
 const SHOWN = { differences: "what differs between the runs", changed: "what differs from the defaults", all: "everything" };
 const form = byId("curves");
 const field = (name) => form.elements.namedItem(name);
-const chosen = new Map(); // name -> {lines, colour}
+const chosen = new Map(); // name -> {lines, colour, starts}, the starts that its lines had when they were read last
 const charts = new Map();
 const configs = new Map(); // name -> {config, defaults}
 const asked = new Map(); // name -> the promise of its configuration, so that nobody asks a second time
@@ -81,7 +81,8 @@ function fillRow(row, run) {
 function add(name) {
   const taken = new Set([...chosen.values()].map((one) => one.colour));
   const colour = [...Array(MOST).keys()].find((number) => !taken.has(number));
-  chosen.set(name, { lines: new RunLines(name, source), colour });
+  chosen.set(name, { lines: new RunLines(name, source), colour, starts: null });
+  configs.delete(name);
 }
 
 function fillAll() {
@@ -116,6 +117,11 @@ export async function refresh(names) {
   const failed = all.find((one) => one.status === "rejected");
   if (failed) say("runs-status", failed.reason.message, true);
   if (loading === 0 || performance.now() - drawnAt > PATIENCE_MS) draw();
+  for (const one of found) {
+    if (one.starts !== null && one.starts !== one.lines.starts) configs.delete(one.lines.name);
+    one.starts = one.lines.starts;
+  }
+  if (found.some((one) => !configs.has(one.lines.name))) await showConfig();
 }
 
 // --- curves ---
@@ -175,7 +181,8 @@ function validation(name, lines, colour, place) {
 function marksOn(axis, unit) {
   return [...chosen.values()].flatMap(({ lines, colour }) => {
     const events = lines.events.filter(({ kind }) => !LISTED_ALONE.has(kind));
-    return events.map((event) => ({ x: lines.places([event.step], axis)[0] / unit, colour, isSmall: SMALL.has(event.kind) }));
+    const marks = events.map((event) => ({ x: lines.places([event.step], axis)[0], colour, isSmall: SMALL.has(event.kind) }));
+    return marks.filter(({ x }) => x !== null).map((mark) => ({ ...mark, x: mark.x / unit }));
   });
 }
 
@@ -308,4 +315,4 @@ form.addEventListener("input", (event) => {
 form.addEventListener("submit", (event) => event.preventDefault());
 byId("whole").addEventListener("click", () => zoomTo(null));
 for (const id of ["sample-run", "sample-prompt", "sample-step"]) byId(id).addEventListener("input", showSamples);
-byId("config-shown").addEventListener("input", () => showKeys(chosenNames(), byId("config-shown").value));
+byId("config-shown").addEventListener("input", showConfig);

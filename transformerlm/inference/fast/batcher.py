@@ -119,10 +119,11 @@ class Batcher:
         self._running: list[_Row] = []
         self._slides_next = True
         self._has_read = False  # the call before has drawn first ids, and let no row read
-        self._num_seen = 0  # ids that were read, those of rows that slide as well
         self._cancelled: set[str] = set()
         self.num_read = 0
         """How many ids of prompts were read so far; those of the prefix cache were not."""
+        self.num_read_again = 0
+        """How many ids of texts that had filled their windows were read again so far."""
         self.choice_seconds = 0.0
         """The time that drawing took so far; on a GPU, with that of the logits, for which it waits."""
 
@@ -140,6 +141,10 @@ class Batcher:
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
         return not (self._waiting or self.running)
+
+    def forget_prefixes(self) -> None:
+        """Free what is kept for prompts that begin alike, and keep nothing from now on."""
+        self._prefixes = PrefixCache(0)
 
     def submit(self, request: Request) -> None:
         """Take a request; its first event comes from a later `step`. Its `request_id` must be new.
@@ -210,7 +215,7 @@ class Batcher:
                 continue
             row.slot = self._free.pop()
             self._cache.lengths[row.slot] = 0
-            row.due = 0 if self._reads_first else self._num_seen + _PATIENCE * len(row.window)
+            row.due = 0 if self._reads_first else self.num_read + self.num_read_again + _PATIENCE * len(row.window)
             self._reading.append(row)
 
     def _finish(self, row: _Row, reason: FinishReason, events: list[Event], end: TokenLogprobs | None = None) -> None:
@@ -357,7 +362,7 @@ class Batcher:
         last: list[Tensor] = []  # (d_model) of each row that is read
         for (row, start, ids), own in zip(parts, self._vectors(parts), strict=True):
             self.num_read += 0 if row.drawn else len(ids)
-            self._num_seen += len(ids)
+            self.num_read_again += len(ids) if row.drawn else 0
             row.length = self._cache.lengths[row.slot] = start + len(ids)
             if row.request.num_prompt_logprobs is not None and not row.drawn:
                 self._score(row, own, start)

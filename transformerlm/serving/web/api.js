@@ -77,7 +77,11 @@ function newKey(refused) {
       asking = null;
       resolve();
     };
-    dialog.addEventListener("cancel", (event) => event.preventDefault());
+    dialog.oncancel = (event) => event.preventDefault();
+    // A second Escape closes it in Chromium whatever is prevented; without a key the page is of no use.
+    dialog.onclose = () => {
+      if (asking && !dialog.open) dialog.showModal();
+    };
     document.getElementById("key-form").addEventListener("submit", use, { once: true });
     dialog.showModal();
   });

@@ -3,8 +3,10 @@
 
 import { ask, askJson, events } from "/static/api.js";
 import { bytesOf, bytesOfHex, spellAll, tokensOf } from "/static/pieces.js";
+import { cardOf } from "/static/settings.js";
 
-export const NUM_ALTERNATIVES = 10;
+const NUM_ALTERNATIVES = 10;
+const numAlternatives = (model) => Math.min(NUM_ALTERNATIVES, cardOf(model)?.max_logprobs ?? NUM_ALTERNATIVES);
 let start = null;
 
 // Return the pieces with the user's words as tokens, too.
@@ -41,7 +43,7 @@ export async function promptOf(pieces, room) {
 
 // Ask for text and call `onTokens(index, tokens)` as it comes. Returns {seed, step, finish}.
 export async function complete(body, { signal, onTokens }) {
-  const asked = { ...body, logprobs: NUM_ALTERNATIVES, return_token_ids: true, stream: true };
+  const asked = { ...body, logprobs: numAlternatives(body.model), return_token_ids: true, stream: true };
   const told = { seed: body.seed, finish: [] };
   for await (const { data } of events(await ask("/v1/completions", { body: asked, signal }))) {
     if (data.error) throw new Error(data.error.message);
@@ -57,7 +59,7 @@ export async function complete(body, { signal, onTokens }) {
 // Return the tokens of a prompt with what the model thinks of each; the first one has nothing before it.
 export async function scored(pieces, model, context, signal) {
   const { prompt, num_cut } = await promptOf(pieces, context);
-  const body = { model, prompt, echo: true, max_tokens: 0, logprobs: NUM_ALTERNATIVES, return_token_ids: true };
+  const body = { model, prompt, echo: true, max_tokens: 0, logprobs: numAlternatives(model), return_token_ids: true };
   const answer = await askJson("/v1/completions", { body, signal });
   const found = tokensOf(answer.choices[0], { echo: true });
   const shift = pieces.length - found.length; // a start token of the prompt is none of ours

@@ -41,7 +41,6 @@ export function close() {
   back = null;
 }
 
-export const isOpen = () => !box.hidden;
 export const closeSoon = () => {
   clearTimeout(closing);
   if (!back) closing = setTimeout(close, 250);
@@ -59,9 +58,14 @@ box.addEventListener("keydown", (event) => {
   const buttons = [...box.querySelectorAll("button")];
   const at = buttons.indexOf(document.activeElement);
   const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: buttons.length - 1 }[event.key];
-  if (event.key === "Escape") close();
-  else if (to !== undefined) buttons[(to + buttons.length) % buttons.length]?.focus();
-  else return;
+  if (to === undefined) return;
+  buttons[(to + buttons.length) % buttons.length]?.focus();
   event.preventDefault();
   event.stopPropagation();
+});
+// Wherever the keyboard is: what the mouse has opened has no focus.
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || box.hidden) return;
+  close();
+  event.preventDefault();
 });

@@ -9,9 +9,15 @@ const form = byId("settings");
 const field = (name) => form.elements.namedItem(name);
 let cards = [];
 
+// A field's step is what the arrows do: a number between two steps is wrong only where it must be whole.
+function isWrong({ name, validity }) {
+  const { badInput, rangeUnderflow, rangeOverflow, stepMismatch } = validity;
+  return badInput || rangeUnderflow || rangeOverflow || (stepMismatch && WHOLE_NUMBERS.includes(name));
+}
+
 // Return a form's numbers as the keys of a request, with a seed in any case; null where one of them is wrong.
 export function keysOf(form) {
-  const wrong = [...form.elements].find((one) => one.willValidate && !one.checkValidity());
+  const wrong = [...form.elements].find(isWrong);
   if (wrong) {
     wrong.closest("details")?.setAttribute("open", "");
     wrong.reportValidity();

@@ -109,8 +109,9 @@ async function job(work) {
 // Continue after `head`; `tail` stays after what the model writes.
 function goOn(head, tail) {
   const asked = settings.read();
-  if (!asked || running) return;
+  if (!asked || running) return; // what is wrong with a setting is said there, and the focus stays there
   popover.close();
+  field.focus();
   byId("branches").replaceChildren();
   job(async (signal) => {
     say("write-status", "Reading…");
@@ -198,7 +199,6 @@ function branch(model, seed, read, tail) {
 
 function goOnFrom(head, one, top) {
   goOn(spellAll([...head, chosen(one, top)]), []);
-  field.focus();
 }
 
 function rate(count, began) {
@@ -219,7 +219,6 @@ function continueAtCursor() {
   const place = field.selectionEnd;
   const tail = textOf(pieces).slice(place);
   goOn(before(pieces, place), tail ? [{ text: tail }] : []);
-  field.focus();
 }
 
 function measure() {
