@@ -204,11 +204,15 @@ class Terminal:
         os.write(self._master, text.encode())
 
     def close(self, key=""):
-        """Return the exit code, when the command has ended; the key is pressed again where readline did not hear it."""
+        """Return the exit code, when the command has ended; the key is pressed again where readline did not hear it.
+
+        Not once it says that it ends: then one more Ctrl-C ends Python at once.
+        """
         end = time.monotonic() + WAIT
         with suppress(OSError):  # Linux says so when the other end is closed
             while time.monotonic() < end:
-                self.type(key)
+                if "interrupted" not in self.screen:
+                    self.type(key)
                 pressed = time.monotonic()
                 self.wait_until(lambda since=pressed: key and time.monotonic() > since + 2)
         code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])

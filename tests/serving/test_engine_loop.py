@@ -408,7 +408,7 @@ def test_a_damaged_newest_checkpoint_is_told_once_and_nothing_is_renamed(files, 
 @pytest.mark.parametrize(
     ("place", "error"),
     [
-        ("transformerlm.checkpoints.validation.file_sha256", OSError(errno.EIO, "Input/output error", "weights")),
+        ("transformerlm.checkpoints.validation.file_sha256", OSError(errno.ESTALE, "Stale file handle", "weights")),
         ("transformerlm.serving.served_model.load_model", RuntimeError("CUDA out of memory")),
         ("transformerlm.serving.served_model.load_model", MemoryError()),
     ],
