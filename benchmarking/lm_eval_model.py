@@ -78,10 +78,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
         With `add_special_tokens` False, none is added.
         """
-        ids, known = self._tokenizer.encode(string), self._predictor.document_ids
-        if known.starts_texts and add_special_tokens is not False and ids[:1] != [self.prefix_token_id]:
-            ids = [self.prefix_token_id, *ids]
-        return ids
+        ids = self._tokenizer.encode(string)
+        return ids if add_special_tokens is False else self._predictor.document_ids.started(ids)
 
     def _loglikelihood_tokens(self, requests: list[Request], **settings: Any) -> list[tuple[float, bool]]:
         """Return for each continuation its log-likelihood in nats, and whether greedy decoding would give it."""

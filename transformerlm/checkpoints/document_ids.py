@@ -49,6 +49,13 @@ class DocumentIds:
         """The id before a document: without one that begins it, the id that ends the document before it will do."""
         return self.eos_token_id if self.bos_token_id is None else self.bos_token_id
 
+    def started(self, ids: list[int]) -> list[int]:
+        """Return the ids of a text after the one with which texts start, where they do and these do not yet."""
+        start_id = self.start_id
+        if not self.starts_texts or start_id is None or ids[:1] == [start_id]:
+            return ids
+        return [start_id, *ids]
+
     def separator(self, tokenizer: Tokenizer) -> str | None:
         """Return the text of the special token that ends a document; None: there is none."""
         return next((text for text, one in tokenizer.special_token_ids.items() if one == self.eos_token_id), None)

@@ -446,10 +446,7 @@ class Predictor:
     def _ids_of(self, prompt: str, allow_special: bool) -> list[int]:
         """Return a prompt's ids, after the one with which texts start, where they do."""
         ids = self.tokenizer.encode(prompt) if allow_special else self.tokenizer.encode_ordinary(prompt)
-        start_id = self.document_ids.start_id
-        if self.document_ids.starts_texts and start_id is not None and ids[:1] != [start_id]:
-            ids = [start_id, *ids]
-        return ids
+        return self.document_ids.started(ids)
 
     def _generator(self, seed: int | None) -> torch.Generator | None:
         return None if seed is None else self._seeded(seed)
