@@ -49,6 +49,11 @@ def shown(page: Any, title: str) -> str:
     return str(page.locator(f"#charts figure:has(h2:text-is('{title}'))").get_attribute("aria-label"))
 
 
+def wait_until_drawn(page: Any) -> None:
+    """Wait until a change is drawn: the page draws in the browser's next frame, and then a chart may be a new one."""
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
 def test_a_report_asks_for_nothing_and_says_nothing(tmp_path, open_report, seen):
     """From file:// the one request is the file itself; no message comes, nor a report of its policy."""
     page = open_report(long_run(tmp_path, "one"))
@@ -118,19 +123,23 @@ def test_a_part_is_shown_by_keys_and_by_mouse(tmp_path, open_report):
     page = open_report(long_run(tmp_path, "one"))
     page.fill("#curves [name=from]", "10")
     page.fill("#curves [name=to]", "20")
+    wait_until_drawn(page)
     box = page.locator("#charts figure:visible .u-over").first.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 20)
     legend = page.locator("#charts figure:visible .u-value").first
     page.wait_for_function("document.querySelector('#charts .u-value').textContent === '15'")
     page.click("#whole")
     assert page.input_value("#curves [name=from]") == ""
+    wait_until_drawn(page)
     page.mouse.move(box["x"] + box["width"] / 4, box["y"] + 20)
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 25, steps=4)
     page.mouse.up()
     assert 9 < float(page.input_value("#curves [name=from]")) < 13
+    wait_until_drawn(page)
     page.mouse.dblclick(box["x"] + 50, box["y"] + 20)
     assert page.input_value("#curves [name=from]") == ""
+    wait_until_drawn(page)
     page.focus("#charts figure >> nth=0 >> [role=group]")
     page.keyboard.press("End")
     page.wait_for_function("document.querySelector('#charts .u-value').textContent === '40'")
