@@ -263,7 +263,11 @@ def _bench_case(
         def measure() -> Sample:
             rounds[name] += 1
             bodies = texts.bodies(count, f"{texts.name} {streams} {rounds[name]}")
-            extra = {} if name != "llama_cpp" else {"top_k": 0, "min_p": 0.0}  # else it takes defaults of its own
+            extra: dict[str, Any] = {}
+            if name == "llama_cpp":  # else it takes defaults of its own
+                extra = {"top_k": 0, "min_p": 0.0}
+            elif name == OURS and apart:  # an event for each token, also for one that ends within a character
+                extra = {"return_token_ids": True}
             return _sample(*candidates[name]([body | extra for body in bodies], streams, apart))
 
         return measure

@@ -41,6 +41,7 @@ def run(module: str) -> None:
         if signal.SIGINT in handlers and hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # `stages.wait_for` holds it back until now
         _put_ours_first()
+        os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # for which it would search all that is installed
         import_module(module).main()
     except KeyboardInterrupt:  # a second one, while the command cleaned up after the first
         leave("interrupted", STOP_CODES["SIGINT"])

@@ -10,7 +10,6 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -131,6 +130,15 @@ class _ShortHelp(argparse.Action):
         parser.exit()
 
 
+class _Version(argparse.Action):
+    """`--version`: the version, looked up only then, which takes a while."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> NoReturn:
+        """Print it and stop."""
+        print(f"transformerlm {package_version()}")
+        parser.exit()
+
+
 def _add_common(parser: argparse.ArgumentParser, guide: Guide, *, brief: bool = False) -> None:
     """Add the options that all commands have; the brief help shows those that a beginner needs."""
     more = {name: argparse.SUPPRESS if brief else text for name, (_, text) in COMMON.items()}
@@ -163,9 +171,7 @@ def _add_common(parser: argparse.ArgumentParser, guide: Guide, *, brief: bool = 
     )
     parser.add_argument("--print-schema", action="store_true", default=False, help=more["print-schema"])
     parser.add_argument("--print-completion", choices=SHELLS, default=None, help=more["print-completion"])
-    parser.add_argument(
-        "--version", action="version", version=f"transformerlm {package_version()}", help=more["version"]
-    )
+    parser.add_argument("--version", nargs=0, action=_Version, help=more["version"])
 
 
 def _add_key(group: argparse._ArgumentGroup, key: Key, *, brief: bool = False) -> None:
@@ -196,6 +202,8 @@ def as_typed(lines: Iterable[str], keys: Iterable[Key], words: Sequence[str] | N
 
 def package_version() -> str:
     """Return the version that is installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version("transformerlm")
     except PackageNotFoundError:  # run from a source tree that was never installed

@@ -20,7 +20,8 @@ from config.paths import MAX_PATH_CHARS, checked_path, is_utf8, not_utf8
 class Section(BaseModel):
     """A table of a TOML file that never changes; it refuses unknown keys, wrong types and non-finite numbers."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    # What checks a section is built when the first one comes: a command uses few of those that it imports.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 def _to_path(value: object) -> object:

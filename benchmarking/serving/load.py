@@ -32,7 +32,8 @@ class Answers:
     first: list[float] = field(default_factory=list)
     """From a request to the first event with text, for each text."""
     between: list[float] = field(default_factory=list)
-    """Between two events of a text; a server sends one for each token, unless it ends within a character."""
+    """Between two events of a text; a server sends one for each token, but for one that ends within a character none,
+    unless ids are asked for: so one gap in a hundred may be two."""
     retries: int = 0
 
 

@@ -435,6 +435,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_taken_over_later(files, tmp_pat
     [skipped] = [skip for told in one.told for skip in told.skipped]
     assert skipped.checkpoint == "step-00000002"
     assert skipped.reason.endswith("; it is tried again")
+    assert skipped.reason.count("cannot be read") <= 1
 
 
 def test_a_model_that_is_served_no_longer_keeps_no_prompts(files, tmp_path, talk, monkeypatch):

@@ -12,7 +12,7 @@ from typing import Literal, cast
 
 from config.errors import ConfigError
 from transformerlm.checkpoints.directory import list_checkpoints
-from transformerlm.checkpoints.validation import CheckpointError
+from transformerlm.checkpoints.validation import CheckpointError, CheckpointUnreadableError
 from transformerlm.serving.engine import ModelFacts
 from transformerlm.serving.following import CheckpointNotNowError, Following, checkpoints_of
 from transformerlm.serving.protocol import Settings, Skipped, Told
@@ -173,6 +173,8 @@ class CheckpointLoader:
             raise
         except ConfigError as error:
             raise CheckpointError(f"{directory}: cannot be read: {error}") from None
+        except CheckpointUnreadableError as error:
+            raise CheckpointNotNowError(str(error)) from None
         except OSError as error:
             raise CheckpointNotNowError(f"{directory}: cannot be read: {error}") from None
         except Exception as error:  # whatever is wrong with one checkpoint must not end the texts of another
