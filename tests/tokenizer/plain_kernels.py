@@ -51,6 +51,11 @@ def word_at(data: np.ndarray, position: int) -> np.uint64:
     return np.uint64(int.from_bytes(data[position : position + 8].tobytes(), "little"))
 
 
+def prefetch(words: np.ndarray, place: int) -> None:
+    """Load nothing."""
+    assert 0 <= place < len(words), (place, len(words))
+
+
 def bytes_between(data: np.ndarray, position: int, set_bits: int, least: int, number: int) -> np.uint64:
     """Return which of 64 bytes are in a range, bit by bit."""
     assert 0 <= position <= len(data) - 64, (position, len(data))

@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from transformerlm.tokenizer.fast.arrays import Array, hash_shift
-from transformerlm.tokenizer.fast.jit import byte_at, helper, kernel, word_at
+from transformerlm.tokenizer.fast.jit import byte_at, helper, kernel, prefetch, word_at
 from transformerlm.tokenizer.fast.merge_kernels import WORK_PER_BYTE, Merges, merge_piece
 from transformerlm.tokenizer.fast.piece_kernels import next_end
 from transformerlm.tokenizer.fast.seam_kernels import Seams, first_seam, may_have_seams
@@ -48,6 +48,7 @@ USED_SLOTS, USED_BYTES, USED_IDS = 0, 1, 2
 SLOT_WORDS = 4
 SHORT_BYTES = 15
 CACHED_BYTES = 255  # longer pieces hardly ever come twice
+AHEAD = 16  # so many pieces are found before the first of them is looked up: their slots are loaded meanwhile
 
 _U0, _U1, _U2, _U3, _U4 = (np.uint64(number) for number in range(5))
 _U29, _U31, _U40, _U56, _U62 = (np.uint64(number) for number in (29, 31, 40, 56, 62))
@@ -69,6 +70,13 @@ class Pieces(NamedTuple):
     used: Array  # int64 (3,): how many slots, long bytes and ids are in use
     long_bytes: Array  # uint8: the bytes of all long pieces, one after the other
     ids: Array  # uint32: the ids of all pieces that have three or more, one after the other; empty while counting
+
+
+class Ahead(NamedTuple):
+    """Pieces that are found and not yet looked up, up to `AHEAD` of them."""
+
+    ends: Array  # int64 (2 * AHEAD,): where each ends, and where its pre-token does
+    keys: Array  # uint64 (3 * AHEAD,): the two words of its key, 0 and 0 for a long one, and its home in the table
 
 
 @helper
@@ -285,7 +293,7 @@ def add_counts(data: Array, ends: Array, values: Array, cursor: Array, pieces: P
 
 
 @helper
-def write_known(
+def look_ahead(
     data: Array,
     start: int,
     piece_end: int,
@@ -294,41 +302,41 @@ def write_known(
     kinds: Array,
     pieces: Pieces,
     seams: Seams,
-    out: Array,
-    written: int,
-) -> tuple[int, int, int, int]:
-    """Write the ids of short pieces that are in the table, up to the first other one.
+    ahead: Ahead,
+    seen_from: int,
+    seen: Any,
+) -> tuple[int, int, Any]:
+    """Find the next pieces and their homes in the table, and begin to load these; return how many there are.
 
     A pre-token is cut at its seams: `piece_end` is where the present one ends, and not after `start` if none has begun.
-    Return where that other piece begins and ends, where its pre-token ends, and how many ids are written now. A slot's
-    value holds, above all, how its ids are kept: 0 one id, 1 two ids, both in the value itself; 2 more of them, at a
-    place in `ids`.
+    The scanner's last look, `seen_from` and `seen`, is returned as `next_end` does.
     """
-    slots, shift, ids = pieces.slots, pieces.shift, pieces.ids
-    mask = np.uint64(slots.size - 1)
-    seen_from, seen = start, _U0  # what is left of the scanner's last look
-    while start < end:
+    number = 0
+    while start < end and number < AHEAD:
         if start >= piece_end:
             piece_end, seen_from, seen = next_end(data, start, end, pattern, kinds, seen_from, seen)
         stop = piece_end
         if seen == _U0 and may_have_seams(data, start):  # a look shows no piece that has seams
             stop = first_seam(data, start, piece_end, seams)
-        if stop - start > SHORT_BYTES:
-            return start, stop, piece_end, written
-        first, second = short_key(data, start, stop - start)
-        place = home_slot(first, second, shift)
-        while slots[place] != first or slots[place + _U1] != second:
-            if slots[place + _U1] == _U0:
-                return start, stop, piece_end, written
-            place = (place + _U4) & mask
-        written = write_value(slots[place + _U2], ids, out, written)
+        first, second, home = _U0, _U0, _U0
+        if stop - start <= SHORT_BYTES:
+            first, second = short_key(data, start, stop - start)
+            home = home_slot(first, second, pieces.shift)
+            prefetch(pieces.slots, home)
+        ahead.ends[2 * number], ahead.ends[2 * number + 1] = stop, piece_end
+        ahead.keys[3 * number], ahead.keys[3 * number + 1], ahead.keys[3 * number + 2] = first, second, home
         start = stop
-    return end, end, end, written
+        number += 1
+    return number, seen_from, seen
 
 
 @helper
 def write_value(value: Any, ids: Array, out: Array, written: int) -> int:
-    """Write the ids that a slot's value holds; `out` always has room for one more than there are bytes."""
+    """Write the ids that a slot's value holds; `out` always has room for one more than there are bytes.
+
+    A value says, in its highest bits, how the ids are kept: 0 one id, 1 two ids, both in the value itself; 2 more of
+    them, at a place in `ids`.
+    """
     if value < _TWO_IDS << _U1:  # one id or two: both are written, and bit 62 says how many count
         out[written] = value & _ID_MASK
         out[written + 1] = value >> _U31 & _ID_MASK
@@ -367,46 +375,68 @@ def encode_segments(
     merges: Merges,
     seams: Seams,
     pieces: Pieces,
+    ahead: Ahead,
     work: Array,
     out: Array,
     ends: Array,
 ) -> int:
     """Encode the segments into `out`, with the ids that follow them; return `DONE` or a need."""
     slots = pieces.slots
+    mask = np.uint64(slots.size - 1)
     while cursor[SEGMENT] < segments.shape[0]:
         row = cursor[SEGMENT]
         end = segments[row, 1]
         start = max(cursor[POSITION], segments[row, 0])
         written, piece_end = cursor[WRITTEN], cursor[PIECE_END]
+        seen_from, seen = start, _U0
         while start < end:
-            start, stop, piece_end, written = write_known(
-                data, start, piece_end, end, pattern, kinds, pieces, seams, out, written
+            number, seen_from, seen = look_ahead(
+                data, start, piece_end, end, pattern, kinds, pieces, seams, ahead, seen_from, seen
             )
-            # From here another call could go on.
-            cursor[POSITION], cursor[WRITTEN], cursor[PIECE_END] = start, written, piece_end
-            length = stop - start
-            if length == 0:
-                break
-            place = find_slot(data, start, length, pieces)
-            if slots[place + _U1] != _U0:
-                written = write_value(slots[place + _U2], pieces.ids, out, written)
-            else:
-                need = room_to_encode(length, pieces, work)
-                if need != DONE:
-                    cursor[NEEDED] = length
-                    return need
-                first = written
-                written = merge_piece(data, start, length, merges, work, out, first)
-                if length <= CACHED_BYTES:  # else the next such piece is merged again
-                    fill_slot(data, start, length, pieces, place)
-                    keep_ids(out, first, written, pieces, place)
-            start = stop
+            for piece in range(number):
+                stop = ahead.ends[2 * piece]
+                first, second, place = ahead.keys[3 * piece], ahead.keys[3 * piece + 1], ahead.keys[3 * piece + 2]
+                if second == _U0:
+                    place = find_slot(data, start, stop - start, pieces)
+                else:
+                    while slots[place + _U1] != _U0 and (slots[place] != first or slots[place + _U1] != second):
+                        place = (place + _U4) & mask
+                if slots[place + _U1] != _U0:
+                    written = write_value(slots[place + _U2], pieces.ids, out, written)
+                else:
+                    need = room_to_encode(stop - start, pieces, work)
+                    if need != DONE:  # the next call goes on from here
+                        cursor[POSITION], cursor[WRITTEN], cursor[PIECE_END] = start, written, piece_end
+                        cursor[NEEDED] = stop - start
+                        return need
+                    written = encode_new(data, start, stop - start, merges, pieces, place, work, out, written)
+                start, piece_end = stop, ahead.ends[2 * piece + 1]
         if segments[row, 2] >= 0:
             out[written] = segments[row, 2]
             written += 1
         ends[row] = written
         cursor[SEGMENT], cursor[POSITION], cursor[WRITTEN], cursor[PIECE_END] = row + 1, 0, written, 0
     return DONE
+
+
+@kernel
+def encode_new(
+    data: Array,
+    start: int,
+    length: int,
+    merges: Merges,
+    pieces: Pieces,
+    place: Any,
+    work: Array,
+    out: Array,
+    written: int,
+) -> int:
+    """Write the ids of a piece that is not in the table, and put it there; return how many ids are written now."""
+    end = merge_piece(data, start, length, merges, work, out, written)
+    if length <= CACHED_BYTES:  # else the next such piece is merged again
+        fill_slot(data, start, length, pieces, place)
+        keep_ids(out, written, end, pieces, place)
+    return end
 
 
 @helper

@@ -42,6 +42,9 @@ class PieceTable:
             long_bytes=np.zeros(1 << 14, dtype=np.uint8),
             ids=np.zeros(1 << 14, dtype=np.uint32),
         )
+        self.ahead = kernels.Ahead(
+            ends=np.zeros(2 * kernels.AHEAD, dtype=np.int64), keys=np.zeros(3 * kernels.AHEAD, dtype=np.uint64)
+        )
         self.work = np.zeros(merge_kernels.WORK_PER_BYTE * kernels.CACHED_BYTES, dtype=np.int64)
         self.out = np.zeros(0, dtype=np.uint32)
 
@@ -189,6 +192,7 @@ class CompiledEncoder:
                 self._merges,
                 self._seams,
                 table.pieces,
+                table.ahead,
                 table.work,
                 out,
                 ends,

@@ -72,3 +72,19 @@ def lowest_bit(typing: Any, bits: Any) -> Any:
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
 
     return types.int64(types.uint64), generate
+
+
+@intrinsic
+def prefetch(typing: Any, words: Any, place: Any) -> Any:
+    """Begin to load an item of an array of words into the nearest cache, and wait for nothing."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        position = builder.shl(args[1], ir.Constant(ir.IntType(64), 3))
+        address = _address(context, builder, signature.args[0], args[0], position, ir.IntType(8))
+        builder.call(function, [address, *(ir.Constant(number, value) for value in (0, 3, 1))])  # to read, again, data
+        return context.get_dummy_value()
+
+    return types.void(words, types.uint64), generate

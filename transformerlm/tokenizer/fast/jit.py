@@ -53,4 +53,6 @@ class _Instruction:
         return cpu_target.typing_context.resolve_value_type(getattr(instructions, self._name))
 
 
-byte_at, word_at, bytes_between, lowest_bit = map(_Instruction, ("byte_at", "word_at", "bytes_between", "lowest_bit"))
+byte_at, word_at, bytes_between, lowest_bit, prefetch = map(
+    _Instruction, ("byte_at", "word_at", "bytes_between", "lowest_bit", "prefetch")
+)
