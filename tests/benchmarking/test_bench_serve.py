@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from benchmarking import bench_serve as bench
+from benchmarking.harness import Report
 from benchmarking.machine import is_installed
 from benchmarking.serving.load import send_all
 from benchmarking.serving.servers import Server, our_command, started
@@ -186,6 +187,26 @@ def test_the_share_of_the_choice_is_that_between_two_looks(monkeypatch: pytest.M
     assert (sample["tokens_per_second"], sample["cpu_ms_per_token"]) == (5.0, 50.0)
     assert sample["time_to_first_token_ms.p99"] == 500.0
     assert sample["client_cpu_ms_per_token"] == pytest.approx(1.0)
+
+
+def test_gaps_are_between_tokens_where_clients_begin_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    """There ours is asked for ids, so that a token that ends within a character has an event; nobody else is."""
+    config = BenchServeConfig.model_validate({"checkpoint": "run", "measure": {"warmup": 0, "repeats": 1}})
+    asked: dict[tuple[str, float], bool] = {}
+
+    def candidate(name: str) -> bench._SendAll:
+        def send_all(bodies: list[dict[str, Any]], streams: int, apart: float) -> tuple[dict[str, Any], None]:
+            asked[name, apart] = all(body.get("return_token_ids") for body in bodies)
+            return {"tokens": 1, "seconds": 1.0, "first": [0.5], "between": [0.25], "retries": 0}, None
+
+        return send_all
+
+    for apart in (0.0, 0.025):
+        candidates = {name: candidate(name) for name in (bench.OURS, "llama_cpp")}
+        bench._bench_case(config, candidates, Report("serve", {}), 2, bench._Texts(config, [1], 99), apart=apart)
+    assert asked == {(name, at): name == bench.OURS and at > 0 for name, at in asked}
+    assert len(asked) == 4
+    assert "25 ms apart" in capsys.readouterr().err
 
 
 @pytest.mark.slow

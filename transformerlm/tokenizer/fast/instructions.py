@@ -81,7 +81,7 @@ def prefetch(typing: Any, words: Any, place: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         number = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        function = builder.module.declare_intrinsic("llvm.prefetch", [cgutils.voidptr_t], kind)
         position = builder.shl(args[1], ir.Constant(ir.IntType(64), 3))
         address = _address(context, builder, signature.args[0], args[0], position, ir.IntType(8))
         builder.call(function, [address, *(ir.Constant(number, value) for value in (0, 3, 1))])  # to read, again, data
