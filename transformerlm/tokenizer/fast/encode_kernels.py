@@ -94,6 +94,16 @@ def home_slot(first: Any, second: Any, shift: Any) -> Any:
     return ((first ^ second * _MIX_A) * _MIX_B) >> shift << _U2
 
 
+@helper
+def probe(slots: Array, place: Any, first: Any, second: Any) -> Any:
+    """Return the place of a short piece's slot, from its home on, or that of the empty slot where it belongs."""
+    mask = np.uint64(slots.size - 1)
+    # The key is the piece itself: an equal key is an equal piece, and the search ends at an empty slot.
+    while slots[place + _U1] != _U0 and (slots[place] != first or slots[place + _U1] != second):
+        place = (place + _U4) & mask
+    return place
+
+
 @kernel
 def long_hash(data: Array, start: int, length: int) -> Any:
     """Return a hash of more than fifteen bytes."""
@@ -119,14 +129,10 @@ def equal_bytes(left: Array, left_start: int, right: Array, right_start: int, le
 def find_slot(data: Array, start: int, length: int, pieces: Pieces) -> Any:
     """Return the place of a piece's slot in the table, or that of the empty slot where it belongs."""
     slots, shift = pieces.slots, pieces.shift
-    mask = np.uint64(slots.size - 1)
     if length <= SHORT_BYTES:
-        # The key is the piece itself: an equal key is an equal piece, and the search ends at an empty slot.
         first, second = short_key(data, start, length)
-        place = home_slot(first, second, shift)
-        while slots[place + _U1] != _U0 and (slots[place] != first or slots[place + _U1] != second):
-            place = (place + _U4) & mask
-        return place
+        return probe(slots, home_slot(first, second, shift), first, second)
+    mask = np.uint64(slots.size - 1)
     first = long_hash(data, start, length)
     place = home_slot(first, _LONG, shift)
     while slots[place + _U1] != _U0:
@@ -206,18 +212,15 @@ def room_to_count(length: int, pieces: Pieces) -> int:
 def skip_known(data: Array, start: int, end: int, pattern: int, kinds: Array, pieces: Pieces) -> tuple[int, int]:
     """Count short pieces that are in the table, up to the first other one; return where that begins and ends."""
     slots, shift = pieces.slots, pieces.shift
-    mask = np.uint64(slots.size - 1)
     seen_from, seen = start, _U0  # what is left of the scanner's last look
     while start < end:
         stop, seen_from, seen = next_end(data, start, end, pattern, kinds, seen_from, seen)
         if stop - start > SHORT_BYTES:
             return start, stop
         first, second = short_key(data, start, stop - start)
-        place = home_slot(first, second, shift)
-        while slots[place] != first or slots[place + _U1] != second:
-            if slots[place + _U1] == _U0:
-                return start, stop
-            place = (place + _U4) & mask
+        place = probe(slots, home_slot(first, second, shift), first, second)
+        if slots[place + _U1] == _U0:
+            return start, stop
         slots[place + _U2] += _U1
         start = stop
     return end, end
@@ -382,7 +385,6 @@ def encode_segments(
 ) -> int:
     """Encode the segments into `out`, with the ids that follow them; return `DONE` or a need."""
     slots = pieces.slots
-    mask = np.uint64(slots.size - 1)
     while cursor[SEGMENT] < segments.shape[0]:
         row = cursor[SEGMENT]
         end = segments[row, 1]
@@ -399,8 +401,7 @@ def encode_segments(
                 if second == _U0:
                     place = find_slot(data, start, stop - start, pieces)
                 else:
-                    while slots[place + _U1] != _U0 and (slots[place] != first or slots[place + _U1] != second):
-                        place = (place + _U4) & mask
+                    place = probe(slots, place, first, second)
                 if slots[place + _U1] != _U0:
                     written = write_value(slots[place + _U2], pieces.ids, out, written)
                 else:
