@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarking.machine import describe
+from transformerlm.utils.strings import in_words
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         print(json.dumps(measure(**vars(arguments))))
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(in_words(error))
 
 
 def measure(checkpoint: Path, text: Path, *, windows: int, new_tokens: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarking.harness import OURS
+from transformerlm.utils.strings import in_words
 
 OUR_COLOR, PEER_COLOR = "#d1495b", "#7aa6d8"
 WIDTH, ROW_HEIGHT = 10, 1.9
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         save_bars(read_panels(arguments.results), arguments.picture)
     except (ValueError, OSError, ImportError) as error:
-        parser.error(str(error))
+        parser.error(in_words(error))
 
 
 def read_panels(results: Path) -> dict[tuple[str, int], Panel]:

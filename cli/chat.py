@@ -42,8 +42,8 @@ SHORT = (
     "output.format",
 )
 EXAMPLES = (
-    ("talk to a model; /help lists what else you can type", "--checkpoint runs/first"),
-    ("with a system message", '--checkpoint runs/first --system "Answer in one sentence."'),
+    ("talk to a model; /help lists what else you can type", "--checkpoint runs/chat"),
+    ("with a system message", '--checkpoint runs/chat --system "Answer in one sentence."'),
     ("a model whose checkpoint knows no chat format", "--checkpoint runs/first --toml '[chat]'"),
 )
 HELP = """\

@@ -24,7 +24,7 @@ def run(module: str) -> None:
     as a `config.py`, is ignored.
 
     Training handles all of `STOP_CODES` (Windows has no SIGUSR1), a server and what starts servers handle SIGTERM, and
-    all commands handle Ctrl-C, unless that is ignored, as in what a shell starts in the background.
+    all commands handle Ctrl-C. A signal that is ignored stays so, as Ctrl-C in what a script starts in the background.
     """
     if not (3, 11) <= sys.version_info[:2] <= (3, 14):
         found = ".".join(map(str, sys.version_info[:2]))
@@ -32,7 +32,8 @@ def run(module: str) -> None:
     can_interrupt = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     handlers = {signal.SIGINT: _interrupt} if can_interrupt else {}
     if module == "cli.train":
-        handlers = {getattr(signal, name): _stop_training for name in STOP_CODES if hasattr(signal, name)}
+        numbers = [getattr(signal, name) for name in STOP_CODES if hasattr(signal, name)]
+        handlers = {one: _stop_training for one in numbers if signal.getsignal(one) is not signal.SIG_IGN}
     elif module in _HANDLE_SIGTERM:
         handlers[signal.SIGTERM] = _HANDLE_SIGTERM[module]
     for number, handler in handlers.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -226,7 +227,8 @@ def write_run(task: Task, plan: Plan, seconds: float) -> None:
     }
     reasons = {key: chosen.why for key, chosen in plan.settings.items()}
     reasons["training.max_time"] = f"what the short runs before it have left of {clock(task.seconds)}"
-    head = f"transformerlm-train --config={path}\nThe comments say why. Change what you like, and run that line."
+    line = shlex.join(["transformerlm-train", f"--config={path}"])
+    head = f"{line}\nThe comments say why. Change what you like, and run that line."
     path.write_text(commented_toml(settings, reasons, head=head), encoding="utf-8")
 
 

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -223,7 +224,7 @@ class _Parser(argparse.ArgumentParser):
             ConfigError: a word is not an option, or an option lacks its value.
         """
         self._words = list(sys.argv[1:] if args is None else args)
-        options, rest = self.parse_known_args(self._words, namespace)
+        options, rest = self.parse_known_args(list(self._with_flags_apart()), namespace)
         unknown = list(_without_values(rest))
         if self.words and (free := [word for word in unknown if self._is_free(word)]):
             unknown = [word for word in unknown if word not in free]
@@ -231,6 +232,13 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             self._refuse([self._unknown(word) for word in unknown])
         return options
+
+    def _with_flags_apart(self) -> Iterator[str]:
+        """Yield the words, where some may be free; a bare flag before one of them does not take it for its value."""
+        for word, after in pairwise([*self._words, "--"]):
+            action = self._option_string_actions.get(word)
+            is_flag = self.words is not None and action is not None and action.const == "true"
+            yield f"{word}=true" if is_flag and after not in ("true", "false") and not after.startswith("-") else word
 
     def _is_free(self, word: str) -> bool:
         """Return whether a word is no option, nor one without its dashes."""

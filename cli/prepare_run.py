@@ -65,7 +65,7 @@ def prepare_run(config: TrainConfig, run_dir: Path, *, world: World) -> Prepared
     initial = None if saved else _load_initial_weights(config, tokenizer, shards)
     if saved:
         saved.load_into(shards, optimizer)
-    state, wandb_id = (saved.state(), saved.wandb_id) if saved else (TrainState(), None)
+    state, wandb_id = (saved.state(config, data), saved.wandb_id) if saved else (TrainState(), None)
     facts: dict[str, Any] = {"memory_bytes": memory["total"], "initial_weights": initial}
     return PreparedRun(config, run_dir, data, model, optimizer, shards, state, wandb_id, runtime, **facts)
 
@@ -174,7 +174,7 @@ def _read_checkpoint(config: TrainConfig, directory: Path, *, data: RunData, run
 
     saved = SavedRun.read(directory)
     saved.check(config, data, runtime=runtime)
-    _compare_settings(config, directory, saved.state().step, say=note if is_main(runtime.world) else str)
+    _compare_settings(config, directory, saved.values["step"], say=note if is_main(runtime.world) else str)
     if saved.is_best and is_main(runtime.world):
         point(directory.parent / "best", directory)  # a kill may have come before the link
     return saved
@@ -211,7 +211,7 @@ def _compare_settings(config: TrainConfig, directory: Path, step: int, *, say: C
 
 
 def _shown(value: object) -> object:
-    return "not set" if value is None else value
+    return "not set" if value in (None, "None") else value  # as JSON has it, or with dotted keys
 
 
 def _load_initial_weights(config: TrainConfig, tokenizer: Tokenizer, shards: Shards) -> Path | None:

@@ -42,11 +42,13 @@ def plan_runs(config: ScalingConfig, directory: Path) -> Grid:
 def _check_support(config: ScalingConfig, grid: Grid) -> None:
     """Refuse runs that cannot bear the law, before they take their time; runs made before may add to them."""
     from transformerlm.experiments.scaling.grid import planned_points
+    from transformerlm.experiments.scaling.study import without_dropped
     from transformerlm.experiments.scaling.support import choose_law, why_not_both
 
     if config.runs:
         return
-    points = planned_points(grid.runs, [parameters_of(one, config.fit.parameters) for one in grid.runs])
+    planned = planned_points(grid.runs, [parameters_of(one, config.fit.parameters) for one in grid.runs])
+    points = without_dropped(planned, config.fit)
     problem = why_not_both(points)
     if problem and config.holdout:
         raise ValueError(f"holdout: expected runs that bear a law of sizes and tokens: {problem}")

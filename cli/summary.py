@@ -201,21 +201,24 @@ def going_on(trainer: Trainer, run_dir: Path) -> tuple[str, str]:
     """Return the command that trains the run further, depending on what ended it."""
     training = trainer.config.training
     if trainer.stopped_by == "max_time" and training.max_time:
-        longer = _longer(training.max_time, trainer.state.seconds)
+        longer, times = _longer(training.max_time, trainer.state.seconds)
         words, changes = "train it further, to twice the time", [f"--training.max_time={longer}"]
+        if training.max_steps < times * trainer.state.step:
+            changes.append(f"--training.max_steps={times * training.max_steps}")
     elif trainer.stopped_by == "max_steps":
         words, changes = "train it further, to twice the steps", [f"--training.max_steps={2 * training.max_steps}"]
         changes += ["--training.max_time=none"] if training.max_time else []
     elif trainer.stopped_by == "early_stop":
         words, changes = "train it further all the same", ["--training.early_stop_patience=0"]
+        changes += ["--training.early_stop_min_delta=0"] if training.early_stop_min_delta else []
     else:
         words, changes = "go on where it stopped", []
     return words, command_line("train", f"--config={run_dir / 'config.toml'}", *changes)
 
 
-def _longer(duration: str, used: float) -> str:
-    """Return twice the duration, doubled again until it leaves time to go on after the seconds that were used."""
-    number, unit = 2 * float(duration[:-1]), duration[-1]
-    while duration_seconds(f"{number:.12g}{unit}") < 1.5 * used:
-        number *= 2
-    return f"{number:.12g}{unit}"
+def _longer(duration: str, used: float) -> tuple[str, int]:
+    """Return twice the duration, doubled again until it leaves time to go on after the seconds used; how many times."""
+    times = 2
+    while times * duration_seconds(duration) < 1.5 * used:
+        times *= 2
+    return f"{times * float(duration[:-1]):.12g}{duration[-1]}", times

@@ -256,13 +256,12 @@ def _compare(rows: Sequence[Row], outcomes: Sequence[Outcome], directory: SweepD
 
     if (comparison := compared(rows, outcomes, directory.root)) is None:
         return
-    if len(comparison.results[0].losses) < LEAST_SEEDS:
-        note(f"\n{LEAST_SEEDS} seeds or more would say whether a difference is more than luck")
-    else:
+    lines = [f"{LEAST_SEEDS} seeds or more would say whether a difference is more than luck"]
+    if len(comparison.results[0].losses) >= LEAST_SEEDS:
         heads, cells = verdict_table(comparison)
-        note(f"\n{title(comparison)}:")
-        for line in [*comparison.notes, *table_lines(heads, cells, left=[0, len(heads) - 1])]:
-            note(line)
+        lines = [f"{title(comparison)}:", *table_lines(heads, cells, left=[0, len(heads) - 1])]
+    for line in ["", *comparison.notes, *lines]:
+        note(line)
     for record in records(comparison):
         print_record({"event": "compared", **record})
 

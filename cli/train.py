@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from logger import Logger
     from transformerlm.distributed.world import World
     from transformerlm.models.transformer import TransformerLM
-    from transformerlm.training.data import RunData
     from transformerlm.training.prepared_run import PreparedRun
     from transformerlm.training.runtime import Hook
     from transformerlm.training.trainer import Trainer
@@ -85,10 +84,12 @@ def place_of_run(path: Path) -> dict[str, Any]:
     if path.name != "config.toml" or not (run_dir / "checkpoints").is_dir():
         return {}
     tree = read_toml(path)
-    said = Path(str(tree.get("runs_dir")), str(dict(tree.get("logging") or {}).get("run_name")))
-    if said.resolve() == run_dir.resolve():
+    name = dict(tree.get("logging") or {}).get("run_name")
+    said = Path(str(tree.get("runs_dir")), str(name or run_dir.name))  # a run without a name has that of its time
+    if said.resolve() != run_dir.resolve():
+        note(f"{path} names {said}; this run goes on where its file is, in {run_dir}")
+    elif name:
         return {}
-    note(f"{path} names {said}; this run goes on where its file is, in {run_dir}")
     return {"runs_dir": str(run_dir.parent), "logging": {"run_name": run_dir.name}}
 
 
@@ -141,7 +142,8 @@ def _begin(config: TrainConfig, stack: ExitStack) -> tuple[World, Path]:
     from transformerlm.utils.lock import DirectoryLock
 
     with working("waiting for the other processes"):
-        world = init_from_env(timeout=duration_seconds(config.parallel.timeout), end=_end)
+        timeout = duration_seconds(config.parallel.timeout)
+        world = init_from_env(device=config.training.device, timeout=timeout, end=_end)
     stack.callback(shutdown, world)
     stack.enter_context(without_tracebacks(world))
     refuse_different_settings(config, world)
@@ -233,7 +235,8 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         numbers = [getattr(signal, name) for name in STOP_CODES if hasattr(signal, name)]  # Windows has no SIGUSR1
-        self._previous = {number: signal.signal(number, self._receive) for number in numbers}
+        heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+        self._previous = {number: signal.signal(number, self._receive) for number in heard}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -301,7 +304,7 @@ def _make_progress(run: PreparedRun) -> Progress:
     return Progress(
         run.config.training.max_steps,
         start=run.state.step,
-        limit=Timetable.of(run.config).seconds_left(run.state.seconds),
+        limit=Timetable.of(run.config).seconds_left(run.state.time_used),
         work_left=partial(work_left, run.config, valid_tokens=valid_tokens, world_size=run.runtime.world.world_size),
         live=is_live() and has_room,
     )
@@ -332,6 +335,7 @@ def _measure(trainer: Trainer) -> tuple[float, float]:
 
 def _announce(trainer: Trainer, run: PreparedRun, *, seconds: tuple[float, float]) -> None:
     """Log and say what begins: its size, its place, its speed; `seconds` are those of `_measure`."""
+    from transformerlm.training.build import measured_on
     from transformerlm.training.planning.preflight import gigabytes
 
     model, training, runtime = trainer.raw_model, trainer.config.training, trainer.runtime
@@ -352,7 +356,7 @@ def _announce(trainer: Trainer, run: PreparedRun, *, seconds: tuple[float, float
         **compiled,
         device=str(runtime.device),
         precision=runtime.precision,
-        **_measured_on(trainer.config, trainer.data),
+        **measured_on(trainer.config, trainer.data),
         **_packing_facts(trainer),
     )
     if trainer.state.step:
@@ -411,19 +415,6 @@ def _note_packing(trainer: Trainer) -> None:
             f"{facts['packing.documents']:,} documents{cut} in {facts['packing.rows']:,} rows of {length:,} tokens, "
             f"of which {padding:.2%} is padding"
         )
-
-
-def _measured_on(config: TrainConfig, data: RunData) -> dict[str, Any]:
-    """Return what makes the losses of two runs comparable: tokenizer, validation text and its length."""
-    from transformerlm.training.build import num_validation_windows
-
-    facts: dict[str, Any] = {"tokenizer_sha256": data.tokenizer.fingerprint()}
-    if data.valid is not None:
-        tokens = num_validation_windows(config, len(data.valid)) * config.model.context_length
-        facts |= {"valid_sha256": data.valid.sha256, "valid_tokens": tokens}
-        if config.data.packing == "documents":  # rows from all over the text, not its beginning
-            facts["valid_packing"] = "documents"
-    return facts
 
 
 class _Samples:

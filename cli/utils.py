@@ -24,6 +24,7 @@ from config.io import SHIPPED, dump_json_schema, dump_origins, dump_toml, read_l
 from config.keys import iter_keys
 from config.layers import Layer
 from config.shipped import find_config
+from transformerlm.utils.strings import in_words
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -212,18 +213,11 @@ def _in_encoding(text: str, encoding: str) -> str:
     return text
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        text = f"{error.filename}: {error.strerror}"
-    return f"error: {text}"
-
-
 def _fail_with(error: BaseException, code: int) -> NoReturn:
     """End with one line for the user, or with the traceback if TRANSFORMERLM_TRACEBACK=1 asks for it."""
     if os.environ.get("TRANSFORMERLM_TRACEBACK") == "1":
         raise error
-    fail([_one_line(error)], code)
+    fail([f"error: {in_words(error)}"], code)
 
 
 def fail(lines: Sequence[str], code: int) -> NoReturn:

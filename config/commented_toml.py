@@ -13,12 +13,13 @@ WIDTH = 110
 def commented_toml(settings: Mapping[str, Any], reasons: Mapping[str, str], *, head: str = "") -> str:
     """Return settings under dotted keys as TOML, with a comment over each key that has a reason.
 
-    Neighbours with one reason share its comment. `head` is a comment at the top; a path is written as text.
+    Neighbours with one reason share its comment. `head` is a comment at the top, whose lines stay whole, since one may
+    be a command. A path is written as text.
     """
     tables: dict[str, list[str]] = {"": []}
     for name in settings:
         tables.setdefault(name.rpartition(".")[0], []).append(name)
-    lines = list(_comment(head)) if head else []
+    lines = [f"# {_harmless(line)}" for line in head.split("\n")] if head else []
     for table, names in tables.items():
         if names:
             lines += ["", f"[{table}]"] if table else [""]
@@ -40,7 +41,11 @@ def _lines_of(settings: Mapping[str, Any], reasons: Mapping[str, str]) -> Iterat
 
 
 def _comment(text: str) -> Iterator[str]:
-    """Yield a comment's lines; TOML allows no control characters in it, and a line break would end it."""
+    """Yield a comment's lines; a line break would end it."""
     for paragraph in text.split("\n"):
-        harmless = "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in paragraph)
-        yield from (f"# {line}" for line in textwrap.wrap(harmless, WIDTH, break_long_words=False) or [""])
+        yield from (f"# {line}" for line in textwrap.wrap(_harmless(paragraph), WIDTH, break_long_words=False) or [""])
+
+
+def _harmless(line: str) -> str:
+    """Return a line without control characters, which TOML does not allow in a comment."""
+    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in line)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from config.schemas import FilePath, Section
 
@@ -35,3 +35,9 @@ class RunsCompareConfig(Section):
         None, description="also draw the validation losses to this file, as .png, .svg or .pdf (extra plot)"
     )
     output: CompareOutputConfig = CompareOutputConfig()
+
+    @model_validator(mode="after")
+    def _check_place(self) -> Self:
+        if self.at == "end" and self.place is not None:
+            raise ValueError(f'place = {self.place:g} does nothing with at = "end"')
+        return self

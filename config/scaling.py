@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from config.schemas import Count, Duration, FilePath, InputName, PositiveInt, Section
 from config.sweep import RecordsConfig, Setting, parsed_setting, setting_problem
 
-_OURS = ("model.d_model", "model.num_layers", "model.num_heads", "training.max_steps", "training.max_time")
+_OURS = ("model.d_model", "model.num_layers", "model.num_heads", "training.max_steps")
 _ABOUT_RUNS = ("sizes", "tokens", "budgets", "holdout", "set")
 
 Flops = Annotated[float, Field(gt=0, le=1e40)]
@@ -160,6 +160,8 @@ class ScalingConfig(Section):
             raise ValueError("base needs sizes, and tokens or budgets")
         if self.tokens and self.budgets:
             raise ValueError("expected tokens or budgets, found both")
+        if self.holdout and self.fit.law in ("tokens", "parameters"):
+            raise ValueError(f'holdout needs a law of sizes and tokens, found fit.law = "{self.fit.law}"')
         return self
 
     @model_validator(mode="after")

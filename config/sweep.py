@@ -24,7 +24,6 @@ _OURS = {
 }
 # With match = "seconds" the time ends a run, and the schedule follows it; no run makes this many steps.
 ENDLESS_STEPS = 10**9
-_MATCHED = {"steps": "training.max_steps", "tokens": "training.max_steps", "flops": "training.max_steps"}
 
 Value = bool | int | float | Annotated[str, Field(min_length=1, max_length=1000)]
 Setting = Annotated[
@@ -299,7 +298,7 @@ class SweepConfig(Section):
         groups += [axis.keys for axis in self.axes]
         groups.append(sorted({parsed_setting(one)[0] for variant in self.variants for one in variant.set}))
         if self.match:
-            groups.append([_MATCHED.get(self.match, "training.max_time")])
+            groups.append(["training.max_steps", *(["training.max_time"] if self.match == "seconds" else [])])
         times = Counter(key for group in groups for key in group)
         where = "set, axes, variants and match"
         problems += [f"{key}: expected in one of {where}, found in several" for key in times if times[key] > 1]

@@ -120,11 +120,7 @@ class TrainingConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _check_accumulation(self) -> Self:
-        if isinstance(self.micro_batch_size, int) and self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"batch_size ({self.batch_size}) is not divisible by micro_batch_size ({self.micro_batch_size})"
-            )
+    def _check_early_stop(self) -> Self:
         if self.early_stop_patience and not self.eval_interval:
             raise ValueError(f"early_stop_patience = {self.early_stop_patience} needs eval_interval >= 1, found 0")
         if self.early_stop_min_delta and not self.early_stop_patience:

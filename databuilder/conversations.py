@@ -22,6 +22,7 @@ from typing import Any
 
 from databuilder.questions import Draw, Kind, Turn, all_kinds, follow_ups, one_of
 from transformerlm.utils.files import write_whole
+from transformerlm.utils.strings import in_words
 
 TRAIN, TEST = "train.jsonl", "test.jsonl"
 DEFAULT_TRAIN, DEFAULT_TEST = 24_000, 800
@@ -157,10 +158,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     numbers = {"train": arguments.train, "test": arguments.test, "seed": arguments.seed}
     try:
         written = write_conversations(arguments.directory, **numbers)
-    except ValueError as error:
-        parser.error(str(error))
-    except OSError as error:
-        parser.error(f"DIR: expected a directory to write to, found {error.filename}: {error.strerror}")
+    except (ValueError, OSError) as error:
+        parser.error(in_words(error))
     for name, number in written.items():
         sys.stderr.write(f"{arguments.directory / name}: {number:,} conversations\n")
 

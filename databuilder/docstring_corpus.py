@@ -28,6 +28,7 @@ from pathlib import Path
 from config.special_tokens import END_OF_TEXT
 from transformerlm.tokenizer.parallel import map_in_order, resolve_num_workers
 from transformerlm.utils.files import write_whole
+from transformerlm.utils.strings import in_words
 
 PACKAGES = ("torch", "numpy")
 MIN_CHARS = 40
@@ -179,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         report = write_corpus(arguments.path, max_bytes=arguments.max_bytes)
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(in_words(error))
     sys.stderr.write(f"{report.path}: {report.bytes / 1e6:.1f} MB of text, {report.documents:,} documents\n")
 
 

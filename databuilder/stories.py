@@ -28,6 +28,7 @@ from databuilder.story_check import StoryCheck, StorySummary, check_story, summa
 from databuilder.story_plots import PLOTS, Beat, parse_plot, slots_of
 from databuilder.story_words import WORLDS, Row, Table
 from transformerlm.utils.files import write_whole
+from transformerlm.utils.strings import in_words
 
 __all__ = [
     "PROMPTS",
@@ -139,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             said = f"{report.bytes / 1e6:.1f} MB of text, {report.documents:,} stories, {report.seconds:.1f} s"
             sys.stderr.write(f"{report.path}: {said}\n")
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(in_words(error))
 
 
 def _check(path: str, known: str | None) -> None:

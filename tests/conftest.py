@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -107,10 +110,46 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("quick")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Let Python look for garbage neither in what imports make, nor later in what they have made."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 @pytest.fixture(autouse=True)
 def _deterministic() -> None:
     """Seed torch and keep it on one thread, so that results do not depend on the machine's load."""
     import torch
 
     torch.set_num_threads(1)
-    torch.manual_seed(0)
+    if torch.cuda.is_available():
+        torch.manual_seed(0)
+    else:  # that would note the whole stack three times, for devices that are not here
+        torch.default_generator.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_stays_is_done_once() -> Iterator[None]:
+    """Let the trainings in these processes ask git and hash all source once, and wait for no disk: no power is cut."""
+    from transformerlm.utils import environment
+
+    root, ask = Path(__file__).resolve().parents[1], environment._git
+    of_root = cache(lambda *arguments: ask(root, *arguments))
+
+    def git(directory: Path, *arguments: str) -> str | None:
+        try:
+            is_root = directory.resolve() == root
+        except OSError:
+            is_root = False
+        return of_root(*arguments) if is_root else ask(directory, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(environment, "_git", git)
+        patch.setattr(environment, "source_sha256", cache(environment.source_sha256))
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield

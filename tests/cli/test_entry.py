@@ -128,14 +128,19 @@ entry.infer()
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
-def test_a_job_in_the_background_does_not_hear_ctrl_c():
+@pytest.mark.parametrize("name", ["infer", "train"])
+def test_a_job_in_the_background_does_not_hear_ctrl_c(name):
     """A shell starts a background job with SIGINT ignored, and a command keeps it ignored."""
-    done = entry_after("""
+    done = entry_after(f"""
 import os, signal
-from cli import entry, infer
+from cli import entry, train, {name}
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-infer.main = lambda: os.kill(os.getpid(), 2)
-entry.infer()
+def main():
+    os.kill(os.getpid(), 2)
+    with train.StopSignals():
+        os.kill(os.getpid(), 2)
+{name}.main = main
+entry.{name}()
 print("done")
 """)
     assert (done.returncode, done.stdout) == (0, "done\n")

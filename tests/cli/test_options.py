@@ -45,6 +45,14 @@ def test_a_prompt_that_begins_with_a_dash(value):
     assert line.endswith(f"; a value that begins with - is joined to it: --prompt={value}")
 
 
+def test_a_flag_before_a_free_word_does_not_take_it(tmp_path):
+    """Of commands that take words without an option; a word that is a truth value is the flag's."""
+    for flag, truth in (["--dry-run"], "true"), (["--dry-run", "false"], "false"), (["--dry-run=false"], "false"):
+        done = call("fit", *flag, "book.txt", "--time=1m", "--print-config")
+        assert f"dry_run = {truth}\n" in done.stdout, done.stderr
+        assert 'text = [ "book.txt", ]' in done.stdout.replace("[\n    ", "[ ").replace(",\n]", ", ]")
+
+
 def test_an_option_at_the_end_without_its_value():
     """There is no value to speak of."""
     assert refusals("infer", "--checkpoint") == ["argument --checkpoint: expected one argument"]

@@ -175,8 +175,9 @@ def test_a_dry_run_says_what_would_run(here, monkeypatch):
         (("102400]", "51200]"), "its token counts must span a factor of 10, found 8"),
         (("tokens = [6400, 25600, 102400]", "tokens = [6400, 102400]"), "it needs 12 finished runs, found 8"),
         (("d_model = 64\nnum_layers = 6", "d_model = 16\nnum_layers = 6"), "its sizes must span a factor of 10"),
+        (("[fit]\n", "[fit]\ndrop_highest = 1\n"), "it needs 12 finished runs, found 11"),
     ],
-    ids=["tokens", "runs", "sizes"],
+    ids=["tokens", "runs", "sizes", "dropped"],
 )
 def test_runs_that_could_not_bear_the_law_are_refused_beforehand(here, change, words):
     """A law of both that is asked for, or a run to foretell, ends before the first run."""

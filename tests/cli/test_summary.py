@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -129,6 +130,35 @@ def test_twice_the_steps_are_not_cut_by_the_time(limit, pipeline, tmp_path):
     done = call("train", "--config", pipeline.train_toml, "--runs_dir", tmp_path, *options)
     words = commands_in(done.stderr)["# train it further, to twice the steps"]
     assert words[2:] == ["--training.max_steps=24", *(["--training.max_time=none"] if limit else [])]
+
+
+def trained(stopped_by, **training):
+    """Return a stand-in of a trainer that has ended at step 100, after 60 s."""
+    settings = {"max_steps": 115, "max_time": "60s", "early_stop_patience": 3, "early_stop_min_delta": 0.0} | training
+    state = SimpleNamespace(step=100, seconds=60.0)
+    return SimpleNamespace(
+        config=SimpleNamespace(training=SimpleNamespace(**settings)), state=state, stopped_by=stopped_by
+    )
+
+
+@pytest.mark.parametrize(
+    ("stopped_by", "training", "options"),
+    [
+        ("max_time", {}, ["--training.max_time=120s", "--training.max_steps=230"]),
+        ("max_time", {"max_steps": 1000}, ["--training.max_time=120s"]),
+        ("max_time", {"max_time": "20s"}, ["--training.max_time=160s", "--training.max_steps=920"]),
+        ("early_stop", {}, ["--training.early_stop_patience=0"]),
+        (
+            "early_stop",
+            {"early_stop_min_delta": 0.01},
+            ["--training.early_stop_patience=0", "--training.early_stop_min_delta=0"],
+        ),
+    ],
+)
+def test_what_ended_a_run_is_taken_away(stopped_by, training, options, tmp_path):
+    """The command goes on for as long as it says: no other limit comes first, and no setting is refused."""
+    _, line = summary.going_on(trained(stopped_by, **training), tmp_path)
+    assert shlex.split(line)[-len(options) - 1 :] == [f"--config={tmp_path / 'config.toml'}", *options]
 
 
 def test_a_rise_of_the_validation_loss_is_told_and_leads_to_the_best(pipeline, tmp_path, monkeypatch):

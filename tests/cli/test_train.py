@@ -16,13 +16,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import tomli_w
 import torch
 
 import logger
 from cli import prepare_run
 from cli import train as command
 from cli.terminal import framed
-from config.io import dump_toml, load_config
+from config.io import dump_toml, load_config, read_toml
 from config.train import TrainConfig
 from tests.cli.commands import ROOT, call, call_in_terminal, lines_on_screen
 from tests.training.faults import Killed, kill_at, stop_before
@@ -266,6 +267,18 @@ def test_a_moved_run_goes_on_where_its_config_is(pipeline, tmp_path, monkeypatch
     assert (done.code, done.records[0]["step"]) == (0, 13)
     assert "goes on where its file is" not in done.stderr  # by now the file names this place
     assert read_records(moved)[-1]["step"] == 14
+
+
+def test_a_run_without_a_name_goes_on_by_its_own_file(pipeline, tmp_path):
+    """Its directory is named by the time, which its file does not say; nothing is said of another place."""
+    named, other = tmp_path / "20260101-000000", {"runs_dir": str(tmp_path)}
+    shutil.copytree(pipeline.run, named, symlinks=True)
+    tree = read_toml(named / "config.toml") | other
+    del tree["logging"]["run_name"]
+    (named / "config.toml").write_text(tomli_w.dumps(tree))
+    done = call("train", "--config", named / "config.toml", "--training.max_steps=13")
+    assert (done.code, done.records[0]["step"]) == (0, 12), done.stderr
+    assert "goes on where its file is" not in done.stderr
 
 
 # --- outputs that fail --------------------------------------------------------------------------------------------

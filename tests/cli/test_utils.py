@@ -237,7 +237,7 @@ FAILURES = [
     (FileNotFoundError(2, "No such file or directory", "x.npy"), 2, "error: x.npy: No such file or directory\n"),
     (FileExistsError("x: is there"), 2, "error: x: is there\n"),
     (PermissionError(13, "Permission denied", "/x"), 2, "error: /x: Permission denied\n"),
-    (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device\n"),
+    (OSError(28, "No space left on device"), 1, "error: No space left on device\n"),
     (ImportError("no wandb"), 1, "error: no wandb\n"),
     (RuntimeError("out of memory"), 1, "error: out of memory\n"),
     (MemoryError(), 1, "error: MemoryError\n"),

@@ -62,3 +62,12 @@ def test_a_reason_is_over_its_key_and_neighbours_share_one():
     assert lines[lines.index("max_steps = 10") - 1] == "# ten"
     assert lines[lines.index("qk_norm = true") - 1] == "num_layers = 4"
     assert all(len(line) <= WIDTH + 2 for line in lines)
+
+
+def test_a_line_of_the_head_stays_whole():
+    """It may be a command, which must not be broken, nor lose a second blank."""
+    command = "transformerlm-train '--config=" + "long-name  " * 20 + "train.toml'"
+    assert commented_toml(SETTINGS, REASONS, head=f"{command}\nread this").splitlines()[:2] == [
+        f"# {command}",
+        "# read this",
+    ]

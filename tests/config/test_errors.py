@@ -78,11 +78,6 @@ def test_all_errors_at_once(tmp_path):
         ('"cosine"', '"wsd"', 'train.toml: schedule: name = "wsd" needs decay_steps >= 1, found 0'),
         (
             "batch_size = 16",
-            "batch_size = 16\nmicro_batch_size = 5",
-            "train.toml: training: batch_size (16) is not divisible by micro_batch_size (5)",
-        ),
-        (
-            "batch_size = 16",
             'batch_size = 16\nmicro_batch_size = "all"',
             'train.toml: training.micro_batch_size: expected an integer >= 1 or "auto", found "all" (a string)',
         ),

@@ -7,6 +7,7 @@ valid are in one table, which must not hold unnecessary entries.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import tomllib
 from collections.abc import Iterator
@@ -17,10 +18,10 @@ import pytest
 from config.errors import ConfigError
 from config.io import SHIPPED, load_config
 from config.keys import Key, iter_keys
+from config.lines import key_lines
 from tests.config.helpers import SCHEMAS
 
 KEYS = [(name, key) for name, schema in SCHEMAS.items() for key in iter_keys(schema)]
-each_key = pytest.mark.parametrize(("name", "key"), KEYS, ids=[f"{name}-{key.name}" for name, key in KEYS])
 each_schema = pytest.mark.parametrize("name", SCHEMAS)
 
 NUMBERS: dict[str, Any] = {"zero": 0, "negative": -1, "huge": 10**18}
@@ -148,16 +149,23 @@ TABLES: dict[str, dict[str, Any]] = {
 }
 
 
-def good_tree(name: str) -> dict[str, Any]:
-    """Return a valid configuration of a command as nested tables."""
+@functools.cache
+def shipped_tree(name: str) -> dict[str, Any]:
+    """Return the shipped configuration of a command, which is valid, as nested tables."""
     tree = tomllib.loads((SHIPPED / f"{name}.toml").read_text(encoding="utf-8"))
     SCHEMAS[name].model_validate(tree)
     return tree
 
 
+@functools.cache
+def shipped_lines(name: str) -> dict[str, int]:
+    """Return the lines of its keys."""
+    return key_lines((SHIPPED / f"{name}.toml").read_text(encoding="utf-8"))
+
+
 def changed(name: str, key: str, value: Any, *, leaf: str | None = None) -> dict[str, Any]:
     """Return a valid configuration with one key set, or with the value under another name instead."""
-    tree = good_tree(name)
+    tree = copy.deepcopy(shipped_tree(name))
     *sections, last = key.split(".")
     table = tree
     for section in sections:
@@ -178,6 +186,7 @@ def errors_of(name: str, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
     A key of the first table of a list is named as in `iter_keys`, without the number.
     """
     monkeypatch.setattr("config.io.read_toml", lambda path: tree)
+    monkeypatch.setattr("config.io._lines_of", lambda path: shipped_lines(name))
     try:
         load_config(SCHEMAS[name], SHIPPED / f"{name}.toml")
     except ConfigError as error:
@@ -198,31 +207,38 @@ def misspelt(word: str) -> Iterator[str]:
         yield word[:place] + word[place : place + 2][::-1] + word[place + 2 :]
 
 
-@each_key
-def test_a_key_with_one_letter_wrong_is_answered_with_the_right_one(name, key, monkeypatch):
+@each_schema
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_key_with_one_letter_wrong_is_answered_with_the_right_one(name, every, monkeypatch):
     """The misspelt key is refused, and the hint is the right spelling."""
-    section, _, leaf = key.name.rpartition(".")
     siblings = {other.name.rpartition(".")[2] for other in iter_keys(SCHEMAS[name])}
-    for wrong in sorted(set(misspelt(leaf)) - siblings - {""}):
-        lines = errors_of(name, changed(name, key.name, 1, leaf=wrong), monkeypatch)
-        mine = [line for line in lines if "is not a known key" in line]
-        assert len(mine) == 1, (wrong, lines)
-        hint = mine[0].partition("did you mean ")[2].rstrip("?)").split(" or ")
-        assert leaf in hint, (wrong, mine)
-        assert f"{section}.{wrong}".lstrip(".") in mine[0]
+    for key in iter_keys(SCHEMAS[name]):
+        section, _, leaf = key.name.rpartition(".")
+        for wrong in sorted(set(misspelt(leaf)) - siblings - {""})[len(key.name) % every :: every]:
+            lines = errors_of(name, changed(name, key.name, 1, leaf=wrong), monkeypatch)
+            mine = [line for line in lines if "is not a known key" in line]
+            assert len(mine) == 1, (key.name, wrong, lines)
+            hint = mine[0].partition("did you mean ")[2].rstrip("?)").split(" or ")
+            assert leaf in hint, (key.name, wrong, mine)
+            assert f"{section}.{wrong}".lstrip(".") in mine[0]
 
 
-@each_key
-def test_a_value_of_another_type_is_refused(name, key, monkeypatch):
-    """Text for a number, a number for text, a list for one value, a table: each is an error that names the key."""
+def other_types(key: Key) -> list[Any]:
+    """Return values of types that a key does not take."""
     number = 1.5 if key.expected.startswith("an integer") else 1
     wrong: list[Any] = [{"a": 1}, {}, number if not is_number(key) or number == 1.5 else "1"]
     wrong += [[]] if not key.is_list else [1, "x", [{}], [[]]]
     wrong += [True, "1"] if is_number(key) else []
-    wrong += ["true", 0] if key.is_bool else []
-    for value in wrong:
-        lines = errors_of(name, changed(name, key.name, value), monkeypatch)
-        assert any(key.name in line for line in lines), (value, lines)
+    return wrong + (["true", 0] if key.is_bool else [])
+
+
+@each_schema
+def test_a_value_of_another_type_is_refused(name, monkeypatch):
+    """Text for a number, a number for text, a list for one value, a table: each is an error that names the key."""
+    for key in iter_keys(SCHEMAS[name]):
+        for value in other_types(key):
+            lines = errors_of(name, changed(name, key.name, value), monkeypatch)
+            assert any(key.name in line for line in lines), (key.name, value, lines)
 
 
 @each_schema
@@ -235,12 +251,13 @@ def test_a_section_that_is_no_table_is_refused(name, monkeypatch):
             assert any(section in line for line in lines), (section, value, lines)
 
 
-@each_key
-def test_a_number_that_is_none_is_refused(name, key, monkeypatch):
+@each_schema
+def test_a_number_that_is_none_is_refused(name, monkeypatch):
     """No key accepts NaN or infinity."""
-    for value in (math.nan, math.inf, -math.inf):
-        lines = errors_of(name, changed(name, key.name, [value] if key.is_list else value), monkeypatch)
-        assert any(key.name in line for line in lines), (value, lines)
+    for key in iter_keys(SCHEMAS[name]):
+        for value in (math.nan, math.inf, -math.inf):
+            lines = errors_of(name, changed(name, key.name, [value] if key.is_list else value), monkeypatch)
+            assert any(key.name in line for line in lines), (key.name, value, lines)
 
 
 def odd_values(key: Key) -> Iterator[tuple[str, Any]]:

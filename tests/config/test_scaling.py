@@ -33,6 +33,10 @@ WHOLE = f'base = "train"\ntokens = [1000, 2000]\n{SIZE}'
         ('set = ["model.d_modle=8"]\n' + WHOLE, "model.d_modle is not a key of transformerlm-train"),
         ('set = ["model.ffn=x"]\n' + WHOLE, 'model.ffn: expected one of "swiglu", "silu", found "x"'),
         ('set = ["training.batch_size=8", "training.batch_size=9"]\n' + WHOLE, "training.batch_size is set twice"),
+        (
+            f'{WHOLE}[[holdout]]\nd_model = 128\nnum_layers = 2\nnum_heads = 2\ntokens = 9\n[fit]\nlaw = "tokens"\n',
+            'holdout needs a law of sizes and tokens, found fit.law = "tokens"',
+        ),
         ('points = "a.csv"\n[predict]\ntokens = 1e9\n', "predict: expected parameters and tokens, found no parameters"),
         ('points = "a.csv"\n[fit]\nlaw = "tokens"\n[predict]\nparameters = 1e9\n', "predict: expected tokens"),
     ],
@@ -40,6 +44,12 @@ WHOLE = f'base = "train"\ntokens = [1000, 2000]\n{SIZE}'
 def test_what_does_not_go_together(tmp_path: Path, text: str, words: str) -> None:
     """Each mistake is named with what was expected."""
     assert words in "\n".join(errors_of(text, tmp_path, ScalingConfig))
+
+
+def test_a_limit_of_time_can_be_taken_back(tmp_path: Path) -> None:
+    """As the refusal of a base that has one says; fit writes such files."""
+    (tmp_path / "scaling.toml").write_text('set = ["training.max_time=none"]\n' + WHOLE)
+    assert load_config(ScalingConfig, tmp_path / "scaling.toml").set == ["training.max_time=none"]
 
 
 def test_the_shipped_file_is_a_grid_that_bears_the_law() -> None:

@@ -21,7 +21,8 @@ def test_it_is_spelled_once():
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for path in sorted((ROOT / package).rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if END_OF_TEXT in (text := path.read_text(encoding="utf-8"))
+        for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.Constant) and node.value == END_OF_TEXT
     ]
     assert spelled == ["config/special_tokens.py"]

@@ -44,6 +44,8 @@ def answer(text: str, tmp_path) -> SweepConfig | str:
             f'match = "flops"\nbudget = 1.0\nset = ["training.max_steps=4"]\n{AXIS}values = [1e-3]',
             "training.max_steps:",
         ),
+        ('match = "seconds"\nbudget = 1.0\nset = ["training.max_steps=4"]', "training.max_steps: expected in one of"),
+        ('match = "seconds"\nbudget = 1.0\nset = ["training.max_time=4s"]', "training.max_time: expected in one of"),
         ('match = "flops"', "match and budget go together, found match = flops, budget = None"),
         ('method = "random"', 'method = "random" needs trials, found none; method = "random" needs axes, found none'),
         ("trials = 3", 'trials does nothing with method = "grid"'),

@@ -136,4 +136,4 @@ def test_a_file_is_no_place_for_them(tmp_path, capsys):
     with pytest.raises(SystemExit) as done:
         main([str(tmp_path / "chat")])
     assert done.value.code == 2
-    assert f"DIR: expected a directory to write to, found {tmp_path / 'chat'}: File exists" in capsys.readouterr().err
+    assert f"error: {tmp_path / 'chat'}: expected a directory, found a file\n" in capsys.readouterr().err

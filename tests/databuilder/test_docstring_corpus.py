@@ -88,10 +88,11 @@ def test_an_installation_without_sources_is_an_error(tmp_path: Path, monkeypatch
 
 def test_the_real_corpus_is_text_within_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This installation gives as much text as asked for, the same for any number of workers, and imports no module."""
+    monkeypatch.setattr(docstring_corpus, "_FILES_PER_TASK", 16)
     before = set(sys.modules)
-    report = write_corpus(tmp_path / "corpus.txt", max_bytes=300_000)
-    assert 250_000 < report.bytes <= 300_000
-    documents = list(collect_docstrings(max_bytes=300_000, num_workers=1))
+    report = write_corpus(tmp_path / "corpus.txt", max_bytes=100_000)
+    assert 80_000 < report.bytes <= 100_000
+    documents = list(collect_docstrings(max_bytes=100_000, num_workers=1))
     assert (tmp_path / "corpus.txt").read_text(encoding="utf-8") == "".join(f"{text}\n{EOT}\n" for text in documents)
     assert len(set(documents)) == len(documents) == report.documents
     assert not {name for name in set(sys.modules) - before if name.startswith(("tkinter", "idlelib", "distutils"))}

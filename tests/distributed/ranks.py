@@ -10,6 +10,16 @@ from collections.abc import Callable
 from typing import Any
 
 SECONDS = 120.0
+_PRELOADED = [
+    "torch",
+    "torch._dynamo",  # recomputed activations need it
+    "torch.distributed.fsdp",
+    "pytest",
+    "cli.prepare_run",
+    "cli.train",
+    "tests.training.tiny_run",
+    "transformerlm.training.trainer",
+]
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, seconds: float = SECONDS) -> list[Any]:
@@ -19,8 +29,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, seconds
     longer than `seconds` fails the test with its traceback, and all ranks are killed.
     """
     context = multiprocessing.get_context("forkserver")
-    # The first optimizer of a process imports torch._dynamo, which takes longer than all else.
-    context.set_forkserver_preload(["torch", "torch._dynamo", "torch.distributed", "transformerlm.training.trainer"])
+    context.set_forkserver_preload(_PRELOADED)
     port = _free_port()
     ranks = []
     for rank in range(world_size):

@@ -35,7 +35,7 @@ from transformerlm.training.reading import Reading
 from transformerlm.utils.dtypes import autocast
 
 CPU = torch.device("cpu")
-NUM_STEPS = 12
+NUM_STEPS = 6
 VOCAB_SIZE = 57  # not a multiple of any number of ranks
 CONTEXT = 12
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from tests.distributed.ranks import run_ranks
+from transformerlm.distributed import world
+from transformerlm.distributed.launcher import Launch
 from transformerlm.distributed.world import (
     World,
     all_reduce_min,
@@ -85,6 +87,20 @@ def test_one_rank_under_torchrun_needs_no_group(monkeypatch):
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
     assert init_from_env() == World()
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", None), ("mps", None), ("auto", "cuda:1"), ("cuda", "cuda:1")])
+def test_ranks_take_a_gpu_only_where_they_are_to(device, expected, monkeypatch):
+    """Ranks on the CPU need no GPU each; one GPU by its number cannot be that of all ranks."""
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    launch = Launch(rank=1, local_rank=1, world_size=2, local_world_size=2)
+    found = world._own_device(launch, device)
+    assert (found and str(found), taken) == (expected, [1] if expected else [])
+    with pytest.raises(ValueError, match=r'training.device: expected "cuda", of which each of the 2 .* found "cuda:0"'):
+        world._own_device(launch, "cuda:0")
 
 
 @pytest.mark.parametrize("value", [None, "", "two", "-1"])

@@ -79,6 +79,18 @@ def test_other_data_under_the_same_name_are_another_group(tmp_path):
     assert found.settings["data.train.sha256"] == ["a" * 12, "b" * 12, None]
 
 
+def test_seeds_on_two_machines_are_one_group(tmp_path):
+    """Where token files and tokenizer are does not matter, if their sums are equal."""
+    runs = []
+    for seed, place in enumerate(("data", "/scratch/data")):
+        sums = {"data.train.sha256": "a" * 64, "data.valid.sha256": "b" * 64, "tokenizer_sha256": "c" * 64}
+        paths = {"data.train": f"{place}/t.npy", "data.valid": f"{place}/v.npy", "data.tokenizer": f"{place}/tok"}
+        records = [{"event": "environment", "step": 0, **sums}, STARTED | FACTS, validation(10, 4.0)]
+        config = {"training.seed": seed, **paths}
+        runs.append(read_history(write_run(tmp_path, f"x-{seed}", *records, config=config)))
+    assert [[one.name for one in group.runs] for group in group_runs(runs, [])] == [["x-0", "x-1"]]
+
+
 def test_validations_of_other_parts_of_a_text_are_named(tmp_path):
     """With documents packed into rows a validation reads rows from all over the file, not its beginning."""
     plain = run(tmp_path, "plain", 4.0)

@@ -143,6 +143,8 @@ def test_of_a_long_file_only_the_end_is_read(tmp_path, monkeypatch):
     assert 2 <= len(shown) < 10
     assert followed.max_steps == STARTED["max_steps"]
     assert len(followed.losses) > len(shown)
+    (directory / "config.toml").write_text("[training]\nmax_steps = 900\n")  # as a later start writes it
+    assert FollowedRun(directory, last_lines=2).max_steps == 900
     other = write_run(tmp_path, "b", STARTED, *(step(number, 3.0) for number in [*range(1, 100), 101, 102]))
     (other / "metrics.jsonl").replace(directory / "metrics.jsonl")
     assert [record["step"] for _, record in followed.new()] == [101, 102]

@@ -59,13 +59,20 @@ def test_several_runs_are_ranked(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "words"), [("valid_sha256", "validated on different tokens"), ("tokenizer_sha256", "different tokenizers")]
+    ("key", "words"),
+    [
+        ("valid_sha256", "validated on different tokens"),
+        ("valid_tokens", "validated on different tokens"),
+        ("valid_packing", "validated on different tokens"),
+        ("tokenizer_sha256", "different tokenizers"),
+    ],
 )
 def test_runs_that_cannot_be_compared_are_not(tmp_path, key, words):
     """Losses on different texts, or over different tokens, are ranked by nobody; a stranger's sum may be anything."""
+    said_first = STARTED | {"valid_tokens": 9}
     for folder, sums in (("words", ("a", "b")), ("lists", (["a"], {"b": 1}))):
         runs = [
-            write_run(tmp_path / folder, f"run{number}", STARTED | {key: one}, validation(50, 2.5))
+            write_run(tmp_path / folder, f"run{number}", said_first | {key: one}, validation(50, 2.5))
             for number, one in enumerate(sums)
         ]
         assert words in said(*runs)

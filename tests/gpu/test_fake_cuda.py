@@ -17,7 +17,12 @@ from transformerlm.training.muon import Muon, muon_groups
 from transformerlm.training.optim import SGD, AdamW, clip_grad_norm, parameter_groups
 
 SIZES = {"vocab_size": 64, "context_length": 16, "d_model": 32, "num_layers": 2, "num_heads": 4}
-each_variant = pytest.mark.parametrize("changes", VARIANTS, ids=str)
+# Each variant in one precision, and the plain model in all.
+PRECISIONS = [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)]
+MODELS = [({}, dtype) for dtype, int8 in PRECISIONS if not int8]
+MODELS += [(changes, MODELS[number % 2][1]) for number, changes in enumerate(VARIANTS[1:])]
+DECODERS = [({}, *precision) for precision in PRECISIONS]
+DECODERS += [(changes, *PRECISIONS[number % 3]) for number, changes in enumerate(VARIANTS[1:])]
 
 
 def fake_model(dtype: torch.dtype = torch.float32, **changes: Any) -> TransformerLM:
@@ -30,8 +35,7 @@ def ids(batch_size: int, seq_len: int) -> torch.Tensor:
     return torch.zeros(batch_size, seq_len, dtype=torch.int64, device="cuda")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@each_variant
+@pytest.mark.parametrize(("changes", "dtype"), MODELS, ids=str)
 def test_model_and_loss_stay_on_the_device(changes: dict[str, Any], dtype: torch.dtype) -> None:
     """Every variant's forward pass and training loss."""
     with fake_cuda():
@@ -62,8 +66,7 @@ def test_optimizers_update_on_the_device(name: str) -> None:
         assert {value.device.type for value in states if isinstance(value, torch.Tensor)} == {"cuda"}
 
 
-@pytest.mark.parametrize(("dtype", "int8"), [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)])
-@each_variant
+@pytest.mark.parametrize(("changes", "dtype", "int8"), DECODERS, ids=str)
 def test_a_decoder_stays_on_the_device(changes: dict[str, Any], dtype: torch.dtype, int8: bool) -> None:
     """A prompt, single steps, the step that a CUDA graph captures, and a text in parts."""
     with fake_cuda():

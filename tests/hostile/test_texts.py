@@ -73,7 +73,7 @@ def test_a_blocks_edge_anywhere_changes_no_token_file(engine, suffix, tmp_path, 
     """Special tokens, line ends and characters of several bytes may lie across any edge of what is read at once."""
     tokenizer, source = make_tokenizer(engine), write_text(tmp_path / f"in{suffix}", EDGES)
     expected = None
-    for size in (1 << 20, *range(1, 24)):
+    for size in (1 << 20, *range(1, 8), 11, 13, 17, 19, 23):
         monkeypatch.setattr(text_files, "BLOCK_BYTES", size)
         monkeypatch.setattr(encoding, "BATCH_CHARS", size)
         build_dataset(source, tokenizer=tokenizer, train_path=tmp_path / "out.npy", overwrite=True, num_workers=1)
@@ -89,7 +89,7 @@ def test_a_blocks_edge_anywhere_changes_no_merge(engine, suffix, tmp_path, monke
     """Training sees the same text whatever is read, and counted, at once."""
     source = write_text(tmp_path / f"in{suffix}", EDGES * 3)
     expected = None
-    for size in (1 << 20, *range(1, 24)):
+    for size in (1 << 20, *range(1, 8), 11, 13, 17, 19, 23):
         monkeypatch.setattr(text_files, "BLOCK_BYTES", size)
         monkeypatch.setattr(reading, "CHUNK_CHARS", size)
         _, merges = train_bpe(source, 300, [END], num_workers=1, engine=engine)
@@ -109,7 +109,7 @@ def write_text(path: Path, text: str) -> Path:
 
 @each_engine
 def test_encoding_a_stream_grows_by_less_than_a_megabyte(engine):
-    """Of a stream of 4 MB, in parts of all sizes, less than 1 MB is held at any time."""
+    """Of a stream of 2 MB, in parts of all sizes, less than 1 MB is held at any time."""
     tokenizer, rng = make_tokenizer(engine), random.Random(0)
     words = ["".join(rng.choices("abcdefgh", k=rng.randint(1, 9))) for _ in range(500)]
 
@@ -124,7 +124,7 @@ def test_encoding_a_stream_grows_by_less_than_a_megabyte(engine):
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        assert consume(4_000_000) > 1_000_000
+        assert consume(2_000_000) > 500_000
         assert tracemalloc.get_traced_memory()[1] - before < 1_000_000
     finally:
         tracemalloc.stop()

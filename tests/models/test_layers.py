@@ -128,9 +128,12 @@ def test_rope_tables_stay_fp32_and_true_when_the_model_moves() -> None:
     expected = RotaryEmbedding(10000.0, 8, 32)
     cast = RotaryEmbedding(10000.0, 8, 32).to(torch.bfloat16)
     empty = RotaryEmbedding(10000.0, 8, 32, device="meta").to_empty(device="cpu")
-    for rope in (cast, empty):
+    again = RotaryEmbedding(10000.0, 8, 32).to_empty(device="cpu")
+    for rope in (cast, empty, again):
         assert torch.equal(rope.cos, expected.cos)
         assert torch.equal(rope.sin, expected.sin)
+    assert torch.equal(cast(torch.ones(1, 8)), expected(torch.ones(1, 8)))
+    assert RotaryEmbedding(10000.0, 8, 32).to("meta").sin.device.type == "meta"
     assert expected.state_dict() == {}
     assert cast(torch.randn(3, 8).to(torch.bfloat16)).dtype == torch.bfloat16
 

@@ -304,12 +304,15 @@ def test_compiled_model_equals_the_eager_one() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("variant", VARIANTS[::4], ids=name_of)
-def test_what_a_compiler_traces_has_the_same_gradients(variant: dict[str, Any], precision: torch.dtype) -> None:
+# Each norm, with rotary positions and without, both feed-forward layers, tied and not, with norms of queries or not.
+TRACED = [(0, torch.float32), (5, torch.float32), (7, torch.bfloat16), (14, torch.bfloat16)]
+
+
+@pytest.mark.parametrize(("number", "precision"), TRACED, ids=str)
+def test_what_a_compiler_traces_has_the_same_gradients(number: int, precision: torch.dtype) -> None:
     """Traced as torch.compile traces it (without making machine code), loss and gradients are those of eager code."""
     ids, grads = random_ids(2, 16), []
-    model = make_model(**variant).train()
+    model = make_model(**VARIANTS[number], num_layers=1).train()
     for forward in (model, torch.compile(model, backend="aot_eager")):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
             loss = forward(ids, head=False).float().square().mean()

@@ -104,7 +104,7 @@ async def _real(config: ServeConfig, engine: FakeEngine, key: str | None) -> Asy
         while not server.started:
             await asyncio.sleep(0.005)
         try:
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=WAIT) as client:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=WAIT, verify=False) as client:
                 app = server.config.app
                 assert isinstance(app, Starlette)
                 yield Web(config=config, engine=engine, client=client, app=app, events=events, port=port, server=server)

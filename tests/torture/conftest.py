@@ -34,7 +34,7 @@ train = "data/train.npy"
 valid = "data/valid.npy"
 tokenizer = "data/tokenizer"
 [training]
-max_steps = 120
+max_steps = 60
 batch_size = 8
 micro_batch_size = 4
 seed = 1
@@ -72,12 +72,35 @@ def toy_reference(toy: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Run
     return finished(toy, tmp_path_factory.mktemp("toy-reference"))
 
 
+LIBRARIES = ("torch", "safetensors.torch", "numpy", "pydantic", "regex", "tomli_w")
+OURS = (
+    "cli.prepare_run",
+    "cli.progress",
+    "cli.same_run",
+    "cli.summary",
+    "logger",
+    "transformerlm.experiments.loss_curve",
+    "transformerlm.training.planning.calibration",
+    "transformerlm.training.planning.micro_batch",
+    "transformerlm.training.planning.preflight",
+    "transformerlm.training.planning.token_check",
+    "transformerlm.training.prepared_run",
+    "transformerlm.training.trainer",
+)
+
+
 @pytest.fixture(scope="session")
 def zygote() -> Iterator[Zygote]:
-    """What starts the real trainer, and other commands, without importing torch each time."""
-    zygote = Zygote(
-        "cli.train", ["torch", "torch._dynamo", "safetensors.torch", "numpy", "pydantic", "regex", "tomli_w"]
-    )
+    """What starts the real trainer, and other commands, without importing torch and our modules each time."""
+    zygote = Zygote("cli.train", [*LIBRARIES, *OURS])
+    yield zygote
+    zygote.close()
+
+
+@pytest.fixture(scope="session")
+def bare_zygote() -> Iterator[Zygote]:
+    """What starts the real trainer without importing torch, but imports our modules as a person's start does."""
+    zygote = Zygote("cli.train", LIBRARIES)
     yield zygote
     zygote.close()
 

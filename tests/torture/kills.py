@@ -83,7 +83,7 @@ def _wait_for(moment: str, run: Run, child: Child, rng: random.Random) -> None:
         happened = lambda: bool(run.temporaries()) or set(run.saved()) > before  # noqa: E731
     else:
         happened = lambda: bool(saved_steps(child))  # noqa: E731
-    child.wait_until(happened)
+    child.wait_until(happened, pause=0.0005)
     time.sleep(rng.choice([0.0, rng.uniform(0.0, 0.01)]))
 
 

@@ -34,6 +34,7 @@ class Child:
     def __init__(self, pid: int, poll: Callable[[], int | None], stdout: Path, stderr: Path) -> None:
         self.pid, self._poll, self._stdout, self._stderr = pid, poll, stdout, stderr
         self._code: int | None = None
+        self._size, self._records = -1, list[dict[str, Any]]()
 
     def poll(self) -> int | None:
         """Return the exit code, negative for a signal, or None while the process lives."""
@@ -50,12 +51,16 @@ class Child:
         assert code is not None
         return code
 
-    def wait_until(self, happened: Callable[[], bool], seconds: float = TIMEOUT, *, pause: float = 0.0005) -> bool:
+    def wait_until(self, happened: Callable[[], bool], seconds: float = TIMEOUT, *, pause: float = 0.002) -> bool:
         """Wait for something to happen or the process to end, looking after each `pause`; False: neither did."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if happened() or self.poll() is not None:
+        end, next_poll = time.monotonic() + seconds, 0.0
+        while (now := time.monotonic()) < end:
+            if happened():
                 return True
+            if now >= next_poll:  # to ask a zygote takes longer than a look at a file
+                if self.poll() is not None:
+                    return True
+                next_poll = now + 0.01
             time.sleep(pause)
         return False
 
@@ -82,8 +87,11 @@ class Child:
     @property
     def records(self) -> list[dict[str, Any]]:
         """The whole JSON lines on stdout so far."""
-        lines = self.stdout.split("\n")[:-1]
-        return [json.loads(line) for line in lines if line.startswith("{")]
+        size = self._stdout.stat().st_size if self._stdout.exists() else 0
+        if size != self._size:
+            lines = self.stdout.split("\n")[:-1]
+            self._size, self._records = size, [json.loads(line) for line in lines if line.startswith("{")]
+        return self._records
 
 
 class Exec:

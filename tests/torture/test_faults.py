@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -34,9 +35,9 @@ def test_a_signal_saves_the_last_step(number, code, lines, real, real_reference,
 
 
 @pytest.mark.parametrize("starts", [4, pytest.param(40, marks=pytest.mark.slow)])
-def test_a_signal_in_the_start_ends_it(starts, real, tmp_path):
+def test_a_signal_in_the_start_ends_it(starts, real, bare_zygote, tmp_path):
     """A signal at any moment of the start ends the process by its code, without a traceback."""
-    run = Run(real, tmp_path)
+    run = Run(replace(real, starter=bare_zygote), tmp_path)
     codes = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
     findings = [finding for seed in range(starts) for finding in stop_while_starting(run, *codes[seed % 2], seed=seed)]
     assert findings == []

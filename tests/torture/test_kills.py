@@ -13,7 +13,7 @@ VARIANTS = {
     "bf16, 4 micro-batches": ("--training.precision=bf16", "--training.micro_batch_size=2"),
     "wsd, recomputed activations": (
         "--schedule.name=wsd",
-        "--schedule.decay_steps=60",
+        "--schedule.decay_steps=30",
         "--model.activation_checkpointing=true",
     ),
     "sgd with momentum": ("--optimizer.name=sgd", "--optimizer.momentum=0.9", "--training.eval_interval=1"),
@@ -27,7 +27,7 @@ def show(report, capsys):
 
 
 @pytest.mark.parametrize(
-    ("kills", "seed"), [pytest.param(20, 1, id="20"), pytest.param(80, 2, id="80", marks=pytest.mark.slow)]
+    ("kills", "seed"), [pytest.param(12, 1, id="12"), pytest.param(80, 2, id="80", marks=pytest.mark.slow)]
 )
 def test_kills_lose_nothing(kills, seed, real, real_reference, tmp_path, capsys):
     """After any number of kills no announced checkpoint is lost, and losses and weights are the undisturbed run's."""

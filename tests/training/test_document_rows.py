@@ -165,7 +165,7 @@ def test_a_run_on_documents_resumes_exactly(files: TinyFiles, tmp_path: Path) ->
     rest = _trainer(tiny_config(files, tmp_path, DOCUMENTS), tmp_path / "half")
     saved = SavedRun.read(tmp_path / "half" / "checkpoints" / "step-00000005")
     saved.load_into(rest.shards, rest.optimizer)
-    rest.state = saved.state()
+    rest.state = saved.state(rest.config, rest.data)
     for _ in range(7):
         rest.step()
     assert rest.state.tokens == whole.state.tokens

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from tests.training.tiny_run import tiny_config
@@ -53,6 +55,14 @@ def test_zero_is_never():
         assert table.agenda(step, seconds=1e9, validations_since_lowest=10**6) == idle
     assert table.agenda(9) == Agenda(log=True, validate=True, save=True, run_hooks=True, stop="max_steps")
     assert (table.seconds_left(5.0), TABLE.seconds_left(50.0), TABLE.seconds_left(70.0)) == (None, 10.0, 0.0)
+
+
+def test_without_a_validation_text_nothing_is_validated():
+    """Lines come at their own interval, and at the end."""
+    table = dataclasses.replace(TABLE, can_validate=False)
+    assert [step for step in range(1, 13) if table.agenda(step).log] == [2, 4, 6, 8, 10, 12]
+    assert not any(table.agenda(step).validate for step in range(1, 13))
+    assert table.agenda(5, seconds=99.0).log
 
 
 @pytest.mark.parametrize("signal", STOP_SIGNALS)

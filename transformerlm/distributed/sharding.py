@@ -15,16 +15,17 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from transformerlm.distributed.rows import Rows, own_rows
 from transformerlm.distributed.world import World, all_reduce_sum, set_timeout
+
+if TYPE_CHECKING:  # importing FSDP2 takes longer than a short run on one process
+    from torch.distributed.fsdp import FSDPModule
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class Shards:
 
     def begin_micro_batch(self, *, is_last: bool) -> None:
         """Let replicas average their gradients in the last micro-batch of a step only; groups always add up theirs."""
-        if isinstance(self.model, FSDPModule):
-            self.model.set_requires_all_reduce(is_last)
+        if self._whole:
+            cast("FSDPModule", self.model).set_requires_all_reduce(is_last)
 
     def take_gradients(self) -> None:
         """Give the rows that are here the gradients of the last backward pass; zeros where there are none."""
@@ -109,8 +110,8 @@ class Shards:
 
     def settle(self) -> None:
         """Drop whole weights that a forward pass without a backward pass has left; the rows may change now."""
-        if isinstance(self.model, FSDPModule):
-            self.model.reshard()
+        if self._whole:
+            cast("FSDPModule", self.model).reshard()
 
     def sum_with_norm(self, sums: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sums over the ranks of `sums` `(n,)`, and the norm of all rows from that of each rank's; one wait.
@@ -165,6 +166,9 @@ def shard_model(
         raise ValueError(
             f"parallel.shard: expected a number that divides the {world.world_size} processes, found {shard_size}"
         )
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     _allow_views()
     sizes = (world.world_size // shard_size, shard_size)
     mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("replicate", "shard"))

@@ -18,6 +18,7 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from transformerlm.distributed.launcher import Launch, read_launch
 from transformerlm.distributed.rendezvous import connect, meet
 from transformerlm.distributed.watch import Progress, Watch
+from transformerlm.utils.strings import in_words
 
 TIMEOUT = 600.0
 # The watch names the missing rank first; the backend's own timeout is for what the watch cannot see.
@@ -77,12 +78,15 @@ class World:
         self.progress.arrive(where)
 
 
-def init_from_env(*, timeout: float = TIMEOUT, end: Callable[[str | None], object] | None = None) -> World:
+def init_from_env(
+    *, device: str = "auto", timeout: float = TIMEOUT, end: Callable[[str | None], object] | None = None
+) -> World:
     """Join the ranks that `torchrun` or `srun` describes in the environment; without them, return a world of one.
 
     On CUDA machines each rank uses the device of its local rank, and nccl for tensors on it; otherwise gloo.
 
     Args:
+        device: "auto" or "cuda" for CUDA where there is some, or another kind for ranks without it.
         timeout: how long this rank waits for another, in seconds: now, and later.
         end: ends the process when another rank has been missing for that long; it gets the line that names it, or None
             if another rank has said it. None: nothing watches, and only the backend's own timeout applies.
@@ -94,7 +98,7 @@ def init_from_env(*, timeout: float = TIMEOUT, end: Callable[[str | None], objec
     launch = read_launch()
     if launch.world_size == 1:
         return World()
-    device = _own_device(launch)
+    own_device = _own_device(launch, device)
     meeting = meet(launch, timeout=timeout)
     progress, watch = Progress(), None
     progress.arrive("the start")
@@ -105,20 +109,25 @@ def init_from_env(*, timeout: float = TIMEOUT, end: Callable[[str | None], objec
     if not dist.is_initialized():
         dist.init_process_group(
             # Numbers on the host go through gloo even with CUDA, so that they wait for no device.
-            "cpu:gloo,cuda:nccl" if device else "gloo",
+            "cpu:gloo,cuda:nccl" if own_device else "gloo",
             store=PrefixStore(f"group/{meeting.name}", meeting.store),
             rank=launch.rank,
             world_size=launch.world_size,
             timeout=timedelta(seconds=timeout + _BACKEND_MARGIN),
-            device_id=device,
+            device_id=own_device,
         )
     sizes = (launch.rank, launch.local_rank, launch.world_size, launch.local_world_size)
     return World(*sizes, timeout, progress, meeting.hosts, watch, launch.holds_store)
 
 
-def _own_device(launch: Launch) -> torch.device | None:
-    """Take the CUDA device of our local rank; None on a machine without."""
-    if not torch.cuda.is_available():
+def _own_device(launch: Launch, device: str) -> torch.device | None:
+    """Take the CUDA device of our local rank; None on a machine without, or for another kind of device."""
+    if device.startswith("cuda:"):
+        raise ValueError(
+            f'training.device: expected "cuda", of which each of the {launch.world_size} processes takes one, '
+            f'found "{device}"; CUDA_VISIBLE_DEVICES chooses the GPUs'
+        )
+    if device not in ("auto", "cuda") or not torch.cuda.is_available():
         return None
     found = torch.cuda.device_count()
     if launch.local_rank >= found:
@@ -183,7 +192,7 @@ def together(world: World) -> Iterator[None]:
         yield
     except (ValueError, OSError) as found:
         error = found
-    messages = gather_text("" if error is None else f"{type(error).__name__} {_in_words(error)}", world)
+    messages = gather_text("" if error is None else f"{type(error).__name__} {in_words(error)}", world)
     if error is not None:
         raise error
     for rank, message in enumerate(messages):
@@ -193,13 +202,6 @@ def together(world: World) -> Iterator[None]:
 
 
 _KINDS = {kind.__name__: kind for kind in (OSError, FileNotFoundError, FileExistsError, PermissionError)}
-
-
-def _in_words(error: Exception) -> str:
-    """Return an error's message as people read it: of a file's error, the file and the reason."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error) or type(error).__name__
 
 
 def set_timeout(group: dist.ProcessGroup, world: World) -> None:

@@ -35,7 +35,13 @@ _UNSAID = {"valid_packing": "windows"}
 UNKNOWN = "unknown"
 """The settings of a run whose directory does not hold them."""
 _NUMBER = re.compile(r"-\d+$")
-_DATA, _SHORT_SUM = "data.train.sha256", 12  # in an event `environment`; so many digits are shown
+# What an event `environment` says of the files that settings name; so many digits are shown.
+_SUMS = {
+    "data.train": "data.train.sha256",
+    "data.valid": "data.valid.sha256",
+    "data.tokenizer": "tokenizer_sha256",
+}
+_SHORT_SUM = 12
 _DIVERGED = 2.0  # times the last loss of the first run that has one
 
 
@@ -177,11 +183,13 @@ def group_runs(runs: Sequence[RunHistory], notes: list[str]) -> list[Group]:
 
 
 def _law(run: RunHistory) -> dict[str, Any]:
-    """Return a run's settings without the seed; data that it knows by their fingerprint are named by that."""
-    law, fingerprint = law_of(run.config), run.environment.get(_DATA)
-    if not isinstance(fingerprint, str) or "data.train" not in law:
-        return law
-    return {key: value for key, value in law.items() if key != "data.train"} | {_DATA: fingerprint[:_SHORT_SUM]}
+    """Return a run's settings without the seed; files that it knows by their fingerprint are named by that."""
+    law = law_of(run.config)
+    for path, key in _SUMS.items():
+        if path in law and isinstance(fingerprint := run.environment.get(key), str):
+            del law[path]
+            law[key] = fingerprint[:_SHORT_SUM]
+    return law
 
 
 # --- curves and places -------------------------------------------------------------------------------------------
@@ -333,4 +341,4 @@ def _pairs(first: GroupResult, other: GroupResult) -> list[tuple[float, float]]:
 
 
 def _batches(run: RunHistory) -> tuple[Any, ...] | None:
-    return batches_of(run.config, run.environment.get(_DATA))
+    return batches_of(run.config, run.environment.get(_SUMS["data.train"]))

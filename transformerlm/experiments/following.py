@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from transformerlm.experiments.metric_lines import METRICS, LineReader, as_record, first_records
-from transformerlm.experiments.run_directories import RunState, check_is_run, has_begun_since, is_held, summary_of
+from transformerlm.experiments.run_directories import (
+    RunState,
+    check_is_run,
+    config_of,
+    has_begun_since,
+    is_held,
+    summary_of,
+)
 from transformerlm.experiments.run_scan import scan_run
 
 Line = tuple[str, dict[str, Any]]
@@ -53,6 +60,7 @@ class FollowedRun:
         for record in first_records(self._path):
             if record.get("event") == "started":
                 self._take(record)
+        self.max_steps = _whole(config_of(self._directory).get("training.max_steps")) or self.max_steps  # it may go on
         self.losses = [float(loss) for loss in scan_run(self._directory).curve]
         self._first_step = -1  # not known yet
 

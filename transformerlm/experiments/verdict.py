@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from transformerlm.experiments.compare import measured_on
 from transformerlm.experiments.history import RunHistory
 from transformerlm.experiments.report_facts import best_validation, bits_per_byte, not_finite
 
@@ -81,7 +82,8 @@ def _not_comparable(runs: Sequence[RunHistory]) -> str:
     def differ(key: str, other: str) -> bool:
         return len({str(value) for run in runs if (value := run.environment.get(key, run.started.get(other)))}) > 1
 
-    if differ("data.valid.sha256", "valid_sha256"):
+    parts = {tuple(map(str, measured_on(run.started).values()))[2:] for run in runs if "valid_tokens" in run.started}
+    if differ("data.valid.sha256", "valid_sha256") or len(parts) > 1:
         return "The runs were validated on different tokens, so their losses cannot be compared."
     if differ("tokenizer_sha256", "tokenizer_sha256"):
         return "The runs have different tokenizers, so their losses a token cannot be compared."

@@ -235,9 +235,11 @@ class RotaryEmbedding(nn.Module):
         return angles.cos().to(device, torch.float32), angles.sin().to(device, torch.float32)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        # model.to(bfloat16) must not round the tables, and to_empty() must not leave them unset.
-        self.cos, self.sin = self._tables(self.cos.device)
+        # Only the device counts: model.to(bfloat16) must not round the tables, nor to_empty() leave them unset. All
+        # layers share the tables, and come here one after the other.
+        device = fn(self.cos[:0]).device
+        if device != self.cos.device:
+            self.cos, self.sin = self._tables(device)
         return self
 
 

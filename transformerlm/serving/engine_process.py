@@ -16,6 +16,7 @@ from queue import SimpleQueue
 from typing import BinaryIO
 
 from transformerlm.serving.protocol import ASK, SETTINGS, TOLD, Settings, Told
+from transformerlm.utils.strings import in_words
 from transformerlm.utils.threads import wait_politely
 
 
@@ -69,7 +70,7 @@ def _write(answers: BinaryIO, told: Told) -> None:
 
 def _in_one_line(error: Exception) -> str:
     """Return an error as a user reads it, in one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = in_words(error)
     if _is_of_memory(error):
         return f"the engine has too little memory: {text}; fewer engine.slots or another precision need less"
     return text if isinstance(error, ValueError | OSError) else f"the engine failed: {type(error).__name__}: {text}"

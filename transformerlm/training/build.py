@@ -17,7 +17,7 @@ from transformerlm.models.layers import RMSNorm
 from transformerlm.models.lora import fine_tune
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.training.data import TrainingRows
+from transformerlm.training.data import RunData, TrainingRows
 from transformerlm.training.document_rows import DocumentRows
 from transformerlm.training.muon import Muon, muon_groups
 from transformerlm.training.optim import SGD, AdamW, parameter_groups
@@ -115,7 +115,8 @@ def sequences_per_pass(training: TrainingConfig, world_size: int) -> int:
         raise ValueError(
             'training.micro_batch_size: expected a number, found "auto"; choose one with micro_batch.resolve'
         )
-    return training.micro_batch_size or math.ceil(training.batch_size / world_size)
+    share = math.ceil(training.batch_size / world_size)
+    return min(training.micro_batch_size or share, share)
 
 
 def num_accumulation_steps(batch_size: int, micro_batch_size: int, world_size: int) -> int:
@@ -132,6 +133,17 @@ def num_accumulation_steps(batch_size: int, micro_batch_size: int, world_size: i
             f"set it to {world_size} or more, or start fewer"
         )
     return math.ceil(batch_size / (micro_batch_size * world_size))
+
+
+def measured_on(config: TrainConfig, data: RunData) -> dict[str, Any]:
+    """Return what makes the losses of two runs comparable: tokenizer, validation text, and the part of it."""
+    facts: dict[str, Any] = {"tokenizer_sha256": data.tokenizer.fingerprint()}
+    if data.valid is not None:
+        tokens = num_validation_windows(config, len(data.valid)) * config.model.context_length
+        facts |= {"valid_sha256": data.valid.sha256, "valid_tokens": tokens}
+        if config.data.packing == "documents":  # rows from all over the text, not its beginning
+            facts["valid_packing"] = "documents"
+    return facts
 
 
 def num_validation_windows(config: TrainConfig, num_tokens: int) -> int:

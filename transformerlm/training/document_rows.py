@@ -135,10 +135,10 @@ def best_fit(lengths: Array, *, num_opening: int, room: int) -> npt.NDArray[np.i
         rows_with[room - length].append(row)
     available = sum(1 << left for left in range(1, room + 1) if rows_with[left])  # a bit for each room that rows have
     num_rows, done = num_opening, num_opening
-    while done < len(lengths):
-        length = int(lengths[done])
-        end = done + int(np.searchsorted(-lengths[done:], -length, side="right"))
+    changes = np.flatnonzero(np.diff(lengths[num_opening:])) + num_opening + 1
+    for end in [*changes.tolist(), len(lengths)]:  # of the pieces of one length
         while done < end:
+            length = int(lengths[done])
             fitting = available >> length
             left = length + (fitting & -fitting).bit_length() - 1 if fitting else room
             per_row = left // length

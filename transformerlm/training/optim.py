@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
+from inspect import unwrap
 from typing import Any, overload
 
 import torch
@@ -87,6 +88,11 @@ def foreach_adamw_step(
 class _WideStateOptimizer(Optimizer):
     """What SGD and AdamW share: the walk over the parameters, and states in at least fp32, also after loading."""
 
+    # torch hides these from its compiler, and imports it for that, which takes a second or two and 100 MB.
+    add_param_group = unwrap(Optimizer.add_param_group)
+    state_dict = unwrap(Optimizer.state_dict)
+    zero_grad = unwrap(Optimizer.zero_grad)
+
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
@@ -118,7 +124,7 @@ class _WideStateOptimizer(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict; unlike torch's own method, this does not round moments to the parameters' dtype."""
-        super().load_state_dict(state_dict)
+        unwrap(Optimizer.load_state_dict)(self, state_dict)
         params = [p for group in self.param_groups for p in group["params"]]
         indices = [index for group in state_dict["param_groups"] for index in group["params"]]
         for p, index in zip(params, indices, strict=True):

@@ -21,12 +21,14 @@ from transformerlm.distributed.rows import Rows
 from transformerlm.distributed.sharding import Shards
 from transformerlm.distributed.world import is_main, together
 from transformerlm.training import resume_checks
+from transformerlm.training.build import measured_on
 from transformerlm.training.data import RunData
 from transformerlm.training.runtime import Runtime
 from transformerlm.training.spike_guard import GuardState
 from transformerlm.training.state import TrainState
 from transformerlm.utils.seed import rng_state, set_rng_state
 
+_MEASURED_ON = "measured_on"
 # The checkpoints of earlier versions lack these.
 _LATER = ("guard", "lowest_val_loss", "patience_val_loss", "validations_since_lowest", "seconds", "elapsed_s")
 
@@ -62,11 +64,17 @@ class SavedRun:
         found: str | None = self.values["wandb_id"]
         return found
 
-    def state(self) -> TrainState:
-        """Return what the run remembered."""
+    def state(self, config: TrainConfig, data: RunData) -> TrainState:
+        """Return what the run remembered, without losses that were measured on another validation text than `data`."""
         state = TrainState(**{name: self.values[name] for name in asdict(TrainState())})
         state.guard = GuardState(**self.values["guard"])
+        if self._is_measured_otherwise(config, data):
+            state.forget_validations()
         return state
+
+    def _is_measured_otherwise(self, config: TrainConfig, data: RunData) -> bool:
+        before = self.values.get(_MEASURED_ON)  # checkpoints of earlier versions lack it
+        return isinstance(before, dict) and "valid_sha256" in before and before != measured_on(config, data)
 
     @property
     def is_best(self) -> bool:
@@ -84,6 +92,9 @@ class SavedRun:
         changes = resume_checks.changed_bits(self.values.get("computed_with"), _computed_with(runtime))
         if changes and is_main(runtime.world):
             warnings.warn(changes, stacklevel=2)
+        if self._is_measured_otherwise(config, data) and is_main(runtime.world):
+            words = "the validation text, or the part of it, is another one: the best checkpoint and early stopping"
+            warnings.warn(f"{self.directory}: {words} begin anew", stacklevel=2)
 
     def load_into(self, shards: Shards, optimizer: Optimizer) -> None:
         """Restore the weights, the optimizer's state and the states of the random generators; each rank its own rows.
@@ -126,6 +137,7 @@ def snapshot(
         "val_loss": val_loss,
         "rng": rng_state(),
         "data": data.fingerprints(),
+        _MEASURED_ON: measured_on(config, data),
         "wandb_id": runtime.logger.run_id,
         "computed_with": _computed_with(runtime),
     } | document_ids.state_of_data(data.train, data.tokenizer)

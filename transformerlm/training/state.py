@@ -21,7 +21,7 @@ class TrainState:
             `early_stop_min_delta` or less. None where a checkpoint of an earlier version does not hold it.
         validations_since_lowest: validations at `eval_interval` after the one with that loss.
         seconds: time used of `training.max_time`, over all starts, the same on every rank; what follows the last step
-            of a start, a validation and a save, is not in it.
+            of a start, a validation and a save, is not in it. 0 without such a limit.
         elapsed_s: seconds that it took to get to this step, with steps that were made again counted once.
         guard: the memory of the spike guard.
     """
@@ -37,6 +37,11 @@ class TrainState:
     elapsed_s: float = 0.0
     guard: GuardState = field(default_factory=GuardState)
 
+    @property
+    def time_used(self) -> float:
+        """The seconds that count for `training.max_time`; of a run without a limit so far, those up to this step."""
+        return self.seconds or self.elapsed_s
+
     def count_validation(self, val_loss: float, *, min_delta: float = 0.0) -> None:
         """Count a validation at `eval_interval` for early stopping; one that is lower by more than `min_delta` resets.
 
@@ -49,6 +54,11 @@ class TrainState:
             self.patience_val_loss = before
             self.validations_since_lowest += 1
         self.lowest_val_loss = val_loss if self.lowest_val_loss is None else min(val_loss, self.lowest_val_loss)
+
+    def forget_validations(self) -> None:
+        """Forget all validation losses: those to come are of another text, or of another part of it."""
+        self.best_val_loss = self.best_step = self.lowest_val_loss = self.patience_val_loss = None
+        self.validations_since_lowest = 0
 
     def count_saved(self, val_loss: float | None) -> bool:
         """Return whether this step's checkpoint is the best so far, and remember it if so."""

@@ -25,7 +25,8 @@ class Agenda:
 class Timetable:
     """The intervals and limits of a run, in steps; `max_seconds` in seconds, and `patience` in validations.
 
-    An interval or a patience of 0 means never, and so does None for `max_seconds`.
+    An interval or a patience of 0 means never, and so does None for `max_seconds`. Without a validation text,
+    `can_validate` is False.
     """
 
     max_steps: int
@@ -34,6 +35,7 @@ class Timetable:
     log_interval: int = 1
     eval_interval: int = 0
     save_interval: int = 0
+    can_validate: bool = True
 
     @classmethod
     def of(cls, config: TrainConfig) -> Timetable:
@@ -46,6 +48,7 @@ class Timetable:
             log_interval=training.log_interval,
             eval_interval=training.eval_interval,
             save_interval=config.checkpoint.interval,
+            can_validate=config.data.valid is not None,
         )
 
     def is_due(self, step: int, interval: int) -> bool:
@@ -71,9 +74,10 @@ class Timetable:
         is_signal = stop in STOP_SIGNALS
         save_is_due = self.is_due(step, self.save_interval)
         # A signal leaves little time: it adds a save, but no validation that was not due anyway.
-        validate = save_is_due or self.is_due(step, self.eval_interval) or (stop is not None and not is_signal)
+        ends = stop is not None and not is_signal
+        validate = self.can_validate and (save_is_due or self.is_due(step, self.eval_interval) or ends)
         return Agenda(
-            log=validate or self.is_due(step, self.log_interval),
+            log=validate or ends or self.is_due(step, self.log_interval),
             validate=validate,
             save=save_is_due or stop is not None,
             run_hooks=not is_signal,

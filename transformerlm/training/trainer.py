@@ -139,7 +139,7 @@ class Trainer:
         return self.state
 
     def _new_timer(self) -> Timer:
-        return Timer(self.runtime.device, before=self.state.seconds, elapsed_s=self.state.elapsed_s)
+        return Timer(self.runtime.device, before=self.state.time_used, elapsed_s=self.state.elapsed_s)
 
     def _do_what_is_due(self, result: StepResult) -> Agenda:
         """Validate, log, save and run the hooks, each if it is due after this step; return the agenda."""
@@ -156,7 +156,7 @@ class Trainer:
         if todo.save:
             with self._timer.paused():
                 self.save(metrics.get("val_loss"))
-        if todo.run_hooks:
+        if todo.run_hooks and result.trouble != "not_finite":  # where the loss is no number, logits are none either
             self._run_hooks()
         return todo
 
@@ -346,7 +346,7 @@ class Trainer:
         verify(directory, world=self.runtime.world)
         saved = SavedRun.read(directory)
         saved.load_into(self.shards, self.optimizer)
-        self.state = saved.state()
+        self.state = saved.state(self.config, self.data)
         self.state.guard.data_offset = data_offset + step - self.state.step
         self._rollbacks += 1
         self.runtime.rewind(self.state.step)

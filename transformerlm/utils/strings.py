@@ -1,9 +1,12 @@
-"""Strings as callers pass them: one string instead of a list, and halves of characters."""
+"""Strings as callers pass them: one string instead of a list, halves of characters; and errors as people read them."""
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Iterable, Sized
+from pathlib import Path
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -82,3 +85,21 @@ def _has_halves(text: str) -> bool:
 def ends_in_half(text: str) -> bool:
     """Return whether the second half of the last character is still to come."""
     return "\ud800" <= text[-1:] <= "\udbff"
+
+
+def in_words(error: BaseException) -> str:
+    """Return an error's message in one line, as people read it; of a file's error, the path and what is wrong there.
+
+    Where a file is in the place of a directory, the system's reason is "File exists" or "Not a directory", and its path
+    may be one that was to be made below that file: the line names the file.
+    """
+    if not isinstance(error, OSError) or not error.strerror:
+        return " ".join(str(error).split()) or type(error).__name__
+    if error.filename is None or isinstance(error.filename, int):
+        return error.strerror
+    path = os.fsdecode(error.filename)
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        for place in (Path(path), *Path(path).parents):
+            if os.path.isfile(place):  # Path.is_file may raise
+                return f"{place}: expected a directory, found a file"
+    return f"{path}: {error.strerror}"

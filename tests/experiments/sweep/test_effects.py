@@ -12,7 +12,7 @@ pytest.importorskip("matplotlib")
 
 def row(labels: dict[str, str], mean: float, state: str = "finished") -> Row:
     """Return a made-up row."""
-    facts = {"losses": {0: mean}, "spread": None, "bits_per_byte": 1.0, "step": 1, "flops": 1}
+    facts = {"losses": {0: mean}, "rank": mean, "spread": None, "bits_per_byte": 1.0, "step": 1, "flops": 1}
     return Row(group=str(labels), labels=labels, mean=mean, state=state, **facts)
 
 

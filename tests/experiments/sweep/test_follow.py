@@ -29,7 +29,7 @@ def test_lines_are_read_as_they_come(tmp_path):
     write(tmp_path, {"step": 3, "metrics.val_loss": 2.75}, {"event": "finished", "step": 3, "reason": "max_steps"})
     follower.update()
     assert (follower.step, follower.finished, follower.reason) == (3, True, "max_steps")
-    assert (follower.best_val_loss, follower.last_val_loss, follower.best_bits_per_byte) == (2.5, 2.75, 1.5)
+    assert (follower.best_val_loss, follower.val_losses[3], follower.best_bits_per_byte) == (2.5, 2.75, 1.5)
 
 
 def test_a_run_that_was_stopped_or_goes_on_is_not_finished(tmp_path):

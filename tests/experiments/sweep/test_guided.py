@@ -10,6 +10,7 @@ import pytest
 from tests.experiments.sweep.helpers import planner_of, scheduler_of, sweep_config
 from transformerlm.experiments.sweep.guided import Guided, TrialLog, load_optuna, propose
 from transformerlm.experiments.sweep.points import axes_of
+from transformerlm.experiments.sweep.scheduler import Outcome
 
 pytest.importorskip("optuna")
 AXES = [
@@ -73,6 +74,20 @@ def test_a_search_that_was_stopped_asks_for_the_same_points(tmp_path):
         file.write('{"trial": 1, "lo')
     search(torn, config_of(torn))
     assert path.read_text() == (whole / "sweep" / "trials.jsonl").read_text()
+
+
+def test_a_point_that_comes_twice_trains_once(tmp_path, monkeypatch):
+    """Also while its first run is at work: the result is that of both trials."""
+    monkeypatch.setattr("transformerlm.experiments.sweep.guided.propose", lambda *_, **__: {"ffn": "silu"})
+    config = config_of(tmp_path, axes=AXES[2:], trials=3)
+    log = TrialLog(tmp_path / "trials.jsonl", axes_of(config))
+    settings = {"trials": 3, "seed": 0, "log": log}
+    source = Guided(axes_of(config), lambda point: planner_of(config).runs([point]), **settings)
+    task = source.next()
+    assert source.next() is None  # asked for a second and a third time, and not begun again
+    numbers = {"val_loss": 2.0, "best_val_loss": 2.0, "best_bits_per_byte": 1.0, "seconds": 1.0}
+    source.done(Outcome(task=task, state="finished", step=12, **numbers))
+    assert log.losses == {0: 1.0, 1: 1.0, 2: 1.0}
 
 
 def test_a_log_of_other_axes_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import statistics
@@ -33,6 +34,18 @@ def test_rows_are_sorted_by_the_mean_over_the_seeds(tmp_path):
     assert rows[0].spread == statistics.stdev([1.25, 1.0])
     assert (rows[0].losses, rows[0].bits_per_byte) == ({0: 1.25, 1: 1.0}, 0.5625)
     json.dumps([row.record() for row in rows], allow_nan=False)
+
+
+def test_other_tokenizers_are_ranked_by_bits_per_byte(tmp_path):
+    """A smaller vocabulary has the lower loss a token, which says nothing."""
+    outcomes = outcomes_of(tmp_path, (1.0, 1.0), (3.0, 3.0), (2.0, 2.0))
+    bits = [0.9, 0.9, 0.5, 0.5, 0.7, 0.7]
+    outcomes = [dataclasses.replace(one, best_bits_per_byte=bit) for one, bit in zip(outcomes, bits, strict=True)]
+    rows = rows_of(outcomes)
+    assert [row.mean for row in rows] == [3.0, 2.0, 1.0]
+    assert best_of(rows, outcomes).point.labels == rows[0].labels
+    unknown = [dataclasses.replace(one, best_bits_per_byte=math.inf) for one in outcomes]
+    assert [row.mean for row in rows_of(unknown)] == [1.0, 2.0, 3.0]
 
 
 def test_what_did_not_finish_comes_after_what_did(tmp_path):

@@ -71,7 +71,7 @@ def test_counts_do_not_depend_on_where_bytes_are_cut(
 ) -> None:
     """Files of blanks, marks, scripts, damaged bytes, and special tokens that overlap and hold blanks."""
     rng = random.Random(seed)
-    for _ in range(40):
+    for _ in range(16):
         _check_cuts((byte_chunks, counting_engine), monkeypatch, tmp_path / "a.txt", rng, length=rng.randint(1, 300))
 
 

@@ -69,7 +69,7 @@ def test_windows_of_any_size_give_the_references_tokens(
 @pytest.mark.parametrize("alphabet", [b"a", b"ab", b"abc", b"aabbbbc", bytes(range(256))])
 def test_long_pieces_have_the_references_tokens(alphabet: bytes) -> None:
     """The compiled kernel and the reference agree on pieces of thousands of bytes, repeated ones too."""
-    for seed in range(20):
+    for seed in range(8):
         merger, rng = Merger(alphabet, seed), random.Random(seed)
         for length in (65, 200, 3_000):
             word = bytes(rng.choices(alphabet, k=length))

@@ -7,6 +7,7 @@ import weakref
 import pytest
 import torch
 
+from config.train import TrainConfig
 from tests.training.tiny_run import tiny_config, write_tiny_files
 from transformerlm.distributed.world import World
 from transformerlm.training.build import sequences_per_pass
@@ -90,7 +91,9 @@ def test_ranks_share_batch_and_memory(world_size, expected, auto, monkeypatch):
 def test_a_batch_that_does_not_divide_is_cut_by_its_largest_share(auto, monkeypatch):
     """Of 8 sequences three ranks have 3, 3 and 2; the number divides 3, here and for a machine that is not here."""
     monkeypatch.setattr(micro_batch, "all_reduce_min", lambda number, world: number)
-    assert resolve(auto, world=World(world_size=3), **SETTINGS).training.micro_batch_size == 3
+    chosen = resolve(auto, world=World(world_size=3), **SETTINGS)
+    assert chosen.training.micro_batch_size == 3
+    assert TrainConfig.model_validate(chosen.model_dump()) == chosen  # every later start reads it from the checkpoint
     there = Machine("3 x GPU", CPU, 10**12, 10**12, num_processes=3)
     assert resolve_elsewhere(auto, there, precision="fp32").training.micro_batch_size == 3
 

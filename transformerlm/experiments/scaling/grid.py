@@ -99,18 +99,19 @@ def tokens_of(run: SweepRun) -> int:
 
 
 def planned_points(runs: Sequence[SweepRun], sizes: Sequence[int]) -> Points:
-    """Return runs that are not made as points, with their parameters and a loss of 1 each.
+    """Return runs that are not made as points, with their parameters and losses that fall as the FLOPs grow.
 
-    Which law they can bear does not depend on the losses.
+    Which law they can bear depends on the losses only where some of the highest are left out.
     """
+    flops = np.array([one.flops for one in runs], dtype=np.float64)
     tokens = np.array([tokens_of(one) for one in runs], dtype=np.float64)
     unknown = np.full(len(runs), np.nan)
     return Points(
         names=np.array([one.name for one in runs], dtype=object),
         parameters=np.array(sizes, dtype=np.float64),
         tokens=tokens,
-        losses=np.ones(len(runs)),
-        flops=np.array([one.flops for one in runs], dtype=np.float64),
+        losses=flops.min() / flops,
+        flops=flops,
         body=unknown,
         seconds=unknown,
     )

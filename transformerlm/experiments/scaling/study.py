@@ -37,15 +37,24 @@ class Study:
     seconds: Cost | None
 
 
+def without_dropped(points: Points, config: FitConfig) -> Points:
+    """Return the points that are left when the highest losses are dropped.
+
+    Raises:
+        ValueError: none would be left.
+    """
+    if config.drop_highest >= len(points):
+        raise ValueError(f"fit.drop_highest: expected fewer than the {len(points)} runs, found {config.drop_highest}")
+    return points.without_highest(config.drop_highest)
+
+
 def study_points(points: Points, config: FitConfig) -> Study:
     """Return what points say, fitted as the configuration asks.
 
     Raises:
         ValueError: they cannot bear the law that is wanted.
     """
-    if config.drop_highest >= len(points):
-        raise ValueError(f"fit.drop_highest: expected fewer than the {len(points)} runs, found {config.drop_highest}")
-    points = points.without_highest(config.drop_highest)
+    points = without_dropped(points, config)
     body = points.without_embeddings()
     used, unused = (points, body) if config.parameters == "all" else (body, points)
     if used is None:

@@ -71,11 +71,6 @@ class RunFollower:
         """The lowest validation loss in bits per byte; infinite without one."""
         return min(self.bits_per_byte.values(), default=math.inf)
 
-    @property
-    def last_val_loss(self) -> float:
-        """The validation loss of the last step that has one; infinite without one."""
-        return self.val_losses[max(self.val_losses)] if self.val_losses else math.inf
-
 
 def _number(value: object, otherwise: float) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**1000

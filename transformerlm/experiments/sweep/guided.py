@@ -110,6 +110,7 @@ class Guided:
     ) -> None:
         self._axes, self._runs_of, self._trials, self._seed, self._log = axes, runs_of, trials, seed, log
         self._tasks: deque[Task] = deque()
+        self._queued: set[str] = set()
         self._by_trial: dict[int, list[SweepRun]] = {}
         self._outcomes: dict[str, Outcome] = {}
         for trial in range(len(log.asked)):
@@ -130,8 +131,8 @@ class Guided:
             self._log.tell(trial, math.inf)
             return
         self._by_trial[trial] = runs
-        waiting = {task.run.name for task in self._tasks}
-        self._tasks += [Task(run) for run in runs if run.name not in waiting | self._outcomes.keys()]
+        self._tasks += [Task(run) for run in runs if run.name not in self._queued]
+        self._queued |= {run.name for run in runs}
         self._tell_if_known(trial)
 
     def done(self, outcome: Outcome) -> None:
@@ -144,7 +145,7 @@ class Guided:
 
     def _tell_if_known(self, trial: int) -> None:
         outcomes = [self._outcomes.get(run.name) for run in self._by_trial[trial]]
-        losses = [math.inf if one.state == "failed" else one.best_val_loss for one in outcomes if one]
+        losses = [math.inf if one.state == "failed" else one.rank for one in outcomes if one]
         if len(losses) == len(outcomes):
             self._log.tell(trial, fmean(losses))
 

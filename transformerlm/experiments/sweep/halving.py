@@ -59,7 +59,7 @@ class Halving:
 
     def _mean(self, group: str) -> float:
         outcomes = [self._latest[run.name] for run in self._groups[group]]
-        return fmean(math.inf if one.state == "failed" else one.val_loss for one in outcomes)
+        return fmean(math.inf if one.state == "failed" else one.rank_at_rung for one in outcomes)
 
     @property
     def outcomes(self) -> list[Outcome]:

@@ -242,9 +242,10 @@ def early_ends(config: TrainConfig, *, is_timed: bool = False) -> list[str]:
             'set = ["training.max_time=none"]'
         )
     if patience:
+        also = ', "training.early_stop_min_delta=0"' if config.training.early_stop_min_delta else ""
         problems.append(
             f"training.early_stop_patience: expected 0, so that each run goes to its end, found {patience}; "
-            'set = ["training.early_stop_patience=0"]'
+            f'set = ["training.early_stop_patience=0"{also}]'
         )
     return problems
 

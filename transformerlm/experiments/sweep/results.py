@@ -24,14 +24,15 @@ class Row:
     """The runs of one setting.
 
     `losses` are the lowest validation losses of its runs by seed, in nats a token; `mean` is over them, and `spread` is
-    their standard deviation, None with fewer than two. `state` is that of the run that got least far, `step` its
-    last step, or the rung that it stopped at.
+    their standard deviation, None with fewer than two. `rank` is what rows are sorted by: see `Outcome.rank`.
+    `state` is that of the run that got least far, `step` its last step, or the rung that it stopped at.
     """
 
     group: str
     labels: Mapping[str, str]
     losses: Mapping[int, float]
     mean: float
+    rank: float
     spread: float | None
     bits_per_byte: float
     state: Literal["finished", "stopped", "failed"]
@@ -59,12 +60,12 @@ def finite(value: float | None) -> float | None:
 
 
 def rows_of(outcomes: Sequence[Outcome]) -> list[Row]:
-    """Return a row for each setting: the finished ones by their mean loss, the stopped ones, the failed ones."""
+    """Return a row for each setting: the finished ones by their mean rank, the stopped ones, the failed ones."""
     groups: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         groups.setdefault(outcome.task.run.group, []).append(outcome)
     rows = [_row(group, members) for group, members in groups.items()]
-    return sorted(rows, key=lambda row: (_ORDER[row.state], -row.step if row.state == "stopped" else 0, row.mean))
+    return sorted(rows, key=lambda row: (_ORDER[row.state], -row.step if row.state == "stopped" else 0, row.rank))
 
 
 def _row(group: str, outcomes: Sequence[Outcome]) -> Row:
@@ -78,6 +79,7 @@ def _row(group: str, outcomes: Sequence[Outcome]) -> Row:
         labels=run.point.labels,
         losses=losses,
         mean=fmean(losses.values()),
+        rank=fmean(one.rank for one in outcomes),
         spread=stdev(known) if len(known) > 1 else None,
         bits_per_byte=fmean(one.best_bits_per_byte for one in outcomes),
         state=last.state,

@@ -38,8 +38,8 @@ class Task:
 class Outcome:
     """How a task ended. Losses are validation losses in nats a token, infinite where there is none.
 
-    `val_loss` is that of the step `until`, or the last one. `seconds` and `flops` are what the run has spent, if its
-    lines say so. `words` are the last lines of a run that failed.
+    `val_loss` and `val_bits_per_byte` are those of the step `until`, or the last ones. `seconds` and `flops` are what
+    the run has spent, if its lines say so. `words` are the last lines of a run that failed.
     """
 
     task: Task
@@ -51,6 +51,20 @@ class Outcome:
     seconds: float
     flops: float = math.nan
     words: tuple[str, ...] = ()
+    val_bits_per_byte: float = math.inf
+
+    @property
+    def rank(self) -> float:
+        """What settings are ranked by, the lower the better: bits per byte, which do not depend on the tokenizer.
+
+        A run whose lines do not say them is ranked by nats a token.
+        """
+        return self.best_bits_per_byte if math.isfinite(self.best_bits_per_byte) else self.best_val_loss
+
+    @property
+    def rank_at_rung(self) -> float:
+        """The same at the step `until`."""
+        return self.val_bits_per_byte if math.isfinite(self.val_bits_per_byte) else self.val_loss
 
 
 class Source(Protocol):
@@ -232,12 +246,13 @@ class Scheduler:
         self, source: Source, training: Training, state: Literal["finished", "stopped", "failed"], event: str
     ) -> None:
         follower, until = training.follower, training.task.until
-        at_rung = follower.val_losses.get(until, follower.last_val_loss) if until else follower.last_val_loss
+        val_loss, bits = (_at(until, table) for table in (follower.val_losses, follower.bits_per_byte))
         outcome = Outcome(
             task=training.task,
             state=state,
             step=follower.step,
-            val_loss=at_rung,
+            val_loss=val_loss,
+            val_bits_per_byte=bits,
             best_val_loss=follower.best_val_loss,
             best_bits_per_byte=follower.best_bits_per_byte,
             seconds=follower.seconds,
@@ -278,3 +293,9 @@ class Scheduler:
                     self._tell("left", training.task, {})
             time.sleep(POLL_SECONDS)
             self._active = [training for training in self._active if not self._has_ended(training)]
+
+
+def _at(step: int | None, losses: Mapping[int, float]) -> float:
+    """Return the loss of a step, or the last one; infinite without one."""
+    last = losses[max(losses)] if losses else math.inf
+    return last if step is None else losses.get(step, last)

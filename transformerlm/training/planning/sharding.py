@@ -8,7 +8,8 @@ import torch
 
 from config.train import TrainConfig
 from transformerlm.distributed.world import World
-from transformerlm.training.planning.micro_batch import divisors, largest_share, memory_by_part, memory_of_a_rank
+from transformerlm.training.build import sequences_per_pass
+from transformerlm.training.planning.micro_batch import divisors, memory_by_part, memory_of_a_rank
 from transformerlm.utils.device import device_memory_bytes
 from transformerlm.utils.dtypes import Precision
 
@@ -66,8 +67,8 @@ def memory_check(
     `memory_bytes` is the memory of one rank. The micro-batch is the configuration's, or one sequence if it is still to
     be chosen.
     """
-    size = config.training.micro_batch_size or largest_share(config.training.batch_size, world_size)
-    sequences = 1 if size == "auto" else size
+    is_open = config.training.micro_batch_size == "auto"
+    sequences = 1 if is_open else sequences_per_pass(config.training, world_size)
 
     def fits(shard_size: int) -> bool:
         ranks = {"num_ranks": world_size, "shard_size": shard_size}
