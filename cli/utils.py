@@ -24,7 +24,6 @@ from config.io import SHIPPED, dump_json_schema, dump_origins, dump_toml, read_l
 from config.keys import iter_keys
 from config.layers import Layer
 from config.shipped import find_config
-from transformerlm.utils.strings import in_words
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -215,6 +214,8 @@ def _in_encoding(text: str, encoding: str) -> str:
 
 def _fail_with(error: BaseException, code: int) -> NoReturn:
     """End with one line for the user, or with the traceback if TRANSFORMERLM_TRACEBACK=1 asks for it."""
+    from transformerlm.utils.strings import in_words
+
     if os.environ.get("TRANSFORMERLM_TRACEBACK") == "1":
         raise error
     fail([f"error: {in_words(error)}"], code)

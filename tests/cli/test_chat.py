@@ -167,10 +167,10 @@ def test_a_run_on_conversations_is_talked_to(facts, command):
 
 
 def test_the_shipped_file_is_for_a_run():
-    """It names runs/first, as the files of the other commands do."""
+    """It names the run of the chat recipe."""
     done = call("chat", "--config", shipped("chat"), "--print-config")
     assert done.code == 0
-    assert 'checkpoint = "runs/first"' in done.stdout
+    assert 'checkpoint = "runs/chat"' in done.stdout
 
 
 class Terminal:
