@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cli.checkpoints import described
 from cli.entry import STOP_CODES
 from cli.progress import Progress
-from cli.terminal import LIVE, note, print_record, working
+from cli.terminal import LIVE, note, note_invalid_utf8, print_record, working
 from cli.utils import Command
 from cli.utils import main as run_command
 from config.eval import EvalConfig, is_token_file
@@ -154,8 +154,7 @@ def _read(config: EvalConfig, separator: str) -> list[str]:
         allow_special=config.allow_special,
         stats=stats,
     )
-    if stats.invalid_utf8:
-        note(f"the text is not all UTF-8: U+FFFD was read {stats.invalid_utf8:,} times in place of other bytes")
+    note_invalid_utf8(stats.invalid_utf8)
     return texts
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.stages import RUN_NAME, read_json, run_stage, run_with
-from cli.terminal import clock, note, working
+from cli.terminal import clock, note, note_invalid_utf8, working
 from config.commented_toml import commented_toml
 from config.special_tokens import END_OF_TEXT
 
@@ -130,10 +130,13 @@ def _most_context(task: Task) -> int:
 
 def _part_of(task: Task, fraction: float, *, why: str) -> list[str]:
     from databuilder.plain_text import write_part
+    from transformerlm.utils.text_files import ReadStats
 
-    part = task.home / "part.txt"
+    part, stats = task.home / "part.txt", ReadStats()
+    files = [Path(file) for file in task.files]
     with working("taking a part of the text"):
-        number = write_part([Path(file) for file in task.files], part, fraction=fraction, separator=END_OF_TEXT)
+        number = write_part(files, part, fraction=fraction, separator=END_OF_TEXT, stats=stats)
+    note_invalid_utf8(stats.invalid_utf8)
     note(f"{part}: {number:,} documents, {why}")
     return [str(part)]
 

@@ -15,7 +15,7 @@ from contextlib import chdir
 from pathlib import Path
 
 from cli.hints import command_line
-from cli.terminal import note
+from cli.terminal import note, note_invalid_utf8
 from cli.utils import Command
 from cli.utils import main as run_command
 from config.init import InitConfig
@@ -60,13 +60,10 @@ def init(config: InitConfig) -> None:
     if config.dir.exists() and not config.dir.is_dir():
         raise NotADirectoryError(f"{config.dir}: expected a directory for the project, found a file")
     texts = _texts(config.text)
-    _write(config.dir, files)
-    (config.dir / corpus).parent.mkdir(exist_ok=True)
+    (config.dir / corpus).parent.mkdir(parents=True, exist_ok=True)
     if texts:
-        from databuilder.plain_text import write_documents
-
-        number = write_documents(texts, config.dir / corpus, separator=END_OF_TEXT)
-        note(f"{config.dir / corpus}: the text, cut into {number:,} documents")
+        _write_corpus(texts, config.dir / corpus)
+    _write(config.dir, files)
     with chdir(config.dir):
         command = command_line("train-tokenizer", "--config", "train_tokenizer.toml")
     note(f"{config.dir}: a project; its README.md has the commands in order. Next:\n")
@@ -74,6 +71,23 @@ def init(config: InitConfig) -> None:
     if not texts:
         note(f"# first put your text into {corpus}; README.md says how to get some")
     note(command)
+
+
+def _write_corpus(texts: Sequence[Path], corpus: Path) -> None:
+    """Write the text, whole or not at all: a part of it would look like all of it to the next command.
+
+    Raises:
+        ValueError, OSError: a text cannot be read to its end, or the corpus not written.
+    """
+    from databuilder.plain_text import write_documents
+    from transformerlm.utils.files import whole_file
+    from transformerlm.utils.text_files import ReadStats
+
+    stats = ReadStats()
+    with whole_file(corpus) as unfinished:
+        number = write_documents(texts, unfinished, separator=END_OF_TEXT, stats=stats)
+    note_invalid_utf8(stats.invalid_utf8)
+    note(f"{corpus}: the text, cut into {number:,} documents")
 
 
 def _write(project: Path, files: dict[Path, str]) -> None:

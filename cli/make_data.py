@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.progress import StageProgress
-from cli.terminal import compiling_shown, note, working
+from cli.terminal import compiling_shown, note, note_invalid_utf8, working
 from cli.utils import Command
 from cli.utils import main as run_command
 from config.make_data import MakeDataConfig
@@ -125,8 +125,7 @@ def _one_for_each_input(config: MakeDataConfig) -> list[Build]:
 
 def _tell(report: BuildReport, logger: Logger, *, with_sources: bool) -> None:
     """Report the results to the person at the terminal and to the log."""
-    if report.invalid_utf8:
-        note(f"the text is not all UTF-8: U+FFFD was read {report.invalid_utf8:,} times in place of other bytes")
+    note_invalid_utf8(report.invalid_utf8)
     if report.empty_documents > report.num_files:  # the line end after a file's last separator is not one
         note(f"documents of white space alone, left out: {report.empty_documents:,}")
     for split in filter(None, (report.train, report.valid)):

@@ -19,7 +19,7 @@ from typing import Any
 
 from cli.entry import STOP_CODES
 from cli.hints import command_line, from_here, hint_lines
-from cli.terminal import note, working
+from cli.terminal import note, note_invalid_utf8, working
 from cli.utils import EXIT_BAD_INPUT, EXIT_FAILED
 from config.io import SHIPPED, dump_settings
 from config.special_tokens import END_OF_TEXT
@@ -111,17 +111,18 @@ def in_documents(files: Sequence[str], corpus: Path) -> tuple[list[str], int]:
     Beside them is how many bytes of text they hold, unpacked.
     """
     from databuilder.plain_text import DOCUMENT_CHARACTERS, write_documents
-    from transformerlm.utils.text_files import read_text
+    from transformerlm.utils.text_files import ReadStats, read_text
 
-    paths = [Path(file) for file in files]
+    paths, stats = [Path(file) for file in files], ReadStats()
     ends = size = 0
     with working("reading the text"):
-        for block in (block for path in paths for block in read_text(path)):
+        for block in (block for path in paths for block in read_text(path, stats=stats)):
             ends += block.text.count(END_OF_TEXT) + block.ends_document
             size += len(block.text.encode())
     if ends >= MIN_DOCUMENTS and len(files) <= MAX_FILES:
         return list(files), size
     number = write_documents(paths, corpus, separator=END_OF_TEXT, longest_line=DOCUMENT_CHARACTERS)
+    note_invalid_utf8(stats.invalid_utf8)  # later stages read the corpus, which is
     note(f"{corpus}: the text, cut at blank lines into {number:,} documents")
     return [str(corpus)], size
 

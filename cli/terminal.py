@@ -100,6 +100,12 @@ def note(line: str) -> None:
     LIVE.write_above(f"{line}\n")
 
 
+def note_invalid_utf8(number: int) -> None:
+    """Say that a text is not all UTF-8, if `number` places of it are not."""
+    if number:
+        note(f"the text is not all UTF-8: U+FFFD was read {number:,} times in place of other bytes")
+
+
 @contextmanager
 def records_as(form: Literal["auto", "json", "text"]) -> Iterator[None]:
     """Return a context in which `print_record` always writes ("json"), never does ("text"), or as is usual ("auto")."""

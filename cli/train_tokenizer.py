@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cli.progress import StageProgress
-from cli.terminal import compiling_shown, note, working
+from cli.terminal import compiling_shown, note, note_invalid_utf8, working
 from cli.utils import Command
 from cli.utils import main as run_command
 from config.train_tokenizer import TrainTokenizerConfig
@@ -52,12 +52,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 def train_tokenizer(config: TrainTokenizerConfig) -> None:
     """Train a tokenizer as the configuration says, save it and log what came out."""
     with working("starting"):
+        from logger import require_backends
         from transformerlm.utils.files import check_writable
         from transformerlm.utils.text_files import ReadStats
 
     if not _may_write(config):
         return
     check_writable(config.output_dir)
+    require_backends(config.logging.backend)
     _note_odd_tokens(config.tokenizer.special_tokens)
     stats, start = ReadStats(config.invalid_utf8 == "refuse", sample_chars=SAMPLE_CHARACTERS), time.perf_counter()
     with working("reading the text"), compiling_shown():
@@ -69,8 +71,7 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
     if tokenizer.vocab_size < config.tokenizer.vocab_size:
         wanted = config.tokenizer.vocab_size
         note(f"no more pairs to merge: this text needs {tokenizer.vocab_size:,} of the {wanted:,} tokens")
-    if stats.invalid_utf8:
-        note(f"the text is not all UTF-8: U+FFFD was read {stats.invalid_utf8:,} times in place of other bytes")
+    note_invalid_utf8(stats.invalid_utf8)
     if config.sample is not None:
         note(f"sample: trained on {stats.chosen_documents:,} of {stats.documents:,} documents")
     bytes_per_token = tokenizer.bytes_per_token("".join(stats.sample))

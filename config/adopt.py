@@ -28,6 +28,8 @@ class AdoptConfig(Section):
     def _check_output(self) -> Self:
         if self.input.suffix not in (".npy", ".bin"):
             raise ValueError(f'input must end in .npy or .bin, found "{self.input}"')
+        if self.input.suffix == ".npy" and self.dtype != "uint16":
+            raise ValueError(f"dtype = {self.dtype} does nothing for a .npy, which says its own")
         if self.output is None and self.input.suffix == ".bin":
             raise ValueError("output is required for a .bin, which is copied: expected a name that ends in .npy")
         if self.output is not None and self.output.suffix != ".npy":

@@ -55,6 +55,8 @@ class DownloadConfig(Section):
             raise ValueError("expected recipe, or repo and files, found neither whole")
         if self.recipe is not None and self.revision != "main":
             raise ValueError("revision is for repo, found it with recipe")
+        if self.recipe is not None and self.repo_type != "dataset":
+            raise ValueError("repo_type is for repo, found it with recipe")
         if self.sha256 and len(self.sha256) != len(self.files):
             raise ValueError(f"sha256 needs one for each of files ({len(self.files)}), found {len(self.sha256)}")
         if len(set(self.files)) != len(self.files):

@@ -41,4 +41,10 @@ class ImportConfig(Section):
                 "pattern: expected gpt2, cl100k or smollm, found none: a file of ranks does not say how text is cut, "
                 "and the wrong one gives other ids (gpt2: r50k_base, p50k_base; cl100k: cl100k_base)"
             )
+        asks_for_tokens = self.special_tokens != [END_OF_TEXT]
+        if self.format in ("hf", "tokenizer_json") and (self.pattern is not None or asks_for_tokens):
+            name = "special_tokens" if asks_for_tokens else "pattern"
+            raise ValueError(f'{name} does nothing with format = "{self.format}", whose files say it')
+        if self.format != "hf" and not self.tokenizer:
+            raise ValueError(f'tokenizer = false does nothing with format = "{self.format}", which is a tokenizer')
         return self

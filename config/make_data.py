@@ -108,6 +108,10 @@ class MakeDataConfig(TextInput):
 
     @model_validator(mode="after")
     def _check_chat(self) -> Self:
+        if self.chat is not None and self.text_field != "text":
+            raise ValueError(
+                "text_field does nothing with [chat]: chat.messages_field names the field of conversations"
+            )
         if self.chat is not None and self.allow_special:
             raise ValueError("allow_special is not for conversations: what a message says is plain text")
         return self

@@ -13,7 +13,8 @@ from transformerlm.token_files.index import INDEX
 from transformerlm.token_files.loss_mask import MASK_SUFFIX, mask_path
 from transformerlm.token_files.sidecar import OFFSETS_SUFFIX, offsets_path, sidecar_path
 from transformerlm.tokenizer import Tokenizer
-from transformerlm.utils.files import check_free
+from transformerlm.utils.files import check_free, check_writable
+from transformerlm.utils.text_formats import format_of
 
 
 def check_split_documents(num_documents: Sequence[int], separator: str, valid_fraction: float) -> None:
@@ -87,9 +88,11 @@ def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path], *, overwrite:
     Raises:
         ValueError: an output among the inputs, or a folder in its place.
         FileExistsError: an output exists already.
+        OSError: an output's folder cannot be written to.
     """
     sources = {path.resolve() for path in inputs}
     for output in outputs:
+        check_writable(output.parent)
         if output.suffix == ".shards":
             check_free(output, overwrite=overwrite, holds=INDEX, beside=("*.npy",))
             continue
@@ -100,6 +103,17 @@ def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path], *, overwrite:
                 raise ValueError(f"{path}: expected a file to write, found a folder")
             if path.exists() and not overwrite:
                 raise FileExistsError(f"{path}: expected no such file yet, found one (overwrite replaces it)")
+
+
+def check_conversations(paths: Sequence[Path]) -> None:
+    """Refuse files that cannot hold conversations, before the first is read.
+
+    Raises:
+        ValueError: one is not JSON lines.
+    """
+    for path in paths:
+        if format_of(path).layout != "JSON lines":
+            raise ValueError(f"{path}: expected conversations as JSON lines (.jsonl), found another kind of file")
 
 
 def check_separator(tokenizer: Tokenizer, separator: str) -> None:

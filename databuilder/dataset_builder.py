@@ -28,6 +28,7 @@ from config.schemas import ClusterConfig
 from config.special_tokens import END_OF_TEXT
 from databuilder.build import Build
 from databuilder.checks import (
+    check_conversations,
     check_limit,
     check_outputs,
     check_room,
@@ -129,6 +130,9 @@ def build_dataset(
     if build.cluster.on == "share" and build.is_made() and not by_parts.is_publishing:
         return None
     paths = [path for source in build.sources for path in source.paths]
+    if chat is not None:
+        check_conversations(paths)
+        chat.warn_of_unlisted(tokenizer)
     try:
         check_outputs(build.outputs, paths, overwrite=overwrite or by_parts.is_publishing)
     except FileExistsError:

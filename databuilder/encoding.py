@@ -166,7 +166,7 @@ class Limit:
         Raises:
             ValueError: the first document does not fit.
         """
-        left = self.max_tokens
+        left, has_let_through = self.max_tokens, False
         held: list[Array] = []
         num_held = 0
         for batch in encoded:
@@ -177,7 +177,8 @@ class Limit:
                 waiting = np.concatenate(held)
                 ends = np.flatnonzero(waiting == self._separator_id) + 1
                 end = int(max(ends[ends <= left], default=0))
-                if num_held > left == self.max_tokens and end == 0:
+                has_let_through = has_let_through or bool((waiting[:end] != self._separator_id).any())
+                if num_held > left and not has_let_through:
                     raise ValueError(
                         f"max_tokens: expected the first document within {left:,} tokens, found a longer one"
                     )
@@ -246,13 +247,11 @@ def _conversations(parts: Iterable[TextPart], *, text_field: str, stats: ReadSta
     """Read the parts as batches of whole conversations.
 
     Raises:
-        ValueError: a file is not JSON lines, or as `conversation_as_text`.
+        ValueError: as `conversation_as_text`.
     """
     texts: list[str] = []
     gathered = 0
     for part in parts:
-        if format_of(Path(part.path)).layout != "JSON lines":
-            raise ValueError(f"{part.path}: expected conversations as JSON lines (.jsonl), found another kind of file")
         for block in read_part(part, text_field=text_field, stats=stats):
             texts.append(block.text)
             gathered += len(block.text)

@@ -11,7 +11,7 @@ import numpy as np
 
 from transformerlm.utils.choice import are_chosen
 from transformerlm.utils.strings import check_is_no_string
-from transformerlm.utils.text_files import read_text
+from transformerlm.utils.text_files import ReadStats, read_text
 from transformerlm.utils.text_formats import format_of
 
 DOCUMENT_CHARACTERS = 4_000
@@ -39,13 +39,19 @@ def cut_into_documents(lines: Iterable[str], *, characters: int = DOCUMENT_CHARA
 
 
 def write_documents(
-    inputs: Sequence[Path], path: str | os.PathLike[str], *, separator: str, longest_line: int | None = None
+    inputs: Sequence[Path],
+    path: str | os.PathLike[str],
+    *,
+    separator: str,
+    longest_line: int | None = None,
+    stats: ReadStats | None = None,
 ) -> int:
     """Write the text of `inputs`, cut into documents with the separator's line after each; return their number.
 
     Files are cut, and each row of files of rows; neither is put together with the next one.
 
     A line of more than `longest_line` characters is cut, too, after a space if there is one; with None, none is.
+    `stats` is filled with what the reading meets.
 
     Raises:
         ValueError: the inputs hold no text.
@@ -53,7 +59,7 @@ def write_documents(
     check_is_no_string(inputs, "inputs")
     number = 0
     with Path(path).open("w", encoding="utf-8", newline="") as file:
-        for lines in chain.from_iterable(map(_texts, inputs)):
+        for lines in chain.from_iterable(_texts(one, stats) for one in inputs):
             for document in cut_into_documents(_cut(lines, longest_line) if longest_line else lines):
                 if document.strip():
                     file.write(f"{document.rstrip()}\n{separator}\n")
@@ -63,18 +69,18 @@ def write_documents(
     return number
 
 
-def _texts(path: Path) -> Iterator[Iterable[str]]:
+def _texts(path: Path, stats: ReadStats | None) -> Iterator[Iterable[str]]:
     """Yield the lines of what is never put together with anything else: a file, or each row of one."""
     if format_of(path).holds_rows:
-        yield from (block.text.splitlines(keepends=True) for block in read_text(path))
+        yield from (block.text.splitlines(keepends=True) for block in read_text(path, stats=stats))
     else:
-        yield _lines(path)
+        yield _lines(path, stats)
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path, stats: ReadStats | None) -> Iterator[str]:
     """Yield the lines of a text file with their ends, even if a block of it ends inside a line."""
     rest = ""
-    for block in read_text(path):
+    for block in read_text(path, stats=stats):
         lines = (rest + block.text).splitlines(keepends=True)
         rest = lines.pop() if lines else ""
         yield from lines
@@ -94,11 +100,18 @@ def _cut(lines: Iterable[str], longest: int) -> Iterator[str]:
         yield line[start:]
 
 
-def write_part(inputs: Sequence[Path], path: str | os.PathLike[str], *, fraction: float, separator: str) -> int:
+def write_part(
+    inputs: Sequence[Path],
+    path: str | os.PathLike[str],
+    *,
+    fraction: float,
+    separator: str,
+    stats: ReadStats | None = None,
+) -> int:
     """Write an evenly spread `fraction` of the documents in `inputs`, a separator after each; return their number.
 
     A document ends at a separator, at the end of a file, or with its JSON line or row. It is written as it is read, so
-    it may be of any length.
+    it may be of any length. `stats` is filled with what the reading meets.
 
     Raises:
         ValueError: no document was chosen.
@@ -107,7 +120,7 @@ def write_part(inputs: Sequence[Path], path: str | os.PathLike[str], *, fraction
     number = taken = 0
     is_chosen, has_text = True, False  # the first one always is
     with Path(path).open("w", encoding="utf-8", newline="") as file:
-        for piece, ends_document in _pieces(inputs, separator):
+        for piece, ends_document in _pieces(inputs, separator, stats):
             has_text = has_text or bool(piece.strip())
             if is_chosen:
                 file.write(piece)
@@ -121,11 +134,11 @@ def write_part(inputs: Sequence[Path], path: str | os.PathLike[str], *, fraction
     return taken
 
 
-def _pieces(inputs: Sequence[Path], separator: str) -> Iterator[tuple[str, bool]]:
+def _pieces(inputs: Sequence[Path], separator: str, stats: ReadStats | None) -> Iterator[tuple[str, bool]]:
     """Yield the text of files without its separators, and with each piece whether its document ends there."""
     for source in inputs:
         rest = ""
-        for block in read_text(source):
+        for block in read_text(source, stats=stats):
             *documents, last = (rest + block.text).split(separator)
             yield from ((document, True) for document in documents)
             # the next block may begin inside a separator

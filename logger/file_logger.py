@@ -32,12 +32,13 @@ class JsonlLogger(Logger):
         self._append(self._waiting + to_json_line(record).encode())
 
     def _append(self, lines: bytes) -> None:
-        if not self._has_the_name():  # it was replaced (`truncate_after_step`) or deleted
-            self._file.close()
-            self._file = self._open()
         if len(lines) > MAX_WAITING_BYTES:
             lines = lines[lines.index(b"\n", len(lines) - MAX_WAITING_BYTES) + 1 :]
         self._waiting = lines
+        if not self._has_the_name():  # it was replaced (`truncate_after_step`) or deleted
+            new = self._open()  # if that fails, the next line tries again
+            self._file.close()
+            self._file = new
         append_whole(self._file, lines)
         self._waiting = b""
 

@@ -96,9 +96,17 @@ def is_quick(path: Path) -> bool:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave a file unread that `-m quick` would take nothing of: importing them all takes as long as the tests do."""
-    is_test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
-    return True if is_test and config.option.markexpr == "quick" and not is_quick(collection_path) else None
+    """Leave a file unread that `-m quick` or `-m gpu` would take nothing of.
+
+    Importing them all takes as long as the quick tests do, and a machine with a GPU may lack libraries of other tests.
+    """
+    if not collection_path.name.startswith("test_") or collection_path.suffix != ".py":
+        return None
+    if config.option.markexpr == "quick":
+        return True if not is_quick(collection_path) else None
+    if config.option.markexpr == "gpu":
+        return True if "mark.gpu" not in collection_path.read_text(encoding="utf-8") else None
+    return None
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -41,5 +41,5 @@ PARTS = (
     Part("generation", "benchmarking.gpu.generation", "batches of 1, 8, 64: eager, CUDA graph, peers", 50, 90),
     Part("memory", "benchmarking.gpu.memory", "micro-batch, estimates, recompilation", 45, 80, needs=COMMANDS),
     Part("resume", "benchmarking.gpu.resume", "kill and resume; NVTX; memory history", 45, 90, needs=COMMANDS),
-    Part("recipe", "benchmarking.gpu.recipe", "TinyStories' recipe in the time left", 90, 86400, 75, needs=COMMANDS),
+    Part("recipe", "benchmarking.gpu.recipe", "TinyStories' recipe in the time left", 90, 86400, 60, needs=COMMANDS),
 )

@@ -11,7 +11,7 @@ import torch
 from benchmarking.harness import OURS, Quantity, Sample
 from benchmarking.peers.llama import build_llama, copy_weights
 from benchmarking.peers.nanochat_style import NanochatStyle
-from transformerlm.inference.generate import Decoder, generate_batch
+from transformerlm.inference.generate import Decoder, generate_prompts
 from transformerlm.models.transformer import TransformerLM
 
 if TYPE_CHECKING:
@@ -62,23 +62,28 @@ def measure_generation(
     return {FIRST_TOKEN.name: seconds[1] * 1e3, TOKENS.name: rate, DECODE.name: step * 1e3}
 
 
-def _generate_ours(decoder: Decoder, prompt: list[int], batch_size: int, count: int) -> list[list[int]]:
-    return generate_batch(decoder, prompt, num_samples=batch_size, max_new_tokens=count, temperature=0.0)
+def prompts_of(vocab_size: int, batch_size: int, length: int) -> list[list[int]]:
+    """Return a prompt of random ids for each row: of equal ones our batches would read one."""
+    generator = torch.Generator().manual_seed(0)
+    rows: list[list[int]] = torch.randint(vocab_size, (batch_size, length), generator=generator).tolist()
+    return rows
 
 
-def _generate_llama(llama: Any, prompt: list[int], batch_size: int, count: int) -> list[list[int]]:
-    ids = torch.tensor([prompt] * batch_size, device=llama.device)
+def _generate_ours(decoder: Decoder, prompts: list[list[int]], count: int) -> list[list[int]]:
+    return generate_prompts(decoder, prompts, max_new_tokens=count, temperature=0.0)
+
+
+def _generate_llama(llama: Any, prompts: list[list[int]], count: int) -> list[list[int]]:
+    ids = torch.tensor(prompts, device=llama.device)
     output = llama.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=0, use_cache=True
     )
-    new_ids: list[list[int]] = output[:, len(prompt) :].tolist()
+    new_ids: list[list[int]] = output[:, ids.shape[1] :].tolist()
     return new_ids
 
 
-def _generate_by_itself(
-    peer: NanochatStyle | LlamaCpp, prompt: list[int], batch_size: int, count: int
-) -> list[list[int]]:
-    return peer.generate(prompt, batch_size, count)
+def _generate_by_itself(peer: NanochatStyle | LlamaCpp, prompts: list[list[int]], count: int) -> list[list[int]]:
+    return peer.generate(prompts, count)
 
 
 GENERATE: dict[str, Callable[..., list[list[int]]]] = {

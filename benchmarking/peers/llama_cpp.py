@@ -32,9 +32,9 @@ class LlamaCpp:
                 type_k=fp32, type_v=fp32, use_mmap=False, verbose=False,
             )  # fmt: skip
 
-    def generate(self, prompt: list[int], batch_size: int, count: int) -> list[list[int]]:
-        """Return the `count` greedy ids after `prompt`; `batch_size` is 1."""
-        assert batch_size == 1
+    def generate(self, prompts: list[list[int]], count: int) -> list[list[int]]:
+        """Return the `count` greedy ids after the prompt, of which there is one."""
+        (prompt,) = prompts
         self._llama.reset()  # otherwise it keeps its cache of the prompt
         return [list(islice(self._llama.generate(prompt, temp=0.0, repeat_penalty=1.0), count))]
 

@@ -34,11 +34,11 @@ class NanochatStyle:
         )
 
     @torch.inference_mode()
-    def generate(self, prompt: list[int], batch_size: int, count: int) -> list[list[int]]:
-        """Return `count` new ids for each of `batch_size` rows with the same prompt."""
+    def generate(self, prompts: list[list[int]], count: int) -> list[list[int]]:
+        """Return `count` new ids for each prompt; all have one length."""
         layers, heads = self._hparams["num_layers"], self._hparams["num_kv_heads"]
-        cache = torch.empty(layers, 2, batch_size, heads, len(prompt) + count, self._d_head, **self._place)
-        ids = torch.tensor([prompt] * batch_size, device=self._place["device"])
+        ids = torch.tensor(prompts, device=self._place["device"])
+        cache = torch.empty(layers, 2, len(ids), heads, ids.shape[1] + count, self._d_head, **self._place)
         columns, start = [], 0
         for _ in range(count):
             logits = self._forward(ids, cache, start)

@@ -40,6 +40,7 @@ def test_a_file_without_separators_gets_a_warning(pipeline, tmp_path):
         (["--input=ids.bin"], "output is required for a .bin"),
         (["--input=ids.txt"], 'input must end in .npy or .bin, found "ids.txt"'),
         (["--input=ids.npy", "--output=out.bin"], 'output must end in .npy, found "out.bin"'),
+        (["--input=ids.npy", "--dtype=uint32"], "dtype = uint32 does nothing for a .npy"),
         (["--input=ids.npy"], "ids.npy: no such file"),
         (["--input=high.npy"], "high.npy: expected ids below"),
     ],

@@ -54,6 +54,7 @@ def test_any_file_of_a_repository_keeps_its_path(server, tmp_path):
         (["--repo=a/b"], "found neither whole"),
         (["--recipe=tinystories", "--repo=a/b"], "found both"),
         (["--recipe=tinystories", "--revision=v1"], "revision is for repo"),
+        (["--recipe=tinystories", "--repo_type=model"], "repo_type is for repo"),
         (["--recipe=stories"], 'expected one of "tinystories", "openwebtext_sample"'),
         (["--repo=a/b", "--files", "../x"], "expected a file's path in the repository"),
         (["--repo=a/b", "--files", "/etc/passwd"], "expected a file's path in the repository"),

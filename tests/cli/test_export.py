@@ -73,6 +73,7 @@ def test_a_tokenizer_is_exported_alone(form, tool, source, pipeline, tmp_path):
         (["--format", "tiktoken", "--language", "en"], 'language: expected none for format "tiktoken"'),
         (["--format", "html", "--dtype", "bf16"], 'expected none for format "html", whose weights have 8 bits'),
         (["--format", "html", "--output", "there", "--overwrite"], "there: expected a file to overwrite"),
+        (["--format", "gguf", "--max_shard_mb", "10"], 'max_shard_mb does nothing with format = "gguf"'),
         (["--license", "My own"], "--license: expected an identifier of the Hub, such as"),
         (["--language", "English"], "expected a code of ISO 639"),
         (["--format", "onnx"], '--format: expected one of "hf"'),

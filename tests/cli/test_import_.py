@@ -163,6 +163,12 @@ def test_a_run_of_ours_needs_no_import(pipeline, tmp_path):
             ["--source", "nowhere", "--format", "tiktoken"],
             "pattern: expected gpt2, cl100k or smollm, found none: a file of ranks",
         ),
+        (["--source", ".", "--pattern=gpt2"], 'pattern does nothing with format = "hf"'),
+        (["--source", ".", "--special_tokens", "<|x|>"], 'special_tokens does nothing with format = "hf"'),
+        (
+            ["--source", ".", "--format=gpt2", "--tokenizer=false"],
+            'tokenizer = false does nothing with format = "gpt2"',
+        ),
         (["--source", "."], ".: expected config.json and model.safetensors in it, found none"),
     ],
 )

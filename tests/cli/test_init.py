@@ -99,6 +99,10 @@ def test_a_text_that_is_none_leaves_nothing_behind(tmp_path):
         assert (done.code, len(done.stderr.splitlines())) == (2, 1)
         assert text in done.stderr
         assert not (tmp_path / "a").exists()
+    (tmp_path / "cut.jsonl").write_text('{"text": "one"}\n{"tex')
+    done = call("init", tmp_path / "a", "--text", tmp_path / "cut.jsonl")
+    assert (done.code, "cut.jsonl:2" in done.stderr) == (2, True)
+    assert [path for path in (tmp_path / "a").rglob("*") if path.is_file()] == []  # the same command may come again
     done = call("init", tmp_path / "blank.txt")
     assert done.code == 2
     assert "expected a directory for the project, found a file" in done.stderr

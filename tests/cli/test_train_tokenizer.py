@@ -64,6 +64,14 @@ def test_a_tokenizer_is_not_written_over_by_accident(arguments, tmp_path):
     assert len(json.loads((tmp_path / "tokenizer/vocab.json").read_text())) == 290
 
 
+def test_a_logger_that_is_not_installed_is_said_before_the_work(arguments, tmp_path, monkeypatch):
+    """Training may take hours, and the tokenizer would be there with exit code 2."""
+    monkeypatch.setattr("config.extras.importlib.util.find_spec", lambda name: None)
+    done = call("train_tokenizer", *arguments, "--logging.backend=wandb")
+    assert (done.code, "wandb is not installed" in done.stderr) == (2, True)
+    assert not (tmp_path / "tokenizer").exists()
+
+
 def test_special_tokens_that_no_export_can_express_are_named_before_the_work(arguments):
     """One line on stderr names them and what will not be possible; others are not named."""
     done = call("train_tokenizer", *arguments, '--toml=tokenizer.special_tokens = ["é<x>", "<|endoftext|>", "«q»"]')

@@ -298,6 +298,7 @@ def test_a_failed_overwrite_keeps_the_old_files(tmp_path: Path) -> None:
         ({"valid_path": "train.npy", "valid_fraction": 0.1}, "expected another file than train_path"),
         ({"train_path": "train.bin"}, r"expected token files that end in \.npy, found"),
         ({"train_path": "folder.npy"}, "expected a file to write, found a folder"),
+        ({"valid_path": "in.txt/v.npy", "valid_fraction": 0.5}, "expected a directory, found the file"),
         ({"separator": "<|sep|>"}, r"\('<\|endoftext\|>'\), found '<\|sep\|>'"),
         ({"tokenizer": _tokenizer(())}, r"special token of the tokenizer \(none at all\)"),
         ({"inputs": "gone.txt"}, "found nothing at"),
@@ -317,6 +318,13 @@ def test_requests_that_cannot_be_are_refused(tmp_path: Path, options: dict[str, 
         _build(tmp_path, **{**options, **paths})
     assert "\n" not in str(caught.value)
     assert _names(tmp_path) == before
+
+
+def test_a_limit_below_the_first_document_is_said_after_a_separator_too(tmp_path: Path) -> None:
+    """The blank document before the separator is none."""
+    (tmp_path / "in.txt").write_text("<|endoftext|>\n<|endoftext|>" + "one two three " * 100)
+    with pytest.raises(ValueError, match="max_tokens: expected the first document within"):
+        _build(tmp_path, tmp_path / "in.txt", max_tokens=20)
 
 
 def test_names_and_sources_in_one_list_are_refused(tmp_path: Path) -> None:

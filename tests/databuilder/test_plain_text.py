@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from databuilder.plain_text import cut_into_documents, write_documents, write_part
+from transformerlm.utils.text_files import ReadStats
 
 
 def test_documents_end_at_blank_lines_and_lose_nothing():
@@ -41,6 +42,15 @@ def test_rows_are_not_glued_together(tmp_path):
     out = tmp_path / "corpus.txt"
     assert write_documents([tmp_path / "a.jsonl"], out, separator="<sep>") == 2
     assert out.read_text() == "The end.\n<sep>\nOnce upon\n<sep>\n"
+
+
+def test_what_is_no_utf8_is_counted(tmp_path):
+    """The corpus is valid UTF-8, so nobody after it could tell."""
+    (tmp_path / "a.txt").write_bytes("très bien\n\n".encode("latin-1") * 3)
+    for write, options in ((write_documents, {}), (write_part, {"fraction": 0.5})):
+        stats = ReadStats()
+        write([tmp_path / "a.txt"], tmp_path / "out.txt", separator="<sep>", stats=stats, **options)
+        assert stats.invalid_utf8 == 3
 
 
 def test_empty_files_are_refused(tmp_path):

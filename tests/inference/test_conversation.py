@@ -45,6 +45,14 @@ def test_an_answer_ends_at_the_string_of_a_plain_format_and_at_the_end_of_a_docu
     assert "".join(scripted("one two").stream("Hi", temperature=0.0, stop=[" t"])) == "one"
 
 
+def test_an_end_that_is_a_string_cannot_be_put_off_but_ignored():
+    """As on the server: a token can be ruled out until an answer is long enough, a string cannot."""
+    with pytest.raises(ValueError, match=r"min_tokens: expected 0, since .* end with a string, .* found 4"):
+        scripted("one\ntwo", chat=PLAIN).stream("Hi", temperature=0.0, min_tokens=4)
+    text = "".join(scripted("one\ntwo", chat=PLAIN).stream("Hi", temperature=0.0, stop_at_eos=False, max_new_tokens=7))
+    assert text == "one\ntwo"
+
+
 def test_an_answer_that_is_not_read_to_its_end_is_kept_as_far_as_it_was():
     """What was read is what the model is told that it said; where nothing was, the question is forgotten."""
     conversation = scripted("abc")

@@ -21,7 +21,7 @@ def test_the_tokenizer_comes_back(tokenizer, tmp_path):
     """Written and read with its pattern and special tokens, it is the same tokenizer, as the check by tiktoken says."""
     outcome = write_ranks(tokenizer, tmp_path / "ranks.tiktoken")
     assert outcome.startswith("verified with tiktoken: the ids of ")
-    assert f'give tiktoken the pattern "{tokenizer.pattern}" and special_tokens' in outcome
+    assert f"give tiktoken.Encoding pat_str={PATTERNS[tokenizer.pattern]!r} and special_tokens=" in outcome
     again = read_ranks(tmp_path / "ranks.tiktoken", pattern=tokenizer.pattern, special_tokens=SPECIALS)
     assert again.fingerprint() == tokenizer.fingerprint()
 

@@ -149,6 +149,21 @@ def test_open_logger_follows_the_renamed_file(tmp_path):
     assert _steps(path) == [1, 2]
 
 
+def test_a_file_that_cannot_be_opened_for_a_moment_loses_no_line(tmp_path, monkeypatch):
+    """As with too many open files after a rollback: the line waits for the next one."""
+    path = tmp_path / "metrics.jsonl"
+    with JsonlLogger(path) as logger:
+        for step in (1, 2):
+            logger.log_metrics(step, {})
+        truncate_after_step(path, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(JsonlLogger, "_open", lambda self: (tmp_path / "nowhere" / "at all").open("rb"))
+            with pytest.raises(OSError, match="nowhere"):
+                logger.log_metrics(2, {})
+        logger.log_metrics(3, {})
+    assert _steps(path) == [1, 2, 3]
+
+
 def test_open_logger_leaves_a_file_that_still_has_another_name(tmp_path):
     """A file that is replaced while it is open keeps a link on NFS, under a name of the client's."""
     path = tmp_path / "metrics.jsonl"

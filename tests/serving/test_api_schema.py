@@ -7,7 +7,8 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from transformerlm.serving.api_schema import IGNORED, NOT_DONE, CompletionRequest, parse
+from transformerlm.serving import api_schema
+from transformerlm.serving.api_schema import IGNORED, NOT_DONE, ChatRequest, CompletionRequest, parse
 from transformerlm.serving.errors import ApiError
 
 
@@ -19,6 +20,28 @@ def test_a_long_list_with_many_faults_has_few_problems(body):
     with pytest.raises(ValidationError) as caught:
         CompletionRequest.model_validate(body)
     assert caught.value.error_count() <= 5
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "a", "logit_bias": {str(number): [] for number in range(5000)}},
+        {"prompt": "a", "stream_options": dict.fromkeys(map(str, range(5000)), 0)},
+        {"messages": [dict.fromkeys(map(str, range(5000)), 0)]},
+        {"messages": [{}] * 5000},
+        {"messages": [{"role": "user", "content": [{}] * 5000}]},
+    ],
+    ids=["logit_bias", "stream_options", "keys of a message", "messages", "content"],
+)
+def test_an_object_with_many_faults_has_one_problem(body, monkeypatch):
+    """Each of them would be an error of its own, a megabyte a thousand."""
+    found = []
+    explain = api_schema._invalid
+    monkeypatch.setattr(api_schema, "_invalid", lambda error, schema: found.append(error) or explain(error, schema))
+    with pytest.raises(ApiError) as caught:
+        parse(ChatRequest if "messages" in body else CompletionRequest, json.dumps(body).encode())
+    assert (caught.value.status, caught.value.param) == (400, next(name for name in body if name != "prompt"))
+    assert all(error.error_count() < 20 for error in found)
 
 
 def refusal(**body: object) -> ApiError:

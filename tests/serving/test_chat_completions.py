@@ -177,10 +177,13 @@ def test_where_texts_slide_the_oldest_pairs_are_left_out(tmp_path):
     async def ask(web: Web) -> None:
         pairs = [("system", "be"), *[("user", "q" * 9), ("assistant", "r" * 9)] * 4, ("user", "last")]
         messages = [{"role": role, "content": content} for role, content in pairs]
-        assert (await post(web, messages=messages, max_tokens=8)).status_code == 200
+        answer = (await post(web, messages=messages, max_tokens=8)).json()
         renderer = ChatRenderer(fake_tokenizer(), CHAT, start_id=web.engine.end_id)
         kept = renderer.fitting(pairs, context_length=64, max_tokens=8)
         assert 2 < len(kept) < len(pairs)
+        assert answer["messages_left_out"] == len(pairs) - len(kept)
+        assert "messages_left_out" not in (await post(web, messages=messages[:1] + messages[-1:])).json()
+        await post(web, messages=messages, max_tokens=8)
         assert web.engine.seen[-1].prompt == renderer.prompt(kept).tolist()
         await post(web, messages=messages)
         request = web.engine.seen[-1]

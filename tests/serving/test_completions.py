@@ -297,8 +297,8 @@ def test_a_context_that_is_full_may_slide(tmp_path):
         answer = (await web.complete(prompt="ab" * 50 + "c", max_tokens=200)).json()
         assert answer["usage"]["prompt_tokens"] == web.events[-1]["prompt_tokens"] == 101
         assert web.engine.seen[-1].prompt == [*("ba" * 31 + "bc").encode()]  # the model's window, no more
-        await web.choices(prompt="ab" * 50, max_tokens=20, repetition_penalty=1.1)
-        assert len(web.engine.seen[-1].prompt) == 100  # a penalty for each id of the prompt
+        await web.choices(prompt="x" + "ab" * 50, max_tokens=20, repetition_penalty=1.1)
+        assert web.engine.seen[-1].prompt == [*("xab" + "ab" * 32).encode()]  # a penalty for each id of the prompt
         refused = await web.complete(prompt="ab" * 50, max_tokens=0, echo=True, logprobs=0)
         assert refused.json()["error"]["code"] == "context_length_exceeded"
 

@@ -19,6 +19,20 @@ def start(tmp_path, code: str):
     return EngineLink.start(engine_settings(tmp_path), [sys.executable, "-c", code])
 
 
+def test_the_process_finds_our_packages_first(tmp_path, monkeypatch):
+    """A `config.py` on PYTHONPATH, which the command's own start has put behind ours, does not come back."""
+    (tmp_path / "config.py").write_text("raise SystemExit('somebody else')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+
+    async def ended() -> str:
+        link = await start(tmp_path, "import config.commands")
+        assert [told async for told in link] == []
+        return await link.reason()
+
+    assert asyncio.run(ended()) == "the engine ended with exit code 0"
+
+
 def test_how_a_process_ended_is_known_after_many_kills(tmp_path, caplog):
     """A kill that comes when the process has just ended does not take its exit code away from asyncio."""
 

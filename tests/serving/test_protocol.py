@@ -38,7 +38,9 @@ TELLING = [
     Told(serving=FACTS, checkpoints=["step-00000140"]),
     Told(serving=replace(FACTS, chat=ChatFormat().to_json())),
     Told(serving=replace(FACTS, chat=ChatFormat(user="U\u2028:", end="\n", special_tokens=("<a>",)).to_json())),
-    Told(refused=[Refused(request_id="a", reason="gone", is_checkpoint=True)], pong=3, is_loading=True),
+    Told(
+        refused=[Refused(request_id="a", reason="gone", is_checkpoint=True, is_for_now=True)], pong=3, is_loading=True
+    ),
     Told(skipped=[Skipped(checkpoint="step-00000150", reason="damaged")], failed="no"),
 ]
 ASKING = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,10 @@ def test_a_prompt_begins_as_a_document_and_says_how_its_answer_ends() -> None:
     assert renderer.prompt([("user", "Hi")]).tolist() == [separator, *bare.prompt([("user", "Hi")]).tolist()]
     assert renderer.render([("user", "Hi")])[0].tolist() == bare.render([("user", "Hi")])[0].tolist()
     assert (renderer.end_ids, renderer.end_strings) == ((end,), ())
-    plain = ChatRenderer(TOKENIZER, ChatFormat(end="<|im_end|>\n", after=""))
-    assert (plain.end_ids, plain.end_strings) == ((), ("<|im_end|>\n",))
+    longer = ChatRenderer(TOKENIZER, ChatFormat(end="<|im_end|>\n", after=""))
+    assert (longer.end_ids, longer.end_strings) == ((end,), ())  # other programs stop at tokens alone
+    plain = ChatRenderer(TOKENIZER, ChatFormat(end=" END", after=""))
+    assert (plain.end_ids, plain.end_strings) == ((), (" END",))
 
 
 def test_what_does_not_fit_is_left_out_from_the_oldest_pair_on() -> None:
@@ -100,6 +103,15 @@ def test_what_does_not_fit_is_left_out_from_the_oldest_pair_on() -> None:
                 assert len(renderer.prompt([*messages[:num_system], *turns[len(turns) - len(rest) - 2 :]])) > room
         assert renderer.fitting(messages, context_length=1000, max_tokens=8) == messages
         assert len(renderer.fitting(messages, context_length=10, max_tokens=8)) == num_system + 1
+
+
+def test_a_special_token_that_is_not_listed_is_warned_of() -> None:
+    """Spelled by a string of the format, it is plain text there, which hardly anybody means."""
+    with pytest.warns(UserWarning, match=r"chat\.end spells the special token .*im_end.* list it"):
+        ChatFormat(special_tokens=("<|im_start|>",)).warn_of_unlisted(TOKENIZER)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ChatFormat().warn_of_unlisted(TOKENIZER)
 
 
 def test_a_separator_of_documents_within_a_conversation_is_refused() -> None:

@@ -65,7 +65,16 @@ class Conversation:
         An answer that nobody reads to its end is kept as far as it was read; if nothing of it was, its question is
         forgotten, too. Where the conversation does not fit the model's context beside the answer, the oldest pairs are
         left out of what the model reads. `sampling` is that of `Predictor.stream`.
+
+        Raises:
+            ValueError: `min_tokens` for a model whose answers end with a string, or as `Predictor.stream`.
         """
+        ends = self.renderer.end_strings if sampling.get("stop_at_eos", True) else ()
+        if ends and sampling.get("min_tokens"):
+            raise ValueError(
+                "min_tokens: expected 0, since this model's answers end with a string, not a token, and cannot be made "
+                f"longer, found {sampling['min_tokens']}"
+            )
         asked: Message = ("user", whole_characters(said))
         messages = [*self.messages, asked]
         context_length = self.predictor.model.context_length
@@ -75,7 +84,7 @@ class Conversation:
             self.renderer.prompt(kept).tolist(),
             seed=seed,
             max_new_tokens=max_new_tokens,
-            stop=[*stop, *self.renderer.end_strings],
+            stop=[*stop, *ends],
             **sampling,
         )
         return self._answer(asked, pieces)

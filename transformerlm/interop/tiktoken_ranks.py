@@ -14,6 +14,7 @@ from pathlib import Path
 
 from transformerlm.interop.verify import NOT_ASKED, verify_ranks
 from transformerlm.tokenizer.io import MAX_FILE_BYTES
+from transformerlm.tokenizer.pretokenize import PATTERNS
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.files import check_free, write_whole
 from transformerlm.utils.json_files import read_limited
@@ -34,9 +35,8 @@ def write_ranks(tokenizer: Tokenizer, out: Path, *, verify: bool = True, overwri
     out.parent.mkdir(parents=True, exist_ok=True)
     lines = (f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items())
     write_whole(out, "".join(lines))
-    return (
-        f'{outcome}; give tiktoken the pattern "{tokenizer.pattern}" and special_tokens {tokenizer.special_token_ids}'
-    )
+    pattern, specials = PATTERNS[tokenizer.pattern], tokenizer.special_token_ids
+    return f"{outcome}; give tiktoken.Encoding pat_str={pattern!r} and special_tokens={specials}"
 
 
 def to_ranks(tokenizer: Tokenizer) -> dict[bytes, int]:

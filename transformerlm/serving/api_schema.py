@@ -6,6 +6,7 @@ thinks. So a key that could change the text and that the server does not know, o
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -74,6 +75,7 @@ _SYNONYMS = {
     "best_of": "n",
 }
 MAX_BIASES = 1024
+LONG_BODY = 50_000  # bytes; reading a longer one in the event loop would delay the streams of others
 
 
 class Body(BaseModel):
@@ -142,7 +144,7 @@ class ChatMessage(Body):
     """A message; keys that may only be null are those of an answer, which clients send back as they got it."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     refusal: None = None
     annotations: None = None
     audio: None = None
@@ -164,7 +166,7 @@ class TextFormat(Body):
 class ChatRequest(TextKeys):
     """POST /v1/chat/completions: OpenAI's parameters, and vLLM's names for what OpenAI has not. None: the default."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0)
     max_completion_tokens: int | None = Field(None, ge=0)
@@ -210,10 +212,24 @@ def parse(schema: type[Schema], data: bytes) -> Schema:
         if name not in IGNORED and not (name in NOT_DONE and tree[name] is None):
             raise _unknown(name, known)
         del tree[name]
+    if wide := next((name for name, value in tree.items() if _is_wide(value)), None):
+        message = f"{wide}: expected at most {MAX_BIASES} keys in an object, found more"
+        raise ApiError(400, message, param=wide, code="invalid_value")
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
         raise _invalid(error, schema) from None
+
+
+def _is_wide(value: Any) -> bool:
+    """Return whether an object, or one of a list, has so many keys that listing what is wrong with each takes long."""
+    objects = value if isinstance(value, list) else [value]
+    return any(isinstance(one, dict) and len(one) > MAX_BIASES for one in objects)
+
+
+async def parsed(schema: type[Schema], data: bytes) -> Schema:
+    """Return a request's body, checked as `parse` does: in a thread where others would wait for a long one."""
+    return await asyncio.to_thread(parse, schema, data) if len(data) > LONG_BODY else parse(schema, data)
 
 
 def _unknown(name: str, known: list[str]) -> ApiError:

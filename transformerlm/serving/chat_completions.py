@@ -5,13 +5,14 @@ A conversation becomes a prompt of ids here; all else is `completions`, whose te
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from transformerlm.serving.api_schema import ChatRequest, CompletionRequest, TextKeys, parse
+from transformerlm.serving.api_schema import ChatRequest, CompletionRequest, TextKeys, parsed
 from transformerlm.serving.chat_choices import chat_shape
 from transformerlm.serving.completions import answer, planned
 from transformerlm.serving.errors import ApiError
@@ -34,7 +35,7 @@ async def chat_completions(request: Request) -> Response:
     renderer = served.renderer
     if renderer is None:
         raise ApiError(404, _NO_CHAT, code="no_chat_format")
-    asked = parse(ChatRequest, body)
+    asked = await parsed(ChatRequest, body)
     plan = await planned(body, partial(plan_answer, served, renderer, asked))
     return await answer(request, plan, chat_shape(renderer.end_strings))
 
@@ -50,14 +51,20 @@ def plan_answer(served: Served, renderer: ChatRenderer, asked: ChatRequest) -> P
     wanted, name = _max_tokens(asked)
     try:
         check_length(served, "".join(content for _, content in messages))
-        prompt = _prompt(served, renderer, messages, wanted)
+        kept = _kept(served, renderer, messages, wanted)
+        prompt = Prompt(renderer.prompt(kept).tolist(), "")
         context_length = served.facts().context_length
         slid = context_length // 2 if served.config.limits.overflow == "slide" else 1  # what `fitting` makes room for
         room = max(slid, context_length - len(prompt.ids) + 1)
         keys: dict[str, Any] = {key: getattr(asked, key) for key in TextKeys.model_fields if key != "stream_options"}
         keys["max_tokens"] = min(room, served.config.limits.max_tokens) if wanted is None else wanted
         completion = CompletionRequest(**keys, logprobs=num_logprobs, stream_options=asked.stream_options)
-        turn = Turn(prompt=prompt, end_ids=renderer.end_ids, end_strings=renderer.end_strings)
+        turn = Turn(
+            prompt=prompt,
+            end_ids=renderer.end_ids,
+            end_strings=renderer.end_strings,
+            num_left_out=len(messages) - len(kept),
+        )
         return plan_texts(served, completion, turn)
     except ApiError as error:
         raise _renamed(error, {"prompt": "messages", "logprobs": "top_logprobs", "max_tokens": name}) from None
@@ -94,13 +101,13 @@ def _max_tokens(asked: ChatRequest) -> tuple[int | None, str]:
     return (old, "max_tokens") if new is None else (new, "max_completion_tokens")
 
 
-def _prompt(served: Served, renderer: ChatRenderer, messages: list[Message], max_tokens: int | None) -> Prompt:
-    """Return the ids of a conversation; where long texts slide, the oldest pairs are left out as in a terminal."""
+def _kept(served: Served, renderer: ChatRenderer, messages: list[Message], max_tokens: int | None) -> Sequence[Message]:
+    """Return the messages that the model reads: where long texts slide, without the oldest pairs, as in a terminal."""
+    if served.config.limits.overflow != "slide":
+        return messages
     context_length = served.facts().context_length
-    if served.config.limits.overflow == "slide":
-        wanted = context_length if max_tokens is None else max_tokens
-        messages = renderer.fitting(messages, context_length=context_length, max_tokens=wanted)
-    return Prompt(renderer.prompt(messages).tolist(), "")
+    wanted = context_length if max_tokens is None else max_tokens
+    return renderer.fitting(messages, context_length=context_length, max_tokens=wanted)
 
 
 def _renamed(error: ApiError, names: dict[str, str]) -> ApiError:

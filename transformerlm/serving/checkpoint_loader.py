@@ -33,6 +33,8 @@ class CannotOpen:
 
     name: str
     reason: str
+    is_for_now: bool = False
+    """Whether it may be used another time."""
 
 
 class CheckpointLoader:
@@ -143,7 +145,7 @@ class CheckpointLoader:
         try:
             found = [] if self._root is None else [one for one in list_checkpoints(self._root) if one.name == name]
         except OSError as error:
-            self._put(CannotOpen(name, f"the run's checkpoints cannot be listed: {error}"))
+            self._put(CannotOpen(name, f"the run's checkpoints cannot be listed: {error}", is_for_now=True))
             return
         if not found:
             self._put(CannotOpen(name, f"{name}: the run keeps this checkpoint no longer"))
@@ -151,7 +153,7 @@ class CheckpointLoader:
         try:
             model = self._load(found[0], prefix_cache_bytes=self._cache_bytes // 4)
         except CheckpointError as error:
-            self._put(CannotOpen(name, str(error)))
+            self._put(CannotOpen(name, str(error), is_for_now=isinstance(error, CheckpointNotNowError)))
         else:
             self._put(Opened(model, is_served=False))
 

@@ -21,14 +21,13 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from config.schemas import duration_seconds
-from transformerlm.serving.api_schema import CompletionRequest, StreamOptions, parse
+from transformerlm.serving.api_schema import LONG_BODY, CompletionRequest, StreamOptions, parsed
 from transformerlm.serving.choices import COMPLETION, Shape, best, joined
 from transformerlm.serving.engine import TEXT_ERRORS, Piece, TextStream
 from transformerlm.serving.errors import ApiError, JsonAnswer, of_engine, timed_out
 from transformerlm.serving.served import Served
 from transformerlm.serving.texts_plan import Plan, plan_texts
 
-_LONG_BODY = 50_000  # bytes; encoding a longer one in the event loop would delay the streams of others
 _DONE = b"data: [DONE]\n\n"
 _JSON = json.JSONEncoder(separators=(",", ":"))
 Result = TypeVar("Result")
@@ -42,13 +41,13 @@ async def completions(request: Request) -> Response:
     """Answer one request for completions."""
     served: Served = request.app.state.served
     body = await request.body()
-    asked = parse(CompletionRequest, body)
+    asked = await parsed(CompletionRequest, body)
     return await answer(request, await planned(body, partial(plan_texts, served, asked)), COMPLETION)
 
 
 async def planned(body: bytes, make_plan: Callable[[], Plan]) -> Plan:
     """Return the plan of a request, made in a thread where the body is so long that others would wait for it."""
-    return await asyncio.to_thread(make_plan) if len(body) > _LONG_BODY else make_plan()
+    return await asyncio.to_thread(make_plan) if len(body) > LONG_BODY else make_plan()
 
 
 async def answer(request: Request, plan: Plan, shape: Shape) -> Response:
@@ -111,7 +110,7 @@ class _Job:
             ranked = [choice for group in groups for choice in best(group, plan.n)]
             chosen = [{**choice, "index": index} for index, choice in enumerate(ranked)]
         chosen = [self._shape.whole_choice(choice) for choice in chosen]
-        return self.envelope(self._shape.whole_name, chosen) | {"usage": self.usage(), "seed": plan.seed}
+        return self.envelope(self._shape.whole_name, chosen) | {"usage": self.usage(), **plan.told}
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Yield the events of a streamed answer, those of one step of the engine together; errors are events, too."""
@@ -132,7 +131,7 @@ class _Job:
     def _chunk(self, part: dict[str, Any]) -> dict[str, Any]:
         chunk = self.envelope(self._shape.part_name, [part])
         if "step" in part:
-            chunk["seed"] = self.plan.seed
+            chunk |= self.plan.told
         if self._options.continuous_usage_stats:
             chunk["usage"] = self.usage()
         elif self._options.include_usage:

@@ -141,7 +141,7 @@ class QueueFull(Exception):
 
 
 class EngineGone(Exception):
-    """The engine is loading, draining or dead, or died while it made this text."""
+    """The engine is loading, draining or dead, or died while it made this text, or cannot load its model now."""
 
 
 class UnknownCheckpoint(Exception):

@@ -276,7 +276,9 @@ class EngineClient:
         text = self._sent.pop(refused.request_id, None)
         if text is None:
             return
-        if refused.is_checkpoint:
+        if refused.is_for_now:
+            text.fail(EngineGone(refused.reason))
+        elif refused.is_checkpoint:
             text.fail(UnknownCheckpoint(refused.reason))
         else:
             _log.warning("a request was refused: %s", refused.reason)

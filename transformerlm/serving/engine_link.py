@@ -38,8 +38,11 @@ class EngineLink:
         Raises:
             OSError: it cannot be started.
         """
-        pipe = asyncio.subprocess.PIPE
-        link = cls(await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, start_new_session=True))
+        streams = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
+        # A `config.py` on PYTHONPATH would hide ours, as in this process, whose path is in order by now.
+        path = {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
+        process = asyncio.create_subprocess_exec(*command, **streams, env=os.environ | path, start_new_session=True)
+        link = cls(await process)
         link._stdin.write(SETTINGS.encode(settings))
         return link
 

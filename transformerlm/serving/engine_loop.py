@@ -158,9 +158,8 @@ class EngineLoop:
 
     def _refuse(self, cannot: CannotOpen) -> None:
         self._loading = ""
-        refused = [
-            Refused(request_id=request.request_id, reason=cannot.reason, is_checkpoint=True)
-            for request in self._pending.pop(cannot.name, [])
-        ]
+        why = {"reason": cannot.reason, "is_checkpoint": True, "is_for_now": cannot.is_for_now}
+        requests = self._pending.pop(cannot.name, [])
+        refused = [Refused(request_id=request.request_id, **why) for request in requests]
         if refused:
             self._tell(Told(refused=refused))

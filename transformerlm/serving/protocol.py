@@ -70,6 +70,8 @@ class Refused:
     reason: str
     is_checkpoint: bool = False
     """Whether the checkpoint that it names is the reason."""
+    is_for_now: bool = False
+    """Whether that checkpoint may be there another time."""
 
 
 @dataclass(frozen=True, kw_only=True)

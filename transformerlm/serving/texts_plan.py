@@ -36,6 +36,7 @@ class Turn:
     prompt: Prompt
     end_ids: tuple[int, ...]
     end_strings: tuple[str, ...]
+    num_left_out: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,13 @@ class Plan:
     prompts: list[Prompt]
     requests: list[TextRequest]
     asked: CompletionRequest
+    num_left_out: int = 0
+    """Of the oldest messages of a chat, how many the model does not read."""
+
+    @property
+    def told(self) -> dict[str, int]:
+        """What an answer tells beside its choices."""
+        return {"seed": self.seed} | ({"messages_left_out": self.num_left_out} if self.num_left_out else {})
 
 
 def plan_texts(served: Served, asked: CompletionRequest, turn: Turn | None = None) -> Plan:
@@ -98,6 +106,7 @@ def plan_texts(served: Served, asked: CompletionRequest, turn: Turn | None = Non
         prompts=prompts,
         requests=requests,
         asked=asked,
+        num_left_out=turn.num_left_out if turn else 0,
     )
 
 
@@ -183,9 +192,9 @@ def _max_tokens(served: Served, asked: CompletionRequest, facts: ModelFacts, pro
 
 
 def _ids_to_send(facts: ModelFacts, asked: CompletionRequest, ids: list[int]) -> list[int]:
-    """Return what the engine needs of a prompt: its last window, or all of it where each id counts."""
-    counts_all = asked.repetition_penalty not in (None, 1.0)
-    return ids if counts_all else ids[-facts.context_length :]
+    """Return what the engine needs of a prompt: its last window, and if ids have a penalty, each id before it once."""
+    before = ids[: -facts.context_length] if asked.repetition_penalty not in (None, 1.0) else []
+    return [*dict.fromkeys(before), *ids[-facts.context_length :]]
 
 
 def _too_long(message: str, param: str = "prompt") -> ApiError:

@@ -13,7 +13,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from transformerlm.interop.chat_template import chat_template
-from transformerlm.serving.api_schema import DetokenizeRequest, TokenizeRequest, parse
+from transformerlm.serving.api_schema import DetokenizeRequest, TokenizeRequest, parsed
 from transformerlm.serving.errors import JsonAnswer
 from transformerlm.serving.served import Served, token_bytes, token_text
 from transformerlm.serving.texts_plan import check_ids, encode
@@ -37,7 +37,7 @@ async def tokenize(request: Request) -> Response:
     Special tokens spelled out in the text are tokens, as in vLLM, unless `allow_special` is false.
     """
     served: Served = request.app.state.served
-    asked = parse(TokenizeRequest, await request.body())
+    asked = await parsed(TokenizeRequest, await request.body())
     served.checkpoint_of(asked.model)
     async with served.tokenizing:  # encoding takes many times the memory of the text
         ids = await asyncio.to_thread(_ids_of, served, asked)
@@ -82,7 +82,7 @@ def _tokenized(served: Served, asked: TokenizeRequest, ids: array[int]) -> Itera
 async def detokenize(request: Request) -> Response:
     """Answer ids with their text."""
     served: Served = request.app.state.served
-    asked = parse(DetokenizeRequest, await request.body())
+    asked = await parsed(DetokenizeRequest, await request.body())
     served.checkpoint_of(asked.model)
     tokenizer = served.tokens()
     check_ids(tokenizer, asked.tokens, "tokens")

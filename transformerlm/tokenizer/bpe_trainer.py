@@ -15,13 +15,13 @@ from typing import Any, TypeVar
 
 from transformerlm.tokenizer import io
 from transformerlm.tokenizer.counting import WordList, count_pre_tokens, list_words, sum_counts
-from transformerlm.tokenizer.engines import COMPILED_PATTERNS, Engine, check_engine, use_compiled
+from transformerlm.tokenizer.engines import COLD_BYTES, COMPILED_PATTERNS, Engine, check_engine, use_compiled
 from transformerlm.tokenizer.pair_table import learn_merges
 from transformerlm.tokenizer.parallel import ProgressCallback
 from transformerlm.tokenizer.pretokenize import DEFAULT_PATTERN
 from transformerlm.tokenizer.reading import DocumentSample
 from transformerlm.utils.strings import check_is_no_string
-from transformerlm.utils.text_files import ReadStats, expand_inputs, total_bytes
+from transformerlm.utils.text_files import ReadStats, expand_inputs
 from transformerlm.utils.text_parts import TextPart
 
 Counts = TypeVar("Counts", bound=Sized)
@@ -89,7 +89,7 @@ def train_bpe(
     }  # fmt: skip
     where = name_inputs(paths, sample)
     # The counts have no name here, so that learning may free them once it has laid them out in its own way.
-    if takes_kernels(engine, total_bytes(paths), pattern=pattern):
+    if takes_kernels(engine, _bytes_to_expect(paths), pattern=pattern):
         from transformerlm.tokenizer.fast import counter, learner  # hand-over
 
         merges = learner.learn_merges(
@@ -100,6 +100,11 @@ def train_bpe(
             _not_empty(count_pre_tokens(paths, specials, **options), where), num_merges, progress=progress
         )
     return vocabulary_of(merges, specials), merges
+
+
+def _bytes_to_expect(paths: Sequence[Path]) -> int:
+    """Return the bytes of files; a pipe, which does not say its own, counts as large, if not worth compiling for."""
+    return sum(path.stat().st_size if path.is_file() else COLD_BYTES - 1 for path in paths)
 
 
 def takes_kernels(engine: Engine, num_bytes: int, *, pattern: str) -> bool:

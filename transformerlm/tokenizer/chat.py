@@ -7,6 +7,7 @@ learnt; nothing else is.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -64,7 +65,7 @@ class ChatFormat:
             raise ValueError(
                 f"chat.special_tokens: expected special tokens of the tokenizer ({known}), found {missing[0]!r}; add "
                 "it with transformerlm-add-tokens, train a tokenizer with it in special_tokens, or set "
-                "chat.special_tokens = [], and it is plain text"
+                "chat.special_tokens to those that the strings hold ([]: none, all is plain text)"
             )
         used = [name for name, text in self.strings.items() if separator in self.special_tokens and separator in text]
         if used:
@@ -72,6 +73,17 @@ class ChatFormat:
                 f"chat.{used[0]}: expected a string without {separator!r}, which separates the documents and would cut "
                 "a conversation apart, found it there; name another special token as separator"
             )
+
+    def warn_of_unlisted(self, tokenizer: Tokenizer) -> None:
+        """Warn if a string holds a special token of the tokenizer that is plain text there, as it is not listed."""
+        for name, text in self.strings.items():
+            for token in tokenizer.special_tokens:
+                if token in text and not any(token in listed for listed in self.special_tokens):
+                    warnings.warn(
+                        f"chat.{name} spells the special token {token!r}, which is plain text there; list it in "
+                        "chat.special_tokens to make it that token",
+                        stacklevel=3,
+                    )
 
 
 class ChatRenderer:
@@ -100,9 +112,9 @@ class ChatRenderer:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """The special token that ends an answer, if the format's `end` is one."""
-        ends_by_token = self.chat.end in self.chat.special_tokens
-        return (self.tokenizer.special_token_ids[self.chat.end],) if ends_by_token else ()
+        """The special token that ends an answer, if the format's `end` begins with one."""
+        found = (token for token in self.chat.special_tokens if self.chat.end.startswith(token))
+        return tuple(self.tokenizer.special_token_ids[token] for token in sorted(found, key=len)[-1:])
 
     @property
     def end_strings(self) -> tuple[str, ...]:

@@ -53,13 +53,16 @@ def count_pre_tokens(
         sample=sample,
     )  # fmt: skip
     counts: Counter[str] = Counter()
+    num_word_bytes = 0  # of the distinct words, with one more for each
     workers = resolve_num_workers(num_workers, num_bytes)
     with closing(map_in_order(BatchCounter(splitter), batches, num_workers=workers)) as results:
         for batch_counts in results:
-            counts.update(batch_counts)
             if memory_limit_mb is not None:
-                num_bytes_to_learn = REFERENCE_BYTES_PER_SLOT * sum(len(word.encode()) + 1 for word in counts)
-                check_memory_limit(memory_limit_mb, num_bytes_to_learn, num_words=len(counts))
+                new = [word for word in batch_counts if word not in counts]
+                num_word_bytes += sum(len(word.encode()) + 1 for word in new)
+                num_bytes_to_learn, num_words = REFERENCE_BYTES_PER_SLOT * num_word_bytes, len(counts) + len(new)
+                check_memory_limit(memory_limit_mb, num_bytes_to_learn, num_words=num_words)
+            counts.update(batch_counts)
             if progress is not None:
                 progress("count", stats.disk_bytes, num_bytes)
     return {word.encode(): count for word, count in counts.items()}

@@ -377,7 +377,8 @@ def _text_of_line(line: bytes, where: str, text_field: str, stats: ReadStats) ->
     if not isinstance(record, dict):
         raise ValueError(f"{where}: expected a JSON object, found {json_kind(record)}")
     if text_field not in record:
-        raise ValueError(f"{where}: expected the field {text_field!r}, found {sorted(record)[:8]} (set text_field)")
+        key = "chat.messages_field" if stats.conversations else "text_field"
+        raise ValueError(f"{where}: expected the field {text_field!r}, found {sorted(record)[:8]} (set {key})")
     text = record[text_field]
     if stats.conversations:
         text, num_surrogates = conversation_as_text(text, where=where)

@@ -40,7 +40,7 @@ def test_a_step_of_a_graph_is_timed_without_its_capture(tmp_path: Path, monkeypa
     """What each call captures before its second token takes time from the tokens/s of whole calls, and from no step."""
     clock = [0.0]
 
-    def generate(model: SimpleNamespace, prompt: list[int], batch_size: int, count: int) -> None:
+    def generate(model: SimpleNamespace, prompts: list[list[int]], count: int) -> None:
         clock[0] += 1.0 + (count - 1) * 0.25 + (model.capture_seconds if count > 1 else 0.0)
 
     def timed(call: Callable[[], None], **_: object) -> float:

@@ -71,8 +71,15 @@ function newKey(refused) {
     if (refused) document.getElementById("key-status").textContent = "The server refused this key.";
     const use = (event) => {
       event.preventDefault();
-      sessionStorage.setItem(KEY, field.value.trim());
+      const typed = field.value.trim();
+      if (!/^[\x20-\x7e]+$/.test(typed)) {
+        // No header can hold it, and no server's key is like that: a blank of no width, or a curly quotation mark.
+        document.getElementById("key-status").textContent = "A key has letters, digits and signs of ASCII alone.";
+        return;
+      }
+      sessionStorage.setItem(KEY, typed);
       field.value = "";
+      document.getElementById("key-form").removeEventListener("submit", use);
       dialog.close();
       asking = null;
       resolve();
@@ -82,7 +89,7 @@ function newKey(refused) {
     dialog.onclose = () => {
       if (asking && !dialog.open) dialog.showModal();
     };
-    document.getElementById("key-form").addEventListener("submit", use, { once: true });
+    document.getElementById("key-form").addEventListener("submit", use);
     dialog.showModal();
   });
   return asking;

@@ -13,6 +13,7 @@ const log = byId("chat-log");
 let turns = [];
 let running = null;
 let num_again = 0;
+let last_left_out = 0; // of this conversation, how many of the oldest messages were not sent the last time
 
 // Return whether the model was trained on conversations.
 export const isOffered = async () => (await askJson("/tokenizer_info")).chat_template != null;
@@ -63,12 +64,14 @@ async function askFor(keys, system, asked, signal) {
   const model = form.elements.namedItem("model").value;
   const context = settings.cardOf(model)?.max_model_len ?? Infinity;
   const max_tokens = Math.max(1, Math.min(keys.max_tokens ?? 256, Math.floor(context / 2)));
-  for (let num_left_out = 0; ; num_left_out += 2) {
+  for (let num_left_out = Math.min(last_left_out, asked.length - 1 - ((asked.length - 1) % 2)); ; num_left_out += 2) {
     const messages = [...(system ? [{ role: "system", content: system }] : []), ...asked.slice(num_left_out)];
     const body = { ...keys, model, messages, max_completion_tokens: max_tokens, stream: true };
     delete body.max_tokens;
     try {
-      return { response: await ask("/v1/chat/completions", { body, signal }), num_left_out };
+      const response = await ask("/v1/chat/completions", { body, signal });
+      last_left_out = num_left_out;
+      return { response, num_left_out };
     } catch (error) {
       if (error.code !== "context_length_exceeded" || asked.length - num_left_out < 3) throw error;
     }
@@ -86,11 +89,12 @@ async function answer(keys, instead) {
   say("chat-status", "Waiting for the first token…");
   show();
   try {
-    const { response, num_left_out } = await askFor(keys, form.elements.namedItem("system").value, asked, running.signal);
+    let { response, num_left_out } = await askFor(keys, form.elements.namedItem("system").value, asked, running.signal);
     for await (const { data } of events(response)) {
       if (data.error) throw new Error(data.error.message);
       const [choice] = data.choices;
       told.step = choice.step ?? told.step;
+      num_left_out += data.messages_left_out ?? 0; // by the server, where long texts slide
       told.finish = choice.finish_reason ?? told.finish;
       reply.content += choice.delta.content ?? "";
       show();
@@ -145,6 +149,7 @@ function regenerate() {
 function begin() {
   if (running) return;
   turns = [];
+  last_left_out = 0;
   say("chat-status", "");
   show();
   keep();

@@ -9,6 +9,7 @@ const KEPT = 300;
 const columns = { seconds: [], rate: [], running: [], waiting: [] };
 let charts = null;
 let timer = 0;
+let visit = 0; // how often the tab was opened: what an earlier visit still waits for looks no further
 let last = null;
 
 // Return the numbers of Prometheus's text as {name: sum over its labels}, buckets as {name: [[limit, count]]}.
@@ -34,15 +35,16 @@ export function median(buckets) {
 
 const below = (limit) => (limit === null ? "–" : limit === Infinity ? "> 60 s" : limit < 1 ? `≤ ${1000 * limit} ms` : `≤ ${limit} s`);
 
-async function look() {
+async function look(own) {
   try {
     const health = await (await ask("/health", { anyStatus: true })).json();
     const { sums, buckets } = parseMetrics(await (await ask("/metrics")).text());
+    if (own !== visit) return;
     show(health, (name) => sums[`transformerlm_${name}`] ?? 0, (name) => buckets[`transformerlm_${name}`]);
   } catch (error) {
     say("server-status", error.message, true);
   }
-  if (timer) timer = setTimeout(look, EACH_MS);
+  if (timer && own === visit) timer = setTimeout(look, EACH_MS, own);
 }
 
 function show(health, sum, buckets) {
@@ -88,7 +90,7 @@ function draw() {
 export function open() {
   if (timer) return;
   timer = -1;
-  look();
+  look(++visit);
 }
 
 export function close() {
