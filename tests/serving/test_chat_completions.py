@@ -185,6 +185,8 @@ def test_where_texts_slide_the_oldest_pairs_are_left_out(tmp_path):
         assert "messages_left_out" not in (await post(web, messages=messages[:1] + messages[-1:])).json()
         await post(web, messages=messages, max_tokens=8)
         assert web.engine.seen[-1].prompt == renderer.prompt(kept).tolist()
+        await post(web, messages=[*messages[:1], *messages[1:3] * 500, messages[-1]], max_tokens=8)
+        assert web.engine.seen[-1].prompt == renderer.prompt(kept).tolist()
         await post(web, messages=messages)
         request = web.engine.seen[-1]
         assert request.max_tokens == 64 - len(request.prompt) + 1 >= 32

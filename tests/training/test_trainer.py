@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from cli.prepare_run import prepare_run
 from cli.train import train
 from config.io import dump_toml
-from tests.training.faults import Killed, kill, stop_before
+from tests.training.faults import Killed, kill, poison, stop_before
 from tests.training.tiny_run import (
     read_records,
     step_lines,
@@ -118,6 +118,14 @@ def test_weights_do_not_depend_on_what_is_logged_or_validated(files, tmp_path):
     samples = [record for record in read_records(tmp_path / "noisy/run") if record.get("event") == "sample"]
     assert [record["step"] for record in samples] == [3, 6, 9, 12]
     assert all(isinstance(record["text.output"], str) for record in samples)
+
+
+def test_a_model_that_gives_no_numbers_is_not_sampled_from(files, tmp_path, monkeypatch):
+    """After a step whose loss is not finite its logits may not be either; the run goes on, as far as it may."""
+    poison(monkeypatch, {6: math.nan})
+    assert train(tiny_config(files, tmp_path, {"samples.interval": 3, "samples.sampling": {"max_new_tokens": 4}})) == 0
+    records = read_records(tmp_path / "run")
+    assert [record["step"] for record in records if record.get("event") == "sample"] == [3, 9, 12]
 
 
 # --- resuming ----------------------------------------------------------------------------------------------------

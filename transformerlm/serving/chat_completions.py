@@ -102,10 +102,20 @@ def _max_tokens(asked: ChatRequest) -> tuple[int | None, str]:
 
 
 def _kept(served: Served, renderer: ChatRenderer, messages: list[Message], max_tokens: int | None) -> Sequence[Message]:
-    """Return the messages that the model reads: where long texts slide, without the oldest pairs, as in a terminal."""
-    if served.config.limits.overflow != "slide":
-        return messages
+    """Return the messages that the model reads: where long texts slide, without the oldest pairs, as in a terminal.
+
+    Each message has a token at least, so more messages than the context has tokens are not even rendered.
+    """
     context_length = served.facts().context_length
+    is_long = len(messages) > context_length
+    if served.config.limits.overflow != "slide":
+        if is_long:
+            message = f"messages: expected at most {context_length}, the tokens of the context, found {len(messages)}"
+            raise ApiError(400, message, param="messages", code="context_length_exceeded")
+        return messages
+    if is_long:
+        system = messages[:1] if messages[0][0] == "system" else []
+        messages = [*system, *messages[len(messages) - context_length // 2 * 2 - 1 :]]  # whole pairs, and the last
     wanted = context_length if max_tokens is None else max_tokens
     return renderer.fitting(messages, context_length=context_length, max_tokens=wanted)
 
