@@ -29,6 +29,8 @@ _BY_NAME = (
     ("copies", re.compile(r"memcpy|memset|aten::(?:copy_|_to_copy)", re.IGNORECASE)),
 )
 OTHERS = "norm, gate, rotation and the rest"
+HEAD = "products of the head"
+"""Our loss makes the logits and their gradients itself."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,11 @@ def trace(step: Callable[[], object], device: str) -> list[Kernel]:
 
 def purpose_of(name: str, callers: list[str]) -> str:
     """Return what a kernel is for, judged by the calls that launched it, the nearest first, and by its name."""
+    by_name = next((purpose for purpose, pattern in _BY_NAME if pattern.search(name)), OTHERS)
     for purpose, pattern in _BY_CALLER:
         if any(pattern.search(caller) for caller in callers):
-            return purpose
-    return next((purpose for purpose, pattern in _BY_NAME if pattern.search(name)), OTHERS)
+            return HEAD if (purpose, by_name) == ("loss", "products") else purpose
+    return by_name
 
 
 def shares(kernels: list[Kernel]) -> dict[str, float]:

@@ -65,16 +65,24 @@ def make_step(case: TrainCase, candidate: str, *, precision: Precision, compiled
     inputs, targets = (torch.randint(case.hparams["vocab_size"], shape, device=device) for _ in range(2))
     model = _build(candidate, case.hparams).to(device)
     groups = parameter_groups(model, weight_decay=WEIGHT_DECAY)
-    forward: nn.Module = torch.compile(model, backend=case.backend) if compiled else model  # type: ignore[assignment]
     context = partial(autocast, device, precision)
     if candidate == OURS:
+        forward = torch.compile(model, backend=case.backend) if compiled else model
         optimizer = AdamW(groups, lr=LEARNING_RATE, betas=BETAS)
         settings: dict[str, Any] = {"learning_rate": LEARNING_RATE, "max_grad_norm": MAX_GRAD_NORM}
         batches = [(inputs, targets)]
         return lambda: train_step(cast(TransformerLM, forward), optimizer, batches, autocast=context, **settings).loss
     fused = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, fused=device.type != "mps")
     arguments = {"use_cache": False} if candidate == "huggingface" else {}
-    return partial(_torch_step, partial(forward, **arguments), model, fused, (inputs, targets), context)
+
+    def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
+        output = model(inputs, **arguments)
+        logits = output if isinstance(output, Tensor) else output.logits
+        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+    # With the loss, which nanoGPT's model and transformers' compute within, too.
+    forward = torch.compile(loss_of, backend=case.backend) if compiled else loss_of
+    return partial(_torch_step, forward, model, fused, (inputs, targets), context)
 
 
 class TrainingSteps:
@@ -134,18 +142,15 @@ def _build(candidate: str, hparams: dict[str, Any]) -> nn.Module:
 
 
 def _torch_step(
-    forward: Callable[[Tensor], Any],
+    loss_of: Callable[[Tensor, Tensor], Tensor],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batch: tuple[Tensor, Tensor],
     context: Callable[[], Any],
 ) -> float:
-    inputs, targets = batch
     optimizer.zero_grad(set_to_none=True)
     with context():
-        output = forward(inputs)
-        logits = output if isinstance(output, Tensor) else output.logits
-        loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+        loss = loss_of(*batch)
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
     optimizer.step()

@@ -9,7 +9,7 @@ import torch
 from torch._C._autograd import DeviceType
 
 from benchmarking.gpu import kernels
-from benchmarking.gpu.kernels import OTHERS, purpose_of, shares, trace
+from benchmarking.gpu.kernels import HEAD, OTHERS, purpose_of, shares, trace
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,8 @@ from benchmarking.gpu.kernels import OTHERS, purpose_of, shares, trace
     [
         ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64", ["aten::mm"], "products"),
         ("nvjet_hsh_128x256_64x4_2x1_v_bz_coopA_NNT", ["aten::mm"], "products"),
-        ("nvjet_hsh_128x256_64x4_2x1_v_bz_coopA_NNT", ["aten::mm", "_HeadLoss"], "loss"),
+        ("nvjet_hsh_128x256_64x4_2x1_v_bz_coopA_NNT", ["aten::mm", "_HeadLoss"], HEAD),
+        ("triton_red_fused_sub_exp_0", ["_HeadLoss"], "loss"),
         (
             "void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64>>",
             ["aten::_flash_attention_forward"],
