@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from tests.serving.helpers import engine_settings
 from transformerlm.checkpoints.directory import point
 from transformerlm.checkpoints.validation import CheckpointError
+from transformerlm.serving.checkpoint_loader import CheckpointLoader
 from transformerlm.serving.following import CheckpointNotNowError, Following, checkpoints_of, identity
 
 
@@ -44,6 +47,23 @@ def skipped() -> list[str]:
 def following(root: Path, skipped: list[str], which: str = "newest") -> Following[str]:
     """Follow the checkpoints in `root`."""
     return Following(root, which, load=load, skip=lambda name, reason: skipped.append(f"{name}: {reason}"))  # type: ignore[arg-type]
+
+
+def test_nothing_is_taken_over_while_there_is_no_room(tmp_path, skipped):
+    """As long as many old models are at work, another one would only take more memory; later the newest comes."""
+    save(tmp_path / "checkpoints", 1)
+    room, taken = [False], []
+    settings = engine_settings(tmp_path)
+    loader = CheckpointLoader(settings, tell=lambda told: None, put=taken.append, may_take_over=lambda: room[0])
+    loader._served = SimpleNamespace(facts=SimpleNamespace(checkpoint="before"))
+    loader._following = following(tmp_path / "checkpoints", skipped)
+    loader._look()
+    assert taken == []
+    room[0] = True
+    loader._served = SimpleNamespace(facts=SimpleNamespace(checkpoint="before"))
+    loader.names = list
+    loader._look()
+    assert [opened.model for opened in taken] == ["step-00000001"]
 
 
 def test_each_new_checkpoint_is_taken_once(tmp_path, skipped):

@@ -44,10 +44,18 @@ class CheckpointLoader:
         settings: those of the process.
         tell: is told, by any thread, which names there are and which checkpoints are skipped.
         put: takes each `Opened` and `CannotOpen`, and an exception that ends the thread.
+        may_take_over: says whether there is room for one more model beside those whose texts have not ended.
     """
 
-    def __init__(self, settings: Settings, *, tell: Callable[[Told], None], put: Callable[[object], None]) -> None:
-        self._settings, self._tell, self._put = settings, tell, put
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        tell: Callable[[Told], None],
+        put: Callable[[object], None],
+        may_take_over: Callable[[], bool],
+    ) -> None:
+        self._settings, self._tell, self._put, self._may_take_over = settings, tell, put, may_take_over
         self._path = Path(settings.checkpoint)
         self._asked: SimpleQueue[str] = SimpleQueue()
         self._served: ServedModel | None = None
@@ -131,7 +139,7 @@ class CheckpointLoader:
             self._put(error)
 
     def _look(self) -> None:
-        model = None if self._following is None else self._following.look()
+        model = self._following.look() if self._following is not None and self._may_take_over() else None
         if model is not None:
             self._served = model
             self._put(Opened(model, is_served=True))

@@ -18,12 +18,15 @@ from transformerlm.serving.protocol import FEW_PIECES, MOST_UNTAKEN, Ask, Refuse
 from transformerlm.serving.served_model import ServedModel, failed_piece
 
 
+_MOST_OLD = 4
+
+
 class EngineLoop:
     """Serves what comes into `inbox`, and tells each step by `tell`."""
 
     def __init__(self, settings: Settings, inbox: SimpleQueue[object], tell: Callable[[Told], None]) -> None:
         self._inbox, self._tell = inbox, tell
-        self._loader = CheckpointLoader(settings, tell=tell, put=inbox.put)
+        self._loader = CheckpointLoader(settings, tell=tell, put=inbox.put, may_take_over=self._has_room)
         self._served = self._loader.first()
         self._named: ServedModel | None = None  # the last one that requests have named
         self._old: list[ServedModel] = []  # that were served; no new texts begin on these
@@ -150,6 +153,10 @@ class EngineLoop:
         else:
             self._named, self._loading = opened.model, ""
             self._begin(opened.model)
+
+    def _has_room(self) -> bool:
+        """Return whether one more model may be taken over; texts that take long keep those on which they began."""
+        return len(self._old) < _MOST_OLD
 
     def _retire(self, model: ServedModel) -> None:
         """Keep a model until its texts have ended, and of its memory what they need."""
