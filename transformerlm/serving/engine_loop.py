@@ -17,7 +17,6 @@ from transformerlm.serving.engine import Piece, TextRequest
 from transformerlm.serving.protocol import FEW_PIECES, MOST_UNTAKEN, Ask, Refused, Settings, Told
 from transformerlm.serving.served_model import ServedModel, failed_piece
 
-
 _MOST_OLD = 4
 
 
