@@ -82,7 +82,8 @@ def _not_comparable(runs: Sequence[RunHistory]) -> str:
     def differ(key: str, other: str) -> bool:
         return len({str(value) for run in runs if (value := run.environment.get(key, run.started.get(other)))}) > 1
 
-    parts = {tuple(map(str, measured_on(run.started).values()))[2:] for run in runs if "valid_tokens" in run.started}
+    known = [measured_on(run.started) for run in runs if "valid_tokens" in run.started]
+    parts = {(str(one["valid_tokens"]), str(one["valid_packing"])) for one in known}
     if differ("data.valid.sha256", "valid_sha256") or len(parts) > 1:
         return "The runs were validated on different tokens, so their losses cannot be compared."
     if differ("tokenizer_sha256", "tokenizer_sha256"):
