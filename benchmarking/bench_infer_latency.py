@@ -148,23 +148,14 @@ def _bench_case(
     report: Report,
     clock: Clock,
 ) -> None:
-
     from benchmarking.limits import CopyBandwidth
-    from benchmarking.peers.inference import (
-        DECODE,
-        FIRST_TOKEN,
-        GENERATE,
-        TOKENS,
-        Generate,
-        measure_generation,
-        prompts_of,
-    )
+    from benchmarking.peers.inference import DECODE, FIRST_TOKEN, GENERATE, TOKENS, measure_generation, prompts_of
     from transformerlm.utils.device import synchronize
 
     ours, batch_size, prompt_length = models[OURS], params["batch_size"], params["prompt_length"]
     device = ours.device
     prompts = prompts_of(ours.vocab_size, batch_size, prompt_length)
-    calls: dict[str, Generate] = {name: partial(GENERATE[name], model, prompts) for name, model in models.items()}
+    calls = {name: partial(GENERATE[name], model, prompts) for name, model in models.items()}
     timer = partial(timed, synchronize=partial(synchronize, device), clock=clock)
     half = config.max_new_tokens // 2
     # On a GPU each of our calls captures the step.

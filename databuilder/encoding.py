@@ -166,7 +166,7 @@ class Limit:
         Raises:
             ValueError: the first document does not fit.
         """
-        left, has_let_through = self.max_tokens, False
+        left = self.max_tokens
         held: list[Array] = []
         num_held = 0
         for batch in encoded:
@@ -177,8 +177,7 @@ class Limit:
                 waiting = np.concatenate(held)
                 ends = np.flatnonzero(waiting == self._separator_id) + 1
                 end = int(max(ends[ends <= left], default=0))
-                has_let_through = has_let_through or bool((waiting[:end] != self._separator_id).any())
-                if num_held > left and not has_let_through:
+                if num_held > left == self.max_tokens and end == 0:
                     raise ValueError(
                         f"max_tokens: expected the first document within {left:,} tokens, found a longer one"
                     )

@@ -119,13 +119,12 @@ VALID: dict[str, set[str]] = {
         "sha256",
         "sizes_mb",
         "sources",
-        "special_tokens",
         "text",
         "tokenizer.special_tokens",
         "variants",
         "variants.set",  # the baseline
     },
-    "many items": {"input", "prompt", "prompt_file", "runs", "sources.input", "special_tokens", "text"},
+    "many items": {"input", "prompt", "prompt_file", "runs", "sources.input", "text"},
     "an item: zero": {"seeds"},
     "an item: huge": {"optimum.flops", "seeds"},
     "an item: empty": {"prompt", "samples.prompts"},  # a prompt is any text

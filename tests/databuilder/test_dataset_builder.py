@@ -320,13 +320,6 @@ def test_requests_that_cannot_be_are_refused(tmp_path: Path, options: dict[str, 
     assert _names(tmp_path) == before
 
 
-def test_a_limit_below_the_first_document_is_said_after_a_separator_too(tmp_path: Path) -> None:
-    """The blank document before the separator is none."""
-    (tmp_path / "in.txt").write_text("<|endoftext|>\n<|endoftext|>" + "one two three " * 100)
-    with pytest.raises(ValueError, match="max_tokens: expected the first document within"):
-        _build(tmp_path, tmp_path / "in.txt", max_tokens=20)
-
-
 def test_names_and_sources_in_one_list_are_refused(tmp_path: Path) -> None:
     """The message says how to turn a name into a source."""
     (tmp_path / "in.txt").write_text("one")

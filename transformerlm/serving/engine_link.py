@@ -38,11 +38,14 @@ class EngineLink:
         Raises:
             OSError: it cannot be started.
         """
-        streams = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
+        pipe = asyncio.subprocess.PIPE
         # A `config.py` on PYTHONPATH would hide ours, as in this process, whose path is in order by now.
         path = {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
-        process = asyncio.create_subprocess_exec(*command, **streams, env=os.environ | path, start_new_session=True)
-        link = cls(await process)
+        link = cls(
+            await asyncio.create_subprocess_exec(
+                *command, stdin=pipe, stdout=pipe, env=os.environ | path, start_new_session=True
+            )
+        )
         link._stdin.write(SETTINGS.encode(settings))
         return link
 

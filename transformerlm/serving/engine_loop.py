@@ -11,6 +11,7 @@ import gc
 from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
+from typing import Any
 
 from transformerlm.serving.checkpoint_loader import CannotOpen, CheckpointLoader, Opened
 from transformerlm.serving.engine import Piece, TextRequest
@@ -164,7 +165,7 @@ class EngineLoop:
 
     def _refuse(self, cannot: CannotOpen) -> None:
         self._loading = ""
-        why = {"reason": cannot.reason, "is_checkpoint": True, "is_for_now": cannot.is_for_now}
+        why: dict[str, Any] = {"reason": cannot.reason, "is_checkpoint": True, "is_for_now": cannot.is_for_now}
         requests = self._pending.pop(cannot.name, [])
         refused = [Refused(request_id=request.request_id, **why) for request in requests]
         if refused:
