@@ -80,14 +80,13 @@ def exit_after(work: Callable[[], int | None]) -> NoReturn:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: note(plain(f"warning: {message}"))
-            code = work()
+            code = _written_out(work)
     except ConfigError as error:  # the ranks of a machine read one file: one of them says what is wrong with it
         fail(error.lines if speaks_for_machine() else [], EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         fail(["interrupted"], STOP_CODES["SIGINT"])
     except BrokenPipeError:
-        # The reader of stdout has gone (`| head`): there is nobody to say anything to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_what_waits()  # the reader of stdout has gone (`| head`): there is nobody to say anything to
         sys.exit(EXIT_FAILED)
     except (
         ValueError,
@@ -101,6 +100,34 @@ def exit_after(work: Callable[[], int | None]) -> NoReturn:
     except (OSError, ImportError, RuntimeError, MemoryError, FloatingPointError) as error:
         _fail_with(error, EXIT_FAILED)
     sys.exit(code or 0)
+
+
+def _written_out(work: Callable[[], int | None]) -> int | None:
+    """Run a command and write its stdout out, which would fail while Python ends, with words and a code of its own."""
+    try:
+        code = work()
+    except SystemExit:  # of --help and --version, too
+        _flush()
+        raise
+    _flush()
+    return code
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "stdout") from None
+
+
+def _drop_what_waits() -> None:
+    """Drop what stdout cannot take, so that Python does not try it again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def speaks_for_machine() -> bool:
@@ -226,4 +253,5 @@ def fail(lines: Sequence[str], code: int) -> NoReturn:
     LIVE.show(None)
     for line in lines:
         note(plain(line))
+    _drop_what_waits()
     sys.exit(code)

@@ -88,5 +88,6 @@ def test_a_summary_ends_at_the_first_stop(text):
 def test_a_reader_that_goes_away_is_no_traceback():
     """`transformerlm --help | true` says nothing on stderr."""
     command = f"{sys.executable} -c 'from cli.entry import transformerlm; transformerlm()' --help | true"
-    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False, env=buffered)
     assert done.stderr == ""

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+import transformerlm
 from tests.cli.commands import ROOT, call
 
 WAIT = 300  # seconds, for what takes a second unless the machine is busy
@@ -58,6 +59,8 @@ def test_a_port_that_is_taken_is_one_line():
 
 def test_a_missing_library_is_one_line(monkeypatch):
     """Without the extra, the error says how to install it."""
+    if hasattr(transformerlm, "serving"):  # importing it anew changes this name, too, by which others patch it
+        monkeypatch.setattr(transformerlm, "serving", transformerlm.serving)
     for name in [name for name in sys.modules if name.startswith("transformerlm.serving")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "uvicorn", None)

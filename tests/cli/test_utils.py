@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -303,22 +304,24 @@ def test_a_command_lets_its_threads_wait_politely():
         assert (done.stdout, done.stderr) == (f"{expected}\n", "")
 
 
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
-def test_a_reader_that_goes_away_does_no_harm():
-    """`--help | head -1` ends without a traceback, even if the pipe is closed before the first line."""
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["--config", "train", "--print-config"]], ids=str)
+def test_a_reader_that_goes_away_does_no_harm(arguments):
+    """`--help | head -1` ends without a word, even if the pipe is closed before the first line; a full disk has one."""
+    command = [sys.executable, "-m", "cli.train", *arguments]
+    said = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True, "check": False, "env": BUFFERED}
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(
-        [sys.executable, "-m", "cli.train", "--help"],
-        cwd=ROOT,
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    done = subprocess.run(command, stdout=writer, **said)
     os.close(writer)
-    assert done.stderr == ""
-    assert done.returncode in (0, 1)
+    assert (done.returncode, "ignored" in done.stderr, "error" in done.stderr) == (1, False, False), done.stderr
+    if Path("/dev/full").exists():
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(command, stdout=full, **said)
+        assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "error: stdout: No space left on device")
 
 
 # --- standard streams --------------------------------------------------------------------------------------------
