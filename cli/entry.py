@@ -32,8 +32,7 @@ def run(module: str) -> None:
     can_interrupt = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     handlers = {signal.SIGINT: _interrupt} if can_interrupt else {}
     if module == "cli.train":
-        numbers = [getattr(signal, name) for name in STOP_CODES if hasattr(signal, name)]
-        handlers = {one: _stop_training for one in numbers if signal.getsignal(one) is not signal.SIG_IGN}
+        handlers = dict.fromkeys(heard_signals(), _stop_training)
     elif module in _HANDLE_SIGTERM:
         handlers[signal.SIGTERM] = _HANDLE_SIGTERM[module]
     for number, handler in handlers.items():
@@ -59,6 +58,12 @@ def transformerlm() -> None:
         scripts[sys.argv.pop(1)]()
     else:
         run("cli.overview")
+
+
+def heard_signals() -> list[signal.Signals]:
+    """Return those of `STOP_CODES` that this process does not ignore; Windows has no SIGUSR1."""
+    numbers = [getattr(signal, name) for name in STOP_CODES if hasattr(signal, name)]
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def _put_ours_first() -> None:

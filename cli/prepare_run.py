@@ -198,7 +198,7 @@ def _compare_settings(config: TrainConfig, directory: Path, step: int, *, say: C
             "raise it, or choose another logging.run_name"
         )
     before, now = (
-        flat_settings(settings.model_dump(mode="json", include=_SAID))
+        flat_settings(settings.model_dump(mode="json", include=_SAID, exclude_none=True))
         for settings in (load_config_of(directory), config)
     )
     changed = [
@@ -211,7 +211,7 @@ def _compare_settings(config: TrainConfig, directory: Path, step: int, *, say: C
 
 
 def _shown(value: object) -> object:
-    return "not set" if value in (None, "None") else value  # as JSON has it, or with dotted keys
+    return "not set" if value is None else value
 
 
 def _load_initial_weights(config: TrainConfig, tokenizer: Tokenizer, shards: Shards) -> Path | None:

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from cli.checkpoints import described
-from cli.entry import STOP_CODES, is_importing, leave
+from cli.entry import STOP_CODES, heard_signals, is_importing, leave
 from cli.environment import log_environment
 from cli.prepare_run import prepare_run
 from cli.progress import Progress
@@ -234,9 +234,7 @@ class StopSignals:
         self._is_over = False
 
     def __enter__(self) -> StopSignals:
-        numbers = [getattr(signal, name) for name in STOP_CODES if hasattr(signal, name)]  # Windows has no SIGUSR1
-        heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-        self._previous = {number: signal.signal(number, self._receive) for number in heard}
+        self._previous = {number: signal.signal(number, self._receive) for number in heard_signals()}
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -105,6 +105,11 @@ def build_optimizer(
     return AdamW(groups, settings.learning_rate, betas=betas, eps=settings.eps)
 
 
+def largest_share(batch_size: int, num_ranks: int) -> int:
+    """Return how many sequences of a batch the rank with the most of them has; the others have as many or one less."""
+    return math.ceil(batch_size / num_ranks)
+
+
 def sequences_per_pass(training: TrainingConfig, world_size: int) -> int:
     """Return how many sequences one process passes through the model at once.
 
@@ -115,7 +120,7 @@ def sequences_per_pass(training: TrainingConfig, world_size: int) -> int:
         raise ValueError(
             'training.micro_batch_size: expected a number, found "auto"; choose one with micro_batch.resolve'
         )
-    share = math.ceil(training.batch_size / world_size)
+    share = largest_share(training.batch_size, world_size)
     return min(training.micro_batch_size or share, share)
 
 

@@ -21,6 +21,7 @@ from transformerlm.models.estimates import estimate_training_memory
 from transformerlm.models.lora import fine_tune, num_lora_keys
 from transformerlm.models.settings import ModelSettings
 from transformerlm.models.transformer import TransformerLM
+from transformerlm.training.build import largest_share
 from transformerlm.training.dropout_keys import dropout_keys
 from transformerlm.training.loop import batch_loss
 from transformerlm.training.planning.machine import Machine
@@ -101,11 +102,6 @@ def resolve_elsewhere(config: Config, machine: Machine, *, precision: Precision,
     ranks = {"num_ranks": machine.num_processes, "shard_size": shard_size}
     chosen = _largest_within(config, sizes, machine.device, precision, machine.available_bytes, **ranks)
     return _with_size(config, chosen)
-
-
-def largest_share(batch_size: int, num_ranks: int) -> int:
-    """Return how many sequences of a batch the rank with the most of them has; the others have as many or one less."""
-    return math.ceil(batch_size / num_ranks)
 
 
 def memory_of_a_rank(num_bytes: int, device: torch.device, world: World) -> int:

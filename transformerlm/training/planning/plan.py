@@ -18,9 +18,9 @@ from transformerlm.models.estimates import checkpoint_bytes, count_trained, flop
 from transformerlm.models.lora import fine_tune
 from transformerlm.models.settings import ModelSettings
 from transformerlm.models.transformer import TransformerLM
-from transformerlm.training.build import build_optimizer, num_accumulation_steps, sequences_per_pass
+from transformerlm.training.build import build_optimizer, largest_share, num_accumulation_steps, sequences_per_pass
 from transformerlm.training.planning.machine import Machine
-from transformerlm.training.planning.micro_batch import divisors, largest_share, memory_by_part, resolve_elsewhere
+from transformerlm.training.planning.micro_batch import divisors, memory_by_part, resolve_elsewhere
 from transformerlm.training.planning.preflight import existing_parent
 from transformerlm.training.planning.sharding import choose_shard_size, memory_check
 from transformerlm.utils.dtypes import Precision
