@@ -255,6 +255,15 @@ def test_a_share_that_waits_asks_little_of_the_disk(tmp_path, monkeypatch):
     assert pauses[-2:] == [5.0, 5.0]
 
 
+def test_a_share_begins_no_part_of_a_folder_that_is_being_removed(tmp_path):
+    """The plan goes first, then the parts: what is missing then was done, and is done by nobody again."""
+    share = ClusterConfig(on="share", share="1/1")
+    with parts_folder(tmp_path, cluster=share) as folder:
+        (folder.path / share_work.PLAN).unlink()
+        assert folder.run(squares(tmp_path, 3)) is None
+    assert not (tmp_path / "log").exists()
+
+
 def test_slurms_variables_say_which_share_this_is():
     """A job array's tasks, processes that `srun` started, both together; else a line says what is missing."""
     array = {

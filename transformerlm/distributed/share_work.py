@@ -99,9 +99,12 @@ def do_share(
                 if (folder / part.name).exists():
                     continue
                 with hold(folder / part.name) as held:
-                    if held and not (folder / part.name).exists():
-                        yield do(part)
-                        last_change, pause = time.monotonic(), POLL_SECONDS
+                    if not held or (folder / part.name).exists():
+                        continue
+                    if not (folder / PLAN).exists():  # it goes before the parts: they are done, and being removed
+                        return
+                    yield do(part)
+                    last_change, pause = time.monotonic(), POLL_SECONDS
             there = {entry.name for entry in folder.iterdir()}
         except OSError:  # of a part that another process was removing, too
             if (folder / PLAN).exists():
