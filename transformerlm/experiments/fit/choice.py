@@ -22,8 +22,8 @@ SIZES = (
     *((320, 5, 5), (384, 6, 6), (512, 8, 8), (640, 10, 10), (768, 12, 12)),
 )
 TIMED = (2, 6)  # of these, so that the cost of the others follows
-# A size is worth its time if this many tokens are left for each weight of its blocks' matrices (docs/LOG.md).
-TOKENS_PER_WEIGHT = 1.2
+# A size is worth its time if this many tokens are left for each weight of its matrices, head included (docs/LOG.md).
+TOKENS_PER_WEIGHT = 1.4
 # Tokens that are read again are worth less: reading a text for ever is worth reading 1 + 15.4 texts of its size once
 # (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models", equation 5).
 REPETITION = 15.4
@@ -34,9 +34,10 @@ CONTEXT_LENGTH, MIN_CONTEXT_LENGTH = 256, 16
 MIN_TRAIN_WINDOWS, MIN_VALID_WINDOWS = 50, 2  # of the context
 TOKENS_PER_STEP, MIN_STEPS_PER_PASS = 2048, 50
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 512, 4096
-BYTES_PER_TOKEN_OF_VOCAB = 1000
+BYTES_PER_TOKEN_OF_VOCAB = 500
 VALID_FRACTION = 0.05
-LEARNING_RATE = 0.01
+# Divided by the width: twice the width wants about half the rate (docs/LOG.md; Yang et al. 2022, "Tensor Programs V").
+LEARNING_RATE_TIMES_WIDTH = 3.0
 VALIDATION_SHARE = 0.08  # of the time, for all validations together
 NUM_VALIDATIONS = 10
 NUM_SAMPLES = 6
@@ -202,7 +203,7 @@ def choose(
             **_fixed(),
             "data.order": Chosen("epoch", "each window once before any is read again"),
             "training.batch_size": Chosen(batch_size, f"{tokens_per_step:,} tokens a step"),
-            "optimizer.learning_rate": Chosen(LEARNING_RATE, "suits Muon at these sizes"),
+            "optimizer.learning_rate": _learning_rate(shape),
             "training.eval_tokens": Chosen(eval_tokens, f"of the {text.valid_tokens:,} tokens kept for validation"),
         },
         steps=0,
@@ -256,7 +257,7 @@ def _largest_shape(text: Text, speed: Speed, seconds: float, *, sizes: Mapping[s
     for shape in SIZES[1:]:
         flops, _ = _costs(shape, **sizes)
         tokens = min(speed.tokens_in(seconds, flops), MAX_PASSES * text.train_tokens)
-        if _worth(tokens, text.train_tokens) >= TOKENS_PER_WEIGHT * _weights(shape):
+        if _worth(tokens, text.train_tokens) >= TOKENS_PER_WEIGHT * _weights(shape, sizes["vocab_size"]):
             found = shape
     return found
 
@@ -267,10 +268,16 @@ def _worth(tokens: float, train_tokens: int) -> float:
     return min(tokens, train_tokens) + train_tokens * REPETITION * -math.expm1(-repeats / REPETITION)
 
 
-def _weights(shape: tuple[int, int, int]) -> int:
-    """Return about how many weights the matrices of the blocks have."""
+def _weights(shape: tuple[int, int, int], vocab_size: int) -> int:
+    """Return about how many weights the matrices have that each token goes through: those of blocks and head."""
     d_model, num_layers, _ = shape
-    return 12 * num_layers * d_model**2
+    return 12 * num_layers * d_model**2 + vocab_size * d_model
+
+
+def _learning_rate(shape: tuple[int, int, int]) -> Chosen:
+    """Return the learning rate, to two digits."""
+    rate = float(f"{LEARNING_RATE_TIMES_WIDTH / shape[0]:.2g}")
+    return Chosen(rate, f"{LEARNING_RATE_TIMES_WIDTH:g} over the width; a wider model wants a lower one")
 
 
 def _against_overfitting(passes: float) -> dict[str, Chosen]:
@@ -285,10 +292,11 @@ def _against_overfitting(passes: float) -> dict[str, Chosen]:
 
 def _why_shape(plan: Plan, steps: int, seconds: float) -> dict[str, Chosen]:
     tokens = steps * plan.tokens_per_step
-    shape = tuple(plan.settings[key].value for key in _shape_keys(SIZES[0]))
+    d_model, num_layers, num_heads = (plan.settings[key].value for key in _shape_keys(SIZES[0]))
+    weights = _weights((d_model, num_layers, num_heads), plan.settings["model.vocab_size"].value)
     why = (
-        f"{plan.parameters / 1e6:.2g} million parameters, {_weights(shape) / 1e6:.2g} of them in the blocks: of "
-        f"{len(SIZES)} sizes the largest that sees {TOKENS_PER_WEIGHT:g} tokens for each of those, or the smallest; in "
+        f"{plan.parameters / 1e6:.2g} million parameters, {weights / 1e6:.2g} of them in the matrices of blocks and "
+        f"head: of {len(SIZES)} sizes the largest that sees {TOKENS_PER_WEIGHT:g} tokens for each, or the smallest; in "
         f"{seconds:.0f} s it sees {tokens / 1e6:.3g} million tokens on this machine"
     )
     return {key: Chosen(plan.settings[key].value, why) for key in _shape_keys(SIZES[0])}
