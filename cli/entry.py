@@ -11,9 +11,9 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from types import FrameType
 
-# The signals that stop a training run, and its exit codes. With SIGUSR1 a batch system says that time is nearly over:
-# nothing has failed, and the job should be queued again.
-STOP_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 0}
+# The signals that stop a training run, and its exit codes. SIGHUP: the terminal was closed. With SIGUSR1 a batch system
+# says that time is nearly over: nothing has failed, and the job should be queued again.
+STOP_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 0}
 _PACKAGES = ("benchmarking", "cli", "config", "databuilder", "logger", "profiling", "transformerlm")
 
 
@@ -23,7 +23,7 @@ def run(module: str) -> None:
     A Python that is too old or too new is refused first. A file of the user with the name of one of our packages, such
     as a `config.py`, is ignored.
 
-    Training handles all of `STOP_CODES` (Windows has no SIGUSR1), a server and what starts servers handle SIGTERM, and
+    Training handles all of `STOP_CODES` (Windows lacks some), a server and what starts servers handle SIGTERM, and
     all commands handle Ctrl-C. A signal that is ignored stays so, as Ctrl-C in what a script starts in the background.
     """
     if not (3, 11) <= sys.version_info[:2] <= (3, 14):
@@ -61,7 +61,7 @@ def transformerlm() -> None:
 
 
 def heard_signals() -> list[signal.Signals]:
-    """Return those of `STOP_CODES` that this process does not ignore; Windows has no SIGUSR1."""
+    """Return those of `STOP_CODES` that this process does not ignore; Windows lacks some."""
     numbers = [getattr(signal, name) for name in STOP_CODES if hasattr(signal, name)]
     return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 

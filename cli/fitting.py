@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.stages import RUN_NAME, read_json, run_stage, run_with
+from cli.stages import MIN_DOCUMENTS, RUN_NAME, read_json, run_stage, run_with
 from cli.terminal import clock, note, note_invalid_utf8, working
 from config.commented_toml import commented_toml
 from config.special_tokens import END_OF_TEXT
@@ -69,8 +69,10 @@ def encode(task: Task) -> tuple[Text, Speed, float]:
     speed, spent = _time_steps(task, size)
     began = time.monotonic()
     amount = choice.choose_bytes(size, speed, task.seconds)
-    files = list(task.files) if amount.value >= size else _part_of(task, amount.value / size, why=amount.why)
-    size = min(size, amount.value)
+    files = list(task.files)
+    if amount.value < size:
+        part = _part_of(task, amount.value / size, why=amount.why)
+        files, size = [str(part)], part.stat().st_size
     tokenizer = task.home / "tokenizer"
     vocab_size = choice.choose_vocab_size(size, task.seconds).value
     run_stage(
@@ -115,10 +117,11 @@ def _time_size(task: Task, num_bytes: int, size: int) -> tuple[Speed, float]:
 def _why_not_timed(facts: dict[str, Any]) -> str:
     from transformerlm.training.planning.preflight import gigabytes
 
-    needed, free = (gigabytes(facts[f"memory.{name}_bytes"]) for name in ("total", "available"))
+    needed, free = (facts[f"memory.{name}_bytes"] for name in ("total", "available"))
+    found = f"{gigabytes(free)} free on {facts['device']}" + (", which ran out of memory" if free >= needed else "")
     return (
-        f"memory: expected about {needed} for the steps that are timed first, found {free} free on {facts['device']}; "
-        "end other programs, raise the container's limit, or set another device"
+        f"memory: expected about {gigabytes(needed)} for the steps that are timed first, found {found}; end other "
+        "programs, raise the container's limit, or set another device"
     )
 
 
@@ -128,17 +131,23 @@ def _most_context(task: Task) -> int:
     return task.most_context or CONTEXT_LENGTH
 
 
-def _part_of(task: Task, fraction: float, *, why: str) -> list[str]:
-    from databuilder.plain_text import write_part
+def _part_of(task: Task, fraction: float, *, why: str) -> Path:
+    """Write a fraction of the documents; where these would be few long ones, of the text cut into short ones."""
+    from databuilder.plain_text import DOCUMENT_CHARACTERS, write_documents, write_part
     from transformerlm.utils.text_files import ReadStats
 
     part, stats = task.home / "part.txt", ReadStats()
     files = [Path(file) for file in task.files]
     with working("taking a part of the text"):
         number = write_part(files, part, fraction=fraction, separator=END_OF_TEXT, stats=stats)
+        if number < MIN_DOCUMENTS:
+            corpus = task.home / "corpus.txt"
+            if files != [corpus]:
+                write_documents(files, corpus, separator=END_OF_TEXT, longest_line=DOCUMENT_CHARACTERS)
+            number = write_part([corpus], part, fraction=fraction, separator=END_OF_TEXT)
     note_invalid_utf8(stats.invalid_utf8)
     note(f"{part}: {number:,} documents, {why}")
-    return [str(part)]
+    return part
 
 
 def _facts_of_text(home: Path, num_bytes: int) -> Text:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.sweep import SIGNAL_CODES, Signals, check_files, flops_per_second, price, train
+from cli.entry import STOP_CODES
+from cli.sweep import Signals, check_files, flops_per_second, price, train
 from cli.sweep_progress import SweepProgress
 from cli.terminal import clock, note, print_record, working
 from config.scaling import ScalingConfig
@@ -93,7 +94,7 @@ def make_runs(config: ScalingConfig, runs: Sequence[SweepRun], directory: Path) 
         ended = train(as_sweep(config, directory), source, place, signals, progress)
     if ended is not None:
         note(f"{ended}: {progress.done_words()}; the same command goes on")
-        return SIGNAL_CODES[ended], 0
+        return STOP_CODES[ended], 0
     failed = [one for one in source.outcomes if one.state == "failed"]
     for one in failed:
         note(f"\n{one.task.run.name} failed; its last lines, from {place.log_path(one.task.run)}:")

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cli.entry import STOP_CODES
+from cli.entry import STOP_CODES, heard_signals
 from cli.hints import command_line, from_here, hint_lines
 from cli.terminal import note, note_invalid_utf8, working
 from cli.utils import EXIT_BAD_INPUT, EXIT_FAILED
@@ -26,6 +26,7 @@ from config.special_tokens import END_OF_TEXT
 
 MIN_DOCUMENTS = 20
 MIN_TEXT_BYTES = 20_000
+MAX_DOCUMENT_SHARE = 0.2  # of the text, for one document; it is kept for validation as a whole, or not at all
 MAX_FILES = 1_000  # listed one by one in a TOML
 RUN_NAME = "run"
 
@@ -77,7 +78,7 @@ def exit_code_of(error: subprocess.CalledProcessError, home: Path) -> int:
     if error.cmd == "transformerlm-train" and (home / RUN_NAME / "checkpoints").is_dir():
         again = command_line("train", f"--config={home / 'train.toml'}")
         note("\n".join(hint_lines([("go on with the training where it stopped", again)])))
-    by_signal = {-signal.SIGINT: STOP_CODES["SIGINT"], -signal.SIGTERM: STOP_CODES["SIGTERM"]}
+    by_signal = {-getattr(signal, name): code for name, code in STOP_CODES.items() if hasattr(signal, name)}
     return int(error.returncode) if error.returncode > 0 else by_signal.get(error.returncode, EXIT_FAILED)
 
 
@@ -108,18 +109,22 @@ def text_files(patterns: Sequence[str]) -> list[str]:
 def in_documents(files: Sequence[str], corpus: Path) -> tuple[list[str], int]:
     """Return the user's files, or `corpus` with their text cut into documents, which a validation split needs.
 
-    Beside them is how many bytes of text they hold, unpacked.
+    It needs many documents of which none is a great part of the text. Beside them is how many bytes of text they hold,
+    unpacked.
     """
     from databuilder.plain_text import DOCUMENT_CHARACTERS, write_documents
     from transformerlm.utils.text_files import ReadStats, read_text
 
     paths, stats = [Path(file) for file in files], ReadStats()
-    ends = size = 0
+    size = 0
+    sizes = [0]  # of the documents, the last one still growing
     with working("reading the text"):
         for block in (block for path in paths for block in read_text(path, stats=stats)):
-            ends += block.text.count(END_OF_TEXT) + block.ends_document
+            first, *others = (len(piece.encode()) for piece in block.text.split(END_OF_TEXT))
+            sizes[-1] += first
+            sizes += [*others, *([0] if block.ends_document else [])]
             size += len(block.text.encode())
-    if ends >= MIN_DOCUMENTS and len(files) <= MAX_FILES:
+    if len(sizes) > MIN_DOCUMENTS and len(files) <= MAX_FILES and max(sizes) <= MAX_DOCUMENT_SHARE * size:
         return list(files), size
     number = write_documents(paths, corpus, separator=END_OF_TEXT, longest_line=DOCUMENT_CHARACTERS)
     note_invalid_utf8(stats.invalid_utf8)  # later stages read the corpus, which is
@@ -169,21 +174,23 @@ def run_with(verb: str, words: Sequence[str], *, quiet: bool = False) -> str:
 def wait_for(command: Sequence[str], *, quiet: bool) -> tuple[int, str, str]:
     """Run a command; return its exit code, its stdout and, if quiet, its stderr.
 
-    Ctrl-C reaches the command, too, which may want to save what it has; other requests to end are passed on to it. Its
-    exit code says how it ended.
+    Ctrl-C reaches the command, too, which may want to save what it has; other requests to end are passed on to it. What
+    this process ignores, the command ignores. Its exit code says how it ended.
     """
     from transformerlm.utils.interrupts import ctrl_c_held_back
 
     environment = {**os.environ, "TRANSFORMERLM_HINTS": "0"}  # ours come at the end
     pipe = subprocess.PIPE
-    passed_on = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    previous = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None)}
+    heard = [number for number in heard_signals() if number.name != "SIGUSR1"]
+    # A handler, unlike SIG_IGN, is not inherited.
+    previous = {number: signal.signal(number, lambda *_: None) for number in heard if number == signal.SIGINT}
     with ctrl_c_held_back():  # the command hears it from `cli.entry` on: Python that only starts would crash
         child = subprocess.Popen(
             command, stdout=pipe, stderr=pipe if quiet else None, encoding="utf-8", env=environment
         )
-    for number in passed_on:
-        previous[number] = signal.signal(number, lambda number, _: child.send_signal(number))
+    for number in heard:
+        if number != signal.SIGINT:
+            previous[number] = signal.signal(number, lambda number, _: child.send_signal(number))
     try:
         out, err = child.communicate()
     finally:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from cli.entry import STOP_CODES
+from cli.entry import STOP_CODES, heard_signals
 from cli.hints import command_line, hint_lines, hints_are_wanted
 from cli.sweep_progress import SweepProgress
 from cli.tables import table_lines
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from transformerlm.experiments.sweep.scheduler import InOrder, Outcome
 
 CALIBRATION_STEPS = 3
-# SIGHUP: the terminal was closed; trainings save on SIGTERM.
-_SIGNALS = {"SIGINT": "SIGINT", "SIGTERM": "SIGTERM", "SIGUSR1": "SIGUSR1", "SIGHUP": "SIGTERM"}
-SIGNAL_CODES = {**STOP_CODES, "SIGHUP": 129}
 # What --help shows.
 SHORT = (
     "base", "dir", "set", "method", "trials", "seeds",
@@ -93,7 +90,7 @@ def _sweep(config: SweepConfig) -> int:
         ended = train(config, source, directory, signals, progress)
     if ended is not None:
         note(f"{ended}: {progress.done_words()}; the same command goes on")
-        return SIGNAL_CODES[ended]
+        return STOP_CODES[ended]
     return _finish(config, source.outcomes, directory)
 
 
@@ -202,9 +199,7 @@ class Signals:
         self.received: list[str] = []
 
     def __enter__(self) -> Signals:
-        numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
-        heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
-        self._previous = {number: signal.signal(number, self._receive) for number in heard}
+        self._previous = {number: signal.signal(number, self._receive) for number in heard_signals()}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -216,7 +211,7 @@ class Signals:
         if self.first is None:
             self.first = name
             note(f"{name}: the trainings save and stop; once more to stop them without saving")
-        self.received.append(_SIGNALS[name])
+        self.received.append(name)
 
 
 # --- the end -------------------------------------------------------------------------------------------------------

@@ -220,7 +220,7 @@ def _say_what_ended_it(trainer: Trainer, *, was_done: bool) -> None:
 
 
 class StopSignals:
-    """Turns the first SIGINT, SIGTERM or SIGUSR1 into a request to stop; a second one ends the process at once.
+    """Turns the first of `entry.STOP_CODES` into a request to stop; a second one ends the process at once.
 
     While `deferred` is False there is nothing to save yet, so the first one ends the process, too, by SystemExit. One
     Ctrl-C may arrive several times, from the terminal and from a program that passes it on (torchrun, srun, uv run):

@@ -131,7 +131,7 @@ class TrainingConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When to save and what to keep; a checkpoint is also saved at the end and on SIGINT, SIGTERM or SIGUSR1."""
+    """When to save and what to keep; a checkpoint is also saved at the end and on a signal to stop."""
 
     interval: Count = Field(500, description="steps between checkpoints; 0: save only at the end")
     keep: int = Field(2, ge=2, le=10**6, description="newest checkpoints to keep, besides the best")

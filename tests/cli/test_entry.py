@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX sig
 
 TOKENIZER = ["--tokenizer.vocab_size=290", "--workers=2"]
 BOOT_SECONDS = 0.2  # of Python on a busy machine
-STOPS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 0)]
+STOPS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 0)]
 # A library that gets the signal while it is imported: like most; one that takes any exception for a missing option, as
 # torch does with numpy; and one in a callback, where Python shows the exception and continues.
 PLAIN = "import os, time\nos.kill(os.getpid(), {number})\ntime.sleep(20)\n"

@@ -16,6 +16,7 @@ import pytest
 from tests.cli.commands import ROOT, call
 from tests.cli.pretended import settings_of
 from tests.training.tiny_run import END
+from transformerlm.experiments.fit.choice import BYTES_PER_TOKEN_OF_VOCAB
 from transformerlm.experiments.fit.prediction import PAST_RUNS, Row, read_rows
 
 
@@ -141,6 +142,31 @@ def test_a_text_too_long_for_the_time_is_cut_and_it_is_said(pretend, tmp_path):
     assert settings_of(pretend.started[7])["input"] == [str(text)]
 
 
+def test_a_part_of_few_long_documents_is_cut_into_short_ones(pretend, tmp_path):
+    """Two of forty books would be one for training and one for validation."""
+    for number in range(40):
+        (tmp_path / f"{number}.txt").write_text("A line of a book that goes on for a while.\n\n" * 12_000)
+    pretend.plan["tokens_per_second"] = 100.0
+    home = tmp_path / "home"
+    done = call("fit", *tmp_path.glob("*.txt"), "--dir", home, "--time=10s", "--dry-run")
+    assert done.code == 0, done.stderr
+    text = (home / "part.txt").read_text()
+    assert len(text) == pytest.approx(1_000_000, rel=0.1)
+    assert max(map(len, text.split(END))) < 10_000
+    size = len(text.encode())
+    assert settings_of(pretend.started[2])["tokenizer.vocab_size"] == size // BYTES_PER_TOKEN_OF_VOCAB
+
+
+def test_a_document_that_is_much_of_the_text_is_cut(pretend, tmp_path):
+    """It would be all of the validation text, or none of it."""
+    (tmp_path / "book.txt").write_text("A line of a book that goes on for a while.\n\n" * 3000)
+    for number in range(30):
+        (tmp_path / f"note {number}.txt").write_text("Some words of a note.\n" * 40)
+    home = tmp_path / "home"
+    assert call("fit", tmp_path / "book.txt", *tmp_path.glob("note*"), "--dir", home, "--dry-run").code == 0
+    assert settings_of(pretend.started[2])["input"] == [str(home / "corpus.txt")]
+
+
 def test_the_probes_and_the_training_share_the_time(pretend, text, tmp_path):
     """What the probes took is taken from the training, and is at most a tenth where the time allows it."""
     pretend.plan |= {"calibration.steps": 6, "calibration.seconds_per_step": 1.0, "calibration.first_step_seconds": 2.0}
@@ -173,6 +199,14 @@ def test_a_stage_that_is_ended_ends_it_with_its_code(code, expected, stage, pret
     assert f"ended with exit code {code}; everything so far is in {home}" in done.stderr
     assert (home / "plan_128.toml").exists()
     assert (home / "outcome.json").exists() is False
+
+
+def test_more_time_is_offered_where_it_helps(pretend, text, tmp_path, monkeypatch):
+    """A small text that was read as often as helps gets no such hint."""
+    for name, most, is_offered in (("a", 1e9, True), ("b", 20.0, False)):
+        monkeypatch.setattr("transformerlm.experiments.fit.choice.MAX_PASSES", most)
+        done = call("fit", text, "--dir", tmp_path / name, "--time=1h")
+        assert ("train it to twice the time" in done.stderr) == is_offered
 
 
 def test_a_run_without_a_validation_loss_is_said_to_have_none(pretend, text, tmp_path):

@@ -52,3 +52,17 @@ def test_a_request_to_end_is_passed_on():
     code, *_ = stages.wait_for([sys.executable, "-c", child], quiet=True)
     assert code == 143
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_what_is_ignored_here_is_ignored_by_the_command(monkeypatch):
+    """A script's job in the background does not hear Ctrl-C, and `nohup` keeps the terminal's end from all stages."""
+    numbers = (signal.SIGINT, signal.SIGHUP)
+    previous = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    child = "import signal; print([signal.getsignal(number).name for number in (signal.SIGINT, signal.SIGHUP)])"
+    try:
+        _, out, _ = stages.wait_for([sys.executable, "-c", child], quiet=True)
+    finally:
+        for number, handler in zip(numbers, previous, strict=True):
+            signal.signal(number, handler)
+    assert out == "['SIG_IGN', 'SIG_IGN']\n"

@@ -439,16 +439,16 @@ def test_a_signal_at_any_moment_saves_the_last_finished_step(place, step, pipeli
 
 
 @posix
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 0)])
-def test_a_signal_at_start_up_ends_the_run_there(number, code, pipeline, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129), ("SIGUSR1", 0)])
+def test_a_signal_at_start_up_ends_the_run_there(name, code, pipeline, tmp_path, monkeypatch, capsys):
     """Before the first step there is nothing to save: the run ends with the signal's code and leaves no lock."""
     config = tiny_config(pipeline.files, tmp_path)
     with monkeypatch.context() as patch:
-        signal_in(patch, "start-up", number)
+        signal_in(patch, "start-up", signal.Signals[name])
         with pytest.raises(SystemExit) as ended:
             command.train(config)
     assert ended.value.code == code
-    assert f"{signal.Signals(number).name}: stopped before the first step" in capsys.readouterr().err
+    assert f"{name}: stopped before the first step" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

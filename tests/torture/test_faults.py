@@ -27,10 +27,10 @@ SLOW = ("--training.batch_size=8192", "--training.micro_batch_size=8")
 
 @pytest.mark.parametrize(
     ("number", "code", "lines"),
-    [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 7), (signal.SIGUSR1, 0, 12)],
+    [(signal.SIGTERM, 143, 1), (signal.SIGHUP, 129, 3), (signal.SIGINT, 130, 7), (signal.SIGUSR1, 0, 12)],
 )
 def test_a_signal_saves_the_last_step(number, code, lines, real, real_reference, tmp_path):
-    """SIGTERM, SIGINT and SIGUSR1 save the last finished step, exit 143, 130 and 0, and the run goes on from there."""
+    """Each saves the last finished step and exits with its code, and the run goes on from there."""
     assert stop_by_signal(Run(real, tmp_path), number, code, lines=lines, reference=real_reference) == []
 
 

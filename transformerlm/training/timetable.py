@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from config.schemas import duration_seconds
 from config.train import TrainConfig
 
-STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
+STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import tomllib
 
@@ -70,6 +71,33 @@ def test_more_time_or_a_faster_machine_makes_no_smaller_model():
     assert by_speed[0] < by_speed[-1]
     by_time = [plan(seconds, tokens_per_second=5e3).parameters for seconds in (90.0, 900.0, 9000.0)]
     assert by_time == sorted(by_time)
+
+
+def test_a_kill_costs_ten_minutes_at_most():
+    """Long runs save more often than every third validation, of which there are ten."""
+    for seconds in (60.0, 900.0, 36_000.0):
+        found = plan(seconds, tokens_per_second=5e3)
+        settings = found.settings
+        saved = settings["checkpoint.interval"].value
+        assert saved * found.seconds_per_step <= 600
+        assert saved in (3 * settings["training.eval_interval"].value, int(600 / found.seconds_per_step))
+
+
+def test_the_rate_falls_with_the_width_and_the_head_counts():
+    """Twice the width, half the rate; a text with more ids gets a smaller model."""
+    widths = {}
+    for seconds in (60.0, 36_000.0):
+        settings = plan(seconds, tokens_per_second=5e3).settings
+        widths[settings["model.d_model"].value] = settings["optimizer.learning_rate"].value
+    assert len(widths) == 2
+    for width, rate in widths.items():
+        assert rate * width == pytest.approx(choice.LEARNING_RATE_TIMES_WIDTH, rel=0.05)
+    speed = speed_of(5e3)
+    few, many = (
+        choose(dataclasses.replace(text_of(), vocab_size=size), speed, seconds=3600, probe_seconds=300)
+        for size in (500, 50_000)
+    )
+    assert few.settings["model.d_model"].value > many.settings["model.d_model"].value
 
 
 def test_the_time_is_kept_once_the_steps_have_been_timed():

@@ -42,7 +42,7 @@ VALIDATION_SHARE = 0.08  # of the time, for all validations together
 NUM_VALIDATIONS = 10
 NUM_SAMPLES = 6
 NUM_LOG_LINES = 100
-VALIDATIONS_PER_CHECKPOINT = 3
+VALIDATIONS_PER_CHECKPOINT, SECONDS_PER_CHECKPOINT = 3, 600.0  # whichever comes first
 MIN_EVAL_TOKENS, MAX_EVAL_TOKENS = 2**10, 2**15
 # The time ends the run and its schedule; the number of steps is a little more than should fit.
 STEPS_MARGIN = 1.15
@@ -132,6 +132,11 @@ class Plan:
     def passes(self) -> float:
         """How often the run reads the training text."""
         return self.steps * self.tokens_per_step / self.train_tokens
+
+    @property
+    def gains_by_more_time(self) -> bool:
+        """Whether more steps would make it better: it does not read the text so often already."""
+        return self.passes < MAX_PASSES - 0.5
 
 
 # --- before the text is encoded ----------------------------------------------------------------------------------
@@ -285,7 +290,8 @@ def _against_overfitting(passes: float) -> dict[str, Chosen]:
     place = next(place for place, (most, _, _) in enumerate(AGAINST_OVERFITTING) if passes <= most)
     most, rate, decay = AGAINST_OVERFITTING[place]
     least = AGAINST_OVERFITTING[place - 1][0] if place else 0.0
-    why = f"the text is read more than {least:g} times" if place else f"the text is read at most {most:g} times"
+    passes = f"{least:g} to {most:g} passes" if math.isfinite(most) else f"more than {least:g} passes"
+    why = f"for {passes} over the text, as first estimated"
     values = {"model.dropout.embedding": rate, "model.dropout.residual": rate, "optimizer.weight_decay": decay}
     return {key: Chosen(value, why) for key, value in values.items()}
 
@@ -296,8 +302,9 @@ def _why_shape(plan: Plan, steps: int, seconds: float) -> dict[str, Chosen]:
     weights = _weights((d_model, num_layers, num_heads), plan.settings["model.vocab_size"].value)
     why = (
         f"{plan.parameters / 1e6:.2g} million parameters, {weights / 1e6:.2g} of them in the matrices of blocks and "
-        f"head: of {len(SIZES)} sizes the largest that sees {TOKENS_PER_WEIGHT:g} tokens for each, or the smallest; in "
-        f"{seconds:.0f} s it sees {tokens / 1e6:.3g} million tokens on this machine"
+        f"head: of {len(SIZES)} sizes the largest for which the first timing promised {TOKENS_PER_WEIGHT:g} tokens for "
+        f"each, where those read again count less, or the smallest; in {seconds:.0f} s it sees {tokens / 1e6:.3g} "
+        "million tokens on this machine"
     )
     return {key: Chosen(plan.settings[key].value, why) for key in _shape_keys(SIZES[0])}
 
@@ -312,6 +319,8 @@ def _with_length(plan: Plan, *, seconds: float, num_validations: int) -> Plan:
     useful = max(2, round(MAX_PASSES * plan.train_tokens / plan.tokens_per_step))
     steps = min(fitting, useful)
     eval_interval = math.ceil(steps / num_validations)
+    checkpoint_steps = max(1, int(SECONDS_PER_CHECKPOINT / plan.seconds_per_step))
+    by_validations = VALIDATIONS_PER_CHECKPOINT * eval_interval
     length = f"{STEPS_MARGIN:g} times the {steps:,} that should fit: the time ends the run"
     if useful < fitting:
         length = f"{MAX_PASSES:g} times through the text; the {fitting:,} that would fit make it no better"
@@ -320,9 +329,9 @@ def _with_length(plan: Plan, *, seconds: float, num_validations: int) -> Plan:
         "training.max_steps": Chosen(useful if useful < fitting else round(STEPS_MARGIN * steps), length),
         "training.log_interval": Chosen(max(1, steps // NUM_LOG_LINES), f"about {NUM_LOG_LINES} lines"),
         "training.eval_interval": Chosen(eval_interval, why),
-        "checkpoint.interval": Chosen(
-            VALIDATIONS_PER_CHECKPOINT * eval_interval, f"after every {VALIDATIONS_PER_CHECKPOINT} validations"
-        ),
+        "checkpoint.interval": Chosen(by_validations, f"after every {VALIDATIONS_PER_CHECKPOINT} validations")
+        if by_validations <= checkpoint_steps
+        else Chosen(checkpoint_steps, f"about every {SECONDS_PER_CHECKPOINT / 60:g} minutes"),
         "samples.interval": Chosen(max(1, steps // NUM_SAMPLES), f"about {NUM_SAMPLES} samples"),
     }
     return replace(plan, steps=steps, settings={**plan.settings, **_why_shape(plan, steps, seconds), **counted})
