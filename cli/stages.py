@@ -183,7 +183,9 @@ def wait_for(command: Sequence[str], *, quiet: bool) -> tuple[int, str, str]:
     pipe = subprocess.PIPE
     heard = [number for number in heard_signals() if number.name != "SIGUSR1"]
     # A handler, unlike SIG_IGN, is not inherited.
-    previous = {number: signal.signal(number, lambda *_: None) for number in heard if number == signal.SIGINT}
+    previous: dict[signal.Signals, Any] = {
+        number: signal.signal(number, lambda *_: None) for number in heard if number == signal.SIGINT
+    }
     with ctrl_c_held_back():  # the command hears it from `cli.entry` on: Python that only starts would crash
         child = subprocess.Popen(
             command, stdout=pipe, stderr=pipe if quiet else None, encoding="utf-8", env=environment

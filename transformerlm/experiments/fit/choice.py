@@ -290,8 +290,8 @@ def _against_overfitting(passes: float) -> dict[str, Chosen]:
     place = next(place for place, (most, _, _) in enumerate(AGAINST_OVERFITTING) if passes <= most)
     most, rate, decay = AGAINST_OVERFITTING[place]
     least = AGAINST_OVERFITTING[place - 1][0] if place else 0.0
-    passes = f"{least:g} to {most:g} passes" if math.isfinite(most) else f"more than {least:g} passes"
-    why = f"for {passes} over the text, as first estimated"
+    number = f"{least:g} to {most:g}" if math.isfinite(most) else f"more than {least:g}"
+    why = f"for {number} passes over the text, as first estimated"
     values = {"model.dropout.embedding": rate, "model.dropout.residual": rate, "optimizer.weight_decay": decay}
     return {key: Chosen(value, why) for key, value in values.items()}
 
