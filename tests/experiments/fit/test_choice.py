@@ -90,6 +90,10 @@ def test_the_rate_falls_with_the_width_and_the_head_counts():
         settings = plan(seconds, tokens_per_second=5e3).settings
         widths[settings["model.d_model"].value] = settings["optimizer.learning_rate"].value
     assert len(widths) == 2
+    small = plan(60.0, tokens_per_second=5e3, train_tokens=20_000)
+    rate = small.settings["optimizer.learning_rate"].value * small.settings["model.d_model"].value
+    assert rate == pytest.approx(choice.LEARNING_RATE_TIMES_WIDTH * small.tokens_per_step / 2048, rel=0.05)
+    assert small.tokens_per_step < 1000
     for width, rate in widths.items():
         assert rate * width == pytest.approx(choice.LEARNING_RATE_TIMES_WIDTH, rel=0.05)
     speed = speed_of(5e3)

@@ -37,6 +37,7 @@ MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 512, 4096
 BYTES_PER_TOKEN_OF_VOCAB = 500
 VALID_FRACTION = 0.05
 # Divided by the width: twice the width wants about half the rate (docs/LOG.md; Yang et al. 2022, "Tensor Programs V").
+# Smaller steps than `TOKENS_PER_STEP`, of a short text, want a lower one in proportion (Goyal et al. 2017).
 LEARNING_RATE_TIMES_WIDTH = 3.0
 VALIDATION_SHARE = 0.08  # of the time, for all validations together
 NUM_VALIDATIONS = 10
@@ -208,7 +209,7 @@ def choose(
             **_fixed(),
             "data.order": Chosen("epoch", "each window once before any is read again"),
             "training.batch_size": Chosen(batch_size, f"{tokens_per_step:,} tokens a step"),
-            "optimizer.learning_rate": _learning_rate(shape),
+            "optimizer.learning_rate": _learning_rate(shape[0], tokens_per_step),
             "training.eval_tokens": Chosen(eval_tokens, f"of the {text.valid_tokens:,} tokens kept for validation"),
         },
         steps=0,
@@ -279,10 +280,13 @@ def _weights(shape: tuple[int, int, int], vocab_size: int) -> int:
     return 12 * num_layers * d_model**2 + vocab_size * d_model
 
 
-def _learning_rate(shape: tuple[int, int, int]) -> Chosen:
+def _learning_rate(width: int, tokens_per_step: int) -> Chosen:
     """Return the learning rate, to two digits."""
-    rate = float(f"{LEARNING_RATE_TIMES_WIDTH / shape[0]:.2g}")
-    return Chosen(rate, f"{LEARNING_RATE_TIMES_WIDTH:g} over the width; a wider model wants a lower one")
+    share = tokens_per_step / TOKENS_PER_STEP
+    why = f"{LEARNING_RATE_TIMES_WIDTH:g} over the width; a wider model wants a lower one"
+    if share < 1:
+        why = f"{share:.2g} times {why}, and so do steps of few tokens"
+    return Chosen(float(f"{share * LEARNING_RATE_TIMES_WIDTH / width:.2g}"), why)
 
 
 def _against_overfitting(passes: float) -> dict[str, Chosen]:
