@@ -130,12 +130,9 @@ def _say_how_to_begin(home: Path, prepared: Prepared) -> None:
 
 def _say_what_next(home: Path, prepared: Prepared) -> None:
     run = home / RUN_NAME
-    longer = f"{2 * prepared.seconds:.0f}s"
-    again = [f"--training.max_steps={2 * prepared.plan.steps}", f"--training.max_time={longer}"]
-    twice = command_line("train", f"--config={run / 'config.toml'}", *again)
     hints = [
         ("talk to it: it goes on from the line you type", command_line("infer", f"--checkpoint={run}")),
-        *([(f"train it to twice the time: {longer}", twice)] if prepared.plan.gains_by_more_time else []),
+        *fitting.hints_of_more_time(run, prepared.plan, f"{2 * prepared.seconds:.0f}s"),
         (
             "try other settings: change them in this file, then",
             command_line("train", f"--config={home / 'train.toml'}", "--logging.run_name=other"),

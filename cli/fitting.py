@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.stages import MIN_DOCUMENTS, RUN_NAME, read_json, run_stage, run_with
+from cli.hints import command_line
+from cli.stages import MIN_DOCUMENTS, RUN_NAME, read_json, run_stage, run_with, write_short_documents
 from cli.terminal import clock, note, note_invalid_utf8, working
 from config.commented_toml import commented_toml
 from config.special_tokens import END_OF_TEXT
@@ -133,17 +134,15 @@ def _most_context(task: Task) -> int:
 
 def _part_of(task: Task, fraction: float, *, why: str) -> Path:
     """Write a fraction of the documents; where these would be few long ones, of the text cut into short ones."""
-    from databuilder.plain_text import DOCUMENT_CHARACTERS, write_documents, write_part
+    from databuilder.plain_text import write_part
     from transformerlm.utils.text_files import ReadStats
 
-    part, stats = task.home / "part.txt", ReadStats()
+    part, corpus, stats = task.home / "part.txt", task.home / "corpus.txt", ReadStats()
     files = [Path(file) for file in task.files]
     with working("taking a part of the text"):
         number = write_part(files, part, fraction=fraction, separator=END_OF_TEXT, stats=stats)
-        if number < MIN_DOCUMENTS:
-            corpus = task.home / "corpus.txt"
-            if files != [corpus]:
-                write_documents(files, corpus, separator=END_OF_TEXT, longest_line=DOCUMENT_CHARACTERS)
+        if number < MIN_DOCUMENTS and files != [corpus]:
+            write_short_documents(files, corpus)
             number = write_part([corpus], part, fraction=fraction, separator=END_OF_TEXT)
     note_invalid_utf8(stats.invalid_utf8)
     note(f"{part}: {number:,} documents, {why}")
@@ -306,6 +305,15 @@ def train(task: Task, prepared: Prepared, *, corpus: str) -> bool:
     if result.steps < SLOW * plan.steps and result.stopped_by == "max_time":
         note(f"the machine was slower than it was while it was timed: {result.steps:,} steps instead of {plan.steps:,}")
     return True
+
+
+def hints_of_more_time(run: Path, plan: Plan, longer: str) -> list[tuple[str, str]]:
+    """Return the hint that trains a run for twice its time, which is `longer`, if that would make it better."""
+    if not plan.gains_by_more_time:
+        return []
+    again = [f"--training.max_steps={2 * plan.steps}", f"--training.max_time={longer}"]
+    command = command_line("train", f"--config={run / 'config.toml'}", *again)
+    return [(f"train it to twice the time: {longer}", command)]
 
 
 def _verdict(found: dict[str, Any]) -> str:

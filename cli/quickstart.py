@@ -176,12 +176,9 @@ def _show(config: QuickstartConfig, samples: list[dict[str, Any]]) -> None:
 
 def _say_what_next(config: QuickstartConfig, home: Path, plan: Plan) -> None:
     run = home / RUN_NAME
-    longer = f"{2 * duration_seconds(config.time):g}s"
-    again = [f"--training.max_steps={2 * plan.steps}", f"--training.max_time={longer}"]
-    twice = command_line("train", f"--config={run / 'config.toml'}", *again)
     hints = [
         ("talk to it: it goes on from the line you type", command_line("infer", f"--checkpoint={run}")),
-        *([(f"train it to twice the time: {longer}", twice)] if plan.gains_by_more_time else []),
+        *fitting.hints_of_more_time(run, plan, f"{2 * duration_seconds(config.time):g}s"),
         ("hand it on, in the format of Hugging Face", _export(run, home / "export")),
         (
             "a model of other text: --text takes your files and folders",

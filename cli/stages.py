@@ -112,24 +112,30 @@ def in_documents(files: Sequence[str], corpus: Path) -> tuple[list[str], int]:
     It needs many documents of which none is a great part of the text. Beside them is how many bytes of text they hold,
     unpacked.
     """
-    from databuilder.plain_text import DOCUMENT_CHARACTERS, write_documents
     from transformerlm.utils.text_files import ReadStats, read_text
 
     paths, stats = [Path(file) for file in files], ReadStats()
-    size = 0
-    sizes = [0]  # of the documents, the last one still growing
+    ends = size = longest = document = 0  # the last one: bytes of the document in hand
     with working("reading the text"):
         for block in (block for path in paths for block in read_text(path, stats=stats)):
             first, *others = (len(piece.encode()) for piece in block.text.split(END_OF_TEXT))
-            sizes[-1] += first
-            sizes += [*others, *([0] if block.ends_document else [])]
-            size += len(block.text.encode())
-    if len(sizes) > MIN_DOCUMENTS and len(files) <= MAX_FILES and max(sizes) <= MAX_DOCUMENT_SHARE * size:
+            longest = max(longest, document + first, *others)
+            document = 0 if block.ends_document else others[-1] if others else document + first
+            ends += len(others) + block.ends_document
+            size += first + sum(others) + len(others) * len(END_OF_TEXT)
+    if ends >= MIN_DOCUMENTS and len(files) <= MAX_FILES and longest <= MAX_DOCUMENT_SHARE * size:
         return list(files), size
-    number = write_documents(paths, corpus, separator=END_OF_TEXT, longest_line=DOCUMENT_CHARACTERS)
+    number = write_short_documents(paths, corpus)
     note_invalid_utf8(stats.invalid_utf8)  # later stages read the corpus, which is
     note(f"{corpus}: the text, cut at blank lines into {number:,} documents")
     return [str(corpus)], size
+
+
+def write_short_documents(paths: Sequence[Path], corpus: Path) -> int:
+    """Write the text of some files to `corpus`, cut into documents of some 4,000 characters; return their number."""
+    from databuilder.plain_text import DOCUMENT_CHARACTERS, write_documents
+
+    return write_documents(paths, corpus, separator=END_OF_TEXT, longest_line=DOCUMENT_CHARACTERS)
 
 
 # --- commands ------------------------------------------------------------------------------------------------------
@@ -181,18 +187,18 @@ def wait_for(command: Sequence[str], *, quiet: bool) -> tuple[int, str, str]:
 
     environment = {**os.environ, "TRANSFORMERLM_HINTS": "0"}  # ours come at the end
     pipe = subprocess.PIPE
-    heard = [number for number in heard_signals() if number.name != "SIGUSR1"]
-    # A handler, unlike SIG_IGN, is not inherited.
-    previous: dict[signal.Signals, Any] = {
-        number: signal.signal(number, lambda *_: None) for number in heard if number == signal.SIGINT
-    }
+    heard = {number for number in heard_signals() if number.name != "SIGUSR1"}
+    previous: dict[signal.Signals, Any] = {}
+    if signal.SIGINT in heard:
+        previous[signal.SIGINT] = signal.signal(
+            signal.SIGINT, lambda *_: None
+        )  # which is not inherited, unlike SIG_IGN
     with ctrl_c_held_back():  # the command hears it from `cli.entry` on: Python that only starts would crash
         child = subprocess.Popen(
             command, stdout=pipe, stderr=pipe if quiet else None, encoding="utf-8", env=environment
         )
-    for number in heard:
-        if number != signal.SIGINT:
-            previous[number] = signal.signal(number, lambda number, _: child.send_signal(number))
+    for number in heard - {signal.SIGINT}:
+        previous[number] = signal.signal(number, lambda number, _: child.send_signal(number))
     try:
         out, err = child.communicate()
     finally:

@@ -55,7 +55,7 @@ def test_a_request_to_end_is_passed_on():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_what_is_ignored_here_is_ignored_by_the_command(monkeypatch):
+def test_what_is_ignored_here_is_ignored_by_the_command():
     """A script's job in the background does not hear Ctrl-C, and `nohup` keeps the terminal's end from all stages."""
     numbers = (signal.SIGINT, signal.SIGHUP)
     previous = [signal.signal(number, signal.SIG_IGN) for number in numbers]

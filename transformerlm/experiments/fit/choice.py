@@ -302,8 +302,8 @@ def _against_overfitting(passes: float) -> dict[str, Chosen]:
 
 def _why_shape(plan: Plan, steps: int, seconds: float) -> dict[str, Chosen]:
     tokens = steps * plan.tokens_per_step
-    d_model, num_layers, num_heads = (plan.settings[key].value for key in _shape_keys(SIZES[0]))
-    weights = _weights((d_model, num_layers, num_heads), plan.settings["model.vocab_size"].value)
+    shape = tuple(plan.settings[key].value for key in _shape_keys(SIZES[0]))
+    weights = _weights(shape, plan.settings["model.vocab_size"].value)
     why = (
         f"{plan.parameters / 1e6:.2g} million parameters, {weights / 1e6:.2g} of them in the matrices of blocks and "
         f"head: of {len(SIZES)} sizes the largest for which the first timing promised {TOKENS_PER_WEIGHT:g} tokens for "
