@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cli.entry import STOP_CODES
 from cli.stages import read_json, wait_for
 from cli.terminal import note
 from cli.utils import exit_after
@@ -68,7 +69,7 @@ def _measure_all(texts: Sequence[Path], out: Path, times: Sequence[float], *, wo
         for text in texts:
             home = work / f"{text.name}-{seconds:g}s"
             code = 0 if (home / "outcome.json").exists() else _fit(text, seconds, home=home, device=device)
-            if code in (130, 143):
+            if code and code in STOP_CODES.values():
                 return code
             if code:
                 failed.append(str(home))

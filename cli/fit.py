@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli import fitting
-from cli.fitting import Prepared, Task
+from cli.fitting import PREDICTION, Task
 from cli.hints import command_line, hint_lines
 from cli.stages import (
     RUN_NAME,
@@ -34,9 +34,10 @@ from config.schemas import duration_seconds
 
 if TYPE_CHECKING:
     from transformerlm.experiments.fit.choice import Chosen
+    from transformerlm.experiments.fit.results import Statement
 
 # What --help shows.
-SHORT = ("text", "time", "dir", "dry_run", "device", "prompt", "past_runs")
+SHORT = ("text", "time", "dir", "dry_run", "resume", "device", "prompt", "past_runs")
 EXAMPLES = (
     ("files and folders, half an hour", "README.md docs"),
     ("five minutes: settings and prediction only", "book.txt --time 5m --dry-run"),
@@ -50,31 +51,46 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def fit(config: FitConfig) -> int:
-    """Choose, predict, train and judge in a fresh directory; return the exit code of the first failure, or 0."""
+    """Choose, predict, train and judge in a fresh directory; return the exit code of the first failure, or 0.
+
+    Raises:
+        ValueError: what cannot be trained on, or the directory to go on with has no prediction.
+    """
     files = text_files(config.text)
     _check_past_runs(config.past_runs)
-    home = free_directory(config.dir)
+    home = config.resume or free_directory(config.dir)
     try:
         with naming_what_stays(home):
-            return _fit_in(config, files, home)
+            said = _said_before(home) if config.resume else _choose_in(config, files, home)
+            if config.dry_run:
+                _say_how_to_begin(home, said)
+                return 0
+            is_judged = fitting.train(home, said)
+            _say_what_next(home, said)
+            return 0 if is_judged else EXIT_FAILED
     except subprocess.CalledProcessError as error:
         return exit_code_of(error, home)
 
 
-def _fit_in(config: FitConfig, files: Sequence[str], home: Path) -> int:
+def _choose_in(config: FitConfig, files: Sequence[str], home: Path) -> Statement:
     with fresh_directory(home):
         text, num_bytes = in_documents(files, home / "corpus.txt")
-        task = _task(config, home, text, num_bytes)
+        task = _task(config, home, text, num_bytes, corpus=Path(files[0]).name)
         encoded = fitting.encode(task)
-    prepared = fitting.prepare(task, *encoded)
-    note("\n" + "\n".join(_table(prepared.plan.settings)) + "\n")
-    fitting.state(task, prepared)
-    if config.dry_run:
-        _say_how_to_begin(home, prepared)
-        return 0
-    is_judged = fitting.train(task, prepared, corpus=Path(files[0]).name)
-    _say_what_next(home, prepared)
-    return 0 if is_judged else EXIT_FAILED
+    plan, said = fitting.prepare(task, *encoded)
+    note("\n" + "\n".join(_table(plan.settings)) + "\n")
+    fitting.state(home, said)
+    return said
+
+
+def _said_before(home: Path) -> Statement:
+    from transformerlm.experiments.fit.results import read_statement
+
+    if not (home / PREDICTION).exists():
+        raise ValueError(
+            f"resume: expected the directory of a fit that has come to its training, found no {PREDICTION} in {home}"
+        )
+    return read_statement(home / PREDICTION)
 
 
 def _check_past_runs(path: Path | None) -> None:
@@ -84,10 +100,11 @@ def _check_past_runs(path: Path | None) -> None:
         read_rows(path)
 
 
-def _task(config: FitConfig, home: Path, files: Sequence[str], num_bytes: int) -> Task:
+def _task(config: FitConfig, home: Path, files: Sequence[str], num_bytes: int, *, corpus: str) -> Task:
     return Task(
         home=home,
         files=files,
+        corpus=corpus,
         num_bytes=num_bytes,
         seconds=duration_seconds(config.time),
         device=config.device,
@@ -122,17 +139,17 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _say_how_to_begin(home: Path, prepared: Prepared) -> None:
-    train = command_line("train", f"--config={home / 'train.toml'}")
-    words = f"train it: about {clock(prepared.seconds)}; its TOML says why each setting was chosen"
-    note("\n".join(["", f"Everything is in {home}. Next:", "", *hint_lines([(words, train)])]))
+def _say_how_to_begin(home: Path, said: Statement) -> None:
+    words = f"train it: about {clock(said.seconds)}; {home / 'train.toml'} says why each setting was chosen"
+    hints = hint_lines([(words, command_line("fit", f"--resume={home}"))])
+    note("\n".join(["", f"Everything is in {home}. Next:", "", *hints]))
 
 
-def _say_what_next(home: Path, prepared: Prepared) -> None:
+def _say_what_next(home: Path, said: Statement) -> None:
     run = home / RUN_NAME
     hints = [
         ("talk to it: it goes on from the line you type", command_line("infer", f"--checkpoint={run}")),
-        *fitting.hints_of_more_time(run, prepared.plan, f"{2 * prepared.seconds:.0f}s"),
+        *fitting.hints_of_more_time(run, said, f"{2 * said.seconds:.0f}s"),
         (
             "try other settings: change them in this file, then",
             command_line("train", f"--config={home / 'train.toml'}", "--logging.run_name=other"),

@@ -19,8 +19,7 @@ from config.special_tokens import END_OF_TEXT
 
 if TYPE_CHECKING:
     from transformerlm.experiments.fit.choice import Plan, Speed, Text
-    from transformerlm.experiments.fit.prediction import Interval, Probe
-    from transformerlm.experiments.fit.results import RunResult
+    from transformerlm.experiments.fit.results import RunResult, Statement
 
 PROBE_NAME = "probe"
 PREDICTION, OUTCOME = "prediction.json", "outcome.json"
@@ -34,10 +33,14 @@ MANY_PASSES = 5
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked for: a text of about `num_bytes` and a time; everything goes to the directory `home`."""
+    """What is asked for: a text of about `num_bytes` and a time; everything goes to the directory `home`.
+
+    `corpus` is what the text is called among past runs.
+    """
 
     home: Path
     files: Sequence[str]
+    corpus: str
     num_bytes: int
     seconds: float
     device: str
@@ -45,18 +48,6 @@ class Task:
     seed: int = 0
     past_runs: Path | None = None
     most_context: int | None = None
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A run before it begins: its text, its settings, its probe, and what it should reach in `seconds`."""
-
-    text: Text
-    plan: Plan
-    probe: Probe
-    prediction: Interval
-    unigram_bits_per_byte: float
-    seconds: float
 
 
 # --- before the run ------------------------------------------------------------------------------------------------
@@ -91,7 +82,9 @@ def _time_steps(task: Task, num_bytes: int) -> tuple[Speed, float]:
     from transformerlm.experiments.fit import choice
 
     with working(f"timing a few steps, to fill {clock(task.seconds)}"):
-        (small, first), (large, second) = (_time_size(task, num_bytes, size) for size in choice.TIMED)
+        small, first = _time_size(task, num_bytes, choice.TIMED[0])
+        size = choice.second_timed(num_bytes, task.seconds, small, most_context=_most_context(task))
+        large, second = _time_size(task, num_bytes, size)
     return large.beside(small), first + second
 
 
@@ -176,11 +169,11 @@ def _places(task: Task) -> dict[str, Any]:
     return {"runs_dir": home, **data, "data.tokenizer": home / "tokenizer"}
 
 
-def prepare(task: Task, text: Text, speed: Speed, spent: float) -> Prepared:
+def prepare(task: Task, text: Text, speed: Speed, spent: float) -> tuple[Plan, Statement]:
     """Choose the settings, try them in a short run, and predict what a run in the time that is left will reach."""
     from transformerlm.experiments.fit import choice
     from transformerlm.experiments.fit.prediction import PAST_RUNS, predict, read_rows
-    from transformerlm.experiments.fit.results import probe_of
+    from transformerlm.experiments.fit.results import Statement, probe_of
 
     rows = read_rows(task.past_runs or PAST_RUNS)
     share = max(MIN_PROBE_SHARE * task.seconds, PROBE_SHARE * task.seconds - spent)
@@ -190,15 +183,27 @@ def prepare(task: Task, text: Text, speed: Speed, spent: float) -> Prepared:
     with working(f"a short run of {plan.probe_steps:,} steps, to know what the whole one will reach"):
         result = _probe(task, plan, share)
     seconds = max(task.seconds / 2, task.seconds - spent - result.seconds)
-    step_seconds = result.seconds_per_step or plan.seconds_per_step
+    rate = result.tokens_per_second
+    step_seconds = plan.tokens_per_step / rate if rate else plan.seconds_per_step
     plan = choice.keep_time(plan, seconds_per_step=step_seconds, seconds=seconds)
     write_run(task, plan, seconds)
     probe = probe_of(result)
-    prediction = predict(probe, plan, rows)
     note(f"{size}, about {plan.steps:,} steps in {clock(seconds)}, {_times(plan.passes)} through the text")
     if plan.passes > MANY_PASSES:
         note("more text would help more than more time")
-    return Prepared(text, plan, probe, prediction, result.unigram_bits_per_byte, seconds)
+    return plan, Statement(
+        written=datetime.now(UTC).isoformat(timespec="seconds"),
+        corpus=task.corpus,
+        bits_per_byte=predict(probe, plan, rows),
+        gzip_bits_per_byte=probe.gzip_bits_per_byte,
+        unigram_bits_per_byte=result.unigram_bits_per_byte,
+        probe=probe,
+        text=text,
+        steps=plan.steps,
+        passes=plan.passes,
+        parameters=plan.parameters,
+        seconds=seconds,
+    )
 
 
 def _probe(task: Task, plan: Plan, seconds: float) -> RunResult:
@@ -219,7 +224,7 @@ def _probe(task: Task, plan: Plan, seconds: float) -> RunResult:
         "logging.backend": "noop",
     }
     run_stage(task.home, "train", settings, config="recipes/fast", name="probe", quiet=True)
-    return read_result(task.home / PROBE_NAME, tokens_per_step=plan.tokens_per_step)
+    return read_result(task.home / PROBE_NAME)
 
 
 def write_run(task: Task, plan: Plan, seconds: float) -> None:
@@ -246,31 +251,19 @@ def write_run(task: Task, plan: Plan, seconds: float) -> None:
 # --- the prediction ------------------------------------------------------------------------------------------------
 
 
-def state(task: Task, prepared: Prepared) -> None:
+def state(home: Path, said: Statement) -> None:
     """Say what the run should reach, and write it down, before the run begins."""
     from transformerlm.utils.files import write_whole
 
-    found, probe, text = prepared.prediction, prepared.probe, prepared.text
-    record = {
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "bits_per_byte": asdict(found),
-        "gzip_bits_per_byte": probe.gzip_bits_per_byte,
-        "unigram_bits_per_byte": prepared.unigram_bits_per_byte,
-        "probe": asdict(probe),
-        "text": asdict(text),
-        "steps": prepared.plan.steps,
-        "passes": prepared.plan.passes,
-        "parameters": prepared.plan.parameters,
-        "seconds": prepared.seconds,
-    }
-    write_whole(task.home / PREDICTION, json.dumps(record, indent=1) + "\n")
+    write_whole(home / PREDICTION, json.dumps(asdict(said), indent=1) + "\n")
+    found = said.bits_per_byte
     note(
         f"expected: {found.middle:.3f} bits per byte on the validation text, between {found.low:.3f} and "
         f"{found.high:.3f} in {_cases(found.confidence)}"
     )
     note(
-        f"for comparison: {probe.bits_per_byte:.3f} after the short run, {probe.gzip_bits_per_byte:.3f} by gzip, "
-        f"{prepared.unigram_bits_per_byte:.3f} by the tokens' frequencies"
+        f"for comparison: {said.probe.bits_per_byte:.3f} after the short run, {said.gzip_bits_per_byte:.3f} by gzip, "
+        f"{said.unigram_bits_per_byte:.3f} by the tokens' frequencies"
     )
 
 
@@ -286,32 +279,32 @@ def _times(passes: float) -> str:
 # --- the run -------------------------------------------------------------------------------------------------------
 
 
-def train(task: Task, prepared: Prepared, *, corpus: str) -> bool:
-    """Run the training, say how good the prediction was, and write that down; return whether it can be said."""
+def train(home: Path, said: Statement) -> bool:
+    """Begin the training or go on with it, say and write down how good the prediction was; return whether it can be."""
     from transformerlm.experiments.fit.results import judgement, read_result, row_of
     from transformerlm.utils.files import write_whole
 
-    run_with("train", [f"--config={task.home / 'train.toml'}"])
-    plan = prepared.plan
+    run_with("train", [f"--config={home / 'train.toml'}"])
     try:
-        result = read_result(task.home / RUN_NAME, tokens_per_step=plan.tokens_per_step)
+        result = read_result(home / RUN_NAME)
     except ValueError as error:
         note(f"nothing to hold against the prediction: {error}")
         return False
-    row = row_of(result, corpus=corpus, text=prepared.text, probe=prepared.probe)
-    found = judgement(prepared.prediction, result)
-    write_whole(task.home / OUTCOME, json.dumps({**found, "row": asdict(row)}, indent=1) + "\n")
+    found = judgement(said.bits_per_byte, result)
+    write_whole(home / OUTCOME, json.dumps({**found, "row": asdict(row_of(result, said))}, indent=1) + "\n")
     note("\n" + _verdict(found))
-    if result.steps < SLOW * plan.steps and result.stopped_by == "max_time":
-        note(f"the machine was slower than it was while it was timed: {result.steps:,} steps instead of {plan.steps:,}")
+    if result.steps < SLOW * said.steps and result.stopped_by == "max_time":
+        note(f"the machine was slower than it was while it was timed: {result.steps:,} steps instead of {said.steps:,}")
     return True
 
 
-def hints_of_more_time(run: Path, plan: Plan, longer: str) -> list[tuple[str, str]]:
+def hints_of_more_time(run: Path, said: Statement, longer: str) -> list[tuple[str, str]]:
     """Return the hint that trains a run for twice its time, which is `longer`, if that would make it better."""
-    if not plan.gains_by_more_time:
+    from transformerlm.experiments.fit.choice import gains_by_more_time
+
+    if not gains_by_more_time(said.passes):
         return []
-    again = [f"--training.max_steps={2 * plan.steps}", f"--training.max_time={longer}"]
+    again = [f"--training.max_steps={2 * said.steps}", f"--training.max_time={longer}"]
     command = command_line("train", f"--config={run / 'config.toml'}", *again)
     return [(f"train it to twice the time: {longer}", command)]
 

@@ -37,7 +37,7 @@ from config.quickstart import QuickstartConfig
 from config.schemas import duration_seconds
 
 if TYPE_CHECKING:
-    from transformerlm.experiments.fit.choice import Plan
+    from transformerlm.experiments.fit.results import Statement
 
 # What --help shows.
 SHORT = ("text", "corpus", "time", "dir", "prompt", "device")
@@ -83,11 +83,11 @@ def _quickstart_in(config: QuickstartConfig, files: list[str], home: Path) -> No
     with fresh_directory(home):
         task = _task(config, files, home)
         encoded = fitting.encode(task)
-    prepared = fitting.prepare(task, *encoded)
-    fitting.state(task, prepared)
-    fitting.train(task, prepared, corpus=Path(files[0]).name if files else config.corpus)
+    _, said = fitting.prepare(task, *encoded)
+    fitting.state(home, said)
+    fitting.train(home, said)
     _show(config, _generate(config, home))
-    _say_what_next(config, home, prepared.plan)
+    _say_what_next(config, home, said)
 
 
 def _task(config: QuickstartConfig, files: list[str], home: Path) -> Task:
@@ -98,6 +98,7 @@ def _task(config: QuickstartConfig, files: list[str], home: Path) -> Task:
     return Task(
         home=home,
         files=text,
+        corpus=Path(files[0]).name if files else config.corpus,
         num_bytes=num_bytes,
         seconds=duration_seconds(config.time),
         device=config.device,
@@ -174,11 +175,11 @@ def _show(config: QuickstartConfig, samples: list[dict[str, Any]]) -> None:
         )
 
 
-def _say_what_next(config: QuickstartConfig, home: Path, plan: Plan) -> None:
+def _say_what_next(config: QuickstartConfig, home: Path, said: Statement) -> None:
     run = home / RUN_NAME
     hints = [
         ("talk to it: it goes on from the line you type", command_line("infer", f"--checkpoint={run}")),
-        *fitting.hints_of_more_time(run, plan, f"{2 * duration_seconds(config.time):g}s"),
+        *fitting.hints_of_more_time(run, said, f"{2 * duration_seconds(config.time):g}s"),
         ("hand it on, in the format of Hugging Face", _export(run, home / "export")),
         (
             "a model of other text: --text takes your files and folders",

@@ -76,7 +76,7 @@ def exit_code_of(error: subprocess.CalledProcessError, home: Path) -> int:
     kept = f"; everything so far is in {home}" if home.exists() else ""
     note(f"{error.cmd} ended with exit code {error.returncode}{kept}")
     if error.cmd == "transformerlm-train" and (home / RUN_NAME / "checkpoints").is_dir():
-        again = command_line("train", f"--config={home / 'train.toml'}")
+        again = command_line("fit", f"--resume={home}")
         note("\n".join(hint_lines([("go on with the training where it stopped", again)])))
     by_signal = {-getattr(signal, name): code for name, code in STOP_CODES.items() if hasattr(signal, name)}
     return int(error.returncode) if error.returncode > 0 else by_signal.get(error.returncode, EXIT_FAILED)

@@ -63,12 +63,13 @@ def test_each_text_gives_a_row_for_each_time(fits, folder, tmp_path):
     assert [words[1] for words in started] == ["--time=20s", "--time=20s", "--time=60s", "--time=60s"]
 
 
-def test_the_same_command_goes_on_after_a_stop(fits, folder, tmp_path):
-    """Ctrl-C ends it with the rows so far; then only what is missing is fitted."""
+@pytest.mark.parametrize("code", [129, 130, 143])
+def test_the_same_command_goes_on_after_a_stop(code, fits, folder, tmp_path):
+    """Ctrl-C or a closed terminal ends it with the rows so far; then only what is missing is fitted."""
     started, codes = fits
-    codes[2] = 130
+    codes[2] = code
     out = tmp_path / "rows.json"
-    assert measure(folder, out) == 130
+    assert measure(folder, out) == code
     assert len(read_rows(out)) == 2
     codes.clear()
     assert measure(folder, out) == 0

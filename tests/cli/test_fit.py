@@ -105,8 +105,51 @@ def test_a_dry_run_ends_before_the_training(pretend, text, tmp_path):
     assert names == ["plan", "plan", "train_tokenizer", "make_data", "train"]  # the last is the probe
     assert (home / "prediction.json").exists()
     words = shlex.split(done.stderr.splitlines()[-1])
-    assert words[-1] == f"--config={home / 'train.toml'}"
-    assert call("train", words[-1], "--print-config").code == 0
+    assert words[-1] == f"--resume={home}"
+    assert call("fit", words[-1]).code == 0
+    assert [command[4:] for command in pretend.started[5:]] == [[f"--config={home / 'train.toml'}"]]
+    assert (home / "outcome.json").exists()
+
+
+@pytest.mark.parametrize("code", [1, 130, -9])
+def test_a_training_that_ended_early_goes_on_and_is_judged(code, pretend, text, tmp_path):
+    """The line that is shown ends as the fit would have: with the same judgement, row and hints."""
+    whole, home = tmp_path / "whole", tmp_path / "home"
+    expected = call("fit", text, "--dir", whole, "--time=10m").stderr
+    pretend.codes = {2 * len(pretend.started) - 1: code}
+    done = call("fit", text, "--dir", home, "--time=10m")
+    assert done.code == (1 if code < 0 else code)
+    words = shlex.split(done.stderr.splitlines()[-1])
+    assert words[-1] == f"--resume={home}"
+    done = call("fit", words[-1])
+    assert done.code == 0, done.stderr
+    assert read(home / "outcome.json") == read(whole / "outcome.json")
+    end = expected[expected.index("it came to ") :].replace(str(whole), str(home))
+    assert done.stderr.endswith(end)
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        (None, "resume: expected the directory of a fit that has come to its training, found no prediction.json in"),
+        ("{", "prediction.json:1: expected JSON"),
+        ('{"corpus": "a"}', "prediction.json: written: expected what transformerlm-fit wrote, found: Field required"),
+    ],
+)
+def test_what_cannot_be_gone_on_with_is_refused(written, words, pretend, tmp_path):
+    """A directory without a prediction, or with a broken one, is named in one line, and nothing is started."""
+    if written is not None:
+        (tmp_path / "prediction.json").write_text(written)
+    done = call("fit", f"--resume={tmp_path}")
+    assert (done.code, len(done.stderr.splitlines()), pretend.started) == (2, 1, [])
+    assert words in done.stderr
+
+
+def test_another_key_beside_resume_is_refused(text, tmp_path):
+    """All has been chosen; another time would change nothing."""
+    done = call("fit", text, f"--resume={tmp_path}", "--time=5m")
+    assert done.code == 2
+    assert f"expected no other key, for everything has been chosen in {tmp_path}, found text, time" in done.stderr
 
 
 def test_own_past_runs_decide_the_prediction(pretend, text, tmp_path):

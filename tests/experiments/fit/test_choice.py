@@ -149,6 +149,15 @@ def test_the_timed_model_is_one_that_the_plan_command_takes():
         assert settings["model.context_length"] >= choice.MIN_CONTEXT_LENGTH
 
 
+def test_a_size_with_more_layers_is_timed_where_that_takes_little():
+    """On a machine that is fast or for a long run, what a layer takes is measured; else both timed sizes have three."""
+    slow, fast = Speed(8e6, 1e-4, 3e-5), Speed(8e6, 2e-6, 6e-7)
+    assert choice.second_timed(10**7, 1200.0, slow) == choice.TIMED[1]
+    assert choice.second_timed(10**7, 100_000.0, slow) == choice.second_timed(10**7, 300.0, fast) == choice.TIMED[2]
+    first, usual, deep = (choice.SIZES[place][1] for place in choice.TIMED)
+    assert first == usual < deep
+
+
 def test_what_any_size_takes_makes_small_models_no_faster():
     """Two sizes that are timed give a line: where half of a token's time is overhead, half the size saves a quarter."""
     large = Speed(20e6, 2e-4, 1e-4).beside(Speed(10e6, 1.5e-4, 1e-4))

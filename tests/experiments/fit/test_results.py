@@ -34,16 +34,16 @@ def write(folder, *, rates=(100.0, 900.0, 200.0, 210.0), **changes):
 
 def test_the_last_validation_counts(tmp_path):
     """The model at the end is what one has."""
-    last = read_result(write(tmp_path), tokens_per_step=10)
+    last = read_result(write(tmp_path))
     assert last.bits_per_byte == 1.0
     assert (last.steps, last.parameters, last.stopped_by) == (40, 1000, "max_time")
 
 
 def test_a_step_takes_what_the_median_of_its_lines_says(tmp_path):
     """One line that was disturbed changes nothing; too few lines say nothing."""
-    assert read_result(write(tmp_path), tokens_per_step=10).seconds_per_step == 10 / 210
-    found = read_result(write(tmp_path, rates=(100.0, 90.0)), tokens_per_step=10)
-    assert found.seconds_per_step is None
+    assert read_result(write(tmp_path)).tokens_per_second == 210
+    found = read_result(write(tmp_path, rates=(100.0, 90.0)))
+    assert found.tokens_per_second is None
 
 
 @pytest.mark.parametrize(
@@ -52,13 +52,13 @@ def test_a_step_takes_what_the_median_of_its_lines_says(tmp_path):
 def test_a_run_without_a_validation_has_no_result(changes, tmp_path):
     """The error names the run."""
     with pytest.raises(ValueError, match="ended without a validation loss"):
-        read_result(write(tmp_path, **changes), tokens_per_step=10)
+        read_result(write(tmp_path, **changes))
 
 
 @pytest.mark.parametrize(("low", "high", "is_inside"), [(0.9, 1.1, True), (1.0, 1.2, True), (1.1, 1.2, False)])
 def test_the_judgement_says_where_the_outcome_is(low, high, is_inside, tmp_path):
     """The ends belong to the interval; the error is relative to the middle."""
-    result = read_result(write(tmp_path), tokens_per_step=10)
+    result = read_result(write(tmp_path))
     found = judgement(Interval(low, 1.1, high, 0.9), result)
     assert found["inside"] is is_inside
     assert found["above_middle"] == pytest.approx(1.0 / 1.1 - 1)

@@ -21,7 +21,10 @@ SIZES = (
     *((64, 2, 2), (96, 3, 3), (128, 3, 4), (160, 3, 4), (192, 3, 4), (192, 4, 4), (256, 3, 4), (256, 4, 4)),
     *((320, 5, 5), (384, 6, 6), (512, 8, 8), (640, 10, 10), (768, 12, 12)),
 )
-TIMED = (2, 6)  # of these, so that the cost of the others follows
+# The first of these is timed, and one more, so that the cost of the others follows: the last, which has more layers,
+# where that should take no more than this share of the time.
+TIMED = (2, 6, 10)
+TIMING_SHARE = 0.02
 # A size is worth its time if this many tokens are left for each weight of its matrices, head included (docs/LOG.md).
 TOKENS_PER_WEIGHT = 1.4
 # Tokens that are read again are worth less: reading a text for ever is worth reading 1 + 15.4 texts of its size once
@@ -134,10 +137,10 @@ class Plan:
         """How often the run reads the training text."""
         return self.steps * self.tokens_per_step / self.train_tokens
 
-    @property
-    def gains_by_more_time(self) -> bool:
-        """Whether more steps would make it better: it does not read the text so often already."""
-        return self.passes < MAX_PASSES - 0.5
+
+def gains_by_more_time(passes: float) -> bool:
+    """Return whether more steps would make a run better: it does not read the text so often already."""
+    return passes < MAX_PASSES - 0.5
 
 
 # --- before the text is encoded ----------------------------------------------------------------------------------
@@ -145,17 +148,23 @@ class Plan:
 
 def timed_settings(num_bytes: int, seconds: float, *, size: int, most_context: int = CONTEXT_LENGTH) -> dict[str, Any]:
     """Return the settings of a model whose steps are timed, one of `TIMED`, by dotted keys of transformerlm-plan."""
-    vocab_size = choose_vocab_size(num_bytes, seconds).value
-    train_tokens = num_bytes / BYTES_PER_TOKEN
-    context_length = _context_length(train_tokens, VALID_FRACTION * train_tokens, most=most_context)
+    vocab_size, context_length = _first_sizes(num_bytes, seconds, most_context).values()
     return {
         "calibration_steps": CALIBRATION_STEPS,
         "model.vocab_size": vocab_size,
         "model.context_length": context_length,
         **_shape_keys(SIZES[size]),
-        "training.batch_size": _batch_size(train_tokens, context_length),
+        "training.batch_size": _batch_size(num_bytes / BYTES_PER_TOKEN, context_length),
         "training.eval_tokens": MAX_EVAL_TOKENS,
     }
+
+
+def second_timed(num_bytes: int, seconds: float, speed: Speed, *, most_context: int = CONTEXT_LENGTH) -> int:
+    """Return which of `SIZES` to time beside the first of `TIMED`, whose speed is known."""
+    flops, _ = _costs(SIZES[TIMED[-1]], **_first_sizes(num_bytes, seconds, most_context))
+    steps = (CALIBRATION_STEPS + 1) * TOKENS_PER_STEP * speed.seconds_per_token
+    expected = speed.ratio(flops) * (steps + MAX_EVAL_TOKENS * speed.seconds_per_validation_token)
+    return TIMED[-1] if expected <= TIMING_SHARE * seconds else TIMED[1]
 
 
 def choose_bytes(num_bytes: int, speed: Speed, seconds: float) -> Chosen:
@@ -238,6 +247,15 @@ def keep_time(plan: Plan, *, seconds_per_step: float, seconds: float) -> Plan:
 
 
 # --- the rules ---------------------------------------------------------------------------------------------------
+
+
+def _first_sizes(num_bytes: int, seconds: float, most_context: int) -> dict[str, int]:
+    """Return the vocabulary and the context of a text that has not been encoded yet."""
+    train_tokens = num_bytes / BYTES_PER_TOKEN
+    return {
+        "vocab_size": choose_vocab_size(num_bytes, seconds).value,
+        "context_length": _context_length(train_tokens, VALID_FRACTION * train_tokens, most=most_context),
+    }
 
 
 def _context_length(train_tokens: float, valid_tokens: float, *, most: int) -> int:

@@ -1,4 +1,4 @@
-"""What a run of a fit came to: read from its lines, kept as a row for later predictions, and held against its own."""
+"""What was said of a run of a fit, and what it came to: read from its lines, kept as a row, held against each other."""
 
 from __future__ import annotations
 
@@ -8,24 +8,60 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from transformerlm.experiments.fit.choice import Text
 from transformerlm.experiments.fit.prediction import Interval, Probe, Row
 from transformerlm.experiments.metric_lines import METRICS
+from transformerlm.utils.json_files import read_json_object
 
+_MOST_BYTES = 100_000
 ENOUGH_RATES = 3  # lines with a speed, of which the median is taken
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What was said of a run before it began: its bits per byte, what that rests on, and how long it should be."""
+
+    written: str
+    corpus: str
+    bits_per_byte: Interval
+    gzip_bits_per_byte: float
+    unigram_bits_per_byte: float
+    probe: Probe
+    text: Text
+    steps: int
+    passes: float
+    parameters: int
+    seconds: float
+
+
+def read_statement(path: Path) -> Statement:
+    """Read what was said of a run.
+
+    Raises:
+        ValueError: the file holds something else.
+        OSError: it cannot be read.
+    """
+    try:
+        return TypeAdapter(Statement).validate_python(read_json_object(path, max_bytes=_MOST_BYTES))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path}: {where}: expected what transformerlm-fit wrote, found: {first['msg']}") from None
 
 
 @dataclass(frozen=True)
 class RunResult:
     """A finished run: its size, its length, what it reached, and what its validation text costs without a model.
 
-    `seconds_per_step` is that of training alone, validations left out; None for a run of a few steps.
+    `tokens_per_second` is that of training alone, validations left out; None for a run of a few steps.
     """
 
     parameters: int
     steps: int
     seconds: float
-    seconds_per_step: float | None
+    tokens_per_second: float | None
     passes: float
     bits_per_byte: float
     gzip_bits_per_byte: float
@@ -33,7 +69,7 @@ class RunResult:
     stopped_by: str
 
 
-def read_result(run_dir: Path, *, tokens_per_step: int) -> RunResult:
+def read_result(run_dir: Path) -> RunResult:
     """Return what a run came to, by the loss of its last validation.
 
     Raises:
@@ -48,12 +84,11 @@ def read_result(run_dir: Path, *, tokens_per_step: int) -> RunResult:
         raise ValueError(f"{run_dir}: it ended without a validation loss")
     rates = [record.get("metrics.tokens_per_second") for record in records]
     rates = sorted(rate for rate in rates if isinstance(rate, float) and rate > 0)
-    rate = rates[len(rates) // 2] if len(rates) >= ENOUGH_RATES else None
     return RunResult(
         parameters=started["parameters"],
         steps=summary["steps"],
         seconds=summary["seconds"],
-        seconds_per_step=tokens_per_step / rate if rate else None,
+        tokens_per_second=rates[len(rates) // 2] if len(rates) >= ENOUGH_RATES else None,
         passes=summary["passes_over_data"],
         bits_per_byte=last,
         gzip_bits_per_byte=summary["gzip_bits_per_byte"],
@@ -67,10 +102,11 @@ def probe_of(result: RunResult) -> Probe:
     return Probe(result.bits_per_byte, result.gzip_bits_per_byte, result.steps)
 
 
-def row_of(result: RunResult, *, corpus: str, text: Text, probe: Probe) -> Row:
+def row_of(result: RunResult, said: Statement) -> Row:
     """Return the run and its probe as a past run, from which later ones are predicted."""
+    text, probe = said.text, said.probe
     return Row(
-        corpus=corpus,
+        corpus=said.corpus,
         num_bytes=text.num_bytes,
         train_tokens=text.train_tokens,
         vocab_size=text.vocab_size,
