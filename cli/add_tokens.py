@@ -9,6 +9,7 @@ if __name__ == "__main__":  # before the imports that take time
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cli.hints import command_line, hint_lines, hints_are_wanted
 from cli.terminal import note, print_record, working
@@ -57,6 +58,8 @@ def add(config: AddTokensConfig) -> None:
 
 def _hint(config: AddTokensConfig, checkpoint: Path) -> str:
     """Return the lines that make data of conversations and train on it; other settings are those of the old run."""
+    from transformerlm.checkpoints.validation import read_state
+
     train, valid = "data/chat-train.npy", "data/chat-valid.npy"
     data = {
         "input": "conversations.jsonl",
@@ -66,7 +69,7 @@ def _hint(config: AddTokensConfig, checkpoint: Path) -> str:
         "valid_fraction": "0.02",
         "chat.messages_field": "messages",
     }
-    run = {
+    run: dict[str, Any] = {
         "config": checkpoint / "config.toml",
         "checkpoint.init_from": config.output,
         "data.train": train,
@@ -76,6 +79,8 @@ def _hint(config: AddTokensConfig, checkpoint: Path) -> str:
         "model.document_mask": "true",
         "logging.run_name": f"{config.output.name}-tuned",
     }
+    if "imported_from" in read_state(checkpoint):  # its configuration knows the model alone
+        run |= {"training.max_steps": 1000, "training.batch_size": 8, "optimizer.learning_rate": "1e-4"}
     commands = (("make data of your conversations", "make-data", data), ("train on them", "train", run))
     hints = [
         (words, command_line(program, *(f"--{key}={value}" for key, value in settings.items())))

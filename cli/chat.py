@@ -208,12 +208,12 @@ class _Talk:
         elif not rest.endswith(".jsonl"):
             note(f"/save: expected the name of a .jsonl file, found {rest[:80] or 'none'}")
         else:
-            path = Path(rest).expanduser()
+            path = Path(os.path.expanduser(rest))  # Path.expanduser would refuse the name of an unknown user
             record = {"messages": [{"role": role, "content": content} for role, content in messages]}
             try:
                 _add_line(path, json.dumps(record, ensure_ascii=False))
-            except OSError as error:
-                note(f"/save: {path}: cannot be written: {error.strerror or error}")
+            except (OSError, ValueError) as error:  # a name with a NUL is the latter
+                note(f"/save: {path}: cannot be written: {getattr(error, 'strerror', None) or error}")
             else:
                 note(f"{path}: {len(messages)} messages added as a line")
 

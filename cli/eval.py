@@ -187,6 +187,10 @@ def _task(config: EvalConfig, subject: _Subject, texts: list[str] | None) -> _Ta
     if texts is None:
         whole = open_token_file(config.input[0], subject.tokenizer, document_ids=subject.ids)
         documents, num_documents = whole.take(_drawn(config, len(whole))), len(whole)
+        if not documents.num_bytes.any():
+            raise ValueError(
+                f"{config.input[0]}: max_documents: expected text, found none in the {len(documents)} drawn"
+            )
     else:
         some, num_documents = [texts[number] for number in _drawn(config, len(texts))], len(texts)
         documents = encode_documents(some, subject.tokenizer, document_ids=subject.ids)

@@ -132,7 +132,7 @@ def _format(config: EvalConfig, path: Path) -> ChatFormat:
     from transformerlm.checkpoints.chat_format import chat_format_of
     from transformerlm.tokenizer.chat import ChatFormat
 
-    if config.chat is not None:
+    if config.chat is not None and config.chat.model_fields_set - {"messages_field"}:
         return ChatFormat.of(config.chat.model_dump(exclude={"messages_field"}))
     return chat_format_of(path) or ChatFormat()
 

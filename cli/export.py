@@ -87,9 +87,11 @@ def _card_notes(config: ExportConfig, checkpoint: Path, directory: Path) -> Card
     if "imported_from" in read_state(checkpoint):
         return notes
     notes = _with_sample(notes, checkpoint)
-    with suppress(OSError, ValueError):  # a checkpoint may have been copied without the run's losses
-        picture = save_loss_curve(checkpoint.parents[1], directory / "loss.png")
-        notes = replace(notes, picture=picture.name)
+    folder = checkpoint.absolute().parent
+    if folder.name == "checkpoints":  # a checkpoint may have been copied without its run
+        with suppress(OSError, ValueError):  # or the run without its losses
+            picture = save_loss_curve(folder.parent, directory / "loss.png")
+            notes = replace(notes, picture=picture.name)
     return notes
 
 

@@ -107,7 +107,7 @@ def _one_for_each_input(config: MakeDataConfig) -> list[Build]:
         ValueError: two inputs would have the same token file, or `build_dataset` would refuse an output.
         FileExistsError: an output exists already.
     """
-    from databuilder.dataset_builder import check_outputs
+    from databuilder.checks import check_outputs
     from transformerlm.utils.text_files import expand_inputs
 
     builds: list[Build] = []

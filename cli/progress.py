@@ -120,7 +120,9 @@ class StageProgress:
         self._last = time.monotonic()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show that `done` of `total` units of a stage are done."""
+        """Show that `done` of `total` units of a stage are done; of a pipe, of unknown size, nothing is shown."""
+        if not total:
+            return
         if stage not in self._stages:
             # The first call for a stage comes after its first part. It began at the last call for the stage before.
             self._stages[stage] = Progress(total, unit=self._units[stage], began=self._last)

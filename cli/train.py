@@ -103,7 +103,8 @@ def train(config: TrainConfig) -> int:
         from transformerlm.distributed.world import is_main
         from transformerlm.utils.files import write_whole
 
-        signals.deferred = world.is_distributed  # the ranks leave together
+        if world.is_distributed:
+            signals.deferred = "stopping once all processes are ready"  # they leave together
         with working("preparing the run"), remembered(config, run_dir, world):
             run = prepare_run(config, run_dir, world=world)
             samples = _Samples(run) if run.config.samples.interval else None
@@ -123,7 +124,7 @@ def train(config: TrainConfig) -> int:
             logger.log_artifact(run.config.data.tokenizer, name=f"{run_dir.name}-tokenizer", type="tokenizer")
         if run.state.step:
             logger.log_event("resumed", step=run.state.step)
-        signals.deferred = True
+        signals.deferred = "saving after this step"
         world.arrive("the first step")
         if is_main(world):
             _train_and_tell(trainer, run_dir, progress, summary)
@@ -222,14 +223,14 @@ def _say_what_ended_it(trainer: Trainer, *, was_done: bool) -> None:
 class StopSignals:
     """Turns the first of `entry.STOP_CODES` into a request to stop; a second one ends the process at once.
 
-    While `deferred` is False there is nothing to save yet, so the first one ends the process, too, by SystemExit. One
-    Ctrl-C may arrive several times, from the terminal and from a program that passes it on (torchrun, srun, uv run):
-    within a moment of the first, further signals are its echo.
+    While `deferred` is empty there is nothing to save yet, so the first one ends the process, too, by SystemExit. Later
+    it says what is done first. One Ctrl-C may arrive several times, from the terminal and from a program that passes it
+    on (torchrun, srun, uv run): within a moment of the first, further signals are its echo.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
-        self.deferred = False
+        self.deferred = ""
         self._lock = threading.Lock()
         self._is_over = False
 
@@ -255,7 +256,7 @@ class StopSignals:
             note(line)
             sys.exit(code)
         if speaks_for_machine():
-            note(f"{self.received}: saving after this step; once more to stop at once without saving")
+            note(f"{self.received}: {self.deferred}; once more to stop at once without saving")
 
     def _end_the_echo(self) -> None:
         """Let the next signal end the process, a while after the first; the body of a thread.

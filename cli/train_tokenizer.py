@@ -119,6 +119,7 @@ def _train_here(config: TrainTokenizerConfig, stats: ReadStats) -> Tokenizer:
         progress=_progress(),
         stats=stats,
     )
+    _may_write(config)  # another command may have been faster
     return _save(config, vocab, merges)
 
 

@@ -111,17 +111,26 @@ class EvalConfig(Section):
         if self.mode != "answers" and len(self.input) > 1 and any(map(is_token_file, self.input)):
             ending = next(Path(name).suffix for name in self.input if is_token_file(name))
             raise ValueError(f"input: expected text files or one token file, found {len(self.input)} with a {ending}")
+        if is_token_file(self.input[0]):
+            for name in ("text_field", "allow_special", "invalid_utf8"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} is for text, found the token file {self.input[0]}")
         return self
 
     @model_validator(mode="after")
     def _check_answers(self) -> Self:
         if self.mode != "answers":
-            if self.chat is not None:
-                raise ValueError(f'chat is for mode = "answers", found mode = "{self.mode}"')
+            for name in ("chat", "kind_field", "max_new_tokens"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f'{name} is for mode = "answers", found mode = "{self.mode}"')
             return self
         given = {"context_length": self.context_length, "stride": self.stride, "separator": self.separator}
         if unused := [name for name, value in given.items() if value is not None]:
             raise ValueError(f'{unused[0]} is not for mode = "answers", found {unused[0]} = {given[unused[0]]}')
         if self.allow_special:
             raise ValueError('allow_special is not for mode = "answers": what a message says is plain text')
+        if self.text_field != type(self).model_fields["text_field"].default:
+            raise ValueError(
+                f'text_field is not for mode = "answers": chat.messages_field is, found {self.text_field!r}'
+            )
         return self

@@ -91,7 +91,7 @@ class MakeDataConfig(TextInput):
             if path is not None and (path.suffix in (".npy", ".shards")) != (self.outputs == "one"):
                 expected = "must end in .npy" if self.outputs == "one" else 'is a folder with outputs = "per-input"'
                 raise ValueError(f'{key} {expected}, found "{path}"')
-        if self.valid is not None and self.valid.suffix != self.train.suffix:
+        if self.outputs == "one" and self.valid is not None and self.valid.suffix != self.train.suffix:
             raise ValueError(f'valid must end as train does, in "{self.train.suffix}", found "{self.valid}"')
         if self.sources and (self.max_tokens is not None or self.outputs != "one"):
             raise ValueError('max_tokens and outputs = "per-input" are for input, found sources')

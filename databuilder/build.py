@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from config.schemas import ClusterConfig
+from databuilder.checks import check_outputs
 from databuilder.encoding import Array, token_tables
 from databuilder.reports import SplitReport
 from databuilder.sources import SourceFiles
@@ -40,6 +41,28 @@ class Build:
     chat: ChatFormat | None = None
 
     @property
+    def paths(self) -> list[Path]:
+        """The files of all sources."""
+        return [path for source in self.sources for path in source.paths]
+
+    def check_outputs(self, *, is_publishing: bool = False) -> None:
+        """Refuse outputs as `checks.check_outputs` does; those of a build that is being put in place are its own."""
+        check_outputs(self.outputs, self.paths, overwrite=self.overwrite or is_publishing)
+
+    def check_split(self, num_documents: Sequence[int]) -> None:
+        """Refuse inputs that leave one side of the split without a document.
+
+        Raises:
+            ValueError: they do.
+        """
+        if self.valid_fraction > 0 and 0 in num_documents:
+            where = f"{self.paths[0]}: " if len(self.paths) == 1 else ""
+            raise ValueError(
+                f"{where}valid_fraction: expected at least one document on each side, found {sum(num_documents)} in "
+                f"all at {self.valid_fraction} (documents end at {self.separator!r})"
+            )
+
+    @property
     def num_bytes(self) -> int:
         """The size of the text on the disk."""
         return sum(source.disk_bytes for source in self.sources)
@@ -47,7 +70,7 @@ class Build:
     @property
     def num_files(self) -> int:
         """The number of files that the text is in."""
-        return sum(len(source.paths) for source in self.sources)
+        return len(self.paths)
 
     @property
     def in_shards(self) -> bool:
@@ -57,7 +80,7 @@ class Build:
     @property
     def pipes(self) -> list[Path]:
         """The inputs that can be read only once."""
-        return [path for source in self.sources for path in source.paths if not path.is_file()]
+        return [path for path in self.paths if not path.is_file()]
 
     @property
     def dtype(self) -> np.dtype[Any]:

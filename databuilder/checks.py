@@ -17,19 +17,6 @@ from transformerlm.utils.files import check_free, check_writable
 from transformerlm.utils.text_formats import format_of
 
 
-def check_split_documents(num_documents: Sequence[int], separator: str, valid_fraction: float) -> None:
-    """Refuse inputs that leave one side of the split without a document.
-
-    Raises:
-        ValueError: they do.
-    """
-    if valid_fraction > 0 and 0 in num_documents:
-        raise ValueError(
-            f"valid_fraction: expected at least one document on each side, found {sum(num_documents)} in all "
-            f"at {valid_fraction} (documents end at {separator!r})"
-        )
-
-
 def check_limit(max_tokens: int | None, sources: Sequence[SourceFiles]) -> None:
     """Refuse a limit that is none, or that weights contradict.
 

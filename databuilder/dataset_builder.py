@@ -30,11 +30,9 @@ from databuilder.build import Build
 from databuilder.checks import (
     check_conversations,
     check_limit,
-    check_outputs,
     check_room,
     check_separator,
     check_split,
-    check_split_documents,
 )
 from databuilder.encoding import TRAIN, VALID, Batch, BatchEncoder, DocumentSorter, Encoded, Limit, read_batches
 from databuilder.parts_build import PartsBuild
@@ -47,7 +45,7 @@ from transformerlm.tokenizer.parallel import ProgressCallback, map_in_order, res
 from transformerlm.utils.text_files import ReadStats
 from transformerlm.utils.text_parts import whole_file
 
-__all__ = ["BuildReport", "SplitReport", "build_dataset", "check_outputs"]
+__all__ = ["BuildReport", "SplitReport", "build_dataset"]
 
 
 def build_dataset(
@@ -129,12 +127,11 @@ def build_dataset(
     by_parts.finish_removal()
     if build.cluster.on == "share" and build.is_made() and not by_parts.is_publishing:
         return None
-    paths = [path for source in build.sources for path in source.paths]
     if chat is not None:
-        check_conversations(paths)
+        check_conversations(build.paths)
         chat.warn_of_unlisted(tokenizer)
     try:
-        check_outputs(build.outputs, paths, overwrite=overwrite or by_parts.is_publishing)
+        build.check_outputs(is_publishing=by_parts.is_publishing)
     except FileExistsError:
         if build.cluster.on == "share" and build.is_made():  # another share has just published
             return None
@@ -161,10 +158,11 @@ def _build_in_one_pass(build: Build, max_tokens: int | None) -> BuildReport:
         held, num_invalid = _write_all(
             limited(encoded), sources, sorter, writers, max_bytes=max_bytes, progress=build.progress
         )
-        check_split_documents(sorter.num_documents.tolist(), separator, build.valid_fraction)
+        build.check_split(sorter.num_documents.tolist())
         splits = [split_report(writer.path, reports) for writer, reports in zip(writers, held, strict=True)]
         shared = {**build.shared_facts(), "invalid_utf8": num_invalid}
         shared |= {} if max_tokens is None else {"max_tokens": max_tokens}
+        build.check_outputs()  # nothing may have come there meanwhile
         publish(writers, [{**build.own_facts(split), **shared} for split in splits])
     return BuildReport(
         train=splits[TRAIN],
@@ -207,7 +205,8 @@ def _write_all(
     Returns what each file holds from each source, and how many U+FFFD were read in place of invalid bytes.
     """
     disk_bytes = sum(source.disk_bytes for source in sources)
-    room = sum(source.disk_bytes * source.weight for source in sources)
+    first = next((source.paths[0] for source in sources if source.disk_bytes), None)
+    room = sum(source.disk_bytes_like(first) * source.weight for source in sources) if first else 0
     reports: list[list[SourceReport]] = []
     num_invalid = 0
     for number, batches in groupby(encoded, key=lambda batch: batch.source):

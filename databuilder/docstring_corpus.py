@@ -68,6 +68,8 @@ def collect_docstrings(*, max_bytes: int | None = None, num_workers: int | None 
             document = f"{heading}\n\n{text}"
             size += len(f"{document}{DOCUMENT_END}".encode())
             if max_bytes is not None and size > max_bytes:
+                if not kept:
+                    raise ValueError(f"max_bytes: expected room for at least one docstring, found {max_bytes:,}")
                 break
             seen.add(digest)
             kept.append((digest, document))
@@ -79,7 +81,7 @@ def write_corpus(path: str | os.PathLike[str], *, max_bytes: int | None = None) 
     """Write the documents to a text file, each followed by a line with the separator.
 
     Raises:
-        ValueError: no docstrings were found, as in an installation without sources.
+        ValueError: no docstrings were found, as in an installation without sources, or `max_bytes` has no room for one.
     """
     start = time.perf_counter()
     path = Path(path)

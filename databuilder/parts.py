@@ -113,8 +113,11 @@ def encode_part(
 
 
 @lru_cache(maxsize=1)
-def _tokenizer_of(directory: str, engine: str) -> Tokenizer:
-    return Tokenizer.from_directory(directory, engine=engine)  # type: ignore[arg-type]
+def _tokenizer_of(directory: str, engine: str, sha256: str) -> Tokenizer:
+    found = Tokenizer.from_directory(directory, engine=engine)  # type: ignore[arg-type]
+    if found.fingerprint() != sha256:
+        raise ValueError(f"{directory}: expected the tokenizer {sha256}, found {found.fingerprint()}")
+    return found
 
 
 @dataclass(frozen=True)

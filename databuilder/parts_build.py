@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from databuilder.build import Build
-from databuilder.checks import check_room, check_split_documents
+from databuilder.checks import check_room
 from databuilder.parts import EncodedPart, encode_part, numbered_parts, write_id_bytes, write_part_shards
 from databuilder.parts_output import SPLITS, put_in_place, remove_leftovers, write_shard_folders, write_token_files
 from databuilder.reports import BuildReport, SplitReport
@@ -137,7 +137,7 @@ class PartsBuild:
         for part, group in zip(encoding, folder.items, strict=True):
             folders[group["source"]].append(folder.path / part.name)
         encoded = numbered_parts(folders, facts, self.build.valid_fraction)
-        check_split_documents(self._num_documents(encoded), self.build.separator, self.build.valid_fraction)
+        self.build.check_split(self._num_documents(encoded))
         for source, parts in zip(self.build.sources, encoded, strict=True):
             source.check_documents(sum(part.facts["documents"] for part in parts))
         totals = {key: sum(one[key] for one in facts.values()) for key in ("invalid_utf8", "empty_documents")}
@@ -157,6 +157,7 @@ class PartsBuild:
         if self.cluster.on == "ray":
             self.build.tokenizer.save(folder.path / _TOKENIZER)
             tokenizer = {"directory": str(folder.path / _TOKENIZER), "engine": self.build.tokenizer.engine}
+            tokenizer["sha256"] = self.build.tokenizer.fingerprint()  # a worker may remember an earlier build's
         shared = {
             "tokenizer": tokenizer,
             "separator": self.build.separator,
@@ -209,6 +210,7 @@ class PartsBuild:
         facts = read_facts(folder.path / _OUTPUT, plan=folder.plan_sha256)
         if facts is None:
             raise FileNotFoundError(f"{folder.path / _OUTPUT}: removed while it was about to be put in place")
+        self.build.check_outputs(is_publishing=self.is_publishing)  # nothing may have come there meanwhile
         (folder.path / _MARK).touch()  # from now on, what is at the outputs' places is ours
         files.sync(folder.path)
         for split, path in zip(SPLITS, self.build.outputs, strict=False):
@@ -238,7 +240,8 @@ class _Progress:
     def __init__(self, build: Build, folder: PartsFolder) -> None:
         self._build = build
         self._folder = folder
-        self._done = 0
+        self._done, self._total = 0, build.num_bytes
+        self._has_room = False
         self._sizes = {
             _name_of(number): sum(piece["num_bytes"] for piece in group["pieces"])
             for number, group in enumerate(folder.items)
@@ -247,21 +250,28 @@ class _Progress:
     def show(self, num_bytes: int) -> None:
         """Show that so many bytes of the part in hand have been read."""
         if self._build.progress is not None:
-            self._build.progress("encode", self._done + num_bytes, self._build.num_bytes)
+            self._build.progress("encode", self._done + num_bytes, self._total)
 
-    def on_done(self, name: str) -> None:
-        """Show that a part is done."""
-        if not self._done:
+    def on_done(self, name: str, is_old: bool) -> None:
+        """Show that a part is done; what an earlier call did is no progress of this one."""
+        if not self._has_room:
             self._check_room(name)
-        self._done += self._sizes[name]
-        self.show(0)
+        self._has_room = True
+        if is_old:
+            self._total -= self._sizes[name]
+        else:
+            self._done += self._sizes[name]
+            self.show(0)
 
     def _check_room(self, name: str) -> None:
         facts = read_facts(self._folder.path / name, plan=self._folder.plan_sha256)
         there = {path.name for path in self._folder.path.iterdir()}
         size, done = self._sizes[name], sum(size for name, size in self._sizes.items() if name in there)
         if facts is not None and size and self._sizes.keys() - there:
-            # The ids of the parts that are left, and the output, as often as the weights say.
-            passes = sum(source.disk_bytes * (1 + source.weight) for source in self._build.sources)
+            # The ids of the parts that are left, and the output, as often as the weights say; shards have no copies.
+            path = Path(self._folder.items[list(self._sizes).index(name)]["pieces"][0]["path"])
+            in_shards, sources = self._build.in_shards, self._build.sources
+            copies = [min(one.weight, 1 + one.weight % 1) if in_shards else one.weight for one in sources]
+            passes = sum(one.disk_bytes_like(path) * (1 + times) for one, times in zip(sources, copies, strict=True))
             expected = facts["ids"] * self._build.stream_dtype.itemsize * (passes - done) / size
             check_room(self._folder.path, int(expected))

@@ -79,13 +79,15 @@ def _texts(path: Path, stats: ReadStats | None) -> Iterator[Iterable[str]]:
 
 def _lines(path: Path, stats: ReadStats | None) -> Iterator[str]:
     """Yield the lines of a text file with their ends, even if a block of it ends inside a line."""
-    rest = ""
+    rest: list[str] = []  # of a line that may go on; put together once, however many blocks it has
     for block in read_text(path, stats=stats):
-        lines = (rest + block.text).splitlines(keepends=True)
-        rest = lines.pop() if lines else ""
-        yield from lines
-    if rest:
-        yield rest
+        first, *more = block.text.splitlines(keepends=True) or [""]
+        rest.append(first)
+        if more or (first and first[-1] != "\r" and first[-1].splitlines() == [""]):  # "\n" may follow "\r"
+            yield from "".join(rest).splitlines(keepends=True)
+            yield from more[:-1]
+            rest = more[-1:]
+    yield from "".join(rest).splitlines(keepends=True)
 
 
 def _cut(lines: Iterable[str], longest: int) -> Iterator[str]:

@@ -23,6 +23,7 @@ import numpy as np
 from transformerlm.token_files.writer import TokenFileWriter
 from transformerlm.utils.choice import are_chosen as are_chosen
 from transformerlm.utils.text_files import expand_inputs, total_bytes
+from transformerlm.utils.text_formats import format_of
 
 Array = np.ndarray[Any, Any]
 PathName = str | os.PathLike[str]
@@ -63,10 +64,19 @@ class SourceFiles:
         self.paths = expand_inputs(self.input)
         self.disk_bytes = total_bytes(self.paths)
 
+    def disk_bytes_like(self, path: Path) -> int:
+        """Return how many bytes those of its files take that are packed as `path` is; others hold more or less text."""
+        return total_bytes([one for one in self.paths if _packing(one) == _packing(path)])
+
     def check_documents(self, number: int) -> None:
         """Raise ValueError if the source has no document."""
         if not number:
             raise ValueError(f"{self.name}: expected text, found none in {', '.join(map(str, self.paths))}")
+
+
+def _packing(path: Path) -> tuple[str | None, bool]:
+    form = format_of(path)
+    return form.compression, form.layout == "Parquet"
 
 
 def find_sources(inputs: PathName | Sequence[PathName] | Sequence[Source], text_field: str) -> list[SourceFiles]:

@@ -58,9 +58,10 @@ def create_logger(
 
     "console" writes JSON lines on stdout, or on `stream`, unless that is a terminal, where people read on stderr what a
     command says; "json" always writes them. Both wait `patience` seconds for a reader (None: for ever). "tensorboard"
-    writes to the folder `tensorboard` beside `jsonl_path`. `run_id`, `tags` and the `wandb_` names are for W&B only,
-    and `config` for both. A logger that fails later never stops the run. Raises ValueError for names that are unknown
-    or contradict each other and for a missing package, and OSError if a file cannot be opened.
+    writes to the folder `tensorboard` beside `jsonl_path`. `run_id`, `tags` and the `wandb_` names are for W&B only
+    (without it `run_id` is kept for a later start), and `config` for both. A logger that fails later never stops the
+    run. Raises ValueError for names that are unknown or contradict each other and for a missing package, and OSError if
+    a file cannot be opened.
     """
     names = [backend] if isinstance(backend, str) else list(backend)
     try:
@@ -82,4 +83,4 @@ def create_logger(
                 run_name=run_name, project=wandb_project, entity=wandb_entity, run_id=run_id, config=config, tags=tags
             )
         )
-    return MultiLogger(loggers)
+    return MultiLogger(loggers, run_id=run_id)

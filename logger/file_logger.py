@@ -93,18 +93,19 @@ def truncate_after_step(path: str | os.PathLike[str], step: int) -> int:
         return 0
     removed = 0
     unfinished = target.with_name(target.name + ".tmp")
-    with open(target, "rb") as old, open(unfinished, "wb") as new:
-        for line in old:
-            if _is_kept(line, step):
-                new.write(line)
-            else:
-                removed += 1
-        new.flush()
-        os.fsync(new.fileno())
-    if removed:
-        unfinished.replace(target)
-    else:
-        unfinished.unlink()
+    try:
+        with open(target, "rb") as old, open(unfinished, "wb") as new:
+            for line in old:
+                if _is_kept(line, step):
+                    new.write(line)
+                else:
+                    removed += 1
+            new.flush()
+            os.fsync(new.fileno())
+        if removed:
+            unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return removed
 
 

@@ -16,11 +16,11 @@ class MultiLogger(Logger):
     """Passes every record to each logger in turn.
 
     A logger that raises is named once on stderr (by `logging`) and still gets the next record: somebody may free space
-    on a full disk while the run continues.
+    on a full disk while the run continues. `run_id` is kept for a later start where no logger has one.
     """
 
-    def __init__(self, loggers: Sequence[Logger]) -> None:
-        self.loggers = tuple(loggers)
+    def __init__(self, loggers: Sequence[Logger], *, run_id: str | None = None) -> None:
+        self.loggers, self._run_id = tuple(loggers), run_id
         self._reported: set[int] = set()
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -37,8 +37,8 @@ class MultiLogger(Logger):
 
     @property
     def run_id(self) -> str | None:
-        """The first id that one of the loggers has."""
-        return next((logger.run_id for logger in self.loggers if logger.run_id is not None), None)
+        """The first id that one of the loggers has, or the one that is kept."""
+        return next((logger.run_id for logger in self.loggers if logger.run_id is not None), self._run_id)
 
     def close(self) -> None:
         """Close each logger."""

@@ -106,6 +106,9 @@ def test_what_cannot_be_saved_is_told_and_the_conversation_goes_on(chat, tmp_pat
     assert "/save: expected the name of a .jsonl file, found none" in done.stderr
     assert done.stderr.count("/save: expected the name of a .jsonl file, found ") == 2
     assert re.search(r"/save: .*no/talk\.jsonl: cannot be written: No such file", done.stderr)
+    done = chat("Hi", "/save ~nobody-of-this-name/talk.jsonl", "/save a\0b.jsonl", "Is Bob here?")
+    assert len(answers(done)) == 2
+    assert done.stderr.count("cannot be written") == 2
 
 
 def test_commands_are_told_apart_from_messages(chat):

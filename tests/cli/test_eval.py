@@ -80,6 +80,9 @@ def test_two_checkpoints_are_compared_on_the_same_text(pipeline):
         (("--input", "a.txt", "b.npy"), "input: expected text files or one token file, found 2"),
         (("--input", "a.txt", "b.shards/"), "found 2 with a .shards"),
         (("--stride=9", "--context_length=8"), "stride (9) exceeds context_length (8)"),
+        (("--input", "a.npy", "--text_field=a"), "text_field is for text, found the token file a.npy"),
+        (("--input", "a.npy", "--allow_special"), "allow_special is for text, found the token file a.npy"),
+        (("--input", "a.shards", "--invalid_utf8=refuse"), "invalid_utf8 is for text, found the token file a.shards"),
         (("--checkpoint=nowhere",), "nowhere: no such checkpoint or run directory"),
         (("--checkpoint=none",), "expected checkpoint, or compare with two checkpoints, found neither"),
     ],
@@ -277,6 +280,21 @@ def test_conversations_without_an_answer_are_refused(chat, tmp_path):
         done = call("train", "--config", tmp_path / "train.toml")
         assert done.code == 2
         assert f"data.{key}: {tmp_path / 'q.npy'}: expected some tokens that are learnt, found none" in done.stderr
+
+
+def test_a_part_without_an_answer_is_refused(chat, tmp_path):
+    """One of two conversations has an answer, and the other one is drawn."""
+    files, run = chat
+    rows = [[{"role": "user", "content": "Why?"}, {"role": "assistant", "content": text}] for text in ("So.", "")]
+    path = tmp_path / "two.jsonl"
+    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in rows))
+    made = ("--input", path, "--tokenizer", files.tokenizer, "--train", tmp_path / "q.npy", "--toml", "[chat]")
+    assert call("make_data", *made, "--valid=none", "--valid_fraction=0").code == 0
+    arguments = (*USUAL, "--checkpoint", run, "--input", tmp_path / "q.npy", "--max_documents=1")
+    found = [call("eval", *arguments, f"--seed={seed}") for seed in range(8)]
+    assert {done.code for done in found} == {0, 2}
+    refused = next(done for done in found if done.code)
+    assert "q.npy: max_documents: expected text, found none in the 1 drawn" in refused.stderr
 
 
 def test_text_counts_all_tokens(pipeline):

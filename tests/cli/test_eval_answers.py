@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 
 import pytest
 
@@ -10,6 +11,7 @@ from tests.cli.commands import call, shipped
 from tests.inference.helpers import greedy_without_cache
 from transformerlm.checkpoints.directory import list_checkpoints
 from transformerlm.checkpoints.load import load_model, load_tokenizer
+from transformerlm.tokenizer.chat import ChatFormat
 
 PLAIN = 'chat = {system = "", user = "", assistant = " ", end = ".", after = "", special_tokens = []}'
 USUAL = ("--mode=answers", "--device=cpu", "--resamples=50", "--toml", PLAIN)
@@ -75,6 +77,19 @@ def test_answers_are_right_where_they_are_those_of_the_model(asked, newest):
     assert "wrong: Bob  found " in done.stderr
 
 
+def test_the_field_of_the_messages_is_no_other_format(asked, newest, tmp_path, monkeypatch):
+    """The strings around messages stay those that the checkpoint was trained with."""
+    rows = [json.loads(line) for line in asked[0].read_text().splitlines()]
+    path = tmp_path / "dialog.jsonl"
+    path.write_text("".join(json.dumps({"dialog": row["messages"]}) + "\n" for row in rows))
+    known = ChatFormat.of(tomllib.loads(PLAIN)["chat"])
+    monkeypatch.setattr("transformerlm.checkpoints.chat_format.chat_format_of", lambda _: known)
+    done = call("eval", "--mode=answers", "--checkpoint", newest, "--input", path, "--chat.messages_field=dialog",
+                "--device=cpu", f"--max_new_tokens={TOKENS}")  # fmt: skip
+    assert done.code == 0, done.stderr
+    assert done.records[0]["metrics.exact_match"] == asked[1] / 4
+
+
 def test_the_model_ends_its_answers(asked):
     """Otherwise the test above would only show that no answer is right."""
     assert asked[1] == 2
@@ -135,7 +150,10 @@ def test_questions_longer_than_the_context_are_told_of(newest, tmp_path):
         (("--mode=answers", "--stride=4"), 'stride is not for mode = "answers", found stride = 4'),
         (("--mode=answers", "--context_length=4"), 'context_length is not for mode = "answers"'),
         (("--mode=answers", "--allow_special=true"), 'allow_special is not for mode = "answers"'),
+        (("--mode=answers", "--text_field=a"), 'text_field is not for mode = "answers": chat.messages_field is'),
         (("--chat.end=.",), 'chat is for mode = "answers", found mode = "documents"'),
+        (("--max_new_tokens=5",), 'max_new_tokens is for mode = "answers", found mode = "documents"'),
+        (("--kind_field=a",), 'kind_field is for mode = "answers", found mode = "documents"'),
     ],
 )
 def test_what_does_not_belong_together_is_refused(arguments, message):

@@ -121,6 +121,17 @@ def test_a_checkpoint_without_its_run_has_no_curve(pipeline, tmp_path):
     assert not list((tmp_path / "out").glob("loss.*"))
 
 
+def test_a_checkpoint_beside_which_nothing_is_can_be_exported(pipeline, tmp_path, monkeypatch):
+    """Its name alone is its path; a run one folder up is another one's."""
+    checkpoint = next(path for path in (pipeline.run / "checkpoints").iterdir() if path.name.startswith("step-"))
+    shutil.copytree(checkpoint, tmp_path / "models/mine")
+    shutil.copy(pipeline.run / "metrics.jsonl", tmp_path)
+    monkeypatch.chdir(tmp_path / "models")
+    done = call("export", "--checkpoint=mine", "--output=out", "--verify=false")
+    assert done.code == 0, done.stderr
+    assert not list(Path("out").glob("loss.*"))
+
+
 def test_the_next_command_for_ollama_can_be_pasted(pipeline, tmp_path):
     """After a GGUF export the last line names the Modelfile, quoted for the shell."""
     output = tmp_path / "my models" / "First.gguf"

@@ -44,6 +44,19 @@ def test_an_imported_model_generates_what_the_first_one_does(imported, pipeline)
     assert first.records[0]["text.output"] == again.records[0]["text.output"]
 
 
+def test_what_is_made_of_an_imported_model_says_so(imported, tmp_path):
+    """Nobody here trained it, and of its configuration the model alone says anything."""
+    assert call("export", "--checkpoint", imported[0], "--output", tmp_path / "again", "--verify=false").code == 0
+    assert "architecture, exported with transformerlm" in (tmp_path / "again/README.md").read_text()
+    done = call(
+        "add_tokens", "--source", imported[0], "--output", tmp_path / "more", "--special_tokens", "<|im_start|>"
+    )
+    assert done.code == 0, done.stderr
+    assert "--training.max_steps=1000 --training.batch_size=8 --optimizer.learning_rate=1e-4" in done.stderr
+    (path,) = (tmp_path / "more/checkpoints").glob("step-*/config.toml")
+    assert "only [model] says anything" in path.read_text().splitlines()[0]
+
+
 def train(pipeline, home, **changes):
     """Train a tiny run with dotted keys changed, and return how it ended."""
     config = home / "train.toml"

@@ -234,6 +234,18 @@ def test_outputs_for_each_input_are_checked_before_any_is_written(changes, messa
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_the_input_that_is_too_short_for_a_split_is_named(pipeline, tmp_path):
+    """Of many, each with its own files, one may have a single document; the folders may have a dot in their names."""
+    (tmp_path / "a.txt").write_text("one<|endoftext|>two<|endoftext|>three")
+    (tmp_path / "b.txt").write_text("one")
+    held = ["--train", tmp_path / "train", "--valid", tmp_path / "valid.v2", "--valid_fraction=0.3"]
+    given = ["--tokenizer", pipeline.files.tokenizer, "--outputs=per-input", "--input", tmp_path / "a.txt"]
+    done = call("make_data", *given, tmp_path / "b.txt", *held)
+    assert done.code == 2
+    assert f"{tmp_path / 'b.txt'}: valid_fraction: expected at least one document on each side" in done.stderr
+    assert (tmp_path / "valid.v2/a.npy").exists()
+
+
 def test_a_sample_of_so_many_tokens_is_taken_and_blank_documents_are_told(arguments, pipeline, tmp_path):
     """`max_tokens` bounds the file; how many documents had no text is said on stderr and in the line."""
     done = call("make_data", *arguments, "--max_tokens=2000")

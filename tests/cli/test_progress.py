@@ -142,3 +142,11 @@ def test_stages_have_their_units(capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("2.0/2.0 MB  ")
     assert lines[1].startswith("merge 7/7  ")
+
+
+def test_of_a_pipe_nothing_is_shown(capsys):
+    """Nobody knows how long it is, so no part of it is the end."""
+    progress = StageProgress({"count": "B"})
+    progress("count", 0, 0)
+    progress("count", 2_000_000, 0)
+    assert capsys.readouterr().err == ""

@@ -86,6 +86,12 @@ def test_an_installation_without_sources_is_an_error(tmp_path: Path, monkeypatch
         write_corpus(tmp_path / "corpus.txt")
 
 
+def test_too_small_a_bound_is_no_lack_of_sources(tmp_path: Path) -> None:
+    """The error says which number was too small."""
+    with pytest.raises(ValueError, match="max_bytes: expected room for at least one docstring, found 5"):
+        write_corpus(tmp_path / "corpus.txt", max_bytes=5)
+
+
 def test_the_real_corpus_is_text_within_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This installation gives as much text as asked for, the same for any number of workers, and imports no module."""
     monkeypatch.setattr(docstring_corpus, "_FILES_PER_TASK", 16)

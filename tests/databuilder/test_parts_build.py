@@ -562,6 +562,73 @@ def test_too_small_a_disk_is_refused_after_the_first_part(tmp_path, monkeypatch)
         build(tmp_path, path, cluster=cluster())
 
 
+def test_room_is_for_what_is_written(tmp_path, monkeypatch):
+    """Shards have no copies of a document, and packed text says nothing of text that is not packed."""
+    needed: list[int] = []
+    monkeypatch.setattr(parts_build, "check_room", lambda folder, expected: needed.append(expected))
+    text = EOT.join(documents("a", 500))
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(text.encode()))
+    for name, weight in (("once", 1.0), ("often", 20.0)):
+        source = Source(tmp_path / "a.txt", weight)
+        build(tmp_path / name, [source], cluster=cluster(), kind="shards")
+    assert needed[0] == needed[1]
+    for name, files in (("packed", ["b.txt.gz"]), ("both", ["b.txt.gz", "a.txt"])):
+        build(tmp_path / name, [tmp_path / file for file in files], cluster=cluster("share", share="1/1"))
+    assert needed[-1] < 2.5 * 2 * len(text.encode())
+
+
+def test_what_came_meanwhile_is_not_replaced(tmp_path, monkeypatch):
+    """A file that another command has written is as safe as one that was there before."""
+    path = tmp_path / "in.txt"
+    path.write_text(EOT.join(documents("a", 100)))
+    numbered = parts_build.numbered_parts
+
+    def and_another(*args: Any) -> Any:
+        (tmp_path / "train.npy").write_text("mine")
+        return numbered(*args)
+
+    monkeypatch.setattr(parts_build, "numbered_parts", and_another)
+    with pytest.raises(FileExistsError, match=r"train\.npy: expected no such file yet, found one"):
+        build(tmp_path, path, cluster=cluster())
+    assert (tmp_path / "train.npy").read_text() == "mine"
+
+
+def test_progress_after_a_stop_is_that_of_the_rest(tmp_path, monkeypatch):
+    """What an earlier call did took this one no time: with it the rate would be far too high."""
+    path = tmp_path / "in.txt"
+    path.write_text(EOT.join(documents("a", 1000)))
+    encode_part, begun = parts_build.encode_part, []
+
+    def stop_late(*args: Any, **keywords: Any) -> Any:
+        begun.append(args)
+        if len(begun) > 10:
+            raise KeyboardInterrupt
+        return encode_part(*args, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts_build, "encode_part", stop_late)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path, path, cluster=cluster())
+    shown: list[tuple[int, int]] = []
+    build(tmp_path, path, cluster=cluster(), progress=lambda _, done, total: shown.append((done, total)))
+    size = path.stat().st_size
+    assert shown[0][0] < 0.2 * size
+    assert shown[-1][0] == shown[-1][1] < size - 8 * 4000
+
+
+def test_a_ray_worker_never_takes_an_earlier_tokenizer(tmp_path):
+    """It keeps the last one, and a second build may have another in the same place."""
+    TOKENIZER.save(tmp_path)
+    first = {"directory": str(tmp_path), "engine": "reference", "sha256": TOKENIZER.fingerprint()}
+    assert parts._tokenizer_of(**first).fingerprint() == TOKENIZER.fingerprint()
+    other = Tokenizer({**BYTES, 257: b"ab"}, [(b"a", b"b")], [EOT])
+    other.save(tmp_path)
+    assert parts._tokenizer_of(**{**first, "sha256": other.fingerprint()}).fingerprint() == other.fingerprint()
+    with pytest.raises(ValueError, match="expected the tokenizer"):
+        parts._tokenizer_of(**first)
+
+
 def test_parts_that_are_there_need_no_room(tmp_path, monkeypatch):
     """The same call goes on where there is room for what is left, and is refused again where there is not."""
     path = tmp_path / "in.txt"

@@ -6,7 +6,9 @@ import itertools
 
 import pytest
 
+from databuilder import plain_text
 from databuilder.plain_text import cut_into_documents, write_documents, write_part
+from transformerlm.utils import text_files
 from transformerlm.utils.text_files import ReadStats
 
 
@@ -99,6 +101,15 @@ def test_a_part_of_json_lines_has_a_document_a_line(tmp_path):
     (tmp_path / "empty.txt").write_text(" \n")
     with pytest.raises(ValueError, match="expected text, found none"):
         write_part([tmp_path / "empty.txt"], tmp_path / "part.txt", fraction=0.5, separator="<|end|>")
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 100])
+def test_lines_are_the_same_wherever_the_blocks_end(block, tmp_path, monkeypatch):
+    """Also where a block ends between the two characters of a line end, or is one line."""
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", block)
+    text = "one\ntwo\r\nthree\rfour\n\n\nfive\u2028six " + "seven " * 9 + "\n\r\neight"
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    assert list(plain_text._lines(tmp_path / "a.txt", None)) == text.splitlines(keepends=True)
 
 
 @pytest.mark.parametrize("line", ["words and more words " * 5000, "x" * 100_000, "字" * 100_000])

@@ -55,18 +55,19 @@ def parts_folder(tmp_path: Path, *, settings: object = 1, cluster: ClusterConfig
 
 def test_parts_are_done_once_and_their_facts_are_kept(tmp_path):
     """A second call does nothing again and returns the same facts, in the order of the parts; so does a third, anew."""
+    seen: list[tuple[str, bool]] = []
     with parts_folder(tmp_path) as folder:
-        first = folder.run(squares(tmp_path, 3))
-        seen: list[str] = []
+        first = folder.run(squares(tmp_path, 3), on_done=lambda name, is_old: seen.append((name, is_old)))
         again = folder.run(squares(tmp_path), mapper=lambda do, parts: reversed([do(part) for part in parts]))
     with parts_folder(tmp_path) as folder:
-        assert folder.run(squares(tmp_path), on_done=seen.append) == again
+        assert folder.run(squares(tmp_path), on_done=lambda name, is_old: seen.append((name, is_old))) == again
         assert folder.items == ["a", "b"]
         assert (folder.path / "p4" / "square.txt").read_text() == "16"
     assert first == {f"p{number}": {"square": number**2} for number in range(3)}
     assert list(again or {}) == [f"p{number}" for number in range(5)]
     assert done_in(tmp_path) == [0, 1, 2, 3, 4]
-    assert sorted(seen) == sorted(again or {})
+    assert seen[:3] == [(f"p{number}", False) for number in range(3)]
+    assert sorted(seen[3:]) == [(f"p{number}", True) for number in range(5)]
 
 
 def test_an_error_of_a_part_comes_through_and_leaves_nothing_of_it(tmp_path):

@@ -67,6 +67,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "training.z_loss": 1e-2,
     },
     "frozen": {"fine_tuning.freeze": ["token_embeddings", "layers.1", "layers.2.attn.q_proj"]},
+    "head alone": {"fine_tuning.freeze": ["token_embeddings", "layers", "ln_final"]},
     "frozen, muon": {"fine_tuning.freeze": ["lm_head", "layers.0", "layers.2.ffn"], "optimizer.name": "muon"},
     "lora": {
         "checkpoint.init_from": "base",  # which is not read here

@@ -202,6 +202,19 @@ def test_recomputed_activations_give_the_same_gradients_for_less_memory() -> Non
         torch.testing.assert_close(recomputed, plain, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("num_kv_heads", [1, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_fused_attention_keeps_no_table_of_scores(num_kv_heads: int, dtype: torch.dtype) -> None:
+    """With shared keys, too, of which only one of PyTorch's kernels knows, and that takes no fp32."""
+    length = 2048
+    shapes = [(1, 8, length, 32), (1, num_kv_heads, length, 32), (1, num_kv_heads, length, 32)]
+    leaves = [torch.randn(shape, device=DEVICE, dtype=dtype, requires_grad=True) for shape in shapes]
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    attend(*leaves, is_causal=True, implementation="fused").sum().backward()  # type: ignore[arg-type]
+    assert torch.cuda.max_memory_allocated() - before < 8 * length * length * leaves[0].element_size()
+
+
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_fused_attention_is_the_written_out_one(num_kv_heads: int, dtype: torch.dtype) -> None:

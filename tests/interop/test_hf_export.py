@@ -83,6 +83,19 @@ def test_rounded_weights_are_what_is_verified(dtype, kind, files, tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == str(kind).partition(".")[2]
 
 
+def test_a_weight_beyond_fp16_is_refused(files, tmp_path, monkeypatch):
+    """It would be written as infinity."""
+    model = load_model(checkpoint := make_checkpoint(tmp_path, files))
+    with torch.no_grad():
+        model.layers[0].attn.q_proj.weight[0, 0] = 70_000.0
+    monkeypatch.setattr("transformerlm.interop.hf_export.load_model", lambda _: model)
+    with pytest.raises(
+        ValueError, match=r"dtype: expected fp32 or bf16 for layers\.0\.attn\.q_proj\.weight, found fp16"
+    ):
+        write_hf(checkpoint, tmp_path / "out", dtype="fp16", verify=False)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_card_gives_the_facts_of_the_training(files, tmp_path):
     """The README names sizes, steps, loss and data, and no place on the machine where it was trained."""
     write_hf(make_checkpoint(tmp_path, files), tmp_path / "out", verify=False)

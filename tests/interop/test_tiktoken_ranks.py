@@ -26,6 +26,19 @@ def test_the_tokenizer_comes_back(tokenizer, tmp_path):
     assert again.fingerprint() == tokenizer.fingerprint()
 
 
+def test_special_tokens_fill_the_ids_that_are_left_out(tmp_path):
+    """As in OpenAI's p50k_base, whose only special token is not the last."""
+    ranks = {**{bytes([index]): index for index in range(256)}, b"ab": 257, b"abc": 259}
+    path = tmp_path / "ranks.tiktoken"
+    path.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()))
+    tokenizer = read_ranks(path, pattern="gpt2", special_tokens=["<a>", "<b>", "<c>"])
+    assert tokenizer.special_token_ids == {"<a>": 256, "<b>": 258, "<c>": 260}
+    assert tokenizer.encode("abc<b>") == [259, 258]
+    assert to_ranks(tokenizer) == ranks
+    with pytest.raises(ValueError, match="found none with id 258"):
+        read_ranks(path, pattern="gpt2", special_tokens=["<a>"])
+
+
 def test_any_text_has_the_same_ids(tokenizer):
     """tiktoken agrees on every text whose letters its Unicode tables know, as they know all of these."""
     theirs = tiktoken.Encoding(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 
@@ -136,6 +137,21 @@ def test_truncate_leaves_a_good_file_untouched(tmp_path):
     assert truncate_after_step(path, 2) == 0
     assert path.stat().st_ino == inode
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_truncation_on_a_full_disk_leaves_the_file_and_nothing_else(tmp_path, monkeypatch):
+    """The new file is written beside it; what there is of that goes again."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+
+    def full(number):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        truncate_after_step(path, 1)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert _steps(path) == [1, 2]
 
 
 def test_open_logger_follows_the_renamed_file(tmp_path):

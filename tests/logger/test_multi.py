@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from logger import JsonlLogger, MultiLogger, NoopLogger
+from logger import JsonlLogger, MultiLogger, NoopLogger, create_logger
 from tests.logger.test_base import ListLogger
 
 
@@ -55,6 +55,8 @@ def test_run_id_is_the_first_that_there_is(tmp_path):
 
     assert MultiLogger([JsonlLogger(tmp_path / "m"), WithId()]).run_id == "abc"
     assert MultiLogger([NoopLogger()]).run_id is None
+    assert MultiLogger([NoopLogger()], run_id="kept").run_id == "kept"
+    assert create_logger("json", run_name="a", run_id="of an earlier start").run_id == "of an earlier start"
 
 
 def test_artifacts_reach_every_logger():

@@ -461,6 +461,18 @@ def test_time_counts_before_there_was_a_limit(files, tmp_path, monkeypatch):
     assert read_records(tmp_path / "run")[-1]["step"] == 12
 
 
+def test_time_counts_while_there_is_no_limit(files, tmp_path, monkeypatch):
+    """Also of a run that had a limit before."""
+    a_clock(monkeypatch, 1.0)
+    run = tiny_config(files, tmp_path, {"training.max_steps": 4, "training.max_time": "20s"})
+    assert train(run) == 0
+    assert read_state(resolve(tmp_path / "run"))["seconds"] == 4.0
+    assert train(tiny_config(files, tmp_path, {"training.max_steps": 9})) == 0
+    assert read_state(resolve(tmp_path / "run"))["seconds"] == 9.0
+    assert train(tiny_config(files, tmp_path, {"training.max_steps": 10**6, "training.max_time": "12s"})) == 0
+    assert read_records(tmp_path / "run")[-1]["step"] == 12
+
+
 def test_another_validation_text_begins_anew(files, tmp_path):
     """Its losses are not compared with those before: the first checkpoint with one is the best again."""
     changes = {"training.max_steps": 8, "checkpoint.interval": 4, "training.eval_interval": 4}

@@ -49,10 +49,13 @@ def test_device_that_is_not_there_is_refused(name: str) -> None:
 
 
 def test_cuda_number_past_the_last_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """cuda:2 on a machine with two devices is an error that says how many there are."""
+    """cuda:2 on a machine with two devices is an error that says how many there are; cuda:1 becomes the current one."""
+    current: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    assert current == [torch.device("cuda", 1)]
     with pytest.raises(ValueError, match=r"'cuda:2' is not available, found 2 CUDA device\(s\)"):
         resolve_device("cuda:2")
 

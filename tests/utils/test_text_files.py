@@ -108,6 +108,13 @@ def test_a_folder_leaves_out_what_our_commands_write(tmp_path: Path) -> None:
         "tokenizer/merges.txt",
         "tokenizer/special_tokens.json",
         "tokenizer/notes.txt",
+        "gpt2-vocab.json",
+        "gpt2-merges.txt",
+        "gpt2-special_tokens.json",
+        "other-merges.txt",
+        "c.txt.part",
+        "c.txt.part.json",
+        "d.part",
         "train.npy.parts/plan.json",
         "t.shards/x.txt",
     ):
@@ -115,7 +122,8 @@ def test_a_folder_leaves_out_what_our_commands_write(tmp_path: Path) -> None:
         (tmp_path / name).write_text("text")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert expand_inputs(tmp_path) == [tmp_path / name for name in ("a.txt", "b/merges.txt", "tokenizer/notes.txt")]
+        texts = ("a.txt", "b/merges.txt", "d.part", "other-merges.txt", "tokenizer/notes.txt")
+        assert expand_inputs(tmp_path) == [tmp_path / name for name in texts]
 
 
 def test_a_folder_below_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,8 +101,7 @@ def _extend_checkpoint(source: Path, out: Path, special_tokens: Sequence[str], *
         model,
         Optimizer(list(model.parameters()), {"lr": 0.0}),  # what every checkpoint holds; no step was made with it
         extended,
-        config_toml=f"# {', '.join(ids) or 'nothing'} added to {checkpoint.name}: a run that begins with it is new\n"
-        + dump_toml(config),
+        config_toml=_about(state, ids, checkpoint) + dump_toml(config),
         state={key: state[key] for key in _KEPT if key in state} | {EXTENDED: about},
     )
     with whole_directory(out) as directory:
@@ -111,6 +110,12 @@ def _extend_checkpoint(source: Path, out: Path, special_tokens: Sequence[str], *
         extended.save(directory / "tokenizer")
     path = out / "checkpoints" / saved.name
     return AddedTokens(path, out / "tokenizer", ids, known, (old_size, model.vocab_size))
+
+
+def _about(state: dict[str, Any], ids: dict[str, int], checkpoint: Path) -> str:
+    """Return the comment over the configuration."""
+    only = ", and only [model] says anything, for it was imported" if "imported_from" in state else ""
+    return f"# {', '.join(ids) or 'nothing'} added to {checkpoint.name}: a run that begins with it is new{only}\n"
 
 
 def _told(before: Tokenizer, after: Tokenizer, special_tokens: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:

@@ -144,7 +144,7 @@ class PartsFolder:
         mapper: Mapper = map,
         num_cpus: int = 1,
         wait: bool = False,
-        on_done: Callable[[str], object] | None = None,
+        on_done: Callable[[str, bool], object] | None = None,
     ) -> dict[str, Facts] | None:
         """Do the parts that are not done yet, and return the facts of all by name, in the order of `parts`.
 
@@ -153,7 +153,7 @@ class PartsFolder:
             mapper: how this process does them, if it does them alone; results may come in any order.
             num_cpus: of one part, where Ray looks for room.
             wait: with "share": wait for parts that other processes are doing, because more follows.
-            on_done: called with the name of each part that is done, those of earlier calls included.
+            on_done: called with the name of each part that is done, and whether it was there from the beginning.
 
         Returns None, with "share" alone, if other processes are still doing some, or have finished everything and
         removed the folder.
@@ -162,15 +162,16 @@ class PartsFolder:
             What a part raises comes through, except that the other parts in hand may be finished first.
         """
         facts: dict[str, Facts] = {}
+        old = self._names()
         while len(facts) < len(parts):
             done = self._names()
             for part in parts:
                 if on_done is not None and part.name in done and part.name not in facts:
-                    on_done(part.name)
+                    on_done(part.name, part.name in old)
             todo = [part for part in parts if part.name not in done]
             for name in self._do(todo, mapper=mapper, num_cpus=num_cpus, wait=wait):
                 if on_done is not None:
-                    on_done(name)
+                    on_done(name, False)
             if self._cluster.on == "share" and not {part.name for part in parts} <= self._names():
                 return None
             read = {part.name: read_facts(self.path / part.name, plan=self.plan_sha256) for part in parts}

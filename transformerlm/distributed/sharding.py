@@ -177,6 +177,7 @@ def shard_model(
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for unit in units:
         fully_shard(list(unit.modules), mesh=mesh, mp_policy=policy if unit.in_bf16 else MixedPrecisionPolicy())
+    model.register_forward_hook(_begin_backward)  # before those of FSDP2
     fully_shard(model, mesh=mesh)
     model.to_empty(device=device)
     whole = dict(model.named_parameters())
@@ -195,6 +196,14 @@ def exchange(parts: Sequence[Tensor], sizes: Sequence[int], group: dist.ProcessG
     received = parts[0].new_empty(sum(sizes))
     dist.all_to_all_single(received, torch.cat(list(parts)), list(sizes), [len(part) for part in parts], group=group)
     return list(torch.split(received, list(sizes)))
+
+
+def _begin_backward(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+    """Let an output that no trained weight is below ask for a gradient: FSDP2 sums gradients once one has come to it.
+
+    So the head alone can be trained: its loss is computed outside of the model.
+    """
+    return output.detach().requires_grad_() if torch.is_grad_enabled() and not output.requires_grad else output
 
 
 def _allow_views() -> None:

@@ -64,6 +64,8 @@ def write_hf(
     config = load_config_of(checkpoint)
     llama.architecture_of(ModelSettings(**config.model.model_dump()))
     tokenizer, model = load_tokenizer(checkpoint), load_model(checkpoint).to(_DTYPES[dtype])
+    if dtype == "fp16":
+        _check_range(model)
     with whole_directory(out) as directory:
         ids = ids_of_checkpoint(checkpoint, tokenizer)
         renderer = renderer_of(checkpoint, tokenizer, ids)
@@ -77,6 +79,12 @@ def write_hf(
         leading = [ids.start_id] if ids.starts_texts else []
         chat = renderer if has_template else None
         return verify_hf(model.float(), tokenizer, directory, leading=leading, chat=chat) if verify else NOT_ASKED
+
+
+def _check_range(model: TransformerLM) -> None:
+    for name, weight in model.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise ValueError(f"dtype: expected fp32 or bf16 for {name}, found fp16, which ends at 65,504")
 
 
 def _write_template(renderer: ChatRenderer, directory: Path) -> bool:

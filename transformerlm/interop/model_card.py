@@ -31,7 +31,7 @@ pipeline_tag: text-generation
 
 # {name}
 
-A decoder-only Transformer of the {title} architecture, trained with transformerlm.
+A decoder-only Transformer of the {title} architecture, {done} with transformerlm.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -77,6 +77,7 @@ def model_card(checkpoint: Path, *, name: str, notes: CardNotes | None = None) -
         name=name,
         architecture=architecture,
         title=architecture.title(),
+        done="exported" if "imported from" in facts else "trained",
         sections=_sections(notes),
         facts="\n".join(rows),
     )

@@ -56,7 +56,7 @@ def to_ranks(tokenizer: Tokenizer) -> dict[bytes, int]:
 
 
 def read_ranks(path: Path, *, pattern: str, special_tokens: Sequence[str]) -> Tokenizer:
-    """Return the tokenizer of a file of ranks; special tokens get the ids after the last rank.
+    """Return the tokenizer of a file of ranks; special tokens get ids that it leaves out, then those after the last.
 
     Raises:
         ValueError: a line that is not a token and a rank, a rank that occurs twice, or a token that no two others form.
@@ -72,6 +72,9 @@ def read_ranks(path: Path, *, pattern: str, special_tokens: Sequence[str]) -> To
         ranks[token] = rank
     try:
         vocab = {rank: token for token, rank in ranks.items()}
+        specials = [special.encode() for special in special_tokens if special.encode() not in ranks]
+        free = (rank for rank in range(len(ranks) + len(specials)) if rank not in vocab)
+        vocab |= dict(zip(free, specials, strict=False))
         return Tokenizer(vocab, merges_of(ranks), special_tokens, pattern=pattern)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

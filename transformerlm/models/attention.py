@@ -91,14 +91,11 @@ def _fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
         mask, is_causal = causal_mask(num_queries, num_keys, query.device), False
     if is_causal and query.dtype == torch.bfloat16 and query.device.type == "cpu":
         return blocked_causal_attention(query, share_heads(key, query), share_heads(value, query))
-    return F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        is_causal=is_causal,
-        enable_gqa=count_heads(key) != count_heads(query),
-    )
+    takes_groups = mask is None and query.dtype in (torch.bfloat16, torch.float16)
+    if query.device.type == "cuda" and not takes_groups:  # the kernels that keep no table of scores refuse groups here
+        key, value = share_heads(key, query), share_heads(value, query)
+    is_grouped = count_heads(key) != count_heads(query)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal, enable_gqa=is_grouped)
 
 
 class MultiHeadSelfAttention(nn.Module):

@@ -281,13 +281,18 @@ def _count_all(parts: PartsFolder, request: Request, means: Means) -> dict[str, 
     return parts.run(todo, num_cpus=num_workers or 1, wait=len(todo) > MERGE_ALONE, on_done=on_done)
 
 
-def _progress_of(sizes: Mapping[str, int], progress: ProgressCallback | None) -> Callable[[str], None]:
+def _progress_of(sizes: Mapping[str, int], progress: ProgressCallback | None) -> Callable[[str, bool], None]:
+    """Return what shows the progress of this call: what an earlier one did is not in it."""
     left, total = dict(sizes), sum(sizes.values())
     done = 0
 
-    def on_done(name: str) -> None:
-        nonlocal done
-        done += left.pop(name, 0)
+    def on_done(name: str, is_old: bool) -> None:
+        nonlocal done, total
+        size = left.pop(name, 0)
+        if is_old:
+            total -= size
+            return
+        done += size
         if progress is not None:
             progress("count", done, total)
 

@@ -220,7 +220,8 @@ def made_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def _current_device() -> int | None:
-    return torch.cuda.current_device() if torch.cuda.is_available() else None
+    is_used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # a run on the CPU begins no GPU
+    return torch.cuda.current_device() if is_used else None
 
 
 def _take_device(index: int | None) -> None:

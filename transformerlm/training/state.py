@@ -21,7 +21,7 @@ class TrainState:
             `early_stop_min_delta` or less. None where a checkpoint of an earlier version does not hold it.
         validations_since_lowest: validations at `eval_interval` after the one with that loss.
         seconds: time used of `training.max_time`, over all starts, the same on every rank; what follows the last step
-            of a start, a validation and a save, is not in it. 0 without such a limit.
+            of a start, a validation and a save, is not in it. 0 without such a limit, in this start or before.
         elapsed_s: seconds that it took to get to this step, with steps that were made again counted once.
         guard: the memory of the spike guard.
     """

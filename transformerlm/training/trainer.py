@@ -220,6 +220,8 @@ class Trainer:
         seconds, *received = flags
         if self.timetable.max_seconds is not None:
             self.state.seconds = seconds / self.runtime.world.world_size
+        elif self.state.seconds:  # there was a limit before, and there may be one again
+            self.state.seconds = self._timer.seconds()
         signals = (name for name, total in zip(STOP_SIGNALS, received, strict=True) if total)
         return self.agenda(signal=next(signals, None))
 

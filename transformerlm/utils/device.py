@@ -21,7 +21,8 @@ _CGROUP_PARTS = ("/sys/fs/cgroup/memory.stat", "/sys/fs/cgroup/memory/memory.sta
 def resolve_device(name: str) -> torch.device:
     """Return the device called `name`: "cpu", "cuda", "cuda:N", "mps", or "auto" for the best one available.
 
-    Raises ValueError if the name is malformed or this machine has no such device.
+    "cuda:N" becomes the current one, so that nothing is begun on another GPU. Raises ValueError if the name is
+    malformed or this machine has no such device.
     """
     if name == "auto":
         return _best_device()
@@ -33,6 +34,8 @@ def resolve_device(name: str) -> torch.device:
         raise ValueError(f"device: expected auto, cpu, cuda, cuda:N or mps, got {name!r}")
     if device.type == "cuda":
         _check_cuda(name, device)
+        if device.index is not None:
+            torch.cuda.set_device(device)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device: {name!r} is not available on this machine; use auto or cpu")
     return device

@@ -38,7 +38,7 @@ _MAX_NAMED = 3  # of the files in a folder that are not text
 _REPLACE_HINT = 'invalid_utf8 = "replace" reads it as U+FFFD'
 _UTF8_BOM = b"\xef\xbb\xbf"
 # In a folder: what is no text though it may look like it.
-_OF_TOKEN_FILES, _TOKENIZER = (".parts", ".shards"), {"vocab.json", "merges.txt"}
+_OF_TOKEN_FILES = (".parts", ".shards")
 
 
 class TextBlock(NamedTuple):
@@ -134,8 +134,9 @@ def read_text(
             blocks = _json_lines(path, form.unpacked(raw), text_field, stats)
         else:
             blocks = _plain_text(path, form.unpacked(raw), stats)
+        is_counted = raw.seekable() and (stretch is None or form.layout != "Parquet")  # of which the place says nothing
         for block in blocks:
-            stats.disk_bytes = before + (raw.tell() if raw.seekable() else 0)
+            stats.disk_bytes = before + (raw.tell() if is_counted else 0)
             if stats.sample_chars:
                 stats.keep(block.text)
             yield block
@@ -194,16 +195,32 @@ def _texts_below(folder: str) -> list[Path]:
 def _below(folder: str) -> list[Path]:
     """Return the files below a folder in order, each once, without hidden ones; links to folders are not followed.
 
-    What our own commands write beside a text is left out, too: token files in parts, and the files of a tokenizer.
+    What our own commands write beside a text is left out, too: token files in parts, the files of a tokenizer, with a
+    prefix as well, and downloads that are not whole.
     """
     found: dict[str, Path] = {}
     for here, folders, names in os.walk(folder, onerror=_refuse_folder):
         folders[:] = [name for name in folders if not name.startswith(".") and not name.endswith(_OF_TOKEN_FILES)]
-        not_texts = {*_TOKENIZER, "special_tokens.json"} if {*names} >= _TOKENIZER else set()
+        not_texts = {*_tokenizers(names), *_unfinished(names)}
         for path in (os.path.join(here, name) for name in {*names} - not_texts if not name.startswith(".")):
             real = os.path.realpath(path)
             found[real] = min(found.get(real, Path(path)), Path(path))
     return sorted(found.values())
+
+
+def _tokenizers(names: Sequence[str]) -> Iterator[str]:
+    """Yield the names of tokenizers' files, those with a prefix too: `gpt2-vocab.json` beside `gpt2-merges.txt`."""
+    for name in names:
+        prefix = name.removesuffix("vocab.json")
+        if name != prefix and prefix[-1:] in ("", "-") and f"{prefix}merges.txt" in names:
+            yield from (f"{prefix}{end}" for end in ("vocab.json", "merges.txt", "special_tokens.json"))
+
+
+def _unfinished(names: Sequence[str]) -> Iterator[str]:
+    """Yield the names of what a download has begun: `a.txt.part`, and `a.txt.part.json`, which says what it is of."""
+    for name in names:
+        if name.endswith(".part") and f"{name}.json" in names:
+            yield from (name, f"{name}.json")
 
 
 def _refuse_folder(error: OSError) -> NoReturn:

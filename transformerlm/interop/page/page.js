@@ -81,7 +81,7 @@ function write() {
 function again() {
   if (form.elements.seed.value !== "") form.elements.seed.value = Number(form.elements.seed.value) + 1;
   undo();
-  form.requestSubmit();
+  byId("write").click();
 }
 
 function undo() {
@@ -184,6 +184,6 @@ document.addEventListener("DOMContentLoaded", () => {
     if (event.key === "Escape") stop();
     if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
     event.preventDefault();
-    form.requestSubmit();
+    byId("write").click();
   });
 });

@@ -95,7 +95,7 @@ def estimate_seconds(trainer: Trainer) -> tuple[float, float]:
     valid_tokens = len(trainer.data.valid) if trainer.data.valid else 0
     world_size = trainer.runtime.world.world_size
     work = work_left(trainer.config, trainer.state.step, valid_tokens=valid_tokens, world_size=world_size)
-    seconds, left = second * work / len(inputs), trainer.timetable.seconds_left(trainer.state.seconds)
+    seconds, left = second * work / len(inputs), trainer.timetable.seconds_left(trainer.state.time_used)
     return seconds if left is None else min(seconds, left), max(0.0, first - second)
 
 
