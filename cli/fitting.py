@@ -60,7 +60,7 @@ def encode(task: Task) -> tuple[Text, Speed, float]:
     size = task.num_bytes
     speed, spent = _time_steps(task, size)
     began = time.monotonic()
-    amount = choice.choose_bytes(size, speed, task.seconds)
+    amount = choice.choose_bytes(size, speed, task.seconds, most_context=_most_context(task))
     files = list(task.files)
     if amount.value < size:
         part = _part_of(task, amount.value / size, why=amount.why)

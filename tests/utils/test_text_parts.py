@@ -141,6 +141,18 @@ def test_parts_of_every_format_are_the_files(tmp_path: Path, blocks_of_seven: No
                 assert len(own) == (14 if path.suffix == ".parquet" else 43)
 
 
+def test_no_part_is_further_than_its_size(tmp_path: Path) -> None:
+    """What has been read of a part never counts what lies before it in the file."""
+    path = tmp_path / "rows.parquet"
+    write_parquet(path, {"text": [f"{number} {'word ' * 300}" for number in range(60)]}, row_group_size=3)
+    parts = find_parts([path], part_bytes=path.stat().st_size // 8, find_cut=DocumentEnds(EOT))
+    assert len(parts) > 2
+    for part in parts:
+        stats = ReadStats()
+        assert all(stats.disk_bytes <= part.num_bytes for _ in read_part(part, stats=stats))
+        assert stats.disk_bytes == part.num_bytes
+
+
 def test_a_part_survives_json(tmp_path: Path) -> None:
     """A part is facts alone: another process finds the same by itself, or is told in JSON."""
     (path := tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')

@@ -167,10 +167,9 @@ def second_timed(num_bytes: int, seconds: float, speed: Speed, *, most_context: 
     return TIMED[-1] if expected <= TIMING_SHARE * seconds else TIMED[1]
 
 
-def choose_bytes(num_bytes: int, speed: Speed, seconds: float) -> Chosen:
+def choose_bytes(num_bytes: int, speed: Speed, seconds: float, *, most_context: int = CONTEXT_LENGTH) -> Chosen:
     """Return how much of a text is worth encoding: what no run in this time could read is not."""
-    sizes = {"vocab_size": choose_vocab_size(num_bytes, seconds).value, "context_length": CONTEXT_LENGTH}
-    smallest, _ = _costs(SIZES[0], **sizes)
+    smallest, _ = _costs(SIZES[0], **_first_sizes(num_bytes, seconds, most_context))
     readable = BYTES_PER_TOKEN * speed.tokens_in(seconds, smallest)
     wanted = max(MIN_BYTES, round(SPARE_TEXT * readable))
     if num_bytes <= WORTH_CUTTING * wanted:
