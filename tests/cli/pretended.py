@@ -83,7 +83,7 @@ class Pretended:
         folder.mkdir(parents=True, exist_ok=True)
         steps = settings["training.max_steps"] if name == "probe" else self.steps
         bits = self.reached[name]
-        summary = {"steps": steps, "seconds": 1.5, "tokens_per_second": 2048.0, "passes_over_data": 0.5}
+        summary = {"step": steps, "steps": steps, "seconds": 1.5, "tokens_per_second": 2048.0, "passes_over_data": 0.5}
         losses = {"val_loss": 2 * bits, "val_bits_per_byte": bits, "best_checkpoint_val_loss": 1.8 * bits}
         losses |= {"gzip_bits_per_byte": 3.1, "unigram_bits_per_byte": 3.3}
         lines = [

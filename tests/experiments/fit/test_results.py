@@ -11,6 +11,7 @@ from transformerlm.experiments.fit.results import judgement, read_result
 
 SUMMARY = {
     "event": "summary",
+    "step": 40,
     "steps": 40,
     "seconds": 9.0,
     "passes_over_data": 0.5,
@@ -37,6 +38,15 @@ def test_the_last_validation_counts(tmp_path):
     last = read_result(write(tmp_path))
     assert last.bits_per_byte == 1.0
     assert (last.steps, last.parameters, last.stopped_by) == (40, 1000, "max_time")
+
+
+def test_a_run_of_two_starts_counts_both(tmp_path):
+    """Steps and seconds are those of the whole run, though its last summary is of the last start."""
+    write(tmp_path, steps=15, seconds=4.0)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 20, "time.elapsed_s": 5.5}\n{"step": 40, "time.elapsed_s": 9.5}\n' + path.read_text())
+    found = read_result(tmp_path)
+    assert (found.steps, found.seconds) == (40, 9.5)
 
 
 def test_a_step_takes_what_the_median_of_its_lines_says(tmp_path):

@@ -53,7 +53,7 @@ def read_statement(path: Path) -> Statement:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run: its size, its length, what it reached, and what its validation text costs without a model.
+    """A finished run: its size, its length over all starts, what it reached, and what its text costs without a model.
 
     `tokens_per_second` is that of training alone, validations left out; None for a run of a few steps.
     """
@@ -82,12 +82,13 @@ def read_result(run_dir: Path) -> RunResult:
     last = summary.get("val_bits_per_byte")
     if not isinstance(last, float) or not math.isfinite(last) or "gzip_bits_per_byte" not in summary:
         raise ValueError(f"{run_dir}: it ended without a validation loss")
+    elapsed = [record["time.elapsed_s"] for record in records if "time.elapsed_s" in record]
     rates = [record.get("metrics.tokens_per_second") for record in records]
     rates = sorted(rate for rate in rates if isinstance(rate, float) and rate > 0)
     return RunResult(
         parameters=started["parameters"],
-        steps=summary["steps"],
-        seconds=summary["seconds"],
+        steps=summary["step"],
+        seconds=elapsed[-1] if elapsed else summary["seconds"],
         tokens_per_second=rates[len(rates) // 2] if len(rates) >= ENOUGH_RATES else None,
         passes=summary["passes_over_data"],
         bits_per_byte=last,
