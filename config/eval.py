@@ -113,7 +113,7 @@ class EvalConfig(Section):
             raise ValueError(f"input: expected text files or one token file, found {len(self.input)} with a {ending}")
         if is_token_file(self.input[0]):
             for name in ("text_field", "allow_special", "invalid_utf8"):
-                if getattr(self, name) != type(self).model_fields[name].default:
+                if self.is_changed(name):
                     raise ValueError(f"{name} is for text, found the token file {self.input[0]}")
         return self
 
@@ -121,7 +121,7 @@ class EvalConfig(Section):
     def _check_answers(self) -> Self:
         if self.mode != "answers":
             for name in ("chat", "kind_field", "max_new_tokens"):
-                if getattr(self, name) != type(self).model_fields[name].default:
+                if self.is_changed(name):
                     raise ValueError(f'{name} is for mode = "answers", found mode = "{self.mode}"')
             return self
         given = {"context_length": self.context_length, "stride": self.stride, "separator": self.separator}
@@ -129,7 +129,7 @@ class EvalConfig(Section):
             raise ValueError(f'{unused[0]} is not for mode = "answers", found {unused[0]} = {given[unused[0]]}')
         if self.allow_special:
             raise ValueError('allow_special is not for mode = "answers": what a message says is plain text')
-        if self.text_field != type(self).model_fields["text_field"].default:
+        if self.is_changed("text_field"):
             raise ValueError(
                 f'text_field is not for mode = "answers": chat.messages_field is, found {self.text_field!r}'
             )

@@ -66,7 +66,7 @@ class ExportConfig(Section):
             )
         if self.format == "html" and self.dtype != "fp32":
             raise ValueError(f'dtype: expected none for format "html", whose weights have 8 bits, found {self.dtype}')
-        if self.format != "hf" and self.max_shard_mb != ExportConfig.model_fields["max_shard_mb"].default:
+        if self.format != "hf" and self.is_changed("max_shard_mb"):
             raise ValueError(f'max_shard_mb does nothing with format = "{self.format}", which is one file')
         for name in ("license", "language"):
             if self.format not in ("hf", "html") and (found := getattr(self, name)):

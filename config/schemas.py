@@ -23,6 +23,10 @@ class Section(BaseModel):
     # What checks a section is built when the first one comes: a command uses few of those that it imports.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)
 
+    def is_changed(self, key: str) -> bool:
+        """Return whether a key has another value than its default."""
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
+
 
 def _to_path(value: object) -> object:
     return Path(checked_path(value)) if isinstance(value, str) else value
@@ -288,9 +292,9 @@ class OptimizerConfig(Section):
         """Refuse keys of another optimizer; `momentum = 0.0` is in all checkpoints of versions before Muon."""
         idle = {"adamw": ("momentum",), "muon": (), "sgd": ("beta1", "beta2", "eps")}[self.name]
         problems = [
-            f'{key} = {value} does nothing with name = "{self.name}"'
+            f'{key} = {getattr(self, key)} does nothing with name = "{self.name}"'
             for key in idle
-            if (value := getattr(self, key)) != type(self).model_fields[key].default and (key, value) != ("momentum", 0)
+            if self.is_changed(key) and (key, getattr(self, key)) != ("momentum", 0)
         ]
         if problems:
             raise ValueError("; ".join(problems))
@@ -480,9 +484,9 @@ class ClusterConfig(Section):
     @model_validator(mode="after")
     def _check_idle_keys(self) -> Self:
         problems = [
-            f'{key} = "{value}" does nothing with on = "{self.on}"'
+            f'{key} = "{getattr(self, key)}" does nothing with on = "{self.on}"'
             for key, user in (("address", "ray"), ("share", "share"))
-            if (value := getattr(self, key)) != type(self).model_fields[key].default and self.on != user
+            if self.is_changed(key) and self.on != user
         ]
         if self.share is not None:
             place, num_shares = map(int, self.share.split("/"))

@@ -242,10 +242,9 @@ class _Progress:
         self._folder = folder
         self._done, self._total = 0, build.num_bytes
         self._has_room = False
-        self._sizes = {
-            _name_of(number): sum(piece["num_bytes"] for piece in group["pieces"])
-            for number, group in enumerate(folder.items)
-        }
+        pieces = {_name_of(number): group["pieces"] for number, group in enumerate(folder.items)}
+        self._sizes = {name: sum(piece["num_bytes"] for piece in own) for name, own in pieces.items()}
+        self._first_files = {name: Path(own[0]["path"]) for name, own in pieces.items()}
 
     def show(self, num_bytes: int) -> None:
         """Show that so many bytes of the part in hand have been read."""
@@ -269,7 +268,7 @@ class _Progress:
         size, done = self._sizes[name], sum(size for name, size in self._sizes.items() if name in there)
         if facts is not None and size and self._sizes.keys() - there:
             # The ids of the parts that are left, and the output, as often as the weights say; shards have no copies.
-            path = Path(self._folder.items[list(self._sizes).index(name)]["pieces"][0]["path"])
+            path = self._first_files[name]
             in_shards, sources = self._build.in_shards, self._build.sources
             copies = [min(one.weight, 1 + one.weight % 1) if in_shards else one.weight for one in sources]
             passes = sum(one.disk_bytes_like(path) * (1 + times) for one, times in zip(sources, copies, strict=True))

@@ -594,9 +594,9 @@ def test_what_came_meanwhile_is_not_replaced(tmp_path, monkeypatch):
     assert (tmp_path / "train.npy").read_text() == "mine"
 
 
-def test_progress_after_a_stop_is_that_of_the_rest(tmp_path, monkeypatch):
-    """What an earlier call did took this one no time: with it the rate would be far too high."""
-    path = tmp_path / "in.txt"
+def stopped_after_ten_parts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Begin a build that Ctrl-C ends in its eleventh part, and return its text."""
+    path = folder / "in.txt"
     path.write_text(EOT.join(documents("a", 1000)))
     encode_part, begun = parts_build.encode_part, []
 
@@ -609,7 +609,13 @@ def test_progress_after_a_stop_is_that_of_the_rest(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(parts_build, "encode_part", stop_late)
         with pytest.raises(KeyboardInterrupt):
-            build(tmp_path, path, cluster=cluster())
+            build(folder, path, cluster=cluster())
+    return path
+
+
+def test_progress_after_a_stop_is_that_of_the_rest(tmp_path, monkeypatch):
+    """What an earlier call did took this one no time: with it the rate would be far too high."""
+    path = stopped_after_ten_parts(tmp_path, monkeypatch)
     shown: list[tuple[int, int]] = []
     build(tmp_path, path, cluster=cluster(), progress=lambda _, done, total: shown.append((done, total)))
     size = path.stat().st_size
@@ -631,20 +637,7 @@ def test_a_ray_worker_never_takes_an_earlier_tokenizer(tmp_path):
 
 def test_parts_that_are_there_need_no_room(tmp_path, monkeypatch):
     """The same call goes on where there is room for what is left, and is refused again where there is not."""
-    path = tmp_path / "in.txt"
-    path.write_text(EOT.join(documents("a", 1000)))
-    encode_part, begun = parts_build.encode_part, []
-
-    def stop_late(*args: Any, **keywords: Any) -> Any:
-        begun.append(args)
-        if len(begun) > 10:
-            raise KeyboardInterrupt
-        return encode_part(*args, **keywords)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(parts_build, "encode_part", stop_late)
-        with pytest.raises(KeyboardInterrupt):
-            build(tmp_path, path, cluster=cluster())
+    path = stopped_after_ten_parts(tmp_path, monkeypatch)
     needed: list[int] = []
     monkeypatch.setattr(parts_build, "check_room", lambda folder, expected: needed.append(expected))
     build(tmp_path, path, cluster=cluster())
