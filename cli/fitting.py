@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
+import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -284,7 +285,7 @@ def train(home: Path, said: Statement) -> bool:
     from transformerlm.experiments.fit.results import judgement, read_result, row_of
     from transformerlm.utils.files import write_whole
 
-    run_with("train", [f"--config={home / 'train.toml'}"])
+    run_with("train", [f"--config={home / 'train.toml'}", *_places_in(home)])
     try:
         result = read_result(home / RUN_NAME)
     except ValueError as error:
@@ -296,6 +297,18 @@ def train(home: Path, said: Statement) -> bool:
     if result.steps < SLOW * said.steps and result.stopped_by == "max_time":
         note(f"the machine was slower than it was while it was timed: {result.steps:,} steps instead of {said.steps:,}")
     return True
+
+
+def _places_in(home: Path) -> list[str]:
+    """Return the options with which a directory that was copied or moved is trained, and not where it was before."""
+    try:
+        written = tomllib.loads((home / "train.toml").read_text(encoding="utf-8")).get("runs_dir")
+    except (OSError, ValueError):  # the training says what is wrong with it
+        return []
+    if written is None or Path(str(written)).absolute() == home.absolute():
+        return []
+    files = {"train": "train.npy", "valid": "valid.npy", "tokenizer": "tokenizer"}
+    return [f"--runs_dir={home}", *(f"--data.{key}={home / name}" for key, name in files.items())]
 
 
 def hints_of_more_time(run: Path, said: Statement, longer: str) -> list[tuple[str, str]]:

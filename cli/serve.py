@@ -177,10 +177,13 @@ async def _load(engine: Engine, served: Served, url: str, events: EventLines) ->
             try:
                 served.load_tokenizer()
                 break
-            except OSError:
+            except OSError as error:
                 # A training may have removed this checkpoint just now; the next one is taken over soon.
                 if served.config.follow.checkpoint == "none":
-                    raise
+                    raise ValueError(
+                        f"checkpoint: expected {served.facts().path} to stay as it was when loading began, found that "
+                        f"it changed ({error}); start again, or follow the training with --follow.checkpoint=newest"
+                    ) from None
                 await asyncio.sleep(duration_seconds(served.config.follow.interval))
     gc.freeze()  # to look at all that was imported for garbage takes some ten milliseconds, for which texts would wait
     facts = served.facts()

@@ -115,14 +115,16 @@ def train(config: TrainConfig) -> int:
         hooks = [samples.hook(logger, doing=progress.doing, is_main=is_main(world))] if samples else []
         trainer = run.trainer(logger=logger, hooks=hooks, stop=lambda: signals.received, **callbacks)
         seconds = _measure(trainer)
+        is_done = trainer.agenda().stop is not None
         if is_main(world):
-            settings = dump_toml(run.config)
-            _announce(trainer, run, seconds=seconds)
-            log_environment(trainer, settings)
-            write_whole(run_dir / "config.toml", settings)
+            _announce(trainer, run, seconds=seconds, is_done=is_done)
+            if not is_done:  # else nothing is trained with these settings
+                settings = dump_toml(run.config)
+                log_environment(trainer, settings)
+                write_whole(run_dir / "config.toml", settings)
         if run.config.wandb.log_artifacts and run.config.data.tokenizer.is_dir():  # not for files with a prefix
             logger.log_artifact(run.config.data.tokenizer, name=f"{run_dir.name}-tokenizer", type="tokenizer")
-        if run.state.step:
+        if run.state.step and not is_done:
             logger.log_event("resumed", step=run.state.step)
         signals.deferred = "saving after this step"
         world.arrive("the first step")
@@ -332,32 +334,33 @@ def _measure(trainer: Trainer) -> tuple[float, float]:
         return estimate_seconds(trainer)
 
 
-def _announce(trainer: Trainer, run: PreparedRun, *, seconds: tuple[float, float]) -> None:
-    """Log and say what begins: its size, its place, its speed; `seconds` are those of `_measure`."""
+def _announce(trainer: Trainer, run: PreparedRun, *, seconds: tuple[float, float], is_done: bool) -> None:
+    """Log what begins, and say it: its size, its place, its speed; `seconds` are those of `_measure`."""
     from transformerlm.training.build import measured_on
     from transformerlm.training.planning.preflight import gigabytes
 
     model, training, runtime = trainer.raw_model, trainer.config.training, trainer.runtime
     sizes, per_pass = _sizes(trainer), runtime.micro_batch_size
     tokens_per_step = training.batch_size * model.context_length
-    steps = 0 if trainer.agenda().stop else training.max_steps - trainer.state.step
+    steps = 0 if is_done else training.max_steps - trainer.state.step
     eta, compile_seconds = seconds
     compiled = {"compile_seconds": compile_seconds} if trainer.is_compiled else {}
-    runtime.logger.log_event(
-        "started",
-        step=trainer.state.step,
-        **sizes,
-        tokens_per_step=tokens_per_step,
-        micro_batch_size=per_pass,
-        memory_estimate_bytes=run.memory_bytes,
-        max_steps=training.max_steps,
-        eta_seconds=eta,
-        **compiled,
-        device=str(runtime.device),
-        precision=runtime.precision,
-        **measured_on(trainer.config, trainer.data),
-        **_packing_facts(trainer),
-    )
+    if not is_done:
+        runtime.logger.log_event(
+            "started",
+            step=trainer.state.step,
+            **sizes,
+            tokens_per_step=tokens_per_step,
+            micro_batch_size=per_pass,
+            memory_estimate_bytes=run.memory_bytes,
+            max_steps=training.max_steps,
+            eta_seconds=eta,
+            **compiled,
+            device=str(runtime.device),
+            precision=runtime.precision,
+            **measured_on(trainer.config, trainer.data),
+            **_packing_facts(trainer),
+        )
     if trainer.state.step:
         note(f"resumed at step {trainer.state.step:,}")
     elif run.initial_weights and run.config.checkpoint.init_from:

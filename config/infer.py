@@ -51,8 +51,9 @@ class InferConfig(Section):
     )
     reproducible: bool = Field(
         False,
-        description="give a prompt and a seed the same text alone, with any batch_size and from transformerlm-serve; "
-        "where steps are not compiled (docs/batching.md), one text at a time takes up to half as long again",
+        description="on a CPU: give a prompt and a seed the same text alone, with any batch_size and from "
+        "transformerlm-serve; where steps are not compiled (docs/batching.md), one text at a time takes up to half as "
+        "long again",
     )
     sampling: InferSamplingConfig = InferSamplingConfig()
     output: OutputConfig = OutputConfig()

@@ -25,8 +25,10 @@ class RunsCompareConfig(Section):
     runs: list[FilePath] = Field(
         min_length=1, max_length=1000, description="directories of runs, the one to compare the others with first"
     )
-    at: Literal["steps", "tokens", "flops", "seconds", "end"] = Field(
-        "tokens", description="what the runs have in common where they are compared; end: each run where it ended"
+    at: Literal["steps", "tokens", "flops", "seconds", "end", "lowest"] = Field(
+        "tokens",
+        description="what the runs have in common where they are compared; end: each run where it ended; lowest: each "
+        "at its lowest validation loss",
     )
     place: float | None = Field(
         None, gt=0, description="where on that axis; none: the last place that all runs reached which did not diverge"
@@ -38,6 +40,6 @@ class RunsCompareConfig(Section):
 
     @model_validator(mode="after")
     def _check_place(self) -> Self:
-        if self.at == "end" and self.place is not None:
-            raise ValueError(f'place = {self.place:g} does nothing with at = "end"')
+        if self.at in ("end", "lowest") and self.place is not None:
+            raise ValueError(f'place = {self.place:g} does nothing with at = "{self.at}"')
         return self

@@ -23,10 +23,11 @@ PLAN = {
 
 
 def settings_of(command: list[str]) -> dict[str, Any]:
-    """Return the settings in the last TOML of a started command, by dotted keys."""
-    assert {word.partition("=")[0] for word in command[4:]} == {"--config"}
-    path = Path(command[-1].partition("=")[2])
-    return dict(_flat(tomllib.loads(path.read_text(encoding="utf-8"))))
+    """Return the settings in the last TOML of a started command, and its other options, by dotted keys."""
+    words = [word.removeprefix("--").partition("=")[::2] for word in command[4:]]
+    path = Path([value for key, value in words if key == "config"][-1])
+    own = {key: value for key, value in words if key != "config"}
+    return {**dict(_flat(tomllib.loads(path.read_text(encoding="utf-8")))), **own}
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,6 +110,23 @@ def test_a_dry_run_ends_before_the_training(pretend, text, tmp_path):
     assert call("fit", words[-1]).code == 0
     assert [command[4:] for command in pretend.started[5:]] == [[f"--config={home / 'train.toml'}"]]
     assert (home / "outcome.json").exists()
+
+
+def test_a_directory_that_was_copied_is_trained_itself(pretend, text, tmp_path):
+    """Its settings name the first one, which stays as it is."""
+    assert call("fit", text, "--dir", tmp_path / "first", "--time=10m", "--dry-run").code == 0
+    home = tmp_path / "copy"
+    shutil.copytree(tmp_path / "first", home)
+    assert call("fit", f"--resume={home}").code == 0
+    assert pretend.started[-1][4:] == [
+        f"--config={home / 'train.toml'}",
+        f"--runs_dir={home}",
+        f"--data.train={home / 'train.npy'}",
+        f"--data.valid={home / 'valid.npy'}",
+        f"--data.tokenizer={home / 'tokenizer'}",
+    ]
+    assert (home / "outcome.json").exists()
+    assert not (tmp_path / "first/outcome.json").exists()
 
 
 @pytest.mark.parametrize("code", [1, 130, -9])

@@ -175,8 +175,12 @@ def test_a_finished_run_says_so(limit, pipeline, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "validate", lambda self: EvalResult(loss=1.0 + self.state.step, bits_per_byte=1.0))
     setting = {"max_steps": "12", "early_stop_patience": "1", "max_time": "0.01s"}[limit]
     arguments = ("--config", pipeline.train_toml, "--runs_dir", tmp_path, f"--training.{limit}={setting}")
-    first, second = (call("train", *arguments) for _ in range(2))
+    first = call("train", *arguments)
+    settings = (tmp_path / "run/config.toml").read_text()
+    second = call("train", *arguments, "--training.seed=77")
     assert (first.code, second.code) == (0, 0)
+    assert (tmp_path / "run/config.toml").read_text() == settings  # nothing was trained with another seed
+    assert {record.get("event") for record in second.records} == {"finished"}
     assert "ETA" in first.stderr
     step = first.records[-1]["step"]
     *_, said, _, _, command_line = second.stderr.splitlines()

@@ -6,6 +6,7 @@ import pytest
 
 from tests.experiments.runs import STARTED, step, validation, write_run
 from transformerlm.experiments.compare import NATS, compare_runs, group_runs, value_at
+from transformerlm.experiments.compare_tables import title
 from transformerlm.experiments.history import read_history
 from transformerlm.experiments.statistics import paired_difference
 
@@ -133,6 +134,37 @@ def test_a_run_that_diverged_sets_no_place(tmp_path):
     found = compare_runs(runs)
     assert found.place == 30 * 64
     assert found.results[1].words == ["diverged"]
+    config = {"training.seed": 2, "model.qk_norm": True}
+    dead = read_history(write_run(tmp_path, "d", STARTED | FACTS, validation(10, 4.0), step(15, "nan"), config=config))
+    failed = {"event": "failed", "step": 15, "error": "FloatingPointError: step 15: loss nan"}
+    told = read_history(write_run(tmp_path, "e", STARTED | FACTS, validation(10, 4.0), failed, config=config))
+    for one in (dead, told):
+        found = compare_runs([runs[0], one])
+        assert (found.place, found.results[1].words) == (30 * 64, ["diverged"])
     none = read_history(write_run(tmp_path, "c", STARTED, step(3, 4.0), config={"training.seed": 1}))
     with pytest.raises(ValueError, match=r"expected validations with metrics\.val_loss, found none"):
         compare_runs([none])
+
+
+def test_a_run_that_trained_for_less_time_has_not_diverged(tmp_path):
+    """Its last loss is held against the first run's at the same place, not against where that one ended."""
+    runs = [run(tmp_path, "a", 8.0, 3.0, 1.0), run(tmp_path, "b", 7.5, model__qk_norm=True)]
+    found = compare_runs(runs)
+    assert (found.place, [result.losses for result in found.results]) == (10 * 64, [[8.0], [7.5]])
+
+
+def test_each_run_may_be_taken_at_its_lowest_validation(tmp_path):
+    """One that has read its text too often was better before."""
+    runs = [run(tmp_path, "a", 4.0, 2.0, 3.0), run(tmp_path, "b", 4.0, 3.0, 2.5, model__qk_norm=True)]
+    found = compare_runs(runs, at="lowest")
+    assert [(result.losses, result.tokens) for result in found.results] == [([2.0], 20 * 64), ([2.5], 30 * 64)]
+    assert title(found) == "validation loss (nats per token) at each run's lowest validation"
+
+
+def test_a_test_of_some_seeds_says_so(tmp_path):
+    """The means are of all seeds, and may say something else."""
+    first = [run(tmp_path, f"a-{seed}", 4.0 + seed / 10, seed=seed) for seed in range(5)]
+    second = [run(tmp_path, f"b-{seed}", 3.9 + seed * 0.101, seed=seed, model__qk_norm=True) for seed in (0, 1, 2, 9)]
+    words = "b: the difference is that of the 3 seeds that both have, the means are of all"
+    assert compare_runs(first + second).notes == [words]
+    assert compare_runs(first[:3] + second[:3]).notes == []

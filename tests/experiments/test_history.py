@@ -60,6 +60,20 @@ def test_axes_are_interpolated(tmp_path: Path) -> None:
         np.testing.assert_allclose(found, places)
 
 
+def test_operations_are_those_of_all_tokens(tmp_path: Path) -> None:
+    """Of a conversation few tokens are learnt, and all are computed; a start may have had another batch."""
+    lines: list[dict[str, Any] | bytes] = [
+        {"event": "started", "step": 0, "flops_per_token": 10, "tokens_per_step": 100},
+        {"step": 1, "metrics.tokens": 30},
+        {"step": 2, "metrics.tokens": 60},
+        {"event": "started", "step": 2, "flops_per_token": 10, "tokens_per_step": 50},
+        {"step": 4, "metrics.tokens": 90},
+    ]
+    found = read_history(write_run(tmp_path / "a", lines)).axis("flops", np.array([0, 1, 2, 3, 4]))
+    assert found is not None
+    assert found.tolist() == [0, 1000, 2000, 2500, 3000]
+
+
 def test_lines_that_do_not_say_it_have_no_axis(tmp_path: Path) -> None:
     """Without a clock there are no seconds, without `started` no operations."""
     run = read_history(write_run(tmp_path / "a", [{"step": 1, "metrics.tokens": 100}]))

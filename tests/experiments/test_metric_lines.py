@@ -14,6 +14,7 @@ from transformerlm.experiments.metric_lines import (
     each_record,
     first_records,
     last_records,
+    last_with,
     read_lines,
 )
 
@@ -63,6 +64,16 @@ def test_a_file_that_was_replaced_is_read_anew(path, tmp_path):
     third = read_lines(path, file=second.file, offset=second.offset, every=second.every)
     assert third.reset
     assert steps(third) == [1]
+
+
+def test_a_file_system_that_gives_an_inode_again_is_no_matter(path):
+    """A file that was replaced twice may have the first one's inode, and more lines than had been read."""
+    first = read_lines(path)
+    with path.open("r+") as file:  # the same inode
+        file.writelines(step_line(step) for step in range(101, 200))
+    second = read_lines(path, file=first.file, offset=first.offset, every=first.every)
+    assert second.reset
+    assert steps(second)[:2] == [101, 102]
 
 
 def test_lines_that_browsers_cannot_read_are_left_out_and_counted(path):
@@ -147,3 +158,16 @@ def test_records_of_both_ends_are_whole(path):
     assert [one["step"] for one in first_records(path, most_bytes=len(step_line(1)) + 5)] == [1]
     assert [one["step"] for one in last_records(path, most_bytes=len(step_line(3)) + 5)] == [3]
     assert [one["step"] for one in last_records(path)] == [3, 2, 1]
+
+
+def test_the_last_record_with_a_key_is_found_far_from_the_end(path):
+    """Words in a text are no key, and neither a line that is cut nor one half written counts."""
+    text = {"event": "sample", "step": 3, "text.output": '"metrics.val_loss"'}
+    with path.open("a") as file:
+        file.write(json.dumps({"step": 3, "metrics.val_loss": 2.5}) + "\n" + json.dumps(text) + "\n")
+        file.writelines(step_line(step) for step in range(4, 3000))
+        file.write('{"step": 3000, "metrics.val_loss": 1')
+    found = last_with(path, "metrics.val_loss")
+    assert found == {"step": 3, "metrics.val_loss": 2.5}
+    assert last_with(path, "metrics.val_loss", most_bytes=50_000) is None
+    assert last_with(path, "metrics.grad_l2_norm") is None

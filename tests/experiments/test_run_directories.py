@@ -54,6 +54,8 @@ def test_numbers_come_from_both_ends_of_the_lines(write, runs):
     assert (one.step, one.max_steps, one.tokens, one.parameters) == (50, 50, 2560, 1000)
     assert (one.loss, one.val_loss, one.best_val_loss, one.val_bits_per_byte) == (2.5, 2.7, 2.7, 1.1)
     assert (one.tokens_per_second, one.flops_per_token) == (100.5, 6000.0)
+    write("b", STARTED, VALID, *[STEP] * 2000)
+    assert {one.name: one.val_loss for one in runs.summaries()} == {"a": 2.7, "b": 2.7}  # far from both ends
 
 
 def test_the_lowest_loss_is_that_of_all_starts(write, runs):

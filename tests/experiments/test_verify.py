@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.experiments.verified_run import (
     change_settings,
     change_step,
     make_run,
+    make_sums_right,
     replay_here,
     take_weights,
 )
@@ -284,6 +286,47 @@ def test_other_settings_with_right_sums_are_found(old, new, run, monkeypatch):
     receipt = verify(run, share=0.05, seed=0)
     assert receipt["verdict"] == "differs"
     assert "a replay gives other values" in words(receipt)
+
+
+def test_an_earlier_part_with_other_settings_is_found(run, monkeypatch):
+    """Steps that were made with other data or another rate have a checkpoint whose settings are not those told."""
+    replay_here(monkeypatch)
+    checkpoint = run / "checkpoints/step-00000004"
+    path = checkpoint / "config.toml"
+    path.write_text(path.read_text() + "\n# the settings of another run\n")
+    make_sums_right(checkpoint)
+    receipt = verify(run, share=0.05, seed=0)
+    assert receipt["verdict"] == "differs"
+    assert "step-00000004: its config.toml is not that of the process that saved it" in words(receipt)
+
+
+def test_a_start_that_made_no_step_hides_nothing(run, monkeypatch):
+    """After it the settings are others, which is no proof; lines that are missing before it are one."""
+    replay_here(monkeypatch)
+    settings = run / "config.toml"
+    settings.write_text(settings.read_text().replace("seed = 1", "seed = 2"))
+    begun = {"event": "environment", "step": 12, "config_sha256": sha256(settings.read_bytes()).hexdigest()}
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    environment = next(json.loads(line) for line in lines if '"environment"' in line)
+    (run / "metrics.jsonl").write_text("\n".join([*lines, json.dumps(environment | begun)]) + "\n")
+    receipt = verify(run, share=0.05, seed=0)
+    assert receipt["verdict"] == "undecided"
+    assert "undecided: config.toml has other settings than step-00000012: training.seed is 2, there 1" in words(receipt)
+    change_lines(run, lambda record: None if record.get("step") == 3 and "metrics.loss" in record else record)
+    assert "lines of steps are missing: 3" in words(verify(run, share=0.05, seed=0))
+
+
+def test_a_kill_before_the_line_of_the_last_save_is_no_proof(run, monkeypatch):
+    """The checkpoint is there, and its segment is replayed; nothing came after it."""
+    replay_here(monkeypatch)
+
+    def change(record: dict[str, Any]) -> dict[str, Any] | None:
+        return None if record.get("event") in ("checkpoint_saved", "finished") and record["step"] == 12 else record
+
+    change_lines(run, change)
+    receipt = verify(run, share=0.05, seed=0)
+    assert receipt["verdict"] == "undecided"
+    assert "undecided: step-00000012: no line says that it was saved" in words(receipt)
 
 
 # --- what cannot be told here ------------------------------------------------------------------------------------

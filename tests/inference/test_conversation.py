@@ -49,6 +49,8 @@ def test_an_end_that_is_a_string_cannot_be_put_off_but_ignored():
     """As on the server: a token can be ruled out until an answer is long enough, a string cannot."""
     with pytest.raises(ValueError, match=r"min_tokens: expected 0, since .* end with a string, .* found 4"):
         scripted("one\ntwo", chat=PLAIN).stream("Hi", temperature=0.0, min_tokens=4)
+    with pytest.raises(TypeError, match="stop: expected a list of strings, found the string 'END'"):
+        scripted("one").stream("Hi", stop="END")
     text = "".join(scripted("one\ntwo", chat=PLAIN).stream("Hi", temperature=0.0, stop_at_eos=False, max_new_tokens=7))
     assert text == "one\ntwo"
 

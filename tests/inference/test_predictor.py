@@ -55,6 +55,13 @@ def test_broken_characters_become_replacements(output: bytes, expected: list[str
     assert "".join(pieces) == output.decode("utf-8", "replace")
 
 
+def test_one_string_is_no_list_of_stop_strings() -> None:
+    """Python would take it letter by letter."""
+    for call in (scripted("The end").generate, scripted("The end").generate_prompts):
+        with pytest.raises(TypeError, match=r"stop: expected a list of strings, found the string 'end'"):
+            call("The " if call.__name__ == "generate" else ["The "], max_new_tokens=8, stop="end")
+
+
 def test_stops_at_the_end_of_text_unless_told_not_to() -> None:
     """The end token is not part of the text; without stop_at_eos it is, spelled out."""
     output = [*b"end", 256, *b"more"]

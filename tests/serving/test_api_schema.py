@@ -30,8 +30,9 @@ def test_a_long_list_with_many_faults_has_few_problems(body):
         {"messages": [dict.fromkeys(map(str, range(5000)), 0)]},
         {"messages": [{}] * 5000},
         {"messages": [{"role": "user", "content": [{}] * 5000}]},
+        {"messages": [{"role": "user", "content": [dict.fromkeys(map(str, range(5000)), 0)]}]},
     ],
-    ids=["logit_bias", "stream_options", "keys of a message", "messages", "content"],
+    ids=["logit_bias", "stream_options", "keys of a message", "messages", "content", "keys of a part"],
 )
 def test_an_object_with_many_faults_has_one_problem(body, monkeypatch):
     """Each of them would be an error of its own, a megabyte a thousand."""

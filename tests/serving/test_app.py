@@ -87,6 +87,10 @@ def test_metrics_count(tmp_path):
         assert lines["transformerlm_inter_token_seconds_count"] == "4.0"
         assert lines["transformerlm_step_seconds_count"] == "6.0"
         assert (lines["transformerlm_slots"], lines["transformerlm_model_step"]) == ("4.0", "140.0")
+        await web.complete(prompt="ab", max_tokens=0, echo=True, logprobs=1)  # no token is drawn
+        text = (await web.client.get("/metrics")).text
+        assert "transformerlm_time_to_first_token_seconds_count 2.0" in text
+        assert "transformerlm_queue_seconds_count 3.0" in text
 
     run(tmp_path, ask)
 

@@ -10,8 +10,10 @@ import pytest
 from tests.serving.fake_engine import END, fake_tokenizer
 from tests.serving.web import Web, run
 from transformerlm.serving.api_schema import NOT_DONE, ChatRequest, parse
+from transformerlm.serving.app import routes
 from transformerlm.serving.engine import EngineGone
 from transformerlm.serving.errors import ApiError
+from transformerlm.serving.openapi import openapi
 from transformerlm.tokenizer.chat import ChatFormat, ChatRenderer
 
 CHAT = ChatFormat(system="S:", user="U:", assistant="A:", end=END, after="\n", special_tokens=(END,))
@@ -182,6 +184,8 @@ def test_where_texts_slide_the_oldest_pairs_are_left_out(tmp_path):
         kept = renderer.fitting(pairs, context_length=64, max_tokens=8)
         assert 2 < len(kept) < len(pairs)
         assert answer["messages_left_out"] == len(pairs) - len(kept)
+        schema = openapi(web.config, routes(web.config))["components"]["schemas"]["ChatCompletion"]
+        assert set(answer) == set(schema["properties"])
         assert "messages_left_out" not in (await post(web, messages=messages[:1] + messages[-1:])).json()
         await post(web, messages=messages, max_tokens=8)
         assert web.engine.seen[-1].prompt == renderer.prompt(kept).tolist()
@@ -262,14 +266,16 @@ def test_a_model_of_text_has_no_chat(tmp_path):
         error = refused.json()["error"]
         assert (refused.status_code, error["code"]) == (404, "no_chat_format")
         assert "/v1/completions" in error["message"]
-        assert (await web.client.get("/tokenizer_info")).json()["chat_template"] is None
+        info = (await web.client.get("/tokenizer_info")).json()
+        assert (info["has_chat_format"], info["chat_template"]) == (False, None)
         web.engine.state, web.app.state.served.tokenizer = "loading", None
         assert (await post(web)).status_code == 503
 
     async def ask_by_hand(web: Web) -> None:
         assert (await post(web, seed=1)).json()["choices"][0]["message"]["content"] == "U:ab"
-        template = (await web.client.get("/tokenizer_info")).json()["chat_template"]
-        assert template.startswith(f"{{{{- '{END}' }}}}")
+        info = (await web.client.get("/tokenizer_info")).json()
+        assert info["has_chat_format"]
+        assert info["chat_template"].startswith(f"{{{{- '{END}' }}}}")
 
     run(tmp_path / "text", ask)
     run(tmp_path / "by hand", ask_by_hand, sections={"chat": PLAIN.to_json()})

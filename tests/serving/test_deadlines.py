@@ -110,6 +110,47 @@ def test_a_reader_that_hardly_reads_frees_its_place(pause, tmp_path):
     run(tmp_path, ask, over_network=True, sections=sections)
 
 
+def test_who_leaves_with_a_second_request_unanswered_frees_its_place(tmp_path):
+    """Bytes of a next request behind the one that is answered do not hide that the connection was closed."""
+
+    async def ask(web: Web) -> None:
+        web.engine.gate.clear()
+        _, writer = await connect(web)
+        body = json.dumps({"prompt": "ab", "max_tokens": 5}).encode()
+        writer.write(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        )
+        await until(lambda: len(web.engine.active) == 1)
+        writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await asyncio.sleep(0.1)
+        writer.close()
+        await until(lambda: web.engine.active == [])
+        assert [event["finish"] for event in web.events] == ["cancelled"]
+
+    run(tmp_path, ask, over_network=True)
+
+
+def test_a_request_may_come_before_the_answer_to_the_one_before(tmp_path):
+    """Both are answered, in order."""
+
+    async def ask(web: Web) -> None:
+        web.engine.gate.clear()
+        reader, writer = await connect(web)
+        body = json.dumps({"prompt": "ab", "max_tokens": 5}).encode()
+        writer.write(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        )
+        await until(lambda: len(web.engine.active) == 1)
+        writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        await asyncio.sleep(0.1)
+        web.engine.gate.set()
+        answer = await reader.read()
+        assert answer.count(b"HTTP/1.1 200 OK") == 2
+        assert answer.index(b"text_completion") < answer.index(b'"status"')
+
+    run(tmp_path, ask, over_network=True)
+
+
 def test_a_text_whose_time_ends_while_its_reader_is_slow_says_so(tmp_path):
     """The error is an event, though the server was waiting for the client when the time was up."""
 

@@ -183,6 +183,17 @@ def test_the_best_one_is_followed_by_its_link(tmp_path, skipped):
     assert not skipped
 
 
+def test_the_best_one_of_a_copied_run_is_a_folder(tmp_path, skipped):
+    """`cp -rL` and `scp -r` make folders of links; one that is copied again is taken again."""
+    look = following(tmp_path, skipped, "best").look
+    save(tmp_path, 1).rename(tmp_path / "best")
+    assert look() == "best"
+    assert look() is None
+    (tmp_path / "best/state.json").write_text('{"copied": "again"}')
+    assert look() == "best"
+    assert not skipped
+
+
 def test_the_folder_is_found_from_each_way_to_name_a_run(tmp_path):
     """A run, its best one and one checkpoint name the same folder, which need not be there; a lone checkpoint none."""
     root = tmp_path / "run" / "checkpoints"

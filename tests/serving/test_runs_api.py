@@ -128,6 +128,17 @@ def test_a_page_may_be_left_out(tmp_path):
     assert answers == [404]
 
 
+def test_the_head_of_the_events_is_an_answer_that_ends(tmp_path):
+    """A stream without an end would keep the connection of who asks for headers alone."""
+
+    async def ask(web: Web) -> None:
+        answer = await asyncio.wait_for(web.client.head("/api/events"), 60)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers["content-type"].startswith("text/event-stream")
+
+    run(tmp_path, ask)
+
+
 def test_events_tell_of_what_grows_and_end_with_the_server(tmp_path, monkeypatch):
     """One look serves all listeners; another checkpoint is told, too; draining ends the stream."""
     monkeypatch.setattr(runs_api, "LOOK_SECONDS", 0.02)

@@ -11,7 +11,9 @@ import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -20,7 +22,7 @@ from transformerlm.experiments.history import Axis, RunHistory
 from transformerlm.experiments.settings import SEED, batches_of, defaults, law_of
 from transformerlm.experiments.statistics import LEAST_SEEDS, Difference, paired_difference, welch_difference
 
-At = Literal["steps", "tokens", "flops", "seconds", "end"]
+At = Literal["steps", "tokens", "flops", "seconds", "end", "lowest"]
 AXES: tuple[Axis, ...] = get_args(Axis)
 LOSS, NATS, BITS = "metrics.loss", "metrics.val_loss", "metrics.val_bits_per_byte"
 UNITS = {NATS: "nats per token", BITS: "bits per byte"}
@@ -42,7 +44,7 @@ _SUMS = {
     "data.tokenizer": "tokenizer_sha256",
 }
 _SHORT_SUM = 12
-_DIVERGED = 2.0  # times the last loss of the first run that has one
+_DIVERGED = 2.0  # times the loss of the first run at the same place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,15 +80,16 @@ class GroupResult:
 class Comparison:
     """Groups at one place, the first being what the others are compared with.
 
-    `measure` is NATS or BITS; `place` is None with `at = "end"`, where each run is taken as it ended. `settings` has
+    `measure` is NATS or BITS; `place` is None with `at = "end"`, where each run is taken as it ended, and with
+    `at = "lowest"`, where its lowest validation counts. `settings` has
     the keys in which groups differ, and each one's value. `elsewhere` has the means at the last common place of each
-    axis that all runs have. A run whose last loss is above `limit` diverged. `notes` are for people.
+    axis that all runs have. `diverged` has the directories of runs that diverged. `notes` are for people.
     """
 
     at: At
     place: float | None
     measure: str
-    limit: float
+    diverged: frozenset[Path]
     results: list[GroupResult]
     settings: dict[str, list[Any]]
     elsewhere: dict[Axis, tuple[float, list[float | None]]]
@@ -98,7 +101,8 @@ def compare_runs(runs: Sequence[RunHistory], *, at: At = "tokens", place: float 
 
     Args:
         runs: the runs, in the order of the rows.
-        at: the axis on which runs are compared at one place, or "end": each where it ended.
+        at: the axis on which runs are compared at one place; or "end": each where it ended, or "lowest": each at its
+            lowest validation.
         place: the place; None: the last one that all runs reached which did not diverge.
 
     Raises:
@@ -109,22 +113,23 @@ def compare_runs(runs: Sequence[RunHistory], *, at: At = "tokens", place: float 
     if not any(len(_curve(run, measure)[0]) for run in runs):
         raise ValueError(f"{runs[0].directory}: expected validations with {measure}, found none (set data.valid)")
     groups = group_runs(runs, notes)
-    limit = _limit(runs, measure)
-    if at != "end" and place is None:
-        place = _common_place(runs, at, measure=measure, limit=limit)
-    results = [_result(group, measure, at=at, place=place, limit=limit) for group in groups]
+    diverged = _diverged(runs, measure)
+    if at != "end" and at != "lowest" and place is None:
+        place = _common_place(runs, at, measure=measure, diverged=diverged)
+    results = [_result(group, measure, at=at, place=place, diverged=diverged) for group in groups]
     first = results[0]
     results = [first, *(_against(first, other) for other in results[1:])]
+    notes += filter(None, map(_of_some_seeds, results[1:]))
     keys = sorted({key for group in groups for key in group.law})
     table = {key: [_setting(group, key) for group in groups] for key in keys}
     return Comparison(
         at=at,
         place=place,
         measure=measure,
-        limit=limit,
+        diverged=diverged,
         results=results,
         settings={key: row for key, row in table.items() if len({repr(value) for value in row} - {repr(UNKNOWN)}) > 1},
-        elsewhere=_elsewhere(groups, measure, limit=limit),
+        elsewhere=_elsewhere(groups, measure, diverged=diverged),
         notes=notes,
     )
 
@@ -200,26 +205,43 @@ def _curve(run: RunHistory, measure: str) -> tuple[np.ndarray, np.ndarray]:
     return (np.array([], dtype=np.int64), np.array([])) if series is None else (series.steps, series.values)
 
 
-def _limit(runs: Sequence[RunHistory], measure: str) -> float:
-    """Return the loss above which a run counts as diverged: twice the last one of the first run that has one."""
-    lasts = (float(_curve(run, measure)[1][-1]) for run in runs if len(_curve(run, measure)[1]))
-    return _DIVERGED * next((last for last in lasts if math.isfinite(last)), math.inf)
+def _diverged(runs: Sequence[RunHistory], measure: str) -> frozenset[Path]:
+    """Return the directories of the runs that diverged.
+
+    Their last loss is no number, or they failed because of one, or their last validation is above twice the loss that
+    the first run has after as many tokens: the first one that did not end so.
+    """
+    found = {run.directory for run in runs if _ended_without_a_number(run, measure)}
+    first = next((run for run in runs if run.directory not in found and len(_curve(run, measure)[0])), None)
+    if first is None:
+        return frozenset(found)
+    return frozenset(found | {run.directory for run in runs if _is_far_above(first, run, measure)})
 
 
-def has_diverged(run: RunHistory, measure: str, *, limit: float) -> bool:
-    """Return whether a run's last validation is above a limit, or no number; without any, its last loss counts."""
-    values, losses = _curve(run, measure)[1], _curve(run, LOSS)[1]
-    if not len(values):
-        return bool(len(losses)) and not math.isfinite(losses[-1])
-    return not values[-1] <= limit
+def _ended_without_a_number(run: RunHistory, measure: str) -> bool:
+    ends = [event for event in run.events if event["event"] in ("started", "finished", "failed")]
+    has_failed = bool(ends) and str(ends[-1].get("error", "")).startswith(FloatingPointError.__name__)
+    lasts = [values[-1] for _, values in (_curve(run, LOSS), _curve(run, measure)) if len(values)]
+    return has_failed or not all(map(math.isfinite, lasts))
 
 
-def _common_place(runs: Sequence[RunHistory], axis: Axis, *, measure: str, limit: float) -> float | None:
+def _is_far_above(first: RunHistory, run: RunHistory, measure: str) -> bool:
+    """Return whether a run's last validation is above twice the first one's there, or where that one begins or ends."""
+    (steps, values), (known, losses) = _curve(run, measure), _curve(first, measure)
+    if not len(steps):
+        return False
+    place, places = run.axis("tokens", steps[-1:]), first.axis("tokens", known)
+    if place is None or places is None:
+        place, places = steps[-1:], known
+    return bool(values[-1] > _DIVERGED * np.interp(place, places, losses)[0])
+
+
+def _common_place(runs: Sequence[RunHistory], axis: Axis, *, measure: str, diverged: AbstractSet[Path]) -> float | None:
     """Return the last place on an axis that all runs with validations reached; those that diverged do not count."""
     ends = []
     for run in runs:
         steps, _ = _curve(run, measure)
-        if not len(steps) or has_diverged(run, measure, limit=limit):
+        if not len(steps) or run.directory in diverged:
             continue
         places = run.axis(axis, steps[-1:])
         if places is None:
@@ -233,6 +255,8 @@ def value_at(run: RunHistory, key: str, *, at: At, place: float | None) -> float
     steps, values = _curve(run, key)
     if not len(steps):
         return None
+    if at == "lowest":
+        return float(np.min(values))
     if at == "end" or place is None:
         return float(values[-1])
     places = run.axis(at, steps)
@@ -241,12 +265,12 @@ def value_at(run: RunHistory, key: str, *, at: At, place: float | None) -> float
     return float(np.interp(place, places, values))
 
 
-def _result(group: Group, measure: str, *, at: At, place: float | None, limit: float) -> GroupResult:
+def _result(group: Group, measure: str, *, at: At, place: float | None, diverged: AbstractSet[Path]) -> GroupResult:
     losses: list[float | None] = []
     words, seeds = [], set()
     for run in group.runs:
         loss, word, seed = value_at(run, measure, at=at, place=place), "", run.config.get(SEED)
-        if has_diverged(run, measure, limit=limit):
+        if run.directory in diverged:
             loss, word = None, "diverged"
         elif not len(_curve(run, measure)[0]):
             word = "no validation"
@@ -278,26 +302,31 @@ def _tokens(group: Group, measure: str, *, at: At, place: float | None) -> float
     """Return the most tokens that a run of a group has seen at the place."""
     found = []
     for run in group.runs:
-        steps, _ = _curve(run, measure)
+        steps, values = _curve(run, measure)
         tokens = run.axis("tokens", steps) if len(steps) else None
         if tokens is None:
+            continue
+        if at == "lowest":
+            found.append(float(tokens[np.argmin(values)]))
             continue
         places = None if at == "end" else run.axis(at, steps)
         found.append(float(tokens[-1] if places is None or place is None else np.interp(place, places, tokens)))
     return max(found, default=None)
 
 
-def _elsewhere(groups: Sequence[Group], measure: str, *, limit: float) -> dict[Axis, tuple[float, list[float | None]]]:
+def _elsewhere(
+    groups: Sequence[Group], measure: str, *, diverged: AbstractSet[Path]
+) -> dict[Axis, tuple[float, list[float | None]]]:
     """Return the means of the groups at the last common place of each axis that all runs have."""
     found: dict[Axis, tuple[float, list[float | None]]] = {}
     runs = [run for group in groups for run in group.runs]
     for axis in AXES:
         try:
-            place = _common_place(runs, axis, measure=measure, limit=limit)
+            place = _common_place(runs, axis, measure=measure, diverged=diverged)
         except ValueError:
             continue
         if place is not None:
-            means = [_result(group, measure, at=axis, place=place, limit=limit).mean for group in groups]
+            means = [_result(group, measure, at=axis, place=place, diverged=diverged).mean for group in groups]
             found[axis] = place, means
     return found
 
@@ -324,6 +353,15 @@ def _against(first: GroupResult, other: GroupResult) -> GroupResult:
         ]
         missing = f"that needs {' and '.join(lacking)}"
     return GroupResult(**{**vars(other), "versus": versus, "missing": missing})
+
+
+def _of_some_seeds(result: GroupResult) -> str:
+    """Return a note where a test is on fewer seeds than the means are of, which then may say something else."""
+    known = sum(loss is not None for loss in result.losses)
+    if result.versus is None or result.versus.method != "paired" or result.versus.seeds == known:
+        return ""
+    seeds = f"the {result.versus.seeds} seeds that both have"
+    return f"{result.group.name}: the difference is that of {seeds}, the means are of all"
 
 
 def _pairs(first: GroupResult, other: GroupResult) -> list[tuple[float, float]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transformerlm.experiments.compare import UNITS, Comparison, has_diverged
+from transformerlm.experiments.compare import UNITS, Comparison
 from transformerlm.experiments.history import Axis
 
 WIDTH, HEIGHT = 9, 5
@@ -29,7 +29,8 @@ def save_curves(comparison: Comparison, picture: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    axis: Axis = "tokens" if comparison.at == "end" else comparison.at
+    at = comparison.at
+    axis: Axis = "tokens" if at == "end" or at == "lowest" else at
     scale, label = _SCALES[axis]
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=110, layout="constrained")
     axes = figure.add_subplot()
@@ -43,7 +44,7 @@ def save_curves(comparison: Comparison, picture: Path) -> None:
                 continue
             axes.plot(places / scale, series.values, dashes, color=colour, label=name, linewidth=1.4)
             name = ""  # one line of a group is in the legend
-            if not has_diverged(run, comparison.measure, limit=comparison.limit):
+            if run.directory not in comparison.diverged:
                 lasts.append(float(series.values[-1]))
     # The first losses, and those of runs that diverged, are far above the others, which would have no room.
     room = {"ylim": (float(np.min(lasts)) - 0.05, float(np.max(lasts)) + 0.8)} if lasts else {}

@@ -94,6 +94,8 @@ def elsewhere_table(comparison: Comparison) -> Table:
 
 def place_words(axis: str, place: float | None) -> str:
     """Return a place in words: `1,000 steps`, `1.23e+15 FLOPs`."""
+    if axis == "lowest":
+        return "each run's lowest validation"
     if axis == "end" or place is None:
         return "each run's end"
     if axis == "flops":

@@ -6,6 +6,7 @@ are no JSON objects are counted and left out, and a run that trains now may be r
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
@@ -55,14 +56,33 @@ class RunHistory:
         """
         if axis == "steps":
             return steps.astype(np.float64)
+        per_token = self.started.get("flops_per_token")
+        if axis == "flops" and (computed := self._computed_tokens(steps)) is not None:
+            return computed * float(per_token) if isinstance(per_token, int | float) else None
         known = self.series.get("time.elapsed_s" if axis == "seconds" else "metrics.tokens")
         if known is None or not len(known.steps):
             return None
         places: np.ndarray = np.interp(steps, np.concatenate([[0], known.steps]), np.concatenate([[0.0], known.values]))
         if axis != "flops":
             return places
-        per_token = self.started.get("flops_per_token")
         return places * float(per_token) if isinstance(per_token, int | float) else None
+
+    def _computed_tokens(self, steps: np.ndarray) -> np.ndarray | None:
+        """Return how many tokens were computed, learnt or not, (n,) fp64; None where no start says its batch."""
+        starts = [
+            (float(event["step"]), float(event["tokens_per_step"]))
+            for event in self.events
+            if event["event"] == "started"
+            and isinstance(event.get("step"), int)
+            and isinstance(event.get("tokens_per_step"), int)
+        ]
+        if not starts:
+            return None
+        begins = [0.0, *(begin for begin, _ in starts[1:]), math.inf]
+        computed = np.zeros(len(steps))
+        for (_, each), begin, end in zip(starts, begins, begins[1:], strict=False):
+            computed += each * np.clip(steps - begin, 0.0, max(0.0, end - begin))
+        return computed
 
 
 def read_history(directory: Path, *, name: str | None = None, keys: AbstractSet[str] | None = None) -> RunHistory:

@@ -1,7 +1,8 @@
 """The lines of a run's `metrics.jsonl`, read while the run may be writing them.
 
 A line may be torn: the last one while it is written, others by a power cut. A resumed run replaces the file by one
-without the steps that it makes again; so a place in it is an offset and the file's identity.
+without the steps that it makes again; so a place in it is an offset and the file's identity. An inode alone would be
+none: a file system gives a new file that of one which was removed.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 METRICS = "metrics.jsonl"
 MOST_LINES = 2000
@@ -21,6 +23,7 @@ _CHUNK_BYTES = 1_000_000
 _MOST_BYTES = 64_000_000  # of one reading that leaves lines out
 _STEP_LINE_BYTES = 150  # about
 _MOST_DIGITS = 18  # 64 bits hold them
+_KNOWN_BYTES = 256  # before a place, by which the file is known again
 
 
 @dataclass(frozen=True)
@@ -49,21 +52,25 @@ def read_lines(path: Path, *, file: str = "", offset: int = 0, every: int = 0) -
     """
     with open(path, "rb") as stream:
         status = os.fstat(stream.fileno())
-        name = _identity(status)
-        reset = bool(file) and (file != name or offset > status.st_size)
+        reset = bool(file) and (offset > status.st_size or file != _identity(stream, offset))
         if reset or not file:
             offset = 0
         every = every or max(1, round(status.st_size / _STEP_LINE_BYTES / MOST_LINES))
         stream.seek(offset)
         data = stream.read(min(_CHUNK_BYTES * every, _MOST_BYTES))
-    whole = data[: data.rfind(b"\n") + 1]
+        whole = data[: data.rfind(b"\n") + 1]
+        end = offset + len(whole)
+        name = _identity(stream, end)
     texts, bad = _chosen(whole, every)
-    end = offset + len(whole)
     return MetricLines(texts, name, end, reset, bad, every, more=bool(whole) and end < status.st_size)
 
 
-def _identity(status: os.stat_result) -> str:
-    return f"{status.st_dev:x}-{status.st_ino:x}"
+def _identity(stream: IO[bytes], offset: int) -> str:
+    """Return by what a file is known that has a place in it: where it lies, and what is before the place."""
+    status = os.fstat(stream.fileno())
+    begin = max(0, offset - _KNOWN_BYTES)
+    stream.seek(begin)
+    return f"{status.st_dev:x}-{status.st_ino:x}-{zlib.crc32(stream.read(offset - begin)):x}"
 
 
 class LineReader:
@@ -80,7 +87,8 @@ class LineReader:
             stream.seek(max(0, status.st_size - most_bytes))
             if stream.tell():
                 stream.readline(most_bytes)
-            self._file, self._offset = _identity(status), stream.tell()
+            self._offset = stream.tell()
+            self._file = _identity(stream, self._offset)
 
     def new(self) -> Iterator[MetricLines]:
         """Yield the lines that have come since, in parts; a file that was replaced is read anew. Raises OSError."""
@@ -171,6 +179,20 @@ def last_records(path: Path, *, most_bytes: int = 65536) -> Iterator[dict[str, A
         stream.seek(begin)
         lines = stream.read().split(b"\n")
     yield from _records(reversed(lines[1 if begin else 0 : -1]))
+
+
+def last_with(path: Path, key: str, *, most_bytes: int = 1_000_000) -> dict[str, Any] | None:
+    """Return the last record in the end of a file that has a key, None without one; raise OSError."""
+    with open(path, "rb") as stream:
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - most_bytes))
+        data = stream.read()
+    end = data.rfind(b"\n") + 1
+    while (at := data.rfind(json.dumps(key).encode(), 0, end)) >= 0:
+        end = data.rfind(b"\n", 0, at) + 1
+        record = as_record(data[end : data.find(b"\n", at)])
+        if record is not None and key in record:
+            return record
+    return None
 
 
 def _records(lines: Any) -> Iterator[dict[str, Any]]:

@@ -26,6 +26,7 @@ _POLL_SECONDS = 0.05
 _PATIENCE_SECONDS = 60.0
 BITS = ("versions.torch", "versions.transformerlm", "versions.numpy", "processor", "threads", "device", "source_sha256")
 """The facts of an environment on which the last bits of a loss may depend."""
+READ = ("data.train.sha256", "data.valid.sha256", "tokenizer_sha256")
 
 
 @dataclass(frozen=True)
@@ -240,6 +241,9 @@ def findings_of(
     if failure is not None:
         yield Finding("undecided", f"{words}: the replay broke off: {failure}")
         return
+    for key in READ:
+        if None not in (theirs.get(key), ours.get(key)) and theirs[key] != ours[key]:
+            yield Finding("differs", f"{words}: the run says that it read other data than its checkpoint names ({key})")
     if result.is_equal:
         return
     what = "the weights" if result.losses == "equal" else f"the numbers from step {result.first_step or 0:,} on"

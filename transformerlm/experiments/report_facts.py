@@ -91,11 +91,11 @@ def _plan(run: RunHistory) -> Rows:
     eta, per_step = _number(started.get("eta_seconds")), _number(started.get("tokens_per_step"))
     rate = per_step * (planned - begin) / eta if eta and per_step and planned and planned > begin else None
     tokens, seconds = _end(run, "metrics.tokens"), _trained_seconds(run)
-    flops = _number(started.get("flops_per_token"))
+    flops = None if made is None else run.axis("flops", np.array([made]))
     return [
         ("Steps", _beside(planned, made, "{:,.0f}")),
         ("Tokens", _beside(planned and per_step and planned * per_step, tokens and tokens[1], "{:,.0f}")),
-        ("FLOPs", _beside(None, flops and tokens and flops * tokens[1], "{:.3g}")),
+        ("FLOPs", _beside(None, None if flops is None else flops[0], "{:.3g}")),
         ("Time", _duration_row(eta, seconds, begin=begin, planned=planned)),
         ("Tokens a second", _beside(rate, _median_rate(run), "{:,.0f}")),
         ("Memory", _memory(started, _peak(run))),

@@ -19,6 +19,7 @@ from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer.tokenizer import Tokenizer
 
 Record = dict[str, Any]
+Kind = Literal["differs", "undecided"]
 _ROUNDED_SECONDS, _ROUNDED_FACTOR = 0.001, 1e-9
 _LONGEST_LINE = 1_000_000
 # What may differ between a run's settings and those in its checkpoints.
@@ -31,7 +32,7 @@ _BEFORE_THE_LINE = ("step_skipped", "failed")
 class Finding:
     """Something that speaks against a run: it `differs` from what it says, or stays `undecided` here."""
 
-    kind: Literal["differs", "undecided"]
+    kind: Kind
     what: str
 
 
@@ -71,9 +72,15 @@ class RunLines:
         return flat_settings(events[-1]) if events else {}
 
     @property
+    def has_unused_start(self) -> bool:
+        """Whether a process began after the last step, and made none."""
+        return self.last_step > 0 and step_of(self.environment) >= self.promised_step
+
+    @property
     def last_start(self) -> int:
-        """The step after which the last process began."""
-        return max((step_of(one) for one in self.events if one["event"] in ("environment", "started")), default=0)
+        """The step after which the last process began that made a step."""
+        begins = (step_of(one) for one in self.events if one["event"] in ("environment", "started"))
+        return max((begin for begin in begins if begin < self.promised_step), default=0)
 
     @property
     def settings_since(self) -> int:
@@ -132,8 +139,9 @@ def check_lines(lines: RunLines, checkpoints: Sequence[SavedCheckpoint], log_int
     yield from _check_all_there([step for step in steps if step > begin], expected)
     by_step, saved = dict(zip(steps, lines.steps, strict=True)), lines.saved()
     for one in checkpoints:
-        if one.step not in saved:
-            yield Finding("differs", f"{one.directory.name}: no line says that it was saved")
+        if one.step not in saved:  # a run that was killed just after it had saved its last one could not say so
+            kind: Kind = "undecided" if one is checkpoints[-1] and one.step >= lines.promised_step else "differs"
+            yield Finding(kind, f"{one.directory.name}: no line says that it was saved")
         for key, name in (("metrics.tokens", "tokens"), ("metrics.val_loss", "val_loss")):
             said, kept = by_step.get(one.step, {}).get(key), one.state.get(name)
             if said is not None and kept is not None and said != kept:
@@ -190,7 +198,8 @@ def check_config(run_dir: Path, lines: RunLines, checkpoints: Sequence[SavedChec
     keys = sorted(key for key in {*ours, *newest.config} - _PLACES if ours.get(key) != newest.config.get(key))
     if keys:
         words = ", ".join(f"{key} is {ours.get(key)}, there {newest.config.get(key)}" for key in keys[:5])
-        yield Finding("differs", f"config.toml has other settings than {newest.directory.name}: {words}")
+        kind: Kind = "undecided" if lines.has_unused_start else "differs"
+        yield Finding(kind, f"config.toml has other settings than {newest.directory.name}: {words}")
 
 
 def flat_settings_of(data: bytes) -> dict[str, Any]:
@@ -210,6 +219,9 @@ def check_checkpoints(checkpoints: Sequence[SavedCheckpoint], lines: RunLines) -
     }
     for one in checkpoints:
         yield from (Finding("differs", f"{one.directory.name}: {problem}") for problem in one.problems)
+        began_with, found = lines.environment_of(one.step).get("config_sha256"), one.sums.get("config.toml")
+        if began_with is not None and found is not None and found != began_with:
+            yield Finding("differs", f"{one.directory.name}: its config.toml is not that of the process that saved it")
         kept = one.state.get("data")
         for key, value in said.items():
             if value is not None and isinstance(kept, dict) and kept.get(key) != value:
@@ -246,7 +258,7 @@ def _check_tokenizer(path: Path, said: object) -> Iterator[Finding]:
     try:
         found = Tokenizer.from_directory(path).fingerprint()
     except (OSError, ValueError) as error:
-        kind: Literal["differs", "undecided"] = "undecided" if isinstance(error, FileNotFoundError) else "differs"
+        kind: Kind = "undecided" if isinstance(error, FileNotFoundError) else "differs"
         yield Finding(kind, f"data.tokenizer: {error}")
         return
     if said is not None and said != found:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from config.suggest import closest
-from transformerlm.experiments.metric_lines import METRICS, as_record, first_records, last_records
+from transformerlm.experiments.metric_lines import METRICS, as_record, first_records, last_records, last_with
 
 RunState = Literal["running", "finished", "stopped", "failed", "interrupted", "damaged"]
 """How a run is.
@@ -215,6 +215,8 @@ def _what_is_last(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
         if "step" in record:
             facts = {"step": record["step"], **facts}
         last = {**facts, **last}
+    if "metrics.val_loss" not in last:  # validations may be far apart
+        last = {**(last_with(path, "metrics.val_loss") or {}), **last}
     return last, ended
 
 
@@ -371,6 +373,8 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """Return a value of TOML as JSON can hold it: a date is words, and so is a number beyond floats or 64 bits."""
+    if value is None:
+        return None
     if isinstance(value, list):
         return [_plain(one) for one in value]
     is_odd = isinstance(value, int | float) and not abs(value) < (2**63 if isinstance(value, int) else math.inf)

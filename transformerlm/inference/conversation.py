@@ -8,7 +8,7 @@ from typing import Any, Self
 from transformerlm.checkpoints.chat_format import chat_format_of, ids_with_chat, no_chat_format
 from transformerlm.inference.predictor import Predictor
 from transformerlm.tokenizer.chat import ChatFormat, ChatRenderer, Message
-from transformerlm.utils.strings import whole_characters
+from transformerlm.utils.strings import check_is_no_string, whole_characters
 
 
 class Conversation:
@@ -67,8 +67,10 @@ class Conversation:
         left out of what the model reads. `sampling` is that of `Predictor.stream`.
 
         Raises:
+            TypeError: `stop` is one string.
             ValueError: `min_tokens` for a model whose answers end with a string, or as `Predictor.stream`.
         """
+        check_is_no_string(stop, "stop")
         ends = self.renderer.end_strings if sampling.get("stop_at_eos", True) else ()
         if ends and sampling.get("min_tokens"):
             raise ValueError(

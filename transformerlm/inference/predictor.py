@@ -25,7 +25,7 @@ from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.device import resolve_device
 from transformerlm.utils.dtypes import resolve_precision
-from transformerlm.utils.strings import check_are_strings, check_is_string
+from transformerlm.utils.strings import check_are_strings, check_is_no_string, check_is_string
 
 
 class _Keywords(TypedDict):
@@ -97,7 +97,8 @@ class Predictor:
 
         `precision` is "fp32", "bf16", "auto" or "int8". "bf16" stores the weights in bfloat16: half the memory, and up
         to twice the speed where memory is the limit. "int8" generates with matrices of 8 bits; `model` stays fp32.
-        With `reproducible` a prompt and a seed give the same text alone, beside others and from `transformerlm-serve`.
+        With `reproducible` a prompt and a seed give the same text on a CPU: alone, beside others and from
+        `transformerlm-serve`.
         All files but the optimizer's are verified, once. Raises CheckpointError where one is missing or damaged.
         """
         place, int8 = resolve_device(device), precision == "int8"
@@ -316,7 +317,8 @@ class Predictor:
         generators = generators_of(generator, len(prompts), self.model.device)
         pairs = zip(all_ids, generators, strict=True)
         longest = max(map(len, all_ids)) + max_new_tokens
-        texts = self._texts(pairs, settings, slots=len(prompts), max_length=longest)
+        max_length = None if self._is_reproducible else longest  # as in generate_each
+        texts = self._texts(pairs, settings, slots=len(prompts), max_length=max_length)
         return [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
 
     def generate_each(
@@ -368,6 +370,7 @@ class Predictor:
         return min(max(1, len(self._ids_of(prompt, allow_special))), self.model.context_length)
 
     def _settings(self, **keywords: Unpack[_Keywords]) -> _Settings:
+        check_is_no_string(keywords["stop"], "stop")
         request = Request(
             request_id="",
             prompt=[],

@@ -222,9 +222,15 @@ def parse(schema: type[Schema], data: bytes) -> Schema:
 
 
 def _is_wide(value: Any) -> bool:
-    """Return whether an object, or one of a list, has so many keys that listing what is wrong with each takes long."""
-    objects = value if isinstance(value, list) else [value]
-    return any(isinstance(one, dict) and len(one) > MAX_BIASES for one in objects)
+    """Return whether an object at any depth has so many keys that listing what is wrong with each takes long."""
+    level = [value]
+    while level:
+        objects = [one for one in level if isinstance(one, dict)]
+        if any(len(one) > MAX_BIASES for one in objects):
+            return True
+        lists = [one for one in level if isinstance(one, list)]
+        level = [item for one in lists for item in one] + [item for one in objects for item in one.values()]
+    return False
 
 
 async def parsed(schema: type[Schema], data: bytes) -> Schema:

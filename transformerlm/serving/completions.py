@@ -84,6 +84,7 @@ class _Job:
             for number in range(len(plan.requests))
         ]
         self._last: dict[int, float] = {}
+        self._num_seen: dict[int, int] = {}
         self._streams = served.submit(plan.requests)
 
     def cancel(self) -> None:
@@ -193,12 +194,15 @@ class _Job:
     def _observe(self, pieces: Sequence[tuple[int, Piece]]) -> None:
         now, metrics = time.monotonic(), self._served.metrics
         for number, piece in pieces:
-            if piece.token_ids or piece.finish:
+            if number not in self._num_seen:
+                metrics.text_began(queue_seconds=self._streams[number].queue_seconds)
+            if piece.num_tokens > self._num_seen.get(number, 0):  # else it brings scores, or the end of a stop string
                 if number in self._last:
                     metrics.text_went_on(now - self._last[number])
                 else:
-                    metrics.text_began(now - self._began, queue_seconds=self._streams[number].queue_seconds)
+                    metrics.first_token(now - self._began)
                 self._last[number] = now
+            self._num_seen[number] = piece.num_tokens
 
     def _tell(self, finish: dict[int, str]) -> None:
         seconds = time.monotonic() - self._began

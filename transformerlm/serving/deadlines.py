@@ -18,6 +18,7 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from transformerlm.serving.errors import ApiError
 
 _LOOKS = 4  # a deadline is noticed this often within its time
+_MOST_AHEAD = 1 << 16  # bytes of later requests that are read while one is answered
 _LEAST_READ = 1 << 14  # bytes that a client reads within `write`, or all there are; a few now and then are no progress
 
 
@@ -104,6 +105,9 @@ class DeadlineProtocol(H11Protocol):
         """Take bytes, and see whether something is complete now; a byte now and then is no progress."""
         was_idle = self._state is h11.IDLE
         super().data_received(data)
+        # uvicorn reads no more while the next request waits, and would not see that the client leaves.
+        if self.conn.their_state is h11.DONE and 0 < len(self.conn.trailing_data[0]) <= _MOST_AHEAD:
+            self.flow.resume_reading()
         self._note_progress()
         # The rest of a body that was refused before is no beginning of a request.
         if self._state is h11.IDLE and (was_idle or self.conn.trailing_data[0]):

@@ -93,7 +93,7 @@ class Following(Generic[LoadedT]):
             if identity(directory) == before:  # else it was removed or changed while it was read, which is no damage
                 self._pass_over(directory.name, before, error)
             return None
-        self._current = step_of(directory), before
+        self._current = (step_of(directory) if self._which == "newest" else 0), before  # a copied `best` is no link
         return loaded
 
     def _pass_over(self, name: str, found: Identity, error: CheckpointError) -> None:

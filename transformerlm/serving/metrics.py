@@ -52,10 +52,13 @@ class Metrics:
         if report.reused_tokens:
             self._reused.inc(report.reused_tokens)
 
-    def text_began(self, seconds: float, *, queue_seconds: float) -> None:
-        """Count the first token of a text, `seconds` after its request, of which it waited some for a slot."""
-        self._first.observe(seconds)
+    def text_began(self, *, queue_seconds: float) -> None:
+        """Count a text that has a slot, for which it waited some seconds."""
         self._queue.observe(queue_seconds)
+
+    def first_token(self, seconds: float) -> None:
+        """Count the first token of a text, `seconds` after its request."""
+        self._first.observe(seconds)
 
     def text_went_on(self, seconds: float) -> None:
         """Count a later token of a text, `seconds` after the one before it."""

@@ -260,15 +260,18 @@ _ANSWERS: Json = {
         token_ids=_list(_WHOLE),
         prompt_token_ids=_list(_WHOLE),
     ),
-    "ChatCompletion": _object(
-        id=_TEXT,
-        object={"const": "chat.completion"},
-        created=_WHOLE,
-        model=_TEXT,
-        system_fingerprint=_or_null(_TEXT),
-        choices=_list(_ref("ChatChoice")),
-        usage=_USAGE,
-        seed=_WHOLE,
+    "ChatCompletion": _some(
+        _object(
+            id=_TEXT,
+            object={"const": "chat.completion"},
+            created=_WHOLE,
+            model=_TEXT,
+            system_fingerprint=_or_null(_TEXT),
+            choices=_list(_ref("ChatChoice")),
+            usage=_USAGE,
+            seed=_WHOLE,
+        ),
+        messages_left_out=_WHOLE,
     ),
     "Model": _some(
         _object(
@@ -319,6 +322,7 @@ _ANSWERS: Json = {
         pad_token=_or_null(_TEXT),
         add_bos_token=_YES_NO,
         special_tokens=_list(_TEXT),
+        has_chat_format=_YES_NO,
         chat_template=_or_null(_TEXT),
         fingerprint=_TEXT,
     ),

@@ -108,6 +108,8 @@ class _RunsApi:
         """Answer with events until the client leaves or the server ends."""
         served: Served = request.app.state.served
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        if request.method == "HEAD":
+            return Response(headers=headers, media_type="text/event-stream")
         return StreamingResponse(self._watch.events(served), media_type="text/event-stream", headers=headers)
 
     def _directory(self, name: str) -> Path:

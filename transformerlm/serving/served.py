@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from config.serve import ServeConfig
+from transformerlm.interop.chat_template import template_to_export
 from transformerlm.serving.engine import (
     Engine,
     EngineGone,
@@ -42,6 +43,7 @@ class Served:
     longest_token: int = 1
     """Bytes of the tokenizer's longest token."""
     renderer: ChatRenderer | None = None
+    chat_template: str | None = None
     """What makes ids of conversations; None: the model was not trained on any."""
     tokenizing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a text is tokenized for its own sake, so that one at a time takes memory."""
@@ -76,6 +78,7 @@ class Served:
         chat = facts.chat if by_hand is None else by_hand.model_dump()
         if chat is not None:
             self.renderer = ChatRenderer(tokenizer, ChatFormat.of(chat), start_id=facts.start_id)
+            self.chat_template = template_to_export(self.renderer)
         self.tokenizer = tokenizer
         self.longest_token = max(map(len, self.tokenizer.vocab.values()))
 

@@ -154,7 +154,8 @@ class ServedModel:
             text = self._texts.get(event.request_id)
             if text is None:  # it failed: this is the end of its slot
                 continue
-            generated += isinstance(event, Drawn)
+            # An end token is drawn, too, and only told as the end.
+            generated += isinstance(event, Drawn) or (isinstance(event, Finished) and event.reason == "stop")
             try:
                 piece = self._take(event, text)
             except Exception as error:  # of this text: the batcher's step is whole, and no other text is touched

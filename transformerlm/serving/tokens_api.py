@@ -12,7 +12,6 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from transformerlm.interop.chat_template import chat_template
 from transformerlm.serving.api_schema import DetokenizeRequest, TokenizeRequest, parsed
 from transformerlm.serving.errors import JsonAnswer
 from transformerlm.serving.served import Served, token_bytes, token_text
@@ -105,7 +104,8 @@ async def tokenizer_info(request: Request) -> Response:
             "pad_token": None,
             "add_bos_token": facts.starts_texts,
             "special_tokens": tokenizer.special_tokens,
-            "chat_template": None if served.renderer is None else chat_template(served.renderer.chat, start=start),
+            "has_chat_format": served.renderer is not None,
+            "chat_template": served.chat_template,
             "fingerprint": tokenizer.fingerprint(),
         }
     )

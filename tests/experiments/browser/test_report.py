@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.experiments.runs import FINISHED, STARTED, step, validation, write_run
+from tests.serving.browser.conftest import wait_until_drawn
 from transformerlm.experiments.metric_lines import as_record
 
 pytestmark = pytest.mark.browser
@@ -47,11 +48,6 @@ def long_run(folder: Path, name: str, *, offset: float = 0.0, config: dict[str, 
 def shown(page: Any, title: str) -> str:
     """Return what a chart says of itself."""
     return str(page.locator(f"#charts figure:has(h2:text-is('{title}'))").get_attribute("aria-label"))
-
-
-def wait_until_drawn(page: Any) -> None:
-    """Wait until a change is drawn: the page draws in the browser's next frame, and then a chart may be a new one."""
-    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
 def test_a_report_asks_for_nothing_and_says_nothing(tmp_path, open_report, seen):
@@ -146,6 +142,39 @@ def test_a_part_is_shown_by_keys_and_by_mouse(tmp_path, open_report):
     page.keyboard.press("Escape")
     page.wait_for_function("document.querySelector('#charts .u-value').textContent === '\u2013'")
     assert legend.text_content() == "\u2013"
+
+
+def test_a_part_stays_the_same_when_its_unit_changes(tmp_path, open_report):
+    """Beside a run of minutes, seconds become minutes; a scale of logarithms has no 0, which From may leave out."""
+    lines = [step(number, 3.0) | {"time.elapsed_s": 30.0 * number} for number in range(1, 21)]
+    short, long = long_run(tmp_path, "short"), write_run(tmp_path, "long", STARTED, *lines)
+    page = open_report(short, long)
+    page.locator("#runs-list input").nth(1).uncheck()
+    page.select_option("#curves [name=x]", "seconds")
+    page.fill("#curves [name=from]", "6")
+    page.fill("#curves [name=to]", "12")
+    page.locator("#runs-list input").nth(1).check()
+    page.wait_for_selector("#charts figure[aria-label*='long 3 at 10']")
+    assert [page.input_value(f"#curves [name={name}]") for name in ("from", "to")] == ["0.1", "0.2"]
+    page.fill("#curves [name=from]", "")
+    page.check("#curves [name=log_x]")
+    wait_until_drawn(page)
+    box = page.locator("#charts figure:visible .u-over").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 1, box["y"] + 20)
+    page.wait_for_function("Math.abs(document.querySelector('#charts .u-value').textContent - 0.2) < 0.01")
+
+
+def test_the_newest_of_many_samples_is_shown(tmp_path, open_report):
+    """The slider begins at its end; of very many checkpoints the last are listed, and the list says so."""
+    samples = [
+        {"event": "sample", "step": n, "text.prompt": "A", "text.output": f" text at {n}"} for n in range(1, 101)
+    ]
+    saved = [{"event": "checkpoint_saved", "step": n} for n in range(1, 251)]
+    page = open_report(write_run(tmp_path, "one", STARTED, step(1, 3.0), *samples, *saved, step(250, 2.0)))
+    assert page.text_content("#sample-text") == "A text at 100"
+    listed = page.locator("#run-events li").all_inner_texts()
+    assert listed[0] == "50 earlier checkpoints are not listed"
+    assert (listed[2], listed[-1]) == ("saved a checkpoint at step 51", "saved a checkpoint at step 250")
 
 
 def test_hostile_text_stays_text(tmp_path, open_report, seen):

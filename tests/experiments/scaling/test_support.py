@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from tests.experiments.scaling.laws import KNOWN, drawn, points_of
+from transformerlm.experiments.scaling.points import Points
 from transformerlm.experiments.scaling.support import choose_law, why_not_both
+
+
+def repeated(points: Points, times: int) -> Points:
+    """Return points with several seeds of each run."""
+    return points_of(*(np.tile(each, times) for each in (points.parameters, points.tokens, points.losses)))
 
 
 def test_a_grid_over_a_decade_bears_both() -> None:
@@ -21,7 +27,10 @@ def test_the_one_decade_set_is_refused() -> None:
     """Six models within a decade, each with tokens in proportion: no law at all, and the reason is said."""
     sizes = np.geomspace(26e6, 200e6, 6)
     points = points_of(sizes, 20 * sizes, KNOWN.loss(sizes, 20 * sizes))
-    with pytest.raises(ValueError, match=r"needs 12 finished runs, found 6; one of token counts alone needs 5"):
+    with pytest.raises(
+        ValueError,
+        match=r"needs 12 finished runs that differ in size or tokens, found 6; one of token counts alone needs 5",
+    ):
         choose_law(points)
     with pytest.raises(ValueError, match="no law of both"):
         choose_law(points, "both")
@@ -30,10 +39,13 @@ def test_the_one_decade_set_is_refused() -> None:
 @pytest.mark.parametrize(
     ("points", "words"),
     [
-        (drawn(3, 3), "needs 12 finished runs, found 9"),
+        (drawn(3, 3), "needs 12 finished runs that differ in size or tokens, found 9"),
         (drawn(5, 5, span=9), "its sizes must span a factor of 10, found 9"),
+        (drawn(2, 6), "its sizes must be 3 at least, found 2"),
+        (drawn(6, 2), "its token counts must be 3 at least, found 2"),
+        (repeated(drawn(3, 3), 2), "needs 12 finished runs that differ in size or tokens, found 9"),
     ],
-    ids=["few", "narrow"],
+    ids=["few", "narrow", "two sizes", "two token counts", "seeds"],
 )
 def test_what_is_missing_is_said(points, words) -> None:
     """Too few runs, and too narrow a range."""

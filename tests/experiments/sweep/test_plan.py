@@ -9,6 +9,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from config.errors import ConfigError
+from config.io import dump_toml
 from config.schemas import RunName
 from tests.experiments.sweep.helpers import planned, planner_of, sweep_config
 from transformerlm.experiments.sweep.plan import group_runs
@@ -61,6 +62,20 @@ def test_a_run_that_is_there_keeps_its_name(tmp_path):
     assert after[2].group.startswith("new-")
 
 
+def test_a_run_of_an_earlier_version_keeps_its_name(tmp_path):
+    """A key that came since gives its settings another hash; what it was trained with is in the queue."""
+    settings: dict[str, Any] = {"axes": [], "seeds": [0, 1], "dir": str(tmp_path / "sweep")}
+    before = planned(tmp_path, **settings)
+    earlier = f"{before[0].group[:-10]}0123456789"
+    (tmp_path / "sweep/queue").mkdir(parents=True)
+    text = dump_toml(before[0].config)
+    assert text.count("z_loss") == 1
+    text = "\n".join(line for line in text.splitlines() if "z_loss" not in line)  # as if it had not been there
+    (tmp_path / f"sweep/queue/{earlier}-0.toml").write_text(text)
+    (tmp_path / f"sweep/queue/other-{'a' * 10}-0.toml").write_text("no configuration")
+    assert [run.name for run in planned(tmp_path, **settings)] == [f"{earlier}-0", f"{earlier}-1"]
+
+
 def test_data_counts_by_its_content(tmp_path, monkeypatch):
     """A token file that was moved makes no other run; one that was made anew does."""
     monkeypatch.chdir(tmp_path)
@@ -69,7 +84,7 @@ def test_data_counts_by_its_content(tmp_path, monkeypatch):
         return planned(tmp_path, axes=[], set=[f"data.train={path}"])[0].name
 
     (tmp_path / "a.json").write_text('{"sha256": "1"}')
-    (tmp_path / "b.json").write_text('{"sha256": "1"}')
+    (tmp_path / "b.json").write_text('{"sha256": "1", "sources": [{"path": "elsewhere"}]}')
     (tmp_path / "c.json").write_text('{"sha256": "2"}')
     assert name_with("a.npy") == name_with("b.npy") != name_with("c.npy")
     assert name_with("no.npy") != name_with("none.npy")

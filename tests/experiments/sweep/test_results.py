@@ -60,14 +60,15 @@ def test_what_did_not_finish_comes_after_what_did(tmp_path):
     assert [cells[-2:] for cells in table(rows)[1]] == [["12", ""], ["4", "stopped early"], ["4", "failed"]]
 
 
-def test_the_best_are_compared_where_they_ended(tmp_path):
-    """The best one first, with the losses of the runs' last validations; one alone is not compared."""
+def test_the_best_are_compared_at_their_lowest_losses(tmp_path):
+    """The best one first, with the losses by which the rows are sorted; one alone is not compared."""
     outcomes = outcomes_of(tmp_path, (1.75, 1.5), (1.0, 1.5), (1.25, 1.5))
     for one in outcomes:
         run_dir = tmp_path / "sweep" / one.task.run.name
         run_dir.mkdir(parents=True)
         (run_dir / "config.toml").write_text(dump_toml(one.task.run.config))
-        lines = [{"step": 2, "metrics.val_loss": 9.0}, {"step": 12, "metrics.val_loss": one.val_loss}]
+        losses = {2: 9.0, 6: one.val_loss, 12: 3.0}
+        lines = [{"step": at, "metrics.val_loss": loss} for at, loss in losses.items()]
         (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     rows = rows_of(outcomes)
     comparison = compared(rows, outcomes, tmp_path / "sweep")

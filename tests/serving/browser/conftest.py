@@ -54,6 +54,11 @@ class Seen:
 
 
 # Playwright's loop runs as long as it does, and asyncio.run of other tests refuses to run beside it: so not "session".
+def wait_until_drawn(page: Any) -> None:
+    """Wait until a change is drawn: the page draws in the browser's next frame, and then a chart may be a new one."""
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
     """Give a headless Chromium."""

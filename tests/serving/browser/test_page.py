@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.serving.browser.conftest import serving_fake
+from tests.serving.browser.conftest import serving_fake, wait_until_drawn
 from tests.serving.browser.runs_of_lines import HOSTILE, append_line, lines_of, step_line, write_lines, write_run
 
 pytestmark = pytest.mark.browser
@@ -89,6 +90,75 @@ def test_curves_grow_and_are_never_fetched_again(page, site, seen):
         home.rmdir()
     starts = [one.url for one in seen.of("/api/lines") if "run=growing" in one.url and "offset=0" in one.url]
     assert len(starts) == 1
+
+
+def test_a_tab_that_stays_open_does_not_grow_for_ever(page, site, seen):
+    """After very many new lines a run is read from its beginning once more, thinned as its length now asks for."""
+    home = site.runs_dir / "endless"
+    write_run(home, steps=10)
+    try:
+        open_runs(page, "endless")
+        page.wait_for_selector("#charts figure[aria-label*='endless 3.9 at 10']")
+        with (home / "metrics.jsonl").open("a") as stream:
+            stream.writelines(json.dumps(step_line(step)) + "\n" for step in range(11, 4100))
+        page.wait_for_selector("#charts figure[aria-label*=' at 4,099']")
+        append_line(home, step_line(4100))
+        page.wait_for_selector("#charts figure[aria-label*='endless -37 at 4,100']")
+    finally:
+        shutil.rmtree(home)
+    offsets = [dict(httpx.URL(one.url).params)["offset"] for one in seen.of("/api/lines") if "run=endless" in one.url]
+    assert offsets.count("0") == 2
+
+
+def test_a_run_that_is_removed_leaves_nothing_behind(page, site):
+    """Its curves and its configuration go with its row."""
+    home, other = site.runs_dir / "removed", site.runs_dir / "other"
+    for one in (home, other):
+        write_run(one, steps=10)
+    open_runs(page, "removed", "other")
+    page.wait_for_selector("#charts figure[aria-label*='removed 3.9 at 10']")
+    page.wait_for_selector("#config-title:has-text('Differences'), #config-title:has-text('Configurations')")
+    shutil.rmtree(home)
+    append_line(other, step_line(11))
+    page.wait_for_selector("#config-title:has-text('Configuration of other')")
+    page.wait_for_selector("#charts figure[aria-label='Loss: other 3.89 at 11, other, validation 3.5 at 10']")
+    assert page.locator("#runs-list tr:has-text('removed')").count() == 0
+    shutil.rmtree(other)
+
+
+def test_what_is_selected_stays_while_another_run_trains(page, site):
+    """Lines of a run that is not shown draw nothing anew, and words that are the same stay in place."""
+    home, shown = site.runs_dir / "training", site.runs_dir / "shown"
+    for one in (home, shown):
+        write_run(one, steps=10)
+    try:
+        open_runs(page, "shown")
+        page.wait_for_selector("#sample-text:has-text('a at 4')")
+        page.evaluate("getSelection().selectAllChildren(document.querySelector('#sample-text'))")
+        append_line(home, step_line(11))
+        page.wait_for_selector("#runs-list tr:has-text('training'):has-text('3.890')")
+        append_line(shown, {"event": "checkpoint_saved", "step": 10})
+        page.wait_for_selector("#run-events:has-text('saved a checkpoint at step 10')")
+        assert page.evaluate("getSelection().toString()") == "a at 4"
+    finally:
+        shutil.rmtree(home)
+        shutil.rmtree(shown)
+
+
+def test_runs_do_not_choose_themselves(page, site):
+    """The newest run is shown at first; one that begins later is not, when the tab is opened again."""
+    page.click("#tab-runs")
+    page.wait_for_selector("#runs-list input:checked")
+    home = site.runs_dir / "newest"
+    write_run(home, steps=10)
+    try:
+        page.click("#tab-write")
+        page.click("#tab-runs")
+        page.wait_for_selector("#runs-list tr:has-text('newest')")
+        wait_until_drawn(page)
+        assert page.locator("#runs-list input:checked").count() == 1
+    finally:
+        shutil.rmtree(home)
 
 
 def test_several_runs_their_samples_events_and_differences(page):

@@ -5,7 +5,7 @@ import { make } from "/static/dom.js";
 // Okabe and Ito's colours, which people with any kind of colour vision tell apart.
 export const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a7f00", "#7a5ba6"];
 const COLOURS_DARK = ["#56b4e9", "#ff8a4c", "#2fc79a", "#e8a0c8", "#f0b429", "#9bd0f5", "#f0e442", "#b79ae0"];
-const dark = matchMedia("(prefers-color-scheme: dark)");
+export const dark = matchMedia("(prefers-color-scheme: dark)");
 const HEIGHT = 220;
 const SYNC = "curves";
 const KEY_STEPS = 40; // from one side of a chart to the other
@@ -13,7 +13,8 @@ const KEY_STEPS = 40; // from one side of a chart to the other
 export const colourOf = (number) => (dark.matches ? COLOURS_DARK : COLOURS)[number % COLOURS.length];
 
 // Curves past the last colour have the first colours again, dashed.
-const dashOf = (number) => (number < COLOURS.length ? undefined : [7, 4]);
+export const isDashed = (number) => number >= COLOURS.length;
+const dashOf = (number) => (isDashed(number) ? [7, 4] : undefined);
 
 const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -75,7 +76,7 @@ export class Chart {
       width: Math.max(this.body.clientWidth, 200),
       height: HEIGHT,
       cursor: { sync: { key: SYNC, setSeries: false }, points: { size: 6 }, drag: { setScale: false }, bind: { dblclick: () => () => this.onZoom(null) } },
-      legend: { live: true },
+      legend: { live: true, markers: { dash: (plot, at) => (plot.series[at].dash ? "dashed" : "solid") } },
       scales: { x: { time: false, distr: logX ? 3 : 1, ...(xRange && { range: () => xRange }) }, y: { distr: logY ? 3 : 1, ...(leastTop !== null && !logY && { range: (_, low, high) => [0, Math.max(leastTop, 1.1 * high)] }) } },
       axes: [{ ...axis, values, label: xLabel, labelSize: 18, size: 26, labelFont: axis.font, labelGap: 0 }, { ...axis, values, size: 52 }],
       series: [

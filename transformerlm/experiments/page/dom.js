@@ -24,9 +24,18 @@ export function showNumbers(list, pairs) {
   while (list.children.length > pairs.length) list.lastChild.remove();
 }
 
+// Replace an element's children from the first that differs on, so that a selection or a reader's place in it stays.
+export function replace(place, ...children) {
+  let same = 0;
+  while (same < children.length && place.childNodes[same]?.isEqualNode(children[same])) same++;
+  while (place.childNodes.length > same) place.lastChild.remove();
+  place.append(...children.slice(same));
+}
+
+// Words that are there already are not said again: a screen reader would read them.
 export function say(id, words, isBad = false) {
   const place = byId(id);
-  place.textContent = words;
+  if (place.textContent !== words) place.textContent = words;
   place.classList.toggle("bad", isBad);
 }
 

@@ -26,6 +26,7 @@ export class RunLines {
     this.samples = new Map(); // prompt -> [{step, text}]
     this.events = []; // {step, kind, words}
     this.started = {};
+    this.batches = []; // [step, tokens of a step] of each start
     this.environment = {};
     this.now = { step: 0, tokens: 0, seconds: 0 };
   }
@@ -69,7 +70,10 @@ export class RunLines {
   }
 
   addEvent(line) {
-    if (line.event === "started") this.started = line;
+    if (line.event === "started") {
+      this.started = line;
+      if (numberOf(line.tokens_per_step) !== null && numberOf(line.step) !== null) this.batches.push([this.batches.length ? line.step : 0, line.tokens_per_step]);
+    }
     if (line.event === "started" || line.event === "resumed") this.starts++;
     if (line.event === "environment") this.environment = line;
     if (line.event === "sample") this.addSample(line.step, String(line["text.prompt"] ?? ""), String(line["text.output"] ?? ""));
@@ -100,14 +104,24 @@ export class RunLines {
     if (axis === "step") return steps;
     const column = axis === "seconds" ? this.clock.seconds : this.clock.tokens;
     const factor = axis === "flops" ? (numberOf(this.started.flops_per_token) ?? NaN) : 1;
+    if (axis === "flops" && this.batches.length) return steps.map((step) => finite(factor * this.computed(step)));
     let at = 0;
     return steps.map((step) => {
       while (at + 2 < this.clock.steps.length && this.clock.steps[at + 1] < step) at++;
-      const place = factor * between(this.clock.steps, column, at, step);
-      return Number.isFinite(place) ? place : null;
+      return finite(factor * between(this.clock.steps, column, at, step));
     });
   }
+
+  // Return how many tokens were computed up to a step, learnt or not.
+  computed(step) {
+    return this.batches.reduce((sum, [begin, each], at) => {
+      const end = this.batches[at + 1]?.[0] ?? Infinity;
+      return sum + each * Math.max(0, Math.min(step, end) - begin);
+    }, 0);
+  }
 }
+
+const finite = (place) => (Number.isFinite(place) ? place : null);
 
 function between(steps, column, at, step) {
   if (at + 1 >= steps.length || step <= steps[at]) return column[at];

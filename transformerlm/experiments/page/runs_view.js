@@ -3,8 +3,8 @@
 //   fill(lines)      gives a run's lines (run_lines.js) what is new, and says whether there was anything
 //   config(name)     resolves to {config, defaults}: dotted keys with values
 
-import { Chart, colourOf } from "/static/chart.js";
-import { byId, fixed, make, say, setOptions, short, whole } from "/static/dom.js";
+import { Chart, colourOf, dark, isDashed } from "/static/chart.js";
+import { byId, fixed, make, replace, say, setOptions, short, whole } from "/static/dom.js";
 import { RunLines, smoothed } from "/static/run_lines.js";
 
 const MOST = 12;
@@ -15,6 +15,7 @@ const CHARTS = { loss: { title: "Loss" }, val_loss: { title: "Validation loss", 
 const TIMES = [[2 * 3600, 3600, "hours of training"], [300, 60, "minutes of training"], [0, 1, "seconds of training"]];
 const X_LABELS = { step: "step", tokens: "tokens", flops: "FLOPs" };
 const SMALL = new Set(["checkpoint_saved"]);
+const MOST_SMALL = 200; // of one run in the list of events
 const LISTED_ALONE = new Set(["started", "finished"]); // listed, and not drawn: a curve shows where it begins and ends
 const SHOWN = { differences: "what differs between the runs", changed: "what differs from the defaults", all: "everything" };
 const form = byId("curves");
@@ -29,7 +30,9 @@ let summaries = [];
 let drawing = 0;
 let loading = 0; // how many answers are on their way
 let drawnAt = 0;
-let zoom = null; // [from, to] on the axis that is shown; either may be null
+let isStale = false; // something has come that is not drawn
+let zoom = null; // [from, to] in steps, tokens, seconds or FLOPs; either may be null
+let shownUnit = 1;
 
 // Show the runs of a source; `remembered` is told which ones are chosen.
 export function showRuns(from, remembered = () => {}) {
@@ -44,7 +47,8 @@ export const chosenNames = () => [...chosen.keys()];
 export function showList(found) {
   summaries = found;
   const names = new Set(summaries.map((run) => run.name));
-  for (const name of chosen.keys()) if (!names.has(name)) chosen.delete(name);
+  const gone = chosenNames().filter((name) => !names.has(name));
+  for (const name of gone) chosen.delete(name);
   const body = byId("runs-list");
   const rows = new Map([...body.children].map((row) => [row.run, row]));
   summaries.forEach((run, at) => {
@@ -54,6 +58,9 @@ export function showList(found) {
     rows.delete(run.name);
   });
   for (const row of rows.values()) row.remove();
+  if (!gone.length) return;
+  draw();
+  showConfig();
 }
 
 function newRow(name) {
@@ -75,7 +82,10 @@ function fillRow(row, run) {
   row.children[1].className = `state-${run.state}`;
   const one = chosen.get(run.name);
   row.querySelector("input").checked = !!one;
-  row.querySelector(".dot").style.background = one ? colourOf(one.colour) : "";
+  const dot = row.querySelector(".dot");
+  dot.style.color = one ? colourOf(one.colour) : "";
+  dot.classList.toggle("chosen", !!one);
+  dot.classList.toggle("dashed", !!one && isDashed(one.colour));
 }
 
 function add(name) {
@@ -83,6 +93,7 @@ function add(name) {
   const colour = [...Array(MOST).keys()].find((number) => !taken.has(number));
   chosen.set(name, { lines: new RunLines(name, source), colour, starts: null });
   configs.delete(name);
+  isStale = true;
 }
 
 function fillAll() {
@@ -116,7 +127,8 @@ export async function refresh(names) {
   loading -= 1;
   const failed = all.find((one) => one.status === "rejected");
   if (failed) say("runs-status", failed.reason.message, true);
-  if (loading === 0 || performance.now() - drawnAt > PATIENCE_MS) draw();
+  isStale ||= all.some((one) => one.status === "rejected" || one.value);
+  if (isStale && (loading === 0 || performance.now() - drawnAt > PATIENCE_MS)) draw();
   for (const one of found) {
     if (one.starts !== null && one.starts !== one.lines.starts) configs.delete(one.lines.name);
     one.starts = one.lines.starts;
@@ -133,9 +145,11 @@ function draw() {
 
 function drawNow() {
   drawnAt = performance.now();
+  isStale = false;
   const axis = field("x").value;
   const weight = Number(field("smoothing").value);
   const [unit, xLabel] = unitOf(axis);
+  if (unit !== shownUnit) showZoom(unit);
   const options = { xLabel, logX: field("log_x").checked, logY: field("log_y").checked, marks: marksOn(axis, unit), xRange: rangeOf(axis, unit) };
   for (const [metric, { title, leastTop = null }] of Object.entries(CHARTS)) {
     if (!charts.has(metric)) charts.set(metric, new Chart(byId("charts"), title, { onZoom: zoomTo }));
@@ -180,8 +194,9 @@ function validation(name, lines, colour, place) {
 
 function marksOn(axis, unit) {
   return [...chosen.values()].flatMap(({ lines, colour }) => {
-    const events = lines.events.filter(({ kind }) => !LISTED_ALONE.has(kind));
-    const marks = events.map((event) => ({ x: lines.places([event.step], axis)[0], colour, isSmall: SMALL.has(event.kind) }));
+    const events = lines.events.filter(({ kind }) => !LISTED_ALONE.has(kind)).sort((one, other) => one.step - other.step);
+    const places = lines.places(events.map(({ step }) => step), axis);
+    const marks = events.map(({ kind }, at) => ({ x: places[at], colour, isSmall: SMALL.has(kind) }));
     return marks.filter(({ x }) => x !== null).map((mark) => ({ ...mark, x: mark.x / unit }));
   });
 }
@@ -190,29 +205,46 @@ function marksOn(axis, unit) {
 
 function rangeOf(axis, unit) {
   if (!zoom) return null;
-  const ends = [...chosen.values()].map(({ lines }) => lines.places([lines.now.step], axis)[0] ?? 0);
-  const [from, to] = [zoom[0] ?? 0, zoom[1] ?? Math.max(...ends) / unit];
-  return from < to && (from > 0 || !field("log_x").checked) ? [from, to] : null;
+  const placesOf = (stepOf) => [...chosen.values()].map(({ lines }) => lines.places([stepOf(lines)], axis)[0]).filter((x) => x > 0);
+  const least = field("log_x").checked ? Math.min(...placesOf(({ clock }) => clock.steps[1] ?? 0)) : 0; // a logarithm has no 0
+  const [from, to] = [Math.max(zoom[0] ?? 0, least), zoom[1] ?? Math.max(...placesOf(({ now }) => now.step))];
+  return from < to && Number.isFinite(to - from) ? [from / unit, to / unit] : null;
 }
 
+// A range is in units of the axis; null shows all of it.
 function zoomTo(range) {
-  zoom = range;
-  for (const [at, name] of ["from", "to"].entries()) field(name).value = range ? String(Number(range[at].toPrecision(4))) : "";
+  const [unit] = unitOf(field("x").value);
+  zoom = range && range.map((end) => end * unit);
+  showZoom(unit);
   draw();
 }
 
+function showZoom(unit) {
+  shownUnit = unit;
+  const words = (end) => (end == null ? "" : String(Number((end / unit).toPrecision(4))));
+  for (const [at, name] of ["from", "to"].entries()) field(name).value = words(zoom?.[at]);
+}
+
 function zoomByFields() {
-  const [from, to] = ["from", "to"].map((name) => (field(name).value === "" ? null : Number(field(name).value)));
+  const [from, to] = ["from", "to"].map((name) => (field(name).value === "" ? null : Number(field(name).value) * shownUnit));
   zoom = from === null && to === null ? null : [from, to];
 }
 
 // --- events and environment ---
 
 function showEvents() {
-  const found = [...chosen].flatMap(([name, { lines }]) => lines.events.map((event) => ({ name, ...event })));
+  const found = [...chosen].flatMap(([name, { lines }]) => listed(lines.events).map((words) => (chosen.size > 1 ? `${name}: ${words}` : words)));
   byId("events-card").hidden = !found.length;
-  const items = found.slice(-1000).map((event) => make("li", {}, chosen.size > 1 ? `${event.name}: ${event.words}` : event.words));
-  byId("run-events").replaceChildren(...items);
+  replace(byId("run-events"), ...found.map((words) => make("li", {}, words)));
+}
+
+// Return the words of a run's events. A long run has very many of the small ones: of those, the last.
+function listed(events) {
+  const numLeftOut = events.filter(({ kind }) => SMALL.has(kind)).length - MOST_SMALL;
+  if (numLeftOut <= 0) return events.map(({ words }) => words);
+  let seen = 0;
+  const kept = events.filter(({ kind }) => !SMALL.has(kind) || ++seen > numLeftOut);
+  return [`${whole(numLeftOut)} earlier checkpoints are not listed`, ...kept.map(({ words }) => words)];
 }
 
 function showEnvironment() {
@@ -245,9 +277,9 @@ function showSamples() {
   if (wasLast) slider.value = slider.max;
   const sample = list[Number(slider.value)];
   slider.setAttribute("aria-valuetext", `step ${sample.step}`);
-  byId("sample-at").textContent = `step ${whole(sample.step)}`;
+  say("sample-at", `step ${whole(sample.step)}`);
   const rest = sample.text.startsWith(prompt) ? sample.text.slice(prompt.length) : sample.text;
-  byId("sample-text").replaceChildren(make("span", { className: "prompt" }, prompt), make("span", {}, rest));
+  replace(byId("sample-text"), make("span", { className: "prompt" }, prompt), make("span", {}, rest));
 }
 
 // --- configurations ---
@@ -304,7 +336,7 @@ export function fillTable(table, names, rows) {
     const cells = isShared ? [make("td", { colSpan: words.length }, words[0])] : words.map((one) => make("td", {}, one));
     return make("tr", {}, make("th", { scope: "row" }, key), ...cells);
   });
-  table.replaceChildren(...head, ...body);
+  replace(table, ...head, ...body);
 }
 
 form.addEventListener("input", (event) => {
@@ -316,3 +348,4 @@ form.addEventListener("submit", (event) => event.preventDefault());
 byId("whole").addEventListener("click", () => zoomTo(null));
 for (const id of ["sample-run", "sample-prompt", "sample-step"]) byId(id).addEventListener("input", showSamples);
 byId("config-shown").addEventListener("input", showConfig);
+dark.addEventListener("change", fillAll);

@@ -17,6 +17,7 @@ from transformerlm.experiments.scaling.points import Points
 Array = np.ndarray
 FEWEST_RUNS = 12
 FEWEST_OF_ONE = 5  # for a law with three constants
+FEWEST_OF_BOTH = 3  # of sizes, and of token counts
 DECADE = 10.0
 _SAME_SIZE = 1.02
 _LEAST_SPREAD = 2.0
@@ -57,11 +58,16 @@ def choose_law(points: Points, wanted: Literal["auto", "both", "tokens", "parame
 
 def why_not_both(points: Points) -> str:
     """Return why points cannot bear the law of N and D; "" if they can."""
-    if len(points) < FEWEST_RUNS:
-        return f"it needs {FEWEST_RUNS} finished runs, found {len(points)}"
-    for word, values in (("sizes", points.parameters), ("token counts", points.tokens)):
+    numbered = _numbered(points.parameters), _numbered(points.tokens)
+    if (found := len(set(zip(*numbered, strict=True)))) < FEWEST_RUNS:
+        return f"it needs {FEWEST_RUNS} finished runs that differ in size or tokens, found {found}"
+    for word, values, numbers in zip(
+        ("sizes", "token counts"), (points.parameters, points.tokens), numbered, strict=True
+    ):
         if _span(values) < DECADE * _LEVEL:
             return f"its {word} must span a factor of {DECADE:g}, found {_span(values):.3g}"
+        if (found := len(set(numbers))) < FEWEST_OF_BOTH:
+            return f"its {word} must be {FEWEST_OF_BOTH} at least, found {found}: two say nothing of an exponent"
     spread = _spread(np.log(points.parameters), np.log(points.tokens))
     if spread < _LEAST_SPREAD:
         return (
@@ -69,6 +75,15 @@ def why_not_both(points: Points) -> str:
             f"must differ by a factor of {_LEAST_SPREAD:g}, found {spread:.3g}"
         )
     return ""
+
+
+def _numbered(values: Array) -> list[int]:
+    """Return a number for each value, the same for those that are equal but for 2 %."""
+    begins: list[float] = []
+    for value in np.unique(values).tolist():
+        if not begins or value > begins[-1] * _SAME_SIZE:
+            begins.append(value)
+    return [int(place) for place in np.searchsorted(begins, values, side="right")]
 
 
 def _span(values: Array) -> float:

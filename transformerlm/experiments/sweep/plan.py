@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from config.errors import MAX_ERRORS, ConfigError
-from config.io import read_layers, validate
+from config.io import load_config, read_layers, validate
 from config.layers import Layer, options_layer
 from config.sweep import ENDLESS_STEPS, SweepConfig, overrides_of, parsed_setting
 from config.train import TrainConfig
@@ -31,6 +32,7 @@ _IDLE_KEYS = {
     "training": ("log_interval", "log_norms", "seed"),  # the seed is in the name by itself
     "checkpoint": ("keep", "max_file_mb", "resume"),
 }
+_OF_THE_TEXT = ("sources", "settings_sha256", "sidecar_sha256")
 _HASH_DIGITS = 10
 _MOST_NAME_CHARS = 80
 _GROUP = re.compile(rf"(?P<group>.+-(?P<key>[0-9a-f]{{{_HASH_DIGITS}}}))-\d+")  # a run's name without its seed
@@ -81,7 +83,7 @@ class Planner:
         self._layers = read_layers(TrainConfig, [base], {})[:-1]
         self._own = dict(map(parsed_setting, config.set))
         self._hashes: dict[Path, str] = {}
-        self._groups = _groups_in(config.dir)  # by the hash
+        self._groups = self._groups_in(config.dir)  # by the hash
         self._resolved({})
 
     def runs(self, points: Iterable[Point]) -> list[SweepRun]:
@@ -190,27 +192,37 @@ class Planner:
                 tree["data"][name] = self._content(path)
         return sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:_HASH_DIGITS]
 
+    def _groups_in(self, directory: Path) -> dict[str, str]:
+        """Return the names of the groups that have runs in a sweep's directory, by their hashes.
+
+        A setting that was not there when a run began gives it another hash now; so its configuration is hashed anew.
+        """
+        found = (_GROUP.fullmatch(path.name) for path in sorted(directory.iterdir())) if directory.is_dir() else ()
+        groups = {match["key"]: match["group"] for match in found if match}
+        queued = {
+            match["group"]: path for path in directory.glob("queue/*.toml") if (match := _GROUP.fullmatch(path.stem))
+        }
+        for group, path in sorted(queued.items()):
+            with suppress(ConfigError, OSError):
+                groups.setdefault(self._hash(load_config(TrainConfig, path)), group)
+        return groups
+
     def _content(self, path: Path) -> str:
         if path not in self._hashes:
             self._hashes[path] = content_of(path)
         return self._hashes[path]
 
 
-def _groups_in(directory: Path) -> dict[str, str]:
-    """Return the names of the groups that have runs in a sweep's directory, by their hashes."""
-    found = (_GROUP.fullmatch(path.name) for path in sorted(directory.iterdir())) if directory.is_dir() else ()
-    return {match["key"]: match["group"] for match in found if match}
-
-
 def content_of(path: Path) -> str:
     """Return what tells a token file or a tokenizer from others: a hash of its content, its path if that is not there.
 
-    A token file's own description has the hash of its ids.
+    A token file's own description has the hash of its ids; where the text came from is nothing to a loss.
     """
     description = path / "index.json" if path.suffix == ".shards" else sidecar_path(path)
     try:
         if path.suffix in (".npy", ".shards"):
-            return json.dumps(read_json_object(description, max_bytes=1 << 28), sort_keys=True)
+            facts = read_json_object(description, max_bytes=1 << 28)
+            return json.dumps({key: facts[key] for key in facts if key not in _OF_THE_TEXT}, sort_keys=True)
         files = sorted(one for one in path.iterdir() if one.is_file())
         return ",".join(f"{one.name}:{file_sha256(one)}" for one in files)
     except (OSError, ValueError):  # what opens it later says more

@@ -123,7 +123,9 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def compared(rows: Sequence[Row], outcomes: Sequence[Outcome], root: Path) -> Comparison | None:
-    """Return the best setting beside the next ones, each run where it ended; None with fewer than two that finished.
+    """Return the best setting beside the next ones, each run at its lowest validation, as the rows have it.
+
+    None with fewer than two settings that finished.
 
     Raises:
         OSError: the lines of a run cannot be read.
@@ -133,7 +135,7 @@ def compared(rows: Sequence[Row], outcomes: Sequence[Outcome], root: Path) -> Co
         return None
     by_seed = sorted((one.task.run for one in outcomes), key=lambda run: run.seed)
     names = [run.name for group in best for run in by_seed if run.group == group]
-    return compare_runs([read_history(root / name, name=name) for name in names], at="end")
+    return compare_runs([read_history(root / name, name=name) for name in names], at="lowest")
 
 
 def _cells(row: Row) -> list[str]:

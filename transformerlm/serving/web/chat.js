@@ -16,7 +16,7 @@ let num_again = 0;
 let last_left_out = 0; // of this conversation, how many of the oldest messages were not sent the last time
 
 // Return whether the model was trained on conversations.
-export const isOffered = async () => (await askJson("/tokenizer_info")).chat_template != null;
+export const isOffered = async () => (await askJson("/tokenizer_info")).has_chat_format;
 
 // --- the conversation ---
 

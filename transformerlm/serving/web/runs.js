@@ -6,7 +6,9 @@ import { chooseAll, chosenNames, refresh, showList, showRuns } from "/static/run
 
 const CHOSEN = "transformerlm.runs";
 const RETRY_MS = 2000;
-const places = new WeakMap(); // a run's lines -> where in its file they end
+const MOST_ADDED = 4000; // lines to what was read at first, after which a run is read anew, so that of a long one no more are held
+const START = { file: "", offset: 0, every: 0, most: Infinity };
+const places = new WeakMap(); // a run's lines -> where in its file they end, and how many may be held
 let watching = null;
 let first = [];
 
@@ -15,13 +17,16 @@ const server = {
   async fill(lines) {
     let isNew = false;
     for (let more = true; more; ) {
-      const place = places.get(lines) ?? { file: "", offset: 0, every: 0 };
-      const found = await askJson(`/api/lines?${new URLSearchParams({ run: lines.name, ...place })}`);
-      if (found.reset) lines.clear();
-      isNew ||= found.reset || found.lines.length > 0;
-      places.set(lines, { file: found.file, offset: found.offset, every: found.every });
+      const known = places.get(lines) ?? START;
+      const { most, ...place } = lines.clock.steps.length > known.most ? START : known;
+      const { file, offset, every, ...found } = await askJson(`/api/lines?${new URLSearchParams({ run: lines.name, ...place })}`);
+      const isAnew = found.reset || most > known.most;
+      if (isAnew) lines.clear();
+      isNew ||= isAnew || found.lines.length > 0;
       for (const line of found.lines) lines.add(line);
       more = found.more;
+      const isWhole = !more && (isAnew || most === Infinity);
+      places.set(lines, { file, offset, every, most: isWhole ? 2 * lines.clock.steps.length + MOST_ADDED : isAnew ? Infinity : most });
     }
     return isNew;
   },
@@ -44,7 +49,8 @@ async function watch(signal) {
       await refresh(chosenNames());
       for await (const { event, data } of events(response)) {
         if (event !== "grown") continue;
-        await Promise.all([list(), refresh(data.runs)]);
+        await list();
+        await refresh(data.runs);
       }
     } catch (error) {
       if (error.name === "AbortError") return;
@@ -57,7 +63,7 @@ async function watch(signal) {
 async function begin(signal) {
   try {
     await list();
-    await chooseAll(JSON.parse(sessionStorage.getItem(CHOSEN) ?? "null") ?? first);
+    await chooseAll(JSON.parse(sessionStorage.getItem(CHOSEN) ?? "null") ?? (chosenNames().length ? [] : first));
   } catch (error) {
     say("runs-status", error.message, true);
   }

@@ -89,6 +89,7 @@ async function job(work) {
   field.readOnly = true;
   for (const id of ["continue", "perplexity", "alternatives"]) byId(id).disabled = true;
   byId("stop").disabled = false;
+  byId("write-status").setAttribute("aria-busy", "true"); // what is said meanwhile is read out when it is done
   render();
   try {
     await work(running.signal);
@@ -97,6 +98,7 @@ async function job(work) {
     else say("write-status", error.message, true);
   } finally {
     running = null;
+    byId("write-status").setAttribute("aria-busy", "false");
     field.readOnly = false;
     for (const id of ["continue", "perplexity", "alternatives"]) byId(id).disabled = false;
     if (document.activeElement === byId("stop")) field.focus();
