@@ -88,9 +88,9 @@ def test_the_table_of_the_ablations_is_what_it_was(tmp_path):
 
 
 def test_a_run_that_diverged_has_no_number(tmp_path):
-    """Its loss, more than twice the first run's or no number, means nothing, nor does a mean or a test with it."""
+    """Its loss, more than twice the first run's there or no number, means nothing, nor does a mean with it."""
     runs = [make_run(tmp_path, "a-0", 5.0, 4.0), make_run(tmp_path, "b-0", 3.0, 3.0, rate=0.1)]
-    runs += [make_run(tmp_path, "b-1", 8.1, seed=1, rate=0.1), make_run(tmp_path, "b-2", 5.0, "nan", seed=2, rate=0.1)]
+    runs += [make_run(tmp_path, "b-1", 10.1, seed=1, rate=0.1), make_run(tmp_path, "b-2", 5.0, "nan", seed=2, rate=0.1)]
     runs.append(make_run(tmp_path, "b-3", seed=3, rate=0.1))  # which came to no validation
     with (runs[-1] / "metrics.jsonl").open("a") as file:
         file.write(lines([step(3, "nan")]))

@@ -173,9 +173,12 @@ def test_a_dry_run_says_what_would_run(here, monkeypatch):
     ("change", "words"),
     [
         (("102400]", "51200]"), "its token counts must span a factor of 10, found 8"),
-        (("tokens = [6400, 25600, 102400]", "tokens = [6400, 102400]"), "it needs 12 finished runs, found 8"),
+        (
+            ("tokens = [6400, 25600, 102400]", "tokens = [6400, 102400]"),
+            "it needs 12 finished runs that differ in size or tokens, found 8",
+        ),
         (("d_model = 64\nnum_layers = 6", "d_model = 16\nnum_layers = 6"), "its sizes must span a factor of 10"),
-        (("[fit]\n", "[fit]\ndrop_highest = 1\n"), "it needs 12 finished runs, found 11"),
+        (("[fit]\n", "[fit]\ndrop_highest = 1\n"), "it needs 12 finished runs that differ in size or tokens, found 11"),
     ],
     ids=["tokens", "runs", "sizes", "dropped"],
 )
@@ -255,7 +258,7 @@ def test_the_one_decade_set_is_refused(here):
     Path("points.csv").write_text("parameters,tokens,loss\n" + "".join(lines))
     done = call("scaling", "--points", "points.csv")
     assert done.code == 2
-    assert "no scaling law: it needs 12 finished runs, found 6" in done.stderr
+    assert "no scaling law: it needs 12 finished runs that differ in size or tokens, found 6" in done.stderr
     assert not done.records
 
 
