@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import sys
 import threading
@@ -44,8 +45,17 @@ class EventLines:
         """Write the lines; the body of the thread."""
         while (line := self._lines.get()) is not None:
             try:
-                self._stream.write(f"{line}\n")
-                if self._lines.empty():
-                    self._stream.flush()
+                self._put(f"{line}\n")
             except (OSError, ValueError):  # the reader has gone, or the stream is closed: the server goes on
                 return
+
+    def _put(self, text: str) -> None:
+        """Write a text past the stream's buffer: who ends the process would wait for its lock, or for its reader."""
+        try:
+            number = self._stream.fileno()
+        except OSError:  # a stream in memory
+            self._stream.write(text)
+            return
+        data = text.encode()
+        while data:
+            data = data[os.write(number, data) :]

@@ -74,15 +74,17 @@ def infer(config: InferConfig) -> None:
         )
     assert predictor.checkpoint is not None, "it was loaded"
     note(described(config.checkpoint, predictor.checkpoint))
+    keeps = config.wandb.log_outputs and "wandb" in config.logging.backend
     with ExitStack() as stack:
         # The directory is left after the logger, which may still be reading the file.
-        outputs = _Outputs(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "outputs.jsonl")
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) if keeps else None
+        outputs = _Outputs(folder and folder / "outputs.jsonl")
         logger = stack.enter_context(_make_logger(config))
         for group in _groups(config, prompts):
             for record in _answers(predictor, config, group):
                 logger.log_record({key: _cut_short(value) for key, value in record.items()})
                 outputs.write(record)
-        if config.wandb.log_outputs and outputs.path.exists():
+        if outputs.path is not None and outputs.path.exists():
             logger.log_artifact(outputs.path, name="outputs", type="outputs")
 
 
@@ -252,11 +254,13 @@ def _kept(stream: Iterator[str], pieces: list[str]) -> Iterator[str]:
 
 
 class _Outputs:
-    """The answers as a file of JSON lines, for the artifact."""
+    """The answers as a file of JSON lines, for the artifact; without a path nothing is kept."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
 
     def write(self, record: dict[str, Any]) -> None:
+        if self.path is None:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")

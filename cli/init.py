@@ -120,6 +120,8 @@ def _texts(patterns: Sequence[str]) -> list[Path]:
     from transformerlm.utils.text_files import expand_inputs, read_text
 
     paths = expand_inputs(patterns)
+    if pipes := [path for path in paths if not path.is_file()]:
+        raise ValueError(f"text: expected files, which are read twice, found the pipe {pipes[0]} (save it first)")
     if not any(block.text.strip() for path in paths for block in read_text(path)):
         raise ValueError(f"{', '.join(map(str, paths))}: expected text, found none")
     return paths

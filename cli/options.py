@@ -56,6 +56,7 @@ def build_parser(keys: Sequence[Key], guide: Guide) -> argparse.ArgumentParser:
     parser = _new_parser(keys, guide)
     parser.short_help = lambda: short_help(keys, guide)
     parser.words = guide.words
+    parser.takes_words = bool(guide.words or guide.first_word)
     _add_common(parser, guide)
     groups: dict[str, argparse._ArgumentGroup] = {}
     for key in keys:
@@ -216,6 +217,7 @@ class _Parser(argparse.ArgumentParser):
 
     short_help: Callable[[], str]
     words: str | None = None
+    takes_words = False
 
     def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """Return the options of a command line.
@@ -237,7 +239,7 @@ class _Parser(argparse.ArgumentParser):
         """Yield the words, where some may be free; a bare flag before one of them does not take it for its value."""
         for word, after in pairwise([*self._words, "--"]):
             action = self._option_string_actions.get(word)
-            is_flag = self.words is not None and action is not None and action.const == "true"
+            is_flag = self.takes_words and action is not None and action.const == "true"
             yield f"{word}=true" if is_flag and after not in ("true", "false") and not after.startswith("-") else word
 
     def _is_free(self, word: str) -> bool:

@@ -195,7 +195,12 @@ def wait_for(command: Sequence[str], *, quiet: bool) -> tuple[int, str, str]:
         )  # which is not inherited, unlike SIG_IGN
     with ctrl_c_held_back():  # the command hears it from `cli.entry` on: Python that only starts would crash
         child = subprocess.Popen(
-            command, stdout=pipe, stderr=pipe if quiet else None, encoding="utf-8", env=environment
+            command,
+            stdout=pipe,
+            stderr=pipe if quiet else None,
+            encoding="utf-8",
+            errors="replace",  # it writes in the encoding of its locale; what is read of it is ASCII
+            env=environment,
         )
     for number in heard - {signal.SIGINT}:
         previous[number] = signal.signal(number, lambda number, _: child.send_signal(number))

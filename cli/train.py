@@ -84,7 +84,8 @@ def place_of_run(path: Path) -> dict[str, Any]:
     if path.name != "config.toml" or not (run_dir / "checkpoints").is_dir():
         return {}
     tree = read_toml(path)
-    name = dict(tree.get("logging") or {}).get("run_name")
+    logging = tree.get("logging")
+    name = logging.get("run_name") if isinstance(logging, dict) else None  # what is no table is refused later
     said = Path(str(tree.get("runs_dir")), str(name or run_dir.name))  # a run without a name has that of its time
     if said.resolve() != run_dir.resolve():
         note(f"{path} names {said}; this run goes on where its file is, in {run_dir}")
@@ -147,7 +148,7 @@ def _begin(config: TrainConfig, stack: ExitStack) -> tuple[World, Path]:
     with working("waiting for the other processes"):
         timeout = duration_seconds(config.parallel.timeout)
         world = init_from_env(device=config.training.device, timeout=timeout, end=_end)
-    stack.callback(shutdown, world)
+    stack.push(lambda kind, *_: shutdown(world, has_failed=kind is not None))
     stack.enter_context(without_tracebacks(world))
     refuse_different_settings(config, world)
     run_dir = directory_of_run(config, world)

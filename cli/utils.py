@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TextIO, TypeVar
 
 from pydantic import BaseModel
 
@@ -86,7 +86,7 @@ def exit_after(work: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         fail(["interrupted"], STOP_CODES["SIGINT"])
     except BrokenPipeError:
-        _drop_what_waits()  # the reader of stdout has gone (`| head`): there is nobody to say anything to
+        _drop_what_waits(sys.stdout)  # the reader of stdout has gone (`| head`): there is nobody to say anything to
         sys.exit(EXIT_FAILED)
     except (
         ValueError,
@@ -99,6 +99,8 @@ def exit_after(work: Callable[[], int | None]) -> NoReturn:
         _fail_with(error, EXIT_BAD_INPUT)
     except (OSError, ImportError, RuntimeError, MemoryError, FloatingPointError) as error:
         _fail_with(error, EXIT_FAILED)
+    finally:
+        _drop_what_waits(sys.stderr)  # where its reader has gone, the exit code is ours all the same
     sys.exit(code or 0)
 
 
@@ -122,12 +124,12 @@ def _flush() -> None:
         raise OSError(error.errno, error.strerror, "stdout") from None
 
 
-def _drop_what_waits() -> None:
-    """Drop what stdout cannot take, so that Python does not try it again at its end."""
+def _drop_what_waits(stream: TextIO) -> None:
+    """Drop what a stream cannot take, so that Python does not try it again at its end."""
     try:
-        sys.stdout.flush()
+        stream.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def speaks_for_machine() -> bool:
@@ -253,5 +255,5 @@ def fail(lines: Sequence[str], code: int) -> NoReturn:
     LIVE.show(None)
     for line in lines:
         note(plain(line))
-    _drop_what_waits()
+    _drop_what_waits(sys.stdout)
     sys.exit(code)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, model_validator
 
 from config.schemas import (
     ChatConfig,
@@ -96,6 +96,11 @@ class EvalConfig(Section):
         """The checkpoint to evaluate, or the two to compare."""
         return self.compare or [path for path in (self.checkpoint,) if path]
 
+    @field_serializer("chat")
+    def _given(self, chat: ChatConfig | None) -> dict[str, Any] | None:
+        """Write what was given alone: with any string given, the rest of the format is ChatML, not the checkpoint's."""
+        return None if chat is None else chat.model_dump(mode="json", exclude_unset=True)
+
     @model_validator(mode="after")
     def _check_checkpoints(self) -> Self:
         if len(self.compare) == 1:
@@ -112,7 +117,7 @@ class EvalConfig(Section):
             ending = next(Path(name).suffix for name in self.input if is_token_file(name))
             raise ValueError(f"input: expected text files or one token file, found {len(self.input)} with a {ending}")
         if is_token_file(self.input[0]):
-            for name in ("text_field", "allow_special", "invalid_utf8"):
+            for name in ("text_field", "allow_special", "invalid_utf8", "separator"):
                 if self.is_changed(name):
                     raise ValueError(f"{name} is for text, found the token file {self.input[0]}")
         return self

@@ -45,7 +45,7 @@ class FitConfig(Section):
 
     @model_validator(mode="after")
     def _check_resume(self) -> Self:
-        others = sorted(self.model_fields_set - {"resume"})
+        others = sorted(key for key in type(self).model_fields if key != "resume" and self.is_changed(key))
         if self.resume is not None and others:
             raise ValueError(
                 f"resume: expected no other key, for everything has been chosen in {self.resume}, found "

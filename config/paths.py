@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 MAX_PATH_CHARS = 4096  # of Linux; other systems allow fewer
 _VARIABLE = re.compile(r"(?:(?<=/)|(?<=\\)|^)\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
@@ -37,7 +38,16 @@ def checked_path(text: str) -> str:
             f"expected a path, found one with the character {found[0]!a}; "
             r"in TOML a Windows path is written 'C:\data' (single quotes) or C:/data"
         )
-    return os.path.expanduser(_VARIABLE.sub(_value, text))
+    path = os.path.expanduser(_VARIABLE.sub(_value, text))
+    if path.partition("/")[0] == "~":
+        raise ValueError(f"expected a path, found {text}, and who runs this has no home directory (set HOME)")
+    return path
+
+
+def written_path(path: Path) -> str:
+    """Return a path as `checked_path` reads it: of `./none` Python keeps the word alone, which is refused."""
+    text = str(path)
+    return f"./{text}" if text.lower() in _NOTHING else text
 
 
 def is_utf8(text: str) -> bool:

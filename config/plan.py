@@ -74,7 +74,7 @@ class MachineConfig(Section):
 
     @model_validator(mode="after")
     def _check_speed(self) -> Self:
-        if "mfu" in self.model_fields_set and self.gpu is None and self.flops_per_second is None:
+        if self.is_changed("mfu") and self.gpu is None and self.flops_per_second is None:
             raise ValueError(f"mfu = {self.mfu} needs gpu or flops_per_second beside it, whose share it is")
         return self
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from config.backends import Backends, TrainBackends
-from config.paths import MAX_PATH_CHARS, checked_path, is_utf8, not_utf8
+from config.paths import MAX_PATH_CHARS, checked_path, is_utf8, not_utf8, written_path
 
 
 class Section(BaseModel):
@@ -25,7 +25,8 @@ class Section(BaseModel):
 
     def is_changed(self, key: str) -> bool:
         """Return whether a key has another value than its default."""
-        return bool(getattr(self, key) != type(self).model_fields[key].default)
+        value, default = getattr(self, key), type(self).model_fields[key].default
+        return bool(value != (Path(default) if isinstance(value, Path) and isinstance(default, str) else default))
 
 
 def _to_path(value: object) -> object:
@@ -51,7 +52,7 @@ def _check_special_token(text: str) -> str:
 
 
 FilePath = Annotated[
-    Path, BeforeValidator(_to_path), PlainSerializer(str, return_type=str), Field(json_schema_extra={"format": "path"})
+    Path, BeforeValidator(_to_path), PlainSerializer(written_path), Field(json_schema_extra={"format": "path"})
 ]
 """A path, a string in TOML; ~ and $NAME are replaced, and a relative path starts at the working directory."""
 

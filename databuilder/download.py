@@ -90,7 +90,9 @@ class Download:
                 if error.retry_after > MAX_WAIT:
                     raise OSError(f"{error} (asks to come back in {error.retry_after:,.0f} s)") from None
                 seconds = max(error.retry_after, min(2.0 ** (failures - 1), 30.0))
-                warnings.warn(f"{error}; trying again in {seconds:.0f} s", stacklevel=2)
+                # With the number, for Python says the same words only once.
+                again = f"trying again in {seconds:.0f} s ({failures} of {self.retries})"
+                warnings.warn(f"{error}; {again}", stacklevel=2)
                 self.wait(seconds)
 
     @property

@@ -83,7 +83,8 @@ def peak_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         import torch
 
-        return int(torch.cuda.max_memory_allocated(device))
+        stats = torch.cuda.memory_stats_as_nested_dict(device)  # `max_memory_allocated` sorts all of them first
+        return int(stats["allocated_bytes"]["all"]["peak"]) if stats else 0
     return peak_rss_bytes()
 
 

@@ -117,7 +117,7 @@ def test_the_torchrun_of_an_example_is_one_that_torch_and_we_accept(name):
     options, command = torchrun_of((EXAMPLES / name).read_text(encoding="utf-8"))
     assert options.no_python
     assert options.max_restarts > 0
-    assert options.signals_to_handle == "SIGTERM,SIGINT,SIGUSR1"
+    assert options.signals_to_handle == "SIGTERM,SIGINT,SIGHUP,SIGUSR1"
     assert command[0] == "transformerlm-train"
     arguments = [str(ROOT / word) if word.endswith(".toml") else word for word in command[1:]]
     done = call("train", *arguments, "--print-config")

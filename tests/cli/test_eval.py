@@ -80,6 +80,7 @@ def test_two_checkpoints_are_compared_on_the_same_text(pipeline):
         (("--input", "a.txt", "b.npy"), "input: expected text files or one token file, found 2"),
         (("--input", "a.txt", "b.shards/"), "found 2 with a .shards"),
         (("--stride=9", "--context_length=8"), "stride (9) exceeds context_length (8)"),
+        (("--input", "a.npy", "--separator=<|x|>"), "separator is for text, found the token file a.npy"),
         (("--input", "a.npy", "--text_field=a"), "text_field is for text, found the token file a.npy"),
         (("--input", "a.npy", "--allow_special"), "allow_special is for text, found the token file a.npy"),
         (("--input", "a.shards", "--invalid_utf8=refuse"), "invalid_utf8 is for text, found the token file a.shards"),

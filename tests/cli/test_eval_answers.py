@@ -84,8 +84,9 @@ def test_the_field_of_the_messages_is_no_other_format(asked, newest, tmp_path, m
     path.write_text("".join(json.dumps({"dialog": row["messages"]}) + "\n" for row in rows))
     known = ChatFormat.of(tomllib.loads(PLAIN)["chat"])
     monkeypatch.setattr("transformerlm.checkpoints.chat_format.chat_format_of", lambda _: known)
-    done = call("eval", "--mode=answers", "--checkpoint", newest, "--input", path, "--chat.messages_field=dialog",
-                "--device=cpu", f"--max_new_tokens={TOKENS}")  # fmt: skip
+    words = ["--mode=answers", "--checkpoint", newest, "--input", path, "--chat.messages_field=dialog", "--device=cpu"]
+    (tmp_path / "eval.toml").write_text(call("eval", *words, f"--max_new_tokens={TOKENS}", "--print-config").stdout)
+    done = call("eval", "--config", tmp_path / "eval.toml")  # as printed, which names no other string
     assert done.code == 0, done.stderr
     assert done.records[0]["metrics.exact_match"] == asked[1] / 4
 

@@ -31,7 +31,7 @@ def text(tmp_path) -> Path:
 
 def past_runs(folder, *, share):
     """Write a file of past runs that all ended at about a share of what their probes reached."""
-    row = Row("a", 10**6, 250_000, 2000, 10**6, 3.1, 1000, 100, 1.0, 3.0, 3.0)
+    row = Row("a", 10**6, 250_000, 2000, 10**6, 3.1, 0.8, 1000, 100, 1.0, 3.0, 3.0)
     rows = [{**vars(row), "corpus": str(number), "bits_per_byte": 3 * share + number / 1000} for number in range(20)]
     path = folder / "rows.json"
     path.write_text(json.dumps({"rows": rows}))
@@ -168,6 +168,14 @@ def test_another_key_beside_resume_is_refused(text, tmp_path):
     done = call("fit", text, f"--resume={tmp_path}", "--time=5m")
     assert done.code == 2
     assert f"expected no other key, for everything has been chosen in {tmp_path}, found text, time" in done.stderr
+
+
+def test_a_printed_configuration_can_be_read_back(tmp_path):
+    """All keys are in it, with their defaults, which are no other keys beside `resume`."""
+    printed = call("fit", f"--resume={tmp_path}", "--print-config")
+    (tmp_path / "fit.toml").write_text(printed.stdout)
+    again = call("fit", "--config", tmp_path / "fit.toml", "--print-config")
+    assert (again.code, again.stdout) == (0, printed.stdout), again.stderr
 
 
 def test_own_past_runs_decide_the_prediction(pretend, text, tmp_path):

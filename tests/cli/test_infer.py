@@ -251,6 +251,12 @@ def test_noop_writes_no_line(infer):
     assert infer("--prompt=Ada", "--logging.backend=noop", "--output.format=text").stdout.startswith("Ada")
 
 
+def test_no_file_is_written_that_nobody_reads(infer, monkeypatch):
+    """A machine may have no directory to write to; only W&B with `log_outputs` needs a file."""
+    monkeypatch.setattr("tempfile.TemporaryDirectory", lambda: 1 / 0)
+    assert infer("--prompt=Ada").code == 0
+
+
 def test_lines_of_a_backend_hold_the_beginnings_of_long_texts(infer, pipeline, monkeypatch):
     """Prompt and output are cut there, and whole on stdout."""
     import cli.infer

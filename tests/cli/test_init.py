@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -99,6 +100,9 @@ def test_a_text_that_is_none_leaves_nothing_behind(tmp_path):
         assert (done.code, len(done.stderr.splitlines())) == (2, 1)
         assert text in done.stderr
         assert not (tmp_path / "a").exists()
+    os.mkfifo(tmp_path / "pipe")
+    done = call("init", tmp_path / "a", "--text", tmp_path / "pipe")
+    assert (done.code, f"found the pipe {tmp_path / 'pipe'} (save it first)" in done.stderr) == (2, True)
     (tmp_path / "cut.jsonl").write_text('{"text": "one"}\n{"tex')
     done = call("init", tmp_path / "a", "--text", tmp_path / "cut.jsonl")
     assert (done.code, "cut.jsonl:2" in done.stderr) == (2, True)

@@ -53,6 +53,13 @@ def test_a_flag_before_a_free_word_does_not_take_it(tmp_path):
         assert 'text = [ "book.txt", ]' in done.stdout.replace("[\n    ", "[ ").replace(",\n]", ", ]")
 
 
+def test_a_flag_before_the_first_word_does_not_take_it(tmp_path):
+    """As of commands that take many words."""
+    done = call("runs_list", "--reverse", tmp_path, "--print-config")
+    assert "reverse = true\n" in done.stdout, done.stderr
+    assert f'runs_dir = "{tmp_path}"' in done.stdout
+
+
 def test_an_option_at_the_end_without_its_value():
     """There is no value to speak of."""
     assert refusals("infer", "--checkpoint") == ["argument --checkpoint: expected one argument"]

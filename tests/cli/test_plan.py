@@ -105,9 +105,13 @@ def test_a_device_that_runs_out_of_memory_does_not_fit(pipeline, monkeypatch):
     assert "does not fit" in done.stderr
 
 
-def test_gpus_that_are_not_here_are_planned_for():
+def test_gpus_that_are_not_here_are_planned_for(tmp_path):
     """The recipe of 124 M parameters on 8 GPUs, planned on a CPU, has the cut of the batch and an assumed time."""
     recipe = ROOT / "docs/recipes/openwebtext/train-125m.toml"
+    printed = call("plan", "--config", recipe, "--gpus=8", "--gpu_memory=80GB", "--print-config").stdout
+    (tmp_path / "plan.toml").write_text(printed)
+    again = call("plan", "--config", tmp_path / "plan.toml", "--print-config")
+    assert (again.code, again.stdout) == (0, printed), again.stderr
     done = call("plan", "--config", recipe, "--machine.gpu=H100", "--machine.num_gpus=8", "--machine.mfu=0.4")
     (facts,) = done.records
     assert (done.code, facts["device"], facts["precision"]) == (0, "8 x H100", "bf16")

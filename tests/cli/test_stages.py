@@ -27,6 +27,12 @@ def test_ctrl_c_leaves_the_last_word_to_the_running_command(monkeypatch, tmp_pat
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_command_may_write_in_another_encoding():
+    """Where the locale is Latin-1, a sample with an accent is invalid UTF-8; what follows is read all the same."""
+    child = r"import sys; sys.stdout.buffer.write(b'caf\xe9\n{}\n')"
+    assert stages.wait_for([sys.executable, "-c", child], quiet=True)[:2] == (0, "caf\ufffd\n{}\n")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_ctrl_c_while_python_starts_waits_for_the_command(monkeypatch):
     """It is heard when the command can answer: one line and code 130, where Python alone would end in a traceback."""

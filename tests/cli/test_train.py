@@ -572,7 +572,7 @@ def says_what_torchrun_wants(options: list[str]) -> None:
     said = parse_args(options)
     assert (said.nnodes, said.nproc_per_node, said.rdzv_backend, said.rdzv_id) == ("1:2", "8", "c10d", "7")
     assert said.rdzv_endpoint == "gpu3:20007"
-    assert said.signals_to_handle == "SIGTERM,SIGINT,SIGUSR1"
+    assert said.signals_to_handle == "SIGTERM,SIGINT,SIGHUP,SIGUSR1"
     assert said.shutdown_timeout < 300  # SLURM gives so many seconds
     assert said.no_python
     assert said.training_script == "transformerlm-train"

@@ -324,6 +324,19 @@ def test_a_reader_that_goes_away_does_no_harm(arguments):
         assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "error: stdout: No space left on device")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
+@pytest.mark.parametrize(("words", "code"), [(["--text", "x"], 2), (["--print-config"], 0)], ids=["refused", "done"])
+def test_the_exit_code_is_the_commands_own_if_nobody_reads_stderr(words, code):
+    """A terminal that was closed, or `|& head`, must not make another code of it: 120 is Python's."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", "import sys; sys.stderr.write('x'); from cli.train import main; main()", *words]
+    command += ["--config", "train"]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=writer, cwd=ROOT, check=False, env=BUFFERED)
+    os.close(writer)
+    assert done.returncode == code
+
+
 # --- standard streams --------------------------------------------------------------------------------------------
 
 STREAMS = """

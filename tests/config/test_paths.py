@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import tomllib
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from config.fit import FitConfig
 from config.infer import InferConfig
+from config.io import dump_toml, load_config
 from config.make_data import MakeDataConfig
 from config.paths import checked_path
 
@@ -58,6 +62,22 @@ def test_what_is_no_path_is_refused(text, message):
     """The refusal says what was found and what to write."""
     with pytest.raises(ValueError, match=message):
         checked_path(text)
+
+
+def test_a_home_that_nobody_has_is_said(monkeypatch):
+    """Python would make a directory called ~ of it."""
+    monkeypatch.setattr("os.path.expanduser", lambda text: text)
+    with pytest.raises(ValueError, match=r"found ~/runs, and who runs this has no home directory \(set HOME\)"):
+        checked_path("~/runs")
+    assert checked_path("a~/b") == "a~/b"
+
+
+@pytest.mark.parametrize("name", ["none", "NULL", "a/none"])
+def test_a_path_is_written_as_it_can_be_read(name):
+    """A file called none is `./none` in TOML, where the word alone means no path."""
+    config = load_config(FitConfig, None, {"text": [f"./{name}"], "dir": f"./{name}"})
+    again = FitConfig.model_validate(tomllib.loads(dump_toml(config)))
+    assert (again.dir, again) == (Path(name), config)
 
 
 def test_all_names_of_files_are_read_so():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.distributed.ranks import run_ranks
 from transformerlm.distributed import world
@@ -113,3 +114,30 @@ def test_half_described_world_is_refused(monkeypatch, value):
         monkeypatch.setenv("WORLD_SIZE", value)
     with pytest.raises(ValueError, match=r"WORLD_SIZE: expected a whole number.*torchrun"):
         init_from_env()
+
+
+@pytest.mark.parametrize("backends", ["cpu:gloo,cuda:nccl", "gloo"])
+@pytest.mark.parametrize("has_failed", [True, False])
+def test_a_rank_that_failed_alone_does_not_wait_for_the_others(backends, has_failed, monkeypatch):
+    """They may be inside an exchange on their GPUs, which NCCL would wait for; the end of Python would, too."""
+    called = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_backend_config", lambda: backends)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: called.append("destroyed"))
+    monkeypatch.setattr("atexit.register", lambda function: called.append(function.__name__))
+    shutdown(World(0, 0, 2, 2), has_failed=has_failed)
+    assert called == ["_end_at_once" if has_failed and "nccl" in backends else "destroyed"]
+
+
+@pytest.mark.parametrize(("shown", "each", "number"), [(1, "1", 0), (4, "1", 3), (4, None, 3)])
+def test_a_task_that_sees_its_own_gpu_alone_takes_that(shown, each, number, monkeypatch):
+    """`srun --gpus-per-task=1` shows each task one GPU; else the local rank is the GPU's number."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: shown)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda found: None)
+    if each is None:
+        monkeypatch.delenv("SLURM_GPUS_PER_TASK", raising=False)
+    else:
+        monkeypatch.setenv("SLURM_GPUS_PER_TASK", each)
+    found = world._own_device(Launch(3, 3, 4, 4), "cuda")
+    assert found == torch.device("cuda", number)

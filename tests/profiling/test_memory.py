@@ -91,3 +91,4 @@ def test_peaks_and_snapshot_on_a_device(tmp_path):
     memory.reset_peaks()
     assert memory.peaks()["cuda_peak_allocated_bytes"] < before
     assert "allocated" in memory.summary().lower()
+    torch.cuda.memory._record_memory_history(enabled=None)  # the next tests have no use for it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -132,3 +133,20 @@ def test_a_quarter_of_the_descriptors_is_for_shards(limit: int, expected: int, m
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY if limit < 0 else limit, 1 << 20))
     assert shards.max_open() == expected
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
+def test_files_that_stay_open_get_room(monkeypatch):
+    """The soft limit rises by their number, up to the hard one; without a limit there is nothing to do."""
+    import resource
+
+    limits, set_to = [(1024, 4096)], []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[0])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, pair: set_to.append(pair))
+    for number in (300, 10**6):
+        shards.allow_files(number)
+    limits[0] = (1024, resource.RLIM_INFINITY)
+    shards.allow_files(300)
+    limits[0] = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    shards.allow_files(300)
+    assert set_to == [(1324, 4096), (4096, 4096), (1324, resource.RLIM_INFINITY)]

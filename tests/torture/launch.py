@@ -153,7 +153,7 @@ def main() -> None:
         start_method="fork",
         monitor_interval=0.05,
         logs_specs=DefaultLogsSpecs(),
-        signals_to_handle="SIGTERM,SIGINT,SIGUSR1",
+        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGUSR1",
     )
     try:
         elastic_launch(config, become_rank)(launch)

@@ -11,7 +11,7 @@ import pytest
 from tests.training.tiny_run import END, write_tiny_files
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training import yardsticks as room
-from transformerlm.training.yardsticks import gzip_bits_per_byte, unigram_bits, yardsticks
+from transformerlm.training.yardsticks import gzip_bits_per_byte, unigram_bits, xz_to_gzip, yardsticks
 
 
 def test_gzip_is_what_gzip_makes_of_the_text():
@@ -51,3 +51,14 @@ def test_a_long_text_is_read_to_a_bound(tmp_path, monkeypatch):
     monkeypatch.setattr(room, "MAX_TEXT_TOKENS", 100)
     monkeypatch.setattr(room, "MAX_TRAIN_TOKENS", 200)
     assert yardsticks(ids, ids, tokenizer) == yardsticks(ids[:200], ids[:100], tokenizer)
+
+
+def test_xz_finds_again_what_is_too_far_away_for_gzip(tmp_path):
+    """A text that repeats a page of 60 kB costs xz far less than gzip; one that repeats nothing costs both the same."""
+    tokenizer = Tokenizer.from_directory(write_tiny_files(tmp_path).tokenizer)
+    letters = np.array([tokenizer.encode(letter)[0] for letter in "abcdefgh"], dtype=np.uint16)
+    rng = np.random.default_rng(0)
+    page = letters[rng.integers(8, size=60 * 1024)]
+    assert xz_to_gzip(np.tile(page, 5), tokenizer) < 0.4
+    assert xz_to_gzip(letters[rng.integers(8, size=5 * 60 * 1024)], tokenizer) == pytest.approx(1.0, abs=0.1)
+    assert xz_to_gzip(page[:0], tokenizer) == 1.0

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from transformerlm.utils import device as device_module
+from transformerlm.utils import triton_kernels
 from transformerlm.utils.device import (
     available_memory_bytes,
     device_memory_bytes,
@@ -154,6 +155,16 @@ def test_memory_of_a_cuda_device_is_the_cards(monkeypatch: pytest.MonkeyPatch) -
         ("auto", "cpu", 10**6, False),
     ],
 )
-def test_compiling_is_a_choice_or_pays(choice: bool | str, device: str, steps: int, expected: bool) -> None:
+def test_compiling_is_a_choice_or_pays(
+    choice: bool | str, device: str, steps: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A choice is kept; "auto" compiles long runs on CUDA."""
+    monkeypatch.setattr(triton_kernels, "kernels_work", lambda: True)
     assert should_compile(choice, torch.device(device), steps) is expected
+
+
+def test_nothing_is_compiled_by_itself_where_no_kernel_can_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a C compiler, or on an old card, "auto" trains uncompiled; who asks for it gets torch's error."""
+    monkeypatch.setattr(triton_kernels, "kernels_work", lambda: False)
+    assert not should_compile("auto", torch.device("cuda"), 10**6)
+    assert should_compile(True, torch.device("cuda"), 10**6)

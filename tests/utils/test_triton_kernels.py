@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,22 +21,33 @@ from transformerlm.utils.triton_kernels import can_launch
 
 @pytest.fixture(autouse=True)
 def _ask_again() -> Iterator[None]:
-    triton_kernels._kernels_work.cache_clear()
+    triton_kernels.kernels_work.cache_clear()
     yield
-    triton_kernels._kernels_work.cache_clear()
+    triton_kernels.kernels_work.cache_clear()
 
 
 def test_a_tensor_on_a_cpu_goes_to_no_kernel() -> None:
     """Its type decides; Triton is not even looked for."""
     assert not can_launch(torch.zeros(3))
-    assert triton_kernels._kernels_work.cache_info().misses == 0
+    assert triton_kernels.kernels_work.cache_info().misses == 0
 
 
 def test_a_tensor_without_memory_goes_to_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fake CUDA tensor has a device and no numbers, even where kernels work."""
-    monkeypatch.setattr(triton_kernels, "_kernels_work", lambda: True)
+    monkeypatch.setattr(triton_kernels, "kernels_work", lambda: True)
     with fake_cuda():
         assert not can_launch(torch.zeros(3, device="cuda"))
+
+
+def test_an_old_card_computes_no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton refuses bf16 before 8.0; fp32 goes to the kernels there, too."""
+    monkeypatch.setattr(triton_kernels, "kernels_work", lambda: True)
+    for number, (capability, expected) in enumerate({(7, 5): False, (8, 0): True}.items()):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        x = SimpleNamespace(dtype=torch.bfloat16, device=torch.device("cuda", 40 + number))
+        assert triton_kernels._can_take(x) is expected
+        x.dtype = torch.float32
+        assert triton_kernels._can_take(x)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels work here")
@@ -43,16 +55,16 @@ def test_a_kernel_that_cannot_be_built_is_said_once() -> None:
     """Without a device the probe fails: one warning says why, and operators do the work."""
     pytest.importorskip("triton", reason="no Triton for this system")
     with pytest.warns(UserWarning, match="Triton cannot build kernels here .+: training takes slower operators"):
-        assert not triton_kernels._kernels_work()
+        assert not triton_kernels.kernels_work()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not triton_kernels._kernels_work()
+        assert not triton_kernels.kernels_work()
 
 
 def test_without_triton_nothing_is_said(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
     """Windows and macOS have none: that is no fault of anybody's."""
     monkeypatch.setattr(triton_kernels.importlib.util, "find_spec", lambda name: None)
-    assert not triton_kernels._kernels_work()
+    assert not triton_kernels.kernels_work()
     assert not recwarn.list
 
 

@@ -5,8 +5,11 @@ In a world of one, every call returns at once and changes nothing.
 
 from __future__ import annotations
 
+import atexit
+import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -130,13 +133,15 @@ def _own_device(launch: Launch, device: str) -> torch.device | None:
     if device not in ("auto", "cuda") or not torch.cuda.is_available():
         return None
     found = torch.cuda.device_count()
-    if launch.local_rank >= found:
+    # srun --gpus-per-task=1 shows each task its own GPU alone.
+    number = 0 if found == 1 and os.environ.get("SLURM_GPUS_PER_TASK") else launch.local_rank
+    if number >= found:
         raise ValueError(
             f"LOCAL_RANK: expected one of the {found} CUDA devices of this machine, got {launch.local_rank}; "
             f"start torchrun with --nproc-per-node={found}"
         )
-    torch.cuda.set_device(launch.local_rank)
-    return torch.device("cuda", launch.local_rank)
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def is_main(world: World) -> bool:
@@ -209,12 +214,27 @@ def set_timeout(group: dist.ProcessGroup, world: World) -> None:
     dist.distributed_c10d._set_pg_timeout(timedelta(seconds=world.timeout + _BACKEND_MARGIN), group)
 
 
-def shutdown(world: World) -> None:
-    """Leave the group; call it last, and on every rank."""
+def shutdown(world: World, *, has_failed: bool = False) -> None:
+    """Leave the group; call it last, and on every rank.
+
+    A rank that has failed alone leaves others that wait for it on their GPUs. NCCL would wait for them, here and while
+    Python ends; so what is left to be said is said, and then the process ends at once.
+    """
     if world.watch is not None:
         world.watch.stop(lingers=world.holds_store)
-    if world.is_distributed and dist.is_initialized():
+    if not world.is_distributed or not dist.is_initialized():
+        return
+    if has_failed and "nccl" in dist.get_backend_config():
+        atexit.register(_end_at_once)
+    else:
         dist.destroy_process_group()
+
+
+def _end_at_once() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(1)
 
 
 @contextmanager

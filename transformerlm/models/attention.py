@@ -32,6 +32,7 @@ from transformerlm.models.kv_cache import LayerCache
 from transformerlm.models.layers import Linear, RMSNorm, RotaryEmbedding
 from transformerlm.utils.dtypes import cast_for_matmul
 from transformerlm.utils.plain_forms import may_hand_over
+from transformerlm.utils.triton_kernels import computes_bf16, kernels_work
 
 AttentionImplementation = Literal["reference", "fused"]
 AttentionMask = Any
@@ -43,7 +44,8 @@ ATTENTION_IMPLEMENTATIONS: tuple[AttentionImplementation, ...] = ("reference", "
 def attention_mask(positions: Tensor, attention: MultiHeadSelfAttention) -> AttentionMask:
     """Return the mask of causal attention within documents for all layers like `attention`; see `document_mask`."""
     fused = attention.implementation == "fused" and not attention.dropout and may_hand_over()
-    if fused and positions.device.type == "cuda" and attention.d_head >= _MIN_BLOCK_HEAD:  # hand-over
+    fused = fused and positions.device.type == "cuda" and attention.d_head >= _MIN_BLOCK_HEAD
+    if fused and (torch.compiler.is_compiling() or kernels_work()):  # hand-over
         return block_mask(positions)
     return document_mask(positions)
 
@@ -92,10 +94,15 @@ def _fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     if is_causal and query.dtype == torch.bfloat16 and query.device.type == "cpu":
         return blocked_causal_attention(query, share_heads(key, query), share_heads(value, query))
     takes_groups = mask is None and query.dtype in (torch.bfloat16, torch.float16)
+    takes_groups = takes_groups and (torch.compiler.is_compiling() or _computes(query))
     if query.device.type == "cuda" and not takes_groups:  # the kernels that keep no table of scores refuse groups here
         key, value = share_heads(key, query), share_heads(value, query)
     is_grouped = count_heads(key) != count_heads(query)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal, enable_gqa=is_grouped)
+
+
+def _computes(x: Tensor) -> bool:
+    return x.dtype != torch.bfloat16 or x.device.type != "cuda" or computes_bf16(x.device)
 
 
 class MultiHeadSelfAttention(nn.Module):

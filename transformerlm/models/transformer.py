@@ -168,7 +168,9 @@ class TransformerLM(nn.Module):
             if cache is not None:
                 x = layer(x, cache=cache.layers[index])
             elif self.settings.activation_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(layer, x, use_reentrant=False, dropout_keys=keys[index], **where)
+                # Nothing in a layer draws from a generator: dropout follows from its key.
+                options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+                x = checkpoint(layer, x, dropout_keys=keys[index], **options, **where)
             else:
                 x = layer(x, dropout_keys=keys[index], **where)
         x = x[:, -1:] if last_only else x

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from transformerlm.token_files.array import ADVICE, open_offset_array, open_token_array
 from transformerlm.token_files.index import INDEX, Shard, facts_path, read_index
 from transformerlm.token_files.loss_mask import open_mask
-from transformerlm.token_files.shards import ShardedTokens
+from transformerlm.token_files.shards import ShardedTokens, allow_files
 from transformerlm.token_files.sidecar import offsets_path, read_sidecar, sidecar_path
 from transformerlm.utils.files import file_sha256
 
@@ -121,7 +121,10 @@ class TokenDataset:
         if None in promises.values():
             return None
         sizes = {shard.file: shard.tokens for shard in self._shards}
-        read = {name: _offsets(self.path / name, str(sha), tokens=sizes[name]) for name, sha in promises.items()}
+        # Copies: each map would hold a file descriptor.
+        read = {
+            name: np.array(_offsets(self.path / name, str(sha), tokens=sizes[name])) for name, sha in promises.items()
+        }
         starts = np.cumsum([0, *(shard.tokens for shard in self._shards)], dtype=np.int64)
         parts = [read[shard.file][:-1] + start for shard, start in zip(self._shards, starts, strict=False)]
         return np.concatenate([*parts, starts[-1:]])
@@ -145,6 +148,7 @@ class TokenDataset:
             return None
         if None in hashes:
             raise ValueError(f"{self.path}: expected a mask for each shard or for none, found one for some; {ADVICE}")
+        allow_files(len(promises))  # they stay open, beside the ids
         read = {name: open_mask(self.path / name, str(sha), tokens=size) for name, (sha, size) in promises.items()}
         starts = np.cumsum([0, *(shard.tokens for shard in self._shards)], dtype=np.int64).tolist()
         return [(start, read[shard.file]) for shard, start in zip(self._shards, starts, strict=False)]

@@ -31,6 +31,20 @@ def max_open() -> int:
     return (1 << 16 if unlimited else min(limit, 1 << 16)) // 4  # the system has its own limit of maps, often 65,530
 
 
+def allow_files(number: int) -> None:
+    """Let this process open so many files more than now, or as many as the system lets it without asking."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        wanted = soft + number
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
+        )
+
+
 class ShardedTokens:
     """The ids of a folder of shards, to be read like a 1-D numpy array: `len`, a slice, or an array of positions.
 

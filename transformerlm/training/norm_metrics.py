@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from transformerlm.distributed.sharding import Shards
 from transformerlm.models.transformer import TransformerLM
 
+_NONE = -1.0  # no pass yet
+
 
 class NormRecorder:
     """Watches the blocks of a model and reports, on demand, the norms of the last forward pass in training."""
@@ -15,7 +17,8 @@ class NormRecorder:
     def __init__(self, model: TransformerLM, shards: Shards | None = None) -> None:
         self._shards = shards or Shards.whole(model)
         self._num_layers = len(model.layers)
-        self._activations: dict[str, Tensor] = {}
+        # Each has its key from the start: a compiled model would be compiled once more for a key that is new.
+        self._activations = {f"layers.{index}": torch.tensor(_NONE) for index in range(self._num_layers)}
         for index, layer in enumerate(model.layers):
             layer.register_forward_hook(self._hook(f"layers.{index}"))
 
@@ -33,7 +36,11 @@ class NormRecorder:
 
         Activations are those of this rank's tokens. All ranks call it together.
         """
-        activations = {f"activation_l2_norm.{name}": norm.item() for name, norm in self._activations.items()}
+        activations = {
+            f"activation_l2_norm.{name}": found
+            for name, norm in self._activations.items()
+            if (found := norm.item()) != _NONE
+        }
         norms = torch.stack([self._weight_norm(f"layers.{index}.") for index in range(self._num_layers)])
         weights = {
             f"weight_l2_norm.layers.{i}": norm for i, norm in enumerate(self._shards.whole_norms(norms).tolist())

@@ -6,6 +6,8 @@ learnt words and phrases needs fewer bits than `gzip`.
 
 from __future__ import annotations
 
+import lzma
+import random
 import zlib
 from dataclasses import dataclass
 
@@ -17,6 +19,7 @@ from transformerlm.tokenizer.tokenizer import Tokenizer
 
 MAX_TEXT_TOKENS = 2**20  # of the validation text
 MAX_TRAIN_TOKENS = 2**22  # to count
+PIECES, PIECE_TOKENS = 256, 1024  # about a megabyte
 
 Ids = npt.NDArray[np.integer]
 
@@ -46,6 +49,20 @@ def yardsticks(train: Tokens, text: Tokens, tokenizer: Tokenizer) -> Yardsticks 
 def gzip_bits_per_byte(data: bytes) -> float:
     """Return how many bits `gzip -9` needs for each byte of the data, with the shorter header of zlib."""
     return 8 * len(zlib.compress(data, 9)) / len(data)
+
+
+def xz_to_gzip(tokens: Tokens, tokenizer: Tokenizer) -> float:
+    """Return how many times as many bytes xz needs as gzip: the less, the more a text repeats itself over a distance.
+
+    Both read the same pieces from all over the text, in a random order. gzip finds again what it has read in the last
+    32 KiB, which is eight pieces, and xz what it has read in all of them. A text without bytes gives 1.
+    """
+    starts = np.linspace(0, max(0, len(tokens) - PIECE_TOKENS), max(1, min(PIECES, len(tokens) // PIECE_TOKENS)))
+    pieces = [tokenizer.decode_bytes(np.asarray(tokens[at : at + PIECE_TOKENS]).tolist()) for at in map(int, starts)]
+    random.Random(0).shuffle(pieces)
+    data = b"".join(pieces)
+    raw = lzma.compress(data, format=lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "preset": 6}])
+    return len(raw) / len(zlib.compress(data, 9)) if data else 1.0
 
 
 def unigram_bits(train: Ids, text: Ids, *, vocab_size: int) -> float:

@@ -161,7 +161,14 @@ def _file_pages_in(path: str) -> int:
 def should_compile(choice: bool | Literal["auto"], device: torch.device, num_steps: int) -> bool:
     """Return whether to compile a model for `num_steps` training steps; "auto" means: where it is likely to pay.
 
-    On CUDA compiled steps are much faster, and a thousand of them make up for the minute that compiling takes. On a CPU
+    On CUDA compiled steps are much faster, and a thousand of them make up for the minute that compiling takes; Triton
+    may not work there, for want of a C compiler, or on an old card. On a CPU
     the kernels of `models` leave little to gain (docs/benchmarks.md), and a C++ compiler may be missing.
     """
-    return device.type == "cuda" and num_steps >= COMPILED_STEPS if choice == "auto" else choice
+    if choice != "auto":
+        return choice
+    if device.type != "cuda" or num_steps < COMPILED_STEPS:
+        return False
+    from transformerlm.utils.triton_kernels import kernels_work
+
+    return kernels_work()

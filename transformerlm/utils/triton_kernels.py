@@ -21,11 +21,21 @@ def can_launch(x: Tensor) -> bool:
 
     Tensors that only trace, and those of subclasses, have no memory that a kernel could read.
     """
-    return x.device.type == "cuda" and x.dtype in DTYPES and type(x) in (Tensor, nn.Parameter) and _kernels_work()
+    return x.device.type == "cuda" and x.dtype in DTYPES and type(x) in (Tensor, nn.Parameter) and _can_take(x)
+
+
+def _can_take(x: Tensor) -> bool:
+    return kernels_work() and (x.dtype != torch.bfloat16 or computes_bf16(x.device))
 
 
 @functools.cache
-def _kernels_work() -> bool:
+def computes_bf16(device: torch.device) -> bool:
+    """Return whether a CUDA device computes bf16; those before 8.0 only keep it, and Triton refuses it there."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@functools.cache
+def kernels_work() -> bool:
     """Return whether a kernel can be built and launched; warn where Triton is there and cannot, and say why."""
     if importlib.util.find_spec("triton") is None:
         return False

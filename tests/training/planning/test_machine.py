@@ -61,7 +61,7 @@ def test_a_size_has_a_number_and_a_unit(size):
     ("settings", "message"),
     [
         ({"mfu": 0.4}, "mfu = 0.4 needs gpu or flops_per_second"),
-        ({"memory_gb": 24.0, "mfu": 0.3}, "mfu = 0.3 needs gpu or flops_per_second"),
+        ({"memory_gb": 24.0, "mfu": 0.2}, "mfu = 0.2 needs gpu or flops_per_second"),
     ],
 )
 def test_a_gpu_of_which_too_little_is_said_is_refused(settings, message):

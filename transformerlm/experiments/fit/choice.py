@@ -72,7 +72,10 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Text:
-    """What is known of an encoded text; `gzip_bits_per_byte` is that of its validation part."""
+    """What is known of an encoded text.
+
+    `gzip_bits_per_byte` is that of its validation part, `xz_to_gzip` how much of gzip's size xz needs of all of it.
+    """
 
     num_bytes: int
     train_tokens: int
@@ -80,6 +83,7 @@ class Text:
     valid_bytes: int
     vocab_size: int
     gzip_bits_per_byte: float
+    xz_to_gzip: float
 
 
 @dataclass(frozen=True)

@@ -438,7 +438,7 @@ def by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     PyTorch computes whole vectors of numbers, and those left over at the end one by one, by another approximation of
     exp. So rows go together only if they fill whole vectors, and are so few that one thread does them all.
     """
-    if x.device.type == "cuda":  # computes each number by itself
+    if x.device.type != "cpu":  # others compute each number by itself
         return function(x)
     rows = max(1, _ONE_THREAD // x.shape[1]) if x.shape[1] % _VECTORS == 0 else 1
     if len(x) <= rows:
