@@ -43,8 +43,9 @@ def test_process_peak_is_in_bytes_and_never_falls(no_cuda):
 def test_peak_is_that_of_the_place_where_a_model_computes(monkeypatch):
     """On a CPU the peak is the process's, on a CUDA device what torch allocated there; it may be unknown."""
     assert memory.peak_bytes(torch.device("cpu")) == memory.peaks()["cpu_peak_rss_bytes"] > 1 << 20
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1000 + device.index)
-    assert memory.peak_bytes(torch.device("cuda", 1)) == 1001
+    stats = {"allocated_bytes": {"all": {"current": 7, "peak": 1001}}}
+    monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: stats if device.index else {})
+    assert [memory.peak_bytes(torch.device("cuda", number)) for number in (0, 1)] == [0, 1001]
     monkeypatch.setattr(memory, "peak_rss_bytes", lambda: None)
     assert memory.peak_bytes(torch.device("cpu")) is None
 

@@ -42,6 +42,7 @@ def test_a_tensor_without_memory_goes_to_no_kernel(monkeypatch: pytest.MonkeyPat
 def test_an_old_card_computes_no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton refuses bf16 before 8.0; fp32 goes to the kernels there, too."""
     monkeypatch.setattr(triton_kernels, "kernels_work", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for number, (capability, expected) in enumerate({(7, 5): False, (8, 0): True}.items()):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
         x = SimpleNamespace(dtype=torch.bfloat16, device=torch.device("cuda", 40 + number))

@@ -31,7 +31,8 @@ def _can_take(x: Tensor) -> bool:
 @functools.cache
 def computes_bf16(device: torch.device) -> bool:
     """Return whether a CUDA device computes bf16; those before 8.0 only keep it, and Triton refuses it there."""
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    # Tensors that only trace may be on a device that is not there.
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @functools.cache
