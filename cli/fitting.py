@@ -95,7 +95,7 @@ def _time_size(task: Task, num_bytes: int, size: int) -> tuple[Speed, float]:
 
     most = _most_context(task)
     settings = choice.timed_settings(num_bytes, task.seconds, size=size, most_context=most)
-    settings |= _places(task) | {"training.device": task.device}
+    settings |= _places(task.home) | {"training.device": task.device}
     name = f"plan_{settings['model.d_model']}"
     facts = json.loads(run_stage(task.home, "plan", settings, config="recipes/fast", name=name, quiet=True))
     if "calibration.steps" not in facts:
@@ -165,8 +165,7 @@ def _facts_of_text(home: Path, num_bytes: int) -> Text:
     )
 
 
-def _places(task: Task) -> dict[str, Any]:
-    home = task.home
+def _places(home: Path) -> dict[str, Any]:
     data = {f"data.{name}": home / f"{name}.npy" for name in ("train", "valid")}
     return {"runs_dir": home, **data, "data.tokenizer": home / "tokenizer"}
 
@@ -212,7 +211,7 @@ def _probe(task: Task, plan: Plan, seconds: float) -> RunResult:
     from transformerlm.experiments.fit.results import read_result
 
     settings = {
-        **_places(task),
+        **_places(task.home),
         **plan.values,
         "training.device": task.device,
         "training.seed": task.seed,
@@ -233,7 +232,7 @@ def write_run(task: Task, plan: Plan, seconds: float) -> None:
     """Write the TOML of the run, with a reason over each setting that was chosen."""
     path = task.home / "train.toml"
     settings = {
-        **_places(task),
+        **_places(task.home),
         **plan.values,
         "training.max_time": f"{seconds:.1f}s",
         "training.seed": task.seed,
@@ -308,8 +307,7 @@ def _places_in(home: Path) -> list[str]:
         return []
     if written is None or Path(str(written)).absolute() == home.absolute():
         return []
-    files = {"train": "train.npy", "valid": "valid.npy", "tokenizer": "tokenizer"}
-    return [f"--runs_dir={home}", *(f"--data.{key}={home / name}" for key, name in files.items())]
+    return [f"--{key}={place}" for key, place in _places(home).items()]
 
 
 def hints_of_more_time(run: Path, said: Statement, longer: str) -> list[tuple[str, str]]:

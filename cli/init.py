@@ -15,6 +15,7 @@ from contextlib import chdir
 from pathlib import Path
 
 from cli.hints import command_line
+from cli.stages import files_of
 from cli.terminal import note, note_invalid_utf8
 from cli.utils import Command
 from cli.utils import main as run_command
@@ -117,11 +118,9 @@ def _texts(patterns: Sequence[str]) -> list[Path]:
     """
     if not patterns:
         return []
-    from transformerlm.utils.text_files import expand_inputs, read_text
+    from transformerlm.utils.text_files import read_text
 
-    paths = expand_inputs(patterns)
-    if pipes := [path for path in paths if not path.is_file()]:
-        raise ValueError(f"text: expected files, which are read twice, found the pipe {pipes[0]} (save it first)")
+    paths = files_of(patterns, why="which are read twice")
     if not any(block.text.strip() for path in paths for block in read_text(path)):
         raise ValueError(f"{', '.join(map(str, paths))}: expected text, found none")
     return paths

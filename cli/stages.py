@@ -92,18 +92,29 @@ def text_files(patterns: Sequence[str]) -> list[str]:
         FileNotFoundError: a name without a file.
         ValueError: too little text to train on, a file that is not text, or a pipe, which can be read only once.
     """
-    from transformerlm.utils.text_files import expand_inputs, total_bytes
+    from transformerlm.utils.text_files import total_bytes
 
     if not patterns:
         return []
-    paths = expand_inputs(list(patterns))
-    if pipes := [path for path in paths if not path.is_file()]:
-        raise ValueError(
-            f"text: expected files, as several commands read them, found the pipe {pipes[0]} (save it first)"
-        )
+    paths = files_of(patterns, why="as several commands read them")
     if (size := total_bytes(paths)) < MIN_TEXT_BYTES:
         raise ValueError(f"text: expected at least {MIN_TEXT_BYTES:,} bytes to train on, found {size:,}")
     return [str(path) for path in paths]
+
+
+def files_of(patterns: Sequence[str], *, why: str) -> list[Path]:
+    """Return the files of a text that is read more than once; `why` follows "expected files" where one is a pipe.
+
+    Raises:
+        FileNotFoundError: a name without a file.
+        ValueError: a pipe.
+    """
+    from transformerlm.utils.text_files import expand_inputs
+
+    paths = expand_inputs(list(patterns))
+    if pipes := [path for path in paths if not path.is_file()]:
+        raise ValueError(f"text: expected files, {why}, found the pipe {pipes[0]} (save it first)")
+    return paths
 
 
 def in_documents(files: Sequence[str], corpus: Path) -> tuple[list[str], int]:

@@ -19,6 +19,15 @@ async def connect(web: Web) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]
     return await asyncio.open_connection("127.0.0.1", web.port)
 
 
+async def ask_and_wait(web: Web) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Open a connection and ask for a text, which is not answered before the gate is opened."""
+    web.engine.gate.clear()
+    reader, writer = await connect(web)
+    writer.write(POST + b'\r\n{"prompt":"ab","max_tokens":5}')
+    await until(lambda: len(web.engine.active) == 1)
+    return reader, writer
+
+
 async def drip(writer: asyncio.StreamWriter, data: bytes) -> None:
     """Send a byte now and then, until the other end has closed."""
     for byte in data:
@@ -114,13 +123,7 @@ def test_who_leaves_with_a_second_request_unanswered_frees_its_place(tmp_path):
     """Bytes of a next request behind the one that is answered do not hide that the connection was closed."""
 
     async def ask(web: Web) -> None:
-        web.engine.gate.clear()
-        _, writer = await connect(web)
-        body = json.dumps({"prompt": "ab", "max_tokens": 5}).encode()
-        writer.write(
-            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
-        )
-        await until(lambda: len(web.engine.active) == 1)
+        _, writer = await ask_and_wait(web)
         writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await asyncio.sleep(0.1)
         writer.close()
@@ -134,13 +137,7 @@ def test_a_request_may_come_before_the_answer_to_the_one_before(tmp_path):
     """Both are answered, in order."""
 
     async def ask(web: Web) -> None:
-        web.engine.gate.clear()
-        reader, writer = await connect(web)
-        body = json.dumps({"prompt": "ab", "max_tokens": 5}).encode()
-        writer.write(
-            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
-        )
-        await until(lambda: len(web.engine.active) == 1)
+        reader, writer = await ask_and_wait(web)
         writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         await asyncio.sleep(0.1)
         web.engine.gate.set()

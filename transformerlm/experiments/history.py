@@ -56,16 +56,19 @@ class RunHistory:
         """
         if axis == "steps":
             return steps.astype(np.float64)
-        per_token = self.started.get("flops_per_token")
-        if axis == "flops" and (computed := self._computed_tokens(steps)) is not None:
-            return computed * float(per_token) if isinstance(per_token, int | float) else None
-        known = self.series.get("time.elapsed_s" if axis == "seconds" else "metrics.tokens")
+        if axis != "flops":
+            return self._between_lines("time.elapsed_s" if axis == "seconds" else "metrics.tokens", steps)
+        tokens, per_token = self._computed_tokens(steps), self.started.get("flops_per_token")
+        if tokens is None:
+            tokens = self._between_lines("metrics.tokens", steps)
+        return tokens * float(per_token) if tokens is not None and isinstance(per_token, int | float) else None
+
+    def _between_lines(self, key: str, steps: np.ndarray) -> np.ndarray | None:
+        known = self.series.get(key)
         if known is None or not len(known.steps):
             return None
         places: np.ndarray = np.interp(steps, np.concatenate([[0], known.steps]), np.concatenate([[0.0], known.values]))
-        if axis != "flops":
-            return places
-        return places * float(per_token) if isinstance(per_token, int | float) else None
+        return places
 
     def _computed_tokens(self, steps: np.ndarray) -> np.ndarray | None:
         """Return how many tokens were computed, learnt or not, (n,) fp64; None where no start says its batch."""

@@ -32,7 +32,7 @@ from transformerlm.models.kv_cache import LayerCache
 from transformerlm.models.layers import Linear, RMSNorm, RotaryEmbedding
 from transformerlm.utils.dtypes import cast_for_matmul
 from transformerlm.utils.plain_forms import may_hand_over
-from transformerlm.utils.triton_kernels import computes_bf16, kernels_work
+from transformerlm.utils.triton_kernels import computes, kernels_work
 
 AttentionImplementation = Literal["reference", "fused"]
 AttentionMask = Any
@@ -94,15 +94,11 @@ def _fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     if is_causal and query.dtype == torch.bfloat16 and query.device.type == "cpu":
         return blocked_causal_attention(query, share_heads(key, query), share_heads(value, query))
     takes_groups = mask is None and query.dtype in (torch.bfloat16, torch.float16)
-    takes_groups = takes_groups and (torch.compiler.is_compiling() or _computes(query))
+    takes_groups = takes_groups and (torch.compiler.is_compiling() or computes(query))
     if query.device.type == "cuda" and not takes_groups:  # the kernels that keep no table of scores refuse groups here
         key, value = share_heads(key, query), share_heads(value, query)
     is_grouped = count_heads(key) != count_heads(query)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal, enable_gqa=is_grouped)
-
-
-def _computes(x: Tensor) -> bool:
-    return x.dtype != torch.bfloat16 or x.device.type != "cuda" or computes_bf16(x.device)
 
 
 class MultiHeadSelfAttention(nn.Module):

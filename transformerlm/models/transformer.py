@@ -169,8 +169,9 @@ class TransformerLM(nn.Module):
                 x = layer(x, cache=cache.layers[index])
             elif self.settings.activation_checkpointing and self.training and torch.is_grad_enabled():
                 # Nothing in a layer draws from a generator: dropout follows from its key.
-                options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-                x = checkpoint(layer, x, dropout_keys=keys[index], **options, **where)
+                x = checkpoint(
+                    layer, x, use_reentrant=False, preserve_rng_state=False, dropout_keys=keys[index], **where
+                )
             else:
                 x = layer(x, dropout_keys=keys[index], **where)
         x = x[:, -1:] if last_only else x

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, Validat
 from config.keys import describe_value
 from config.suggest import hint
 from transformerlm.serving.errors import ApiError
-from transformerlm.utils.json_files import json_kind, parse_json_object
+from transformerlm.utils.json_files import json_kind, levels, parse_json_object
 
 # Keys of OpenAI's API and its kin that cannot change a text.
 IGNORED = ("user", "metadata", "store", "safety_identifier", "service_tier", "priority")
@@ -223,14 +223,7 @@ def parse(schema: type[Schema], data: bytes) -> Schema:
 
 def _is_wide(value: Any) -> bool:
     """Return whether an object at any depth has so many keys that listing what is wrong with each takes long."""
-    level = [value]
-    while level:
-        objects = [one for one in level if isinstance(one, dict)]
-        if any(len(one) > MAX_BIASES for one in objects):
-            return True
-        lists = [one for one in level if isinstance(one, list)]
-        level = [item for one in lists for item in one] + [item for one in objects for item in one.values()]
-    return False
+    return any(isinstance(one, dict) and len(one) > MAX_BIASES for level in levels(value) for one in level)
 
 
 async def parsed(schema: type[Schema], data: bytes) -> Schema:

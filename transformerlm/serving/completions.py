@@ -83,8 +83,7 @@ class _Job:
             shape.writer(plan, number, plan.prompts[number // plan.best_of], tokenizer)
             for number in range(len(plan.requests))
         ]
-        self._last: dict[int, float] = {}
-        self._num_seen: dict[int, int] = {}
+        self._seen: dict[int, tuple[int, float]] = {}  # how many tokens of a text have come, and when the last did
         self._streams = served.submit(plan.requests)
 
     def cancel(self) -> None:
@@ -194,15 +193,13 @@ class _Job:
     def _observe(self, pieces: Sequence[tuple[int, Piece]]) -> None:
         now, metrics = time.monotonic(), self._served.metrics
         for number, piece in pieces:
-            if number not in self._num_seen:
+            if number not in self._seen:
                 metrics.text_began(queue_seconds=self._streams[number].queue_seconds)
-            if piece.num_tokens > self._num_seen.get(number, 0):  # else it brings scores, or the end of a stop string
-                if number in self._last:
-                    metrics.text_went_on(now - self._last[number])
-                else:
-                    metrics.first_token(now - self._began)
-                self._last[number] = now
-            self._num_seen[number] = piece.num_tokens
+            count, last = self._seen.get(number, (0, self._began))
+            if piece.num_tokens > count:  # else it brings scores, or the end of a stop string
+                (metrics.text_went_on if count else metrics.first_token)(now - last)
+                last = now
+            self._seen[number] = piece.num_tokens, last
 
     def _tell(self, finish: dict[int, str]) -> None:
         seconds = time.monotonic() - self._began

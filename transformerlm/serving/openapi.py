@@ -223,6 +223,22 @@ _USAGE = _object(
     total_tokens=_WHOLE,
     prompt_tokens_details=_object(cached_tokens=_WHOLE),
 )
+
+
+def _completion(kind: str, choice: str) -> Json:
+    """Return the schema of an answer with texts."""
+    return _object(
+        id=_TEXT,
+        object={"const": kind},
+        created=_WHOLE,
+        model=_TEXT,
+        system_fingerprint=_or_null(_TEXT),
+        choices=_list(_ref(choice)),
+        usage=_USAGE,
+        seed=_WHOLE,
+    )
+
+
 _ANSWERS: Json = {
     "Error": _object(error=_object(message=_TEXT, type=_TEXT, param=_or_null(_TEXT), code=_or_null(_TEXT))),
     "Choice": _some(
@@ -238,16 +254,7 @@ _ANSWERS: Json = {
         prompt_token_ids=_list(_WHOLE),
         top_token_ids=_list(_or_null(_map(_WHOLE))),
     ),
-    "Completion": _object(
-        id=_TEXT,
-        object={"const": "text_completion"},
-        created=_WHOLE,
-        model=_TEXT,
-        system_fingerprint=_or_null(_TEXT),
-        choices=_list(_ref("Choice")),
-        usage=_USAGE,
-        seed=_WHOLE,
-    ),
+    "Completion": _completion("text_completion", "Choice"),
     "ChatChoice": _some(
         _object(
             index=_WHOLE,
@@ -260,19 +267,7 @@ _ANSWERS: Json = {
         token_ids=_list(_WHOLE),
         prompt_token_ids=_list(_WHOLE),
     ),
-    "ChatCompletion": _some(
-        _object(
-            id=_TEXT,
-            object={"const": "chat.completion"},
-            created=_WHOLE,
-            model=_TEXT,
-            system_fingerprint=_or_null(_TEXT),
-            choices=_list(_ref("ChatChoice")),
-            usage=_USAGE,
-            seed=_WHOLE,
-        ),
-        messages_left_out=_WHOLE,
-    ),
+    "ChatCompletion": _some(_completion("chat.completion", "ChatChoice"), messages_left_out=_WHOLE),
     "Model": _some(
         _object(
             id=_TEXT,

@@ -43,8 +43,9 @@ class Served:
     longest_token: int = 1
     """Bytes of the tokenizer's longest token."""
     renderer: ChatRenderer | None = None
-    chat_template: str | None = None
     """What makes ids of conversations; None: the model was not trained on any."""
+    chat_template: str | None = None
+    """The renderer's format as a Jinja template; None: there is no format, or none that would give the same ids."""
     tokenizing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a text is tokenized for its own sake, so that one at a time takes memory."""
 

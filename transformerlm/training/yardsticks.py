@@ -6,7 +6,6 @@ learnt words and phrases needs fewer bits than `gzip`.
 
 from __future__ import annotations
 
-import lzma
 import random
 import zlib
 from dataclasses import dataclass
@@ -57,6 +56,8 @@ def xz_to_gzip(tokens: Tokens, tokenizer: Tokenizer) -> float:
     Both read the same pieces from all over the text, in a random order. gzip finds again what it has read in the last
     32 KiB, which is eight pieces, and xz what it has read in all of them. A text without bytes gives 1.
     """
+    import lzma  # not every Python has it, and training does not need it
+
     starts = np.linspace(0, max(0, len(tokens) - PIECE_TOKENS), max(1, min(PIECES, len(tokens) // PIECE_TOKENS)))
     pieces = [tokenizer.decode_bytes(np.asarray(tokens[at : at + PIECE_TOKENS]).tolist()) for at in map(int, starts)]
     random.Random(0).shuffle(pieces)

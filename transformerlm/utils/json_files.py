@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,19 +112,26 @@ def _reason(error: ValueError) -> str:
 
 
 def _check_values(value: Any, where: str) -> None:
-    """Refuse nesting that is too deep and numbers that are too large, in a loop: deep nesting would break recursion."""
-    level, depth = [value], 1
-    while level:
+    """Refuse nesting that is too deep and numbers that are too large."""
+    for depth, level in enumerate(levels(value), 1):
         if depth > MAX_DEPTH:
             raise ValueError(f"{where}: expected JSON of at most {MAX_DEPTH} levels, found more")
+        for item in level:
+            if isinstance(item, float) and not math.isfinite(item):
+                raise ValueError(f"{where}: expected finite numbers, found {item}")
+            if isinstance(item, int) and abs(item) >= MAX_INTEGER:
+                raise ValueError(f"{where}: expected whole numbers of at most 128 bits, found a longer one")
+
+
+def levels(value: Any) -> Iterator[list[Any]]:
+    """Yield what JSON holds level by level, the value itself first; deep nesting would break a recursion."""
+    level = [value]
+    while level:
+        yield level
         below: list[Any] = []
         for item in level:
             if isinstance(item, dict):
                 below.extend(item.values())
             elif isinstance(item, list):
                 below.extend(item)
-            elif isinstance(item, float) and not math.isfinite(item):
-                raise ValueError(f"{where}: expected finite numbers, found {item}")
-            elif isinstance(item, int) and abs(item) >= MAX_INTEGER:
-                raise ValueError(f"{where}: expected whole numbers of at most 128 bits, found a longer one")
-        level, depth = below, depth + 1
+        level = below

@@ -21,16 +21,22 @@ def can_launch(x: Tensor) -> bool:
 
     Tensors that only trace, and those of subclasses, have no memory that a kernel could read.
     """
-    return x.device.type == "cuda" and x.dtype in DTYPES and type(x) in (Tensor, nn.Parameter) and _can_take(x)
+    return (
+        x.device.type == "cuda"
+        and x.dtype in DTYPES
+        and type(x) in (Tensor, nn.Parameter)
+        and kernels_work()
+        and computes(x)
+    )
 
 
-def _can_take(x: Tensor) -> bool:
-    return kernels_work() and (x.dtype != torch.bfloat16 or computes_bf16(x.device))
+def computes(x: Tensor) -> bool:
+    """Return whether the device of `x` computes its dtype: CUDA before 8.0 only keeps bf16, and Triton refuses it."""
+    return x.dtype != torch.bfloat16 or x.device.type != "cuda" or _computes_bf16(x.device)
 
 
 @functools.cache
-def computes_bf16(device: torch.device) -> bool:
-    """Return whether a CUDA device computes bf16; those before 8.0 only keep it, and Triton refuses it there."""
+def _computes_bf16(device: torch.device) -> bool:
     # Tensors that only trace may be on a device that is not there.
     return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= (8, 0)
 

@@ -5,18 +5,31 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.serving.browser.conftest import serving_fake, wait_until_drawn
+from tests.serving.browser.conftest import Site, serving_fake, wait_until_drawn
 from tests.serving.browser.runs_of_lines import HOSTILE, append_line, lines_of, step_line, write_lines, write_run
 
 pytestmark = pytest.mark.browser
 TABS = ("write", "tokens", "runs", "server")
 KEY = "a-key-of-the-page"
+
+
+@contextmanager
+def own_run(site: Site, name: str, **lines: Any) -> Iterator[Path]:
+    """Give the directory of a run that is there for one test alone; `lines` are those of `write_run`."""
+    home = site.runs_dir / name
+    write_run(home, **lines)
+    try:
+        yield home
+    finally:
+        shutil.rmtree(home)
 
 
 def open_runs(page: Any, *names: str) -> None:
@@ -70,9 +83,7 @@ def test_tokens_have_ids_bytes_and_a_count(page, site):
 
 def test_curves_grow_and_are_never_fetched_again(page, site, seen):
     """A new line appears in the open chart, and so do those of a file that replaces it; what was read stays read."""
-    home = site.runs_dir / "growing"
-    write_run(home, steps=10)
-    try:
+    with own_run(site, "growing", steps=10) as home:
         open_runs(page, "growing")
         page.wait_for_selector("#charts figure[aria-label*='growing 3.9 at 10']")
         append_line(home, step_line(11))
@@ -84,19 +95,13 @@ def test_curves_grow_and_are_never_fetched_again(page, site, seen):
         assert offsets[0] > 0 or offsets[1] > 0
         write_lines(home, lines_of(8))
         page.wait_for_selector("#charts figure[aria-label*='growing 3.92 at 8']")
-    finally:
-        for path in home.iterdir():
-            path.unlink()
-        home.rmdir()
     starts = [one.url for one in seen.of("/api/lines") if "run=growing" in one.url and "offset=0" in one.url]
     assert len(starts) == 1
 
 
 def test_a_tab_that_stays_open_does_not_grow_for_ever(page, site, seen):
     """After very many new lines a run is read from its beginning once more, thinned as its length now asks for."""
-    home = site.runs_dir / "endless"
-    write_run(home, steps=10)
-    try:
+    with own_run(site, "endless", steps=10) as home:
         open_runs(page, "endless")
         page.wait_for_selector("#charts figure[aria-label*='endless 3.9 at 10']")
         with (home / "metrics.jsonl").open("a") as stream:
@@ -104,8 +109,6 @@ def test_a_tab_that_stays_open_does_not_grow_for_ever(page, site, seen):
         page.wait_for_selector("#charts figure[aria-label*=' at 4,099']")
         append_line(home, step_line(4100))
         page.wait_for_selector("#charts figure[aria-label*='endless -37 at 4,100']")
-    finally:
-        shutil.rmtree(home)
     offsets = [dict(httpx.URL(one.url).params)["offset"] for one in seen.of("/api/lines") if "run=endless" in one.url]
     assert offsets.count("0") == 2
 
@@ -128,10 +131,7 @@ def test_a_run_that_is_removed_leaves_nothing_behind(page, site):
 
 def test_what_is_selected_stays_while_another_run_trains(page, site):
     """Lines of a run that is not shown draw nothing anew, and words that are the same stay in place."""
-    home, shown = site.runs_dir / "training", site.runs_dir / "shown"
-    for one in (home, shown):
-        write_run(one, steps=10)
-    try:
+    with own_run(site, "training", steps=10) as home, own_run(site, "shown", steps=10) as shown:
         open_runs(page, "shown")
         page.wait_for_selector("#sample-text:has-text('a at 4')")
         page.evaluate("getSelection().selectAllChildren(document.querySelector('#sample-text'))")
@@ -140,25 +140,18 @@ def test_what_is_selected_stays_while_another_run_trains(page, site):
         append_line(shown, {"event": "checkpoint_saved", "step": 10})
         page.wait_for_selector("#run-events:has-text('saved a checkpoint at step 10')")
         assert page.evaluate("getSelection().toString()") == "a at 4"
-    finally:
-        shutil.rmtree(home)
-        shutil.rmtree(shown)
 
 
 def test_runs_do_not_choose_themselves(page, site):
     """The newest run is shown at first; one that begins later is not, when the tab is opened again."""
     page.click("#tab-runs")
     page.wait_for_selector("#runs-list input:checked")
-    home = site.runs_dir / "newest"
-    write_run(home, steps=10)
-    try:
+    with own_run(site, "newest", steps=10):
         page.click("#tab-write")
         page.click("#tab-runs")
         page.wait_for_selector("#runs-list tr:has-text('newest')")
         wait_until_drawn(page)
         assert page.locator("#runs-list input:checked").count() == 1
-    finally:
-        shutil.rmtree(home)
 
 
 def test_several_runs_their_samples_events_and_differences(page):
@@ -180,9 +173,7 @@ def test_several_runs_their_samples_events_and_differences(page):
 
 def test_time_memory_and_environment_are_those_of_the_lines(page, site):
     """The axis of time is the run's own clock, memory has a chart, and what the run was made with is in a table."""
-    home = site.runs_dir / "clocked"
-    write_run(home, steps=3)
-    try:
+    with own_run(site, "clocked", steps=3) as home:
         append_line(
             home,
             {"event": "environment", "step": 0, "versions.torch": "2.13.0", "threads": 2, "command": ["a", "it's b"]},
@@ -204,17 +195,11 @@ def test_time_memory_and_environment_are_those_of_the_lines(page, site):
         page.fill("#curves [name=from]", "")
         page.select_option("#config-shown", "all")
         assert "logging.note" in page.inner_text("#config")
-    finally:
-        for path in home.iterdir():
-            path.unlink()
-        home.rmdir()
 
 
 def test_a_run_that_is_started_anew_has_its_new_configuration(page, site):
     """While it is shown, and where it is chosen again later."""
-    home = site.runs_dir / "anew"
-    write_run(home, steps=3, learning_rate=0.5)
-    try:
+    with own_run(site, "anew", steps=3, learning_rate=0.5) as home:
         open_runs(page, "anew")
         page.wait_for_selector("#config:has-text('0.5')")
         page.wait_for_selector("#charts figure[aria-label*='anew 3.97 at 3']")
@@ -227,18 +212,14 @@ def test_a_run_that_is_started_anew_has_its_new_configuration(page, site):
             if rate == 0.125:
                 open_runs(page, "anew")
             page.wait_for_selector(f"#config:has-text('{rate}')")
-    finally:
-        shutil.rmtree(home)
 
 
 def test_what_has_no_place_on_an_axis_has_no_mark(page, site):
     """Without FLOPs a token, the events of a run are nowhere over FLOPs, rather than all at 0."""
-    home = site.runs_dir / "unplaced"
-    write_run(home, steps=3)
     lines = lines_of(3)
     del lines[0]["flops_per_token"]
-    write_lines(home, lines)
-    try:
+    with own_run(site, "unplaced", steps=3) as home:
+        write_lines(home, lines)
         page.evaluate(
             """async () => {
               const { Chart } = await import("/static/chart.js");
@@ -253,8 +234,6 @@ def test_what_has_no_place_on_an_axis_has_no_mark(page, site):
         page.wait_for_function("window.marks === 1")
         page.select_option("#curves [name=x]", "flops")
         page.wait_for_function("window.marks === 0")
-    finally:
-        shutil.rmtree(home)
 
 
 def test_the_words_of_a_choice_are_those_of_now(page):

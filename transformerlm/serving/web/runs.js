@@ -18,15 +18,16 @@ const server = {
     let isNew = false;
     for (let more = true; more; ) {
       const known = places.get(lines) ?? START;
-      const { most, ...place } = lines.clock.steps.length > known.most ? START : known;
+      const isTooLong = lines.clock.steps.length > known.most;
+      const { most, ...place } = isTooLong ? START : known;
       const { file, offset, every, ...found } = await askJson(`/api/lines?${new URLSearchParams({ run: lines.name, ...place })}`);
-      const isAnew = found.reset || most > known.most;
+      const isAnew = found.reset || isTooLong;
       if (isAnew) lines.clear();
       isNew ||= isAnew || found.lines.length > 0;
       for (const line of found.lines) lines.add(line);
       more = found.more;
-      const isWhole = !more && (isAnew || most === Infinity);
-      places.set(lines, { file, offset, every, most: isWhole ? 2 * lines.clock.steps.length + MOST_ADDED : isAnew ? Infinity : most });
+      const limit = isAnew ? Infinity : most; // until all has been read once
+      places.set(lines, { file, offset, every, most: !more && limit === Infinity ? 2 * lines.clock.steps.length + MOST_ADDED : limit });
     }
     return isNew;
   },
