@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformerlm.training.data import RunData
+    from transformerlm.training.run_data import RunData
     from transformerlm.training.runtime import Runtime
     from transformerlm.training.trainer import Trainer
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from transformerlm.distributed.world import World
     from transformerlm.models.transformer import TransformerLM
     from transformerlm.tokenizer.tokenizer import Tokenizer
-    from transformerlm.training.data import RunData
     from transformerlm.training.prepared_run import PreparedRun
+    from transformerlm.training.run_data import RunData
     from transformerlm.training.runtime import Runtime
     from transformerlm.training.saved_run import SavedRun
 
@@ -114,9 +114,9 @@ def _open_data(config: TrainConfig, tokenizer: Tokenizer, *, world: World) -> Ru
     from transformerlm.checkpoints.document_ids import ids_of_data
     from transformerlm.distributed.world import is_main, together
     from transformerlm.token_files.dataset import TokenDataset
-    from transformerlm.training.data import RunData, check_documents
     from transformerlm.training.planning import preflight
     from transformerlm.training.planning.token_check import check_tokens
+    from transformerlm.training.run_data import RunData, check_documents
 
     with together(world):
         paths = {"data.train": config.data.train, "data.valid": config.data.valid}
@@ -175,8 +175,12 @@ def _read_checkpoint(config: TrainConfig, directory: Path, *, data: RunData, run
     saved = SavedRun.read(directory)
     saved.check(config, data, runtime=runtime)
     _compare_settings(config, directory, saved.values["step"], say=note if is_main(runtime.world) else str)
-    if saved.is_best and is_main(runtime.world):
-        point(directory.parent / "best", directory)  # a kill may have come before the link
+    if is_main(runtime.world):  # a kill may have come before a link, and what a link names may be gone
+        point(directory.parent / "latest", directory)
+        if saved.best is not None:
+            point(directory.parent / "best", saved.best)
+        else:
+            (directory.parent / "best").unlink(missing_ok=True)
     return saved
 
 

@@ -16,7 +16,7 @@ from config.schemas import duration_seconds
 
 if TYPE_CHECKING:
     from config.train import TrainConfig
-    from transformerlm.training.data import RunData
+    from transformerlm.training.run_data import RunData
     from transformerlm.training.state import TrainState
     from transformerlm.training.trainer import Trainer
 

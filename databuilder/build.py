@@ -59,7 +59,8 @@ class Build:
             where = f"{self.paths[0]}: " if len(self.paths) == 1 else ""
             raise ValueError(
                 f"{where}valid_fraction: expected at least one document on each side, found {sum(num_documents)} in "
-                f"all at {self.valid_fraction} (documents end at {self.separator!r})"
+                f"all at {self.valid_fraction} (documents end at {self.separator!r}; transformerlm-init --text cuts "
+                "a text without it at blank lines)"
             )
 
     @property

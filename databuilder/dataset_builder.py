@@ -154,7 +154,9 @@ def _build_in_one_pass(build: Build, max_tokens: int | None) -> BuildReport:
     with ExitStack() as stack:
         writers = [stack.enter_context(TokenFileWriter(path, build.dtype, **build.writing)) for path in build.outputs]
         encoder = BatchEncoder(tokenizer, separator, build.chat)
-        encoded = stack.enter_context(closing(map_in_order(encoder, batches, num_workers=workers, threads=threads)))
+        encoded = stack.enter_context(
+            closing(map_in_order(encoder, batches, num_workers=workers, threads=threads, caller_works=threads))
+        )
         held, num_invalid = _write_all(
             limited(encoded), sources, sorter, writers, max_bytes=max_bytes, progress=build.progress
         )

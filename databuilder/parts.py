@@ -87,7 +87,7 @@ def encode_part(
         ids_file, ends_file = (stack.enter_context((folder / name).open("wb")) for name in (_IDS, _ENDS))
         flushes: list[Future[None]] = []
         flusher = stack.enter_context(ThreadPoolExecutor(1))
-        encoded = map_in_order(encoder, batches, num_workers=num_workers, threads=threads)
+        encoded = map_in_order(encoder, batches, num_workers=num_workers, threads=threads, caller_works=threads)
         for batch in stack.enter_context(closing(encoded)):
             ids = sorter.sort(batch.ids)[TRAIN]
             ends_file.write((np.flatnonzero(ids == separator_id) + (num_ids + 1)).astype(np.int64).data)

@@ -6,6 +6,7 @@ The course's own test files, laid beside this one, import it as `.adapters`.
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterable
 from typing import IO, Any
 
@@ -18,7 +19,7 @@ from transformerlm.models import attention, functional, layers
 from transformerlm.models.transformer import TransformerBlock, TransformerLM
 from transformerlm.tokenizer.bpe_trainer import train_bpe
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.training.data import random_batch
+from transformerlm.training.data import get_batch
 from transformerlm.training.loss import cross_entropy
 from transformerlm.training.optim import AdamW, clip_grad_norm
 from transformerlm.training.schedule import cosine
@@ -125,7 +126,8 @@ def run_silu(in_features: Tensor) -> Tensor:
 def run_get_batch(
     dataset: npt.NDArray[Any], batch_size: int, context_length: int, device: str
 ) -> tuple[Tensor, Tensor]:
-    return random_batch(dataset, batch_size, context_length, device)
+    where = {"seed": random.getrandbits(63), "step": 0, "device": device}
+    return get_batch(dataset, batch_size=batch_size, context_length=context_length, **where)
 
 
 def run_softmax(in_features: Tensor, dim: int) -> Tensor:

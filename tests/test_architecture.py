@@ -429,7 +429,7 @@ def test_sampling_keys_are_the_predictor_keywords():
     from config.schemas import InferSamplingConfig, SamplingConfig
     from transformerlm.inference.generate import stream
     from transformerlm.inference.predictor import Predictor
-    from transformerlm.inference.sampling import SamplingParams
+    from transformerlm.inference.sampling_params import SamplingParams
 
     keys, all_keys = set(SamplingConfig.model_fields), set(InferSamplingConfig.model_fields)
     assert all_keys == keywords_of(Predictor.stream) - {"prompt", "seed", "allow_special", "speculative"}

@@ -10,7 +10,8 @@ import torch
 from tests.gpu.fake_cuda import fake_cuda, on_fake_cuda
 from tests.inference.fast.test_decoder import VARIANTS
 from transformerlm.inference.fast.decoder import Decoder
-from transformerlm.inference.sampling import SamplingParams, sample
+from transformerlm.inference.sampling import sample
+from transformerlm.inference.sampling_params import SamplingParams
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.fast.linear_cross_entropy import training_loss
 from transformerlm.training.muon import Muon, muon_groups

@@ -13,8 +13,10 @@ from tests.inference.helpers import make_model, make_tokenizer
 from transformerlm.inference.fast.decoder import Decoder
 from transformerlm.inference.generate import Batcher, generate, generate_prompts
 from transformerlm.inference.predictor import Predictor
+from transformerlm.inference.random_numbers import uniform
 from transformerlm.inference.requests import Drawn, Request
-from transformerlm.inference.sampling import SamplingParams, choose, uniform
+from transformerlm.inference.sampling import choose
+from transformerlm.inference.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"

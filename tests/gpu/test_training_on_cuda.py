@@ -26,11 +26,12 @@ from transformerlm.models.dropout import dropped
 from transformerlm.models.functional import gated_silu, rms_norm
 from transformerlm.models.layers import Embedding
 from transformerlm.models.transformer import TransformerLM
-from transformerlm.training.data import Prefetcher, get_batch
+from transformerlm.training.data import get_batch
 from transformerlm.training.fast.linear_cross_entropy import training_loss
 from transformerlm.training.loop import batch_loss, evaluate, train_step
 from transformerlm.training.muon import Muon, muon_groups
 from transformerlm.training.optim import SGD, AdamW, clip_grad_norm, parameter_groups
+from transformerlm.training.prefetch import Prefetcher
 from transformerlm.utils.dtypes import autocast
 from transformerlm.utils.row_blocks import logits_at_once
 

@@ -12,7 +12,7 @@ from tests.inference.helpers import make_model
 from transformerlm.inference.generate import NOT_FINITE, Batcher, Decoder, answer
 from transformerlm.inference.in_order import drawn_ids, texts_in_order
 from transformerlm.inference.requests import Request
-from transformerlm.inference.sampling import SamplingParams
+from transformerlm.inference.sampling_params import SamplingParams
 from transformerlm.inference.texts import Pieces
 
 

@@ -11,8 +11,6 @@ import pytest
 import torch
 
 from transformerlm.inference.sampling import (
-    RandomNumbers,
-    SamplingParams,
     apply_temperature,
     choose,
     draw,
@@ -20,8 +18,8 @@ from transformerlm.inference.sampling import (
     sample,
     top_k_filter,
     top_p_filter,
-    uniform,
 )
+from transformerlm.inference.sampling_params import SamplingParams
 
 # Probabilities 0.5, 0.25, 0.15, 0.1, out of order.
 PROBABILITIES = torch.tensor([[0.15, 0.5, 0.1, 0.25], [0.25, 0.1, 0.5, 0.15]])
@@ -232,20 +230,6 @@ def test_ids_of_weight_zero_are_never_picked() -> None:
     """Neither the lowest number, nor the highest below 1, nor the last id gives one."""
     weights = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]])
     for number, expected in ((0.0, 1), (0.5, 3), (1 - 2**-53, 3)):
-        shares = torch.tensor([number], dtype=torch.float64)
-        assert int(draw(weights, shares)) == expected
-        assert int(choose(weights.log(), [SamplingParams()], shares)) == expected
-
-
-def test_numbers_drawn_ahead_are_those_of_the_generator() -> None:
-    """One by one they are the same, whoever asks; the last ones can be had again."""
-    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
-    ahead = [RandomNumbers(torch.Generator().manual_seed(seed), torch.device("cpu")) for seed in range(3)]
-    for _ in range(150):
-        one = uniform(3, generators, torch.device("cpu"))
-        assert torch.equal(uniform(3, ahead, torch.device("cpu")), one)
-    again = RandomNumbers(torch.Generator().manual_seed(0), torch.device("cpu"))
-    first = [again.take() for _ in range(100)]
-    again.put_back(64)
-    assert [again.take() for _ in range(64)] == first[36:]
-    assert torch.rand(100, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist() == first
+        uniforms = torch.tensor([number], dtype=torch.float64)
+        assert int(draw(weights, uniforms)) == expected
+        assert int(choose(weights.log(), [SamplingParams()], uniforms)) == expected

@@ -15,7 +15,7 @@ from tests.token_files.shards import ids_with_documents, write_shards
 from transformerlm.token_files import index, shards
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.token_files.index import Shard
-from transformerlm.training.data import get_batch, random_batch, sequential_batches
+from transformerlm.training.data import get_batch, sequential_batches
 
 
 def cut(ids: np.ndarray, size: int) -> list[np.ndarray]:
@@ -36,8 +36,6 @@ def test_batches_are_those_of_one_file(tmp_path: Path, size: int, dtype: type) -
     sizes = {"batch_size": 5, "context_length": 31}
     pairs = zip(sequential_batches(folder.tokens, **sizes), sequential_batches(ids, **sizes), strict=True)
     assert all(torch.equal(ours[1], theirs[1]) for ours, theirs in pairs)
-    rows = random_batch(folder.tokens, 4, 16, "cpu", rng=np.random.default_rng(0))[0]
-    assert torch.equal(rows, random_batch(ids, 4, 16, "cpu", rng=np.random.default_rng(0))[0])
 
 
 def test_an_array_of_several_files_is_indexed_like_one(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.token_files.loss_mask import LossMask, mask_path
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.chat import ChatFormat, ChatRenderer
-from transformerlm.training.data import RunData, get_batch, reading_of, rows_of
+from transformerlm.training.data import get_batch
 from transformerlm.training.reading import IGNORED
+from transformerlm.training.run_data import RunData, reading_of, rows_of
 
 END = "<|endoftext|>"
 SPECIALS = [END, "<|im_start|>", "<|im_end|>"]

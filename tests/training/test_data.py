@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from transformerlm.training import data
-from transformerlm.training.data import (
-    Prefetcher,
-    as_signed,
-    get_batch,
-    made_ahead,
-    random_batch,
-    sample_starts,
-    sequential_batches,
-    widened,
-)
+from transformerlm.training import to_device
+from transformerlm.training.data import get_batch, sample_starts, sequential_batches
 
 TOKENS = np.arange(1000, dtype=np.uint16)
 BATCH = {"batch_size": 12, "context_length": 8, "seed": 3, "step": 7}
@@ -117,57 +106,16 @@ def test_large_ids_survive() -> None:
     assert int(get_batch(tokens, **BATCH)[0].max()) == 2**32 - 1
 
 
-@pytest.mark.parametrize("dtype", ["<u2", ">u2", "<u4", ">u4", "u1", "<i4", "<i8"])
-def test_ids_travel_as_they_are_in_the_file_and_are_widened_after(dtype: str) -> None:
-    """No byte more goes to a device than the ids have, and there they are the same int64, the largest too."""
-    limits = np.iinfo(np.dtype(dtype))
-    ids = np.array([[0, 1, limits.max], [limits.max // 2 + 1, 7, 2]]).astype(dtype)
-    signed, bits = as_signed(ids)
-    assert signed.nbytes == ids.nbytes
-    assert torch.equal(widened(signed, bits), torch.from_numpy(ids.astype(np.int64)))
-
-
 def test_a_cuda_device_gets_narrow_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is sent to it has the two bytes an id of the file; what comes out is the batch of a CPU."""
     sent: list[Any] = []
-    send = data._sent
-    monkeypatch.setattr(data, "_sent", lambda ids, device: (sent.append(ids), send(ids, torch.device("cpu")))[1])
+    send = to_device._sent
+    monkeypatch.setattr(to_device, "_sent", lambda ids, device: (sent.append(ids), send(ids, torch.device("cpu")))[1])
     found = get_batch(TOKENS, **BATCH, device="cuda")
     assert [(ids.dtype, ids.shape) for ids in sent] == [(np.uint16, (12, 9))]
     for one, other in zip(found, get_batch(TOKENS, **BATCH), strict=True):
         assert torch.equal(one, other)
     assert len(sent) == 1, "a CPU's ids are widened as they are read"
-
-
-def test_batches_of_a_validation_are_made_ahead_in_order() -> None:
-    """Each is made while the one before it is used; an error comes where its batch would be."""
-    whole = list(sequential_batches(TOKENS, batch_size=4, context_length=7))
-    made = threading.Event()
-
-    def slow() -> Iterator[data.Batch]:
-        yield whole[0]
-        made.set()
-        yield whole[1]
-        raise OSError("the disk is gone")
-
-    batches = made_ahead(slow())
-    assert next(batches) is whole[0]
-    assert made.wait(60), "the second is made before anybody asks for it"
-    assert next(batches) is whole[1]
-    with pytest.raises(OSError, match="the disk is gone"):
-        next(batches)
-    ahead = list(made_ahead(iter(whole)))
-    assert len(ahead) == len(whole)
-    assert all(one is other for one, other in zip(ahead, whole, strict=True))
-
-
-def test_random_batch_follows_its_generator() -> None:
-    """The same numpy generator gives the same batch; without one, batches differ."""
-    first = random_batch(TOKENS, 4, 8, "cpu", rng=np.random.default_rng(5))
-    again = random_batch(TOKENS, 4, 8, "cpu", rng=np.random.default_rng(5))
-    assert torch.equal(first[0], again[0])
-    assert torch.equal(first[1], first[0] + 1)
-    assert not torch.equal(random_batch(TOKENS, 64, 8, "cpu")[0], random_batch(TOKENS, 64, 8, "cpu")[0])
 
 
 def test_sequential_batches_visit_each_target_once_in_order() -> None:
@@ -196,55 +144,6 @@ def test_batch_arrives_on_the_gpu() -> None:
     found = get_batch(TOKENS, **BATCH, device="cuda")
     assert found[0].device.type == "cuda"
     assert torch.equal(found[1].cpu(), get_batch(TOKENS, **BATCH)[1])
-
-
-def batch_of(step: int) -> list[data.Batch]:
-    return [get_batch(TOKENS, **{**BATCH, "step": step})]
-
-
-@pytest.mark.parametrize("steps", [[1, 2, 3], [5, 6, 3, 4], [2, 2, 9]])
-def test_batches_made_ahead_are_those_made_on_time(steps: list[int]) -> None:
-    """In order, after a jump back and after a jump ahead, each step gets its own batch."""
-    prefetched = Prefetcher(batch_of)
-    for step in steps:
-        assert torch.equal(prefetched(step)[0][0], batch_of(step)[0][0])
-
-
-def test_the_next_step_is_made_while_this_one_is_used() -> None:
-    """The second step's batch is there, or in the making, before it is requested; nothing is made twice."""
-    made: list[int] = []
-
-    def make(step: int) -> list[data.Batch]:
-        made.append(step)
-        return batch_of(step)
-
-    prefetched = Prefetcher(make)
-    for step in (1, 2, 3):
-        prefetched(step)
-    prefetched._thread.shutdown()
-    assert made == [1, 2, 3, 4]
-
-
-def test_an_error_in_the_thread_is_that_of_its_step() -> None:
-    """An error while working ahead is raised when its step comes, and not before."""
-
-    def make(step: int) -> list[data.Batch]:
-        if step == 2:
-            raise OSError("the disk has gone")
-        return batch_of(step)
-
-    prefetched = Prefetcher(make)
-    prefetched(1)
-    with pytest.raises(OSError, match="the disk has gone"):
-        prefetched(2)
-
-
-@pytest.mark.gpu
-def test_batches_made_ahead_are_right_on_the_gpu() -> None:
-    """The thread's copies are complete when the step uses them."""
-    prefetched = Prefetcher(lambda step: [get_batch(TOKENS, **{**BATCH, "step": step}, device="cuda")])
-    for step in range(1, 50):
-        assert torch.equal(prefetched(step)[0][0].cpu(), batch_of(step)[0][0])
 
 
 @pytest.mark.parametrize(("batch_size", "world_size", "count"), [(8, 3, 3), (4, 3, 2), (12, 8, 2), (12, 5, 3)])

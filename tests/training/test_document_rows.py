@@ -17,10 +17,11 @@ from tests.training.tiny_run import TinyFiles, tiny_config
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.training.build import build_model, build_optimizer
-from transformerlm.training.data import RunData, get_batch, reading_of, sequential_batches
+from transformerlm.training.data import get_batch, sequential_batches
 from transformerlm.training.document_rows import DocumentRows, best_fit
 from transformerlm.training.loop import train_step
 from transformerlm.training.reading import IGNORED
+from transformerlm.training.run_data import RunData, reading_of
 from transformerlm.training.runtime import Runtime
 from transformerlm.training.saved_run import SavedRun
 from transformerlm.training.trainer import Trainer

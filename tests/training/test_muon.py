@@ -203,7 +203,7 @@ def test_each_weight_stands_in_one_group() -> None:
     [
         ([(2, 2)], {"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
         ([(2, 2)], {"lr": -1.0}, "lr must be at least 0"),
-        ([(3,)], {}, r"must be a matrix, got shape \(3,\)"),
+        ([(3,)], {}, r"takes matrices only, got shape \(3,\)"),
     ],
 )
 def test_what_makes_no_sense_is_refused(params: list[tuple[int, ...]], settings: dict[str, Any], message: str) -> None:

@@ -180,6 +180,9 @@ class _OwnRows(Mapping[str, Tensor]):
             return values.to(wide if values.ndim else values.dtype, copy=True)
         raise KeyError(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored  # `Mapping` would read it to say so
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
 

@@ -32,6 +32,9 @@ MEASURED_ON = {
     "valid_sha256": "validation file",
     "valid_tokens": "number of validation tokens",
     "valid_packing": "packing of the validation text",
+    "valid_context_length": "length of its rows",
+    "valid_mask_sha256": "tokens of it that count",
+    "document_mask": "mask between its documents",
 }
 _UNSAID = {"valid_packing": "windows"}
 UNKNOWN = "unknown"

@@ -21,6 +21,9 @@ _STATES = {
 }
 
 
+_ASKED_APART = ("tokenizer_sha256", "valid_sha256")
+
+
 def verdict(runs: Sequence[RunHistory], data: Sequence[dict[str, Any]]) -> list[str]:
     """Return sentences about runs; `data` has what a report holds of each, with its name and summary."""
     if len(runs) == 1:
@@ -83,7 +86,7 @@ def _not_comparable(runs: Sequence[RunHistory]) -> str:
         return len({str(value) for run in runs if (value := run.environment.get(key, run.started.get(other)))}) > 1
 
     known = [measured_on(run.started) for run in runs if "valid_tokens" in run.started]
-    parts = {(str(one["valid_tokens"]), str(one["valid_packing"])) for one in known}
+    parts = {tuple(str(value) for key, value in one.items() if key not in _ASKED_APART) for one in known}
     if differ("data.valid.sha256", "valid_sha256") or len(parts) > 1:
         return "The runs were validated on different tokens, so their losses cannot be compared."
     if differ("tokenizer_sha256", "tokenizer_sha256"):

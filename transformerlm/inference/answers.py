@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transformerlm.inference.generate import NOT_FINITE, Batcher
 from transformerlm.inference.requests import Drawn, Finished, Request
-from transformerlm.inference.sampling import SamplingParams
+from transformerlm.inference.sampling_params import SamplingParams
 from transformerlm.inference.texts import Pieces
 from transformerlm.tokenizer.tokenizer import Tokenizer
 

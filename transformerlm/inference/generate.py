@@ -24,8 +24,10 @@ from transformerlm.inference.fast.batcher import Batcher
 from transformerlm.inference.fast.decoder import Decoder
 from transformerlm.inference.fast.prompt_lookup import decode as decode_speculatively
 from transformerlm.inference.penalties import Occurrences, Penalties, adjust
+from transformerlm.inference.random_numbers import NUM_AHEAD, RandomNumbers
 from transformerlm.inference.requests import Drawn, Finished, Request
-from transformerlm.inference.sampling import NUM_AHEAD, RandomNumbers, SamplingParams, sample
+from transformerlm.inference.sampling import sample
+from transformerlm.inference.sampling_params import SamplingParams
 from transformerlm.models.transformer import TransformerLM
 
 __all__ = [

@@ -19,7 +19,7 @@ from transformerlm.inference.generate import PREFIX_BYTES, Batcher, Decoder, str
 from transformerlm.inference.in_order import drawn_ids, texts_in_order
 from transformerlm.inference.penalties import Penalties
 from transformerlm.inference.requests import Request
-from transformerlm.inference.sampling import SamplingParams
+from transformerlm.inference.sampling_params import SamplingParams
 from transformerlm.inference.texts import Pieces, pieces_of
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer

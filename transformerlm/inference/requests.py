@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from transformerlm.inference.penalties import Penalties
-from transformerlm.inference.sampling import SamplingParams
+from transformerlm.inference.sampling_params import SamplingParams
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 """Why a text ended: at an end id (or a stop string), at its limit, by a cancel, or by logits that are not finite."""

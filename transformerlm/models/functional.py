@@ -42,7 +42,7 @@ def silu(x: Tensor) -> Tensor:
 
 
 def gated_silu(gate: Tensor, x: Tensor) -> Tensor:
-    """Return `silu(gate) * x`, elementwise: the gate of SwiGLU (Shazeer 2020, eq. 6)."""
+    """Return `silu(gate) * x`, elementwise: the gate of SwiGLU (Shazeer 2020, eq. 5)."""
     if _may_hand_over():  # hand-over
         return fast_gated_silu(gate, x)
     return silu(gate) * x
@@ -75,10 +75,10 @@ def scaled_dot_product_attention(
 
     Shapes: query `(..., queries, d_k)`, key `(..., keys, d_k)`, value `(..., keys, d_v)`, result `(..., queries, d_v)`.
     `mask` is bool, broadcastable to `(..., queries, keys)`, True where a query may look; a query that may look nowhere
-    gives zeros. Key and value may have fewer heads (dimension -3) than query: see `share_heads`. With a `dropout_key`
-    probabilities are dropped: see `dropout`.
+    gives zeros. Key and value may have fewer heads (dimension -3) than query: see `repeat_kv_heads`. With a
+    `dropout_key` probabilities are dropped: see `dropout`.
     """
-    key, value = share_heads(key, query), share_heads(value, query)
+    key, value = repeat_kv_heads(key, query), repeat_kv_heads(value, query)
     # Scaling the query is cheaper than scaling the scores, which are larger.
     scores = (query * (1.0 / math.sqrt(query.shape[-1]))) @ key.transpose(-2, -1)  # (..., queries, keys)
     if mask is not None:
@@ -87,7 +87,10 @@ def scaled_dot_product_attention(
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Return the attention in which no query sees a later key; the queries are the last positions of the keys."""
+    """Return the attention in which no query sees a later key; the queries are the last positions of the keys.
+
+    Shapes are those of `scaled_dot_product_attention`.
+    """
     mask = causal_mask(query.shape[-2], key.shape[-2], query.device)
     return scaled_dot_product_attention(query, key, value, mask)
 
@@ -131,10 +134,10 @@ def document_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) 
     return scaled_dot_product_attention(query, key, value, mask)
 
 
-def share_heads(x: Tensor, query: Tensor) -> Tensor:
+def repeat_kv_heads(x: Tensor, query: Tensor) -> Tensor:
     """Repeat each head of `x` `(..., heads, seq, d)` for the consecutive heads of `query` that it serves.
 
-    This is grouped-query attention (Ainslie et al. 2023).
+    This is grouped-query attention (Ainslie et al. 2023). The result is `(..., heads of query, seq, d)`.
     """
     if count_heads(x) == count_heads(query):
         return x

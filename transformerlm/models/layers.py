@@ -71,9 +71,9 @@ class Embedding(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Divide by the root mean square over the last dimension, then scale; `(..., d_model)` in and out.
+    """Divide by the root mean square over the last dimension, then scale (Zhang & Sennrich 2019).
 
-    Computes in fp32 and returns the input's dtype.
+    `(..., d_model)` in and out. Computes in at least fp32 and returns the input's dtype.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class RMSNorm(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """The gated feed-forward layer `w2(silu(w1 x) * w3 x)`, `(..., d_model)` in and out."""
+    """The gated feed-forward layer `w2(silu(w1 x) * w3 x)` (Shazeer 2020), `(..., d_model)` in and out."""
 
     UP = ("w1", "w3")
     """The matrices that read the input; `activate` turns their products into what w2 reads."""
@@ -180,7 +180,7 @@ def feed_forward(ffn: str) -> FeedForward:
 
 
 class RotaryEmbedding(nn.Module):
-    """Rotate each pair of features (2i, 2i+1) by the angle `position * theta^(-2i / d_k)`.
+    """Rotate each pair of features (2i, 2i+1) by the angle `position * theta^(-2i / d_k)` (RoPE, Su et al. 2021).
 
     With `scaling` the angles of slow pairs are divided by the `rope_factors` of these settings. The tables of cosines
     and sines are fp32 whatever the model's dtype, and are not part of the state dict. Raises ValueError when `d_k` is

@@ -65,7 +65,11 @@ class TransformerBlock(nn.Module):
         cache: LayerCache | None = None,
         dropout_keys: Tensor | None = None,
     ) -> Tensor:
-        """Return the block's output; with the `dropout_keys` of its layer, `(3, batch, 2)`, numbers are dropped."""
+        """Return the block's output for `x` `(batch, seq, d_model)`.
+
+        `token_positions`, `mask` and `cache` are those of `MultiHeadSelfAttention`. With the `dropout_keys` of its
+        layer, `(3, batch, 2)`, numbers are dropped.
+        """
         keys = [None] * KEYS_OF_LAYER if dropout_keys is None else dropout_keys
         attention: dict[str, Any] = {
             "token_positions": token_positions,
@@ -84,7 +88,8 @@ class TransformerBlock(nn.Module):
 class TransformerLM(nn.Module):
     """A causal language model: ids `(batch, seq)` to logits `(batch, seq, vocab_size)`.
 
-    It is built from a `ModelSettings`, or from the keywords of one: `TransformerLM(vocab_size=..., d_model=..., ...)`.
+    It is built from a `ModelSettings`, or from the keywords of one: `vocab_size`, `context_length`, `d_model`,
+    `num_layers`, `num_heads`, and optionally `num_kv_heads`, `d_ff`, `rope_theta` and the choices below.
 
     - `rope_scaling` holds the keywords of `rope_factors`, which slow the rotary embedding down for a longer context
       than that of an earlier training.
@@ -164,16 +169,15 @@ class TransformerLM(nn.Module):
         where: dict[str, Any] = {"token_positions": document_positions, "mask": None}
         if document_positions is not None:
             where["mask"] = attention_mask(document_positions, self.layers[0].attn)  # type: ignore[arg-type]
-        for index, layer in enumerate(self.layers):
-            if cache is not None:
-                x = layer(x, cache=cache.layers[index])
-            elif self.settings.activation_checkpointing and self.training and torch.is_grad_enabled():
-                # Nothing in a layer draws from a generator: dropout follows from its key.
-                x = checkpoint(
-                    layer, x, use_reentrant=False, preserve_rng_state=False, dropout_keys=keys[index], **where
-                )
+        caches = [None] * len(self.layers) if cache is None else cache.layers
+        recompute = cache is None and self.settings.activation_checkpointing and self.training
+        recompute = recompute and torch.is_grad_enabled()
+        for layer, layer_cache, layer_keys in zip(self.layers, caches, keys, strict=True):
+            inputs = {"cache": layer_cache, "dropout_keys": layer_keys, **where}
+            if recompute:  # nothing in a layer draws from a generator: dropout follows from its key
+                x = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False, **inputs)
             else:
-                x = layer(x, dropout_keys=keys[index], **where)
+                x = layer(x, **inputs)
         x = x[:, -1:] if last_only else x
         if self.ln_final is not None:
             x = self.ln_final(x)

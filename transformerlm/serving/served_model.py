@@ -18,7 +18,7 @@ from transformerlm.checkpoints.validation import fingerprint
 from transformerlm.inference.generate import Batcher, Decoder
 from transformerlm.inference.penalties import Penalties
 from transformerlm.inference.requests import Drawn, Event, Finished, FinishReason, PromptScored, Request, TokenLogprobs
-from transformerlm.inference.sampling import SamplingParams
+from transformerlm.inference.sampling_params import SamplingParams
 from transformerlm.inference.texts import Pieces
 from transformerlm.serving.engine import Logprobs, ModelFacts, Piece, StepReport, TextRequest
 from transformerlm.serving.following import identity

@@ -67,12 +67,9 @@ def count_pairs(words: Iterable[tuple[Sequence[bytes], int]]) -> Counter[Pair]:
 def merge(tokens: Sequence[bytes], pair: Pair) -> list[bytes]:
     """Return the tokens with each occurrence of the pair joined, from left to right: of "aaa" the first two."""
     result: list[bytes] = []
-    place = 0
-    while place < len(tokens):
-        if tuple(tokens[place : place + 2]) == pair:
-            result.append(pair[0] + pair[1])
-            place += 2
+    for token in tokens:
+        if result and (result[-1], token) == pair:
+            result[-1] += token
         else:
-            result.append(tokens[place])
-            place += 1
+            result.append(token)
     return result

@@ -1,11 +1,11 @@
 """Applying learned merges to one pre-token in less time than the plain form, `bpe.apply`, takes.
 
-`bpe.apply` replays every merge; with thousands of merges that is slow. Both algorithms here look only at the pairs that
+`bpe.apply` replays every merge; with thousands of merges that is slow. The algorithms here look only at the pairs that
 are there: as long as some merge joins two neighbours, they take the pair whose merge was learned first, from left to
-right. `merge_by_heap` does so in O(n log n) for n bytes. `merge_by_windows` takes a long pre-token a window at a time;
-the tokenizer uses it.
+right. `merge_by_rank` is that sentence, and merges words. It looks at the whole pre-token again for each merge, so long
+ones go to `merge_by_windows`, a window at a time, and in each to `merge_by_heap`: O(n log n) for n bytes.
 
-All three agree because every merge uses parts that earlier merges made (`io.check_merges` sees to it): a merge never
+All agree because every merge uses parts that earlier merges made (`io.check_merges` sees to it): a merge never
 brings up a pair that should have come before.
 
 **Why windows are exact.** A row of tokens is what the merges make of its bytes if, and only if, that is true of every
@@ -26,11 +26,27 @@ Pair = tuple[int, int]
 WINDOW = 128
 
 
-def merge_by_heap(ids: list[int], ranks: Mapping[Pair, int], merged: Sequence[int]) -> list[int]:
-    """Merge the byte ids of one pre-token with a heap of (rank, place) over a doubly linked list.
+def merge_by_rank(ids: list[int], ranks: Mapping[Pair, int], merged: Sequence[int]) -> list[int]:
+    """Merge the byte ids of one pre-token as GPT-2's `bpe` does (Radford et al. 2019).
 
-    `ranks` is pair -> place in the list of merges, `merged[rank]` the id which that merge makes. Entries that a later
-    merge has put out of date are dropped when they come up.
+    `ranks` is pair -> place in the list of merges, `merged[rank]` the id which that merge makes.
+    """
+    while known := [pair for pair in pairwise(ids) if pair in ranks]:
+        first = min(known, key=ranks.__getitem__)  # the pair that was learned first
+        joined: list[int] = []
+        for token_id in ids:
+            if joined and (joined[-1], token_id) == first:
+                joined[-1] = merged[ranks[first]]
+            else:
+                joined.append(token_id)
+        ids = joined
+    return ids
+
+
+def merge_by_heap(ids: list[int], ranks: Mapping[Pair, int], merged: Sequence[int]) -> list[int]:
+    """Merge like `merge_by_rank`, with a heap of (rank, place) over a doubly linked list.
+
+    Entries that a later merge has put out of date are dropped when they come up.
     """
     ids = list(ids)
     end = len(ids)

@@ -9,7 +9,7 @@ the same result; `engines.py` chooses.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -88,18 +88,19 @@ def train_bpe(
         "sample": sample_of(sample, specials),
     }  # fmt: skip
     where = name_inputs(paths, sample)
+    count, _, learn = _steps(compiled=takes_kernels(engine, _bytes_to_expect(paths), pattern=pattern))
     # The counts have no name here, so that learning may free them once it has laid them out in its own way.
-    if takes_kernels(engine, _bytes_to_expect(paths), pattern=pattern):
+    merges = learn(_not_empty(count(paths, specials, **options), where), num_merges, progress=progress)
+    return vocabulary_of(merges, specials), merges
+
+
+def _steps(*, compiled: bool) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """Return an engine's three functions: to count pre-tokens, to add up counts, and to learn merges."""
+    if compiled:
         from transformerlm.tokenizer.fast import counter, learner  # hand-over
 
-        merges = learner.learn_merges(
-            _not_empty(counter.count_pre_tokens(paths, specials, **options), where), num_merges, progress=progress
-        )
-    else:
-        merges = learn_merges(
-            _not_empty(count_pre_tokens(paths, specials, **options), where), num_merges, progress=progress
-        )
-    return vocabulary_of(merges, specials), merges
+        return counter.count_pre_tokens, counter.sum_counts, learner.learn_merges
+    return count_pre_tokens, sum_counts, learn_merges
 
 
 def _bytes_to_expect(paths: Sequence[Path]) -> int:
@@ -116,22 +117,18 @@ def count_words(
     parts: Sequence[TextPart], special_tokens: Sequence[str], *, compiled: bool, **options: Any
 ) -> WordList:
     """Count the pre-tokens of parts of text, with the options of `count_pre_tokens`."""
-    if not compiled:
-        return list_words(count_pre_tokens(parts, special_tokens, **options))
-    from transformerlm.tokenizer.fast import counter  # hand-over
-
-    words = counter.count_pre_tokens(parts, special_tokens, **options)
-    return WordList(words.data, words.ends, words.counts)
+    count, _, _ = _steps(compiled=compiled)
+    return _as_list(count(parts, special_tokens, **options), compiled=compiled)
 
 
 def add_word_lists(words: Iterable[WordList], *, compiled: bool) -> WordList:
     """Add up the counts of lists that may hold the same words."""
-    if not compiled:
-        return list_words(sum_counts([words]))
-    from transformerlm.tokenizer.fast import counter  # hand-over
+    _, add, _ = _steps(compiled=compiled)
+    return _as_list(add([words]), compiled=compiled)
 
-    total = counter.sum_counts([words])
-    return WordList(total.data, total.ends, total.counts)
+
+def _as_list(words: Any, *, compiled: bool) -> WordList:
+    return WordList(words.data, words.ends, words.counts) if compiled else list_words(words)
 
 
 def learn_from_lists(
@@ -144,14 +141,11 @@ def learn_from_lists(
     progress: ProgressCallback | None = None,
 ) -> list[tuple[bytes, bytes]]:
     """Return the merges for the words of several lists (see `sum_counts`); `where` tells in errors what was counted."""
-    if not compiled:
-        counts = sum_counts(groups, memory_limit_mb=memory_limit_mb)
-        return learn_merges(_not_empty(counts, where), num_merges, progress=progress)
-    from transformerlm.tokenizer.fast import counter, learner  # hand-over
-
-    return learner.learn_merges(
-        _not_empty(counter.sum_counts(groups, memory_limit_mb=memory_limit_mb), where), num_merges, progress=progress
+    _, add, learn = _steps(compiled=compiled)
+    merges: list[tuple[bytes, bytes]] = learn(
+        _not_empty(add(groups, memory_limit_mb=memory_limit_mb), where), num_merges, progress=progress
     )
+    return merges
 
 
 def vocabulary_of(merges: Sequence[tuple[bytes, bytes]], special_tokens: Sequence[str]) -> dict[int, bytes]:

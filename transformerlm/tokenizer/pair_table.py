@@ -48,7 +48,6 @@ class PairTable:
 
     def __init__(self, word_counts: Mapping[bytes, int]) -> None:
         self.tokens = [bytes([value]) for value in range(256)]
-        self._known = set(self.tokens)
         self._order = [_descending(token) for token in self.tokens]
         self._slots = [_BETWEEN_WORDS]
         self._weights = [0]  # of each slot: how often its word occurs
@@ -69,13 +68,12 @@ class PairTable:
         """Return the pair with the highest count, of equals the one with the greater byte strings; None at the end.
 
         Counts of pairs in the heap only fall (a merge makes new pairs of the new token, and takes from the others): an
-        entry that is out of date is put back with its present count when it comes up. A pair that would spell an
-        existing token is skipped, so that no two ids mean the same.
+        entry that is out of date is put back with its present count when it comes up.
         """
         while self._heap:
             negative_count, _, _, left, right = heapq.heappop(self._heap)
             pair = (left, right)
-            if self._counts[pair] == -negative_count and self.tokens[left] + self.tokens[right] not in self._known:
+            if self._counts[pair] == -negative_count:
                 return pair
             if 0 < self._counts[pair] < -negative_count:
                 heapq.heappush(self._heap, self._entry(pair))
@@ -89,7 +87,6 @@ class PairTable:
         left, right = pair
         new = len(tokens)
         tokens.append(tokens[left] + tokens[right])
-        self._known.add(tokens[new])
         self._order.append(_descending(tokens[new]))
         new_pairs: set[Pair] = set()
         for start in places[pair]:

@@ -51,13 +51,20 @@ def resolve_num_workers(num_workers: int | None, input_bytes: int) -> int:
 
 
 def map_in_order(
-    function: Callable[[Item], Result], items: Iterable[Item], *, num_workers: int, threads: bool = False
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    num_workers: int,
+    threads: bool = False,
+    caller_works: bool = False,
 ) -> Generator[Result, None, None]:
     """Yield `function(item)` for each item, in order; at most two items for each worker are pending.
 
     `function` is pickled once for each worker, so it may be a bound method of something large. With `threads` the
     workers are threads and nothing is pickled: for functions that give up the GIL. Then even a single worker works
-    while the caller reads the items and uses the results.
+    while the caller reads the items and uses the results. With `caller_works` the calling thread is one of several
+    workers, for functions that take some milliseconds: one thread less shares the processors, and what the caller has
+    read is in the cache of its own.
 
     What `items` raises comes after the results of all items before it, so reading ahead changes nothing for the caller.
 
@@ -68,6 +75,9 @@ def map_in_order(
     _check_num_workers(num_workers)
     if num_workers == 1 and not threads:
         yield from map(function, items)
+        return
+    if threads and caller_works and num_workers > 1:
+        yield from _map_with_caller(function, items, num_workers)
         return
     pool: Executor
     if threads:
@@ -95,6 +105,49 @@ def map_in_order(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _map_with_caller(
+    function: Callable[[Item], Result], items: Iterable[Item], num_workers: int
+) -> Generator[Result, None, None]:
+    """Yield what `map_in_order` does; the caller takes an item whenever the threads have enough, or it would wait."""
+    pool = ThreadPoolExecutor(num_workers - 1)
+    pending: deque[tuple[Item, Future[Result]]] = deque()
+    errors: list[Exception] = []
+
+    def take_one() -> bool:
+        for place in reversed(range(len(pending))):  # the last one read is still in this processor's cache
+            item, future = pending[place]
+            if future.cancel():  # no thread has begun it
+                pending[place] = item, _done_here(function, item)
+                return True
+        return False
+
+    try:
+        for item in _until_error(items, errors):
+            with ctrl_c_held_back():  # what is started here never hears it
+                pending.append((item, pool.submit(function, item)))
+            if sum(not (future.running() or future.done()) for _, future in pending) >= num_workers:
+                take_one()
+            while pending and (pending[0][1].done() or len(pending) >= 2 * num_workers):
+                yield result_of(pending.popleft()[1])
+        while pending:
+            if pending[0][1].done() or not take_one():
+                yield result_of(pending.popleft()[1])
+        if errors:
+            raise errors[0]
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _done_here(function: Callable[[Item], Result], item: Item) -> Future[Result]:
+    """Return the result of a call, or its error, as a future."""
+    future: Future[Result] = Future()
+    try:
+        future.set_result(function(item))
+    except Exception as error:
+        future.set_exception(error)
+    return future
 
 
 def _until_error(items: Iterable[Item], errors: list[Exception]) -> Iterator[Item]:

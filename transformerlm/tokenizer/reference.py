@@ -14,7 +14,7 @@ from functools import cached_property, partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from transformerlm.tokenizer.bpe_merge import Pair, merge_by_windows
+from transformerlm.tokenizer.bpe_merge import Pair, merge_by_rank, merge_by_windows
 from transformerlm.tokenizer.parallel import map_in_order
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, pre_tokenize
 from transformerlm.utils.strings import whole_characters
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CACHE_PIECES = 1 << 15
 _CACHED_PIECE_CHARS = 32
+_SHORT_PIECE_BYTES = 32
 _NO_IDS = (bool, float)  # a dict finds them equal to ids; a mask is one from its first value on, so one look will do
 
 
@@ -112,6 +113,8 @@ class ReferenceEngine:
         """Return the ids of one pre-token, without the cache."""
         known, byte_ids = self._vocabulary, self._vocabulary.byte_ids
         ids = [byte_ids[value] for value in piece.encode()]
+        if len(ids) <= _SHORT_PIECE_BYTES:
+            return merge_by_rank(ids, known.ranks, known.merged)
         return merge_by_windows(ids, known.ranks, known.merged, known.sizes)
 
     def _encode_segment(self, text: str) -> list[int]:

@@ -294,14 +294,17 @@ class Tokenizer:
         results: Generator[tuple[np.ndarray, Any], None, None]  # ids, and what is not needed here
         if engine.takes_bytes and is_plain_text(paths[0]) and not self._splitter.needs_text:
             chunks = self.read_chunks(paths[0], stats=ReadStats(), size=_FILE_CHUNK_BYTES)
-            results = map_in_order(self.encode_chunk, chunks, num_workers=workers, threads=workers > 1)
+            results = map_in_order(
+                self.encode_chunk, chunks, num_workers=workers, threads=workers > 1, caller_works=True
+            )
         else:
             allow_special = allow_special or not format_of(paths[0]).holds_rows
             splitter = self._splitter if allow_special else self._splitter.without_tokens()
             pieces = safe_pieces(read_text(paths[0]), splitter, size=_FILE_PIECE_CHARS, where=str(paths[0]))
             texts = ([piece.text] for piece in pieces)
             encode = partial(engine.encode_batch_to_array, num_workers=1, allow_special=allow_special)
-            results = map_in_order(encode, texts, num_workers=workers, threads=engine.takes_bytes)
+            threads = engine.takes_bytes
+            results = map_in_order(encode, texts, num_workers=workers, threads=threads, caller_works=threads)
         with closing(results):
             parts = [ids for ids, _ in results]
         return np.concatenate([np.empty(0, dtype=self._vocabulary.id_type), *parts])

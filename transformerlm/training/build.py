@@ -17,10 +17,11 @@ from transformerlm.models.layers import RMSNorm
 from transformerlm.models.lora import fine_tune
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
-from transformerlm.training.data import RunData, TrainingRows
+from transformerlm.training.data import TrainingRows
 from transformerlm.training.document_rows import DocumentRows
 from transformerlm.training.muon import Muon, muon_groups
 from transformerlm.training.optim import SGD, AdamW, parameter_groups
+from transformerlm.training.run_data import RunData
 from transformerlm.training.sharded_muon import ShardedMuon
 from transformerlm.utils.dtypes import Precision
 from transformerlm.utils.seed import seed_everything
@@ -141,13 +142,14 @@ def num_accumulation_steps(batch_size: int, micro_batch_size: int, world_size: i
 
 
 def measured_on(config: TrainConfig, data: RunData) -> dict[str, Any]:
-    """Return what makes the losses of two runs comparable: tokenizer, validation text, and the part of it."""
+    """Return what makes the losses of two runs comparable: tokenizer, validation text, the part of it that counts."""
     facts: dict[str, Any] = {"tokenizer_sha256": data.tokenizer.fingerprint()}
     if data.valid is not None:
         tokens = num_validation_windows(config, len(data.valid)) * config.model.context_length
         facts |= {"valid_sha256": data.valid.sha256, "valid_tokens": tokens}
-        if config.data.packing == "documents":  # rows from all over the text, not its beginning
-            facts["valid_packing"] = "documents"
+        if config.data.packing == "documents":  # rows from all over the text, others for each length of a row
+            facts |= {"valid_packing": "documents", "valid_context_length": config.model.context_length}
+        facts |= {"valid_mask_sha256": data.valid.mask_sha256, "document_mask": config.model.document_mask or None}
     return facts
 
 

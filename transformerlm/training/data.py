@@ -1,4 +1,4 @@
-"""The data of a run, and the batches that are cut from a token file.
+"""The batches that are cut from a token file.
 
 A training batch is a pure function of (seed, step). Its windows depend neither on the number of ranks and micro-batches
 that share it, nor on what was drawn before, so a resumed run sees what an uninterrupted one sees.
@@ -7,25 +7,21 @@ that share it, nor on what was drawn before, so a resumed run sees what an unint
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from transformerlm.token_files.dataset import TokenDataset, Tokens
+from transformerlm.token_files.dataset import Tokens
 from transformerlm.token_files.loss_mask import LossMask
 from transformerlm.token_files.shards import ShardedTokens
 from transformerlm.training.document_rows import DocumentRows
 from transformerlm.training.epoch_order import epoch_starts
-from transformerlm.training.reading import IGNORED, Reading
-
-if TYPE_CHECKING:  # batches need none of its libraries
-    from config.train import TrainConfig
-    from transformerlm.tokenizer.tokenizer import Tokenizer
+from transformerlm.training.reading import IGNORED
+from transformerlm.training.to_device import to_device
 
 
 @dataclass(frozen=True)
@@ -43,79 +39,6 @@ Batch = tuple[Tensor, Tensor]
 TrainingRows = Tokens | MaskedTokens | DocumentRows
 """What batches are cut from."""
 Order = Literal["draw", "epoch"]
-
-
-@dataclass(frozen=True)
-class RunData:
-    """The tokenizer of a run, the token file to train on, and the one to validate on, if there is one.
-
-    `separator_id` is the id between their documents; None: nobody knows it.
-    """
-
-    tokenizer: Tokenizer
-    train: TokenDataset
-    valid: TokenDataset | None
-    separator_id: int | None = None
-
-    def fingerprints(self) -> dict[str, str]:
-        """Return the sha256 of what a run must not change between two starts; a checkpoint keeps them."""
-        mask = self.train.mask_sha256
-        learnt = {} if mask is None else {"train_mask_sha256": mask}
-        return {"train_sha256": self.train.sha256, **learnt, "tokenizer_sha256": self.tokenizer.fingerprint()}
-
-
-def rows_of(dataset: TokenDataset, data: RunData, *, config: TrainConfig, seed: int = 0) -> TrainingRows:
-    """Return what batches are cut from: the ids of a token file of the run, or rows of its documents.
-
-    Raises:
-        ValueError: `data.packing` asks for documents, and nothing says where they are.
-    """
-    mask = LossMask(dataset.mask) if dataset.has_mask and dataset.mask else None
-    if config.data.packing == "windows":
-        return dataset.tokens if mask is None else MaskedTokens(dataset.tokens, mask)
-    offsets, separator_id = _documents_of(dataset, data)
-    sizes = {"context_length": config.model.context_length, "separator_id": separator_id}
-    return DocumentRows(dataset.tokens, offsets, seed=seed, mask=mask, **sizes)
-
-
-def check_documents(data: RunData, config: TrainConfig) -> None:
-    """Open what says where documents are, if the packing or the model's mask asks for it.
-
-    Raises:
-        FileNotFoundError, ValueError: it is missing or damaged, or the token file is of an earlier version.
-    """
-    reading_of(data, config=config)
-    if config.data.packing == "documents":
-        for dataset in filter(None, (data.train, data.valid)):
-            _documents_of(dataset, data)
-
-
-def _documents_of(dataset: TokenDataset, data: RunData) -> tuple[npt.NDArray[np.int64], int]:
-    offsets = dataset.document_offsets
-    if offsets is None or data.separator_id is None:
-        raise ValueError(
-            f'data.packing = "documents": expected a token file that says where documents are, found {dataset.path} '
-            "of an earlier version; run transformerlm-make-data again"
-        )
-    return offsets, data.separator_id
-
-
-def reading_of(data: RunData, *, config: TrainConfig) -> Reading:
-    """Return how the batches of a run are read.
-
-    Raises:
-        ValueError: `model.document_mask` is set, and nothing says which id is between documents.
-    """
-    if config.model.document_mask and data.separator_id is None:
-        raise ValueError(
-            f"model.document_mask: expected a token file that names its separator, found {data.train.path} of an "
-            "earlier version; run transformerlm-make-data again"
-        )
-    has_mask = any(one.has_mask for one in (data.train, data.valid) if one)
-    return Reading(
-        data.separator_id if config.model.document_mask else None,
-        some_ignored=has_mask or config.data.packing == "documents",
-    )
 
 
 def sample_starts(
@@ -156,11 +79,10 @@ def get_batch(
     """Return one part of batch (seed, step): inputs and targets, int64, `(windows, context_length)`.
 
     `order` says which windows: those of `sample_starts` or of `epoch_starts`. `DocumentRows` have an order, a seed and
-    a length of their own. `batch_size` counts the windows of the
-    whole batch. It is cut into `num_micro_batches * world_size` contiguous parts whose sizes differ by one at most;
-    part `rank * num_micro_batches + micro_batch` is returned. An empty part comes as one window without targets. Raises
-    ValueError when a rank would have no window at all, or the data is shorter than a window. Its eleven parameters are
-    all that a batch depends on.
+    a length of their own. `batch_size` counts the windows of the whole batch. It is cut into `num_micro_batches *
+    world_size` contiguous parts whose sizes differ by one at most; part `rank * num_micro_batches + micro_batch` is
+    returned. An empty part comes as one window without targets. Raises ValueError when a rank would have no window at
+    all, or the data is shorter than a window. Its eleven parameters are all that a batch depends on.
     """
     place = {"rank": rank, "world_size": world_size, "micro_batch": micro_batch, "num_micro_batches": num_micro_batches}
     if not (0 <= rank < world_size and 0 <= micro_batch < num_micro_batches):
@@ -188,62 +110,6 @@ def rows_of_part(batch_size: int, *, rank: int, world_size: int, micro_batch: in
     # One rank after the other, so that each has its share even if some micro-batches are empty.
     num_parts, part = num_micro_batches * world_size, rank * num_micro_batches + micro_batch
     return range(part * batch_size // num_parts, (part + 1) * batch_size // num_parts)
-
-
-class Prefetcher:
-    """Makes the batches of the next step in a thread, while the device computes those of this one.
-
-    `make` is a pure function of the step, so batches made early are the same as batches made late. Those of a step that
-    was not foreseen, as after a rollback, are made on request.
-    """
-
-    def __init__(self, make: Callable[[int], list[Batch]]) -> None:
-        self._make = make
-        self._thread = ThreadPoolExecutor(1, "prefetch", initializer=_take_device, initargs=(_current_device(),))
-        self._ahead: tuple[int, Future[list[Batch]]] | None = None
-
-    def __call__(self, step: int) -> list[Batch]:
-        """Return the batches of `step`, and begin to make those of the step after it."""
-        ahead, self._ahead = self._ahead, None
-        batches = ahead[1].result() if ahead and ahead[0] == step else self._make(step)
-        self._ahead = (step + 1, self._thread.submit(self._make, step + 1))
-        return batches
-
-
-def made_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Yield the batches of an iterator, each made in a thread while the device computes the one before it."""
-    with ThreadPoolExecutor(1, "batches", initializer=_take_device, initargs=(_current_device(),)) as thread:
-        following = thread.submit(next, batches, None)
-        while (batch := following.result()) is not None:
-            following = thread.submit(next, batches, None)
-            yield batch
-
-
-def _current_device() -> int | None:
-    is_used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # a run on the CPU begins no GPU
-    return torch.cuda.current_device() if is_used else None
-
-
-def _take_device(index: int | None) -> None:
-    if index is not None:  # a new thread begins with the machine's first CUDA device
-        torch.cuda.set_device(index)
-
-
-def random_batch(
-    dataset: Tokens,
-    batch_size: int,
-    context_length: int,
-    device: torch.device | str,
-    *,
-    rng: np.random.Generator | None = None,
-) -> Batch:
-    """Return a batch of random windows: inputs and targets, int64, `(batch_size, context_length)`.
-
-    `rng` defaults to a fresh generator seeded by the operating system. Training uses `get_batch` instead.
-    """
-    rng = np.random.default_rng() if rng is None else rng
-    starts = rng.integers(0, _num_starts(len(dataset), context_length), size=batch_size)
-    return _windows(dataset, starts, context_length, device)
 
 
 def sequential_batches(
@@ -290,12 +156,13 @@ def _windows(
 ) -> Batch:
     device = torch.device(device)
     if isinstance(tokens, DocumentRows):
-        inputs, targets = _on(device, tokens.read(starts))
+        inputs, targets = to_device(tokens.read(starts), device)
         return inputs, targets
     if isinstance(tokens, MaskedTokens):
         inputs, targets = _windows(tokens.tokens, starts, context_length, "cpu")
         learnt = np.stack([tokens.mask.read(start + 1, start + 1 + context_length) for start in starts.tolist()])
-        inputs, targets = _on(device, torch.stack([inputs, targets.where(torch.from_numpy(learnt), IGNORED)]).numpy())
+        targets = targets.where(torch.from_numpy(learnt), IGNORED)
+        inputs, targets = to_device(torch.stack([inputs, targets]).numpy(), device)
         return inputs, targets
     if isinstance(tokens, ShardedTokens):
         # A GPU gets the ids as they are in the file: a quarter of the bytes, for uint16.
@@ -303,37 +170,5 @@ def _windows(
     else:
         positions = starts[:, None] + np.arange(context_length + 1)  # (windows, context_length + 1)
         ids = np.asarray(tokens[positions])
-    windows = _on(device, ids)
+    windows = to_device(ids, device)
     return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
-
-
-def _on(device: torch.device, ids: npt.NDArray[np.integer[Any]]) -> Tensor:
-    if device.type == "cuda":
-        return _sent(ids, device)
-    return torch.from_numpy(ids.astype(np.int64, copy=False)).to(device)
-
-
-def _sent(ids: npt.NDArray[np.integer[Any]], device: torch.device) -> Tensor:
-    """Return `ids` as int64 on a device to which they travel with as few bytes as they have."""
-    signed, bits = as_signed(ids)
-    if torch.cuda.is_available():
-        signed = signed.pin_memory()  # lets the copy run while the device computes
-    return widened(signed.to(device, non_blocking=True), bits)
-
-
-def as_signed(ids: npt.NDArray[np.integer[Any]]) -> tuple[Tensor, int | None]:
-    """Return the bytes of `ids` as signed numbers of their size, and how many bits unsigned ones have; else None.
-
-    PyTorch does not compute with all unsigned numbers on every device. The bytes are copied only where their order is
-    another machine's.
-    """
-    native = np.ascontiguousarray(ids, dtype=ids.dtype.newbyteorder("="))
-    size = native.dtype.itemsize
-    bits = 8 * size if native.dtype.kind == "u" and size < 8 else None
-    return torch.from_numpy(native.view(f"i{size}")), bits
-
-
-def widened(signed: Tensor, bits: int | None) -> Tensor:
-    """Return the ids that `as_signed` gave, as int64, on the device where they are now."""
-    wide = signed.to(torch.int64)
-    return wide if bits is None else wide.bitwise_and_((1 << bits) - 1)

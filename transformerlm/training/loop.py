@@ -1,4 +1,8 @@
-"""One optimizer step and one evaluation: functions of a model and its batches, which know no configuration."""
+"""One optimizer step and one evaluation: functions of a model and its batches, which know no configuration.
+
+The plain form of a step is the body of the loop in docs/examples/minimal_train.py: batch, `cross_entropy`, `backward`,
+`clip_grad_norm`, `optimizer.step`. Added here are micro-batches, ranks, ignored targets and steps that are not made.
+"""
 
 from __future__ import annotations
 
@@ -106,8 +110,7 @@ def train_step(
     """
     shards = Shards.whole(model) if shards is None else shards
     parameters = shards.parameters.values()
-    own_tokens = sum(targets.numel() for _, targets in micro_batches)
-    num_tokens = num_tokens or own_tokens
+    num_tokens = num_tokens or sum(targets.numel() for _, targets in micro_batches)
     shards.drop_gradients()
     loss = _accumulate_gradients(
         model,
@@ -121,17 +124,17 @@ def train_step(
     )
     with nvtx.range("optimizer"):
         shards.take_gradients()
-        told = flags() if shards.world.is_distributed else ()
-        own = _own_numbers(loss * own_tokens, micro_batches, reading=reading, flags=told)
+        own_flags = flags() if shards.world.is_distributed else ()
+        own = _own_numbers(loss, micro_batches, reading=reading, flags=own_flags)
         sums, norm = shards.sum_with_norm(own, grad_norm(parameters))
         if reading.some_ignored:  # the gradients are those of a mean over all targets
             norm = _count_learnt_alone(parameters, norm, num_tokens / sums[1])
         scale_gradients(parameters, max_grad_norm or math.inf, norm)
-        on_their_way = to_host(torch.cat((sums[:1], norm.to(sums).view(1), sums[1:])))
-        number = sums[1] if reading.some_ignored else num_tokens
-        under_way = _begin_step(optimizer, sums[0], number, norm, max_loss=max_loss, learning_rate=learning_rate)
+        pending = to_host(torch.cat((sums[:1], norm.to(sums).view(1), sums[1:])))
+        num_learnt = sums[1] if reading.some_ignored else num_tokens
+        begun = _begin_step(optimizer, sums[0], num_learnt, norm, max_loss=max_loss, learning_rate=learning_rate)
         # The one time that a step waits for the device, but for `batch_loss` where targets are ignored.
-        total_loss, joint_norm, *summed = on_their_way()
+        total_loss, joint_norm, *summed = pending()
         if reading.some_ignored:
             num_tokens = int(summed.pop(0))
         mean_loss = total_loss / num_tokens if num_tokens else math.nan
@@ -139,7 +142,7 @@ def train_step(
         if trouble is None:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            optimizer.step() if under_way is None else under_way.count_step()
+            optimizer.step() if begun is None else begun.count_step()
         else:
             shards.drop_gradients()
     return StepResult(mean_loss, joint_norm, num_tokens, learning_rate, trouble, tuple(summed))
@@ -148,7 +151,7 @@ def train_step(
 def _own_numbers(
     total_loss: Tensor, micro_batches: Sequence[Batch], *, reading: Reading, flags: Sequence[float]
 ) -> Tensor:
-    """Return what this rank adds to the sums over all: its loss, how many targets it learns if not all, and `flags`."""
+    """Return this rank's summed loss, its number of learnt targets if some are ignored, and `flags`."""
     learnt = [reading.num_learnt(targets) for _, targets in micro_batches] if reading.some_ignored else []
     counts = [torch.stack(learnt).sum()] if learnt else []
     # The device fills the flags in: it would have to be waited for before a copy from here.
@@ -186,24 +189,23 @@ def _accumulate_gradients(
     reading: Reading,
     shards: Shards,
 ) -> Tensor:
-    """Add up the gradients of the micro-batches `(batch, seq)`, and return the mean loss of this rank's, a scalar.
+    """Add up the gradients of the micro-batches `(batch, seq)`, and return this rank's summed loss in nats, a scalar.
 
     Each adds the gradient of its share of the loss, so that k micro-batches of b sequences give the gradient of one
     batch of k b. The ranks' gradients are averaged, whatever their numbers of tokens, so each share is counted as often
     as there are ranks.
     """
     loss = torch.zeros((), dtype=torch.float32, device=micro_batches[0][0].device)
-    own_tokens = sum(targets.numel() for _, targets in micro_batches)
     for number, ((inputs, targets), keys) in enumerate(zip(micro_batches, dropout_keys, strict=True), 1):
         shards.begin_micro_batch(is_last=number == len(micro_batches))
         with nvtx.range("forward"), autocast():
             # Without targets of its own a rank computes any loss, and counts it as nothing: it only keeps in step.
             theirs = targets if len(targets) else inputs
-            entropy, minimised = batch_loss(model, inputs, theirs, z_loss=z_loss, dropout_keys=keys, reading=reading)
+            nats, objective = batch_loss(model, inputs, theirs, z_loss=z_loss, dropout_keys=keys, reading=reading)
         share = targets.numel() / num_tokens
         with nvtx.range("backward"):
-            (minimised * (share * shards.world.world_size)).backward()  # type: ignore[no-untyped-call]
-        loss += entropy.detach() * (targets.numel() / own_tokens)
+            (objective * (share * shards.world.world_size)).backward()  # type: ignore[no-untyped-call]
+        loss += nats.detach() * targets.numel()
     return loss
 
 
@@ -234,12 +236,13 @@ def batch_loss(
     # The host waits here for the number of places. With a mask as an index it would wait at each use of it.
     places = (targets.flatten() != IGNORED).nonzero().squeeze(1)  # (learnt,)
     if not len(places):
-        nothing = 0.0 * (hidden.sum() + weight.sum())  # so that a backward pass meets all weights, as on other ranks
+        # The backward pass must reach every weight, as on other ranks.
+        nothing = 0.0 * (hidden.sum() + weight.sum())
         return nothing.detach(), nothing
     learnt = partial(torch.index_select, dim=0, index=places)
-    entropy, minimised = loss(learnt(hidden.flatten(0, 1)), weight, learnt(targets.flatten()))
+    nats, objective = loss(learnt(hidden.flatten(0, 1)), weight, learnt(targets.flatten()))
     share = reading.num_learnt(targets) / targets.numel()
-    return entropy * share, minimised * share
+    return nats * share, objective * share
 
 
 @torch.no_grad()

@@ -58,6 +58,6 @@ def training_loss(
     logits = hidden @ weight.T  # (..., vocab)
     if soft_cap is not None:
         logits = functional.soft_cap(logits, soft_cap)
-    entropy = cross_entropy(logits, targets)
+    nats = cross_entropy(logits, targets)
     log_z = upcast(logits).logsumexp(dim=-1)  # (...)
-    return entropy.detach(), entropy + z_loss * log_z.square().mean()
+    return nats.detach(), nats + z_loss * log_z.square().mean()

@@ -66,7 +66,10 @@ def foreach_muon_step(
     weight_decay: float,
     precision: Precision = "fp32",
 ) -> None:
-    """Update many matrices as `muon_step` updates one; those of one shape are made orthogonal together."""
+    """Update many matrices as `muon_step` updates one; those of one shape are made orthogonal together.
+
+    Item i of each list belongs to matrix i.
+    """
     torch._foreach_mul_(buffers, momentum)
     torch._foreach_add_(buffers, grads)
     updates = orthogonalize_all(list(torch._foreach_add(grads, buffers, alpha=momentum)), precision)
@@ -104,7 +107,7 @@ class Muon(AdamW):
             group.setdefault("momentum", momentum)
             for p in group["params"] if group["orthogonal"] else ():
                 if p.ndim != 2:
-                    raise ValueError(f"Muon: what is made orthogonal must be a matrix, got shape {tuple(p.shape)}")
+                    raise ValueError(f"Muon: an orthogonal group takes matrices only, got shape {tuple(p.shape)}")
 
     def can_step_where(self) -> bool:
         """Return whether there are no matrices to make orthogonal: that takes longer than a wait."""

@@ -1,4 +1,9 @@
-"""AdamW and SGD from scratch, gradient clipping by norm, and the choice of which parameters decay.
+"""SGD and AdamW from scratch, gradient clipping by norm, and the choice of which parameters decay.
+
+Stochastic gradient descent with momentum (Polyak 1964), for the gradient g:
+
+    v <- momentum v + g + weight_decay w
+    w <- w - lr v
 
 AdamW (Loshchilov & Hutter 2019, algorithm 2; the decay is scaled by the learning rate), for the gradient g of step t:
 
@@ -10,8 +15,8 @@ AdamW (Loshchilov & Hutter 2019, algorithm 2; the decay is scaled by the learnin
 m and v begin as 0, so early means are too small; m' and v' correct that. `adamw_step` is this for one parameter,
 `foreach_adamw_step` the same for a list of them, with fewer passes over memory.
 
-Updates and states are fp32, or fp64 for parameters in fp64. On a GPU one update covers all parameters in a few kernels,
-or, where Triton works, takes one kernel for each, which itself asks whether the step may be made
+Updates and states are fp32, or fp64 for parameters in fp64. On a GPU an update of AdamW covers all parameters in a few
+kernels, or, where Triton works, takes one kernel for each, which itself asks whether the step may be made
 (`fast/adamw_kernel.py`). On a CPU it goes one parameter at a time, which stays in the cache.
 """
 
@@ -33,6 +38,17 @@ from transformerlm.utils.triton_kernels import can_launch
 
 Group = dict[str, Any]
 _NUMBERS_AT_ONCE = 1 << 26  # of a device's parameters in one update, which has a temporary tensor of each
+
+
+def sgd_step(
+    weight: Tensor, grad: Tensor, velocity: Tensor | None, *, lr: float, momentum: float, weight_decay: float
+) -> None:
+    """Update one parameter and its velocity (None: no momentum) in place, all of one shape."""
+    if weight_decay:
+        grad = grad.add(weight, alpha=weight_decay)
+    if velocity is not None:
+        grad = velocity.mul_(momentum).add_(grad)
+    weight.sub_(grad, alpha=lr)
 
 
 def adamw_step(
@@ -69,7 +85,10 @@ def foreach_adamw_step(
     eps: float,
     weight_decay: float,
 ) -> None:
-    """Update many parameters as `adamw_step` updates one; on a GPU each line is one kernel for all of them."""
+    """Update many parameters as `adamw_step` updates one; on a GPU each line is one kernel for all of them.
+
+    Item i of each list belongs to parameter i, and `steps[i]` counts from 1.
+    """
     beta1, beta2 = betas
     if weight_decay:
         torch._foreach_mul_(weights, 1.0 - lr * weight_decay)
@@ -86,7 +105,7 @@ def foreach_adamw_step(
 
 
 class _WideStateOptimizer(Optimizer):
-    """What SGD and AdamW share: the walk over the parameters, and states in at least fp32, also after loading."""
+    """What all optimizers here share: the walk over the parameters, and states in at least fp32, also after loading."""
 
     # torch hides these from its compiler, and imports it for that, which takes a second or two and 100 MB.
     add_param_group = unwrap(Optimizer.add_param_group)
@@ -148,10 +167,9 @@ class _WideStateOptimizer(Optimizer):
 
 
 class SGD(_WideStateOptimizer):
-    """Stochastic gradient descent with optional momentum, `v = momentum v + g; w -= lr (v + weight_decay w)`.
+    """Stochastic gradient descent with optional momentum: `sgd_step` for every parameter.
 
-    The decay is added to the gradient before the momentum, as in torch.optim.SGD. Raises ValueError for values out of
-    range.
+    The decay is part of the gradient, as in torch.optim.SGD. Raises ValueError for values out of range.
     """
 
     def __init__(self, params: Any, lr: float = 1e-3, *, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
@@ -159,14 +177,10 @@ class SGD(_WideStateOptimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     def _update(self, params: list[Tensor], weights: list[Tensor], grads: list[Tensor], group: Group) -> None:
-        if group["weight_decay"]:
-            grads = list(torch._foreach_add(grads, weights, alpha=group["weight_decay"]))
-        if group["momentum"]:
-            velocities = self._moments(params, "momentum_buffer")
-            torch._foreach_mul_(velocities, group["momentum"])
-            torch._foreach_add_(velocities, grads)
-            grads = velocities
-        torch._foreach_add_(weights, grads, alpha=-group["lr"])
+        velocities = self._moments(params, "momentum_buffer") if group["momentum"] else [None] * len(params)
+        settings = {name: group[name] for name in ("lr", "momentum", "weight_decay")}
+        for weight, grad, velocity in zip(weights, grads, velocities, strict=True):
+            sgd_step(weight, grad, velocity, **settings)
 
 
 class AdamW(_WideStateOptimizer):
@@ -287,7 +301,7 @@ def _wide(tensor: Tensor) -> torch.dtype:
 
 
 def _buckets(params: list[Tensor]) -> list[list[Tensor]]:
-    """Return one parameter of the host at a time, and of a device so many that what an update needs stays small."""
+    """Return CPU parameters one at a time, and a device's in lists small enough for an update's temporaries."""
     buckets: list[list[Tensor]] = []
     room = -1
     for p in params:

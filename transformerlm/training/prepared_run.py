@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from config.train import TrainConfig
 from transformerlm.distributed.sharding import Shards
 from transformerlm.models.transformer import TransformerLM
-from transformerlm.training.data import RunData
+from transformerlm.training.run_data import RunData
 from transformerlm.training.runtime import Runtime
 from transformerlm.training.state import TrainState
 from transformerlm.training.trainer import Trainer

@@ -52,7 +52,9 @@ def _said(value: object) -> object:
 
 
 def check_same_architecture(directory: Path, config: TrainConfig) -> None:
-    """Refuse a checkpoint whose weights do not fit the configured model; the context may be longer or shorter.
+    """Refuse a checkpoint whose weights do not fit the configured model.
+
+    The context may be longer or shorter, and the rotary embedding be scaled for it.
 
     Raises:
         ValueError: they do not fit; each key that differs is named with both values.
@@ -60,7 +62,7 @@ def check_same_architecture(directory: Path, config: TrainConfig) -> None:
     different = [
         f"{name} is {theirs} there, {ours} here"
         for name, theirs, ours in _other_settings(load_config_of(directory), config)
-        if name != "model.context_length"
+        if name not in ("model.context_length", "model.rope_theta", "model.rope_scaling")
     ]
     if different:
         raise ValueError(

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from config.io import dump_toml
 from config.train import TrainConfig
 from transformerlm.checkpoints import chat_format, document_ids
+from transformerlm.checkpoints.directory import step_name
 from transformerlm.checkpoints.load import load_optimizer, load_weights
 from transformerlm.checkpoints.more_tokens import EXTENDED
 from transformerlm.checkpoints.optimizer_state import OptimizerState
@@ -22,14 +23,15 @@ from transformerlm.distributed.sharding import Shards
 from transformerlm.distributed.world import is_main, together
 from transformerlm.training import resume_checks
 from transformerlm.training.build import measured_on
-from transformerlm.training.data import RunData
+from transformerlm.training.run_data import RunData
 from transformerlm.training.runtime import Runtime
 from transformerlm.training.spike_guard import GuardState
 from transformerlm.training.state import TrainState
 from transformerlm.utils.seed import rng_state, set_rng_state
 
 _MEASURED_ON = "measured_on"
-# The checkpoints of earlier versions lack these.
+_UNSAID = ("valid_context_length", "valid_mask_sha256", "document_mask")
+# The checkpoints of earlier versions lack these, too.
 _LATER = ("guard", "lowest_val_loss", "patience_val_loss", "validations_since_lowest", "seconds", "elapsed_s")
 
 
@@ -70,16 +72,25 @@ class SavedRun:
         state.guard = GuardState(**self.values["guard"])
         if self._is_measured_otherwise(config, data):
             state.forget_validations()
+        elif self.best is None:
+            state.best_val_loss = state.best_step = None
         return state
 
-    def _is_measured_otherwise(self, config: TrainConfig, data: RunData) -> bool:
-        before = self.values.get(_MEASURED_ON)  # checkpoints of earlier versions lack it
-        return isinstance(before, dict) and "valid_sha256" in before and before != measured_on(config, data)
-
     @property
-    def is_best(self) -> bool:
-        """Whether the checkpoint is the one that `best` points to."""
-        return bool(self.values["best_step"] == self.values["step"])
+    def best(self) -> Path | None:
+        """The checkpoint beside it with the lowest validation loss so far; None: there is none, or it is gone."""
+        step = self.values["best_step"]
+        found = None if step is None else self.directory.with_name(step_name(step))
+        return found if found is not None and found.is_dir() else None
+
+    def _is_measured_otherwise(self, config: TrainConfig, data: RunData) -> bool:
+        before = self.values.get(_MEASURED_ON)  # checkpoints of earlier versions lack it, or some of it
+        if not isinstance(before, dict) or "valid_sha256" not in before:
+            return False
+        now = {
+            name: value for name, value in measured_on(config, data).items() if name in before or name not in _UNSAID
+        }
+        return now != before
 
     def check(self, config: TrainConfig, data: RunData, *, runtime: Runtime) -> None:
         """Refuse a checkpoint of another run; warn, on one rank, if the resumed run may differ in its last bits.

@@ -35,22 +35,13 @@ from transformerlm.training.build import (
     sequences_per_pass,
     token_bytes,
 )
-from transformerlm.training.data import (
-    ORDERS,
-    Batch,
-    Prefetcher,
-    RunData,
-    get_batch,
-    made_ahead,
-    reading_of,
-    rows_of,
-    rows_of_part,
-    sequential_batches,
-)
+from transformerlm.training.data import ORDERS, Batch, get_batch, rows_of_part, sequential_batches
 from transformerlm.training.document_rows import DocumentRows
 from transformerlm.training.dropout_keys import dropout_keys
 from transformerlm.training.loop import EvalResult, StepResult, evaluate, train_step
 from transformerlm.training.norm_metrics import NormRecorder
+from transformerlm.training.prefetch import Prefetcher, made_ahead
+from transformerlm.training.run_data import RunData, reading_of, rows_of
 from transformerlm.training.runtime import Runtime
 from transformerlm.training.saved_run import SavedRun, snapshot
 from transformerlm.training.schedule import timed_learning_rate
@@ -194,7 +185,7 @@ class Trainer:
         state = self.state
         return self.timetable.agenda(
             state.step,
-            seconds=state.seconds,
+            seconds=state.time_used,
             validations_since_lowest=state.validations_since_lowest,
             signal=signal,
             stop=stop,

@@ -15,7 +15,7 @@ from transformerlm.inference.fast import decoder as decoder_module
 from transformerlm.inference.generate import Batcher, Decoder, answer
 from transformerlm.inference.penalties import Penalties
 from transformerlm.inference.requests import Drawn, Finished, PromptScored, Request, TokenLogprobs
-from transformerlm.inference.sampling import SamplingParams
+from transformerlm.inference.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0)
 

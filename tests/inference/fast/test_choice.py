@@ -11,7 +11,8 @@ import torch
 from transformerlm.inference import sampling
 from transformerlm.inference.fast import choice as choice_module
 from transformerlm.inference.fast import choice_kernels, uncompiled
-from transformerlm.inference.sampling import SamplingParams, choose, sample
+from transformerlm.inference.sampling import choose, sample
+from transformerlm.inference.sampling_params import SamplingParams
 from transformerlm.utils.plain_forms import plain_forms
 
 SETTINGS: list[dict[str, Any]] = [

@@ -13,7 +13,9 @@ from tests.inference.helpers import make_model
 from transformerlm.inference.fast.decoder import Decoder
 from transformerlm.inference.fast.prompt_lookup import PromptLookup, _check_draft
 from transformerlm.inference.generate import generate, stream
-from transformerlm.inference.sampling import NUM_AHEAD, RandomNumbers, SamplingParams, top_k_filter, top_p_filter
+from transformerlm.inference.random_numbers import NUM_AHEAD, RandomNumbers
+from transformerlm.inference.sampling import top_k_filter, top_p_filter
+from transformerlm.inference.sampling_params import SamplingParams
 
 REPEATING = [5, 9, 200, 7, 5, 9, 200, 7, 5, 9]
 

@@ -31,8 +31,9 @@ from transformerlm.inference.fast.decoder import Decoder
 from transformerlm.inference.fast.prefix_cache import PrefixCache, put_back
 from transformerlm.inference.logprobs import log_probabilities
 from transformerlm.inference.penalties import Occurrences, adjust
+from transformerlm.inference.random_numbers import RandomNumbers
 from transformerlm.inference.requests import Drawn, Event, Finished, FinishReason, PromptScored, Request, TokenLogprobs
-from transformerlm.inference.sampling import RandomNumbers, sample
+from transformerlm.inference.sampling import sample
 from transformerlm.utils.threads import at_most
 
 SMALLEST_CHUNK = 16

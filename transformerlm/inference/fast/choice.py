@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from types import ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from transformerlm.inference.fast.uncompiled import reason_of, warn_once
 from transformerlm.inference.row_sums import row_sums
+from transformerlm.inference.sampling_params import SamplingParams
 from transformerlm.utils.dtypes import upcast
 
 Floats = NDArray[np.floating[Any]]
@@ -38,37 +39,17 @@ _IN_CACHE = 1 << 17
 _BLOCK = 16
 
 
-class Settings(Protocol):
-    """The fields of `SamplingParams`; equal ones have equal hashes."""
-
-    @property
-    def temperature(self) -> float:
-        """Divides the logits."""
-
-    @property
-    def top_k(self) -> int | None:
-        """How many are kept at most."""
-
-    @property
-    def top_p(self) -> float:
-        """The probability that is kept at least."""
-
-    @property
-    def min_p(self) -> float:
-        """The share of the greatest probability that is enough."""
-
-
-def choose(logits: Tensor, params: Sequence[Settings], shares: Tensor) -> Tensor | None:
+def choose(logits: Tensor, params: Sequence[SamplingParams], uniforms: Tensor) -> Tensor | None:
     """Return what the plain form does, or None on a GPU, which sorts fast."""
     if logits.device.type != "cpu":
         return None
     logits, groups = upcast(logits).contiguous(), _groups(tuple(params))
     if len(groups) == 1:
-        return torch.from_numpy(_choose(logits, groups[0], shares.numpy()))
+        return torch.from_numpy(_choose(logits, groups[0], uniforms.numpy()))
     ids = torch.empty(len(logits), dtype=torch.int64)
     for group in groups:
         rows = torch.from_numpy(group.rows)
-        ids[rows] = torch.from_numpy(_choose(logits.index_select(0, rows), group, shares.numpy()[group.rows]))
+        ids[rows] = torch.from_numpy(_choose(logits.index_select(0, rows), group, uniforms.numpy()[group.rows]))
     return ids
 
 
@@ -84,7 +65,7 @@ class _Group(NamedTuple):
 
 
 @lru_cache(maxsize=256)  # mostly the same from step to step
-def _groups(params: tuple[Settings, ...]) -> list[_Group]:
+def _groups(params: tuple[SamplingParams, ...]) -> list[_Group]:
     kinds: dict[str, list[int]] = {}
     for row, each in enumerate(params):
         order = "top_k" if each.top_k is not None else "top_p" if each.top_p < 1.0 else "ids"
@@ -92,7 +73,7 @@ def _groups(params: tuple[Settings, ...]) -> list[_Group]:
     return [_group(kind, [params[row] for row in rows], rows) for kind, rows in kinds.items()]
 
 
-def _group(kind: str, params: list[Settings], rows: list[int]) -> _Group:
+def _group(kind: str, params: list[SamplingParams], rows: list[int]) -> _Group:
     smallest = torch.finfo(torch.float32).tiny  # as `apply_temperature` has it
     temperatures = torch.tensor([max(each.temperature, smallest) for each in params]).unsqueeze(-1)
     top_p, min_p = np.array([each.top_p for each in params]), np.array([each.min_p for each in params])
@@ -106,7 +87,7 @@ def _group(kind: str, params: list[Settings], rows: list[int]) -> _Group:
     )
 
 
-def _choose(logits: Tensor, group: _Group, shares: Floats) -> Ints:
+def _choose(logits: Tensor, group: _Group, uniforms: Floats) -> Ints:
     """Return the ids `(rows)` of one group, -1 where a row cannot be drawn from."""
     if group.is_greedy:
         ids: Ints = logits.numpy().argmax(axis=-1)  # 20 times as fast as torch's; the place of a NaN where there is one
@@ -114,18 +95,18 @@ def _choose(logits: Tensor, group: _Group, shares: Floats) -> Ints:
         return ids
     kernels = _kernels()
     if kernels is not None and group.top_k is None and group.min_p is None and logits.dtype == torch.float32:
-        return _choose_compiled(kernels, logits, group, shares)
+        return _choose_compiled(kernels, logits, group, uniforms)
     top = logits.amax(dim=-1, keepdim=True)  # (rows, 1)
     shifted = logits - top
     if group.temperature is not None:
         shifted /= group.temperature.to(shifted.dtype)
     weights = shifted.exp_().numpy()  # of the most likely id: 1
     if group.top_k is not None:
-        ids = _from_top_k(weights, group, shares)
+        ids = _from_top_k(weights, group, uniforms)
     elif group.top_p is not None:
-        ids = _from_top_p(weights, group, shares)
+        ids = _from_top_p(weights, group, uniforms)
     else:
-        ids = _from_all(weights, group, shares)
+        ids = _from_all(weights, group, uniforms)
     ids[~np.isfinite(top.numpy()[:, 0])] = -1
     return ids
 
@@ -152,13 +133,13 @@ def _compiled_kernels() -> ModuleType | None:
     return choice_kernels
 
 
-def _choose_compiled(kernels: ModuleType, logits: Tensor, group: _Group, shares: Floats) -> Ints:
+def _choose_compiled(kernels: ModuleType, logits: Tensor, group: _Group, uniforms: Floats) -> Ints:
     """Return what `_choose` does, by compiled loops where they are sure, a few rows at a time."""
     few = max(1, _IN_CACHE // logits.shape[1])
     if len(logits) > few:
         parts = [slice(first, first + few) for first in range(0, len(logits), few)]
         return np.concatenate(
-            [_choose_compiled(kernels, logits[part], _part_of(group, part), shares[part]) for part in parts]
+            [_choose_compiled(kernels, logits[part], _part_of(group, part), uniforms[part]) for part in parts]
         )
     weights, tops = torch.empty_like(logits), np.empty(len(logits), np.float32)
     ids, numbers = np.empty(len(logits), np.int64), weights.numpy()
@@ -167,14 +148,14 @@ def _choose_compiled(kernels: ModuleType, logits: Tensor, group: _Group, shares:
     kernels.shift(logits.numpy(), temperatures, numbers, tops)
     weights.exp_()  # torch's own: another exp has other last bits, and the ids would differ now and then
     if group.top_p is None:
-        kernels.draw_from_all(numbers, shares, ids)
+        kernels.draw_from_all(numbers, uniforms, ids)
     else:
-        kernels.draw_from_top_p(numbers, row_sums(weights).numpy(), group.top_p, shares, ids)
+        kernels.draw_from_top_p(numbers, row_sums(weights).numpy(), group.top_p, uniforms, ids)
     is_finite = np.isfinite(tops)
     unsure = (ids == kernels.UNSURE) & is_finite
     if unsure.any():
         plain = _from_all if group.top_p is None else _from_top_p
-        ids[unsure] = plain(numbers[unsure], _part_of(group, unsure), shares[unsure])
+        ids[unsure] = plain(numbers[unsure], _part_of(group, unsure), uniforms[unsure])
     ids[~is_finite] = -1
     return ids
 
@@ -185,15 +166,15 @@ def _part_of(group: _Group, rows: slice | NDArray[np.bool_]) -> _Group:
     return group._replace(temperature=temperature, top_p=None if group.top_p is None else group.top_p[rows])
 
 
-def _from_all(weights: Floats, group: _Group, shares: Floats) -> Ints:
+def _from_all(weights: Floats, group: _Group, uniforms: Floats) -> Ints:
     """Draw in the order of the ids."""
     if group.min_p is not None:
         weights = weights * (weights >= group.min_p[:, None].astype(weights.dtype))
     sums = _sums(weights)
-    return _first(sums, shares * sums[:, -1], above=True)
+    return _first(sums, uniforms * sums[:, -1], above=True)
 
 
-def _from_top_k(weights: Floats, group: _Group, shares: Floats) -> Ints:
+def _from_top_k(weights: Floats, group: _Group, uniforms: Floats) -> Ints:
     """Draw from rows that all have a top-k."""
     assert group.top_k is not None, "the group says so"
     counts = np.minimum(group.top_k, weights.shape[1])
@@ -202,7 +183,7 @@ def _from_top_k(weights: Floats, group: _Group, shares: Floats) -> Ints:
     if group.top_p is not None:
         targets = group.top_p * sums[np.arange(len(sums)), counts - 1]
         counts = np.minimum(counts, 1 + _first(sums, targets, above=False))
-    return _draw(weights, ordered, sums, counts, group.min_p, shares)
+    return _draw(weights, ordered, sums, counts, group.min_p, uniforms)
 
 
 def _below_top_k(weights: Floats, counts: Ints) -> Floats:
@@ -219,7 +200,7 @@ def _below_top_k(weights: Floats, counts: Ints) -> Floats:
     return low
 
 
-def _from_top_p(weights: Floats, group: _Group, shares: Floats) -> Ints:
+def _from_top_p(weights: Floats, group: _Group, uniforms: Floats) -> Ints:
     """Draw from rows that have a top-p and no top-k."""
     assert group.top_p is not None, "the group says so"
     totals = row_sums(torch.from_numpy(weights)).numpy()  # (rows)
@@ -230,25 +211,25 @@ def _from_top_p(weights: Floats, group: _Group, shares: Floats) -> Ints:
     ordered = _descending(_at_least(weights, low[:, None]), size)
     sums = _sums(ordered)
     counts = 1 + _first(sums, group.top_p * totals, above=False)
-    ids = _draw(weights, ordered, sums, counts, group.min_p, shares)
+    ids = _draw(weights, ordered, sums, counts, group.min_p, uniforms)
     rest = (ordered[np.arange(len(ids)), np.minimum(counts, size) - 1] <= low) | (counts > size)
     if rest.any():  # the border may be anywhere
         ordered = _descending(weights[rest], weights.shape[1])
         sums = _sums(ordered)
         counts = 1 + _first(sums, (group.top_p * totals)[rest], above=False)
         ids[rest] = _draw(
-            weights[rest], ordered, sums, counts, None if group.min_p is None else group.min_p[rest], shares[rest]
+            weights[rest], ordered, sums, counts, None if group.min_p is None else group.min_p[rest], uniforms[rest]
         )
     return ids
 
 
-def _draw(weights: Floats, ordered: Floats, sums: Floats, counts: Ints, min_p: Floats | None, shares: Floats) -> Ints:
-    """Return the ids `(rows)` at the places in order where the sums of the first `counts` pass their shares."""
+def _draw(weights: Floats, ordered: Floats, sums: Floats, counts: Ints, min_p: Floats | None, uniforms: Floats) -> Ints:
+    """Return the ids `(rows)` at the places in order where the sums of the first `counts` pass their uniforms."""
     rows, last = np.arange(len(weights)), ordered.shape[1] - 1
     if min_p is not None:
         counts = np.minimum(counts, (ordered >= min_p[:, None].astype(ordered.dtype)).sum(axis=1))
     totals = sums[rows, (counts - 1).clip(0, last)]
-    places = _first(sums, shares * totals, above=True).clip(0, last)
+    places = _first(sums, uniforms * totals, above=True).clip(0, last)
     values = ordered[rows, places]
     matches = weights == values[:, None]  # (rows, vocab)
     ids: Ints = matches.argmax(axis=1)

@@ -28,6 +28,8 @@ _LEAST_WORK = 40_000_000
 _ROWS_TOGETHER = 4
 # So many ids of a prompt at least are worth a thread of their own, which begins a layer later.
 _IDS_TOGETHER = 16
+# The feed-forward layers whose activation `step_kernels` has.
+_COMPILED_FFNS = ("swiglu", "silu")
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -175,6 +177,8 @@ def why_not(settings: ModelSettings, *, device: torch.device, dtype: torch.dtype
         return "only fp32 on a CPU"
     if settings.norm_position == "post":
         return 'not norm_position = "post"'
+    if settings.ffn not in _COMPILED_FFNS:
+        return f"not ffn = {settings.ffn!r}"
     return _missing()
 
 

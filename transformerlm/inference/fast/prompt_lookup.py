@@ -21,7 +21,9 @@ from torch import Tensor
 
 from transformerlm.inference.fast.cache import DecoderCache
 from transformerlm.inference.fast.decoder import Decoder
-from transformerlm.inference.sampling import RandomNumbers, SamplingParams, sample
+from transformerlm.inference.random_numbers import RandomNumbers
+from transformerlm.inference.sampling import sample
+from transformerlm.inference.sampling_params import SamplingParams
 
 # How many ids must have occurred before: the longest match that is looked for, and the shortest that counts.
 _LONGEST, _SHORTEST = 4, 2

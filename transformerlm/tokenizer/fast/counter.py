@@ -185,7 +185,9 @@ class PieceCounter:
             ValueError: the distinct words need more memory than the limit.
         """
         several = self._num_threads > 1
-        with closing(map_in_order(self._count, chunks, num_workers=self._num_threads, threads=several)) as results:
+        with closing(
+            map_in_order(self._count, chunks, num_workers=self._num_threads, threads=several, caller_works=True)
+        ) as results:
             yield from results
 
     def add_up(self) -> int:

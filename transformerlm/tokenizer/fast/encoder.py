@@ -166,7 +166,7 @@ class CompiledEncoder:
         total = 0
         tasks = ((data, run) for run in _runs(segments))
         with closing(
-            map_in_order(self._encode_run, tasks, num_workers=num_threads, threads=num_threads > 1)
+            map_in_order(self._encode_run, tasks, num_workers=num_threads, threads=num_threads > 1, caller_works=True)
         ) as results:
             for ids, id_ends in results:
                 parts.append(ids)

@@ -87,7 +87,7 @@ class CompiledEngine:
         )
         lists: list[list[int]] = []
         with closing(
-            map_in_order(encode, batches, num_workers=num_workers if several else 1, threads=several)
+            map_in_order(encode, batches, num_workers=num_workers if several else 1, threads=several, caller_works=True)
         ) as results:
             for ids, ends in results:
                 numbers = self._numbers[ids]

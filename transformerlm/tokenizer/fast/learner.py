@@ -20,7 +20,6 @@ MAX_SLOTS = 1 << 31  # places are 32-bit
 _FIRST_PAIRS = 1 << 17  # never less than the 2^16 pairs of bytes
 _PAIR_BYTES = 56  # of all arrays with a row for each pair
 _MERGES_AT_ONCE = 256
-_HASH_START = 0x4F29CE4842
 
 
 def learn_merges(
@@ -117,12 +116,10 @@ class _Learner:
         self.tokens = train_kernels.Tokens(
             rows=np.zeros((num_tokens, train_kernels.TOKEN_COLUMNS), dtype=np.int64),
             spelled=np.zeros(16 * num_tokens, dtype=np.uint8),
-            known=np.full(4 * num_tokens + 1, train_kernels.NONE, dtype=np.int32),
         )
         self.tokens.spelled[:256] = np.arange(256)
         for value in range(256):
-            digest = ((_HASH_START ^ value) * train_kernels.HASH_FACTOR) & train_kernels.HASH_MASK
-            self.tokens.rows[value] = value, 1, digest, value << 48
+            self.tokens.rows[value] = value, 1, value << 48
         self.facts[train_kernels.NUM_TOKENS] = self.facts[train_kernels.NUM_BYTES] = 256
         self.sides: Array = np.zeros((num_tokens, train_kernels.SIDE_COLUMNS), dtype=np.int64)
         self.touched: Array = np.zeros(num_tokens, dtype=np.int32)

@@ -7,16 +7,13 @@ Part of: byte_chunks, encoder
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from transformerlm.tokenizer.fast.arrays import Array
-from transformerlm.tokenizer.fast.jit import byte_at, helper, kernel, word_at
+from transformerlm.tokenizer.fast.jit import byte_at, bytes_between, helper, kernel, lowest_bit
 from transformerlm.tokenizer.fast.unicode_tables import ASCII_KINDS, LETTER, NUMBER, OTHER, SPACE
 
-_HIGH_BITS, _EACH_BYTE = np.uint64(0x8080808080808080), np.uint64(0x0101010101010101)
-_SEVERAL = np.uint64(1)  # no byte repeated
+_U0, _U1, _U2, _U3, _U61, _U62, _U63 = (np.uint64(number) for number in (0, 1, 2, 3, 61, 62, 63))
 
 
 @helper
@@ -49,15 +46,49 @@ def first_invalid(data: Array, end: int) -> int:
 
     A character that the end cuts in two is invalid, as zeros follow it.
     """
-    place = 0
-    while place < end:
-        if word_at(data, place) & _HIGH_BITS == np.uint64(0):  # eight bytes of ASCII
-            place += 8
-            continue
-        width = character_width(data, place)
+    place = first_suspect(data, end)
+    begin = max(0, place - 1)
+    while begin > 0 and byte_at(data, begin) & 0xC0 == 0x80:  # back to where a character begins
+        begin -= 1
+    while begin < end:
+        width = character_width(data, begin)
         if width == 0:
+            return begin
+        begin += width
+    return end
+
+
+@helper
+def first_suspect(data: Array, end: int) -> int:
+    """Return the first place up to which all characters are valid, the end or where 64 bytes begin that are not.
+
+    Each number here has a bit for each of 64 bytes. A byte that begins a character of n bytes wants n - 1 bytes after
+    it that go on; four of them want a second byte from a part of these (Unicode 15, table 3-7).
+    """
+    place = 0
+    wanted, not_low, not_high, not_lowest, only_lowest = _U0, _U0, _U0, _U0, _U0  # by the 64 bytes before
+    while place < end:
+        high = bytes_between(data, place, 0, 0x80, 0x80)
+        if high | wanted == _U0:  # ASCII
+            place += 64
+            continue
+        goes_on = bytes_between(data, place, 0, 0x80, 0x40)
+        two = high & ~goes_on  # begins a character of two bytes or more
+        three, four = bytes_between(data, place, 0, 0xE0, 0x20), bytes_between(data, place, 0, 0xF0, 0x10)
+        if wanted | two << _U1 | three << _U2 | four << _U3 != goes_on:
             return place
-        place += width
+        if bytes_between(data, place, 0, 0xC0, 2) | bytes_between(data, place, 0, 0xF5, 11) != _U0:
+            return place
+        e0, ed = bytes_between(data, place, 0, 0xE0, 1), bytes_between(data, place, 0, 0xED, 1)
+        f0, f4 = bytes_between(data, place, 0, 0xF0, 1), bytes_between(data, place, 0, 0xF4, 1)
+        if e0 | ed | f0 | f4 | not_low | not_high | not_lowest | only_lowest != _U0:
+            upper, lowest = bytes_between(data, place, 0, 0xA0, 0x20), bytes_between(data, place, 0, 0x80, 0x10)
+            wrong = (e0 << _U1 | not_low) & ~upper | (ed << _U1 | not_high) & upper
+            if wrong | (f0 << _U1 | not_lowest) & lowest | (f4 << _U1 | only_lowest) & ~lowest != _U0:
+                return place
+        wanted = two >> _U63 | three >> _U62 | four >> _U61
+        not_low, not_high, not_lowest, only_lowest = e0 >> _U63, ed >> _U63, f0 >> _U63, f4 >> _U63
+        place += 64
     return end
 
 
@@ -84,10 +115,11 @@ def cut_segments(
         last: gets for each text the number of rows up to its end.
     """
     rows = 0
+    only = byte_at(spelled, 0) if first_bytes.sum() == 1 else -1
     for text in range(texts.shape[0]):
         start, end = texts[text, 0], texts[text, 1]
         while True:
-            stop, token = next_special_token(data, start, end, first_bytes, spelled, places)
+            stop, token = next_special_token(data, start, end, only, first_bytes, spelled, places)
             while stop - start > longest:
                 cut = safe_cut(data, start, start + longest, stop, kinds)
                 rows = add_segment(segments, rows, start, cut, -1)
@@ -108,39 +140,30 @@ def add_segment(segments: Array, rows: int, start: int, end: int, token: int) ->
     return rows + 1
 
 
-@kernel
+@helper
 def next_special_token(
-    data: Array, start: int, end: int, first_bytes: Array, spelled: Array, places: Array
+    data: Array, start: int, end: int, only: int, first_bytes: Array, spelled: Array, places: Array
 ) -> tuple[int, int]:
-    """Return where the next special token begins and which it is; the end and -1 if there is none."""
+    """Return where the next special token begins and which it is; the end and -1 if there is none.
+
+    `only` is the byte with which all of them begin, or -1.
+    """
     if places.size < 2:
         return end, -1
-    only = np.uint64(byte_at(spelled, 0)) * _EACH_BYTE
-    if first_bytes.sum() > 1:
-        only = _SEVERAL
     while start < end:
-        if only != _SEVERAL:  # eight bytes at a time, past all that have no byte equal to the only one
-            start = skip_other_bytes(data, start, end, only)
-        while start < end and not first_bytes[byte_at(data, start)]:
+        if only >= 0:
+            found = bytes_between(data, start, 0, only, 1)
+            start += lowest_bit(found)
+            if found == _U0:
+                continue
+        elif not first_bytes[byte_at(data, start)]:
             start += 1
-        if start < end:
-            token = special_token_at(data, start, end, spelled, places)
-            if token >= 0:
-                return start, token
-            start += 1
+            continue
+        token = special_token_at(data, start, end, spelled, places)
+        if token >= 0:
+            return start, token
+        start += 1
     return end, -1
-
-
-@helper
-def skip_other_bytes(data: Array, start: int, end: int, only: Any) -> int:
-    """Go on from `start` to the first eight bytes that hold a given byte (`only` repeats it), or to the end."""
-    while start < end:
-        difference = word_at(data, start) ^ only  # has a zero byte where they are equal
-        # Subtracting 1 from each byte sets its high bit if the byte was zero (or had that bit, which `~` rules out).
-        if (difference - _EACH_BYTE) & ~difference & _HIGH_BITS != np.uint64(0):
-            break
-        start += 8
-    return start
 
 
 @kernel

@@ -40,14 +40,13 @@ NUM_TOKENS, NUM_PAIRS, NUM_PLACES, HEAP_SIZE, LEVEL, NUM_BYTES = 0, 1, 2, 3, 4, 
 # Columns of `pairs`, one row for each pair; KEY is both its ids as one number.
 KEY, COUNT, FIRST_PLACE, PAIR_PLACES, PAIR_COLUMNS = 0, 1, 2, 3, 4
 # Columns of `tokens`: its bytes are `spelled[START : START + LENGTH]`, its first seven of them PREFIX as a number.
-START, LENGTH, HASH, PREFIX, TOKEN_COLUMNS = 0, 1, 2, 3, 4
+START, LENGTH, PREFIX, TOKEN_COLUMNS = 0, 1, 2, 3
 # Columns of `sides`: sums for each token that is left or right of the present merge's places.
 LEFT_COUNT, LEFT_PLACES, RIGHT_COUNT, RIGHT_PLACES, SIDE_COLUMNS = 0, 1, 2, 3, 4
 
 _KEY_MASK = (1 << 32) - 1
 _LARGEST_WEIGHT = (1 << 31) - 1
 _MIX = np.uint64(0x9E3779B97F4A7C15)
-HASH_FACTOR, HASH_MASK = 0x100000001B3, (1 << 40) - 1
 
 
 class Text(NamedTuple):
@@ -79,9 +78,8 @@ class Queue(NamedTuple):
 class Tokens(NamedTuple):
     """All tokens: bytes, then merges."""
 
-    rows: Array  # int64 (tokens, TOKEN_COLUMNS): START, LENGTH, HASH, PREFIX of each
+    rows: Array  # int64 (tokens, TOKEN_COLUMNS): START, LENGTH, PREFIX of each
     spelled: Array  # uint8: the bytes of all tokens, one after the other
-    known: Array  # int32: open addressing by HASH, a token's id or `NONE`: is a string of bytes a token already?
 
 
 @helper
@@ -263,48 +261,12 @@ def next_pair(queue: Queue, pairs: Pairs, tokens: Tokens, facts: Array) -> int:
         pair, count = queue.heap[0], queue.counts[0]
         take_top(queue, pairs, tokens, facts)
         if pairs.rows[pair, COUNT] == count:
-            if not is_known(pairs.rows[pair, KEY] >> 32, pairs.rows[pair, KEY] & _KEY_MASK, tokens):
-                return pair
-        elif pairs.rows[pair, COUNT] > 0:
+            return pair
+        if pairs.rows[pair, COUNT] > 0:
             wait(pair, queue, pairs, tokens, facts)
 
 
 # ---- Tokens -----------------------------------------------------------------------------------------------------
-
-
-@kernel
-def joined_hash(left: int, right: int, tokens: Tokens) -> int:
-    """Return the hash of two tokens' joined bytes, which goes on from that of the left one."""
-    result = tokens.rows[left, HASH]
-    for offset in range(tokens.rows[right, LENGTH]):
-        result = ((result ^ np.int64(tokens.spelled[tokens.rows[right, START] + offset])) * HASH_FACTOR) & HASH_MASK
-    return result
-
-
-@kernel
-def is_known(left: int, right: int, tokens: Tokens) -> bool:
-    """Return whether two tokens' joined bytes are a token already."""
-    length = tokens.rows[left, LENGTH] + tokens.rows[right, LENGTH]
-    digest = joined_hash(left, right, tokens)
-    place = digest % tokens.known.size
-    while tokens.known[place] != NONE:
-        token = tokens.known[place]
-        if tokens.rows[token, HASH] == digest and tokens.rows[token, LENGTH] == length:
-            same = True
-            for offset in range(length):
-                part, inner = left, offset
-                if offset >= tokens.rows[left, LENGTH]:
-                    part, inner = right, offset - tokens.rows[left, LENGTH]
-                if (
-                    tokens.spelled[tokens.rows[token, START] + offset]
-                    != tokens.spelled[tokens.rows[part, START] + inner]
-                ):
-                    same = False
-                    break
-            if same:
-                return True
-        place = (place + 1) % tokens.known.size
-    return False
 
 
 @kernel
@@ -320,11 +282,6 @@ def add_token(left: int, right: int, tokens: Tokens, facts: Array) -> int:
     for offset in range(7):  # seven bytes fit a signed number
         prefix = prefix << 8 | (np.int64(tokens.spelled[start + offset]) if offset < length else 0)
     tokens.rows[token, START], tokens.rows[token, LENGTH], tokens.rows[token, PREFIX] = start, length, prefix
-    tokens.rows[token, HASH] = joined_hash(left, right, tokens)
-    place = tokens.rows[token, HASH] % tokens.known.size
-    while tokens.known[place] != NONE:
-        place = (place + 1) % tokens.known.size
-    tokens.known[place] = token
     facts[NUM_TOKENS], facts[NUM_BYTES] = token + 1, start + length
     return token
 

@@ -20,9 +20,9 @@ from profiling import memory
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.build import build_model, build_optimizer, num_validation_windows, sequences_per_pass
-from transformerlm.training.data import RunData
 from transformerlm.training.eta import validations_left, work_left
 from transformerlm.training.loop import batch_loss
+from transformerlm.training.run_data import RunData
 from transformerlm.training.runtime import Runtime
 from transformerlm.training.timer import Timer, timed
 from transformerlm.training.trainer import Trainer

@@ -20,10 +20,11 @@ from transformerlm.models.settings import ModelSettings
 from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training.build import num_validation_rows
-from transformerlm.training.data import RunData, rows_of, sequential_batches
+from transformerlm.training.data import sequential_batches
 from transformerlm.training.planning.micro_batch import memory_by_part, memory_of_a_rank
 from transformerlm.training.reading import IGNORED
 from transformerlm.training.resume_checks import check_tokenizer_of_data
+from transformerlm.training.run_data import RunData, rows_of
 from transformerlm.utils.device import device_memory_bytes
 from transformerlm.utils.dtypes import Precision
 
