@@ -63,8 +63,8 @@ def bench_infer(config: BenchInferConfig) -> None:
     report = Report("infer_latency", environment | {"clock": config.measure.clock})
     for precision in config.precision:
         candidates, seconds = _candidates(model, peers, precision, clock)
-        facts = {"parameters": model.num_parameters(), "prepare_seconds": seconds}
-        facts["weight_bytes_per_step"] = weight_bytes(model, precision)
+        same = {"parameters": model.num_parameters(), "prepare_seconds": seconds}
+        facts = {name: same | {"weight_bytes_per_step": weight_bytes(model, precision, name)} for name in candidates}
         for batch_size, prompt_length in product(config.batch_size, config.prompt_length):
             note(f"{precision}, batch {batch_size}, prompt of {prompt_length} on {device}")
             params = {"precision": precision, "batch_size": batch_size, "prompt_length": prompt_length}
@@ -144,7 +144,7 @@ def _bench_case(
     models: dict[str, Any],
     *,
     params: dict[str, Any],
-    facts: dict[str, Any],
+    facts: dict[str, dict[str, Any]],
     report: Report,
     clock: Clock,
 ) -> None:
@@ -173,10 +173,9 @@ def _bench_case(
     )
     bandwidth = series.pop(_LIMIT)["bytes_per_second"]
     expected = calls[OURS](config.max_new_tokens)
-    bound = partial(_bound, bandwidth=bandwidth, num_bytes=facts["weight_bytes_per_step"])
     of_candidates: dict[str, dict[str, Any]] = {
-        name: bound(series[name][DECODE.name])
-        | facts
+        name: _bound(series[name][DECODE.name], bandwidth, facts[name]["weight_bytes_per_step"])
+        | facts[name]
         | ({} if name == OURS else {"ids_equal": call(config.max_new_tokens) == expected})
         for name, call in calls.items()
     }

@@ -61,23 +61,33 @@ def bench_train(config: BenchTrainConfig) -> None:
     with _empty_compiler_cache(any(config.compile)):
         import torch
 
-        from benchmarking.peers.training import LIBRARIES, is_available
+        from benchmarking.peers.training import LIBRARIES
         from transformerlm.utils.device import resolve_device
 
         if config.threads:
             torch.set_num_threads(config.threads)
         device = resolve_device(config.device)
         clock = clock_of(config.measure.clock, threads=torch.get_num_threads(), device=device.type)
-        for peer in config.peers:
-            if not is_available(peer):
-                note(f"{peer} is not installed: skipped (pip install {LIBRARIES[peer]})")
-        names = [OURS, *filter(is_available, config.peers)]
+        names = [OURS, *(peer for peer in config.peers if _is_usable(peer, config))]
         environment = describe(threads=torch.get_num_threads(), device=str(device), packages=[*LIBRARIES.values()])
         report = Report("train", environment | {"clock": config.measure.clock})
         for precision, compiled in product(config.precision, config.compile):
             note(f"{precision}{', compiled' if compiled else ''} on {device}: {', '.join(names)}")
             _bench_case(config, names, precision, compiled, report, clock)
     note(report.table())
+
+
+def _is_usable(peer: str, config: BenchTrainConfig) -> bool:
+    from benchmarking.peers.training import LIBRARIES, is_available, why_not
+    from transformerlm.models.settings import ModelSettings
+
+    if not is_available(peer):
+        note(f"{peer} is not installed: skipped (pip install {LIBRARIES[peer]})")
+        return False
+    choice = why_not(peer, asdict(ModelSettings(**config.model.model_dump())))
+    if choice is not None:
+        note(f"{peer} is skipped: it has no {choice}")
+    return choice is None
 
 
 def _bench_case(
@@ -102,8 +112,8 @@ def _bench_case(
             for name in names
         }
         first = {name: _first_step(call) for name, call in calls.items()}
-        for quantity in (FIRST_STEP, MEMORY):
-            report.add(quantity, first, params=params, warmup=0)
+        report.add(FIRST_STEP, first, params=params, warmup=0, facts={name: {"clock": "wall"} for name in first})
+        report.add(MEMORY, first, params=params, warmup=0)
         if len(names) > 1 and calls[OURS]("keeps_memory"):
             plain = partial(TrainingSteps, default_allocator=True)
             calls[_DEFAULT_ALLOCATOR] = stack.enter_context(

@@ -149,7 +149,7 @@ class Report:
             series: as `run_rounds` returns it.
             params: what was measured: sizes, precision, ...
             warmup: rounds that were not counted.
-            facts: candidate -> more entries for its line.
+            facts: candidate -> more entries for its line; they override those that all lines have.
             ours_with: settings under which ours ran in the same rounds as well -> what it measured then. A peer's line
                 has our ratio with each of them too.
         """
@@ -166,7 +166,7 @@ class Report:
                 for name, own in ours.items():
                     speedup = vars(summarise(speedups(own, values, quantity))) if own else {}
                     line |= {f"speedup{name}.{what}": value for what, value in speedup.items()}
-            line |= dict((facts or {}).get(candidate, {})) | common
+            line |= common | dict((facts or {}).get(candidate, {}))
             print(json.dumps(line), file=self._out, flush=True)
             self._results.append(line)
 

@@ -34,6 +34,7 @@ class _Subject:
 
     path: Path
     answers: Iterator[Answer]
+    end_strings: tuple[str, ...] = ()
     given: dict[int, str | None] = field(default_factory=dict)
     """None: the answer had not ended when it was long enough."""
 
@@ -59,6 +60,7 @@ def evaluate_answers(config: EvalConfig) -> int:
         subjects = [_subject(config, path, questions) for path in paths]
     for named, path in zip(config.checkpoints, paths, strict=True):
         note(described(named, path))
+    _note_out_of_reach(subjects, questions)
     stopped_by = _answer_all(config, subjects, questions)
     answered = range(_num_answered(subjects))
     record = _record(config, subjects, [questions[number] for number in answered], answered, questions)
@@ -66,6 +68,17 @@ def evaluate_answers(config: EvalConfig) -> int:
     _show(record, subjects, questions)
     print_record(record)
     return STOP_CODES["SIGINT"] if stopped_by == "SIGINT" else 0
+
+
+def _note_out_of_reach(subjects: Sequence[_Subject], questions: Sequence[Question]) -> None:
+    """Say of each way to end an answer how many right answers it cuts short."""
+    from transformerlm.evaluation.answers import count_out_of_reach
+
+    for end_strings in dict.fromkeys(subject.end_strings for subject in subjects):
+        if cut := count_out_of_reach(questions, end_strings):
+            ends = ", ".join(json.dumps(end, ensure_ascii=False) for end in end_strings)
+            held = f"{cut:,} of {len(questions):,} right answers hold the string that ends an answer ({ends})"
+            note(f"{held}: none of these can be right")
 
 
 def _drawn(config: EvalConfig, questions: list[Question]) -> list[Question]:
@@ -124,8 +137,9 @@ def _subject(config: EvalConfig, path: Path, questions: Sequence[Question]) -> _
         max_new_tokens=config.max_new_tokens,
         ends=frozenset({*predictor.document_ids.eos_token_ids, *renderer.end_ids}),
         stop=renderer.end_strings,
+        start_id=predictor.start_id,
     )
-    return _Subject(path, given)
+    return _Subject(path, given, renderer.end_strings)
 
 
 def _format(config: EvalConfig, path: Path) -> ChatFormat:
@@ -170,7 +184,7 @@ def _record(
     questions: Sequence[Question],
 ) -> dict[str, Any]:
     """Return what the JSON line says of settings and results; `numbers` are those of the questions answered by all."""
-    from transformerlm.evaluation.answers import compare_answers, score_answers, score_by_kind
+    from transformerlm.evaluation.answers import compare_answers, count_out_of_reach, score_answers, score_by_kind
 
     drawing: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
     settings = drawing | {
@@ -181,6 +195,7 @@ def _record(
     rights = [[subject.is_right(questions, number) for number in numbers] for subject in subjects]
     for letter, subject, right in zip(("a.", "b.") if len(subjects) > 1 else ("",), subjects, rights, strict=True):
         found = score_answers(answered, right, **drawing)
+        found["out_of_reach"] = count_out_of_reach(answered, subject.end_strings)
         record[f"{letter}checkpoint"] = str(subject.path)
         record |= {f"{letter}metrics.{name}": value for name, value in found.items()}
         record[f"{letter}kinds"] = score_by_kind(answered, right, **drawing)

@@ -137,8 +137,11 @@ def _say_how_to_open(config: ExportConfig) -> None:
 
     path = str(modelfile_path(config.output))
     name = re.sub(r"[^a-z0-9_.-]+", "-", config.output.stem.lower()).strip("-.") or "model"
-    command = shlex.join(["ollama", "create", name, "-f", path])
-    note("\n".join(hint_lines([("open it with Ollama", command)])))
+    hints = [
+        ("open it with Ollama", shlex.join(["ollama", "create", name, "-f", path])),
+        ("then write or chat with it", shlex.join(["ollama", "run", name])),
+    ]
+    note("\n".join(hint_lines(hints)))
 
 
 def _export_tokenizer_json(config: ExportConfig) -> str:

@@ -62,10 +62,10 @@ def encode(task: Task) -> tuple[Text, Speed, float]:
     speed, spent = _time_steps(task, size)
     began = time.monotonic()
     amount = choice.choose_bytes(size, speed, task.seconds, most_context=_most_context(task))
-    files = list(task.files)
+    files = [Path(file) for file in task.files]
     if amount.value < size:
         part = _part_of(task, amount.value / size, why=amount.why)
-        files, size = [str(part)], part.stat().st_size
+        files, size = [part], part.stat().st_size
     tokenizer = task.home / "tokenizer"
     vocab_size = choice.choose_vocab_size(size, task.seconds).value
     run_stage(

@@ -177,7 +177,7 @@ def _groups(config: InferConfig, prompts: list[str]) -> Iterator[_Group]:
 def _samples(config: InferConfig, prompts: Iterable[tuple[int, str]]) -> Iterator[_Sample]:
     for index, prompt in prompts:
         for number in range(index * config.num_samples, (index + 1) * config.num_samples):
-            yield _Sample(number, prompt, config.seed + number)
+            yield _Sample(number, prompt, (config.seed + number) % _SEEDS)
 
 
 def _answers(predictor: Predictor, config: InferConfig, group: _Group) -> Iterator[dict[str, Any]]:
@@ -245,6 +245,7 @@ def _as_prompt(text: str) -> str:
 
 _LOG_NAMES = {"top_p": "p"}
 _MAX_LOGGED_CHARS = 1000
+_SEEDS = 2**63  # as transformerlm-serve numbers its choices
 
 
 def _kept(stream: Iterator[str], pieces: list[str]) -> Iterator[str]:

@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def scaling(config: ScalingConfig) -> int:
     """Fit a scaling law and return the exit code."""
-    with records_as(config.output.format):
+    keeps_files = not config.dry_run and (config.base is not None or config.dir is not None)
+    with records_as(config.output.format, in_files=keeps_files):
         return _scaling(config)
 
 

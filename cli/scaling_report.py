@@ -120,11 +120,12 @@ def rollout_lines(rollout: Rollout | str) -> Iterator[str]:
         f"{'rollout':<10}a fit to the {len(rollout.fit.points)} cheaper runs predicts the {number} most expensive "
         f"{errors.mean():+.2%} off"
     )
+    inside = rollout.inside
     if number > 1:
-        size = f"{abs(errors).mean():.2%} in size"
-        yield f"{'':<10}on average, {size}; {rollout.inside} of them are in their 80% interval"
-    else:
-        yield f"{'':<10}{'inside' if rollout.inside else 'outside'} its 80% interval"
+        are_in = "" if inside is None else f"; {inside} of them are in their 80% interval"
+        yield f"{'':<10}on average, {abs(errors).mean():.2%} in size{are_in}"
+    elif inside is not None:
+        yield f"{'':<10}{'inside' if inside else 'outside'} its 80% interval"
 
 
 def edge_lines(best: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -217,9 +218,9 @@ def prediction_record(prediction: Prediction) -> dict[str, Any]:
 
 def judged_line(outcome: Mapping[str, Any]) -> str:
     """Return how good a prediction was."""
-    inside = [f"{'in' if is_in else 'outside'} the {level}% interval" for level, is_in in outcome["inside"].items()]
+    inside = [f", {'in' if is_in else 'outside'} the {level}% interval" for level, is_in in outcome["inside"].items()]
     words = "" if outcome["before_the_run"] else "; the run had been made before the prediction was written"
     return (
         f"{'outcome':<10}{outcome['run']}: loss {outcome['measured']:.4f}, predicted {outcome['predicted']:.4f} "
-        f"({outcome['error']:+.2%}), {', '.join(inside)}{words}"
+        f"({outcome['error']:+.2%}){''.join(inside)}{words}"
     )

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from transformerlm.experiments.sweep.scheduler import InOrder, Outcome
 
 CALIBRATION_STEPS = 3
+BEST = "best.toml"
 # What --help shows.
 SHORT = (
     "base", "dir", "set", "method", "trials", "seeds",
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def sweep(config: SweepConfig) -> int:
     """Make a sweep and return the exit code."""
-    with records_as(config.output.format):
+    with records_as(config.output.format, in_files=not config.dry_run):
         return _sweep(config)
 
 
@@ -218,23 +219,26 @@ class Signals:
 
 
 def _finish(config: SweepConfig, outcomes: Sequence[Outcome], directory: SweepDirectory) -> int:
-    """Write and say what came of it; return the exit code."""
+    """Write what came of it, then say it; return the exit code."""
     from transformerlm.experiments.sweep.results import best_of, rows_of, table
     from transformerlm.utils.files import write_whole
 
     rows = rows_of(outcomes)
-    lines = [json.dumps({"event": "result", **row.record()}) for row in rows]
-    write_whole(directory.root / "results.jsonl", "".join(f"{line}\n" for line in lines))
+    records = [{"event": "result", **row.record()} for row in rows]
+    write_whole(directory.root / "results.jsonl", "".join(f"{json.dumps(record)}\n" for record in records))
+    if (best := best_of(rows, outcomes)) is not None:
+        _write_best(config, best, directory.root / BEST)
+    picture = _draw(rows, directory.root / "effects.png")
     heads, cells = table(rows)
     note("")
     for line in table_lines(heads, cells, left=[len(heads) - 1]):
         note(line)
-    for row in rows:
-        print_record({"event": "result", **row.record()})
+    for record in records:
+        print_record(record)
     _compare(rows, outcomes, directory)
-    _draw(rows, directory.root / "effects.png")
-    if (best := best_of(rows, outcomes)) is not None:
-        _say_what_is_best(config, best, rows, directory)
+    note(f"\n{picture}")
+    if best is not None:
+        _say_what_is_best(best, rows, directory)
     failed = [one for one in outcomes if one.state == "failed"]
     for one in failed:
         note(f"\n{one.task.run.name} failed; its last lines, from {directory.log_path(one.task.run)}:")
@@ -261,26 +265,31 @@ def _compare(rows: Sequence[Row], outcomes: Sequence[Outcome], directory: SweepD
         print_record({"event": "compared", **record})
 
 
-def _draw(rows: Sequence[Row], path: Path) -> None:
+def _draw(rows: Sequence[Row], path: Path) -> str:
+    """Draw the picture; return where it is, or why there is none."""
     from transformerlm.experiments.sweep.effects import draw_effects
 
     try:
         draw_effects(rows, path)
-        note(f"\npicture: {path}")
     except ImportError as error:
-        note(f"\nno picture: {error}; {how_to_install('plot')}")
+        return f"no picture: {error}; {how_to_install('plot')}"
     except ValueError as error:
-        note(f"\nno picture: {error}")
+        return f"no picture: {error}"
+    return f"picture: {path}"
 
 
-def _say_what_is_best(config: SweepConfig, best: SweepRun, rows: Sequence[Row], directory: SweepDirectory) -> None:
+def _write_best(config: SweepConfig, best: SweepRun, path: Path) -> None:
     from transformerlm.experiments.sweep.plan import as_name
-    from transformerlm.experiments.sweep.results import best_toml, on_the_edge
+    from transformerlm.experiments.sweep.results import best_toml
     from transformerlm.utils.files import write_whole
 
-    path = directory.root / "best.toml"
-    text = best_toml(best, runs_dir=config.dir.parent, name=f"{as_name(config.dir.name)}-best")
-    write_whole(path, text)
+    write_whole(path, best_toml(best, runs_dir=config.dir.parent, name=f"{as_name(config.dir.name)}-best"))
+
+
+def _say_what_is_best(best: SweepRun, rows: Sequence[Row], directory: SweepDirectory) -> None:
+    from transformerlm.experiments.sweep.results import on_the_edge
+
+    path = directory.root / BEST
     words = ", ".join(f"{name} = {label}" for name, label in best.point.labels.items()) or "base"
     note(f"best: {words}; its settings are in {path}")
     for line in on_the_edge(rows, best):

@@ -15,7 +15,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from logger import Logger
 
 WIDTH = 80
 _MAX_LINE_CHARS = 2_000
@@ -80,6 +83,7 @@ class LiveLine:
 
 LIVE = LiveLine()
 _records: Literal["auto", "json", "text"] = "auto"
+_copies: Logger | None = None  # takes records that files hold as well
 
 
 def _columns() -> int:
@@ -107,21 +111,32 @@ def note_invalid_utf8(number: int) -> None:
 
 
 @contextmanager
-def records_as(form: Literal["auto", "json", "text"]) -> Iterator[None]:
-    """Return a context in which `print_record` always writes ("json"), never does ("text"), or as is usual ("auto")."""
-    global _records
-    before, _records = _records, form
+def records_as(form: Literal["auto", "json", "text"], *, in_files: bool = False) -> Iterator[None]:
+    """Return a context in which `print_record` always writes ("json"), never does ("text"), or as is usual ("auto").
+
+    With `in_files`, files hold the results as well, so the work goes on without stdout: a closed one is left in
+    silence, and another error is said once, on stderr.
+    """
+    from logger import ConsoleLogger, MultiLogger
+
+    global _records, _copies
+    before = _records, _copies
+    _records, _copies = form, MultiLogger([ConsoleLogger()]) if in_files else None
     try:
         yield
     finally:
-        _records = before
+        _records, _copies = before
 
 
 def print_record(record: Mapping[str, Any]) -> None:
     """Write a result as a JSON line on stdout, unless that is a terminal whose reader has read it on stderr."""
     from logger import has_read_it
 
-    if _records == "json" or (_records == "auto" and not has_read_it()):
+    if _records == "text" or (_records == "auto" and has_read_it()):
+        return
+    if _copies is not None:
+        _copies.write(record)
+    else:
         print(json.dumps(record, allow_nan=False), flush=True)
 
 

@@ -36,8 +36,8 @@ class Command(Generic[Schema]):
     """A console script: its name, its schema, what it does with a checked configuration, and its default TOML, if any.
 
     `run` imports the heavy libraries itself, so that `--help`, `--print-config` and errors answer at once. `place_of`
-    returns settings that follow from the place of the last TOML file; they override the file, and the command line
-    overrides them. `short`, `examples`, `first_word` and `words` are those of `Guide`.
+    returns settings that follow from the place of a TOML file; they override the file, and files after it and the
+    command line override them. `short`, `examples`, `first_word` and `words` are those of `Guide`.
     """
 
     name: str
@@ -188,8 +188,9 @@ def configure(command: Command[Schema], argv: Sequence[str] | None = None) -> Sc
         wanted = f"{usage_word(word)}, or " if word else ""
         raise ConfigError([f"{command.name}: expected {wanted}--config FILE.toml; --config {name} is the shipped one"])
     layers = read_layers(command.schema, paths, options, snippets=snippets)
-    if paths and (place := command.place_of(paths[-1])):
-        layers.insert(len(paths), Layer(f"the place of {paths[-1].name}", place))
+    for number, path in reversed([*enumerate(paths, 1)]):
+        if place := command.place_of(path):
+            layers.insert(number, Layer(f"the place of {path.name}", place))
     try:
         config = validate(command.schema, layers)
     except ConfigError as error:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
+
+from config.paths import as_written
 
 WIDTH = 110
 
@@ -14,7 +15,7 @@ def commented_toml(settings: Mapping[str, Any], reasons: Mapping[str, str], *, h
     """Return settings under dotted keys as TOML, with a comment over each key that has a reason.
 
     Neighbours with one reason share its comment. `head` is a comment at the top, whose lines stay whole, since one may
-    be a command. A path is written as text.
+    be a command.
     """
     tables: dict[str, list[str]] = {"": []}
     for name in settings:
@@ -37,7 +38,7 @@ def _lines_of(settings: Mapping[str, Any], reasons: Mapping[str, str]) -> Iterat
             yield from _comment(why)
         before = why
         key = name.rpartition(".")[2]
-        yield tomli_w.dumps({key: str(value) if isinstance(value, Path) else value}).rstrip("\n")
+        yield tomli_w.dumps({key: as_written(value)}).rstrip("\n")
 
 
 def _comment(text: str) -> Iterator[str]:

@@ -22,7 +22,7 @@ from config.errors import ConfigError, problem_lines
 from config.keys import iter_keys
 from config.layers import MISSING, Layer, Overrides, options_layer, set_key
 from config.lines import key_lines
-from config.paths import names_in_paths
+from config.paths import as_written, names_in_paths
 
 MAX_FILE_BYTES = 1_000_000
 # tomllib's time grows with the square of a dotted key's parts: a key of 500,000 parts, which fits a file, takes days.
@@ -147,12 +147,12 @@ def dump_toml(config: BaseModel) -> str:
 
 
 def dump_settings(settings: Mapping[str, Any]) -> str:
-    """Return settings under dotted keys as TOML; a path is written as text."""
+    """Return settings under dotted keys as TOML."""
     import tomli_w
 
     tree: dict[str, Any] = {}
     for name, value in settings.items():
-        set_key(tree, name, str(value) if isinstance(value, Path) else value)
+        set_key(tree, name, as_written(value))
     return tomli_w.dumps(tree)
 
 

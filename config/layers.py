@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pydantic import BaseModel
 from config.keys import Key, iter_keys
 
 MISSING = object()
+_DECIMAL = re.compile(r"[+-]?(\d+\.|\.\d+)([eE][+-]?\d+)?")  # as people and Python write numbers, and TOML does not
 Overrides = Mapping[str, str | list[str]]
 """Dotted keys, each with its value as written on the command line: a list of words for a list."""
 
@@ -82,5 +84,5 @@ def _toml_value(text: str) -> object:
     try:
         parsed = tomllib.loads(f"value = {text}")
     except (tomllib.TOMLDecodeError, RecursionError, ValueError):
-        return text
+        return float(text) if _DECIMAL.fullmatch(text) else text
     return parsed["value"] if len(parsed) == 1 else text

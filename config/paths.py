@@ -10,14 +10,15 @@ import re
 from pathlib import Path
 
 MAX_PATH_CHARS = 4096  # of Linux; other systems allow fewer
-_VARIABLE = re.compile(r"(?:(?<=/)|(?<=\\)|^)\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
+# `$$` stands for a `$`.
+_VARIABLE = re.compile(r"(?:(?<=/)|(?<=\\)|^)\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\}|\$)", re.ASCII)
 _NOTHING = ("none", "null", "nil")
 _HALF = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def checked_path(text: str) -> str:
-    """Return a path with `~`, and `$NAME` or `${NAME}` at the start of a part, replaced.
+    """Return a path with `~`, and `$NAME`, `${NAME}` or `$$` (a `$`) at the start of a part, replaced.
 
     Raises:
         ValueError: it is empty, too long, the word none, holds a control character, or names a variable that is not
@@ -44,10 +45,27 @@ def checked_path(text: str) -> str:
     return path
 
 
+def to_path(value: object) -> object:
+    """Return a text as a path, read as `checked_path` does; what is no text stays as it is."""
+    return Path(checked_path(value)) if isinstance(value, str) else value
+
+
 def written_path(path: Path) -> str:
-    """Return a path as `checked_path` reads it: of `./none` Python keeps the word alone, which is refused."""
-    text = str(path)
-    return f"./{text}" if text.lower() in _NOTHING else text
+    """Return a path as `checked_path` reads it; of `./none` and `./~` Python keeps `none` and `~`."""
+    text = written_name(str(path))
+    return f"./{text}" if text.lower() in _NOTHING or text.startswith("~") else text
+
+
+def written_name(text: str) -> str:
+    """Return the name of a file, as `checked_path` gave it, as it reads it: with `$$` for a `$`."""
+    return _VARIABLE.sub(lambda match: f"${match[0]}", text)
+
+
+def as_written(value: object) -> object:
+    """Return a setting as TOML holds it: a path, alone or in a list, as text that is read as that path."""
+    if isinstance(value, list):
+        return [as_written(one) for one in value]
+    return written_path(value) if isinstance(value, Path) else value
 
 
 def is_utf8(text: str) -> bool:
@@ -65,6 +83,8 @@ def not_utf8(text: str) -> str:
 
 def _value(match: re.Match[str]) -> str:
     name = match[1] or match[2]
+    if not name:
+        return "$"
     if name not in os.environ:
         raise ValueError(f"expected a path, found the variable {match[0]}, which is not set")
     return os.environ[name]
@@ -73,5 +93,5 @@ def _value(match: re.Match[str]) -> str:
 def names_in_paths(value: object) -> list[str]:
     """Return the variables that a path, or a list of them, names; `~` is HOME."""
     texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
-    found = [match[1] or match[2] for text in texts for match in _VARIABLE.finditer(text)]
+    found = {match[1] or match[2] for text in texts for match in _VARIABLE.finditer(text)} - {None}
     return sorted({*found, *(["HOME"] if any(text.startswith("~") for text in texts) else [])})

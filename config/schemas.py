@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from config.backends import Backends, TrainBackends
-from config.paths import MAX_PATH_CHARS, checked_path, is_utf8, not_utf8, written_path
+from config.paths import MAX_PATH_CHARS, checked_path, is_utf8, not_utf8, to_path, written_name, written_path
 
 
 class Section(BaseModel):
@@ -27,10 +27,6 @@ class Section(BaseModel):
         """Return whether a key has another value than its default."""
         value, default = getattr(self, key), type(self).model_fields[key].default
         return bool(value != (Path(default) if isinstance(value, Path) and isinstance(default, str) else default))
-
-
-def _to_path(value: object) -> object:
-    return Path(checked_path(value)) if isinstance(value, str) else value
 
 
 def _check_text(text: str) -> str:
@@ -52,13 +48,15 @@ def _check_special_token(text: str) -> str:
 
 
 FilePath = Annotated[
-    Path, BeforeValidator(_to_path), PlainSerializer(written_path), Field(json_schema_extra={"format": "path"})
+    Path, BeforeValidator(to_path), PlainSerializer(written_path), Field(json_schema_extra={"format": "path"})
 ]
 """A path, a string in TOML; ~ and $NAME are replaced, and a relative path starts at the working directory."""
 
 Text = Annotated[str, AfterValidator(_check_text)]
 Prompt = Annotated[str, AfterValidator(_check_prompt)]
-InputName = Annotated[str, Field(min_length=1, max_length=MAX_PATH_CHARS), AfterValidator(checked_path)]
+InputName = Annotated[
+    str, Field(min_length=1, max_length=MAX_PATH_CHARS), AfterValidator(checked_path), PlainSerializer(written_name)
+]
 TextField = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_check_text)]
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")

@@ -105,7 +105,9 @@ class TrainingConfig(Section):
         description="weight of log(Z)^2 in the minimised loss, as in PaLM (1e-4 there); logged losses exclude it",
     )
     max_skipped_steps: Count = Field(
-        10, description="steps in a row that may be skipped because of their loss or gradient; one more stops the run"
+        10,
+        description="steps in a row that may be skipped because of their loss or gradient, and rollbacks to one "
+        "checkpoint; one more stops the run",
     )
     spike_guard: Literal["off", "skip", "rollback"] = Field(
         "off",
@@ -149,7 +151,7 @@ class CheckpointConfig(Section):
     init_from: FilePath | None = Field(
         None,
         description="start a new run with the weights of this run, RUN/best or checkpoint; it needs the same "
-        "architecture and tokenizer; none: random weights",
+        "architecture, but for the context, and the same tokenizer; none: random weights",
     )
 
 
@@ -245,8 +247,11 @@ class TrainConfig(Section):
         It counted batches of `micro_batch_size` windows. With "auto" their size is unknown, and the default applies.
         """
         training, model = (dict(_table(tree, name)) for name in ("training", "model"))
-        if "eval_batches" not in training or "eval_tokens" in training:
+        if "eval_batches" not in training:
             return tree
+        if "eval_tokens" in training:  # of a later file, or the command line
+            del training["eval_batches"]
+            return {**tree, "training": training}
         sizes = [training.get("micro_batch_size") or training.get("batch_size"), model.get("context_length")]
         factors = [training["eval_batches"], *sizes]
         if sizes[0] == "auto" and type(factors[0]) is int:

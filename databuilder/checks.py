@@ -11,9 +11,10 @@ from pathlib import Path
 from databuilder.sources import SourceFiles
 from transformerlm.token_files.index import INDEX
 from transformerlm.token_files.loss_mask import MASK_SUFFIX, mask_path
-from transformerlm.token_files.sidecar import OFFSETS_SUFFIX, offsets_path, sidecar_path
+from transformerlm.token_files.sidecar import FACTS, MAX_BYTES, OFFSETS_SUFFIX, offsets_path, sidecar_path
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.utils.files import check_free, check_writable
+from transformerlm.utils.json_files import read_json_object
 from transformerlm.utils.text_formats import format_of
 
 
@@ -73,7 +74,7 @@ def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path], *, overwrite:
     """Refuse token files that are inputs, or, without `overwrite`, that exist already.
 
     Raises:
-        ValueError: an output among the inputs, or a folder in its place.
+        ValueError: an output among the inputs, or a folder in its place, or a JSON file that is no sidecar.
         FileExistsError: an output exists already.
         OSError: an output's folder cannot be written to.
     """
@@ -90,6 +91,22 @@ def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path], *, overwrite:
                 raise ValueError(f"{path}: expected a file to write, found a folder")
             if path.exists() and not overwrite:
                 raise FileExistsError(f"{path}: expected no such file yet, found one (overwrite replaces it)")
+        _check_is_sidecar(sidecar_path(output))
+
+
+def _check_is_sidecar(path: Path) -> None:
+    """Refuse to overwrite a JSON file that lacks what every sidecar has: it is somebody's own."""
+    try:
+        found = read_json_object(path, max_bytes=MAX_BYTES)
+    except FileNotFoundError:
+        return
+    except ValueError:
+        found = {}
+    if FACTS.keys() - found.keys():
+        raise ValueError(
+            f"{path}: expected the facts of a token file, which overwrite replaces, found another file; move it, or "
+            "choose another output"
+        )
 
 
 def check_conversations(paths: Sequence[Path]) -> None:

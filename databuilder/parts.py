@@ -30,6 +30,7 @@ from transformerlm.token_files.writer import BLOCK_TOKENS, TokenFileWriter
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.chat import ChatFormat
 from transformerlm.tokenizer.parallel import map_in_order
+from transformerlm.utils.files import naming
 from transformerlm.utils.interrupts import ctrl_c_held_back, result_of
 from transformerlm.utils.text_files import ReadStats
 from transformerlm.utils.text_parts import TextPart
@@ -226,7 +227,9 @@ def append_source(
 
 def write_id_bytes(folder: Path, *, id_bytes: Array) -> Facts:
     """Write the bytes that each id stands for, uint32 `(vocab_size,)`, for `write_part_shards` to read."""
-    id_bytes.tofile(folder / _ID_BYTES)
+    path = folder / _ID_BYTES
+    with naming(path), path.open("wb") as file:  # numpy itself would not say why a write fails, nor where
+        file.write(id_bytes.data)
     return {}
 
 

@@ -26,6 +26,9 @@ os.environ.pop("UV_RUN_RECURSION_DEPTH", None)  # under `uv run pytest` commands
 # Started in the background, the tests would ignore Ctrl-C, and so would each command that they send it to.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# And by `nohup` they would ignore the end of the terminal.
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 # What `pytest -m quick` runs, beside tests/: whole rooms and single files, in about two minutes.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FIRST_TOKEN = Quantity("time_to_first_token_ms", higher_is_better=False)
 TOKENS = Quantity("tokens_per_second")
 DECODE = Quantity("decode_step_ms", higher_is_better=False)
-_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "q8_0": 34 / 32}  # of a number; q8_0: 32 of them and a scale in fp16
 
 Generate = Callable[[int], list[list[int]]]
 """Generates that many new ids in each row, and returns them."""
@@ -35,10 +35,15 @@ def llama_of(model: TransformerLM) -> Any:
     return llama
 
 
-def weight_bytes(model: TransformerLM, precision: str) -> int:
-    """Return the bytes that one step of decoding reads: all weights, but of an untied embedding only a row."""
+def weight_bytes(model: TransformerLM, precision: str, candidate: str = OURS) -> int:
+    """Return the bytes that one step of decoding reads: all weights, but of an untied embedding only a row.
+
+    With "int8", the peers of torch have no 8 bits here and stay in bf16, and llama.cpp has q8_0.
+    """
     looked_up = 0 if model.hparams()["tie_embeddings"] else model.token_embeddings.weight.numel()
-    return (model.num_parameters() - looked_up) * _BYTES[precision]
+    if precision == "int8" and candidate != OURS:
+        precision = "q8_0" if candidate == "llama_cpp" else "bf16"
+    return round((model.num_parameters() - looked_up) * _BYTES[precision])
 
 
 def measure_generation(

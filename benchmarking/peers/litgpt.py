@@ -7,6 +7,15 @@ from typing import Any
 
 from torch import nn
 
+from benchmarking.peers.llama import other_choice
+from benchmarking.peers.llama import why_not as why_not_llama
+
+
+def why_not(hparams: Mapping[str, Any]) -> str | None:
+    """Return a choice of our model that `build_litgpt` does not make, such as `tie_embeddings = True`, or None."""
+    ours = {"tie_embeddings": False, "qk_norm": False, "rope_scaling": None}
+    return why_not_llama(hparams) or other_choice(hparams, ours)
+
 
 def build_litgpt(hparams: Mapping[str, Any]) -> nn.Module:
     """Return a litgpt GPT with LLaMA's choices; `hparams` are those of `TransformerLM.hparams()`.

@@ -19,15 +19,31 @@ _NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
 def why_not(hparams: Mapping[str, Any]) -> str | None:
     """Return a choice of our model that neither LLaMA nor Qwen3 has, such as `norm_position = "post"`, or None."""
-    required = names.REQUIRED.items()
-    return next((f"{name} = {hparams[name]!r}" for name, (value, _) in required if hparams[name] != value), None)
+    return other_choice(hparams, {name: value for name, (value, _) in names.REQUIRED.items()})
+
+
+def other_choice(hparams: Mapping[str, Any], required: Mapping[str, object]) -> str | None:
+    """Return the first choice of our model that is not the required one, such as `norm_position = "post"`, or None."""
+    return next((f"{name} = {hparams[name]!r}" for name, value in required.items() if hparams[name] != value), None)
+
+
+def load_library(hparams: Mapping[str, Any]) -> list[Any]:
+    """Return what `build_llama` uses of transformers, which imports each part only when it is asked for it."""
+    import transformers
+
+    parts = ("AutoConfig", "AutoModelForCausalLM", *_config_of(hparams)["architectures"])
+    return [getattr(transformers, name) for name in parts]
+
+
+def _config_of(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    return names.to_config(ModelSettings(**hparams), dtype="fp32", ids=_NO_IDS)
 
 
 def build_llama(hparams: Mapping[str, Any]) -> nn.Module:
     """Return a transformers model with random weights; `hparams` are those of `TransformerLM.hparams()`."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = names.to_config(ModelSettings(**hparams), dtype="fp32", ids=_NO_IDS)
+    config = _config_of(hparams)
     model: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))  # type: ignore[no-untyped-call, unused-ignore]
     return model
 

@@ -7,9 +7,19 @@ and are cheaper.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from benchmarking.peers.llama import other_choice
+
+
+def why_not(hparams: Mapping[str, Any]) -> str | None:
+    """Return a choice of our model with which its matrices are other ones, such as `num_kv_heads = 1`, or None."""
+    return other_choice(hparams, {"num_kv_heads": hparams["num_heads"], "ffn": "swiglu", "tie_embeddings": False})
 
 
 class PlainBlock(nn.Module):

@@ -5,9 +5,10 @@ The peers use what torch offers: `F.cross_entropy`, `clip_grad_norm_`, and the f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import Any, cast
 
 import torch
@@ -16,9 +17,7 @@ from torch import Tensor, nn
 
 from benchmarking.harness import OURS, clock_of, old_objects_set_aside, timed
 from benchmarking.machine import is_installed
-from benchmarking.peers.litgpt import build_litgpt
-from benchmarking.peers.llama import build_llama
-from benchmarking.peers.plain_gpt import PlainGPT
+from benchmarking.peers import litgpt, llama, plain_gpt
 from profiling.memory import peak_rss_bytes
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.loop import train_step
@@ -50,11 +49,25 @@ class TrainCase:
 
 # Peer -> the library that it needs, by the name that pip knows.
 LIBRARIES = {"huggingface": "transformers", "litgpt": "litgpt"}
+_WHY_NOT = {"huggingface": llama.why_not, "litgpt": litgpt.why_not, "nanogpt_style": plain_gpt.why_not}
 
 
 def is_available(peer: str) -> bool:
     """Return whether a peer's library is installed."""
     return peer not in LIBRARIES or is_installed(LIBRARIES[peer])
+
+
+def why_not(peer: str, hparams: Mapping[str, Any]) -> str | None:
+    """Return a choice of our model with which a peer would make other steps, such as `ffn = 'silu'`, or None."""
+    return llama.other_choice(hparams, {"activation_checkpointing": False}) or _WHY_NOT[peer](hparams)
+
+
+def load_library(candidate: str, hparams: Mapping[str, Any]) -> None:
+    """Import what a candidate's model is made of: no first step pays for that, and ours has been imported here."""
+    if candidate == "huggingface":
+        llama.load_library(hparams)
+    elif candidate == "litgpt":
+        import_module("litgpt.model")
 
 
 def make_step(case: TrainCase, candidate: str, *, precision: Precision, compiled: bool) -> Step:
@@ -103,6 +116,7 @@ class TrainingSteps:
         if case.threads:
             torch.set_num_threads(case.threads)
         self._device = resolve_device(case.device)
+        self._load = partial(load_library, candidate, case.hparams)
         self._make = partial(make_step, case, candidate, precision=precision, compiled=compiled)
         clock = clock_of(case.clock, threads=torch.get_num_threads(), device=self._device.type)
         self._timed = partial(timed, synchronize=partial(synchronize, self._device), clock=clock)
@@ -113,12 +127,16 @@ class TrainingSteps:
         return self._keeps_memory
 
     def first(self) -> tuple[float, int | None]:
-        """Build everything and make a step; return the seconds that took, and the peak memory in bytes where known."""
+        """Build everything and make a step; return the seconds that took, and the peak memory in bytes where known.
+
+        The seconds are elapsed ones, whatever the clock of the case is: compilers work in other processes.
+        """
 
         def start() -> None:
             self._step = self._make()
             self._step()
 
+        self._load()
         seconds = timed(start, synchronize=partial(synchronize, self._device))
         self._step()  # the optimizer's states exist now, so this one has the peak
         on_gpu = self._device.type == "cuda"
@@ -134,11 +152,11 @@ def _build(candidate: str, hparams: dict[str, Any]) -> nn.Module:
     if candidate == OURS:
         return TransformerLM(**hparams)
     if candidate == "huggingface":
-        return build_llama(hparams).train()
+        return llama.build_llama(hparams).train()
     if candidate == "litgpt":
-        return build_litgpt(hparams)
+        return litgpt.build_litgpt(hparams)
     sizes = ("vocab_size", "context_length", "d_model", "num_layers", "num_heads", "d_ff")
-    return PlainGPT(**{name: hparams[name] for name in sizes})
+    return plain_gpt.PlainGPT(**{name: hparams[name] for name in sizes})
 
 
 def _torch_step(

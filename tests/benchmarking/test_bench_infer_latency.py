@@ -63,6 +63,10 @@ def test_the_plain_cache_computes_our_model(changes: list[str], capsys: pytest.C
     assert equal
     assert all(equal)
     assert {line["params.precision"] for line in lines} == {"fp32", "int8"}
+    num_bytes = {
+        line["candidate"]: line["weight_bytes_per_step"] for line in lines if line["params.precision"] == "int8"
+    }
+    assert num_bytes["nanochat_style"] == 2 * num_bytes["transformerlm"]  # it stays in bf16
 
 
 @pytest.mark.usefixtures("small_limits")
@@ -136,7 +140,7 @@ def test_llama_has_not_all_our_choices() -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_step_reads_all_weights_but_an_untied_embedding(tied: bool) -> None:
-    """The table that is only looked up does not count; as a head it does. A number has 4, 2 or 1 bytes."""
+    """The table that is only looked up does not count; as a head it does. A number has its candidate's own bytes."""
     model = TransformerLM(**MODEL, tie_embeddings=tied)
     numbers = sum(p.numel() for name, p in model.named_parameters() if tied or name != "token_embeddings.weight")
     assert [weight_bytes(model, precision) for precision in ("fp32", "bf16", "int8")] == [
@@ -144,6 +148,8 @@ def test_a_step_reads_all_weights_but_an_untied_embedding(tied: bool) -> None:
         2 * numbers,
         numbers,
     ]
+    theirs = [weight_bytes(model, "int8", candidate) for candidate in ("huggingface", "nanochat_style", "llama_cpp")]
+    assert theirs == [2 * numbers, 2 * numbers, round(numbers * 34 / 32)]
 
 
 def test_a_step_is_what_a_token_more_takes() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -89,6 +92,68 @@ def test_a_missing_peer_is_skipped_with_one_line(
     assert {line["candidate"] for line in lines} == {"transformerlm"}
     assert "huggingface is not installed: skipped (pip install transformers)\n" in stderr
     assert "litgpt is not installed: skipped (pip install litgpt)\n" in stderr
+
+
+@pytest.mark.parametrize(
+    ("peer", "changes", "choice"),
+    [
+        ("huggingface", {"num_kv_heads": 1, "tie_embeddings": True, "qk_norm": True}, None),
+        ("huggingface", {"ffn": "silu"}, "ffn = 'silu'"),
+        ("huggingface", {"activation_checkpointing": True}, "activation_checkpointing = True"),
+        ("litgpt", {"num_kv_heads": 1}, None),
+        ("litgpt", {"ffn": "silu"}, "ffn = 'silu'"),
+        ("litgpt", {"tie_embeddings": True}, "tie_embeddings = True"),
+        ("nanogpt_style", {}, None),
+        ("nanogpt_style", {"num_kv_heads": 1}, "num_kv_heads = 1"),
+        ("nanogpt_style", {"ffn": "silu"}, "ffn = 'silu'"),
+    ],
+)
+def test_a_peer_makes_the_steps_of_our_model_or_none(peer: str, changes: dict, choice: str | None) -> None:
+    """The first choice that a peer does not make is named."""
+    assert train_peers.why_not(peer, TransformerLM(**MODEL, **changes).hparams()) == choice
+
+
+@pytest.mark.usefixtures("small_limits", "no_new_process")
+def test_a_peer_of_another_architecture_is_skipped_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Our own numbers come alone; the time to the first step is elapsed time, also by the CPU's clock."""
+    arguments = ["--model.num_kv_heads=1", '--peers=["nanogpt_style"]', '--precision=["fp32"]', "--measure.clock=cpu"]
+    lines, stderr = run_command(bench.main, [*TINY, *arguments, "--measure.repeats=1", "--measure.warmup=0"], capsys)
+    assert {line["candidate"] for line in lines} == {"transformerlm"}
+    assert "nanogpt_style is skipped: it has no num_kv_heads = 1\n" in stderr
+    clocks = {line["quantity"]: line["clock"] for line in lines}
+    assert (clocks["time_to_first_step_s"], clocks["tokens_per_second"]) == ("wall", "cpu")
+
+
+def test_libraries_are_imported_before_the_clock_of_the_first_step_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours has been imported by then, too."""
+    events: list[str] = []
+
+    def timed(function: Callable[[], object], **options: object) -> float:
+        events.append("clock")
+        function()
+        return 1.0
+
+    monkeypatch.setattr(train_peers, "timed", timed)
+    monkeypatch.setattr(train_peers, "load_library", lambda candidate, hparams: events.append(candidate))
+    train_peers.TrainingSteps(tiny_case(), "nanogpt_style", "fp32", False).first()
+    assert events == ["nanogpt_style", "clock"]
+
+
+@pytest.mark.parametrize(("qk_norm", "name"), [(False, "LlamaForCausalLM"), (True, "Qwen3ForCausalLM")])
+def test_the_class_of_a_transformers_model_is_imported(
+    qk_norm: bool, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library imports a model's file only when somebody asks for its class."""
+    asked: list[str] = []
+
+    class Lazy(ModuleType):
+        def __getattr__(self, name: str) -> object:
+            asked.append(name)
+            return object()
+
+    monkeypatch.setitem(sys.modules, "transformers", Lazy("transformers"))
+    train_peers.load_library("huggingface", TransformerLM(**MODEL, qk_norm=qk_norm).hparams())
+    assert asked == ["AutoConfig", "AutoModelForCausalLM", name]
 
 
 def test_a_candidate_runs_in_a_process_of_its_own() -> None:

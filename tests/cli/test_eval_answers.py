@@ -145,6 +145,17 @@ def test_questions_longer_than_the_context_are_told_of(newest, tmp_path):
     assert "1 of 1 questions are longer than its context: it reads their end" in done.stderr
 
 
+def test_right_answers_that_hold_the_end_are_told_of(newest, tmp_path):
+    """No model can give them, so a line says how many they are, and the record does."""
+    rows = [[{"role": "user", "content": "Ada"}, {"role": "assistant", "content": text}] for text in ("a. b", "a b")]
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    done = evaluate(tmp_path / "held.jsonl", "--checkpoint", newest)
+    assert done.code == 0, done.stderr
+    told = '1 of 2 right answers hold the string that ends an answer ("."): none of these can be right'
+    assert done.stderr.count(told) == 1
+    assert done.records[0]["metrics.out_of_reach"] == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -32,7 +32,12 @@ def test_a_run_is_exported_for_llama_cpp(dtype, pipeline, tmp_path):
     took, wrote, *hint = done.stderr.splitlines()
     assert took.startswith(f"{pipeline.run}: step 12, val loss ")
     assert wrote.startswith(f"{output}: written; verified with gguf: ")
-    assert hint == ["# open it with Ollama", f"ollama create out -f {tmp_path / 'out.Modelfile'}"]
+    assert hint == [
+        "# open it with Ollama",
+        f"ollama create out -f {tmp_path / 'out.Modelfile'}",
+        "# then write or chat with it",
+        "ollama run out",
+    ]
     assert output.read_bytes()[:4] == b"GGUF"
 
 
@@ -103,7 +108,7 @@ def test_the_card_shows_what_the_run_wrote_and_how_it_learned(pipeline, tmp_path
         assert call("export", "--checkpoint", pipeline.run, "--output", tmp_path / name / "kids", *arguments).code == 0
         cards.append((tmp_path / name / "kids" / "README.md").read_text(encoding="utf-8"))
     assert cards[0] == cards[1]
-    assert "license: cc-by-4.0\nlanguage:\n- en\n- de\n" in cards[0]
+    assert 'license: "cc-by-4.0"\nlanguage:\n- "en"\n- "de"\n' in cards[0]
     assert "with temperature = 0.8, top_p = 0.95, seed = 0:\n\n```text\n" in cards[0]
     picture = cards[0].split("](")[1].split(")")[0]
     assert (tmp_path / "a" / "kids" / picture).stat().st_size > 1000
@@ -132,10 +137,12 @@ def test_a_checkpoint_beside_which_nothing_is_can_be_exported(pipeline, tmp_path
     assert not list(Path("out").glob("loss.*"))
 
 
-def test_the_next_command_for_ollama_can_be_pasted(pipeline, tmp_path):
-    """After a GGUF export the last line names the Modelfile, quoted for the shell."""
+def test_the_next_commands_for_ollama_can_be_pasted(pipeline, tmp_path):
+    """After a GGUF export one line names the Modelfile, quoted for the shell, and the last one runs the model."""
     output = tmp_path / "my models" / "First.gguf"
     done = call("export", "--checkpoint", pipeline.run, "--output", output, "--format", "gguf")
-    command = shlex.split(done.stderr.splitlines()[-1])
+    *_, create, _, run = done.stderr.splitlines()
+    command = shlex.split(create)
+    assert run == "ollama run first"
     assert command == ["ollama", "create", "first", "-f", str(tmp_path / "my models" / "First.Modelfile")]
     assert Path(command[-1]).read_text().startswith("FROM ./First.gguf\n")

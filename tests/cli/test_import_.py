@@ -103,6 +103,12 @@ def test_another_context_length_is_no_other_architecture(imported, pipeline, tmp
     assert train(pipeline, tmp_path, **changes).code == 0
 
 
+def test_a_longer_context_may_scale_the_rotary_embedding(imported, pipeline, tmp_path):
+    """As Llama 3.1 does; without a longer context it would only be another function of the same weights."""
+    changes = {"checkpoint.init_from": str(imported[0]), "model.rope_scaling": {"factor": 2.0}}
+    assert train(pipeline, tmp_path, **changes, **{"model.context_length": 64}).code == 0
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

@@ -93,6 +93,8 @@ def test_the_seed_decides(infer):
     seeds = [record["params.seed"] for record in infer(*several, "--seed=5").records]
     assert seeds == [5, 6, 7]
     assert outputs(infer("--prompt=Ada", "--sampling.temperature=2.0", "--seed=2"))[0] == first[1]
+    greatest = infer("--prompt=Ada", "--num_samples=2", f"--seed={2**63 - 1}").records
+    assert [record["params.seed"] for record in greatest] == [2**63 - 1, 0]  # as transformerlm-serve counts on
 
 
 def test_temperature_zero_needs_no_seed(infer):

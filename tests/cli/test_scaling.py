@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli import scaling_runs
+from cli import scaling_report, scaling_runs
 from cli.sweep import price
 from config.io import SHIPPED, load_config
 from config.scaling import ScalingConfig
@@ -239,6 +239,21 @@ def test_points_of_a_file_are_fitted_and_nothing_is_written(here):
     assert all(loss == law for *_, loss, law, _ in shown)
     assert call("scaling", *options, "--output.format=text").stdout == ""
     assert set(Path().iterdir()) == before
+
+
+def test_without_resamples_no_interval_is_spoken_of(here):
+    """The error of the rollout and of a run foretold are said alone."""
+    points = drawn(noise=0.003)
+    rows = zip(points.parameters, points.tokens, points.losses, strict=True)
+    Path("points.csv").write_text("\n".join(["parameters,tokens,loss", *(f"{n},{d},{loss}" for n, d, loss in rows)]))
+    done = call("scaling", "--points", "points.csv", "--fit.resamples=0")
+    assert done.code == 0, done.stderr
+    [rollout] = by_event(done.records, "rollout")
+    assert rollout["in_80_percent_interval"] is None
+    assert "cheaper runs predicts the" in done.stderr
+    assert "interval" not in done.stderr
+    outcome = {"run": "a", "measured": 2.0, "predicted": 2.1, "error": 0.05, "inside": {}, "before_the_run": True}
+    assert scaling_report.judged_line(outcome).endswith("(+5.00%)")
 
 
 @pytest.mark.parametrize("count", ["all", "without_embeddings"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -71,6 +72,30 @@ def test_a_sweep_ends_with_the_best_setting(here):
     again = call("sweep", "--config", "sweep.toml")
     assert {record["event"] for record in again.records} == {"skipped", "result", "compared", "best"}
     assert again.stderr.count("as trained before") == 6
+
+
+def test_a_closed_stdout_ends_no_sweep(here, monkeypatch):
+    """`| head -1`: the runs go on to their ends, and what came of them is in the files."""
+
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    config = load_config(SweepConfig, Path("sweep.toml"), {"parallel": "3", "output.format": "json"})
+    assert command.sweep(config) == 0
+    assert len(Path("sweep/results.jsonl").read_text().splitlines()) == 3
+    assert Path("sweep/best.toml").exists()
+
+
+def test_files_are_written_before_results_are_printed(here, monkeypatch):
+    """Whatever ends the command while it prints takes none of them."""
+    files = [Path("sweep") / name for name in ("results.jsonl", "best.toml", "effects.png")]
+    are_there = []
+    monkeypatch.setattr(command, "print_record", lambda record: are_there.append(all(one.exists() for one in files)))
+    done = call("sweep", "--config", "sweep.toml", "--parallel=3")
+    assert done.code == 0, done.stderr
+    assert set(are_there) == {True}
 
 
 @pytest.mark.parametrize(

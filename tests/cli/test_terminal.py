@@ -218,3 +218,20 @@ def test_records_are_written_where_they_are_wanted(form, at_terminal, in_pipe, m
         assert capsys.readouterr().out == '{"event": "x"}\n' * expected
     print_record({"event": "as before"})
     assert "as before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("error", "said"), [(BrokenPipeError(), 0), (OSError(28, "No space left on device"), 1)])
+def test_records_that_files_hold_as_well_end_no_work(error, said, monkeypatch, caplog):
+    """A closed stdout is left in silence, another error is said once; what has only stdout fails there."""
+
+    class Broken(io.StringIO):
+        def write(self, text):
+            raise error
+
+    monkeypatch.setattr(sys, "stdout", Broken())
+    with records_as("json", in_files=True):
+        for number in range(3):
+            print_record({"number": number})
+    assert len(caplog.records) == said
+    with records_as("json"), pytest.raises(type(error)):
+        print_record({"event": "x"})

@@ -283,6 +283,9 @@ def test_a_run_without_a_name_goes_on_by_its_own_file(pipeline, tmp_path):
     done = call("train", "--config", named / "config.toml", "--training.max_steps=13")
     assert (done.code, done.records[0]["step"]) == (0, 12), done.stderr
     assert "goes on where its file is" not in done.stderr
+    (tmp_path / "longer.toml").write_text("[training]\nmax_steps = 14\n")
+    done = call("train", "--config", named / "config.toml", "--config", tmp_path / "longer.toml")
+    assert (done.code, done.records[0]["step"]) == (0, 13), done.stderr
 
 
 # --- outputs that fail --------------------------------------------------------------------------------------------

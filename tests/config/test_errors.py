@@ -8,6 +8,7 @@ from config.errors import ConfigError
 from config.eval import EvalConfig
 from config.infer import InferConfig
 from config.io import SHIPPED, load_config
+from config.layers import options_layer
 from config.train import TrainConfig
 from tests.config.helpers import SMALL, TRAIN, errors_of, raw_errors
 
@@ -184,6 +185,13 @@ def test_a_number_of_another_type_is_told_how_it_is_written(key, value, end):
         load_config(TrainConfig, TRAIN, snippets=[f"{key} = {value}"])
     (line,) = caught.value.lines
     assert line.endswith(end)
+
+
+@pytest.mark.parametrize(("text", "number"), [(".5", 0.5), ("-.5e-1", -0.05), ("1.", 1.0), ("2.e-4", 2e-4)])
+def test_a_number_may_be_written_as_python_writes_it(text, number):
+    """On the command line, where TOML has no say."""
+    layer = options_layer(TrainConfig, {"optimizer.learning_rate": text})
+    assert layer.tree == {"optimizer": {"learning_rate": number}}
 
 
 def test_a_list_that_is_too_long_is_told_its_limit():

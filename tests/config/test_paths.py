@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from config.commented_toml import commented_toml
 from config.fit import FitConfig
 from config.infer import InferConfig
-from config.io import dump_toml, load_config
+from config.io import dump_settings, dump_toml, load_config
 from config.make_data import MakeDataConfig
 from config.paths import checked_path
 
@@ -36,6 +37,8 @@ def _home(monkeypatch):
         "cost$HOME": "cost$HOME",
         "a/$": "a/$",
         "./none": "./none",
+        "$$HOME/$$": "$HOME/$",
+        "a/$${HOME}": "a/${HOME}",
     }.items(),
 )
 def test_a_path_is_read_as_a_shell_reads_it(text, path):
@@ -72,12 +75,21 @@ def test_a_home_that_nobody_has_is_said(monkeypatch):
     assert checked_path("a~/b") == "a~/b"
 
 
-@pytest.mark.parametrize("name", ["none", "NULL", "a/none"])
+@pytest.mark.parametrize("name", ["none", "NULL", "a/none", "~", "~/a", "$$HOME/$${x}/$$"])
 def test_a_path_is_written_as_it_can_be_read(name):
-    """A file called none is `./none` in TOML, where the word alone means no path."""
+    """A file called none is `./none` in TOML, where the word alone means no path; names may begin with ~ and $."""
     config = load_config(FitConfig, None, {"text": [f"./{name}"], "dir": f"./{name}"})
+    name = name.replace("$$", "$")
     again = FitConfig.model_validate(tomllib.loads(dump_toml(config)))
     assert (again.dir, again) == (Path(name), config)
+
+
+def test_settings_hold_paths_as_they_can_be_read():
+    """Those that one command writes for another name the same files, alone and in lists, with comments or not."""
+    paths = [Path("$week.txt"), Path("~"), Path("a/$HOME")]
+    tree = tomllib.loads(dump_settings({"text": paths, "dir": paths[0]}))
+    assert [Path(checked_path(text)) for text in (*tree["text"], tree["dir"])] == [*paths, paths[0]]
+    assert tomllib.loads(commented_toml({"text": paths, "dir": paths[0]}, {})) == tree
 
 
 def test_all_names_of_files_are_read_so():

@@ -11,6 +11,7 @@ import pytest
 from transformerlm.evaluation.answers import (
     Question,
     compare_answers,
+    count_out_of_reach,
     read_questions,
     score_answers,
     score_by_kind,
@@ -92,6 +93,14 @@ def test_invalid_utf8_is_replaced_or_refused(tmp_path):
     assert read_questions(path)[0].messages == (("user", "\ufffd?"),)
     with pytest.raises(ValueError, match=r"a\.jsonl:1: expected UTF-8, found byte 0xff"):
         read_questions(path, refuse_invalid=True)
+
+
+def test_right_answers_that_end_early_are_counted():
+    """Those that hold the string, and those whose end begins it; a token that ends answers cuts no text."""
+    questions = [Question((), text, "", 0, "a.jsonl:1") for text in ("4", "", "4\n", "4\n\n5", "\n4")]
+    assert count_out_of_reach(questions, ["\n\n"]) == 2
+    assert count_out_of_reach(questions, ["\n"]) == 3
+    assert count_out_of_reach(questions, []) == 0
 
 
 def test_the_share_is_that_of_the_answers():

@@ -41,6 +41,24 @@ def test_plan_and_outcome(tmp_path):
     assert plan["FLOPs"] == "1.54e+07"
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"max_steps": 10**9, "eta_seconds": 30.0}, {"eta_seconds": 30.0}, {"step": 20, "eta_seconds": 19.5}],
+    ids=["endless", "cut", "resumed"],
+)
+def test_a_run_that_time_ends_was_planned_until_then(tmp_path, changes):
+    """Neither its steps nor its speed were planned; where the steps end before the time, they were."""
+    lines = [step(number, 3.0) | {"time.elapsed_s": 0.5 * number} for number in range(1, 41)]
+    plan = facts(tmp_path, PLANNED | changes, *lines, **{"training.max_time": "30s"})["Plan and outcome"]
+    assert plan["Steps"] == "until 30s planned, 40 came"
+    assert plan["Tokens"] == "until 30s planned, 2,560 came"
+    assert plan["Time"] == f"{changes['eta_seconds']} s planned, 20.0 s trained in all"
+    assert plan["Tokens a second"] == "100"
+    steps_end_it = facts(tmp_path / "steps", PLANNED, *lines, **{"training.max_time": "30s"})["Plan and outcome"]
+    assert steps_end_it["Steps"] == "50 planned, 40 came"
+    assert steps_end_it["Tokens a second"] == "320 planned, 100 came"
+
+
 def test_data_has_fingerprints_and_passes(tmp_path):
     """The event `environment` says which data it was, and tokens of it were read so many times."""
     environment = {"event": "environment", "step": 0, "data.train.sha256": "ab" * 32, "data.train.tokens": 128}

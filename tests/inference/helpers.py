@@ -23,13 +23,21 @@ def make_tokenizer(special_tokens: list[str] | None = None) -> Tokenizer:
     return Tokenizer({i: bytes([i]) for i in range(256)}, [], special_tokens)
 
 
-def greedy_without_cache(model: TransformerLM, prompt: list[int], max_new_tokens: int) -> list[int]:
+def greedy_without_cache(
+    model: TransformerLM, prompt: list[int], max_new_tokens: int, start_id: int | None = None
+) -> list[int]:
     """The documented window in its plainest form: a full forward pass for each token."""
-    context, half = model.context_length, max(1, model.context_length // 2)
-    ids, window = list(prompt), list(prompt)[-context:]
+    context, half, ids = model.context_length, max(1, model.context_length // 2), list(prompt)
+
+    def last(size: int) -> list[int]:
+        if prompt[0] == start_id and len(ids) > size > 1:
+            return [prompt[0], *ids[len(ids) - size + 1 :]]
+        return ids[-size:]
+
+    window = last(context)
     for _ in range(max_new_tokens):
         ids.append(int(model(torch.tensor([window]))[0, -1].argmax()))
-        window = ids[-half:] if len(window) == context else [*window, ids[-1]]
+        window = last(half) if len(window) == context else [*window, ids[-1]]
     return ids[len(prompt) :]
 
 

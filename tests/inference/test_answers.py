@@ -61,6 +61,13 @@ def test_a_string_ends_an_answer_too():
         assert answer == Answer(number, before, is_whole=bool(found))
 
 
+def test_an_answer_to_a_prompt_that_is_cut_follows_the_id_that_starts_texts():
+    """The model reads that id and the end of the prompt."""
+    model, prompt = make_model(), [7, *range(30, 70)]
+    found = collect(model, [prompt], start_id=7)
+    assert found[0].text == text_of(greedy_without_cache(model, prompt, TOKENS, start_id=7))
+
+
 def test_a_damaged_model_is_an_error():
     """Nothing is most likely among logits that are not finite."""
     model = make_model()

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from tests.inference.helpers import Script, greedy_without_cache, make_model
+from transformerlm.inference.fast.cache import DecoderCache
 from transformerlm.inference.fast.decoder import Decoder
 from transformerlm.inference.generate import generate, generate_batch, generate_prompts, stream
+from transformerlm.utils.plain_forms import plain_forms
 
 PROMPT = [5, 200, 17, 3]
 
@@ -21,6 +23,19 @@ def test_greedy_decoding_equals_one_without_cache(prompt_length: int, changes: d
     model = make_model(**changes)
     prompt = torch.randint(0, 257, (prompt_length,)).tolist()
     assert generate(model, prompt, max_new_tokens=40, temperature=0.0) == greedy_without_cache(model, prompt, 40)
+
+
+@pytest.mark.parametrize("prompt_length", [1, 15, 40])
+@pytest.mark.parametrize("context_length", [1, 2, 3, 5, 16])
+def test_each_window_begins_with_the_id_that_starts_texts(context_length: int, prompt_length: int) -> None:
+    """One by one, with drafts and side by side, where the prompt begins with it; another prompt is read as ever."""
+    model = make_model(context_length=context_length)
+    decoder, rest = Decoder(model), torch.randint(0, 257, (prompt_length,)).tolist()
+    prompts, options = [[7, *rest], rest], {"max_new_tokens": 40, "temperature": 0.0, "start_id": 7}
+    expected = [greedy_without_cache(model, prompt, 40, start_id=7) for prompt in prompts]
+    assert [generate(model, prompt, **options) for prompt in prompts] == expected
+    assert [generate(decoder, prompt, **options, speculative=3) for prompt in prompts] == expected
+    assert generate_prompts(decoder, prompts, **options) == expected
 
 
 def test_context_of_one_token_still_generates() -> None:
@@ -207,3 +222,32 @@ def test_a_text_is_not_a_prompt() -> None:
     """Its letters are not ids."""
     with pytest.raises(TypeError, match="expected ids, got a str; encode it first"):
         generate(make_model(), "text", max_new_tokens=5)  # type: ignore[arg-type]
+
+
+def test_in_plain_forms_texts_are_made_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is handed over to a decoder; the texts are the same, and a decoder that one has is used as it is."""
+    model, decoder = make_model(), Decoder(make_model())
+    options = {"max_new_tokens": 20, "temperature": 0.0}
+    expected = [generate_prompts(one, [PROMPT, PROMPT[:2]], **options) for one in (model, decoder)]
+    monkeypatch.setattr(Decoder, "__init__", lambda *arguments, **more: pytest.fail("a decoder was made"))
+    with plain_forms():
+        assert [generate_prompts(one, [PROMPT, PROMPT[:2]], **options) for one in (model, decoder)] == expected
+
+
+@pytest.mark.parametrize("reproducible", [True, False])
+def test_neighbours_do_not_choose_the_cache_of_a_reproducible_text(
+    monkeypatch: pytest.MonkeyPatch, reproducible: bool
+) -> None:
+    """It has whole contexts whatever the longest text beside it is; another one has what all of them need."""
+    lengths: list[int | None] = []
+    once = Decoder.make_slots
+
+    def make_slots(decoder: Decoder, num_slots: int, max_length: int | None = None) -> DecoderCache:
+        lengths.append(max_length)
+        return once(decoder, num_slots, max_length)
+
+    monkeypatch.setattr(Decoder, "make_slots", make_slots)
+    decoder = Decoder(make_model(context_length=512), reproducible=reproducible)
+    for prompts in ([PROMPT], [PROMPT, PROMPT * 50]):
+        generate_prompts(decoder, prompts, max_new_tokens=5)
+    assert lengths == ([512, 512] if reproducible else [128, 256])  # whole chunks of a prompt

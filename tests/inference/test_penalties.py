@@ -83,13 +83,18 @@ def test_what_is_no_number_stays_what_it_is() -> None:
     assert adjust(logits, [text])[0, 1].isnan()
 
 
-def test_half_precision_is_rounded_once() -> None:
-    """bfloat16 logits stay bfloat16, and are computed with in fp32."""
-    logits = torch.randn(1, 50).bfloat16()
-    text = Occurrences(list(range(50)), Penalties(repetition=1.7))
-    wide = logits.float()
-    expected = torch.where(wide > 0, wide / 1.7, wide * 1.7).bfloat16()
-    assert torch.equal(adjust(logits, [text]), expected)
+def test_half_precision_is_not_rounded_again() -> None:
+    """Changed bfloat16 logits are those in fp32, as the sampler widens them: steps of 1/2 would swallow a penalty."""
+    logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
+    logits[0, 3] = 100.0
+    texts = [Occurrences([], Penalties(presence=0.2)), Occurrences(list(range(50)), Penalties(repetition=1.7))]
+    texts[0].add(3)
+    expected, factors = logits.float(), torch.full((50,), 1.7)
+    expected[0, 3] -= 0.2
+    expected[1] = torch.where(expected[1] > 0, expected[1] / factors, expected[1] * factors)
+    found = adjust(logits, texts)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
 
 
 def test_who_asks_for_nothing_needs_no_occurrences() -> None:

@@ -15,7 +15,7 @@ from config.io import dump_toml
 from config.schemas import InferSamplingConfig
 from config.train import TrainConfig
 from tests.checkpoints.helpers import flip_bit
-from tests.inference.helpers import EOS, Script, make_model, make_tokenizer
+from tests.inference.helpers import EOS, Script, greedy_without_cache, make_model, make_tokenizer
 from transformerlm.checkpoints.document_ids import DocumentIds
 from transformerlm.checkpoints.save import Snapshot, save_checkpoint
 from transformerlm.checkpoints.validation import CheckpointError
@@ -100,6 +100,20 @@ def test_long_prompt_warns_and_reads_its_end() -> None:
     with pytest.warns(UserWarning, match="has 43 tokens, more than context_length 16"):
         found = predictor.generate(prompt, max_new_tokens=5, temperature=0.0)
     assert found == prompt + "".join(predictor.stream(prompt[-16:], max_new_tokens=5, temperature=0.0))
+
+
+@pytest.mark.filterwarnings("ignore:the prompt has 44 tokens")
+def test_a_long_text_keeps_the_token_that_starts_texts() -> None:
+    """Each way to generate begins each window with it, for a model that never saw text without it."""
+    ids, prompt = DocumentIds(256, starts_texts=True), "The quick brown fox jumps over the lazy dog"
+    predictor, options = Predictor(make_model(), make_tokenizer(), ids), {"max_new_tokens": 30, "temperature": 0.0}
+    new = greedy_without_cache(predictor.model, [256, *prompt.encode()], 30, start_id=256)
+    expected = prompt + predictor.tokenizer.decode(new)
+    assert predictor.generate(prompt, **options) == expected
+    assert predictor.generate(prompt, **options, speculative=2) == expected
+    assert predictor.generate_prompts([prompt, prompt], **options) == [expected] * 2
+    predictor._is_reproducible = predictor._is_fixed = True
+    assert predictor.generate(prompt, **options) == expected
 
 
 def test_seed_decides_the_text() -> None:

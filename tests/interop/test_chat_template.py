@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 
 import gguf
@@ -11,9 +12,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tests.interop.models import make_checkpoint
 from tests.training.chat_run import PLAIN, chat_tokenizer, write_conversations
 from transformerlm.checkpoints.chat_format import renderer_of
-from transformerlm.checkpoints.document_ids import ids_of_checkpoint
+from transformerlm.checkpoints.document_ids import KEY, DocumentIds, ids_of_checkpoint
 from transformerlm.checkpoints.load import load_tokenizer
-from transformerlm.interop.chat_template import PROBES, chat_template, template_to_export
+from transformerlm.interop.chat_template import PROBES, chat_template, go_template, template_to_export
 from transformerlm.interop.gguf import write_gguf
 from transformerlm.interop.hf_export import write_hf
 from transformerlm.tokenizer.chat import ChatFormat, ChatRenderer
@@ -89,7 +90,8 @@ def test_an_answer_ends_the_generation(checkpoint, chat_tokens, tmp_path):
     write_hf(checkpoint, tmp_path / "out", verify=False)
     ends = [chat_tokens.special_token_ids[one] for one in ("<|endoftext|>", "<|im_end|>")]
     for name in ("generation_config.json", "config.json"):
-        assert json.loads((tmp_path / "out" / name).read_text())["eos_token_id"] == ends
+        record = json.loads((tmp_path / "out" / name).read_text())
+        assert (record["eos_token_id"], "stop_strings" in record) == (ends, False)
     theirs = opened(tmp_path / "out")
     assert theirs.chat_template == (tmp_path / "out" / "chat_template.jinja").read_text(encoding="utf-8")
 
@@ -112,6 +114,55 @@ def test_a_gguf_file_has_the_template_and_the_end_of_an_answer(checkpoint, chat_
     write_gguf(make_checkpoint(tmp_path / "text", files), tmp_path / "text.gguf")
     keys = gguf.GGUFReader(tmp_path / "text.gguf").fields
     assert not {"tokenizer.chat_template", "tokenizer.ggml.eot_token_id"} & set(keys)
+
+
+def test_ollama_gets_the_format_and_the_end_of_an_answer(checkpoint, tmp_path):
+    """The Modelfile has the template in Go, as Ollama reads none in Jinja, and the token at which an answer stops."""
+    write_gguf(checkpoint, tmp_path / "m.gguf")
+    text = (tmp_path / "m.Modelfile").read_text(encoding="utf-8")
+    assert text.endswith(
+        'TEMPLATE """{{- "<|endoftext|>" }}\n'
+        "{{- range .Messages }}\n"
+        '{{- if eq .Role "system" }}\n{{- "<|im_start|>system\\n" }}\n'
+        '{{- else if eq .Role "user" }}\n{{- "<|im_start|>user\\n" }}\n'
+        '{{- else if eq .Role "assistant" }}\n{{- "<|im_start|>assistant\\n" }}\n'
+        "{{- end }}\n"
+        '{{- .Content }}\n{{- "<|im_end|>\\n" }}\n'
+        "{{- end }}\n"
+        '{{- "<|im_start|>assistant\\n" }}"""\n'
+        'PARAMETER stop "<|im_end|>"\n'
+    )
+
+
+def test_a_start_that_the_tokenizer_puts_there_is_not_there_twice(chat_tokens, files, tmp_path):
+    """The template for Ollama omits the token that the GGUF file asks for before each text."""
+    start, end = chat_tokens.special_token_ids["<|endoftext|>"], chat_tokens.special_token_ids["<|im_end|>"]
+    state = {"chat": ChatFormat().to_json(), KEY: DocumentIds(start, (end,), starts_texts=True).to_state()}
+    write_gguf(make_checkpoint(tmp_path, files, tokenizer=chat_tokens, state=state), tmp_path / "m.gguf")
+    assert 'TEMPLATE """{{- range .Messages }}\n' in (tmp_path / "m.Modelfile").read_text(encoding="utf-8")
+
+
+def test_a_text_that_ends_an_answer_is_written_wherever_there_is_room(chat_tokens, files, tmp_path):
+    """generation_config.json has `stop_strings`, the Modelfile `stop`; GGUF has neither, and a warning says so."""
+    checkpoint = make_checkpoint(tmp_path, files, tokenizer=chat_tokens, state={"chat": PLAIN.to_json()})
+    write_hf(checkpoint, tmp_path / "out", verify=False)
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["stop_strings"] == ["\n"]
+    with pytest.warns(UserWarning, match=r"GGUF has no place for '\\n', the text that ends an answer"):
+        write_gguf(checkpoint, tmp_path / "m.gguf")
+    text = (tmp_path / "m.Modelfile").read_text(encoding="utf-8")
+    assert '{{- else if eq .Role "user" }}\n{{- "User:\\n" }}\n' in text
+    assert text.endswith('{{- .Content }}\n{{- "\\n" }}\n{{- end }}\n{{- "Bot:\\n" }}"""\nPARAMETER stop "\n"\n')
+
+
+def test_a_format_without_a_template_has_none_for_ollama(chat_tokens, files, tmp_path):
+    """It would give other ids than training, but the end of an answer is still told."""
+    chat = ChatFormat(user="User: ", assistant="Bot: ", end="\n", after="", special_tokens=())
+    checkpoint = make_checkpoint(tmp_path, files, tokenizer=chat_tokens, state={"chat": chat.to_json()})
+    with pytest.warns(UserWarning, match="the chat format has no template"):
+        write_gguf(checkpoint, tmp_path / "m.gguf")
+    text = (tmp_path / "m.Modelfile").read_text(encoding="utf-8")
+    assert "TEMPLATE" not in text
+    assert text.endswith('PARAMETER stop "\n"\n')
 
 
 @pytest.mark.parametrize(
@@ -153,3 +204,14 @@ def test_a_start_is_optional_and_content_must_be_text():
     assert template.render(messages=[{"role": "user", "content": "Hi"}]) == "<|im_start|>user\nHi<|im_end|>\n"
     with pytest.raises(TypeError):
         template.render(messages=[{"role": "user", "content": [{"type": "text"}]}])
+
+
+@pytest.mark.parametrize(
+    "string", ["'", '"', '""', "\\", "\\n", "\r\n\t", "{{ x }}", "}}", "é🍎\u2028\x00\x7f\x85", "`"]
+)
+def test_any_string_is_one_of_go_on_a_line_of_its_own(string):
+    """Go's escapes give it back (they are Python's, too), and no three quotes end the Modelfile's template early."""
+    lines = go_template(ChatFormat(assistant=string, end=string, after=string), start=string).split("\n")
+    quoted = [line.removeprefix("{{- ").removesuffix(" }}") for line in (lines[0], lines[-3], lines[-1])]
+    assert [ast.literal_eval(one) for one in quoted] == [string, 2 * string, string]
+    assert all(line.isprintable() and '"""' not in line for line in lines)

@@ -364,3 +364,20 @@ def test_a_modelfile_tells_ollama_the_context_and_the_sampling(files, tmp_path):
     with pytest.raises(FileExistsError, match=r"m\.Modelfile: is there already"):
         write_gguf(checkpoint, tmp_path / "m.gguf")
     write_gguf(checkpoint, tmp_path / "m.gguf", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (" END\n", '" END\n"'),
+        ("{{ x }}", '"{{ x }}"'),
+        ('"', '"""""""'),
+        ('a "b"\nc', '"""a "b"\nc"""'),
+        ('"""', None),
+        ("\x03", None),
+        ("\u3000", None),
+    ],
+)
+def test_a_modelfile_quotes_what_its_reader_takes_back(text, value):
+    """It knows no escapes: quotes come in three, and what its reader would cut or drop is not written."""
+    assert interop._modelfile_value(text) == value

@@ -21,10 +21,10 @@ def checkpoint(files, tmp_path):
 def test_nobody_guesses_a_license_or_a_language(checkpoint):
     """The front matter names both if they are given, and otherwise neither."""
     bare = model_card(checkpoint, name="kids").split("---")[1]
-    full = model_card(checkpoint, name="kids", notes=CardNotes(license="mit", languages=["en", "de"])).split("---")[1]
+    full = model_card(checkpoint, name="kids", notes=CardNotes(license="mit", languages=["en", "no"])).split("---")[1]
     assert "license" not in bare
     assert "language" not in bare
-    assert "license: mit\nlanguage:\n- en\n- de\ntags:\n" in full
+    assert 'license: "mit"\nlanguage:\n- "en"\n- "no"\ntags:\n' in full  # YAML reads a bare no as false
 
 
 def test_the_code_names_the_model_itself(checkpoint):

@@ -157,6 +157,26 @@ def test_merges_that_are_passed_over_must_not_matter(record, tmp_path):
         read(bytes_alone, tmp_path)
 
 
+def test_a_tokenizer_that_lacks_bytes_is_refused_with_the_cause(record, tmp_path):
+    """SmolLM2's is such: what it has no id for it drops from a text."""
+    del record["model"]["vocab"]["ÿ"]
+    with pytest.raises(
+        ValueError, match=r"model\.vocab: expected all 256 single bytes, found 255, without 'ÿ' .*SmolLM2"
+    ):
+        read(record, tmp_path)
+
+
+def test_merges_that_were_converted_from_ranks_are_refused_with_the_cause(tmp_path):
+    """Llama 3's are such: a token has a merge for each of its splits, also into parts that are made later."""
+    record = json.loads(to_json(Tokenizer(BYTES, [])))
+    names = [*record["model"]["vocab"], "ab", "abc", "bc"]
+    merges = [["a", "b"], ["a", "bc"], ["ab", "c"], ["b", "c"]]
+    record["model"] |= {"vocab": {name: index for index, name in enumerate(names)}, "merges": merges}
+    record["model"]["ignore_merges"] = True
+    with pytest.raises(ValueError, match=r"model\.merges: expected parts .* found 'bc' in merge 1 .*Llama 3"):
+        read(record, tmp_path)
+
+
 def test_tokens_that_are_put_around_a_text_are_warned_of(record, tmp_path):
     """Our tokenizer adds none, and says so."""
     record["post_processor"] = {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}}

@@ -64,6 +64,8 @@ class FakeEngine:
         self.state: State = "loading"
         self.ends_by: Exception | Piece | None = None
         """What each text comes to instead of its first token."""
+        self.fingerprint_of: Callable[[TextRequest], str] = lambda request: "140-0123abcd"
+        """Which weights make a text."""
         self.seen: list[TextRequest] = []
         self.active: list[FakeStream] = []
         self.kept = [checkpoint.name, "step-00000020"]
@@ -186,7 +188,7 @@ class FakeStream:
         request, engine = self._request, self._engine
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         text, scored = "", self._scored_prompt()
-        shared = {"step": 140, "fingerprint": "140-0123abcd"}
+        shared: Any = {"step": 140, "fingerprint": engine.fingerprint_of(request)}
         for number in range(request.max_tokens):
             await engine.gate.wait()
             await asyncio.sleep(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,6 +52,22 @@ def test_all_settings_reach_the_engine(tmp_path):
         assert (seen.temperature, seen.top_p, seen.max_tokens, seen.top_k) == (0.7, 0.25, 6, None)
 
     run(tmp_path, ask, sections={"defaults": {"temperature": 0.7, "top_p": 0.25, "max_tokens": 6, "top_k": 3}})
+
+
+def test_each_text_names_its_own_weights(tmp_path):
+    """Two choices may be made by two steps: an event names that of its choice, a whole answer only one of them all."""
+
+    async def ask(web: Web) -> None:
+        web.engine.fingerprint_of = lambda request: f"{request.seed}-0123abcd"
+        body = {"prompt": "ab", "n": 2, "max_tokens": 2, "seed": 7}
+        *chunks, last = await web.chunks(**body, stream_options={"include_usage": True})
+        named = {(chunk["choices"][0]["index"], chunk["system_fingerprint"]) for chunk in chunks}
+        assert named == {(0, "7-0123abcd"), (1, "8-0123abcd")}
+        assert last["system_fingerprint"] is None
+        assert (await web.complete(**body)).json()["system_fingerprint"] is None
+        assert (await web.complete(**(body | {"n": 1}))).json()["system_fingerprint"] == "7-0123abcd"
+
+    run(tmp_path, ask)
 
 
 def test_choices_are_in_order_and_numbered_as_infer_numbers_its_samples(tmp_path):
@@ -301,6 +318,22 @@ def test_a_context_that_is_full_may_slide(tmp_path):
         assert web.engine.seen[-1].prompt == [*("xab" + "ab" * 32).encode()]  # a penalty for each id of the prompt
         refused = await web.complete(prompt="ab" * 50, max_tokens=0, echo=True, logprobs=0)
         assert refused.json()["error"]["code"] == "context_length_exceeded"
+
+    run(tmp_path, ask, sections={"limits": {"overflow": "slide"}})
+
+
+def test_the_token_before_each_text_is_sent_with_a_prompt_that_is_cut(tmp_path):
+    """The engine begins each window with it; where ids have a penalty, it is the first of those before the window."""
+
+    async def ask(web: Web) -> None:
+        web.engine.facts = replace(web.engine.facts, starts_texts=True)
+        start, window = web.engine.end_id, [*("ab" * 32).encode()]
+        await web.choices(prompt="ab" * 50, max_tokens=1)
+        assert web.engine.seen[-1].prompt == [start, *window]
+        await web.choices(prompt="ab" * 50, max_tokens=1, repetition_penalty=1.1)
+        assert web.engine.seen[-1].prompt == [start, *b"ab", *window]
+        await web.choices(prompt="ab", max_tokens=1)
+        assert web.engine.seen[-1].prompt == [start, *b"ab"]
 
     run(tmp_path, ask, sections={"limits": {"overflow": "slide"}})
 

@@ -23,9 +23,11 @@ from transformerlm.checkpoints.save import save_checkpoint
 from transformerlm.inference.generate import Decoder
 from transformerlm.inference.predictor import Predictor
 from transformerlm.inference.texts import Pieces
+from transformerlm.serving.checkpoint_loader import Opened
 from transformerlm.serving.engine import Piece
 from transformerlm.serving.engine_loop import EngineLoop
 from transformerlm.serving.protocol import MOST_UNTAKEN, Ask, Told
+from transformerlm.serving.served_model import ServedModel
 
 
 class Over(Exception):
@@ -254,6 +256,37 @@ def test_one_kept_checkpoint_is_in_memory_beside_the_served_one(files, tmp_path,
     assert ids_of(one.pieces("r6")) == ids_of(one.pieces("served"))
     assert [piece.finish for piece in one.pieces("gone")] == ["cancelled"]
     assert max(most) == 2
+
+
+def test_what_waits_for_a_checkpoint_that_is_in_memory_begins(files, tmp_path):
+    """One that was taken over meanwhile, and one that was served before, while texts of another named one go on."""
+    for step in (1, 2, 3):
+        tiny_checkpoint(tmp_path, files, step)
+    told: list[Told] = []
+    settings = engine_settings(tmp_path / "checkpoints" / "step-00000001")
+    loop = EngineLoop(settings, SimpleQueue(), told.append)
+    endless: dict[str, Any] = {"max_tokens": 10**6, "ignore_eos": True}
+
+    def take_over(step: int, *, is_served: bool) -> None:
+        directory = tmp_path / "checkpoints" / f"step-0000000{step}"
+        loop._take_opened(Opened(ServedModel(directory, settings, prefix_cache_bytes=0), is_served=is_served))
+
+    def made_by(name: str) -> set[int]:
+        for _ in range(3):  # prompts and texts take turns
+            loop._step()
+        return {piece.step for one in told for request_id, piece in one.pieces if request_id == name}
+
+    take_over(2, is_served=False)
+    loop._submit(request("named", checkpoint="step-00000002", **endless))
+    loop._submit(request("first", checkpoint="step-00000003", **endless))
+    loop._open_next()
+    assert list(loop._pending) == ["step-00000003"]
+    take_over(3, is_served=True)
+    assert (loop._pending, made_by("first")) == ({}, {3})
+    take_over(1, is_served=True)
+    loop._submit(request("second", checkpoint="step-00000003"))
+    loop._open_next()
+    assert (loop._pending, made_by("second"), made_by("named")) == ({}, {3}, {2})
 
 
 def test_another_tokenizer_is_noticed_after_a_restart_too(files, tmp_path, talk):

@@ -125,6 +125,11 @@ def test_progress_and_invalid_bytes_are_reported(tmp_path: Path) -> None:
         (300, ["ñ"], "found 'ñ'"),
         (300, ["a"], "expected two bytes or more, found 'a'"),
         (300, [""], "expected non-empty"),
+        (
+            20_000,
+            [f"<|{number}|>" for number in range(10_001)],
+            "special_tokens: expected 10,000 in a tokenizer at most, found 10,001",
+        ),
     ],
 )
 def test_requests_that_cannot_be_met_are_refused(

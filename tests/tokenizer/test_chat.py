@@ -136,6 +136,18 @@ def test_a_format_of_plain_strings_needs_no_special_token() -> None:
         ChatRenderer(bare, ChatFormat())
 
 
+def test_of_special_tokens_that_begin_alike_the_longest_is_taken() -> None:
+    """Whatever their order in the list, the ids are those that the tokenizer gives the same text."""
+    tokens = ("<|end|>", "<|end|><|turn|>")
+    tokenizer = Tokenizer({byte: bytes([byte]) for byte in range(256)}, [], tokens)
+    for listed in (tokens, tokens[::-1]):
+        chat = ChatFormat(user="User: ", assistant="Bot: ", end="<|end|><|turn|>", special_tokens=listed)
+        renderer = ChatRenderer(tokenizer, chat)
+        ids, _ = renderer.render([("user", "Hi")])
+        assert ids.tolist() == tokenizer.encode("User: Hi<|end|><|turn|>\n")
+        assert renderer.end_ids == (tokenizer.special_token_ids["<|end|><|turn|>"],)
+
+
 def test_the_mask_is_beside_the_ids(tmp_path: Path) -> None:
     """Ids and mask are those of each conversation rendered, with a separator that is not learnt; the format is kept."""
     rows = _conversations(20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -22,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config.schemas import ClusterConfig
+from databuilder.parts import write_id_bytes
 from tests.utils.packed import write_parquet, zstd
 from transformerlm.distributed.work import UNFINISHED
 from transformerlm.tokenizer import count_parts
@@ -162,6 +164,37 @@ def test_groups_are_of_like_size(tmp_path: Path) -> None:
     sizes = [len(count_parts.read_words(tmp_path, slice(n, n + 1)).ends) for n in range(count_parts.NUM_GROUPS)]
     assert max(sizes) < 1300
     assert min(sizes) > 700
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sets a limit on file sizes")
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (lambda folder: count_parts.write_words(folder, list_words({b"x" * 5000: 1})), "words.npy"),
+        (lambda folder: write_id_bytes(folder, id_bytes=np.zeros(5000, dtype=np.uint32)), "id-bytes"),
+    ],
+)
+def test_a_part_that_does_not_fit_the_disk_is_named(tmp_path: Path, write: Callable[[Path], object], name: str) -> None:
+    """The error holds the cause and the file, of which numpy's own error has neither."""
+    import resource
+
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, old[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            write(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(tmp_path / name))
+
+
+def test_the_parts_are_beside_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the output is the present folder, or the one above it."""
+    (tmp_path / "above/here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "above/here")
+    assert count_parts.parts_path(Path(".")) == tmp_path / "above/here.parts"
+    assert count_parts.parts_path(Path("..")) == tmp_path / "above.parts"
+    assert count_parts.parts_path(Path("a/t")) == Path("a/t.parts")
 
 
 def _forked(function: Callable[[], object]) -> int:

@@ -91,13 +91,30 @@ def test_kernels_that_are_kept_elsewhere_are_seen(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kept"))
     assert not engines._is_kept.__wrapped__("encode")
     folder = tmp_path / "kept" / "transformerlm"
-    folder.mkdir(parents=True)
-    (folder / "encode_kernels.encode_segments-0123456789abcdef-0.code").touch()
+    folder.mkdir(parents=True, mode=0o700)
+    (folder / "encode_kernels.encode_segments-0123456789abcdef-0.code").touch(mode=0o600)
     assert not engines._is_kept.__wrapped__("encode")
     key = environment_key(Path(engines.__file__).parent / "fast")
-    (folder / f"encode_kernels.encode_segments-{key[:16]}-0.code").touch()
+    (folder / f"encode_kernels.encode_segments-{key[:16]}-0.code").touch(mode=0o600)
     assert engines._is_kept.__wrapped__("encode")
     assert not engines._is_kept.__wrapped__("train")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_kernels_that_would_not_be_loaded_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process would compile again what others may write, so such code is no reason to take the kernels."""
+    pytest.importorskip("numba")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    key = environment_key(Path(engines.__file__).parent / "fast")
+    kept = tmp_path / "transformerlm" / f"encode_kernels.encode_segments-{key[:16]}-0.code"
+    kept.parent.mkdir(mode=0o700)
+    kept.touch(mode=0o600)
+    for path in (kept, kept.parent):
+        before = path.stat().st_mode
+        path.chmod(before | 0o020)
+        assert not engines._is_kept.__wrapped__("encode")
+        path.chmod(before)
+        assert engines._is_kept.__wrapped__("encode")
 
 
 def test_kept_kernels_encode_without_numba() -> None:

@@ -62,11 +62,12 @@ def test_saving_is_deterministic_and_leaves_nothing_else(tmp_path: Path) -> None
     assert (tmp_path / "a/merges.txt").read_text(encoding="utf-8").startswith("#version: 0.2\nĠ t\nh e\nĠt he\n")
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6])
 def test_a_failed_save_keeps_the_old_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """A write that fails, of whichever file, changes nothing and leaves nothing."""
-    _tokenizer().save(tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    """A flush that fails, of whichever file or name, changes nothing; if it is the last, the new tokenizer is there."""
+    for name, specials in (("old", (EOT,)), ("new", ())):
+        _tokenizer(specials).save(tmp_path / name)
+    old, new = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("old", "new"))
     flushed: list[int] = []
     fsync = os.fsync
 
@@ -78,8 +79,27 @@ def test_a_failed_save_keeps_the_old_tokenizer(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        _tokenizer(()).save(tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        _tokenizer(()).save(tmp_path / "old")
+    found = {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
+    assert found == (old if number < 6 else new)
+
+
+@pytest.mark.parametrize(
+    ("limit", "most", "message"),
+    [
+        ("MAX_FILE_BYTES", 1000, r"vocab\.json: expected at most 1,000 bytes to write, .* found \d,\d+ \(a long run"),
+        ("MAX_SPECIALS_BYTES", 50, r"special_tokens\.json: expected at most 50 bytes to write, .* \(choose shorter"),
+        ("MAX_SPECIALS", 1, "special_tokens: expected 1 in a tokenizer at most, found 2"),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, most: int, message: str
+) -> None:
+    """Loading has limits; what is beyond them is refused before anything is written."""
+    monkeypatch.setattr(io, limit, most)
+    with pytest.raises(ValueError, match=message):
+        _tokenizer((EOT, "<|pad|>")).save(tmp_path / "tokenizer")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_vocabulary_takes_its_place_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,7 @@ def test_what_had_no_cut_is_not_looked_through_again(text: str, rest: str, speci
 
 
 def test_a_run_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run longer than the limit ends the stream with an error that quotes it; one just as long passes."""
+    """A run longer than the limit ends the stream with an error that names its kind; one just as long passes."""
     monkeypatch.setattr(pretokenize, "MAX_UNCUT_CHARS", 1000)
     blocks = [TextBlock("some words and " + "x" * 999, False), TextBlock("", True)]
     assert sum(len(piece.text) for piece in safe_pieces(blocks, SpecialTokenSplitter([]), size=4)) == 1014
@@ -149,6 +149,9 @@ def test_a_run_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(
         ValueError, match=r"^a\.txt: expected words of at most 1,000 characters, .* 'xxxxxxxxxxxxxxxxxxxx'"
     ):
+        list(safe_pieces(blocks, SpecialTokenSplitter([]), size=4, where="a.txt"))
+    blocks = [TextBlock(" \n" * 600 + "a", False), TextBlock("", True)]
+    with pytest.raises(ValueError, match=r"^a\.txt: expected at most 1,000 characters of white space in a row, found"):
         list(safe_pieces(blocks, SpecialTokenSplitter([]), size=4, where="a.txt"))
 
 

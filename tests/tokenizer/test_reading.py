@@ -12,7 +12,7 @@ import pytest
 
 from tests.utils.packed import write_parquet
 from tests.utils.test_text_parts import EOT, OVERLAPS, PIECES
-from transformerlm.tokenizer import reading
+from transformerlm.tokenizer import pretokenize, reading
 from transformerlm.tokenizer.bpe_trainer import train_bpe
 from transformerlm.tokenizer.counting import BatchCounter, count_pre_tokens
 from transformerlm.tokenizer.pretokenize import PATTERNS, SpecialTokenSplitter
@@ -53,6 +53,30 @@ def test_a_safe_cut_is_near(tmp_path: Path) -> None:
     assert find_parts([path], part_bytes=10_000, find_cut=SafeCuts(SpecialTokenSplitter([EOT]))) == [
         TextPart(str(path), "bytes", 0, 84_000, 84_000)
     ]
+
+
+@pytest.mark.parametrize("character", ["a", "\U00010348", " "])
+def test_a_run_that_is_too_long_is_refused_before_it_is_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, character: str
+) -> None:
+    """Gigabytes without a place to cut are not held in memory; the error is the one that reading them gives."""
+    monkeypatch.setattr(pretokenize, "MAX_UNCUT_CHARS", 10_000)
+    path = tmp_path / "a.txt"
+    path.write_text(character * 200_000, encoding="utf-8")
+    with path.open("rb") as file:
+        with pytest.raises(ValueError, match=r"a\.txt: expected (words of at most|at most) 10,000 characters"):
+            SafeCuts(SpecialTokenSplitter([EOT]))(file, 20_000)
+        assert file.tell() < 70_000
+
+
+def test_no_more_is_read_of_bytes_that_are_no_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have no place to cut, however many there are."""
+    monkeypatch.setattr(pretokenize, "MAX_UNCUT_CHARS", 10_000)
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\x80" * 200_000)
+    with path.open("rb") as file:
+        assert SafeCuts(SpecialTokenSplitter([EOT]))(file, 20_000) == 200_000
+        assert file.tell() < 70_000
 
 
 def _documents(number: int) -> list[str]:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from tests.pace import cost
 from tests.tokenizer.test_pretokenize import ANY_TEXT
-from transformerlm.tokenizer import Tokenizer, reference, train_bpe
+from transformerlm.tokenizer import Tokenizer, io, reference, train_bpe
 from transformerlm.tokenizer.pair_table import learn_merges
 from transformerlm.tokenizer.pretokenize import GPT2_PATTERN, pre_tokenize
 
@@ -377,16 +377,22 @@ def test_trained_tokenizers_round_trip_through_files(tmp_path: Path) -> None:
 
 
 def test_a_merges_file_that_was_cut_is_refused(tmp_path):
-    """Without its last merges the tokenizer would give other ids silently; the error names both numbers."""
+    """Without its last merges the tokenizer would give other ids silently; the error names a token without a merge."""
     _build(MERGES).save(tmp_path)
     merges = tmp_path / "merges.txt"
     lines = merges.read_text(encoding="utf-8").splitlines(keepends=True)
     merges.write_text("".join(lines[:-1]), encoding="utf-8")
-    number = len(MERGES)
-    with pytest.raises(
-        ValueError, match=rf"merges\.txt: expected a merge for each of the {number} .* found {number - 1}"
-    ):
+    last = repr(io.token_to_text(b"".join(MERGES[-1])))
+    message = (
+        rf"merges\.txt: expected a merge for each token .* found none for {re.escape(last)} \(id {255 + len(MERGES)}\)"
+    )
+    with pytest.raises(ValueError, match=message):
         Tokenizer.from_directory(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.from_files(tmp_path / "vocab.json", merges, [EOT])
+    merges.write_text("".join(lines), encoding="utf-8")
+    plain = Tokenizer.from_files(tmp_path / "vocab.json", merges)  # as course code reads GPT-2's files
+    assert len(plain.encode(EOT)) > 1
 
 
 def test_encode_file_takes_one_file(tmp_path):

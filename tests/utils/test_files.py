@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,54 @@ def test_files_that_cannot_all_be_written_leave_what_was_there(tmp_path):
     with pytest.raises(KeyboardInterrupt), files.whole_files({tmp_path / "a": "1"}):
         raise KeyboardInterrupt
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old"}
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("step", ["replace", "sync"])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_files_that_cannot_all_take_their_places_leave_what_was_there(tmp_path, monkeypatch, number, step, links):
+    """At whichever step it fails, all files are the old ones, or after the last the new ones; nothing else is there."""
+    old, new = {"a": "old a", "c": "old c"}, {"a": "new a", "b": "new b", "c": "new c"}
+    for name, text in old.items():
+        (tmp_path / name).write_text(text)
+    owner = Path if step == "replace" else files
+    original, calls = getattr(owner, step), []
+
+    def fails(path, *to):
+        if to or path == tmp_path:
+            calls.append(path)
+            if len(calls) == number:
+                raise OSError(5, "Input/output error")
+        return original(path, *to)
+
+    def refuses(path, target):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(owner, step, fails)
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", refuses)
+    contents = {tmp_path / name: text for name, text in new.items()}
+    with pytest.raises(OSError, match="Input/output error") as caught, files.whole_files(contents):
+        pass
+    assert caught.value.filename == str(tmp_path / "abc"[number - 1])
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert found == (new if (step, number) == ("sync", 3) else old)
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")
+def test_ctrl_c_waits_until_all_files_have_their_places(tmp_path, monkeypatch):
+    """Pressed while they take their places, it comes after the last: old and new files are never mixed."""
+    (tmp_path / "a").write_text("old")
+    replace = Path.replace
+
+    def interrupted(path, to):
+        signal.raise_signal(signal.SIGINT)
+        return replace(path, to)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), files.whole_files({tmp_path / "a": "1", tmp_path / "b": "2"}):
+        pass
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "1", "b": "2"}
 
 
 def test_an_unfinished_file_of_another_process_stays(tmp_path, monkeypatch):

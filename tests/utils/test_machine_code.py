@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from transformerlm.utils.machine_code import MachineCode, environment_key, keep_code, read_code
+from transformerlm.utils.machine_code import MachineCode, code_folder, environment_key, keep_code, read_code
 
 KEY = "0123" * 16
 CODE = MachineCode("a_function", bytes(range(256)) + b"\n\n")
@@ -57,6 +57,14 @@ def test_what_others_may_write_is_not_used(kept: Path, mode: int) -> None:
 
 
 @only_posix
+def test_what_others_may_read_is_used(kept: Path) -> None:
+    """So root may compile for all users of an image and then let them read it, by `chmod -R go+rX`."""
+    kept.parent.chmod(0o755)
+    kept.chmod(0o644)
+    assert read_code(kept, KEY) == CODE
+
+
+@only_posix
 def test_what_belongs_to_others_is_not_used(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of another user than root is not trusted."""
     facts = os.stat_result([*kept.stat()[:4], 12345, *kept.stat()[5:]])
@@ -77,6 +85,18 @@ def test_what_cannot_be_written_is_not_kept(tmp_path: Path) -> None:
     (tmp_path / "folder").touch()
     keep_code(tmp_path / "folder" / "name.code", KEY, CODE)
     assert read_code(tmp_path / "folder" / "name.code", KEY) is None
+
+
+def test_without_a_home_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody knows a user's home, no folder named `~` appears in the present one."""
+    for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.chdir(tmp_path)
+    path = code_folder() / "name.code"
+    keep_code(path, KEY, CODE)
+    assert read_code(path, KEY) is None
+    assert os.listdir(tmp_path) == []
 
 
 def test_code_that_nobody_reads_goes_after_months(kept: Path) -> None:

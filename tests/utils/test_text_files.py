@@ -99,7 +99,7 @@ def test_a_folder_leaves_out_what_is_no_text_and_says_so(tmp_path: Path) -> None
 def test_a_folder_leaves_out_what_our_commands_write(tmp_path: Path) -> None:
     """A tokenizer beside the text would be trained on, and the parts of a killed build would change its input.
 
-    Of the files in a tokenizer's folder only its own are left out.
+    Of the files in a tokenizer's folder only its own are left out, with what a save that was killed has left.
     """
     for name in (
         "a.txt",
@@ -112,6 +112,11 @@ def test_a_folder_leaves_out_what_our_commands_write(tmp_path: Path) -> None:
         "gpt2-merges.txt",
         "gpt2-special_tokens.json",
         "other-merges.txt",
+        "tokenizer/merges.txt.tmp-old",
+        "begun/merges.txt.tmp",
+        "half/merges.txt",
+        "half/special_tokens.json",
+        "half/vocab.json.tmp",
         "c.txt.part",
         "c.txt.part.json",
         "d.part",

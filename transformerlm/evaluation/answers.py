@@ -94,6 +94,17 @@ def _rows(path: Path, errors: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield where, parse_json_object(text.strip(), where=where)
 
 
+def count_out_of_reach(questions: Sequence[Question], end_strings: Sequence[str]) -> int:
+    """Return how many right answers no model can give, as a string that ends an answer comes before their end.
+
+    That is one that holds the string, or whose end and the string after it do.
+    """
+    return sum(
+        any((question.reference + end).index(end) < len(question.reference) for end in end_strings)
+        for question in questions
+    )
+
+
 def score_answers(
     questions: Sequence[Question], right: Sequence[bool], *, resamples: int = 1000, seed: int = 0
 ) -> Metrics:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from config.schemas import duration_seconds
+from config.sweep import ENDLESS_STEPS
 from transformerlm.experiments.facts import ended_by
 from transformerlm.experiments.history import RunHistory
 from transformerlm.experiments.listing import disk_bytes
@@ -18,6 +21,7 @@ from transformerlm.experiments.saved_checkpoints import checkpoint_directories, 
 Rows = list[tuple[str, str]]
 """Words, and what is to be said of them."""
 _UNKNOWN = "-"
+_NEARLY = 0.95  # of the time that is left at a resume: the lines do not say how long saving took
 
 
 def facts_of(run: RunHistory, summary: RunSummary) -> dict[str, Rows]:
@@ -89,14 +93,18 @@ def _plan(run: RunHistory) -> Rows:
     started, made = run.started, _last_step(run)
     begin, planned = _number(started.get("step")) or 0.0, _number(started.get("max_steps"))
     eta, per_step = _number(started.get("eta_seconds")), _number(started.get("tokens_per_step"))
-    rate = per_step * (planned - begin) / eta if eta and per_step and planned and planned > begin else None
+    until = _until(run, begin=begin, planned=planned, eta=eta)
+    steps = None if planned is None else planned - begin
+    rate = None  # which a time that is cut does not say
+    if until is None and eta and per_step and steps is not None and steps > 0:
+        rate = per_step * steps / eta
     tokens, seconds = _end(run, "metrics.tokens"), _trained_seconds(run)
     flops = None if made is None else run.axis("flops", np.array([made]))
     return [
-        ("Steps", _beside(planned, made, "{:,.0f}")),
-        ("Tokens", _beside(planned and per_step and planned * per_step, tokens and tokens[1], "{:,.0f}")),
+        ("Steps", _beside(until or planned, made, "{:,.0f}")),
+        ("Tokens", _beside(until or (planned and per_step and planned * per_step), tokens and tokens[1], "{:,.0f}")),
         ("FLOPs", _beside(None, None if flops is None else flops[0], "{:.3g}")),
-        ("Time", _duration_row(eta, seconds, begin=begin, planned=planned)),
+        ("Time", _duration_row(eta, seconds, steps=steps, is_timed=until is not None)),
         ("Tokens a second", _beside(rate, _median_rate(run), "{:,.0f}")),
         ("Memory", _memory(started, _peak(run))),
         ("Parameters", _whole(started.get("parameters"))),
@@ -108,6 +116,19 @@ def _plan(run: RunHistory) -> Rows:
     ]
 
 
+def _until(run: RunHistory, *, begin: float, planned: float | None, eta: float | None) -> str | None:
+    """Return "until 30m" for a run that by its last start time ends, not its steps; None for another."""
+    text = run.config.get("training.max_time")
+    with suppress(ValueError):
+        if isinstance(text, str):
+            used = run.axis("seconds", np.array([begin])) if begin else None
+            left = duration_seconds(text) - (0.0 if used is None else float(used[0]))
+            is_cut = eta is not None and eta >= left * (_NEARLY if begin else 1.0)
+            is_endless = planned is not None and planned >= ENDLESS_STEPS
+            return f"until {text}" if is_cut or is_endless else None
+    return None
+
+
 def _memory(started: Mapping[str, Any], peak: float | None) -> str:
     """Return the memory as it was planned, which is that of the model and its batches, and as it came."""
     words = _beside(_gigabytes(started.get("memory_estimate_bytes")), _gigabytes(peak), "{:.2f} GB")
@@ -115,21 +136,20 @@ def _memory(started: Mapping[str, Any], peak: float | None) -> str:
     return f"{words}, Python and its libraries included" if is_process else words
 
 
-def _beside(planned: float | None, came: float | None, form: str) -> str:
+def _beside(planned: float | str | None, came: float | None, form: str) -> str:
     if planned is None and came is None:
         return _UNKNOWN
     if planned is None:
         return form.format(came)
-    if came is None:
-        return f"{form.format(planned)} planned, not measured"
-    return f"{form.format(planned)} planned, {form.format(came)} came"
+    words = planned if isinstance(planned, str) else form.format(planned)
+    return f"{words} planned, not measured" if came is None else f"{words} planned, {form.format(came)} came"
 
 
-def _duration_row(eta: float | None, seconds: float | None, *, begin: float, planned: float | None) -> str:
+def _duration_row(eta: float | None, seconds: float | None, *, steps: float | None, is_timed: bool) -> str:
     came = _UNKNOWN if seconds is None else duration(seconds)
-    if not eta or planned is None:
+    if not eta or steps is None:
         return came
-    words = f"{duration(eta)} planned for {planned - begin:,.0f} steps"
+    words = f"{duration(eta)} planned" + ("" if is_timed else f" for {steps:,.0f} steps")
     return words if seconds is None else f"{words}, {came} trained in all"
 
 

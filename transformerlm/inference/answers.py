@@ -35,10 +35,12 @@ def answers(
     max_new_tokens: int,
     ends: frozenset[int] = frozenset(),
     stop: Sequence[str] = (),
+    start_id: int | None = None,
 ) -> Iterator[Answer]:
     """Yield the answer to each prompt's ids, always taking the most likely id, in the order in which they end.
 
-    One of `ends`, or the first of the strings `stop`, ends an answer and is no part of it.
+    One of `ends`, or the first of the strings `stop`, ends an answer and is no part of it. `start_id` is that of
+    `requests.last_window`.
 
     Raises:
         ValueError: an empty prompt, or logits that are not finite.
@@ -51,6 +53,7 @@ def answers(
             max_new_tokens=max_new_tokens,
             sampling=SamplingParams(temperature=0.0),
             ends=ends,
+            start_id=start_id,
         )
         unfinished[request.request_id] = _Unfinished(Pieces(tokenizer.decode_bytes, stop=stop))
         batcher.submit(request)

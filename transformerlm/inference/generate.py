@@ -5,6 +5,7 @@
 A model reads at most `context_length` ids. A longer prompt is cut to its last `context_length` ids. When the window is
 full during generation, its older half is dropped: the model reads the last `context_length // 2` ids again, from
 position 0, and decoding goes on from there. Each such re-reading pays for half a window of further tokens.
+Where the text begins with `start_id`, so does each window, in the place of one id (`requests.last_window`).
 
 Any `LanguageModel` will do: `TransformerLM` itself, or a `Decoder`, which computes the same faster, from
 a copy of the weights. Import `Decoder` from here.
@@ -25,10 +26,11 @@ from transformerlm.inference.fast.decoder import Decoder
 from transformerlm.inference.fast.prompt_lookup import decode as decode_speculatively
 from transformerlm.inference.penalties import Occurrences, Penalties, adjust
 from transformerlm.inference.random_numbers import NUM_AHEAD, RandomNumbers
-from transformerlm.inference.requests import Drawn, Finished, Request
+from transformerlm.inference.requests import Drawn, Finished, Request, last_window
 from transformerlm.inference.sampling import sample
 from transformerlm.inference.sampling_params import SamplingParams
 from transformerlm.models.transformer import TransformerLM
+from transformerlm.utils.plain_forms import may_hand_over
 
 __all__ = [
     "Batcher",
@@ -96,18 +98,20 @@ def decode(
     params: SamplingParams,
     generators: Sequence[torch.Generator | None],
     vocab_size: int | None = None,
+    start_id: int | None = None,
 ) -> Iterator[Tensor]:
     """Yield the next ids `(batch)` of prompts of one length, `max_new_tokens` times.
 
-    Only ids below `vocab_size` are drawn, by default the model's. `params` and `generators` are those of `sample`.
-    Numbers are drawn ahead, as a `Batcher` draws them: on a GPU, those drawn one by one would be others.
+    Only ids below `vocab_size` are drawn, by default the model's. `params` and `generators` are those of `sample`,
+    `start_id` is that of `last_window`. Numbers are drawn ahead, as a `Batcher` draws them: on a GPU, those drawn one
+    by one would be others.
     """
     numbers = [RandomNumbers(generator, model.device) for generator in generators]
     context_length, half = model.context_length, max(1, model.context_length // 2)
     # The last token drawn is never read, so it needs no room.
     cache = model.make_cache(len(prompts), min(context_length, len(prompts[0]) + max(0, max_new_tokens - 1)))
-    window = torch.tensor([prompt[-context_length:] for prompt in prompts], device=model.device)  # (batch, seq)
-    unread, drawn = window, []
+    windows = [last_window(prompt, context_length, start_id) for prompt in prompts]
+    unread, drawn = torch.tensor(windows, device=model.device), []  # (batch, seq)
     for _ in range(max_new_tokens):
         logits = model(unread, cache=cache, last_only=True)[:, -1]  # (batch, vocab)
         drawn.append(sample(logits[:, :vocab_size], params, numbers))  # (batch)
@@ -116,7 +120,9 @@ def decode(
             unread = drawn[-1].unsqueeze(-1)  # (batch, 1): the cache has the rest
         else:  # the window is full: the last half of the text is read again, from position 0
             cache.reset()
-            unread = torch.cat((window, torch.stack(drawn[-half:], dim=1)), dim=1)[:, -half:]  # (batch, half)
+            latest = torch.stack(drawn[-half:], dim=1).tolist()
+            texts = [[*window, *new] for window, new in zip(windows, latest, strict=True)]  # without what is long past
+            unread = torch.tensor([last_window(text, half, start_id) for text in texts], device=model.device)
 
 
 def stream(
@@ -134,6 +140,7 @@ def stream(
     speculative: int = 0,
     penalties: Penalties | None = None,
     min_tokens: int = 0,
+    start_id: int | None = None,
 ) -> Iterator[int]:
     """Yield the ids that follow `prompt_ids`, at most `max_new_tokens`, as they are drawn.
 
@@ -144,13 +151,17 @@ def stream(
     distribution, and with temperature 0 they are the same. Raises ValueError, at once, for an empty prompt, several
     rows of ids, an id the model does not have, more drafts, or drafts with penalties.
 
-    Thirteen parameters: those who stream see each setting by its name.
+    A model that never saw text without an id before it has that as `start_id`: where the prompt begins with it, so does
+    what is read again of a text that is longer than the context.
+
+    Fourteen parameters: those who stream see each setting by its name.
     """
     prompts = check_prompts([prompt_ids], max_new_tokens=max_new_tokens, vocab_size=model.vocab_size)
     ends = end_ids(eos_token_id)
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     settings: DecodeKeywords = {
-        "max_new_tokens": max_new_tokens, "params": params, "generators": [generator], "vocab_size": vocab_size
+        "max_new_tokens": max_new_tokens, "params": params, "generators": [generator], "vocab_size": vocab_size,
+        "start_id": start_id,
     }  # fmt: skip
     if not 0 <= speculative <= NUM_AHEAD:  # the numbers of refused drafts are put back
         raise ValueError(f"generate: speculative must lie between 0 and {NUM_AHEAD}, got {speculative}")
@@ -204,6 +215,7 @@ class DecodeKeywords(TypedDict):
     params: SamplingParams
     generators: Sequence[torch.Generator | None]
     vocab_size: int | None
+    start_id: int | None
 
 
 class BatchKeywords(SamplingKeywords, total=False):
@@ -214,6 +226,7 @@ class BatchKeywords(SamplingKeywords, total=False):
     eos_token_id: Ends
     vocab_size: int | None
     generator: torch.Generator | Sequence[torch.Generator] | None
+    start_id: int | None
 
 
 class StreamKeywords(SamplingKeywords, total=False):
@@ -225,6 +238,7 @@ class StreamKeywords(SamplingKeywords, total=False):
     speculative: int
     penalties: Penalties | None
     min_tokens: int
+    start_id: int | None
 
 
 class TokenIds(list[int]):
@@ -269,12 +283,14 @@ def generate_prompts(
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     penalties: Penalties | None = None,
     min_tokens: int = 0,
+    start_id: int | None = None,
     **settings: Unpack[SamplingKeywords],
 ) -> list[list[int]]:
     """Return a continuation of each prompt, decoded together; each ends before its own EOS.
 
     Prompts may have different lengths; each continuation is the one that its prompt has alone. A generator for each
-    prompt makes the draws of a row independent of the others too. `settings` are the fields of `SamplingParams`.
+    prompt makes the draws of a row independent of the others too. `start_id` is that of `stream`, and `settings` are
+    the fields of `SamplingParams`.
 
     The weights of a `TransformerLM` are copied into a `Decoder` at each call, since they may have changed: that takes
     their memory once more, and time. Who calls more than once makes the `Decoder`, and passes that. Raises ValueError
@@ -292,12 +308,15 @@ def generate_prompts(
             generator=generators[number],
             ends=end_ids(eos_token_id),
             min_tokens=min_tokens,
+            start_id=start_id,
         )
         for number, prompt in enumerate(checked)
     ]
-    if isinstance(model, Decoder | TransformerLM):  # hand-over: texts side by side, by a copy of a model's weights
-        decoder = model if isinstance(model, Decoder) else Decoder(model)
-        return _generate_together(decoder, requests, vocab_size)
+    if isinstance(model, Decoder):
+        return _generate_together(model, requests, vocab_size)
+    if isinstance(model, TransformerLM) and may_hand_over():
+        # hand-over: texts side by side, by a copy of the weights
+        return _generate_together(Decoder(model), requests, vocab_size)
     return [answer(model, request, vocab_size=vocab_size) for request in requests]
 
 
@@ -317,18 +336,21 @@ def answer(model: LanguageModel[CacheT], request: Request, *, vocab_size: int | 
         generator=request.generator,
         penalties=request.penalties,
         min_tokens=request.min_tokens,
+        start_id=request.start_id,
     )
     return list(ids)
 
 
 def _generate_together(decoder: Decoder, requests: list[Request], vocab_size: int | None) -> list[list[int]]:
     longest = max(len(request.prompt) + request.max_new_tokens for request in requests)
+    # A reproducible text must not depend on the cache's shape, which the longest of its neighbours would choose.
+    max_length = None if decoder.is_reproducible else longest
     batcher = Batcher(
         decoder,
         slots=len(requests),
         prefix_cache_bytes=PREFIX_BYTES,
         vocab_size=vocab_size,
-        max_length=longest,
+        max_length=max_length,
         reads_first=True,
     )
     rows: dict[str, list[int]] = {request.request_id: [] for request in requests}

@@ -116,7 +116,8 @@ class Occurrences:
 def adjust(logits: Tensor, texts: Sequence[Occurrences | None]) -> Tensor:
     """Return the logits `(batch, vocab)` with the changes of each row's text; the same object where there are none.
 
-    The given logits stay as they are. `texts[i]` is None where row i asks for nothing.
+    The given logits stay as they are; changed ones are in at least fp32, or half precision would round penalties away.
+    `texts[i]` is None where row i asks for nothing.
     """
     vocab_size = logits.shape[1]
     rows = [(row, text.changes(vocab_size)) for row, text in enumerate(texts) if text is not None]
@@ -125,8 +126,7 @@ def adjust(logits: Tensor, texts: Sequence[Occurrences | None]) -> Tensor:
     places = np.concatenate([ids + row * vocab_size for row, (ids, _, _) in rows])  # in the rows one after another
     divided, added = (np.concatenate([changes[part] for _, changes in rows]).astype(np.float32) for part in (1, 2))
     index, factors, terms = (torch.from_numpy(each).to(logits.device) for each in (places, divided, added))
-    changed = logits.clone(memory_format=torch.contiguous_format)
-    values = upcast(changed.view(-1)[index])
-    values = torch.where(values > 0, values / factors, values * factors) + terms
-    changed.view(-1)[index] = values.to(changed.dtype)
+    changed = upcast(logits).clone(memory_format=torch.contiguous_format)
+    values = changed.view(-1)[index]
+    changed.view(-1)[index] = torch.where(values > 0, values / factors, values * factors) + terms
     return changed

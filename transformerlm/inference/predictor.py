@@ -89,6 +89,11 @@ class Predictor:
         """The id at which a document ends, the first where there are several."""
         return self.document_ids.eos_token_id
 
+    @property
+    def start_id(self) -> int | None:
+        """The id before all that the model reads, where it never saw text without one; a long text keeps it."""
+        return self.document_ids.start_id if self.document_ids.starts_texts else None
+
     @classmethod
     def from_checkpoint(
         cls, directory: str | Path, *, device: str = "auto", precision: str = "fp32", reproducible: bool = False
@@ -388,6 +393,7 @@ class Predictor:
             ),
             ends=frozenset(self.document_ids.eos_token_ids if keywords["stop_at_eos"] else ()),
             min_tokens=keywords["min_tokens"],
+            start_id=self.start_id,
         )
         return _Settings(request, keywords["stop"])
 
@@ -410,6 +416,7 @@ class Predictor:
             speculative=speculative,
             penalties=request.penalties,
             min_tokens=request.min_tokens,
+            start_id=request.start_id,
         )
 
     def _texts(

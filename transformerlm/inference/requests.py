@@ -1,4 +1,4 @@
-"""What the batcher is asked for and what it tells: plain data, ids only."""
+"""What the batcher is asked for and what it tells: plain data, ids only; and which ids of a text a model reads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class Request:
 
     The draws come from `generator`, on the model's device; None is torch's global one. `min_tokens` ids are drawn
     before one of `ends` may be. `num_logprobs` asks for the log-probability of each drawn id and of that many of the
-    most likely ones; None asks for none. `num_prompt_logprobs` asks the same of the prompt's ids.
+    most likely ones; None asks for none. `num_prompt_logprobs` asks the same of the prompt's ids. Where the
+    prompt begins with `start_id`, so does what is read of a text that the context cannot hold (`last_window`).
     """
 
     request_id: str
@@ -33,6 +34,18 @@ class Request:
     min_tokens: int = 0
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
+    start_id: int | None = None
+
+
+def last_window(ids: list[int], size: int, start_id: int | None = None) -> list[int]:
+    """Return what a model that reads `size` ids reads of a text: its last ones, from position 0 on.
+
+    Where the text begins with `start_id`, they follow that id, as in all that the model was trained on; None: there is
+    no such id. A single id is the last one in any case.
+    """
+    if start_id is None or ids[0] != start_id or not 1 < size < len(ids):
+        return ids[-size:]
+    return [start_id, *ids[1 - size :]]
 
 
 @dataclass(frozen=True)

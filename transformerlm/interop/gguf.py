@@ -27,7 +27,7 @@ from transformerlm.checkpoints.chat_format import ids_with_chat, renderer_of
 from transformerlm.checkpoints.document_ids import DocumentIds, guess_ids, ids_of_checkpoint
 from transformerlm.checkpoints.load import load_config_of, load_model, load_tokenizer
 from transformerlm.checkpoints.validation import read_state
-from transformerlm.interop.chat_template import template_to_export
+from transformerlm.interop.chat_template import ollama_template, template_to_export
 from transformerlm.interop.llama import Architecture, architecture_of, halves_from_pairs
 from transformerlm.interop.verify import NOT_ASKED
 from transformerlm.models.layers import rope_factors
@@ -72,8 +72,8 @@ def write_gguf(
 ) -> str:
     """Write a checkpoint as one file, which appears whole or not at all, and return a line about how it was verified.
 
-    A Modelfile beside it tells Ollama the context length and how the run generates its samples. Ids that the tokenizer
-    does not have are omitted: `transformerlm-infer` never generates them either.
+    A Modelfile beside it tells Ollama the context length, how the run generates its samples, and the chat format. Ids
+    that the tokenizer does not have are omitted: `transformerlm-infer` never generates them either.
 
     Raises:
         FileExistsError: it exists already, and `overwrite` is not set.
@@ -94,7 +94,10 @@ def write_gguf(
     chat = renderer_of(checkpoint, tokenizer, ids)
     outcome = write_model(model, tokenizer, out, dtype=dtype, verify=verify, document_ids=ids, chat=chat)
     sampling = None if "imported_from" in read_state(checkpoint) else config.samples.sampling
-    write_whole(modelfile_path(out), _modelfile(out.name, model.context_length, sampling))
+    text = _modelfile(out.name, model.context_length, sampling)
+    if chat is not None:
+        text += _modelfile_of_chat(chat, starts_texts=ids.starts_texts)
+    write_whole(modelfile_path(out), text)
     return outcome
 
 
@@ -115,6 +118,33 @@ def _modelfile(name: str, context_length: int, sampling: SamplingConfig | None) 
         chosen |= {"top_k": sampling.top_k or 0, "repeat_penalty": 1.0}
         lines += [f"PARAMETER {key} {value}" for key, value in chosen.items()]
     return "\n".join(lines) + "\n"
+
+
+def _modelfile_of_chat(chat: ChatRenderer, *, starts_texts: bool) -> str:
+    """Return the lines of a Modelfile for a model that chats: Ollama does not read the template in the GGUF file."""
+    template = ollama_template(chat, starts_texts=starts_texts)
+    lines = [] if template is None else [f'TEMPLATE """{template}"""']
+    if chat.end_strings:
+        warnings.warn(
+            f"GGUF has no place for {chat.chat.end!r}, the text that ends an answer: give it to llama.cpp's programs "
+            "yourself (--reverse-prompt, or stop in a request to llama-server)",
+            stacklevel=3,
+        )
+    names = {index: text for text, index in chat.tokenizer.special_token_ids.items()}
+    for end in chat.end_strings or tuple(names[index] for index in chat.end_ids):
+        if (value := _modelfile_value(end)) is not None:
+            lines.append(f"PARAMETER stop {value}")
+        else:
+            warnings.warn(f"a Modelfile cannot hold {end!r}, which ends an answer: left out", stacklevel=3)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _modelfile_value(text: str) -> str | None:
+    """Return a text in the quotes of a Modelfile, which has no escapes; None: Ollama would read another text."""
+    if '"""' in text or not all(one.isprintable() or one in "\n\r\t" for one in text):
+        return None
+    mark = '"""' if '"' in text else '"'
+    return f"{mark}{text}{mark}"
 
 
 def write_model(

@@ -71,6 +71,8 @@ def write_hf(
         renderer = renderer_of(checkpoint, tokenizer, ids)
         ids = ids if renderer is None else ids_with_chat(ids, renderer)
         sampling = {} if "imported_from" in read_state(checkpoint) else to_sampling(config.samples.sampling)
+        if renderer is not None and renderer.end_strings:  # no token ends an answer
+            sampling["stop_strings"] = list(renderer.end_strings)
         _write_facts(model, tokenizer, ids, directory, dtype=dtype, sampling=sampling)
         _write_weights(model, directory, max_shard_bytes=max_shard_mb * 10**6)
         has_template = renderer is not None and _write_template(renderer, directory)

@@ -40,7 +40,7 @@ path = "{name}"  # this directory, or the model's name on the Hub
 tokenizer = AutoTokenizer.from_pretrained(path)
 model = AutoModelForCausalLM.from_pretrained(path)
 ids = tokenizer("Once upon a time", return_tensors="pt").input_ids
-print(tokenizer.decode(model.generate(ids, max_new_tokens=50, do_sample=True)[0]))
+print(tokenizer.decode(model.generate(ids, max_new_tokens=50, do_sample=True, tokenizer=tokenizer)[0]))
 ```
 {sections}
 ## Facts
@@ -89,9 +89,9 @@ def card_facts(checkpoint: Path) -> dict[str, str]:
 
 
 def _fields(notes: CardNotes) -> str:
-    """Return the lines of the front matter that only a person can fill in."""
-    lines = [f"license: {notes.license}"] if notes.license else []
-    lines += ["language:", *(f"- {code}" for code in notes.languages)] if notes.languages else []
+    """Return the lines of the front matter that only a person can fill in, in quotes: YAML reads a bare no as false."""
+    lines = [f"license: {json.dumps(notes.license)}"] if notes.license else []
+    lines += ["language:", *(f"- {json.dumps(code)}" for code in notes.languages)] if notes.languages else []
     return "".join(f"{line}\n" for line in lines)
 
 

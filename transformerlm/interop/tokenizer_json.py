@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,9 +173,27 @@ def _from_record(record: dict[str, Any], *, keeps_leading: bool) -> Tokenizer:
     if len(by_id) < len(vocab):
         raise ValueError("expected each id once, found one for two tokens")
     merges = [_merge(merge) for merge in model["merges"]]
+    _check_families(set(by_id.values()), merges)
     tokenizer = Tokenizer(by_id, merges, list(specials), pattern=pattern)
     check_reachable(tokenizer, by_itself=model.get("ignore_merges") is True)
     return tokenizer
+
+
+def _check_families(tokens: set[bytes], merges: Sequence[tuple[bytes, bytes]]) -> None:
+    """Refuse what the tokenizers of whole families do and ours do not, with the cause."""
+    made = {bytes([value]) for value in range(256)}
+    if missing := sorted(made - tokens):
+        raise ValueError(
+            f"model.vocab: expected all 256 single bytes, found {256 - len(missing)}, without "
+            f"{token_to_text(missing[0])!r} (the tokenizer was trained without them, as SmolLM2's was, and drops them)"
+        )
+    for number, parts in enumerate(merges):
+        if later := [token_to_text(part) for part in parts if part in tokens and part not in made]:
+            raise ValueError(
+                f"model.merges: expected parts that earlier merges make, found {later[0]!r} in merge {number} (merges "
+                "that were converted from ranks, as Llama 3's were, split each token in all ways)"
+            )
+        made.add(b"".join(parts))
 
 
 def _pattern(pre_tokenizer: Any) -> str:

@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from config.schemas import duration_seconds
 from transformerlm.serving.api_schema import LONG_BODY, CompletionRequest, StreamOptions, parsed
-from transformerlm.serving.choices import COMPLETION, Shape, best, joined
+from transformerlm.serving.choices import COMPLETION, ChoiceWriter, Shape, best, joined
 from transformerlm.serving.engine import TEXT_ERRORS, Piece, TextStream
 from transformerlm.serving.errors import ApiError, JsonAnswer, of_engine, timed_out
 from transformerlm.serving.served import Served
@@ -129,7 +129,7 @@ class _Job:
         yield _DONE
 
     def _chunk(self, part: dict[str, Any]) -> dict[str, Any]:
-        chunk = self.envelope(self._shape.part_name, [part])
+        chunk = self.envelope(self._shape.part_name, [part], self.writers[part["index"]])
         if "step" in part:
             chunk |= self.plan.told
         if self._options.continuous_usage_stats:
@@ -138,14 +138,18 @@ class _Job:
             chunk["usage"] = None
         return chunk
 
-    def envelope(self, name: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the object that an answer, or one event of it, is."""
+    def envelope(self, name: str, choices: list[dict[str, Any]], *writers: ChoiceWriter) -> dict[str, Any]:
+        """Return the object that an answer, or one event of it, is; `writers` are those of its choices, by default all.
+
+        It names the weights if there is one name for them: a run may be taken over while texts wait for a slot.
+        """
+        fingerprints = {one.fingerprint for one in writers or self.writers}
         return {
             "id": self.plan.request_id,
             "object": name,
             "created": self.plan.created,
             "model": self.plan.model,
-            "system_fingerprint": next((one.fingerprint for one in self.writers if one.fingerprint), None),
+            "system_fingerprint": (fingerprints.pop() or None) if len(fingerprints) == 1 else None,
             "choices": choices,
         }
 

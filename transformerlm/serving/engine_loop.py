@@ -1,8 +1,9 @@
 """The loop of the engine process: take what is asked, make a step of all texts, tell what came of it.
 
 Checkpoints are loaded by a thread beside the loop, so texts go on meanwhile. The one that is served is where new
-requests go; texts that run end on the checkpoint on which they began. Beside it there is at most one more that requests
-name: those that name a third wait until the texts of the second have ended, in the order in which they came.
+requests go; texts that run end on the checkpoint on which they began. Beside these there is at most one more, for
+requests that name it: those that name a third wait until the texts of the second have ended, in the order in which they
+came.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class EngineLoop:
         self._loader = CheckpointLoader(settings, tell=tell, put=inbox.put, may_take_over=self._has_room)
         self._served = self._loader.first()
         self._named: ServedModel | None = None  # the last one that requests have named
-        self._old: list[ServedModel] = []  # that were served; no new texts begin on these
+        self._old: list[ServedModel] = []  # that were served; only texts that name these begin on them
         self._pending: dict[str, list[TextRequest]] = {}  # until the checkpoint that they name has its turn
         self._loading = ""  # the name that the loader was given
         self._untaken: deque[int] = deque()  # steps on their way to the web process, by their numbers of pieces
@@ -98,20 +99,20 @@ class EngineLoop:
                 self._begin(self._named)
 
     def _open_next(self) -> None:
-        """Turn to the checkpoint whose requests have waited longest, once nobody uses the one before."""
-        if self._loading or not self._pending or not (self._named is None or self._named.is_idle):
+        """Begin what has waited longest: at once if its model is here, else when that of other requests is idle."""
+        if self._loading or not self._pending:
             return
-        name = next(iter(self._pending))
+        name, may_turn = next(iter(self._pending)), self._named is None or self._named.is_idle
         known = next((model for model in self._models() if self._is(model, name)), None)
-        if known is None:
+        if known is not None:
+            if known in self._old and may_turn:  # it was served before, and is needed again
+                self._old.remove(known)
+                self._named = known
+            self._begin(known)
+        elif may_turn:
             self._named = None  # it goes first, so that there is room
             self._loading = name
             self._loader.ask(name)
-            return
-        if known in self._old:  # it was served before, and is needed again
-            self._old.remove(known)
-            self._named = known
-        self._begin(known)
 
     def _begin(self, model: ServedModel) -> None:
         """Begin the texts that wait for a model."""
@@ -152,7 +153,7 @@ class EngineLoop:
                 self._named = None
         else:
             self._named, self._loading = opened.model, ""
-            self._begin(opened.model)
+        self._begin(opened.model)
 
     def _has_room(self) -> bool:
         """Return whether one more model may be taken over; texts that take long keep those on which they began."""

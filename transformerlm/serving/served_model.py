@@ -18,6 +18,7 @@ from transformerlm.checkpoints.validation import fingerprint
 from transformerlm.inference.generate import Batcher, Decoder
 from transformerlm.inference.penalties import Penalties
 from transformerlm.inference.requests import Drawn, Event, Finished, FinishReason, PromptScored, Request, TokenLogprobs
+from transformerlm.inference.sampling import sample
 from transformerlm.inference.sampling_params import SamplingParams
 from transformerlm.inference.texts import Pieces
 from transformerlm.serving.engine import Logprobs, ModelFacts, Piece, StepReport, TextRequest
@@ -80,8 +81,7 @@ class ServedModel:
             tokenizer_sums={name: one for name, one in state["sha256"].items() if name.startswith("tokenizer/")},
             chat=None if chat is None else chat.to_json(),
         )
-        self._device = device
-        self._shape = model.hparams()
+        self._device, self._shape = device, model.hparams()
         self._decoder = Decoder(model, int8=int8, reproducible=settings.reproducible)
         if earlier is not None and earlier._shape == self._shape:
             self._decoder.take_findings(earlier._decoder)
@@ -92,6 +92,8 @@ class ServedModel:
             prefix_cache_bytes=prefix_cache_bytes,
             vocab_size=self._tokenizer.vocab_size,
         )
+        # The loops that draw are compiled at the first draw: here, and not while a first text waits.
+        sample(torch.zeros(1, 2), SamplingParams(), [torch.Generator()])
         self._texts: dict[str, _Text] = {}
 
     @property
@@ -134,6 +136,7 @@ class ServedModel:
                 min_tokens=request.min_tokens,
                 num_logprobs=request.num_logprobs,
                 num_prompt_logprobs=request.num_prompt_logprobs,
+                start_id=self.facts.start_id if self.facts.starts_texts else None,
             )
         )
         self._texts[request.request_id] = _Text(pieces)

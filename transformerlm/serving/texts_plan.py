@@ -192,8 +192,13 @@ def _max_tokens(served: Served, asked: CompletionRequest, facts: ModelFacts, pro
 
 
 def _ids_to_send(facts: ModelFacts, asked: CompletionRequest, ids: list[int]) -> list[int]:
-    """Return what the engine needs of a prompt: its last window, and if ids have a penalty, each id before it once."""
-    before = ids[: -facts.context_length] if asked.repetition_penalty not in (None, 1.0) else []
+    """Return what the engine needs of a prompt: its last window, and before it what else counts.
+
+    That is the first id, where texts start with one, and each id once, where ids have a penalty.
+    """
+    before = ids[: -facts.context_length]
+    if asked.repetition_penalty in (None, 1.0):
+        before = before[:1] if facts.starts_texts else []
     return [*dict.fromkeys(before), *ids[-facts.context_length :]]
 
 

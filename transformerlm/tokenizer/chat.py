@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter
 from transformerlm.tokenizer.tokenizer import Tokenizer
 
 Message = tuple[str, str]
@@ -158,10 +159,10 @@ class ChatRenderer:
         return np.concatenate(ids), np.concatenate(learnt), np.array(ends, dtype=np.int64)
 
     def _encoded(self, text: str) -> list[int]:
-        """Return the ids of a string of the format: its special tokens, and all between them as plain text."""
-        for token in self.chat.special_tokens:
-            before, found, rest = text.partition(token)
-            if found:
-                middle = [self.tokenizer.special_token_ids[token]]
-                return [*self._encoded(before), *middle, *self._encoded(rest)]
-        return self.tokenizer.encode_ordinary(text)
+        """Return the ids of a string of the format: its special tokens, the longest first; the rest is plain text."""
+        ids: list[int] = []
+        for segment, is_special in SpecialTokenSplitter(self.chat.special_tokens).split(text):
+            ids += (
+                [self.tokenizer.special_token_ids[segment]] if is_special else self.tokenizer.encode_ordinary(segment)
+            )
+        return ids

@@ -39,6 +39,7 @@ from transformerlm.tokenizer.engines import Engine, check_engine
 from transformerlm.tokenizer.parallel import ProgressCallback
 from transformerlm.tokenizer.pretokenize import DEFAULT_PATTERN, SpecialTokenSplitter
 from transformerlm.tokenizer.reading import SafeCuts
+from transformerlm.utils.files import naming
 from transformerlm.utils.text_files import ReadStats, expand_inputs, read_text, total_bytes
 from transformerlm.utils.text_parts import DocumentEnds, FindCut, TextPart, find_parts, gather_parts
 
@@ -155,8 +156,9 @@ def trained_by_parts(
 
 
 def parts_path(output: Path) -> Path:
-    """Return the folder of the parts of an output."""
-    return output.with_name(f"{output.name}.parts")
+    """Return the folder of the parts of an output, which is beside it."""
+    named = output if output.name not in ("", "..") else output.resolve()
+    return named.with_name(f"{named.name}.parts")
 
 
 def is_saving(folder: Path) -> bool:
@@ -212,7 +214,7 @@ def write_words(folder: Path, words: WordList) -> None:
         first, last = int(num_bytes[start]), int(num_bytes[end])
         laid_out[first:last] = words.data[np.arange(first, last) + shifts]
         start = end
-    groups = np.stack([ends, num_bytes[ends]], axis=1).astype(np.int64)  # (groups, 2), in words and in bytes
+    groups = np.stack([ends, num_bytes[ends]], axis=1).astype(np.int64, order="C")  # (groups, 2), in words and in bytes
     arrays: tuple[Array, ...] = (
         laid_out,
         sizes[order].astype(np.uint32),
@@ -220,7 +222,10 @@ def write_words(folder: Path, words: WordList) -> None:
         groups,
     )
     for name, array in zip(_FILES, arrays, strict=True):
-        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        path = folder / f"{name}.npy"
+        with naming(path), path.open("wb") as file:  # numpy itself would not say why a write fails, nor where
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+            file.write(array.data)
 
 
 def read_words(folder: Path, groups: slice = slice(0, NUM_GROUPS)) -> WordList:

@@ -31,6 +31,7 @@ _VERSION_LINE = "#version: 0.2"
 MAX_FILE_BYTES = 1 << 27
 MAX_SPECIALS_BYTES = 1 << 20
 MAX_SPECIALS = 10_000  # finding them in a text takes time for each
+_LONG_TOKENS = "a long run without a blank makes long tokens: split it into lines, or choose a smaller vocab_size"
 
 
 @cache
@@ -115,11 +116,14 @@ def load_vocab(path: Path, special_tokens: Iterable[str] = ()) -> dict[int, byte
     return vocab
 
 
-def load_merges(path: Path, vocab: Mapping[int, bytes]) -> list[tuple[bytes, bytes]]:
-    """Read `merges.txt` and check it against the vocabulary.
+def load_merges(
+    path: Path, vocab: Mapping[int, bytes], special_tokens: Iterable[str] = ()
+) -> list[tuple[bytes, bytes]]:
+    """Read `merges.txt` and check it against the vocabulary and its special tokens.
 
     Raises:
-        ValueError: a line that is no pair of known tokens, or a merge that comes twice or before its parts.
+        ValueError: a line that is no pair of known tokens, a merge that comes twice or before its parts, or a token of
+            two bytes or more that no merge makes, and that neither is special nor looks so, as `<|endoftext|>` does.
     """
     lines = _read_text(path).split("\n")
     first_line = 2 if lines[0].startswith("#version") else 1
@@ -136,6 +140,13 @@ def load_merges(path: Path, vocab: Mapping[int, bytes]) -> list[tuple[bytes, byt
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from None
     check_merges(merges, vocab, where=f"{path}:", first=first_line)
+    made = {left + right for left, right in merges} | {token.encode("utf-8", "replace") for token in special_tokens}
+    for token_id, token in vocab.items():
+        if len(token) > 1 and token not in made and not _LOOKS_SPECIAL.fullmatch(token.decode("utf-8", "replace")):
+            raise ValueError(
+                f"{path}: expected a merge for each token that is not special, found none for "
+                f"{token_to_text(token)[:80]!r} (id {token_id}); the file was cut, or special_tokens lacks this one"
+            )
     return merges
 
 
@@ -199,14 +210,46 @@ def check_special_tokens(special_tokens: Iterable[str]) -> None:
             raise ValueError(f"special_tokens: expected two bytes or more, found {token!r}, which is a token as it is")
 
 
-def check_special_tokens_to_save(special_tokens: Iterable[str]) -> None:
-    """Refuse special tokens that `vocab.json` may not tell from the tokens that a training learns.
+def check_can_be_loaded(contents: Mapping[Path, bytes], special_tokens: Sequence[str]) -> None:
+    """Refuse a tokenizer whose files could be written but not read: too large, or with too many special tokens.
+
+    Raises:
+        ValueError: it is one; the message names the file.
+    """
+    _check_number(special_tokens)
+    for path, data in contents.items():
+        most = MAX_SPECIALS_BYTES if path.name == SPECIALS_FILE else MAX_FILE_BYTES
+        if len(data) > most:
+            advice = "choose shorter special tokens" if path.name == SPECIALS_FILE else _LONG_TOKENS
+            raise ValueError(
+                f"{path}: expected at most {most:,} bytes to write, as no more are read, found {len(data):,} ({advice})"
+            )
+
+
+def too_many_bytes(num_merges: int) -> ValueError:
+    """Return the error for a learning whose tokens have more bytes in all than a tokenizer's files can hold."""
+    return ValueError(
+        f"input: expected tokens of at most {MAX_FILE_BYTES:,} bytes in all, as a file of a tokenizer has no more, "
+        f"found more after {num_merges:,} merges ({_LONG_TOKENS})"
+    )
+
+
+def _check_number(special_tokens: Sequence[str]) -> None:
+    if len(special_tokens) > MAX_SPECIALS:
+        raise ValueError(
+            f"special_tokens: expected {MAX_SPECIALS:,} in a tokenizer at most, found {len(special_tokens):,}"
+        )
+
+
+def check_special_tokens_to_save(special_tokens: Sequence[str]) -> None:
+    """Refuse special tokens that `vocab.json` may not tell from the tokens that a training learns, and too many.
 
     Special tokens are written as they are, all others in GPT-2's alphabet, in which `§` is a byte and `Ġthe` a word.
 
     Raises:
-        ValueError: a token that reads as another token, named.
+        ValueError: a token that reads as another token, named, or more than `MAX_SPECIALS`.
     """
+    _check_number(special_tokens)
     for token in special_tokens:
         other = reads_as(token)
         if other is not None and (len(other) == 1 or _is_in_some_text(other)):

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from itertools import pairwise
 
+from transformerlm.tokenizer import io
 from transformerlm.tokenizer.parallel import ProgressCallback
 
 Pair = tuple[int, int]
@@ -24,11 +25,20 @@ _MERGES_PER_REPORT = 64
 def learn_merges(
     word_counts: Mapping[bytes, int], num_merges: int, *, progress: ProgressCallback | None = None
 ) -> list[tuple[bytes, bytes]]:
-    """Return the first `num_merges` merges for words and how often each occurs, fewer when no pair is left."""
+    """Return the first `num_merges` merges for words and how often each occurs, fewer when no pair is left.
+
+    Raises:
+        ValueError: the tokens have more bytes in all than a file of a tokenizer.
+    """
     pairs = PairTable(word_counts)
     merges: list[tuple[bytes, bytes]] = []
+    num_bytes = len(pairs.tokens)
     while len(merges) < num_merges and (pair := pairs.pop_best()) is not None:
-        merges.append((pairs.tokens[pair[0]], pairs.tokens[pair[1]]))
+        left, right = pairs.tokens[pair[0]], pairs.tokens[pair[1]]
+        num_bytes += len(left) + len(right)
+        if num_bytes > io.MAX_FILE_BYTES:
+            raise io.too_many_bytes(len(merges))
+        merges.append((left, right))
         pairs.merge(pair)
         if progress is not None and len(merges) % _MERGES_PER_REPORT == 0:
             progress("merge", len(merges), num_merges)

@@ -220,9 +220,14 @@ def check_runs(text: str, cut: int, splitter: SpecialTokenSplitter, *, where: st
     start = cut if splitter.safe_cut(text[: MAX_UNCUT_CHARS + 1]) else 0
     if start and len(text) - start <= MAX_UNCUT_CHARS:
         return
+    run = text[start : start + MAX_UNCUT_CHARS + 1]
+    if run.isspace():
+        raise ValueError(
+            f"{where}: expected at most {MAX_UNCUT_CHARS:,} characters of white space in a row, found more (omit some)"
+        )
     raise ValueError(
         f"{where}: expected words of at most {MAX_UNCUT_CHARS:,} characters, found a longer run without "
-        f"a blank that begins with {text[start : start + 20]!r} (split it into lines)"
+        f"a blank that begins with {run[:20]!r} (split it into lines)"
     )
 
 

@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
+from transformerlm.tokenizer import pretokenize
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter, safe_pieces
 from transformerlm.utils.choice import are_chosen
 from transformerlm.utils.text_files import ReadStats, TextBlock, is_plain_text
@@ -64,8 +65,12 @@ class SafeCuts:
 
         It is the last in the first few kilobytes that have any. What is read begins before `at` by more than the
         longest special token, since one that begins there must not be cut.
+
+        Raises:
+            ValueError: a run without a cut that is too long to be text.
         """
         size = file.seek(0, 2)
+        most = 4 * (pretokenize.MAX_UNCUT_CHARS + 2)  # bytes that hold a run which is refused, whatever its characters
         before = max(0, at - 4 * (self._longest + 2))  # a character has four bytes at most
         window = _WINDOW_BYTES
         while at < size and not self._splitter.needs_text:
@@ -78,7 +83,10 @@ class SafeCuts:
                 return place
             if before + len(whole) >= size:
                 break
-            window *= 16
+            pretokenize.check_runs(text, cut, self._splitter, where=file.name)
+            if window >= most:  # no text at all, which reading it will say
+                break
+            window = min(16 * window, most)
         return size
 
 

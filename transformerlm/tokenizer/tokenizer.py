@@ -108,10 +108,10 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: a file that is not there.
-            ValueError: a file that is not valid; the message says where and what.
+            ValueError: a file that is not valid, or merges that were cut; the message says where and what.
         """
         vocab = io.load_vocab(Path(vocab_filepath), special_tokens or ())
-        merges = io.load_merges(Path(merges_filepath), vocab)
+        merges = io.load_merges(Path(merges_filepath), vocab, special_tokens or ())
         return cls(vocab, merges, special_tokens, pattern=pattern, engine=engine)
 
     @classmethod
@@ -137,12 +137,6 @@ class Tokenizer:
                 stacklevel=2,
             )
         tokenizer = cls.from_files(vocab, merges, special_tokens, pattern=pattern, engine=engine)
-        expected = tokenizer.vocab_size - 256 - len(special_tokens)  # the bytes are 256 tokens
-        if len(tokenizer.merges) < expected:
-            raise ValueError(
-                f"{merges}: expected a merge for each of the {expected} merged tokens of {io.VOCAB_FILE}, "
-                f"found {len(tokenizer.merges)}; the file was cut, train or copy the tokenizer again"
-            )
         if sha256 is not None and (found := tokenizer.fingerprint()) != sha256:
             raise ValueError(
                 f"{directory}: expected the tokenizer {sha256[:12]}... that {io.SPECIALS_FILE} names, found "
@@ -156,10 +150,11 @@ class Tokenizer:
         All are on the disk before the first takes its place. vocab.json is the last, so where it is, all are.
 
         Raises:
-            OSError: the disk is full, or another failure to write; a tokenizer that was there is as it was.
+            OSError: the disk is full, or another failure to write; a tokenizer that was there is as it was, or, if only
+                the last flush failed, the new one is there.
+            ValueError: files that loading would refuse: too large, or with too many special tokens; none is written.
         """
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
         vocab = directory / io.VOCAB_FILE
         record = {
             "format": 1,
@@ -172,7 +167,10 @@ class Tokenizer:
             directory / io.SPECIALS_FILE: json.dumps(record, ensure_ascii=False, indent=2) + "\n",
             vocab: io.vocab_as_text(self.vocab, vocab, self.special_tokens),
         }
-        with whole_files(contents):
+        encoded = {path: text.encode() for path, text in contents.items()}
+        io.check_can_be_loaded(encoded, self.special_tokens)
+        directory.mkdir(parents=True, exist_ok=True)
+        with whole_files(encoded):
             pass
 
     def __repr__(self) -> str:

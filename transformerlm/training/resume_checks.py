@@ -54,15 +54,19 @@ def _said(value: object) -> object:
 def check_same_architecture(directory: Path, config: TrainConfig) -> None:
     """Refuse a checkpoint whose weights do not fit the configured model.
 
-    The context may be longer or shorter, and the rotary embedding be scaled for it.
+    The context may be shorter or longer, and for a longer one the rotary embedding may be scaled.
 
     Raises:
         ValueError: they do not fit; each key that differs is named with both values.
     """
+    saved = load_config_of(directory)
+    may_differ = {"model.context_length"}
+    if saved.model.rope_scaling is None and saved.model.context_length < config.model.context_length:
+        may_differ.add("model.rope_scaling")
     different = [
         f"{name} is {theirs} there, {ours} here"
-        for name, theirs, ours in _other_settings(load_config_of(directory), config)
-        if name not in ("model.context_length", "model.rope_theta", "model.rope_scaling")
+        for name, theirs, ours in _other_settings(saved, config)
+        if name not in may_differ
     ]
     if different:
         raise ValueError(

@@ -6,10 +6,12 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+
+from transformerlm.utils.interrupts import ctrl_c_held_back
 
 VISIBLE_SECONDS = 60.0
 """How long a network disk may take to show another machine's file: NFS asks again after a minute at the latest."""
@@ -59,7 +61,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_files(contents: Mapping[Path, str | bytes]) -> Iterator[None]:
     """Write files, each as `NAME.tmp`, and flush them; they take their places, in order, when the block ends.
 
-    So a full disk, or an error in the block, leaves what was there before, and nothing of the new files.
+    So a full disk, or an error in the block, leaves what was there before, and nothing of the new files. So does an
+    error while they take their places, except in the last flush: all new files are there then. Ctrl-C waits meanwhile.
 
     Raises:
         OSError: one cannot be written; the error names the file.
@@ -71,14 +74,50 @@ def whole_files(contents: Mapping[Path, str | bytes]) -> Iterator[None]:
                 unfinished[path].write_bytes(data.encode() if isinstance(data, str) else data)
                 sync(unfinished[path])
         yield
-        for path in contents:
+        with ctrl_c_held_back():
+            _take_places(unfinished)
+    except BaseException:
+        _remove(unfinished.values())
+        raise
+
+
+def _take_places(unfinished: Mapping[Path, Path]) -> None:
+    """Give each finished file its name, in order; if one cannot have it, all names mean what they meant before."""
+    # The last needs no copy: once it has its name, nothing is undone.
+    kept = {path: path.with_name(f"{path.name}.tmp-old") for path in [*unfinished][:-1] if path.is_file()}
+    replaced: list[Path] = []
+    try:
+        for path, old in kept.items():
             with naming(path):
-                unfinished[path].replace(path)
+                _keep(path, old)
+        for path, new in unfinished.items():
+            with naming(path):
+                new.replace(path)
+                replaced.append(path)
                 sync(path.absolute().parent)
     except BaseException:
-        for path in unfinished.values():
-            path.unlink(missing_ok=True)
+        for path in replaced if len(replaced) < len(unfinished) else ():
+            if path in kept:
+                kept[path].replace(path)
+            else:
+                path.unlink()
+        _remove(kept.values())
         raise
+    _remove(kept.values())
+
+
+def _keep(path: Path, old: Path) -> None:
+    """Give a file a second name."""
+    old.unlink(missing_ok=True)  # of a process that was killed
+    try:
+        old.hardlink_to(path)
+    except OSError:  # a file system without hard links
+        shutil.copy2(path, old)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from transformerlm.utils.machine_code import (
     environment_key,
     keep_code,
     load_code,
+    may_be_read,
     read_code,
 )
 
@@ -51,8 +52,13 @@ def told_of_compiling(listener: Listener) -> Iterator[None]:
 
 
 def is_kept(source: Path, name: str) -> bool:
-    """Return whether the code of a kernel of the folder `source`, named "module.function", is on the disk."""
-    return any(code_folder().glob(f"{name}-{environment_key(source)[:16]}-*"))
+    """Return whether the code of a kernel of the folder `source`, named "module.function", is on the disk, to be read.
+
+    Raises:
+        ImportError: llvmlite is not installed.
+        OSError: a file that cannot be looked at.
+    """
+    return any(may_be_read(path) for path in code_folder().glob(f"{name}-{environment_key(source)[:16]}-*"))
 
 
 class Kernel:

@@ -42,6 +42,8 @@ def code_folder() -> Path:
     if chosen := os.environ.get("NUMBA_CACHE_DIR"):
         return Path(chosen) / "transformerlm"
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if home.startswith("~"):  # nobody knows where this user is at home: below a file nothing can be kept
+        home = os.devnull
     return Path(home) / "transformerlm" / "machine_code"
 
 
@@ -77,7 +79,7 @@ def environment_key(source: Path) -> str:
 def read_code(path: Path, key: str) -> MachineCode | None:
     """Return the code that a file keeps under this key; `None` where there is none that may be run."""
     try:
-        if not (_is_trusted(path.parent) and _is_trusted(path)):
+        if not may_be_read(path):
             return None
         with path.open("rb") as file:
             form, found, checksum, symbol = (file.readline(_LONGEST_LINE).removesuffix(b"\n") for _ in range(4))
@@ -89,6 +91,15 @@ def read_code(path: Path, key: str) -> MachineCode | None:
     with suppress(OSError):
         os.utime(path)  # it is in use
     return MachineCode(symbol.decode(), code)
+
+
+def may_be_read(path: Path) -> bool:
+    """Return whether code may be read from a file, which only this user or root can have written, and its folder, too.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    return _is_trusted(path.parent) and _is_trusted(path) and os.access(path, os.R_OK)
 
 
 def keep_code(path: Path, key: str, code: MachineCode) -> None:

@@ -39,6 +39,7 @@ _REPLACE_HINT = 'invalid_utf8 = "replace" reads it as U+FFFD'
 _UTF8_BOM = b"\xef\xbb\xbf"
 # In a folder: what is no text though it may look like it.
 _OF_TOKEN_FILES = (".parts", ".shards")
+_TOKENIZER = ("vocab.json", "merges.txt", "special_tokens.json")
 
 
 class TextBlock(NamedTuple):
@@ -196,7 +197,7 @@ def _below(folder: str) -> list[Path]:
     """Return the files below a folder in order, each once, without hidden ones; links to folders are not followed.
 
     What our own commands write beside a text is left out, too: token files in parts, the files of a tokenizer, with a
-    prefix as well, and downloads that are not whole.
+    prefix as well, what a killed process has left of these, and downloads that are not whole.
     """
     found: dict[str, Path] = {}
     for here, folders, names in os.walk(folder, onerror=_refuse_folder):
@@ -209,11 +210,16 @@ def _below(folder: str) -> list[Path]:
 
 
 def _tokenizers(names: Sequence[str]) -> Iterator[str]:
-    """Yield the names of tokenizers' files, those with a prefix too: `gpt2-vocab.json` beside `gpt2-merges.txt`."""
-    for name in names:
+    """Yield the names of tokenizers' files, those with a prefix too: `gpt2-vocab.json` beside `gpt2-merges.txt`.
+
+    A save that was killed leaves some of them as `NAME.tmp` (see `files.whole_files`).
+    """
+    yield from (f"{name}{end}" for name in _TOKENIZER for end in (".tmp", ".tmp-old"))
+    known = {name.removesuffix(".tmp") for name in names}
+    for name in known:
         prefix = name.removesuffix("vocab.json")
-        if name != prefix and prefix[-1:] in ("", "-") and f"{prefix}merges.txt" in names:
-            yield from (f"{prefix}{end}" for end in ("vocab.json", "merges.txt", "special_tokens.json"))
+        if name != prefix and prefix[-1:] in ("", "-") and f"{prefix}merges.txt" in known:
+            yield from (f"{prefix}{end}" for end in _TOKENIZER)
 
 
 def _unfinished(names: Sequence[str]) -> Iterator[str]:

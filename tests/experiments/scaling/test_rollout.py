@@ -8,6 +8,7 @@ import pytest
 from tests.experiments.scaling.laws import drawn, points_of
 from transformerlm.experiments.scaling.fit import fit_law
 from transformerlm.experiments.scaling.rollout import Rollout, roll_out
+from transformerlm.experiments.scaling.study import rollout_record
 
 
 def test_a_true_law_predicts_the_largest_budget() -> None:
@@ -36,3 +37,14 @@ def test_too_few_runs_are_said_not_fitted() -> None:
     found = roll_out(fit_law(drawn(4, 3, span=10)), resamples=5, seed=0)
     assert isinstance(found, str)
     assert "without the largest budget" in found
+
+
+def test_without_a_bootstrap_there_are_errors_and_no_intervals() -> None:
+    """One law would be an interval of no width, outside of which every run is."""
+    found = roll_out(fit_law(drawn(noise=0.003)), resamples=0, seed=0)
+    assert isinstance(found, Rollout)
+    assert (found.low, found.high, found.inside) == (None, None, None)
+    record = rollout_record(found)
+    assert abs(record["mean_error"]) < 0.02
+    assert record["in_80_percent_interval"] is None
+    assert {run["interval_80"] for run in record["runs"]} == {None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -14,6 +15,7 @@ from config.schemas import RunName
 from tests.experiments.sweep.helpers import planned, planner_of, sweep_config
 from transformerlm.experiments.sweep.plan import group_runs
 from transformerlm.experiments.sweep.points import Point, axes_of, grid
+from transformerlm.experiments.sweep.queue import SweepDirectory
 
 
 def test_a_name_says_what_the_run_is(tmp_path):
@@ -74,6 +76,47 @@ def test_a_run_of_an_earlier_version_keeps_its_name(tmp_path):
     (tmp_path / f"sweep/queue/{earlier}-0.toml").write_text(text)
     (tmp_path / f"sweep/queue/other-{'a' * 10}-0.toml").write_text("no configuration")
     assert [run.name for run in planned(tmp_path, **settings)] == [f"{earlier}-0", f"{earlier}-1"]
+
+
+def test_runs_of_other_data_are_not_taken_for_runs_of_these(tmp_path, monkeypatch):
+    """Data made anew at the same path give other runs; with the old data again, the old runs are there."""
+    monkeypatch.chdir(tmp_path)
+    settings: dict[str, Any] = {"axes": [], "seeds": [0, 1]}
+    facts = tmp_path / "train.json"
+    facts.write_text('{"sha256": "1"}')
+    before = planned(tmp_path, **settings)
+    SweepDirectory(tmp_path / "sweep").write_queue(before)
+    facts.write_text('{"sha256": "2"}')
+    after = planned(tmp_path, **settings)
+    assert not {run.name for run in before} & {run.name for run in after}
+    facts.write_text('{"sha256": "1"}')
+    assert [run.name for run in planned(tmp_path, **settings)] == [run.name for run in before]
+
+
+@pytest.mark.parametrize("keeps_content", [True, False])
+@pytest.mark.parametrize(
+    ("recorded", "is_kept"),
+    [({"data.train.sha256": "1"}, True), ({"data.train.sha256": "2"}, False), ({"tokenizer_sha256": "3"}, False)],
+)
+def test_a_run_of_an_earlier_version_is_known_by_what_it_recorded(
+    recorded, is_kept, keeps_content, tmp_path, monkeypatch
+):
+    """Where its queue does not say which data it was; the run of one seed that differs is enough."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.json").write_text('{"sha256": "1"}')
+    settings: dict[str, Any] = {"axes": [], "seeds": [0, 1]}
+    [first, second] = planned(tmp_path, **settings)
+    earlier = f"{first.group[:-10]}0123456789"
+    run_dir = tmp_path / f"sweep/{earlier}-1"
+    run_dir.mkdir(parents=True)
+    (run_dir / "metrics.jsonl").write_text(json.dumps({"event": "environment", "step": 0, **recorded}) + "\n")
+    (tmp_path / "sweep/queue").mkdir()
+    for run in (first, second):
+        text = "\n".join(line for line in run.toml.splitlines() if "z_loss" not in line)
+        text = text if keeps_content else text.partition("\n")[2]
+        (tmp_path / f"sweep/queue/{earlier}-{run.seed}.toml").write_text(text)
+    is_adopted = planned(tmp_path, **settings)[0].group == earlier
+    assert is_adopted is (is_kept or keeps_content)
 
 
 def test_data_counts_by_its_content(tmp_path, monkeypatch):

@@ -51,6 +51,19 @@ def test_texts_that_share_slots_are_as_alone(context_length: int) -> None:
     assert {end.reason for end in ends.values()} == {"length"}
 
 
+@pytest.mark.parametrize("reproducible", [False, True])
+@pytest.mark.parametrize("context_length", [200, 16, 5, 1])
+def test_each_window_begins_with_the_id_that_starts_texts(context_length: int, reproducible: bool) -> None:
+    """Beside texts of which the prompt does not begin with it, and whose windows have no room for it."""
+    model = make_model(context_length=context_length)
+    prompts = [torch.randint(0, 257, (length,)).tolist() for length in (1, 4, 15, 30, 150)]
+    prompts += [[7, *prompt] for prompt in prompts]
+    decoder = Decoder(model, reproducible=reproducible)
+    requests = [make_request(number, prompt, start_id=7) for number, prompt in enumerate(prompts)]
+    ids, _ = run(Batcher(decoder, slots=3, prefill_chunk=16, prefix_cache_bytes=10**6), requests)
+    assert list(ids.values()) == [greedy_without_cache(model, prompt, 30, start_id=7) for prompt in prompts]
+
+
 def prompts_of(dice: random.Random, count: int, longest: int) -> list[list[int]]:
     """Return prompts of which half begin alike, some of them wholly."""
     common = [dice.randrange(257) for _ in range(longest)]
@@ -306,6 +319,24 @@ def test_a_prompts_log_probabilities_are_the_models() -> None:
         drawn = [event for event in events if isinstance(event, Drawn)]
         assert len(drawn) == count
         assert all(isinstance(one.logprobs, TokenLogprobs) and len(one.logprobs.top) == 1 for one in drawn)
+
+
+def test_the_scores_of_a_prompt_that_is_cut_follow_the_id_that_starts_texts() -> None:
+    """Of what was read each id is scored after that one and those before it; there is an entry for each id."""
+    model = make_model()
+    prompt = [7, *torch.randint(0, 257, (40,)).tolist()]
+    batcher = Batcher(Decoder(model), slots=1)
+    batcher.submit(make_request("a", prompt, 0, num_prompt_logprobs=0, start_id=7))
+    events = []
+    while not batcher.is_idle:
+        events += batcher.step()
+    scored = next(event for event in events if isinstance(event, PromptScored)).logprobs
+    with torch.no_grad():
+        expected = model(torch.tensor([[7, *prompt[-15:]]]))[0].log_softmax(-1)  # (16, vocab)
+    assert [one.token_id for one in scored] == prompt
+    assert all(one.logprob is None for one in scored[:-15])
+    for place, one in enumerate(scored[-15:]):
+        assert one.logprob == pytest.approx(float(expected[place, one.token_id]), abs=1e-4)
 
 
 def test_penalties_and_an_earliest_end_are_those_of_the_plain_loop() -> None:

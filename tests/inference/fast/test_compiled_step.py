@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from tests.inference.fast.test_decoder import VARIANTS, make_varied
 from transformerlm.inference.fast import compiled_step, uncompiled
 from transformerlm.inference.fast.decoder import Decoder
+from transformerlm.models.layers import FEED_FORWARDS
 
 CASES = [changes for changes in VARIANTS if changes.get("norm_position") != "post"]
 
@@ -71,6 +73,28 @@ def test_what_is_not_compiled_is_said(changes: dict[str, Any], reason: str) -> N
     assert not Decoder(model, reproducible=True).reads_rows
 
 
+@pytest.mark.parametrize("ffn", ["swiglu", "silu"])
+def test_a_layer_of_ones_own_is_not_compiled(monkeypatch: pytest.MonkeyPatch, ffn: str) -> None:
+    """The loops have the activations of the layers that are here: with another class, PyTorch computes the step."""
+
+    class Own(FEED_FORWARDS[ffn]):  # type: ignore[misc]
+        """A layer whose activation is another one."""
+
+        @staticmethod
+        def activate(*products: torch.Tensor) -> torch.Tensor:
+            """Return the product of what is positive."""
+            return torch.stack([torch.relu(each) for each in products]).prod(dim=0)
+
+    monkeypatch.setitem(FEED_FORWARDS, "own", Own)
+    model, ids = make_varied(ffn="own"), torch.randint(257, (2, 12))
+    decoder = Decoder(model, reproducible=True)
+    assert not decoder.reads_rows
+    with torch.inference_mode():
+        cache = decoder.make_slots(2)
+        steps = [decoder.step_slots(column.tolist(), cache=cache, slots=[0, 1]) for column in ids.unbind(1)]
+        torch.testing.assert_close(torch.stack(steps, dim=1), model(ids), rtol=1e-4, atol=1e-4)
+
+
 def test_a_step_that_cannot_be_compiled_is_the_plain_one(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -97,3 +121,17 @@ def test_a_step_that_cannot_be_compiled_is_the_plain_one(
             ]
             assert torch.equal(*steps)
     assert [record.message.count("No space left") for record in caplog.records] == [1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_process_has_helpers_of_its_own() -> None:
+    """The threads of its parent do not live in it, so one that waited for them would wait for ever."""
+    assert compiled_step._helpers(1).submit(int).result(timeout=60) == 0
+    if not (child := os.fork()):
+        code = 1
+        try:
+            code = compiled_step._helpers(1).submit(int).result(timeout=20)
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0

@@ -171,3 +171,16 @@ def test_captured_steps_on_a_gpu_are_the_models(changes: dict[str, Any]) -> None
     prompt = ids[0, :4].tolist()
     expected = generate(model, prompt, max_new_tokens=40, temperature=0.0)
     assert generate(decoder, prompt, max_new_tokens=40, temperature=0.0) == expected
+
+
+def test_many_rows_have_the_threads_that_were_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reproducible step of 40 rows is one of 32 and one of 8, each in as many threads as 32 rows have."""
+    asked: list[int] = []
+    once = Decoder._threads_for
+    monkeypatch.setattr(Decoder, "_threads_for", lambda decoder, rows: asked.append(rows) or once(decoder, rows))
+    for reproducible, expected in ((True, 32), (False, 40)):
+        decoder = Decoder(make_model(), int8=True, reproducible=reproducible)
+        cache = decoder.make_slots(40)
+        asked.clear()
+        decoder._step_some([1] * 40, cache, [*range(40)])
+        assert asked == [expected]

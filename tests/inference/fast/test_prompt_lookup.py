@@ -95,6 +95,18 @@ def test_a_seed_has_the_same_text_with_drafts_and_without(settings: dict[str, An
         assert texts[0] == texts[1] == texts[2]
 
 
+def test_drafts_keep_the_id_that_starts_texts() -> None:
+    """A seed has the same text with them, past several full windows that begin with it."""
+    decoder = Decoder(make_model(vocab_size=6))
+    options: dict[str, Any] = {"max_new_tokens": 60, "start_id": 5}
+    for prompt in ([5, 1, 2, 1, 2], [5, *[1, 2] * 12], [1, 2] * 12):
+        texts = [
+            generate(decoder, prompt, **options, speculative=speculative, generator=torch.Generator().manual_seed(3))
+            for speculative in (0, 4)
+        ]
+        assert texts[0] == texts[1]
+
+
 def test_the_model_itself_is_refused() -> None:
     """Drafts are checked in one pass of a Decoder; the error says how to make one."""
     with pytest.raises(ValueError, match="speculative decoding needs a Decoder"):

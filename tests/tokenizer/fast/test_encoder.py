@@ -113,6 +113,14 @@ def test_ids_of_any_kind_are_decoded_alike(kind: Callable[[list[int]], Any]) -> 
             COMPILED["gpt2"].decode_bytes(kind([*ids, unknown]))
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_each_byte_is_an_id(kind: Callable[[bytes], Any]) -> None:
+    """Bytes in the place of a list are its numbers, to both engines; eight of them are never one number."""
+    data = b"eight by" * 40
+    for tokenizer in (COMPILED["gpt2"], REFERENCE["gpt2"]):
+        assert tokenizer.decode_bytes(kind(data)) == data
+
+
 def test_numbers_that_are_no_ids_are_not_rounded_to_some() -> None:
     """Both engines refuse 3.5."""
     for tokenizer in (COMPILED["gpt2"], REFERENCE["gpt2"]):
@@ -208,6 +216,20 @@ def test_a_long_run_is_quick() -> None:
         ids: list[Sequence[int]] = []
         assert cost(lambda text=text, ids=ids: ids.append(tokenizer.encode_to_array(text))) < 5
         assert tokenizer.decode(ids[0]) == text
+
+
+def test_the_room_for_a_giant_piece_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes 56 times the piece's bytes; afterwards the thread's table is as small as before."""
+    tokens = [bytes([value]) for value in range(256)]
+    merges = learn_merges({b"a" * 1000: 1}, 8)
+    tokenizer = Tokenizer(dict(enumerate(tokens + [a + b for a, b in merges])), merges, engine="compiled")
+    (table,) = tokenizer._engines.compiled("encode")._encoder._tables.queue
+    size = len(table.work)
+    monkeypatch.setattr(encoder, "_KEPT_WORK", size)
+    reference = Tokenizer(tokenizer.vocab, merges, engine="reference")
+    for length in (9000, 300, 5000):
+        assert tokenizer.encode("a" * length) == reference.encode("a" * length)
+        assert len(table.work) == size
 
 
 @pytest.mark.parametrize("engine", ["reference", "compiled"])

@@ -11,7 +11,7 @@ import pytest
 
 from tests.tokenizer import plain_kernels
 from tests.tokenizer.test_bpe_trainer import _sample_text
-from transformerlm.tokenizer import bpe, pair_table, reading, train_bpe
+from transformerlm.tokenizer import bpe, io, pair_table, reading, train_bpe
 from transformerlm.tokenizer.counting import count_pre_tokens
 from transformerlm.tokenizer.memory_limit import Memory
 
@@ -133,6 +133,27 @@ def test_more_words_than_places_can_name_are_refused(monkeypatch: pytest.MonkeyP
     words = counting_engine.Words(np.zeros(0, np.uint8), np.array([1 << 28]), np.array([1], np.uint64))
     with pytest.raises(ValueError, match=r"less than 0.1 GB in all, found 0.3 GB \(sample = 0.25, say"):
         learner.learn_merges(words, 3)
+
+
+@pytest.mark.parametrize(
+    "word", [bytes(random.Random(0).choices(b"abcdefgh", k=3000)), b"ab" * 40_000], ids=["random", "repeated"]
+)
+def test_tokens_that_no_file_could_hold_are_refused(monkeypatch: pytest.MonkeyPatch, word: bytes) -> None:
+    """Both engines learn what just fits the limit of a file, and stop with one error at the first merge beyond it."""
+    words = Counter({word: 1})
+    expected = pair_table.learn_merges(words, 14)
+    assert len(expected) == 14
+    size = 256 + sum(len(left) + len(right) for left, right in expected)
+    monkeypatch.setattr(io, "MAX_FILE_BYTES", size)
+    assert learner.learn_merges(_words(words), 14) == pair_table.learn_merges(words, 14) == expected
+    monkeypatch.setattr(io, "MAX_FILE_BYTES", size - 1)
+    message = (
+        rf"input: expected tokens of at most {size - 1:,} bytes in all, .* found more after 13 merges \(a long run"
+    )
+    with pytest.raises(ValueError, match=message):
+        learner.learn_merges(_words(words), 14)
+    with pytest.raises(ValueError, match=message):
+        pair_table.learn_merges(words, 14)
 
 
 def test_tables_for_more_pairs_go_to_files_under_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,14 +22,15 @@ _LEAST_SHARE = 0.1
 class Rollout:
     """What a fit to cheaper runs said of the most expensive ones.
 
-    `points` are the runs held out, `predicted` (n,) what the `fit` said, and `low`, `high` (n,) the 80 % interval.
+    `points` are the runs held out, `predicted` (n,) what the `fit` said, and `low`, `high` (n,) the 80 % interval,
+    None without a bootstrap.
     """
 
     fit: Fit
     points: Points
     predicted: Array
-    low: Array
-    high: Array
+    low: Array | None
+    high: Array | None
 
     @property
     def errors(self) -> Array:
@@ -37,8 +38,10 @@ class Rollout:
         return np.asarray(self.predicted / self.points.losses - 1)
 
     @property
-    def inside(self) -> int:
-        """How many runs are in their interval."""
+    def inside(self) -> int | None:
+        """How many runs are in their interval; None without intervals."""
+        if self.low is None or self.high is None:
+            return None
         return int(np.sum((self.low <= self.points.losses) & (self.points.losses <= self.high)))
 
 
@@ -57,8 +60,10 @@ def roll_out(fit: Fit, *, resamples: int, seed: int) -> Rollout | str:
         problem = "" if len(rest) >= 4 else f"only {len(rest)} runs are left, expected 4"
     if problem:
         return f"without the largest budget, {problem}"
-    smaller = fit_law(rest, fit.kind, resamples=max(1, resamples), seed=seed)
+    smaller = fit_law(rest, fit.kind, resamples=resamples, seed=seed)
     predicted, resampled = predict(smaller, held_out.parameters, held_out.tokens)
-    assert resampled is not None
-    low, high = np.quantile(resampled, [0.1, 0.9], axis=0)
+    low: Array | None = None
+    high: Array | None = None
+    if resampled is not None:
+        low, high = np.quantile(resampled, [0.1, 0.9], axis=0)
     return Rollout(fit=smaller, points=held_out, predicted=predicted, low=low, high=high)

@@ -253,9 +253,11 @@ def rollout_record(rollout: Rollout | str) -> dict[str, Any]:
     """Return how the cheaper runs predicted the most expensive ones as JSON can hold it."""
     if isinstance(rollout, str):
         return {"done": False, "why": rollout}
-    rows: Sequence[Any] = list(
-        zip(rollout.points.names, rollout.points.losses, rollout.predicted, rollout.low, rollout.high, strict=True)
-    )
+    points = rollout.points
+    ends: list[list[float] | None] = [None] * len(points)
+    if rollout.low is not None and rollout.high is not None:
+        ends = [[float(low), float(high)] for low, high in zip(rollout.low, rollout.high, strict=True)]
+    rows: Sequence[Any] = list(zip(points.names, points.losses, rollout.predicted, ends, strict=True))
     return {
         "done": True,
         "fitted_to": len(rollout.fit.points),
@@ -264,7 +266,7 @@ def rollout_record(rollout: Rollout | str) -> dict[str, Any]:
         "mean_size_of_error": float(np.abs(rollout.errors).mean()),
         "in_80_percent_interval": rollout.inside,
         "runs": [
-            {"run": str(name), "loss": float(loss), "predicted": float(one), "interval_80": [float(low), float(high)]}
-            for name, loss, one, low, high in rows
+            {"run": str(name), "loss": float(loss), "predicted": float(one), "interval_80": between}
+            for name, loss, one, between in rows
         ],
     }

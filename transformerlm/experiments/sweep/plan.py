@@ -12,15 +12,17 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from config.errors import MAX_ERRORS, ConfigError
-from config.io import load_config, read_layers, validate
+from config.io import dump_toml, load_config, read_layers, validate
 from config.layers import Layer, options_layer
 from config.sweep import ENDLESS_STEPS, SweepConfig, overrides_of, parsed_setting
 from config.train import TrainConfig
+from transformerlm.experiments.metric_lines import METRICS, first_records
 from transformerlm.experiments.sweep.points import Axis, Point, edges, points_with
 from transformerlm.token_files.sidecar import sidecar_path
 from transformerlm.utils.files import file_sha256
@@ -33,6 +35,11 @@ _IDLE_KEYS = {
     "checkpoint": ("keep", "max_file_mb", "resume"),
 }
 _OF_THE_TEXT = ("sources", "settings_sha256", "sidecar_sha256")
+# What the event `environment` of a run says of its data and tokenizer, by the keys of [data].
+_RECORDED = {"train": "data.train.sha256", "valid": "data.valid.sha256", "tokenizer": "tokenizer_sha256"}
+_CONTENT = "# content of data and tokenizer: "
+_TOKEN_FILES = (".npy", ".shards")
+_MOST_BYTES = 1 << 28  # of a description
 _HASH_DIGITS = 10
 _MOST_NAME_CHARS = 80
 _GROUP = re.compile(rf"(?P<group>.+-(?P<key>[0-9a-f]{{{_HASH_DIGITS}}}))-\d+")  # a run's name without its seed
@@ -45,7 +52,8 @@ Price = Callable[[TrainConfig], int]
 class SweepRun:
     """One training of a sweep.
 
-    `group` names the settings without the seed, and `name` is the run's directory.
+    `group` names the settings without the seed, and `name` is the run's directory. `content` is a hash of what tells
+    its data and tokenizer from others.
     """
 
     name: str
@@ -53,7 +61,13 @@ class SweepRun:
     point: Point
     seed: int
     config: TrainConfig
+    content: str
     price: Price = field(repr=False, compare=False)
+
+    @property
+    def toml(self) -> str:
+        """The file with which the run is trained; its first line keeps the content."""
+        return f"{_CONTENT}{self.content}\n{dump_toml(self.config)}"
 
     @property
     def flops_per_token(self) -> int:
@@ -82,7 +96,7 @@ class Planner:
         self._config, self._price = config, price
         self._layers = read_layers(TrainConfig, [base], {})[:-1]
         self._own = dict(map(parsed_setting, config.set))
-        self._hashes: dict[Path, str] = {}
+        self._content, self._sum = cache(content_of), cache(recorded_sum)  # of a path
         self._groups = self._groups_in(config.dir)  # by the hash
         self._resolved({})
 
@@ -137,7 +151,7 @@ class Planner:
     def _runs_of(self, point: Point) -> list[SweepRun]:
         config = self._matched(point.settings)
         self._check_comparable(config)
-        key = self._hash(config)
+        key, content = self._hash(config), _digest(self._contents(config))
         group = self._groups.setdefault(key, f"{_label(point)}{key}")
         return [
             SweepRun(
@@ -146,6 +160,7 @@ class Planner:
                 point=point,
                 seed=seed,
                 config=_placed(config, self._config.dir, f"{group}-{seed}", seed),
+                content=content,
                 price=self._price,
             )
             for seed in self._config.seeds
@@ -186,31 +201,49 @@ class Planner:
         for section, keys in _IDLE_KEYS.items():
             for key in keys:
                 del tree[section][key]
-        data = config.data
-        for name, path in (("train", data.train), ("valid", data.valid), ("tokenizer", data.tokenizer)):
-            if path is not None:
-                tree["data"][name] = self._content(path)
-        return sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:_HASH_DIGITS]
+        tree["data"] |= self._contents(config)
+        return _digest(tree)[:_HASH_DIGITS]
+
+    def _contents(self, config: TrainConfig) -> dict[str, str]:
+        """Return what tells the data and the tokenizer of a configuration from others, by the keys of [data]."""
+        files = {name: getattr(config.data, name) for name in _RECORDED}
+        return {name: self._content(path) for name, path in files.items() if path is not None}
 
     def _groups_in(self, directory: Path) -> dict[str, str]:
         """Return the names of the groups that have runs in a sweep's directory, by their hashes.
 
         A setting that was not there when a run began gives it another hash now; so its configuration is hashed anew.
+        Runs of data that were made anew since are left out: they say nothing of the data of now.
         """
         found = (_GROUP.fullmatch(path.name) for path in sorted(directory.iterdir())) if directory.is_dir() else ()
         groups = {match["key"]: match["group"] for match in found if match}
-        queued = {
-            match["group"]: path for path in directory.glob("queue/*.toml") if (match := _GROUP.fullmatch(path.stem))
-        }
-        for group, path in sorted(queued.items()):
+        queued: dict[str, list[Path]] = {}
+        for path in directory.glob("queue/*.toml"):
+            if match := _GROUP.fullmatch(path.stem):
+                queued.setdefault(match["group"], []).append(path)
+        for group, paths in sorted(queued.items()):
             with suppress(ConfigError, OSError):
-                groups.setdefault(self._hash(load_config(TrainConfig, path)), group)
+                config = load_config(TrainConfig, paths[0])
+                if all(self._is_of_its_data(config, path) for path in paths):
+                    groups.setdefault(self._hash(config), group)
         return groups
 
-    def _content(self, path: Path) -> str:
-        if path not in self._hashes:
-            self._hashes[path] = content_of(path)
-        return self._hashes[path]
+    def _is_of_its_data(self, config: TrainConfig, queued: Path) -> bool:
+        """Return whether the run of a queued file is of the data and the tokenizer that its configuration names now.
+
+        A file of an earlier version does not keep the content; then what the run recorded counts, if it did.
+        """
+        with queued.open(encoding="utf-8", errors="replace") as file:
+            line = file.readline(200)
+        if line.startswith(_CONTENT):
+            return line.removeprefix(_CONTENT).strip() == _digest(self._contents(config))
+        recorded = _environment_of(queued.parents[1] / queued.stem)
+        known = {name: recorded[key] for name, key in _RECORDED.items() if key in recorded}
+        return all(self._sum(getattr(config.data, name)) == value for name, value in known.items())
+
+
+def _digest(tree: object) -> str:
+    return sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def content_of(path: Path) -> str:
@@ -218,15 +251,40 @@ def content_of(path: Path) -> str:
 
     A token file's own description has the hash of its ids; where the text came from is nothing to a loss.
     """
-    description = path / "index.json" if path.suffix == ".shards" else sidecar_path(path)
     try:
-        if path.suffix in (".npy", ".shards"):
-            facts = read_json_object(description, max_bytes=1 << 28)
+        if path.suffix in _TOKEN_FILES:
+            facts = read_json_object(_description(path), max_bytes=_MOST_BYTES)
             return json.dumps({key: facts[key] for key in facts if key not in _OF_THE_TEXT}, sort_keys=True)
         files = sorted(one for one in path.iterdir() if one.is_file())
         return ",".join(f"{one.name}:{file_sha256(one)}" for one in files)
     except (OSError, ValueError):  # what opens it later says more
         return str(path.absolute())
+
+
+def recorded_sum(path: Path | None) -> object:
+    """Return the sha256 by which a run records a token file or a tokenizer; None for what cannot be read."""
+    from transformerlm.tokenizer.tokenizer import Tokenizer
+
+    with suppress(OSError, ValueError):
+        if path is None:
+            return None
+        if path.suffix in _TOKEN_FILES:
+            return read_json_object(_description(path), max_bytes=_MOST_BYTES).get("sha256")
+        return Tokenizer.from_directory(path).fingerprint()
+    return None
+
+
+def _description(path: Path) -> Path:
+    return path / "index.json" if path.suffix == ".shards" else sidecar_path(path)
+
+
+def _environment_of(directory: Path) -> Mapping[str, Any]:
+    """Return what a run recorded of its surroundings when it began; empty where its lines do not say."""
+    with suppress(OSError):
+        for record in first_records(directory / METRICS):
+            if record.get("event") == "environment":
+                return record
+    return {}
 
 
 def _spending(config: TrainConfig, sweep: SweepConfig, price: Price) -> dict[str, Any]:

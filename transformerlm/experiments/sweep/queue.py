@@ -1,7 +1,7 @@
 """The directory of a sweep: who works in it, and which run is being trained.
 
     .lock                the sweep that works here, at most one
-    queue/NAME.toml      a run's configuration; whoever trains it holds a lock on this file
+    queue/NAME.toml      a run's configuration, and which data it is of; whoever trains it holds a lock on this file
     logs/NAME.txt        what the run said on stderr, over all its starts
     NAME/                the run itself
 
@@ -19,7 +19,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from config.io import dump_toml
 from transformerlm.experiments.sweep.plan import SweepRun
 from transformerlm.utils.lock import DirectoryLock, try_lock
 
@@ -61,7 +60,7 @@ class SweepDirectory:
         if not try_lock(file, path):
             file.close()
             return None
-        text = dump_toml(run.config)
+        text = run.toml
         file.seek(0)
         if file.read() != text:
             file.seek(0)

@@ -32,7 +32,16 @@ from transformerlm.inference.fast.prefix_cache import PrefixCache, put_back
 from transformerlm.inference.logprobs import log_probabilities
 from transformerlm.inference.penalties import Occurrences, adjust
 from transformerlm.inference.random_numbers import RandomNumbers
-from transformerlm.inference.requests import Drawn, Event, Finished, FinishReason, PromptScored, Request, TokenLogprobs
+from transformerlm.inference.requests import (
+    Drawn,
+    Event,
+    Finished,
+    FinishReason,
+    PromptScored,
+    Request,
+    TokenLogprobs,
+    last_window,
+)
 from transformerlm.inference.sampling import sample
 from transformerlm.utils.threads import at_most
 
@@ -162,7 +171,8 @@ class Batcher:
         if request.max_new_tokens < 0:
             raise ValueError(f"batcher: max_new_tokens must be at least 0, got {request.max_new_tokens}")
         numbers = RandomNumbers(request.generator, self._decoder.device)
-        self._waiting.append(_Row(request, prompt[-self._context :], self._occurrences_of(request), numbers))
+        window = last_window(prompt, self._context, request.start_id)
+        self._waiting.append(_Row(request, window, self._occurrences_of(request), numbers))
 
     def _occurrences_of(self, request: Request) -> Occurrences | None:
         penalties, min_tokens = request.penalties, request.min_tokens
@@ -460,7 +470,7 @@ class Batcher:
     def _slide(self, row: _Row) -> None:
         """Let a row whose window is full read the last half of its text again."""
         half = max(1, self._context // 2)
-        row.window = (row.request.prompt + row.drawn)[-half:]
+        row.window = last_window(row.request.prompt + row.drawn, half, row.request.start_id)
         row.length = self._cache.lengths[row.slot] = 0
         self._running.remove(row)
         self._sliding.append(row)

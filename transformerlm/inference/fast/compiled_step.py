@@ -7,6 +7,7 @@ Part of: decoder
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -193,4 +194,12 @@ def _missing() -> str:
 
 @cache
 def _helpers(count: int) -> ThreadPoolExecutor:
+    _forget_helpers_in_children()
     return ThreadPoolExecutor(count, thread_name_prefix="decoder")
+
+
+@cache
+def _forget_helpers_in_children() -> None:
+    """See to it that a forked child begins helpers of its own: the threads of its parent do not live in it."""
+    if hasattr(os, "register_at_fork"):  # not on Windows
+        os.register_at_fork(after_in_child=_helpers.cache_clear)

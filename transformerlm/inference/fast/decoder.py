@@ -267,7 +267,7 @@ class Decoder:
     def _step_some(self, token_ids: list[int], cache: DecoderCache, slots: list[int]) -> Tensor:
         if self._compiled is not None:
             return self._capped(self._compiled(token_ids, slots, cache))
-        with self._threads_for(len(slots)):
+        with self._threads_for(min(len(slots), MOST_EQUAL_ROWS) if self.is_reproducible else len(slots)):  # a group
             return self._step_equal(token_ids, cache, slots)
 
     def _threads_for(self, rows: int) -> AbstractContextManager[None]:

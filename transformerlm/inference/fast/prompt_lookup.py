@@ -22,6 +22,7 @@ from torch import Tensor
 from transformerlm.inference.fast.cache import DecoderCache
 from transformerlm.inference.fast.decoder import Decoder
 from transformerlm.inference.random_numbers import RandomNumbers
+from transformerlm.inference.requests import last_window
 from transformerlm.inference.sampling import sample
 from transformerlm.inference.sampling_params import SamplingParams
 
@@ -63,6 +64,7 @@ def decode(
     params: SamplingParams,
     generators: Sequence[torch.Generator | None],
     vocab_size: int | None = None,
+    start_id: int | None = None,
     num_drafted: int,
 ) -> Iterator[Tensor]:
     """Yield the next ids `(1)` of a single prompt, `max_new_tokens` times; one pass checks `num_drafted` ids or fewer.
@@ -73,7 +75,8 @@ def decode(
     if not isinstance(model, Decoder):
         raise ValueError("generate: speculative decoding needs a Decoder, not the model itself: Decoder(model)")
     (prompt,), (generator,) = prompts, generators
-    ids = _decode(model, prompt, max_new_tokens, num_drafted, params, generator, vocab_size or model.vocab_size)
+    vocab_size = vocab_size or model.vocab_size
+    ids = _decode(model, prompt, max_new_tokens, num_drafted, params, generator, vocab_size, start_id)
     return (torch.tensor([token_id]) for token_id in ids)
 
 
@@ -86,11 +89,12 @@ def _decode(
     params: SamplingParams,
     generator: torch.Generator | None,
     vocab_size: int,
+    start_id: int | None,
 ) -> Iterator[int]:
     context_length, half = decoder.context_length, max(1, decoder.context_length // 2)
     numbers = RandomNumbers(generator, decoder.device)
     cache = decoder.make_cache(1, min(context_length, len(prompt) + max_new_tokens + num_drafted))
-    lookup, unread = PromptLookup(prompt), prompt[-context_length:]
+    lookup, unread = PromptLookup(prompt), last_window(prompt, context_length, start_id)
     remaining = max_new_tokens
     while remaining > 0:
         room = cache.max_length - cache.length - len(unread)
@@ -108,7 +112,7 @@ def _decode(
         unread = accepted[-1:]
         if cache.length == context_length:  # the window is full, as in the plain loop
             cache.reset()
-            unread = lookup.ids[-half:]
+            unread = last_window(lookup.ids, half, start_id)
 
 
 def _read(decoder: Decoder, unread: list[int], draft: list[int], cache: DecoderCache) -> Tensor:

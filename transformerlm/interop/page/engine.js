@@ -76,11 +76,18 @@ function idsOf(prompt) {
   return ids;
 }
 
+// Return the last ids of a text that the model reads from position 0 on, after the one with which texts start, where they do.
+function lastWindow(ids, size) {
+  const { start_id, starts_texts } = header.document_ids;
+  const starts = starts_texts && ids[0] === start_id && 1 < size && size < ids.length;
+  return starts ? [start_id, ...ids.slice(1 - size)] : ids.slice(-size);
+}
+
 async function write({ prompt, max_new_tokens, sampling, seed }) {
   const number = ++text;
   const { context_length: room, num_layers } = header.settings;
   const all = idsOf(prompt);
-  const window = all.slice(-room);
+  const window = lastWindow(all, room);
   const drawn = [];
   const read = tokenizer.reader();
   const numbers = new RandomNumbers(seed);
@@ -111,7 +118,7 @@ async function write({ prompt, max_new_tokens, sampling, seed }) {
         // The window is full: the last half of the text is read again, from position 0.
         const kept = Math.max(1, Math.floor(room / 2));
         model.forget();
-        unread = [...window, ...drawn.slice(-kept)].slice(-kept);
+        unread = lastWindow([...all, ...drawn], kept);
         tell({ is: "slid", kept: unread.length });
       }
     }

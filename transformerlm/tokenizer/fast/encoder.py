@@ -28,6 +28,7 @@ CACHE_BYTES = 64_000_000
 SEGMENT_BYTES = 1 << 20
 
 _FIRST_SLOTS = 1 << 14
+_KEPT_WORK = 1 << 21  # numbers: a piece of 300 kB, of which there are hardly any
 
 
 class PieceTable:
@@ -45,7 +46,7 @@ class PieceTable:
         self.ahead = kernels.Ahead(
             ends=np.zeros(2 * kernels.AHEAD, dtype=np.int64), keys=np.zeros(3 * kernels.AHEAD, dtype=np.uint64)
         )
-        self.work = np.zeros(merge_kernels.WORK_PER_BYTE * kernels.CACHED_BYTES, dtype=np.int64)
+        self.work = _room_to_merge(kernels.CACHED_BYTES)
         self.out = np.zeros(0, dtype=np.uint32)
 
     @property
@@ -56,7 +57,7 @@ class PieceTable:
     def make_room(self, need: int, length: int) -> None:
         """Give a kernel what it lacks for a piece of `length` bytes; empty the table where that would be too much."""
         if need == kernels.NEED_WORK:
-            self.work = np.zeros(merge_kernels.WORK_PER_BYTE * length, dtype=np.int64)
+            self.work = _room_to_merge(length)
             return
         slots, long_bytes, ids = self.pieces.slots, self.pieces.long_bytes, self.pieces.ids
         grown = {kernels.NEED_SLOTS: slots, kernels.NEED_LONG_BYTES: long_bytes, kernels.NEED_IDS: ids}[need]
@@ -75,6 +76,10 @@ class PieceTable:
         if len(self.out) < num_ids:
             self.out = np.empty(num_ids, dtype=np.uint32)
         return self.out
+
+
+def _room_to_merge(num_bytes: int) -> Array:
+    return np.zeros(merge_kernels.WORK_PER_BYTE * num_bytes, dtype=np.int64)
 
 
 def bounds_of(ends: Array) -> Array:
@@ -210,6 +215,8 @@ class CompiledEncoder:
         try:
             yield table
         finally:
+            if len(table.work) > _KEPT_WORK:  # for a giant piece, and the next one may never come
+                table.work = _room_to_merge(kernels.CACHED_BYTES)
             self._tables.put(table)
 
 

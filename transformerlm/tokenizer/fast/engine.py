@@ -145,6 +145,8 @@ def _as_array(ids: Collection[int]) -> Array | None:
     """Return ids as an array; `None` for numbers that are not whole or too large, which numpy would cut or round."""
     if hasattr(ids, "dtype"):
         return np.asarray(ids)
+    if isinstance(ids, bytes | bytearray):
+        ids = list(ids)  # an `array` would take eight bytes for one number
     if type(next(iter(ids), 0)) in (bool, float):
         return None
     try:

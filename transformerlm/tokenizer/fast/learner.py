@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from transformerlm.tokenizer import io
 from transformerlm.tokenizer.engines import compiling
 from transformerlm.tokenizer.fast import train_kernels as train_kernels
 from transformerlm.tokenizer.fast.arrays import Array, hash_shift
@@ -28,7 +29,7 @@ def learn_merges(
     """Return the first `num_merges` merges for these words, fewer when no pair is left.
 
     Raises:
-        ValueError: more than 2 GB of distinct words.
+        ValueError: more than 2 GB of distinct words, or tokens with more bytes in all than a file of a tokenizer.
         OSError: what is beyond the memory's limit does not fit on the disk.
     """
     with compiling("train"):
@@ -107,15 +108,14 @@ class _Learner:
             if need == train_kernels.NEED_PAIRS:
                 self._more_pairs()
             elif need == train_kernels.NEED_BYTES:
-                room = np.zeros(3 * len(self.tokens.spelled) + len(self.text.slots), dtype=np.uint8)
-                self.tokens = self.tokens._replace(spelled=np.r_[self.tokens.spelled, room])
+                self._more_bytes()
             else:
                 return bool(need == train_kernels.DONE)
 
     def _make_tokens(self, num_tokens: int) -> None:
         self.tokens = train_kernels.Tokens(
             rows=np.zeros((num_tokens, train_kernels.TOKEN_COLUMNS), dtype=np.int64),
-            spelled=np.zeros(16 * num_tokens, dtype=np.uint8),
+            spelled=np.zeros(min(16 * num_tokens, io.MAX_FILE_BYTES), dtype=np.uint8),
         )
         self.tokens.spelled[:256] = np.arange(256)
         for value in range(256):
@@ -155,6 +155,14 @@ class _Learner:
         queue.counts[:size], queue.heap[:size] = self.queue.counts[:size], self.queue.heap[:size]
         train_kernels.index_pairs(pairs, number)
         self.pairs, self.queue = pairs, queue
+
+    def _more_bytes(self) -> None:
+        spelled = self.tokens.spelled
+        if len(spelled) >= io.MAX_FILE_BYTES:
+            raise io.too_many_bytes(self.num_merges)
+        larger = np.zeros(min(4 * len(spelled) + len(self.text.slots), io.MAX_FILE_BYTES), dtype=np.uint8)
+        larger[: len(spelled)] = spelled
+        self.tokens = self.tokens._replace(spelled=larger)
 
     def _bytes_in_all(self, num_pairs: int, num_slots: int) -> int:
         return COMPILED_BYTES_PER_SLOT * num_slots + self.word_counts.nbytes + _PAIR_BYTES * num_pairs
