@@ -147,7 +147,7 @@ def _facts_of_text(home: Path, num_bytes: int) -> Text:
     from transformerlm.experiments.fit.choice import Text
     from transformerlm.token_files.dataset import TokenDataset
     from transformerlm.tokenizer.tokenizer import Tokenizer
-    from transformerlm.training.yardsticks import xz_to_gzip, yardsticks
+    from transformerlm.training.yardsticks import share_seen, yardsticks
 
     train, valid = (TokenDataset(home / f"{name}.npy") for name in ("train", "valid"))
     tokenizer = Tokenizer.from_directory(home / "tokenizer")
@@ -161,7 +161,7 @@ def _facts_of_text(home: Path, num_bytes: int) -> Text:
         valid_bytes=read_json(home / "valid.json")["bytes"],
         vocab_size=tokenizer.vocab_size,
         gzip_bits_per_byte=found.gzip_bits_per_byte,
-        xz_to_gzip=xz_to_gzip(train.tokens, tokenizer),
+        share_seen=share_seen(train.tokens, valid.tokens),
     )
 
 
@@ -195,7 +195,7 @@ def prepare(task: Task, text: Text, speed: Speed, spent: float) -> tuple[Plan, S
     return plan, Statement(
         written=datetime.now(UTC).isoformat(timespec="seconds"),
         corpus=task.corpus,
-        bits_per_byte=predict(probe, plan, rows, xz_to_gzip=text.xz_to_gzip),
+        bits_per_byte=predict(probe, plan, rows, share_seen=text.share_seen),
         gzip_bits_per_byte=probe.gzip_bits_per_byte,
         unigram_bits_per_byte=result.unigram_bits_per_byte,
         probe=probe,

@@ -25,7 +25,6 @@ from transformerlm.tokenizer.tokenizer import Tokenizer
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _HF_PIECE_CHARS = 10_000  # it is slow on long texts
-_LARGE = 1 << 30  # bytes
 
 
 class Encoder(ABC):
@@ -61,7 +60,6 @@ class OurEncoder(Encoder):
 
     def __init__(self, tokenizer: Tokenizer, threads: int, engine: Engine) -> None:
         self._tokenizer = Tokenizer(tokenizer.vocab, tokenizer.merges, tokenizer.special_tokens, engine=engine)
-        self._tokenizer.runs_in_threads(_LARGE)  # builds its tables now, as the others do
         self._threads = threads
 
     def encode_file(self, path: Path) -> Array:

@@ -11,7 +11,7 @@ import pytest
 from tests.training.tiny_run import END, write_tiny_files
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.training import yardsticks as room
-from transformerlm.training.yardsticks import gzip_bits_per_byte, unigram_bits, xz_to_gzip, yardsticks
+from transformerlm.training.yardsticks import RUN_TOKENS, gzip_bits_per_byte, share_seen, unigram_bits, yardsticks
 
 
 def test_gzip_is_what_gzip_makes_of_the_text():
@@ -53,12 +53,17 @@ def test_a_long_text_is_read_to_a_bound(tmp_path, monkeypatch):
     assert yardsticks(ids, ids, tokenizer) == yardsticks(ids[:200], ids[:100], tokenizer)
 
 
-def test_xz_finds_again_what_is_too_far_away_for_gzip(tmp_path):
-    """A text that repeats a page of 60 kB costs xz far less than gzip; one that repeats nothing costs both the same."""
-    tokenizer = Tokenizer.from_directory(write_tiny_files(tmp_path).tokenizer)
-    letters = np.array([tokenizer.encode(letter)[0] for letter in "abcdefgh"], dtype=np.uint16)
+def test_what_the_training_text_has_word_for_word_is_seen(monkeypatch):
+    """Runs of sixteen tokens count, wherever they are; a run with one other token does not."""
     rng = np.random.default_rng(0)
-    page = letters[rng.integers(8, size=60 * 1024)]
-    assert xz_to_gzip(np.tile(page, 5), tokenizer) < 0.4
-    assert xz_to_gzip(letters[rng.integers(8, size=5 * 60 * 1024)], tokenizer) == pytest.approx(1.0, abs=0.1)
-    assert xz_to_gzip(page[:0], tokenizer) == 1.0
+    train, text = (rng.integers(1000, size=size).astype(np.uint16) for size in (5000, 2000))
+    assert share_seen(train, text) == 0.0
+    text[500:1000] = train[2000:2500]
+    whole, half = 2000 - RUN_TOKENS + 1, 500 - RUN_TOKENS + 1
+    assert share_seen(train, text) == half / whole
+    text[750] = 1000
+    assert share_seen(train, text) == (half - RUN_TOKENS) / whole
+    monkeypatch.setattr(room, "MAX_TEXT_TOKENS", 700)  # the training text is read in pieces that overlap
+    assert share_seen(train, text) == (half - RUN_TOKENS) / whole
+    assert share_seen(train, train) == 1.0
+    assert share_seen(train, text[: RUN_TOKENS - 1]) == share_seen(train[:3], text) == 0.0

@@ -6,7 +6,6 @@ learnt words and phrases needs fewer bits than `gzip`.
 
 from __future__ import annotations
 
-import random
 import zlib
 from dataclasses import dataclass
 
@@ -18,7 +17,9 @@ from transformerlm.tokenizer.tokenizer import Tokenizer
 
 MAX_TEXT_TOKENS = 2**20  # of the validation text
 MAX_TRAIN_TOKENS = 2**22  # to count
-PIECES, PIECE_TOKENS = 256, 1024  # about a megabyte
+MAX_SEEN_TOKENS = 2**17  # of the validation text, to look for in the training text
+RUN_TOKENS = 16
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, from the golden ratio (Knuth, The Art of Computer Programming 6.4)
 
 Ids = npt.NDArray[np.integer]
 
@@ -50,20 +51,30 @@ def gzip_bits_per_byte(data: bytes) -> float:
     return 8 * len(zlib.compress(data, 9)) / len(data)
 
 
-def xz_to_gzip(tokens: Tokens, tokenizer: Tokenizer) -> float:
-    """Return how many times as many bytes xz needs as gzip: the less, the more a text repeats itself over a distance.
+def share_seen(train: Tokens, text: Tokens) -> float:
+    """Return which share of the runs of 16 tokens in the first tokens of a text the training text has, word for word.
 
-    Both read the same pieces from all over the text, in a random order. gzip finds again what it has read in the last
-    32 KiB, which is eight pieces, and xz what it has read in all of them. A text without bytes gives 1.
+    The runs are compared by hashes of 64 bits. A text of fewer tokens has none, and gives 0.
     """
-    import lzma  # not every Python has it, and training does not need it
+    wanted, counts = np.unique(_hashes_of_runs(text[:MAX_SEEN_TOKENS]), return_counts=True)
+    if not len(wanted):
+        return 0.0
+    seen = np.zeros(len(wanted), dtype=np.bool_)
+    for start in range(0, len(train), MAX_TEXT_TOKENS):
+        hashes = _hashes_of_runs(train[start : start + MAX_TEXT_TOKENS + RUN_TOKENS - 1])
+        places = np.minimum(np.searchsorted(wanted, hashes), len(wanted) - 1)
+        seen[places[wanted[places] == hashes]] = True
+    return float(counts[seen].sum() / counts.sum())
 
-    starts = np.linspace(0, max(0, len(tokens) - PIECE_TOKENS), max(1, min(PIECES, len(tokens) // PIECE_TOKENS)))
-    pieces = [tokenizer.decode_bytes(np.asarray(tokens[at : at + PIECE_TOKENS]).tolist()) for at in map(int, starts)]
-    random.Random(0).shuffle(pieces)
-    data = b"".join(pieces)
-    raw = lzma.compress(data, format=lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "preset": 6}])
-    return len(raw) / len(zlib.compress(data, 9)) if data else 1.0
+
+def _hashes_of_runs(tokens: Tokens) -> npt.NDArray[np.uint64]:
+    """Return a polynomial hash of each run of `RUN_TOKENS` tokens, (tokens - RUN_TOKENS + 1,), modulo 2^64."""
+    ids = np.asarray(tokens).astype(np.uint64) + np.uint64(1)
+    number = max(0, len(ids) - RUN_TOKENS + 1)
+    hashes = np.zeros(number, dtype=np.uint64)
+    for place in range(RUN_TOKENS if number else 0):
+        hashes = hashes * _FACTOR + ids[place : place + number]
+    return hashes
 
 
 def unigram_bits(train: Ids, text: Ids, *, vocab_size: int) -> float:

@@ -20,7 +20,7 @@ def text_of(train_tokens=1_000_000):
     """Return the facts of a text."""
     valid = max(100, train_tokens // 19)
     return Text(
-        4 * train_tokens, train_tokens, valid, 4 * valid, vocab_size=2000, gzip_bits_per_byte=3.0, xz_to_gzip=0.8
+        4 * train_tokens, train_tokens, valid, 4 * valid, vocab_size=2000, gzip_bits_per_byte=3.0, share_seen=0.05
     )
 
 

@@ -13,9 +13,9 @@ from transformerlm.experiments.fit.choice import Plan
 from transformerlm.experiments.fit.prediction import PAST_RUNS, Probe, Row, predict, read_rows
 
 
-def row(corpus, *, steps=1000, passes=1.0, probe=2.6, change=-0.25, gzip=3.0, xz=0.8):
+def row(corpus, *, steps=1000, passes=1.0, probe=2.6, change=-0.25, gzip=3.0, seen=0.05):
     """Return a past run whose bits per byte changed by this logarithm after its probe."""
-    return Row(corpus, 10**6, 250_000, 2000, 10**6, gzip, xz, steps, 100, passes, probe, probe * math.exp(change))
+    return Row(corpus, 10**6, 250_000, 2000, 10**6, gzip, seen, steps, 100, passes, probe, probe * math.exp(change))
 
 
 def plan_of(steps=1000, passes=1.0):
@@ -24,35 +24,35 @@ def plan_of(steps=1000, passes=1.0):
     return Plan({}, steps, 100, 10**6, round(passes * tokens / steps), tokens, 1.0)
 
 
-def predicted(rows, *, probe=2.6, steps=1000, passes=1.0, xz=0.8, **options):
+def predicted(rows, *, probe=2.6, steps=1000, passes=1.0, seen=0.05, **options):
     """Return the prediction for a run after a probe of 100 steps."""
-    return predict(Probe(probe, 3.0, 100), plan_of(steps, passes), rows, xz_to_gzip=xz, **options)
+    return predict(Probe(probe, 3.0, 100), plan_of(steps, passes), rows, share_seen=seen, **options)
 
 
 def drawn(rng, corpora, *, noise):
-    """Return rows of a law: b0 = log 0.12, b1 = 0.2, b2 = 0.8, b3 = -1.5, with an error that a corpus's runs share."""
+    """Return rows of a law: b0 = log 0.12, b1 = 0.2, b2 = 0.8, b3 = 0.2, with an error that a corpus's runs share."""
     rows = []
     for number in range(corpora):
         shared = rng.normal(0, noise)
         for _ in range(2):
             ratio, passes, against = rng.uniform(8, 12), rng.uniform(0.2, 8), rng.uniform(0.8, 1.4)
-            xz = rng.uniform(0.6, 0.9)
-            change = -math.log(ratio) * exponent(passes, against, xz) * math.exp(shared)
-            made = {"passes": passes, "probe": 3 * against, "change": change, "xz": xz}
+            seen = rng.uniform(0.0, 0.6)
+            change = -math.log(ratio) * exponent(passes, against, seen) * math.exp(shared)
+            made = {"passes": passes, "probe": 3 * against, "change": change, "seen": seen}
             rows.append(row(str(number), steps=round(100 * ratio), **made))
     return rows
 
 
-def exponent(passes, against, xz):
+def exponent(passes, against, seen):
     """Return the exponent of that law."""
-    return 0.12 * (1 + passes) ** 0.2 * against**0.8 * xz**-1.5
+    return 0.12 * (1 + passes) ** 0.2 * against**0.8 * ((0.01 + seen) / 0.05) ** 0.2
 
 
 def test_many_past_runs_of_one_law_give_that_law():
     """With little noise the middle is the truth to a percent, and the interval is narrow."""
     rows = drawn(np.random.default_rng(0), 60, noise=0.01)
     found = predicted(rows, probe=3.3, passes=2.0)
-    truth = 3.3 * 10 ** -exponent(2.0, 1.1, 0.8)
+    truth = 3.3 * 10 ** -exponent(2.0, 1.1, 0.05)
     assert found.middle == pytest.approx(truth, rel=0.01)
     assert found.holds(truth)
     assert found.high / found.low < 1.05
@@ -68,7 +68,7 @@ def test_the_interval_holds_as_often_as_it_says(corpora):
         past, new = rows[:-2], rows[-1]
         plan = plan_of(new.steps, new.passes)
         probe = Probe(new.probe_bits_per_byte, 3.0, 100)
-        hits += predict(probe, plan, past, xz_to_gzip=new.xz_to_gzip).holds(new.bits_per_byte)
+        hits += predict(probe, plan, past, share_seen=new.share_seen).holds(new.bits_per_byte)
     assert 80 <= hits <= 99
 
 

@@ -74,7 +74,7 @@ class Chosen:
 class Text:
     """What is known of an encoded text.
 
-    `gzip_bits_per_byte` is that of its validation part, `xz_to_gzip` how much of gzip's size xz needs of all of it.
+    `gzip_bits_per_byte` is that of its validation part, and `share_seen` how much of that the training part has, too.
     """
 
     num_bytes: int
@@ -83,7 +83,7 @@ class Text:
     valid_bytes: int
     vocab_size: int
     gzip_bits_per_byte: float
-    xz_to_gzip: float
+    share_seen: float
 
 
 @dataclass(frozen=True)

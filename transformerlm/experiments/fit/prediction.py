@@ -3,9 +3,10 @@
 From the probe to the run, bits per byte fall as a power of the steps, bits = those of the probe * (steps ratio)^-s.
 Prose has an exponent s of a tenth, text by programs of a half; past runs give it by least squares as
 
-    log s = b0 + b1 log(1 + passes) + b2 log(probe / gzip) + b3 log(xz / gzip / 0.8).
+    log s = b0 + b1 log(1 + passes) + b2 log(probe / gzip) + b3 log((0.01 + seen) / 0.05).
 
-The last is how much smaller xz makes a part of the text than gzip: what repeats itself over a distance is learnt late.
+The last asks how much of the validation text the training text has word for word: a model learns it late, and gzip,
+which remembers 32 KiB, does not see it.
 
 The interval comes from corpora that the fit had not seen: each is left out in turn, and the errors of their log s give
 the spread of Student's t. Nothing here knows the text but by four numbers.
@@ -33,8 +34,8 @@ STORY_RUNS = Path(__file__).with_name("story_runs.json")  # a grammar is learnt 
 CONFIDENCE = 0.9
 # Before any run is known: ten times the steps save a quarter of the bits, give or take. That weighs less than a run.
 GUESS = np.array([math.log(0.13), 0.0, 0.0, 0.0])
-GUESS_WEIGHT = np.array([0.3, 0.3, 0.3, 0.03])  # the last number varies by a tenth, the others by a third
-USUAL_XZ_TO_GZIP = 0.8
+GUESS_WEIGHT = 0.3
+LEAST_SEEN, USUAL_SEEN = 0.01, 0.05  # less than a hundredth is as little as nothing
 # Fewer corpora than this are filled up by guessed ones, whose log s errs by this much.
 ENOUGH_CORPORA = 4
 GUESSED_SPREAD = 0.3
@@ -54,7 +55,7 @@ class Row:
     vocab_size: int
     parameters: int
     gzip_bits_per_byte: float
-    xz_to_gzip: float
+    share_seen: float
     steps: int
     probe_steps: int
     passes: float
@@ -86,11 +87,11 @@ class Interval:
 
 
 def predict(
-    probe: Probe, plan: Plan, rows: Sequence[Row], *, xz_to_gzip: float, confidence: float = CONFIDENCE
+    probe: Probe, plan: Plan, rows: Sequence[Row], *, share_seen: float, confidence: float = CONFIDENCE
 ) -> Interval:
     """Return what a run should reach, from its probe and from past runs; without any, a wide guess."""
     features, exponents = _features_of(rows), np.array([_log_exponent(row) for row in rows])
-    at = _features(plan.passes, probe.bits_per_byte / probe.gzip_bits_per_byte, xz_to_gzip)
+    at = _features(plan.passes, probe.bits_per_byte / probe.gzip_bits_per_byte, share_seen)
     length = math.log(max(1.0, plan.steps / probe.steps))
     coefficients, covariance = _fit(features, exponents)
     spread, freedom = _spread(features, exponents, [row.corpus for row in rows])
@@ -107,9 +108,10 @@ def predict(
 # --- the fit -----------------------------------------------------------------------------------------------------
 
 
-def _features(passes: float, against_gzip: float, xz_to_gzip: float) -> Array:
+def _features(passes: float, against_gzip: float, share_seen: float) -> Array:
     """Return what the exponent depends on, (4,)."""
-    return np.array([1.0, math.log1p(passes), math.log(against_gzip), math.log(xz_to_gzip / USUAL_XZ_TO_GZIP)])
+    seen = math.log((LEAST_SEEN + share_seen) / USUAL_SEEN)
+    return np.array([1.0, math.log1p(passes), math.log(against_gzip), seen])
 
 
 def _log_exponent(row: Row) -> float:
@@ -120,13 +122,13 @@ def _log_exponent(row: Row) -> float:
 
 def _features_of(rows: Sequence[Row]) -> Array:
     """Return the features of past runs, (rows, 4)."""
-    found = [_features(row.passes, row.probe_bits_per_byte / row.gzip_bits_per_byte, row.xz_to_gzip) for row in rows]
+    found = [_features(row.passes, row.probe_bits_per_byte / row.gzip_bits_per_byte, row.share_seen) for row in rows]
     return np.array(found).reshape(-1, len(GUESS))
 
 
 def _fit(features: Array, exponents: Array) -> tuple[Array, Array]:
     """Return the coefficients (4,) by least squares drawn to `GUESS`, and their covariance (4, 4) per spread^2."""
-    information = features.T @ features + np.diag(GUESS_WEIGHT)
+    information = features.T @ features + GUESS_WEIGHT * np.eye(len(GUESS))
     covariance = np.linalg.inv(information).astype(np.float64)
     return covariance @ (features.T @ exponents + GUESS_WEIGHT * GUESS), covariance
 
@@ -169,7 +171,8 @@ def _row(row: Any, *, where: str) -> Row:
         found = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
         raise ValueError(f"{where}: expected the keys {', '.join(names)}, found {found}")
     for name in names[1:]:
-        if isinstance(row[name], bool) or not isinstance(row[name], int | float) or not 0 < row[name] < 1e18:
+        is_number = isinstance(row[name], int | float) and not isinstance(row[name], bool)
+        if not (is_number and (0 < row[name] < 1e18 or (name == "share_seen" and row[name] == 0))):
             raise ValueError(f"{where}: {name}: expected a positive number, found {row[name]!r}")
     if not isinstance(row["corpus"], str):
         raise ValueError(f"{where}: corpus: expected a string, found {row['corpus']!r}")

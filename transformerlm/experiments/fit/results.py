@@ -113,7 +113,7 @@ def row_of(result: RunResult, said: Statement) -> Row:
         vocab_size=text.vocab_size,
         parameters=result.parameters,
         gzip_bits_per_byte=result.gzip_bits_per_byte,
-        xz_to_gzip=text.xz_to_gzip,
+        share_seen=text.share_seen,
         steps=result.steps,
         probe_steps=probe.steps,
         passes=result.passes,
