@@ -16,6 +16,7 @@ from cli.hints import command_line
 from cli.stages import MIN_DOCUMENTS, RUN_NAME, read_json, run_stage, run_with, write_short_documents
 from cli.terminal import clock, note, note_invalid_utf8, working
 from config.commented_toml import commented_toml
+from config.paths import read_name
 from config.special_tokens import END_OF_TEXT
 
 if TYPE_CHECKING:
@@ -305,7 +306,7 @@ def _places_in(home: Path) -> list[str]:
         written = tomllib.loads((home / "train.toml").read_text(encoding="utf-8")).get("runs_dir")
     except (OSError, ValueError):  # the training says what is wrong with it
         return []
-    if written is None or Path(str(written)).absolute() == home.absolute():
+    if written is None or Path(read_name(written)).absolute() == home.absolute():
         return []
     return [f"--{key}={place}" for key, place in _places(home).items()]
 

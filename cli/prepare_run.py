@@ -168,7 +168,7 @@ def _read_checkpoint(config: TrainConfig, directory: Path, *, data: RunData, run
     Raises:
         ValueError: it belongs to another run, or training.max_steps is below its step.
     """
-    from transformerlm.checkpoints.directory import point
+    from transformerlm.checkpoints.directory import point, step_name
     from transformerlm.distributed.world import is_main
     from transformerlm.training.saved_run import SavedRun
 
@@ -178,7 +178,7 @@ def _read_checkpoint(config: TrainConfig, directory: Path, *, data: RunData, run
     if is_main(runtime.world):  # a kill may have come before a link, and what a link names may be gone
         point(directory.parent / "latest", directory)
         if saved.best is not None:
-            point(directory.parent / "best", saved.best)
+            point(directory.parent / "best", directory.with_name(step_name(saved.best[0])))
         else:
             (directory.parent / "best").unlink(missing_ok=True)
     return saved

@@ -201,7 +201,7 @@ def going_on(trainer: Trainer, run_dir: Path) -> tuple[str, str]:
     """Return the command that trains the run further, depending on what ended it."""
     training = trainer.config.training
     if trainer.stopped_by == "max_time" and training.max_time:
-        longer, times = _longer(training.max_time, trainer.state.seconds)
+        longer, times = _longer(training.max_time, trainer.state.time_used)
         words, changes = "train it further, to twice the time", [f"--training.max_time={longer}"]
         if training.max_steps < times * trainer.state.step:
             changes.append(f"--training.max_steps={times * training.max_steps}")

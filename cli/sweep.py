@@ -273,7 +273,7 @@ def _draw(rows: Sequence[Row], path: Path) -> str:
         draw_effects(rows, path)
     except ImportError as error:
         return f"no picture: {error}; {how_to_install('plot')}"
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         return f"no picture: {error}"
     return f"picture: {path}"
 

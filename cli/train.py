@@ -31,6 +31,7 @@ from cli.terminal import clock, framed, is_live, note, working
 from cli.utils import EXIT_FAILED, Command, speaks_for_machine
 from cli.utils import main as run_command
 from config.io import dump_toml, read_toml
+from config.paths import read_name, written_path
 from config.schemas import duration_seconds
 from config.train import TrainConfig
 
@@ -86,12 +87,12 @@ def place_of_run(path: Path) -> dict[str, Any]:
     tree = read_toml(path)
     logging = tree.get("logging")
     name = logging.get("run_name") if isinstance(logging, dict) else None  # what is no table is refused later
-    said = Path(str(tree.get("runs_dir")), str(name or run_dir.name))  # a run without a name has that of its time
+    said = Path(read_name(tree.get("runs_dir")), str(name or run_dir.name))  # a run without a name has that of its time
     if said.resolve() != run_dir.resolve():
         note(f"{path} names {said}; this run goes on where its file is, in {run_dir}")
     elif name:
         return {}
-    return {"runs_dir": str(run_dir.parent), "logging": {"run_name": run_dir.name}}
+    return {"runs_dir": written_path(run_dir.parent), "logging": {"run_name": run_dir.name}}
 
 
 def train(config: TrainConfig) -> int:

@@ -45,6 +45,14 @@ def checked_path(text: str) -> str:
     return path
 
 
+def read_name(value: object) -> str:
+    """Return what stands for a path in a file that nobody has checked, as `checked_path` reads it, if it can."""
+    try:
+        return checked_path(str(value))
+    except ValueError:
+        return str(value)
+
+
 def to_path(value: object) -> object:
     """Return a text as a path, read as `checked_path` does; what is no text stays as it is."""
     return Path(checked_path(value)) if isinstance(value, str) else value

@@ -249,8 +249,9 @@ class TrainConfig(Section):
         training, model = (dict(_table(tree, name)) for name in ("training", "model"))
         if "eval_batches" not in training:
             return tree
-        if "eval_tokens" in training:  # of a later file, or the command line
+        if "eval_tokens" in training:  # that of one source, and this of another
             del training["eval_batches"]
+            warnings.warn("training.eval_batches is of earlier versions: training.eval_tokens counts", stacklevel=2)
             return {**tree, "training": training}
         sizes = [training.get("micro_batch_size") or training.get("batch_size"), model.get("context_length")]
         factors = [training["eval_batches"], *sizes]

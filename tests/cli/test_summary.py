@@ -135,7 +135,7 @@ def test_twice_the_steps_are_not_cut_by_the_time(limit, pipeline, tmp_path):
 def trained(stopped_by, **training):
     """Return a stand-in of a trainer that has ended at step 100, after 60 s."""
     settings = {"max_steps": 115, "max_time": "60s", "early_stop_patience": 3, "early_stop_min_delta": 0.0} | training
-    state = SimpleNamespace(step=100, seconds=60.0)
+    state = SimpleNamespace(step=100, time_used=60.0)
     return SimpleNamespace(
         config=SimpleNamespace(training=SimpleNamespace(**settings)), state=state, stopped_by=stopped_by
     )

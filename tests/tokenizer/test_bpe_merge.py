@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from transformerlm.tokenizer import bpe, bpe_merge
-from transformerlm.tokenizer.bpe_merge import merge_by_heap, merge_by_windows
+from transformerlm.tokenizer.bpe_merge import merge_by_heap, merge_by_rank, merge_by_windows
 from transformerlm.tokenizer.pair_table import learn_merges
 
 
@@ -26,21 +26,22 @@ def _tables(merges: list[tuple[bytes, bytes]]) -> tuple[dict[tuple[int, int], in
 
 @pytest.mark.parametrize("alphabet", [b"a", b"ab", b"abc", bytes(range(256))])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_heap_gives_what_the_definition_gives(alphabet: bytes, seed: int) -> None:
-    """Applying each learned merge everywhere, in order, is what the heap does, for short and for long words."""
+def test_ranks_and_the_heap_give_what_the_definition_gives(alphabet: bytes, seed: int) -> None:
+    """Applying each learned merge everywhere, in order, is what both do, for short and for long words."""
     merges = _learned(alphabet, seed)
     ranks, merged, tokens = _tables(merges)
     rng = random.Random(seed)
     for length in [0, 1, 2, 3, 5, 9, 17, 33, 64, 65, 130, 400]:
         word = bytes(rng.choices(alphabet, k=length))
         expected = bpe.apply(word, merges)
-        assert [tokens[token_id] for token_id in merge_by_heap(list(word), ranks, merged)] == expected
+        for merge in (merge_by_rank, merge_by_heap):
+            assert [tokens[token_id] for token_id in merge(list(word), ranks, merged)] == expected
 
 
 def test_the_input_list_is_left_alone() -> None:
     """Merging returns a new list and leaves its input alone."""
     ids = [97, 98]
-    assert merge_by_heap(ids, {(97, 98): 0}, [256]) == [256]
+    assert merge_by_heap(ids, {(97, 98): 0}, [256]) == merge_by_rank(ids, {(97, 98): 0}, [256]) == [256]
     assert ids == [97, 98]
 
 

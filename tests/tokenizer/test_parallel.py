@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,11 @@ def _square(number: int) -> int:
     return number * number
 
 
+def _name_of_thread(_: int) -> str:
+    time.sleep(0.01)
+    return threading.current_thread().name
+
+
 def _fail_at_three(number: int) -> int:
     if number == 3:
         raise ValueError("three is refused")
@@ -32,37 +38,62 @@ def _die_at_three(number: int) -> int:
     return number
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_results_come_in_order(num_workers: int) -> None:
+WAYS = {
+    "processes": {},
+    "threads": {"threads": True},
+    "threads and the caller": {"threads": True, "caller_works": True},
+}
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> dict[str, bool]:
+    """Return the keywords of each kind of worker."""
+    return WAYS[request.param]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_results_come_in_order(num_workers: int, way: dict[str, bool]) -> None:
     """Later items that finish first wait for their turn."""
-    assert list(map_in_order(_square, range(8), num_workers=num_workers)) == [number**2 for number in range(8)]
+    found = list(map_in_order(_square, range(8), num_workers=num_workers, **way))
+    assert found == [number**2 for number in range(8)]
 
 
-def test_only_a_few_items_are_under_way() -> None:
+def test_only_a_few_items_are_under_way(way: dict[str, bool]) -> None:
     """The source is read only a few items ahead of the workers."""
     taken = []
-    results = map_in_order(_square, (taken.append(n) or n for n in range(1000)), num_workers=2)
+    results = map_in_order(_square, (taken.append(n) or n for n in range(1000)), num_workers=2, **way)
     assert next(results) == 0
     assert len(taken) <= 4
     results.close()
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_an_exception_in_the_function_comes_through(num_workers: int) -> None:
-    """The caller sees the function's own error."""
+def test_an_exception_in_the_function_comes_through(num_workers: int, way: dict[str, bool]) -> None:
+    """The caller sees the function's own error, after the results before it."""
+    results = map_in_order(_fail_at_three, range(8), num_workers=num_workers, **way)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="three is refused"):
-        list(map_in_order(_fail_at_three, range(8), num_workers=num_workers))
+        next(results)
 
 
+def test_the_caller_works_while_it_waits() -> None:
+    """With one thread beside it, it does what that has not begun; where it does not work, it does nothing."""
+    for caller_works in (True, False):
+        names = list(map_in_order(_name_of_thread, range(20), num_workers=2, threads=True, caller_works=caller_works))
+        assert ("MainThread" in names) is caller_works
+        assert len(set(names)) == 2
+
+
+@pytest.mark.parametrize("caller_works", [True, False])
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
-def test_an_error_of_the_items_comes_after_what_they_gave(num_workers: int) -> None:
+def test_an_error_of_the_items_comes_after_what_they_gave(num_workers: int, caller_works: bool) -> None:
     """A caller that needs only the first items never meets it, however far the items are read ahead."""
 
     def items() -> Iterator[int]:
         yield from range(4)
         raise ValueError("a bad line")
 
-    results = map_in_order(_square, items(), num_workers=num_workers, threads=True)
+    results = map_in_order(_square, items(), num_workers=num_workers, threads=True, caller_works=caller_works)
     assert [next(results) for _ in range(4)] == [0, 1, 4, 9]
     with pytest.raises(ValueError, match="a bad line"):
         next(results)

@@ -63,7 +63,7 @@ def test_what_the_training_text_has_word_for_word_is_seen(monkeypatch):
     assert share_seen(train, text) == half / whole
     text[750] = 1000
     assert share_seen(train, text) == (half - RUN_TOKENS) / whole
-    monkeypatch.setattr(room, "MAX_TEXT_TOKENS", 700)  # the training text is read in pieces that overlap
+    monkeypatch.setattr(room, "BLOCK_TOKENS", 700)  # the training text is read in pieces that overlap
     assert share_seen(train, text) == (half - RUN_TOKENS) / whole
     assert share_seen(train, train) == 1.0
     assert share_seen(train, text[: RUN_TOKENS - 1]) == share_seen(train[:3], text) == 0.0

@@ -158,7 +158,7 @@ def choose_measure(runs: Sequence[RunHistory], notes: list[str]) -> str:
             "and text"
         )
     said = [measured_on(started) for started in known]
-    different = [name for key, name in MEASURED_ON.items() if len({str(each[key]) for each in said}) > 1]
+    different = [MEASURED_ON[key] for key in differing(said)]
     if not different:
         return NATS
     texts = "" if different == ["tokenizer"] else "; of different texts a difference says nothing of the models"
@@ -167,8 +167,14 @@ def choose_measure(runs: Sequence[RunHistory], notes: list[str]) -> str:
 
 
 def measured_on(started: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the losses of a run are measured on, by its event `started`; None: it does not say."""
-    return {key: started.get(key, _UNSAID.get(key)) for key in MEASURED_ON}
+    """Return what the losses of a run are measured on, by its event `started`, without what it does not say."""
+    said: dict[str, Any] = {**_UNSAID, **started}
+    return {key: said[key] for key in MEASURED_ON if key in said}
+
+
+def differing(said: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys of `MEASURED_ON` in which those differ that say them."""
+    return [key for key in MEASURED_ON if len({str(each[key]) for each in said if key in each}) > 1]
 
 
 def group_runs(runs: Sequence[RunHistory], notes: list[str]) -> list[Group]:

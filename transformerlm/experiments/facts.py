@@ -40,7 +40,7 @@ def facts_of(directory: Path) -> Facts:
         "bad_lines": history.bad,
         "curve": [] if loss is None else _thinned([_finite(value) for value in loss.values.tolist()]),
         **{f"settings.{key}": value for key, value in changed(history.config).items()},
-        **{f"measured_on.{key}": history.started[key] for key in MEASURED_ON if key in history.started},
+        **{f"measured_on.{key}": value for key in MEASURED_ON if (value := history.started.get(key))},
         **{f"environment.{key}": value for key, value in _plain(history.environment).items()},
         **checkpoints_of(directory),
         "reproduce": command_of(history),

@@ -12,6 +12,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from config.paths import read_name
 from transformerlm.experiments.metric_lines import METRICS, as_record, each_record
 from transformerlm.experiments.run_directories import flat_settings
 from transformerlm.experiments.saved_checkpoints import SavedCheckpoint
@@ -241,7 +242,7 @@ def check_data(config: Mapping[str, Any], environment: Mapping[str, Any], base: 
             yield Finding("differs", f"data.{name}: the run had such data, but its settings name none")
             continue
         try:
-            dataset = TokenDataset(base / str(path))
+            dataset = TokenDataset(base / read_name(path))
             dataset.check()
         except FileNotFoundError as error:
             yield Finding("undecided", f"data.{name}: {error}")
@@ -251,7 +252,8 @@ def check_data(config: Mapping[str, Any], environment: Mapping[str, Any], base: 
             continue
         if said is not None and said != dataset.sha256:
             yield Finding("differs", f"data.{name}: {path} is not the data of the run: its sha256 has changed")
-    yield from _check_tokenizer(base / str(config.get("data.tokenizer")), environment.get("tokenizer_sha256"))
+    tokenizer = base / read_name(config.get("data.tokenizer"))
+    yield from _check_tokenizer(tokenizer, environment.get("tokenizer_sha256"))
 
 
 def _check_tokenizer(path: Path, said: object) -> Iterator[Finding]:

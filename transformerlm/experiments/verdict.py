@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from transformerlm.experiments.compare import measured_on
+from transformerlm.experiments.compare import differing, measured_on
 from transformerlm.experiments.history import RunHistory
 from transformerlm.experiments.report_facts import best_validation, bits_per_byte, not_finite
 
@@ -21,7 +21,7 @@ _STATES = {
 }
 
 
-_ASKED_APART = ("tokenizer_sha256", "valid_sha256")
+_ASKED_APART = {"tokenizer_sha256", "valid_sha256"}
 
 
 def verdict(runs: Sequence[RunHistory], data: Sequence[dict[str, Any]]) -> list[str]:
@@ -86,8 +86,7 @@ def _not_comparable(runs: Sequence[RunHistory]) -> str:
         return len({str(value) for run in runs if (value := run.environment.get(key, run.started.get(other)))}) > 1
 
     known = [measured_on(run.started) for run in runs if "valid_tokens" in run.started]
-    parts = {tuple(str(value) for key, value in one.items() if key not in _ASKED_APART) for one in known}
-    if differ("data.valid.sha256", "valid_sha256") or len(parts) > 1:
+    if differ("data.valid.sha256", "valid_sha256") or {*differing(known)} - _ASKED_APART:
         return "The runs were validated on different tokens, so their losses cannot be compared."
     if differ("tokenizer_sha256", "tokenizer_sha256"):
         return "The runs have different tokenizers, so their losses a token cannot be compared."

@@ -15,6 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from config.paths import read_name
 from transformerlm.experiments import run_checks
 from transformerlm.experiments.metric_lines import METRICS
 from transformerlm.experiments.replay import (
@@ -89,7 +90,7 @@ def _config(run_dir: Path) -> dict[str, Any]:
 def _base(environment: Mapping[str, Any], config: Mapping[str, Any]) -> Path:
     """Return the directory in which the paths of the settings begin: this one, or where the run was started."""
     places = [Path.cwd(), Path(str(environment.get("directory") or ""))]
-    return next((place for place in places if (place / str(config.get("data.train"))).exists()), places[0])
+    return next((place for place in places if (place / read_name(config.get("data.train"))).exists()), places[0])
 
 
 def _static_findings(

@@ -121,7 +121,7 @@ def decode(
         else:  # the window is full: the last half of the text is read again, from position 0
             cache.reset()
             latest = torch.stack(drawn[-half:], dim=1).tolist()
-            texts = [[*window, *new] for window, new in zip(windows, latest, strict=True)]  # without what is long past
+            texts = [[*prompt, *new] for prompt, new in zip(prompts, latest, strict=True)]  # without what is long past
             unread = torch.tensor([last_window(text, half, start_id) for text in texts], device=model.device)
 
 

@@ -108,7 +108,8 @@ class EngineLoop:
             if known in self._old and may_turn:  # it was served before, and is needed again
                 self._old.remove(known)
                 self._named = known
-            self._begin(known)
+            if known not in self._old or self._has_room():  # old ones that never end would stop following
+                self._begin(known)
         elif may_turn:
             self._named = None  # it goes first, so that there is room
             self._loading = name

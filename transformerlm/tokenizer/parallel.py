@@ -146,7 +146,7 @@ def _done_here(function: Callable[[Item], Result], item: Item) -> Future[Result]
     try:
         future.set_result(function(item))
     except Exception as error:
-        future.set_exception(error)
+        future.set_exception(error.with_traceback(None))  # a traceback would hold the item
     return future
 
 

@@ -149,7 +149,7 @@ def measured_on(config: TrainConfig, data: RunData) -> dict[str, Any]:
         facts |= {"valid_sha256": data.valid.sha256, "valid_tokens": tokens}
         if config.data.packing == "documents":  # rows from all over the text, others for each length of a row
             facts |= {"valid_packing": "documents", "valid_context_length": config.model.context_length}
-        facts |= {"valid_mask_sha256": data.valid.mask_sha256, "document_mask": config.model.document_mask or None}
+        facts |= {"valid_mask_sha256": data.valid.mask_sha256, "document_mask": config.model.document_mask}
     return facts
 
 

@@ -72,16 +72,17 @@ class SavedRun:
         state.guard = GuardState(**self.values["guard"])
         if self._is_measured_otherwise(config, data):
             state.forget_validations()
-        elif self.best is None:
-            state.best_val_loss = state.best_step = None
+        else:
+            state.best_step, state.best_val_loss = self.best or (None, None)
         return state
 
     @property
-    def best(self) -> Path | None:
-        """The checkpoint beside it with the lowest validation loss so far; None: there is none, or it is gone."""
-        step = self.values["best_step"]
-        found = None if step is None else self.directory.with_name(step_name(step))
-        return found if found is not None and found.is_dir() else None
+    def best(self) -> tuple[int, float] | None:
+        """The step and the loss of the best checkpoint beside it, or its own where that is gone; None: it has none."""
+        step, own = self.values["best_step"], self.values.get("val_loss")
+        if step is not None and self.directory.with_name(step_name(step)).is_dir():
+            return step, self.values["best_val_loss"]
+        return None if step is None or own is None else (self.values["step"], own)
 
     def _is_measured_otherwise(self, config: TrainConfig, data: RunData) -> bool:
         before = self.values.get(_MEASURED_ON)  # checkpoints of earlier versions lack it, or some of it

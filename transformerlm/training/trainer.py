@@ -285,7 +285,7 @@ class Trainer:
         schedule, limits = self.config.schedule, self.timetable
         return timed_learning_rate(
             step,
-            time_share=min(1.0, self.state.seconds / limits.max_seconds) if limits.max_seconds else 0.0,
+            time_share=min(1.0, self.state.time_used / limits.max_seconds) if limits.max_seconds else 0.0,
             warmup_is_share=isinstance(schedule.warmup_steps, str),
             max_steps=limits.max_steps,
             learning_rate=self.config.optimizer.learning_rate,

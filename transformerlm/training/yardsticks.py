@@ -18,6 +18,7 @@ from transformerlm.tokenizer.tokenizer import Tokenizer
 MAX_TEXT_TOKENS = 2**20  # of the validation text
 MAX_TRAIN_TOKENS = 2**22  # to count
 MAX_SEEN_TOKENS = 2**17  # of the validation text, to look for in the training text
+BLOCK_TOKENS = 2**20  # of the training text, at once
 RUN_TOKENS = 16
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, from the golden ratio (Knuth, The Art of Computer Programming 6.4)
 
@@ -60,8 +61,8 @@ def share_seen(train: Tokens, text: Tokens) -> float:
     if not len(wanted):
         return 0.0
     seen = np.zeros(len(wanted), dtype=np.bool_)
-    for start in range(0, len(train), MAX_TEXT_TOKENS):
-        hashes = _hashes_of_runs(train[start : start + MAX_TEXT_TOKENS + RUN_TOKENS - 1])
+    for start in range(0, len(train), BLOCK_TOKENS):
+        hashes = _hashes_of_runs(train[start : start + BLOCK_TOKENS + RUN_TOKENS - 1])
         places = np.minimum(np.searchsorted(wanted, hashes), len(wanted) - 1)
         seen[places[wanted[places] == hashes]] = True
     return float(counts[seen].sum() / counts.sum())

@@ -142,3 +142,6 @@ def test_a_number_that_is_none_is_refused_by_its_name(value, tmp_path):
     path.write_text(json.dumps({"rows": [asdict(row("a")), {**asdict(row("b")), "passes": value}]}))
     with pytest.raises(ValueError, match=r"rows\[1\]: passes: expected a positive number"):
         read_rows(path)
+    path.write_text(json.dumps({"rows": [asdict(row("a", seen=0.0)), {**asdict(row("b")), "share_seen": -1}]}))
+    with pytest.raises(ValueError, match=r"rows\[1\]: share_seen: expected a number from 0 to 1"):
+        read_rows(path)

@@ -6,6 +6,7 @@ import gzip
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -298,3 +299,17 @@ def test_every_two_and_three_bytes_are_judged_as_python_judges_them() -> None:
                 except UnicodeDecodeError as error:
                     expected = error.start
                 assert encoder.text_kernels.first_invalid(padded(data), len(data)) == expected, data
+
+
+@pytest.mark.parametrize("before", [60, 61, 62, 63, 64, 126, 127])
+def test_what_crosses_the_border_of_64_bytes_is_judged_alike(before: int) -> None:
+    """A character, whole or not, may begin in one block and end in the next."""
+    firsts = (0x80, 0xC1, 0xC2, 0xDF, 0xE0, 0xE1, 0xED, 0xEE, 0xF0, 0xF1, 0xF4, 0xF5)
+    for first, second, tail in product(firsts, range(0x7E, 0xC2), (b"", b"\x80", b"\xbf\x80", b"\xc0", b"a" * 70)):
+        data = b"a" * before + bytes([first, second]) + tail
+        try:
+            data.decode()
+            expected = len(data)
+        except UnicodeDecodeError as error:
+            expected = error.start
+        assert encoder.text_kernels.first_invalid(padded(data), len(data)) == expected, data

@@ -171,9 +171,11 @@ def _row(row: Any, *, where: str) -> Row:
         found = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
         raise ValueError(f"{where}: expected the keys {', '.join(names)}, found {found}")
     for name in names[1:]:
-        is_number = isinstance(row[name], int | float) and not isinstance(row[name], bool)
-        if not (is_number and (0 < row[name] < 1e18 or (name == "share_seen" and row[name] == 0))):
-            raise ValueError(f"{where}: {name}: expected a positive number, found {row[name]!r}")
+        is_number, is_share = isinstance(row[name], int | float), name == "share_seen"
+        is_right = is_number and (0 <= row[name] <= 1 if is_share else 0 < row[name] < 1e18)
+        if not is_right or isinstance(row[name], bool):
+            expected = "a number from 0 to 1" if is_share else "a positive number"
+            raise ValueError(f"{where}: {name}: expected {expected}, found {row[name]!r}")
     if not isinstance(row["corpus"], str):
         raise ValueError(f"{where}: corpus: expected a string, found {row['corpus']!r}")
     return Row(**row)

@@ -127,7 +127,7 @@ def _outside(config: Mapping[str, Any]) -> float:
 def _check_comparable(histories: Sequence[RunHistory]) -> None:
     said = [(measured_on(one.started), one.directory) for one in histories]
     for key, word in MEASURED_ON.items():
-        known = {str(each[key]): directory for each, directory in said if each[key] is not None}
+        known = {str(each[key]): directory for each, directory in said if key in each}
         if len(known) > 1:
             first, second = list(known.values())[:2]
             raise ValueError(

@@ -56,7 +56,7 @@ def _greatest(x: Floats) -> np.float32:
 
 
 @kernel
-def draw_from_all(weights: Floats, shares: Doubles, ids: Ints) -> None:
+def draw_from_all(weights: Floats, uniforms: Doubles, ids: Ints) -> None:
     """Write the first id of each row at which the sum of the weights passes its share of the whole, or `UNSURE`."""
     vocab_size = weights.shape[1]
     sums = np.empty(-(-vocab_size // _BLOCK), np.float64)
@@ -65,7 +65,7 @@ def draw_from_all(weights: Floats, shares: Doubles, ids: Ints) -> None:
         for block in range(len(sums)):
             sums[block] = _sum(own[block * _BLOCK : (block + 1) * _BLOCK])
             total += sums[block]
-        target, before, block = shares[row] * total, 0.0, 0
+        target, before, block = uniforms[row] * total, 0.0, 0
         while block < len(sums) - 1 and before + sums[block] <= target:
             before += sums[block]
             block += 1
@@ -99,7 +99,7 @@ def _sum(x: Floats) -> float:
 
 
 @kernel
-def draw_from_top_p(weights: Floats, totals: Doubles, top_p: Doubles, shares: Doubles, ids: Ints) -> None:
+def draw_from_top_p(weights: Floats, totals: Doubles, top_p: Doubles, uniforms: Doubles, ids: Ints) -> None:
     """The same from the fewest ids, likely ones first and of equals the lower, that hold `top_p` of the `totals`."""
     vocab_size = weights.shape[1]
     large, places = np.empty(vocab_size + 1, np.float32), np.empty(vocab_size + 1, np.int32)
@@ -125,7 +125,7 @@ def draw_from_top_p(weights: Floats, totals: Doubles, top_p: Doubles, shares: Do
         if value < 0.0:
             continue
         kept = before + np.float64(value)
-        number, before, value = _pass(large[:count], sums, shares[row] * kept, margin)
+        number, before, value = _pass(large[:count], sums, uniforms[row] * kept, margin)
         if value < 0.0:
             continue
         for i in range(count):

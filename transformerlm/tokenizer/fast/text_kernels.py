@@ -60,7 +60,7 @@ def first_invalid(data: Array, end: int) -> int:
 
 @helper
 def first_suspect(data: Array, end: int) -> int:
-    """Return the first place up to which all characters are valid, the end or where 64 bytes begin that are not.
+    """Return where the first 64 bytes begin that are not all valid; the end if all are, but for a last character cut.
 
     Each number here has a bit for each of 64 bytes. A byte that begins a character of n bytes wants n - 1 bytes after
     it that go on; four of them want a second byte from a part of these (Unicode 15, table 3-7).
