@@ -135,7 +135,8 @@ def build_dataset(
     except FileExistsError:
         if build.cluster.on == "share" and build.is_made():  # another share has just published
             return None
-        raise
+        if not by_parts.is_publishing:  # else one has just begun to
+            raise
     if max_tokens is None and by_parts.is_needed:
         return by_parts.run()
     return _build_in_one_pass(build, max_tokens)

@@ -59,6 +59,15 @@ def wait_until_drawn(page: Any) -> None:
     page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
+def wait_until(page: Any, expression: str) -> None:
+    """Wait until an expression is true, a minute at most; Playwright's own way is against the page's content policy."""
+    for _ in range(600):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"{expression} did not become true")
+
+
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
     """Give a headless Chromium."""

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.serving.browser.conftest import Site, serving_fake, wait_until_drawn
+from tests.serving.browser.conftest import Site, serving_fake, wait_until, wait_until_drawn
 from tests.serving.browser.runs_of_lines import HOSTILE, append_line, lines_of, step_line, write_lines, write_run
 
 pytestmark = pytest.mark.browser
@@ -231,9 +231,9 @@ def test_what_has_no_place_on_an_axis_has_no_mark(page, site):
             }"""
         )
         open_runs(page, "unplaced")
-        page.wait_for_function("window.marks === 1")
+        wait_until(page, "window.marks === 1")
         page.select_option("#curves [name=x]", "flops")
-        page.wait_for_function("window.marks === 0")
+        wait_until(page, "window.marks === 0")
 
 
 def test_the_words_of_a_choice_are_those_of_now(page):
