@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.terminal import note
+from cli.terminal import note, plain
 from cli.utils import EXIT_BAD_INPUT
 from config.train import TrainConfig
 
@@ -109,7 +109,8 @@ def refuse_different_settings(config: TrainConfig, world: World) -> None:
     """End with exit code 2 where ranks have other settings, libraries, data files, tokenizers or initial weights.
 
     Raises:
-        ValueError, OSError: they differ, or a file cannot be read; of each machine, one rank says so.
+        SystemExit: they differ; of each machine, one rank says so.
+        OSError: a file cannot be read.
     """
     from transformerlm.distributed.handshake import difference
     from transformerlm.distributed.world import together
@@ -126,7 +127,8 @@ def refuse_different_directories(run_dir: Path, world: World) -> None:
     """End with exit code 2 where ranks do not see the same run directory with the same newest checkpoint.
 
     Raises:
-        ValueError, OSError: they do not; of each machine, one rank says so.
+        SystemExit: they do not; of each machine, one rank says so.
+        OSError: the directory cannot be read.
     """
     from transformerlm.distributed.handshake import shared_directory
 
@@ -137,11 +139,15 @@ def refuse_different_directories(run_dir: Path, world: World) -> None:
 
 
 def _refuse(line: str | None, world: World) -> None:
+    """End with exit code 2, if there is a line, once one rank of each machine has said it."""
     if line is None:
         return
-    if world.local_rank:
-        sys.exit(EXIT_BAD_INPUT)
-    raise ValueError(line)
+    from transformerlm.distributed.world import gather_text
+
+    if not world.local_rank:
+        note(f"error: {plain(line)}")
+    gather_text("said", world)  # a launcher ends all ranks when the first one does
+    sys.exit(EXIT_BAD_INPUT)
 
 
 def _settings(config: TrainConfig) -> dict[str, str]:
