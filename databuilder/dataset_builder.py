@@ -130,13 +130,7 @@ def build_dataset(
     if chat is not None:
         check_conversations(build.paths)
         chat.warn_of_unlisted(tokenizer)
-    try:
-        build.check_outputs(is_publishing=by_parts.is_publishing)
-    except FileExistsError:
-        if build.cluster.on == "share" and build.is_made():  # another share has just published
-            return None
-        if not by_parts.is_publishing:  # else one has just begun to
-            raise
+    by_parts.check_outputs()
     if max_tokens is None and by_parts.is_needed:
         return by_parts.run()
     return _build_in_one_pass(build, max_tokens)

@@ -94,6 +94,14 @@ class PartsBuild:
             for pieces in gather_parts(find_parts(source.paths, part_bytes=size, find_cut=find_cut), part_bytes=size)
         ]
 
+    def check_outputs(self) -> None:
+        """Refuse outputs as `Build.check_outputs` does, but not those that another share has just begun to write."""
+        try:
+            self.build.check_outputs(is_publishing=self.is_publishing)
+        except FileExistsError:
+            if not (self.is_publishing or (self.cluster.on == "share" and self.build.is_made())):
+                raise
+
     def run(self) -> BuildReport | None:
         """Do what is left to do, and return what was written.
 
@@ -210,7 +218,7 @@ class PartsBuild:
         facts = read_facts(folder.path / _OUTPUT, plan=folder.plan_sha256)
         if facts is None:
             raise FileNotFoundError(f"{folder.path / _OUTPUT}: removed while it was about to be put in place")
-        self._check_outputs()  # nothing may have come there meanwhile
+        self.check_outputs()  # nothing may have come there meanwhile
         (folder.path / _MARK).touch()  # from now on, what is at the outputs' places is ours
         files.sync(folder.path)
         for split, path in zip(SPLITS, self.build.outputs, strict=False):
@@ -224,13 +232,6 @@ class PartsBuild:
         valid = splits[1] if len(splits) > 1 else None
         found = {"invalid_utf8": invalid_utf8, "empty_documents": empty_documents, "num_files": self.build.num_files}
         return BuildReport(splits[0], valid, 0.0, **found)
-
-    def _check_outputs(self) -> None:
-        try:
-            self.build.check_outputs(is_publishing=self.is_publishing)
-        except FileExistsError:  # which another share may just have begun to put there, or have put there
-            if not (self.is_publishing or (self.cluster.on == "share" and self.build.is_made())):
-                raise
 
 
 def _in_threads(num_workers: int, do: Callable[[Part], str], parts: Iterable[Part]) -> Iterable[str]:

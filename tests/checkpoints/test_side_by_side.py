@@ -5,11 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
-import resource
 import shutil
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from tests.checkpoints.helpers import DAMAGES
 from tests.checkpoints.sharded import MAX_FILE_BYTES, Training, own_part, whole_training
 from tests.checkpoints.storages import StorageCounter
 from tests.distributed.ranks import run_ranks
+from tests.small_disk import files_of_at_most
 from tests.training.tiny_run import TinyFiles
 from transformerlm.checkpoints import save as checkpoints_save
 from transformerlm.checkpoints import validation
@@ -117,7 +115,7 @@ def fail_in_each_way(world: World, files: TinyFiles, root: Path) -> dict[str, tu
             if world.rank == rank:
                 patch.setattr(owner, attribute, _no_space)
             told[name] = _refusal(root, own, files, world)
-    with _small_disk(10_000 if world.rank == 1 else None):
+    with files_of_at_most(10_000) if world.rank == 1 else nullcontext():
         told["has a small disk"] = _refusal(root, own, files, world)
     first = own.weights["few_rows"]
     other = replace(own, weights={**own.weights, "few_rows": replace(first, local=first.local.double())})
@@ -130,16 +128,6 @@ def fail_in_each_way(world: World, files: TinyFiles, root: Path) -> dict[str, tu
 
 def _no_space(*args: object, **kwargs: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
-
-
-@contextmanager
-def _small_disk(max_bytes: int | None) -> Iterator[None]:
-    """Let files of this process grow to `max_bytes` at most."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes or limits[0], limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def _refusal(root: Path, own: Training, files: TinyFiles, world: World) -> tuple[str, list[str]]:

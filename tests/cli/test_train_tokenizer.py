@@ -12,6 +12,7 @@ import pytest
 from logger import WandbLogger
 from tests.cli.commands import call
 from tests.logger.test_wandb_logger import FAKE
+from tests.small_disk import files_of_at_most
 from transformerlm.tokenizer import Tokenizer
 
 
@@ -87,14 +88,8 @@ def test_special_tokens_that_no_export_can_express_are_named_before_the_work(arg
 @pytest.mark.skipif(sys.platform == "win32", reason="sets a limit on file sizes")
 def test_a_full_disk_is_one_line_and_leaves_nothing_unfinished(arguments, tmp_path):
     """If the system refuses to write more: exit 1, one line that names the directory, and no file in it."""
-    import resource
-
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, old[1]))
-    try:
+    with files_of_at_most(1500):
         done = call("train_tokenizer", *arguments)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert done.code == 1
     assert done.stderr.splitlines()[-1] == f"error: {tmp_path / 'tokenizer'}: File too large"
     assert list((tmp_path / "tokenizer").iterdir()) == []

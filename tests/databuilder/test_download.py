@@ -26,6 +26,7 @@ from tests.databuilder.hub_server import (
     status,
     wrong_bytes,
 )
+from tests.small_disk import files_of_at_most
 from transformerlm.utils.lock import try_lock
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*; trying again in")
@@ -419,17 +420,8 @@ def test_too_small_a_disk_is_refused_before_a_byte(
 @pytest.mark.skipif(os.name != "posix", reason="sets a limit on file sizes")
 def test_a_full_disk_is_no_failure_of_the_server(server: HubServer, task: Download) -> None:
     """A write that fails is not retried, and the error names the part."""
-    import resource
-    import signal
-
-    old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old[1]))
-    try:
-        with pytest.raises(OSError, match="too large") as caught:
-            _run(task)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
-        signal.signal(signal.SIGXFSZ, handler)
+    with files_of_at_most(100_000), pytest.raises(OSError, match="too large") as caught:
+        _run(task)
     assert str(caught.value.filename).endswith("a.txt.part")
     assert _waits(task) == []
     assert _run(task).fetched

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
+from transformerlm.inference.fast.cache import DecoderCache
+from transformerlm.inference.fast.decoder import Decoder
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.tokenizer import Tokenizer
 
 EOS = "<|endoftext|>"
+
+
+def note_lengths_of_slots(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    """Return a list to which each decoder adds the `max_length` of the slots that it makes from now on."""
+    lengths: list[int | None] = []
+    once = Decoder.make_slots
+
+    def make_slots(decoder: Decoder, num_slots: int, max_length: int | None = None) -> DecoderCache:
+        lengths.append(max_length)
+        return once(decoder, num_slots, max_length)
+
+    monkeypatch.setattr(Decoder, "make_slots", make_slots)
+    return lengths
 
 
 def make_model(**changes: Any) -> TransformerLM:

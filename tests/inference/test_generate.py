@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.inference.helpers import Script, greedy_without_cache, make_model
-from transformerlm.inference.fast.cache import DecoderCache
+from tests.inference.helpers import Script, greedy_without_cache, make_model, note_lengths_of_slots
 from transformerlm.inference.fast.decoder import Decoder
 from transformerlm.inference.generate import generate, generate_batch, generate_prompts, stream
 from transformerlm.utils.plain_forms import plain_forms
@@ -239,14 +238,7 @@ def test_neighbours_do_not_choose_the_cache_of_a_reproducible_text(
     monkeypatch: pytest.MonkeyPatch, reproducible: bool
 ) -> None:
     """It has whole contexts whatever the longest text beside it is; another one has what all of them need."""
-    lengths: list[int | None] = []
-    once = Decoder.make_slots
-
-    def make_slots(decoder: Decoder, num_slots: int, max_length: int | None = None) -> DecoderCache:
-        lengths.append(max_length)
-        return once(decoder, num_slots, max_length)
-
-    monkeypatch.setattr(Decoder, "make_slots", make_slots)
+    lengths = note_lengths_of_slots(monkeypatch)
     decoder = Decoder(make_model(context_length=512), reproducible=reproducible)
     for prompts in ([PROMPT], [PROMPT, PROMPT * 50]):
         generate_prompts(decoder, prompts, max_new_tokens=5)

@@ -15,12 +15,10 @@ from config.io import dump_toml
 from config.schemas import InferSamplingConfig
 from config.train import TrainConfig
 from tests.checkpoints.helpers import flip_bit
-from tests.inference.helpers import EOS, Script, greedy_without_cache, make_model, make_tokenizer
+from tests.inference.helpers import EOS, Script, greedy_without_cache, make_model, make_tokenizer, note_lengths_of_slots
 from transformerlm.checkpoints.document_ids import DocumentIds
 from transformerlm.checkpoints.save import Snapshot, save_checkpoint
 from transformerlm.checkpoints.validation import CheckpointError
-from transformerlm.inference.fast.cache import DecoderCache
-from transformerlm.inference.fast.decoder import Decoder
 from transformerlm.inference.predictor import Predictor
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.training.optim import AdamW
@@ -230,14 +228,7 @@ def test_nobody_who_generates_needs_the_optimizer(tmp_path: Path) -> None:
 def test_slots_take_what_the_longest_prompt_and_its_text_need(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the caller knows the longest prompt, and a text need not be the same beside others; else whole contexts."""
     predictor = Predictor(make_model(context_length=512), make_tokenizer())
-    lengths: list[int | None] = []
-    once = Decoder.make_slots
-
-    def make_slots(decoder: Decoder, num_slots: int, max_length: int | None = None) -> DecoderCache:
-        lengths.append(max_length)
-        return once(decoder, num_slots, max_length)
-
-    monkeypatch.setattr(Decoder, "make_slots", make_slots)
+    lengths = note_lengths_of_slots(monkeypatch)
     prompts = ["abc", "", "é" * 4]
     assert [predictor.num_tokens(prompt) for prompt in [*prompts, "x" * 999]] == [3, 1, 8, 512]
     settings: dict[str, Any] = {"slots": 2, "max_new_tokens": 5, "temperature": 0.0}

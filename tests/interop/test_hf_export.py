@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from config.extras import how_to_install
 from config.schemas import SamplingConfig
 from tests.interop.models import SCALING, make_checkpoint, make_tokenizer
+from tests.small_disk import files_of_at_most
 from transformerlm.checkpoints.load import load_model
 from transformerlm.checkpoints.validation import CheckpointError
 from transformerlm.interop.hf_export import to_sampling, write_hf
@@ -190,13 +191,7 @@ def test_without_transformers_it_says_what_was_not_checked(files, tmp_path, monk
 @pytest.mark.skipif(sys.platform == "win32", reason="sets a limit on file sizes")
 def test_a_full_disk_is_one_error_that_names_the_file(files, tmp_path):
     """If the system refuses to write the weights, an OSError has their path, and nothing is left of the output."""
-    import resource
-
-    checkpoint, old = make_checkpoint(tmp_path, files), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, old[1]))
-    try:
-        with pytest.raises(OSError, match=r"model\.safetensors: cannot be written: "):
-            write_hf(checkpoint, tmp_path / "out", verify=False)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    checkpoint = make_checkpoint(tmp_path, files)
+    with files_of_at_most(50_000), pytest.raises(OSError, match=r"model\.safetensors: cannot be written: "):
+        write_hf(checkpoint, tmp_path / "out", verify=False)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -15,6 +15,7 @@ import pytest
 
 from logger import TensorboardLogger, create_logger, require_backends
 from logger.base import Logger
+from tests.small_disk import files_of_at_most
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="needs the extra tensorboard")
 ROOT = Path(__file__).parents[2]
@@ -114,18 +115,12 @@ def test_a_torn_file_costs_its_last_record(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="sets a limit on file sizes")
 def test_a_full_disk_costs_its_records_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The run is told once and goes on; what comes when there is room again is read, and so is what was before."""
-    import resource
-
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
     with create_logger("tensorboard", run_name="a", jsonl_path=tmp_path / "metrics.jsonl") as logger:
         train(logger, 0, 2)
         (path,) = (tmp_path / "tensorboard").iterdir()
-        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, old[1]))
-        try:
+        with files_of_at_most(path.stat().st_size + 20):
             for step in (3, 4):
                 logger.log_metrics(step, {"loss": 1.0})
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, old)
         logger.log_metrics(5, {"loss": 1.0})
     assert [step for step, _ in scalars(tmp_path / "tensorboard", "metrics.loss")] == [1, 2, 5]
     told = [line.getMessage() for line in caplog.records]

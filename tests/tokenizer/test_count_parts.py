@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from config.schemas import ClusterConfig
 from databuilder.parts import write_id_bytes
+from tests.small_disk import files_of_at_most
 from tests.utils.packed import write_parquet, zstd
 from transformerlm.distributed.work import UNFINISHED
 from transformerlm.tokenizer import count_parts
@@ -176,15 +177,8 @@ def test_groups_are_of_like_size(tmp_path: Path) -> None:
 )
 def test_a_part_that_does_not_fit_the_disk_is_named(tmp_path: Path, write: Callable[[Path], object], name: str) -> None:
     """The error holds the cause and the file, of which numpy's own error has neither."""
-    import resource
-
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, old[1]))
-    try:
-        with pytest.raises(OSError, match="File too large") as caught:
-            write(tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    with files_of_at_most(1500), pytest.raises(OSError, match="File too large") as caught:
+        write(tmp_path)
     assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(tmp_path / name))
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.small_disk import files_of_at_most
 from transformerlm.tokenizer import memory_limit, reading, train_bpe
 from transformerlm.tokenizer.memory_limit import check_memory_limit
 
@@ -73,19 +73,12 @@ def test_a_disk_without_room_for_the_files_is_an_error(monkeypatch: pytest.Monke
     """The blocks are allocated before the pages are used: a full disk gives a line of error, not a signal."""
     if not fallocate:
         monkeypatch.delattr(os, "posix_fallocate", raising=False)
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
-    try:
-        with (
-            pytest.warns(match="goes on in files"),
-            pytest.raises(OSError, match="training needs a file of 4 MB beyond"),
-        ):
-            memory_limit.Memory(1).zeros(1_000_000, np.uint32, in_all=4e6)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, ignored)
+    with (
+        files_of_at_most(1 << 20),
+        pytest.warns(match="goes on in files"),
+        pytest.raises(OSError, match="training needs a file of 4 MB beyond"),
+    ):
+        memory_limit.Memory(1).zeros(1_000_000, np.uint32, in_all=4e6)
 
 
 @pytest.mark.parametrize("in_all", [0, 4e6])

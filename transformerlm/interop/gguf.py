@@ -130,8 +130,7 @@ def _modelfile_of_chat(chat: ChatRenderer, *, starts_texts: bool) -> str:
             "yourself (--reverse-prompt, or stop in a request to llama-server)",
             stacklevel=3,
         )
-    names = {index: text for text, index in chat.tokenizer.special_token_ids.items()}
-    for end in chat.end_strings or tuple(names[index] for index in chat.end_ids):
+    for end in chat.end_strings or [chat.tokenizer.decode([index]) for index in chat.end_ids]:
         if (value := _modelfile_value(end)) is not None:
             lines.append(f"PARAMETER stop {value}")
         else:

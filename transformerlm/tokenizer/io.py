@@ -139,8 +139,8 @@ def load_merges(
             merges.append((text_to_token(parts[0]), text_to_token(parts[1])))
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from None
-    check_merges(merges, vocab, where=f"{path}:", first=first_line)
-    made = {left + right for left, right in merges} | {token.encode("utf-8", "replace") for token in special_tokens}
+    made = check_merges(merges, vocab, where=f"{path}:", first=first_line)
+    made |= {token.encode("utf-8", "replace") for token in special_tokens}
     for token_id, token in vocab.items():
         if len(token) > 1 and token not in made and not _LOOKS_SPECIAL.fullmatch(token.decode("utf-8", "replace")):
             raise ValueError(
@@ -301,8 +301,12 @@ def check_vocab(vocab: Mapping[int, bytes], *, where: str = "vocab") -> None:
 
 def check_merges(
     merges: Iterable[tuple[bytes, bytes]], vocab: Mapping[int, bytes], *, where: str = "merge ", first: int = 0
-) -> None:
-    """Refuse merges that come twice, use or make unknown tokens, or come before the merges of their parts."""
+) -> set[bytes]:
+    """Return the tokens that merges make, and the bytes.
+
+    Raises:
+        ValueError: a merge that comes twice, uses or makes an unknown token, or comes before the merges of its parts.
+    """
     tokens = set(vocab.values())
     seen: set[tuple[bytes, bytes]] = set()
     made = {bytes([value]) for value in range(256)}
@@ -321,6 +325,7 @@ def check_merges(
         seen.add((left, right))
         made.add(new)
         used.update((left, right))
+    return made
 
 
 def read_json_file(path: Path, *, max_bytes: int) -> dict[str, Any]:

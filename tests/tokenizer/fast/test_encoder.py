@@ -273,15 +273,20 @@ def test_wide_ids_and_wrong_ids() -> None:
     assert tokenizer.decode(np.array([], dtype=np.int64)) == ""
 
 
+def _first_invalid(data: bytes) -> int:
+    """Return where Python's decoder finds the first invalid byte, the end if there is none."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return len(data)
+
+
 @settings(max_examples=500, deadline=None)
 @given(data=st.one_of(st.binary(max_size=30), st.text(max_size=9).map(str.encode), ANY_TEXT.map(str.encode)))
 def test_valid_utf8_is_what_python_says(data: bytes) -> None:
     """The first invalid byte is where Python's decoder finds it, also without numba."""
-    try:
-        data.decode()
-        expected = len(data)
-    except UnicodeDecodeError as error:
-        expected = error.start
+    expected = _first_invalid(data)
     assert encoder.text_kernels.first_invalid(padded(data), len(data)) == expected
     assert PLAIN["text_kernels"].first_invalid(padded(data), len(data)) == expected
 
@@ -293,12 +298,7 @@ def test_every_two_and_three_bytes_are_judged_as_python_judges_them() -> None:
         for second in range(0x100):
             for tail in tails:
                 data = bytes([first, second]) + tail
-                try:
-                    data.decode()
-                    expected = len(data)
-                except UnicodeDecodeError as error:
-                    expected = error.start
-                assert encoder.text_kernels.first_invalid(padded(data), len(data)) == expected, data
+                assert encoder.text_kernels.first_invalid(padded(data), len(data)) == _first_invalid(data), data
 
 
 @pytest.mark.parametrize("before", [60, 61, 62, 63, 64, 126, 127])
@@ -307,9 +307,4 @@ def test_what_crosses_the_border_of_64_bytes_is_judged_alike(before: int) -> Non
     firsts = (0x80, 0xC1, 0xC2, 0xDF, 0xE0, 0xE1, 0xED, 0xEE, 0xF0, 0xF1, 0xF4, 0xF5)
     for first, second, tail in product(firsts, range(0x7E, 0xC2), (b"", b"\x80", b"\xbf\x80", b"\xc0", b"a" * 70)):
         data = b"a" * before + bytes([first, second]) + tail
-        try:
-            data.decode()
-            expected = len(data)
-        except UnicodeDecodeError as error:
-            expected = error.start
-        assert encoder.text_kernels.first_invalid(padded(data), len(data)) == expected, data
+        assert encoder.text_kernels.first_invalid(padded(data), len(data)) == _first_invalid(data), data
