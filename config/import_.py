@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -38,8 +38,8 @@ class ImportConfig(Section):
     def _check_pattern(self) -> Self:
         if self.format == "tiktoken" and self.pattern is None:
             raise ValueError(
-                "pattern: expected gpt2, cl100k or smollm, found none: a file of ranks does not say how text is cut, "
-                "and the wrong one gives other ids (gpt2: r50k_base, p50k_base; cl100k: cl100k_base)"
+                f"pattern: expected {', '.join(get_args(Pattern))}, found none: a file of ranks does not say how text "
+                "is cut, and the wrong one gives other ids (gpt2: r50k_base, p50k_base; cl100k: cl100k_base)"
             )
         asks_for_tokens = self.special_tokens != [END_OF_TEXT]
         if self.format in ("hf", "tokenizer_json") and (self.pattern is not None or asks_for_tokens):

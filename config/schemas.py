@@ -120,7 +120,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 Engine = Literal["auto", "reference", "compiled"]
 MAX_ANGLES = 2**27  # a million positions of 128 features; as a table of fp64, half a gigabyte
 InvalidUtf8 = Literal["replace", "refuse"]
-Pattern = Literal["gpt2", "cl100k", "smollm"]
+Pattern = Literal["gpt2", "cl100k", "llama3", "qwen2", "smollm"]
 SpecialToken = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_check_special_token)]
 WeightNames = Annotated[list[TextField], Field(max_length=1000)]
 """Patterns of the names of weights or layers, as of a file system: * and ? stand for any characters."""

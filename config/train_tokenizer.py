@@ -34,7 +34,8 @@ class TokenizerConfig(Section):
     )
 
     pattern: Pattern = Field(
-        "gpt2", description="how text is split before merging: by the rules of GPT-2, GPT-4 (cl100k) or SmolLM"
+        "gpt2",
+        description="how text is split before merging: by the rules of GPT-2, GPT-4 (cl100k), Llama 3, Qwen2 or SmolLM",
     )
     engine: Engine = Field(
         "auto",

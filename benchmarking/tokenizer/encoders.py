@@ -59,7 +59,14 @@ class OurEncoder(Encoder):
     """`transformerlm.tokenizer.Tokenizer`."""
 
     def __init__(self, tokenizer: Tokenizer, threads: int, engine: Engine) -> None:
-        self._tokenizer = Tokenizer(tokenizer.vocab, tokenizer.merges, tokenizer.special_tokens, engine=engine)
+        self._tokenizer = Tokenizer(
+            tokenizer.vocab,
+            tokenizer.merges,
+            tokenizer.special_tokens,
+            pattern=tokenizer.pattern,
+            ignore_merges=tokenizer.ignore_merges,
+            engine=engine,
+        )
         self._threads = threads
 
     def encode_file(self, path: Path) -> Array:

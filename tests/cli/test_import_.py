@@ -180,7 +180,7 @@ def test_a_run_of_ours_needs_no_import(pipeline, tmp_path):
         (["--source", "nowhere", "--format", "tiktoken", "--pattern=gpt2"], "nowhere: No such file or directory"),
         (
             ["--source", "nowhere", "--format", "tiktoken"],
-            "pattern: expected gpt2, cl100k or smollm, found none: a file of ranks",
+            "pattern: expected gpt2, cl100k, llama3, qwen2, smollm, found none: a file of ranks",
         ),
         (["--source", ".", "--pattern=gpt2"], 'pattern does nothing with format = "hf"'),
         (["--source", ".", "--special_tokens", "<|x|>"], 'special_tokens does nothing with format = "hf"'),

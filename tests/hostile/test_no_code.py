@@ -139,4 +139,4 @@ def test_a_configuration_holds_plain_values_only(command):
 
 def test_patterns_are_chosen_by_name():
     """A tokenizer's split pattern is one of the built-in ones; their names are the only strings a file may give."""
-    assert set(PATTERNS) == {"gpt2", "cl100k", "smollm"}
+    assert set(PATTERNS) == {"gpt2", "cl100k", "llama3", "qwen2", "smollm"}

@@ -51,7 +51,7 @@ def test_a_refusal_leaves_nothing(tokenizer, tmp_path):
 def test_other_ids_in_the_library_are_an_error(tokenizer, tmp_path):
     """A tiktoken file read with the wrong pattern gives what tiktoken gives with that pattern."""
     source = write(tokenizer, "tiktoken", tmp_path)
-    other = {"gpt2": "cl100k", "cl100k": "gpt2", "smollm": "gpt2"}[tokenizer.pattern]
+    other = "cl100k" if tokenizer.pattern == "gpt2" else "gpt2"
     import_tokenizer(source, tmp_path / "out", form="tiktoken", pattern=other, special_tokens=["<s>"])
     assert Tokenizer.from_directory(tmp_path / "out").pattern == other
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
+from tests.tokenizer.from_ranks import from_ranks
 from transformerlm.tokenizer import bpe, bpe_merge
 from transformerlm.tokenizer.bpe_merge import merge_by_heap, merge_by_rank, merge_by_windows
 from transformerlm.tokenizer.pair_table import learn_merges
@@ -36,6 +38,30 @@ def test_ranks_and_the_heap_give_what_the_definition_gives(alphabet: bytes, seed
         expected = bpe.apply(word, merges)
         for merge in (merge_by_rank, merge_by_heap):
             assert [tokens[token_id] for token_id in merge(list(word), ranks, merged)] == expected
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_merges_of_parts_that_are_made_later_are_joined_by_rank(seed: int) -> None:
+    """As tiktoken joins: over and over the pair of the lowest rank, also where a merge brings up one that is lower."""
+    known = from_ranks(seed)._vocabulary
+    rng = random.Random(seed)
+    for length in [2, 3, 5, 9, 33, 130]:
+        word = list(rng.choices(b"abc", k=length))
+        expected = list(word)
+        while found := [(known.ranks[pair], at) for at, pair in enumerate(pairwise(expected)) if pair in known.ranks]:
+            rank, at = min(found)
+            expected[at : at + 2] = [known.merged[rank]]
+        assert merge_by_rank(word, known.ranks, known.merged) == expected
+        assert merge_by_heap(word, known.ranks, known.merged) == expected
+        for window in (2, 3, 4, 7, 16):
+            assert merge_by_windows(word, known.ranks, known.merged, known.sizes, window=window) == expected
+
+
+def test_a_merge_may_bring_up_one_that_comes_first() -> None:
+    """Of "bcbc" the first "bc" is joined to the "b" after it before that could become a second "bc"."""
+    ranks, merged = {(256, 98): 0, (98, 99): 1}, [257, 256]
+    for merge in (merge_by_rank, merge_by_heap):
+        assert merge([*b"bcbc"], ranks, merged) == [257, 99]
 
 
 def test_the_input_list_is_left_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tokenizer.from_ranks import from_ranks
 from transformerlm.tokenizer import Tokenizer, io
 
 EOT = "<|endoftext|>"
@@ -82,6 +84,17 @@ def test_a_failed_save_keeps_the_old_tokenizer(tmp_path: Path, monkeypatch: pyte
         _tokenizer(()).save(tmp_path / "old")
     found = {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
     assert found == (old if number < 6 else new)
+
+
+def test_ignore_merges_is_saved_and_copied(tmp_path: Path) -> None:
+    """Loaded, copied or with more special tokens, it is still set; it is part of the fingerprint."""
+    tokenizer = from_ranks(0)
+    tokenizer.save(tmp_path)
+    others = [Tokenizer.from_directory(tmp_path), copy.deepcopy(tokenizer)]
+    assert [other.fingerprint() for other in others] == 2 * [tokenizer.fingerprint()]
+    assert all(other.ignore_merges for other in (*others, tokenizer.with_special_tokens(["<|new|>"])))
+    learned = Tokenizer(_tokenizer().vocab, MERGES)
+    assert Tokenizer(learned.vocab, MERGES, ignore_merges=True).fingerprint() != learned.fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -188,7 +201,11 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path, damage: Damage, m
         ({"format": 2, "pattern": "gpt2", "special_tokens": []}, "expected format 1, found 2"),
         (
             {"format": 1, "pattern": "gpt4", "special_tokens": []},
-            "expected the pattern 'gpt2' or 'cl100k' or 'smollm', found 'gpt4'",
+            "expected the pattern 'gpt2' or 'cl100k' or 'llama3' or 'qwen2' or 'smollm', found 'gpt4'",
+        ),
+        (
+            {"format": 1, "pattern": "gpt2", "special_tokens": [], "ignore_merges": "yes"},
+            "expected ignore_merges to be true or false, found 'yes'",
         ),
         ({"format": 1, "pattern": "gpt2"}, "expected special_tokens to be a list of non-empty strings, found None"),
         ({"format": 1, "pattern": "gpt2", "special_tokens": [1]}, "expected special_tokens to be a list"),

@@ -29,12 +29,14 @@ from transformerlm.checkpoints.load import load_config_of, load_model, load_toke
 from transformerlm.checkpoints.validation import read_state
 from transformerlm.interop.chat_template import ollama_template, template_to_export
 from transformerlm.interop.llama import Architecture, architecture_of, halves_from_pairs
+from transformerlm.interop.tokenizer_json import check_reachable
 from transformerlm.interop.verify import NOT_ASKED
 from transformerlm.models.layers import rope_factors
 from transformerlm.models.settings import ModelSettings
 from transformerlm.models.transformer import TransformerLM
 from transformerlm.tokenizer.chat import ChatRenderer
 from transformerlm.tokenizer.io import token_to_text
+from transformerlm.tokenizer.pretokenize import pre_tokenize
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.files import check_free, whole_file, write_whole
 
@@ -50,7 +52,7 @@ _TYPES: dict[Dtype, tuple[str, str]] = {
     "bf16": ("BF16", "MOSTLY_BF16"),
     "q8_0": ("Q8_0", "MOSTLY_Q8_0"),
 }
-_PRE_TOKENIZERS = {"gpt2": "gpt-2", "smollm": "smollm"}
+_PRE_TOKENIZERS = {"gpt2": "gpt-2", "llama3": "llama-bpe", "qwen2": "qwen2", "smollm": "smollm"}
 _NAMES = {"token_embeddings": "token_embd", "ln_final": "output_norm", "lm_head": "output"}
 _LAYER_NAMES = {
     "ln1": "attn_norm",
@@ -260,12 +262,16 @@ def _add_sizes(writer: GGUFWriter, settings: ModelSettings, *, name: str) -> Non
 
 
 def _add_tokenizer(gguf: ModuleType, writer: GGUFWriter, tokenizer: Tokenizer, document_ids: DocumentIds) -> None:
-    """Add vocabulary and merges; raise ValueError if llama.cpp would give other ids, or end texts elsewhere."""
+    """Add vocabulary and merges; raise ValueError if llama.cpp would give other ids, or end texts elsewhere.
+
+    One difference is left: by the patterns llama3 and qwen2 llama.cpp does not take the long s for an s.
+    """
     if tokenizer.pattern not in _PRE_TOKENIZERS:
         raise ValueError(
-            f"tokenizer: expected the pattern gpt2 or smollm, found {tokenizer.pattern!r}: llama.cpp has no "
-            "pre-tokenizer that cuts every text in the same places"
+            f"tokenizer: expected the pattern {', '.join(_PRE_TOKENIZERS)}, found {tokenizer.pattern!r}: llama.cpp has "
+            "no pre-tokenizer that cuts every text in the same places (llama3 cuts nearly as cl100k does)"
         )
+    _check_whole_tokens(tokenizer)
     bos, ends, pad = document_ids.start_id, document_ids.eos_token_ids, document_ids.pad_token_id
     if bos is None or not ends or not tokenizer.merges:
         # Without the special token, llama.cpp ends texts at id 11; without merges, it does not load the file.
@@ -292,6 +298,20 @@ def _add_tokenizer(gguf: ModuleType, writer: GGUFWriter, tokenizer: Tokenizer, d
     if pad is not None:
         writer.add_pad_token_id(pad)
     writer.add_add_bos_token(document_ids.starts_texts)
+
+
+def _check_whole_tokens(tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer whose pre-tokens llama.cpp would take for other tokens: with llama3 it asks for them whole."""
+    if tokenizer.pattern != "llama3":
+        if tokenizer.ignore_merges:
+            raise ValueError("tokenizer: expected ignore_merges with the pattern llama3 alone, as llama.cpp has it")
+        return
+    if not tokenizer.ignore_merges:
+        check_reachable(tokenizer, by_itself=True)
+    if found := [each for each in tokenizer.special_tokens if len(pre_tokenize(each, pattern="llama3")) == 1]:
+        raise ValueError(
+            f"tokenizer: expected special tokens that llama.cpp does not find in plain text, found {found[0]!r}"
+        )
 
 
 def _write(writer: GGUFWriter, path: Path) -> None:

@@ -65,6 +65,8 @@ def write_html(
     settings = ModelSettings(**load_config_of(checkpoint).model.model_dump())
     check_known(settings)
     tokenizer = load_tokenizer(checkpoint)
+    if tokenizer.ignore_merges:
+        raise ValueError(f"{checkpoint}: expected a tokenizer without ignore_merges, which the page does not know")
     check_size(settings, tokenizer)
     model = load_model(checkpoint)
     if tokenizer.vocab_size > model.vocab_size:

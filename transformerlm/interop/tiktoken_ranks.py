@@ -47,7 +47,7 @@ def to_ranks(tokenizer: Tokenizer) -> dict[bytes, int]:
     """
     specials = set(tokenizer.special_token_ids.values())
     ranks = {tokenizer.vocab[index]: index for index in range(tokenizer.vocab_size) if index not in specials}
-    if merges_of(ranks) != tokenizer.merges:
+    if tokenizer.ignore_merges or merges_of(ranks) != tokenizer.merges:
         raise ValueError(
             "tokenizer: its merges cannot be expressed as tiktoken's ranks: expected one merge for each token, in the "
             "order of the ids"
@@ -108,6 +108,9 @@ def _merges(ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
         while len(parts) > 2:
             best, place = min((ranks.get(parts[i] + parts[i + 1], rank), i) for i in range(len(parts) - 1))
             if best >= rank:
-                raise ValueError(f"expected tokens that lower ranks make of two parts, found {token[:40]!r}")
+                raise ValueError(
+                    f"expected tokens that lower ranks make of two parts, found {token[:40]!r} (of Llama 3 and others "
+                    "like it, import the tokenizer.json)"
+                )
             parts[place : place + 2] = [parts[place] + parts[place + 1]]
         yield parts[0], parts[1]

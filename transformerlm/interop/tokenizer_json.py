@@ -1,4 +1,4 @@
-"""Writing and reading Hugging Face's `tokenizer.json`: byte-level BPE that splits as GPT-2, GPT-4 or SmolLM does.
+"""Writing and reading Hugging Face's `tokenizer.json`: byte-level BPE that splits by one of our patterns.
 
 Written by hand, without the `tokenizers` library. Tokens are spelled in GPT-2's byte alphabet, as in `vocab.json`.
 """
@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformerlm.interop.verify import NOT_ASKED, verify_tokenizer_json
 from transformerlm.tokenizer.io import MAX_SPECIALS, reads_as, text_to_token, token_to_text
-from transformerlm.tokenizer.pretokenize import CL100K_PATTERN, GPT2_PATTERN
+from transformerlm.tokenizer.pretokenize import CL100K_PATTERN, GPT2_PATTERN, PATTERNS
 from transformerlm.tokenizer.tokenizer import Tokenizer
 from transformerlm.utils.files import check_free, write_whole
 from transformerlm.utils.json_files import read_json_object
@@ -21,20 +20,20 @@ from transformerlm.utils.json_files import read_json_object
 FILE = "tokenizer.json"
 MAX_FILE_BYTES = 1 << 28
 _MAX_NAMES = 5
-# GPT-4's pattern (cl100k) as Hugging Face's tokenizers can write it; the possessive `++` of tiktoken is only for speed.
-# Other exports omit the rule for white space at the end of a text (`\s++$`), and differ from OpenAI's there.
-_WHITE_SPACE_TO_THE_END = r"|\s+(?![\s\S])"
-HF_CL100K_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    + _WHITE_SPACE_TO_THE_END
-    + r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+# The patterns as Hugging Face's files write them; the possessive `++` of tiktoken is only for speed. Files of GPT-4's
+# tokenizer often have Llama 3's pattern, which differs from OpenAI's in the white space that ends a text.
+_LLAMA3_ENDS = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _LLAMA3_ENDS
+_SPLITS = {
+    "cl100k": _LLAMA3.replace(_LLAMA3_ENDS, r"|\s+(?![\s\S])" + _LLAMA3_ENDS),
+    "llama3": _LLAMA3,
+    "qwen2": _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"),
+}
 _SPELLINGS = {
     GPT2_PATTERN: "gpt2",
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": "gpt2",
     CL100K_PATTERN: "cl100k",
-    HF_CL100K_PATTERN: "cl100k",
-    HF_CL100K_PATTERN.replace(_WHITE_SPACE_TO_THE_END, ""): "cl100k",
+    **{spelled: name for name, spelled in _SPLITS.items()},
 }
 _DIGITS = {"type": "Digits", "individual_digits": True}
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -72,12 +71,6 @@ def to_json(tokenizer: Tokenizer, *, leading: str | None = None) -> str:
     specials = {token_id: text for text, token_id in tokenizer.special_token_ids.items()}
     tokens = sorted(tokenizer.vocab.items())
     names = {index: specials.get(index) or token_to_text(token) for index, token in tokens}
-    split = {"type": "Split", "pattern": {"Regex": HF_CL100K_PATTERN}, "behavior": "Isolated", "invert": False}
-    by_pattern = {
-        "gpt2": {**_BYTES, "use_regex": True},
-        "cl100k": {"type": "Sequence", "pretokenizers": [split, _BYTES]},
-        "smollm": {"type": "Sequence", "pretokenizers": [_DIGITS, {**_BYTES, "use_regex": True}]},
-    }
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     record = {
         "version": "1.0",
@@ -85,7 +78,7 @@ def to_json(tokenizer: Tokenizer, *, leading: str | None = None) -> str:
         "padding": None,
         "added_tokens": [{"id": index, "content": specials[index], **flags} for index in sorted(specials)],
         "normalizer": None,
-        "pre_tokenizer": by_pattern[tokenizer.pattern],
+        "pre_tokenizer": _pre_tokenizer(tokenizer.pattern),
         "post_processor": _processor(leading, tokenizer),
         "decoder": {**_BYTES, "use_regex": True},
         "model": {
@@ -96,12 +89,21 @@ def to_json(tokenizer: Tokenizer, *, leading: str | None = None) -> str:
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": False,
+            "ignore_merges": tokenizer.ignore_merges,
             "vocab": {name: index for index, name in names.items()},
             "merges": [[token_to_text(left), token_to_text(right)] for left, right in tokenizer.merges],
         },
     }
     return json.dumps(record, ensure_ascii=False, indent=1) + "\n"
+
+
+def _pre_tokenizer(pattern: str) -> dict[str, Any]:
+    if pattern == "gpt2":
+        return {**_BYTES, "use_regex": True}
+    if pattern == "smollm":
+        return {"type": "Sequence", "pretokenizers": [_DIGITS, {**_BYTES, "use_regex": True}]}
+    split = {"type": "Split", "pattern": {"Regex": _SPLITS[pattern]}, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [split, _BYTES]}
 
 
 def _processor(leading: str | None, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -156,7 +158,15 @@ def from_file(path: Path, *, keeps_leading: bool = False) -> Tokenizer:
 def _from_record(record: dict[str, Any], *, keeps_leading: bool) -> Tokenizer:
     model = record["model"]
     _refuse("model.type", model.get("type", "BPE"), ["BPE"])
-    _refuse("normalizer", record.get("normalizer"), [None])
+    normalizer = record.get("normalizer")
+    if normalizer == {"type": "NFC"}:
+        warnings.warn(
+            "its normalizer (NFC) composes letters and their accents; ours changes no text, so give it composed text "
+            "to get the same ids",
+            stacklevel=3,
+        )
+    elif normalizer is not None:
+        raise ValueError(f"normalizer: expected null or NFC, found {json.dumps(normalizer)[:80]}")
     for key in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         _refuse(f"model.{key}", model.get(key), [None, False, "", 0.0])
     pattern = _pattern(record.get("pre_tokenizer"))
@@ -173,27 +183,22 @@ def _from_record(record: dict[str, Any], *, keeps_leading: bool) -> Tokenizer:
     if len(by_id) < len(vocab):
         raise ValueError("expected each id once, found one for two tokens")
     merges = [_merge(merge) for merge in model["merges"]]
-    _check_families(set(by_id.values()), merges)
-    tokenizer = Tokenizer(by_id, merges, list(specials), pattern=pattern)
-    check_reachable(tokenizer, by_itself=model.get("ignore_merges") is True)
-    return tokenizer
-
-
-def _check_families(tokens: set[bytes], merges: Sequence[tuple[bytes, bytes]]) -> None:
-    """Refuse what the tokenizers of whole families do and ours do not, with the cause."""
-    made = {bytes([value]) for value in range(256)}
-    if missing := sorted(made - tokens):
+    if missing := sorted({bytes([value]) for value in range(256)} - set(by_id.values())):
         raise ValueError(
             f"model.vocab: expected all 256 single bytes, found {256 - len(missing)}, without "
             f"{token_to_text(missing[0])!r} (the tokenizer was trained without them, as SmolLM2's was, and drops them)"
         )
-    for number, parts in enumerate(merges):
-        if later := [token_to_text(part) for part in parts if part in tokens and part not in made]:
-            raise ValueError(
-                f"model.merges: expected parts that earlier merges make, found {later[0]!r} in merge {number} (merges "
-                "that were converted from ranks, as Llama 3's were, split each token in all ways)"
-            )
-        made.add(b"".join(parts))
+    parts = (by_id, merges, list(specials))
+    if model.get("ignore_merges") is True:
+        try:  # where merges make all tokens, the setting changes nothing
+            tokenizer = Tokenizer(*parts, pattern=pattern)
+            check_reachable(tokenizer, by_itself=True)
+        except ValueError:
+            return Tokenizer(*parts, pattern=pattern, ignore_merges=True)
+        return tokenizer
+    tokenizer = Tokenizer(*parts, pattern=pattern)
+    check_reachable(tokenizer)
+    return tokenizer
 
 
 def _pattern(pre_tokenizer: Any) -> str:
@@ -215,7 +220,7 @@ def _pattern(pre_tokenizer: Any) -> str:
     _refuse("pre_tokenizer.invert", split.get("invert", False), [False])
     found = split["pattern"].get("Regex")
     if found not in _SPELLINGS:
-        raise ValueError(f"expected the split pattern of gpt2, cl100k or smollm, found {str(found)[:200]!r}")
+        raise ValueError(f"expected the split pattern of {', '.join(PATTERNS)}, found {str(found)[:200]!r}")
     return _SPELLINGS[found]
 
 
@@ -274,7 +279,8 @@ def check_reachable(tokenizer: Tokenizer, *, by_itself: bool = False) -> None:
         if token not in made:
             raise ValueError(f"expected a merge for each token, found none for {token_to_text(token)!r} (id {index})")
         if by_itself and not _is_itself(tokenizer, token, index):
-            raise ValueError(f"model.ignore_merges: expected false, as merges do not make {token_to_text(token)!r}")
+            name = token_to_text(token)
+            raise ValueError(f"expected merges that make each token of its bytes, found others for {name!r}")
 
 
 def _is_itself(tokenizer: Tokenizer, token: bytes, index: int) -> bool:

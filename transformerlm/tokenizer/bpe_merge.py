@@ -1,18 +1,21 @@
 """Applying learned merges to one pre-token in less time than the plain form, `bpe.apply`, takes.
 
 `bpe.apply` replays every merge; with thousands of merges that is slow. The algorithms here look only at the pairs that
-are there: as long as some merge joins two neighbours, they take the pair whose merge was learned first, from left to
-right. `merge_by_rank` is that sentence, and merges words. It looks at the whole pre-token again for each merge, so long
-ones go to `merge_by_windows`, a window at a time, and in each to `merge_by_heap`: O(n log n) for n bytes.
+are there: as long as some merge joins two neighbours, they join the pair whose merge was learned first, the leftmost
+where it is there twice. `merge_by_rank` is that sentence, and merges words. It looks at the whole pre-token again for
+each merge, so long ones go to `merge_by_windows`, a window at a time, and in each to `merge_by_heap`: O(n log n) for n
+bytes.
 
-All agree because every merge uses parts that earlier merges made (`io.check_merges` sees to it): a merge never
-brings up a pair that should have come before.
+They agree with `bpe.apply` because every merge uses parts that earlier merges made (`io.check_merges` sees to it): a
+merge never brings up a pair that should have come before. Llama 3's merges were not learned but listed from ranks, and
+some use parts that are made later. `bpe.apply` knows no such merges; what these three do with them is what tiktoken and
+Hugging Face's tokenizers do.
 
 **Why windows are exact.** A row of tokens is what the merges make of its bytes if, and only if, that is true of every
 two neighbours in it. To see why, take the first merge that would cross a border between two tokens. Until then nothing
-has crossed a border, so both tokens have come to be as they come to be alone, and the same merge would cross the border
-of the two alone. Hence two rows that are right and share a token may be joined at it: every two neighbours of the
-joined row are neighbours in one of them.
+has crossed a border, so both tokens have come to be as they do when the two are alone, with the same merges in the same
+order, and the same merge would cross the border of the two alone. Hence two rows that are right and share a token may
+be joined at it: every two neighbours of the joined row are neighbours in one of them.
 """
 
 from __future__ import annotations
@@ -27,19 +30,14 @@ WINDOW = 128
 
 
 def merge_by_rank(ids: list[int], ranks: Mapping[Pair, int], merged: Sequence[int]) -> list[int]:
-    """Merge the byte ids of one pre-token as GPT-2's `bpe` does (Radford et al. 2019).
+    """Merge the byte ids of one pre-token: as GPT-2's `bpe` does (Radford et al. 2019), one place at a time.
 
     `ranks` is pair -> place in the list of merges, `merged[rank]` the id which that merge makes.
     """
-    while known := [pair for pair in pairwise(ids) if pair in ranks]:
-        first = min(known, key=ranks.__getitem__)  # the pair that was learned first
-        joined: list[int] = []
-        for token_id in ids:
-            if joined and (joined[-1], token_id) == first:
-                joined[-1] = merged[ranks[first]]
-            else:
-                joined.append(token_id)
-        ids = joined
+    ids = list(ids)
+    while known := [(ranks[pair], place) for place, pair in enumerate(pairwise(ids)) if pair in ranks]:
+        rank, place = min(known)
+        ids[place : place + 2] = [merged[rank]]
     return ids
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformerlm.tokenizer.fast.engine import CompiledEngine
 
 Engine = Literal["auto", "reference", "compiled"]
-COMPILED_PATTERNS = ("gpt2", "cl100k")
+COMPILED_PATTERNS = ("gpt2", "cl100k", "llama3", "qwen2")
 """The patterns that the kernels know (`fast.encoder.PATTERNS`); the reference engine cuts text by any other."""
 
 # From how many bytes on the kernels pay: when they are loaded, when they are on the disk compiled, and when neither.

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformerlm.tokenizer.pretokenize import PATTERNS
 from transformerlm.utils.json_files import read_json_object, read_limited
@@ -117,13 +117,14 @@ def load_vocab(path: Path, special_tokens: Iterable[str] = ()) -> dict[int, byte
 
 
 def load_merges(
-    path: Path, vocab: Mapping[int, bytes], special_tokens: Iterable[str] = ()
+    path: Path, vocab: Mapping[int, bytes], special_tokens: Iterable[str] = (), *, in_order: bool = True
 ) -> list[tuple[bytes, bytes]]:
     """Read `merges.txt` and check it against the vocabulary and its special tokens.
 
     Raises:
-        ValueError: a line that is no pair of known tokens, a merge that comes twice or before its parts, or a token of
-            two bytes or more that no merge makes, and that neither is special nor looks so, as `<|endoftext|>` does.
+        ValueError: a line that is no pair of known tokens, or a merge that comes twice. With `in_order` also a merge
+            that comes before its parts, or a token of two bytes or more that no merge makes, and that neither is
+            special nor looks so, as `<|endoftext|>` does.
     """
     lines = _read_text(path).split("\n")
     first_line = 2 if lines[0].startswith("#version") else 1
@@ -139,9 +140,9 @@ def load_merges(
             merges.append((text_to_token(parts[0]), text_to_token(parts[1])))
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from None
-    made = check_merges(merges, vocab, where=f"{path}:", first=first_line)
+    made = check_merges(merges, vocab, where=f"{path}:", first=first_line, in_order=in_order)
     made |= {token.encode("utf-8", "replace") for token in special_tokens}
-    for token_id, token in vocab.items():
+    for token_id, token in vocab.items() if in_order else ():
         if len(token) > 1 and token not in made and not _LOOKS_SPECIAL.fullmatch(token.decode("utf-8", "replace")):
             raise ValueError(
                 f"{path}: expected a merge for each token that is not special, found none for "
@@ -168,15 +169,26 @@ def special_names(path: Path) -> list[str]:
     return [name for name in read_json_file(path, max_bytes=MAX_FILE_BYTES) if _LOOKS_SPECIAL.fullmatch(name)]
 
 
-def load_special_tokens(path: Path) -> tuple[list[str], str, str | None]:
-    """Return the special tokens, the name of the pattern, and the tokenizer's fingerprint where the file names one.
+class SpecialsFile(NamedTuple):
+    """What `special_tokens.json` says; `sha256` is the tokenizer's fingerprint, where the file names one."""
+
+    special_tokens: list[str]
+    pattern: str
+    ignore_merges: bool = False
+    sha256: str | None = None
+
+
+def load_special_tokens(path: Path) -> SpecialsFile:
+    """Read `special_tokens.json`.
 
     Raises:
         ValueError: the file is not valid; the message says what was expected and found.
     """
     record = read_json_file(path, max_bytes=MAX_SPECIALS_BYTES)
-    if unknown := sorted(record.keys() - {"format", "pattern", "special_tokens", "sha256"}):
-        raise ValueError(f"{path}: expected format, pattern, special_tokens and sha256, found {unknown[0]!r}")
+    if unknown := sorted(record.keys() - {"format", "pattern", "special_tokens", "sha256", "ignore_merges"}):
+        raise ValueError(
+            f"{path}: expected format, pattern, special_tokens, sha256 and ignore_merges, found {unknown[0]!r}"
+        )
     if record.get("format") != 1:
         raise ValueError(f"{path}: expected format 1, found {record.get('format')!r}")
     pattern = record.get("pattern")
@@ -194,7 +206,10 @@ def load_special_tokens(path: Path) -> tuple[list[str], str, str | None]:
     sha256 = record.get("sha256")
     if sha256 is not None and not isinstance(sha256, str):
         raise ValueError(f"{path}: expected sha256 to be a string, found {sha256!r}")
-    return tokens, pattern, sha256
+    ignore_merges = record.get("ignore_merges", False)
+    if not isinstance(ignore_merges, bool):
+        raise ValueError(f"{path}: expected ignore_merges to be true or false, found {ignore_merges!r}")
+    return SpecialsFile(tokens, pattern, ignore_merges, sha256)
 
 
 def check_special_tokens(special_tokens: Iterable[str]) -> None:
@@ -300,12 +315,18 @@ def check_vocab(vocab: Mapping[int, bytes], *, where: str = "vocab") -> None:
 
 
 def check_merges(
-    merges: Iterable[tuple[bytes, bytes]], vocab: Mapping[int, bytes], *, where: str = "merge ", first: int = 0
+    merges: Iterable[tuple[bytes, bytes]],
+    vocab: Mapping[int, bytes],
+    *,
+    where: str = "merge ",
+    first: int = 0,
+    in_order: bool = True,
 ) -> set[bytes]:
     """Return the tokens that merges make, and the bytes.
 
     Raises:
-        ValueError: a merge that comes twice, uses or makes an unknown token, or comes before the merges of its parts.
+        ValueError: a merge that comes twice, uses or makes an unknown token, or, with `in_order`, comes before the
+            merges of its parts.
     """
     tokens = set(vocab.values())
     seen: set[tuple[bytes, bytes]] = set()
@@ -315,12 +336,12 @@ def check_merges(
         new = left + right
         if unknown := [token_to_text(token) for token in (left, right, new) if token not in tokens]:
             raise ValueError(f"{where}{number}: expected tokens of the vocabulary, found {unknown[0]!r}, not in it")
-        if unmade := [token_to_text(part) for part in (left, right) if part not in made]:
+        if in_order and (unmade := [token_to_text(part) for part in (left, right) if part not in made]):
             raise ValueError(f"{where}{number}: expected parts that earlier merges make, found {unmade[0]!r}")
         if (left, right) in seen:
             again = f"{token_to_text(left)} {token_to_text(right)}"
             raise ValueError(f"{where}{number}: expected each merge once, found {again!r} again")
-        if new in used:
+        if in_order and new in used:
             raise ValueError(f"{where}{number}: expected {token_to_text(new)!r} to be made before it is used")
         seen.add((left, right))
         made.add(new)

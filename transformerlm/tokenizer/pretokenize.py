@@ -8,14 +8,15 @@ and "b" with three blanks between them make three pre-tokens:
     >>> pre_tokenize("a   b")
     ['a', '  ', ' b']
 
-GPT-4's pattern ("cl100k") does the same with other rules for marks, digits and line ends.
+GPT-4's pattern ("cl100k") does the same with other rules for marks, digits and line ends. Those of Llama 3 and Qwen2
+are GPT-4's with a small difference each.
 
 **Where a stream may be cut.** Between two characters a|b such that, whatever comes before and after, the pre-tokens of
 the whole are those of the two sides put together. That holds when a is not white space (no look-ahead and no leading
 space reaches over the cut), a is not an apostrophe (a contraction might), a and b are of different kinds (letter,
 number, white space, other), and no special token, finished or still arriving, has the cut inside it. GPT-4's pattern
-joins a mark with letters or line ends after it, so with that pattern a cut may follow a mark only before blanks and
-numbers.
+and its two relatives join a mark with letters or line ends after it, so with them a cut may follow a mark only before
+blanks and numbers.
 SmolLM's cuts at both sides of each number, whatever is there.
 """
 
@@ -37,19 +38,32 @@ CL100K_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
     r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 )
+# Llama 3's is GPT-4's without a rule for the white space that ends a text: after a line end, it is a piece of its own.
+# Qwen2's takes each digit alone besides.
+LLAMA3_PATTERN = CL100K_PATTERN.replace(r"|\s++$", "")
+QWEN2_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}+", r"\p{N}")
 # SmolLM's (Hugging Face's Digits, then ByteLevel): each number is cut out, then GPT-2's pattern goes over what is
 # between. So a number takes no blank, and white space before one is whole, as it is at the end of a text.
 SMOLLM_PATTERN = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
-PATTERNS = {"gpt2": GPT2_PATTERN, "cl100k": CL100K_PATTERN, "smollm": SMOLLM_PATTERN}
+PATTERNS = {
+    "gpt2": GPT2_PATTERN,
+    "cl100k": CL100K_PATTERN,
+    "llama3": LLAMA3_PATTERN,
+    "qwen2": QWEN2_PATTERN,
+    "smollm": SMOLLM_PATTERN,
+}
 DEFAULT_PATTERN = "gpt2"
 
 # A run without a cut is held in memory, and a few kB of .gz can hold gigabytes of one letter.
 MAX_UNCUT_CHARS = 1 << 24
 
 # (?r) searches from the end: the last cut is wanted, and it is nearly always close by.
+_GPT4_CUT = r"(?r)\p{L}(?=\P{L})|\p{N}(?=\P{N})|[^\s\p{L}\p{N}'](?=[^\S\r\n]|\p{N})"
 _CUT_PATTERNS = {
     "gpt2": r"(?r)\p{L}(?=\P{L})|\p{N}(?=\P{N})|[^\s\p{L}\p{N}'](?=[\s\p{L}\p{N}])",
-    "cl100k": r"(?r)\p{L}(?=\P{L})|\p{N}(?=\P{N})|[^\s\p{L}\p{N}'](?=[^\S\r\n]|\p{N})",
+    "cl100k": _GPT4_CUT,
+    "llama3": _GPT4_CUT,
+    "qwen2": _GPT4_CUT,
     "smollm": r"(?r)\p{L}(?=\P{L})|\p{N}(?=[\s\S])|[^\p{N}](?=\p{N})|[^\s\p{L}\p{N}'](?=[\s\p{L}])",
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -32,7 +32,8 @@ _NO_IDS = (bool, float)  # a dict finds them equal to ids; a mask is one from it
 class Vocabulary:
     """What an engine needs to know of a tokenizer: its tokens, merges and special tokens by their ids.
 
-    `ranks` is pair of ids -> place in the list of merges, `merged[rank]` the id which that merge makes.
+    `ranks` is pair of ids -> place in the list of merges, `merged[rank]` the id which that merge makes. A pre-token
+    that is one of `whole_tokens` is that token, whatever merges would make of it (tiktoken's rule, and Llama 3's).
     """
 
     tokens: Mapping[int, bytes]
@@ -40,6 +41,7 @@ class Vocabulary:
     merged: Sequence[int]
     special_token_ids: Mapping[str, int]
     pattern: str
+    whole_tokens: Mapping[bytes, int] = field(default_factory=dict)
 
     @cached_property
     def byte_ids(self) -> list[int]:
@@ -111,8 +113,10 @@ class ReferenceEngine:
 
     def encode_piece(self, piece: str) -> list[int]:
         """Return the ids of one pre-token, without the cache."""
-        known, byte_ids = self._vocabulary, self._vocabulary.byte_ids
-        ids = [byte_ids[value] for value in piece.encode()]
+        known, data = self._vocabulary, piece.encode()
+        if (whole := known.whole_tokens.get(data)) is not None:
+            return [whole]
+        ids = [known.byte_ids[value] for value in data]
         if len(ids) <= _SHORT_PIECE_BYTES:
             return merge_by_rank(ids, known.ranks, known.merged)
         return merge_by_windows(ids, known.ranks, known.merged, known.sizes)

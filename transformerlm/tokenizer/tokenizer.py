@@ -52,6 +52,7 @@ class Tokenizer:
         special_tokens: Sequence[str] | None = None,
         *,
         pattern: str = DEFAULT_PATTERN,
+        ignore_merges: bool = False,
         engine: Engine = "auto",
     ) -> None:
         """Build from parts as `train_bpe` returns them; a special token that is not in `vocab` gets the next id.
@@ -61,6 +62,8 @@ class Tokenizer:
             merges: pairs of byte strings in the order they were learned.
             special_tokens: kept whole by `encode`.
             pattern: how text is cut into pre-tokens, a name in `pretokenize.PATTERNS`.
+            ignore_merges: a pre-token that is a token is that token, whatever merges would make of it, and merges may
+                use parts that later ones make: so Llama 3's tokenizer, which was made from ranks.
             engine: "reference", "compiled" (same ids, needs numba), or "auto": the compiled one for large inputs,
                 where it knows the pattern.
 
@@ -71,10 +74,11 @@ class Tokenizer:
         """
         io.check_special_tokens(special_tokens or ())
         io.check_vocab(vocab)
-        io.check_merges(merges, vocab)
+        io.check_merges(merges, vocab, in_order=not ignore_merges)
         self.vocab = dict(vocab)
         self.merges = list(merges)
         self.pattern = pattern
+        self.ignore_merges = ignore_merges
         self.engine = engine
         engines.check_engine(engine, pattern=pattern)
         self._splitter = SpecialTokenSplitter(special_tokens or (), pattern=pattern)
@@ -90,6 +94,7 @@ class Tokenizer:
             merged=[ids[left + right] for left, right in self.merges],
             special_token_ids=self.special_token_ids,
             pattern=pattern,
+            whole_tokens=self._ordinary_tokens() if ignore_merges else {},
         )
         self._engines = Engines(self._vocabulary, engine)
         self._fingerprint: str | None = None
@@ -102,17 +107,19 @@ class Tokenizer:
         special_tokens: Sequence[str] | None = None,
         *,
         pattern: str = DEFAULT_PATTERN,
+        ignore_merges: bool = False,
         engine: Engine = "auto",
     ) -> Tokenizer:
         """Load a `vocab.json` and a `merges.txt`, such as GPT-2's own.
 
         Raises:
             FileNotFoundError: a file that is not there.
-            ValueError: a file that is not valid, or merges that were cut; the message says where and what.
+            ValueError: a file that is not valid, or (without `ignore_merges`) merges that were cut; the message says
+                where and what.
         """
         vocab = io.load_vocab(Path(vocab_filepath), special_tokens or ())
-        merges = io.load_merges(Path(merges_filepath), vocab, special_tokens or ())
-        return cls(vocab, merges, special_tokens, pattern=pattern, engine=engine)
+        merges = io.load_merges(Path(merges_filepath), vocab, special_tokens or (), in_order=not ignore_merges)
+        return cls(vocab, merges, special_tokens, pattern=pattern, ignore_merges=ignore_merges, engine=engine)
 
     @classmethod
     def from_directory(cls, directory: str | os.PathLike[str], *, engine: Engine = "auto") -> Tokenizer:
@@ -127,19 +134,26 @@ class Tokenizer:
         """
         vocab, merges, specials = io.tokenizer_files(Path(directory))
         if specials.exists() or specials.name == io.SPECIALS_FILE:
-            special_tokens, pattern, sha256 = io.load_special_tokens(specials)
+            known = io.load_special_tokens(specials)
         else:
-            special_tokens, pattern, sha256 = io.special_names(vocab), DEFAULT_PATTERN, None
-            names = ", ".join(special_tokens) or "none"
+            known = io.SpecialsFile(io.special_names(vocab), DEFAULT_PATTERN)
+            names = ", ".join(known.special_tokens) or "none"
             warnings.warn(
                 f"{specials}: no such file, so the special tokens are taken to be {names}, and the pattern "
                 f"{DEFAULT_PATTERN} (transformerlm-import --format gpt2 writes a tokenizer that says it)",
                 stacklevel=2,
             )
-        tokenizer = cls.from_files(vocab, merges, special_tokens, pattern=pattern, engine=engine)
-        if sha256 is not None and (found := tokenizer.fingerprint()) != sha256:
+        tokenizer = cls.from_files(
+            vocab,
+            merges,
+            known.special_tokens,
+            pattern=known.pattern,
+            ignore_merges=known.ignore_merges,
+            engine=engine,
+        )
+        if known.sha256 is not None and (found := tokenizer.fingerprint()) != known.sha256:
             raise ValueError(
-                f"{directory}: expected the tokenizer {sha256[:12]}... that {io.SPECIALS_FILE} names, found "
+                f"{directory}: expected the tokenizer {known.sha256[:12]}... that {io.SPECIALS_FILE} names, found "
                 f"{found[:12]}...: a file has changed, train or copy the tokenizer again"
             )
         return tokenizer
@@ -161,6 +175,7 @@ class Tokenizer:
             "pattern": self.pattern,
             "special_tokens": self.special_tokens,
             "sha256": self.fingerprint(),
+            **self._rule(),
         }
         contents = {
             directory / io.MERGES_FILE: io.merges_as_text(self.merges),
@@ -182,7 +197,7 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[object, ...]]:
         """Pickle as the parts; caches stay here."""
-        build = partial(Tokenizer, pattern=self.pattern, engine=self.engine)
+        build = partial(Tokenizer, pattern=self.pattern, ignore_merges=self.ignore_merges, engine=self.engine)
         return build, (self.vocab, self.merges, self.special_tokens)
 
     @property
@@ -385,10 +400,17 @@ class Tokenizer:
         if len(all_tokens) > io.MAX_SPECIALS:
             found = f"{len(self.special_tokens):,} and {len(new):,} more"
             raise ValueError(f"special_tokens: expected {io.MAX_SPECIALS:,} in a tokenizer at most, found {found}")
-        return Tokenizer(self.vocab, self.merges, all_tokens, pattern=self.pattern, engine=self.engine)
+        return Tokenizer(
+            self.vocab,
+            self.merges,
+            all_tokens,
+            pattern=self.pattern,
+            ignore_merges=self.ignore_merges,
+            engine=self.engine,
+        )
 
     def fingerprint(self) -> str:
-        """Return a sha256 in hex over vocabulary, merges, special tokens and pattern, not over the files' layout."""
+        """Return a sha256 in hex over all that decides about ids, not over the files' layout."""
         if self._fingerprint is None:
             self._fingerprint = self._sha256_of(self.vocab_size)
         return self._fingerprint
@@ -399,8 +421,22 @@ class Tokenizer:
         merges = [[left.hex(), right.hex()] for left, right in self.merges]
         known = [item for item in self.special_token_ids.items() if item[1] < vocab_size]
         specials = sorted(known, key=lambda item: item[1])
-        record = {"pattern": self.pattern, "vocab": tokens, "merges": merges, "special_tokens": specials}
+        record = {
+            "pattern": self.pattern,
+            "vocab": tokens,
+            "merges": merges,
+            "special_tokens": specials,
+            **self._rule(),
+        }
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+    def _rule(self) -> dict[str, bool]:
+        """Return what a record says of `ignore_merges`: nothing where it is not set, as in older records."""
+        return {"ignore_merges": True} if self.ignore_merges else {}
+
+    def _ordinary_tokens(self) -> dict[bytes, int]:
+        specials = set(self.special_token_ids.values())
+        return {token: token_id for token_id, token in self.vocab.items() if token_id not in specials}
 
     def extends(self, sha256: str, vocab_size: int) -> bool:
         """Return whether this is that tokenizer with more special tokens, so that each of its ids means the same here.

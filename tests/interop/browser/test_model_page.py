@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 
 from tests.interop.models import SCALING, make_checkpoint, make_tokenizer
+from tests.training.tiny_run import END
+from transformerlm.checkpoints.document_ids import KEY, DocumentIds
 from transformerlm.inference.predictor import Predictor
 from transformerlm.inference.texts import Pieces, pieces_of
 from transformerlm.interop import page as files_of_page
 from transformerlm.interop.html import write_html
 from transformerlm.interop.html_parts import tokenizer_parts
 from transformerlm.interop.verify import hard_texts
+from transformerlm.tokenizer import Tokenizer
+from transformerlm.tokenizer.pretokenize import PATTERNS
 from transformerlm.utils.bundle import bundled
 
 pytestmark = pytest.mark.browser
@@ -110,9 +114,12 @@ def test_its_texts_are_those_of_infer(variant, files, tmp_path, new_page):
     assert ask(page, tmp_path / "a.html", requests) == expected(predictor, requests)
 
 
-def test_a_text_goes_on_past_the_context_as_infer_s_does(files, tmp_path, new_page):
-    """A full window is read again from its middle, and a long prompt keeps its end."""
-    checkpoint = make_checkpoint(tmp_path, files, context_length=8)
+@pytest.mark.parametrize("starts_texts", [False, True])
+def test_a_text_goes_on_past_the_context_as_infer_s_does(starts_texts, files, tmp_path, new_page):
+    """A full window is read again from its middle, and a long prompt keeps its end; a start token is before both."""
+    start = Tokenizer.from_directory(files.tokenizer).special_token_ids[END]
+    state = {KEY: DocumentIds(start, (start,), starts_texts=starts_texts).to_state()}
+    checkpoint = make_checkpoint(tmp_path, files, context_length=8, state=state)
     write_html(checkpoint, tmp_path / "a.html")
     page = new_page((tmp_path / "a.html").as_uri())
     requests = requests_of(GREEDY, tokens=30)[:3]
@@ -122,7 +129,7 @@ def test_a_text_goes_on_past_the_context_as_infer_s_does(files, tmp_path, new_pa
         assert ask(page, tmp_path / "a.html", requests) == expected(predictor, requests)
 
 
-@pytest.mark.parametrize("pattern", ["gpt2", "cl100k", "smollm"])
+@pytest.mark.parametrize("pattern", list(PATTERNS))
 def test_it_cuts_and_joins_texts_as_the_tokenizer_does(pattern, files, new_page):
     """Hard texts have the same ids; ids in any order give the same text, but for special tokens, which have none."""
     tokenizer = make_tokenizer(files.text, pattern=pattern)

@@ -15,6 +15,7 @@ from tests.tokenizer import plain_kernels
 from tests.tokenizer.test_bpe_trainer import _sample_text
 from transformerlm.tokenizer import reading, train_bpe
 from transformerlm.tokenizer.counting import BatchCounter
+from transformerlm.tokenizer.engines import COMPILED_PATTERNS
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter
 from transformerlm.tokenizer.reading import Chunk, Texts
 from transformerlm.utils.text_files import ReadStats
@@ -56,7 +57,7 @@ def _check_cuts(
         data[rng.randrange(len(data))] = rng.choice([0xFF, 0xE2, 0x80, 0xF0])
     path.write_bytes(data)
     text = data.decode("utf-8", "replace")
-    specials, pattern = rng.sample(SPECIALS, rng.randint(0, 4)), rng.choice(["gpt2", "cl100k"])
+    specials, pattern = rng.sample(SPECIALS, rng.randint(0, 4)), rng.choice(COMPILED_PATTERNS)
     monkeypatch.setattr(reading, "CHUNK_BYTES", rng.choice([1, 7, 40, 10_000]))
     monkeypatch.setattr(chunking, "_TAIL_BYTES", rng.choice([1, 5, 16]))
     counter = counting.PieceCounter(specials, pattern=pattern)

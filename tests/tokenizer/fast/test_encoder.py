@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.pace import cost
 from tests.tokenizer import plain_kernels
+from tests.tokenizer.from_ranks import from_ranks
 from tests.tokenizer.test_pretokenize import ANY_TEXT
 from tests.tokenizer.test_tokenizer import EOT, HARD_TEXT, MERGES
 from tests.utils.packed import write_parquet, zstd
@@ -26,8 +27,9 @@ from transformerlm.tokenizer.pair_table import learn_merges
 from transformerlm.tokenizer.pretokenize import PATTERNS
 
 pytest.importorskip("numba")
-from transformerlm.tokenizer.fast import encoder
+from transformerlm.tokenizer.fast import encoder, seam_kernels
 from transformerlm.tokenizer.fast.arrays import padded
+from transformerlm.tokenizer.fast.encoder import _is_text
 
 PLAIN = plain_kernels.load()
 SPECIALS = (EOT, EOT + EOT, "<|e|>", "a b", "\n\n", "'s")
@@ -138,6 +140,47 @@ def test_a_pattern_that_the_kernels_do_not_know_is_left_to_the_reference() -> No
     assert tokenizer.encode_to_array(text, num_workers=1).tolist() == _build("reference", pattern="smollm").encode(text)
     with pytest.raises(ValueError, match="engine: expected auto or reference with the pattern 'smollm', found 'compi"):
         _build("compiled", pattern="smollm")
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("pattern", ["llama3", "gpt2"])
+def test_a_piece_that_is_a_token_is_that_token(seed: int, pattern: str) -> None:
+    """With ignore_merges, in both engines, in long pieces, too, and where parts between seams are spelled as tokens."""
+    rng = random.Random(seed)
+    for alphabet in ("abc", "漢字文", "aé漢", "".join(map(chr, range(0x4E00, 0x4E50)))):
+        reference = from_ranks(seed, alphabet=alphabet, pattern=pattern, engine="reference")
+        tokenizer = from_ranks(seed, alphabet=alphabet, pattern=pattern, engine="compiled")
+        ids = {token.decode(): each for each, token in list(reference.vocab.items())[256:-1] if _is_text(token)}
+        texts = [*ids, "\n".join(ids), *("".join(rng.choices([*ids], k=rng.randint(2, 40))) for _ in range(50))]
+        for letters in (alphabet, alphabet + " "):
+            texts += ["".join(rng.choices(letters, k=rng.randint(1, 300))) for _ in range(30)]
+        assert tokenizer.encode_batch(texts, num_workers=2) == [reference.encode(text) for text in texts]
+        assert [tokenizer.encode(text) for text in ids] == [[each] for each in ids.values()]
+    data = (3 * alphabet).encode()
+    seams = tokenizer._engines.compiled("encode")._encoder._seams
+    assert seam_kernels.first_seam(padded(data), 0, len(data), seams) < len(data)
+
+
+def test_tokens_that_are_pieces_survive_the_emptying_of_a_small_cache() -> None:
+    """They are entered again, however small the cache is."""
+    tokenizer = from_ranks(0, engine="reference")
+    known = tokenizer._vocabulary
+    rng = random.Random(0)
+    texts = ["".join(rng.choices("abcdefgh", k=rng.randint(1, 20))) for _ in range(20_000)]
+    texts += [token.decode() for token in tokenizer.vocab.values() if token.isascii()]
+    for cache_bytes in (1, 1_500_000):
+        compiled = encoder.CompiledEncoder(
+            byte_ids=known.byte_ids,
+            merges=[(*pair, new) for pair, new in zip(known.ranks, known.merged, strict=True)],
+            tokens=[known.tokens[token_id] for token_id in range(len(known.tokens))],
+            special_token_ids=known.special_token_ids,
+            pattern="llama3",
+            dtype=np.uint16,
+            whole_tokens=known.whole_tokens,
+            cache_bytes=cache_bytes,
+        )
+        ids, _ = compiled.encode_texts([text.encode() for text in texts])
+        assert ids.tolist() == [token_id for text in texts for token_id in tokenizer.encode(text)]
 
 
 def test_ids_are_those_of_tiktoken() -> None:

@@ -13,6 +13,7 @@ from tests.tokenizer import plain_kernels
 from tests.tokenizer.test_bpe_trainer import _sample_text
 from transformerlm.tokenizer import bpe, io, pair_table, reading, train_bpe
 from transformerlm.tokenizer.counting import count_pre_tokens
+from transformerlm.tokenizer.engines import COMPILED_PATTERNS
 from transformerlm.tokenizer.memory_limit import Memory
 
 pytest.importorskip("numba")
@@ -83,7 +84,7 @@ def test_room_is_made_for_pairs_and_long_tokens(monkeypatch: pytest.MonkeyPatch)
     assert grown == [1 << 17]
 
 
-@pytest.mark.parametrize("pattern", ["gpt2", "cl100k"])
+@pytest.mark.parametrize("pattern", COMPILED_PATTERNS)
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_files_give_the_references_merges(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int, pattern: str

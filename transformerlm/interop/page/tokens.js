@@ -2,11 +2,14 @@
 
 // How a text is cut, as in pretokenize.py. L, N and S are the letters, numbers and white space of the export's table
 // of Unicode, so that a text is cut in the same places whatever the browser's own table is.
+const NEARLY_GPT4 = ({ L, N, S }, digits, lastSpaces) =>
+  `'(?:[sSſdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\\r\\n${L}${N}]?[${L}]+|[${N}]${digits}| ?[^${S}${L}${N}]+[\\r\\n]*` +
+  `${lastSpaces}|[${S}]*[\\r\\n]|[${S}]+(?![^${S}])|[${S}]`;
 const PATTERNS = {
   gpt2: ({ L, N, S }) => `'(?:[sdmt]|ll|ve|re)| ?[${L}]+| ?[${N}]+| ?[^${S}${L}${N}]+|[${S}]+(?![^${S}])|[${S}]+`,
-  cl100k: ({ L, N, S }) =>
-    `'(?:[sSſdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\\r\\n${L}${N}]?[${L}]+|[${N}]{1,3}| ?[^${S}${L}${N}]+[\\r\\n]*` +
-    `|[${S}]+$|[${S}]*[\\r\\n]|[${S}]+(?![^${S}])|[${S}]`,
+  cl100k: (kinds) => NEARLY_GPT4(kinds, "{1,3}", `|[${kinds.S}]+$`),
+  llama3: (kinds) => NEARLY_GPT4(kinds, "{1,3}", ""),
+  qwen2: (kinds) => NEARLY_GPT4(kinds, "", ""),
   smollm: ({ L, N, S }) =>
     `[${N}]|'(?:[sdmt]|ll|ve|re)| ?[${L}]+| ?[^${S}${L}${N}]+|[${S}]+(?![^${S}${N}])|[${S}]+`,
 };

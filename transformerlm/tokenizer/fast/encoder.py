@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from queue import Empty, LifoQueue
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from transformerlm.tokenizer.fast.arrays import PADDING, Array, hash_shift, padd
 from transformerlm.tokenizer.fast.unicode_tables import unicode_table
 from transformerlm.tokenizer.parallel import map_in_order
 
-PATTERNS = {"gpt2": 0, "cl100k": 1}
+PATTERNS = {"gpt2": 0, "cl100k": 1, "llama3": 2, "qwen2": 3}
 CACHE_BYTES = 64_000_000
 SEGMENT_BYTES = 1 << 20
 
@@ -31,11 +32,23 @@ _FIRST_SLOTS = 1 << 14
 _KEPT_WORK = 1 << 21  # numbers: a piece of 300 kB, of which there are hardly any
 
 
+class KnownPieces(NamedTuple):
+    """Pieces that are one token each, whatever merges would make of them."""
+
+    data: Array  # uint8: the bytes of all, one after the other, and `PADDING`
+    ends: Array  # int64 (pieces,): where each ends
+    ids: Array  # uint64 (pieces,)
+
+
 class PieceTable:
     """A table of pieces and their ids that grows as its kernel asks; see `encode_kernels.Pieces`."""
 
-    def __init__(self, *, max_bytes: int | None = None, num_slots: int = _FIRST_SLOTS) -> None:
+    def __init__(
+        self, *, max_bytes: int | None = None, num_slots: int = _FIRST_SLOTS, known: KnownPieces | None = None
+    ) -> None:
+        """Make a table of at most `max_bytes` that has `known` pieces from the beginning."""
         self.max_bytes = max_bytes
+        self._known = known
         self.pieces = kernels.Pieces(
             slots=np.zeros(num_slots * kernels.SLOT_WORDS, dtype=np.uint64),
             shift=hash_shift(num_slots),
@@ -48,6 +61,7 @@ class PieceTable:
         )
         self.work = _room_to_merge(kernels.CACHED_BYTES)
         self.out = np.zeros(0, dtype=np.uint32)
+        self._add_known()
 
     @property
     def num_bytes(self) -> int:
@@ -61,15 +75,26 @@ class PieceTable:
             return
         slots, long_bytes, ids = self.pieces.slots, self.pieces.long_bytes, self.pieces.ids
         grown = {kernels.NEED_SLOTS: slots, kernels.NEED_LONG_BYTES: long_bytes, kernels.NEED_IDS: ids}[need]
-        if self.max_bytes is not None and self.num_bytes + 3 * grown.nbytes > self.max_bytes:
+        num_known = 0 if self._known is None else len(self._known.ids)
+        holds_more = self.pieces.used[kernels.USED_SLOTS] > 2 * num_known  # else emptying it would win nothing
+        if self.max_bytes is not None and holds_more and self.num_bytes + 3 * grown.nbytes > self.max_bytes:
             slots[:] = 0
             self.pieces.used[:] = 0
+            self._add_known()
         elif need == kernels.NEED_SLOTS:
             self.pieces = kernels.with_more_slots(self.pieces, np.zeros(4 * len(slots), dtype=np.uint64))
         elif need == kernels.NEED_LONG_BYTES:
             self.pieces = self.pieces._replace(long_bytes=_longer(long_bytes, length))
         else:
             self.pieces = self.pieces._replace(ids=_longer(ids, length))
+
+    def _add_known(self) -> None:
+        if self._known is None:
+            return
+        cursor = np.zeros(5, dtype=np.int64)
+        # A slot's value is the id where a piece has but one, so adding it to nothing is entering it.
+        while need := kernels.add_counts(self._known.data, self._known.ends, self._known.ids, cursor, self.pieces):
+            self.make_room(need, int(cursor[kernels.NEEDED]))
 
     def room_to_write(self, num_ids: int) -> Array:
         """Return an array for the ids of a call; it is used again by the next one."""
@@ -134,9 +159,13 @@ class CompiledEncoder:
         special_token_ids: Mapping[str, int],
         pattern: str,
         dtype: type[np.uint16] | type[np.uint32],
+        whole_tokens: Mapping[bytes, int] | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        """Make the tables; `merges` are (left id, right id, merged id) in order, `tokens` the bytes of each id."""
+        """Make the tables; `merges` are (left id, right id, merged id) in order, `tokens` the bytes of each id.
+
+        A piece of `whole_tokens` is that token (see `reference.Vocabulary`).
+        """
         self._dtype = dtype
         self._pattern = PATTERNS[pattern]
         self._specials = SpecialTokens(special_token_ids)
@@ -147,8 +176,24 @@ class CompiledEncoder:
         merge_kernels.fill_pairs(np.array(merges, dtype=np.int64).reshape(-1, 3), pairs)
         sizes = np.fromiter(map(len, tokens), dtype=np.int64, count=len(tokens))
         self._merges = merge_kernels.Merges(np.array(byte_ids, dtype=np.int64), pairs, sizes)
-        self._seams = _seams_of([tokens[made] for _, _, made in merges])
+        self._seams = _seams_of([*(whole_tokens or ()), *(tokens[made] for _, _, made in merges)])
+        self._known: KnownPieces | None = None
         self.encode_texts([b"a"])  # compiles the kernels
+        if whole_tokens:
+            self._learn_whole_tokens(whole_tokens)
+
+    def _learn_whole_tokens(self, whole_tokens: Mapping[bytes, int]) -> None:
+        """Know from now on the tokens that merges do not make of their bytes; one that is no UTF-8 is never a piece."""
+        tokens = [token for token in whole_tokens if _is_text(token)]
+        ids, ends = self.encode_texts(tokens, ordinary=True)
+        wanted = np.array([whole_tokens[token] for token in tokens], dtype=np.uint64)
+        differ = (np.diff(ends, prepend=0) != 1) | (ids[ends - 1] != wanted)
+        found = [token for token, differs in zip(tokens, differ, strict=True) if differs]
+        ends = np.cumsum(np.fromiter(map(len, found), dtype=np.int64, count=len(found)))
+        self._known = KnownPieces(padded(b"".join(found)), ends, wanted[differ])
+        self._seams = seam_kernels.guard_seams(self._seams, found)
+        self._tables = LifoQueue()  # without what merges made of these pieces
+        self._tables.put(PieceTable(max_bytes=self._cache_bytes, known=self._known))  # compiles what enters them
 
     def encode_texts(
         self, texts: Sequence[bytes], *, num_threads: int = 1, ordinary: bool = False
@@ -211,7 +256,7 @@ class CompiledEncoder:
         try:
             table = self._tables.get_nowait()
         except Empty:
-            table = PieceTable(max_bytes=self._cache_bytes)
+            table = PieceTable(max_bytes=self._cache_bytes, known=self._known)
         try:
             yield table
         finally:
@@ -247,13 +292,21 @@ class CompiledDecoder:
 
 
 def _seams_of(tokens: Sequence[bytes]) -> seam_kernels.Seams:
-    """Return where tokens that merges make may be crossed; the table has room for the keys that there are."""
+    """Return where none of these tokens is crossed; the table has room for the keys that there are."""
     spelled, places = padded(b"".join(tokens)), np.cumsum([0, *map(len, tokens)], dtype=np.int64)
     number = seam_kernels.fill_seams(spelled, places, seam_kernels.Seams(np.zeros(0, np.uint64), np.uint64(0)))
     num_bits = 1 << max(6, (seam_kernels.BITS_PER_KEY * number - 1).bit_length())
     seams = seam_kernels.Seams(np.zeros(num_bits // 64, dtype=np.uint64), hash_shift(num_bits))
     seam_kernels.fill_seams(spelled, places, seams)
     return seams
+
+
+def _is_text(token: bytes) -> bool:
+    try:
+        token.decode()
+    except UnicodeDecodeError:  # a part of a character
+        return False
+    return True
 
 
 def _runs(segments: Array) -> Iterator[Array]:

@@ -66,6 +66,7 @@ class CompiledEngine:
             special_token_ids=known.special_token_ids,
             pattern=known.pattern,
             dtype=known.id_type,
+            whole_tokens=known.whole_tokens,
         )
 
     def encode(self, text: str, *, allow_special: bool) -> list[int]:

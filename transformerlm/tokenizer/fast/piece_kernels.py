@@ -21,7 +21,7 @@ from transformerlm.tokenizer.fast.arrays import Array
 from transformerlm.tokenizer.fast.jit import byte_at, bytes_between, helper, kernel, lowest_bit
 from transformerlm.tokenizer.fast.unicode_tables import ASCII_KINDS, LETTER, NUMBER, OTHER, SPACE
 
-GPT2, CL100K = 0, 1
+GPT2, CL100K, LLAMA3, QWEN2 = 0, 1, 2, 3
 
 _NONE, _ONE, _ALL = np.uint64(0), np.uint64(1), np.uint64((1 << 64) - 1)
 _SEEN = np.uint64((1 << 61) - 1)
@@ -90,11 +90,12 @@ def contraction_end(data: Array, start: int, end: int, any_case: bool) -> int:
 
 
 @kernel
-def blank_end(data: Array, start: int, end: int, newlines_end: bool, kinds: Array) -> int:
+def blank_end(data: Array, start: int, end: int, pattern: int, kinds: Array) -> int:
     r"""Return where the piece of white space at `start` ends.
 
-    Before something else the run of white space loses its last character (`\s+(?!\S)`), unless it has but one; with
-    `newlines_end` (cl100k's `\s*[\r\n]`) it ends after its last line end, if it has one.
+    Before something else the run of white space loses its last character (`\s+(?!\S)`), unless it has but one. With
+    GPT-4's pattern and its relatives it ends after its last line end, if it has one (`\s*[\r\n]`); with GPT-4's own,
+    the run that ends the text is one piece (`\s++$`).
     """
     place, last, after_newline = start, start, start
     if start + 1 < end and byte_at(data, start) < 0x80:  # one line end before a word is far more frequent than a run
@@ -110,9 +111,9 @@ def blank_end(data: Array, start: int, end: int, newlines_end: bool, kinds: Arra
         place += width
         if first == _NEWLINE or first == _RETURN:
             after_newline = place
-    if place >= end:
+    if place >= end and (pattern == GPT2 or pattern == CL100K or after_newline == start):
         return end
-    if newlines_end and after_newline > start:
+    if pattern != GPT2 and after_newline > start:
         return after_newline
     return last if last > start else place
 
@@ -128,7 +129,7 @@ def gpt2_end(data: Array, start: int, end: int, kinds: Array) -> int:
     place = start + (1 if first == _BLANK else 0)
     kind, width = kind_at(data, place, kinds)
     if kind == SPACE or place >= end:
-        return blank_end(data, start, end, False, kinds)
+        return blank_end(data, start, end, GPT2, kinds)
     return run_end(data, place + width, end, kind, kinds)
 
 
@@ -203,8 +204,8 @@ def wide_marks(data: Array, start: int) -> Any:
 
 
 @kernel
-def cl100k_end(data: Array, start: int, end: int, kinds: Array) -> int:
-    """Return where the piece that begins at `start` ends by the pattern of GPT-4."""
+def gpt4_end(data: Array, start: int, end: int, pattern: int, kinds: Array) -> int:
+    """Return where the piece that begins at `start` ends by the pattern of GPT-4 or one of its relatives."""
     first = byte_at(data, start)
     if first == _APOSTROPHE:
         place = contraction_end(data, start, end, True)
@@ -215,7 +216,7 @@ def cl100k_end(data: Array, start: int, end: int, kinds: Array) -> int:
     if kind == LETTER:
         return run_end(data, after, end, LETTER, kinds)
     if kind == NUMBER:
-        return number_end(data, start, end, kinds)
+        return number_end(data, start, end, 1 if pattern == QWEN2 else 3, kinds)
     next_kind, next_width = SPACE, 0
     if after < end:
         next_kind, next_width = kind_at(data, after, kinds)
@@ -226,14 +227,14 @@ def cl100k_end(data: Array, start: int, end: int, kinds: Array) -> int:
         while place < end and (byte_at(data, place) == _NEWLINE or byte_at(data, place) == _RETURN):
             place += 1
         return place
-    return blank_end(data, start, end, True, kinds)
+    return blank_end(data, start, end, pattern, kinds)
 
 
 @kernel
-def number_end(data: Array, start: int, end: int, kinds: Array) -> int:
-    """Return where one to three characters of numbers end."""
+def number_end(data: Array, start: int, end: int, most: int, kinds: Array) -> int:
+    """Return where one to `most` characters of numbers end."""
     place = start
-    for _ in range(3):
+    for _ in range(most):
         if place >= end:
             return end
         kind, width = kind_at(data, place, kinds)
@@ -262,7 +263,7 @@ def piece_end(data: Array, start: int, end: int, pattern: int, kinds: Array) -> 
     """Return where the pre-token that begins at `start` ends."""
     if pattern == GPT2:
         return gpt2_end(data, start, end, kinds)
-    return cl100k_end(data, start, end, kinds)
+    return gpt4_end(data, start, end, pattern, kinds)
 
 
 @helper

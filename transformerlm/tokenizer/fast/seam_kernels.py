@@ -16,11 +16,16 @@ that is none, never the other way round. A token that has fewer than three bytes
 entered by the one byte there that is nearest to the place. So four keys are asked for at each place: three bytes or one
 to the left, three or one to the right. `bits` has a bit for the hash of each key.
 
+**Tokens that only a whole pre-token is** (`ignore_merges`). A part between seams must not be taken for one of them, so
+a guarded table has no seam where one may end or begin: `guard_seams` enters their last three bytes and their first
+three.
+
 Part of: encode_kernels, encoder
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,13 +36,14 @@ from transformerlm.tokenizer.fast.jit import byte_at, helper, kernel, word_at
 LONG_CHARACTER = 0xE0  # the first byte of characters of three or four bytes is this or more
 BITS_PER_KEY = 32  # so one key in 32 is found that was never entered
 
-_U1, _U6, _U63 = np.uint64(1), np.uint64(6), np.uint64(63)
+_U0, _U1, _U6, _U63 = (np.uint64(number) for number in (0, 1, 6, 63))
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 # A window is the six bytes around a place, the first the lowest. Each key is a part of it.
 _WHOLE = np.uint64(0xFFFFFFFFFFFF)
 _ONE_AFTER = np.uint64(0x0000FFFFFFFF)
 _ONE_BEFORE = np.uint64(0xFFFFFFFF0000)
 _ONE_EACH = np.uint64(0x0000FFFF0000)
+_BEFORE_ALONE, _AFTER_ALONE = np.uint64(0x000000FFFFFF), np.uint64(0xFFFFFF000000)
 
 
 class Seams(NamedTuple):
@@ -45,6 +51,21 @@ class Seams(NamedTuple):
 
     bits: Array  # uint64: a bit for each hash of a key
     shift: Any  # uint64: by how much a hash is shifted to give its bit
+    is_guarded: Any = np.uint64(0)  # uint64: 1 if keys of one side alone are entered, too
+
+
+def guard_seams(seams: Seams, tokens: Iterable[bytes]) -> Seams:
+    """Return the table with no seam after what these tokens end with, and none before what they begin with.
+
+    A part between seams has three bytes or more, so shorter tokens need no guard.
+    """
+    for token in tokens:
+        if len(token) >= 3:
+            before, after = int.from_bytes(token[-3:], "little"), int.from_bytes(token[:3], "little") << 24
+            for key in (before, after):
+                bit = (key * int(_MIX) & (1 << 64) - 1) >> int(seams.shift)
+                seams.bits[bit >> 6] |= np.uint64(1 << (bit & 63))
+    return seams._replace(is_guarded=np.uint64(1))
 
 
 @helper
@@ -110,7 +131,9 @@ def first_seam(data: Array, start: int, end: int, seams: Seams) -> int:
         window = word_at(data, place - 3)
         crossed = has_key(window & _WHOLE, seams) | has_key(window & _ONE_AFTER, seams)
         crossed |= has_key(window & _ONE_BEFORE, seams) | has_key(window & _ONE_EACH, seams)
-        if crossed == np.uint64(0):
+        if seams.is_guarded != _U0:
+            crossed |= has_key(window & _BEFORE_ALONE, seams) | has_key(window & _AFTER_ALONE, seams)
+        if crossed == _U0:
             return place
         place += 3
     return end
