@@ -214,10 +214,11 @@ class ModelConfig(Section):
     context_length: int = Field(ge=1, le=2**24, description="longest sequence, in tokens")
     d_model: int = Field(ge=1, le=2**20, description="width of the residual stream")
     num_layers: int = Field(ge=1, le=4096, description="number of Transformer blocks")
-    num_heads: int = Field(ge=1, le=2**16, description="number of query heads; divides d_model")
+    num_heads: int = Field(ge=1, le=2**16, description="number of query heads; divides d_model, unless d_head is set")
     num_kv_heads: int | None = Field(
         None, ge=1, le=2**16, description="number of key-value heads (grouped queries); none: num_heads"
     )
+    d_head: int | None = Field(None, ge=1, le=2**16, description="features of a head; none: d_model / num_heads")
     d_ff: int | None = Field(
         None,
         ge=1,
@@ -253,15 +254,15 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
         problems = []
-        if self.d_model % self.num_heads:
+        d_head, name = self.d_head or self.d_model // self.num_heads, "d_head" if self.d_head else "d_model / num_heads"
+        if self.d_head is None and self.d_model % self.num_heads:
             problems.append(f"d_model ({self.d_model}) is not divisible by num_heads ({self.num_heads})")
-        elif self.position == "rope" and self.d_model // self.num_heads % 2:
-            d_head = self.d_model // self.num_heads
-            problems.append(f'position = "rope" needs an even head size, found d_model / num_heads = {d_head}')
-        if self.position == "rope" and self.context_length * self.d_model // self.num_heads > MAX_ANGLES:
-            angles = f"context_length * d_model / num_heads = {self.context_length * self.d_model // self.num_heads:,}"
+        elif self.position == "rope" and d_head % 2:
+            problems.append(f'position = "rope" needs an even head size, found {name} = {d_head}')
+        if self.position == "rope" and (angles := self.context_length * d_head) > MAX_ANGLES:
             problems.append(
-                f'position = "rope" keeps a table of angles: expected at most {MAX_ANGLES:,}, found {angles}'
+                f'position = "rope" keeps a table of angles: expected at most {MAX_ANGLES:,}, found context_length * '
+                f"{name} = {angles:,}"
             )
         if self.position != "rope" and self.rope_scaling is not None:
             problems.append(f'rope_scaling does nothing with position = "{self.position}"')

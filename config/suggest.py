@@ -45,6 +45,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "num_hidden_layers": ("num_layers",),
     "num_attention_heads": ("num_heads",),
     "num_key_value_heads": ("num_kv_heads",),
+    "head_dim": ("d_head",),
     "intermediate_size": ("d_ff",),
     "hidden_act": ("ffn",),
     "activation": ("ffn",),

@@ -37,6 +37,7 @@ NUMBERS: dict[str, list[Any]] = {
     "num_layers": [1, 3],
     "num_heads": [2, 8],
     "num_kv_heads": [None, 1, 2],
+    "d_head": [None, 6, 32],
     "d_ff": [None, 40],
     "rope_theta": [500.0],
     "rope_scaling": [{"factor": 4.0, "low_freq_factor": 0.5, "high_freq_factor": 3.0, "original_context_length": 16}],
@@ -66,7 +67,7 @@ EVERY = [
     if name != "attention" or value != "fused"  # the default, as each of the others has it
 ]
 TOGETHER = [
-    {"qk_norm": True, "tie_embeddings": True, "num_kv_heads": 2, "ffn": ffn, "norm_position": position}
+    {"qk_norm": True, "tie_embeddings": True, "num_kv_heads": 2, "d_head": 16, "ffn": ffn, "norm_position": position}
     for ffn in FEED_FORWARDS
     for position in ("pre", "post")
 ]

@@ -34,6 +34,7 @@ def build_litgpt(hparams: Mapping[str, Any]) -> nn.Module:
         n_head=hparams["num_heads"],
         n_query_groups=hparams["num_kv_heads"],
         n_embd=hparams["d_model"],
+        head_size=hparams["d_head"],
         intermediate_size=hparams["d_ff"],
         rope_base=int(hparams["rope_theta"]),
         rotary_percentage=1.0,

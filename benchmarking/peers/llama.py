@@ -50,7 +50,7 @@ def build_llama(hparams: Mapping[str, Any]) -> nn.Module:
 
 def copy_weights(llama: nn.Module, weights: Mapping[str, Tensor], hparams: Mapping[str, Any]) -> None:
     """Copy our weights into a model of `build_llama`; raise RuntimeError if names or shapes do not fit."""
-    d_head = hparams["d_model"] // hparams["num_heads"]
+    d_head = hparams["d_head"]
     converted = {
         theirs: names.halves_from_pairs(ours, weights.get(ours, weights["token_embeddings.weight"]), d_head)
         for ours, theirs in names.weight_names(ModelSettings(**{**hparams, "tie_embeddings": False})).items()

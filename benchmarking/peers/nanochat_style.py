@@ -21,7 +21,7 @@ class NanochatStyle:
 
     def __init__(self, weights: Mapping[str, Tensor], hparams: Mapping[str, Any]) -> None:
         self._weights, self._hparams = weights, hparams
-        self._d_head = hparams["d_model"] // hparams["num_heads"]
+        self._d_head = hparams["d_head"]
         embedding = weights["token_embeddings.weight"]
         self._head = weights.get("lm_head.weight", embedding)
         self._place: dict[str, Any] = {"device": embedding.device, "dtype": embedding.dtype}

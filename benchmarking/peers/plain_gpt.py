@@ -19,7 +19,9 @@ from benchmarking.peers.llama import other_choice
 
 def why_not(hparams: Mapping[str, Any]) -> str | None:
     """Return a choice of our model with which its matrices are other ones, such as `num_kv_heads = 1`, or None."""
-    return other_choice(hparams, {"num_kv_heads": hparams["num_heads"], "ffn": "swiglu", "tie_embeddings": False})
+    d_head = hparams["d_model"] / hparams["num_heads"]
+    ours = {"num_kv_heads": hparams["num_heads"], "d_head": d_head, "ffn": "swiglu", "tie_embeddings": False}
+    return other_choice(hparams, ours)
 
 
 class PlainBlock(nn.Module):

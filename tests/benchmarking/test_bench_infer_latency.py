@@ -116,6 +116,7 @@ def test_a_model_that_llama_cannot_be_is_measured_alone(capsys: pytest.CaptureFi
         {},
         {"qk_norm": True},
         {"num_kv_heads": 2, "rope_theta": 500.0},
+        {"num_kv_heads": 2, "d_head": 12},
         {"tie_embeddings": True, "d_ff": 48, "norm_eps": 1e-3},
     ],
 )

@@ -97,7 +97,7 @@ def test_a_missing_peer_is_skipped_with_one_line(
 @pytest.mark.parametrize(
     ("peer", "changes", "choice"),
     [
-        ("huggingface", {"num_kv_heads": 1, "tie_embeddings": True, "qk_norm": True}, None),
+        ("huggingface", {"num_kv_heads": 1, "tie_embeddings": True, "qk_norm": True, "d_head": 12}, None),
         ("huggingface", {"ffn": "silu"}, "ffn = 'silu'"),
         ("huggingface", {"activation_checkpointing": True}, "activation_checkpointing = True"),
         ("litgpt", {"num_kv_heads": 1}, None),
@@ -105,6 +105,7 @@ def test_a_missing_peer_is_skipped_with_one_line(
         ("litgpt", {"tie_embeddings": True}, "tie_embeddings = True"),
         ("nanogpt_style", {}, None),
         ("nanogpt_style", {"num_kv_heads": 1}, "num_kv_heads = 1"),
+        ("nanogpt_style", {"d_head": 12}, "d_head = 12"),
         ("nanogpt_style", {"ffn": "silu"}, "ffn = 'silu'"),
     ],
 )

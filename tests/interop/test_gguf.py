@@ -106,11 +106,11 @@ def test_the_metadata_is_the_model_s(files, tmp_path):
     }
 
 
-@pytest.mark.parametrize("model", [{"qk_norm": True}, {"qk_norm": True, "tie_embeddings": True, "num_kv_heads": 2}])
+@pytest.mark.parametrize("model", [{"d_head": 12}, {"tie_embeddings": True, "num_kv_heads": 2}, {}])
 def test_a_qwen3_computes_the_same_logits(model, files, tmp_path):
     """With the names that llama.cpp's converter gives to Hugging Face's, the tensors are a Qwen3 with our logits."""
     transformers = pytest.importorskip("transformers")
-    checkpoint = make_checkpoint(tmp_path, files, vocab_size=290, **model)
+    checkpoint = make_checkpoint(tmp_path, files, vocab_size=290, qk_norm=True, **model)
     write_gguf(checkpoint, tmp_path / "m.gguf")
     write_hf(checkpoint, tmp_path / "hf", verify=False)
     config = transformers.AutoConfig.from_pretrained(tmp_path / "hf", local_files_only=True)
@@ -124,6 +124,15 @@ def test_a_qwen3_computes_the_same_logits(model, files, tmp_path):
     ids = torch.randint(290, (1, 64), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         assert_close(theirs(ids).logits, load_model(checkpoint)(ids), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_heads_of_their_own_size_are_written(qk_norm, files, tmp_path):
+    """Else llama.cpp would take them to be as wide as the model divided by their number."""
+    write_gguf(make_checkpoint(tmp_path, files, d_head=12, qk_norm=qk_norm), tmp_path / "m.gguf")
+    found, name = read_metadata(tmp_path / "m.gguf"), "qwen3" if qk_norm else "llama"
+    keys = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+    assert [found[f"{name}.{key}"] for key in keys] == [12, 12, 12]
 
 
 def test_a_scaled_rotary_embedding_comes_as_factors(files, tmp_path):

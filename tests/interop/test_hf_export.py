@@ -23,6 +23,8 @@ VARIANTS = {
     "plain": {},
     "tied, grouped": {"tie_embeddings": True, "num_kv_heads": 2},
     "norms of queries and keys": {"qk_norm": True, "num_kv_heads": 2},
+    "heads of their own size": {"num_kv_heads": 2, "d_head": 12},
+    "both": {"qk_norm": True, "num_kv_heads": 2, "d_head": 12},
     "scaled as Llama 3.1": {"rope_scaling": SCALING, "rope_theta": 500.0},
     "one kv head, other theta and eps": {"num_kv_heads": 1, "rope_theta": 500_000.0, "norm_eps": 1e-3},
 }

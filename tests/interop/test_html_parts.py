@@ -20,6 +20,7 @@ from transformerlm.tokenizer import Tokenizer
 SIZES = {"vocab_size": 8, "context_length": 4, "d_model": 4, "num_layers": 1, "num_heads": 1}
 VARIANTS = [
     {"qk_norm": True, "num_kv_heads": 2},
+    {"qk_norm": True, "num_kv_heads": 2, "d_head": 12},
     {"norm_position": "post", "tie_embeddings": True, "ffn": "silu"},
     {"norm_position": "none", "position": "none"},
 ]

@@ -40,6 +40,7 @@ PARTS = {"norms": r"ln|_norm", "embeddings": "token_", "attention": "attn", "fee
         {"num_kv_heads": 2, "qk_norm": True},
         {"norm_position": "post", "ffn": "silu"},
         {"norm_position": "none", "d_ff": 100, "num_kv_heads": 1},
+        {"num_kv_heads": 2, "d_head": 24},
     ],
 )
 def test_parameters_are_counted_as_the_model_has_them(changes: dict[str, Any]) -> None:
@@ -53,9 +54,9 @@ def test_parameters_are_counted_as_the_model_has_them(changes: dict[str, Any]) -
     assert parameters_by_part(ModelSettings(**MODEL, **changes)) == found
 
 
-@pytest.mark.parametrize("changes", [{}, {"num_kv_heads": 2, "tie_embeddings": True}, {"ffn": "silu"}])
+@pytest.mark.parametrize("changes", [{}, {"num_kv_heads": 2, "tie_embeddings": True}, {"ffn": "silu"}, {"d_head": 24}])
 def test_flops_equal_those_torch_counts(changes: dict[str, Any]) -> None:
-    """6 N + 12 num_layers d_model seq_len is what torch's own counter sees, to the last operation.
+    """6 N + 12 num_layers d_query seq_len is what torch's own counter sees, to the last operation.
 
     The counter is given the written-out attention, which multiplies masked scores too, as the formula counts them.
     """
@@ -93,6 +94,7 @@ def saved_bytes(model: TransformerLM, ids: torch.Tensor, precision: str, *, more
         {},
         {"attention": "reference"},
         {"num_kv_heads": 1, "qk_norm": True},
+        {"num_kv_heads": 2, "qk_norm": True, "d_head": 40},
         {"ffn": "silu"},
         {"dropout": {"embedding": 0.1, "residual": 0.1}},
         {"dropout": {"attention": 0.1}},
@@ -146,7 +148,9 @@ def fine_tuned(fine_tuning: FineTuning, **changes: Any) -> TransformerLM:
     return model
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": True, "qk_norm": True, "num_kv_heads": 2}, {"ffn": "silu"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"tie_embeddings": True, "qk_norm": True, "num_kv_heads": 2}, {"ffn": "silu"}, {"d_head": 24}]
+)
 @pytest.mark.parametrize("fine_tuning", [FineTuning(), FineTuning.of({"lora": LORA})], ids=["plain", "LoRA"])
 def test_names_and_shapes_are_those_of_the_model(changes: dict[str, Any], fine_tuning: FineTuning) -> None:
     """They need no model, and are in its order."""

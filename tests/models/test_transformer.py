@@ -262,7 +262,9 @@ def test_model_from_the_meta_device_computes_the_same() -> None:
     [
         ({"num_heads": 5}, r"d_model \(32\) is not divisible by num_heads \(5\)"),
         ({"num_kv_heads": 3}, r"num_heads \(4\) is not divisible by num_kv_heads \(3\)"),
-        ({"num_heads": 32}, r"even head size, got d_model \(32\) / num_heads \(32\) = 1"),
+        ({"num_heads": 32}, "position = rope needs an even d_head, got 1"),
+        ({"d_head": 7}, "position = rope needs an even d_head, got 7"),
+        ({"d_head": 0}, "model.d_head: expected at least 1, got 0"),
         ({"ffn": "relu"}, f"model.ffn: expected one of {', '.join(FEED_FORWARDS)}, got 'relu'"),
         ({"norm_position": "both"}, "model.norm_position: expected one of pre, post, none, got 'both'"),
         ({"num_layers": 0}, "model.num_layers: expected at least 1, got 0"),

@@ -113,7 +113,7 @@ def check_size(settings: ModelSettings, tokenizer: Tokenizer) -> None:
 def estimated_bytes(settings: ModelSettings, *, vocab_size: int) -> int:
     """Return about how large the page of a model is: a byte for a weight, four for one of the embedding, in base64."""
     d_model, num_up = settings.d_model, 2 if settings.ffn == "swiglu" else 1
-    attention = 2 * d_model * (d_model + settings.d_kv)
+    attention = 2 * d_model * (settings.d_query + settings.d_kv)
     layers = settings.num_layers * (attention + (num_up + 1) * d_model * settings.d_ff)
     return (layers + 5 * vocab_size * d_model) * 4 // 3
 

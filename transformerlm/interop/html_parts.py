@@ -27,12 +27,12 @@ Parts = dict[str, np.ndarray]
 # What the engine computes; of a setting with a few values, these values.
 _CHOICES = {"ffn": ("swiglu", "silu"), "norm_position": ("pre", "post", "none"), "position": ("rope", "none")}
 _SETTINGS = {
-    "context_length", "d_ff", "d_model", "logit_soft_cap", "norm_eps", "num_heads", "num_kv_heads", "num_layers",
-    "qk_norm", "rope_scaling", "rope_theta", "tie_embeddings", "vocab_size",
+    "context_length", "d_ff", "d_head", "d_model", "logit_soft_cap", "norm_eps", "num_heads", "num_kv_heads",
+    "num_layers", "qk_norm", "rope_scaling", "rope_theta", "tie_embeddings", "vocab_size",
 }  # fmt: skip
 # The settings that the engine reads; the others are in the arrays.
 _READ = (
-    "context_length", "d_ff", "d_model", "ffn", "logit_soft_cap", "norm_eps", "norm_position", "num_heads",
+    "context_length", "d_ff", "d_head", "d_model", "ffn", "logit_soft_cap", "norm_eps", "norm_position", "num_heads",
     "num_kv_heads", "num_layers",
 )  # fmt: skip
 _MOST = 127

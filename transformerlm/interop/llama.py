@@ -30,7 +30,7 @@ REQUIRED = {
 }
 # The other settings that are written; those of `SAME_FUNCTION` need no place.
 _WRITTEN = {
-    "context_length", "d_ff", "d_model", "norm_eps", "num_heads", "num_kv_heads", "num_layers", "qk_norm",
+    "context_length", "d_ff", "d_head", "d_model", "norm_eps", "num_heads", "num_kv_heads", "num_layers", "qk_norm",
     "rope_scaling", "rope_theta", "tie_embeddings", "vocab_size",
 }  # fmt: skip
 # Keys of a config.json that change what a model computes, and the values that our model has.
@@ -161,13 +161,12 @@ def from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     rope, rope_problems = _read_rope(config)
     problems += rope_problems
     problems += [f"{key}: expected a number, found none" for key in _SIZES if config.get(key) is None]
-    if not any(problems):
-        problems.append(_check_head_dim(config))
     if any(problems):
         raise ValueError("; ".join(filter(None, problems)))
     return {
         **{ours: config[theirs] for theirs, ours in _SIZES.items()},
         "num_kv_heads": config.get("num_key_value_heads"),
+        "d_head": config.get("head_dim"),
         "context_length": config["max_position_embeddings"],
         "norm_eps": config.get("rms_norm_eps", 1e-6),
         **rope,
@@ -229,14 +228,6 @@ def _found(key: str, value: Any, expected: tuple[Any, ...]) -> str:
     if value in expected:
         return ""
     return f"{key}: expected {json.dumps(expected[0])}, found {json.dumps(value)[:80]}"
-
-
-def _check_head_dim(config: Mapping[str, Any]) -> str:
-    width, heads, found = config["hidden_size"], config["num_attention_heads"], config.get("head_dim")
-    whole = type(width) is int and type(heads) is int and heads > 0
-    if found is None or not whole or found == width / heads:
-        return ""
-    return f"head_dim: expected hidden_size / num_attention_heads = {width / heads:g}, found {json.dumps(found)[:80]}"
 
 
 def weight_names(settings: ModelSettings) -> dict[str, str]:

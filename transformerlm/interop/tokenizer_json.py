@@ -158,15 +158,7 @@ def from_file(path: Path, *, keeps_leading: bool = False) -> Tokenizer:
 def _from_record(record: dict[str, Any], *, keeps_leading: bool) -> Tokenizer:
     model = record["model"]
     _refuse("model.type", model.get("type", "BPE"), ["BPE"])
-    normalizer = record.get("normalizer")
-    if normalizer == {"type": "NFC"}:
-        warnings.warn(
-            "its normalizer (NFC) composes letters and their accents; ours changes no text, so give it composed text "
-            "to get the same ids",
-            stacklevel=3,
-        )
-    elif normalizer is not None:
-        raise ValueError(f"normalizer: expected null or NFC, found {json.dumps(normalizer)[:80]}")
+    _check_normalizer(record.get("normalizer"))
     for key in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         _refuse(f"model.{key}", model.get(key), [None, False, "", 0.0])
     pattern = _pattern(record.get("pre_tokenizer"))
@@ -188,17 +180,28 @@ def _from_record(record: dict[str, Any], *, keeps_leading: bool) -> Tokenizer:
             f"model.vocab: expected all 256 single bytes, found {256 - len(missing)}, without "
             f"{token_to_text(missing[0])!r} (the tokenizer was trained without them, as SmolLM2's was, and drops them)"
         )
-    parts = (by_id, merges, list(specials))
-    if model.get("ignore_merges") is True:
-        try:  # where merges make all tokens, the setting changes nothing
-            tokenizer = Tokenizer(*parts, pattern=pattern)
-            check_reachable(tokenizer, by_itself=True)
-        except ValueError:
-            return Tokenizer(*parts, pattern=pattern, ignore_merges=True)
-        return tokenizer
-    tokenizer = Tokenizer(*parts, pattern=pattern)
-    check_reachable(tokenizer)
-    return tokenizer
+    ignores = model.get("ignore_merges") is True
+    try:
+        tokenizer = Tokenizer(by_id, merges, list(specials), pattern=pattern)
+        check_reachable(tokenizer, by_itself=ignores)
+    except ValueError:
+        if not ignores:
+            raise
+        return Tokenizer(by_id, merges, list(specials), pattern=pattern, ignore_merges=True)
+    return tokenizer  # merges make all tokens, so ignoring them would change nothing
+
+
+def _check_normalizer(normalizer: Any) -> None:
+    """Refuse one that changes text, but for NFC, of which a warning tells."""
+    if normalizer is None:
+        return
+    if normalizer != {"type": "NFC"}:
+        raise ValueError(f"normalizer: expected null or NFC, found {json.dumps(normalizer)[:80]}")
+    warnings.warn(
+        "its normalizer (NFC) composes letters and their accents; ours changes no text, so give it composed text to get "
+        "the same ids",
+        stacklevel=4,
+    )
 
 
 def _pattern(pre_tokenizer: Any) -> str:

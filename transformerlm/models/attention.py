@@ -44,9 +44,10 @@ ATTENTION_IMPLEMENTATIONS: tuple[AttentionImplementation, ...] = get_args(Attent
 class MultiHeadSelfAttention(nn.Module):
     """Causal self-attention, `(batch, seq, d_model)` in and out.
 
-    `rope` is shared by the layers of a model; without it positions are not encoded. `num_kv_heads` below `num_heads`
-    groups queries. `qk_norm` puts an RMSNorm over each head's queries and keys, before the rotary embedding. `dropout`
-    is the probability of each of attention's probabilities to be dropped. Raises ValueError when heads do not divide.
+    `rope` is shared by the layers of a model; without it positions are not encoded. A head has `d_head` features, by
+    default `d_model / num_heads`. `num_kv_heads` below `num_heads` groups queries. `qk_norm` puts an RMSNorm over each
+    head's queries and keys, before the rotary embedding. `dropout` is the probability of each of attention's
+    probabilities to be dropped. Raises ValueError when heads do not divide.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class MultiHeadSelfAttention(nn.Module):
         num_heads: int,
         *,
         num_kv_heads: int | None = None,
+        d_head: int | None = None,
         rope: RotaryEmbedding | None = None,
         qk_norm: bool = False,
         implementation: AttentionImplementation = "fused",
@@ -65,17 +67,17 @@ class MultiHeadSelfAttention(nn.Module):
     ) -> None:
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        if d_model % num_heads:
+        if d_head is None and d_model % num_heads:
             raise ValueError(f"d_model ({d_model}) is not divisible by num_heads ({num_heads})")
         if num_heads % num_kv_heads:
             raise ValueError(f"num_heads ({num_heads}) is not divisible by num_kv_heads ({num_kv_heads})")
-        self.num_heads, self.num_kv_heads, self.d_head = num_heads, num_kv_heads, d_model // num_heads
+        self.num_heads, self.num_kv_heads, self.d_head = num_heads, num_kv_heads, d_head or d_model // num_heads
         self.rope, self.implementation, self.dropout = rope, implementation, dropout
-        d_kv = num_kv_heads * self.d_head
-        self.q_proj = Linear(d_model, d_model, device=device, dtype=dtype)
+        d_query, d_kv = num_heads * self.d_head, num_kv_heads * self.d_head
+        self.q_proj = Linear(d_model, d_query, device=device, dtype=dtype)
         self.k_proj = Linear(d_model, d_kv, device=device, dtype=dtype)
         self.v_proj = Linear(d_model, d_kv, device=device, dtype=dtype)
-        self.output_proj = Linear(d_model, d_model, device=device, dtype=dtype)
+        self.output_proj = Linear(d_query, d_model, device=device, dtype=dtype)
         self.q_norm = RMSNorm(self.d_head, norm_eps, device=device, dtype=dtype) if qk_norm else None
         self.k_norm = RMSNorm(self.d_head, norm_eps, device=device, dtype=dtype) if qk_norm else None
 
@@ -113,7 +115,7 @@ class MultiHeadSelfAttention(nn.Module):
                 dropout_probability=self.dropout,
                 dropout_key=dropout_key,
             )
-            merged = heads.transpose(-3, -2).flatten(-2)  # (batch, seq, d_model)
+            merged = heads.transpose(-3, -2).flatten(-2)  # (batch, seq, num_heads * d_head)
             return self.output_proj(merged)  # type: ignore[no-any-return]
 
     def _split_heads(self, x: Tensor) -> Tensor:

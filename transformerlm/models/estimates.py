@@ -46,8 +46,8 @@ def parameter_shapes(model: ModelSettings, fine_tuning: FineTuning = _WHOLE) -> 
     Raises:
         ValueError: `fine_tuning` means something that the model does not have.
     """
-    d_model, d_kv, d_ff = model.d_model, model.d_kv, model.d_ff
-    projections = {"q": (d_model, d_model), "k": (d_kv, d_model), "v": (d_kv, d_model), "output": (d_model, d_model)}
+    d_model, d_query, d_kv, d_ff = model.d_model, model.d_query, model.d_kv, model.d_ff
+    projections = {"q": (d_query, d_model), "k": (d_kv, d_model), "v": (d_kv, d_model), "output": (d_model, d_query)}
     block: dict[str, Shape] = {f"attn.{name}_proj": shape for name, shape in projections.items()}
     block |= {f"attn.{name}_norm": (model.d_head,) for name in "qk" if model.qk_norm}
     block |= {f"ffn.{name}": (d_ff, d_model) for name in feed_forward(model.ffn).UP} | {"ffn.w2": (d_model, d_ff)}
@@ -73,7 +73,7 @@ def count_trained(model: ModelSettings, fine_tuning: FineTuning = _WHOLE) -> int
 
 
 def flops_per_token(model: ModelSettings, seq_len: int, fine_tuning: FineTuning = _WHOLE) -> int:
-    """Return the FLOPs of one forward and backward pass per token, `6 N + 12 num_layers d_model seq_len`.
+    """Return the FLOPs of one forward and backward pass per token, `6 N + 12 num_layers d_query seq_len`.
 
     N counts the matrices a token is multiplied with: those of the layers, and the head (tied or not), but not the
     embedding, which is looked up, nor the norms. The second term is attention's two products; the half that a causal
@@ -90,7 +90,7 @@ def flops_per_token(model: ModelSettings, seq_len: int, fine_tuning: FineTuning 
             has_backward = name == head or int(name.split(".")[1]) >= first
             flops += (2 + 2 * has_backward + 2 * (name in trained)) * math.prod(shape)
     backward = model.num_layers - first
-    return flops + (4 * model.num_layers + 8 * backward) * model.d_model * seq_len
+    return flops + (4 * model.num_layers + 8 * backward) * model.d_query * seq_len
 
 
 def checkpoint_bytes(model: ModelSettings, *, optimizer: str = "adamw", fine_tuning: FineTuning = _WHOLE) -> int:
@@ -211,12 +211,12 @@ def _activation_bytes_per_token(model: ModelSettings, compute_bytes: int, device
 
 def _layer_activation_bytes_per_token(model: ModelSettings, compute_bytes: int, device_type: str) -> int:
     """Count what one layer saves, tensor by tensor, as the code of `layers` and `attention` computes it."""
-    d_model, d_ff, d_kv = model.d_model, model.d_ff, model.d_kv
+    d_model, d_ff, d_query, d_kv = model.d_model, model.d_ff, model.d_query, model.d_kv
     cast = compute_bytes if compute_bytes == 2 else 0
     norms = 0 if model.norm_position == "none" else 2 * d_model * 4  # what is normed
     inputs = 2 * d_model * (compute_bytes if cast else 4)  # of attention and of the feed-forward layer
-    heads = (2 * d_model + 2 * d_kv) * compute_bytes  # query, key, value, and the attention's result
-    qk_norms = (d_model + d_kv) * compute_bytes if model.qk_norm else 0
+    heads = (2 * d_query + 2 * d_kv) * compute_bytes  # query, key, value, and the attention's result
+    qk_norms = (d_query + d_kv) * compute_bytes if model.qk_norm else 0
     hidden = feed_forward(model.ffn).NUM_KEPT * d_ff * compute_bytes
     masks = 2 * d_model if model.dropout_at("residual") else 0  # what is dropped, a byte a number
     scores = 0
@@ -236,7 +236,7 @@ def _layer_activation_bytes_per_token(model: ModelSettings, compute_bytes: int, 
 
 
 def _attention_matrices(model: ModelSettings) -> int:
-    return int(2 * model.d_model * (model.d_model + model.d_kv))
+    return int(2 * model.d_model * (model.d_query + model.d_kv))
 
 
 def _feed_forward_matrices(model: ModelSettings) -> int:

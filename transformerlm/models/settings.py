@@ -16,16 +16,16 @@ Position = Literal["rope", "none"]
 SAME_FUNCTION = frozenset({"activation_checkpointing", "attention", "document_mask", "dropout", "zero_init_outputs"})
 """The settings that change how a model is computed, trained or begins, not which function its weights are."""
 ROPE_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_context_length")
-_SIZES = ("vocab_size", "context_length", "d_model", "num_layers", "num_heads", "d_ff", "num_kv_heads")
+_SIZES = ("vocab_size", "context_length", "d_model", "num_layers", "num_heads", "d_ff", "num_kv_heads", "d_head")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """What a `TransformerLM` is; the fields are the keys of [model] in a TOML file (see docs/configuration.md).
 
-    `num_kv_heads` None becomes `num_heads`, and `d_ff` None becomes `default_d_ff`: after that they are numbers. Two
-    models with equal settings have the same weights by the same names, and compute the same function of them. Raises
-    ValueError when a size is not positive, a choice is unknown, or sizes do not divide.
+    `num_kv_heads` None becomes `num_heads`, `d_head` None `d_model / num_heads`, and `d_ff` None `default_d_ff`: after
+    that they are numbers. Two models with equal settings have the same weights by the same names, and compute the same
+    function of them. Raises ValueError when a size is not positive, a choice is unknown, or sizes do not divide.
     """
 
     vocab_size: int
@@ -34,6 +34,7 @@ class ModelSettings:
     num_layers: int
     num_heads: int
     num_kv_heads: int = None  # type: ignore[assignment]  # __post_init__ turns None into a number
+    d_head: int = None  # type: ignore[assignment]  # likewise
     d_ff: int = None  # type: ignore[assignment]  # likewise
     rope_theta: float = 10000.0
     rope_scaling: Mapping[str, float] | None = None
@@ -53,6 +54,8 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if self.num_kv_heads is None:
             object.__setattr__(self, "num_kv_heads", self.num_heads)
+        if self.d_head is None:
+            object.__setattr__(self, "d_head", _default_d_head(self.d_model, self.num_heads))
         if self.d_ff is None:
             object.__setattr__(self, "d_ff", default_d_ff(self.d_model, self.ffn))
         self._check_values()
@@ -62,9 +65,9 @@ class ModelSettings:
             _check_rope_scaling(self.rope_scaling, self.position)
 
     @property
-    def d_head(self) -> int:
-        """The features of one head."""
-        return self.d_model // self.num_heads
+    def d_query(self) -> int:
+        """The features of all queries of one token."""
+        return self.num_heads * self.d_head
 
     @property
     def d_kv(self) -> int:
@@ -92,14 +95,19 @@ class ModelSettings:
             raise ValueError(f"model.logit_soft_cap: expected a positive number or none, got {cap}")
 
     def _check_heads(self) -> None:
-        d_model, num_heads, num_kv_heads = self.d_model, self.num_heads, self.num_kv_heads
-        if d_model % num_heads:
-            raise ValueError(f"model: d_model ({d_model}) is not divisible by num_heads ({num_heads})")
+        num_heads, num_kv_heads = self.num_heads, self.num_kv_heads
         if num_heads % num_kv_heads:
             raise ValueError(f"model: num_heads ({num_heads}) is not divisible by num_kv_heads ({num_kv_heads})")
         if self.position == "rope" and self.d_head % 2:
-            sizes = f"d_model ({d_model}) / num_heads ({num_heads}) = {self.d_head}"
-            raise ValueError(f"model: position = rope needs an even head size, got {sizes}")
+            raise ValueError(f"model: position = rope needs an even d_head, got {self.d_head}")
+
+
+def _default_d_head(d_model: int, num_heads: int) -> int:
+    if num_heads > 0 and d_model % num_heads:
+        raise ValueError(
+            f"model: d_model ({d_model}) is not divisible by num_heads ({num_heads}), and d_head is not set"
+        )
+    return d_model // max(1, num_heads)
 
 
 def default_d_ff(d_model: int, ffn: str = "swiglu") -> int:

@@ -89,7 +89,7 @@ class TransformerLM(nn.Module):
     """A causal language model: ids `(batch, seq)` to logits `(batch, seq, vocab_size)`.
 
     It is built from a `ModelSettings`, or from the keywords of one: `vocab_size`, `context_length`, `d_model`,
-    `num_layers`, `num_heads`, and optionally `num_kv_heads`, `d_ff`, `rope_theta` and the choices below.
+    `num_layers`, `num_heads`, and optionally `num_kv_heads`, `d_head`, `d_ff`, `rope_theta` and the choices below.
 
     - `rope_scaling` holds the keywords of `rope_factors`, which slow the rotary embedding down for a longer context
       than that of an earlier training.
@@ -295,6 +295,7 @@ def _block(settings: ModelSettings, rope: RotaryEmbedding | None, place: dict[st
         ffn=settings.ffn,
         norm_eps=settings.norm_eps,
         num_kv_heads=settings.num_kv_heads,
+        d_head=settings.d_head,
         rope=rope,
         qk_norm=settings.qk_norm,
         implementation=settings.attention,

@@ -20,6 +20,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"ffn": "silu"},
     {"qk_norm": True},
     {"num_kv_heads": 2},
+    {"num_kv_heads": 2, "d_head": 12, "qk_norm": True},
     {"tie_embeddings": True, "num_kv_heads": 1, "qk_norm": True, "norm_eps": 1e-2},
     {"tie_embeddings": True, "norm_position": "post", "attention": "reference"},
     {"logit_soft_cap": 0.5},

@@ -32,6 +32,7 @@ SAMPLED = [
 ]
 VARIANTS = [
     {"qk_norm": True},
+    {"num_kv_heads": 2, "d_head": 12, "qk_norm": True},
     {"num_kv_heads": 2, "rope_scaling": SCALING, "rope_theta": 500.0, "tie_embeddings": True},
     {"norm_position": "post", "ffn": "silu", "logit_soft_cap": 3.0},
     {"norm_position": "none", "position": "none", "d_ff": 50, "dropout": {"residual": 0.1}},

@@ -50,7 +50,7 @@ Weights = Mapping[str, Tensor]
 # The settings that are computed here too, those with a few values with these; `check_known` refuses all others.
 _CHOICES = {"norm_position": ("pre", "post", "none"), "position": ("rope", "none")}
 _SETTINGS = {
-    "context_length", "d_ff", "d_model", "ffn", "logit_soft_cap", "norm_eps", "num_heads", "num_kv_heads",
+    "context_length", "d_ff", "d_head", "d_model", "ffn", "logit_soft_cap", "norm_eps", "num_heads", "num_kv_heads",
     "num_layers", "qk_norm", "rope_scaling", "rope_theta", "tie_embeddings", "vocab_size",
 }  # fmt: skip
 
@@ -379,7 +379,7 @@ class _Layer:
         return by_rows(lambda rows: self._ffn.activate(*rows.chunk(len(self._ffn.UP), dim=1)), x)  # (batch * seq, d_ff)
 
     def _attend(self, qkv: Tensor, rotation: Tensor | None, positions: NewPositions, memory: LayerKV) -> Tensor:
-        """Rotate, store and attend: `(batch * seq, q + k + v)` to `(batch * seq, d_model)`.
+        """Rotate, store and attend: `(batch * seq, q + k + v)` to `(batch * seq, num_heads * d_head)`.
 
         There are three ways to attend: one query a sequence by embedding bags, a prompt in an empty cache by the fused
         causal kernel, and all else by two batched products with what the cache holds.
@@ -404,7 +404,7 @@ class _Layer:
         return self._attend_to_cache(query, positions, memory)
 
     def _attend_to_cache(self, query: Tensor, positions: NewPositions, memory: LayerKV) -> Tensor:
-        """Attend to all that the cache holds: queries `(batch, seq, num_heads, d_head)` to `(batch * seq, d_model)`."""
+        """Let queries `(batch, seq, num_heads, d_head)` attend to the cache; `(batch * seq, num_heads * d_head)`."""
         batch, seq, _, d_head = query.shape
         kv_heads = self._kv_heads
         if seq > 1:  # Queries that share keys are rows of one product.

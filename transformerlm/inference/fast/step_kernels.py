@@ -118,10 +118,10 @@ def layers(
 ) -> None:
     """Let vectors `(rows, d_model)` pass the layers from `first` to `end`."""
     count, (rows, d_model) = len(slots), x.shape
-    d_kv = keys.shape[2] * keys.shape[4]
+    d_query, d_kv = shape.num_heads * keys.shape[4], keys.shape[2] * keys.shape[4]
     normed = np.empty((rows, d_model), np.float32)
-    qkv = np.empty((rows, d_model + 2 * d_kv), np.float32)
-    mixed = np.zeros((rows, d_model), np.float32)
+    qkv = np.empty((rows, d_query + 2 * d_kv), np.float32)
+    mixed = np.zeros((rows, d_query), np.float32)
     up = np.empty((rows, shape.d_ff * (2 if shape.is_gated else 1)), np.float32)
     active = np.empty((rows, shape.d_ff), np.float32)
     for layer in range(first, end):
@@ -213,7 +213,7 @@ def _attend(
     values: Floats,
     mixed: Floats,
 ) -> None:
-    """Turn and store a row's key and value after the first `length`, and write what its heads mix, `(d_model)`."""
+    """Turn and store a row's key and value after the first `length`, and write what its heads mix, `(d_query)`."""
     _, kv_heads, _, d_head, _ = keys.shape
     heads = qkv.reshape(-1, d_head)  # (heads of queries, keys, values; d_head)
     for head in range(shape.num_heads + kv_heads):

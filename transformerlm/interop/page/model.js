@@ -10,7 +10,8 @@ export class Model {
   constructor(settings, parts) {
     this.settings = settings;
     this.parts = parts;
-    this.headSize = settings.d_model / settings.num_heads;
+    this.headSize = settings.d_head;
+    this.queryWidth = settings.num_heads * this.headSize;
     this.cacheWidth = settings.num_kv_heads * this.headSize;
     const size = settings.context_length * this.cacheWidth;
     const make = () => Array.from({ length: settings.num_layers }, () => new Float32Array(size));
@@ -86,19 +87,20 @@ export class Model {
   }
 
   attention(x, layer, count) {
-    const { d_model, num_heads } = this.settings;
-    const width = d_model + 2 * this.cacheWidth;
+    const { num_heads } = this.settings;
+    const { queryWidth, cacheWidth } = this;
+    const width = queryWidth + 2 * cacheWidth;
     const qkv = multiply(this.parts[`${layer}.qkv`], x, count);
-    const mixed = new Float32Array(count * d_model);
+    const mixed = new Float32Array(count * queryWidth);
     for (let row = 0; row < count; row++) {
       const position = this.length + row;
       const own = qkv.subarray(row * width, (row + 1) * width);
-      this.turn(own.subarray(0, d_model + this.cacheWidth), layer, position);
-      this.keys[layer].set(own.subarray(d_model, d_model + this.cacheWidth), position * this.cacheWidth);
-      this.values[layer].set(own.subarray(d_model + this.cacheWidth), position * this.cacheWidth);
+      this.turn(own.subarray(0, queryWidth + cacheWidth), layer, position);
+      this.keys[layer].set(own.subarray(queryWidth, queryWidth + cacheWidth), position * cacheWidth);
+      this.values[layer].set(own.subarray(queryWidth + cacheWidth), position * cacheWidth);
       for (let head = 0; head < num_heads; head++) {
         const start = head * this.headSize;
-        this.mix(own.subarray(start, start + this.headSize), layer, head, position + 1, mixed, row * d_model + start);
+        this.mix(own.subarray(start, start + this.headSize), layer, head, position + 1, mixed, row * queryWidth + start);
       }
     }
     return multiply(this.parts[`${layer}.output`], mixed, count);

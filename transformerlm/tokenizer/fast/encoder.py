@@ -183,7 +183,7 @@ class CompiledEncoder:
             self._learn_whole_tokens(whole_tokens)
 
     def _learn_whole_tokens(self, whole_tokens: Mapping[bytes, int]) -> None:
-        """Know from now on the tokens that merges do not make of their bytes; one that is no UTF-8 is never a piece."""
+        """Know from now on tokens that merges do not make of their bytes; a part of a character is never a piece."""
         tokens = [token for token in whole_tokens if _is_text(token)]
         ids, ends = self.encode_texts(tokens, ordinary=True)
         wanted = np.array([whole_tokens[token] for token in tokens], dtype=np.uint64)
