@@ -198,8 +198,8 @@ def _check_normalizer(normalizer: Any) -> None:
     if normalizer != {"type": "NFC"}:
         raise ValueError(f"normalizer: expected null or NFC, found {json.dumps(normalizer)[:80]}")
     warnings.warn(
-        "its normalizer (NFC) composes letters and their accents; ours changes no text, so give it composed text to get "
-        "the same ids",
+        "its normalizer (NFC) composes letters and their accents; ours changes no text, so give it composed text to "
+        "get the same ids",
         stacklevel=4,
     )
 
