@@ -22,7 +22,7 @@ class SizeConfig(Section):
 
     d_model: int = Field(ge=1, le=2**20, description="width of the residual stream")
     num_layers: int = Field(ge=1, le=4096, description="number of Transformer blocks")
-    num_heads: int = Field(ge=1, le=2**16, description="number of query heads; divides d_model")
+    num_heads: int = Field(ge=1, le=2**16, description="number of query heads; divides d_model, unless d_head is set")
     learning_rate: float | None = Field(None, gt=0, le=1e3, description="peak learning rate for it; none: base's")
 
     @property

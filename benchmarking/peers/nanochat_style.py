@@ -58,6 +58,11 @@ class NanochatStyle:
     def _attention(self, x: Tensor, layer: int, cache: Tensor, start: int) -> Tensor:
         names = (f"layers.{layer}.attn.{name}_proj.weight" for name in "qkv")
         query, key, value = (self._split(F.linear(x, self._weights[name])) for name in names)
+        if self._hparams["qk_norm"]:
+            query, key = (
+                self._norm(each, f"layers.{layer}.attn.{name}_norm")
+                for each, name in zip((query, key), "qk", strict=True)
+            )
         end = start + x.shape[1]
         cache[0, :, :, start:end] = self._rope(key, offset=start)
         cache[1, :, :, start:end] = value

@@ -54,7 +54,10 @@ def test_lines_of_a_small_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("small_limits")
-@pytest.mark.parametrize("changes", [[], ["--model.num_kv_heads=2", "--model.tie_embeddings=true"]])
+@pytest.mark.parametrize(
+    "changes",
+    [[], ["--model.num_kv_heads=2", "--model.tie_embeddings=true"], ["--model.qk_norm=true", "--model.d_head=12"]],
+)
 def test_the_plain_cache_computes_our_model(changes: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """`nanochat_style` chooses our ids, grouped queries and a tied head too; 8 bits have their own lines."""
     arguments = ["--batch_size=[2]", '--peers=["nanochat_style"]', '--precision=["fp32", "int8"]']

@@ -165,4 +165,4 @@ def test_a_qwen3_that_names_no_head_size_has_the_default_of_transformers():
     assert llama.from_config({"model_type": "qwen3", **sizes})["d_head"] == 128
     found = llama.from_config({"model_type": "qwen3", **sizes, "head_dim": 8, "sliding_window": 4096})
     assert (found["qk_norm"], found["num_kv_heads"], found["context_length"]) == (True, 32, 32768)
-    assert found["d_head"] == 8
+    assert found["d_head"] is None  # as wide as usual, 32 / 4

@@ -166,13 +166,18 @@ def from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{ours: config[theirs] for theirs, ours in _SIZES.items()},
         "num_kv_heads": config.get("num_key_value_heads"),
-        "d_head": config.get("head_dim"),
+        "d_head": None if _has_usual_heads(config) else config.get("head_dim"),
         "context_length": config["max_position_embeddings"],
         "norm_eps": config.get("rms_norm_eps", 1e-6),
         **rope,
         "tie_embeddings": config.get("tie_word_embeddings", False),
         "qk_norm": config["model_type"] == "qwen3",
     }
+
+
+def _has_usual_heads(config: Mapping[str, Any]) -> bool:
+    head_dim, num_heads = config.get("head_dim"), config["num_attention_heads"]
+    return type(head_dim) is int and type(num_heads) is int and head_dim * num_heads == config["hidden_size"]
 
 
 def _read_rope(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

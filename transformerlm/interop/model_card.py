@@ -107,11 +107,12 @@ def _sections(notes: CardNotes) -> str:
 
 
 def _facts(config: TrainConfig, state: dict[str, Any], tokenizer: Tokenizer) -> dict[str, str]:
-    model, training, optimizer = config.model, config.training, config.optimizer
+    model, training, optimizer = ModelSettings(**config.model.model_dump()), config.training, config.optimizer
     sidecar = _sidecar(config.data.train, sha256=state.get("data", {}).get("train_sha256"))
     facts = {
-        "parameters": f"{count_parameters(ModelSettings(**model.model_dump())):,}",
-        "layers, width, heads": f"{model.num_layers}, {model.d_model}, {model.num_heads}",
+        "parameters": f"{count_parameters(model):,}",
+        "layers, width, heads": f"{model.num_layers}, {model.d_model}, {model.num_heads}"
+        + (f" of {model.d_head}" if model.d_query != model.d_model else ""),
         "context": f"{model.context_length:,} tokens",
         "tokenizer": f"byte-level BPE, {tokenizer.vocab_size:,} tokens, pattern {tokenizer.pattern}",
         "special tokens": ", ".join(f"`{token}`" for token in tokenizer.special_tokens[:_MAX_SPECIALS]) or "none",

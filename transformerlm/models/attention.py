@@ -71,7 +71,8 @@ class MultiHeadSelfAttention(nn.Module):
             raise ValueError(f"d_model ({d_model}) is not divisible by num_heads ({num_heads})")
         if num_heads % num_kv_heads:
             raise ValueError(f"num_heads ({num_heads}) is not divisible by num_kv_heads ({num_kv_heads})")
-        self.num_heads, self.num_kv_heads, self.d_head = num_heads, num_kv_heads, d_head or d_model // num_heads
+        self.d_head = d_model // num_heads if d_head is None else d_head
+        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.rope, self.implementation, self.dropout = rope, implementation, dropout
         d_query, d_kv = num_heads * self.d_head, num_kv_heads * self.d_head
         self.q_proj = Linear(d_model, d_query, device=device, dtype=dtype)
