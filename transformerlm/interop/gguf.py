@@ -254,9 +254,7 @@ def _add_sizes(writer: GGUFWriter, settings: ModelSettings, *, name: str) -> Non
     writer.add_head_count(settings.num_heads)
     writer.add_head_count_kv(settings.num_kv_heads)
     writer.add_rope_dimension_count(settings.d_head)
-    if (
-        settings.qk_norm or settings.d_query != settings.d_model
-    ):  # else heads are as wide as the reader takes them to be
+    if settings.qk_norm or settings.d_query != settings.d_model:  # else the reader divides the width by the heads
         writer.add_key_length(settings.d_head)
         writer.add_value_length(settings.d_head)
     writer.add_rope_freq_base(settings.rope_theta)
