@@ -197,8 +197,7 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[object, ...]]:
         """Pickle as the parts; caches stay here."""
-        build = partial(Tokenizer, pattern=self.pattern, ignore_merges=self.ignore_merges, engine=self.engine)
-        return build, (self.vocab, self.merges, self.special_tokens)
+        return partial(Tokenizer, **self._choices()), (self.vocab, self.merges, self.special_tokens)
 
     @property
     def vocab_size(self) -> int:
@@ -400,14 +399,7 @@ class Tokenizer:
         if len(all_tokens) > io.MAX_SPECIALS:
             found = f"{len(self.special_tokens):,} and {len(new):,} more"
             raise ValueError(f"special_tokens: expected {io.MAX_SPECIALS:,} in a tokenizer at most, found {found}")
-        return Tokenizer(
-            self.vocab,
-            self.merges,
-            all_tokens,
-            pattern=self.pattern,
-            ignore_merges=self.ignore_merges,
-            engine=self.engine,
-        )
+        return Tokenizer(self.vocab, self.merges, all_tokens, **self._choices())
 
     def fingerprint(self) -> str:
         """Return a sha256 in hex over all that decides about ids, not over the files' layout."""
@@ -429,6 +421,10 @@ class Tokenizer:
             **self._rule(),
         }
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+    def _choices(self) -> dict[str, Any]:
+        """Return the keywords with which this one was built."""
+        return {"pattern": self.pattern, "ignore_merges": self.ignore_merges, "engine": self.engine}
 
     def _rule(self) -> dict[str, bool]:
         """Return what a record says of `ignore_merges`: nothing where it is not set, as in older records."""

@@ -72,6 +72,15 @@ def to_utf8(text: str) -> bytes:
         return whole_characters(text).encode()
 
 
+def is_utf8(data: bytes) -> bool:
+    """Return whether bytes are whole characters of valid UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _has_halves(text: str) -> bool:
     if text.isascii():  # Python knows, and does not look
         return False

@@ -25,11 +25,11 @@ from transformerlm.tokenizer import Tokenizer, engines
 from transformerlm.tokenizer.engines import COMPILED_PATTERNS
 from transformerlm.tokenizer.pair_table import learn_merges
 from transformerlm.tokenizer.pretokenize import PATTERNS
+from transformerlm.utils.strings import is_utf8
 
 pytest.importorskip("numba")
 from transformerlm.tokenizer.fast import encoder, seam_kernels
 from transformerlm.tokenizer.fast.arrays import padded
-from transformerlm.tokenizer.fast.encoder import _is_text
 
 PLAIN = plain_kernels.load()
 SPECIALS = (EOT, EOT + EOT, "<|e|>", "a b", "\n\n", "'s")
@@ -56,15 +56,18 @@ REFERENCE = {pattern: _build("reference", pattern=pattern) for pattern in COMPIL
 COMPILED = {pattern: _build("compiled", pattern=pattern) for pattern in COMPILED_PATTERNS}
 
 
-def _encoder(modules: object = encoder, **options: int) -> encoder.CompiledEncoder:
-    known = REFERENCE["gpt2"]._vocabulary
+def _encoder(
+    modules: object = encoder, *, tokenizer: Tokenizer = REFERENCE["gpt2"], **options: int
+) -> encoder.CompiledEncoder:
+    known = tokenizer._vocabulary
     return modules.CompiledEncoder(  # type: ignore[attr-defined, no-any-return]
         byte_ids=known.byte_ids,
         merges=[(*pair, new) for pair, new in zip(known.ranks, known.merged, strict=True)],
         tokens=[known.tokens[token_id] for token_id in range(len(known.tokens))],
         special_token_ids=known.special_token_ids,
-        pattern="gpt2",
-        dtype=np.uint16,
+        pattern=known.pattern,
+        dtype=known.id_type,
+        whole_tokens=known.whole_tokens,
         **options,
     )
 
@@ -150,7 +153,7 @@ def test_a_piece_that_is_a_token_is_that_token(seed: int, pattern: str) -> None:
     for alphabet in ("abc", "漢字文", "aé漢", "".join(map(chr, range(0x4E00, 0x4E50)))):
         reference = from_ranks(seed, alphabet=alphabet, pattern=pattern, engine="reference")
         tokenizer = from_ranks(seed, alphabet=alphabet, pattern=pattern, engine="compiled")
-        ids = {token.decode(): each for each, token in list(reference.vocab.items())[256:-1] if _is_text(token)}
+        ids = {token.decode(): each for each, token in list(reference.vocab.items())[256:-1] if is_utf8(token)}
         texts = [*ids, "\n".join(ids), *("".join(rng.choices([*ids], k=rng.randint(2, 40))) for _ in range(50))]
         for letters in (alphabet, alphabet + " "):
             texts += ["".join(rng.choices(letters, k=rng.randint(1, 300))) for _ in range(30)]
@@ -164,22 +167,11 @@ def test_a_piece_that_is_a_token_is_that_token(seed: int, pattern: str) -> None:
 def test_tokens_that_are_pieces_survive_the_emptying_of_a_small_cache() -> None:
     """They are entered again, however small the cache is."""
     tokenizer = from_ranks(0, engine="reference")
-    known = tokenizer._vocabulary
     rng = random.Random(0)
     texts = ["".join(rng.choices("abcdefgh", k=rng.randint(1, 20))) for _ in range(20_000)]
     texts += [token.decode() for token in tokenizer.vocab.values() if token.isascii()]
     for cache_bytes in (1, 1_500_000):
-        compiled = encoder.CompiledEncoder(
-            byte_ids=known.byte_ids,
-            merges=[(*pair, new) for pair, new in zip(known.ranks, known.merged, strict=True)],
-            tokens=[known.tokens[token_id] for token_id in range(len(known.tokens))],
-            special_token_ids=known.special_token_ids,
-            pattern="llama3",
-            dtype=np.uint16,
-            whole_tokens=known.whole_tokens,
-            cache_bytes=cache_bytes,
-        )
-        ids, _ = compiled.encode_texts([text.encode() for text in texts])
+        ids, _ = _encoder(tokenizer=tokenizer, cache_bytes=cache_bytes).encode_texts([text.encode() for text in texts])
         assert ids.tolist() == [token_id for text in texts for token_id in tokenizer.encode(text)]
 
 

@@ -23,6 +23,7 @@ from transformerlm.tokenizer.fast import text_kernels as text_kernels
 from transformerlm.tokenizer.fast.arrays import PADDING, Array, hash_shift, padded
 from transformerlm.tokenizer.fast.unicode_tables import unicode_table
 from transformerlm.tokenizer.parallel import map_in_order
+from transformerlm.utils.strings import is_utf8
 
 PATTERNS = {"gpt2": 0, "cl100k": 1, "llama3": 2, "qwen2": 3}
 CACHE_BYTES = 64_000_000
@@ -184,7 +185,7 @@ class CompiledEncoder:
 
     def _learn_whole_tokens(self, whole_tokens: Mapping[bytes, int]) -> None:
         """Know from now on tokens that merges do not make of their bytes; a part of a character is never a piece."""
-        tokens = [token for token in whole_tokens if _is_text(token)]
+        tokens = [token for token in whole_tokens if is_utf8(token)]
         ids, ends = self.encode_texts(tokens, ordinary=True)
         wanted = np.array([whole_tokens[token] for token in tokens], dtype=np.uint64)
         differ = (np.diff(ends, prepend=0) != 1) | (ids[ends - 1] != wanted)
@@ -299,14 +300,6 @@ def _seams_of(tokens: Sequence[bytes]) -> seam_kernels.Seams:
     seams = seam_kernels.Seams(np.zeros(num_bits // 64, dtype=np.uint64), hash_shift(num_bits))
     seam_kernels.fill_seams(spelled, places, seams)
     return seams
-
-
-def _is_text(token: bytes) -> bool:
-    try:
-        token.decode()
-    except UnicodeDecodeError:  # a part of a character
-        return False
-    return True
 
 
 def _runs(segments: Array) -> Iterator[Array]:
