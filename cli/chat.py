@@ -190,8 +190,9 @@ class _Talk:
         note("the conversation begins anew")
 
     def _take_seed(self, rest: str) -> None:
-        if rest.isascii() and rest.isdecimal() and int(rest[:20]) <= MAX_SEED:
-            self._seed = int(rest)
+        digits = rest.lstrip("0") or "0"
+        if rest.isascii() and rest.isdecimal() and int(digits[:20]) <= MAX_SEED:
+            self._seed = int(digits)
         elif rest:
             note(f"/seed: expected a whole number from 0 to {MAX_SEED}, found {rest[:40]}")
         note(f"the seed is {self._seed}")

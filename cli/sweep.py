@@ -188,7 +188,7 @@ def _environment(parallel: int) -> dict[str, str]:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         given = os.environ.get("OMP_NUM_THREADS", "")
         most = max(1, cores // parallel)
-        environment["OMP_NUM_THREADS"] = str(min(most, int(given)) if given.isdigit() and int(given) else most)
+        environment["OMP_NUM_THREADS"] = str(min(most, int(given)) if given.isdecimal() and int(given) else most)
     return environment
 
 

@@ -118,20 +118,20 @@ def _names_of(schema: type[BaseModel]) -> list[str]:
 def _place_of(schema: type[BaseModel], error: ErrorDetails) -> list[str]:
     """Return the parts of the key's name; pydantic adds the name of a type where a key takes several."""
     parts = [str(part) for part in error["loc"]]
-    return parts[:-1] if parts and ".".join(parts[:-1]) in _names_of(schema) and not parts[-1].isdigit() else parts
+    return parts[:-1] if parts and ".".join(parts[:-1]) in _names_of(schema) and not parts[-1].isdecimal() else parts
 
 
 def _expected_at(schema: type[BaseModel], parts: list[str]) -> str:
     name = ".".join(_names(parts))
     for key in iter_keys(schema):
         if key.name == name:
-            return key.item if parts[-1].isdigit() else key.expected
+            return key.item if parts[-1].isdecimal() else key.expected
     return f"a [{name}] table"
 
 
 def _names(parts: list[str]) -> list[str]:
     """Return an error's place without the numbers of a list's items."""
-    return [part for part in parts if not part.isdigit()]
+    return [part for part in parts if not part.isdecimal()]
 
 
 # --- what one pass of pydantic does not find --------------------------------------------------------------

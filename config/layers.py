@@ -36,7 +36,7 @@ class Layer:
         """Return what the source has for a key; MISSING if it has nothing."""
         found: Any = self.tree
         for part in parts:
-            index = int(part) if isinstance(found, list) and part.isdigit() else part
+            index = int(part) if isinstance(found, list) and part.isdecimal() else part
             try:
                 found = found[index]
             except (LookupError, TypeError):
@@ -46,7 +46,7 @@ class Layer:
     def place(self, parts: Sequence[str]) -> str:
         """Return where the key is, in the form that begins an error: `train.toml:7`, `--model.d_model`."""
         if self.is_options:
-            return "--" + ".".join(takewhile(lambda part: not part.isdigit(), parts))
+            return "--" + ".".join(takewhile(lambda part: not part.isdecimal(), parts))
         known = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
         line = next((self.lines[name] for name in known if name in self.lines), None)
         return f"{self.name}:{line}" if line else self.name

@@ -74,10 +74,11 @@ def test_the_seed_decides(chat):
     assert first == again
     assert first != other
     assert answers(chat("/seed 2", "Hi", arguments=[*drawn, "--seed=1"])) == other
-    done = chat("/seed 7", "/seed", "/seed -1", "/seed x", f"/seed {2**63}", "Hi", arguments=drawn)
+    refused = ("-1", "x", f"{2**63}", f"000{10**22}", "9" * 5000)
+    done = chat("/seed 0007", "/seed", *(f"/seed {one}" for one in refused), "Hi", arguments=drawn)
     assert done.records[0]["params.seed"] == 7
-    assert done.stderr.count("the seed is 7") == 5
-    assert done.stderr.count("/seed: expected a whole number from 0 to") == 3
+    assert done.stderr.count("the seed is 7") == 2 + len(refused)
+    assert done.stderr.count("/seed: expected a whole number from 0 to") == len(refused)
 
 
 def test_a_conversation_is_saved_as_make_data_reads_it(chat, chat_run, tmp_path):

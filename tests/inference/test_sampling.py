@@ -97,6 +97,12 @@ def test_a_sum_that_is_exactly_p_is_enough(top_p: float, expected: int) -> None:
     assert choose(logits, [SamplingParams(top_p=top_p)], last).tolist() == [expected - 1]
 
 
+def test_a_draw_from_equals_is_by_their_ids() -> None:
+    """Of ten equals and p = 0.3 the first three are left; a number of 0.5 is in the middle of them."""
+    middle = torch.tensor([0.5], dtype=torch.float64)
+    assert choose(torch.zeros(1, 10), [SamplingParams(top_p=0.3)], middle).tolist() == [1]
+
+
 def test_top_p_one_is_the_identity() -> None:
     """Even tokens too unlikely for fp32 stay."""
     logits = torch.tensor([[0.0, -500.0]])

@@ -98,6 +98,7 @@ def change(record, dotted, value):
         ("model.end_of_word_suffix", "</w>", r"model\.end_of_word_suffix: expected null"),
         ("normalizer", {"type": "NFKC"}, r"normalizer: expected null or NFC, found"),
         ("pre_tokenizer", None, r'pre_tokenizer\.type: expected "ByteLevel", found null'),
+        ("pre_tokenizer", {"type": "Sequence", "pretokenizers": []}, "pre_tokenizer: expected ByteLevel, found none"),
         ("pre_tokenizer", {"type": "Metaspace"}, r'pre_tokenizer\.type: expected "ByteLevel", found "Metaspace"'),
         ("pre_tokenizer", {"type": "ByteLevel"}, r"add_prefix_space: expected false, found true"),
         ("added_tokens.0.lstrip", True, r"added token '<\|endoftext\|>': lstrip: expected false, found true"),

@@ -11,8 +11,11 @@ import pytest
 
 from tests.serving.fake_engine import END
 from tests.serving.web import Web, run, until
-from transformerlm.serving.choices import joined
+from transformerlm.serving.api_schema import CompletionRequest, parsed
+from transformerlm.serving.choices import COMPLETION, joined
+from transformerlm.serving.completions import _Job
 from transformerlm.serving.engine import Piece, RequestRefused, UnknownCheckpoint
+from transformerlm.serving.texts_plan import plan_texts
 
 
 def test_a_text_goes_on(tmp_path):
@@ -455,6 +458,23 @@ def test_a_text_has_its_time(tmp_path):
         assert {event["finish"] for event in web.events} == {"timeout"}
 
     run(tmp_path, ask, sections={"timeouts": {"request": "0.05s"}})
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_client_that_reads_slowly_takes_nothing_of_the_time(tmp_path, n):
+    """What is made in time reaches it, however long each part waits to be taken."""
+
+    async def ask(web: Web) -> None:
+        served = web.app.state.served
+        asked = await parsed(CompletionRequest, json.dumps({"prompt": "ab", "n": n, "max_tokens": 3}).encode())
+        job = _Job(served, plan_texts(served, asked), COMPLETION)
+        finish = []
+        async for pieces in job.steps():
+            finish += [piece.finish for _, piece in pieces if piece.finish]
+            await asyncio.sleep(1.5)
+        assert finish == ["length"] * n
+
+    run(tmp_path, ask, sections={"timeouts": {"request": "1s"}})
 
 
 def test_what_a_step_makes_goes_out_together(tmp_path):

@@ -50,8 +50,9 @@ def test_runs_are_listed_with_their_names_as_they_are(tmp_path):
 
 
 def test_a_run_has_its_configuration_and_checkpoints(tmp_path):
-    """With dotted keys, and the defaults of training beside them."""
-    write_run(tmp_path, "quick/run")
+    """With dotted keys, and the defaults of training beside them; what is no step has no place."""
+    directory = write_run(tmp_path, "quick/run")
+    (directory / "checkpoints/step-²").mkdir()
     (answer,) = ask_for(tmp_path, "/api/run?run=quick/run")
     assert answer.json() == {
         "name": "quick/run",

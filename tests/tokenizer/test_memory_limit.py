@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import warnings
 from pathlib import Path
 
@@ -93,6 +94,23 @@ def test_pages_are_zeros_that_can_be_written(in_all: float) -> None:
             assert not numbers.any()
             numbers[:] = 7
             assert numbers.sum() == 7 * number
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").is_dir() or not Path("/proc/self/smaps").is_file(),
+    reason="the system has no huge pages",
+)
+def test_large_arrays_ask_for_huge_pages() -> None:
+    """The kernel has noted it (`hg`), and the pages are not shared (`sh`): those it would not make huge."""
+    numbers = memory_limit.Memory().zeros(1 << 21, np.int32, in_all=0)
+    is_here, flags = False, [""]
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            is_here = int(found[1], 16) <= numbers.ctypes.data < int(found[2], 16)
+        elif is_here and line.startswith("VmFlags:"):
+            flags = line.split()
+    assert "hg" in flags
+    assert "sh" not in flags
 
 
 def test_words_that_need_more_are_refused_by_the_reference(corpus: Path) -> None:

@@ -206,17 +206,17 @@ def test_closure_is_called_with_gradients_on_and_its_loss_returned() -> None:
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "message"),
     [
-        lambda p: AdamW(p, lr=-1.0),
-        lambda p: AdamW(p, betas=(0.9, 1.0)),
-        lambda p: AdamW(p, eps=float("nan")),
-        lambda p: SGD(p, momentum=-0.1),
+        (lambda p: AdamW(p, lr=-1.0), "lr must be at least 0, got -1.0"),
+        (lambda p: AdamW(p, betas=(0.9, 1.0)), r"betas must lie in \[0, 1\)"),
+        (lambda p: AdamW(p, eps=float("nan")), "eps must be at least 0, got nan"),
+        (lambda p: SGD(p, momentum=-0.1), "momentum must be at least 0, got -0.1"),
     ],
 )
-def test_values_out_of_range_are_refused(make: Callable[..., torch.optim.Optimizer]) -> None:
+def test_values_out_of_range_are_refused(make: Callable[..., torch.optim.Optimizer], message: str) -> None:
     """Negative rates, betas of 1 and NaN are errors at construction."""
-    with pytest.raises(ValueError, match="must"):
+    with pytest.raises(ValueError, match=message):
         make(make_parameters())
 
 

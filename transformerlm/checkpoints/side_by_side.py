@@ -44,7 +44,7 @@ def plan_tensors(weights: Mapping[str, Rows], optimizer: Mapping[str, Rows], *, 
 def _in_order(tensors: Mapping[str, Rows]) -> dict[str, Rows]:
     """Return an optimizer's tensors in the order of its parameters, however its state came about."""
     parts = {
-        name: [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
+        name: [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name.split(".")]
         for name in tensors
     }
     return {name: tensors[name] for name in sorted(tensors, key=parts.__getitem__)}

@@ -327,7 +327,7 @@ def _locked_inodes() -> set[int] | None:
 def _lives(holder: str) -> bool:
     """Return whether the process that a lock file names, as `process 1234 on HOST`, is there."""
     number = holder.partition(" on ")[0].rpartition(" ")[2]
-    if not number.isdigit():
+    if not number.isdecimal():
         return False
     try:
         os.kill(int(number), 0)

@@ -208,6 +208,8 @@ def _check_normalizer(normalizer: Any) -> None:
 def _pattern(pre_tokenizer: Any) -> str:
     """Return the name of the pattern that a `pre_tokenizer` splits by."""
     parts = pre_tokenizer["pretokenizers"] if (pre_tokenizer or {}).get("type") == "Sequence" else [pre_tokenizer or {}]
+    if not parts:
+        raise ValueError("pre_tokenizer: expected ByteLevel, found none")
     *splits, last = parts
     _refuse("pre_tokenizer.type", last.get("type"), ["ByteLevel"])
     _refuse("pre_tokenizer.add_prefix_space", last.get("add_prefix_space", True), [False])

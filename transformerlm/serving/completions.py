@@ -173,16 +173,19 @@ class _Job:
         """
         finish = dict.fromkeys(range(len(self._streams)), "cancelled")
         try:
+            clock = asyncio.get_running_loop().time
             async with asyncio.timeout(self._seconds) as limit, aclosing(read_together(self._streams)) as together:
-                deadline = limit.when()
+                deadline = clock() + self._seconds
                 async for pieces in together:
                     self._observe(pieces)
                     finish |= {number: piece.finish for number, piece in pieces if piece.finish}
                     for _, piece in pieces:
                         if piece.finish == "error":
                             raise _failed(piece)
-                    limit.reschedule(None)  # whoever takes the pieces may have to wait for a client that reads slowly
+                    limit.reschedule(None)  # a client may read slowly: that time does not count
+                    gave = clock()
                     yield pieces
+                    deadline += clock() - gave
                     limit.reschedule(deadline)
         except TimeoutError:
             finish = {number: "timeout" if one == "cancelled" else one for number, one in finish.items()}

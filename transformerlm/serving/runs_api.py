@@ -68,7 +68,7 @@ class _RunsApi:
         def read() -> dict[str, Any]:
             directory = self._directory(name)
             steps = sorted(
-                int(path.name[5:]) for path in directory.glob("checkpoints/step-*") if path.name[5:].isdigit()
+                int(path.name[5:]) for path in directory.glob("checkpoints/step-*") if path.name[5:].isdecimal()
             )
             config = config_of(directory)
             return {"name": name, "config": config, "defaults": named_defaults(), "checkpoints": steps}
@@ -183,6 +183,6 @@ def _one(request: Request, key: str) -> str:
 
 def _number(request: Request, key: str) -> int:
     text = request.query_params.get(key, "0")
-    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+    if not (text.isascii() and text.isdecimal() and len(text) <= 15):
         raise ApiError(400, f"{key}: expected a whole number of at least 0, found {text[:20]!r}", param=key)
     return int(text)

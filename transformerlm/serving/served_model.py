@@ -196,8 +196,8 @@ class ServedModel:
         return None
 
     def _last_piece(self, text: _Text, finished: Finished) -> Piece:
+        text.text += text.pieces.finish()  # which may complete a stop string
         by_string = text.pieces.stopped_by is not None
-        text.text += text.pieces.finish()
         text.num_tokens += finished.reason == "stop"  # the end token, of which nothing was told
         piece = self._piece(text, "stop" if by_string else finished.reason)
         end = None if finished.end is None else _logprobs([finished.end])

@@ -22,7 +22,7 @@ import numpy as np
 COMPILED_BYTES_PER_SLOT = 20
 REFERENCE_BYTES_PER_SLOT = 140
 
-_HUGE_PAGES_FROM = 1 << 22
+_HUGE_PAGE = 1 << 21
 
 
 def check_memory_limit(memory_limit_mb: float | None, num_bytes: float, *, num_words: int) -> None:
@@ -60,10 +60,7 @@ class Memory:
             self._tell(in_all)
             pages = _pages_in_file(num_bytes)
         else:
-            pages = mmap.mmap(-1, num_bytes)
-            if num_bytes >= _HUGE_PAGES_FROM and hasattr(mmap, "MADV_HUGEPAGE"):
-                with suppress(OSError):  # a system without them
-                    pages.madvise(mmap.MADV_HUGEPAGE)
+            pages = _pages_in_memory(num_bytes)
         return np.frombuffer(pages, dtype=dtype, count=number)
 
     def _tell(self, in_all: float) -> None:
@@ -74,6 +71,17 @@ class Memory:
                 f"{self.limit_bytes / 1e6:,.0f}; training goes on in files in {tempfile.gettempdir()}, more slowly",
                 stacklevel=2,
             )
+
+
+def _pages_in_memory(num_bytes: int) -> mmap.mmap:
+    """Return zeros of this process alone, in huge pages where the system gives them: one touch brings 2 MB."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return mmap.mmap(-1, num_bytes)
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared ones are never huge
+    if num_bytes >= _HUGE_PAGE:
+        with suppress(OSError):  # a kernel without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return pages
 
 
 def _pages_in_file(num_bytes: int) -> mmap.mmap:

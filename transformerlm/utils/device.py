@@ -143,7 +143,7 @@ def _cgroup_limits() -> list[int]:
 def _number_in(path: str) -> int | None:
     with suppress(OSError):
         text = Path(path).read_text().strip()
-        return int(text) if text.isdigit() else None  # "max" means no limit
+        return int(text) if text.isdecimal() else None  # "max" means no limit
     return None
 
 
@@ -153,7 +153,7 @@ def _file_pages_in(path: str) -> int:
     with suppress(OSError):
         for line in Path(path).read_text().splitlines():
             name, _, number = line.partition(" ")
-            if number.isdigit():
+            if number.isdecimal():
                 counts[name.removeprefix("total_")] = int(number)  # version 1 counts the groups within it last
     return counts.get("active_file", 0) + counts.get("inactive_file", 0)
 

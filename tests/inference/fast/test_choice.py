@@ -23,16 +23,20 @@ SETTINGS: list[dict[str, Any]] = [
     {"top_k": 10_000},
     {"top_p": 0.0},
     {"top_p": 1e-9},
+    {"top_p": 0.05},
+    {"top_p": 0.3},
     {"top_p": 0.9},
     {"top_p": 0.999},
     {"min_p": 0.05},
+    {"top_p": 0.3, "min_p": 0.1},
     {"top_p": 0.95, "min_p": 0.1},
     {"temperature": 0.7, "top_k": 50, "top_p": 0.8, "min_p": 0.02},
+    {"temperature": 50.0, "top_p": 0.2},
     {"temperature": 50.0, "top_p": 0.99},
     {"temperature": 1e-30, "top_p": 0.9},
     {"temperature": 0.0},
 ]
-ROWS = 18
+ROWS = 22
 
 
 @pytest.fixture(autouse=True, params=["compiled", "NumPy"])
@@ -47,6 +51,7 @@ def table(kind: str, vocab_size: int) -> torch.Tensor:
     """Logits `(ROWS, vocab_size)` of one kind."""
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(ROWS, vocab_size, generator=generator)
+    is_head = torch.arange(vocab_size) % 10 == 0
     return {
         "peaked": 4 * normal,
         "flat": 0.01 * normal,
@@ -55,6 +60,7 @@ def table(kind: str, vocab_size: int) -> torch.Tensor:
         "bfloat16": (2 * normal).bfloat16(),
         "some dropped": normal.masked_fill(torch.rand(ROWS, vocab_size, generator=generator) < 0.4, -torch.inf),
         "a long tail": -torch.arange(1, vocab_size + 1).log().expand(ROWS, -1).contiguous(),
+        "a flat tail": torch.where(is_head, 0.0, -3.7) + 1e-3 * normal,  # 0.18 of the mass: between 1 and 2 times 1 - p
     }[kind]
 
 
@@ -66,7 +72,7 @@ def numbers() -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "kind", ["peaked", "flat", "few values", "all equal", "bfloat16", "some dropped", "a long tail"]
+    "kind", ["peaked", "flat", "few values", "all equal", "bfloat16", "some dropped", "a long tail", "a flat tail"]
 )
 @pytest.mark.parametrize("vocab_size", [1, 2, 63, 64, 1000, 5003])
 def test_plain_and_fast_choose_the_same_ids(kind: str, vocab_size: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,6 +153,17 @@ def test_a_long_conversation_goes_on_without_its_beginning(page, seen):
     assert len(said(page)) == 12
 
 
+def test_messages_that_the_server_leaves_out_are_told_once(page):
+    """Where long texts slide, the first part of an answer and the last one both say how many."""
+    part = {"index": 0, "finish_reason": None, "step": 1}
+    parts = [part | {"delta": {"content": "yes"}}, part | {"delta": {}, "finish_reason": "stop"}]
+    lines = [json.dumps({"choices": [one], "messages_left_out": 2}) for one in parts]
+    body = "".join(f"data: {line}\n\n" for line in [*lines, "[DONE]"])
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(content_type="text/event-stream", body=body))
+    say(page, QUESTION)
+    assert "the oldest 2 messages are beyond the model's context" in page.text_content("#chat-status")
+
+
 def test_the_keyboard_alone_reaches_everything(page):
     """Without a mouse: a message is sent, a line is begun, each button and field is reached and seen."""
     page.focus("#tab-write")

@@ -197,6 +197,63 @@ def test_no_more_alternatives_are_asked_for_than_the_server_gives(tmp_path, new_
         page.wait_for_selector("#score:has-text('perplexity')")
 
 
+def test_ids_of_another_tokenizer_become_words(page, seen):
+    """When another model is served here, what the first one made is text for the second."""
+    go_on(page, max_tokens=4)
+    text = page.input_value("#text")
+    page.route(
+        "**/tokenizer_info", lambda route: route.fulfill(json={"fingerprint": "of another", "add_bos_token": False})
+    )
+    page.click("#continue")
+    page.wait_for_selector("#stop:disabled")
+    settle(page)
+    asked = [json.loads(one.post_data)["prompt"] for one in seen.of("/tokenize")]
+    assert asked == [PROMPT, text]
+    page.click("#undo")  # back to what the first model made, which is words for the second, too
+    page.click("#continue")
+    page.wait_for_selector("#stop:disabled")
+    settle(page)
+    assert [json.loads(one.post_data)["prompt"] for one in seen.of("/tokenize")] == [PROMPT, text, text]
+
+
+def test_a_long_text_keeps_the_token_before_it(page):
+    """What is cut off is the text's beginning, not the token that each text of the model begins with."""
+    info = {"fingerprint": "of a model with one", "add_bos_token": True, "bos_token": "<|endoftext|>"}
+    page.route("**/tokenizer_info", lambda route: route.fulfill(json=info))
+    found = page.evaluate(
+        """async () => {
+            const { promptOf, withIds } = await import("/static/completing.js");
+            const pieces = await withIds([{ text: "Ada sees the sea" }]);
+            const ids = pieces.map((one) => one.id);
+            return { ids, long: await promptOf(pieces, 3), whole: await promptOf(pieces, 99) };
+        }"""
+    )
+    start, *rest = found["whole"]["prompt"]
+    assert rest == found["ids"]
+    assert start not in rest
+    assert found["whole"]["num_cut"] == 0
+    assert found["long"] == {"prompt": [start, *rest[-2:]], "num_cut": len(rest) - 2}
+
+
+def test_a_text_that_is_too_long_to_be_kept_whole_stays_as_words(page):
+    """Where there is no room for what the model thought of each token, a reload finds the words."""
+    page.evaluate(
+        """() => {
+            const set = Storage.prototype.setItem;
+            Storage.prototype.setItem = function (key, value) {
+                if (value.length > 1000) throw new DOMException("full", "QuotaExceededError");
+                set.call(this, key, value);
+            };
+        }"""
+    )
+    go_on(page)
+    text = page.input_value("#text")
+    page.reload()
+    page.wait_for_selector("#served:has-text('step 2')")
+    assert page.input_value("#text") == text
+    assert page.locator(COLOURED).count() == 0
+
+
 def test_stop_ends_the_wait(page):
     """Stop takes back a request that has no answer yet, and leaves the text as it is."""
     page.fill("[name=max_tokens]", "64")

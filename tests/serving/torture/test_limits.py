@@ -64,7 +64,7 @@ def test_settings_at_their_ends_give_texts(server):
     restarts = server.health()["restarts"]
     ends = {
         "temperature": (0, 1e-300, 100),
-        "top_p": (0, -0.0, 1e-300, 1),
+        "top_p": (0, -0.0, 1e-300, 0.05, 0.3, 1),
         "top_k": (-1, 0, 1, 2**31 - 1),
         "min_p": (0, 1e-300, 1),
         "repetition_penalty": (0.01, 100),

@@ -211,8 +211,9 @@ def _from_top_p(weights: Floats, group: _Group, uniforms: Floats) -> Ints:
     ordered = _descending(_at_least(weights, low[:, None]), size)
     sums = _sums(ordered)
     counts = 1 + _first(sums, group.top_p * totals, above=False)
-    ids = _draw(weights, ordered, sums, counts, group.min_p, uniforms)
-    rest = (ordered[np.arange(len(ids)), np.minimum(counts, size) - 1] <= low) | (counts > size)
+    rest = (ordered[np.arange(len(counts)), np.minimum(counts, size) - 1] <= low) | (counts > size)
+    # A place after the first may hold `low` in these rows, which is no id's weight.
+    ids = _draw(weights, ordered, sums, np.where(rest, 1, counts), group.min_p, uniforms)
     if rest.any():  # the border may be anywhere
         ordered = _descending(weights[rest], weights.shape[1])
         sums = _sums(ordered)

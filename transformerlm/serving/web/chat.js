@@ -89,17 +89,17 @@ async function answer(keys, instead) {
   say("chat-status", "Waiting for the first token…");
   show();
   try {
-    let { response, num_left_out } = await askFor(keys, form.elements.namedItem("system").value, asked, running.signal);
+    const { response, num_left_out } = await askFor(keys, form.elements.namedItem("system").value, asked, running.signal);
     for await (const { data } of events(response)) {
       if (data.error) throw new Error(data.error.message);
       const [choice] = data.choices;
       told.step = choice.step ?? told.step;
-      num_left_out += data.messages_left_out ?? 0; // by the server, where long texts slide
+      told.left_out = data.messages_left_out ?? told.left_out; // by the server, where long texts slide
       told.finish = choice.finish_reason ?? told.finish;
       reply.content += choice.delta.content ?? "";
       show();
     }
-    say("chat-status", facts(told, began, num_left_out));
+    say("chat-status", facts(told, began, num_left_out + (told.left_out ?? 0)));
   } catch (error) {
     if (error.name === "AbortError") say("chat-status", "Stopped.");
     else say("chat-status", error.message, true);

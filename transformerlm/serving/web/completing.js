@@ -2,22 +2,25 @@
 // if it were tokenized again.
 
 import { ask, askJson, events } from "/static/api.js";
-import { bytesOf, bytesOfHex, spellAll, tokensOf } from "/static/pieces.js";
+import { bytesOf, bytesOfHex, joined, spellAll, tokensOf } from "/static/pieces.js";
 import { cardOf } from "/static/settings.js";
 
 const NUM_ALTERNATIVES = 10;
 const numAlternatives = (model) => Math.min(NUM_ALTERNATIVES, cardOf(model)?.max_logprobs ?? NUM_ALTERNATIVES);
 let start = null;
+let tokenizer = null; // whose ids are meant: another model may be served here by now
 
-// Return the pieces with the user's words as tokens, too.
+// Return the pieces with the user's words as tokens, too; ids of another tokenizer become words before.
 export async function withIds(pieces, signal) {
+  const of = (await askJson("/tokenizer_info", { signal })).fingerprint;
+  if (of !== tokenizer) [tokenizer, start] = [of, null];
   const result = [];
-  for (const piece of pieces) {
-    if (piece.id !== undefined) result.push(piece);
+  for (const piece of joined(pieces.map((one) => (one.of === of ? one : { text: one.text })))) {
+    if (piece.id !== undefined) result.push({ ...piece }); // a copy: its text may change, and Undo has the old one
     else if (piece.text) {
       const body = { prompt: piece.text, add_special_tokens: false, allow_special: false };
       const found = await askJson("/tokenize", { body, signal });
-      result.push(...found.tokens.map((id, at) => ({ id, bytes: bytesOfHex(found.bytes[at]), text: "", made: false })));
+      result.push(...found.tokens.map((id, at) => ({ id, of, bytes: bytesOfHex(found.bytes[at]), text: "", made: false })));
     }
   }
   return spellAll(result);
@@ -36,9 +39,10 @@ async function startIds() {
 
 // Return a prompt that fits the model's context with the tokens that are asked for, and how many of its ids are cut off.
 export async function promptOf(pieces, room) {
-  const ids = [...(await startIds()), ...pieces.map((piece) => piece.id)];
-  const num_cut = Math.max(0, ids.length - room);
-  return { prompt: ids.length ? ids.slice(num_cut) : "", num_cut };
+  const first = await startIds();
+  const num_cut = Math.max(0, first.length + pieces.length - room);
+  const ids = [...first, ...pieces.slice(num_cut).map((piece) => piece.id)];
+  return { prompt: ids.length ? ids : "", num_cut };
 }
 
 // Ask for text and call `onTokens(index, tokens)` as it comes. Returns {seed, step, finish}.
@@ -50,7 +54,7 @@ export async function complete(body, { signal, onTokens }) {
     for (const choice of data.choices) {
       if (choice.step !== undefined) told.step = choice.step;
       if (choice.finish_reason) told.finish[choice.index] = choice.finish_reason;
-      onTokens(choice.index, tokensOf(choice));
+      onTokens(choice.index, tokensOf(choice).map((one) => ({ ...one, of: tokenizer })));
     }
   }
   return told;
@@ -72,9 +76,9 @@ export async function scored(pieces, model, context, signal) {
   };
 }
 
-// Return an alternative as a piece that follows the ones before it.
-export function chosen(one, top) {
+// Return an alternative to a token as a piece that follows the ones before it.
+export function chosen(one, { top, of }) {
   const bytes = bytesOf(one.spelled);
   if (one.id === undefined) return { text: new TextDecoder().decode(bytes) };
-  return { id: one.id, bytes, text: "", logprob: one.logprob, top, made: true };
+  return { id: one.id, of, bytes, text: "", logprob: one.logprob, top, made: true };
 }

@@ -1,7 +1,7 @@
 // A text as pieces: the user's words, which have no ids yet, and tokens with ids, bytes and what the model thought.
 //
-// A piece is {text} or {text, id, bytes, logprob, top, made}. A character may have several tokens: it is in the text of
-// the last one, and the others have none.
+// A piece is {text} or {text, id, of, bytes, logprob, top, made}; `of` is the fingerprint of the tokenizer whose id it is.
+// A character may have several tokens: it is in the text of the last one, and the others have none.
 
 const ENCODER = new TextEncoder();
 const LIMITS = [0.5, 0.2, 0.1, 0.03, 0.01]; // below which a token has the next colour

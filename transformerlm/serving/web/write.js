@@ -54,10 +54,13 @@ function changed(caret = null) {
 
 function keep() {
   const plain = pieces.map((piece) => (piece.bytes ? { ...piece, bytes: [...piece.bytes] } : piece));
-  try {
-    sessionStorage.setItem(KEPT, JSON.stringify(plain));
-  } catch {
-    sessionStorage.removeItem(KEPT); // too long to be kept
+  for (const kept of [plain, [{ text: textOf(pieces) }]]) { // where all is too long to be kept, the words alone
+    sessionStorage.removeItem(KEPT);
+    try {
+      return sessionStorage.setItem(KEPT, JSON.stringify(kept));
+    } catch {
+      continue;
+    }
   }
 }
 
@@ -189,7 +192,7 @@ function branch(model, seed, read, tail) {
     changed(textOf(read).length + textOf(made).length);
     field.focus();
   });
-  watch(text, () => made, (number, one) => goOnFrom([...read, ...made.slice(0, number)], one, made[number].top));
+  watch(text, () => made, (number, one) => goOnFrom([...read, ...made.slice(0, number)], one, made[number]));
   return {
     add: (tokens) => {
       made.push(...tokens);
@@ -199,8 +202,9 @@ function branch(model, seed, read, tail) {
   };
 }
 
-function goOnFrom(head, one, top) {
-  goOn(spellAll([...head, chosen(one, top)]), []);
+// Continue after `head` and an alternative to the token that follows it.
+function goOnFrom(head, one, token) {
+  goOn(spellAll([...head.map((piece) => ({ ...piece })), chosen(one, token)]), []);
 }
 
 function rate(count, began) {
@@ -270,7 +274,7 @@ function watch(place, tokens, choose, over = place) {
   over.addEventListener("mouseleave", leave);
 }
 
-watch(backdrop, () => pieces, (number, one) => goOnFrom(pieces.slice(0, number), one, pieces[number].top), field);
+watch(backdrop, () => pieces, (number, one) => goOnFrom(pieces.slice(0, number), one, pieces[number]), field);
 
 function alternativesAtCursor() {
   const number = pieceBefore(pieces, field.selectionEnd);
@@ -280,7 +284,7 @@ function alternativesAtCursor() {
     say("write-status", "No alternatives are known of the token before the cursor; Perplexity asks the model for them.");
     return;
   }
-  popover.open(backdrop.children[number], piece, (one) => goOnFrom(pieces.slice(0, number), one, piece.top), field);
+  popover.open(backdrop.children[number], piece, (one) => goOnFrom(pieces.slice(0, number), one, piece), field);
 }
 
 function markNear() {

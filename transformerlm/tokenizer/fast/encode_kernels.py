@@ -76,7 +76,7 @@ class Ahead(NamedTuple):
     """Pieces that are found and not yet looked up, up to `AHEAD` of them."""
 
     ends: Array  # int64 (2 * AHEAD,): where each ends, and where its pre-token does
-    keys: Array  # uint64 (3 * AHEAD,): the two words of its key, 0 and 0 for a long one, and its home in the table
+    keys: Array  # uint64 (3 * AHEAD,): the two words of its key (a long one: its hash and 0), and its home in the table
 
 
 @helper
@@ -104,7 +104,7 @@ def probe(slots: Array, place: Any, first: Any, second: Any) -> Any:
     return place
 
 
-@kernel
+@helper
 def long_hash(data: Array, start: int, length: int) -> Any:
     """Return a hash of more than fifteen bytes."""
     # Eight bytes at a time; the last eight may overlap those before, so no byte is left over.
@@ -115,7 +115,7 @@ def long_hash(data: Array, start: int, length: int) -> Any:
     return (result ^ word_at(data, start + length - 8)) * _MIX_B
 
 
-@kernel
+@helper
 def equal_bytes(left: Array, left_start: int, right: Array, right_start: int, length: int) -> bool:
     """Return whether two stretches of eight bytes or more are the same."""
     # Eight at a time; the last eight may overlap those before.
@@ -132,9 +132,15 @@ def find_slot(data: Array, start: int, length: int, pieces: Pieces) -> Any:
     if length <= SHORT_BYTES:
         first, second = short_key(data, start, length)
         return probe(slots, home_slot(first, second, shift), first, second)
-    mask = np.uint64(slots.size - 1)
     first = long_hash(data, start, length)
-    place = home_slot(first, _LONG, shift)
+    return probe_long(data, start, length, pieces, home_slot(first, _LONG, shift), first)
+
+
+@helper
+def probe_long(data: Array, start: int, length: int, pieces: Pieces, place: Any, first: Any) -> Any:
+    """Return the place of a long piece's slot, from its home on, or that of the empty slot where it belongs."""
+    slots = pieces.slots
+    mask = np.uint64(slots.size - 1)
     while slots[place + _U1] != _U0:
         # The hash and the length first; the bytes are compared only where both agree.
         if slots[place] == first and slots[place + _U3] == np.uint64(length) and slots[place + _U1] >= _LONG:
@@ -321,11 +327,13 @@ def look_ahead(
         stop = piece_end
         if seen == _U0 and may_have_seams(data, start):  # a look shows no piece that has seams
             stop = first_seam(data, start, piece_end, seams)
-        first, second, home = _U0, _U0, _U0
         if stop - start <= SHORT_BYTES:
             first, second = short_key(data, start, stop - start)
             home = home_slot(first, second, pieces.shift)
-            prefetch(pieces.slots, home)
+        else:
+            first, second = long_hash(data, start, stop - start), _U0
+            home = home_slot(first, _LONG, pieces.shift)
+        prefetch(pieces.slots, home)
         ahead.ends[2 * number], ahead.ends[2 * number + 1] = stop, piece_end
         ahead.keys[3 * number], ahead.keys[3 * number + 1], ahead.keys[3 * number + 2] = first, second, home
         start = stop
@@ -399,7 +407,7 @@ def encode_segments(
                 stop = ahead.ends[2 * piece]
                 first, second, place = ahead.keys[3 * piece], ahead.keys[3 * piece + 1], ahead.keys[3 * piece + 2]
                 if second == _U0:
-                    place = find_slot(data, start, stop - start, pieces)
+                    place = probe_long(data, start, stop - start, pieces, place, first)
                 else:
                     place = probe(slots, place, first, second)
                 if slots[place + _U1] != _U0:

@@ -22,6 +22,7 @@ from transformerlm.tokenizer.fast import seam_kernels as seam_kernels
 from transformerlm.tokenizer.fast import text_kernels as text_kernels
 from transformerlm.tokenizer.fast.arrays import PADDING, Array, hash_shift, padded
 from transformerlm.tokenizer.fast.unicode_tables import unicode_table
+from transformerlm.tokenizer.memory_limit import Memory
 from transformerlm.tokenizer.parallel import map_in_order
 from transformerlm.utils.strings import is_utf8
 
@@ -29,7 +30,7 @@ PATTERNS = {"gpt2": 0, "cl100k": 1, "llama3": 2, "qwen2": 3}
 CACHE_BYTES = 64_000_000
 SEGMENT_BYTES = 1 << 20
 
-_FIRST_SLOTS = 1 << 14
+_FIRST_SLOTS = 1 << 16  # 2 MB, a huge page
 _KEPT_WORK = 1 << 21  # numbers: a piece of 300 kB, of which there are hardly any
 
 
@@ -51,7 +52,7 @@ class PieceTable:
         self.max_bytes = max_bytes
         self._known = known
         self.pieces = kernels.Pieces(
-            slots=np.zeros(num_slots * kernels.SLOT_WORDS, dtype=np.uint64),
+            slots=_slots(num_slots),
             shift=hash_shift(num_slots),
             used=np.zeros(3, dtype=np.int64),
             long_bytes=np.zeros(1 << 14, dtype=np.uint8),
@@ -83,7 +84,7 @@ class PieceTable:
             self.pieces.used[:] = 0
             self._add_known()
         elif need == kernels.NEED_SLOTS:
-            self.pieces = kernels.with_more_slots(self.pieces, np.zeros(4 * len(slots), dtype=np.uint64))
+            self.pieces = kernels.with_more_slots(self.pieces, _slots(4 * len(slots) // kernels.SLOT_WORDS))
         elif need == kernels.NEED_LONG_BYTES:
             self.pieces = self.pieces._replace(long_bytes=_longer(long_bytes, length))
         else:
@@ -311,6 +312,10 @@ def _runs(segments: Array) -> Iterator[Array]:
         stop = max(start + 1, int(np.searchsorted(sizes, before + SEGMENT_BYTES, side="right")))
         yield segments[start:stop]
         start = stop
+
+
+def _slots(number: int) -> Array:
+    return Memory().zeros(number * kernels.SLOT_WORDS, np.uint64, in_all=0)
 
 
 def _longer(array: Array, at_least: int) -> Array:
