@@ -112,7 +112,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             context,
             max_new_tokens=int(settings.get("max_gen_toks", DEFAULT_MAX_GEN_TOKS)),
             temperature=temperature,
-            top_k=settings.get("top_k"),
+            top_k=settings.get("top_k") or None,  # 0 is off there
             top_p=float(settings.get("top_p", 1.0)),
             allow_special=True,
         )

@@ -75,7 +75,8 @@ def fit(config: FitConfig) -> int:
 def _choose_in(config: FitConfig, files: Sequence[str], home: Path) -> Statement:
     with fresh_directory(home):
         text, num_bytes = in_documents(files, home / "corpus.txt")
-        task = _task(config, home, text, num_bytes, corpus=Path(files[0]).name)
+        corpus = "/".join(Path(files[0]).resolve().parts[-2:])  # many projects have a README.md
+        task = _task(config, home, text, num_bytes, corpus=corpus)
         encoded = fitting.encode(task)
     plan, said = fitting.prepare(task, *encoded)
     note("\n" + "\n".join(_table(plan.settings)) + "\n")

@@ -9,6 +9,7 @@ if __name__ == "__main__":  # before the imports that take time
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from cli.progress import Progress
@@ -121,7 +122,8 @@ def _measured(config: PlanConfig, machine: Machine, facts: Facts) -> Facts:
         note("not measured: the estimate exceeds the memory that is free")
         return {}
     settings = {"device": machine.device, "precision": facts["precision"]}
-    return measured_facts(config, steps, plan=facts, progress=Progress(steps, unit="calibration step"), **settings)
+    with closing(Progress(steps, unit="calibration step")) as progress:
+        return measured_facts(config, steps, plan=facts, progress=progress, **settings)
 
 
 def _data(config: PlanConfig) -> Facts:

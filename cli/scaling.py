@@ -247,9 +247,8 @@ def _foretell(
 
     predictions = _predictions(config, study, grid)
     paths = [directory / one.name for one in predictions]
-    before = read_runs(_begun(paths))
-    made = [Path(name).name for name in before.points.names]
-    statements = state_predictions(directory, predictions, law=result["law"], made=made)
+    begun = [path.name for path in _begun(paths)]
+    statements = state_predictions(directory, predictions, law=result["law"], made=begun)
     note(f"\nstated in {directory / PREDICTIONS}, where each prediction stays as it was first written:")
     for one in predictions:
         for line in report.prediction_lines(as_stated(one, statements[one.name])):

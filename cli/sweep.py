@@ -316,7 +316,7 @@ def _say_what_would_run(config: SweepConfig, runs: Sequence[SweepRun]) -> None:
 
     with working("timing a few steps"):
         rate = flops_per_second(sorted(runs, key=lambda one: one.flops_per_token)[len(runs) // 2])
-    total, disk = 0.0, 0
+    total, disk = 0.0, 0.0
     for one in runs:
         seconds = config.budget if config.match == "seconds" else one.flops / rate
         assert seconds is not None
@@ -331,7 +331,7 @@ def _say_what_would_run(config: SweepConfig, runs: Sequence[SweepRun]) -> None:
     if config.method == "tpe":
         tried = _count(config, runs)
         note(f"guided search would try {tried:,} runs; these are the ends of its axes")
-        total *= tried / len(runs)
+        total, disk = total * tried / len(runs), disk * tried / len(runs)
     if config.match == "seconds":
         total /= config.parallel
     until = "at most " if config.halving else "about "

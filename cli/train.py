@@ -236,7 +236,7 @@ class StopSignals:
         self.received: str | None = None
         self.deferred = ""
         self._lock = threading.Lock()
-        self._is_over = False
+        self._is_over = self._is_echo_over = False
 
     def __enter__(self) -> StopSignals:
         self._previous = {number: signal.signal(number, self._receive) for number in heard_signals()}
@@ -250,6 +250,9 @@ class StopSignals:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
+            if self._is_echo_over:  # who held Ctrl-C back for a moment has put this handler back
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
             return
         self.received = signal.Signals(number).name
         threading.Thread(target=self._end_the_echo, name="echo", daemon=True).start()
@@ -269,6 +272,7 @@ class StopSignals:
         """
         time.sleep(ECHO_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else BRIEF_ECHO_SECONDS)
         with self._lock:
+            self._is_echo_over = True
             for number in self._previous if not self._is_over else ():
                 ctypes.pythonapi.PyOS_setsig(number, signal.SIG_DFL.value)
 

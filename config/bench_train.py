@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from config.measure import MeasureConfig
 from config.schemas import Device, ModelConfig, PositiveInt, Section
@@ -27,3 +27,11 @@ class BenchTrainConfig(Section):
         description="transformers' Llama, litgpt, and a plain torch.nn GPT; one that is not installed is skipped",
     )
     measure: MeasureConfig = MeasureConfig()
+
+    @model_validator(mode="after")
+    def _check_model(self) -> Self:
+        if self.model.document_mask:
+            raise ValueError("model.document_mask: expected false, found true; random tokens have no documents")
+        if self.model.dropout is not None:
+            raise ValueError("model.dropout: expected no such table; no peer that is measured drops as ours does")
+        return self

@@ -26,7 +26,9 @@ from config.paths import as_written, names_in_paths
 
 MAX_FILE_BYTES = 1_000_000
 # tomllib's time grows with the square of a dotted key's parts: a key of 500,000 parts, which fits a file, takes days.
-_LONG_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){32}""")
+# A string that looks like one is a part by itself.
+_KEY_PART = r"""(?:[\w-]++|"(?:\\.|[^"\\\n])*+"|'[^'\n]*+')"""
+_LONG_KEY = re.compile(rf"(?:^|[\[{{,])[ \t]*+(?:{_KEY_PART}[ \t]*+\.[ \t]*+){{32}}", re.MULTILINE)
 SHIPPED = Path(__file__).parent / "resources"
 
 Schema = TypeVar("Schema", bound=BaseModel)

@@ -40,6 +40,8 @@ def checked_path(text: str) -> str:
             r"in TOML a Windows path is written 'C:\data' (single quotes) or C:/data"
         )
     path = os.path.expanduser(_VARIABLE.sub(_value, text))
+    if not path:
+        raise ValueError(f"expected a path, found {text}, which is empty here")
     if path.partition("/")[0] == "~":
         raise ValueError(f"expected a path, found {text}, and who runs this has no home directory (set HOME)")
     return path

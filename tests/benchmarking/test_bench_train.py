@@ -38,6 +38,14 @@ def test_shipped_toml_loads_and_names_its_schema(tmp_path: Path) -> None:
     assert (SHIPPED / "bench_train.schema.json").read_text() == dump_json_schema(BenchTrainConfig) + "\n"
 
 
+@pytest.mark.parametrize("option", ["--model.document_mask=true", "--model.dropout.residual=0.1"])
+def test_what_its_steps_do_not_do_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before any process begins, by the name of the key."""
+    with pytest.raises(SystemExit):
+        bench.main([*TINY, option])
+    assert option[2:].partition("=")[0].removesuffix(".residual") + ": expected" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_limits", "no_new_process")
 def test_lines_of_a_small_run(capsys: pytest.CaptureFixture[str]) -> None:

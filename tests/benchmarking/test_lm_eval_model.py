@@ -116,6 +116,8 @@ def test_generation_ends_at_a_stop_text(model):
     """The text is the model's greedy one, up to the first of the stop texts, or to the number of tokens."""
     (whole,) = model.generate_until(requests(("Ada sees", {"max_gen_toks": 20, "until": []})))
     assert whole == model._predictor.generate("Ada sees", max_new_tokens=20, temperature=0.0)[len("Ada sees") :]
+    off = {"max_gen_toks": 20, "do_sample": False, "top_k": 0}  # as Hugging Face's generate spells "no top-k"
+    assert model.generate_until(requests(("Ada sees", off))) == [whole]
     stop = whole[3:5]
     found = model.generate_until(
         requests(*[("Ada sees", {"max_gen_toks": 20, "until": until}) for until in (stop, ["never", stop])])

@@ -91,7 +91,7 @@ def test_the_outcome_is_held_against_the_prediction(reached, words, pretend, tex
     share = abs(reached / said["middle"] - 1)
     assert f"it came to {reached:.3f} bits per byte: {words} the interval, {share:.1%} {side} what was" in done.stderr
     row = Row(**found["row"])
-    assert (row.corpus, row.bits_per_byte, row.probe_bits_per_byte) == ("my text.txt", reached, 3.0)
+    assert (row.corpus, row.bits_per_byte, row.probe_bits_per_byte) == (f"{tmp_path.name}/my text.txt", reached, 3.0)
     assert row.num_bytes == text.stat().st_size
     (tmp_path / "rows.json").write_text(json.dumps({"rows": [found["row"]]}))
     assert read_rows(tmp_path / "rows.json") == [row]

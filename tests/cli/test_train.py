@@ -37,6 +37,7 @@ from transformerlm.inference.predictor import Predictor
 from transformerlm.training.loop import EvalResult
 from transformerlm.training.planning.calibration import estimate_seconds
 from transformerlm.training.trainer import Trainer
+from transformerlm.utils.interrupts import ctrl_c_held_back
 
 
 def test_stdout_is_the_log_file_line_by_line(pipeline):
@@ -509,6 +510,21 @@ def test_an_echo_never_undoes_what_the_first_signal_began(deferred, capsys):
     assert signals.received == "SIGTERM"
     assert capsys.readouterr().err.count("SIGTERM: ") == 1
     assert before == {number: signal.getsignal(number) for number in before}
+
+
+@posix
+def test_once_more_ends_it_also_after_a_save_has_held_ctrl_c_back(monkeypatch):
+    """Who holds it back puts Python's handler in the place of the system's."""
+    raised = []
+    monkeypatch.setattr(signal, "raise_signal", lambda number: raised.append((number, signal.getsignal(number))))
+    with command.StopSignals() as signals:
+        signals.deferred = "saving"
+        os.kill(os.getpid(), signal.SIGINT)
+        signals._is_echo_over = True
+        with ctrl_c_held_back():
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+    assert raised == [(signal.SIGINT, signal.SIG_DFL)]
 
 
 # What passes a signal on to the program that it starts, and ends with a code of its own, as srun and torchrun do.

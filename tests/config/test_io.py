@@ -8,7 +8,7 @@ import pytest
 
 from config.bench_infer import BenchInferConfig
 from config.errors import ConfigError
-from config.io import SHIPPED, dump_origins, dump_settings, dump_toml, load_config, read_layers, validate
+from config.io import SHIPPED, dump_origins, dump_settings, dump_toml, load_config, read_layers, read_toml, validate
 from config.make_data import MakeDataConfig
 from config.train import TrainConfig
 from tests.config.helpers import SCHEMAS, SMALL, TRAIN, errors_of, raw_errors
@@ -162,6 +162,18 @@ def test_origins_hold_a_list_of_tables():
     layers = read_layers(MakeDataConfig, SHIPPED / "make_data.toml", {"input": [], "sources": ["[{input = ['a']}]"]})
     text = dump_origins(validate(MakeDataConfig, layers), layers)
     assert [table["input"] for table in tomllib.loads(text)["sources"]] == [["a"]]
+
+
+@pytest.mark.parametrize("part", ["a", '"a b"', '"a\\"b"', "'a'"])
+@pytest.mark.parametrize("place", ["{} = 1", "[{}]", "[[ {} ]]", "x = {{ y = 1, {} = 1 }}"])
+def test_a_key_of_many_parts_is_refused_and_a_text_of_many_dots_is_not(part, place, tmp_path):
+    """tomllib would take days for the one; the other is a prompt like any."""
+    (path := tmp_path / "a.toml").write_text(place.format(" . ".join([part] * 40)))
+    with pytest.raises(ConfigError, match="expected keys of at most 32 parts, found a longer one"):
+        read_toml(path)
+    prompts = [" ".join(f"{number}." for number in range(40)), ".".join("abc" * 20)]
+    path.write_text(dump_settings({"samples.prompts": prompts, "logging.dataset": prompts[1]}))
+    assert read_toml(path)["samples"] == {"prompts": prompts}
 
 
 @pytest.mark.parametrize("text", ["C:\\\\temp", "C:\\\\new", "D:\\Data", "C:\\users"])

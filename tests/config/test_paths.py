@@ -67,6 +67,14 @@ def test_what_is_no_path_is_refused(text, message):
         checked_path(text)
 
 
+def test_an_empty_variable_is_no_path(monkeypatch):
+    """It would be the directory in which the command runs."""
+    monkeypatch.setenv("NOTHING", "")
+    with pytest.raises(ValueError, match=r"expected a path, found \$NOTHING, which is empty here"):
+        checked_path("$NOTHING")
+    assert checked_path("a/$NOTHING") == "a/"
+
+
 def test_a_home_that_nobody_has_is_said(monkeypatch):
     """Python would make a directory called ~ of it."""
     monkeypatch.setattr("os.path.expanduser", lambda text: text)

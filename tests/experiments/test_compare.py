@@ -63,6 +63,12 @@ def test_groups_are_by_settings_and_have_names_of_their_own(tmp_path):
     ]  # fmt: skip
 
 
+def test_groups_whose_runs_are_called_alike_have_their_directories(tmp_path):
+    """fit and quickstart call every run `run`."""
+    runs = [run(tmp_path / "a", "run", 4.0), run(tmp_path / "b", "run", 4.0, model__qk_norm=True)]
+    assert [group.name for group in group_runs(runs, [])] == [str(tmp_path / "a/run"), str(tmp_path / "b/run")]
+
+
 def test_other_data_under_the_same_name_are_another_group(tmp_path):
     """What a run was trained on is known by its sum, wherever it was; where it says none, by its path."""
 
@@ -144,6 +150,14 @@ def test_a_run_that_diverged_sets_no_place(tmp_path):
     none = read_history(write_run(tmp_path, "c", STARTED, step(3, 4.0), config={"training.seed": 1}))
     with pytest.raises(ValueError, match=r"expected validations with metrics\.val_loss, found none"):
         compare_runs([none])
+
+
+def test_a_slower_run_has_not_diverged(tmp_path):
+    """Where losses get small, twice as much is behind, not broken; one that forgot what it knew is."""
+    runs = [run(tmp_path, "a", 5.0, 2.0, 0.6), run(tmp_path, "b", 5.0, 2.5, 1.4, model__qk_norm=True)]
+    assert [result.losses for result in compare_runs(runs).results] == [[0.6], [1.4]]
+    forgot = run(tmp_path, "c", 5.0, 1.0, 3.0, model__qk_norm=True)
+    assert compare_runs([runs[0], forgot]).results[1].words == ["diverged"]
 
 
 def test_a_run_that_trained_for_less_time_has_not_diverged(tmp_path):

@@ -116,6 +116,16 @@ def test_a_run_is_running_while_its_lock_is_held(has_locks_file, write, runs, mo
         pass
 
 
+def test_a_run_of_another_machine_is_known_by_its_lines(write, runs, monkeypatch):
+    """Also where the system tells no locks: its process is not looked for here, whatever its number."""
+    monkeypatch.setattr(run_directories, "_locked_inodes", lambda: None)
+    directory = write("a", STARTED, STEP)
+    (directory / ".lock").write_text(f"process {os.getpid()} on another machine")
+    assert states(runs) == {"a": "running"}
+    os.utime(directory / ".lock", (1_700_000_000, 1_700_000_000))
+    assert states(runs) == {"a": "interrupted"}
+
+
 def test_runs_in_folders_are_found_and_links_are_not_followed(write, runs, tmp_path):
     """Two levels deep; checkpoints, hidden folders and what lies elsewhere are no runs of this directory."""
     write("first", STARTED)

@@ -25,7 +25,8 @@ from tests.experiments.verified_run import (
 )
 from tests.training.faults import poison
 from tests.training.tiny_run import read_records, write_tiny_files
-from transformerlm.experiments.verify import verify
+from transformerlm.experiments.verify import _base, verify
+from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.training.trainer import Trainer
 
 
@@ -49,6 +50,18 @@ def files_of(directory: Path) -> dict[Path, tuple[int, bytes]]:
     """Each file's bytes and its time."""
     found = {path: path.lstat().st_mtime_ns for path in directory.rglob("*")}
     return {path: (time, path.read_bytes() if path.is_file() else b"") for path, time in found.items()}
+
+
+def test_data_of_another_project_do_not_stand_for_the_runs_own(tmp_path, monkeypatch):
+    """Where the name is there, too, the data decide; without the right data anywhere, the name here counts."""
+    for seed, name in enumerate(("own", "other")):
+        (tmp_path / name).mkdir()
+        write_tiny_files(tmp_path / name, seed=seed)
+    config = {"data.train": "train.npy"}
+    said = {"directory": str(tmp_path / "own"), "data.train.sha256": TokenDataset(tmp_path / "own/train.npy").sha256}
+    monkeypatch.chdir(tmp_path / "other")
+    assert _base(said, config) == tmp_path / "own"
+    assert _base(said | {"data.train.sha256": "0" * 64}, config) == tmp_path / "other"
 
 
 def test_an_honest_run_is_verified_and_left_as_it_is(made, monkeypatch):

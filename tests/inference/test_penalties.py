@@ -107,10 +107,13 @@ def test_who_asks_for_nothing_needs_no_occurrences() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"presence": math.inf}, "presence must be finite, got inf"),
-        ({"frequency": math.nan}, "frequency must be finite, got nan"),
-        ({"repetition": 0.0}, "repetition must be greater than 0 and finite, got 0.0"),
-        ({"logit_bias": {7: math.inf}}, "logit_bias of id 7 must be finite, got inf"),
+        ({"presence": math.inf}, "presence must be finite in fp32, got inf"),
+        ({"presence": -1e39}, r"presence must be finite in fp32, got -1e\+39"),
+        ({"frequency": math.nan}, "frequency must be finite in fp32, got nan"),
+        ({"repetition": 0.0}, "repetition must be greater than 0 and finite in fp32, got 0.0"),
+        ({"repetition": 1e-50}, "repetition must be greater than 0 and finite in fp32, got 1e-50"),
+        ({"logit_bias": {7: math.inf}}, "logit_bias of id 7 must be finite in fp32, got inf"),
+        ({"logit_bias": {7: 1e39}}, r"logit_bias of id 7 must be finite in fp32, got 1e\+39"),
     ],
 )
 def test_numbers_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -186,7 +186,9 @@ def test_each_row_has_its_own_settings() -> None:
 def test_a_row_that_cannot_be_drawn_from_is_told_apart(temperature: float, broken: float) -> None:
     """It gives -1; its neighbours are drawn as ever."""
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
-    for params in (SamplingParams(temperature), SamplingParams(temperature, top_k=9, min_p=0.01)):
+    drawn = [{}, {"top_p": 0.9}, {"top_p": 0.9, "min_p": 0.05}, {"top_k": 50}, {"top_k": 9, "min_p": 0.01}]
+    for settings in [{}] if temperature == 0.0 else drawn:
+        params = SamplingParams(temperature, **settings)
         whole = sample(logits, params, [torch.Generator().manual_seed(row) for row in range(3)]).tolist()
         damaged = logits.clone()
         damaged[1, slice(None) if broken == -INF else 7] = broken

@@ -190,6 +190,13 @@ def test_a_file_that_shrank_is_refused(tmp_path: Path) -> None:
         list(read_part(part))
 
 
+def test_a_file_that_shrinks_while_it_is_cut_is_refused(tmp_path: Path) -> None:
+    """The same end would be found for ever."""
+    (path := tmp_path / "a.txt").write_text("x" * 1000)
+    with pytest.raises(ValueError, match="the file has changed since"):
+        find_parts([path], part_bytes=256, find_cut=lambda file, at: min(at, 500))
+
+
 def test_a_pipe_is_one_part(tmp_path: Path) -> None:
     """What can be read only once cannot be cut."""
     os.mkfifo(path := tmp_path / "pipe")

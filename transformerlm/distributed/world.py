@@ -197,7 +197,8 @@ def together(world: World) -> Iterator[None]:
         yield
     except (ValueError, OSError) as found:
         error = found
-    messages = gather_text("" if error is None else f"{type(error).__name__} {in_words(error)}", world)
+    kinds = (kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _KINDS)  # the nearest that others know
+    messages = gather_text("" if error is None else f"{next(kinds, 'ValueError')} {in_words(error)}", world)
     if error is not None:
         raise error
     for rank, message in enumerate(messages):

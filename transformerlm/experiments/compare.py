@@ -48,6 +48,7 @@ _SUMS = {
 }
 _SHORT_SUM = 12
 _DIVERGED = 2.0  # times the loss of the first run at the same place
+_LEARNT, _FORGOT = 0.8, 1.5  # times its own first and lowest loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +182,7 @@ def group_runs(runs: Sequence[RunHistory], notes: list[str]) -> list[Group]:
     """Return the runs in groups by their settings and data without the seed, in the order in which each first occurs.
 
     A run without settings, as those of other programs, is grouped by its name without a final `-` and digits. Names of
-    groups are those of their first runs without that, or whole where two would be equal.
+    groups are those of their first runs without that, or whole where two would be equal, or else their directories.
     """
     found: dict[str, list[RunHistory]] = {}
     for run in runs:
@@ -189,10 +190,10 @@ def group_runs(runs: Sequence[RunHistory], notes: list[str]) -> list[Group]:
         found.setdefault(key, []).append(run)
     if any(not run.config for run in runs):
         notes.append("a run without a config.toml is grouped by its name without a final number")
-    short = [_NUMBER.sub("", some[0].name) for some in found.values()]
-    names = [
-        name if short.count(name) == 1 else some[0].name for name, some in zip(short, found.values(), strict=True)
-    ]  # fmt: skip
+    firsts = [some[0] for some in found.values()]
+    names = [_NUMBER.sub("", run.name) for run in firsts]
+    for longer in (lambda run: run.name, lambda run: str(run.directory)):
+        names = [name if names.count(name) == 1 else longer(run) for name, run in zip(names, firsts, strict=True)]
     return [Group(name=name, runs=some, law=_law(some[0])) for name, some in zip(names, found.values(), strict=True)]
 
 
@@ -217,8 +218,8 @@ def _curve(run: RunHistory, measure: str) -> tuple[np.ndarray, np.ndarray]:
 def _diverged(runs: Sequence[RunHistory], measure: str) -> frozenset[Path]:
     """Return the directories of the runs that diverged.
 
-    Their last loss is no number, or they failed because of one, or their last validation is above twice the loss that
-    the first run has after as many tokens: the first one that did not end so.
+    Their last loss is no number, or they failed because of one, or they never learnt, or forgot, and their last
+    validation is above twice the loss that the first run has after as many tokens: the first one that did not end so.
     """
     found = {run.directory for run in runs if _ended_without_a_number(run, measure)}
     first = next((run for run in runs if run.directory not in found and len(_curve(run, measure)[0])), None)
@@ -235,9 +236,12 @@ def _ended_without_a_number(run: RunHistory, measure: str) -> bool:
 
 
 def _is_far_above(first: RunHistory, run: RunHistory, measure: str) -> bool:
-    """Return whether a run's last validation is above twice the first one's there, or where that one begins or ends."""
+    """Return whether a run's last validation is above twice the first one's there, or where that one begins or ends.
+
+    A run whose loss fell, and stays where it came to, is worse or behind and has not diverged.
+    """
     (steps, values), (known, losses) = _curve(run, measure), _curve(first, measure)
-    if not len(steps):
+    if not len(steps) or (values[-1] < _LEARNT * values[0] and values[-1] < _FORGOT * np.nanmin(values)):
         return False
     place, places = run.axis("tokens", steps[-1:]), first.axis("tokens", known)
     if place is None or places is None:

@@ -58,7 +58,7 @@ class RunHistory:
             return steps.astype(np.float64)
         if axis != "flops":
             return self._between_lines("time.elapsed_s" if axis == "seconds" else "metrics.tokens", steps)
-        tokens, per_token = self._computed_tokens(steps), self.started.get("flops_per_token")
+        tokens, per_token = self.computed_tokens(steps), self.started.get("flops_per_token")
         if tokens is None:
             tokens = self._between_lines("metrics.tokens", steps)
         return tokens * float(per_token) if tokens is not None and isinstance(per_token, int | float) else None
@@ -70,7 +70,7 @@ class RunHistory:
         places: np.ndarray = np.interp(steps, np.concatenate([[0], known.steps]), np.concatenate([[0.0], known.values]))
         return places
 
-    def _computed_tokens(self, steps: np.ndarray) -> np.ndarray | None:
+    def computed_tokens(self, steps: np.ndarray) -> np.ndarray | None:
         """Return how many tokens were computed, learnt or not, (n,) fp64; None where no start says its batch."""
         starts = [
             (float(event["step"]), float(event["tokens_per_step"]))

@@ -278,9 +278,9 @@ def _state_of(ended: dict[str, Any] | None, running: bool) -> RunState:
 def is_running(directory: Path, locked: set[int] | None) -> bool:
     """Return whether a training holds the directory.
 
-    `locked` are the inodes on which this machine holds locks, None where the system does not tell. A training on
-    another machine is known by a start or lines that are seconds old; the lock file says which machine it is, in
-    versions that write it.
+    `locked` are the inodes on which this machine holds locks, None where the system does not tell: there the process
+    that the lock file names is looked for, and on Windows, which has no such question, lines that are seconds old. So
+    is a training on another machine known; the lock file says which machine it is, in versions that write it.
     """
     lock = directory / ".lock"
     try:
@@ -288,11 +288,11 @@ def is_running(directory: Path, locked: set[int] | None) -> bool:
         if locked is not None and status.st_ino in locked:
             return True
         holder = lock.read_text(encoding="utf-8")
-        if locked is None:
-            return _lives(holder)
         is_here = holder.partition(" on ")[2] == platform.node()
+        if is_here and (locked is not None or os.name != "nt"):
+            return locked is None and _lives(holder)
         newest = max(status.st_mtime, (directory / METRICS).stat().st_mtime)
-        return not is_here and time.time() - newest < _FRESH_SECONDS
+        return time.time() - newest < _FRESH_SECONDS
     except (OSError, UnicodeDecodeError):
         return False
 

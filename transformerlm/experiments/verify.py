@@ -29,6 +29,7 @@ from transformerlm.experiments.replay import (
 from transformerlm.experiments.run_checks import Finding, Record, RunLines
 from transformerlm.experiments.run_directories import check_is_run, is_held
 from transformerlm.experiments.saved_checkpoints import SavedCheckpoint, checkpoint_directories, read_checkpoint
+from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.utils import environment as here
 
 CANNOT_KNOW = (
@@ -88,9 +89,21 @@ def _config(run_dir: Path) -> dict[str, Any]:
 
 
 def _base(environment: Mapping[str, Any], config: Mapping[str, Any]) -> Path:
-    """Return the directory in which the paths of the settings begin: this one, or where the run was started."""
+    """Return the directory in which the paths of the settings begin: this one, or where the run was started.
+
+    It is the first in which the run's data are, or else the first with data of that name.
+    """
+    name, said = read_name(config.get("data.train")), environment.get("data.train.sha256")
     places = [Path.cwd(), Path(str(environment.get("directory") or ""))]
-    return next((place for place in places if (place / read_name(config.get("data.train"))).exists()), places[0])
+    there = [place for place in places if (place / name).exists()]
+    return next((place for place in there if _sum_of(place / name) == said), [*there, *places][0])
+
+
+def _sum_of(path: Path) -> str | None:
+    try:
+        return TokenDataset(path).sha256
+    except (OSError, ValueError):
+        return None
 
 
 def _static_findings(
@@ -171,7 +184,7 @@ def _receipt(
     validated = [one for one in lines.steps if "metrics.val_bits_per_byte" in one]
     replayed = sum(one.end - one.begin for one in replays)
     return {
-        "run": run_dir.name,
+        "run": run_dir.resolve().name,
         "verdict": "differs" if "differs" in kinds else "undecided" if kinds else "verified",
         "findings": [{"kind": one.kind, "what": one.what} for one in findings],
         "steps": lines.last_step,

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from transformerlm.utils.dtypes import upcast
 
+_MOST = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Penalties:
@@ -35,13 +37,13 @@ class Penalties:
 
     def __post_init__(self) -> None:
         for name, value in (("presence", self.presence), ("frequency", self.frequency)):
-            if not math.isfinite(value):
-                raise ValueError(f"penalties: {name} must be finite, got {value}")
-        if not 0.0 < self.repetition < math.inf:
-            raise ValueError(f"penalties: repetition must be greater than 0 and finite, got {self.repetition}")
+            if not abs(value) <= _MOST:
+                raise ValueError(f"penalties: {name} must be finite in fp32, got {value}")
+        if not 1 / _MOST <= self.repetition <= _MOST:
+            raise ValueError(f"penalties: repetition must be greater than 0 and finite in fp32, got {self.repetition}")
         for token_id, bias in self.logit_bias.items():
-            if not math.isfinite(bias):
-                raise ValueError(f"penalties: the logit_bias of id {token_id} must be finite, got {bias}")
+            if not abs(bias) <= _MOST:
+                raise ValueError(f"penalties: the logit_bias of id {token_id} must be finite in fp32, got {bias}")
 
 
 class Occurrences:

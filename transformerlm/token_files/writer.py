@@ -256,7 +256,7 @@ def publish(writers: Sequence[TokenFileWriter], facts: Sequence[Mapping[str, Any
     not its own. Before anything is removed, all that is new is on the disk.
     """
     finished = {writer.path: {**writer.finish(), **own} for writer, own in zip(writers, facts, strict=True)}
-    with new_sidecars(finished):
+    with ctrl_c_held_back(), new_sidecars(finished):
         for path in finished:
             sidecar_path(path).unlink(missing_ok=True)
         for writer in writers:

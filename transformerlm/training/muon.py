@@ -161,7 +161,7 @@ def orthogonalize_all(matrices: list[Tensor], precision: Precision) -> list[Tens
     """Return each matrix orthogonalized, in its dtype; matrices of one shape go through the products together."""
     places = defaultdict(list)
     for index, matrix in enumerate(matrices):
-        places[matrix.shape, matrix.dtype].append(index)
+        places[matrix.shape, matrix.dtype, matrix.device].append(index)
     results = list(matrices)
     for indices in places.values():
         batch = torch.stack([matrices[index] for index in indices])

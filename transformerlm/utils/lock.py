@@ -83,6 +83,8 @@ class DirectoryLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if os.name == "nt":
+            self._file.close()  # Windows removes no open file
         with suppress(OSError):
             self._path.unlink()
         self._file.close()

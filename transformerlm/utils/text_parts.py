@@ -24,7 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from transformerlm.utils.text_files import ReadStats, TextBlock, read_text
+from transformerlm.utils.text_files import ReadStats, TextBlock, changed_since, read_text
 from transformerlm.utils.text_formats import check_can_unpack, damage_named, format_of, parquet_groups
 
 _BLOCK_BYTES = 1 << 20
@@ -148,7 +148,10 @@ def _parts_of(path: Path, part_bytes: int, find_cut: FindCut) -> list[TextPart]:
     ends = [0]
     with path.open("rb") as file:
         while ends[-1] < whole.num_bytes:
-            ends.append(find(file, min(whole.num_bytes, (ends[-1] // part_bytes + 1) * part_bytes)))
+            end = find(file, min(whole.num_bytes, (ends[-1] // part_bytes + 1) * part_bytes))
+            if end <= ends[-1]:
+                raise changed_since(path, expected=whole.num_bytes)
+            ends.append(end)
     return [TextPart(str(path), "bytes", *span, span[1] - span[0]) for span in pairwise(ends)]
 
 

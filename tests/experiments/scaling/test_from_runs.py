@@ -50,6 +50,13 @@ def test_a_finished_run_is_a_point(tmp_path: Path) -> None:
     assert found.bits_per_nat == pytest.approx(0.5)
 
 
+def test_tokens_are_those_of_each_batch_that_it_had(tmp_path: Path) -> None:
+    """A run that went on with a larger batch saw fewer tokens than if it had always had it."""
+    later = STARTED | {"step": 10, "tokens_per_step": 256}
+    run = write(tmp_path / "a", STARTED, MIDDLE, later, END, FINISHED)
+    assert read_runs([run]).points.tokens.tolist() == [10 * 64 + 10 * 256]
+
+
 @pytest.mark.parametrize(
     ("records", "words"),
     [

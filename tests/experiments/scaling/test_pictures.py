@@ -9,6 +9,7 @@ import pytest
 
 from config.scaling import FitConfig
 from tests.experiments.scaling.laws import drawn
+from transformerlm.experiments.scaling.law import ScalingLaw
 from transformerlm.experiments.scaling.pictures import _budgets, draw_pictures
 from transformerlm.experiments.scaling.study import study_points
 
@@ -27,6 +28,15 @@ def test_each_law_has_its_pictures(tmp_path: Path, law: str, names: list[str]) -
     files = draw_pictures(study_points(drawn(noise=0.01), config), tmp_path)
     assert [path.stem for path in files] == names
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
+
+
+def test_a_law_by_which_larger_models_are_worse_is_drawn(tmp_path: Path) -> None:
+    """It has no best size for any budget, so the runs stand alone in the picture."""
+    pytest.importorskip("matplotlib")
+    worse = ScalingLaw(E=1.8, A=0.01, B=1500.0, alpha=-0.2, beta=0.38)
+    study = study_points(drawn(law=worse), FitConfig(resamples=0, law="both"))
+    assert study.fit.law.alpha < 0
+    assert [path.stem for path in draw_pictures(study, tmp_path)] == ["isoflop", "frontier", "residuals"]
 
 
 def test_curves_are_at_budgets_that_runs_share() -> None:

@@ -39,6 +39,14 @@ def test_too_few_runs_are_said_not_fitted() -> None:
     assert "without the largest budget" in found
 
 
+def test_seeds_of_one_size_are_one_run() -> None:
+    """Three token counts bear no law with three constants, however often each was trained."""
+    tokens = np.repeat([1e6, 2e6, 4e6, 8e6, 1e7], 2)
+    points = points_of(np.full(10, 1e6), tokens, 2 + 300 * tokens**-0.4)
+    found = roll_out(fit_law(points, "tokens"), resamples=0, seed=0)
+    assert found == "without the largest budget, only 3 runs that differ are left, expected 4"
+
+
 def test_without_a_bootstrap_there_are_errors_and_no_intervals() -> None:
     """One law would be an interval of no width, outside of which every run is."""
     found = roll_out(fit_law(drawn(noise=0.003)), resamples=0, seed=0)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+
+import pytest
 
 from tests.experiments.sweep.helpers import sweep_config
 from transformerlm.experiments.sweep.points import axes_of, by_chance, edges, grid, points_with
@@ -37,6 +40,14 @@ def test_a_range_in_a_grid_is_cut_evenly(tmp_path):
     assert [option.label for option in layers.options] == ["1", "2", "3"]
 
 
+def test_a_narrow_range_has_as_many_values_as_were_asked_for(tmp_path):
+    """Four digits would make two of these five."""
+    axes = [{"key": "optimizer.beta2", "low": 0.9999, "high": 0.99999, "points": 5}]
+    (axis,) = axes_of(sweep_config(tmp_path, axes=axes))
+    values = [float(option.label) for option in axis.options]
+    assert values == pytest.approx([0.9999, 0.9999225, 0.999945, 0.9999675, 0.99999], abs=1e-8)
+
+
 def test_chance_is_even_on_the_axis_scale_and_stays_inside(tmp_path):
     """Half of the draws are below the middle of the scale; the first draws do not depend on how many there are."""
     axes = [
@@ -52,7 +63,9 @@ def test_chance_is_even_on_the_axis_scale_and_stays_inside(tmp_path):
     assert all(1e-4 <= rate <= 1e-2 for rate in rates)
     assert 430 < sum(rate < 1e-3 for rate in rates) < 570
     assert 430 < sum(float(point.labels["weight_decay"]) < 0.5 for point in points) < 570
-    assert {point.labels["num_layers"] for point in points} == {"1", "2", "3", "4"}
+    layers = Counter(point.labels["num_layers"] for point in points)
+    assert sorted(layers) == ["1", "2", "3", "4"]
+    assert 190 < min(layers.values()) <= max(layers.values()) < 310
     assert 430 < sum(point.labels["ffn"] == "silu" for point in points) < 570
     assert math.isclose(min(rates), 1e-4, rel_tol=0.1)
 

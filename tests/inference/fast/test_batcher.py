@@ -284,14 +284,15 @@ def test_a_request_may_be_cancelled_while_it_waits_is_read_or_runs() -> None:
     assert (batcher.running, batcher.waiting) == (0, 0)
 
 
-def test_a_row_without_finite_logits_ends_alone() -> None:
+@pytest.mark.parametrize("bad", [13, 0])
+def test_a_row_without_finite_logits_ends_alone(bad: int) -> None:
     """An id whose vector is NaN ends its own text; neighbours and the next one in its slot do not notice."""
     model = make_model(context_length=64)
     with torch.no_grad():
-        model.token_embeddings.weight[13] = torch.nan
+        model.token_embeddings.weight[bad] = torch.nan
     for decoder in (Decoder(model), Decoder(model, reproducible=True)):
         requests = [
-            make_request(name, [*prompt], 6) for name, prompt in (("a", b"ab"), ("bad", [5, 13]), ("b", b"xyz"))
+            make_request(name, [*prompt], 6) for name, prompt in (("a", b"abcd"), ("bad", [5, bad]), ("b", b"xyz"))
         ]
         ids, ends = run(Batcher(decoder, slots=2), requests)
         assert {name: end.reason for name, end in ends.items()} == {"a": "length", "bad": "error", "b": "length"}

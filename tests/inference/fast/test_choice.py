@@ -21,6 +21,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"top_k": 40},
     {"top_k": 300, "top_p": 0.7},
     {"top_k": 10_000},
+    {"top_k": 2**64},
+    {"top_k": 2**63, "top_p": 0.7},
     {"top_p": 0.0},
     {"top_p": 1e-9},
     {"top_p": 0.05},
@@ -36,7 +38,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"temperature": 1e-30, "top_p": 0.9},
     {"temperature": 0.0},
 ]
-ROWS = 22
+ROWS = 24
 
 
 @pytest.fixture(autouse=True, params=["compiled", "NumPy"])
@@ -85,6 +87,21 @@ def test_plain_and_fast_choose_the_same_ids(kind: str, vocab_size: int, monkeypa
     with plain_forms():
         for params, ids in zip(tried, found, strict=True):
             assert torch.equal(choose(logits, params, shares), ids), params
+
+
+def test_logits_with_a_gradient_are_chosen_from() -> None:
+    """As the plain form does, outside of no_grad, too."""
+    logits, shares = table("peaked", 63), numbers()
+    for settings in SETTINGS:
+        params = [SamplingParams(**settings)] * ROWS
+        assert torch.equal(choose(logits.clone().requires_grad_(), params, shares), choose(logits, params, shares))
+
+
+def test_a_temperature_keeps_its_digits() -> None:
+    """0.7 in fp32 is a little less, and the second id would be below min-p."""
+    logits = torch.tensor([[0.0, -1.61180956]], dtype=torch.float64)
+    share = torch.tensor([0.95], dtype=torch.float64)
+    assert choose(logits, [SamplingParams(temperature=0.7, min_p=0.1)], share).tolist() == [1]
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -12,10 +12,14 @@ from transformerlm.utils.plain_forms import plain_forms
 RTOL = {"rtol": 1e-5, "atol": 1e-6}
 
 
-def test_it_is_the_plain_form() -> None:
-    """Values and gradients agree, also for features that are not aligned to pairs."""
-    angles = torch.randn(6, 4)
-    x = torch.randn(2, 6, 9)[..., 1:].requires_grad_()  # not aligned to pairs, so that it cannot be viewed as complex
+@pytest.mark.parametrize(
+    "x",
+    [torch.randn(2, 6, 9)[..., 1:], torch.randn(1 + 2 * 6 * 8)[1:].view(2, 6, 8), torch.zeros(0, 6, 8)],
+    ids=["odd stride", "odd place", "empty"],
+)
+def test_it_is_the_plain_form(x: torch.Tensor) -> None:
+    """Values and gradients agree, also for features that are not aligned to pairs: torch views those as complex."""
+    angles, x = torch.randn(6, 4), x.detach().requires_grad_()
     fast = rotate(x, angles.cos(), angles.sin())
     upstream = torch.randn_like(fast)
     (fast_grad,) = torch.autograd.grad(fast, x, upstream)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -109,7 +110,7 @@ def test_the_kernels_encode_and_decode_alike_without_numba(texts: list[str]) -> 
         assert PLAIN["encoder"].CompiledDecoder(tokens).decode(ids) == "".join(texts).encode()
 
 
-@pytest.mark.parametrize("kind", [list, tuple, iter, dict.fromkeys, np.array])
+@pytest.mark.parametrize("kind", [list, tuple, iter, dict.fromkeys, np.array, torch.tensor])
 def test_ids_of_any_kind_are_decoded_alike(kind: Callable[[list[int]], Any]) -> None:
     """Lists, tuples, iterators, keys and arrays give the reference's bytes, and the same error for an unknown id."""
     ids = [104, 256, 105, 200]
@@ -117,6 +118,24 @@ def test_ids_of_any_kind_are_decoded_alike(kind: Callable[[list[int]], Any]) -> 
     for unknown in (-1, 10**6):
         with pytest.raises(ValueError, match=f"expected 0 to .*, found {unknown}$"):
             COMPILED["gpt2"].decode_bytes(kind([*ids, unknown]))
+
+
+class OnADevice(list[int]):
+    """Ids as a tensor on a GPU has them: NumPy cannot read them where they are."""
+
+    dtype, shape = np.dtype(np.int64), (4,)
+
+    def cpu(self) -> Any:
+        return np.array(list(self))
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+
+def test_ids_on_a_device_are_decoded() -> None:
+    """A tensor on a GPU is copied from there."""
+    ids = [104, 256, 105, 200]
+    assert COMPILED["gpt2"].decode_bytes(OnADevice(ids)) == REFERENCE["gpt2"].decode_bytes(ids)
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])

@@ -100,7 +100,8 @@ def _number(facts: Mapping[str, Any], key: str) -> float | None:
 
 def _row(history: RunHistory, name: str) -> dict[str, Any]:
     started, losses = history.started, history.series["metrics.val_loss"]
-    tokens = float(losses.steps[-1]) * float(started["tokens_per_step"])
+    computed = history.computed_tokens(losses.steps[-1:])  # the batch may have changed on the way
+    tokens = float(losses.steps[-1]) * float(started["tokens_per_step"]) if computed is None else float(computed[0])
     clock = history.series.get("time.elapsed_s")
     return {
         "name": name,

@@ -110,8 +110,9 @@ def _frontier(figure: Figure, study: Study) -> None:
     axes.plot(budgets[~inside], losses[~inside], "--", color="tab:red", label="beyond the runs")
     if between is not None:
         axes.fill_between(budgets, *between, color="tab:red", alpha=0.15, linewidth=0, label="80 % interval of the law")
-    lowest = losses if between is None else np.array([*losses, *between[0]])
-    axes.set(ylabel="loss (nats per token)", ylim=(_limits(np.array([*points.losses, np.nanmin(lowest)]))[0], None))
+    lowest = np.concatenate([points.losses, losses, [] if between is None else between[0]])
+    lowest = lowest[np.isfinite(lowest)]  # a law with an exponent below 0 has no best size
+    axes.set(ylabel="loss (nats per token)", ylim=(_limits(np.array([*points.losses, lowest.min()]))[0], None))
     axes.legend()
     figure.colorbar(dots, label=_COUNTS[study.count])
 

@@ -57,7 +57,8 @@ def roll_out(fit: Fit, *, resamples: int, seed: int) -> Rollout | str:
     if fit.kind == "both":
         problem = why_not_both(rest)
     else:
-        problem = "" if len(rest) >= 4 else f"only {len(rest)} runs are left, expected 4"
+        left = len(np.unique(rest.tokens if fit.kind == "tokens" else rest.parameters))
+        problem = "" if left >= 4 else f"only {left} runs that differ are left, expected 4"
     if problem:
         return f"without the largest budget, {problem}"
     smaller = fit_law(rest, fit.kind, resamples=resamples, seed=seed)

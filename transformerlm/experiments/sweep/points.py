@@ -43,9 +43,19 @@ class Axis:
             return self.option(math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low))))
         return self.option(self.low + share * (self.high - self.low))
 
+    def drawn(self, share: float) -> Option:
+        """Return the option that a number from 0 to 1 draws; all integers of a range have an equal part of these."""
+        if self.options or not self.is_integer:
+            return self.at(share)
+        wide = replace(self, low=self.low - 0.5, high=self.high + 0.5, is_integer=False)
+        value = float(wide.at(share).label)
+        return self.option(min(max(value, self.low), self.high))
+
     def option(self, value: float) -> Option:
-        """Return the option of a number in the range, rounded to four digits, or to an integer."""
-        number = round(value) if self.is_integer else float(f"{value:.{_DIGITS}g}")
+        """Return the option of a number in the range: an integer, or of four digits, and more in a narrow range."""
+        size, width = max(abs(self.low), abs(self.high)), self.high - self.low
+        digits = _DIGITS + (max(0, math.ceil(math.log10(size / width))) if width > 0 else 0)
+        number = round(value) if self.is_integer else float(f"{value:.{digits}g}")
         text = repr(min(max(number, self.low), self.high)) if not self.is_integer else str(number)
         return Option(text, {self.key: text})
 
@@ -100,7 +110,7 @@ def grid(axes: Sequence[Axis]) -> Iterator[Point]:
 def by_chance(axes: Sequence[Axis], *, trials: int, seed: int) -> Iterator[Point]:
     """Yield points that are drawn evenly, each axis by itself; the first n are the same for any number of trials."""
     rng = random.Random(seed)
-    return (Point.of(axes, [axis.at(rng.random()) for axis in axes]) for _ in range(trials))
+    return (Point.of(axes, [axis.drawn(rng.random()) for axis in axes]) for _ in range(trials))
 
 
 def edges(axes: Sequence[Axis]) -> Iterator[tuple[int, Option]]:

@@ -394,7 +394,9 @@ class Batcher:
             return self._decoder.read_rows([part.ids for part in parts], cache=self._cache, slots=slots, starts=starts)
         size = self._size(parts)
         padded = torch.tensor(
-            [[*part.ids, *[0] * (size - len(part.ids))] for part in parts], device=self._decoder.device
+            # Filled up with an id of its own: another's vector may not be finite, and 0 times that is NaN.
+            [[*part.ids, *[part.ids[-1]] * (size - len(part.ids))] for part in parts],
+            device=self._decoder.device,
         )
         vectors = self._decoder.read_chunk(padded, cache=self._cache, slots=slots, start=starts[0])
         return [own[: len(part.ids)] for part, own in zip(parts, vectors, strict=True)]

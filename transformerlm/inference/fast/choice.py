@@ -35,6 +35,7 @@ Ints = NDArray[np.integer[Any]]
 _FEW = 1536
 # So many weights are read several times while they are in a processor's own cache.
 _IN_CACHE = 1 << 17
+_MOST_IDS = 2**31  # more than any vocabulary has
 # Top-k first looks at the greatest of each so many.
 _BLOCK = 16
 
@@ -43,7 +44,7 @@ def choose(logits: Tensor, params: Sequence[SamplingParams], uniforms: Tensor) -
     """Return what the plain form does, or None on a GPU, which sorts fast."""
     if logits.device.type != "cpu":
         return None
-    logits, groups = upcast(logits).contiguous(), _groups(tuple(params))
+    logits, groups = upcast(logits.detach()).contiguous(), _groups(tuple(params))
     if len(groups) == 1:
         return torch.from_numpy(_choose(logits, groups[0], uniforms.numpy()))
     ids = torch.empty(len(logits), dtype=torch.int64)
@@ -75,13 +76,13 @@ def _groups(params: tuple[SamplingParams, ...]) -> list[_Group]:
 
 def _group(kind: str, params: list[SamplingParams], rows: list[int]) -> _Group:
     smallest = torch.finfo(torch.float32).tiny  # as `apply_temperature` has it
-    temperatures = torch.tensor([max(each.temperature, smallest) for each in params]).unsqueeze(-1)
+    temperatures = torch.tensor([max(each.temperature, smallest) for each in params], dtype=torch.float64).unsqueeze(-1)
     top_p, min_p = np.array([each.top_p for each in params]), np.array([each.min_p for each in params])
     return _Group(
         rows=np.array(rows),
         is_greedy=kind == "greedy",
         temperature=None if bool((temperatures == 1.0).all()) else temperatures,
-        top_k=np.array([each.top_k for each in params]) if kind == "top_k" else None,
+        top_k=np.array([min(each.top_k or 0, _MOST_IDS) for each in params]) if kind == "top_k" else None,
         top_p=None if (top_p == 1.0).all() else top_p,
         min_p=min_p if min_p.any() else None,
     )
@@ -101,13 +102,15 @@ def _choose(logits: Tensor, group: _Group, uniforms: Floats) -> Ints:
     if group.temperature is not None:
         shifted /= group.temperature.to(shifted.dtype)
     weights = shifted.exp_().numpy()  # of the most likely id: 1
+    is_finite = np.isfinite(top.numpy()[:, 0])
+    weights[~is_finite] = 1.0  # numbers to go on with; the ids of these rows are -1 in the end
     if group.top_k is not None:
         ids = _from_top_k(weights, group, uniforms)
     elif group.top_p is not None:
         ids = _from_top_p(weights, group, uniforms)
     else:
         ids = _from_all(weights, group, uniforms)
-    ids[~np.isfinite(top.numpy()[:, 0])] = -1
+    ids[~is_finite] = -1
     return ids
 
 
@@ -144,7 +147,7 @@ def _choose_compiled(kernels: ModuleType, logits: Tensor, group: _Group, uniform
     weights, tops = torch.empty_like(logits), np.empty(len(logits), np.float32)
     ids, numbers = np.empty(len(logits), np.int64), weights.numpy()
     temperature = group.temperature
-    temperatures = np.ones_like(tops) if temperature is None else temperature.view(-1).numpy()
+    temperatures = np.ones_like(tops) if temperature is None else temperature.view(-1).float().numpy()
     kernels.shift(logits.numpy(), temperatures, numbers, tops)
     weights.exp_()  # torch's own: another exp has other last bits, and the ids would differ now and then
     if group.top_p is None:

@@ -336,7 +336,7 @@ class _Norm:
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=self._dtype)  # (rows, 1)
         normed = x / torch.hypot(size, self._floor)  # sqrt(n) is still missing: it is in the gain
         if self._gain is not None:
-            normed = normed * (self._gain * self._root)
+            normed = normed * (upcast(self._gain) * self._root)
         return normed.to(x.dtype)
 
 
@@ -359,7 +359,7 @@ class _Layer:
         self._qk_norm: tuple[Tensor, float] | None = None
         if settings.qk_norm:
             rows = [weights["attn.q_norm"]] * self._num_heads + [weights["attn.k_norm"]] * self._kv_heads
-            self._qk_norm = torch.stack(rows).float(), eps  # (num_heads + kv_heads, d_head)
+            self._qk_norm = upcast(torch.stack(rows)), eps  # (num_heads + kv_heads, d_head)
 
     @property
     def head_gains(self) -> Tensor | None:

@@ -17,7 +17,7 @@ from transformerlm.utils.dtypes import upcast
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (2i, 2i+1) of `x` `(..., seq, d)` by angles given as `cos` and `sin` `(..., seq, d / 2)`."""
-    pairs = upcast(x).reshape(*x.shape[:-1], -1, 2)  # (..., seq, d / 2, 2)
+    pairs = upcast(x).reshape(*x.shape[:-1], x.shape[-1] // 2, 2)  # (..., seq, d / 2, 2)
     rotated = torch.view_as_real(_as_complex(pairs) * torch.complex(cos, sin))
     return rotated.flatten(-2).to(x.dtype)
 
@@ -25,4 +25,4 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _as_complex(pairs: Tensor) -> Tensor:
     """View pairs as complex numbers; torch can do so only where each pair begins at an even place in memory."""
     aligned = pairs.stride(-1) == 1 and not any(stride % 2 for stride in (*pairs.stride()[:-1], pairs.storage_offset()))
-    return torch.view_as_complex(pairs if aligned else pairs.contiguous())
+    return torch.view_as_complex(pairs if aligned else pairs.clone(memory_format=torch.contiguous_format))

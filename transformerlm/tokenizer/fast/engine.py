@@ -145,7 +145,7 @@ def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 def _as_array(ids: Collection[int]) -> Array | None:
     """Return ids as an array; `None` for numbers that are not whole or too large, which numpy would cut or round."""
     if hasattr(ids, "dtype"):
-        return np.asarray(ids)
+        return np.asarray(ids.cpu() if hasattr(ids, "cpu") else ids)  # a tensor may be on a GPU
     if isinstance(ids, bytes | bytearray):
         ids = list(ids)  # an `array` would take eight bytes for one number
     if type(next(iter(ids), 0)) in (bool, float):
