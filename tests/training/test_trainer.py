@@ -432,13 +432,15 @@ def a_clock(monkeypatch, seconds_per_look: float) -> None:
 
 
 def test_max_time_saves_and_ends(files, tmp_path, monkeypatch):
-    """A run out of time ends after a step, annealed, validated and saved, and says why; with more time it goes on."""
+    """A run out of time ends after a step, validated, saved and sampled from, and says why; later it goes on."""
     a_clock(monkeypatch, 1.0)
     changes = {"training.max_steps": 10**6, "schedule.warmup_steps": 2, "training.max_time": "20s"}
+    changes |= {"samples.interval": 15, "samples.sampling": {"max_new_tokens": 4}}
     assert train(tiny_config(files, tmp_path, changes)) == 0
     last = read_records(tmp_path / "run")[-1]
     assert (last["event"], last["step"], last["reason"]) == ("finished", 20, "max_time")
     assert events(tmp_path / "run", "checkpoint_saved")[-1] == 20
+    assert events(tmp_path / "run", "sample") == [15, 20]
     lines = step_lines(tmp_path / "run")
     rates = [line["metrics.lr"] for line in lines]
     assert rates[:2] == pytest.approx([1.5e-3, 3e-3], rel=0.02)

@@ -148,7 +148,7 @@ class Trainer:
             with self._timer.paused():
                 self.save(metrics.get("val_loss"))
         if todo.run_hooks and result.trouble != "not_finite":  # where the loss is no number, logits are none either
-            self._run_hooks()
+            self._run_hooks(is_last=todo.stop is not None)
         return todo
 
     def step(self) -> StepResult:
@@ -226,9 +226,9 @@ class Trainer:
         signal = {"signal": reason} if reason in STOP_SIGNALS else {}
         logger.log_event("finished", step=step, reason="signal" if signal else reason, **signal)
 
-    def _run_hooks(self) -> None:
+    def _run_hooks(self, *, is_last: bool) -> None:
         for hook in self.runtime.hooks:
-            if self.timetable.is_due(self.state.step, hook.interval):
+            if is_last or self.timetable.is_due(self.state.step, hook.interval):
                 with self._timer.paused(), self._for_hooks():
                     hook.call(self.state.step, self.raw_model)
 
