@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,29 +26,53 @@ _DATA_FACTS = (
 )
 _LAUNCH = "launch.json"
 _MAX_LAUNCH_BYTES = 1 << 24
+_MOST_AT_ONCE = 10_000
 
 
-def directory_of_run(config: TrainConfig, world: World) -> Path:
-    """Return the directory of the run, the same on all ranks.
+def held_directory(config: TrainConfig, world: World, stack: ExitStack) -> Path:
+    """Return the directory of the run, the same on all ranks, which rank 0 holds until `stack` ends.
 
     Without `logging.run_name` a new run is named after the time, by rank 0. If the launcher has started this run
     before, as torchrun does after a failure and SLURM with a job that was queued again, it goes on in its directory.
+
+    Raises:
+        FileExistsError: another process trains in it.
     """
     from transformerlm.distributed.launcher import was_requeued
     from transformerlm.distributed.world import gather_text, is_main, together
+    from transformerlm.utils.lock import DirectoryLock
 
-    if config.logging.run_name:
-        return config.runs_dir / config.logging.run_name
-    ours = [one for one in _launches(config) if was_requeued() or not one.startswith("slurm")]
-    known = {one for text in gather_text(json.dumps(ours), world) for one in json.loads(text)}
-    name = ""
+    name, known = config.logging.run_name or "", set[str]()
+    if not name:
+        ours = [one for one in _launches(config) if was_requeued() or not one.startswith("slurm")]
+        known = {one for text in gather_text(json.dumps(ours), world) for one in json.loads(text)}
     with together(world):
         if is_main(world):
             before = _directory_of_launch(config.runs_dir, known) if known else None
-            name = before.name if before else time.strftime("%Y%m%d-%H%M%S")
             if before:
                 note(f"{before}: this launch goes on with the run that it began")
-    return config.runs_dir / gather_text(name, world)[0]
+            run_dir = config.runs_dir / name if name else before
+            if run_dir:
+                stack.enter_context(DirectoryLock(run_dir))
+            else:
+                run_dir = _held_new_directory(config.runs_dir, stack)
+            name = run_dir.name
+    return config.runs_dir / (config.logging.run_name or gather_text(name, world)[0])
+
+
+def _held_new_directory(runs_dir: Path, stack: ExitStack) -> Path:
+    """Hold and return a directory that is named after the time, with a number where runs began in the same second."""
+    from transformerlm.utils.lock import DirectoryLock
+
+    now = time.strftime("%Y%m%d-%H%M%S")
+    for name in (now, *(f"{now}-{number}" for number in range(2, _MOST_AT_ONCE))):
+        try:
+            if not (runs_dir / name).exists():
+                stack.enter_context(DirectoryLock(runs_dir / name))
+                return runs_dir / name
+        except FileExistsError:  # another process has taken it in this moment
+            continue
+    raise FileExistsError(f"{runs_dir / now}: expected a name that no run has; set logging.run_name")
 
 
 @contextmanager

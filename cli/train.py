@@ -25,7 +25,7 @@ from cli.entry import STOP_CODES, heard_signals, is_importing, leave
 from cli.environment import log_environment
 from cli.prepare_run import prepare_run
 from cli.progress import Progress
-from cli.same_run import directory_of_run, refuse_different_directories, refuse_different_settings, remembered
+from cli.same_run import held_directory, refuse_different_directories, refuse_different_settings, remembered
 from cli.summary import Summary, draw_loss_curve, going_on, say_what_next
 from cli.terminal import clock, framed, is_live, note, working
 from cli.utils import EXIT_FAILED, Command, speaks_for_machine
@@ -143,8 +143,7 @@ def _begin(config: TrainConfig, stack: ExitStack) -> tuple[World, Path]:
 
     end_with_launcher(_end)
     with working("loading PyTorch"):
-        from transformerlm.distributed.world import init_from_env, is_main, shutdown, together, without_tracebacks
-    from transformerlm.utils.lock import DirectoryLock
+        from transformerlm.distributed.world import init_from_env, shutdown, without_tracebacks
 
     with working("waiting for the other processes"):
         timeout = duration_seconds(config.parallel.timeout)
@@ -152,10 +151,7 @@ def _begin(config: TrainConfig, stack: ExitStack) -> tuple[World, Path]:
     stack.push(lambda kind, *_: shutdown(world, has_failed=kind is not None))
     stack.enter_context(without_tracebacks(world))
     refuse_different_settings(config, world)
-    run_dir = directory_of_run(config, world)
-    with together(world):
-        if is_main(world):
-            stack.enter_context(DirectoryLock(run_dir))
+    run_dir = held_directory(config, world, stack)
     refuse_different_directories(run_dir, world)
     return world, run_dir
 

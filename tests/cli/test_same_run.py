@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -38,10 +39,25 @@ def nameless(files, folder: Path, changes: dict | None = None) -> TrainConfig:
 
 def begin(config: TrainConfig) -> Path:
     """Begin a run as the command does, and return its directory."""
-    run_dir = same_run.directory_of_run(config, ALONE)
+    with ExitStack() as stack:
+        run_dir = same_run.held_directory(config, ALONE, stack)
+        with same_run.remembered(config, run_dir, ALONE):
+            pass
     run_dir.mkdir(parents=True, exist_ok=True)
-    with same_run.remembered(config, run_dir, ALONE):
-        return run_dir
+    return run_dir
+
+
+def test_runs_of_the_same_second_are_runs_of_their_own(files, tmp_path, monkeypatch):
+    """Whether the other one still trains or has ended; a run with a name is refused where another one trains."""
+    monkeypatch.setattr(same_run.time, "strftime", lambda form: "20260101-000000")
+    ended, config = begin(nameless(files, tmp_path)), nameless(files, tmp_path)
+    with ExitStack() as stack:
+        held = [same_run.held_directory(config, ALONE, stack).name for _ in range(2)]
+        assert [ended.name, *held] == ["20260101-000000", "20260101-000000-2", "20260101-000000-3"]
+        named = tiny_config(files, tmp_path)
+        same_run.held_directory(named, ALONE, stack)
+        with pytest.raises(FileExistsError, match="expected to be the only run here"):
+            same_run.held_directory(named, ALONE, stack)
 
 
 def test_a_job_that_was_queued_again_goes_on_in_its_directory(files, tmp_path, monkeypatch, capsys):
