@@ -70,6 +70,13 @@ def test_chance_is_even_on_the_axis_scale_and_stays_inside(tmp_path):
     assert math.isclose(min(rates), 1e-4, rel_tol=0.1)
 
 
+def test_large_integers_are_drawn_to_their_last_digit(tmp_path):
+    """Only other numbers are rounded to four digits."""
+    axes = [{"key": "training.max_steps", "low": 10_000, "high": 99_999}]
+    points = by_chance(axes_of(sweep_config(tmp_path, axes=axes, method="random", trials=1)), trials=200, seed=1)
+    assert len({int(point.labels["max_steps"]) % 10 for point in points}) == 10
+
+
 def test_the_edges_hold_every_option_and_both_ends(tmp_path):
     """They are what is checked before a search whose points are not known yet."""
     axes = [

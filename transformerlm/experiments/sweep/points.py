@@ -39,17 +39,19 @@ class Axis:
         """Return the option at a share of the way from the first to the last, from 0 to 1."""
         if self.options:
             return self.options[min(int(share * len(self.options)), len(self.options) - 1)]
-        if self.is_log:
-            return self.option(math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low))))
-        return self.option(self.low + share * (self.high - self.low))
+        return self.option(self._number(share, self.low, self.high))
 
     def drawn(self, share: float) -> Option:
         """Return the option that a number from 0 to 1 draws; all integers of a range have an equal part of these."""
         if self.options or not self.is_integer:
             return self.at(share)
-        wide = replace(self, low=self.low - 0.5, high=self.high + 0.5, is_integer=False)
-        value = float(wide.at(share).label)
+        value = self._number(share, self.low - 0.5, self.high + 0.5)
         return self.option(min(max(value, self.low), self.high))
+
+    def _number(self, share: float, low: float, high: float) -> float:
+        if self.is_log:
+            return math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+        return low + share * (high - low)
 
     def option(self, value: float) -> Option:
         """Return the option of a number in the range: an integer, or of four digits, and more in a narrow range."""

@@ -52,7 +52,7 @@ class PieceTable:
         self.max_bytes = max_bytes
         self._known = known
         self.pieces = kernels.Pieces(
-            slots=_slots(num_slots),
+            slots=_zero_words(num_slots * kernels.SLOT_WORDS),
             shift=hash_shift(num_slots),
             used=np.zeros(3, dtype=np.int64),
             long_bytes=np.zeros(1 << 14, dtype=np.uint8),
@@ -84,7 +84,7 @@ class PieceTable:
             self.pieces.used[:] = 0
             self._add_known()
         elif need == kernels.NEED_SLOTS:
-            self.pieces = kernels.with_more_slots(self.pieces, _slots(4 * len(slots) // kernels.SLOT_WORDS))
+            self.pieces = kernels.with_more_slots(self.pieces, _zero_words(4 * len(slots)))
         elif need == kernels.NEED_LONG_BYTES:
             self.pieces = self.pieces._replace(long_bytes=_longer(long_bytes, length))
         else:
@@ -314,8 +314,8 @@ def _runs(segments: Array) -> Iterator[Array]:
         start = stop
 
 
-def _slots(number: int) -> Array:
-    return Memory().zeros(number * kernels.SLOT_WORDS, np.uint64, in_all=0)
+def _zero_words(number: int) -> Array:
+    return Memory().zeros(number, np.uint64, in_all=0)
 
 
 def _longer(array: Array, at_least: int) -> Array:
