@@ -101,9 +101,9 @@ def test_a_function_that_is_compiled_is_named_on_a_terminal(monkeypatch):
     monkeypatch.setattr("cli.terminal._REDRAW_SECONDS", 0)
     with working("reading the text"), compiling_shown():
         (listener,) = kernel._listeners
-        listener("encode_kernels.count_pieces", False)
+        listener("table_kernels.count_pieces", False)
         assert screen(stream.getvalue()) == ["compiling count_pieces, this once  0:00"]
-        listener("encode_kernels.count_pieces", True)
+        listener("table_kernels.count_pieces", True)
         assert screen(stream.getvalue()) == ["reading the text  0:00"]
     assert kernel._listeners == []
 

@@ -21,6 +21,7 @@ _NAMES = [
     "piece_kernels",
     "text_kernels",
     "seam_kernels",
+    "table_kernels",
     "encode_kernels",
     "train_kernels",
     "encoder",
@@ -43,6 +44,9 @@ def byte_at(data: np.ndarray, position: int) -> int:
     """Return one byte."""
     assert 0 <= position < len(data), (position, len(data))
     return int(data[position])
+
+
+unsigned = np.uint64
 
 
 def word_at(data: np.ndarray, position: int) -> np.uint64:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from types import ModuleType
 
 import numpy as np
@@ -25,18 +26,21 @@ BYTE_IDS = np.arange(256, dtype=np.int64)
 class Merger:
     """Learned merges as the kernels and as the reference need them."""
 
-    def __init__(self, alphabet: bytes, seed: int) -> None:
+    def __init__(self, alphabet: bytes, seed: int, *, pairs: Sequence[tuple[int, int]] | None = None) -> None:
+        """Learn merges from words of the alphabet, or take `pairs` as they are."""
         rng = random.Random(seed)
         words = Counter(bytes(rng.choices(alphabet, k=rng.randint(1, 25))) for _ in range(40))
         merges = learn_merges(words, 80)
         tokens = [bytes([value]) for value in range(256)] + [left + right for left, right in merges]
         ids = {token: token_id for token_id, token in enumerate(tokens)}
-        self.ranks = {(ids[left], ids[right]): rank for rank, (left, right) in enumerate(merges)}
+        pairs = [(ids[left], ids[right]) for left, right in merges] if pairs is None else pairs
+        self.ranks = {pair: rank for rank, pair in enumerate(pairs)}
         rows = [(*pair, 256 + rank) for pair, rank in self.ranks.items()]
-        pairs = compiled_kernels.empty_pairs(len(rows))
-        PLAIN.fill_pairs(np.array(rows, dtype=np.int64).reshape(-1, 3), pairs)
+        self.marked = PLAIN.mark_certain(np.array(rows, dtype=np.int64).reshape(-1, 3))
+        table = compiled_kernels.empty_pairs(len(rows))
+        PLAIN.fill_pairs(self.marked, table)
         lengths = np.array(list(map(len, tokens)), dtype=np.int64)
-        self.merges = compiled_kernels.Merges(BYTE_IDS, pairs, lengths)
+        self.merges = compiled_kernels.Merges(BYTE_IDS, table, lengths)
 
     def by_kernel(self, kernels: ModuleType, word: bytes) -> list[int]:
         """Return the ids that a kernel writes after one that is there."""
@@ -49,6 +53,21 @@ class Merger:
     def by_reference(self, word: bytes) -> list[int]:
         """Return the ids of the reference."""
         return merge_by_heap(list(word), self.ranks, list(range(256, 999)))
+
+
+def test_certain_merges_change_no_tokens_whatever_the_merges() -> None:
+    """Merges in any order, of parts that are made later too: those that are made at once are those of the reference."""
+    rng, num_certain = random.Random(4), 0
+    for _ in range(60):
+        ids = [*b"abcd", *range(256, 256 + 24)]
+        pairs = rng.sample([(left, right) for left in ids for right in ids], 24)
+        pairs[: len(pairs) // 2] = rng.sample([(left, right) for left in b"abcd" for right in b"abcd"], 12)
+        merger = Merger(b"a", 0, pairs=list(dict.fromkeys(pairs)))
+        num_certain += int((merger.marked[:, 2] & PLAIN.CERTAIN > 0).sum())
+        for _ in range(20):
+            word = bytes(rng.choices(b"abcd", k=rng.randint(1, 40)))
+            assert merger.by_kernel(compiled_kernels, word) == merger.by_reference(word), (pairs, word)
+    assert num_certain > 100
 
 
 @pytest.mark.parametrize("alphabet", [b"a", b"ab", b"abc", b"aabbbbc"])

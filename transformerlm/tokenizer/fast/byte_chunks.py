@@ -8,6 +8,7 @@ Part of: counter, engine
 from __future__ import annotations
 
 import codecs
+import sys
 from collections.abc import Iterator, Sequence
 from io import FileIO
 from pathlib import Path
@@ -50,13 +51,13 @@ def read_chunks(
             that ends before `end`.
     """
     kept = np.empty(0, dtype=np.uint8)
-    more, position = True, start
+    more, position, buffers = True, start, _Buffers()
     with path.open("rb", buffering=0) as file:
         if start:
             file.seek(start)
         while more:
             room = max(size or reading.CHUNK_BYTES, len(kept) + min(len(kept), pretokenize.MAX_UNCUT_CHARS))
-            data = np.empty(room + PADDING, dtype=np.uint8)
+            data = buffers.take(room + PADDING)
             data[: len(kept)] = kept
             left = len(data) if end is None else end - position - len(kept)
             full = _fill(file, data, len(kept), left)
@@ -74,8 +75,26 @@ def read_chunks(
                 stats.keep(data[:cut].tobytes().decode("utf-8", "replace"))
             if cut:
                 yield Chunk(data[: cut + PADDING], np.array([cut]))
+            del data  # so that it can be taken again when nobody else holds it
     if end is not None and position < end:
         raise changed_since(path, expected=end)
+
+
+class _Buffers:
+    """Arrays of bytes, each taken again once nobody holds it or a part of it: new memory takes longer than reading."""
+
+    _UNHELD = 3  # references: the list's, `take`'s own, and that of the question
+
+    def __init__(self) -> None:
+        self._arrays: list[Array] = []
+
+    def take(self, size: int) -> Array:
+        """Return an array of `size` bytes or more; what is in it is whatever was there before."""
+        for array in self._arrays:
+            if len(array) >= size and sys.getrefcount(array) == self._UNHELD:
+                return array
+        self._arrays.append(np.empty(size, dtype=np.uint8))
+        return self._arrays[-1]
 
 
 def _check_runs(data: Array, cut: int, splitter: SpecialTokenSplitter, where: str) -> None:

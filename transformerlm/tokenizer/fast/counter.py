@@ -23,7 +23,7 @@ import numpy as np
 from transformerlm.tokenizer import reading
 from transformerlm.tokenizer.counting import WordList
 from transformerlm.tokenizer.engines import compiling
-from transformerlm.tokenizer.fast import encode_kernels as kernels
+from transformerlm.tokenizer.fast import table_kernels as kernels
 from transformerlm.tokenizer.fast.arrays import PADDING, Array, hash_shift
 from transformerlm.tokenizer.fast.byte_chunks import chunk_of, made_valid, read_chunks
 from transformerlm.tokenizer.fast.encoder import PATTERNS, SpecialTokens, bounds_of
@@ -239,7 +239,7 @@ class PieceCounter:
 
 
 class PieceCounts:
-    """A table of pieces and their counts that grows as its kernels ask; see `encode_kernels.Pieces`."""
+    """A table of pieces and their counts that grows as its kernels ask; see `table_kernels.Pieces`."""
 
     def __init__(self, memory: Memory | None = None) -> None:
         self.memory = Memory() if memory is None else memory

@@ -19,6 +19,7 @@ import numpy as np
 from transformerlm.tokenizer.fast import encode_kernels as kernels
 from transformerlm.tokenizer.fast import merge_kernels as merge_kernels
 from transformerlm.tokenizer.fast import seam_kernels as seam_kernels
+from transformerlm.tokenizer.fast import table_kernels as table_kernels
 from transformerlm.tokenizer.fast import text_kernels as text_kernels
 from transformerlm.tokenizer.fast.arrays import PADDING, Array, hash_shift, padded
 from transformerlm.tokenizer.fast.unicode_tables import unicode_table
@@ -43,7 +44,7 @@ class KnownPieces(NamedTuple):
 
 
 class PieceTable:
-    """A table of pieces and their ids that grows as its kernel asks; see `encode_kernels.Pieces`."""
+    """A table of pieces and their ids that grows as its kernel asks; see `table_kernels.Pieces`."""
 
     def __init__(
         self, *, max_bytes: int | None = None, num_slots: int = _FIRST_SLOTS, known: KnownPieces | None = None
@@ -51,16 +52,14 @@ class PieceTable:
         """Make a table of at most `max_bytes` that has `known` pieces from the beginning."""
         self.max_bytes = max_bytes
         self._known = known
-        self.pieces = kernels.Pieces(
-            slots=_zero_words(num_slots * kernels.SLOT_WORDS),
+        self.pieces = table_kernels.Pieces(
+            slots=_zero_words(num_slots * table_kernels.SLOT_WORDS),
             shift=hash_shift(num_slots),
             used=np.zeros(3, dtype=np.int64),
             long_bytes=np.zeros(1 << 14, dtype=np.uint8),
             ids=np.zeros(1 << 14, dtype=np.uint32),
         )
-        self.ahead = kernels.Ahead(
-            ends=np.zeros(2 * kernels.AHEAD, dtype=np.int64), keys=np.zeros(3 * kernels.AHEAD, dtype=np.uint64)
-        )
+        self.ahead = np.zeros(kernels.AHEAD_WORDS * kernels.MOST_AHEAD, dtype=np.uint64)
         self.work = _room_to_merge(kernels.CACHED_BYTES)
         self.out = np.zeros(0, dtype=np.uint32)
         self._add_known()
@@ -72,20 +71,24 @@ class PieceTable:
 
     def make_room(self, need: int, length: int) -> None:
         """Give a kernel what it lacks for a piece of `length` bytes; empty the table where that would be too much."""
-        if need == kernels.NEED_WORK:
+        if need == table_kernels.NEED_WORK:
             self.work = _room_to_merge(length)
             return
         slots, long_bytes, ids = self.pieces.slots, self.pieces.long_bytes, self.pieces.ids
-        grown = {kernels.NEED_SLOTS: slots, kernels.NEED_LONG_BYTES: long_bytes, kernels.NEED_IDS: ids}[need]
+        grown = {
+            table_kernels.NEED_SLOTS: slots,
+            table_kernels.NEED_LONG_BYTES: long_bytes,
+            table_kernels.NEED_IDS: ids,
+        }[need]
         num_known = 0 if self._known is None else len(self._known.ids)
-        holds_more = self.pieces.used[kernels.USED_SLOTS] > 2 * num_known  # else emptying it would win nothing
+        holds_more = self.pieces.used[table_kernels.USED_SLOTS] > 2 * num_known  # else emptying it would win nothing
         if self.max_bytes is not None and holds_more and self.num_bytes + 3 * grown.nbytes > self.max_bytes:
             slots[:] = 0
             self.pieces.used[:] = 0
             self._add_known()
-        elif need == kernels.NEED_SLOTS:
-            self.pieces = kernels.with_more_slots(self.pieces, _zero_words(4 * len(slots)))
-        elif need == kernels.NEED_LONG_BYTES:
+        elif need == table_kernels.NEED_SLOTS:
+            self.pieces = table_kernels.with_more_slots(self.pieces, _zero_words(4 * len(slots)))
+        elif need == table_kernels.NEED_LONG_BYTES:
             self.pieces = self.pieces._replace(long_bytes=_longer(long_bytes, length))
         else:
             self.pieces = self.pieces._replace(ids=_longer(ids, length))
@@ -95,8 +98,10 @@ class PieceTable:
             return
         cursor = np.zeros(5, dtype=np.int64)
         # A slot's value is the id where a piece has but one, so adding it to nothing is entering it.
-        while need := kernels.add_counts(self._known.data, self._known.ends, self._known.ids, cursor, self.pieces):
-            self.make_room(need, int(cursor[kernels.NEEDED]))
+        while need := table_kernels.add_counts(
+            self._known.data, self._known.ends, self._known.ids, cursor, self.pieces
+        ):
+            self.make_room(need, int(cursor[table_kernels.NEEDED]))
 
     def room_to_write(self, num_ids: int) -> Array:
         """Return an array for the ids of a call; it is used again by the next one."""
@@ -175,7 +180,7 @@ class CompiledEncoder:
         self._cache_bytes = cache_bytes
         self._tables: LifoQueue[PieceTable] = LifoQueue()
         pairs = merge_kernels.empty_pairs(len(merges))
-        merge_kernels.fill_pairs(np.array(merges, dtype=np.int64).reshape(-1, 3), pairs)
+        merge_kernels.fill_pairs(merge_kernels.mark_certain(np.array(merges, dtype=np.int64).reshape(-1, 3)), pairs)
         sizes = np.fromiter(map(len, tokens), dtype=np.int64, count=len(tokens))
         self._merges = merge_kernels.Merges(np.array(byte_ids, dtype=np.int64), pairs, sizes)
         self._seams = _seams_of([*(whole_tokens or ()), *(tokens[made] for _, _, made in merges)])
@@ -249,8 +254,8 @@ class CompiledEncoder:
                 out,
                 ends,
             ):  # fmt: skip
-                table.make_room(need, int(cursor[kernels.NEEDED]))
-            return out[: cursor[kernels.WRITTEN]].astype(self._dtype), ends
+                table.make_room(need, int(cursor[table_kernels.NEEDED]))
+            return out[: cursor[table_kernels.WRITTEN]].astype(self._dtype), ends
 
     @contextmanager
     def _table(self) -> Iterator[PieceTable]:

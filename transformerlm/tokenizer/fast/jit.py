@@ -6,13 +6,15 @@ array and a position; tests/tokenizer/plain_kernels.py spells them in plain Pyth
 
 numba is imported where a kernel has to be compiled, and not where its machine code is kept (`utils/kernel.py`).
 
-Part of: encode_kernels, merge_kernels, piece_kernels, text_kernels, train_kernels
+Part of: encode_kernels, merge_kernels, piece_kernels, table_kernels, text_kernels, train_kernels
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
+
+import numpy as np
 
 from transformerlm.utils.kernel import Kernel
 
@@ -31,6 +33,11 @@ def kernel(function: Function) -> Function:
 def helper(function: Function) -> Function:
     """Compile as a part of the kernels that call it."""
     return cast(Function, Kernel(function, inline="always", **_OPTIONS))
+
+
+unsigned = np.uint64
+"""Makes a place an index. numba lets a negative index count from the end, so it asks of each signed one whether it is
+negative: two more instructions, and a loop that could read many items at once reads each by itself."""
 
 
 class _Instruction:

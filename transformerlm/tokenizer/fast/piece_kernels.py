@@ -8,7 +8,7 @@ once, as far as they are ASCII, or Latin and Cyrillic letters, or dashes and quo
 In all kernels here `data` is the text, uint8 `(bytes + PADDING,)`, `start`, `place` and `end` are positions in it, and
 `kinds` is `unicode_tables.unicode_table()`, uint16.
 
-Part of: encode_kernels
+Part of: encode_kernels, table_kernels
 """
 
 from __future__ import annotations

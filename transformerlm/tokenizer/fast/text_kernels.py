@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from transformerlm.tokenizer.fast.arrays import Array
-from transformerlm.tokenizer.fast.jit import byte_at, bytes_between, helper, kernel, lowest_bit
+from transformerlm.tokenizer.fast.jit import byte_at, bytes_between, helper, kernel, lowest_bit, unsigned
 from transformerlm.tokenizer.fast.unicode_tables import ASCII_KINDS, LETTER, NUMBER, OTHER, SPACE
 
 _U0, _U1, _U2, _U3, _U61, _U62, _U63 = (np.uint64(number) for number in (0, 1, 2, 3, 61, 62, 63))
@@ -223,7 +223,7 @@ def decoded_length(ids: Array, offsets: Array) -> int:
         token = np.int64(ids[number])
         if token < 0 or token >= offsets.size - 1:
             return -1 - number
-        total += offsets[token + 1] - offsets[token]
+        total += offsets[unsigned(token + 1)] - offsets[unsigned(token)]
     return total
 
 
@@ -236,11 +236,11 @@ def decode_ids(ids: Array, offsets: Array, spelled: Array, out: Array) -> int:
     written = 0
     for number in range(ids.size):
         token = np.int64(ids[number])
-        start = offsets[token]
-        length = offsets[token + 1] - start
+        start = offsets[unsigned(token)]
+        length = offsets[unsigned(token + 1)] - start
         for offset in range(8):
-            out[written + offset] = byte_at(spelled, start + offset)
+            out[unsigned(written + offset)] = byte_at(spelled, start + offset)
         for offset in range(8, length):
-            out[written + offset] = byte_at(spelled, start + offset)
+            out[unsigned(written + offset)] = byte_at(spelled, start + offset)
         written += length
     return written
