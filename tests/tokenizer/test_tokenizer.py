@@ -405,6 +405,25 @@ def test_encode_file_takes_one_file(tmp_path):
         tokenizer.encode_file(tmp_path)
 
 
+@pytest.mark.parametrize("engine", ["reference", "auto"])
+def test_a_file_has_more_ids_than_its_beginning_lets_expect(engine, tmp_path, monkeypatch):
+    """The array of the ids grows where later parts have more of them for each byte, and is as long as they are."""
+    monkeypatch.setattr("transformerlm.tokenizer.tokenizer._FILE_CHUNK_BYTES", 1 << 12)
+    monkeypatch.setattr("transformerlm.tokenizer.tokenizer._FILE_PIECE_CHARS", 1 << 12)
+    monkeypatch.setattr("transformerlm.tokenizer.tokenizer._EXPECTED_IDS", 1 << 10)
+    text = "the the the the " * 2_000 + "x y z 1 2 3 " * 4_000 + "the the " * 2_000
+    merges = _train("the the the the the", 3)
+    tokens = [*(bytes([index]) for index in range(256)), *(left + right for left, right in merges)]
+    tokenizer = Tokenizer(dict(enumerate(tokens)), merges, engine=engine)
+    (tmp_path / "a.txt").write_text(text)
+    ids = tokenizer.encode_file(tmp_path / "a.txt", num_workers=1)
+    assert ids.tolist() == tokenizer.encode(text)
+    assert ids.base is None
+    assert ids.dtype == np.uint16
+    (tmp_path / "empty.txt").write_text("")
+    assert tokenizer.encode_file(tmp_path / "empty.txt").tolist() == []
+
+
 # --- more special tokens ----------------------------------------
 
 SHORT_MERGES = [(b"t", b"h"), (b"th", b"e")]

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _FILE_PIECE_CHARS = 1 << 22
+_EXPECTED_IDS = 1 << 26  # no more are expected of a file at first
 _FILE_CHUNK_BYTES = 1 << 20  # a thread's work: cut, checked and encoded while it is in the processor's cache
 
 
@@ -289,15 +290,14 @@ class Tokenizer:
         """Return the ids of a file's text as an array, as `encode` gives them.
 
         A row of JSON lines or Parquet counts by itself, and is plain text unless `allow_special` is given. Memory: the
-        ids twice, and some 8 MB of text a worker (or the longest pre-token).
+        ids (twice for a moment, where their number turns out to be larger than the first ones let expect), and some
+        8 MB of text a worker (or the longest pre-token).
 
         Raises:
             FileNotFoundError: no such file.
             ValueError: a file that is no text (see `transformerlm.utils.text_files`), or a name that means several.
         """
-        import numpy as np
-
-        paths = expand_inputs(path)
+        paths, stats = expand_inputs(path), ReadStats()
         if len(paths) > 1:
             raise ValueError(f"expected one file, found {len(paths):,} at {os.fspath(path)}")
         size = total_bytes(paths)
@@ -305,21 +305,22 @@ class Tokenizer:
         engine = self._engines.for_text(size)
         results: Generator[tuple[np.ndarray, Any], None, None]  # ids, and what is not needed here
         if engine.takes_bytes and is_plain_text(paths[0]) and not self._splitter.needs_text:
-            chunks = self.read_chunks(paths[0], stats=ReadStats(), size=_FILE_CHUNK_BYTES)
+            chunks = self.read_chunks(paths[0], stats=stats, size=_FILE_CHUNK_BYTES)
             results = map_in_order(
                 self.encode_chunk, chunks, num_workers=workers, threads=workers > 1, caller_works=True
             )
         else:
             allow_special = allow_special or not format_of(paths[0]).holds_rows
             splitter = self._splitter if allow_special else self._splitter.without_tokens()
-            pieces = safe_pieces(read_text(paths[0]), splitter, size=_FILE_PIECE_CHARS, where=str(paths[0]))
+            text = read_text(paths[0], stats=stats)
+            pieces = safe_pieces(text, splitter, size=_FILE_PIECE_CHARS, where=str(paths[0]))
             texts = ([piece.text] for piece in pieces)
             encode = partial(engine.encode_batch_to_array, num_workers=1, allow_special=allow_special)
             threads = engine.takes_bytes
             results = map_in_order(encode, texts, num_workers=workers, threads=threads, caller_works=threads)
         with closing(results):
-            parts = [ids for ids, _ in results]
-        return np.concatenate([np.empty(0, dtype=self._vocabulary.id_type), *parts])
+            parts = (ids for ids, _ in results)
+            return _joined(parts, self._vocabulary.id_type, read=lambda: stats.disk_bytes / max(1, size))
 
     def runs_in_threads(self, num_bytes: int) -> bool:
         """Return whether the compiled engine encodes `num_bytes`, and load it.
@@ -462,3 +463,22 @@ class Tokenizer:
     def encode_piece(self, piece: str) -> list[int]:
         """Return the ids of one pre-token, without the cache."""
         return self._engines.reference.encode_piece(whole_characters(piece))
+
+
+def _joined(
+    parts: Iterable[np.ndarray], dtype: type[np.unsignedinteger[Any]], *, read: Callable[[], float]
+) -> np.ndarray:
+    """Return parts one after the other, in an array as long as the share of the text that was `read` lets expect."""
+    import numpy as np
+
+    result, end = np.empty(0, dtype=dtype), 0
+    for part in parts:
+        start, end = end, end + len(part)
+        if end > len(result):
+            expected = min(round(1.02 * end / max(read(), 1e-9)), max(2 * end, _EXPECTED_IDS))
+            longer = np.empty(max(end, expected), dtype=dtype)
+            longer[:start] = result[:start]
+            result = longer
+        result[start:end] = part
+    result.resize(end, refcheck=False)  # memory that was not used is given back, and nothing is moved
+    return result

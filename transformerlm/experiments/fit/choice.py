@@ -31,7 +31,7 @@ TOKENS_PER_WEIGHT = 1.4
 # (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models", equation 5).
 REPETITION = 15.4
 # Dropout and weight decay up to so many passes over the text (docs/LOG.md). After the last, more time gave nothing.
-AGAINST_OVERFITTING = ((1.5, 0.0, 0.1), (5.0, 0.1, 0.2), (12.0, 0.2, 0.5), (math.inf, 0.2, 1.0))
+AGAINST_OVERFITTING = ((4.0, 0.0, 0.1), (5.0, 0.1, 0.2), (12.0, 0.2, 0.5), (math.inf, 0.2, 1.0))
 MAX_PASSES = 20.0
 CONTEXT_LENGTH, MIN_CONTEXT_LENGTH = 256, 16
 MIN_TRAIN_WINDOWS, MIN_VALID_WINDOWS = 50, 2  # of the context
